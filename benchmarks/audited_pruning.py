@@ -17,8 +17,7 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from benchmarks.published_runs import published_file
-from benchmarks.recorded_curves import RecordedCurves
-from benchmarks.replayed_search import Replay
+from benchmarks.replay_pruning import read_curves
 from reports.stats.audited_effects import estimate_effects
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.pruning_audit import (
@@ -33,6 +32,7 @@ from search.pruning.regression import Mask
 from search.worker.cpu_budget import cores
 from studies.calibration import INTERVAL_SCALES, compute_outside_p_value
 from studies.config import top_count
+from tests.simulations.pruned_search import RecordedCurves, Replay
 
 KINDS = ("ordinary", "late by a switch", "late by three switches", "late at random", "noisy")
 """Kinds of simulated curves. Late curves lie 0.3 nats higher until 70 to 90% of the steps, then
@@ -211,7 +211,7 @@ def _cover(truth: FactorialTable, effects: Sequence[Effect]) -> list[bool]:
 
 def _replay_kind(kind: str, audit: int, seed: int) -> AuditedReplay:
     path = Path(kind)
-    recorded = RecordedCurves.read(path) if path.is_file() else simulate_curves(kind, seed)
+    recorded = read_curves(path) if path.is_file() else simulate_curves(kind, seed)
     return replay_audited(recorded, audit, seed)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import optuna
 
-from benchmarks.stratified_sample import sample_stratified
+from benchmarks.precision import sample_stratified
 from search.new_study import StudyOptions
 from search.study import create_or_join
 from studies.attributes import OBJECTIVE_NAMES

@@ -2,14 +2,17 @@
 
 import gc
 import itertools
+import random
 import statistics
+import sys
+import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
-from benchmarks.gpu_scale import GPU, REHEARSAL, Scale, mixed_networks
-from benchmarks.gpu_table import COLUMNS, EXPLANATION, Progress, format_row
 from benchmarks.gpu_training import (
     Measurement,
     Settings,
@@ -20,7 +23,9 @@ from benchmarks.gpu_training import (
 )
 from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import (
+    STATE_SOURCES,
     BaselineConfig,
+    GatedConfig,
     NetworkConfig,
     TrainingPrecision,
     TrialConfig,
@@ -37,6 +42,84 @@ STAGE_ONE_STEPS = 10_000
 
 PLAIN_NETWORKS = 3
 """Networks of a shape that the plain loop trains, one after another."""
+
+
+LIMIT_SECONDS = 440
+"""Time after which nothing more is begun: the rest of the eight minutes is for what has begun."""
+
+COLUMNS = (
+    f"{'networks':26} {'':5} {'K':>3} {'steps/s':>8} {'K·steps/s':>9} {'× plain':>8} {'limit':>6} "
+    f"{'launches':>12} {'MiB':>7} {'record':>7} {'remove':>7}  check"
+)
+
+EXPLANATION = """\
+  steps/s: steps a second of all K networks together; K·steps/s: of each, added; × plain: K·steps/s
+  over the steps a second of the plain loop (fp32, one network after another); limit: time of the
+  step's matrix products alone over the time of the step; launches: of a step that is run, and
+  recorded as a graph; MiB: largest memory in use; record: seconds to record a step; remove: seconds
+  to remove half of the networks from a recorded stack and to record the rest; check: whether two
+  trainings are equal bit for bit, recorded and run steps too, and the networks that remain after a
+  removal train as if nothing had happened"""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of the benchmark.
+
+    Attributes:
+        precisions: precisions of matrix products.
+        counts: numbers of networks in lockstep.
+        sizes: layers and state size.
+        stage_one: networks in lockstep of each size of stage one.
+        baseline_size: layers and state size of baselines and gradient windows.
+        windows: ``bptt_steps``.
+        max_padded_state: largest state size of networks that are padded.
+        streams: B.
+        log_every: steps between two log points.
+        seconds: time for each speed.
+    """
+
+    precisions: tuple[TrainingPrecision, ...]
+    counts: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+    stage_one: dict[tuple[int, int], int]
+    baseline_size: tuple[int, int]
+    windows: tuple[int, ...]
+    max_padded_state: int
+    streams: int
+    log_every: int
+    seconds: float
+
+
+GPU = Scale(
+    precisions=("fp32", "tf32", "bf16"),
+    counts=(1, 8, 48, 96),
+    sizes=((2, 32), (2, 256), (3, 256)),
+    stage_one={
+        (layers, size): count for size, count in ((32, 48), (256, 96)) for layers in (1, 2, 3)
+    },
+    baseline_size=(2, 256),
+    windows=(1, 16),
+    max_padded_state=64,
+    streams=256,
+    log_every=50,
+    seconds=1.0,
+)
+
+REHEARSAL = replace(
+    GPU,
+    precisions=("fp32", "bf16"),
+    counts=(1, 3, 6),
+    sizes=((2, 8), (2, 16), (3, 16)),
+    stage_one={(layers, size): 6 for size in (8, 16) for layers in (1, 2, 3)},
+    baseline_size=(2, 16),
+    windows=(1, 4),
+    max_padded_state=8,
+    streams=8,
+    log_every=5,
+    seconds=0.1,
+)
+"""What a processor runs through in a minute."""
 
 
 def find_device(name: str) -> str:
@@ -73,6 +156,34 @@ def measure(device_name: str = "cuda") -> Iterator[str]:
         yield from benchmark.baselines_and_windows()
         yield from benchmark.estimates()
     yield f"{benchmark.failures or 'no'} checks failed; {time.perf_counter() - started:.0f} s"
+
+
+class Progress:
+    """Says on stderr once a second what is measured."""
+
+    def __init__(self) -> None:
+        self.what = "starting"
+        self.started = time.perf_counter()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._report, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no time is left to begin anything."""
+        return time.perf_counter() - self.started > LIMIT_SECONDS
+
+    def _report(self) -> None:
+        while not self._end.wait(1):
+            elapsed = time.perf_counter() - self.started
+            print(f"{elapsed:4.0f} s of at most 480: {self.what}", file=sys.stderr, flush=True)
 
 
 class Benchmark:
@@ -257,6 +368,46 @@ def estimate_seconds(
             known = layers * statistics.mean(rates)
         total += known
     return total
+
+
+def mixed_networks(layers: int, state_size: int) -> list[GatedConfig]:
+    """Return all 96 networks of a size in an order that mixes their switches.
+
+    A search's best one comes first, and small networks without the residual, which stage one does
+    not have, come last.
+    """
+    best = GatedConfig(False, True, False, True, True, "new", layers, state_size)
+    networks = [
+        GatedConfig(i, f, o, s, r, source, layers, state_size)
+        for i, f, o, s, r in itertools.product((False, True), repeat=5)
+        for source in STATE_SOURCES
+    ]
+    networks.remove(best)
+    random.Random(0).shuffle(networks)
+    if state_size < 256:
+        networks.sort(key=lambda config: not config.residual)
+    return [best, *networks]
+
+
+def format_row(measured: Measurement, count: int, plain: float | None, limit: float) -> str:
+    """Format what was measured of a training."""
+
+    def number(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    speed = measured.steps_per_second
+    relative = None if plain is None else count * speed / plain
+    mebibytes = None if measured.peak_bytes is None else measured.peak_bytes / 2**20
+    launches = number(measured.run_launches, ",")
+    if measured.launches is not None:
+        launches += f" → {measured.launches}"
+    check = "differs: " + ", ".join(measured.differences) if measured.differences else "ok"
+    return (
+        f"{speed:8,.0f} {count * speed:9,.0f} {number(relative, '8.2f'):>8} {limit:6.2f} "
+        f"{launches:>12} {number(mebibytes, '7,.0f'):>7} "
+        f"{number(measured.record_seconds, '7.2f'):>7} "
+        f"{number(measured.removal_seconds, '7.2f'):>7}  {check}"
+    )
 
 
 def free_memory(device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """Effect of bfloat16 products on the ranking: the same networks trained both ways."""
 
+import random
 import statistics
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -8,12 +9,13 @@ from multiprocessing import get_context
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.stratified_sample import sample_stratified
 from rnn.config import GatedConfig, Precision, TrialConfig
 from rnn.data.corpus import load_corpus
 from rnn.models.factory import build_network
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.worker.cpu_budget import cores
+from studies.loader import load_config_file
+from studies.space import Params
 
 TRIALS = 48
 STEPS = 1000
@@ -42,6 +44,31 @@ def measure() -> Iterator[str]:
             f"  {name} minus fp32: mean {mean:+.4f} nats, standard deviation {spread:.4f}, "
             f"Spearman of the final losses {rank:.4f}"
         )
+
+
+def sample_stratified(count: int, seed: int = 0) -> list[Params]:
+    """Sample parameter sets of stage one, proportionally by number of layers and state size.
+
+    Args:
+        count: number of parameter sets; must be divisible among the shapes.
+        seed: random seed.
+
+    Returns:
+        Parameter sets in random order.
+    """
+    grid = load_config_file("stage-one", []).resolve().grid
+    assert grid is not None
+    shapes: dict[tuple[object, object], list[Params]] = {}
+    for params in grid.combinations():
+        shapes.setdefault((params["layers"], params["state_size"]), []).append(params)
+    total = sum(map(len, shapes.values()))
+    rng = random.Random(seed)
+    chosen: list[Params] = []
+    for stratum in shapes.values():
+        chosen += rng.sample(stratum, round(count * len(stratum) / total))
+    rng.shuffle(chosen)
+    assert len(chosen) == count, f"cannot divide {count} among the shapes"
+    return chosen
 
 
 def _train(config: GatedConfig, precision: Precision, replicate: int) -> float:

@@ -14,10 +14,14 @@ import numpy as np
 import optuna
 
 from benchmarks.audited_pruning import AUDIT, CONCURRENT, KEEP, replay_audited
-from benchmarks.baseline_pruners import keep_best_at_first_rung
-from benchmarks.recorded_curves import RecordedCurves
-from benchmarks.replay_pruning import check_points, optuna_pruners, replay_in_optuna
+from benchmarks.replay_pruning import (
+    check_points,
+    keep_best_at_first_rung,
+    optuna_pruners,
+    replay_in_optuna,
+)
 from search.pruning.regression import Floats
+from tests.simulations.pruned_search import RecordedCurves
 
 STEPS, LOG_EVERY = 1000, 20
 

@@ -7,6 +7,7 @@ Trials start in random order, several at a time and equally fast, and follow the
 
 import heapq
 import itertools
+import math
 import multiprocessing
 import os
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 import click
 import numpy as np
 import optuna
+import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import (
     BasePruner,
@@ -26,17 +28,114 @@ from optuna.pruners import (
     PercentilePruner,
     SuccessiveHalvingPruner,
 )
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from benchmarks.baseline_pruners import ConformalPruner, keep_best_at_first_rung
-from benchmarks.recorded_curves import RecordedCurves, ReplayResult
-from benchmarks.replayed_search import Replay
 from search.pruning.pruner import TopFractionPruner
+from search.pruning.regression import Floats
 from search.worker.cpu_budget import cores
 from studies.config import top_count
+from tests.simulations.pruned_search import RecordedCurves, Replay, ReplayResult
+
+LOSS_PREFIX, VALUE = "loss_", "min_loss"
 
 CHECKS = 20
 """Calls of Optuna's pruners per training: each takes milliseconds."""
+
+
+def read_curves(path: Path, nuisance: Sequence[str] = ()) -> RecordedCurves:
+    """Read a CSV file as written by ``python -m reports STUDY --curves FILE``.
+
+    Raises:
+        click.BadParameter: if the file is missing, malformed, has gaps, or lacks a nuisance
+            parameter.
+    """
+    try:
+        table = pd.read_csv(path)
+        columns = [str(name) for name in table if str(name).startswith(LOSS_PREFIX)]
+        steps = np.array([int(name.removeprefix(LOSS_PREFIX)) for name in columns])
+        curves, values = table[columns].to_numpy(float), table[VALUE].to_numpy(float)
+        is_complete = np.isfinite(curves).all() and np.isfinite(values).all()
+        if len(steps) < 2 or not is_complete or (np.diff(steps) <= 0).any():
+            raise ValueError("curves with gaps")
+    except (OSError, ValueError, KeyError) as error:
+        raise click.BadParameter(
+            f"cannot read {path} ({error}): expected a CSV file written by python -m reports "
+            "STUDY --curves FILE"
+        ) from error
+    names = [str(name) for name in table if name not in {*columns, VALUE, "seconds"}]
+    params = [dict(zip(names, row, strict=True)) for row in table[names].to_numpy().tolist()]
+    if unknown := [name for name in nuisance if name not in names]:
+        raise click.BadParameter(
+            f"{path} has no parameter {unknown[0]!r}: expected one of {', '.join(names)}"
+        )
+    return RecordedCurves(params, steps, curves, values, nuisance)
+
+
+def keep_best_at_first_rung(recorded: RecordedCurves, keep: float) -> ReplayResult:
+    """Train all trials to the first rung, and those to the end that are to be kept.
+
+    The baseline of Egele et al., *Is One Epoch All You Need For Multi-Fidelity Hyperparameter
+    Optimization?*, arXiv:2307.15422, 2023.
+    """
+    count = len(recorded.values)
+    kept = top_count(keep, count)
+    complete = np.zeros(count, dtype=bool)
+    complete[np.argsort(recorded.losses[:, 0], kind="stable")[:kept]] = True
+    first = recorded.rungs[0].step
+    steps = count * first + kept * (recorded.end - first)
+    return ReplayResult.summarize(recorded, keep, complete, steps, count + kept)
+
+
+class ConformalPruner(BasePruner):
+    """Pruner that bounds the expected share of trials that are good and pruned.
+
+    The rule of the pruner of this name in OptunaHub (A. Noonan, package ``pruners/conformal``),
+    with its defaults but for the first step. The first complete trials calibrate it: a trial is
+    good if it ends within their best fifth, and its score is the most that its loss lies above the
+    worst of these ends from the first step on. The threshold is a quantile of the scores, of which
+    those of other trials are lowest (conformal risk control). A trial whose loss lies further above
+    is pruned.
+
+    Args:
+        first_step: step before which no trial is pruned; losses fall so much before it that the
+            threshold would be above all later ones.
+        calibration: number of trials that are not pruned.
+        level: bound of the share.
+        good: share of the trials that are good.
+    """
+
+    def __init__(
+        self, first_step: int, calibration: int = 60, level: float = 0.05, good: float = 0.2
+    ) -> None:
+        self._first_step = first_step
+        self._calibration, self._level, self._good = calibration, level, good
+        self._limit: float | None = None
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Return whether the last loss of a trial is above the limit; none before there is one."""
+        if self._limit is None:
+            complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if len(complete) < self._calibration:
+                return False
+            curves = [
+                [
+                    loss
+                    for step, loss in each.intermediate_values.items()
+                    if step >= self._first_step
+                ]
+                for each in complete
+            ]
+            self._limit = self._find_limit(np.array(curves[: self._calibration]))
+        last = max(trial.intermediate_values)
+        return last >= self._first_step and trial.intermediate_values[last] > self._limit
+
+    def _find_limit(self, curves: Floats) -> float:
+        """Return the loss above which a trial is pruned, from complete curves, (N, L)."""
+        count, ends = len(curves), curves[:, -1]
+        worst = float(np.sort(ends)[math.ceil(self._good * count) - 1])
+        scores = np.where(ends <= worst, curves[:, :-1].max(axis=1) - worst, -math.inf)
+        place = math.ceil((1 - self._level) * (count + 1)) - 1
+        return worst + float(np.sort(scores)[place])
 
 
 def replay_in_optuna(
@@ -134,7 +233,7 @@ def replay(
 ) -> ReplayResult:
     """Simulate one search with the named pruner."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    recorded = RecordedCurves.read(path, nuisance)
+    recorded = read_curves(path, nuisance)
     trials = np.random.default_rng(order).permutation(len(recorded.values)).tolist()
     if pruner == OURS:
         return Replay(recorded, concurrent, keep, confidence).run(trials)
@@ -171,7 +270,7 @@ def format_table(
     nuisance: Sequence[str] = (),
 ) -> Iterator[str]:
     """Yield a header and one line per pruner and number of concurrent trials."""
-    recorded = RecordedCurves.read(path, nuisance)
+    recorded = read_curves(path, nuisance)
     count = len(recorded.best)
     among = f" of {count} architectures" if nuisance else ""
     yield (

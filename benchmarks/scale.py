@@ -17,7 +17,6 @@ import optuna
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from benchmarks.large_study import LOG_POINTS, NAME, create_large_study, grid_overrides
 from search.new_study import StudyOptions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.status import read_status
@@ -27,6 +26,7 @@ from studies.config_file import ConfigFile
 from studies.loader import load_config_file, read_study_record
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.trial_rows import TRIALS
+from tests.simulations.large_study import LOG_POINTS, NAME, create_large_study, grid_overrides
 
 SIZES = (432, 10_080)
 """Numbers of grid trials."""

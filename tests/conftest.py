@@ -1,6 +1,7 @@
 """Configuration of the tests; the fixtures are in ``service_fixtures.py``.
 
-Where PyTorch, numpy and pytest are all that is installed, the tests of :mod:`test_gpu` can run.
+Where PyTorch, numpy and pytest are all that is installed, the tests of :mod:`test_contract` and
+:mod:`test_gpu` can run.
 """
 
 import os
@@ -50,8 +51,9 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Collect nothing but the tests of a GPU where the project's libraries are missing."""
     if IS_COMPLETE:
         return None
-    gpu_tests = ROOT / "tests" / "rnn" / "test_gpu.py"
-    return collection_path not in (gpu_tests, *gpu_tests.parents) or None
+    folder = ROOT / "tests" / "rnn"
+    gpu_tests = folder / "test_contract.py", folder / "test_gpu.py"
+    return collection_path not in (*gpu_tests, folder, *folder.parents) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
-from benchmarks.baseline_pruners import ConformalPruner, keep_best_at_first_rung
 from benchmarks.pruning_families import FAMILIES, simulate_family
-from benchmarks.recorded_curves import RecordedCurves
-from benchmarks.replay_pruning import check_points, replay_in_optuna
+from benchmarks.replay_pruning import (
+    ConformalPruner,
+    check_points,
+    keep_best_at_first_rung,
+    replay_in_optuna,
+)
+from tests.simulations.pruned_search import RecordedCurves
 
 
 def make_curves(count):

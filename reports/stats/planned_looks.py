@@ -30,7 +30,7 @@ POWER = 0.8
 
 RUN_NOISE = 0.013
 """Standard deviation between runs of one architecture that read the text in the same order, in bits
-per byte: 0.0088 nats per byte, docs/benchmarks.md, "Objectives"."""
+per byte: 0.0088 nats per byte, docs/log.md, "Objectives"."""
 
 
 @dataclass(frozen=True)

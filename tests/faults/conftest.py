@@ -5,7 +5,18 @@ import hashlib
 import pytest
 from filelock import FileLock
 from helpers import TEXT
+from hooks import Gate
 from process_runner import CURVES, query, search_starter
+from small_searches import STEP
+
+DURATIONS = ("lease_seconds", "checkpoint_seconds", "outage_seconds")
+"""Settings on which no curve depends."""
+
+
+@pytest.fixture
+def gate(tmp_path_factory):
+    """Gate that holds trainings at :data:`STEP`."""
+    return Gate(tmp_path_factory.mktemp("gate") / "gate", STEP)
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +37,7 @@ def reference_curves(runner, text, tmp_path_factory, worker_id):
     shared = base if worker_id == "master" else base.parent
 
     def curves(statement=CURVES, **settings):
+        settings = {key: value for key, value in settings.items() if key not in DURATIONS}
         key = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
         folder = shared / f"reference-{key}"
         folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""A corpus file that changes during a search, or is no file that can be read."""
+"""A corpus file that changes during a search."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import pytest
 from helpers import TEXT
 from hooks import Gate
 from process_runner import CURVES, FINISHED, query, search_starter, wait_until_running
-from test_stops import ONE, STEP, TWO
+from small_searches import ONE, STEP, TWO
 
 import rnn_search
 
@@ -29,37 +29,18 @@ def search(runner, sqlite_url, corpus):
     return search_starter(runner, sqlite_url, corpus)
 
 
-@pytest.fixture
-def gate(tmp_path_factory):
-    return Gate(tmp_path_factory.mktemp("gate") / "gate", STEP)
-
-
 def overwrite(path):
     with path.open("r+b") as file:
         file.write(bytes(b"0123456789" * len(TEXT))[: len(TEXT)])
-
-
-def truncate(path):
-    os.truncate(path, 0)
-
-
-def replace(path):
-    other = path.with_name("other")
-    other.write_bytes(TEXT[::-1])
-    other.replace(path)
-
-
-def remove(path):
-    path.unlink()
 
 
 @pytest.mark.parametrize(
     ("change", "what", "refusal"),
     [
         (overwrite, "was modified or replaced", "exists with other settings: corpus.sha256"),
-        (truncate, "was changed from 1,800 to 0 bytes", "is empty"),
-        (replace, "was modified or replaced", "exists with other settings: corpus.sha256"),
-        (remove, "was removed", "not found"),
+        pytest.param(
+            os.unlink, "was removed", "not found", marks=pytest.mark.extended, id="remove"
+        ),
     ],
 )
 def test_search_continues_with_the_text_that_it_read_and_later_workers_are_refused(
@@ -85,6 +66,7 @@ def test_search_continues_with_the_text_that_it_read_and_later_workers_are_refus
     assert query(sqlite_url, VALUES) == reference_curves(VALUES, **ONE)
 
 
+@pytest.mark.extended
 def test_several_worker_processes_warn_once_of_a_changed_corpus(search, gate, corpus):
     first = search("--workers", "2", gate=gate, **TWO)
     wait_until_running([first], lambda: len(gate.held) == 2)
@@ -95,26 +77,13 @@ def test_several_worker_processes_warn_once_of_a_changed_corpus(search, gate, co
     assert first.output.count("warning") == 1
 
 
-def make_folder(path):
-    path.mkdir()
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, make_folder])
-def test_corpus_that_is_not_a_regular_file_is_refused_at_once(search, corpus, make):
-    corpus.unlink()
-    make(corpus)
-    refused = search(**ONE)
-    assert refused.wait() == 2
-    expected = "expected 'stdlib', 'enwik8' or a path to one\n"
-    assert refused.stderr == f"error: corpus '{corpus}' is not a regular file: {expected}"
-
-
 def mapped_files(pid, folder):
     """Return the names of the files of a folder that a process has mapped."""
     maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return {Path(line.split()[-1]).name for line in maps if str(folder) in line}
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(sys.platform != "linux", reason="lists the maps of a process")
 def test_no_text_checkpoint_or_weights_are_mapped(search, sqlite_url, tmp_path, tmp_path_factory):
     """A file that is cut while a process has mapped it would end the process by SIGBUS."""

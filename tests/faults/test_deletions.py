@@ -1,5 +1,6 @@
 """A database or a study that is deleted during a search ends it with 1; nothing is lost unsaid."""
 
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -7,23 +8,19 @@ from pathlib import Path
 import optuna
 import pytest
 from helpers import NO_SYNC, QUICK, create_small_study
-from hooks import Gate
 from process_runner import SETTINGS, query, search_starter, wait_until_running
 from services import PostgreSQL
-from test_outages import FOUR, ONE, STEP, assert_all_trials_match
+from small_searches import FOUR, STEP, assert_all_trials_match
+from test_outages import ONE
 
 from search import run as search_run
+from search.backup import backup
 from search.run import RunOptions, run_workers
-from studies.errors import StorageLostError
+from studies.errors import StorageError, StorageLostError
 from studies.storage.open import open_storage
 
 LONG = ONE | {"lease_seconds": 600}
 """One trial without a heartbeat during the test."""
-
-
-@pytest.fixture
-def gate(tmp_path_factory):
-    return Gate(tmp_path_factory.mktemp("gate") / "gate", STEP)
 
 
 @pytest.fixture
@@ -90,11 +87,7 @@ def replace(file: Path) -> None:
     other.replace(file)
 
 
-def move_alone(file: Path) -> None:
-    file.rename(file.with_name("moved.db"))
-
-
-@pytest.mark.parametrize("lose", [unlink, replace, move_alone])
+@pytest.mark.parametrize("lose", [unlink, pytest.param(replace, marks=pytest.mark.extended)])
 def test_lost_file_is_rescued_and_the_search_resumes(
     search, held, file_url, folder, reference_curves, lose
 ):
@@ -119,6 +112,7 @@ def test_lost_file_is_rescued_and_the_search_resumes(
     assert_all_trials_match(file_url, reference_curves, ONE)
 
 
+@pytest.mark.extended
 def test_moved_folder_is_found(search, held, file_url, folder, reference_curves):
     worker = held(file_url, **ONE)
     moved = folder.rename(folder.with_name("elsewhere"))
@@ -132,6 +126,7 @@ def test_moved_folder_is_found(search, held, file_url, folder, reference_curves)
     assert_all_trials_match(file_url, reference_curves, ONE)
 
 
+@pytest.mark.extended
 def test_result_of_a_training_is_not_written_to_a_deleted_file(held, file_url, folder, gate):
     worker = held(file_url, **LONG)
     (folder / "studies.db").unlink()
@@ -141,6 +136,7 @@ def test_result_of_a_training_is_not_written_to_a_deleted_file(held, file_url, f
     assert states == [("RUNNING",)]
 
 
+@pytest.mark.extended
 def test_deleted_file_is_rescued_once_by_several_searches(held, file_url, folder):
     """And an earlier rescue of another content stays as it is."""
     (folder / "studies.db.rescued").write_text("earlier")
@@ -152,6 +148,7 @@ def test_deleted_file_is_rescued_once_by_several_searches(held, file_url, folder
     assert (folder / "studies.db.rescued").read_text() == "earlier"
 
 
+@pytest.mark.extended
 def test_worker_processes_report_a_deleted_file_in_one_line(held, file_url, folder, tmp_path):
     search = held(file_url, "--workers=2", trainings=2, **FOUR | {"lease_seconds": 4})
     (folder / "studies.db").unlink()
@@ -160,6 +157,7 @@ def test_worker_processes_report_a_deleted_file_in_one_line(held, file_url, fold
     assert len(list(tmp_path.glob("artifacts/*/trial-*.checkpoint"))) == 2
 
 
+@pytest.mark.extended
 def test_file_that_is_deleted_at_the_end_of_a_search_is_reported(
     search, file_url, folder, text, monkeypatch
 ):
@@ -174,7 +172,13 @@ def test_file_that_is_deleted_at_the_end_of_a_search_is_reported(
     assert query(rescued, "SELECT state FROM trials") == [("COMPLETE",)]
 
 
-@pytest.mark.parametrize("settings", [ONE, LONG], ids=["at a look", "at the end of a training"])
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ("url", "settings"),
+    [("sqlite", LONG), ("postgresql", ONE)],
+    indirect=["url"],
+    ids=["at the end of a training", "at a heartbeat"],
+)
 def test_deleted_study_ends_its_search(search, held, gate, url, settings):
     worker = held(url, **settings)
     delete_study(url)
@@ -194,18 +198,20 @@ def test_deleted_study_ends_its_search(search, held, gate, url, settings):
     assert "(existing studies: none)" in status.stderr
 
 
-def test_study_that_replaced_a_deleted_one_is_left_alone(held, gate, url):
-    """On SQLite it has the same id, and its trials have the same ids."""
-    worker = held(url, **LONG)
-    delete_study(url)
-    storage = open_storage(url)
+@pytest.mark.extended
+def test_study_that_replaced_a_deleted_one_is_left_alone(held, gate, file_url):
+    """It has the same id, and its trials have the same ids."""
+    worker = held(file_url, **LONG)
+    delete_study(file_url)
+    storage = open_storage(file_url)
     create_small_study(storage, 2, "quick")
     storage.close()
     gate.open()
     assert "study 'quick' was deleted from" in error_of(worker)
-    assert query(url, "SELECT number, state FROM trials") == [(0, "WAITING"), (1, "WAITING")]
+    assert query(file_url, "SELECT number, state FROM trials") == [(0, "WAITING"), (1, "WAITING")]
 
 
+@pytest.mark.extended
 def test_dropped_tables_end_a_search(held, postgresql_url):
     worker = held(postgresql_url, **ONE)
     psycopg = pytest.importorskip("psycopg")
@@ -217,6 +223,7 @@ def test_dropped_tables_end_a_search(held, postgresql_url):
     assert "restore it from a backup to resume" in line
 
 
+@pytest.mark.extended
 def test_dropped_database_ends_a_search_after_the_outage_limit(held, tmp_path):
     with PostgreSQL(NO_SYNC) as server:
         url = server.new_database()
@@ -231,6 +238,7 @@ def test_dropped_database_ends_a_search_after_the_outage_limit(held, tmp_path):
 # ------------------------------------------------------------------ copies
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("copy", [False, True], ids=["log deleted", "copied without the log"])
 def test_database_without_its_log_holds_the_study(
     search, held, file_url, folder, tmp_path, reference_curves, copy
@@ -247,20 +255,18 @@ def test_database_without_its_log_holds_the_study(
             (folder / f"studies.db{suffix}").unlink()
     assert query(url, "SELECT count(*) FROM trials") == [(4,)]
     assert search(url, **FOUR | {"lease_seconds": 1}).wait() == 0
-    assert_all_trials_match(url, reference_curves)
+    assert_all_trials_match(url, reference_curves, FOUR)
 
 
 DAMAGE = {
-    "index removed": lambda wal, shm: shm.unlink(),
     "index of other bytes": lambda wal, shm: shm.write_bytes(b"\xa5" * shm.stat().st_size),
-    "index cut": lambda wal, shm: shm.write_bytes(shm.read_bytes()[:100]),
     "log cut": lambda wal, shm: wal.write_bytes(wal.read_bytes()[: wal.stat().st_size // 2]),
     "log of other bytes": lambda wal, shm: wal.write_bytes(b"\xa5" * wal.stat().st_size),
-    "log empty": lambda wal, shm: wal.write_bytes(b""),
 }
 """What happens to the log (``-wal``) and its index (``-shm``) while no process has the file."""
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damaged_log_costs_the_last_commits_at_most(
     search, held, file_url, folder, reference_curves, kind
@@ -273,9 +279,10 @@ def test_damaged_log_costs_the_last_commits_at_most(
     assert resumed.wait() == 0, resumed.output
     assert "Traceback" not in resumed.output
     assert query(file_url, "PRAGMA integrity_check") == [("ok",)]
-    assert_all_trials_match(file_url, reference_curves)
+    assert_all_trials_match(file_url, reference_curves, FOUR)
 
 
+@pytest.mark.extended
 def test_new_database_does_not_take_the_log_of_a_deleted_one(search, held, file_url, folder):
     worker = held(file_url, **FOUR)
     worker.send(signal.SIGKILL)
@@ -293,18 +300,6 @@ def test_new_database_does_not_take_the_log_of_a_deleted_one(search, held, file_
     assert query(file_url, "SELECT state FROM trials") == [("COMPLETE",)]
 
 
-def test_database_without_its_log_holds_the_results_of_workers_that_ended(
-    search, held, file_url, folder, tmp_path
-):
-    """Another worker still has the file open."""
-    other = held(file_url, **FOUR)
-    assert search(file_url, "--no-wait", **FOUR).wait() == 0
-    shutil.copyfile(folder / "studies.db", tmp_path / "copy.db")
-    assert len(complete_trials(f"sqlite:///{tmp_path}/copy.db")) == 3
-    other.send(signal.SIGKILL)
-    other.wait()
-
-
 def complete_trials(url):
     """Return the number of points in the curve of each complete trial that has a value."""
     rows = query(
@@ -316,6 +311,7 @@ def complete_trials(url):
     return dict(rows)
 
 
+@pytest.mark.extended
 def test_backups_of_a_running_search_are_complete_and_resume(
     runner, search, gate, file_url, tmp_path, reference_curves
 ):
@@ -338,14 +334,18 @@ def test_backups_of_a_running_search_are_complete_and_resume(
         assert query(f"sqlite:///{target}", "PRAGMA integrity_check") == [("ok",)]
         backups.append((target, copied))
     assert [worker.wait() for worker in workers] == [0, 0]
-    assert_all_trials_match(file_url, reference_curves)
+    assert_all_trials_match(file_url, reference_curves, FOUR)
     assert sorted(tmp_path.glob("backup-*")) == sorted(target for target, _ in backups)
     first, copied = backups[0]
     status = search(f"sqlite:///{first}", "--status")
     assert status.wait() == 0
     assert f"complete  {len(copied)}\n" in status.output
     assert search(f"sqlite:///{first}", **settings).wait() == 0
-    assert_all_trials_match(f"sqlite:///{first}", reference_curves)
+    assert_all_trials_match(f"sqlite:///{first}", reference_curves, FOUR)
+
+
+def back_up(target: Path, url: str) -> None:
+    backup.main([str(target), "--storage", url], standalone_mode=False)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -359,25 +359,22 @@ def read_files(folder: Path) -> dict[str, bytes]:
         ("link.db", "link.db is the storage itself: expected a new file"),
         ("notes", "notes exists already: expected a new file"),
         ("lost.db", "lost.db-wal is left of another file of that name: delete it, or use another"),
-        (".", "data exists already: expected a new file"),
         ("missing/copy.db", "missing does not exist: create it, or use another file"),
-        ("notes/copy.db", "notes does not exist: create it, or use another file"),
     ],
 )
-def test_backup_to_an_unsuitable_file_is_refused(runner, file_url, folder, target, message):
+def test_backup_to_an_unsuitable_file_is_refused(file_url, folder, target, message):
     open_storage(file_url).close()
     (folder / "notes").write_text("a shopping list")
     (folder / "link.db").symlink_to("studies.db")
     (folder / "lost.db-wal").write_text("a log")
     before = read_files(folder)
-    done = runner.run("-m", "search.backup", str(folder / target), "--storage", file_url)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert message in line
+    with pytest.raises(StorageError, match=re.escape(message)) as refused:
+        back_up(folder / target, file_url)
+    assert "\n" not in str(refused.value)
     assert read_files(folder) == before
 
 
-def test_damaged_storage_is_not_backed_up(runner, file_url, folder):
+def test_damaged_storage_is_not_backed_up(file_url, folder):
     storage = open_storage(file_url)
     create_small_study(storage, 500)
     storage.close()
@@ -386,8 +383,6 @@ def test_damaged_storage_is_not_backed_up(runner, file_url, folder):
     for page in range(30, len(content) // 4096):
         content[page * 4096 : page * 4096 + 8] = bytes(8)
     file.write_bytes(content)
-    done = runner.run("-m", "search.backup", str(folder / "copy.db"), "--storage", file_url)
-    assert (done.returncode, done.stdout) == (1, "")
-    (line,) = done.stderr.splitlines()
-    assert "the database is damaged" in line
+    with pytest.raises(OSError, match="the database is damaged"):
+        back_up(folder / "copy.db", file_url)
     assert read_files(folder) == {"studies.db": bytes(content)}

@@ -1,7 +1,6 @@
 """Trials of a study whose steps are extended continue from their checkpoints, bit for bit."""
 
 import json
-import os
 import signal
 from contextlib import closing
 
@@ -53,6 +52,11 @@ RESULTS = """
 
 
 @pytest.fixture
+def url(sqlite_url):
+    return sqlite_url
+
+
+@pytest.fixture
 def search(runner, url, text):
     return search_starter(runner, url, text)
 
@@ -85,6 +89,7 @@ def artifacts(tmp_path):
     return f"--artifacts={tmp_path / 'artifacts'}"
 
 
+@pytest.mark.extended
 def test_extended_trials_equal_those_trained_at_once(
     search, finish, url, tmp_path, artifacts, reference_curves, tmp_path_factory
 ):
@@ -125,6 +130,7 @@ def test_extended_trials_equal_those_trained_at_once(
     assert "study 'quick' was extended: using its stored 120 steps" in joined
 
 
+@pytest.mark.extended
 def test_as_many_checkpoints_are_kept_as_asked_and_other_trials_restart(
     finish, url, tmp_path, artifacts, reference_curves
 ):
@@ -147,7 +153,7 @@ def test_as_many_checkpoints_are_kept_as_asked_and_other_trials_restart(
     assert [step for step, _ in json.loads(curve[0])["curve"]] == [10, 20, 30, 40]
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.extended
 def test_damaged_checkpoint_of_the_old_end_is_quarantined_and_its_trial_restarts(
     finish, url, tmp_path, artifacts, reference_curves
 ):
@@ -161,7 +167,7 @@ def test_damaged_checkpoint_of_the_old_end_is_quarantined_and_its_trial_restarts
     assert_equals_training_at_once(url, reference_curves)
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.extended
 def test_trials_trained_in_lockstep_continue_in_lockstep(
     finish, url, tmp_path, artifacts, reference_curves
 ):
@@ -180,7 +186,7 @@ def test_trials_trained_in_lockstep_continue_in_lockstep(
             )
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.extended
 def test_stopped_trial_of_an_extended_study_continues_from_where_it_was(
     search, finish, url, tmp_path, artifacts, tmp_path_factory, reference_curves
 ):
@@ -195,7 +201,6 @@ def test_stopped_trial_of_an_extended_study_continues_from_where_it_was(
     assert_equals_training_at_once(url, reference_curves)
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_frozen_worker_that_wakes_after_an_extension_overwrites_nothing(
     search, finish, url, artifacts, tmp_path_factory, reference_curves
 ):
@@ -215,20 +220,6 @@ def test_frozen_worker_that_wakes_after_an_extension_overwrites_nothing(
     assert_equals_training_at_once(url, reference_curves)
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-def test_trials_continue_from_checkpoints_in_a_bucket(finish, url, bucket, reference_curves):
-    import boto3
-
-    environment = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
-    options = {"environment": environment, **FIVE}
-    finish("--set=keep_checkpoints=3", f"--artifacts={bucket}", **options)
-    stored = boto3.client("s3").list_objects(Bucket="networks")["Contents"]
-    assert len([entry for entry in stored if entry["Key"].endswith(".final")]) == 3
-    said = finish(f"--artifacts={bucket}", "--extend", **options | LONGER)
-    assert "trials that continue from their checkpoints: 3; trials that restart" in said
-    assert_equals_training_at_once(url, reference_curves)
-
-
 REFINEMENT = """
 [refinement]
 source = "quick"
@@ -237,7 +228,7 @@ replicates = 2
 """
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.extended
 def test_derived_study_is_extended_and_its_report_written_again(
     runner, finish, url, tmp_path, artifacts
 ):

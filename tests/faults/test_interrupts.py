@@ -18,23 +18,17 @@ COMMANDS = {
     "run_search.py": ("run_search.py", QUICK),
     "refine.py": ("refine.py",),
     "python -m reports": ("-m", "reports", "quick"),
-    "python -m reports.dashboard": ("-m", "reports.dashboard"),
     "python -m search.backup": ("-m", "search.backup", "copy.db"),
     "python -m search.check": ("-m", "search.check", "cell.py:Cell"),
     "python -m search.demo": ("-m", "search.demo", "search", "1"),
-    "python -m search.export": ("-m", "search.export", "quick", "folder"),
     "python -m search.sample": ("-m", "search.sample", "quick"),
-    "rnn-search": ("-m", "rnn_search", "list"),
+    "rnn-search run": ("-m", "rnn_search", "run", QUICK),
+    "rnn-search report": ("-m", "rnn_search", "report", "quick"),
+    "rnn-search dashboard": ("-m", "rnn_search", "dashboard"),
 }
 
-SUBCOMMANDS = {
-    ("run", QUICK): "torch",
-    ("refine", "quick-refined"): "torch",
-    ("sample", "quick"): "torch",
-    ("report", "quick"): "plotly",
-    ("dashboard",): "bottle",
-}
-"""What subcommands import late, after the errors and options that all of them share."""
+LATE = {"rnn-search run": "torch", "rnn-search report": "plotly", "rnn-search dashboard": "bottle"}
+"""What commands import after the errors and options that all of them share."""
 
 HOLD = """
 import os, pathlib, time
@@ -87,29 +81,29 @@ def send_when_held(arguments, environment, held, number):
     return command.returncode, messages
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.extended] * (name != "run_search.py"))
+        for name in COMMANDS
+    ],
+)
 def test_interrupt_during_the_imports_prints_one_line(tmp_path, held, name):
-    environment = replace_module(tmp_path, "optuna", "hold()")
-    environment |= replace_module(tmp_path, "torch", "hold()")
+    environment = {"RNN_SEARCH_STORAGE": f"sqlite:///{tmp_path}/studies.db"}
+    for module in LATE.get(name, "optuna torch").split():
+        environment |= replace_module(tmp_path, module, "hold()")
     code, messages = send_when_held(COMMANDS[name], environment, held, signal.SIGINT)
     assert (code, messages) == (130, "error: interrupted\n")
 
 
-@pytest.mark.parametrize("words", SUBCOMMANDS, ids=" ".join)
-def test_interrupt_during_the_imports_of_a_subcommand_prints_one_line(tmp_path, held, words):
-    environment = replace_module(tmp_path, SUBCOMMANDS[words], "hold()")
-    environment["RNN_SEARCH_STORAGE"] = f"sqlite:///{tmp_path}/studies.db"
-    command = ("-m", "rnn_search", *words)
-    code, messages = send_when_held(command, environment, held, signal.SIGINT)
-    assert (code, messages) == (130, "error: interrupted\n")
-
-
+@pytest.mark.extended
 def test_termination_during_the_imports_prints_nothing(tmp_path, held):
     environment = replace_module(tmp_path, "torch", "hold()")
     code, messages = send_when_held(COMMANDS["run_search.py"], environment, held, signal.SIGTERM)
     assert (code, messages) == (-signal.SIGTERM, "")
 
 
+@pytest.mark.extended
 def test_interrupt_at_the_end_adds_nothing_to_the_message(tmp_path, held):
     environment = replace_module(tmp_path, "sitecustomize", "import atexit; atexit.register(hold)")
     arguments = ("-m", "reports", "missing", "--storage", f"sqlite:///{tmp_path}/missing.db")
@@ -151,6 +145,7 @@ def interrupt_all(command):
         os.kill(pid, signal.SIGINT)
 
 
+@pytest.mark.extended
 def test_interrupt_of_workers_that_start_prints_no_traceback(runner, tmp_path, held):
     (tmp_path / "text").write_bytes(TEXT)
     start = search_starter(runner, f"sqlite:///{tmp_path}/studies.db", tmp_path / "text")
@@ -164,14 +159,14 @@ def test_interrupt_of_workers_that_start_prints_no_traceback(runner, tmp_path, h
     assert search.stdout.endswith("stopped before training began: run the same command to start\n")
 
 
-@pytest.mark.parametrize("times", [1, 2, 3])
-def test_repeated_interrupts_of_workers_print_one_line(runner, tmp_path, times):
+@pytest.mark.extended
+def test_repeated_interrupts_of_workers_print_one_line(runner, tmp_path):
     (tmp_path / "text").write_bytes(TEXT)
     start = search_starter(runner, f"sqlite:///{tmp_path}/studies.db", tmp_path / "text")
     gate = Gate(tmp_path / "gate", 2)
     search = start("--workers", "2", gate=gate, training_log_every="2")
     wait_until_running([search], lambda: len(gate.held) == 2)
-    for _ in range(times):
+    for _ in range(3):
         if not search.ended.is_set():
             interrupt_all(search)
     assert search.wait() == 130

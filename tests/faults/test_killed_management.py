@@ -41,11 +41,21 @@ def copy_arguments(tmp_path, url, artifacts):
     return ("copy", "made", "--storage", source, "--to", url, *places)
 
 
+on_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+
 WITHIN_FILES = "studies.study_files:_digest"
 BEFORE_COMMIT = "studies.storage.copy_study:_verify"
 
 
-@pytest.mark.parametrize("function", [WITHIN_FILES, BEFORE_COMMIT])
+@pytest.mark.parametrize(
+    ("url", "function"),
+    [
+        ("sqlite", BEFORE_COMMIT),
+        pytest.param("sqlite", WITHIN_FILES, marks=pytest.mark.extended),
+        pytest.param("postgresql", BEFORE_COMMIT, marks=pytest.mark.extended),
+    ],
+    indirect=["url"],
+)
 def test_killed_copy_shows_nothing_and_the_next_one_removes_what_it_left(
     run, held_command, copy_arguments, url, tmp_path, artifacts, function
 ):
@@ -69,15 +79,8 @@ def test_killed_copy_shows_nothing_and_the_next_one_removes_what_it_left(
     assert not found.keys() & left.keys()
 
 
-def test_interrupted_copy_leaves_nothing(held_command, copy_arguments, url, tmp_path):
-    command = held_command(BEFORE_COMMIT, *copy_arguments)
-    command.send(signal.SIGINT)
-    assert command.wait() == 130
-    assert command.stderr.strip() == "error: interrupted"
-    assert query(url, NONE_STORED) == [(0,)]
-    assert list_files(tmp_path / "copies") == {}
-
-
+@pytest.mark.extended
+@on_sqlite
 def test_copy_that_another_one_overtakes_leaves_that_one_whole(
     run, held_command, copy_arguments, url, tmp_path
 ):
@@ -92,7 +95,12 @@ def test_copy_that_another_one_overtakes_leaves_that_one_whole(
     assert (dump(url), list_files(tmp_path / "copies")) == (stored, files)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ("url", "signum"),
+    [("sqlite", signal.SIGINT), ("postgresql", signal.SIGKILL)],
+    indirect=["url"],
+)
 def test_import_that_is_killed_before_its_commit_leaves_nothing(
     run, held_command, url, tmp_path, artifacts, signum
 ):
@@ -111,6 +119,7 @@ def test_import_that_is_killed_before_its_commit_leaves_nothing(
     assert dump(url)["trial_intermediate_values"] == dump(source)["trial_intermediate_values"]
 
 
+@pytest.mark.extended
 def test_export_that_is_killed_leaves_the_earlier_file(run, held_command, tmp_path, artifacts):
     source, file = f"sqlite:///{tmp_path}/source.db", tmp_path / "made.csv.gz"
     create_with_everything(source, artifacts)
@@ -123,6 +132,7 @@ def test_export_that_is_killed_leaves_the_earlier_file(run, held_command, tmp_pa
     assert file.read_bytes() == before
 
 
+@pytest.mark.extended
 def test_deletion_that_is_killed_before_its_commit_changes_nothing(
     run, held_command, url, artifacts
 ):
@@ -138,6 +148,8 @@ def test_deletion_that_is_killed_before_its_commit_changes_nothing(
     assert list_files(artifacts) == {}
 
 
+@pytest.mark.extended
+@on_sqlite
 def test_files_that_a_killed_deletion_left_are_removed_by_the_next_one(
     run, held_command, url, artifacts
 ):
@@ -158,6 +170,8 @@ def test_files_that_a_killed_deletion_left_are_removed_by_the_next_one(
     assert list_files(artifacts).keys() == {*names, "of-study", "of-trial"}
 
 
+@pytest.mark.extended
+@on_sqlite
 def test_study_of_a_killed_worker_is_refused_until_its_lease_has_expired(
     runner, run, text, tmp_path, url
 ):

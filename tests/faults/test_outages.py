@@ -1,13 +1,12 @@
 """Storage outages during a search, temporary or permanent, lose no value."""
 
-import contextlib
 import json
 import signal
 import sqlite3
-import subprocess
 
 import pytest
-from helpers import NO_SYNC
+import small_searches
+from helpers import NO_SYNC, QUICK
 from hooks import Clock, DecisionGate, Gate, Hooks
 from process_runner import (
     CURVES,
@@ -18,48 +17,26 @@ from process_runner import (
     wait_until_running,
 )
 from services import PostgreSQL, SlowNetwork
+from small_searches import FOUR, STEP, assert_all_trials_match
 
 from reports import cli as command_line
-from reports.cli import write_final_report
+from reports.cli import reports, write_final_report
+from rnn_search.cli import run_search
+from search.run import run_workers
+from search.session import RunOptions
 from search.worker.storage_client import SHUTDOWN_GRACE
+from studies.errors import StorageError
 
-FOUR = {
-    "training_steps": 200,
-    "training_log_every": 20,
-    "checkpoint_seconds": 0.5,
-    "lease_seconds": 600,
-    "space_layers": "[1]",
-    "space_state_size": "[6, 7]",
-    "space_exclude": "[]",
-    "space_input_gate": "[false]",
-    "space_forget_gate": "[true]",
-    "space_output_gate": "[false]",
-    "space_state_gate": "[true]",
-    "space_residual": "[true]",
-    "space_state_source": "['new', 'both']",
-}
-"""Four trials."""
-
-ONE = FOUR | {"space_state_size": "[6]", "space_state_source": "['new']", "lease_seconds": 4}
+ONE = small_searches.ONE | {"lease_seconds": 4}
 """One trial, with a lease so short that its worker sends a heartbeat every second."""
 
-STACK = FOUR | {
+STACK = small_searches.ONE | {
     "space_state_size": "[4]",
-    "space_state_source": "['new']",
     "checkpoint_seconds": 1000,
     **{f"space_{name}_gate": "[false, true]" for name in ("input", "forget", "output", "state")},
     "space_residual": "[true, false]",
 }
 """32 trials of one shape."""
-
-STEP = 100
-"""Step at which the gate holds trainings."""
-
-
-def assert_all_trials_match(url, reference_curves, settings=FOUR):
-    trials = len({number for number, *_ in reference_curves(**settings)})
-    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(trials)]
-    assert query(url, CURVES) == reference_curves(**settings)
 
 
 def has_no_retries(url):
@@ -77,11 +54,6 @@ def server(module_server):
     """PostgreSQL server that a test may stop; it runs again afterwards."""
     yield module_server
     module_server.restore()
-
-
-@pytest.fixture
-def gate(tmp_path_factory):
-    return Gate(tmp_path_factory.mktemp("gate") / "gate", STEP)
 
 
 @pytest.fixture
@@ -126,9 +98,10 @@ def resume(runner, text, tmp_path):
 def test_training_continues_while_postgresql_is_stopped_for_two_leases(
     server, held, gate, clock, reference_curves
 ):
+    """The server stops as in a power failure."""
     url = server.new_database()
     workers = held(url, workers=2, clock=clock, patient=False, **FOUR)
-    server.stop()
+    server.stop("immediate")
     clock.advance(700)  # makes a heartbeat of both due, which fails
     wait_for_message("unavailable (", *workers)
     clock.advance(700)
@@ -137,28 +110,11 @@ def test_training_continues_while_postgresql_is_stopped_for_two_leases(
     gate.open()
     for worker in workers:
         assert worker.wait() == 0
-    assert_all_trials_match(url, reference_curves)
+    assert_all_trials_match(url, reference_curves, FOUR)
     assert has_no_retries(url), "the lease of a live worker expired"
 
 
-def test_training_continues_through_repeated_crashes_of_postgresql(
-    server, held, gate, clock, reference_curves
-):
-    url = server.new_database()
-    workers = held(url, workers=2, clock=clock, patient=False, **FOUR)
-    for times in range(1, 4):
-        server.stop("immediate")
-        clock.advance(200)
-        wait_for_message("unavailable (", *workers, times=times)
-        server.start()
-        wait_for_message("storage available again", *workers, times=times)
-    gate.open()
-    for worker in workers:
-        assert worker.wait() == 0
-    assert_all_trials_match(url, reference_curves)
-    assert has_no_retries(url), "the lease of a live worker expired"
-
-
+@pytest.mark.extended
 def test_worker_exits_with_a_checkpoint_after_the_outage_limit(
     server, held, resume, reference_curves, tmp_path
 ):
@@ -181,6 +137,7 @@ def test_worker_exits_with_a_checkpoint_after_the_outage_limit(
     assert_all_trials_match(url, reference_curves, ONE)
 
 
+@pytest.mark.extended
 def test_finished_training_is_kept_if_its_result_cannot_be_recorded(
     server, held, resume, reference_curves, tmp_path, tmp_path_factory
 ):
@@ -198,6 +155,7 @@ def test_finished_training_is_kept_if_its_result_cannot_be_recorded(
     assert_all_trials_match(url, reference_curves, ONE)
 
 
+@pytest.mark.extended
 def test_final_report_waits_for_an_unavailable_server(
     server, runner, text, tmp_path, capsys, monkeypatch
 ):
@@ -224,6 +182,7 @@ def test_final_report_waits_for_an_unavailable_server(
     assert printed[1].startswith("report: ")
 
 
+@pytest.mark.extended
 def test_training_continues_while_the_server_is_read_only(server, held, gate, reference_curves):
     """A server is read-only, for example, after it became a standby."""
     url = server.new_database()
@@ -240,21 +199,7 @@ def test_training_continues_while_the_server_is_read_only(server, held, gate, re
     assert_all_trials_match(url, reference_curves, ONE)
 
 
-def test_sigterm_exits_with_a_checkpoint_while_the_server_is_stopped(
-    server, held, resume, reference_curves
-):
-    url = server.new_database()
-    (first,) = held(url, patient=False, **ONE)
-    server.stop()
-    wait_for_message("unavailable (", first)
-    first.send(signal.SIGTERM)
-    assert first.wait() == 143
-    assert "Traceback" not in first.output
-    server.start()
-    resume(url, **ONE)
-    assert_all_trials_match(url, reference_curves, ONE)
-
-
+@pytest.mark.extended
 def test_training_continues_while_the_server_is_frozen(server, held, gate, reference_curves):
     """A frozen server accepts connections but does not answer."""
     url = server.new_database()
@@ -269,6 +214,7 @@ def test_training_continues_while_the_server_is_frozen(server, held, gate, refer
     assert_all_trials_match(url, reference_curves, ONE)
 
 
+@pytest.mark.extended
 def test_sigterm_exits_with_a_checkpoint_while_the_server_is_unresponsive(
     server, held, resume, reference_curves
 ):
@@ -285,23 +231,18 @@ def test_sigterm_exits_with_a_checkpoint_while_the_server_is_unresponsive(
     assert_all_trials_match(url, reference_curves, ONE)
 
 
-def shell_code(command):
-    """Return the exit code of an ended command as a shell shows it."""
-    return 128 - command.code if command.code < 0 else command.code
-
-
 def with_password(url):
     return url.replace("tester@", "tester:s3cret@")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_start_waits_for_a_stopped_server(server, runner, text, tmp_path, workers):
+@pytest.mark.extended
+def test_start_waits_for_a_stopped_server(server, runner, text, tmp_path):
     """Once before the study exists, and once to join it."""
     url = server.new_database()
     search = search_starter(runner, with_password(url), text)
     for settings in (ONE, ONE | {"outage_seconds": 599}):
         server.stop()
-        options = (f"--artifacts={tmp_path}/artifacts", f"--workers={workers}")
+        options = (f"--artifacts={tmp_path}/artifacts", "--workers=2")
         command = search(*options, **settings)
         wait_for_message("storage unavailable (connection failed: ", command)
         server.start()
@@ -313,6 +254,7 @@ def test_start_waits_for_a_stopped_server(server, runner, text, tmp_path, worker
     assert query(url, FINISHED) == [(0, "COMPLETE", 1)]
 
 
+@pytest.mark.extended
 def test_start_waits_for_the_storage_of_a_stored_study_and_of_a_source(
     server, runner, text, tmp_path
 ):
@@ -336,6 +278,7 @@ def test_start_waits_for_the_storage_of_a_stored_study_and_of_a_source(
     assert query(url, "SELECT state FROM trials") == [("COMPLETE",)] * 2
 
 
+@pytest.mark.extended
 def test_start_exits_after_the_outage_limit(server, runner, text):
     url = server.new_database()
     server.stop()
@@ -357,20 +300,18 @@ def test_start_exits_after_the_outage_limit(server, runner, text):
     ],
     ids=["password", "user", "database", "host"],
 )
-def test_start_does_not_wait_for_a_refused_address(server, runner, text, old, new, reason):
+def test_start_does_not_wait_for_a_refused_address(server, old, new, reason):
     url = server.new_database()
     if "guarded" in new:
         server.execute("CREATE ROLE guarded LOGIN PASSWORD 'r1ght'")
         server.require_password("guarded")
-    command = search_starter(runner, url.replace(old, new), text)(**ONE)
-    assert command.wait() == 2
-    assert command.output.startswith("error: storage postgresql+psycopg://")
-    assert reason in command.output
-    assert "wr0ng" not in command.output
-    assert "storage unavailable" not in command.output
-    assert command.output.count("\n") == 1
+    with pytest.raises(StorageError, match=f"^storage postgresql.*{reason}") as refused:
+        run_workers(RunOptions(QUICK, url.replace(old, new), overrides=("outage.seconds=1",)))
+    assert "wr0ng" not in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
+@pytest.mark.extended
 def test_spawned_workers_wait_for_a_server_that_stops_as_they_start(server, runner, text, tmp_path):
     url = server.new_database()
     search = search_starter(runner, url, text)
@@ -383,18 +324,19 @@ def test_spawned_workers_wait_for_a_server_that_stops_as_they_start(server, runn
     assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(4)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_the_wait_for_the_storage_at_the_start(server, runner, text, number):
+@pytest.mark.extended
+def test_signal_ends_the_wait_for_the_storage_at_the_start(server, runner, text):
     url = server.new_database()
     server.stop()
     command = search_starter(runner, url, text)(**ONE)
     wait_for_message("storage unavailable", command)
-    command.send(number)
+    command.send(signal.SIGTERM)
     command.wait()
-    assert shell_code(command) == 128 + number
+    assert command.code in (128 + signal.SIGTERM, -signal.SIGTERM)
     assert "Traceback" not in command.output
 
 
+@pytest.mark.extended
 def test_time_limit_ends_the_wait_for_the_storage_at_the_start(server, runner, text):
     url = server.new_database()
     server.stop()
@@ -403,31 +345,17 @@ def test_time_limit_ends_the_wait_for_the_storage_at_the_start(server, runner, t
     assert command.output.endswith("stopped before training began: run the same command to start\n")
 
 
-def test_time_limit_ends_the_wait_of_a_search_until_decided(server, runner, tmp_path):
+@pytest.mark.parametrize(
+    ("command", "words"), [(run_search, ["quick", "--status"]), (reports, ["quick"])]
+)
+def test_status_and_report_do_not_wait_for_a_stopped_server(server, command, words):
     url = server.new_database()
     server.stop()
-    file = tmp_path / "copies.toml"
-    file.write_text("[refinement]\nsource = 'source'\nlooks = [2, 3]\n")
-    command = runner.start(
-        "refine.py", str(file), "--until-decided", "--until=1s", f"--storage={url}",
-        hooks=Hooks(report=False), cwd=tmp_path,
-    )  # fmt: skip
-    assert command.wait() == 0, command.output
-    assert command.output.endswith("stopped before training began: run the same command to start\n")
+    with pytest.raises(StorageError, match="storage postgresql"):
+        command.main([*words, "--storage", url], standalone_mode=False)
 
 
-def test_status_and_report_do_not_wait_for_a_stopped_server(server, runner, text):
-    url = server.new_database()
-    server.stop()
-    for command in (
-        search_starter(runner, url, text)("--status"),
-        runner.start("-m", "reports", "quick", "--storage", url),
-    ):
-        assert command.wait() == 2
-        assert command.output.startswith("error: storage postgresql")
-        assert command.output.count("\n") == 1
-
-
+@pytest.mark.extended
 def test_sigterm_requeues_a_whole_stack_over_a_slow_network(server, held, tmp_path):
     """It needs so few round trips of 30 ms that they fit in the time that a stop has.
 
@@ -452,6 +380,7 @@ def test_sigterm_requeues_a_whole_stack_over_a_slow_network(server, held, tmp_pa
     assert not query(url, "SELECT * FROM trial_system_attributes WHERE key = 'lease'")
 
 
+@pytest.mark.extended
 def test_training_continues_while_another_program_locks_the_file(
     sqlite_url, held, gate, clock, reference_curves, tmp_path
 ):
@@ -467,14 +396,16 @@ def test_training_continues_while_another_program_locks_the_file(
     gate.open()
     for worker in workers:
         assert worker.wait() == 0
-    assert_all_trials_match(sqlite_url, reference_curves)
+    assert_all_trials_match(sqlite_url, reference_curves, FOUR)
     assert has_no_retries(sqlite_url)
 
 
+@pytest.mark.extended
 def test_heartbeats_are_sent_while_a_pruning_decision_takes_longer_than_the_lease(
-    runner, url, text, tmp_path, clock, reference_curves
+    runner, sqlite_url, text, tmp_path, clock, reference_curves
 ):
     """The trial trains on, is paused once the decision is known, and resumes."""
+    url = sqlite_url
     gate, decisions = Gate(tmp_path / "gate", 150), DecisionGate(tmp_path / "decisions")
     options = ("--prune", f"--artifacts={tmp_path}/artifacts")
     settings = FOUR | {"pruning_keep": 0.75, "pruning_confidence": 0.99}
@@ -512,116 +443,3 @@ def count_heartbeats(url):
     """Return the count in the lease of the first trial."""
     leases = "SELECT value_json FROM trial_system_attributes WHERE key = 'lease' ORDER BY trial_id"
     return json.loads(query(url, leases)[0][0])["heartbeats"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """File system of two megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("a file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk):
-    """Fill a disk to the last byte; return the file that fills it."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    return filler
-
-
-def test_full_disk_is_reported_and_training_continues(held, gate, small_disk, reference_curves):
-    """Neither database nor checkpoints can be written until space is freed."""
-    url = f"sqlite:///{small_disk}/studies.db"
-    (worker,) = held(url, **ONE)
-    filler = fill(small_disk)
-    wait_for_message("unavailable (", worker)
-    wait_for_message("cannot write the checkpoint", worker)
-    filler.unlink()
-    wait_for_message("storage available again", worker)
-    gate.open()
-    assert worker.wait() == 0
-    assert_all_trials_match(url, reference_curves, ONE)
-
-
-def test_worker_exits_if_a_full_disk_is_not_freed(held, runner, small_disk, text, reference_curves):
-    url = f"sqlite:///{small_disk}/studies.db"
-    (worker,) = held(url, patient=False, outage_seconds=1, **ONE)
-    filler = fill(small_disk)
-    assert worker.wait() == 1
-    last = worker.output.strip().splitlines()[-1]
-    assert last.startswith("error: storage unavailable for")
-    assert "Traceback" not in worker.output
-    filler.unlink()
-    assert search_starter(runner, url, text)(**ONE).wait() == 0
-    assert_all_trials_match(url, reference_curves, ONE)
-
-
-def test_start_waits_to_create_a_file_on_a_full_disk(small_disk, runner, text, tmp_path):
-    url = f"sqlite:///{small_disk}/studies.db"
-    filler = fill(small_disk)
-    search = search_starter(runner, url, text)(f"--artifacts={tmp_path}", **ONE)
-    wait_for_message("storage unavailable (", search)
-    assert list(small_disk.iterdir()) == [filler]
-    filler.unlink()
-    assert search.wait() == 0
-    assert query(url, FINISHED) == [(0, "COMPLETE", 1)]
-
-
-def test_backup_to_a_full_disk_leaves_nothing(held, gate, runner, small_disk, sqlite_url):
-    (worker,) = held(sqlite_url, **ONE)
-    filler = fill(small_disk)
-    done = runner.run("-m", "search.backup", f"{small_disk}/copy.db", "--storage", sqlite_url)
-    assert (done.returncode, done.stdout) == (1, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: cannot copy the database to {small_disk}/copy.db (")
-    assert list(small_disk.iterdir()) == [filler]
-    gate.open()
-    assert worker.wait() == 0
-
-
-def test_read_only_disk_is_refused_and_left_unchanged(runner, small_disk, text):
-    url = f"sqlite:///{small_disk}/studies.db"
-    search = search_starter(runner, url, text)
-    assert search(**ONE).wait() == 0
-    before = (small_disk / "studies.db").read_bytes()
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    refused = search(**ONE)
-    assert refused.wait() == 2
-    assert refused.output.startswith("error: storage sqlite:")
-    assert "check the address and that you may write there" in refused.output
-    assert refused.output.count("\n") == 1
-    status = search("--status")
-    assert status.wait() == 0
-    assert "complete  1" in status.output
-    backup = runner.run("-m", "search.backup", f"{text}.db", "--storage", url)
-    assert backup.returncode == 0, backup.stderr
-    assert [path.name for path in small_disk.iterdir()] == ["studies.db"]
-    assert (small_disk / "studies.db").read_bytes() == before
-
-
-def test_read_only_file_is_refused_and_left_unchanged(runner, small_disk, text):
-    """The folder is writable; the file is not, even for its owner."""
-    file = small_disk / "studies.db"
-    search = search_starter(runner, f"sqlite:///{file}", text)
-    assert search(**ONE).wait() == 0
-    before = file.read_bytes()
-    subprocess.run(["mount", "--bind", str(file), str(file)], check=True)
-    subprocess.run(["mount", "-o", "remount,ro,bind", str(file)], check=True)
-    try:
-        refused = search(**ONE)
-        assert refused.wait() == 2
-        assert refused.output.startswith("error: storage sqlite:")
-        assert "check the address and that you may write there" in refused.output
-        assert refused.output.count("\n") == 1
-        assert file.read_bytes() == before
-    finally:
-        subprocess.run(["umount", str(file)], check=True)
-    assert search(**ONE).wait() == 0

@@ -1,17 +1,11 @@
 """Workers as jobs of SLURM, on a real cluster of two nodes on this machine."""
 
-import contextlib
 import json
-import os
-import random
 import re
 import signal
 import sys
-import time
-from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 from helpers import QUICK, ROOT
 from hooks import Gate, Hooks
@@ -28,6 +22,8 @@ if any(name.endswith("run_search.py") for name in sys.orig_argv):
     hooks.install()
 """
 """Module that every interpreter imports at its start: passes the hooks on to workers in jobs."""
+
+pytestmark = pytest.mark.extended
 
 TRIALS = 6
 
@@ -115,7 +111,6 @@ def test_job_array_works_a_study_off(
     assert all("NumCPUs=2" in line and "TimeLimit=00:30:00" in line for line in ended), ended
 
 
-@pytest.mark.extended
 def test_cancelled_job_leaves_its_trial_to_others(launch, slurm, postgresql_url, logs, tmp_path):
     gate = Gate(tmp_path / "gate", 20)
     search = launch("--workers=2", gate=gate)
@@ -128,9 +123,11 @@ def test_cancelled_job_leaves_its_trial_to_others(launch, slurm, postgresql_url,
     assert search.wait() == 0, search.output + logs()
     assert is_complete(postgresql_url)
     assert "requeued" in logs()
+    refused = launch("--launch-set=partition=nowhere")
+    assert refused.wait() == 2
+    assert re.fullmatch(r"error: [^\n]*Invalid partition[^\n]*\n", refused.stderr)
 
 
-@pytest.mark.extended
 @pytest.mark.parametrize("cause", ["time limit", "preemption"])
 def test_job_that_is_ended_early_is_requeued_and_resumes(
     launch, slurm, postgresql_url, logs, tmp_path, cause
@@ -153,25 +150,6 @@ def test_job_that_is_ended_early_is_requeued_and_resumes(
     assert re.search("trial [0-9]+ resumes from step [1-9]", logs()), logs()
 
 
-@pytest.mark.extended
-def test_job_of_a_drained_node_moves_to_another(launch, slurm, postgresql_url, logs, tmp_path):
-    gate = Gate(tmp_path / "gate", 20)
-    search = launch("--launch-set=nodelist=node0", gate=gate)
-    wait_until_running([search], lambda: gate.held)
-    (job,) = slurm.jobs()
-
-    slurm.run("scontrol", "update", "NodeName=node0", "State=DRAIN", "Reason=test")
-    slurm.run("scontrol", "requeue", job)
-    wait_until(lambda: slurm.jobs() == {job: "PENDING"})
-    gate.open()
-    assert not is_complete(postgresql_url)
-    slurm.run("scontrol", "update", f"JobId={job}", "ReqNodeList=node1")
-
-    assert search.wait() == 0, search.output + logs()
-    assert is_complete(postgresql_url)
-
-
-@pytest.mark.extended
 def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_url, tmp_path):
     gate = Gate(tmp_path / "gate", 20)
     search = launch("--workers=2", gate=gate)
@@ -206,7 +184,6 @@ def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_
     assert run("--cancel") == "no job to cancel\n"
 
 
-@pytest.mark.extended
 def test_refinement_is_decided_in_jobs_and_one_that_waits_is_cancelled(
     runner, slurm, postgresql_url, logs, tmp_path, monkeypatch
 ):
@@ -239,58 +216,6 @@ def test_refinement_is_decided_in_jobs_and_one_that_waits_is_cancelled(
     assert "report" not in logs()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "environment", "message"),
-    [
-        (["--storage=sqlite:///x.db"], {}, "expected a server, as in --storage postgresql+psycopg"),
-        (["--storage=postgresql+psycopg://me:secret@host/x"], {}, "expected it in PGPASSWORD"),
-        ([], {"RNN_SEARCH_SHARED": ""}, "folder of checkpoints"),
-        (["--artifacts=shared"], {"RNN_SEARCH_SHARED": "shared"}, "folder of logs"),
-        (
-            ["--artifacts=shared", "--corpus=text"],
-            {"RNN_SEARCH_SHARED": f"shared:studies:{ROOT}"},
-            "is in the temporary folder of this machine",
-        ),
-        (["--launch-set=partition=nowhere"], {}, "Invalid partition"),
-        (["--launch-set=time=soon"], {}, "expected a time limit such as 04:00:00"),
-        (["--launch-set=colour=red"], {}, "has no key 'colour' for slurm"),
-        (["--launch-set=time"], {}, "expected KEY=VALUE"),
-        ([], {"PATH": "/nowhere"}, "needs the command sbatch, which is not on PATH"),
-    ],
-    ids=[
-        "sqlite",
-        "password",
-        "checkpoints",
-        "logs",
-        "corpus",
-        "partition",
-        "time",
-        "key",
-        "pair",
-        "path",
-    ],
-)
-def test_refused_launch_changes_nothing(
-    launch, slurm, postgresql_url, tmp_path, arguments, environment, message
-):
-    (tmp_path / "text").write_bytes(b"text" * 1000)
-    (tmp_path / "shared").mkdir()
-    before = set(tmp_path.rglob("*"))
-
-    search = launch(*arguments, **environment)
-
-    assert search.wait() == 2
-    assert re.fullmatch(r"error: [^\n]*\n", search.stderr), search.stderr
-    assert message in search.stderr
-    assert "secret" not in search.output
-    assert set(tmp_path.rglob("*")) == before
-    assert query(postgresql_url, "SELECT count(*) FROM pg_tables WHERE tablename = 'studies'") == [
-        (0,)
-    ]
-    assert slurm.jobs() == {}
-
-
-@pytest.mark.extended
 def test_script_of_the_documents_works_a_study_off(slurm, postgresql_url, tmp_path):
     page = (ROOT / "docs" / "how-to" / "many-machines.md").read_text()
     script = re.search(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", page, re.DOTALL).group(1)
@@ -311,93 +236,3 @@ def test_script_of_the_documents_works_a_study_off(slurm, postgresql_url, tmp_pa
 
     logs = "\n".join(path.read_text() for path in Path(tmp_path).glob("slurm-*.out"))
     assert is_complete(postgresql_url), logs
-
-
-CHAOS_SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "0"))
-CHAOS_TRIALS = int(os.environ.get("RNN_SEARCH_CHAOS_TRIALS", "12"))
-MIN_DISTURBANCES = 6
-CHAOS_WORKERS = 4
-CHAOS = {
-    "training.steps": 400,
-    "training.log_every": 50,
-    "lease.seconds": 2,
-    "checkpoint.seconds": 0.3,
-    "space.forget_gate": "[false, true]",
-    "space.state_size": [4 + index for index in range(CHAOS_TRIALS // 12)],
-}
-"""Two switches and three state sources: twelve trials per state size."""
-
-
-UNFINISHED = "SELECT count(*) FROM trials WHERE state IN ('WAITING', 'RUNNING')"
-
-
-def find_workers(url):
-    """Return the processes of workers of a storage in jobs, by job."""
-    found = {}
-    for process in psutil.process_iter():
-        try:
-            is_worker = any(word.endswith("run_search.py") for word in process.cmdline())
-            environment = process.environ() if is_worker else {}
-            if environment.get("RNN_SEARCH_STORAGE") == url and "RNN_SEARCH_JOB" in environment:
-                found[environment["RNN_SEARCH_JOB"]] = process
-        except psutil.Error:  # it has ended, or belongs to another user
-            continue
-    return found
-
-
-@pytest.mark.extended
-def test_each_trial_finishes_once_whatever_happens_to_jobs(
-    launch, slurm, postgresql_url, logs, tmp_path
-):
-    seed = int(os.environ.get("RNN_SEARCH_CHAOS_SEED", random.randrange(10**6)))
-    print(f"RNN_SEARCH_CHAOS_SEED={seed}")
-    generator = random.Random(seed)
-    settings = [f"--set={key}={value}" for key, value in CHAOS.items()]
-    # Hold each training half-way, so that the study does not end before a job was disturbed.
-    gate = Gate(tmp_path / "gate", 200)
-    sent: Counter[str] = Counter()
-
-    def submit(*arguments):
-        return launch(f"--workers={CHAOS_WORKERS}", *settings, *arguments, gate=gate)
-
-    assert submit("--no-wait").wait() == 0
-    wait_until(lambda: gate.held)
-    start = time.monotonic()
-    while sum(sent.values()) < MIN_DISTURBANCES or time.monotonic() - start < CHAOS_SECONDS:
-        jobs = slurm.jobs()
-        if len(jobs) < CHAOS_WORKERS:
-            assert submit("--no-wait").wait() == 0  # adds those that are missing
-        # Those that hold a trial: a job that is still starting has nothing to lose.
-        workers = find_workers(postgresql_url)
-        holding = sorted(job for job, process in workers.items() if process.pid in gate.held)
-        if not holding:
-            assert query(postgresql_url, UNFINISHED) != [(0,)], "too few trials"
-            time.sleep(0.2)
-            continue
-        job = generator.choice(holding)
-        kind = generator.choice(["kill -9", "scancel", "requeue", "USR2", "TERM"])
-        if kind == "kill -9":
-            with contextlib.suppress(psutil.NoSuchProcess):
-                workers[job].kill()
-        elif kind == "requeue":
-            slurm.try_to("scontrol", "requeue", job)
-        else:
-            slurm.try_to("scancel", *([] if kind == "scancel" else [f"--signal={kind}"]), job)
-        sent[kind] += 1
-        time.sleep(generator.uniform(0.2, 2.0))
-    gate.open()
-    search = submit()
-
-    assert search.wait() == 0, search.output + logs()
-    finished = query(postgresql_url, FINISHED)
-    assert finished == [(number, "COMPLETE", 1) for number in range(CHAOS_TRIALS)]
-    slurm.wait_for_no_job()
-    assert query(postgresql_url, "SELECT count(*) FROM trials WHERE state = 'RUNNING'") == [(0,)]
-    retries = query(
-        postgresql_url, "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'"
-    )
-    total = sum((Counter(json.loads(value)) for (value,) in retries), Counter())
-    resumed = len(re.findall("resumes? from step", logs()))
-    print(f"{time.monotonic() - start:.0f} s, {dict(sent)}; {CHAOS_TRIALS} trials complete once")
-    print(f"requeued trials: {dict(total)}; {resumed} times resumed from a checkpoint")
-    assert total, "no trial was interrupted"

@@ -16,7 +16,12 @@ from typing import Any
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 
-MODULES: tuple[str, ...] = ()
+MODULES = (
+    "golden_statistics",
+    "golden_pruning",
+    "golden_training",
+    "golden_storage",
+)
 """Modules of this folder with a list ``GOLDEN``."""
 
 SIGNIFICANT_DIGITS = 12

@@ -6,7 +6,7 @@ import random
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,25 @@ RECORDED = {"host": "h", "device": "cpu", "threads": 1, "precision": "fp32", "se
 
 
 @cache
-def database(make: Callable[..., object], settings: str = "{}") -> bytes:
+def database(make: Callable[..., object], settings: str = "[[], {}]") -> bytes:
     """Return the content of an SQLite file, which is created once and cached."""
+    arguments, options = json.loads(settings)
     with tempfile.TemporaryDirectory() as folder:
-        make(f"sqlite:///{folder}/studies.db", **json.loads(settings))
+        make(f"sqlite:///{folder}/studies.db", *arguments, **options)
         return Path(folder, "studies.db").read_bytes()
+
+
+def created_once(make: Callable[..., None]) -> Callable[..., None]:
+    """Copy the file that a function of a URL has created, where there is none yet."""
+
+    @wraps(make)
+    def create(url: str, *arguments: Any, **options: Any) -> None:
+        if path := new_file(url):
+            path.write_bytes(database(make, json.dumps([arguments, options], default=list)))
+        else:
+            make(url, *arguments, **options)
+
+    return create
 
 
 def make_empty(url: str) -> None:
@@ -54,20 +68,10 @@ def open_new(url: str) -> LeasedRDBStorage:
     return open_storage(url)
 
 
-def make_study(url: str, name: str = "made", **settings: Any) -> None:
-    """Create a study of eight trials with values 1.5, 1.6, …; the fourth one diverged.
-
-    The settings are those of :func:`create_made_study`.
-    """
-    if path := new_file(url):
-        path.write_bytes(database(create_made_study, json.dumps({"name": name} | settings)))
-    else:
-        create_made_study(url, name, **settings)
-
-
-def create_made_study(
+@created_once
+def make_study(
     url: str,
-    name: str,
+    name: str = "made",
     report_threshold: float | None = 2.0,
     finished: int = 8,
     exclude: Sequence[dict] = (),
@@ -76,7 +80,10 @@ def create_made_study(
     question: str = "",
     **config: Any,
 ) -> None:
-    """Create the study with some finished trials; ``config`` has all other settings."""
+    """Create a study of eight trials with values 1.5, 1.6, …; the fourth one diverged.
+
+    Some may be unfinished; ``config`` has all other settings.
+    """
     space = {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
     space |= {p: [False] for p in GATED_PARAMS[:4]} | {"state_source": ["new"]}
     space |= {"exclude": list(exclude)}
@@ -108,6 +115,7 @@ def create_made_study(
     storage.engine.dispose()
 
 
+@created_once
 def make_refinement(sqlite_url: str) -> None:
     """Create a refinement of two trials of ``made``: unchanged, and with a state size of 16."""
     make_study(sqlite_url, diverged=None)
@@ -197,6 +205,7 @@ def _registration(config: StudyConfig, planned: int) -> Registration:
     )
 
 
+@created_once
 def make_stated(url: str, name: str = "stated") -> None:
     """Create a finished study of 48 networks with hypotheses and a threshold.
 
@@ -239,6 +248,7 @@ def gated_params(layers: int = 1, state_size: int = 4, **more) -> dict:
     return SWITCHED_OFF | {"layers": layers, "state_size": state_size} | more
 
 
+@created_once
 def make_replicates(
     url: str,
     name: str = "replicates",
@@ -277,6 +287,7 @@ def make_replicates(
     make_runs(url, name, raw, runs)
 
 
+@created_once
 def make_baselines(url: str, name: str = "cells", text: str = "ab", **raw) -> None:
     """Create a study of two baseline cells in two sizes, with 1 and 16 BPTT steps."""
     space = {"cell": ["gru", "lstm"], "layers": [1], "state_size": [4, 8]}
@@ -336,6 +347,7 @@ def union_value(params: dict) -> float:
     return round(value + 0.1 * (params.get("expansion") == 0.5), 6)
 
 
+@created_once
 def make_union(url: str, name: str = "union", missing: Sequence[int] = (), **raw: Any) -> None:
     """Create a finished study of :data:`UNION`; some trials, by number, have diverged."""
     config = UNION | raw

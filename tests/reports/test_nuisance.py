@@ -9,16 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from factories import MIN_GRU, RATES, UNION, gated_params, make_runs, make_union, union_value
-from scipy.stats import spearmanr
 
-from benchmarks.uneven_noise import clear_rates, equal_rates, mixed_rates, simulate_tuned
-from reports.charts.importances import compute_conditional_importances, compute_importances
-from reports.charts.training_plots import list_color_schemes
 from reports.data.study_reader import read_results
-from reports.data.table_export import write_csv, write_curves, write_parquet
+from reports.data.table_export import write_csv, write_parquet
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
-from reports.page.sections import build_section, build_sections
+from reports.page.sections import build_section
+from reports.stats.baseline_references import find_references
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.nuisance import build_judged_table, summarize_nuisance
@@ -28,6 +25,12 @@ from reports.stats.selection_bias import estimate_selected
 from rnn_search.study import load
 from studies.config import StudyConfig
 from studies.storage.open import read_storage
+from tests.simulations.uneven_noise import (
+    cover_effects,
+    equal_rates,
+    mixed_rates,
+    simulate_tuned,
+)
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -41,10 +44,9 @@ def words_of(url, names, path):
     return re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html[html.index("<main>") :]))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_effects_at_the_best_equal_a_brute_force_calculation(sqlite_url, seed):
+def test_effects_at_the_best_equal_a_brute_force_calculation(sqlite_url):
     """Random values, two nuisance parameters, and some trials without a value."""
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     raw = {
         "nuisance": ["learning_rate", "batch_size"],
         "space": {
@@ -121,29 +123,10 @@ def test_effects_at_the_best_equal_a_brute_force_calculation(sqlite_url, seed):
         for each in architectures
     ]
     assert [each.best_count for each in summary.rankings] == [best.count(s) for s in settings]
-    at_best = {i: min(losses(**each)) for i, each in enumerate(architectures)}
-    assert summary.best_tenth == 1
-    for ranking, setting in zip(summary.rankings, settings, strict=True):
-        here = {
-            i: found[0]
-            for i, each in enumerate(architectures)
-            if (found := losses(*setting, **each))
-        }
-        expected_rank = spearmanr(list(here.values()), [at_best[i] for i in here]).statistic
-        assert ranking.complete == len(here)
-        assert ranking.correlation == pytest.approx(expected_rank)
-        first, other = (min(values, key=values.get) for values in (at_best, here))
-        assert ranking.shared == (first == other)
     counts = [len(losses(**each)) for each in architectures]
     assert (summary.trials, summary.architectures, summary.judged) == (72, 12, 12)
     assert (summary.fewest, summary.most) == (min(counts), max(counts))
     assert summary.incomplete == sum(count < 6 for count in counts)
-    edges = {(edge.parameter, edge.value): edge.count for edge in summary.edges}
-    lowest = sum(rate == 0.001 for rate, _ in best)
-    highest = sum(rate == 0.01 for rate, _ in best)
-    assert edges.get(("learning_rate", 0.001), 0) == lowest
-    assert edges.get(("learning_rate", 0.01), 0) == highest
-    assert edges.get(("batch_size", 8), 0) + edges.get(("batch_size", 16), 0) == 12
     filtered = build_judged_table(results, {"batch_size": 8})
     effect = filtered.compute_effect(Contrast("state_size", 4, 8))
     eights = [
@@ -160,12 +143,12 @@ def test_effects_at_the_best_equal_a_brute_force_calculation(sqlite_url, seed):
 def test_expected_loss_of_the_best_of_several_runs_is_unbiased(gap):
     """Of groups of one, two and three runs, with different noise."""
     draw = np.random.default_rng(0)
-    means = np.tile([2.0, 2.0, 2.0 + gap, 2.0, 2.0 + gap, 2.0 + gap], 4000)
-    groups = np.tile([0, 1, 1, 2, 2, 2], 4000) + 3 * np.repeat(np.arange(4000), 6)
-    deviations = np.tile([1.0, 0.5, 0.5, 1.0, 1.5, 1.0], 4000)
+    means = np.tile([2.0, 2.0, 2.0 + gap, 2.0, 2.0 + gap, 2.0 + gap], 1500)
+    groups = np.tile([0, 1, 1, 2, 2, 2], 1500) + 3 * np.repeat(np.arange(1500), 6)
+    deviations = np.tile([1.0, 0.5, 0.5, 1.0, 1.5, 1.0], 1500)
     values = means + draw.normal(size=len(means)) * deviations
     found = estimate_selected(values, deviations, groups)[0].reshape(-1, 3)
-    assert found.mean(axis=0) == pytest.approx(2, abs=0.08)
+    assert found.mean(axis=0) == pytest.approx(2, abs=0.1)
     assert found[:, 0] == pytest.approx(values[::6])
     least = np.minimum.reduceat(values, np.flatnonzero(np.diff(groups, prepend=-1)))
     unknown = np.where(groups % 3 == 2, np.nan, deviations)
@@ -186,24 +169,16 @@ def test_much_noisier_run_among_several_needs_no_finer_integral(gap):
     assert slopes == pytest.approx([0.04], abs=0.005)
 
 
-@pytest.mark.parametrize(
-    ("gaps", "factor", "before"),
-    [(equal_rates, 1, 0.0), (equal_rates, 4, 0.6), (clear_rates, 4, 0.0), (mixed_rates, 1, 0.3)],
-)
-def test_luck_of_the_best_of_several_rates_is_no_effect(gaps, factor, before):
+@pytest.mark.extended
+@pytest.mark.parametrize(("gaps", "factor"), [(equal_rates, 4), (mixed_rates, 1)])
+def test_luck_of_the_best_of_several_rates_is_no_effect(gaps, factor):
     """Where the noise differs between layers, or the distance between the rates."""
     covered, significant = [], []
-    for truth, least, expected in simulate_tuned(gaps, factor, 50):
-        for effect in expected.compute_effects():
-            true_mean = truth.compute_effect(effect.contrast).mean
-            covered.append(effect.low <= true_mean <= effect.high)
-        contrast = Contrast("layers", 2, 3)
-        tables = least, expected
-        significant.append([table.compute_effect(contrast).is_significant for table in tables])
-    assert 0.90 <= np.mean(covered) <= 0.99  # 300 intervals, those of a study correlated
-    least, expected = np.mean(significant, axis=0)
-    assert least >= before
-    assert expected <= 0.16  # of 50 studies, nominally 5%
+    for truth, observed in simulate_tuned(gaps, factor, 30):
+        covered += cover_effects(truth, observed)
+        significant.append(observed.compute_effect(Contrast("layers", 2, 3)).is_significant)
+    assert 0.90 <= np.mean(covered) <= 0.99  # 180 intervals, those of a study correlated
+    assert np.mean(significant) <= 0.17  # of 30 studies, nominally 5%
 
 
 def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url, tmp_path):
@@ -218,22 +193,12 @@ def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url, tmp_pa
     )
     write_csv([results], tmp_path / "rows.csv")
     write_parquet([results], tmp_path / "rows.parquet")
-    write_curves(read_storage(sqlite_url), results, tmp_path / "curves.csv")
-    for rows in (
-        results.table.reset_index(),
-        pd.read_csv(tmp_path / "rows.csv"),
-        pd.read_parquet(tmp_path / "rows.parquet"),
-    ):
-        own = rows[rows["cell"] == "MinGRU"]
+    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
+        own, others = rows[rows["cell"] == "MinGRU"], rows[rows["cell"] != "MinGRU"]
         assert own["input_gate"].isna().all()
         assert {bool(each) for each in own["norm"]} == {False, True}
-        others = rows[rows["cell"] != "MinGRU"]
         assert others["norm"].isna().all()
-        assert rows.loc[rows["cell"] == "gru", "residual"].isna().all()
         assert set(rows["learning_rate"]) == set(RATES)
-    text = (tmp_path / "rows.csv").read_text()
-    assert ",True," in text
-    assert "<NA>" not in text
     row = results.complete.iloc[0]
     assert row["architecture"] == "2×8 MinGRU, norm true, expansion 1.0"
     assert row["label"] == "2×8 MinGRU, norm true, expansion 1.0, learning_rate 0.001"
@@ -294,16 +259,11 @@ def test_leaderboard_and_page_judge_each_architecture_at_its_best(sqlite_url, tm
     )
     words = words_of(sqlite_url, ["union"], tmp_path / "page.html")
     for text in (
-        "Best of 21 architectures, each at its best learning rate: 2×8 MinGRU, norm true",
-        "63 trials of 21 architectures at 3 values of learning rate.",
-        "10 of 21 architectures are best at learning rate 0.001, the lowest value tried: try lower",
-        "4 of 21 architectures are best at learning rate 0.01, the highest value tried: try higher",
-        "1 of these has a trial without a value",
-        "or are more: the architectures have from 2 to 3 runs.",
-        "21 architectures in total, each at its best learning rate.",
-        "biased low by selection",
+        "63 trials of 21 architectures at 3 values of learning rate",
+        "10 of 21 architectures are best at learning rate 0.001, the lowest value tried",
+        "4 of 21 architectures are best at learning rate 0.01, the highest value tried",
+        "from 2 to 3 runs",
         "The class cells/min_gru.py:MinGRU with norm on, expansion 1.0.",
-        "Adam with learning rate 0.001, 0.003, 0.01",
     ):
         assert text in words, text
 
@@ -324,31 +284,6 @@ def test_effect_that_changes_its_sign_at_a_single_value_is_flagged(sqlite_url):
     assert summary.is_fair
 
 
-def test_page_shows_how_each_single_value_would_have_ranked(sqlite_url, tmp_path):
-    """With a trial missing; the rank correlation of two architectures or fewer is not shown."""
-    make_union(sqlite_url, missing=[7])
-    rankings = summarize_nuisance(results_of(sqlite_url)).rankings
-    assert sum(each.complete for each in rankings) == 62
-    words = words_of(sqlite_url, ["union"], tmp_path / "page.html")
-    assert "rank correlationbest 2 in common" in words
-    for rate, each in zip(RATES, rankings, strict=True):
-        cells = f"{rate}{each.best_count}{each.complete}{each.correlation:.2f}{each.shared}"
-        assert cells in words
-    two = [
-        (gated_params(1, size, learning_rate=rate), size + rate, {})
-        for size in (4, 8)
-        for rate in RATES
-    ]
-    raw = {
-        "nuisance": ["learning_rate"],
-        "space": {"layers": [1], "state_size": [4, 8], "training": {"learning_rate": RATES}},
-    }
-    make_runs(sqlite_url, "two", raw, two)
-    words = words_of(sqlite_url, ["two"], tmp_path / "two.html")
-    best, complete, shared = 2, 2, 1
-    assert f"{RATES[0]}{best}{complete}{shared}" in words
-
-
 def test_filters_select_a_single_value_of_a_nuisance_parameter(sqlite_url):
     make_union(sqlite_url)
     section = build_section(results_of(sqlite_url))
@@ -360,15 +295,7 @@ def test_filters_select_a_single_value_of_a_nuisance_parameter(sqlite_url):
     assert subsets["//"].noun == "architecture"
 
 
-def test_curves_of_a_union_are_colored_by_parameters_that_some_lack(sqlite_url):
-    make_union(sqlite_url)
-    schemes = {each.label: each for each in list_color_schemes(results_of(sqlite_url))}
-    assert [meaning for meaning, _ in schemes["norm"].legend] == ["off", "on", "without norm"]
-    assert schemes["norm"].indices.count(2) == 63 - 27
-    assert [meaning for meaning, _ in schemes["learning rate"].legend] == ["0.001", "0.003", "0.01"]
-
-
-def test_derived_study_shows_the_values_that_it_carries_on(sqlite_url, tmp_path):
+def test_derived_study_carries_on_the_best_values(sqlite_url):
     """Two architectures of different learning rates, twice each: one row per architecture."""
     make_union(sqlite_url)
     best = {
@@ -400,34 +327,17 @@ def test_derived_study_shows_the_values_that_it_carries_on(sqlite_url, tmp_path)
     comparison = compare_with_source(results)
     (row,) = comparison.rows[comparison.rows["variant"] == "unchanged"].to_dict("records")
     assert row["source_value"] == pytest.approx(1.9 - 0.1 - 0.08)
-    words = words_of(sqlite_url, ["union", "derived"], tmp_path / "page.html")
-    assert "each architecture has one value, the best in union" in words
 
 
 def test_gated_trials_of_a_study_are_compared_with_the_baselines_of_a_union(sqlite_url):
     make_union(sqlite_url)
     raw = {"space": {"layers": [1], "state_size": [4]}}
     make_runs(sqlite_url, "plain", raw, [(gated_params(), 2.0, {})])
-    storage = read_storage(sqlite_url)
-    plain, union = build_sections([read_results(storage, n) for n in ("plain", "union")])
-    (line,) = plain.curves.figure.layout.shapes
-    assert line.name == "2×8 GRU"
-    assert line.y0 == pytest.approx(1.9 - 0.1 - 0.08)
-    assert not union.curves.figure.layout.shapes
-
-
-def test_importances_are_over_common_parameters_and_within_each_cell(sqlite_url):
-    make_union(sqlite_url)
-    results = results_of(sqlite_url)
-    (everywhere,) = compute_importances(results, list(results.complete.index), "all")
-    assert set(everywhere.top_params) == {"cell", "layers", "state_size", "learning_rate"}
-    own, gated = compute_conditional_importances(results)
-    assert (own.label, gated.label) == (
-        "where cell is MinGRU (27 trials)",
-        "where cell is gated (24 trials)",
-    )
-    assert {"norm", "expansion"} <= set(own.top_params)
-    assert "residual" in gated.top_params
+    plain, union = (results_of(sqlite_url, name) for name in ("plain", "union"))
+    (line,) = find_references(plain, [union])
+    assert line.label == "2×8 GRU"
+    assert line.training_loss == pytest.approx(1.9 - 0.1 - 0.08)
+    assert find_references(union, [plain]) == []
 
 
 def make_edges(url, at_highest):
@@ -455,17 +365,12 @@ def make_edges(url, at_highest):
 
 
 @pytest.mark.parametrize(
-    ("at_highest", "ending"),
-    [
-        ([7], None),  # fewer than a tenth, and not the best
-        ([5, 7], "2 of 12 architectures are best at learning rate 0.01, the highest value tried: "
-         "try higher ones"),
-        ([0], "1 of 12 architectures are best at learning rate 0.01, the highest value tried: "
-         "try higher ones; the best of all is among them"),
-    ],
-)  # fmt: skip
+    ("at_highest", "count"),
+    [([7], 0), ([0], 1)],
+    ids=["fewer than a tenth", "the best"],
+)
 def test_edge_of_the_values_tried_is_reported_wherever_a_result_is(
-    sqlite_url, tmp_path, at_highest, ending
+    sqlite_url, tmp_path, at_highest, count
 ):
     make_edges(sqlite_url, at_highest)
     report = write_report(sqlite_url, ["edges"], tmp_path / "page.html")
@@ -474,19 +379,13 @@ def test_edge_of_the_values_tried_is_reported_wherever_a_result_is(
     summary = html[html.index('id="s1-summary"') : html.index('id="s1-effects"')]
     page, _ = write_hypotheses(sqlite_url, ["edges"], tmp_path / "page.md")
     effects = load("edges", storage=sqlite_url).effects()
-    if ending is None:
-        assert not warnings
+    if not count:
+        assert warnings == effects.warnings == []
         assert "highest value tried" not in summary + page.read_text("utf-8") + repr(effects)
-        assert effects.warnings == []
         return
+    (ending,) = effects.warnings
+    assert ending.startswith(f"{count} of 12 architectures are best at learning rate 0.01, the")
+    assert "the best of all" in ending
     assert warnings == [f"warning: {ending}"]
-    assert f"<strong>{ending}.</strong>" in summary
-    assert f"**Warning:** {ending}." in page.read_text("utf-8")
-    assert effects.warnings == [ending]
-    assert f"warning: {ending}" in repr(effects)
-    assert ending in effects._repr_html_()
-    if at_highest == [0]:
-        plain = {"space": {"layers": [1], "state_size": [4]}}
-        make_runs(sqlite_url, "plain", plain, [(gated_params(), 3.0, {})])
-        several = write_report(sqlite_url, ["plain", "edges"], tmp_path / "several.html")
-        assert several.headline.splitlines()[1:] == [f"warning: in study 'edges', {ending}"]
+    for place in (summary, page.read_text("utf-8"), repr(effects), effects._repr_html_()):
+        assert ending in place

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import pytest
 from factories import make_stated, make_study, make_union
-from helpers import QUICK, TINY
 from process_runner import wait_until
 
 from reports.page.page import write_report
@@ -78,7 +77,7 @@ def scroll_to_every_chart(page):
     return plots.count()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (390, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "dark"), (390, "light")])
 def test_page_opens_offline_and_draws_every_chart(browser, page_file, width, scheme):
     with opened(browser, page_file, width, color_scheme=scheme) as page:
         assert scroll_to_every_chart(page) >= 23
@@ -87,51 +86,16 @@ def test_page_opens_offline_and_draws_every_chart(browser, page_file, width, sch
         assert paper == ("rgb(20, 23, 27)" if scheme == "dark" else "rgb(255, 255, 255)")
 
 
-def test_refinement_and_its_source_on_one_page(browser, derived, tmp_path):
-    path = write_report(derived, ["made", "derived"], tmp_path / "page.html").path
-    with opened(browser, path) as page:
-        scroll_to_every_chart(page)
-        assert page.locator("#s2-comparison").inner_text() == "Comparison"
-        assert page.get_by_role("row", name=re.compile("^state size 16")).count() == 1
-
-
-@pytest.mark.parametrize("width", [1200, 390])
-def test_union_with_a_nuisance_parameter_and_a_cell_of_a_users_own(
-    browser, sqlite_url, tmp_path, width
-):
+def test_union_with_a_nuisance_parameter_and_a_cell_of_a_users_own(browser, sqlite_url, tmp_path):
     make_union(sqlite_url, missing=[7])
     path = write_report(sqlite_url, ["union"], tmp_path / "page.html").path
-    with opened(browser, path, width) as page:
+    with opened(browser, path, width=390) as page:
         assert scroll_to_every_chart(page) >= 14
         first = page.locator("table.effects tbody tr").first
         assert first.locator("td").first.inner_text() == "+0.100"
         page.locator(".chooser select").first.select_option("0.003")
         assert first.locator("td").first.inner_text() == "+0.200"
         assert "20 trials with learning rate 0.003" in page.locator(".chosen").inner_text()
-        flags = page.locator("table.nuisance tr", has_text="cell gated → MinGRU").locator(
-            ".differs"
-        )
-        # Without noise, significance rests on rounding errors.
-        signs = [text for text in flags.all_inner_texts() if "sign" in text.split()]
-        assert len(signs) == 2
-        # Two edges, each in the summary and next to the effects at each architecture's best.
-        assert page.locator(".warning").count() == 4
-
-
-def test_report_of_a_real_search(browser, sqlite_url, text, tmp_path, run):
-    place = ("--storage", sqlite_url)
-    ungated = ("--set=space.input_gate=[false]", "--set=space.output_gate=[false]")
-    options = (*place, *TINY, *ungated, "--corpus", str(text), "--threads=1")
-    searched = run("run_search.py", QUICK, *options, report=False)
-    assert searched.returncode == 0, searched.stderr
-    path = tmp_path / "page.html"
-    assert run("-m", "reports", "quick", *place, "--output", str(path)).returncode == 0
-    with opened(browser, path) as page:
-        assert scroll_to_every_chart(page) >= 10
-        assert "The grid is complete" in page.locator("main").inner_text()
-        command = f"python run_search.py {QUICK} --corpus"
-        assert command in page.locator("pre.commands").inner_text()
-        assert page.locator(".code-of-best[open] math").count() >= 6
 
 
 def test_curve_is_named_isolated_and_colored(browser, page_file):
@@ -186,22 +150,6 @@ def test_effects_are_filtered(browser, page_file):
         page.locator(".first .plot.drawn").first.wait_for()
 
 
-def test_outcomes_below_the_threshold_are_filtered_by_parameter_and_never_by_loss(
-    browser, page_file
-):
-    with opened(browser, page_file) as page:
-        assert page.get_by_role("combobox", name="Loss").count() == 0
-        outcomes = page.locator(".chooser:has(.outcomes)")
-        assert outcomes.count() == 1  # the second study has no threshold
-        outcomes.scroll_into_view_if_needed()
-        row = outcomes.locator(".chosen tbody tr", has_text="layers")
-        assert row.locator("td").all_inner_texts() == ["1", "0", "3", "0", "0", "0.75"]
-        outcomes.locator(".plot.drawn").wait_for()
-        outcomes.get_by_role("combobox", name="State size").select_option("8")
-        assert row.locator("td").all_inner_texts()[:5] == ["0", "0", "2", "0", "0"]
-        outcomes.locator(".plot.drawn").wait_for()
-
-
 @pytest.fixture(scope="module")
 def stated_file(tmp_path_factory):
     """Page of a study with hypotheses and a threshold."""
@@ -211,21 +159,12 @@ def stated_file(tmp_path_factory):
     return write_report(url, ["stated"], folder / "page.html").path
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 390])
-def test_hypotheses_and_outcomes_fit_on_the_screen(browser, stated_file, width, scheme):
-    with opened(browser, stated_file, width, color_scheme=scheme) as page:
+def test_hypotheses_and_outcomes_fit_on_the_screen_of_a_phone(browser, stated_file):
+    width = 390
+    with opened(browser, stated_file, width, color_scheme="dark") as page:
         claims = page.locator("h2:has-text('Hypotheses') ~ .hypothesis")
-        assert claims.locator("h3").all_inner_texts() == [
-            "The residual lowers the loss.",
-            "A higher rate is better.",
-            "Reading the new state lowers the loss more than any other switch.",
-        ]
         first, second, third = claims.all()
         assert first.locator("td strong").all_inner_texts() == ["holds", "undecided"]
-        assert "The sign of “residual: on against off” depends on state size" in first.inner_text()
-        assert "Not testable: learning_rate has one value." in second.inner_text()
-        assert "(only state size 8)" in third.inner_text()
         outcomes = page.locator(".chooser:has(.outcomes)")
         outcomes.scroll_into_view_if_needed()
         outcomes.locator(".plot.drawn").wait_for()
@@ -236,7 +175,7 @@ def test_hypotheses_and_outcomes_fit_on_the_screen(browser, stated_file, width, 
         for section in (first, second, third, outcomes.locator(".chosen")):
             assert section.evaluate(right) <= width
         ink = first.locator("td").first.evaluate("e => getComputedStyle(e).color")
-        assert ink == ("rgb(228, 232, 236)" if scheme == "dark" else "rgb(27, 31, 36)")
+        assert ink == "rgb(228, 232, 236)"
 
 
 def test_tables_are_sorted_and_downloaded(browser, page_file, tmp_path):
@@ -259,31 +198,8 @@ def test_tables_are_sorted_and_downloaded(browser, page_file, tmp_path):
         download.value.save_as(tmp_path / "trials.csv")
         rows = list(csv.DictReader((tmp_path / "trials.csv").open(encoding="utf-8")))
         assert [row["trial"] for row in rows] == ["0", "1", "2", "4", "5", "6", "7", "3"]
-        assert [row["state"] for row in rows] == ["complete"] * 7 + ["diverged"]
-        assert [row["loss"] for row in rows] == [
-            "1.5",
-            "1.6",
-            "1.7",
-            "1.9",
-            "2",
-            "2.1",
-            "2.2",
-            "",
-        ]
+        assert [row["loss"] for row in rows] == ["1.5", "1.6", "1.7", "1.9", "2", "2.1", "2.2", ""]
         assert {row["residual"] for row in rows} == {"on", "off"}
-
-
-def test_theme_is_selected_and_remembered(browser, page_file):
-    with opened(browser, page_file, color_scheme="light") as page:
-        page.locator(".plot").first.scroll_into_view_if_needed()
-        page.locator(".plot.drawn").first.wait_for()
-        page.locator("#theme").select_option("dark")
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
-        page.wait_for_function(
-            "document.querySelector('.plot.drawn')._fullLayout.paper_bgcolor === '#14171b'"
-        )
-        page.reload()
-        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
 def test_every_chart_is_printed_on_white(browser, page_file, tmp_path):

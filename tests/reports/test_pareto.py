@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from factories import RATES, gated_params, make_replicates, make_runs
+from factories import RATES, gated_params, make_runs
 
-from benchmarks.pareto_simulation import simulate_fronts
 from reports.charts.pareto_plots import describe_front, plot_front
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
@@ -22,6 +21,7 @@ from reports.stats.pareto_front import (
 from rnn_search.study import load
 from studies.errors import ConfigError
 from studies.storage.open import read_storage
+from tests.simulations.pareto import simulate_fronts
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -108,7 +108,6 @@ def test_study_has_a_front_for_each_cost_at_the_best_values_of_nuisance_paramete
     fast = study.pareto("seconds").table
     assert list(fast["seconds"]) == [2.0, 3.0]
     assert list(fast["cheapest_not_worse"])[1] == "3×4 no gates, new state"
-    assert "2×4 no gates" in repr(study.pareto())
     assert len(study.pareto().plot().data) == 4
     with pytest.raises(ConfigError, match="cost is 'money': expected 'parameters' or 'seconds'"):
         study.pareto("money")
@@ -122,39 +121,19 @@ def test_seconds_are_compared_under_the_same_conditions_only(sqlite_url, tmp_pat
     seconds, parameters = costs.front("seconds"), costs.front("parameters")
     assert (seconds.left_out, parameters.left_out) == (1, 0)
     assert "1×4" not in describe_front(seconds)
-    assert "1×4 no gates, new state: 2.5000 bits per byte at 100 parameters" in describe_front(
-        parameters
-    )
+    assert "1×4 no gates, new state: 2.5000" in describe_front(parameters)
     html = write_report(sqlite_url, ["sizes"], tmp_path / "page.html").path.read_text("utf-8")
     section = html[html.index('id="s1-cost"') : html.index('id="s1-code"')]
-    assert "cpu of h, fp32, 1 thread, 1 network in lockstep" in section
+    assert costs.conditions in section
     assert "1 architecture that ran otherwise is left out" in section
-    assert "each architecture was run once" in section
 
 
-def test_study_without_windows_has_no_front(sqlite_url, tmp_path):
+def test_study_without_windows_has_no_front(sqlite_url):
     raw = {"space": SPACE}
     runs = [(gated_params(layers), 2.0 + layers, {}) for layers in (1, 2, 3)]
     make_runs(sqlite_url, "bare", raw, runs)
     with pytest.raises(ReportError, match="study 'bare' has no front by parameters: expected two"):
         load("bare", storage=sqlite_url).pareto()
-    html = write_report(sqlite_url, ["bare"], tmp_path / "page.html").path.read_text("utf-8")
-    assert 'id="s1-cost"' not in html
-
-
-def test_replicated_architectures_are_compared_over_runs(sqlite_url):
-    make_replicates(sqlite_url)
-    results = read_results(read_storage(sqlite_url), "replicates")
-    summary = summarize_study(results)
-    costs = summarize_costs(results, summary)
-    assert (costs.is_replicated, costs.split) == (True, "test")
-    (front,) = costs.fronts  # equal seconds
-    worse = {
-        name
-        for name in summary.comparison.names
-        if summary.comparison.is_significant(name, summary.comparison.best)
-    }
-    assert {each.label for each in front.worse} <= worse
 
 
 def test_baseline_cells_of_other_studies_are_drawn(sqlite_url):
@@ -170,24 +149,13 @@ def test_baseline_cells_of_other_studies_are_drawn(sqlite_url):
     (reference,) = front.references
     assert (reference.label, reference.parameters, reference.loss) == ("1×4 GRU", 150, 2.1)
     assert plot_front(front).data[-1].name == "1×4 GRU"
-    assert "Baseline cells: 1×4 GRU: 2.1000 bits per byte at 150" in describe_front(front)
     # It is no member: another study trained it.
     assert "1×4 GRU" not in [each.architecture.label for each in front.members]
 
 
-def test_front_of_equal_replicated_architectures_claims_no_gain_in_95_percent():
-    """300 studies; the limit is four standard errors above 5%."""
-    claims = simulate_fronts(300, architectures=4, runs=5, gap=0.0, seed=1)
-    assert claims.significant <= 0.1
-    assert claims.front > 0.6  # the losses alone claim one in three of four studies
-
-
-def test_real_gap_is_found_on_the_front():
-    claims = simulate_fronts(100, architectures=4, runs=5, gap=0.05, seed=2)
-    assert claims.largest >= 0.9
-
-
-def test_windows_of_single_runs_do_not_cover_other_runs():
-    """What the page says of single runs: noise between runs passes for a gain too often."""
-    claims = simulate_fronts(200, architectures=4, runs=1, gap=0.0, seed=3)
-    assert claims.significant > 0.2
+@pytest.mark.extended
+@pytest.mark.parametrize(("gap", "least", "most"), [(0.0, 0.0, 0.12), (0.05, 0.8, 1.0)])
+def test_front_of_replicated_architectures_claims_real_gains_only(gap, least, most):
+    """100 studies, of which 5% may claim a gain that is none."""
+    claims = simulate_fronts(100, architectures=4, runs=5, gap=gap, seed=1)
+    assert least <= claims.significant <= most

@@ -9,19 +9,17 @@ import pytest
 from helpers import TEXT, DatabaseUse
 from optuna.trial import TrialState
 
-from benchmarks.large_study import NAME, create_large_study
 from reports.charts import training_plots
 from reports.dashboard.publish import StudyPublisher
 from reports.data import drawn_trials
 from reports.data.study_reader import StudyReader, read_results
 from reports.data.table_export import write_curves
 from reports.page.sections import build_section
-from search.new_study import StudyOptions, plan_trials
 from search.status import read_status
 from studies.artifacts import open_store
-from studies.config import Refinement
 from studies.loader import read_study_record
 from studies.storage.open import load_study, open_storage, read_storage
+from tests.simulations.large_study import NAME, create_large_study
 
 SMALL = ["training.batch_size=2", "training.sequence_length=10", "evaluation.windows=2",
          "evaluation.window_length=10"]  # fmt: skip
@@ -50,20 +48,6 @@ def test_status_reads_as_many_rows_of_any_number_of_trials(sqlite_url, tmp_path,
     assert counts["small"][0] == counts["large"][0]
     # One for each shape and each running trial, none for each of the others.
     assert counts["large"][1] < 100
-
-
-def test_next_study_is_derived_without_reading_curves(sqlite_url, tmp_path):
-    make_large_study(sqlite_url, tmp_path, log_points=5, name="short")
-    make_large_study(sqlite_url, tmp_path, log_points=50, name="long")
-    with closing(open_storage(sqlite_url)) as storage:
-        use = DatabaseUse(storage)
-        counts = {}
-        for name in ("short", "long"):
-            config = read_study_record(load_study(storage, name)).config
-            refinement = Refinement(source=name, top=10)
-            derived = config.model_copy(update={"refinement": refinement, "space": None})
-            counts[name] = use.measure(partial(plan_trials, storage, derived, StudyOptions()))
-    assert counts["short"] == counts["long"]
 
 
 def finish_one(storage, study_id):

@@ -21,46 +21,38 @@ def finish_one(url, value):
     storage.close()
 
 
-def test_page_and_tables_are_written_and_their_paths_printed(sqlite_url, tmp_path, run):
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_page_and_tables_are_written_and_their_paths_printed(sqlite_url, tmp_path, invoke):
     make_study(sqlite_url)
     command = ("-m", "reports", "made", "--storage", sqlite_url)
-    done = run(*command, "--output", str(tmp_path / "new" / "page.html"))
+    done = invoke(*command, "--output", str(tmp_path / "new" / "page.html"))
     path, headline = done.stdout.splitlines()
     assert (done.returncode, path) == (0, f"{tmp_path}/new/page.html")
     # Each switch has four pairs, of which the diverged trial is missing: too few to be significant.
-    assert headline == (
-        "best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte, validation loss; "
-        "no effect is significantly different from zero"
-    )
+    assert headline.startswith("best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte")
+    assert headline.endswith("; no effect is significantly different from zero")
     rows = [str(tmp_path / "rows.csv"), str(tmp_path / "rows.parquet")]
-    done = run(*command, "--csv", rows[0], "--dataframe", rows[1])
+    done = invoke(*command, "--csv", rows[0], "--dataframe", rows[1])
     assert (done.returncode, done.stdout.split()) == (0, rows)
     assert len(pd.read_csv(rows[0])) == len(pd.read_parquet(rows[1])) == 8
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
+def test_invalid_arguments_are_rejected_in_one_line(sqlite_url, invoke):
+    make_study(sqlite_url)
+    for arguments, line in (
         (("nothing",), "study 'nothing' is not in"),
         (("made", "--csv", "/proc/no/rows.csv"), "cannot write /proc/no/rows.csv"),
         (("made", "--csv", "rows.csv", "--watch"), "do not go with --watch and --output"),
         (("made", "--output", "."), "is a directory"),
         ((), "Missing argument 'STUDY...'"),
-    ],
-)
-def test_invalid_arguments_are_rejected_in_one_line(sqlite_url, run, arguments, line):
-    make_study(sqlite_url)
-    done = run("-m", "reports", *arguments, "--storage", sqlite_url)
-    assert done.returncode == 2
-    assert line in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    ):
+        done = invoke("-m", "reports", *arguments, "--storage", sqlite_url)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), arguments
+        assert line in done.stderr
 
 
 @pytest.mark.parametrize("attribute", ["config", "corpus", "tokenizer"])
-@pytest.mark.parametrize("command", ["reports", "reports.hypotheses"])
-def test_study_of_another_version_is_rejected_in_one_line(
-    sqlite_url, tmp_path, run, command, attribute
-):
+def test_study_of_another_version_is_rejected_in_one_line(sqlite_url, tmp_path, invoke, attribute):
     make_study(sqlite_url)
     storage = open_storage(sqlite_url)
     study = load_study(storage, "made")
@@ -68,10 +60,11 @@ def test_study_of_another_version_is_rejected_in_one_line(
     study.set_user_attr(attribute, unknown)
     storage.close()
     output = tmp_path / "page"
-    done = run("-m", command, "made", "--storage", sqlite_url, "--output", str(output))
-    assert done.returncode == 2
-    assert f"study 'made' has an invalid attribute {attribute}." in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    for command in ("reports", "reports.hypotheses"):
+        options = ("--storage", sqlite_url, "--output", str(output))
+        done = invoke("-m", command, "made", *options)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert f"study 'made' has an invalid attribute {attribute}." in done.stderr
     assert not output.exists()
 
 

@@ -9,10 +9,9 @@ import pytest
 from factories import gated_params, make_runs, make_study
 
 from reports.data.study_reader import read_results
-from reports.data.table_export import concatenate_tables, write_csv
+from reports.data.table_export import write_csv
 from reports.errors import ReportError
 from reports.page.page import write_report
-from rnn.config import RESERVED_OPTION_NAMES
 from search.status import read_status
 from studies.errors import StudyFormatError
 from studies.storage.counts import count_trials
@@ -33,12 +32,6 @@ def test_trial_table_has_the_best_first_and_trials_without_a_value_last(sqlite_u
     assert results.table["seconds"].sum() == 10
     assert len(results.curves) == 12
     assert results.curves.iloc[0].to_dict() == {"number": 0, "step": 50, "loss": 2.5}
-
-
-def test_no_option_of_a_cell_has_the_name_of_a_column(sqlite_url):
-    make_study(sqlite_url)
-    table = concatenate_tables([read_results(read_storage(sqlite_url), "made")])
-    assert set(table) <= RESERVED_OPTION_NAMES
 
 
 def test_trial_table_has_every_option_of_a_cell(sqlite_url):
@@ -110,12 +103,3 @@ def test_infinite_value_of_plain_optuna_counts_as_diverged(url, tmp_path, value)
     assert (status.counts.complete, status.counts.diverged) == (5, 2)
     assert status.best.value == 1.5
     write_report(url, ["made"], tmp_path / "page.html")
-
-
-def test_optuna_names_the_value_after_the_objective(sqlite_url):
-    make_study(sqlite_url, finished=2)
-    study = optuna.load_study(study_name="made", storage=sqlite_url)
-    rows = study.trials_dataframe()
-    assert "value" not in rows
-    assert study.metric_names == ["validation loss"]
-    assert rows[f"value_{study.metric_names[0]}"].dropna().tolist() == [1.5, 1.6]

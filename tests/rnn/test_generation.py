@@ -5,37 +5,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from networks import make_model
 from user_cells import cell_config
 
-from rnn.config import BaselineConfig, CellConfig, GatedConfig, TrialConfig
+from rnn.config import BaselineConfig, GatedConfig, TrialConfig
 from rnn.data.tokenizer import load_tokenizer, train_tokenizer
 from rnn.errors import CellError
 from rnn.inference.generation import generate
 from rnn.inference.saved_model import SavedModel, deserialize_model, serialize_model
 from rnn.models.factory import build_network
-from rnn.stacked.network import draw_initial_weights
 
 GATED = GatedConfig(False, True, False, True, True, "both", 2, 8)
 OWN = cell_config("Everything", 2, 8)
 LSTM = BaselineConfig("lstm", 2, 8)
 BYTES = load_tokenizer(None)
 BPE = train_tokenizer("bpe:270", np.frombuffer(b"the cat, the hat, that cat" * 9, np.uint8))
-
-
-def make_model(tokenizer=BYTES, scale=4.0, architecture=GATED) -> SavedModel:
-    """Make a model whose weights are large enough to prefer some tokens."""
-    if isinstance(architecture, CellConfig):
-        config = TrialConfig(architecture)
-        network = build_network([config], 7, vocab_size=tokenizer.size)
-        weights = network.parameters.extract(0, network.parameters.values)
-        weights["head.weight"] *= scale
-        return SavedModel(architecture, weights, tokenizer, "bf16", {})
-    initial = draw_initial_weights(TrialConfig(architecture), 7, tokenizer.size)
-    weights = {
-        name: weight.float() * (scale if name.endswith(".weight") else 1)
-        for name, weight in initial.items()
-    }
-    return SavedModel(architecture, weights, tokenizer, "bf16", {})
+MODEL = make_model(GATED, BYTES, scale=8.0)
 
 
 def predict(model: SavedModel, tokens: list[int]) -> torch.Tensor:
@@ -57,7 +42,7 @@ def encode(tokenizer, text: bytes) -> list[int]:
 
 @pytest.mark.parametrize(
     "model",
-    [make_model(), make_model(BPE), make_model(architecture=LSTM), make_model(architecture=OWN)],
+    [MODEL, *(make_model(each, BPE, scale=8.0) for each in (GATED, LSTM, OWN))],
     ids=["bytes", "bpe", "lstm", "own cell"],
 )
 @pytest.mark.parametrize("prompt", [b"the cat", b""])
@@ -73,7 +58,7 @@ def test_greedy_generation_takes_the_most_likely_tokens(model, prompt):
 
 
 def test_tokens_are_sampled_with_their_probabilities():
-    model = make_model()
+    model = MODEL
     logits = predict(model, encode(BYTES, b"a"))
     for temperature, top_k in ((1.0, None), (0.5, None), (2.0, 3)):
         kept = logits if top_k is None else logits.topk(top_k).values
@@ -86,7 +71,7 @@ def test_tokens_are_sampled_with_their_probabilities():
 
 
 def test_generation_repeats_for_a_seed():
-    model = make_model(BPE, scale=1.0)
+    model = make_model(GATED, BPE)
     texts = [generate(model, b"the", length=30, seed=seed) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
     assert texts[0].startswith(generate(model, b"the", length=10, seed=1))
@@ -97,11 +82,11 @@ def test_generation_repeats_for_a_seed():
 )
 def test_arguments_out_of_range_are_refused(argument):
     with pytest.raises(ValueError, match="expected length"):
-        generate(make_model(), **argument)
+        generate(MODEL, **argument)
 
 
 def test_cell_of_a_saved_model_is_loaded_to_generate(monkeypatch):
-    model = make_model(architecture=OWN)
+    model = make_model(OWN, BYTES)
     expected = generate(model, length=20)
     monkeypatch.setattr("rnn.cells.loading._loaded", {})
     restored = deserialize_model(serialize_model(model))

@@ -1,14 +1,12 @@
-"""The training loop: repetition, independent networks, smoothed losses, removal, averaging."""
+"""The training loop: text, log points, smoothed losses, removal, averaging, initial weights."""
 
 import math
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks.matmul_limit import count_flops, matmul_shapes
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
@@ -17,14 +15,7 @@ from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop, sample_batch
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
-TRAIN_CONFIG = TrainConfig(
-    steps=20,
-    batch_size=6,
-    sequence_length=9,
-    log_every=2,
-    smoothing=0.9,
-    seed=3,
-)
+TRAIN_CONFIG = TrainConfig(20, batch_size=6, sequence_length=9, log_every=2, smoothing=0.9, seed=3)
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.01)
 MIXED = [
@@ -52,61 +43,6 @@ def advance(stack, tokens, targets, states):
     for state, next_state in zip(states, next_states, strict=True):
         state.copy_(next_state)
     return stack.losses(logits, targets)
-
-
-def test_single_network_repeats_bit_for_bit():
-    first, one = train(MIXED[:1])
-    second, two = train(MIXED[:1])
-    assert first.tobytes() == second.tobytes()
-    assert torch.equal(one.parameters.values, two.parameters.values)
-
-
-@pytest.mark.parametrize("gate_inputs", ["state", "candidate"])
-def test_network_trains_the_same_in_a_stack_as_alone(gate_inputs):
-    configs = [
-        config._replace(architecture=replace(config.architecture, gate_inputs=gate_inputs))
-        for config in MIXED
-    ]
-    stacked, _ = train(configs, "fp64")
-    for k, config in enumerate(configs):
-        alone, _ = train([config], "fp64")
-        np.testing.assert_allclose(stacked[:, k], alone[:, 0], rtol=1e-9)
-
-
-OPTIMIZER_CONFIGS = [
-    OptimizerConfig(learning_rate=0.001),
-    OptimizerConfig(learning_rate=0.1, gradient_clipping=0.5),
-    OptimizerConfig("adamw", 0.01, weight_decay=0.1),
-    OptimizerConfig("rmsprop", 0.01, beta2=0.9),
-    OptimizerConfig("sgd", 0.1, gradient_clipping=0.5),
-]
-
-
-@pytest.mark.parametrize("precision", ["fp64", "bf16"])
-def test_network_trains_the_same_next_to_networks_with_other_optimizers(precision):
-    configs = [
-        config._replace(optimizer=optimizer, varied=(("learning_rate", optimizer.learning_rate),))
-        for optimizer in OPTIMIZER_CONFIGS
-        for config in MIXED[:3]
-    ]
-    stacked, _ = train(configs, precision)
-    assert len({tuple(curve) for curve in stacked.T}) == len(configs), "the settings matter"
-    for k, config in enumerate(configs):
-        alone, _ = train([config], precision)
-        tolerance = 1e-9 if precision == "fp64" else 0.01
-        np.testing.assert_allclose(stacked[:, k], alone[:, 0], rtol=tolerance)
-
-
-def test_stack_has_one_order_of_networks_that_differ_in_training_settings_alone():
-    configs = [
-        MIXED[0]._replace(optimizer=optimizer, varied=varied)
-        for optimizer in OPTIMIZER_CONFIGS
-        for varied in ((), (("learning_rate", 0.1),), (("learning_rate", 0.02),))
-    ]
-    shuffled = configs[::2] + configs[1::2]
-    orders = {NetworkStack(order, 1).configs for order in (configs, configs[::-1], shuffled)}
-    assert len(orders) == 1
-    assert set(orders.pop()) == set(configs)
 
 
 def test_smoothed_loss_is_a_moving_average_that_starts_at_three():
@@ -156,20 +92,6 @@ def test_sequences_reach_both_ends_of_the_text():
     assert max(batch.max() for batch in batches) == 11
 
 
-def test_initial_weights_differ_by_architecture_replicate_and_seed():
-    one, other = MIXED[0], MIXED[1]
-
-    def candidate(config, seed=1):
-        return draw_initial_weights(config, seed)["layers.0.candidate.weight"]
-
-    assert torch.equal(candidate(one), candidate(one))
-    assert not torch.equal(candidate(one), candidate(one._replace(replicate=1)))
-    assert not torch.equal(candidate(one), candidate(other))
-    assert not torch.equal(candidate(one), candidate(one, seed=2))
-    other = one._replace(optimizer=OPTIMIZER_CONFIGS[-1], varied=(("optimizer", "sgd"),))
-    assert torch.equal(candidate(one), candidate(other)), "all optimizers start from the same"
-
-
 def test_initial_weights_equal_recorded_values():
     """Unfinished studies must continue with the weights that they started with."""
     architecture = MIXED[0].architecture
@@ -195,42 +117,6 @@ def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
         assert bias.abs().max() <= bound
         assert weight.abs().max() > 0.95 * bound
         assert abs(weight.mean()) < 0.05 * bound
-
-
-def test_diverged_network_does_not_affect_the_others():
-    stack = NetworkStack(MIXED, seed=1, precision="fp64")
-    diverged = MIXED[1]
-    k = stack.configs.index(diverged)
-    values = stack.parameters.values
-    weights = stack.parameters.extract(k, values)
-    weights["head.weight"].fill_(math.inf)
-    stack.parameters.load(k, values, weights)
-    run = TrainLoop(stack, TEXT, TRAIN_CONFIG)
-    list(run.train())
-    curves = dict(zip(run.configs, run.curves, strict=True))
-    assert not math.isfinite(curves[diverged][20])
-    expected, _ = train(MIXED, "fp64")
-    for column, config in enumerate(MIXED):
-        if config != diverged:
-            curve = list(curves[config].values())
-            np.testing.assert_allclose(curve, expected[:, column], rtol=1e-9)
-
-
-@pytest.mark.parametrize("removed", [[0], [1, 3], [0, 1, 2, 3]])
-def test_removal_within_a_sequence_does_not_affect_the_others(removed):
-    run = TrainLoop(NetworkStack(MIXED, seed=1, precision="fp64"), TEXT, TRAIN_CONFIG)
-
-    def on_step():
-        if run.step == 11:
-            run.remove_configs([MIXED[k] for k in removed])
-
-    points = list(run.train(on_step))
-    kept = [config for k, config in enumerate(MIXED) if k not in removed]
-    assert set(run.configs) == set(kept)
-    assert len(points[-1].ema_losses) == len(kept)
-    for config, curve in zip(run.configs, run.curves, strict=True):
-        alone, _ = train([config], "fp64")
-        np.testing.assert_allclose(list(curve.values()), alone[:, 0], rtol=1e-9)
 
 
 def test_removed_network_costs_no_matrix_products():
@@ -277,58 +163,6 @@ def test_training_lowers_the_loss():
     losses = compute_eval_losses(stack, select_eval_windows(TEXT, 4, 20))
     assert losses.shape == (1, 4)
     assert losses.mean() < math.log(256) - 2
-
-
-def test_networks_of_different_shapes_cannot_be_stacked():
-    other = TrialConfig(GatedConfig(False, False, False, False, False, "new", 1, 8))
-    with pytest.raises(ValueError, match=r"expected one \(layers, state size"):
-        NetworkStack([MIXED[0], other], 1)
-
-
-def test_networks_of_different_replicates_cannot_share_a_run():
-    configs = [MIXED[0], MIXED[0]._replace(replicate=1)]
-    with pytest.raises(ValueError, match=r"\[0, 1\]: expected one"):
-        TrainLoop(NetworkStack(configs, 1), TEXT, TRAIN_CONFIG)
-
-
-class SeparateTexts(NetworkStack):
-    """Networks that read a text each, and keep what they read instead of training."""
-
-    separate_texts = True
-    read: ClassVar[dict[int, list[tuple[Tensor, Tensor]]]] = {}
-
-    def with_configs(self, weights):
-        return SeparateTexts(list(weights), self.seed)
-
-    def init_training_state(self, streams):
-        return [torch.full((len(self.configs), 2), 5)]
-
-    def loss_and_grad(self, tokens, targets, states):
-        assert (states[0] == 5).all() == (len(self.read[0]) % 8 == 0), "set at a sequence's start"
-        for k, config in enumerate(self.configs):
-            pair = (each if each.dim() == 1 else each[k] for each in (tokens, targets))
-            self.read[config.replicate].append(tuple(each.clone() for each in pair))
-        return torch.zeros(len(self.configs)), [torch.zeros_like(state) for state in states]
-
-
-def test_each_network_reads_the_text_of_its_replicate_across_a_removal():
-    configs = [MIXED[0]._replace(replicate=replicate) for replicate in (0, 1, 2)]
-    SeparateTexts.read = {0: [], 1: [], 2: []}
-    run = TrainLoop(SeparateTexts(configs, 1), TEXT, TRAIN_CONFIG)
-
-    def on_step():
-        if run.step in (5, 13):
-            run.remove_configs([configs[{5: 2, 13: 1}[run.step]]])
-
-    list(run.train(on_step))
-    for replicate, steps in ((0, 20), (1, 13), (2, 5)):
-        read = SeparateTexts.read[replicate]
-        assert len(read) == steps
-        for step, (tokens, targets) in enumerate(read):
-            sequence, t = divmod(step, 8)
-            text = sample_batch(TEXT, TRAIN_CONFIG, sequence, replicate)
-            assert tokens.tolist() == text[t].tolist()
-            assert targets.tolist() == text[t + 1].tolist()
 
 
 def test_weights_are_averaged_over_the_last_steps_across_a_removal():

@@ -1,112 +1,44 @@
-"""The step in C computes the same as the fast engine, and its absence costs only speed."""
+"""The step in C at every size, and what happens where it cannot be used."""
 
 import ctypes
-import itertools
-import os
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from network_configs import each_of, gated_configs
+from networks import (
+    NATIVE_PRECISIONS,
+    assert_evaluates_as_plain_modules,
+    assert_trains_as_plain_modules,
+    gated_configs,
+)
 
 from rnn.config import GatedConfig, TrialConfig
 from rnn.models.factory import build_network
 from rnn.native import library
 from rnn.native.library import SWITCH, load_library
 from rnn.native.network import NativeStack, computes_correctly, library_obstacle, pays_off
-from rnn.stacked.network import NetworkStack
-from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
-from rnn.training.loop import TrainConfig, TrainLoop
 
-PRECISIONS = [
-    pytest.param(
-        precision,
-        marks=pytest.mark.skipif(
-            load_library(precision) is None, reason=f"no compiler, or no {precision} on this CPU"
-        ),
-    )
-    for precision in ("fp32", "bf16")
-]
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
+each_precision = pytest.mark.parametrize("precision", NATIVE_PRECISIONS)
+needs_compiler = pytest.mark.skipif(load_library("fp32") is None, reason="no compiler")
 
 # Sizes that fill whole vectors and tiles, and sizes that do not; streams of one block, of two.
 SHAPES = [(32, 2, 64, 256), (5, 3, 9, 256), (33, 1, 129, 61), (48, 2, 130, 300), (1, 1, 1, 2)]
 
 
-def stacks(configs, precision, vocab_size=256):
-    expected = NetworkStack([TrialConfig(config) for config in configs], 3, "fp64", vocab_size)
-    return NativeStack(expected.configs, 3, precision, vocab_size), expected
-
-
-def assert_same(actual, expected, precision, scale=None):
-    scale = float(expected.abs().max()) if scale is None else scale
-    torch.testing.assert_close(
-        actual.double(), expected.double(), rtol=0, atol=TOLERANCE[precision] * max(scale, 1e-3)
-    )
-
-
-def assert_steps_same(actual, expected, precision, streams, vocab_size, steps=2):
-    """Take steps in training and in evaluation, each from the states of the last."""
-    generator = torch.Generator().manual_seed(0)
-    states = [stack.init_training_state(streams) for stack in (actual, expected)]
-    for _ in range(steps):
-        tokens, targets = torch.randint(0, vocab_size, (2, streams), generator=generator)
-        logits = [
-            stack.forward(tokens, each)[0]
-            for stack, each in zip((actual, expected), states, strict=True)
-        ]
-        assert_same(*logits, precision, scale=1.0)
-        assert_same(
-            *(
-                stack.losses(each, targets)
-                for stack, each in zip((actual, expected), logits, strict=True)
-            ),
-            precision,
-        )
-        losses, after = zip(
-            *(
-                stack.loss_and_grad(tokens, targets, each)
-                for stack, each in zip((actual, expected), states, strict=True)
-            ),
-            strict=True,
-        )
-        assert_same(*losses, precision)
-        for each, next_states in zip(states, after, strict=True):
-            for state, next_state in zip(each, next_states, strict=True):
-                state.copy_(next_state)
-        for state, other in zip(*states, strict=True):
-            assert_same(state, other, precision, scale=1.0)
-        for k in range(len(actual.configs)):
-            grads = [
-                stack.parameters.extract(k, stack.parameters.grads) for stack in (actual, expected)
-            ]
-            scale = max(float(grad.abs().max()) for grad in grads[1].values())
-            for name, grad in grads[0].items():
-                assert_same(grad, grads[1][name], precision, scale)
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@each_of(gated_configs(2, 20))
-def test_library_computes_the_losses_and_gradients_of_the_fast_engine(config, precision):
-    assert_steps_same(*stacks([config], precision, 67), precision, 9, 67)
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@each_precision
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_library_computes_stacks_of_any_size_on_any_number_of_threads(
+def test_networks_of_any_size_train_on_any_number_of_threads(
     shape, threads, precision, thread_count
 ):
     size, layers, streams, vocab_size = shape
-    configs = random.Random(0).sample(gated_configs(layers, size, ["state"]), 5)
+    configs = random.Random(0).sample(gated_configs(layers, size, ["state"]), 4)
     thread_count(threads)
-    for count in (1, 5):
-        assert_steps_same(
-            *stacks(configs[:count], precision, vocab_size), precision, streams, vocab_size, 2
-        )
+    network = NativeStack(list(map(TrialConfig, configs)), 3, precision, vocab_size)
+    assert_trains_as_plain_modules(network, precision, streams, vocab_size, lengths=[3])
+    windows = np.random.default_rng(0).integers(0, vocab_size, (3, streams), dtype=np.uint16)
+    assert_evaluates_as_plain_modules(network, precision, windows, vocab_size)
 
 
 @pytest.fixture
@@ -116,12 +48,12 @@ def thread_count():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("streams", [7, 40, 200, 300])
+@each_precision
+@pytest.mark.parametrize("streams", [7, 300])
 def test_network_computes_the_same_bit_for_bit_in_any_stack_and_on_any_threads(
     streams, precision, thread_count
 ):
-    configs = [TrialConfig(config) for config in gated_configs(2, 7, ["candidate"])[::9]]
+    configs = [TrialConfig(config) for config in gated_configs(2, 7, ["candidate"])[::19]]
     tokens = torch.arange(streams) % 11
     thread_count(1)
     together = NativeStack(configs, 3, precision)
@@ -137,60 +69,9 @@ def test_network_computes_the_same_bit_for_bit_in_any_stack_and_on_any_threads(
             assert torch.equal(grad, own[name]), name
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_training_resumes_bit_for_bit_and_closely_in_the_fast_engine(precision, thread_count):
-    thread_count(1)
-    text = np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8)
-    settings = TrainConfig(20, 3, 8, 4, 0.9, 3, average_fraction=0.6)
-    configs = [TrialConfig(config) for config in gated_configs(2, 7, ["state"])[::19]]
-
-    def train(stack, states, until):
-        loop = TrainLoop(stack, text, settings, states)
-        for point in loop.train():
-            if point.step == until:
-                break
-        return {
-            config: deserialize_checkpoint(
-                config.architecture, "", serialize_checkpoint(loop.train_state(config), "")
-            )
-            for config in loop.configs
-        }
-
-    def resume(engine, states, until):
-        weights = {config: state.weights for config, state in states.items()}
-        return train(engine(list(states), 3, precision, weights=weights), states, until)
-
-    expected = train(NativeStack(configs, 3, precision), {}, 20)
-    half = train(NativeStack(configs, 3, precision), {}, 8)
-    some = {config: half[config] for config in configs[::2]}  # the others are pruned
-    exact = resume(NativeStack, some, 20)
-    close = resume(NativeStack, resume(NetworkStack, some, 12), 20)
-    for config in some:
-        assert exact[config].curve == expected[config].curve
-        for name, weight in expected[config].weights.items():
-            assert torch.equal(exact[config].weights[name], weight)
-        assert close[config].curve == pytest.approx(expected[config].curve, rel=2e-3)
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_loss_that_is_not_finite_stays_in_its_network(precision):
-    configs = [TrialConfig(config) for config in gated_configs(1, 8, ["state"])[:2]]
-    stack = NativeStack(configs, 3, precision)
-    weights = stack.parameters.extract(0, stack.parameters.values)
-    weights["head.weight"].fill_(float("nan"))
-    stack.parameters.load(0, stack.parameters.values, weights)
-    tokens = torch.arange(5)
-    losses, _ = stack.loss_and_grad(tokens, tokens, stack.init_state(5))
-    assert losses.isnan().tolist() == [True, False]
-    assert stack.parameters.extract(0, stack.parameters.grads)["head.weight"].isnan().any()
-    grads = stack.parameters.extract(1, stack.parameters.grads)
-    assert all(bool(grad.isfinite().all()) for grad in grads.values())
-
-
+@needs_compiler
 @pytest.mark.parametrize("value", [-1, 256])
 def test_token_outside_the_vocabulary_is_an_error(value):
-    if load_library("fp32") is None:
-        pytest.skip("no compiler")
     stack = NativeStack([TrialConfig(gated_configs(1, 8)[0])], 3)
     good, bad = torch.tensor([1, 2]), torch.tensor([1, value])
     for tokens, targets in ((good, bad), (bad, good)):
@@ -200,9 +81,8 @@ def test_token_outside_the_vocabulary_is_an_error(value):
         stack.forward(bad, stack.init_state(2))
 
 
+@needs_compiler
 def test_tensors_of_other_shapes_are_errors_and_other_numbers_are_converted():
-    if load_library("fp32") is None:
-        pytest.skip("no compiler")
     stack = NativeStack([TrialConfig(gated_configs(2, 8)[0])], 3)
     tokens, states = torch.tensor([1, 2]), stack.init_state(2)
     states[0].fill_(0.5)
@@ -224,72 +104,66 @@ def test_networks_of_several_shapes_are_refused():
         NativeStack([TrialConfig(gated_configs(1, size)[0]) for size in (8, 9)], 3)
 
 
-TRAINING = """
-import torch
-from rnn.config import GatedConfig, TrialConfig
-from rnn.models.factory import build_network
-from rnn.native.network import library_obstacle
-network = build_network([TrialConfig(GatedConfig(True, True, True, True, True, 'both', 2, 8))], 0)
-tokens = torch.arange(6)
-losses, _ = network.loss_and_grad(tokens, tokens, network.init_state(6))
-print(type(network).__name__, losses.item(), library_obstacle(8, "fp32"))
-"""
+ALL_OPTIONS = [TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8))]
 
 
-def run_training(**environment):
-    result = subprocess.run(
-        [sys.executable, "-c", TRAINING],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert not result.stderr
-    (line,) = result.stdout.splitlines()
-    name, loss, obstacle = line.split(maxsplit=2)
-    return name, float(loss), obstacle
+def first_loss(network):
+    tokens = torch.arange(6)
+    losses, _ = network.loss_and_grad(tokens, tokens, network.init_state(6))
+    return losses.item()
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    if load_library("fp32") is None:
-        pytest.skip("no compiler")
-    return run_training()
+@pytest.fixture
+def load_again():
+    """Let the library be compiled, loaded and checked as in a new process."""
+
+    def clear():
+        library._load.cache_clear()
+        computes_correctly.cache_clear()
+
+    clear()
+    yield
+    clear()
 
 
-def test_library_is_used_where_there_is_a_compiler(compiled):
-    name, _, obstacle = compiled
-    assert (name, obstacle) == ("NativeStack", "None")
+@needs_compiler
+def test_library_is_used_where_there_is_a_compiler():
+    assert isinstance(build_network(ALL_OPTIONS, 0), NativeStack)
+    assert library_obstacle(8, "fp32") is None
 
 
+@needs_compiler
 @pytest.mark.parametrize(
-    ("environment", "obstacle"),
+    ("variable", "value", "obstacle"),
     [
-        ({"CC": "no-such-compiler"}, "no C compiler 'no-such-compiler': install one, or set CC"),
-        ({"CC": "false"}, "false failed: exit code 1"),
-        ({"CC": ""}, "no C compiler ''"),
-        ({"CC": "cc -DBLOCK_STREAMS=x"}, "error"),
-        ({"CC": "cc 'unfinished"}, 'CC is "cc \'unfinished": expected a command'),
-        ({"CC": "sh -c 'printf \"\\377 error\" >&2; exit 1'"}, "sh failed: \ufffd error"),
-        ({"CC": "cc -fvisibility=hidden"}, "undefined symbol: rnn_"),
-        ({"CC": "sh -c 'echo ld: final link failed: No space >&2; exit 1'"}, "No space"),
-        ({"CC": "cc -c"}, "rnn/native/__pycache__/step-"),
-        ({SWITCH: "0"}, "None"),
+        ("CC", "no-such-compiler", "no C compiler 'no-such-compiler': install one, or set CC"),
+        ("CC", "false", "false failed: exit code 1"),
+        ("CC", "", "no C compiler ''"),
+        ("CC", "cc -DBLOCK_STREAMS=x", "error"),
+        ("CC", "cc 'unfinished", 'CC is "cc \'unfinished": expected a command'),
+        ("CC", "sh -c 'printf \"\\377 error\" >&2; exit 1'", "sh failed: \ufffd error"),
+        ("CC", "cc -fvisibility=hidden", "undefined symbol: rnn_"),
+        ("CC", "sh -c 'echo ld: final link failed: No space >&2; exit 1'", "No space"),
+        ("CC", "cc -c", "rnn/native/__pycache__/step-"),
+        (SWITCH, "0", "None"),
     ],
-    ids=str,
 )
-def test_networks_train_the_same_without_the_library(compiled, environment, obstacle):
-    name, loss, found = run_training(**environment)
-    assert name == "NetworkStack"
-    assert loss == pytest.approx(compiled[1], rel=1e-6)
-    assert obstacle in found
+def test_networks_train_the_same_without_the_library(
+    monkeypatch, load_again, variable, value, obstacle
+):
+    expected = first_loss(NativeStack(ALL_OPTIONS, 0))
+    library._load.cache_clear()
+    monkeypatch.setenv(variable, value)
+    network = build_network(ALL_OPTIONS, 0)
+    assert not isinstance(network, NativeStack)
+    assert first_loss(network) == pytest.approx(expected, rel=1e-6)
+    assert obstacle in str(library_obstacle(8, "fp32"))
+    assert "\n" not in str(library_obstacle(8, "fp32"))
 
 
-def test_library_that_computes_wrong_numbers_is_not_used(monkeypatch):
-    if load_library("fp32") is None:
-        pytest.skip("no compiler")
-    config = [TrialConfig(GatedConfig(False, False, False, False, True, "new", 1, 8))]
-    assert isinstance(build_network(config, 0), NativeStack)
+@needs_compiler
+def test_library_that_computes_wrong_numbers_is_not_used(monkeypatch, load_again):
+    assert isinstance(build_network(ALL_OPTIONS, 0), NativeStack)
     compute = NativeStack.loss_and_grad
 
     def wrong(self, *args):
@@ -299,24 +173,19 @@ def test_library_that_computes_wrong_numbers_is_not_used(monkeypatch):
 
     monkeypatch.setattr(NativeStack, "loss_and_grad", wrong)
     computes_correctly.cache_clear()
-    try:
-        assert isinstance(build_network(config, 0), NetworkStack)
-        assert (
-            library_obstacle(8, "fp32")
-            == "the compiled library computes other numbers than PyTorch"
-        )
-    finally:
-        computes_correctly.cache_clear()
+    assert not isinstance(build_network(ALL_OPTIONS, 0), NativeStack)
+    expected = "the compiled library computes other numbers than PyTorch"
+    assert library_obstacle(8, "fp32") == expected
 
 
+@needs_compiler
 def test_compiled_library_is_kept_beside_the_source_or_else_in_a_private_folder(
     monkeypatch, tmp_path
 ):
-    if load_library("fp32") is None:
-        pytest.skip("no compiler")
     for name in ("step.c", "layer.h", "products.h"):
         (tmp_path / name).write_bytes((library._FOLDER / name).read_bytes())
     monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    monkeypatch.setattr(library, "_FLAGS", [*library._FLAGS, "-O0"])  # compiles sooner
     path = library._compiled([])
     assert path.parent == tmp_path / "__pycache__"
     assert [each.name for each in path.parent.iterdir()] == [path.name]
@@ -336,22 +205,14 @@ def test_compiled_library_is_kept_beside_the_source_or_else_in_a_private_folder(
     assert ctypes.CDLL(str(private)).rnn_tile_columns() > 0
 
 
+@needs_compiler
 @pytest.mark.parametrize("flags", [["-mno-avx512f"], ["-mno-avx512f", "-mno-avx"]], ids=" ".join)
-def test_library_is_right_without_some_instructions(monkeypatch, flags):
+def test_library_is_right_without_some_instructions(monkeypatch, load_again, flags):
     """As compiled for CPUs that have no AVX-512, or no AVX."""
-    if load_library("fp32") is None:
-        pytest.skip("no compiler")
     monkeypatch.setattr(library, "_FLAGS", [*library._FLAGS, *flags])
-    library._load.cache_clear()
-    try:
-        configs = random.Random(1).sample(gated_configs(2, 21), 8)
-        for gate_inputs, group in itertools.groupby(
-            sorted(configs, key=lambda config: config.gate_inputs), lambda c: c.gate_inputs
-        ):
-            assert gate_inputs
-            assert_steps_same(*stacks(list(group), "fp32", 50), "fp32", 19, 50)
-    finally:
-        library._load.cache_clear()
+    configs = random.Random(1).sample(gated_configs(2, 21, ["candidate"]), 4)
+    network = NativeStack(list(map(TrialConfig, configs)), 3, "fp32", 50)
+    assert_trains_as_plain_modules(network, "fp32", 19, 50, lengths=[3])
 
 
 def test_large_networks_and_other_devices_and_precisions_use_pytorch(monkeypatch):

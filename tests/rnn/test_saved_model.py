@@ -8,34 +8,27 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from networks import make_model
 from safetensors import safe_open
 from user_cells import cell_config, source_of
 
-from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.config import BaselineConfig, GatedConfig
 from rnn.data.tokenizer import load_tokenizer, train_tokenizer
 from rnn.errors import SavedModelError, TokenizerError
-from rnn.inference.saved_model import SavedModel, deserialize_model, serialize_model
-from rnn.models.factory import build_network
-from rnn.stacked.network import draw_initial_weights
+from rnn.inference.saved_model import deserialize_model, serialize_model
 
 GATED = GatedConfig(True, False, True, False, True, "both", 2, 4, "candidate")
 BPE = train_tokenizer("bpe:260", np.frombuffer(b"the cat, the hat, that" * 9, np.uint8))
 METADATA = {"study": "quick", "trial": "3", "note": "\u201ewörtlich\u201c\n"}
 
 
-def make_model(architecture=GATED, tokenizer=BPE) -> SavedModel:
-    initial = draw_initial_weights(TrialConfig(architecture), 7, tokenizer.size)
-    weights = {name: weight.float() for name, weight in initial.items()}
-    return SavedModel(architecture, weights, tokenizer, "bf16", METADATA)
-
-
-CONTENT = serialize_model(make_model())
+CONTENT = serialize_model(make_model(GATED, BPE, **METADATA))
 
 
 @pytest.mark.parametrize("architecture", [GATED, BaselineConfig("lstm", 2, 4)])
 @pytest.mark.parametrize("tokenizer", [load_tokenizer(None), BPE])
 def test_model_is_read_as_it_was_written(architecture, tokenizer):
-    model = make_model(architecture, tokenizer)
+    model = make_model(architecture, tokenizer, **METADATA)
     restored = deserialize_model(serialize_model(model))
     assert restored.architecture == architecture
     assert (restored.precision, restored.metadata) == ("bf16", METADATA)
@@ -54,17 +47,14 @@ def test_safetensors_reads_the_file(tmp_path):
         assert file.get_tensor("layers.1.candidate.weight").shape == (8, 4)
 
 
-def with_header(**metadata: object) -> bytes:
-    """Return the file with other metadata in its header; None removes a key."""
-    length = int.from_bytes(CONTENT[:8], "little")
-    header = json.loads(CONTENT[8 : 8 + length])
-    for key, value in metadata.items():
-        if value is None:
-            del header["__metadata__"][key]
-        else:
-            header["__metadata__"][key] = value
+def with_header(content: bytes = CONTENT, **metadata: object) -> bytes:
+    """Return a file with other metadata in its header; None removes a key."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    found = header["__metadata__"] | metadata
+    header["__metadata__"] = {key: value for key, value in found.items() if value is not None}
     new = json.dumps(header).encode()
-    return len(new).to_bytes(8, "little") + new + CONTENT[8 + length :]
+    return len(new).to_bytes(8, "little") + new + content[8 + length :]
 
 
 ARCHITECTURE = json.dumps(dataclasses.asdict(GATED))
@@ -78,39 +68,31 @@ def with_architecture(**fields: object) -> bytes:
     "content",
     [
         b"",
-        b"a checkpoint" * 20,
         CONTENT[:-1],
         CONTENT[:100],
+        (10**10).to_bytes(8, "little") + CONTENT[8:],  # length of the header
         with_header(format_version="1"),
         with_header(format_version=None),
         with_header(precision="fp8"),
         with_header(metadata="{"),
         with_header(metadata='"words"'),
-        with_header(architecture="[" * 100_000),
-        with_header(architecture="[]"),
-        with_header(architecture='{"cell": "lstm"}'),
-        with_header(architecture='{"cell": "tree", "layers": 1, "state_size": 4}'),
-        with_header(architecture='{"cell": "gru", "layers": 1, "state_size": 4}'),  # no tensors
+        with_header(metadata='{"trial": 3}'),
         with_header(tokenizer="null"),  # a smaller vocabulary than the tensors'
         with_header(tokenizer='"' + "[" * 100_000 + '"'),
-        (10**10).to_bytes(8, "little") + CONTENT[8:],  # length of the header
+        with_header(architecture="[" * 100_000),
+        with_header(architecture="[]"),
+        with_header(architecture='{"cell": "tree", "layers": 1, "state_size": 4}'),
+        with_header(architecture='{"cell": "gru", "layers": 1, "state_size": 4}'),  # no tensors
+        with_header(architecture=ARCHITECTURE.replace('{"', '{"layers": 3, "', 1)),
         with_architecture(layers=10**9),
         with_architecture(layers=-1),
-        with_architecture(layers=2.0),
         with_architecture(layers="2"),
-        with_architecture(layers=True),
-        with_architecture(layers=None),
         with_architecture(layers=1),  # more tensors than it needs
         with_architecture(state_size=10**4000),
         with_architecture(state_size=float("nan")),
-        with_architecture(state_size=float("inf")),
         with_architecture(residual=1),
-        with_architecture(residual="yes"),
         with_architecture(state_source=["both"]),
         with_architecture(cells=3),
-        with_header(architecture=ARCHITECTURE.replace('{"', '{"layers": 3, "', 1)),
-        with_header(metadata='{"trial": 3}'),
-        with_header(metadata=None),
     ],
     ids=lambda content: f"{len(content)} bytes",  # the order of metadata varies
 )
@@ -147,15 +129,11 @@ def test_weights_that_are_not_finite_or_of_another_dtype_are_refused(spoil):
         deserialize_model(serialize_model(dataclasses.replace(model, weights=weights)))
 
 
-def make_cell_model(tokenizer=BPE) -> SavedModel:
-    config = TrialConfig(cell_config("Everything", 2, 4, scale=0.25))
-    network = build_network([config], 7, vocab_size=tokenizer.size)
-    weights = network.parameters.extract(0, network.parameters.values)
-    return SavedModel(config.architecture, weights, tokenizer, "fp32", METADATA)
+OWN = cell_config("Everything", 2, 4, scale=0.25)
 
 
 def test_model_of_a_users_own_cell_is_read_without_executing_its_source(monkeypatch):
-    model = make_cell_model()
+    model = make_model(OWN, BPE)
     content = serialize_model(model)
     for name in ("load_cell", "_execute"):
         monkeypatch.setattr(f"rnn.cells.loading.{name}", lambda *_: pytest.fail("executed"))
@@ -169,14 +147,14 @@ def test_model_of_a_users_own_cell_is_read_without_executing_its_source(monkeypa
 
 
 def cell_content(**changes: object) -> bytes:
-    content = serialize_model(make_cell_model())
+    content = serialize_model(make_model(OWN, BPE))
     length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    for key, value in changes.items():
-        found = json.loads(header["__metadata__"][key])
-        header["__metadata__"][key] = json.dumps(found | value if value else value)
-    new = json.dumps(header).encode()
-    return len(new).to_bytes(8, "little") + new + content[8 + length :]
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    changed = {
+        key: json.dumps(json.loads(metadata[key]) | value if value else value)
+        for key, value in changes.items()
+    }
+    return with_header(content, **changed)
 
 
 @pytest.mark.parametrize(
@@ -196,12 +174,7 @@ def cell_content(**changes: object) -> bytes:
     ],
 )
 def test_damaged_model_of_a_users_own_cell_is_refused(changes, expected):
-    assert deserialize_model(cell_content()).architecture == make_cell_model().architecture
+    assert deserialize_model(cell_content()).architecture == make_model(OWN, BPE).architecture
     with pytest.raises(SavedModelError, match=expected) as refused:
         deserialize_model(cell_content(**changes))
     assert "\n" not in str(refused.value)
-
-
-def test_damaged_tokenizer_raises_tokenizer_error():
-    with pytest.raises(TokenizerError):
-        deserialize_model(with_header(tokenizer='"{}"'))

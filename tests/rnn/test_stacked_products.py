@@ -1,18 +1,22 @@
-"""The exact matrix products of a training step, so that a redundant one is noticed.
+"""What options cost in a stack: weights, matrix products, and operations with padding.
 
 B streams, n states; a product (i, j, k) is of (i, j) by (j, k). All are derived by hand from the
 equations of :class:`rnn.models.gated.GatedLayer`.
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from network_configs import gated_configs, representatives
+import torch
+from networks import extract, gated_configs, representatives
 
-from benchmarks.matmul_limit import matmul_shapes
-from rnn.config import GatedConfig, TrialConfig
+from benchmarks.matmul_limit import count_operations, matmul_shapes
+from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
+from rnn.models.shapes import count_parameters
 from rnn.stacked.network import NetworkStack
+from rnn.stacked.padding import pad, padding_pays
 from rnn.training.loop import TrainConfig, TrainLoop
 
 B, N, V = 40, 6, 256
@@ -112,7 +116,7 @@ ALL = gated_configs(2, N, ["state"])
 
 @pytest.mark.parametrize(
     "configs",
-    [representatives(ALL, together=3), pytest.param(ALL, marks=pytest.mark.extended)],
+    [representatives(ALL, together=2), pytest.param(ALL, marks=pytest.mark.extended)],
     ids=["some", "all"],
 )
 def test_mixed_stack_takes_the_products_of_its_networks_and_no_other(configs):
@@ -120,8 +124,80 @@ def test_mixed_stack_takes_the_products_of_its_networks_and_no_other(configs):
     assert step_products(*configs) == sum(alone, Counter())
 
 
-@pytest.mark.parametrize("config", ALL[::5], ids=lambda config: config.label)
+@pytest.mark.parametrize("config", representatives(ALL), ids=lambda config: config.label)
 def test_static_graph_multiplies_each_stream_in_fewer_products(config):
     products = step_products(config, static_graph=True)
     assert not any(i == U or j == U for i, j, _ in products)
     assert sum(products.values()) <= sum(step_products(config).values())
+
+
+# ------------------------------------------------------------------ weights
+
+
+def test_options_that_are_off_have_no_weights():
+    off = GatedConfig(False, False, False, False, False, "new", 1, N)
+    expected = {"embedding", "layers.0.candidate", "layers.0.read_out", "head"}
+    assert set(off.param_shapes()) == expected
+
+
+def test_options_have_96_combinations_and_parameter_counts_are_those_of_their_networks():
+    assert len(set(ALL)) == 96
+    stack = NetworkStack(list(map(TrialConfig, ALL)), 0)
+    for k, config in enumerate(stack.configs):
+        count = sum(weight.numel() for weight in extract(stack, k).values())
+        assert count == count_parameters(config.architecture)
+        assert count == config.architecture.parameter_count()
+
+
+def test_stack_has_one_order_of_networks_that_differ_in_training_settings_alone():
+    configs = [
+        TrialConfig(ALL[0], optimizer=OptimizerConfig(name), varied=varied)
+        for name in ("adam", "sgd")
+        for varied in ((), (("learning_rate", 0.1),), (("learning_rate", 0.02),))
+    ]
+    shuffled = configs[::2] + configs[1::2]
+    orders = {NetworkStack(order, 1).configs for order in (configs, configs[::-1], shuffled)}
+    assert len(orders) == 1
+    assert set(orders.pop()) == set(configs)
+
+
+# ------------------------------------------------------------------ padding
+
+
+def begin(configs, is_padded=True, static_graph=True):
+    stack = NetworkStack(configs, 0, static_graph=static_graph, is_padded=is_padded)
+    return TrainLoop(stack, TEXT, SETTINGS)
+
+
+def test_networks_are_padded_unless_that_would_change_or_gain_nothing():
+    two = [TrialConfig(config) for config in ALL[:2]]
+    decays = [two[0], two[1]._replace(optimizer=OptimizerConfig(weight_decay=0.1))]
+    assert begin(two).stack.is_padded
+    assert not begin(decays).stack.is_padded, "weight decay would change the constants"
+    assert not begin(two[:1]).stack.is_padded, "one network needs no padding"
+    assert not begin(two, static_graph=False).stack.is_padded, "streams share tokens"
+    gpu, cpu = torch.device("cuda:0"), torch.device("cpu")
+    assert [padding_pays(gpu, size) for size in (32, 64, 256)] == [True, True, False]
+    assert not padding_pays(cpu, 32)
+
+
+def test_padded_networks_have_the_options_of_any_of_them():
+    plain = GatedConfig(False, False, False, False, False, "old", 1, 5)
+    others = [replace(plain, forget_gate=True), replace(plain, state_source="new")]
+    both = replace(plain, forget_gate=True, state_source="both")
+    assert pad([plain, *others]) == [both] * 3
+    with_output_gate = replace(plain, output_gate=True)
+    assert pad([plain, with_output_gate]) == [plain, with_output_gate], "it is not padded"
+
+
+def count_step(configs, is_padded):
+    loop = begin([TrialConfig(config) for config in configs], is_padded)
+    tokens, targets, _ = next(iter(loop._steps()))
+    return count_operations(lambda: loop._train_step.step(tokens, targets))
+
+
+def test_operations_of_a_padded_step_do_not_grow_with_the_number_of_networks():
+    few = [ALL[0], ALL[-1]]  # without and with every option
+    padded = [count_step(each, is_padded=True) for each in (few, ALL[::2], ALL)]
+    assert len(set(padded)) == 1
+    assert count_step(ALL, is_padded=False) > 5 * padded[0]

@@ -7,18 +7,13 @@ import pytest
 from helpers import QUICK
 from optuna.trial import TrialState
 from test_pruned_search import GRID, LOG_EVERY, SETTINGS, STEPS, TRIALS, search
-from test_worker import RecordingCallbacks
 
 from reports.data.study_reader import read_results
 from reports.stats.pruning_audit import audit_pruning
 from search.new_study import StudyOptions
 from search.pruning.audit import (
     DIVISOR,
-    PRIOR_SCORES,
-    adjust_scale,
     describe_look,
-    look,
-    recalibrate,
 )
 from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
@@ -26,7 +21,6 @@ from search.pruning.predictions import Prediction, predict_final_values
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.study_state import TrialStage
 from search.study import create_or_join
-from search.worker.shutdown import ShutdownSignal
 from studies.attributes import AUDIT, AUDIT_LOOKS, AuditLook, AuditState, TrialRecord
 from studies.loader import load_config_file
 from studies.storage.counts import count_audited, count_trials
@@ -76,32 +70,11 @@ def check_audit(joined):
     return stopped
 
 
-@pytest.mark.parametrize("lockstep", [1, 8])
-def test_audited_trials_are_trained_to_the_end(sqlite_url, text, lockstep):
-    joined, messages = search(sqlite_url, text, *BOLD, lockstep=lockstep)
+def test_audited_trials_are_trained_to_the_end(sqlite_url, text):
+    joined, messages = search(sqlite_url, text, *BOLD, lockstep=8)
     assert check_audit(joined), "none of eight would have been pruned"
     assert count_trials(joined.storage, joined.study_id).pruned > 0
     assert messages.count("complete") >= AUDITED
-
-
-def test_interrupted_search_records_the_whole_audit(sqlite_url, text, monkeypatch):
-    """Each worker stops after a few trials; the next one continues."""
-    ended = []
-
-    def on_trial_end(self, event):
-        ended.append(event)
-
-    for _ in range(20):
-        ended.clear()
-        with monkeypatch.context() as patch:
-            patch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end)
-            patch.setattr(ShutdownSignal, "requested", property(lambda self: len(ended) > 7))
-            joined, _ = search(sqlite_url, text, *BOLD, lockstep=1)
-        counts = count_trials(joined.storage, joined.study_id)
-        if counts.finished == counts.planned:
-            break
-    joined, _ = search(sqlite_url, text, *BOLD, lockstep=1)
-    assert check_audit(joined)
 
 
 def test_audited_trials_are_drawn_with_the_seed(sqlite_url, text):
@@ -113,18 +86,6 @@ def test_audited_trials_are_drawn_with_the_seed(sqlite_url, text):
         numbers.append({trial.number for trial in audited(joined)})
     assert numbers[0] == numbers[1] != numbers[2]
     assert [len(each) for each in numbers] == [AUDITED] * 3
-
-
-def test_extension_audits_the_same_share_of_the_added_trials(sqlite_url, text):
-    file = load_config_file(QUICK, [*SETTINGS, *GRID, AUDIT_EIGHT])
-    create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
-    wider = load_config_file(QUICK, [*SETTINGS, *GRID, AUDIT_EIGHT, "space.layers=[1, 2]"])
-    joined = create_or_join(
-        wider, sqlite_url, StudyOptions(corpus=str(text), prune=True, extend=True)
-    )
-    numbers = [trial.number for trial in audited(joined)]
-    assert sum(number >= TRIALS for number in numbers) == AUDITED
-    assert len(numbers) == 2 * AUDITED
 
 
 RATES = ["nuisance=['learning_rate']", "space.training.learning_rate=[0.01, 0.02]"]
@@ -144,7 +105,6 @@ def audited_architectures(joined):
     ("first", "then", "found"),
     [
         ([], None, (AUDITED, True, {2})),
-        ([], ["space.training.learning_rate=[0.01, 0.02, 0.04]"], (AUDITED, True, {3})),
         ([], ["space.layers=[1, 2]"], (2 * AUDITED, True, {2})),
         # A rate that did not vary distinguishes no trials, so single trials were architectures.
         (["nuisance=[]", "space.training.learning_rate=[0.01]"], RATES, (AUDITED, True, {2})),
@@ -167,6 +127,7 @@ def test_all_trials_of_an_audited_architecture_are_audited(sqlite_url, text, fir
     assert stored == (["learning_rate"] if is_pure else [])
 
 
+@pytest.mark.extended
 def test_pruned_search_at_several_rates_audits_architectures(sqlite_url, text):
     """Each look and the report compare one trial of each audited architecture."""
     joined, _ = search(sqlite_url, text, *BOLD, *RATES, lockstep=8)
@@ -212,6 +173,7 @@ def mislead(monkeypatch):
     monkeypatch.setattr("search.pruning.policy.predict_final_values", predict_badly)
 
 
+@pytest.mark.extended
 def test_wrong_predictions_raise_the_alarm_and_stop_the_pruning(sqlite_url, text, monkeypatch):
     mislead(monkeypatch)
     joined, messages = search(sqlite_url, text, AUDIT_EIGHT, lockstep=1)
@@ -224,63 +186,6 @@ def test_wrong_predictions_raise_the_alarm_and_stop_the_pruning(sqlite_url, text
     without, _ = search(sqlite_url, text, "pruning.audit=0", name="without", lockstep=1)
     with_alarm = count_trials(joined.storage, joined.study_id).pruned
     assert with_alarm < count_trials(without.storage, without.study_id).pruned
-
-
-def test_architectures_are_tested_and_corrected_as_one():
-    """Three equal trials of an architecture count once, and do not correct each other."""
-    values = np.array([0.0, 0.1, 5.0, 5.0, 5.0, -0.2, 0.3, 0.2])
-    architectures = np.array([0, 0, 1, 1, 1, 2, 3, 4])
-    prediction = Prediction(np.zeros(8), np.ones(8))
-    is_held = np.array([True] * 7 + [False])
-    found = look(prediction, values, is_held, architectures)
-    assert (found.trials, found.inside) == (4, 3)
-    corrected = recalibrate(prediction, values, is_held, architectures)
-    assert corrected.mean[2] == pytest.approx(np.mean([0, 0.1, -0.2, 0.3]))
-    assert corrected.scale[2] == 1  # the others are within one scale
-    assert corrected.scale[0] > 1
-    assert corrected.mean[7] == pytest.approx(np.mean(values[:7]))
-
-
-def test_predictions_become_as_wide_as_the_errors_of_audited_trials():
-    """Three equal trials of an architecture count once, and do not adjust each other."""
-    values = np.array([0.5, 0.5, 3.0, 3.0, 3.0, -0.5, 0.5, 0.2])
-    architectures = np.array([0, 1, 2, 2, 2, 3, 4, 5])
-    prediction = Prediction(np.zeros(8), np.ones(8))
-    is_held = np.array([True] * 7 + [False])
-    adjusted = adjust_scale(prediction, values, is_held, architectures)
-    assert (adjusted.mean == 0).all()
-    assert adjusted.scale[7] ** 2 == pytest.approx(
-        (PRIOR_SCORES + 4 * 0.25 + 9) / (PRIOR_SCORES + 5)
-    )
-    without = (PRIOR_SCORES + 4 * 0.25) / (PRIOR_SCORES + 4)
-    assert adjusted.scale[2:5] ** 2 == pytest.approx(np.full(3, without))
-    many = adjust_scale(
-        Prediction(np.zeros(1000), np.ones(1000)),
-        np.full(1000, 0.5),
-        np.ones(1000, dtype=bool),
-        np.arange(1000),
-    )
-    assert many.scale == pytest.approx(np.full(1000, 0.5), rel=0.02)
-
-
-@pytest.mark.parametrize(("count", "score"), [(2, 6.0), (3, 6.0), (4, 6.0), (40, 3.0)])
-def test_an_alarm_makes_no_prediction_narrower(count, score):
-    values = np.append(np.tile([score, -score], count)[:count], np.nan)
-    audited = np.arange(count + 1) < count
-    prediction = Prediction(np.zeros(count + 1), np.ones(count + 1))
-    assert look(prediction, values, audited, np.arange(count + 1)).is_alarm
-    before, after = (
-        correct(prediction, values, audited, np.arange(count + 1)).scale
-        for correct in (adjust_scale, recalibrate)
-    )
-    assert (after >= before).all()
-
-
-def test_predictions_without_audited_trials_keep_their_scale():
-    prediction = Prediction(np.zeros(3), np.ones(3))
-    none = np.zeros(3, dtype=bool)
-    adjusted = adjust_scale(prediction, np.full(3, np.nan), none, np.arange(3))
-    assert (adjusted.scale == 1).all()
 
 
 def make_scheduler(sqlite_url, text):

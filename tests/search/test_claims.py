@@ -1,6 +1,5 @@
 """Claims of a worker: outages, silent and locked storages, and other workers."""
 
-import contextlib
 import sqlite3
 import threading
 import time
@@ -56,12 +55,6 @@ def study(sqlite_url):
     return Study(sqlite_url)
 
 
-@pytest.fixture
-def each_study(url):
-    """A study on each kind of database."""
-    return Study(url)
-
-
 class Clock:
     """Monotonic clock of the managers, which a test can advance."""
 
@@ -95,101 +88,20 @@ def _ends_its_thread(monkeypatch):
     monkeypatch.setattr("search.worker.storage_client.JOIN_TIMEOUT", HANG_TIMEOUT)
 
 
-def test_trial_from_claim_to_completion(each_study, caplog):
-    study = each_study
-    with study.manager() as manager:
-        (claim,) = manager.claim()
-        assert study.trial(claim).state is TrialState.RUNNING
-        for step in range(10):
-            claim.report(step, 10.0 - step)
-            manager.check()
-        manager.finish(claim, TrialState.COMPLETE, 1.0, {"host": "h"})
-    trial = study.trial(claim)
-    assert (trial.state, trial.value, trial.user_attrs) == (TrialState.COMPLETE, 1.0, {"host": "h"})
-    assert trial.intermediate_values == {step: 10.0 - step for step in range(10)}
-    assert caplog.messages == []
-
-
-def test_values_are_recorded_during_training(study):
-    with study.manager() as manager:
+def test_values_and_heartbeats_are_written_during_a_long_step(study, clock, caplog):
+    """The training thread is busy for several lease durations, and another worker is dead."""
+    with study.manager("gone") as gone:
+        gone.claim()
+    with study.manager() as manager, study.manager("observer") as observer:
         (claim,) = manager.claim()
         claim.report(1, 2.0)
         wait_until(lambda: study.trial(claim).intermediate_values == {1: 2.0})
-        claim.report(2, 1.0)
-        wait_until(lambda: study.trial(claim).intermediate_values == {1: 2.0, 2: 1.0})
-
-
-def test_resumed_trial_replaces_its_curve(study):
-    with study.manager() as manager:
-        (first,) = manager.claim()
-        first.report(1, 3.0)
-        first.report(2, 2.5)
-        manager.requeue(first, Failure.INTERRUPTED)
-        (claim,) = manager.claim()
-        assert claim.trial.intermediate_values == {1: 3.0, 2: 2.5}
-        assert claim.trial.user_attrs == {"retries": {"interrupted": 1}}
-        claim.replace_curve({1: 2.75})
-        manager.finish(claim, TrialState.COMPLETE, 1.0, {})
-    assert study.trial(claim).intermediate_values == {1: 2.75}
-
-
-def test_lease_is_renewed_during_a_long_step(study, clock):
-    """The training thread is busy for several lease durations."""
-    with study.manager() as manager, study.manager("observer") as observer:
-        (claim,) = manager.claim()
         for _ in range(10):
             clock.advance(HANG_TIMEOUT / 4, manager, observer)
-        manager.check()
-        assert observer.claim()[0].trial.number == 1
+        assert len(caplog.messages) == 1
+        assert caplog.messages[0].startswith("trial 0: lease expired")
+        assert observer.claim()[0].trial.number == 0
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
-
-
-def test_trial_of_a_dead_worker_is_requeued_after_its_lease(study, clock, caplog):
-    with study.manager("gone") as manager:
-        manager.claim()
-    with study.manager("heir") as heir:
-        heir.claim()  # a training worker observes leases too
-        clock.advance(0, heir)
-        for _ in range(2):
-            heir.check()
-            assert not caplog.messages
-            clock.advance(HANG_TIMEOUT / 2, heir)
-        heir.check()
-        assert "lease expired" in caplog.messages[0]
-        (claim,) = heir.claim()
-        assert claim.trial.number == 0
-        assert claim.trial.user_attrs == {"retries": {"lease_expired": 1}}
-
-
-def test_worker_learns_of_a_lost_trial_at_the_next_check(study, clock):
-    with study.manager() as manager:
-        (claim,) = manager.claim()
-        study.storage.requeue(claim.trial_id, claim.claim_token, Failure.LEASE_EXPIRED)
-        study.storage.claim(study.study_id, "heir", HANG_TIMEOUT)
-        clock.advance(HANG_TIMEOUT / 4, manager)
-        manager.check()
-        assert claim.lost
-        for end in (
-            lambda: manager.finish(claim, TrialState.COMPLETE, 1.0, {}),
-            lambda: manager.requeue(claim, Failure.INTERRUPTED),
-        ):
-            with pytest.raises(LeaseLostError):
-                end()
-    assert study.trial(claim).user_attrs == {"retries": {"lease_expired": 1}}
-
-
-def test_excluded_trials_are_not_claimed(study):
-    with study.manager() as manager:
-        (first,) = manager.claim()
-        manager.requeue(first, Failure.EXCEPTION, "ValueError: no")
-        numbers = [manager.claim(exclude={first.trial_id})[0].trial.number for _ in range(2)]
-        assert numbers == [1, 2]
-        assert manager.claim(exclude={first.trial_id}) == []
-        assert manager.claim()[0].trial.number == 0
-        assert manager.claim() == []
-
-
-# ------------------------------------------------------------------ outages
 
 
 class AwayError(Exception):
@@ -198,31 +110,19 @@ class AwayError(Exception):
 
 @pytest.fixture
 def broken(study, monkeypatch):
-    """Switch that makes the storage fail before a transaction or after its commit."""
+    """Storage, and a switch that has its transactions fail; the threads that have failed."""
     storage = open_storage(study.url)
-    state = {"before": False, "after": False, "attempts": 0, "failed": set()}
-    transaction = type(storage).transaction
+    state = {"before": False, "attempts": 0, "failed": set()}
+    transaction = storage.transaction
 
-    def fail():
-        state["attempts"] += 1
-        state["failed"].add(threading.current_thread())
-        raise sa.exc.OperationalError("COMMIT", {}, AwayError("server closed the connection"))
-
-    @contextlib.contextmanager
-    def unreliable(self):
-        if self is not storage:
-            with transaction(self) as connection:
-                yield connection
-            return
+    def unreliable():
         if state["before"]:
-            fail()
-        with transaction(self) as connection:
-            yield connection
-        if state["after"]:
-            state["after"] = False  # the response to this commit is lost
-            fail()
+            state["attempts"] += 1
+            state["failed"].add(threading.current_thread())
+            raise sa.exc.OperationalError("COMMIT", {}, AwayError("server closed the connection"))
+        return transaction()
 
-    monkeypatch.setattr(type(storage), "transaction", unreliable)
+    monkeypatch.setattr(storage, "transaction", unreliable)
     return storage, state
 
 
@@ -246,77 +146,6 @@ def test_no_value_is_lost_during_an_outage(study, broken, monkeypatch, caplog):
         wait_until(lambda: len(study.trial(claim).intermediate_values) == 5)
         assert forgotten, "what was seen before an outage must not count after it"
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
-
-
-def test_operation_is_not_repeated_after_a_lost_answer(study, broken):
-    """The connection breaks after a commit: the transaction is not repeated."""
-    storage, state = broken
-    with study.manager(storage=storage) as manager:
-        wait_until(lambda: manager._observe_at)  # the first observation of leases is done
-        state["after"] = True
-        (claim,) = manager.claim()
-        assert not state["after"]
-        assert claim.trial.number == 0
-        claim.report(1, 2.0)
-        state["after"] = True
-        manager.requeue(claim, Failure.INTERRUPTED)
-        state["after"] = True
-        (claim,) = manager.claim()
-        assert claim.trial.number == 0
-        assert claim.trial.user_attrs == {"retries": {"interrupted": 1}}
-        state["after"] = True
-        manager.finish(claim, TrialState.COMPLETE, 1.0, {})
-        assert state["attempts"] == 4
-    states = [trial.state for trial in study.storage.get_all_trials(study.study_id)]
-    assert states == [TrialState.COMPLETE, TrialState.WAITING, TrialState.WAITING]
-    assert study.trial(claim).intermediate_values == {1: 2.0}
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_trials_are_requeued_together_once_if_an_attempt_fails(study, broken, moment, monkeypatch):
-    """Before its transaction, or after it, when only the answer is lost."""
-    storage, state = broken
-    monkeypatch.setattr("search.worker.storage_client._MAX_RETRY_SECONDS", 0.02)
-    with study.manager(storage=storage) as manager:
-        wait_until(lambda: manager._observe_at)
-        claims = manager.claim(lockstep_size=lambda trial: 3)
-        for step, claim in enumerate(claims):
-            claim.report(step, 2.0)
-        state[moment] = True
-        if moment == "before":
-            requeue = storage.requeue_all
-
-            def fail_once(*args):
-                try:
-                    return requeue(*args)
-                finally:
-                    state["before"] = False
-
-            monkeypatch.setattr(storage, "requeue_all", fail_once)
-        manager.requeue_all(claims, Failure.INTERRUPTED)
-        assert state["attempts"] >= 1
-        assert not any(claim.lost for claim in claims)
-    for step, trial in enumerate(study.storage.get_all_trials(study.study_id)):
-        assert trial.state is TrialState.WAITING
-        assert trial.user_attrs == {"retries": {"interrupted": 1}}
-        assert trial.intermediate_values == {step: 2.0}
-
-
-def test_lost_trials_are_marked_when_the_others_are_requeued(each_study):
-    study = each_study
-    with study.manager() as manager:
-        claims = manager.claim(lockstep_size=lambda trial: 3)
-        study.storage.requeue(claims[1].trial_id, claims[1].claim_token, Failure.LEASE_EXPIRED)
-        heir = study.storage.claim(study.study_id, "heir")
-        for claim in claims:
-            claim.report(1, 2.0)
-        manager.requeue_all(claims, Failure.INTERRUPTED)
-        assert [bool(claim.lost) for claim in claims] == [False, True, False]
-        assert manager._active == []
-    assert running(study) == {heir}
-    retries = [trial.user_attrs["retries"] for trial in study.storage.get_all_trials(1)]
-    assert retries == [{"interrupted": 1}, {"lease_expired": 1}, {"interrupted": 1}]
-    assert study.trial(claims[1]).intermediate_values == {}
 
 
 def test_number_of_statements_does_not_depend_on_the_number_of_trials(url, monkeypatch):
@@ -355,6 +184,26 @@ def test_number_of_statements_does_not_depend_on_the_number_of_trials(url, monke
     few = statements(4)
     assert statements(32) == few
     assert few["requeue"] <= 15
+
+
+def test_result_that_arrives_after_that_of_another_worker_is_refused(study, monkeypatch):
+    """The connection breaks before the commit, and the outage is longer than the lease."""
+    storage = open_storage(study.url)
+    with study.manager(storage=storage) as manager:
+        (claim,) = manager.claim()
+        finish = storage.finish
+
+        def overtaken(*args):
+            monkeypatch.setattr(storage, "finish", finish)
+            study.storage.requeue(claim.trial_id, claim.claim_token, Failure.LEASE_EXPIRED)
+            assert study.storage.claim(study.study_id, "heir") == claim.trial_id
+            study.storage.finish(claim.trial_id, "heir", TrialState.COMPLETE, 0.5, {})
+            raise sa.exc.OperationalError("COMMIT", {}, AwayError("server closed the connection"))
+
+        monkeypatch.setattr(storage, "finish", overtaken)
+        with pytest.raises(LeaseLostError):
+            manager.finish(claim, TrialState.COMPLETE, 1.0, {})
+    assert study.trial(claim).value == 0.5
 
 
 def test_worker_waits_for_an_outage_up_to_the_limit(study, broken):
@@ -435,24 +284,6 @@ def test_time_frozen_does_not_count_as_an_outage(study, clock, monkeypatch):
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
-def test_abandoned_claim_is_requeued(study, broken, monkeypatch):
-    storage, state = broken
-    stop = ShutdownSignal()
-    monkeypatch.setattr("search.worker.storage_client.SHUTDOWN_GRACE", 0.3)
-    with study.manager(storage=storage, stop=stop) as manager:
-        wait_until(lambda: manager._observe_at)
-        state["before"] = True
-        stop.signal = 15
-        with pytest.raises(ShutdownRequestedError):
-            manager.claim()
-        state["before"] = False
-        first = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, 0)
-        given_back = {"retries": {"interrupted": 1}}
-        wait_until(lambda: study.storage.get_trial(first).user_attrs == given_back)
-    trials = study.storage.get_all_trials(study.study_id)
-    assert {trial.state for trial in trials} == {TrialState.WAITING}
-
-
 class Gate:
     """Holds the storage thread in a claim until it is opened."""
 
@@ -473,9 +304,7 @@ class Gate:
 
 
 @pytest.mark.parametrize("moment", ["before the answer", "with the answer"])
-@pytest.mark.parametrize(
-    "error", [ShutdownRequestedError, StorageUnavailableError, KeyboardInterrupt]
-)
+@pytest.mark.parametrize("error", [ShutdownRequestedError, KeyboardInterrupt])
 def test_claim_is_either_returned_or_undone(study, monkeypatch, error, moment):
     """The caller stops waiting before, or at the moment when, the claim completes."""
     with study.manager() as manager:
@@ -500,57 +329,9 @@ def test_claim_is_either_returned_or_undone(study, monkeypatch, error, moment):
         assert set(manager._active) == set(claims)
 
 
-def test_interrupted_claim_is_undone_before_the_manager_closes(study, monkeypatch):
-    with contextlib.suppress(KeyboardInterrupt), study.manager() as manager:
-        wait_until(lambda: manager._observe_at)
-        gate = Gate(manager, monkeypatch)
-
-        def interrupt():
-            assert gate.entered.wait(600)
-            gate.let_the_claim_complete()
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(manager, "_require_available", interrupt)
-        manager.claim()
-    manager._thread.join(600)
-    assert running(study) == set()
-
-
 def running(study):
     trials = study.storage.get_all_trials(study.study_id)
     return {trial._trial_id for trial in trials if trial.state is TrialState.RUNNING}
-
-
-def test_claim_that_completes_when_a_stop_times_out_is_returned_or_undone(study, monkeypatch):
-    monkeypatch.setattr("search.worker.storage_client.SHUTDOWN_GRACE", -1)
-
-    class Stop(ShutdownSignal):
-        @property
-        def requested(self):  # read right before the caller stops waiting
-            assert gate.entered.wait(600)
-            gate.let_the_claim_complete()
-            return True
-
-    with study.manager(stop=Stop()) as manager:
-        wait_until(lambda: manager._observe_at)
-        gate = Gate(manager, monkeypatch)
-        try:
-            claims = manager.claim()
-        except ShutdownRequestedError:
-            claims = []
-        held = {claim.trial_id for claim in claims}
-        wait_until(lambda: running(study) == held)
-
-
-def abandon_a_claim(manager, gate, monkeypatch, count=1):
-    with monkeypatch.context() as patch:
-        patch.setattr(manager, "_require_available", lambda: gate.entered.wait(600) and stopped())
-        with pytest.raises(ShutdownRequestedError):
-            manager.claim(lockstep_size=lambda trial: count)
-
-
-def stopped():
-    raise ShutdownRequestedError
 
 
 @pytest.mark.parametrize(
@@ -561,10 +342,14 @@ def stopped():
     ],
 )
 def test_failed_undo_loses_no_other_task(study, monkeypatch, error, caplog):
-    with study.manager() as manager:
+    monkeypatch.setattr("search.worker.storage_client.SHUTDOWN_GRACE", -1)
+    stop = ShutdownSignal()
+    with study.manager(stop=stop) as manager:
         wait_until(lambda: manager._observe_at)
         gate = Gate(manager, monkeypatch)
-        abandon_a_claim(manager, gate, monkeypatch)
+        stop.signal = 15
+        with pytest.raises(ShutdownRequestedError):
+            manager.claim()
         requeue, errors = manager._storage.requeue_all, [error]
 
         def unreliable(*args, **kwargs):
@@ -574,6 +359,7 @@ def test_failed_undo_loses_no_other_task(study, monkeypatch, error, caplog):
 
         monkeypatch.setattr(manager._storage, "requeue_all", unreliable)
         gate.open.set()
+        stop.signal = None
         assert manager.read(lambda: "an answer") == "an answer"
         wait_until(lambda: not errors and not manager._requests and manager._busy_since is None)
         manager.check()
@@ -584,29 +370,9 @@ def test_failed_undo_loses_no_other_task(study, monkeypatch, error, caplog):
         assert manager._active == []
 
 
-def test_undo_releases_the_remaining_claims(study, monkeypatch):
-    """Another worker has claimed the first trial in the meantime."""
-    with study.manager() as manager:
-        wait_until(lambda: manager._observe_at)
-        gate = Gate(manager, monkeypatch)
-        abandon_a_claim(manager, gate, monkeypatch, count=2)
-        requeue, taken = manager._storage.requeue_all, []
-
-        def late(writes, cause):
-            first = writes[0]
-            study.storage.requeue(first.trial_id, first.claim_token, Failure.LEASE_EXPIRED)
-            taken.append(study.storage.claim(study.study_id, "heir"))
-            return requeue(writes, cause)
-
-        monkeypatch.setattr(manager._storage, "requeue_all", late)
-        gate.open.set()
-        assert manager.read(lambda: "an answer") == "an answer"
-        wait_until(lambda: taken and running(study) == set(taken))
-
-
-def test_number_of_statement_parameters_is_limited(each_study):
+def test_number_of_statement_parameters_is_limited(study):
     """A long outage may leave more values than a database accepts parameters."""
-    study, counts = each_study, []
+    counts = []
     storage = open_storage(study.url)
 
     @sa.event.listens_for(storage.engine, "before_cursor_execute")
@@ -626,18 +392,7 @@ def test_number_of_statement_parameters_is_limited(each_study):
     assert most(1200) == most(2400) < 32_766
 
 
-@pytest.mark.extended
-def test_any_number_of_values_is_recorded_after_an_outage(each_study):
-    study = each_study
-    with study.manager() as manager:
-        (claim,) = manager.claim()
-        claim.replace_curve(dict.fromkeys(range(70000), 1.0))
-        manager.finish(claim, TrialState.COMPLETE, 1.0, {})
-    assert len(study.trial(claim).intermediate_values) == 70_000
-
-
-def test_permanent_error_is_raised_at_once(each_study):
-    study = each_study
+def test_permanent_error_is_raised_at_once(study):
     with study.manager() as manager:
         (claim,) = manager.claim()
         with study.storage.transaction() as connection:
@@ -645,14 +400,6 @@ def test_permanent_error_is_raised_at_once(each_study):
         claim.report(1, 1.0)
         with pytest.raises(sa.exc.SQLAlchemyError, match="trial_intermediate_values"):
             wait_until(lambda: manager.check())
-
-
-def test_unexpected_error_is_raised_to_the_caller(study):
-    with study.manager() as manager:
-        (claim,) = manager.claim()
-        with pytest.raises(AssertionError):
-            manager.finish(claim, TrialState.COMPLETE, float("nan"), {})
-        manager.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
 def test_training_continues_while_the_file_is_locked(
@@ -684,9 +431,9 @@ def test_training_continues_while_the_file_is_locked(
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
-def test_slow_statements_that_are_answered_are_no_outage(each_study, clock):
+def test_slow_statements_that_are_answered_are_no_outage(study, clock):
     """As in a study of thousands of trials: together they take longer than the limit."""
-    study, reasons = each_study, []
+    reasons = []
 
     def query():
         with manager._storage.engine.begin() as connection:
@@ -718,29 +465,6 @@ def test_no_connection_is_held_during_training(postgresql_url):
 
         wait_until(lambda: others() == 0)  # a server's process ends a moment after its connection
         assert not claim.lost
-
-
-def test_thread_ends_with_its_manager(study):
-    with study.manager() as manager:
-        assert manager._thread.is_alive()
-    assert not manager._thread.is_alive()
-
-
-def test_one_of_several_claims_is_lost_alone(each_study):
-    study = each_study
-    with study.manager() as manager:
-        first, second, third = manager.claim(lockstep_size=lambda trial: 3)
-        study.storage.requeue(second.trial_id, second.claim_token, Failure.LEASE_EXPIRED)
-        for claim in (first, second, third):
-            claim.report(1, 2.0)
-        wait_until(lambda: manager.check() or second.lost)
-        wait_until(lambda: study.trial(third).intermediate_values == {1: 2.0})
-        assert not first.lost
-        assert not third.lost
-        assert study.trial(second).intermediate_values == {}
-        manager.finish(first, TrialState.COMPLETE, 1.0, {})
-        manager.requeue(third, Failure.INTERRUPTED)
-        assert study.trial(third).state is TrialState.WAITING
 
 
 def test_curve_replaced_during_a_flush_is_written_again(study, monkeypatch):
@@ -778,26 +502,6 @@ def test_checkpoint_written_during_a_failed_flush_is_recorded(study, monkeypatch
         monkeypatch.setattr(manager._storage, "flush", fail_once)
         claim.report(1, 2.0)
         wait_until(lambda: CHECKPOINTED in study.trial(claim).system_attrs)
-
-
-def test_excluded_trials_are_not_claimed_with_another(study):
-    with study.manager() as manager:
-        ids = [trial._trial_id for trial in study.storage.get_all_trials(study.study_id)]
-        (only,) = manager.claim(exclude=ids[1:], lockstep_size=lambda trial: 3)
-        assert only.trial_id == ids[0]
-
-
-def test_claims_with_a_lost_response_are_recovered(broken, study):
-    storage, state = broken
-    with study.manager(storage=storage) as manager:
-        state["after"] = True
-        claims = manager.claim(lockstep_size=lambda trial: 2)
-        assert claims[0].trial.number == 0
-        owners = {
-            lease.claim_token for lease in study.storage.running_leases(study.study_id).values()
-        }
-        assert owners == {claims[0].claim_token}
-        assert len(study.storage.running_leases(study.study_id)) == len(claims)
 
 
 def test_abandoned_query_is_not_mistaken_for_a_claim(study):

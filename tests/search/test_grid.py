@@ -13,7 +13,7 @@ import search.grid as grid_module
 import search.new_study as new_study
 from rnn.errors import CorpusError
 from search.errors import GridExhaustedError
-from search.grid import NO_TRIAL_LEFT, GridSampler, subtract
+from search.grid import NO_TRIAL_LEFT, GridSampler
 from search.new_study import StudyOptions
 from search.outage import wait_for_storage
 from search.study import create_or_join
@@ -80,12 +80,6 @@ def in_four_threads(objective):
     return after_meeting(objective, lambda: barrier.wait(HANG_TIMEOUT))
 
 
-many_processes = pytest.mark.parametrize(
-    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.extended)], indirect=True
-)
-"""Storages of a test with several processes."""
-
-
 def expected_grid() -> set:
     config = load_config_file("stage-one", OVERRIDES).resolve()
     return {tuple(params.values()) for params in config.grid.combinations()}
@@ -101,13 +95,6 @@ def check_each_ran_once(url: str) -> None:
 
 
 # ------------------------------------------------------------------ studies of run_search.py
-
-
-def test_study_is_opened_with_the_grid_sampler(sqlite_url, text):
-    study = create(sqlite_url, str(text))
-    assert isinstance(study.sampler, GridSampler)
-    assert len(study.sampler.combinations) == 16
-    assert not study.sampler.is_exhausted(study)
 
 
 def test_optimize_runs_each_combination_once(sqlite_url, text):
@@ -127,31 +114,12 @@ def optimize(url: str, text: str) -> None:
     create(url, text).optimize(after_meeting(objective_of_stored_params, wait_for_others))
 
 
-@many_processes
+@pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.extended)], indirect=True
+)
 def test_optimize_in_several_processes_runs_each_combination_once(url, text):
     create(url, str(text))
     run_simultaneously(optimize, [(url, str(text))] * 4)
-    check_each_ran_once(url)
-
-
-def ask_and_tell(url: str, text: str) -> int:
-    study, count = create(url, text), 0
-    while True:
-        try:
-            trial = study.ask()
-        except GridExhaustedError:
-            return count
-        if not count:
-            wait_for_others()  # every process has one trial, and more are left
-        study.tell(trial, objective_of_stored_params(trial))
-        count += 1
-
-
-def test_ask_and_tell_in_several_processes_runs_each_combination_once(url, text):
-    create(url, str(text))
-    counts = run_simultaneously(ask_and_tell, [(url, str(text))] * 4)
-    assert sum(counts) == 16
-    assert min(counts) >= 1
     check_each_ran_once(url)
 
 
@@ -197,26 +165,12 @@ def test_study_of_plain_optuna_runs_the_whole_grid():
     assert set(complete_combinations(study)) == GRID
 
 
-def test_threads_run_each_combination_once_in_memory():
-    study = optuna.create_study(sampler=GridSampler(SPACE, exclude=EXCLUDE))
-    study.optimize(objective, n_trials=1)
-    study.optimize(in_four_threads(objective), n_jobs=4)
-    assert sorted(complete_combinations(study), key=repr) == sorted(GRID, key=repr)
-
-
 def test_enqueued_combination_is_not_run_again():
     study = optuna.create_study(sampler=GridSampler(SPACE, exclude=EXCLUDE))
     study.enqueue_trial({"a": 1, "b": True, "c": "x"})
     study.optimize(objective, n_trials=1)
     study.optimize(objective)
     assert sorted(complete_combinations(study), key=repr) == sorted(GRID, key=repr)
-
-
-def test_order_depends_on_the_seed():
-    one, again, other = (GridSampler(SPACE, seed).combinations for seed in (1, 1, 2))
-    assert one == again
-    assert one != other
-    assert sorted(one, key=repr) == sorted(other, key=repr)
 
 
 def test_given_combinations_run_in_their_order():
@@ -226,35 +180,9 @@ def test_given_combinations_run_in_their_order():
     assert [trial.params for trial in study.trials] == combinations
 
 
-def test_threads_share_one_sampler(sqlite_url, text):
-    study = create(sqlite_url, str(text))
-    numbers, lock, barrier = [], threading.Lock(), threading.Barrier(4)
-
-    def work() -> None:
-        has_met = False
-        while True:
-            try:
-                trial = study.ask()
-            except GridExhaustedError:
-                return
-            if not has_met:
-                has_met = True
-                barrier.wait(HANG_TIMEOUT)
-            with lock:
-                numbers.append(trial.number)
-            study.tell(trial, 0.0)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(numbers) == list(range(16))
-
-
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_study_is_created_and_extended_once_if_an_answer_is_lost(
-    url, text, tmp_path, monkeypatch, moment
+    sqlite_url, text, tmp_path, monkeypatch, moment
 ):
     """The connection ends before the transaction, or after its commit."""
     lost = sa.exc.OperationalError("COMMIT", {}, Exception("gone"), connection_invalidated=True)
@@ -281,7 +209,7 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
         file = load_config_file("stage-one", [*OVERRIDES, *overrides])
         options = StudyOptions(corpus=str(text), **options)
         return wait_for_storage(
-            lambda: create_or_join(file, url, options),
+            lambda: create_or_join(file, sqlite_url, options),
             lambda: 600,
             ShutdownSignal(),
             printed.append,
@@ -300,35 +228,14 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
     assert printed == outage * 2
 
 
-def test_grids_are_subtracted_in_linear_time():
-    comparisons = []
-
-    class Value(str):
-        __hash__ = str.__hash__
-
-        def __eq__(self, other):
-            comparisons.append(self)
-            return str.__eq__(self, other)
-
-    def grid(size):
-        return [{"a": Value(number), "b": Value(-number)} for number in range(size)]
-
-    def count(size):
-        comparisons.clear()
-        assert subtract(grid(size + 3), grid(size)) == grid(size + 3)[size:]
-        return len(comparisons)
-
-    assert count(4000) <= 11 * count(400)
-
-
-def test_number_of_statements_to_create_a_study_does_not_depend_on_its_size(url):
-    storage, statements = open_storage(url), []
+def test_number_of_statements_to_create_a_study_does_not_depend_on_its_size(sqlite_url):
+    storage, statements = open_storage(sqlite_url), []
     sa.event.listen(storage.engine, "before_cursor_execute", lambda *args: statements.append(args))
 
     def count(size):
         statements.clear()
         create_small_study(storage, size, f"{size} trials")
-        trials = optuna.load_study(study_name=f"{size} trials", storage=url).trials
+        trials = optuna.load_study(study_name=f"{size} trials", storage=sqlite_url).trials
         assert [trial.params["x"] for trial in trials] == list(range(size))
         return len(statements)
 
@@ -363,7 +270,7 @@ window_length = 8
 
 
 @pytest.fixture
-def union(url, text, tmp_path):
+def union(sqlite_url, text, tmp_path):
     """Function that opens the study of a file with some text replaced."""
     path = tmp_path / "union.toml"
 
@@ -374,7 +281,7 @@ def union(url, text, tmp_path):
             content = content.replace(old, new)
         path.write_text(content)
         options = StudyOptions(corpus=str(text), **options)
-        return create_or_join(load_config_file(str(path)), url, options).study
+        return create_or_join(load_config_file(str(path)), sqlite_url, options).study
 
     return open_study
 
@@ -388,12 +295,12 @@ def suggest_own_params(trial: optuna.Trial) -> float:
     return len(trial.params) + trial.params["layers"] / 10
 
 
-def test_optuna_reads_a_study_whose_trials_have_different_parameters(union, url):
+def test_optuna_reads_a_study_whose_trials_have_different_parameters(union, sqlite_url):
     study = union()
     asked = study.ask()
     study.tell(asked, suggest_own_params(asked))
     study.optimize(suggest_own_params)
-    plain = optuna.load_study(study_name="union", storage=url)
+    plain = optuna.load_study(study_name="union", storage=sqlite_url)
     assert [trial.state for trial in plain.trials] == [TrialState.COMPLETE] * 7
     assert len({frozenset(trial.params.items()) for trial in plain.trials}) == 7
     assert {tuple(sorted(trial.params)) for trial in plain.trials} == {
@@ -405,24 +312,6 @@ def test_optuna_reads_a_study_whose_trials_have_different_parameters(union, url)
     assert {"cell", "layers", "optimizer"} <= set(optuna.importance.get_param_importances(plain))
     optuna.visualization.plot_slice(plain)
     optuna.visualization.plot_parallel_coordinate(plain)
-
-
-def test_study_of_plain_optuna_runs_combinations_that_lack_parameters():
-    combinations = [{"a": 1, "b": True}, {"a": 2}, {"c": "x"}]
-    sampler = GridSampler(SPACE, combinations=combinations)
-    study = optuna.create_study(sampler=sampler)
-
-    def objective(trial):
-        expected = combinations[trial.number]
-        for name, value in expected.items():
-            assert trial.suggest_categorical(name, SPACE[name]) == value
-        absent = next(name for name in SPACE if name not in expected)
-        with pytest.raises(ValueError, match=f"trial {trial.number} has no parameter '{absent}'"):
-            trial.suggest_categorical(absent, SPACE[absent])
-        return 0.0
-
-    study.optimize(objective)
-    assert [trial.params for trial in study.trials] == combinations
 
 
 SMALLER_TABLE = """
@@ -505,9 +394,8 @@ def test_extension_by_an_own_cell_adds_its_options(sqlite_url, text, tmp_path):
     assert len(open_study('cell = ["gru"]').trials) == 3, "a worker with the earlier file"
 
 
-def test_corpus_must_hold_the_longest_sequence_of_the_grid(union, url, tmp_path):
+def test_corpus_must_hold_the_longest_sequence_of_the_grid(union, tmp_path):
     setting = 'optimizer = ["adam", "sgd"]\nsequence_length = [8, 100_000]'
     with pytest.raises(CorpusError, match="expected 100,000 or more"):
         union(('optimizer = ["adam", "sgd"]', setting))
-    if url.startswith("sqlite"):
-        assert not list(tmp_path.rglob("*.db")), "refused before anything is written"
+    assert not list(tmp_path.rglob("*.db")), "refused before anything is written"

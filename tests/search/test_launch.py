@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from helpers import ROOT
 from managed_studies import create
 
 import rnn_search
@@ -19,8 +20,8 @@ from rnn_search.cli import refine
 from search.errors import LaunchError
 from search.launch import shared_files
 from search.launch.jobs import build_worker_command, prepare_launch
-from search.launch.launcher import JOB_VARIABLE, WorkerCommand, parse_settings
-from search.launch.shared_files import require_server, require_shared, warn_of_loopback
+from search.launch.launcher import JOB_VARIABLE, WorkerCommand, create_launcher, parse_settings
+from search.launch.shared_files import require_shared, warn_of_loopback
 from search.launch.slurm import SlurmLauncher
 from search.launch.slurm_settings import SETTINGS, parse_minutes
 from search.launch.slurm_worker import SlurmWorker
@@ -44,7 +45,7 @@ def test_targets_are_parsed(text, expected):
     assert parse_target(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "Slurm", "ray://", "ray://head:x", "ssh://head", "ray:head"])
+@pytest.mark.parametrize("text", ["", "Slurm", "ray://", "ray://head:x"])
 def test_other_targets_are_refused(text):
     with pytest.raises(ValueError, match="expected local, slurm, ray or ray://HOST:PORT"):
         parse_target(text)
@@ -55,28 +56,21 @@ def test_last_value_of_a_setting_counts():
     assert target.settings == {"time": "2:00:00", "comment": "a=b"}
 
 
-@pytest.mark.parametrize("setting", ["time", "=1", "time=", ""])
-def test_settings_that_are_no_pairs_are_refused(setting):
-    with pytest.raises(ValueError, match="expected KEY=VALUE"):
-        parse_target("slurm", [setting])
-
-
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("90", 90), ("90:59", 90), ("04:00:00", 240), ("1-12", 2160), ("1-12:30", 2190),
-     ("2-00:00:00", 2880), ("0-0:3", 3)],
+    [("90", 90), ("90:59", 90), ("04:00:00", 240), ("1-12", 2160), ("1-12:30", 2190)],
 )  # fmt: skip
 def test_time_limits_are_those_of_slurm(text, minutes):
     assert parse_minutes(text) == minutes
 
 
-@pytest.mark.parametrize("text", ["soon", "-5", "4h", "1:2:3:4", "2", "0", "1" * 30, "٣٠x"])
+@pytest.mark.parametrize("text", ["soon", "-5", "4h", "1:2:3:4", "2", "0", "1" * 30])
 def test_other_time_limits_are_refused(text):
     with pytest.raises(ValueError, match="expected a time limit such as 04:00:00"):
         parse_minutes(text)
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "9" * 20, "0000000012345"])
+@pytest.mark.parametrize("text", ["0", "1.5", "many", "9" * 20])
 def test_numbers_of_cores_are_checked(text):
     with pytest.raises(LaunchError, match="expected an integer from 1 to 1024"):
         parse_settings("slurm", {"cpus-per-task": text}, SETTINGS)
@@ -136,9 +130,7 @@ def test_job_that_starts_after_its_study_was_renamed_creates_no_other(
 @pytest.mark.parametrize(
     ("url", "is_warned"),
     [
-        ("postgresql+psycopg://me@localhost/studies", True),
         ("postgresql+psycopg://me@database.example/studies", False),
-        ("postgresql+psycopg://me@/studies", True),
         ("postgresql+psycopg://me@/studies?host=/run/postgresql", True),
         ("postgresql+psycopg://me@/studies?host=database.example", False),
     ],
@@ -154,13 +146,136 @@ def test_settings_in_python_are_refused():
         prepare_launch(options)
 
 
+SERVER = "postgresql+psycopg://me@host/studies"
+
+
+@pytest.fixture
+def slurm_commands(tmp_path, monkeypatch):
+    """Commands of SLURM that accept everything, in a working directory that no machine shares."""
+    for name in ("sbatch", "srun", "squeue", "scancel"):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv(shared_files.SHARED_VARIABLE, str(tmp_path / "shared"))
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize(
-    "query", ["?password=secret", "?sslpassword=secret"], ids=["password", "sslpassword"]
+    ("options", "message"),
+    [
+        ({"storage": "sqlite:///x.db"}, "expected a server, as in --storage postgresql+psycopg"),
+        ({"storage": "postgresql+psycopg://me:secret@host/x"}, "expected it in PGPASSWORD"),
+        ({"storage": f"{SERVER}?password=secret"}, "PGPASSWORD"),
+        ({"storage": f"{SERVER}?sslpassword=secret"}, "PGPASSWORD"),
+        ({}, "folder of checkpoints"),
+        ({"artifacts": "shared"}, "folder of logs"),
+    ],
 )
-def test_password_in_the_query_of_a_url_is_refused_and_hidden(query):
-    with pytest.raises(LaunchError, match="PGPASSWORD") as refused:
-        require_server(f"postgresql+psycopg://me@host/studies{query}")
+def test_job_that_could_not_reach_what_it_needs_is_refused_in_one_line(
+    slurm_commands, tmp_path, options, message
+):
+    (tmp_path / "shared").mkdir()
+    options = {"storage": SERVER} | options
+    with pytest.raises(LaunchError, match=message) as refused:
+        prepare_launch(RunOptions("quick", target=LaunchTarget("slurm"), **options))
     assert "secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"bin", "shared"}
+
+
+def test_corpus_that_workers_on_other_machines_do_not_find_is_refused(sqlite_url, text, tmp_path):
+    options = RunOptions("quick", sqlite_url, corpus=str(text), is_shared=True)
+    with pytest.raises(LaunchError, match=r"corpus .* is in the temporary folder of this machine"):
+        run_workers(options)
+    assert list(tmp_path.iterdir()) == [text]
+
+
+def test_missing_command_of_slurm_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(LaunchError, match="needs the command sbatch, which is not on PATH"):
+        SlurmLauncher({})
+
+
+# ------------------------------------------------------------------ Ray
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("cores=4", "expected one of memory, num_cpus"),
+        ("memory=much", "such as 4GiB"),
+        ("num_gpus=1.5", "a whole number of GPUs"),
+        ("resources=fast", "expected JSON"),
+    ],
+)
+def test_resources_that_ray_does_not_know_are_refused(setting, message):
+    pytest.importorskip("ray")
+    with pytest.raises(LaunchError, match=message):
+        create_launcher(parse_target("ray", [setting]))
+
+
+def test_ray_cluster_that_does_not_answer_is_refused():
+    pytest.importorskip("ray")
+    with pytest.raises(LaunchError, match="no Ray cluster answers at ray://127"):
+        create_launcher(parse_target("ray://127.0.0.1:1"))
+
+
+def test_workers_that_would_end_with_their_command_are_refused(monkeypatch):
+    launcher = SimpleNamespace(ends_with_command=True)
+    monkeypatch.setattr("search.launch.jobs.create_launcher", lambda target: launcher)
+    options = RunOptions("quick", SERVER, wait=False, target=LaunchTarget("ray"))
+    with pytest.raises(LaunchError, match="--no-wait would end the workers"):
+        prepare_launch(options)
+
+
+SERVER_DIED = """Initialization failure from server:
+  File "proxier.py", line 765, in Datapath
+    if not self.proxy_manager.start_specific_server(
+  File "proxier.py", line 396, in start_specific_server
+psutil.NoSuchProcess: process PID not found (pid=1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("message", "attempts"),
+    [(SERVER_DIED, 4), (f"{SERVER_DIED}Failed to create runtime_env", 1)],
+)
+def test_death_of_a_clients_server_is_tried_again(monkeypatch, message, attempts):
+    pytest.importorskip("ray")
+    from search.launch import ray_cluster
+
+    calls = []
+
+    def fail(*arguments, **options):
+        calls.append(arguments)
+        raise ConnectionAbortedError(message)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_cluster.ray, "init", fail)
+    with pytest.raises(LaunchError, match="cannot join "):
+        ray_cluster.join_cluster("auto")
+    assert len(calls) == attempts
+
+
+def test_missing_library_of_ray_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("search.launch.ray")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LaunchError, match=r"pip install 'rnn-search\[ray\]'"):
+        create_launcher(LaunchTarget("ray"))
+
+
+@pytest.mark.extended
+def test_error_of_a_worker_is_reported_with_its_message(capfd, tmp_path):
+    pytest.importorskip("ray")
+    from search.launch.ray_worker import WorkerFailedError, run_worker
+
+    words = ("python", "run_search.py", "no-such-study", f"--storage=sqlite:///{tmp_path}/x.db")
+    with pytest.raises(WorkerFailedError, match=r"exited with code 2: error: .*no-such-study"):
+        run_worker(WorkerCommand(words, tmp_path), "worker 1", {"PYTHONPATH": str(ROOT)})
+
+
+# ------------------------------------------------------------------ file systems
 
 
 @pytest.fixture
@@ -175,25 +290,19 @@ def mounted(monkeypatch):
     return mount
 
 
-@pytest.mark.parametrize("kind", ["nfs4", "lustre", "gpfs", "fuse.sshfs", "9p"])
+@pytest.mark.parametrize("kind", ["nfs4", "lustre", "fuse.sshfs"])
 def test_file_on_a_network_file_system_is_shared(mounted, kind):
     mounted({"/": "ext4", "/data": kind})
     require_shared(Path("/data/text"), "corpus")
 
 
-@pytest.mark.parametrize("kind", ["ext4", "tmpfs", "overlay", "fuse.gvfsd-fuse"])
+@pytest.mark.parametrize("kind", ["ext4", "fuse.gvfsd-fuse"])
 def test_file_on_a_disk_of_the_machine_is_not_shared(mounted, kind, monkeypatch):
     mounted({"/": "nfs4", "/data": kind})
     with pytest.raises(LaunchError, match=rf"corpus /data/text is on a disk .*\({kind}\)"):
         require_shared(Path("/data/text"), "corpus")
     monkeypatch.setenv(shared_files.SHARED_VARIABLE, "/other:/data")
     require_shared(Path("/data/text"), "corpus")
-
-
-def test_temporary_folder_is_not_shared_whatever_its_file_system(mounted, tmp_path):
-    mounted({"/": "nfs4"})
-    with pytest.raises(LaunchError, match="in the temporary folder of this machine"):
-        require_shared(tmp_path / "text", "corpus")
 
 
 def test_file_on_a_file_system_that_is_not_known_is_not_refused(mounted):

@@ -2,7 +2,6 @@
 
 import pytest
 from model_fixtures import make_study
-from sqlalchemy import Engine, event
 
 from search.errors import WeightsNotFoundError
 from search.load_model import load_trial_model
@@ -43,19 +42,3 @@ def test_study_without_stored_weights_is_reported(sqlite_url):
     for number in (None, 1):
         with pytest.raises(WeightsNotFoundError, match="keep_weights is 0"):
             load_trial_model("made", number, sqlite_url, None)
-
-
-def test_model_is_loaded_without_reading_curves(sqlite_url):
-    make_study(sqlite_url, keep={2})
-    statements = []
-
-    def record(connection, cursor, statement, *arguments):
-        statements.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", record)
-    try:
-        assert load_trial_model("made", None, sqlite_url, None).trial.number == 2
-    finally:
-        event.remove(Engine, "before_cursor_execute", record)
-    assert any("trial_values" in statement for statement in statements)
-    assert not [statement for statement in statements if "trial_intermediate_values" in statement]

@@ -1,15 +1,10 @@
 """Trials whose training settings and cells differ: which train together, and by which settings."""
 
 import pytest
-import torch
-from test_worker import SETTINGS, stop_in_the_midst, work
+from test_worker import SETTINGS, work
 
 from rnn.models.cell_network import CellNetwork
 from rnn.training.loop import TrainLoop
-from search.cells import load_cells
-from search.duration import describe_duration
-from search.worker.lockstep import LockstepPlan
-from studies.loader import load_config_file
 
 TRAINING = [setting for setting in SETTINGS if not setting.startswith("space.")]
 
@@ -109,7 +104,15 @@ VARIED = {
 }
 
 
-@pytest.mark.parametrize("name", VARIED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.extended] * (name not in ("batch_size", "bptt_steps"))
+        )
+        for name in VARIED
+    ],
+)
 def test_trial_trains_by_its_own_settings(sqlite_url, text, study, name):
     """As the trial of a study in which that setting is the same for all."""
     values = VARIED[name]
@@ -197,47 +200,10 @@ def test_union_of_cells_trains_each_kind_in_its_own_stacks(sqlite_url, text, stu
         compare(result, others[params], rel=1e-4)
 
 
-def test_stopped_trials_of_several_settings_resume_from_their_checkpoints(
-    sqlite_url, text, study, monkeypatch
-):
-    path = study(f"{GATED}[space.training]\nlearning_rate = [0.001, 0.02]\nbatch_size = [4, 6]\n")
-    reference, _ = work(sqlite_url, text, TRAINING, study=path, name="reference", lockstep=1)
-    monkeypatch.setattr("test_worker.work", lambda *args, **rest: work(*args, study=path, **rest))
-    stop_in_the_midst(sqlite_url, text, monkeypatch, TRAINING, lockstep=2)
-    joined, said = work(sqlite_url, text, TRAINING, study=path, lockstep=1)
-    assert sum("from step 4" in line for line in said) == 2
-    assert not any("checkpoint" in line for line in said)
-    expected = results(reference)
-    for params, result in results(joined).items():
-        compare(result, expected[params], rel=1e-5)
-
-
-def test_out_of_memory_of_one_batch_size_does_not_limit_the_other(study):
-    path = study(f"{GATED}[space.training]\nbatch_size = [4, 6]\n")
-    config = load_config_file(path, TRAINING).resolve()
-    first, *_, last = config.grid.combinations()
-    plan = LockstepPlan(config, "fp32", torch.device("cpu"))
-    most = plan.size(first)
-    assert plan.size(last) == most >= 8
-    plan.reduce(first, 8)
-    assert (plan.size(first), plan.size(last)) == (4, most)
-    assert plan.size({**first, "forget_gate": True}) == 4
-
-
-def test_duration_of_a_union_is_estimated(study, monkeypatch):
-    monkeypatch.setattr("search.duration.MEASURE_SECONDS", 0.0)
-    config = load_cells(load_config_file(study(UNION), TRAINING)).resolve()
-    described = describe_duration(config, 18, torch.device("cpu"))
-    assert described.endswith(" for one worker of this machine")
-
-
-@pytest.mark.parametrize("lockstep", [1, 4])
-def test_worker_says_once_why_small_networks_train_slowly(
-    sqlite_url, text, study, monkeypatch, lockstep
-):
+def test_worker_says_once_why_small_networks_train_slowly(sqlite_url, text, study, monkeypatch):
     obstacle = "no C compiler 'cc': install one, or set CC"
     monkeypatch.setattr("search.worker.lockstep.library_obstacle", lambda *args: obstacle)
-    _, said = work(sqlite_url, text, TRAINING, study=study(GATED), lockstep=lockstep)
+    _, said = work(sqlite_url, text, TRAINING, study=study(GATED), lockstep=1)
     assert [line for line in said if "networks" in line] == [
         "small networks train without the library in C, at a fifth to half of the speed "
         f"({obstacle})"

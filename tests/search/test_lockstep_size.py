@@ -5,10 +5,8 @@ import itertools
 
 import pytest
 import torch
-from user_cells import EXAMPLES, cell_config
 
 from rnn.config import STATE_SOURCES, BaselineConfig, GatedConfig, TrialConfig
-from rnn.models.bptt_network import BPTTNetwork
 from rnn.models.factory import build_network
 from rnn.stacked.memory import estimate_memory
 from rnn.stacked.network import NetworkStack
@@ -35,28 +33,6 @@ def test_cpu_trains_small_networks_in_lockstep_and_large_ones_alone(monkeypatch)
     assert auto_lockstep(TrialConfig(all_options(256)), 256, "bf16", CPU) == 1
 
 
-def test_lockstep_on_a_cpu_uses_no_more_memory_than_one_large_network(monkeypatch):
-    """Independent of the first network: the others may have every option on."""
-    monkeypatch.setattr(lockstep_size, "pays_off", lambda *args: False)
-    count = auto_lockstep(TrialConfig(PLAIN), 256, "bf16", CPU)
-    assert count == auto_lockstep(TrialConfig(all_options(32, 3)), 256, "bf16", CPU) > 16
-    allocated = count * estimate_memory(TrialConfig(all_options(32, 3)), 256, "bf16")
-    assert allocated < 2 * estimate_memory(TrialConfig(all_options(256, 3)), 256, "bf16")
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_cpu_trains_users_own_cells_in_lockstep_if_many_fit_into_a_little_memory(name):
-    """Those of 256 states are faster one after another: `python -m benchmarks cell-lockstep`."""
-    for state_size, streams, expected in [
-        (32, 32, range(32, 33)),
-        (32, 256, range(8, 32)),
-        (256, 8, range(1, 2)),
-        (256, 256, range(1, 2)),
-    ]:
-        trial_config = TrialConfig(cell_config(name, state_size=state_size))
-        assert auto_lockstep(trial_config, streams, "fp32", CPU) in expected
-
-
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_lockstep_size_is_limited_by_memory(monkeypatch, device):
     size = estimate_memory(TrialConfig(all_options(32, 3)), 256, "fp32")
@@ -73,21 +49,6 @@ def test_cpu_trains_few_networks_in_lockstep_by_the_library(monkeypatch, threads
     assert auto_lockstep(TrialConfig(all_options(32, 1)), 256, "fp32", CPU) == expected
 
 
-@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 1), (3, 2), (4, 2)])
-def test_cpu_trains_large_networks_in_lockstep_if_threads_would_have_no_work(
-    monkeypatch, threads, expected
-):
-    monkeypatch.setattr(lockstep_size, "pays_off", lambda *args: True)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert auto_lockstep(TrialConfig(all_options(256, 2)), 256, "fp32", CPU) == expected
-
-
-def test_gpu_trains_all_networks_of_one_shape_in_lockstep(monkeypatch):
-    """96 networks of three layers and 256 states, on a GPU with 24 GB."""
-    monkeypatch.setattr(lockstep_size, "available_memory", lambda device: 24 * 10**9)
-    assert auto_lockstep(TrialConfig(all_options(256, 3)), 256, "bf16", CUDA) >= 96
-
-
 def tensor_memory() -> dict[int, int]:
     """Return the bytes of every tensor storage by its address."""
     gc.collect()
@@ -98,12 +59,7 @@ def tensor_memory() -> dict[int, int]:
 
 @pytest.mark.parametrize(
     ("precision", "size"),
-    [
-        ("fp32", 32),
-        ("bf16", 128),
-        pytest.param("fp32", 128, marks=pytest.mark.extended),
-        pytest.param("bf16", 32, marks=pytest.mark.extended),
-    ],
+    [("fp32", 32), pytest.param("bf16", 128, marks=pytest.mark.extended)],
 )
 @pytest.mark.parametrize(
     ("build", "most"),
@@ -122,29 +78,6 @@ def test_stack_takes_no_more_memory_than_estimated(build, most, precision, size)
     allocated = sum(size for address, size in tensor_memory().items() if address not in before)
     estimate = sum(estimate_memory(trial_config, 256, precision) for trial_config in trial_configs)
     assert allocated < estimate < most * allocated
-    del program
-
-
-@pytest.mark.parametrize(
-    ("architecture", "bptt_steps", "precision"),
-    [(all_options(32), 12, "fp32"), (BaselineConfig("lstm", 2, 32), 12, "bf16")],
-)
-def test_bptt_network_takes_no_more_memory_than_estimated(architecture, bptt_steps, precision):
-    trial_config, tokens, kept = TrialConfig(architecture, 0, bptt_steps), torch.arange(256), []
-
-    def keep(tensor):
-        kept.append(tensor)
-        return tensor
-
-    before = tensor_memory()
-    program = TrainStep(BPTTNetwork([trial_config], 0, precision), 256, 0.9)
-    for _ in range(bptt_steps):
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            program.step(tokens, tokens)
-    allocated = sum(size for address, size in tensor_memory().items() if address not in before)
-    assert allocated < estimate_memory(trial_config, 256, precision) < 8 * allocated
-    assert len(kept) > bptt_steps
     del program
 
 

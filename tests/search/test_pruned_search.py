@@ -4,7 +4,6 @@ import re
 import shutil
 import threading
 from concurrent.futures import Future
-from functools import partialmethod
 
 import hooks
 import optuna
@@ -13,7 +12,7 @@ from helpers import QUICK, TEXT
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 from process_runner import wait_until
-from test_worker import ONE_NETWORK, SETTINGS, RecordingCallbacks, work
+from test_worker import SETTINGS, RecordingCallbacks, work
 
 from search.errors import UnfinishedSourceError
 from search.new_study import StudyOptions
@@ -27,10 +26,9 @@ from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.trial_artifacts import CheckpointStore
-from search.worker.worker import Worker
 from studies.attributes import TrialRecord
 from studies.config import top_count
-from studies.errors import ConfigError, ConfigMismatchError, StudiesError
+from studies.errors import ConfigMismatchError, StudiesError
 from studies.loader import load_config_file
 from studies.storage.counts import count_trials
 
@@ -49,9 +47,6 @@ GRID = [
     "space.state_gate=[false, true]",
 ]
 """Twenty-four tiny networks, the best two of which are to be kept."""
-
-WIDE = ["space.input_gate=[false, true]"]
-"""Extends the grid to twice as many networks."""
 
 RUNGS = {rung.step for rung in compute_rungs(STEPS, LOG_EVERY)}
 
@@ -78,12 +73,6 @@ def trials_by_params(joined):
 def unpruned(tmp_path_factory):
     """Trials of the search without pruning, by their parameters."""
     _, joined, _ = search_in_new_folder(tmp_path_factory, prune=False)
-    return trials_by_params(joined)
-
-
-@pytest.fixture(scope="module")
-def unpruned_wide(tmp_path_factory):
-    _, joined, _ = search_in_new_folder(tmp_path_factory, *WIDE, prune=False)
     return trials_by_params(joined)
 
 
@@ -147,19 +136,12 @@ def test_best_trials_complete_and_pruned_curves_are_unchanged(pruned, unpruned):
     check_pruning(*pruned, unpruned, 0)
 
 
+@pytest.mark.extended
 def test_best_trials_complete_in_lockstep(sqlite_url, text, tmp_path, unpruned):
     check_pruning(tmp_path, *search(sqlite_url, text, lockstep=8), unpruned, 1e-4)
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize(("lockstep", "tolerance"), [(1, 0), (8, 1e-4)])
-def test_best_trials_of_a_larger_grid_complete(
-    sqlite_url, text, tmp_path, unpruned_wide, lockstep, tolerance
-):
-    found = search(sqlite_url, text, *WIDE, lockstep=lockstep)
-    check_pruning(tmp_path, *found, unpruned_wide, tolerance)
-
-
 def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, monkeypatch):
     """A pause would lose the training so far."""
 
@@ -173,6 +155,7 @@ def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, m
     assert any("cannot write the checkpoint" in line and "(no room)" in line for line in messages)
 
 
+@pytest.mark.extended
 def test_trials_continue_while_the_storage_does_not_respond(sqlite_url, text, monkeypatch):
     monkeypatch.setattr("search.worker.pruning_decisions.DECISION_WAIT", 0.0)
     unanswered = Future()
@@ -226,10 +209,8 @@ FINE = "training.log_every=3"
 FINE_RUNGS = {rung.step for rung in compute_rungs(STEPS, 3)}
 
 
-@pytest.mark.parametrize(("lockstep", "tolerance"), [(1, 0), (4, 1e-4)])
-def test_late_decisions_stop_trials_after_their_rung(
-    sqlite_url, text, monkeypatch, lockstep, tolerance
-):
+@pytest.mark.extended
+def test_late_decisions_stop_trials_after_their_rung(sqlite_url, text, monkeypatch):
     """Training goes on while a decision is computed; none is lost."""
     slow = SlowDecisions(monkeypatch)
 
@@ -238,7 +219,7 @@ def test_late_decisions_stop_trials_after_their_rung(
 
     unpruned, _ = search(sqlite_url, text, FINE, prune=False, name="unpruned", lockstep=1)
     monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
-    joined, messages = search(sqlite_url, text, FINE, lockstep=lockstep)
+    joined, messages = search(sqlite_url, text, FINE, lockstep=4)
     assert not any(
         re.search("resumes? from", line) or line.startswith("warning") for line in messages
     )
@@ -254,57 +235,14 @@ def test_late_decisions_stop_trials_after_their_rung(
         curve = trial.intermediate_values
         assert list(curve) == list(range(3, max(curve) + 1, 3))
         expected = {step: reference[step] for step in curve}
-        assert curve == pytest.approx(expected, rel=tolerance, abs=0)
+        assert curve == pytest.approx(expected, rel=1e-4, abs=0)
     counts = count_trials(joined.storage, joined.study_id)
     assert counts.complete + counts.pruned == TRIALS
     assert counts.pruned
     assert count_steps(joined) < STEPS * TRIALS
 
 
-def test_late_decision_can_prune_a_trial(sqlite_url, text, monkeypatch):
-    monkeypatch.setattr(PruningPolicy, "should_continue", lambda self, trial: False)
-    monkeypatch.setattr(PruningPolicy, "should_prune_now", lambda self, trial: True)
-    slow = SlowDecisions(monkeypatch)
-    monkeypatch.setattr(RecordingCallbacks, "on_log", lambda *_: slow.release())
-    joined, messages = search(sqlite_url, text, lockstep=1)
-    assert set(messages) == {f"pruned at step {2 * LOG_EVERY}"}
-    for trial in joined.study.trials:
-        assert trial.state is TrialState.PRUNED
-        # The storage may have been read at the next rung.
-        assert trial.user_attrs["rung"] in (LOG_EVERY, 2 * LOG_EVERY)
-        assert max(trial.intermediate_values) == 2 * LOG_EVERY
-
-
-def test_trial_that_ends_before_its_decision_is_complete(sqlite_url, text, monkeypatch, unpruned):
-    """The next trial is not affected."""
-    slow = SlowDecisions(monkeypatch)
-
-    def on_trial_end(self, event):
-        self.messages.append(event.message)
-        slow.release()
-        monkeypatch.setattr("search.worker.pruning_decisions.DECISION_WAIT", HANG_TIMEOUT)
-
-    monkeypatch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end)
-    joined, messages = search(sqlite_url, text, lockstep=1)
-    assert messages[:2] == ["complete", f"paused at step {LOG_EVERY}"]
-    check_curves(joined, unpruned, 0)
-
-
-def test_decision_is_made_after_an_outage_at_all_rungs(sqlite_url, text, monkeypatch):
-    slow, reasons = SlowDecisions(monkeypatch), ["away"]
-
-    def on_log(self, running):
-        if running[0].step == 48:  # after the last rung, step 42
-            reasons[:] = [None]
-        slow.release()
-
-    monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
-    monkeypatch.setattr(ClaimManager, "unavailable_reason", property(lambda self: reasons[0]))
-    _, messages = search(sqlite_url, text, lockstep=1)
-    stops = [line for line in messages if not line.startswith("storage")]
-    assert stops[:2] == ["paused at step 54", f"paused at step {2 * LOG_EVERY}"]
-
-
+@pytest.mark.extended
 def test_error_in_the_pruning_policy_does_not_fail_trials(sqlite_url, text, monkeypatch):
     def fail(self, progress, trial_ids, avoid):
         raise IndexError("no such thing")
@@ -316,46 +254,30 @@ def test_error_in_the_pruning_policy_does_not_fail_trials(sqlite_url, text, monk
     assert not any("retries" in trial.user_attrs for trial in joined.study.trials)
 
 
-def fail_to_predict(monkeypatch):
-    def predict(self):
+@pytest.mark.extended
+def test_search_finishes_without_pruning_decisions(sqlite_url, text, unpruned, monkeypatch, caplog):
+    """Also with trials that were paused before."""
+
+    def fail(self):
         raise IndexError("no such thing")
 
-    monkeypatch.setattr(PruningPolicy, "prediction", property(predict))
-    monkeypatch.setattr(PruningPolicy, "_viable_prediction", property(predict))
-    return "IndexError: no such thing"
-
-
-def fail_to_start_threads(monkeypatch):
-    start, message = threading.Thread.start, "can't start new thread"
-
-    def refuse(self):
-        if self.name == "pruning":
-            raise RuntimeError(message)
-        start(self)
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    return f"RuntimeError: {message}"
-
-
-@pytest.mark.parametrize("fail", [fail_to_predict, fail_to_start_threads])
-def test_search_finishes_without_pruning_decisions(
-    sqlite_url, text, unpruned, monkeypatch, caplog, fail
-):
-    """Also with trials that were paused before."""
     file = load_config_file(QUICK, [*SETTINGS, *GRID])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
     for _ in range(3):
         trial_id = joined.storage.claim(joined.study_id, "paused/1")
         joined.storage.pause(trial_id, "paused/1", {})
-    error = fail(monkeypatch)
+    monkeypatch.setattr(PruningPolicy, "prediction", property(fail))
+    monkeypatch.setattr(PruningPolicy, "_viable_prediction", property(fail))
     joined, messages = search(sqlite_url, text, lockstep=1)
     assert count_trials(joined.storage, joined.study_id).complete == TRIALS
     check_curves(joined, unpruned, 0)
+    error = "IndexError: no such thing"
     warning = f"warning: pruning decision failed ({error}); paused trials resume without it"
     assert warning in messages
     assert not any("exception calling callback" in record.message for record in caplog.records)
 
 
+@pytest.mark.extended
 def test_failed_trial_is_retried_after_the_others(sqlite_url, text, monkeypatch):
     failing = []
 
@@ -376,41 +298,7 @@ def test_failed_trial_is_retried_after_the_others(sqlite_url, text, monkeypatch)
     assert [trial.state for trial in again] == [TrialState.COMPLETE]
 
 
-def test_trial_that_failed_here_is_paused_and_resumed(sqlite_url, text, unpruned, monkeypatch):
-    failed = set()
-
-    def on_log(self, running):
-        if running[0].number not in failed:
-            failed.add(running[0].number)
-            raise RuntimeError("once")
-
-    monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
-    monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
-    joined, messages = search(sqlite_url, text, lockstep=1)
-    assert messages.count("failed, requeued for a retry") == TRIALS
-    assert any("paused at step" in line for line in messages)
-    check_curves(joined, unpruned, 0)
-
-
-def test_scheduler_notices_the_extension_of_a_study(sqlite_url, text):
-    file = load_config_file(QUICK, [*SETTINGS, *GRID])
-    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
-    scheduler = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
-
-    def pause_all():
-        while (trial_id := joined.storage.claim(joined.study_id, "me/1")) is not None:
-            loss = 3.0 - trial_id / 100
-            joined.storage.pause(trial_id, "me/1", {}, {LOG_EVERY: loss})
-
-    pause_all()
-    assert len(scheduler.select_to_resume(scheduler.read(), 0.0).resumed) == TRIALS
-    wider = load_config_file(QUICK, [*SETTINGS, *GRID, "space.layers=[1, 2]"])
-    create_or_join(wider, sqlite_url, StudyOptions(corpus=str(text), prune=True, extend=True))
-    assert scheduler.select_to_resume(scheduler.read(), 0.0).resumed == (), "new trials come first"
-    pause_all()
-    assert len(scheduler.select_to_resume(scheduler.read(), 0.0).resumed) == 2 * TRIALS
-
-
+@pytest.mark.extended
 def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypatch):
     """Another worker hangs with the last trial; this one waits, then ignores it."""
     file = load_config_file(QUICK, [*SETTINGS, *GRID])
@@ -433,6 +321,7 @@ def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypa
     assert scheduler.select_to_resume(scheduler.read(), 0, (), True).resumed == ()
 
 
+@pytest.mark.extended
 def test_paused_trials_without_checkpoints_restart_and_finish(
     sqlite_url, text, tmp_path, unpruned, monkeypatch
 ):
@@ -497,31 +386,6 @@ def test_refinement_of_a_pruned_study_uses_the_kept_trials(pruned):
     origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]
     assert origins == [[number] for _, number in values[:KEPT]]
     assert not derived.config.pruning.enabled, "pruning is not inherited"
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("pruning.keep=1.5", "pruning.keep is 1.5: input should be less than 1"),
-        ("pruning.confidence=0.2", "pruning.confidence is 0.2: input should be greater than"),
-        ("pruning.kept=0.5", "unknown key pruning.kept: expected one of enabled, keep"),
-        (
-            f"training.log_every={STEPS}",
-            "log_every is 60 and steps 60, expected",
-        ),
-    ],
-)
-def test_invalid_pruning_settings_are_rejected(sqlite_url, text, override, message):
-    with pytest.raises(ConfigError, match=message):
-        search(sqlite_url, text, override)
-
-
-def test_pruning_of_replicates_is_rejected(sqlite_url, text):
-    one = [*ONE_NETWORK, "space.output_gate=[false]", "space.state_gate=[false]"]
-    search(sqlite_url, text, *one, "training.steps=10", prune=False)
-    overrides = ["refinement.replicates=3", "pruning.enabled=true"]
-    with pytest.raises(ConfigError, match=r"has pruning\.enabled and 3 replicates"):
-        refine(sqlite_url, *overrides)
 
 
 def test_plain_optuna_runs_a_study_with_pruning(sqlite_url, text):

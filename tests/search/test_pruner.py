@@ -1,7 +1,6 @@
 """The pruning policy keeps the best trials and stops or pauses the others."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -12,16 +11,13 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from test_predictions import simulate_grid
 
-from benchmarks.recorded_curves import RecordedCurves, ReplayResult
 from benchmarks.replay_pruning import replay_in_optuna
-from benchmarks.replayed_search import Replay
-from search.pruning.audit import PRIOR_SCORES
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.policy import PruningPolicy
-from search.pruning.predictions import predict_final_values
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
 from search.pruning.study_state import StudyState, TrialStage
+from tests.simulations.pruned_search import RecordedCurves, Replay, ReplayResult
 
 STEPS, LOG_EVERY = 1000, 40
 
@@ -37,12 +33,6 @@ def test_rungs_are_log_points_before_the_end(steps, log_every):
         assert last < rung.step < steps
         last = rung.step
     assert bool(rungs) == (log_every < steps)
-
-
-def test_rung_loss_averages_the_last_fifth_of_the_steps():
-    assert [(rung.after, rung.step) for rung in compute_rungs(10_000, 50)] == [
-        (320, 400), (640, 800), (1280, 1600), (2560, 3200), (5120, 6400)
-    ]  # fmt: skip
 
 
 def make_state(stages, reached=2):
@@ -62,25 +52,6 @@ def make_state(stages, reached=2):
 
 def make_policy(stages, keep=0.1, confidence=0.95, **options):
     return PruningPolicy(make_state(stages, **options), keep, confidence)
-
-
-@pytest.mark.parametrize("error", [0.0, 1.0])
-def test_scales_follow_the_errors_of_audited_trials(error):
-    """Four paused trials are audited: the policy knows their values and predicts without them."""
-    state = make_state([TrialStage.COMPLETE] * 12 + [TrialStage.PAUSED] * 12)
-    audited = np.arange(24) % 3 == 2
-    audited[:12] = False
-    before = PruningPolicy(state, 0.1, 0.95).prediction
-    values = np.where(audited, before.mean + error, state.values)
-    held_out = np.where(audited, 2, -1)
-    raw = predict_final_values(state.design, state.losses, values, held_out)
-    scores = raw.compute_scores(values)[audited]
-    policy = PruningPolicy(replace(state, values=values, held_out=held_out), 0.1, 0.95)
-    others = state.in_stage(TrialStage.PAUSED) & ~audited
-    ratio = policy.prediction.scale[others] / raw.scale[others]
-    expected = math.sqrt((PRIOR_SCORES + (scores**2).sum()) / (PRIOR_SCORES + 4))
-    assert ratio == pytest.approx(np.full(8, expected))
-    assert expected > 1 if error else expected < 0.9
 
 
 def test_every_trial_reaches_the_first_rung_before_any_is_promoted():
@@ -135,42 +106,6 @@ def test_search_is_final_when_expected_losses_are_within_the_budget():
     assert not reversed_policy.is_final
 
 
-def test_search_is_not_final_while_a_trial_runs():
-    assert make_policy(
-        [TrialStage.COMPLETE] * 30 + [TrialStage.PAUSED] * 29 + [TrialStage.PRUNED]
-    ).is_final
-    assert not make_policy(
-        [TrialStage.COMPLETE] * 30 + [TrialStage.PAUSED] * 29 + [TrialStage.RUNNING]
-    ).is_final
-
-
-def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
-    few = make_policy([TrialStage.COMPLETE] * 5 + [TrialStage.RUNNING] * 91)
-    enough = make_policy([TrialStage.COMPLETE] * 20 + [TrialStage.RUNNING] * 76)
-    worst = int(np.argmin(enough.keep_probabilities))
-    assert enough.should_prune_now(worst)
-    # Same keep probability, but too few complete trials.
-    few.__dict__["keep_probabilities"] = enough.keep_probabilities
-    assert not few.should_prune_now(worst)
-    assert not enough.should_prune_now(int(np.argmax(enough.keep_probabilities[20:])) + 20)
-
-
-def test_failed_trials_have_no_keep_probability():
-    stages = [TrialStage.COMPLETE] * 20 + [TrialStage.PAUSED] * 20 + [TrialStage.FAILED] * 20
-    policy = make_policy(stages)
-    assert policy.top_count == 6  # of all trials
-    assert (policy.keep_probabilities[40:] == 0).all()
-    assert policy.keep_probabilities.sum() == pytest.approx(6, abs=0.5)
-    assert make_policy([TrialStage.FAILED] * 10).is_final
-
-
-def test_running_trials_can_be_ignored_when_resuming():
-    """Trials outside the active set wait for running ones, unless these are ignored."""
-    policy = make_policy([TrialStage.RUNNING] + [TrialStage.PAUSED] * 7, reached=1)
-    assert len(policy.to_resume_ignoring_running) > 0
-    assert len(policy.to_resume) < len(policy.to_resume_ignoring_running)
-
-
 def record_curves(seed, sizes=(32,)):
     """Simulate complete curves, 48 of each size."""
     params, rungs, values = simulate_grid(seed, sizes=sizes)
@@ -182,7 +117,15 @@ def record_curves(seed, sizes=(32,)):
     return RecordedCurves(params, steps, curves, curves.min(axis=1))
 
 
-def check_replays(concurrent, sizes):
+@pytest.mark.parametrize(
+    ("concurrent", "sizes"),
+    [
+        (24, (32,)),
+        pytest.param(1, (32,), marks=pytest.mark.extended),
+        pytest.param(4, (32, 64), marks=pytest.mark.extended),
+    ],
+)
+def test_policy_keeps_the_best_tenth_at_a_fraction_of_the_cost(concurrent, sizes):
     results = []
     for seed in range(4):
         recorded = record_curves(seed, sizes)
@@ -194,17 +137,7 @@ def check_replays(concurrent, sizes):
     assert max(result.starts for result in results) < 5, "trials pause too often"
 
 
-@pytest.mark.parametrize("concurrent", [1, 24])
-def test_policy_keeps_the_best_tenth_at_a_fraction_of_the_cost(concurrent):
-    check_replays(concurrent, sizes=(32,))
-
-
 @pytest.mark.extended
-@pytest.mark.parametrize("concurrent", [1, 4, 24])
-def test_policy_keeps_the_best_tenth_of_a_larger_grid(concurrent):
-    check_replays(concurrent, sizes=(32, 64))
-
-
 def test_more_confidence_costs_more():
     costs = [
         Replay(record_curves(1), 4, 0.1, confidence).run(list(range(48))).cost
@@ -212,12 +145,6 @@ def test_more_confidence_costs_more():
     ]
     assert costs == sorted(costs)
     assert costs[0] < costs[-1]
-
-
-def test_decisions_are_deterministic():
-    first, second = (Replay(record_curves(2), 4, 0.1, 0.95) for _ in range(2))
-    assert first.run(list(range(48))) == second.run(list(range(48)))
-    assert first.stages == second.stages
 
 
 def test_recall_of_a_replay_counts_architectures_at_their_best_rate():
@@ -270,25 +197,17 @@ def make_distributions(recorded):
     return {name: CategoricalDistribution(tuple(values)) for name, values in choices.items()}
 
 
-def check_plain_optuna(recorded, min_kept, min_pruned):
+@pytest.mark.extended
+def test_pruner_keeps_the_best_tenth_in_plain_optuna():
     study = optuna.create_study(direction="maximize", pruner=make_pruner())
-    kept = optimize(study, recorded)
+    kept = optimize(study, record_curves(1))
     pruned = [trial for trial in study.trials if trial.state is TrialState.PRUNED]
-    assert sum(kept) >= min_kept
-    assert len(pruned) >= min_pruned
+    assert sum(kept) >= 3
+    assert len(pruned) >= 10
     rungs = {rung.step for rung in compute_rungs(STEPS, LOG_EVERY)}
     assert {trial.last_step for trial in pruned} <= rungs
     # No trial is pruned before enough are complete.
     assert all(trial.state is TrialState.COMPLETE for trial in study.trials[: len(kept)])
-
-
-def test_pruner_keeps_the_best_tenth_in_plain_optuna():
-    check_plain_optuna(record_curves(1), min_kept=3, min_pruned=10)
-
-
-@pytest.mark.extended
-def test_pruner_keeps_the_best_tenth_of_a_larger_grid_in_plain_optuna():
-    check_plain_optuna(record_curves(4, sizes=(32, 64)), min_kept=7, min_pruned=20)
 
 
 def make_finished_study(pruner):

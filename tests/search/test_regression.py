@@ -1,7 +1,6 @@
 """The regression behind the pruner averages over its hyperparameters."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from search.pruning.regression import (
     INTERACTION,
     MAIN_EFFECT,
     BayesianRidge,
-    _WeightedSums,
 )
 
 
@@ -49,7 +47,7 @@ def predict_directly(features, kinds, target, variance, new):
     return mean, share @ (np.array(variances) + (np.array(means) - mean) ** 2)
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.3, 1.0, 5.0])
+@pytest.mark.parametrize("noise", [0.05, 1.0])
 def test_regression_equals_the_average_of_all_posteriors(noise):
     rows = simulate_rows(60, noise)
     new = simulate_rows(7, noise, seed=1)[0]
@@ -57,23 +55,3 @@ def test_regression_equals_the_average_of_all_posteriors(noise):
     expected_mean, expected_variance = predict_directly(*rows, new)
     assert mean == pytest.approx(expected_mean, rel=1e-6, abs=1e-9)
     assert variance == pytest.approx(expected_variance, rel=1e-6)
-
-
-@pytest.mark.parametrize("noise", [0.05, 0.3, 1.0, 5.0])
-def test_levels_of_noise_far_from_the_best_one_are_not_computed(noise, monkeypatch):
-    rows = simulate_rows(2000, noise)
-    levels = []
-
-    class Counted(_WeightedSums):
-        def __init__(self, *args):
-            levels.append(args[-1])
-            super().__init__(*args)
-
-    monkeypatch.setattr("search.pruning.regression._WeightedSums", Counted)
-    some, computed = BayesianRidge(*rows), len(levels)
-    monkeypatch.setattr("search.pruning.regression._NEGLIGIBLE", math.inf)
-    every = BayesianRidge(*rows)
-    assert computed < 5
-    assert len(levels) == computed + 5
-    for found, expected in zip(some.predict(rows[0]), every.predict(rows[0]), strict=True):
-        assert found == pytest.approx(expected, rel=1e-9)

@@ -27,11 +27,6 @@ def test_looks_of_the_file_or_the_default_are_planned():
     assert (default.looks, default.replicates) == (list(DEFAULT_LOOKS), DEFAULT_LOOKS[-1])
 
 
-def test_looks_of_the_file_are_ignored_without_the_option():
-    planned = plan_looks(derived(looks=[2, 4], replicates=7), until_decided=False).refinement
-    assert (planned.looks, planned.replicates, planned.initial_runs) == ([], 7, 7)
-
-
 @pytest.mark.parametrize(
     ("config", "until_decided", "message"),
     [
@@ -101,9 +96,9 @@ def test_runs_that_exist_are_not_added_again():
 
 
 @pytest.fixture
-def looked(url):
+def looked(sqlite_url):
     """A study of three architectures with two complete runs each, before its first look."""
-    storage = open_storage(url)
+    storage = open_storage(sqlite_url)
     trials = [row.params for row in rows((2, 2, 2))]
     planned = [PlannedTrial(params, {"source_trials": [0]}) for params in trials]
     space = distributions(observed_search_space(trials))
@@ -133,13 +128,6 @@ def test_look_and_its_trials_are_stored_once(looked):
     trials = read_trials(looked, study._study_id)
     assert [(t.params["layers"], t.params["replicate"]) for t in trials[6:]] == [(1, 6), (3, 6)]
     assert all(t.state is TrialState.WAITING for t in trials[6:])
-
-
-def test_last_look_adds_no_trials(looked):
-    study = load_study(looked, "looked")
-    assert record_look(looked, study, read_study_record(study), look_at(2)) == 0
-    assert len(read_trials(looked, study._study_id)) == 6
-    assert read_study_record(load_study(looked, "looked")).looks == [look_at(2)]
 
 
 def test_look_waits_for_trials_that_a_worker_holds(looked):

@@ -1,12 +1,9 @@
 """Output of a search to a log: progress at least every five seconds."""
 
-import builtins
 import logging
 import os
 import signal
-import sqlite3
 import threading
-from contextlib import closing
 from itertools import pairwise
 
 import optuna
@@ -83,6 +80,7 @@ def test_log_is_never_silent_for_five_seconds(monkeypatch):
     assert min(b - a for a, b in pairwise(lines)) >= PROGRESS_SECONDS
 
 
+@pytest.mark.extended
 def test_progress_is_printed_before_the_first_log_point(search, gates):
     process = search(*ONE, gate=gates[0])
     wait_until(lambda: process.stdout.count("0 of 1 finished, 1 running\n") >= 2)
@@ -91,14 +89,6 @@ def test_progress_is_printed_before_the_first_log_point(search, gates):
 
 
 @pytest.mark.extended
-def test_parent_process_prints_the_progress_of_all_workers(search, gates):
-    process = search("--workers", "2", "--lockstep", "2", gate=gates[1])
-    line = "0 of 96 finished, 4 running  |  running trials at "
-    wait_until(lambda: process.stdout.count(line) >= 2)
-    process.send(signal.SIGTERM)
-    assert process.wait() == 143
-
-
 def test_progress_is_printed_while_waiting_for_other_workers(search, gates):
     other = search(*ONE, gate=gates[0])
     wait_until(lambda: gates[0].held)
@@ -110,17 +100,6 @@ def test_progress_is_printed_while_waiting_for_other_workers(search, gates):
         assert process.wait() == 143
     assert "stopped before training began" in waiting.stdout
     assert "stopped; progress is saved" in other.stdout
-
-
-def test_slow_preparation_of_a_study_is_reported(search, sqlite_url):
-    assert search(*ONE).wait() == 0
-    path = sqlite_url.removeprefix("sqlite:///")
-    with closing(sqlite3.connect(path, timeout=600, isolation_level=None)) as database:
-        database.execute("BEGIN IMMEDIATE")
-        process = search(*ONE)
-        wait_until(lambda: "preparing study quick: " in process.stdout)
-        database.execute("ROLLBACK")
-    assert process.wait() == 0, process.stderr
 
 
 def test_search_stops_when_the_reader_of_its_output_exits(search, gates, sqlite_url, tmp_path):
@@ -179,10 +158,3 @@ def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch
         assert reader.recent_status().counts.complete == 0
         answers.set()  # the next line shows the late answer
         wait_until(lambda: reader.recent_status().counts.complete == 1)
-
-
-def test_lines_in_a_notebook_are_plain_text(monkeypatch, capsys):
-    shell = type("ZMQInteractiveShell", (), {})
-    monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
-    SafeConsole().print_line("study quick: 1 of 2 finished")
-    assert capsys.readouterr().out == "study quick: 1 of 2 finished\n"

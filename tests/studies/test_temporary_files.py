@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -95,14 +94,7 @@ def test_creator_whose_file_was_removed_creates_a_whole_one(
     assert names(tmp_path) == ["studies.db"]
 
 
-def test_created_file_is_whole_and_in_wal_mode(tmp_path, sqlite_url):
-    open_storage(sqlite_url).close()
-    with sqlite3.connect(tmp_path / "studies.db") as database:
-        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    database.close()
-
-
+@pytest.mark.extended
 def test_files_of_killed_writers_are_removed_by_the_next_write(tmp_path):
     """Also those of another trial, which may not be written again."""
     store = f"AtomicFileStore(pathlib.Path({str(tmp_path)!r}), 'weights')"
@@ -158,6 +150,7 @@ def test_file_of_a_killed_report_is_removed_by_the_next_one(tmp_path):
         page.unlink()
 
 
+@pytest.mark.extended
 def test_folder_of_a_killed_export_is_removed_by_the_next_one(tmp_path):
     directory = tmp_path / "network"
     run_until_killed(

@@ -1,19 +1,18 @@
 """Progress of trials for the pruner: what may have changed is read again, and nothing else."""
 
-import random
+import math
 from functools import partial
 
 import pytest
 from helpers import DatabaseUse, create_small_study
 from optuna.distributions import CategoricalDistribution
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from search.pruning.rungs import Rung
-from studies.attributes import AUDIT, AuditState, Failure
+from studies.attributes import AuditState, Failure
 from studies.storage.create_study import PlannedTrial, extend_study
 from studies.storage.last_losses import read_last_losses
 from studies.storage.open import load_study, open_storage
-from studies.storage.queue import PendingWrite
 from studies.storage.trial_progress import ProgressReader
 from studies.storage.trial_rows import AuditDecision
 
@@ -21,131 +20,41 @@ RUNGS = [Rung(20, 0), Rung(40, 30), Rung(80, 60)]
 STEPS = range(10, 101, 10)
 
 
-class RandomSearch:
-    """Takes random steps of a search with several workers on a study of eight trials.
-
-    Attributes:
-        steps: names of the possible steps.
-    """
-
-    steps = (
-        "claim",
-        "report",
-        "restart",
-        "requeue",
-        "expire",
-        "pause",
-        "resume",
-        "finish",
-        "audit",
-    )
-
-    def __init__(self, storage, seed):
-        self._storage, self._random = storage, random.Random(seed)
-        self._study_id = create_small_study(storage, 1)
-        self.extend([PlannedTrial({"x": number}, is_audited=number < 3) for number in range(1, 8)])
-        self._held, self._paused, self._tokens = {}, [], iter(range(1000))
-
-    @property
-    def reader(self):
-        return ProgressReader(self._storage, self._study_id, RUNGS)
-
-    def extend(self, trials):
-        choices = {"x": CategoricalDistribution(tuple(range(20)))}
-        assert extend_study(self._storage, self._study_id, {}, {}, choices, trials)
-
-    def step(self):
-        """Take one step, if it is possible now."""
-        steps = self.claim, self.report, self.restart, self.requeue, self.expire
-        self._random.choice([*steps, self.pause, self.resume, self.finish, self.audit])()
-
-    def claim(self, paused_ids=None):
-        token = f"me/{next(self._tokens)}"
-        trial_id = self._storage.claim(self._study_id, token, paused_ids=paused_ids)
-        if trial_id is not None:
-            self._held[trial_id] = token
-
-    def resume(self):
-        if self._paused:
-            self.claim([self._paused.pop()])
-
-    def report(self, **how):
-        if self._held:
-            trial_id, token = self._random.choice(list(self._held.items()))
-            last = self._random.choice(STEPS)
-            curve = {step: self._random.random() for step in STEPS if step <= last}
-            self._storage.report(trial_id, token, curve, **how)
-
-    def restart(self):
-        """Replace a curve by a shorter or a longer one, as from an earlier checkpoint."""
-        self.report(replace_all=True)
-
-    def _release(self):
-        trial_id = self._random.choice(list(self._held))
-        return trial_id, self._held.pop(trial_id)
-
-    def requeue(self):
-        if self._held:
-            trial_id, token = self._release()
-            curve = {10: self._random.random()}
-            write = PendingWrite(trial_id, token, curve, replace_all=self._random.random() < 0.5)
-            self._storage.requeue_all([write], Failure.INTERRUPTED)
-
-    def expire(self):
-        if self._held:
-            self._storage.requeue(*self._release(), Failure.LEASE_EXPIRED)
-
-    def pause(self):
-        if self._held:
-            trial_id, token = self._release()
-            curve = {step: self._random.random() for step in (10, 20)}
-            self._storage.pause(trial_id, token, {}, curve)
-            self._paused.append(trial_id)
-
-    def finish(self):
-        if self._held and self._random.random() < 0.3:
-            state = self._random.choice([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
-            value = self._random.random() if state is TrialState.COMPLETE else None
-            self._storage.finish(*self._release(), state, value, {}, {100: 1.0})
-
-    def audit(self):
-        """Store a decision about an audited trial, which changes nothing else."""
-        for trial in self.reader.read():
-            if trial.audit is not None:
-                after = trial.audit.model_copy(update={"rungs": trial.audit.rungs + 1})
-                self._storage.write_audit({trial.trial_id: AuditDecision(trial.audit, after)})
+def test_progress_contains_the_mean_losses_up_to_a_gap(sqlite_url):
+    storage = open_storage(sqlite_url)
+    study_id = create_small_study(storage, 1)
+    trial_id = storage.claim(study_id, "me/1")
+    reader = ProgressReader(storage, study_id, RUNGS)
+    for curve, losses in (
+        ({10: 9.0, 20: 7.0, 30: 5.0, 35: 4.0, 40: 3.0, 70: 2.0}, [8.0, 3.5, math.nan]),
+        # Values that are not finite are left out of the mean, but the rung is reached.
+        ({10: 9.0, 20: math.nan}, [9.0, math.nan, math.nan]),
+        # A curve with a gap ends before it.
+        (dict.fromkeys(range(50, 81, 10), 1.0), 3 * [math.nan]),
+    ):
+        storage.report(trial_id, "me/1", curve, replace_all=True)
+        (trial,) = reader.read()
+        assert trial.losses == pytest.approx(losses, nan_ok=True)
+    assert [trial.losses for trial in ProgressReader(storage, study_id, []).read()] == [[]]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_progress_equals_that_of_a_new_reader_after_each_step_of_a_search(url, seed):
-    search = RandomSearch(open_storage(url), seed)
-    often, seldom = search.reader, search.reader
-    for number in range(60):
-        search.step()
-        expected = repr(search.reader.read())
-        assert repr(often.read()) == expected
-        if number % 7 == 0:
-            assert repr(seldom.read()) == expected
-
-
-def test_trials_of_an_extension_are_read(url):
-    search = RandomSearch(open_storage(url), 0)
-    reader = search.reader
-    assert len(reader.read()) == 8
-    search.extend([PlannedTrial({"x": 10 + number}, is_audited=True) for number in range(3)])
+def test_new_trials_and_decisions_are_read_and_trials_of_plain_optuna_left_out(url):
+    storage = open_storage(url)
+    study_id = create_small_study(storage, 2)
+    reader = ProgressReader(storage, study_id, RUNGS)
+    assert len(reader.read()) == 2
+    load_study(storage, "small").add_trial(create_trial(value=1.0))
+    choices = {"x": CategoricalDistribution(tuple(range(20)))}
+    planned = [PlannedTrial({"x": 10}, is_audited=True)]
+    assert extend_study(storage, study_id, {}, {}, choices, planned)
     trials = reader.read()
-    assert repr(trials) == repr(search.reader.read())
-    assert [trial.audit for trial in trials[8:]] == 3 * [AuditState()]
-
-
-def test_trial_that_plain_optuna_adds_is_left_out(sqlite_url):
-    search = RandomSearch(open_storage(sqlite_url), 0)
-    reader = search.reader
-    reader.read()
-    load_study(search._storage, "small").ask()
-    assert [trial.number for trial in reader.read()] == list(range(8))
-    search._storage.set_trial_system_attr(2, AUDIT, {"rungs": 3, "pruned": True})
-    assert reader.read()[1].audit == AuditState(rungs=3, pruned=True)
+    assert [trial.number for trial in trials] == [0, 1, 3]
+    assert [trial.audit for trial in trials] == [None, None, AuditState()]
+    decided = AuditState(rungs=3, pruned=True)
+    decision = AuditDecision(AuditState(), decided)
+    for stored in ([trials[2].trial_id], []):  # the second decision finds another than expected
+        assert storage.write_audit({trials[2].trial_id: decision}) == stored
+    assert reader.read()[2].audit == decided
 
 
 def measure_reads(url, trials):
@@ -167,17 +76,14 @@ def measure_reads(url, trials):
 
 
 def test_curves_that_have_not_changed_are_not_read_again(sqlite_url):
-    for trials in (20, 60):
-        first, again, after = measure_reads(sqlite_url, trials)
+    measured = {trials: measure_reads(sqlite_url, trials) for trials in (20, 60)}
+    for trials, (first, again, after) in measured.items():
         assert first[1] > trials * (1 + len(RUNGS)), "each loss at a rung"
         assert again[1] == trials, "of each trial, in what state it is"
         assert after[1] == trials + 1, "and the loss of the trial that has reached a rung"
         assert again[0] <= first[0]
-
-
-def test_statements_that_read_progress_do_not_depend_on_the_number_of_trials(sqlite_url):
-    few, many = (measure_reads(sqlite_url, trials) for trials in (20, 60))
-    assert [statements for statements, _ in few] == [statements for statements, _ in many]
+    few, many = ([statements for statements, _ in reads] for reads in measured.values())
+    assert few == many
 
 
 def test_last_losses_are_read_without_the_curves(sqlite_url):
@@ -202,7 +108,7 @@ def test_last_losses_are_read_without_the_curves(sqlite_url):
 
 
 def test_statements_and_rows_of_a_worker_do_not_depend_on_the_number_of_trials(sqlite_url):
-    """A claim, a report, a pause, a resumption, a requeue and an end."""
+    """A claim, a report, a pause, a resumption, a requeue, an end, and of a study the pruning."""
 
     def measure(trials):
         storage = open_storage(sqlite_url)
@@ -228,4 +134,14 @@ def test_statements_and_rows_of_a_worker_do_not_depend_on_the_number_of_trials(s
         assert claimed == 3 * [claimed[0]]
         return found
 
+    def measure_pruning(trials):
+        storage = open_storage(sqlite_url)
+        study_id = create_small_study(storage, trials, f"{trials} paused")
+        for _ in range(trials):
+            storage.pause(storage.claim(study_id, "me/1"), "me/1", {})
+        reasons = {trial._trial_id: {"reason": "x"} for trial in storage.get_all_trials(study_id)}
+        use = DatabaseUse(storage)
+        return use.measure(lambda: storage.prune_paused(study_id, trials, reasons))[0]
+
     assert measure(40) == measure(400)
+    assert measure_pruning(3) == measure_pruning(12)

@@ -1,0 +1,261 @@
+"""Error rates and power of the statistics of reports, in the simulated studies of the tests.
+
+``python -m benchmarks effects``, ``uneven-noise``, ``unequal-runs``, ``replicates`` and ``pareto``
+print the tables of docs/statistics.md.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from reports.stats.contrast import Contrast
+from reports.stats.interaction_model import Integers
+from studies.config import DEFAULT_LOOKS
+from studies.run_means import average_runs
+from tests.simulations.grids import (
+    NOISE,
+    SMALL_GRID,
+    Scenario,
+    Simulation,
+    find_flags,
+    names_zero,
+    simulate,
+)
+from tests.simulations.pareto import RUN_STD, WINDOWS, simulate_fronts
+from tests.simulations.replicates import (
+    ARCHITECTURES,
+    MARGIN,
+    NOISES,
+    Floats,
+    count_false_as_good,
+    count_false_worse,
+    has_false_verdict,
+    run_until_decided,
+    simulate_looks,
+    simulate_losses,
+)
+from tests.simulations.unequal_runs import (
+    ORDER_NOISE,
+    RUN_NOISE,
+    SCENARIOS,
+    simulate_differences,
+)
+from tests.simulations.uneven_noise import (
+    Tables,
+    clear_rates,
+    count_findings,
+    cover_effects,
+    equal_rates,
+    mixed_rates,
+    simulate_regions,
+    simulate_tuned,
+    simulate_variants,
+)
+
+INTERVALS = (
+    Scenario(name="equal noise, 96 architectures"),
+    Scenario(name="noise ×1, ×2, ×4 by state size", noise_by_size=(1, 2, 4)),
+    Scenario(name="real interactions of four parameters", scales=(0.2, 0.1, 0.05, 0.02)),
+    Scenario(
+        name="the same, three replicates of nine", scales=(0.2, 0.1, 0.05, 0.02), replicates=3
+    ),
+    Scenario(name="24 architectures", scales=(0.2, 0.1), grid=SMALL_GRID),
+    Scenario(name="24, real interactions of three", grid=SMALL_GRID),
+)
+
+FLAGS = (
+    Scenario(name="main effects only", scales=(0.1,)),
+    Scenario(name="main effects only, noise by size", scales=(0.1,), noise_by_size=(1, 2, 4)),
+    Scenario(name="no effects", scales=()),
+    Scenario(name="main effects, 24 architectures", scales=(0.1,), grid=SMALL_GRID),
+    Scenario(name="effect of one sign or none (−0.2, 0)", scales=(), joint=-0.2),
+    Scenario(name="opposite signs, ±0.02", scales=(), reversal=0.02),
+    Scenario(name="opposite signs, ±0.03", scales=(), reversal=0.03),
+)
+
+NAMED = (
+    Scenario(name="no effects", scales=()),
+    Scenario(name="no effects, noise by size", scales=(), noise_by_size=(1, 2, 4)),
+    Scenario(name="no effects, 24 architectures", scales=(), grid=SMALL_GRID),
+)
+
+
+def measure_effects(count: int = 300) -> Iterator[str]:
+    """Yield the tables of intervals and flags over simulated studies."""
+    yield f"{count} simulated studies each"
+    yield "scenario | covered | width / that of known noise | effect of 3 standard errors found"
+    for scenario in INTERVALS:
+        found = [row for study in simulate(scenario, count) for row in _judge_intervals(study)]
+        covered, _, excluded = np.mean(found, axis=0)
+        width = np.median(found, axis=0)[1]
+        yield f"{scenario.name} | {covered:.1%} | {width:.2f} | {excluded:.0%}"
+    yield "scenario | studies with a significant range | with opposite signs"
+    for scenario in FLAGS:
+        flags = np.array([find_flags(study.observed) for study in simulate(scenario, count)])
+        yield f"{scenario.name} | {flags[:, 0].mean():.1%} | {flags[:, 1].mean():.1%}"
+    yield "scenario | studies with an effect named that is zero"
+    for scenario in NAMED:
+        named = np.mean([names_zero(study) for study in simulate(scenario, count)])
+        yield f"{scenario.name} | {named:.1%}"
+
+
+def _judge_intervals(study: Simulation) -> Iterator[tuple[float, ...]]:
+    """Yield whether each effect's interval covers, its relative width, and its power."""
+    table = study.observed
+    for effect in table.compute_effects():
+        other = next(name for name in table.axes if name != effect.contrast.parameter)
+        before, after = np.hstack(list(table.match_by_level(effect.contrast, other).values()))
+        truth = study.truth.compute_effect(effect.contrast).mean
+        variances = study.deviations[before] ** 2 + study.deviations[after] ** 2
+        error = math.sqrt(variances.sum()) / len(variances)
+        # The same interval around an effect of three standard errors.
+        shift = 3 * error - truth
+        excludes = effect.low + shift > 0 or effect.high + shift < 0
+        width = (effect.high - effect.low) / (2 * 1.96 * error)
+        yield effect.low <= truth <= effect.high, width, excludes
+
+
+def measure_uneven_noise() -> Iterator[str]:
+    """Yield the tables of studies in which some networks are noisier than others."""
+    yield "40 simulated studies each"
+    yield "architectures of three layers | their noise | covered | differs | opposite signs"
+    for deep, factor in itertools.product((4, 8), (1, 3, 10)):
+        found = count_findings(list(simulate_regions(deep, factor, 40)))
+        yield (
+            f"{deep} | ×{factor} | {found.covered:.1%} | {found.differs:.1%} | {found.opposite:.1%}"
+        )
+    yield "60 simulated studies each, effects at the best of three rates"
+    yield "rates | noise of three layers | effects covered | bias of layers 2 → 3 | significant"
+    rates = {
+        "equal": equal_rates,
+        "clear": clear_rates,
+        "mixed": mixed_rates,
+        "close": _close_rates,
+    }
+    for name, factor in itertools.product(rates, (1, 4)):
+        studies = list(simulate_tuned(rates[name], factor, 60))
+        yield f"{name} | ×{factor} | {_judge_tuned(studies)}"
+    yield "400 simulated derived studies each"
+    yield "noise of one variant | its effect significant"
+    for factor in (1, 4, 12):
+        yield f"×{factor} | {np.mean(list(simulate_variants(factor, 400))):.1%}"
+
+
+def _close_rates(layers: Integers) -> Floats:
+    """Return excess losses of two standard deviations of the noise of three layers."""
+    return np.tile([0.0, 8 * NOISE, 16 * NOISE], (len(layers), 1))
+
+
+def _judge_tuned(studies: list[Tables]) -> str:
+    """Return the coverage of all effects, and bias and significance of the third layer."""
+    contrast = Contrast("layers", 2, 3)
+    covered = [each for study in studies for each in cover_effects(*study)]
+    effects = [observed.compute_effect(contrast) for _, observed in studies]
+    bias = np.mean([effect.mean for effect in effects])  # no layer has an effect
+    significant = np.mean([effect.is_significant for effect in effects])
+    return f"{np.mean(covered):.1%} | {bias:+.4f} | {significant:.1%}"
+
+
+def measure_unequal_runs(studies: int = 500) -> Iterator[str]:
+    """Yield the tables of studies with unequal numbers of runs; takes about two minutes."""
+    yield f"{studies} simulated studies each"
+    yield "runs | false difference | effect of 0.02 found"
+    for scenario in SCENARIOS:
+        false, found = (simulate_differences(scenario, studies, each) for each in (0.0, -0.02))
+        yield f"{scenario.name} | {false:.1%} | {found:.1%}"
+    yield "one of ten architectures lost its hardest run of three: worse by | has the best mean"
+    for gap in (0.0, 0.01, 0.02):
+        yield f"{gap} | {_simulate_leaders(gap, studies):.1%}"
+
+
+def _simulate_leaders(gap: float, studies: int) -> float:
+    """Return how often one of ten architectures that lost its hardest of three runs leads.
+
+    Args:
+        gap: how much worse it is than the others, which are equal, in nats.
+        studies: number of studies.
+    """
+    generator = np.random.default_rng(1)
+    found = 0
+    for _ in range(studies):
+        losses = generator.normal(scale=RUN_NOISE, size=(10, 3))
+        losses += np.sort(generator.normal(scale=ORDER_NOISE, size=3))
+        losses[0] += gap
+        losses[0, -1] = np.nan
+        known = np.argwhere(~np.isnan(losses)).tolist()
+        means = average_runs((i, run, float(losses[i, run])) for i, run in known)
+        found += means[0] <= min(means.values())
+    return found / studies
+
+
+def measure_replicates(studies: int = 2000) -> Iterator[str]:
+    """Yield the tables of verdicts on replicated architectures; takes about five minutes."""
+    equal = np.zeros(ARCHITECTURES)
+    at_margin = np.where(np.arange(ARCHITECTURES) == 0, 0.0, MARGIN)
+    yield f"{ARCHITECTURES} architectures, margin {MARGIN}, {studies} simulated studies each"
+    yield "runs | noise | false difference | false as good"
+    for runs, (name, noise) in itertools.product((2, 3, 5, 10), NOISES.items()):
+        worse = count_false_worse(simulate_looks(equal, noise, runs, studies), equal)
+        good = count_false_as_good(simulate_looks(at_margin, noise, runs, studies), at_margin)
+        yield f"{runs} | {name} | {worse:.1%} | {good:.1%}"
+    yield "runs | gap | found"
+    for runs, gap in itertools.product((3, 5, 10), (0.03, 0.06)):
+        gaps = np.where(np.arange(ARCHITECTURES) == ARCHITECTURES - 1, gap, 0.0)
+        look = simulate_looks(gaps, NOISES["equal"], runs, studies)
+        yield f"{runs} | {gap} | {look.is_worse[:, -1, 0].mean():.2f}"
+    ramp = np.linspace(0, 0.01 * (ARCHITECTURES - 1), ARCHITECTURES)
+    yield "smallest architecture, each 0.01 worse than the next larger one"
+    yield "runs | named beyond the margin | smaller than the best mean"
+    for runs in (3, 5, 10, 20):
+        look = simulate_looks(ramp, NOISES["equal"], runs, studies)
+        best = look.means.argmin(axis=1)
+        # The smallest that is as good as the best; later ones are smaller.
+        smallest = np.where(look.is_as_good, np.arange(ARCHITECTURES), -1).max(axis=1)
+        is_smaller = smallest > best
+        wrong = (ramp[np.maximum(smallest, best)] >= MARGIN) & is_smaller
+        yield f"{runs} | {wrong.mean():.1%} | {is_smaller.mean():.1%}"
+    yield from _measure_looks(400)
+
+
+def _measure_looks(studies: int) -> Iterator[str]:
+    designs: dict[str, Floats] = {
+        "all equal": np.zeros(ARCHITECTURES),
+        "nine at the margin": np.where(np.arange(ARCHITECTURES) == 0, 0.0, MARGIN),
+        "0.02 apart": np.linspace(0, 0.02 * (ARCHITECTURES - 1), ARCHITECTURES),
+        "two best, eight 0.1 worse": np.where(np.arange(ARCHITECTURES) < 2, 0.0, 0.1),
+    }
+    yield f"until decided, looks at {', '.join(map(str, DEFAULT_LOOKS))} runs, {studies} studies"
+    yield "architectures | noise | any false verdict | runs of 200 | looks | undecided"
+    for (design, gaps), kind in itertools.product(designs.items(), ("equal", "half fourfold")):
+        generator = np.random.default_rng(1)
+        found = []
+        for _ in range(studies):
+            losses = simulate_losses(generator, gaps, NOISES[kind], DEFAULT_LOOKS[-1], 1)
+            found.append(run_until_decided(losses[0]))
+        false = np.mean([has_false_verdict(each, gaps) for each in found])
+        undecided = np.mean([each.verdicts.count("undecided") for each in found])
+        runs, looks = (np.mean([getattr(each, n) for each in found]) for n in ("runs", "looks"))
+        yield f"{design} | {kind} | {false:.1%} | {runs:.0f} | {looks:.1f} | {undecided:.1f}"
+
+
+def measure_pareto(studies: int = 1000) -> Iterator[str]:
+    """Yield how often a Pareto front claims that a larger architecture is better."""
+    yield f"a larger architecture is said to be better, of {studies:,} studies; {WINDOWS} windows"
+    yield "architectures | runs | standard deviation of a run | gap | on the front | significant"
+    for architectures, runs, run_std, gap in (
+        (4, 5, RUN_STD, 0.0),
+        (4, 3, RUN_STD, 0.0),
+        (10, 5, RUN_STD, 0.0),
+        (4, 5, RUN_STD, 0.05),
+        (10, 5, RUN_STD, 0.05),
+        (4, 1, 0.0, 0.0),
+        (4, 1, RUN_STD, 0.0),
+        (10, 1, RUN_STD, 0.0),
+    ):
+        claims = simulate_fronts(studies, architectures, runs, gap, 0, run_std)
+        yield (
+            f"{architectures} | {runs} | {run_std} | {gap} | {claims.front:.1%} | "
+            f"{claims.significant:.1%}"
+        )

@@ -1,0 +1,258 @@
+"""Decisions of the pruner on the curves in ``inputs/curves.csv``, in four orders of the trials.
+
+The curves are made up: those of deep networks start slowly and cross others, and one diverges. A
+simulated search follows them, with several trials at a time that are equally fast, and asks the
+scheduler of a stored study as a worker does. In two of the orders the pruner for plain Optuna,
+which cannot pause, gets the same curves one by one.
+"""
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from golden import FOLDER, Golden
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+
+from search.pruning.audit import draw_audited
+from search.pruning.decisions import Decisions
+from search.pruning.pause_resume import PauseResumeScheduler
+from search.pruning.pruner import TopFractionPruner
+from search.pruning.rungs import compute_rungs
+from studies.attributes import CorpusRecord, StudyRecord
+from studies.config import StudyConfig
+from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.open import open_storage
+
+CONCURRENT = (1, 4, 8, 16)
+"""Number of trials that train at a time, by order."""
+
+ORDERS_IN_OPTUNA = 2
+
+STEPS, LOG_EVERY, KEEP = 1000, 40, 0.1
+
+WORKER = "worker"
+"""Token of all claims."""
+
+
+class RecordedCurves:
+    """Parameters, final values and curves of some trials; NaN from where one diverges."""
+
+    def __init__(self) -> None:
+        table = pd.read_csv(FOLDER / "inputs" / "curves.csv")
+        losses = table.filter(regex="loss_").rename(columns=lambda name: int(name[5:]))
+        names = list(table.columns[: list(table).index("value")])
+        self.params = table[names].to_dict("records")
+        self.values = table["value"].tolist()
+        self.curves = losses.to_dict("records")
+        self.choices = {name: table[name].unique().tolist() for name in names}
+        self.distributions = {name: CategoricalDistribution(v) for name, v in self.choices.items()}
+
+    def measure(self, ends: Mapping[int, int]) -> dict[str, float]:
+        """Return the share of all steps that were trained, and of the best trials at the end."""
+        best = np.argsort(self.values)[: round(KEEP * len(self.values))].tolist()
+        recall = sum(ends[row] == STEPS for row in best) / len(best)
+        return {"cost": sum(ends.values()) / (STEPS * len(self.values)), "recall": recall}
+
+
+class StoredSearch:
+    """A search in a new study whose trials follow recorded curves.
+
+    Args:
+        recorded: the curves; a trial is named by its row.
+        order: order in which the trials start.
+        storage: an empty storage.
+
+    Attributes:
+        events: what happened to each trial at which step; in brackets, where an audited trial,
+            which trains on, would have gone on or been pruned.
+        predictions: keep probability, value and scale that were predicted for each pruned trial.
+        ends: step to which each trial was trained.
+    """
+
+    def __init__(self, recorded: RecordedCurves, order: Sequence[int], storage: Any) -> None:
+        config = _create_study(recorded, order, storage)
+        self.recorded, self.storage = recorded, storage
+        self.study_id = storage.get_study_id_from_name("replay")
+        self.scheduler = PauseResumeScheduler(storage, self.study_id, config)
+        self.stops = [*(rung.step for rung in compute_rungs(STEPS, LOG_EVERY)), STEPS]
+        trials = self.scheduler.read().trials
+        self.rows = {each.trial_id: row for each, row in zip(trials, order, strict=True)}
+        self.audited = [self.rows[each.trial_id] for each in trials if each.audit is not None]
+        self.events: dict[int, list[str]] = {row: [] for row in sorted(order)}
+        self.ends = dict.fromkeys(sorted(order), 0)
+        self.predictions: dict[int, list[float]] = {}
+        self.looks: dict[str, Any] = {}
+
+    def run(self, concurrent: int) -> None:
+        """Train the trials, some at a time, until all have ended."""
+        running: list[tuple[int, int, int]] = []
+        now = started = 0
+        while True:
+            chosen = self._claim() if len(running) < concurrent else None
+            if chosen is None and not running:
+                if self._prune_paused():
+                    return
+                continue
+            if chosen is None:
+                now, _, trial = heapq.heappop(running)
+                chosen = trial if self._reach_stop(trial) else None
+            if chosen is not None:
+                started += 1
+                end = self.ends[self.rows[chosen]]
+                heapq.heappush(running, (now + self._find_stop(end) - end, started, chosen))
+
+    def _find_stop(self, step: int) -> int:
+        return next(stop for stop in self.stops if stop > step)
+
+    def _claim(self) -> int | None:
+        """Claim a trial that waits, or else resume one if the scheduler selects it."""
+        trial = self.storage.claim(self.study_id, WORKER)
+        while trial is None:
+            decisions = self.scheduler.select_to_resume(self.scheduler.read(), 1.0)
+            self._store(decisions)
+            if decisions.resumed:
+                trial = self.storage.claim(self.study_id, WORKER, paused_ids=decisions.resumed)
+                self._note(trial, "resumes")
+            elif not (decisions.audited or decisions.looks):
+                return None
+        return int(trial)
+
+    def _reach_stop(self, trial: int) -> bool:
+        """Train a trial to its next rung or its end; return whether it trains on."""
+        row = self.rows[trial]
+        before, end = self.ends[row], self._find_stop(self.ends[row])
+        passed = {k: v for k, v in self.recorded.curves[row].items() if before < k <= end}
+        known = {step: loss for step, loss in passed.items() if not math.isnan(loss)}
+        self.ends[row] = max(known, default=before)
+        self.storage.report(trial, WORKER, known)
+        if len(known) < len(passed):
+            return self._finish(trial, TrialState.FAIL, None, {"failure": "diverged"})
+        if end == STEPS:
+            return self._finish(trial, TrialState.COMPLETE, self.recorded.values[row], {})
+        decisions = self.scheduler.decide(self.scheduler.read(), [trial])
+        self._store(decisions)
+        stop = decisions.stops.get(trial)
+        if stop is None:
+            self._note(trial, "continues")
+            return True
+        if stop.is_final:
+            self._note_prediction(trial, stop.attributes)
+            return self._finish(trial, TrialState.PRUNED, None, stop.attributes)
+        self._note(trial, "pauses")
+        self.storage.pause(trial, WORKER, stop.attributes)
+        return False
+
+    def _finish(
+        self, trial: int, state: TrialState, value: float | None, attributes: Mapping[str, Any]
+    ) -> bool:
+        self._note(trial, state.name)
+        self.storage.finish(trial, WORKER, state, value, attributes)
+        return False
+
+    def _prune_paused(self) -> bool:
+        """Prune the paused trials; return whether there is nothing more to decide."""
+        progress = self.scheduler.read()
+        decisions = self.scheduler.select_to_prune(progress)
+        self._note_decisions(decisions)
+        self.scheduler.store(Decisions(looks=decisions.looks))
+        self.scheduler.prune(progress, decisions)
+        for trial, attributes in decisions.pruned.items():
+            self._note(trial, TrialState.PRUNED.name)
+            self._note_prediction(trial, attributes)
+        return not decisions.looks
+
+    def _store(self, decisions: Decisions) -> None:
+        self.scheduler.store(decisions)
+        self._note_decisions(decisions)
+
+    def _note_decisions(self, decisions: Decisions) -> None:
+        """Note decisions about audited trials, and looks at them."""
+        self.looks |= {name: look.model_dump() for name, look in decisions.looks.items()}
+        for trial, decision in decisions.audited.items():
+            step = self.stops[decision.before.rungs - 1]
+            event = "would be pruned" if decision.after.pruned else "would continue"
+            self.events[self.rows[trial]].append(f"({step} {event})")
+            if decision.after.pruned:
+                self._note_prediction(trial, decision.attributes)
+
+    def _note(self, trial: int, event: str) -> None:
+        row = self.rows[trial]
+        self.events[row].append(f"{self.ends[row]} {event}")
+
+    def _note_prediction(self, trial: int, attributes: Mapping[str, Any]) -> None:
+        names = ("keep_probability", "predicted_value", "predicted_scale")
+        self.predictions[self.rows[trial]] = [attributes[name] for name in names]
+
+
+def _create_study(recorded: RecordedCurves, order: Sequence[int], storage: Any) -> Any:
+    """Store a study of the trials, which start in this order; return its config."""
+    fixed = {name: [False] for name in ("input_gate", "output_gate", "state_gate")}
+    raw = {
+        "space": recorded.choices | fixed | {"state_size": [64]},
+        "training": {"steps": STEPS, "log_every": LOG_EVERY},
+        "pruning": {"enabled": True, "keep": KEEP},
+    }
+    config = StudyConfig.model_validate(raw)
+    corpus = CorpusRecord(name="text", sha256="ab", length=100, split=(90, 95))
+    record = StudyRecord(config=config, corpus=corpus, artifact_folder="made-1")
+    planned = draw_audited([PlannedTrial(recorded.params[row]) for row in order], config, ())
+    create_study(storage, "replay", "loss", record.attributes(), recorded.distributions, planned)
+    return config
+
+
+def replay_search(
+    recorded: RecordedCurves, order: Sequence[int], concurrent: int
+) -> dict[str, Any]:
+    """Replay a search that pauses, resumes and prunes trials."""
+    with (
+        TemporaryDirectory() as folder,
+        closing(open_storage(f"sqlite:///{folder}/studies.db")) as storage,
+    ):
+        search = StoredSearch(recorded, order, storage)
+        search.run(concurrent)
+    return {
+        **recorded.measure(search.ends),
+        "audited": search.audited,
+        "looks": search.looks,
+        "trials": {str(row): ", ".join(events) for row, events in search.events.items()},
+        "predictions": {str(row): found for row, found in sorted(search.predictions.items())},
+    }
+
+
+def replay_in_optuna(recorded: RecordedCurves, order: Sequence[int]) -> dict[str, Any]:
+    """Replay a search of plain Optuna with the project's pruner."""
+    pruner = TopFractionPruner(STEPS, LOG_EVERY, keep=KEEP, planned=len(order))
+    study = optuna.create_study(pruner=pruner)
+    ends = {}
+    for row in order:
+        study.enqueue_trial(recorded.params[row])
+        trial = study.ask(recorded.distributions)
+        for step, loss in recorded.curves[row].items():
+            ends[row] = step
+            trial.report(loss, step)
+            if trial.should_prune():
+                study.tell(trial, state=TrialState.PRUNED)
+                break
+        else:
+            study.tell(trial, recorded.values[row])
+    return {**recorded.measure(ends), "ends": {str(row): ends[row] for row in sorted(ends)}}
+
+
+def _replay(number: int) -> dict[str, Any]:
+    recorded = RecordedCurves()
+    order = np.random.default_rng(number).permutation(len(recorded.values)).tolist()
+    found = {"pause and resume": replay_search(recorded, order, CONCURRENT[number])}
+    if number < ORDERS_IN_OPTUNA:
+        found["plain Optuna"] = replay_in_optuna(recorded, order)
+    return found
+
+
+GOLDEN = [Golden(f"pruning-{n}", partial(_replay, n), 1e-6, 1e-9) for n in range(len(CONCURRENT))]

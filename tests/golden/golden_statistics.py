@@ -1,0 +1,239 @@
+"""Statistics of six small studies with made-up results.
+
+``inputs/`` has five exported studies and the table of another program: a full grid with replicates
+in another study; a grid with excluded points and cells that lack its switches; a grid with a
+nuisance parameter, diverged trials and noise that differs between values; replicates, one of which
+failed and one of which waits; a pruned grid with audited trials; and a sweep of repeated runs with
+several metrics, of which one is maximized.
+
+Only :class:`StoredStudy` knows where the project computes what.
+"""
+
+import math
+from collections.abc import Iterable
+from contextlib import closing
+from functools import cache, cached_property, partial
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from golden import FOLDER, Golden
+
+from reports.charts.importances import compute_importances
+from reports.data.study_reader import read_results
+from reports.hypotheses import read_hypotheses
+from reports.stats.hypothesis_tests import StudyTables, to_frame
+from reports.stats.leaderboard import summarize_study
+from reports.stats.nuisance import build_judged_table
+from reports.stats.pruning_audit import audit_pruning
+from rnn_search import ReportError, import_results, import_study, load
+from studies.storage.open import read_storage
+
+INPUTS = FOLDER / "inputs"
+
+STUDIES = ("full-grid", "excluded-points", "learning-rates", "replicates", "pruned", "sweep")
+
+COUNTS = ("planned", "finished", "complete", "pruned", "diverged", "failed", "running", "waiting")
+
+DIFFERENCE = ("mean", "low", "high", "p", "pairs")
+
+AUDIT = (
+    "trials", "architectures", "planned", "top_count", "pruned", "stopped", "lost", "lost_high",
+    "recall_low", "tested", "inside", "bias", "bias_low", "bias_high", "is_alarm",
+)  # fmt: skip
+
+TESTED = (
+    "effect", "low", "high", "pairs", "verdict", "rescued", "ruined", "outcome_verdict",
+    "sign_depends_on",
+)  # fmt: skip
+
+
+class StoredStudy:
+    """A study of ``inputs/`` and what the project computes from it."""
+
+    def __init__(self, name: str) -> None:
+        self.study = load(name, storage=f"sqlite:///{_import_studies().name}/studies.db")
+
+    @cached_property
+    def results(self) -> Any:
+        with closing(read_storage(self.study.storage)) as storage:
+            return read_results(storage, self.study.name)
+
+    @cached_property
+    def effects(self) -> Any:
+        return self.study.effects()
+
+    @cached_property
+    def summary(self) -> Any:
+        return summarize_study(self.results)
+
+    def compute_interactions(self) -> list[Any]:
+        table = build_judged_table(self.results)
+        return [] if self.results.is_pruned else table.compute_interactions()
+
+    def find_front(self, cost: str) -> Any:
+        try:
+            return self.study.pareto(cost).front
+        except ReportError:  # nothing to compare
+            return None
+
+    def test_hypotheses(self) -> list[pd.DataFrame]:
+        tables = StudyTables(self.results)
+        hypotheses = read_hypotheses(INPUTS / "hypotheses.toml")
+        return [to_frame([tables.test(each)]) for each in hypotheses]
+
+    def list_outcomes(self) -> pd.DataFrame:
+        has_threshold = getattr(self.results.config, "report_threshold", None) is not None
+        return self.study.outcomes() if has_threshold else pd.DataFrame()
+
+    def audit(self) -> Any:
+        return audit_pruning(self.results) if self.results.is_pruned else None
+
+    @cached_property
+    def importances(self) -> dict[str, dict[str, float]]:
+        (found,) = compute_importances(self.results, list(self.results.complete.index), "all")
+        bars = {chart.title: chart.figure.data[0] for chart in found.charts}
+        return {name: dict(sorted(zip(bar.y, bar.x, strict=True))) for name, bar in bars.items()}
+
+
+@cache
+def _open_study(name: str) -> StoredStudy:
+    return StoredStudy(name)
+
+
+@cache
+def _import_studies() -> TemporaryDirectory[str]:
+    """Import the studies to a storage in a folder, which is removed at the end of the process."""
+    folder = TemporaryDirectory(prefix="golden-")
+    storage = f"sqlite:///{folder.name}/studies.db"
+    *exported, sweep = (INPUTS / f"{name}.csv" for name in STUDIES)
+    for file in exported:
+        import_study(file, storage=storage)
+    others = ["f1", "gpu_hours"]
+    import_results(sweep, storage=storage, value="accuracy", maximize=True, ignore=others)
+    return folder
+
+
+def compute_statistics(name: str) -> dict[str, Any]:
+    """Return all statistics of a study but fANOVA."""
+    stored = _open_study(name)
+    return {
+        "counts": _pick(stored.study.counts, COUNTS),
+        "best": _pick(stored.study.best, ("number", "value", "params")),
+        "ranking": [int(number) for number in stored.study.results.index],
+        "effects": _list_effects(stored),
+        "warnings": len(stored.effects.warnings),
+        "conditional effects": _list_conditional(stored),
+        "interactions": {
+            f"{_name(each.first)} × {_name(each.second)}": _pick(each, DIFFERENCE)
+            for each in stored.compute_interactions()
+        },
+        "comparisons with the best": _compare_with_best(stored),
+        "pairwise comparisons": _compare_pairwise(stored),
+        "fronts": {cost: _describe_front(stored, cost) for cost in ("parameters", "seconds")},
+        "outcomes": _to_plain(stored.list_outcomes().to_dict("records")),
+        "hypotheses": [
+            _to_plain(frame[list(TESTED)].to_dict("records")) for frame in stored.test_hypotheses()
+        ],
+        "audit": _pick(stored.audit(), AUDIT),
+        "PED-ANOVA": _to_plain(stored.importances["PED-ANOVA"]),
+    }
+
+
+def compute_fanova() -> dict[str, Any]:
+    """Return the fANOVA importances of the parameters of all studies."""
+    return {name: _to_plain(_open_study(name).importances["fANOVA"]) for name in STUDIES}
+
+
+def _list_effects(stored: StoredStudy) -> dict[str, Any]:
+    rows = stored.effects.table[["depends_on", "least", "greatest"]].to_dict("records")
+    return {
+        _name(effect.contrast): {
+            **_pick(effect, (*DIFFERENCE, "is_significant", "missing_pairs")),
+            "source": effect.source.name,
+            **_to_plain(row),
+        }
+        for effect, row in zip(stored.effects.effects, rows, strict=True)
+    }
+
+
+def _list_conditional(stored: StoredStudy) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for row in stored.effects.conditional.to_dict("records"):
+        contrast = f"{row['parameter']} {row['before']} → {row['after']}"
+        group = found.setdefault(contrast, {}).setdefault(row["by"], {"levels": {}})
+        group |= _to_plain({key: row[key] for key in ("range", "differs", "opposite_signs")})
+        columns = ("effect", "low", "high", "pairs", "significant")
+        group["levels"][str(row["value"])] = _to_plain({key: row[key] for key in columns})
+    return found
+
+
+def _compare_with_best(stored: StoredStudy) -> list[Any]:
+    numbers = ("number", "runs", "mean", "low", "high", "verdict", "bound")
+    gap = ("mean", "low", "high", "p_adjusted", "is_significant")
+    return [
+        {**_pick(entry, numbers), "gap": _pick(entry.gap, gap)}
+        for entry in stored.summary.entries[:12]
+    ]
+
+
+def _compare_pairwise(stored: StoredStudy) -> dict[str, Any]:
+    """Return the differences of all replicated architectures, named by a trial of each."""
+    summary, found = stored.summary, {}
+    if summary.comparison is None:
+        return {}
+    numbers = {entry.label: entry.number for entry in summary.entries}
+    for (worse, better), each in summary.comparison.pairs.items():
+        keys = ("mean", "low", "high", "p", "p_adjusted", "runs", "windows")
+        found[f"{numbers[worse]} − {numbers[better]}"] = _pick(each, keys)
+    smallest = summary.smallest.number if summary.smallest else None
+    return {"pairs": found, "smallest as good": smallest}
+
+
+def _describe_front(stored: StoredStudy, cost: str) -> Any:
+    front = stored.find_front(cost)
+    if front is None:
+        return None
+    return {
+        "members": [
+            {
+                **_pick(member.architecture, ("number", "loss", cost)),
+                "gap": _pick(member.gap, ("mean", "low", "high")),
+                "cheaper": member.cheaper.number if member.cheaper else None,
+            }
+            for member in front.members
+        ],
+        "similar": [each.number for each in front.similar],
+        "worse": [each.number for each in front.worse],
+        "left_out": front.left_out,
+    }
+
+
+def _name(contrast: Any) -> str:
+    return f"{contrast.parameter} {contrast.before} → {contrast.after}"
+
+
+def _pick(source: Any, names: Iterable[str]) -> Any:
+    """Return some attributes of an object; None if there is no object."""
+    return None if source is None else {name: _to_plain(getattr(source, name)) for name in names}
+
+
+def _to_plain(value: Any) -> Any:
+    """Convert to the types of JSON; numbers that are not finite become None."""
+    if isinstance(value, dict):
+        return {str(key): _to_plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_to_plain(each) for each in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, str) else value
+
+
+# The statistics are sums and eigenvalues of small matrices, whose rounding differs between
+# libraries. fANOVA's forest of random trees may differ as a whole; its order may not.
+GOLDEN = [
+    *(Golden(name, partial(compute_statistics, name), 1e-6, 1e-9) for name in STUDIES),
+    Golden("fanova", compute_fanova, 1e-6, 0.02),
+]

@@ -1,0 +1,414 @@
+"""What holds for every implementation of networks; :mod:`networks` lists and builds them.
+
+The text is random, so that a wrong position in it changes results.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+
+import networks
+import numpy as np
+import pytest
+import torch
+from networks import (
+    EVERY_OPTION,
+    GPU_IMPLEMENTATIONS,
+    IMPLEMENTATIONS,
+    STREAMS,
+    TOLERANCE,
+    VOCAB_SIZE,
+    Case,
+    assert_evaluates_as_plain_modules,
+    assert_trains_as_plain_modules,
+    extract,
+    extract_grads,
+    list_cases,
+)
+from torch import Tensor
+from user_cells import cell_config
+
+from rnn.config import BaselineConfig, GatedConfig, OptimizerConfig, TrialConfig
+from rnn.models.factory import build_network, is_stackable, stack_key
+from rnn.stacked.flat_parameters import NamedTensors
+from rnn.training.checkpoint import TrainState
+from rnn.training.evaluation import compute_eval_losses
+from rnn.training.loop import TrainConfig, TrainLoop
+
+RANDOM = np.random.default_rng(0)
+TEXT = RANDOM.integers(0, VOCAB_SIZE, 500, dtype=np.uint8)
+WINDOWS = RANDOM.integers(0, VOCAB_SIZE, (9, 2 * STREAMS), dtype=np.uint8)
+
+SETTINGS = TrainConfig(20, STREAMS, 9, 2, smoothing=0.9, seed=3, average_fraction=0.6)
+"""Two and a half sequences of eight steps; weights are averaged from step 8 on."""
+
+ALL = [*IMPLEMENTATIONS, *GPU_IMPLEMENTATIONS]
+STACKS = [each for each in ALL if all(len(group) > 1 for group in each.groups.values())]
+
+complete = list_cases(ALL, is_complete=True)
+every_option = [
+    pytest.param(*each.values, marks=pytest.mark.extended, id=f"every option {each.id}")
+    for each in list_cases(EVERY_OPTION)
+]
+each_case = pytest.mark.parametrize("case", list_cases(ALL), indirect=True)
+each_complete_case = pytest.mark.parametrize(
+    "case",
+    [*list_cases(IMPLEMENTATIONS, is_complete=True), *list_cases(GPU_IMPLEMENTATIONS)],
+    indirect=True,
+)
+each_stack = pytest.mark.parametrize("case", list_cases(STACKS), indirect=True)
+
+# Of an operation without a batching rule.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+
+
+@pytest.fixture
+def case(request, monkeypatch) -> Case:
+    networks.prepare(request.param.implementation.place, monkeypatch)
+    return request.param
+
+
+class StopError(Exception):
+    pass
+
+
+def begin(case: Case, states: dict[TrialConfig, TrainState] | None = None) -> TrainLoop:
+    """Begin a training, or resume it."""
+    weights = {config: state.weights for config, state in (states or {}).items()}
+    return TrainLoop(case.build(weights), TEXT, SETTINGS, states)
+
+
+def train_until(run: TrainLoop, step: int) -> None:
+    """Train up to a step, at which the worker is interrupted."""
+
+    def on_step() -> None:
+        if run.step == step:
+            raise StopError
+
+    if run.step < step:
+        with pytest.raises(StopError):
+            list(run.train(on_step))
+
+
+def store(run: TrainLoop) -> dict[TrialConfig, TrainState]:
+    """Return the train states as a checkpoint has them, if there is safetensors."""
+    states = {config: run.train_state(config) for config in run.configs}
+    if not find_spec("safetensors"):
+        return states
+    from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
+
+    return {
+        config: deserialize_checkpoint(
+            config.architecture, "contract", serialize_checkpoint(state, "contract"), VOCAB_SIZE
+        )
+        for config, state in states.items()
+    }
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training has computed of one network.
+
+    Attributes:
+        state: its train state after the last step.
+        eval_losses: losses on held-out windows, with averaged weights (windows,).
+    """
+
+    state: TrainState
+    eval_losses: Tensor
+
+
+def finish(run: TrainLoop, on_step: Callable[[], None] = lambda: None) -> dict[TrialConfig, Result]:
+    """Train to the last step and return the results."""
+    list(run.train(on_step))
+    states = [run.train_state(config) for config in run.configs]
+    run.swap_in_averaged_weights()
+    losses = compute_eval_losses(run.stack, WINDOWS).cpu()
+    return {
+        config: Result(state, losses[k])
+        for k, (config, state) in enumerate(zip(run.configs, states, strict=True))
+    }
+
+
+@cache
+def train(case: Case) -> dict[TrialConfig, Result]:
+    """Train without interruption."""
+    return finish(begin(case))
+
+
+def tensors_of(result: Result) -> NamedTensors:
+    state = result.state
+    groups = {"weights": state.weights, "average": state.average or {}}
+    groups |= {f"moments.{number}": moments for number, moments in enumerate(state.moments)}
+    return {
+        "eval_losses": result.eval_losses,
+        "ema_loss": state.ema_loss,
+        "curve": torch.tensor(list(state.curve.values()), dtype=torch.float64),
+        **{f"states.{number}": each for number, each in enumerate(state.states)},
+        **{f"{name}.{key}": each for name, group in groups.items() for key, each in group.items()},
+    }
+
+
+def assert_equal(result: Result, expected: Result) -> None:
+    """Compare two trainings bit for bit."""
+    assert (result.state.step, [*result.state.curve]) == (20, [*range(2, 21, 2)])
+    found, others = tensors_of(result), tensors_of(expected)
+    assert found.keys() == others.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, others[name]), name
+
+
+def assert_same(case: Case, result: Result, expected: Result) -> None:
+    """Compare two trainings of a network in different stacks."""
+    # RMSprop divides gradients that are next to zero by their size.
+    tolerance = max(TOLERANCE[case.precision], 1e-6)
+    for name in ("eval_losses", "curve", "ema_loss"):
+        found, other = (tensors_of(each)[name] for each in (result, expected))
+        torch.testing.assert_close(found, other, rtol=tolerance, atol=0, msg=name)
+
+
+# ------------------------------------------------------------------ gradients
+
+
+@pytest.mark.parametrize("case", [*complete, *every_option], indirect=True)
+def test_losses_gradients_and_states_are_those_of_the_plain_module(case):
+    train_step = assert_trains_as_plain_modules(case.without_clipping().build(), case.precision)
+    runner, implementation = train_step.graph_runner, case.implementation
+    is_recorded = implementation.is_recorded and implementation.place != "cpu"
+    assert (runner is not None and runner.is_recorded) == is_recorded
+
+
+@each_case
+def test_gradient_reaches_the_tokens_of_the_last_bptt_steps_and_no_earlier_one(case):
+    network, steps = case.build(), case.configs[0].bptt_steps
+    states = network.init_training_state(STREAMS)
+    for t in range(6):
+        tokens = torch.full((STREAMS,), t, device=case.device)
+        _, states = network.loss_and_grad(tokens, tokens + 1, states)
+        states = [state.clone() for state in states]
+    for k, config in enumerate(case.configs):
+        grad = extract_grads(network, network.configs.index(config))["embedding.weight"]
+        rows = grad if len(grad) == VOCAB_SIZE else grad.T
+        reached = set(rows.any(1).nonzero()[:, 0].tolist())
+        assert reached <= {*range(6 - steps, 6)}, k
+        assert steps == 1 or 6 - steps in reached
+
+
+@pytest.mark.parametrize("case", list_cases(IMPLEMENTATIONS[:5]), indirect=True)
+def test_gradient_reaches_exactly_the_weights_that_affect_the_loss(case):
+    """Derived by hand, independently of the equations in code."""
+    network, tokens = case.build(), torch.arange(STREAMS)
+    states = [torch.rand_like(state) for state in network.init_state(STREAMS)]
+    network.loss_and_grad(tokens, tokens + 1, states)
+    for k, config in enumerate(network.configs):
+        found = {
+            name.rpartition(".")[0] for name, g in extract_grads(network, k).items() if g.any()
+        }
+        assert found == reached_weights(config.architecture), config.label
+
+
+def reached_weights(config: GatedConfig) -> set[str]:
+    reads_new_state = config.state_source != "old"
+    layer = {"read_out"}
+    if config.output_gate:
+        layer |= {"output_gate"}
+    if reads_new_state:
+        layer |= {"candidate"}
+        layer |= {"state_gate"} if config.state_gate else set()
+        layer |= {"forget_gate"} if config.forget_gate else set()
+    # Any state source makes the output depend on the input gate: on x' and h', or on h' alone.
+    if config.input_gate:
+        layer |= {"input_gate"}
+    # Lower layers are reached only if the output of those above depends on their input.
+    depends = reads_new_state or config.residual or config.input_gate
+    last = config.layers - 1
+    layers = range(config.layers) if depends else [last]
+    reached = {f"layers.{index}.{name}" for index in layers for name in layer}
+    return reached | {"head"} | ({"embedding"} if depends else set())
+
+
+# ------------------------------------------------------------------ resumption and evaluation
+
+
+@each_complete_case
+def test_training_that_is_interrupted_at_any_step_resumes_bit_for_bit(case):
+    run = begin(case)
+    # Before the first step, at a sequence's end, early in one, with averaged weights, at the end.
+    for step in (0, 8, 9, 13, 20):
+        train_until(run, step)
+        run = begin(case, store(run))
+    assert list(run.train()) == []
+    for config, result in finish(run).items():
+        assert_equal(result, train(case)[config])
+
+
+@each_case
+def test_evaluation_equals_the_plain_modules_and_does_not_disturb_training(case):
+    run = begin(case)
+
+    def evaluate() -> None:
+        if run.step == 11:
+            assert_evaluates_as_plain_modules(run.stack, case.precision, WINDOWS, VOCAB_SIZE)
+
+    for config, result in finish(run, evaluate).items():
+        assert_equal(result, train(case)[config])
+
+
+BY_NAME = {each.name: each for each in IMPLEMENTATIONS}
+ON_GPU = {each.name: each for each in GPU_IMPLEMENTATIONS}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (BY_NAME["native"], BY_NAME["stacked"]),
+        (BY_NAME["stacked"], BY_NAME["native"]),
+        (BY_NAME["padded"], BY_NAME["shared tokens"]),
+        (BY_NAME["shared tokens"], BY_NAME["padded"]),
+        *(
+            pytest.param(*pair, marks=pytest.mark.gpu)
+            for name, other in (
+                ("padded", "stacked"),
+                ("recorded autograd", "autograd"),
+                ("lockstep", "own cell"),
+            )
+            for pair in ((ON_GPU[name], BY_NAME[other]), (BY_NAME[other], ON_GPU[name]))
+        ),
+    ],
+    ids=lambda each: f"{each.name} {each.place}",
+)
+def test_training_resumes_in_another_implementation_or_on_another_device(
+    first, second, monkeypatch
+):
+    networks.prepare("stand-in", monkeypatch)
+    precision = "fp32" if BY_NAME["native"] in (first, second) else "fp64"
+    configs = min(*first.groups.values(), key=len)
+    uninterrupted = Case(first, tuple(configs[:4]), precision)
+    run = begin(uninterrupted)
+    train_until(run, 11)
+    resumed = finish(begin(replace(uninterrupted, implementation=second), store(run)))
+    for config, result in train(uninterrupted).items():
+        assert_same(uninterrupted, result, resumed[config])
+
+
+# ------------------------------------------------------------------ stacks
+
+
+@each_stack
+def test_network_trains_in_a_stack_as_alone(case):
+    for config in case.configs[::2]:
+        assert_same(case, train(case)[config], train(case.of(config))[config])
+
+
+@each_stack
+def test_networks_leave_a_stack_and_resume_alone_without_affecting_the_others(case):
+    """Within a sequence, while weights are averaged."""
+    run, leaving = begin(case), case.configs[::3]
+    stored = {}
+
+    def leave() -> None:
+        if run.step == 11:
+            stored.update(store(run))
+            run.remove_configs(leaving)
+
+    kept = finish(run, leave)
+    assert set(kept) == {*case.configs} - {*leaving}
+    resumed = finish(begin(case.of(leaving[0]), {leaving[0]: stored[leaving[0]]}))
+    for config, result in (kept | resumed).items():
+        assert_same(case, result, train(case)[config])
+
+
+@each_stack
+def test_network_that_diverges_does_not_affect_the_others(case):
+    diverged = case.configs[1]
+    weights = extract(case.of(diverged).build())
+    weights["head.weight"].fill_(math.nan)
+    run = TrainLoop(case.build({diverged: weights}), TEXT, SETTINGS)
+    for config, result in finish(run).items():
+        if config == diverged:
+            assert not result.state.ema_loss.isfinite()
+            assert not result.eval_losses.isfinite().any()
+        else:
+            assert_same(case, result, train(case)[config])
+
+
+# ------------------------------------------------------------------ weights
+
+
+@each_case
+def test_initial_weights_depend_on_seed_replicate_and_architecture_alone(case):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    network = case.build()
+    assert torch.equal(torch.rand(3), expected)
+    precision = case.implementation.precisions[-1]
+    seen = []
+    for k, config in enumerate(network.configs):
+        other = config._replace(optimizer=networks.OPTIMIZERS[0])
+        alone = replace(case.of(other), precision=precision)
+        weights = extract(network, k)
+        for name, weight in extract(alone.build()).items():
+            assert torch.equal(weight.float(), weights[name].float()), name
+        seen += [
+            weights,
+            extract(alone.build(seed=4)),
+            extract(case.of(config._replace(replicate=7)).build()),
+        ]
+    starts = {tuple(weights["embedding.bias"].float().tolist()) for weights in seen}
+    texts = {(config.architecture, config.replicate) for config in case.configs}
+    assert len(starts) >= 3 * len(texts) - 1
+
+
+# ------------------------------------------------------------------ what trains together
+
+FULL, LSTM = GatedConfig(True, True, True, True, True, "both", 2, 5), BaselineConfig("lstm", 2, 5)
+MIN_GRU = TrialConfig(cell_config("MinGRU"), 0, 2)
+
+
+def test_configs_of_one_key_are_trained_together():
+    gated = TrialConfig(FULL)
+    other_gates = TrialConfig(replace(FULL, forget_gate=False), optimizer=OptimizerConfig("sgd"))
+    others = [MIN_GRU._replace(replicate=1), MIN_GRU._replace(optimizer=OptimizerConfig("sgd"))]
+    for configs in ([gated, other_gates], [MIN_GRU, *others]):
+        assert all(map(is_stackable, configs))
+        assert len(set(map(stack_key, configs))) == 1
+        assert set(build_network(configs, 0).configs) == set(configs)
+    for alone in (
+        TrialConfig(LSTM),
+        gated._replace(bptt_steps=2),
+        TrialConfig(cell_config("TorchGRU")),
+    ):
+        assert not is_stackable(alone)
+        assert build_network([alone], 0).configs == (alone,)
+
+
+@pytest.mark.parametrize(
+    ("configs", "expected"),
+    [
+        (
+            [TrialConfig(FULL), TrialConfig(replace(FULL, layers=1))],
+            r"expected one \(layers, state",
+        ),
+        ([TrialConfig(LSTM), TrialConfig(FULL)], "^2 configs .* expected one"),
+        ([TrialConfig(FULL, 0, 2), TrialConfig(FULL, 1, 2)], "^2 configs .* expected one"),
+        ([TrialConfig(LSTM, bptt_steps=0)], "bptt_steps is 0: expected 1 or more"),
+        ([MIN_GRU, MIN_GRU._replace(bptt_steps=3)], "expected one of both"),
+        ([MIN_GRU, TrialConfig(cell_config("MinGRU", 1), 0, 2)], "expected one of both"),
+        (
+            [MIN_GRU._replace(bptt_steps=0)],
+            "expected a user's own cell and bptt_steps of 1 or more",
+        ),
+    ],
+)
+def test_configs_that_cannot_be_trained_together_are_refused(configs, expected):
+    with pytest.raises(ValueError, match=expected):
+        build_network(configs, 0)
+
+
+def test_replicates_that_read_other_texts_cannot_share_a_run():
+    configs = [TrialConfig(FULL), TrialConfig(FULL, replicate=1)]
+    with pytest.raises(ValueError, match=r"\[0, 1\]: expected one"):
+        TrainLoop(build_network(configs, 1), TEXT, SETTINGS)

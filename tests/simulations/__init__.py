@@ -1,0 +1,1 @@
+"""Simulated studies with known effects and noise, for tests and benchmarks."""

@@ -1,0 +1,376 @@
+"""Studies of thousands of trials, as a search leaves them, written in bulk.
+
+The grid is that of stage one with more layers, widths and learning rates. Curves and values follow
+the switches, their pairs and noise; trials have the attributes that a worker records.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from rnn.models.shapes import count_parameters
+from search.new_study import StudyOptions
+from search.pruning.design_matrix import DesignMatrix
+from search.pruning.regression import Floats, Mask
+from search.pruning.rungs import Rung, compute_rungs
+from search.study import StudyHandle, create_or_join
+from studies.attributes import (
+    AUDIT,
+    CHECKPOINTED,
+    FAILURE,
+    PAUSED,
+    RETRY_COUNTS,
+    AuditState,
+    Failure,
+    TrialRecord,
+)
+from studies.config import StudyConfig, to_trial_config
+from studies.loader import load_config_file
+from studies.storage.leases import LEASE, Lease
+from studies.storage.queries import read_trials
+from studies.storage.trial_rows import (
+    INTERMEDIATE_VALUES,
+    TRIAL_SYSTEM_ATTRS,
+    TRIAL_USER_ATTRS,
+    TRIAL_VALUES,
+    TRIALS,
+    delete_attrs,
+)
+
+NAME = "large"
+"""Name of the study."""
+
+LOG_POINTS = 200
+
+LOG_EVERY = 50
+
+WORKERS = 8
+
+BEGIN = datetime(2026, 11, 1)
+"""When the search began."""
+
+_SWITCHES = 48
+"""Combinations of the switches besides the residual, which the smallest width always has."""
+
+
+@dataclass
+class TrialOutcome:
+    """How far a trial has come.
+
+    Attributes:
+        state: its state.
+        log_points: number of its log points.
+        rung: step of the rung at which the pruner has stopped it; None if it has not.
+        is_paused: whether it waits for the pruner to resume it.
+        user: user attributes besides those that every trained trial has.
+        system: system attributes besides those that a new trial has.
+    """
+
+    state: TrialState = TrialState.WAITING
+    log_points: int = 0
+    rung: int | None = None
+    is_paused: bool = False
+    user: dict[str, Any] = field(default_factory=dict)
+    system: dict[str, Any] = field(default_factory=dict)
+
+
+def create_large_study(
+    url: str,
+    trials: int = 10_080,
+    log_points: int = LOG_POINTS,
+    *,
+    pruning: bool = False,
+    progress: float = 0.75,
+    corpus: str | None = None,
+    overrides: Sequence[str] = (),
+    name: str = NAME,
+    seed: int = 0,
+) -> StudyHandle:
+    """Create a study in the middle of its search.
+
+    Args:
+        url: URL of the storage.
+        trials: number of grid trials, rounded up to a grid of layers, widths and learning rates.
+        log_points: number of log points of a trial that is trained to the end.
+        pruning: whether trials are paused and pruned.
+        progress: how far the search has come, from 0 to 1, at which every trial is finished.
+            Without pruning it is the share of finished trials; some of the others run. With
+            pruning, all trials have reached the first rung at 0.5, and are promoted from then on.
+        corpus: corpus of the study; None for that of its config.
+        overrides: further settings, as of ``--set``.
+        name: name of the study.
+        seed: seed of curves and values.
+
+    Returns:
+        The study, as a worker that joins it has it; the caller closes its storage.
+    """
+    file = load_config_file("stage-one", [*grid_overrides(trials, log_points), *overrides])
+    options = StudyOptions(name, corpus, prune=pruning, confirmed=True)
+    handle = create_or_join(file, url, options)
+    random = np.random.default_rng(seed)
+    rows = read_trials(handle.storage, handle.study_id)
+    params = [row.params for row in rows]
+    curves, values = simulate_losses(params, log_points, random)
+    rungs = compute_rungs(log_points * LOG_EVERY, LOG_EVERY)
+    if pruning:
+        is_audited = np.array([row.is_audited for row in rows])
+        outcomes = simulate_pruned_search(values, is_audited, rungs, log_points, progress, random)
+    else:
+        outcomes = simulate_search(len(rows), log_points, progress, random)
+    _write(handle, params, outcomes, curves, values)
+    return handle
+
+
+def grid_overrides(trials: int, log_points: int = LOG_POINTS) -> list[str]:
+    """Return settings over those of stage one for a grid of at least so many trials."""
+    grids = itertools.product(range(1, 7), range(1, 9), range(1, 9))
+    shapes = [
+        (_SWITCHES * layers * (2 * widths - 1) * rates, layers, widths, rates)
+        for layers, widths, rates in grids
+    ]
+    # The nearest to stage one's three numbers of layers, then few widths and rates.
+    _, layers, widths, rates = min(
+        (shape for shape in shapes if shape[0] >= trials),
+        key=lambda shape: (shape[0], abs(shape[1] - 3), shape[2] + shape[3]),
+    )
+    return [
+        f"space.layers={list(range(1, layers + 1))}",
+        f"space.state_size={[32, *(256 * width for width in range(1, widths))]}",
+        f"space.training.learning_rate={[0.001 * 2**rate for rate in range(rates)]}",
+        f"training.steps={log_points * LOG_EVERY}",
+        f"training.log_every={LOG_EVERY}",
+    ]
+
+
+def simulate_losses(
+    params: Sequence[Mapping[str, Any]], log_points: int, random: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Simulate curves (N, L) and values (N,)."""
+    design = DesignMatrix.from_params(params)
+    columns = design.main_effects.shape[1]
+    values = 2.1 + design.main_effects @ random.normal(0, 0.08, columns)
+    for a, b in itertools.combinations(range(columns), 2):
+        product = design.main_effects[:, a] * design.main_effects[:, b]
+        values += random.normal(0, 0.03) * product
+    values += random.normal(0, 0.02, len(values))
+    steps = LOG_EVERY * np.arange(1, log_points + 1)
+    end = log_points * LOG_EVERY
+    lead = random.normal(0, 0.06, len(values))[:, None] * np.exp(-2 * steps / end)
+    curves = values[:, None] + lead + 1.2 * np.exp(-7 * steps / end)
+    curves += random.normal(0, 0.01, curves.shape)
+    return curves, values
+
+
+def simulate_search(
+    count: int, log_points: int, progress: float, random: np.random.Generator
+) -> list[TrialOutcome]:
+    finished = round(progress * count)
+    outcomes = [TrialOutcome() for _ in range(count)]
+    for number, outcome in enumerate(outcomes):
+        if number < finished:
+            outcome.state, outcome.log_points = TrialState.COMPLETE, log_points
+            if number % 50 == 49:
+                outcome.state, outcome.user = TrialState.FAIL, {FAILURE: Failure.DIVERGED}
+                outcome.log_points = int(random.integers(1, log_points + 1))
+        elif number < finished + WORKERS:
+            outcome.state, outcome.log_points = TrialState.RUNNING, int(random.integers(log_points))
+        if number < finished + 2 * WORKERS and number % 20 == 19:
+            outcome.user[RETRY_COUNTS] = {Failure.INTERRUPTED: 1}
+            outcome.log_points = outcome.log_points or int(random.integers(log_points))
+    return outcomes
+
+
+def simulate_pruned_search(
+    values: Floats,
+    is_audited: Mask,
+    rungs: Sequence[Rung],
+    log_points: int,
+    progress: float,
+    random: np.random.Generator,
+) -> list[TrialOutcome]:
+    """Simulate a search in which the better trials have come further."""
+    count = len(values)
+    ranks = (values + random.normal(0, 0.02, count)).argsort().argsort() / count
+    started = round(min(1.0, 2 * progress) * count)
+    promoted = max(0.0, 2 * progress - 1)
+    # Shares of the trials that have come to their end, and to each rung but the first.
+    shares = 0.12 * promoted * 2.0 ** np.arange(len(rungs))
+    running = set(random.choice(np.flatnonzero(ranks < 0.2), WORKERS, replace=False).tolist())
+    outcomes = []
+    for number in range(count):
+        stop = len(rungs) - int((ranks[number] < shares).sum())
+        outcome = TrialOutcome()
+        outcomes.append(outcome)
+        if number >= started:
+            continue
+        is_complete = stop == 0 or bool(is_audited[number])
+        at = rungs[stop - 1].step // LOG_EVERY if stop else log_points
+        outcome.log_points = log_points if is_complete else at
+        outcome.state = TrialState.COMPLETE if is_complete else TrialState.WAITING
+        outcome.rung = rungs[stop - 1].step if stop else None
+        if is_audited[number]:
+            granted = stop or len(rungs) + 1
+            is_pruned = progress >= 1 and bool(stop)
+            outcome.system[AUDIT] = AuditState(rungs=granted, pruned=is_pruned).model_dump()
+        if is_complete:
+            continue
+        if progress >= 1 or ranks[number] > 1 - 0.1 * promoted:
+            outcome.state = TrialState.PRUNED
+        elif number in running:
+            outcome.state = TrialState.RUNNING
+        else:
+            outcome.is_paused, outcome.system = True, {PAUSED: BEGIN.isoformat()}
+        outcome.user = {
+            "keep_probability": float(1 - ranks[number]) / 10,
+            "predicted_value": float(values[number]),
+            "predicted_scale": 0.02,
+        }
+        if outcome.state is TrialState.PRUNED:
+            outcome.user["reason"] = f"at step {at * LOG_EVERY}: predicted {values[number]:.3f}"
+    return outcomes
+
+
+def _write(
+    handle: StudyHandle,
+    params: Sequence[Mapping[str, Any]],
+    outcomes: Sequence[TrialOutcome],
+    curves: Floats,
+    values: Floats,
+) -> None:
+    query = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == handle.study_id)
+    with handle.storage.transaction() as connection:
+        ids = list(connection.scalars(query.order_by(TRIALS.c.number)))
+        state_rows, user, system, value_rows = [], [], [], []
+        for number, (trial_id, outcome) in enumerate(zip(ids, outcomes, strict=True)):
+            loss = float(values[number])
+            own = _attributes(handle.config, params[number], outcome, number, loss)
+            user += [(trial_id, key, json.dumps(value)) for key, value in own.items()]
+            system += [
+                (trial_id, key, json.dumps(value))
+                for key, value in _system_attributes(outcome, number, loss).items()
+            ]
+            start = BEGIN + timedelta(minutes=number // WORKERS)
+            if outcome.log_points:
+                is_finished = outcome.state.is_finished()
+                end = start + timedelta(minutes=1) if is_finished else None
+                is_queued = outcome.state is TrialState.WAITING and not outcome.is_paused
+                state_rows.append(
+                    {
+                        "old_trial_id": trial_id,
+                        "state": outcome.state,
+                        "datetime_start": None if is_queued else start,
+                        "datetime_complete": end,
+                    }
+                )
+            if outcome.state is TrialState.COMPLETE:
+                value_rows.append((trial_id, 0, loss, "FINITE"))
+        if state_rows:
+            of_trial = TRIALS.c.trial_id == sa.bindparam("old_trial_id")
+            connection.execute(sa.update(TRIALS).where(of_trial), state_rows)
+        audited = [(trial_id, key) for trial_id, key, _ in system if key == AUDIT]
+        delete_attrs(connection, TRIAL_SYSTEM_ATTRS, audited)
+        _insert(connection, TRIAL_USER_ATTRS, "trial_id, key, value_json", user)
+        _insert(connection, TRIAL_SYSTEM_ATTRS, "trial_id, key, value_json", system)
+        _insert(connection, TRIAL_VALUES, "trial_id, objective, value, value_type", value_rows)
+        columns = "trial_id, step, intermediate_value, intermediate_value_type"
+        _insert(connection, INTERMEDIATE_VALUES, columns, _curve_rows(ids, outcomes, curves))
+
+
+def _attributes(
+    config: StudyConfig,
+    params: Mapping[str, Any],
+    outcome: TrialOutcome,
+    number: int,
+    loss: float,
+) -> dict[str, Any]:
+    """Return the user attributes of a trial."""
+    is_ended = outcome.state.is_finished() or outcome.is_paused
+    if not is_ended and outcome.rung is None:
+        return outcome.user
+    results: dict[str, Any] = {}
+    if outcome.state is TrialState.COMPLETE:
+        bits = loss / math.log(2)
+        bins = [2**power for power in range(10)]
+        results = {
+            "training_loss": loss + 0.01,
+            "training_mean_loss": loss + 0.02,
+            "validation_loss": loss,
+            "validation_bits_per_byte": bits,
+            "validation_stderr": 0.02,
+            "context_bins": bins,
+            "context_excess": [round(0.5 / each, 5) for each in bins],
+            "context_stderr": [round(0.1 / each, 5) for each in bins],
+            "context_loss": bits,
+        }
+    architecture = to_trial_config(params, config).architecture
+    record = TrialRecord(
+        parameter_count=count_parameters(architecture),
+        steps_per_second=150.0 + number % 17,
+        seconds=outcome.log_points * 0.3,
+        host=f"host-{number % WORKERS // 4}",
+        worker=f"host-{number % WORKERS // 4}/{1000 + number % WORKERS}",
+        device="cpu",
+        threads=1,
+        precision=config.precision,
+        seed=config.seed,
+        replicate=0,
+        python="3.11.7",
+        torch="2.13.0",
+        code="0123456789ab",
+        rung=outcome.rung,
+        **results,
+    )
+    return record.attributes() | outcome.user
+
+
+def _system_attributes(outcome: TrialOutcome, number: int, loss: float) -> dict[str, Any]:
+    """Return the system attributes that a worker and the pruner have written."""
+    found = dict(outcome.system)
+    if outcome.log_points:
+        found[CHECKPOINTED] = True
+    is_pruned = outcome.state is TrialState.PRUNED
+    if not is_pruned and (outcome.state.is_finished() or outcome.state is TrialState.RUNNING):
+        worker = f"host-{number % WORKERS // 4}/{1000 + number % WORKERS}"
+        found[LEASE] = json.loads(Lease(f"{worker}/{number:032x}", 120.0, 3).stored)
+    if outcome.state is TrialState.COMPLETE:
+        bits = loss / math.log(2)
+        windows = [round(bits + 0.3 * math.sin(number + each), 5) for each in range(64)]
+        found["validation_windows"] = windows
+    return found
+
+
+def _curve_rows(
+    ids: Sequence[int], outcomes: Sequence[TrialOutcome], curves: Floats
+) -> Iterator[tuple[int, int, float, str]]:
+    """Yield the rows of all log points; the trials of several workers alternate."""
+    for first in range(0, len(ids), WORKERS):
+        group = range(first, min(first + WORKERS, len(ids)))
+        lists = {number: curves[number].tolist() for number in group}
+        for point in range(curves.shape[1]):
+            for number in group:
+                if point < outcomes[number].log_points:
+                    loss = lists[number][point]
+                    yield ids[number], (point + 1) * LOG_EVERY, loss, "FINITE"
+
+
+def _insert(
+    connection: Connection, table: sa.Table, columns: str, rows: Iterable[tuple[Any, ...]]
+) -> None:
+    """Insert many rows, several times as fast as through SQLAlchemy."""
+    cursor: Any = connection.connection.cursor()
+    if connection.dialect.name == "sqlite":
+        places = ", ".join("?" * (columns.count(",") + 1))
+        cursor.executemany(f"INSERT INTO {table.name} ({columns}) VALUES ({places})", rows)
+        return
+    with cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row(row)

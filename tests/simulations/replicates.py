@@ -1,0 +1,176 @@
+"""Error rates and power of the verdicts on replicated architectures, in simulated studies.
+
+A simulated study has the effects of a real one: of the run, common to all architectures of a
+replicate number; of the evaluation window; of each architecture with each run and each window; and
+noise. Only what differs between architectures matters, because all comparisons are paired. Studies
+are simulated many at a time.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reports.stats.crossed_model import (
+    adjust_by_holm,
+    compute_mean_squares,
+    compute_p_values,
+    compute_widths,
+    estimate_errors,
+)
+from reports.stats.pairwise_comparison import LEVEL
+from reports.stats.planned_looks import take_look
+from reports.stats.verdicts import bound_distances
+from studies.attributes import LookRecord
+from studies.config import DEFAULT_LOOKS
+
+Floats = NDArray[np.float64]
+Booleans = NDArray[np.bool_]
+
+RUN_NOISE, TEXT_NOISE, REST = 0.02, 0.002, 0.05
+"""Bits per byte: standard deviation of a run; standard error of an architecture's mean over the
+windows; standard deviation of one window of one run."""
+
+MARGIN = 0.02
+ARCHITECTURES = 10
+CHUNK = 50
+"""Studies in memory at a time."""
+
+NOISES = {
+    "equal": np.ones(ARCHITECTURES),
+    "half fourfold": np.repeat([1.0, 2.0], ARCHITECTURES // 2),
+    "best fourfold": np.where(np.arange(ARCHITECTURES) == 0, 2.0, 1.0),
+}
+"""Standard deviations of the runs of each architecture, relative to :data:`RUN_NOISE`; "fourfold"
+is said of the variance."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Verdicts on the architectures of many studies after one comparison of all runs.
+
+    Attributes:
+        means: mean loss (S, K).
+        is_worse: whether the row is significantly worse than the column (S, K, K).
+        bounds: upper confidence bounds of the distances from the best (S, K).
+    """
+
+    means: Floats
+    is_worse: Booleans
+    bounds: Floats
+
+    @property
+    def is_as_good(self) -> Booleans:
+        """Whether each architecture (S, K) is as good as the best."""
+        return np.asarray(self.bounds < MARGIN)
+
+
+def simulate_losses(
+    generator: np.random.Generator,
+    gaps: Floats,
+    noise: Floats,
+    runs: int,
+    studies: int,
+    windows: int = 64,
+) -> Floats:
+    """Simulate the losses (S, K, R, W) of studies, without what all architectures have in common.
+
+    Args:
+        generator: source of randomness.
+        gaps: true distance of each architecture (K,) from the best.
+        noise: relative standard deviation of the runs of each architecture (K,).
+        runs: number R of runs.
+        studies: number S of studies.
+        windows: number W of windows; the standard error over them does not depend on it.
+    """
+    draw, size = generator.normal, len(gaps)
+    losses = draw(scale=REST, size=(studies, size, runs, windows))
+    losses += draw(size=(studies, size, runs, 1)) * RUN_NOISE * noise[:, None, None]
+    losses += draw(scale=TEXT_NOISE * windows**0.5, size=(studies, size, 1, windows))
+    return losses + gaps[:, None, None]
+
+
+def compare(losses: Floats) -> Look:
+    """Compare the architectures of many studies by their losses (S, K, R, W)."""
+    studies, size, runs, windows = losses.shape
+    first, second = np.array(list(itertools.combinations(range(size), 2))).T
+    d = losses[:, first] - losses[:, second]
+    count = np.full(len(first), runs)
+    squares = compute_mean_squares(d)
+    errors, freedom = estimate_errors(squares, count, windows, size)
+    p = adjust_by_holm(compute_p_values(squares.mean, errors, freedom), len(first))
+    widths = compute_widths(errors, freedom, LEVEL / (size - 1))
+    is_worse = np.zeros((studies, size, size), dtype=bool)
+    is_worse[:, first, second] = (p < LEVEL) & (squares.mean > 0)
+    is_worse[:, second, first] = (p < LEVEL) & (squares.mean < 0)
+    upper = np.zeros((studies, size, size))
+    upper[:, first, second], upper[:, second, first] = widths + squares.mean, widths - squares.mean
+    return Look(losses.mean(axis=(2, 3)), is_worse, bound_distances(upper)[0])
+
+
+def simulate_looks(gaps: Floats, noise: Floats, runs: int, studies: int, seed: int = 1) -> Look:
+    """Simulate and compare studies; see :func:`simulate_losses` and :func:`compare`."""
+    generator = np.random.default_rng(seed)
+    chunks = [
+        compare(simulate_losses(generator, gaps, noise, runs, min(CHUNK, studies - i)))
+        for i in range(0, studies, CHUNK)
+    ]
+    return Look(*(np.concatenate([getattr(c, name) for c in chunks]) for name in vars(chunks[0])))
+
+
+def count_false_worse(look: Look, gaps: Floats) -> float:
+    """Return the share of studies in which an architecture is called worse than one it equals."""
+    is_false = look.is_worse & (gaps[:, None] <= gaps)
+    return float(is_false.any(axis=(1, 2)).mean())
+
+
+def count_false_as_good(look: Look, gaps: Floats) -> float:
+    """Return the share of studies in which a distance of the margin or more is called as good."""
+    return float((look.is_as_good & (gaps >= MARGIN)).any(axis=1).mean())
+
+
+@dataclass(frozen=True)
+class SequentialRun:
+    """One study that added runs until it was decided.
+
+    Attributes:
+        verdicts: final verdict of each architecture.
+        runs: number of runs of all architectures.
+        looks: number of looks.
+    """
+
+    verdicts: list[str]
+    runs: int
+    looks: int
+
+
+def run_until_decided(losses: Floats, looks: Sequence[int] = DEFAULT_LOOKS) -> SequentialRun:
+    """Add the runs of one study until it is decided, with the code that real studies use.
+
+    Args:
+        losses: losses (K, R, W) of all runs that the study may have.
+        looks: number of runs at each look.
+    """
+    numbers = {str(i): i for i in range(len(losses))}
+    compared, total, records = set(numbers.values()), 0, list[LookRecord]()
+    for previous, runs in itertools.pairwise((0, *looks)):
+        total += (runs - previous) * len(compared)
+        known: Mapping[str, Mapping[int, Sequence[float]]] = {
+            name: dict(enumerate(losses[i, :runs])) for name, i in numbers.items() if i in compared
+        }
+        _, record = take_look(known, numbers, looks, MARGIN, records)
+        records.append(record)
+        compared = set(record.continued)
+        if not compared:
+            break
+    return SequentialRun([*records[-1].verdicts.values()], total, len(records))
+
+
+def has_false_verdict(run: SequentialRun, gaps: Floats) -> bool:
+    """Return whether one of the best is called worse, or one beyond the margin as good."""
+    return any(
+        (verdict == "worse" and gap <= 0) or (verdict == "as good" and gap >= MARGIN)
+        for verdict, gap in zip(run.verdicts, gaps, strict=True)
+    )

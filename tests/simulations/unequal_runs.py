@@ -1,0 +1,75 @@
+"""Simulated studies of unequal numbers of runs.
+
+All runs of a replicate read the text in the same order, which moves their losses by a common
+effect.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from reports.stats.contrast import Contrast
+from reports.stats.effects import FactorialTable
+
+ORDER_NOISE, RUN_NOISE = 0.02, 0.01
+"""Standard deviation of the common effect of an order of the text, and of a run, in nats."""
+
+SWITCH = Contrast("switch", False, True)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Numbers of runs of the architectures of a study, a switch in several contexts.
+
+    Attributes:
+        name: name of the scenario.
+        runs: replicates of the architecture of each context, without and with the switch.
+        is_hardest: whether the order of replicate 0 has the largest effect.
+    """
+
+    name: str
+    runs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    is_hardest: bool = False
+
+
+SCENARIOS = (
+    Scenario("3 against 3 runs", [(range(3), range(3))] * 4),
+    Scenario("20 against 3 runs", [(range(20), range(3))] * 4),
+    Scenario("3 runs, one lost", [(range(3), range(1, 3)), *[(range(3), range(3))] * 3]),
+    Scenario("the same, the hardest", [(range(3), range(1, 3)), *[(range(3), range(3))] * 3], True),
+    Scenario("3 runs, the hardest lost with the switch", [(range(3), range(1, 3))] * 4, True),
+)
+
+
+def draw_study(scenario: Scenario, effect: float, generator: np.random.Generator) -> pd.DataFrame:
+    """Draw the runs of a study: ``switch``, ``context``, ``replicate`` and ``value``."""
+    orders = generator.normal(scale=ORDER_NOISE, size=20)
+    if scenario.is_hardest:
+        known = sorted({run for sides in scenario.runs for side in sides for run in side})
+        hardest = max(known, key=lambda run: float(orders[run]))
+        orders[[0, hardest]] = orders[[hardest, 0]]
+    contexts = generator.normal(scale=0.1, size=len(scenario.runs))
+    rows = [
+        (switch, context, run, contexts[context] + effect * switch + orders[run])
+        for context, sides in enumerate(scenario.runs)
+        for switch, side in zip((False, True), sides, strict=True)
+        for run in side
+    ]
+    frame = pd.DataFrame(rows, columns=["switch", "context", "replicate", "value"])
+    frame["value"] += generator.normal(scale=RUN_NOISE, size=len(frame))
+    return frame
+
+
+def simulate_differences(
+    scenario: Scenario, studies: int, effect: float = 0.0, seed: int = 1
+) -> float:
+    """Return the share of studies in which the switch is significant."""
+    generator = np.random.default_rng(seed)
+    found = 0
+    for _ in range(studies):
+        runs = draw_study(scenario, effect, generator)
+        table = FactorialTable.from_runs(runs, ["switch", "context"])
+        found += table.compute_effect(SWITCH).is_significant
+    return found / studies
