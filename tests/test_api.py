@@ -349,9 +349,10 @@ def test_interrupt_stops_the_search_and_is_raised(empty, monkeypatch, capsys):
         signal.raise_signal(signal.SIGINT)
         yield from train(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(TrainLoop, "train", train_and_interrupt)
-        rnn_search.run(SETTINGS, name="mine", **empty)
+        with pytest.raises(KeyboardInterrupt):
+            rnn_search.run(SETTINGS, name="mine", **empty)
     line = "stopped; progress is saved: run the same command to resume\n"
     assert capsys.readouterr().out.endswith(line)
     assert rnn_search.run(SETTINGS, name="mine", **empty).counts.complete == 4

@@ -1,6 +1,7 @@
 """The commands that manage studies, as a user types them: what they print, and what they refuse."""
 
 import json
+import re
 import shutil
 from contextlib import closing
 from functools import partial
@@ -109,9 +110,8 @@ def test_study_is_listed_renamed_copied_retried_and_deleted(
 def test_name_of_a_study_of_plain_optuna_cannot_control_the_terminal(command, sqlite_url):
     with closing(open_storage(sqlite_url)) as storage:
         optuna.create_study(storage=storage, study_name="a\x1b[2Jb\nc")
-    listed = command("list", "--storage", sqlite_url).stdout
-    assert listed.splitlines()[1].startswith(r"a\x1b[2Jb\nc  plain Optuna")
-    assert len(listed.splitlines()) == 2
+    _, line = command("list", "--storage", sqlite_url).stdout.splitlines()
+    assert line.startswith(r"a\x1b[2Jb\nc  plain Optuna")
 
 
 @pytest.mark.extended
@@ -168,18 +168,6 @@ def test_study_is_exported_and_imported(command, made, sqlite_url, tmp_path):
     assert [(each["study"], each["finished"]) for each in listed] == [("made", 3), ("mine", 0)]
 
 
-def test_study_is_exported_and_imported_from_python(made, sqlite_url, tmp_path):
-    file = tmp_path / "made.csv.gz"
-    exported = rnn_search.export_study("made", file, storage=sqlite_url)
-    assert (exported.trials, exported.size) == (4, file.stat().st_size)
-    imported = rnn_search.import_study(file, name="other", storage=sqlite_url)
-    assert (imported.name, imported.rows["trials"], imported.missing_source) == ("other", 4, None)
-    with pytest.raises(StudyExistsError):
-        rnn_search.import_study(file, storage=sqlite_url)
-    with closing(open_storage(sqlite_url)) as storage:
-        assert list_study_names(storage) == ["made", "other"]
-
-
 def test_results_of_other_programs_are_imported_from_python(sqlite_url, tmp_path):
     file, other = tmp_path / "runs.csv", f"sqlite:///{tmp_path}/optuna.db"
     file.write_text("note,depth,width,score\nx,1,8,0.5\ny,1,16,0.6\nx,2,8,0.7\ny,2,16,0.9\n")
@@ -205,24 +193,27 @@ def test_results_of_other_programs_are_imported_from_python(sqlite_url, tmp_path
         ({"value": "score"}, "made.csv is an exported study: expected import_study"),
     ],
 )
-def test_results_of_other_programs_are_refused_in_one_line(
-    made, sqlite_url, tmp_path, options, message
-):
+def test_results_of_other_programs_are_refused(made, sqlite_url, tmp_path, options, message):
     file, target = tmp_path / "made.csv", tmp_path / "new.db"
     rnn_search.export_study("made", file, storage=sqlite_url)
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         rnn_search.import_results(file, storage=f"sqlite:///{target}", **options)
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
     assert not target.exists()
 
 
-def test_studies_are_managed_from_python(made, sqlite_url, artifacts):
+def test_studies_are_managed_from_python(made, sqlite_url, artifacts, tmp_path):
     place = {"storage": sqlite_url, "artifacts": artifacts}
     rnn_search.rename_study("made", "first", storage=sqlite_url)
     result = rnn_search.copy_study("first", new_name="second", **place)
     assert result.files.count == 7
     assert [each.name for each in rnn_search.list_studies(**place)] == ["first", "second"]
+    file = tmp_path / "first.csv.gz"
+    exported = rnn_search.export_study("first", file, storage=sqlite_url)
+    assert (exported.trials, exported.size) == (4, file.stat().st_size)
+    imported = rnn_search.import_study(file, name="other", storage=sqlite_url)
+    assert (imported.name, imported.rows["trials"], imported.missing_source) == ("other", 4, None)
+    with pytest.raises(StudyExistsError):
+        rnn_search.import_study(file, storage=sqlite_url)
     with closing(open_storage(sqlite_url)) as storage:
         study_id = load_study(storage, "first")._study_id
         storage.claim(study_id, "node1/17/token", paused_ids=[4])
@@ -230,7 +221,7 @@ def test_studies_are_managed_from_python(made, sqlite_url, artifacts):
         rnn_search.delete_study("first", **place)
     assert rnn_search.retry_trials("second", diverged=True, storage=sqlite_url) == 2
     rnn_search.delete_study("second", **place)
-    assert [each.name for each in rnn_search.list_studies(**place)] == ["first"]
+    assert [each.name for each in rnn_search.list_studies(**place)] == ["first", "other"]
 
 
 @pytest.mark.parametrize(("answer", "is_deleted"), [("n", False), ("", False), ("y", True)])
