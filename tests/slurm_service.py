@@ -16,17 +16,8 @@ from hooks import HANG_TIMEOUT
 from process_runner import wait_until
 from services import free_port, report_missing
 
-PROGRAMS = (
-    "munged",
-    "slurmctld",
-    "slurmd",
-    "sbatch",
-    "srun",
-    "scancel",
-    "scontrol",
-    "sinfo",
-    "squeue",
-)
+PROGRAMS = ("munged", "slurmctld", "slurmd")
+PROGRAMS += ("sbatch", "srun", "scancel", "scontrol", "sinfo", "squeue")
 
 CONFIG = """
 ClusterName=test
@@ -108,10 +99,6 @@ class Slurm:
         done = self._call(program, *arguments)
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
         return done.stdout
-
-    def try_to(self, program: str, *arguments: str) -> None:
-        """Run a command of SLURM that may come too late."""
-        self._call(program, *arguments)
 
     def jobs(self) -> dict[str, str]:
         """Return the state of each job, by its id: elements of an array as ``12_0``."""

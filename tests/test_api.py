@@ -93,7 +93,7 @@ def test_study_shows_its_results(study, tmp_path):
     assert page.read_bytes().startswith(b"<!DOCTYPE html>")
 
 
-def test_effects_are_those_of_matched_pairs(study):
+def test_effects_are_those_of_matched_pairs_and_shown_in_a_notebook(study):
     effects = study.effects()
     table = effects.table.set_index("parameter")
     values = study.results.set_index(["residual", "state_source"])["value"]
@@ -106,9 +106,8 @@ def test_effects_are_those_of_matched_pairs(study):
     assert shown.splitlines()[0].split() == list(effects.table.columns.drop("source"))
     assert "..." not in shown
     within = effects.conditional.set_index(["parameter", "by", "value"])["effect"]
-    for source in ("new", "both"):
-        one = values[True, source] - values[False, source]
-        assert within["residual", "state_source", source] == pytest.approx(one)
+    one = values[True, "new"] - values[False, "new"]
+    assert within["residual", "state_source", "new"] == pytest.approx(one)
 
 
 def test_outcomes_and_hypotheses_are_tables(study, place):
@@ -233,9 +232,15 @@ def test_settings_are_those_of_the_study_in_every_way_to_open_it(study, place, i
         rnn_search.run(SETTINGS, name="mine", overrides={"training.steps": 6}, **place)
 
 
-def test_recorded_call_creates_the_same_study(empty):
+def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty):
     given = {"overrides": {"training.steps": 6, "space.residual": (True,)}, "prune": True}
-    study = rnn_search.run(SETTINGS, name="called", until=1e-6, **given, **empty)
+    study = rnn_search.run(SETTINGS, name="called", until="0.000001s", **given, **empty)
+    assert study.counts.waiting == 4
+    assert set(study.results["state"]) == {"WAITING"}
+    with pytest.raises(TrialNotFoundError, match="no complete trial yet"):
+        _ = study.best
+    with pytest.raises(ReportError, match="no complete trial"):
+        study.effects()
     (command,) = study.optuna.user_attrs["commands"]
     calls = []
     call = SimpleNamespace(run=lambda *settings, **options: calls.append((settings, options)))
@@ -247,16 +252,6 @@ def test_recorded_call_creates_the_same_study(empty):
     assert again.config == before
     assert study.config.training.steps == 6
     assert study.config.pruning.enabled
-
-
-def test_unfinished_study_is_shown(empty):
-    study = rnn_search.run(SETTINGS, name="waiting", until="0.000001s", **empty)
-    assert study.counts.waiting == 4
-    assert set(study.results["state"]) == {"WAITING"}
-    with pytest.raises(TrialNotFoundError, match="no complete trial yet"):
-        _ = study.best
-    with pytest.raises(ReportError, match="no complete trial"):
-        study.effects()
 
 
 @pytest.mark.parametrize(
@@ -310,7 +305,6 @@ def test_overrides_keep_their_values(value):
 
 SCRIPT = """
 from rnn_search import run
-
 print("the script runs")
 study = run({settings!r}, name="mine", storage={storage!r}, corpus={corpus!r}, workers=2)
 print("complete:", study.counts.complete)
@@ -376,7 +370,10 @@ def test_search_runs_in_a_thread_and_leaves_the_process_as_it_was(empty):
     assert signal.getsignal(signal.SIGINT) == handler
 
 
-def test_base_errors_are_names_of_the_package():
+def test_package_has_the_public_names_and_base_errors():
+    assert set(rnn_search.__all__) >= {"run", "load", "Study", "Trial", "StudiesError"}
+    assert set(rnn_search.__all__) | {"__version__"} <= set(dir(rnn_search))
+    assert all(getattr(rnn_search, name) for name in rnn_search.__all__)
     bases = {rnn_search.StudiesError, rnn_search.RNNError, rnn_search.SearchError}
     assert {*bases, rnn_search.ReportError} == set(USER_ERRORS)
     assert all(issubclass(getattr(errors, name), USER_ERRORS) for name in errors.__all__)
@@ -388,12 +385,6 @@ def test_package_is_imported_without_slow_libraries():
         assert not {"torch", "pandas", "plotly"} & sys.modules.keys()
     """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-def test_package_has_the_public_names():
-    assert set(rnn_search.__all__) >= {"run", "load", "Study", "Trial", "StudiesError"}
-    assert set(rnn_search.__all__) | {"__version__"} <= set(dir(rnn_search))
-    assert all(getattr(rnn_search, name) for name in rnn_search.__all__)
 
 
 # ------------------------------------------------------------------ the examples

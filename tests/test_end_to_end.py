@@ -88,7 +88,6 @@ def test_search_refine_and_report_from_two_processes(
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     ran = [trial.params for trial in study.trials]
     assert sorted(ran, key=repr) == sorted(expected, key=repr)
-    assert study.metric_names == ["validation loss"]
     for trial in study.trials:
         record = TrialRecord.model_validate(trial.user_attrs)
         assert sorted(trial.intermediate_values) == [2, 4]
@@ -138,16 +137,14 @@ def test_optuna_lists_and_draws_a_study(invoke, sqlite_url, text):
     assert optuna.visualization.plot_intermediate_values(study).data
 
 
-THREE_TRIALS = (
+THREE = (
+    *TINY,
     "--set=space.state_size=[3]",
     "--set=space.layers=[1]",
     "--set=space.residual=[true]",
-    "--set=space.input_gate=[false]",
-    "--set=space.forget_gate=[false]",
-    "--set=space.state_gate=[false]",
-    "--set=space.output_gate=[false]",
+    *(f"--set=space.{gate}_gate=[false]" for gate in ("input", "forget", "state", "output")),
+    "--lockstep=1",
 )
-THREE = (*TINY, *THREE_TRIALS, "--lockstep=1")
 """Three tiny networks, trained one by one."""
 
 
@@ -184,7 +181,7 @@ def test_report_is_written_by_the_next_process_if_its_writer_is_killed(
     url, tmp_path, text, invoke, finish_together
 ):
     page = tmp_path / "reports" / "out" / "quick.html"
-    searches = finish_together(2, hold_report=True)
+    searches = finish_together(2, half_report=True)
     wait_until(lambda: any(search.ended.is_set() for search in searches))
     (writer,) = (search for search in searches if not search.ended.is_set())
     (other,) = (search for search in searches if search is not writer)

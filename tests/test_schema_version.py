@@ -31,13 +31,10 @@ NEWER = study_attributes(StudyConfig.model_validate(CONFIG)) | {
 
 COMMANDS = [
     ("run_search.py", QUICK, "--corpus", "{tmp}/text", *TINY),
-    ("run_search.py", "old", "--corpus", "{tmp}/text"),
     ("run_search.py", QUICK, "--status"),
     ("refine.py", "quick-refined", "--corpus", "{tmp}/text", *TINY),
     ("-m", "reports", "quick"),
-    ("-m", "reports", "quick", "--watch"),
     ("-m", "reports", "quick", "--csv", "{tmp}/table.csv"),
-    ("-m", "reports", "quick", "--curves", "{tmp}/curves.csv"),
     ("-m", "reports.hypotheses", "quick", "--output", "{tmp}/findings.md"),
     ("-m", "search.sample", "quick"),
     ("-m", "search.export", "quick", "{tmp}/network"),
@@ -48,16 +45,15 @@ COMMANDS = [
     scope="module", params=[WITHOUT_VERSION, NEWER], ids=["no version", "newer version"]
 )
 def other_version(request, tmp_path_factory):
-    """Folder with two such studies, each with one complete trial, and a corpus."""
+    """Folder with such a study, which has a complete trial, and a corpus."""
     folder = tmp_path_factory.mktemp("other-version")
     (folder / "text").write_bytes(TEXT)
     with contextlib.closing(open_storage(f"sqlite:///{folder}/studies.db")) as storage:
-        for name in ("quick", "old"):
-            planned = [PlannedTrial({"layers": layers}) for layers in (1, 2)]
-            choices = {"layers": CategoricalDistribution((1, 2))}
-            create_study(storage, name, "loss", request.param, choices, planned)
-            trial_id = storage.claim(storage.get_study_id_from_name(name), "worker/1")
-            storage.finish(trial_id, "worker/1", TrialState.COMPLETE, 1.0, {}, {50: 1.0})
+        planned = [PlannedTrial({"layers": layers}) for layers in (1, 2)]
+        choices = {"layers": CategoricalDistribution((1, 2))}
+        create_study(storage, "quick", "loss", request.param, choices, planned)
+        trial_id = storage.claim(storage.get_study_id_from_name("quick"), "worker/1")
+        storage.finish(trial_id, "worker/1", TrialState.COMPLETE, 1.0, {}, {50: 1.0})
     return folder
 
 
