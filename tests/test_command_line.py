@@ -330,35 +330,6 @@ def test_checkpoint_that_cannot_be_removed_does_not_end_a_finished_search(search
     assert blocked.is_dir()
 
 
-COMMANDS = (
-    ("run_search.py", QUICK, "--status"),
-    ("refine.py", "quick-refined", *TINY, "--set=refinement.top=1"),
-    ("-m", "reports", "quick"),
-    ("-m", "reports", "quick", "--csv", "trials.csv"),
-    ("-m", "search.sample", "quick"),
-    ("-m", "search.export", "quick", "network"),
-)
-
-
-def test_artifact_folder_that_leads_elsewhere_is_refused_by_every_command(
-    search, invoke, sqlite_url, tmp_path
-):
-    """Somebody changed the database; no file outside of the study's folder is touched."""
-    search()
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    for suffix in ("checkpoint", "safetensors", "quarantined"):
-        (foreign / f"trial-0.{suffix}").write_bytes(b"of another program")
-    study = load(sqlite_url)
-    for folder in (str(foreign), "../foreign", "x/../../foreign"):
-        study.set_user_attr("artifact_folder", folder)
-        with unchanged(tmp_path):
-            refused = [search(refused=True)]
-            refused += [invoke(*words, "--storage", sqlite_url, cwd=tmp_path) for words in COMMANDS]
-        for done in refused:
-            require_refused(done, "study 'quick' has an invalid attribute artifact_folder")
-
-
 def test_diverged_trial_is_finished_and_reported(invoke, sqlite_url, text):
     common = ("run_search.py", QUICK, "--storage", sqlite_url)
     high = ("--corpus", str(text), *ONE_TRIAL, "--set=training.learning_rate=1e30")

@@ -13,7 +13,7 @@ import sqlite3
 import pytest
 import sqlalchemy as sa
 from helpers import EACH_DATABASE, QUICK, TEXT, TINY, create_small_study
-from invocation import invoke_command, require_refused
+from invocation import invoke_command, require_refused, unchanged
 from process_runner import query
 
 import refine
@@ -26,7 +26,13 @@ from search.errors import USER_ERRORS
 from search.export import export
 from search.sample import sample
 from studies.artifacts import open_store
-from studies.attributes import EVAL_WINDOWS, SOURCE_TRIALS, StudyRecord, TrialRecord
+from studies.attributes import (
+    EVAL_WINDOWS,
+    SCHEMA_VERSION,
+    SOURCE_TRIALS,
+    StudyRecord,
+    TrialRecord,
+)
 from studies.errors import StudyFormatError
 from studies.space import GATED_PARAMS
 from studies.storage.counts import count_trials
@@ -149,6 +155,33 @@ def test_damaged_study_is_refused_in_one_line_that_names_the_attribute(damage, s
     assert "\n" not in str(error.value)
 
 
+ATTRIBUTE = "UPDATE study_user_attributes SET value_json = '{}' WHERE key = '{}'"
+REFUSED_BY_ALL = {
+    ATTRIBUTE.format(SCHEMA_VERSION + 1, "schema_version"): f"expected {SCHEMA_VERSION}",
+    "DELETE FROM study_user_attributes WHERE key = 'schema_version'": "no schema version",
+    ATTRIBUTE.format('"/tmp"', "artifact_folder"): "has an invalid attribute artifact_folder",
+    ATTRIBUTE.format('"../foreign"', "artifact_folder"): "has an invalid attribute artifact_folder",
+    ATTRIBUTE.format('"x/../../foreign"', "artifact_folder"): "invalid attribute artifact_folder",
+}
+"""Statements that make a study one of another version, or its folder one outside of the storage."""
+
+
+@pytest.mark.parametrize("statement", REFUSED_BY_ALL)
+def test_other_version_or_a_folder_that_leads_elsewhere_is_refused_by_every_command(
+    damage, tmp_path, statement
+):
+    folder = damage(statement)
+    (tmp_path / "foreign").mkdir()
+    for suffix in ("checkpoint", "safetensors", "quarantined"):
+        (tmp_path / "foreign" / f"trial-0.{suffix}").write_bytes(b"of another program")
+    with unchanged(tmp_path):
+        for command in (STATUS, TABLES, *OTHERS):
+            with pytest.raises(StudyFormatError, match=REFUSED_BY_ALL[statement]):
+                call(folder, *command)
+        with pytest.raises(StudyFormatError, match=REFUSED_BY_ALL[statement]):
+            publish(folder)
+
+
 def test_other_studies_of_the_storage_are_not_affected(damage, invoke):
     folder = damage(with_config("'{'"))
     storage = ("--storage", url_of(folder))
@@ -188,17 +221,8 @@ def execute(url, statement):
     engine.dispose()
 
 
-KINDS = {
-    "no JSON": "{",
-    "null": "null",
-    "word": '"x"',
-    "negative": "-1",
-    "infinite": "1e999",
-    "deep": "[" * 100_000,
-    "object": '{"exception": "x", "value": -1}',
-    "missing": None,
-}
-"""Texts in place of the JSON of an attribute; None removes it."""
+TEXTS = ("{", "null", '"x"', "-1", "1e999", "[" * 100_000, '{"exception": "x", "value": -1}')
+"""Texts in place of the JSON of an attribute."""
 
 ATTRIBUTES = [
     *(("study_user_attributes", name) for name in StudyRecord.model_fields),
@@ -211,19 +235,20 @@ ATTRIBUTES = [
 
 @pytest.mark.extended
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize(("table", "name"), ATTRIBUTES)
-def test_attribute_damaged_in_any_way_costs_one_line_at_most(damage, table, name):
-    row = "trial_id = 1" if table.startswith("trial") else "study_id = 1"
-    for text in KINDS.values():
-        if text is None:
-            folder = damage(f"DELETE FROM {table} WHERE key = ? AND {row}", name)
-        else:
-            statement = f"UPDATE {table} SET value_json = ? WHERE key = ? AND {row}"
-            folder = damage(statement, text, name)
-        # Every command for a text of each attribute; those that read, for the others.
-        for command in (STATUS, TABLES, *(OTHERS if text == KINDS["word"] else ())):
-            require_one_line(call, folder, *command)
+@pytest.mark.parametrize("index", range(len(ATTRIBUTES)))
+def test_damaged_attribute_costs_one_line_at_most(damage, index):
+    """Each is missing, and has two of the texts; every third one is read by all commands."""
+    table, name = ATTRIBUTES[index]
+    row = f"key = '{name}' AND {table.partition('_')[0]}_id = 1"
+    folders = [damage(f"DELETE FROM {table} WHERE {row}")]
+    for text in (TEXTS[index % len(TEXTS)], TEXTS[(index + 3) % len(TEXTS)]):
+        folders.append(damage(f"UPDATE {table} SET value_json = ? WHERE {row}", text))
+    for folder in folders:
+        require_one_line(call, folder, *STATUS)
+        require_one_line(call, folder, *TABLES)
         require_one_line(publish, folder)
+    for command in OTHERS if index % 3 == 0 else ():
+        require_one_line(call, folders[1], *command)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -417,6 +442,7 @@ def test_extension_of_a_damaged_study_is_refused(damage):
 
 OF_NUMBER = "UPDATE trials SET number = NULL WHERE trial_id"
 CHOICE = "parameter state_size: its choice is 99.0 of 2, counted from 0"
+LONG = pytest.mark.extended
 
 
 @EACH_DATABASE
@@ -424,15 +450,10 @@ CHOICE = "parameter state_size: its choice is 99.0 of 2, counted from 0"
     ("change", "name", "reason", "words"),
     [
         (OF_SIZE, "trial 0", CHOICE, ()),
-        pytest.param(
-            OF_SIZE, "trial 0", CHOICE, ("--workers", "2"), marks=pytest.mark.extended
-        ),
-        pytest.param(
-            OF_NUMBER, "trial of id {}", "its number is None", ("--prune",),
-            marks=pytest.mark.extended,
-        ),
+        pytest.param(OF_SIZE, "trial 0", CHOICE, ("--workers", "2"), marks=LONG),
+        pytest.param(OF_NUMBER, "trial of id {}", "its number is None", ("--prune",), marks=LONG),
     ],
-)  # fmt: skip
+)
 def test_worker_fails_a_damaged_trial_and_trains_the_others(
     request, url, text, change, name, reason, words
 ):

@@ -16,22 +16,13 @@ import rnn_search
 
 SEARCH_OUTPUT = [
     "studies/studies.db",
-    "studies/studies.db-wal",
     "studies/studies.db.checkpoints/quick-1/trial-0.checkpoint",
-    "studies/studies.db.artifacts/note.py",
-    "studies/other.db",
-    "studies/other.sqlite.weights/quick-1/trial-0.safetensors",
     "studies/other.sqlite.checkpoints/quick-1/trial-0.checkpoint",
-    "studies/other.sqlite.artifacts/note.py",
-    "studies/weights/quick-1/trial-0.safetensors",
     "studies/checkpoints/quick-1/trial-0.checkpoint",
-    "studies/artifacts/note.py",
     "reports/out/quick.html",
     "reports/out/best-network/network.py",
-    "examples.db",
     "examples.db.weights/quick-1/trial-0.safetensors",
     "effects.html",
-    "refined.html",
 ]
 
 PACKAGES = {"reports", "rnn", "rnn_search", "search", "studies"}

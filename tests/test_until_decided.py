@@ -125,7 +125,8 @@ class Cluster:
         return ""
 
 
-@pytest.mark.parametrize("is_overtaken", [False, pytest.param(True, marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("is_overtaken", [False, True])
 def test_one_launcher_serves_all_looks(place, command, invoke, monkeypatch, is_overtaken):
     """It ends jobs that wait once, also if a job takes a look before the command does."""
     clusters = []
