@@ -389,12 +389,9 @@ def test_pages_show_the_same_first_study():
 def test_citation_agrees_with_the_package():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert citation["cff-version"] == "1.2.0"
-    assert citation["message"]
     assert citation["title"] == project["name"]
     assert citation["version"] == rnn_search.__version__
     assert citation["license"] == project["license"]
-    assert set(citation["keywords"]) == set(project["keywords"])
     copyright_line = (ROOT / "LICENSE").read_text(encoding="utf-8").splitlines()[2]
     assert [author["name"] for author in citation["authors"]] == [copyright_line.split(" ", 3)[3]]
 
