@@ -235,7 +235,7 @@ def test_settings_are_those_of_the_study_in_every_way_to_open_it(study, place, i
 def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty):
     given = {"overrides": {"training.steps": 6, "space.residual": (True,)}, "prune": True}
     study = rnn_search.run(SETTINGS, name="called", until="0.000001s", **given, **empty)
-    assert study.counts.waiting == 4
+    assert study.counts.waiting == 2
     assert set(study.results["state"]) == {"WAITING"}
     with pytest.raises(TrialNotFoundError, match="no complete trial yet"):
         _ = study.best

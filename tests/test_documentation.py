@@ -448,18 +448,6 @@ def test_picture_of_the_readme_has_the_effects_of_the_gallery(sqlite_url):
     assert set(shown) <= measured
 
 
-def test_recipe_for_a_switch_names_every_module_that_lists_switches():
-    recipe = PAGES["CONTRIBUTING.md"].partition("## How to add a switch")[2].partition("\n## ")[0]
-    modules = {
-        path.relative_to(ROOT).as_posix()
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
-        if "forget_gate" in path.read_text(encoding="utf-8")
-    }
-    assert len(modules) > 3
-    assert modules <= set(re.findall(r"`([\w/]+\.py)`", recipe))
-
-
 def test_design_lists_every_module():
     listed = set()
     for package, table in re.findall(

@@ -178,6 +178,20 @@ REFUSED = {
     "-m reports quick --csv {tmp}/rows.csv --watch": ["do not go with --watch"],
     "-m search.sample gone": ["study 'gone' is not in"],
     "-m search.export wide {tmp}/network": ["no trial with stored weights"],
+    # Studies as a whole.
+    "-m rnn_search continue gone": ["study 'gone' is not in"],
+    "-m rnn_search run gone --stored": ["study 'gone' is not in"],
+    "-m rnn_search retry gone": ["study 'gone' is not in"],
+    "-m rnn_search rename gone new": ["existing studies: quick, wide"],
+    "-m rnn_search rename quick wide": ["study 'wide' exists already"],
+    "-m rnn_search rename quick ''": ["study name '' is blank"],
+    "-m rnn_search copy quick": ["needs another name: expected --as or --to"],
+    "-m rnn_search copy quick --to sqlite:///nowhere/s.db": ["does not exist: create it, or use"],
+    "-m rnn_search copy quick --to postgresql://u:s3cret@127.0.0.1:1/d": ["cannot be opened"],
+    "-m rnn_search delete quick": ["confirm with --yes"],
+    "-m rnn_search export-study quick new.xlsx": ["expected a name ending in .csv.gz or .csv"],
+    "-m rnn_search export-study quick /dev/null/new.csv": ["cannot write /dev/null/new.csv"],
+    "-m rnn_search import a.csv b.csv": ["a.csv does not exist: expected a file of a table"],
 }
 """Command lines on the studies of :func:`stored`, and parts of the message of each."""
 

@@ -11,15 +11,13 @@ import optuna
 import pytest
 from click.testing import CliRunner
 from helpers import ROOT, TINY
-from invocation import require_refused, unchanged
+from invocation import require_refused
 from managed_studies import create, create_with_everything, list_files
 
 import rnn_search
 from rnn_search import studies_cli
 from rnn_search.errors import ConfigError, StudyExistsError, StudyHeldError
 from studies.storage.open import load_study, open_storage
-
-REFINED = {"refinement": {"source": "made", "replicates": 3}, "space": None}
 
 
 @pytest.fixture
@@ -38,37 +36,6 @@ def made(sqlite_url, artifacts):
 def command(invoke, artifacts):
     """Run a subcommand."""
     return partial(invoke, "-m", "rnn_search", RNN_SEARCH_ARTIFACTS=str(artifacts))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["list", "--storage", "mysql://a:s3cret@h/d"], "is not supported"),
-        (["continue", "missing"], "study 'missing' is not in"),
-        (["rename", "missing", "new"], "existing studies: derived, made"),
-        (["rename", "made", "derived"], "study 'derived' exists already"),
-        (["rename", "made", ""], "study name '' is blank"),
-        (["rename", "made", "\udcff"], "new is not valid UTF-8"),
-        (["copy", "made"], "needs another name: expected --as or --to"),
-        (["copy", "made", "--to", "postgresql://u:s3cret@127.0.0.1:1/d"], "cannot be opened"),
-        (["copy", "made", "--to", "sqlite:///nowhere/s.db"], "does not exist: create it, or use"),
-        (["delete", "made"], "confirm with --yes"),
-        (["delete", "made", "--yes"], "is the source of 'derived'"),
-        (["retry", "missing"], "study 'missing' is not in"),
-        (["export-study", "made", "new.xlsx"], "expected a name ending in .csv.gz or .csv"),
-        (["export-study", "made", "/dev/null/new.csv"], "cannot write /dev/null/new.csv"),
-        (["import", "a.csv", "b.csv"], "a.csv does not exist: expected a file of a table"),
-        (["import", __file__, "b.csv"], "is not an exported study: expected it alone"),
-        (["run", "missing", "--stored"], "study 'missing' is not in"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line_and_changes_nothing(
-    command, made, sqlite_url, tmp_path, text, words, message
-):
-    create(sqlite_url, "derived", corpus=str(text), **REFINED)
-    with unchanged(tmp_path):
-        done = command(*words, *(() if "--storage" in words else made))
-    require_refused(done, message)
 
 
 def test_study_is_listed_renamed_copied_retried_and_deleted(

@@ -1,7 +1,6 @@
 """The wheel: its content, and its use in an empty folder."""
 
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -9,7 +8,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, copy_checkout
 from test_command_line import ONE_TRIAL
 
 import rnn_search
@@ -37,11 +36,9 @@ def tracked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """Copy of the tracked files with the output of searches and reports."""
+    """Copy of the project with the output of searches and reports."""
     folder = tmp_path_factory.mktemp("project")
-    for name in tracked():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
+    copy_checkout(folder)
     for name in SEARCH_OUTPUT:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("output")
