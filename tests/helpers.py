@@ -42,6 +42,18 @@ TINY = (
 )
 """Overrides that make a trial take milliseconds."""
 
+ONE_TRIAL = (
+    *TINY,
+    "--set=space.state_source=['new']",
+    "--set=space.input_gate=[false]",
+    "--set=space.forget_gate=[false]",
+    "--set=space.output_gate=[false]",
+    "--set=space.state_gate=[false]",
+    "--set=space.residual=[true]",
+    "--set=space.state_size=[3]",
+)
+"""Overrides of a study of one such trial; of several overrides of a key, the last one counts."""
+
 NO_SYNC = "-c fsync=off"
 """Options of a PostgreSQL server that need not survive a power failure."""
 

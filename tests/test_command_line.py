@@ -12,7 +12,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from helpers import QUICK, TINY
+from helpers import ONE_TRIAL, QUICK, TINY
 from invocation import require_refused, unchanged
 from optuna.trial import TrialState
 from process_runner import query
@@ -24,17 +24,6 @@ from studies.attributes import Failure
 from studies.errors import ConfigError
 from studies.loader import load_config_file
 from studies.storage.open import open_storage
-
-ONE_TRIAL = (
-    *TINY,
-    "--set=space.state_source=['new']",
-    "--set=space.input_gate=[false]",
-    "--set=space.forget_gate=[false]",
-    "--set=space.output_gate=[false]",
-    "--set=space.state_gate=[false]",
-    "--set=space.residual=[true]",
-    "--set=space.state_size=[3]",
-)
 
 
 @pytest.fixture

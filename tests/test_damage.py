@@ -12,7 +12,7 @@ import sqlite3
 
 import pytest
 import sqlalchemy as sa
-from helpers import EACH_DATABASE, QUICK, TEXT, TINY, create_small_study
+from helpers import EACH_DATABASE, ONE_TRIAL, QUICK, TEXT, TINY, create_small_study
 from invocation import invoke_command, require_refused, unchanged
 from process_runner import query
 
@@ -34,15 +34,12 @@ from studies.attributes import (
     TrialRecord,
 )
 from studies.errors import StudyFormatError
-from studies.space import GATED_PARAMS
 from studies.storage.counts import count_trials
 from studies.storage.damage import MAX_NAMED, DamagedTrials
 from studies.storage.open import open_storage
 from studies.storage.queries import read_trials
 
-SPACE = dict.fromkeys(GATED_PARAMS[:5], "[false]")
-SPACE |= {"state_source": "['new']", "layers": "[1]", "state_size": "[3, 4]"}
-SETTINGS = (*TINY, "--set=keep_weights=2", *(f"--set=space.{n}={v}" for n, v in SPACE.items()))
+SETTINGS = (*ONE_TRIAL, "--set=space.state_size=[3, 4]", "--set=keep_weights=2")
 DERIVED = (*TINY, "--set=refinement.top=1", "--set=refinement.variants=[{}]", "--name", "derived")
 TRIAL_ATTRIBUTES = sorted({*TrialRecord.model_fields, SOURCE_TRIALS} - {*EVAL_WINDOWS.values()})
 

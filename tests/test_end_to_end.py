@@ -15,7 +15,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from helpers import EACH_DATABASE, QUICK, ROOT, TINY
+from helpers import EACH_DATABASE, ONE_TRIAL, QUICK, ROOT, TINY
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import query, wait_until, wait_until_running
@@ -25,14 +25,12 @@ from studies.attributes import TrialRecord
 from studies.loader import load_config_file
 
 SMALL = (
-    *TINY,
+    *ONE_TRIAL,
+    "--set=space.state_source=['new', 'old', 'both']",
+    "--set=space.residual=[false, true]",
     "--set=space.state_size=[3, 4]",
-    "--set=space.exclude=[{state_size=3, residual=false}, {state_source='old', layers=1}]",
     "--set=space.layers=[1, 2]",
-    "--set=space.input_gate=[false]",
-    "--set=space.forget_gate=[false]",
-    "--set=space.output_gate=[false]",
-    "--set=space.state_gate=[false]",
+    "--set=space.exclude=[{state_size=3, residual=false}, {state_source='old', layers=1}]",
 )
 """Fifteen tiny networks of four shapes."""
 
@@ -132,14 +130,7 @@ def test_optuna_lists_and_draws_a_study(invoke, sqlite_url, text):
     assert optuna.visualization.plot_intermediate_values(study).data
 
 
-THREE = (
-    *TINY,
-    "--set=space.state_size=[3]",
-    "--set=space.layers=[1]",
-    "--set=space.residual=[true]",
-    *(f"--set=space.{gate}_gate=[false]" for gate in ("input", "forget", "state", "output")),
-    "--lockstep=1",
-)
+THREE = (*ONE_TRIAL, "--set=space.state_source=['new', 'old', 'both']", "--lockstep=1")
 """Three tiny networks, trained one by one."""
 
 

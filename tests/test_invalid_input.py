@@ -4,7 +4,7 @@ import os
 import shlex
 
 import pytest
-from helpers import QUICK, TEXT, TINY
+from helpers import ONE_TRIAL, QUICK, TEXT, TINY
 from invocation import invoke_command, require_refused, unchanged
 
 from search.new_study import StudyOptions
@@ -112,10 +112,7 @@ def test_invalid_input_is_refused(invoke, tmp_path, line):
     assert done.stdout == ""
 
 
-ONE = ("state_source=['new']", "input_gate=[false]", "forget_gate=[false]", "output_gate=[false]")
-ONE += ("state_gate=[false]", "residual=[true]", "state_size=[3]")
-SPACE = (*TINY, *(f"--set=space.{setting}" for setting in ONE))
-SEARCH = f"run_search.py {QUICK} --corpus {{tmp}}/text {shlex.join(SPACE)}"
+SEARCH = f"run_search.py {QUICK} --corpus {{tmp}}/text {shlex.join(ONE_TRIAL)}"
 JOIN = f"{SEARCH} --precision fp32"
 EXTEND = f"{JOIN} --extend"
 REFINE = f"refine.py quick-refined {shlex.join(TINY)}"
@@ -130,7 +127,7 @@ def stored(tmp_path_factory):
     storage = ("--storage", f"sqlite:///{folder}/studies.db")
     done = invoke_command(*shlex.split(JOIN.format(tmp=folder)), *storage, cwd=folder, report=False)
     assert done.returncode == 0, done.stderr
-    settings = [word.removeprefix("--set=") for word in (*SPACE, "space.layers=[1, 2]")]
+    settings = [word.removeprefix("--set=") for word in (*ONE_TRIAL, "space.layers=[1, 2]")]
     options = StudyOptions(name="wide", corpus=f"{folder}/text", precision="fp32")
     create_or_join(load_config_file(QUICK, settings), storage[1], options).storage.close()
     return folder

@@ -8,8 +8,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
-from helpers import ROOT, copy_checkout
-from test_command_line import ONE_TRIAL
+from helpers import ONE_TRIAL, ROOT, copy_checkout
 
 import rnn_search
 
