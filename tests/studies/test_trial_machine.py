@@ -674,8 +674,11 @@ class TrialMachine(RuleBasedStateMachine):
         assert [(trial.state.name, trial.intermediate_values) for trial in read] == [
             (trial.state, trial.curve) for trial in self.trials
         ]
-        bystanders = "SELECT state FROM trials JOIN studies USING (study_id) WHERE study_name = "
-        assert self.storages.sql(f"{bystanders} 'other'") == [("RUNNING",), ("WAITING",)]
+        bystanders = (
+            "SELECT state FROM trials JOIN studies USING (study_id) WHERE study_name = 'other' "
+            "ORDER BY number"
+        )
+        assert self.storages.sql(bystanders) == [("RUNNING",), ("WAITING",)]
 
 
 def run_machine(url, monkeypatch, examples, steps):
