@@ -45,7 +45,12 @@ SETTINGS = TrainConfig(20, STREAMS, 9, 2, smoothing=0.9, seed=3, average_fractio
 """Two and a half sequences of eight steps; weights are averaged from step 8 on."""
 
 ALL = [*IMPLEMENTATIONS, *GPU_IMPLEMENTATIONS]
-STACKS = [each for each in ALL if all(len(group) > 1 for group in each.groups.values())]
+STACKS = [
+    each
+    for each in ALL
+    if all(len(group) > 1 for group in each.groups.values())
+    and (each.place == "cuda" or each.name not in ("shared tokens", "recorded"))
+]
 
 complete = list_cases(ALL, is_complete=True)
 every_option = [
@@ -235,8 +240,8 @@ def reached_weights(config: GatedConfig) -> set[str]:
 @each_complete_case
 def test_training_that_is_interrupted_at_any_step_resumes_bit_for_bit(case):
     run = begin(case)
-    # Before the first step, at a sequence's end, early in one, with averaged weights, at the end.
-    for step in (0, 8, 9, 13, 20):
+    # Before the first step, at a sequence's end, early in one with averaged weights, at the end.
+    for step in (0, 8, 9, 20):
         train_until(run, step)
         run = begin(case, store(run))
     assert list(run.train()) == []

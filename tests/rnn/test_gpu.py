@@ -201,85 +201,62 @@ def test_streams_that_share_tokens_cannot_be_recorded():
 # ------------------------------------------------------------------ how CUDA is called
 
 
-class FakeCuda:
-    """Stands for ``torch.cuda`` in the recorder: streams that note what they wait for.
+def test_recording_uses_one_stream_and_leaves_no_trace_if_it_fails(monkeypatch):
+    """The step is warmed up on the stream that it is recorded on, as ``torch.cuda.graph`` requires.
 
-    Attributes:
-        current: the stream that is selected.
-        calls: what was done, in order.
+    As in PyTorch, a recording that fails leaves its stream selected.
     """
+    calls, errors = [], []
 
-    def __init__(self, monkeypatch):
-        fake = self
-        self.calls = []
-        self.error = None
+    def make_stream(name):
+        def wait(other):
+            calls.append(f"{name} waits for {other.name}")
 
-        class Stream:
-            def __init__(self, name):
-                self.name = name
+        return SimpleNamespace(name=name, wait_stream=wait)
 
-            def wait_stream(self, other):
-                fake.calls.append(f"{self.name} waits for {other.name}")
+    default, side = make_stream("default"), make_stream("side")
+    selected = [default]
 
-        self.current = Stream("default")
-        self.side = Stream("side")
-
-        @contextlib.contextmanager
-        def select(stream):
-            before, self.current = self.current, stream
+    @contextlib.contextmanager
+    def select(stream):
+        before = selected[0]
+        selected[0] = stream
+        try:
             yield
-            self.current = before  # as in PyTorch, not after an error
+        finally:
+            selected[0] = before
 
-        @contextlib.contextmanager
-        def restore(stream):
-            before, self.current = self.current, stream
-            try:
-                yield
-            finally:
-                self.current = before
+    @contextlib.contextmanager
+    def record(graph, stream):
+        assert not gc.isenabled()
+        before, selected[0] = selected[0], stream
+        yield
+        if errors:
+            raise errors[0]
+        selected[0] = before
 
-        @contextlib.contextmanager
-        def record(graph, stream):
-            assert not gc.isenabled()
-            with select(stream):
-                fake.calls.append(f"record on {stream.name}")
-                yield
-                if self.error is not None:
-                    raise self.error
+    monkeypatch.setattr("rnn.training.graph._side_stream", lambda device: side)
+    for name, value in {
+        "device": lambda device: contextlib.nullcontext(),
+        "current_stream": lambda: selected[0],
+        "stream": select,
+        "graph": record,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: calls.append("replay")),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
 
-        monkeypatch.setattr("rnn.training.graph._side_stream", lambda device: self.side)
-        for name, value in {
-            "device": lambda device: contextlib.nullcontext(),
-            "current_stream": lambda: self.current,
-            "stream": restore,
-            "graph": record,
-            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: fake.calls.append("replay")),
-        }.items():
-            monkeypatch.setattr(torch.cuda, name, value)
+    def run_steps(count):
+        calls.clear()
+        runner = GraphRunner(CudaGraphRecorder(torch.device("cuda:0")))
+        for _ in range(count):
+            runner.run(lambda: calls.append(f"work on {selected[0].name}"))
 
-    def work(self):
-        self.calls.append(f"work on {self.current.name}")
-
-
-def test_step_is_recorded_on_the_stream_that_it_was_warmed_up_on(monkeypatch):
-    cuda = FakeCuda(monkeypatch)
-    runner = GraphRunner(CudaGraphRecorder(torch.device("cuda:0")))
-    for _ in range(WARMUP_STEPS + 2):
-        runner.run(cuda.work)
     warm_up = ["side waits for default", "work on side", "default waits for side"]
-    recording = ["record on side", "work on side", "replay"]
-    assert cuda.calls == [*warm_up * WARMUP_STEPS, *recording, "replay"]
-
-
-def test_failed_recording_leaves_stream_and_garbage_collection_as_they_were(monkeypatch):
-    cuda = FakeCuda(monkeypatch)
-    cuda.error = RuntimeError("operation failed due to a previous error during capture")
-    runner = GraphRunner(CudaGraphRecorder(torch.device("cuda:0")))
-    for _ in range(WARMUP_STEPS):
-        runner.run(cuda.work)
+    run_steps(WARMUP_STEPS + 2)
+    assert calls == [*warm_up * WARMUP_STEPS, "work on side", "replay", "replay"]
+    errors.append(RuntimeError("operation failed due to a previous error during capture"))
     with pytest.warns(RuntimeWarning, match="cannot be recorded"):
-        runner.run(cuda.work)
-    assert cuda.current.name == "default"
+        run_steps(WARMUP_STEPS + 1)
+    assert calls == [*warm_up * WARMUP_STEPS, "work on side", *warm_up]
+    assert selected == [default]
     assert gc.isenabled()
-    assert cuda.calls[-3:] == ["side waits for default", "work on side", "default waits for side"]
-    assert "replay" not in cuda.calls

@@ -99,11 +99,6 @@ def test_tensors_of_other_shapes_are_errors_and_other_numbers_are_converted():
     assert torch.equal(stack.forward(tokens.int(), doubles)[0], logits)
 
 
-def test_networks_of_several_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"have the shapes .*: expected one"):
-        NativeStack([TrialConfig(gated_configs(1, size)[0]) for size in (8, 9)], 3)
-
-
 ALL_OPTIONS = [TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8))]
 
 

@@ -124,13 +124,6 @@ def test_mixed_stack_takes_the_products_of_its_networks_and_no_other(configs):
     assert step_products(*configs) == sum(alone, Counter())
 
 
-@pytest.mark.parametrize("config", representatives(ALL), ids=lambda config: config.label)
-def test_static_graph_multiplies_each_stream_in_fewer_products(config):
-    products = step_products(config, static_graph=True)
-    assert not any(i == U or j == U for i, j, _ in products)
-    assert sum(products.values()) <= sum(step_products(config).values())
-
-
 # ------------------------------------------------------------------ weights
 
 
