@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from factories import make_runs, make_study, make_union
+from factories import make_study, make_union
 from scipy.stats import binom
 
 from reports.data.study_reader import read_results
@@ -20,9 +20,7 @@ from reports.stats.outcome_table import (
     OutcomeTable,
     build_outcome_table,
     compute_outcomes,
-    describe_outcomes,
 )
-from studies.config import StudyConfig
 from studies.storage.open import read_storage
 
 
@@ -107,38 +105,6 @@ def test_p_values_are_corrected_for_the_number_of_contrasts():
     assert first.p_adjusted == pytest.approx(5 * first.p)
     assert first.is_significant
     assert [each.p_adjusted for each in others] == [1, 1, 1, 1]
-
-
-def test_summary_says_which_change_brings_networks_below_the_threshold(planned_rescue):
-    results = planned_rescue
-    outcomes = compute_outcomes(build_outcome_table(results, 2.0))
-    sentence = describe_outcomes(outcomes, results, "nats per byte")
-    assert sentence.startswith("48 of 96 networks are below 2.0")
-    assert "significantly more with residual (48 rescued, 0 ruined of 48 pairs)" in sentence
-
-
-@pytest.fixture
-def planned_rescue(sqlite_url):
-    """Results of 96 networks, of which those with the residual are below 2.0."""
-    config = {"space": {"layers": [1], "state_size": [4]}, "report_threshold": 2.0}
-    trials = StudyConfig.model_validate(config).grid.combinations()
-    runs = [(params, 1.5 if params["residual"] else 2.5, {}) for params in trials]
-    make_runs(sqlite_url, "rescue", config, runs)
-    return read(sqlite_url, "rescue")
-
-
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_page_has_outcomes_only_with_a_threshold(sqlite_url):
-    make_study(sqlite_url)
-    make_study(sqlite_url, "without", report_threshold=None)
-    section, without = (build_section(read(sqlite_url, name)) for name in ("made", "without"))
-    assert [each.key for each in section.outcomes] == [each.key for each in section.effects]
-    assert "4 of 8 networks are below 2.0" in section.outcome_sentence
-    chart = section.outcomes[0].chart
-    assert "residual (0 rescued, 2 ruined of 4 pairs), 1 both below" in chart.alt_text
-    drawn = {trace.name: sum(trace.x) for trace in chart.figure.data}
-    assert drawn == {"both below": 3, "rescued": 0, "ruined": 6, "neither below": 3}
-    assert (without.outcomes, without.outcome_sentence) == ([], "")
 
 
 @pytest.mark.usefixtures("without_optuna_figures")

@@ -131,25 +131,6 @@ def test_curve_is_named_isolated_and_colored(browser, page_file):
         assert len(colors) == 2
 
 
-def test_effects_are_filtered(browser, page_file):
-    with opened(browser, page_file) as page:
-        chooser = page.locator(".chooser").first
-        chooser.scroll_into_view_if_needed()
-        table = chooser.locator(".chosen table")
-        assert table.locator("tbody tr").count() == 3
-        whole = table.inner_text()
-        chooser.get_by_role("combobox", name="State size").select_option("8")
-        assert "3 trials with state size 8." in chooser.inner_text()
-        assert table.locator("tbody th").all_inner_texts() == ["residual", "layers 1 → 2"]
-        assert table.locator("tbody tr").first.locator("td").nth(4).inner_text() == "1"
-        chooser.locator(".plot.drawn").wait_for()
-        chooser.get_by_role("combobox", name="State size").select_option("any")
-        assert table.inner_text() == whole
-        # The figure of the whole grid is on the first screen.
-        assert chooser.locator(".plot").count() == 0
-        page.locator(".first .plot.drawn").first.wait_for()
-
-
 @pytest.fixture(scope="module")
 def stated_file(tmp_path_factory):
     """Page of a study with hypotheses and a threshold."""

@@ -4,7 +4,6 @@ import math
 import re
 
 import pytest
-import sqlalchemy as sa
 from factories import RECORDED, make_study
 from optuna.trial import TrialState
 
@@ -12,7 +11,7 @@ from reports.data.study_reader import read_results
 from reports.page.page import write_report
 from reports.stats.pruning_summary import summarize_pruning
 from studies.storage.open import open_storage, read_storage
-from studies.storage.trial_rows import INTERMEDIATE_VALUES, TRIALS, prune_paused
+from studies.storage.trial_rows import prune_paused
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -72,22 +71,6 @@ def test_share_of_kept_trials_is_stated_only_with_audited_trials(pruned):
     assert math.isnan(summarize_pruning(results).expected_share), "nothing tests the predictions"
     results.table.loc[0, "audited"] = True
     assert summarize_pruning(results).expected_share == pytest.approx(0.96)
-
-
-def test_early_effects_leave_out_failed_trials(pruned):
-    storage = open_storage(pruned)
-    with storage.transaction() as connection:
-        connection.execute(
-            sa.update(TRIALS).where(TRIALS.c.number == 6).values(state=TrialState.FAIL)
-        )
-        connection.execute(
-            sa.delete(INTERMEDIATE_VALUES).where(
-                INTERMEDIATE_VALUES.c.trial_id == 7, INTERMEDIATE_VALUES.c.step == 100
-            )
-        )
-    storage.close()
-    found = summarize_pruning(read_results(read_storage(pruned), "made"))
-    assert (found.common_step, found.missing_count) == (100, 1)
 
 
 def test_early_effects_are_those_at_the_last_common_step(pruned):

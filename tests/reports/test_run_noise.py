@@ -53,14 +53,6 @@ def test_intervals_cover_where_noise_differs_or_trials_are_few(scenario):
 
 
 @pytest.mark.extended
-def test_real_interactions_of_many_parameters_make_intervals_wider_only():
-    scenario = Scenario(name="four parameters", scales=(0.2, 0.1, 0.05, 0.03))
-    assert coverage(scenario, 20) > 0.95
-    (one,), (other,) = (simulate(each, 1) for each in (scenario, replace(scenario, replicates=4)))
-    assert other.observed.compute_effects()[0].error < one.observed.compute_effects()[0].error
-
-
-@pytest.mark.extended
 def test_noise_alone_is_rarely_significant():
     found = [
         effect.is_significant

@@ -34,8 +34,6 @@ from studies.storage.trial_rows import AuditDecision, prune_paused
 from studies.tables.study_export import export_study
 from studies.tables.study_import import import_studies
 
-pytestmark = pytest.mark.usefixtures("without_optuna_figures")
-
 
 def make_failed(url: str) -> None:
     """A complete, a diverged, a failed and a paused trial, with points that are no numbers."""
@@ -116,14 +114,6 @@ STUDIES = {
 }
 
 
-@pytest.fixture(params=STUDIES)
-def studies(request, sqlite_url):
-    """URL of some studies, and their names."""
-    make, names = STUDIES[request.param]
-    make(sqlite_url)
-    return sqlite_url, names
-
-
 @pytest.fixture
 def export(tmp_path):
     """Export studies to files, one of each name."""
@@ -135,15 +125,6 @@ def export(tmp_path):
         return paths
 
     return write
-
-
-def test_export_of_an_imported_study_is_the_same_file(studies, export, tmp_path):
-    url, names = studies
-    files = export(url, names)
-    other = f"sqlite:///{tmp_path}/imported.db"
-    assert [each.name for each in import_studies(other, files)] == names
-    for before, after in zip(files, export(other, names, "again"), strict=True):
-        assert after.read_bytes() == before.read_bytes()
 
 
 def test_export_of_a_study_that_postgresql_holds_is_the_same_file(
@@ -161,12 +142,19 @@ def results_of(url, name):
         return read_results(storage, name, require_complete=False)
 
 
-def test_imported_study_has_the_results_of_the_study(studies, export, tmp_path):
-    url, names = studies
+@pytest.mark.parametrize("kind", STUDIES)
+def test_imported_study_has_the_results_and_the_export_of_the_study(
+    kind, sqlite_url, export, tmp_path
+):
+    make, names = STUDIES[kind]
+    make(sqlite_url)
+    files = export(sqlite_url, names)
     other = f"sqlite:///{tmp_path}/imported.db"
-    import_studies(other, export(url, names))
+    assert [each.name for each in import_studies(other, files)] == names
+    for before, after in zip(files, export(other, names, "again"), strict=True):
+        assert after.read_bytes() == before.read_bytes()
     for name in names:
-        before, after = results_of(url, name), results_of(other, name)
+        before, after = results_of(sqlite_url, name), results_of(other, name)
         renamed = ["host", "worker"]
         for frame in ("table", "curves", "sources"):
             expected, found = getattr(before, frame), getattr(after, frame)
@@ -178,7 +166,7 @@ def test_imported_study_has_the_results_of_the_study(studies, export, tmp_path):
             assert losses == pytest.approx(before.windows[number], rel=1e-5)
         for field in ("tokenizer", "hypotheses", "audit_looks", "looks", "counts"):
             assert getattr(after, field) == getattr(before, field), field
-        with closing(read_storage(url)) as old, closing(read_storage(other)) as new:
+        with closing(read_storage(sqlite_url)) as old, closing(read_storage(other)) as new:
             shown = [
                 read_status(load_study(storage, name), storage, results.config).as_json()
                 for storage, results in ((old, before), (new, after))

@@ -15,15 +15,6 @@ def draw_variances(generator, freedom, prior=None):
     return true * generator.chisquare(freedom, PAIRS) / freedom
 
 
-def test_shrunk_variances_lie_between_their_own_and_the_common_value():
-    variances = draw_variances(np.random.default_rng(0), 2, prior=4)
-    shrunk, freedom = shrink_variances(variances, np.full(PAIRS, 2.0), ARCHITECTURES)
-    assert (np.argsort(shrunk) == np.argsort(variances)).all()
-    assert np.ptp(np.log(shrunk)) < np.ptp(np.log(variances))
-    assert (freedom > 2).all()
-    assert (freedom <= 2 * (ARCHITECTURES - 1)).all()
-
-
 def test_prior_is_that_of_a_calculation_by_hand():
     """The logarithms of the variances scatter as Smyth's equations say for this prior."""
     freedom, prior = 6.0, 5.0
