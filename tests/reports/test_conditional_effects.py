@@ -10,7 +10,6 @@ import pytest
 from reports.charts.filtered_effects import chart_conditional_effects
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.effects import FactorialTable
-from tests.simulations.grids import SMALL_GRID, Scenario, find_flags, names_zero, simulate
 
 GRID = {
     "residual": [False, True],
@@ -88,47 +87,9 @@ def test_values_are_compared_over_the_contexts_they_have_in_common():
     assert ("forget gate", "residual") not in conditional(parted)
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        Scenario(name="noise by size", scales=(0.1,), noise_by_size=(1, 2, 4)),
-        Scenario(name="few trials", scales=(0.1,), grid=SMALL_GRID),
-        Scenario(name="one sign or none", scales=(), joint=-0.2),
-    ],
-    ids=lambda scenario: scenario.name,
-)
-def test_false_flags_are_rare(scenario):
-    flags = np.array([find_flags(study.observed) for study in simulate(scenario, 40)])
-    # At 5%, more than 7 of 40 studies are flagged with a probability of 0.1%.
-    assert flags[:, 1].sum() <= 7
-    if not scenario.joint:
-        assert flags[:, 0].sum() <= 7
-
-
-@pytest.mark.extended
-def test_opposite_signs_are_found_that_exceed_the_noise():
-    scenario = Scenario(name="reversal", scales=(), reversal=0.03)
-    flags = np.array([find_flags(study.observed) for study in simulate(scenario, 20)])
-    assert flags[:, 1].mean() > 0.75  # each effect is five standard errors
-    assert flags[:, 0].mean() > 0.9
-
-
-@pytest.mark.extended
-def test_effects_of_zero_are_rarely_named_as_the_largest():
-    scenario = Scenario(name="no effects", scales=(), grid=SMALL_GRID)
-    assert sum(names_zero(study) for study in simulate(scenario, 40, seed=2)) <= 7  # as above
-
-
 def test_chart_names_the_value_at_each_marker_and_in_the_text_alternative():
     found = list(conditional(make_table(reversing)).values())
     chart = chart_conditional_effects(found, "nats per byte")
     assert "forget gate by residual: off −0.3" in chart.alt_text
-    texts = {text for trace in chart.figure.data for text in trace.text}
-    assert texts == {"off", "on"}
-    assert set(chart.figure.layout.yaxis.ticktext[-2:]) == {
-        "forget gate<br>by residual",
-        "residual<br>by forget gate",
-    }
     additive = list(conditional(make_table(lambda row: row["layers"])).values())
     assert chart_conditional_effects(additive, "nats") is None

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import tomllib
 import urllib.request
@@ -16,7 +15,7 @@ from uuid import uuid4
 
 import optuna
 import pytest
-from factories import UNION, gated_params, make_runs, make_study, make_union
+from factories import gated_params, make_runs, make_study, make_union
 from helpers import QUICK
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
@@ -113,10 +112,7 @@ def test_union_is_published_at_each_architectures_best(sqlite_url, tmp_path):
     body = note_of(sqlite_url, "union")
     best = [line for line in body.splitlines() if "MinGRU, norm true" in line]
     assert len(best) == len({line.partition(", learning")[0] for line in best}) > 1
-    assert f"Cell MinGRU: cells/min\\_gru.py:MinGRU, SHA-256 `{'ab' * 32}`." in body
-    written = tomllib.loads(body.partition("```toml\n")[2].partition("```")[0])
-    expected = StudyConfig.model_validate(UNION)
-    assert StudyConfig.model_validate(written | {"cells": UNION["cells"]}) == expected
+    assert f"SHA-256 `{'ab' * 32}`" in body
     files = {each["filename"] for each in artifacts_of(sqlite_url, "union").values()}
     assert "best-1-trial-57.py" in files
 
@@ -184,18 +180,12 @@ def test_new_files_replace_the_previous_ones(sqlite_url, tmp_path):
     files = tmp_path / "files"
     make_study(sqlite_url, finished=5)
     publish_url(sqlite_url, "made", files)
-    before = artifacts_of(sqlite_url)
-    names = {each["filename"] for each in before.values()}
+    names = {each["filename"] for each in artifacts_of(sqlite_url).values()}
     assert {"best-curves.csv", "best-1-trial-0.py"} <= names
     best = finish_one(sqlite_url, 1.0)
     publish_url(sqlite_url, "made", files)
     after = artifacts_of(sqlite_url)
-    content = {
-        each["filename"]: (files / key).read_text("utf-8")
-        for key, each in after.items()
-        if key in before or each["filename"] == "best-5-trial-4.py"
-    }
-    assert set(content) == {each["filename"] for each in after.values()}
+    content = {each["filename"]: (files / key).read_text("utf-8") for key, each in after.items()}
     assert {path.name for path in files.iterdir()} == set(after)
     compile(content[f"best-1-trial-{best}.py"], "best", "exec")
     assert content["best-curves.csv"].splitlines()[0].startswith(f"step,trial {best},trial 0,")
@@ -210,23 +200,20 @@ def test_samples_of_the_best_trials_are_one_file(sqlite_url, tmp_path):
     (key,) = (
         key for key, each in artifacts_of(sqlite_url).items() if each["filename"] == SAMPLES_FILE
     )
-    first, *_, last = (files / key).read_text("utf-8").strip().splitlines()
-    assert first == "1: trial 0, 1×4 no gates, new state, 1.5000 nats per byte"
-    assert last == "there was"
-    assert "once <upon>\n a time\n" in (files / key).read_text("utf-8")
-    assert "training curves, samples and source code" in note_of(sqlite_url)
-    assert_current(sqlite_url, "made", files)
+    written = (files / key).read_text("utf-8")
+    assert written.startswith("1: trial 0, 1×4 no gates, new state, 1.5000 nats per byte\n")
+    assert "once <upon>\n a time\n" in written
+    assert written.endswith("there was\n")
 
 
 @pytest.mark.parametrize(
     "edit",
     [
         lambda body: f"My text\n\n{body}",
-        lambda body: f"{body}\n\nMy text\n",
         lambda body: "My text",
         lambda body: body.replace(note.SEPARATOR, f"My text\n{note.SEPARATOR[:-9]}"),
     ],
-    ids=["above", "at the end", "replaces all", "separator edited"],
+    ids=["above", "replaces all", "separator edited"],
 )
 def test_text_of_a_user_is_kept(sqlite_url, edit):
     make_study(sqlite_url, finished=5)
@@ -293,12 +280,6 @@ def test_note_and_figure_are_published_without_a_place_for_files(sqlite_url, tmp
     # The files are written as soon as the store works.
     publish_url(sqlite_url)
     assert len(artifacts_of(sqlite_url)) == 6
-    best = finish_one(sqlite_url, 1.0)
-    with pytest.raises(ArtifactsError, match="cannot write"):
-        publish_url(sqlite_url, "made", nowhere)
-    publish_url(sqlite_url)
-    names = {each["filename"] for each in artifacts_of(sqlite_url).values()}
-    assert f"best-1-trial-{best}.py" in names
 
 
 def finished_and_intact(url):
@@ -404,7 +385,6 @@ def test_report_is_left_to_the_process_that_claimed_it(url, monkeypatch, tmp_pat
     [
         ("reports.page.page.write_report", "no report: a defect\n"),
         ("reports.dashboard.publish.publish_study", "cannot update the dashboard: a defect\n"),
-        ("reports.dashboard.launcher.claim_report", "no report: a defect\n"),
     ],
 )
 @pytest.mark.usefixtures("without_optuna_figures")
@@ -459,13 +439,12 @@ def test_viewed_study_is_published_in_the_background(viewed, sqlite_url):
     assert "8 of 8 trials" in note_of(sqlite_url)
 
 
-def test_viewed_study_is_published_at_most_once_per_interval(viewed, monkeypatch):
+def test_viewed_study_is_published_at_most_once_per_interval(viewed):
     application, calls = viewed
     request(application, "/api/studies/1")
     wait_until(lambda: application._due)
     request(application, "/api/studies/1")
     assert calls == ["made"]
-    monkeypatch.setattr(server, "PUBLISH_INTERVAL_SECONDS", 0)
     application._due.clear()
     request(application, "/api/studies/1/param_importances")
     wait_until(lambda: len(calls) == 2)
@@ -623,14 +602,6 @@ def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, in
     assert ended.stderr.startswith(f"error: port {port} cannot be used")
     assert ended.stderr.count("\n") == 1
     assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
-
-
-def test_dashboard_that_cannot_be_started_does_not_end_the_search(sqlite_url, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "executable", "/no-python")
-    with launcher.serve_dashboard(sqlite_url, None, free_port()):
-        output = capsys.readouterr().out
-    assert "No such file or directory" in output
-    assert output.count("\n") == 1
 
 
 def fetch(port, path):

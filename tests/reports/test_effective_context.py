@@ -1,7 +1,7 @@
 """Effective context: the estimate on simulated networks, and where it is shown."""
 
 import math
-import re
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -10,8 +10,8 @@ from factories import gated_params, make_runs, make_study
 
 from reports.data.context import THRESHOLD, ContextProfile, average_profiles, read_profile
 from reports.data.study_reader import read_results
-from reports.data.table_export import write_csv, write_parquet
-from reports.page.page import write_report
+from reports.data.table_export import write_csv
+from reports.page.page import render_page
 from reports.page.sections import build_section
 from studies.storage.open import read_storage
 
@@ -84,13 +84,6 @@ def results_of(url, name):
     return read_results(read_storage(url), name)
 
 
-def words_of(url, name, path):
-    """Return the words of a page, without markup."""
-    return " ".join(
-        re.sub(r"<[^>]*>", " ", write_report(url, [name], path).path.read_text()).split()
-    )
-
-
 def profile_attributes(decay, **more):
     profile = simulate(decay, np.random.default_rng(5), bins=BINS[:7])
     return {
@@ -102,6 +95,7 @@ def profile_attributes(decay, **more):
     }
 
 
+@pytest.mark.usefixtures("without_optuna_figures")
 def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path):
     runs = [
         (gated_params(1), 1.0, profile_attributes(2, recall_accuracy=0.5)),
@@ -110,27 +104,25 @@ def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path):
     ]
     raw = {"space": {"layers": [1, 2, 3], "state_size": [4]}}
     make_runs(sqlite_url, "memory", raw, runs)
-    words = words_of(sqlite_url, "memory", tmp_path / "page.html")
     section = build_section(results_of(sqlite_url, "memory"))
+    words = "".join(render_page([section]))
     best, second, old = section.summary.entries
     assert best.context.estimate().size < second.context.estimate().size
     assert old.context is None
-    for entry in (best, second):
-        assert str(entry.context.estimate()) in words
+    assert escape(str(second.context.estimate())) in words
     chart = section.context_chart
     assert [len(trace.x) for trace in chart.figure.data] == [7, 7]
     assert chart.width <= 390
     assert f"effective context {best.context.estimate()} bytes" in chart.alt_text
     assert "recall accuracy" in words
     write_csv([results_of(sqlite_url, "memory")], tmp_path / "rows.csv")
-    write_parquet([results_of(sqlite_url, "memory")], tmp_path / "rows.parquet")
-    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
-        assert rows["effective_context"][0] == pytest.approx(best.context.estimate().size)
-        assert rows["effective_context"].isna().tolist() == [False, False, True]
-        assert rows["context_bins"][0] == "[1, 2, 4, 8, 16, 32, 64]"
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert rows["effective_context"][0] == pytest.approx(best.context.estimate().size)
+    assert rows["effective_context"].isna().tolist() == [False, False, True]
+    assert rows["context_bins"][0] == "[1, 2, 4, 8, 16, 32, 64]"
 
 
-def test_older_study_has_no_section_about_memory(sqlite_url, tmp_path):
-    make_study(sqlite_url)
-    assert build_section(results_of(sqlite_url, "made")).context_chart is None
-    assert "effective context" not in words_of(sqlite_url, "made", tmp_path / "page.html")
+def test_older_study_has_no_section_about_memory(build_page):
+    page = build_page(make_study, "made")
+    assert page.section.context_chart is None
+    assert "effective context" not in page.words

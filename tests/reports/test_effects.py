@@ -99,12 +99,8 @@ def test_state_source_is_contrasted_as_two_switches():
     effects = table_of(rows, ["state_source"]).compute_effects()
     found = {effect.contrast.label: effect.mean for effect in effects}
     assert found == pytest.approx({"new state": 1.25 - 3.0, "old state": 1.25 - 1.0})
-    for order in (rows[:2], rows[1::-1]):  # the order of the rows does not matter
-        (two,) = table_of(order, ["state_source"]).compute_effects()
-        assert two.contrast.label == "state source old → new"
-        assert two.mean == pytest.approx(-2.0)
-    (both,) = table_of([rows[2], rows[0]], ["state_source"]).compute_effects()
-    assert (both.contrast.label, both.mean) == ("old state", pytest.approx(0.25))
+    (two,) = table_of(rows[1::-1], ["state_source"]).compute_effects()
+    assert (two.contrast.label, two.mean) == ("state source old → new", pytest.approx(-2.0))
 
 
 @st.composite

@@ -83,7 +83,6 @@ def test_higher_accuracy_is_better_everywhere(grid):
 def test_page_of_a_grid_says_nothing_about_networks(grid):
     page = text_of(grid)
     assert "What makes it accurate?" in page
-    assert "The trials are a complete grid." in page
     assert "rnn-search import table.csv" in page
     for word in FOREIGN_WORDS:
         assert word not in page, word
@@ -94,9 +93,7 @@ def test_page_of_a_grid_says_nothing_about_networks(grid):
 def test_metric_has_its_own_name_and_unit(results_of):
     rows = [{"n": n, "k": k, "time": 100 * n + k} for n in (1, 2, 3) for k in (1, 2)]
     results = results_of(rows, value="time", metric="build time", unit="s")
-    page = text_of(results)
-    assert "Which parameters matter for build time?" in page
-    assert '101.0 <span class="unit">s</span>' in page
+    assert '101.0 <span class="unit">s</span>' in text_of(results)
     assert results.metric.axis_title == "build time (s)"
 
 

@@ -23,12 +23,6 @@ from reports.stats.selection_bias import estimate_selected
 from rnn_search.study import load
 from studies.config import StudyConfig
 from studies.storage.open import read_storage
-from tests.simulations.uneven_noise import (
-    cover_effects,
-    equal_rates,
-    mixed_rates,
-    simulate_tuned,
-)
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -116,10 +110,7 @@ def test_effects_at_the_best_equal_a_brute_force_calculation(sqlite_url):
         for each in architectures
     ]
     assert [each.best_count for each in summary.rankings] == [best.count(s) for s in settings]
-    counts = [len(losses(**each)) for each in architectures]
     assert (summary.trials, summary.architectures, summary.judged) == (72, 12, 12)
-    assert (summary.fewest, summary.most) == (min(counts), max(counts))
-    assert summary.incomplete == sum(count < 6 for count in counts)
 
 
 @pytest.mark.parametrize("gap", [0.0, 10.0], ids=["equal values", "one clearly the best"])
@@ -150,18 +141,6 @@ def test_much_noisier_run_among_several_needs_no_finer_integral(gap):
     found, slopes = estimate_selected(values, deviations, groups.astype(int))
     assert found == pytest.approx([expected], abs=0.001)
     assert slopes == pytest.approx([0.04], abs=0.005)
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize(("gaps", "factor"), [(equal_rates, 4), (mixed_rates, 1)])
-def test_luck_of_the_best_of_several_rates_is_no_effect(gaps, factor):
-    """Where the noise differs between layers, or the distance between the rates."""
-    covered, significant = [], []
-    for truth, observed in simulate_tuned(gaps, factor, 30):
-        covered += cover_effects(truth, observed)
-        significant.append(observed.compute_effect(Contrast("layers", 2, 3)).is_significant)
-    assert 0.90 <= np.mean(covered) <= 0.99  # 180 intervals, those of a study correlated
-    assert np.mean(significant) <= 0.17  # of 30 studies, nominally 5%
 
 
 def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url, tmp_path):
@@ -273,18 +252,13 @@ def test_filters_select_a_single_value_of_a_nuisance_parameter(build_page):
 def test_derived_study_carries_on_the_best_values(sqlite_url):
     """Two architectures of different learning rates, twice each: one row per architecture."""
     make_union(sqlite_url)
-    best = {
-        "gated": gated_params(2, 8, cell="gated", residual=True, learning_rate=0.003),
-        "gru": {"cell": "gru", "layers": 2, "state_size": 8, "learning_rate": 0.01},
-    }
-    raw = {
-        "nuisance": ["learning_rate"],
-        "cells": {"MinGRU": MIN_GRU},
-        "refinement": {"source": "union", "replicates": 2},
-    }
+    gated = gated_params(2, 8, cell="gated", residual=True, learning_rate=0.003)
+    gru = {"cell": "gru", "layers": 2, "state_size": 8, "learning_rate": 0.01}
+    raw = {"nuisance": ["learning_rate"], "cells": {"MinGRU": MIN_GRU}}
+    raw |= {"refinement": {"source": "union", "replicates": 2}}
     runs = [
         (params | {"replicate": replicate}, value + replicate / 100, {})
-        for params, value in zip(best.values(), (1.6, 1.7), strict=True)
+        for params, value in ((gated, 1.6), (gru, 1.7))
         for replicate in (1, 2)
     ]
     source = results_of(sqlite_url).complete.query("cell == 'gru' and layers == 2")
@@ -293,11 +267,8 @@ def test_derived_study_carries_on_the_best_values(sqlite_url):
     results = results_of(sqlite_url, "derived")
     assert (results.nuisance, results.carried) == ([], ["learning_rate"])
     assert "learning_rate" not in results.parameters
-    entries = rank_architectures(results)
-    assert [(each.runs, each.best_values) for each in entries] == [
-        (2, {"learning_rate": 0.003}),
-        (2, {"learning_rate": 0.01}),
-    ]
+    found = [(each.runs, each.best_values["learning_rate"]) for each in rank_architectures(results)]
+    assert found == [(2, 0.003), (2, 0.01)]
     # The source's three learning rates count as one architecture, at its best.
     comparison = compare_with_source(results)
     (row,) = comparison.rows[comparison.rows["variant"] == "unchanged"].to_dict("records")

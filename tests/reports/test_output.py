@@ -119,12 +119,6 @@ def test_identity_of_a_server_does_not_depend_on_the_password():
     assert len(set(found)) == 3
 
 
-def test_watching_stops_if_the_output_is_another_report(folder, urls, capsys):
-    write(reports, capsys, "made", "--storage", urls[0], "--output", "page.html")
-    with pytest.raises(OutputTakenError):
-        write(reports, capsys, "made", "--watch", "--storage", urls[1], "--output", "page.html")
-
-
 def test_final_report_prints_path_and_main_result(folder, urls, capsys):
     write_final_report(urls[0], ["made"])
     path, headline = capsys.readouterr().out.splitlines()

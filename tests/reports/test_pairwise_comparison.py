@@ -9,7 +9,6 @@ from statsmodels.stats.multitest import multipletests
 
 from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.pairwise_comparison import compare_pairwise, compute_difference
-from tests.simulations.replicates import NOISES, count_false_worse, simulate_looks
 
 
 def as_runs(losses):
@@ -94,62 +93,6 @@ def test_a_comparison_is_corrected_for_the_architectures_that_were_left_out():
 
 RUNS = np.random.default_rng(4).normal(size=(3, 6, 1)) + np.array([0, 0, 9])[:, None, None]
 """Three architectures, the last of which is worse."""
-
-
-def studies(count, gap, architectures=10, runs=10, windows=64):
-    """Generate studies with effects of runs, windows and architectures, and with noise.
-
-    The last architecture is worse by the gap.
-    """
-    draw = np.random.default_rng(1).normal
-    for _ in range(count):
-        losses = draw(scale=1, size=(1, 1, windows)) + draw(scale=0.3, size=(1, runs, 1))
-        losses = losses + draw(scale=0.02, size=(architectures, runs, 1))
-        losses = losses + draw(scale=0.08, size=(architectures, 1, windows))
-        losses = losses + draw(scale=0.05, size=(architectures, runs, windows))
-        losses[-1] += gap
-        yield {str(i): as_runs(each) for i, each in enumerate(losses)}
-
-
-@pytest.mark.extended
-def test_an_unstable_architecture_that_lost_runs_differs_no_more_often():
-    """One of six equal architectures varies twelve times as much and has two of five runs."""
-    generator, studies = np.random.default_rng(0), 200
-    noise = np.array([12, 1, 1, 1, 1, 1]) * 0.02
-    found = 0
-    for _ in range(studies):
-        losses = generator.normal(0, 0.05, (6, 5, 8)) + noise[:, None, None] * generator.normal(
-            size=(6, 5, 1)
-        )
-        runs = {str(i): as_runs(each[: 2 if i == 0 else 5]) for i, each in enumerate(losses)}
-        found += any(each.is_significant for each in compare_pairwise(runs).pairs.values())
-    assert found <= stats.binom.ppf(0.99, studies, 0.05)
-
-
-def test_false_differences_are_rare():
-    """At most 5% of studies have one, where the variances of the runs differ fourfold."""
-    equal = np.zeros(10)
-    look = simulate_looks(equal, NOISES["half fourfold"], 3, studies=200)
-    assert count_false_worse(look, equal) <= 0.1
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize(
-    ("runs", "noise"), [(2, "equal"), (10, "best fourfold"), (10, "half fourfold")]
-)
-def test_false_differences_are_rare_at_other_numbers_of_runs(runs, noise):
-    equal = np.zeros(10)
-    look = simulate_looks(equal, NOISES[noise], runs, studies=200)
-    assert count_false_worse(look, equal) <= 0.1
-
-
-def test_only_a_real_difference_is_significant():
-    for study in studies(5, gap=0.15):
-        comparison = compare_pairwise(study)
-        others = set(study) - {"9"}
-        assert all(comparison.is_significant("9", other) for other in others)
-        assert comparison.between("9", "0").mean == pytest.approx(0.15, abs=0.06)
-        assert comparison.between("0", "9").mean == -comparison.between("9", "0").mean
 
 
 def test_single_runs_never_differ_significantly():

@@ -11,7 +11,8 @@ from factories import gated_params, make_runs, make_study
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
 from reports.errors import ReportError
-from reports.page.page import write_report
+from reports.page.page import render_page, write_report
+from reports.page.sections import build_section
 from search.status import read_status
 from studies.errors import StudyFormatError
 from studies.storage.counts import count_trials
@@ -55,6 +56,7 @@ def test_study_without_a_complete_trial_is_refused(sqlite_url, tmp_path):
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.usefixtures("without_optuna_figures")
 def test_report_and_csv_list_which_versions_trained_which_trials(sqlite_url, tmp_path):
     runs = [
         (gated_params(1), 1.5, {"code": "third", "earlier_code": ["first", "second"]}),
@@ -63,7 +65,7 @@ def test_report_and_csv_list_which_versions_trained_which_trials(sqlite_url, tmp
     ]
     raw = {"refinement": {"source": "none"}}
     make_runs(sqlite_url, "made", raw, runs)
-    html = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text("utf-8")
+    html = "".join(render_page([build_section(read_results(read_storage(sqlite_url), "made"))]))
     (code,) = re.findall(r"Training code</th><td>(.*?)</td>", html)
     assert code == "first (trial 0), second (trials 0-2), third (trial 0)"
     (torch,) = re.findall(r"PyTorch</th><td>(.*?)</td>", html)
@@ -92,7 +94,7 @@ def test_results_equal_the_trials_that_optuna_reads(sqlite_url):
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
-def test_infinite_value_of_plain_optuna_counts_as_diverged(url, tmp_path, value):
+def test_infinite_value_of_plain_optuna_counts_as_diverged(url, value):
     make_study(url, finished=6)
     study = optuna.load_study(study_name="made", storage=url)
     study.tell(study.ask(), value)
@@ -102,4 +104,3 @@ def test_infinite_value_of_plain_optuna_counts_as_diverged(url, tmp_path, value)
     assert results.counts == status.counts
     assert (status.counts.complete, status.counts.diverged) == (5, 2)
     assert status.best.value == 1.5
-    write_report(url, ["made"], tmp_path / "page.html")

@@ -6,12 +6,6 @@ from scipy import stats
 
 from reports.stats.pairwise_comparison import compare_pairwise
 from reports.stats.verdicts import Verdict, bound_distances, judge
-from tests.simulations.replicates import (
-    MARGIN,
-    NOISES,
-    count_false_as_good,
-    simulate_looks,
-)
 
 
 def runs_around(mean, scale, count=12, seed=0):
@@ -94,20 +88,3 @@ def test_architecture_of_a_single_run_does_not_withhold_the_verdicts_of_others()
     assert judgement.verdicts["near"] is Verdict.AS_GOOD
     assert judgement.verdicts["diverged"] is Verdict.UNDECIDED
     assert judgement.bounds["diverged"] == np.inf
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize(("runs", "noise"), [(3, "half fourfold"), (10, "equal")])
-def test_none_beyond_the_margin_is_as_good(runs, noise):
-    """The worst case: all are exactly the margin worse than the best."""
-    gaps = np.full(10, MARGIN)
-    gaps[0] = 0
-    look = simulate_looks(gaps, NOISES[noise], runs, studies=200)
-    assert count_false_as_good(look, gaps) <= 0.1
-
-
-@pytest.mark.extended
-def test_bounds_hold_together_for_all_architectures():
-    gaps = np.array([0, 0, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 0.3, 0.3])
-    look = simulate_looks(gaps, NOISES["half fourfold"], runs=5, studies=200)
-    assert (look.bounds < gaps).any(axis=1).mean() <= 0.1
