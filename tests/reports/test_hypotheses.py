@@ -7,12 +7,8 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 from factories import (
-    distributions_of,
     make_study,
-    open_new,
 )
-from helpers import study_attributes
-from optuna.trial import TrialState
 
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
@@ -28,12 +24,10 @@ from reports.stats.effects import FactorialTable
 from reports.stats.hypothesis_tests import StudyTables, to_frame
 from reports.stats.outcome_table import OutcomeTable
 from reports.stats.paired_difference import Interval
-from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
 from studies.hypotheses import Hypothesis
 from studies.hypothesis_records import HypothesisRecord, Registration
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
-from studies.storage.create_study import PlannedTrial, create_study
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}
 PUBLISHED = read_hypotheses(HYPOTHESES)
@@ -43,15 +37,8 @@ PUBLISHED = read_hypotheses(HYPOTHESES)
 def planned(tmp_path_factory):
     """Results of a study of all switches, two depths and two sizes, with one complete trial."""
     url = f"sqlite:///{tmp_path_factory.mktemp('planned')}/studies.db"
-    config = StudyConfig.model_validate({"space": SPACE})
-    points = list(config.grid.combinations())
-    storage = open_new(url)
-    attributes = study_attributes(config)
-    planned = [PlannedTrial(point) for point in points]
-    objective = OBJECTIVE_NAMES["training"]
-    create_study(storage, "planned", objective, attributes, distributions_of(points), planned)
-    trial_id = storage.claim(storage.get_study_id_from_name("planned"), "me")
-    storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {})
+    make_study(url, "planned", None, finished=1, space=SPACE)
+    storage = read_storage(url)
     results = read_results(storage, "planned")
     storage.close()
     return results
@@ -124,7 +111,7 @@ def test_conditions_of_a_rule_exclude_each_other(rule):
             seen.add((holds, fails))
         assert len(seen) == 3 or not margin
     seen = set()
-    for rescued, ruined in itertools.product(range(0, 100, 9), repeat=2):
+    for rescued, ruined in itertools.product(range(0, 100, 24), repeat=2):
         table = OutcomeTable(both_good=100, rescued=rescued, ruined=ruined, both_bad=100, unknown=0)
         assert not (rule.holds.outcome(table, 0.05) and rule.fails.outcome(table, 0.05))
         seen.add(rule.decide_outcome(table))
@@ -198,23 +185,6 @@ def test_verdict_on_outcomes_may_differ_from_that_on_the_mean(planned):
     assert (found.verdict, found.outcome_verdict) == ("does not hold", "holds")
     # All 192 pairs count: those of the old state alone stay above, all others below.
     assert (found.outcomes.both_good, found.outcomes.both_bad) == (128, 64)
-
-
-def test_region_restricts_both_trials_of_a_pair(planned):
-    """The residual helps wide networks and harms narrow ones."""
-    results = finished(planned, {"residual": 0.1, "residual wide": -0.2}, report_threshold=1.55)
-    contrast = {"before": {"residual": False}, "after": {"residual": True}}
-    regions = [{}, {"state_size": 16}, {"state_size": 8}, {"layers": 9}]
-    hypotheses = [
-        Hypothesis(claim="C", rule="lowers", contrasts=[contrast], region=region)
-        for region in regions
-    ]
-    found = dict(findings_of(results, hypotheses))
-    assert {number: each.verdict for number, each in found.items()} == {
-        1: "does not hold", 2: "holds", 3: "does not hold"}  # fmt: skip
-    assert [each.effect.pairs for each in found.values()] == [192, 96, 96]
-    assert found[2].outcomes.pairs == 96
-    assert found[3].outcomes.ruined > 80
 
 
 def record(hypothesis, started=0, finished=0, **others):
@@ -313,16 +283,13 @@ def test_hypotheses_are_read_from_a_file(sqlite_url, tmp_path, invoke):
     options = ("--storage", sqlite_url, "--hypotheses", str(file), "--output", str(page))
     done = invoke("-m", "reports.hypotheses", "made", *options)
     assert done.returncode == 0, done.stderr
-    assert "| 1 | C | c | 0.02 |" in page.read_text()
     assert "| 1 | residual: on against off | +0.4" in page.read_text()
-    assert f"python -m reports.hypotheses made --hypotheses {file}" in page.read_text()
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ('rule = "lowers"', 'rule = "raises"', r"hypothesis\.1\.rule: input should be 'lowers'"),
-        ("residual = true", "layers = 2", "expected the same parameters before and after"),
         ("[[hypothesis]]", "[hypothesis", "not valid TOML"),
         ("contrasts", "contrast", r"hypothesis\.1\.contrast: extra inputs are not permitted"),
     ],
@@ -353,14 +320,12 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
         pinned,
         hypothesis_on("state_size", 8, 32),
         hypothesis_on("residual", False, True, region={"layers": [4, 5]}),
-        hypothesis_on("cell", "gru", "gated"),
         hypothesis_on("residuals", False, True),
     ]
     reasons = [
         "learning_rate has one value",
         "state_size has no value 32",
         "layers has no value 4 or 5",
-        "cell has one value",
         "no parameter 'residuals'",
     ]
     partly = pinned.model_copy(update={"contrasts": [*PUBLISHED[6].contrasts, *pinned.contrasts]})
@@ -372,7 +337,7 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
         (False, "learning_rate has one value"),
     ]
     assert [each.verdict for each in tests[-1].findings] == ["holds"]
-    assert list(to_frame(tests)["verdict"]) == 5 * ["not testable"] + ["holds"]
+    assert list(to_frame(tests)["verdict"]) == 4 * ["not testable"] + ["holds"]
     # Before the end, what the grid lacks is known already.
     unfinished = dataclasses.replace(planned, hypotheses=stored)
     assert [each.problem for each in StudyTables(unfinished).test_stored()] == [

@@ -187,6 +187,8 @@ def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url):
     study = load("made", storage=sqlite_url)
     table = study.effects().table.set_index("parameter")
     assert table.loc["residual", "effect"] == pytest.approx(means["residual"])
+    with pytest.raises(ReportError, match="no hypothesis is tested by 'made'"):
+        render_page([results], read_hypotheses(HYPOTHESES))
 
 
 @pytest.mark.parametrize(
@@ -206,19 +208,10 @@ def test_pruned_study_without_estimates_says_why(sqlite_url, options, reason):
     assert reason in repr(effects)
 
 
-def list_numbers(**fixed):
-    """Return the numbers of the trials with some parameters."""
-    found = []
-    make = StudyConfig.model_validate({"space": SPACE}).grid.combinations()
-    for number, params in enumerate(make):
-        if all(params[name] in values for name, values in fixed.items()):
-            found.append(number)
-    return found
-
-
 def test_architectures_of_a_pruned_study_are_audited_at_their_best(sqlite_url):
     """At two sizes each; half of the architectures are audited, at both."""
-    audited = list_numbers(forget_gate=[True])
+    grid = StudyConfig.model_validate({"space": SPACE}).grid.combinations()
+    audited = [number for number, params in enumerate(grid) if params["forget_gate"]]
     options = {"audited": audited, "nuisance": ["state_size"], "drawn_over": ["state_size"]}
     make_pruned(sqlite_url, **options)
     results = results_of(sqlite_url)
@@ -291,10 +284,3 @@ def test_architecture_with_a_pruned_trial_without_a_prediction_is_judged_by_the_
     # What a failed trial would have reached is not known, so its architecture tests nothing.
     recall = measure_recall(found, 2)
     assert (recall.pruned, recall.stopped, recall.lost) == (3, 1, 1)
-
-
-def test_pruned_studies_test_no_hypothesis(sqlite_url):
-    make_pruned(sqlite_url, audited=EVEN)
-    results = results_of(sqlite_url)
-    with pytest.raises(ReportError, match="no hypothesis is tested by 'made'"):
-        render_page([results], read_hypotheses(HYPOTHESES))

@@ -7,6 +7,7 @@ import optuna
 import pandas as pd
 import pytest
 from factories import gated_params, make_runs, make_study
+from helpers import EACH_DATABASE
 
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
@@ -33,17 +34,6 @@ def test_trial_table_has_the_best_first_and_trials_without_a_value_last(sqlite_u
     assert results.table["seconds"].sum() == 10
     assert len(results.curves) == 12
     assert results.curves.iloc[0].to_dict() == {"number": 0, "step": 50, "loss": 2.5}
-
-
-def test_trial_table_has_every_option_of_a_cell(sqlite_url):
-    option = {"type": "int", "default": 1}
-    cells = {"Cell": {"spec": "c.py:Cell", "sha256": "0" * 64, "options": {"rank": option}}}
-    space = {"cell": ["c.py:Cell"], "rank": [1, 2], "layers": [1], "state_size": [4]}
-    params = {"cell": "Cell", "layers": 1, "state_size": 4}
-    runs = [(params | {"rank": rank}, 2.0 - rank, {}) for rank in (1, 2)]
-    make_runs(sqlite_url, "made", {"space": space, "cells": cells}, runs)
-    table = read_results(read_storage(sqlite_url), "made").table
-    assert list(table["rank"]) == [2, 1]
 
 
 def test_study_without_a_complete_trial_is_refused(sqlite_url, tmp_path):
@@ -93,6 +83,7 @@ def test_results_equal_the_trials_that_optuna_reads(sqlite_url):
             assert trial.number == 3 or row["value"] == trial.value
 
 
+@EACH_DATABASE
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_infinite_value_of_plain_optuna_counts_as_diverged(url, value):
     make_study(url, finished=6)

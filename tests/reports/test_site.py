@@ -112,15 +112,6 @@ def is_remote(address: str) -> bool:
 
 
 @pytest.mark.extended
-def test_site_has_every_page_of_the_navigation_and_links_to_it(site):
-    linked = Resources(site / "index.html").linked
-    assert len(PAGES) > 25
-    for page in PAGES:
-        assert (site / page).is_file()
-        assert page in linked
-
-
-@pytest.mark.extended
 def test_gallery_has_a_report_of_each_study_and_of_several(site):
     assert sorted(path.stem for path in (site / "gallery").glob("*.html")) == sorted(
         [*REPORTS, "claims", "index"]

@@ -46,18 +46,11 @@ def test_csv_has_one_line_per_trial(sqlite_url, tmp_path):
 def test_option_of_another_type_in_each_study_is_text(sqlite_url, tmp_path):
     """``norm`` is a bool of one cell and a text of another."""
     types = {"own": ("bool", False, True), "other": ("str", "none", "all")}
+    params = {"cell": "MinGRU", "layers": 1, "state_size": 4}
     for name, (kind, default, value) in types.items():
-        options = {"norm": {"type": kind, "default": default}}
-        raw = {
-            "cells": {"MinGRU": {**MIN_GRU, "options": options}},
-            "space": {
-                "cell": ["cells/min_gru.py:MinGRU"],
-                "layers": [1],
-                "state_size": [4],
-                "norm": [default, value],
-            },
-        }
-        params = {"cell": "MinGRU", "layers": 1, "state_size": 4}
+        cell = {**MIN_GRU, "options": {"norm": {"type": kind, "default": default}}}
+        space = {"cell": ["cells/min_gru.py:MinGRU"], "norm": [default, value]}
+        raw = {"cells": {"MinGRU": cell}, "space": space | {"layers": [1], "state_size": [4]}}
         runs = [(params | {"norm": each}, 1.0, {}) for each in (default, value)]
         make_runs(sqlite_url, name, raw, runs)
     storage = read_storage(sqlite_url)
