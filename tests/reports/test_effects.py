@@ -126,29 +126,21 @@ def test_effects_equal_a_brute_force_calculation(rows):
     parameters = ["a", "b", "size"]
     table = table_of(rows, parameters)
 
-    def partner(row, **changes):
-        wanted = {name: row[name] for name in parameters} | changes
-        found = [other for other in rows if all(other[n] == v for n, v in wanted.items())]
-        return found[0]["value"] if found else None
-
+    levels = pd.DataFrame(rows)
     for contrast in table.list_contrasts():
-        name = contrast.parameter
-        differences, lacking = [], 0
-        for row in rows:
-            if row[name] == contrast.before:
-                after = partner(row, **{name: contrast.after})
-                if after is None:
-                    continue
-                if math.isnan(row["value"]) or math.isnan(after):
-                    lacking += 1
-                else:
-                    differences.append(after - row["value"])
+        others = [name for name in parameters if name != contrast.parameter]
+        before, after = (
+            levels[levels[contrast.parameter] == each].set_index(others)["value"]
+            for each in (contrast.before, contrast.after)
+        )
+        both = before.index.intersection(after.index)
+        differences = (after[both] - before[both]).dropna()
         effect = table.compute_effect(contrast)
         assert effect.pairs == len(differences)
-        assert effect.missing_pairs == lacking
-        assert effect.improved_count == sum(difference < 0 for difference in differences)
-        if differences:
-            assert effect.mean == pytest.approx(sum(differences) / len(differences))
+        assert effect.missing_pairs == len(both) - len(differences)
+        assert effect.improved_count == (differences < 0).sum()
+        if len(differences):
+            assert effect.mean == pytest.approx(differences.mean())
             assert math.isnan(effect.error) or effect.low <= effect.high
 
 

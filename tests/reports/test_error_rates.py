@@ -36,7 +36,6 @@ EQUAL = np.zeros(10)
 AT_MARGIN = np.where(np.arange(10) == 0, 0.0, MARGIN)
 SPREAD = np.array([0, 0, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 0.3, 0.3])
 FEW = Scenario(name="few trials", scales=(0.2, 0.1), grid=SMALL_GRID)
-FEW_ADDITIVE = Scenario(name="few trials", scales=(0.1,), grid=SMALL_GRID)
 NOISY = Scenario(name="noise by size", scales=(0.1,), noise_by_size=(1, 2, 4))
 REPLICATED = Scenario(name="replicates", scales=(0.2, 0.1, 0.05, 0.03), replicates=4)
 ONE_SIGN = Scenario(name="one sign or none", scales=(), joint=-0.2)
@@ -162,7 +161,6 @@ OTHERS = {
     "effect of nothing is named": (0, 0.175, name_zero),
     # At 5%, more than 7 of 40 studies have a probability of 0.1%.
     "additive effect differs": (0, 0.175, lambda: flag(NOISY, 0)),
-    "additive effect differs in few trials": (0, 0.175, lambda: flag(FEW_ADDITIVE, 0)),
     "additive effect differs among few noisy networks": (
         0,
         0.15,
@@ -183,10 +181,8 @@ OTHERS = {
     "two equal runs differ": (0, 0.1, lambda: find_worse("equal", 2)),
     "ten equal runs differ": (0, 0.1, lambda: find_worse("best fourfold", 10)),
     "distance of the margin is as good": (0, 0.1, lambda: find_as_good("half fourfold", 3)),
-    "the same of ten runs": (0, 0.1, lambda: find_as_good("equal", 10)),
     "any distance exceeds its bound": (0, 0.1, exceed_bounds),
     "stated gap is found": (0.6, 0.95, lambda: find_gap(3)),
-    "stated gap is found by ten runs": (0.6, 0.95, lambda: find_gap(10)),
     "look at equal architectures errs": (0, 0.12, lambda: err_in_looks(0.0)),
     "look at a distance of the margin errs": (0, 0.12, lambda: err_in_looks(MARGIN)),
     "larger architecture of equal loss is better": (0, 0.12, lambda: gain(0.0)),

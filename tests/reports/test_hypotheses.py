@@ -28,6 +28,7 @@ from studies.config import StudyConfig
 from studies.hypotheses import Hypothesis
 from studies.hypothesis_records import HypothesisRecord, Registration
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
+from studies.storage.open import read_storage
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}
 PUBLISHED = read_hypotheses(HYPOTHESES)

@@ -136,9 +136,9 @@ def test_pruned_trials_of_a_sampler_are_called_a_selection(tmp_path):
 
 def test_table_and_api_have_parameters_and_values_only(grid, tmp_path):
     write_csv([grid], tmp_path / "out.csv")
-    written = pd.read_csv(tmp_path / "out.csv")
-    assert {"optimizer", "value"} <= set(written.columns)
-    assert not {"seconds", "parameter_count", "torch"} & set(written.columns)
+    columns = set(pd.read_csv(tmp_path / "out.csv").columns)
+    assert "optimizer" in columns
+    assert not {"seconds", "parameter_count", "torch"} & columns
     study = load("table", storage=f"sqlite:///{tmp_path}/studies.db")
     assert list(study.results.columns[:3]) == ["label", "state", "value"]
     assert study.best.value == study.results["value"].max()

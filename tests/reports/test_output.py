@@ -59,16 +59,15 @@ def test_studies_of_one_name_in_two_storages_have_two_files(command, folder, url
     assert len(list((folder / "reports" / "out").iterdir())) == 2
 
 
-@pytest.mark.parametrize("command", [reports, hypotheses_command], ids=["reports", "hypotheses"])
-def test_output_of_another_storage_is_not_replaced(command, folder, urls, capsys):
+def test_output_of_another_storage_is_not_replaced(folder, urls, capsys):
     arguments = ("made", "--output", "page", "--storage")
-    path, _ = write(command, capsys, *arguments, urls[0])
+    path, _ = write(hypotheses_command, capsys, *arguments, urls[0])
     assert path == "page"
     before = (folder / path).read_bytes()
     with pytest.raises(OutputTakenError, match="page is a report of other studies"):
-        write(command, capsys, *arguments, urls[1])
+        write(hypotheses_command, capsys, *arguments, urls[1])
     assert (folder / path).read_bytes() == before
-    write(command, capsys, *arguments, urls[0])
+    write(hypotheses_command, capsys, *arguments, urls[0])
 
 
 def test_page_of_a_deleted_study_is_kept(folder, sqlite_url, capsys):

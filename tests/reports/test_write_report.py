@@ -8,7 +8,7 @@ from reports.page.page import write_report
 
 @pytest.mark.usefixtures("without_optuna_figures")
 def test_study_names_are_escaped_in_page_and_path(sqlite_url, tmp_path, monkeypatch):
-    name = "<script>alert(1)</script>/../x"
+    name = "<script>alert(1)</script>/../x" + "é" * 200
     make_study(sqlite_url, name)
     monkeypatch.chdir(tmp_path)
     path = write_report(sqlite_url, [name]).path
@@ -33,13 +33,13 @@ def test_report_of_few_trials_is_written(sqlite_url, tmp_path, finished, report_
 @pytest.mark.usefixtures("without_optuna_figures")
 def test_studies_with_similar_names_have_different_pages(sqlite_url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = ["a b", "a_b", "é" * 200]
+    names = ["a b", "a_b"]
     for name in names:
         make_study(sqlite_url, name, finished=1)
     pages = [write_report(sqlite_url, [name]).path for name in names]
     assert pages[1].name == "a_b.html"
-    assert len(set(pages)) == 3
-    assert all(page.exists() for page in pages)
+    assert all(page.exists() for page in {*pages})
+    assert pages[0] != pages[1]
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
