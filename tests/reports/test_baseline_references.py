@@ -36,16 +36,6 @@ def test_study_of_baseline_cells_has_no_switches(sqlite_url):
     assert [effect.mean for effect in section.effects[0].effects] == pytest.approx([0.4, 0.2, 0.1])
 
 
-def test_labels_name_bptt_steps_unless_all_are_one(sqlite_url):
-    raw = {"space": {"layers": [1], "state_size": [4]}, "training": {"bptt_steps": 16}}
-    make_runs(sqlite_url, "windowed", raw, [(gated_params(), 1.0, {})])
-    (results,) = results_of(sqlite_url, "windowed")
-    assert results.table["architecture"].iloc[0] == "1×4 no gates, new state, bptt_steps 16"
-    make_study(sqlite_url)
-    (results,) = results_of(sqlite_url, "made")
-    assert not results.table["label"].str.contains("bptt_steps").any()
-
-
 def test_refinement_is_compared_with_a_source_of_other_bptt_steps(sqlite_url):
     make_study(sqlite_url, diverged=None)
     variants = [{"bptt_steps": 1}, {"bptt_steps": 4}]

@@ -49,13 +49,6 @@ def cover(scenario: Scenario, count: int = 40) -> float:
     return np.mean([hit for each in studies for hit in cover_effects(each.truth, each.observed)])
 
 
-def find_noise() -> float:
-    """Return how often an effect of nothing is significant."""
-    studies = simulate(Scenario(name="nothing", scales=()), 60)
-    effects = [effect for study in studies for effect in study.observed.compute_effects()]
-    return np.mean([effect.is_significant for effect in effects])
-
-
 def flag(scenario: Scenario, flag: int) -> float:
     """Return how often an effect differs between values (0) or has opposite signs (1)."""
     return np.mean([find_flags(study.observed)[flag] for study in simulate(scenario, 40)])
@@ -157,7 +150,6 @@ OTHERS = {
     "interval covers with replicates": (0.90, 0.99, lambda: cover(REPLICATED)),
     "interval covers with few trials": (0.90, 0.99, lambda: cover(FEW)),
     "interval covers where few networks are noisy": (0.9, 1, lambda: judge_few_noisy("covered")),
-    "noise alone is an effect": (0, 0.1, find_noise),
     "effect of nothing is named": (0, 0.175, name_zero),
     # At 5%, more than 7 of 40 studies have a probability of 0.1%.
     "additive effect differs": (0, 0.175, lambda: flag(NOISY, 0)),

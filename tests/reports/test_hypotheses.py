@@ -18,9 +18,7 @@ from reports.hypotheses import (
     read_hypotheses,
     render_page,
 )
-from reports.stats.contrast import Contrast
 from reports.stats.decision_rules import RULES, Verdict
-from reports.stats.effects import FactorialTable
 from reports.stats.hypothesis_tests import StudyTables, to_frame
 from reports.stats.outcome_table import OutcomeTable
 from reports.stats.paired_difference import Interval
@@ -156,21 +154,6 @@ def test_each_contrast_fails_a_conjunction_at_its_share_of_the_error(planned):
     assert (single.notes, joint.contrast, len(joint.notes)) == ([], single.contrast, 1)
 
 
-def test_contrast_of_two_switches_is_the_difference_of_their_main_effects(planned):
-    results = finished(planned, CONTRARY | {"forget_gate residual": 0.2}, noise=0.1)
-    table = FactorialTable.from_frame(results.table, results.parameters)
-    effect = table.compute_effect(Contrast("forget_gate", False, True))
-    same = table.compute_difference({"forget_gate": False}, {"forget_gate": True})
-    assert (same.pairs, same.mean, same.low, same.high, same.improved_count) == (
-        effect.pairs, effect.mean, effect.low, effect.high, effect.improved_count)  # fmt: skip
-    other = table.compute_effect(Contrast("state_gate", False, True))
-    difference = table.compute_difference(
-        {"forget_gate": False, "state_gate": True}, {"forget_gate": True, "state_gate": False}
-    )
-    assert difference.mean == pytest.approx(effect.mean - other.mean)
-    assert difference.pairs == effect.pairs / 2
-
-
 @pytest.mark.parametrize("threshold", [0.3, 5.0])
 def test_no_verdict_is_on_a_threshold_that_no_network_crosses(planned, threshold):
     """None below it, or all: otherwise no change would seem to rescue any."""
@@ -245,29 +228,6 @@ def test_baseline_cells_test_no_hypothesis(planned):
         render_page([dataclasses.replace(results, table=known)], PUBLISHED)
 
 
-def test_page_is_written_and_replaced_and_other_studies_are_refused(sqlite_url, tmp_path, invoke):
-    make_study(sqlite_url)
-    make_study(sqlite_url, "open", finished=6)
-    make_study(sqlite_url, "plain", exclude=[{"residual": True}, {"state_size": 8}])
-    page = tmp_path / "new" / "findings.md"
-    options = ("--storage", sqlite_url, "--output", str(page))
-    for margin in ("0.02", "0.5"):  # the second page replaces the first
-        done = invoke("-m", "reports.hypotheses", "made", *options, "--margin", margin)
-        assert (done.returncode, done.stdout) == (0, f"{page}\n")
-        assert f"| {margin} | the interval lies below −{margin} |" in page.read_text()
-    written = page.read_text()
-    assert "7 of 8 trials are complete" in written
-    for arguments, line in (
-        (("open",), "study 'open' has finished 6 of 8 trials: run it to its end first"),
-        (("made", "--margin", "0"), "0.0 is not in the range x>0"),
-        (("plain",), "no hypothesis is tested by 'plain'"),
-    ):
-        done = invoke("-m", "reports.hypotheses", *arguments, *options)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), arguments
-        assert line in done.stderr
-    assert page.read_text() == written
-
-
 HYPOTHESIS = """
 [[hypothesis]]
 claim = "C"
@@ -277,14 +237,30 @@ contrasts = [{ before = { residual = false }, after = { residual = true } }]
 """
 
 
-def test_hypotheses_are_read_from_a_file(sqlite_url, tmp_path, invoke):
-    make_study(sqlite_url, diverged=None)
-    file, page = tmp_path / "hypotheses.toml", tmp_path / "page.md"
+def test_page_is_written_and_replaced_and_other_studies_are_refused(sqlite_url, tmp_path, invoke):
+    make_study(sqlite_url)
+    make_study(sqlite_url, "open", finished=6)
+    make_study(sqlite_url, "plain", exclude=[{"residual": True}, {"state_size": 8}])
+    page, file = tmp_path / "new" / "findings.md", tmp_path / "hypotheses.toml"
     file.write_text(HYPOTHESIS)
-    options = ("--storage", sqlite_url, "--hypotheses", str(file), "--output", str(page))
-    done = invoke("-m", "reports.hypotheses", "made", *options)
-    assert done.returncode == 0, done.stderr
-    assert "| 1 | residual: on against off | +0.4" in page.read_text()
+    options = ("--storage", sqlite_url, "--output", str(page))
+    for given, expected in (  # the second page replaces the first
+        (("--margin", "0.5"), "| 0.5 | the interval lies below −0.5 |"),
+        (("--hypotheses", str(file)), "| 1 | residual: on against off | +0.4"),
+    ):
+        done = invoke("-m", "reports.hypotheses", "made", *options, *given)
+        assert (done.returncode, done.stdout) == (0, f"{page}\n")
+        assert expected in page.read_text()
+    written = page.read_text()
+    for arguments, line in (
+        (("open",), "study 'open' has finished 6 of 8 trials: run it to its end first"),
+        (("made", "--margin", "0"), "0.0 is not in the range x>0"),
+        (("plain",), "no hypothesis is tested by 'plain'"),
+    ):
+        done = invoke("-m", "reports.hypotheses", *arguments, *options)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), arguments
+        assert line in done.stderr
+    assert page.read_text() == written
 
 
 @pytest.mark.parametrize(
@@ -339,6 +315,7 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
     ]
     assert [each.verdict for each in tests[-1].findings] == ["holds"]
     assert list(to_frame(tests)["verdict"]) == 4 * ["not testable"] + ["holds"]
+    assert evaluate_study(results, [untestable[0]], margin=0.1).tests == {}, "of a file alone"
     # Before the end, what the grid lacks is known already.
     unfinished = dataclasses.replace(planned, hypotheses=stored)
     assert [each.problem for each in StudyTables(unfinished).test_stored()] == [
@@ -355,11 +332,6 @@ def test_hypothesis_stored_in_other_words_is_the_same(planned):
     tests = evaluate_study(results, PUBLISHED).tests
     assert {number for number, each in tests.items() if not each.is_exploratory} == {4, 7}
     assert tests[4].hypothesis == PUBLISHED[3].with_margin().model_copy(update={"context": []})
-
-
-def test_hypothesis_of_a_file_that_does_not_apply_to_a_study_is_left_out_of_its_table(planned):
-    tests = evaluate_study(finished(planned, AS_SAID), [hypothesis_on("learning_rate", 0.1, 1.0)])
-    assert tests.tests == {}
 
 
 def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
