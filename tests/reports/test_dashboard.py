@@ -89,9 +89,6 @@ def artifacts_of(url, name="made"):
     return {artifact["artifact_id"]: artifact for artifact in map(json.loads, values)}
 
 
-# ------------------------------------------------------------------ what is stored
-
-
 def test_note_has_question_progress_best_trials_and_config(sqlite_url, tmp_path):
     make_study(sqlite_url, finished=6)
     publish_url(sqlite_url, "made", tmp_path / "files")
@@ -384,9 +381,6 @@ def test_failure_at_the_end_of_a_search_is_one_line(sqlite_url, monkeypatch, cap
     assert len(lines) == 2
     for line in ("cannot update the dashboard: a defect", "no report: a defect"):
         assert any(each.endswith(line) for each in lines)
-
-
-# ------------------------------------------------------------------ the server
 
 
 def request(application, path):

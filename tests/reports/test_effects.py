@@ -121,7 +121,7 @@ def random_tables(draw):
 @settings(
     deadline=None,
     database=None,
-    max_examples=30,
+    max_examples=15,
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(random_tables())

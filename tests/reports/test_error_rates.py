@@ -140,7 +140,7 @@ def gain(gap: float) -> float:
 
 
 QUICK = {
-    "interval covers": (0.90, 0.99, lambda: cover(Scenario(name="equal noise"), 30)),
+    "interval covers": (0.90, 0.99, lambda: cover(Scenario(name="equal noise"), 20)),
     "equal replicates differ": (0, 0.1, lambda: find_worse("half fourfold", 3)),
 }
 """Least and greatest rate, and what simulates it; rates of single studies are correlated."""

@@ -223,7 +223,7 @@ def test_invalid_arguments_are_rejected_in_one_line(sqlite_url, invoke):
     make_study(sqlite_url)
     make_study(sqlite_url, "newer")
     storage = open_storage(sqlite_url)
-    load_study(storage, "newer").set_user_attr("tokenizer", {"length": "long"})
+    load_study(storage, "newer").set_user_attr("tokenizer", {"size": "large"})
     storage.close()
     for arguments, line in (
         (("newer",), "study 'newer' has an invalid attribute tokenizer."),

@@ -101,6 +101,7 @@ def export(tmp_path):
     return write
 
 
+@pytest.mark.extended
 def test_export_of_a_study_that_postgresql_holds_is_the_same_file(
     sqlite_url, export, postgresql_url
 ):
