@@ -38,8 +38,9 @@ demo: install ## search, refine and report on a small study: one to three minute
 	@echo "writing the report of both studies"
 	@$(RUN) -m search.demo report $(WORKERS)
 
-# Two more processes than cores: fault tests spend much of their time waiting for timeouts.
-PYTEST = $(RUN) -m pytest -n $$(( $(WORKERS) + 2 )) --dist loadfile --no-loadscope-reorder
+# One more process than cores: fault tests spend much of their time waiting for timeouts.
+# Without bytecode files, each process would rewrite the assertions of all test files again.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -n $$(( $(WORKERS) + 1 )) --dist loadfile --no-loadscope-reorder
 
 test: install ## run the tests: some minutes on two cores
 	$(PYTEST) -m "not extended" $(TESTS)

@@ -6,7 +6,6 @@ expire uses leases of different lengths, or moves a :class:`Clock`. Workers wait
 
 The hooks are passed in an environment variable. :func:`install` applies them in the process of a
 command; worker processes that this command spawns import this module first and apply them too.
-``python tests/hooks.py run_search.py`` runs a program with hooks in a separate interpreter.
 """
 
 import importlib
@@ -50,11 +49,13 @@ class FolderGate:
 
     Args:
         folder: new folder for the gate.
+        settings: what the processes are to know of the gate.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: object) -> None:
         folder.mkdir(parents=True)
         self._folder = folder
+        self.hook = {"folder": str(folder), **settings}
 
     @property
     def held(self) -> set[int]:
@@ -67,19 +68,38 @@ class FolderGate:
 
 
 class Gate(FolderGate):
-    """Gate that holds the trainings of commands at a step until it is opened.
+    """Gate that holds the trainings of commands at a step, after its loss is reported.
 
     A held training checks claims and signals and writes checkpoints, as between two steps. A
     training that resumes after the step is not held.
-
-    Args:
-        folder: new folder for the gate.
-        step: step at which to hold, after its loss is reported.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        super().__init__(folder)
-        self.hook = {"folder": str(folder), "step": step}
+        super().__init__(folder, step=step)
+
+
+class DecisionGate(FolderGate):
+    """Gate that holds the pruning decisions at rungs.
+
+    Training does not wait for a decision that is held, and waits for all others.
+    """
+
+
+class CallGate(FolderGate):
+    """Gate that holds a process after a call of a function, before it returns.
+
+    The function is named as ``package.module:name`` or ``package.module:Class.name``.
+    """
+
+    def __init__(self, folder: Path, function: str) -> None:
+        super().__init__(folder, function=function)
+
+
+class StatementGate(FolderGate):
+    """Gate that holds a process before a statement of SQL that begins so, or its ``COMMIT``."""
+
+    def __init__(self, folder: Path, statement: str) -> None:
+        super().__init__(folder, statement=statement)
 
 
 class Clock:
@@ -90,7 +110,7 @@ class Clock:
     """
 
     def __init__(self, path: Path) -> None:
-        self.hook = str(path)
+        self.hook = {"path": str(path)}
         self._path = path
         self._seconds = 0.0
         self.advance(0)
@@ -103,46 +123,6 @@ class Clock:
         temporary.replace(self._path)
 
 
-class DecisionGate(FolderGate):
-    """Gate that holds the pruning decisions at rungs until it is opened.
-
-    Training does not wait for a decision that is held, and waits for all others.
-
-    Args:
-        folder: new folder for the gate.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.hook = str(folder)
-
-
-class CallGate(FolderGate):
-    """Gate that holds a process after a call of a function, before it returns, until it is opened.
-
-    Args:
-        folder: new folder for the gate.
-        function: the function, as ``package.module:name`` or ``package.module:Class.name``.
-    """
-
-    def __init__(self, folder: Path, function: str) -> None:
-        super().__init__(folder)
-        self.hook = {"folder": str(folder), "function": function}
-
-
-class StatementGate(FolderGate):
-    """Gate that holds a process before a statement of SQL until it is opened.
-
-    Args:
-        folder: new folder for the gate.
-        statement: beginning of the statement, or ``COMMIT``.
-    """
-
-    def __init__(self, folder: Path, statement: str) -> None:
-        super().__init__(folder)
-        self.hook = {"folder": str(folder), "statement": statement}
-
-
 @dataclass(frozen=True)
 class Hooks:
     """Changes to a command's processes.
@@ -150,8 +130,7 @@ class Hooks:
     Attributes:
         patient: whether to extend the timeouts of the storage.
         report: whether a search writes its report and publishes to the dashboard at its end.
-        hold_report: whether a process that writes a report never ends by itself.
-        half_report: whether one has written half of the page by then.
+        half_report: whether a process that writes a report stops in the middle of the page.
         gate: gate that holds trainings.
         clock: clock for heartbeats and leases.
         decisions: gate that holds pruning decisions.
@@ -161,7 +140,6 @@ class Hooks:
 
     patient: bool = True
     report: bool = True
-    hold_report: bool = False
     half_report: bool = False
     gate: Gate | None = None
     clock: Clock | None = None
@@ -172,17 +150,7 @@ class Hooks:
     @property
     def environment(self) -> dict[str, str]:
         """Environment variable that passes the hooks to a process."""
-        settings = {
-            "patient": self.patient,
-            "report": self.report,
-            "hold_report": self.hold_report,
-            "half_report": self.half_report,
-            "gate": self.gate and self.gate.hook,
-            "clock": self.clock and self.clock.hook,
-            "decisions": self.decisions and self.decisions.hook,
-            "calls": self.calls and self.calls.hook,
-            "statements": self.statements and self.statements.hook,
-        }
+        settings = {name: getattr(value, "hook", value) for name, value in vars(self).items()}
         return {VARIABLE: json.dumps(settings)}
 
 
@@ -194,23 +162,19 @@ def install() -> None:
     if settings["patient"]:
         make_patient()
     if not settings["report"]:
-        _disable_reports()
-    if settings["hold_report"]:
-        _hold_reports()
+        launcher = importlib.import_module("reports.dashboard.launcher")
+        launcher.finalize_search = lambda *study: None
     if settings["half_report"]:
         _hold_half_reports()
-    if settings["gate"]:
-        _hold_trainings(Path(settings["gate"]["folder"]), settings["gate"]["step"])
-    if settings["clock"]:
-        _replace_clock(Path(settings["clock"]))
-    if settings["decisions"]:
-        _hold_decisions(Path(settings["decisions"]))
-    if settings["calls"]:
-        _hold_calls(Path(settings["calls"]["folder"]), settings["calls"]["function"])
-    if settings["statements"]:
-        _hold_statements(
-            Path(settings["statements"]["folder"]), settings["statements"]["statement"]
-        )
+    for name, apply in (
+        ("gate", _hold_trainings),
+        ("clock", _replace_clock),
+        ("decisions", _hold_decisions),
+        ("calls", _hold_calls),
+        ("statements", _hold_statements),
+    ):
+        if settings[name]:
+            apply(**settings[name])
     prepare = spawn.get_preparation_data
 
     def with_hooks(name):
@@ -220,16 +184,16 @@ def install() -> None:
     spawn.get_preparation_data = with_hooks
 
 
-def _disable_reports() -> None:
-    import reports.dashboard.launcher
+def _mark(folder: str) -> Path:
+    """Return the file by which this process says that it is held."""
+    return Path(folder, f"held-{os.getpid()}")
 
-    reports.dashboard.launcher.finalize_search = lambda *study: None
 
-
-def _hold_reports() -> None:
-    import reports.page.page
-
-    reports.page.page.write_page = lambda *results: signal.pause()
+def _hold(folder: str) -> None:
+    """Say that this process is held, and wait until the gate is open."""
+    _mark(folder).touch()
+    while not Path(folder, "open").exists():
+        time.sleep(0.02)
 
 
 def _hold_half_reports() -> None:
@@ -248,25 +212,20 @@ def _hold_half_reports() -> None:
     reports.page.page.atomic_write = write_half
 
 
-def _hold_statements(folder: Path, beginning: str) -> None:
+def _hold_statements(folder: str, statement: str) -> None:
     import sqlalchemy as sa
 
-    mark = folder / f"held-{os.getpid()}"
+    def before_statement(connection, cursor, executed, *others):
+        if executed.startswith(statement):
+            _hold(folder)
 
-    def hold():
-        mark.touch()
-        while not (folder / "open").exists():
-            time.sleep(0.02)
-
-    def before_statement(connection, cursor, statement, *others):
-        if statement.startswith(beginning):
-            hold()
-
-    if beginning == "COMMIT":
+    if statement == "COMMIT":
         # Not that of a reader: its transaction has inserted trials.
         sa.event.listen(sa.Engine, "before_cursor_execute", _note_insert)
         sa.event.listen(
-            sa.Engine, "commit", lambda connection: connection.info.get("inserted") and hold()
+            sa.Engine,
+            "commit",
+            lambda connection: connection.info.get("inserted") and _hold(folder),
         )
     else:
         sa.event.listen(sa.Engine, "before_cursor_execute", before_statement)
@@ -277,19 +236,19 @@ def _note_insert(connection, cursor, statement, *others) -> None:
         connection.info["inserted"] = True
 
 
-def _hold_trainings(folder: Path, step: int) -> None:
+def _hold_trainings(folder: str, step: int) -> None:
     from rnn.training.loop import TrainLoop
 
-    train, mark = TrainLoop.train, folder / f"held-{os.getpid()}"
+    train, mark, opened = TrainLoop.train, _mark(folder), Path(folder, "open")
 
     def train_with_gate(run, on_step=lambda: None):
         def hold():
             on_step()
-            if run.step != step or (folder / "open").exists():
+            if run.step != step or opened.exists():
                 return
             mark.touch()
             # Without networks there is nothing left to hold.
-            while run.configs and not (folder / "open").exists():
+            while run.configs and not opened.exists():
                 time.sleep(0.02)
                 on_step()
             mark.unlink()
@@ -299,16 +258,14 @@ def _hold_trainings(folder: Path, step: int) -> None:
     TrainLoop.train = train_with_gate
 
 
-def _hold_decisions(folder: Path) -> None:
+def _hold_decisions(folder: str) -> None:
     module = importlib.import_module("search.worker.pruning_decisions")
     scheduler, decisions = module.PauseResumeScheduler, module.PruningDecisions
-    decide, start, mark = scheduler.decide, decisions._start, folder / f"held-{os.getpid()}"
+    decide, start, mark = scheduler.decide, decisions._start, _mark(folder)
     module.DECISION_WAIT = 0.0
 
     def decide_with_gate(*args):
-        mark.touch()
-        while not (folder / "open").exists():
-            time.sleep(0.02)
+        _hold(folder)
         module.DECISION_WAIT = HANG_TIMEOUT
         return decide(*args)
 
@@ -320,7 +277,7 @@ def _hold_decisions(folder: Path) -> None:
     scheduler.decide, decisions._start = decide_with_gate, start_and_unmark
 
 
-def _hold_calls(folder: Path, function: str) -> None:
+def _hold_calls(folder: str, function: str) -> None:
     module_name, _, path = function.partition(":")
     owner: object = importlib.import_module(module_name)
     *owners, name = path.split(".")
@@ -330,32 +287,35 @@ def _hold_calls(folder: Path, function: str) -> None:
 
     def call_and_hold(*args, **kwargs):
         result = original(*args, **kwargs)
-        (folder / f"held-{os.getpid()}").touch()
-        while not (folder / "open").exists():
-            time.sleep(0.02)
+        _hold(folder)
         return result
 
     setattr(owner, name, call_and_hold)
 
 
-def _replace_clock(path: Path) -> None:
+def _replace_clock(path: str) -> None:
     def monotonic() -> float:
-        return time.monotonic() + float(path.read_text())
+        return time.monotonic() + float(Path(path).read_text())
 
     moved = SimpleNamespace(**vars(time) | {"monotonic": monotonic})
     for name in ("search.worker.claim", "search.worker.claims", "search.worker.storage_client"):
         importlib.import_module(name).time = moved
 
 
-def main() -> None:
-    """Run a program of the project with hooks."""
-    sys.path.insert(0, str(ROOT))
-    sys.argv = sys.argv[1:]
-    install()
-    runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+def run_program(program: str, *arguments: str) -> int:
+    """Run ``run_search.py …`` or ``-m reports …`` in this process; return its exit code."""
+    try:
+        if program == "-m":
+            program, *arguments = arguments
+            sys.argv = [program, *arguments]
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = [program, *arguments]
+            runpy.run_path(str(ROOT / program), run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    return 0
 
 
 if __name__ == "__mp_main__":  # in a spawned worker process
     install()
-elif __name__ == "__main__":
-    main()

@@ -12,7 +12,6 @@ held, need a process of their own: see ``process_runner.py``.
 import contextlib
 import logging
 import os
-import runpy
 import signal
 import sqlite3
 import subprocess
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import torch
 from click.testing import CliRunner
-from hooks import ROOT
+from hooks import run_program
 
 import reports.dashboard.launcher
 from search.worker.shutdown import SIGNALS
@@ -56,27 +55,13 @@ def invoke_command(
     ):
         if not report:
             reports.dashboard.launcher.finalize_search = lambda *study: None
-        code = _run_program(*arguments)
+        code = run_program(*arguments)
         sys.stdout.flush()
         sys.stderr.flush()
         stdout, stderr = (stream.getvalue().decode(errors="replace") for stream in (out, err))
     left = [thread for thread in threading.enumerate() if thread not in before]
     assert not left, f"the command left threads behind: {left}"
     return subprocess.CompletedProcess(arguments, code, stdout, stderr)
-
-
-def _run_program(program: str, *arguments: str) -> int:
-    try:
-        if program == "-m":
-            program, *arguments = arguments
-            sys.argv = [program, *arguments]
-            runpy.run_module(program, run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = [program, *arguments]
-            runpy.run_path(str(ROOT / program), run_name="__main__")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(bool(end.code))
-    return 0
 
 
 def require_refused(done: "subprocess.CompletedProcess[str]", *parts: str) -> str:

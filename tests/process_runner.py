@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import queue
-import runpy
 import select
 import signal
 import sqlite3
@@ -214,29 +213,13 @@ def search_starter(runner, url, text):
     :class:`hooks.Hooks`.
     """
 
-    def start(
-        *arguments,
-        environment=MappingProxyType({}),
-        lockstep="1",
-        gate=None,
-        clock=None,
-        decisions=None,
-        statements=None,
-        patient=True,
-        **settings,
-    ):
+    def start(*arguments, environment=MappingProxyType({}), lockstep="1", **settings):
+        fields = {"gate", "clock", "decisions", "statements", "patient"} & settings.keys()
+        hooks = Hooks(report=False, **{name: settings.pop(name) for name in fields})
         given = {key.replace("_", ".", 1): value for key, value in settings.items()}
         overrides = [f"--set={key}={value}" for key, value in (SETTINGS | given).items()]
         common = (QUICK, "--storage", url, "--corpus", str(text), "--threads", "1")
         common += ("--lockstep", lockstep)
-        hooks = Hooks(
-            patient,
-            report=False,
-            gate=gate,
-            clock=clock,
-            decisions=decisions,
-            statements=statements,
-        )
         return runner.start(
             "run_search.py", *common, *overrides, *arguments, hooks=hooks, **environment
         )
@@ -361,17 +344,7 @@ def _start(request) -> None:
     code = 70
     try:
         hooks.install()
-        program, *arguments = request["arguments"]
-        if program == "-m":
-            program, *arguments = arguments
-            sys.argv = [program, *arguments]
-            runpy.run_module(program, run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = [program, *arguments]
-            runpy.run_path(str(ROOT / program), run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        code = hooks.run_program(*request["arguments"])
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

@@ -93,10 +93,6 @@ class RayNode:
         """Return whether a process is one of the node's."""
         return pid in {process.pid for process in self.processes}
 
-    def raylets(self) -> list[psutil.Process]:
-        """Return the process by which the node belongs to the cluster."""
-        return [each for each in self.processes if _name(each) == "raylet"]
-
     def kill(self) -> None:
         """Kill all processes at once, as a failure of the machine."""
         processes = self.processes
@@ -105,13 +101,6 @@ class RayNode:
                 process.kill()
         psutil.wait_procs(processes, HANG_TIMEOUT)
         self._process.wait(HANG_TIMEOUT)
-
-
-def _name(process: psutil.Process) -> str:
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return ""
 
 
 class RayCluster:

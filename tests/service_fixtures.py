@@ -1,10 +1,10 @@
 """Fixtures of all tests: storages, services and the project's commands as a user types them."""
 
+import contextlib
 import logging
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +16,7 @@ import pytest
 from helpers import NO_SYNC, TEXT
 from hooks import HANG_TIMEOUT
 from invocation import invoke_command
-from process_runner import ProcessRunner
+from process_runner import ProcessRunner, wait_until
 from services import PostgreSQL, free_port
 from slurm_service import Slurm
 
@@ -112,14 +112,14 @@ def s3_server() -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + HANG_TIMEOUT
-    while True:
-        try:
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline, "the service did not start"
-            time.sleep(0.2)
+            return True
+        return False
+
+    wait_until(answers)
     yield f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGTERM)
     process.wait(HANG_TIMEOUT)

@@ -1,6 +1,5 @@
 """Services for tests: a PostgreSQL server from system packages, a slow network, free ports."""
 
-import asyncio
 import contextlib
 import os
 import pwd
@@ -10,8 +9,8 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -154,75 +153,45 @@ class SlowNetwork:
         self.round_trips = 0
         self._target = port
         self._delay = round_trip / 2
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._sockets: list[socket.socket] = []
 
     def __enter__(self) -> "SlowNetwork":
-        self._thread.start()
-        start = asyncio.start_server(self._forward, "127.0.0.1", self.port)
-        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(HANG_TIMEOUT)
+        self._sockets.append(socket.create_server(("127.0.0.1", self.port)))
+        threading.Thread(target=self._accept, args=self._sockets, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(HANG_TIMEOUT)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(HANG_TIMEOUT)
-        self._loop.close()
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)  # ends the call that waits for it
+            each.close()
 
-    async def _end(self) -> None:
-        """End all connections: asyncio would report the rest in the log of any later test."""
-        self._server.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+                self._sockets += [client, server]
+                is_answered = threading.Event()
+                is_answered.set()
+                for ends in ((client, server), (server, client)):
+                    arguments = (*ends, ends[0] is client, is_answered)
+                    threading.Thread(target=self._forward, args=arguments, daemon=True).start()
 
-    async def _forward(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
-        server, requests = await asyncio.open_connection("127.0.0.1", self._target)
-        is_answered = True
-
-        def on_request() -> None:
-            nonlocal is_answered
-            self.round_trips += is_answered
-            is_answered = False
-
-        def on_answer() -> None:
-            nonlocal is_answered
-            is_answered = True
-
-        try:
-            await asyncio.gather(
-                self._pump(client, requests, on_request), self._pump(server, answers, on_answer)
-            )
-        except asyncio.CancelledError:
-            requests.close()
-            answers.close()
-
-    async def _pump(
+    def _forward(
         self,
-        source: asyncio.StreamReader,
-        target: asyncio.StreamWriter,
-        on_data: Callable[[], None],
+        source: socket.socket,
+        target: socket.socket,
+        is_request: bool,
+        is_answered: threading.Event,
     ) -> None:
-        """Forward one direction; a packet in transit does not hold up the next one."""
-        in_transit: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-
-        async def deliver() -> None:
-            data = b"-"
-            while data:
-                due, data = await in_transit.get()
-                await asyncio.sleep(due - self._loop.time())
-                target.write(data)
-            target.close()
-
-        delivery = asyncio.ensure_future(deliver())
-        data = b"-"
-        while data:
-            try:
-                data = await source.read(65536)
-            except ConnectionError:
-                data = b""
-            if data:
-                on_data()
-            in_transit.put_nowait((self._loop.time() + self._delay, data))
-        await delivery
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not is_request:
+                    is_answered.set()
+                elif is_answered.is_set():
+                    self.round_trips += 1
+                    is_answered.clear()
+                time.sleep(self._delay)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)

@@ -16,17 +16,8 @@ from hooks import HANG_TIMEOUT
 from process_runner import wait_until
 from services import free_port, report_missing
 
-PROGRAMS = (
-    "munged",
-    "slurmctld",
-    "slurmd",
-    "sbatch",
-    "srun",
-    "scancel",
-    "scontrol",
-    "sinfo",
-    "squeue",
-)
+PROGRAMS = ("munged", "slurmctld", "slurmd")
+PROGRAMS += ("sbatch", "srun", "scancel", "scontrol", "sinfo", "squeue")
 
 CONFIG = """
 ClusterName=test
@@ -64,23 +55,18 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptM
 class Slurm:
     """Context that runs a SLURM cluster, with its own key, ports and folders.
 
-    Args:
-        nodes: number of nodes; each is a daemon of this machine.
-        cores: number of cores that each node claims to have.
-
     Attributes:
-        nodes: names of the nodes.
+        nodes: names of the nodes; each is a daemon of this machine.
         environment: variables with which commands reach this cluster.
     """
 
-    def __init__(self, nodes: int = 2, cores: int = 2) -> None:
+    def __init__(self) -> None:
         search_path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
         found = {name: shutil.which(name, path=search_path) for name in PROGRAMS}
         if missing := [name for name, path in found.items() if path is None]:
             report_missing(f"SLURM ({', '.join(missing)})")
         self._programs = {name: str(path) for name, path in found.items()}
-        self.nodes = [f"node{index}" for index in range(nodes)]
-        self._cores = cores
+        self.nodes = ["node0", "node1"]
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "Slurm":
@@ -108,10 +94,6 @@ class Slurm:
         done = self._call(program, *arguments)
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
         return done.stdout
-
-    def try_to(self, program: str, *arguments: str) -> None:
-        """Run a command of SLURM that may come too late."""
-        self._call(program, *arguments)
 
     def jobs(self) -> dict[str, str]:
         """Return the state of each job, by its id: elements of an array as ``12_0``."""
@@ -177,7 +159,7 @@ class Slurm:
                 folder=folder,
                 nodes="\n".join(
                     f"NodeName={name} NodeHostname={os.uname().nodename} NodeAddr=127.0.0.1 "
-                    f"Port={port} CPUs={self._cores} RealMemory=8000 State=UNKNOWN"
+                    f"Port={port} CPUs=2 RealMemory=8000 State=UNKNOWN"
                     for name, port in zip(self.nodes, ports, strict=True)
                 ),
             )

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import ROOT, TEXT
-from hooks import HANG_TIMEOUT, Gate, Hooks
+from hooks import HANG_TIMEOUT, Hooks
 from hypothesis import given
 from hypothesis import strategies as st
-from process_runner import wait_until_running
 
 import rnn_search
 from reports.errors import ReportError
+from rnn.training.loop import TrainLoop
 from rnn_search import errors
 from rnn_search.api import _to_toml
 from rnn_search.errors import USER_ERRORS
@@ -93,7 +93,7 @@ def test_study_shows_its_results(study, tmp_path):
     assert page.read_bytes().startswith(b"<!DOCTYPE html>")
 
 
-def test_effects_are_those_of_matched_pairs(study):
+def test_effects_are_those_of_matched_pairs_and_shown_in_a_notebook(study):
     effects = study.effects()
     table = effects.table.set_index("parameter")
     values = study.results.set_index(["residual", "state_source"])["value"]
@@ -105,59 +105,29 @@ def test_effects_are_those_of_matched_pairs(study):
     shown = str(effects)
     assert shown.splitlines()[0].split() == list(effects.table.columns.drop("source"))
     assert "..." not in shown
-    assert not table["significant"].any()  # two pairs are too few
-    assert set(table["depends_on"]) == {""}
     within = effects.conditional.set_index(["parameter", "by", "value"])["effect"]
-    for source in ("new", "both"):
-        one = values[True, source] - values[False, source]
-        assert within["residual", "state_source", source] == pytest.approx(one)
+    one = values[True, "new"] - values[False, "new"]
+    assert within["residual", "state_source", "new"] == pytest.approx(one)
 
 
-def test_replicates_of_a_derived_study_give_the_noise_of_the_effects(empty):
-    study = rnn_search.run(SETTINGS, name="once", **empty)
-    alone = study.effects().table
-    assert set(alone["source"]) == {"differences between the pairs"}
-    derived = {"refinement": {"source": "once", "top": 4, "replicates": 3}}
-    rnn_search.run(derived, name="again", **empty)
-    table = study.effects().table
-    assert set(table["source"]) == {"replicates"}
-    assert list(table["effect"]) == list(alone["effect"])
-
-
-@pytest.fixture(scope="module")
-def stated(study, place):
-    """Study with hypotheses, and a threshold below which two of its four networks are."""
+def test_outcomes_and_hypotheses_are_tables(study, place):
+    assert study.outcomes().empty  # it has no threshold
+    assert study.hypotheses().empty
     hypotheses = [
         {"claim": name, "rule": "lowers", "contrasts": [{"before": {name: a}, "after": {name: b}}]}
         for name, a, b in (("residual", False, True), ("input_gate", False, True))
     ]
     threshold = float(study.results["value"].iloc[1:3].mean())
     settings = SETTINGS | {"report_threshold": threshold, "hypothesis": hypotheses}
-    return rnn_search.run(settings, name="stated", **place)
-
-
-def test_outcomes_count_the_pairs_below_the_threshold(study, stated):
-    assert study.outcomes().empty  # it has no threshold
-    table = stated.outcomes().set_index("parameter")
-    values = stated.results.set_index(["residual", "state_source"])["value"]
-    is_good = values < stated.config.report_threshold
-    assert is_good.sum() == 2
-    pairs = [(is_good[False, source], is_good[True, source]) for source in ("new", "both")]
-    counts = table.loc["residual", ["both_bad", "rescued", "ruined", "both_good", "unknown"]]
-    kinds = ((False, False), (False, True), (True, False), (True, True))
-    assert list(counts) == [*(pairs.count(kind) for kind in kinds), 0]
-    assert not table["significant"].any()  # two pairs are too few
-
-
-def test_hypotheses_are_those_of_the_study_with_their_verdicts(study, stated):
-    assert study.hypotheses().empty
+    stated = rnn_search.run(settings, name="stated", **place)
+    outcomes = stated.outcomes().set_index("parameter").loc["residual"]
+    good_pairs = 2 * outcomes["both_good"] + outcomes["rescued"] + outcomes["ruined"]
+    assert good_pairs == (stated.results["value"] < threshold).sum() == 2
     table = stated.hypotheses().set_index("claim")
-    assert not table["exploratory"].any()
     assert table["status"].str.startswith("pre-registered at ").all()
     assert table.loc["residual", "verdict"] == "undecided"  # two pairs are too few
     effect = stated.effects().table.set_index("parameter").loc["residual"]
     assert table.loc["residual", "effect"] == pytest.approx(effect["effect"])
-    assert table.loc["residual", "pairs"] == 2
     assert table.loc["input_gate", "verdict"] == "not testable"
     assert table.loc["input_gate", "problem"] == "input_gate has one value"
 
@@ -199,25 +169,13 @@ def test_studies_trials_and_effects_are_keys(study):
     ("given", "message"),
     [
         ({"length": 2.5}, "length is 2.5: expected an integer of 1 or more"),
-        ({"length": 0}, "length is 0"),
-        ({"top_k": "3"}, "top_k is '3'"),
         ({"seed": 2**32}, "seed is 4294967296: expected an integer from 0 to 4294967295"),
-        ({"seed": None}, "seed is None"),
         ({"temperature": -1}, "temperature is -1: expected a number of 0 or more"),
-        ({"temperature": "hot"}, "temperature is 'hot'"),
     ],
 )
 def test_bad_number_of_a_sample_is_an_error(study, given, message):
     with pytest.raises(ConfigError, match=message):
         study.best.sample("The ", **given)
-
-
-def test_report_refuses_a_text_as_a_list_and_a_path_that_is_taken(study, tmp_path):
-    with pytest.raises(ConfigError, match="others is 'mine': expected a list of names"):
-        study.report(tmp_path / "page.html", others="mine")
-    (tmp_path / "taken.html").write_text("notes")
-    with pytest.raises(ReportError, match="is not a report; choose another path"):
-        study.report(tmp_path / "taken.html")
 
 
 def test_study_is_found_after_a_change_of_the_working_directory(text, tmp_path, monkeypatch):
@@ -258,6 +216,8 @@ def test_what_is_missing_is_named(study, place, tmp_path):
         rnn_search.load("mine", storage=f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(ConfigError, match="name is None: expected the name of a stored study"):
         rnn_search.load(None)
+    with pytest.raises(ConfigError, match="others is 'mine': expected a list of names"):
+        study.report(tmp_path / "page.html", others="mine")
 
 
 def test_settings_are_those_of_the_study_in_every_way_to_open_it(study, place, invoke, monkeypatch):
@@ -272,9 +232,15 @@ def test_settings_are_those_of_the_study_in_every_way_to_open_it(study, place, i
         rnn_search.run(SETTINGS, name="mine", overrides={"training.steps": 6}, **place)
 
 
-def test_recorded_call_creates_the_same_study(empty):
+def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty):
     given = {"overrides": {"training.steps": 6, "space.residual": (True,)}, "prune": True}
-    study = rnn_search.run(SETTINGS, name="called", until=1e-6, **given, **empty)
+    study = rnn_search.run(SETTINGS, name="called", until="0.000001s", **given, **empty)
+    assert study.counts.waiting == 2
+    assert set(study.results["state"]) == {"WAITING"}
+    with pytest.raises(TrialNotFoundError, match="no complete trial yet"):
+        _ = study.best
+    with pytest.raises(ReportError, match="no complete trial"):
+        study.effects()
     (command,) = study.optuna.user_attrs["commands"]
     calls = []
     call = SimpleNamespace(run=lambda *settings, **options: calls.append((settings, options)))
@@ -288,49 +254,24 @@ def test_recorded_call_creates_the_same_study(empty):
     assert study.config.pruning.enabled
 
 
-def test_unfinished_study_is_shown(empty):
-    study = rnn_search.run(SETTINGS, name="waiting", until="0.000001s", **empty)
-    assert study.counts.waiting == 4
-    assert set(study.results["state"]) == {"WAITING"}
-    with pytest.raises(TrialNotFoundError, match="no complete trial yet"):
-        _ = study.best
-    with pytest.raises(ReportError, match="no complete trial"):
-        study.effects()
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"name": None}, r"settings have no name: expected run\({...}, name='my-study'\)"),
         ({"workers": 0}, "workers is 0: expected an integer of 1 or more"),
-        ({"workers": 1.5}, "workers is 1.5: expected an integer of 1 or more"),
-        ({"workers": "2"}, "workers is '2': expected an integer of 1 or more"),
         ({"workers": True}, "workers is True: expected an integer of 1 or more"),
         ({"until": -1}, "until is -1: expected seconds, or a duration"),
-        ({"until": True}, "until is True: expected seconds"),
-        ({"until": [60]}, r"until is \[60\]: expected seconds"),
         ({"until": 1e300}, r"until is 1e\+300: expected seconds, .* at most ten years"),
-        ({"threads": -1}, "threads is -1"),
         ({"threads": 0}, "threads is 0: expected an integer from 1 to 1024"),
-        ({"threads": True}, "threads is True"),
-        ({"threads": 20_000}, "threads is 20000"),
-        ({"lockstep": -1}, "lockstep is -1"),
         ({"lockstep": 0}, "lockstep is 0: expected an integer of 1 or more"),
-        ({"lockstep": True}, "lockstep is True"),
-        ({"name": ""}, "name is '': expected a text that is not empty"),
         ({"name": " "}, "study name ' ' is blank"),
-        ({"name": 5}, "name is 5"),
-        ({"study": "quick", "name": ""}, "name is ''"),
         ({"study": None}, "study is None: expected a name, a path or a dict"),
         ({"overrides": ["training.steps=4"]}, "overrides is .*: expected a dict such as"),
         ({"study": SETTINGS | {"space": CIRCULAR}}, r"settings.space\..* is nested too deeply"),
         ({"study": SETTINGS | {"space": {"cell": [object]}}}, "'path/to/file.py:object'"),
         ({"until": "soon"}, "until: invalid duration 'soon': expected seconds, or a duration"),
-        ({"overrides": {"training.stepz": 1}}, "unknown key training.stepz"),
         ({"overrides": {"training.steps": object()}}, "training.steps is <object"),
         ({"overrides": {"training.steps": "4"}}, "^training.steps is '4'"),
-        ({"study": "quick", "overrides": {"training.steps": "4"}}, "^training.steps is '4'"),
-        ({"precision": "fp8"}, "^precision is 'fp8'"),
         ({"study": SETTINGS | {"spaces": 1}}, "settings: unknown key spaces"),
         ({"study": SETTINGS | {"seed": None}}, "settings.seed is None: expected a number"),
     ],
@@ -364,7 +305,6 @@ def test_overrides_keep_their_values(value):
 
 SCRIPT = """
 from rnn_search import run
-
 print("the script runs")
 study = run({settings!r}, name="mine", storage={storage!r}, corpus={corpus!r}, workers=2)
 print("complete:", study.counts.complete)
@@ -396,32 +336,20 @@ def test_worker_processes_do_not_run_the_script_again(empty, tmp_path, way):
     assert done.stderr == ""
 
 
-STOPPED = """
-from rnn_search import run
+def test_interrupt_stops_the_search_and_is_raised(empty, monkeypatch, capsys):
+    train = TrainLoop.train
 
-try:
-    run({settings!r}, name="mine", storage={storage!r}, corpus={corpus!r})
-except KeyboardInterrupt:
-    print("interrupted")
-"""
+    def train_and_interrupt(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        yield from train(*arguments)
 
-
-def test_interrupt_stops_the_search_and_is_raised(empty, tmp_path, runner):
-    gate = Gate(tmp_path / "gate", 2)
-    path = tmp_path / "script.py"
-    path.write_text(
-        STOPPED.format(settings=SETTINGS, storage=empty["storage"], corpus=str(empty["corpus"]))
-    )
-    command = runner.start(str(path), hooks=Hooks(gate=gate))
-    wait_until_running([command], lambda: gate.held)
-    command.send(signal.SIGINT)
-    assert command.wait() == 0, command.output
-    assert command.stdout.endswith(
-        "stopped; progress is saved: run the same command to resume\ninterrupted\n"
-    )
-    command = runner.start(str(path), hooks=Hooks())
-    assert command.wait() == 0
-    assert rnn_search.load("mine", storage=empty["storage"]).counts.complete == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoop, "train", train_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            rnn_search.run(SETTINGS, name="mine", **empty)
+    line = "stopped; progress is saved: run the same command to resume\n"
+    assert capsys.readouterr().out.endswith(line)
+    assert rnn_search.run(SETTINGS, name="mine", **empty).counts.complete == 4
 
 
 def test_search_runs_in_a_thread_and_leaves_the_process_as_it_was(empty):
@@ -442,7 +370,10 @@ def test_search_runs_in_a_thread_and_leaves_the_process_as_it_was(empty):
     assert signal.getsignal(signal.SIGINT) == handler
 
 
-def test_base_errors_are_names_of_the_package():
+def test_package_has_the_public_names_and_base_errors():
+    assert set(rnn_search.__all__) >= {"run", "load", "Study", "Trial", "StudiesError"}
+    assert set(rnn_search.__all__) | {"__version__"} <= set(dir(rnn_search))
+    assert all(getattr(rnn_search, name) for name in rnn_search.__all__)
     bases = {rnn_search.StudiesError, rnn_search.RNNError, rnn_search.SearchError}
     assert {*bases, rnn_search.ReportError} == set(USER_ERRORS)
     assert all(issubclass(getattr(errors, name), USER_ERRORS) for name in errors.__all__)
@@ -454,12 +385,6 @@ def test_package_is_imported_without_slow_libraries():
         assert not {"torch", "pandas", "plotly"} & sys.modules.keys()
     """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-def test_package_has_the_public_names():
-    assert set(rnn_search.__all__) >= {"run", "load", "Study", "Trial", "StudiesError"}
-    assert set(rnn_search.__all__) | {"__version__"} <= set(dir(rnn_search))
-    assert all(getattr(rnn_search, name) for name in rnn_search.__all__)
 
 
 # ------------------------------------------------------------------ the examples

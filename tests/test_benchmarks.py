@@ -1,22 +1,28 @@
-"""``python -m benchmarks``: names, options, and what it says about a machine without a GPU."""
+"""``python -m benchmarks``: names and options; pruners are compared on recorded curves."""
 
+import gzip
 import importlib
+import os
+import subprocess
+import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from helpers import ROOT
+from hooks import HANG_TIMEOUT
 
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.gpu import estimate_seconds
-
-
-def refuse(capsys, *arguments):
-    """Return the message with which a command line is refused."""
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    assert ended.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err.splitlines()[-1]
+from benchmarks.pruning_families import FAMILIES, simulate_family
+from benchmarks.replay_pruning import (
+    ConformalPruner,
+    check_points,
+    keep_best_at_first_rung,
+    replay_in_optuna,
+)
+from tests.simulations.pruned_search import RecordedCurves
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -25,27 +31,124 @@ def test_benchmark_of_every_name_exists(name):
     assert callable(getattr(importlib.import_module(f"benchmarks.{module}"), function))
 
 
-def test_unknown_benchmark_is_refused_with_the_known_ones(capsys):
-    message = refuse(capsys, "gpu", "spede")
-    assert "benchmark 'spede' not found: expected one of audit, " in message
-
-
-def test_device_is_refused_without_the_benchmark_of_a_gpu(capsys):
-    assert "--device is of the benchmark gpu" in refuse(capsys, "claiming", "--device", "cpu")
-
-
-def test_unknown_device_is_refused(capsys):
-    assert "'tpu' not found" in refuse(capsys, "gpu", "--device", "tpu")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_machine_without_a_gpu_is_named_in_one_line(capsys):
-    message = refuse(capsys, "gpu")
-    assert "no GPU: PyTorch finds none" in message
-    assert "--device cpu" in message
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("gpu", "spede"), ["benchmark 'spede' not found: expected one of audit, "]),
+        (("claiming", "--device", "cpu"), ["--device is of the benchmark gpu"]),
+        (("gpu", "--device", "tpu"), ["'tpu' not found"]),
+        (("gpu",), ["no GPU: PyTorch finds none", "--device cpu"]),
+    ],
+)
+def test_bad_command_line_is_refused(monkeypatch, capsys, words, parts):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    for part in parts:
+        assert part in printed.err.splitlines()[-1]
 
 
 def test_sizes_that_were_not_measured_are_interpolated_by_layers():
     assert estimate_seconds({(1, 8): 1.0, (2, 8): 2.0}, [(1, 8), (2, 8)]) == 3.0
     assert estimate_seconds({(1, 8): 1.0, (3, 8): 3.0}, [(1, 8), (2, 8), (3, 8)]) == 6.0
     assert estimate_seconds({(2, 8): 2.0}, [(1, 16)]) is None
+
+
+def make_curves(count):
+    """Return curves that never cross: the trial with number i ends as the i-th best."""
+    steps = np.arange(20, 1001, 20)
+    values = 2 + np.arange(count) / count
+    curves = values[:, None] + np.exp(-steps / 100)
+    params = [{"number": number} for number in range(count)]
+    return RecordedCurves(params, steps, curves, curves[:, -1])
+
+
+def test_one_look_trains_the_best_at_the_first_rung_to_the_end():
+    result = keep_best_at_first_rung(make_curves(100), 0.1)
+    assert (result.recall, result.complete) == (1, 0.1)
+    assert result.cost == pytest.approx(0.04 + 0.1 * 0.96)
+    late = simulate_family("few late", 3)
+    assert keep_best_at_first_rung(late, 0.1).recall < 1
+
+
+def test_conformal_pruner_prunes_bad_trials_once_it_is_calibrated():
+    recorded = make_curves(200)
+    order = np.random.default_rng(0).permutation(200).tolist()
+    pruner = ConformalPruner(100)
+    result = replay_in_optuna(recorded, pruner, check_points(recorded), order, 1, 0.1)
+    assert result.recall == 1
+    assert 60 / 200 < result.complete < 0.9
+    assert result.cost < 0.8
+
+
+def test_conformal_pruner_prunes_nothing_before_it_is_calibrated():
+    recorded = make_curves(50)
+    pruner = ConformalPruner(100)
+    result = replay_in_optuna(recorded, pruner, check_points(recorded), list(range(50)), 1, 0.1)
+    assert (result.cost, result.recall) == (1, 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_of_curves_repeat_with_their_seed(family):
+    first, again, other = (simulate_family(family, seed) for seed in (1, 1, 2))
+    assert (first.curves == again.curves).all()
+    assert (first.curves != other.curves).any()
+    assert len(first.params) == len(first.values) == 128
+
+
+@pytest.mark.extended
+def test_recorded_curves_are_replayed(tmp_path):
+    recorded = simulate_family("few late", 1)
+    rows = pd.DataFrame(recorded.params).assign(min_loss=recorded.values)
+    rows[[f"loss_{step}" for step in recorded.steps]] = recorded.curves
+    curves = tmp_path / "curves.csv.gz"
+    rows.to_csv(curves, index=False)
+    # A separate interpreter, on one core, so that it has one worker process.
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.replay_pruning",
+        str(curves),
+        "--orders",
+        "2",
+        "--concurrent",
+        "3",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]),
+        capture_output=True,
+        text=True,
+        timeout=HANG_TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr
+    head, names, *lines = done.stdout.splitlines()
+    assert head == "curves.csv.gz: 128 trials, 1,000 steps, top 13, 2 orders"
+    assert names.split()[:1] == ["pruner"]
+    found = {line[2:20].strip(): line[20:].split() for line in lines}
+    assert list(found) == [
+        "ours", "ours, in Optuna", "best after a look",
+        "SuccessiveHalving", "Percentile(25)", "Median", "Hyperband", "conformal"
+    ]  # fmt: skip
+    concurrent, cost, recall, worst, _, _, complete, starts = found["ours"]
+    assert concurrent == "3"
+    assert 0.1 < float(cost) < 0.7
+    assert float(worst) <= float(recall) <= 1
+    assert float(complete) < 1 < float(starts)
+
+
+def test_files_without_curves_are_refused_in_one_line(tmp_path, invoke):
+    empty, gaps, other = (tmp_path / name for name in ("empty.csv", "gaps.csv.gz", "other.csv"))
+    empty.write_text("")
+    gaps.write_bytes(gzip.compress(b"a,min_loss,loss_50,loss_100\n1,2.0,3.0,\n2,2.0,3.0,2.0\n"))
+    other.write_text("a,b\n1,2\n")
+    for file in (empty, gaps, other):
+        done = invoke("-m", "benchmarks.replay_pruning", str(file))
+        assert done.returncode == 2
+        assert f"cannot read {file}" in done.stderr
+        assert "python -m reports STUDY --curves FILE" in done.stderr

@@ -3,58 +3,87 @@
 import contextlib
 import os
 import re
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
+import tomllib
 from pathlib import Path
 
+import click
 import optuna
 import pytest
-from documents import (
-    HISTORY,
-    OWN_CELL,
-    PAGES,
-    PYTHON_PAGES,
-    blocks,
-    blocks_in_order,
-    commands,
-    commands_of,
-)
+import yaml
 from helpers import ROOT, TINY, copy_checkout
-from hooks import HANG_TIMEOUT
-from services import free_port
 
+import reports.hypotheses
 import rnn_search
+import search.backup
 from docs.generator.commands import describe_commands
 from docs.generator.reference import PARTS, generate_parts
 from docs.generator.settings import STUDY_TABLES, describe_field, describe_settings
 from reports.formatting import format_signed
+from rnn_search.console import rnn_search_command
+from search.cells import load_cells
 from studies.attributes import StudyRecord, TrialRecord
+from studies.config import StudyConfig
+from studies.config_file import ConfigFile
+
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+}
+
+HISTORY = {"CHANGELOG.md", "docs/log.md"}
+"""Pages that may name files of earlier versions."""
+
+OWN_CELL = "docs/how-to/search-your-own-cell.md"
+
+PYTHON_PAGES = ("README.md", "docs/how-to/use-python.md", "docs/reference/cells.md")
+"""Pages whose Python needs no command before it."""
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
+
+
+def blocks_in_order(page: str) -> list[tuple[str, str]]:
+    """Return language and content of each block of commands or Python."""
+    return re.findall(r"^```(sh|python)\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
+
+
+def commands(page: str) -> list[list[str]]:
+    return [command for block in blocks(page, "sh") for command in commands_of(block)]
+
+
+def commands_of(block: str) -> list[list[str]]:
+    """Return the words of each command of a block; a backslash continues a line."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def code_in_text(page: str) -> list[str]:
+    """Return each line of a block, whatever its language, and each piece of code in a sentence."""
+    text = PAGES[page].replace("\\\n", " ")
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    indented = re.findall(r"^ {4,}(\S.*)$", text, re.MULTILINE)
+    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
+    return [*"".join(fenced).splitlines(), *indented, *inline]
+
+
+# ------------------------------------------------------------------ the commands
 
 PACKAGES = ("reports", "rnn", "rnn_search", "search", "studies")
 
 SEQUENCES = {
     "README": ["README.md"],
     "SQLite": [
-        *(
-            f"docs/how-to/{name}.md"
-            for name in (
-                "prune",
-                "compare",
-                "test-hypotheses",
-                "sample-and-export",
-                "analyse",
-                "back-up",
-                "dashboard",
-                "extend",
-                "search-your-own-cell",
-                "manage-studies",
-            )
-        ),
+        f"docs/how-to/{name}.md"
+        for name in (
+            *("prune", "compare", "test-hypotheses", "sample-and-export", "analyse"),
+            *("back-up", "dashboard", "extend", "search-your-own-cell", "manage-studies"),
+        )
     ],
     "First steps": [
         "docs/index.md",
@@ -131,6 +160,7 @@ def make_smaller(command: list[str], text: Path) -> list[str]:
             return options if given else [*options, "--corpus", str(text)]
     return {
         "make demo": ["OVERRIDES=" + " ".join(TINY), "WORKERS=1"],
+        "rnn-search dashboard": ["--help"],  # it would serve until it is stopped
         "make test": ["TESTS=tests/rnn/test_optimizer.py", "WORKERS=0"],
     }.get(" ".join(command[:2]), [])
 
@@ -161,38 +191,12 @@ def environment(checkout, tmp_path, monkeypatch):
     return {**inherited, "PATH": path, **ours}
 
 
-def check_dashboard(checkout: Path, environment: dict[str, str]) -> None:
-    """Start ``rnn-search dashboard`` and read the list of studies from it."""
-    port = free_port()
-    command = [sys.executable, "-m", "rnn_search", "dashboard", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=checkout, env=environment, start_new_session=True)
-    (name, *_) = optuna.get_all_study_names(environment["RNN_SEARCH_STORAGE"])
-    try:
-        deadline = time.monotonic() + HANG_TIMEOUT
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as answer:
-                    assert f'"{name}"'.encode() in answer.read()
-                    return
-            except urllib.error.URLError:
-                assert process.poll() is None, "the dashboard exited"
-                assert time.monotonic() < deadline, "the dashboard did not answer"
-                time.sleep(0.5)
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(HANG_TIMEOUT)
-
-
-def test_every_page_with_commands_is_in_a_sequence():
-    with_commands = {page for page in PAGES if blocks(page, "sh")}
-    assert with_commands <= {page for pages in SEQUENCES.values() for page in pages}
-    assert commands("README.md")[:2] == [["make", "demo"], ["make", "test"]]
-
-
-def test_every_page_with_python_is_run():
-    with_python = {page for page in PAGES if blocks(page, "python")}
+def test_commands_and_python_of_every_page_are_run():
     in_sequences = {page for pages in SEQUENCES.values() for page in pages}
+    assert {page for page in PAGES if blocks(page, "sh")} <= in_sequences
+    with_python = {page for page in PAGES if blocks(page, "python")}
     assert with_python <= in_sequences | set(PYTHON_PAGES)
+    assert commands("README.md")[:2] == [["make", "demo"], ["make", "test"]]
 
 
 @pytest.mark.extended
@@ -207,9 +211,6 @@ def test_every_command_runs(sequence, environment, checkout, text, run, request,
             return
         if command[0] == ".":
             assert (checkout / command[1]).is_file()
-            return
-        if command == ["rnn-search", "dashboard"]:
-            check_dashboard(checkout, environment)
             return
         words = [*command, *make_smaller(command, text)]
         if "search.export" in words or words[:2] == ["rnn-search", "export"]:
@@ -248,6 +249,156 @@ def test_every_command_runs(sequence, environment, checkout, text, run, request,
         assert {trial.last_step for trial in longer.trials} == {8}
 
 
+# ------------------------------------------------------------------ the blocks
+
+SMALL_SPACE = {"layers": [1, 2], "state_size": [32, 256], "cell": ["gated"]}
+"""What a documented part of a study file is completed with."""
+
+
+def resolve_settings(text: str, folder: Path) -> StudyConfig:
+    """Validate a study file, or a part of one that is completed to a study."""
+    settings = tomllib.loads(text)
+    space = settings.get("space", {})
+    if "refinement" not in settings and isinstance(space, dict):
+        settings["space"] = SMALL_SPACE | space
+    file = ConfigFile(name="a", origin="a", settings=settings, folder=folder)
+    return load_cells(file).resolve()
+
+
+@pytest.fixture
+def cells_folder(tmp_path) -> Path:
+    """Folder with the cells that documented study files name."""
+    shutil.copytree(ROOT / "examples" / "cells", tmp_path / "examples" / "cells")
+    (cell,) = blocks(OWN_CELL, "python")
+    (tmp_path / "my_cells.py").write_text(cell, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")])
+def test_documented_settings_are_valid(page, cells_folder):
+    for text in blocks(page, "toml"):
+        resolve_settings(text, cells_folder)
+
+
+@pytest.mark.parametrize(
+    ("page", "number", "trials"),
+    [
+        ("README.md", 0, 24),
+        ("docs/reference/study-file.md", 0, 432),
+        ("docs/reference/study-file.md", 1, 1 + 2),
+        ("docs/reference/study-file.md", 2, 2 + 4),
+        ("docs/reference/study-file.md", 3, 2 * 96 + 2 * 2),
+        (OWN_CELL, 0, 12),
+    ],
+)
+def test_documented_studies_have_the_trials_that_the_page_says(page, number, trials, cells_folder):
+    config = resolve_settings(blocks(page, "toml")[number], cells_folder)
+    assert config.grid.count() == trials
+
+
+@pytest.mark.extended
+def test_documented_python_runs(sqlite_url, text, monkeypatch, tmp_path, capsys):
+    """On a storage with the study that the page names."""
+    shutil.copytree(ROOT / "examples" / "cells", tmp_path / "examples" / "cells")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RNN_SEARCH_STORAGE", sqlite_url)
+    small = {"training.steps": 4, "training.batch_size": 4, "training.sequence_length": 8}
+    small |= {"training.log_every": 2, "evaluation.windows": 2, "evaluation.window_length": 8}
+    run = rnn_search.run
+
+    def run_small(study, overrides=(), workers=1, **options):
+        return run(study, overrides=dict(overrides) | small, corpus=text, **options)
+
+    monkeypatch.setattr(rnn_search, "run", run_small, raising=False)
+    for page in PYTHON_PAGES:
+        namespace: dict[str, object] = {}
+        for block in blocks(page, "python"):
+            exec(block, namespace)
+    assert (tmp_path / "quick.html").is_file()
+
+
+FENCES = {"", "bash", "csv", "python", "sh", "text", "toml", "yaml"}
+"""Languages of blocks; tests run those of ``sh`` and ``python`` and validate those of ``toml``."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_starts_its_line_and_names_a_known_language(page):
+    fences = re.findall(r"^( *)```(.*)$", PAGES[page], re.MULTILINE)
+    assert {language for _, language in fences} <= FENCES
+    assert {indentation for indentation, _ in fences} <= {""}, "tests do not see indented blocks"
+
+
+MODULES = {
+    "run_search.py": "run",
+    "refine.py": "refine",
+    "reports": "report",
+    "reports.dashboard": "dashboard",
+    "search.check": "check",
+    "search.sample": "sample",
+    "search.export": "export",
+}
+"""The subcommand of ``rnn-search`` that is the same as a file or module."""
+
+OTHERS = {
+    "reports.hypotheses": reports.hypotheses.hypotheses_command,
+    "search.backup": search.backup.backup,
+}
+
+
+def find_command(words: list[str]) -> tuple[click.Command | None, list[str]] | None:
+    """Return the command of this project that a command line runs, and its arguments."""
+    words = words[words[0] == "srun" :]
+    match words:
+        case ["rnn-search", name, *arguments] | ["python", "-m", "rnn_search", name, *arguments]:
+            pass
+        case ["python", "-m", module, *arguments] if module in OTHERS:
+            return OTHERS[module], arguments
+        case ["python", "-m", module, *arguments] if module in MODULES:
+            name = MODULES[module]
+        case ["python", module, *arguments] if module in MODULES:
+            name = MODULES[module]
+        case _:
+            return None
+    context = click.Context(rnn_search_command)
+    return (
+        None if name.startswith("-") else (rnn_search_command.get_command(context, name), arguments)
+    )
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in HISTORY])
+def test_every_command_in_the_text_exists_and_has_its_options(page):
+    for line in code_in_text(page):
+        try:
+            found = find_command(shlex.split(line, comments=True) or [""])
+        except ValueError:  # not a command line
+            continue
+        if found:
+            command, arguments = found
+            assert command, line
+            known = {option for parameter in command.params for option in parameter.opts}
+            given = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+            assert given - {"--help"} <= known, line
+            assert "python" not in arguments, f"two commands in a line: {line}"
+
+
+def test_pages_show_the_same_first_study():
+    pages = ("README.md", "docs/index.md", "docs/tutorial.md")
+    assert len({blocks(page, "toml")[0] for page in pages}) == 1
+
+
+def test_citation_agrees_with_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert citation["title"] == project["name"]
+    assert citation["version"] == rnn_search.__version__
+    assert citation["license"] == project["license"]
+    copyright_line = (ROOT / "LICENSE").read_text(encoding="utf-8").splitlines()[2]
+    assert [author["name"] for author in citation["authors"]] == [copyright_line.split(" ", 3)[3]]
+
+
+# ------------------------------------------------------------------ the pages
+
+
 def test_readme_is_short():
     assert len(PAGES["README.md"].splitlines()) < 150
 
@@ -262,17 +413,13 @@ def test_every_generated_part_stands_in_the_reference():
     assert set(re.findall(r"<!-- generated: (.+) -->", pages)) == set(PARTS)
 
 
-def test_reference_of_settings_states_type_bounds_default_unit_and_meaning():
+def test_reference_states_type_bounds_default_unit_and_meaning():
     row = "| `window_length` | integer from 2 | `1000` | token | Tokens of a window. |"
     assert row in describe_settings("evaluation").splitlines()
-
-
-def test_reference_of_commands_states_value_default_and_meaning():
     section = describe_commands().partition("### `rnn-search sample`")[2].partition("\n### ")[0]
     assert "\n```text\nrnn-search sample STUDY\n```\n" in section
-    assert (
-        "\n| `--length N` | `500` | Number of tokens to generate. A number from 1. |\n" in section
-    )
+    row = "| `--length N` | `500` | Number of tokens to generate. A number from 1. |"
+    assert row in section.splitlines()
 
 
 def test_every_setting_and_attribute_has_a_description():
@@ -301,18 +448,6 @@ def test_picture_of_the_readme_has_the_effects_of_the_gallery(sqlite_url):
     assert set(shown) <= measured
 
 
-def test_recipe_for_a_switch_names_every_module_that_lists_switches():
-    recipe = PAGES["CONTRIBUTING.md"].partition("## How to add a switch")[2].partition("\n## ")[0]
-    modules = {
-        path.relative_to(ROOT).as_posix()
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
-        if "forget_gate" in path.read_text(encoding="utf-8")
-    }
-    assert len(modules) > 3
-    assert modules <= set(re.findall(r"`([\w/]+\.py)`", recipe))
-
-
 def test_design_lists_every_module():
     listed = set()
     for package, table in re.findall(
@@ -336,13 +471,8 @@ def test_every_named_file_exists(page):
             PAGES[page],
         )
     )
-    written = {
-        "reports/out/",
-        "studies/studies.db",
-        "studies/checkpoints",
-        "studies/jobs/",
-        "studies/weights",
-    }
+    written = {"reports/out/", "studies/studies.db"}
+    written |= {"studies/checkpoints", "studies/jobs/", "studies/weights"}
     assert {name for name in named - written if not (ROOT / name).exists()} == set()
 
 

@@ -1,7 +1,6 @@
 """The wheel: its content, and its use in an empty folder."""
 
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -9,29 +8,20 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, copy_checkout
 from test_command_line import ONE_TRIAL
 
 import rnn_search
 
 SEARCH_OUTPUT = [
     "studies/studies.db",
-    "studies/studies.db-wal",
     "studies/studies.db.checkpoints/quick-1/trial-0.checkpoint",
-    "studies/studies.db.artifacts/note.py",
-    "studies/other.db",
-    "studies/other.sqlite.weights/quick-1/trial-0.safetensors",
     "studies/other.sqlite.checkpoints/quick-1/trial-0.checkpoint",
-    "studies/other.sqlite.artifacts/note.py",
-    "studies/weights/quick-1/trial-0.safetensors",
     "studies/checkpoints/quick-1/trial-0.checkpoint",
-    "studies/artifacts/note.py",
     "reports/out/quick.html",
     "reports/out/best-network/network.py",
-    "examples.db",
     "examples.db.weights/quick-1/trial-0.safetensors",
     "effects.html",
-    "refined.html",
 ]
 
 PACKAGES = {"reports", "rnn", "rnn_search", "search", "studies"}
@@ -46,11 +36,9 @@ def tracked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """Copy of the tracked files with the output of searches and reports."""
+    """Copy of the project with the output of searches and reports."""
     folder = tmp_path_factory.mktemp("project")
-    for name in tracked():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
+    copy_checkout(folder)
     for name in SEARCH_OUTPUT:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("output")
