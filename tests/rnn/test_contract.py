@@ -5,9 +5,10 @@ The text is random, so that a wrong position in it changes results.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import networks
 import numpy as np
@@ -112,14 +113,8 @@ def store(run: TrainLoop) -> dict[TrialConfig, TrainState]:
     }
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a training has computed of one network.
-
-    Attributes:
-        state: its train state after the last step.
-        eval_losses: losses on held-out windows, with averaged weights (windows,).
-    """
+class Result(NamedTuple):
+    """Train state of a network after the last step, and held-out losses of averaged weights."""
 
     state: TrainState
     eval_losses: Tensor

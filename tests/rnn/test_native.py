@@ -23,16 +23,13 @@ each_precision = pytest.mark.parametrize("precision", NATIVE_PRECISIONS)
 needs_compiler = pytest.mark.skipif(load_library("fp32") is None, reason="no compiler")
 
 # Sizes that fill whole vectors and tiles, and sizes that do not; streams of one block, of two.
-SHAPES = [(32, 2, 64, 256), (5, 3, 9, 256), (33, 1, 129, 61), (48, 2, 130, 300), (1, 1, 1, 2)]
+SHAPES = [(32, 2, 64, 256, 1), (5, 3, 9, 256, 3), (33, 1, 129, 61, 3), (48, 2, 130, 300, 1)]
 
 
 @each_precision
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_networks_of_any_size_train_on_any_number_of_threads(
-    shape, threads, precision, thread_count
-):
-    size, layers, streams, vocab_size = shape
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 1, 2, 3)], ids=str)
+def test_networks_of_any_size_train_on_any_number_of_threads(shape, precision, thread_count):
+    size, layers, streams, vocab_size, threads = shape
     configs = random.Random(0).sample(gated_configs(layers, size, ["state"]), 4)
     thread_count(threads)
     network = NativeStack(list(map(TrialConfig, configs)), 3, precision, vocab_size)
@@ -133,12 +130,9 @@ def test_library_is_used_where_there_is_a_compiler():
     [
         ("CC", "no-such-compiler", "no C compiler 'no-such-compiler': install one, or set CC"),
         ("CC", "false", "false failed: exit code 1"),
-        ("CC", "", "no C compiler ''"),
-        ("CC", "cc -DBLOCK_STREAMS=x", "error"),
         ("CC", "cc 'unfinished", 'CC is "cc \'unfinished": expected a command'),
         ("CC", "sh -c 'printf \"\\377 error\" >&2; exit 1'", "sh failed: \ufffd error"),
         ("CC", "cc -fvisibility=hidden", "undefined symbol: rnn_"),
-        ("CC", "sh -c 'echo ld: final link failed: No space >&2; exit 1'", "No space"),
         ("CC", "cc -c", "rnn/native/__pycache__/step-"),
         (SWITCH, "0", "None"),
     ],
