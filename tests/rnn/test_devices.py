@@ -3,8 +3,6 @@
 import contextlib
 import itertools
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -46,30 +44,6 @@ def test_trim_heap_returns_freed_memory_to_the_system():
     trim_heap()
     assert process.memory_info().rss < full - 100_000_000
     assert all(bool((tensor == 1).all()) for tensor in kept)
-
-
-ALLOCATE = """
-import psutil, torch
-from rnn.training.devices import keep_freed_memory
-{call}
-block = torch.ones(6_000_000)  # 24 MB
-full = psutil.Process().memory_info().rss
-del block
-print(full - psutil.Process().memory_info().rss)
-"""
-
-
-@pytest.mark.extended
-def test_process_keeps_freed_memory_only_if_it_is_told_to():
-    """In other processes: the setting holds to a process's end."""
-    if platform.libc_ver()[0] != "glibc":
-        pytest.skip("not glibc")
-    returned = {}
-    for call in ("pass", "keep_freed_memory()"):
-        command = [sys.executable, "-c", ALLOCATE.format(call=call)]
-        returned[call] = int(subprocess.run(command, capture_output=True, check=True).stdout)
-    assert returned["pass"] > 20_000_000
-    assert returned["keep_freed_memory()"] < 2_000_000
 
 
 def test_out_of_memory_errors_are_recognized():

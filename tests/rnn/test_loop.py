@@ -1,5 +1,6 @@
 """The training loop: text, log points, smoothed losses, removal, averaging, initial weights."""
 
+import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -51,14 +52,14 @@ def test_smoothed_loss_is_a_moving_average_that_starts_at_three():
     smoothed, stack = train([FROZEN], "fp64", replace(TRAIN_CONFIG, steps=18))
     # With constant weights, the losses are those of the untrained network.
     ema, expected = 3.0, []
-    for step in range(18):
-        sequence, t = divmod(step, 8)
+    for sequence in range(3):
         text = torch.from_numpy(sample_batch(TEXT, TRAIN_CONFIG, sequence)).long()
-        states = stack.init_state(6) if t == 0 else states
-        loss = advance(stack, text[t], text[t + 1], states).mean().item()
-        ema = 0.9 * ema + 0.1 * loss
-        expected.append(ema)
-    np.testing.assert_allclose(smoothed[:, 0], expected[1::2], rtol=1e-9)
+        states = stack.init_state(6)
+        for tokens, targets in itertools.pairwise(text):
+            loss = advance(stack, tokens, targets, states).mean().item()
+            ema = 0.9 * ema + 0.1 * loss
+            expected.append(ema)
+    np.testing.assert_allclose(smoothed[:, 0], expected[1:18:2], rtol=1e-9)
 
 
 def test_log_points_are_the_multiples_of_log_every():
@@ -100,9 +101,8 @@ def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
 
 
 def test_removed_network_costs_no_matrix_products():
-    run, smaller = (
-        TrainLoop(NetworkStack(each, 1), TEXT, TRAIN_CONFIG) for each in (MIXED, MIXED[3:])
-    )
+    run = TrainLoop(NetworkStack(MIXED, 1), TEXT, TRAIN_CONFIG)
+    smaller = TrainLoop(NetworkStack(MIXED[3:], 1), TEXT, TRAIN_CONFIG)
     run.remove_configs(MIXED[:3])
     assert matmul_shapes(run) == matmul_shapes(smaller)
     assert run.stack.parameters.values.numel() == smaller.stack.parameters.values.numel()

@@ -79,21 +79,16 @@ def test_token_outside_the_vocabulary_is_an_error(value):
 
 
 @needs_compiler
-def test_tensors_of_other_shapes_are_errors_and_other_numbers_are_converted():
+def test_tensors_of_other_shapes_are_errors():
     stack = NativeStack([TrialConfig(gated_configs(2, 8)[0])], 3)
     tokens, states = torch.tensor([1, 2]), stack.init_state(2)
-    states[0].fill_(0.5)
     for bad in (states[:1], stack.init_state(1), [state[0] for state in states]):
         with pytest.raises(ValueError, match=r"states have shapes .* expected 2 of \(1, 2, 8\)"):
             stack.forward(tokens, bad)
     with pytest.raises(ValueError, match=r"targets have shape \(1,\): expected \(2,\)"):
         stack.loss_and_grad(tokens, tokens[:1], states)
-    for bad in (tokens[None], tokens[:0]):
-        with pytest.raises(ValueError, match=r"tokens have shape .*: expected one per stream"):
-            stack.forward(bad, stack.init_state(0))
-    logits = stack.forward(tokens, states)[0].clone()
-    doubles = [state.double() for state in states]
-    assert torch.equal(stack.forward(tokens.int(), doubles)[0], logits)
+    with pytest.raises(ValueError, match=r"tokens have shape .*: expected one per stream"):
+        stack.forward(tokens[None], states)
 
 
 ALL_OPTIONS = [TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8))]
@@ -116,12 +111,6 @@ def load_again():
     clear()
     yield
     clear()
-
-
-@needs_compiler
-def test_library_is_used_where_there_is_a_compiler():
-    assert isinstance(build_network(ALL_OPTIONS, 0), NativeStack)
-    assert library_obstacle(8, "fp32") is None
 
 
 @needs_compiler
@@ -153,6 +142,7 @@ def test_networks_train_the_same_without_the_library(
 @needs_compiler
 def test_library_that_computes_wrong_numbers_is_not_used(monkeypatch, load_again):
     assert isinstance(build_network(ALL_OPTIONS, 0), NativeStack)
+    assert library_obstacle(8, "fp32") is None
     compute = NativeStack.loss_and_grad
 
     def wrong(self, *args):

@@ -5,7 +5,6 @@ equations of :class:`rnn.models.gated.GatedLayer`.
 """
 
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,7 +15,7 @@ from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.models.shapes import count_parameters
 from rnn.stacked.network import NetworkStack
-from rnn.stacked.padding import pad, padding_pays
+from rnn.stacked.padding import padding_pays
 from rnn.training.loop import TrainConfig, TrainLoop
 
 B, N, V = 40, 6, 256
@@ -84,14 +83,6 @@ def test_state_that_only_the_next_step_reads_takes_no_backward_products():
     assert step_products(config) == HEAD + forward + linear(U, N, N, N) + linear(B, N, N, 0)
 
 
-def test_input_gate_of_the_previous_state_takes_half_the_backward_products():
-    config = GatedConfig(True, False, False, False, True, "old", 1, N)
-    forward = Counter({(U, N, 2 * N): 1, (B, N, 2 * N): 1, (B, 2 * N, N): 1})
-    half = Counter({(N, U, N): 1, (U, N, N): 1, (N, B, N): 1})
-    read_out = linear(U, N, N, N) + linear(B, N, N, N)
-    assert step_products(config) == HEAD + forward + half + read_out
-
-
 def test_layers_below_one_that_ignores_its_input_take_no_backward_products():
     config = GatedConfig(False, False, False, False, False, "old", 2, N)
     first = Counter({(U, N, N): 1, (B, N, N): 2})
@@ -146,12 +137,3 @@ def test_networks_are_padded_unless_that_would_change_or_gain_nothing():
     gpu, cpu = torch.device("cuda:0"), torch.device("cpu")
     assert [padding_pays(gpu, size) for size in (32, 64, 256)] == [True, True, False]
     assert not padding_pays(cpu, 32)
-
-
-def test_padded_networks_have_the_options_of_any_of_them():
-    plain = GatedConfig(False, False, False, False, False, "old", 1, 5)
-    others = [replace(plain, forget_gate=True), replace(plain, state_source="new")]
-    both = replace(plain, forget_gate=True, state_source="both")
-    assert pad([plain, *others]) == [both] * 3
-    with_output_gate = replace(plain, output_gate=True)
-    assert pad([plain, with_output_gate]) == [plain, with_output_gate], "it is not padded"
