@@ -255,34 +255,34 @@ def test_evaluation_equals_the_plain_modules_and_does_not_disturb_training(case)
         assert_equal(result, train(case)[config])
 
 
-BY_NAME = {each.name: each for each in IMPLEMENTATIONS}
-ON_GPU = {each.name: each for each in GPU_IMPLEMENTATIONS}
+BY_NAME = {f"{each.name} {each.place}": each for each in ALL}
+PAIRS = [
+    ("native cpu", "stacked cpu"),
+    ("padded stand-in", "shared tokens cpu"),
+    ("padded cuda", "stacked cpu"),
+    ("recorded autograd cuda", "autograd cpu"),
+    ("lockstep cuda", "own cell cpu"),
+]
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
+    ("names", "precision"),
     [
-        (BY_NAME["native"], BY_NAME["stacked"]),
-        (BY_NAME["stacked"], BY_NAME["native"]),
-        (BY_NAME["padded"], BY_NAME["shared tokens"]),
-        (BY_NAME["shared tokens"], BY_NAME["padded"]),
-        *(
-            pytest.param(*pair, marks=pytest.mark.gpu)
-            for name, other in (
-                ("padded", "stacked"),
-                ("recorded autograd", "autograd"),
-                ("lockstep", "own cell"),
-            )
-            for pair in ((ON_GPU[name], BY_NAME[other]), (BY_NAME[other], ON_GPU[name]))
-        ),
+        pytest.param(
+            names,
+            "fp32" if "native cpu" in names else "fp64",
+            marks=[pytest.mark.gpu] * any("cuda" in name for name in names),
+        )
+        for pair in PAIRS
+        for names in (pair, pair[::-1])
     ],
-    ids=lambda each: f"{each.name} {each.place}",
+    ids=str,
 )
 def test_training_resumes_in_another_implementation_or_on_another_device(
-    first, second, monkeypatch
+    names, precision, monkeypatch
 ):
     networks.prepare("stand-in", monkeypatch)
-    precision = "fp32" if BY_NAME["native"] in (first, second) else "fp64"
+    first, second = (BY_NAME[name] for name in names)
     configs = min(first.groups.values(), key=len)
     uninterrupted = Case(first, tuple(configs[:4]), precision)
     run = begin(uninterrupted)

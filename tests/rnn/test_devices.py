@@ -123,15 +123,12 @@ def test_onednn_is_selected_if_it_is_exact(onednn, monkeypatch):
     assert onednn.fp32_precision == "bf16"
 
 
-def rounding_matmul(a, b):
-    return torch.matmul(a.bfloat16(), b.bfloat16()).float()
-
-
 def test_onednn_is_not_selected_if_it_rounds_as_with_amx(onednn, monkeypatch):
     exact = torch.bmm
 
     def bmm(a, b):
-        return (rounding_matmul if onednn.fp32_precision == "bf16" else exact)(a, b)
+        rounds = onednn.fp32_precision == "bf16"
+        return torch.matmul(a.bfloat16(), b.bfloat16()).float() if rounds else exact(a, b)
 
     onednn_matmul_is_exact.cache_clear()
     monkeypatch.setattr(torch, "bmm", bmm)

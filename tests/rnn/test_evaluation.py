@@ -20,9 +20,7 @@ def test_windows_are_evenly_spaced_and_the_last_is_at_the_end():
     windows = select_eval_windows(np.arange(100, dtype=np.uint8), 4, 20)
     assert windows[0].tolist() == [0, 26, 53, 80]
     assert windows[:, 3].tolist() == [*range(80, 100)]
-
-
-def test_short_text_gives_as_many_windows_as_fit():
+    # A short text gives as many as fit.
     assert select_eval_windows(TEXT[:100], 99, 20).shape == (20, 5)
     with pytest.raises(ValueError, match="20 or more"):
         select_eval_windows(TEXT[:19], 4, 20)

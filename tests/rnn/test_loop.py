@@ -64,8 +64,11 @@ def test_smoothed_loss_is_a_moving_average_that_starts_at_three():
 
 def test_log_points_are_the_multiples_of_log_every():
     train_config = replace(TRAIN_CONFIG, steps=20, log_every=6)
-    points = list(TrainLoop(NetworkStack(MIXED[:1], 1), TEXT, train_config).train())
-    assert [point.step for point in points] == [6, 12, 18]
+    run = TrainLoop(NetworkStack(MIXED[:1], 1), TEXT, train_config)
+    assert [point.step for point in run.train()] == [6, 12, 18]
+    before = run.stack.parameters.values.clone()
+    run.swap_in_averaged_weights()
+    assert torch.equal(run.stack.parameters.values, before), "there are none"
 
 
 def test_batch_depends_on_seed_sequence_and_replicate_alone():
@@ -154,11 +157,3 @@ def test_weights_are_averaged_over_the_last_steps_across_a_removal():
         expected = torch.stack([weights[name] for weights in history[-6:]]).mean(0)
         torch.testing.assert_close(average, expected)
     assert not torch.equal(averaged["head.weight"], history[-1]["head.weight"])
-
-
-def test_last_weights_are_kept_without_averaging():
-    run = TrainLoop(NetworkStack(MIXED[:1], 1), TEXT, TRAIN_CONFIG)
-    list(run.train())
-    before = run.stack.parameters.values.clone()
-    run.swap_in_averaged_weights()
-    assert torch.equal(run.stack.parameters.values, before)

@@ -78,19 +78,6 @@ def test_token_outside_the_vocabulary_is_an_error(value):
         stack.forward(bad, stack.init_state(2))
 
 
-@needs_compiler
-def test_tensors_of_other_shapes_are_errors():
-    stack = NativeStack([TrialConfig(gated_configs(2, 8)[0])], 3)
-    tokens, states = torch.tensor([1, 2]), stack.init_state(2)
-    for bad in (states[:1], stack.init_state(1), [state[0] for state in states]):
-        with pytest.raises(ValueError, match=r"states have shapes .* expected 2 of \(1, 2, 8\)"):
-            stack.forward(tokens, bad)
-    with pytest.raises(ValueError, match=r"targets have shape \(1,\): expected \(2,\)"):
-        stack.loss_and_grad(tokens, tokens[:1], states)
-    with pytest.raises(ValueError, match=r"tokens have shape .*: expected one per stream"):
-        stack.forward(tokens[None], states)
-
-
 ALL_OPTIONS = [TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8))]
 
 

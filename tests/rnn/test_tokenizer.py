@@ -127,22 +127,6 @@ def test_each_split_is_encoded_separately_and_once():
         assert getattr(text, split) is tokens
 
 
-def test_test_split_is_encoded_only_on_request():
-    class CountingTokenizer:
-        size, bytes_read = 256, 0
-
-        def encode(self, text):
-            self.bytes_read += len(text)
-            return text
-
-    tokenizer = CountingTokenizer()
-    text = TokenCorpus(Corpus("zeros", np.zeros(200, np.uint8)), tokenizer)
-    text.check_min_length(50, 10)
-    assert tokenizer.bytes_read == 190
-    text.check_min_length(50, 10, "test")
-    assert tokenizer.bytes_read == 200
-
-
 def test_splits_shorter_than_a_sequence_or_a_window_are_refused():
     text = TokenCorpus(Corpus("prose", to_array(PROSE)), TOKENIZER)
     train, validation, test = len(text.train), len(text.validation), len(text.test)
