@@ -195,7 +195,7 @@ def test_gradient_reaches_the_tokens_of_the_last_bptt_steps_and_no_earlier_one(c
         assert steps == 1 or 6 - steps in reached
 
 
-@pytest.mark.parametrize("case", list_cases(IMPLEMENTATIONS[:5]), indirect=True)
+@pytest.mark.parametrize("case", list_cases(EVERY_OPTION), indirect=True)
 def test_gradient_reaches_exactly_the_weights_that_affect_the_loss(case):
     """Derived by hand, independently of the equations in code."""
     network, tokens = case.build(), torch.arange(STREAMS)

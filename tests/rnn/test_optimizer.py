@@ -70,7 +70,7 @@ def assert_steps_equal(network: TrainableNetwork, precision: str) -> list[Refere
     references = [Reference(network, k) for k in range(len(network.configs))]
     tested = Optimizer(network.parameters, [config.optimizer for config in network.configs])
     values, states = network.parameters.values, network.init_training_state(4)
-    for step in range(8):
+    for step in range(5):
         tokens = torch.tensor([step, 1, 2, 10 - step])
         network.loss_and_grad(tokens, tokens.flip(0), states)
         for reference in references:
@@ -82,7 +82,7 @@ def assert_steps_equal(network: TrainableNetwork, precision: str) -> list[Refere
             torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
         copies = network.parameters.matmul_values
         assert torch.equal(copies, values[: len(copies)].to(copies))
-    assert tested.updates == 8
+    assert tested.updates == 5
     return references
 
 
@@ -99,9 +99,14 @@ def test_each_network_of_a_stack_is_updated_as_by_torch_optim(monkeypatch, preci
     assert_steps_equal(NetworkStack(configs, 3, precision, 11), precision)
 
 
-@pytest.mark.parametrize("precision", ["fp64", "bf16"])
-@pytest.mark.parametrize("rates", [[0.1], [0.1, 0.2]], ids=["one rate", "two rates"])
-@pytest.mark.parametrize("limits", [[0.2], [0.0, 0.2, 1e6]], ids=["all clipped", "some clipped"])
+@pytest.mark.parametrize(
+    ("precision", "rates", "limits"),
+    [
+        ("fp64", [0.1], [0.2]),
+        ("fp64", [0.1, 0.2], [0.0, 0.2, 1e6]),
+        ("bf16", [0.1], [0.0, 0.2, 1e6]),
+    ],
+)
 def test_gradient_is_clipped_by_the_norm_of_its_network(precision, rates, limits):
     configs = [
         each._replace(

@@ -83,13 +83,6 @@ def test_state_that_only_the_next_step_reads_takes_no_backward_products():
     assert step_products(config) == HEAD + forward + linear(U, N, N, N) + linear(B, N, N, 0)
 
 
-def test_layers_below_one_that_ignores_its_input_take_no_backward_products():
-    config = GatedConfig(False, False, False, False, False, "old", 2, N)
-    first = Counter({(U, N, N): 1, (B, N, N): 2})
-    second = Counter({(B, 2 * N, N): 1}) + linear(B, N, N, 0)
-    assert step_products(config) == HEAD + first + second
-
-
 ALL = gated_configs(2, N, ["state"])
 
 
