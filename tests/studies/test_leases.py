@@ -4,6 +4,7 @@ And how workers are shown: with the time since the database last heard of them.
 """
 
 import json
+import math
 import time
 from contextlib import closing
 from datetime import timedelta
@@ -49,21 +50,10 @@ def test_lease_with_regular_heartbeats_never_expires(pauses, interval, start):
         assert monitor.observe([(1, Lease("token", 50, heartbeats))], now) == []
 
 
-UNREADABLE = [
-    "",
-    "me/1",
-    "[]",
-    "{}",
-    "[" * 100_000,
-    '{"claim_token": "me/1"}',
-    '{"claim_token": null, "seconds": 4, "heartbeats": 0}',
-    '{"claim_token": "me/1", "seconds": "4", "heartbeats": 0}',
-    '{"claim_token": "me/1", "seconds": NaN, "heartbeats": 0}',
-    '{"claim_token": "me/1", "seconds": 0, "heartbeats": 0}',
-    '{"claim_token": "me/1", "seconds": 4, "heartbeats": [0]}',
-    '{"claim_token": "me/1", "seconds": 4}',
-    None,
-]
+FIELDS = {"claim_token": "me/1", "seconds": 4, "heartbeats": 0}
+UNREADABLE = [None, "", "me/1", "[]", "{}", "[" * 100_000, '{"claim_token": "me/1", "seconds": 4}']
+WRONG = [("claim_token", None), ("seconds", "4"), ("seconds", math.nan), ("seconds", 0)]
+UNREADABLE += [json.dumps(FIELDS | {name: value}) for name, value in [*WRONG, ("heartbeats", [0])]]
 
 
 def test_lease_is_read_with_unknown_fields_and_belongs_to_no_claim_if_it_is_unreadable():

@@ -1,19 +1,18 @@
 """Search spaces and the resolution of a trial's parameters into a trial config."""
 
-import itertools
 import json
 import math
 from dataclasses import fields
 
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import create_trial
 
 from rnn.config import STATE_SOURCES, CellConfig, GatedConfig, TrialConfig
 from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.grid import Grid
-from studies.space import GATED_PARAMS, SWITCHES, distributions, observed_search_space
+from studies.space import GATED_PARAMS, SWITCHES, distributions
 from studies.storage.damage import check_params
 
 BOOLEANS = st.lists(st.booleans(), min_size=1, max_size=2, unique=True)
@@ -83,16 +82,6 @@ def test_params_survive_optunas_categorical_distributions(space):
 def test_architectures_have_distinct_labels_and_keys(architectures):
     assert len({architecture.label for architecture in architectures}) == len(architectures)
     assert len({architecture.init_key for architecture in architectures}) == len(architectures)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.lists(ARCHITECTURES, min_size=1))
-def test_observed_search_space_has_the_values_that_occur(architectures):
-    trials = [params_of(TrialConfig(architecture)) for architecture in architectures]
-    space = observed_search_space(trials)
-    assert list(space) == list(GATED_PARAMS)
-    for name, values in space.items():
-        assert set(values) == {params[name] for params in trials}
 
 
 def test_bptt_steps_and_gate_inputs_come_from_the_trial_or_else_from_the_study():
@@ -185,6 +174,7 @@ def test_setting_that_an_optimizer_does_not_use_is_absent():
 
 LR = {"learning_rate": [0.1, 0.2]}
 TWO = {"layers": [1, 2]}
+CROSSED = [{"layers": 1, "learning_rate": 0.1}, {"layers": 2, "learning_rate": 0.2}]
 OPTIMIZERS = {"optimizer": ["adam", "sgd"], "momentum": [0.0, 0.9]}
 
 REFUSED = [
@@ -208,6 +198,11 @@ REFUSED = [
     ([{**SMALL, "training": LR}], {"nuisance": ["rate"]}, "'rate', which .* learning_rate"),
     ([{**MIN_GRU, "training": LR}], {"nuisance": ["learning_rate"]}, "names every parameter that"),
     (
+        [{**MIN_GRU, **TWO, "training": LR, "exclude": CROSSED}],
+        {"nuisance": ["learning_rate"]},
+        "'learning_rate', which has one value for each architecture",
+    ),
+    (
         [{**MIN_GRU, **TWO, "training": OPTIMIZERS}],
         {"nuisance": ["optimizer"]},
         "'optimizer', which has one value for each architecture: expected several values for the "
@@ -224,66 +219,15 @@ REFUSED = [
 ]
 
 
-def is_constant(combinations: list[dict], names: list[str], name: str) -> bool:
-    """Whether no two combinations that agree in all parameters but some differ in one of these."""
-    having = [params for params in combinations if name in params]
-    return not any(
-        one[name] != other[name]
-        and {item for item in one.items() if item[0] not in names}
-        == {item for item in other.items() if item[0] not in names}
-        for one, other in itertools.combinations(having, 2)
-    )
-
-
-TABLES = st.fixed_dictionaries(
-    {
-        "cell": st.lists(
-            st.sampled_from(["gru", "lstm", "cells.py:MinGRU"]), min_size=1, unique=True
-        ),
-        "layers": st.just([1, 2, 3]),
-        "state_size": st.lists(st.sampled_from([8, 16, 32]), min_size=1, unique=True),
-    },
-    optional={
-        "training": st.fixed_dictionaries(
-            {"optimizer": st.permutations(["adam", "sgd"])},
-            optional={
-                "learning_rate": st.lists(
-                    st.sampled_from([0.1, 0.2, 0.3]), min_size=1, unique=True
-                ),
-                "momentum": st.sampled_from([[0.0], [0.0, 0.9]]),
-                "beta1": st.sampled_from([[0.8], [0.8, 0.9]]),
-            },
-        ),
-        "exclude": st.lists(
-            st.fixed_dictionaries(
-                {"layers": st.sampled_from([1, 2, 3])},
-                optional={"optimizer": st.sampled_from(["adam", "sgd"])},
-            ),
-            max_size=4,
-        ),
-    },
-)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.lists(TABLES, min_size=1, max_size=2), st.randoms(use_true_random=False))
-def test_constant_parameters_are_those_of_a_brute_force_search(tables, random):
-    try:
-        grid = cell_config(*tables).grid
-    except ValueError:  # an exclusion of an optimizer that the table lacks, or of everything
-        reject()
-    listed = list(grid.combinations())
-    names = random.sample(grid.parameters, random.randint(1, len(grid.parameters) - 1))
-    expected = [name for name in grid.parameters if name in names]
-    assert grid.find_constant(names) == [
-        name for name in expected if is_constant(listed, names, name)
-    ]
-
-
 def test_optimizer_is_a_nuisance_together_with_its_settings():
-    assert cell_config(
-        {**MIN_GRU, **TWO, "training": OPTIMIZERS}, nuisance=["optimizer", "momentum"]
-    ).nuisance
+    table = {**MIN_GRU, **TWO, "training": OPTIMIZERS}
+    assert cell_config(table, nuisance=["optimizer", "momentum"]).nuisance
+    # Without it, if several optimizers have the same settings.
+    three = {**table, "training": {**OPTIMIZERS, "optimizer": ["adam", "sgd", "rmsprop"]}}
+    assert cell_config(three, nuisance=["optimizer"]).nuisance
+    # And a rate of which one value is excluded.
+    part = {**MIN_GRU, **TWO, "training": LR, "exclude": CROSSED[:1]}
+    assert cell_config(part, nuisance=["learning_rate"]).nuisance
 
 
 def test_nuisance_of_a_large_grid_is_checked_without_listing_it(monkeypatch):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_as_test
@@ -35,9 +35,7 @@ from studies.storage.presence import StudyIdentity
 from studies.storage.study_changes import delete_study
 from studies.storage.trial_progress import ProgressReader
 
-LEASES = (120, 120, 60)
-"""Duration of the leases of each worker, in seconds."""
-
+LEASES = (120, 120, 60)  # of each worker, in seconds
 LOG_EVERY = 10
 RUNGS = [Rung(20, 0), Rung(40, 30), Rung(80, 60)]
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")
@@ -160,9 +158,8 @@ class Holding:
     curve: dict
 
 
+# When a connection breaks; after a commit, only its answer is lost.
 FAULTS = st.sampled_from([None, None, None, *itertools.product(("before", "after"), range(3))])
-"""When a connection breaks; after a commit, only its answer is lost."""
-
 WORKERS = st.integers(0, len(LEASES) - 1)
 PICKS = st.integers(0, 9)
 FAILURES = {"FAIL": Failure.EXCEPTION, "DIVERGED": Failure.DIVERGED}
@@ -595,6 +592,9 @@ def test_trials_live_as_expected_whatever_happens_to_workers(url, examples, step
     moved = SimpleNamespace(**vars(time) | {"monotonic": lambda: clock.now})
     for module in ("search.worker.claim", "search.worker.claims"):
         monkeypatch.setattr(f"{module}.time", moved)
-    chosen = settings(UNHURRIED, max_examples=examples, stateful_step_count=steps)
+    # Add Phase.shrink to have a failure made short, which takes minutes.
+    chosen = settings(
+        UNHURRIED, max_examples=examples, stateful_step_count=steps, phases=[Phase.generate]
+    )
     with closing(Storages(url)) as storages:
         run_as_test(lambda: TrialMachine(storages, clock), settings=chosen)
