@@ -175,9 +175,9 @@ def test_file_that_is_deleted_at_the_end_of_a_search_is_reported(
 @pytest.mark.extended
 @pytest.mark.parametrize(
     ("url", "settings"),
-    [("sqlite", LONG), ("postgresql", ONE)],
+    [("sqlite", ONE), ("postgresql", LONG)],
     indirect=["url"],
-    ids=["at the end of a training", "at a heartbeat"],
+    ids=["at a heartbeat", "at the end of a training"],
 )
 def test_deleted_study_ends_its_search(search, held, gate, url, settings):
     worker = held(url, **settings)

@@ -1,12 +1,22 @@
-"""Fixtures of the report's tests: a browser, a study, and fewer figures."""
+"""Fixtures of the report's tests: a browser, a study, its page, and fewer figures."""
 
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import pytest
 from factories import make_refinement
 from hooks import HANG_TIMEOUT
 from services import report_missing
+
+from reports.data.study_reader import read_results
+from reports.page.page import render_page
+from reports.page.section import Section
+from reports.page.sections import build_section
+from studies.storage.open import read_storage
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]  # fmt: skip
@@ -37,17 +47,46 @@ def browser() -> Iterator:
 
 
 @pytest.fixture
-def only_importances(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw only the importances of Optuna's figures, which take most of a page's time."""
-    for name in ("chart_parameters", "chart_study"):
-        monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
-
-
-@pytest.fixture
-def without_optuna_figures(only_importances: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def without_optuna_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw none of Optuna's figures."""
-    for name in ("compute_block_importances", "compute_importances"):
-        monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
+    draw_no_optuna_figures(monkeypatch)
+
+
+def draw_no_optuna_figures(patch: pytest.MonkeyPatch) -> None:
+    names = ("chart_parameters", "chart_study", "compute_block_importances", "compute_importances")
+    for module in ("sections", "imported_section"):
+        for name in names:
+            patch.setattr(f"reports.page.{module}.{name}", lambda *results: [])
+
+
+@dataclass(frozen=True)
+class BuiltPage:
+    """The page of a study: what it is built from, and its HTML."""
+
+    section: Section
+    html: str
+
+    @property
+    def words(self) -> str:
+        """The text of the page without markup."""
+        return " ".join(re.sub("<[^>]*>", "", self.html[self.html.index("<main>") :]).split())
+
+
+@pytest.fixture(scope="session")
+def build_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BuiltPage]:
+    """Make a study and its page, without Optuna's figures; once for each way to make it."""
+
+    @cache
+    def build(make: Callable[..., None], name: str, **options: Any) -> BuiltPage:
+        url = f"sqlite:///{tmp_path_factory.mktemp('page')}/studies.db"
+        make(url, name=name, **options)
+        results = read_results(read_storage(url), name, drawn_only=True)
+        with pytest.MonkeyPatch.context() as patch:
+            draw_no_optuna_figures(patch)
+            section = build_section(results)
+            return BuiltPage(section, "".join(render_page([section])))
+
+    return build
 
 
 @pytest.fixture

@@ -119,30 +119,14 @@ def make_study(
 def make_refinement(sqlite_url: str) -> None:
     """Create a refinement of two trials of ``made``: unchanged, and with a state size of 16."""
     make_study(sqlite_url, diverged=None)
-    config = StudyConfig.model_validate(
-        {"refinement": {"source": "made", "variants": [{}, {"state_size": 16}]}}
-    )
-    params = dict.fromkeys(GATED_PARAMS[:5], False) | {"state_source": "new", "layers": 1}
-    trials = [
-        (params | {"state_size": 4}, [0], 1.4),
-        (params | {"state_size": 8}, [1], 1.3),
-        (params | {"state_size": 16}, [0, 1], 1.2),  # derived from both trials
+    raw = {"refinement": {"source": "made", "variants": [{}, {"state_size": 16}]}}
+    runs = [
+        (gated_params(state_size=4), 1.4, {"source_trials": [0]}),
+        (gated_params(state_size=8), 1.3, {"source_trials": [1]}),
+        (gated_params(state_size=16), 1.2, {"source_trials": [0, 1]}),  # derived from both
     ]
-    storage = open_storage(sqlite_url)
-    create_study(
-        storage,
-        "derived",
-        OBJECTIVE_NAMES[config.objective],
-        study_attributes(config, commands=["python refine.py derived --set 'refinement.top=2'"]),
-        distributions_of([params for params, _, _ in trials]),
-        [PlannedTrial(params, {"source_trials": origin}) for params, origin, _ in trials],
-    )
-    study_id = storage.get_study_id_from_name("derived")
-    for _, _, value in trials:
-        curve = {50: value + 1, 100: value}
-        trial_id = storage.claim(study_id, "me")
-        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {}, curve)
-    storage.close()
+    commands = ["python refine.py derived --set 'refinement.top=2'"]
+    make_runs(sqlite_url, "derived", raw, runs, commands=commands)
 
 
 def make_runs(
@@ -153,6 +137,7 @@ def make_runs(
     text: str = "ab",
     tokenizer: dict | None = None,
     sources: Sequence[int] = (),
+    commands: Sequence[str] = (),
 ) -> None:
     """Create a finished study.
 
@@ -161,10 +146,12 @@ def make_runs(
         name: name of the study.
         raw: its configuration.
         runs: (parameters, value, recorded attributes) of each trial. Its curve falls to the
-            recorded ``training_loss``, or else to the value.
+            recorded ``training_loss``, or else to the value; ``source_trials`` are those of this
+            trial alone.
         text: SHA-256 of the corpus.
         tokenizer: record of the tokenizer.
-        sources: numbers of the source trials, of all trials alike.
+        sources: numbers of the source trials, of all other trials alike.
+        commands: commands that the study was created with.
     """
     storage = open_new(url)
     config = StudyConfig.model_validate(raw)
@@ -175,11 +162,15 @@ def make_runs(
         study_attributes(
             config,
             text,
+            commands=list(commands),
             tokenizer=TokenizerRecord(**tokenizer or {}),
             hypotheses=update_records([], config.hypothesis, _registration(config, len(runs))),
         ),
         distributions_of([params for params, _, _ in runs]),
-        [PlannedTrial(params, {"source_trials": list(sources)}) for params, _, _ in runs],
+        [
+            PlannedTrial(params, {"source_trials": recorded.get("source_trials", list(sources))})
+            for params, _, recorded in runs
+        ],
     )
     study_id = storage.get_study_id_from_name(name)
     for _, value, recorded in runs:

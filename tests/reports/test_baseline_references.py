@@ -5,9 +5,7 @@ from factories import gated_params, make_baselines, make_replicates, make_runs, 
 
 from reports.charts.comparison_plots import plot_replicates
 from reports.data.study_reader import read_results
-from reports.data.table_export import write_csv, write_curves, write_parquet
 from reports.data.trial_table import decode_architecture
-from reports.page.page import render_page
 from reports.page.sections import build_section, build_sections
 from reports.stats.baseline_references import (
     describe_training_differences,
@@ -36,18 +34,6 @@ def test_study_of_baseline_cells_has_no_switches(sqlite_url):
     labels = [effect.contrast.label for effect in section.effects[0].effects]
     assert labels == ["cell GRU → LSTM", "state size 4 → 8", "bptt steps 1 → 16"]
     assert [effect.mean for effect in section.effects[0].effects] == pytest.approx([0.4, 0.2, 0.1])
-    assert [choice.name for choice in section.filters] == ["Cell", "Bptt steps", "State size"]
-    assert "gate inputs" not in "".join(render_page([section]))
-
-
-def test_labels_name_bptt_steps_unless_all_are_one(sqlite_url):
-    raw = {"space": {"layers": [1], "state_size": [4]}, "training": {"bptt_steps": 16}}
-    make_runs(sqlite_url, "windowed", raw, [(gated_params(), 1.0, {})])
-    (results,) = results_of(sqlite_url, "windowed")
-    assert results.table["architecture"].iloc[0] == "1×4 no gates, new state, bptt_steps 16"
-    make_study(sqlite_url)
-    (results,) = results_of(sqlite_url, "made")
-    assert not results.table["label"].str.contains("bptt_steps").any()
 
 
 def test_refinement_is_compared_with_a_source_of_other_bptt_steps(sqlite_url):
@@ -128,25 +114,3 @@ def test_references_share_the_corpus_and_state_training_differences(sqlite_url):
     assert "steps 20,000 against 10,000 here" in words
     assert "learning_rate 0.002 against 0.001 here" in words
     assert find_references(others[0], [gated, *others]) == []
-
-
-def test_references_of_several_studies_name_their_study(sqlite_url):
-    make_study(sqlite_url)
-    for name in ("first", "second"):
-        make_baselines(sqlite_url, name)
-    gated, *others = results_of(sqlite_url, "made", "first", "second")
-    labels = [each.label for each in find_references(gated, others)]
-    assert labels[::4] == ["1×4 GRU, bptt_steps 1 (first)", "1×4 GRU, bptt_steps 1 (second)"]
-
-
-def test_baseline_and_gated_studies_are_exported_together(sqlite_url, tmp_path):
-    make_study(sqlite_url)
-    make_baselines(sqlite_url)
-    results = results_of(sqlite_url, "made", "cells")
-    write_csv(results, tmp_path / "rows.csv")
-    write_parquet(results, tmp_path / "rows.parquet")
-    header = (tmp_path / "rows.csv").read_text("utf-8").partition("\n")[0].split(",")
-    assert {"cell", "residual", "bptt_steps"} <= set(header)
-    write_curves(read_storage(sqlite_url), results[1], tmp_path / "curves.csv")
-    header = (tmp_path / "curves.csv").read_text("utf-8").partition("\n")[0]
-    assert header.startswith("cell,layers,state_size,bptt_steps,seconds,min_loss,loss_50,")

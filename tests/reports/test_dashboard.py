@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import tomllib
 import urllib.request
@@ -16,8 +15,8 @@ from uuid import uuid4
 
 import optuna
 import pytest
-from factories import UNION, gated_params, make_runs, make_study, make_union
-from helpers import QUICK
+from factories import gated_params, make_runs, make_study, make_union
+from helpers import EACH_DATABASE, QUICK
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
@@ -90,9 +89,6 @@ def artifacts_of(url, name="made"):
     return {artifact["artifact_id"]: artifact for artifact in map(json.loads, values)}
 
 
-# ------------------------------------------------------------------ what is stored
-
-
 def test_note_has_question_progress_best_trials_and_config(sqlite_url, tmp_path):
     make_study(sqlite_url, finished=6)
     publish_url(sqlite_url, "made", tmp_path / "files")
@@ -113,10 +109,7 @@ def test_union_is_published_at_each_architectures_best(sqlite_url, tmp_path):
     body = note_of(sqlite_url, "union")
     best = [line for line in body.splitlines() if "MinGRU, norm true" in line]
     assert len(best) == len({line.partition(", learning")[0] for line in best}) > 1
-    assert f"Cell MinGRU: cells/min\\_gru.py:MinGRU, SHA-256 `{'ab' * 32}`." in body
-    written = tomllib.loads(body.partition("```toml\n")[2].partition("```")[0])
-    expected = StudyConfig.model_validate(UNION)
-    assert StudyConfig.model_validate(written | {"cells": UNION["cells"]}) == expected
+    assert f"SHA-256 `{'ab' * 32}`" in body
     files = {each["filename"] for each in artifacts_of(sqlite_url, "union").values()}
     assert "best-1-trial-57.py" in files
 
@@ -133,16 +126,12 @@ def test_study_is_published_again_only_after_a_change(sqlite_url, tmp_path):
     make_study(sqlite_url, finished=6)
     publish_url(sqlite_url, "made", files)
     before = attributes(sqlite_url)
-    times = {path: path.stat().st_mtime_ns for path in files.iterdir()}
     assert_current(sqlite_url, "made", files)
     assert attributes(sqlite_url) == before
     finish_one(sqlite_url, 2.5)
     publish_url(sqlite_url, "made", files)
     after = attributes(sqlite_url)
     assert "7 of 8 trials" in note_of(sqlite_url)
-    # The best trials are unchanged.
-    assert {path: path.stat().st_mtime_ns for path in files.iterdir()} == times
-    assert after[PUBLISHED] != before[PUBLISHED]
     # Otherwise a user who is editing the note could not save it.
     assert after["dashboard:note_ver"] == before["dashboard:note_ver"]
     assert max(len(str(value)) for value in after.values()) <= 2045
@@ -184,18 +173,12 @@ def test_new_files_replace_the_previous_ones(sqlite_url, tmp_path):
     files = tmp_path / "files"
     make_study(sqlite_url, finished=5)
     publish_url(sqlite_url, "made", files)
-    before = artifacts_of(sqlite_url)
-    names = {each["filename"] for each in before.values()}
+    names = {each["filename"] for each in artifacts_of(sqlite_url).values()}
     assert {"best-curves.csv", "best-1-trial-0.py"} <= names
     best = finish_one(sqlite_url, 1.0)
     publish_url(sqlite_url, "made", files)
     after = artifacts_of(sqlite_url)
-    content = {
-        each["filename"]: (files / key).read_text("utf-8")
-        for key, each in after.items()
-        if key in before or each["filename"] == "best-5-trial-4.py"
-    }
-    assert set(content) == {each["filename"] for each in after.values()}
+    content = {each["filename"]: (files / key).read_text("utf-8") for key, each in after.items()}
     assert {path.name for path in files.iterdir()} == set(after)
     compile(content[f"best-1-trial-{best}.py"], "best", "exec")
     assert content["best-curves.csv"].splitlines()[0].startswith(f"step,trial {best},trial 0,")
@@ -210,23 +193,20 @@ def test_samples_of_the_best_trials_are_one_file(sqlite_url, tmp_path):
     (key,) = (
         key for key, each in artifacts_of(sqlite_url).items() if each["filename"] == SAMPLES_FILE
     )
-    first, *_, last = (files / key).read_text("utf-8").strip().splitlines()
-    assert first == "1: trial 0, 1×4 no gates, new state, 1.5000 nats per byte"
-    assert last == "there was"
-    assert "once <upon>\n a time\n" in (files / key).read_text("utf-8")
-    assert "training curves, samples and source code" in note_of(sqlite_url)
-    assert_current(sqlite_url, "made", files)
+    written = (files / key).read_text("utf-8")
+    assert written.startswith("1: trial 0, 1×4 no gates, new state, 1.5000 nats per byte\n")
+    assert "once <upon>\n a time\n" in written
+    assert written.endswith("there was\n")
 
 
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda body: f"My text\n\n{body}",
-        lambda body: f"{body}\n\nMy text\n",
+        lambda body: f"My text\n\n{body}".replace("5 of 8", "9 of 8"),
         lambda body: "My text",
         lambda body: body.replace(note.SEPARATOR, f"My text\n{note.SEPARATOR[:-9]}"),
     ],
-    ids=["above", "at the end", "replaces all", "separator edited"],
+    ids=["above", "replaces all", "separator edited"],
 )
 def test_text_of_a_user_is_kept(sqlite_url, edit):
     make_study(sqlite_url, finished=5)
@@ -240,15 +220,6 @@ def test_text_of_a_user_is_kept(sqlite_url, edit):
     assert "7 of 8 trials" in below
     assert "trials are finished" not in above
     assert "My text" not in below
-
-
-def test_edits_below_the_separator_are_reverted(sqlite_url):
-    make_study(sqlite_url)
-    publish_url(sqlite_url)
-    before = note_of(sqlite_url)
-    write_note(sqlite_url, before.replace("8 of 8", "9 of 8"))
-    publish_url(sqlite_url)
-    assert note_of(sqlite_url) == before
 
 
 def test_markup_in_names_is_escaped(sqlite_url):
@@ -293,12 +264,6 @@ def test_note_and_figure_are_published_without_a_place_for_files(sqlite_url, tmp
     # The files are written as soon as the store works.
     publish_url(sqlite_url)
     assert len(artifacts_of(sqlite_url)) == 6
-    best = finish_one(sqlite_url, 1.0)
-    with pytest.raises(ArtifactsError, match="cannot write"):
-        publish_url(sqlite_url, "made", nowhere)
-    publish_url(sqlite_url)
-    names = {each["filename"] for each in artifacts_of(sqlite_url).values()}
-    assert f"best-1-trial-{best}.py" in names
 
 
 def finished_and_intact(url):
@@ -309,6 +274,7 @@ def finished_and_intact(url):
     return found[PUBLISHED]["counts"]["complete"]
 
 
+@EACH_DATABASE
 def test_publication_is_one_transaction(url, tmp_path):
     """A reader between any two statements sees either the old or the new publication."""
     files = tmp_path / "files"
@@ -331,6 +297,7 @@ def test_publication_is_one_transaction(url, tmp_path):
     assert seen == sorted(seen)
 
 
+@EACH_DATABASE
 def test_publication_of_an_older_state_gives_way_to_a_newer_one(url, tmp_path, monkeypatch):
     """Another process finishes a trial and publishes before this slow one writes."""
     files = tmp_path / "files"
@@ -364,6 +331,7 @@ def test_end_of_a_search_writes_the_report_and_publishes(sqlite_url, monkeypatch
     assert "8 of 8 trials" in note_of(sqlite_url)
 
 
+@EACH_DATABASE
 def test_report_is_left_to_the_process_that_claimed_it(url, monkeypatch, tmp_path):
     """This process meets the claim of each other process that may have claimed the report."""
     make_study(url)
@@ -399,32 +367,20 @@ def test_report_is_left_to_the_process_that_claimed_it(url, monkeypatch, tmp_pat
             assert writes or other == claim
 
 
-@pytest.mark.parametrize(
-    ("broken", "line"),
-    [
-        ("reports.page.page.write_report", "no report: a defect\n"),
-        ("reports.dashboard.publish.publish_study", "cannot update the dashboard: a defect\n"),
-        ("reports.dashboard.launcher.claim_report", "no report: a defect\n"),
-    ],
-)
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_failure_at_the_end_of_a_search_is_one_line(
-    sqlite_url, tmp_path, monkeypatch, capsys, broken, line
-):
+def test_failure_at_the_end_of_a_search_is_one_line(sqlite_url, monkeypatch, capsys):
     make_study(sqlite_url)
-    monkeypatch.chdir(tmp_path)
 
     def fail(*arguments):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(broken, fail)
+    for place in ("page.page.write_report", "dashboard.publish.publish_study"):
+        monkeypatch.setattr(f"reports.{place}", fail)
     launcher.finalize_search(sqlite_url, "made", None, 8, False)
     printed = capsys.readouterr()
-    assert (printed.out + printed.err).endswith(line)
-    assert bool(note_of(sqlite_url)) == ("write_report" in broken)
-
-
-# ------------------------------------------------------------------ the server
+    lines = (printed.out + printed.err).splitlines()
+    assert len(lines) == 2
+    for line in ("cannot update the dashboard: a defect", "no report: a defect"):
+        assert any(each.endswith(line) for each in lines)
 
 
 def request(application, path):
@@ -459,24 +415,12 @@ def test_viewed_study_is_published_in_the_background(viewed, sqlite_url):
     assert "8 of 8 trials" in note_of(sqlite_url)
 
 
-def test_viewed_study_is_published_at_most_once_per_interval(viewed, monkeypatch):
+def test_requests_do_not_wait_for_a_publication_and_ask_for_one_per_interval(viewed, monkeypatch):
     application, calls = viewed
-    request(application, "/api/studies/1")
-    wait_until(lambda: application._due)
-    request(application, "/api/studies/1")
-    assert calls == ["made"]
-    monkeypatch.setattr(server, "PUBLISH_INTERVAL_SECONDS", 0)
-    application._due.clear()
-    request(application, "/api/studies/1/param_importances")
-    wait_until(lambda: len(calls) == 2)
-
-
-def test_requests_do_not_wait_for_a_publication(viewed, monkeypatch):
-    application, _ = viewed
     started, finish = threading.Event(), threading.Event()
 
-    def publish_slowly(*arguments):
-        assert not started.is_set()
+    def publish_slowly(publisher):
+        calls.append(publisher.study.study_name)
         started.set()
         finish.wait(HANG_TIMEOUT)
 
@@ -486,6 +430,11 @@ def test_requests_do_not_wait_for_a_publication(viewed, monkeypatch):
     assert request(application, "/api/studies/1") == [b"answer"]
     finish.set()
     wait_until(lambda: application._due)
+    request(application, "/api/studies/1")
+    assert calls == ["made"]
+    application._due.clear()
+    request(application, "/api/studies/1/param_importances")
+    wait_until(lambda: len(calls) == 2)
 
 
 def test_failed_publication_of_a_viewed_study_is_warned_of_once(viewed, monkeypatch, capsys):
@@ -594,9 +543,7 @@ def test_no_response_may_be_shown_in_a_frame(served):
         for path, headers in (
             ("/", {}),
             ("/dashboard", {}),
-            ("/api/meta", {}),
             ("/api/studies/1", {}),
-            ("/csv/1", {}),
             ("/static/bundle.js", {}),
             ("/absent", {}),
             ("/dashboard", {"Host": "rebound.example"}),
@@ -623,14 +570,6 @@ def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, in
     assert ended.stderr.startswith(f"error: port {port} cannot be used")
     assert ended.stderr.count("\n") == 1
     assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
-
-
-def test_dashboard_that_cannot_be_started_does_not_end_the_search(sqlite_url, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "executable", "/no-python")
-    with launcher.serve_dashboard(sqlite_url, None, free_port()):
-        output = capsys.readouterr().out
-    assert "No such file or directory" in output
-    assert output.count("\n") == 1
 
 
 def fetch(port, path):

@@ -1,13 +1,16 @@
-"""Effects and interactions: by hand and by brute force."""
+"""Effects, interactions and conditional effects: by hand and by brute force."""
 
 import itertools
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reports.charts.filtered_effects import chart_conditional_effects
+from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.factorial_blocks import find_full_factorial_blocks
@@ -99,12 +102,8 @@ def test_state_source_is_contrasted_as_two_switches():
     effects = table_of(rows, ["state_source"]).compute_effects()
     found = {effect.contrast.label: effect.mean for effect in effects}
     assert found == pytest.approx({"new state": 1.25 - 3.0, "old state": 1.25 - 1.0})
-    for order in (rows[:2], rows[1::-1]):  # the order of the rows does not matter
-        (two,) = table_of(order, ["state_source"]).compute_effects()
-        assert two.contrast.label == "state source old → new"
-        assert two.mean == pytest.approx(-2.0)
-    (both,) = table_of([rows[2], rows[0]], ["state_source"]).compute_effects()
-    assert (both.contrast.label, both.mean) == ("old state", pytest.approx(0.25))
+    (two,) = table_of(rows[1::-1], ["state_source"]).compute_effects()
+    assert (two.contrast.label, two.mean) == ("state source old → new", pytest.approx(-2.0))
 
 
 @st.composite
@@ -122,52 +121,30 @@ def random_tables(draw):
 @settings(
     deadline=None,
     database=None,
-    max_examples=30,
+    max_examples=15,
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(random_tables())
-def test_effects_and_interactions_equal_a_brute_force_calculation(rows):
+def test_effects_equal_a_brute_force_calculation(rows):
     parameters = ["a", "b", "size"]
     table = table_of(rows, parameters)
 
-    def partner(row, **changes):
-        wanted = {name: row[name] for name in parameters} | changes
-        found = [other for other in rows if all(other[n] == v for n, v in wanted.items())]
-        return found[0]["value"] if found else None
-
+    levels = pd.DataFrame(rows)
     for contrast in table.list_contrasts():
-        name = contrast.parameter
-        differences, lacking = [], 0
-        for row in rows:
-            if row[name] == contrast.before:
-                after = partner(row, **{name: contrast.after})
-                if after is None:
-                    continue
-                if math.isnan(row["value"]) or math.isnan(after):
-                    lacking += 1
-                else:
-                    differences.append(after - row["value"])
+        others = [name for name in parameters if name != contrast.parameter]
+        before, after = (
+            levels[levels[contrast.parameter] == each].set_index(others)["value"]
+            for each in (contrast.before, contrast.after)
+        )
+        both = before.index.intersection(after.index)
+        differences = (after[both] - before[both]).dropna()
         effect = table.compute_effect(contrast)
         assert effect.pairs == len(differences)
-        assert effect.missing_pairs == lacking
-        assert effect.improved_count == sum(difference < 0 for difference in differences)
-        if differences:
-            assert effect.mean == pytest.approx(sum(differences) / len(differences))
+        assert effect.missing_pairs == len(both) - len(differences)
+        assert effect.improved_count == (differences < 0).sum()
+        if len(differences):
+            assert effect.mean == pytest.approx(differences.mean())
             assert math.isnan(effect.error) or effect.low <= effect.high
-    for first, second in itertools.permutations(table.list_contrasts(), 2):
-        if first.parameter == second.parameter:
-            continue
-        found = []
-        for row in rows:
-            if row[first.parameter] == first.before and row[second.parameter] == second.before:
-                f, s = {first.parameter: first.after}, {second.parameter: second.after}
-                four = [partner(row), partner(row, **f), partner(row, **s), partner(row, **f, **s)]
-                if None not in four and not any(map(math.isnan, four)):
-                    found.append((four[3] - four[2]) - (four[1] - four[0]))
-        interaction = table.compute_interaction(first, second)
-        assert interaction.quadruples == len(found)
-        if found:
-            assert interaction.mean == pytest.approx(sum(found) / len(found), abs=1e-9)
 
 
 def test_design_with_exclusions_has_full_factorial_blocks():
@@ -180,3 +157,87 @@ def test_design_with_exclusions_has_full_factorial_blocks():
     assert {name: len(block) for name, block in blocks.items()} == {"a is 2": 6, "b is 1": 6}
     ragged = full.drop(index=[0, 5])
     assert find_full_factorial_blocks(ragged, ["a", "b", "c"]) == {}
+
+
+GRID = {
+    "residual": [False, True],
+    "forget_gate": [False, True],
+    "output_gate": [False, True],
+    "layers": [1, 2],
+    "state_size": [8, 16, 32],
+}
+
+
+def make_table(function, drop=None, noise=0.003):
+    """Make a table of a value for each combination, but for those to drop."""
+    generator = np.random.default_rng(0)
+    rows = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+    rows = [row for row in rows if not (drop and drop(row))]
+    for row in rows:
+        row["value"] = 2 + function(row) + generator.normal(scale=noise)
+    return FactorialTable.from_frame(pd.DataFrame(rows), list(GRID))
+
+
+def conditional(table):
+    found = compute_conditional_effects(table, table.compute_effects())
+    return {(each.contrast.label, each.parameter): each for each in found}
+
+
+def reversing(row):
+    """The forget gate lowers the value by 0.3 without the residual, and raises it by 0.1 with."""
+    return row["forget_gate"] * (0.1 if row["residual"] else -0.3) - 0.2 * row["layers"]
+
+
+def test_effects_within_each_value_are_those_of_the_pairs_there():
+    table = make_table(reversing)
+    found = conditional(table)["forget gate", "residual"]
+    assert [level.value for level in found.levels] == [False, True]
+    for level in found.levels:
+        within = table.subset({"residual": level.value}).compute_effect(found.contrast)
+        assert (level.mean, level.error, level.pairs) == (
+            pytest.approx(within.mean), pytest.approx(within.error), within.pairs)  # fmt: skip
+    low, high = found.levels
+    assert found.difference.mean == pytest.approx(high.mean - low.mean)
+    assert found.difference.error == pytest.approx(math.hypot(low.error, high.error))
+    assert ("forget gate", "forget_gate") not in conditional(table)
+
+
+def test_opposite_signs_and_an_interaction_that_rivals_the_mean_are_found():
+    found = conditional(make_table(reversing))
+    flagged = {key for key, each in found.items() if each.has_opposite_signs}
+    assert flagged == {("forget gate", "residual")}
+    rivals = {key for key, each in found.items() if each.rivals_main}
+    assert rivals == {("forget gate", "residual"), ("residual", "forget_gate")}
+
+
+def test_condition_comes_first_where_the_mean_hides_it():
+    table = make_table(reversing)
+    effects = table.compute_effects()
+    ranked = rank_effects(effects, compute_conditional_effects(table, effects))
+    texts = {each.main.contrast.label: each.text for each in ranked}
+    assert list(texts)[:2] == ["residual", "forget gate"]  # by their size, not by their means
+    assert "without residual" in texts["forget gate"]
+    assert texts["layers 1 → 2"].startswith("layers 1 → 2 −0.2")
+
+
+def test_values_are_compared_over_the_contexts_they_have_in_common():
+    # Without the residual there are only wide networks, in which the gate has another effect.
+    def by_size(row):
+        return row["forget_gate"] * (-0.4 if row["state_size"] == 32 else 0.0)
+
+    table = make_table(by_size, drop=lambda row: not row["residual"] and row["state_size"] < 32)
+    found = conditional(table)["forget gate", "residual"]
+    assert [level.pairs for level in found.levels] == [4, 4]
+    assert [level.mean for level in found.levels] == pytest.approx([-0.4, -0.4], abs=0.02)
+    assert not found.is_significant
+    # Values that share no context are not compared.
+    parted = make_table(by_size, drop=lambda row: row["residual"] == (row["state_size"] < 32))
+    assert ("forget gate", "residual") not in conditional(parted)
+
+
+def test_chart_names_the_value_at_each_marker_and_in_the_text_alternative():
+    found = list(conditional(make_table(reversing)).values())
+    chart = chart_conditional_effects(found, "nats per byte")
+    assert "forget gate by residual: off −0.3" in chart.alt_text
+    additive = list(conditional(make_table(lambda row: row["layers"])).values())
+    assert chart_conditional_effects(additive, "nats") is None

@@ -3,72 +3,51 @@
 from dataclasses import replace
 
 import pytest
-from factories import (
-    make_replicates,
-    make_stated,
-    make_study,
-)
+from factories import make_replicates, make_stated, make_study
 from test_page import opened
 from test_pruning_audit import make_pruned
 
 from reports.data.study_reader import read_results
 from reports.page.first_screen import build_first_screen
 from reports.page.page import write_page
-from reports.page.sections import build_sections
 from studies.storage.open import read_storage
 
 
-def first_screen_of(url, name):
-    (section,) = build_sections([read_results(read_storage(url), name)])
-    return build_first_screen(section)
+def answer_of(page):
+    return [sentence.striptags() for sentence in build_first_screen(page.section).answer]
 
 
-def answer_of(url, name):
-    return [sentence.striptags() for sentence in first_screen_of(url, name).answer]
+def limits_of(page):
+    return {each.name: each for each in build_first_screen(page.section).limits}
 
 
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_answer_names_the_largest_effects_with_direction_and_size(sqlite_url):
-    make_stated(sqlite_url)
-    largest, others = answer_of(sqlite_url, "stated")
-    assert largest.startswith("The validation loss falls most with state size 8 → 16 (")
+def test_answer_names_the_largest_effects_with_direction_and_size(build_page):
+    page = build_page(make_stated, "stated")
+    largest, others = answer_of(page)
+    # No effect is claimed under a condition where it is not significant.
+    size = "state size 8 → 16 (no significant effect without residual, −0.898 nats with it)"
+    assert largest.startswith(f"The validation loss falls most with {size}")
     assert "new state (−0.399 nats [−0.404, −0.393])" in largest
     assert "falls or rises, depending on the other parameters, with residual (+0.299" in largest
     assert others.startswith("Old state, forget gate and input gate are undecided after correction")
+    assert page.html.count(">Hypotheses</h2>") == 1
 
 
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_answer_claims_no_effect_under_a_condition_where_it_is_not_significant(sqlite_url):
-    make_stated(sqlite_url)
-    (largest, _) = answer_of(sqlite_url, "stated")
-    size = "state size 8 → 16 (no significant effect without residual, −0.898 nats with it)"
-    assert largest.startswith(f"The validation loss falls most with {size}")
-
-
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_answer_claims_nothing_where_no_effect_is_significant(sqlite_url):
-    make_study(sqlite_url, finished=5)
-    nothing, bounds = answer_of(sqlite_url, "made")
+def test_answer_claims_nothing_where_no_effect_is_significant(build_page):
+    nothing, bounds = answer_of(build_page(make_study, "made", finished=5))
     assert nothing.startswith("So far, with 5 of 8 trials finished, no change has a significant")
     assert "fewer than 8 pairs" in bounds
 
 
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_answer_of_a_pruned_study_says_why_effects_are_missing(sqlite_url):
-    make_pruned(sqlite_url, audited=())
-    reason, _ = answer_of(sqlite_url, "made")
+def test_limits_say_what_was_not_measured(build_page):
+    pruned = build_page(make_pruned, "made", audited=())
+    reason, _ = answer_of(pruned)
     assert reason.startswith("No trial was audited")
-    limits = {each.name: each for each in first_screen_of(sqlite_url, "made").limits}
-    assert "what was lost is not measured" in limits["Pruned"].detail
-    assert limits["Noise between runs"].value == "not measured"
-
-
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_limits_of_replicates_give_their_noise(sqlite_url):
-    make_replicates(sqlite_url)
-    limits = {each.name: each for each in first_screen_of(sqlite_url, "replicates").limits}
-    assert limits["Noise between runs"].detail.startswith("standard deviation over ")
-    assert "run" in limits["Replicates"].value
+    assert "what was lost is not measured" in limits_of(pruned)["Pruned"].detail
+    assert limits_of(pruned)["Noise between runs"].value == "not measured"
+    replicated = limits_of(build_page(make_replicates, "replicates"))
+    assert replicated["Noise between runs"].detail.startswith("standard deviation over ")
+    assert "run" in replicated["Replicates"].value
 
 
 @pytest.fixture(scope="module")

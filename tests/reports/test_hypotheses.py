@@ -2,47 +2,30 @@
 
 import dataclasses
 import itertools
-import math
 from datetime import UTC, datetime
 
 import numpy as np
-import pandas as pd
 import pytest
 from factories import (
-    distributions_of,
-    make_stated,
     make_study,
-    make_union,
-    open_new,
 )
-from helpers import study_attributes
-from optuna.trial import TrialState
 
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
-from reports.formatting import format_signed
 from reports.hypotheses import (
     HYPOTHESES,
     evaluate_study,
-    list_hypotheses,
     read_hypotheses,
     render_page,
-    write_hypotheses,
 )
-from reports.page.page import render_page as render_html
-from reports.page.sections import build_section
-from reports.stats.contrast import Contrast
 from reports.stats.decision_rules import RULES, Verdict
-from reports.stats.effects import FactorialTable
 from reports.stats.hypothesis_tests import StudyTables, to_frame
 from reports.stats.outcome_table import OutcomeTable
 from reports.stats.paired_difference import Interval
-from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
 from studies.hypotheses import Hypothesis
 from studies.hypothesis_records import HypothesisRecord, Registration
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
-from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import read_storage
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}
@@ -53,15 +36,8 @@ PUBLISHED = read_hypotheses(HYPOTHESES)
 def planned(tmp_path_factory):
     """Results of a study of all switches, two depths and two sizes, with one complete trial."""
     url = f"sqlite:///{tmp_path_factory.mktemp('planned')}/studies.db"
-    config = StudyConfig.model_validate({"space": SPACE})
-    points = list(config.grid.combinations())
-    storage = open_new(url)
-    attributes = study_attributes(config)
-    planned = [PlannedTrial(point) for point in points]
-    objective = OBJECTIVE_NAMES["training"]
-    create_study(storage, "planned", objective, attributes, distributions_of(points), planned)
-    trial_id = storage.claim(storage.get_study_id_from_name("planned"), "me")
-    storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {})
+    make_study(url, "planned", None, finished=1, space=SPACE)
+    storage = read_storage(url)
     results = read_results(storage, "planned")
     storage.close()
     return results
@@ -110,30 +86,14 @@ def test_every_hypothesis_can_hold_fail_or_be_undecided(planned, effects, noise,
     assert found == dict.fromkeys(range(1, len(PUBLISHED) + 1), verdict)
 
 
-def test_trial_without_a_value_leaves_its_pairs_out_of_a_verdict(planned):
-    results = finished(planned, AS_SAID)
-    complete = [finding for number, finding in findings_of(results) if number == 1]
-    table = results.table.copy()
-    table.loc[table.index[5], ["value", "state"]] = math.nan, "DIVERGED"
-    diverged = dataclasses.replace(results, table=table)
-    found = [finding for number, finding in findings_of(diverged) if number == 1]
-    assert [each.verdict for each in found] == [each.verdict for each in complete]
-    assert found[0].effect.pairs == complete[0].effect.pairs - 1
-    assert found[0].effect.low == pytest.approx(complete[0].effect.low, abs=0.01)
-
-
 def test_margin_decides_what_counts_as_no_difference(planned):
     results = finished(planned, {"old": 0.05, "input_gate": 0.0, "residual": -0.05})
-    assert verdicts_of(results, margin=0.02)[5] == "does not hold"
-    assert verdicts_of(results, margin=0.1)[5] == "holds"
+    narrow, wide = (verdicts_of(results, margin=margin) for margin in (0.02, 0.1))
+    assert (narrow[5], wide[5]) == ("does not hold", "holds")
     # A significant reduction that is not worthwhile.
-    assert verdicts_of(results, margin=0.02)[7] == "holds"
-    assert verdicts_of(results, margin=0.1)[7] == "does not hold"
-    # Not significantly lower: whether that excludes an effect depends on the margin.
-    results = finished(planned, {}, noise=0.05)
-    assert verdicts_of(results, margin=0.05)[2] == "holds"
-    assert verdicts_of(results, margin=0.0001)[2] == "undecided"
+    assert (narrow[7], wide[7]) == ("holds", "does not hold")
     # A margin of its own counts more.
+    results = finished(planned, {}, noise=0.05)
     strict = [PUBLISHED[1].with_margin(0.0001)]
     assert [each.verdict for _, each in findings_of(results, strict, margin=0.05)] == ["undecided"]
 
@@ -150,7 +110,7 @@ def test_conditions_of_a_rule_exclude_each_other(rule):
             seen.add((holds, fails))
         assert len(seen) == 3 or not margin
     seen = set()
-    for rescued, ruined in itertools.product(range(0, 100, 9), repeat=2):
+    for rescued, ruined in itertools.product(range(0, 100, 24), repeat=2):
         table = OutcomeTable(both_good=100, rescued=rescued, ruined=ruined, both_bad=100, unknown=0)
         assert not (rule.holds.outcome(table, 0.05) and rule.fails.outcome(table, 0.05))
         seen.add(rule.decide_outcome(table))
@@ -170,9 +130,6 @@ def test_least_favorable_contrast_decides_a_conjunction(planned):
     assert found.effect.mean == pytest.approx(-0.1, abs=0.005)
     assert found.verdict == "holds"
     effects["output_gate"] = 0.4
-    assert verdicts_of(finished(planned, effects))[4] == "does not hold"
-    # A switch of clearly the same effect decides, whatever the others are.
-    effects = {"new": -0.3, "residual": -0.31}
     assert verdicts_of(finished(planned, effects))[4] == "does not hold"
     # What is least favorable depends on the rule.
     both = conjunction_of("does-not-lower")
@@ -194,26 +151,7 @@ def test_each_contrast_fails_a_conjunction_at_its_share_of_the_error(planned):
     results = dataclasses.replace(results, hypotheses=[record(alone), record(both)])
     (single,), (joint,) = (each.findings for each in StudyTables(results).test_stored())
     assert (single.verdict, joint.verdict) == ("does not hold", "undecided")
-    assert (single.notes, joint.contrast) == ([], single.contrast)
-    (note,) = joint.notes
-    for end in effect.compute_interval(0.975):
-        assert format_signed(end) in note
-    assert note in render_page([results], [])
-
-
-def test_contrast_of_two_switches_is_the_difference_of_their_main_effects(planned):
-    results = finished(planned, CONTRARY | {"forget_gate residual": 0.2}, noise=0.1)
-    table = FactorialTable.from_frame(results.table, results.parameters)
-    effect = table.compute_effect(Contrast("forget_gate", False, True))
-    same = table.compute_difference({"forget_gate": False}, {"forget_gate": True})
-    assert (same.pairs, same.mean, same.low, same.high, same.improved_count) == (
-        effect.pairs, effect.mean, effect.low, effect.high, effect.improved_count)  # fmt: skip
-    other = table.compute_effect(Contrast("state_gate", False, True))
-    difference = table.compute_difference(
-        {"forget_gate": False, "state_gate": True}, {"forget_gate": True, "state_gate": False}
-    )
-    assert difference.mean == pytest.approx(effect.mean - other.mean)
-    assert difference.pairs == effect.pairs / 2
+    assert (single.notes, joint.contrast, len(joint.notes)) == ([], single.contrast, 1)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 5.0])
@@ -222,42 +160,15 @@ def test_no_verdict_is_on_a_threshold_that_no_network_crosses(planned, threshold
     results = finished(planned, AS_SAID, report_threshold=threshold)
     assert verdicts_of(results, "outcome_verdict") == {}
     assert len(verdicts_of(results)) == len(PUBLISHED)
-    assert f"planned, below {threshold} |" not in render_page([results], PUBLISHED)
 
 
 def test_verdict_on_outcomes_may_differ_from_that_on_the_mean(planned):
     """The input gate lowers the loss of networks that stay above the threshold."""
     results = finished(planned, {"new": -1.0, "input_gate": -0.2}, report_threshold=0.9)
-    assert verdicts_of(results)[2] == "does not hold"
-    assert verdicts_of(results, "outcome_verdict")[2] == "holds"
-    assert verdicts_of(results, "outcome_verdict")[4] == "holds"
     (found,) = (each for number, each in findings_of(results) if number == 2)
+    assert (found.verdict, found.outcome_verdict) == ("does not hold", "holds")
     # All 192 pairs count: those of the old state alone stay above, all others below.
     assert (found.outcomes.both_good, found.outcomes.both_bad) == (128, 64)
-    rows = [row for row in render_page([results], PUBLISHED).splitlines() if "An input gate" in row]
-    (verdicts,) = (row.strip("| ").split(" | ")[2:] for row in rows if "**" in row)
-    assert [each.partition(":")[0] for each in verdicts] == ["**does not hold**", "**holds**"]
-
-
-def test_region_restricts_both_trials_of_a_pair(planned):
-    """The residual helps wide networks and harms narrow ones."""
-    results = finished(planned, {"residual": 0.1, "residual wide": -0.2}, report_threshold=1.55)
-    contrast = {"before": {"residual": False}, "after": {"residual": True}}
-    regions = [{}, {"state_size": 16}, {"state_size": 8}, {"state_size": [8, 16]}, {"layers": 9}]
-    hypotheses = [
-        Hypothesis(claim="C", rule="lowers", contrasts=[contrast], region=region)
-        for region in regions
-    ]
-    found = dict(findings_of(results, hypotheses))
-    assert {number: each.verdict for number, each in found.items()} == {
-        1: "does not hold", 2: "holds", 3: "does not hold", 4: "does not hold"}  # fmt: skip
-    assert {number: each.effect.pairs for number, each in found.items()} == {
-        1: 192, 2: 96, 3: 96, 4: 192}  # fmt: skip
-    assert found[2].outcomes.pairs == 96
-    assert found[3].outcomes.ruined > 80
-    # A parameter of one value restricts all trials or none.
-    constant = [h.model_copy(update={"region": {"learning_rate": [0.001]}}) for h in hypotheses[:1]]
-    assert findings_of(results, constant)[0][1].effect.pairs == 192
 
 
 def record(hypothesis, started=0, finished=0, **others):
@@ -286,12 +197,9 @@ def test_stored_hypotheses_are_told_from_exploratory_ones(planned):
     # With another margin it is another hypothesis.
     (other,) = evaluate_study(results, [PUBLISHED[6]], margin=0.1).tests.values()
     assert other.mark == "exploratory"
-    page = render_page([results], [PUBLISHED[7]]).partition("\n## planned\n")[2]
-    rows = [line for line in page.splitlines() if line.startswith("| ") and "**" in line]
-    kinds = [row.rstrip(" |").split(" | ")[-1] for row in rows]
-    assert [each.partition(" ")[0].strip(":") for each in kinds] == [
-        "exploratory", "pre-registered", "exploratory", "exploratory"]  # fmt: skip
-    assert "withdrawn on 2026-11-27" in kinds[-1]
+    page = render_page([results], [PUBLISHED[7]])
+    for kind in ("exploratory", "pre-registered", "withdrawn on 2026-11-27"):
+        assert kind in page
 
 
 def test_change_of_the_threshold_makes_a_stored_hypothesis_exploratory(planned):
@@ -303,36 +211,11 @@ def test_change_of_the_threshold_makes_a_stored_hypothesis_exploratory(planned):
         assert ("report_threshold has changed since" in test.mark) == is_exploratory
 
 
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_page_has_stored_hypotheses_and_no_verdict_before_the_end(planned, sqlite_url):
-    make_stated(sqlite_url)
-    storage = read_storage(sqlite_url)
-    results = read_results(storage, "stated")
-    storage.close()
-    html = "".join(render_html([build_section(results)]))
-    assert html.count(">Hypotheses</h2>") == 1
-    assert "pre-registered at 2026-11-26 17:00 UTC" in html
-    assert "learning_rate has one value" in html
-    part = dataclasses.replace(planned, hypotheses=[record(PUBLISHED[6])])
-    (test,) = StudyTables(part).test_stored()
-    assert (test.findings, test.problem) == ([], "1 of 384 trials are finished")
-
-
 def test_refinement_tests_only_what_its_variants_change(planned):
     refinement = {"source": "s", "variants": [{}, {"state_size": 16}, {"layers": 3}]}
     config = StudyConfig.model_validate({"refinement": refinement})
     results = finished(planned, AS_SAID, refinement=config.refinement)
     assert verdicts_of(results) == {8: "holds", 9: "holds"}
-    # Replicates count as one trial with their mean value.
-    second = results.table.assign(value=lambda rows: rows["value"] + 0.2 * (rows["layers"] == 3))
-    both = pd.concat([results.table, second], keys=[0, 1], names=["replicate"]).reset_index()
-    again = config.refinement.model_copy(update={"replicates": 2})
-    replicated = dataclasses.replace(
-        results, table=both, config=results.config.model_copy(update={"refinement": again})
-    )
-    once, twice = ([each for _, each in findings_of(found)] for found in (results, replicated))
-    assert [each.effect.pairs for each in twice] == [each.effect.pairs for each in once]
-    assert twice[0].effect.mean == pytest.approx(once[0].effect.mean - 0.1)
 
 
 def test_baseline_cells_test_no_hypothesis(planned):
@@ -345,35 +228,6 @@ def test_baseline_cells_test_no_hypothesis(planned):
         render_page([dataclasses.replace(results, table=known)], PUBLISHED)
 
 
-def test_page_is_written_and_replaced_and_other_studies_are_refused(sqlite_url, tmp_path, invoke):
-    make_study(sqlite_url)
-    make_study(sqlite_url, "open", finished=6)
-    make_study(sqlite_url, "plain", exclude=[{"residual": True}, {"state_size": 8}])
-    page = tmp_path / "new" / "findings.md"
-    options = ("--storage", sqlite_url, "--output", str(page))
-    command = ("-m", "reports.hypotheses")
-    for margin in ("0.02", "0.5"):  # the second page replaces the first
-        done = invoke(*command, "made", *options, "--margin", margin)
-        assert (done.returncode, done.stdout) == (0, f"{page}\n")
-        assert f"| {margin} | the interval lies below −{margin} |" in page.read_text()
-    written = page.read_text()
-    assert "7 of 8 trials are complete" in written
-    for arguments, line in (
-        (("open",), "study 'open' has finished 6 of 8 trials: run it to its end first"),
-        (("made", "open"), "study 'open' has finished 6"),
-        (("made", "--margin", "0"), "0.0 is not in the range x>0"),
-        (("plain",), "no hypothesis is tested by 'plain'"),
-    ):
-        done = invoke(*command, *arguments, *options)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), arguments
-        assert line in done.stderr
-    assert page.read_text() == written
-    page.write_text("mine")
-    with pytest.raises(ReportError, match="exists and is not a report"):
-        write_hypotheses(sqlite_url, ["made"], page)
-    assert page.read_text() == "mine"
-
-
 HYPOTHESIS = """
 [[hypothesis]]
 claim = "C"
@@ -383,23 +237,36 @@ contrasts = [{ before = { residual = false }, after = { residual = true } }]
 """
 
 
-def test_hypotheses_are_read_from_a_file(sqlite_url, tmp_path, invoke):
-    make_study(sqlite_url, diverged=None)
-    file, page = tmp_path / "hypotheses.toml", tmp_path / "page.md"
+def test_page_is_written_and_replaced_and_other_studies_are_refused(sqlite_url, tmp_path, invoke):
+    make_study(sqlite_url)
+    make_study(sqlite_url, "open", finished=6)
+    make_study(sqlite_url, "plain", exclude=[{"residual": True}, {"state_size": 8}])
+    page, file = tmp_path / "new" / "findings.md", tmp_path / "hypotheses.toml"
     file.write_text(HYPOTHESIS)
-    options = ("--storage", sqlite_url, "--hypotheses", str(file), "--output", str(page))
-    done = invoke("-m", "reports.hypotheses", "made", *options)
-    assert done.returncode == 0, done.stderr
-    assert "| 1 | C | c | 0.02 |" in page.read_text()
-    assert "| 1 | residual: on against off | +0.4" in page.read_text()
-    assert f"python -m reports.hypotheses made --hypotheses {file}" in page.read_text()
+    options = ("--storage", sqlite_url, "--output", str(page))
+    for given, expected in (  # the second page replaces the first
+        (("--margin", "0.5"), "| 0.5 | the interval lies below −0.5 |"),
+        (("--hypotheses", str(file)), "| 1 | residual: on against off | +0.4"),
+    ):
+        done = invoke("-m", "reports.hypotheses", "made", *options, *given)
+        assert (done.returncode, done.stdout) == (0, f"{page}\n")
+        assert expected in page.read_text()
+    written = page.read_text()
+    for arguments, line in (
+        (("open",), "study 'open' has finished 6 of 8 trials: run it to its end first"),
+        (("made", "--margin", "0"), "0.0 is not in the range x>0"),
+        (("plain",), "no hypothesis is tested by 'plain'"),
+    ):
+        done = invoke("-m", "reports.hypotheses", *arguments, *options)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), arguments
+        assert line in done.stderr
+    assert page.read_text() == written
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ('rule = "lowers"', 'rule = "raises"', r"hypothesis\.1\.rule: input should be 'lowers'"),
-        ("residual = true", "layers = 2", "expected the same parameters before and after"),
         ("[[hypothesis]]", "[hypothesis", "not valid TOML"),
         ("contrasts", "contrast", r"hypothesis\.1\.contrast: extra inputs are not permitted"),
     ],
@@ -410,19 +277,6 @@ def test_invalid_file_of_hypotheses_is_refused_in_one_line(tmp_path, old, new, m
     with pytest.raises(ReportError, match=message) as caught:
         read_hypotheses(file)
     assert "\n" not in str(caught.value)
-
-
-def test_hypothesis_about_an_unknown_parameter_is_not_testable(planned, tmp_path):
-    file = tmp_path / "hypotheses.toml"
-    file.write_text(HYPOTHESIS + HYPOTHESIS.replace("residual", "residuals"))
-    tested = read_hypotheses(file)
-    results = finished(planned, AS_SAID)
-    first, second = evaluate_study(results, tested).tests.values()
-    assert [each.verdict for each in first.findings] == ["holds"]
-    assert (second.findings, second.is_untestable) == ([], True)
-    assert "| 2 | no parameter 'residuals' |" in render_page([results], tested)
-    with pytest.raises(ReportError, match="no hypothesis is tested by 'planned'"):
-        render_page([results], tested[1:])
 
 
 def conjunction_of(rule):
@@ -443,13 +297,13 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
         pinned,
         hypothesis_on("state_size", 8, 32),
         hypothesis_on("residual", False, True, region={"layers": [4, 5]}),
-        hypothesis_on("cell", "gru", "gated"),
+        hypothesis_on("residuals", False, True),
     ]
     reasons = [
         "learning_rate has one value",
         "state_size has no value 32",
         "layers has no value 4 or 5",
-        "cell has one value",
+        "no parameter 'residuals'",
     ]
     partly = pinned.model_copy(update={"contrasts": [*PUBLISHED[6].contrasts, *pinned.contrasts]})
     stored = [*map(record, [*untestable, partly])]
@@ -461,6 +315,7 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
     ]
     assert [each.verdict for each in tests[-1].findings] == ["holds"]
     assert list(to_frame(tests)["verdict"]) == 4 * ["not testable"] + ["holds"]
+    assert evaluate_study(results, [untestable[0]], margin=0.1).tests == {}, "of a file alone"
     # Before the end, what the grid lacks is known already.
     unfinished = dataclasses.replace(planned, hypotheses=stored)
     assert [each.problem for each in StudyTables(unfinished).test_stored()] == [
@@ -474,17 +329,9 @@ def test_hypothesis_stored_in_other_words_is_the_same(planned):
     )
     registered = [record(stored), record(PUBLISHED[6])]
     results = dataclasses.replace(finished(planned, AS_SAID), hypotheses=registered)
-    assert list_hypotheses([results], PUBLISHED) == [each.with_margin() for each in PUBLISHED]
     tests = evaluate_study(results, PUBLISHED).tests
     assert {number for number, each in tests.items() if not each.is_exploratory} == {4, 7}
     assert tests[4].hypothesis == PUBLISHED[3].with_margin().model_copy(update={"context": []})
-    other = stored.model_copy(update={"margin": 0.1})
-    assert list_hypotheses([results], [other])[1:] == [each.hypothesis for each in registered]
-
-
-def test_hypothesis_of_a_file_that_does_not_apply_to_a_study_is_left_out_of_its_table(planned):
-    tests = evaluate_study(finished(planned, AS_SAID), [hypothesis_on("learning_rate", 0.1, 1.0)])
-    assert tests.tests == {}
 
 
 def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
@@ -497,24 +344,6 @@ def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
     (residual,), (forget_gate,) = (each.findings for each in StudyTables(results).test_stored())
     assert forget_gate.reversal is None
     assert "depends on state size" in residual.reversal_text
-    # Within one size it has one sign.
-    (fixed,) = (
-        StudyTables(results)
-        .test(PUBLISHED[6].model_copy(update={"region": {"state_size": [16]}}))
-        .findings
-    )
-    assert fixed.reversal is None
-    assert residual.reversal_text in render_page([results], hypotheses)
-    assert list(to_frame(StudyTables(results).test_stored())["sign_depends_on"]) == [
-        "state_size", ""]  # fmt: skip
-
-
-def test_options_of_own_cells_are_tested_at_each_architectures_best(sqlite_url, tmp_path):
-    make_union(sqlite_url)
-    file = tmp_path / "hypotheses.toml"
-    file.write_text(HYPOTHESIS.replace("residual", "norm"))
-    results = read_results(read_storage(sqlite_url), "union")
-    ((_, found),) = findings_of(results, read_hypotheses(file))
-    # The losses have no noise, so the verdict would rest on rounding errors.
-    assert (found.contrast, found.effect.pairs) == ("norm: on against off", 4)
-    assert found.effect.mean == pytest.approx(-0.03)
+    within = PUBLISHED[6].model_copy(update={"region": {"state_size": [16]}})
+    (fixed,) = StudyTables(results).test(within).findings
+    assert fixed.reversal is None, "within one size it has one sign"

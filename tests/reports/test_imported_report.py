@@ -1,7 +1,6 @@
 """Reports, figures and tables of imported studies: what is said, and what is not."""
 
 import itertools
-import json
 import random
 
 import optuna
@@ -21,6 +20,8 @@ from rnn_search import load
 from studies.importing.options import ImportOptions
 from studies.importing.study_import import import_optuna_study, import_table
 from studies.storage.open import load_study, open_storage, read_storage
+
+pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
 FOREIGN_WORDS = ("bytes", "nats", "network", "corpus", "architecture", "bits per", "Adam with")
 """Words about networks, which a report about anything else has no reason to say."""
@@ -82,7 +83,6 @@ def test_higher_accuracy_is_better_everywhere(grid):
 def test_page_of_a_grid_says_nothing_about_networks(grid):
     page = text_of(grid)
     assert "What makes it accurate?" in page
-    assert "The trials are a complete grid." in page
     assert "rnn-search import table.csv" in page
     for word in FOREIGN_WORDS:
         assert word not in page, word
@@ -93,9 +93,7 @@ def test_page_of_a_grid_says_nothing_about_networks(grid):
 def test_metric_has_its_own_name_and_unit(results_of):
     rows = [{"n": n, "k": k, "time": 100 * n + k} for n in (1, 2, 3) for k in (1, 2)]
     results = results_of(rows, value="time", metric="build time", unit="s")
-    page = text_of(results)
-    assert "Which parameters matter for build time?" in page
-    assert '101.0 <span class="unit">s</span>' in page
+    assert '101.0 <span class="unit">s</span>' in text_of(results)
     assert results.metric.axis_title == "build time (s)"
 
 
@@ -104,24 +102,10 @@ def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
     rows = [
         {"rate": generator.uniform(1e-5, 1e-1), "flag": i % 2 == 0, "value": i} for i in range(60)
     ]
-    results = results_of(rows)
-    section = build_imported_section(results)
+    section = build_imported_section(results_of(rows))
     assert "No two trials differ in one parameter only" in describe_uncompared(section)
     assert section.effects[0].effects == []
-    assert section.importances
-    page = text_of(results)
-    assert 'id="s1-effects"' not in page
-    assert "Slice: value of every trial" in page
-
-
-def test_replicates_are_compared_by_their_means(results_of):
-    rows = [row | {"seed": seed, "accuracy": row["accuracy"] + seed / 1000}
-            for row in grid_rows() for seed in (1, 2, 3)]  # fmt: skip
-    results = results_of(rows, value="accuracy", maximize=True)
-    section = build_imported_section(results)
-    assert section.summary.best.runs == 3
-    assert len(section.summary.entries) == 36
-    assert section.replicates_chart
+    assert 'id="s1-effects"' not in "".join(render_page([section]))
 
 
 def test_html_in_names_and_values_is_text(results_of):
@@ -142,20 +126,19 @@ def test_pruned_trials_of_a_sampler_are_called_a_selection(tmp_path):
             raise optuna.TrialPruned
         return value
 
-    sampler = optuna.samplers.TPESampler(seed=0)
-    optuna.create_study(study_name="tpe", storage=source, sampler=sampler).optimize(objective, 20)
+    optuna.create_study(study_name="tpe", storage=source).optimize(objective, 8)
     import_optuna_study(target, source, "tpe", None, ImportOptions())
     results = read_results(read_storage(target), "tpe", drawn_only=True)
     page = text_of(results)
-    assert "5 trials were pruned: the complete ones are a selection" in page
+    assert "2 trials were pruned: the complete ones are a selection" in page
     assert 'id="s1-curves"' in page
 
 
 def test_table_and_api_have_parameters_and_values_only(grid, tmp_path):
     write_csv([grid], tmp_path / "out.csv")
-    written = pd.read_csv(tmp_path / "out.csv")
-    assert {"optimizer", "value"} <= set(written.columns)
-    assert not {"seconds", "parameter_count", "torch"} & set(written.columns)
+    columns = set(pd.read_csv(tmp_path / "out.csv").columns)
+    assert "optimizer" in columns
+    assert not {"seconds", "parameter_count", "torch"} & columns
     study = load("table", storage=f"sqlite:///{tmp_path}/studies.db")
     assert list(study.results.columns[:3]) == ["label", "state", "value"]
     assert study.best.value == study.results["value"].max()
@@ -165,7 +148,6 @@ def test_table_and_api_have_parameters_and_values_only(grid, tmp_path):
 
 
 def test_dashboard_has_note_and_figure_of_an_imported_study(grid, tmp_path):
-    """Both say that a higher value is better, and nothing about networks."""
     storage = open_storage(f"sqlite:///{tmp_path}/studies.db")
     publish_study(storage, "table", pytest.fail)
     study = load_study(storage, "table")
@@ -175,7 +157,5 @@ def test_dashboard_has_note_and_figure_of_an_imported_study(grid, tmp_path):
     for word in FOREIGN_WORDS:
         assert word not in note, word
     attributes = storage.get_study_system_attrs(study._study_id)
-    assert "Effect of each parameter: positive is better" in json.dumps(attributes)
-    publish_study(storage, "table", pytest.fail)
-    assert storage.get_study_system_attrs(study._study_id) == attributes
+    assert any("plot_data" in key for key in attributes)
     storage.close()

@@ -1,9 +1,6 @@
 """Effects at each architecture's best learning rate, and reports of unions of grids."""
 
-import itertools
 import math
-import re
-import statistics
 
 import numpy as np
 import pandas as pd
@@ -11,12 +8,9 @@ import pytest
 from factories import MIN_GRU, RATES, UNION, gated_params, make_runs, make_union, union_value
 
 from reports.data.study_reader import read_results
-from reports.data.table_export import write_csv, write_parquet
+from reports.data.table_export import write_csv
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
-from reports.page.sections import build_section
-from reports.stats.baseline_references import find_references
-from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.nuisance import build_judged_table, summarize_nuisance
 from reports.stats.ranking import rank_architectures
@@ -25,12 +19,6 @@ from reports.stats.selection_bias import estimate_selected
 from rnn_search.study import load
 from studies.config import StudyConfig
 from studies.storage.open import read_storage
-from tests.simulations.uneven_noise import (
-    cover_effects,
-    equal_rates,
-    mixed_rates,
-    simulate_tuned,
-)
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -39,116 +27,53 @@ def results_of(url, name="union"):
     return read_results(read_storage(url), name)
 
 
-def words_of(url, names, path):
-    html = write_report(url, names, path).path.read_text("utf-8")
-    return re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html[html.index("<main>") :]))
-
-
-def test_effects_at_the_best_equal_a_brute_force_calculation(sqlite_url):
+def test_effects_at_each_setting_equal_a_calculation_by_pandas(sqlite_url):
     """Random values, two nuisance parameters, and some trials without a value."""
     draw = np.random.default_rng(0)
-    raw = {
-        "nuisance": ["learning_rate", "batch_size"],
-        "space": {
-            **{name: [False] for name in list(gated_params())[:4]},
-            "state_source": ["new"],
-            "layers": [1, 2, 3],
-            "state_size": [4, 8],
-            "training": {"learning_rate": RATES, "batch_size": [8, 16]},
-        },
-    }
+    space = {name: [False] for name in list(gated_params())[:4]}
+    space |= {"state_source": ["new"], "layers": [1, 2, 3], "state_size": [4, 8]}
+    space |= {"training": {"learning_rate": RATES, "batch_size": [8, 16]}}
+    raw = {"nuisance": ["learning_rate", "batch_size"], "space": space}
     trials = list(StudyConfig.model_validate(raw).grid.combinations())
     values = [math.nan if draw.random() < 0.2 else float(draw.normal(2)) for _ in trials]
     make_runs(sqlite_url, "random", raw, [(p, v, {}) for p, v in zip(trials, values, strict=True)])
-    results = results_of(sqlite_url, "random")
-    summary = summarize_nuisance(results)
+    summary = summarize_nuisance(results_of(sqlite_url, "random"))
 
-    def losses(rate=None, size=None, **wanted):
-        """Return the values of the trials with these parameters."""
-        wanted |= {} if rate is None else {"learning_rate": rate, "batch_size": size}
-        found = [
-            value
-            for params, value in zip(trials, values, strict=True)
-            if all(params[name] == each for name, each in wanted.items())
-        ]
-        return [value for value in found if not math.isnan(value)]
+    frame = pd.DataFrame(trials).assign(value=values)
+    by_setting = frame.groupby(["batch_size", "learning_rate"])
+    architecture = ["residual", "layers", "state_size"]
 
-    domain = {"residual": [False, True], "layers": [1, 2, 3], "state_size": [4, 8]}
-    architectures = [
-        dict(zip(domain, each, strict=True)) for each in itertools.product(*domain.values())
-    ]
-    settings = [(rate, size) for size in (8, 16) for rate in RATES]
+    def compare(values, contrast):
+        levels = values.unstack(contrast.parameter)
+        return (levels[contrast.after] - levels[contrast.before]).dropna()
 
-    # One region: the noise of all runs is the same.
-    (variance,) = FactorialTable.from_frame(results.table, results.axes).noise.variances
-
-    def selected(values):
-        """Return the mean over noise z of y − z where y + z is the least."""
-        if len(values) == 1:
-            return values[0]
-        noise = draw.normal(scale=math.sqrt(variance), size=(20000, len(values)))
-        places = np.argmin(values + noise, axis=1)
-        return np.mean((values - noise)[np.arange(len(noise)), places])
-
-    def expected(contrast, rate=None, size=None):
-        differences = []
-        for each in architectures:
-            if each[contrast.parameter] == contrast.before:
-                before = losses(rate, size, **each)
-                after = losses(rate, size, **each | {contrast.parameter: contrast.after})
-                if before and after:
-                    differences.append(selected(after) - selected(before))
-        return differences
-
-    assert summary.settings == [{"batch_size": s, "learning_rate": r} for r, s in settings]
-    assert {each.best.contrast for each in summary.effects} == {
-        Contrast("residual", False, True),
-        Contrast("layers", 1, 2),
-        Contrast("layers", 2, 3),
-        Contrast("state_size", 4, 8),
-    }
+    settings = [(each["batch_size"], each["learning_rate"]) for each in summary.settings]
+    assert settings == list(by_setting.groups)
+    assert [each.best.contrast.label for each in summary.effects] == [
+        "residual", "layers 1 → 2", "layers 2 → 3", "state size 4 → 8"]  # fmt: skip
     for each in summary.effects:
-        differences = expected(each.best.contrast)
-        assert each.best.pairs == len(differences)
-        assert each.best.mean == pytest.approx(statistics.mean(differences), abs=0.05)
-        for found, setting in zip(each.single, settings, strict=True):
-            differences = expected(each.best.contrast, *setting)
-            if differences:
-                assert found.pairs == len(differences)
-                assert found.mean == pytest.approx(statistics.mean(differences))
-            else:
-                assert found is None
-    best = [
-        min(((losses(*s, **each) or [math.inf])[0], s) for s in settings)[1]
-        for each in architectures
-    ]
-    assert [each.best_count for each in summary.rankings] == [best.count(s) for s in settings]
-    counts = [len(losses(**each)) for each in architectures]
+        best = frame.groupby(architecture)["value"].min()
+        assert each.best.pairs == len(compare(best, each.best.contrast))
+        for found, (_, rows) in zip(each.single, by_setting, strict=True):
+            differences = compare(rows.set_index(architecture)["value"], each.best.contrast)
+            assert (found.pairs if found else 0) == len(differences)
+            assert found is None or found.mean == pytest.approx(differences.mean())
+    chosen = frame.loc[frame.groupby(architecture)["value"].idxmin()]
+    counts = chosen.groupby(["batch_size", "learning_rate"]).size()
+    assert [each.best_count for each in summary.rankings] == [counts.get(s, 0) for s in settings]
     assert (summary.trials, summary.architectures, summary.judged) == (72, 12, 12)
-    assert (summary.fewest, summary.most) == (min(counts), max(counts))
-    assert summary.incomplete == sum(count < 6 for count in counts)
-    filtered = build_judged_table(results, {"batch_size": 8})
-    effect = filtered.compute_effect(Contrast("state_size", 4, 8))
-    eights = [
-        selected(after) - selected(before)
-        for each in architectures
-        if each["state_size"] == 4
-        and (before := losses(**each, batch_size=8))
-        and (after := losses(**each | {"state_size": 8}, batch_size=8))
-    ]
-    assert effect.mean == pytest.approx(statistics.mean(eights), abs=0.05)
 
 
 @pytest.mark.parametrize("gap", [0.0, 10.0], ids=["equal values", "one clearly the best"])
 def test_expected_loss_of_the_best_of_several_runs_is_unbiased(gap):
     """Of groups of one, two and three runs, with different noise."""
     draw = np.random.default_rng(0)
-    means = np.tile([2.0, 2.0, 2.0 + gap, 2.0, 2.0 + gap, 2.0 + gap], 1500)
-    groups = np.tile([0, 1, 1, 2, 2, 2], 1500) + 3 * np.repeat(np.arange(1500), 6)
-    deviations = np.tile([1.0, 0.5, 0.5, 1.0, 1.5, 1.0], 1500)
+    means = np.tile([2.0, 2.0, 2.0 + gap, 2.0, 2.0 + gap, 2.0 + gap], 600)
+    groups = np.tile([0, 1, 1, 2, 2, 2], 600) + 3 * np.repeat(np.arange(600), 6)
+    deviations = np.tile([1.0, 0.5, 0.5, 1.0, 1.5, 1.0], 600)
     values = means + draw.normal(size=len(means)) * deviations
     found = estimate_selected(values, deviations, groups)[0].reshape(-1, 3)
-    assert found.mean(axis=0) == pytest.approx(2, abs=0.1)
+    assert found.mean(axis=0) == pytest.approx(2, abs=0.15)
     assert found[:, 0] == pytest.approx(values[::6])
     least = np.minimum.reduceat(values, np.flatnonzero(np.diff(groups, prepend=-1)))
     unknown = np.where(groups % 3 == 2, np.nan, deviations)
@@ -157,7 +82,7 @@ def test_expected_loss_of_the_best_of_several_runs_is_unbiased(gap):
         assert least.reshape(-1, 3)[:, 2].mean() < 1.2
 
 
-@pytest.mark.parametrize("gap", [0.0029, 0.022, -0.0229])
+@pytest.mark.parametrize("gap", [0.0029, -0.0229])
 def test_much_noisier_run_among_several_needs_no_finer_integral(gap):
     """At one of two rates, runs hardly vary; the level of the loss does not matter."""
     values, deviations, groups = np.array([5.0, 5.0 + gap]), np.array([0.1, 0.001]), np.zeros(2)
@@ -167,18 +92,6 @@ def test_much_noisier_run_among_several_needs_no_finer_integral(gap):
     found, slopes = estimate_selected(values, deviations, groups.astype(int))
     assert found == pytest.approx([expected], abs=0.001)
     assert slopes == pytest.approx([0.04], abs=0.005)
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize(("gaps", "factor"), [(equal_rates, 4), (mixed_rates, 1)])
-def test_luck_of_the_best_of_several_rates_is_no_effect(gaps, factor):
-    """Where the noise differs between layers, or the distance between the rates."""
-    covered, significant = [], []
-    for truth, observed in simulate_tuned(gaps, factor, 30):
-        covered += cover_effects(truth, observed)
-        significant.append(observed.compute_effect(Contrast("layers", 2, 3)).is_significant)
-    assert 0.90 <= np.mean(covered) <= 0.99  # 180 intervals, those of a study correlated
-    assert np.mean(significant) <= 0.17  # of 30 studies, nominally 5%
 
 
 def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url, tmp_path):
@@ -192,13 +105,11 @@ def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url, tmp_pa
         False,
     )
     write_csv([results], tmp_path / "rows.csv")
-    write_parquet([results], tmp_path / "rows.parquet")
-    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
-        own, others = rows[rows["cell"] == "MinGRU"], rows[rows["cell"] != "MinGRU"]
-        assert own["input_gate"].isna().all()
-        assert {bool(each) for each in own["norm"]} == {False, True}
-        assert others["norm"].isna().all()
-        assert set(rows["learning_rate"]) == set(RATES)
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    own, others = rows[rows["cell"] == "MinGRU"], rows[rows["cell"] != "MinGRU"]
+    assert own["input_gate"].isna().all()
+    assert {bool(each) for each in own["norm"]} == {False, True}
+    assert others["norm"].isna().all()
     row = results.complete.iloc[0]
     assert row["architecture"] == "2×8 MinGRU, norm true, expansion 1.0"
     assert row["label"] == "2×8 MinGRU, norm true, expansion 1.0, learning_rate 0.001"
@@ -247,7 +158,7 @@ def test_cells_without_own_parameters_are_compared_setting_by_setting():
     assert effects["momentum 0.0 → 0.9"].pairs == 2
 
 
-def test_leaderboard_and_page_judge_each_architecture_at_its_best(sqlite_url, tmp_path):
+def test_leaderboard_judges_each_architecture_at_its_best(sqlite_url):
     make_union(sqlite_url, missing=[7])
     results = results_of(sqlite_url)
     entries = rank_architectures(results)
@@ -257,15 +168,10 @@ def test_leaderboard_and_page_judge_each_architecture_at_its_best(sqlite_url, tm
     assert entries[0].mean == pytest.approx(
         min(union_value(params) for params in StudyConfig.model_validate(UNION).grid.combinations())
     )
-    words = words_of(sqlite_url, ["union"], tmp_path / "page.html")
-    for text in (
-        "63 trials of 21 architectures at 3 values of learning rate",
-        "10 of 21 architectures are best at learning rate 0.001, the lowest value tried",
-        "4 of 21 architectures are best at learning rate 0.01, the highest value tried",
-        "from 2 to 3 runs",
-        "The class cells/min_gru.py:MinGRU with norm on, expansion 1.0.",
-    ):
-        assert text in words, text
+    summary = summarize_nuisance(results)
+    assert (summary.trials, summary.architectures) == (63, 21)
+    assert (summary.fewest, summary.most) == (2, 3)
+    assert [each.best_count for each in summary.rankings] == [10, 7, 4]
 
 
 def test_effect_that_changes_its_sign_at_a_single_value_is_flagged(sqlite_url):
@@ -284,9 +190,8 @@ def test_effect_that_changes_its_sign_at_a_single_value_is_flagged(sqlite_url):
     assert summary.is_fair
 
 
-def test_filters_select_a_single_value_of_a_nuisance_parameter(sqlite_url):
-    make_union(sqlite_url)
-    section = build_section(results_of(sqlite_url))
+def test_filters_select_a_single_value_of_a_nuisance_parameter(build_page):
+    section = build_page(make_union, "union").section
     assert [each.name for each in section.filters] == ["Learning rate", "Cell", "State size"]
     subsets = {each.key: each for each in section.effects}
     (cell,) = (e for e in subsets["1//"].effects if e.contrast.label == "cell gated → MinGRU")
@@ -298,18 +203,13 @@ def test_filters_select_a_single_value_of_a_nuisance_parameter(sqlite_url):
 def test_derived_study_carries_on_the_best_values(sqlite_url):
     """Two architectures of different learning rates, twice each: one row per architecture."""
     make_union(sqlite_url)
-    best = {
-        "gated": gated_params(2, 8, cell="gated", residual=True, learning_rate=0.003),
-        "gru": {"cell": "gru", "layers": 2, "state_size": 8, "learning_rate": 0.01},
-    }
-    raw = {
-        "nuisance": ["learning_rate"],
-        "cells": {"MinGRU": MIN_GRU},
-        "refinement": {"source": "union", "replicates": 2},
-    }
+    gated = gated_params(2, 8, cell="gated", residual=True, learning_rate=0.003)
+    gru = {"cell": "gru", "layers": 2, "state_size": 8, "learning_rate": 0.01}
+    raw = {"nuisance": ["learning_rate"], "cells": {"MinGRU": MIN_GRU}}
+    raw |= {"refinement": {"source": "union", "replicates": 2}}
     runs = [
         (params | {"replicate": replicate}, value + replicate / 100, {})
-        for params, value in zip(best.values(), (1.6, 1.7), strict=True)
+        for params, value in ((gated, 1.6), (gru, 1.7))
         for replicate in (1, 2)
     ]
     source = results_of(sqlite_url).complete.query("cell == 'gru' and layers == 2")
@@ -318,74 +218,42 @@ def test_derived_study_carries_on_the_best_values(sqlite_url):
     results = results_of(sqlite_url, "derived")
     assert (results.nuisance, results.carried) == ([], ["learning_rate"])
     assert "learning_rate" not in results.parameters
-    entries = rank_architectures(results)
-    assert [(each.runs, each.best_values) for each in entries] == [
-        (2, {"learning_rate": 0.003}),
-        (2, {"learning_rate": 0.01}),
-    ]
+    found = [(each.runs, each.best_values["learning_rate"]) for each in rank_architectures(results)]
+    assert found == [(2, 0.003), (2, 0.01)]
     # The source's three learning rates count as one architecture, at its best.
     comparison = compare_with_source(results)
     (row,) = comparison.rows[comparison.rows["variant"] == "unchanged"].to_dict("records")
     assert row["source_value"] == pytest.approx(1.9 - 0.1 - 0.08)
 
 
-def test_gated_trials_of_a_study_are_compared_with_the_baselines_of_a_union(sqlite_url):
-    make_union(sqlite_url)
-    raw = {"space": {"layers": [1], "state_size": [4]}}
-    make_runs(sqlite_url, "plain", raw, [(gated_params(), 2.0, {})])
-    plain, union = (results_of(sqlite_url, name) for name in ("plain", "union"))
-    (line,) = find_references(plain, [union])
-    assert line.label == "2×8 GRU"
-    assert line.training_loss == pytest.approx(1.9 - 0.1 - 0.08)
-    assert find_references(union, [plain]) == []
-
-
 def make_edges(url, at_highest):
-    """Create 12 architectures, the best first, of which some are best at the highest rate."""
-    raw = {
-        "nuisance": ["learning_rate"],
-        "space": {
-            **{name: [False] for name in list(gated_params())[:4]},
-            "state_source": ["new"],
-            "layers": [1, 2, 3],
-            "state_size": [4, 8],
-            "training": {"learning_rate": RATES},
-        },
-    }
-    grid = StudyConfig.model_validate(raw).grid
+    """Create 12 architectures, the best first, of which one is best at the highest rate."""
+    space = {name: [False] for name in list(gated_params())[:4]}
+    space |= {"state_source": ["new"], "layers": [1, 2, 3], "state_size": [4, 8]}
+    space |= {"training": {"learning_rate": RATES}}
+    raw = {"nuisance": ["learning_rate"], "space": space}
     places = {}
     trials = []
-    for params in grid.combinations():
+    for params in StudyConfig.model_validate(raw).grid.combinations():
         key = (params["layers"], params["state_size"], params["residual"])
         place = places.setdefault(key, len(places))
-        best = RATES[-1] if place in at_highest else RATES[1]
+        best = RATES[-1] if place == at_highest else RATES[1]
         value = 2 + 0.01 * place + 0.2 * (params["learning_rate"] != best)
         trials.append((params, value, {}))
     make_runs(url, "edges", raw, trials)
 
 
-@pytest.mark.parametrize(
-    ("at_highest", "count"),
-    [([7], 0), ([0], 1)],
-    ids=["fewer than a tenth", "the best"],
-)
-def test_edge_of_the_values_tried_is_reported_wherever_a_result_is(
-    sqlite_url, tmp_path, at_highest, count
-):
-    make_edges(sqlite_url, at_highest)
+def test_best_architecture_at_the_highest_value_tried_is_warned_of(sqlite_url, tmp_path):
+    make_edges(sqlite_url, at_highest=0)
+    (warning,) = load("edges", storage=sqlite_url).effects().warnings
+    assert warning.startswith("1 of 12 architectures are best at learning rate 0.01, the highest")
     report = write_report(sqlite_url, ["edges"], tmp_path / "page.html")
-    _, *warnings = report.headline.splitlines()
-    html = report.path.read_text("utf-8")
-    summary = html[html.index('id="s1-summary"') : html.index('id="s1-effects"')]
+    assert report.headline.splitlines()[1:] == [f"warning: {warning}"]
     page, _ = write_hypotheses(sqlite_url, ["edges"], tmp_path / "page.md")
-    effects = load("edges", storage=sqlite_url).effects()
-    if not count:
-        assert warnings == effects.warnings == []
-        assert "highest value tried" not in summary + page.read_text("utf-8") + repr(effects)
-        return
-    (ending,) = effects.warnings
-    assert ending.startswith(f"{count} of 12 architectures are best at learning rate 0.01, the")
-    assert "the best of all" in ending
-    assert warnings == [f"warning: {ending}"]
-    for place in (summary, page.read_text("utf-8"), repr(effects), effects._repr_html_()):
-        assert ending in place
+    for path in (report.path, page):
+        assert warning in path.read_text("utf-8")
+
+
+def test_edge_of_fewer_than_a_tenth_is_not_warned_of(sqlite_url):
+    make_edges(sqlite_url, at_highest=7)
+    assert load("edges", storage=sqlite_url).effects().warnings == []

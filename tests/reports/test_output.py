@@ -1,17 +1,24 @@
-"""Output files of reports, and the existing files they do not replace."""
+"""``python -m reports``: its output files, what it prints, and its errors."""
 
 import os
 import re
+import threading
 
+import pandas as pd
 import pytest
-from factories import gated_params, make_runs, make_stated, make_study
+from factories import gated_params, make_runs, make_study
+from hooks import HANG_TIMEOUT
+from optuna.trial import TrialState
+from process_runner import wait_until
 from sqlalchemy.engine import make_url
 
+from reports import cli as command_line
 from reports.cli import reports, write_final_report
 from reports.errors import OutputTakenError
 from reports.hypotheses import hypotheses_command
 from reports.output import study_identity
-from studies.storage.open import open_storage
+from reports.page.page import write_report
+from studies.storage.open import load_study, open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -59,16 +66,15 @@ def test_studies_of_one_name_in_two_storages_have_two_files(command, folder, url
     assert len(list((folder / "reports" / "out").iterdir())) == 2
 
 
-@pytest.mark.parametrize("command", [reports, hypotheses_command], ids=["reports", "hypotheses"])
-def test_output_of_another_storage_is_not_replaced(command, folder, urls, capsys):
+def test_output_of_another_storage_is_not_replaced(folder, urls, capsys):
     arguments = ("made", "--output", "page", "--storage")
-    path, _ = write(command, capsys, *arguments, urls[0])
+    path, _ = write(hypotheses_command, capsys, *arguments, urls[0])
     assert path == "page"
     before = (folder / path).read_bytes()
     with pytest.raises(OutputTakenError, match="page is a report of other studies"):
-        write(command, capsys, *arguments, urls[1])
+        write(hypotheses_command, capsys, *arguments, urls[1])
     assert (folder / path).read_bytes() == before
-    write(command, capsys, *arguments, urls[0])
+    write(hypotheses_command, capsys, *arguments, urls[0])
 
 
 def test_page_of_a_deleted_study_is_kept(folder, sqlite_url, capsys):
@@ -119,26 +125,11 @@ def test_identity_of_a_server_does_not_depend_on_the_password():
     assert len(set(found)) == 3
 
 
-def test_watching_stops_if_the_output_is_another_report(folder, urls, capsys):
-    write(reports, capsys, "made", "--storage", urls[0], "--output", "page.html")
-    with pytest.raises(OutputTakenError):
-        write(reports, capsys, "made", "--watch", "--storage", urls[1], "--output", "page.html")
-
-
 def test_final_report_prints_path_and_main_result(folder, urls, capsys):
     write_final_report(urls[0], ["made"])
     path, headline = capsys.readouterr().out.splitlines()
     assert path == f"report: {folder}/reports/out/made.html"
     assert headline.startswith("best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte, ")
-    # Three pairs of each change, whatever their differences, make nothing significant.
-    assert headline.endswith("; no effect is significantly different from zero")
-
-
-def test_headline_names_effects_that_are_significant(folder, sqlite_url, capsys):
-    make_stated(sqlite_url)
-    _, _, named = headline_for(capsys, sqlite_url, "stated").partition("significant effects: ")
-    assert named.startswith("state size")
-    assert "forget gate" not in named
 
 
 def headline_for(capsys, url, *names):
@@ -151,11 +142,10 @@ def test_headline_names_the_best_of_comparable_studies(folder, sqlite_url, capsy
     raw = {"space": {"layers": [1], "state_size": [4]}}
     make_runs(sqlite_url, "better", raw, [(gated_params(3), 1.25, {})])
     make_runs(sqlite_url, "of-other-text", raw, [(gated_params(3), 1.0, {})], text="cd")
-    made_effects = "; no effect of 'made' is significantly different from zero"
     headline = headline_for(capsys, sqlite_url, "better", "made")
     assert headline.startswith("best: 3×4 no gates, new state (trial 0 of 'better'), 1.2500 nats")
-    assert made_effects in headline
-    assert headline_for(capsys, sqlite_url, "made", "better").startswith("best: 3×4")
+    # Three pairs of each change, whatever their differences, make nothing significant.
+    assert "; no effect of 'made' is significantly different from zero" in headline
     headline = headline_for(capsys, sqlite_url, "made", "of-other-text")
     assert headline.startswith("best: 1×4 no gates, new state (trial 0 of 'made'), 1.5000 nats")
 
@@ -175,3 +165,107 @@ def test_pipe_in_place_of_an_output_file_is_refused_at_once(folder, urls, invoke
         assert "not a regular file" in done.stderr
         assert (folder / "pipe.csv").is_fifo()
     assert len(list(folder.iterdir())) == 1
+
+
+def test_study_names_are_escaped_in_page_and_path(sqlite_url, tmp_path, monkeypatch):
+    name = "<script>alert(1)</script>/../x" + "é" * 200
+    make_study(sqlite_url, name)
+    monkeypatch.chdir(tmp_path)
+    path = write_report(sqlite_url, [name]).path
+    assert path.parent == tmp_path / "reports" / "out"
+    html = path.read_text(encoding="utf-8")
+    assert "<script>alert(1)" not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_studies_with_similar_names_have_different_pages(sqlite_url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["a b", "a_b"]
+    for name in names:
+        make_study(sqlite_url, name, finished=1)
+    pages = [write_report(sqlite_url, [name]).path for name in names]
+    assert pages[1].name == "a_b.html"
+    assert pages[0] != pages[1]
+
+
+def test_page_of_an_unfinished_study_counts_missing_pairs(build_page):
+    page = build_page(make_study, "made", finished=7)
+    effects = page.section.effects[0].effects
+    missing_pairs = {effect.contrast.label: effect.missing_pairs for effect in effects}
+    # The fourth trial diverged and the eighth waits: one pair of the residual, two of others.
+    assert missing_pairs == {"residual": 1, "layers 1 → 2": 2, "state size 4 → 8": 2}
+    assert "2 trials of" in page.words
+
+
+def finish_one(url, value):
+    storage = open_storage(url)
+    study_id = storage.get_study_id_from_name("made")
+    trial_id = storage.claim(study_id, "me")
+    storage.finish(trial_id, "me", TrialState.COMPLETE, value, {"seconds": 1.0}, {50: value})
+    storage.close()
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_page_and_tables_are_written_and_their_paths_printed(sqlite_url, tmp_path, invoke):
+    make_study(sqlite_url)
+    command = ("-m", "reports", "made", "--storage", sqlite_url)
+    done = invoke(*command, "--output", str(tmp_path / "new" / "page.html"))
+    path, headline = done.stdout.splitlines()
+    assert (done.returncode, path) == (0, f"{tmp_path}/new/page.html")
+    assert headline.startswith("best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte")
+    rows = [str(tmp_path / "rows.csv"), str(tmp_path / "rows.parquet")]
+    done = invoke(*command, "--csv", rows[0], "--dataframe", rows[1])
+    assert (done.returncode, done.stdout.split()) == (0, rows)
+    assert len(pd.read_csv(rows[0])) == len(pd.read_parquet(rows[1])) == 8
+
+
+def test_invalid_arguments_are_rejected_in_one_line(sqlite_url, invoke):
+    make_study(sqlite_url)
+    make_study(sqlite_url, "newer")
+    storage = open_storage(sqlite_url)
+    load_study(storage, "newer").set_user_attr("tokenizer", {"size": "large"})
+    storage.close()
+    for arguments, line in (
+        (("newer",), "study 'newer' has an invalid attribute tokenizer."),
+        (("nothing",), "study 'nothing' is not in"),
+        (("made", "--csv", "/proc/no/rows.csv"), "cannot write /proc/no/rows.csv"),
+        (("made", "--csv", "rows.csv", "--watch"), "do not go with --watch and --output"),
+        (("made", "--output", "."), "is a directory"),
+        ((), "Missing argument 'STUDY...'"),
+    ):
+        done = invoke("-m", "reports", *arguments, "--storage", sqlite_url)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), arguments
+        assert line in done.stderr
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_watched_report_is_updated_until_the_study_is_finished(
+    sqlite_url, tmp_path, monkeypatch, capsys
+):
+    make_study(sqlite_url, finished=0)
+    page = tmp_path / "page.html"
+    monkeypatch.setattr(command_line, "WATCH_SECONDS", 0.2)
+    watching = threading.Thread(
+        target=command_line._watch, args=(sqlite_url, ["made"], page), daemon=True
+    )
+    watching.start()
+    output = []
+
+    def has_printed(text):
+        output.append(capsys.readouterr().out)
+        return text in "".join(output)
+
+    wait_until(lambda: has_printed("no report yet: study 'made' has no complete trial"))
+    finish_one(sqlite_url, 1.5)
+    wait_until(lambda: has_printed("1 of 8 trials finished"))
+    html = page.read_text(encoding="utf-8")
+    assert "Unfinished: 1 of 8 trials." in html
+    assert 'data-refresh-seconds="0.2"' in html
+    for _ in range(7):
+        finish_one(sqlite_url, 1.4)
+    watching.join(HANG_TIMEOUT)
+    assert not watching.is_alive()
+    assert has_printed("8 of 8 trials finished")
+    html = page.read_text(encoding="utf-8")
+    assert "Unfinished" not in html
+    assert "data-refresh-seconds=" not in html

@@ -5,7 +5,7 @@ import re
 from contextlib import contextmanager
 
 import pytest
-from factories import make_stated, make_study, make_union
+from factories import make_study, make_union
 from process_runner import wait_until
 
 from reports.page.page import write_report
@@ -129,53 +129,6 @@ def test_curve_is_named_isolated_and_colored(browser, page_file):
             "[...new Set(document.querySelector('.curves .plot').data.map(t => t.line.color))]"
         )
         assert len(colors) == 2
-
-
-def test_effects_are_filtered(browser, page_file):
-    with opened(browser, page_file) as page:
-        chooser = page.locator(".chooser").first
-        chooser.scroll_into_view_if_needed()
-        table = chooser.locator(".chosen table")
-        assert table.locator("tbody tr").count() == 3
-        whole = table.inner_text()
-        chooser.get_by_role("combobox", name="State size").select_option("8")
-        assert "3 trials with state size 8." in chooser.inner_text()
-        assert table.locator("tbody th").all_inner_texts() == ["residual", "layers 1 → 2"]
-        assert table.locator("tbody tr").first.locator("td").nth(4).inner_text() == "1"
-        chooser.locator(".plot.drawn").wait_for()
-        chooser.get_by_role("combobox", name="State size").select_option("any")
-        assert table.inner_text() == whole
-        # The figure of the whole grid is on the first screen.
-        assert chooser.locator(".plot").count() == 0
-        page.locator(".first .plot.drawn").first.wait_for()
-
-
-@pytest.fixture(scope="module")
-def stated_file(tmp_path_factory):
-    """Page of a study with hypotheses and a threshold."""
-    folder = tmp_path_factory.mktemp("stated")
-    url = f"sqlite:///{folder}/studies.db"
-    make_stated(url)
-    return write_report(url, ["stated"], folder / "page.html").path
-
-
-def test_hypotheses_and_outcomes_fit_on_the_screen_of_a_phone(browser, stated_file):
-    width = 390
-    with opened(browser, stated_file, width, color_scheme="dark") as page:
-        claims = page.locator("h2:has-text('Hypotheses') ~ .hypothesis")
-        first, second, third = claims.all()
-        assert first.locator("td strong").all_inner_texts() == ["holds", "undecided"]
-        outcomes = page.locator(".chooser:has(.outcomes)")
-        outcomes.scroll_into_view_if_needed()
-        outcomes.locator(".plot.drawn").wait_for()
-        assert outcomes.locator("tbody tr", has_text="residual").count() == 1
-        # Only tables in a box of their own are wider than the screen.
-        right = "e => Math.max(...[...e.querySelectorAll(':scope > *')].map("
-        right += "child => child.getBoundingClientRect().right))"
-        for section in (first, second, third, outcomes.locator(".chosen")):
-            assert section.evaluate(right) <= width
-        ink = first.locator("td").first.evaluate("e => getComputedStyle(e).color")
-        assert ink == "rgb(228, 232, 236)"
 
 
 def test_tables_are_sorted_and_downloaded(browser, page_file, tmp_path):

@@ -1,15 +1,15 @@
-"""Differences between architectures: by hand, against other tests, and their error rates."""
+"""Differences between architectures: by hand, against other tests, with shrunk variances."""
 
 import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 from statsmodels.stats.multitest import multipletests
 
 from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.pairwise_comparison import compare_pairwise, compute_difference
-from tests.simulations.replicates import NOISES, count_false_worse, simulate_looks
+from reports.stats.variance_shrinkage import expect_freedom, shrink_variances
 
 
 def as_runs(losses):
@@ -96,62 +96,6 @@ RUNS = np.random.default_rng(4).normal(size=(3, 6, 1)) + np.array([0, 0, 9])[:, 
 """Three architectures, the last of which is worse."""
 
 
-def studies(count, gap, architectures=10, runs=10, windows=64):
-    """Generate studies with effects of runs, windows and architectures, and with noise.
-
-    The last architecture is worse by the gap.
-    """
-    draw = np.random.default_rng(1).normal
-    for _ in range(count):
-        losses = draw(scale=1, size=(1, 1, windows)) + draw(scale=0.3, size=(1, runs, 1))
-        losses = losses + draw(scale=0.02, size=(architectures, runs, 1))
-        losses = losses + draw(scale=0.08, size=(architectures, 1, windows))
-        losses = losses + draw(scale=0.05, size=(architectures, runs, windows))
-        losses[-1] += gap
-        yield {str(i): as_runs(each) for i, each in enumerate(losses)}
-
-
-@pytest.mark.extended
-def test_an_unstable_architecture_that_lost_runs_differs_no_more_often():
-    """One of six equal architectures varies twelve times as much and has two of five runs."""
-    generator, studies = np.random.default_rng(0), 200
-    noise = np.array([12, 1, 1, 1, 1, 1]) * 0.02
-    found = 0
-    for _ in range(studies):
-        losses = generator.normal(0, 0.05, (6, 5, 8)) + noise[:, None, None] * generator.normal(
-            size=(6, 5, 1)
-        )
-        runs = {str(i): as_runs(each[: 2 if i == 0 else 5]) for i, each in enumerate(losses)}
-        found += any(each.is_significant for each in compare_pairwise(runs).pairs.values())
-    assert found <= stats.binom.ppf(0.99, studies, 0.05)
-
-
-def test_false_differences_are_rare():
-    """At most 5% of studies have one, where the variances of the runs differ fourfold."""
-    equal = np.zeros(10)
-    look = simulate_looks(equal, NOISES["half fourfold"], 3, studies=200)
-    assert count_false_worse(look, equal) <= 0.1
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize(
-    ("runs", "noise"), [(2, "equal"), (10, "best fourfold"), (10, "half fourfold")]
-)
-def test_false_differences_are_rare_at_other_numbers_of_runs(runs, noise):
-    equal = np.zeros(10)
-    look = simulate_looks(equal, NOISES[noise], runs, studies=200)
-    assert count_false_worse(look, equal) <= 0.1
-
-
-def test_only_a_real_difference_is_significant():
-    for study in studies(5, gap=0.15):
-        comparison = compare_pairwise(study)
-        others = set(study) - {"9"}
-        assert all(comparison.is_significant("9", other) for other in others)
-        assert comparison.between("9", "0").mean == pytest.approx(0.15, abs=0.06)
-        assert comparison.between("0", "9").mean == -comparison.between("9", "0").mean
-
-
 def test_single_runs_never_differ_significantly():
     """They differ clearly on every window, which says nothing about another run."""
     losses = np.random.default_rng(0).normal(scale=0.01, size=(3, 1, 40))
@@ -159,3 +103,63 @@ def test_single_runs_never_differ_significantly():
     comparison = compare_pairwise({str(i): as_runs(each) for i, each in enumerate(losses)})
     assert all(pair.low > 0.9 for pair in comparison.pairs.values())
     assert not any(pair.is_significant for pair in comparison.pairs.values())
+
+
+PAIRS, ARCHITECTURES = 45, 10
+
+
+def draw_variances(generator, freedom, prior=None):
+    """Draw variances of pairs; their true values follow the prior of Smyth (2004)."""
+    true = np.ones(PAIRS) if prior is None else prior / generator.chisquare(prior, PAIRS)
+    return true * generator.chisquare(freedom, PAIRS) / freedom
+
+
+def test_prior_is_that_of_a_calculation_by_hand():
+    """The logarithms of the variances scatter as Smyth's equations say for this prior."""
+    freedom, prior = 6.0, 5.0
+    caution = special.polygamma(1, freedom / 2) * np.sqrt(
+        (2 + special.polygamma(3, freedom / 2) / special.polygamma(1, freedom / 2) ** 2) / 9
+    )
+    scatter = special.polygamma(1, prior / 2) + special.polygamma(1, freedom / 2) - caution / 2
+    independent = 1 - 0.25 * 2 * 8 / 44
+    shape = stats.norm.ppf((np.arange(PAIRS) + 0.5) / PAIRS)
+    logs = shape / shape.std(ddof=1) * np.sqrt(scatter * independent)
+    variances = np.exp(logs)
+    shrunk, found = shrink_variances(variances, np.full(PAIRS, freedom), ARCHITECTURES)
+    assert found == pytest.approx(freedom + prior)
+    scale = np.exp(
+        special.digamma(prior / 2) - np.log(prior / 2)
+        - special.digamma(freedom / 2) + np.log(freedom / 2)
+    )  # fmt: skip
+    assert shrunk == pytest.approx((prior * scale + freedom * variances) / (prior + freedom))
+
+
+@pytest.mark.parametrize(
+    ("variances", "architectures"), [([1.0, 2.0, 5.0], 3), ([0.0] * 9 + [1.0], 5)]
+)
+def test_few_architectures_and_identical_runs_are_not_shrunk(variances, architectures):
+    shrunk, freedom = shrink_variances(
+        np.array(variances), np.full(len(variances), 2.0), architectures
+    )
+    assert shrunk.tolist() == variances
+    assert set(freedom) == {2}
+
+
+def test_pairs_with_fewer_runs_than_most_are_not_shrunk():
+    variances = draw_variances(np.random.default_rng(3), 4)
+    freedom = np.full(PAIRS, 4.0)
+    freedom[:9] = 1  # those of an architecture that lost three of five runs
+    shrunk, found = shrink_variances(variances, freedom, ARCHITECTURES)
+    assert shrunk[:9].tolist() == variances[:9].tolist()
+    assert set(found[:9]) == {1}
+    assert (found[9:] > 4).all()
+    few, unchanged = shrink_variances(variances, np.ones(PAIRS), ARCHITECTURES)
+    assert (few.tolist(), set(unchanged)) == (variances.tolist(), {1})
+
+
+@pytest.mark.parametrize(("runs", "architectures"), [(3, 10), (5, 10), (10, 6), (3, 4), (2, 10)])
+def test_expected_freedom_is_that_of_equal_variances(runs, architectures):
+    expected = expect_freedom(runs, architectures)
+    assert runs - 1 <= expected <= (architectures - 1) * (runs - 1)
+    assert (expected > runs - 1) == (architectures >= 5 and runs >= 3)
+    assert expect_freedom(runs, 20) >= expect_freedom(runs, 6)

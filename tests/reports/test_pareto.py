@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from factories import RATES, gated_params, make_runs
 
-from reports.charts.pareto_plots import describe_front, plot_front
+from reports.charts.pareto_plots import plot_front
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
-from reports.page.page import write_report
 from reports.page.sections import build_sections
 from reports.stats.leaderboard import summarize_study
 from reports.stats.pareto_front import (
@@ -21,7 +20,6 @@ from reports.stats.pareto_front import (
 from rnn_search.study import load
 from studies.errors import ConfigError
 from studies.storage.open import read_storage
-from tests.simulations.pareto import simulate_fronts
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -113,19 +111,13 @@ def test_study_has_a_front_for_each_cost_at_the_best_values_of_nuisance_paramete
         study.pareto("money")
 
 
-def test_seconds_are_compared_under_the_same_conditions_only(sqlite_url, tmp_path):
+def test_seconds_are_compared_under_the_same_conditions_only(sqlite_url):
     make_sizes(sqlite_url, threads=8)
     results = read_results(read_storage(sqlite_url), "sizes")
     costs = summarize_costs(results, summarize_study(results))
     assert costs.conditions == "cpu of h, fp32, 1 thread, 1 network in lockstep"
     seconds, parameters = costs.front("seconds"), costs.front("parameters")
     assert (seconds.left_out, parameters.left_out) == (1, 0)
-    assert "1×4" not in describe_front(seconds)
-    assert "1×4 no gates, new state: 2.5000" in describe_front(parameters)
-    html = write_report(sqlite_url, ["sizes"], tmp_path / "page.html").path.read_text("utf-8")
-    section = html[html.index('id="s1-cost"') : html.index('id="s1-code"')]
-    assert costs.conditions in section
-    assert "1 architecture that ran otherwise is left out" in section
 
 
 def test_study_without_windows_has_no_front(sqlite_url):
@@ -151,11 +143,3 @@ def test_baseline_cells_of_other_studies_are_drawn(sqlite_url):
     assert plot_front(front).data[-1].name == "1×4 GRU"
     # It is no member: another study trained it.
     assert "1×4 GRU" not in [each.architecture.label for each in front.members]
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize(("gap", "least", "most"), [(0.0, 0.0, 0.12), (0.05, 0.8, 1.0)])
-def test_front_of_replicated_architectures_claims_real_gains_only(gap, least, most):
-    """100 studies, of which 5% may claim a gain that is none."""
-    claims = simulate_fronts(100, architectures=4, runs=5, gap=gap, seed=1)
-    assert least <= claims.significant <= most

@@ -1,19 +1,21 @@
-"""Results read from a storage."""
+"""Results read from a storage, and trial tables as CSV and Parquet files."""
 
 import math
 import re
+from pathlib import Path
 
 import optuna
 import pandas as pd
 import pytest
-from factories import gated_params, make_runs, make_study
+from factories import MIN_GRU, gated_params, make_runs, make_study
+from helpers import EACH_DATABASE
 
 from reports.data.study_reader import read_results
-from reports.data.table_export import write_csv
+from reports.data.table_export import write_csv, write_parquet
 from reports.errors import ReportError
-from reports.page.page import write_report
+from reports.page.page import render_page, write_report
+from reports.page.sections import build_section
 from search.status import read_status
-from studies.errors import StudyFormatError
 from studies.storage.counts import count_trials
 from studies.storage.open import read_storage
 
@@ -34,27 +36,14 @@ def test_trial_table_has_the_best_first_and_trials_without_a_value_last(sqlite_u
     assert results.curves.iloc[0].to_dict() == {"number": 0, "step": 50, "loss": 2.5}
 
 
-def test_trial_table_has_every_option_of_a_cell(sqlite_url):
-    option = {"type": "int", "default": 1}
-    cells = {"Cell": {"spec": "c.py:Cell", "sha256": "0" * 64, "options": {"rank": option}}}
-    space = {"cell": ["c.py:Cell"], "rank": [1, 2], "layers": [1], "state_size": [4]}
-    params = {"cell": "Cell", "layers": 1, "state_size": 4}
-    runs = [(params | {"rank": rank}, 2.0 - rank, {}) for rank in (1, 2)]
-    make_runs(sqlite_url, "made", {"space": space, "cells": cells}, runs)
-    table = read_results(read_storage(sqlite_url), "made").table
-    assert list(table["rank"]) == [2, 1]
-
-
 def test_study_without_a_complete_trial_is_refused(sqlite_url, tmp_path):
     make_study(sqlite_url, finished=0)
     with pytest.raises(ReportError, match=r"no complete trial.*run the search first"):
         write_report(sqlite_url, ["made"], tmp_path / "page.html")
-    optuna.create_study(study_name="foreign", storage=sqlite_url)
-    with pytest.raises(StudyFormatError, match="has no schema version"):
-        write_report(sqlite_url, ["foreign"], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.usefixtures("without_optuna_figures")
 def test_report_and_csv_list_which_versions_trained_which_trials(sqlite_url, tmp_path):
     runs = [
         (gated_params(1), 1.5, {"code": "third", "earlier_code": ["first", "second"]}),
@@ -63,7 +52,7 @@ def test_report_and_csv_list_which_versions_trained_which_trials(sqlite_url, tmp
     ]
     raw = {"refinement": {"source": "none"}}
     make_runs(sqlite_url, "made", raw, runs)
-    html = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text("utf-8")
+    html = "".join(render_page([build_section(read_results(read_storage(sqlite_url), "made"))]))
     (code,) = re.findall(r"Training code</th><td>(.*?)</td>", html)
     assert code == "first (trial 0), second (trials 0-2), third (trial 0)"
     (torch,) = re.findall(r"PyTorch</th><td>(.*?)</td>", html)
@@ -91,8 +80,9 @@ def test_results_equal_the_trials_that_optuna_reads(sqlite_url):
             assert trial.number == 3 or row["value"] == trial.value
 
 
+@EACH_DATABASE
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
-def test_infinite_value_of_plain_optuna_counts_as_diverged(url, tmp_path, value):
+def test_infinite_value_of_plain_optuna_counts_as_diverged(url, value):
     make_study(url, finished=6)
     study = optuna.load_study(study_name="made", storage=url)
     study.tell(study.ask(), value)
@@ -102,4 +92,52 @@ def test_infinite_value_of_plain_optuna_counts_as_diverged(url, tmp_path, value)
     assert results.counts == status.counts
     assert (status.counts.complete, status.counts.diverged) == (5, 2)
     assert status.best.value == 1.5
-    write_report(url, ["made"], tmp_path / "page.html")
+
+
+def test_pandas_reads_the_written_tables(derived, tmp_path):
+    storage = read_storage(derived)
+    results = [read_results(storage, name, with_curves=()) for name in ("made", "derived")]
+    write_csv(results, tmp_path / "rows.csv")
+    write_parquet(results, tmp_path / "rows.parquet")
+    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
+        assert rows["study"].tolist() == ["made"] * 8 + ["derived"] * 3
+        assert rows["value"].iloc[:3].tolist() == pytest.approx([1.5, 1.6, 1.7])
+        assert rows["residual"].tolist()[:8] == [False] * 4 + [True] * 4
+        assert rows["source_trials"].iloc[8] == "[0, 1]"
+    with pytest.raises(ReportError, match="cannot write"):
+        write_csv(results, Path("/proc/no/rows.csv"))
+
+
+def test_csv_has_one_line_per_trial(sqlite_url, tmp_path):
+    text = 'a, "quoted" line\r\nC:\\new\tétude\x00\x0b\x85\u2028end\n'
+    runs = [(gated_params(), 1.0, {"sample": text}), (gated_params(2), 2.0, {})]
+    make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
+    results = [read_results(read_storage(sqlite_url), "writers")]
+    write_csv(results, tmp_path / "rows.csv")
+    write_parquet(results, tmp_path / "rows.parquet")
+    lines = (tmp_path / "rows.csv").read_text("utf-8").splitlines()
+    assert len(lines) == 3
+    assert lines[0].endswith(",sample")
+    (written, missing) = pd.read_csv(tmp_path / "rows.csv")["sample"]
+    assert "étude" in written
+    assert written.encode("latin-1", "backslashreplace").decode("unicode_escape") == text
+    assert pd.isna(missing)
+    assert pd.read_parquet(tmp_path / "rows.parquet")["sample"].iloc[0] == text
+
+
+def test_option_of_another_type_in_each_study_is_text(sqlite_url, tmp_path):
+    """``norm`` is a bool of one cell and a text of another."""
+    types = {"own": ("bool", False, True), "other": ("str", "none", "all")}
+    params = {"cell": "MinGRU", "layers": 1, "state_size": 4}
+    for name, (kind, default, value) in types.items():
+        cell = {**MIN_GRU, "options": {"norm": {"type": kind, "default": default}}}
+        space = {"cell": ["cells/min_gru.py:MinGRU"], "norm": [default, value]}
+        raw = {"cells": {"MinGRU": cell}, "space": space | {"layers": [1], "state_size": [4]}}
+        runs = [(params | {"norm": each}, 1.0, {}) for each in (default, value)]
+        make_runs(sqlite_url, name, raw, runs)
+    storage = read_storage(sqlite_url)
+    results = [read_results(storage, name) for name in types]
+    write_csv(results, tmp_path / "rows.csv")
+    write_parquet(results, tmp_path / "rows.parquet")
+    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
+        assert rows["norm"].tolist() == ["False", "True", "none", "all"]

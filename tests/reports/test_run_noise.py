@@ -19,71 +19,7 @@ from reports.stats.run_noise import NoiseSource, RunNoise, estimate_run_noise
 from studies.run_means import RunMeans
 from studies.space import REPLICATE
 from studies.storage.open import read_storage
-from tests.simulations.grids import NOISE, SMALL_GRID, Scenario, simulate
-from tests.simulations.uneven_noise import count_findings, simulate_regions
-
-
-def coverage(scenario, count):
-    """Return how often the interval of an effect has the mean over all retrained networks."""
-    hits = []
-    for study in simulate(scenario, count):
-        for effect in study.observed.compute_effects():
-            truth = study.truth.compute_effect(effect.contrast).mean
-            hits.append(effect.low <= truth <= effect.high)
-    return np.mean(hits)
-
-
-def test_intervals_cover_the_mean_of_retrained_networks():
-    # 210 intervals; those of one study share its noise estimate.
-    assert 0.90 <= coverage(Scenario(name="equal noise"), 30) <= 0.99
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        Scenario(name="noise by size", noise_by_size=(1, 2, 4)),
-        Scenario(name="replicates", scales=(0.2, 0.1, 0.05, 0.03), replicates=4),
-        Scenario(name="few trials", scales=(0.2, 0.1), grid=SMALL_GRID),
-    ],
-    ids=lambda scenario: scenario.name,
-)
-def test_intervals_cover_where_noise_differs_or_trials_are_few(scenario):
-    assert 0.90 <= coverage(scenario, 40) <= 0.99
-
-
-@pytest.mark.extended
-def test_real_interactions_of_many_parameters_make_intervals_wider_only():
-    scenario = Scenario(name="four parameters", scales=(0.2, 0.1, 0.05, 0.03))
-    assert coverage(scenario, 20) > 0.95
-    (one,), (other,) = (simulate(each, 1) for each in (scenario, replace(scenario, replicates=4)))
-    assert other.observed.compute_effects()[0].error < one.observed.compute_effects()[0].error
-
-
-@pytest.mark.extended
-def test_noise_alone_is_rarely_significant():
-    found = [
-        effect.is_significant
-        for study in simulate(Scenario(name="nothing", scales=()), 60)
-        for effect in study.observed.compute_effects()
-    ]
-    assert np.mean(found) < 0.1  # nominally 5%; 420 effects, those of a study correlated
-
-
-@pytest.mark.extended
-def test_effect_of_five_standard_errors_is_found_and_its_interval_is_narrow():
-    found, widths = [], []
-    for study in simulate(Scenario(name="contexts differ"), 30):
-        table = study.observed
-        contrast = table.list_contrasts()[0]
-        shift = -0.02 - study.truth.compute_effect(contrast).mean
-        values = table.values + shift * table.codes[:, 0]
-        effect = replace(table, values=values).compute_effect(contrast)
-        found.append(effect.is_significant)
-        known = 1.96 * NOISE * math.sqrt(2 / effect.pairs)
-        widths.append((effect.high - effect.low) / (2 * known))
-    assert np.mean(found) > 0.9
-    assert 0.8 < np.median(widths) < 1.3
+from tests.simulations.grids import NOISE, Scenario, simulate
 
 
 def test_regions_are_split_where_the_noise_differs():
@@ -96,24 +32,6 @@ def test_regions_are_split_where_the_noise_differs():
     }
     assert deviations[0] == pytest.approx(NOISE, rel=0.8)
     assert deviations[2] == pytest.approx(20 * NOISE, rel=0.8)
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("deep", [4, 8])
-def test_few_noisy_networks_do_not_get_the_noise_of_the_others(deep):
-    """Ten times the noise: the intervals cover, and nothing depends on anything."""
-    studies = list(simulate_regions(deep, 10, 30))
-    found = count_findings(studies)
-    assert found.covered >= 0.90  # 180 intervals, those of a study correlated
-    assert found.differs <= 0.15  # of 30 studies, nominally 5%
-    assert found.opposite <= 0.1
-    for _, table in studies[:5]:
-        effect = table.compute_effect(Contrast("layers", 2, 3))
-        if deep == 4:
-            assert effect.source is NoiseSource.PAIRS
-            assert not effect.is_significant
-        # The others keep their estimate.
-        assert table.compute_effect(Contrast("layers", 1, 2)).error < 3 * NOISE / math.sqrt(8)
 
 
 def test_pairs_of_unknown_noise_add_the_variance_of_their_differences():
@@ -181,22 +99,20 @@ def test_what_a_text_order_changes_for_all_runs_is_not_noise():
     assert found.variances[0] == pytest.approx(1, rel=0.8)
 
 
-@pytest.mark.extended
 def test_runs_of_unknown_variance_that_adjust_means_leave_the_error_unknown():
     """Networks of three layers have half of the runs and vary ten times as much."""
-    contrast, covered, sources = Contrast("layers", 1, 2), [], []
-    for seed in range(100):
+    contrast, sources = Contrast("layers", 1, 2), []
+    for seed in range(10):
         generator = np.random.default_rng(seed)
         runs = pd.DataFrame(np.argwhere(np.ones((3, 2, 6))), columns=["layers", "size", REPLICATE])
         runs["layers"] += 1
         noise = generator.normal(size=36) * np.where(runs["layers"] == 3, 0.1, 0.01)
         is_lost = np.where(runs["layers"] == 3, runs[REPLICATE] >= 3, generator.random(36) < 0.25)
         runs["value"] = (2 + 0.05 * runs[REPLICATE] + noise).mask(is_lost)
-        effect = FactorialTable.from_runs(runs, ["layers", "size"]).compute_effect(contrast)
-        covered.append(effect.low <= 0 <= effect.high)
-        sources.append(effect.source)
-    assert np.mean(covered) >= 0.9
-    assert sources.count(NoiseSource.PAIRS) > 80
+        sources.append(
+            FactorialTable.from_runs(runs, ["layers", "size"]).compute_effect(contrast).source
+        )
+    assert sources.count(NoiseSource.PAIRS) >= 8
 
 
 def test_too_few_trials_leave_the_differences_between_pairs():

@@ -15,26 +15,21 @@ from factories import (
     make_union,
     open_new,
 )
-from helpers import study_attributes
 from managed_studies import create_with_everything
-from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
+from test_pruning_audit import make_pruned
 
 from reports.data.study_reader import read_results
 from search.status import read_status
 from studies.attributes import CONFIG, AuditState
-from studies.config import StudyConfig
 from studies.loader import read_study_record
 from studies.management import StudyManager
-from studies.space import GATED_PARAMS
-from studies.storage.create_study import PlannedTrial, create_study, extend_study
+from studies.storage.create_study import extend_study
 from studies.storage.earlier_ends import NewEnd
 from studies.storage.open import load_study, open_storage, read_storage
-from studies.storage.trial_rows import AuditDecision, prune_paused
+from studies.storage.trial_rows import AuditDecision
 from studies.tables.study_export import export_study
 from studies.tables.study_import import import_studies
-
-pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
 
 def make_failed(url: str) -> None:
@@ -49,37 +44,14 @@ def make_retried(url: str) -> None:
     StudyManager(url).retry("made", ["failed", "diverged"])
 
 
-def make_pruned(url: str) -> None:
-    """Four complete trials, two of them audited, two pruned and a paused one; of eight."""
-    space = {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
-    space |= {name: [False] for name in GATED_PARAMS[:4]} | {"state_source": ["new"]}
-    raw = {"space": space, "pruning": {"enabled": True}, "training": {"steps": 200}}
-    config = StudyConfig.model_validate(raw)
-    with closing(open_new(url)) as storage:
-        choices = {n: CategoricalDistribution(tuple(config.grid.values(n))) for n in GATED_PARAMS}
-        planned = [
-            PlannedTrial(params, is_audited=number < 2)
-            for number, params in enumerate(config.grid.combinations())
-        ]
-        create_study(storage, "made", "validation loss", study_attributes(config), choices, planned)
+def make_audited(url: str) -> None:
+    """Complete, pruned and audited trials, and one that waits."""
+    make_pruned(url, finished=False)
+    with closing(open_storage(url)) as storage:
         study_id = load_study(storage, "made")._study_id
-        paused = []
-        for i in range(7):
-            trial_id = storage.claim(study_id, "node/1/a")
-            found = RECORDED | {"seconds": 1.0, "rung": 100, "worker": "node/1", "host": "node"}
-            curve = {50: 3.0 + i / 7, 100: 2.0 + i / 7}
-            if i < 4:
-                curve |= {200: 1.5 + i / 7}
-                storage.finish(trial_id, "node/1/a", TrialState.COMPLETE, 1.5 + i / 7, found, curve)
-            else:
-                found |= {"predicted_value": 2.0 + i / 7, "keep_probability": 0.01}
-                storage.pause(trial_id, "node/1/a", found, curve)
-                paused.append(trial_id)
-            if i == 0:
-                decision = AuditDecision(AuditState(), AuditState(rungs=2, pruned=True))
-                storage.write_audit({trial_id: decision})
-        with storage.transaction() as connection:
-            prune_paused(connection, {each: {"reason": "at step 100"} for each in paused[:2]})
+        (trial, *_) = storage.get_all_trials(study_id)
+        decision = AuditDecision(AuditState(), AuditState(rungs=2, pruned=True))
+        assert storage.write_audit({trial._trial_id: decision})
         look = {"complete": 4, "trials": 2, "inside": 2, "alarm": False}
         storage.set_study_system_attr(study_id, "rnn_search:audit", {"half": look})
 
@@ -106,7 +78,7 @@ def make_extended(url: str) -> None:
 STUDIES = {
     "failed": (make_failed, ["made"]),
     "retried": (make_retried, ["made"]),
-    "pruned": (make_pruned, ["made"]),
+    "audited": (make_audited, ["made"]),
     "extended": (make_extended, ["made"]),
     "derived": (make_refinement, ["made", "derived"]),
     "replicates": (make_replicates, ["replicates"]),
@@ -114,14 +86,6 @@ STUDIES = {
     "baselines": (make_baselines, ["cells"]),
     "hypotheses": (make_stated, ["stated"]),
 }
-
-
-@pytest.fixture(params=STUDIES)
-def studies(request, sqlite_url):
-    """URL of some studies, and their names."""
-    make, names = STUDIES[request.param]
-    make(sqlite_url)
-    return sqlite_url, names
 
 
 @pytest.fixture
@@ -137,15 +101,7 @@ def export(tmp_path):
     return write
 
 
-def test_export_of_an_imported_study_is_the_same_file(studies, export, tmp_path):
-    url, names = studies
-    files = export(url, names)
-    other = f"sqlite:///{tmp_path}/imported.db"
-    assert [each.name for each in import_studies(other, files)] == names
-    for before, after in zip(files, export(other, names, "again"), strict=True):
-        assert after.read_bytes() == before.read_bytes()
-
-
+@pytest.mark.extended
 def test_export_of_a_study_that_postgresql_holds_is_the_same_file(
     sqlite_url, export, postgresql_url
 ):
@@ -161,12 +117,19 @@ def results_of(url, name):
         return read_results(storage, name, require_complete=False)
 
 
-def test_imported_study_has_the_results_of_the_study(studies, export, tmp_path):
-    url, names = studies
+@pytest.mark.parametrize("kind", STUDIES)
+def test_imported_study_has_the_results_and_the_export_of_the_study(
+    kind, sqlite_url, export, tmp_path
+):
+    make, names = STUDIES[kind]
+    make(sqlite_url)
+    files = export(sqlite_url, names)
     other = f"sqlite:///{tmp_path}/imported.db"
-    import_studies(other, export(url, names))
+    assert [each.name for each in import_studies(other, files)] == names
+    for before, after in zip(files, export(other, names, "again"), strict=True):
+        assert after.read_bytes() == before.read_bytes()
     for name in names:
-        before, after = results_of(url, name), results_of(other, name)
+        before, after = results_of(sqlite_url, name), results_of(other, name)
         renamed = ["host", "worker"]
         for frame in ("table", "curves", "sources"):
             expected, found = getattr(before, frame), getattr(after, frame)
@@ -178,7 +141,7 @@ def test_imported_study_has_the_results_of_the_study(studies, export, tmp_path):
             assert losses == pytest.approx(before.windows[number], rel=1e-5)
         for field in ("tokenizer", "hypotheses", "audit_looks", "looks", "counts"):
             assert getattr(after, field) == getattr(before, field), field
-        with closing(read_storage(url)) as old, closing(read_storage(other)) as new:
+        with closing(read_storage(sqlite_url)) as old, closing(read_storage(other)) as new:
             shown = [
                 read_status(load_study(storage, name), storage, results.config).as_json()
                 for storage, results in ((old, before), (new, after))

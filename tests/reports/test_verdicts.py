@@ -1,16 +1,34 @@
-"""Verdicts on replicated architectures: by hand, and their error rates in simulated studies."""
+"""Verdicts on replicated architectures, and the planned looks that decide on more runs."""
+
+import math
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from factories import gated_params, make_runs
 from scipy import stats
 
+from reports.data.study_reader import read_results
+from reports.stats.leaderboard import summarize_study
 from reports.stats.pairwise_comparison import compare_pairwise
+from reports.stats.pareto_front import summarize_costs
+from reports.stats.planned_looks import (
+    estimate_noise,
+    find_detectable_gap,
+    spend_error,
+    take_look,
+)
 from reports.stats.verdicts import Verdict, bound_distances, judge
+from studies.attributes import LookRecord
+from studies.config import DEFAULT_LOOKS
+from studies.storage.open import load_study, open_storage
 from tests.simulations.replicates import (
     MARGIN,
     NOISES,
-    count_false_as_good,
-    simulate_looks,
+    RUN_NOISE,
+    TEXT_NOISE,
+    simulate_losses,
 )
 
 
@@ -96,24 +114,152 @@ def test_architecture_of_a_single_run_does_not_withhold_the_verdicts_of_others()
     assert judgement.bounds["diverged"] == np.inf
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize(("runs", "noise"), [(3, "half fourfold"), (10, "equal")])
-def test_none_beyond_the_margin_is_as_good(runs, noise):
-    """The worst case: all are exactly the margin worse than the best."""
-    gaps = np.full(10, MARGIN)
-    gaps[0] = 0
-    look = simulate_looks(gaps, NOISES[noise], runs, studies=200)
-    assert count_false_as_good(look, gaps) <= 0.1
+NAMES = {"a": 0, "b": 2, "c": 4, "d": 6}
 
 
-@pytest.mark.extended
-def test_bounds_hold_together_for_all_architectures():
-    gaps = np.array([0, 0, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 0.3, 0.3])
-    look = simulate_looks(gaps, NOISES["half fourfold"], runs=5, studies=200)
-    assert (look.bounds < gaps).any(axis=1).mean() <= 0.1
+def make_losses(runs, **means):
+    """Return losses of one window; the scatter of the runs is the same at each number of runs."""
+    generator = np.random.default_rng(0)
+    return {
+        name: {run + 1: [mean + 0.01 * generator.normal()] for run in range(runs)}
+        for name, mean in means.items()
+    }
 
 
-@pytest.mark.extended
-def test_many_runs_show_that_equal_architectures_are_as_good():
-    look = simulate_looks(np.zeros(10), NOISES["equal"] / 2, runs=20, studies=50)
-    assert look.is_as_good.mean() > 0.6
+def test_looks_spend_five_percent_by_pococks_function():
+    levels = spend_error(DEFAULT_LOOKS)
+    assert sum(levels) == pytest.approx(0.05)
+    assert levels[0] == pytest.approx(0.05 * math.log(1 + (math.e - 1) * 3 / 20))
+    assert [round(100 * level, 2) for level in levels] == [1.15, 0.64, 1.31, 1.9]
+    assert spend_error([10]) == pytest.approx([0.05])
+
+
+def test_measured_noise_is_that_of_runs_and_text():
+    losses = simulate_losses(np.random.default_rng(0), np.zeros(10), NOISES["equal"], 20, 1)[0]
+    comparison = compare_pairwise({str(i): dict(enumerate(each)) for i, each in enumerate(losses)})
+    noise = estimate_noise(comparison)
+    # The noise of single windows is part of that of a run.
+    assert noise.of_run == pytest.approx(RUN_NOISE, rel=0.2)
+    assert noise.of_text == pytest.approx(2**0.5 * TEXT_NOISE, rel=0.6)
+    assert find_detectable_gap(comparison) == pytest.approx(noise.find_gap(20, 10, 0.05))
+    single = compare_pairwise({"a": {1: [1.0]}, "b": {1: [2.0]}})
+    assert (estimate_noise(single), find_detectable_gap(single)) == (None, None)
+
+
+def test_only_undecided_architectures_and_rivals_of_the_best_continue():
+    losses = make_losses(3, a=1.0, b=1.01, c=1.02, d=3.0)
+    judgement, look = take_look(losses, NAMES, [3, 5], MARGIN, [])
+    assert (look.runs, look.level) == (3, pytest.approx(spend_error([3, 5])[0]))
+    assert look.verdicts[6] == "worse"
+    assert look.continued == [0, 2, 4]
+    assert judgement.verdicts["d"] == "worse"
+    more = make_losses(5, a=1.0, b=1.01, c=1.02) | {"d": losses["d"]}
+    judgement, last = take_look(more, NAMES, [3, 5], MARGIN, [look])
+    assert last.continued == []
+    assert last.verdicts[6] == "worse", "verdicts are final"
+    assert "d" not in judgement.comparison.names
+    assert judgement.comparison.count == 4, "the correction is for all"
+    assert judgement.comparison.pairs["b", "a"].runs == 5
+
+
+def test_rival_of_the_best_continues_while_another_is_undecided():
+    """Bounds on the distance from the best must cover it, although it is as good already."""
+    noise = np.array([-1.0, 0.0, 1.0])
+    shapes = {"a": 0 * noise, "b": 0.001 * noise + 0.001, "c": 0.1 * noise[[1, 2, 0]] + 0.05}
+    losses = {name: {i: [1 + d] for i, d in enumerate(each)} for name, each in shapes.items()}
+    earlier = LookRecord(
+        runs=2,
+        level=0.01,
+        verdicts={0: "undecided", 2: "as good", 4: "undecided", 6: "worse"},
+        continued=[0, 2, 4],
+    )
+    _, look = take_look(losses, NAMES, [2, 3, 5], MARGIN, [earlier])
+    assert (look.verdicts[2], look.verdicts[4]) == ("as good", "undecided")
+    assert look.continued == [0, 2, 4]
+
+
+def test_runs_after_a_look_do_not_change_it():
+    more = make_losses(9, a=1.0, b=1.01, c=1.02, d=3.0)
+    few = {name: {run: runs[run] for run in (1, 2, 3)} for name, runs in more.items()}
+    assert (
+        take_look(more, NAMES, [3, 5], MARGIN, [])[1]
+        == take_look(few, NAMES, [3, 5], MARGIN, [])[1]
+    )
+
+
+def test_architecture_without_a_complete_run_has_no_verdict_and_does_not_continue():
+    losses = make_losses(3, a=1.0, b=1.0, c=1.0)
+    judgement, look = take_look(losses, NAMES, [3, 5], MARGIN, [])
+    assert look.verdicts[6] == "undecided"
+    assert 6 not in look.continued
+    assert judgement.count("undecided") == 2
+    assert "d" not in judgement.verdicts
+
+
+def read_looked(url, runs, looks=()):
+    """Create and read a study of three architectures with looks at 3 and 5 runs.
+
+    The first two have so many complete runs. The third has the three of the easiest texts, is far
+    worse and the smallest.
+    """
+    generator = np.random.default_rng(5)
+    trials = []
+    for layers, worse, count in ((3, 0.0, runs), (2, 0.01, runs), (1, 2.0, 3)):
+        for run in range(count):
+            mean = 2 + worse + 0.1 * run + 0.02 * generator.normal()
+            recorded = {"test_bits_per_byte": mean, "test_windows": [mean] * 2}
+            recorded["parameter_count"] = 10 * layers
+            trials.append((gated_params(layers, replicate=run + 1), 2.0, recorded))
+    refinement = {"source": "made", "replicates": 5, "looks": [3, 5]}
+    make_runs(url, "looked", {"eval_split": "test", "refinement": refinement}, trials)
+    with closing(open_storage(url)) as storage:
+        stored = [look.model_dump(mode="json") for look in looks]
+        load_study(storage, "looked").set_user_attr("looks", stored)
+        return read_results(storage, "looked")
+
+
+FIRST_LOOK = LookRecord(
+    runs=3,
+    level=spend_error([3, 5])[0],
+    verdicts={0: "undecided", 5: "undecided", 10: "worse"},
+    continued=[0, 5],
+)
+"""The third architecture stops, the others get two more runs."""
+
+
+def test_report_shows_the_look_whose_runs_are_complete(sqlite_url):
+    summary = summarize_study(read_looked(sqlite_url, runs=3))
+    assert summary.look.runs == 3
+    assert summary.comparison.level == pytest.approx(spend_error([3, 5])[0])
+    assert [entry.verdict for entry in summary.entries] == ["undecided", "undecided", "worse"]
+
+
+def test_report_of_a_later_look_keeps_the_architectures_that_stopped(sqlite_url):
+    results = read_looked(sqlite_url, 5, [FIRST_LOOK])
+    summary = summarize_study(results)
+    assert summary.look.runs == 5
+    assert [entry.runs for entry in summary.entries] == [5, 5, 3]
+    assert [entry.verdict for entry in summary.entries][2] == "worse"
+    assert summary.entries[2].gap.runs == 3
+    # All are ranked over their common runs.
+    best = summary.best.mean
+    assert [entry.mean - best for entry in summary.entries] == pytest.approx([0, 0, 2], abs=0.1)
+    # The bound of the architecture that stopped is that of its last look.
+    assert 1.9 < summary.entries[2].bound < math.inf
+    # On the front it has no cheaper one that beats it.
+    (front,) = summarize_costs(results, summary).fronts
+    assert front.members[0].architecture.label.startswith("1×4")
+    assert (front.left_out, front.members[0].gap.runs) == (0, 3)
+    assert len(front.members) + len(front.similar) + len(front.worse) == 3
+
+
+def test_runs_after_the_latest_look_do_not_change_the_order(sqlite_url):
+    """A later look is under way: of the runs that it asked for, one is waiting."""
+    results = read_looked(sqlite_url, 5, [FIRST_LOOK])
+    table = results.table.copy()
+    table.loc[4, ["state", "value"]] = ["WAITING", math.nan]
+    summary = summarize_study(replace(results, table=table))
+    assert summary.look == FIRST_LOOK
+    assert [entry.runs for entry in summary.entries] == [3, 3, 3]
+    assert [entry.verdict for entry in summary.entries] == ["undecided", "undecided", "worse"]
+    assert {each.runs for each in summary.comparison.pairs.values()} == {3}

@@ -6,7 +6,7 @@ pytest is needed. K is the number of networks, B the number of streams, T a numb
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ import pytest
 import torch
 from graph_stand_in import StandInRecorder
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 from user_cells import cell_config
 
 from rnn.cells.loading import cell_class
@@ -27,13 +28,11 @@ from rnn.config import (
     BaselineConfig,
     CellConfig,
     GatedConfig,
-    GateInputs,
     NetworkConfig,
     OptimizerConfig,
     Precision,
     TrialConfig,
 )
-from rnn.data.corpus import TokenArray
 from rnn.models.bptt_network import BPTTNetwork
 from rnn.models.cell_network import CellNetwork
 from rnn.models.factory import TrainableNetwork, build_network
@@ -52,9 +51,7 @@ TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "tf32": 0.02, "bf16": 0.05}
 # ------------------------------------------------------------------ configs
 
 
-def gated_configs(
-    layers: int, state_size: int, gate_inputs: Sequence[GateInputs] = GATE_INPUTS
-) -> list[GatedConfig]:
+def gated_configs(layers, state_size, gate_inputs=GATE_INPUTS) -> list[GatedConfig]:
     """Return the configs of all combinations of options."""
     return [
         GatedConfig(*switches, source, layers, state_size, inputs)
@@ -68,16 +65,13 @@ def baseline_configs(layers: int, state_size: int) -> list[BaselineConfig]:
     return [BaselineConfig(cell, layers, state_size) for cell in BASELINE_CELLS]
 
 
-def representatives(configs: Sequence[GatedConfig], together: int = 2) -> list[GatedConfig]:
-    """Choose few configs in which every ``together`` fields take all values in combination.
-
-    Only combinations of values that occur among the given configs are covered.
-    """
+def representatives(configs: Sequence[GatedConfig]) -> list[GatedConfig]:
+    """Choose few configs in which every two fields take all their values in combination."""
     numbers: dict[object, int] = {}
     masks = []
     for config in configs:
-        combinations = itertools.combinations(enumerate(astuple(config)), together)
-        masks.append(sum(1 << numbers.setdefault(values, len(numbers)) for values in combinations))
+        pairs = itertools.combinations(enumerate(astuple(config)), 2)
+        masks.append(sum(1 << numbers.setdefault(pair, len(numbers)) for pair in pairs))
     chosen, missing = [], (1 << len(numbers)) - 1
     while missing:
         best = max(range(len(masks)), key=lambda i: (masks[i] & missing).bit_count())
@@ -90,24 +84,11 @@ def label(config: NetworkConfig) -> str:
     return f"{config.label} {getattr(config, 'gate_inputs', '')}"
 
 
-def few(configs: Sequence[GatedConfig]) -> list[GatedConfig]:
-    return representatives(configs)[:4]
-
-
-# ------------------------------------------------------------------ trained networks
-
-
-def make_model(
-    config: NetworkConfig,
-    tokenizer: Any,
-    precision: Precision = "bf16",
-    scale: float = 1.0,
-    **metadata: str,
-) -> Any:
+def make_model(config, tokenizer, precision="bf16", scale=1.0, **metadata: str) -> Any:
     """Return a network with initial weights as if it were trained; ``scale`` is of its head."""
     from rnn.inference.saved_model import SavedModel  # needs more than PyTorch
 
-    computed: Precision = "fp64" if precision == "fp64" else "fp32"
+    computed = "fp64" if precision == "fp64" else "fp32"
     network = build_network([TrialConfig(config)], 7, computed, tokenizer.size)
     weights = extract(network)
     weights["head.weight"] *= scale
@@ -128,10 +109,6 @@ class PlainNetwork:
     """The exported module of a network in float64: the reference of every implementation.
 
     It reads one token after another, and its gradients are autograd's.
-
-    Args:
-        config: the network, with its number of BPTT steps.
-        vocab_size: V.
     """
 
     def __init__(self, config: TrialConfig, vocab_size: int = VOCAB_SIZE) -> None:
@@ -147,6 +124,7 @@ class PlainNetwork:
             self.module: nn.Module = execute(code)["Network"]().double()
         finally:
             sys.modules.pop("cell", None)
+        self.initial_states: Callable[[int], list[Any]] = self.module.init_state
 
     def load(self, weights: NamedTensors) -> None:
         """Set the weights, given by the names and in the layout of an implementation."""
@@ -156,11 +134,6 @@ class PlainNetwork:
                 for name, (param, kind) in self._mapping.items()
             }
         self.module.load_state_dict(weights)
-
-    def initial_states(self, streams: int) -> list[Any]:
-        """Return the state of each layer: a tensor (B, …), or a tuple of tensors."""
-        states: list[Any] = self.module.init_state(streams)
-        return states
 
     def read(self, tokens: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
         """Read tokens (T, B); return the logits (B, V) after the last, and the states."""
@@ -198,17 +171,6 @@ class PlainNetwork:
         return torch.stack(losses).mean(0)
 
 
-def flatten(states: Sequence[Any]) -> Iterator[Tensor]:
-    """Yield the tensors of the layers' states, detached."""
-    for state in states:
-        for tensor in state if isinstance(state, tuple) else (state,):
-            yield tensor.detach()
-
-
-def detach(state: Any) -> Any:
-    return tuple(map(detach, state)) if isinstance(state, tuple) else state.detach()
-
-
 def extract(network: TrainableNetwork, k: int = 0) -> NamedTensors:
     """Return the weights of network k."""
     return network.parameters.extract(k, network.parameters.values)
@@ -218,13 +180,10 @@ def extract_grads(network: TrainableNetwork, k: int = 0) -> NamedTensors:
     return network.parameters.extract(k, network.parameters.grads)
 
 
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float, name: str = "") -> None:
+def assert_near(actual, expected, tolerance, name):
+    actual, expected = actual.cpu().double(), expected.detach().double()
     torch.testing.assert_close(
-        actual.cpu().double(),
-        expected.cpu().double(),
-        rtol=0,
-        atol=tolerance,
-        msg=lambda message: f"{name}: {message}",
+        actual, expected, rtol=0, atol=tolerance, msg=lambda message: f"{name}: {message}"
     )
 
 
@@ -239,17 +198,7 @@ def assert_trains_as_plain_modules(
 
     The gradient at a step is that of its loss through the last ``bptt_steps`` steps, recomputed
     with the current weights, from the states as they were before. It is exactly zero where the
-    plain module's is.
-
-    Args:
-        network: the K networks.
-        precision: precision of their arithmetic.
-        streams: B.
-        vocab_size: V.
-        lengths: tokens of each sequence.
-
-    Returns:
-        What has trained the networks.
+    plain module's is. ``lengths`` are the tokens of each sequence.
     """
     tolerance = TOLERANCE[precision]
     generator = torch.Generator().manual_seed(0)
@@ -273,19 +222,17 @@ def assert_trains_as_plain_modules(
                 loss, grads, states = each.loss_and_grad(
                     own_text[first : t + 1], own_text[t + 1], start
                 )
-                past[k].append(list(map(detach, states)))
+                past[k].append(tree_map(Tensor.detach, states))
                 name = f"step {t} of {network.configs[k].label}"
                 assert_near(train_step.ema_losses[k], loss, tolerance, name)
                 _assert_near_grads(extract_grads(network, k), grads, tolerance, name)
                 carried = (state[k] for state in train_step.states)
-                for expected in flatten(states):
+                for expected in tree_leaves(states):
                     assert_near(next(carried), expected, tolerance, name)
     return train_step
 
 
-def _assert_near_grads(
-    actual: NamedTensors, expected: NamedTensors, tolerance: float, name: str
-) -> None:
+def _assert_near_grads(actual, expected, tolerance, name):
     assert actual.keys() == expected.keys()
     scale = max(float(grad.abs().max()) for grad in expected.values())
     for param, grad in expected.items():
@@ -293,9 +240,7 @@ def _assert_near_grads(
         assert grad.any() or not actual[param].any(), f"{param}, {name}: expected zeros"
 
 
-def assert_evaluates_as_plain_modules(
-    network: TrainableNetwork, precision: Precision, windows: TokenArray, vocab_size: int
-) -> None:
+def assert_evaluates_as_plain_modules(network, precision, windows, vocab_size):
     """Compare the losses on held-out windows, which start from the initial states."""
     losses = compute_eval_losses(network, windows)
     for k, config in enumerate(network.configs):
@@ -307,14 +252,7 @@ def assert_evaluates_as_plain_modules(
 
 # ------------------------------------------------------------------ implementations
 
-Builder = Callable[..., TrainableNetwork]
-"""Builds networks from the arguments of :func:`rnn.models.factory.build_network`."""
-
-CPU = torch.device("cpu")
-
-NATIVE_PRECISIONS: tuple[Precision, ...] = tuple(
-    precision for precision in ("fp32", "bf16") if load_library(precision) is not None
-)
+NATIVE_PRECISIONS = tuple(each for each in ("fp32", "bf16") if load_library(each) is not None)
 
 OPTIMIZERS = [
     OptimizerConfig("adam", 0.01),
@@ -329,18 +267,15 @@ class Implementation:
     """One way to train networks.
 
     Attributes:
-        name: its name in the tests.
-        build: builds networks of it.
+        build: builds networks from the arguments of :func:`rnn.models.factory.build_network`.
         groups: networks that are trained together, by a name of the group.
-        precisions: precisions of its arithmetic.
-        bptt_steps: numbers of BPTT steps.
         place: ``"cpu"``, ``"cuda"``, or ``"stand-in"``: the processor, which runs the operations
             of a GPU and a stand-in for its graphs.
         is_recorded: whether the step is recorded as a graph where there are graphs.
     """
 
     name: str
-    build: Builder
+    build: Callable[..., TrainableNetwork]
     groups: Mapping[str, Sequence[TrialConfig]]
     precisions: tuple[Precision, ...]
     bptt_steps: tuple[int, ...] = (1,)
@@ -350,13 +285,7 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Case:
-    """Networks that an implementation trains together.
-
-    Attributes:
-        implementation: the implementation.
-        configs: the networks.
-        precision: precision of the arithmetic.
-    """
+    """Networks that an implementation trains together."""
 
     implementation: Implementation
     configs: tuple[TrialConfig, ...]
@@ -364,16 +293,11 @@ class Case:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda:0") if self.implementation.place == "cuda" else CPU
+        return torch.device("cuda:0" if self.implementation.place == "cuda" else "cpu")
 
-    def build(
-        self,
-        weights: Mapping[TrialConfig, NamedTensors] | None = None,
-        seed: int = SEED,
-        vocab_size: int = VOCAB_SIZE,
-    ) -> TrainableNetwork:
+    def build(self, weights=None, seed: int = SEED) -> TrainableNetwork:
         return self.implementation.build(
-            self.configs, seed, self.precision, vocab_size, self.device, weights
+            self.configs, seed, self.precision, VOCAB_SIZE, self.device, weights
         )
 
     def of(self, *configs: TrialConfig) -> "Case":
@@ -382,46 +306,32 @@ class Case:
 
     def without_clipping(self) -> "Case":
         """Return the case with gradients as they are computed."""
-        return self.of(
-            *(
-                each._replace(optimizer=replace(each.optimizer, gradient_clipping=0.0))
-                for each in self.configs
-            )
-        )
+        optimizers = [replace(each.optimizer, gradient_clipping=0.0) for each in self.configs]
+        changed = zip(self.configs, optimizers, strict=True)
+        return self.of(*(each._replace(optimizer=optimizer) for each, optimizer in changed))
 
 
 def build_native(configs, seed, precision, vocab_size, device, weights):
     return NativeStack(configs, seed, precision, vocab_size, weights)
 
 
-def build_stacked(*arguments, static_graph: bool, is_padded: bool = False):
-    return NetworkStack(*arguments, static_graph=static_graph, is_padded=is_padded)
-
-
 def group(architectures: Sequence[NetworkConfig], decays: bool = True) -> list[TrialConfig]:
     """Return configs with different optimizers."""
-    optimizers = itertools.cycle(OPTIMIZERS)
-    return [
-        TrialConfig(
-            each,
-            optimizer=next(optimizers) if decays else replace(next(optimizers), weight_decay=0.0),
-        )
-        for each in architectures
-    ]
+    optimizers = [each if decays else replace(each, weight_decay=0.0) for each in OPTIMIZERS]
+    pairs = zip(architectures, itertools.cycle(optimizers), strict=False)
+    return [TrialConfig(architecture, optimizer=optimizer) for architecture, optimizer in pairs]
 
 
-SHAPES: list[tuple[int, GateInputs]] = [(2, "state"), (3, "candidate")]
-SMALL: list[tuple[int, GateInputs]] = [(2, "candidate"), (1, "state")]
+SHAPES = [(2, "state"), (3, "candidate")]
+SMALL = [(2, "candidate"), (1, "state")]
 
 
-def gated_stacks(
-    shapes: Sequence[tuple[int, GateInputs]] = SHAPES,
-    choose: Callable[[list[GatedConfig]], list[GatedConfig]] = representatives,
-    decays: bool = True,
-) -> dict[str, list[TrialConfig]]:
-    """Return a group of gated networks of each shape."""
+def gated_stacks(shapes=SHAPES, count=None, decays=True) -> dict[str, list[TrialConfig]]:
+    """Return a group of representative gated networks of each shape, at most ``count``."""
     return {
-        f"{layers} layers {inputs}": group(choose(gated_configs(layers, SIZE, [inputs])), decays)
+        f"{layers} layers {inputs}": group(
+            representatives(gated_configs(layers, SIZE, [inputs]))[:count], decays
+        )
         for layers, inputs in shapes
     }
 
@@ -435,8 +345,6 @@ GATED = [
     GatedConfig(False, True, False, True, False, "new", 2, SIZE, "candidate"),
 ]
 CELLS = ["MinGRU", "LayerNormGRU", "DiagonalLRU", "Everything", "Delay", "TorchGRU", "OneStepGRU"]
-LOCKSTEP_CELLS = ["Everything", "Delay", "MinGRU", "LayerNormGRU", "DiagonalLRU"]
-"""Cells that ``vmap`` has all operations of."""
 
 
 def replicates(cell: str) -> list[TrialConfig]:
@@ -451,20 +359,20 @@ def replicates(cell: str) -> list[TrialConfig]:
 BUILT_IN = each_alone([*GATED, *baseline_configs(2, SIZE)])
 RECORDED_BUILT_IN = each_alone([GATED[0], BaselineConfig("lstm", 2, SIZE)])
 OWN_CELLS = each_alone([cell_config(cell, 2, SIZE) for cell in CELLS])
-LOCKSTEP = {f"3 {cell}": replicates(cell) for cell in LOCKSTEP_CELLS}
+LOCKSTEP = {f"3 {cell}": replicates(cell) for cell in ("Everything", "Delay", "LayerNormGRU")}
 
-stacked = partial(build_stacked, static_graph=True)
-shared_tokens = partial(build_stacked, static_graph=False)
-padded = partial(build_stacked, static_graph=True, is_padded=True)
+stacked = partial(NetworkStack, static_graph=True, is_padded=False)
+shared_tokens = partial(NetworkStack, static_graph=False, is_padded=False)
+padded = partial(NetworkStack, static_graph=True, is_padded=True)
 
-TWO: tuple[Precision, ...] = ("fp64", "bf16")
+TWO = ("fp64", "bf16")
 
 IMPLEMENTATIONS = [
     Implementation("native", build_native, gated_stacks(), NATIVE_PRECISIONS),
     Implementation("stacked", stacked, gated_stacks(), ("fp64", "fp32", "bf16")),
-    Implementation("shared tokens", shared_tokens, gated_stacks(SHAPES[::-1], few), TWO),
-    Implementation("recorded", stacked, gated_stacks(SMALL, few), TWO, place="stand-in"),
-    Implementation("padded", padded, gated_stacks(SMALL, few, False), TWO, place="stand-in"),
+    Implementation("shared tokens", shared_tokens, gated_stacks(SHAPES[::-1], 4), TWO),
+    Implementation("recorded", stacked, gated_stacks(SMALL, 4), TWO, place="stand-in"),
+    Implementation("padded", padded, gated_stacks(SMALL[:1], 4, False), TWO, place="stand-in"),
     Implementation("autograd", BPTTNetwork, BUILT_IN, TWO, (3, 1)),
     Implementation("recorded autograd", BPTTNetwork, RECORDED_BUILT_IN, TWO, (3, 1), "stand-in"),
     Implementation("own cell", CellNetwork, OWN_CELLS, TWO, (3, 1), is_recorded=False),
@@ -477,28 +385,23 @@ GPU_IMPLEMENTATIONS = [
     for each in IMPLEMENTATIONS
     if each.place == "stand-in" or not each.is_recorded
 ]
-"""The implementations on a GPU."""
 
-EVERY_SHAPE: list[tuple[int, GateInputs]] = [(2, "candidate"), (3, "state")]
+EVERY_NETWORK = {
+    f"{layers} layers {inputs}": group(gated_configs(layers, SIZE, [inputs]))
+    for layers, inputs in ((2, "candidate"), (3, "state"))
+}
 EVERY_OPTION = [
-    replace(each, groups=gated_stacks(EVERY_SHAPE, list), precisions=each.precisions[:1])
-    for each in IMPLEMENTATIONS
-    if each.name in ("native", "stacked", "padded")
-] + [
-    replace(each, groups=each_alone(representatives(gated_configs(2, SIZE), together=3)))
-    for each in IMPLEMENTATIONS
-    if each.name == "autograd"
+    replace(each, groups=EVERY_NETWORK, precisions=each.precisions[:1])
+    for each in IMPLEMENTATIONS[:2]
 ]
-"""Networks of all combinations of options, and for autograd of all combinations of three."""
+"""Networks of all combinations of options."""
 
 
 def list_cases(implementations: Sequence[Implementation], is_complete: bool = False) -> list[Any]:
     """Return cases of implementations as parameters of a test.
 
-    Args:
-        implementations: the implementations.
-        is_complete: whether all precisions and BPTT steps are combined with all groups. Otherwise
-            the groups have different ones, so that each occurs; the others are extended tests.
+    The groups have different precisions and BPTT steps, so that each occurs. ``is_complete`` adds
+    all other combinations: as extended tests, or on a GPU as any other.
     """
     parameters = []
     for each in implementations:
@@ -512,9 +415,7 @@ def list_cases(implementations: Sequence[Implementation], is_complete: bool = Fa
                 is_chosen = (precision, steps) == settings[number % len(settings)]
                 if not is_chosen and not is_complete:
                     continue
-                marks = [pytest.mark.gpu] if on_gpu else []
-                if not is_chosen and not on_gpu:
-                    marks.append(pytest.mark.extended)
+                marks = [pytest.mark.gpu] if on_gpu else [pytest.mark.extended] * (not is_chosen)
                 own = (config._replace(bptt_steps=steps) for config in configs)
                 case = Case(each, tuple(own), precision)
                 words = each.name, name, precision, str(steps), *["GPU"] * on_gpu

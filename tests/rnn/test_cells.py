@@ -26,18 +26,13 @@ from typing import Literal
 
 from torch import nn
 
-
 @dataclass
 class Sizes:
     n: int
 
-
 class Cell(nn.Module):
     def __init__(
-        self,
-        input_size: int,
-        state_size: int,
-        *,
+        self, input_size: int, state_size: int, *,
         tanh: bool = False,
         depth: int = 1,
         radius: float = 1,
@@ -55,13 +50,6 @@ class Cell(nn.Module):
 
 def source(text: str, name: str = "Cell", spec: str = "cells.py:Cell") -> CellSource:
     return CellSource(spec, name, textwrap.dedent(text))
-
-
-def with_constructor(arguments: str, imports: str = "") -> CellSource:
-    return source(
-        f"from torch import nn\n{imports}\n\n"
-        f"class Cell(nn.Module):\n    def __init__({arguments}):\n        super().__init__()\n"
-    )
 
 
 def refusal(*arguments, call=load_cell) -> str:
@@ -83,6 +71,8 @@ def test_cell_of_a_file_is_read_relative_to_the_folder_and_loaded(tmp_path):
     config = CellConfig("Cell", read.sha256, (), 1, 3)
     assert cell_class(config) is cls
     assert loaded_source(config) == read
+    message = refusal(CellConfig("MinGRU", "ab" * 32, (), 1, 2), call=cell_class)
+    assert message.startswith("cell MinGRU of source abababababab is not loaded")
 
 
 def test_cell_of_an_installed_module_is_found_without_importing_it(tmp_path, monkeypatch):
@@ -118,11 +108,6 @@ def test_objects_of_a_cell_are_pickled_and_tracebacks_show_its_lines():
     assert inspect.getsource(cls).startswith("class Cell(nn.Module)")
 
 
-def test_cell_that_is_not_loaded_is_named():
-    message = refusal(CellConfig("MinGRU", "ab" * 32, (), 1, 2), call=cell_class)
-    assert message.startswith("cell MinGRU of source abababababab is not loaded")
-
-
 @pytest.mark.parametrize("spec", ["", "Cell", "mine.py", "mine.py:", "a b:Cell", "a/b.txt:Cell"])
 def test_malformed_spec_is_refused(spec, tmp_path):
     message = refusal(spec, tmp_path, call=read_cell_source)
@@ -135,7 +120,6 @@ def test_file_that_cannot_be_the_source_of_a_cell_is_refused(tmp_path):
     (tmp_path / "large.py").write_bytes(b"#" * (MAX_SOURCE_BYTES + 1))
     (tmp_path / "latin.py").write_bytes(b"# \xe4")
     (tmp_path / "syntax.py").write_text("x = 1\nclass Cell(:\n")
-    (tmp_path / "null.py").write_bytes(b"x = 1\0")
     (tmp_path / "deep.py").write_text("(" * 9000 + ")" * 9000)
     for name, expected in {
         "missing": f"expected a file {tmp_path}/missing.py; check the path",
@@ -144,7 +128,6 @@ def test_file_that_cannot_be_the_source_of_a_cell_is_refused(tmp_path):
         "large": "is too large, expected at most 1,048,576 bytes",
         "latin": "is not UTF-8",
         "syntax": "is not valid Python (invalid syntax, line 2)",
-        "null": "is not valid Python (source code string cannot contain null bytes",
         "deep": "is not valid Python (",
     }.items():
         assert expected in refusal(f"{name}.py:Cell", tmp_path, call=read_cell_source)
@@ -155,14 +138,14 @@ def test_file_that_defines_no_such_cell_is_refused():
     assert "no class Missing, expected Cell" in refusal(source(CELL, "Missing"))
     assert "it has no nn.Module" in refusal(source("x = 1"))
     assert "Cell is not a class of torch.nn.Module" in refusal(source("class Cell:\n    pass"))
-    assert "Cell is not a class of torch.nn.Module" in refusal(source("Cell = 3"))
+    text = "from torch import nn\nclass Cell(nn.Module):\n    pass"
+    assert "cell Cell has no argument input_size" in refusal(source(text))
 
 
 def test_exception_of_a_file_is_named_with_its_line():
     for text, expected in {
         "x = 1\n\ny = 1 / 0": "raises ZeroDivisionError (division by zero) in line 3",
         "import sys\nsys.exit(2)": "raises SystemExit (2) in line 2",
-        "from . import neighbour": "raises ImportError (attempted relative import",
         "import no_such_package": "raises ModuleNotFoundError (No module named 'no_such_package')",
         "import torch\ntorch.set_default_dtype(torch.half)": "raises RuntimeError (torch.set_def",
         "raise ValueError('two\\nlines')": "raises ValueError (two lines) in line 1",
@@ -188,36 +171,24 @@ def test_options_are_read_from_annotations_and_defaults():
     ("arguments", "expected"),
     [
         ("self", "no argument input_size: expected __init__(self, input_size, "),
-        ("self, input_size", "no argument state_size"),
         ("self, *input_size, state_size", "no argument input_size"),
         ("self, norm, /, input_size, state_size", "an argument norm"),
-        ("*args", "an argument *args: expected only"),
-        ("**options", "an argument **options"),
         ("layers: int = 1", "an option layers, which"),
         ("norm=True", "option norm of cell Cell has no annotation"),
         ("norm: bool", "option norm of cell Cell has no default"),
         ("norm: list[int] = ()", "is annotated list[int]: expected bool, int, float, str or L"),
-        ("norm: Literal[1, 'a'] = 1", "is annotated typing.Literal[1, 'a']: expected bool, int"),
-        ("norm: Literal[b'a'] = b'a'", "is annotated typing.Literal"),
-        ("norm: bool | None = None", "is annotated bool | None: expected bool, int"),
         ("norm: 'Unknown' = 1", "name 'Unknown' is not defined"),
         ("norm: int = 10**5000", "is <int>: expected int of 64 bits"),
-        ("norm: str = '\\ud800'", "is '\\ud800': expected str"),
-        ("norm: Literal[9**5000] = 9**5000", "is <int>: expected one of <int>"),
         ("norm: int = True", "default of option norm of cell Cell is True: expected int"),
-        ("norm: float = float('nan')", "is nan: expected float"),
         ("norm: Literal['a', 'b'] = 'c'", "is 'c': expected one of 'a', 'b'"),
     ],
 )
 def test_constructor_that_breaks_the_contract_is_refused(arguments, expected):
     if not arguments.startswith("self"):
         arguments = f"self, input_size, state_size, {arguments}"
-    assert expected in refusal(with_constructor(arguments, "from typing import Literal"))
-
-
-def test_class_without_a_constructor_is_refused():
-    text = "from torch import nn\nclass Cell(nn.Module):\n    pass"
-    assert "cell Cell has no argument input_size" in refusal(source(text))
+    text = f"class Cell(nn.Module):\n    def __init__({arguments}):\n        super().__init__()\n"
+    imports = "from typing import Literal\nfrom torch import nn\n"
+    assert expected in refusal(source(imports + text))
 
 
 def test_names_of_training_settings_and_switches_are_reserved():
@@ -233,7 +204,6 @@ def test_values_of_options_are_checked_and_integers_become_floats():
     for values, expected in (
         ({"depth": True}, "option depth of cell Cell is True: expected int"),
         ({"tanh": 1}, "option tanh of cell Cell is 1: expected bool"),
-        ({"radius": "a"}, "option radius of cell Cell is 'a': expected float"),
         ({"radius": float("inf")}, "option radius of cell Cell is inf: expected float"),
         ({"order": 3}, "option order of cell Cell is 3: expected one of 1, 2"),
         (

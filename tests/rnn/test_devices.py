@@ -1,15 +1,23 @@
-"""Device names, free memory, and equal results on GPU and CPU."""
+"""Device names, memory, precisions, and the library that computes matrix products."""
 
+import contextlib
+import itertools
 import platform
-import subprocess
-import sys
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
 from rnn.errors import DeviceError
+from rnn.training import precision
 from rnn.training.devices import is_out_of_memory, resolve_device, trim_heap
+from rnn.training.precision import (
+    check_precision,
+    configure_matmul,
+    onednn_matmul_is_exact,
+    supports_bf16,
+)
 
 
 def test_cpu_is_always_available():
@@ -38,30 +46,6 @@ def test_trim_heap_returns_freed_memory_to_the_system():
     assert all(bool((tensor == 1).all()) for tensor in kept)
 
 
-ALLOCATE = """
-import psutil, torch
-from rnn.training.devices import keep_freed_memory
-{call}
-block = torch.ones(6_000_000)  # 24 MB
-full = psutil.Process().memory_info().rss
-del block
-print(full - psutil.Process().memory_info().rss)
-"""
-
-
-@pytest.mark.extended
-def test_process_keeps_freed_memory_only_if_it_is_told_to():
-    """In other processes: the setting holds to a process's end."""
-    if platform.libc_ver()[0] != "glibc":
-        pytest.skip("not glibc")
-    returned = {}
-    for call in ("pass", "keep_freed_memory()"):
-        command = [sys.executable, "-c", ALLOCATE.format(call=call)]
-        returned[call] = int(subprocess.run(command, capture_output=True, check=True).stdout)
-    assert returned["pass"] > 20_000_000
-    assert returned["keep_freed_memory()"] < 2_000_000
-
-
 def test_out_of_memory_errors_are_recognized():
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**60, dtype=torch.uint8)
@@ -70,12 +54,85 @@ def test_out_of_memory_errors_are_recognized():
     assert is_out_of_memory(torch.cuda.OutOfMemoryError())
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might …"))
     assert is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
-    assert not is_out_of_memory(RuntimeError("shapes do not match"))
-
-
-def test_error_that_hides_a_lack_of_memory_is_recognized():
-    """As the end of a recording on a GPU does."""
+    # As the end of a recording on a GPU, which hides its cause.
     error = RuntimeError("operation failed due to a previous error during capture")
     assert not is_out_of_memory(error)
     error.__context__ = torch.OutOfMemoryError()
     assert is_out_of_memory(error)
+
+
+# ------------------------------------------------------------------ precisions
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("capability", "is_supported"), [((7, 5), False), ((8, 0), True), ((9, 0), True)]
+)
+def test_gpus_support_bf16_and_tf32_from_compute_capability_8(
+    monkeypatch, capability, is_supported
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert supports_bf16(CUDA) is is_supported
+    expected = r"tf32 .* cuda:0: expected a GPU of compute cap"
+    with contextlib.nullcontext() if is_supported else pytest.raises(DeviceError, match=expected):
+        check_precision("tf32", CUDA)
+    check_precision("fp32", CUDA)
+    check_precision("bf16", CPU)
+    with pytest.raises(DeviceError, match="cpu"):
+        check_precision("tf32", CPU)
+
+
+def test_cpu_supports_bf16_if_its_flags_list_it():
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    assert supports_bf16(CPU) == ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+@pytest.fixture
+def onednn():
+    """torch's setting for oneDNN, restored after the test."""
+    if precision._onednn is None:
+        pytest.skip("this torch has no setting for oneDNN")
+    before = precision._onednn.fp32_precision
+    yield precision._onednn
+    precision._onednn.fp32_precision = before
+    onednn_matmul_is_exact.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(16, 6, 18), (16, 768, 256)], ids=str)
+def test_float32_products_are_accurate_to_float32(shape, onednn):
+    """Within the bound that holds for any order of summation (Higham 2002, 3.5)."""
+    configure_matmul("fp32", CPU)
+    i, j, k = shape
+    generator = torch.Generator().manual_seed(0)
+    for transpose_a, transpose_b in itertools.product((False, True), repeat=2):
+        a = torch.rand(3, *((j, i) if transpose_a else (i, j)), generator=generator)
+        b = torch.rand(3, *((k, j) if transpose_b else (j, k)), generator=generator)
+        a, b = (a.mT if transpose_a else a), (b.mT if transpose_b else b)
+        exact = a.double() @ b.double()
+        bound = j * 2.0**-24 * 1.01 * exact  # all factors are positive
+        bias = torch.zeros(3, 1, k)
+        for product in (torch.bmm(a, b), torch.baddbmm(bias, a, b)):
+            assert ((product.double() - exact).abs() <= bound).all()
+        assert ((torch.mm(a[0], b[0]).double() - exact[0]).abs() <= bound[0]).all()
+
+
+def test_onednn_is_selected_if_it_is_exact(onednn, monkeypatch):
+    monkeypatch.setattr(precision, "onednn_matmul_is_exact", lambda: True)
+    configure_matmul("fp32", CPU)
+    assert onednn.fp32_precision == "bf16"
+
+
+def test_onednn_is_not_selected_if_it_rounds_as_with_amx(onednn, monkeypatch):
+    exact = torch.bmm
+
+    def bmm(a, b):
+        rounds = onednn.fp32_precision == "bf16"
+        return torch.matmul(a.bfloat16(), b.bfloat16()).float() if rounds else exact(a, b)
+
+    onednn_matmul_is_exact.cache_clear()
+    monkeypatch.setattr(torch, "bmm", bmm)
+    configure_matmul("fp32", CPU)
+    assert onednn.fp32_precision == "ieee"
+    x = torch.full((1, 8, 8), 1.001)
+    assert torch.equal(torch.bmm(x, x), exact(x, x))

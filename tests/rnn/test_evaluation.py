@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rnn.config import BaselineConfig, GatedConfig, TrialConfig
-from rnn.data.recall import ANSWERS, CHANCE, generate_recall
+from rnn.config import GatedConfig, TrialConfig
+from rnn.data.recall import CHANCE, generate_recall
 from rnn.models.factory import build_network
 from rnn.training.context import ContextLosses, RecallAccuracy, list_context_bins
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows, to_bits_per_byte
@@ -20,9 +20,7 @@ def test_windows_are_evenly_spaced_and_the_last_is_at_the_end():
     windows = select_eval_windows(np.arange(100, dtype=np.uint8), 4, 20)
     assert windows[0].tolist() == [0, 26, 53, 80]
     assert windows[:, 3].tolist() == [*range(80, 100)]
-
-
-def test_short_text_gives_as_many_windows_as_fit():
+    # A short text gives as many as fit.
     assert select_eval_windows(TEXT[:100], 99, 20).shape == (20, 5)
     with pytest.raises(ValueError, match="20 or more"):
         select_eval_windows(TEXT[:19], 4, 20)
@@ -116,18 +114,12 @@ def test_excess_loss_by_context_is_that_of_the_missing_tokens():
     assert context.long[0].tolist() == pytest.approx([np.mean(long)] * 3)
 
 
-@pytest.mark.parametrize(
-    "configs",
-    [
-        [
-            TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8)),
-            TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8)),
-        ],
-        [TrialConfig(BaselineConfig("lstm", 1, 8), bptt_steps=4)],
-    ],
-)
-def test_losses_with_a_short_context_are_those_of_windows_of_half_the_length(configs):
-    network = build_network(configs, seed=1, precision="fp64")
+def test_losses_with_a_short_context_are_those_of_windows_of_half_the_length():
+    architectures = (
+        GatedConfig(False, True, False, True, True, "new", 2, 8),
+        GatedConfig(True, True, True, True, True, "both", 2, 8),
+    )
+    network = build_network(list(map(TrialConfig, architectures)), seed=1, precision="fp64")
     windows = select_eval_windows(TEXT, 5, 60)
     alone = compute_eval_losses(network, windows)
     context = ContextLosses(network, windows)
@@ -156,7 +148,5 @@ def test_bins_are_powers_of_two_up_to_the_longest_context():
     assert list_context_bins(1) == [1]
     assert list_context_bins(2) == [1, 2]
     assert list_context_bins(99) == [1, 2, 4, 8, 16, 32, 64, 99]
-    assert list_context_bins(128) == [1, 2, 4, 8, 16, 32, 64, 128]
     assert list_context_bins(10**6)[-2:] == [1024, 10**6]
     assert len(list_context_bins(10**6)) == 12
-    assert set(ANSWERS.tolist()) == set(range(65, 73))

@@ -40,14 +40,10 @@ class Network(nn.GRUCell):
 BYTES = load_tokenizer(None)
 NETWORKS = {
     "gated": (GatedConfig(True, True, True, True, True, "both", 2, 4), BYTES),
-    "candidate": (
-        GatedConfig(False, True, False, True, False, "new", 1, 4, "candidate"),
-        TOKENS,
-    ),
+    "candidate": (GatedConfig(False, True, False, True, False, "new", 1, 4, "candidate"), TOKENS),
     "lstm": (BaselineConfig("lstm", 2, 4), TOKENS),
     "example": (cell_config("LayerNormGRU", 2, 4, norm="gates"), TOKENS),
     "same name": (cell_config("Network", 1, 4, text=NAMED_NETWORK), BYTES),
-    "everything": (cell_config("Everything", 2, 4, scale=0.25), BYTES),
 }
 
 USER = """
@@ -79,7 +75,7 @@ assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
 @pytest.mark.parametrize(
     "config",
     [
-        *representatives(gated_configs(2, 4)),
+        *representatives(gated_configs(2, 4))[:4],
         *baseline_configs(2, 4),
         cell_config("MinGRU", 2, 4, candidate_tanh=True),
         cell_config("Everything", 2, 4, scale=0.25),
@@ -105,9 +101,8 @@ def exports(tmp_path_factory) -> dict[str, Path]:
     """Folder of each export, run by a process that cannot import the project."""
     folders = {name: tmp_path_factory.mktemp(name) for name in NETWORKS}
     for name, folder in folders.items():
-        for file, content in (
-            export_files(make_model(*NETWORKS[name], study="quick | {x}")) | {"text": TEXT}
-        ).items():
+        files = export_files(make_model(*NETWORKS[name], study="quick | {x}"))
+        for file, content in (files | {"text": TEXT}).items():
             (folder / file).write_bytes(content)
     done = subprocess.run(
         [sys.executable, "-c", USER, *map(str, folders.values())],
@@ -121,10 +116,8 @@ def exports(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_export_computes_the_same_logits(exports, name):
-    model, result = (
-        make_model(*NETWORKS[name], study="quick | {x}"),
-        json.loads((exports[name] / "result").read_text()),
-    )
+    model = make_model(*NETWORKS[name])
+    result = json.loads((exports[name] / "result").read_text())
     tokens = model.tokenizer.encode(np.frombuffer(TEXT, np.uint8)).tolist()
     assert result["tokens"] == tokens
     assert bytes.fromhex(result["text"]) == TEXT
@@ -139,14 +132,11 @@ def test_export_computes_the_same_logits(exports, name):
         torch.testing.assert_close(torch.tensor(logits), expected[0, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_readme_of_an_export_describes_the_network(exports):
+def test_export_describes_the_network_and_contains_the_source_of_its_cell(exports):
     readme = (exports["candidate"] / "README.md").read_text(encoding="utf-8")
     assert "1×4 forget+state gates, new state" in readme
     assert "- study: quick | {x}\n" in readme
     assert f"the {TOKENS.size} tokens, with `bpe.py`" in readme
-
-
-def test_export_of_a_users_own_cell_contains_its_source_file(exports):
     folder = exports["example"]
     assert (folder / "cell.py").read_text("utf-8") == source_of("LayerNormGRU").text
     readme = (folder / "README.md").read_text("utf-8")

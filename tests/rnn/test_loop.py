@@ -1,5 +1,6 @@
 """The training loop: text, log points, smoothed losses, removal, averaging, initial weights."""
 
+import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.matmul_limit import count_flops, matmul_shapes
+from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.stacked.network import NetworkStack, draw_initial_weights
-from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop, sample_batch
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
@@ -19,11 +19,13 @@ TRAIN_CONFIG = TrainConfig(20, batch_size=6, sequence_length=9, log_every=2, smo
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.01)
 MIXED = [
-    TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8), optimizer=OPTIMIZER),
-    TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8), optimizer=OPTIMIZER),
-    TrialConfig(GatedConfig(False, False, False, False, False, "old", 2, 8), optimizer=OPTIMIZER),
-    TrialConfig(GatedConfig(True, False, False, True, False, "both", 2, 8), optimizer=OPTIMIZER),
-    TrialConfig(GatedConfig(False, True, True, False, True, "old", 2, 8), optimizer=OPTIMIZER),
+    TrialConfig(GatedConfig(*switches, 2, 8), optimizer=OPTIMIZER)
+    for switches in (
+        (False, True, False, True, True, "new"),
+        (True, True, True, True, True, "both"),
+        (False, False, False, False, False, "old"),
+        (True, False, False, True, False, "both"),
+    )
 ]
 FROZEN = MIXED[0]._replace(optimizer=OptimizerConfig(learning_rate=1e-30))
 
@@ -46,31 +48,27 @@ def advance(stack, tokens, targets, states):
 
 
 def test_smoothed_loss_is_a_moving_average_that_starts_at_three():
-    train_config = replace(TRAIN_CONFIG, steps=8)
-    smoothed, stack = train([FROZEN], "fp64", train_config)
+    """Nine tokens give eight steps, from zero states: step 17 begins the third sequence."""
+    smoothed, stack = train([FROZEN], "fp64", replace(TRAIN_CONFIG, steps=18))
     # With constant weights, the losses are those of the untrained network.
-    text = torch.from_numpy(sample_batch(TEXT, train_config, 0)).long()
-    states, ema, expected = stack.init_state(6), 3.0, []
-    for t in range(8):
-        loss = advance(stack, text[t], text[t + 1], states).mean().item()
-        ema = 0.9 * ema + 0.1 * loss
-        expected.append(ema)
-    np.testing.assert_allclose(smoothed[:, 0], expected[1::2], rtol=1e-9)
+    ema, expected = 3.0, []
+    for sequence in range(3):
+        text = torch.from_numpy(sample_batch(TEXT, TRAIN_CONFIG, sequence)).long()
+        states = stack.init_state(6)
+        for tokens, targets in itertools.pairwise(text):
+            loss = advance(stack, tokens, targets, states).mean().item()
+            ema = 0.9 * ema + 0.1 * loss
+            expected.append(ema)
+    np.testing.assert_allclose(smoothed[:, 0], expected[1:18:2], rtol=1e-9)
 
 
 def test_log_points_are_the_multiples_of_log_every():
     train_config = replace(TRAIN_CONFIG, steps=20, log_every=6)
-    points = list(TrainLoop(NetworkStack(MIXED[:1], 1), TEXT, train_config).train())
-    assert [point.step for point in points] == [6, 12, 18]
-
-
-def test_sequence_starts_with_zero_states_and_has_one_step_less_than_tokens():
-    """Nine tokens give eight steps: step 17 begins the third sequence."""
-    train_config = replace(TRAIN_CONFIG, steps=17, smoothing=0.0, log_every=1)
-    smoothed, stack = train([FROZEN], "fp64", train_config)
-    text = torch.from_numpy(sample_batch(TEXT, train_config, 2)).long()
-    expected = advance(stack, text[0], text[1], stack.init_state(6)).mean().item()
-    assert math.isclose(smoothed[16, 0], expected, rel_tol=1e-9)
+    run = TrainLoop(NetworkStack(MIXED[:1], 1), TEXT, train_config)
+    assert [point.step for point in run.train()] == [6, 12, 18]
+    before = run.stack.parameters.values.clone()
+    run.swap_in_averaged_weights()
+    assert torch.equal(run.stack.parameters.values, before), "there are none"
 
 
 def test_batch_depends_on_seed_sequence_and_replicate_alone():
@@ -92,19 +90,6 @@ def test_sequences_reach_both_ends_of_the_text():
     assert max(batch.max() for batch in batches) == 11
 
 
-def test_initial_weights_equal_recorded_values():
-    """Unfinished studies must continue with the weights that they started with."""
-    architecture = MIXED[0].architecture
-    assert architecture.init_key == "01011-new-2-8-state"
-    drawn = draw_initial_weights(TrialConfig(architecture, 3), seed=7)
-    weight, bias = (drawn[f"layers.1.forget_gate.{kind}"] for kind in ("weight", "bias"))
-    some = [weight[0, 0].item(), weight[15, 7].item(), bias[0].item()]
-    assert some == pytest.approx(RECORDED_WEIGHTS, rel=1e-15)
-
-
-RECORDED_WEIGHTS = [0.07484296387147843, 0.1771534241530403, 0.11368022042480241]
-
-
 def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
     architecture = GatedConfig(True, True, True, True, True, "both", 1, 64)
     for name, (inputs, outputs) in architecture.param_shapes().items():
@@ -113,20 +98,16 @@ def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
         assert weight.shape == (inputs, outputs)
         assert bias.shape == (outputs,)
         bound = 1 / math.sqrt(inputs)
-        assert weight.abs().max() <= bound
+        assert 0.95 * bound < weight.abs().max() <= bound
         assert bias.abs().max() <= bound
-        assert weight.abs().max() > 0.95 * bound
         assert abs(weight.mean()) < 0.05 * bound
 
 
 def test_removed_network_costs_no_matrix_products():
-    run = TrainLoop(NetworkStack(MIXED, seed=1), TEXT, TRAIN_CONFIG)
-    before = matmul_shapes(run)
+    run = TrainLoop(NetworkStack(MIXED, 1), TEXT, TRAIN_CONFIG)
+    smaller = TrainLoop(NetworkStack(MIXED[3:], 1), TEXT, TRAIN_CONFIG)
     run.remove_configs(MIXED[:3])
-    after = matmul_shapes(run)
-    smaller = TrainLoop(NetworkStack(MIXED[3:], seed=1), TEXT, TRAIN_CONFIG)
-    assert after == matmul_shapes(smaller)
-    assert count_flops(after) < count_flops(before)
+    assert matmul_shapes(run) == matmul_shapes(smaller)
     assert run.stack.parameters.values.numel() == smaller.stack.parameters.values.numel()
 
 
@@ -156,15 +137,6 @@ def test_seconds_are_an_equal_share_of_the_training_time(monkeypatch):
     assert run.seconds == pytest.approx([TRAIN_CONFIG.steps / len(MIXED)] * len(MIXED))
 
 
-def test_training_lowers_the_loss():
-    train_config = replace(TRAIN_CONFIG, steps=200, log_every=10)
-    smoothed, stack = train(MIXED[:1], train_config=train_config)
-    assert smoothed[-1, 0] < smoothed[1, 0] - 1
-    losses = compute_eval_losses(stack, select_eval_windows(TEXT, 4, 20))
-    assert losses.shape == (1, 4)
-    assert losses.mean() < math.log(256) - 2
-
-
 def test_weights_are_averaged_over_the_last_steps_across_a_removal():
     """Three tenths of twenty steps are six."""
     train_config = replace(TRAIN_CONFIG, average_fraction=0.3)
@@ -185,11 +157,3 @@ def test_weights_are_averaged_over_the_last_steps_across_a_removal():
         expected = torch.stack([weights[name] for weights in history[-6:]]).mean(0)
         torch.testing.assert_close(average, expected)
     assert not torch.equal(averaged["head.weight"], history[-1]["head.weight"])
-
-
-def test_last_weights_are_kept_without_averaging():
-    run = TrainLoop(NetworkStack(MIXED[:1], 1), TEXT, TRAIN_CONFIG)
-    list(run.train())
-    before = run.stack.parameters.values.clone()
-    run.swap_in_averaged_weights()
-    assert torch.equal(run.stack.parameters.values, before)

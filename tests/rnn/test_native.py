@@ -23,16 +23,13 @@ each_precision = pytest.mark.parametrize("precision", NATIVE_PRECISIONS)
 needs_compiler = pytest.mark.skipif(load_library("fp32") is None, reason="no compiler")
 
 # Sizes that fill whole vectors and tiles, and sizes that do not; streams of one block, of two.
-SHAPES = [(32, 2, 64, 256), (5, 3, 9, 256), (33, 1, 129, 61), (48, 2, 130, 300), (1, 1, 1, 2)]
+SHAPES = [(32, 2, 64, 256, 1), (5, 3, 9, 256, 3), (33, 1, 129, 61, 3), (48, 2, 130, 300, 1)]
 
 
 @each_precision
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_networks_of_any_size_train_on_any_number_of_threads(
-    shape, threads, precision, thread_count
-):
-    size, layers, streams, vocab_size = shape
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 1, 2, 3)], ids=str)
+def test_networks_of_any_size_train_on_any_number_of_threads(shape, precision, thread_count):
+    size, layers, streams, vocab_size, threads = shape
     configs = random.Random(0).sample(gated_configs(layers, size, ["state"]), 4)
     thread_count(threads)
     network = NativeStack(list(map(TrialConfig, configs)), 3, precision, vocab_size)
@@ -81,29 +78,6 @@ def test_token_outside_the_vocabulary_is_an_error(value):
         stack.forward(bad, stack.init_state(2))
 
 
-@needs_compiler
-def test_tensors_of_other_shapes_are_errors_and_other_numbers_are_converted():
-    stack = NativeStack([TrialConfig(gated_configs(2, 8)[0])], 3)
-    tokens, states = torch.tensor([1, 2]), stack.init_state(2)
-    states[0].fill_(0.5)
-    for bad in (states[:1], stack.init_state(1), [state[0] for state in states]):
-        with pytest.raises(ValueError, match=r"states have shapes .* expected 2 of \(1, 2, 8\)"):
-            stack.forward(tokens, bad)
-    with pytest.raises(ValueError, match=r"targets have shape \(1,\): expected \(2,\)"):
-        stack.loss_and_grad(tokens, tokens[:1], states)
-    for bad in (tokens[None], tokens[:0]):
-        with pytest.raises(ValueError, match=r"tokens have shape .*: expected one per stream"):
-            stack.forward(bad, stack.init_state(0))
-    logits = stack.forward(tokens, states)[0].clone()
-    doubles = [state.double() for state in states]
-    assert torch.equal(stack.forward(tokens.int(), doubles)[0], logits)
-
-
-def test_networks_of_several_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"have the shapes .*: expected one"):
-        NativeStack([TrialConfig(gated_configs(1, size)[0]) for size in (8, 9)], 3)
-
-
 ALL_OPTIONS = [TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8))]
 
 
@@ -127,23 +101,14 @@ def load_again():
 
 
 @needs_compiler
-def test_library_is_used_where_there_is_a_compiler():
-    assert isinstance(build_network(ALL_OPTIONS, 0), NativeStack)
-    assert library_obstacle(8, "fp32") is None
-
-
-@needs_compiler
 @pytest.mark.parametrize(
     ("variable", "value", "obstacle"),
     [
         ("CC", "no-such-compiler", "no C compiler 'no-such-compiler': install one, or set CC"),
         ("CC", "false", "false failed: exit code 1"),
-        ("CC", "", "no C compiler ''"),
-        ("CC", "cc -DBLOCK_STREAMS=x", "error"),
         ("CC", "cc 'unfinished", 'CC is "cc \'unfinished": expected a command'),
         ("CC", "sh -c 'printf \"\\377 error\" >&2; exit 1'", "sh failed: \ufffd error"),
         ("CC", "cc -fvisibility=hidden", "undefined symbol: rnn_"),
-        ("CC", "sh -c 'echo ld: final link failed: No space >&2; exit 1'", "No space"),
         ("CC", "cc -c", "rnn/native/__pycache__/step-"),
         (SWITCH, "0", "None"),
     ],
@@ -164,6 +129,7 @@ def test_networks_train_the_same_without_the_library(
 @needs_compiler
 def test_library_that_computes_wrong_numbers_is_not_used(monkeypatch, load_again):
     assert isinstance(build_network(ALL_OPTIONS, 0), NativeStack)
+    assert library_obstacle(8, "fp32") is None
     compute = NativeStack.loss_and_grad
 
     def wrong(self, *args):

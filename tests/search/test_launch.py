@@ -163,7 +163,7 @@ def slurm_commands(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"storage": "sqlite:///x.db"}, "expected a server, as in --storage postgresql+psycopg"),
+        ({"storage": "sqlite:///x.db"}, "expected a server, as in --storage"),
         ({"storage": "postgresql+psycopg://me:secret@host/x"}, "expected it in PGPASSWORD"),
         ({"storage": f"{SERVER}?password=secret"}, "PGPASSWORD"),
         ({"storage": f"{SERVER}?sslpassword=secret"}, "PGPASSWORD"),

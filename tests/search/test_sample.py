@@ -7,6 +7,7 @@ from click import ClickException
 from click.testing import CliRunner
 from model_fixtures import make_study
 
+from rnn.errors import SavedModelError
 from search.errors import WeightsNotFoundError
 from search.export import export
 from search.sample import sample
@@ -83,7 +84,7 @@ def test_wrong_file_in_place_of_weights_is_refused_in_one_line(sqlite_url, tmp_p
     (weights,) = tmp_path.glob("studies.db.weights/*/trial-1.safetensors")
     replace(weights)
     for command, words in ((sample, ["made"]), (export, ["made", str(tmp_path / "out")])):
-        with pytest.raises(WeightsNotFoundError, match=line) as refused:
+        with pytest.raises((SavedModelError, WeightsNotFoundError), match=line) as refused:
             command.main([*words, "--trial", "1", "--storage", sqlite_url], standalone_mode=False)
         assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()

@@ -549,7 +549,7 @@ def test_precision_that_the_device_lacks_is_rejected(sqlite_url, text, monkeypat
         work(sqlite_url, text)
 
 
-@pytest.mark.parametrize("lockstep", [4, 100])
+@pytest.mark.parametrize("lockstep", [3, 100])
 def test_lockstep_and_single_training_give_the_same_study(sqlite_url, text, alone, lockstep):
     joined, _ = work(sqlite_url, text, ["precision='fp32'"], lockstep=lockstep)
     trials = joined.study.trials

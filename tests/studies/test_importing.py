@@ -1,19 +1,13 @@
 """Import of tables and of plain Optuna's studies: what is read, and what is refused in one line."""
 
 import gzip
-import random
 from pathlib import Path
 
 import optuna
 import pytest
 
-from studies.errors import (
-    ConfigError,
-    ImportedStudyError,
-    StudiesError,
-    StudyExistsError,
-    TableError,
-)
+from studies.errors import ConfigError, ImportedStudyError, StudiesError, TableError
+from studies.errors import StudyExistsError as ExistsError
 from studies.importing.options import ImportOptions
 from studies.importing.study_import import import_optuna_study, import_table
 from studies.loader import load_stored_config, read_record, read_study_record
@@ -83,13 +77,15 @@ def test_table_too_large_to_read_is_refused(table, monkeypatch):
         table(GRID)
 
 
-def test_values_have_the_type_of_their_column(table):
-    trials, _ = table("n,x,flag,text,value\n1,0.5,True,a,1\n2,1,false,2,2\n")
-    assert params_of(trials) == [
+def test_values_have_the_type_of_their_column_and_missing_ones_are_no_results(table):
+    rows = "1,0.5,True,a,1\n2,1,false,2,2\n3,1,true,,nan\n4,1,true,a,\n5,1,true,a,inf\n"
+    trials, imported = table("n,x,flag,text,value\n" + rows)
+    assert params_of(trials)[:3] == [
         {"n": 1, "x": 0.5, "flag": True, "text": "a"},
         {"n": 2, "x": 1.0, "flag": False, "text": "2"},
+        {"n": 3, "x": 1.0, "flag": True},
     ]
-    assert [trial.value for trial in trials] == [1, 2]
+    assert imported.counts == "2 complete, 2 diverged, 1 failed"
 
 
 @pytest.mark.parametrize(
@@ -111,12 +107,6 @@ def test_table_reads_alike_from_every_program(table, content):
     assert imported.counts == "4 complete"
 
 
-def test_missing_parameters_and_values_are_no_results(table):
-    trials, imported = table("a,b,value\n1,x,0.5\n2,,nan\n3,y,\n4,x,inf\n")
-    assert params_of(trials)[1] == {"a": 2}
-    assert imported.counts == "1 complete, 2 diverged, 1 failed"
-
-
 def test_parameter_named_as_a_column_of_results_is_renamed(table):
     content = "state_size,cell,layers,label,value\n8,a,1,x,1\n8,b,2,y,2\n16,a,1,z,3\n"
     trials, imported = table(content, parameters=("state_size", "cell", "layers", "label"))
@@ -133,11 +123,11 @@ def test_seed_numbers_replicates_prefixes_are_stripped_and_curves_are_read(table
     study = optuna.load_study(study_name="table", storage=table.url)
     assert study.metric_names == ["accuracy"]
     assert [trial.intermediate_values for trial in study.trials] == 4 * [{10: 0.9}]
-    with pytest.raises(StudyExistsError, match="choose another --name"):
+    with pytest.raises(ExistsError, match="choose another --name"):
         table(content, value="mean_loss")
 
 
-def test_columns_of_names_constants_and_numbers_are_left_out(table):
+def test_columns_of_names_constants_and_numbers_are_left_out_and_others_named(table):
     content = "Name,user,row,lr,n,value\na,me,0,0.1,1,1\nb,me,1,0.1,2,2\nc,me,2,0.2,3,3\n"
     trials, imported = table(content)
     assert params_of(trials)[0] == {"lr": 0.1, "n": 1}
@@ -145,29 +135,27 @@ def test_columns_of_names_constants_and_numbers_are_left_out(table):
     assert "Each row has another value of n" in imported.notes[-1]
 
 
-def test_highest_value_is_the_best_if_it_is_maximized(table, tmp_path):
+def test_highest_value_is_the_best_if_it_is_maximized(table):
     table(GRID, maximize=True)
-    storage = read_storage(f"sqlite:///{tmp_path}/studies.db")
+    storage = read_storage(table.url)
     study_id = load_study(storage, "table")._study_id
     assert read_best_trial(storage, study_id).number == 2
     assert top_trials(storage, study_id, 2) == [(2, 0.7), (3, 0.6)]
-    stores = StudyStores(None, f"sqlite:///{tmp_path}/studies.db", read_only=True)
-    (listed,) = list_studies(storage, stores)
+    (listed,) = list_studies(storage, StudyStores(None, table.url, read_only=True))
     assert (listed.kind, listed.best) == ("imported", 0.7)
 
 
-def test_imported_study_is_not_trained(table, tmp_path):
+def test_imported_study_is_not_trained(table):
     table(GRID)
-    url = f"sqlite:///{tmp_path}/studies.db"
-    nothing = "was imported: there is nothing to train"
-    with pytest.raises(ImportedStudyError, match=nothing):
-        StudyManager(url).retry("table", ["failed"])
-    with pytest.raises(ImportedStudyError, match=nothing):
-        load_stored_config("table", url)
-    storage = read_storage(url)
+    storage = read_storage(table.url)
     study = load_study(storage, "table")
-    with pytest.raises(ImportedStudyError, match=nothing):
-        read_study_record(study)
+    for train in (
+        lambda: StudyManager(table.url).retry("table", ["failed"]),
+        lambda: load_stored_config("table", table.url),
+        lambda: read_study_record(study),
+    ):
+        with pytest.raises(ImportedStudyError, match="was imported: there is nothing to train"):
+            train()
     assert read_record(study).imported.parameters == ["lr", "act"]
 
 
@@ -178,7 +166,6 @@ def test_imported_study_is_not_trained(table, tmp_path):
 def tuned(tmp_path):
     """URL of a storage with a study by TPE, of maximum, with pruned, failed and waiting trials."""
     url = f"sqlite:///{tmp_path}/optuna.db"
-    generator = random.Random(0)
 
     def objective(trial: optuna.Trial) -> float:
         rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
@@ -190,7 +177,7 @@ def tuned(tmp_path):
             raise optuna.TrialPruned
         if trial.number == 3:
             raise RuntimeError
-        return rate + generator.random() / 100
+        return rate + trial.number / 100
 
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=5)
     study = optuna.create_study(
@@ -224,13 +211,12 @@ def test_study_of_optuna_keeps_its_states_curves_and_direction(tmp_path, tuned):
     assert (record.direction, record.is_adaptive) == ("maximize", True)
 
 
-def test_table_of_optuna_is_recognized(tmp_path, tuned, table):
-    source = optuna.load_study(study_name="tuned", storage=tuned)
-    frame = source.trials_dataframe()
+def test_table_of_optuna_is_recognized(tuned, table):
+    frame = optuna.load_study(study_name="tuned", storage=tuned).trials_dataframe()
     trials, imported = table(frame.to_csv(), maximize=True)
     assert imported.counts == "9 complete, 1 failed, 2 pruned"
     assert sorted(imported.parameters) == ["momentum", "optimizer", "rate"]
-    assert trials[0].params["rate"] == source.trials[0].params["rate"]
+    assert trials[0].params["rate"] == frame["params_rate"][0]
 
 
 def test_objective_of_several_is_to_be_chosen(tmp_path):

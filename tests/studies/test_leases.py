@@ -1,6 +1,12 @@
-"""Leases: they expire without heartbeats, by the observer's clock alone."""
+"""Leases: they expire without heartbeats, by the observer's clock alone.
 
+And how workers are shown: with the time since the database last heard of them.
+"""
+
+import json
+import math
 import time
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
@@ -12,21 +18,21 @@ from optuna.trial import TrialState
 
 from studies.errors import LeaseLostError
 from studies.storage import storage as storage_module
+from studies.storage.active_workers import read_active_workers
 from studies.storage.counts import count_trials
-from studies.storage.leases import Lease, LeaseMonitor
+from studies.storage.leases import HEARD, LEASE, Lease, LeaseMonitor
 from studies.storage.open import load_study, open_storage
 from studies.storage.queue import PendingWrite
-
-LEASE = Lease("token", seconds=120)
+from studies.storage.trial_rows import TRIAL_SYSTEM_ATTRS
 
 
 def test_reset_after_an_outage_restarts_all_observations():
     monitor = LeaseMonitor()
     for now in (0, 30, 60, 90):
-        monitor.observe([(7, LEASE)], now)
+        monitor.observe([(7, Lease("token", 120))], now)
     monitor.reset()
     for now in (119, 120, 150, 180, 210):
-        assert monitor.observe([(7, LEASE)], now) == []
+        assert monitor.observe([(7, Lease("token", 120))], now) == []
 
 
 @settings(deadline=None, max_examples=50)
@@ -44,40 +50,15 @@ def test_lease_with_regular_heartbeats_never_expires(pauses, interval, start):
         assert monitor.observe([(1, Lease("token", 50, heartbeats))], now) == []
 
 
-@settings(deadline=None)
-@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=50))
-def test_lease_never_expires_early(pauses):
-    monitor, now = LeaseMonitor(), 0.0
-    monitor.observe([(7, LEASE)], now)
-    for pause in pauses:
-        now += pause
-        if monitor.observe([(7, LEASE)], now):
-            assert now >= LEASE.seconds
+FIELDS = {"claim_token": "me/1", "seconds": 4, "heartbeats": 0}
+UNREADABLE = [None, "", "me/1", "[]", "{}", "[" * 100_000, '{"claim_token": "me/1", "seconds": 4}']
+WRONG = [("claim_token", None), ("seconds", "4"), ("seconds", math.nan), ("seconds", 0)]
+UNREADABLE += [json.dumps(FIELDS | {name: value}) for name, value in [*WRONG, ("heartbeats", [0])]]
 
 
-UNREADABLE = [
-    "",
-    "me/1",
-    "[]",
-    "{}",
-    "[" * 100_000,
-    '{"claim_token": "me/1"}',
-    '{"claim_token": null, "seconds": 4, "heartbeats": 0}',
-    '{"claim_token": "me/1", "seconds": "4", "heartbeats": 0}',
-    '{"claim_token": "me/1", "seconds": NaN, "heartbeats": 0}',
-    '{"claim_token": "me/1", "seconds": 0, "heartbeats": 0}',
-    '{"claim_token": "me/1", "seconds": 4, "heartbeats": [0]}',
-    '{"claim_token": "me/1", "seconds": 4}',
-    None,
-]
-
-
-def test_unknown_fields_of_a_lease_are_ignored():
-    stored = '{"claim_token": "me/1", "seconds": 4.5, "heartbeats": 3, "rank": [0], "host": "h"}'
+def test_lease_is_read_with_unknown_fields_and_belongs_to_no_claim_if_it_is_unreadable():
+    stored = '{"claim_token": "me/1", "seconds": 4.5, "heartbeats": 3, "rank": [0], "heard": "x"}'
     assert Lease.parse(stored) == Lease("me/1", 4.5, 3)
-
-
-def test_unreadable_lease_has_the_default_duration_and_belongs_to_no_claim():
     for stored in UNREADABLE:
         lease = Lease.parse(stored)
         assert lease == Lease.parse(stored)
@@ -86,6 +67,13 @@ def test_unreadable_lease_has_the_default_duration_and_belongs_to_no_claim():
 
 
 # ------------------------------------------------------------------ storage
+
+
+@pytest.fixture
+def storage(url):
+    with closing(open_storage(url)) as storage:
+        create_small_study(storage, 6)
+        yield storage
 
 
 def damage(storage, trial_id, stored):
@@ -100,9 +88,8 @@ def damage(storage, trial_id, stored):
 
 
 @pytest.mark.parametrize("stored", ["not JSON", None])
-def test_unreadable_lease_concerns_its_own_trial_only(url, stored):
-    storage = open_storage(url)
-    study_id = create_small_study(storage, 4)
+def test_unreadable_lease_concerns_its_own_trial_only(storage, stored):
+    study_id = 1
     damaged, alive = storage.claim(study_id, "old/1"), storage.claim(study_id, "me/1")
     damage(storage, damaged, stored)
     (third,) = storage.claim_matching(alive, "me/1", 1, [])
@@ -112,7 +99,7 @@ def test_unreadable_lease_concerns_its_own_trial_only(url, stored):
     with pytest.raises(LeaseLostError):
         storage.heartbeat(damaged, "old/1")
     assert count_trials(storage, study_id).running == 2
-    assert len(load_study(storage, "small").trials) == 4
+    assert len(load_study(storage, "small").trials) == 6
     monitor = LeaseMonitor()
     for now in (0.0, 60.0):
         assert storage.expire_leases(study_id, monitor, lambda now=now: now) == []
@@ -140,34 +127,80 @@ def test_heartbeat_between_observation_and_requeue_is_respected(postgresql_url):
     assert storage.get_trial(trial_id).state is TrialState.RUNNING
 
 
-def test_trial_run_by_plain_optuna_is_not_requeued(sqlite_url):
-    storage = open_storage(sqlite_url)
-    study_id = create_small_study(storage, 1)
-    (trial,) = storage.get_all_trials(study_id)
-    storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-    monitor = LeaseMonitor()
-    for now in range(0, 1000, 100):
-        assert storage.expire_leases(study_id, monitor, lambda now=now: float(now)) == []
-
-
-def test_clock_jump_neither_expires_nor_extends_a_lease(sqlite_url, monkeypatch):
-    """The wall clock of the worker or the observer jumps by an hour during the lease."""
-    storage, monitor = open_storage(sqlite_url), LeaseMonitor()
-    study_id = create_small_study(storage, 2)
-    trial_id = storage.claim(study_id, "me", lease_seconds=4)
-
-    def expire(now):
-        return storage.expire_leases(study_id, monitor, lambda: now)
-
-    assert expire(0.0) == []
+def test_wall_clocks_neither_expire_nor_extend_a_lease(storage, monkeypatch):
+    """The clock of the worker or the observer jumps by an hour during the lease."""
+    monitor, trial_id = LeaseMonitor(), storage.claim(1, "me", lease_seconds=4)
     utcnow, wall_time = storage_module.utcnow, time.time
-    for now, hours in ((2.0, 1), (4.0, -1)):
+    for now, hours in ((0.0, 0), (2.0, 1), (4.0, -1)):
         shift = timedelta(hours=hours)
         monkeypatch.setattr(storage_module, "utcnow", lambda shift=shift: utcnow() + shift)
         monkeypatch.setattr(time, "time", lambda hours=hours: wall_time() + 3600 * hours)
-        assert expire(now) == []
+        assert storage.expire_leases(1, monitor, lambda now=now: now) == []
         storage.heartbeat(trial_id, "me")
-    assert [expire(now) for now in (6.0, 8.0, 10.0)] == [[], [], [trial_id]]
+    expired = [storage.expire_leases(1, monitor, lambda now=now: now) for now in (6.0, 8.0, 10.0)]
+    assert expired == [[], [], [trial_id]]
+
+
+# ------------------------------------------------------------------ workers as they are shown
+
+
+def workers_of(storage):
+    with storage.reading() as connection:
+        return read_active_workers(connection, 1)
+
+
+def shift_time(storage, trial_id, seconds):
+    """Have the database have heard of a worker at another time."""
+    attributes = TRIAL_SYSTEM_ATTRS.c
+    of_lease = (attributes.trial_id == trial_id) & (attributes.key == LEASE)
+    with storage.transaction() as connection:
+        query = TRIAL_SYSTEM_ATTRS.select().with_only_columns(attributes.value_json)
+        lease = json.loads(connection.scalar(query.where(of_lease)))
+        lease[HEARD] = seconds if isinstance(seconds, str) else lease[HEARD] + seconds
+        update = TRIAL_SYSTEM_ATTRS.update().where(of_lease)
+        connection.execute(update.values(value_json=json.dumps(lease)))
+
+
+def test_workers_are_listed_with_their_trials_the_longest_silent_first(storage):
+    for worker in ("node1/17", "node1/17", "node2/5"):
+        storage.claim(1, f"{worker}/token")
+    shift_time(storage, 3, -95)
+    silent, other = workers_of(storage)
+    assert (silent.name, silent.host, silent.trials) == ("node2/5", "node2", (2,))
+    assert (other.name, other.host, other.trials) == ("node1/17", "node1", (0, 1))
+    assert silent.silent_seconds >= 95
+    assert 0 <= other.silent_seconds < silent.silent_seconds
+    assert silent.description.startswith("node2/5 holds trial 2, last heard of ")
+    assert silent.as_json()["lease_seconds"] == 120
+
+
+def test_silence_is_shown_whatever_the_clock_does(storage):
+    storage.claim(1, "node1/17/token")
+    for shift, silence in ((-1000, 1000), (3600, 0)):
+        shift_time(storage, 1, shift)
+        (worker,) = workers_of(storage)
+        assert silence <= worker.silent_seconds < silence + 600
+        is_long = worker.description.endswith("min ago, longer than its lease of 2.0 min")
+        assert is_long == (silence > 0)
+    storage.heartbeat(1, "node1/17/token")  # is dated anew
+    shift_time(storage, 1, -95)
+    assert workers_of(storage)[0].silent_seconds >= 95
+    shift_time(storage, 1, "unknown")  # as that of an earlier version
+    (worker,) = workers_of(storage)
+    assert worker.silent_seconds is None
+    assert worker.description == "node1/17 holds trial 0"
+
+
+def test_trial_of_plain_optuna_has_no_worker_and_does_not_expire(storage):
+    trial = load_study(storage, "small").ask()
+    (worker,) = workers_of(storage)
+    assert (worker.name, worker.host, worker.trials) == (None, None, (trial.number,))
+    assert "a program without a lease" in worker.description
+    monitor = LeaseMonitor()
+    for now in range(0, 1000, 100):
+        assert storage.expire_leases(1, monitor, lambda now=now: float(now)) == []
+    storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.0])
+    assert workers_of(storage) == []
 
 
 # ------------------------------------------------------------------ cost of a claim
@@ -175,9 +208,8 @@ def test_clock_jump_neither_expires_nor_extends_a_lease(sqlite_url, monkeypatch)
 
 def test_claim_reads_only_the_trial_that_it_claims(sqlite_url):
     """According to the query plan, an index leads to the row."""
-    storage = open_storage(sqlite_url)
+    storage, statements = open_storage(sqlite_url), []
     study_id = create_small_study(storage, 50)
-    statements = []
     sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: statements.append(a[2:4]))
     storage.claim(study_id, "me", exclude=[3, 4])
     (claim,) = [each for each in statements if "ORDER BY trials.number" in each[0]]
@@ -188,8 +220,7 @@ def test_claim_reads_only_the_trial_that_it_claims(sqlite_url):
     assert not any("TEMP B-TREE" in step or step.startswith("SCAN trial") for step in steps)
 
 
-def test_missing_claim_index_is_created(url):
-    storage = open_storage(url)
+def test_missing_claim_index_is_created(storage, url):
     with storage.transaction() as connection:
         connection.execute(sa.text("DROP INDEX ix_trials_study_id_state_number"))
     open_storage(url)

@@ -1,29 +1,26 @@
 """Search spaces and the resolution of a trial's parameters into a trial config."""
 
-import itertools
 import json
 import math
 from dataclasses import fields
 
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import create_trial
 
 from rnn.config import STATE_SOURCES, CellConfig, GatedConfig, TrialConfig
 from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.grid import Grid
-from studies.space import GATED_PARAMS, REPLICATE, SWITCHES, distributions, observed_search_space
+from studies.space import GATED_PARAMS, SWITCHES, distributions
 from studies.storage.damage import check_params
 
 BOOLEANS = st.lists(st.booleans(), min_size=1, max_size=2, unique=True)
 SIZES = st.lists(st.integers(1, 512), min_size=1, max_size=3, unique=True)
 
 SPACES = st.fixed_dictionaries(
-    {
-        **dict.fromkeys(
-            ("input_gate", "forget_gate", "output_gate", "state_gate", "residual"), BOOLEANS
-        ),
+    dict.fromkeys([*GATED_PARAMS[:4], "residual"], BOOLEANS)
+    | {
         "state_source": st.lists(st.sampled_from(STATE_SOURCES), min_size=1, unique=True),
         "layers": st.lists(st.integers(1, 100), min_size=1, max_size=3, unique=True),
         "state_size": SIZES,
@@ -43,12 +40,11 @@ def study_config(space: dict) -> StudyConfig:
     return StudyConfig.model_validate({"space": space})
 
 
-def params_of(trial_config: TrialConfig, with_replicate: bool = False) -> dict:
+def params_of(trial_config: TrialConfig) -> dict:
     """The inverse of ``to_trial_config``."""
     architecture = trial_config.architecture
     names = [field.name for field in fields(architecture) if field.name != "gate_inputs"]
-    params = {name: getattr(architecture, name) for name in names}
-    return params | ({REPLICATE: trial_config.replicate} if with_replicate else {})
+    return {name: getattr(architecture, name) for name in names}
 
 
 @settings(deadline=None, max_examples=30)
@@ -88,45 +84,15 @@ def test_architectures_have_distinct_labels_and_keys(architectures):
     assert len({architecture.init_key for architecture in architectures}) == len(architectures)
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.lists(ARCHITECTURES, min_size=1))
-def test_observed_search_space_has_the_values_that_occur(architectures):
-    trials = [params_of(TrialConfig(architecture)) for architecture in architectures]
-    space = observed_search_space(trials)
-    assert list(space) == list(GATED_PARAMS)
-    for name, values in space.items():
-        assert set(values) == {params[name] for params in trials}
-
-
-def test_baseline_cells_have_no_switches():
-    config = study_config({"cell": ["lstm", "gru"], "layers": [1, 2], "state_size": [8]})
-    combinations = list(config.grid.combinations())
-    assert combinations[0] == {"cell": "lstm", "layers": 1, "state_size": 8}
-    trial_configs = [to_trial_config(params, config) for params in combinations]
-    labels = [trial_config.architecture.label for trial_config in trial_configs]
-    assert labels == ["1×8 LSTM", "2×8 LSTM", "1×8 GRU", "2×8 GRU"]
-    assert [params_of(trial_config) for trial_config in trial_configs] == combinations
-    assert list(config.grid.search_space) == ["cell", "layers", "state_size"]
-
-
-def test_bptt_steps_comes_from_the_trial_or_else_from_the_study():
+def test_bptt_steps_and_gate_inputs_come_from_the_trial_or_else_from_the_study():
     space = {"cell": ["gru"], "layers": [1], "state_size": [8]}
     varied = study_config(space | {"bptt_steps": [1, 16]})
-    bptt_steps = [
-        to_trial_config(params, varied).bptt_steps for params in varied.grid.combinations()
-    ]
-    assert bptt_steps == [1, 16]
-    fixed = StudyConfig.model_validate({"space": space, "training": {"bptt_steps": 4}})
-    (params,) = fixed.grid.combinations()
-    assert to_trial_config(params, fixed).bptt_steps == 4
-
-
-def test_gate_inputs_come_from_the_study():
-    config = StudyConfig.model_validate(
-        {"space": {"layers": [1], "state_size": [4]}, "gate_inputs": "candidate"}
-    )
-    params = next(config.grid.combinations())
-    assert to_trial_config(params, config).architecture.gate_inputs == "candidate"
+    configs = [to_trial_config(params, varied) for params in varied.grid.combinations()]
+    assert [config.bptt_steps for config in configs] == [1, 16]
+    settings = {"training": {"bptt_steps": 4}, "gate_inputs": "candidate"}
+    fixed = StudyConfig.model_validate({"space": space | {"cell": ["gated"]}} | settings)
+    config = to_trial_config(next(fixed.grid.combinations()), fixed)
+    assert (config.bptt_steps, config.architecture.gate_inputs) == (4, "candidate")
 
 
 def test_grid_that_is_too_large_to_list_is_refused_before_it_is():
@@ -198,6 +164,7 @@ def test_setting_that_an_optimizer_does_not_use_is_absent():
     assert all(("momentum" in params) == (params["optimizer"] == "sgd") for params in trials)
     rates = {repr(params["learning_rate"]) for params in trials}
     assert rates == {"1.0", "0.1"}, "integers are floats where floats are expected"
+    assert repr(combinations({**MIN_GRU, "decay": [1]})[0]["decay"]) == "1.0", "as of an option"
     config = cell_config({**SMALL, "cell": ["gru"], "training": settings})
     trial = to_trial_config(trials[-1], config)
     assert (trial.optimizer.name, trial.optimizer.momentum) == ("sgd", 0.9)
@@ -205,15 +172,10 @@ def test_setting_that_an_optimizer_does_not_use_is_absent():
     assert training_settings(trials[0], config).learning_rate == 1
 
 
-def test_float_option_is_written_as_an_integer_and_given_as_a_float():
-    decays = [params["decay"] for params in combinations({**MIN_GRU, "decay": [1, 0.25]})]
-    assert [repr(decay) for decay in decays] == ["1.0", "0.25"]
-
-
 LR = {"learning_rate": [0.1, 0.2]}
 TWO = {"layers": [1, 2]}
-OPTIMIZERS = {"optimizer": ["adam", "sgd"], "momentum": [0.0, 0.9]}
 CROSSED = [{"layers": 1, "learning_rate": 0.1}, {"layers": 2, "learning_rate": 0.2}]
+OPTIMIZERS = {"optimizer": ["adam", "sgd"], "momentum": [0.0, 0.9]}
 
 REFUSED = [
     ([], {}, "space has no table: expected at least one"),
@@ -234,10 +196,11 @@ REFUSED = [
     ([SMALL, {**SMALL, "exclude": [{"layers": 1}]}], {}, "space 2 has no combination"),
     ([{**SMALL, "training": LR}], {"nuisance": ["layers"]}, "'layers', which does not vary"),
     ([{**SMALL, "training": LR}], {"nuisance": ["rate"]}, "'rate', which .* learning_rate"),
+    ([{**MIN_GRU, "training": LR}], {"nuisance": ["learning_rate"]}, "names every parameter that"),
     (
-        [{**MIN_GRU, "training": LR}],
+        [{**MIN_GRU, **TWO, "training": LR, "exclude": CROSSED}],
         {"nuisance": ["learning_rate"]},
-        "nuisance names every parameter that varies",
+        "'learning_rate', which has one value for each architecture",
     ),
     (
         [{**MIN_GRU, **TWO, "training": OPTIMIZERS}],
@@ -253,68 +216,7 @@ REFUSED = [
         {"nuisance": ["learning_rate"]},
         "'learning_rate', which has one value for each .* for the same other parameters ",
     ),
-    (
-        [{**MIN_GRU, **TWO, "training": LR, "exclude": CROSSED}],
-        {"nuisance": ["learning_rate"]},
-        "'learning_rate', which has one value for each architecture",
-    ),
 ]
-
-
-def is_constant(combinations: list[dict], names: list[str], name: str) -> bool:
-    """Whether no two combinations that agree in all parameters but some differ in one of these."""
-    having = [params for params in combinations if name in params]
-    return not any(
-        one[name] != other[name]
-        and {item for item in one.items() if item[0] not in names}
-        == {item for item in other.items() if item[0] not in names}
-        for one, other in itertools.combinations(having, 2)
-    )
-
-
-TABLES = st.fixed_dictionaries(
-    {
-        "cell": st.lists(
-            st.sampled_from(["gru", "lstm", "cells.py:MinGRU"]), min_size=1, unique=True
-        ),
-        "layers": st.just([1, 2, 3]),
-        "state_size": st.lists(st.sampled_from([8, 16, 32]), min_size=1, unique=True),
-    },
-    optional={
-        "training": st.fixed_dictionaries(
-            {"optimizer": st.permutations(["adam", "sgd"])},
-            optional={
-                "learning_rate": st.lists(
-                    st.sampled_from([0.1, 0.2, 0.3]), min_size=1, unique=True
-                ),
-                "momentum": st.sampled_from([[0.0], [0.0, 0.9]]),
-                "beta1": st.sampled_from([[0.8], [0.8, 0.9]]),
-            },
-        ),
-        "exclude": st.lists(
-            st.fixed_dictionaries(
-                {"layers": st.sampled_from([1, 2, 3])},
-                optional={"optimizer": st.sampled_from(["adam", "sgd"])},
-            ),
-            max_size=4,
-        ),
-    },
-)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.lists(TABLES, min_size=1, max_size=2), st.randoms(use_true_random=False))
-def test_constant_parameters_are_those_of_a_brute_force_search(tables, random):
-    try:
-        grid = cell_config(*tables).grid
-    except ValueError:  # an exclusion of an optimizer that the table lacks, or of everything
-        reject()
-    listed = list(grid.combinations())
-    names = random.sample(grid.parameters, random.randint(1, len(grid.parameters) - 1))
-    expected = [name for name in grid.parameters if name in names]
-    assert grid.find_constant(names) == [
-        name for name in expected if is_constant(listed, names, name)
-    ]
 
 
 def test_optimizer_is_a_nuisance_together_with_its_settings():
@@ -323,6 +225,9 @@ def test_optimizer_is_a_nuisance_together_with_its_settings():
     # Without it, if several optimizers have the same settings.
     three = {**table, "training": {**OPTIMIZERS, "optimizer": ["adam", "sgd", "rmsprop"]}}
     assert cell_config(three, nuisance=["optimizer"]).nuisance
+    # And a rate of which one value is excluded.
+    part = {**MIN_GRU, **TWO, "training": LR, "exclude": CROSSED[:1]}
+    assert cell_config(part, nuisance=["learning_rate"]).nuisance
 
 
 def test_nuisance_of_a_large_grid_is_checked_without_listing_it(monkeypatch):
@@ -356,31 +261,17 @@ def test_contradictory_union_is_refused(tables, others, message):
 
 def test_option_has_one_type_in_all_cells():
     """Optuna takes equal values for one choice: 1 of one cell would be read as True or as 1.0."""
-    other = {
-        "spec": "b.py:B",
-        "sha256": "1" * 64,
-        "options": {"norm": {"type": "int", "default": 0}},
-    }
+    other = CELL | {"spec": "b.py:B", "options": {"norm": {"type": "int", "default": 0}}}
     cells = {"MinGRU": {**CELL, "options": OPTIONS}, "B": other}
     tables = [{**MIN_GRU, "norm": [True]}, {**MIN_GRU, "cell": ["b.py:B"], "norm": [1]}]
     with pytest.raises(ValueError, match="norm, of type bool in MinGRU and int in B"):
         StudyConfig.model_validate({"space": tables, "cells": cells})
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"learning_rate": "fast"},
-        {"learning_rate": True},
-        {"learning_rate": -1.0},
-        {"momentum": 1.5},
-        {"optimizer": "lion"},
-        {"sequence_length": 1},
-        {"cell": 3},
-        {"norm": math.inf},
-    ],
-)
-def test_stored_parameter_of_a_wrong_value_is_damage(params):
+def test_stored_parameter_of_a_wrong_value_is_damage():
     check_params({"cell": "MinGRU", "norm": True, "decay": 0.5, "learning_rate": 0.1, "mode": "a"})
-    with pytest.raises(ValueError, match=f"parameter {next(iter(params))}: "):
-        check_params(params)
+    wrong = [("learning_rate", "fast"), ("learning_rate", True), ("learning_rate", -1.0)]
+    wrong += [("momentum", 1.5), ("optimizer", "lion"), ("sequence_length", 1), ("cell", 3)]
+    for name, value in [*wrong, ("norm", math.inf)]:
+        with pytest.raises(ValueError, match=f"parameter {name}: "):
+            check_params({name: value})

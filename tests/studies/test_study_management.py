@@ -3,19 +3,14 @@
 import json
 import sqlite3
 import threading
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 
 import optuna
 import pytest
 from helpers import create_small_study
-from managed_studies import (
-    FILES,
-    create,
-    create_with_everything,
-    dump,
-    folder_of,
-    list_files,
-)
+from managed_studies import FILES, create, create_with_everything, dump, folder_of, list_files
+from optuna.trial import TrialState
 from optuna_dashboard import get_note
 from process_runner import query
 
@@ -33,6 +28,7 @@ from studies.errors import (
 )
 from studies.loader import read_study_record
 from studies.management import StudyManager
+from studies.storage import study_changes
 from studies.storage.leases import Lease
 from studies.storage.open import load_study, open_storage
 from studies.storage.presence import StudyIdentity
@@ -111,23 +107,20 @@ def test_copy_keeps_the_notes_of_trials_whose_ids_differ(manager, target):
         assert attributes[f"dashboard:{trial_id}:note_str:0"] == "a note of trial 0"
 
 
-def test_copy_that_is_refused_leaves_nothing(manager, tmp_path):
+def test_copy_that_is_refused_leaves_nothing(manager, url, tmp_path):
     target, copies = f"sqlite:///{tmp_path}/copies.db", str(tmp_path / "copies")
     create(target, "taken")
+    create_small_study(open_storage(url), 3, "plain")
     with pytest.raises(StudyExistsError):
         copy_study(manager, "made", target, "taken", copies)
+    new = f"sqlite:///{tmp_path}/new.db"
     with pytest.raises(ArtifactsError, match="is not writable"):
-        copy_study(manager, "made", f"sqlite:///{tmp_path}/new.db", "copied", f"{copies}/deeper")
+        copy_study(manager, "made", new, "copied", f"{copies}/deeper")
+    with pytest.raises(StudyFormatError, match="no schema version"):
+        copy_study(manager, "plain", new)
     assert query(target, "SELECT count(*) FROM studies") == [(1,)]
     assert not (tmp_path / "copies").exists()
     assert not (tmp_path / "new.db").exists()
-
-
-def test_copy_refuses_a_study_that_cannot_be_read(url, folder, tmp_path):
-    create_small_study(open_storage(url), 3, "plain")
-    with pytest.raises(StudyFormatError, match="no schema version"):
-        copy_study(StudyManager(url), "plain", f"sqlite:///{tmp_path}/copies.db")
-    assert not (tmp_path / "copies.db").exists()
 
 
 @pytest.mark.parametrize(
@@ -150,39 +143,40 @@ def test_copy_of_damaged_rows_to_a_server_leaves_nothing(
     assert list_files(copies) == {}
 
 
-def test_copy_fails_if_the_study_changes_while_its_files_are_copied(
-    manager, url, folder, tmp_path, monkeypatch
-):
+def change_trial(monkeypatch, url):
     copy_files = StudyStores.copy_files
 
     def change_meanwhile(*args):
-        copied = copy_files(*args)
         with closing(open_storage(url)) as storage:
             storage.claim(1, "w/2/v", paused_ids=[4])
-            storage.report(4, "w/2/v", {150: 1.0})
-            storage.pause(4, "w/2/v", {})
-        return copied
+            storage.pause(4, "w/2/v", {}, {150: 1.0})
+        return copy_files(*args)
 
     monkeypatch.setattr(StudyStores, "copy_files", change_meanwhile)
-    target, copies = f"sqlite:///{tmp_path}/copies.db", str(tmp_path / "copies")
-    with pytest.raises(StudyHeldError, match="changed while its files were copied"):
-        copy_study(manager, "made", target, None, copies)
-    assert query(target, "SELECT count(*) FROM studies") == [(0,)]
-    assert list_files(copies) == {}
 
 
-def test_copy_whose_file_is_damaged_on_the_way_leaves_nothing(manager, url, tmp_path, monkeypatch):
-    from studies import artifacts
-
+def damage_file(monkeypatch, url):
     def write_less(path, content):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"".join(content)[:-1])
 
-    monkeypatch.setattr(artifacts, "atomic_write", write_less)
+    monkeypatch.setattr("studies.artifacts.atomic_write", write_less)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_trial, "changed while its files were copied"),
+        (damage_file, "it changed, or its copy is damaged"),
+    ],
+)
+def test_copy_that_is_not_whole_is_undone(manager, url, tmp_path, monkeypatch, change, message):
+    change(monkeypatch, url)
     target, copies = f"sqlite:///{tmp_path}/copies.db", str(tmp_path / "copies")
-    with pytest.raises(StudiesError, match="it changed, or its copy is damaged"):
+    with pytest.raises(StudiesError, match=message):
         copy_study(manager, "made", target, None, copies)
     assert query(target, "SELECT count(*) FROM studies") == [(0,)]
+    assert list_files(copies) == {}
 
 
 @pytest.mark.extended
@@ -325,29 +319,17 @@ def test_damaged_study_and_one_of_plain_optuna_can_be_deleted(url):
 
 def test_claim_before_a_deletion_wins(url, folder):
     create(url)
-    with closing(open_storage(url)) as storage, closing(open_storage(url)) as other:
-        outcome = []
-
-        def delete():
-            try:
-                StudyManager(url, str(folder)).delete("made")
-            except StudiesError as error:
-                outcome.append(error)
-
-        thread = threading.Thread(target=delete)
-        with other.transaction() as connection:
+    with closing(open_storage(url)) as storage, ThreadPoolExecutor() as pool:
+        with storage.transaction() as connection:
             dequeue(connection, waiting_query(1), Lease("node2/5/token", 120))
-            thread.start()
-            thread.join(0.5)  # it waits for the transaction, or has not begun
-        thread.join()
-        (error,) = outcome
-        assert isinstance(error, StudyHeldError)
+            deletion = pool.submit(StudyManager(url, str(folder)).delete, "made")
+            wait([deletion], 0.5)  # it waits for the transaction, or has not begun
+        with pytest.raises(StudyHeldError):
+            deletion.result()
         assert len(storage.running_leases(1)) == 1
 
 
 def test_deletion_before_a_claim_wins(url, folder, monkeypatch):
-    from studies.storage import study_changes
-
     create(url)
     deleted, claimed = threading.Event(), threading.Event()
     delete_rows = study_changes._delete_rows
@@ -358,47 +340,37 @@ def test_deletion_before_a_claim_wins(url, folder, monkeypatch):
         claimed.wait(0.5)  # on SQLite a claim waits for the end of this transaction
 
     monkeypatch.setattr(study_changes, "_delete_rows", delete_and_hold)
-    thread = threading.Thread(target=lambda: StudyManager(url, str(folder)).delete("made"))
-    with closing(open_storage(url)) as storage:
+    with closing(open_storage(url)) as storage, ThreadPoolExecutor() as pool:
         storage.require_study(StudyIdentity(1, "made", "made-folder"))
-        thread.start()
+        deletion = pool.submit(StudyManager(url, str(folder)).delete, "made")
         deleted.wait()
-        outcomes = []
-        for _ in range(2):
-            try:
-                outcomes.append(storage.claim(1, "node2/5/token"))
-            except StudyDeletedError as error:
-                outcomes.append(str(error))
-            claimed.set()
-            thread.join()
-    assert outcomes[0] is None or "was deleted" in outcomes[0]
-    assert "study 'made' was deleted" in outcomes[1]
+        with suppress(StudyDeletedError):
+            assert storage.claim(1, "node2/5/token") is None
+        claimed.set()
+        deletion.result()
+        with pytest.raises(StudyDeletedError, match="study 'made' was deleted"):
+            storage.claim(1, "node2/5/token")
 
 
 # ------------------------------------------------------------------ retries
 
 
-def test_retried_trial_waits_as_if_new_and_keeps_what_it_was(manager, url):
+def test_retried_trial_keeps_what_it_was(manager, url):
     assert manager.retry("made", ["failed"]) == {"failed": 1}
-    after = dump(url)
-    assert [row[:2] for row in after["trials"] if row[0] == 2] == [(2, "WAITING")]
-    for table in ("trial_user_attributes", "trial_intermediate_values", "trial_values"):
-        assert [row for row in after[table] if row[0] == 2] == []
-    (history,) = (json.loads(value) for number, key, value in after["trial_system_attributes"]
-                  if (number, key) == (2, EARLIER_FAILURES))  # fmt: skip
-    (record,) = history
-    assert record["attributes"]["error"] == "ValueError: y"
-    assert record["attributes"]["retries"] == {"exception": 1}
-    assert record["started"]
     assert manager.retry("made", ["failed"]) == {"failed": 0}
     with closing(open_storage(url)) as storage:
         trial_id = storage.claim(1, "w/3/x")
-        assert storage.get_trial(trial_id).number == 2
-        storage.finish(trial_id, "w/3/x", optuna.trial.TrialState.FAIL, None, {"error": "z"})
+        storage.finish(trial_id, "w/3/x", TrialState.FAIL, None, {"error": "z"})
     assert manager.retry("made", ["failed"]) == {"failed": 1}
-    (history,) = (json.loads(value) for number, key, value in dump(url)["trial_system_attributes"]
-                  if (number, key) == (2, EARLIER_FAILURES))  # fmt: skip
-    assert [each["attributes"]["error"] for each in history] == ["ValueError: y", "z"]
+    after = dump(url)
+    for table in ("trial_user_attributes", "trial_intermediate_values", "trial_values"):
+        assert [row for row in after[table] if row[0] == 2] == []
+    attributes = {row[:2]: json.loads(row[2]) for row in after["trial_system_attributes"]}
+    first, second = attributes[2, EARLIER_FAILURES]
+    assert first["attributes"]["error"] == "ValueError: y"
+    assert first["attributes"]["retries"] == {"exception": 1}
+    assert first["started"]
+    assert second["attributes"]["error"] == "z"
 
 
 def test_study_that_has_taken_a_planned_look_is_not_retried(manager, url):
@@ -424,13 +396,8 @@ def test_list_shows_each_study_and_its_workers(manager, url, folder):
         storage.set_study_user_attr(study_id, "config", {"space": 3})
         listed = {each.name: each for each in list_studies(storage, StudyStores(str(folder), url))}
     assert list(listed) == ["broken", "derived", "made", "plain"]
-    kinds = {name: each.kind for name, each in listed.items()}
-    assert kinds == {
-        "broken": "damaged",
-        "derived": "replicates of 'made'",
-        "made": "grid",
-        "plain": "plain Optuna",
-    }
+    kinds = [each.kind for each in listed.values()]
+    assert kinds == ["damaged", "replicates of 'made'", "grid", "plain Optuna"]
     made = listed["made"]
     assert (made.counts.complete, made.counts.diverged, made.counts.failed) == (1, 1, 1)
     assert made.best == 1.0625

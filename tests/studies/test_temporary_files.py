@@ -19,14 +19,9 @@ from studies.temporary_files import STALE_SECONDS
 RANDOM = "0123456789abcdef" * 2
 
 FOREIGN = (
-    "studies.db.part",
-    f"studies.db.{RANDOM}",
-    f"studies.db.{RANDOM[1:]}.part",
-    f"studies.db.{RANDOM.upper()}.part",
-    f"studies.db.{RANDOM}.part-copy",
-    f"studies.db.{RANDOM}.part.gz",
-    f"other.db.{RANDOM}.part",
-    f"my-studies.db.{RANDOM}.part",
+    *(f"studies.db{end}" for end in (".part", f".{RANDOM}", f".{RANDOM[1:]}.part")),
+    *(f"studies.db.{RANDOM}{end}" for end in (".part-copy", ".part.gz", ".PART")),
+    *(f"{start}.db.{RANDOM}.part" for start in ("other", "my-studies")),
 )
 """Names that are not those of temporary files of ``studies.db``."""
 
@@ -107,15 +102,12 @@ def test_files_of_killed_writers_are_removed_by_the_next_write(tmp_path):
     folder = tmp_path / "s"
     (left,) = names(folder)
     assert left.startswith("trial-1.safetensors.")
-    foreign = f"notes.txt.{RANDOM}.part"
-    (folder / foreign).touch()
     weights = WeightStore(AtomicFileStore(tmp_path, "weights"), "s")
     weights.write(2, b"weights")
-    remaining = [foreign, left, "trial-2.safetensors"]
-    assert names(folder) == remaining, "one file may be of a writer at work"
+    assert names(folder) == [left, "trial-2.safetensors"], "it may be of a writer at work"
     make_old(folder)
     weights.write(3, b"weights")
-    assert names(folder) == [foreign, "trial-2.safetensors", "trial-3.safetensors"]
+    assert names(folder) == ["trial-2.safetensors", "trial-3.safetensors"]
 
 
 def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
@@ -132,33 +124,31 @@ def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
         assert {*names(tmp_path / kind / "s")} == kept
 
 
-def test_file_of_a_killed_report_is_removed_by_the_next_one(tmp_path):
-    long = "ü" * 120 + ".html"
-    for name in ("page.html", long):
-        page = tmp_path / name
-        run_until_killed(
-            "replace",
-            "from studies.artifacts import atomic_write\n"
-            f"atomic_write(pathlib.Path({str(page)!r}), [b'x'])",
-        )
-        foreign = tmp_path / f"another.html.{RANDOM}.part"
-        foreign.touch()
-        assert len(names(tmp_path)) == 2
-        make_old(tmp_path)
-        atomic_write(page, [b"whole"])
-        assert names(tmp_path) == sorted([name, foreign.name])
-        page.unlink()
-
-
-@pytest.mark.extended
-def test_folder_of_a_killed_export_is_removed_by_the_next_one(tmp_path):
-    directory = tmp_path / "network"
-    run_until_killed(
-        "rename",
-        "from search.export import write_folder\n"
-        f"write_folder(pathlib.Path({str(directory)!r}), {{'a': b'1'}})",
-    )
-    assert len(names(tmp_path)) == 1
+@pytest.mark.parametrize(
+    ("name", "method", "write"),
+    [
+        ("ü" * 120 + ".html", "replace", lambda path: atomic_write(path, [b"whole"])),
+        pytest.param(
+            "network",
+            "rename",
+            lambda path: write_folder(path, {"a": b"1"}),
+            marks=pytest.mark.extended,
+        ),
+    ],
+    ids=["report", "export"],
+)
+def test_file_or_folder_of_a_killed_writer_is_removed_by_the_next_one(
+    tmp_path, name, method, write
+):
+    path = tmp_path / name
+    statement = {
+        "replace": "from studies.artifacts import atomic_write as write\ncontent = [b'x']",
+        "rename": "from search.export import write_folder as write\ncontent = {'a': b'1'}",
+    }
+    run_until_killed(method, f"{statement[method]}\nwrite(pathlib.Path({str(path)!r}), content)")
+    foreign = tmp_path / f"another.html.{RANDOM}.part"
+    foreign.touch()
+    assert len(names(tmp_path)) == 2
     make_old(tmp_path)
-    write_folder(directory, {"a": b"1"})
-    assert names(tmp_path) == ["network"]
+    write(path)
+    assert names(tmp_path) == sorted([name, foreign.name])

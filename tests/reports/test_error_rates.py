@@ -1,0 +1,193 @@
+"""Error rates and power of all statistics in simulated studies, of which the truth is known."""
+
+import numpy as np
+import pytest
+
+from reports.stats.contrast import Contrast
+from reports.stats.outcome_table import BAD, GOOD, OutcomeTable
+from reports.stats.pairwise_comparison import compare_pairwise
+from reports.stats.planned_looks import Noise
+from tests.simulations.grids import SMALL_GRID, Scenario, find_flags, names_zero, simulate
+from tests.simulations.pareto import simulate_fronts
+from tests.simulations.replicates import (
+    MARGIN,
+    NOISES,
+    RUN_NOISE,
+    TEXT_NOISE,
+    count_false_as_good,
+    count_false_worse,
+    has_false_verdict,
+    run_until_decided,
+    simulate_looks,
+    simulate_losses,
+)
+from tests.simulations.unequal_runs import SCENARIOS, simulate_differences
+from tests.simulations.uneven_noise import (
+    count_findings,
+    cover_effects,
+    equal_rates,
+    mixed_rates,
+    simulate_regions,
+    simulate_tuned,
+    simulate_variants,
+)
+
+EQUAL = np.zeros(10)
+AT_MARGIN = np.where(np.arange(10) == 0, 0.0, MARGIN)
+SPREAD = np.array([0, 0, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 0.3, 0.3])
+FEW = Scenario(name="few trials", scales=(0.2, 0.1), grid=SMALL_GRID)
+NOISY = Scenario(name="noise by size", scales=(0.1,), noise_by_size=(1, 2, 4))
+REPLICATED = Scenario(name="replicates", scales=(0.2, 0.1, 0.05, 0.03), replicates=4)
+ONE_SIGN = Scenario(name="one sign or none", scales=(), joint=-0.2)
+REVERSAL = Scenario(name="opposite signs", scales=(), reversal=0.03)
+NOTHING = Scenario(name="nothing", scales=(), grid=SMALL_GRID)
+
+
+def cover(scenario: Scenario, count: int = 40) -> float:
+    """Return how often the interval of an effect has the mean over all retrained networks."""
+    studies = simulate(scenario, count)
+    return np.mean([hit for each in studies for hit in cover_effects(each.truth, each.observed)])
+
+
+def flag(scenario: Scenario, flag: int) -> float:
+    """Return how often an effect differs between values (0) or has opposite signs (1)."""
+    return np.mean([find_flags(study.observed)[flag] for study in simulate(scenario, 40)])
+
+
+def name_zero() -> float:
+    return np.mean([names_zero(study) for study in simulate(NOTHING, 40, seed=2)])
+
+
+def judge_few_noisy(what: str) -> float:
+    """Judge studies of which four networks have ten times the noise."""
+    return getattr(count_findings(list(simulate_regions(4, 10, 30))), what)
+
+
+def cover_tuned(*arguments) -> float:
+    """Return how often intervals of effects at the best of three rates have the truth."""
+    return np.mean(
+        [hit for study in simulate_tuned(*arguments, 30) for hit in cover_effects(*study)]
+    )
+
+
+def find_tuned(*arguments) -> float:
+    """Return how often an effect at the best of three rates is significant, of which none is."""
+    contrast = Contrast("layers", 2, 3)
+    found = [table.compute_effect(contrast) for _, table in simulate_tuned(*arguments, 30)]
+    return np.mean([effect.is_significant for effect in found])
+
+
+def find_worse(noise: str, runs: int) -> float:
+    return count_false_worse(simulate_looks(EQUAL, NOISES[noise], runs, 200), EQUAL)
+
+
+def find_as_good(noise: str, runs: int) -> float:
+    look = simulate_looks(AT_MARGIN, NOISES[noise], runs, 200)
+    return count_false_as_good(look, AT_MARGIN)
+
+
+def exceed_bounds() -> float:
+    look = simulate_looks(SPREAD, NOISES["half fourfold"], 5, 200)
+    return (look.bounds < SPREAD).any(axis=1).mean()
+
+
+def find_gap(runs: int) -> float:
+    """Return how often a gap is found that is to be found in four of five studies."""
+    gaps = np.zeros(10)
+    gaps[-1] = Noise(RUN_NOISE, 2**0.5 * TEXT_NOISE).find_gap(runs, 10, 0.05)
+    return simulate_looks(gaps, NOISES["equal"], runs, 150).is_worse[:, -1, 0].mean()
+
+
+def err_in_looks(gap: float) -> float:
+    """Return how often any of several looks at a study has a false verdict."""
+    gaps = np.full(6, gap)
+    gaps[0] = 0
+    generator, noise = np.random.default_rng(2), NOISES["half fourfold"][2:8]
+    studies = (simulate_losses(generator, gaps, noise, 10, 1, 8)[0] for _ in range(100))
+    return np.mean(
+        [has_false_verdict(run_until_decided(each, [3, 5, 10]), gaps) for each in studies]
+    )
+
+
+def differ_by_lost_runs() -> float:
+    """One of six equal architectures varies twelve times as much and has two of five runs."""
+    generator, found = np.random.default_rng(0), []
+    noise = np.array([12, 1, 1, 1, 1, 1])[:, None, None] * 0.02
+    for _ in range(200):
+        losses = generator.normal(0, 0.05, (6, 5, 8)) + noise * generator.normal(size=(6, 5, 1))
+        runs = {str(i): dict(enumerate(each[: 5 if i else 2])) for i, each in enumerate(losses)}
+        found.append(any(each.is_significant for each in compare_pairwise(runs).pairs.values()))
+    return np.mean(found)
+
+
+def rescue(effect: float, what: str) -> float:
+    """Return how often a change of 48 networks is significant, or is in its interval."""
+    generator, found = np.random.default_rng(1), []
+    for _ in range(300):
+        before = generator.beta(0.4, 0.4, 48)
+        after = np.clip(before + effect, 0, 1)
+        draws = (np.where(generator.random(48) < p, GOOD, BAD) for p in (before, after))
+        table = OutcomeTable.from_outcomes(*draws)
+        low, high = table.compute_interval()
+        is_covered = low <= (after - before).mean() <= high
+        found.append(is_covered if what == "covered" else table.p < 0.05)
+    return np.mean(found)
+
+
+def gain(gap: float) -> float:
+    """Return how often the larger of four architectures is said to be better."""
+    return simulate_fronts(100, architectures=4, runs=5, gap=gap, seed=1).significant
+
+
+QUICK = {
+    "interval covers": (0.90, 0.99, lambda: cover(Scenario(name="equal noise"), 20)),
+    "equal replicates differ": (0, 0.1, lambda: find_worse("half fourfold", 3)),
+}
+"""Least and greatest rate, and what simulates it; rates of single studies are correlated."""
+
+OTHERS = {
+    "interval covers where noise depends on the size": (0.90, 0.99, lambda: cover(NOISY)),
+    "interval covers with replicates": (0.90, 0.99, lambda: cover(REPLICATED)),
+    "interval covers with few trials": (0.90, 0.99, lambda: cover(FEW)),
+    "interval covers where few networks are noisy": (0.9, 1, lambda: judge_few_noisy("covered")),
+    "effect of nothing is named": (0, 0.175, name_zero),
+    # At 5%, more than 7 of 40 studies have a probability of 0.1%.
+    "additive effect differs": (0, 0.175, lambda: flag(NOISY, 0)),
+    "additive effect differs among few noisy networks": (
+        0,
+        0.15,
+        lambda: judge_few_noisy("differs"),
+    ),
+    "effect of one sign has two": (0, 0.175, lambda: flag(ONE_SIGN, 1)),
+    "effect of two signs has two": (0.75, 1, lambda: flag(REVERSAL, 1)),
+    "interval at the best rate covers": (0.9, 0.99, lambda: cover_tuned(equal_rates, 4)),
+    "interval at the best of mixed rates covers": (0.9, 0.99, lambda: cover_tuned(mixed_rates, 1)),
+    "luck at the best rate is an effect": (0, 0.17, lambda: find_tuned(equal_rates, 4)),
+    "order of the text is an effect": (0, 0.112, lambda: simulate_differences(SCENARIOS[1], 200)),
+    "lost run is an effect": (0, 0.112, lambda: simulate_differences(SCENARIOS[3], 200)),
+    "effect is found over unequal runs": (
+        *(0.7, 1, lambda: simulate_differences(SCENARIOS[1], 40, effect=-0.02)),
+    ),
+    "unstable variant differs": (0, 0.15, lambda: np.mean(list(simulate_variants(12, 60)))),
+    "unstable architecture that lost runs differs": (0, 0.09, differ_by_lost_runs),
+    "two equal runs differ": (0, 0.1, lambda: find_worse("equal", 2)),
+    "ten equal runs differ": (0, 0.1, lambda: find_worse("best fourfold", 10)),
+    "distance of the margin is as good": (0, 0.1, lambda: find_as_good("half fourfold", 3)),
+    "any distance exceeds its bound": (0, 0.1, exceed_bounds),
+    "stated gap is found": (0.6, 0.95, lambda: find_gap(3)),
+    "look at equal architectures errs": (0, 0.12, lambda: err_in_looks(0.0)),
+    "look at a distance of the margin errs": (0, 0.12, lambda: err_in_looks(MARGIN)),
+    "larger architecture of equal loss is better": (0, 0.12, lambda: gain(0.0)),
+    "larger and better architecture is better": (0.8, 1, lambda: gain(0.05)),
+    "change without an effect rescues": (0, 0.1, lambda: rescue(0.0, "found")),
+    "change with an effect rescues": (0.6, 1, lambda: rescue(0.35, "found")),
+    "interval of outcomes covers": (0.9, 1, lambda: rescue(0.35, "covered")),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.extended) for n in OTHERS)]
+)
+def test_rate_lies_between_its_bounds(name: str) -> None:
+    least, most, measure = (QUICK | OTHERS)[name]
+    assert least <= measure() <= most
