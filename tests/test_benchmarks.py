@@ -128,7 +128,7 @@ def test_recorded_curves_are_replayed(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     head, names, *lines = done.stdout.splitlines()
-    assert head == "curves.csv.gz: 128 trials, 1,000 steps, top 13, 2 orders"
+    assert head == "curves.csv.gz: 128 trials, 1,000 steps, top 12, 2 orders"
     assert names.split()[:1] == ["pruner"]
     found = {line[2:20].strip(): line[20:].split() for line in lines}
     assert list(found) == [
