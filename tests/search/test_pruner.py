@@ -93,6 +93,17 @@ def test_trial_at_a_rung_pauses_for_a_more_promising_paused_one():
     assert not make_policy([TrialStage.RUNNING] * 60, reached=1).should_continue(worst)
 
 
+def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
+    few = make_policy([TrialStage.COMPLETE] * 5 + [TrialStage.RUNNING] * 91)
+    enough = make_policy([TrialStage.COMPLETE] * 20 + [TrialStage.RUNNING] * 76)
+    worst = int(np.argmin(enough.keep_probabilities))
+    assert enough.should_prune_now(worst)
+    # Same keep probability, but too few complete trials.
+    few.__dict__["keep_probabilities"] = enough.keep_probabilities
+    assert not few.should_prune_now(worst)
+    assert not enough.should_prune_now(int(np.argmax(enough.keep_probabilities[20:])) + 20)
+
+
 def test_search_is_final_when_expected_losses_are_within_the_budget():
     """The better half is complete, so the paused half holds none of the best tenth."""
     stages = [TrialStage.COMPLETE] * 30 + [TrialStage.PAUSED] * 30
