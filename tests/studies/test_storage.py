@@ -100,7 +100,7 @@ def test_plain_optuna_reads_complete_and_pruned_trials(url):
     trial, pruned = optuna.load_study(study_name="small", storage=url).trials
     assert (trial.state, trial.value, trial.params) == (TrialState.COMPLETE, 1.5, {"x": 0})
     assert trial.user_attrs == {"seconds": 3.0, "host": "h"}
-    assert repr(trial.intermediate_values) == "{1: 2.25, 2: nan, 3: inf}"
+    assert repr(sorted(trial.intermediate_values.items())) == "[(1, 2.25), (2, nan), (3, inf)]"
     assert trial.datetime_start <= before <= trial.datetime_complete <= after, "naive UTC"
     assert (pruned.state, pruned.value) == (TrialState.PRUNED, None)
     assert pruned.user_attrs == {"rung": 20, "reason": "far off"}
