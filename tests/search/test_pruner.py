@@ -53,6 +53,17 @@ def make_policy(stages, keep=0.1, confidence=0.95, **options):
     return PruningPolicy(make_state(stages, **options), keep, confidence)
 
 
+def test_every_trial_reaches_the_first_rung_before_any_is_promoted():
+    stages = [TrialStage.PAUSED] * 12
+    best = int(np.argmax(make_policy(stages, reached=1).keep_probabilities))
+    stages[best] = TrialStage.RUNNING
+    assert make_policy(stages, reached=1).should_continue(best)
+    policy = make_policy([*stages, TrialStage.WAITING], reached=1)
+    assert not policy.should_continue(best)
+    assert policy.to_resume == policy.to_resume_ignoring_running == []
+    assert not policy.is_final
+
+
 def test_paused_trials_resume_in_order_of_promise():
     policy = make_policy([TrialStage.PAUSED] * 60, reached=1)
     probabilities = policy.keep_probabilities[policy.to_resume]

@@ -40,8 +40,6 @@ def test_continuation_of_a_prompt_depends_on_the_seed(sqlite_url, tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("other",), "study 'other' is not in"),
-        (("made", "--trial", "4"), "are not stored: expected best or one of the trials 1"),
         (("made", "--trial", "9" * 5000), "expected best or a trial number"),
         (("made", "--trial", "last"), "invalid value 'last': expected best or a trial number"),
         (("made", "--temperature", "nan"), "--temperature is nan"),

@@ -345,14 +345,6 @@ def test_invalid_input_of_check_is_rejected_in_one_line(folder, monkeypatch, wor
     assert read_files(folder) == before
 
 
-def test_check_ends_with_what_failed(folder, few_checks):
-    broken = CELL.replace("return state, state", "return state - state.mean(0), state")
-    (folder / "cells" / "mine.py").write_text(broken)
-    done = CliRunner().invoke(check, [f"{folder}/cells/mine.py:Mine"], standalone_mode=False)
-    assert len(done.output.splitlines()) == 3
-    assert str(done.exception).startswith("cell Mine: one stream of a batch changes the output of")
-
-
 @pytest.mark.extended
 def test_reports_and_exports_execute_no_source(search, run, folder, marker, sqlite_url, create):
     """They need neither the file nor its copy."""

@@ -12,14 +12,12 @@ from helpers import ONE_TRIAL, QUICK, TINY
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import query, wait_until
+from test_worker import create_study
 
-from search.new_study import StudyOptions
 from search.status import RECENT_TIMEOUT, StatusReader
-from search.study import create_or_join
 from search.terminal import PROGRESS_SECONDS, TICK_SECONDS, QuietDisplay, SafeConsole, Ticker
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
-from studies.loader import load_config_file
 
 
 @pytest.fixture
@@ -123,10 +121,7 @@ def test_message_of_another_thread_is_printed_by_the_main_thread(capsys):
 
 
 def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch):
-    settings = [word.removeprefix("--set=") for word in ONE_TRIAL]
-    joined = create_or_join(
-        load_config_file(QUICK, settings), sqlite_url, StudyOptions(corpus=str(text))
-    )
+    joined = create_study(sqlite_url, text)
     reader = StatusReader(joined.study, joined.storage, joined.config)
     with (
         ShutdownSignal() as stop,
