@@ -4,25 +4,19 @@ import sqlite3
 
 import numpy as np
 import pytest
-from helpers import QUICK
 from optuna.trial import TrialState
-from test_pruned_search import GRID, LOG_EVERY, SETTINGS, STEPS, TRIALS, search
+from test_pruned_search import GRID, LOG_EVERY, STEPS, TRIALS, search
+from test_worker import create_study
 
 from reports.data.study_reader import read_results
 from reports.stats.pruning_audit import audit_pruning
-from search.new_study import StudyOptions
-from search.pruning.audit import (
-    DIVISOR,
-    describe_look,
-)
+from search.pruning.audit import DIVISOR, describe_look
 from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.pruning.predictions import Prediction, predict_final_values
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.study_state import TrialStage
-from search.study import create_or_join
 from studies.attributes import AUDIT, AUDIT_LOOKS, AuditLook, AuditState, TrialRecord
-from studies.loader import load_config_file
 from studies.storage.counts import count_audited, count_trials
 from studies.storage.queries import read_audit_looks
 from studies.storage.trial_rows import AuditDecision
@@ -39,6 +33,10 @@ BOLD = [AUDIT_EIGHT, "pruning.confidence=0.6", "seed=1"]
 def larger_share(monkeypatch):
     """Audit up to a third of the trials: the grid of the tests is small."""
     monkeypatch.setattr("search.pruning.audit.DIVISOR", 3)
+
+
+def create(url, text, *overrides, prune=True, **terms):
+    return create_study(url, text, *GRID, *overrides, prune=prune, **terms)
 
 
 def audited(joined):
@@ -80,9 +78,7 @@ def test_audited_trials_are_trained_to_the_end(sqlite_url, text):
 def test_audited_trials_are_drawn_with_the_seed(sqlite_url, text):
     numbers = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        file = load_config_file(QUICK, [*SETTINGS, *GRID, AUDIT_EIGHT, f"seed={seed}"])
-        options = StudyOptions(name=name, corpus=str(text), prune=True)
-        joined = create_or_join(file, sqlite_url, options)
+        joined = create(sqlite_url, text, AUDIT_EIGHT, f"seed={seed}", name=name)
         numbers.append({trial.number for trial in audited(joined)})
     assert numbers[0] == numbers[1] != numbers[2]
     assert [len(each) for each in numbers] == [AUDITED] * 3
@@ -113,13 +109,10 @@ def audited_architectures(joined):
     ],
 )
 def test_all_trials_of_an_audited_architecture_are_audited(sqlite_url, text, first, then, found):
-    settings = [*SETTINGS, *GRID, AUDIT_EIGHT, *RATES]
-    file = load_config_file(QUICK, [*settings, *first])
-    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
+    settings = [AUDIT_EIGHT, *RATES, *first]
+    joined = create(sqlite_url, text, *settings)
     if then is not None:
-        wider = load_config_file(QUICK, [*settings, *first, *then])
-        options = StudyOptions(corpus=str(text), prune=True, extend=True)
-        joined = create_or_join(wider, sqlite_url, options)
+        joined = create(sqlite_url, text, *settings, *then, extend=True)
     count, is_pure, sizes = audited_architectures(joined)
     assert (is_pure, sizes) == found[1:]
     assert count == found[0] or found[0] is None
@@ -156,10 +149,9 @@ def test_pruned_search_at_several_rates_audits_architectures(sqlite_url, text):
 @pytest.mark.parametrize(("audit", "count"), [(0, 0), (5, 2), (20, 2)])
 def test_at_most_a_tenth_of_the_trials_is_audited(sqlite_url, text, monkeypatch, audit, count):
     monkeypatch.setattr("search.pruning.audit.DIVISOR", DIVISOR)
-    file = load_config_file(QUICK, [*SETTINGS, *GRID, f"pruning.audit={audit}"])
-    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
-    assert len(audited(joined)) == count
-    unpruned = create_or_join(file, sqlite_url, StudyOptions(name="not-pruned", corpus=str(text)))
+    setting = f"pruning.audit={audit}"
+    assert len(audited(create(sqlite_url, text, setting))) == count
+    unpruned = create(sqlite_url, text, setting, name="not-pruned", prune=False)
     assert audited(unpruned) == []
 
 
@@ -189,8 +181,7 @@ def test_wrong_predictions_raise_the_alarm_and_stop_the_pruning(sqlite_url, text
 
 
 def make_scheduler(sqlite_url, text):
-    file = load_config_file(QUICK, [*SETTINGS, *GRID, AUDIT_EIGHT])
-    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
+    joined = create(sqlite_url, text, AUDIT_EIGHT)
     return joined, PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
 
 

@@ -68,21 +68,6 @@ def refuse(text: str, folder: Path) -> tuple[list[str], str]:
 
 
 BROKEN = {
-    "constructor": (
-        cell("if not on: raise ValueError('no such cell')"),
-        "check_shapes",
-        "cell Cell(input_size=8, state_size=8, on=False) raises ValueError (no such cell) in line",
-    ),
-    "output": (
-        cell(last="y = y[:, 1:]"),
-        "check_shapes",
-        "forward returned the output of shape (1, 7): expected a tensor of the input's shape",
-    ),
-    "state": (
-        cell(last="new = new[:, 1:]"),
-        "check_shapes",
-        "forward returned the state of shape (1, 7): expected the shapes of the initial state",
-    ),
     "exception": (
         cell(first="if not self.on: raise IndexError('too far')"),
         "check_shapes",

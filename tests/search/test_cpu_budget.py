@@ -38,11 +38,8 @@ def test_workers_share_all_cores_and_reclaim_those_of_ended_workers(tmp_path):
 def test_fixed_thread_count_is_kept_and_subtracted_for_others(tmp_path):
     with ThreadBudget(folder=tmp_path) as one, ThreadBudget(3, folder=tmp_path) as fixed:
         assert (one.thread_count(), fixed.thread_count()) == (5, 3)
-
-
-def test_share_is_at_least_one_thread(tmp_path):
-    with ThreadBudget(20, folder=tmp_path), ThreadBudget(folder=tmp_path) as one:
-        assert one.thread_count() == 1
+        with ThreadBudget(20, folder=tmp_path):
+            assert one.thread_count() == 1, "a share is at least one thread"
 
 
 def hold(folder, ready) -> None:

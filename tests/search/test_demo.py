@@ -82,14 +82,8 @@ def test_make_install_reports_progress_and_failure(tmp_path):
         )
         python.chmod(0o755)
         folder = tmp_path / f"venv-{name}"
-        make = [
-            "make",
-            "--no-print-directory",
-            "install",
-            f"PYTHON={python}",
-            f"VENV={folder}",
-            "WORKERS=1",
-        ]
+        make = ["make", "--no-print-directory", "install", "WORKERS=1"]
+        make += [f"PYTHON={python}", f"VENV={folder}"]
         done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.stdout.startswith(f"installing into {folder}, which takes a minute or more\n")
         assert (done.returncode == 0) == (code == 0), done.stderr

@@ -20,10 +20,9 @@ from rnn_search.cli import refine
 from search.errors import LaunchError
 from search.launch import shared_files
 from search.launch.jobs import build_worker_command, prepare_launch
-from search.launch.launcher import JOB_VARIABLE, WorkerCommand, create_launcher, parse_settings
+from search.launch.launcher import JOB_VARIABLE, WorkerCommand, create_launcher
 from search.launch.shared_files import require_shared, warn_of_loopback
-from search.launch.slurm import SlurmLauncher
-from search.launch.slurm_settings import SETTINGS, parse_minutes
+from search.launch.slurm_settings import parse_minutes
 from search.launch.slurm_worker import SlurmWorker
 from search.launch.target import LaunchTarget, parse_target
 from search.run import run_workers
@@ -45,12 +44,6 @@ def test_targets_are_parsed(text, expected):
     assert parse_target(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "Slurm", "ray://", "ray://head:x"])
-def test_other_targets_are_refused(text):
-    with pytest.raises(ValueError, match="expected local, slurm, ray or ray://HOST:PORT"):
-        parse_target(text)
-
-
 def test_last_value_of_a_setting_counts():
     target = parse_target("slurm", ["time=1:00:00", "comment=a=b", "time=2:00:00"])
     assert target.settings == {"time": "2:00:00", "comment": "a=b"}
@@ -64,28 +57,40 @@ def test_time_limits_are_those_of_slurm(text, minutes):
     assert parse_minutes(text) == minutes
 
 
-@pytest.mark.parametrize("text", ["soon", "-5", "4h", "1:2:3:4", "2", "0", "1" * 30])
-def test_other_time_limits_are_refused(text):
-    with pytest.raises(ValueError, match="expected a time limit such as 04:00:00"):
-        parse_minutes(text)
+TARGET = "expected local, slurm, ray or ray://HOST:PORT"
+TIME = "expected a time limit such as 04:00:00"
+CORES = "expected an integer from 1 to 1024"
 
 
-@pytest.mark.parametrize("text", ["0", "1.5", "many", "9" * 20])
-def test_numbers_of_cores_are_checked(text):
-    with pytest.raises(LaunchError, match="expected an integer from 1 to 1024"):
-        parse_settings("slurm", {"cpus-per-task": text}, SETTINGS)
-
-
-def test_unknown_setting_is_refused_with_those_that_exist():
-    with pytest.raises(LaunchError, match="no key 'cpus' for slurm: expected one of account, "):
-        parse_settings("slurm", {"cpus": "2"}, SETTINGS)
-
-
-def test_missing_library_is_refused_with_the_command_that_installs_it(monkeypatch):
+@pytest.mark.parametrize(
+    ("target", "setting", "message"),
+    [
+        *((text, "", TARGET) for text in ("", "Slurm", "ray://", "ray://head:x")),
+        *(("slurm", f"time={text}", TIME) for text in ("soon", "4h", "1:2:3:4", "2", "1" * 30)),
+        *(("slurm", f"cpus-per-task={text}", CORES) for text in ("0", "1.5", "9" * 20)),
+        ("slurm", "cpus=2", "no key 'cpus' for slurm: expected one of account, "),
+        ("ray", "cores=4", "expected one of memory, num_cpus"),
+        ("ray", "memory=much", "such as 4GiB"),
+        ("ray", "num_gpus=1.5", "a whole number of GPUs"),
+        ("ray", "resources=fast", "expected JSON"),
+    ],
+)
+def test_other_targets_and_settings_are_refused(monkeypatch, target, setting, message):
+    if target == "ray":
+        pytest.importorskip("ray")
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(LaunchError, match=r"pip install 'rnn-search\[slurm\]'"):
-        SlurmLauncher({})
+    with pytest.raises((LaunchError, ValueError), match=message):
+        create_launcher(parse_target(target, [setting] if setting else ()))
+
+
+@pytest.mark.parametrize(("kind", "library"), [("slurm", "submitit"), ("ray", "ray")])
+def test_missing_library_is_refused_with_the_command_that_installs_it(monkeypatch, kind, library):
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    for name in [name for name in sys.modules if name.startswith("search.launch.ray")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(LaunchError, match=rf"pip install 'rnn-search\[{kind}\]'"):
+        create_launcher(LaunchTarget(kind))
 
 
 def test_worker_command_has_the_options_of_the_run_without_its_launch():
@@ -193,25 +198,10 @@ def test_corpus_that_workers_on_other_machines_do_not_find_is_refused(sqlite_url
 def test_missing_command_of_slurm_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(LaunchError, match="needs the command sbatch, which is not on PATH"):
-        SlurmLauncher({})
+        create_launcher(LaunchTarget("slurm"))
 
 
 # ------------------------------------------------------------------ Ray
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("cores=4", "expected one of memory, num_cpus"),
-        ("memory=much", "such as 4GiB"),
-        ("num_gpus=1.5", "a whole number of GPUs"),
-        ("resources=fast", "expected JSON"),
-    ],
-)
-def test_resources_that_ray_does_not_know_are_refused(setting, message):
-    pytest.importorskip("ray")
-    with pytest.raises(LaunchError, match=message):
-        create_launcher(parse_target("ray", [setting]))
 
 
 def test_ray_cluster_that_does_not_answer_is_refused():
@@ -257,14 +247,6 @@ def test_death_of_a_clients_server_is_tried_again(monkeypatch, message, attempts
     assert len(calls) == attempts
 
 
-def test_missing_library_of_ray_is_named(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("search.launch.ray")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(LaunchError, match=r"pip install 'rnn-search\[ray\]'"):
-        create_launcher(LaunchTarget("ray"))
-
-
 @pytest.mark.extended
 def test_error_of_a_worker_is_reported_with_its_message(capfd, tmp_path):
     pytest.importorskip("ray")
@@ -278,35 +260,26 @@ def test_error_of_a_worker_is_reported_with_its_message(capfd, tmp_path):
 # ------------------------------------------------------------------ file systems
 
 
-@pytest.fixture
-def mounted(monkeypatch):
-    """Return a function that mounts file systems, as ``mounted({"/": "ext4"})``."""
+@pytest.mark.parametrize(
+    ("root", "data", "is_shared"),
+    [
+        ("ext4", "nfs4", True),
+        ("ext4", "lustre", True),
+        ("ext4", "fuse.sshfs", True),
+        ("nfs4", "ext4", False),
+        ("nfs4", "fuse.gvfsd-fuse", False),
+        (None, None, True),  # a file system that is not known is not refused
+    ],
+)
+def test_file_on_a_disk_of_the_machine_is_not_shared(monkeypatch, root, data, is_shared):
     monkeypatch.delenv(shared_files.SHARED_VARIABLE, raising=False)
-
-    def mount(kinds):
-        found = [SimpleNamespace(mountpoint=path, fstype=kind) for path, kind in kinds.items()]
-        monkeypatch.setattr(psutil, "disk_partitions", lambda **_: found)
-
-    return mount
-
-
-@pytest.mark.parametrize("kind", ["nfs4", "lustre", "fuse.sshfs"])
-def test_file_on_a_network_file_system_is_shared(mounted, kind):
-    mounted({"/": "ext4", "/data": kind})
-    require_shared(Path("/data/text"), "corpus")
-
-
-@pytest.mark.parametrize("kind", ["ext4", "fuse.gvfsd-fuse"])
-def test_file_on_a_disk_of_the_machine_is_not_shared(mounted, kind, monkeypatch):
-    mounted({"/": "nfs4", "/data": kind})
-    with pytest.raises(LaunchError, match=rf"corpus /data/text is on a disk .*\({kind}\)"):
-        require_shared(Path("/data/text"), "corpus")
-    monkeypatch.setenv(shared_files.SHARED_VARIABLE, "/other:/data")
-    require_shared(Path("/data/text"), "corpus")
-
-
-def test_file_on_a_file_system_that_is_not_known_is_not_refused(mounted):
-    mounted({})
+    kinds = {"/": root, "/data": data} if root else {}
+    mounted = [SimpleNamespace(mountpoint=path, fstype=kind) for path, kind in kinds.items()]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounted)
+    if not is_shared:
+        with pytest.raises(LaunchError, match=rf"corpus /data/text is on a disk .*\({data}\)"):
+            require_shared(Path("/data/text"), "corpus")
+        monkeypatch.setenv(shared_files.SHARED_VARIABLE, "/other:/data")
     require_shared(Path("/data/text"), "corpus")
 
 

@@ -11,13 +11,12 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from test_predictions import simulate_grid
 
-from benchmarks.replay_pruning import replay_in_optuna
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.policy import PruningPolicy
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
 from search.pruning.study_state import StudyState, TrialStage
-from tests.simulations.pruned_search import RecordedCurves, Replay, ReplayResult
+from tests.simulations.pruned_search import RecordedCurves, Replay
 
 STEPS, LOG_EVERY = 1000, 40
 
@@ -104,19 +103,6 @@ def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
     assert not enough.should_prune_now(int(np.argmax(enough.keep_probabilities[20:])) + 20)
 
 
-def test_search_is_final_when_expected_losses_are_within_the_budget():
-    """The better half is complete, so the paused half holds none of the best tenth."""
-    stages = [TrialStage.COMPLETE] * 30 + [TrialStage.PAUSED] * 30
-    policy = make_policy(stages)
-    assert policy.keep_probabilities[30:].sum() <= policy.loss_budget
-    assert policy.to_resume == []
-    assert policy.is_final
-    # With the worse half complete it is not final.
-    reversed_policy = make_policy(stages[::-1])
-    assert reversed_policy.to_resume
-    assert not reversed_policy.is_final
-
-
 def record_curves(seed, sizes=(32,)):
     """Simulate complete curves, 48 of each size."""
     params, rungs, values = simulate_grid(seed, sizes=sizes)
@@ -148,29 +134,6 @@ def test_policy_keeps_the_best_tenth_at_a_fraction_of_the_cost(concurrent, sizes
     assert max(result.starts for result in results) < 5, "trials pause too often"
 
 
-@pytest.mark.extended
-def test_more_confidence_costs_more():
-    costs = [
-        Replay(record_curves(1), 4, 0.1, confidence).run(list(range(48))).cost
-        for confidence in (0.6, 0.95, 0.999)
-    ]
-    assert costs == sorted(costs)
-    assert costs[0] < costs[-1]
-
-
-def test_recall_of_a_replay_counts_architectures_at_their_best_rate():
-    recorded = record_curves(1)
-    curves = np.vstack([recorded.curves + 0.1, recorded.curves])
-    params = [each | {"rate": rate} for rate in (1, 2) for each in recorded.params]
-    rates = RecordedCurves(params, recorded.steps, curves, curves.min(axis=1), ["rate"])
-    ranked = np.argsort(recorded.values).tolist()
-    assert rates.best == [48 + index for index in ranked]
-    found = np.zeros(96, dtype=bool)
-    found[[48 + index for index in ranked[:2]]] = True
-    found[ranked] = True  # at the worse rate, which does not count
-    assert ReplayResult.summarize(rates, 0.1, found, 1, 1).recall == 2 / 4
-
-
 # ------------------------------------------------------------------ in plain Optuna
 
 
@@ -178,57 +141,21 @@ def make_pruner(**options):
     return TopFractionPruner(STEPS, LOG_EVERY, **options)
 
 
-def optimize(study, recorded):
-    """Run recorded trials with Optuna; return which of the best tenth are complete."""
-    sign = -1 if study.direction is optuna.study.StudyDirection.MAXIMIZE else 1
-
-    def objective(trial):
-        params = {
-            name: trial.suggest_categorical(name, distribution.choices)
-            for name, distribution in make_distributions(recorded).items()
-        }
-        index = recorded.params.index(params)
-        for step, loss in zip(recorded.steps.tolist(), recorded.curves[index], strict=True):
-            trial.report(sign * loss, step)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-        return sign * recorded.values[index]
-
-    count = len(recorded.params)
-    for i in np.random.default_rng(0).permutation(count):
-        study.enqueue_trial(recorded.params[i])
-    study.optimize(objective, n_trials=count)
-    best = [recorded.params[i] for i in np.argsort(recorded.values)[: count // 10]]
-    complete = [t.params for t in study.trials if t.state is TrialState.COMPLETE]
-    return [params in complete for params in best]
-
-
 def make_distributions(recorded):
     choices = {name: dict.fromkeys(p[name] for p in recorded.params) for name in recorded.params[0]}
     return {name: CategoricalDistribution(tuple(values)) for name, values in choices.items()}
 
 
-@pytest.mark.extended
-def test_pruner_keeps_the_best_tenth_in_plain_optuna():
-    study = optuna.create_study(direction="maximize", pruner=make_pruner())
-    kept = optimize(study, record_curves(1))
-    pruned = [trial for trial in study.trials if trial.state is TrialState.PRUNED]
-    assert sum(kept) >= 3
-    assert len(pruned) >= 10
-    rungs = {rung.step for rung in compute_rungs(STEPS, LOG_EVERY)}
-    assert {trial.last_step for trial in pruned} <= rungs
-    # No trial is pruned before enough are complete.
-    assert all(trial.state is TrialState.COMPLETE for trial in study.trials[: len(kept)])
-
-
-def make_finished_study(pruner):
+def make_finished_study(pruner, sign=1):
     """Return a study of 48 trials: the worst four pruned at the first rung, the rest complete."""
     recorded = record_curves(4)
-    study = optuna.create_study(pruner=pruner)
+    direction = "minimize" if sign > 0 else "maximize"
+    study = optuna.create_study(direction=direction, pruner=pruner)
     worst = np.argsort(recorded.values)[-4:]
     for i, params in enumerate(recorded.params):
-        curve = dict(zip(recorded.steps.tolist(), recorded.curves[i].tolist(), strict=True))
-        end = {"value": recorded.values[i], "intermediate_values": curve}
+        losses = sign * recorded.curves[i]
+        curve = dict(zip(recorded.steps.tolist(), losses.tolist(), strict=True))
+        end = {"value": sign * recorded.values[i], "intermediate_values": curve}
         if i in worst:
             first = {LOG_EVERY: curve[LOG_EVERY]}
             end = {"state": TrialState.PRUNED, "intermediate_values": first}
@@ -238,13 +165,14 @@ def make_finished_study(pruner):
     return study
 
 
-def test_pruner_decides_only_at_rungs():
-    study = make_finished_study(make_pruner())
+@pytest.mark.parametrize("sign", [1, -1], ids=["minimized", "maximized"])
+def test_pruner_decides_only_at_rungs(sign):
+    study = make_finished_study(make_pruner(), sign)
     trial = study.ask()
     assert study.pruner.prune(study, study._storage.get_trial(trial._trial_id)) is False
-    trial.report(100.0, 5)
+    trial.report(sign * 100.0, 5)
     assert not trial.should_prune(), "before the first rung"
-    trial.report(100.0, 50)
+    trial.report(sign * 100.0, 50)
     assert trial.should_prune(), "past the first rung, at step 40, with a bad loss"
 
 
@@ -281,15 +209,3 @@ def test_settings_out_of_range_are_rejected(options, message):
         make_pruner(**options)
     with pytest.raises(ValueError, match="log_every is 20 and steps is 10"):
         TopFractionPruner(10, 20)
-
-
-def test_optuna_pruners_are_simulated_on_the_same_curves():
-    recorded = record_curves(5)
-    median = replay_in_optuna(
-        recorded, optuna.pruners.MedianPruner(), [5, 12, 20], list(range(48)), 4, 0.1
-    )
-    unpruned = replay_in_optuna(
-        recorded, optuna.pruners.NopPruner(), [5, 12, 20], list(range(48)), 4, 0.1
-    )
-    assert 0.2 < median.cost < 1
-    assert (unpruned.cost, unpruned.recall, unpruned.complete) == (1, 1, 1)

@@ -52,12 +52,7 @@ def counts(complete: int, **others: int) -> TrialCounts:
 
 @pytest.mark.parametrize(
     ("best", "planned", "expected"),
-    [
-        (0.1, 96, 9),
-        (0.1, 9, 1),
-        (10, 130, 10),
-        (0.29, 100, 29),
-    ],
+    [(0.1, 96, 9), (0.1, 9, 1), (10, 130, 10), (0.29, 100, 29)],
 )
 def test_top_count_is_a_fraction_rounded_down_but_at_least_one(best, planned, expected):
     assert top_count(best, planned) == expected
@@ -108,13 +103,6 @@ def test_source_with_replicates_is_ranked_by_mean_and_run_with_new_replicates():
     assert [sorted(trial.attributes["source_trials"]) for trial in derived[::2]] == [[2, 3], [0, 1]]
     (tenth,) = derive_trials(trials, counts(6), config(top=0.4))
     assert tenth.params == combinations[1], "a fraction of the architectures"
-
-
-def test_unfinished_source_is_rejected_unless_partial_is_set():
-    study, unfinished = source(25), counts(25, running=2, waiting=13)
-    with pytest.raises(UnfinishedSourceError, match=r"finished 25 of 40.*2 running, 13 waiting"):
-        derive_trials(study, unfinished, config())
-    assert len(derive_trials(study, unfinished, config(), partial=True)) == 4
 
 
 def test_too_few_complete_trials_are_rejected():

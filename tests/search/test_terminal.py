@@ -8,27 +8,16 @@ from itertools import pairwise
 
 import optuna
 import pytest
-from helpers import QUICK, TINY
+from helpers import ONE_TRIAL, QUICK, TINY
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import query, wait_until
+from test_worker import create_study
 
-from search.new_study import StudyOptions
 from search.status import RECENT_TIMEOUT, StatusReader
-from search.study import create_or_join
 from search.terminal import PROGRESS_SECONDS, TICK_SECONDS, QuietDisplay, SafeConsole, Ticker
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
-from studies.loader import load_config_file
-
-ONE = (
-    "--set=space.state_source=['new']",
-    "--set=space.input_gate=[false]",
-    "--set=space.forget_gate=[false]",
-    "--set=space.output_gate=[false]",
-    "--set=space.state_gate=[false]",
-    "--set=space.residual=[true]",
-)
 
 
 @pytest.fixture
@@ -81,18 +70,10 @@ def test_log_is_never_silent_for_five_seconds(monkeypatch):
 
 
 @pytest.mark.extended
-def test_progress_is_printed_before_the_first_log_point(search, gates):
-    process = search(*ONE, gate=gates[0])
-    wait_until(lambda: process.stdout.count("0 of 1 finished, 1 running\n") >= 2)
-    process.send(signal.SIGTERM)
-    assert process.wait() == 143
-
-
-@pytest.mark.extended
-def test_progress_is_printed_while_waiting_for_other_workers(search, gates):
-    other = search(*ONE, gate=gates[0])
-    wait_until(lambda: gates[0].held)
-    waiting = search(*ONE)
+def test_progress_is_printed_before_the_first_log_point_and_while_waiting_for_others(search, gates):
+    other = search(*ONE_TRIAL, gate=gates[0])
+    wait_until(lambda: gates[0].held and other.stdout.count("0 of 1 finished, 1 running\n") >= 2)
+    waiting = search(*ONE_TRIAL)
     wait_until(lambda: waiting.stdout.count("0 of 1 finished, 1 running\n") >= 2)
     assert waiting.stdout.count("running in other workers; waiting for them") == 1
     for process in (waiting, other):
@@ -140,10 +121,7 @@ def test_message_of_another_thread_is_printed_by_the_main_thread(capsys):
 
 
 def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch):
-    settings = [word.removeprefix("--set=") for word in (*TINY, *ONE)]
-    joined = create_or_join(
-        load_config_file(QUICK, settings), sqlite_url, StudyOptions(corpus=str(text))
-    )
+    joined = create_study(sqlite_url, text)
     reader = StatusReader(joined.study, joined.storage, joined.config)
     with (
         ShutdownSignal() as stop,
