@@ -167,7 +167,6 @@ def test_damaged_checkpoint_of_the_old_end_is_quarantined_and_its_trial_restarts
     assert_equals_training_at_once(url, reference_curves)
 
 
-@pytest.mark.extended
 def test_trials_trained_in_lockstep_continue_in_lockstep(
     finish, url, tmp_path, artifacts, reference_curves
 ):
