@@ -82,7 +82,6 @@ def list_checkout_files() -> dict[str, tuple[int, int]]:
 
 
 def is_controller(config: pytest.Config) -> bool:
-    """Return whether this process starts the workers of pytest-xdist, or is the only one."""
     return not hasattr(config, "workerinput")
 
 

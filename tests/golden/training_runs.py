@@ -101,14 +101,7 @@ def lockstep_groups(cases: Sequence[Case]) -> list[tuple[Case, ...]]:
 
 
 class Run:
-    """Training of networks together.
-
-    Args:
-        cases: the networks.
-        precision: precision of the arithmetic.
-        engine: key of :data:`ENGINES`; None for the project's own choice.
-        checkpoints: checkpoint of each network to resume from; none to start.
-    """
+    """Training of networks together."""
 
     def __init__(
         self,
