@@ -46,10 +46,7 @@ TINY = (
 ONE_TRIAL = (
     *TINY,
     "--set=space.state_source=['new']",
-    "--set=space.input_gate=[false]",
-    "--set=space.forget_gate=[false]",
-    "--set=space.output_gate=[false]",
-    "--set=space.state_gate=[false]",
+    *(f"--set=space.{gate}_gate=[false]" for gate in ("input", "forget", "output", "state")),
     "--set=space.residual=[true]",
     "--set=space.state_size=[3]",
 )

@@ -161,13 +161,7 @@ class SlowNetwork:
                     arguments = (*ends, ends[0] is client, is_answered)
                     threading.Thread(target=self._forward, args=arguments, daemon=True).start()
 
-    def _forward(
-        self,
-        source: socket.socket,
-        target: socket.socket,
-        is_request: bool,
-        is_answered: threading.Event,
-    ) -> None:
+    def _forward(self, source, target, is_request, is_answered) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 if not is_request:

@@ -179,22 +179,13 @@ class Slurm:
 
     def _daemon(self, program: str, *arguments: str) -> None:
         output = (Path(self._folder.name) / "daemons.log").open("ab")
+        command, environment = [self._programs[program], *arguments], os.environ | self.environment
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
         self._daemons.append(
-            subprocess.Popen(
-                [self._programs[program], *arguments],
-                env={**os.environ, **self.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=self._folder.name,
-            )
+            subprocess.Popen(command, env=environment, cwd=self._folder.name, **streams)
         )
 
     def _is_idle(self) -> bool:
-        try:
-            nodes = self.run(
-                "sinfo", "--noheader", "--Node", "--partition=test", "--format=%T"
-            ).split()
-        except AssertionError:  # the controller does not answer yet
-            return False
-        return nodes == ["idle"] * len(self.nodes)
+        # The controller may not answer yet.
+        listed = self._call("sinfo", "--noheader", "--Node", "--partition=test", "--format=%T")
+        return listed.stdout.split() == ["idle"] * len(self.nodes)

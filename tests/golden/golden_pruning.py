@@ -139,9 +139,7 @@ class StoredSearch:
         self.storage.pause(trial, WORKER, stop.attributes)
         return False
 
-    def _finish(
-        self, trial: int, state: TrialState, value: float | None, attributes: Mapping[str, Any]
-    ) -> bool:
+    def _finish(self, trial, state, value, attributes) -> bool:
         self._note(trial, state.name)
         self.storage.finish(trial, WORKER, state, value, attributes)
         return False

@@ -14,7 +14,7 @@ from search.pruning.audit import Look, number_architectures
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.policy import PruningPolicy
 from search.pruning.predictions import Prediction
-from search.pruning.regression import Floats
+from search.pruning.regression import Floats, Mask
 from search.pruning.rungs import Rung, compute_rungs, compute_steps_to_next_rung
 from search.pruning.study_state import StudyState, TrialStage, to_decision_stage
 from studies.config import top_count
@@ -72,12 +72,7 @@ class ReplayResult:
 
     @classmethod
     def summarize(
-        cls,
-        recorded: RecordedCurves,
-        keep: float,
-        complete: NDArray[np.bool_],
-        steps: int,
-        starts: int,
+        cls, recorded: RecordedCurves, keep: float, complete: Mask, steps: int, starts: int
     ) -> "ReplayResult":
         count = len(recorded.values)
         best = recorded.best
@@ -150,12 +145,10 @@ class Replay:
         stages, losses = list(self.stages), self.losses.copy()
         held_out = np.full(len(stages), -1)
         for trial, granted in self.granted.items():
+            rungs = len(self.recorded.rungs)
+            reached = min(self.reached[trial], rungs)
             stages[trial], stop = to_decision_stage(
-                stages[trial],
-                min(self.reached[trial], len(self.recorded.rungs)),
-                granted,
-                trial in self.pruned,
-                len(self.recorded.rungs),
+                stages[trial], reached, granted, trial in self.pruned, rungs
             )
             if stop >= 0 and math.isnan(self.values[trial]):
                 losses[trial, stop:] = math.nan
@@ -163,15 +156,8 @@ class Replay:
                 held_out[trial] = stop
         if at_rung is not None:
             stages[at_rung] = TrialStage.RUNNING
-        state = StudyState(
-            stages,
-            losses,
-            self.values,
-            self.recorded.design,
-            self.steps_to_next_rung,
-            held_out,
-            self.architectures,
-        )
+        observed = stages, losses, self.values, self.recorded.design
+        state = StudyState(*observed, self.steps_to_next_rung, held_out, self.architectures)
         has_alarm = any(look.is_alarm for look in self.looks.values())
         policy = PruningPolicy(state, self.keep, self.confidence, self.prediction, has_alarm)
         if TrialStage.WAITING not in self.stages:
