@@ -81,19 +81,14 @@ def list_checkout_files() -> dict[str, tuple[int, int]]:
     return files
 
 
-def is_controller(config: pytest.Config) -> bool:
-    """Return whether this process starts the workers of pytest-xdist, or is the only one."""
-    return not hasattr(config, "workerinput")
-
-
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if is_controller(session.config):
+    if not hasattr(session.config, "workerinput"):  # of a worker of pytest-xdist
         session.config.stash[FILES_BEFORE] = list_checkout_files()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run if it created, changed or removed a file of the checkout."""
-    if not is_controller(session.config):
+    if FILES_BEFORE not in session.config.stash:
         return
     before, after = session.config.stash[FILES_BEFORE], list_checkout_files()
     changed = sorted(path for path in before | after if before.get(path) != after.get(path))

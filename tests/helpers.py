@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -45,10 +46,7 @@ TINY = (
 ONE_TRIAL = (
     *TINY,
     "--set=space.state_source=['new']",
-    "--set=space.input_gate=[false]",
-    "--set=space.forget_gate=[false]",
-    "--set=space.output_gate=[false]",
-    "--set=space.state_gate=[false]",
+    *(f"--set=space.{gate}_gate=[false]" for gate in ("input", "forget", "output", "state")),
     "--set=space.residual=[true]",
     "--set=space.state_size=[3]",
 )
@@ -98,15 +96,7 @@ def study_attributes(config: StudyConfig, sha256: str = "ab", **others: Any) -> 
 
 
 class DatabaseUse:
-    """Counts the statements of a storage in an SQLite file, and the rows that they return.
-
-    Args:
-        storage: storage to observe from now on.
-
-    Attributes:
-        statements: number of statements so far.
-        rows: number of rows so far.
-    """
+    """Counts the statements of a storage in an SQLite file, and the rows that they return."""
 
     def __init__(self, storage: LeasedRDBStorage) -> None:
         self.statements = self.rows = 0
@@ -145,19 +135,13 @@ def run_simultaneously(
 ) -> list[Any]:
     """Call a function in one process per tuple of arguments, all at the same time.
 
-    The function may call :func:`meet`.
-
-    Raises:
-        AssertionError: if a process fails, with its traceback.
+    The function may call :func:`wait_for_others`.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hypothesis", "psycopg", "pytest", "search.run"])
     outcomes: Any = context.Queue()
-    barrier = context.Barrier(len(arguments))
-    processes = [
-        context.Process(target=_call, args=(function, args, barrier, outcomes))
-        for args in arguments
-    ]
+    shared = context.Barrier(len(arguments)), outcomes
+    processes = [context.Process(target=_call, args=(function, a, *shared)) for a in arguments]
     for process in processes:
         process.start()
     results, deadline = [], time.monotonic() + HANG_TIMEOUT
@@ -178,8 +162,6 @@ def run_simultaneously(
 
 
 def _call(function: Any, arguments: Any, barrier: Any, outcomes: Any) -> None:
-    import traceback
-
     global _barrier
     _barrier = barrier
     try:
@@ -189,7 +171,6 @@ def _call(function: Any, arguments: Any, barrier: Any, outcomes: Any) -> None:
         outcomes.put((True, traceback.format_exc()))
 
 
-def open_and_count(url: str, delay: float = 0.0) -> int:
+def open_and_count(url: str) -> int:
     """Open a storage that may not exist yet; return the number of its studies."""
-    time.sleep(delay)
     return len(open_storage(url).get_all_studies())

@@ -45,12 +45,7 @@ def make_patient(patch=setattr):
 
 
 class FolderGate:
-    """Gate in a folder, through which its processes and the test speak with each other.
-
-    Args:
-        folder: new folder for the gate.
-        settings: what the processes are to know of the gate.
-    """
+    """Gate in a folder, through which its processes, which get the settings, and the test speak."""
 
     def __init__(self, folder: Path, **settings: object) -> None:
         folder.mkdir(parents=True)
@@ -63,7 +58,6 @@ class FolderGate:
         return {int(path.name.removeprefix("held-")) for path in self._folder.glob("held-*")}
 
     def open(self) -> None:
-        """Let all processes continue."""
         (self._folder / "open").touch()
 
 
@@ -79,17 +73,11 @@ class Gate(FolderGate):
 
 
 class DecisionGate(FolderGate):
-    """Gate that holds the pruning decisions at rungs.
-
-    Training does not wait for a decision that is held, and waits for all others.
-    """
+    """Holds the pruning decisions at rungs; training waits for all other decisions."""
 
 
 class CallGate(FolderGate):
-    """Gate that holds a process after a call of a function, before it returns.
-
-    The function is named as ``package.module:name`` or ``package.module:Class.name``.
-    """
+    """Holds a process at the end of a call of ``package.module:name`` or ``…:Class.name``."""
 
     def __init__(self, folder: Path, function: str) -> None:
         super().__init__(folder, function=function)
@@ -103,11 +91,7 @@ class StatementGate(FolderGate):
 
 
 class Clock:
-    """Clock for the heartbeats and leases of commands, which a test can advance.
-
-    Args:
-        path: file that does not exist yet.
-    """
+    """Clock for the heartbeats and leases of commands, which a test can advance."""
 
     def __init__(self, path: Path) -> None:
         self.hook = {"path": str(path)}
@@ -116,7 +100,6 @@ class Clock:
         self.advance(0)
 
     def advance(self, seconds: float) -> None:
-        """Advance the clock by a number of seconds."""
         self._seconds += seconds
         temporary = self._path.with_suffix(".part")
         temporary.write_text(str(self._seconds))
@@ -125,21 +108,11 @@ class Clock:
 
 @dataclass(frozen=True)
 class Hooks:
-    """Changes to a command's processes.
-
-    Attributes:
-        patient: whether to extend the timeouts of the storage.
-        report: whether a search writes its report and publishes to the dashboard at its end.
-        half_report: whether a process that writes a report stops in the middle of the page.
-        gate: gate that holds trainings.
-        clock: clock for heartbeats and leases.
-        decisions: gate that holds pruning decisions.
-        calls: gate that holds processes after a call.
-        statements: gate that holds processes before a statement of SQL.
-    """
+    """Changes to a command's processes."""
 
     patient: bool = True
     report: bool = True
+    # A process that writes a report stops in the middle of the page.
     half_report: bool = False
     gate: Gate | None = None
     clock: Clock | None = None
@@ -216,24 +189,19 @@ def _hold_statements(folder: str, statement: str) -> None:
     import sqlalchemy as sa
 
     def before_statement(connection, cursor, executed, *others):
+        connection.info["inserted"] = executed.startswith("INSERT INTO trials") or (
+            connection.info.get("inserted")
+        )
         if executed.startswith(statement):
             _hold(folder)
 
-    if statement == "COMMIT":
+    def before_commit(connection):
         # Not that of a reader: its transaction has inserted trials.
-        sa.event.listen(sa.Engine, "before_cursor_execute", _note_insert)
-        sa.event.listen(
-            sa.Engine,
-            "commit",
-            lambda connection: connection.info.get("inserted") and _hold(folder),
-        )
-    else:
-        sa.event.listen(sa.Engine, "before_cursor_execute", before_statement)
+        if statement == "COMMIT" and connection.info.get("inserted"):
+            _hold(folder)
 
-
-def _note_insert(connection, cursor, statement, *others) -> None:
-    if statement.startswith("INSERT INTO trials"):
-        connection.info["inserted"] = True
+    sa.event.listen(sa.Engine, "before_cursor_execute", before_statement)
+    sa.event.listen(sa.Engine, "commit", before_commit)
 
 
 def _hold_trainings(folder: str, step: int) -> None:

@@ -36,17 +36,7 @@ SECRETS = ("s3cret", "hunter2")
 def invoke_command(
     *arguments: str, cwd: Path, report: bool = True, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command, as ``invoke_command("-m", "reports", "quick", cwd=tmp_path)``.
-
-    Args:
-        arguments: command line, without the interpreter.
-        cwd: working directory.
-        report: whether a search writes its report and publishes to the dashboard at its end.
-        environment: additional environment variables.
-
-    Raises:
-        Exception: if the command raises one that it does not report as an error.
-    """
+    """Run a command, as ``invoke_command("-m", "reports", "quick", cwd=tmp_path)``."""
     before = set(threading.enumerate())
     with (
         restored_process(),
@@ -65,15 +55,7 @@ def invoke_command(
 
 
 def require_refused(done: "subprocess.CompletedProcess[str]", *parts: str) -> str:
-    """Require that a command refused its input: exit code 2, and an error in one line.
-
-    Args:
-        done: the command.
-        parts: texts that the line contains.
-
-    Returns:
-        The line.
-    """
+    """Require that a command refused its input, with one line that has these parts; return it."""
     assert done.returncode == 2, done.stdout + done.stderr
     line = done.stderr.removesuffix("\n")
     assert line.startswith("error: ")

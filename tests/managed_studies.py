@@ -43,13 +43,7 @@ def create(url, name="made", **settings):
 
 
 def create_with_everything(url, folder, name="made"):
-    """Store a study with a complete, a diverged, a failed and a waiting trial, and all its files.
-
-    Args:
-        url: URL of the storage.
-        folder: folder of the artifacts of all kinds.
-        name: name of the study.
-    """
+    """Store a study with a complete, diverged, failed and waiting trial, and all its files."""
     study_id = create(url, name)
     with closing(open_storage(url)) as storage:
         trial_ids = [storage.claim(study_id, "w/1/t") for _ in range(4)]

@@ -33,11 +33,7 @@ _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPEN
 
 
 class Command:
-    """Process that runs a command.
-
-    Attributes:
-        code: exit code, negative for a signal; None while the process runs.
-    """
+    """Process that runs a command."""
 
     def __init__(self, pid: int, out: Path) -> None:
         self.pid = pid
@@ -48,10 +44,8 @@ class Command:
     def send(self, number: int) -> None:
         """Send a signal, if the process still runs."""
         if not self.ended.is_set():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
-            except ProcessLookupError:
-                return
 
     def wait(self) -> int:
         """Wait for the end of the process; return its exit code."""
@@ -61,17 +55,14 @@ class Command:
 
     @property
     def stdout(self) -> str:
-        """Content of its standard output."""
         return _read(self._out)
 
     @property
     def stderr(self) -> str:
-        """Content of its standard error."""
         return _read(self._out.with_suffix(".err"))
 
     @property
     def output(self) -> str:
-        """Content of both."""
         return self.stdout + self.stderr
 
 
@@ -82,11 +73,7 @@ def _read(path: Path) -> str:
 
 
 class ProcessRunner:
-    """Context that starts commands from a server process.
-
-    Args:
-        folder: folder for their output.
-    """
+    """Context that starts commands from a server process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -127,25 +114,15 @@ class ProcessRunner:
     ) -> Command:
         """Start a command, as ``start("run_search.py", QUICK)`` or ``start("-m", "reports")``.
 
-        Args:
-            arguments: command line.
-            stdout: file for its standard output; by default one that ``Command.stdout`` reads.
-            stderr: the same for its standard error.
-            ignored: signals that the process ignores from the start.
-            cwd: working directory; by default a temporary folder.
-            umask: umask of the process.
-            hooks: changes to its processes.
-            environment: additional environment variables.
+        ``stdout`` and ``stderr`` are files in place of those that :class:`Command` reads, and
+        ``ignored`` are signals that the process ignores from the start.
         """
         self._count += 1
         out = str(self._folder / f"command-{self._count}.out")
-        request = {
-            "arguments": arguments,
-            "out": out,
-            "environment": environment | hooks.environment,
-        }
-        request |= {"stdout": stdout or out, "stderr": stderr or str(Path(out).with_suffix(".err"))}
-        request |= {"ignored": [*ignored], "cwd": str(cwd or self._folder), "umask": umask}
+        request = {"arguments": arguments, "environment": environment | hooks.environment}
+        request |= {"out": out, "stdout": stdout or out}
+        request |= {"stderr": stderr or str(Path(out).with_suffix(".err")), "umask": umask}
+        request |= {"ignored": [*ignored], "cwd": str(cwd or self._folder)}
         assert self._process.stdin
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -284,17 +261,12 @@ def main() -> None:
     import torch
     from helpers import open_and_count  # caches what Alembic loads
 
-    import reports.dashboard.publish
-    import reports.page.page
-    import search.run
-
     torch.set_num_threads(1)
-    assert search.run
-    assert reports.page.page
-    assert reports.dashboard.publish
-    # Imported late, by the first connection.
-    for name in ("alembic.command", "sqlalchemy.dialects.sqlite", "psycopg"):
-        with contextlib.suppress(ImportError):
+    for name in (
+        *("reports.dashboard.publish", "reports.page.page", "search.run"),
+        *("alembic.command", "sqlalchemy.dialects.sqlite", "psycopg"),
+    ):
+        with contextlib.suppress(ImportError):  # of what is not installed
             importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         open_and_count(f"sqlite:///{folder}/studies.db")
@@ -357,14 +329,9 @@ def _start(request) -> None:
 
 
 def _reap() -> None:
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if not pid:
-            return
-        _send({"pid": pid, "code": os.waitstatus_to_exitcode(status)})
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            _send({"pid": ended[0], "code": os.waitstatus_to_exitcode(ended[1])})
 
 
 def _send(message) -> None:

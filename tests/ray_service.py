@@ -36,12 +36,7 @@ if os.environ.get("RNN_SEARCH_TEST_HOOKS"):
 
 
 class RayNode:
-    """Process that runs a node of a cluster, with its own folder.
-
-    Args:
-        folder: new folder.
-        arguments: arguments of ``ray start``.
-    """
+    """Process that runs a node of a cluster, with its own folder."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         folder.mkdir()
@@ -90,7 +85,6 @@ class RayNode:
         return []
 
     def holds(self, pid: int) -> bool:
-        """Return whether a process is one of the node's."""
         return pid in {process.pid for process in self.processes}
 
     def kill(self) -> None:
@@ -104,17 +98,7 @@ class RayNode:
 
 
 class RayCluster:
-    """Context that runs a Ray cluster on this machine, with its own ports and folders.
-
-    Args:
-        nodes: number of nodes, each with one core.
-
-    Attributes:
-        nodes: the nodes that were started, the head first.
-        address: address for ``RAY_ADDRESS``.
-        client_address: address for Ray's client, ``ray://HOST:PORT``.
-        dashboard: URL of the dashboard.
-    """
+    """Context that runs a Ray cluster on this machine, with its own ports and folders."""
 
     def __init__(self, nodes: int = 2) -> None:
         if not COMMAND.exists() or shutil.which(str(COMMAND)) is None:
@@ -157,7 +141,6 @@ class RayCluster:
         }
 
     def add_node(self) -> RayNode:
-        """Start another node, which is not the head."""
         return self._add(
             f"--address={self.address}", "--num-cpus=1", f"--resources={json.dumps(NOT_HEAD)}"
         )

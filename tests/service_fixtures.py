@@ -33,7 +33,6 @@ def _patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """File with :data:`TEXT`."""
     path = tmp_path / "text"
     path.write_bytes(TEXT)
     return path
@@ -41,7 +40,6 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
-    """URL of an SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path}/studies.db"
 
 
@@ -54,7 +52,6 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessRunner]:
-    """Runner of the project's commands in separate processes."""
     with ProcessRunner(tmp_path_factory.mktemp("commands")) as runner:
         yield runner
 
@@ -75,7 +72,6 @@ def invoke(
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSQL]:
-    """PostgreSQL server of the test session."""
     with PostgreSQL(NO_SYNC) as server:
         yield server
 
@@ -88,7 +84,6 @@ def postgresql_url(postgresql_server: PostgreSQL) -> str:
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[Slurm]:
-    """SLURM cluster of the test session."""
     with Slurm() as cluster:
         yield cluster
 
@@ -107,11 +102,8 @@ def slurm(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slu
 def s3_server() -> Iterator[str]:
     """Address of an S3-compatible service."""
     port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def answers() -> bool:
         with contextlib.suppress(OSError):
@@ -130,10 +122,9 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Empty bucket of that service, as ``--artifacts`` names it."""
     boto3 = pytest.importorskip("boto3")
 
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    keys = {"ACCESS_KEY_ID": "tester", "SECRET_ACCESS_KEY": "s3cret"}
+    for name, value in (keys | {"ENDPOINT_URL": s3_server, "DEFAULT_REGION": "us-east-1"}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
     client = boto3.client("s3")
     client.create_bucket(Bucket="networks")
     for item in client.list_objects(Bucket="networks").get("Contents", ()):  # by another test

@@ -28,7 +28,6 @@ def report_missing(service: str) -> None:
 
 
 def free_port() -> int:
-    """Return an unused port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -36,12 +35,7 @@ def free_port() -> int:
 
 
 class PostgreSQL:
-    """Context that runs a PostgreSQL server as an unprivileged user.
-
-    Attributes:
-        address: USER@HOST:PORT
-        port: port of the server.
-    """
+    """Context that runs a PostgreSQL server as an unprivileged user."""
 
     def __init__(self, settings: str = "") -> None:
         installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -92,7 +86,6 @@ class PostgreSQL:
 
     @property
     def log(self) -> str:
-        """Content of the server's log file."""
         return self._log_file.read_text(encoding="utf-8", errors="replace")
 
     def signal(self, number: int) -> None:
@@ -104,7 +97,6 @@ class PostgreSQL:
                 os.kill(pid, number)
 
     def execute(self, statement: str) -> None:
-        """Execute an SQL statement."""
         psycopg = pytest.importorskip("psycopg")
         address = f"postgresql://{self.address}/postgres"
         with psycopg.connect(address, autocommit=True) as connection:
@@ -137,16 +129,7 @@ class PostgreSQL:
 
 
 class SlowNetwork:
-    """Context that forwards connections to a port of this machine, with a delay.
-
-    Args:
-        port: port to forward to.
-        round_trip: seconds to add to each round trip, half of them in each direction.
-
-    Attributes:
-        port: port to connect to.
-        round_trips: number of times that a client waited for an answer.
-    """
+    """Context that forwards connections to a port of this machine, with a delay."""
 
     def __init__(self, port: int, round_trip: float) -> None:
         self.port = free_port()
@@ -178,13 +161,7 @@ class SlowNetwork:
                     arguments = (*ends, ends[0] is client, is_answered)
                     threading.Thread(target=self._forward, args=arguments, daemon=True).start()
 
-    def _forward(
-        self,
-        source: socket.socket,
-        target: socket.socket,
-        is_request: bool,
-        is_answered: threading.Event,
-    ) -> None:
+    def _forward(self, source, target, is_request, is_answered) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 if not is_request:

@@ -53,12 +53,7 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptM
 
 
 class Slurm:
-    """Context that runs a SLURM cluster, with its own key, ports and folders.
-
-    Attributes:
-        nodes: names of the nodes; each is a daemon of this machine.
-        environment: variables with which commands reach this cluster.
-    """
+    """Context that runs a SLURM cluster, with its own key, ports and folders."""
 
     def __init__(self) -> None:
         search_path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
@@ -90,7 +85,6 @@ class Slurm:
         self._folder.cleanup()
 
     def run(self, program: str, *arguments: str) -> str:
-        """Run a command of SLURM; return its output."""
         done = self._call(program, *arguments)
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -101,13 +95,11 @@ class Slurm:
         return dict(line.split() for line in listed if line)
 
     def count_restarts(self, job: str) -> int:
-        """Return how often a job was requeued."""
         shown = re.search(r"Restarts=(\d+)", self.run("scontrol", "show", "job", job))
         assert shown is not None
         return int(shown[1])
 
     def wait_for_no_job(self) -> None:
-        """Wait until all jobs have ended."""
         wait_until(lambda: not self.jobs())
 
     def end_jobs(self) -> None:
@@ -129,7 +121,6 @@ class Slurm:
 
     @property
     def log(self) -> str:
-        """Logs of the controller and the nodes."""
         logs = sorted(Path(self._folder.name).glob("*.log"))
         return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')}" for log in logs)
 
@@ -188,22 +179,13 @@ class Slurm:
 
     def _daemon(self, program: str, *arguments: str) -> None:
         output = (Path(self._folder.name) / "daemons.log").open("ab")
+        command, environment = [self._programs[program], *arguments], os.environ | self.environment
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
         self._daemons.append(
-            subprocess.Popen(
-                [self._programs[program], *arguments],
-                env={**os.environ, **self.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=self._folder.name,
-            )
+            subprocess.Popen(command, env=environment, cwd=self._folder.name, **streams)
         )
 
     def _is_idle(self) -> bool:
-        try:
-            nodes = self.run(
-                "sinfo", "--noheader", "--Node", "--partition=test", "--format=%T"
-            ).split()
-        except AssertionError:  # the controller does not answer yet
-            return False
-        return nodes == ["idle"] * len(self.nodes)
+        # The controller may not answer yet.
+        listed = self._call("sinfo", "--noheader", "--Node", "--partition=test", "--format=%T")
+        return listed.stdout.split() == ["idle"] * len(self.nodes)

@@ -20,12 +20,7 @@ from rnn.training.loop import TrainLoop
 from rnn_search import errors
 from rnn_search.api import _to_toml
 from rnn_search.errors import USER_ERRORS
-from search.errors import (
-    ExportError,
-    SearchFailedError,
-    TrialNotFoundError,
-    WeightsNotFoundError,
-)
+from search.errors import ExportError, SearchFailedError, TrialNotFoundError, WeightsNotFoundError
 from studies.errors import (
     ConfigError,
     ConfigMismatchError,
@@ -322,11 +317,8 @@ def test_worker_processes_do_not_run_the_script_again(empty, tmp_path, way):
     path.write_text(program)
     done = subprocess.run(
         [sys.executable, str(path) if way == "file" else "-"],
-        input=program,
-        cwd=tmp_path,
+        **{"input": program, "cwd": tmp_path, "capture_output": True, "text": True},
         env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "", "TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
         timeout=HANG_TIMEOUT,
     )
     assert done.returncode == 0, done.stderr

@@ -74,21 +74,18 @@ def test_one_look_trains_the_best_at_the_first_rung_to_the_end():
     assert keep_best_at_first_rung(late, 0.1).recall < 1
 
 
-def test_conformal_pruner_prunes_bad_trials_once_it_is_calibrated():
-    recorded = make_curves(200)
-    order = np.random.default_rng(0).permutation(200).tolist()
-    pruner = ConformalPruner(100)
-    result = replay_in_optuna(recorded, pruner, check_points(recorded), order, 1, 0.1)
+def test_conformal_pruner_prunes_bad_trials_only_once_it_is_calibrated():
+    def replay(count):
+        recorded, pruner = make_curves(count), ConformalPruner(100)
+        order = np.random.default_rng(0).permutation(count).tolist()
+        return replay_in_optuna(recorded, pruner, check_points(recorded), order, 1, 0.1)
+
+    result = replay(200)
     assert result.recall == 1
     assert 60 / 200 < result.complete < 0.9
     assert result.cost < 0.8
-
-
-def test_conformal_pruner_prunes_nothing_before_it_is_calibrated():
-    recorded = make_curves(50)
-    pruner = ConformalPruner(100)
-    result = replay_in_optuna(recorded, pruner, check_points(recorded), list(range(50)), 1, 0.1)
-    assert (result.cost, result.recall) == (1, 1)
+    early = replay(50)
+    assert (early.cost, early.recall) == (1, 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -107,16 +104,8 @@ def test_recorded_curves_are_replayed(tmp_path):
     curves = tmp_path / "curves.csv.gz"
     rows.to_csv(curves, index=False)
     # A separate interpreter, on one core, so that it has one worker process.
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.replay_pruning",
-        str(curves),
-        "--orders",
-        "2",
-        "--concurrent",
-        "3",
-    ]
+    command = [sys.executable, "-m", "benchmarks.replay_pruning", str(curves)]
+    command += ["--orders", "2", "--concurrent", "3"]
     done = subprocess.run(
         command,
         cwd=tmp_path,

@@ -102,11 +102,8 @@ def test_extension_runs_the_new_trials_only(search, sqlite_url):
     assert sorted(shapes) == [(1, 3), (1, 4), (2, 3), (2, 4)]
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
     again = study.trials[0]
-    assert (again.params, again.value, again.datetime_complete) == (
-        first.params,
-        first.value,
-        first.datetime_complete,
-    )
+    for name in ("params", "value", "datetime_complete"):
+        assert getattr(again, name) == getattr(first, name)
     assert again.distributions["layers"].choices == (1, 2)
     search(*wider)  # the study has the extended grid
     search(*wider, "--extend")  # nothing is left to add
@@ -179,17 +176,17 @@ def test_question_of_a_derived_study_is_kept_until_it_is_extended(search, invoke
 def test_many_trials_need_confirmation(create_only, monkeypatch):
     for module in ("study", "new_study", "refinement"):
         monkeypatch.setattr(f"search.{module}.MAX_UNCONFIRMED", 3)
-    four, eight = ("space.layers=[1, 2, 3, 4]",), ("space.layers=[1, 2, 3, 4, 5, 6, 7, 8]",)
+    four, eight = "space.layers=[1, 2, 3, 4]", "space.layers=[1, 2, 3, 4, 5, 6, 7, 8]"
     steps = r"^4 new trials, 16 training steps in all, .* at most 3 trials.* confirm with --yes"
     with pytest.raises(ConfigError, match=steps):
-        create_only(*four)
-    study = create_only(*four, confirmed=True)
+        create_only(four)
+    study = create_only(four, confirmed=True)
     assert len(study.trials) == 4
-    create_only(*four)  # it exists now: joining it creates nothing
+    create_only(four)  # it exists now: joining it creates nothing
     with pytest.raises(ConfigError, match=r"^4 new trials, .* confirm with --yes"):
-        create_only(*eight, extend=True)
+        create_only(eight, extend=True)
     assert len(study.trials) == 4
-    create_only(*eight, extend=True, confirmed=True)
+    create_only(eight, extend=True, confirmed=True)
     assert len(study.trials) == 8
 
 

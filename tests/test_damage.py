@@ -26,13 +26,7 @@ from search.errors import USER_ERRORS
 from search.export import export
 from search.sample import sample
 from studies.artifacts import open_store
-from studies.attributes import (
-    EVAL_WINDOWS,
-    SCHEMA_VERSION,
-    SOURCE_TRIALS,
-    StudyRecord,
-    TrialRecord,
-)
+from studies.attributes import EVAL_WINDOWS, SCHEMA_VERSION, SOURCE_TRIALS, StudyRecord, TrialRecord
 from studies.errors import StudyFormatError
 from studies.storage.counts import count_trials
 from studies.storage.damage import MAX_NAMED, DamagedTrials
@@ -211,7 +205,6 @@ def test_damaged_study_leaves_the_others_in_the_list(url, statement):
 
 
 def execute(url, statement):
-    """Execute a statement on either database."""
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         assert connection.execute(sa.text(statement)).rowcount

@@ -37,7 +37,6 @@ SMALL = (
 
 @pytest.fixture
 def start(runner):
-    """Start a command of the project."""
     return runner.start
 
 
@@ -55,7 +54,6 @@ def grid_combinations(overrides: tuple[str, ...]) -> list[dict]:
 def test_search_refine_and_report_from_two_processes(
     sqlite_url, tmp_path, text, invoke, start, gate
 ):
-    """Two processes search in a new SQLite file, two refine, then both studies are reported."""
     common = ("--storage", sqlite_url, "--corpus", str(text))
     search = ("run_search.py", QUICK, *common, *SMALL)
     processes = [start(*search, hooks=Hooks(gate=gate, report=False)) for _ in range(2)]
@@ -136,10 +134,7 @@ THREE = (*ONE_TRIAL, "--set=space.state_source=['new', 'old', 'both']", "--locks
 
 @pytest.fixture
 def finish_together(url, text, start, gate, tmp_path):
-    """Function that starts searches that are under way together, lets them end, and returns them.
-
-    Their working directory is ``tmp_path``.
-    """
+    """Start searches that are under way together in ``tmp_path``, let them end, return them."""
 
     def run_together(count, **hooks):
         words = ("run_search.py", QUICK, "--corpus", str(text), *THREE)
@@ -392,11 +387,7 @@ def test_umask_decides_who_may_read_and_write_files(tmp_path, text, start, gate,
     """Of a search in the default folders, stopped with a checkpoint, resumed and reported."""
     folder = tmp_path / "project"
     folder.mkdir()
-    one = (
-        "--set=space.input_gate=[true]", "--set=space.forget_gate=[true]",
-        "--set=space.output_gate=[true]", "--set=space.state_size=[3]",
-    )  # fmt: skip
-    search = ("run_search.py", QUICK, "--corpus", str(text), *TINY, *one)
+    search = ("run_search.py", QUICK, "--corpus", str(text), *ONE_TRIAL)
 
     def check(*expected):
         paths = [*folder.rglob("*")]

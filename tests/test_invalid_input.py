@@ -141,10 +141,7 @@ REFUSED = {
         "precision: 'fp32' in the study, 'bf16' here",
     ],
     f"{JOIN} --corpus {{tmp}}/reversed": ["corpus.sha256"],
-    f"{JOIN} --set=space.layers=[1,2]": [
-        "space.layers: [1] in the study, [1, 2] here",
-        "--extend",
-    ],
+    f"{JOIN} --set=space.layers=[1,2]": ["layers: [1] in the study, [1, 2] here", "--extend"],
     f"{JOIN} --name wide": ["space.layers: [1, 2] in the study, [1] here"],
     # An extension that would change what is recorded.
     f"{EXTEND} --set=space.layers=[2,1]": ["the same values in the same order"],
@@ -163,14 +160,8 @@ REFUSED = {
     """run_search.py wide '--set=refinement.source="quick"'""": ["has both of [space] and"],
     "refine.py wide": ["study 'wide' has no [refinement]"],
     # Refinements and reports of what is not there.
-    f"""{REFINE} '--set=refinement.source="gone"'""": [
-        "'gone' is not in",
-        "existing studies: quick",
-    ],
-    f"""{REFINE} '--set=refinement.source="wide"'""": [
-        "finished 0 of 2 trials (0 running, 2 waiting)",
-        "--partial",
-    ],
+    f"""{REFINE} '--set=refinement.source="gone"'""": ["'gone' is not in", "studies: quick"],
+    f"""{REFINE} '--set=refinement.source="wide"'""": ["finished 0 of 2 trials", "--partial"],
     "-m reports wide": ["no complete trial"],
     "-m reports quick --csv {tmp}/rows.csv --watch": ["do not go with --watch"],
     "-m search.sample gone": ["study 'gone' is not in"],
@@ -196,10 +187,8 @@ REFUSED = {
 @pytest.mark.parametrize("line", REFUSED, ids=lambda line: line.removeprefix(SEARCH)[-80:])
 def test_input_that_does_not_fit_the_stored_studies_is_refused(invoke, stored, line):
     with unchanged(stored):
-        done = invoke(
-            *shlex.split(line.format(tmp=stored)),
-            RNN_SEARCH_STORAGE=f"sqlite:///{stored}/studies.db",
-        )
+        words = shlex.split(line.format(tmp=stored))
+        done = invoke(*words, RNN_SEARCH_STORAGE=f"sqlite:///{stored}/studies.db")
     require_refused(done, *REFUSED[line])
 
 

@@ -27,14 +27,12 @@ def artifacts(tmp_path):
 
 @pytest.fixture
 def made(sqlite_url, artifacts):
-    """Arguments that name a storage with a study and its files."""
     create_with_everything(sqlite_url, artifacts)
     return ("--storage", sqlite_url)
 
 
 @pytest.fixture
 def command(invoke, artifacts):
-    """Run a subcommand."""
     return partial(invoke, "-m", "rnn_search", RNN_SEARCH_ARTIFACTS=str(artifacts))
 
 

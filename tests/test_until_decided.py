@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import tomllib
 from contextlib import closing
 
 import pytest
@@ -47,17 +48,15 @@ looks = [2, 3, 5]
 
 @pytest.fixture
 def place(sqlite_url, text):
-    """Storage with the source study."""
     rnn_search.run(SOURCE, name="source", storage=sqlite_url, corpus=text)
     return {"storage": sqlite_url}
 
 
 @pytest.fixture
 def command(place, tmp_path):
-    """Command that replicates until decided."""
-    (tmp_path / "copies.toml").write_text(REPLICATES)
-    file = str(tmp_path / "copies.toml")
-    return ("refine.py", file, "--until-decided", "--storage", place["storage"])
+    file = tmp_path / "copies.toml"
+    file.write_text(REPLICATES)
+    return ("refine.py", str(file), "--until-decided", "--storage", place["storage"])
 
 
 def read_record(url, name="copies"):
@@ -65,12 +64,12 @@ def read_record(url, name="copies"):
         return read_study_record(load_study(storage, name))
 
 
-def check_finished(url, name="copies"):
+def check_finished(url):
     """Check that each run of each look was trained exactly once, and each look stored once."""
-    looks = read_record(url, name).looks
+    looks = read_record(url).looks
     assert [look.runs for look in looks] == [2, 3, 5]
     assert [look.level for look in looks] == pytest.approx(spend_error([2, 3, 5]))
-    table = rnn_search.load(name, storage=url).results
+    table = rnn_search.load("copies", storage=url).results
     assert set(table["state"]) == {"COMPLETE"}
     assert not table.duplicated(["state_size", "output_gate", "replicate"]).any()
     counts = table.groupby(["state_size", "output_gate"])["replicate"].agg(["min", "max", "size"])
@@ -82,7 +81,7 @@ def check_finished(url, name="copies"):
 
 
 def test_runs_are_added_until_the_last_look(place, capsys):
-    settings = {"refinement": {"source": "source", "top": 3, "margin": 1e-9, "looks": [2, 3, 5]}}
+    settings = tomllib.loads(REPLICATES)
     study = rnn_search.run(settings, name="copies", until_decided=True, **place)
     check_finished(place["storage"])
     printed = capsys.readouterr().out
@@ -112,8 +111,7 @@ class Cluster:
 
     def submit(self, name, command, count):
         self.calls.append("submit")
-        words = [each for each in command.arguments[1:] if each != "--until-decided"]
-        done = self._invoke(*words)
+        done = self._invoke(*(each for each in command.arguments[1:] if each != "--until-decided"))
         assert done.returncode == 0, done.stderr
         return []
 

@@ -16,12 +16,7 @@ from typing import Any
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 
-MODULES = (
-    "golden_statistics",
-    "golden_pruning",
-    "golden_training",
-    "golden_storage",
-)
+MODULES = ("golden_statistics", "golden_pruning", "golden_training", "golden_storage")
 """Modules of this folder with a list ``GOLDEN``."""
 
 SIGNIFICANT_DIGITS = 12
@@ -30,23 +25,15 @@ SIGNIFICANT_DIGITS = 12
 
 @dataclass(frozen=True)
 class Golden:
-    """A golden result.
-
-    Attributes:
-        name: name of its file in ``results/``, without the suffix.
-        compute: computes it: dictionaries with string keys, lists, numbers, strings, None.
-        relative: largest difference of two floats, as a share of the larger one.
-        absolute: largest difference of two floats next to zero.
-    """
+    """A golden result."""
 
     name: str
     compute: Callable[[], Any]
-    relative: float = 1e-9
+    relative: float = 1e-9  # largest difference of two floats, as a share of the larger one
     absolute: float = 1e-12
 
     @property
     def path(self) -> Path:
-        """File of the result."""
         return FOLDER / "results" / f"{self.name}.json"
 
     def read(self) -> Any:
@@ -54,7 +41,6 @@ class Golden:
         return json.loads(self.path.read_text()) if self.path.is_file() else None
 
     def write(self, result: Any) -> None:
-        """Store a result."""
         self.path.write_text(json.dumps(_round(result), indent=1) + "\n")
 
     def differences(self, expected: Any, actual: Any, path: str = "") -> Iterator[str]:

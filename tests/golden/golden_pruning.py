@@ -18,6 +18,7 @@ import numpy as np
 import optuna
 import pandas as pd
 from golden import FOLDER, Golden
+from helpers import study_attributes
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
@@ -26,7 +27,6 @@ from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.rungs import compute_rungs
-from studies.attributes import CorpusRecord, StudyRecord
 from studies.config import StudyConfig
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage
@@ -63,19 +63,7 @@ class RecordedCurves:
 
 
 class StoredSearch:
-    """A search in a new study whose trials follow recorded curves.
-
-    Args:
-        recorded: the curves; a trial is named by its row.
-        order: order in which the trials start.
-        storage: an empty storage.
-
-    Attributes:
-        events: what happened to each trial at which step; in brackets, where an audited trial,
-            which trains on, would have gone on or been pruned.
-        predictions: keep probability, value and scale that were predicted for each pruned trial.
-        ends: step to which each trial was trained.
-    """
+    """A search in a new study whose trials follow recorded curves; a trial is named by its row."""
 
     def __init__(self, recorded: RecordedCurves, order: Sequence[int], storage: Any) -> None:
         config = _create_study(recorded, order, storage)
@@ -86,6 +74,7 @@ class StoredSearch:
         trials = self.scheduler.read().trials
         self.rows = {each.trial_id: row for each, row in zip(trials, order, strict=True)}
         self.audited = [self.rows[each.trial_id] for each in trials if each.audit is not None]
+        # In brackets, where an audited trial, which trains on, would have gone on or been pruned.
         self.events: dict[int, list[str]] = {row: [] for row in sorted(order)}
         self.ends = dict.fromkeys(sorted(order), 0)
         self.predictions: dict[int, list[float]] = {}
@@ -150,9 +139,7 @@ class StoredSearch:
         self.storage.pause(trial, WORKER, stop.attributes)
         return False
 
-    def _finish(
-        self, trial: int, state: TrialState, value: float | None, attributes: Mapping[str, Any]
-    ) -> bool:
+    def _finish(self, trial, state, value, attributes) -> bool:
         self._note(trial, state.name)
         self.storage.finish(trial, WORKER, state, value, attributes)
         return False
@@ -201,10 +188,9 @@ def _create_study(recorded: RecordedCurves, order: Sequence[int], storage: Any) 
         "pruning": {"enabled": True, "keep": KEEP},
     }
     config = StudyConfig.model_validate(raw)
-    corpus = CorpusRecord(name="text", sha256="ab", length=100, split=(90, 95))
-    record = StudyRecord(config=config, corpus=corpus, artifact_folder="made-1")
+    attributes = study_attributes(config)
     planned = draw_audited([PlannedTrial(recorded.params[row]) for row in order], config, ())
-    create_study(storage, "replay", "loss", record.attributes(), recorded.distributions, planned)
+    create_study(storage, "replay", "loss", attributes, recorded.distributions, planned)
     return config
 
 

@@ -97,9 +97,7 @@ class StoredStudy:
         return {name: dict(sorted(zip(bar.y, bar.x, strict=True))) for name, bar in bars.items()}
 
 
-@cache
-def _open_study(name: str) -> StoredStudy:
-    return StoredStudy(name)
+_open_study = cache(StoredStudy)
 
 
 @cache

@@ -1,7 +1,7 @@
 """Tiny training runs: the one module of the golden results that knows how networks are trained."""
 
 import contextlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +12,6 @@ from rnn.config import (
     BaselineConfig,
     CellConfig,
     GatedConfig,
-    OptimizerConfig,
-    ParamValue,
     Precision,
     TrialConfig,
 )
@@ -27,12 +25,8 @@ from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
 
-ENGINES = {
-    "native": NativeStack,
-    "stacked": NetworkStack,
-    "autograd": BPTTNetwork,
-    "vmap": CellNetwork,
-}
+ENGINES = {"native": NativeStack, "stacked": NetworkStack}
+ENGINES |= {"autograd": BPTTNetwork, "vmap": CellNetwork}
 
 VOCAB_SIZE, SEED, IDENTITY = 11, 1, "settings of the training"
 
@@ -56,16 +50,8 @@ class Case(NamedTuple):
     config: TrialConfig
 
 
-def make_case(
-    network: str,
-    cell: str,
-    options: Mapping[str, ParamValue],
-    bptt_steps: int,
-    optimizer: OptimizerConfig,
-    replicate: int = 0,
-) -> Case:
+def make_case(network, cell, options, bptt_steps, optimizer, replicate=0) -> Case:
     """Return the training of two layers of a cell, built in or a user's own."""
-    architecture: GatedConfig | BaselineConfig | CellConfig
     if cell in CELLS or cell in EXAMPLES:
         # So small that no tensor has 16 random normal numbers, which depend on the kind of CPU.
         architecture = cell_config(cell, 2, 3, **options)
@@ -101,22 +87,9 @@ def lockstep_groups(cases: Sequence[Case]) -> list[tuple[Case, ...]]:
 
 
 class Run:
-    """Training of networks together.
+    """Training of networks together, by an engine or the project's own choice of it."""
 
-    Args:
-        cases: the networks.
-        precision: precision of the arithmetic.
-        engine: key of :data:`ENGINES`; None for the project's own choice.
-        checkpoints: checkpoint of each network to resume from; none to start.
-    """
-
-    def __init__(
-        self,
-        cases: Sequence[Case],
-        precision: Precision,
-        engine: str | None = None,
-        checkpoints: Sequence[bytes] = (),
-    ) -> None:
+    def __init__(self, cases, precision, engine=None, checkpoints=()) -> None:
         self._cases, self._arguments = cases, (precision, engine)
         configs = [case.config for case in cases]
         states = {

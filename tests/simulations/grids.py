@@ -9,10 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reports.page.headline import N_EFFECTS
-from reports.stats.conditional_effects import (
-    compute_conditional_effects,
-    rank_effects,
-)
+from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.effects import FactorialTable
 from reports.stats.noise_regions import Runs
 from reports.stats.run_noise import estimate_run_noise
@@ -44,7 +41,6 @@ class Scenario:
     """A way to draw the values of a grid.
 
     Attributes:
-        name: name of the scenario.
         scales: standard deviation of the effects of each order, in nats: main effects, interactions
             of two parameters, of three ….
         reversal: effect of each of the first two switches where the other one is on; where it is
@@ -63,33 +59,23 @@ class Scenario:
     replicates: int = 0
     grid: Mapping[str, Sequence[bool | int]] | None = None
 
-    def list_architectures(self) -> pd.DataFrame:
-        """List the architectures of the grid, with a value of zero."""
-        grid = self.grid or GRID
-        rows = list(itertools.product(*grid.values()))
-        return pd.DataFrame(rows, columns=list(grid)).assign(value=0.0)
-
 
 @dataclass(frozen=True)
 class Simulation:
-    """One simulated study.
-
-    Attributes:
-        truth: table of the expected values of the architectures.
-        observed: table of the values of one run each, with the estimated noise.
-        deviations: (trials,), standard deviation of each trial's value between runs.
-    """
+    """One simulated study."""
 
     truth: FactorialTable
     observed: FactorialTable
-    deviations: Floats
+    deviations: Floats  # between runs, of each trial
 
 
 def simulate(scenario: Scenario, count: int, seed: int = 0) -> Iterator[Simulation]:
     """Draw studies of a scenario; each has other effects and other noise."""
     generator = np.random.default_rng(seed)
-    frame = scenario.list_architectures()
-    parameters = list(scenario.grid or GRID)
+    grid = scenario.grid or GRID
+    parameters = list(grid)
+    rows = itertools.product(*grid.values())
+    frame = pd.DataFrame(rows, columns=parameters).assign(value=0.0)
     empty = FactorialTable.from_frame(frame, parameters, is_grid=False)
     factors = np.array(scenario.noise_by_size)
     deviations = NOISE * factors[empty.codes[:, parameters.index("state_size")] % len(factors)]
@@ -101,7 +87,14 @@ def simulate(scenario: Scenario, count: int, seed: int = 0) -> Iterator[Simulati
         values = expected + generator.normal(size=len(expected)) * deviations
         runs = None
         if scenario.replicates:
-            runs = _draw_runs(empty.codes, expected, deviations, values, scenario, generator)
+            # Of the best tenth; all runs of a replicate share the effect of its text.
+            best = np.argsort(values)[: len(values) // 10]
+            trials = np.repeat(best, scenario.replicates)
+            replicates = np.tile(np.arange(1, scenario.replicates + 1), len(best))
+            order = generator.normal(scale=2 * NOISE, size=scenario.replicates)
+            drawn = expected[trials] + order[replicates - 1]
+            drawn += generator.normal(size=len(trials)) * deviations[trials]
+            runs = Runs(empty.codes[trials], replicates, drawn)
         noise = estimate_run_noise(empty.codes, values, runs)
         truth = replace(empty, values=expected)
         yield Simulation(truth, replace(empty, values=values, noise=noise), deviations)
@@ -110,13 +103,7 @@ def simulate(scenario: Scenario, count: int, seed: int = 0) -> Iterator[Simulati
 def draw_values(
     codes: NDArray[np.int64], scales: Sequence[float], generator: np.random.Generator
 ) -> Floats:
-    """Draw effects of each order for every combination of levels, and add them up.
-
-    Args:
-        codes: (trials, parameters), index of each parameter's value.
-        scales: standard deviation of the effects of each order.
-        generator: source of randomness.
-    """
+    """Draw effects of each order for every combination of levels, and add them up."""
     values = np.full(len(codes), 2.0)
     for order, scale in enumerate(scales, 1):
         for chosen in itertools.combinations(range(codes.shape[1]), order):
@@ -124,24 +111,6 @@ def draw_values(
             effects = generator.normal(scale=scale, size=cells.max() + 1)
             values += (effects - effects.mean())[cells]
     return values
-
-
-def _draw_runs(
-    codes: NDArray[np.int64],
-    expected: Floats,
-    deviations: Floats,
-    values: Floats,
-    scenario: Scenario,
-    generator: np.random.Generator,
-) -> Runs:
-    """Draw replicates of the best tenth; all runs of a replicate share the effect of its text."""
-    best = np.argsort(values)[: len(values) // 10]
-    trials = np.repeat(best, scenario.replicates)
-    replicates = np.tile(np.arange(1, scenario.replicates + 1), len(best))
-    order = generator.normal(scale=2 * NOISE, size=scenario.replicates)
-    drawn = expected[trials] + order[replicates - 1]
-    drawn += generator.normal(size=len(trials)) * deviations[trials]
-    return Runs(codes[trials], replicates, drawn)
 
 
 def names_zero(study: Simulation) -> bool:

@@ -64,20 +64,11 @@ _SWITCHES = 48
 
 @dataclass
 class TrialOutcome:
-    """How far a trial has come.
-
-    Attributes:
-        state: its state.
-        log_points: number of its log points.
-        rung: step of the rung at which the pruner has stopped it; None if it has not.
-        is_paused: whether it waits for the pruner to resume it.
-        user: user attributes besides those that every trained trial has.
-        system: system attributes besides those that a new trial has.
-    """
+    """How far a trial has come, and the attributes that only some trials have."""
 
     state: TrialState = TrialState.WAITING
     log_points: int = 0
-    rung: int | None = None
+    rung: int | None = None  # step at which the pruner has stopped it
     is_paused: bool = False
     user: dict[str, Any] = field(default_factory=dict)
     system: dict[str, Any] = field(default_factory=dict)
@@ -93,30 +84,17 @@ def create_large_study(
     corpus: str | None = None,
     overrides: Sequence[str] = (),
     name: str = NAME,
-    seed: int = 0,
 ) -> StudyHandle:
-    """Create a study in the middle of its search.
+    """Create a study of at least so many trials in the middle of its search.
 
-    Args:
-        url: URL of the storage.
-        trials: number of grid trials, rounded up to a grid of layers, widths and learning rates.
-        log_points: number of log points of a trial that is trained to the end.
-        pruning: whether trials are paused and pruned.
-        progress: how far the search has come, from 0 to 1, at which every trial is finished.
-            Without pruning it is the share of finished trials; some of the others run. With
-            pruning, all trials have reached the first rung at 0.5, and are promoted from then on.
-        corpus: corpus of the study; None for that of its config.
-        overrides: further settings, as of ``--set``.
-        name: name of the study.
-        seed: seed of curves and values.
-
-    Returns:
-        The study, as a worker that joins it has it; the caller closes its storage.
+    At a progress of 1 every trial is finished. Without pruning it is the share of finished trials;
+    some of the others run. With pruning, all trials have reached the first rung at 0.5, and are
+    promoted from then on. The caller closes the storage.
     """
     file = load_config_file("stage-one", [*grid_overrides(trials, log_points), *overrides])
     options = StudyOptions(name, corpus, prune=pruning, confirmed=True)
     handle = create_or_join(file, url, options)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     rows = read_trials(handle.storage, handle.study_id)
     params = [row.params for row in rows]
     curves, values = simulate_losses(params, log_points, random)
@@ -260,17 +238,10 @@ def _write(
             ]
             start = BEGIN + timedelta(minutes=number // WORKERS)
             if outcome.log_points:
-                is_finished = outcome.state.is_finished()
-                end = start + timedelta(minutes=1) if is_finished else None
+                end = start + timedelta(minutes=1) if outcome.state.is_finished() else None
                 is_queued = outcome.state is TrialState.WAITING and not outcome.is_paused
-                state_rows.append(
-                    {
-                        "old_trial_id": trial_id,
-                        "state": outcome.state,
-                        "datetime_start": None if is_queued else start,
-                        "datetime_complete": end,
-                    }
-                )
+                row = {"old_trial_id": trial_id, "state": outcome.state, "datetime_complete": end}
+                state_rows.append(row | {"datetime_start": None if is_queued else start})
             if outcome.state is TrialState.COMPLETE:
                 value_rows.append((trial_id, 0, loss, "FINITE"))
         if state_rows:
@@ -286,13 +257,8 @@ def _write(
 
 
 def _attributes(
-    config: StudyConfig,
-    params: Mapping[str, Any],
-    outcome: TrialOutcome,
-    number: int,
-    loss: float,
+    config: StudyConfig, params: Mapping[str, Any], outcome: TrialOutcome, number: int, loss: float
 ) -> dict[str, Any]:
-    """Return the user attributes of a trial."""
     is_ended = outcome.state.is_finished() or outcome.is_paused
     if not is_ended and outcome.rung is None:
         return outcome.user
@@ -333,7 +299,6 @@ def _attributes(
 
 
 def _system_attributes(outcome: TrialOutcome, number: int, loss: float) -> dict[str, Any]:
-    """Return the system attributes that a worker and the pruner have written."""
     found = dict(outcome.system)
     if outcome.log_points:
         found[CHECKPOINTED] = True

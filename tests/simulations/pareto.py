@@ -21,31 +21,16 @@ RUN_STD, WINDOW_STD, REST_STD = 0.01, 0.01, 0.03
 
 @dataclass(frozen=True)
 class Claims:
-    """Simulated studies in which a larger architecture is said to be worth its cost.
+    """Simulated studies in which a larger architecture is said to be worth its cost, as shares."""
 
-    Attributes:
-        front: share in which the front has more than one member: the losses alone.
-        significant: share in which every cheaper architecture is significantly worse than some
-            member of the front.
-    """
-
-    front: float
-    significant: float
+    front: float  # the front has more than one member: the losses alone
+    significant: float  # every cheaper architecture is significantly worse than a member
 
 
 def simulate_fronts(
     studies: int, architectures: int, runs: int, gap: float, seed: int, run_std: float = RUN_STD
 ) -> Claims:
-    """Simulate studies of architectures with equal losses, the largest better by a gap.
-
-    Args:
-        studies: number of studies.
-        architectures: number of architectures, each with more parameters than the one before.
-        runs: runs of each; single runs are compared over the windows alone.
-        gap: by how much the largest is better, in bits per byte.
-        seed: seed of the simulation.
-        run_std: standard deviation of a run.
-    """
+    """Simulate studies of architectures with equal losses, the largest better by a gap."""
     random = np.random.default_rng(seed)
     found = np.zeros((studies, 2), dtype=bool)
     for study in range(studies):

@@ -14,7 +14,7 @@ from search.pruning.audit import Look, number_architectures
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.policy import PruningPolicy
 from search.pruning.predictions import Prediction
-from search.pruning.regression import Floats
+from search.pruning.regression import Floats, Mask
 from search.pruning.rungs import Rung, compute_rungs, compute_steps_to_next_rung
 from search.pruning.study_state import StudyState, TrialStage, to_decision_stage
 from studies.config import top_count
@@ -22,35 +22,24 @@ from studies.config import top_count
 
 @dataclass(frozen=True)
 class RecordedCurves:
-    """Curves of N trials that were trained to the end.
-
-    Attributes:
-        params: parameters of each trial.
-        steps: (L,) steps of the log points.
-        curves: (N, L) losses.
-        values: (N,) final values.
-        nuisance: parameters over which each architecture is judged at its best trial.
-    """
+    """Curves (N, L) of N trials that were trained to the end, at L log points."""
 
     params: list[dict[str, Any]]
     steps: NDArray[np.int64]
     curves: Floats
     values: Floats
-    nuisance: Sequence[str] = ()
+    nuisance: Sequence[str] = ()  # an architecture is judged at its best trial over them
 
     @property
     def end(self) -> int:
-        """The step of the last log point."""
         return int(self.steps[-1])
 
     @cached_property
     def rungs(self) -> list[Rung]:
-        """Rungs of our pruner."""
         return compute_rungs(self.end, int(self.steps[0]))
 
     @cached_property
     def design(self) -> DesignMatrix:
-        """Parameters of the trials."""
         return DesignMatrix.from_params(self.params)
 
     @cached_property
@@ -72,35 +61,19 @@ class RecordedCurves:
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """Result of a simulated search.
+    """Result of a simulated search."""
 
-    Attributes:
-        cost: share of all steps that were trained.
-        recall: share of the best fraction of the architectures whose best trial was trained to the
-            end.
-        recall_of_ten: that share of the best ten.
-        has_winner: whether the best trial was trained to the end.
-        complete: share of all trials that was trained to the end.
-        starts: starts and resumptions per trial.
-    """
-
-    cost: float
-    recall: float
+    cost: float  # share of all steps that were trained
+    recall: float  # share of the best fraction of the architectures that was trained to the end
     recall_of_ten: float
     has_winner: bool
-    complete: float
-    starts: float
+    complete: float  # share of all trials that was trained to the end
+    starts: float  # starts and resumptions per trial
 
     @classmethod
     def summarize(
-        cls,
-        recorded: RecordedCurves,
-        keep: float,
-        complete: NDArray[np.bool_],
-        steps: int,
-        starts: int,
+        cls, recorded: RecordedCurves, keep: float, complete: Mask, steps: int, starts: int
     ) -> "ReplayResult":
-        """Summarize a search from its complete trials, trained steps and starts."""
         count = len(recorded.values)
         best = recorded.best
         return cls(
@@ -114,21 +87,7 @@ class ReplayResult:
 
 
 class Replay:
-    """Simulated search with the pause-and-resume policy.
-
-    Args:
-        recorded: curves of the trials.
-        concurrent: number of trials trained at a time.
-        keep: see :class:`search.pruning.policy.PruningPolicy`.
-        confidence: see :class:`search.pruning.policy.PruningPolicy`.
-        audited: indices of the trials that are trained to the end whatever the policy decides.
-
-    Attributes:
-        pruned: audited trials that would have been pruned.
-        predictions: mean, scale and keep probability recorded for each trial that was pruned, or,
-            if audited, would have been.
-        looks: results of the planned looks at the audited trials.
-    """
+    """Simulated search with the pause-and-resume policy, which audited trials do not obey."""
 
     def __init__(
         self,
@@ -154,12 +113,12 @@ class Replay:
         self.running: list[tuple[int, int, int]] = []
         self.steps = self.starts = 0
         self.granted = dict.fromkeys(audited, 1)
-        self.pruned: set[int] = set()
+        self.pruned: set[int] = set()  # audited trials that would have been
+        # Mean, scale and keep probability of those that were pruned, or would have been.
         self.predictions: dict[int, tuple[float, float, float]] = {}
         self.looks: dict[str, Look] = {}
 
     def run(self, order: Sequence[int]) -> ReplayResult:
-        """Run the search, starting the trials in this order."""
         waiting = list(reversed(order))
         now = 0
         while True:
@@ -169,30 +128,27 @@ class Replay:
                     break
                 self.starts += 1
                 self._advance(chosen[0], now)
-            if not self.running and not self._take_last_look():
+            # A look at the end may lead to trials that resume.
+            if not self.running and not self.evaluate_policy().to_resume:
                 break
             if self.running:
                 now, _, trial = heapq.heappop(self.running)
                 self._reach_rung(trial, now)
-        self._prune_paused()
+        policy = self.evaluate_policy()
+        for trial in np.flatnonzero(policy.state.in_stage(TrialStage.PAUSED)).tolist():
+            self._record(policy, trial)
         complete = np.array([stage is TrialStage.COMPLETE for stage in self.stages])
         return ReplayResult.summarize(self.recorded, self.keep, complete, self.steps, self.starts)
 
     def evaluate_policy(self, at_rung: int | None = None) -> PruningPolicy:
-        """Return the policy for the current state.
-
-        Args:
-            at_rung: audited trial that has just reached a rung, and is not stopped there yet.
-        """
+        """Return the policy, where an audited trial may just have reached a rung."""
         stages, losses = list(self.stages), self.losses.copy()
         held_out = np.full(len(stages), -1)
         for trial, granted in self.granted.items():
+            rungs = len(self.recorded.rungs)
+            reached = min(self.reached[trial], rungs)
             stages[trial], stop = to_decision_stage(
-                stages[trial],
-                min(self.reached[trial], len(self.recorded.rungs)),
-                granted,
-                trial in self.pruned,
-                len(self.recorded.rungs),
+                stages[trial], reached, granted, trial in self.pruned, rungs
             )
             if stop >= 0 and math.isnan(self.values[trial]):
                 losses[trial, stop:] = math.nan
@@ -200,15 +156,8 @@ class Replay:
                 held_out[trial] = stop
         if at_rung is not None:
             stages[at_rung] = TrialStage.RUNNING
-        state = StudyState(
-            stages,
-            losses,
-            self.values,
-            self.recorded.design,
-            self.steps_to_next_rung,
-            held_out,
-            self.architectures,
-        )
+        observed = stages, losses, self.values, self.recorded.design
+        state = StudyState(*observed, self.steps_to_next_rung, held_out, self.architectures)
         has_alarm = any(look.is_alarm for look in self.looks.values())
         policy = PruningPolicy(state, self.keep, self.confidence, self.prediction, has_alarm)
         if TrialStage.WAITING not in self.stages:
@@ -228,15 +177,6 @@ class Replay:
             self.granted[chosen[0]] += 1
             self.prediction = None
         return chosen
-
-    def _take_last_look(self) -> bool:
-        """Return whether a look at the end has led to trials that resume."""
-        return bool(self.evaluate_policy().to_resume)
-
-    def _prune_paused(self) -> None:
-        policy = self.evaluate_policy()
-        for trial in np.flatnonzero(policy.state.in_stage(TrialStage.PAUSED)).tolist():
-            self._record(policy, trial)
 
     def _record(self, policy: PruningPolicy, trial: int) -> None:
         """Record that a trial is pruned, or, if it is audited, would be."""

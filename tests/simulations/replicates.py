@@ -49,17 +49,11 @@ is said of the variance."""
 
 @dataclass(frozen=True)
 class Look:
-    """Verdicts on the architectures of many studies after one comparison of all runs.
+    """Verdicts on the architectures of many studies after one comparison of all runs."""
 
-    Attributes:
-        means: mean loss (S, K).
-        is_worse: whether the row is significantly worse than the column (S, K, K).
-        bounds: upper confidence bounds of the distances from the best (S, K).
-    """
-
-    means: Floats
-    is_worse: Booleans
-    bounds: Floats
+    means: Floats  # (S, K)
+    is_worse: Booleans  # (S, K, K), whether the row is significantly worse than the column
+    bounds: Floats  # (S, K), upper confidence bounds of the distances from the best
 
     @property
     def is_as_good(self) -> Booleans:
@@ -75,15 +69,9 @@ def simulate_losses(
     studies: int,
     windows: int = 64,
 ) -> Floats:
-    """Simulate the losses (S, K, R, W) of studies, without what all architectures have in common.
+    """Simulate the losses (S, K, R, W), without what all architectures have in common.
 
-    Args:
-        generator: source of randomness.
-        gaps: true distance of each architecture (K,) from the best.
-        noise: relative standard deviation of the runs of each architecture (K,).
-        runs: number R of runs.
-        studies: number S of studies.
-        windows: number W of windows; the standard error over them does not depend on it.
+    ``gaps`` (K,) are true distances from the best; ``noise`` (K,), relative deviations of runs.
     """
     draw, size = generator.normal, len(gaps)
     losses = draw(scale=REST, size=(studies, size, runs, windows))
@@ -111,7 +99,6 @@ def compare(losses: Floats) -> Look:
 
 
 def simulate_looks(gaps: Floats, noise: Floats, runs: int, studies: int, seed: int = 1) -> Look:
-    """Simulate and compare studies; see :func:`simulate_losses` and :func:`compare`."""
     generator = np.random.default_rng(seed)
     chunks = [
         compare(simulate_losses(generator, gaps, noise, runs, min(CHUNK, studies - i)))
@@ -133,26 +120,15 @@ def count_false_as_good(look: Look, gaps: Floats) -> float:
 
 @dataclass(frozen=True)
 class SequentialRun:
-    """One study that added runs until it was decided.
-
-    Attributes:
-        verdicts: final verdict of each architecture.
-        runs: number of runs of all architectures.
-        looks: number of looks.
-    """
+    """One study that added runs until it was decided."""
 
     verdicts: list[str]
-    runs: int
+    runs: int  # of all architectures
     looks: int
 
 
 def run_until_decided(losses: Floats, looks: Sequence[int] = DEFAULT_LOOKS) -> SequentialRun:
-    """Add the runs of one study until it is decided, with the code that real studies use.
-
-    Args:
-        losses: losses (K, R, W) of all runs that the study may have.
-        looks: number of runs at each look.
-    """
+    """Add the runs of one study until it is decided, with the code that real studies use."""
     numbers = {str(i): i for i in range(len(losses))}
     compared, total, records = set(numbers.values()), 0, list[LookRecord]()
     for previous, runs in itertools.pairwise((0, *looks)):

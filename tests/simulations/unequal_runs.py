@@ -21,17 +21,11 @@ SWITCH = Contrast("switch", False, True)
 
 @dataclass(frozen=True)
 class Scenario:
-    """Numbers of runs of the architectures of a study, a switch in several contexts.
-
-    Attributes:
-        name: name of the scenario.
-        runs: replicates of the architecture of each context, without and with the switch.
-        is_hardest: whether the order of replicate 0 has the largest effect.
-    """
+    """Numbers of runs of the architectures of a study, without and with a switch, by context."""
 
     name: str
     runs: Sequence[tuple[Sequence[int], Sequence[int]]]
-    is_hardest: bool = False
+    is_hardest: bool = False  # the order of replicate 0 has the largest effect
 
 
 SCENARIOS = (

@@ -29,29 +29,15 @@ Tables = tuple[FactorialTable, FactorialTable]
 
 @dataclass(frozen=True)
 class Counts:
-    """What was found in one or more simulated studies; shares between 0 and 1.
+    """What was found in one or more simulated studies; shares between 0 and 1."""
 
-    Attributes:
-        covered: effects whose interval covers the truth.
-        differs: studies in which an effect differs significantly between values.
-        opposite: studies with opposite signs.
-    """
-
-    covered: float
-    differs: float
-    opposite: float
+    covered: float  # effects whose interval covers the truth
+    differs: float  # studies in which an effect differs significantly between values
+    opposite: float  # studies with opposite signs
 
 
 def build_grid(deep: int, factor: float) -> tuple[FactorialTable, Floats]:
-    """Build four switches and 1 to 3 layers, of which networks of three are noisy.
-
-    Args:
-        deep: number of architectures of three layers, 4, 8 or 16; others are excluded.
-        factor: factor of their noise.
-
-    Returns:
-        The table, with values of zero, and the (architectures,) standard deviations.
-    """
+    """Build four switches and 1 to 3 layers; the 4, 8 or 16 networks of three are noisy."""
     frame = pd.DataFrame(
         itertools.product(*SWITCHES.values(), [1, 2, 3]), columns=[*SWITCHES, "layers"]
     )
@@ -73,7 +59,6 @@ def simulate_regions(deep: int, factor: float, count: int, seed: int = 0) -> Ite
 
 
 def count_findings(studies: Sequence[Tables]) -> Counts:
-    """Count covered effects and flags."""
     covered = [is_covered for study in studies for is_covered in cover_effects(*study)]
     differs, opposite = np.mean([find_flags(observed) for _, observed in studies], axis=0)
     return Counts(float(np.mean(covered)), float(differs), float(opposite))
@@ -136,10 +121,7 @@ def simulate_tuned(gaps: Gaps, factor: float, count: int, seed: int = 0) -> Iter
 def simulate_variants(factor: float, count: int, seed: int = 0) -> Iterator[bool]:
     """Draw derived studies of six architectures with four changes, three runs of each.
 
-    No change has an effect, and networks with the last one are noisier.
-
-    Yields:
-        Whether the effect of the last change is significant.
+    Yield whether the last change is significant: none has an effect, and it adds noise.
     """
     generator = np.random.default_rng(seed)
     for _ in range(count):
