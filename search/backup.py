@@ -19,6 +19,7 @@ from studies.storage.backup import BackupContent, copy_database
 from studies.storage.engine import (
     SQLITE_BUSY_SECONDS,
     database_path,
+    is_unused,
     log_path,
     parse_url,
     read_only_url,
@@ -74,6 +75,8 @@ def _connect(storage: str, source: Path) -> sqlite3.Connection:
     else:
         url = read_only_url(parse_url(storage))
         uri = f"{url.database}?" + "&".join(f"{key}={value}" for key, value in url.query.items())
+        if is_unused(source):
+            uri += "&immutable=1"
     return sqlite3.connect(uri, uri=True, timeout=SQLITE_BUSY_SECONDS)
 
 

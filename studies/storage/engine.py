@@ -13,7 +13,7 @@ import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Dialect, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.pool import NullPool
 
 from studies.errors import StorageError
@@ -113,16 +113,44 @@ def redact(url: URL) -> str:
 
 
 def read_only_url(url: URL) -> URL:
-    """Return the URL of an SQLite file for read-only connections.
+    """Return the URL of an SQLite file for read-only connections."""
+    path = quote(str(url.database))
+    return url.set(database=f"file:{path}").update_query_dict({"mode": "ro", "uri": "true"})
+
+
+def _open_unused_files_as_immutable(engine: Engine, path: Path) -> None:
+    """Let read-only connections leave no file behind, and notice writers that begin later.
 
     If no other process has a file in WAL mode open, a read-only connection would leave a ``-wal``
-    and a ``-shm`` file. There is no writer then, so the file is opened as immutable.
+    and a ``-shm`` file. There is no writer then, so the file is opened as immutable. Such a
+    connection sees no lock and no log, so it is not used again once a writer has opened the file:
+    pages that it has read and pages that are written do not belong together.
     """
-    path = Path(str(url.database))
+
+    def describe_unused_file() -> tuple[int, int] | None:
+        try:
+            status = path.stat()
+            return (status.st_mtime_ns, status.st_size) if is_unused(path) else None
+        except OSError:
+            return None  # SQLite says what is wrong with it
+
+    @event.listens_for(engine, "do_connect")
+    def connect_to_file(dialect: Dialect, record: Any, args: Any, kwargs: Any) -> Any:
+        description = record.info["immutable file"] = describe_unused_file()
+        (database,) = args
+        return dialect.connect(f"{database}&immutable=1" if description else database, **kwargs)
+
+    @event.listens_for(engine, "checkout")
+    def refuse_changed_file(connection: DBAPIConnection, record: Any, _: object) -> None:
+        description = record.info["immutable file"]
+        if description is not None and description != describe_unused_file():
+            raise DisconnectionError("the file has been written")  # the pool connects again
+
+
+def is_unused(path: Path) -> bool:
+    """Return whether an SQLite file is in WAL mode and no process has it open."""
     # A file that this process has open is not read here: closing it would release SQLite's locks.
-    is_immutable = not log_path(path).exists() and _is_in_wal_mode(path)
-    query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if is_immutable else {})
-    return url.set(database=f"file:{quote(str(path))}").update_query_dict(query)
+    return not log_path(path).exists() and _is_in_wal_mode(path)
 
 
 def _is_in_wal_mode(path: Path) -> bool:
@@ -159,6 +187,9 @@ def configure(engine: Engine) -> None:
             return retry_on_connection_limit(dialect.connect)(*args, **kwargs)
 
         return
+
+    if "mode" in engine.url.query and (path := database_path(engine.url)) is not None:
+        _open_unused_files_as_immutable(engine, path)
 
     @event.listens_for(engine, "connect")
     def configure_connection(connection: DBAPIConnection, _: object) -> None:

@@ -333,6 +333,22 @@ def test_reading_creates_and_changes_no_file(sqlite_url, tmp_path):
     assert read_files(tmp_path) == before
 
 
+def test_reader_of_an_unused_file_reads_what_another_process_writes_later(sqlite_url, tmp_path):
+    writer = open_storage(sqlite_url)
+    create_small_study(writer, 2)
+    writer.engine.dispose()
+    assert list(read_files(tmp_path)) == ["studies.db"]
+    with contextlib.closing(read_storage(sqlite_url)) as reader:
+        assert len(load_study(reader, "small").trials) == 2
+        writer = open_storage(sqlite_url)
+        create_small_study(writer, 300, "written")
+        assert len(load_study(reader, "written").trials) == 300
+        create_small_study(writer, 300, "merged")
+        writer.engine.dispose()
+        assert len(load_study(reader, "merged").trials) == 300
+        assert len(load_study(reader, "small").trials) == 2
+
+
 def test_reading_keeps_the_locks_of_the_same_process(sqlite_url, tmp_path):
     storage = open_storage(sqlite_url)
     create_small_study(storage, 2)
