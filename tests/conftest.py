@@ -5,6 +5,7 @@ Where PyTorch, numpy and pytest are all that is installed, the tests of :mod:`te
 """
 
 import os
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,6 +36,8 @@ TOOL_FOLDERS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the job of a shell in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers",
         "extended: long or large: crowds, chaos, the commands of the documents, the browser",

@@ -188,7 +188,8 @@ def configure(engine: Engine) -> None:
 
         return
 
-    if "mode" in engine.url.query and (path := database_path(engine.url)) is not None:
+    path = database_path(engine.url)
+    if path is not None and engine.url.query.get("mode") == "ro":
         _open_unused_files_as_immutable(engine, path)
 
     @event.listens_for(engine, "connect")
