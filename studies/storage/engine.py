@@ -127,23 +127,25 @@ def _open_unused_files_as_immutable(engine: Engine, path: Path) -> None:
     pages that it has read and pages that are written do not belong together.
     """
 
-    def describe_unused_file() -> tuple[int, int] | None:
-        try:
+    def describe_file() -> tuple[bool, int, int] | None:
+        with contextlib.suppress(OSError):  # it was deleted, which SQLite reports
             status = path.stat()
-            return (status.st_mtime_ns, status.st_size) if is_unused(path) else None
-        except OSError:
-            return None  # SQLite says what is wrong with it
+            return log_path(path).exists(), status.st_mtime_ns, status.st_size
+        return None
 
     @event.listens_for(engine, "do_connect")
     def connect_to_file(dialect: Dialect, record: Any, args: Any, kwargs: Any) -> Any:
-        description = record.info["immutable file"] = describe_unused_file()
+        # Described first: a writer that opens the file meanwhile is noticed at the next use.
+        description = describe_file()
+        is_immutable = description is not None and is_unused(path)
+        record.info["immutable file"] = description if is_immutable else None
         (database,) = args
-        return dialect.connect(f"{database}&immutable=1" if description else database, **kwargs)
+        return dialect.connect(f"{database}&immutable=1" if is_immutable else database, **kwargs)
 
     @event.listens_for(engine, "checkout")
     def refuse_changed_file(connection: DBAPIConnection, record: Any, _: object) -> None:
         description = record.info["immutable file"]
-        if description is not None and description != describe_unused_file():
+        if description is not None and description != describe_file():
             raise DisconnectionError("the file has been written")  # the pool connects again
 
 
