@@ -26,7 +26,7 @@ BENCHMARKS = {
     "claiming": "claiming:measure",
     "orderly-stop": "orderly_stop:measure",
     "replicates": "error_rates:measure_replicates",
-    "reporting": "report_time:measure",
+    "report-time": "report_time:measure",
     "pareto": "error_rates:measure_pareto",
     "scale": "scale:measure",
     "effects": "error_rates:measure_effects",

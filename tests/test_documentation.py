@@ -121,15 +121,27 @@ SMALLER = {
 """Overrides that make the search of a study small; a derived study inherits most of them."""
 
 
+SUBCOMMANDS = {
+    "run_search.py": "run",
+    "refine.py": "refine",
+    "reports": "report",
+    "reports.dashboard": "dashboard",
+    "search.check": "check",
+    "search.sample": "sample",
+    "search.export": "export",
+}
+"""The subcommand of ``rnn-search`` that is the same as a file or module."""
+
+
 def read_subcommand(command: list[str]) -> list[str]:
     """Return the words of a command as they follow ``rnn-search``; [] for another program."""
     match command:
         case ["rnn-search", *words] | ["python", "-m", "rnn_search", *words]:
             return words
-        case ["python", "run_search.py", *words]:
-            return ["run", *words]
-        case ["python", "refine.py", *words]:
-            return ["refine", *words]
+        case ["python", "-m", program, *words] | ["python", program, *words] if (
+            program in SUBCOMMANDS
+        ):
+            return [SUBCOMMANDS[program], *words]
     return []
 
 
@@ -203,7 +215,7 @@ def test_every_command_runs(sequence, environment, checkout, text, run, request,
             assert (checkout / command[1]).is_file()
             return
         words = [*command, *make_smaller(command, text)]
-        if "search.export" in words or words[:2] == ["rnn-search", "export"]:
+        if read_subcommand(command)[:1] == ["export"]:
             words[-1] = str(tmp_path / words[-1])
         if words[0] == "rnn-search":
             words[:1] = ["python", "-m", "rnn_search"]
@@ -317,17 +329,6 @@ def test_every_block_starts_its_line_and_names_a_known_language(page):
     assert {indentation for indentation, _ in fences} <= {""}, "tests do not see indented blocks"
 
 
-MODULES = {
-    "run_search.py": "run",
-    "refine.py": "refine",
-    "reports": "report",
-    "reports.dashboard": "dashboard",
-    "search.check": "check",
-    "search.sample": "sample",
-    "search.export": "export",
-}
-"""The subcommand of ``rnn-search`` that is the same as a file or module."""
-
 OTHERS = {
     "reports.hypotheses": reports.hypotheses.hypotheses_command,
     "search.backup": search.backup.backup,
@@ -338,19 +339,13 @@ def find_command(words: list[str]) -> tuple[click.Command | None, list[str]] | N
     """Return the command of this project that a command line runs, and its arguments."""
     words = words[words[0] == "srun" :]
     match words:
-        case ["rnn-search", name, *arguments] | ["python", "-m", "rnn_search", name, *arguments]:
-            pass
         case ["python", "-m", module, *arguments] if module in OTHERS:
             return OTHERS[module], arguments
-        case ["python", "-m", module, *arguments] | ["python", module, *arguments] if (
-            module in MODULES
-        ):
-            name = MODULES[module]
-        case _:
-            return None
-    context = click.Context(rnn_search_command)
-    command = rnn_search_command.get_command(context, name)
-    return None if name.startswith("-") else (command, arguments)
+    match read_subcommand(words):
+        case [name, *arguments] if not name.startswith("-"):
+            context = click.Context(rnn_search_command)
+            return rnn_search_command.get_command(context, name), arguments
+    return None
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in HISTORY])
