@@ -102,8 +102,11 @@ def _describe_type(field: dict[str, Any]) -> str:
 
 
 def _describe_bounds(field: dict[str, Any], is_integer: bool) -> str:
-    low, above = field.get("minimum"), field.get("exclusiveMinimum")
-    high, below = field.get("maximum"), field.get("exclusiveMaximum")
+    # Some versions of pydantic write 0.0 for 0.
+    low, above, high, below = (
+        int(bound) if bound is not None and bound == int(bound) else bound
+        for bound in map(field.get, ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"))
+    )
     if is_integer:
         low = above + 1 if above is not None else low
         high = below - 1 if below is not None else high

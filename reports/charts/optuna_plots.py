@@ -91,7 +91,8 @@ def to_optuna_study(
         for name, values in choices.items()
     }
     rows = results.table.loc[sorted(numbers)]
-    records = rows[parameters].astype(object).to_dict("records")
+    # By "records", some versions of pandas give no row for a table without columns.
+    records = rows[parameters].astype(object).to_dict("index")
     is_maximized = results.scale.higher_is_better
     direction = StudyDirection.MAXIMIZE if is_maximized else StudyDirection.MINIMIZE
     verbosity = optuna.logging.get_verbosity()
@@ -102,7 +103,7 @@ def to_optuna_study(
         optuna.logging.set_verbosity(verbosity)
     study = _DrawnStudy(created.study_name, created._storage)
     trials = []
-    for number, value, record in zip(rows.index, rows["value"], records, strict=True):
+    for number, value, record in zip(rows.index, rows["value"], records.values(), strict=True):
         params = {k: _format_choice(v) for k, v in list_params(record, parameters).items()}
         params |= {k: choices[k].index(v) for k, v in params.items() if k in ordinal}
         trials.append(_create_trial(int(number), value, params, distributions))

@@ -276,7 +276,8 @@ def list_conditions(rows: pd.DataFrame) -> dict[str, str]:
     It is "" where it is not recorded, or differs between runs of the architecture.
     """
     names = ["device", "host", "precision", "threads", "lockstep"]
-    recorded = rows.reindex(columns=names).fillna({"lockstep": 1})
+    recorded = rows.reindex(columns=names)
+    recorded["lockstep"] = pd.to_numeric(recorded["lockstep"]).fillna(1)
     found: dict[str, set[tuple[Any, ...]]] = {}
     for label, *conditions in zip(
         rows["architecture"], *(recorded[name].tolist() for name in names), strict=True
