@@ -1,7 +1,14 @@
 """Studies of baseline cells, and their losses as references for gated studies."""
 
 import pytest
-from factories import gated_params, make_baselines, make_replicates, make_runs, make_study
+from factories import (
+    gated_params,
+    make_baselines,
+    make_replicates,
+    make_runs,
+    make_study,
+    make_union,
+)
 
 from reports.charts.comparison_plots import plot_replicates
 from reports.data.study_reader import read_results
@@ -100,6 +107,15 @@ def test_replicates_show_comparable_references_only(sqlite_url):
     make_baselines(sqlite_url, "elsewhere", evaluation={"windows": 8})
     (elsewhere,) = results_of(sqlite_url, "elsewhere")
     assert not drawn(validated, [elsewhere]).shapes, "evaluated on other windows"
+
+
+def test_gated_trials_are_compared_with_the_baselines_of_a_union(sqlite_url):
+    make_union(sqlite_url)
+    make_study(sqlite_url)
+    gated, union = results_of(sqlite_url, "made", "union")
+    (reference,) = find_references(gated, [gated, union])
+    assert (reference.label, reference.training_loss) == ("2×8 GRU", 1.72)
+    assert find_references(union, [gated, union]) == [], "it has its own"
 
 
 def test_references_share_the_corpus_and_state_training_differences(sqlite_url):

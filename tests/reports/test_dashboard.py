@@ -19,7 +19,7 @@ from factories import gated_params, make_runs, make_study, make_union
 from helpers import EACH_DATABASE, QUICK
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
-from optuna_dashboard import get_note, save_note
+from optuna_dashboard import get_note, save_note, wsgi
 from process_runner import SETTINGS, query, wait_until, wait_until_running
 from services import free_port
 from sqlalchemy import Engine, event
@@ -264,6 +264,32 @@ def test_note_and_figure_are_published_without_a_place_for_files(sqlite_url, tmp
     # The files are written as soon as the store works.
     publish_url(sqlite_url)
     assert len(artifacts_of(sqlite_url)) == 6
+
+
+def ask(application, path):
+    """Return what optuna-dashboard, as the WSGI application that it is, answers to a GET."""
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": "after=0"}
+    return json.loads(b"".join(application(environ, lambda *response: None)))
+
+
+def test_plain_optuna_dashboard_shows_note_and_figure(sqlite_url):
+    make_study(sqlite_url)
+    publish_url(sqlite_url)
+    shown = ask(wsgi(sqlite_url), "/api/studies/1")
+    assert shown["note"]["body"] == note_of(sqlite_url)
+    assert [each["id"] for each in shown["plotly_graph_objects"]] == ["effects"]
+
+
+def test_damaged_study_is_listed_and_leaves_the_others_to_be_viewed(sqlite_url):
+    make_study(sqlite_url)
+    make_study(sqlite_url, "damaged")
+    with closing(open_storage(sqlite_url)) as storage:
+        with storage.transaction() as connection:
+            damage = "UPDATE study_user_attributes SET value_json = '{' WHERE study_id = 2"
+            connection.exec_driver_sql(damage)
+        listed = ask(wsgi(storage), "/api/studies")["study_summaries"]
+        assert [each["study_name"] for each in listed] == ["made", "damaged"]
+        assert ask(wsgi(storage), "/api/studies/1")["best_trials"]
 
 
 def finished_and_intact(url):
@@ -570,6 +596,14 @@ def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, in
     assert ended.stderr.startswith(f"error: port {port} cannot be used")
     assert ended.stderr.count("\n") == 1
     assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
+
+
+def test_server_has_stopped_when_the_search_ends(sqlite_url):
+    port = free_port()
+    in_use = pytest.raises(DashboardError, match=f"port {port}")
+    with launcher.serve_dashboard(sqlite_url, None, port), in_use:
+        open_listener(port)
+    open_listener(port).close()
 
 
 def fetch(port, path):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from factories import make_stated
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from reports.stats.conditional_effects import compute_conditional_effects, rank_
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.factorial_blocks import find_full_factorial_blocks
+from rnn_search import load
 
 A = Contrast("a", False, True)
 SIZE = Contrast("size", 1, 2)
@@ -218,6 +220,14 @@ def test_condition_comes_first_where_the_mean_hides_it():
     assert list(texts)[:2] == ["residual", "forget gate"]  # by their size, not by their means
     assert "without residual" in texts["forget gate"]
     assert texts["layers 1 → 2"].startswith("layers 1 → 2 −0.2")
+
+
+def test_table_of_effects_names_the_parameter_that_an_effect_depends_on(sqlite_url):
+    make_stated(sqlite_url)
+    table = load("stated", storage=sqlite_url).effects().table.set_index("parameter")
+    assert table.loc["residual", "depends_on"] == "state_size"
+    assert list(table.loc["residual", ["least", "greatest"]]) == pytest.approx([-0.6, 0.3], abs=0.1)
+    assert table.loc["state_source", "depends_on"].unique().tolist() == [""]
 
 
 def test_values_are_compared_over_the_contexts_they_have_in_common():

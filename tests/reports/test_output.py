@@ -73,6 +73,8 @@ def test_output_of_another_storage_is_not_replaced(folder, urls, capsys):
     before = (folder / path).read_bytes()
     with pytest.raises(OutputTakenError, match="page is a report of other studies"):
         write(hypotheses_command, capsys, *arguments, urls[1])
+    with pytest.raises(OutputTakenError):
+        write(reports, capsys, "--watch", *arguments, urls[1])
     assert (folder / path).read_bytes() == before
     write(hypotheses_command, capsys, *arguments, urls[0])
 

@@ -222,7 +222,16 @@ def test_architectures_of_a_pruned_study_are_audited_at_their_best(sqlite_url):
     assert (found.stopped, found.pruned, found.top_count) == (4, 4, 1)
     assert (found.tested, found.inside) == (4, 4)  # one of each
     assert found.bias == pytest.approx(ERROR)
-    assert estimate_audited_effects(results).reason.startswith("Pruning would have changed")
+    assert estimate_audited_effects(results).effects == [], "four are too few"
+
+
+def test_effects_of_a_pruned_study_are_those_of_architectures_at_their_best(sqlite_url):
+    make_pruned(sqlite_url, audited=range(32), nuisance=["state_size"], drawn_over=["state_size"])
+    found = estimate_audited_effects(results_of(sqlite_url))
+    means = {effect.contrast.label: effect.mean for effect in found.effects}
+    assert (found.audited, found.stopped) == (16, 8)
+    assert set(means) == {"residual", "input gate", "forget gate", "layers 1 → 2"}
+    assert means["residual"] == pytest.approx(-0.4, abs=0.03)
 
 
 @pytest.mark.extended

@@ -16,6 +16,7 @@ from reports.stats.noise_regions import Runs
 from reports.stats.nuisance import build_judged_table
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.run_noise import NoiseSource, RunNoise, estimate_run_noise
+from rnn_search import load
 from studies.run_means import RunMeans
 from studies.space import REPLICATE
 from studies.storage.open import read_storage
@@ -150,6 +151,7 @@ def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
     table = build_judged_table(replace(made, replicates=rows))
     assert {effect.source for effect in table.compute_effects()} == {NoiseSource.REPLICATES}
     assert build_judged_table(made).noise is None
+    assert set(load("made", storage=sqlite_url).effects().table["source"]) == {"replicates"}
 
 
 @pytest.mark.parametrize(

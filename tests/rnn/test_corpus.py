@@ -148,9 +148,9 @@ def test_missing_or_empty_file_is_refused_in_one_line(tmp_path):
 TEXT = b"<mediawiki> a stand-in for the first 100,000,000 bytes </mediawiki>" * 50
 
 
-def zip_archive(content: bytes, name: str = "enwik8") -> bytes:
+def zip_archive(content: bytes, name: str = "enwik8", method: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", method) as archive:
         archive.writestr(name, content)
     return buffer.getvalue()
 
@@ -158,7 +158,7 @@ def zip_archive(content: bytes, name: str = "enwik8") -> bytes:
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
     """Serve an archive on loopback, with the cache in the test's folder."""
-    served = {"body": b"", "requests": 0}
+    served = {"body": b"", "requests": 0, "cut": None}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -167,7 +167,7 @@ def serve(tmp_path, monkeypatch):
             self.send_response(404 if body is None else 200)
             self.send_header("Content-Length", str(len(body or b"")))
             self.end_headers()
-            self.wfile.write(body or b"")
+            self.wfile.write((body or b"")[: served["cut"]])
 
         def log_message(self, *args):
             return
@@ -218,12 +218,13 @@ def test_endless_download_is_ended_and_not_kept(serve, tmp_path, monkeypatch):
     [
         (zip_archive(TEXT[::-1]), "has the SHA-256"),
         (zip_archive(b"another text"), r"it unpacks to 12 bytes, not \d"),
+        (zip_archive(TEXT, method=zipfile.ZIP_LZMA), "compression or encryption is not supported"),
         (zip_archive(TEXT, "another"), "not a valid archive"),
         (zip_archive(TEXT)[:-30], "not a valid archive"),
         (zip_archive(TEXT)[:50] + b"\xff" * 20 + zip_archive(TEXT)[70:], "not a valid archive"),
         (None, "cannot be downloaded"),
     ],
-    ids=["text", "size", "name", "cut short", "damaged", "not found"],
+    ids=["text", "size", "method", "name", "cut short", "damaged", "not found"],
 )
 def test_wrong_archive_is_refused_and_not_kept(serve, tmp_path, body, message):
     serve["body"] = body
@@ -231,6 +232,12 @@ def test_wrong_archive_is_refused_and_not_kept(serve, tmp_path, body, message):
     assert cached_files(tmp_path) == []
     serve["body"] = zip_archive(TEXT)
     assert load_corpus("enwik8").text.tobytes() == TEXT
+
+
+def test_interrupted_download_is_refused_and_not_kept(serve, tmp_path):
+    serve |= {"body": zip_archive(TEXT), "cut": 100}
+    assert_refused("enwik8", r"cannot be downloaded|not a valid archive")
+    assert cached_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("is_claimed", [True, False])
