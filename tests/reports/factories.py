@@ -87,32 +87,15 @@ def make_study(
     space = {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
     space |= {p: [False] for p in GATED_PARAMS[:4]} | {"state_source": ["new"]}
     space |= {"exclude": list(exclude)}
-    validated = StudyConfig.model_validate(
-        {"space": space, "report_threshold": report_threshold, "question": question} | config
-    )
-    finished = min(finished, len(list(validated.grid.combinations())))
-    storage = open_new(url)
-    create_study(
-        storage,
-        name,
-        OBJECTIVE_NAMES[validated.objective],
-        study_attributes(validated),
-        {n: CategoricalDistribution(tuple(validated.grid.values(n))) for n in GATED_PARAMS},
-        [PlannedTrial(params) for params in validated.grid.combinations()],
-    )
-    study_id = storage.get_study_id_from_name(name)
-    for i in range(finished):
-        trial_id = storage.claim(study_id, "me")
+    raw = {"space": space, "report_threshold": report_threshold, "question": question} | config
+    runs: list = []
+    for i, params in enumerate(StudyConfig.model_validate(raw).grid.combinations()):
         value = 1.5 + i / 10
-        storage.report(trial_id, "me", {50: value + 1, 100: value})
+        recorded = {"parameter_count": 10 + i, "worker": worker}
         if i == diverged:
-            storage.finish(
-                trial_id, "me", TrialState.FAIL, None, {"failure": "diverged", **RECORDED}
-            )
-        else:
-            attributes = RECORDED | {"seconds": 2.0, "parameter_count": 10 + i, "worker": worker}
-            storage.finish(trial_id, "me", TrialState.COMPLETE, value, attributes)
-    storage.engine.dispose()
+            value, recorded = math.nan, {"training_loss": value}
+        runs.append((params, value if i < finished else None, recorded))
+    make_runs(url, name, raw, runs)
 
 
 @created_once
@@ -133,21 +116,22 @@ def make_runs(
     url: str,
     name: str,
     raw: dict,
-    runs: Sequence[tuple[dict, float, dict]],
+    runs: Sequence[tuple[dict, float | None, dict]],
     text: str = "ab",
     tokenizer: dict | None = None,
     sources: Sequence[int] = (),
     commands: Sequence[str] = (),
 ) -> None:
-    """Create a finished study.
+    """Create a study.
 
     Args:
         url: URL of the storage.
         name: name of the study.
         raw: its configuration.
-        runs: (parameters, value, recorded attributes) of each trial. Its curve falls to the
-            recorded ``training_loss``, or else to the value; ``source_trials`` are those of this
-            trial alone.
+        runs: (parameters, value, recorded attributes) of each trial. A value of NaN is that of a
+            diverged trial; None are those of waiting trials, after all others. The curve falls to
+            the recorded ``training_loss``, or else to the value; ``source_trials`` are those of
+            this trial alone.
         text: SHA-256 of the corpus.
         tokenizer: record of the tokenizer.
         sources: numbers of the source trials, of all other trials alike.
@@ -174,15 +158,17 @@ def make_runs(
     )
     study_id = storage.get_study_id_from_name(name)
     for _, value, recorded in runs:
+        if value is None:
+            continue
         trial_id = storage.claim(study_id, "me")
         attributes = RECORDED | {"seconds": 2.0, "parameter_count": 10, "worker": "w"} | recorded
         least = attributes.get("training_loss", value)
-        curve = {50: least + 1, 100: least}
+        curve = {} if math.isnan(least) else {50: least + 1, 100: least}
+        state, known = TrialState.COMPLETE, value
         if math.isnan(value):
+            state, known = TrialState.FAIL, None
             attributes = RECORDED | {"failure": "diverged"}
-            storage.finish(trial_id, "me", TrialState.FAIL, None, attributes)
-            continue
-        storage.finish(trial_id, "me", TrialState.COMPLETE, value, attributes, curve)
+        storage.finish(trial_id, "me", state, known, attributes, curve)
     storage.close()
 
 

@@ -14,10 +14,7 @@ from reports.charts.comparison_plots import plot_replicates
 from reports.data.study_reader import read_results
 from reports.data.trial_table import decode_architecture
 from reports.page.sections import build_section, build_sections
-from reports.stats.baseline_references import (
-    describe_training_differences,
-    find_references,
-)
+from reports.stats.baseline_references import describe_training_differences, find_references
 from reports.stats.leaderboard import rank_architectures
 from rnn.config import BaselineConfig
 from studies.storage.open import read_storage
@@ -46,10 +43,7 @@ def test_study_of_baseline_cells_has_no_switches(sqlite_url):
 def test_refinement_is_compared_with_a_source_of_other_bptt_steps(sqlite_url):
     make_study(sqlite_url, diverged=None)
     variants = [{"bptt_steps": 1}, {"bptt_steps": 4}]
-    runs = [
-        (gated_params(bptt_steps=1), 1.4, {}),
-        (gated_params(bptt_steps=4), 1.2, {}),
-    ]
+    runs = [(gated_params(bptt_steps=1), 1.4, {}), (gated_params(bptt_steps=4), 1.2, {})]
     raw = {"refinement": {"source": "made", "variants": variants}}
     make_runs(sqlite_url, "windows", raw, runs, sources=[0])
     (results,) = results_of(sqlite_url, "windows")

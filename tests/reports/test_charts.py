@@ -16,10 +16,7 @@ from optuna.trial import TrialState
 from reports.charts.importances import compute_block_importances, compute_importances
 from reports.charts.optuna_plots import to_optuna_study
 from reports.charts.timeline_plot import chart_timeline
-from reports.charts.training_plots import (
-    list_color_schemes,
-    plot_curves,
-)
+from reports.charts.training_plots import list_color_schemes, plot_curves
 from reports.data.study_reader import read_results
 from reports.page.sections import build_section
 from studies.storage.open import read_storage

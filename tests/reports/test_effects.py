@@ -121,10 +121,7 @@ def random_tables(draw):
 
 
 @settings(
-    deadline=None,
-    database=None,
-    max_examples=15,
-    suppress_health_check=[HealthCheck.too_slow],
+    deadline=None, database=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow]
 )
 @given(random_tables())
 def test_effects_equal_a_brute_force_calculation(rows):

@@ -6,18 +6,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from factories import (
-    make_study,
-)
+from factories import make_study
 
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
-from reports.hypotheses import (
-    HYPOTHESES,
-    evaluate_study,
-    read_hypotheses,
-    render_page,
-)
+from reports.hypotheses import HYPOTHESES, evaluate_study, read_hypotheses, render_page
 from reports.stats.decision_rules import RULES, Verdict
 from reports.stats.hypothesis_tests import StudyTables, to_frame
 from reports.stats.outcome_table import OutcomeTable

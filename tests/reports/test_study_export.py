@@ -45,7 +45,7 @@ def make_retried(url: str) -> None:
 
 
 def make_audited(url: str) -> None:
-    """Complete, pruned and audited trials, and one that waits."""
+    """Complete, pruned and audited trials, and a paused one."""
     make_pruned(url, finished=False)
     with closing(open_storage(url)) as storage:
         study_id = load_study(storage, "made")._study_id

@@ -13,23 +13,12 @@ from reports.data.study_reader import read_results
 from reports.stats.leaderboard import summarize_study
 from reports.stats.pairwise_comparison import compare_pairwise
 from reports.stats.pareto_front import summarize_costs
-from reports.stats.planned_looks import (
-    estimate_noise,
-    find_detectable_gap,
-    spend_error,
-    take_look,
-)
+from reports.stats.planned_looks import estimate_noise, find_detectable_gap, spend_error, take_look
 from reports.stats.verdicts import Verdict, bound_distances, judge
 from studies.attributes import LookRecord
 from studies.config import DEFAULT_LOOKS
 from studies.storage.open import load_study, open_storage
-from tests.simulations.replicates import (
-    MARGIN,
-    NOISES,
-    RUN_NOISE,
-    TEXT_NOISE,
-    simulate_losses,
-)
+from tests.simulations.replicates import MARGIN, NOISES, RUN_NOISE, TEXT_NOISE, simulate_losses
 
 
 def runs_around(mean, scale, count=12, seed=0):

@@ -40,8 +40,7 @@ def tensor_memory() -> dict[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("cell", "precision", "count"),
-    [("MinGRU", "bf16", 3), ("LayerNormGRU", "fp32", 1)],
+    ("cell", "precision", "count"), [("MinGRU", "bf16", 3), ("LayerNormGRU", "fp32", 1)]
 )
 def test_networks_take_no_more_memory_than_estimated(cell, precision, count):
     config, tokens, kept = TrialConfig(cell_config(cell, 2, 32), 0, 5), torch.arange(256), []
