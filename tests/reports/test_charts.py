@@ -18,7 +18,6 @@ from reports.charts.optuna_plots import to_optuna_study
 from reports.charts.timeline_plot import chart_timeline
 from reports.charts.training_plots import list_color_schemes, plot_curves
 from reports.data.study_reader import read_results
-from reports.page.sections import build_section
 from studies.storage.open import read_storage
 
 
@@ -85,22 +84,6 @@ def test_curves_have_the_best_on_top_and_color_schemes(sqlite_url):
     assert list(by_label) == ["validation loss", "residual", "layers", "state size"]
     by_loss = by_label["validation loss"]
     assert by_loss.indices == sorted(by_loss.indices, reverse=True)
-
-
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_thinned_curves_keep_their_least_and_last_losses(sqlite_url, monkeypatch):
-    make_study(sqlite_url, diverged=None)
-    monkeypatch.setattr("reports.charts.training_plots.MAX_POINTS", 4)
-    results = read_results(read_storage(sqlite_url), "made")
-    losses = np.tile(np.arange(20.0, 0, -1), 8)
-    losses[[7, 27]] = -1.0
-    steps = np.tile(np.arange(50, 1050, 50), 8)
-    numbers = np.repeat(np.arange(8), 20)
-    curves = pd.DataFrame({"number": numbers, "step": steps, "loss": losses})
-    chart = build_section(replace(results, curves=curves)).curves
-    assert all(len(trace.y) <= 3 for trace in chart.figure.data)
-    assert sorted(min(trace.y) for trace in chart.figure.data) == [-1, -1, *([1] * 6)]
-    assert all(trace.y[-1] == 1 for trace in chart.figure.data)
 
 
 def test_timeline_has_a_row_per_worker_and_a_bar_per_trial(sqlite_url):

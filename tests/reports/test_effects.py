@@ -71,14 +71,6 @@ def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
     assert (effect.only_before, effect.only_after, effect.neither) == (0, 1, 1)
 
 
-def test_excluded_combinations_are_not_missing_pairs():
-    table = table_of([row for row in by_hand() if (row["a"], row["size"]) != (False, 1)])
-    effect = table.compute_effect(A)
-    assert table.is_complete
-    assert (effect.pairs, effect.missing_pairs) == (2, 0)
-    assert effect.mean == pytest.approx((-0.1 + 0.3) / 2)
-
-
 def test_table_without_parameters_has_no_effects():
     table = table_of([{"value": 1.5}], parameters=())
     assert table.is_complete

@@ -60,8 +60,6 @@ def test_page_names_the_smallest_architecture_that_is_as_good(build_page):
     assert comparison.between(WORST, BEST).windows == 4
     assert [comparison.is_significant(name, BEST) for name in (SMALLER, WORST)] == [False, True]
     assert section.summary.smallest.label == SMALLER
-    assert f"by the mean of its 3 runs: {BEST}, " in page.words
-    assert f"The smallest as good is {SMALLER}" in page.words
     heat = section.pairwise_chart.figure.data[0]
     # Differences that are not significant are in parentheses and not colored.
     assert heat.text[0][1].startswith("(−") and heat.z[0][1] == 0  # noqa: PT018

@@ -197,10 +197,10 @@ def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url):
     ("options", "reason"),
     [
         ({"audited": ()}, "No trial was audited"),
-        ({"audited": (1, 2, 3)}, "at least 6 are needed"),
-        ({"finished": False}, "once the search is finished"),
-        ({"audited": EVEN, "nuisance": ["layers"]}, "drawn as single trials"),
-        ({"audited": EVEN, "drawn_over": ["layers"]}, "each at all values of layers"),
+        ({"audited": (1, 2, 3)}, "at least 6"),
+        ({"finished": False}, "finished"),
+        ({"audited": EVEN, "nuisance": ["layers"]}, "single trials"),
+        ({"audited": EVEN, "drawn_over": ["layers"]}, "all values of layers"),
     ],
 )
 def test_pruned_study_without_estimates_says_why(sqlite_url, options, reason):

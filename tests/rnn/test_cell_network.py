@@ -222,10 +222,3 @@ def test_lockstep_needs_a_batching_rule_of_every_operation():
         assert lockstep_obstacle(cell_config(cell), "bf16") is None
     expected = "torch.vmap has no batching rule for aten::gru_cell"
     assert lockstep_obstacle(cell_config("TorchGRU")) == expected
-
-
-def test_lockstep_is_tried_once(monkeypatch):
-    architecture = cell_of("self.own = nn.Linear(4, 4)", "return self.own(x), state")
-    assert supports_lockstep(architecture)
-    monkeypatch.setattr("rnn.models.cell_network.CellNetwork", None)
-    assert supports_lockstep(replace(architecture, layers=3))
