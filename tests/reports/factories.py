@@ -5,6 +5,7 @@ import math
 import random
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import cache, wraps
 from pathlib import Path
@@ -14,12 +15,16 @@ from helpers import study_attributes
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from studies.attributes import OBJECTIVE_NAMES, TokenizerRecord
+from reports.data.results import Results
+from reports.data.study_reader import read_results
+from studies.attributes import CONFIG, OBJECTIVE_NAMES, TokenizerRecord
 from studies.config import StudyConfig
 from studies.hypothesis_records import Registration, update_records
+from studies.loader import read_study_record
 from studies.space import GATED_PARAMS
-from studies.storage.create_study import PlannedTrial, create_study
-from studies.storage.open import open_storage
+from studies.storage.create_study import PlannedTrial, create_study, extend_study
+from studies.storage.earlier_ends import NewEnd
+from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
 
 RECORDED = {"host": "h", "device": "cpu", "threads": 1, "precision": "fp32", "seed": 0,
@@ -334,6 +339,38 @@ def make_union(url: str, name: str = "union", missing: Sequence[int] = (), **raw
         for number, params in enumerate(trials)
     ]
     make_runs(url, name, config, runs)
+
+
+def finish_one(url: str, value: float) -> int:
+    """Finish the next waiting trial of ``made``; return its number."""
+    with closing(open_storage(url)) as storage:
+        trial_id = storage.claim(load_study(storage, "made")._study_id, "me")
+        storage.report(trial_id, "me", {50: value + 1, 100: value})
+        recorded = {"parameter_count": 1, "replicate": 0, "seconds": 1.0}
+        storage.finish(trial_id, "me", TrialState.COMPLETE, value, recorded)
+        return storage.get_trial_number_from_id(trial_id)
+
+
+def extend_steps(url: str, steps: int, trials: Sequence[int]) -> None:
+    """Let all trials of ``made`` wait for more steps; those that are named have a checkpoint."""
+    with closing(open_storage(url)) as storage:
+        study = load_study(storage, "made")
+        before = read_study_record(study).config
+        longer = before.training.model_copy(update={"steps": steps})
+        config = before.model_copy(update={"training": longer}).model_dump(mode="json")
+        end = NewEnd(steps, before.training.steps, "--extend", frozenset(trials))
+        assert extend_study(storage, study._study_id, {}, {CONFIG: config}, {}, [], end)
+
+
+def read_studies(url: str, *names: str, **options: Any) -> list[Results]:
+    """Read the results of studies, see :func:`reports.data.study_reader.read_results`."""
+    with closing(read_storage(url)) as storage:
+        return [read_results(storage, name, **options) for name in names]
+
+
+def results_of(url: str, name: str = "made", **options: Any) -> Results:
+    (results,) = read_studies(url, name, **options)
+    return results
 
 
 def distributions_of(trials: list[dict]) -> dict[str, CategoricalDistribution]:

@@ -16,10 +16,17 @@ from uuid import uuid4
 import optuna
 import psutil
 import pytest
-from factories import gated_params, make_runs, make_study, make_union
+from factories import (
+    extend_steps,
+    finish_one,
+    gated_params,
+    make_runs,
+    make_study,
+    make_union,
+    results_of,
+)
 from helpers import EACH_DATABASE, QUICK
 from hooks import HANG_TIMEOUT, Gate, Hooks
-from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note, wsgi
 from process_runner import SETTINGS, query, wait_until, wait_until_running
 from services import free_port
@@ -29,7 +36,6 @@ from reports.dashboard import launcher, note, publish, server
 from reports.dashboard.best_trial_files import SAMPLES_FILE
 from reports.dashboard.publish import StudyPublisher, publish_study
 from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
-from reports.data.study_reader import read_results
 from reports.errors import DashboardError
 from reports.report_claim import ReportClaim, claim_report
 from studies.artifacts import open_store
@@ -37,8 +43,6 @@ from studies.attributes import PUBLISHED, REPORT_CLAIM
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError, StudiesError, StudyFormatError
 from studies.storage.counts import TrialCounts
-from studies.storage.create_study import extend_study
-from studies.storage.earlier_ends import NewEnd
 from studies.storage.open import load_study, open_storage
 
 MARKUP = "<script>alert(1)</script> *a* | b"
@@ -62,16 +66,6 @@ def body_of(found):
 def write_note(url, body):
     with closing(open_storage(url)) as storage:
         save_note(load_study(storage, "made"), body)
-
-
-def finish_one(url, value):
-    with closing(open_storage(url)) as storage:
-        trial_id = storage.claim(load_study(storage, "made")._study_id, "me")
-        storage.report(trial_id, "me", {50: value + 1, 100: value})
-        storage.finish(
-            trial_id, "me", TrialState.COMPLETE, value, {"parameter_count": 1, "replicate": 0}
-        )
-        return storage.get_trial_number_from_id(trial_id)
 
 
 def publish_url(url, name="made", artifacts=None):
@@ -145,13 +139,7 @@ def test_study_extended_to_more_steps_is_published_again_with_its_files(sqlite_u
     publish_url(sqlite_url, "made", files)
     (curves,) = [path for path in files.iterdir() if path.read_text().startswith("step,")]
     assert "\n100,1.500000," in curves.read_text()
-    with closing(open_storage(sqlite_url)) as storage:
-        study = load_study(storage, "made")
-        config = study.user_attrs["config"]
-        longer = config | {"training": config["training"] | {"steps": 20_000}}
-        end = NewEnd(20_000, 10_000, "--extend", set(range(8)))
-        study_id = study._study_id
-        assert extend_study(storage, study_id, {"config": config}, {"config": longer}, {}, [], end)
+    extend_steps(sqlite_url, 20_000, range(8))
     for number in range(8):
         finish_one(sqlite_url, 1.0 + number / 10)
     publish_url(sqlite_url, "made", files)
@@ -228,8 +216,7 @@ def test_markup_in_names_is_escaped(sqlite_url):
     publish_url(sqlite_url, MARKUP)
     heading = r"## \<script\>alert(1)\</script\> \*a\* \| b"
     assert heading in note_of(sqlite_url, MARKUP)
-    with closing(open_storage(sqlite_url)) as storage:
-        results = read_results(storage, MARKUP)
+    results = results_of(sqlite_url, MARKUP)
     results = dataclasses.replace(results, table=results.table.assign(label="a|b\n```"))
     text = note.render_note(
         "made", results.config, results.corpus, ["```"], TrialCounts(8), results, []

@@ -4,14 +4,12 @@ import re
 from dataclasses import replace
 
 import pytest
-from factories import make_replicates, make_stated, make_study
+from factories import make_replicates, make_stated, make_study, read_studies
 from test_page import opened
 from test_pruning_audit import make_pruned
 
-from reports.data.study_reader import read_results
 from reports.page.first_screen import build_first_screen
 from reports.page.page import write_page
-from studies.storage.open import read_storage
 
 
 def answer_of(page):
@@ -60,7 +58,7 @@ def page_file(tmp_path_factory):
     make_study(url, "second")
     make_replicates(url)
     names = ("stated", "second", "replicates")
-    first, *others = (read_results(read_storage(url), name) for name in names)
+    first, *others = read_studies(url, *names)
     asked = {"question": "Which switches help a small network that has little memory?"}
     first = replace(first, config=first.trained.model_copy(update=asked))
     return write_page([first, *others], folder / "page.html").path

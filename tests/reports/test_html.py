@@ -4,12 +4,10 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from factories import make_refinement, make_study, make_union
+from factories import make_refinement, make_study, make_union, read_studies
 
-from reports.data.study_reader import read_results
 from reports.page.page import render_page, write_report
 from reports.page.sections import build_sections
-from studies.storage.open import read_storage
 
 VOID = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 """Elements without an end tag."""
@@ -58,9 +56,7 @@ class Page(HTMLParser):
 def page(tmp_path_factory):
     url = f"sqlite:///{tmp_path_factory.mktemp('page')}/studies.db"
     make_refinement(url)
-    storage = read_storage(url)
-    results = [read_results(storage, name) for name in ("made", "derived")]
-    return Page("".join(render_page(build_sections(results))))
+    return Page("".join(render_page(build_sections(read_studies(url, "made", "derived")))))
 
 
 def test_page_is_well_formed_and_self_contained(page):

@@ -6,9 +6,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from factories import make_study
+from factories import make_study, results_of
 
-from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.hypotheses import HYPOTHESES, evaluate_study, read_hypotheses, render_page
 from reports.stats.decision_rules import RULES, Verdict
@@ -19,7 +18,6 @@ from studies.config import StudyConfig
 from studies.hypotheses import Hypothesis
 from studies.hypothesis_records import HypothesisRecord, Registration
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
-from studies.storage.open import read_storage
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}
 PUBLISHED = read_hypotheses(HYPOTHESES)
@@ -30,10 +28,7 @@ def planned(tmp_path_factory):
     """Results of a study of all switches, two depths and two sizes, with one complete trial."""
     url = f"sqlite:///{tmp_path_factory.mktemp('planned')}/studies.db"
     make_study(url, "planned", None, finished=1, space=SPACE)
-    storage = read_storage(url)
-    results = read_results(storage, "planned")
-    storage.close()
-    return results
+    return results_of(url, "planned")
 
 
 def finished(planned, effects, noise=0.005, name="planned", **settings):

@@ -1,18 +1,16 @@
 """Pruned studies: their summary, and what audited trials measure of recall and effects."""
 
 import math
-from contextlib import closing
 
 import numpy as np
 import pandas as pd
 import pytest
-from factories import RECORDED, created_once, make_study, study_attributes
+from factories import RECORDED, created_once, make_study, results_of, study_attributes
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from scipy import stats
 
 from reports.charts.filtered_effects import compute_audited_subset
-from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.hypotheses import HYPOTHESES, read_hypotheses
 from reports.hypotheses import render_page as render_hypotheses
@@ -35,7 +33,7 @@ from studies.attributes import AUDIT_LOOKS, AuditLook
 from studies.config import StudyConfig
 from studies.space import GATED_PARAMS
 from studies.storage.create_study import PlannedTrial, create_study
-from studies.storage.open import open_storage, read_storage
+from studies.storage.open import open_storage
 
 STEPS = 200
 REASON = "at step 100 of 200: predicted 2.000 ± 0.100"
@@ -94,11 +92,6 @@ def make_pruned(
 
 
 EVEN = range(0, 32, 2)
-
-
-def results_of(url, name="made"):
-    with closing(read_storage(url)) as storage:
-        return read_results(storage, name)
 
 
 @pytest.mark.parametrize(("pruned", "sample"), [(90, 10), (360, 17), (3, 2), (0, 3)])
@@ -333,4 +326,4 @@ def test_page_of_a_pruned_study_names_the_steps_and_the_reason_of_each_trial(bui
 
 def test_study_without_pruning_has_no_summary(sqlite_url):
     make_study(sqlite_url)
-    assert summarize_pruning(read_results(read_storage(sqlite_url), "made")) is None
+    assert summarize_pruning(results_of(sqlite_url)) is None

@@ -7,10 +7,9 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
-from factories import MIN_GRU, gated_params, make_runs, make_study
+from factories import MIN_GRU, gated_params, make_runs, make_study, read_studies, results_of
 from helpers import EACH_DATABASE
 
-from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv, write_parquet
 from reports.errors import ReportError
 from reports.page.page import render_page, write_report
@@ -22,7 +21,7 @@ from studies.storage.open import read_storage
 
 def test_trial_table_has_the_best_first_and_trials_without_a_value_last(sqlite_url):
     make_study(sqlite_url, finished=6)
-    results = read_results(read_storage(sqlite_url), "made")
+    results = results_of(sqlite_url)
     assert list(results.table.index) == [0, 1, 2, 4, 5, 3, 6, 7]
     assert list(results.table["state"]) == ["COMPLETE"] * 5 + ["DIVERGED"] + ["WAITING"] * 2
     assert list(results.complete.index) == [0, 1, 2, 4, 5]
@@ -52,12 +51,12 @@ def test_report_and_csv_list_which_versions_trained_which_trials(sqlite_url, tmp
     ]
     raw = {"refinement": {"source": "none"}}
     make_runs(sqlite_url, "made", raw, runs)
-    html = "".join(render_page([build_section(read_results(read_storage(sqlite_url), "made"))]))
+    html = "".join(render_page([build_section(results_of(sqlite_url))]))
     (code,) = re.findall(r"Training code</th><td>(.*?)</td>", html)
     assert code == "first (trial 0), second (trials 0-2), third (trial 0)"
     (torch,) = re.findall(r"PyTorch</th><td>(.*?)</td>", html)
     assert torch == "2 (trials 0-2), 3 (trial 1)"
-    write_csv([read_results(read_storage(sqlite_url), "made")], tmp_path / "rows.csv")
+    write_csv([results_of(sqlite_url)], tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv").set_index("number")
     assert rows.loc[0, "earlier_code"] == "first, second"
     assert rows.loc[1, "earlier_torch"] == 2
@@ -67,7 +66,7 @@ def test_report_and_csv_list_which_versions_trained_which_trials(sqlite_url, tmp
 def test_results_equal_the_trials_that_optuna_reads(sqlite_url):
     make_study(sqlite_url, finished=5)
     storage = read_storage(sqlite_url)
-    results = read_results(storage, "made")
+    results = results_of(sqlite_url)
     trials = storage.get_all_trials(storage.get_study_id_from_name("made"))
     for trial in trials:
         row = results.table.loc[trial.number]
@@ -87,7 +86,7 @@ def test_infinite_value_of_plain_optuna_counts_as_diverged(url, value):
     study = optuna.load_study(study_name="made", storage=url)
     study.tell(study.ask(), value)
     storage = read_storage(url)
-    results = read_results(storage, "made")
+    results = results_of(url)
     status = read_status(study, storage, results.config)
     assert results.counts == status.counts
     assert (status.counts.complete, status.counts.diverged) == (5, 2)
@@ -95,8 +94,7 @@ def test_infinite_value_of_plain_optuna_counts_as_diverged(url, value):
 
 
 def test_pandas_reads_the_written_tables(derived, tmp_path):
-    storage = read_storage(derived)
-    results = [read_results(storage, name, with_curves=()) for name in ("made", "derived")]
+    results = read_studies(derived, "made", "derived", with_curves=())
     write_csv(results, tmp_path / "rows.csv")
     write_parquet(results, tmp_path / "rows.parquet")
     for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
@@ -112,7 +110,7 @@ def test_csv_has_one_line_per_trial(sqlite_url, tmp_path):
     text = 'a, "quoted" line\r\nC:\\new\tétude\x00\x0b\x85\u2028end\n'
     runs = [(gated_params(), 1.0, {"sample": text}), (gated_params(2), 2.0, {})]
     make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
-    results = [read_results(read_storage(sqlite_url), "writers")]
+    results = read_studies(sqlite_url, "writers")
     write_csv(results, tmp_path / "rows.csv")
     write_parquet(results, tmp_path / "rows.parquet")
     lines = (tmp_path / "rows.csv").read_text("utf-8").splitlines()
@@ -135,8 +133,7 @@ def test_option_of_another_type_in_each_study_is_text(sqlite_url, tmp_path):
         raw = {"cells": {"MinGRU": cell}, "space": space | {"layers": [1], "state_size": [4]}}
         runs = [(params | {"norm": each}, 1.0, {}) for each in (default, value)]
         make_runs(sqlite_url, name, raw, runs)
-    storage = read_storage(sqlite_url)
-    results = [read_results(storage, name) for name in types]
+    results = read_studies(sqlite_url, *types)
     write_csv(results, tmp_path / "rows.csv")
     write_parquet(results, tmp_path / "rows.parquet")
     for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):

@@ -6,10 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from factories import gated_params, make_replicates, make_runs, make_study
+from factories import gated_params, make_replicates, make_runs, make_study, read_studies, results_of
 
 from reports.data.replicates import find_replicates
-from reports.data.study_reader import read_results
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.noise_regions import Runs
@@ -19,7 +18,6 @@ from reports.stats.run_noise import NoiseSource, RunNoise, estimate_run_noise
 from rnn_search import load
 from studies.run_means import RunMeans
 from studies.space import REPLICATE
-from studies.storage.open import read_storage
 from tests.simulations.grids import NOISE, Scenario, simulate
 
 
@@ -140,8 +138,7 @@ def replicates_of(url, **config):
         for run, noise in enumerate(noises, 1)
     ]
     make_runs(url, "again", {"refinement": {"source": "made", "replicates": 3}} | config, runs)
-    storage = read_storage(url)
-    return [read_results(storage, name, with_curves=()) for name in ("made", "again")]
+    return read_studies(url, "made", "again", with_curves=())
 
 
 def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
@@ -166,5 +163,5 @@ def test_replicates_that_are_trained_or_judged_otherwise_do_not_count(sqlite_url
 
 def test_study_of_replicates_has_its_own_noise(sqlite_url):
     make_replicates(sqlite_url)
-    results = read_results(read_storage(sqlite_url), "replicates", with_curves=())
+    results = results_of(sqlite_url, "replicates", with_curves=())
     assert len(find_replicates(results, [results])) == 9
