@@ -125,7 +125,7 @@ def make_runs(
     text: str = "ab",
     tokenizer: dict | None = None,
     sources: Sequence[int] = (),
-    commands: Sequence[str] = (),
+    **record: Any,
 ) -> None:
     """Create a study.
 
@@ -134,57 +134,55 @@ def make_runs(
         name: name of the study.
         raw: its configuration.
         runs: (parameters, value, recorded attributes) of each trial. A value of NaN is that of a
-            diverged trial; None are those of waiting trials, after all others. The curve falls to
-            the recorded ``training_loss``, or else to the value; ``source_trials`` are those of
-            this trial alone.
+            diverged trial; None are those of waiting trials, after all others. The attributes may
+            have ``source_trials`` of this trial alone, whether it is ``audited``, its ``state`` if
+            it is pruned or, as WAITING, paused, and its ``curve``, which otherwise falls to the
+            recorded ``training_loss`` or to the value.
         text: SHA-256 of the corpus.
         tokenizer: record of the tokenizer.
         sources: numbers of the source trials, of all other trials alike.
-        commands: commands that the study was created with.
+        record: other attributes of the study.
     """
-    storage = open_new(url)
     config = StudyConfig.model_validate(raw)
-    create_study(
-        storage,
-        name,
-        OBJECTIVE_NAMES[config.objective],
-        study_attributes(
-            config,
-            text,
-            commands=list(commands),
-            tokenizer=TokenizerRecord(**tokenizer or {}),
-            hypotheses=update_records([], config.hypothesis, _registration(config, len(runs))),
-        ),
-        distributions_of([params for params, _, _ in runs]),
-        [
-            PlannedTrial(params, {"source_trials": recorded.get("source_trials", list(sources))})
-            for params, _, recorded in runs
-        ],
+    registration = Registration(
+        time=datetime(2026, 11, 26, 17, tzinfo=UTC),
+        planned=len(runs),
+        report_threshold=config.report_threshold,
+        nuisance=config.nuisance,
     )
+    record["hypotheses"] = update_records([], config.hypothesis, registration)
+    record["tokenizer"] = TokenizerRecord(**tokenizer or {})
+    trials = [
+        PlannedTrial(
+            params,
+            {"source_trials": recorded.get("source_trials", list(sources))},
+            recorded.get("audited", False),
+        )
+        for params, _, recorded in runs
+    ]
+    distributions = distributions_of([params for params, _, _ in runs])
+    objective = OBJECTIVE_NAMES[config.objective]
+    attributes = study_attributes(config, text, **record)
+    storage = open_new(url)
+    create_study(storage, name, objective, attributes, distributions, trials)
     study_id = storage.get_study_id_from_name(name)
     for _, value, recorded in runs:
         if value is None:
             continue
         trial_id = storage.claim(study_id, "me")
-        attributes = RECORDED | {"seconds": 2.0, "parameter_count": 10, "worker": "w"} | recorded
-        least = attributes.get("training_loss", value)
-        curve = {} if math.isnan(least) else {50: least + 1, 100: least}
-        state, known = TrialState.COMPLETE, value
+        found = RECORDED | {"seconds": 2.0, "parameter_count": 10, "worker": "w"} | recorded
+        least = found.get("training_loss", value)
+        curve = found.pop("curve", {} if math.isnan(least) else {50: least + 1, 100: least})
+        state = found.pop("state", TrialState.COMPLETE)
+        found.pop("audited", None)
         if math.isnan(value):
-            state, known = TrialState.FAIL, None
-            attributes = RECORDED | {"failure": "diverged"}
-        storage.finish(trial_id, "me", state, known, attributes, curve)
+            state, found = TrialState.FAIL, RECORDED | {"failure": "diverged"}
+        if state is TrialState.WAITING:
+            storage.pause(trial_id, "me", found, curve)
+        else:
+            known = value if state is TrialState.COMPLETE else None
+            storage.finish(trial_id, "me", state, known, found, curve)
     storage.close()
-
-
-def _registration(config: StudyConfig, planned: int) -> Registration:
-    """Return what a study is when it is created."""
-    return Registration(
-        time=datetime(2026, 11, 26, 17, tzinfo=UTC),
-        planned=planned,
-        report_threshold=config.report_threshold,
-        nuisance=config.nuisance,
-    )
 
 
 @created_once

@@ -542,22 +542,15 @@ def test_only_the_dashboards_own_page_deletes_a_study(served):
 
 def test_no_response_may_be_shown_in_a_frame(served):
     _, port = served
-    responses = [
-        send(port, "GET", path, **headers)
-        for path, headers in (
-            ("/", {}),
-            ("/dashboard", {}),
-            ("/api/studies/1", {}),
-            ("/static/bundle.js", {}),
-            ("/absent", {}),
-            ("/dashboard", {"Host": "rebound.example"}),
-            ("/dashboard", {"Sec_Fetch_Site": "cross-site"}),
-            ("/dashboard", {f"Header{n}": "1" for n in range(101)}),  # refused before it is parsed
-        )
-    ]
-    statuses = [status for status, _ in responses]
-    assert {200, 302, 403, 404, 431} <= set(statuses)
-    for status, headers in responses:
+    for path, sent, expected in (
+        ("/", {}, 302),
+        ("/dashboard", {}, 200),
+        ("/absent", {}, 404),
+        ("/dashboard", {"Host": "rebound.example"}, 403),
+        ("/dashboard", {f"Header{n}": "1" for n in range(101)}, 431),  # before it is parsed
+    ):
+        status, headers = send(port, "GET", path, **sent)
+        assert status == expected
         assert headers.get_all("X-Frame-Options") == ["DENY"], status
         assert "frame-ancestors 'none'" in headers.get_all("Content-Security-Policy"), status
 

@@ -64,35 +64,26 @@ def page_file(tmp_path_factory):
     return write_page([first, *others], folder / "page.html").path
 
 
-def resize(page, width, height):
-    page.set_viewport_size({"width": width, "height": height})
-    page.locator(".first .plot.drawn").first.wait_for()
-
-
-def bottom_of(page, selector):
-    return page.locator(selector).first.evaluate("e => e.getBoundingClientRect().bottom")
-
-
 @pytest.mark.extended
-def test_first_screen_holds_question_answer_figure_and_limits(browser, page_file):
-    with opened(browser, page_file, 1200) as page:
-        resize(page, 1200, 800)
+@pytest.mark.parametrize(
+    ("width", "height", "selectors"),
+    [(1200, 800, ("h1", ".answer", ".first .plot", ".limits")), (390, 844, ("h1", ".answer"))],
+)
+def test_first_screen_holds_the_answer_and_begins_the_figure(
+    browser, page_file, width, height, selectors
+):
+    with opened(browser, page_file, width) as page:
+        page.set_viewport_size({"width": width, "height": height})
+        page.locator(".first .plot.drawn").first.wait_for()
         assert page.locator("h1").first.inner_text().startswith("Which switches help")
-        for selector in ("h1", ".answer", ".first .plot", ".limits"):
-            assert 0 < bottom_of(page, selector) <= 800, selector
-        # Figures are no wider than they need.
-        assert page.locator(".first .plot").first.bounding_box()["width"] <= 760
-
-
-@pytest.mark.extended
-def test_first_screen_of_a_phone_holds_the_answer_and_begins_the_figure(browser, page_file):
-    with opened(browser, page_file, 390) as page:
-        resize(page, 390, 844)
-        assert bottom_of(page, ".answer") < 844
-        assert page.locator(".first .plot").first.bounding_box()["y"] < 700
+        for selector in selectors:
+            box = page.locator(selector).first.bounding_box()
+            assert box["y"] + box["height"] <= height, selector
+        figure = page.locator(".first .plot").first.bounding_box()
+        assert figure["y"] < 700
+        assert figure["width"] <= 760, "no wider than it needs"
         title = page.locator(".first .plot .xtitle").first.bounding_box()
-        assert title["x"] >= 0
-        assert title["x"] + title["width"] <= 390
+        assert 0 <= title["x"] <= title["x"] + title["width"] <= width
 
 
 @pytest.mark.extended

@@ -2,16 +2,13 @@
 
 import os
 import re
-import threading
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from factories import finish_one, gated_params, make_runs, make_study
-from hooks import HANG_TIMEOUT
-from process_runner import wait_until
 from sqlalchemy.engine import make_url
 
-from reports import cli as command_line
 from reports.cli import reports, write_final_report
 from reports.errors import OutputTakenError
 from reports.hypotheses import hypotheses_command
@@ -216,29 +213,21 @@ def test_watched_report_is_updated_until_the_study_is_finished(
     sqlite_url, tmp_path, monkeypatch, capsys
 ):
     make_study(sqlite_url, finished=0)
-    page = tmp_path / "page.html"
-    monkeypatch.setattr(command_line, "WATCH_SECONDS", 0.2)
-    watching = threading.Thread(
-        target=command_line._watch, args=(sqlite_url, ["made"], page), daemon=True
-    )
-    watching.start()
-    output = []
+    page, pages = tmp_path / "page.html", []
 
-    def has_printed(text):
-        output.append(capsys.readouterr().out)
-        return text in "".join(output)
+    def finish_some(seconds):
+        for _ in range(7 if page.exists() else 1):
+            finish_one(sqlite_url, 1.4)
+        pages.append(page.read_text(encoding="utf-8") if page.exists() else None)
 
-    wait_until(lambda: has_printed("no report yet: study 'made' has no complete trial"))
-    finish_one(sqlite_url, 1.5)
-    wait_until(lambda: has_printed("1 of 8 trials finished"))
-    html = page.read_text(encoding="utf-8")
-    assert "Unfinished: 1 of 8 trials." in html
-    assert 'data-refresh-seconds="0.2"' in html
-    for _ in range(7):
-        finish_one(sqlite_url, 1.4)
-    watching.join(HANG_TIMEOUT)
-    assert not watching.is_alive()
-    assert has_printed("8 of 8 trials finished")
-    html = page.read_text(encoding="utf-8")
-    assert "Unfinished" not in html
-    assert "data-refresh-seconds=" not in html
+    monkeypatch.setattr("reports.cli.time", SimpleNamespace(sleep=finish_some))
+    arguments = ["made", "--watch", "--output", str(page), "--storage", sqlite_url]
+    reports.main(arguments, standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    for line, words in zip(lines, ("no complete trial", "1 of 8", "8 of 8"), strict=False):
+        assert words in line
+    pages.append(page.read_text(encoding="utf-8"))
+    assert pages[0] is None
+    for html, is_finished in zip(pages[1:], (False, True), strict=True):
+        assert ("Unfinished: 1 of 8 trials." not in html) == is_finished
+        assert ("data-refresh-seconds=" not in html) == is_finished

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from factories import RECORDED, created_once, make_study, results_of, study_attributes
-from optuna.distributions import CategoricalDistribution
+from factories import created_once, make_runs, make_study, results_of
 from optuna.trial import TrialState
 from scipy import stats
 
@@ -17,7 +16,6 @@ from reports.hypotheses import render_page as render_hypotheses
 from reports.stats.audited_effects import (
     MIN_STOPPED,
     estimate_audited_effects,
-    estimate_effect,
     estimate_effects,
 )
 from reports.stats.effects import FactorialTable
@@ -31,8 +29,6 @@ from reports.stats.pruning_summary import summarize_pruning
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook
 from studies.config import StudyConfig
-from studies.space import GATED_PARAMS
-from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage
 
 STEPS = 200
@@ -48,7 +44,7 @@ SPACE |= {name: [False] for name in ("output_gate", "state_gate")}
 
 @created_once
 def make_pruned(
-    url, name="made", audited=range(10), finished=True, scale=0.1, drawn_over=None, **settings
+    url, name="made", audited=range(10), finished=True, scale=0.1, drawn_over=(), **settings
 ):
     """Store 32 trials of which every other one is pruned, with predictions that are too high.
 
@@ -57,38 +53,22 @@ def make_pruned(
     With the residual a network is better by 0.4 nats, with the input gate by 0.2; those without
     residual are pruned, so that no pair of complete trials differs in it.
     """
-    config = StudyConfig.model_validate(
-        {"space": SPACE, "pruning": {"enabled": True, "audit": 3}, "training": {"steps": STEPS}}
-        | settings
-    )
-    grid = list(config.grid.combinations())
-    storage = open_storage(url)
-    create_study(
-        storage,
-        name,
-        "validation loss",
-        study_attributes(config) | {"audit_nuisance": drawn_over or []},
-        {name: CategoricalDistribution(tuple(config.grid.values(name))) for name in GATED_PARAMS},
-        [PlannedTrial(params, {}, i in audited) for i, params in enumerate(grid)],
-    )
-    study_id = storage.get_study_id_from_name(name)
-    for i, params in enumerate(grid):
-        trial_id = storage.claim(study_id, "me/1")
+    raw = {"space": SPACE, "pruning": {"enabled": True, "audit": 3}, "training": {"steps": STEPS}}
+    runs = []
+    for i, params in enumerate(StudyConfig.model_validate(raw | settings).grid.combinations()):
         value = 2 - 0.4 * params["residual"] - 0.2 * params["input_gate"] + i / 1000
-        found = RECORDED | {"seconds": 1.0, "parameter_count": 10, "worker": "w"}
-        is_pruned = not params["residual"]
-        if is_pruned:
+        found = {"audited": i in audited, "curve": {50: value + 1, 100: value + 0.5}}
+        if not params["residual"]:
             found |= {"rung": 100, "keep_probability": 0.02, "predicted_scale": scale}
             found |= {"predicted_value": value - ERROR, "reason": REASON}
-        curve = {50: value + 1, 100: value + 0.5}
-        if not finished and i == len(grid) - 1:
-            storage.pause(trial_id, "me/1", found | {"rung": 100}, curve)
-        elif is_pruned and i not in audited:
-            storage.finish(trial_id, "me/1", TrialState.PRUNED, None, found, curve)
+        if not finished and i == 31:
+            found |= {"rung": 100, "state": TrialState.WAITING}
+        elif params["residual"] or i in audited:
+            found["curve"] |= {150: value, 200: value}
         else:
-            curve |= {150: value, 200: value}
-            storage.finish(trial_id, "me/1", TrialState.COMPLETE, value, found, curve)
-    storage.close()
+            found["state"] = TrialState.PRUNED
+        runs.append((params, value, found))
+    make_runs(url, name, raw | settings, runs, audit_nuisance=drawn_over)
 
 
 EVEN = range(0, 32, 2)
@@ -158,17 +138,6 @@ def make_table(seed):
     return table, values.to_numpy(), predicted.to_numpy(), is_pruned.to_numpy()
 
 
-def test_effect_is_exact_where_every_trial_is_audited():
-    table, values, predicted, is_pruned = make_table(0)
-    known = np.where(is_pruned, predicted, values)
-    grid = FactorialTable.from_frame(table.assign(value=known), list(table))
-    truth = FactorialTable.from_frame(table.assign(value=values), list(table))
-    for contrast in grid.list_contrasts():
-        effect = estimate_effect(grid, contrast, values - known, int(is_pruned.sum()))
-        assert effect.mean == pytest.approx(truth.compute_effect(contrast).mean)
-        assert effect.error == pytest.approx(0)
-
-
 def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url):
     make_pruned(sqlite_url, audited=EVEN)
     results = results_of(sqlite_url)
@@ -224,6 +193,7 @@ def test_effects_of_a_pruned_study_are_those_of_architectures_at_their_best(sqli
     found = estimate_audited_effects(results_of(sqlite_url))
     means = {effect.contrast.label: effect.mean for effect in found.effects}
     assert (found.audited, found.stopped) == (16, 8)
+    assert [effect.error for effect in found.effects] == [0] * 4, "all are audited"
     assert set(means) == {"residual", "input gate", "forget gate", "layers 1 → 2"}
     assert means["residual"] == pytest.approx(-0.4, abs=0.03)
 
