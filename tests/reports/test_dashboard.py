@@ -583,7 +583,6 @@ def fetch(port, path):
 
 
 def processes():
-    """Return the command lines of all processes by their ids."""
     found = psutil.process_iter(["cmdline"])
     return {each.pid: " ".join(each.info["cmdline"] or ()) for each in found}
 

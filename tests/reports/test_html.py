@@ -4,9 +4,9 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from factories import make_refinement, make_study, make_union, read_studies
+from factories import make_refinement, make_union, read_studies
 
-from reports.page.page import render_page, write_report
+from reports.page.page import render_page
 from reports.page.sections import build_sections
 
 VOID = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
@@ -89,13 +89,3 @@ def test_every_chart_has_data_and_a_text_alternative(page):
         traces = page.embedded(plot["data-figure"])["data"]
         assert any(trace.get(name) for trace in traces for name in ("x", "y", "z", "dimensions"))
     assert set(page.embedded("themes")) == {"light", "dark"}
-
-
-@pytest.mark.parametrize(("finished", "report_threshold"), [(1, None), (8, 1.75)])
-def test_report_of_few_trials_is_written(sqlite_url, tmp_path, finished, report_threshold):
-    make_study(sqlite_url, finished=finished, report_threshold=report_threshold)
-    path = write_report(sqlite_url, ["made"], tmp_path / "page.html").path
-    html = path.read_text(encoding="utf-8")
-    assert ("Unfinished:" in html) == (finished < 8)
-    assert "1×4 no gates, new state" in html
-    assert "<h3>Replicates</h3>" not in html

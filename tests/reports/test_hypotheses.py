@@ -281,33 +281,28 @@ def hypothesis_on(name, before, after, **settings):
 
 def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(planned):
     pinned = hypothesis_on("learning_rate", 0.001, 0.003)
-    untestable = [
-        pinned,
-        hypothesis_on("state_size", 8, 32),
-        hypothesis_on("residual", False, True, region={"layers": [4, 5]}),
-        hypothesis_on("residuals", False, True),
-    ]
-    reasons = [
-        "learning_rate has one value",
-        "state_size has no value 32",
-        "layers has no value 4 or 5",
-        "no parameter 'residuals'",
-    ]
+    deeper = hypothesis_on("residual", False, True, region={"layers": [4, 5]})
+    untestable = {
+        "learning_rate has one value": pinned,
+        "state_size has no value 32": hypothesis_on("state_size", 8, 32),
+        "layers has no value 4 or 5": deeper,
+        "no parameter 'residuals'": hypothesis_on("residuals", False, True),
+    }
     partly = pinned.model_copy(update={"contrasts": [*PUBLISHED[6].contrasts, *pinned.contrasts]})
-    stored = [*map(record, [*untestable, partly])]
+    stored = [*map(record, [*untestable.values(), partly])]
     results = dataclasses.replace(finished(planned, AS_SAID), hypotheses=stored)
     tests = StudyTables(results).test_stored()
     assert [(each.is_untestable, each.problem) for each in tests] == [
-        *((True, reason) for reason in reasons),
+        *((True, reason) for reason in untestable),
         (False, "learning_rate has one value"),
     ]
     assert [each.verdict for each in tests[-1].findings] == ["holds"]
     assert list(to_frame(tests)["verdict"]) == 4 * ["not testable"] + ["holds"]
-    assert evaluate_study(results, [untestable[0]], margin=0.1).tests == {}, "of a file alone"
+    assert evaluate_study(results, [pinned], margin=0.1).tests == {}, "of a file alone"
     # Before the end, what the grid lacks is known already.
     unfinished = dataclasses.replace(planned, hypotheses=stored)
     assert [each.problem for each in StudyTables(unfinished).test_stored()] == [
-        *reasons, "1 of 384 trials are finished"]  # fmt: skip
+        *untestable, "1 of 384 trials are finished"]  # fmt: skip
 
 
 def test_hypothesis_stored_in_other_words_is_the_same(planned):

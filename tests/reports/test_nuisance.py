@@ -102,11 +102,8 @@ def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url, tmp_pa
     results = results_of(sqlite_url, "union")
     assert results.parameters[:4] == ["cell", "residual", "norm", "expansion"]
     assert results.parameters[4:] == ["layers", "state_size", "learning_rate"]
-    assert (results.cells, results.has_gated, results.is_gated) == (
-        ["MinGRU", "gated", "gru"],
-        True,
-        False,
-    )
+    assert results.cells == ["MinGRU", "gated", "gru"]
+    assert (results.has_gated, results.is_gated) == (True, False)
     write_csv([results], tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv")
     own, others = rows[rows["cell"] == "MinGRU"], rows[rows["cell"] != "MinGRU"]
