@@ -230,15 +230,9 @@ def gated_params(layers: int = 1, state_size: int = 4, **more) -> dict:
 
 @created_once
 def make_replicates(
-    url: str,
-    name: str = "replicates",
-    split: str | None = "test",
-    gap: float = 0.5,
-    replicates: int = 3,
-    windows: int = 4,
-    **refinement: Any,
+    url: str, name: str = "replicates", split: str = "test", gap: float = 0.5, **refinement: Any
 ) -> None:
-    """Create two architectures that hardly differ, and a third one worse by a gap.
+    """Create two architectures that hardly differ, and a third one worse by a gap; three runs each.
 
     The first, of two layers, is the best on the held-out text and the worst by its value; the
     second, of one layer, has half its parameters.
@@ -246,24 +240,20 @@ def make_replicates(
     runs = []
     shapes = ((2, 4, 0.0, 2.0, 200), (1, 4, gap / 200, 1.9, 100), (1, 8, gap, 1.8, 150))
     for layers, size, worse, value, count in shapes:
-        for run in range(replicates):
+        for run in range(3):
             # Effects of the run and of the window, and some noise.
-            losses = [
-                2
-                + worse
-                + run / 10
-                + window / 5
-                + ((7 * run + 3 * window + 5 * size * layers) % 11) / 700
-                for window in range(windows)
-            ]
-            recorded: dict = {"parameter_count": count, "training_loss": value + run / 100}
-            if split:
-                recorded |= {f"{split}_windows": losses, f"{split}_stderr": 0.125}
-                recorded[f"{split}_bits_per_byte"] = sum(losses) / windows
-            runs.append(
-                (gated_params(layers, size, replicate=run + 1), value + run / 100, recorded)
-            )
-    raw = {"refinement": {"source": "made", "replicates": replicates} | refinement}
+            noise = [(7 * run + 3 * window + 5 * size * layers) % 11 / 700 for window in range(4)]
+            losses = [2 + worse + run / 10 + window / 5 + noise[window] for window in range(4)]
+            recorded = {
+                "parameter_count": count,
+                "training_loss": value + run / 100,
+                f"{split}_windows": losses,
+                f"{split}_stderr": 0.125,
+                f"{split}_bits_per_byte": sum(losses) / 4,
+            }
+            params = gated_params(layers, size, replicate=run + 1)
+            runs.append((params, value + run / 100, recorded))
+    raw = {"refinement": {"source": "made", "replicates": 3} | refinement}
     make_runs(url, name, raw, runs)
 
 
