@@ -83,11 +83,16 @@ def test_infinite_value_of_plain_optuna_counts_as_diverged(url, value):
     assert status.best.value == 1.5
 
 
+def write_and_read(results, folder):
+    """Write a CSV and a Parquet file; return what pandas reads from each."""
+    write_csv(results, folder / "rows.csv")
+    write_parquet(results, folder / "rows.parquet")
+    return pd.read_csv(folder / "rows.csv"), pd.read_parquet(folder / "rows.parquet")
+
+
 def test_pandas_reads_the_written_tables(derived, tmp_path):
     results = read_studies(derived, "made", "derived", with_curves=())
-    write_csv(results, tmp_path / "rows.csv")
-    write_parquet(results, tmp_path / "rows.parquet")
-    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
+    for rows in write_and_read(results, tmp_path):
         assert rows["study"].tolist() == ["made"] * 8 + ["derived"] * 3
         assert rows["value"].iloc[:3].tolist() == pytest.approx([1.5, 1.6, 1.7])
         assert rows["residual"].tolist()[:8] == [False] * 4 + [True] * 4
@@ -100,17 +105,15 @@ def test_csv_has_one_line_per_trial(sqlite_url, tmp_path):
     text = 'a, "quoted" line\r\nC:\\new\tétude\x00\x0b\x85\u2028end\n'
     runs = [(gated_params(), 1.0, {"sample": text}), (gated_params(2), 2.0, {})]
     make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
-    results = read_studies(sqlite_url, "writers")
-    write_csv(results, tmp_path / "rows.csv")
-    write_parquet(results, tmp_path / "rows.parquet")
+    of_csv, of_parquet = write_and_read(read_studies(sqlite_url, "writers"), tmp_path)
     lines = (tmp_path / "rows.csv").read_text("utf-8").splitlines()
     assert len(lines) == 3
     assert lines[0].endswith(",sample")
-    (written, missing) = pd.read_csv(tmp_path / "rows.csv")["sample"]
+    written, missing = of_csv["sample"]
     assert "étude" in written
     assert written.encode("latin-1", "backslashreplace").decode("unicode_escape") == text
     assert pd.isna(missing)
-    assert pd.read_parquet(tmp_path / "rows.parquet")["sample"].iloc[0] == text
+    assert of_parquet["sample"].iloc[0] == text
 
 
 def test_option_of_another_type_in_each_study_is_text(sqlite_url, tmp_path):
@@ -123,8 +126,5 @@ def test_option_of_another_type_in_each_study_is_text(sqlite_url, tmp_path):
         raw = {"cells": {"MinGRU": cell}, "space": space | {"layers": [1], "state_size": [4]}}
         runs = [(params | {"norm": each}, 1.0, {}) for each in (default, value)]
         make_runs(sqlite_url, name, raw, runs)
-    results = read_studies(sqlite_url, *types)
-    write_csv(results, tmp_path / "rows.csv")
-    write_parquet(results, tmp_path / "rows.parquet")
-    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
+    for rows in write_and_read(read_studies(sqlite_url, *types), tmp_path):
         assert rows["norm"].tolist() == ["False", "True", "none", "all"]

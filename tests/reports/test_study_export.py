@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from factories import (
-    RECORDED,
     extend_steps,
+    finish_one,
     make_baselines,
     make_refinement,
     make_replicates,
@@ -18,7 +18,6 @@ from factories import (
     results_of,
 )
 from managed_studies import create_with_everything
-from optuna.trial import TrialState
 from test_pruning_audit import make_pruned
 
 from search.status import read_status
@@ -58,14 +57,8 @@ def make_extended(url: str) -> None:
     """Trials that ended after 100 steps, and again after 200; one had no checkpoint."""
     make_study(url, "made", objective="training", training={"steps": 100})
     extend_steps(url, 200, range(1, 8))
-    with closing(open_storage(url)) as storage:
-        study_id = load_study(storage, "made")._study_id
-        for number in range(6):
-            trial_id = storage.claim(study_id, "me")
-            loss = 1.2 + number / 7
-            found = RECORDED | {"training_loss": loss, "worker": "w"}
-            curve = {150: loss + 0.3, 200: loss}
-            storage.finish(trial_id, "me", TrialState.COMPLETE, loss, found, curve)
+    for number in range(6):
+        finish_one(url, 1.2 + number / 7, start=100)
 
 
 STUDIES = {

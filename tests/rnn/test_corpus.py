@@ -125,10 +125,9 @@ def test_split_is_by_position():
 
 def test_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     (tmp_path / "text").write_bytes(b"text")
-    with monkeypatch.context() as patch:
-        error = PermissionError(13, "Permission denied")
-        patch.setattr("rnn.data.corpus.Path.open", Mock(side_effect=error))
-        assert_refused(tmp_path / "text", r"text cannot be read \(Permission denied\)")
+    error = PermissionError(13, "Permission denied")
+    monkeypatch.setattr("rnn.data.corpus.Path.open", Mock(side_effect=error))
+    assert_refused(tmp_path / "text", r"text cannot be read \(Permission denied\)")
 
 
 def test_missing_or_empty_file_is_refused_in_one_line(tmp_path):
