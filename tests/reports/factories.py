@@ -329,10 +329,10 @@ def make_union(url: str, name: str = "union", missing: Sequence[int] = (), **raw
     make_runs(url, name, config, runs)
 
 
-def finish_one(url: str, value: float, start: int = 0) -> int:
-    """Train the next waiting trial of ``made`` for 100 steps; return its number."""
+def finish_one(url: str, value: float, start: int = 0, name: str = "made") -> int:
+    """Train the next waiting trial of a study for 100 steps; return its number."""
     with closing(open_storage(url)) as storage:
-        trial_id = storage.claim(load_study(storage, "made")._study_id, "me")
+        trial_id = storage.claim(load_study(storage, name)._study_id, "me")
         storage.report(trial_id, "me", {start + 50: value + 1, start + 100: value})
         recorded = {"parameter_count": 1, "replicate": 0, "seconds": 1.0}
         storage.finish(trial_id, "me", TrialState.COMPLETE, value, recorded)

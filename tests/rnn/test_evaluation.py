@@ -10,7 +10,7 @@ import torch
 from rnn.config import GatedConfig, TrialConfig
 from rnn.data.recall import CHANCE, generate_recall
 from rnn.models.factory import build_network
-from rnn.training.context import ContextLosses, RecallAccuracy
+from rnn.training.context import ContextLosses, RecallAccuracy, list_context_bins
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows, to_bits_per_byte
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 20, np.uint8)
@@ -130,3 +130,8 @@ def test_losses_with_a_short_context_are_those_of_windows_of_half_the_length():
     torch.testing.assert_close(short, compute_eval_losses(network, windows[30:]).double())
     first = compute_eval_losses(network, windows[:31]).double()
     torch.testing.assert_close((first * 30 + context.long * 29) / 59, alone.double())
+
+
+def test_bins_are_at_most_twelve_powers_of_two_up_to_the_longest_context():
+    assert list_context_bins(99) == [1, 2, 4, 8, 16, 32, 64, 99]
+    assert list_context_bins(10**6) == [*(2**power for power in range(11)), 10**6]
