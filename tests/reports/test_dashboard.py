@@ -555,7 +555,8 @@ def test_no_response_may_be_shown_in_a_frame(served):
         assert "frame-ancestors 'none'" in headers.get_all("Content-Security-Policy"), status
 
 
-def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, invoke):
+def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, invoke, monkeypatch):
+    monkeypatch.setattr(server, "PROBE_TIMEOUT_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with launcher.serve_dashboard(sqlite_url, None, port):
@@ -569,7 +570,8 @@ def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, in
     assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
 
 
-def test_server_has_stopped_when_the_search_ends(sqlite_url):
+def test_server_has_stopped_when_the_search_ends(sqlite_url, monkeypatch):
+    monkeypatch.setattr(server, "PROBE_TIMEOUT_SECONDS", 0.1)
     port = free_port()
     in_use = pytest.raises(DashboardError, match=f"port {port}")
     with launcher.serve_dashboard(sqlite_url, None, port), in_use:

@@ -69,9 +69,8 @@ def test_error_of_a_sum_uses_each_trials_variance_and_satterthwaites_degrees():
     assert degrees == pytest.approx(40**2 / (4**2 / 5 + 36**2 / 10))
     assert source is NoiseSource.MIXED
     # A trial that occurs in two pairs has twice the weight.
-    shared = FactorialTable({}, np.empty((3, 0)), np.array([1.0, 2.0, 4.0]), noise)
     pairs = np.array([[0, 0], [1, 2]])
-    found = PairedDifference.from_trials(shared.values, pairs, (-1, 1), noise)
+    found = PairedDifference.from_trials(np.array([1.0, 2.0, 4.0]), pairs, (-1, 1), noise)
     assert found.mean == pytest.approx(2)
     assert found.error == pytest.approx(math.sqrt(4 + 4 / 4 + 9 / 4))
     # Means over four and two runs of the first two trials are compared over their two common runs;

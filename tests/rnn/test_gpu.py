@@ -111,7 +111,7 @@ def test_learning_rate_can_change_after_the_recording(case, monkeypatch):
     assert results[config].state.curve != train(case)[config].state.curve
 
 
-# ------------------------------------------------------------------ the runner and the stand-in
+# ------------------------------------------------------------------ recordings that fail
 
 
 def use_failing_recorder(monkeypatch, error):
