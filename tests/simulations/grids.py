@@ -66,6 +66,7 @@ class Simulation:
 
     truth: FactorialTable
     observed: FactorialTable
+    deviations: Floats  # between runs, of each trial
 
 
 def simulate(scenario: Scenario, count: int, seed: int = 0) -> Iterator[Simulation]:
@@ -96,7 +97,7 @@ def simulate(scenario: Scenario, count: int, seed: int = 0) -> Iterator[Simulati
             runs = Runs(empty.codes[trials], replicates, drawn)
         noise = estimate_run_noise(empty.codes, values, runs)
         truth = replace(empty, values=expected)
-        yield Simulation(truth, replace(empty, values=values, noise=noise))
+        yield Simulation(truth, replace(empty, values=values, noise=noise), deviations)
 
 
 def draw_values(
