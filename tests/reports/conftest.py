@@ -8,15 +8,13 @@ from functools import cache
 from typing import Any
 
 import pytest
-from factories import make_refinement
+from factories import make_refinement, results_of
 from hooks import HANG_TIMEOUT
 from services import report_missing
 
-from reports.data.study_reader import read_results
 from reports.page.page import render_page
 from reports.page.section import Section
 from reports.page.sections import build_section
-from studies.storage.open import read_storage
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]  # fmt: skip
@@ -80,7 +78,7 @@ def build_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BuiltP
     def build(make: Callable[..., None], name: str, **options: Any) -> BuiltPage:
         url = f"sqlite:///{tmp_path_factory.mktemp('page')}/studies.db"
         make(url, name=name, **options)
-        results = read_results(read_storage(url), name, drawn_only=True)
+        results = results_of(url, name, drawn_only=True)
         with pytest.MonkeyPatch.context() as patch:
             draw_no_optuna_figures(patch)
             section = build_section(results)

@@ -5,6 +5,7 @@ import math
 import random
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import cache, wraps
 from pathlib import Path
@@ -14,12 +15,16 @@ from helpers import study_attributes
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from studies.attributes import OBJECTIVE_NAMES, TokenizerRecord
+from reports.data.results import Results
+from reports.data.study_reader import read_results
+from studies.attributes import CONFIG, OBJECTIVE_NAMES, TokenizerRecord
 from studies.config import StudyConfig
 from studies.hypothesis_records import Registration, update_records
+from studies.loader import read_study_record
 from studies.space import GATED_PARAMS
-from studies.storage.create_study import PlannedTrial, create_study
-from studies.storage.open import open_storage
+from studies.storage.create_study import PlannedTrial, create_study, extend_study
+from studies.storage.earlier_ends import NewEnd
+from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
 
 RECORDED = {"host": "h", "device": "cpu", "threads": 1, "precision": "fp32", "seed": 0,
@@ -87,32 +92,15 @@ def make_study(
     space = {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
     space |= {p: [False] for p in GATED_PARAMS[:4]} | {"state_source": ["new"]}
     space |= {"exclude": list(exclude)}
-    validated = StudyConfig.model_validate(
-        {"space": space, "report_threshold": report_threshold, "question": question} | config
-    )
-    finished = min(finished, len(list(validated.grid.combinations())))
-    storage = open_new(url)
-    create_study(
-        storage,
-        name,
-        OBJECTIVE_NAMES[validated.objective],
-        study_attributes(validated),
-        {n: CategoricalDistribution(tuple(validated.grid.values(n))) for n in GATED_PARAMS},
-        [PlannedTrial(params) for params in validated.grid.combinations()],
-    )
-    study_id = storage.get_study_id_from_name(name)
-    for i in range(finished):
-        trial_id = storage.claim(study_id, "me")
+    raw = {"space": space, "report_threshold": report_threshold, "question": question} | config
+    runs: list = []
+    for i, params in enumerate(StudyConfig.model_validate(raw).grid.combinations()):
         value = 1.5 + i / 10
-        storage.report(trial_id, "me", {50: value + 1, 100: value})
+        recorded = {"parameter_count": 10 + i, "worker": worker}
         if i == diverged:
-            storage.finish(
-                trial_id, "me", TrialState.FAIL, None, {"failure": "diverged", **RECORDED}
-            )
-        else:
-            attributes = RECORDED | {"seconds": 2.0, "parameter_count": 10 + i, "worker": worker}
-            storage.finish(trial_id, "me", TrialState.COMPLETE, value, attributes)
-    storage.engine.dispose()
+            value, recorded = math.nan, {"training_loss": value}
+        runs.append((params, value if i < finished else None, recorded))
+    make_runs(url, name, raw, runs)
 
 
 @created_once
@@ -133,67 +121,68 @@ def make_runs(
     url: str,
     name: str,
     raw: dict,
-    runs: Sequence[tuple[dict, float, dict]],
+    runs: Sequence[tuple[dict, float | None, dict]],
     text: str = "ab",
     tokenizer: dict | None = None,
     sources: Sequence[int] = (),
-    commands: Sequence[str] = (),
+    **record: Any,
 ) -> None:
-    """Create a finished study.
+    """Create a study.
 
     Args:
         url: URL of the storage.
         name: name of the study.
         raw: its configuration.
-        runs: (parameters, value, recorded attributes) of each trial. Its curve falls to the
-            recorded ``training_loss``, or else to the value; ``source_trials`` are those of this
-            trial alone.
+        runs: (parameters, value, recorded attributes) of each trial. A value of NaN is that of a
+            diverged trial; None are those of waiting trials, after all others. The attributes may
+            have ``source_trials`` of this trial alone, whether it is ``audited``, its ``state`` if
+            it is pruned or, as WAITING, paused, and its ``curve``, which otherwise falls to the
+            recorded ``training_loss`` or to the value.
         text: SHA-256 of the corpus.
         tokenizer: record of the tokenizer.
         sources: numbers of the source trials, of all other trials alike.
-        commands: commands that the study was created with.
+        record: other attributes of the study.
     """
-    storage = open_new(url)
     config = StudyConfig.model_validate(raw)
-    create_study(
-        storage,
-        name,
-        OBJECTIVE_NAMES[config.objective],
-        study_attributes(
-            config,
-            text,
-            commands=list(commands),
-            tokenizer=TokenizerRecord(**tokenizer or {}),
-            hypotheses=update_records([], config.hypothesis, _registration(config, len(runs))),
-        ),
-        distributions_of([params for params, _, _ in runs]),
-        [
-            PlannedTrial(params, {"source_trials": recorded.get("source_trials", list(sources))})
-            for params, _, recorded in runs
-        ],
-    )
-    study_id = storage.get_study_id_from_name(name)
-    for _, value, recorded in runs:
-        trial_id = storage.claim(study_id, "me")
-        attributes = RECORDED | {"seconds": 2.0, "parameter_count": 10, "worker": "w"} | recorded
-        least = attributes.get("training_loss", value)
-        curve = {50: least + 1, 100: least}
-        if math.isnan(value):
-            attributes = RECORDED | {"failure": "diverged"}
-            storage.finish(trial_id, "me", TrialState.FAIL, None, attributes)
-            continue
-        storage.finish(trial_id, "me", TrialState.COMPLETE, value, attributes, curve)
-    storage.close()
-
-
-def _registration(config: StudyConfig, planned: int) -> Registration:
-    """Return what a study is when it is created."""
-    return Registration(
+    registration = Registration(
         time=datetime(2026, 11, 26, 17, tzinfo=UTC),
-        planned=planned,
+        planned=len(runs),
         report_threshold=config.report_threshold,
         nuisance=config.nuisance,
     )
+    record["hypotheses"] = update_records([], config.hypothesis, registration)
+    record["tokenizer"] = TokenizerRecord(**tokenizer or {})
+    trials = [
+        PlannedTrial(
+            params,
+            {"source_trials": recorded.get("source_trials", list(sources))},
+            recorded.get("audited", False),
+        )
+        for params, _, recorded in runs
+    ]
+    distributions = distributions_of([params for params, _, _ in runs])
+    objective = OBJECTIVE_NAMES[config.objective]
+    attributes = study_attributes(config, text, **record)
+    storage = open_new(url)
+    create_study(storage, name, objective, attributes, distributions, trials)
+    study_id = storage.get_study_id_from_name(name)
+    for _, value, recorded in runs:
+        if value is None:
+            continue
+        trial_id = storage.claim(study_id, "me")
+        found = RECORDED | {"seconds": 2.0, "parameter_count": 10, "worker": "w"} | recorded
+        least = found.get("training_loss", value)
+        curve = found.pop("curve", {} if math.isnan(least) else {50: least + 1, 100: least})
+        state = found.pop("state", TrialState.COMPLETE)
+        found.pop("audited", None)
+        if math.isnan(value):
+            state, found = TrialState.FAIL, RECORDED | {"failure": "diverged"}
+        if state is TrialState.WAITING:
+            storage.pause(trial_id, "me", found, curve)
+        else:
+            known = value if state is TrialState.COMPLETE else None
+            storage.finish(trial_id, "me", state, known, found, curve)
+    storage.close()
 
 
 @created_once
@@ -241,15 +230,9 @@ def gated_params(layers: int = 1, state_size: int = 4, **more) -> dict:
 
 @created_once
 def make_replicates(
-    url: str,
-    name: str = "replicates",
-    split: str | None = "test",
-    gap: float = 0.5,
-    replicates: int = 3,
-    windows: int = 4,
-    **refinement: Any,
+    url: str, name: str = "replicates", split: str = "test", gap: float = 0.5, **refinement: Any
 ) -> None:
-    """Create two architectures that hardly differ, and a third one worse by a gap.
+    """Create two architectures that hardly differ, and a third one worse by a gap; three runs each.
 
     The first, of two layers, is the best on the held-out text and the worst by its value; the
     second, of one layer, has half its parameters.
@@ -257,24 +240,20 @@ def make_replicates(
     runs = []
     shapes = ((2, 4, 0.0, 2.0, 200), (1, 4, gap / 200, 1.9, 100), (1, 8, gap, 1.8, 150))
     for layers, size, worse, value, count in shapes:
-        for run in range(replicates):
+        for run in range(3):
             # Effects of the run and of the window, and some noise.
-            losses = [
-                2
-                + worse
-                + run / 10
-                + window / 5
-                + ((7 * run + 3 * window + 5 * size * layers) % 11) / 700
-                for window in range(windows)
-            ]
-            recorded: dict = {"parameter_count": count, "training_loss": value + run / 100}
-            if split:
-                recorded |= {f"{split}_windows": losses, f"{split}_stderr": 0.125}
-                recorded[f"{split}_bits_per_byte"] = sum(losses) / windows
-            runs.append(
-                (gated_params(layers, size, replicate=run + 1), value + run / 100, recorded)
-            )
-    raw = {"refinement": {"source": "made", "replicates": replicates} | refinement}
+            noise = [(7 * run + 3 * window + 5 * size * layers) % 11 / 700 for window in range(4)]
+            losses = [2 + worse + run / 10 + window / 5 + noise[window] for window in range(4)]
+            recorded = {
+                "parameter_count": count,
+                "training_loss": value + run / 100,
+                f"{split}_windows": losses,
+                f"{split}_stderr": 0.125,
+                f"{split}_bits_per_byte": sum(losses) / 4,
+            }
+            params = gated_params(layers, size, replicate=run + 1)
+            runs.append((params, value + run / 100, recorded))
+    raw = {"refinement": {"source": "made", "replicates": 3} | refinement}
     make_runs(url, name, raw, runs)
 
 
@@ -348,6 +327,38 @@ def make_union(url: str, name: str = "union", missing: Sequence[int] = (), **raw
         for number, params in enumerate(trials)
     ]
     make_runs(url, name, config, runs)
+
+
+def finish_one(url: str, value: float, start: int = 0, name: str = "made") -> int:
+    """Train the next waiting trial of a study for 100 steps; return its number."""
+    with closing(open_storage(url)) as storage:
+        trial_id = storage.claim(load_study(storage, name)._study_id, "me")
+        storage.report(trial_id, "me", {start + 50: value + 1, start + 100: value})
+        recorded = {"parameter_count": 1, "replicate": 0, "seconds": 1.0}
+        storage.finish(trial_id, "me", TrialState.COMPLETE, value, recorded)
+        return storage.get_trial_number_from_id(trial_id)
+
+
+def extend_steps(url: str, steps: int, trials: Sequence[int]) -> None:
+    """Let all trials of ``made`` wait for more steps; those that are named have a checkpoint."""
+    with closing(open_storage(url)) as storage:
+        study = load_study(storage, "made")
+        before = read_study_record(study).config
+        longer = before.training.model_copy(update={"steps": steps})
+        config = before.model_copy(update={"training": longer}).model_dump(mode="json")
+        end = NewEnd(steps, before.training.steps, "--extend", frozenset(trials))
+        assert extend_study(storage, study._study_id, {}, {CONFIG: config}, {}, [], end)
+
+
+def read_studies(url: str, *names: str, **options: Any) -> list[Results]:
+    """Read the results of studies, see :func:`reports.data.study_reader.read_results`."""
+    with closing(read_storage(url)) as storage:
+        return [read_results(storage, name, **options) for name in names]
+
+
+def results_of(url: str, name: str = "made", **options: Any) -> Results:
+    (results,) = read_studies(url, name, **options)
+    return results
 
 
 def distributions_of(trials: list[dict]) -> dict[str, CategoricalDistribution]:

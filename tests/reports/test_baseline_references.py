@@ -1,31 +1,29 @@
 """Studies of baseline cells, and their losses as references for gated studies."""
 
 import pytest
-from factories import gated_params, make_baselines, make_replicates, make_runs, make_study
+from factories import (
+    gated_params,
+    make_baselines,
+    make_replicates,
+    make_runs,
+    make_study,
+    make_union,
+    read_studies,
+)
 
 from reports.charts.comparison_plots import plot_replicates
-from reports.data.study_reader import read_results
 from reports.data.trial_table import decode_architecture
 from reports.page.sections import build_section, build_sections
-from reports.stats.baseline_references import (
-    describe_training_differences,
-    find_references,
-)
+from reports.stats.baseline_references import describe_training_differences, find_references
 from reports.stats.leaderboard import rank_architectures
 from rnn.config import BaselineConfig
-from studies.storage.open import read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
 
-def results_of(url, *names):
-    storage = read_storage(url)
-    return [read_results(storage, name) for name in names]
-
-
 def test_study_of_baseline_cells_has_no_switches(sqlite_url):
     make_baselines(sqlite_url)
-    (results,) = results_of(sqlite_url, "cells")
+    (results,) = read_studies(sqlite_url, "cells")
     assert results.parameters == ["cell", "state_size", "bptt_steps"]
     row = results.complete.iloc[0]
     assert row["label"] == "1×4 GRU, bptt_steps 1"
@@ -39,13 +37,10 @@ def test_study_of_baseline_cells_has_no_switches(sqlite_url):
 def test_refinement_is_compared_with_a_source_of_other_bptt_steps(sqlite_url):
     make_study(sqlite_url, diverged=None)
     variants = [{"bptt_steps": 1}, {"bptt_steps": 4}]
-    runs = [
-        (gated_params(bptt_steps=1), 1.4, {}),
-        (gated_params(bptt_steps=4), 1.2, {}),
-    ]
+    runs = [(gated_params(bptt_steps=1), 1.4, {}), (gated_params(bptt_steps=4), 1.2, {})]
     raw = {"refinement": {"source": "made", "variants": variants}}
     make_runs(sqlite_url, "windows", raw, runs, sources=[0])
-    (results,) = results_of(sqlite_url, "windows")
+    (results,) = read_studies(sqlite_url, "windows")
     # The source does not vary it: its value is in the configuration.
     effects = {effect.variant: effect for effect in build_section(results).variants}
     assert list(effects) == ["unchanged", "bptt steps 4"]
@@ -62,7 +57,7 @@ def test_source_values_use_the_objective_of_the_refinement(sqlite_url):
     by_mean = raw | {"objective": "training-mean"}
     make_runs(sqlite_url, "mean", by_mean, [(gated_params(), 2.0, {})], sources=[0])
     make_runs(sqlite_url, "tokens", raw | {"tokenizer": "bpe:300"}, [(gated_params(), 2.0, {})])
-    measured, mean, tokens = results_of(sqlite_url, "measured", "mean", "tokens")
+    measured, mean, tokens = read_studies(sqlite_url, "measured", "mean", "tokens")
     assert measured.sources["value"].tolist() == [2.25]
     assert mean.sources["value"].tolist() == [1.5]
     assert tokens.sources.empty
@@ -71,7 +66,7 @@ def test_source_values_use_the_objective_of_the_refinement(sqlite_url):
 def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):
     make_study(sqlite_url, finished=2)
     make_baselines(sqlite_url)
-    gated, cells = build_sections(results_of(sqlite_url, "made", "cells"))
+    gated, cells = build_sections(read_studies(sqlite_url, "made", "cells"))
     shapes = gated.curves.figure.layout.shapes
     names = ["1×4 GRU, bptt_steps 1", "1×4 GRU, bptt_steps 16", "1×4 LSTM, bptt_steps 1",
              "1×4 LSTM, bptt_steps 16"]  # fmt: skip
@@ -93,13 +88,22 @@ def test_replicates_show_comparable_references_only(sqlite_url):
     make_replicates(sqlite_url, "tested")
     make_replicates(sqlite_url, "validated", split="validation")
     make_baselines(sqlite_url)
-    tested, validated, cells = results_of(sqlite_url, "tested", "validated", "cells")
+    tested, validated, cells = read_studies(sqlite_url, "tested", "validated", "cells")
     assert not drawn(tested, [cells]).shapes, "no baseline was evaluated on the test text"
     layout = drawn(validated, [cells])
     assert [line.x0 for line in layout.shapes] == [3.5] * 4
     make_baselines(sqlite_url, "elsewhere", evaluation={"windows": 8})
-    (elsewhere,) = results_of(sqlite_url, "elsewhere")
+    (elsewhere,) = read_studies(sqlite_url, "elsewhere")
     assert not drawn(validated, [elsewhere]).shapes, "evaluated on other windows"
+
+
+def test_gated_trials_are_compared_with_the_baselines_of_a_union(sqlite_url):
+    make_union(sqlite_url)
+    make_study(sqlite_url)
+    gated, union = read_studies(sqlite_url, "made", "union")
+    (reference,) = find_references(gated, [gated, union])
+    assert (reference.label, reference.training_loss) == ("2×8 GRU", 1.72)
+    assert find_references(union, [gated, union]) == [], "it has its own"
 
 
 def test_references_share_the_corpus_and_state_training_differences(sqlite_url):
@@ -107,7 +111,7 @@ def test_references_share_the_corpus_and_state_training_differences(sqlite_url):
     make_baselines(sqlite_url, "elsewhere", text="cd")
     make_baselines(sqlite_url, "tokens", tokenizer="bpe:300")
     make_baselines(sqlite_url, "longer", training={"steps": 20_000, "learning_rate": 0.002})
-    gated, *others = results_of(sqlite_url, "made", "elsewhere", "tokens", "longer")
+    gated, *others = read_studies(sqlite_url, "made", "elsewhere", "tokens", "longer")
     references = find_references(gated, others)
     assert {each.study for each in references} == {"longer"}
     words = describe_training_differences(references)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from factories import make_study
+from factories import make_study, results_of
 from optuna.importance import (
     FanovaImportanceEvaluator,
     PedAnovaImportanceEvaluator,
@@ -16,18 +16,16 @@ from optuna.trial import TrialState
 from reports.charts.importances import compute_block_importances, compute_importances
 from reports.charts.optuna_plots import to_optuna_study
 from reports.charts.timeline_plot import chart_timeline
-from reports.charts.training_plots import (
-    list_color_schemes,
-    plot_curves,
-)
-from reports.data.study_reader import read_results
-from reports.page.sections import build_section
-from studies.storage.open import read_storage
+from reports.charts.training_plots import list_color_schemes, plot_curves
 
 
-def test_optuna_study_has_the_selected_trials_with_readable_parameters(sqlite_url):
+@pytest.fixture
+def results(sqlite_url):
     make_study(sqlite_url)
-    results = read_results(read_storage(sqlite_url), "made")
+    return results_of(sqlite_url)
+
+
+def test_optuna_study_has_the_selected_trials_with_readable_parameters(results):
     study = to_optuna_study(results, [0, 2, 5], results.parameters)
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     assert [(trial.number, trial.value) for trial in complete] == [(0, 1.5), (2, 1.7), (5, 2.0)]
@@ -35,9 +33,7 @@ def test_optuna_study_has_the_selected_trials_with_readable_parameters(sqlite_ur
     assert complete[2].params["residual"] == "on"
 
 
-def test_importances_equal_optunas(sqlite_url):
-    make_study(sqlite_url)
-    results = read_results(read_storage(sqlite_url), "made")
+def test_importances_equal_optunas(results):
     complete = list(results.complete.index)
     study = to_optuna_study(results, complete, results.parameters)
     (found,) = compute_importances(results, complete, "all complete trials")
@@ -52,9 +48,7 @@ def test_importances_equal_optunas(sqlite_url):
         assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(expected)
 
 
-def test_fanova_of_many_trials_is_that_of_a_sample(sqlite_url):
-    make_study(sqlite_url)
-    results = read_results(read_storage(sqlite_url), "made")
+def test_fanova_of_many_trials_is_that_of_a_sample(results):
     numbers = list(results.complete.index)
 
     def compute():
@@ -69,16 +63,14 @@ def test_fanova_of_many_trials_is_that_of_a_sample(sqlite_url):
 
 def test_importances_are_computed_for_blocks_of_a_design_with_exclusions(sqlite_url):
     make_study(sqlite_url, exclude=[{"state_size": 4, "residual": False}], diverged=None)
-    found = compute_block_importances(read_results(read_storage(sqlite_url), "made"))
+    found = compute_block_importances(results_of(sqlite_url))
     assert [each.label for each in found] == [
         "where residual is on (4 trials)",
         "where state size is 8 (4 trials)",
     ]
 
 
-def test_curves_have_the_best_on_top_and_color_schemes(sqlite_url):
-    make_study(sqlite_url)
-    results = read_results(read_storage(sqlite_url), "made")
+def test_curves_have_the_best_on_top_and_color_schemes(results):
     figure = plot_curves(results)
     numbers = [int(trace.name.split(":")[0].removeprefix("trial ")) for trace in figure.data]
     assert numbers == [3, 7, 6, 5, 4, 2, 1, 0]
@@ -90,34 +82,15 @@ def test_curves_have_the_best_on_top_and_color_schemes(sqlite_url):
     assert by_loss.indices == sorted(by_loss.indices, reverse=True)
 
 
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_thinned_curves_keep_their_least_and_last_losses(sqlite_url, monkeypatch):
-    make_study(sqlite_url, diverged=None)
-    monkeypatch.setattr("reports.charts.training_plots.MAX_POINTS", 4)
-    results = read_results(read_storage(sqlite_url), "made")
-    losses = np.tile(np.arange(20.0, 0, -1), 8)
-    losses[[7, 27]] = -1.0
-    steps = np.tile(np.arange(50, 1050, 50), 8)
-    numbers = np.repeat(np.arange(8), 20)
-    curves = pd.DataFrame({"number": numbers, "step": steps, "loss": losses})
-    chart = build_section(replace(results, curves=curves)).curves
-    assert all(len(trace.y) <= 3 for trace in chart.figure.data)
-    assert sorted(min(trace.y) for trace in chart.figure.data) == [-1, -1, *([1] * 6)]
-    assert all(trace.y[-1] == 1 for trace in chart.figure.data)
-
-
-def test_timeline_has_a_row_per_worker_and_a_bar_per_trial(sqlite_url):
-    make_study(sqlite_url)
-    chart = chart_timeline(read_results(read_storage(sqlite_url), "made"))
+def test_timeline_has_a_row_per_worker_and_a_bar_per_trial(results):
+    chart = chart_timeline(results)
     bars = chart.figure.data
     assert [(bar.name, len(bar.x), set(bar.y)) for bar in bars] == [("complete", 7, {"w"})]
     assert all(length >= 0 for length in bars[0].x)
     assert "stands for" not in chart.caption
 
 
-def test_bars_of_a_timeline_with_many_trials_stand_for_several(sqlite_url, monkeypatch):
-    make_study(sqlite_url)
-    results = read_results(read_storage(sqlite_url), "made")
+def test_bars_of_a_timeline_with_many_trials_stand_for_several(results, monkeypatch):
     begin = pd.Timestamp("2026-11-01")
     starts = begin + pd.to_timedelta(np.arange(8) * 60, unit="s")
     ends = starts + pd.Timedelta(seconds=30)

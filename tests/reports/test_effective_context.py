@@ -6,14 +6,12 @@ from html import escape
 import numpy as np
 import pandas as pd
 import pytest
-from factories import gated_params, make_runs, make_study
+from factories import gated_params, make_runs, make_study, results_of
 
 from reports.data.context import THRESHOLD, ContextProfile, average_profiles, read_profile
-from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
 from reports.page.page import render_page
 from reports.page.sections import build_section
-from studies.storage.open import read_storage
 
 BINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -73,10 +71,6 @@ def test_runs_of_an_architecture_are_averaged():
     rng = np.random.default_rng(4)
     mean = average_profiles([simulate(3, rng), simulate(30, rng)])
     assert true_context(3) < mean.estimate().size < true_context(30)
-
-
-def results_of(url, name):
-    return read_results(read_storage(url), name)
 
 
 def profile_attributes(decay, **more):

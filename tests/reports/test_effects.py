@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from factories import make_stated
 
 from reports.charts.filtered_effects import chart_conditional_effects
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.factorial_blocks import find_full_factorial_blocks
+from rnn_search import load
 
 A = Contrast("a", False, True)
 SIZE = Contrast("size", 1, 2)
@@ -69,14 +69,6 @@ def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
     assert (effect.only_before, effect.only_after, effect.neither) == (0, 1, 1)
 
 
-def test_excluded_combinations_are_not_missing_pairs():
-    table = table_of([row for row in by_hand() if (row["a"], row["size"]) != (False, 1)])
-    effect = table.compute_effect(A)
-    assert table.is_complete
-    assert (effect.pairs, effect.missing_pairs) == (2, 0)
-    assert effect.mean == pytest.approx((-0.1 + 0.3) / 2)
-
-
 def test_table_without_parameters_has_no_effects():
     table = table_of([{"value": 1.5}], parameters=())
     assert table.is_complete
@@ -106,30 +98,15 @@ def test_state_source_is_contrasted_as_two_switches():
     assert (two.contrast.label, two.mean) == ("state source old → new", pytest.approx(-2.0))
 
 
-@st.composite
-def random_tables(draw):
-    parameters = {"a": [False, True], "b": [False, True], "size": [1, 2, 3]}
-    combinations = list(itertools.product(*parameters.values()))
-    selected = draw(st.lists(st.sampled_from(combinations), min_size=2, unique=True))
-    values = st.one_of(st.just(math.nan), st.floats(1, 4))
-    return [
-        dict(zip(parameters, combination, strict=True)) | {"value": draw(values)}
-        for combination in draw(st.permutations(selected))
-    ]
-
-
-@settings(
-    deadline=None,
-    database=None,
-    max_examples=15,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-@given(random_tables())
-def test_effects_equal_a_brute_force_calculation(rows):
-    parameters = ["a", "b", "size"]
-    table = table_of(rows, parameters)
-
-    levels = pd.DataFrame(rows)
+@pytest.mark.parametrize("seed", range(5))
+def test_effects_equal_a_brute_force_calculation(seed):
+    """Of a part of a grid in random order, of which some have no value."""
+    parameters, draw = ["a", "b", "size"], np.random.default_rng(seed)
+    grid = itertools.product((False, True), (False, True), (1, 2, 3))
+    levels = pd.DataFrame(grid, columns=parameters).assign(value=draw.normal(2, 1, 12))
+    levels["value"] = levels["value"].mask(draw.random(12) < 0.2)
+    levels = levels.sample(9, random_state=seed)
+    table = FactorialTable.from_frame(levels, parameters)
     for contrast in table.list_contrasts():
         others = [name for name in parameters if name != contrast.parameter]
         before, after = (
@@ -218,6 +195,14 @@ def test_condition_comes_first_where_the_mean_hides_it():
     assert list(texts)[:2] == ["residual", "forget gate"]  # by their size, not by their means
     assert "without residual" in texts["forget gate"]
     assert texts["layers 1 → 2"].startswith("layers 1 → 2 −0.2")
+
+
+def test_table_of_effects_names_the_parameter_that_an_effect_depends_on(sqlite_url):
+    make_stated(sqlite_url)
+    table = load("stated", storage=sqlite_url).effects().table.set_index("parameter")
+    assert table.loc["residual", "depends_on"] == "state_size"
+    assert list(table.loc["residual", ["least", "greatest"]]) == pytest.approx([-0.6, 0.3], abs=0.1)
+    assert table.loc["state_source", "depends_on"].unique().tolist() == [""]
 
 
 def test_values_are_compared_over_the_contexts_they_have_in_common():

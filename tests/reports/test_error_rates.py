@@ -35,7 +35,6 @@ from tests.simulations.uneven_noise import (
 EQUAL = np.zeros(10)
 AT_MARGIN = np.where(np.arange(10) == 0, 0.0, MARGIN)
 SPREAD = np.array([0, 0, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 0.3, 0.3])
-FEW = Scenario(name="few trials", scales=(0.2, 0.1), grid=SMALL_GRID)
 NOISY = Scenario(name="noise by size", scales=(0.1,), noise_by_size=(1, 2, 4))
 REPLICATED = Scenario(name="replicates", scales=(0.2, 0.1, 0.05, 0.03), replicates=4)
 ONE_SIGN = Scenario(name="one sign or none", scales=(), joint=-0.2)
@@ -148,16 +147,11 @@ QUICK = {
 OTHERS = {
     "interval covers where noise depends on the size": (0.90, 0.99, lambda: cover(NOISY)),
     "interval covers with replicates": (0.90, 0.99, lambda: cover(REPLICATED)),
-    "interval covers with few trials": (0.90, 0.99, lambda: cover(FEW)),
     "interval covers where few networks are noisy": (0.9, 1, lambda: judge_few_noisy("covered")),
     "effect of nothing is named": (0, 0.175, name_zero),
     # At 5%, more than 7 of 40 studies have a probability of 0.1%.
     "additive effect differs": (0, 0.175, lambda: flag(NOISY, 0)),
-    "additive effect differs among few noisy networks": (
-        0,
-        0.15,
-        lambda: judge_few_noisy("differs"),
-    ),
+    "additive effect differs among few noisy": (0, 0.15, lambda: judge_few_noisy("differs")),
     "effect of one sign has two": (0, 0.175, lambda: flag(ONE_SIGN, 1)),
     "effect of two signs has two": (0.75, 1, lambda: flag(REVERSAL, 1)),
     "interval at the best rate covers": (0.9, 0.99, lambda: cover_tuned(equal_rates, 4)),
@@ -165,9 +159,7 @@ OTHERS = {
     "luck at the best rate is an effect": (0, 0.17, lambda: find_tuned(equal_rates, 4)),
     "order of the text is an effect": (0, 0.112, lambda: simulate_differences(SCENARIOS[1], 200)),
     "lost run is an effect": (0, 0.112, lambda: simulate_differences(SCENARIOS[3], 200)),
-    "effect is found over unequal runs": (
-        *(0.7, 1, lambda: simulate_differences(SCENARIOS[1], 40, effect=-0.02)),
-    ),
+    "effect in unequal runs": (0.7, 1, lambda: simulate_differences(SCENARIOS[1], 40, -0.02)),
     "unstable variant differs": (0, 0.15, lambda: np.mean(list(simulate_variants(12, 60)))),
     "unstable architecture that lost runs differs": (0, 0.09, differ_by_lost_runs),
     "two equal runs differ": (0, 0.1, lambda: find_worse("equal", 2)),

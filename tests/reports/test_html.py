@@ -4,12 +4,10 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from factories import make_refinement, make_study, make_union
+from factories import make_refinement, make_union, read_studies
 
-from reports.data.study_reader import read_results
-from reports.page.page import render_page, write_report
+from reports.page.page import render_page
 from reports.page.sections import build_sections
-from studies.storage.open import read_storage
 
 VOID = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 """Elements without an end tag."""
@@ -58,9 +56,7 @@ class Page(HTMLParser):
 def page(tmp_path_factory):
     url = f"sqlite:///{tmp_path_factory.mktemp('page')}/studies.db"
     make_refinement(url)
-    storage = read_storage(url)
-    results = [read_results(storage, name) for name in ("made", "derived")]
-    return Page("".join(render_page(build_sections(results))))
+    return Page("".join(render_page(build_sections(read_studies(url, "made", "derived")))))
 
 
 def test_page_is_well_formed_and_self_contained(page):
@@ -93,15 +89,3 @@ def test_every_chart_has_data_and_a_text_alternative(page):
         traces = page.embedded(plot["data-figure"])["data"]
         assert any(trace.get(name) for trace in traces for name in ("x", "y", "z", "dimensions"))
     assert set(page.embedded("themes")) == {"light", "dark"}
-
-
-@pytest.mark.parametrize(("finished", "report_threshold"), [(1, None), (8, 1.75)])
-def test_report_of_few_trials_is_written(sqlite_url, tmp_path, finished, report_threshold):
-    make_study(sqlite_url, finished=finished, report_threshold=report_threshold)
-    path = write_report(sqlite_url, ["made"], tmp_path / "page.html").path
-    html = path.read_text(encoding="utf-8")
-    assert ("Unfinished:" in html) == (finished < 8)
-    assert "1×4 no gates, new state" in html
-    assert "Each trial was run once" in html
-    assert "<h3>Replicates</h3>" not in html
-    assert "<strong>The grid is not complete.</strong>" in html  # one trial diverged

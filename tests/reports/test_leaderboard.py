@@ -5,30 +5,24 @@ import re
 
 import numpy as np
 import pytest
-from factories import gated_params, make_replicates, make_runs, make_study
+from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
-from reports.data.study_reader import read_results
 from reports.hypotheses import write_hypotheses
 from reports.page.page import render_page
 from reports.page.sections import build_section
 from reports.stats.leaderboard import summarize_study
 from reports.stats.ranking import rank_architectures
 from rnn_search import load
-from studies.storage.open import read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
 BEST, SMALLER, WORST = (f"{shape} no gates, new state" for shape in ("2×4", "1×4", "1×8"))
 
 
-def results_of(url, name="replicates"):
-    return read_results(read_storage(url), name)
-
-
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     make_replicates(sqlite_url, split=split)
-    results = results_of(sqlite_url)
+    results = results_of(sqlite_url, "replicates")
     column = f"{split}_bits_per_byte"
     assert (results.metric.column, results.metric.unit) == (column, "bits per byte")
     # Their values have the opposite order.
@@ -46,14 +40,11 @@ def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_ur
     ]
     raw = {"refinement": {"source": "made", "replicates": 3}}
     make_runs(sqlite_url, "replicates", raw, runs)
-    section = build_section(results_of(sqlite_url))
+    section = build_section(results_of(sqlite_url, "replicates"))
     assert section.results.metric.is_value
     assert [entry.mean for entry in section.summary.entries] == pytest.approx([1.01, 2.01])
     comparison = section.summary.comparison
-    assert (comparison.generalizes_over_runs, comparison.generalizes_over_text) == (
-        True,
-        False,
-    )
+    assert (comparison.generalizes_over_runs, comparison.generalizes_over_text) == (True, False)
 
 
 def test_page_names_the_smallest_architecture_that_is_as_good(build_page):
@@ -63,8 +54,6 @@ def test_page_names_the_smallest_architecture_that_is_as_good(build_page):
     assert comparison.between(WORST, BEST).windows == 4
     assert [comparison.is_significant(name, BEST) for name in (SMALLER, WORST)] == [False, True]
     assert section.summary.smallest.label == SMALLER
-    assert f"by the mean of its 3 runs: {BEST}, " in page.words
-    assert f"The smallest as good is {SMALLER}" in page.words
     heat = section.pairwise_chart.figure.data[0]
     # Differences that are not significant are in parentheses and not colored.
     assert heat.text[0][1].startswith("(−") and heat.z[0][1] == 0  # noqa: PT018
@@ -84,7 +73,7 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url, tmp_path):
         for loss in [2 + layers * run % 4 / 100 if run <= count else math.nan]
     ]
     make_runs(sqlite_url, "replicates", {"refinement": {"source": "made", "replicates": 3}}, runs)
-    section = build_section(results_of(sqlite_url))
+    section = build_section(results_of(sqlite_url, "replicates"))
     assert math.inf in [entry.bound for entry in section.summary.entries]
     page = "".join(render_page([section]))
     assert "1 without a complete run" in page

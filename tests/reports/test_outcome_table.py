@@ -5,10 +5,9 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from factories import make_study, make_union
+from factories import make_study, make_union, results_of
 from scipy.stats import binom
 
-from reports.data.study_reader import read_results
 from reports.page.page import render_page
 from reports.page.sections import build_section
 from reports.stats.contrast import Contrast
@@ -21,41 +20,23 @@ from reports.stats.outcome_table import (
     build_outcome_table,
     compute_outcomes,
 )
-from studies.storage.open import read_storage
-
-
-def counts_of(outcomes):
-    return {
-        (each.contrast.parameter, each.contrast.after): (
-            each.both_good, each.rescued, each.ruined, each.both_bad, each.unknown
-        )
-        for each in outcomes
-    }  # fmt: skip
-
-
-def read(url, name="made"):
-    storage = read_storage(url)
-    results = read_results(storage, name)
-    storage.close()
-    return results
 
 
 def test_counts_equal_a_calculation_by_hand(sqlite_url):
     """Values 1.5 to 2.2 in the order of residual, layers, size; the trial of 1.8 diverged."""
     make_study(sqlite_url)
-    outcomes = compute_outcomes(build_outcome_table(read(sqlite_url), 2.0))
-    assert counts_of(outcomes) == {
-        # Off: 1.5, 1.6, 1.7, diverged; on: 1.9, 2.0, 2.1, 2.2.
-        ("residual", True): (1, 0, 2, 1, 0),
-        ("layers", 2): (1, 0, 2, 1, 0),
-        ("state_size", 8): (1, 0, 2, 1, 0),
-    }
+    outcomes = compute_outcomes(build_outcome_table(results_of(sqlite_url), 2.0))
+    # Off: 1.5, 1.6, 1.7, diverged; on: 1.9, 2.0, 2.1, 2.2.
+    assert [each.contrast.parameter for each in outcomes] == ["residual", "layers", "state_size"]
+    for each in outcomes:
+        counts = each.both_good, each.rescued, each.ruined, each.both_bad, each.unknown
+        assert counts == (1, 0, 2, 1, 0)
 
 
 def test_architecture_at_its_best_is_good_if_one_of_its_trials_is(sqlite_url):
     threshold = 1.75
     make_union(sqlite_url, missing=[0, 7])
-    results = read(sqlite_url, "union")
+    results = results_of(sqlite_url, "union")
     table = build_outcome_table(results, threshold)
     others = [name for name in results.all_parameters if name != "learning_rate"]
     best = results.table.groupby(others, dropna=False)["value"].min()
@@ -110,7 +91,7 @@ def test_p_values_are_corrected_for_the_number_of_contrasts():
 @pytest.mark.usefixtures("without_optuna_figures")
 def test_outcomes_are_not_drawn_where_all_are_on_one_side(sqlite_url, build_page):
     make_study(sqlite_url, report_threshold=0.1)
-    section = build_section(read(sqlite_url))
+    section = build_section(results_of(sqlite_url))
     assert section.outcomes
     drawn = 'class="sortable outcomes"'
     assert drawn not in "".join(render_page([section]))

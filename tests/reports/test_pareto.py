@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from factories import RATES, gated_params, make_runs
+from factories import RATES, gated_params, make_runs, read_studies, results_of
 
 from reports.charts.pareto_plots import plot_front
-from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.page.sections import build_sections
 from reports.stats.leaderboard import summarize_study
@@ -19,7 +18,6 @@ from reports.stats.pareto_front import (
 )
 from rnn_search.study import load
 from studies.errors import ConfigError
-from studies.storage.open import read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -113,7 +111,7 @@ def test_study_has_a_front_for_each_cost_at_the_best_values_of_nuisance_paramete
 
 def test_seconds_are_compared_under_the_same_conditions_only(sqlite_url):
     make_sizes(sqlite_url, threads=8)
-    results = read_results(read_storage(sqlite_url), "sizes")
+    results = results_of(sqlite_url, "sizes")
     costs = summarize_costs(results, summarize_study(results))
     assert costs.conditions == "cpu of h, fp32, 1 thread, 1 network in lockstep"
     seconds, parameters = costs.front("seconds"), costs.front("parameters")
@@ -135,8 +133,7 @@ def test_baseline_cells_of_other_studies_are_drawn(sqlite_url):
     raw = {"objective": "validation"}
     raw["space"] = {"cell": ["gru"], "layers": [1], "state_size": [4]}
     make_runs(sqlite_url, "cells", raw, [(gru, 2.1, recorded)])
-    storage = read_storage(sqlite_url)
-    section, _ = build_sections([read_results(storage, name) for name in ("sizes", "cells")])
+    section, _ = build_sections(read_studies(sqlite_url, "sizes", "cells"))
     front = section.costs_and_losses.front("parameters")
     (reference,) = front.references
     assert (reference.label, reference.parameters, reference.loss) == ("1×4 GRU", 150, 2.1)

@@ -1,27 +1,21 @@
 """Pruned studies: their summary, and what audited trials measure of recall and effects."""
 
 import math
-from contextlib import closing
 
 import numpy as np
 import pandas as pd
 import pytest
-from factories import RECORDED, created_once, make_study, study_attributes
-from optuna.distributions import CategoricalDistribution
+from factories import created_once, make_runs, make_study, results_of
 from optuna.trial import TrialState
 from scipy import stats
 
 from reports.charts.filtered_effects import compute_audited_subset
-from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.hypotheses import HYPOTHESES, read_hypotheses
 from reports.hypotheses import render_page as render_hypotheses
-from reports.page.page import render_page
-from reports.page.sections import build_section
 from reports.stats.audited_effects import (
     MIN_STOPPED,
     estimate_audited_effects,
-    estimate_effect,
     estimate_effects,
 )
 from reports.stats.effects import FactorialTable
@@ -35,10 +29,7 @@ from reports.stats.pruning_summary import summarize_pruning
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook
 from studies.config import StudyConfig
-from studies.space import GATED_PARAMS
-from studies.storage.create_study import PlannedTrial, create_study
-from studies.storage.open import open_storage, read_storage
-from studies.storage.trial_rows import prune_paused
+from studies.storage.open import open_storage
 
 STEPS = 200
 REASON = "at step 100 of 200: predicted 2.000 ± 0.100"
@@ -53,51 +44,34 @@ SPACE |= {name: [False] for name in ("output_gate", "state_gate")}
 
 @created_once
 def make_pruned(
-    url, name="made", audited=range(10), finished=True, scale=0.1, drawn_over=None, **settings
+    url, name="made", audited=range(10), finished=True, scale=0.1, drawn_over=(), **settings
 ):
     """Store 32 trials of which every other one is pruned, with predictions that are too high.
+
+    If the study is not finished, the last one is paused.
 
     With the residual a network is better by 0.4 nats, with the input gate by 0.2; those without
     residual are pruned, so that no pair of complete trials differs in it.
     """
-    config = StudyConfig.model_validate(
-        {"space": SPACE, "pruning": {"enabled": True, "audit": 3}, "training": {"steps": STEPS}}
-        | settings
-    )
-    grid = list(config.grid.combinations())
-    storage = open_storage(url)
-    create_study(
-        storage,
-        name,
-        "validation loss",
-        study_attributes(config) | {"audit_nuisance": drawn_over or []},
-        {name: CategoricalDistribution(tuple(config.grid.values(name))) for name in GATED_PARAMS},
-        [PlannedTrial(params, {}, i in audited) for i, params in enumerate(grid)],
-    )
-    study_id = storage.get_study_id_from_name(name)
-    for i, params in enumerate(grid[: len(grid) if finished else -1]):
-        trial_id = storage.claim(study_id, "me/1")
+    raw = {"space": SPACE, "pruning": {"enabled": True, "audit": 3}, "training": {"steps": STEPS}}
+    runs = []
+    for i, params in enumerate(StudyConfig.model_validate(raw | settings).grid.combinations()):
         value = 2 - 0.4 * params["residual"] - 0.2 * params["input_gate"] + i / 1000
-        found = RECORDED | {"seconds": 1.0, "parameter_count": 10, "worker": "w"}
-        is_pruned = not params["residual"]
-        if is_pruned:
+        found = {"audited": i in audited, "curve": {50: value + 1, 100: value + 0.5}}
+        if not params["residual"]:
             found |= {"rung": 100, "keep_probability": 0.02, "predicted_scale": scale}
             found |= {"predicted_value": value - ERROR, "reason": REASON}
-        curve = {50: value + 1, 100: value + 0.5}
-        if is_pruned and i not in audited:
-            storage.finish(trial_id, "me/1", TrialState.PRUNED, None, found, curve)
+        if not finished and i == 31:
+            found |= {"rung": 100, "state": TrialState.WAITING}
+        elif params["residual"] or i in audited:
+            found["curve"] |= {150: value, 200: value}
         else:
-            curve |= {150: value, 200: value}
-            storage.finish(trial_id, "me/1", TrialState.COMPLETE, value, found, curve)
-    storage.close()
+            found["state"] = TrialState.PRUNED
+        runs.append((params, value, found))
+    make_runs(url, name, raw | settings, runs, audit_nuisance=drawn_over)
 
 
 EVEN = range(0, 32, 2)
-
-
-def results_of(url, name="made"):
-    with closing(read_storage(url)) as storage:
-        return read_results(storage, name)
 
 
 @pytest.mark.parametrize(("pruned", "sample"), [(90, 10), (360, 17), (3, 2), (0, 3)])
@@ -164,17 +138,6 @@ def make_table(seed):
     return table, values.to_numpy(), predicted.to_numpy(), is_pruned.to_numpy()
 
 
-def test_effect_is_exact_where_every_trial_is_audited():
-    table, values, predicted, is_pruned = make_table(0)
-    known = np.where(is_pruned, predicted, values)
-    grid = FactorialTable.from_frame(table.assign(value=known), list(table))
-    truth = FactorialTable.from_frame(table.assign(value=values), list(table))
-    for contrast in grid.list_contrasts():
-        effect = estimate_effect(grid, contrast, values - known, int(is_pruned.sum()))
-        assert effect.mean == pytest.approx(truth.compute_effect(contrast).mean)
-        assert effect.error == pytest.approx(0)
-
-
 def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url):
     make_pruned(sqlite_url, audited=EVEN)
     results = results_of(sqlite_url)
@@ -196,10 +159,10 @@ def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url):
     ("options", "reason"),
     [
         ({"audited": ()}, "No trial was audited"),
-        ({"audited": (1, 2, 3)}, "at least 6 are needed"),
-        ({"finished": False}, "once the search is finished"),
-        ({"audited": EVEN, "nuisance": ["layers"]}, "drawn as single trials"),
-        ({"audited": EVEN, "drawn_over": ["layers"]}, "each at all values of layers"),
+        ({"audited": (1, 2, 3)}, "at least 6"),
+        ({"finished": False}, "finished"),
+        ({"audited": EVEN, "nuisance": ["layers"]}, "single trials"),
+        ({"audited": EVEN, "drawn_over": ["layers"]}, "all values of layers"),
     ],
 )
 def test_pruned_study_without_estimates_says_why(sqlite_url, options, reason):
@@ -222,7 +185,17 @@ def test_architectures_of_a_pruned_study_are_audited_at_their_best(sqlite_url):
     assert (found.stopped, found.pruned, found.top_count) == (4, 4, 1)
     assert (found.tested, found.inside) == (4, 4)  # one of each
     assert found.bias == pytest.approx(ERROR)
-    assert estimate_audited_effects(results).reason.startswith("Pruning would have changed")
+    assert estimate_audited_effects(results).effects == [], "four are too few"
+
+
+def test_effects_of_a_pruned_study_are_those_of_architectures_at_their_best(sqlite_url):
+    make_pruned(sqlite_url, audited=range(32), nuisance=["state_size"], drawn_over=["state_size"])
+    found = estimate_audited_effects(results_of(sqlite_url))
+    means = {effect.contrast.label: effect.mean for effect in found.effects}
+    assert (found.audited, found.stopped) == (16, 8)
+    assert [effect.error for effect in found.effects] == [0] * 4, "all are audited"
+    assert set(means) == {"residual", "input gate", "forget gate", "layers 1 → 2"}
+    assert means["residual"] == pytest.approx(-0.4, abs=0.03)
 
 
 @pytest.mark.extended
@@ -287,79 +260,40 @@ def test_architecture_with_a_pruned_trial_without_a_prediction_is_judged_by_the_
     assert (recall.pruned, recall.stopped, recall.lost) == (3, 1, 1)
 
 
-@pytest.fixture
-def pruned(sqlite_url):
-    """URL of eight trials: four complete, two of them after a pause; three pruned; one paused."""
-    pruning = {"enabled": True, "keep": 0.25, "confidence": 0.9}
-    make_study(sqlite_url, finished=0, pruning=pruning, training={"steps": 200})
-    storage = open_storage(sqlite_url)
-    study_id = storage.get_study_id_from_name("made")
-    paused = []
-    for i in range(8):
-        trial_id = storage.claim(study_id, "me/1")
-        curve = {50: 3.0 + i / 10, 100: 2.0 + i / 10}
-        found = RECORDED | {"seconds": 1.0, "parameter_count": 10, "rung": 100, "worker": "w"}
-        if i < 4:
-            prediction = {"predicted_value": 1.55, "keep_probability": 0.5} if i < 2 else {}
-            found = found | prediction
-            value = 1.5 + i / 10
-            curve |= {150: value + 0.1, 200: value}
-            storage.finish(trial_id, "me/1", TrialState.COMPLETE, value, found, curve)
-        else:
-            storage.pause(
-                trial_id, "me/1", found | {"predicted_value": 2.0, "keep_probability": 0.02}, curve
-            )
-            paused.append(trial_id)
-    with storage.transaction() as connection:
-        reasons = {trial_id: {"reason": REASON} for trial_id in paused[:3]}
-        assert prune_paused(connection, reasons) == paused[:3]
-    storage.close()
-    return sqlite_url
-
-
-def test_summary_counts_pruned_trials(pruned):
-    results = read_results(read_storage(pruned), "made")
-    counts = results.counts
-    assert (counts.complete, counts.pruned) == (4, 3)
-    assert (counts.waiting, counts.paused, counts.planned) == (1, 1, 8)
-    assert list(results.table["state"]) == ["COMPLETE"] * 4 + ["PRUNED"] * 3 + ["PAUSED"]
+def test_summary_counts_pruned_trials_and_steps(sqlite_url):
+    make_pruned(sqlite_url, audited=())
+    results = results_of(sqlite_url)
+    assert (results.counts.complete, results.counts.pruned) == (16, 16)
     found = summarize_pruning(results)
-    assert found.top_count == 2
-    assert math.isnan(found.expected_share), "a paused trial may still be among the best"
-    assert found.step_share == pytest.approx((4 * 200 + 4 * 100) / (8 * 200))
-    assert found.rungs.to_dict("records") == [{"step": 100, "trials": 3, "keep_probability": 0.06}]
-
-
-def test_share_of_kept_trials_is_stated_only_with_audited_trials(pruned):
-    storage = open_storage(pruned)
-    study_id = storage.get_study_id_from_name("made")
-    (last,) = (t._trial_id for t in storage.get_all_trials(study_id, states=(TrialState.WAITING,)))
-    assert storage.prune_paused(study_id, 8, {last: {"reason": REASON}}) == [last]
-    storage.close()
-    results = read_results(read_storage(pruned), "made")
-    assert math.isnan(summarize_pruning(results).expected_share), "nothing tests the predictions"
-    results.table.loc[0, "audited"] = True
-    assert summarize_pruning(results).expected_share == pytest.approx(0.96)
-
-
-def test_early_effects_are_those_at_the_last_common_step(pruned):
-    table = summarize_pruning(read_results(read_storage(pruned), "made")).early_table
-    assert table.value_count == 8
-    # The losses rise by 0.1 per trial in the order of the grid: residual, layers, size.
-    effects = table.compute_effects()
+    assert found.step_share == pytest.approx(0.75)
+    assert found.rungs.to_dict("records") == [{"step": 100, "trials": 16, "keep_probability": 0.32}]
+    # All trials have come to step 100; the losses rise by 0.001 per trial in the order of the grid.
+    effects = found.early_table.compute_effects()
+    assert (found.common_step, found.missing_count, found.early_table.value_count) == (100, 0, 32)
     means = {effect.contrast.label: effect.mean for effect in effects}
-    assert means == pytest.approx({"residual": 0.4, "layers 1 → 2": 0.2, "state size 4 → 8": 0.1})
-    assert [effect.missing_pairs for effect in effects] == [0, 0, 0]
+    assert means["residual"] == pytest.approx(-0.4, abs=0.02)
+    assert means["input gate"] == pytest.approx(-0.2, abs=0.02)
 
 
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_page_of_a_pruned_study_names_the_steps_and_the_reason_of_each_trial(pruned):
-    results = read_results(read_storage(pruned), "made")
-    words = " ".join("".join(render_page([build_section(results)])).split())
-    assert "75% of the steps" in words
-    assert f'title="{REASON}">pruned' in words
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [({}, 1 - 10 * 0.02 / 3), ({"audited": ()}, math.nan), ({"finished": False}, math.nan)],
+)
+def test_share_of_kept_trials_is_stated_at_the_end_and_if_trials_were_audited(
+    sqlite_url, options, share
+):
+    make_pruned(sqlite_url, **options)
+    results = results_of(sqlite_url)
+    assert (results.table["state"] == "PAUSED").sum() == ("finished" in options)
+    assert summarize_pruning(results).expected_share == pytest.approx(share, nan_ok=True)
+
+
+def test_page_of_a_pruned_study_names_the_steps_and_the_reason_of_each_trial(build_page):
+    page = build_page(make_pruned, "made", audited=())
+    assert "75% of the steps" in page.words
+    assert f'title="{REASON}">pruned' in " ".join(page.html.split())
 
 
 def test_study_without_pruning_has_no_summary(sqlite_url):
     make_study(sqlite_url)
-    assert summarize_pruning(read_results(read_storage(sqlite_url), "made")) is None
+    assert summarize_pruning(results_of(sqlite_url)) is None

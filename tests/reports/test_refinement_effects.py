@@ -4,19 +4,18 @@ import math
 
 import numpy as np
 import pytest
-from factories import gated_params, make_replicates, make_runs, make_study
+from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
-from reports.data.study_reader import read_results
 from reports.page.page import render_page
 from reports.page.sections import build_section
 from reports.stats.refinement_effects import compare_with_source, compute_variant_effects
-from studies.storage.open import open_storage, read_storage
+from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
 
 def test_variants_are_compared_with_their_source_trials(derived):
-    results = read_results(read_storage(derived), "derived")
+    results = results_of(derived, "derived")
     comparison = compare_with_source(results)
     rows = comparison.rows[["origin", "source_value", "variant", "value"]].to_numpy().tolist()
     assert sorted(rows) == [
@@ -45,7 +44,7 @@ def test_replicates_of_a_source_architecture_count_once(sqlite_url):
     raw = {"refinement": {"source": "replicates", "variants": [{}, {"layers": 3}]}}
     runs = [(gated_params(2), 1.8, {}), (gated_params(3), 1.7, {})]
     make_runs(sqlite_url, "derived", raw, runs, sources=[0, 1, 2])
-    comparison = compare_with_source(read_results(read_storage(sqlite_url), "derived"))
+    comparison = compare_with_source(results_of(sqlite_url, "derived"))
     rows = comparison.rows[["origin", "source_value", "variant", "value"]].to_numpy().tolist()
     assert rows == [
         [0, pytest.approx(2.01), "layers 3", 1.7],
@@ -69,7 +68,7 @@ def test_variant_with_fewer_runs_is_compared_without_the_order_of_the_text(sqlit
     runs[3] = (runs[3][0], math.nan, {})  # diverged
     refinement = {"source": "made", "variants": [{}, {"layers": 3}], "replicates": 12}
     make_runs(sqlite_url, "derived", {"refinement": refinement}, runs, sources=[0, 1])
-    results = read_results(read_storage(sqlite_url), "derived")
+    results = results_of(sqlite_url, "derived")
     variants = {e.variant: e for e in compute_variant_effects(compare_with_source(results))}
     deeper = variants["layers 3"]
     assert (deeper.pairs, deeper.mean) == (2, pytest.approx(0.01, abs=0.002))
@@ -86,6 +85,6 @@ def test_refinement_is_reported_without_its_deleted_source(derived):
     storage = open_storage(derived)
     storage.delete_study(storage.get_study_id_from_name("made"))
     storage.close()
-    section = build_section(read_results(read_storage(derived), "derived"))
+    section = build_section(results_of(derived, "derived"))
     assert section.slopes is None
     assert "refinement.top=2" in "".join(render_page([section]))

@@ -6,8 +6,8 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from factories import finish_one
 from helpers import TEXT, DatabaseUse
-from optuna.trial import TrialState
 
 from reports.charts import training_plots
 from reports.dashboard.publish import StudyPublisher
@@ -49,12 +49,6 @@ def test_status_reads_as_many_rows_of_any_number_of_trials(sqlite_url, tmp_path)
     assert counts["large"][1] < 100
 
 
-def finish_one(storage, study_id):
-    trial_id = storage.claim(study_id, "me")
-    attributes = {"parameter_count": 1, "replicate": 0, "training_loss": 1.0}
-    storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, attributes, {50: 1.0})
-
-
 def test_publication_after_a_finished_trial_reads_few_rows_for_each_other_trial(
     sqlite_url, tmp_path
 ):
@@ -63,11 +57,10 @@ def test_publication_after_a_finished_trial_reads_few_rows_for_each_other_trial(
         url = f"sqlite:///{tmp_path}/{trials}.db"
         make_large_study(url, tmp_path, trials, progress=0.5)
         with closing(open_storage(url)) as storage:
-            study_id = load_study(storage, NAME)._study_id
             store = open_store(str(tmp_path / "files"), url, "artifacts")
             publisher = StudyPublisher(storage, NAME, lambda store=store: store)
             publisher.publish()
-            finish_one(storage, study_id)
+            finish_one(url, 1.0, name=NAME)
             use = DatabaseUse(storage)
             statements, rows[trials] = use.measure(publisher.publish)
             assert statements < 60
@@ -85,7 +78,7 @@ def test_reader_returns_what_is_read_at_once(sqlite_url, tmp_path):
             expected = read_results(storage, NAME, with_curves=())
             pd.testing.assert_frame_equal(found.table, expected.table)
             assert found.counts == expected.counts
-            finish_one(storage, study_id)
+            finish_one(sqlite_url, 1.0, name=NAME)
             storage.claim(study_id, "me")
 
 
@@ -108,11 +101,11 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
     traces = section.curves.figure.data
     assert len(traces) == 20
     assert sum(len(trace.y) for trace in traces) <= 200 + 2 * 20
-    least = results.curves.groupby("number")["loss"].min()
+    losses = results.curves.groupby("number")["loss"].agg(["min", "last"]).astype(np.float32)
     for trace in traces:
         number = int(trace.name.split(":")[0].removeprefix("trial "))
-        assert min(trace.y) == np.float32(least[number])
-    assert f"20 of {trials} curves are drawn: the best 10, and 10 spread" in section.curves.caption
+        assert (min(trace.y), trace.y[-1]) == tuple(losses.loc[number])
+    assert f"20 of {trials}" in section.curves.caption
     assert [row["number"] for row in section.listed_trials] == results.table.index[:20].tolist()
     for chart in section.cost_charts:
         assert sum(len(trace.x) for trace in chart.figure.data) < 100

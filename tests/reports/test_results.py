@@ -7,13 +7,12 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
-from factories import MIN_GRU, gated_params, make_runs, make_study
+from factories import MIN_GRU, gated_params, make_runs, make_study, read_studies, results_of
 from helpers import EACH_DATABASE
 
-from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv, write_parquet
 from reports.errors import ReportError
-from reports.page.page import render_page, write_report
+from reports.page.page import render_page
 from reports.page.sections import build_section
 from search.status import read_status
 from studies.storage.counts import count_trials
@@ -22,7 +21,7 @@ from studies.storage.open import read_storage
 
 def test_trial_table_has_the_best_first_and_trials_without_a_value_last(sqlite_url):
     make_study(sqlite_url, finished=6)
-    results = read_results(read_storage(sqlite_url), "made")
+    results = results_of(sqlite_url)
     assert list(results.table.index) == [0, 1, 2, 4, 5, 3, 6, 7]
     assert list(results.table["state"]) == ["COMPLETE"] * 5 + ["DIVERGED"] + ["WAITING"] * 2
     assert list(results.complete.index) == [0, 1, 2, 4, 5]
@@ -31,16 +30,6 @@ def test_trial_table_has_the_best_first_and_trials_without_a_value_last(sqlite_u
     storage = read_storage(sqlite_url)
     assert results.counts == count_trials(storage, storage.get_study_id_from_name("made"))
     assert (results.counts.planned, results.counts.diverged) == (8, 1)
-    assert results.table["seconds"].sum() == 10
-    assert len(results.curves) == 12
-    assert results.curves.iloc[0].to_dict() == {"number": 0, "step": 50, "loss": 2.5}
-
-
-def test_study_without_a_complete_trial_is_refused(sqlite_url, tmp_path):
-    make_study(sqlite_url, finished=0)
-    with pytest.raises(ReportError, match=r"no complete trial.*run the search first"):
-        write_report(sqlite_url, ["made"], tmp_path / "page.html")
-    assert not (tmp_path / "page.html").exists()
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
@@ -52,12 +41,12 @@ def test_report_and_csv_list_which_versions_trained_which_trials(sqlite_url, tmp
     ]
     raw = {"refinement": {"source": "none"}}
     make_runs(sqlite_url, "made", raw, runs)
-    html = "".join(render_page([build_section(read_results(read_storage(sqlite_url), "made"))]))
+    html = "".join(render_page([build_section(results_of(sqlite_url))]))
     (code,) = re.findall(r"Training code</th><td>(.*?)</td>", html)
     assert code == "first (trial 0), second (trials 0-2), third (trial 0)"
     (torch,) = re.findall(r"PyTorch</th><td>(.*?)</td>", html)
     assert torch == "2 (trials 0-2), 3 (trial 1)"
-    write_csv([read_results(read_storage(sqlite_url), "made")], tmp_path / "rows.csv")
+    write_csv([results_of(sqlite_url)], tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv").set_index("number")
     assert rows.loc[0, "earlier_code"] == "first, second"
     assert rows.loc[1, "earlier_torch"] == 2
@@ -67,7 +56,7 @@ def test_report_and_csv_list_which_versions_trained_which_trials(sqlite_url, tmp
 def test_results_equal_the_trials_that_optuna_reads(sqlite_url):
     make_study(sqlite_url, finished=5)
     storage = read_storage(sqlite_url)
-    results = read_results(storage, "made")
+    results = results_of(sqlite_url)
     trials = storage.get_all_trials(storage.get_study_id_from_name("made"))
     for trial in trials:
         row = results.table.loc[trial.number]
@@ -87,19 +76,23 @@ def test_infinite_value_of_plain_optuna_counts_as_diverged(url, value):
     study = optuna.load_study(study_name="made", storage=url)
     study.tell(study.ask(), value)
     storage = read_storage(url)
-    results = read_results(storage, "made")
+    results = results_of(url)
     status = read_status(study, storage, results.config)
     assert results.counts == status.counts
     assert (status.counts.complete, status.counts.diverged) == (5, 2)
     assert status.best.value == 1.5
 
 
+def write_and_read(results, folder):
+    """Write a CSV and a Parquet file; return what pandas reads from each."""
+    write_csv(results, folder / "rows.csv")
+    write_parquet(results, folder / "rows.parquet")
+    return pd.read_csv(folder / "rows.csv"), pd.read_parquet(folder / "rows.parquet")
+
+
 def test_pandas_reads_the_written_tables(derived, tmp_path):
-    storage = read_storage(derived)
-    results = [read_results(storage, name, with_curves=()) for name in ("made", "derived")]
-    write_csv(results, tmp_path / "rows.csv")
-    write_parquet(results, tmp_path / "rows.parquet")
-    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
+    results = read_studies(derived, "made", "derived", with_curves=())
+    for rows in write_and_read(results, tmp_path):
         assert rows["study"].tolist() == ["made"] * 8 + ["derived"] * 3
         assert rows["value"].iloc[:3].tolist() == pytest.approx([1.5, 1.6, 1.7])
         assert rows["residual"].tolist()[:8] == [False] * 4 + [True] * 4
@@ -112,17 +105,15 @@ def test_csv_has_one_line_per_trial(sqlite_url, tmp_path):
     text = 'a, "quoted" line\r\nC:\\new\tétude\x00\x0b\x85\u2028end\n'
     runs = [(gated_params(), 1.0, {"sample": text}), (gated_params(2), 2.0, {})]
     make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
-    results = [read_results(read_storage(sqlite_url), "writers")]
-    write_csv(results, tmp_path / "rows.csv")
-    write_parquet(results, tmp_path / "rows.parquet")
+    of_csv, of_parquet = write_and_read(read_studies(sqlite_url, "writers"), tmp_path)
     lines = (tmp_path / "rows.csv").read_text("utf-8").splitlines()
     assert len(lines) == 3
     assert lines[0].endswith(",sample")
-    (written, missing) = pd.read_csv(tmp_path / "rows.csv")["sample"]
+    written, missing = of_csv["sample"]
     assert "étude" in written
     assert written.encode("latin-1", "backslashreplace").decode("unicode_escape") == text
     assert pd.isna(missing)
-    assert pd.read_parquet(tmp_path / "rows.parquet")["sample"].iloc[0] == text
+    assert of_parquet["sample"].iloc[0] == text
 
 
 def test_option_of_another_type_in_each_study_is_text(sqlite_url, tmp_path):
@@ -135,9 +126,5 @@ def test_option_of_another_type_in_each_study_is_text(sqlite_url, tmp_path):
         raw = {"cells": {"MinGRU": cell}, "space": space | {"layers": [1], "state_size": [4]}}
         runs = [(params | {"norm": each}, 1.0, {}) for each in (default, value)]
         make_runs(sqlite_url, name, raw, runs)
-    storage = read_storage(sqlite_url)
-    results = [read_results(storage, name) for name in types]
-    write_csv(results, tmp_path / "rows.csv")
-    write_parquet(results, tmp_path / "rows.parquet")
-    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
+    for rows in write_and_read(read_studies(sqlite_url, *types), tmp_path):
         assert rows["norm"].tolist() == ["False", "True", "none", "all"]

@@ -6,19 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from factories import gated_params, make_replicates, make_runs, make_study
+from factories import gated_params, make_replicates, make_runs, make_study, read_studies, results_of
 
 from reports.data.replicates import find_replicates
-from reports.data.study_reader import read_results
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.noise_regions import Runs
 from reports.stats.nuisance import build_judged_table
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.run_noise import NoiseSource, RunNoise, estimate_run_noise
+from rnn_search import load
 from studies.run_means import RunMeans
 from studies.space import REPLICATE
-from studies.storage.open import read_storage
 from tests.simulations.grids import NOISE, Scenario, simulate
 
 
@@ -70,9 +69,8 @@ def test_error_of_a_sum_uses_each_trials_variance_and_satterthwaites_degrees():
     assert degrees == pytest.approx(40**2 / (4**2 / 5 + 36**2 / 10))
     assert source is NoiseSource.MIXED
     # A trial that occurs in two pairs has twice the weight.
-    shared = FactorialTable({}, np.empty((3, 0)), np.array([1.0, 2.0, 4.0]), noise)
     pairs = np.array([[0, 0], [1, 2]])
-    found = PairedDifference.from_trials(shared.values, pairs, (-1, 1), noise)
+    found = PairedDifference.from_trials(np.array([1.0, 2.0, 4.0]), pairs, (-1, 1), noise)
     assert found.mean == pytest.approx(2)
     assert found.error == pytest.approx(math.sqrt(4 + 4 / 4 + 9 / 4))
     # Means over four and two runs of the first two trials are compared over their two common runs;
@@ -139,8 +137,7 @@ def replicates_of(url, **config):
         for run, noise in enumerate(noises, 1)
     ]
     make_runs(url, "again", {"refinement": {"source": "made", "replicates": 3}} | config, runs)
-    storage = read_storage(url)
-    return [read_results(storage, name, with_curves=()) for name in ("made", "again")]
+    return read_studies(url, "made", "again", with_curves=())
 
 
 def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
@@ -150,6 +147,7 @@ def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
     table = build_judged_table(replace(made, replicates=rows))
     assert {effect.source for effect in table.compute_effects()} == {NoiseSource.REPLICATES}
     assert build_judged_table(made).noise is None
+    assert set(load("made", storage=sqlite_url).effects().table["source"]) == {"replicates"}
 
 
 @pytest.mark.parametrize(
@@ -164,5 +162,5 @@ def test_replicates_that_are_trained_or_judged_otherwise_do_not_count(sqlite_url
 
 def test_study_of_replicates_has_its_own_noise(sqlite_url):
     make_replicates(sqlite_url)
-    results = read_results(read_storage(sqlite_url), "replicates", with_curves=())
+    results = results_of(sqlite_url, "replicates", with_curves=())
     assert len(find_replicates(results, [results])) == 9

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from factories import (
-    RECORDED,
+    extend_steps,
+    finish_one,
     make_baselines,
     make_refinement,
     make_replicates,
@@ -14,18 +15,14 @@ from factories import (
     make_study,
     make_union,
     open_new,
+    results_of,
 )
 from managed_studies import create_with_everything
-from optuna.trial import TrialState
 from test_pruning_audit import make_pruned
 
-from reports.data.study_reader import read_results
 from search.status import read_status
-from studies.attributes import CONFIG, AuditState
-from studies.loader import read_study_record
+from studies.attributes import AuditState
 from studies.management import StudyManager
-from studies.storage.create_study import extend_study
-from studies.storage.earlier_ends import NewEnd
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.trial_rows import AuditDecision
 from studies.tables.study_export import export_study
@@ -45,7 +42,7 @@ def make_retried(url: str) -> None:
 
 
 def make_audited(url: str) -> None:
-    """Complete, pruned and audited trials, and one that waits."""
+    """Complete, pruned and audited trials, and a paused one."""
     make_pruned(url, finished=False)
     with closing(open_storage(url)) as storage:
         study_id = load_study(storage, "made")._study_id
@@ -59,20 +56,9 @@ def make_audited(url: str) -> None:
 def make_extended(url: str) -> None:
     """Trials that ended after 100 steps, and again after 200; one had no checkpoint."""
     make_study(url, "made", objective="training", training={"steps": 100})
-    with closing(open_storage(url)) as storage:
-        study = load_study(storage, "made")
-        before = read_study_record(study).config
-        longer = before.training.model_copy(update={"steps": 200})
-        config = before.model_copy(update={"training": longer}).model_dump(mode="json")
-        end = NewEnd(200, 100, "python run_search.py made --extend", frozenset(range(1, 8)))
-        study_id = study._study_id
-        assert extend_study(storage, study_id, {}, {CONFIG: config}, {}, [], end)
-        for number in range(6):
-            trial_id = storage.claim(study_id, "me")
-            loss = 1.2 + number / 7
-            found = RECORDED | {"training_loss": loss, "worker": "w"}
-            curve = {150: loss + 0.3, 200: loss}
-            storage.finish(trial_id, "me", TrialState.COMPLETE, loss, found, curve)
+    extend_steps(url, 200, range(1, 8))
+    for number in range(6):
+        finish_one(url, 1.2 + number / 7, start=100)
 
 
 STUDIES = {
@@ -112,11 +98,6 @@ def test_export_of_a_study_that_postgresql_holds_is_the_same_file(
     assert after.read_bytes() == before.read_bytes()
 
 
-def results_of(url, name):
-    with closing(read_storage(url)) as storage:
-        return read_results(storage, name, require_complete=False)
-
-
 @pytest.mark.parametrize("kind", STUDIES)
 def test_imported_study_has_the_results_and_the_export_of_the_study(
     kind, sqlite_url, export, tmp_path
@@ -129,7 +110,9 @@ def test_imported_study_has_the_results_and_the_export_of_the_study(
     for before, after in zip(files, export(other, names, "again"), strict=True):
         assert after.read_bytes() == before.read_bytes()
     for name in names:
-        before, after = results_of(sqlite_url, name), results_of(other, name)
+        before, after = (
+            results_of(url, name, require_complete=False) for url in (sqlite_url, other)
+        )
         renamed = ["host", "worker"]
         for frame in ("table", "curves", "sources"):
             expected, found = getattr(before, frame), getattr(after, frame)

@@ -1,35 +1,21 @@
 """Verdicts on replicated architectures, and the planned looks that decide on more runs."""
 
 import math
-from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from factories import gated_params, make_runs
+from factories import gated_params, make_runs, results_of
 from scipy import stats
 
-from reports.data.study_reader import read_results
 from reports.stats.leaderboard import summarize_study
 from reports.stats.pairwise_comparison import compare_pairwise
 from reports.stats.pareto_front import summarize_costs
-from reports.stats.planned_looks import (
-    estimate_noise,
-    find_detectable_gap,
-    spend_error,
-    take_look,
-)
+from reports.stats.planned_looks import estimate_noise, find_detectable_gap, spend_error, take_look
 from reports.stats.verdicts import Verdict, bound_distances, judge
 from studies.attributes import LookRecord
 from studies.config import DEFAULT_LOOKS
-from studies.storage.open import load_study, open_storage
-from tests.simulations.replicates import (
-    MARGIN,
-    NOISES,
-    RUN_NOISE,
-    TEXT_NOISE,
-    simulate_losses,
-)
+from tests.simulations.replicates import MARGIN, NOISES, RUN_NOISE, TEXT_NOISE, simulate_losses
 
 
 def runs_around(mean, scale, count=12, seed=0):
@@ -211,11 +197,9 @@ def read_looked(url, runs, looks=()):
             recorded["parameter_count"] = 10 * layers
             trials.append((gated_params(layers, replicate=run + 1), 2.0, recorded))
     refinement = {"source": "made", "replicates": 5, "looks": [3, 5]}
-    make_runs(url, "looked", {"eval_split": "test", "refinement": refinement}, trials)
-    with closing(open_storage(url)) as storage:
-        stored = [look.model_dump(mode="json") for look in looks]
-        load_study(storage, "looked").set_user_attr("looks", stored)
-        return read_results(storage, "looked")
+    raw = {"eval_split": "test", "refinement": refinement}
+    make_runs(url, "looked", raw, trials, looks=list(looks))
+    return results_of(url, "looked")
 
 
 FIRST_LOOK = LookRecord(

@@ -107,14 +107,7 @@ class StandInGraph(TorchDispatchMode):
 
 
 class StandInRecorder:
-    """Records graphs on a processor; see :class:`rnn.training.graph.GraphRecorder`.
-
-    Attributes:
-        graphs: the graphs so far, the latest last.
-    """
-
-    def __init__(self) -> None:
-        self.graphs: list[StandInGraph] = []
+    """Records graphs on a processor; see :class:`rnn.training.graph.GraphRecorder`."""
 
     def warm_up(self, work: Callable[[], None]) -> None:
         work()
@@ -126,7 +119,6 @@ class StandInRecorder:
                 work()
         finally:
             graph.restore()
-        self.graphs.append(graph)
         return graph
 
 

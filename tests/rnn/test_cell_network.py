@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from networks import VOCAB_SIZE as VOCAB
 from torch import Tensor
 from user_cells import EXAMPLES, cell_config
 
-from rnn.config import CellConfig, GatedConfig, OptimizerConfig, TrialConfig
+from rnn.config import CellConfig, TrialConfig
 from rnn.errors import CellError
 from rnn.models.cell_module import build_seeded
 from rnn.models.cell_network import lockstep_obstacle, supports_lockstep
@@ -40,8 +39,7 @@ def tensor_memory() -> dict[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("cell", "precision", "count"),
-    [("MinGRU", "bf16", 3), ("LayerNormGRU", "fp32", 1)],
+    ("cell", "precision", "count"), [("MinGRU", "bf16", 3), ("LayerNormGRU", "fp32", 1)]
 )
 def test_networks_take_no_more_memory_than_estimated(cell, precision, count):
     config, tokens, kept = TrialConfig(cell_config(cell, 2, 32), 0, 5), torch.arange(256), []
@@ -59,25 +57,6 @@ def test_networks_take_no_more_memory_than_estimated(cell, precision, count):
             train_step.step(tokens, tokens)
     allocated = sum(size for address, size in tensor_memory().items() if address not in before)
     assert allocated < count * estimate_memory(config, 256, precision) < 8 * allocated
-
-
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        GatedConfig(False, True, False, True, True, "new", 2, 16),
-        *(cell_config(cell, 2, 16) for cell in EXAMPLES),
-    ],
-    ids=lambda each: each.label,
-)
-def test_loss_falls_as_a_network_trains(architecture):
-    config = TrialConfig(architecture, optimizer=OptimizerConfig(learning_rate=0.01))
-    settings = replace(
-        TRAIN_CONFIG, steps=150, sequence_length=50, log_every=75, batch_size=8, smoothing=0.5
-    )
-    loop = TrainLoop(build_network([config], 0, "bf16"), TEXT, settings)
-    middle, end = (point.ema_losses[0] for point in loop.train())
-    assert end < middle < 3
-    assert end < 1.5
 
 
 def test_buffers_and_frozen_parameters_are_saved_but_not_trained():
@@ -223,10 +202,3 @@ def test_lockstep_needs_a_batching_rule_of_every_operation():
         assert lockstep_obstacle(cell_config(cell), "bf16") is None
     expected = "torch.vmap has no batching rule for aten::gru_cell"
     assert lockstep_obstacle(cell_config("TorchGRU")) == expected
-
-
-def test_lockstep_is_tried_once(monkeypatch):
-    architecture = cell_of("self.own = nn.Linear(4, 4)", "return self.own(x), state")
-    assert supports_lockstep(architecture)
-    monkeypatch.setattr("rnn.models.cell_network.CellNetwork", None)
-    assert supports_lockstep(replace(architecture, layers=3))

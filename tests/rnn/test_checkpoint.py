@@ -84,8 +84,6 @@ def read_metadata(checkpoint):
 
 
 def test_checkpoint_lists_all_code_and_versions_that_trained_it_latest_last(monkeypatch):
-    uninterrupted = begin()
-    list(uninterrupted.train())
     run, code, version = begin(), source_hash(), str(torch.__version__)
     train_until(run, 4)
     checkpoint = serialize(run)
@@ -104,9 +102,6 @@ def test_checkpoint_lists_all_code_and_versions_that_trained_it_latest_last(monk
         ((code, "b", "c"), (version, "9")),
         ((code, "c", "b"), (version, "9", "8")),
     ]
-    resumed = resume(checkpoint)
-    list(resumed.train())
-    assert resumed.curves == uninterrupted.curves
 
 
 def test_source_hash_changes_with_a_file_of_a_subpackage(tmp_path):

@@ -136,3 +136,8 @@ def test_onednn_is_not_selected_if_it_rounds_as_with_amx(onednn, monkeypatch):
     assert onednn.fp32_precision == "ieee"
     x = torch.full((1, 8, 8), 1.001)
     assert torch.equal(torch.bmm(x, x), exact(x, x))
+
+
+def test_torch_without_the_setting_for_onednn_is_supported(monkeypatch):
+    monkeypatch.setattr(precision, "_onednn", None)
+    configure_matmul("fp32", CPU)

@@ -78,6 +78,17 @@ def test_token_outside_the_vocabulary_is_an_error(value):
         stack.forward(bad, stack.init_state(2))
 
 
+@needs_compiler
+@pytest.mark.parametrize("count", [1, 3])
+def test_states_and_targets_of_another_shape_are_errors(count):
+    """The library would read other memory."""
+    stack = NativeStack([TrialConfig(gated_configs(1, 8)[0])], 3)
+    tokens = torch.tensor([1, 2])
+    for targets, streams in ((tokens, count), (torch.ones(count, dtype=int), 2)):
+        with pytest.raises(ValueError, match=r": expected .*2"):
+            stack.loss_and_grad(tokens, targets, stack.init_state(streams))
+
+
 ALL_OPTIONS = [TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8))]
 
 

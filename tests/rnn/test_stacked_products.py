@@ -44,19 +44,6 @@ def linear(rows, inputs, outputs, grad_inputs):
 HEAD = linear(B, N, V, N)
 
 
-def test_products_of_the_best_published_network():
-    """Two layers, forget gate, state gate, residual, new state."""
-    first = (
-        linear(U, N, 3 * N, N)  # x once per unique token, to candidate and both gates
-        + linear(B, N, 3 * N, 0)  # h needs no gradient
-        + linear(U, N, N, N)  # the read-out of x
-        + linear(B, N, N, N)  # and of u
-    )
-    second = linear(B, 2 * N, 3 * N, N) + linear(B, 2 * N, N, 2 * N)
-    config = GatedConfig(False, True, False, True, True, "new", 2, N)
-    assert step_products(config) == HEAD + first + second
-
-
 def test_products_with_all_options_on():
     first = (
         linear(U, N, 2 * N, N)  # the input gate of x

@@ -81,6 +81,13 @@ def test_trained_tokenizer_is_deterministic_and_merges_frequent_pairs_first():
     assert few.bpe.tokens[256:] == [b"ab", b"cd"]
 
 
+@pytest.mark.parametrize("text", [b"", b"abcabc"])
+def test_small_text_gives_a_smaller_vocabulary(text):
+    tokenizer = train_tokenizer("bpe:1000", to_array(text))
+    assert 256 <= tokenizer.size < 300
+    assert tokenizer.decode(tokenizer.encode(to_array(text * 2)).tolist()) == text * 2
+
+
 def test_serialized_tokenizer_is_loaded_unchanged():
     serialized = TOKENIZER.serialized
     loaded = load_tokenizer(serialized)

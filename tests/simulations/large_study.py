@@ -332,10 +332,5 @@ def _insert(
 ) -> None:
     """Insert many rows, several times as fast as through SQLAlchemy."""
     cursor: Any = connection.connection.cursor()
-    if connection.dialect.name == "sqlite":
-        places = ", ".join("?" * (columns.count(",") + 1))
-        cursor.executemany(f"INSERT INTO {table.name} ({columns}) VALUES ({places})", rows)
-        return
-    with cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
-        for row in rows:
-            copy.write_row(row)
+    places = ", ".join("?" * (columns.count(",") + 1))
+    cursor.executemany(f"INSERT INTO {table.name} ({columns}) VALUES ({places})", rows)
