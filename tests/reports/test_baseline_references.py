@@ -1,7 +1,14 @@
 """Studies of baseline cells, and their losses as references for gated studies."""
 
 import pytest
-from factories import gated_params, make_baselines, make_replicates, make_runs, make_study
+from factories import (
+    gated_params,
+    make_baselines,
+    make_replicates,
+    make_runs,
+    make_study,
+    make_union,
+)
 
 from reports.charts.comparison_plots import plot_replicates
 from reports.data.study_reader import read_results
@@ -114,3 +121,7 @@ def test_references_share_the_corpus_and_state_training_differences(sqlite_url):
     assert "steps 20,000 against 10,000 here" in words
     assert "learning_rate 0.002 against 0.001 here" in words
     assert find_references(others[0], [gated, *others]) == []
+    make_union(sqlite_url)
+    (union,) = results_of(sqlite_url, "union")
+    assert [each.label for each in find_references(gated, [gated, union])] == ["2×8 GRU"]
+    assert find_references(union, [gated, union]) == []

@@ -340,7 +340,8 @@ OTHER = [*FOUR, f"hypothesis=[{NEWER}]"]
 def test_new_hypothesis_is_refused_without_extend_and_a_removed_one_is_withdrawn(sqlite_url, text):
     joined = join(sqlite_url, text, STATED)
     finish(joined, 1)
-    held = joined.storage.claim(joined.study_id, "me")
+    requeued, held = (joined.storage.claim(joined.study_id, "me") for _ in range(2))
+    joined.storage.requeue(requeued, "me", Failure.INTERRUPTED, curve={2: 1.5})
     before = dump(sqlite_url)
     with pytest.raises(ConfigMismatchError, match=r"exists without hypothesis 2 \('New\.'\): use"):
         join(sqlite_url, text, BOTH)
@@ -357,7 +358,7 @@ def test_new_hypothesis_is_refused_without_extend_and_a_removed_one_is_withdrawn
         4, joined.config.report_threshold,
     )  # fmt: skip
     assert (second.registered.started, extended.config.hypothesis) == (
-        2, [each.hypothesis for each in (first, second)],
+        3, [each.hypothesis for each in (first, second)],
     )  # fmt: skip
     assert joined.storage.get_trial(held).state is TrialState.RUNNING
     # A worker from before joins, and is told so.

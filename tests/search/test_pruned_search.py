@@ -4,6 +4,7 @@ import re
 import shutil
 import threading
 from concurrent.futures import Future
+from unittest.mock import Mock
 
 import hooks
 import optuna
@@ -16,6 +17,7 @@ from test_worker import RecordingCallbacks, create_study, work
 
 from search.errors import UnfinishedSourceError
 from search.new_study import StudyOptions
+from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.pruning.policy import PruningPolicy
 from search.pruning.pruner import TopFractionPruner
@@ -25,7 +27,7 @@ from search.worker.claims import ClaimManager
 from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trial_artifacts import CheckpointStore
-from studies.attributes import TrialRecord
+from studies.attributes import Failure, TrialRecord
 from studies.config import top_count
 from studies.errors import ConfigMismatchError, StudiesError
 from studies.loader import load_config_file
@@ -239,6 +241,29 @@ def test_late_decisions_stop_trials_after_their_rung(sqlite_url, text, monkeypat
     assert counts.complete + counts.pruned == TRIALS
     assert counts.pruned
     assert count_steps(joined) < STEPS * TRIALS
+
+
+def test_decision_is_made_after_an_outage():
+    progress, before, after = Future(), Mock(trial_id=1), Mock(trial_id=2)
+    progress.set_result("progress")
+    manager = Mock(unavailable_reason="away", submit_after_flush=lambda read: progress)
+    scheduler = Mock(decide=lambda _, asked, *rest: Decisions(stops=dict.fromkeys(asked, "stop")))
+    decisions = PruningDecisions(manager, scheduler, lambda: None)
+    assert decisions.decide([before]) == {}
+    manager.unavailable_reason = None
+    assert decisions.decide([after]) == {before: "stop", after: "stop"}
+
+
+def test_paused_trials_do_not_wait_for_one_that_failed_here(sqlite_url, text):
+    joined = create_study(sqlite_url, text, *GRID, prune=True)
+    storage = joined.storage
+    failed, *others = (storage.claim(joined.study_id, "me/1") for _ in range(TRIALS))
+    for trial_id in others:
+        storage.pause(trial_id, "me/1", {}, {LOG_EVERY: trial_id / 10})
+    storage.requeue(failed, "me/1", Failure.EXCEPTION)
+    scheduler = PauseResumeScheduler(storage, joined.study_id, joined.config)
+    assert scheduler.select_to_resume(scheduler.read(), 0.0).resumed == ()
+    assert scheduler.select_to_resume(scheduler.read(), 0.0, [failed]).resumed
 
 
 @pytest.mark.extended

@@ -169,13 +169,17 @@ def test_cell_that_cannot_be_searched_is_rejected_in_one_line(folder, case):
     assert read_files(folder) == before
 
 
-def test_two_cells_of_one_name_and_names_of_built_in_cells_are_rejected(folder):
+def test_two_cells_of_one_name_and_unusable_names_are_rejected(folder):
     shutil.copy(folder / "cells" / "mine.py", folder / "copy.py")
     with pytest.raises(ConfigError, match="is named Mine as well: expected distinct class"):
         load_cells(config_file(folder, cells=', "copy.py:Mine"')).resolve()
     builtin = config_file(folder).with_overrides({"space": {"cell": ["cells/mine.py:gru"]}})
     with pytest.raises(ConfigError, match="has the name of a built-in cell: rename the class"):
         load_cells(builtin).resolve()
+    long = config_file(folder).with_overrides({"space": {"cell": [f"cells/mine.py:{'M' * 300}"]}})
+    (folder / "cells" / "mine.py").write_text(CELL.replace("Mine", "M" * 300))
+    with pytest.raises(CellError, match="has a name of 300 characters: expected a shorter one"):
+        load_cells(long)
 
 
 def test_changed_source_of_a_study_is_rejected(folder, create):

@@ -8,10 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.data.corpus import Corpus
 from rnn.training.loop import TrainConfig
+from search.cells import CellStore, load_record
 from search.worker.checkpointing import checkpoint_identity
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from studies.artifacts import AtomicFileStore, open_store
@@ -23,10 +25,15 @@ LEFT = f"{'0123456789abcdef' * 2}.part"
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def store(request, tmp_path):
+def artifacts(request, tmp_path):
     if request.param == "folder":
-        return open_store(str(tmp_path / "artifacts"), "sqlite:///none.db", "checkpoints")
-    return open_store(request.getfixturevalue("bucket"), "sqlite:///none.db", "checkpoints")
+        return str(tmp_path / "artifacts")
+    return request.getfixturevalue("bucket")
+
+
+@pytest.fixture
+def store(artifacts):
+    return open_store(artifacts, "sqlite:///none.db", "checkpoints")
 
 
 def test_checkpoint_is_read_as_written_until_removed(store):
@@ -42,6 +49,14 @@ def test_checkpoint_is_read_as_written_until_removed(store):
     assert checkpoints.read(3) is None
     assert checkpoints.read(4) == b"another"
     assert others.read(3) == b"of another study"
+
+
+def test_copies_of_cells_are_kept_in_the_store(artifacts):
+    record = load_record("min_gru.py:MinGRU", ROOT / "examples" / "cells")
+    store = open_store(artifacts, "sqlite:///none.db", "cells")
+    CellStore(store, "quick-1").save({"MinGRU": record})
+    copy = store.open_reader("quick-1/cell-MinGRU.py").read()
+    assert copy == (ROOT / "examples" / "cells" / "min_gru.py").read_bytes()
 
 
 def test_quarantined_checkpoint_is_kept_and_not_read_again(store):
@@ -143,10 +158,8 @@ def test_folder_that_leads_elsewhere_is_refused(store, tmp_path, folder):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [victim.name]
 
 
-@pytest.mark.parametrize("place", ["folder", "bucket"])
-def test_dashboard_cannot_reach_the_files_of_trials(request, tmp_path, place):
+def test_dashboard_cannot_reach_the_files_of_trials(artifacts):
     """All kinds of files may share a place, and a database may list any name as an artifact."""
-    artifacts = str(tmp_path) if place == "folder" else request.getfixturevalue("bucket")
     weights = WeightStore(open_store(artifacts, "sqlite:///none.db", "weights"), "s-1")
     weights.write(1, b"weights")
     store = open_store(artifacts, "sqlite:///none.db", "artifacts")

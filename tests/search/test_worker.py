@@ -38,7 +38,7 @@ from search.worker.worker import Worker
 from studies.artifacts import open_store
 from studies.attributes import Failure, TrialRecord
 from studies.config import StudyConfig, to_trial_config
-from studies.errors import LeaseLostError
+from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.loader import load_config_file
 from studies.storage.counts import TimingStats, TrialCounts, count_trials
 from studies.storage.open import open_storage
@@ -319,13 +319,17 @@ def test_divergence_after_the_last_log_point_is_detected(sqlite_url, text):
 
 
 def test_restarted_trial_replaces_its_curve(sqlite_url, text):
-    """Its last worker recorded values but left no checkpoint to resume from."""
+    """Its last worker left no checkpoint to resume from, and that of another one no value."""
     joined = create_study(sqlite_url, text)
-    trial_id = joined.storage.claim(joined.study_id, "gone")
-    joined.storage.report(trial_id, "gone", {3: 9.0, 12: 9.0})
-    joined.storage.requeue(trial_id, "gone", Failure.LEASE_EXPIRED)
-    work(sqlite_url, text)
-    assert list(joined.storage.get_trial(trial_id).intermediate_values) == [4, 8]
+    trial_ids = [joined.storage.claim(joined.study_id, "gone") for _ in range(2)]
+    joined.storage.report(trial_ids[0], "gone", {3: 9.0, 12: 9.0})
+    for trial_id in trial_ids:
+        joined.storage.requeue(trial_id, "gone", Failure.LEASE_EXPIRED)
+    _, said = work(sqlite_url, text)
+    for trial_id in trial_ids:
+        assert list(joined.storage.get_trial(trial_id).intermediate_values) == [4, 8]
+    (line,) = [line for line in said if line.startswith("trial 1")]
+    assert "before it recorded a loss or wrote a checkpoint; training starts at step 0" in line
 
 
 def stop_in_the_midst(url, text, monkeypatch, overrides=(), lockstep=None, step=4):
@@ -412,6 +416,27 @@ def test_joining_warns_if_other_versions_trained_the_unfinished_study(
     assert "was created or trained with training code ba9876543210 so far" in join()
     work(sqlite_url, text, ["training.steps=12"])
     assert join() == "", "nothing is left to train"
+
+
+def test_unrecorded_divergence_is_recorded_by_the_next_worker(sqlite_url, text, monkeypatch):
+    """Its checkpoint contains a complete curve."""
+
+    def away(*arguments):
+        raise StorageUnavailableError("away")
+
+    overrides = ["training.learning_rate=1e30", "training.log_every=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ClaimManager, "finish", away)
+        with pytest.raises(StorageUnavailableError):
+            work(sqlite_url, text, overrides)
+    joined = create_study(sqlite_url, text, *overrides)
+    for trial_id, lease in joined.storage.running_leases(joined.study_id).items():
+        joined.storage.requeue(trial_id, lease.claim_token, Failure.LEASE_EXPIRED)
+    _, messages = work(sqlite_url, text, overrides)
+    assert messages.count("diverged") == 6
+    for trial in joined.study.trials:
+        assert trial.user_attrs["failure"] == "diverged"
+        assert list(trial.intermediate_values) == [2]
 
 
 def fail_with_a_forget_gate(monkeypatch, error):
