@@ -109,23 +109,6 @@ def broken(study, monkeypatch):
     return storage, state
 
 
-def test_no_value_is_lost_during_an_outage(study, broken, caplog):
-    storage, state = broken
-    with study.manager(storage=storage) as manager:
-        (claim,) = manager.claim()
-        state["before"] = True
-        for step in range(5):
-            claim.report(step, float(step))
-        wait_until(lambda: manager.check() or caplog.messages)
-        state["before"] = False
-        wait_until(lambda: manager.check() or len(caplog.messages) > 1)
-        assert caplog.messages == [
-            "storage unavailable (server closed the connection); new results are kept in memory",
-            "storage available again",
-        ]
-        wait_until(lambda: len(study.trial(claim).intermediate_values) == 5)
-
-
 def test_worker_waits_for_an_outage_up_to_the_limit(study, broken):
     storage, state = broken
     with study.manager(storage=storage, outage=0.5) as manager:

@@ -80,20 +80,6 @@ def test_checkpoints_of_a_finished_study_are_removed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_foreign_and_quarantined_files_are_kept(tmp_path):
-    folder = tmp_path / "artifacts"
-    checkpoints = CheckpointStore(
-        open_store(str(folder), "sqlite:///none.db", "checkpoints"), "quick-1"
-    )
-    checkpoints.write(3, b"one")
-    checkpoints.quarantine(3, b"one")
-    checkpoints.write(5, b"two")
-    (folder / "quick-1" / "notes.txt").write_text("mine")
-    checkpoints.clear()
-    names = {path.name for path in (folder / "quick-1").iterdir()}
-    assert names == {"trial-3.quarantined", "notes.txt"}
-
-
 def test_killed_writer_leaves_the_last_checkpoint(tmp_path):
     """The writer is killed after writing the file and before renaming it."""
     CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s").write(1, b"whole")

@@ -556,18 +556,6 @@ def test_precision_that_the_device_lacks_is_rejected(sqlite_url, text, monkeypat
         work(sqlite_url, text)
 
 
-@pytest.mark.parametrize("lockstep", [3, 100])
-def test_lockstep_and_single_training_give_the_same_study(sqlite_url, text, alone, lockstep):
-    joined, _ = work(sqlite_url, text, ["precision='fp32'"], lockstep=lockstep)
-    trials = joined.study.trials
-    for trial, same in zip(trials, alone, strict=True):
-        assert trial.params == same.params
-        assert trial.intermediate_values == pytest.approx(same.intermediate_values, rel=1e-5)
-        assert trial.value == pytest.approx(same.value, rel=1e-5)
-    most = min(lockstep, 6)
-    assert {trial.user_attrs["lockstep"] for trial in trials} == {most}
-
-
 @pytest.mark.parametrize(
     ("error", "cause"),
     [

@@ -26,7 +26,7 @@ from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 from studies.attributes import Failure
 from studies.cli import run_with_exit_code
 from studies.errors import LeaseLostError, StorageError
-from studies.storage.counts import best_trial_ids, count_retries, count_trials
+from studies.storage.counts import best_trial_ids, count_trials
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import _LockHeldError, load_study, open_storage, read_storage
 from studies.storage.retry import error_message, is_outage, is_transient
@@ -145,24 +145,6 @@ def test_trials_match_if_they_have_the_same_parameters_with_the_same_values(url)
     storage.requeue(6, "me/1", Failure.LEASE_EXPIRED)
     with pytest.raises(LeaseLostError):
         storage.claim_matching(6, "me/1", 9, [])
-
-
-def test_trials_are_counted_by_state_and_cause(url):
-    storage = open_storage(url)
-    study_id = create_small_study(storage, 7)
-    for cause in (Failure.INTERRUPTED, Failure.EXCEPTION, Failure.INTERRUPTED):
-        storage.requeue(storage.claim(study_id, "me"), "me", cause)
-    ends = [(TrialState.COMPLETE, 1.0, {}), (TrialState.COMPLETE, 2.0, {})]
-    ends += [(TrialState.FAIL, None, {"failure": why}) for why in ("diverged", "exception")]
-    for state, value, attributes in [*ends, (TrialState.PRUNED, None, {})]:
-        storage.finish(storage.claim(study_id, "me"), "me", state, value, attributes)
-    storage.pause(storage.claim(study_id, "me"), "me", {})
-    storage.claim(study_id, "me")
-    counts = count_trials(storage, study_id)
-    assert (counts.complete, counts.pruned, counts.diverged, counts.failed) == (2, 1, 1, 1)
-    assert (counts.running, counts.waiting, counts.paused) == (1, 1, 1)
-    assert (counts.planned, counts.finished) == (7, 5)
-    assert count_retries(storage, study_id) == {"exception": 1, "interrupted": 2}
 
 
 def test_unpickled_storage_begins_as_a_writer(sqlite_url):

@@ -111,7 +111,7 @@ def test_files_of_killed_writers_are_removed_by_the_next_write(tmp_path):
 
 
 def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
-    kept = {"trial-1.part", f"notes.txt.{RANDOM}.part", "mine.checkpoint"}
+    kept = {"trial-1.part", f"notes.txt.{RANDOM}.part", "mine.checkpoint", "trial-3.quarantined"}
     kept.add(f"trial-1.checkpoint.{RANDOM}.part.gz")
     for kind in ("checkpoints", "weights"):
         folder = tmp_path / kind / "s"
