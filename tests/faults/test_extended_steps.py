@@ -5,35 +5,20 @@ import signal
 from contextlib import closing
 
 import pytest
+import small_searches
 from hooks import Gate
 from process_runner import (
     CURVES,
     FINISHED,
     freeze_process,
     query,
-    search_starter,
     wait_until_running,
 )
 
 from studies.loader import read_study_record
 from studies.storage.open import load_study, open_storage
 
-FIVE = {
-    "training_steps": 40,
-    "training_log_every": 10,
-    "checkpoint_seconds": 0.3,
-    "lease_seconds": 600,
-    "space_layers": "[2]",
-    "space_state_size": "[6]",
-    "space_input_gate": "[false]",
-    "space_forget_gate": "[true]",
-    "space_output_gate": "[false]",
-    "space_state_gate": "[true]",
-    "space_residual": "[true, false]",
-    "space_state_source": "['new', 'old', 'both']",
-    "space_exclude": "[{residual=false, state_source='old'}]",
-}
-"""Five trials."""
+FIVE = small_searches.FIVE | {"training_steps": 40, "training_log_every": 10}
 
 LONGER = FIVE | {"training_steps": 120}
 
@@ -54,11 +39,6 @@ RESULTS = """
 @pytest.fixture
 def url(sqlite_url):
     return sqlite_url
-
-
-@pytest.fixture
-def search(runner, url, text):
-    return search_starter(runner, url, text)
 
 
 @pytest.fixture

@@ -21,28 +21,13 @@ from process_runner import (
     wait_until_running,
 )
 from ray_service import COMMAND, NOT_HEAD, RayCluster
+from small_searches import FOUR
 
 from search.errors import LaunchError
 from search.launch.launcher import create_launcher
 from search.launch.target import LaunchTarget
 
 pytestmark = pytest.mark.extended
-
-FOUR = {
-    "training_steps": 200,
-    "training_log_every": 20,
-    "checkpoint_seconds": 0.3,
-    "space_layers": "[1]",
-    "space_state_size": "[6]",
-    "space_exclude": "[]",
-    "space_input_gate": "[false]",
-    "space_forget_gate": "[false, true]",
-    "space_output_gate": "[false]",
-    "space_state_gate": "[false]",
-    "space_residual": "[true, false]",
-    "space_state_source": "['both']",
-}
-"""Four trials."""
 
 ALL_COMPLETE = [(number, "COMPLETE", 1) for number in range(4)]
 
