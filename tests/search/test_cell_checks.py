@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 from process_runner import wait_until
+from user_cells import EXAMPLES
 
 import search.cell_processes
 from rnn.errors import CellError
@@ -279,16 +280,8 @@ def test_what_the_contract_allows_and_the_examples_pass(tmp_path):
     text += "\n    def initial_state(self, batch_size):\n"
     text += "        return self.start.expand(batch_size, -1)\n"
     networks = networks_of(text, tmp_path)
-    examples = sorted((ROOT / "examples" / "cells").glob("*.py"))
-    assert len(examples) == 3
-    for example in examples:
-        name = next(
-            line.partition("(")[0].removeprefix("class ")
-            for line in example.read_text("utf-8").splitlines()
-            if line.startswith("class ")
-        )
-        record = load_record(f"{example.name}:{name}", example.parent)
-        networks += list_networks(name, record, {})
+    for name, path in EXAMPLES.items():
+        networks += list_networks(name, load_record(f"{path}:{name}", ROOT), {})
     check_networks(networks)
 
 

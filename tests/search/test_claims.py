@@ -94,26 +94,24 @@ OUTAGE = sa.exc.OperationalError("COMMIT", {}, Exception("server closed the conn
 
 @pytest.fixture
 def broken(study, monkeypatch):
-    """Storage, and a switch that has its transactions fail; the threads that have failed."""
-    storage = open_storage(study.url)
-    state = {"before": False, "failed": set()}
+    """Storage, and a list that has its transactions fail once it is not empty."""
+    storage, errors = open_storage(study.url), []
     transaction = storage.transaction
 
     def unreliable():
-        if state["before"]:
-            state["failed"].add(threading.current_thread())
-            raise OUTAGE
+        if errors:
+            raise errors[0]
         return transaction()
 
     monkeypatch.setattr(storage, "transaction", unreliable)
-    return storage, state
+    return storage, errors
 
 
 def test_worker_waits_for_an_outage_up_to_the_limit(study, broken):
-    storage, state = broken
+    storage, errors = broken
     with study.manager(storage=storage, outage=0.5) as manager:
         (claim,) = manager.claim()
-        state["before"] = True
+        errors.append(OUTAGE)
         claim.report(1, 2.0)
         message = r"\(server closed the connection\), longer than 0\.5 s"
         with pytest.raises(StorageUnavailableError, match=message):
@@ -121,33 +119,15 @@ def test_worker_waits_for_an_outage_up_to_the_limit(study, broken):
 
 
 def test_shutdown_does_not_wait_for_an_unavailable_storage(study, broken, monkeypatch):
-    storage, state = broken
+    storage, errors = broken
     stop = ShutdownSignal()
     monkeypatch.setattr("search.worker.storage_client.SHUTDOWN_GRACE", 0.3)
     with study.manager(storage=storage, stop=stop) as manager:
         (claim,) = manager.claim()
-        state["before"] = True
+        errors.append(OUTAGE)
         stop.signal = 15
         with pytest.raises(ShutdownRequestedError):
             manager.requeue_all([claim], Failure.INTERRUPTED)
-
-
-def test_lease_does_not_expire_in_an_outage_of_all_workers(study, broken, clock, monkeypatch):
-    """The observer expires no lease, and the worker sends a heartbeat as soon as it can."""
-    storage, state = broken
-    monkeypatch.setattr("search.worker.storage_client._MAX_RETRY_SECONDS", 0.02)
-    with study.manager(storage=storage) as me, study.manager("you", storage=storage) as you:
-        (claim,), (other,) = me.claim(), you.claim()
-        clock.advance(0, me, you)
-        state["before"] = True
-        for _ in range(10):
-            state["failed"].clear()
-            clock.advance(HANG_TIMEOUT / 4)
-            wait_until(lambda: state["failed"] >= {me._thread, you._thread})
-        state["before"] = False
-        for _ in range(4):
-            clock.advance(HANG_TIMEOUT / 4, me, you)
-    assert study.trial(claim).user_attrs == study.trial(other).user_attrs == {}
 
 
 def test_permanent_error_is_raised_at_once(study):
