@@ -94,22 +94,21 @@ OUTAGE = sa.exc.OperationalError("COMMIT", {}, Exception("server closed the conn
 
 @pytest.fixture
 def broken(study, monkeypatch):
-    """Storage, a list that has its transactions fail once it is not empty, and failed threads."""
-    storage, errors, failed = open_storage(study.url), [], set()
+    """Storage, and a list that has its transactions fail once it is not empty."""
+    storage, errors = open_storage(study.url), []
     transaction = storage.transaction
 
     def unreliable():
         if errors:
-            failed.add(threading.current_thread())
             raise errors[0]
         return transaction()
 
     monkeypatch.setattr(storage, "transaction", unreliable)
-    return storage, errors, failed
+    return storage, errors
 
 
 def test_worker_waits_for_an_outage_up_to_the_limit(study, broken):
-    storage, errors, _ = broken
+    storage, errors = broken
     with study.manager(storage=storage, outage=0.5) as manager:
         (claim,) = manager.claim()
         errors.append(OUTAGE)
@@ -120,7 +119,7 @@ def test_worker_waits_for_an_outage_up_to_the_limit(study, broken):
 
 
 def test_shutdown_does_not_wait_for_an_unavailable_storage(study, broken, monkeypatch):
-    storage, errors, _ = broken
+    storage, errors = broken
     stop = ShutdownSignal()
     monkeypatch.setattr("search.worker.storage_client.SHUTDOWN_GRACE", 0.3)
     with study.manager(storage=storage, stop=stop) as manager:
@@ -129,24 +128,6 @@ def test_shutdown_does_not_wait_for_an_unavailable_storage(study, broken, monkey
         stop.signal = 15
         with pytest.raises(ShutdownRequestedError):
             manager.requeue_all([claim], Failure.INTERRUPTED)
-
-
-def test_lease_does_not_expire_in_an_outage_of_all_workers(study, broken, clock, monkeypatch):
-    """The observer expires no lease, and the worker sends a heartbeat as soon as it can."""
-    storage, errors, failed = broken
-    monkeypatch.setattr("search.worker.storage_client._MAX_RETRY_SECONDS", 0.02)
-    with study.manager(storage=storage) as me, study.manager("you", storage=storage) as you:
-        (claim,), (other,) = me.claim(), you.claim()
-        clock.advance(0, me, you)
-        errors.append(OUTAGE)
-        for _ in range(10):
-            failed.clear()
-            clock.advance(HANG_TIMEOUT / 4)
-            wait_until(lambda: failed >= {me._thread, you._thread})
-        errors.clear()
-        for _ in range(4):
-            clock.advance(HANG_TIMEOUT / 4, me, you)
-    assert study.trial(claim).user_attrs == study.trial(other).user_attrs == {}
 
 
 def test_permanent_error_is_raised_at_once(study):

@@ -22,7 +22,6 @@ from search.pruning.policy import PruningPolicy
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.rungs import compute_rungs
 from search.study import create_or_join
-from search.worker.claims import ClaimManager
 from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trial_artifacts import CheckpointStore
@@ -153,19 +152,6 @@ def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, m
     check_curves(joined, unpruned, 0)
     assert not any("paused" in line for line in messages)
     assert any("cannot write the checkpoint" in line and "(no room)" in line for line in messages)
-
-
-@pytest.mark.extended
-def test_trials_continue_while_the_storage_does_not_respond(sqlite_url, text, monkeypatch):
-    monkeypatch.setattr("search.worker.pruning_decisions.DECISION_WAIT", 0.0)
-    unanswered = Future()
-    monkeypatch.setattr(ClaimManager, "submit_after_flush", lambda self, query: unanswered)
-    # At the end a worker waits for the answers to these questions.
-    monkeypatch.setattr(PruningDecisions, "select_to_resume", lambda self, *rest: [])
-    monkeypatch.setattr(PruningDecisions, "prune_paused", lambda self: [])
-    joined, messages = search(sqlite_url, text, lockstep=8)
-    assert set(messages) == {"complete"}
-    assert count_steps(joined) == STEPS * TRIALS
 
 
 @pytest.fixture

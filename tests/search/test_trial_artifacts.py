@@ -2,9 +2,6 @@
 
 import io
 import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -78,25 +75,6 @@ def test_checkpoints_of_a_finished_study_are_removed(tmp_path):
     assert [path.name for path in (folder / "quick-1").iterdir()] != []
     checkpoints.clear()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_killed_writer_leaves_the_last_checkpoint(tmp_path):
-    """The writer is killed after writing the file and before renaming it."""
-    CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s").write(1, b"whole")
-    program = (
-        "import os, pathlib, signal\n"
-        "pathlib.Path.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from search.worker.trial_artifacts import CheckpointStore\n"
-        "from studies.artifacts import AtomicFileStore\n"
-        f"store = AtomicFileStore(pathlib.Path({str(tmp_path)!r}), 'checkpoints')\n"
-        "CheckpointStore(store, 's').write(1, b'new')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program])
-    assert done.returncode == -signal.SIGKILL
-    assert len(list((tmp_path / "s").iterdir())) == 2
-    assert CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s").read(1) == b"whole"
-    CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s").remove(1)
-    assert list((tmp_path / "s").iterdir()) == []
 
 
 def test_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):

@@ -89,25 +89,23 @@ def test_creator_whose_file_was_removed_creates_a_whole_one(
     assert names(tmp_path) == ["studies.db"]
 
 
-@pytest.mark.extended
-def test_files_of_killed_writers_are_removed_by_the_next_write(tmp_path):
-    """Also those of another trial, which may not be written again."""
-    store = f"AtomicFileStore(pathlib.Path({str(tmp_path)!r}), 'weights')"
+def test_killed_writer_leaves_the_last_file_and_the_next_write_removes_what_it_left(tmp_path):
+    """Also if that is of another trial, because the same one may not be written again."""
+    checkpoints = CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s")
+    checkpoints.write(1, b"whole")
     run_until_killed(
         "replace",
-        "from search.worker.trial_artifacts import WeightStore\n"
+        "from search.worker.trial_artifacts import CheckpointStore\n"
         "from studies.artifacts import AtomicFileStore\n"
-        f"WeightStore({store}, 's').write(1, b'weights')",
+        f"store = AtomicFileStore(pathlib.Path({str(tmp_path)!r}), 'checkpoints')\n"
+        "CheckpointStore(store, 's').write(1, b'new')",
     )
-    folder = tmp_path / "s"
-    (left,) = names(folder)
-    assert left.startswith("trial-1.safetensors.")
-    weights = WeightStore(AtomicFileStore(tmp_path, "weights"), "s")
-    weights.write(2, b"weights")
-    assert names(folder) == [left, "trial-2.safetensors"], "it may be of a writer at work"
-    make_old(folder)
-    weights.write(3, b"weights")
-    assert names(folder) == ["trial-2.safetensors", "trial-3.safetensors"]
+    assert checkpoints.read(1) == b"whole"
+    checkpoints.write(2, b"another")
+    assert len(names(tmp_path / "s")) == 3, "the third may be of a writer at work"
+    make_old(tmp_path / "s")
+    checkpoints.write(2, b"another")
+    assert names(tmp_path / "s") == ["trial-1.checkpoint", "trial-2.checkpoint"]
 
 
 def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
