@@ -226,8 +226,6 @@ def test_derived_study_is_extended_and_its_report_written_again(
     refine()
     (page,) = (tmp_path / "reports" / "out").glob("*.html")
     assert "40 steps per trial" in page.read_text()
-    refused = runner.run(*common, "--extend", cwd=tmp_path)
-    assert (refused.returncode, "or extend training.steps" in refused.stderr) == (2, True)
     refused = runner.run(
         *common, "--extend", "--set=training.steps=80", "--set=refinement.top=3", cwd=tmp_path
     )
@@ -235,9 +233,7 @@ def test_derived_study_is_extended_and_its_report_written_again(
     said = refine("--extend", "--set=training.steps=80")
     assert "trials that continue from their checkpoints: 4\n" in said
     assert "80 steps per trial" in page.read_text()
-    assert "extended from" not in refine("--extend", "--set=training.steps=80"), (
-        "nothing is left to do"
-    )
+    assert "extended from" not in refine("--extend", "--set=training.steps=80")
     reported = runner.run("-m", "reports", "again", "--storage", url, cwd=tmp_path)
     assert reported.returncode == 0, reported.stderr
     assert "study 'again' was extended: using its stored 80 steps" in refine()

