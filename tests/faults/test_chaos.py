@@ -37,14 +37,7 @@ SPACE = {
 class ChaosMonkey:
     """Workers that receive random signals and are replaced when a signal ends them.
 
-    Args:
-        start: function that starts a worker.
-        random: generator that selects signals, workers and delays.
-
-    Attributes:
-        workers: workers that have not been replaced.
-        started: all workers, replaced ones included.
-        sent: number of signals sent, by signal name.
+    It counts the signals that were sent by their names.
     """
 
     def __init__(self, start, random):

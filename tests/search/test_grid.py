@@ -150,14 +150,14 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
     lost = sa.exc.OperationalError("COMMIT", {}, Exception("gone"), connection_invalidated=True)
 
     def fail_once(function):
-        calls = []
+        moments = iter([moment])
 
         def unreliable(*args):
-            calls.append(args)
-            if moment == "before" and len(calls) == 1:
+            failing = next(moments, None)
+            if failing == "before":
                 raise lost
             result = function(*args)
-            if len(calls) == 1:
+            if failing == "after":
                 raise lost
             return result
 

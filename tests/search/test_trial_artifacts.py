@@ -95,6 +95,16 @@ ESCAPES = ("../victim", "/victim", "s-1/..", "..", "", "s\0")
 """What the name of an artifact folder in a database that others changed may be."""
 
 
+def acts_on(checkpoints):
+    """Return what can be done to a checkpoint."""
+    return (
+        lambda: checkpoints.write(1, b"new"),
+        lambda: checkpoints.read(1),
+        lambda: checkpoints.remove(1),
+        lambda: checkpoints.quarantine(1, b"new"),
+    )
+
+
 @pytest.mark.parametrize("folder", ESCAPES)
 def test_folder_that_leads_elsewhere_is_refused(store, tmp_path, folder):
     (tmp_path / "victim").mkdir()
@@ -103,21 +113,12 @@ def test_folder_that_leads_elsewhere_is_refused(store, tmp_path, folder):
     victim.write_bytes(b"of another program")
     folder = folder.replace("/victim", f"{tmp_path}/victim") if folder[:1] == "/" else folder
     checkpoints, weights = CheckpointStore(store, folder), WeightStore(store, folder)
-    refuse = pytest.raises(ArtifactsError, match="is not a valid name of an artifact")
-    for act in (
-        lambda: checkpoints.write(1, b"new"),
-        lambda: checkpoints.read(1),
-        lambda: checkpoints.remove(1),
-        lambda: checkpoints.quarantine(1, b"new"),
-        lambda: weights.list_trials(),
-        lambda: weights.evict([1], 0),
-    ):
-        with refuse:
-            act()
+    acts = [*acts_on(checkpoints), weights.list_trials, lambda: weights.evict([1], 0)]
     if isinstance(store, AtomicFileStore):
-        for act in (checkpoints.clear, weights.remove_temporary_files):
-            with refuse:
-                act()
+        acts += [checkpoints.clear, weights.remove_temporary_files]
+    for act in acts:
+        with pytest.raises(ArtifactsError, match="is not a valid name of an artifact"):
+            act()
     assert victim.read_bytes() == b"of another program"
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [victim.name]
 
@@ -149,12 +150,7 @@ def test_link_that_leads_out_of_the_store_is_not_followed(tmp_path, link):
         (folder / victim.name).symlink_to(victim)
     store = open_store(str(tmp_path / "artifacts"), "sqlite:///none.db", "checkpoints")
     checkpoints = CheckpointStore(store, "s-1")
-    for act in (
-        lambda: checkpoints.write(1, b"new"),
-        lambda: checkpoints.read(1),
-        lambda: checkpoints.remove(1),
-        checkpoints.clear,
-    ):
+    for act in (*acts_on(checkpoints), checkpoints.clear):
         with pytest.raises(ArtifactsError, match="is a link that leads out of"):
             act()
     if link == "folder":
