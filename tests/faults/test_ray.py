@@ -58,19 +58,15 @@ def search(runner, cluster, postgresql_url, text, tmp_path):
     return search
 
 
-def status(search, *arguments):
-    command = search("--status", "--json", *arguments)
-    assert command.wait() == 0, command.output
-    return json.loads(command.stdout)
-
-
 def test_tasks_on_two_nodes_finish_each_trial_once(cluster, search, gate, postgresql_url):
     command = search("--workers=2", gate=gate)
     wait_until_running(
         [command],
         lambda: all(any(node.holds(pid) for pid in gate.held) for node in cluster.nodes[:2]),
     )
-    jobs = status(search)["jobs"]
+    status = search("--status", "--json")
+    assert status.wait() == 0, status.output
+    jobs = json.loads(status.stdout)["jobs"]
     cancel = search("--cancel")
     assert cancel.wait() == 2
     assert f"process {command.pid} on " in cancel.stderr, "press Ctrl-C there"

@@ -249,14 +249,13 @@ def test_training_continues_when_weights_cannot_be_saved(sqlite_url, text, monke
 
 
 def test_baseline_cells_bptt_steps_and_tokenizers_are_ordinary_trials(sqlite_url, tmp_path):
-    text = tmp_path / "text"
+    text, config = tmp_path / "text", tmp_path / "cells.toml"
     text.write_bytes(b"the cat sat on the mat, and the dog sat on the cat. " * 100)
-    settings = [setting for setting in SETTINGS if not setting.startswith("space.")]
-    config = tmp_path / "cells.toml"
     config.write_text(
         "objective = 'validation'\ntokenizer = 'bpe:270'\n[space]\ncell = ['gru', 'lstm']\n"
         "layers = [1]\nstate_size = [4]\nbptt_steps = [1, 3]\n"
     )
+    settings = [setting for setting in SETTINGS if not setting.startswith("space.")]
     joined, messages = work(sqlite_url, text, settings, str(config))
     assert messages == ["complete"] * 4
     size = joined.token_corpus.tokenizer.size

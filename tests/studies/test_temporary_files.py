@@ -123,30 +123,22 @@ def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "method", "write"),
+    ("name", "method", "write", "content"),
     [
-        ("ü" * 120 + ".html", "replace", lambda path: atomic_write(path, [b"whole"])),
-        pytest.param(
-            "network",
-            "rename",
-            lambda path: write_folder(path, {"a": b"1"}),
-            marks=pytest.mark.extended,
-        ),
+        ("ü" * 120 + ".html", "replace", atomic_write, [b"whole"]),
+        pytest.param("network", "rename", write_folder, {"a": b"1"}, marks=pytest.mark.extended),
     ],
     ids=["report", "export"],
 )
 def test_file_or_folder_of_a_killed_writer_is_removed_by_the_next_one(
-    tmp_path, name, method, write
+    tmp_path, name, method, write, content
 ):
     path = tmp_path / name
-    statement = {
-        "replace": "from studies.artifacts import atomic_write as write\ncontent = [b'x']",
-        "rename": "from search.export import write_folder as write\ncontent = {'a': b'1'}",
-    }
-    run_until_killed(method, f"{statement[method]}\nwrite(pathlib.Path({str(path)!r}), content)")
+    statement = f"from {write.__module__} import {write.__name__}\n{write.__name__}"
+    run_until_killed(method, f"{statement}(pathlib.Path({str(path)!r}), {content!r})")
     foreign = tmp_path / f"another.html.{RANDOM}.part"
     foreign.touch()
     assert len(names(tmp_path)) == 2
     make_old(tmp_path)
-    write(path)
+    write(path, content)
     assert names(tmp_path) == sorted([name, foreign.name])
