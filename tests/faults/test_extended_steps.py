@@ -7,13 +7,7 @@ from contextlib import closing
 import pytest
 import small_searches
 from hooks import Gate
-from process_runner import (
-    CURVES,
-    FINISHED,
-    freeze_process,
-    query,
-    wait_until_running,
-)
+from process_runner import CURVES, FINISHED, freeze_process, query, wait_until_running
 
 from studies.loader import read_study_record
 from studies.storage.open import load_study, open_storage

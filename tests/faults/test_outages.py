@@ -9,14 +9,7 @@ import pytest
 import small_searches
 from helpers import NO_SYNC, QUICK
 from hooks import Clock, DecisionGate, Gate, Hooks
-from process_runner import (
-    CURVES,
-    FINISHED,
-    query,
-    search_starter,
-    wait_until,
-    wait_until_running,
-)
+from process_runner import CURVES, FINISHED, query, search_starter, wait_until, wait_until_running
 from services import PostgreSQL, SlowNetwork
 from small_searches import FOUR, STEP, assert_all_trials_match
 

@@ -12,14 +12,7 @@ import psutil
 import pytest
 from helpers import ROOT
 from hooks import HANG_TIMEOUT, Hooks
-from process_runner import (
-    FINISHED,
-    SETTINGS,
-    query,
-    search_starter,
-    wait_until,
-    wait_until_running,
-)
+from process_runner import FINISHED, SETTINGS, query, search_starter, wait_until, wait_until_running
 from ray_service import COMMAND, NOT_HEAD, RayCluster
 from small_searches import FOUR
 

@@ -9,13 +9,7 @@ from pathlib import Path
 
 import pytest
 from hooks import HANG_TIMEOUT, Gate
-from process_runner import (
-    CURVES,
-    FINISHED,
-    freeze_process,
-    query,
-    wait_until,
-)
+from process_runner import CURVES, FINISHED, freeze_process, query, wait_until
 from small_searches import FIVE, ONE, STEP, TWO, assert_all_trials_match
 
 

@@ -127,19 +127,15 @@ def test_at_most_a_tenth_of_the_trials_is_audited(sqlite_url, text, monkeypatch,
     assert audited(unpruned) == []
 
 
-def mislead(monkeypatch):
-    """Have the pruner predict that every unfinished trial ends far above its value."""
+@pytest.mark.extended
+def test_wrong_predictions_raise_the_alarm_and_stop_the_pruning(sqlite_url, text, monkeypatch):
+    """The pruner predicts that every unfinished trial ends far above its value."""
 
     def predict_badly(*args):
         found = predict_final_values(*args)
         return Prediction(found.mean + 30 * found.scale, found.scale)
 
     monkeypatch.setattr("search.pruning.policy.predict_final_values", predict_badly)
-
-
-@pytest.mark.extended
-def test_wrong_predictions_raise_the_alarm_and_stop_the_pruning(sqlite_url, text, monkeypatch):
-    mislead(monkeypatch)
     joined, messages = search(sqlite_url, text, AUDIT_EIGHT, lockstep=1)
     looks = read_audit_looks(joined.storage, joined.study_id)
     assert any(look.alarm for look in looks.values())

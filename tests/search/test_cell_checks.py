@@ -52,11 +52,6 @@ def networks_of(text: str, folder: Path, values=None, name: str = "Cell"):
     return list_networks(name, record, values or {}, state_size=8)
 
 
-def passed_before(check) -> list[str]:
-    names = [each.run.__name__ for each in CHECKS]
-    return [each.passed for each in CHECKS[: names.index(check)]]
-
-
 def refuse(text: str, folder: Path) -> tuple[list[str], str]:
     """Return the checks that a cell passes, and why it is refused."""
     passed: list[str] = []
@@ -79,21 +74,13 @@ BROKEN = {
         "check_shapes",
         "cell Cell: forward raises SystemExit (0) in line 15",
     ),
-    "shared": (
-        cell("self.other = self.input"),
-        "check_shapes",
-        "has one parameter under two names",
-    ),
+    "shared": (cell("self.other = self.input"), "check_shapes", "one parameter under two names"),
     "nan": (
         cell(last="y = y / (state.sum() * 0 if self.on else 1)"),
         "check_finite",
         "the loss of step 1 is NaN or infinite in fp32: expected finite numbers",
     ),
-    "bfloat16": (
-        cell(last="y = torch.lerp(y, x, 0.5)"),
-        "check_finite",
-        "raises RuntimeError",
-    ),
+    "bfloat16": (cell(last="y = torch.lerp(y, x, 0.5)"), "check_finite", "raises RuntimeError"),
     "numpy": (
         cell("import numpy; self.input.weight.data += float(numpy.random.rand())"),
         "check_deterministic",
@@ -185,7 +172,8 @@ def test_each_check_refuses_a_cell_that_breaks_it_alone(tmp_path, broken):
     text, check, reason = BROKEN[broken]
     passed, message = refuse(text, tmp_path)
     assert reason in message
-    assert passed == passed_before(check)
+    names = [each.run.__name__ for each in CHECKS]
+    assert passed == [each.passed for each in CHECKS[: names.index(check)]]
 
 
 ELSEWHERE = {

@@ -119,20 +119,13 @@ def test_finished_study_has_no_trial_for_plain_optuna(sqlite_url, text):
 # ------------------------------------------------------------------ other studies
 
 
-def complete_combinations(study: optuna.Study) -> list[tuple]:
-    return [
-        tuple(trial.params[name] for name in SPACE)
-        for trial in study.trials
-        if trial.state is TrialState.COMPLETE
-    ]
-
-
 def test_enqueued_combination_is_not_run_again():
     study = optuna.create_study(sampler=GridSampler(SPACE, exclude=EXCLUDE))
     study.enqueue_trial({"a": 1, "b": True, "c": "x"})
     study.optimize(objective, n_trials=1)
     study.optimize(objective)
-    assert sorted(complete_combinations(study), key=repr) == sorted(GRID, key=repr)
+    found = [(*trial.params.values(),) for trial in study.get_trials(states=[TrialState.COMPLETE])]
+    assert sorted(found, key=repr) == sorted(GRID, key=repr)
 
 
 def test_given_combinations_run_in_their_order():
