@@ -221,6 +221,7 @@ def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text, alone)
     joined, messages = work(sqlite_url, text, ["keep_weights=2"], lockstep=4)
     assert messages == ["complete"] * 6
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
+    assert sorted(trial.user_attrs["lockstep"] for trial in best) == [2, 2, 4, 4, 4, 4]
     weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
     assert weights.list_trials() == {trial.number for trial in best[:2]}
     held_out = select_eval_windows(joined.corpus.validation, 3, 9)
