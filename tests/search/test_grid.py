@@ -113,6 +113,7 @@ def test_finished_study_has_no_trial_for_plain_optuna(sqlite_url, text):
     assert study.sampler.is_exhausted(study)
     with pytest.raises(GridExhaustedError, match="no trial of study 'stage-one' is left"):
         study.ask()
+    assert study.trials[-1].state is TrialState.PRUNED, "nothing waits for it"
     check_each_ran_once(sqlite_url)
 
 
