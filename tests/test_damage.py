@@ -204,6 +204,13 @@ def test_damaged_study_leaves_the_others_in_the_list(url, statement):
         assert "study 'damaged' is damaged (attribute" in damaged.user_attrs["damaged"]
 
 
+def test_study_of_an_unknown_direction_is_listed_as_damaged(damage):
+    folder = damage("UPDATE study_directions SET direction = 'UNKNOWN'")
+    with contextlib.closing(open_storage(url_of(folder))) as storage:
+        (study,) = storage.get_all_studies()
+    assert "study 'quick' is damaged ('UNKNOWN' is not" in study.user_attrs["damaged"]
+
+
 def execute(url, statement):
     engine = sa.create_engine(url)
     with engine.begin() as connection:

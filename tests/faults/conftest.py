@@ -6,7 +6,7 @@ import pytest
 from filelock import FileLock
 from helpers import TEXT
 from hooks import Gate
-from process_runner import CURVES, query, search_starter
+from process_runner import CURVES, query, search_starter, wait_until_running
 from small_searches import STEP
 
 DURATIONS = ("lease_seconds", "checkpoint_seconds", "outage_seconds")
@@ -17,6 +17,24 @@ DURATIONS = ("lease_seconds", "checkpoint_seconds", "outage_seconds")
 def gate(tmp_path_factory):
     """Gate that holds trainings at :data:`STEP`."""
     return Gate(tmp_path_factory.mktemp("gate") / "gate", STEP)
+
+
+@pytest.fixture
+def search(runner, sqlite_url, text):
+    """Function that starts a search, as ``search(training_steps=1000)``."""
+    return search_starter(runner, sqlite_url, text)
+
+
+@pytest.fixture
+def held(search, gate):
+    """Function that starts a search and waits until the gate holds its training."""
+
+    def start(*options, **settings):
+        command = search(*options, gate=gate, **settings)
+        wait_until_running([command], lambda: command.pid in gate.held)
+        return command
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -36,11 +36,8 @@ assert "torch" not in sys.modules
 class StubTrainer:
     """Trainer that only records the numbers of its trials.
 
-    The first trial ends once enough workers have claimed one, so that claims do compete.
-
-    Args:
-        folder: folder in which each worker with a trial creates a file.
-        quorum: number of workers that must have claimed a trial.
+    The first trial ends once a quorum of workers has claimed one, so that claims do compete. Each
+    of them creates a file in the folder.
     """
 
     min_keep_probability = 0.5
@@ -67,14 +64,10 @@ class StubTrainer:
             poll()
             yield claim, TrialResult(TrialState.COMPLETE, 1.0, {}, "complete")
 
-    def release_cores(self) -> None:
-        return
+    def release_cores(self, *arguments) -> None:
+        """There are none, and no files."""
 
-    def save_checkpoints(self, claims: Sequence[Claim]) -> None:
-        return
-
-    def clean_up(self, number: int) -> None:
-        return
+    save_checkpoints = clean_up = release_cores
 
     def describe_failure(self, error, claim):
         raise error

@@ -5,7 +5,6 @@
 
 import os
 import random
-import re
 import signal
 import time
 
@@ -38,14 +37,7 @@ SPACE = {
 class ChaosMonkey:
     """Workers that receive random signals and are replaced when a signal ends them.
 
-    Args:
-        start: function that starts a worker.
-        random: generator that selects signals, workers and delays.
-
-    Attributes:
-        workers: workers that have not been replaced.
-        started: all workers, replaced ones included.
-        sent: number of signals sent, by signal name.
+    It counts the signals that were sent by their names.
     """
 
     def __init__(self, start, random):
@@ -147,8 +139,5 @@ def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
     losses = [row[2] for row in expected]
     assert [row[2] for row in curves] == pytest.approx(losses, rel=tolerance, abs=0)
     assert list((tmp_path / "artifacts").rglob("*checkpoint*")) == [], "checkpoints remain"
-    retries = query(url, "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'")
-    print(f"{kind}: retries {[value for (value,) in retries]}")
-    resumed = sum(bool(re.search("resumes? from step", worker.output)) for worker in monkey.started)
-    print(f"{kind}: {resumed} workers resumed a trial")
-    assert retries, "no trial was interrupted"
+    retries = "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'"
+    assert query(url, retries), "no trial was interrupted"

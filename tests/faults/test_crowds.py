@@ -8,8 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
 from contextlib import ExitStack, suppress
 from itertools import chain
@@ -21,8 +19,6 @@ from helpers import NO_SYNC
 from hooks import HANG_TIMEOUT
 from process_runner import FINISHED, query, wait_until
 from services import PostgreSQL
-
-from studies.storage.open import _CREATION_LOCK, CLAIM_INDEX, open_storage
 
 pytestmark = pytest.mark.extended
 
@@ -65,27 +61,6 @@ def small_server():
     settings = f"-c max_connections={CONNECTIONS} -c superuser_reserved_connections=3"
     with PostgreSQL(f"{NO_SYNC} {settings}") as server:
         yield server
-
-
-def test_worker_waiting_for_the_tables_holds_no_connection(postgresql_url):
-    """Otherwise the process that creates the tables might get no further connection."""
-    open_storage(postgresql_url).engine.dispose()
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-    waiting += " AND datname = current_database() AND wait_event_type = 'Lock'"
-    with psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as creator:
-        creator.execute(f"DROP INDEX {CLAIM_INDEX}")
-        creator.execute("SELECT pg_advisory_lock(%s)", [_CREATION_LOCK])
-        opening = threading.Thread(target=open_storage, args=(postgresql_url,))
-        opening.start()
-        for _ in range(20):
-            time.sleep(0.1)
-            assert creator.execute(waiting).fetchone() == (0,)
-        assert opening.is_alive()
-        creator.execute("SELECT pg_advisory_unlock(%s)", [_CREATION_LOCK])
-        opening.join(HANG_TIMEOUT)
-        assert not opening.is_alive()
-        indexes = "SELECT count(*) FROM pg_indexes WHERE indexname = %s"
-        assert creator.execute(indexes, [CLAIM_INDEX]).fetchone() == (1,)
 
 
 def test_more_workers_than_connections_finish_all_trials(small_server):

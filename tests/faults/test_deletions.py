@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 from helpers import NO_SYNC, QUICK, create_small_study
+from managed_studies import list_files
 from process_runner import SETTINGS, query, search_starter, wait_until_running
 from services import PostgreSQL
 from small_searches import FOUR, STEP, assert_all_trials_match
@@ -288,12 +289,12 @@ def test_new_database_does_not_take_the_log_of_a_deleted_one(search, held, file_
     worker.send(signal.SIGKILL)
     worker.wait()
     (folder / "studies.db").unlink()
-    before = read_files(folder)
+    before = list_files(folder)
     refused = search(file_url, **ONE)
     assert refused.wait() == 2
     (line,) = refused.stderr.splitlines()
     assert "was deleted or moved without its log studies.db-wal: restore the file" in line
-    assert read_files(folder) == before
+    assert list_files(folder) == before
     for path in folder.iterdir():
         path.unlink()
     assert search(file_url, **ONE).wait() == 0
@@ -348,10 +349,6 @@ def back_up(target: Path, url: str) -> None:
     backup.main([str(target), "--storage", url], standalone_mode=False)
 
 
-def read_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -367,11 +364,11 @@ def test_backup_to_an_unsuitable_file_is_refused(file_url, folder, target, messa
     (folder / "notes").write_text("a shopping list")
     (folder / "link.db").symlink_to("studies.db")
     (folder / "lost.db-wal").write_text("a log")
-    before = read_files(folder)
+    before = list_files(folder)
     with pytest.raises(StorageError, match=re.escape(message)) as refused:
         back_up(folder / target, file_url)
     assert "\n" not in str(refused.value)
-    assert read_files(folder) == before
+    assert list_files(folder) == before
 
 
 def test_damaged_storage_is_not_backed_up(file_url, folder):
@@ -385,4 +382,4 @@ def test_damaged_storage_is_not_backed_up(file_url, folder):
     file.write_bytes(content)
     with pytest.raises(OSError, match="the database is damaged"):
         back_up(folder / "copy.db", file_url)
-    assert read_files(folder) == {"studies.db": bytes(content)}
+    assert list_files(folder) == {"studies.db": bytes(content)}

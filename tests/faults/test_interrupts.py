@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import QUICK, ROOT, TEXT
-from hooks import HANG_TIMEOUT, Gate
-from process_runner import search_starter, wait_until, wait_until_running
+from helpers import QUICK, ROOT
+from hooks import HANG_TIMEOUT
+from process_runner import wait_until, wait_until_running
 
 from studies.interrupts import raise_on_interrupt
 
@@ -146,29 +146,24 @@ def interrupt_all(command):
 
 
 @pytest.mark.extended
-def test_interrupt_of_workers_that_start_prints_no_traceback(runner, tmp_path, held):
-    (tmp_path / "text").write_bytes(TEXT)
-    start = search_starter(runner, f"sqlite:///{tmp_path}/studies.db", tmp_path / "text")
+def test_interrupt_of_workers_that_start_prints_no_traceback(search, tmp_path, held):
     # A worker process begins with the folders of PYTHONPATH, then takes over those of its parent.
     environment = replace_module(tmp_path, "sitecustomize", HOLD_WORKER)
-    search = start("--workers", "2", environment=environment)
-    wait_until_running([search], lambda: len(list(held.iterdir())) == 2)
-    interrupt_all(search)
-    assert search.wait() == 130
-    assert search.stderr == ""
-    assert search.stdout.endswith("stopped before training began: run the same command to start\n")
+    command = search("--workers", "2", environment=environment)
+    wait_until_running([command], lambda: len(list(held.iterdir())) == 2)
+    interrupt_all(command)
+    assert command.wait() == 130
+    assert command.stderr == ""
+    assert command.stdout.endswith("stopped before training began: run the same command to start\n")
 
 
 @pytest.mark.extended
-def test_repeated_interrupts_of_workers_print_one_line(runner, tmp_path):
-    (tmp_path / "text").write_bytes(TEXT)
-    start = search_starter(runner, f"sqlite:///{tmp_path}/studies.db", tmp_path / "text")
-    gate = Gate(tmp_path / "gate", 2)
-    search = start("--workers", "2", gate=gate, training_log_every="2")
-    wait_until_running([search], lambda: len(gate.held) == 2)
+def test_repeated_interrupts_of_workers_print_one_line(search, gate):
+    command = search("--workers", "2", gate=gate)
+    wait_until_running([command], lambda: len(gate.held) == 2)
     for _ in range(3):
-        if not search.ended.is_set():
-            interrupt_all(search)
-    assert search.wait() == 130
-    assert search.stderr in ("", "error: interrupted\n")
-    assert "KeyboardInterrupt" not in search.output
+        if not command.ended.is_set():
+            interrupt_all(command)
+    assert command.wait() == 130
+    assert command.stderr in ("", "error: interrupted\n")
+    assert "KeyboardInterrupt" not in command.output

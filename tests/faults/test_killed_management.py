@@ -4,12 +4,10 @@ import json
 import signal
 
 import pytest
-from hooks import CallGate, Gate, Hooks
+from hooks import CallGate, Hooks
 from managed_studies import FILES, create_with_everything, dump, folder_of, list_files
-from process_runner import query, search_starter, wait_until_running
-
-TINY = {"lease_seconds": 2, "training_steps": 40, "training_log_every": 10}
-TINY |= {"space_layers": "[1]", "space_state_size": "[3]"}
+from process_runner import query, wait_until_running
+from small_searches import ONE
 
 NONE_STORED = "SELECT count(*) FROM studies"
 
@@ -171,42 +169,27 @@ def test_files_that_a_killed_deletion_left_are_removed_by_the_next_one(
 
 
 @pytest.mark.extended
-@on_sqlite
-def test_study_of_a_killed_worker_is_refused_until_its_lease_has_expired(
-    runner, run, text, tmp_path, url
-):
-    gate = Gate(tmp_path / "gate", 10)
-    worker = search_starter(runner, url, text)(
-        "--artifacts",
-        str(tmp_path / "artifacts"),
-        gate=gate,
-        **TINY,
-    )
-    wait_until_running([worker], lambda: gate.held)
-    common = ("--storage", url, "--artifacts", str(tmp_path / "artifacts"))
-    for arguments in (
-        ("rename", "quick", "new", *common[:2]),
-        ("delete", "quick", "--yes", *common),
-        ("copy", "quick", "--as", "new", *common),
-        ("retry", "quick", *common[:2]),
-    ):
-        done = run("-m", "rnn_search", *arguments)
-        assert done.returncode == 2, arguments
-        (line,) = done.stderr.splitlines()
-        assert f"/{worker.pid} holds trial" in line
+def test_study_of_a_killed_worker_is_refused_until_its_lease_has_expired(held, run, sqlite_url):
+    worker = held(**ONE | {"lease_seconds": 2})
+
+    def manage(*arguments):
+        return run("-m", "rnn_search", *arguments, "--storage", sqlite_url)
+
+    refused = manage("rename", "quick", "new")
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert f"/{worker.pid} holds trial" in line
     worker.send(signal.SIGKILL)
     worker.wait()
-    done = run("-m", "rnn_search", "status", "quick", "--storage", url, "--json")
-    (shown,) = json.loads(done.stdout)["workers"]
+    (shown,) = json.loads(manage("status", "quick", "--json").stdout)["workers"]
     assert shown["worker"] == f"{shown['host']}/{worker.pid}"
     assert shown["lease_seconds"] == 2
     assert shown["silent_seconds"] >= 0
-    done = run("-m", "rnn_search", "status", "quick", "--storage", url)
-    assert "workers   " in done.stdout
-    assert "last heard of" in done.stdout
-    done = run("-m", "rnn_search", "rename", "quick", "new", "--wait", "--storage", url)
+    status = manage("status", "quick").stdout
+    assert "workers   " in status
+    assert "last heard of" in status
+    done = manage("rename", "quick", "new", "--wait")
     assert done.returncode == 0, done.stderr
     assert f"waiting: {shown['worker']} holds trial" in done.stderr
-    done = run("-m", "rnn_search", "status", "new", "--storage", url, "--json")
-    assert json.loads(done.stdout)["workers"] == []
-    assert json.loads(done.stdout)["retries"] == {"lease_expired": len(shown["trials"])}
+    status = json.loads(manage("status", "new", "--json").stdout)
+    assert (status["workers"], status["retries"]) == ([], {"lease_expired": 1})

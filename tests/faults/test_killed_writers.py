@@ -24,7 +24,7 @@ SOURCE = {
 """Two trials."""
 
 STATEMENTS = ("INSERT INTO trials", "COMMIT")
-"""What a process is about to do when it is killed while it creates a study."""
+"""What a process is about to do when it is killed while it creates or extends a study."""
 
 TABLES = ("studies", "study_user_attributes", "trials", "trial_params", "trial_system_attributes")
 
@@ -80,10 +80,6 @@ def test_two_processes_killed_while_they_derive_a_study_leave_nothing(
     assert query(url, FINISHED) == [(0, "COMPLETE", 1), (0, "COMPLETE", 1), (1, "COMPLETE", 1)]
 
 
-EXTENSION = ("INSERT INTO trials", "COMMIT")
-"""What a process is about to do when it is killed while it extends a study."""
-
-
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_process_killed_while_it_extends_a_study_leaves_it_as_it_was(search, url, tmp_path):
     """Refused while a worker trains; then killed in the transaction, then once more, completed."""
@@ -102,7 +98,7 @@ def test_process_killed_while_it_extends_a_study_leaves_it_as_it_was(search, url
     assert worker.wait() == 0, worker.output
 
     before = read_all(url)
-    for index, statement in enumerate(EXTENSION):
+    for index, statement in enumerate(STATEMENTS):
         hold = StatementGate(tmp_path / f"extension-{index}", statement)
         extension = search("--extend", *keep, statements=hold, **more)
         wait_until_running([extension], lambda hold=hold: hold.held)

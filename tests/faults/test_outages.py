@@ -3,19 +3,13 @@
 import json
 import signal
 import sqlite3
+from contextlib import contextmanager
 
 import pytest
 import small_searches
 from helpers import NO_SYNC, QUICK
 from hooks import Clock, DecisionGate, Gate, Hooks
-from process_runner import (
-    CURVES,
-    FINISHED,
-    query,
-    search_starter,
-    wait_until,
-    wait_until_running,
-)
+from process_runner import CURVES, FINISHED, query, search_starter, wait_until, wait_until_running
 from services import PostgreSQL, SlowNetwork
 from small_searches import FOUR, STEP, assert_all_trials_match
 
@@ -115,14 +109,18 @@ def test_training_continues_while_postgresql_is_stopped_for_two_leases(
 
 
 @pytest.mark.extended
+@pytest.mark.parametrize("step", [STEP, ONE["training_steps"]], ids=["midst", "last step"])
 def test_worker_exits_with_a_checkpoint_after_the_outage_limit(
-    server, held, resume, reference_curves, tmp_path
+    server, held, resume, reference_curves, tmp_path, tmp_path_factory, step
 ):
-    """The next worker resumes the trial."""
+    """The next worker resumes the trial; after the last step it only evaluates and records."""
     url = server.new_database()
+    gate = Gate(tmp_path_factory.mktemp("held") / "gate", step)
     settings = {"outage_seconds": 2, "checkpoint_seconds": 1000}
-    (first,) = held(url, patient=False, **ONE | settings)
+    (first,) = held(url, patient=False, gate=gate, **ONE | settings)
     server.stop()
+    if step > STEP:
+        gate.open()
     assert first.wait() == 1
     last = first.output.strip().splitlines()[-1]
     assert last.startswith("error: storage unavailable for")
@@ -133,25 +131,7 @@ def test_worker_exits_with_a_checkpoint_after_the_outage_limit(
     assert "Traceback" not in first.output
     assert len(list(tmp_path.glob("artifacts/*/trial-*.checkpoint"))) == 1
     server.start()
-    resume(url, **ONE)
-    assert_all_trials_match(url, reference_curves, ONE)
-
-
-@pytest.mark.extended
-def test_finished_training_is_kept_if_its_result_cannot_be_recorded(
-    server, held, resume, reference_curves, tmp_path, tmp_path_factory
-):
-    """The server stops after the last step; the next worker only evaluates and records."""
-    url, last = server.new_database(), ONE["training_steps"]
-    gate = Gate(tmp_path_factory.mktemp("last") / "gate", last)
-    settings = {"outage_seconds": 2, "checkpoint_seconds": 1000}
-    (first,) = held(url, patient=False, gate=gate, **ONE | settings)
-    server.stop()
-    gate.open()
-    assert first.wait() == 1
-    assert len(list(tmp_path.glob("artifacts/*/trial-*.checkpoint"))) == 1
-    server.start()
-    resume(url, last, **ONE)
+    resume(url, step, **ONE)
     assert_all_trials_match(url, reference_curves, ONE)
 
 
@@ -182,33 +162,37 @@ def test_final_report_waits_for_an_unavailable_server(
     assert printed[1].startswith("report: ")
 
 
-@pytest.mark.extended
-def test_training_continues_while_the_server_is_read_only(server, held, gate, reference_curves):
+@contextmanager
+def read_only(server):
     """A server is read-only, for example, after it became a standby."""
-    url = server.new_database()
-    (worker,) = held(url, **ONE)
     server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     try:
         server.execute("SELECT pg_reload_conf()")
-        wait_for_message("read-only transaction", worker)
-        gate.open()
+        yield "read-only transaction"
     finally:
         server.execute("ALTER SYSTEM RESET default_transaction_read_only")
         server.execute("SELECT pg_reload_conf()")
-    assert worker.wait() == 0
-    assert_all_trials_match(url, reference_curves, ONE)
+
+
+@contextmanager
+def frozen(server):
+    """A frozen server accepts connections but does not answer."""
+    server.signal(signal.SIGSTOP)
+    try:
+        yield "unavailable ("
+    finally:
+        server.signal(signal.SIGCONT)
 
 
 @pytest.mark.extended
-def test_training_continues_while_the_server_is_frozen(server, held, gate, reference_curves):
-    """A frozen server accepts connections but does not answer."""
+@pytest.mark.parametrize("disturbed", [read_only, frozen])
+def test_training_continues_while_the_server_is_disturbed(
+    server, held, gate, reference_curves, disturbed
+):
     url = server.new_database()
-    (worker,) = held(url, patient=False, **ONE)
-    server.signal(signal.SIGSTOP)
-    try:
-        wait_for_message("unavailable (", worker)
-    finally:
-        server.signal(signal.SIGCONT)
+    (worker,) = held(url, patient=disturbed is read_only, **ONE)
+    with disturbed(server) as message:
+        wait_for_message(message, worker)
     gate.open()
     assert worker.wait() == 0
     assert_all_trials_match(url, reference_curves, ONE)
@@ -220,12 +204,9 @@ def test_sigterm_exits_with_a_checkpoint_while_the_server_is_unresponsive(
 ):
     url = server.new_database()
     (first,) = held(url, patient=False, **ONE)
-    server.signal(signal.SIGSTOP)
-    try:
+    with frozen(server):
         first.send(signal.SIGTERM)
         assert first.wait() == 143
-    finally:
-        server.signal(signal.SIGCONT)
     assert "trial 0 not requeued in time; waiting for lease expiry" in first.output
     resume(url, **ONE)
     assert_all_trials_match(url, reference_curves, ONE)
@@ -279,15 +260,19 @@ def test_start_waits_for_the_storage_of_a_stored_study_and_of_a_source(
 
 
 @pytest.mark.extended
-def test_start_exits_after_the_outage_limit(server, runner, text):
+def test_start_exits_after_the_outage_limit_or_at_its_time_limit(server, runner, text):
     url = server.new_database()
     server.stop()
-    command = search_starter(runner, with_password(url), text)(outage_seconds=0.5, **ONE)
+    search = search_starter(runner, with_password(url), text)
+    command = search(outage_seconds=0.5, **ONE)
     assert command.wait() == 1
     assert command.stderr.startswith("error: storage unavailable for ")
     assert command.stderr.endswith("longer than 0.5 s; restore it and run the same command again\n")
     assert command.stderr.count("\n") == 1
     assert "s3cret" not in command.output
+    command = search("--until=1s", **ONE)
+    assert command.wait() == 0
+    assert command.output.endswith("stopped before training began: run the same command to start\n")
 
 
 @pytest.mark.parametrize(
@@ -334,15 +319,6 @@ def test_signal_ends_the_wait_for_the_storage_at_the_start(server, runner, text)
     command.wait()
     assert command.code in (128 + signal.SIGTERM, -signal.SIGTERM)
     assert "Traceback" not in command.output
-
-
-@pytest.mark.extended
-def test_time_limit_ends_the_wait_for_the_storage_at_the_start(server, runner, text):
-    url = server.new_database()
-    server.stop()
-    command = search_starter(runner, url, text)("--until=1s", **ONE)
-    assert command.wait() == 0
-    assert command.output.endswith("stopped before training began: run the same command to start\n")
 
 
 @pytest.mark.parametrize(

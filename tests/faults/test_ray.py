@@ -12,37 +12,15 @@ import psutil
 import pytest
 from helpers import ROOT
 from hooks import HANG_TIMEOUT, Hooks
-from process_runner import (
-    FINISHED,
-    SETTINGS,
-    query,
-    search_starter,
-    wait_until,
-    wait_until_running,
-)
+from process_runner import FINISHED, SETTINGS, query, search_starter, wait_until, wait_until_running
 from ray_service import COMMAND, NOT_HEAD, RayCluster
+from small_searches import FOUR
 
 from search.errors import LaunchError
 from search.launch.launcher import create_launcher
 from search.launch.target import LaunchTarget
 
 pytestmark = pytest.mark.extended
-
-FOUR = {
-    "training_steps": 200,
-    "training_log_every": 20,
-    "checkpoint_seconds": 0.3,
-    "space_layers": "[1]",
-    "space_state_size": "[6]",
-    "space_exclude": "[]",
-    "space_input_gate": "[false]",
-    "space_forget_gate": "[false, true]",
-    "space_output_gate": "[false]",
-    "space_state_gate": "[false]",
-    "space_residual": "[true, false]",
-    "space_state_source": "['both']",
-}
-"""Four trials."""
 
 ALL_COMPLETE = [(number, "COMPLETE", 1) for number in range(4)]
 
@@ -73,19 +51,15 @@ def search(runner, cluster, postgresql_url, text, tmp_path):
     return search
 
 
-def status(search, *arguments):
-    command = search("--status", "--json", *arguments)
-    assert command.wait() == 0, command.output
-    return json.loads(command.stdout)
-
-
 def test_tasks_on_two_nodes_finish_each_trial_once(cluster, search, gate, postgresql_url):
     command = search("--workers=2", gate=gate)
     wait_until_running(
         [command],
         lambda: all(any(node.holds(pid) for pid in gate.held) for node in cluster.nodes[:2]),
     )
-    jobs = status(search)["jobs"]
+    status = search("--status", "--json")
+    assert status.wait() == 0, status.output
+    jobs = json.loads(status.stdout)["jobs"]
     cancel = search("--cancel")
     assert cancel.wait() == 2
     assert f"process {command.pid} on " in cancel.stderr, "press Ctrl-C there"

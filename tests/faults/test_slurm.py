@@ -81,10 +81,6 @@ def is_complete(url):
     return query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(TRIALS)]
 
 
-def running_trials(url):
-    return query(url, "SELECT count(*) FROM trials WHERE state = 'RUNNING'")[0][0]
-
-
 def test_job_array_works_a_study_off(
     launch, slurm, postgresql_server, postgresql_url, logs, tmp_path
 ):
@@ -117,7 +113,8 @@ def test_cancelled_job_leaves_its_trial_to_others(launch, slurm, postgresql_url,
     wait_until_running([search], lambda: len(gate.held) == 2)
 
     slurm.run("scancel", min(slurm.jobs()))
-    wait_until(lambda: running_trials(postgresql_url) == 1)
+    running = "SELECT count(*) FROM trials WHERE state = 'RUNNING'"
+    wait_until(lambda: query(postgresql_url, running) == [(1,)])
     gate.open()
 
     assert search.wait() == 0, search.output + logs()

@@ -9,33 +9,8 @@ from pathlib import Path
 
 import pytest
 from hooks import HANG_TIMEOUT, Gate
-from process_runner import (
-    CURVES,
-    FINISHED,
-    freeze_process,
-    query,
-    search_starter,
-    wait_until,
-    wait_until_running,
-)
+from process_runner import CURVES, FINISHED, freeze_process, query, wait_until
 from small_searches import FIVE, ONE, STEP, TWO, assert_all_trials_match
-
-
-@pytest.fixture
-def search(runner, sqlite_url, text):
-    return search_starter(runner, sqlite_url, text)
-
-
-@pytest.fixture
-def held(search, gate):
-    """Return a function that starts a search and waits until the gate holds its training."""
-
-    def start(*options, **settings):
-        command = search(*options, gate=gate, **settings)
-        wait_until_running([command], lambda: command.pid in gate.held)
-        return command
-
-    return start
 
 
 def list_files(tmp_path):
@@ -220,33 +195,35 @@ def stopped(held, tmp_path) -> Path:
     return checkpoint
 
 
-@pytest.mark.extended
-def test_damaged_checkpoint_is_quarantined(search, sqlite_url, tmp_path, reference_curves, stopped):
-    content = bytearray(stopped.read_bytes())
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
-    damaged = bytes(content)
-    stopped.write_bytes(damaged)
-    second = search(**ONE)
-    assert second.wait() == 0
-    assert "warning: trial 0: checkpoint is damaged" in second.output
-    assert "the trial restarts from step 0" in second.output
-    assert_all_trials_match(sqlite_url, reference_curves, ONE)
-    (quarantined,) = list_files(tmp_path)
-    assert quarantined.name == "trial-0.quarantined"
-    assert quarantined.read_bytes() == damaged
+    path.write_bytes(content)
 
 
 @pytest.mark.extended
-def test_checkpoint_larger_than_any_is_not_read(
-    search, sqlite_url, tmp_path, reference_curves, stopped
+@pytest.mark.parametrize(
+    ("damage", "warning", "left"),
+    [
+        (flip_bit, "trial 0: checkpoint is damaged", ["trial-0.quarantined"]),
+        (
+            lambda path: os.truncate(path, 32 * 2**30),
+            "cannot read the checkpoint of trial 0 (it has more than ",
+            [],
+        ),
+    ],
+    ids=["damaged", "larger_than_any"],
+)
+def test_trial_of_an_unusable_checkpoint_restarts(
+    search, sqlite_url, tmp_path, reference_curves, stopped, damage, warning, left
 ):
-    os.truncate(stopped, 32 * 2**30)
+    damage(stopped)
     second = search(**ONE)
     assert second.wait() == 0
     (line,) = [line for line in second.output.splitlines() if "warning" in line]
-    assert line.startswith("warning: cannot read the checkpoint of trial 0 (it has more than ")
+    assert line.startswith(f"warning: {warning}")
     assert_all_trials_match(sqlite_url, reference_curves, ONE)
-    assert list_files(tmp_path) == []
+    assert [path.name for path in list_files(tmp_path)] == left
 
 
 @pytest.mark.extended

@@ -396,6 +396,17 @@ def test_failure_at_the_end_of_a_search_is_one_line(sqlite_url, monkeypatch, cap
     assert len(lines) == 2
     for line in ("cannot update the dashboard: a defect", "no report: a defect"):
         assert any(each.endswith(line) for each in lines)
+    monkeypatch.setattr(launcher, "claim_report", fail)
+    launcher.finalize_search(sqlite_url, "made", None, 8, False)
+    assert capsys.readouterr() == ("no report: a defect\n", "")
+
+
+def test_search_continues_without_a_dashboard_that_cannot_start(monkeypatch, capsys):
+    monkeypatch.setattr("sys.executable", "/no/python")
+    with launcher.serve_dashboard("sqlite:///x.db", None, free_port()):
+        (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("dashboard: ")
+    assert line.endswith("'/no/python'; the search continues without it")
 
 
 def request(application, path):

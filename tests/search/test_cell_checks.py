@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 from process_runner import wait_until
+from user_cells import EXAMPLES
 
 import search.cell_processes
 from rnn.errors import CellError
@@ -51,11 +52,6 @@ def networks_of(text: str, folder: Path, values=None, name: str = "Cell"):
     return list_networks(name, record, values or {}, state_size=8)
 
 
-def passed_before(check) -> list[str]:
-    names = [each.run.__name__ for each in CHECKS]
-    return [each.passed for each in CHECKS[: names.index(check)]]
-
-
 def refuse(text: str, folder: Path) -> tuple[list[str], str]:
     """Return the checks that a cell passes, and why it is refused."""
     passed: list[str] = []
@@ -78,21 +74,13 @@ BROKEN = {
         "check_shapes",
         "cell Cell: forward raises SystemExit (0) in line 15",
     ),
-    "shared": (
-        cell("self.other = self.input"),
-        "check_shapes",
-        "has one parameter under two names",
-    ),
+    "shared": (cell("self.other = self.input"), "check_shapes", "one parameter under two names"),
     "nan": (
         cell(last="y = y / (state.sum() * 0 if self.on else 1)"),
         "check_finite",
         "the loss of step 1 is NaN or infinite in fp32: expected finite numbers",
     ),
-    "bfloat16": (
-        cell(last="y = torch.lerp(y, x, 0.5)"),
-        "check_finite",
-        "raises RuntimeError",
-    ),
+    "bfloat16": (cell(last="y = torch.lerp(y, x, 0.5)"), "check_finite", "raises RuntimeError"),
     "numpy": (
         cell("import numpy; self.input.weight.data += float(numpy.random.rand())"),
         "check_deterministic",
@@ -184,7 +172,8 @@ def test_each_check_refuses_a_cell_that_breaks_it_alone(tmp_path, broken):
     text, check, reason = BROKEN[broken]
     passed, message = refuse(text, tmp_path)
     assert reason in message
-    assert passed == passed_before(check)
+    names = [each.run.__name__ for each in CHECKS]
+    assert passed == [each.passed for each in CHECKS[: names.index(check)]]
 
 
 ELSEWHERE = {
@@ -279,16 +268,8 @@ def test_what_the_contract_allows_and_the_examples_pass(tmp_path):
     text += "\n    def initial_state(self, batch_size):\n"
     text += "        return self.start.expand(batch_size, -1)\n"
     networks = networks_of(text, tmp_path)
-    examples = sorted((ROOT / "examples" / "cells").glob("*.py"))
-    assert len(examples) == 3
-    for example in examples:
-        name = next(
-            line.partition("(")[0].removeprefix("class ")
-            for line in example.read_text("utf-8").splitlines()
-            if line.startswith("class ")
-        )
-        record = load_record(f"{example.name}:{name}", example.parent)
-        networks += list_networks(name, record, {})
+    for name, path in EXAMPLES.items():
+        networks += list_networks(name, load_record(f"{path}:{name}", ROOT), {})
     check_networks(networks)
 
 

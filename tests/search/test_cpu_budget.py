@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,18 +79,13 @@ def put_link(place):
     place.symlink_to("elsewhere")
 
 
-UNUSABLE = {
-    "foreign": put_foreign_folder,
-    "link": put_link,
-    "file": lambda place: place.touch(),
-}
-"""What another user may have put in place of the folder."""
-
-
-@pytest.mark.parametrize("kind", [pytest.param("foreign", marks=needs_root), "link", "file"])
-def test_unusable_folder_is_left_alone_and_the_worker_trains_as_if_alone(tmp_path, caplog, kind):
+@pytest.mark.parametrize(
+    "put", [pytest.param(put_foreign_folder, marks=needs_root), put_link, Path.touch]
+)
+def test_unusable_folder_is_left_alone_and_the_worker_trains_as_if_alone(tmp_path, caplog, put):
+    """Another user has put something else in its place."""
     place = tmp_path / "workers"
-    UNUSABLE[kind](place)
+    put(place)
     before = sorted(path.name for path in tmp_path.rglob("*"))
     with ThreadBudget(folder=place) as one, ThreadBudget(3, folder=place) as fixed:
         assert (one.apply(), fixed.apply()) == (8, 3)
@@ -123,9 +119,7 @@ def test_what_is_no_worker_is_neither_counted_nor_changed(tmp_path):
     for path in before:
         os.utime(path, (0, 0), follow_symlinks=False)
     with FileLock(victim):
-        victim.write_text(
-            "mine"
-        )  # some versions of FileLock empty the file, or remove it at the end
+        victim.write_text("mine")  # some versions of FileLock empty the file, or remove it
         with ThreadBudget(folder=tmp_path) as budget:
             assert budget.thread_count() == 8
         assert [path for path in sorted(tmp_path.iterdir()) if path in before] == before

@@ -1,19 +1,11 @@
 """The commands of ``make demo`` and ``make install``."""
 
-import shlex
 import subprocess
 
-import optuna
 import pytest
-from helpers import ROOT, TINY
-from process_runner import query
+from helpers import ROOT
 
 from search.demo import build_command
-
-FEW = tuple(
-    f"--set=space.{gate}=[false]"
-    for gate in ("input_gate", "forget_gate", "output_gate", "state_gate")
-)
 
 
 def test_demo_without_overrides_uses_the_shipped_studies():
@@ -34,25 +26,14 @@ def test_overrides_apply_only_to_studies_with_that_section():
     assert refine[2:-4] == [*kept, *device, "--set", "refinement.top=2"]
 
 
-@pytest.mark.extended
-def test_demos_with_different_overrides_run_in_any_order(run, sqlite_url, text):
-    common = (*TINY, *FEW, "--set", "refinement.top=2", "--corpus", str(text))
-    one, other = ((*common, "--set", f"space.layers=[{layers}]") for layers in (1, 2))
-
-    def demo(step: str, overrides: tuple[str, ...]) -> None:
-        words = {"OVERRIDES": shlex.join(overrides), "RNN_SEARCH_STORAGE": sqlite_url}
-        done = run("-m", "search.demo", step, "1", report=False, **words)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    for overrides in (one, other, one):
-        demo("search", overrides)
-    for overrides in (other, one):
-        demo("refine", overrides)
-        study, refined = build_command("report", "1", overrides)[2:]
-        derived = optuna.load_study(study_name=refined, storage=sqlite_url)
-        assert derived.user_attrs["config"]["refinement"]["source"] == study
-    assert len(optuna.get_all_study_names(sqlite_url)) == 4
-    assert query(sqlite_url, "SELECT DISTINCT state FROM trials") == [("COMPLETE",)]
+def test_refinement_of_a_demo_derives_from_the_search_with_the_same_overrides():
+    names = []
+    for overrides in (["--set=space.layers=[1]"], ["--set=space.layers=[2]"]):
+        search, refine = (build_command(step, "1", overrides) for step in ("search", "refine"))
+        assert f'refinement.source="{search[-1]}"' in refine
+        assert build_command("report", "1", overrides)[2:] == [search[-1], refine[-3]]
+        names += [search[-1], refine[-3]]
+    assert len(set(names)) == 4
 
 
 def test_make_passes_overrides_to_the_demo_unchanged(tmp_path):

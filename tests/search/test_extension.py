@@ -247,12 +247,7 @@ def test_descriptive_settings_change_with_the_steps_and_from_an_earlier_file(sql
         "study 'quick' was extended: using its stored 8 steps; changed report_threshold from 2.0 "
         "to 2.33; changed nuisance from ['state_size'] to []"
     )
-    file = load_config_file(QUICK, [*FOUR, "question='Q?'"])
-    del file.settings["report_threshold"]
-    options = StudyOptions(corpus=str(text), extend=True)
-    earlier = create_or_join(file, sqlite_url, options)
-    assert earlier.notice.endswith("; changed report_threshold from 2.33 to none")
-    changed = stored.model_copy(update={"nuisance": [], "report_threshold": None})
+    changed = stored.model_copy(update={"nuisance": [], "report_threshold": 2.33})
     assert read_study_record(earlier.study).config == changed
 
 
@@ -340,7 +335,8 @@ OTHER = [*FOUR, f"hypothesis=[{NEWER}]"]
 def test_new_hypothesis_is_refused_without_extend_and_a_removed_one_is_withdrawn(sqlite_url, text):
     joined = join(sqlite_url, text, STATED)
     finish(joined, 1)
-    held = joined.storage.claim(joined.study_id, "me")
+    requeued, held = (joined.storage.claim(joined.study_id, "me") for _ in range(2))
+    joined.storage.requeue(requeued, "me", Failure.INTERRUPTED, curve={2: 1.5})
     before = dump(sqlite_url)
     with pytest.raises(ConfigMismatchError, match=r"exists without hypothesis 2 \('New\.'\): use"):
         join(sqlite_url, text, BOTH)
@@ -357,7 +353,7 @@ def test_new_hypothesis_is_refused_without_extend_and_a_removed_one_is_withdrawn
         4, joined.config.report_threshold,
     )  # fmt: skip
     assert (second.registered.started, extended.config.hypothesis) == (
-        2, [each.hypothesis for each in (first, second)],
+        3, [each.hypothesis for each in (first, second)],
     )  # fmt: skip
     assert joined.storage.get_trial(held).state is TrialState.RUNNING
     # A worker from before joins, and is told so.

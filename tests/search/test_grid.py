@@ -5,7 +5,7 @@ import threading
 import optuna
 import pytest
 import sqlalchemy as sa
-from helpers import ROOT, create_small_study, run_simultaneously, wait_for_others
+from helpers import ROOT, DatabaseUse, create_small_study
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 
@@ -61,37 +61,26 @@ def objective_of_stored_params(trial: optuna.Trial) -> float:
     return 1.0 if len(trial.params) == 8 else trial.suggest_categorical("layers", [1, 2])
 
 
-def after_meeting(objective, wait_for_others):
-    """Return an objective that waits, once in each thread, until all threads have a trial."""
-    local = threading.local()
+def in_four_threads(objective):
+    """Return an objective that makes each of four threads run at least one trial."""
+    local, barrier = threading.local(), threading.Barrier(4)
 
     def run(trial: optuna.Trial) -> float:
         if not hasattr(local, "has_met"):
             local.has_met = True
-            wait_for_others()
+            barrier.wait(HANG_TIMEOUT)
         return objective(trial)
 
     return run
-
-
-def in_four_threads(objective):
-    """Return an objective that makes each of four threads run at least one trial."""
-    barrier = threading.Barrier(4)
-    return after_meeting(objective, lambda: barrier.wait(HANG_TIMEOUT))
-
-
-def expected_grid() -> set:
-    config = load_config_file("stage-one", OVERRIDES).resolve()
-    return {tuple(params.values()) for params in config.grid.combinations()}
 
 
 def check_each_ran_once(url: str) -> None:
     study = optuna.load_study(study_name="stage-one", storage=url)
     trials = [trial for trial in study.trials if not trial.system_attrs.get(NO_TRIAL_LEFT)]
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
-    run = [tuple(trial.params[key] for key in GATED_PARAMS) for trial in trials]
-    assert len(set(run)) == 16
-    assert set(run) == expected_grid()
+    expected = load_config_file("stage-one", OVERRIDES).resolve().grid.combinations()
+    found = {tuple(trial.params[key] for key in GATED_PARAMS) for trial in trials}
+    assert found == {tuple(params.values()) for params in expected}
 
 
 # ------------------------------------------------------------------ studies of run_search.py
@@ -100,19 +89,6 @@ def check_each_ran_once(url: str) -> None:
 def test_optimize_with_threads_runs_each_combination_once(sqlite_url, text):
     create(sqlite_url, str(text)).optimize(in_four_threads(objective_of_stored_params), n_jobs=4)
     check_each_ran_once(sqlite_url)
-
-
-def optimize(url: str, text: str) -> None:
-    create(url, text).optimize(after_meeting(objective_of_stored_params, wait_for_others))
-
-
-@pytest.mark.parametrize(
-    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.extended)], indirect=True
-)
-def test_optimize_in_several_processes_runs_each_combination_once(url, text):
-    create(url, str(text))
-    run_simultaneously(optimize, [(url, str(text))] * 4)
-    check_each_ran_once(url)
 
 
 def test_failed_trial_does_not_skip_others(sqlite_url, text):
@@ -137,18 +113,11 @@ def test_finished_study_has_no_trial_for_plain_optuna(sqlite_url, text):
     assert study.sampler.is_exhausted(study)
     with pytest.raises(GridExhaustedError, match="no trial of study 'stage-one' is left"):
         study.ask()
+    assert study.trials[-1].state is TrialState.PRUNED, "nothing waits for it"
     check_each_ran_once(sqlite_url)
 
 
 # ------------------------------------------------------------------ other studies
-
-
-def complete_combinations(study: optuna.Study) -> list[tuple]:
-    return [
-        tuple(trial.params[name] for name in SPACE)
-        for trial in study.trials
-        if trial.state is TrialState.COMPLETE
-    ]
 
 
 def test_enqueued_combination_is_not_run_again():
@@ -156,7 +125,8 @@ def test_enqueued_combination_is_not_run_again():
     study.enqueue_trial({"a": 1, "b": True, "c": "x"})
     study.optimize(objective, n_trials=1)
     study.optimize(objective)
-    assert sorted(complete_combinations(study), key=repr) == sorted(GRID, key=repr)
+    found = [(*trial.params.values(),) for trial in study.get_trials(states=[TrialState.COMPLETE])]
+    assert sorted(found, key=repr) == sorted(GRID, key=repr)
 
 
 def test_given_combinations_run_in_their_order():
@@ -174,14 +144,14 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
     lost = sa.exc.OperationalError("COMMIT", {}, Exception("gone"), connection_invalidated=True)
 
     def fail_once(function):
-        calls = []
+        moments = iter([moment])
 
         def unreliable(*args):
-            calls.append(args)
-            if moment == "before" and len(calls) == 1:
+            failing = next(moments, None)
+            if failing == "before":
                 raise lost
             result = function(*args)
-            if len(calls) == 1:
+            if failing == "after":
                 raise lost
             return result
 
@@ -215,15 +185,11 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
 
 
 def test_number_of_statements_to_create_a_study_does_not_depend_on_its_size(sqlite_url):
-    storage, statements = open_storage(sqlite_url), []
-    sa.event.listen(storage.engine, "before_cursor_execute", lambda *args: statements.append(args))
+    storage = open_storage(sqlite_url)
+    use = DatabaseUse(storage)
 
     def count(size):
-        statements.clear()
-        create_small_study(storage, size, f"{size} trials")
-        trials = optuna.load_study(study_name=f"{size} trials", storage=sqlite_url).trials
-        assert [trial.params["x"] for trial in trials] == list(range(size))
-        return len(statements)
+        return use.measure(lambda: create_small_study(storage, size, f"{size} trials"))[0]
 
     assert count(4) == count(400)
 
@@ -314,9 +280,12 @@ def test_union_is_extended_in_each_of_its_tables_and_by_new_ones(union):
     values = (longer, ("momentum = [0.0, 0.9]", "momentum = [0.0, 0.9, 0.5]"))
     study = union(*values, extend=True, command="second")
     assert len(study.trials) == 2 * 2 * (1 + 3) + 1
-    everything = (*values, ('"elman"', '"elman", "gru"'), ("\n[training]", SMALLER_TABLE))
-    study = union(*everything, extend=True, command="third")
-    assert len(study.trials) == 17 + 4 - 2  # a GRU of one and one of three layers, with Adam
+    cells = f'"elman", "gru", "{ROOT}/examples/cells/min_gru.py:MinGRU"'
+    own = ('"elman"]', f"{cells}]\ncandidate_tanh = [false, true]")  # of MinGRU alone
+    study = union(*values, own, ("\n[training]", SMALLER_TABLE), extend=True, command="third")
+    assert len(study.trials) == 17 + 2 + 2  # a GRU of one and one of three layers, with Adam
+    added = [trial.params.get("candidate_tanh") for trial in study.trials[17:]]
+    assert set(added) == {None, False, True}
     assert [(trial.number, trial.params) for trial in study.trials[:7]] == before
     # Every trial states the same choices: the old ones in their order, then the new ones.
     for name, choices in {"layers": (2, 1, 5, 3), "momentum": (0.0, 0.9, 0.5)}.items():
@@ -324,7 +293,7 @@ def test_union_is_extended_in_each_of_its_tables_and_by_new_ones(union):
         assert [each.choices for each in stated] == [choices]
     # Workers with an earlier file join the extended study.
     for replacements in ((), values):
-        assert len(union(*replacements).trials) == 19
+        assert len(union(*replacements).trials) == 21
     study.optimize(suggest_own_params)
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
@@ -357,27 +326,6 @@ def test_extension_that_would_change_existing_trials_is_refused(union, replaceme
         union(replacement, extend=True)
     assert "\n" not in str(refused.value)
     assert study.trials == before
-
-
-def test_extension_by_an_own_cell_adds_its_options(sqlite_url, text, tmp_path):
-    path = tmp_path / "cells.toml"
-    table = "layers = [1]\nstate_size = [4]\n[training]\nsteps = 4\nlog_every = 2\n"
-    table += "sequence_length = 8\n[evaluation]\nwindow_length = 8\n"
-
-    def open_study(cells, **options):
-        path.write_text(f"[space]\n{cells}\n{table}")
-        options = StudyOptions(corpus=str(text), artifacts=str(tmp_path / "kept"), **options)
-        return create_or_join(load_config_file(str(path)), sqlite_url, options).study
-
-    open_study('cell = ["gru"]', command="first")
-    spec = f"{ROOT}/examples/cells/min_gru.py:MinGRU"
-    added = f'cell = ["gru", "{spec}"]\ncandidate_tanh = [false, true]'
-    study = open_study(added, extend=True, command="second")
-    assert [trial.params.get("candidate_tanh", "absent") for trial in study.trials[:1]] == [
-        "absent"
-    ]
-    assert sorted(trial.params["candidate_tanh"] for trial in study.trials[1:]) == [False, True]
-    assert len(open_study('cell = ["gru"]').trials) == 3, "a worker with the earlier file"
 
 
 def test_corpus_must_hold_the_longest_sequence_of_the_grid(union, tmp_path):

@@ -6,10 +6,7 @@ from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
-from studies.attributes import TrialRecord
-from studies.storage.counts import count_trials
-from studies.storage.open import load_study
-from tests.simulations.large_study import NAME, create_large_study
+from tests.simulations.large_study import create_large_study
 
 SMALL = (
     "training.batch_size=4",
@@ -22,20 +19,6 @@ SMALL = (
 
 def create(url, text, **options):
     return create_large_study(url, 96, 40, corpus=str(text), overrides=SMALL, **options)
-
-
-def test_plain_optuna_reads_a_study_in_the_middle_of_its_search(sqlite_url, text):
-    handle = create(sqlite_url, text, pruning=True)
-    counts = count_trials(handle.storage, handle.study_id)
-    assert counts.planned == 96
-    assert min(counts.complete, counts.running, counts.waiting) > 0
-    assert min(counts.paused, counts.pruned) > 0
-    for trial in load_study(handle.storage, NAME).trials:
-        if trial.state.is_finished():
-            TrialRecord.model_validate(trial.user_attrs)
-            assert trial.intermediate_values
-        if trial.state is TrialState.COMPLETE:
-            assert len(trial.intermediate_values) == 40
 
 
 def test_decisions_do_not_depend_on_what_a_worker_has_read_before(sqlite_url, text):

@@ -31,22 +31,12 @@ from studies.errors import ConfigError, StudyNotFoundError
 from studies.storage.open import list_study_names, open_storage
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("local", LaunchTarget()),
-        ("slurm", LaunchTarget("slurm")),
-        ("ray", LaunchTarget("ray")),
-        ("ray://head:10001", LaunchTarget("ray", "ray://head:10001")),
-    ],
-)
-def test_targets_are_parsed(text, expected):
-    assert parse_target(text) == expected
-
-
-def test_last_value_of_a_setting_counts():
+def test_targets_and_their_settings_are_parsed():
+    for kind in ("local", "slurm", "ray"):
+        assert parse_target(kind) == LaunchTarget(kind)
+    assert parse_target("ray://head:10001") == LaunchTarget("ray", "ray://head:10001")
     target = parse_target("slurm", ["time=1:00:00", "comment=a=b", "time=2:00:00"])
-    assert target.settings == {"time": "2:00:00", "comment": "a=b"}
+    assert target.settings == {"time": "2:00:00", "comment": "a=b"}, "the last value counts"
 
 
 @pytest.mark.parametrize(

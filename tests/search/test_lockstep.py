@@ -76,20 +76,10 @@ def stacks(monkeypatch):
 def results(joined):
     """Return each trial's curve and losses by its parameters."""
     return {
-        frozenset(trial.params.items()): (trial.intermediate_values, trial.user_attrs)
+        frozenset(trial.params.items()): trial.intermediate_values
+        | {name: trial.user_attrs[name] for name in ("training_loss", "validation_loss")}
         for trial in joined.study.trials
     }
-
-
-def compare(result, other, rel=None):
-    curve, attributes = result
-    other_curve, others = other
-    losses = [(each["training_loss"], each["validation_loss"]) for each in (attributes, others)]
-    if rel is None:
-        assert (curve, losses[0]) == (other_curve, losses[1])
-    else:
-        assert curve == pytest.approx(other_curve, rel=rel)
-        assert losses[0] == pytest.approx(losses[1], rel=rel)
 
 
 VARIED = {
@@ -129,8 +119,8 @@ def test_trial_trains_by_its_own_settings(sqlite_url, text, study, name):
             name=f"fixed {value}",
         )  # fmt: skip
         for params, result in results(fixed).items():
-            compare(found[params | {(name, value)}], result)
-            losses.add(result[1]["training_loss"])
+            assert found[params | {(name, value)}] == result
+            losses.add(result["training_loss"])
     assert len(losses) == 4, "the setting changes the training"
 
 
@@ -151,7 +141,7 @@ def test_gated_networks_of_several_optimizers_and_switches_train_together(
     alone, _ = work(sqlite_url, text, TRAINING, study=path, name="alone", lockstep=1)
     others = results(alone)
     for params, result in results(together).items():
-        compare(result, others[params], rel=1e-5)
+        assert result == pytest.approx(others[params], rel=1e-5)
 
 
 UNION = """
@@ -197,7 +187,7 @@ def test_union_of_cells_trains_each_kind_in_its_own_stacks(sqlite_url, text, stu
     assert not any("one at a time" in line for line in said)
     others = results(alone)
     for params, result in results(joined).items():
-        compare(result, others[params], rel=1e-4)
+        assert result == pytest.approx(others[params], rel=1e-4)
 
 
 def test_worker_says_once_why_small_networks_train_slowly(sqlite_url, text, study, monkeypatch):

@@ -2,8 +2,9 @@
 
 import re
 import shutil
-import threading
 from concurrent.futures import Future
+from threading import Event
+from unittest.mock import Mock
 
 import hooks
 import optuna
@@ -11,21 +12,20 @@ import pytest
 from helpers import TEXT
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
-from process_runner import wait_until
 from test_worker import RecordingCallbacks, create_study, work
 
 from search.errors import UnfinishedSourceError
 from search.new_study import StudyOptions
+from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.pruning.policy import PruningPolicy
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.rungs import compute_rungs
 from search.study import create_or_join
-from search.worker.claims import ClaimManager
 from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trial_artifacts import CheckpointStore
-from studies.attributes import TrialRecord
+from studies.attributes import Failure, TrialRecord
 from studies.config import top_count
 from studies.errors import ConfigMismatchError, StudiesError
 from studies.loader import load_config_file
@@ -154,91 +154,51 @@ def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, m
     assert any("cannot write the checkpoint" in line and "(no room)" in line for line in messages)
 
 
-@pytest.mark.extended
-def test_trials_continue_while_the_storage_does_not_respond(sqlite_url, text, monkeypatch):
-    monkeypatch.setattr("search.worker.pruning_decisions.DECISION_WAIT", 0.0)
-    unanswered = Future()
-    monkeypatch.setattr(ClaimManager, "submit_after_flush", lambda self, query: unanswered)
-    # At the end a worker waits for the answers to these questions.
-    monkeypatch.setattr(PruningDecisions, "select_to_resume", lambda self, *rest: [])
-    monkeypatch.setattr(PruningDecisions, "prune_paused", lambda self: [])
-    joined, messages = search(sqlite_url, text, lockstep=8)
-    assert set(messages) == {"complete"}
-    assert count_steps(joined) == STEPS * TRIALS
+@pytest.fixture
+def slow_decisions():
+    """Decisions that stop trials once the event is set, of a manager whose storage is available."""
+    progress, known = Future(), Event()
+    progress.set_result("progress")
+    manager = Mock(unavailable_reason=None, submit_after_flush=lambda read: progress)
+
+    def stop_all(_, asked, *rest):
+        assert known.wait(HANG_TIMEOUT)
+        return Decisions(stops=dict.fromkeys(asked, "stop"))
+
+    return PruningDecisions(manager, Mock(decide=stop_all), lambda: None), manager, known
 
 
-class SlowDecisions:
-    """Holds the decisions at rungs until they are released.
-
-    Attributes:
-        count: number of trials that the decisions stop.
-        running: highest number of questions that were open at the same time.
-    """
-
-    def __init__(self, monkeypatch):
-        self.count = self.running = 0
-        self._answers, self._open = [], threading.Event()
-        decide, start = PauseResumeScheduler.decide, PruningDecisions._start
-
-        def held(*args):
-            assert self._open.wait(HANG_TIMEOUT)
-            decisions = decide(*args)
-            self.count += len(decisions.stops)
-            return decisions
-
-        def note(decisions, compute):
-            self._answers.append(start(decisions, compute))
-            self.running = max(self.running, sum(not each.done() for each in self._answers))
-            return self._answers[-1]
-
-        monkeypatch.setattr(PauseResumeScheduler, "decide", held)
-        monkeypatch.setattr(PruningDecisions, "_start", note)
-        monkeypatch.setattr("search.worker.pruning_decisions.DECISION_WAIT", 0.0)
-
-    def hold(self):
-        self._open.clear()
-
-    def release(self):
-        """Return once the decisions on all trials so far are known."""
-        self._open.set()
-        wait_until(lambda: all(answer.done() for answer in self._answers))
+def test_late_decisions_stop_trials_after_their_rung(slow_decisions, monkeypatch):
+    """Training goes on while a decision is computed, on one question at a time; none is lost."""
+    decisions, _, known = slow_decisions
+    first, second, third = (Mock(trial_id=number) for number in range(3))
+    with monkeypatch.context() as patch:
+        patch.setattr("search.worker.pruning_decisions.DECISION_WAIT", 0.0)
+        assert decisions.decide([first]) == decisions.decide([second]) == {}
+    known.set()
+    assert decisions.decide([third]) == dict.fromkeys((first, second, third), "stop")
 
 
-FINE = "training.log_every=3"
-FINE_RUNGS = {rung.step for rung in compute_rungs(STEPS, 3)}
+def test_decision_is_made_after_an_outage(slow_decisions):
+    decisions, manager, known = slow_decisions
+    known.set()
+    manager.unavailable_reason = "away"
+    before, after = Mock(trial_id=1), Mock(trial_id=2)
+    assert decisions.decide([before]) == {}
+    manager.unavailable_reason = None
+    assert decisions.decide([after]) == {before: "stop", after: "stop"}
 
 
-@pytest.mark.extended
-def test_late_decisions_stop_trials_after_their_rung(sqlite_url, text, monkeypatch):
-    """Training goes on while a decision is computed; none is lost."""
-    slow = SlowDecisions(monkeypatch)
-
-    def on_log(self, running):
-        (slow.hold if running[0].step in FINE_RUNGS else slow.release)()
-
-    unpruned, _ = search(sqlite_url, text, FINE, prune=False, name="unpruned", lockstep=1)
-    monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
-    joined, messages = search(sqlite_url, text, FINE, lockstep=4)
-    assert not any(
-        re.search("resumes? from", line) or line.startswith("warning") for line in messages
-    )
-    steps = [int(step) for step in re.findall(r"(?:paused|pruned) at step (\d+)", str(messages))]
-    # The first two rungs, 3 and 6, are passed while the decision at the first one is computed.
-    assert steps[0] == 9
-    assert FINE_RUNGS.isdisjoint(steps)
-    assert len(steps) == slow.count, "a decision was lost"
-    assert slow.running == 1
-    references = trials_by_params(unpruned)
-    for trial in joined.study.trials:
-        reference = references[tuple(trial.params.items())].intermediate_values
-        curve = trial.intermediate_values
-        assert list(curve) == list(range(3, max(curve) + 1, 3))
-        expected = {step: reference[step] for step in curve}
-        assert curve == pytest.approx(expected, rel=1e-4, abs=0)
-    counts = count_trials(joined.storage, joined.study_id)
-    assert counts.complete + counts.pruned == TRIALS
-    assert counts.pruned
-    assert count_steps(joined) < STEPS * TRIALS
+def test_paused_trials_do_not_wait_for_one_that_failed_here(sqlite_url, text):
+    joined = create_study(sqlite_url, text, *GRID, prune=True)
+    storage = joined.storage
+    failed, *others = (storage.claim(joined.study_id, "me/1") for _ in range(TRIALS))
+    for trial_id in others:
+        storage.pause(trial_id, "me/1", {}, {LOG_EVERY: trial_id / 10})
+    storage.requeue(failed, "me/1", Failure.EXCEPTION)
+    scheduler = PauseResumeScheduler(storage, joined.study_id, joined.config)
+    assert scheduler.select_to_resume(scheduler.read(), 0.0).resumed == ()
+    assert scheduler.select_to_resume(scheduler.read(), 0.0, [failed]).resumed
 
 
 @pytest.mark.extended

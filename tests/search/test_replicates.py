@@ -1,6 +1,7 @@
 """Replicates with planned looks: their settings, and the runs that a look adds."""
 
 import pytest
+from helpers import study_attributes
 from optuna.trial import TrialState
 
 from search.replicates import join_looks, plan_looks, plan_runs, record_look
@@ -12,8 +13,6 @@ from studies.space import distributions, observed_search_space
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage
 from studies.storage.queries import TrialRow, read_trials
-
-from helpers import study_attributes  # isort: skip
 
 
 def derived(**refinement) -> StudyConfig:

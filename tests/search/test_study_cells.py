@@ -9,6 +9,7 @@ import pytest
 from click import UsageError
 from click.testing import CliRunner
 from helpers import TINY
+from invocation import unchanged
 
 import rnn.cells.loading
 from reports.dashboard.publish import publish_study
@@ -119,10 +120,6 @@ def open_study(folder: Path, file: ConfigFile, **options):
     return joined
 
 
-def read_files(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def reject(done) -> str:
     """Return the one line that rejects bad input."""
     printed = [line for line in done.stdout.splitlines() if not line.startswith("preparing ")]
@@ -162,33 +159,36 @@ def test_cell_that_cannot_be_searched_is_rejected_in_one_line(folder, case):
     else:
         (folder / "cells" / "mine.py").write_text(cell)
     file = config_file(folder, more)
-    before = read_files(folder)
-    with pytest.raises((CellError, ConfigError), match=reason) as refused:
+    with (
+        unchanged(folder),
+        pytest.raises((CellError, ConfigError), match=reason) as refused,
+    ):
         open_study(folder, file)
     assert "\n" not in str(refused.value)
-    assert read_files(folder) == before
 
 
-def test_two_cells_of_one_name_and_names_of_built_in_cells_are_rejected(folder):
+def test_two_cells_of_one_name_and_unusable_names_are_rejected(folder):
     shutil.copy(folder / "cells" / "mine.py", folder / "copy.py")
     with pytest.raises(ConfigError, match="is named Mine as well: expected distinct class"):
         load_cells(config_file(folder, cells=', "copy.py:Mine"')).resolve()
     builtin = config_file(folder).with_overrides({"space": {"cell": ["cells/mine.py:gru"]}})
     with pytest.raises(ConfigError, match="has the name of a built-in cell: rename the class"):
         load_cells(builtin).resolve()
+    long = config_file(folder).with_overrides({"space": {"cell": [f"cells/mine.py:{'M' * 300}"]}})
+    (folder / "cells" / "mine.py").write_text(CELL.replace("Mine", "M" * 300))
+    with pytest.raises(CellError, match="has a name of 300 characters: expected a shorter one"):
+        load_cells(long)
 
 
 def test_changed_source_of_a_study_is_rejected(folder, create):
     create()
     path = folder / "cells" / "mine.py"
     path.write_text(f"{CELL}\n# changed\n")
-    before = read_files(folder)
-    with pytest.raises(ConfigMismatchError) as refused:
+    with unchanged(folder), pytest.raises(ConfigMismatchError) as refused:
         create()
     line = str(refused.value)
     assert "study 'mine' was created with another version of Mine (cells/mine.py, " in line
     assert line.endswith("…): restore the file, or choose another --name")
-    assert read_files(folder) == before
     path.write_text(CELL)
     create()
 
@@ -244,17 +244,15 @@ def test_a_copy_is_executed_where_there_is_no_file_if_it_is_that_of_the_study(
     marker.unlink()
 
     copy.write_text(f"{copy.read_text()}\n")
-    before = read_files(folder)
     refused = "is not the file that the study was created with (SHA-256 "
-    assert refused in reject(search(study="mine"))
-    assert refused in reject(search("--name", "new", **refinement))
+    with unchanged(folder):
+        assert refused in reject(search(study="mine"))
+        assert refused in reject(search("--name", "new", **refinement))
     copy.unlink()
-    assert "is missing: check --artifacts, or use the study's own file" in reject(
-        search(study="mine")
-    )
+    missing = "is missing: check --artifacts, or use the study's own file"
+    with unchanged(folder):
+        assert missing in reject(search(study="mine"))
     assert not marker.exists()
-    del before[str(copy)]
-    assert read_files(folder) == before
 
 
 def test_missing_or_damaged_copy_is_written_by_a_worker_that_joins(folder, create):
@@ -338,11 +336,12 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
 )
 def test_invalid_input_of_check_is_rejected_in_one_line(folder, monkeypatch, words, reason):
     monkeypatch.chdir(folder)
-    before = read_files(folder)
-    with pytest.raises((CellError, ConfigError, UsageError)) as refused:
+    with (
+        unchanged(folder),
+        pytest.raises((CellError, ConfigError, UsageError)) as refused,
+    ):
         check.main([*words], standalone_mode=False)
     assert reason in str(getattr(refused.value, "message", refused.value))
-    assert read_files(folder) == before
 
 
 @pytest.mark.extended
@@ -355,16 +354,16 @@ def test_reports_and_exports_execute_no_source(search, run, folder, marker, sqli
     shutil.rmtree(folder / "studies.db.cells")
     marker.unlink()
     common = ("mine", "--storage", sqlite_url)
-    done = run("-m", "reports", *common, "--csv", str(folder / "trials.csv"))
-    assert done.returncode == 0, done.stderr
-    done = run("-m", "reports", *common, "--output", str(folder / "page.html"))
-    assert done.returncode == 0, done.stderr
-    done = run("run_search.py", *common, "--status")
-    assert done.returncode == 0, done.stderr
+    for command in (
+        ("-m", "reports", *common, "--csv", str(folder / "trials.csv")),
+        ("-m", "reports", *common, "--output", str(folder / "page.html")),
+        ("run_search.py", *common, "--status"),
+        ("-m", "search.export", "mine", str(folder / "exported"), *common[1:]),
+    ):
+        done = run(*command)
+        assert done.returncode == 0, done.stderr
     with contextlib.closing(open_storage(sqlite_url)) as storage:
         publish_study(storage, "mine", lambda: open_store(None, sqlite_url, "artifacts"))
-    done = run("-m", "search.export", "mine", str(folder / "exported"), "--storage", sqlite_url)
-    assert done.returncode == 0, done.stderr
     assert not marker.exists()
     done = run("-m", "search.sample", *common, "--length", "3")
     assert done.returncode == 0, done.stderr

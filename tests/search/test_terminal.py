@@ -2,14 +2,13 @@
 
 import logging
 import os
-import signal
 import threading
 from itertools import pairwise
 
 import optuna
 import pytest
-from helpers import ONE_TRIAL, QUICK, TINY
-from hooks import HANG_TIMEOUT, Gate, Hooks
+from helpers import QUICK, TINY
+from hooks import HANG_TIMEOUT, Hooks
 from optuna.trial import TrialState
 from process_runner import query, wait_until
 from test_worker import create_study
@@ -21,18 +20,12 @@ from search.worker.shutdown import ShutdownSignal
 
 
 @pytest.fixture
-def gates(tmp_path_factory):
-    """Gates that hold training before and at the first log point."""
-    return [Gate(tmp_path_factory.mktemp("gate") / "gate", step) for step in (1, 2)]
-
-
-@pytest.fixture
 def search(runner, sqlite_url, text):
     """Start a search over tiny networks."""
 
-    def start(*words, gate=None, **options):
+    def start(*words, **options):
         common = ("--storage", sqlite_url, "--corpus", str(text), *TINY)
-        hooks = Hooks(report=False, gate=gate)
+        hooks = Hooks(report=False)
         return runner.start("run_search.py", QUICK, *common, *words, hooks=hooks, **options)
 
     return start
@@ -69,21 +62,7 @@ def test_log_is_never_silent_for_five_seconds(monkeypatch):
     assert min(b - a for a, b in pairwise(lines)) >= PROGRESS_SECONDS
 
 
-@pytest.mark.extended
-def test_progress_is_printed_before_the_first_log_point_and_while_waiting_for_others(search, gates):
-    other = search(*ONE_TRIAL, gate=gates[0])
-    wait_until(lambda: gates[0].held and other.stdout.count("0 of 1 finished, 1 running\n") >= 2)
-    waiting = search(*ONE_TRIAL)
-    wait_until(lambda: waiting.stdout.count("0 of 1 finished, 1 running\n") >= 2)
-    assert waiting.stdout.count("running in other workers; waiting for them") == 1
-    for process in (waiting, other):
-        process.send(signal.SIGTERM)
-        assert process.wait() == 143
-    assert "stopped before training began" in waiting.stdout
-    assert "stopped; progress is saved" in other.stdout
-
-
-def test_search_stops_when_the_reader_of_its_output_exits(search, gates, sqlite_url, tmp_path):
+def test_search_stops_when_the_reader_of_its_output_exits(search, sqlite_url, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     endless = ("--set=training.steps=1000000000", "--set=training.log_every=20")

@@ -2,16 +2,15 @@
 
 import io
 import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.data.corpus import Corpus
 from rnn.training.loop import TrainConfig
+from search.cells import CellStore, load_record
 from search.worker.checkpointing import checkpoint_identity
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from studies.artifacts import AtomicFileStore, open_store
@@ -23,10 +22,15 @@ LEFT = f"{'0123456789abcdef' * 2}.part"
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def store(request, tmp_path):
+def artifacts(request, tmp_path):
     if request.param == "folder":
-        return open_store(str(tmp_path / "artifacts"), "sqlite:///none.db", "checkpoints")
-    return open_store(request.getfixturevalue("bucket"), "sqlite:///none.db", "checkpoints")
+        return str(tmp_path / "artifacts")
+    return request.getfixturevalue("bucket")
+
+
+@pytest.fixture
+def store(artifacts):
+    return open_store(artifacts, "sqlite:///none.db", "checkpoints")
 
 
 def test_checkpoint_is_read_as_written_until_removed(store):
@@ -42,6 +46,14 @@ def test_checkpoint_is_read_as_written_until_removed(store):
     assert checkpoints.read(3) is None
     assert checkpoints.read(4) == b"another"
     assert others.read(3) == b"of another study"
+
+
+def test_copies_of_cells_are_kept_in_the_store(artifacts):
+    record = load_record("min_gru.py:MinGRU", ROOT / "examples" / "cells")
+    store = open_store(artifacts, "sqlite:///none.db", "cells")
+    CellStore(store, "quick-1").save({"MinGRU": record})
+    copy = store.open_reader("quick-1/cell-MinGRU.py").read()
+    assert copy == (ROOT / "examples" / "cells" / "min_gru.py").read_bytes()
 
 
 def test_quarantined_checkpoint_is_kept_and_not_read_again(store):
@@ -65,39 +77,6 @@ def test_checkpoints_of_a_finished_study_are_removed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_foreign_and_quarantined_files_are_kept(tmp_path):
-    folder = tmp_path / "artifacts"
-    checkpoints = CheckpointStore(
-        open_store(str(folder), "sqlite:///none.db", "checkpoints"), "quick-1"
-    )
-    checkpoints.write(3, b"one")
-    checkpoints.quarantine(3, b"one")
-    checkpoints.write(5, b"two")
-    (folder / "quick-1" / "notes.txt").write_text("mine")
-    checkpoints.clear()
-    names = {path.name for path in (folder / "quick-1").iterdir()}
-    assert names == {"trial-3.quarantined", "notes.txt"}
-
-
-def test_killed_writer_leaves_the_last_checkpoint(tmp_path):
-    """The writer is killed after writing the file and before renaming it."""
-    CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s").write(1, b"whole")
-    program = (
-        "import os, pathlib, signal\n"
-        "pathlib.Path.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from search.worker.trial_artifacts import CheckpointStore\n"
-        "from studies.artifacts import AtomicFileStore\n"
-        f"store = AtomicFileStore(pathlib.Path({str(tmp_path)!r}), 'checkpoints')\n"
-        "CheckpointStore(store, 's').write(1, b'new')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program])
-    assert done.returncode == -signal.SIGKILL
-    assert len(list((tmp_path / "s").iterdir())) == 2
-    assert CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s").read(1) == b"whole"
-    CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s").remove(1)
-    assert list((tmp_path / "s").iterdir()) == []
-
-
 def test_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     checkpoints = CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s")
     checkpoints.write(1, b"whole")
@@ -116,6 +95,16 @@ ESCAPES = ("../victim", "/victim", "s-1/..", "..", "", "s\0")
 """What the name of an artifact folder in a database that others changed may be."""
 
 
+def acts_on(checkpoints):
+    """Return what can be done to a checkpoint."""
+    return (
+        lambda: checkpoints.write(1, b"new"),
+        lambda: checkpoints.read(1),
+        lambda: checkpoints.remove(1),
+        lambda: checkpoints.quarantine(1, b"new"),
+    )
+
+
 @pytest.mark.parametrize("folder", ESCAPES)
 def test_folder_that_leads_elsewhere_is_refused(store, tmp_path, folder):
     (tmp_path / "victim").mkdir()
@@ -124,29 +113,18 @@ def test_folder_that_leads_elsewhere_is_refused(store, tmp_path, folder):
     victim.write_bytes(b"of another program")
     folder = folder.replace("/victim", f"{tmp_path}/victim") if folder[:1] == "/" else folder
     checkpoints, weights = CheckpointStore(store, folder), WeightStore(store, folder)
-    refuse = pytest.raises(ArtifactsError, match="is not a valid name of an artifact")
-    for act in (
-        lambda: checkpoints.write(1, b"new"),
-        lambda: checkpoints.read(1),
-        lambda: checkpoints.remove(1),
-        lambda: checkpoints.quarantine(1, b"new"),
-        lambda: weights.list_trials(),
-        lambda: weights.evict([1], 0),
-    ):
-        with refuse:
-            act()
+    acts = [*acts_on(checkpoints), weights.list_trials, lambda: weights.evict([1], 0)]
     if isinstance(store, AtomicFileStore):
-        for act in (checkpoints.clear, weights.remove_temporary_files):
-            with refuse:
-                act()
+        acts += [checkpoints.clear, weights.remove_temporary_files]
+    for act in acts:
+        with pytest.raises(ArtifactsError, match="is not a valid name of an artifact"):
+            act()
     assert victim.read_bytes() == b"of another program"
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [victim.name]
 
 
-@pytest.mark.parametrize("place", ["folder", "bucket"])
-def test_dashboard_cannot_reach_the_files_of_trials(request, tmp_path, place):
+def test_dashboard_cannot_reach_the_files_of_trials(artifacts):
     """All kinds of files may share a place, and a database may list any name as an artifact."""
-    artifacts = str(tmp_path) if place == "folder" else request.getfixturevalue("bucket")
     weights = WeightStore(open_store(artifacts, "sqlite:///none.db", "weights"), "s-1")
     weights.write(1, b"weights")
     store = open_store(artifacts, "sqlite:///none.db", "artifacts")
@@ -172,12 +150,7 @@ def test_link_that_leads_out_of_the_store_is_not_followed(tmp_path, link):
         (folder / victim.name).symlink_to(victim)
     store = open_store(str(tmp_path / "artifacts"), "sqlite:///none.db", "checkpoints")
     checkpoints = CheckpointStore(store, "s-1")
-    for act in (
-        lambda: checkpoints.write(1, b"new"),
-        lambda: checkpoints.read(1),
-        lambda: checkpoints.remove(1),
-        checkpoints.clear,
-    ):
+    for act in (*acts_on(checkpoints), checkpoints.clear):
         with pytest.raises(ArtifactsError, match="is a link that leads out of"):
             act()
     if link == "folder":

@@ -38,9 +38,9 @@ from search.worker.worker import Worker
 from studies.artifacts import open_store
 from studies.attributes import Failure, TrialRecord
 from studies.config import StudyConfig, to_trial_config
-from studies.errors import LeaseLostError
+from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.loader import load_config_file
-from studies.storage.counts import TimingStats, TrialCounts, count_trials
+from studies.storage.counts import TimingStats, TrialCounts, count_retries, count_trials
 from studies.storage.open import open_storage
 
 SETTINGS = [
@@ -142,46 +142,41 @@ def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text
         corpus = load_corpus(study.user_attrs["corpus"]["name"])
         for trial in study.trials:
             trial_config = to_trial_config(trial.params, config)
-            run = trained(config, trial_config, corpus.train)
+            found, run = trial.user_attrs, trained(config, trial_config, corpus.train)
             (curve,) = run.curves
             assert list(curve) == steps
             assert trial.intermediate_values == curve
-            assert trial.user_attrs["training_loss"] == min(curve.values())
+            assert found["training_loss"] == min(curve.values())
             run.swap_in_averaged_weights()
             held_out = select_eval_windows(corpus.validation, 3, 9)
             losses = compute_eval_losses(run.stack, held_out)[0].double()
-            assert trial.user_attrs["validation_loss"] == pytest.approx(losses.mean().item())
-            assert trial.value == trial.user_attrs["validation_loss"]
+            assert found["validation_loss"] == pytest.approx(losses.mean().item())
+            assert trial.value == found["validation_loss"]
             expected = losses / math.log(2)
-            found = trial.user_attrs["validation_bits_per_byte"]
-            assert found == pytest.approx(expected.mean().item())
-            error = trial.user_attrs["validation_stderr"]
-            assert error == pytest.approx(expected.std().item() / math.sqrt(3))
+            assert found["validation_bits_per_byte"] == pytest.approx(expected.mean().item())
+            error = expected.std().item() / math.sqrt(3)
+            assert found["validation_stderr"] == pytest.approx(error)
             windows = trial.system_attrs["validation_windows"]
             assert windows == pytest.approx(expected.tolist(), abs=1e-5)
             if name == "quick":
-                assert "test_bits_per_byte" not in trial.user_attrs
+                assert "test_bits_per_byte" not in found
             else:
                 tested = select_eval_windows(joined.corpus.test, 3, 9)
                 bits = compute_eval_losses(run.stack, tested)[0].double().mean().item()
-                found = trial.user_attrs["test_bits_per_byte"]
-                assert found == pytest.approx(bits / math.log(2))
+                assert found["test_bits_per_byte"] == pytest.approx(bits / math.log(2))
                 assert len(trial.system_attrs["test_windows"]) == 3
-            assert "recall_accuracy" not in trial.user_attrs
+            assert "recall_accuracy" not in found
             context = ContextLosses(run.stack, held_out)
             compute_eval_losses(run.stack, held_out, observers=[context])
-            assert trial.user_attrs["context_bins"] == context.bins == [1, 2, 4]
+            assert found["context_bins"] == context.bins == [1, 2, 4]
             excess = context.excess[:, 0].mean(1) / math.log(2)
-            assert trial.user_attrs["context_excess"] == pytest.approx(excess.tolist(), abs=1e-4)
-            assert len(trial.user_attrs["context_stderr"]) == 3
+            assert found["context_excess"] == pytest.approx(excess.tolist(), abs=1e-4)
+            assert len(found["context_stderr"]) == 3
             long = context.long.mean().item() / math.log(2)
-            assert trial.user_attrs["context_loss"] == pytest.approx(long)
-            assert trial.user_attrs["parameter_count"] == count_parameters(
-                trial_config.architecture
-            )
-            assert trial.user_attrs["replicate"] == trial_config.replicate
-            assert (trial.user_attrs["seed"], trial.user_attrs["threads"]) == (5, 1)
-            assert trial.user_attrs["precision"] == "bf16"
+            assert found["context_loss"] == pytest.approx(long)
+            assert found["parameter_count"] == count_parameters(trial_config.architecture)
+            assert found["replicate"] == trial_config.replicate
+            assert (found["seed"], found["threads"], found["precision"]) == (5, 1, "bf16")
     assert {trial.params["replicate"] for trial in study.trials} == {1, 2}
     assert len({trial.value for trial in study.trials}) == 2, "replicates are other networks"
 
@@ -226,6 +221,7 @@ def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text, alone)
     joined, messages = work(sqlite_url, text, ["keep_weights=2"], lockstep=4)
     assert messages == ["complete"] * 6
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
+    assert sorted(trial.user_attrs["lockstep"] for trial in best) == [2, 2, 4, 4, 4, 4]
     weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
     assert weights.list_trials() == {trial.number for trial in best[:2]}
     held_out = select_eval_windows(joined.corpus.validation, 3, 9)
@@ -248,34 +244,28 @@ def test_training_continues_when_weights_cannot_be_saved(sqlite_url, text, monke
     monkeypatch.setattr(WeightStore, "write", write)
     joined, messages = work(sqlite_url, text, ["keep_weights=10"])
     assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
-    assert (
-        sum("cannot save the weights" in line and "(no space left)" in line for line in messages)
-        == 6
-    )
+    warnings = [line for line in messages if "cannot save the weights" in line]
+    assert len(warnings) == 6
+    assert "(no space left)" in warnings[0]
 
 
 def test_baseline_cells_bptt_steps_and_tokenizers_are_ordinary_trials(sqlite_url, tmp_path):
-    text = tmp_path / "text"
+    text, config = tmp_path / "text", tmp_path / "cells.toml"
     text.write_bytes(b"the cat sat on the mat, and the dog sat on the cat. " * 100)
-    settings = [setting for setting in SETTINGS if not setting.startswith("space.")]
-    config = tmp_path / "cells.toml"
     config.write_text(
         "objective = 'validation'\ntokenizer = 'bpe:270'\n[space]\ncell = ['gru', 'lstm']\n"
         "layers = [1]\nstate_size = [4]\nbptt_steps = [1, 3]\n"
     )
+    settings = [setting for setting in SETTINGS if not setting.startswith("space.")]
     joined, messages = work(sqlite_url, text, settings, str(config))
     assert messages == ["complete"] * 4
     size = joined.token_corpus.tokenizer.size
     assert joined.study.user_attrs["tokenizer"]["size"] == size > 256
     for trial in joined.study.trials:
-        trial_config = to_trial_config(trial.params, joined.config)
-        assert trial.user_attrs["parameter_count"] == count_parameters(
-            trial_config.architecture, size
-        )
-        found = trial.user_attrs
+        found, network = trial.user_attrs, to_trial_config(trial.params, joined.config).architecture
+        assert found["parameter_count"] == count_parameters(network, size)
         a_token = found["validation_loss"] / math.log(2)
         assert found["validation_bits_per_byte"] < a_token, "a token is more than a byte"
-        assert trial.value == found["validation_loss"]
 
 
 def test_worker_updates_its_share_of_the_cores_between_steps(sqlite_url, text, monkeypatch):
@@ -319,13 +309,17 @@ def test_divergence_after_the_last_log_point_is_detected(sqlite_url, text):
 
 
 def test_restarted_trial_replaces_its_curve(sqlite_url, text):
-    """Its last worker recorded values but left no checkpoint to resume from."""
+    """Its last worker left no checkpoint to resume from, and that of another one no value."""
     joined = create_study(sqlite_url, text)
-    trial_id = joined.storage.claim(joined.study_id, "gone")
-    joined.storage.report(trial_id, "gone", {3: 9.0, 12: 9.0})
-    joined.storage.requeue(trial_id, "gone", Failure.LEASE_EXPIRED)
-    work(sqlite_url, text)
-    assert list(joined.storage.get_trial(trial_id).intermediate_values) == [4, 8]
+    trial_ids = [joined.storage.claim(joined.study_id, "gone") for _ in range(2)]
+    joined.storage.report(trial_ids[0], "gone", {3: 9.0, 12: 9.0})
+    for trial_id in trial_ids:
+        joined.storage.requeue(trial_id, "gone", Failure.LEASE_EXPIRED)
+    _, said = work(sqlite_url, text)
+    for trial_id in trial_ids:
+        assert list(joined.storage.get_trial(trial_id).intermediate_values) == [4, 8]
+    (line,) = [line for line in said if line.startswith("trial 1")]
+    assert "before it recorded a loss or wrote a checkpoint; training starts at step 0" in line
 
 
 def stop_in_the_midst(url, text, monkeypatch, overrides=(), lockstep=None, step=4):
@@ -412,6 +406,27 @@ def test_joining_warns_if_other_versions_trained_the_unfinished_study(
     assert "was created or trained with training code ba9876543210 so far" in join()
     work(sqlite_url, text, ["training.steps=12"])
     assert join() == "", "nothing is left to train"
+
+
+def test_unrecorded_divergence_is_recorded_by_the_next_worker(sqlite_url, text, monkeypatch):
+    """Its checkpoint contains a complete curve."""
+
+    def away(*arguments):
+        raise StorageUnavailableError("away")
+
+    overrides = ["training.learning_rate=1e30", "training.log_every=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ClaimManager, "finish", away)
+        with pytest.raises(StorageUnavailableError):
+            work(sqlite_url, text, overrides)
+    joined = create_study(sqlite_url, text, *overrides)
+    for trial_id, lease in joined.storage.running_leases(joined.study_id).items():
+        joined.storage.requeue(trial_id, lease.claim_token, Failure.LEASE_EXPIRED)
+    _, messages = work(sqlite_url, text, overrides)
+    assert messages.count("diverged") == 6
+    for trial in joined.study.trials:
+        assert trial.user_attrs["failure"] == "diverged"
+        assert list(trial.intermediate_values) == [2]
 
 
 def fail_with_a_forget_gate(monkeypatch, error):
@@ -531,18 +546,6 @@ def test_precision_that_the_device_lacks_is_rejected(sqlite_url, text, monkeypat
         work(sqlite_url, text)
 
 
-@pytest.mark.parametrize("lockstep", [3, 100])
-def test_lockstep_and_single_training_give_the_same_study(sqlite_url, text, alone, lockstep):
-    joined, _ = work(sqlite_url, text, ["precision='fp32'"], lockstep=lockstep)
-    trials = joined.study.trials
-    for trial, same in zip(trials, alone, strict=True):
-        assert trial.params == same.params
-        assert trial.intermediate_values == pytest.approx(same.intermediate_values, rel=1e-5)
-        assert trial.value == pytest.approx(same.value, rel=1e-5)
-    most = min(lockstep, 6)
-    assert {trial.user_attrs["lockstep"] for trial in trials} == {most}
-
-
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
@@ -574,18 +577,18 @@ def test_trial_is_retried_three_times_after_errors(sqlite_url, text, monkeypatch
         TrialRecord.model_validate(trial.user_attrs)
     counts = count_trials(joined.storage, joined.study_id)
     assert (counts.complete, counts.failed) == (3, 3)
+    assert count_retries(joined.storage, joined.study_id) == {cause: 9}
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_trial_is_requeued_on_any_exception(sqlite_url, text, monkeypatch, error):
+    """Rich exits on a broken pipe."""
+
     def end(self, running):
         raise error
 
     monkeypatch.setattr(RecordingCallbacks, "on_log", end)
     monkeypatch.setattr("search.worker.worker.REQUEUE_TIMEOUT", HANG_TIMEOUT)
-    if error is BrokenPipeError:  # rich exits on it
-        error = SystemExit
-        monkeypatch.setattr(RecordingCallbacks, "on_log", lambda self, running: exit(1))
     with pytest.raises(error):
         work(sqlite_url, text)
     study = optuna.load_study(study_name="quick", storage=sqlite_url)

@@ -12,8 +12,6 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 from helpers import create_small_study
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from studies.errors import LeaseLostError
@@ -33,21 +31,6 @@ def test_reset_after_an_outage_restarts_all_observations():
     monitor.reset()
     for now in (119, 120, 150, 180, 210):
         assert monitor.observe([(7, Lease("token", 120))], now) == []
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    st.lists(st.floats(0.01, 25), min_size=1, max_size=200),
-    st.floats(0.1, 20),
-    st.floats(0, 1e6),
-)
-def test_lease_with_regular_heartbeats_never_expires(pauses, interval, start):
-    """For any times of observations and heartbeats, and any start of the clock."""
-    monitor, now = LeaseMonitor(), start
-    for pause in pauses:
-        now += pause
-        heartbeats = int((now - start) / interval)
-        assert monitor.observe([(1, Lease("token", 50, heartbeats))], now) == []
 
 
 FIELDS = {"claim_token": "me/1", "seconds": 4, "heartbeats": 0}

@@ -43,13 +43,6 @@ def test_every_invalid_setting_is_named_with_its_origin(tmp_path: Path):
     assert "\n" not in line
 
 
-def test_test_split_is_not_inherited():
-    replicates = load_config_file("replicates").resolve()
-    assert replicates.eval_split == "test"
-    derived = load_config_file("stage-two").resolve_over(replicates.model_dump(mode="json"))
-    assert derived.eval_split == "validation"
-
-
 def test_invalid_toml_is_refused_with_its_path(tmp_path: Path):
     path = tmp_path / "mine.toml"
     deep = [b"a = " + b"[" * 100_000, b"a = " + b"[" * 33 + b"]" * 33, b"[a" + b" . 'a'" * 99_999]
@@ -74,7 +67,7 @@ def test_hostile_override_is_refused_in_a_short_line():
         assert len(str(refused.value)) < 400
 
 
-def test_derived_config_inherits_unspecified_settings():
+def test_derived_config_inherits_unspecified_settings_but_not_the_test_split():
     overrides = ["seed=5", 'gate_inputs="candidate"', "training.batch_size=7"]
     source = load_config_file("stage-one", overrides).resolve()
     file = load_config_file("stage-two", ["training.sequence_length=10"])
@@ -85,6 +78,10 @@ def test_derived_config_inherits_unspecified_settings():
     assert derived.training.sequence_length == 10
     assert derived.report_threshold == 1.6
     assert derived.space is None
+    replicates = load_config_file("replicates").resolve()
+    assert replicates.eval_split == "test"
+    derived = load_config_file("stage-two").resolve_over(replicates.model_dump(mode="json"))
+    assert derived.eval_split == "validation"
 
 
 def test_stored_study_is_loaded_by_name_without_creating_anything(url, tmp_path):

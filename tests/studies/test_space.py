@@ -232,12 +232,11 @@ def test_optimizer_is_a_nuisance_together_with_its_settings():
 
 def test_nuisance_of_a_large_grid_is_checked_without_listing_it(monkeypatch):
     """Validation reads every stored study: it may not take as long as the grid."""
-    listed = []
     combine = Grid._space_combinations
 
     def count(*arguments):
-        for params in combine(*arguments):
-            listed.append(params)
+        for number, params in enumerate(combine(*arguments)):
+            assert number < 100, "listed"
             yield params
 
     monkeypatch.setattr(Grid, "_space_combinations", count)
@@ -250,7 +249,6 @@ def test_nuisance_of_a_large_grid_is_checked_without_listing_it(monkeypatch):
             {**large, "cell": ["lstm"], "training": {"batch_size": [2]}},
             nuisance=["batch_size"],
         )
-    assert len(listed) < 100
 
 
 @pytest.mark.parametrize(("tables", "others", "message"), REFUSED, ids=lambda each: str(each)[:60])

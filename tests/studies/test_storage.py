@@ -9,13 +9,13 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
 from helpers import create_small_study, open_and_count, run_simultaneously, wait_for_others
 from hooks import HANG_TIMEOUT
+from managed_studies import list_files
 from optuna.distributions import CategoricalDistribution
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _VersionManager
@@ -26,7 +26,7 @@ from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 from studies.attributes import Failure
 from studies.cli import run_with_exit_code
 from studies.errors import LeaseLostError, StorageError
-from studies.storage.counts import best_trial_ids, count_retries, count_trials
+from studies.storage.counts import best_trial_ids, count_trials
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import _LockHeldError, load_study, open_storage, read_storage
 from studies.storage.retry import error_message, is_outage, is_transient
@@ -145,24 +145,6 @@ def test_trials_match_if_they_have_the_same_parameters_with_the_same_values(url)
     storage.requeue(6, "me/1", Failure.LEASE_EXPIRED)
     with pytest.raises(LeaseLostError):
         storage.claim_matching(6, "me/1", 9, [])
-
-
-def test_trials_are_counted_by_state_and_cause(url):
-    storage = open_storage(url)
-    study_id = create_small_study(storage, 7)
-    for cause in (Failure.INTERRUPTED, Failure.EXCEPTION, Failure.INTERRUPTED):
-        storage.requeue(storage.claim(study_id, "me"), "me", cause)
-    ends = [(TrialState.COMPLETE, 1.0, {}), (TrialState.COMPLETE, 2.0, {})]
-    ends += [(TrialState.FAIL, None, {"failure": why}) for why in ("diverged", "exception")]
-    for state, value, attributes in [*ends, (TrialState.PRUNED, None, {})]:
-        storage.finish(storage.claim(study_id, "me"), "me", state, value, attributes)
-    storage.pause(storage.claim(study_id, "me"), "me", {})
-    storage.claim(study_id, "me")
-    counts = count_trials(storage, study_id)
-    assert (counts.complete, counts.pruned, counts.diverged, counts.failed) == (2, 1, 1, 1)
-    assert (counts.running, counts.waiting, counts.paused) == (1, 1, 1)
-    assert (counts.planned, counts.finished) == (7, 5)
-    assert count_retries(storage, study_id) == {"exception": 1, "interrupted": 2}
 
 
 def test_unpickled_storage_begins_as_a_writer(sqlite_url):
@@ -314,30 +296,26 @@ def test_reader_of_a_file_without_wal_mode_sees_new_trials(sqlite_url):
 # ------------------------------------------------------------------ reading and invalid storages
 
 
-def read_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_reading_creates_and_changes_no_file(sqlite_url, tmp_path):
     with pytest.raises(StorageError, match="does not exist: run a search first"):
         read_storage(sqlite_url)
-    assert read_files(tmp_path) == {}
+    assert list_files(tmp_path) == {}
     storage = open_storage(sqlite_url)
     create_small_study(storage, 2)
     storage.engine.dispose()
-    before = read_files(tmp_path)
+    before = list_files(tmp_path)
     assert list(before) == ["studies.db"]
     reader = read_storage(sqlite_url)
     assert len(load_study(reader, "small").trials) == 2
     reader.engine.dispose()
-    assert read_files(tmp_path) == before
+    assert list_files(tmp_path) == before
 
 
 def test_reader_of_an_unused_file_reads_what_another_process_writes_later(sqlite_url, tmp_path):
     writer = open_storage(sqlite_url)
     create_small_study(writer, 2)
     writer.engine.dispose()
-    assert list(read_files(tmp_path)) == ["studies.db"]
+    assert list(list_files(tmp_path)) == ["studies.db"]
     with contextlib.closing(read_storage(sqlite_url)) as reader:
         assert len(load_study(reader, "small").trials) == 2
         writer = open_storage(sqlite_url)
@@ -400,11 +378,11 @@ def test_file_of_another_program_is_left_unchanged(tmp_path, statement, content,
     if statement is not None:
         with contextlib.closing(sqlite3.connect(path)) as other, other:
             other.execute(statement)
-    before = read_files(tmp_path)
+    before = list_files(tmp_path)
     for opener in (open_storage, read_storage):
         with pytest.raises(StorageError, match=message):
             opener(f"sqlite:///{path}")
-    assert read_files(tmp_path) == before
+    assert list_files(tmp_path) == before
 
 
 def test_server_without_studies_is_read_completed_or_left_unchanged(postgresql_url):

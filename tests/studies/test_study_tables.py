@@ -26,7 +26,6 @@ from studies.errors import (
 from studies.management import StudyManager
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage
-from studies.tables.anonymity import MachineNames, shorten_paths
 from studies.tables.study_export import export_study
 from studies.tables.study_import import import_studies
 from studies.tables.study_table import format_cell, parse_cell
@@ -106,33 +105,25 @@ def test_file_has_no_name_of_a_machine_a_user_or_a_folder(sqlite_url, tmp_path, 
     params = {"cell": "Mine", "layers": 1, "state_size": 4}
     with closing(open_storage(sqlite_url)) as storage:
         choices = {name: CategoricalDistribution((value,)) for name, value in params.items()}
-        create_study(storage, "made", "loss", attributes, choices, [PlannedTrial(params)] * 2)
+        create_study(storage, "made", "loss", attributes, choices, [PlannedTrial(params)] * 3)
         study_id = load_study(storage, "made")._study_id
-        for host in ("alice-pc", "node7.example"):
-            trial_id = storage.claim(study_id, f"{host}/17/t")
+        for worker in ("alice-pc/17", "node7.example/17", "node7.example/18"):
+            host = worker.partition("/")[0]
+            trial_id = storage.claim(study_id, f"{worker}/t")
             error = f"OSError: {host} cannot read '/home/alice/texts/secret-text'"
-            found = {"host": host, "worker": f"{host}/17", "error": error, "failure": "exception"}
-            storage.finish(trial_id, f"{host}/17/t", TrialState.FAIL, None, found)
+            found = {"host": host, "worker": worker, "error": error, "failure": "exception"}
+            storage.finish(trial_id, f"{worker}/t", TrialState.FAIL, None, found)
     StudyManager(sqlite_url).retry("made", ["failed"])
     path = tmp_path / "made.csv"
     export_study(sqlite_url, "made", path)
     content = path.read_text()
     for secret in ("alice", "smith", "example", "home", "texts", "pw@", "/17"):
         assert secret not in content, secret
-    for kept in ("secret-text", "a text", "my.toml", "mine.py:Mine", "machine-2/1"):
+    for kept in ("secret-text", "a text", "my.toml", "mine.py:Mine", "machine-2/1", "machine-2/2"):
         assert kept in content, kept
     import_studies(other_url, [path])
     export_study(other_url, "made", tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_text() == content
-
-
-def test_workers_of_one_machine_can_be_told_apart():
-    machines = MachineNames()
-    trials = [{"host": "a", "worker": f"a/{pid}"} for pid in (7, 9, 7)]
-    for trial in trials:
-        machines.add(trial)
-    workers = [machines.replace(trial)["worker"] for trial in trials]
-    assert workers == ["machine-1/1", "machine-1/2", "machine-1/1"]
 
 
 def test_text_of_a_cell_is_read_as_it_was_and_stays_on_one_line():
@@ -141,11 +132,6 @@ def test_text_of_a_cell_is_read_as_it_was_and_stays_on_one_line():
         assert text.isprintable()
         assert parse_cell(text) == value
         assert type(parse_cell(text)) is type(value)
-
-
-def test_paths_that_are_shortened_stay_as_they_are():
-    for text in ("a: /x/y/z.py", "see 'C d/e f/g'", "s3://bucket/x", "a/b//c/"):
-        assert shorten_paths(shorten_paths(text)) == shorten_paths(text)
 
 
 # ------------------------------------------------------------------ what is refused

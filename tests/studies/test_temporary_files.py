@@ -89,29 +89,27 @@ def test_creator_whose_file_was_removed_creates_a_whole_one(
     assert names(tmp_path) == ["studies.db"]
 
 
-@pytest.mark.extended
-def test_files_of_killed_writers_are_removed_by_the_next_write(tmp_path):
-    """Also those of another trial, which may not be written again."""
-    store = f"AtomicFileStore(pathlib.Path({str(tmp_path)!r}), 'weights')"
+def test_killed_writer_leaves_the_last_file_and_the_next_write_removes_what_it_left(tmp_path):
+    """Also if that is of another trial, because the same one may not be written again."""
+    checkpoints = CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s")
+    checkpoints.write(1, b"whole")
     run_until_killed(
         "replace",
-        "from search.worker.trial_artifacts import WeightStore\n"
+        "from search.worker.trial_artifacts import CheckpointStore\n"
         "from studies.artifacts import AtomicFileStore\n"
-        f"WeightStore({store}, 's').write(1, b'weights')",
+        f"store = AtomicFileStore(pathlib.Path({str(tmp_path)!r}), 'checkpoints')\n"
+        "CheckpointStore(store, 's').write(1, b'new')",
     )
-    folder = tmp_path / "s"
-    (left,) = names(folder)
-    assert left.startswith("trial-1.safetensors.")
-    weights = WeightStore(AtomicFileStore(tmp_path, "weights"), "s")
-    weights.write(2, b"weights")
-    assert names(folder) == [left, "trial-2.safetensors"], "it may be of a writer at work"
-    make_old(folder)
-    weights.write(3, b"weights")
-    assert names(folder) == ["trial-2.safetensors", "trial-3.safetensors"]
+    assert checkpoints.read(1) == b"whole"
+    checkpoints.write(2, b"another")
+    assert len(names(tmp_path / "s")) == 3, "the third may be of a writer at work"
+    make_old(tmp_path / "s")
+    checkpoints.write(2, b"another")
+    assert names(tmp_path / "s") == ["trial-1.checkpoint", "trial-2.checkpoint"]
 
 
 def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
-    kept = {"trial-1.part", f"notes.txt.{RANDOM}.part", "mine.checkpoint"}
+    kept = {"trial-1.part", f"notes.txt.{RANDOM}.part", "mine.checkpoint", "trial-3.quarantined"}
     kept.add(f"trial-1.checkpoint.{RANDOM}.part.gz")
     for kind in ("checkpoints", "weights"):
         folder = tmp_path / kind / "s"
@@ -125,30 +123,22 @@ def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "method", "write"),
+    ("name", "method", "write", "content"),
     [
-        ("ü" * 120 + ".html", "replace", lambda path: atomic_write(path, [b"whole"])),
-        pytest.param(
-            "network",
-            "rename",
-            lambda path: write_folder(path, {"a": b"1"}),
-            marks=pytest.mark.extended,
-        ),
+        ("ü" * 120 + ".html", "replace", atomic_write, [b"whole"]),
+        pytest.param("network", "rename", write_folder, {"a": b"1"}, marks=pytest.mark.extended),
     ],
     ids=["report", "export"],
 )
 def test_file_or_folder_of_a_killed_writer_is_removed_by_the_next_one(
-    tmp_path, name, method, write
+    tmp_path, name, method, write, content
 ):
     path = tmp_path / name
-    statement = {
-        "replace": "from studies.artifacts import atomic_write as write\ncontent = [b'x']",
-        "rename": "from search.export import write_folder as write\ncontent = {'a': b'1'}",
-    }
-    run_until_killed(method, f"{statement[method]}\nwrite(pathlib.Path({str(path)!r}), content)")
+    statement = f"from {write.__module__} import {write.__name__}\n{write.__name__}"
+    run_until_killed(method, f"{statement}(pathlib.Path({str(path)!r}), {content!r})")
     foreign = tmp_path / f"another.html.{RANDOM}.part"
     foreign.touch()
     assert len(names(tmp_path)) == 2
     make_old(tmp_path)
-    write(path)
+    write(path, content)
     assert names(tmp_path) == sorted([name, foreign.name])

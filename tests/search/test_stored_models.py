@@ -1,0 +1,230 @@
+"""Models of complete trials: which one a command loads, samples from and exports."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click import ClickException
+from click.testing import CliRunner
+from helpers import ROOT, study_attributes
+from optuna.trial import TrialState
+
+from rnn.cells.loading import load_cell
+from rnn.cells.source import read_cell_source
+from rnn.config import TrialConfig
+from rnn.data.tokenizer import train_tokenizer
+from rnn.errors import SavedModelError
+from rnn.inference.saved_model import SavedModel, serialize_model
+from rnn.models.factory import build_network
+from search.errors import ExportError, WeightsNotFoundError
+from search.export import export, write_folder
+from search.load_model import load_trial_model
+from search.sample import sample
+from search.worker.trial_artifacts import WeightStore
+from studies.artifacts import open_store
+from studies.config import StudyConfig, to_trial_config
+from studies.errors import StudiesError, StudyNotFoundError
+from studies.space import GATED_PARAMS, distributions
+from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.open import open_storage
+
+PROSE = np.frombuffer(b"the cat, the hat, that cat and that hat\n" * 9, np.uint8)
+SPACE = {"layers": [1], "state_size": [4, 8, 16], "residual": [False, True]}
+SPACE |= {name: [False] for name in GATED_PARAMS[:4]} | {"state_source": ["new"]}
+
+VALUES = (1.5, 1.2, 1.9, 1.2, 1.4)
+"""Values of the complete trials; one more is waiting."""
+
+
+def make_study(url: str, keep: set[int], artifacts: str | None = None, **settings: object):
+    """Create a study of six trials, and store the weights of some."""
+    config = StudyConfig.model_validate({"space": SPACE, **settings})
+    combinations = list(config.grid.combinations())
+    storage, attributes = open_storage(url), study_attributes(config)
+    choices, planned = distributions(config.grid.search_space), map(PlannedTrial, combinations)
+    create_study(storage, "made", "validation loss", attributes, choices, [*planned])
+    study_id = storage.get_study_id_from_name("made")
+    weights = WeightStore(open_store(artifacts, url, "weights"), "made-1")
+    tokenizer = train_tokenizer(config.tokenizer, PROSE)
+    for number, value in enumerate(VALUES[: len(combinations)]):
+        trial_id = storage.claim(study_id, "me")
+        trial_config = to_trial_config(combinations[number], config)
+        config_of_trial = TrialConfig(trial_config.architecture)
+        network = build_network([config_of_trial], number, vocab_size=tokenizer.size)
+        drawn = network.parameters.extract(0, network.parameters.values)
+        scaled = {
+            name: weight * (4 if name.endswith(".weight") else 1) for name, weight in drawn.items()
+        }
+        details = {"trial": str(number), "value": repr(value)}
+        model = SavedModel(trial_config.architecture, scaled, tokenizer, "fp32", details)
+        if number in keep:
+            weights.write(number, serialize_model(model))
+        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {}, {50: value})
+    storage.close()
+    return weights
+
+
+def test_best_trial_with_stored_weights_is_loaded(sqlite_url, tmp_path, capsys):
+    weights = make_study(sqlite_url, keep={0, 2, 3, 4})
+    weights.write(5, weights.read(0))  # of a trial whose end is not recorded yet
+    loaded = load_trial_model("made", None, sqlite_url, None)
+    assert (loaded.trial.number, loaded.model.architecture.label) == (
+        3,
+        "1×4 no gates, new state, residual",
+    )
+    assert load_trial_model("made", 2, sqlite_url, None).model.architecture.state_size == 16
+    assert "using trial 3: better trials have no stored weights (1)" in capsys.readouterr().err
+    weights.write(2, weights.read(0))
+    with pytest.raises(
+        WeightsNotFoundError, match="weights of trial 2 of study 'made' belong to another run"
+    ):
+        load_trial_model("made", 2, sqlite_url, None)
+    for number, message in (
+        (1, "weights of trial 1 of study 'made' are not stored"),
+        (5, r"trial 5 of study 'made' is not complete \(state waiting\)"),
+        (9, "trial 9 not found in study 'made', which has 6"),
+    ):
+        with pytest.raises(WeightsNotFoundError, match=message) as raised:
+            load_trial_model("made", number, sqlite_url, None)
+        assert "one of the trials 3, 4, 0, 2" in str(raised.value)
+    with pytest.raises(StudyNotFoundError, match="existing studies: made"):
+        load_trial_model("other", None, sqlite_url, None)
+    with pytest.raises(WeightsNotFoundError, match=r"has no trial.*check --artifacts"):
+        load_trial_model("made", None, sqlite_url, str(tmp_path / "elsewhere"))
+
+
+def test_study_without_stored_weights_is_reported(sqlite_url):
+    make_study(sqlite_url, keep=set(), keep_weights=0)
+    for number in (None, 1):
+        with pytest.raises(WeightsNotFoundError, match="keep_weights is 0"):
+            load_trial_model("made", number, sqlite_url, None)
+
+
+# ------------------------------------------------------------------ samples
+
+
+def test_continuation_of_a_prompt_depends_on_the_seed(sqlite_url, tmp_path):
+    artifacts = str(tmp_path / "files")
+    make_study(sqlite_url, {1, 2}, artifacts, tokenizer="bpe:270")
+
+    def draw(*words: str) -> str:
+        places = ["--storage", sqlite_url, "--artifacts", artifacts]
+        done = CliRunner().invoke(
+            sample, ["somewhere/made.toml", *places, *words], standalone_mode=False
+        )
+        assert (done.return_value, done.stderr) == (0, ""), done.output
+        return done.stdout
+
+    prompt = ("--prompt", "the hät", "--length", "40")
+    first = draw(*prompt, "--seed", "1")
+    assert first.startswith("the hät")
+    assert len(first) > 40
+    assert draw(*prompt, "--seed", "1", "--trial", "1") == first
+    assert draw(*prompt, "--seed", "1", "--trial", "2") != first
+    greedy = ("--temperature", "0")
+    assert draw(*prompt, "--seed", "2") != first
+    assert draw(*prompt, *greedy) == draw(*prompt, "--top-k", "1") != first
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("made", "--trial", "9" * 5000), "expected best or a trial number"),
+        (("made", "--trial", "last"), "invalid value 'last': expected best or a trial number"),
+        (("made", "--temperature", "nan"), "--temperature is nan"),
+        (("made", "--top-k", "0"), "--top-k"),
+        (("made", "--length", "0"), "--length"),
+    ],
+)
+def test_invalid_arguments_are_rejected_in_one_line(sqlite_url, words, line):
+    make_study(sqlite_url, {1})
+    with pytest.raises((StudiesError, WeightsNotFoundError, ClickException)) as refused:
+        sample.main([*words, "--storage", sqlite_url], standalone_mode=False)
+    error = refused.value
+    assert line in (error.format_message() if isinstance(error, ClickException) else str(error))
+
+
+def put_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def put_large_file(path):
+    os.truncate(path, 2**35)  # a hole takes no space on the disk
+
+
+@pytest.mark.parametrize(
+    ("replace", "line"),
+    [
+        (put_pipe, r"the weights of trial 1 cannot be read \(not a regular file\)"),
+        (put_large_file, "the weights of trial 1 have more than 16,"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_wrong_file_in_place_of_weights_is_refused_in_one_line(sqlite_url, tmp_path, replace, line):
+    make_study(sqlite_url, {1, 2})
+    (weights,) = tmp_path.glob("studies.db.weights/*/trial-1.safetensors")
+    replace(weights)
+    for command, words in ((sample, ["made"]), (export, ["made", str(tmp_path / "out")])):
+        with pytest.raises((SavedModelError, WeightsNotFoundError), match=line) as refused:
+            command.main([*words, "--trial", "1", "--storage", sqlite_url], standalone_mode=False)
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------ exports
+
+
+def test_model_of_a_trial_is_exported(sqlite_url, run, tmp_path):
+    make_study(sqlite_url, keep={1, 2})
+    directory = tmp_path / "new" / "network"
+    words = ("made", str(directory), "--storage", sqlite_url, "--trial", "2")
+    done = run("-m", "search.export", *words)
+    assert (done.returncode, done.stdout) == (0, f"{directory}\n"), done.stderr
+    names = {"network.py", "weights.pt", "tokenizer.py", "run.py", "README.md"}
+    assert {path.name for path in directory.iterdir()} == names
+    assert [path.name for path in directory.parent.iterdir()] == ["network"]
+    readme = (directory / "README.md").read_text(encoding="utf-8")
+    assert "1×16 no gates, new state" in readme
+    assert "- study: made\n- trial: 2\n- validation loss: 1.9000 nats per byte\n" in readme
+
+
+def test_network_of_a_users_own_cell_is_sampled_and_exported(sqlite_url, run, tmp_path):
+    """By processes that have not loaded the cell, and do not see its file."""
+    text = (ROOT / "examples" / "cells" / "min_gru.py").read_text("utf-8")
+    (tmp_path / "mine.py").write_text(text)
+    source = read_cell_source("mine.py:MinGRU", tmp_path)
+    load_cell(source)
+    option = {"type": "bool", "default": False}
+    record = {"spec": source.spec, "sha256": source.sha256, "options": {"candidate_tanh": option}}
+    space = {"cell": [source.spec], "candidate_tanh": [False, True]}
+    space |= {"layers": [1], "state_size": [4, 8]}
+    make_study(sqlite_url, {1}, space=space, cells={"MinGRU": record})
+    (tmp_path / "mine.py").unlink()
+    done = run("-m", "search.sample", "made", "--storage", sqlite_url, "--length", "20")
+    assert (done.returncode, done.stderr) == (0, "")
+    directory = tmp_path / "network"
+    done = run("-m", "search.export", "made", str(directory), "--storage", sqlite_url)
+    assert (done.returncode, done.stdout) == (0, f"{directory}\n"), done.stderr
+    assert (directory / "cell.py").read_text("utf-8") == text
+    assert "MinGRU(input_size=" in (directory / "network.py").read_text("utf-8")
+
+
+def test_nothing_is_left_of_a_failed_export(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "write_bytes", full)
+        with pytest.raises(ExportError, match=r"cannot write .*: No space left on device"):
+            write_folder(empty, {"a": b"1"})
+    assert list(tmp_path.rglob("*")) == [empty]
+    write_folder(empty, {"a": b"1"})
+    assert (empty / "a").read_bytes() == b"1"
+    for taken in (empty, empty / "a"):
+        with pytest.raises(ExportError, match="exists already"):
+            write_folder(taken, {"a": b"2"})
+    assert (empty / "a").read_bytes() == b"1"
