@@ -167,7 +167,7 @@ def _name_state(
 
 @reports_damage
 def count_started(storage: LeasedRDBStorage, study_id: int) -> int:
-    """Count the grid trials that have been started, those that were requeued since included."""
+    """Count the grid trials that are not waiting, or wait again and have a loss already."""
     has_curve = sa.exists().where(INTERMEDIATE_VALUES.c.trial_id == TRIALS.c.trial_id)
     query = (
         sa.select(sa.func.count())

@@ -5,7 +5,14 @@ import threading
 import optuna
 import pytest
 import sqlalchemy as sa
-from helpers import ROOT, DatabaseUse, create_small_study
+from helpers import (
+    EACH_DATABASE,
+    ROOT,
+    DatabaseUse,
+    create_small_study,
+    run_simultaneously,
+    wait_for_others,
+)
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 
@@ -61,17 +68,23 @@ def objective_of_stored_params(trial: optuna.Trial) -> float:
     return 1.0 if len(trial.params) == 8 else trial.suggest_categorical("layers", [1, 2])
 
 
-def in_four_threads(objective):
-    """Return an objective that makes each of four threads run at least one trial."""
-    local, barrier = threading.local(), threading.Barrier(4)
+def after_meeting(objective, wait_for_others):
+    """Return an objective that waits, once in each thread, until all threads have a trial."""
+    local = threading.local()
 
     def run(trial: optuna.Trial) -> float:
         if not hasattr(local, "has_met"):
             local.has_met = True
-            barrier.wait(HANG_TIMEOUT)
+            wait_for_others()
         return objective(trial)
 
     return run
+
+
+def in_four_threads(objective):
+    """Return an objective that makes each of four threads run at least one trial."""
+    barrier = threading.Barrier(4)
+    return after_meeting(objective, lambda: barrier.wait(HANG_TIMEOUT))
 
 
 def check_each_ran_once(url: str) -> None:
@@ -89,6 +102,17 @@ def check_each_ran_once(url: str) -> None:
 def test_optimize_with_threads_runs_each_combination_once(sqlite_url, text):
     create(sqlite_url, str(text)).optimize(in_four_threads(objective_of_stored_params), n_jobs=4)
     check_each_ran_once(sqlite_url)
+
+
+def optimize(url: str, text: str) -> None:
+    create(url, text).optimize(after_meeting(objective_of_stored_params, wait_for_others))
+
+
+@EACH_DATABASE
+def test_optimize_in_several_processes_runs_each_combination_once(url, text):
+    create(url, str(text))
+    run_simultaneously(optimize, [(url, str(text))] * 4)
+    check_each_ran_once(url)
 
 
 def test_failed_trial_does_not_skip_others(sqlite_url, text):
