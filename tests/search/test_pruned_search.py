@@ -201,7 +201,6 @@ def test_paused_trials_do_not_wait_for_one_that_failed_here(sqlite_url, text):
     assert scheduler.select_to_resume(scheduler.read(), 0.0, [failed]).resumed
 
 
-@pytest.mark.extended
 def test_search_finishes_without_pruning_decisions(sqlite_url, text, unpruned, monkeypatch, caplog):
     """Also with trials that were paused before."""
 
