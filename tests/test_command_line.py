@@ -20,6 +20,7 @@ from process_runner import query
 from rnn.training.precision import supports_bf16
 from search.new_study import StudyOptions
 from search.study import create_or_join
+from search.worker.shutdown import parse_duration
 from studies.attributes import Failure
 from studies.errors import ConfigError
 from studies.loader import load_config_file
@@ -357,6 +358,14 @@ def test_stop_before_training_is_reported(search):
     assert done.stderr == ""
     assert "stopped before training began: run the same command to start" in done.stdout
     assert "is saved" not in done.stdout
+
+
+def test_duration_is_a_sum_of_units_up_to_ten_years():
+    given = ("90s", "45m", "1.5h", "1d2h", "3650d")
+    assert [*map(parse_duration, given)] == [90, 2700, 5400, 93600, 3650 * 86400]
+    for text in ("3651d", "0s", "90", "-1h", "h1"):
+        with pytest.raises(ValueError, match=text):
+            parse_duration(text)
 
 
 # ------------------------------------------------------------------ rnn-search
