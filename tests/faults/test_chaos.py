@@ -5,6 +5,7 @@
 
 import os
 import random
+import re
 import signal
 import time
 
@@ -139,5 +140,7 @@ def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
     losses = [row[2] for row in expected]
     assert [row[2] for row in curves] == pytest.approx(losses, rel=tolerance, abs=0)
     assert list((tmp_path / "artifacts").rglob("*checkpoint*")) == [], "checkpoints remain"
-    retries = "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'"
-    assert query(url, retries), "no trial was interrupted"
+    retries = query(url, "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'")
+    resumed = sum(bool(re.search("resumes? from step", worker.output)) for worker in monkey.started)
+    print(f"{kind}: {resumed} workers resumed a trial")
+    assert retries, "no trial was interrupted"

@@ -215,6 +215,8 @@ def test_derived_study_is_extended_and_its_report_written_again(
     refine()
     (page,) = (tmp_path / "reports" / "out").glob("*.html")
     assert "40 steps per trial" in page.read_text()
+    refused = runner.run(*common, "--extend", cwd=tmp_path)
+    assert (refused.returncode, "or extend training.steps" in refused.stderr) == (2, True)
     refused = runner.run(
         *common, "--extend", "--set=training.steps=80", "--set=refinement.top=3", cwd=tmp_path
     )
