@@ -1,48 +1,131 @@
-"""Save a report's first screen as pictures: ``python -m docs.generator.pictures FILE.html FOLDER``.
+"""Draw the README's picture: ``python -m docs.generator.pictures`` writes ``docs/effects.svg``.
 
-Writes ``report-light.png`` and ``report-dark.png`` as a reader sees them in a window of 1200 × 800.
-Needs playwright and a Chromium.
+It shows the effects in a study of the gallery, in words that need no knowledge of the project. An
+SVG is drawn here because the figures of the report need a browser, and this one only rectangles.
 """
 
-import shutil
+import tempfile
+from html import escape
 from pathlib import Path
+from typing import Any
 
-import click
+import pandas as pd
 
-WIDTH, HEIGHT = 1200, 800
+from rnn_search import import_study, load
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"]
+GALLERY = Path(__file__).parents[1] / "gallery"
+STUDY = "grid-full"
+PICTURE = GALLERY.parent / "effects.svg"
+
+LABELS: dict[tuple[str, object], str] = {
+    ("input_gate", False): "input gate",
+    ("forget_gate", False): "forget gate",
+    ("output_gate", False): "output gate",
+    ("state_gate", False): "update gate, as in a GRU",
+    ("residual", False): "residual: output reads the input as well",
+    ("state_source", "old"): "output reads the new state, not only the old one",
+    ("state_source", "new"): "output reads the old state, not only the new one",
+    ("layers", 1): "2 layers instead of 1",
+    ("layers", 2): "3 layers instead of 2",
+    ("state_size", 32): "256 units instead of 32",
+}
+"""Names of the contrasts, by parameter and the value before the change."""
+
+WIDTH, ROW, TOP = 900, 30, 130
+ZERO, SCALE = 730, 620
+"""Horizontal position of zero, and pixels per nat."""
+
+COLOURS = {"better": "#1f77b4", "worse": "#d95f02", "open": "#8c959f"}
+
+STYLE = """
+text { font: 15px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328 }
+.title { font-size: 20px; font-weight: 600 } .small { font-size: 13px; fill: #59636e }
+.page { fill: #ffffff; stroke: #d1d9e0 } .line { stroke: #59636e; stroke-width: 1.5 }
+@media (prefers-color-scheme: dark) {
+  text { fill: #f0f6fc } .small { fill: #9198a1 }
+  .page { fill: #0d1117; stroke: #3d444d } .line { stroke: #9198a1 }
+}
+"""
 
 
-@click.command()
-@click.argument("report", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def take_pictures(report: Path, folder: Path) -> None:
-    """Save the first screen of REPORT in light and dark in FOLDER."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise click.ClickException("playwright is missing: pip install playwright") from None
-    executable = shutil.which("chromium") or shutil.which("chromium-browser")
-    if executable is None:
-        raise click.ClickException("no chromium found in PATH: install it")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        for scheme in ("light", "dark"):
-            context = browser.new_context(
-                viewport={"width": WIDTH, "height": HEIGHT},
-                color_scheme=scheme,
-                device_scale_factor=1.5,
-                offline=True,
-            )
-            page = context.new_page()
-            page.goto(report.absolute().as_uri(), timeout=0)
-            page.locator(".first .plot.drawn").first.wait_for(timeout=0)
-            path = folder / f"report-{scheme}.png"
-            page.screenshot(path=path)
-            click.echo(path)
-        browser.close()
+def draw(effects: pd.DataFrame, trials: int) -> str:
+    """Draw the effects of the study as an SVG.
+
+    Args:
+        effects: table of the effects, in nats.
+        trials: number of networks that were trained.
+    """
+    effects = effects.sort_values("effect", kind="stable")
+    height = TOP + ROW * len(effects) + 52
+    pairs = f"{effects['pairs'].min()} to {effects['pairs'].max()} pairs"
+    lines = (
+        (40, "title", f"{trials} recurrent networks: which design choices lower the loss?"),
+        (
+            64,
+            "small",
+            "Each is one combination of these choices, trained once. A bar is the mean difference",
+        ),
+        (
+            82,
+            "small",
+            f"between {pairs} of networks that differ in this choice alone, with its 95% interval.",
+        ),
+        (height - 16, "small", "Change of validation loss, in nats per byte of English Wikipedia."),
+    )
+    parts = [_text(24, y, text, kind) for y, kind, text in lines]
+    parts += [
+        _text(ZERO - 12, TOP - 14, "← lower loss: better", "small", "end"),
+        _text(ZERO + 12, TOP - 14, "worse →", "small"),
+        _line(ZERO, TOP - 6, ZERO, height - 46),
+    ]
+    for place, row in enumerate(effects.itertuples(index=False)):
+        parts += _draw_row(TOP + ROW * place, row)
+    title = "Effects of design choices on the validation loss"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n"
+        f'<rect class="page" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
+
+
+def _draw_row(y: int, row: Any) -> list[str]:
+    """Draw the bar of an effect with its interval, its name and its number."""
+    effect: float = row.effect
+    kind = "open" if not row.significant else "better" if effect < 0 else "worse"
+    left, right = sorted((ZERO, ZERO + SCALE * effect))
+    ends = ZERO + SCALE * row.low, ZERO + SCALE * row.high
+    middle = y + ROW / 2 - 4
+    number = f"{effect:+.2f}".replace("-", "−") if kind != "open" else "not significant"
+    return [
+        f'<rect x="{left:.1f}" y="{y + 3}" width="{right - left:.1f}" height="{ROW - 14}" '
+        f'fill="{COLOURS[kind]}" fill-opacity="0.75"/>',
+        _line(ends[0], middle, ends[1], middle),
+        _text(24, middle + 5, LABELS[row.parameter, row.before]),
+        _text(max(ends[1], ZERO) + 10, middle + 5, number, "small"),
+    ]
+
+
+def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="line" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def draw_gallery() -> str:
+    """Draw the effects of the study in the gallery."""
+    with tempfile.TemporaryDirectory() as folder:
+        storage = f"sqlite:///{folder}/studies.db"
+        import_study(GALLERY / f"{STUDY}.csv.gz", storage=storage)
+        study = load(STUDY, storage=storage)
+        return draw(study.effects().table, study.counts.complete)
 
 
 if __name__ == "__main__":
-    take_pictures()
+    PICTURE.write_text(draw_gallery(), encoding="utf-8")
+    print(PICTURE)
