@@ -21,10 +21,10 @@ LABELS: dict[tuple[str, object], str] = {
     ("input_gate", False): "input gate",
     ("forget_gate", False): "forget gate",
     ("output_gate", False): "output gate",
-    ("state_gate", False): "update gate, as in a GRU",
-    ("residual", False): "residual: output reads the input as well",
-    ("state_source", "old"): "output reads the new state, not only the old one",
-    ("state_source", "new"): "output reads the old state, not only the new one",
+    ("state_gate", False): "state gate (a GRU's update gate)",
+    ("residual", False): "residual: output reads the input, too",
+    ("state_source", "old"): "output reads both states, not the old one alone",
+    ("state_source", "new"): "output reads both states, not the new one alone",
     ("layers", 1): "2 layers instead of 1",
     ("layers", 2): "3 layers instead of 2",
     ("state_size", 32): "256 units instead of 32",
@@ -48,31 +48,30 @@ text { font: 15px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f
 """
 
 
-def draw(effects: pd.DataFrame, trials: int) -> str:
+def draw(effects: pd.DataFrame, trials: int, best: float) -> str:
     """Draw the effects of the study as an SVG.
 
     Args:
         effects: table of the effects, in nats.
         trials: number of networks that were trained.
+        best: least loss of a network, in nats per byte.
     """
     effects = effects.sort_values("effect", kind="stable")
     height = TOP + ROW * len(effects) + 52
     pairs = f"{effects['pairs'].min()} to {effects['pairs'].max()} pairs"
+    title = f"{trials} recurrent networks: which design choices lower the loss?"
     lines = (
-        (40, "title", f"{trials} recurrent networks: which design choices lower the loss?"),
         (
             64,
-            "small",
             "Each is one combination of these choices, trained once. A bar is the mean difference",
         ),
         (
             82,
-            "small",
-            f"between {pairs} of networks that differ in this choice alone, with its 95% interval.",
+            f"within {pairs} of networks that differ in this choice alone, with its 95% interval.",
         ),
-        (height - 16, "small", "Change of validation loss, in nats per byte of English Wikipedia."),
+        (height - 16, f"Change in validation loss, nats per byte; the least loss is {best:.2f}."),
     )
-    parts = [_text(24, y, text, kind) for y, kind, text in lines]
+    parts = [_text(24, 40, title, "title"), *(_text(24, y, text, "small") for y, text in lines)]
     parts += [
         _text(ZERO - 12, TOP - 14, "← lower loss: better", "small", "end"),
         _text(ZERO + 12, TOP - 14, "worse →", "small"),
@@ -80,7 +79,6 @@ def draw(effects: pd.DataFrame, trials: int) -> str:
     ]
     for place, row in enumerate(effects.itertuples(index=False)):
         parts += _draw_row(TOP + ROW * place, row)
-    title = "Effects of design choices on the validation loss"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n"
@@ -123,7 +121,7 @@ def draw_gallery() -> str:
         storage = f"sqlite:///{folder}/studies.db"
         import_study(GALLERY / f"{STUDY}.csv.gz", storage=storage)
         study = load(STUDY, storage=storage)
-        return draw(study.effects().table, study.counts.complete)
+        return draw(study.effects().table, study.counts.complete, study.results["value"].min())
 
 
 if __name__ == "__main__":
