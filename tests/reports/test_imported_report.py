@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from dataclasses import replace
 
 import optuna
 import pandas as pd
@@ -11,12 +12,14 @@ from optuna_dashboard import get_note
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import effect_color
+from reports.dashboard.note import render_imported_note
 from reports.dashboard.publish import publish_study
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
 from reports.page.headline import format_headline
 from reports.page.imported_section import build_imported_section, describe_uncompared
 from reports.page.page import render_page
+from reports.stats.conditional_effects import describe_insignificance
 from rnn_search import load
 from studies.importing.options import ImportOptions
 from studies.importing.study_import import import_optuna_study, import_table
@@ -98,6 +101,16 @@ def test_metric_has_its_own_name_and_unit(results_of):
     assert results.metric.axis_title == "build time (s)"
 
 
+def test_effects_of_too_few_pairs_are_not_called_insignificant(results_of):
+    rows = [{"n": n, "k": k, "value": 100 * n + k} for n in (1, 2, 3) for k in (1, 2)]
+    section = build_imported_section(results_of(rows))
+    ranked = section.ranked_effects
+    for text in (format_headline([section]), render_imported_note(section.results, ranked)):
+        assert "hether any effect differs from zero cannot be decided: each has fewer" in text
+    text = describe_insignificance([replace(ranked[0].main, pairs=8), ranked[1].main])
+    assert text.startswith("of 2 effects none is significantly different from zero, and 1 has")
+
+
 def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
     generator = random.Random(0)
     rows = [
@@ -106,6 +119,8 @@ def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
     section = build_imported_section(results_of(rows))
     assert describe_uncompared(section)
     assert section.effects[0].effects == []
+    assert "no effect can be estimated: no two" in format_headline([section])
+    assert "No effect can be estimated" in render_imported_note(section.results, [])
     assert 'id="s1-effects"' not in "".join(render_page([section]))
 
 
