@@ -7,16 +7,12 @@ range.
 import contextlib
 import csv
 import json
-import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 
 import pytest
 import sqlalchemy as sa
-from helpers import EACH_DATABASE, ONE_TRIAL, QUICK, ROOT, TEXT, TINY, create_small_study
-from hooks import HANG_TIMEOUT
+from helpers import EACH_DATABASE, ONE_TRIAL, QUICK, TEXT, TINY, create_small_study
 from invocation import invoke_command, require_refused, unchanged
 from process_runner import query
 
@@ -25,7 +21,10 @@ import reports.cli
 import run_search
 from reports.dashboard.publish import publish_study
 from reports.errors import ReportError
+from rnn.config import LATER_SWITCHES
 from rnn_search import load
+from rnn_search.import_cli import import_command
+from rnn_search.studies_cli import export_command
 from search.errors import USER_ERRORS
 from search.export import export
 from search.sample import sample
@@ -124,44 +123,20 @@ OTHERS = (
 # ------------------------------------------------------------------ a study of an earlier version
 
 
-def test_study_that_was_stored_without_a_switch_has_it_off(finished, tmp_path):
-    """A later version of the project has one more switch of the cell."""
-    folder = tmp_path / "study"
-    shutil.copytree(finished, folder)
-    for package in ("reports", "rnn", "rnn_search", "search", "studies"):
-        shutil.copytree(ROOT / package, tmp_path / package)
-    for file, field, switch in (
-        ("rnn/config.py", '    gate_inputs: GateInputs = "state"\n', "carry_gate: bool = False"),
-        ("studies/space.py", "    layers: list[_Layers]\n", "carry_gate: list[bool] = [False]"),
-    ):
-        code = (tmp_path / file).read_text("utf-8")
-        assert code.count(field) == 1
-        (tmp_path / file).write_text(code.replace(field, f"{field}    {switch}\n"), "utf-8")
-    extended = f"{QUICK} --corpus text --threads 1 {' '.join(SETTINGS).replace(', ', ',')}"
-    commands = (
-        "list",
-        "status quick",
-        "sample quick --length 5",
-        "export quick exported",
-        "export-study quick quick.csv",
-        "import quick.csv --name again",
-        f"import {ROOT}/docs/gallery/grid-bptt.csv.gz",
-        f"run {extended} --set=space.carry_gate=[false,true] --extend --no-report",
-        "report quick again --output page.html",
-        "report quick --csv trials.csv",
-    )
-    run = "import sys, rnn_search.console as c\nfor line in sys.argv[1:]:\n"
-    run += "    c.rnn_search_command.main(line.split(), standalone_mode=False)"
-    done = subprocess.run(
-        [sys.executable, "-c", run, *(f"{each} --storage {url_of(folder)}" for each in commands)],
-        cwd=folder, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
-        timeout=HANG_TIMEOUT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert b"damaged" not in done.stderr
-    with (folder / "trials.csv").open(encoding="utf-8") as file:
-        switches = [row["carry_gate"] for row in csv.DictReader(file)]
-    assert sorted(switches) == 2 * ["False"] + 2 * ["True"]
+@pytest.mark.usefixtures("quiet")
+def test_study_that_was_stored_without_a_switch_has_it_off(damage, monkeypatch, caplog):
+    """Each switch that the cell gets is one that stored studies lack."""
+    monkeypatch.setitem(LATER_SWITCHES, "input_gate", False)
+    folder = damage("DELETE FROM trial_params WHERE param_name = 'input_gate'")
+    extended = (*SEARCH, "--set=space.input_gate=[false, true]", "--extend")
+    again = (import_command, "{tmp}/quick.csv", "--name", "again")
+    for command in (STATUS, *OTHERS, (export_command, "quick", "{tmp}/quick.csv"), again, extended):
+        call(folder, *command)
+    assert not [record for record in caplog.records if "damaged" in record.getMessage()]
+    with contextlib.closing(open_storage(url_of(folder))) as storage:
+        for study_id, count in ((1, 4), (3, 2)):
+            switches = [trial.params["input_gate"] for trial in read_trials(storage, study_id)]
+            assert sorted(switches) == [False, False, True, True][:count]
 
 
 # ------------------------------------------------------------------ a damaged study

@@ -196,8 +196,9 @@ def _find_results(table: TextTable, names: Sequence[str], keys: Sequence[str]) -
     results: list[str] = []
     for name in _sort_by_values(table, names):
         if _MEASURED.fullmatch(name) and is_numeric(table.column(name)):
-            rest = [each for each in names if each not in (*results, name)]
-            if name in scattered or _is_distinct(table, [*rest, *keys]):
+            rest = [each for each in names if each not in (*results, *scattered, name)] + [*keys]
+            is_needed = _is_distinct(table, [*rest, name]) and not _is_distinct(table, rest)
+            if name in scattered or not is_needed:
                 results.append(name)
     rest = [name for name in names if name not in (*results, *scattered)]
     counts = [len(set(table.column(name))) for name in (*rest, *keys)]

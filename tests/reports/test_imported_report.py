@@ -99,16 +99,14 @@ def test_metric_has_its_own_name_and_unit(results_of):
     results = results_of(rows, value="time", metric="build time", unit="s")
     assert '101.0 <span class="unit">s</span>' in text_of(results)
     assert results.metric.axis_title == "build time (s)"
-
-
-def test_effects_of_too_few_pairs_are_not_called_insignificant(results_of):
-    rows = [{"n": n, "k": k, "value": 100 * n + k} for n in (1, 2, 3) for k in (1, 2)]
-    section = build_imported_section(results_of(rows))
-    ranked = section.ranked_effects
-    for text in (format_headline([section]), render_imported_note(section.results, ranked)):
+    # Nor are effects of too few pairs called insignificant.
+    section = build_imported_section(results)
+    note = render_imported_note(results, section.ranked_effects)
+    for text in (format_headline([section]), note):
         assert "hether any effect differs from zero cannot be decided: each has fewer" in text
-    text = describe_insignificance([replace(ranked[0].main, pairs=8), ranked[1].main])
-    assert text.startswith("of 2 effects none is significantly different from zero, and 1 has")
+    first, *others = (each.main for each in section.ranked_effects)
+    text = describe_insignificance([replace(first, pairs=8), *others])
+    assert text.startswith("of 3 effects none is significantly different from zero, and 2 have")
 
 
 def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
