@@ -5,7 +5,7 @@ of precisions.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 StateSource = Literal["new", "old", "both"]
@@ -77,9 +77,13 @@ class GatedConfig:
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any], gate_inputs: GateInputs) -> "GatedConfig":
-        """Build a config from values by field name; other names are ignored."""
+        """Build a config from values by field name; other names are ignored.
+
+        A switch that is missing has its default, off.
+        """
         names = [field.name for field in fields(cls) if field.name != "gate_inputs"]
-        return cls(**{name: params[name] for name in names}, gate_inputs=gate_inputs)
+        known = {**LATER_SWITCHES, **params}
+        return cls(**{name: known[name] for name in names}, gate_inputs=gate_inputs)
 
     @property
     def reads_new_state(self) -> bool:
@@ -148,6 +152,15 @@ class GatedConfig:
     def parameter_count(self, vocab_size: int = BYTE_VOCAB_SIZE) -> int:
         """Count all weights and biases, embedding and head included."""
         return _count_parameters(self.param_shapes(vocab_size))
+
+
+LATER_SWITCHES: dict[str, ParamValue] = {
+    field.name: field.default
+    for field in fields(GatedConfig)
+    if field.default is not MISSING and field.name != "gate_inputs"
+}
+"""Switches that studies and models of an earlier version lack, and the value that they have there:
+off."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class Effects:
         effects: the effects, with their contrasts.
         unit: unit of the effects.
         warnings: nuisance parameters of which many architectures are best at an end of the values
-            tried, in sentences.
+            tried, and why no effect is known, in sentences.
         conditional_effects: the effects within each value of the other parameters.
     """
 
@@ -112,8 +112,8 @@ class Effects:
         numbers = ["effect", "low", "high", "least", "greatest"]
         # The source is the same in each row of most tables, and long.
         shown = self.table.drop(columns="source").round(dict.fromkeys(numbers, 4))
-        text = shown.to_string(index=False, na_rep="")
-        return "\n".join([text, *(f"warning: {each}" for each in self.warnings)])
+        text = [shown.to_string(index=False, na_rep="")] if self.effects else []
+        return "\n".join([*text, *(f"warning: {each}" for each in self.warnings)])
 
     def _repr_html_(self) -> str:
         warnings = "".join(f"<p><strong>{escape(each)}.</strong></p>" for each in self.warnings)

@@ -38,7 +38,7 @@ _COLUMN_OPTIONS = (
         "--parameters",
         metavar="A,B,…",
         default="",
-        help="Columns that are parameters; by default all with several values.",
+        help="Columns that are parameters; by default those with several values but no results.",
     ),
     click.option(
         "--ignore",

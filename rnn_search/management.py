@@ -139,7 +139,8 @@ def import_results(
         metric: name of the value; "" for that of its column.
         unit: unit of the value.
         question: what the results are to answer.
-        parameters: names of the parameters; empty for all that have several values.
+        parameters: names of the parameters; empty for those with several values that are no
+            results.
         ignore: columns that are neither parameters nor results.
         replicate: column that numbers runs of equal parameters; None for ``replicate`` or ``seed``.
         curve: beginning of the names of the columns of a curve, which end in the step.

@@ -169,7 +169,10 @@ class Study:
         from reports.data.replicates import find_replicates
         from reports.formatting import loss_unit
         from reports.stats.audited_effects import compute_study_effects
-        from reports.stats.conditional_effects import compute_conditional_effects
+        from reports.stats.conditional_effects import (
+            compute_conditional_effects,
+            describe_insignificance,
+        )
         from reports.stats.nuisance import build_judged_table, find_edges
 
         results = self._read_results(with_curves=False, require_complete=True)
@@ -179,7 +182,10 @@ class Study:
         if not results.is_pruned:
             conditional = compute_conditional_effects(build_judged_table(results), found.effects)
         warnings = [edge.warning for edge in find_edges(results) if edge.is_prominent]
-        warnings += [found.reason.rstrip(".")] if found.reason else []
+        if found.reason:
+            warnings.append(found.reason.rstrip("."))
+        elif not any(effect.is_decidable for effect in found.effects):
+            warnings.append(describe_insignificance(found.effects))
         return Effects(found.effects, loss_unit(results.config), warnings, conditional)
 
     def verdicts(self) -> "Verdicts":

@@ -20,7 +20,7 @@ from studies.errors import ConfigMismatchError
 from studies.grid import Grid
 from studies.hypothesis_records import Registration, update_records
 from studies.loader import read_study_record
-from studies.space import Params, distributions, param_order
+from studies.space import Params, complete_params, distributions, param_order
 from studies.storage.counts import count_started, count_trials
 from studies.storage.create_study import PlannedTrial, extend_study, replace_attributes
 from studies.storage.earlier_ends import NewEnd
@@ -183,7 +183,7 @@ class GridSampler(optuna.samplers.GridSampler):
 
 
 def _key(params: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
-    return frozenset(params.items())
+    return frozenset(complete_params(params).items())
 
 
 def _stop(study: Study) -> None:

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from rnn.config import (
     BASELINE_CELLS,
+    LATER_SWITCHES,
     STATE_SOURCES,
     BaselineConfig,
     GatedConfig,
@@ -193,6 +194,12 @@ def convert_value(parameter: str, value: ParamValue) -> ParamValue:
         (checked,) = getattr(TrainingSpace.model_validate({parameter: [value]}), parameter)
         return checked  # type: ignore[no-any-return]
     return value
+
+
+def complete_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a stored trial with the switches that its study was without: off."""
+    is_gated = "layers" in params and params.get(CELL, GATED_CELL) == GATED_CELL
+    return {**(LATER_SWITCHES if is_gated else {}), **params}
 
 
 def param_order(names: Iterable[str]) -> list[str]:

@@ -21,7 +21,10 @@ import reports.cli
 import run_search
 from reports.dashboard.publish import publish_study
 from reports.errors import ReportError
+from rnn.config import LATER_SWITCHES
 from rnn_search import load
+from rnn_search.import_cli import import_command
+from rnn_search.studies_cli import export_command
 from search.errors import USER_ERRORS
 from search.export import export
 from search.sample import sample
@@ -115,6 +118,25 @@ OTHERS = (
     (reports.cli.reports, "quick", "--output", "{tmp}/page.html"),
     (export, "quick", "{tmp}/exported"),
 )
+
+
+# ------------------------------------------------------------------ a study of an earlier version
+
+
+@pytest.mark.usefixtures("quiet")
+def test_study_that_was_stored_without_a_switch_has_it_off(damage, monkeypatch, caplog):
+    """Each switch that the cell gets is one that stored studies lack."""
+    monkeypatch.setitem(LATER_SWITCHES, "input_gate", False)
+    folder = damage("DELETE FROM trial_params WHERE param_name = 'input_gate'")
+    extended = (*SEARCH, "--set=space.input_gate=[false, true]", "--extend")
+    again = (import_command, "{tmp}/quick.csv", "--name", "again")
+    for command in (STATUS, *OTHERS, (export_command, "quick", "{tmp}/quick.csv"), again, extended):
+        call(folder, *command)
+    assert not [record for record in caplog.records if "damaged" in record.getMessage()]
+    with contextlib.closing(open_storage(url_of(folder))) as storage:
+        for study_id, count in ((1, 4), (3, 2)):
+            switches = [trial.params["input_gate"] for trial in read_trials(storage, study_id)]
+            assert sorted(switches) == [False, False, True, True][:count]
 
 
 # ------------------------------------------------------------------ a damaged study

@@ -17,7 +17,7 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
-from reports.stats.conditional_effects import RankedEffect
+from reports.stats.conditional_effects import RankedEffect, describe_insignificance
 from reports.stats.nuisance import join_names
 from reports.stats.outcome_table import build_outcome_table, compute_outcomes, describe_outcomes
 from reports.stats.pruning_audit import audit_pruning
@@ -110,8 +110,9 @@ def render_imported_note(results: Results, effects: Sequence[RankedEffect]) -> s
         metric=results.metric.name,
         axis_title=results.metric.axis_title,
         best=results.complete.head(N_BEST).reset_index().to_dict("records"),
-        has_effects=bool(effects),
+        effects=[each.main for each in effects],
         largest_effects=[each.text for each in effects if each.is_significant][:N_EFFECTS],
+        describe_insignificance=describe_insignificance,
         effects_title=effects_title(results.is_gated),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from reports.formatting import format_count, format_signed, objective_name
 from reports.page.section import Section
-from reports.stats.conditional_effects import RankedEffect
+from reports.stats.conditional_effects import RankedEffect, describe_insignificance
 from reports.stats.paired_difference import MIN_PAIRS
 
 MAX_NAMED = 4
@@ -25,7 +25,7 @@ def answer_question(section: Section) -> list[Markup]:
         return [_name_best(section), _state_verdicts(section)]
     ranked = section.ranked_effects
     if not ranked:
-        return [_explain_missing_effects(section), _name_best(section)]
+        return [_to_sentence("{}", explain_missing_effects(section)), _name_best(section)]
     if not section.largest_effects:
         return [
             _state_nothing(section, ranked),
@@ -76,24 +76,25 @@ def _state_verdicts(section: Section) -> Markup:
     )
 
 
-def _explain_missing_effects(section: Section) -> Markup:
-    """Say why the study has no effects."""
+def explain_missing_effects(section: Section) -> str:
+    """Say why the study has no effects, in one clause."""
     counts, audited = section.results.counts, section.audited_effects
     if audited is None:
-        return _to_sentence("no two trials differ in one parameter only: there are no effects")
+        return describe_insignificance([])
     if counts.finished < counts.planned:
-        return _to_sentence(
+        return (
             "there is no answer yet: the effects of a pruned study are estimated once its search "
-            "is finished, and {:,} of {:,} trials are",
-            counts.finished,
-            counts.planned,
+            f"is finished, and {counts.finished:,} of {counts.planned:,} trials are"
         )
-    return _to_sentence("{}", audited.reason.removesuffix("."))
+    return audited.reason.removesuffix(".")
 
 
 def _state_nothing(section: Section, ranked: Sequence[RankedEffect]) -> Markup:
+    nothing = "no change has a significant effect on the {}"
+    if not any(each.main.is_decidable for each in ranked):
+        nothing = "whether any change has an effect on the {} is not known"
     return _to_sentence(
-        "{}no change has a significant effect on the {}; the largest is {}",
+        "{}" + nothing + "; the largest is {}",
         _format_scope(section),
         objective_name(section.results.config),
         _emphasize(ranked[0]),

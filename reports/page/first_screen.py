@@ -1,6 +1,5 @@
 """What a reader sees first: the question, its answer, one figure, and the numbers that limit it."""
 
-import math
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -70,8 +69,8 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
             drawn = "95% interval of drawing other audited trials"
         caption = f"Mean change of the {name} over all pairs of {unit}s that differ in this alone"
         effects = section.effects[0].effects
-        if all(math.isnan(effect.low) for effect in effects):
-            caption += ". There are too few pairs for an interval."
+        if not any(effect.is_decidable for effect in effects):
+            caption += ". There are too few pairs to call one significant."
         elif any(effect.is_significant for effect in effects):
             caption += (
                 f", with its {drawn}. Triangles: the interval excludes zero, in blue if the {name} "

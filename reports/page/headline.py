@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from reports.formatting import format_count
+from reports.page.answer import explain_missing_effects
 from reports.page.section import Section
+from reports.stats.conditional_effects import describe_insignificance
 
 N_EFFECTS = 2
 """Largest number of main effects in the line."""
@@ -53,10 +55,11 @@ def _format_result(sections: Sequence[Section]) -> str:
         if section.ranked_effects:
             study = _of_study(section, sections)
             if not section.largest_effects:
-                return f"{line}; no effect{study} is significantly different from zero"
+                main = [each.main for each in section.ranked_effects]
+                return f"{line}; {describe_insignificance(main)}{study}"
             largest = "; ".join(each.text for each in section.largest_effects[:N_EFFECTS])
             return f"{line}; largest significant effects{study}: {largest}"
-    return line
+    return line if summary.has_verdicts else f"{line}; {explain_missing_effects(best)}"
 
 
 def _comparison_key(section: Section) -> tuple[object, ...]:

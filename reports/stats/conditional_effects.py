@@ -22,7 +22,7 @@ from reports.formatting import format_param, format_signed, format_value
 from reports.stats.contrast import Contrast
 from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import Effect, FactorialTable
-from reports.stats.paired_difference import CONFIDENCE, PairedDifference
+from reports.stats.paired_difference import CONFIDENCE, MIN_PAIRS, PairedDifference
 from studies.space import REPLICATE
 
 
@@ -177,6 +177,22 @@ def rank_effects(
         rivals.sort(key=lambda each: -each.difference.mean)
         ranked.append(RankedEffect(effect, rivals[0] if rivals else None, float(p)))
     return sorted(ranked, key=lambda each: -each.size)
+
+
+def describe_insignificance(effects: Sequence[Effect]) -> str:
+    """Say that no effect is significant, or why that is not known, in one clause."""
+    tested = sum(effect.is_decidable for effect in effects)
+    few = f"fewer than {MIN_PAIRS} matched pairs"
+    if not effects:
+        return "no effect can be estimated: no two complete trials differ in one parameter only"
+    if not tested:
+        return f"whether any effect differs from zero cannot be decided: each has {few}"
+    if others := len(effects) - tested:
+        return (
+            f"of {len(effects)} effects none is significantly different from zero, and {others} "
+            f"{'has' if others == 1 else 'have'} {few}, too few to decide"
+        )
+    return "no effect is significantly different from zero"
 
 
 def compute_conditional_effects(

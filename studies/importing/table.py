@@ -15,6 +15,7 @@ from studies.importing.columns import (
     choose_parameters,
     find_column,
     has_prefix,
+    is_numeric,
     parse_column,
     parse_number,
     strip_prefix,
@@ -48,14 +49,10 @@ def read_results_table(path: Path, options: ImportOptions) -> ResultTable:
     curve = _find_curve(table, options, value)
     replicate = _find_replicate(table, options, value)
     states = _find_states(table, value)
-    taken = {
-        value,
-        *curve.values(),
-        *([replicate] if replicate else []),
-        *(["state"] * bool(states)),
-    }
+    keys = [replicate] if replicate else []
+    taken = {value, *curve.values(), *keys, *(["state"] * bool(states))}
     taken |= {name for name in table.header if _VALUE.fullmatch(name)}
-    names, notes = choose_parameters(table, options, taken)
+    names, results, notes = choose_parameters(table, options, taken, keys)
     columns = {name: parse_column(table.column(name)) for name in names}
     labels = _strip_prefixes(names)
     numbers = _parse_replicates(table, replicate)
@@ -78,8 +75,10 @@ def read_results_table(path: Path, options: ImportOptions) -> ResultTable:
     if options.maximize is None and _SOUNDS_LIKE_MORE.search(metric.lower()):
         notes.append(f"A lower {metric} is taken to be better: give --maximize if a higher one is.")
     is_optuna = any(name.startswith("params_") for name in table.header)
+    # Rows that differ in nothing but their results are repeated runs.
+    numbers_repeats = is_optuna or bool(results)
     return ResultTable(
-        table.name, metric, bool(options.maximize), rows, notes, is_optuna, is_optuna
+        table.name, metric, bool(options.maximize), rows, notes, numbers_repeats, is_optuna
     )
 
 
@@ -94,7 +93,7 @@ def _find_value(table: TextTable, options: ImportOptions) -> str:
             f"{table.name}, row 1: the columns {', '.join(found)}: expected one value; choose "
             f"it with --value {found[0]}, and add --maximize if more is better"
         )
-    numeric = [name for name in table.header if _is_numeric(table.column(name))]
+    numeric = [name for name in table.header if is_numeric(table.column(name))]
     if not numeric:
         raise TableError(
             f"{table.name}: no column of numbers: expected one with the value of each row, as "
@@ -105,11 +104,6 @@ def _find_value(table: TextTable, options: ImportOptions) -> str:
         f"{table.name}, row 1: no column 'value': expected the results in one column; choose it "
         f"with --value, of {listed}"
     )
-
-
-def _is_numeric(cells: Sequence[str]) -> bool:
-    known = [cell for cell in cells if cell not in MISSING]
-    return bool(known) and all(parse_number(cell) is not None for cell in known)
 
 
 def _find_curve(table: TextTable, options: ImportOptions, value: str) -> dict[int, str]:
@@ -127,7 +121,7 @@ def _find_replicate(table: TextTable, options: ImportOptions, value: str) -> str
         return find_column(table, options.replicate, "--replicate")
     given = {find_column(table, name, "--parameters") for name in options.parameters}
     for name in table.header:
-        if strip_prefix(name) in REPLICATE_NAMES and name not in given and name != value:
+        if strip_prefix(name).lower() in REPLICATE_NAMES and name not in given and name != value:
             cells = set(table.column(name)) - MISSING
             if len(cells) > 1:
                 return name

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from studies.attributes import first_message, is_imported_trial
 from studies.errors import StudyFormatError
-from studies.space import CELL, GATED_CELL, GATED_PARAMS, StoredParams
+from studies.space import CELL, GATED_CELL, GATED_PARAMS, StoredParams, complete_params
 from studies.text import shorten
 
 
@@ -272,6 +272,7 @@ def check_params(params: Mapping[str, Any]) -> None:
         raise ValueError(f"parameter {name}: {first_message(error)}") from error
     is_gated = params.get(CELL, GATED_CELL) == GATED_CELL
     needed = GATED_PARAMS if is_gated else ("layers", "state_size")
+    params = complete_params(params)
     missing = [name for name in needed if name not in params]
     if missing and len(missing) < len(needed):
         raise ValueError(f"it has no parameter {missing[0]}")

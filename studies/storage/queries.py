@@ -19,6 +19,7 @@ from studies.attributes import (
     parse_audit,
     parse_trial_attribute,
 )
+from studies.space import complete_params
 from studies.storage.counts import best_trial_ids, top_trials
 from studies.storage.damage import (
     READ_ERRORS,
@@ -197,6 +198,7 @@ def _check_trial(trial: TrialRow, total: int) -> None:
         raise ValueError(f"its number is {trial.number}: the study has {total} trials")
     if not trial.is_imported:
         check_params(trial.params)
+        trial.params = complete_params(trial.params)
     if trial.state is TrialState.COMPLETE and trial.value is None:
         raise ValueError("it is complete without a value")
     if trial.value is not None and not math.isfinite(trial.value):

@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from dataclasses import replace
 
 import optuna
 import pandas as pd
@@ -11,12 +12,14 @@ from optuna_dashboard import get_note
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import effect_color
+from reports.dashboard.note import render_imported_note
 from reports.dashboard.publish import publish_study
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
 from reports.page.headline import format_headline
 from reports.page.imported_section import build_imported_section, describe_uncompared
 from reports.page.page import render_page
+from reports.stats.conditional_effects import describe_insignificance
 from rnn_search import load
 from studies.importing.options import ImportOptions
 from studies.importing.study_import import import_optuna_study, import_table
@@ -96,6 +99,14 @@ def test_metric_has_its_own_name_and_unit(results_of):
     results = results_of(rows, value="time", metric="build time", unit="s")
     assert '101.0 <span class="unit">s</span>' in text_of(results)
     assert results.metric.axis_title == "build time (s)"
+    # Nor are effects of too few pairs called insignificant.
+    section = build_imported_section(results)
+    note = render_imported_note(results, section.ranked_effects)
+    for text in (format_headline([section]), note):
+        assert "hether any effect differs from zero cannot be decided: each has fewer" in text
+    first, *others = (each.main for each in section.ranked_effects)
+    text = describe_insignificance([replace(first, pairs=8), *others])
+    assert text.startswith("of 3 effects none is significantly different from zero, and 2 have")
 
 
 def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
@@ -106,6 +117,8 @@ def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
     section = build_imported_section(results_of(rows))
     assert describe_uncompared(section)
     assert section.effects[0].effects == []
+    assert "no effect can be estimated: no two" in format_headline([section])
+    assert "No effect can be estimated" in render_imported_note(section.results, [])
     assert 'id="s1-effects"' not in "".join(render_page([section]))
 
 

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 
 import search.grid as grid_module
 import search.new_study as new_study
+from rnn.config import LATER_SWITCHES
 from rnn.errors import CorpusError
 from search.errors import GridExhaustedError
 from search.grid import NO_TRIAL_LEFT, GridSampler
@@ -129,7 +130,7 @@ def test_failed_trial_does_not_skip_others(sqlite_url, text):
     assert states[5] is TrialState.FAIL
 
 
-def test_finished_study_has_no_trial_for_plain_optuna(sqlite_url, text):
+def test_finished_study_has_no_trial_for_plain_optuna(sqlite_url, text, monkeypatch):
     study = create(sqlite_url, str(text))
     study.optimize(objective_of_stored_params)
     assert len(study.trials) == 16
@@ -139,6 +140,13 @@ def test_finished_study_has_no_trial_for_plain_optuna(sqlite_url, text):
         study.ask()
     assert study.trials[-1].state is TrialState.PRUNED, "nothing waits for it"
     check_each_ran_once(sqlite_url)
+    # Nor has a study whose trials were stored before there was a switch.
+    monkeypatch.setitem(LATER_SWITCHES, "input_gate", False)
+    with sa.create_engine(sqlite_url).begin() as connection:
+        connection.execute(sa.text("DELETE FROM trial_params WHERE param_name = 'input_gate'"))
+    earlier = optuna.load_study(study_name="stage-one", storage=sqlite_url, sampler=study.sampler)
+    assert "input_gate" not in earlier.trials[0].params
+    assert study.sampler.is_exhausted(earlier)
 
 
 # ------------------------------------------------------------------ other studies

@@ -127,14 +127,6 @@ def test_seed_numbers_replicates_prefixes_are_stripped_and_curves_are_read(table
         table(content, value="mean_loss")
 
 
-def test_columns_of_names_constants_and_numbers_are_left_out_and_others_named(table):
-    content = "Name,user,row,lr,n,value\na,me,0,0.1,1,1\nb,me,1,0.1,2,2\nc,me,2,0.2,3,3\n"
-    trials, imported = table(content)
-    assert params_of(trials)[0] == {"lr": 0.1, "n": 1}
-    assert len(imported.notes) == 4
-    assert "Each row has another value of n" in imported.notes[-1]
-
-
 def test_highest_value_is_the_best_if_it_is_maximized(table):
     table(GRID, maximize=True)
     storage = read_storage(table.url)
@@ -255,8 +247,36 @@ def test_study_of_several_is_to_be_named_and_own_ones_are_copied(tmp_path, tuned
         import_tuned(tmp_path, f"sqlite:///{tmp_path}/studies.db", "table")
 
 
-def test_results_of_runs_that_did_not_fail_are_named_for_the_user_to_leave_out(table):
-    rows = "".join(f"{i % 2},{0.1 * i if i else ''},{i if i else ''}\n" for i in range(9))
-    _, imported = table("depth,train_loss,value\n" + rows)
-    assert imported.parameters == ["depth", "train_loss"]
-    assert any("another value of train_loss" in note for note in imported.notes)
+COLUMNS = {
+    "epoch,time,depth,STATE,RUNTIME,val/loss,best_epoch,power": (
+        lambda i: (*divmod(i // 3, 2), i % 3, "ok" * (i % 2), 60 + i, i or "", i % 5, 0.37 * i),
+        "judged by names and values (--parameters keeps them), were left out: RUNTIME, val/loss, "
+        "best_epoch, power.",
+    ),
+    "lr,drop,depth,bits,seed": (
+        lambda i: (*divmod(i // 3, 2), i % 3, i % 7, 1 + i % 2),
+        "so effects are not known; without bits 12 have one: leave results out with --ignore bits.",
+    ),
+    "Name,user,row,rate,flag,train_time": (
+        lambda i: (f"a{i}", "me", i, 0.37 * i % 1, i % 2, i / 2),
+        "Nearly every row has another value of rate: taken as a continuous parameter, not as a "
+        "result; leave results out with --ignore.",
+    ),
+    "depth,train_loss": (
+        lambda i: (i % 4, i or ""),
+        "8 runs repeat the parameters of an earlier one: they count as replicates.",
+    ),
+}
+"""Header of a table to a function that makes its rows, and the last note about it."""
+
+
+@pytest.mark.parametrize(
+    ("header", "parameters"),
+    [*zip(COLUMNS, ("epoch,time,depth", "lr,drop,depth,bits", "rate,flag", "depth"), strict=True)],
+)
+def test_results_are_told_from_parameters_by_names_values_and_grid(table, header, parameters):
+    row, note = COLUMNS[header]
+    rows = [",".join(map(str, (*row(i), i))) for i in range(12)]
+    _, imported = table("\n".join([f"{header},value", *rows]))
+    assert imported.parameters == parameters.split(",")
+    assert imported.notes[-1].endswith(note)
