@@ -142,14 +142,14 @@ CONSTRUCTORS = {
     "self.a = nn.LazyLinear(4)": "parameter layers.0.a.weight of cell Cell has no shape yet",
 }
 FORWARDS = {
-    "x": "forward returned of shape (3, 4): expected the output and the new state",
-    "x[:, :2], state": "returned the output of shape (3, 2): expected a tensor of the input's",
-    "x, state[:, :2]": "the state of shape (3, 2): expected the shapes of the initial state, of sh",
-    "x, [state]": "the state of type list: expected a real tensor or a tuple of real tensors",
+    "x": "forward returned a tensor of shape (3, 4): expected the output and the new state",
+    "x[:, :2], state": "returned a tensor of shape (3, 2) as the output: expected a tensor",
+    "x, state[:, :2]": "as the state: expected a tensor of shape (3, 4), like the initial state",
+    "x, [state]": "returned a value of type list as the state: expected a real tensor or a",
 }
 MORE = {
     "def initial_state(self, b): return torch.zeros(4, b)": "shape (4, 1) for a batch size of 1",
-    "def initial_state(self, b): return 0": "initial_state returned of type int: expected a real",
+    "def initial_state(self, b): return 0": "initial_state returned a value of type int: expected",
 }
 
 

@@ -67,7 +67,7 @@ BROKEN = {
     "exception": (
         cell(first="if not self.on: raise IndexError('too far')"),
         "check_shapes",
-        "raises IndexError (too far) in line 15 (with on = false): expected that output and state",
+        "raises IndexError (too far) in line 15 (with on = false), in the check that output and",
     ),
     "exit": (
         cell(first="raise SystemExit(0)"),
@@ -80,7 +80,21 @@ BROKEN = {
         "check_finite",
         "the loss of step 1 is NaN or infinite in fp32: expected finite numbers",
     ),
-    "bfloat16": (cell(last="y = torch.lerp(y, x, 0.5)"), "check_finite", "raises RuntimeError"),
+    "bfloat16": (
+        cell(last="y = torch.lerp(y, x, 0.5)"),
+        "check_finite",
+        "fp32 and bf16: expected operands of one dtype, as in a @ b.to(a.dtype)",
+    ),
+    "double": (
+        cell(last="y = y * torch.ones(1, dtype=torch.float64)"),
+        "check_shapes",
+        "forward returned an output of torch.float64: expected torch.float32, like the input",
+    ),
+    "graph": (
+        cell("self.past = 0", last="y = y + self.past; self.past = y.mean()"),
+        "check_finite",
+        "fp32 and bf16: expected nothing that is kept between two calls",
+    ),
     "numpy": (
         cell("import numpy; self.input.weight.data += float(numpy.random.rand())"),
         "check_deterministic",
@@ -122,10 +136,22 @@ BROKEN = {
         "forward returned a state of torch.float32: expected torch.int64",
     ),
     "memory": (
-        cell("self.calls = 0", "self.calls += 1", "y = y + self.calls"),
+        cell("import itertools; self.calls = itertools.count()", last="y = y + next(self.calls)"),
         "check_deterministic",
         "forward returns other numbers for the same input and state",
     ),
+    **{
+        f"memory in {name}": (
+            cell("self.past = {'h': [0]}", last=f"{code} = new"),
+            "check_deterministic",
+            f"forward changes {name}: expected all that changes from step to step to be in the st",
+        )
+        for name, code in {
+            "layers.0.past": "self.past['h'][0]",
+            "Cell.past": "Cell.past",
+            "the global variable PAST": "global PAST; PAST",
+        }.items()
+    },
     "mode": (
         cell(last="y = y * (1 if self.training else 2)"),
         "check_deterministic",
@@ -143,12 +169,13 @@ BROKEN = {
     ),
     "crossing": (
         cell(
-            "self.past = None; self.bias = nn.Parameter(torch.zeros(input_size))",
+            "import queue; self.past = queue.SimpleQueue(); self.past.put(None); "
+            "self.bias = nn.Parameter(torch.zeros(input_size))",
             last="""
-            y = y + self.bias
-            if self.past is not None:
-                y = y + (self.past - self.past.detach())
-            self.past = self.bias + 0
+            y, past = y + self.bias, self.past.get()
+            self.past.put(self.bias + 0)
+            if past is not None:
+                y = y + (past - past.detach())
             """,
         ),
         "check_steps",
@@ -160,7 +187,10 @@ BROKEN = {
         "it computes with random numbers that its state dict lacks",
     ),
     "counter": (
-        cell("self.calls = 0", "self.calls += 1", "y = y * (1 if self.calls < 13 else 2)"),
+        cell(
+            "import itertools; self.calls = itertools.count()",
+            last="y = y * (1 if next(self.calls) < 12 else 2)",
+        ),
         "check_resumption",
         "a training that is resumed from a checkpoint differs from one that is not",
     ),
