@@ -112,12 +112,13 @@ def create_or_join(
     """
     name = options.name or file.name
     check_study_name(name)
+    file = _with_options(file, options)
     config = _resolve_config(file, url, options)
     if not file.is_stored or file.name != name:
         config = plan_looks(config, options.until_decided)
     _check_options(name, url, config, options, device)
     _check_precision(config, device, options)
-    corpus = load_study_corpus(file, config, options.corpus is not None)
+    corpus = load_study_corpus(file, config)
     if options.is_shared and corpus.file is not None and corpus.name != "enwik8":
         require_shared(corpus.file.path, "corpus")
     # A corpus has at most as many tokens as bytes, so this can be checked without the tokenizer.
@@ -322,22 +323,22 @@ def _count_added(stored: StudyConfig, extended: StudyConfig) -> int:
     return 0 if old is None or new is None else max(0, new.count() - old.count())
 
 
-def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyConfig:
-    """Return the config with command-line options and all that it inherits from its source."""
+def _with_options(file: ConfigFile, options: StudyOptions) -> ConfigFile:
+    """Return the file with the settings of command-line options."""
     settings = {"corpus": options.corpus, "precision": options.precision}
     file = file.with_overrides({key: value for key, value in settings.items() if value is not None})
-    if options.prune:
-        file = file.with_overrides({"pruning": {"enabled": True}})
+    return file.with_overrides({"pruning": {"enabled": True}}) if options.prune else file
+
+
+def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyConfig:
+    """Return the config with all that it inherits from its source."""
     file = load_cells(file)
     origin = file.name if file.is_stored else file.source
     if origin is None or (file.is_stored and not file.settings.get("cells")):
         return file.resolve()
     with closing(read_storage(url)) as storage:
         record = read_study_record(load_study(storage, origin))
-    if file.is_stored:
-        config = file.resolve()
-    else:
-        config = file.resolve_over(record.config.model_dump(mode="json"))
+    config = file.resolve() if file.is_stored else file.resolve_over(record.settings())
     inherited = {name: cell for name, cell in config.cells.items() if name not in file.cells}
     if inherited:
         store = open_store(options.artifacts, url, "cells", read_only=True)

@@ -1,6 +1,9 @@
 """The text of a study: its corpus, and the corpus in tokens."""
 
+import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from rnn.data.corpus import Corpus, load_corpus
 from rnn.data.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
@@ -13,28 +16,33 @@ from studies.space import Params
 from studies.storage.open import load_study
 from studies.storage.storage import LeasedRDBStorage
 
-SEQUENCE_LENGTH = "sequence_length"
+CORPUS, SEQUENCE_LENGTH = "corpus", "sequence_length"
 
 
-def load_study_corpus(file: ConfigFile, config: StudyConfig, is_given: bool) -> Corpus:
+def load_study_corpus(file: ConfigFile, config: StudyConfig) -> Corpus:
     """Load the corpus of a config.
 
     Args:
-        file: config file of the study.
+        file: config file of the study, with the settings of options.
         config: config of the study.
-        is_given: whether the command line names the corpus.
 
     Raises:
         CorpusError: if it cannot be loaded.
     """
+    folder = file.folder_of(CORPUS)
     try:
-        return load_corpus(config.corpus)
+        return load_corpus(config.corpus, folder)
     except CorpusError as error:
-        if not file.is_stored or is_given:
+        if CORPUS in file.overridden:
             raise
-        raise CorpusError(
-            f"{error}; {file.origin} was trained on it: give its current path with --corpus"
-        ) from error
+        hint = ""
+        if file.is_stored or CORPUS not in file.settings:
+            origin = file.origin if file.is_stored else f"study {file.source!r}"
+            hint = f"; {origin} was trained on it: give its current path with --corpus"
+        elif isinstance(error.__cause__, FileNotFoundError) and Path(config.corpus).is_file():
+            written = json.dumps(os.path.relpath(config.corpus, folder), ensure_ascii=False)
+            hint = f"; the working directory has it: write corpus = {written} in {file.origin}"
+        raise CorpusError(f"{error}{hint}") from error
 
 
 def tokenize(
