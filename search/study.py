@@ -22,7 +22,12 @@ from search.new_study import StudyOptions, corpus_record, create_new_study, desc
 from search.pruning.pruner import TopFractionPruner
 from search.refinement import MAX_UNCONFIRMED, check_count
 from search.replicates import join_looks, plan_looks
-from search.study_corpus import check_length, load_study_corpus, read_token_corpus
+from search.study_corpus import (
+    check_length,
+    describe_unsuitable,
+    load_study_corpus,
+    read_token_corpus,
+)
 from search.versions import describe_study_mixing
 from studies.artifacts import open_store
 from studies.attributes import StudyRecord
@@ -60,7 +65,8 @@ class StudyHandle:
         corpus: corpus of the study.
         token_corpus: the corpus under the study's tokenizer.
         notice: message for the user about how the study was created or joined, or "".
-        warning: warning that other versions of the code or of PyTorch trained the study, or "".
+        warning: warning that other versions of the code or of PyTorch trained the study, or that
+            the text of a new one is hardly meant as such, or "".
     """
 
     study: optuna.Study
@@ -144,7 +150,7 @@ def create_or_join(
         _check_precision(stored, device, options)
         _keep_cells(stored, url, options, record.artifact_folder)
         tokens = read_token_corpus(record, corpus)
-        warning = describe_study_mixing(study, storage)
+        warning = describe_unsuitable(corpus) if notice else describe_study_mixing(study, storage)
         study = optuna.load_study(
             study_name=name,
             storage=storage,

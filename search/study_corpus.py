@@ -2,8 +2,12 @@
 
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 from rnn.data.corpus import Corpus, load_corpus
 from rnn.data.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
@@ -17,6 +21,15 @@ from studies.storage.open import load_study
 from studies.storage.storage import LeasedRDBStorage
 
 CORPUS, SEQUENCE_LENGTH = "corpus", "sequence_length"
+
+_SLICE = 2**14
+"""Bytes of each of the four slices of a text that are looked at."""
+
+_REPEATED = 0.02
+"""Compressed size of a slice below which it repeats itself; that of a text is 0.25 and more."""
+
+_NUMERIC = 0.75
+"""Share of numbers among the fields of a table; in sums such as ``1 + 2 = 3`` it is 0.6."""
 
 
 def load_study_corpus(file: ConfigFile, config: StudyConfig) -> Corpus:
@@ -43,6 +56,37 @@ def load_study_corpus(file: ConfigFile, config: StudyConfig) -> Corpus:
             written = json.dumps(os.path.relpath(config.corpus, folder), ensure_ascii=False)
             hint = f"; the working directory has it: write corpus = {written} in {file.origin}"
         raise CorpusError(f"{error}{hint}") from error
+
+
+def describe_unsuitable(corpus: Corpus) -> str:
+    """Return a warning if a file is hardly meant as a text, judged by a sample of it, or ""."""
+    if corpus.file is None:
+        return ""
+    starts = np.linspace(0, max(0, len(corpus.text) - _SLICE), 4, dtype=int)
+    slices = [corpus.text[start : start + _SLICE].tobytes() for start in starts]
+    sample = b"".join(slices)
+    compressed = len(zlib.compress(sample))
+    if compressed < _REPEATED * len(sample):
+        return (
+            f"corpus {corpus.name} repeats itself ({len(sample):,} bytes of it compress to "
+            f"{compressed:,}): every network can predict it, so that their losses say little"
+        )
+    lines = slices[0].split(b"\n")[1:-1]  # without a header, and the line that is cut
+    fields = re.split(rb'[,;\s"]+', b" ".join(lines).strip())
+    if lines and sum(map(_is_number, fields)) > _NUMERIC * len(fields):
+        return (
+            f"corpus {corpus.name} looks like a table of numbers: it is read as text, character by "
+            "character"
+        )
+    return ""
+
+
+def _is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
 
 
 def tokenize(

@@ -77,6 +77,25 @@ def test_study_is_joined_with_the_same_corpus_at_another_path(search, sqlite_url
     assert len(load(sqlite_url).trials) == 1
 
 
+REPEATED, TABLE = "repeats itself (", "looks like a table of numbers: it is read as text, char"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("a" * 9000, REPEATED),
+        ("the cat sat on the mat. " * 900, REPEATED),
+        ("".join(f"{i},{i**0.5},{-i / 7:.3e}\n" for i in range(900)), TABLE),
+        ("".join(f"{i} + {i % 7} = {i + i % 7}\n" for i in range(900)), ""),
+    ],
+)
+def test_text_that_is_hardly_one_is_warned_of_once(search, text, content, expected):
+    text.write_text(content)
+    made, again = search().stdout, search().stdout
+    assert f"warning: corpus {text} {expected}" in made if expected else "warning" not in made
+    assert "warning" not in again
+
+
 def test_automatic_precision_is_reported_by_the_run_that_creates_the_study(search, sqlite_url):
     chosen = "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
     made, joined, named = search(), search(), search("--precision", "fp32", "--name", "named")
