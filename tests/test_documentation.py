@@ -403,6 +403,15 @@ def test_reference_has_every_public_name():
     assert sorted(named) == sorted(rnn_search.__all__)
 
 
+def test_reference_has_every_environment_variable():
+    sources = (path.read_text("utf-8") for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+    named = {name for text in sources for name in re.findall(r'"(RNN_SEARCH_\w+)"', text)}
+    table = PAGES["docs/reference/command-line.md"].partition("## Environment variables")[2]
+    assert named - {"RNN_SEARCH_"} == set(
+        re.findall(r"^\| `(RNN_SEARCH_\w+)`", table, re.MULTILINE)
+    )
+
+
 def test_picture_of_the_readme_has_the_effects_of_the_gallery(sqlite_url):
     (name,) = re.findall(r"import docs/gallery/([\w-]+)\.csv\.gz", PAGES["README.md"])
     file = ROOT / "docs" / "gallery" / f"{name}.csv.gz"

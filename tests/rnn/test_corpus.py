@@ -188,6 +188,7 @@ def cached_files(tmp_path) -> list[str]:
 
 
 def test_enwik8_is_downloaded_once(serve, tmp_path):
+    assert download.URL.startswith("https://")
     serve["body"] = zip_archive(TEXT)
     assert load_corpus("enwik8").text.tobytes() == TEXT
     assert load_corpus("enwik8").text.tobytes() == TEXT
