@@ -73,20 +73,13 @@ def describe_unsuitable(corpus: Corpus) -> str:
         )
     lines = slices[0].split(b"\n")[1:-1]  # without a header, and the line that is cut
     fields = re.split(rb'[,;\s"]+', b" ".join(lines).strip())
-    if lines and sum(map(_is_number, fields)) > _NUMERIC * len(fields):
+    numbers = [field for field in fields if re.fullmatch(rb"[-+]?[\d.]+(e[-+]?\d+)?", field, re.I)]
+    if len(numbers) > _NUMERIC * len(fields):
         return (
             f"corpus {corpus.name} looks like a table of numbers: it is read as text, character by "
             "character"
         )
     return ""
-
-
-def _is_number(field: bytes) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
 
 
 def tokenize(

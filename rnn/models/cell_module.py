@@ -83,6 +83,8 @@ class CellModule(nn.Module):
                         "size as its first axis"
                     )
                 dtype = weight.dtype if tensor.is_floating_point() else tensor.dtype
+                if dtype == torch.float32:  # that of an export, which does not convert it
+                    self._require_dtype("initial_state returned a state", tensor, dtype)
                 states.append(tensor.to(weight.device, dtype))
         return states
 
@@ -142,17 +144,9 @@ class CellModule(nn.Module):
                 f"cell {self.cell}: forward returned {_describe(state)} as the state: expected "
                 f"{_describe(old[0] if size is None else tuple(old))}, like the initial state"
             )
-        is_mixed = torch.is_autocast_enabled(x.device.type)
-        for what, tensor, before in (
-            ("an output", output, x),
-            *(("a state", *pair) for pair in zip(new, old, strict=True)),
-        ):
-            are_floats = tensor.is_floating_point() and before.is_floating_point()
-            if tensor.dtype != before.dtype and not (is_mixed and are_floats):
-                raise CellError(
-                    f"cell {self.cell}: forward returned {what} of {tensor.dtype}: expected "
-                    f"{before.dtype}, like the {'input' if before is x else 'initial state'}"
-                )
+        self._require_dtype("forward returned an output", output, x.dtype)
+        for tensor, before in zip(new, old, strict=True):
+            self._require_dtype("forward returned a state", tensor, before.dtype)
         return output.to(x.dtype), [
             tensor.to(before.dtype) for tensor, before in zip(new, old, strict=True)
         ]
@@ -163,6 +157,14 @@ class CellModule(nn.Module):
             return function(*arguments)
         except SystemExit as error:
             raise CellError(f"cell {self.cell}: {name} raises {describe_error(error)}") from error
+
+    def _require_dtype(self, returned: str, tensor: Tensor, expected: torch.dtype) -> None:
+        """Refuse a tensor of another dtype, but for a float under ``torch.autocast``."""
+        if tensor.dtype == expected:
+            return
+        are_floats = tensor.is_floating_point() and expected.is_floating_point
+        if not are_floats or not torch.is_autocast_enabled(tensor.device.type):
+            raise CellError(f"cell {self.cell}: {returned} of {tensor.dtype}: expected {expected}")
 
     def _to_tensors(self, state: Any, returned: str) -> list[Tensor]:
         tensors = list(state) if isinstance(state, tuple) else [state]

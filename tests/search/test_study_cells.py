@@ -163,11 +163,6 @@ def test_paths_are_relative_to_the_file_that_names_them(folder, few_checks, monk
 
 
 INVALID = {
-    "missing file": (None, "", "not found: expected a file"),
-    "syntax": ("class Mine(\n", "", r"is not valid Python \('\(' was never closed, line 1\)"),
-    "reserved": (CELL.replace("depth: int", "momentum: int"), "", "has an option momentum, which"),
-    "unknown option": (CELL, "size = [1]", "nknown key"),
-    "other type": (CELL, "tanh = [1]", "has tanh = 1: expected true or false"),
     "constructor": (
         CELL.replace("super().__init__()", "super().__init__(); assert depth < 3, 'too deep'"),
         "depth = [1, 3]",
@@ -184,10 +179,7 @@ INVALID = {
 @pytest.mark.parametrize("case", INVALID)
 def test_cell_that_cannot_be_searched_is_rejected_in_one_line(folder, case):
     cell, more, reason = INVALID[case]
-    if cell is None:
-        (folder / "cells" / "mine.py").unlink()
-    else:
-        (folder / "cells" / "mine.py").write_text(cell)
+    (folder / "cells" / "mine.py").write_text(cell)
     file = config_file(folder, more)
     with (
         unchanged(folder),
@@ -352,8 +344,6 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
         (("cells/mine.py",), "'cells/mine.py' is no cell: expected gated, elman, gru, lstm, or"),
         (("gru",), "gru is a built-in cell: expected a cell of your own"),
         (("cells/mine.py:Mine", "--set", "size=3"), "cell Mine has no option size: expected tanh"),
-        (("cells/mine.py:Mine", "--set", "tanh=3"), "option tanh of cell Mine is 3: expected bool"),
-        (("cells/mine.py:Mine", "--set", "tanh"), "has no value: expected KEY=VALUE"),
         (("cells/mine.py:Mine", "--set", "kind=b"), "is not a TOML value"),
     ],
 )
