@@ -80,8 +80,8 @@ def run(
     Args:
         study: name of a study file in ``studies/``, path of a study file, name of a stored study,
             or the settings themselves, as a study file contains them, for which ``name`` is
-            required. Paths of cells in a study file are relative to the file, those in settings to
-            the working directory.
+            required. Paths in a study file are relative to the file, those in settings, overrides
+            and ``corpus`` to the working directory.
         storage: URL of the storage; by default ``$RNN_SEARCH_STORAGE``, or
             ``sqlite:///studies/studies.db`` in the working directory.
         name: name of the study; by default that of its file.

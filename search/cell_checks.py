@@ -5,12 +5,14 @@ V is the number of byte tokens, B the number of streams.
 
 import hashlib
 import itertools
+import sys
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnn.config import BYTE_VOCAB_SIZE, CellConfig, OptimizerConfig, Precision, TrialConfig
 from rnn.errors import CellError
@@ -82,6 +84,53 @@ def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
+def _read_memory(module: CellModule) -> dict[str, object]:
+    """Return what forward can keep besides parameters and buffers, by name, for a comparison.
+
+    That is attributes of layers and their modules, and variables of their classes and files.
+    """
+    places: dict[str, Mapping[str, object]] = {}
+    for name, each in module.layers.named_modules(prefix="layers"):
+        places[f"{name}."] = {
+            attribute: value for attribute, value in vars(each).items() if attribute not in _OWN
+        }
+        if _is_of_cell(each):
+            places[f"{type(each).__name__}."] = vars(type(each))
+            places["the global variable "] = vars(sys.modules[type(each).__module__])
+    return {
+        f"{place}{name}": _freeze(value)
+        for place, values in places.items()
+        for name, value in values.items()
+        if not name.startswith("__")
+    }
+
+
+_OWN = vars(nn.Module()).keys()
+"""Attributes that every module has."""
+
+
+def _freeze(value: object, depth: int = 5) -> object:
+    """Return the content of a tensor, a container or an object of a cell; of others, what it is."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape, _to_bytes(value.to_dense())
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape, value.tobytes()
+    if isinstance(value, str | bytes | int | float | complex):
+        return repr(value)  # NaN equals itself
+    if depth > 0 and isinstance(value, dict):
+        return [(repr(key), _freeze(each, depth - 1)) for key, each in value.items()]
+    if depth > 0 and isinstance(value, list | tuple | set | deque):
+        return [_freeze(each, depth - 1) for each in value]
+    if isinstance(value, nn.Module) or _is_of_cell(value):
+        return id(value), _freeze(getattr(value, "__dict__", None), depth - 1)
+    return id(value)
+
+
+def _is_of_cell(value: object) -> bool:
+    """Return whether the class of an object is defined in the file of a cell."""
+    return type(value).__module__.startswith("cell_")
+
+
 def _are_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
@@ -140,18 +189,22 @@ def check_deterministic(config: CellConfig) -> None:
             "state, as in h = h + x instead of h += x"
         )
     first = [tensor.clone() for tensor in (logits, *after)]
+    memory = _read_memory(module)  # what the first call has built, as a constant mask, may stay
     read_tokens(module, tokens[3:], states)
-    for name, tensor in named_tensors(module).items():
+    now = named_tensors(module)
+    for name in now:
         if name not in tensors:
             raise CellError(
                 f"cell {config.cell}: forward creates {name}: expected the constructor to create "
                 "all parameters and buffers"
             )
-        if not torch.equal(tensor, tensors[name]):
-            raise CellError(
-                f"cell {config.cell}: forward changes {name}: expected all that changes from step "
-                "to step to be in the state"
-            )
+    changed = [name for name, tensor in now.items() if not torch.equal(tensor, tensors[name])]
+    changed += [name for name, value in _read_memory(module).items() if memory.get(name) != value]
+    if changed:
+        raise CellError(
+            f"cell {config.cell}: forward changes {changed[0]}: expected all that changes from "
+            "step to step to be in the state"
+        )
     for mode, reason in (
         (True, "for the same input and state: expected nothing that is kept between two calls"),
         (False, "after eval(): expected the same as in training"),

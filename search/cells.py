@@ -43,7 +43,7 @@ def load_cells(file: ConfigFile) -> ConfigFile:
         except ValueError:  # reported with the other settings
             continue
         if name not in records and name not in stored:  # two of a name are reported as well
-            records[name] = load_record(spec, file.folder or Path())
+            records[name] = load_record(spec, file.folder_of("space.cell"))
     return file.with_cells(records) if records else file
 
 

@@ -1,5 +1,6 @@
 """Certification of users' own cells, before their first trial."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rnn.cells.loading import describe_error
@@ -19,6 +20,12 @@ MAX_STATE_SIZE = 64
 """State size that is large enough for a check."""
 
 LAYERS = 2
+
+_HINTS = {
+    "dtype|scalar type": ": expected operands of one dtype, as in a @ b.to(a.dtype)",
+    "through the graph a second time": ": expected nothing that is kept between two calls",
+}
+"""What to do about an exception of PyTorch, by a part of its message."""
 
 _PROCESSES = "networks and exports are the same in a new process"
 
@@ -136,9 +143,11 @@ def check_networks(
             except CellError as error:
                 raise CellError(f"{error}{_describe_options(network, str(error))}") from error
             except Exception as error:
+                hints = (hint for part, hint in _HINTS.items() if re.search(part, str(error)))
                 raise CellError(
                     f"cell {network.cell} raises {describe_error(error)}"
-                    f"{_describe_options(network)}: expected that {check.passed}"
+                    f"{_describe_options(network)}, in the check that {check.passed}"
+                    f"{next(hints, '')}"
                 ) from error
         on_passed(check.passed)
     check_processes(networks)

@@ -102,7 +102,7 @@ def create_new_study(
         nuisance=config.nuisance,
     )
     record = StudyRecord(
-        config=config.model_copy(update={"precision": precision, "corpus": corpus.name}),
+        config=config.model_copy(update={"precision": precision}),
         corpus=corpus_record(corpus),
         tokenizer=TokenizerRecord(
             size=tokens.tokenizer.size,

@@ -22,7 +22,12 @@ from search.new_study import StudyOptions, corpus_record, create_new_study, desc
 from search.pruning.pruner import TopFractionPruner
 from search.refinement import MAX_UNCONFIRMED, check_count
 from search.replicates import join_looks, plan_looks
-from search.study_corpus import check_length, load_study_corpus, read_token_corpus
+from search.study_corpus import (
+    check_length,
+    describe_unsuitable,
+    load_study_corpus,
+    read_token_corpus,
+)
 from search.versions import describe_study_mixing
 from studies.artifacts import open_store
 from studies.attributes import StudyRecord
@@ -60,7 +65,8 @@ class StudyHandle:
         corpus: corpus of the study.
         token_corpus: the corpus under the study's tokenizer.
         notice: message for the user about how the study was created or joined, or "".
-        warning: warning that other versions of the code or of PyTorch trained the study, or "".
+        warning: warning that other versions of the code or of PyTorch trained the study, or that
+            the text of a new one is hardly meant as such, or "".
     """
 
     study: optuna.Study
@@ -112,12 +118,13 @@ def create_or_join(
     """
     name = options.name or file.name
     check_study_name(name)
+    file = _with_options(file, options)
     config = _resolve_config(file, url, options)
     if not file.is_stored or file.name != name:
         config = plan_looks(config, options.until_decided)
     _check_options(name, url, config, options, device)
     _check_precision(config, device, options)
-    corpus = load_study_corpus(file, config, options.corpus is not None)
+    corpus = load_study_corpus(file, config)
     if options.is_shared and corpus.file is not None and corpus.name != "enwik8":
         require_shared(corpus.file.path, "corpus")
     # A corpus has at most as many tokens as bytes, so this can be checked without the tokenizer.
@@ -143,7 +150,7 @@ def create_or_join(
         _check_precision(stored, device, options)
         _keep_cells(stored, url, options, record.artifact_folder)
         tokens = read_token_corpus(record, corpus)
-        warning = describe_study_mixing(study, storage)
+        warning = describe_unsuitable(corpus) if notice else describe_study_mixing(study, storage)
         study = optuna.load_study(
             study_name=name,
             storage=storage,
@@ -322,22 +329,22 @@ def _count_added(stored: StudyConfig, extended: StudyConfig) -> int:
     return 0 if old is None or new is None else max(0, new.count() - old.count())
 
 
-def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyConfig:
-    """Return the config with command-line options and all that it inherits from its source."""
+def _with_options(file: ConfigFile, options: StudyOptions) -> ConfigFile:
+    """Return the file with the settings of command-line options."""
     settings = {"corpus": options.corpus, "precision": options.precision}
     file = file.with_overrides({key: value for key, value in settings.items() if value is not None})
-    if options.prune:
-        file = file.with_overrides({"pruning": {"enabled": True}})
+    return file.with_overrides({"pruning": {"enabled": True}}) if options.prune else file
+
+
+def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyConfig:
+    """Return the config with all that it inherits from its source."""
     file = load_cells(file)
     origin = file.name if file.is_stored else file.source
     if origin is None or (file.is_stored and not file.settings.get("cells")):
         return file.resolve()
     with closing(read_storage(url)) as storage:
         record = read_study_record(load_study(storage, origin))
-    if file.is_stored:
-        config = file.resolve()
-    else:
-        config = file.resolve_over(record.config.model_dump(mode="json"))
+    config = file.resolve() if file.is_stored else file.resolve_over(record.settings())
     inherited = {name: cell for name, cell in config.cells.items() if name not in file.cells}
     if inherited:
         store = open_store(options.artifacts, url, "cells", read_only=True)

@@ -1,6 +1,13 @@
 """The text of a study: its corpus, and the corpus in tokens."""
 
+import json
+import os
+import re
+import zlib
 from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
 
 from rnn.data.corpus import Corpus, load_corpus
 from rnn.data.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
@@ -13,28 +20,66 @@ from studies.space import Params
 from studies.storage.open import load_study
 from studies.storage.storage import LeasedRDBStorage
 
-SEQUENCE_LENGTH = "sequence_length"
+CORPUS, SEQUENCE_LENGTH = "corpus", "sequence_length"
+
+_SLICE = 2**14
+"""Bytes of each of the four slices of a text that are looked at."""
+
+_REPEATED = 0.02
+"""Compressed size of a slice below which it repeats itself; that of a text is 0.25 and more."""
+
+_NUMERIC = 0.75
+"""Share of numbers among the fields of a table; in sums such as ``1 + 2 = 3`` it is 0.6."""
 
 
-def load_study_corpus(file: ConfigFile, config: StudyConfig, is_given: bool) -> Corpus:
+def load_study_corpus(file: ConfigFile, config: StudyConfig) -> Corpus:
     """Load the corpus of a config.
 
     Args:
-        file: config file of the study.
+        file: config file of the study, with the settings of options.
         config: config of the study.
-        is_given: whether the command line names the corpus.
 
     Raises:
         CorpusError: if it cannot be loaded.
     """
+    folder = file.folder_of(CORPUS)
     try:
-        return load_corpus(config.corpus)
+        return load_corpus(config.corpus, folder)
     except CorpusError as error:
-        if not file.is_stored or is_given:
+        if CORPUS in file.overridden:
             raise
-        raise CorpusError(
-            f"{error}; {file.origin} was trained on it: give its current path with --corpus"
-        ) from error
+        hint = ""
+        if file.is_stored or CORPUS not in file.settings:
+            origin = file.origin if file.is_stored else f"study {file.source!r}"
+            hint = f"; {origin} was trained on it: give its current path with --corpus"
+        elif isinstance(error.__cause__, FileNotFoundError) and Path(config.corpus).is_file():
+            written = json.dumps(os.path.relpath(config.corpus, folder), ensure_ascii=False)
+            hint = f"; the working directory has it: write corpus = {written} in {file.origin}"
+        raise CorpusError(f"{error}{hint}") from error
+
+
+def describe_unsuitable(corpus: Corpus) -> str:
+    """Return a warning if a file is hardly meant as a text, judged by a sample of it, or ""."""
+    if corpus.file is None:
+        return ""
+    starts = np.linspace(0, max(0, len(corpus.text) - _SLICE), 4, dtype=int)
+    slices = [corpus.text[start : start + _SLICE].tobytes() for start in starts]
+    sample = b"".join(slices)
+    compressed = len(zlib.compress(sample))
+    if compressed < _REPEATED * len(sample):
+        return (
+            f"corpus {corpus.name} repeats itself ({len(sample):,} bytes of it compress to "
+            f"{compressed:,}): every network can predict it, so that their losses say little"
+        )
+    lines = slices[0].split(b"\n")[1:-1]  # without a header, and the line that is cut
+    fields = re.split(rb'[,;\s"]+', b" ".join(lines).strip())
+    numbers = [field for field in fields if re.fullmatch(rb"[-+]?[\d.]+(e[-+]?\d+)?", field, re.I)]
+    if len(numbers) > _NUMERIC * len(fields):
+        return (
+            f"corpus {corpus.name} looks like a table of numbers: it is read as text, character by "
+            "character"
+        )
+    return ""
 
 
 def tokenize(

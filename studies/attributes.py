@@ -334,7 +334,7 @@ class CorpusRecord(BaseModel):
     """Identity of a study's text.
 
     Attributes:
-        name: name or path of the corpus.
+        name: name of the corpus, or absolute path of its file where the study was created.
         sha256: hash of the text.
         length: number of bytes.
         split: byte offsets at which the validation and the test split start.
@@ -425,7 +425,7 @@ class StudyRecord(BaseModel):
     """The whole study file, resolved; of your own cells also the SHA-256 of the source and the
     options."""
     corpus: CorpusRecord
-    """Name, SHA-256, length and split of the text."""
+    """Name, or path where it was found, SHA-256, length and split of the text."""
     tokenizer: TokenizerRecord = TokenizerRecord()
     """Size, bytes per token, and the serialized tokenizer."""
     commands: list[str] = []
@@ -455,6 +455,10 @@ class StudyRecord(BaseModel):
     def steps(self) -> list[int]:
         """Steps of each trial now, then those before each extension, the latest first."""
         return [self.config.training.steps, *(end.steps for end in reversed(self.earlier_ends))]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as a study file states them, with the place of the corpus."""
+        return self.config.model_dump(mode="json") | {"corpus": self.corpus.name}
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""

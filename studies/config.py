@@ -172,8 +172,7 @@ class StudyConfig(StrictModel):
     """The report counts which pairs a change brings below this loss."""
     corpus: str = "stdlib"
     """Text: `stdlib` (the source code of Python's library), `enwik8`, `recall:D` (see
-    [Recall](#recall)), or a path, relative to the working directory; each worker reads it into
-    memory."""
+    [Recall](#recall)), or a path, relative to the study file; each worker reads it into memory."""
     tokenizer: str = "bytes"
     """`bytes`, or `bpe:N`: at most N tokens, 257 to 65,536, bytes and byte pairs, learned from the
     training split."""

@@ -23,7 +23,7 @@ class ConfigFile(BaseModel):
         overridden: dotted keys set by options.
         override_option: option that sets them, as error messages name it; "" for none.
         is_stored: whether the source is a stored study, which states every setting.
-        folder: folder that paths of users' cells are relative to; None for a stored study.
+        folder: folder of the file; None for a stored study.
         cells: records of the users' cells that the settings name; see :meth:`with_cells`.
     """
 
@@ -48,6 +48,14 @@ class ConfigFile(BaseModel):
     def with_cells(self, cells: Mapping[str, CellRecord]) -> "ConfigFile":
         """Return a copy that knows the users' cells, by name, which its settings name."""
         return self.model_copy(update={"cells": dict(cells)})
+
+    def folder_of(self, key: str) -> Path:
+        """Return the folder that paths under a dotted key are relative to: that of the file.
+
+        What an option states, or a stored study, is relative to the working directory.
+        """
+        is_overridden = any(f"{key}.".startswith(f"{each}.") for each in self.overridden)
+        return Path() if is_overridden or self.folder is None else self.folder
 
     @property
     def cell_specs(self) -> list[str]:

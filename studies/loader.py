@@ -80,8 +80,8 @@ def load_settings(
 
     Args:
         name: name of the study.
-        settings: nested settings, as a TOML file contains them; paths of cells are relative to the
-            working directory.
+        settings: nested settings, as a TOML file contains them; paths are relative to the working
+            directory.
         overrides: see :func:`load_config_file`.
 
     Raises:
@@ -135,7 +135,7 @@ def _find_stored(study: str, storage: str | None) -> ConfigFile:
 
 
 def _stored_config(storage: LeasedRDBStorage, name: str, where: str) -> ConfigFile:
-    settings = read_study_record(load_study(storage, name)).config.model_dump(mode="json")
+    settings = read_study_record(load_study(storage, name)).settings()
     origin = f"study {name!r} in {where}"
     return ConfigFile(name=name, origin=origin, settings=settings, is_stored=True)
 

@@ -69,12 +69,20 @@ def test_unfinished_study_is_refined_only_with_partial(invoke, sqlite_url, creat
     assert optuna.get_all_study_names(sqlite_url) == ["quick", "quick-refined"]
 
 
-def test_study_is_joined_with_the_same_corpus_at_another_path(search, sqlite_url, text):
-    search()
-    copy = text.with_name("copy")
-    copy.write_bytes(text.read_bytes())
-    search("--corpus", str(copy))
-    assert len(load(sqlite_url).trials) == 1
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("a" * 9000, "repeats itself ("),
+        ("the cat sat on the mat. " * 900, "repeats itself ("),
+        ("".join(f"{i},{i**0.5},{-i / 7:.3e}\n" for i in range(900)), "looks like a table"),
+        ("".join(f"{i} + {i % 7} = {i + i % 7}\n" for i in range(900)), ""),
+    ],
+)
+def test_text_that_is_hardly_one_is_warned_of_once(search, text, content, expected):
+    text.write_text(content)
+    made, again = search().stdout, search().stdout
+    assert f"warning: corpus {text} {expected}" in made if expected else "warning" not in made
+    assert "warning" not in again
 
 
 def test_automatic_precision_is_reported_by_the_run_that_creates_the_study(search, sqlite_url):
@@ -228,14 +236,6 @@ def test_stored_study_is_resumed_extended_and_repeated_by_its_name(mini, invoke,
         for study in (mini, load(sqlite_url, "copy"))
     )
     assert copied == values
-
-
-def test_stored_study_whose_corpus_is_gone_asks_for_it(mini, invoke, sqlite_url, text):
-    elsewhere = text.rename(text.with_name("elsewhere"))
-    command = ("run_search.py", "mini", "--storage", sqlite_url)
-    require_refused(invoke(*command), f"corpus '{text}' not found", "--corpus")
-    done = invoke(*command, "--corpus", str(elsewhere), report=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_derived_study_is_resumed_by_its_name_after_its_source_is_deleted(

@@ -399,9 +399,13 @@ def test_every_setting_and_attribute_has_a_description():
         assert lacking - {*STUDY_TABLES, "cells"} == set(), model
 
 
-def test_reference_has_every_public_name():
+def test_reference_has_every_public_name_and_environment_variable():
     named = re.findall(r"^::: rnn_search\.(\w+)$", PAGES["docs/reference/python.md"], re.MULTILINE)
     assert sorted(named) == sorted(rnn_search.__all__)
+    sources = (path.read_text("utf-8") for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+    named = {name for text in sources for name in re.findall(r'"(RNN_SEARCH_\w+)"', text)}
+    table = PAGES["docs/reference/command-line.md"].partition("## Environment variables")[2]
+    assert {name for name in named if f"\n| `{name}` |" not in table} == set()
 
 
 def test_picture_of_the_readme_has_the_effects_of_the_gallery():

@@ -123,7 +123,8 @@ def _is_module_class(value: object) -> bool:
 
 def describe_error(error: BaseException) -> str:
     """Return an exception's class and message in one line, and the last line of a cell in it."""
-    text = " ".join(str(error).split())[:200]
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 200 else f"{text[:199]}…"
     message = f"{type(error).__name__}{f' ({text})' if text else ''}"
     line, traceback = 0, error.__traceback__
     while traceback is not None:

@@ -75,7 +75,7 @@ def read_cell_source(spec: str, folder: Path) -> CellSource:
             f"cell {spec[:200]!r} not understood: expected path/to/file.py:Class or "
             "package.module:Class"
         )
-    path = folder / place if is_path else _find_module(spec, place)
+    path = folder.absolute() / place if is_path else _find_module(spec, place)
     source = CellSource(spec, name, _read_text(spec, path))
     with warnings.catch_warnings(action="ignore"):  # shown when the text is executed
         source.compile(str(path))

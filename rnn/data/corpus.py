@@ -123,12 +123,13 @@ def gather_windows(text: TokenArray, starts: npt.NDArray[np.int64], length: int)
     return np.ascontiguousarray(windows.T)
 
 
-def load_corpus(name: str) -> Corpus:
+def load_corpus(name: str, folder: Path = Path()) -> Corpus:
     """Load a corpus by name or path.
 
     Args:
         name: ``stdlib`` (the sources of the running Python's standard library), ``enwik8``
             (downloaded on first use), ``recall:D`` (:mod:`rnn.data.recall`) or the path of a file.
+        folder: folder that a path is relative to.
 
     Raises:
         CorpusError: if the distance D is not valid, the file is missing, empty, unreadable, not a
@@ -152,14 +153,14 @@ def load_corpus(name: str) -> Corpus:
                 "remove the file to download it again"
             )
         return corpus
+    path = folder.absolute() / name
     try:
-        path = Path(name).expanduser().absolute()
+        path = folder.absolute() / Path(name).expanduser()
         mode = path.stat().st_mode
         resolved = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # also for names that no file can have
         raise CorpusError(
-            f"corpus {name!r} not found: expected 'stdlib', 'enwik8', 'recall:D' or a path to a "
-            "file"
+            f"corpus {name!r} not found: expected 'stdlib', 'enwik8', 'recall:D' or a file {path}"
         ) from error
     # Checked before the file is opened: a pipe would block, a device might never end.
     if not stat.S_ISREG(mode):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rnn.errors import CorpusError
 
-URL = "http://mattmahoney.net/dc/enwik8.zip"
+URL = "https://mattmahoney.net/dc/enwik8.zip"
 SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
 """SHA-256 of the unpacked file."""
 

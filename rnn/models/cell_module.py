@@ -73,7 +73,7 @@ class CellModule(nn.Module):
                 state = self._call("initial_state", initial_state, streams)
             else:
                 state = weight.new_zeros(streams, self.head.in_features)
-            tensors = self._to_tensors(state, "initial_state returned")
+            tensors = self._to_tensors(state, f"initial_state returned {_describe(state)}")
             self._tuple_sizes.append(len(tensors) if isinstance(state, tuple) else None)
             for tensor in tensors:
                 if tensor.shape[:1] != (streams,):
@@ -83,6 +83,8 @@ class CellModule(nn.Module):
                         "size as its first axis"
                     )
                 dtype = weight.dtype if tensor.is_floating_point() else tensor.dtype
+                if dtype == torch.float32:  # that of an export, which does not convert it
+                    self._require_dtype("initial_state returned a state", tensor, dtype)
                 states.append(tensor.to(weight.device, dtype))
         return states
 
@@ -131,25 +133,20 @@ class CellModule(nn.Module):
         output, state = result
         if not isinstance(output, Tensor) or output.shape != x.shape:
             raise CellError(
-                f"cell {self.cell}: forward returned the output {_describe(output)}: expected a "
+                f"cell {self.cell}: forward returned {_describe(output)} as the output: expected a "
                 f"tensor of the input's shape {tuple(x.shape)}"
             )
-        new = self._to_tensors(state, "forward returned the state")
+        new = self._to_tensors(state, f"forward returned {_describe(state)} as the state")
         shapes = [tuple(tensor.shape) for tensor in new]
         expected = [tuple(tensor.shape) for tensor in old]
         if shapes != expected or isinstance(state, tuple) != (size is not None):
             raise CellError(
-                f"cell {self.cell}: forward returned the state {_describe(state)}: expected the "
-                f"shapes of the initial state, {_describe(old[0] if size is None else tuple(old))}"
+                f"cell {self.cell}: forward returned {_describe(state)} as the state: expected "
+                f"{_describe(old[0] if size is None else tuple(old))}, like the initial state"
             )
+        self._require_dtype("forward returned an output", output, x.dtype)
         for tensor, before in zip(new, old, strict=True):
-            if tensor.dtype != before.dtype and not (
-                tensor.is_floating_point() and before.is_floating_point()
-            ):
-                raise CellError(
-                    f"cell {self.cell}: forward returned a state of {tensor.dtype}: expected "
-                    f"{before.dtype}, that of the initial state"
-                )
+            self._require_dtype("forward returned a state", tensor, before.dtype)
         return output.to(x.dtype), [
             tensor.to(before.dtype) for tensor, before in zip(new, old, strict=True)
         ]
@@ -161,14 +158,21 @@ class CellModule(nn.Module):
         except SystemExit as error:
             raise CellError(f"cell {self.cell}: {name} raises {describe_error(error)}") from error
 
-    def _to_tensors(self, state: Any, origin: str) -> list[Tensor]:
+    def _require_dtype(self, returned: str, tensor: Tensor, expected: torch.dtype) -> None:
+        """Refuse a tensor of another dtype, but for a float under ``torch.autocast``."""
+        if tensor.dtype == expected:
+            return
+        are_floats = tensor.is_floating_point() and expected.is_floating_point
+        if not are_floats or not torch.is_autocast_enabled(tensor.device.type):
+            raise CellError(f"cell {self.cell}: {returned} of {tensor.dtype}: expected {expected}")
+
+    def _to_tensors(self, state: Any, returned: str) -> list[Tensor]:
         tensors = list(state) if isinstance(state, tuple) else [state]
         if not tensors or not all(
             isinstance(tensor, Tensor) and not tensor.is_complex() for tensor in tensors
         ):
             raise CellError(
-                f"cell {self.cell}: {origin} {_describe(state)}: expected a real tensor or a tuple "
-                "of real tensors"
+                f"cell {self.cell}: {returned}: expected a real tensor or a tuple of real tensors"
             )
         return tensors
 
@@ -273,9 +277,10 @@ def _build_layer(config: CellConfig) -> nn.Module:
 
 
 def _describe(value: object) -> str:
-    """Return a value's type, with the shapes of its tensors."""
+    """Return a value's type with an article, and the shapes of its tensors."""
     if isinstance(value, Tensor):
-        return f"of shape {tuple(value.shape)}"
+        kind = "complex tensor" if value.is_complex() else "tensor"
+        return f"a {kind} of shape {tuple(value.shape)}"
     if isinstance(value, tuple):
         return f"({', '.join(map(_describe, value))})"
-    return f"of type {type(value).__name__}"
+    return "None" if value is None else f"a value of type {type(value).__name__}"

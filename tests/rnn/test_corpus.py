@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from rnn.data import download
-from rnn.data.corpus import Corpus, load_corpus
+from rnn.data.corpus import load_corpus
 from rnn.data.recall import ANSWERS, CHANCE, find_recall_positions, generate_recall
 from rnn.data.tokenizer import ByteTokenizer, TokenCorpus
 from rnn.errors import CorpusError
@@ -116,13 +116,6 @@ def test_change_of_a_file_or_of_a_link_to_it_is_described(tmp_path):
     assert file.describe_change() == "was removed"
 
 
-def test_split_is_by_position():
-    corpus = Corpus("numbers", np.arange(200, dtype=np.uint8))
-    assert corpus.split == (180, 190)
-    joined = np.concatenate([corpus.train, corpus.validation, corpus.test])
-    assert np.array_equal(joined, corpus.text)
-
-
 def test_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     (tmp_path / "text").write_bytes(b"text")
     error = PermissionError(13, "Permission denied")
@@ -188,6 +181,7 @@ def cached_files(tmp_path) -> list[str]:
 
 
 def test_enwik8_is_downloaded_once(serve, tmp_path):
+    assert download.URL.startswith("https://")
     serve["body"] = zip_archive(TEXT)
     assert load_corpus("enwik8").text.tobytes() == TEXT
     assert load_corpus("enwik8").text.tobytes() == TEXT

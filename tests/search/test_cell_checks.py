@@ -63,34 +63,37 @@ def refuse(text: str, folder: Path) -> tuple[list[str], str]:
     return passed, message
 
 
+COUNT = "import itertools; self.calls = itertools.count()"
+
 BROKEN = {
     "exception": (
         cell(first="if not self.on: raise IndexError('too far')"),
         "check_shapes",
-        "raises IndexError (too far) in line 15 (with on = false): expected that output and state",
+        "raises IndexError (too far) in line 15 (with on = false), in the check that output and",
     ),
-    "exit": (
-        cell(first="raise SystemExit(0)"),
-        "check_shapes",
-        "cell Cell: forward raises SystemExit (0) in line 15",
-    ),
-    "shared": (cell("self.other = self.input"), "check_shapes", "one parameter under two names"),
+    "exit": (cell(first="raise SystemExit(0)"), "check_shapes", "raises SystemExit (0) in line 15"),
     "nan": (
         cell(last="y = y / (state.sum() * 0 if self.on else 1)"),
         "check_finite",
         "the loss of step 1 is NaN or infinite in fp32: expected finite numbers",
     ),
-    "bfloat16": (cell(last="y = torch.lerp(y, x, 0.5)"), "check_finite", "raises RuntimeError"),
+    "bfloat16": (cell(last="y = torch.lerp(y, x, 0.5)"), "check_finite", "operands of one dtype"),
+    "double": (
+        cell(last="y = y * torch.ones(1, dtype=torch.float64)"),
+        "check_shapes",
+        "forward returned an output of torch.float64: expected torch.float32",
+    ),
+    "graph": (
+        cell("self.past = 0", last="y = y + self.past; self.past = y.mean()"),
+        "check_finite",
+        "fp32 and bf16: expected nothing that is kept between two calls",
+    ),
     "numpy": (
         cell("import numpy; self.input.weight.data += float(numpy.random.rand())"),
         "check_deterministic",
         "its constructor draws random numbers that are not PyTorch's",
     ),
-    "dropout": (
-        cell(last="y = nn.functional.dropout(y, 0.1)"),
-        "check_deterministic",
-        "forward draws random numbers, as dropout does",
-    ),
+    "dropout": (cell(last="y = nn.Dropout(0.1)(y)"), "check_deterministic", "as dropout does"),
     "in place": (
         cell(last="new = state.mul_(0.5).add_(new.detach() * self.input.bias)"),
         "check_deterministic",
@@ -115,40 +118,43 @@ BROKEN = {
         "check_deterministic",
         "initial_state returns other numbers at each call: expected a state that follows",
     ),
-    "dtype": (
-        cell() + "\n    def initial_state(self, batch_size):\n"
-        "        return torch.zeros(batch_size, self.input.out_features, dtype=torch.int64)\n",
-        "check_shapes",
-        "forward returned a state of torch.float32: expected torch.int64",
-    ),
     "memory": (
-        cell("self.calls = 0", "self.calls += 1", "y = y + self.calls"),
+        cell(COUNT, last="y = y + next(self.calls)"),
         "check_deterministic",
         "forward returns other numbers for the same input and state",
     ),
+    **{
+        f"memory in {name}": (
+            cell("self.past = {'h': [0]}", last=f"{code} = new"),
+            "check_deterministic",
+            f"forward changes {name}: expected all that changes from step to step to be in the st",
+        )
+        for name, code in {
+            "layers.0.past": "self.past['h'][0]",
+            "Cell.past": "Cell.past",
+            "the global variable PAST": "global PAST; PAST",
+        }.items()
+    },
     "mode": (
         cell(last="y = y * (1 if self.training else 2)"),
         "check_deterministic",
         "forward returns other numbers after eval(): expected the same as in training",
     ),
-    "streams": (
-        cell(last="y = y - y.mean(0)"),
-        "check_streams",
-        "one stream of a batch changes the output of another, as in batch normalisation",
-    ),
+    "streams": (cell(last="y = y - y.mean(0)"), "check_streams", "as in batch normalisation"),
     "unused": (
         cell("self.extra = nn.Linear(1, 1)"),
         "check_gradients",
-        "the gradient does not reach its parameter extra.weight: expected forward to use it",
+        "not reach its parameter ext",
     ),
     "crossing": (
         cell(
-            "self.past = None; self.bias = nn.Parameter(torch.zeros(input_size))",
+            "import queue; self.past = queue.SimpleQueue(); self.past.put(None); "
+            "self.bias = nn.Parameter(torch.zeros(input_size))",
             last="""
-            y = y + self.bias
-            if self.past is not None:
-                y = y + (self.past - self.past.detach())
-            self.past = self.bias + 0
+            y, past = y + self.bias, self.past.get()
+            self.past.put(self.bias + 0)
+            if past is not None:
+                y = y + (past - past.detach())
             """,
         ),
         "check_steps",
@@ -160,7 +166,7 @@ BROKEN = {
         "it computes with random numbers that its state dict lacks",
     ),
     "counter": (
-        cell("self.calls = 0", "self.calls += 1", "y = y * (1 if self.calls < 13 else 2)"),
+        cell(COUNT, last="y = y * (1 if next(self.calls) < 12 else 2)"),
         "check_resumption",
         "a training that is resumed from a checkpoint differs from one that is not",
     ),

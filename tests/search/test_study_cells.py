@@ -13,7 +13,7 @@ from invocation import unchanged
 
 import rnn.cells.loading
 from reports.dashboard.publish import publish_study
-from rnn.errors import CellError
+from rnn.errors import CellError, CorpusError
 from rnn.inference.saved_model import deserialize_model, serialize_model
 from rnn.models.cell_module import module_shapes
 from rnn.models.shapes import count_parameters
@@ -25,7 +25,7 @@ from studies.artifacts import open_store
 from studies.config import to_trial_config
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError
-from studies.loader import load_config_file
+from studies.loader import load_config_file, load_stored_config
 from studies.storage.open import open_storage
 
 STUDY = """
@@ -132,12 +132,37 @@ def kept_copies(folder: Path) -> list[Path]:
     return sorted((folder / "studies.db.cells").rglob("*"))
 
 
+def test_paths_are_relative_to_the_file_that_names_them(folder, few_checks, monkeypatch):
+    (folder / "here").mkdir()
+    monkeypatch.chdir(folder / "here")
+    (folder / "mine.toml").write_text(f'corpus = "text"\n{STUDY.format(more="")}')
+    url = f"sqlite:///{folder}/studies.db"
+
+    def open_with(*overrides: str, name: str = "mine", stored: bool = False) -> tuple[str, ...]:
+        settings = [*(word.removeprefix("--set=") for word in TINY), *overrides]
+        load = load_stored_config if stored else load_config_file
+        file = load("mine" if stored else "../mine.toml", storage=url, overrides=settings)
+        joined = create_or_join(file, url, StudyOptions(name=name))
+        joined.storage.close()
+        config, corpus = joined.record.config, joined.record.corpus
+        return config.corpus, corpus.name, config.cells["Mine"].spec
+
+    found, cell, elsewhere = str(folder / "text"), "cells/mine.py:Mine", "../elsewhere/mine.py:Mine"
+    assert open_with() == open_with(stored=True) == ("text", found, cell)
+    (folder / "cells").rename(folder / "elsewhere")
+    cells = f"space.cell=['{elsewhere}']"
+    assert open_with(cells) == ("text", found, cell)
+    given = ("../text", found, elsewhere)
+    assert open_with(cells, "corpus='../text'", name="given") == given
+    (folder / "text").rename("text")
+    with pytest.raises(CorpusError, match=r'has it: write corpus = "here/text" in .*mine.toml'):
+        open_with(cells)
+    with pytest.raises(CorpusError, match=rf"or a file {found}; .* with --corpus"):
+        open_with(stored=True)
+    assert open_with("corpus='text'", stored=True) == ("text", found, cell)
+
+
 INVALID = {
-    "missing file": (None, "", "not found: expected a file"),
-    "syntax": ("class Mine(\n", "", r"is not valid Python \('\(' was never closed, line 1\)"),
-    "reserved": (CELL.replace("depth: int", "momentum: int"), "", "has an option momentum, which"),
-    "unknown option": (CELL, "size = [1]", "nknown key"),
-    "other type": (CELL, "tanh = [1]", "has tanh = 1: expected true or false"),
     "constructor": (
         CELL.replace("super().__init__()", "super().__init__(); assert depth < 3, 'too deep'"),
         "depth = [1, 3]",
@@ -146,7 +171,7 @@ INVALID = {
     "check": (
         CELL.replace("return state, state", "return state[:, :1], state"),
         "",
-        "forward returned the output of shape",
+        r"forward returned a tensor of shape \(1, 1\) as the output",
     ),
 }
 
@@ -154,10 +179,7 @@ INVALID = {
 @pytest.mark.parametrize("case", INVALID)
 def test_cell_that_cannot_be_searched_is_rejected_in_one_line(folder, case):
     cell, more, reason = INVALID[case]
-    if cell is None:
-        (folder / "cells" / "mine.py").unlink()
-    else:
-        (folder / "cells" / "mine.py").write_text(cell)
+    (folder / "cells" / "mine.py").write_text(cell)
     file = config_file(folder, more)
     with (
         unchanged(folder),
@@ -168,14 +190,15 @@ def test_cell_that_cannot_be_searched_is_rejected_in_one_line(folder, case):
 
 
 def test_two_cells_of_one_name_and_unusable_names_are_rejected(folder):
-    shutil.copy(folder / "cells" / "mine.py", folder / "copy.py")
+    mine = folder / "cells" / "mine.py"
+    shutil.copy(mine, folder / "copy.py")
     with pytest.raises(ConfigError, match="is named Mine as well: expected distinct class"):
         load_cells(config_file(folder, cells=', "copy.py:Mine"')).resolve()
     builtin = config_file(folder).with_overrides({"space": {"cell": ["cells/mine.py:gru"]}})
     with pytest.raises(ConfigError, match="has the name of a built-in cell: rename the class"):
         load_cells(builtin).resolve()
-    long = config_file(folder).with_overrides({"space": {"cell": [f"cells/mine.py:{'M' * 300}"]}})
-    (folder / "cells" / "mine.py").write_text(CELL.replace("Mine", "M" * 300))
+    long = config_file(folder).with_overrides({"space": {"cell": [f"{mine}:{'M' * 300}"]}})
+    mine.write_text(CELL.replace("Mine", "M" * 300))
     with pytest.raises(CellError, match="has a name of 300 characters: expected a shorter one"):
         load_cells(long)
 
@@ -191,14 +214,6 @@ def test_changed_source_of_a_study_is_rejected(folder, create):
     assert line.endswith("…): restore the file, or choose another --name")
     path.write_text(CELL)
     create()
-
-
-def test_worker_may_have_the_source_in_another_place(folder, create):
-    create()
-    shutil.move(folder / "cells", folder / "elsewhere")
-    elsewhere = {"space": {"cell": ["elsewhere/mine.py:Mine"]}}
-    file = config_file(folder).with_overrides(elsewhere)
-    assert open_study(folder, file).config.cells["Mine"].spec == "cells/mine.py:Mine"
 
 
 MARKED = f"open(MARKER, 'a').write('executed ')\n{CELL}"
@@ -274,7 +289,7 @@ def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(folder, mon
     broken = f"{CELL}\n    def forward(self, x, state):\n        return x, x[:, :1]\n"
     (folder / "cells" / "other.py").write_text(broken)
     refused = config_file(folder, cells=', "cells/other.py:Other"')
-    with pytest.raises(CellError, match="cell Other: forward returned the state of shape"):
+    with pytest.raises(CellError, match=r"cell Other: forward returned a tensor .* as the state"):
         open_study(folder, refused, extend=True)
     extended = open_study(folder, wider, extend=True)
     assert {trial.params["cell"] for trial in extended.study.trials} == {"Mine", "Other"}
@@ -329,8 +344,6 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
         (("cells/mine.py",), "'cells/mine.py' is no cell: expected gated, elman, gru, lstm, or"),
         (("gru",), "gru is a built-in cell: expected a cell of your own"),
         (("cells/mine.py:Mine", "--set", "size=3"), "cell Mine has no option size: expected tanh"),
-        (("cells/mine.py:Mine", "--set", "tanh=3"), "option tanh of cell Mine is 3: expected bool"),
-        (("cells/mine.py:Mine", "--set", "tanh"), "has no value: expected KEY=VALUE"),
         (("cells/mine.py:Mine", "--set", "kind=b"), "is not a TOML value"),
     ],
 )

@@ -90,7 +90,7 @@ def test_stored_study_is_loaded_by_name_without_creating_anything(url, tmp_path)
         load_config_file("mine", storage=url)
     assert sorted(tmp_path.iterdir()) == before
     with closing(open_storage(url)) as storage:
-        config = load_config_file("stage-one", ["seed=7"]).resolve()
+        config = load_config_file("stage-one", ["seed=7", "corpus='text'"]).resolve()
         create_study(storage, "mine", "loss", study_attributes(config), {}, [])
     stored = load_config_file("mine", storage=url)
     assert stored.resolve() == config
