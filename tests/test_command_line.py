@@ -69,14 +69,6 @@ def test_unfinished_study_is_refined_only_with_partial(invoke, sqlite_url, creat
     assert optuna.get_all_study_names(sqlite_url) == ["quick", "quick-refined"]
 
 
-def test_study_is_joined_with_the_same_corpus_at_another_path(search, sqlite_url, text):
-    search()
-    copy = text.with_name("copy")
-    copy.write_bytes(text.read_bytes())
-    search("--corpus", str(copy))
-    assert len(load(sqlite_url).trials) == 1
-
-
 def test_automatic_precision_is_reported_by_the_run_that_creates_the_study(search, sqlite_url):
     chosen = "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
     made, joined, named = search(), search(), search("--precision", "fp32", "--name", "named")
@@ -348,7 +340,8 @@ def test_search_with_one_complete_trial_succeeds(search, sqlite_url):
     search()
     study = load(sqlite_url)
     grid = ("--set=space.layers=[1, 2]", "--no-wait")
-    search(*grid, "--extend", "--until=0.000001s")
+    stopped = search(*grid, "--extend", "--until=0.000001s", report=True)
+    assert "report" not in stopped.stdout, "it is not finished"
     study.tell(study.ask(), state=TrialState.FAIL)  # the waiting trial of two layers
     assert "1 failed" in search(*grid).stdout
 
