@@ -7,7 +7,7 @@ replaced: it may be the only record of a deleted study.
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -19,6 +19,9 @@ from studies.files import open_regular
 
 OUTPUT = Path("reports/out")
 """Default folder for reports, relative to the working directory."""
+
+_MAX_NAME_BYTES = 180
+"""Maximum length of a file name's stem; file systems allow 255 bytes for the whole name."""
 
 _HEAD = 1024
 """Number of bytes of an existing file that contain its first line and its identity."""
@@ -53,6 +56,31 @@ def report_identity(studies: Iterable[str]) -> str:
 def identity_tag(identity: str) -> str:
     """Return the HTML element that stores an identity, for HTML and Markdown."""
     return f'<meta name="rnn-search-identity" content="{identity}">'
+
+
+def default_path(names: Sequence[str]) -> Path:
+    """Return the file in :data:`OUTPUT` for the report of some studies: a name for these alone."""
+    plain = "+".join(re.sub(r"[^\w.-]+", "_", name) for name in names)
+    stem = plain.encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
+    if stem != "+".join(names):
+        stem += f"-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}"
+    return (OUTPUT / f"{stem}.html").absolute()
+
+
+def find_report(url: URL, name: str, folder: str | None) -> Path | None:
+    """Return the report of one study at its default place, also if the study has been deleted.
+
+    Args:
+        url: URL of the storage.
+        name: name of the study.
+        folder: artifact folder of the study.
+    """
+    identity = report_identity([study_identity(url, name, folder)])
+    try:
+        path, _ = choose_path(default_path([name]), True, identity, b"")
+    except (OutputTakenError, OSError):
+        return None
+    return path if path.exists() else None
 
 
 def choose_path(path: Path, is_default: bool, identity: str, prefix: bytes) -> tuple[Path, str]:

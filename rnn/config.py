@@ -314,8 +314,8 @@ class TrialConfig(NamedTuple):
         replicate: number of the run; it seeds the initial weights and the order of the text.
         bptt_steps: number of time steps, the current one included, that a gradient passes through.
         optimizer: optimizer of its weights.
-        varied: names and values of the training settings that the trial's parameters set, except
-            ``bptt_steps``; they distinguish trials that differ in nothing else.
+        varied: names and values of the training settings in which its study varies; they
+            distinguish trials that differ in nothing else.
     """
 
     architecture: NetworkConfig
@@ -328,9 +328,8 @@ class TrialConfig(NamedTuple):
     def label(self) -> str:
         """Short name: the architecture, the training settings that vary, the replicate above 0."""
         settings = "".join(f", {name} {format_value(value)}" for name, value in self.varied)
-        bptt_steps = f", bptt_steps {self.bptt_steps}" if self.bptt_steps > 1 else ""
         replicate = f" #{self.replicate}" if self.replicate else ""
-        return f"{self.architecture.label}{settings}{bptt_steps}{replicate}"
+        return f"{self.architecture.label}{settings}{replicate}"
 
 
 def format_value(value: ParamValue) -> str:

@@ -198,8 +198,8 @@ def run_search_and_report(
         result = run_workers(options, server, launcher=cluster)
     if cluster is not None and result.is_finished:
         cancel_pending(cluster, result.artifact_folder, SafeConsole())
-    if report and result.finished and not result.exit_code:
-        with Ticker(SafeConsole(), lambda: "updating the report and the dashboard"):
+    if report and result.is_finished and not result.exit_code:
+        with Ticker(SafeConsole(), "updating the report and the dashboard"):
             launcher.finalize_search(
                 storage, result.study, artifacts, result.finished, result.was_finished
             )
@@ -242,8 +242,8 @@ def _run_until_decided(
                     console.print_line(line)
                 if look is not None and look.is_last:
                     return replace(result, was_finished=result.was_finished and not has_looked)
-            if left <= 0:
-                return result
+            if left <= 0:  # trials are left: other workers run them, or the look has added them
+                return replace(result, is_finished=False)
             if not result.is_finished:
                 looks = retry_outages(lambda: planned_looks.count_looks(options.storage, name))
                 if looks == result.looks:

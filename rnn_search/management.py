@@ -174,7 +174,7 @@ def delete_study(
     force: bool = False,
     wait: bool = False,
 ) -> None:
-    """Delete a study with its files, without asking.
+    """Delete a study with its files, without asking; reports are kept.
 
     Args:
         name: name of the study.

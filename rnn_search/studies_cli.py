@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from reports.output import find_report
 from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
 from studies.errors import ConfigError
 from studies.management import StudyManager
@@ -121,7 +122,10 @@ def copy(
     return 0
 
 
-@click.command(help="Delete the study NAME with its checkpoints, weights, cells and other files.")
+@click.command(
+    help="Delete the study NAME with its checkpoints, weights, cells and other files. Reports are "
+    "kept."
+)
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Delete it although other studies derive from it.")
@@ -142,8 +146,11 @@ def delete(
     if not yes and not _confirm(name, storage, artifacts):
         click.echo(f"study {name!r} is kept", err=True)
         return EXIT_FAILURE
-    manager.delete(name, force)
-    click.echo(f"deleted study {name!r} and its files")
+    folder = manager.delete(name, force)
+    report = find_report(parse_url(storage), name, folder)
+    click.echo(
+        f"deleted study {name!r} and its files; reports are kept{f': {report}' if report else ''}"
+    )
     return 0
 
 

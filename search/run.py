@@ -91,13 +91,13 @@ def run_workers(
     has_trained = RawValue(c_bool, False) if has_trained is None else has_trained
     console = SafeConsole()
     name = options.name or study_name(options.study)
-    preparing = f"preparing study {name}: opening the storage, loading corpus and cells"
+    preparing = f"preparing study {name} (storage, corpus and cells)"
     if launcher is not None:
         options = replace(options, is_shared=launcher.uses_other_machines)
     until = options.until if launcher is None else None  # each worker of a cluster stops itself
     stop = ShutdownSignal(until, with_parent=options.is_subprocess)
     try:
-        with nullcontext() if options.is_subprocess else Ticker(console, lambda: preparing):
+        with nullcontext() if options.is_subprocess else Ticker(console, preparing):
             session = open_session(options, stop, console.print_line)
     except ShutdownRequestedError:
         if not options.is_subprocess:

@@ -1,5 +1,6 @@
-"""Terminal output of a search: log lines, or a live display."""
+"""Output of a search: log lines, or a display that is redrawn in a terminal or a notebook."""
 
+import html
 import io
 import logging
 import sys
@@ -8,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
@@ -25,7 +27,8 @@ REFRESH_SECONDS = 2.0
 """Interval between reads of the status: each costs a worker some milliseconds of training."""
 
 PROGRESS_SECONDS = 3.0
-"""Silence after which a log gets a line of progress; with the delays below, no gap reaches 5 s."""
+"""Silence after which a log gets a line of progress; with the delays below, no gap reaches 5 s
+while trials run."""
 
 TICK_SECONDS = 0.25
 """Interval between checks for silence."""
@@ -47,12 +50,23 @@ class SafeConsole(Console):
     Attributes:
         printed_at: monotonic time of the last line, initially of the creation.
         is_broken: whether the reader of the output has exited.
+        is_notebook: whether the output is that of a cell of a notebook.
     """
 
     def __init__(self) -> None:
-        super().__init__(force_jupyter=False)  # there each line would be a box of its own
+        super().__init__()
+        self.is_notebook = self.is_jupyter
+        self.is_jupyter = False  # there each line would be a box of its own
         self.printed_at = time.monotonic()
         self.is_broken = False
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether lines can be redrawn; ``FORCE_COLOR``, which Jupyter sets, does not say so."""
+        try:
+            return self.file.isatty()
+        except ValueError:  # the file is closed
+            return False
 
     def __exit__(self, *error: Any) -> None:
         """Flush the output of this context, or discard all output from now on."""
@@ -85,12 +99,15 @@ class Ticker:
 
     Args:
         console: console to print to.
-        line: function that returns the line; called in the thread.
+        line: function that returns the line, called in the thread; or what is being done, which is
+            printed once, and then at growing intervals with the seconds since the start.
     """
 
-    def __init__(self, console: SafeConsole, line: Callable[[], str]) -> None:
+    def __init__(self, console: SafeConsole, line: Callable[[], str] | str) -> None:
         self._console = console
         self._line = line
+        self._silence = PROGRESS_SECONDS
+        self._started_at = time.monotonic()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -104,8 +121,15 @@ class Ticker:
 
     def tick(self) -> None:
         """Print the line if the console has been silent for too long."""
-        if time.monotonic() - self._console.printed_at >= PROGRESS_SECONDS:
-            self._console.print_line(self._line())
+        if time.monotonic() - self._console.printed_at >= self._silence:
+            line = self._line
+            self._console.print_line(self._time(line) if isinstance(line, str) else line())
+
+    def _time(self, activity: str) -> str:
+        is_first = self._silence == PROGRESS_SECONDS
+        self._silence *= 2
+        seconds = time.monotonic() - self._started_at
+        return activity if is_first else f"still {activity}: {seconds:.0f} s"
 
     def _run(self) -> None:
         while not self._stopped.wait(TICK_SECONDS):
@@ -261,6 +285,59 @@ class LiveDisplay(QuietDisplay):
         return draw_status(self._status, self._running, self._note)
 
 
+class NotebookDisplay(QuietDisplay):
+    """A progress bar that is redrawn in place, and a line for each trial, for a notebook."""
+
+    def __init__(self, console: SafeConsole, reader: StatusReader) -> None:
+        super().__init__(console, reader)
+        self._detail = ""
+        self._drawn_at = 0.0
+        self._output: Any = None
+
+    def __enter__(self) -> Self:
+        self._draw()
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._detail = ""
+        if error[0] is None:
+            self._draw()
+
+    def on_log(self, running: Sequence[RunningTrial]) -> None:
+        """Show the running trials and the progress of the study."""
+        self._show(format_running(running))
+
+    def on_trial_end(self, event: TrialEvent) -> None:
+        """Print the outcome of the trial."""
+        self._console.print_line(format_trial_end(event, self._reader.config))
+        self._show("")
+
+    def on_wait(self) -> None:
+        """Show that this worker waits for others."""
+        super().on_wait()
+        self._show(WAITING)
+
+    def _show(self, detail: str) -> None:
+        self._detail = detail
+        if time.monotonic() - self._drawn_at >= REFRESH_SECONDS:
+            self._draw()
+
+    def _draw(self) -> None:
+        status = self._reader.read_status()
+        counts = status.counts
+        progress = f"{status.name}: {format_progress(status)}"
+        line = to_line("  |  ".join(filter(None, (progress, self._detail))))
+        bar = f'<progress value="{counts.finished}" max="{max(1, counts.planned)}"></progress>'
+        data = {"text/plain": line, "text/html": f"{bar} {html.escape(line)}"}
+        if self._output is None:
+            display = import_module("IPython.display").display
+            self._output = display(data, raw=True, display_id=True)
+        else:
+            self._output.update(data, raw=True)
+        self._drawn_at = time.monotonic()
+
+
 def create_display(console: SafeConsole, reader: StatusReader, is_subprocess: bool) -> QuietDisplay:
     """Return the display that suits the console.
 
@@ -271,7 +348,10 @@ def create_display(console: SafeConsole, reader: StatusReader, is_subprocess: bo
     """
     if is_subprocess:
         return QuietDisplay(console, reader)
-    return (LiveDisplay if console.is_terminal else LogDisplay)(console, reader)
+    if console.is_notebook:
+        return NotebookDisplay(console, reader)
+    is_live = console.is_terminal and not console.is_dumb_terminal
+    return (LiveDisplay if is_live else LogDisplay)(console, reader)
 
 
 def draw_status(status: Status, running: Sequence[RunningTrial], note: str = "") -> RenderableType:

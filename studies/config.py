@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -29,7 +30,6 @@ from studies.errors import StudyFormatError
 from studies.grid import Grid
 from studies.hypotheses import Hypothesis, check_hypotheses
 from studies.space import (
-    BPTT_STEPS,
     CELL,
     GATED_CELL,
     GATED_PARAMS,
@@ -215,6 +215,12 @@ class StudyConfig(StrictModel):
         """The grid of the tables ``[space]``."""
         return None if self.space is None else Grid(self.space, self.training, self.cells)
 
+    def varies(self, setting: str) -> bool:
+        """Return whether a training setting has several values in the grid; True without one."""
+        default = getattr(self.training, setting)
+        tables = [table.values(setting) or [default] for table in self.space or ()]
+        return self.space is None or len(set(chain(*tables))) > 1
+
     @field_validator("tokenizer")
     @classmethod
     def _check_tokenizer(cls, tokenizer: str) -> str:
@@ -368,7 +374,7 @@ def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConf
         ) from error
     training = training_settings(params, config)
     varied = tuple(
-        (name, params[name]) for name in TRAINING_PARAMS if name in params and name != BPTT_STEPS
+        (name, params[name]) for name in TRAINING_PARAMS if name in params and config.varies(name)
     )
     return TrialConfig(
         architecture,

@@ -348,7 +348,8 @@ def test_search_with_one_complete_trial_succeeds(search, sqlite_url):
     search()
     study = load(sqlite_url)
     grid = ("--set=space.layers=[1, 2]", "--no-wait")
-    search(*grid, "--extend", "--until=0.000001s")
+    stopped = search(*grid, "--extend", "--until=0.000001s", report=True)
+    assert "report" not in stopped.stdout, "it is not finished"
     study.tell(study.ask(), state=TrialState.FAIL)  # the waiting trial of two layers
     assert "1 failed" in search(*grid).stdout
 

@@ -56,7 +56,7 @@ def test_study_is_listed_renamed_copied_retried_and_deleted(
     done = command("retry", "my study", *target)
     assert done.stdout == "study 'my study' has no such trial: 0 failed\n"
     done = command("delete", "my study", "--yes", *made)
-    assert done.stdout == "deleted study 'my study' and its files\n"
+    assert done.stdout == "deleted study 'my study' and its files; reports are kept\n"
     assert command("list", *made).stdout == f"no study in {sqlite_url}\n"
     assert command("delete", "my study", "--yes", *target).returncode == 0
     assert list_files(artifacts) == {}

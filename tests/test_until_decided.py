@@ -5,6 +5,8 @@ import re
 import signal
 import tomllib
 from contextlib import closing
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 from hooks import Gate, Hooks
@@ -80,11 +82,16 @@ def check_finished(url):
     assert counts["size"].max() == 5
 
 
-def test_runs_are_added_until_the_last_look(place, capsys):
+def test_runs_are_added_until_the_last_look(place, capsys, monkeypatch):
     settings = tomllib.loads(REPLICATES)
+    with monkeypatch.context() as patch:  # stopped after the first look, which has added runs
+        patch.setattr("rnn_search.api.time", SimpleNamespace(monotonic=count(0, 3600).__next__))
+        stopped = {"until": 3600, "report": True}
+        rnn_search.run(settings, name="copies", until_decided=True, **stopped, **place)
     study = rnn_search.run(settings, name="copies", until_decided=True, **place)
     check_finished(place["storage"])
     printed = capsys.readouterr().out
+    assert "report: " not in printed, "it was not finished"
     assert "looks at 2, 3, 5 runs, which spend" in printed
     assert "look at 2 runs, 2.62% of error: 0 worse, 0 as good, 2 undecided" in printed
     assert "3 of 3 architectures get 1 more run" in printed

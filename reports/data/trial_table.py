@@ -88,9 +88,8 @@ class TableBuilder:
             else resolve_params(trial.params, config, names)
             for trial in trials
         ]
-        values = {name: {row.get(name) for row in params} for name in TRAINING_PARAMS}
+        values = {name: {row[name] for row in params if name in row} for name in TRAINING_PARAMS}
         varied = {name for name, found in values.items() if len(found) > 1}
-        varied |= {BPTT_STEPS} if values[BPTT_STEPS] != {1} else set()
         nuisance = set(list_nuisance(config, params))
         context = config, names, varied, nuisance
         kept = self._rows if self._context == context else {}

@@ -1,9 +1,7 @@
 """Render sections as one self-contained HTML page and write it."""
 
-import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -38,7 +36,7 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
-from reports.output import OUTPUT, choose_path, identity_tag, report_identity
+from reports.output import choose_path, default_path, identity_tag, report_identity
 from reports.page.first_screen import build_first_screen
 from reports.page.headline import format_headline
 from reports.page.imported_section import describe_uncompared
@@ -52,9 +50,6 @@ from rnn.codegen.module_code import generate_module
 from studies.artifacts import atomic_write
 from studies.storage.open import read_storage
 from studies.text import format_duration, to_printable
-
-_MAX_NAME_BYTES = 180
-"""Maximum length of a file name's stem; file systems allow 255 bytes for the whole name."""
 
 _BEGINNING = b"<!DOCTYPE html>"
 
@@ -87,7 +82,7 @@ def write_report(
     Args:
         storage_url: URL of the storage, which is opened read-only.
         names: names of the studies, in the order of the page.
-        output: file to write; by default named after the studies, in :data:`OUTPUT`, see
+        output: file to write; by default that of :func:`reports.output.default_path`, see
             :func:`reports.output.choose_path`.
         refresh_seconds: interval after which the page reloads itself; None for never.
 
@@ -105,8 +100,7 @@ def write_page(
 ) -> Report:
     """Write the report of results in memory; see :func:`write_report`."""
     identity = report_identity(each.identity for each in results)
-    default = OUTPUT / f"{_file_name([each.name for each in results])}.html"
-    path = output or default.absolute()
+    path = output or default_path([each.name for each in results])
     sections = build_sections(results)
     try:
         path, note = choose_path(path, output is None, identity, _BEGINNING)
@@ -208,12 +202,3 @@ def _code_styles() -> Markup:
         for selector, style in themes.items()
     ]
     return Markup("\n".join(styles))
-
-
-def _file_name(names: Sequence[str]) -> str:
-    """Return a file name that is unique for these studies."""
-    plain = "+".join(re.sub(r"[^\w.-]+", "_", name) for name in names)
-    cut = plain.encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
-    if cut == "+".join(names):
-        return cut
-    return f"{cut}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
@@ -11,8 +11,8 @@ from reports.data.results import Results
 from reports.data.trial_table import list_conditions
 from reports.stats.ranking import average_columns
 from rnn.config import BASELINE_CELLS
-from studies.config import StudyConfig
 from studies.space import BPTT_STEPS, CELL
+from studies.training import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _find_in_study(
     is_comparable = (not metric.is_value or ours.objective == theirs.objective) and (
         is_training_loss or ours.evaluation == theirs.evaluation
     )
-    differences = _list_training_differences(ours, theirs)
+    differences = _list_training_differences(results, other)
     return [
         BaselineReference(
             f"{row['architecture']} ({other.name})" if names_study else row["architecture"],
@@ -138,18 +138,16 @@ def _least_training_losses(results: Results) -> "pd.Series[float]":
     return recorded.fillna(results.curves.groupby("number")["loss"].min())
 
 
-def _list_training_differences(ours: StudyConfig, theirs: StudyConfig) -> str:
-    settings, others = ours.training.model_dump(), theirs.training.model_dump()
+def _list_training_differences(results: Results, other: Results) -> str:
     # A setting that a study varies is part of its labels, or a nuisance parameter.
-    varied = {
-        name for each in (ours, theirs) if each.grid is not None for name in each.grid.parameters
+    varied = {*results.parameters, *other.parameters}
+    values = {
+        name: (other.values_of(name), results.values_of(name))
+        for name in TrainingSettings.model_fields
+        if name not in varied
     }
     return ", ".join(
-        f"{name} {_format_setting(others[name])} against {_format_setting(value)} here"
-        for name, value in settings.items()
-        if name != BPTT_STEPS and name not in varied and others[name] != value
+        f"{name} {theirs} against {ours} here"
+        for name, (theirs, ours) in values.items()
+        if theirs != ours
     )
-
-
-def _format_setting(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:,}"

@@ -110,11 +110,14 @@ def test_references_share_the_corpus_and_state_training_differences(sqlite_url):
     make_study(sqlite_url)
     make_baselines(sqlite_url, "elsewhere", text="cd")
     make_baselines(sqlite_url, "tokens", tokenizer="bpe:300")
-    make_baselines(sqlite_url, "longer", training={"steps": 20_000, "learning_rate": 0.002})
+    space = {"cell": ["gru", "lstm"], "layers": [1], "state_size": [4]}
+    space["training"] = {"bptt_steps": [4], "learning_rate": [0.002]}
+    make_baselines(sqlite_url, "longer", space=space, training={"steps": 20_000})
     gated, *others = read_studies(sqlite_url, "made", "elsewhere", "tokens", "longer")
     references = find_references(gated, others)
     assert {each.study for each in references} == {"longer"}
     words = describe_training_differences(references)
     assert "steps 20,000 against 10,000 here" in words
-    assert "learning_rate 0.002 against 0.001 here" in words
+    assert "learning_rate 0.002 against 0.001 here, bptt_steps 4 against 1 here" in words
+    assert {each.label for each in references} == {"1×4 GRU", "1×4 LSTM"}, "no setting varies"
     assert find_references(others[0], [gated, *others]) == []

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import closing
 from types import SimpleNamespace
 
 import pandas as pd
@@ -9,11 +10,12 @@ import pytest
 from factories import finish_one, gated_params, make_runs, make_study
 from sqlalchemy.engine import make_url
 
-from reports.cli import reports, write_final_report
+from reports.cli import reports
 from reports.errors import OutputTakenError
 from reports.hypotheses import hypotheses_command
-from reports.output import study_identity
+from reports.output import default_path, study_identity
 from reports.page.page import write_report
+from rnn_search.studies_cli import delete
 from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -80,12 +82,12 @@ def test_page_of_a_deleted_study_is_kept(folder, sqlite_url, capsys):
     paths = []
     for unique in ("made-1", "made-2"):
         make_study(sqlite_url)
-        storage = open_storage(sqlite_url)
-        study_id = storage.get_study_id_from_name("made")
-        storage.set_study_user_attr(study_id, "artifact_folder", unique)
-        paths.append(write(hypotheses_command, capsys, "made", "--storage", sqlite_url)[0])
-        storage.delete_study(study_id)
-        storage.close()
+        with closing(open_storage(sqlite_url)) as storage:
+            study_id = storage.get_study_id_from_name("made")
+            storage.set_study_user_attr(study_id, "artifact_folder", unique)
+        paths.append(write(reports, capsys, "made", "--storage", sqlite_url)[0])
+        delete.main(["made", "--yes", "--storage", sqlite_url], standalone_mode=False)
+        assert capsys.readouterr().out.endswith(f"files; reports are kept: {paths[-1]}\n")
     assert len(set(paths)) == 2
 
 
@@ -121,13 +123,6 @@ def test_identity_of_a_server_does_not_depend_on_the_password():
     found = [study_identity(make_url(url), "made", "made-1") for url in addresses]
     assert found[0] == found[1]
     assert len(set(found)) == 3
-
-
-def test_final_report_prints_path_and_main_result(folder, urls, capsys):
-    write_final_report(urls[0], ["made"])
-    path, headline = capsys.readouterr().out.splitlines()
-    assert path == f"report: {folder}/reports/out/made.html"
-    assert headline.startswith("best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte, ")
 
 
 def headline_for(capsys, url, *names):
@@ -174,14 +169,9 @@ def test_study_names_are_escaped_in_page_and_path(sqlite_url, tmp_path, monkeypa
     assert "&lt;script&gt;alert(1)" in html
 
 
-def test_studies_with_similar_names_have_different_pages(sqlite_url, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = ["a b", "a_b"]
-    for name in names:
-        make_study(sqlite_url, name, finished=1)
-    pages = [write_report(sqlite_url, [name]).path for name in names]
-    assert pages[1].name == "a_b.html"
-    assert pages[0] != pages[1]
+def test_studies_with_similar_names_have_different_pages():
+    assert default_path(["a_b"]).name == "a_b.html"
+    assert default_path(["a b"]) != default_path(["a_b"])
 
 
 @pytest.mark.usefixtures("without_optuna_figures")

@@ -2,12 +2,16 @@
 
 import logging
 import os
+import re
+import sys
 import threading
 from itertools import pairwise
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import optuna
 import pytest
-from helpers import QUICK, TINY
+from helpers import ONE_TRIAL, QUICK, TINY
 from hooks import HANG_TIMEOUT, Hooks
 from optuna.trial import TrialState
 from process_runner import query, wait_until
@@ -20,30 +24,20 @@ from search.worker.shutdown import ShutdownSignal
 
 
 @pytest.fixture
-def search(runner, sqlite_url, text):
-    """Start a search over tiny networks."""
-
-    def start(*words, **options):
-        common = ("--storage", sqlite_url, "--corpus", str(text), *TINY)
-        hooks = Hooks(report=False)
-        return runner.start("run_search.py", QUICK, *common, *words, hooks=hooks, **options)
-
-    return start
-
-
-def test_log_is_never_silent_for_five_seconds(monkeypatch):
-    """Even if the storage is slow or other lines are printed."""
-
-    class Clock:
-        now = 0.0
-
-        def monotonic(self):
-            return self.now
-
-    clock, printed = Clock(), []
+def clock(monkeypatch):
+    """A clock that the test sets, and the lines that a console prints, each with its time."""
+    clock = SimpleNamespace(now=0.0, lines=[])
+    clock.monotonic = lambda: clock.now
     monkeypatch.setattr("search.terminal.time", clock)
+    monkeypatch.setattr(
+        SafeConsole, "print", lambda self, line, **_: clock.lines.append((clock.now, line))
+    )
+    return clock
+
+
+def test_log_is_never_silent_for_five_seconds(clock):
+    """Even if the storage is slow or other lines are printed."""
     console = SafeConsole()
-    monkeypatch.setattr(console, "print", lambda line, **_: printed.append((clock.now, line)))
 
     def progress():
         clock.now += RECENT_TIMEOUT  # the storage does not respond
@@ -55,18 +49,46 @@ def test_log_is_never_silent_for_five_seconds(monkeypatch):
         if step % 30 == 0:
             console.print_line("trial")
         ticker.tick()
-    times = [0.0, *(time for time, _ in printed), clock.now]
+    times = [0.0, *(time for time, _ in clock.lines), clock.now]
     gaps = [after - before for before, after in pairwise(times)]
     assert max(gaps) < 5
-    lines = [time for time, line in printed if line == "progress"]
+    lines = [time for time, line in clock.lines if line == "progress"]
     assert min(b - a for a, b in pairwise(lines)) >= PROGRESS_SECONDS
 
 
-def test_search_stops_when_the_reader_of_its_output_exits(search, sqlite_url, tmp_path):
+def test_activity_is_named_once_and_then_timed_at_growing_intervals(clock):
+    ticker = Ticker(SafeConsole(), "preparing")
+    while clock.now < 30:
+        clock.now += 1
+        ticker.tick()
+    lines = [(3, "preparing"), (9, "still preparing: 9 s"), (21, "still preparing: 21 s")]
+    assert clock.lines == lines
+
+
+@pytest.mark.parametrize("is_notebook", [False, True])
+def test_each_trial_is_a_line_and_a_notebook_has_one_bar(
+    invoke, sqlite_url, text, monkeypatch, is_notebook
+):
+    """No escape sequence is written, although Jupyter sets ``FORCE_COLOR``."""
+    display, shell = Mock(), type("ZMQInteractiveShell" if is_notebook else "Other", (), {})
+    monkeypatch.setattr("builtins.get_ipython", shell, raising=False)
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    words = ("--storage", sqlite_url, "--corpus", str(text), *ONE_TRIAL, "--set=space.layers=[1,2]")
+    lines = invoke("run_search.py", QUICK, *words, report=False, FORCE_COLOR="1").stdout
+    assert "\x1b" not in lines
+    assert re.findall(r"^trial (\d) .* complete", lines, re.MULTILINE) == ["0", "1"]
+    assert display.call_count == is_notebook
+    if is_notebook:
+        bar = display.return_value.update.call_args.args[0]["text/html"]
+        assert bar.startswith('<progress value="2" max="2"></progress> quick: 2 of 2 finished')
+
+
+def test_search_stops_when_the_reader_of_its_output_exits(runner, sqlite_url, text, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     endless = ("--set=training.steps=1000000000", "--set=training.log_every=20")
-    process = search(*endless, stdout=str(pipe))
+    words = (QUICK, "--storage", sqlite_url, "--corpus", str(text), *TINY, *endless)
+    process = runner.start("run_search.py", *words, stdout=str(pipe), hooks=Hooks(report=False))
     with pipe.open(encoding="utf-8") as reader:
         assert any(line.startswith("study quick: ") for line in reader)
     assert process.wait() == 1

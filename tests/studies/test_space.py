@@ -89,10 +89,13 @@ def test_bptt_steps_and_gate_inputs_come_from_the_trial_or_else_from_the_study()
     varied = study_config(space | {"bptt_steps": [1, 16]})
     configs = [to_trial_config(params, varied) for params in varied.grid.combinations()]
     assert [config.bptt_steps for config in configs] == [1, 16]
+    assert [config.label[9:] for config in configs] == ["bptt_steps 1", "bptt_steps 16"]
     settings = {"training": {"bptt_steps": 4}, "gate_inputs": "candidate"}
-    fixed = StudyConfig.model_validate({"space": space | {"cell": ["gated"]}} | settings)
+    one = {"cell": ["gated"], "training": {"learning_rate": [0.01]}}
+    fixed = StudyConfig.model_validate({"space": space | one} | settings)
     config = to_trial_config(next(fixed.grid.combinations()), fixed)
     assert (config.bptt_steps, config.architecture.gate_inputs) == (4, "candidate")
+    assert config.label == config.architecture.label, "no setting varies"
 
 
 def test_grid_that_is_too_large_to_list_is_refused_before_it_is():
