@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
+from reports.dashboard.note import render_note
 from reports.hypotheses import write_hypotheses
 from reports.page.page import render_page
 from reports.page.sections import build_section
 from reports.stats.leaderboard import summarize_study
 from reports.stats.ranking import rank_architectures
-from rnn_search import load
+from rnn_search import list_studies, load
+from search.progress import format_progress
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -30,6 +32,16 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     assert [entry.label for entry in entries] == [BEST, SMALLER, WORST]
     means = results.complete.groupby("architecture")[column].mean()
     assert entries[0].mean == pytest.approx(means[BEST])
+    # Everything else names the same one: status, list, Python, the note and the verdicts.
+    study = load("replicates", storage=sqlite_url)
+    assert study.best.number == entries[0].number == 0
+    assert study.verdicts().table["architecture"][0] == BEST
+    line = f"mean of 3 runs 2.4081 bits per byte, {split} loss"
+    assert format_progress(study.status).endswith(f"{line} ({BEST}, best run trial 0)")
+    (listed,) = list_studies(storage=sqlite_url)
+    assert (f"{listed.best:.4f}", listed.best_unit) == ("2.4081", "bits per byte")
+    note = render_note("", results.config, results.corpus, [], results.counts, results, [])
+    assert f"| 1 | 0 | &ensp;{BEST} | 2.4081 |" in note
 
 
 def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_url):
@@ -80,6 +92,7 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url, tmp_path):
     assert "+inf" not in page
     table = load("replicates", storage=sqlite_url).verdicts().table
     assert len(table) == 3
+    assert "the best is the smallest (" in repr(load("replicates", storage=sqlite_url).verdicts())
     assert list(table["difference"]) == pytest.approx(list(table["loss"] - table["loss"][0]))
     make_study(sqlite_url, "whole")
     path, _ = write_hypotheses(sqlite_url, ["whole", "replicates"], tmp_path / "note.md")
@@ -90,7 +103,9 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url, tmp_path):
 def test_margin_of_the_study_decides_who_is_as_good(sqlite_url):
     """The second is worse by 0.05."""
     make_replicates(sqlite_url, "strict", gap=10)
-    assert summarize_study(results_of(sqlite_url, "strict")).smallest is None
+    verdicts = load("strict", storage=sqlite_url).verdicts()
+    assert verdicts.smallest is None
+    assert "no smaller one is shown to be as good (margin 0.02 bits per byte)" in repr(verdicts)
     make_replicates(sqlite_url, "lenient", gap=10, margin=0.2)
     assert summarize_study(results_of(sqlite_url, "lenient")).smallest.label == SMALLER
 
