@@ -45,13 +45,9 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
 
 
 def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_url):
-    runs = [
-        (gated_params(layers, replicate=i), layers + value, {"validation_bits_per_byte": None})
-        for layers in (1, 2)
-        for i, value in enumerate((0.0, 0.01, 0.02))
-    ]
-    raw = {"refinement": {"source": "made", "replicates": 3}}
-    make_runs(sqlite_url, "replicates", raw, runs)
+    lost, numbers = {"validation_bits_per_byte": None}, (0, 1, 2)
+    runs = [(gated_params(n, replicate=i), n + i / 100, lost) for n in (1, 2) for i in numbers]
+    make_runs(sqlite_url, "replicates", {"refinement": {"source": "made", "replicates": 3}}, runs)
     section = build_section(results_of(sqlite_url, "replicates"))
     assert section.results.metric.is_value
     assert [entry.mean for entry in section.summary.entries] == pytest.approx([1.01, 2.01])
@@ -133,7 +129,7 @@ def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url):
     assert "significantly" not in page
 
 
-def test_page_of_a_token_study_uses_its_unit_and_objective(sqlite_url):
+def test_page_of_a_token_study_uses_its_unit_and_objective_and_escapes_its_samples(sqlite_url):
     raw = {
         "space": {"layers": [1, 2], "state_size": [4]},
         "tokenizer": "bpe:300",
@@ -142,6 +138,7 @@ def test_page_of_a_token_study_uses_its_unit_and_objective(sqlite_url):
         "report_threshold": 5.0,
     }
     runs = [(gated_params(i), 4.0 + i, {"training_loss": 3.5 - i}) for i in (1, 2)]
+    runs[0][2]["sample"] = "<b>it was</b>\n\x00 & so on"
     tokenizer = {"size": 290, "bytes_per_token": 2.5, "serialized": "{}"}
     make_runs(sqlite_url, "tokens", raw, runs, tokenizer=tokenizer)
     section = build_section(results_of(sqlite_url, "tokens"))
@@ -154,12 +151,5 @@ def test_page_of_a_token_study_uses_its_unit_and_objective(sqlite_url):
     axis = section.curves.figure.layout.yaxis
     assert axis.title.text == "smoothed training loss (nats per token)"
     assert section.curves.color_schemes[0].label == "validation loss"
-
-
-def test_samples_are_shown_escaped(sqlite_url):
-    samples = ("<b>it was</b>\n\x00 & so on", None)
-    runs = [(gated_params(1 + i), 1.0 + i, {"sample": text}) for i, text in enumerate(samples)]
-    make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
-    page = "".join(render_page([build_section(results_of(sqlite_url, "writers"))]))
     assert ">&lt;b&gt;it was&lt;/b&gt;\n\ufffd &amp; so on</pre>" in page
     assert page.count('<pre class="code sample">') == 1

@@ -165,15 +165,6 @@ def test_rival_of_the_best_continues_while_another_is_undecided():
     assert look.continued == [0, 2, 4]
 
 
-def test_runs_after_a_look_do_not_change_it():
-    more = make_losses(9, a=1.0, b=1.01, c=1.02, d=3.0)
-    few = {name: {run: runs[run] for run in (1, 2, 3)} for name, runs in more.items()}
-    assert (
-        take_look(more, NAMES, [3, 5], MARGIN, [])[1]
-        == take_look(few, NAMES, [3, 5], MARGIN, [])[1]
-    )
-
-
 def test_architecture_without_a_complete_run_has_no_verdict_and_does_not_continue():
     losses = make_losses(3, a=1.0, b=1.0, c=1.0)
     judgement, look = take_look(losses, NAMES, [3, 5], MARGIN, [])

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click import ClickException
 from click.testing import CliRunner
 from helpers import ROOT, study_attributes
 from optuna.trial import TrialState
@@ -24,8 +23,8 @@ from search.sample import sample
 from search.worker.trial_artifacts import WeightStore
 from studies.artifacts import open_store
 from studies.config import StudyConfig, to_trial_config
-from studies.errors import StudiesError, StudyNotFoundError
-from studies.space import GATED_PARAMS, distributions, observed_search_space
+from studies.errors import StudyNotFoundError
+from studies.space import GATED_PARAMS, distributions
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage
 
@@ -37,19 +36,12 @@ VALUES = (1.5, 1.2, 1.9, 1.2, 1.4)
 """Values of the complete trials; one more is waiting."""
 
 
-def make_study(
-    url: str, keep: set[int], artifacts: str | None = None, replicates=(), **settings: object
-):
+def make_study(url: str, keep: set[int], artifacts: str | None = None, **settings: object):
     """Create a study of six trials, and store the weights of some."""
     config = StudyConfig.model_validate({"space": SPACE, **settings})
     combinations = list(config.grid.combinations())
-    if replicates:
-        refinement = {"source": "other", "replicates": len(replicates)}
-        config = StudyConfig.model_validate({"refinement": refinement})
-        combinations = [each | {"replicate": n} for each in combinations[:3] for n in replicates]
     storage, attributes = open_storage(url), study_attributes(config)
-    choices = distributions(observed_search_space(combinations))
-    planned = map(PlannedTrial, combinations)
+    choices, planned = distributions(config.grid.search_space), map(PlannedTrial, combinations)
     create_study(storage, "made", "validation loss", attributes, choices, [*planned])
     study_id = storage.get_study_id_from_name("made")
     weights = WeightStore(open_store(artifacts, url, "weights"), "made-1")
@@ -101,13 +93,6 @@ def test_best_trial_with_stored_weights_is_loaded(sqlite_url, tmp_path, capsys):
         load_trial_model("made", None, sqlite_url, str(tmp_path / "elsewhere"))
 
 
-def test_default_is_a_run_of_the_architecture_of_the_best_mean(sqlite_url, capsys):
-    """The third has one run, of the harder replicate: its adjusted mean is 1.15."""
-    make_study(sqlite_url, {0, 2, 3}, replicates=(1, 2))
-    assert load_trial_model("made", None, sqlite_url, None).trial.number == 0
-    assert "using trial 0: better trials have no stored weights (4, 1)" in capsys.readouterr().err
-
-
 def test_study_without_stored_weights_is_reported(sqlite_url):
     make_study(sqlite_url, keep=set(), keep_weights=0)
     for number in (None, 1):
@@ -139,24 +124,6 @@ def test_continuation_of_a_prompt_depends_on_the_seed(sqlite_url, tmp_path):
     greedy = ("--temperature", "0")
     assert draw(*prompt, "--seed", "2") != first
     assert draw(*prompt, *greedy) == draw(*prompt, "--top-k", "1") != first
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (("made", "--trial", "9" * 5000), "expected best or a trial number"),
-        (("made", "--trial", "last"), "invalid value 'last': expected best or a trial number"),
-        (("made", "--temperature", "nan"), "--temperature is nan"),
-        (("made", "--top-k", "0"), "--top-k"),
-        (("made", "--length", "0"), "--length"),
-    ],
-)
-def test_invalid_arguments_are_rejected_in_one_line(sqlite_url, words, line):
-    make_study(sqlite_url, {1})
-    with pytest.raises((StudiesError, WeightsNotFoundError, ClickException)) as refused:
-        sample.main([*words, "--storage", sqlite_url], standalone_mode=False)
-    error = refused.value
-    assert line in (error.format_message() if isinstance(error, ClickException) else str(error))
 
 
 def put_pipe(path):

@@ -5,23 +5,17 @@ import os
 
 import numpy as np
 import pytest
-from helpers import ROOT, study_attributes
-from optuna.trial import TrialState
+from helpers import ROOT
 
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.data.corpus import Corpus
 from rnn.training.loop import TrainConfig
 from search.cells import CellStore, load_record
-from search.study import StudyHandle
-from search.worker.best_trials import BestTrialFiles
 from search.worker.checkpointing import checkpoint_identity
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from studies.artifacts import AtomicFileStore, open_store
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError
-from studies.space import distributions, observed_search_space
-from studies.storage.create_study import PlannedTrial, create_study
-from studies.storage.open import load_study, open_storage
 
 LEFT = f"{'0123456789abcdef' * 2}.part"
 """Suffix of the temporary file of a killed writer."""
@@ -213,24 +207,3 @@ def test_eviction_keeps_the_weights_of_the_best_trials(store):
     weights.evict([12, 3, 1], 0)
     assert weights.list_trials() == set()
     assert others.list_trials() == {1}
-
-
-def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(store, sqlite_url):
-    """The first architecture has the best run; before the last run, each may become the best."""
-    raw = {"refinement": {"source": "s", "replicates": 2}, "keep_weights": 1}
-    config, storage = StudyConfig.model_validate(raw), open_storage(sqlite_url)
-    shapes = [(layers, run) for run in (1, 2) for layers in (1, 2)]
-    params = [{"cell": "gru", "layers": n, "state_size": 4, "replicate": r} for n, r in shapes]
-    choices, planned = distributions(observed_search_space(params)), map(PlannedTrial, params)
-    create_study(storage, "s", "loss", study_attributes(config), choices, [*planned])
-    handle = StudyHandle(load_study(storage, "s"), storage, config, None, None)
-    weights, kept = WeightStore(store, "s-1"), []
-    files = BestTrialFiles(handle, weights, lambda query: query(), "weights")
-    for number, value in enumerate((1.0, 1.4, 3.0, 1.5)):
-        trial_id = storage.claim(handle.study_id, "me")
-        for selected in files.select({number: value}):
-            files.write(selected, b"weights")
-        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {}, {})
-        files.evict(number)
-        kept.append(weights.list_trials())
-    assert kept == [{0}, {0, 1}, {0, 1}, {1}]
