@@ -17,7 +17,6 @@ from search.refinement import MAX_UNCONFIRMED
 from search.session import RunOptions, require_refinement
 from search.status import read_status
 from search.worker.shutdown import parse_duration
-from studies.attributes import ImportedRecord
 from studies.cli import (
     artifacts_option,
     dashboard_port_option,
@@ -258,8 +257,7 @@ def _print_status(options: RunOptions, as_json: bool) -> None:
     with closing(read_storage(options.storage)) as storage:
         study = load_study(storage, options.name or study_name(options.study))
         record = read_record(study)
-        config = record.imported if isinstance(record, ImportedRecord) else record.config
-        status = read_status(study, storage, config)
+        status = read_status(study, storage, record.config)
         jobs = None
         if not options.target.is_local:
             jobs = read_jobs(_find_launcher(options), record.artifact_folder, study, storage)
@@ -267,7 +265,7 @@ def _print_status(options: RunOptions, as_json: bool) -> None:
         extra = {} if jobs is None else {"jobs": [job.as_json() for job in jobs]}
         click.echo(json.dumps(status.as_json() | extra))
         return
-    click.echo(format_status(status, config))
+    click.echo(format_status(status, record.config))
     if jobs is not None:
         click.echo(format_jobs(jobs))
 

@@ -28,8 +28,9 @@ class Pareto:
         """One row per architecture on the front, the cheapest first.
 
         Columns: ``architecture``, its ``trial``, ``parameters``, ``seconds`` of a run (NaN where
-        they are not comparable), held-out ``loss`` in bits per byte, its ``gap`` to the best with
-        the ends ``low`` and ``high`` of its 95% interval (NaN for the best), and
+        they are not comparable), the held-out loss in ``bits_per_byte``, its ``gap`` to the best
+        with the ends ``low`` and ``high`` of its 95% interval, in the same unit (NaN for the best),
+        and
         ``cheapest_not_worse``: the cheapest architecture that costs less and is not significantly
         worse; None if all of these are.
         """
@@ -43,7 +44,7 @@ class Pareto:
             costs = (each.parameters, each.seconds, each.loss)
             rows.append((each.label, each.number, *costs, *interval, cheaper))
         columns = [
-            "architecture", "trial", "parameters", "seconds", "loss", "gap", "low", "high",
+            "architecture", "trial", "parameters", "seconds", "bits_per_byte", "gap", "low", "high",
             "cheapest_not_worse",
         ]  # fmt: skip
         return pd.DataFrame(rows, columns=columns)
@@ -55,7 +56,7 @@ class Pareto:
         return plot_front(self.front)
 
     def __repr__(self) -> str:
-        digits = {"seconds": 2, "loss": 4, "gap": 4, "low": 4, "high": 4}
+        digits = {"seconds": 2, "bits_per_byte": 4, "gap": 4, "low": 4, "high": 4}
         return self.table.round(digits).to_string(index=False)
 
     def _repr_html_(self) -> str:

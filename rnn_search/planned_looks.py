@@ -122,16 +122,7 @@ def _describe(results: Results) -> list[str]:
             return [line]
         first = refinement.looks.index(later[0])
         return [line, _describe_gaps(noise, refinement.looks, count, unit, first)]
-    if summary.smallest:
-        smallest = summary.smallest
-        return [
-            line,
-            f"smallest as good as the best: {smallest.label}, {smallest.parameter_count:,.0f} "
-            f"parameters instead of {summary.best.parameter_count:,.0f}",
-        ]
-    if summary.is_best_smallest:
-        return [line, f"the best, {summary.best.label}, is the smallest network"]
-    return [line, f"no network smaller than the best, {summary.best.label}, is shown to be as good"]
+    return [line, f"best mean: {summary.best.full_label}; {summary.describe_smallest()}"]
 
 
 def _describe_gaps(noise: Noise, looks: list[int], count: int, unit: str, first: int = 0) -> str:

@@ -12,7 +12,7 @@ from optuna import Study as OptunaStudy
 from rnn_search.effects import Effects
 from rnn_search.pareto import Pareto
 from search.errors import TrialNotFoundError
-from studies.attributes import ImportedRecord
+from studies.best import BestReader
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.config import StudyConfig
 from studies.errors import ConfigError, StudiesError
@@ -22,7 +22,7 @@ from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.engine import parse_url
 from studies.storage.open import DEFAULT_STORAGE, list_study_names, load_study, read_storage
-from studies.storage.queries import TrialRow, read_best_trial, read_trials
+from studies.storage.queries import TrialRow, read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import shorten
 from studies.trial_label import label_trial
@@ -84,7 +84,7 @@ class Study:
     def config(self) -> StudyConfig | ImportedConfig:
         """Settings of the study, which ``extend`` changes; of an imported one what it is."""
         with self._open() as (_, study):
-            return _read_config(study)
+            return read_record(study).config
 
     @property
     def results(self) -> "pd.DataFrame":
@@ -114,7 +114,7 @@ class Study:
         from search.status import read_status
 
         with self._open() as (storage, study):
-            return read_status(study, storage, _read_config(study))
+            return read_status(study, storage, read_record(study).config)
 
     @property
     def counts(self) -> TrialCounts:
@@ -126,14 +126,18 @@ class Study:
     def best(self) -> "Trial":
         """The complete trial of the best value: the lowest, unless it was imported as a maximum.
 
+        Of replicates it is a run of the architecture with the best mean, which the report names:
+        of its runs that of the best value (``docs/statistics.md``, "The best").
+
         Raises:
             TrialNotFoundError: if no trial is complete yet.
         """
         with self._open() as (storage, study):
-            row = read_best_trial(storage, study._study_id)
-            if row is None:
+            config = read_record(study).config
+            best = BestReader(study, storage, config).read()
+            if best is None:
                 raise TrialNotFoundError(f"study {self.name!r} has no complete trial yet")
-            return self._trial(row, _read_config(study))
+            return self._trial(best.trial, config)
 
     def trial(self, number: int) -> "Trial":
         """Return a trial by its number.
@@ -145,7 +149,7 @@ class Study:
             rows = read_trials(storage, study._study_id)
             for row in rows:
                 if row.number == number:
-                    return self._trial(row, _read_config(study))
+                    return self._trial(row, read_record(study).config)
         raise TrialNotFoundError(
             f"trial {number} not found in study {self.name!r}, which has {len(rows):,} trials"
         )
@@ -211,7 +215,8 @@ class Study:
     def pareto(self, cost: Literal["parameters", "seconds"] = "parameters") -> Pareto:
         """Find the architectures that no other one beats at its cost, by their held-out loss.
 
-        Architectures are compared at their best values of the nuisance parameters.
+        Losses and gaps are in bits per byte, whatever the unit of the value. Architectures are
+        compared at their best values of the nuisance parameters.
 
         Args:
             cost: number of parameters, or computing time of a run in seconds.
@@ -453,7 +458,11 @@ class Verdicts:
 
     @property
     def smallest(self) -> str | None:
-        """The smallest architecture that is as good as the best; None if no smaller one is."""
+        """The smallest architecture that is as good as the best and smaller than the best mean.
+
+        None if no smaller one is shown to be, or if there is none: the best mean may itself be the
+        smallest. The printed table says which.
+        """
         return self.summary.smallest.label if self.summary.smallest else None
 
     @property
@@ -462,9 +471,9 @@ class Verdicts:
 
         Columns: ``architecture``, ``parameters``, ``runs``, mean ``loss`` (adjusted for the order
         of the text where numbers of runs differ), ``difference`` to the best mean, ``at_most``:
-        upper confidence bound of the difference to the best architecture, whichever that is, and
-        the ``verdict``: ``worse``, ``as good`` (``at_most`` is below the margin) or ``undecided``;
-        of the best mean ``best mean`` (``docs/statistics.md``).
+        upper confidence bound of the difference to the best architecture, whichever that is, all
+        in ``unit``, and the ``verdict``: ``worse``, ``as good`` (``at_most`` is below the margin)
+        or ``undecided``; of the best mean ``best mean`` (``docs/statistics.md``).
         """
         import pandas as pd
 
@@ -485,16 +494,11 @@ class Verdicts:
 
     def __repr__(self) -> str:
         shown = self.table.round({"loss": 4, "difference": 4, "at_most": 4}).to_string(index=False)
-        smallest = self.smallest or "none"
-        return f"{shown}\nsmallest as good (margin {self.margin:g} {self.unit}): {smallest}"
+        smallest = self.summary.describe_smallest()
+        return f"{shown}\n{smallest} (margin {self.margin:g} {self.unit})"
 
     def _repr_html_(self) -> str:
         return self.table.to_html()
-
-
-def _read_config(study: OptunaStudy) -> StudyConfig | ImportedConfig:
-    record = read_record(study)
-    return record.imported if isinstance(record, ImportedRecord) else record.config
 
 
 def storage_or_default(storage: str | None) -> str:

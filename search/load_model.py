@@ -13,9 +13,9 @@ from rnn.errors import SavedModelError
 from rnn.inference.saved_model import SavedModel, deserialize_model
 from rnn.models.shapes import count_parameters
 from search.errors import WeightsNotFoundError
-from search.refinement import rank_trials
 from search.worker.trial_artifacts import WeightStore
 from studies.artifacts import open_store
+from studies.best import rank_trials
 from studies.cli import artifacts_option, storage_options
 from studies.config import StudyConfig, to_trial_config
 from studies.loader import read_study_record
@@ -85,7 +85,8 @@ def load_trial_model(
 
     Args:
         study: name of the study.
-        trial: number of a complete trial; None for the best trial whose weights are stored.
+        trial: number of a complete trial; None for the best trial whose weights are stored: of
+            replicates, a run of the best architecture of which one has weights.
         storage: URL of the storage, which is opened read-only.
         artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
 
@@ -102,7 +103,9 @@ def load_trial_model(
             open_store(artifacts, storage, "weights", read_only=True), record.artifact_folder
         )
         trials = read_trials(opened, loaded._study_id)
-    ranked = rank_trials(trials)
+    by_number = {row.number: row for row in trials}
+    ranking = rank_trials(trials, config, record.looks)
+    ranked = [by_number[run.number] for each in ranking.architectures for run in each.runs]
     stored = weights.list_trials()
     available = [t for t in ranked if t.number in stored]
     chosen = next((t for t in available if trial is None or t.number == trial), None)

@@ -136,9 +136,12 @@ def plan_trials(
         return [PlannedTrial(params) for params in combinations], grid.search_space
     source = load_study(storage, config.refinement.source)
     counts = count_trials(storage, source._study_id)
-    keep = read_study_record(source).config.pruning.keep
+    record = read_study_record(source)
+    keep = record.config.pruning.keep
     trials = read_trials(storage, source._study_id)
-    planned = derive_trials(trials, counts, config, options.partial, keep, options.confirmed)
+    planned = derive_trials(
+        trials, counts, config, options.partial, keep, options.confirmed, record
+    )
     return planned, observed_search_space(trial.params for trial in planned)
 
 

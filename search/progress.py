@@ -8,6 +8,7 @@ from search.pruning.audit import describe_look
 from search.status import RunningTrial, Status
 from search.worker.protocols import TrialEvent
 from studies.attributes import ERROR
+from studies.best import Best
 from studies.config import StudyConfig, to_trial_config, top_count
 from studies.imported import ImportedConfig
 from studies.storage.counts import TrialCounts
@@ -29,9 +30,8 @@ def format_progress(status: Status) -> str:
     """Format the progress of a study: ``12 of 96 finished, 4 running, best …``."""
     counts = status.counts
     parts = [counts.describe()]
-    if status.best:
-        best = status.best
-        parts.append(f"best {format_loss(best.value)} (trial {best.number}, {best.architecture})")
+    if best := status.best:
+        parts.append(f"best {_format_best(best)} ({_name_trial(best)})")
     if status.seconds_left:
         parts.append(f"about {format_duration(status.seconds_left)} left")
     return ", ".join(parts)
@@ -56,6 +56,20 @@ def format_loss(loss: float | None) -> str:
     return "" if loss is None else f"{loss:.4f} nats"
 
 
+def _format_best(best: Best) -> str:
+    """Format the value of the best: ``1.4321 nats``, or the mean of runs with its unit."""
+    if best.runs is None:
+        return format_loss(best.value)
+    return f"{best.mean_of} {best.value:.4f} {best.unit}, {best.measure}"
+
+
+def _name_trial(best: Best) -> str:
+    """Name trial and architecture of the best; of replicates the architecture first."""
+    if best.runs is None:
+        return f"trial {best.number}, {best.architecture}"
+    return f"{best.architecture}, best run trial {best.number}"
+
+
 def format_status(status: Status, config: StudyConfig | ImportedConfig) -> str:
     """Format the status of a study as the table that ``--status`` prints."""
     counts = status.counts
@@ -71,10 +85,8 @@ def format_status(status: Status, config: StudyConfig | ImportedConfig) -> str:
         ("diverged", counts.diverged),
         ("failed", counts.failed),
     ]
-    if status.best:
-        best = status.best
-        value = format_loss(best.value)
-        rows.append(("best", f"{value}, trial {best.number}, {best.architecture}"))
+    if best := status.best:
+        rows.append(("best", f"{_format_best(best)}, {_name_trial(best)}"))
     if config.pruning.enabled:
         keep = top_count(config.pruning.keep, counts.planned)
         rows.append(("to keep", f"top {keep}, with confidence {config.pruning.confidence:g}"))
@@ -93,9 +105,10 @@ def _format_imported(status: Status, config: ImportedConfig) -> str:
     states = ("planned", "complete", "pruned", "diverged", "failed")
     rows += [(state, getattr(status.counts, state)) for state in states]
     if best := status.best:
+        direction = "highest" if config.direction == "maximize" else "lowest"
+        name = " ".join(filter(None, (direction, best.mean_of, config.metric)))
         value = f"{best.value:.6g} {config.unit}".rstrip()
-        name = f"{'highest' if config.direction == 'maximize' else 'lowest'} {config.metric}"
-        rows.append(("best", f"{name} {value}, trial {best.number}, {best.architecture}"))
+        rows.append(("best", f"{name} {value}, {_name_trial(best)}"))
     return "\n".join(f"{name:9} {to_line(str(value))}" for name, value in rows)
 
 

@@ -1,17 +1,14 @@
 """Derive the trials of a refinement from the best trials of its source study."""
 
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import Any
 
-from optuna.trial import TrialState
-
 from search.errors import UnfinishedSourceError
-from studies.attributes import SOURCE_TRIALS
+from studies.attributes import SOURCE_TRIALS, StudyRecord
+from studies.best import architecture_key, rank_trials
 from studies.config import Refinement, StudyConfig, top_count
 from studies.errors import ConfigError
 from studies.grid import MAX_COMBINATIONS
-from studies.run_means import average_runs
 from studies.space import CELL, REPLICATE, Params, param_order
 from studies.storage.counts import TrialCounts
 from studies.storage.create_study import PlannedTrial
@@ -31,6 +28,7 @@ def derive_trials(
     partial: bool = False,
     keep: float = 1,
     confirmed: bool = False,
+    source: StudyRecord | None = None,
 ) -> list[PlannedTrial]:
     """Apply a refinement's variants and replicates to the best architectures of its source.
 
@@ -46,6 +44,7 @@ def derive_trials(
         partial: accept an unfinished source.
         keep: fraction of the trials that pruning kept, if the source was pruned.
         confirmed: whether the user has confirmed any number of trials.
+        source: record of the source study; None for one without planned looks.
 
     Returns:
         Trials derived from the best source trial first.
@@ -81,7 +80,7 @@ def derive_trials(
                 f"trials, but refinement.top = {refinement.top} needs {wanted}{among}: expected at "
                 f"most {expected}"
             )
-    ranked = _rank_architectures(groups, config.nuisance)
+    ranked = _rank_architectures(trials, config.nuisance, source)
     if len(ranked) < wanted and not (partial and ranked):
         raise UnfinishedSourceError(
             f"study {refinement.source!r} has {len(ranked)} complete trials, but "
@@ -122,17 +121,6 @@ def check_count(
         )
 
 
-def rank_trials(trials: Iterable[TrialRow]) -> list[TrialRow]:
-    """Return the complete trials, best first; ties by number."""
-    complete = (trial for trial in trials if trial.state is TrialState.COMPLETE)
-    return sorted(complete, key=lambda trial: (_loss(trial), trial.number))
-
-
-def _loss(trial: TrialRow) -> float:
-    """Return the value of a complete trial; one that is not finite, as of plain Optuna, is last."""
-    return math.inf if trial.value is None else trial.value
-
-
 def _without(params: Params, names: Collection[str]) -> Params:
     """Return parameters in their order, without some."""
     return {name: params[name] for name in param_order(params) if name not in names}
@@ -144,43 +132,29 @@ def _key(params: Params) -> _ParamsKey:
 
 def group_by_architecture(
     trials: Iterable[TrialRow], nuisance: Sequence[str] = ()
-) -> dict[_ParamsKey, list[TrialRow]]:
+) -> dict[Hashable, list[TrialRow]]:
     """Group the trials of each architecture, in the given order."""
-    groups: dict[_ParamsKey, list[TrialRow]] = {}
+    groups: dict[Hashable, list[TrialRow]] = {}
     for trial in trials:
-        key = _key(_without(trial.params, (*nuisance, REPLICATE)))
-        groups.setdefault(key, []).append(trial)
+        groups.setdefault(architecture_key(trial.params, nuisance), []).append(trial)
     return groups
 
 
 def _rank_architectures(
-    groups: Mapping[_ParamsKey, Sequence[TrialRow]], nuisance: Sequence[str]
+    trials: Sequence[TrialRow], nuisance: Sequence[str], source: StudyRecord | None
 ) -> list[list[TrialRow]]:
     """Return the complete runs of each architecture at its best values of nuisance parameters.
 
-    The best mean over runs comes first, adjusted for the replicates that each has
-    (:mod:`studies.run_means`); ties by number.
+    The best architecture of the source comes first, by the definition of :mod:`studies.best`.
     """
-    settings: dict[_ParamsKey, dict[_ParamsKey, list[TrialRow]]] = {}
-    for architecture, group in groups.items():
-        for trial in rank_trials(group):
-            key = _key(_without(trial.params, (REPLICATE,)))
-            settings.setdefault(architecture, {}).setdefault(key, []).append(trial)
-    means = average_runs(
-        (key, int(trial.params.get(REPLICATE, 0)), _loss(trial))
-        for found in settings.values()
-        for key, trials in found.items()
-        for trial in trials
-        if math.isfinite(_loss(trial))
-    )
-
-    def sort_key(setting: tuple[_ParamsKey, list[TrialRow]]) -> tuple[float, int]:
-        key, trials = setting
-        is_finite = all(math.isfinite(_loss(trial)) for trial in trials)
-        return means[key] if is_finite else math.inf, trials[0].number
-
-    best = [min(found.items(), key=sort_key) for found in settings.values()]
-    return [trials for _, trials in sorted(best, key=sort_key)]
+    by_number = {trial.number: trial for trial in trials}
+    config, looks = (source.config, source.looks) if source else (None, [])
+    ranking = rank_trials(trials, config, looks)
+    best: dict[Hashable, list[TrialRow]] = {}
+    for each in ranking.architectures:
+        runs = [by_number[run.number] for run in each.runs]
+        best.setdefault(architecture_key(runs[0].params, nuisance), runs)
+    return list(best.values())
 
 
 def _derive(

@@ -10,6 +10,7 @@ from rnn.config import TrialConfig
 from search.errors import ShutdownRequestedError
 from search.worker.claims import ClaimManager
 from studies.attributes import AuditLook, Failure
+from studies.best import Best, BestReader
 from studies.config import StudyConfig, to_trial_config
 from studies.imported import ImportedConfig
 from studies.storage.active_workers import ActiveWorker, read_active_workers
@@ -23,9 +24,8 @@ from studies.storage.counts import (
 )
 from studies.storage.last_losses import read_last_losses
 from studies.storage.open import read_study_name
-from studies.storage.queries import read_audit_looks, read_best_trial
+from studies.storage.queries import read_audit_looks
 from studies.storage.storage import LeasedRDBStorage
-from studies.trial_label import label_trial
 
 READ_TIMEOUT = 2.0
 """Seconds that a display waits for the storage before it shows the last known status."""
@@ -56,28 +56,13 @@ class RunningTrial:
 
 
 @dataclass(frozen=True)
-class BestTrial:
-    """The best complete trial of a study.
-
-    Attributes:
-        number: number of the trial.
-        value: its objective value, in nats per token unless it was imported.
-        architecture: label of its network.
-    """
-
-    number: int
-    value: float
-    architecture: str
-
-
-@dataclass(frozen=True)
 class Status:
     """Progress of a study.
 
     Attributes:
         name: name of the study.
         counts: number of grid trials by state.
-        best: best complete trial; None before the first.
+        best: what is best so far; None before the first complete trial.
         seconds_left: estimated time with the current workers; None if unknown.
         retries: number of requeued trials, by reason.
         audited: number of trials that are trained to the end whatever the pruner decides.
@@ -87,7 +72,7 @@ class Status:
 
     name: str
     counts: TrialCounts
-    best: BestTrial | None
+    best: Best | None
     seconds_left: float | None
     retries: Mapping[Failure, int]
     audited: int = 0
@@ -105,7 +90,7 @@ class Status:
             "study": self.name,
             "planned": self.counts.planned,
             **asdict(self.counts),
-            "best": asdict(self.best) if self.best else None,
+            "best": self.best.as_json() if self.best else None,
             "seconds_left": self.seconds_left,
             "retries": dict(self.retries),
             "audit": {
@@ -121,6 +106,7 @@ def read_status(
     storage: LeasedRDBStorage,
     config: StudyConfig | ImportedConfig,
     workers: int = 0,
+    best_reader: BestReader | None = None,
 ) -> Status:
     """Read the progress of a study.
 
@@ -129,16 +115,13 @@ def read_status(
         storage: storage that holds it.
         config: config of the study, imported or not.
         workers: minimum number of active workers, including those that hold no trial just now.
+        best_reader: reader that a caller keeps for further calls.
     """
     study_id = study._study_id
     with storage.reading() as connection:  # one for all queries
         name = read_study_name(connection, study_id) or study.study_name
         counts = count_trials(storage, study_id)
-        best = None
-        if (trial := read_best_trial(storage, study_id)) is not None:
-            assert trial.value is not None
-            label = label_trial(trial.params, config)
-            best = BestTrial(trial.number, trial.value, label)
+        best = (best_reader or BestReader(study, storage, config)).read()
         holders = read_active_workers(connection, study_id)
         # Of programs without a lease, each is taken to run one trial.
         active = sum(1 if each.name else len(each.trials) for each in holders)
@@ -188,6 +171,7 @@ class StatusReader:
         self._study = study
         self._storage = storage
         self._workers = workers
+        self._best_reader = BestReader(study, storage, config)
         self._claims: ClaimManager | None = None
         self._status = self._read()
         self._running: list[RunningTrial] = []
@@ -228,7 +212,9 @@ class StatusReader:
         return self._running
 
     def _read(self) -> Status:
-        return read_status(self._study, self._storage, self.config, self._workers)
+        return read_status(
+            self._study, self._storage, self.config, self._workers, self._best_reader
+        )
 
     def _query(self, query: Callable[[], _T], last: _T) -> _T:
         if self._claims is None or self._claims.unavailable_reason:

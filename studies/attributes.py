@@ -482,6 +482,11 @@ class ImportedRecord(BaseModel):
     commands: list[str] = []
     artifact_folder: Annotated[str, Field(pattern=f"^{FOLDER_NAME}$")]
 
+    @property
+    def config(self) -> ImportedConfig:
+        """What the study is, by the name that the record of another study has."""
+        return self.imported
+
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""
         return self.model_dump(mode="json")

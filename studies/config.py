@@ -183,7 +183,8 @@ class StudyConfig(StrictModel):
     eval_split: Literal["validation", "test"] = "validation"
     """Split on which networks are evaluated; `test` is allowed with replicates only."""
     keep_weights: Annotated[int, Field(ge=0, le=1000)] = 10
-    """Number of best networks whose weights are kept."""
+    """Number of best networks whose weights are kept; of replicates, until all runs are finished,
+    at least the best run of each architecture."""
     keep_checkpoints: Literal["all"] | Annotated[int, Field(ge=0)] = 0
     """Number of best networks, or `all`, whose last checkpoints are kept, so that `--extend` can
     train them longer."""

@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
-from studies.attributes import ImportedRecord
 from studies.errors import ConfigError, StudiesError, StudyHeldError
 from studies.loader import read_record
 from studies.management import StudyManager, remove_files, remove_unowned
@@ -99,8 +98,7 @@ def copy_study(
             copier = _Copier(source, stores, owned, target, target_stores, name, copied_name)
             rows, files = manager.when_unheld(source, name, copier.run)
             merge_log(target)
-            config = record.imported if isinstance(record, ImportedRecord) else record.config
-            refinement = config.refinement
+            refinement = record.config.refinement
             origin = None if refinement is None else refinement.source
             is_missing = origin is not None and origin not in list_study_names(target)
     where = redact(parse_url(target_url).set(password=None))  # valid: it is read from elsewhere

@@ -10,10 +10,11 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from studies.attributes import SCHEMA_VERSION, ImportedRecord, StudyRecord
+from studies.best import BestReader
 from studies.errors import StudiesError
 from studies.loader import read_record
 from studies.storage.active_workers import ActiveWorker, read_active_workers
-from studies.storage.counts import TrialCounts, count_trials, top_trials
+from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.damage import READ_ERRORS, parse_time, raw
 from studies.storage.open import list_study_names, load_study
 from studies.storage.storage import LeasedRDBStorage
@@ -35,7 +36,9 @@ class ListedStudy:
         kind: ``grid``, ``refinement of 'X'``, ``replicates of 'X'``, ``imported``, ``schema N`` for
             a study of another version of this program, :data:`PLAIN` or :data:`DAMAGED`.
         counts: its grid trials by state; of plain Optuna's study, all trials.
-        best: value of its best trial, in nats per token unless imported; None before the first.
+        best: value of its best trial, of replicates the mean of the best architecture
+            (:mod:`studies.best`); None before the first complete trial.
+        best_unit: unit of that; "" for none.
         workers: workers that hold its trials.
         started: time at which its first trial was started, UTC, by the worker's clock.
         changed: time at which a trial was last started or finished.
@@ -47,6 +50,7 @@ class ListedStudy:
     kind: str
     counts: TrialCounts = field(default_factory=TrialCounts)
     best: float | None = None
+    best_unit: str = ""
     workers: tuple[ActiveWorker, ...] = ()
     started: datetime | None = None
     changed: datetime | None = None
@@ -62,6 +66,7 @@ class ListedStudy:
             "finished": self.counts.finished,
             **asdict(self.counts),
             "best": self.best,
+            "best_unit": self.best_unit,
             "workers": [worker.as_json() for worker in self.workers],
             "started": self.started and f"{self.started.isoformat()}+00:00",
             "changed": self.changed and f"{self.changed.isoformat()}+00:00",
@@ -105,7 +110,7 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
             kind, problem = DAMAGED, to_line(str(error))
     with storage.reading() as connection:
         counts = count(storage, study_id)
-        best = top_trials(storage, study_id, 1) if record else []
+        best = BestReader(study, storage, record.config).read() if record else None
         workers = tuple(read_active_workers(connection, study_id))
         started, changed = _read_times(connection, study_id)
         folder = read_owned_files(connection, study_id).folder
@@ -113,7 +118,8 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
         name,
         kind,
         counts,
-        best[0][1] if best else None,
+        best.value if best else None,
+        best.unit if best else "",
         workers,
         started,
         changed,

@@ -82,6 +82,10 @@ INVALID = {
     ),
     "-m search.check missing.py:Cell": "missing.py",
     "-m search.sample quick --length 0": "--length",
+    "-m search.sample quick --top-k 0": "--top-k",
+    "-m search.sample quick --temperature nan": "--temperature is nan",
+    "-m search.sample quick --trial last": "'last': expected best or a trial number",
+    f"-m search.sample quick --trial {NINES}": "expected best or a trial number",
     "-m search.export quick {tmp}/network": MISSING,
     # The same as subcommands.
     "-m rnn_search": "Missing command",
@@ -162,7 +166,10 @@ REFUSED = {
     # Refinements and reports of what is not there.
     f"""{REFINE} '--set=refinement.source="gone"'""": ["'gone' is not in", "studies: quick"],
     f"""{REFINE} '--set=refinement.source="wide"'""": ["finished 0 of 2 trials", "--partial"],
+    "-m reports gone": ["study 'gone' is not in"],
     "-m reports wide": ["no complete trial"],
+    "-m reports quick --csv /proc/no/rows.csv": ["cannot write /proc/no/rows.csv"],
+    "-m reports quick --output {tmp}": ["is a directory"],
     "-m reports quick --csv {tmp}/rows.csv --watch": ["do not go with --watch"],
     "-m search.sample gone": ["study 'gone' is not in"],
     "-m search.export wide {tmp}/network": ["no trial with stored weights"],

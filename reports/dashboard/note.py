@@ -15,12 +15,12 @@ from reports.formatting import (
     format_number,
     load_templates,
     loss_unit,
-    objective_name,
 )
 from reports.stats.conditional_effects import RankedEffect, describe_insignificance
 from reports.stats.nuisance import join_names
 from reports.stats.outcome_table import build_outcome_table, compute_outcomes, describe_outcomes
 from reports.stats.pruning_audit import audit_pruning
+from reports.stats.ranking import rank_architectures
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
 from studies.storage.counts import TrialCounts
@@ -72,24 +72,23 @@ def render_note(
         results: results of the same trials; None if no trial is complete.
         effects: effects of the published figure, the largest first.
     """
-    judged = None if results is None else results.judge(results.complete)
-    best = [] if judged is None else judged.head(N_BEST).reset_index().to_dict("records")
+    best = [] if results is None else rank_architectures(results, N_BEST)
     text = _TEMPLATES.get_template("note.md").render(
         name=name,
         config=config,
         corpus=corpus,
         commands=commands,
         counts=counts,
-        metric=objective_name(config),
-        nats=loss_unit(config),
+        metric=results.metric if results else None,
         best=best,
+        has_replicates=results is not None and results.has_replicates,
         outcomes=_describe_outcomes(results),
         audit=_describe_audit(results),
         is_pruned=results is not None and results.is_pruned,
         has_effects=bool(effects),
         largest_effects=[each.text for each in effects if each.is_significant][:N_EFFECTS],
         nuisance=join_names(results.nuisance) if results else "",
-        has_samples=any(isinstance(row["sample"], str) for row in best),
+        has_samples=any(entry.sample for entry in best),
         effects_title=effects_title(results is None or results.is_gated),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
@@ -109,7 +108,8 @@ def render_imported_note(results: Results, effects: Sequence[RankedEffect]) -> s
         scale=results.scale,
         metric=results.metric.name,
         axis_title=results.metric.axis_title,
-        best=results.complete.head(N_BEST).reset_index().to_dict("records"),
+        best=rank_architectures(results, N_BEST),
+        has_replicates=results.has_replicates,
         effects=[each.main for each in effects],
         largest_effects=[each.text for each in effects if each.is_significant][:N_EFFECTS],
         describe_insignificance=describe_insignificance,

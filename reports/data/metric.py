@@ -8,9 +8,6 @@ from reports.scale import NATS, Scale
 VALUE = "value"
 """Column of the value of the study's objective."""
 
-HELD_OUT_LOSSES = {"test": "test loss", "validation": "validation loss"}
-"""Name of the loss on each held-out split."""
-
 
 @dataclass(frozen=True)
 class Metric:

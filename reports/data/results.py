@@ -9,7 +9,7 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from reports.data.continuous import has_levels
-from reports.data.metric import HELD_OUT_LOSSES, VALUE, Metric
+from reports.data.metric import VALUE, Metric
 from reports.data.trial_table import DIVERGED, PAUSED, list_nuisance, list_params
 from reports.formatting import (
     OPTIMIZER_NAMES,
@@ -27,6 +27,7 @@ from studies.attributes import (
     LookRecord,
     TokenizerRecord,
 )
+from studies.best import HELD_OUT_LOSSES, choose_split, find_look
 from studies.config import StudyConfig
 from studies.hypothesis_records import HypothesisRecord
 from studies.imported import ImportedConfig
@@ -230,17 +231,18 @@ class Results:
     def metric(self) -> Metric:
         """Number by which the architectures are ranked.
 
-        Replicates are ranked by their loss on unseen text: on the test split if it was evaluated,
-        else on the validation split. All others are ranked by their value.
+        Replicates are ranked by their loss on unseen text (:mod:`studies.best`), all others by
+        their value.
         """
         complete, config = self.complete, self.config
         if isinstance(config, ImportedConfig):
             return Metric(VALUE, config.metric, config.unit, "", self.scale)
-        if self.has_replicates:
-            for split, name in HELD_OUT_LOSSES.items():
-                column = f"{split}_bits_per_byte"
-                if len(complete) and complete[column].notna().all():
-                    return Metric(column, name, "bits per byte", split)
+        split = None
+        if self.has_replicates and len(complete):
+            split = choose_split(lambda name: bool(complete[name].notna().all()))
+        if split is not None:
+            name = HELD_OUT_LOSSES[split]
+            return Metric(f"{split}_bits_per_byte", name, "bits per byte", split)
         return Metric(VALUE, objective_name(config), loss_unit(config), "validation")
 
     @property
@@ -293,6 +295,13 @@ class Results:
             return REPLICATE in self.table and self.table[REPLICATE].nunique() > 1
         refinement = self.config.refinement
         return refinement is not None and refinement.replicates > 1
+
+    @property
+    def look(self) -> int | None:
+        """Index of the planned look in force, :func:`studies.best.find_look`; None without one."""
+        refinement, counts = self.config.refinement, self.counts
+        planned = refinement.looks if refinement else []
+        return find_look(planned, self.looks, counts.finished == counts.planned)
 
     @property
     def is_pruned(self) -> bool:

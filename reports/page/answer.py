@@ -56,13 +56,8 @@ def _name_best(section: Section) -> Markup:
 def _state_verdicts(section: Section) -> Markup:
     """State how many replicated architectures are worse than the best, and how many as good."""
     summary, unit = section.summary, section.results.metric.unit
-    judgement, smallest = summary.judgement, summary.smallest
+    judgement = summary.judgement
     assert judgement is not None
-    ending = Markup("no smaller one is shown to be as good")
-    if smallest:
-        ending = Markup("the smallest as good is <strong>{}</strong>").format(smallest.full_label)
-    elif summary.is_best_smallest:
-        ending = Markup("the best is also the smallest")
     return _to_sentence(
         "of the others, {} significantly worse, {} as good (at most {} {} worse) and {} "
         "undecided{}; {}",
@@ -72,7 +67,7 @@ def _state_verdicts(section: Section) -> Markup:
         unit,
         judgement.count("undecided"),
         judgement.without_run_text,
-        ending,
+        summary.describe_smallest(Markup("<strong>{}</strong>").format),
     )
 
 

@@ -46,11 +46,7 @@ def _format_result(sections: Sequence[Section]) -> str:
     )
     summary = best.summary
     if summary.has_verdicts and summary.judgement:
-        if summary.smallest:
-            name = summary.smallest.full_label
-        else:
-            name = "the best" if summary.is_best_smallest else "no smaller network is shown"
-        line += f"; smallest as good (margin {summary.judgement.margin}): {name}"
+        line += f"; {summary.describe_smallest()} (margin {summary.judgement.margin})"
     for section in sections:
         if section.ranked_effects:
             study = _of_study(section, sections)

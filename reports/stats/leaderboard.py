@@ -1,7 +1,7 @@
 """Architectures of a study, ranked and compared on the same held-out text."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,8 +15,8 @@ from reports.stats.pairwise_comparison import (
     compute_differences,
     find_difference,
 )
-from reports.stats.planned_looks import limit_runs, sort_by_mean, take_look
-from reports.stats.ranking import LeaderboardEntry, rank_architectures
+from reports.stats.planned_looks import take_look
+from reports.stats.ranking import LeaderboardEntry, list_first_trials, rank_architectures
 from reports.stats.verdicts import Judgement, Verdict, judge
 from studies.attributes import LookRecord
 from studies.space import REPLICATE
@@ -58,6 +58,20 @@ class StudySummary:
         """Whether no architecture has fewer parameters than the best."""
         return self.best.parameter_count <= min(entry.parameter_count for entry in self.entries)
 
+    def describe_smallest(self, emphasize: Callable[[str], str] = str) -> str:
+        """Say which is the smallest architecture that is as good as the best, in a sentence.
+
+        Args:
+            emphasize: formats the name of the architecture.
+        """
+        if self.smallest:
+            counts = self.smallest.parameter_count, self.best.parameter_count
+            size = ", with {:,.0f} parameters instead of {:,.0f}".format(*counts)
+            return "the smallest as good is " + emphasize(self.smallest.full_label) + size
+        if self.is_best_smallest:
+            return "the best is the smallest"
+        return "no smaller one is shown to be as good"
+
     @property
     def comparison(self) -> Comparison | None:
         """Pairwise comparison of replicated architectures; None for single runs."""
@@ -86,49 +100,37 @@ class StudySummary:
 
 def summarize_study(results: Results) -> StudySummary:
     """Rank and compare the architectures of a study."""
+    refinement = results.config.refinement
+    if refinement is not None and refinement.looks:
+        return _summarize_looks(results, list_losses(results))
     entries = rank_architectures(results)
     if not results.has_replicates:
         gaps = _compare_with_best(results, entries)
         return StudySummary([replace(e, gap=gaps.get(e.label)) for e in entries])
-    if results.is_imported:  # without a margin below which a difference makes none
+    if refinement is None:  # imported, without a margin below which a difference makes none
         return StudySummary(entries)
     losses = list_losses(results)
-    assert results.config.refinement is not None
-    if results.config.refinement.looks:
-        return _summarize_looks(results, losses)
-    judgement = judge(compare_pairwise(sort_by_mean(losses)), results.config.refinement.margin)
+    losses = {entry.label: losses[entry.label] for entry in entries}
+    judgement = judge(compare_pairwise(losses), refinement.margin)
     without_run = results.table["architecture"].nunique() - len(losses)
     return _add_verdicts(entries, [replace(judgement, without_run=without_run)], None)
 
 
 def _summarize_looks(results: Results, losses: Mapping[str, LossesByRun]) -> StudySummary:
     """Rank and compare replicates by the latest planned look whose runs are all finished."""
-    counts, looks, entries = results.counts, results.looks, rank_architectures(results)
-    is_due = counts.finished == counts.planned and not (looks and not looks[-1].continued)
-    if not (looks or is_due):
+    entries, looks, index = rank_architectures(results), results.looks, results.look
+    if index is None:
         return StudySummary(entries)
     # Without new runs, the latest look is repeated: runs after it are left out.
-    taken = len(looks) if is_due else len(looks) - 1
-    found = [look_at_results(results, looks[:i], losses) for i in range(taken + 1)]
+    found = [look_at_results(results, looks[:i], losses) for i in range(index + 1)]
     judgements = [judgement for judgement, _ in found]
     _, look = found[-1]
-    if not is_due:  # what was stored is final
+    if index < len(looks):  # what was stored is final
         look = looks[-1]
-        numbers = _list_first_trials(results)
+        numbers = list_first_trials(results)
         stored = {n: Verdict(look.verdicts[numbers[n]]) for n in judgements[-1].verdicts}
         judgements[-1] = replace(judgements[-1], verdicts=stored)
-    limited = limit_runs(losses, look.runs)
-    runs = {run for each in limited.values() for run in each}
-    rows = results.complete
-    ranked = rank_architectures(results, rows[rows[REPLICATE].isin(runs)])
-    ranked += [entry for entry in entries if entry.label not in limited]
-    return _add_verdicts(ranked, judgements, look)
-
-
-def _list_first_trials(results: Results) -> dict[str, int]:
-    """Return the number of the first trial of each architecture."""
-    firsts = results.table.reset_index().groupby("architecture")["number"].min()
-    return {str(name): int(number) for name, number in firsts.items()}
+    return _add_verdicts(entries, judgements, look)
 
 
 def look_at_results(
@@ -143,7 +145,7 @@ def look_at_results(
     """
     refinement = results.config.refinement
     assert refinement is not None
-    numbers = _list_first_trials(results)
+    numbers = list_first_trials(results)
     losses = list_losses(results) if losses is None else losses
     return take_look(losses, numbers, refinement.looks, refinement.margin, earlier)
 

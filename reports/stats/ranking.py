@@ -19,6 +19,7 @@ from reports.stats.pairwise_comparison import Difference
 from reports.stats.verdicts import Verdict
 from rnn.config import NetworkConfig
 from studies.attributes import SOURCE_TRIALS
+from studies.best import RankedArchitecture, Run, rank_runs
 from studies.config import StudyConfig
 from studies.imported import ImportedConfig
 from studies.run_means import average_runs
@@ -100,33 +101,52 @@ class LeaderboardEntry:
         return self.label + format_settings(self.best_values, self.best_values)
 
 
-def rank_architectures(
-    results: Results, rows: pd.DataFrame | None = None
-) -> list[LeaderboardEntry]:
-    """Rank the architectures of a study by the mean metric of their complete runs.
+def _rank(results: Results) -> list[RankedArchitecture]:
+    """Rank the architectures of a study, by their labels, as :mod:`studies.best` defines."""
+    rows, metric = results.judge(results.complete), results.metric
+    replicates = rows[REPLICATE].astype(int) if REPLICATE in rows else pd.Series(0, rows.index)
+    values = (metric.scale.to_loss(rows[name]) for name in ("value", metric.column))
+    columns = rows["architecture"], rows.index, replicates, *values
+    runs = [Run(*row) for row in zip(*(each.tolist() for each in columns), strict=True)]
+    refinement, look, compared = results.config.refinement, results.look, None
+    if refinement is None or look is None:
+        return rank_runs(runs)
+    if look:
+        continued = results.looks[look - 1].continued
+        compared = {name for name, n in list_first_trials(results).items() if n in continued}
+    return rank_runs(runs, refinement.looks[look], compared)
 
-    The means are adjusted for the replicates that each architecture has
-    (:mod:`studies.run_means`). Where there are nuisance parameters, each architecture has one run:
-    the best one.
+
+def list_first_trials(results: Results) -> dict[str, int]:
+    """Return the number of the first trial of each architecture."""
+    firsts = results.table.reset_index().groupby("architecture")["number"].min()
+    return {str(name): int(number) for name, number in firsts.items()}
+
+
+def rank_architectures(results: Results, count: int | None = None) -> list[LeaderboardEntry]:
+    """Rank the architectures of a study as :mod:`studies.best` defines.
+
+    Where there are nuisance parameters, each architecture has one run: the best one.
 
     Args:
         results: results of the study.
-        rows: the runs; None for all that are complete.
+        count: number of the best architectures to describe; None for all.
     """
-    rows = results.judge(results.complete if rows is None else rows)
-    column, names = results.metric.column, [*results.nuisance, *results.carried]
-    means = average_columns(rows, [column, "value", "validation_bits_per_byte"])
-    adjusted = means.to_dict("index")
-    by_label: dict[str, list[dict[Any, Any]]] = {}
-    ranked = rows.sort_values("value", kind="stable", key=results.scale.to_loss)
-    for run in ranked.reset_index().to_dict("records"):
-        by_label.setdefault(str(run["architecture"]), []).append(run)
-    entries = [
-        _make_entry(results.config, label, runs, adjusted[label], column, names)
-        for label, runs in by_label.items()
+    ranked, metric = _rank(results), results.metric
+    rows = results.complete.loc[[run.number for each in ranked for run in each.runs]]
+    means = average_columns(rows, ["value", "validation_bits_per_byte"]).to_dict("index")
+    records = {row["number"]: row for row in rows.reset_index().to_dict("records")}
+    return [
+        _make_entry(
+            results.config,
+            str(each.architecture),
+            [records[run.number] for run in each.runs],
+            means[each.architecture] | {metric.column: metric.scale.to_loss(each.mean)},
+            metric.column,
+            [*results.nuisance, *results.carried],
+        )
+        for each in ranked[:count]
     ]
-    to_loss = results.metric.scale.to_loss
-    return sorted(entries, key=lambda entry: (to_loss(entry.mean), entry.number))
 
 
 def average_columns(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:

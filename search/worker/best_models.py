@@ -5,7 +5,7 @@ import logging
 from rnn.inference.generation import generate
 from rnn.inference.saved_model import SavedModel, serialize_model
 from search.study import StudyHandle
-from search.worker.best_trials import BestTrialFiles, RankingQuery
+from search.worker.best_trials import BestTrialFiles, StorageQuery
 from search.worker.trial_artifacts import WeightStore
 from studies.text import to_printable
 
@@ -23,10 +23,10 @@ class BestModelStore(BestTrialFiles):
     Args:
         handle: the study.
         weights: store of the weights.
-        query: reads the ranking of the trials.
+        query: runs a query of the storage.
     """
 
-    def __init__(self, handle: StudyHandle, weights: WeightStore, query: RankingQuery) -> None:
+    def __init__(self, handle: StudyHandle, weights: WeightStore, query: StorageQuery) -> None:
         super().__init__(handle, weights, query, "weights")
 
     def save(self, number: int, model: SavedModel) -> str | None:

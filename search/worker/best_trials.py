@@ -3,17 +3,23 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from itertools import zip_longest
+from typing import Literal, Protocol, TypeVar
 
 from search.study import StudyHandle
 from search.worker.trial_artifacts import RankedArtifacts
+from studies.best import BestReader, architecture_key
 from studies.storage.counts import top_trials
 
-Ranking = list[tuple[int, float]]
-"""Numbers and values of trials, the best first."""
+_T = TypeVar("_T")
 
-RankingQuery = Callable[[Callable[[], Ranking]], Ranking | None]
-"""Reads a ranking from the storage; returns None if it does not answer soon."""
+
+class StorageQuery(Protocol):
+    """How queries are run: :meth:`search.worker.claims.ClaimManager.query_after_flush`."""
+
+    def __call__(self, query: Callable[[], _T], /) -> _T | None:
+        """Run a query; return None if the storage does not answer soon."""
+
 
 _logger = logging.getLogger(__name__)
 
@@ -24,10 +30,14 @@ class BestTrialFiles:
     A file is written before its trial's end is recorded, and removed after it, so that those of the
     best complete trials exist whatever ends a process.
 
+    Of replicates, the best run of each architecture comes first, in the order of their means
+    (:mod:`studies.best`), then the second best runs. The means change with each run: until all are
+    finished, and with planned looks until the end, no best run of an architecture is removed.
+
     Args:
         handle: the study.
         store: store of the files.
-        query: reads the ranking of the trials.
+        query: runs a query of the storage.
         kind: what the files hold; the setting ``keep_KIND`` says of how many trials.
 
     Attributes:
@@ -38,7 +48,7 @@ class BestTrialFiles:
         self,
         handle: StudyHandle,
         store: RankedArtifacts,
-        query: RankingQuery,
+        query: StorageQuery,
         kind: Literal["weights", "checkpoints"],
     ) -> None:
         self.store = store
@@ -46,6 +56,8 @@ class BestTrialFiles:
         self._query = query
         self._kind = kind
         config, stored = handle.config, handle.record.config
+        self._best = BestReader(handle.study, handle.storage, stored)
+        self._keeps_each = bool(stored.refinement and stored.refinement.looks)
         setting = f"keep_{kind}"
         self._count = _limit(getattr(config, setting))
         # A worker that keeps fewer than the study's config leaves those of other workers.
@@ -66,9 +78,39 @@ class BestTrialFiles:
         if not self._count or math.isinf(self._count):
             return set(values) if self._count else set()
         count = int(self._count)
+        if self._best.has_replicates:
+            return self._select_runs(values, count)
         candidates = [*(self._read_ranking(count) or []), *values.items()]
         ranking = sorted(candidates, key=lambda trial: (trial[1], trial[0]))
         return {number for number, _ in ranking[:count]} & values.keys()
+
+    def _select_runs(self, values: Mapping[int, float], count: int) -> set[int]:
+        """Select the runs of replicates that are among the best if their architectures are.
+
+        The losses that rank the architectures are not known yet.
+        """
+        found = self._query(self._best.read_ranking)
+        if found is None:
+            return set(values)
+        trials, ranking = found
+        groups = {
+            each.architecture: [(run.value, run.number) for run in each.runs]
+            for each in ranking.architectures
+        }
+        for trial in trials:
+            if trial.number in values:
+                group = groups.setdefault(architecture_key(trial.params), [])
+                group.append((values[trial.number], trial.number))
+        places = {
+            number: place
+            for group in groups.values()
+            for place, (_, number) in enumerate(sorted(group))
+        }
+        return {
+            number
+            for number in values.keys() & places.keys()
+            if sum(place < places[number] for place in places.values()) < count
+        }
 
     def write(self, number: int, content: bytes) -> None:
         """Write a trial's file.
@@ -82,21 +124,33 @@ class BestTrialFiles:
     def evict(self, number: int) -> None:
         """Remove files of trials no longer among the best, once a trial's end is recorded."""
         try:
-            if number not in self._written:
+            is_written = number in self._written
+            self._written.discard(number)
+            if not is_written:
                 # Left by a worker that was killed before it recorded the trial's end.
                 self.store.remove(number)
-                return
-            self._written.remove(number)
             if math.isinf(self._evict_after):
                 return
             count = int(self._evict_after)
-            ranking = self._read_ranking(count + self.store.eviction_margin)
-            if ranking is not None:
+            if self._best.has_replicates:
+                self._evict_runs(count)
+            elif is_written and (ranking := self._read_ranking(count + self.store.eviction_margin)):
                 self.store.evict([number for number, _ in ranking], count)
         except Exception as error:
             _logger.warning(f"cannot remove {self._kind} of surpassed trials ({error})")
 
-    def _read_ranking(self, count: int) -> Ranking | None:
+    def _evict_runs(self, count: int) -> None:
+        """Remove files of replicates that are no longer needed."""
+        if (found := self._query(self._best.read_ranking)) is None:
+            return
+        trials, ranking = found
+        places = zip_longest(*(each.runs for each in ranking.architectures))
+        order = [run.number for place in places for run in place if run is not None]
+        if count and (self._keeps_each or not all(trial.state.is_finished() for trial in trials)):
+            count = max(count, len(ranking.architectures))
+        self.store.evict(order, count)
+
+    def _read_ranking(self, count: int) -> list[tuple[int, float]] | None:
         storage, study_id = self._handle.storage, self._handle.study_id
         return self._query(lambda: top_trials(storage, study_id, count))
 

@@ -23,7 +23,7 @@ from studies.attributes import (
     VersionRecord,
     parse_trial_attribute,
 )
-from studies.space import COST_PARAMS
+from studies.space import COST_PARAMS, REPLICATE
 from studies.storage.damage import (
     READ_ERRORS,
     DamagedTrials,
@@ -238,6 +238,18 @@ def top_trials(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[tup
     with storage.reading() as connection:
         query = _ranked(connection, study_id, TRIALS.c.number, TRIAL_VALUES.c.value).limit(limit)
         return [(number, value) for number, value in connection.execute(query)]
+
+
+@reports_damage
+def has_replicates(storage: LeasedRDBStorage, study_id: int) -> bool:
+    """Return whether the trials of a study have several numbers of replicates."""
+    query = (
+        sa.select(sa.func.count(sa.distinct(TRIAL_PARAMS.c.param_value)))
+        .join_from(TRIALS, TRIAL_PARAMS, TRIAL_PARAMS.c.trial_id == TRIALS.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, TRIAL_PARAMS.c.param_name == REPLICATE)
+    )
+    with storage.reading() as connection:
+        return (connection.scalar(query) or 0) > 1
 
 
 @reports_damage

@@ -217,11 +217,12 @@ def test_markup_in_names_is_escaped(sqlite_url):
     heading = r"## \<script\>alert(1)\</script\> \*a\* \| b"
     assert heading in note_of(sqlite_url, MARKUP)
     results = results_of(sqlite_url, MARKUP)
-    results = dataclasses.replace(results, table=results.table.assign(label="a|b\n```"))
+    names = "a|b\n```" + results.table["architecture"]
+    results = dataclasses.replace(results, table=results.table.assign(architecture=names))
     text = note.render_note(
         "made", results.config, results.corpus, ["```"], TrialCounts(8), results, []
     )
-    assert r"&ensp;a\|b \`\`\` | 1.5000" in text
+    assert r"&ensp;a\|b \`\`\`1×4 no gates, new state | 1.5000" in text
     assert "````sh\n```\n````" in text
 
 

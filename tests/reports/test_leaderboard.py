@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
+from reports.dashboard.note import render_note
 from reports.hypotheses import write_hypotheses
 from reports.page.page import render_page
 from reports.page.sections import build_section
 from reports.stats.leaderboard import summarize_study
 from reports.stats.ranking import rank_architectures
-from rnn_search import load
+from rnn_search import list_studies, load
+from search.progress import format_progress
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -30,16 +32,22 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     assert [entry.label for entry in entries] == [BEST, SMALLER, WORST]
     means = results.complete.groupby("architecture")[column].mean()
     assert entries[0].mean == pytest.approx(means[BEST])
+    # Everything else names the same one: status, list, Python, the note and the verdicts.
+    study = load("replicates", storage=sqlite_url)
+    assert study.best.number == entries[0].number == 0
+    assert study.verdicts().table["architecture"][0] == BEST
+    line = f"mean of 3 runs 2.4081 bits per byte, {split} loss"
+    assert format_progress(study.status).endswith(f"{line} ({BEST}, best run trial 0)")
+    (listed,) = list_studies(storage=sqlite_url)
+    assert (f"{listed.best:.4f}", listed.best_unit) == ("2.4081", "bits per byte")
+    note = render_note("", results.config, results.corpus, [], results.counts, results, [])
+    assert f"| 1 | 0 | &ensp;{BEST} | 2.4081 |" in note
 
 
 def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_url):
-    runs = [
-        (gated_params(layers, replicate=i), layers + value, {"validation_bits_per_byte": None})
-        for layers in (1, 2)
-        for i, value in enumerate((0.0, 0.01, 0.02))
-    ]
-    raw = {"refinement": {"source": "made", "replicates": 3}}
-    make_runs(sqlite_url, "replicates", raw, runs)
+    lost, numbers = {"validation_bits_per_byte": None}, (0, 1, 2)
+    runs = [(gated_params(n, replicate=i), n + i / 100, lost) for n in (1, 2) for i in numbers]
+    make_runs(sqlite_url, "replicates", {"refinement": {"source": "made", "replicates": 3}}, runs)
     section = build_section(results_of(sqlite_url, "replicates"))
     assert section.results.metric.is_value
     assert [entry.mean for entry in section.summary.entries] == pytest.approx([1.01, 2.01])
@@ -80,6 +88,7 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url, tmp_path):
     assert "+inf" not in page
     table = load("replicates", storage=sqlite_url).verdicts().table
     assert len(table) == 3
+    assert "the best is the smallest (" in repr(load("replicates", storage=sqlite_url).verdicts())
     assert list(table["difference"]) == pytest.approx(list(table["loss"] - table["loss"][0]))
     make_study(sqlite_url, "whole")
     path, _ = write_hypotheses(sqlite_url, ["whole", "replicates"], tmp_path / "note.md")
@@ -90,7 +99,9 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url, tmp_path):
 def test_margin_of_the_study_decides_who_is_as_good(sqlite_url):
     """The second is worse by 0.05."""
     make_replicates(sqlite_url, "strict", gap=10)
-    assert summarize_study(results_of(sqlite_url, "strict")).smallest is None
+    verdicts = load("strict", storage=sqlite_url).verdicts()
+    assert verdicts.smallest is None
+    assert "no smaller one is shown to be as good (margin 0.02 bits per byte)" in repr(verdicts)
     make_replicates(sqlite_url, "lenient", gap=10, margin=0.2)
     assert summarize_study(results_of(sqlite_url, "lenient")).smallest.label == SMALLER
 
@@ -118,7 +129,7 @@ def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url):
     assert "significantly" not in page
 
 
-def test_page_of_a_token_study_uses_its_unit_and_objective(sqlite_url):
+def test_page_of_a_token_study_uses_its_unit_and_objective_and_escapes_its_samples(sqlite_url):
     raw = {
         "space": {"layers": [1, 2], "state_size": [4]},
         "tokenizer": "bpe:300",
@@ -127,6 +138,7 @@ def test_page_of_a_token_study_uses_its_unit_and_objective(sqlite_url):
         "report_threshold": 5.0,
     }
     runs = [(gated_params(i), 4.0 + i, {"training_loss": 3.5 - i}) for i in (1, 2)]
+    runs[0][2]["sample"] = "<b>it was</b>\n\x00 & so on"
     tokenizer = {"size": 290, "bytes_per_token": 2.5, "serialized": "{}"}
     make_runs(sqlite_url, "tokens", raw, runs, tokenizer=tokenizer)
     section = build_section(results_of(sqlite_url, "tokens"))
@@ -139,12 +151,5 @@ def test_page_of_a_token_study_uses_its_unit_and_objective(sqlite_url):
     axis = section.curves.figure.layout.yaxis
     assert axis.title.text == "smoothed training loss (nats per token)"
     assert section.curves.color_schemes[0].label == "validation loss"
-
-
-def test_samples_are_shown_escaped(sqlite_url):
-    samples = ("<b>it was</b>\n\x00 & so on", None)
-    runs = [(gated_params(1 + i), 1.0 + i, {"sample": text}) for i, text in enumerate(samples)]
-    make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
-    page = "".join(render_page([build_section(results_of(sqlite_url, "writers"))]))
     assert ">&lt;b&gt;it was&lt;/b&gt;\n\ufffd &amp; so on</pre>" in page
     assert page.count('<pre class="code sample">') == 1

@@ -98,6 +98,9 @@ def test_source_with_replicates_is_ranked_by_mean_and_run_with_new_replicates():
     assert [sorted(trial.attributes["source_trials"]) for trial in derived[::2]] == [[2, 3], [0, 1]]
     (tenth,) = derive_trials(trials, TrialCounts(6), config(top=0.4))
     assert tenth.params == combinations[1], "a fraction of the architectures"
+    for trial in trials:  # the loss on unseen text counts, whatever the values are
+        trial.attributes["validation_bits_per_byte"] = -trial.value
+    assert derive_trials(trials, TrialCounts(6), config(top=1))[0].params == combinations[2]
 
 
 def test_too_few_complete_trials_are_rejected():

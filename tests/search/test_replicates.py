@@ -4,7 +4,13 @@ import pytest
 from helpers import study_attributes
 from optuna.trial import TrialState
 
+from search.errors import WeightsNotFoundError
+from search.load_model import load_trial_model
 from search.replicates import join_looks, plan_looks, plan_runs, record_look
+from search.study import StudyHandle
+from search.worker.best_trials import BestTrialFiles
+from search.worker.trial_artifacts import WeightStore
+from studies.artifacts import open_store
 from studies.attributes import LookRecord
 from studies.config import DEFAULT_LOOKS, StudyConfig
 from studies.errors import ConfigError, ConfigMismatchError, StudiesError
@@ -79,19 +85,35 @@ def rows(counts, first=4):
     ]
 
 
-def test_added_runs_are_paired_by_their_number():
-    planned = plan_runs(rows((2, 2, 2)), continued=[0, 4], runs=4)
-    assert [(t.params["layers"], t.params["replicate"]) for t in planned] == [
-        (1, 6), (3, 6), (1, 7), (3, 7)
-    ]  # fmt: skip
-    assert [t.attributes["source_trials"] for t in planned[:2]] == [[1], [3]]
-
-
 def test_runs_that_exist_are_not_added_again():
     trials = rows((4, 2, 3))
     planned = plan_runs(trials, continued=[0, 4, 6], runs=4)
     found = [(t.params["layers"], t.params["replicate"]) for t in planned]
     assert found == [(2, 6), (2, 7), (3, 7)]
+    assert planned[0].attributes["source_trials"] == [2]
+
+
+@pytest.mark.parametrize(("looks", "last"), [([], [2]), ([2, 3], [2, 0])])
+def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url, looks, last):
+    """The first has the best run. Until the last run, or after a look, each may become the best."""
+    params = [row.params for row in rows((2, 2, 0))]
+    config = derived(looks=looks, replicates=2).model_copy(update={"keep_weights": 1})
+    storage, space = open_storage(sqlite_url), distributions(observed_search_space(params))
+    create_study(storage, "s", "", study_attributes(config), space, [*map(PlannedTrial, params)])
+    handle = StudyHandle(load_study(storage, "s"), storage, config, None, None)
+    weights, kept = WeightStore(open_store(None, sqlite_url, "weights"), "made-1"), []
+    files = BestTrialFiles(handle, weights, lambda query: query(), "weights")
+    for number, value in enumerate((1.0, 3.0, 1.4, 1.5)):
+        trial_id = storage.claim(handle.study_id, "me")
+        for selected in files.select({number: value}):
+            files.write(selected, b"weights")
+        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {})
+        files.evict(number)
+        kept.append(weights.list_trials())
+    assert kept == [{0}, {0}, {0, 2}, set(last)]
+    listed = ", ".join(map(str, last))
+    with pytest.raises(WeightsNotFoundError, match=f"expected best or one of the trials {listed}$"):
+        load_trial_model("s", 1, sqlite_url, None)
 
 
 @pytest.fixture

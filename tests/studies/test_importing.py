@@ -6,6 +6,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from rnn_search import load
 from studies.errors import ConfigError, ImportedStudyError, StudiesError, TableError
 from studies.errors import StudyExistsError as ExistsError
 from studies.importing.options import ImportOptions
@@ -115,13 +116,17 @@ def test_parameter_named_as_a_column_of_results_is_renamed(table):
 
 
 def test_seed_numbers_replicates_prefixes_are_stripped_and_curves_are_read(table):
-    rows = [f"{lr},{seed},{lr},x,0.9," for lr in (0.1, 0.2) for seed in (7, 8)]
+    # The first has the best run, the second the best mean.
+    runs = (0.1, 7, 0.9), (0.1, 8, 0.1), (0.2, 7, 0.6), (0.2, 8, 0.6)
+    rows = [f"{lr},{seed},{value},x,0.9," for lr, seed, value in runs]
     header = "config/lr,config/seed,mean_loss,trial_id,loss_10,loss_20"
     content = "\n".join([header, *rows])
-    trials, _ = table(content, value="mean_loss", metric="accuracy")
+    trials, _ = table(content, value="mean_loss", metric="accuracy", maximize=True)
     assert params_of(trials)[1] == {"lr": 0.1, "replicate": 8}
     study = optuna.load_study(study_name="table", storage=table.url)
     assert study.metric_names == ["accuracy"]
+    best = load("table", storage=table.url).status.best
+    assert (best.number, best.value, best.runs, best.architecture) == (2, 0.6, 2, "lr 0.2")
     assert [trial.intermediate_values for trial in study.trials] == 4 * [{10: 0.9}]
     with pytest.raises(ExistsError, match="choose another --name"):
         table(content, value="mean_loss")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from studies.best import Run, rank_runs
 from studies.run_means import RunMeans, average_runs
 
 
@@ -38,3 +39,10 @@ def test_architecture_that_lost_its_hardest_run_does_not_win():
     """Replicate 2 is harder by 1 for both; the worse one lacks it."""
     runs = [("good", 1, 1.0), ("good", 2, 2.0), ("worse", 1, 1.1)]
     assert average_runs(runs) == pytest.approx({"good": 1.5, "worse": 1.6})
+
+
+def test_best_of_a_planned_look_is_one_of_those_that_it_compares_over_its_runs():
+    rows = ("stopped", 1, 1.0), ("a", 1, 2.0), ("b", 1, 1.5), ("b", 2, 9.0), ("late", 2, 0.0)
+    runs = [Run(name, i, replicate, loss, loss) for i, (name, replicate, loss) in enumerate(rows)]
+    ranked = rank_runs(runs, 1, {"a", "b"})
+    assert [each.architecture for each in ranked] == ["b", "stopped", "a", "late"]

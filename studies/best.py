@@ -1,0 +1,293 @@
+"""What is best in a study: the one definition for its status, report, exports and refinements.
+
+Without replicates it is the trial of the best value. Of replicates it is the architecture of the
+best mean over its complete runs, because the best single run is partly luck. The mean is that of
+the loss on unseen text, on the test split if all runs have it, else on the validation split, else
+of the value; it is adjusted for the replicates that each architecture has
+(:mod:`studies.run_means`). Of a study with planned looks it is over the runs of the latest look
+whose runs have all ended. The run that stands for an architecture is that of the best value, which
+is independent of the test text.
+"""
+
+import math
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from studies.attributes import OBJECTIVE_NAMES, LookRecord
+from studies.config import StudyConfig
+from studies.imported import ImportedConfig
+from studies.loader import read_study_record
+from studies.run_means import average_runs
+from studies.space import REPLICATE, param_order
+from studies.storage.counts import has_replicates
+from studies.storage.queries import TrialRow, read_best_trial
+from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trial_reader import TrialReader
+from studies.trial_label import label_trial
+
+HELD_OUT_LOSSES = {"test": "test loss", "validation": "validation loss"}
+"""Name of the loss on each held-out split, that which ranks replicates first."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run of an architecture.
+
+    Attributes:
+        architecture: what stands for the architecture.
+        number: number of the trial.
+        replicate: number of the replicate.
+        value: objective value; negated if a higher one is better.
+        loss: number by which architectures are ranked, likewise.
+    """
+
+    architecture: Hashable
+    number: int
+    replicate: int
+    value: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class RankedArchitecture:
+    """An architecture with its complete runs.
+
+    Attributes:
+        architecture: what stands for the architecture.
+        mean: mean loss of its runs, adjusted.
+        runs: the runs, that of the best value first.
+    """
+
+    architecture: Hashable
+    mean: float
+    runs: list[Run]
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether the mean is another than that of its runs, because some are missing."""
+        return not math.isclose(self.mean, fmean(run.loss for run in self.runs), rel_tol=1e-9)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Architectures of a study with a complete run, the best first.
+
+    Attributes:
+        architectures: the architectures.
+        split: held-out split whose loss ranks them; None for the value.
+    """
+
+    architectures: list[RankedArchitecture]
+    split: str | None = None
+
+
+def rank_runs(
+    runs: Iterable[Run], count: int | None = None, compared: Collection[Hashable] | None = None
+) -> list[RankedArchitecture]:
+    """Rank architectures by the adjusted means of their runs; ties by the number of the best run.
+
+    Args:
+        runs: complete runs.
+        count: number of runs at the planned look in force: those of later replicates are left out.
+            Architectures without any other come last. None for all runs.
+        compared: architectures that this look compares, one of which is the best; None for all.
+    """
+    runs = sorted(runs, key=lambda run: (run.value, run.number))
+    counted = set(sorted({run.replicate for run in runs})[:count])
+    ranked = _rank_by_mean([run for run in runs if run.replicate in counted])
+    known = {each.architecture for each in ranked}
+    ranked += _rank_by_mean([run for run in runs if run.architecture not in known])
+    if compared is not None:
+        best = next((each for each in ranked if each.architecture in compared), None)
+        ranked.sort(key=lambda each: each is not best)
+    return ranked
+
+
+def _rank_by_mean(runs: Sequence[Run]) -> list[RankedArchitecture]:
+    """Rank architectures by the adjusted means of these runs, which are sorted by value."""
+    means = average_runs((run.architecture, run.replicate, run.loss) for run in runs)
+    groups: dict[Hashable, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.architecture, []).append(run)
+    ranked = [RankedArchitecture(name, means[name], group) for name, group in groups.items()]
+    return sorted(ranked, key=lambda each: (each.mean, each.runs[0].number))
+
+
+def choose_split(has_loss: Callable[[str], bool]) -> str | None:
+    """Return the held-out split whose loss ranks replicates; None if runs lack each.
+
+    Args:
+        has_loss: whether all complete runs have an attribute.
+    """
+    return next((split for split in HELD_OUT_LOSSES if has_loss(f"{split}_bits_per_byte")), None)
+
+
+def find_look(planned: Sequence[int], looks: Sequence[LookRecord], is_finished: bool) -> int | None:
+    """Return the index of the planned look in force; None without one.
+
+    It is the latest one whose runs have all ended, whether it is stored or due.
+
+    Args:
+        planned: number of runs at each look.
+        looks: the looks that are stored.
+        is_finished: whether all trials are finished.
+    """
+    is_due = is_finished and not (looks and not looks[-1].continued)
+    if not planned or not (looks or is_due):
+        return None
+    return len(looks) if is_due else len(looks) - 1
+
+
+def architecture_key(params: Mapping[str, Any], nuisance: Collection[str] = ()) -> Hashable:
+    """Return what the trials of an architecture share: all but replicate and nuisance."""
+    names = (name for name in param_order(params) if name not in (*nuisance, REPLICATE))
+    return tuple((name, params[name]) for name in names)
+
+
+def rank_trials(
+    trials: Sequence[TrialRow],
+    config: StudyConfig | ImportedConfig | None = None,
+    looks: Sequence[LookRecord] = (),
+) -> Ranking:
+    """Rank the architectures of a study, each at each value of the nuisance parameters.
+
+    Args:
+        trials: all grid trials of the study.
+        config: its config; None for one that is minimised and has no planned looks.
+        looks: its planned looks so far.
+    """
+    keys = {trial.number: architecture_key(trial.params) for trial in trials}
+    complete = [t for t in trials if t.state is TrialState.COMPLETE and t.value is not None]
+    split = None
+    if len({trial.params[REPLICATE] for trial in trials if REPLICATE in trial.params}) > 1:
+        split = choose_split(lambda name: all(name in trial.attributes for trial in complete))
+    sign = _sign(config)
+    runs = []
+    for trial in complete:
+        assert trial.value is not None
+        value = sign * trial.value
+        loss = trial.attributes[f"{split}_bits_per_byte"] if split else value
+        replicate = int(trial.params.get(REPLICATE, 0))
+        runs.append(Run(keys[trial.number], trial.number, replicate, value, loss))
+    planned = config.refinement.looks if config and config.refinement else []
+    index = find_look(planned, looks, all(trial.state.is_finished() for trial in trials))
+    compared = None
+    if index:
+        compared = {keys[number] for number in looks[index - 1].continued if number in keys}
+    count = None if index is None else planned[index]
+    return Ranking(rank_runs(runs, count, compared), split)
+
+
+def _sign(config: StudyConfig | ImportedConfig | None) -> int:
+    """Return the factor that makes a lower value the better one."""
+    return -1 if isinstance(config, ImportedConfig) and config.direction == "maximize" else 1
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best of a study.
+
+    Attributes:
+        trial: the best trial; of replicates the run of the best value of the best architecture.
+        value: the trial's value; of replicates the mean over the runs of the architecture.
+        unit: unit of the value; "" for none.
+        measure: name of the value.
+        runs: number of runs of which the value is the mean; None without replicates.
+        is_adjusted: whether the mean is adjusted for runs that are missing.
+    """
+
+    trial: TrialRow
+    value: float
+    unit: str
+    measure: str
+    runs: int | None = None
+    is_adjusted: bool = False
+    config: StudyConfig | ImportedConfig = field(kw_only=True, repr=False)
+
+    @property
+    def number(self) -> int:
+        """Number of the trial."""
+        return self.trial.number
+
+    @property
+    def architecture(self) -> str:
+        """Label of the architecture."""
+        hidden = () if self.runs is None else (REPLICATE,)
+        params = {name: each for name, each in self.trial.params.items() if name not in hidden}
+        return label_trial(params, self.config)
+
+    @property
+    def mean_of(self) -> str:
+        """What the value is the mean of: ``mean of 3 runs``; "" without replicates."""
+        if self.runs is None:
+            return ""
+        adjusted = "adjusted " if self.is_adjusted else ""
+        return f"{adjusted}mean of {self.runs} run{'s' * (self.runs != 1)}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as ``--json`` prints it."""
+        names = ("number", "value", "unit", "measure", "runs", "architecture")
+        return {name: getattr(self, name) for name in names}
+
+
+class BestReader:
+    """Reads what is best in a study, of replicates only the trials that may have changed.
+
+    Args:
+        study: the study.
+        storage: storage that holds it.
+        config: its config, imported or not.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        storage: LeasedRDBStorage,
+        config: StudyConfig | ImportedConfig,
+    ) -> None:
+        self._study = study
+        self._storage = storage
+        self._config = config
+        self._trials = TrialReader(storage, study._study_id)
+
+    @cached_property
+    def has_replicates(self) -> bool:
+        """Whether architectures have several runs."""
+        if isinstance(self._config, ImportedConfig):
+            return has_replicates(self._storage, self._study._study_id)
+        return self._config.refinement is not None and self._config.refinement.replicates > 1
+
+    def read(self) -> Best | None:
+        """Read what is best now; None before the first complete trial."""
+        config = self._config
+        if isinstance(config, ImportedConfig):
+            unit, measure = config.unit, config.metric
+        else:
+            unit, measure = f"nats per {config.token_name}", OBJECTIVE_NAMES[config.objective]
+        if not self.has_replicates:
+            row = read_best_trial(self._storage, self._study._study_id)
+            if row is None or row.value is None:
+                return None
+            return Best(row, row.value, unit, measure, config=config)
+        trials, ranking = self.read_ranking()
+        if not ranking.architectures:
+            return None
+        best = ranking.architectures[0]
+        (trial,) = (trial for trial in trials if trial.number == best.runs[0].number)
+        if ranking.split:
+            unit, measure = "bits per byte", HELD_OUT_LOSSES[ranking.split]
+        mean = _sign(config) * best.mean
+        return Best(trial, mean, unit, measure, len(best.runs), best.is_adjusted, config=config)
+
+    def read_ranking(self) -> tuple[list[TrialRow], Ranking]:
+        """Read the grid trials, by number, and their ranking."""
+        trials = self._trials.read()
+        has_looks = self._config.refinement is not None and self._config.refinement.looks
+        looks = read_study_record(self._study).looks if has_looks else []
+        return trials, rank_trials(trials, self._config, looks)
