@@ -111,23 +111,6 @@ def test_study_is_exported_and_imported(command, made, sqlite_url, tmp_path):
     assert [(each["study"], each["finished"]) for each in listed] == [("made", 3), ("mine", 0)]
 
 
-def test_results_of_other_programs_are_imported_from_python(sqlite_url, tmp_path):
-    file, other = tmp_path / "runs.csv", f"sqlite:///{tmp_path}/optuna.db"
-    file.write_text("note,depth,width,score\nx,1,8,0.5\ny,1,16,0.6\nx,2,8,0.7\ny,2,16,0.9\n")
-    options = {"value": "score", "maximize": True, "unit": "%", "storage": sqlite_url}
-    imported = rnn_search.import_results(file, **options, ignore=["note"])
-    assert (imported.name, imported.parameters) == ("runs", ["depth", "width"])
-    assert rnn_search.load("runs", storage=sqlite_url).best.params == {"depth": 2, "width": 16}
-    chosen = rnn_search.import_results(file, **options, name="one", parameters=["depth", "note"])
-    assert chosen.parameters == ["depth", "note"]
-
-    plain = optuna.create_study(study_name="plain", storage=other, direction="maximize")
-    plain.optimize(lambda trial: trial.suggest_int("n", 1, 9), n_trials=5)
-    rnn_search.import_results(other, study="plain", storage=sqlite_url, metric="gain")
-    best = rnn_search.load("plain", storage=sqlite_url).best
-    assert best.value == best.params["n"] == plain.best_value
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

