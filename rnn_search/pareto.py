@@ -30,9 +30,8 @@ class Pareto:
         Columns: ``architecture``, its ``trial``, ``parameters``, ``seconds`` of a run (NaN where
         they are not comparable), the held-out loss in ``bits_per_byte``, its ``gap`` to the best
         with the ends ``low`` and ``high`` of its 95% interval, in the same unit (NaN for the best),
-        and
-        ``cheapest_not_worse``: the cheapest architecture that costs less and is not significantly
-        worse; None if all of these are.
+        and ``cheapest_not_worse``: the cheapest architecture that costs less and is not
+        significantly worse; None if all of these are.
         """
         import pandas as pd
 

@@ -127,7 +127,7 @@ class Study:
         """The complete trial of the best value: the lowest, unless it was imported as a maximum.
 
         Of replicates it is a run of the architecture with the best mean, which the report names:
-        of its runs that of the best value (``docs/statistics.md``, "The best").
+        of its runs that of the best value (``docs/statistics.md``).
 
         Raises:
             TrialNotFoundError: if no trial is complete yet.

@@ -147,12 +147,15 @@ def _rank_architectures(
 
     The best architecture of the source comes first, by the definition of :mod:`studies.best`.
     """
-    by_number = {trial.number: trial for trial in trials}
+    complete = [trial for trial in trials if trial.value is not None]
+    settings = group_by_architecture(
+        sorted(complete, key=lambda trial: (trial.value, trial.number))
+    )
     config, looks = (source.config, source.looks) if source else (None, [])
     ranking = rank_trials(trials, config, looks)
     best: dict[Hashable, list[TrialRow]] = {}
     for each in ranking.architectures:
-        runs = [by_number[run.number] for run in each.runs]
+        runs = settings[each.architecture]
         best.setdefault(architecture_key(runs[0].params, nuisance), runs)
     return list(best.values())
 

@@ -135,7 +135,8 @@ def rank_architectures(results: Results, count: int | None = None) -> list[Leade
     ranked, metric = _rank(results), results.metric
     rows = results.complete.loc[[run.number for each in ranked for run in each.runs]]
     means = average_columns(rows, ["value", "validation_bits_per_byte"]).to_dict("index")
-    records = {row["number"]: row for row in rows.reset_index().to_dict("records")}
+    shown = rows.loc[[run.number for each in ranked[:count] for run in each.runs]]
+    records = {row["number"]: row for row in shown.reset_index().to_dict("records")}
     return [
         _make_entry(
             results.config,
