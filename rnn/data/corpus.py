@@ -165,7 +165,7 @@ def load_corpus(name: str, folder: Path = Path()) -> Corpus:
     # Checked before the file is opened: a pipe would block, a device might never end.
     if not stat.S_ISREG(mode):
         raise CorpusError(
-            f"corpus {name!r} is not a regular file: expected 'stdlib', 'enwik8' or a path to one"
+            f"corpus {path} is not a regular file: expected 'stdlib', 'enwik8' or a path to one"
         )
     return _read_file(str(resolved), path)  # not the resolved path: a link may change
 

@@ -5,6 +5,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import optuna
 import pytest
 from click import UsageError
 from click.testing import CliRunner
@@ -25,7 +26,7 @@ from studies.artifacts import open_store
 from studies.config import to_trial_config
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError
-from studies.loader import load_config_file, load_stored_config
+from studies.loader import load_config_file
 from studies.storage.open import open_storage
 
 STUDY = """
@@ -138,28 +139,32 @@ def test_paths_are_relative_to_the_file_that_names_them(folder, few_checks, monk
     (folder / "mine.toml").write_text(f'corpus = "text"\n{STUDY.format(more="")}')
     url = f"sqlite:///{folder}/studies.db"
 
-    def open_with(*overrides: str, name: str = "mine", stored: bool = False) -> tuple[str, ...]:
+    def open_with(*overrides: str, study: str = "../mine.toml", name: str = "mine") -> tuple:
         settings = [*(word.removeprefix("--set=") for word in TINY), *overrides]
-        load = load_stored_config if stored else load_config_file
-        file = load("mine" if stored else "../mine.toml", storage=url, overrides=settings)
-        joined = create_or_join(file, url, StudyOptions(name=name))
+        options = StudyOptions(name=name, partial=True)
+        joined = create_or_join(load_config_file(study, settings, url), url, options)
         joined.storage.close()
         config, corpus = joined.record.config, joined.record.corpus
         return config.corpus, corpus.name, config.cells["Mine"].spec
 
     found, cell, elsewhere = str(folder / "text"), "cells/mine.py:Mine", "../elsewhere/mine.py:Mine"
-    assert open_with() == open_with(stored=True) == ("text", found, cell)
+    assert open_with() == open_with(study="mine") == ("text", found, cell)
     (folder / "cells").rename(folder / "elsewhere")
     cells = f"space.cell=['{elsewhere}']"
     assert open_with(cells) == ("text", found, cell)
     given = ("../text", found, elsewhere)
     assert open_with(cells, "corpus='../text'", name="given") == given
+    source = optuna.load_study(study_name="mine", storage=url)
+    source.tell(source.ask(), 1.0)
+    Path("next.toml").write_text("[refinement]\nsource = 'mine'\ntop = 1\nreplicates = 2\n")
+    assert open_with(study="next.toml", name="next") == (found, found, cell)
     (folder / "text").rename("text")
     with pytest.raises(CorpusError, match=r'has it: write corpus = "here/text" in .*mine.toml'):
         open_with(cells)
-    with pytest.raises(CorpusError, match=rf"or a file {found}; .* with --corpus"):
-        open_with(stored=True)
-    assert open_with("corpus='text'", stored=True) == ("text", found, cell)
+    for study in ("mine", "next.toml"):
+        with pytest.raises(CorpusError, match=rf"or a file {found}; study 'mine' .* with --corpus"):
+            open_with(study=study)
+    assert open_with("corpus='text'", study="mine") == ("text", found, cell)
 
 
 INVALID = {
