@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from studies.cell_record import CellRecord
 from studies.config import OutageSettings, StudyConfig
 from studies.errors import ConfigError
-from studies.space import BUILT_IN_CELLS, CELL, Space
+from studies.space import BUILT_IN_CELLS, CELL, Space, explain_key
 
 
 class ConfigFile(BaseModel):
@@ -135,8 +135,8 @@ class ConfigFile(BaseModel):
         parts = (self.override_option if is_overridden else self.origin, table)
         where = "".join(f"{part}: " for part in parts if part)
         if self._is_unknown(first):
-            expected = ", ".join(self._fields(first["loc"][:-1]))
-            return f"{where}unknown key {key}: expected one of {expected}"
+            known = self._fields(first["loc"][:-1])
+            return f"{where}unknown key {key}: {explain_key(str(first['loc'][-1]), known, _KEYS)}"
         if isinstance(first["input"], Mapping):
             return f"{where}{key + ': ' if key else ''}{message}"
         return f"{where}{key + ' ' if key else ''}is {first['input']!r}: {message}"
@@ -213,6 +213,14 @@ def _find_model(annotation: Any) -> Any:
         return annotation
     found = map(_find_model, getattr(annotation, "__args__", ()))
     return next((model for model in found if model is not None), None)
+
+
+_KEYS = [
+    f"{table}.{key}"
+    for table, field in StudyConfig.model_fields.items()
+    for key in getattr(_find_model(field.annotation), "model_fields", ())
+]
+"""Keys of all tables of a study file."""
 
 
 def _is_union_arm(part: int | str) -> bool:

@@ -21,7 +21,7 @@ from studies.files import MAX_DEPTH, parse_toml, read_toml
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
 from studies.storage.storage import LeasedRDBStorage
-from studies.text import shorten
+from studies.text import did_you_mean, shorten
 
 CONFIG_DIR = Path(__file__).parent
 """Folder of the configs that can be given by name."""
@@ -118,20 +118,22 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _find_stored(study: str, storage: str | None) -> ConfigFile:
     """Read the config of a stored study, without creating or changing the storage."""
-    known = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.toml")))
+    names = sorted(file.stem for file in CONFIG_DIR.glob("*.toml"))
+    known = ", ".join(names)
     expected = f"{known}, or the path of a TOML file"
     if storage is not None:
         where = redact(parse_url(storage))
         try:
             with closing(read_storage(storage)) as opened:
-                names = list_study_names(opened)
-                if study in names:
+                stored_names = list_study_names(opened)
+                if study in stored_names:
                     return _stored_config(opened, study, where)
-            stored = ", ".join(names) or "none yet"
+            names = [*stored_names, *names]
+            stored = ", ".join(stored_names) or "none yet"
             expected = f"{known}, the path of a TOML file, or a study in {where} ({stored})"
         except StorageNotFoundError:
             pass
-    raise ConfigError(f"study {study!r} not found: expected {expected}")
+    raise ConfigError(f"study {study!r} not found: {did_you_mean(study, names)}expected {expected}")
 
 
 def _stored_config(storage: LeasedRDBStorage, name: str, where: str) -> ConfigFile:

@@ -58,7 +58,7 @@ CORES = "expected an integer from 1 to 1024"
         *((text, "", TARGET) for text in ("", "Slurm", "ray://", "ray://head:x")),
         *(("slurm", f"time={text}", TIME) for text in ("soon", "4h", "1:2:3:4", "2", "1" * 30)),
         *(("slurm", f"cpus-per-task={text}", CORES) for text in ("0", "1.5", "9" * 20)),
-        ("slurm", "cpus=2", "no key 'cpus' for slurm: expected one of account, "),
+        ("slurm", "cpus=2", "no key 'cpus' for slurm: did you mean 'gpus'. exp"),
         ("ray", "cores=4", "expected one of memory, num_cpus"),
         ("ray", "memory=much", "such as 4GiB"),
         ("ray", "num_gpus=1.5", "a whole number of GPUs"),

@@ -27,7 +27,7 @@ def test_every_invalid_setting_is_named_with_its_origin(tmp_path: Path):
     line = str(caught.value)
     for mistake in (
         f"{path}: seed is -1: input should be greater than or equal to 0; ",
-        f"{path}: unknown key objektive: expected one of question, report_threshold, ",
+        f"{path}: unknown key objektive: did you mean 'objective'? expected one of quest",
         f"{path}: space.layers.1 is 'two': input should be a valid integer; ",
         f"{path}: space.exclude.0.layers is []: input should be a valid boolean, or input should "
         "be a valid integer, or input should be a valid number, or input should be a valid "
@@ -118,7 +118,7 @@ def test_mistake_in_a_union_names_its_table(tmp_path: Path):
     path = tmp_path / "mine.toml"
     for old, new, message in (
         ("[1, 2]", "[1, 'two']", "space 2: layers.1 is 'two': input should be a valid int"),
-        ("[1, 2]", "[1]\nlayer = 3", "space 2: unknown key layer: expected one of input_"),
+        ("[1, 2]", "[1]\nlayer = 3", "space 2: unknown key layer: did you mean 'layers'? exp"),
         ("[1, 2]", "[1]\ntraining.learning_rate = ['x']", "space 2: training.learning_rate.0 is '"),
         ("state_size = [8]\n\n", "\n", "space 1: state_size: field required"),
     ):
