@@ -85,7 +85,8 @@ def run(
         storage: URL of the storage; by default ``$RNN_SEARCH_STORAGE``, or
             ``sqlite:///studies/studies.db`` in the working directory.
         name: name of the study; by default that of its file.
-        overrides: settings by dotted key, as in ``{"training.steps": 500}``.
+        overrides: settings by dotted key, as in ``{"training.steps": 500}``; None leaves one of the
+            file out, so that it has its default.
         workers: number of worker processes; 1 trains in this process.
         threads: CPU threads per worker, 1 to 1024; by default a share of this machine's cores.
         lockstep: maximum number of networks that a worker trains in lockstep; None to choose it.
@@ -132,7 +133,7 @@ def run(
         require_integer("threads", threads, 1, 1024)
     if lockstep is not None:
         require_integer("lockstep", lockstep)
-    settings = None
+    settings, given = None, overrides or {}
     if isinstance(study, Mapping):
         if name is None:
             raise ConfigError("settings have no name: expected run({...}, name='my-study')")
@@ -142,7 +143,8 @@ def run(
         storage_or_default(storage),
         name,
         None if corpus is None else str(corpus),
-        tuple(f"{key}={_to_toml(key, value)}" for key, value in (overrides or {}).items()),
+        tuple(f"{key}={_to_toml(key, value)}" for key, value in given.items() if value is not None),
+        tuple(key for key, value in given.items() if value is None),
         workers,
         threads,
         lockstep,

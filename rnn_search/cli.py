@@ -64,6 +64,13 @@ _STUDY_OPTIONS = (
         help="Override a setting of the config, as in training.steps=2000; may be repeated.",
     ),
     click.option(
+        "--unset",
+        metavar="KEY",
+        multiple=True,
+        help="Leave out a setting of the config, as in space.norm, so that it has its default; "
+        "before --set; may be repeated.",
+    ),
+    click.option(
         "--precision",
         type=click.Choice(get_args(PrecisionSetting)),
         help="Precision of matrix products; fixed when the study is created.",

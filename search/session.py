@@ -29,6 +29,7 @@ from studies.loader import (
     load_overrides,
     load_settings,
     load_stored_config,
+    override_settings,
 )
 
 
@@ -37,6 +38,8 @@ class RunOptions:
     """Options of the command line; see ``run_search.py --help``.
 
     Attributes:
+        overrides: ``KEY=VALUE`` to set; see :func:`studies.loader.override_settings`.
+        unset: dotted keys to leave out.
         settings: settings of the study, named ``study``, in place of a file; None for the file.
         until: seconds after which to stop.
         is_subprocess: whether this is a worker process whose parent reports the progress.
@@ -54,6 +57,7 @@ class RunOptions:
     name: str | None = None
     corpus: str | None = None
     overrides: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
     workers: int = 1
     threads: int | None = None
     lockstep: int | None = None
@@ -84,12 +88,13 @@ class RunOptions:
                 :func:`studies.loader.load_config_file`.
         """
         if self.is_stored:
-            file = load_stored_config(self.study, self.storage, self.overrides)
+            file = load_stored_config(self.study, self.storage)
         elif self.settings is not None:
-            file = load_settings(self.study, self.settings, self.overrides)
+            file = load_settings(self.study, self.settings)
         else:
-            file = load_config_file(self.study, self.overrides, self.storage)
-        return file if self.is_command else file.model_copy(update={"override_option": ""})
+            file = load_config_file(self.study, storage=self.storage)
+        file = override_settings(file, self.overrides, self.unset)
+        return file.model_copy(update={"is_command": self.is_command})
 
     @property
     def study_options(self) -> StudyOptions:
@@ -122,6 +127,7 @@ class RunOptions:
             ("--name", self.name),
             ("--corpus", self.corpus),
             ("--precision", self.precision),
+            *(("--unset", key) for key in self.unset),
             *(("--set", override) for override in self.overrides),
         ):
             words += [] if value is None else [option, value]
@@ -135,7 +141,7 @@ class RunOptions:
     @property
     def _call(self) -> str:
         """Call of :func:`rnn_search.run` that creates the same study."""
-        overrides = load_overrides(self.overrides).settings
+        overrides = load_overrides(self.overrides).settings | dict.fromkeys(self.unset)
         given = {
             "name": self.name or self.study,
             "overrides": overrides,

@@ -112,7 +112,8 @@ def create_or_join(
     """
     name = options.name or file.name
     check_study_name(name)
-    config = _resolve_config(file, url, options)
+    loaded = load_cells(_override(file, options))
+    config = _resolve_config(loaded, url, options)
     if not file.is_stored or file.name != name:
         config = plan_looks(config, options.until_decided)
     _check_options(name, url, config, options, device)
@@ -153,7 +154,8 @@ def create_or_join(
         on_error.pop_all()
     local = {setting: getattr(config, setting) for setting in PER_WORKER}
     config = stored.model_copy(update=local)
-    return StudyHandle(study, storage, config, corpus, tokens, join_notice or notice, warning)
+    notice = "; ".join(filter(None, [loaded.left_out, join_notice or notice]))
+    return StudyHandle(study, storage, config, corpus, tokens, notice, warning)
 
 
 def _check_precision(config: StudyConfig, device: torch.device, options: StudyOptions) -> None:
@@ -322,13 +324,15 @@ def _count_added(stored: StudyConfig, extended: StudyConfig) -> int:
     return 0 if old is None or new is None else max(0, new.count() - old.count())
 
 
-def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyConfig:
-    """Return the config with command-line options and all that it inherits from its source."""
+def _override(file: ConfigFile, options: StudyOptions) -> ConfigFile:
+    """Return a config file with the settings of command-line options."""
     settings = {"corpus": options.corpus, "precision": options.precision}
     file = file.with_overrides({key: value for key, value in settings.items() if value is not None})
-    if options.prune:
-        file = file.with_overrides({"pruning": {"enabled": True}})
-    file = load_cells(file)
+    return file.with_overrides({"pruning": {"enabled": True}}) if options.prune else file
+
+
+def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyConfig:
+    """Return the config of a file whose cells are loaded, with what it inherits from its source."""
     origin = file.name if file.is_stored else file.source
     if origin is None or (file.is_stored and not file.settings.get("cells")):
         return file.resolve()

@@ -262,10 +262,6 @@ class StudyConfig(StrictModel):
             return self
         # One of a single value is no contradiction: an override may have pinned it.
         varied = [name for name, values in grid.search_space.items() if len(values) > 1]
-        if varied and set(varied) <= set(self.nuisance):
-            raise ValueError(
-                "nuisance names every parameter that varies: expected one that is judged"
-            )
         for name in grid.find_constant(self.nuisance):
             if name in varied:
                 raise ValueError(

@@ -58,37 +58,29 @@ def load_config_file(
         )
     else:
         file = _find_stored(study, None if is_toml else storage)
-    return _override(file, overrides)
+    return override_settings(file, overrides)
 
 
-def load_stored_config(name: str, storage: str, overrides: Sequence[str] = ()) -> ConfigFile:
-    """Read the settings of a stored study, with overrides, whatever files there are.
+def load_stored_config(name: str, storage: str) -> ConfigFile:
+    """Read the settings of a stored study, whatever files there are.
 
     Raises:
         StorageError: if the storage cannot be read.
         StudyNotFoundError, StudyFormatError: if the study does not exist or cannot be read.
     """
     with closing(read_storage(storage)) as opened:
-        file = _stored_config(opened, name, redact(parse_url(storage)))
-    return _override(file, overrides)
+        return _stored_config(opened, name, redact(parse_url(storage)))
 
 
-def load_settings(
-    name: str, settings: Mapping[str, Any], overrides: Sequence[str] = ()
-) -> ConfigFile:
+def load_settings(name: str, settings: Mapping[str, Any]) -> ConfigFile:
     """Return the settings of a study that are given in Python, as a config file.
 
     Args:
         name: name of the study.
         settings: nested settings, as a TOML file contains them; paths of cells are relative to the
             working directory.
-        overrides: see :func:`load_config_file`.
-
-    Raises:
-        ConfigError: if an override is malformed.
     """
-    file = ConfigFile(name=name, origin="settings", settings=dict(settings), folder=Path())
-    return _override(file, overrides)
+    return ConfigFile(name=name, origin="settings", settings=dict(settings), folder=Path())
 
 
 def load_overrides(overrides: Sequence[str]) -> ConfigFile:
@@ -97,10 +89,23 @@ def load_overrides(overrides: Sequence[str]) -> ConfigFile:
     Raises:
         ConfigError: if an override is malformed.
     """
-    return _override(ConfigFile(name="", origin="--set", settings={}), overrides)
+    return override_settings(ConfigFile(name="", origin="--set", settings={}), overrides)
 
 
-def _override(file: ConfigFile, overrides: Sequence[str]) -> ConfigFile:
+def override_settings(
+    file: ConfigFile, overrides: Sequence[str], unset: Sequence[str] = ()
+) -> ConfigFile:
+    """Return a config file without some settings, and with others.
+
+    Args:
+        file: a config file.
+        overrides: ``KEY=VALUE``, with a dotted key and a TOML value.
+        unset: dotted keys.
+
+    Raises:
+        ConfigError: if an override is malformed, or the file does not set a key.
+    """
+    file = file.without(unset) if unset else file
     for override in overrides:
         key, value = _parse_override(override)
         file = file.with_overrides(_nest(key, value))

@@ -150,9 +150,6 @@ REFUSED = {
     f"""{EXTEND} --name wide --set=space.layers=[1,2] '--set=nuisance=["state_sise"]'""": [
         "'state_sise': did you mean 'state_size'?",
     ],
-    f"""{EXTEND} --name wide --set=space.layers=[1,2] '--set=nuisance=["layers"]'""": [
-        "every parameter that varies",
-    ],
     # Stored studies by their names.
     "run_search.py quikc": ["found: did you mean 'quick'? ", "or a study in", "(quick, wide)"],
     "run_search.py wide --set=seed=5": ["seed: 0 in the study, 5 here"],

@@ -161,6 +161,7 @@ def build_worker_command(options: RunOptions, is_refinement: bool) -> WorkerComm
         ("--device", options.device),
         ("--threads", options.threads),
         ("--until", None if options.until is None else f"{options.until:.3f}s"),
+        *(("--unset", key) for key in options.unset),
         *(("--set", override) for override in options.overrides),
     ):
         arguments += [] if value is None else [option, str(value)]

@@ -85,15 +85,16 @@ def test_missing_library_is_refused_with_the_command_that_installs_it(monkeypatc
 
 def test_worker_command_has_the_options_of_the_run_without_its_launch():
     options = RunOptions(
-        "mine.toml", "postgresql+psycopg://me@host/studies", overrides=("training.steps=5",),
-        workers=50, prune=True, extend=True, until=60.0, target=LaunchTarget("slurm"),
+        "mine.toml", "postgresql+psycopg://me@host/studies", unset=("seed",),
+        overrides=("training.steps=5",), workers=50, prune=True,
+        extend=True, until=60.0, target=LaunchTarget("slurm"),
     )  # fmt: skip
     command = build_worker_command(options, is_refinement=False).with_threads(4)
     python, program, *arguments = command.arguments
     assert (python, Path(program).name) == (sys.executable, "run_search.py")
     assert " ".join(arguments) == (
         "mine.toml --storage postgresql+psycopg://me@host/studies --device auto --until 60.000s "
-        "--set training.steps=5 --prune --threads 4"
+        "--unset seed --set training.steps=5 --prune --threads 4"
     )
     assert command.folder == Path.cwd()
 

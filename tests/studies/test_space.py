@@ -195,7 +195,6 @@ REFUSED = [
     ([{**SMALL, "bptt_steps": [1], "training": {"bptt_steps": [2]}}], {}, "bptt_steps twice"),
     ([SMALL, {**SMALL, "exclude": [{"layers": 1}]}], {}, "space 2 has no combination"),
     ([{**SMALL, "training": LR}], {"nuisance": ["rate"]}, "'rate': expected one of .* learning_r"),
-    ([{**MIN_GRU, "training": LR}], {"nuisance": ["learning_rate"]}, "names every parameter that"),
     (
         [{**MIN_GRU, **TWO, "training": LR, "exclude": CROSSED}],
         {"nuisance": ["learning_rate"]},
