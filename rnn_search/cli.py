@@ -23,7 +23,6 @@ from studies.cli import (
     dashboard_port_option,
     storage_options,
     study_argument,
-    study_name,
 )
 from studies.config import PrecisionSetting
 from studies.loader import read_record, read_study_record
@@ -55,7 +54,15 @@ def _parse_lockstep(context: click.Context, option: click.Parameter, text: str) 
 
 
 _STUDY_OPTIONS = (
-    click.option("--name", show_default="name of its config", help="Name of the study."),
+    click.option(
+        "--name", show_default="name of its config, or STUDY-trial-N", help="Name of the study."
+    ),
+    click.option(
+        "--trial",
+        metavar="N",
+        type=click.IntRange(0, 2**63 - 1),
+        help="Run trial N of the stored study STUDY once more, alone, as a study of one trial.",
+    ),
     click.option(
         "--set",
         "overrides",
@@ -263,7 +270,7 @@ def _print_status(options: RunOptions, as_json: bool) -> None:
     if options.is_refinement:
         require_refinement(options.load_file())
     with closing(read_storage(options.storage)) as storage:
-        study = load_study(storage, options.name or study_name(options.study))
+        study = load_study(storage, options.stored_name)
         record = read_record(study)
         config = record.imported if isinstance(record, ImportedRecord) else record.config
         status = read_status(study, storage, config)
@@ -287,7 +294,7 @@ def _find_launcher(options: RunOptions) -> Launcher:
 def _cancel_jobs(options: RunOptions) -> None:
     launcher = _find_launcher(options)
     with closing(read_storage(options.storage)) as storage:
-        study = load_study(storage, options.name or study_name(options.study))
+        study = load_study(storage, options.stored_name)
         name = read_study_record(study).artifact_folder
     click.echo(launcher.cancel(name))
 

@@ -107,6 +107,9 @@ class Refinement(StrictModel):
 
     source: str
     """Name of the other study."""
+    trial: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Number of its trial to run once more, with the same weights, order of the text and text, in
+    place of the best; the same as `--trial`."""
     top: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = 0.1
     """Its best architectures to derive from: a number, or a fraction of all, rounded down, but at
     least one."""
@@ -127,6 +130,12 @@ class Refinement(StrictModel):
     def initial_runs(self) -> int:
         """Number of runs of each result when the study is created."""
         return self.looks[0] if self.looks else self.replicates
+
+    @model_validator(mode="after")
+    def _check_trial(self) -> "Refinement":
+        if self.trial is not None and (self.variants != [{}] or self.replicates > 1 or self.looks):
+            raise ValueError("trial runs one trial as it was: expected no variants or replicates")
+        return self
 
     @field_validator("looks")
     @classmethod

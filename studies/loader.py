@@ -83,6 +83,20 @@ def load_settings(name: str, settings: Mapping[str, Any]) -> ConfigFile:
     return ConfigFile(name=name, origin="settings", settings=dict(settings), folder=Path())
 
 
+def load_trial_config(study: str, trial: int) -> ConfigFile:
+    """Return the settings of a study that runs one trial of a stored study once more, alone."""
+    return ConfigFile(
+        name=f"{study}-trial-{trial}",
+        origin=f"trial {trial} of study {study!r}",
+        # One trial is not compared, so it needs nothing by which trials are.
+        settings={
+            "refinement": {"source": study, "trial": trial},
+            "nuisance": [],
+            "report_threshold": None,
+        },
+    )
+
+
 def load_overrides(overrides: Sequence[str]) -> ConfigFile:
     """Return overrides as a config file that has no other settings.
 

@@ -254,6 +254,7 @@ def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty)
     ("given", "message"),
     [
         ({"name": None}, r"settings have no name: expected run\({...}, name='my-study'\)"),
+        ({"trial": 1}, "trial is one of a stored study: expected its name, not settings"),
         ({"workers": 0}, "workers is 0: expected an integer of 1 or more"),
         ({"workers": True}, "workers is True: expected an integer of 1 or more"),
         ({"until": -1}, "until is -1: expected seconds, or a duration"),

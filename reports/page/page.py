@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -153,6 +154,7 @@ def _templates() -> jinja2.Environment:
         "versions": format_versions,
         "number": format_number,
         "parameter": format_param,
+        "shell": shlex.quote,
         "printable": to_printable,
         "signed": format_signed,
         "objective_name": objective_name,

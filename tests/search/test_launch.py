@@ -85,7 +85,7 @@ def test_missing_library_is_refused_with_the_command_that_installs_it(monkeypatc
 
 def test_worker_command_has_the_options_of_the_run_without_its_launch():
     options = RunOptions(
-        "mine.toml", "postgresql+psycopg://me@host/studies", unset=("seed",),
+        "mine.toml", "postgresql+psycopg://me@host/studies", unset=("seed",), trial=3,
         overrides=("training.steps=5",), workers=50, prune=True,
         extend=True, until=60.0, target=LaunchTarget("slurm"),
     )  # fmt: skip
@@ -93,8 +93,8 @@ def test_worker_command_has_the_options_of_the_run_without_its_launch():
     python, program, *arguments = command.arguments
     assert (python, Path(program).name) == (sys.executable, "run_search.py")
     assert " ".join(arguments) == (
-        "mine.toml --storage postgresql+psycopg://me@host/studies --device auto --until 60.000s "
-        "--unset seed --set training.steps=5 --prune --threads 4"
+        "mine.toml --storage postgresql+psycopg://me@host/studies --trial 3 --device auto --until "
+        "60.000s --unset seed --set training.steps=5 --prune --threads 4"
     )
     assert command.folder == Path.cwd()
 
