@@ -29,7 +29,6 @@ from search.run import RunResult, run_workers
 from search.session import RunOptions
 from search.terminal import SafeConsole, Ticker
 from search.worker.shutdown import MAX_SECONDS, parse_duration
-from studies.cli import study_name
 from studies.errors import ConfigError
 from studies.files import MAX_DEPTH
 from studies.text import shorten
@@ -61,6 +60,7 @@ def run(
     until_decided: bool = False,
     launch: str = "local",
     launch_set: Mapping[str, str | int] | None = None,
+    trial: int | None = None,
 ) -> Study:
     """Create or join a study, or derive one from another, and run its trials.
 
@@ -85,7 +85,8 @@ def run(
         storage: URL of the storage; by default ``$RNN_SEARCH_STORAGE``, or
             ``sqlite:///studies/studies.db`` in the working directory.
         name: name of the study; by default that of its file.
-        overrides: settings by dotted key, as in ``{"training.steps": 500}``.
+        overrides: settings by dotted key, as in ``{"training.steps": 500}``; None leaves one of the
+            file out, so that it has its default.
         workers: number of worker processes; 1 trains in this process.
         threads: CPU threads per worker, 1 to 1024; by default a share of this machine's cores.
         lockstep: maximum number of networks that a worker trains in lockstep; None to choose it.
@@ -111,6 +112,8 @@ def run(
             a cluster each worker is a job, ``wait=False`` returns when they are submitted, and
             ``until`` counts from the start of each.
         launch_set: options of the cluster's jobs, as in ``{"partition": "gpu"}``.
+        trial: number of a trial of the stored study ``study`` to run once more, alone, in a study
+            that is named ``STUDY-trial-N`` by default.
 
     Returns:
         The study. Its trials are finished, unless ``until`` or ``wait`` says otherwise.
@@ -132,7 +135,11 @@ def run(
         require_integer("threads", threads, 1, 1024)
     if lockstep is not None:
         require_integer("lockstep", lockstep)
-    settings = None
+    if trial is not None:
+        require_integer("trial", trial, 0)
+        if isinstance(study, Mapping):
+            raise ConfigError("trial is one of a stored study: expected its name, not settings")
+    settings, given = None, overrides or {}
     if isinstance(study, Mapping):
         if name is None:
             raise ConfigError("settings have no name: expected run({...}, name='my-study')")
@@ -142,7 +149,8 @@ def run(
         storage_or_default(storage),
         name,
         None if corpus is None else str(corpus),
-        tuple(f"{key}={_to_toml(key, value)}" for key, value in (overrides or {}).items()),
+        tuple(f"{key}={_to_toml(key, value)}" for key, value in given.items() if value is not None),
+        tuple(key for key, value in given.items() if value is None),
         workers,
         threads,
         lockstep,
@@ -159,6 +167,7 @@ def run(
         is_command=False,
         until_decided=until_decided,
         target=_parse_launch(launch, launch_set),
+        trial=trial,
     )
     result = run_search_and_report(options, report)
     if result.signal is not None:
@@ -217,7 +226,7 @@ def _run_until_decided(
     from rnn_search import planned_looks  # slow: imports pandas
 
     console, start = SafeConsole(), time.monotonic()
-    name = options.name or study_name(options.study)
+    name = options.stored_name
     with ExitStack() as stack:
 
         @contextmanager

@@ -22,7 +22,6 @@ from studies.cli import (
     dashboard_port_option,
     storage_options,
     study_argument,
-    study_name,
 )
 from studies.config import PrecisionSetting
 from studies.loader import read_record, read_study_record
@@ -54,13 +53,28 @@ def _parse_lockstep(context: click.Context, option: click.Parameter, text: str) 
 
 
 _STUDY_OPTIONS = (
-    click.option("--name", show_default="name of its config", help="Name of the study."),
+    click.option(
+        "--name", show_default="name of its config, or STUDY-trial-N", help="Name of the study."
+    ),
+    click.option(
+        "--trial",
+        metavar="N",
+        type=click.IntRange(0, 2**63 - 1),
+        help="Run trial N of the stored study STUDY once more, alone, as a study of one trial.",
+    ),
     click.option(
         "--set",
         "overrides",
         metavar="KEY=VALUE",
         multiple=True,
         help="Override a setting of the config, as in training.steps=2000; may be repeated.",
+    ),
+    click.option(
+        "--unset",
+        metavar="KEY",
+        multiple=True,
+        help="Leave out a setting of the config, as in space.norm, so that it has its default; "
+        "before --set; may be repeated.",
     ),
     click.option(
         "--precision",
@@ -255,7 +269,7 @@ def _print_status(options: RunOptions, as_json: bool) -> None:
     if options.is_refinement:
         require_refinement(options.load_file())
     with closing(read_storage(options.storage)) as storage:
-        study = load_study(storage, options.name or study_name(options.study))
+        study = load_study(storage, options.stored_name)
         record = read_record(study)
         status = read_status(study, storage, record.config)
         jobs = None
@@ -278,7 +292,7 @@ def _find_launcher(options: RunOptions) -> Launcher:
 def _cancel_jobs(options: RunOptions) -> None:
     launcher = _find_launcher(options)
     with closing(read_storage(options.storage)) as storage:
-        study = load_study(storage, options.name or study_name(options.study))
+        study = load_study(storage, options.stored_name)
         name = read_study_record(study).artifact_folder
     click.echo(launcher.cancel(name))
 

@@ -67,6 +67,7 @@ class _LazyGroup(click.Group):
 
 @click.command(
     cls=_LazyGroup,
+    commands=dict.fromkeys(_SUBCOMMANDS),  # Click suggests one for a name that none has
     no_args_is_help=False,
     help="Train every architecture of a search space of recurrent networks once, and report which "
     "choices matter.",

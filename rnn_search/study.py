@@ -12,6 +12,7 @@ from optuna import Study as OptunaStudy
 from rnn_search.effects import Effects
 from rnn_search.pareto import Pareto
 from search.errors import TrialNotFoundError
+from search.refinement import find_trial
 from studies.best import BestReader
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.config import StudyConfig
@@ -146,13 +147,8 @@ class Study:
             TrialNotFoundError: if the study has no such trial.
         """
         with self._open() as (storage, study):
-            rows = read_trials(storage, study._study_id)
-            for row in rows:
-                if row.number == number:
-                    return self._trial(row, read_record(study).config)
-        raise TrialNotFoundError(
-            f"trial {number} not found in study {self.name!r}, which has {len(rows):,} trials"
-        )
+            row = find_trial(read_trials(storage, study._study_id), number, self.name)
+            return self._trial(row, read_record(study).config)
 
     def effects(self) -> "Effects":
         """Estimate the effect of each parameter over matched pairs of complete trials.

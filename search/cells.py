@@ -30,6 +30,8 @@ MAX_NAME_BYTES = 200
 def load_cells(file: ConfigFile) -> ConfigFile:
     """Load the users' cells that a config file names; return the file with their records.
 
+    Cells that overrides have removed are loaded for the names of their options.
+
     A cell of a stored study whose settings are opened by name is not loaded here.
 
     Raises:
@@ -44,7 +46,12 @@ def load_cells(file: ConfigFile) -> ConfigFile:
             continue
         if name not in records and name not in stored:  # two of a name are reported as well
             records[name] = load_record(spec, file.folder_of("space.cell"))
-    return file.with_cells(records) if records else file
+    for spec in file.removed_specs:
+        name = spec.rpartition(":")[2]
+        if ":" in spec and name not in stored:
+            with contextlib.suppress(CellError):  # it need not be there: it is not trained
+                records[name] = load_record(spec, file.folder or Path())
+    return file.with_cells(records)
 
 
 def load_record(spec: str, folder: Path) -> CellRecord:

@@ -54,9 +54,10 @@ def _drop_section(section: str, overrides: Sequence[str]) -> list[str]:
     remaining: list[str] = []
     words = iter(overrides)
     for word in words:
-        option = [word, *itertools.islice(words, 1)] if word == "--set" else [word]
-        key = option[-1].removeprefix("--set=").partition("=")[0].strip()
-        is_setting = word.partition("=")[0] == "--set"
+        name, _, value = word.partition("=")
+        is_setting = name in ("--set", "--unset")
+        option = [word, *itertools.islice(words, 1)] if is_setting and not value else [word]
+        key = (value or option[-1]).partition("=")[0].strip()
         if not is_setting or key.split(".")[0] != section:
             remaining += option
     return remaining

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import Any
 
-from search.errors import UnfinishedSourceError
+from search.errors import TrialNotFoundError, UnfinishedSourceError
 from studies.attributes import SOURCE_TRIALS, StudyRecord
 from studies.best import architecture_key, rank_trials
 from studies.config import Refinement, StudyConfig, top_count
@@ -32,6 +32,8 @@ def derive_trials(
 ) -> list[PlannedTrial]:
     """Apply a refinement's variants and replicates to the best architectures of its source.
 
+    A refinement that names a trial derives that one as it is.
+
     An architecture is what trials share that differ in replicates and nuisance parameters only. It
     is judged at its best values of the nuisance parameters, and its derived trials have these. A
     variant is applied to the architectures that have its parameters. Equal combinations become one
@@ -50,12 +52,16 @@ def derive_trials(
         Trials derived from the best source trial first.
 
     Raises:
+        TrialNotFoundError: if the source does not have the trial.
         UnfinishedSourceError: if the source is unfinished, or has too few complete or kept trials.
         ConfigError: if a variant names a parameter that the source's trials lack, or the trials are
             too many.
     """
     refinement = config.refinement
     assert refinement is not None
+    if refinement.trial is not None:
+        trial = find_trial(trials, refinement.trial, refinement.source)
+        return [PlannedTrial(trial.params, {SOURCE_TRIALS: [trial.number]})]
     groups = group_by_architecture(trials, config.nuisance)
     sizes = [len(group) for group in groups.values()]
     planned = len(groups) if len(groups) < len(trials) else counts.planned
@@ -119,6 +125,20 @@ def check_count(
             f"{describe_duration(count)}: expected at most {MAX_UNCONFIRMED:,} trials; reduce "
             "them, or confirm with --yes"
         )
+
+
+def find_trial(trials: Iterable[TrialRow], number: int, study: str) -> TrialRow:
+    """Return the trial of a number.
+
+    Raises:
+        TrialNotFoundError: if there is none.
+    """
+    by_number = {trial.number: trial for trial in trials}
+    if number not in by_number:
+        raise TrialNotFoundError(
+            f"trial {number} not found in study {study!r}, which has {len(by_number):,} trials"
+        )
+    return by_number[number]
 
 
 def _without(params: Params, names: Collection[str]) -> Params:

@@ -25,7 +25,7 @@ from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.worker import Worker
 from search.worker_processes import run_worker_processes
-from studies.cli import EXIT_FAILURE, run_with_exit_code, study_name
+from studies.cli import EXIT_FAILURE, run_with_exit_code
 from studies.errors import StorageLostError
 from studies.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from studies.storage.backup import merge_log, rescue_if_lost
@@ -90,7 +90,7 @@ def run_workers(
     """
     has_trained = RawValue(c_bool, False) if has_trained is None else has_trained
     console = SafeConsole()
-    name = options.name or study_name(options.study)
+    name = options.stored_name
     preparing = f"preparing study {name} (storage, corpus and cells)"
     if launcher is not None:
         options = replace(options, is_shared=launcher.uses_other_machines)

@@ -22,6 +22,7 @@ from search.study import StudyHandle, create_or_join
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trial_artifacts import CheckpointStore, FinalCheckpointStore, WeightStore
 from studies.artifacts import open_store
+from studies.cli import study_name
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError
 from studies.loader import (
@@ -29,6 +30,8 @@ from studies.loader import (
     load_overrides,
     load_settings,
     load_stored_config,
+    load_trial_config,
+    override_settings,
 )
 
 
@@ -37,6 +40,8 @@ class RunOptions:
     """Options of the command line; see ``run_search.py --help``.
 
     Attributes:
+        overrides: ``KEY=VALUE`` to set; see :func:`studies.loader.override_settings`.
+        unset: dotted keys to leave out.
         settings: settings of the study, named ``study``, in place of a file; None for the file.
         until: seconds after which to stop.
         is_subprocess: whether this is a worker process whose parent reports the progress.
@@ -47,6 +52,7 @@ class RunOptions:
         is_shared: whether they run on other machines, which must find the corpus.
         is_stored: whether ``study`` is the name of a stored study, whatever files there are.
         report: whether workers on a cluster may write the report.
+        trial: number of a trial of the stored study ``study`` to run once more, alone.
     """
 
     study: str
@@ -54,6 +60,7 @@ class RunOptions:
     name: str | None = None
     corpus: str | None = None
     overrides: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
     workers: int = 1
     threads: int | None = None
     lockstep: int | None = None
@@ -75,6 +82,15 @@ class RunOptions:
     is_shared: bool = False
     is_stored: bool = False
     report: bool = True
+    trial: int | None = None
+
+    @property
+    def stored_name(self) -> str:
+        """Name of the study in the storage."""
+        name = study_name(self.study)
+        return self.name or (
+            name if self.trial is None else load_trial_config(name, self.trial).name
+        )
 
     def load_file(self) -> ConfigFile:
         """Read the study's settings, with overrides.
@@ -83,13 +99,16 @@ class RunOptions:
             ConfigError, StorageError, StudyFormatError: see
                 :func:`studies.loader.load_config_file`.
         """
-        if self.is_stored:
-            file = load_stored_config(self.study, self.storage, self.overrides)
+        if self.trial is not None:
+            file = load_trial_config(study_name(self.study), self.trial)
+        elif self.is_stored:
+            file = load_stored_config(self.study, self.storage)
         elif self.settings is not None:
-            file = load_settings(self.study, self.settings, self.overrides)
+            file = load_settings(self.study, self.settings)
         else:
-            file = load_config_file(self.study, self.overrides, self.storage)
-        return file if self.is_command else file.model_copy(update={"override_option": ""})
+            file = load_config_file(self.study, storage=self.storage)
+        file = override_settings(file, self.overrides, self.unset)
+        return file.model_copy(update={"is_command": self.is_command})
 
     @property
     def study_options(self) -> StudyOptions:
@@ -107,7 +126,9 @@ class RunOptions:
             self.until_decided,
             self.is_shared,
             # A job may start after its study was renamed or deleted.
-            self.is_stored or self.is_subprocess or JOB_VARIABLE in os.environ,
+            (self.is_stored and self.trial is None)
+            or self.is_subprocess
+            or JOB_VARIABLE in os.environ,
             not self.target.is_local,
         )
 
@@ -119,12 +140,14 @@ class RunOptions:
         program = "refine.py" if self.is_refinement else "run_search.py"
         words = ["python", program, self.study]
         for option, value in (
+            ("--trial", self.trial),
             ("--name", self.name),
             ("--corpus", self.corpus),
             ("--precision", self.precision),
+            *(("--unset", key) for key in self.unset),
             *(("--set", override) for override in self.overrides),
         ):
-            words += [] if value is None else [option, value]
+            words += [] if value is None else [option, str(value)]
         words += ["--prune"] if self.prune else []
         words += ["--extend"] if self.extend else []
         words += ["--partial"] if self.partial else []
@@ -135,7 +158,7 @@ class RunOptions:
     @property
     def _call(self) -> str:
         """Call of :func:`rnn_search.run` that creates the same study."""
-        overrides = load_overrides(self.overrides).settings
+        overrides = load_overrides(self.overrides).settings | dict.fromkeys(self.unset)
         given = {
             "name": self.name or self.study,
             "overrides": overrides,

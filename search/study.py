@@ -118,7 +118,7 @@ def create_or_join(
     """
     name = options.name or file.name
     check_study_name(name)
-    file = _with_options(file, options)
+    file = load_cells(_with_options(file, options))
     config = _resolve_config(file, url, options)
     if not file.is_stored or file.name != name:
         config = plan_looks(config, options.until_decided)
@@ -160,7 +160,8 @@ def create_or_join(
         on_error.pop_all()
     local = {setting: getattr(config, setting) for setting in PER_WORKER}
     config = stored.model_copy(update=local)
-    return StudyHandle(study, storage, config, corpus, tokens, join_notice or notice, warning)
+    notice = "; ".join(filter(None, [file.left_out, join_notice or notice]))
+    return StudyHandle(study, storage, config, corpus, tokens, notice, warning)
 
 
 def _check_precision(config: StudyConfig, device: torch.device, options: StudyOptions) -> None:
@@ -337,8 +338,7 @@ def _with_options(file: ConfigFile, options: StudyOptions) -> ConfigFile:
 
 
 def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyConfig:
-    """Return the config with all that it inherits from its source."""
-    file = load_cells(file)
+    """Return the config of a file whose cells are loaded, with what it inherits from its source."""
     origin = file.name if file.is_stored else file.source
     if origin is None or (file.is_stored and not file.settings.get("cells")):
         return file.resolve()

@@ -91,12 +91,19 @@ def tokenize(
     tokenizer is trained on the training split.
 
     Raises:
-        CorpusError: if the corpus is too short for the config or a trial.
+        CorpusError: if the corpus is too short for the config or a trial, or is not that of a
+            trial that is run once more.
     """
     tokens = None
     if config.refinement is not None:
         source = read_study_record(load_study(storage, config.refinement.source))
         is_same_corpus = source.corpus.sha256 == corpus.sha256
+        if config.refinement.trial is not None and not is_same_corpus:
+            raise CorpusError(
+                f"corpus {corpus.name} has SHA-256 {corpus.sha256[:8]}…, that of study "
+                f"{config.refinement.source!r} {source.corpus.sha256[:8]}…: a trial is run once "
+                "more on the same text; give its path with --corpus"
+            )
         if is_same_corpus and source.config.tokenizer == config.tokenizer:
             tokens = read_token_corpus(source, corpus)
     if tokens is None:

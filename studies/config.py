@@ -39,7 +39,7 @@ from studies.space import (
 )
 from studies.storage.leases import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
 from studies.strict_model import StrictModel, unit
-from studies.text import shorten
+from studies.text import expect_one_of, shorten
 from studies.training import TRAINING_PARAMS, TrainingSettings, uses_setting
 
 PrecisionSetting = Literal["auto", TrainingPrecision]
@@ -107,6 +107,9 @@ class Refinement(StrictModel):
 
     source: str
     """Name of the other study."""
+    trial: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Number of its trial to run once more, with the same weights, order of the text and text, in
+    place of the best; the same as `--trial`."""
     top: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = 0.1
     """Its best architectures to derive from: a number, or a fraction of all, rounded down, but at
     least one."""
@@ -127,6 +130,12 @@ class Refinement(StrictModel):
     def initial_runs(self) -> int:
         """Number of runs of each result when the study is created."""
         return self.looks[0] if self.looks else self.replicates
+
+    @model_validator(mode="after")
+    def _check_trial(self) -> "Refinement":
+        if self.trial is not None and (self.variants != [{}] or self.replicates > 1 or self.looks):
+            raise ValueError("trial runs one trial as it was: expected no variants or replicates")
+        return self
 
     @field_validator("looks")
     @classmethod
@@ -263,25 +272,17 @@ class StudyConfig(StrictModel):
         grid = self.grid  # refuses tables that contradict each other or the other settings
         if repeated := [name for name in self.nuisance if self.nuisance.count(name) > 1]:
             raise ValueError(f"nuisance names {repeated[0]} twice: expected distinct parameters")
+        self._check_params("nuisance", [name for name in self.nuisance if name != CELL])
         if grid is None:  # its trials have the best values of the source's nuisance parameters
-            self._check_params("nuisance", self.nuisance)
             return self
+        # One of a single value is no contradiction: an override may have pinned it.
         varied = [name for name, values in grid.search_space.items() if len(values) > 1]
-        for name in self.nuisance:
-            if name not in varied:
-                raise ValueError(
-                    f"nuisance names {name!r}, which does not vary: expected one of "
-                    f"{', '.join(varied) or 'the parameters that have several values'}"
-                )
-        if self.nuisance and set(varied) <= set(self.nuisance):
-            raise ValueError(
-                "nuisance names every parameter that varies: expected one that is judged"
-            )
         for name in grid.find_constant(self.nuisance):
-            raise ValueError(
-                f"nuisance names {name!r}, which has one value for each architecture: expected "
-                f"several values for the same other parameters{self._nuisance_hint(grid, name)}"
-            )
+            if name in varied:
+                raise ValueError(
+                    f"nuisance names {name!r}, which has one value for each architecture: expected "
+                    f"several values for the same other parameters{self._nuisance_hint(grid, name)}"
+                )
         return self
 
     def _nuisance_hint(self, grid: Grid, name: str) -> str:
@@ -294,10 +295,7 @@ class StudyConfig(StrictModel):
         ]
         if not settings or name in grid.find_constant([*self.nuisance, *settings]):
             return ""
-        varied = ", ".join(each for each in settings if len(grid.values(each)) > 1)
-        fixed = ", ".join(each for each in settings if len(grid.values(each)) == 1)
-        hint = f"; name {varied} as well" if varied else ""
-        return hint + (f"; give {fixed} in [training]" if fixed else "")
+        return f"; name {', '.join(settings)} as well"
 
     @field_validator("hypothesis")
     @classmethod
@@ -331,7 +329,7 @@ class StudyConfig(StrictModel):
         known = self._list_params()
         for name in names:
             if name not in known:
-                raise ValueError(f"{subject} names {name!r}: expected one of {', '.join(known)}")
+                raise ValueError(f"{subject} names {name!r}: {expect_one_of(known, name)}")
 
     def _list_params(self) -> list[str]:
         """List the parameters that a derived trial can have."""

@@ -1,6 +1,6 @@
 """The settings of a study before validation, and the description of their mistakes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,11 @@ from pydantic_core import ErrorDetails
 from studies.cell_record import CellRecord
 from studies.config import OutageSettings, StudyConfig
 from studies.errors import ConfigError
-from studies.space import BUILT_IN_CELLS, CELL, Space
+from studies.space import CELL, GATED_CELL, SWITCHES, Space, explain_key
+from studies.text import expect_one_of, shorten
+
+_Place = tuple[str, str]
+"""Where a mistake is: table and dotted key."""
 
 
 class ConfigFile(BaseModel):
@@ -19,35 +23,65 @@ class ConfigFile(BaseModel):
     Attributes:
         name: name of the study.
         origin: source of the settings, as error messages name it.
-        settings: nested settings that the source states.
-        overridden: dotted keys set by options.
-        override_option: option that sets them, as error messages name it; "" for none.
+        settings: nested settings that the source states, with overrides.
+        original: the same without overrides; None if there are none.
+        overridden: dotted keys set by ``--set``.
+        unset: dotted keys removed by ``--unset``.
+        is_command: whether error messages name these options.
         is_stored: whether the source is a stored study, which states every setting.
         folder: folder of the file; None for a stored study.
-        cells: records of the users' cells that the settings name; see :meth:`with_cells`.
+        cells: records of the users' cells that the settings, or the original ones, name.
+        left_out: what :meth:`with_cells` has left out, for the user; "" for nothing.
     """
 
     name: str
     origin: str
     settings: dict[str, Any]
+    original: dict[str, Any] | None = None
     overridden: list[str] = []
-    override_option: str = "--set"
+    unset: list[str] = []
+    is_command: bool = True
     is_stored: bool = False
     folder: Path | None = None
     cells: dict[str, CellRecord] = {}
+    left_out: str = ""
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "ConfigFile":
         """Return a copy with overrides merged into the settings, as by ``--set``."""
         return self.model_copy(
             update={
                 "settings": _merge(self.settings, overrides),
+                "original": self._stated,
                 "overridden": [*self.overridden, *_dotted_keys(overrides)],
             }
         )
 
+    def without(self, keys: Iterable[str]) -> "ConfigFile":
+        """Return a copy without some settings, by dotted key, as by ``--unset``.
+
+        Raises:
+            ConfigError: if the settings do not have one.
+        """
+        settings: Any = self.settings
+        for key in keys:
+            settings, is_found = _remove(settings, key.split("."))
+            if not is_found:
+                known = dict.fromkeys(_dotted_keys(self.settings))
+                raise ConfigError(
+                    f"{shorten(key)} cannot be unset, because {self.origin} does not set it: "
+                    f"{expect_one_of(known, key)}"
+                )
+        update = {"settings": settings, "original": self._stated, "unset": [*self.unset, *keys]}
+        return self.model_copy(update=update)
+
     def with_cells(self, cells: Mapping[str, CellRecord]) -> "ConfigFile":
-        """Return a copy that knows the users' cells, by name, which its settings name."""
-        return self.model_copy(update={"cells": dict(cells)})
+        """Return a copy that knows users' cells by name: also those that overrides removed.
+
+        What the source states of the options of removed cells is left out unless others have them.
+        """
+        file = self.model_copy(update={"cells": dict(cells)})
+        removed = list(map(_cell_name, self.removed_specs))
+        return file._leave_out(removed) if removed else file
 
     def folder_of(self, key: str) -> Path:
         """Return the folder that paths under a dotted key are relative to: that of the file.
@@ -60,13 +94,53 @@ class ConfigFile(BaseModel):
     @property
     def cell_specs(self) -> list[str]:
         """The users' cells that the settings name, as they name them; malformed ones are absent."""
-        tables = self.settings.get("space")
-        specs = []
-        for table in tables if isinstance(tables, list) else [tables]:
-            cells = table.get(CELL) if isinstance(table, Mapping) else None
-            specs += cells if isinstance(cells, list) else []
-        own = [spec for spec in specs if isinstance(spec, str) and spec not in BUILT_IN_CELLS]
-        return [spec for spec in dict.fromkeys(own) if ":" in spec]
+        return [spec for spec in dict.fromkeys(_list_cells(self.settings)) if ":" in spec]
+
+    @property
+    def removed_specs(self) -> list[str]:
+        """The cells of the source, built-in ones included, that overrides have removed."""
+        kept = [_cell_name(spec) for spec in _list_cells(self.settings)]
+        specs = dict.fromkeys(_list_cells(self._stated)) if kept else ()
+        return [spec for spec in specs if _cell_name(spec) not in kept]
+
+    @property
+    def _stated(self) -> dict[str, Any]:
+        return self.settings if self.original is None else self.original
+
+    def _list_options(self, cells: Iterable[str]) -> list[str]:
+        """List the options of cells, the switches of the gated one included."""
+        stored = self.settings.get("cells", {}) if self.is_stored else {}
+        options: dict[str, Iterable[str]] = {GATED_CELL: SWITCHES}
+        options |= {name: record["options"] for name, record in stored.items()}
+        options |= {name: record.options for name, record in self.cells.items()}
+        return [option for cell in cells for option in options.get(cell, ())]
+
+    def _leave_out(self, removed: Sequence[str]) -> "ConfigFile":
+        """Return a copy without what only removed cells have, unless overrides state it."""
+        kept = self._list_options(map(_cell_name, _list_cells(self.settings)))
+        options = [name for name in self._list_options(removed) if name not in kept]
+        settings: Any = self.settings
+        left_out = []
+        for name in options:
+            if f"space.{name}" not in self.overridden:
+                settings, is_found = _remove(settings, ["space", name])
+                left_out += [f"space.{name}"] * is_found
+
+        def concerns(entry: Any) -> bool:
+            """Return whether an entry of exclude or nuisance is about nothing that is left."""
+            if isinstance(entry, Mapping):
+                return entry.get(CELL) in removed or any(name in entry for name in options)
+            return entry in options
+
+        for key in ("space.exclude", "nuisance"):
+            if not any(f"{each}.".startswith(f"{key}.") for each in self.overridden):
+                settings, is_found = _remove(settings, key.split("."), concerns)
+                left_out += [f"entries of {key}"] * is_found
+        for name in removed if self.is_stored else ():
+            settings, _ = _remove(settings, ["cells", name])
+        notice = f"space.cell does not name {', '.join(removed)}: left out {', '.join(left_out)}"
+        update = {"settings": settings, "original": self._stated}
+        return self.model_copy(update=update | {"left_out": notice if left_out else ""})
 
     @property
     def source(self) -> str | None:
@@ -89,7 +163,7 @@ class ConfigFile(BaseModel):
         Raises:
             ConfigError: for an unknown key, a wrong type or value, or a contradiction.
         """
-        return self._validate(self.settings)
+        return self._validate(self.settings, self._stated)
 
     def resolve_over(self, source: Mapping[str, Any]) -> StudyConfig:
         """Validate the settings, with the source study's config for all others.
@@ -104,47 +178,54 @@ class ConfigFile(BaseModel):
             "space", "refinement", "question", "hypothesis", "pruning", "eval_split",
         )  # fmt: skip
         inherited = {key: value for key, value in source.items() if key not in not_inherited}
-        return self._validate(_merge(inherited, self.settings))
+        return self._validate(_merge(inherited, self.settings), _merge(inherited, self._stated))
 
-    def _validate(self, raw: Mapping[str, Any]) -> StudyConfig:
+    def _validate(self, settings: Mapping[str, Any], stated: Mapping[str, Any]) -> StudyConfig:
+        """Validate settings; those without overrides tell which mistakes are the source's."""
         if "cells" in self.settings and not self.is_stored:
             known = ", ".join(name for name in StudyConfig.model_fields if name != "cells")
             raise ConfigError(f"{self.origin}: unknown key cells: expected one of {known}")
-        if self.cells:
-            raw = {**raw, "cells": {**raw.get("cells", {}), **self.cells}}
         try:
-            return StudyConfig.model_validate(raw)
+            return StudyConfig.model_validate(self._add_records(settings))
         except ValidationError as error:
-            raise ConfigError(self._format_error(error)) from error
+            mistakes = self._group_mistakes(error)
+        own: dict[_Place, list[ErrorDetails]] = {}
+        try:
+            StudyConfig.model_validate(self._add_records(stated))
+        except ValidationError as error:
+            own = self._group_mistakes(error)
+        options = ["--unset"] * bool(self.unset) + ["--set"] * bool(self.overridden)
+        culprit = " and ".join(options) if self.is_command else ""
+        lines = [
+            self._format_mistake(
+                place, errors, self.origin if _are_equal(errors, own.get(place, [])) else culprit
+            )
+            for place, errors in mistakes.items()
+        ]
+        raise ConfigError("; ".join([*lines, *filter(None, [self.left_out])]))
 
-    def _format_error(self, error: ValidationError) -> str:
-        """Describe every mistake in one line: origin, key, value and expectation."""
-        mistakes: dict[tuple[str, str], list[ErrorDetails]] = {}
+    def _add_records(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return settings with the records of the users' cells that they name."""
+        names = map(_cell_name, _list_cells(settings))
+        records = {name: self.cells[name] for name in names if name in self.cells}
+        return {**settings, "cells": {**settings.get("cells", {}), **records}}
+
+    def _group_mistakes(self, error: ValidationError) -> dict[_Place, list[ErrorDetails]]:
+        """Group errors by table and key: pydantic has one for each alternative of a union."""
+        mistakes: dict[_Place, list[ErrorDetails]] = {}
         for each in error.errors():
-            # pydantic reports an error for each alternative of a union.
             mistakes.setdefault(self._locate(each), []).append(each)
-        return "; ".join(
-            self._format_mistake(table, key, errors) for (table, key), errors in mistakes.items()
-        )
+        return mistakes
 
-    def _format_mistake(self, table: str, key: str, errors: Sequence[ErrorDetails]) -> str:
-        first = errors[0]
+    def _format_mistake(self, place: _Place, errors: Sequence[ErrorDetails], source: str) -> str:
+        """Describe a mistake: source, table, key, value and expectation."""
+        first, (table, key) = errors[0], place
         messages = dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in errors)
         message = ", or ".join(each[0].lower() + each[1:] for each in messages)
-        # An override is blamed for its key and for the table around it, which it may contradict.
-        kind = table.partition(" ")[0]
-        blamed = (
-            f"{kind}.{key}".rstrip(".") if table else key or message.partition(" ")[0].rstrip(":")
-        )
-        is_overridden = any(
-            f"{o}.".startswith(f"{blamed}.") or f"{blamed}.".startswith(f"{o}.")
-            for o in self.overridden
-        )
-        parts = (self.override_option if is_overridden else self.origin, table)
-        where = "".join(f"{part}: " for part in parts if part)
+        where = "".join(f"{part}: " for part in (source, table) if part)
         if self._is_unknown(first):
-            expected = ", ".join(self._fields(first["loc"][:-1]))
-            return f"{where}unknown key {key}: expected one of {expected}"
+            known = self._fields(first["loc"][:-1])
+            return f"{where}unknown key {key}: {explain_key(str(first['loc'][-1]), known, _KEYS)}"
         if isinstance(first["input"], Mapping):
             return f"{where}{key + ': ' if key else ''}{message}"
         return f"{where}{key + ' ' if key else ''}is {first['input']!r}: {message}"
@@ -184,17 +265,72 @@ class ConfigFile(BaseModel):
             model = _find_model(model.model_fields[part].annotation)
         names = [name for name in model.model_fields if name != "cells"]
         if model is Space:
-            names += [name for cell in self.cells.values() for name in cell.options]
+            cells = map(_cell_name, _list_cells(self.settings))
+            names += [name for name in self._list_options(cells) if name not in names]
         return names
 
 
+def _are_equal(errors: Sequence[ErrorDetails], others: Sequence[ErrorDetails]) -> bool:
+    """Return whether two settings have the same mistake, whatever else a wrong table states."""
+    (these, those) = (
+        [(e["msg"], None if isinstance(e["input"], Mapping) else repr(e["input"])) for e in each]
+        for each in (errors, others)
+    )
+    return these == those
+
+
 def _dotted_keys(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the dotted key of every value in nested tables."""
+    """Yield the dotted key of every value in nested tables, and in lists of tables."""
     for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from (f"{key}.{inner}" for inner in _dotted_keys(value))
-        else:
-            yield key
+        tables = value if isinstance(value, list) and value else [value]
+        for table in tables:
+            if isinstance(table, Mapping) and table:
+                yield from (f"{key}.{inner}" for inner in _dotted_keys(table))
+            else:
+                yield key
+
+
+def _remove(
+    value: Any, path: Sequence[str], matches: Callable[[Any], bool] | None = None
+) -> tuple[Any, bool]:
+    """Return nested tables without the value at a path, or without some entries of that list.
+
+    Args:
+        value: a table, or a list of tables.
+        path: keys of the nested tables.
+        matches: tells which entries of the list at the path to remove; None for the whole value.
+
+    Returns:
+        The tables, and whether anything was removed.
+    """
+    if isinstance(value, list) and path:
+        results = [_remove(each, path, matches) for each in value]
+        return [each for each, _ in results], any(is_found for _, is_found in results)
+    if isinstance(value, list) and matches:
+        kept = [each for each in value if not matches(each)]
+        return kept, len(kept) < len(value)
+    if not isinstance(value, Mapping) or not path or path[0] not in value:
+        return value, False
+    first, *rest = path
+    if not (rest or matches):
+        return {key: each for key, each in value.items() if key != first}, True
+    inner, is_found = _remove(value[first], rest, matches)
+    return {**value, first: inner}, is_found
+
+
+def _list_cells(settings: Mapping[str, Any]) -> list[str]:
+    """List the cells that tables ``[space]`` name; malformed ones are absent."""
+    tables = settings.get("space")
+    cells: list[str] = []
+    for table in tables if isinstance(tables, list) else [tables]:
+        if isinstance(table, Mapping):
+            named = table.get(CELL)
+            cells += [GATED_CELL] if named is None else named if isinstance(named, list) else []
+    return [cell for cell in cells if isinstance(cell, str)]
+
+
+def _cell_name(spec: str) -> str:
+    return spec.rpartition(":")[2]
 
 
 def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,6 +357,14 @@ def _find_model(annotation: Any) -> Any:
         return annotation
     found = map(_find_model, getattr(annotation, "__args__", ()))
     return next((model for model in found if model is not None), None)
+
+
+_KEYS = [
+    f"{table}.{key}"
+    for table, field in StudyConfig.model_fields.items()
+    for key in getattr(_find_model(field.annotation), "model_fields", ())
+]
+"""Keys of all tables of a study file."""
 
 
 def _is_union_arm(part: int | str) -> bool:

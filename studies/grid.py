@@ -15,8 +15,10 @@ from studies.space import (
     SearchSpace,
     Space,
     contains_exact,
+    explain_key,
     param_order,
 )
+from studies.text import expect_one_of
 from studies.training import TRAINING_PARAMS, TrainingSettings, uses_setting
 
 MAX_COMBINATIONS = 1_000_000
@@ -218,8 +220,8 @@ class Grid:
                 if name in TRAINING_PARAMS:
                     raise ValueError(f"{table} has {name}: expected it in [space.training]")
                 options = [option for cell in own for option in cell.options]
-                expected = ", ".join(dict.fromkeys([*Space.model_fields, *options]))
-                raise ValueError(f"{table} has the unknown key {name}: expected one of {expected}")
+                expected = explain_key(name, dict.fromkeys([*Space.model_fields, *options]))
+                raise ValueError(f"{table} has the unknown key {name}: {expected}")
             values = space.values(name) or ()
             for cell in known:
                 subject = f"{table}: {cell_name(cell.spec)} has {name}"
@@ -279,8 +281,8 @@ class Grid:
                 raise ValueError(f"{table} has exclude = {{}}, which excludes every combination")
             for name, value in exclusion.items():
                 if name not in values:
-                    expected = ", ".join(param_order(values))
-                    raise ValueError(f"{table} excludes {name!r}: expected one of {expected}")
+                    expected = expect_one_of(param_order(values), name)
+                    raise ValueError(f"{table} excludes {name!r}: {expected}")
                 if not contains_exact(values[name], value):
                     expected = ", ".join(map(repr, dict.fromkeys(values[name])))
                     raise ValueError(

@@ -20,7 +20,7 @@ from rnn.config import ParamValue
 from studies.cell_record import CellRecord, OptionRecord
 from studies.space import BUILT_IN_CELLS, CELL, convert_value
 from studies.strict_model import StrictModel, unit
-from studies.text import shorten
+from studies.text import expect_one_of, shorten
 
 DEFAULT_MARGIN = 0.02
 """Nats that count as no difference: about the spread between runs of one architecture."""
@@ -206,8 +206,8 @@ def check_hypotheses(
             if name not in judged:
                 is_nuisance = ", a nuisance parameter" if name in nuisance else ""
                 raise ValueError(
-                    f"hypothesis {number} names {name!r}{is_nuisance}: expected one of "
-                    f"{', '.join(judged)}"
+                    f"hypothesis {number} names {name!r}{is_nuisance}: "
+                    f"{expect_one_of(judged, name)}"
                 )
         if mistake := next(_find_mistakes(hypothesis, cells), ""):
             raise ValueError(f"hypothesis {number} has {mistake}")

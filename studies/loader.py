@@ -21,7 +21,7 @@ from studies.files import MAX_DEPTH, parse_toml, read_toml
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
 from studies.storage.storage import LeasedRDBStorage
-from studies.text import shorten
+from studies.text import did_you_mean, shorten
 
 CONFIG_DIR = Path(__file__).parent
 """Folder of the configs that can be given by name."""
@@ -58,37 +58,43 @@ def load_config_file(
         )
     else:
         file = _find_stored(study, None if is_toml else storage)
-    return _override(file, overrides)
+    return override_settings(file, overrides)
 
 
-def load_stored_config(name: str, storage: str, overrides: Sequence[str] = ()) -> ConfigFile:
-    """Read the settings of a stored study, with overrides, whatever files there are.
+def load_stored_config(name: str, storage: str) -> ConfigFile:
+    """Read the settings of a stored study, whatever files there are.
 
     Raises:
         StorageError: if the storage cannot be read.
         StudyNotFoundError, StudyFormatError: if the study does not exist or cannot be read.
     """
     with closing(read_storage(storage)) as opened:
-        file = _stored_config(opened, name, redact(parse_url(storage)))
-    return _override(file, overrides)
+        return _stored_config(opened, name, redact(parse_url(storage)))
 
 
-def load_settings(
-    name: str, settings: Mapping[str, Any], overrides: Sequence[str] = ()
-) -> ConfigFile:
+def load_settings(name: str, settings: Mapping[str, Any]) -> ConfigFile:
     """Return the settings of a study that are given in Python, as a config file.
 
     Args:
         name: name of the study.
         settings: nested settings, as a TOML file contains them; paths are relative to the working
             directory.
-        overrides: see :func:`load_config_file`.
-
-    Raises:
-        ConfigError: if an override is malformed.
     """
-    file = ConfigFile(name=name, origin="settings", settings=dict(settings), folder=Path())
-    return _override(file, overrides)
+    return ConfigFile(name=name, origin="settings", settings=dict(settings), folder=Path())
+
+
+def load_trial_config(study: str, trial: int) -> ConfigFile:
+    """Return the settings of a study that runs one trial of a stored study once more, alone."""
+    return ConfigFile(
+        name=f"{study}-trial-{trial}",
+        origin=f"trial {trial} of study {study!r}",
+        # One trial is not compared, so it needs nothing by which trials are.
+        settings={
+            "refinement": {"source": study, "trial": trial},
+            "nuisance": [],
+            "report_threshold": None,
+        },
+    )
 
 
 def load_overrides(overrides: Sequence[str]) -> ConfigFile:
@@ -97,10 +103,23 @@ def load_overrides(overrides: Sequence[str]) -> ConfigFile:
     Raises:
         ConfigError: if an override is malformed.
     """
-    return _override(ConfigFile(name="", origin="--set", settings={}), overrides)
+    return override_settings(ConfigFile(name="", origin="--set", settings={}), overrides)
 
 
-def _override(file: ConfigFile, overrides: Sequence[str]) -> ConfigFile:
+def override_settings(
+    file: ConfigFile, overrides: Sequence[str], unset: Sequence[str] = ()
+) -> ConfigFile:
+    """Return a config file without some settings, and with others.
+
+    Args:
+        file: a config file.
+        overrides: ``KEY=VALUE``, with a dotted key and a TOML value.
+        unset: dotted keys.
+
+    Raises:
+        ConfigError: if an override is malformed, or the file does not set a key.
+    """
+    file = file.without(unset) if unset else file
     for override in overrides:
         key, value = _parse_override(override)
         file = file.with_overrides(_nest(key, value))
@@ -118,20 +137,22 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _find_stored(study: str, storage: str | None) -> ConfigFile:
     """Read the config of a stored study, without creating or changing the storage."""
-    known = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.toml")))
+    names = sorted(file.stem for file in CONFIG_DIR.glob("*.toml"))
+    known = ", ".join(names)
     expected = f"{known}, or the path of a TOML file"
     if storage is not None:
         where = redact(parse_url(storage))
         try:
             with closing(read_storage(storage)) as opened:
-                names = list_study_names(opened)
-                if study in names:
+                stored_names = list_study_names(opened)
+                if study in stored_names:
                     return _stored_config(opened, study, where)
-            stored = ", ".join(names) or "none yet"
+            names = [*stored_names, *names]
+            stored = ", ".join(stored_names) or "none yet"
             expected = f"{known}, the path of a TOML file, or a study in {where} ({stored})"
         except StorageNotFoundError:
             pass
-    raise ConfigError(f"study {study!r} not found: expected {expected}")
+    raise ConfigError(f"study {study!r} not found: {did_you_mean(study, names)}expected {expected}")
 
 
 def _stored_config(storage: LeasedRDBStorage, name: str, where: str) -> ConfigFile:

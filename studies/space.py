@@ -18,6 +18,7 @@ from rnn.config import (
 )
 from studies.cell_record import cell_name
 from studies.strict_model import StrictModel
+from studies.text import expect_one_of
 from studies.training import (
     TRAINING_PARAMS,
     StoredTrainingParams,
@@ -179,6 +180,26 @@ class Space(StrictModel):
         if parameter in self.__pydantic_extra__:
             return self.__pydantic_extra__[parameter]
         return getattr(self, parameter) if parameter in GATED_PARAMS else None
+
+
+def explain_key(key: str, known: Iterable[str], others: Iterable[str] = ()) -> str:
+    """Return what was expected in place of an unknown key of a study file's table.
+
+    Args:
+        key: the key, without its table.
+        known: keys that the table has.
+        others: dotted keys of all tables.
+    """
+    names = list(known)
+    if key in ("replicate", "replicates", "seed", "seeds") and "replicates" not in names:
+        return (
+            "a grid runs each architecture once; to run its best again, use rnn-search refine "
+            """replicates --set 'refinement.source="STUDY"'; another seed for all is seed = 1"""
+        )
+    for other in others:
+        if other.endswith(f".{key}"):
+            return f"did you mean {other!r}? expected one of {', '.join(names)}"
+    return expect_one_of(names, key)
 
 
 def convert_value(parameter: str, value: ParamValue) -> ParamValue:

@@ -147,6 +147,8 @@ def _kind(record: StudyRecord | ImportedRecord) -> str:
     refinement = record.config.refinement
     if refinement is None:
         return "grid"
+    if refinement.trial is not None:
+        return f"trial {refinement.trial} of {refinement.source!r}"
     is_same = refinement.variants == [{}]
     kind = "replicates" if is_same and refinement.replicates > 1 else "refinement"
     return f"{kind} of {refinement.source!r}"

@@ -1,5 +1,6 @@
 """Text that commands and reports share."""
 
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -26,6 +27,18 @@ def format_bytes(size: float) -> str:
 def shorten(text: str, length: int = 80) -> str:
     """Cut text from the user for a message, with an ellipsis."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the question ``did you mean 'steps'? `` for a name that is close to a known one."""
+    similar = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {similar[0]!r}? " if similar else ""
+
+
+def expect_one_of(known: Iterable[str], name: str) -> str:
+    """Return the part of a message that says which names were expected in place of another."""
+    names = list(known)
+    return f"{did_you_mean(name, names)}expected one of {', '.join(names)}"
 
 
 def to_line(text: str) -> str:

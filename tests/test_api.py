@@ -229,6 +229,7 @@ def test_settings_are_those_of_the_study_in_every_way_to_open_it(study, place, i
 
 def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty):
     given = {"overrides": {"training.steps": 6, "space.residual": (True,)}, "prune": True}
+    given["overrides"] |= {"keep_weights": None}
     study = rnn_search.run(SETTINGS, name="called", until="0.000001s", **given, **empty)
     assert study.counts.waiting == 2
     assert set(study.results["state"]) == {"WAITING"}
@@ -245,7 +246,7 @@ def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty)
     again = rnn_search.run(settings, storage=empty["storage"], until=1e-6, **options)
     assert again == study
     assert again.config == before
-    assert study.config.training.steps == 6
+    assert (study.config.training.steps, study.config.keep_weights) == (6, 10)
     assert study.config.pruning.enabled
 
 
@@ -253,6 +254,7 @@ def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty)
     ("given", "message"),
     [
         ({"name": None}, r"settings have no name: expected run\({...}, name='my-study'\)"),
+        ({"trial": 1}, "trial is one of a stored study: expected its name, not settings"),
         ({"workers": 0}, "workers is 0: expected an integer of 1 or more"),
         ({"workers": True}, "workers is True: expected an integer of 1 or more"),
         ({"until": -1}, "until is -1: expected seconds, or a duration"),

@@ -238,6 +238,38 @@ def test_stored_study_is_resumed_extended_and_repeated_by_its_name(mini, invoke,
     assert copied == values
 
 
+def test_trial_is_run_once_more_alone_with_the_same_result(search, invoke, sqlite_url, text):
+    alone = ("--storage", sqlite_url, "--threads=1", "--lockstep=1")
+    rates = ("--set=space.training.learning_rate=[0.1, 0.2]", "--set=nuisance=['learning_rate']")
+    search(*rates, "--set=space.layers=[1, 2]", "--set=report_threshold=9.0", *alone)
+    replicate = ("--set=refinement={source='quick', top=1, replicates=2}", *TINY, *alone)
+    assert invoke("refine.py", "replicates", *replicate, report=False).returncode == 0
+    for name in ("quick", "replicates"):
+        done = invoke("run_search.py", name, "--trial=1", *alone, cwd=text.parent)
+        assert done.returncode == 0, done.stderr
+        original, study = load(sqlite_url, name).trials[1], load(sqlite_url, f"{name}-trial-1")
+        (again,) = study.trials
+        assert again.params == original.params
+        assert (again.value, again.intermediate_values) == (
+            original.value, original.intermediate_values
+        )  # fmt: skip
+        config = study.user_attrs["config"]
+        assert (config["nuisance"], config["report_threshold"]) == ([], None)
+        assert study.user_attrs["commands"] == [f"python run_search.py {name} --trial 1"]
+        page = (text.parent / f"reports/out/{name}-trial-1.html").read_text()
+        assert f"trial 1 of {name}, once more" in page
+        assert f"rnn-search run {name}-trial-1 --trial 0" in page
+    assert "replicate" in original.params
+    assert "trial 1 of 'quick'" in invoke("-m", "rnn_search", "list", *alone[:2]).stdout
+    other = text.with_name("other")
+    other.write_bytes(text.read_bytes()[::-1])
+    again = ("run_search.py", "quick", "--name=new", *alone)
+    require_refused(invoke(*again, "--trial=9"), "trial 9 not found in study 'quick', which has 4")
+    require_refused(invoke(*again, "--trial=1", f"--corpus={other}"), "has SHA-256", "same text")
+    text.unlink()
+    require_refused(invoke(*again, "--trial=1"), "study 'quick' was trained on it")
+
+
 def test_derived_study_is_resumed_by_its_name_after_its_source_is_deleted(
     search, invoke, sqlite_url
 ):

@@ -89,7 +89,7 @@ INVALID = {
     "-m search.export quick {tmp}/network": MISSING,
     # The same as subcommands.
     "-m rnn_search": "Missing command",
-    "-m rnn_search search": "No such command 'search'",
+    "-m rnn_search repot": "No such command 'repot'. (Did you mean",
     "-m rnn_search run stage-three": "study 'stage-three' not found",
     "-m rnn_search report quick": MISSING,
 }
@@ -151,14 +151,11 @@ REFUSED = {
     f"{EXTEND} --set=space.layers=[2,1]": ["the same values in the same order"],
     f"{EXTEND} --set=space.layers=[1,2] --set=training.steps=6": ["keep_checkpoints"],
     f"{EXTEND} --set=space.layers=[1,2] --set=training.batch_size=6": ["training.batch_size"],
-    f"""{EXTEND} --name wide --set=space.layers=[1,2] '--set=nuisance=["state_size"]'""": [
-        "'state_size', which does not vary",
-    ],
-    f"""{EXTEND} --name wide --set=space.layers=[1,2] '--set=nuisance=["layers"]'""": [
-        "every parameter that varies",
+    f"""{EXTEND} --name wide --set=space.layers=[1,2] '--set=nuisance=["state_sise"]'""": [
+        "'state_sise': did you mean 'state_size'?",
     ],
     # Stored studies by their names.
-    "run_search.py quikc": ["'quikc' not found", "stage-one", "or a study in", "(quick, wide)"],
+    "run_search.py quikc": ["found: did you mean 'quick'? ", "or a study in", "(quick, wide)"],
     "run_search.py wide --set=seed=5": ["seed: 0 in the study, 5 here"],
     "run_search.py wide --set=training.stepz=5": ["--set: unknown key training.stepz"],
     """run_search.py wide '--set=refinement.source="quick"'""": ["has both of [space] and"],
@@ -176,7 +173,7 @@ REFUSED = {
     # Studies as a whole.
     "-m rnn_search continue gone": ["study 'gone' is not in"],
     "-m rnn_search run gone --stored": ["study 'gone' is not in"],
-    "-m rnn_search retry gone": ["study 'gone' is not in"],
+    "-m rnn_search retry wied": ["study 'wied' is not in", "did you mean 'wide'?"],
     "-m rnn_search rename gone new": ["existing studies: quick, wide"],
     "-m rnn_search rename quick wide": ["study 'wide' exists already"],
     "-m rnn_search rename quick ''": ["study name '' is blank"],

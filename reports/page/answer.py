@@ -184,8 +184,9 @@ def _format_scope(section: Section) -> Markup:
     """Return for which trials the statement holds, to begin a sentence; "" for a whole grid."""
     results = section.results
     parts = []
-    if not results.is_imported and results.trained.refinement:
-        parts.append(f"among the best of {results.trained.refinement.source}")
+    refinement = None if results.is_imported else results.trained.refinement
+    if refinement is not None and refinement.trial is None:
+        parts.append(f"among the best of {refinement.source}")
     if section.nuisance:
         parts.append(f"at each architecture’s best {section.nuisance.names}")
     if section.audited_effects:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -147,6 +148,7 @@ def _templates() -> jinja2.Environment:
         "versions": format_versions,
         "number": format_number,
         "parameter": format_param,
+        "shell": shlex.quote,
         "printable": to_printable,
         "signed": format_signed,
         "objective_name": objective_name,

@@ -57,7 +57,7 @@ def prepare_launch(options: RunOptions) -> Launcher | None:
                 launcher.log_folder, "folder of logs", "expected a shared working directory"
             )
         is_path = options.study.endswith(".toml") or "/" in options.study
-        if is_path and not options.is_stored:
+        if is_path and not options.is_stored and options.trial is None:
             require_shared(Path(options.study), "study file")
     return launcher
 
@@ -154,6 +154,7 @@ def build_worker_command(options: RunOptions, is_refinement: bool) -> WorkerComm
     for option, value in (
         ("--storage", options.storage),
         ("--artifacts", options.artifacts),
+        ("--trial", options.trial),
         ("--name", options.name),
         ("--corpus", options.corpus),
         ("--precision", options.precision),
@@ -161,6 +162,7 @@ def build_worker_command(options: RunOptions, is_refinement: bool) -> WorkerComm
         ("--device", options.device),
         ("--threads", options.threads),
         ("--until", None if options.until is None else f"{options.until:.3f}s"),
+        *(("--unset", key) for key in options.unset),
         *(("--set", override) for override in options.overrides),
     ):
         arguments += [] if value is None else [option, str(value)]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from search.errors import LaunchError
 from search.launch.target import LaunchTarget
-from studies.text import shorten
+from studies.text import expect_one_of, shorten
 
 PROJECT = Path(__file__).resolve().parents[2]
 """Folder of ``run_search.py``, which an installed package has as well."""
@@ -135,8 +135,8 @@ def parse_settings(
     for key, text in settings.items():
         if key not in known:
             raise LaunchError(
-                f"--launch-set has no key {shorten(key)!r} for {cluster}: expected one of "
-                f"{', '.join(sorted(known))}"
+                f"--launch-set has no key {shorten(key)!r} for {cluster}: "
+                f"{expect_one_of(sorted(known), key)}"
             )
         try:
             parsed[key] = known[key](text)

@@ -12,7 +12,7 @@ from studies.storage.engine import redact
 from studies.storage.leases import LeaseMonitor
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import STUDIES, TRIALS
-from studies.text import shorten
+from studies.text import did_you_mean, shorten
 
 MAX_POLL_SECONDS = 5.0
 """Longest time between two looks at the leases of a study."""
@@ -34,12 +34,12 @@ def find_study(connection: Connection, name: str, lock: bool = False) -> int:
     query = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
     study_id = connection.scalar(query.with_for_update() if lock else query)
     if study_id is None:
-        existing = connection.scalars(
-            sa.select(STUDIES.c.study_name).order_by(STUDIES.c.study_name)
-        )
+        names = sa.select(STUDIES.c.study_name).order_by(STUDIES.c.study_name)
+        existing = connection.scalars(names).all()
+        known = shorten(", ".join(existing) or "none", 1000)
         raise StudyNotFoundError(
-            f"study {shorten(name)!r} is not in {redact(connection.engine.url)}: check the name "
-            f"(existing studies: {shorten(', '.join(existing) or 'none', 1000)})"
+            f"study {shorten(name)!r} is not in {redact(connection.engine.url)}: "
+            f"{did_you_mean(name, existing)}check the name (existing studies: {known})"
         )
     return int(study_id)
 

@@ -33,6 +33,7 @@ from studies.storage.retry import retry_on_connection_limit
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import STUDIES, TRIALS
 from studies.temporary_files import remove_temporary_files_of, temporary_file
+from studies.text import did_you_mean
 
 DEFAULT_STORAGE = "sqlite:///studies/studies.db"
 """Default storage, relative to the working directory. Only its folder is created if missing."""
@@ -116,10 +117,11 @@ def load_study(storage: LeasedRDBStorage, name: str) -> optuna.Study:
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError as error:
-        names = ", ".join(list_study_names(storage)) or "none"
+        names = list_study_names(storage)
+        known = ", ".join(names) or "none"
         raise StudyNotFoundError(
-            f"study {name!r} is not in {redact(storage.engine.url)}: run it first, or check the "
-            f"name (existing studies: {names})"
+            f"study {name!r} is not in {redact(storage.engine.url)}: {did_you_mean(name, names)}"
+            f"run it first, or check the name (existing studies: {known})"
         ) from error
 
 

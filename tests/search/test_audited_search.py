@@ -104,6 +104,7 @@ def audited_architectures(joined):
         ([], ["space.layers=[1, 2]"], (2 * AUDITED, True, {2})),
         # A rate that did not vary distinguishes no trials, so single trials were architectures.
         (["nuisance=[]", "space.training.learning_rate=[0.01]"], RATES, (AUDITED, True, {2})),
+        (["space.training.learning_rate=[0.01]"], RATES, (AUDITED, True, {2})),
         # Single trials were drawn: they remain so, and the study tells.
         (["nuisance=[]"], [*RATES, "space.layers=[1, 2]"], (None, False, {2})),
     ],

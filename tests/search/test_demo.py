@@ -16,12 +16,14 @@ def test_demo_without_overrides_uses_the_shipped_studies():
 
 def test_overrides_apply_only_to_studies_with_that_section():
     overrides = ["--set", "training.steps=20", "--set=space.layers=[2]", "--device", "space.cpu"]
+    overrides += ["--unset", "space.exclude"]
     overrides += ["--set", "space={state_size=[8]}", "--set", "refinement.top=2"]
     search, refine = (build_command(step, "2", overrides) for step in ("search", "refine"))
     kept = ["--workers", "2", "--set", "training.steps=20"]
     device = ["--device", "space.cpu"]
     assert search[2:-2] == [
-        *(*kept, "--set=space.layers=[2]", *device, "--set", "space={state_size=[8]}")
+        *(*kept, "--set=space.layers=[2]", *device, "--unset", "space.exclude"),
+        *("--set", "space={state_size=[8]}"),
     ]
     assert refine[2:-4] == [*kept, *device, "--set", "refinement.top=2"]
 

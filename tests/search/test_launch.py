@@ -58,7 +58,7 @@ CORES = "expected an integer from 1 to 1024"
         *((text, "", TARGET) for text in ("", "Slurm", "ray://", "ray://head:x")),
         *(("slurm", f"time={text}", TIME) for text in ("soon", "4h", "1:2:3:4", "2", "1" * 30)),
         *(("slurm", f"cpus-per-task={text}", CORES) for text in ("0", "1.5", "9" * 20)),
-        ("slurm", "cpus=2", "no key 'cpus' for slurm: expected one of account, "),
+        ("slurm", "cpus=2", "no key 'cpus' for slurm: did you mean 'gpus'. exp"),
         ("ray", "cores=4", "expected one of memory, num_cpus"),
         ("ray", "memory=much", "such as 4GiB"),
         ("ray", "num_gpus=1.5", "a whole number of GPUs"),
@@ -85,15 +85,16 @@ def test_missing_library_is_refused_with_the_command_that_installs_it(monkeypatc
 
 def test_worker_command_has_the_options_of_the_run_without_its_launch():
     options = RunOptions(
-        "mine.toml", "postgresql+psycopg://me@host/studies", overrides=("training.steps=5",),
-        workers=50, prune=True, extend=True, until=60.0, target=LaunchTarget("slurm"),
+        "mine.toml", "postgresql+psycopg://me@host/studies", unset=("seed",), trial=3,
+        overrides=("training.steps=5",), workers=50, prune=True,
+        extend=True, until=60.0, target=LaunchTarget("slurm"),
     )  # fmt: skip
     command = build_worker_command(options, is_refinement=False).with_threads(4)
     python, program, *arguments = command.arguments
     assert (python, Path(program).name) == (sys.executable, "run_search.py")
     assert " ".join(arguments) == (
-        "mine.toml --storage postgresql+psycopg://me@host/studies --device auto --until 60.000s "
-        "--set training.steps=5 --prune --threads 4"
+        "mine.toml --storage postgresql+psycopg://me@host/studies --trial 3 --device auto --until "
+        "60.000s --unset seed --set training.steps=5 --prune --threads 4"
     )
     assert command.folder == Path.cwd()
 

@@ -39,6 +39,8 @@ def test_quick_has_all_combinations_of_the_switches_at_three_learning_rates():
     assert len(combinations) == 288
     assert config.nuisance == ["learning_rate"]
     assert len({tuple(list(p.values())[:6]) for p in combinations}) == 96
+    pinned = load_config_file("quick", ["space.training.learning_rate=[0.01]"]).resolve()
+    assert (pinned.grid.count(), pinned.nuisance) == (96, ["learning_rate"])
 
 
 def test_stage_two_derives_from_stage_one_and_replicates_from_stage_two():
@@ -53,8 +55,11 @@ def test_stage_two_derives_from_stage_one_and_replicates_from_stage_two():
 @pytest.mark.parametrize(
     ("override", "fragments"),
     [
-        ("training.stepz=2", ["--set", "training.stepz", "steps, batch_size"]),
-        ("trainin.steps=2", ["--set", "trainin", "question, report_threshold"]),
+        ("training.stepz=2", ["training.stepz: did you mean 'steps'? expected one of steps, ba"]),
+        ("trainin.steps=2", ["--set", "did you mean 'training'? expected one of question, report"]),
+        ("learning_rate=0.1", ["learning_rate: did you mean 'training.learning_rate'? expected"]),
+        ("space.replicate=[0, 1]", ["rnn-search refine replicates --set", "seed = 1"]),
+        ("space.seeds=3", ["rnn-search refine replicates --set", "seed = 1"]),
         ("training.steps='a'", ["--set", "training.steps is 'a'", "integer"]),
         ("training.steps=10", ["--set", "log_every is 50 and steps 10", "at most"]),
         ("space.layers=[]", ["space.layers is []", "at least one value"]),
@@ -63,14 +68,14 @@ def test_stage_two_derives_from_stage_one_and_replicates_from_stage_two():
         ("training.learning_rate=inf", ["learning_rate is inf", "finite"]),
         ("seed=4294967296", ["seed is 4294967296", "4294967296"]),
         ("space.state_source=['x']", ["'x'", "'new', 'old' or 'both'"]),
-        ("space.exclude=[{layer=2}]", ["'layer'", "input_gate, forget_gate"]),
+        ("space.exclude=[{layer=2}]", ["'layer': did you mean 'layers'? expected one of input"]),
         ("space.exclude=[{layers=9}]", ["layers = 9", "1, 2, 3"]),
         ("space.exclude=[{residual=1}]", ["residual = 1", "False, True"]),
         ("space.exclude=[{layers=1},{layers=2},{layers=3}]", ["no combination", "at least one"]),
         ("precision='fp8'", ["precision is 'fp8'", "'auto', 'fp32', 'tf32' or 'bf16'"]),
         ("refinement.top=0", ["refinement.top is 0"]),
         ("refinement.variants=[]", ["at least one variant"]),
-        ("refinement.variants=[{depth=3}]", ["'depth'", "layers, state_size"]),
+        ("refinement.variants=[{layer=3}]", ["'layer': did you mean 'layers'?", "layers, sta"]),
         ("refinement.variants=[{layers='a'}]", ["layers", "'a'", "integer"]),
         ("refinement={source='quick'}", ["both of [space] and [refinement]", "one of them"]),
         ("training.steps", ["'training.steps'", "KEY=VALUE"]),

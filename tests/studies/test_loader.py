@@ -9,7 +9,7 @@ from helpers import QUICK, study_attributes
 from studies.cell_record import CellRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError
-from studies.loader import load_config_file
+from studies.loader import load_config_file, override_settings
 from studies.storage.create_study import create_study
 from studies.storage.open import open_storage
 
@@ -27,7 +27,7 @@ def test_every_invalid_setting_is_named_with_its_origin(tmp_path: Path):
     line = str(caught.value)
     for mistake in (
         f"{path}: seed is -1: input should be greater than or equal to 0; ",
-        f"{path}: unknown key objektive: expected one of question, report_threshold, ",
+        f"{path}: unknown key objektive: did you mean 'objective'? expected one of quest",
         f"{path}: space.layers.1 is 'two': input should be a valid integer; ",
         f"{path}: space.exclude.0.layers is []: input should be a valid boolean, or input should "
         "be a valid integer, or input should be a valid number, or input should be a valid "
@@ -118,7 +118,7 @@ def test_mistake_in_a_union_names_its_table(tmp_path: Path):
     path = tmp_path / "mine.toml"
     for old, new, message in (
         ("[1, 2]", "[1, 'two']", "space 2: layers.1 is 'two': input should be a valid int"),
-        ("[1, 2]", "[1]\nlayer = 3", "space 2: unknown key layer: expected one of input_"),
+        ("[1, 2]", "[1]\nlayer = 3", "space 2: unknown key layer: did you mean 'layers'? exp"),
         ("[1, 2]", "[1]\ntraining.learning_rate = ['x']", "space 2: training.learning_rate.0 is '"),
         ("state_size = [8]\n\n", "\n", "space 1: state_size: field required"),
     ):
@@ -144,6 +144,18 @@ def test_override_of_the_space_changes_every_table(tmp_path: Path):
         with pytest.raises(ConfigError) as caught:
             load_config_file(str(path), [override]).resolve()
         assert str(caught.value).startswith(mistake)
+
+
+def test_unset_setting_has_its_default_unless_an_override_sets_it(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"seed = 3\n{UNION}")
+    file = load_config_file(str(path))
+    config = override_settings(file, ["space.layers=[3]"], ["space.layers", "seed"]).resolve()
+    assert ([table.layers for table in config.space], config.seed) == ([[3], [3]], 0)
+    with pytest.raises(ConfigError, match=r"^--unset: space 1: layers: field required; --unset: "):
+        override_settings(file, [], ["space.layers"]).resolve()
+    with pytest.raises(ConfigError, match=r"^space.layer cannot .* mean 'space.layers'\? expected"):
+        override_settings(file, [], ["space.layer"])
 
 
 def test_cells_of_a_file_are_named_but_never_stated(tmp_path: Path):

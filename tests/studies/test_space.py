@@ -197,9 +197,7 @@ REFUSED = [
     ([SMALL], {"training": {"momentum": 0.5}}, "training.momentum is 0.5, which adam does not use"),
     ([{**SMALL, "bptt_steps": [1], "training": {"bptt_steps": [2]}}], {}, "bptt_steps twice"),
     ([SMALL, {**SMALL, "exclude": [{"layers": 1}]}], {}, "space 2 has no combination"),
-    ([{**SMALL, "training": LR}], {"nuisance": ["layers"]}, "'layers', which does not vary"),
-    ([{**SMALL, "training": LR}], {"nuisance": ["rate"]}, "'rate', which .* learning_rate"),
-    ([{**MIN_GRU, "training": LR}], {"nuisance": ["learning_rate"]}, "names every parameter that"),
+    ([{**SMALL, "training": LR}], {"nuisance": ["rate"]}, "'rate': expected one of .* learning_r"),
     (
         [{**MIN_GRU, **TWO, "training": LR, "exclude": CROSSED}],
         {"nuisance": ["learning_rate"]},
@@ -231,6 +229,8 @@ def test_optimizer_is_a_nuisance_together_with_its_settings():
     # And a rate of which one value is excluded.
     part = {**MIN_GRU, **TWO, "training": LR, "exclude": CROSSED[:1]}
     assert cell_config(part, nuisance=["learning_rate"]).nuisance
+    # And whatever has one value, in [space] or in [training].
+    assert cell_config(MIN_GRU, nuisance=["layers", "optimizer", "norm"]).nuisance
 
 
 def test_nuisance_of_a_large_grid_is_checked_without_listing_it(monkeypatch):

@@ -32,7 +32,7 @@ def test_hypothesis_has_the_default_margin_unless_it_states_one():
     ("change", "message"),
     [
         ({"rule": "raises"}, "hypothesis 1: rule is 'raises': input should be 'lowers', 'does-not"),
-        ({"contrast": []}, "hypothesis 1: unknown key contrast: expected one of claim, comparison"),
+        ({"contrast": []}, "hypothesis 1: unknown key contrast: did you mean 'contrasts'? expect"),
         ({"contrasts": []}, "hypothesis 1: expected contrasts, consecutive or larger_than"),
         ({"rule": "makes-no-difference", "margin": 0.0}, "hypothesis 1: margin is 0.0: expected"),
         ({"contrasts": [{"before": {"layers": 1}, "after": {"residual": True}}]}, "same parameter"),
