@@ -225,7 +225,7 @@ def test_override_of_the_cells_leaves_out_what_only_the_others_have(folder, few_
     with pytest.raises(ConfigError, match=r"^--set: space has the unknown key tanh: .* left out"):
         stated.resolve()
     path.write_text(path.read_text().replace("tanh", "tanhh"))
-    for override in ("space.cell=['cells/mine.py:Mine']", "space.layers=[2]"):
+    for override in (f"space.cell=['{folder}/cells/mine.py:Mine']", "space.layers=[2]"):
         with pytest.raises(ConfigError, match=f"^{path}: space has the unknown key tanhh: did you"):
             load_cells(load_config_file(str(path), [override])).resolve()
     open_study(folder, config_file(folder, "tanh = [true]", cells=', "lstm"'))
