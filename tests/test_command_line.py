@@ -21,7 +21,6 @@ from rnn.training.precision import supports_bf16
 from search.new_study import StudyOptions
 from search.study import create_or_join
 from search.worker.shutdown import parse_duration
-from studies.attributes import Failure
 from studies.errors import ConfigError
 from studies.loader import load_config_file
 from studies.storage.open import open_storage
@@ -134,39 +133,12 @@ def test_extended_study_accepts_its_earlier_configs(search, sqlite_url):
     assert len(load(sqlite_url).trials) == 2
 
 
-def test_extension_waits_for_trials_of_workers_and_not_for_those_of_plain_optuna(
-    search, create_only, sqlite_url
-):
+def test_extension_does_not_wait_for_trials_of_plain_optuna(search, create_only, sqlite_url):
     study = create_only("space.layers=[1, 2]")
     study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING))
-    wider = ("--set=space.layers=[1, 2, 3]", "--extend")
-    with closing(open_storage(sqlite_url)) as storage:
-        held = storage.claim(study._study_id, "other/1")
-        assert "1 grid trials are held by workers" in search(*wider, refused=True).stderr
-        assert len(study.trials) == 3
-        storage.requeue(held, "other/1", Failure.INTERRUPTED)
-    search(*wider)
+    search("--set=space.layers=[1, 2, 3]", "--extend")
     states = sorted(trial.state.name for trial in study.trials)
     assert states == ["COMPLETE"] * 3 + ["RUNNING"]
-
-
-def test_nuisance_is_kept_until_it_is_extended(search, sqlite_url):
-    grid = ("--set=space.layers=[1, 2]", "--set=space.training.learning_rate=[0.1, 0.2]")
-    search(*grid)
-    study = load(sqlite_url)
-    attributes, trials = study.user_attrs, study.trials
-    rates = "--set=nuisance=['learning_rate']"
-    line = "study 'quick' keeps its nuisance = []: --extend changes it"
-    assert search(*grid, rates).stdout.splitlines().count(line) == 1
-    assert study.user_attrs == attributes
-    done = search(*grid, rates, "--extend")
-    assert "changed nuisance from [] to ['learning_rate']\n" in done.stdout
-    changed = attributes["config"] | {"nuisance": ["learning_rate"]}
-    assert study.user_attrs == attributes | {"config": changed}
-    assert study.trials == trials
-    assert "keeps its" not in search(*grid, rates).stdout
-    line = "study 'quick' keeps its nuisance = ['learning_rate']: --extend changes it\n"
-    assert line in search(*grid).stdout
 
 
 def test_question_of_a_derived_study_is_kept_until_it_is_extended(search, invoke, sqlite_url):
@@ -241,31 +213,25 @@ def test_stored_study_is_resumed_extended_and_repeated_by_its_name(mini, invoke,
 def test_trial_is_run_once_more_alone_with_the_same_result(search, invoke, sqlite_url, text):
     alone = ("--storage", sqlite_url, "--threads=1", "--lockstep=1")
     rates = ("--set=space.training.learning_rate=[0.1, 0.2]", "--set=nuisance=['learning_rate']")
-    search(*rates, "--set=space.layers=[1, 2]", "--set=report_threshold=9.0", *alone)
+    search(*rates, "--set=space.layers=[1, 2]", *alone)
     replicate = ("--set=refinement={source='quick', top=1, replicates=2}", *TINY, *alone)
     assert invoke("refine.py", "replicates", *replicate, report=False).returncode == 0
     for name in ("quick", "replicates"):
         done = invoke("run_search.py", name, "--trial=1", *alone, cwd=text.parent)
         assert done.returncode == 0, done.stderr
-        original, study = load(sqlite_url, name).trials[1], load(sqlite_url, f"{name}-trial-1")
-        (again,) = study.trials
-        assert again.params == original.params
-        assert (again.value, again.intermediate_values) == (
-            original.value, original.intermediate_values
-        )  # fmt: skip
-        config = study.user_attrs["config"]
-        assert (config["nuisance"], config["report_threshold"]) == ([], None)
+        study = load(sqlite_url, f"{name}-trial-1")
+        trials = [load(sqlite_url, name).trials[1], *study.trials]
+        original, again = [(each.params, each.value, each.intermediate_values) for each in trials]
+        assert again == original
+        assert study.user_attrs["config"]["nuisance"] == []
         assert study.user_attrs["commands"] == [f"python run_search.py {name} --trial 1"]
         page = (text.parent / f"reports/out/{name}-trial-1.html").read_text()
         assert f"trial 1 of {name}, once more" in page
         assert f"rnn-search run {name}-trial-1 --trial 0" in page
-    assert "replicate" in original.params
     assert "trial 1 of 'quick'" in invoke("-m", "rnn_search", "list", *alone[:2]).stdout
-    other = text.with_name("other")
-    other.write_bytes(text.read_bytes()[::-1])
     again = ("run_search.py", "quick", "--name=new", *alone)
     require_refused(invoke(*again, "--trial=9"), "trial 9 not found in study 'quick', which has 4")
-    require_refused(invoke(*again, "--trial=1", f"--corpus={other}"), "has SHA-256", "same text")
+    require_refused(invoke(*again, "--trial=1", f"--corpus={QUICK}"), "has SHA-256", "same text")
     text.unlink()
     require_refused(invoke(*again, "--trial=1"), "study 'quick' was trained on it")
 
@@ -384,13 +350,6 @@ def test_search_with_one_complete_trial_succeeds(search, sqlite_url):
     assert "report" not in stopped.stdout, "it is not finished"
     study.tell(study.ask(), state=TrialState.FAIL)  # the waiting trial of two layers
     assert "1 failed" in search(*grid).stdout
-
-
-def test_stop_before_training_is_reported(search):
-    done = search("--until", "0.000001s")
-    assert done.stderr == ""
-    assert "stopped before training began: run the same command to start" in done.stdout
-    assert "is saved" not in done.stdout
 
 
 def test_duration_is_a_sum_of_units_up_to_ten_years():

@@ -148,7 +148,7 @@ def read_subcommand(command: list[str]) -> list[str]:
 def make_smaller(command: list[str], text: Path) -> list[str]:
     """Return the arguments that make a command's work small."""
     match read_subcommand(command):
-        case ["run", "deeper", *_]:  # stored
+        case ["run", "deeper", *_] | ["run", _, "--trial", *_]:  # stored
             return []
         case ["run" | "refine" as name, *words] if "--status" not in words:
             study = next((word for word in words[:1] if not word.startswith("-")), "")

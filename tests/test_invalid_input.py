@@ -26,10 +26,7 @@ INVALID = {
     "run_search.py {tmp}/escapes.toml": r"unknown key a\nb\x1b[2J: expected one of",
     "run_search.py quick --name 'a\nb'": r"'a\nb' has control characters",
     # Its settings.
-    "run_search.py quick --set training.stepz=1": "unknown key training.stepz",
     "run_search.py quick --set training.steps": "KEY=VALUE",
-    f"run_search.py quick --set seed={NINES}": "99…': expected integers of at most 64 b",
-    "run_search.py quick --set 'space.exclude=[{{layers=1.5}}]'": "space excludes layers = 1.5",
     r"""refine.py quick-refined --set 'refinement.source="a\u0000"'""": "printable",
     # The corpus.
     "run_search.py quick --corpus {tmp}/missing": "missing' not found",
@@ -90,8 +87,6 @@ INVALID = {
     # The same as subcommands.
     "-m rnn_search": "Missing command",
     "-m rnn_search repot": "No such command 'repot'. (Did you mean",
-    "-m rnn_search run stage-three": "study 'stage-three' not found",
-    "-m rnn_search report quick": MISSING,
 }
 """Command lines without a stored study, and a part of the message of each."""
 
@@ -157,7 +152,6 @@ REFUSED = {
     # Stored studies by their names.
     "run_search.py quikc": ["found: did you mean 'quick'? ", "or a study in", "(quick, wide)"],
     "run_search.py wide --set=seed=5": ["seed: 0 in the study, 5 here"],
-    "run_search.py wide --set=training.stepz=5": ["--set: unknown key training.stepz"],
     """run_search.py wide '--set=refinement.source="quick"'""": ["has both of [space] and"],
     "refine.py wide": ["study 'wide' has no [refinement]"],
     # Refinements and reports of what is not there.

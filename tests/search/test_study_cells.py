@@ -211,28 +211,26 @@ def test_two_cells_of_one_name_and_unusable_names_are_rejected(folder):
 def test_override_of_the_cells_leaves_out_what_only_the_others_have(folder, few_checks):
     path, url = folder / "mine.toml", f"sqlite:///{folder}/studies.db"
     more = "tanh = [false]\ndepth = [1, 2]\nexclude = [{ cell = 'lstm' }, { depth = 2 }]\n"
-    config_file(folder, f"{more}[training]\n", cells=', "lstm", "gru"')
+    config_file(folder, more, cells=', "lstm", "gru"')
     path.write_text(f"nuisance = ['depth']\n{path.read_text()}")
     gru = [*(word.removeprefix("--set=") for word in TINY), "space.cell=['gru']"]
     left_out = "space.cell does not name Mine, lstm: left out space.tanh, space.depth, entries of "
     joined = open_study(folder, load_config_file(str(path), gru), name="gru")
     assert joined.notice.startswith(f"{left_out}space.exclude, entries of nuisance; created with")
-    assert [trial.params for trial in joined.study.trials] == [
-        {"cell": "gru", "layers": 1, "state_size": 4}
-    ]
+    (trial,) = joined.study.trials
+    assert trial.params == {"cell": "gru", "layers": 1, "state_size": 4}
     assert (joined.config.nuisance, joined.config.cells) == ([], {})
     stated = load_cells(load_config_file(str(path), [*gru, "space.tanh=[true]"]))
     with pytest.raises(ConfigError, match=r"^--set: space has the unknown key tanh: .* left out"):
         stated.resolve()
     path.write_text(path.read_text().replace("tanh", "tanhh"))
-    for override in (f"space.cell=['{folder}/cells/mine.py:Mine']", "space.layers=[2]"):
-        with pytest.raises(ConfigError, match=f"^{path}: space has the unknown key tanhh: did you"):
-            load_cells(load_config_file(str(path), [override])).resolve()
+    with pytest.raises(ConfigError, match=f"^{path}: space has the unknown key tanhh: did you"):
+        load_cells(load_config_file(str(path), ["space.layers=[2]"])).resolve()
     open_study(folder, config_file(folder, "tanh = [true]", cells=', "lstm"'))
     stored = load_cells(load_config_file("mine", ["space.cell=['lstm']"], url)).resolve()
     assert (stored.grid.count(), stored.cells) == (1, {})
-    union = load_cells(load_config_file("cells", ["space.cell=['lstm']"])).resolve()
-    assert union.grid.count() == 3, "the switches of the gated cell are left out"
+    union = load_cells(load_config_file("cells", ["space.cell=['lstm']"]))
+    assert union.resolve().grid.count() == 3, "the switches of the gated cell are left out"
 
 
 def test_changed_source_of_a_study_is_rejected(folder, create):

@@ -152,9 +152,9 @@ def test_unset_setting_has_its_default_unless_an_override_sets_it(tmp_path: Path
     file = load_config_file(str(path))
     config = override_settings(file, ["space.layers=[3]"], ["space.layers", "seed"]).resolve()
     assert ([table.layers for table in config.space], config.seed) == ([[3], [3]], 0)
-    with pytest.raises(ConfigError, match=r"^--unset: space 1: layers: field required; --unset: "):
+    with pytest.raises(ConfigError, match=r"^--unset: space 1: layers: field required; --unset"):
         override_settings(file, [], ["space.layers"]).resolve()
-    with pytest.raises(ConfigError, match=r"^space.layer cannot .* mean 'space.layers'\? expected"):
+    with pytest.raises(ConfigError, match=r"^space.layer cannot .* mean 'space.layers'\?"):
         override_settings(file, [], ["space.layer"])
 
 
