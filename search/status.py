@@ -124,7 +124,8 @@ def read_status(
         best = (best_reader or BestReader(study, storage, config)).read()
         holders = read_active_workers(connection, study_id)
         # Of programs without a lease, each is taken to run one trial.
-        active = sum(1 if each.name else len(each.trials) for each in holders)
+        alive = [each for each in holders if not each.is_expired]
+        active = sum(1 if each.name else len(each.trials) for each in alive)
         active = max(active, workers)
         seconds_left = None  # unknown while pruning decides how many waiting trials are needed
         if isinstance(config, ImportedConfig):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from reports.formatting import format_count, format_signed, objective_name
+from reports.formatting import format_count, format_param, format_signed, objective_name
 from reports.page.section import Section
 from reports.stats.conditional_effects import RankedEffect, describe_insignificance
 from reports.stats.paired_difference import MIN_PAIRS
@@ -27,11 +27,9 @@ def answer_question(section: Section) -> list[Markup]:
     if not ranked:
         return [_to_sentence("{}", explain_missing_effects(section)), _name_best(section)]
     if not section.largest_effects:
-        return [
-            _state_nothing(section, ranked),
-            _to_sentence(_describe_undecided(ranked, len(ranked))),
-        ]
-    return [_state_largest(section), _state_others(section, ranked)]
+        undecided = [_describe_undecided(ranked, len(ranked)), *_list_uncompared(section)]
+        return [_state_nothing(section, ranked), _to_sentence("{}", Markup("; ").join(undecided))]
+    return [_state_largest(section, ranked), _state_others(section, ranked)]
 
 
 def _name_best(section: Section) -> Markup:
@@ -96,13 +94,14 @@ def _state_nothing(section: Section, ranked: Sequence[RankedEffect]) -> Markup:
     )
 
 
-def _state_largest(section: Section) -> Markup:
+def _state_largest(section: Section, ranked: Sequence[RankedEffect]) -> Markup:
     """State the largest significant effects, by their direction."""
+    most = "most " if ranked[0].is_significant else ""  # else a larger one is undecided
     by_verb: dict[str, list[Markup]] = {}
     for effect in section.largest_effects:
         by_verb.setdefault(_find_verb(effect), []).append(_emphasize(effect))
     phrases = [
-        Markup("{} {}with {}").format(verb, "most " if i == 0 else "", _join(effects))
+        Markup("{} {}with {}").format(verb, "" if i else most, _join(effects))
         for i, (verb, effects) in enumerate(by_verb.items())
     ]
     name = objective_name(section.results.config)
@@ -121,6 +120,7 @@ def _state_others(section: Section, ranked: Sequence[RankedEffect]) -> Markup:
         parts.append(Markup("{} smaller significant effects").format(count))
     if undecided:
         parts.append(_describe_undecided(undecided, len(ranked)))
+    parts += _list_uncompared(section)
     return _to_sentence("{}", Markup("; ").join(parts) or "no other change was tried")
 
 
@@ -131,15 +131,16 @@ def _describe_undecided(effects: Sequence[RankedEffect], tried: int) -> Markup:
         effects: the effects.
         tried: number of all effects, for which the tests are corrected.
     """
-    names = [_name(each) for each in effects]
+    # A reader sees these intervals exclude zero, which a range of several would hide.
+    apart = [each for each in effects if each.main.low > 0 or each.main.high < 0][:MAX_NAMED]
+    names = [_emphasize(each) if each in apart else _name(each) for each in effects]
     if len(effects) > MAX_NAMED:
         names = [Markup("{} changes").format(len(effects))]
         if len(effects) == tried:
             names = [Markup("all {} changes").format(tried)]
-        # A reader sees these intervals exclude zero.
-        apart = [each for each in effects if each.main.is_significant][:MAX_NAMED]
         if apart:
-            names = [Markup("{}, {} among them,").format(names[0], _join(list(map(_name, apart))))]
+            listed = _join(list(map(_emphasize, apart)))
+            names = [Markup("{}, {} among them,").format(names[0], listed)]
     verb = "is" if len(effects) == 1 else "are"
     text = Markup("{} {} undecided").format(_join(names), verb)
     if not any(each.main.is_decidable for each in effects):
@@ -149,12 +150,23 @@ def _describe_undecided(effects: Sequence[RankedEffect], tried: int) -> Markup:
         number = "their number" if len(effects) == tried else f"{tried} changes"
         text += Markup(" after correction for {}").format(number)
     bounds = [bound for each in effects for bound in (each.main.low, each.main.high)]
-    if any(map(math.isnan, bounds)):
+    if apart or any(map(math.isnan, bounds)):
         return text
     digits = effects[0].main.scale.digits
     low, high = (format_signed(end, digits) for end in (min(bounds), max(bounds)))
     intervals = "the 95% interval reaches" if len(effects) == 1 else "the 95% intervals reach"
     return Markup("{} ({} from {} to {})").format(text, intervals, low, high)
+
+
+def _list_uncompared(section: Section) -> list[Markup]:
+    """Name the parameters that no matched pair compares, in a clause; none if there are none."""
+    compared = {each.main.contrast.parameter for each in section.ranked_effects}
+    names = [name for name in section.results.judged_parameters if name not in compared]
+    if not names:
+        return []
+    listed = _join([Markup("<strong>{}</strong>").format(format_param(name)) for name in names])
+    verb, it = ("is", "it") if len(names) == 1 else ("are", "one of them")
+    return [Markup(f"{{}} {verb} not compared: no two trials differ in {it} alone").format(listed)]
 
 
 def _find_verb(effect: RankedEffect) -> str:

@@ -18,9 +18,9 @@ MISSING = {"", "NA", "N/A", "NaN", "nan", "null", "<NA>"}
 """Cells without a parameter."""
 
 _BOOKKEEPING = re.compile(
-    r"number|state|status|duration|datetime_(start|complete)|(user|system)_attrs_.*|"
+    r"number|state|status|datetime_(start|complete)|(user|system)_attrs_.*|"
     r"_(step|runtime|timestamp|wandb)|Created|ID|Sweep|Updated|(?-i:Runtime|Name|User|Notes|Tags)|"
-    r"trial_id|date|timestamp|pid|hostname|node_ip|logdir|done|checkpoint_dir_name|experiment_tag|"
+    r"trial_id|date|timestamp|pid|host|hostname|node_ip|logdir|done|checkpoint_dir_name|experiment_tag|"
     r"time_(this_iter|total)_s|time_since_restore|iterations_since_restore|training_iteration",
     re.IGNORECASE,
 )
@@ -29,6 +29,8 @@ a parameter in lower case only as W&B writes them."""
 
 _MEASURED = re.compile(
     r"(.*[\W_])?(loss|acc|accuracy|auc|f1|score|error|perplexity|ppl|mse|mae|runtime|elapsed)|"
+    r"(.*[\W_])?(duration|wall_?clock|flops|mem|memory(allocated)?([\W_].*)?)|"
+    r"(n|num)_param(eter)?s|param(eter)?_count|relative time .*|"
     r"((run|wall|epoch|step|train|training|fit|eval|total|elapsed)[\W_]?)?(time|seconds)(_m?s)?|"
     r"epoch|best_.*|(final|last)_(epoch|step)",
     re.IGNORECASE,
@@ -201,15 +203,29 @@ def _find_results(table: TextTable, names: Sequence[str], keys: Sequence[str]) -
             if name in scattered or not is_needed:
                 results.append(name)
     rest = [name for name in names if name not in (*results, *scattered)]
-    counts = [len(set(table.column(name))) for name in (*rest, *keys)]
-    is_crossed = len(counts) > 1 and math.prod(counts) == len(table.rows)
-    if is_crossed and _is_distinct(table, [*rest, *keys]):
+    if _is_grid(table, rest, keys):
         results += [name for name in scattered if name not in results]
     return [name for name in names if name in results]
 
 
+def _is_grid(table: TextTable, names: Sequence[str], keys: Sequence[str]) -> bool:
+    """Return whether the rows are each combination of the values of some columns, once."""
+    counts = [len(set(table.column(name))) for name in (*names, *keys)]
+    is_complete = len(counts) > 1 and math.prod(counts) == len(table.rows)
+    return is_complete and _is_distinct(table, [*names, *keys])
+
+
 def _warn_of_isolation(table: TextTable, names: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """Say which columns leave most rows without a partner, from which effects are estimated."""
+    """Say which columns leave rows without a partner, from which effects are estimated."""
+    if _is_grid(table, names, keys):
+        return []
+    for name in reversed(names):  # results follow parameters in most tables
+        if _is_grid(table, [each for each in names if each != name], keys):
+            name = shown(strip_prefix(name)).strip("'")
+            return [
+                f"Without {name} the rows are a complete grid. If it is a result, leave it out "
+                f"with --ignore {name}: rows that differ in it as well are no matched pair."
+            ]
     found, total = _count_paired(table, names), len(table.rows)
     by_values = _sort_by_values(table, names)
     for count in range(1, min(len(names), 6) if 2 * found < total else 0):

@@ -46,6 +46,13 @@ class ActiveWorker:
         return host if slash else None
 
     @property
+    def is_expired(self) -> bool:
+        """Whether it was silent for longer than its lease."""
+        if self.silent_seconds is None or self.lease_seconds is None:
+            return False
+        return self.silent_seconds > self.lease_seconds
+
+    @property
     def description(self) -> str:
         """What it holds and when it was heard of, for a message."""
         holds = f"holds {format_trials(self.trials)}"
@@ -55,7 +62,7 @@ class ActiveWorker:
         if self.silent_seconds is None or self.lease_seconds is None:
             return text
         text += f", last heard of {format_duration(self.silent_seconds)} ago"
-        if self.silent_seconds > self.lease_seconds:
+        if self.is_expired:
             text += f", longer than its lease of {format_duration(self.lease_seconds)}"
         return text
 

@@ -15,6 +15,7 @@ from reports.dashboard.note import render_imported_note
 from reports.dashboard.publish import publish_study
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
+from reports.page.answer import answer_question
 from reports.page.headline import format_headline
 from reports.page.imported_section import build_imported_section, describe_uncompared
 from reports.page.page import render_page
@@ -116,6 +117,24 @@ def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
     assert "no effect can be estimated: no two" in format_headline([section])
     assert "No effect can be estimated" in render_imported_note(section.results, [])
     assert 'id="s1-effects"' not in "".join(render_page([section]))
+
+
+def test_answer_hides_no_undecided_effect_and_no_parameter_that_is_not_compared(results_of):
+    rows = [
+        {"epochs": epochs, "decay": decay, "tied": f"{decay}x", "on": on}
+        | {"value": 2 - 0.2 * (epochs > 10) - 0.05 * (on == "yes") + 0.003 * (i * 7 % 5)}
+        for i, (epochs, decay, on) in enumerate(
+            itertools.product((10, 20, 40), (1, 5, 25), ("no", "yes"))
+        )
+    ]
+    section = build_imported_section(results_of(rows))
+    largest, others = answer_question(section)
+    assert "falls with <strong>on" in largest
+    assert "pochs 10 → 20</strong> (−0.1990 [−0.2071, −0.1909])" in others
+    assert (
+        "no two trials differ in <strong>decay</strong> and <strong>tied</strong> alone" in others
+    )
+    assert "decay and tied alone" in format_headline([section])
 
 
 def test_html_in_names_and_values_is_text(results_of):

@@ -265,6 +265,12 @@ def test_study_of_several_is_to_be_named_and_own_ones_are_copied(tmp_path, tuned
             "a continuous parameter, not as a result; leave results out with --ignore.",
         ),
         ("depth,train_loss", lambda i: (i % 4, i or ""), "depth", "they count as replicates."),
+        (
+            "duration,tied,depth,gpu_memory,watts",
+            lambda i: (i // 6, i // 3 % 2, i % 3, 1024 * (i % 5), 90 + i % 2),
+            "duration,tied,depth,watts",
+            "--ignore watts: rows that differ in it as well are no matched pair.",
+        ),
     ],
 )
 def test_results_are_told_from_parameters(table, header, row, parameters, note):
