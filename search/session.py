@@ -249,7 +249,7 @@ def require_refinement(file: ConfigFile) -> None:
     """
     if file.settings.get("refinement") is None:
         raise ConfigError(
-            f"study {file.name!r} has no [refinement]: run it with run_search.py instead"
+            f"study {file.name!r} has no [refinement]: use rnn-search run, or run_search.py"
         )
     if file.source is None:
         file.resolve()  # reports what is wrong with it

@@ -172,7 +172,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {shown!r}: expected a key such as training.steps")
     not_toml = ConfigError(
         f"--set {shown!r}: {shorten(text)!r} is not a TOML value: expected one like 2000, 0.5, "
-        'true, [1, 2] or "text" with its quotes'
+        "true, [1, 2] or a text in quotes, in a shell as in --set 'corpus=\"text.txt\"'"
     )
     try:
         parsed = parse_toml(f"value = {text}")

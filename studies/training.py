@@ -53,7 +53,8 @@ class TrainingSettings(StrictModel):
     gradient_clipping: _NonNegative = 0.0
     """Maximum norm of a network's gradient; 0 for none."""
     smoothing: _Decay = 0.95
-    """Weight of the past in the smoothed training loss."""
+    """Weight of the past in the smoothed training loss, which starts at 3 nats per token; that
+    start has a share of 0.95ⁿ after n steps: 8% after 50, 0.6% after 100."""
     bptt_steps: _BPTTSteps = 1
     """Steps that a gradient goes back."""
 
@@ -62,7 +63,8 @@ class TrainingSettings(StrictModel):
         if self.log_every > self.steps:
             raise ValueError(
                 f"log_every is {self.log_every} and steps {self.steps}: expected log_every of at "
-                "most steps, because a trial's value is read at its log points"
+                "most steps, because a trial's value is read at its log points; set "
+                "training.log_every"
             )
         return self
 

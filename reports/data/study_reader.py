@@ -62,10 +62,10 @@ class StudyReader:
         results = self._build(record, trials)
         counts = results.counts
         if require_complete and not counts.complete:
-            found = f"{counts.running} of {counts.planned} running): run the search first"
-            if counts.finished == counts.planned:
-                found = f"all {counts.planned} ended without a loss): see --status"
-            raise ReportError(f"study {name!r} has no complete trial ({found}")
+            hint = f"rnn-search {'status' if counts.finished == counts.planned else 'continue'}"
+            raise ReportError(
+                f"study {name!r} has no complete trial ({counts.describe()}): type {hint} {name}"
+            )
         if drawn_only:
             results = _add_drawn_curves(results, storage, study_id)
         elif with_curves is None or with_curves:

@@ -106,7 +106,9 @@ def _find_class(source: CellSource, module: ModuleType) -> type[nn.Module]:
             for name, value in vars(module).items()
             if _is_module_class(value) and value.__module__ == module.__name__
         ]
-        expected = f"expected {' or '.join(classes[:10])}" if classes else "it has no nn.Module"
+        more = [f"{len(classes) - 10} others"] if len(classes) > 10 else []
+        listed = " or ".join([*classes[:10], *more])
+        expected = f"expected {listed}" if classes else "it has no nn.Module"
         raise CellError(f"cell {source.spec!r}: its file has no class {source.name}, {expected}")
     if not _is_module_class(found):
         raise CellError(

@@ -82,7 +82,7 @@ def test_stage_two_derives_from_stage_one_and_replicates_from_stage_two():
         ("evaluation.average=1.0", ["evaluation.average is 1.0", "less than 1"]),
         ("space.bptt_steps=[1, 1]", ["space.training.bptt_steps is [1, 1]", "distinct values"]),
         ("space.cell=['rnn']", ["'rnn'", "elman, gru, lstm, or the class"]),
-        ("corpus=text.txt", ["'text.txt'", "not a TOML value", "with its quotes"]),
+        ("corpus=text.txt", ["'text.txt'", "not a TOML value", "in quotes, in a shell"]),
     ],
 )
 def test_invalid_setting_is_named_with_its_value(override, fragments):
