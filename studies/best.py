@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from studies.attributes import OBJECTIVE_NAMES, LookRecord
 from studies.config import StudyConfig
-from studies.imported import ImportedConfig
+from studies.imported import ImportedConfig, label_trial
 from studies.loader import read_study_record
 from studies.run_means import average_runs
 from studies.space import REPLICATE, param_order
@@ -29,7 +29,6 @@ from studies.storage.counts import has_replicates
 from studies.storage.queries import TrialRow, read_best_trial
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_reader import TrialReader
-from studies.trial_label import label_trial
 
 HELD_OUT_LOSSES = {"test": "test loss", "validation": "validation loss"}
 """Name of the loss on each held-out split, that which ranks replicates first."""

@@ -13,9 +13,9 @@ from reports.charts.chart import (
     category_colors,
     sequential_colors,
 )
-from reports.data.continuous import is_continuous
 from reports.data.drawn_trials import describe_selection, select_drawn_curves
 from reports.data.results import Results
+from reports.data.trial_table import is_continuous
 from reports.formatting import (
     curve_axis_title,
     escape_html,

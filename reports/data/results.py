@@ -8,9 +8,7 @@ from typing import Any
 import pandas as pd
 from optuna.trial import TrialState
 
-from reports.data.continuous import has_levels
-from reports.data.metric import VALUE, Metric
-from reports.data.trial_table import DIVERGED, PAUSED, list_nuisance, list_params
+from reports.data.trial_table import DIVERGED, PAUSED, has_levels, list_nuisance, list_params
 from reports.formatting import (
     OPTIMIZER_NAMES,
     format_param,
@@ -18,7 +16,7 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
-from reports.scale import NATS, Scale
+from reports.scale import NATS, VALUE, Metric, Scale
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,

@@ -1,4 +1,4 @@
-"""Files that are kept of the best trials of a study, such as their weights."""
+"""Files that are kept of the best trials of a study: their checkpoints and weights."""
 
 import logging
 import math
@@ -6,12 +6,22 @@ from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import Literal, Protocol, TypeVar
 
+from rnn.inference.generation import generate
+from rnn.inference.saved_model import SavedModel, serialize_model
 from search.study import StudyHandle
-from search.worker.trial_artifacts import RankedArtifacts
+from search.worker.trial_artifacts import RankedArtifacts, WeightStore
 from studies.best import BestReader, architecture_key
 from studies.storage.counts import top_trials
+from studies.text import to_printable
 
 _T = TypeVar("_T")
+
+_logger = logging.getLogger(__name__)
+
+SAMPLE_LENGTH = 300
+"""Tokens of the text sample that a network generates for the report."""
+
+SAMPLE_TEMPERATURE = 0.8
 
 
 class StorageQuery(Protocol):
@@ -19,9 +29,6 @@ class StorageQuery(Protocol):
 
     def __call__(self, query: Callable[[], _T], /) -> _T | None:
         """Run a query; return None if the storage does not answer soon."""
-
-
-_logger = logging.getLogger(__name__)
 
 
 class BestTrialFiles:
@@ -157,3 +164,29 @@ class BestTrialFiles:
 
 def _limit(setting: int | Literal["all"]) -> float:
     return math.inf if setting == "all" else setting
+
+
+class BestModelStore(BestTrialFiles):
+    """Saves the weights of the best trials. No failure here ends a training.
+
+    Args:
+        handle: the study.
+        weights: store of the weights.
+        query: runs a query of the storage.
+    """
+
+    def __init__(self, handle: StudyHandle, weights: WeightStore, query: StorageQuery) -> None:
+        super().__init__(handle, weights, query, "weights")
+
+    def save(self, number: int, model: SavedModel) -> str | None:
+        """Write a trial's weights; return a text sample of its network, None if that fails."""
+        try:
+            self.write(number, serialize_model(model))
+        except Exception as error:  # such as a full disk or an unreachable bucket
+            _logger.warning(f"cannot save the weights of trial {number} ({error})")
+        try:
+            sample = generate(model, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
+            return to_printable(sample)
+        except Exception as error:
+            _logger.warning(f"cannot generate a sample of trial {number} ({error})")
+            return None

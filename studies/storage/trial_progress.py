@@ -18,6 +18,7 @@ from studies.storage.damage import (
     reports_damage,
 )
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trial_reader import TrialStamp, parse_stamp, select_stamps
 from studies.storage.trial_rows import (
     INTERMEDIATE_VALUES,
     TRIAL_SYSTEM_ATTRS,
@@ -25,7 +26,6 @@ from studies.storage.trial_rows import (
     TRIALS,
     has_system_attr,
 )
-from studies.storage.trial_stamps import TrialStamp, parse_stamp, select_stamps
 
 _MAX_IDS = 500
 """Number of trials from which those of the whole study are read: a statement names no more."""
