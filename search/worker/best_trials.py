@@ -10,7 +10,7 @@ from rnn.inference.generation import generate
 from rnn.inference.saved_model import SavedModel, serialize_model
 from search.study import StudyHandle
 from search.worker.trial_artifacts import RankedArtifacts, WeightStore
-from studies.best import BestReader, architecture_key
+from studies.best import BestReader
 from studies.storage.counts import top_trials
 from studies.text import to_printable
 
@@ -38,8 +38,10 @@ class BestTrialFiles:
     best complete trials exist whatever ends a process.
 
     Of replicates, the best run of each architecture comes first, in the order of their means
-    (:mod:`studies.best`), then the second best runs. The means change with each run: until all are
-    finished, and with planned looks until the end, no best run of an architecture is removed.
+    (:mod:`studies.best`), then the second best runs. The losses that rank the architectures are
+    known at the end of a trial only, so that each run's file is written. The means change with each
+    run: until all are finished, and with planned looks until the end, no best run of an
+    architecture is removed.
 
     Args:
         handle: the study.
@@ -82,42 +84,14 @@ class BestTrialFiles:
         Args:
             values: objective values by trial number.
         """
-        if not self._count or math.isinf(self._count):
-            return set(values) if self._count else set()
+        if not self._count:
+            return set()
+        if math.isinf(self._count) or self._best.has_replicates:
+            return set(values)
         count = int(self._count)
-        if self._best.has_replicates:
-            return self._select_runs(values, count)
         candidates = [*(self._read_ranking(count) or []), *values.items()]
         ranking = sorted(candidates, key=lambda trial: (trial[1], trial[0]))
         return {number for number, _ in ranking[:count]} & values.keys()
-
-    def _select_runs(self, values: Mapping[int, float], count: int) -> set[int]:
-        """Select the runs of replicates that are among the best if their architectures are.
-
-        The losses that rank the architectures are not known yet.
-        """
-        found = self._query(self._best.read_ranking)
-        if found is None:
-            return set(values)
-        trials, ranking = found
-        groups = {
-            each.architecture: [(run.value, run.number) for run in each.runs]
-            for each in ranking.architectures
-        }
-        for trial in trials:
-            if trial.number in values:
-                group = groups.setdefault(architecture_key(trial.params), [])
-                group.append((values[trial.number], trial.number))
-        places = {
-            number: place
-            for group in groups.values()
-            for place, (_, number) in enumerate(sorted(group))
-        }
-        return {
-            number
-            for number in values.keys() & places.keys()
-            if sum(place < places[number] for place in places.values()) < count
-        }
 
     def write(self, number: int, content: bytes) -> None:
         """Write a trial's file.
