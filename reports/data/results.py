@@ -25,7 +25,7 @@ from studies.attributes import (
     LookRecord,
     TokenizerRecord,
 )
-from studies.best import HELD_OUT_LOSSES, choose_split, find_look
+from studies.best import HELD_OUT_LOSSES, choose_split
 from studies.config import StudyConfig
 from studies.hypothesis_records import HypothesisRecord
 from studies.imported import ImportedConfig
@@ -295,11 +295,9 @@ class Results:
         return refinement is not None and refinement.replicates > 1
 
     @property
-    def look(self) -> int | None:
-        """Index of the planned look in force, :func:`studies.best.find_look`; None without one."""
-        refinement, counts = self.config.refinement, self.counts
-        planned = refinement.looks if refinement else []
-        return find_look(planned, self.looks, counts.finished == counts.planned)
+    def is_finished(self) -> bool:
+        """Whether all grid trials are finished."""
+        return self.counts.finished == self.counts.planned
 
     @property
     def is_pruned(self) -> bool:

@@ -125,10 +125,10 @@ class BestTrialFiles:
         if (found := self._query(self._best.read_ranking)) is None:
             return
         trials, ranking = found
-        places = zip_longest(*(each.runs for each in ranking.architectures))
+        places = zip_longest(*(each.runs for each in ranking))
         order = [run.number for place in places for run in place if run is not None]
         if count and (self._keeps_each or not all(trial.state.is_finished() for trial in trials)):
-            count = max(count, len(ranking.architectures))
+            count = max(count, len(ranking))
         self.store.evict(order, count)
 
     def _read_ranking(self, count: int) -> list[tuple[int, float]] | None:
