@@ -146,17 +146,9 @@ class CellNetwork:
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step.
-
-        Args:
-            tokens: tokens that the streams read (B,), or (K, B) if networks read others.
-            states: of :meth:`init_state` or the last step.
-
-        Returns:
-            The logits of each stream's next token (K, B, V), and the next states, which share no
-            memory with those before: a cell may return a part of its old state as a new one.
-        """
+        """Advance by one time step; tokens are (B,), or (K, B) if networks read others."""
         logits, next_states = self._run(self._stack(tokens)[:, None], states)
+        # A cell may return a part of its old state as a new one.
         return logits, list(map(torch.clone, next_states))
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -166,16 +158,7 @@ class CellNetwork:
     def loss_and_grad(
         self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step and compute the gradients of its loss through the last W steps.
-
-        Args:
-            tokens: tokens that the streams read (B,), or (K, B) if networks read others.
-            targets: next tokens, as tokens.
-            states: of :meth:`init_training_state`; no gradient goes further back.
-
-        Returns:
-            The networks' mean losses over the streams (K,), in nats, and the next states.
-        """
+        """Advance by one time step; compute the gradients of its loss through the last W steps."""
         position, self.position = self.position, None
         window = self._window.advance(self._stack(tokens), states, position)
         is_learned = window.begins_sequence and self._learns_initial_state

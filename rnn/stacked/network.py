@@ -49,6 +49,8 @@ class UniqueTokens(NamedTuple):
 class NetworkStack:
     """K gated networks of one shape, with different options, as one tensor program.
 
+    It is a :class:`rnn.models.factory.TrainableNetwork`, which documents the methods.
+
     Args:
         configs: configs of the K networks.
         seed: seed of the initial weights.
@@ -160,16 +162,7 @@ class NetworkStack:
         return self.init_state(streams)
 
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Advance all networks by one time step of the same text.
-
-        Args:
-            tokens: tokens that the streams read (B,).
-            states: (K, B, n) for each layer.
-
-        Returns:
-            The logits of each stream's next token (K, B, V), and the next states, in buffers that
-            the next step reuses.
-        """
+        """Advance all networks by one time step; return logits and states in reused buffers."""
         return self._forward(self._find_unique(tokens), states)
 
     def _find_unique(self, tokens: Tensor) -> UniqueTokens:
@@ -191,28 +184,14 @@ class NetworkStack:
         return self._head.forward(x.values), next_states
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of each stream (K, B), in nats.
-
-        Args:
-            logits: (K, B, V)
-            targets: next tokens (B,).
-        """
+        """Return the cross-entropy of each stream (K, B), in nats."""
         losses, _ = self._cross_entropy(logits, targets)
         return losses
 
     def loss_and_grad(
         self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step and compute the gradients of its losses.
-
-        Args:
-            tokens: tokens that the streams read (B,).
-            targets: next tokens (B,).
-            states: (K, B, n) for each layer; no gradient goes further back.
-
-        Returns:
-            The networks' mean losses over the streams (K,), in nats, and the next states.
-        """
+        """Advance by one time step; compute the gradients of its losses, which stay in the step."""
         inputs = self._find_unique(tokens)
         logits, next_states = self._forward(inputs, states)
         losses, d = self._cross_entropy(logits, targets)
