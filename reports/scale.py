@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from reports.formatting import format_signed
+from reports.formatting import add_unit, format_signed
 
 _SIGNIFICANT = 3
 """Significant digits of the range of a study's values with which a difference is shown."""
 
 _MAX_DIGITS = 9
+
+VALUE = "value"
+"""Column of the value of the study's objective."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,32 @@ class Scale:
 
 NATS = Scale()
 """Scale of losses of networks that are trained here."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Number by which the architectures of a study are ranked.
+
+    Attributes:
+        column: column of the trial table that has it.
+        name: its name, for a reader.
+        unit: its unit.
+        split: held-out split whose evaluation windows compare the runs.
+        scale: direction and precision.
+    """
+
+    column: str
+    name: str
+    unit: str
+    split: str
+    scale: Scale = NATS
+
+    @property
+    def axis_title(self) -> str:
+        """Title of an axis of it."""
+        return add_unit(self.name, self.unit)
+
+    @property
+    def is_value(self) -> bool:
+        """Whether it is the value of the study's objective."""
+        return self.column == VALUE

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rnn_search.api import run
-    from rnn_search.effects import Effects
+    from rnn_search.effects import Effects, Pareto
     from rnn_search.errors import ReportError, RNNError, SearchError, StudiesError
     from rnn_search.management import (
         copy_study,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         rename_study,
         retry_trials,
     )
-    from rnn_search.pareto import Pareto
     from rnn_search.study import Study, Trial, load
 
 __version__ = "0.1.0"
@@ -46,8 +45,7 @@ _MODULES = {
         "rename_study",
         "retry_trials",
     ),
-    "pareto": ("Pareto",),
-    "effects": ("Effects",),
+    "effects": ("Effects", "Pareto"),
     "study": ("Study", "Trial", "load"),
 }
 """Names of each module that the package exports."""

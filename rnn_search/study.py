@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Literal
 
 from optuna import Study as OptunaStudy
 
-from rnn_search.effects import Effects
-from rnn_search.pareto import Pareto
+from rnn_search.effects import Effects, Pareto
 from search.errors import TrialNotFoundError
 from search.refinement import find_trial
 from studies.best import BestReader
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.config import StudyConfig
 from studies.errors import ConfigError, StudiesError
-from studies.imported import ImportedConfig
+from studies.imported import ImportedConfig, label_trial
 from studies.loader import read_record, read_study_record
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
@@ -26,7 +25,6 @@ from studies.storage.open import DEFAULT_STORAGE, list_study_names, load_study, 
 from studies.storage.queries import TrialRow, read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import shorten
-from studies.trial_label import label_trial
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
@@ -366,7 +364,7 @@ class Trial:
             WeightsNotFoundError: if its weights are not stored.
             SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
         """
-        from rnn.inference.trained_module import build_trained_module
+        from rnn.inference.saved_model import build_trained_module
         from search.load_model import load_trial_model
 
         return build_trained_module(load_trial_model(*self._place).model)

@@ -105,7 +105,7 @@ def load_trial_model(
         trials = read_trials(opened, loaded._study_id)
     by_number = {row.number: row for row in trials}
     ranking = rank_trials(trials, config, record.looks)
-    ranked = [by_number[run.number] for each in ranking.architectures for run in each.runs]
+    ranked = [by_number[run.number] for each in ranking for run in each.runs]
     stored = weights.list_trials()
     available = [t for t in ranked if t.number in stored]
     chosen = next((t for t in available if trial is None or t.number == trial), None)

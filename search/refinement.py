@@ -172,9 +172,8 @@ def _rank_architectures(
         sorted(complete, key=lambda trial: (trial.value, trial.number))
     )
     config, looks = (source.config, source.looks) if source else (None, [])
-    ranking = rank_trials(trials, config, looks)
     best: dict[Hashable, list[TrialRow]] = {}
-    for each in ranking.architectures:
+    for each in rank_trials(trials, config, looks):
         runs = settings[each.architecture]
         best.setdefault(architecture_key(runs[0].params, nuisance), runs)
     return list(best.values())

@@ -15,11 +15,10 @@ from search.progress import explain_failure, format_progress
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.session import RunOptions, Session, open_session
 from search.status import Status, StatusReader
+from search.study_corpus import CorpusWatch
 from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display
-from search.worker.best_models import BestModelStore
-from search.worker.best_trials import BestTrialFiles
+from search.worker.best_trials import BestModelStore, BestTrialFiles
 from search.worker.claims import ClaimManager
-from search.worker.corpus_watch import CorpusWatch
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer

@@ -22,7 +22,7 @@ from studies.storage.counts import (
     count_trials,
     timing_by_shape,
 )
-from studies.storage.last_losses import read_last_losses
+from studies.storage.curves import read_last_losses
 from studies.storage.open import read_study_name
 from studies.storage.queries import read_audit_looks
 from studies.storage.storage import LeasedRDBStorage

@@ -17,8 +17,8 @@ import click
 from rnn.training.devices import assign_devices
 from search.session import RunOptions
 from search.status import StatusReader
+from search.study_corpus import CorpusWatch
 from search.terminal import QuietDisplay
-from search.worker.corpus_watch import CorpusWatch
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from studies.interrupts import blocked_interrupts
 

@@ -11,7 +11,7 @@ is independent of the test text.
 
 import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 from typing import Any
@@ -20,8 +20,8 @@ import optuna
 from optuna.trial import TrialState
 
 from studies.attributes import OBJECTIVE_NAMES, LookRecord
-from studies.config import StudyConfig
-from studies.imported import ImportedConfig
+from studies.config import Refinement, StudyConfig
+from studies.imported import ImportedConfig, label_trial
 from studies.loader import read_study_record
 from studies.run_means import average_runs
 from studies.space import REPLICATE, param_order
@@ -29,7 +29,6 @@ from studies.storage.counts import has_replicates
 from studies.storage.queries import TrialRow, read_best_trial
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_reader import TrialReader
-from studies.trial_label import label_trial
 
 HELD_OUT_LOSSES = {"test": "test loss", "validation": "validation loss"}
 """Name of the loss on each held-out split, that which ranks replicates first."""
@@ -74,36 +73,35 @@ class RankedArchitecture:
         return not math.isclose(self.mean, fmean(run.loss for run in self.runs), rel_tol=1e-9)
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """Architectures of a study with a complete run, the best first.
-
-    Attributes:
-        architectures: the architectures.
-        split: held-out split whose loss ranks them; None for the value.
-    """
-
-    architectures: list[RankedArchitecture]
-    split: str | None = None
-
-
 def rank_runs(
-    runs: Iterable[Run], count: int | None = None, compared: Collection[Hashable] | None = None
+    runs: Iterable[Run],
+    architectures: Mapping[int, Hashable],
+    refinement: Refinement | None,
+    looks: Sequence[LookRecord],
+    is_finished: bool,
 ) -> list[RankedArchitecture]:
     """Rank architectures by the adjusted means of their runs; ties by the number of the best run.
 
+    With a planned look in force, runs of later replicates are left out, architectures without any
+    other come last, and one that the look compares is the best.
+
     Args:
         runs: complete runs.
-        count: number of runs at the planned look in force: those of later replicates are left out.
-            Architectures without any other come last. None for all runs.
-        compared: architectures that this look compares, one of which is the best; None for all.
+        architectures: what stands for the architecture of each trial, by the trial's number.
+        refinement: settings of the study, with its planned looks; None without any.
+        looks: its planned looks so far.
+        is_finished: whether all of its trials are finished.
     """
+    planned = refinement.looks if refinement else []
+    index = find_look(planned, looks, is_finished)
     runs = sorted(runs, key=lambda run: (run.value, run.number))
+    count = None if index is None else planned[index]
     counted = set(sorted({run.replicate for run in runs})[:count])
     ranked = _rank_by_mean([run for run in runs if run.replicate in counted])
     known = {each.architecture for each in ranked}
     ranked += _rank_by_mean([run for run in runs if run.architecture not in known])
-    if compared is not None:
+    if index:
+        compared = {architectures.get(number) for number in looks[index - 1].continued}
         best = next((each for each in ranked if each.architecture in compared), None)
         ranked.sort(key=lambda each: each is not best)
     return ranked
@@ -154,7 +152,7 @@ def rank_trials(
     trials: Sequence[TrialRow],
     config: StudyConfig | ImportedConfig | None = None,
     looks: Sequence[LookRecord] = (),
-) -> Ranking:
+) -> list[RankedArchitecture]:
     """Rank the architectures of a study, each at each value of the nuisance parameters.
 
     Args:
@@ -163,25 +161,26 @@ def rank_trials(
         looks: its planned looks so far.
     """
     keys = {trial.number: architecture_key(trial.params) for trial in trials}
-    complete = [t for t in trials if t.state is TrialState.COMPLETE and t.value is not None]
-    split = None
-    if len({trial.params[REPLICATE] for trial in trials if REPLICATE in trial.params}) > 1:
-        split = choose_split(lambda name: all(name in trial.attributes for trial in complete))
-    sign = _sign(config)
+    split, sign = _find_split(trials), _sign(config)
     runs = []
-    for trial in complete:
-        assert trial.value is not None
+    for trial in trials:
+        if trial.state is not TrialState.COMPLETE or trial.value is None:
+            continue
         value = sign * trial.value
         loss = trial.attributes[f"{split}_bits_per_byte"] if split else value
         replicate = int(trial.params.get(REPLICATE, 0))
         runs.append(Run(keys[trial.number], trial.number, replicate, value, loss))
-    planned = config.refinement.looks if config and config.refinement else []
-    index = find_look(planned, looks, all(trial.state.is_finished() for trial in trials))
-    compared = None
-    if index:
-        compared = {keys[number] for number in looks[index - 1].continued if number in keys}
-    count = None if index is None else planned[index]
-    return Ranking(rank_runs(runs, count, compared), split)
+    is_finished = all(trial.state.is_finished() for trial in trials)
+    refinement = config.refinement if config else None
+    return rank_runs(runs, keys, refinement, looks, is_finished)
+
+
+def _find_split(trials: Sequence[TrialRow]) -> str | None:
+    """Return the held-out split whose loss ranks the architectures; None for the value."""
+    if len({trial.params[REPLICATE] for trial in trials if REPLICATE in trial.params}) <= 1:
+        return None
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    return choose_split(lambda name: all(name in trial.attributes for trial in complete))
 
 
 def _sign(config: StudyConfig | ImportedConfig | None) -> int:
@@ -195,6 +194,7 @@ class Best:
 
     Attributes:
         trial: the best trial; of replicates the run of the best value of the best architecture.
+        architecture: label of the trial; of replicates without their number.
         value: the trial's value; of replicates the mean over the runs of the architecture.
         unit: unit of the value; "" for none.
         measure: name of the value.
@@ -203,24 +203,17 @@ class Best:
     """
 
     trial: TrialRow
+    architecture: str
     value: float
     unit: str
     measure: str
     runs: int | None = None
     is_adjusted: bool = False
-    config: StudyConfig | ImportedConfig = field(kw_only=True, repr=False)
 
     @property
     def number(self) -> int:
         """Number of the trial."""
         return self.trial.number
-
-    @property
-    def architecture(self) -> str:
-        """Label of the architecture."""
-        hidden = () if self.runs is None else (REPLICATE,)
-        params = {name: each for name, each in self.trial.params.items() if name not in hidden}
-        return label_trial(params, self.config)
 
     @property
     def mean_of(self) -> str:
@@ -274,19 +267,20 @@ class BestReader:
             row = read_best_trial(self._storage, self._study._study_id)
             if row is None or row.value is None:
                 return None
-            return Best(row, row.value, unit, measure, config=config)
+            return Best(row, label_trial(row.params, config), row.value, unit, measure)
         trials, ranking = self.read_ranking()
-        if not ranking.architectures:
+        if not ranking:
             return None
-        best = ranking.architectures[0]
+        best = ranking[0]
         (trial,) = (trial for trial in trials if trial.number == best.runs[0].number)
-        if ranking.split:
-            unit, measure = "bits per byte", HELD_OUT_LOSSES[ranking.split]
-        mean = _sign(config) * best.mean
-        return Best(trial, mean, unit, measure, len(best.runs), best.is_adjusted, config=config)
+        if split := _find_split(trials):
+            unit, measure = "bits per byte", HELD_OUT_LOSSES[split]
+        params = {name: each for name, each in trial.params.items() if name != REPLICATE}
+        label, mean = label_trial(params, config), _sign(config) * best.mean
+        return Best(trial, label, mean, unit, measure, len(best.runs), best.is_adjusted)
 
-    def read_ranking(self) -> tuple[list[TrialRow], Ranking]:
-        """Read the grid trials, by number, and their ranking."""
+    def read_ranking(self) -> tuple[list[TrialRow], list[RankedArchitecture]]:
+        """Read the grid trials, by number, and the ranking of their architectures."""
         trials = self._trials.read()
         has_looks = self._config.refinement is not None and self._config.refinement.looks
         looks = read_study_record(self._study).looks if has_looks else []

@@ -1,12 +1,14 @@
-"""What an imported study is: results that another program recorded, with nothing to train."""
+"""What an imported study is: results that another program recorded; and the label of any trial."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
 from studies.cell_record import CellRecord
-from studies.config import PruningSettings, Refinement
+from studies.config import PruningSettings, Refinement, StudyConfig, to_trial_config
 from studies.hypotheses import Hypothesis
+from studies.space import REPLICATE
 from studies.strict_model import StrictModel
 
 Direction = Literal["minimize", "maximize"]
@@ -66,3 +68,12 @@ class ImportedConfig(StrictModel):
     def pruning(self) -> PruningSettings:
         """The pruner is off: another program's pruner has other rules."""
         return PruningSettings()
+
+
+def label_trial(params: Mapping[str, Any], config: StudyConfig | ImportedConfig) -> str:
+    """Describe a trial by its network, or, if it was imported, by its parameters."""
+    if not isinstance(config, ImportedConfig):
+        return to_trial_config(params, config).label
+    replicate = f" #{params[REPLICATE]}" if REPLICATE in params else ""
+    named = (f"{name} {params[name]}" for name in config.parameters if name in params)
+    return ", ".join(named) + replicate

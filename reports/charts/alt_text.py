@@ -6,11 +6,10 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.data.continuous import is_continuous
-from reports.data.metric import Metric
 from reports.data.results import Results
+from reports.data.trial_table import is_continuous
 from reports.formatting import format_count, format_param, format_signed, format_value
-from reports.scale import NATS, Scale
+from reports.scale import NATS, Metric, Scale
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
 from reports.stats.paired_difference import PairedDifference

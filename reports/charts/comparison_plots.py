@@ -15,8 +15,8 @@ from reports.charts.chart import (
     add_reference_lines,
 )
 from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
-from reports.data.metric import Metric
 from reports.formatting import escape_html, format_signed
+from reports.scale import Metric
 from reports.stats.baseline_references import BaselineReference
 from reports.stats.pairwise_comparison import Comparison
 from reports.stats.ranking import LeaderboardEntry

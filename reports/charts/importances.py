@@ -30,7 +30,6 @@ from reports.charts.optuna_plots import (
     plot_slices,
     to_optuna_study,
 )
-from reports.data.continuous import is_continuous
 from reports.data.drawn_trials import (
     describe_selection,
     select_best_of_each,
@@ -38,6 +37,7 @@ from reports.data.drawn_trials import (
     select_ranked,
 )
 from reports.data.results import Results
+from reports.data.trial_table import is_continuous
 from reports.formatting import (
     escape_html,
     format_count,
@@ -46,7 +46,7 @@ from reports.formatting import (
     value_axis_title,
 )
 from reports.stats.contrast import list_conditional_params
-from reports.stats.factorial_blocks import find_full_factorial_blocks
+from reports.stats.factorial_design import find_full_factorial_blocks
 from studies.space import CELL
 
 MAX_FANOVA_TRIALS = 600

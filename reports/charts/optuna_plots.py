@@ -19,9 +19,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from reports.charts.chart import BEST_COLOR, TRIAL_COLOR, sequential_colors
-from reports.data.continuous import is_continuous
 from reports.data.results import Results
-from reports.data.trial_table import list_params
+from reports.data.trial_table import is_continuous, list_params
 from reports.formatting import escape_html, format_param, format_value
 from reports.scale import Scale
 from rnn.config import ParamValue

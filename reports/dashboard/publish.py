@@ -9,16 +9,17 @@ import io
 import json
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
+import pandas as pd
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from reports.charts.effect_plots import plot_effects
-from reports.dashboard.best_trial_files import build_files
 from reports.dashboard.note import (
+    N_BEST,
     TextFingerprint,
     is_intact,
     merge_note,
@@ -36,15 +37,19 @@ from reports.stats.conditional_effects import (
 )
 from reports.stats.effects import Effect
 from reports.stats.nuisance import build_judged_table, join_names
+from reports.stats.ranking import LeaderboardEntry, rank_architectures
+from rnn.codegen.module_code import generate_module
 from studies.artifacts import Store
 from studies.attributes import PUBLISHED, ImportedRecord, StudyRecord
 from studies.errors import ArtifactsError
 from studies.loader import read_record
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.create_study import update_system_attributes
+from studies.storage.curves import read_curves
 from studies.storage.open import load_study
 from studies.storage.storage import LeasedRDBStorage
 from studies.study_files import artifact_id
+from studies.text import to_printable
 
 FIGURE_ID = "effects"
 """Identifier of the effects figure in the dashboard."""
@@ -55,6 +60,9 @@ _FORMAT = 5
 _NOTE_VERSION = "dashboard:note_ver"
 _ARTIFACT_PREFIX = "artifacts:"
 _ATTEMPTS = 20
+
+SAMPLES_FILE = "best-samples.txt"
+"""Name of the file with the samples of the best trials."""
 
 
 def publish_study(
@@ -265,3 +273,64 @@ def _published(
 def _is_present(attrs: Mapping[str, Any], key: str) -> bool:
     # The dashboard sets the attribute of a deleted artifact to null.
     return json.loads(attrs.get(key, "null")) is not None
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """File that belongs to a study.
+
+    Attributes:
+        role: purpose of the file; a new file replaces the one of the same role.
+        name: file name shown in the dashboard.
+        media_type: media type, as in an HTTP header.
+        content: text of the file.
+    """
+
+    role: str
+    name: str
+    media_type: str
+    content: str
+
+
+def build_files(storage: LeasedRDBStorage, study_id: int, results: Results) -> list[StudyFile]:
+    """Build the files of a study.
+
+    Args:
+        storage: storage that holds the study.
+        study_id: identifier of the study.
+        results: results of the study, without curves.
+    """
+    best = rank_architectures(results, N_BEST)
+    curves = _format_curves(storage, study_id, best)
+    files = [StudyFile("curves.csv", "best-curves.csv", "text/csv", curves)]
+    for rank, entry in enumerate(best, 1):
+        assert entry.architecture is not None  # an imported study has no files
+        code = generate_module(entry.architecture, results.tokenizer.size, entry.bptt_steps)
+        name = f"best-{rank}-trial-{entry.number}.py"
+        files.append(StudyFile(f"best-{rank}", name, "text/x-python", code))
+    if samples := _format_samples(results, best):
+        files.append(StudyFile("samples", SAMPLES_FILE, "text/plain; charset=utf-8", samples))
+    return files
+
+
+def _format_curves(
+    storage: LeasedRDBStorage, study_id: int, best: Sequence[LeaderboardEntry]
+) -> str:
+    """Return the curves as CSV: one row per step, one column per trial, the best first."""
+    curves: dict[int, dict[int, float]] = {entry.number: {} for entry in best}
+    for number, step, loss in read_curves(storage, study_id, list(curves)):
+        curves[number][step] = loss
+    columns = {f"trial {n}": pd.Series(curve, dtype=float) for n, curve in curves.items()}
+    table = pd.DataFrame(columns).sort_index()
+    return table.to_csv(index_label="step", float_format="%.6f", lineterminator="\n")
+
+
+def _format_samples(results: Results, best: Sequence[LeaderboardEntry]) -> str:
+    """Return the samples of the best trials, each under a heading; "" if there are none."""
+    unit, parts = results.metric.unit, []
+    for rank, entry in enumerate(best, 1):
+        if entry.sample is not None:
+            trial = f"trial {entry.sample_trial}, {entry.full_label}"
+            heading = f"{rank}: {trial}, {entry.mean:.4f} {unit}"
+            parts.append(f"{heading}\n{'=' * len(heading)}\n\n{to_printable(entry.sample)}\n")
+    return "\n\n".join(parts)

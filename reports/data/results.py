@@ -8,9 +8,7 @@ from typing import Any
 import pandas as pd
 from optuna.trial import TrialState
 
-from reports.data.continuous import has_levels
-from reports.data.metric import VALUE, Metric
-from reports.data.trial_table import DIVERGED, PAUSED, list_nuisance, list_params
+from reports.data.trial_table import DIVERGED, PAUSED, has_levels, list_nuisance, list_params
 from reports.formatting import (
     OPTIMIZER_NAMES,
     format_param,
@@ -18,7 +16,7 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
-from reports.scale import NATS, Scale
+from reports.scale import NATS, VALUE, Metric, Scale
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
@@ -27,7 +25,7 @@ from studies.attributes import (
     LookRecord,
     TokenizerRecord,
 )
-from studies.best import HELD_OUT_LOSSES, choose_split, find_look
+from studies.best import HELD_OUT_LOSSES, choose_split
 from studies.config import StudyConfig
 from studies.hypothesis_records import HypothesisRecord
 from studies.imported import ImportedConfig
@@ -297,11 +295,9 @@ class Results:
         return refinement is not None and refinement.replicates > 1
 
     @property
-    def look(self) -> int | None:
-        """Index of the planned look in force, :func:`studies.best.find_look`; None without one."""
-        refinement, counts = self.config.refinement, self.counts
-        planned = refinement.looks if refinement else []
-        return find_look(planned, self.looks, counts.finished == counts.planned)
+    def is_finished(self) -> bool:
+        """Whether all grid trials are finished."""
+        return self.counts.finished == self.counts.planned
 
     @property
     def is_pruned(self) -> bool:

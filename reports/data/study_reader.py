@@ -1,18 +1,21 @@
 """Reads the results of a stored study: once, or again after it has changed."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
 from reports.data.drawn_trials import select_drawn_curves
-from reports.data.imported_table import build_imported_table
 from reports.data.results import Results
-from reports.data.trial_table import TableBuilder, read_source_trials
+from reports.data.trial_table import TableBuilder, arrange_rows, name_state, read_source_trials
 from reports.errors import ReportError
+from reports.formatting import format_param, format_value
 from reports.output import study_identity
-from studies.attributes import ImportedRecord, StudyRecord
+from studies.attributes import SOURCE_TRIALS, ImportedRecord, StudyRecord, TrialRecord
+from studies.imported import ImportedConfig
 from studies.loader import read_record
+from studies.space import REPLICATE
 from studies.storage.curves import read_curve_ends, read_curves, read_losses_at
 from studies.storage.open import load_study
 from studies.storage.queries import TrialRow, read_audit_looks, read_eval_windows
@@ -155,3 +158,61 @@ def _add_drawn_curves(results: Results, storage: LeasedRDBStorage, study_id: int
 
 def _to_frame(points: Sequence[tuple[int, int, float]]) -> pd.DataFrame:
     return pd.DataFrame(points, columns=["number", "step", "loss"])
+
+
+def build_imported_table(trials: Sequence[TrialRow], config: ImportedConfig) -> pd.DataFrame:
+    """Build the table of an imported study, see :class:`reports.data.results.Results`.
+
+    A row's ``architecture`` is its parameters, of which only those that vary are named. Attributes
+    that a network records are missing.
+    """
+    varied = [
+        name
+        for name in config.parameters
+        if len({repr(trial.params.get(name)) for trial in trials}) > 1
+    ]
+    labels = _format_labels(trials, varied)
+    missing = dict.fromkeys([*TrialRecord.model_fields, SOURCE_TRIALS])
+    rows = [
+        missing
+        | {
+            "number": trial.number,
+            "architecture": label,
+            "label": label + (f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""),
+            "state": name_state(trial),
+            "value": trial.value,
+            "audited": False,
+            **{name: trial.params[name] for name in config.parameters if name in trial.params},
+            "started": trial.started,
+            "completed": trial.completed,
+        }
+        | ({REPLICATE: trial.params[REPLICATE]} if REPLICATE in trial.params else {})
+        for trial, label in zip(trials, labels, strict=True)
+    ]
+    if not any(REPLICATE in trial.params for trial in trials):
+        for row in rows:
+            del row[REPLICATE]
+    params = [trial.params for trial in trials]
+    return arrange_rows(rows, params, config.direction == "maximize")
+
+
+def _format_labels(trials: Sequence[TrialRow], names: Sequence[str]) -> list[str]:
+    """Name each row by its parameters: ``depth 3, activation relu``.
+
+    Long numbers are shortened unless different rows would have the same name.
+    """
+    known = [
+        {name: trial.params[name] for name in names if name in trial.params} for trial in trials
+    ]
+    short = [_join_settings(params, shortens=True) for params in known]
+    full = [_join_settings(params, shortens=False) for params in known]
+    return short if len(set(short)) == len(set(full)) else full
+
+
+def _join_settings(params: Mapping[str, Any], shortens: bool) -> str:
+    texts = (
+        f"{format_param(name)} "
+        + (f"{value:.4g}" if shortens and isinstance(value, float) else format_value(value))
+        for name, value in params.items()
+    )
+    return ", ".join(texts) or "no parameter"

@@ -66,6 +66,12 @@ _RECORDED = [
 _NULLABLE = {bool: "boolean", int: "Int64", float: "float64"}
 """Types of columns with missing values."""
 
+MAX_LEVELS = 20
+"""Number of values of a number above which it is continuous: each value has few trials."""
+
+MAX_TEXTS = 10
+"""Number of texts above which a parameter is not contrasted: each two would be compared."""
+
 
 class TableBuilder:
     """Builds the trial table of a study, see :class:`reports.data.results.Results`.
@@ -294,3 +300,15 @@ def _format_conditions(device: str, host: str, precision: str, threads: int, loc
         f"{device} of {host}, {precision}, {format_count(int(threads), 'thread')}, "
         f"{format_count(int(lockstep), 'network')} in lockstep"
     )
+
+
+def is_continuous(column: "pd.Series[Any]") -> bool:
+    """Return whether a parameter is a number of more values than can be compared one by one."""
+    values = column.dropna().unique()
+    return len(values) > MAX_LEVELS and not isinstance(values[0], bool | str)
+
+
+def has_levels(values: Sequence[Any]) -> bool:
+    """Return whether the distinct values of a parameter are few enough to contrast them."""
+    is_text = bool(values) and isinstance(values[0], str)
+    return len(values) <= (MAX_TEXTS if is_text else MAX_LEVELS)

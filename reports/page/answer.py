@@ -18,6 +18,9 @@ from reports.stats.paired_difference import MIN_PAIRS
 MAX_NAMED = 4
 """Undecided effects that are named; of more, the number is given."""
 
+N_EFFECTS = 2
+"""Largest number of main effects in the line."""
+
 
 def answer_question(section: Section) -> list[Markup]:
     """Return the two sentences, as HTML."""
@@ -232,3 +235,65 @@ def _to_sentence(template: str, *values: object) -> Markup:
     text = str(Markup(template).format(*values))
     first = text.index(">") + 1 if text.startswith("<strong>") else 0
     return Markup(text[:first] + text[first].upper() + text[first + 1 :] + ".")  # escaped above
+
+
+def format_headline(sections: Sequence[Section]) -> str:
+    """Name the best network and the largest significant effects; warnings follow, each on a line.
+
+    The network is the best of all studies that are comparable with the first one. The effects are
+    those of the first study that has any.
+
+    Args:
+        sections: sections of the report; each study has a complete trial.
+    """
+    in_study = "in study {!r}, " if len(sections) > 1 else ""
+    warnings = [
+        f"warning: {in_study.format(section.results.name)}{warning}"
+        for section in sections
+        if section.nuisance
+        for warning in section.nuisance.warnings
+    ]
+    return "\n".join([_format_result(sections), *warnings])
+
+
+def _format_result(sections: Sequence[Section]) -> str:
+    key = _comparison_key(sections[0])
+    best = min(
+        (section for section in sections if _comparison_key(section) == key),
+        key=lambda section: section.results.scale.to_loss(section.summary.best.mean),
+    )
+    leader, metric = best.leaderboard[0], best.results.metric
+    mean = "adjusted mean" if leader.is_adjusted else "mean"
+    runs = f", {mean} of {format_count(leader.runs, 'run')}" if leader.runs > 1 else ""
+    line = (
+        f"best: {leader.full_label} (trial {leader.number}{_of_study(best, sections)}), "
+        f"{leader.mean:.{metric.scale.value_digits}f}{metric.unit and f' {metric.unit}'}, "
+        f"{metric.name}{runs}"
+    )
+    summary = best.summary
+    if summary.has_verdicts and summary.judgement:
+        line += f"; {summary.describe_smallest()} (margin {summary.judgement.margin})"
+    for section in sections:
+        if section.ranked_effects:
+            study = _of_study(section, sections)
+            if not section.largest_effects:
+                main = [each.main for each in section.ranked_effects]
+                return f"{line}; {describe_insignificance(main)}{study}"
+            largest = "; ".join(each.text for each in section.largest_effects[:N_EFFECTS])
+            return f"{line}; largest significant effects{study}: {largest}"
+    return line if summary.has_verdicts else f"{line}; {explain_missing_effects(best)}"
+
+
+def _comparison_key(section: Section) -> tuple[object, ...]:
+    """Return what comparable studies have in common."""
+    results = section.results
+    return (
+        results.metric.column,
+        results.metric.name,
+        results.metric.unit,
+        results.name if results.is_imported else (results.text, results.trained.tokenizer),
+    )
+
+
+def _of_study(section: Section, sections: Sequence[Section]) -> str:
+    return f" of {section.results.name!r}" if len(sections) > 1 else ""

@@ -38,8 +38,8 @@ from reports.formatting import (
     objective_name,
 )
 from reports.output import choose_path, default_path, identity_tag, report_identity
+from reports.page.answer import format_headline
 from reports.page.first_screen import build_first_screen
-from reports.page.headline import format_headline
 from reports.page.imported_section import describe_uncompared
 from reports.page.section import Section
 from reports.page.sections import build_sections

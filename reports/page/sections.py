@@ -28,8 +28,8 @@ from reports.charts.importances import (
 )
 from reports.charts.outcome_plots import compute_outcome_subsets
 from reports.charts.pareto_plots import chart_front
-from reports.charts.timeline_plot import chart_timeline
 from reports.charts.training_plots import (
+    chart_timeline,
     describe_drawn_curves,
     list_color_schemes,
     plot_curves,
@@ -54,8 +54,7 @@ from reports.stats.leaderboard import summarize_study
 from reports.stats.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
 from reports.stats.pareto_front import summarize_costs
 from reports.stats.planned_looks import find_detectable_gap
-from reports.stats.pruning_audit import audit_pruning
-from reports.stats.pruning_summary import PruningSummary, summarize_pruning
+from reports.stats.pruning_audit import PruningSummary, audit_pruning, summarize_pruning
 from reports.stats.ranking import LeaderboardEntry
 from reports.stats.refinement_effects import (
     compare_with_source,

@@ -19,6 +19,7 @@ from reports.stats.planned_looks import take_look
 from reports.stats.ranking import LeaderboardEntry, list_first_trials, rank_architectures
 from reports.stats.verdicts import Judgement, Verdict, judge
 from studies.attributes import LookRecord
+from studies.best import find_look
 from studies.space import REPLICATE
 
 LEADERBOARD_SIZE = 10
@@ -102,7 +103,7 @@ def summarize_study(results: Results) -> StudySummary:
     """Rank and compare the architectures of a study."""
     refinement = results.config.refinement
     if refinement is not None and refinement.looks:
-        return _summarize_looks(results, list_losses(results))
+        return _summarize_looks(results, refinement.looks)
     entries = rank_architectures(results)
     if not results.has_replicates:
         gaps = _compare_with_best(results, entries)
@@ -116,9 +117,10 @@ def summarize_study(results: Results) -> StudySummary:
     return _add_verdicts(entries, [replace(judgement, without_run=without_run)], None)
 
 
-def _summarize_looks(results: Results, losses: Mapping[str, LossesByRun]) -> StudySummary:
+def _summarize_looks(results: Results, planned: Sequence[int]) -> StudySummary:
     """Rank and compare replicates by the latest planned look whose runs are all finished."""
-    entries, looks, index = rank_architectures(results), results.looks, results.look
+    entries, looks, losses = rank_architectures(results), results.looks, list_losses(results)
+    index = find_look(planned, looks, results.is_finished)
     if index is None:
         return StudySummary(entries)
     # Without new runs, the latest look is repeated: runs after it are left out.

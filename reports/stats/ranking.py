@@ -108,13 +108,9 @@ def _rank(results: Results) -> list[RankedArchitecture]:
     values = (metric.scale.to_loss(rows[name]) for name in ("value", metric.column))
     columns = rows["architecture"], rows.index, replicates, *values
     runs = [Run(*row) for row in zip(*(each.tolist() for each in columns), strict=True)]
-    refinement, look, compared = results.config.refinement, results.look, None
-    if refinement is None or look is None:
-        return rank_runs(runs)
-    if look:
-        continued = results.looks[look - 1].continued
-        compared = {name for name, n in list_first_trials(results).items() if n in continued}
-    return rank_runs(runs, refinement.looks[look], compared)
+    architectures = dict(zip(results.table.index, results.table["architecture"], strict=True))
+    refinement = results.config.refinement
+    return rank_runs(runs, architectures, refinement, results.looks, results.is_finished)
 
 
 def list_first_trials(results: Results) -> dict[str, int]:

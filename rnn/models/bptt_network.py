@@ -37,21 +37,15 @@ from rnn.training.precision import configure_matmul
 class BPTTNetwork:
     """A :class:`rnn.models.factory.TrainableNetwork` of one reference network, K = 1.
 
+    It is a :class:`rnn.models.factory.WindowedNetwork` as well.
+
     Args:
         configs: the one config, of any cell and ``bptt_steps``.
-        seed: seed of the initial weights.
-        precision: precision of the arithmetic.
-        vocab_size: V.
-        device: device to compute on; the CPU by default.
-        weights: weights by config, in place of initial ones.
+        seed, precision, vocab_size, device, weights: as of
+            :func:`rnn.models.factory.build_network`.
 
     Attributes:
-        configs: the one config.
         module: the network; its parameters are views of ``parameters``, except in bfloat16.
-        parameters: weights and gradients.
-        static_graph: True.
-        position: see :class:`rnn.models.factory.WindowedNetwork`.
-        separate_texts: False.
 
     Raises:
         ValueError: if there is more than one config, or ``bptt_steps`` is less than 1.
@@ -143,15 +137,7 @@ class BPTTNetwork:
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step.
-
-        Args:
-            tokens: tokens that the streams read (B,).
-            states: (1, B, n) for each layer.
-
-        Returns:
-            The logits of each stream's next token (1, B, V), and the next states.
-        """
+        """Advance by one time step; return logits (1, B, V) and states (1, B, n)."""
         logits, next_states = self.module(tokens[None], [state[0] for state in states])
         return logits[None], [state[None] for state in next_states]
 
@@ -162,16 +148,7 @@ class BPTTNetwork:
     def loss_and_grad(
         self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step and compute the gradients of its loss through the last W steps.
-
-        Args:
-            tokens: tokens that the streams read (B,).
-            targets: next tokens (B,).
-            states: of :meth:`init_training_state`; no gradient goes further back.
-
-        Returns:
-            The mean loss over the streams (1,), in nats, and the next states.
-        """
+        """Advance by one time step; compute the gradients of its loss through the last W steps."""
         position, self.position = self.position, None
         window = self._window.advance(tokens[None], states, position)
         with torch.enable_grad():

@@ -33,31 +33,24 @@ from rnn.training.precision import configure_matmul
 class CellNetwork:
     """A :class:`rnn.models.factory.TrainableNetwork` of K networks of one user's own cell.
 
+    It is a :class:`rnn.models.factory.WindowedNetwork` as well.
+
     Args:
         configs: the configs; they differ in replicate and optimizer only.
-        seed: seed of the initial weights.
         precision: precision of the arithmetic; in bf16 the step runs under ``torch.autocast``.
-        vocab_size: V.
-        device: device to compute on; the CPU by default.
-        weights: weights by config, in place of initial ones.
+        seed, vocab_size, device, weights: as of :func:`rnn.models.factory.build_network`.
 
     Attributes:
-        configs: the configs.
         module: the network if K = 1, whose parameters are views of ``parameters``; for more
             networks ``vmap`` replaces its parameters.
-        parameters: weights and gradients.
         layers: number of layers.
-        device: device of all tensors.
-        static_graph: False: a cell may do anything, which a CUDA graph cannot.
-        position: see :class:`rnn.models.factory.WindowedNetwork`.
-        separate_texts: True: networks of several replicates can be trained together.
 
     Raises:
         ValueError: if the configs differ in more, or ``bptt_steps`` is less than 1.
         CellError: if the cell is not loaded or breaks the contract of a cell.
     """
 
-    static_graph = False
+    static_graph = False  # a cell may do anything, which a CUDA graph cannot
     position: int | None = None
     separate_texts = True
 
@@ -146,17 +139,9 @@ class CellNetwork:
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step.
-
-        Args:
-            tokens: tokens that the streams read (B,), or (K, B) if networks read others.
-            states: of :meth:`init_state` or the last step.
-
-        Returns:
-            The logits of each stream's next token (K, B, V), and the next states, which share no
-            memory with those before: a cell may return a part of its old state as a new one.
-        """
+        """Advance by one time step; tokens are (B,), or (K, B) if networks read others."""
         logits, next_states = self._run(self._stack(tokens)[:, None], states)
+        # A cell may return a part of its old state as a new one.
         return logits, list(map(torch.clone, next_states))
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -166,16 +151,7 @@ class CellNetwork:
     def loss_and_grad(
         self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step and compute the gradients of its loss through the last W steps.
-
-        Args:
-            tokens: tokens that the streams read (B,), or (K, B) if networks read others.
-            targets: next tokens, as tokens.
-            states: of :meth:`init_training_state`; no gradient goes further back.
-
-        Returns:
-            The networks' mean losses over the streams (K,), in nats, and the next states.
-        """
+        """Advance by one time step; compute the gradients of its loss through the last W steps."""
         position, self.position = self.position, None
         window = self._window.advance(self._stack(tokens), states, position)
         is_learned = window.begins_sequence and self._learns_initial_state

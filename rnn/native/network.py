@@ -28,23 +28,14 @@ _MAX_AMX_STATE_SIZE = 128
 class NativeStack:
     """K gated networks of one shape on a CPU.
 
-    It computes what :class:`rnn.stacked.network.NetworkStack` computes. In bfloat16 the factors of
-    matrix products are rounded, all sums, gradients and biases are float32. The numbers of a
-    network depend neither on the others nor on the number of threads.
+    It is a :class:`rnn.models.factory.TrainableNetwork`, which documents the methods, and computes
+    what :class:`rnn.stacked.network.NetworkStack` computes. In bfloat16 the factors of matrix
+    products are rounded, all sums, gradients and biases are float32. The numbers of a network
+    depend neither on the others nor on the number of threads.
 
     Args:
-        configs: configs of the K networks.
-        seed: seed of the initial weights.
         precision: precision of the arithmetic, fp32 or bf16.
-        vocab_size: V.
-        weights: weights by config; networks without an entry get initial weights.
-
-    Attributes:
-        configs: the configs, in the order of the axis K of all tensors.
-        parameters: weights and gradients of all networks.
-        device: the CPU.
-        static_graph: False.
-        separate_texts: False: the networks read the same text.
+        configs, seed, vocab_size, weights: as of :func:`rnn.models.factory.build_network`.
 
     Raises:
         ValueError: if configs differ in layers, state size or ``gate_inputs``, or one is not a
@@ -106,42 +97,19 @@ class NativeStack:
         return self.init_state(streams)
 
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Advance all networks by one time step of the same text.
-
-        Args:
-            tokens: tokens that the streams read (B,).
-            states: (K, B, n) for each layer.
-
-        Returns:
-            The logits of each stream's next token (K, B, V), and the next states, in buffers that
-            the next step reuses.
-        """
+        """Advance all networks by one time step; return logits and states in reused buffers."""
         buffers = self._step(tokens, None, states)
         return buffers.output, buffers.next_states
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of each stream (K, B), in nats.
-
-        Args:
-            logits: (K, B, V)
-            targets: next tokens (B,).
-        """
+        """Return the cross-entropy of each stream (K, B), in nats."""
         index = targets[None, :, None].expand(len(logits), -1, 1)
         return logits.logsumexp(2) - logits.gather(2, index)[:, :, 0]
 
     def loss_and_grad(
         self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step and compute the gradients of its losses.
-
-        Args:
-            tokens: tokens that the streams read (B,).
-            targets: next tokens (B,).
-            states: (K, B, n) for each layer; no gradient goes further back.
-
-        Returns:
-            The networks' mean losses over the streams (K,), in nats, and the next states.
-        """
+        """Advance by one time step; compute the gradients of its losses, which stay in the step."""
         self.parameters.full_grads.zero_()
         buffers = self._step(tokens, targets, states)
         return buffers.output.mean(1), buffers.next_states

@@ -49,13 +49,11 @@ class UniqueTokens(NamedTuple):
 class NetworkStack:
     """K gated networks of one shape, with different options, as one tensor program.
 
+    It is a :class:`rnn.models.factory.TrainableNetwork`, which documents the methods.
+
     Args:
-        configs: configs of the K networks.
-        seed: seed of the initial weights.
-        precision: precision of the arithmetic.
-        vocab_size: V.
-        device: device to compute on; the CPU by default.
-        weights: weights by config; networks without an entry get initial weights.
+        configs, seed, precision, vocab_size, device, weights: as of
+            :func:`rnn.models.factory.build_network`.
         static_graph: whether every step runs the same operations on the same memory, as a CUDA
             graph requires. Otherwise what streams with the same token share is computed once; by
             default where that is faster: float32 or float64 on a CPU, more than 64 states.
@@ -65,9 +63,7 @@ class NetworkStack:
 
     Attributes:
         configs: the configs in the order of the stack: those with the same options are consecutive.
-        parameters: weights and gradients of all networks.
         is_padded: whether they are padded.
-        separate_texts: False: the networks read the same text.
 
     Raises:
         ValueError: if configs differ in layers, state size or ``gate_inputs``, or one is not a
@@ -160,16 +156,7 @@ class NetworkStack:
         return self.init_state(streams)
 
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Advance all networks by one time step of the same text.
-
-        Args:
-            tokens: tokens that the streams read (B,).
-            states: (K, B, n) for each layer.
-
-        Returns:
-            The logits of each stream's next token (K, B, V), and the next states, in buffers that
-            the next step reuses.
-        """
+        """Advance all networks by one time step; return logits and states in reused buffers."""
         return self._forward(self._find_unique(tokens), states)
 
     def _find_unique(self, tokens: Tensor) -> UniqueTokens:
@@ -191,28 +178,14 @@ class NetworkStack:
         return self._head.forward(x.values), next_states
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of each stream (K, B), in nats.
-
-        Args:
-            logits: (K, B, V)
-            targets: next tokens (B,).
-        """
+        """Return the cross-entropy of each stream (K, B), in nats."""
         losses, _ = self._cross_entropy(logits, targets)
         return losses
 
     def loss_and_grad(
         self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step and compute the gradients of its losses.
-
-        Args:
-            tokens: tokens that the streams read (B,).
-            targets: next tokens (B,).
-            states: (K, B, n) for each layer; no gradient goes further back.
-
-        Returns:
-            The networks' mean losses over the streams (K,), in nats, and the next states.
-        """
+        """Advance by one time step; compute the gradients of its losses, which stay in the step."""
         inputs = self._find_unique(tokens)
         logits, next_states = self._forward(inputs, states)
         losses, d = self._cross_entropy(logits, targets)

@@ -57,10 +57,7 @@ class ContextLosses:
     def observe(self, t: int, logits: Tensor, losses: Tensor) -> None:
         """Advance the streams that began in the middle, after a step of the whole windows.
 
-        Args:
-            t: number of the step; it has read token t.
-            logits: of each stream's next token (K, windows, V).
-            losses: of each stream's next token (K, windows), in nats.
+        See :class:`rnn.training.evaluation.EvalObserver`.
         """
         if t < self._begin:
             return
@@ -113,7 +110,7 @@ class RecallAccuracy:
         self.count = int(recalled[1:].sum())
 
     def observe(self, t: int, logits: Tensor, losses: Tensor) -> None:
-        """Count the right answers of a step; arguments as of :meth:`ContextLosses.observe`."""
+        """Count the right answers of a step; see :class:`rnn.training.evaluation.EvalObserver`."""
         predicted = self._answers[logits[..., self._answers].argmax(-1)]  # (K, windows)
         correct = (predicted == self._targets[t + 1]) & self._is_recall[t + 1]
         self._correct += correct.sum(1)

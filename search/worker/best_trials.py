@@ -1,4 +1,4 @@
-"""Files that are kept of the best trials of a study, such as their weights."""
+"""Files that are kept of the best trials of a study: their checkpoints and weights."""
 
 import logging
 import math
@@ -6,12 +6,22 @@ from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import Literal, Protocol, TypeVar
 
+from rnn.inference.generation import generate
+from rnn.inference.saved_model import SavedModel, serialize_model
 from search.study import StudyHandle
-from search.worker.trial_artifacts import RankedArtifacts
-from studies.best import BestReader, architecture_key
+from search.worker.trial_artifacts import RankedArtifacts, WeightStore
+from studies.best import BestReader
 from studies.storage.counts import top_trials
+from studies.text import to_printable
 
 _T = TypeVar("_T")
+
+_logger = logging.getLogger(__name__)
+
+SAMPLE_LENGTH = 300
+"""Tokens of the text sample that a network generates for the report."""
+
+SAMPLE_TEMPERATURE = 0.8
 
 
 class StorageQuery(Protocol):
@@ -21,9 +31,6 @@ class StorageQuery(Protocol):
         """Run a query; return None if the storage does not answer soon."""
 
 
-_logger = logging.getLogger(__name__)
-
-
 class BestTrialFiles:
     """Writes a file for each of the best trials, and evicts those of trials that no longer are.
 
@@ -31,8 +38,10 @@ class BestTrialFiles:
     best complete trials exist whatever ends a process.
 
     Of replicates, the best run of each architecture comes first, in the order of their means
-    (:mod:`studies.best`), then the second best runs. The means change with each run: until all are
-    finished, and with planned looks until the end, no best run of an architecture is removed.
+    (:mod:`studies.best`), then the second best runs. The losses that rank the architectures are
+    known at the end of a trial only, so that each run's file is written. The means change with each
+    run: until all are finished, and with planned looks until the end, no best run of an
+    architecture is removed.
 
     Args:
         handle: the study.
@@ -75,42 +84,14 @@ class BestTrialFiles:
         Args:
             values: objective values by trial number.
         """
-        if not self._count or math.isinf(self._count):
-            return set(values) if self._count else set()
+        if not self._count:
+            return set()
+        if math.isinf(self._count) or self._best.has_replicates:
+            return set(values)
         count = int(self._count)
-        if self._best.has_replicates:
-            return self._select_runs(values, count)
         candidates = [*(self._read_ranking(count) or []), *values.items()]
         ranking = sorted(candidates, key=lambda trial: (trial[1], trial[0]))
         return {number for number, _ in ranking[:count]} & values.keys()
-
-    def _select_runs(self, values: Mapping[int, float], count: int) -> set[int]:
-        """Select the runs of replicates that are among the best if their architectures are.
-
-        The losses that rank the architectures are not known yet.
-        """
-        found = self._query(self._best.read_ranking)
-        if found is None:
-            return set(values)
-        trials, ranking = found
-        groups = {
-            each.architecture: [(run.value, run.number) for run in each.runs]
-            for each in ranking.architectures
-        }
-        for trial in trials:
-            if trial.number in values:
-                group = groups.setdefault(architecture_key(trial.params), [])
-                group.append((values[trial.number], trial.number))
-        places = {
-            number: place
-            for group in groups.values()
-            for place, (_, number) in enumerate(sorted(group))
-        }
-        return {
-            number
-            for number in values.keys() & places.keys()
-            if sum(place < places[number] for place in places.values()) < count
-        }
 
     def write(self, number: int, content: bytes) -> None:
         """Write a trial's file.
@@ -144,10 +125,10 @@ class BestTrialFiles:
         if (found := self._query(self._best.read_ranking)) is None:
             return
         trials, ranking = found
-        places = zip_longest(*(each.runs for each in ranking.architectures))
+        places = zip_longest(*(each.runs for each in ranking))
         order = [run.number for place in places for run in place if run is not None]
         if count and (self._keeps_each or not all(trial.state.is_finished() for trial in trials)):
-            count = max(count, len(ranking.architectures))
+            count = max(count, len(ranking))
         self.store.evict(order, count)
 
     def _read_ranking(self, count: int) -> list[tuple[int, float]] | None:
@@ -157,3 +138,29 @@ class BestTrialFiles:
 
 def _limit(setting: int | Literal["all"]) -> float:
     return math.inf if setting == "all" else setting
+
+
+class BestModelStore(BestTrialFiles):
+    """Saves the weights of the best trials. No failure here ends a training.
+
+    Args:
+        handle: the study.
+        weights: store of the weights.
+        query: runs a query of the storage.
+    """
+
+    def __init__(self, handle: StudyHandle, weights: WeightStore, query: StorageQuery) -> None:
+        super().__init__(handle, weights, query, "weights")
+
+    def save(self, number: int, model: SavedModel) -> str | None:
+        """Write a trial's weights; return a text sample of its network, None if that fails."""
+        try:
+            self.write(number, serialize_model(model))
+        except Exception as error:  # such as a full disk or an unreachable bucket
+            _logger.warning(f"cannot save the weights of trial {number} ({error})")
+        try:
+            sample = generate(model, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
+            return to_printable(sample)
+        except Exception as error:
+            _logger.warning(f"cannot generate a sample of trial {number} ({error})")
+            return None

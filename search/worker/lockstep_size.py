@@ -6,8 +6,8 @@ import torch
 
 from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
 from rnn.models.factory import is_stackable
+from rnn.models.shapes import estimate_memory
 from rnn.native.network import pays_off
-from rnn.stacked.memory import estimate_memory
 from rnn.training.devices import available_memory
 from search.pruning.policy import ALWAYS_CONTINUE
 from studies.space import REPLICATE, SWITCHES

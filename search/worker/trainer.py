@@ -23,12 +23,11 @@ from search.errors import format_error
 from search.pruning.rungs import compute_rungs
 from search.status import RunningTrial
 from search.study import StudyHandle
+from search.study_corpus import CorpusWatch
 from search.versions import current_versions, earlier_versions
-from search.worker.best_models import BestModelStore
-from search.worker.best_trials import BestTrialFiles
+from search.worker.best_trials import BestModelStore, BestTrialFiles
 from search.worker.checkpointing import CheckpointManager
 from search.worker.claim import Claim
-from search.worker.corpus_watch import CorpusWatch
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.lockstep import LockstepPlan
 from search.worker.lockstep_size import min_keep_probability

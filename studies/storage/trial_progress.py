@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
@@ -18,6 +18,7 @@ from studies.storage.damage import (
     reports_damage,
 )
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trial_reader import TrialStamp, parse_stamp, select_stamps
 from studies.storage.trial_rows import (
     INTERMEDIATE_VALUES,
     TRIAL_SYSTEM_ATTRS,
@@ -25,22 +26,23 @@ from studies.storage.trial_rows import (
     TRIALS,
     has_system_attr,
 )
-from studies.storage.trial_stamps import TrialStamp, parse_stamp, select_stamps
 
 _MAX_IDS = 500
 """Number of trials from which those of the whole study are read: a statement names no more."""
 
 
-class Rung(Protocol):
-    """A step at which the pruner compares trials, by the mean loss of the last log points."""
+@dataclass(frozen=True)
+class Rung:
+    """A step at which the pruner compares trials.
 
-    @property
-    def step(self) -> int:
-        """Step of the rung: the last of those log points."""
+    Attributes:
+        step: training step of the rung.
+        after: start of the averaging window; the rung's loss is the mean over the log points in
+            (after, step].
+    """
 
-    @property
-    def after(self) -> int:
-        """Step before the first of those log points (exclusive bound)."""
+    step: int
+    after: int
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from studies.tables.study_table import (
     parse_cell,
     parse_number,
 )
-from studies.tables.table_rows import TableRows, find_repeated
+from studies.tables.table_file import TableRows, find_repeated
 from studies.text import shorten
 
 _MAX_STEP = 2**31 - 1

@@ -33,8 +33,7 @@ from services import free_port
 from sqlalchemy import Engine, event
 
 from reports.dashboard import launcher, note, publish, server
-from reports.dashboard.best_trial_files import SAMPLES_FILE
-from reports.dashboard.publish import StudyPublisher, publish_study
+from reports.dashboard.publish import SAMPLES_FILE, StudyPublisher, publish_study
 from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
 from reports.errors import DashboardError
 from reports.report_claim import ReportClaim, claim_report

@@ -12,7 +12,7 @@ from reports.charts.filtered_effects import chart_conditional_effects
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
-from reports.stats.factorial_blocks import find_full_factorial_blocks
+from reports.stats.factorial_design import find_full_factorial_blocks
 from rnn_search import load
 
 A = Contrast("a", False, True)

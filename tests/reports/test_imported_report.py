@@ -15,8 +15,7 @@ from reports.dashboard.note import render_imported_note
 from reports.dashboard.publish import publish_study
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
-from reports.page.answer import answer_question
-from reports.page.headline import format_headline
+from reports.page.answer import answer_question, format_headline
 from reports.page.imported_section import build_imported_section, describe_uncompared
 from reports.page.page import render_page
 from reports.stats.conditional_effects import describe_insignificance

@@ -16,8 +16,7 @@ from rnn.errors import CellError
 from rnn.models.cell_module import build_seeded
 from rnn.models.cell_network import lockstep_obstacle, supports_lockstep
 from rnn.models.factory import build_network
-from rnn.models.shapes import constant_shapes, count_parameters, parameter_shapes
-from rnn.stacked.memory import estimate_memory
+from rnn.models.shapes import constant_shapes, count_parameters, estimate_memory, parameter_shapes
 from rnn.training.checkpoint import max_checkpoint_size, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import TrainStep

@@ -21,7 +21,7 @@ from user_cells import cell_config, source_of
 from rnn.config import BaselineConfig, GatedConfig, TrialConfig
 from rnn.data.tokenizer import load_tokenizer, train_tokenizer
 from rnn.inference.export import export_files
-from rnn.inference.trained_module import build_trained_module
+from rnn.inference.saved_model import build_trained_module
 from rnn.models.factory import build_network
 
 TEXT = b"the cat, the h\xc3\xa4t; that\n    cat and that hat 123 == 12"

@@ -23,7 +23,7 @@ from rnn.errors import CorpusError
 from search.errors import GridExhaustedError
 from search.grid import NO_TRIAL_LEFT, GridSampler
 from search.new_study import StudyOptions
-from search.outage import wait_for_storage
+from search.session import wait_for_storage
 from search.study import create_or_join
 from search.worker.shutdown import ShutdownSignal
 from studies.errors import ConfigError, ConfigMismatchError

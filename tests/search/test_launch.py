@@ -22,7 +22,7 @@ from search.launch import shared_files
 from search.launch.jobs import build_worker_command, prepare_launch
 from search.launch.launcher import JOB_VARIABLE, WorkerCommand, create_launcher
 from search.launch.shared_files import require_shared, warn_of_loopback
-from search.launch.slurm_settings import parse_minutes
+from search.launch.slurm import parse_minutes
 from search.launch.slurm_worker import SlurmWorker
 from search.launch.target import LaunchTarget, parse_target
 from search.run import run_workers

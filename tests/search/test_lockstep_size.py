@@ -8,7 +8,7 @@ import torch
 
 from rnn.config import STATE_SOURCES, BaselineConfig, GatedConfig, TrialConfig
 from rnn.models.factory import build_network
-from rnn.stacked.memory import estimate_memory
+from rnn.models.shapes import estimate_memory
 from rnn.stacked.network import NetworkStack
 from rnn.training.devices import assign_devices
 from rnn.training.step import TrainStep

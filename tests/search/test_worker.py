@@ -28,7 +28,7 @@ from search.pruning.pause_resume import PauseResumeScheduler
 from search.status import StatusReader, estimate_seconds_left
 from search.study import create_or_join
 from search.terminal import QuietDisplay
-from search.worker.best_models import BestModelStore
+from search.worker.best_trials import BestModelStore
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import ShutdownSignal
