@@ -276,11 +276,12 @@ def _format_result(sections: Sequence[Section]) -> str:
     for section in sections:
         if section.ranked_effects:
             study = _of_study(section, sections)
-            if not section.largest_effects:
-                main = [each.main for each in section.ranked_effects]
-                return f"{line}; {describe_insignificance(main)}{study}"
-            largest = "; ".join(each.text for each in section.largest_effects[:N_EFFECTS])
-            return f"{line}; largest significant effects{study}: {largest}"
+            main = [each.main for each in section.ranked_effects]
+            found = f"{describe_insignificance(main)}{study}"
+            if section.largest_effects:
+                largest = [each.text for each in section.largest_effects[:N_EFFECTS]]
+                found = f"largest significant effects{study}: {'; '.join(largest)}"
+            return "; ".join([line, found, *(u.striptags() for u in _list_uncompared(section))])
     return line if summary.has_verdicts else f"{line}; {explain_missing_effects(best)}"
 
 
