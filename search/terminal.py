@@ -238,96 +238,87 @@ class LogDisplay(QuietDisplay):
         return "  |  ".join(filter(None, parts))
 
 
-class LiveDisplay(QuietDisplay):
-    """Display that is redrawn in place, for a terminal; messages scroll above it."""
+class StatusDisplay(QuietDisplay):
+    """Status of the study and the trials of this worker, which a subclass shows in place."""
 
     def __init__(self, console: SafeConsole, reader: StatusReader) -> None:
         super().__init__(console, reader)
-        self._status = reader.read_status()
-        self._read_at = time.monotonic()
+        self._status: Status
+        self._read_at = 0.0
         self._running: Sequence[RunningTrial] = ()
         self._note = ""
-        self._live = Live(
-            get_renderable=self._draw, console=console, refresh_per_second=2, transient=True
-        )
 
     def __enter__(self) -> Self:
-        self._live.start()
+        self._refresh()
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
-        self._running = ()
+        self._running, self._note = (), ""
         if error[0] is None:
-            self._status = self._reader.read_status()
-        self._live.stop()
+            self._refresh()
 
     def on_log(self, running: Sequence[RunningTrial]) -> None:
         """Show the running trials and the progress of the study."""
-        self._running = running
-        self._note = ""
-        if time.monotonic() - self._read_at >= REFRESH_SECONDS:
-            self._status = self._reader.read_status()
-            self._read_at = time.monotonic()
+        self._show(running, "")
 
     def on_trial_end(self, event: TrialEvent) -> None:
         """Remove the trial from the display, and print an unusual outcome."""
-        self.on_log([trial for trial in self._running if trial.number != event.trial.number])
         super().on_trial_end(event)
+        self._show([trial for trial in self._running if trial.number != event.trial.number], "")
 
     def on_wait(self) -> None:
         """Show that this worker waits for others."""
         super().on_wait()
-        self.on_log([])
-        self._note = WAITING
+        self._show([], WAITING)
+
+    def _show(self, running: Sequence[RunningTrial], note: str) -> None:
+        self._running, self._note = running, note
+        if time.monotonic() - self._read_at >= REFRESH_SECONDS:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Read the status again."""
+        self._status = self._reader.read_status()
+        self._read_at = time.monotonic()
+
+
+class LiveDisplay(StatusDisplay):
+    """Display that is redrawn in place, for a terminal; messages scroll above it."""
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._live = Live(
+            get_renderable=self._draw, console=self._console, refresh_per_second=2, transient=True
+        )
+        self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._live.stop()
 
     def _draw(self) -> RenderableType:
         return draw_status(self._status, self._running, self._note)
 
 
-class NotebookDisplay(QuietDisplay):
+class NotebookDisplay(StatusDisplay):
     """A progress bar that is redrawn in place, and a line for each trial, for a notebook."""
 
-    def __init__(self, console: SafeConsole, reader: StatusReader) -> None:
-        super().__init__(console, reader)
-        self._detail = ""
-        self._drawn_at = 0.0
-        self._output: Any = None
-
-    def __enter__(self) -> Self:
-        self._draw()
-        return super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._detail = ""
-        if error[0] is None:
-            self._draw()
-
-    def on_log(self, running: Sequence[RunningTrial]) -> None:
-        """Show the running trials and the progress of the study."""
-        self._show(format_running(running))
+    _output: Any = None
 
     def on_trial_end(self, event: TrialEvent) -> None:
         """Print the outcome of the trial."""
         self._console.print_line(format_trial_end(event, self._reader.config))
-        self._show("")
+        self._show([], "")
 
-    def on_wait(self) -> None:
-        """Show that this worker waits for others."""
-        super().on_wait()
-        self._show(WAITING)
-
-    def _show(self, detail: str) -> None:
-        self._detail = detail
-        if time.monotonic() - self._drawn_at >= REFRESH_SECONDS:
-            self._draw()
-
-    def _draw(self) -> None:
-        status = self._reader.read_status()
-        counts = status.counts
-        progress = f"{status.name}: {format_progress(status)}"
-        line = to_line("  |  ".join(filter(None, (progress, self._detail))))
+    def _refresh(self) -> None:
+        """Read the status again, and draw it."""
+        super()._refresh()
+        counts = self._status.counts
+        progress = f"{self._status.name}: {format_progress(self._status)}"
+        parts = progress, format_running(self._running), self._note
+        line = to_line("  |  ".join(filter(None, parts)))
         bar = f'<progress value="{counts.finished}" max="{max(1, counts.planned)}"></progress>'
         data = {"text/plain": line, "text/html": f"{bar} {html.escape(line)}"}
         if self._output is None:
@@ -335,7 +326,6 @@ class NotebookDisplay(QuietDisplay):
             self._output = display(data, raw=True, display_id=True)
         else:
             self._output.update(data, raw=True)
-        self._drawn_at = time.monotonic()
 
 
 def create_display(console: SafeConsole, reader: StatusReader, is_subprocess: bool) -> QuietDisplay:
