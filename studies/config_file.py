@@ -64,8 +64,8 @@ class ConfigFile(BaseModel):
         """
         settings: Any = self.settings
         for key in keys:
-            settings, is_found = _remove(settings, key.split("."))
-            if not is_found:
+            stated, settings = settings, _remove(settings, key.split("."))
+            if settings == stated:
                 known = dict.fromkeys(_dotted_keys(self.settings))
                 raise ConfigError(
                     f"{shorten(key)} cannot be unset, because {self.origin} does not set it: "
@@ -81,7 +81,30 @@ class ConfigFile(BaseModel):
         """
         file = self.model_copy(update={"cells": dict(cells)})
         removed = list(map(_cell_name, self.removed_specs))
-        return file._leave_out(removed) if removed else file
+        if not removed:
+            return file
+        kept = file._list_options(map(_cell_name, _list_cells(self.settings)))
+        options = [name for name in file._list_options(removed) if name not in kept]
+
+        def concerns(entry: Any) -> bool:
+            """Return whether an entry of exclude or nuisance is about nothing that is left."""
+            if isinstance(entry, Mapping):
+                return entry.get(CELL) in removed or any(name in entry for name in options)
+            return entry in options
+
+        settings: Any = self.settings
+        left_out = []
+        places = [("space.exclude", concerns), ("nuisance", concerns)]
+        for key, matches in [*((f"space.{name}", None) for name in options), *places]:
+            if not any(f"{each}.".startswith(f"{key}.") for each in self.overridden):
+                stated, settings = settings, _remove(settings, key.split("."), matches)
+                if settings != stated:
+                    left_out.append(f"entries of {key}" if matches else key)
+        for name in removed if self.is_stored else ():
+            settings = _remove(settings, ["cells", name])
+        notice = f"space.cell does not name {', '.join(removed)}: left out {', '.join(left_out)}"
+        update = {"settings": settings, "original": self._stated}
+        return file.model_copy(update=update | {"left_out": notice if left_out else ""})
 
     def folder_of(self, key: str) -> Path:
         """Return the folder that paths under a dotted key are relative to: that of the file.
@@ -114,33 +137,6 @@ class ConfigFile(BaseModel):
         options |= {name: record["options"] for name, record in stored.items()}
         options |= {name: record.options for name, record in self.cells.items()}
         return [option for cell in cells for option in options.get(cell, ())]
-
-    def _leave_out(self, removed: Sequence[str]) -> "ConfigFile":
-        """Return a copy without what only removed cells have, unless overrides state it."""
-        kept = self._list_options(map(_cell_name, _list_cells(self.settings)))
-        options = [name for name in self._list_options(removed) if name not in kept]
-        settings: Any = self.settings
-        left_out = []
-        for name in options:
-            if f"space.{name}" not in self.overridden:
-                settings, is_found = _remove(settings, ["space", name])
-                left_out += [f"space.{name}"] * is_found
-
-        def concerns(entry: Any) -> bool:
-            """Return whether an entry of exclude or nuisance is about nothing that is left."""
-            if isinstance(entry, Mapping):
-                return entry.get(CELL) in removed or any(name in entry for name in options)
-            return entry in options
-
-        for key in ("space.exclude", "nuisance"):
-            if not any(f"{each}.".startswith(f"{key}.") for each in self.overridden):
-                settings, is_found = _remove(settings, key.split("."), concerns)
-                left_out += [f"entries of {key}"] * is_found
-        for name in removed if self.is_stored else ():
-            settings, _ = _remove(settings, ["cells", name])
-        notice = f"space.cell does not name {', '.join(removed)}: left out {', '.join(left_out)}"
-        update = {"settings": settings, "original": self._stated}
-        return self.model_copy(update=update | {"left_out": notice if left_out else ""})
 
     @property
     def source(self) -> str | None:
@@ -290,32 +286,24 @@ def _dotted_keys(settings: Mapping[str, Any]) -> Iterator[str]:
                 yield key
 
 
-def _remove(
-    value: Any, path: Sequence[str], matches: Callable[[Any], bool] | None = None
-) -> tuple[Any, bool]:
+def _remove(value: Any, path: Sequence[str], matches: Callable[[Any], bool] | None = None) -> Any:
     """Return nested tables without the value at a path, or without some entries of that list.
 
     Args:
         value: a table, or a list of tables.
         path: keys of the nested tables.
         matches: tells which entries of the list at the path to remove; None for the whole value.
-
-    Returns:
-        The tables, and whether anything was removed.
     """
     if isinstance(value, list) and path:
-        results = [_remove(each, path, matches) for each in value]
-        return [each for each, _ in results], any(is_found for _, is_found in results)
+        return [_remove(each, path, matches) for each in value]
     if isinstance(value, list) and matches:
-        kept = [each for each in value if not matches(each)]
-        return kept, len(kept) < len(value)
+        return [each for each in value if not matches(each)]
     if not isinstance(value, Mapping) or not path or path[0] not in value:
-        return value, False
+        return value
     first, *rest = path
     if not (rest or matches):
-        return {key: each for key, each in value.items() if key != first}, True
-    inner, is_found = _remove(value[first], rest, matches)
-    return {**value, first: inner}, is_found
+        return {key: each for key, each in value.items() if key != first}
+    return {**value, first: _remove(value[first], rest, matches)}
 
 
 def _list_cells(settings: Mapping[str, Any]) -> list[str]:
