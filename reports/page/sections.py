@@ -28,8 +28,8 @@ from reports.charts.importances import (
 )
 from reports.charts.outcome_plots import compute_outcome_subsets
 from reports.charts.pareto_plots import chart_front
-from reports.charts.timeline_plot import chart_timeline
 from reports.charts.training_plots import (
+    chart_timeline,
     describe_drawn_curves,
     list_color_schemes,
     plot_curves,

@@ -107,7 +107,7 @@ def test_import_that_is_killed_before_its_commit_leaves_nothing(
     done = run("-m", "rnn_search", "export-study", "made", file, "--storage", source)
     assert done.returncode == 0, done.stderr
     arguments = ("import", file, "--storage", url)
-    command = held_command("studies.tables.study_rows:insert_study", *arguments)
+    command = held_command("studies.tables.study_import:insert_study", *arguments)
     command.send(signum)
     assert command.wait() == (130 if signum == signal.SIGINT else -signum)
     assert query(url, NONE_STORED) == [(0,)]

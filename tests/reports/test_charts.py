@@ -15,8 +15,7 @@ from optuna.trial import TrialState
 
 from reports.charts.importances import compute_block_importances, compute_importances
 from reports.charts.optuna_plots import to_optuna_study
-from reports.charts.timeline_plot import chart_timeline
-from reports.charts.training_plots import list_color_schemes, plot_curves
+from reports.charts.training_plots import chart_timeline, list_color_schemes, plot_curves
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def test_bars_of_a_timeline_with_many_trials_stand_for_several(results, monkeypa
     ends = starts + pd.Timedelta(seconds=30)
     table = results.table.sort_index().assign(started=starts, completed=ends)
     table["worker"] = ["a", "b"] * 4
-    monkeypatch.setattr("reports.charts.timeline_plot.MAX_BARS", 4)
+    monkeypatch.setattr("reports.charts.training_plots.MAX_BARS", 4)
     chart = chart_timeline(replace(results, table=table[table["state"] == "COMPLETE"]))
     (bars,) = chart.figure.data
     assert sorted(bars.y) == ["a", "a", "b", "b"], "the first and the second half of each worker"
