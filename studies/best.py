@@ -11,7 +11,7 @@ is independent of the test text.
 
 import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 from typing import Any
@@ -194,6 +194,7 @@ class Best:
 
     Attributes:
         trial: the best trial; of replicates the run of the best value of the best architecture.
+        architecture: label of the trial; of replicates without their number.
         value: the trial's value; of replicates the mean over the runs of the architecture.
         unit: unit of the value; "" for none.
         measure: name of the value.
@@ -202,24 +203,17 @@ class Best:
     """
 
     trial: TrialRow
+    architecture: str
     value: float
     unit: str
     measure: str
     runs: int | None = None
     is_adjusted: bool = False
-    config: StudyConfig | ImportedConfig = field(kw_only=True, repr=False)
 
     @property
     def number(self) -> int:
         """Number of the trial."""
         return self.trial.number
-
-    @property
-    def architecture(self) -> str:
-        """Label of the architecture."""
-        hidden = () if self.runs is None else (REPLICATE,)
-        params = {name: each for name, each in self.trial.params.items() if name not in hidden}
-        return label_trial(params, self.config)
 
     @property
     def mean_of(self) -> str:
@@ -273,7 +267,7 @@ class BestReader:
             row = read_best_trial(self._storage, self._study._study_id)
             if row is None or row.value is None:
                 return None
-            return Best(row, row.value, unit, measure, config=config)
+            return Best(row, label_trial(row.params, config), row.value, unit, measure)
         trials, ranking = self.read_ranking()
         if not ranking:
             return None
@@ -281,8 +275,17 @@ class BestReader:
         (trial,) = (trial for trial in trials if trial.number == best.runs[0].number)
         if split := _find_split(trials):
             unit, measure = "bits per byte", HELD_OUT_LOSSES[split]
+        params = {name: each for name, each in trial.params.items() if name != REPLICATE}
         mean = _sign(config) * best.mean
-        return Best(trial, mean, unit, measure, len(best.runs), best.is_adjusted, config=config)
+        return Best(
+            trial,
+            label_trial(params, config),
+            mean,
+            unit,
+            measure,
+            len(best.runs),
+            best.is_adjusted,
+        )
 
     def read_ranking(self) -> tuple[list[TrialRow], list[RankedArchitecture]]:
         """Read the grid trials, by number, and the ranking of their architectures."""
