@@ -55,11 +55,7 @@ def load_cells(file: ConfigFile) -> ConfigFile:
 
 
 def load_record(spec: str, folder: Path) -> CellRecord:
-    """Load a cell, and return what a study stores about it.
-
-    Args:
-        spec: ``path/to/file.py:Class`` or ``package.module:Class``.
-        folder: folder that a path is relative to.
+    """Load a cell, as :func:`rnn.cells.source.read_cell_source` finds it; return what is stored.
 
     Raises:
         CellError: if its source cannot be read, or does not define a cell.

@@ -37,21 +37,15 @@ from rnn.training.precision import configure_matmul
 class BPTTNetwork:
     """A :class:`rnn.models.factory.TrainableNetwork` of one reference network, K = 1.
 
+    It is a :class:`rnn.models.factory.WindowedNetwork` as well.
+
     Args:
         configs: the one config, of any cell and ``bptt_steps``.
-        seed: seed of the initial weights.
-        precision: precision of the arithmetic.
-        vocab_size: V.
-        device: device to compute on; the CPU by default.
-        weights: weights by config, in place of initial ones.
+        seed, precision, vocab_size, device, weights: as of
+            :func:`rnn.models.factory.build_network`.
 
     Attributes:
-        configs: the one config.
         module: the network; its parameters are views of ``parameters``, except in bfloat16.
-        parameters: weights and gradients.
-        static_graph: True.
-        position: see :class:`rnn.models.factory.WindowedNetwork`.
-        separate_texts: False.
 
     Raises:
         ValueError: if there is more than one config, or ``bptt_steps`` is less than 1.

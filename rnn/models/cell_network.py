@@ -33,31 +33,24 @@ from rnn.training.precision import configure_matmul
 class CellNetwork:
     """A :class:`rnn.models.factory.TrainableNetwork` of K networks of one user's own cell.
 
+    It is a :class:`rnn.models.factory.WindowedNetwork` as well.
+
     Args:
         configs: the configs; they differ in replicate and optimizer only.
-        seed: seed of the initial weights.
         precision: precision of the arithmetic; in bf16 the step runs under ``torch.autocast``.
-        vocab_size: V.
-        device: device to compute on; the CPU by default.
-        weights: weights by config, in place of initial ones.
+        seed, vocab_size, device, weights: as of :func:`rnn.models.factory.build_network`.
 
     Attributes:
-        configs: the configs.
         module: the network if K = 1, whose parameters are views of ``parameters``; for more
             networks ``vmap`` replaces its parameters.
-        parameters: weights and gradients.
         layers: number of layers.
-        device: device of all tensors.
-        static_graph: False: a cell may do anything, which a CUDA graph cannot.
-        position: see :class:`rnn.models.factory.WindowedNetwork`.
-        separate_texts: True: networks of several replicates can be trained together.
 
     Raises:
         ValueError: if the configs differ in more, or ``bptt_steps`` is less than 1.
         CellError: if the cell is not loaded or breaks the contract of a cell.
     """
 
-    static_graph = False
+    static_graph = False  # a cell may do anything, which a CUDA graph cannot
     position: int | None = None
     separate_texts = True
 

@@ -97,12 +97,9 @@ class CellParameters:
         return flat[place].view(len(self._configs), *shape)
 
     def extract(self, k: int, flat: Tensor) -> NamedTensors:
-        """Copy the part of network k to CPU memory.
+        """Copy the part of network k to CPU memory, of the values with their constants.
 
-        Args:
-            k: position of the network in the stack.
-            flat: the values, whose constants are copied as well, or another tensor (P,) of their
-                layout.
+        See :meth:`rnn.stacked.flat_parameters.FlatParameters.extract`.
         """
         views = {name: self.view(flat, name)[k] for name in self._places}
         if flat is self.values:

@@ -34,18 +34,8 @@ class NativeStack:
     depend neither on the others nor on the number of threads.
 
     Args:
-        configs: configs of the K networks.
-        seed: seed of the initial weights.
         precision: precision of the arithmetic, fp32 or bf16.
-        vocab_size: V.
-        weights: weights by config; networks without an entry get initial weights.
-
-    Attributes:
-        configs: the configs, in the order of the axis K of all tensors.
-        parameters: weights and gradients of all networks.
-        device: the CPU.
-        static_graph: False.
-        separate_texts: False: the networks read the same text.
+        configs, seed, vocab_size, weights: as of :func:`rnn.models.factory.build_network`.
 
     Raises:
         ValueError: if configs differ in layers, state size or ``gate_inputs``, or one is not a

@@ -52,12 +52,8 @@ class NetworkStack:
     It is a :class:`rnn.models.factory.TrainableNetwork`, which documents the methods.
 
     Args:
-        configs: configs of the K networks.
-        seed: seed of the initial weights.
-        precision: precision of the arithmetic.
-        vocab_size: V.
-        device: device to compute on; the CPU by default.
-        weights: weights by config; networks without an entry get initial weights.
+        configs, seed, precision, vocab_size, device, weights: as of
+            :func:`rnn.models.factory.build_network`.
         static_graph: whether every step runs the same operations on the same memory, as a CUDA
             graph requires. Otherwise what streams with the same token share is computed once; by
             default where that is faster: float32 or float64 on a CPU, more than 64 states.
@@ -67,9 +63,7 @@ class NetworkStack:
 
     Attributes:
         configs: the configs in the order of the stack: those with the same options are consecutive.
-        parameters: weights and gradients of all networks.
         is_padded: whether they are padded.
-        separate_texts: False: the networks read the same text.
 
     Raises:
         ValueError: if configs differ in layers, state size or ``gate_inputs``, or one is not a
