@@ -276,16 +276,8 @@ class BestReader:
         if split := _find_split(trials):
             unit, measure = "bits per byte", HELD_OUT_LOSSES[split]
         params = {name: each for name, each in trial.params.items() if name != REPLICATE}
-        mean = _sign(config) * best.mean
-        return Best(
-            trial,
-            label_trial(params, config),
-            mean,
-            unit,
-            measure,
-            len(best.runs),
-            best.is_adjusted,
-        )
+        label, mean = label_trial(params, config), _sign(config) * best.mean
+        return Best(trial, label, mean, unit, measure, len(best.runs), best.is_adjusted)
 
     def read_ranking(self) -> tuple[list[TrialRow], list[RankedArchitecture]]:
         """Read the grid trials, by number, and the ranking of their architectures."""
