@@ -162,7 +162,6 @@ REFUSED = {
     "-m reports quick --csv /proc/no/rows.csv": ["cannot write /proc/no/rows.csv"],
     "-m reports quick --output {tmp}": ["is a directory"],
     "-m reports quick --csv {tmp}/rows.csv --watch": ["do not go with --watch"],
-    "-m search.sample gone": ["study 'gone' is not in"],
     "-m search.export wide {tmp}/network": ["no trial with stored weights"],
     # Studies as a whole.
     "-m rnn_search continue gone": ["study 'gone' is not in"],

@@ -203,13 +203,6 @@ FIRST_LOOK = LookRecord(
 """The third architecture stops, the others get two more runs."""
 
 
-def test_report_shows_the_look_whose_runs_are_complete(sqlite_url):
-    summary = summarize_study(read_looked(sqlite_url, runs=3))
-    assert summary.look.runs == 3
-    assert summary.comparison.level == pytest.approx(spend_error([3, 5])[0])
-    assert [entry.verdict for entry in summary.entries] == ["undecided", "undecided", "worse"]
-
-
 def test_report_of_a_later_look_keeps_the_architectures_that_stopped(sqlite_url):
     results = read_looked(sqlite_url, 5, [FIRST_LOOK])
     summary = summarize_study(results)

@@ -157,20 +157,6 @@ def test_wrong_file_in_place_of_weights_is_refused_in_one_line(sqlite_url, tmp_p
 # ------------------------------------------------------------------ exports
 
 
-def test_model_of_a_trial_is_exported(sqlite_url, run, tmp_path):
-    make_study(sqlite_url, keep={1, 2})
-    directory = tmp_path / "new" / "network"
-    words = ("made", str(directory), "--storage", sqlite_url, "--trial", "2")
-    done = run("-m", "search.export", *words)
-    assert (done.returncode, done.stdout) == (0, f"{directory}\n"), done.stderr
-    names = {"network.py", "weights.pt", "tokenizer.py", "run.py", "README.md"}
-    assert {path.name for path in directory.iterdir()} == names
-    assert [path.name for path in directory.parent.iterdir()] == ["network"]
-    readme = (directory / "README.md").read_text(encoding="utf-8")
-    assert "1×16 no gates, new state" in readme
-    assert "- study: made\n- trial: 2\n- validation loss: 1.9000 nats per byte\n" in readme
-
-
 def test_network_of_a_users_own_cell_is_sampled_and_exported(sqlite_url, run, tmp_path):
     """By processes that have not loaded the cell, and do not see its file."""
     text = (ROOT / "examples" / "cells" / "min_gru.py").read_text("utf-8")
@@ -185,9 +171,12 @@ def test_network_of_a_users_own_cell_is_sampled_and_exported(sqlite_url, run, tm
     (tmp_path / "mine.py").unlink()
     done = run("-m", "search.sample", "made", "--storage", sqlite_url, "--length", "20")
     assert (done.returncode, done.stderr) == (0, "")
-    directory = tmp_path / "network"
+    directory = tmp_path / "new" / "network"
     done = run("-m", "search.export", "made", str(directory), "--storage", sqlite_url)
     assert (done.returncode, done.stdout) == (0, f"{directory}\n"), done.stderr
+    assert [path.name for path in directory.parent.iterdir()] == ["network"]
+    readme = (directory / "README.md").read_text("utf-8")
+    assert "- study: made\n- trial: 1\n- validation loss: 1.2000 nats per byte\n" in readme
     assert (directory / "cell.py").read_text("utf-8") == text
     assert "MinGRU(input_size=" in (directory / "network.py").read_text("utf-8")
 

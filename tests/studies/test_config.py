@@ -42,15 +42,6 @@ def test_quick_has_all_combinations_of_the_switches_at_three_learning_rates():
     assert (pinned.grid.count(), pinned.nuisance) == (96, ["learning_rate"])
 
 
-def test_stage_two_derives_from_stage_one_and_replicates_from_stage_two():
-    two = load_config_file("stage-two").resolve()
-    assert two.refinement.source == "stage-one"
-    assert (two.refinement.top, two.training.steps) == (0.1, 50_000)
-    assert len(two.refinement.variants) == 4
-    replicates = load_config_file("replicates").resolve().refinement
-    assert (replicates.source, replicates.top, replicates.replicates) == ("stage-two", 10, 10)
-
-
 @pytest.mark.parametrize(
     ("override", "fragments"),
     [
@@ -58,8 +49,6 @@ def test_stage_two_derives_from_stage_one_and_replicates_from_stage_two():
         ("trainin.steps=2", ["--set", "did you mean 'training'? expected one of question, report"]),
         ("learning_rate=0.1", ["learning_rate: did you mean 'training.learning_rate'? expected"]),
         ("space.replicate=[0, 1]", ["rnn-search refine replicates --set", "seed = 1"]),
-        ("space.seeds=3", ["rnn-search refine replicates --set", "seed = 1"]),
-        ("training.steps='a'", ["--set", "training.steps is 'a'", "integer"]),
         ("training.steps=10", ["--set", "log_every is 50 and steps 10", "at most"]),
         ("space.layers=[]", ["space.layers is []", "at least one value"]),
         ("space.layers=[1, 1]", ["space.layers is [1, 1]", "distinct values"]),
