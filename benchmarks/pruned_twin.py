@@ -15,8 +15,7 @@ from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.stats.audited_effects import compute_study_effects
 from reports.stats.nuisance import build_judged_table
-from reports.stats.pruning_audit import audit_pruning
-from reports.stats.pruning_summary import summarize_pruning
+from reports.stats.pruning_audit import audit_pruning, summarize_pruning
 from studies.calibration import INTERVAL_SCALES, STATED_SHARE
 from studies.cli import run_command
 from studies.config import top_count

@@ -19,8 +19,7 @@ from reports.stats.leaderboard import StudySummary
 from reports.stats.nuisance import NuisanceSummary
 from reports.stats.outcome_table import describe_outcomes
 from reports.stats.pareto_front import CostSummary
-from reports.stats.pruning_audit import PruningAudit
-from reports.stats.pruning_summary import PruningSummary
+from reports.stats.pruning_audit import PruningAudit, PruningSummary
 from reports.stats.ranking import LeaderboardEntry
 from reports.stats.refinement_effects import VariantEffect
 

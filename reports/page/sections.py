@@ -54,8 +54,7 @@ from reports.stats.leaderboard import summarize_study
 from reports.stats.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
 from reports.stats.pareto_front import summarize_costs
 from reports.stats.planned_looks import find_detectable_gap
-from reports.stats.pruning_audit import audit_pruning
-from reports.stats.pruning_summary import PruningSummary, summarize_pruning
+from reports.stats.pruning_audit import PruningSummary, audit_pruning, summarize_pruning
 from reports.stats.ranking import LeaderboardEntry
 from reports.stats.refinement_effects import (
     compare_with_source,

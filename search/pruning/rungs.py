@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search.pruning.regression import Floats
+from studies.storage.trial_progress import Rung
 
 Rungs = NDArray[np.int64]
 """Number of rungs of each trial."""
@@ -17,20 +17,6 @@ RUNG_FRACTIONS = (0.04, 0.08, 0.16, 0.32, 0.64)
 
 SMOOTHING_FRACTION = 0.2
 """Last part of the steps to a rung over which the loss is averaged: single log points are noisy."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A step at which trials are compared.
-
-    Attributes:
-        step: training step of the rung.
-        after: start of the averaging window; the rung's loss is the mean over the log points in
-            (after, step].
-    """
-
-    step: int
-    after: int
 
 
 def compute_rungs(steps: int, log_every: int) -> list[Rung]:

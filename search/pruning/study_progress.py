@@ -10,12 +10,11 @@ import numpy as np
 from search.pruning.audit import number_architectures
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.regression import Floats, Indices
-from search.pruning.rungs import Rung
 from search.pruning.study_state import StudyState, TrialStage, to_decision_stage
 from studies.attributes import AUDIT_NUISANCE, AuditLook
 from studies.storage.queries import read_audit_looks, read_params
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trial_progress import ProgressReader, TrialProgress
+from studies.storage.trial_progress import ProgressReader, Rung, TrialProgress
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
@@ -31,16 +31,18 @@ _MAX_IDS = 500
 """Number of trials from which those of the whole study are read: a statement names no more."""
 
 
-class Rung(Protocol):
-    """A step at which the pruner compares trials, by the mean loss of the last log points."""
+@dataclass(frozen=True)
+class Rung:
+    """A step at which the pruner compares trials.
 
-    @property
-    def step(self) -> int:
-        """Step of the rung: the last of those log points."""
+    Attributes:
+        step: training step of the rung.
+        after: start of the averaging window; the rung's loss is the mean over the log points in
+            (after, step].
+    """
 
-    @property
-    def after(self) -> int:
-        """Step before the first of those log points (exclusive bound)."""
+    step: int
+    after: int
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from reports.stats.pruning_audit import (
     bound_lost,
     judge_architectures,
     measure_recall,
+    summarize_pruning,
 )
-from reports.stats.pruning_summary import summarize_pruning
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook
 from studies.config import StudyConfig

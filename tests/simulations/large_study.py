@@ -21,7 +21,7 @@ from rnn.models.shapes import count_parameters
 from search.new_study import StudyOptions
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.regression import Floats, Mask
-from search.pruning.rungs import Rung, compute_rungs
+from search.pruning.rungs import compute_rungs
 from search.study import StudyHandle, create_or_join
 from studies.attributes import (
     AUDIT,
@@ -37,6 +37,7 @@ from studies.config import StudyConfig, to_trial_config
 from studies.loader import load_config_file
 from studies.storage.leases import LEASE, Lease
 from studies.storage.queries import read_trials
+from studies.storage.trial_progress import Rung
 from studies.storage.trial_rows import (
     INTERMEDIATE_VALUES,
     TRIAL_SYSTEM_ATTRS,

@@ -15,9 +15,10 @@ from search.pruning.design_matrix import DesignMatrix
 from search.pruning.policy import PruningPolicy
 from search.pruning.predictions import Prediction
 from search.pruning.regression import Floats, Mask
-from search.pruning.rungs import Rung, compute_rungs, compute_steps_to_next_rung
+from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
 from search.pruning.study_state import StudyState, TrialStage, to_decision_stage
 from studies.config import top_count
+from studies.storage.trial_progress import Rung
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages._rdb.models import BaseModel
 from optuna.trial import TrialState
 
-from search.pruning.rungs import Rung
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import Failure
@@ -33,7 +32,7 @@ from studies.storage.failed_trials import retry_trials
 from studies.storage.open import load_study, open_storage
 from studies.storage.presence import StudyIdentity
 from studies.storage.study_changes import delete_study
-from studies.storage.trial_progress import ProgressReader
+from studies.storage.trial_progress import ProgressReader, Rung
 
 LEASES = (120, 120, 60)  # of each worker, in seconds
 LOG_EVERY = 10

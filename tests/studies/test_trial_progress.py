@@ -8,12 +8,11 @@ from helpers import DatabaseUse, create_small_study
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from search.pruning.rungs import Rung
 from studies.attributes import AuditState, Failure
 from studies.storage.create_study import PlannedTrial, extend_study
 from studies.storage.curves import read_last_losses
 from studies.storage.open import load_study, open_storage
-from studies.storage.trial_progress import ProgressReader
+from studies.storage.trial_progress import ProgressReader, Rung
 from studies.storage.trial_rows import AuditDecision
 
 RUNGS = [Rung(20, 0), Rung(40, 30), Rung(80, 60)]
