@@ -160,7 +160,7 @@ def test_pipe_in_place_of_an_output_file_is_refused_at_once(folder, urls, invoke
     assert len(list(folder.iterdir())) == 1
 
 
-def test_study_names_are_escaped_in_page_and_path(sqlite_url, tmp_path, monkeypatch):
+def test_study_names_are_escaped_and_distinguished_in_paths(sqlite_url, tmp_path, monkeypatch):
     name = "<script>alert(1)</script>/../x" + "é" * 200
     make_study(sqlite_url, name)
     monkeypatch.chdir(tmp_path)
@@ -169,9 +169,6 @@ def test_study_names_are_escaped_in_page_and_path(sqlite_url, tmp_path, monkeypa
     html = path.read_text(encoding="utf-8")
     assert "<script>alert(1)" not in html
     assert "&lt;script&gt;alert(1)" in html
-
-
-def test_studies_with_similar_names_have_different_pages():
     assert default_path(["a_b"]).name == "a_b.html"
     assert default_path(["a b"]) != default_path(["a_b"])
 
