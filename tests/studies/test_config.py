@@ -41,7 +41,6 @@ def test_quick_has_all_combinations_of_the_switches_at_three_learning_rates():
     ("override", "fragments"),
     [
         ("training.stepz=2", ["training.stepz: did you mean 'steps'? expected one of steps, ba"]),
-        ("trainin.steps=2", ["--set", "did you mean 'training'? expected one of question, report"]),
         ("learning_rate=0.1", ["learning_rate: did you mean 'training.learning_rate'? expected"]),
         ("space.replicate=[0, 1]", ["rnn-search refine replicates --set", "seed = 1"]),
         ("training.steps=10", ["--set", "log_every is 50 and steps 10", "at most"]),
