@@ -286,14 +286,11 @@ class StatusDisplay(QuietDisplay):
 class LiveDisplay(StatusDisplay):
     """Display that is redrawn in place, for a terminal; messages scroll above it."""
 
-    def __init__(self, console: SafeConsole, reader: StatusReader) -> None:
-        super().__init__(console, reader)
-        self._live = Live(
-            get_renderable=self._draw, console=console, refresh_per_second=2, transient=True
-        )
-
     def __enter__(self) -> Self:
         super().__enter__()
+        self._live = Live(
+            get_renderable=self._draw, console=self._console, refresh_per_second=2, transient=True
+        )
         self._live.start()
         return self
 
