@@ -81,7 +81,7 @@ def explain_missing_effects(section: Section) -> str:
             "there is no answer yet: the effects of a pruned study are estimated once its search "
             f"is finished, and {counts.finished:,} of {counts.planned:,} trials are"
         )
-    return audited.reason.removesuffix(".")
+    return audited.reason[0].lower() + audited.reason[1:].removesuffix(".")
 
 
 def _state_nothing(section: Section, ranked: Sequence[RankedEffect]) -> Markup:

@@ -38,7 +38,11 @@ def _format_result(sections: Sequence[Section]) -> str:
     )
     leader, metric = best.leaderboard[0], best.results.metric
     mean = "adjusted mean" if leader.is_adjusted else "mean"
-    runs = f", {mean} of {format_count(leader.runs, 'run')}" if leader.runs > 1 else ""
+    runs = (
+        f", {mean} of {format_count(leader.runs, 'run')}"
+        if leader.runs > 1 or leader.is_adjusted
+        else ""
+    )
     line = (
         f"best: {leader.full_label} (trial {leader.number}{_of_study(best, sections)}), "
         f"{leader.mean:.{metric.scale.value_digits}f}{metric.unit and f' {metric.unit}'}, "
