@@ -106,9 +106,8 @@ def _format_imported(status: Status, config: ImportedConfig) -> str:
     rows += [(state, getattr(status.counts, state)) for state in states]
     if best := status.best:
         direction = "highest" if config.direction == "maximize" else "lowest"
-        name = " ".join(filter(None, (direction, best.mean_of, config.metric)))
-        value = f"{best.value:.6g} {config.unit}".rstrip()
-        rows.append(("best", f"{name} {value}, {_name_trial(best)}"))
+        value = f"{direction} {config.metric} {best.value:.6g} {config.unit}".rstrip()
+        rows.append(("best", ", ".join(filter(None, (value, best.mean_of, _name_trial(best))))))
     return "\n".join(f"{name:9} {to_line(str(value))}" for name, value in rows)
 
 

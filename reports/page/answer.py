@@ -82,7 +82,7 @@ def explain_missing_effects(section: Section) -> str:
             "there is no answer yet: the effects of a pruned study are estimated once its search "
             f"is finished, and {counts.finished:,} of {counts.planned:,} trials are"
         )
-    return audited.reason.removesuffix(".")
+    return audited.reason[:1].lower() + audited.reason[1:].removesuffix(".")
 
 
 def _state_nothing(section: Section, ranked: Sequence[RankedEffect]) -> Markup:
@@ -264,7 +264,9 @@ def _format_result(sections: Sequence[Section]) -> str:
     )
     leader, metric = best.leaderboard[0], best.results.metric
     mean = "adjusted mean" if leader.is_adjusted else "mean"
-    runs = f", {mean} of {format_count(leader.runs, 'run')}" if leader.runs > 1 else ""
+    runs = ""
+    if leader.runs > 1 or leader.is_adjusted:
+        runs = f", {mean} of {format_count(leader.runs, 'run')}"
     line = (
         f"best: {leader.full_label} (trial {leader.number}{_of_study(best, sections)}), "
         f"{leader.mean:.{metric.scale.value_digits}f}{metric.unit and f' {metric.unit}'}, "

@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from studies.importing.options import ImportOptions
 from studies.importing.table_file import TextTable, shown
 
@@ -244,17 +246,18 @@ def _count_paired(table: TextTable, names: Sequence[str]) -> int:
     """Count the rows that differ from another one in one of some columns, not a scattered one."""
     columns = [table.column(name) for name in names]
     # Hashes of texts, whose sums collide by chance only: those of tuples are nearly linear.
-    codes = [[hash(f"{i} {cell}") for cell in column] for i, column in enumerate(columns)]
-    rows = [sum(each) for each in zip(*codes, strict=True)]
-    paired: set[int] = set()
+    codes = []
+    for i, column in enumerate(columns):
+        known = {cell: hash(f"{i} {cell}") for cell in set(column)}
+        codes.append(np.array([known[cell] for cell in column]))
+    rows = sum(codes)
+    is_paired = np.zeros(len(table.rows), dtype=bool)
     for column, own in zip(columns, codes, strict=True):
-        others = [row - code for row, code in zip(rows, own, strict=True)]
-        found: dict[int, set[int]] = {}
-        for other, code in zip(others, own, strict=True):
-            found.setdefault(other, set()).add(code)
         if not _is_scattered(column):
-            paired.update(row for row, other in enumerate(others) if len(found[other]) > 1)
-    return len(paired)
+            _, firsts, groups = np.unique(rows - own, return_index=True, return_inverse=True)
+            differs = np.bincount(groups, own != own[firsts[groups]]) > 0
+            is_paired |= differs[groups]
+    return int(is_paired.sum())
 
 
 def _sort_by_values(table: TextTable, names: Sequence[str]) -> list[str]:

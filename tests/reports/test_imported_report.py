@@ -105,6 +105,14 @@ def test_metric_has_its_own_name_and_unit(results_of):
     assert "none is" in describe_insignificance([replace(first, pairs=8), *others])
 
 
+def test_mean_that_is_adjusted_for_missing_runs_is_named_so(results_of):
+    rows = [{"lr": lr, "seed": s, "value": lr + s} for lr, s in ((1, 1), (1, 2), (2, 1), (0, 2))]
+    results = results_of(rows)
+    assert "1.500, value, adjusted mean of 1 run;" in format_headline(
+        [build_imported_section(results)]
+    )
+
+
 def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
     generator = random.Random(0)
     rows = [

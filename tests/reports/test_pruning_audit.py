@@ -13,6 +13,8 @@ from reports.charts.filtered_effects import compute_audited_subset
 from reports.errors import ReportError
 from reports.hypotheses import HYPOTHESES, read_hypotheses
 from reports.hypotheses import render_page as render_hypotheses
+from reports.page.answer import format_headline
+from reports.page.sections import build_section
 from reports.stats.audited_effects import (
     MIN_STOPPED,
     estimate_audited_effects,
@@ -170,6 +172,8 @@ def test_pruned_study_without_estimates_says_why(sqlite_url, options, reason):
     effects = load("made", storage=sqlite_url).effects()
     assert effects.effects == []
     assert reason in repr(effects)
+    headline = format_headline([build_section(results_of(sqlite_url, "made"))])
+    assert headline.rpartition("; ")[2][0].islower()
 
 
 def test_architectures_of_a_pruned_study_are_audited_at_their_best(sqlite_url):

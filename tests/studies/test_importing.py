@@ -7,6 +7,7 @@ import optuna
 import pytest
 
 from rnn_search import load
+from search.progress import format_status
 from studies.errors import ConfigError, ImportedStudyError, StudiesError, TableError
 from studies.errors import StudyExistsError as ExistsError
 from studies.importing.options import ImportOptions
@@ -119,7 +120,10 @@ def test_seed_numbers_replicates_prefixes_are_stripped_and_curves_are_read(table
     assert params_of(trials)[1] == {"lr": 0.1, "replicate": 8}
     study = optuna.load_study(study_name="table", storage=table.url)
     assert study.metric_names == ["accuracy"]
-    best = load("table", storage=table.url).status.best
+    loaded = load("table", storage=table.url)
+    line = "highest accuracy 0.6, mean of 2 runs, lr 0.2"
+    assert line in format_status(loaded.status, loaded.config)
+    best = loaded.status.best
     assert (best.number, best.value, best.runs, best.architecture) == (2, 0.6, 2, "lr 0.2")
     assert [trial.intermediate_values for trial in study.trials] == 4 * [{10: 0.9}]
     with pytest.raises(ExistsError, match="choose another --name"):
