@@ -110,10 +110,11 @@ class SlurmLauncher:
         ]
 
     def list_jobs(self, name: str) -> list[Job]:
-        """List the jobs of this user with the study's name."""
+        """List the jobs of this user with the study's name, by their numbers."""
         listed = _run("squeue", *_select(name), "--noheader", "--array", "--format=%i|%T|%N")
         fields = [line.split("|") for line in listed.splitlines() if line.count("|") == 2]
-        return [Job(job, state.lower(), host) for job, state, host in fields]
+        jobs = [Job(job, state.lower(), host) for job, state, host in fields]
+        return sorted(jobs, key=lambda job: list(map(int, re.findall(r"\d+", job.id))))
 
     def cancel(self, name: str) -> str:
         """Cancel all jobs: SLURM sends SIGTERM, and SIGKILL after its ``KillWait``."""
