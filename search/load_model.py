@@ -103,9 +103,10 @@ def load_trial_model(
             open_store(artifacts, storage, "weights", read_only=True), record.artifact_folder
         )
         trials = read_trials(opened, loaded._study_id)
-    by_number = {row.number: row for row in trials}
+    complete = {row.number: row for row in trials if row.state is TrialState.COMPLETE}
     ranking = rank_trials(trials, config, record.looks)
-    ranked = [by_number[run.number] for each in ranking for run in each.runs]
+    ranked = [complete.pop(run.number) for each in ranking for run in each.runs]
+    ranked += complete.values()  # runs after the planned look in force
     stored = weights.list_trials()
     available = [t for t in ranked if t.number in stored]
     chosen = next((t for t in available if trial is None or t.number == trial), None)

@@ -4,6 +4,7 @@ import pytest
 from helpers import study_attributes
 from optuna.trial import TrialState
 
+from rnn.errors import SavedModelError
 from search.errors import WeightsNotFoundError
 from search.load_model import load_trial_model
 from search.replicates import join_looks, plan_looks, plan_runs, record_look
@@ -149,6 +150,18 @@ def test_look_and_its_trials_are_stored_once(looked):
     trials = read_trials(looked, study._study_id)
     assert [(t.params["layers"], t.params["replicate"]) for t in trials[6:]] == [(1, 6), (3, 6)]
     assert all(t.state is TrialState.WAITING for t in trials[6:])
+
+
+def test_weights_of_a_run_after_the_look_in_force_are_found(looked, sqlite_url):
+    study = load_study(looked, "looked")
+    record = read_study_record(study)
+    record_look(looked, study, record, look_at(2, 0, 4))
+    trial_id = looked.claim(study._study_id, "me")
+    looked.finish(trial_id, "me", TrialState.COMPLETE, 6.0, {})
+    weights = WeightStore(open_store(None, sqlite_url, "weights"), record.artifact_folder)
+    weights.write(6, b"damaged")
+    with pytest.raises(SavedModelError):  # and not that there are none
+        load_trial_model("looked", 6, sqlite_url, None)
 
 
 def test_look_waits_for_trials_that_a_worker_holds(looked):
