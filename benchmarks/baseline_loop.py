@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rnn.codegen.module_code import generate_module
 from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, OptimizerConfig
 from rnn.data.corpus import ByteArray, load_corpus
+from rnn.source_code import generate_module
 from rnn.training.loop import EMA_INIT, TrainConfig, sample_batch
 
 
@@ -36,7 +36,7 @@ class PlainTraining:
         settings: TrainConfig,
         device: torch.device | None = None,
     ) -> None:
-        # PyTorch's default: rnn.training.precision may have selected another library.
+        # PyTorch's default: rnn.training.devices may have selected another library.
         if (onednn := getattr(torch.backends.mkldnn, "matmul", None)) is not None:
             onednn.fp32_precision = "none"
         names: dict[str, Any] = {"__name__": "network"}
@@ -60,7 +60,8 @@ class PlainTraining:
         """Train on the t-th token of the sequence."""
         x = self.network.embedding(self._one_hot[t])  # (B, n)
         for index, layer in enumerate(self.network.layers):
-            x, self._states[index] = layer(x, self._states[index])  # (B, n) each
+            x, state = layer(x, self._states[index])  # (B, n) each
+            self._states[index] = state.detach()
         logits = self.network.head(x)  # (B, 256)
         loss = nn.functional.cross_entropy(logits, self._tokens[t + 1])
         self.optimizer.zero_grad()

@@ -1,16 +1,23 @@
-"""Speed of users' own cells in lockstep by ``torch.vmap``, relative to one after another."""
+"""Speed of the autograd engine in lockstep by ``torch.vmap``, relative to one after another."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from rnn.cells.loading import load_cell
-from rnn.cells.source import read_cell_source
-from rnn.config import CellConfig, OptimizerConfig, Precision, TrialConfig
+from rnn.config import (
+    BaselineConfig,
+    CellConfig,
+    GatedConfig,
+    OptimizerConfig,
+    Precision,
+    TrialConfig,
+)
 from rnn.data.corpus import ByteArray, load_corpus
-from rnn.models.factory import build_network
+from rnn.engines import build_network
+from rnn.own_cells import load_cell, read_cell_source
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.worker.lockstep_size import auto_lockstep
 
@@ -19,6 +26,13 @@ CELLS = {
     "LayerNormGRU": "examples/cells/layer_norm_gru.py",
     "DiagonalLRU": "examples/cells/diagonal_lru.py",
 }
+
+BUILT_IN: dict[str, Callable[[int], BaselineConfig | GatedConfig]] = {
+    "gru": partial(BaselineConfig, "gru", 2),
+    "lstm": partial(BaselineConfig, "lstm", 2),
+    "gated, 4 steps": partial(GatedConfig, False, True, False, True, True, "new", 2),
+}
+BPTT_STEPS = {"gated, 4 steps": 4}
 
 STATE_SIZES, BATCH_SIZES, COUNTS = (32, 256), (32, 256), (1, 4, 16)
 
@@ -35,37 +49,37 @@ def measure() -> Iterator[str]:
     columns = "".join(f"   {count:2} in lockstep" for count in COUNTS[1:])
     columns += "   --lockstep auto"
     yield (
-        "own cells, two layers, one thread: milliseconds per network and step, one after another; "
+        "two layers, one thread: milliseconds per network and step, one after another; "
         f"then how many times faster in lockstep, minimum of {ROUNDS} each; last, how many "
         "--lockstep auto trains together"
     )
     for precision in ("fp32", "bf16"):
-        yield f"  {precision}                             alone{columns}"
-        for name in CELLS:
+        yield f"  {precision}                              alone{columns}"
+        for name in (*BUILT_IN, *CELLS):
             for state_size in STATE_SIZES:
                 for batch_size in BATCH_SIZES:
                     config = _load_config(name, state_size)
-                    auto = auto_lockstep(
-                        TrialConfig(config), batch_size, precision, torch.device("cpu")
-                    )
+                    auto = auto_lockstep(config, batch_size, precision, torch.device("cpu"))
                     alone, *stacked = _seconds_per_step(
                         config, (*COUNTS, auto), batch_size, text, precision
                     )
                     ratios = "".join(f"   {alone / each:12.2f}×" for each in stacked)
                     yield (
-                        f"  {name:13} n {state_size:3}  batch {batch_size:3}  "
+                        f"  {name:14} n {state_size:3}  batch {batch_size:3}  "
                         f"{1000 * alone:8.2f} ms{ratios} ({auto})"
                     )
 
 
-def _load_config(name: str, state_size: int) -> CellConfig:
+def _load_config(name: str, state_size: int) -> TrialConfig:
+    if name in BUILT_IN:
+        return TrialConfig(BUILT_IN[name](state_size), bptt_steps=BPTT_STEPS.get(name, 1))
     source = read_cell_source(f"{CELLS[name]}:{name}", Path(__file__).parents[1])
     load_cell(source)
-    return CellConfig(name, source.sha256, (), 2, state_size)
+    return TrialConfig(CellConfig(name, source.sha256, (), 2, state_size))
 
 
 def _seconds_per_step(
-    architecture: CellConfig,
+    config: TrialConfig,
     counts: Sequence[int],
     batch_size: int,
     text: ByteArray,
@@ -75,7 +89,7 @@ def _seconds_per_step(
 
     def run(count: int, steps: int) -> float:
         configs = [
-            TrialConfig(architecture, optimizer=OptimizerConfig(learning_rate=0.001 + k / 1e6))
+            config._replace(optimizer=OptimizerConfig(learning_rate=0.001 + k / 1e6))
             for k in range(count)
         ]
         network = build_network(configs, 0, precision)

@@ -32,11 +32,9 @@ from rnn.config import (
 )
 from rnn.data.corpus import load_corpus
 from rnn.errors import DeviceError
-from rnn.stacked.flat_parameters import NamedTensors
-from rnn.stacked.network import draw_initial_weights
-from rnn.training.devices import is_out_of_memory, resolve_device
+from rnn.network import NamedTensors, draw_initial_weights
+from rnn.training.devices import check_precision, is_out_of_memory, resolve_device
 from rnn.training.loop import TrainLoop
-from rnn.training.precision import check_precision
 
 STAGE_ONE_STEPS = 10_000
 
@@ -73,7 +71,6 @@ class Scale:
         stage_one: networks in lockstep of each size of stage one.
         baseline_size: layers and state size of baselines and gradient windows.
         windows: ``bptt_steps``.
-        max_padded_state: largest state size of networks that are padded.
         streams: B.
         log_every: steps between two log points.
         seconds: time for each speed.
@@ -85,7 +82,6 @@ class Scale:
     stage_one: dict[tuple[int, int], int]
     baseline_size: tuple[int, int]
     windows: tuple[int, ...]
-    max_padded_state: int
     streams: int
     log_every: int
     seconds: float
@@ -100,7 +96,6 @@ GPU = Scale(
     },
     baseline_size=(2, 256),
     windows=(1, 16),
-    max_padded_state=64,
     streams=256,
     log_every=50,
     seconds=1.0,
@@ -114,7 +109,6 @@ REHEARSAL = replace(
     stage_one={(layers, size): 6 for size in (8, 16) for layers in (1, 2, 3)},
     baseline_size=(2, 16),
     windows=(1, 4),
-    max_padded_state=8,
     streams=8,
     log_every=5,
     seconds=0.1,
@@ -222,13 +216,6 @@ class Benchmark:
                 measured = yield from self._row(name, precision, configs[:count], plain)
                 if measured is not None:
                     self._speeds[precision, size, count] = measured.steps_per_second
-            count = scale.counts[-1]
-            is_padded = size[1] <= scale.max_padded_state
-            row = f"{name}, {'not ' * is_padded}padded"
-            for precision in scale.precisions:
-                yield from self._row(
-                    row, precision, configs[:count], plain, is_padded=not is_padded
-                )
 
     def other_sizes(self) -> Iterator[str]:
         """Yield rows of the other sizes of stage one."""
@@ -294,7 +281,6 @@ class Benchmark:
         architectures: Sequence[NetworkConfig],
         plain: float | None,
         window: int = 1,
-        is_padded: bool | None = None,
     ) -> Generator[str, None, Measurement | None]:
         """Yield a row of the table, and return what was measured."""
         settings, count = self._settings, len(architectures)
@@ -305,7 +291,7 @@ class Benchmark:
             return None
         try:
             check_precision(precision, settings.device)
-            measured, limit = self._measure(precision, architectures, window, is_padded)
+            measured, limit = self._measure(precision, architectures, window)
         except DeviceError as error:
             yield f"{head}  skipped: {error}"
             return None
@@ -325,23 +311,16 @@ class Benchmark:
         precision: TrainingPrecision,
         architectures: Sequence[NetworkConfig],
         window: int,
-        is_padded: bool | None,
     ) -> tuple[Measurement, float]:
         """Return what was measured of a training, and its share of the limit."""
-        if is_padded is None:
-            is_padded = architectures[0].state_size <= self._scale.max_padded_state
         settings = self._settings
         configs = [TrialConfig(each, bptt_steps=window) for each in architectures]
         for config in configs:
             if config not in self._weights:
                 drawn = draw_initial_weights(config, 0)
                 self._weights[config] = {name: each.float() for name, each in drawn.items()}
-        # The products of the equations: those of constants, where there is padding, do not count.
-        network = build(configs, settings, precision, self._weights, is_padded=False)
+        network = build(configs, settings, precision, self._weights)
         shapes = matmul_shapes(TrainLoop(network, settings.text, settings.train_config()))
-        if is_padded:
-            network = build(configs, settings, precision, self._weights, is_padded=True)
-            free_memory(settings.device)
         measured = measure_training(network, settings, precision)
         del network
         free_memory(settings.device)

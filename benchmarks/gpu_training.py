@@ -17,12 +17,12 @@ from benchmarks.baseline_loop import PlainTraining
 from benchmarks.matmul_limit import Shape, count_operations
 from rnn.config import GatedConfig, Precision, TrialConfig
 from rnn.data.corpus import ByteArray
-from rnn.models.factory import TrainableNetwork, build_network
-from rnn.stacked.flat_parameters import NamedTensors
+from rnn.engines import Engine, build_network
+from rnn.network import NamedTensors
 from rnn.stacked.network import NetworkStack
-from rnn.training.graph import WARMUP_STEPS, GraphRunner, find_recorder
+from rnn.training.devices import configure_matmul
 from rnn.training.loop import TrainConfig, TrainLoop
-from rnn.training.precision import configure_matmul
+from rnn.training.step import WARMUP_STEPS, GraphRunner, find_recorder
 
 CHECKED_STEPS = 16
 """Steps of the trainings whose results are compared; more for gradients through time."""
@@ -95,26 +95,17 @@ def build(
     settings: Settings,
     precision: Precision,
     weights: Mapping[TrialConfig, NamedTensors] | None = None,
-    is_padded: bool | None = None,
-) -> TrainableNetwork:
+) -> Engine:
     """Build networks; gated ones as on a GPU, whatever the device."""
     device = settings.device
     if isinstance(configs[0].architecture, GatedConfig) and configs[0].bptt_steps == 1:
         return NetworkStack(
-            configs,
-            0,
-            precision,
-            device=device,
-            weights=weights,
-            static_graph=True,
-            is_padded=is_padded,
+            configs, 0, precision, device=device, weights=weights, static_graph=True
         )
     return build_network(configs, 0, precision, device=device, weights=weights)
 
 
-def measure_training(
-    network: TrainableNetwork, settings: Settings, precision: Precision
-) -> Measurement:
+def measure_training(network: Engine, settings: Settings, precision: Precision) -> Measurement:
     """Measure the training of networks, and what it repeats.
 
     Args:
@@ -190,7 +181,7 @@ def measure_products(
     return least
 
 
-def _measure_steps(network: TrainableNetwork, settings: Settings) -> Measurement:
+def _measure_steps(network: Engine, settings: Settings) -> Measurement:
     device = settings.device
     loop = TrainLoop(network, settings.text, settings.train_config())
     tokens, targets, _ = next(iter(loop._steps()))
@@ -230,7 +221,7 @@ def _measure_speed(loop: TrainLoop, settings: Settings) -> float:
 
 
 def _check_repetition(
-    network: TrainableNetwork, settings: Settings, initial: Tensor
+    network: Engine, settings: Settings, initial: Tensor
 ) -> tuple[list[str], dict[TrialConfig, float]]:
     """Return what is not equal bit for bit, and the losses of the networks."""
 
@@ -252,7 +243,7 @@ def _check_repetition(
 
 
 def _check_removal(
-    network: TrainableNetwork,
+    network: Engine,
     settings: Settings,
     initial: Tensor,
     expected: Mapping[TrialConfig, float],
@@ -273,7 +264,7 @@ def _check_removal(
     return seconds, [] if is_close else [f"after a removal by {largest:.1e}"]
 
 
-def _restart(network: TrainableNetwork, settings: Settings, initial: Tensor) -> TrainLoop:
+def _restart(network: Engine, settings: Settings, initial: Tensor) -> TrainLoop:
     network.parameters.load_flat(initial)
     return TrainLoop(network, settings.text, settings.train_config(1))
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rnn.training.devices import configure_matmul
 from rnn.training.loop import TrainLoop
-from rnn.training.precision import configure_matmul
 
 Shape = tuple[int, int, int]
 """Sizes (i, j, k) of a product of (i, j) by (j, k)."""

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from rnn.config import GatedConfig, Precision, TrialConfig
 from rnn.data.corpus import load_corpus
-from rnn.models.factory import build_network
+from rnn.engines import build_network
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.worker.cpu_budget import cores
 from studies.loader import load_config_file

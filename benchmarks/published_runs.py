@@ -13,6 +13,7 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from rnn.config import GatedConfig
+from rnn.network import count_parameters
 from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
 from studies.cli import run_command
 from studies.config import StudyConfig
@@ -95,7 +96,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
         attributes = {
             "seconds": row["seconds"],
             "steps_per_second": STEPS / row["seconds"],
-            "parameter_count": network.parameter_count(),
+            "parameter_count": count_parameters(network),
         }
         curve = {step: row[column] for column, step in steps.items()}
         storage.report(trial_id, "loader", curve)

@@ -12,10 +12,10 @@ from benchmarks.baseline_loop import PlainTraining
 from benchmarks.matmul_limit import matmul_shapes, min_seconds
 from rnn.config import STATE_SOURCES, GatedConfig, Precision, TrialConfig
 from rnn.data.corpus import ByteArray, load_corpus
-from rnn.models.factory import TrainableNetwork, build_network
+from rnn.engines import Engine, build_network
 from rnn.stacked.network import NetworkStack
+from rnn.training.devices import supports_bf16
 from rnn.training.loop import TrainConfig, TrainLoop
-from rnn.training.precision import supports_bf16
 from search.worker.cpu_budget import cores
 
 ROUNDS = 5
@@ -132,9 +132,7 @@ def _pytorch_stack(
     return NetworkStack(trial_configs, 0, precision, static_graph=static_graph)
 
 
-def _step_seconds(
-    stack: TrainableNetwork, text: ByteArray, steps: int, batch_size: int = 256
-) -> float:
+def _step_seconds(stack: Engine, text: ByteArray, steps: int, batch_size: int = 256) -> float:
     loop = TrainLoop(stack, text, _settings(steps, batch_size))
     return _seconds(lambda: list(loop.train())) / steps
 

@@ -22,9 +22,6 @@ _OBJECTIVES = {
 
 _CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
-OPTIMIZER_NAMES = {"adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "sgd": "SGD"}
-"""Names of the optimizers, for a reader."""
-
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 """Characters with a meaning in Markdown, in a line of text or a table."""
 

@@ -1,12 +1,12 @@
-"""Network configs: which networks there are, their names, parameter shapes and counts.
+"""Network configs: which networks there are, and their names.
 
-This module needs no PyTorch. It holds the only lists of cells, of the values of their options and
-of precisions.
+This module needs no PyTorch. It holds the only lists of cells, of the values of their options, of
+precisions and of optimizers.
 """
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 StateSource = Literal["new", "old", "both"]
 STATE_SOURCES: tuple[StateSource, ...] = get_args(StateSource)
@@ -24,21 +24,17 @@ Precision = Literal[TrainingPrecision, "fp64"]
 """``bf16``: matrix products in bfloat16, everything else in float32. ``tf32``: a GPU rounds the
 factors of matrix products to ten bits. ``fp64``: for numerical checks."""
 
-OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
-OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
-
 ParamValue = bool | int | float | str
 """Value of a parameter of a trial."""
 
 BYTE_VOCAB_SIZE = 256
 
 _CELL_LABELS: dict[BaselineCell, str] = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
-_GATES_PER_CELL: dict[BaselineCell, int] = {"elman": 1, "gru": 3, "lstm": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class GatedConfig:
-    """A network of the gated cell; see :class:`rnn.models.gated.GatedLayer` for the equations.
+    """A network of the gated cell; see :class:`rnn.cells.GatedCell` for the equations.
 
     Attributes:
         input_gate: whether a gate scales the layer's input and previous state before their use.
@@ -46,15 +42,17 @@ class GatedConfig:
         output_gate: whether a learned gate scales the output; otherwise the output gates itself
             (SiLU).
         state_gate: whether a gate mixes the candidate with the previous state, as in a GRU.
-        residual: whether the read-out reads the layer's input.
-        state_source: states that the read-out reads.
+        residual: whether the read-out, which computes the layer's output, reads the layer's input
+            as well.
+        state_source: state that the read-out reads: the new one, that of the previous step, or
+            both.
         layers: number of stacked layers.
         state_size: n, the size of the states, the layers' outputs and the embedding.
         gate_inputs: what the state gate and the forget gate read: the layer's input and previous
             state (``"state"``), or the candidate as well (``"candidate"``). Fixed within a study.
 
     Raises:
-        ValueError, TypeError: if a value is not allowed.
+        ValueError: if a value is not allowed.
     """
 
     input_gate: bool
@@ -68,11 +66,8 @@ class GatedConfig:
     gate_inputs: GateInputs = "state"
 
     def __post_init__(self) -> None:
-        _check_choice("state_source", self.state_source, STATE_SOURCES)
-        _check_choice("gate_inputs", self.gate_inputs, GATE_INPUTS)
-        for name in ("input_gate", "forget_gate", "output_gate", "state_gate", "residual"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is not true or false")
+        for name, choices in GATED_OPTIONS.items():
+            _check_choice(name, getattr(self, name), choices)
         _check_positive(layers=self.layers, state_size=self.state_size)
 
     @classmethod
@@ -81,9 +76,22 @@ class GatedConfig:
 
         A switch that is missing has its default, off.
         """
-        names = [field.name for field in fields(cls) if field.name != "gate_inputs"]
-        known = {**LATER_SWITCHES, **params}
-        return cls(**{name: known[name] for name in names}, gate_inputs=gate_inputs)
+        known = {**LATER_SWITCHES, **params, "gate_inputs": gate_inputs}
+        return cls(**{field.name: known[field.name] for field in fields(cls)})
+
+    @classmethod
+    def with_every_option(
+        cls, layers: int, state_size: int, gate_inputs: GateInputs = "state"
+    ) -> "GatedConfig":
+        """Build the config of the largest network of a shape."""
+        largest: dict[str, Any] = {name: choices[-1] for name, choices in GATED_OPTIONS.items()}
+        largest |= {"layers": layers, "state_size": state_size, "gate_inputs": gate_inputs}
+        return cls(**largest)
+
+    @property
+    def gates_read_candidate(self) -> bool:
+        """Whether the state gate and the forget gate read the candidate."""
+        return self.gate_inputs == "candidate"
 
     @property
     def reads_new_state(self) -> bool:
@@ -126,33 +134,13 @@ class GatedConfig:
         switches = "".join(str(int(switch)) for switch in (*gates, self.residual))
         return f"{switches}-{self.state_source}-{self.layers}-{self.state_size}-{self.gate_inputs}"
 
-    def param_shapes(self, vocab_size: int = BYTE_VOCAB_SIZE) -> dict[str, tuple[int, int]]:
-        """Return the shapes of the network's linear maps, in the order of their initialization.
 
-        Returns:
-            The name of each map to (inputs, outputs): the shape of its weight; its bias has the
-            shape (outputs,). Options that are off have no map.
-        """
-        n = self.state_size
-        gate_inputs = 3 * n if self.gate_inputs == "candidate" else 2 * n
-        read = n * (self.reads_new_state + self.reads_previous_state + self.residual)
-        layer = {
-            "input_gate": (2 * n, 2 * n) if self.input_gate else None,
-            "candidate": (2 * n, n),
-            "state_gate": (gate_inputs, n) if self.state_gate else None,
-            "forget_gate": (gate_inputs, n) if self.forget_gate else None,
-            "read_out": (read, n),
-            "output_gate": (n + read, n) if self.output_gate else None,
-        }
-        shapes = {"embedding": (vocab_size, n)}
-        for index in range(self.layers):
-            shapes |= {f"layers.{index}.{name}": shape for name, shape in layer.items() if shape}
-        return shapes | {"head": (n, vocab_size)}
-
-    def parameter_count(self, vocab_size: int = BYTE_VOCAB_SIZE) -> int:
-        """Count all weights and biases, embedding and head included."""
-        return _count_parameters(self.param_shapes(vocab_size))
-
+GATED_OPTIONS: dict[str, tuple[ParamValue, ...]] = {
+    field.name: (False, True) if field.type is bool else get_args(field.type)
+    for field in fields(GatedConfig)
+    if field.name not in ("layers", "state_size")
+}
+"""Values of each option of the gated cell; the last one makes the largest network."""
 
 LATER_SWITCHES: dict[str, ParamValue] = {
     field.name: field.default
@@ -165,7 +153,7 @@ off."""
 
 @dataclass(frozen=True, slots=True)
 class BaselineConfig:
-    """A network of a baseline cell; see :mod:`rnn.models.baselines` for the equations.
+    """A network of a baseline cell; see :mod:`rnn.cells` for the equations.
 
     Attributes:
         cell: cell of all layers.
@@ -193,23 +181,6 @@ class BaselineConfig:
     def init_key(self) -> str:
         """String that seeds the initial weights; it must never change."""
         return f"{self.cell}-{self.layers}-{self.state_size}"
-
-    def param_shapes(self, vocab_size: int = BYTE_VOCAB_SIZE) -> dict[str, tuple[int, int]]:
-        """Return the shapes of the network's linear maps; see :meth:`GatedConfig.param_shapes`.
-
-        ``input`` and ``state`` of a layer are PyTorch's ``weight_ih`` and ``weight_hh``,
-        transposed, and their biases, with the gates in PyTorch's order.
-        """
-        n = self.state_size
-        shape = n, _GATES_PER_CELL[self.cell] * n
-        shapes = {"embedding": (vocab_size, n)}
-        for index in range(self.layers):
-            shapes |= {f"layers.{index}.input": shape, f"layers.{index}.state": shape}
-        return shapes | {"head": (n, vocab_size)}
-
-    def parameter_count(self, vocab_size: int = BYTE_VOCAB_SIZE) -> int:
-        """Count all weights and biases, embedding and head included."""
-        return _count_parameters(self.param_shapes(vocab_size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,34 +224,38 @@ class CellConfig:
 
 NetworkConfig = GatedConfig | BaselineConfig | CellConfig
 
-RESERVED_OPTION_NAMES = frozenset(
-    {
-        *(field.name for field in fields(GatedConfig)),
-        *("cell", "replicate", "exclude", "training", "input_size"),
-        *("steps", "batch_size", "sequence_length", "log_every", "smoothing", "bptt_steps"),
-        *("optimizer", "learning_rate", "beta1", "beta2", "weight_decay", "momentum"),
-        "gradient_clipping",
-        # Columns of the trial table, which has one for each parameter.
-        *("study", "number", "state", "value", "label", "architecture", "started", "completed"),
-        *(
-            "training_loss",
-            "training_mean_loss",
-            "validation_loss",
-            "validation_bits_per_byte",
-            "validation_stderr",
-        ),
-        *("context_bins", "context_excess", "context_stderr", "context_loss", "recall_accuracy"),
-        *("effective_context", "effective_context_low", "effective_context_high"),
-        *("test_bits_per_byte", "test_stderr", "min_loss", "sample", "parameter_count"),
-        *("steps_per_second", "seconds", "host", "worker", "device", "threads", "lockstep"),
-        *("precision", "seed", "python", "torch", "code", "earlier_code", "earlier_torch"),
-        *("failure", "error", "retries", "rung", "keep_probability", "predicted_value", "reason"),
-        *("predicted_scale", "audited"),
-        "source_trials",
-    }
-)
-"""Names that an option of a user's own cell cannot have: other parameters of a study, and columns
-of its table of trials, have them."""
+
+class OptimizerTraits(NamedTuple):
+    """What all but the update itself needs to know about an optimizer.
+
+    Attributes:
+        title: name for a reader.
+        settings: settings of :class:`OptimizerConfig` that it uses, of those that not all use.
+        moments: moments of the gradient that it keeps, ``"first"`` or ``"second"``.
+        temporaries: number of tensors of the weights' size that an update allocates.
+    """
+
+    title: str
+    settings: tuple[str, ...]
+    moments: tuple[str, ...]
+    temporaries: int = 0
+
+
+OPTIMIZERS = {
+    "adam": OptimizerTraits("Adam", ("beta1", "beta2"), ("first", "second")),
+    "adamw": OptimizerTraits("AdamW", ("beta1", "beta2"), ("first", "second")),
+    "rmsprop": OptimizerTraits("RMSprop", ("beta2",), ("second",), temporaries=2),
+    "sgd": OptimizerTraits("SGD", ("momentum",), ("first",)),
+}
+"""Every optimizer; :mod:`rnn.training.optimizer` has an update for each."""
+
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+
+Schedule = Literal["constant", "cosine", "linear"]
+"""What the learning rate does after its warm-up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,13 +263,15 @@ class OptimizerConfig:
     """Settings of an optimizer; :mod:`rnn.training.optimizer` has the equations.
 
     Attributes:
-        name: ``"adam"``, ``"adamw"``, ``"rmsprop"`` or ``"sgd"``.
+        name: one of :data:`OPTIMIZERS`.
         learning_rate: α.
-        beta1: β₁, decay of the first moment, of Adam and AdamW.
-        beta2: β₂, decay of the mean square of the gradient, of Adam, AdamW and RMSprop.
+        beta1: β₁, decay of the first moment.
+        beta2: β₂, decay of the mean square of the gradient.
         weight_decay: λ, decoupled from the gradient in AdamW, added to it elsewhere.
         momentum: μ, of SGD.
         gradient_clipping: maximum norm of a network's gradient; 0 for none.
+        schedule: what the learning rate does after the warm-up.
+        warmup_steps: updates over which the learning rate rises from 0.
     """
 
     name: OptimizerName = "adam"
@@ -304,6 +281,8 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     momentum: float = 0.9
     gradient_clipping: float = 0.0
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
 
 
 class TrialConfig(NamedTuple):
@@ -337,8 +316,8 @@ def format_value(value: ParamValue) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+def _check_choice(name: str, value: ParamValue, choices: tuple[ParamValue, ...]) -> None:
+    if value not in choices or type(value) is not type(choices[0]):  # 1 is not True
         expected = ", ".join(map(repr, choices))
         raise ValueError(f"{name} is {str(value)[:40]!r}: expected one of {expected}")
 
@@ -347,7 +326,3 @@ def _check_positive(**values: int) -> None:
     for name, value in values.items():
         if type(value) is not int or value < 1:  # a bool is no number here
             raise ValueError(f"{name} is {str(value)[:40]}: expected an integer of 1 or more")
-
-
-def _count_parameters(shapes: Mapping[str, tuple[int, int]]) -> int:
-    return sum((inputs + 1) * outputs for inputs, outputs in shapes.values())

@@ -1,15 +1,4 @@
-"""Exceptions of the package ``rnn``.
-
-::
-
-    RNNError
-    ├── CellError          a user's own cell is missing, damaged or breaks the contract of a cell
-    ├── CorpusError        a corpus is missing, empty, too short or has the wrong content
-    ├── DeviceError        a device or its precision is not available
-    ├── CheckpointError    a checkpoint is damaged, of another format or of another training
-    ├── TokenizerError     a serialized tokenizer is damaged
-    └── SavedModelError    a model file is damaged or of another format
-"""
+"""Exceptions of the package ``rnn``."""
 
 
 class RNNError(Exception):
@@ -17,11 +6,11 @@ class RNNError(Exception):
 
 
 class CellError(RNNError):
-    """A user's own cell cannot be used."""
+    """A user's own cell is missing, damaged or breaks the contract of a cell."""
 
 
 class CorpusError(RNNError):
-    """A corpus cannot be used."""
+    """A corpus is missing, empty, too short or has the wrong content."""
 
 
 class DeviceError(RNNError):
@@ -29,12 +18,12 @@ class DeviceError(RNNError):
 
 
 class CheckpointError(RNNError):
-    """A checkpoint cannot be resumed from."""
+    """A checkpoint is damaged, of another format or of another training."""
 
 
 class TokenizerError(RNNError):
-    """A serialized tokenizer cannot be read."""
+    """A serialized tokenizer is damaged."""
 
 
 class SavedModelError(RNNError):
-    """A model file cannot be read."""
+    """A model file is damaged or of another format."""

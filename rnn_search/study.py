@@ -364,7 +364,7 @@ class Trial:
             WeightsNotFoundError: if its weights are not stored.
             SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
         """
-        from rnn.inference.saved_model import build_trained_module
+        from rnn.export import build_trained_module
         from search.load_model import load_trial_model
 
         return build_trained_module(load_trial_model(*self._place).model)

@@ -7,24 +7,19 @@ opened by its stored name. A copy is executed only if its SHA-256 is the one in 
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from rnn.cells.loading import load_cell, loaded_source
-from rnn.cells.options import cell_options
-from rnn.cells.source import MAX_SOURCE_BYTES, CellSource, read_cell_source
-from rnn.config import CellConfig
 from rnn.errors import CellError
+from rnn.own_cells import CellSource, load_cell, loaded_source, read_cell_source
 from studies.artifacts import Store, store_location
-from studies.cell_record import CellRecord, OptionRecord, cell_name
+from studies.attributes import RESERVED_OPTION_NAMES
+from studies.cell_record import CellRecord, cell_name, read_options
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ArtifactsError, ConfigMismatchError
-
-MAX_NAME_BYTES = 200
-"""Length of the name of a class, which names a file."""
 
 
 def load_cells(file: ConfigFile) -> ConfigFile:
@@ -55,25 +50,22 @@ def load_cells(file: ConfigFile) -> ConfigFile:
 
 
 def load_record(spec: str, folder: Path) -> CellRecord:
-    """Load a cell, as :func:`rnn.cells.source.read_cell_source` finds it; return what is stored.
+    """Load a cell, as :func:`rnn.own_cells.read_cell_source` finds it; return what is stored.
 
     Raises:
-        CellError: if its source cannot be read, or does not define a cell.
+        CellError: if its source cannot be read, or does not define a cell that can be searched.
     """
     source = read_cell_source(spec, folder)
-    if len(source.name.encode()) > MAX_NAME_BYTES:
-        raise CellError(
-            f"cell {source.name[:40]}… has a name of {len(source.name)} characters: expected a "
-            "shorter one"
-        )
-    options = {
-        name: OptionRecord(
-            type=option.type,
-            choices=None if option.choices is None else list(option.choices),
-            default=option.default,
-        )
-        for name, option in cell_options(load_cell(source)).items()
-    }
+    try:
+        options = read_options(load_cell(source))
+    except ValueError as error:
+        raise CellError(str(error)) from error
+    for name in options:
+        if name in RESERVED_OPTION_NAMES:
+            raise CellError(
+                f"cell {source.name} has an option {name}, which is the name of another parameter "
+                "or result of a trial: rename the option"
+            )
     return CellRecord(spec=spec, sha256=source.sha256, options=options)
 
 
@@ -90,16 +82,15 @@ class CellStore:
         self._folder = folder
 
     def save(self, cells: Mapping[str, CellRecord]) -> None:
-        """Write the sources of cells, which are loaded, unless they are there.
+        """Write the sources of cells, which are loaded.
 
         Raises:
             ArtifactsError: if one cannot be written.
         """
         for name, record in cells.items():
-            text = loaded_source(_any_network(name, record)).text
+            text = loaded_source(name, record.sha256).text
             try:
-                if self._read(name) != text.encode():
-                    self._store.write(self._file_name(name), io.BytesIO(text.encode()))
+                self._store.write(self._file_name(name), io.BytesIO(text.encode()))
             except Exception as error:  # of the file system or the bucket
                 raise ArtifactsError(
                     f"the source of cell {name} cannot be written to {self._location} ({error}): "
@@ -114,35 +105,28 @@ class CellStore:
         """
         for name, record in cells.items():
             with contextlib.suppress(CellError):
-                loaded_source(_any_network(name, record))
+                loaded_source(name, record.sha256)
                 continue
             load_cell(self._read_source(name, record))
 
     def _read_source(self, name: str, record: CellRecord) -> CellSource:
         where = f"the source of cell {name} in {self._location}"
         try:
-            content = self._read(name)
-        except ArtifactsError:
-            raise
+            with contextlib.closing(self._store.open_reader(self._file_name(name))) as reader:
+                content = reader.read()
+        except ArtifactNotFound as error:
+            raise CellError(
+                f"{where} is missing: check --artifacts, or use the study's own file"
+            ) from error
         except Exception as error:  # of the file system or the bucket
             raise CellError(f"{where} cannot be read ({error}): check --artifacts") from error
-        if content is None:
-            raise CellError(f"{where} is missing: check --artifacts, or use the study's own file")
-        with contextlib.suppress(UnicodeDecodeError):
-            source = CellSource(record.spec, name, content.decode())
-            if source.sha256 == record.sha256:
-                return source
-        raise CellError(
-            f"{where} is not the file that the study was created with (SHA-256 "
-            f"{record.sha256[:8]}…): restore it"
-        )
-
-    def _read(self, name: str) -> bytes | None:
-        try:
-            with contextlib.closing(self._store.open_reader(self._file_name(name))) as reader:
-                return reader.read(MAX_SOURCE_BYTES + 1)
-        except ArtifactNotFound:
-            return None
+        source = CellSource(record.spec, name, content.decode(errors="replace"))
+        if source.sha256 != record.sha256:
+            raise CellError(
+                f"{where} is not the file that the study was created with (SHA-256 "
+                f"{record.sha256[:8]}…): restore it"
+            )
+        return source
 
     @property
     def _location(self) -> str:
@@ -166,15 +150,3 @@ def check_sources(study: str, stored: StudyConfig, local: StudyConfig) -> None:
                 f"({old.spec.rpartition(':')[0]}, SHA-256 {old.sha256[:8]}…, here "
                 f"{new.sha256[:8]}…): restore the file, or choose another --name"
             )
-
-
-def without_cells(differences: Iterable[str]) -> list[str]:
-    """Return the differences of two configs without those of cells.
-
-    Which cells a study has, its search space says; :func:`check_sources` compares their files.
-    """
-    return [line for line in differences if not line.startswith("cells.")]
-
-
-def _any_network(name: str, record: CellRecord) -> CellConfig:
-    return CellConfig(name, record.sha256, (), 1, 1)

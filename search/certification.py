@@ -1,15 +1,43 @@
-"""Certification of users' own cells, before their first trial."""
+"""Certification of users' own cells: what a cell must do, checked on tiny networks of it.
 
+V is the number of byte tokens, B the number of streams, T the number of time steps.
+"""
+
+import inspect
+import itertools
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from rnn.cells.loading import describe_error
-from rnn.config import CellConfig, ParamValue, format_value
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rnn.config import (
+    BYTE_VOCAB_SIZE,
+    CellConfig,
+    OptimizerConfig,
+    ParamValue,
+    Precision,
+    TrialConfig,
+    format_value,
+)
+from rnn.data.tokenizer import ByteTokenizer
+from rnn.engines import Engine, build_network
 from rnn.errors import CellError
-from rnn.models.shapes import parameter_shapes
-from search.cell_checks import CHECKS
-from search.cell_processes import check_processes
-from studies.cell_record import CellRecord, OptionRecord
+from rnn.export import SavedModel, export_files
+from rnn.network import Network, build_seeded, named_tensors, network_shapes
+from rnn.own_cells import describe_error
+from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
+from rnn.training.loop import TrainConfig, TrainLoop
+from studies.cell_record import CellRecord
 from studies.config import StudyConfig
 from studies.space import CELL, Params
 
@@ -19,7 +47,303 @@ STATE_SIZE = 16
 MAX_STATE_SIZE = 64
 """State size that is large enough for a check."""
 
-LAYERS = 2
+LAYERS, STREAMS = 2, 3
+
+Answer = str | tuple[Tensor, dict[str, Tensor]]
+"""The exception of an export in a new process; or its logits, and its tensors at first."""
+
+
+def _build(config: CellConfig) -> Network:
+    return build_seeded(config, BYTE_VOCAB_SIZE, 0)
+
+
+@torch.no_grad()
+def _read(module: Network, tokens: Tensor, states: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Read tokens (T, B); return copies of the last logits (B, V) and the states after them."""
+    logits, after = module(tokens, states)
+    return [tensor.clone() for tensor in (logits, *after)]
+
+
+def _draw_tokens(steps: int, streams: int = STREAMS) -> Tensor:
+    """Return the same random tokens (steps, streams) at each call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(BYTE_VOCAB_SIZE, (steps, streams), generator=generator)
+
+
+def _train(
+    network: Engine, tokens: Tensor, states: list[Tensor] | None = None
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Yield loss, states and gradient of each step; the weights stay as they are."""
+    states = network.init_training_state(tokens.shape[1]) if states is None else states
+    for position, (read, target) in enumerate(itertools.pairwise(tokens)):
+        losses, states = network.loss_and_grad(read, target, states, position)
+        yield {"loss": [losses], "state": states, "gradient": [network.parameters.grads.clone()]}
+
+
+def _are_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+
+
+def check_numbers(config: CellConfig) -> None:
+    """Require the shapes and dtypes that networks need, and finite numbers."""
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision, streams in itertools.product(precisions, (1, STREAMS)):
+        network = build_network([TrialConfig(config, bptt_steps=2)], 0, precision)
+        for step, results in enumerate(_train(network, _draw_tokens(5, streams)), start=1):
+            for what, tensors in results.items():
+                if not all(tensor.isfinite().all() for tensor in tensors):
+                    raise CellError(
+                        f"cell {config.cell}: the {what} of step {step} is NaN or infinite in "
+                        f"{precision}: expected finite numbers"
+                    )
+
+
+def check_function(config: CellConfig) -> None:
+    """Require outputs to depend on tokens and state of their own stream and the weights alone."""
+    cell, module, other = f"cell {config.cell}", _build(config), _build(config)
+    if not _are_equal(*(list(named_tensors(each).values()) for each in (module, other))):
+        raise CellError(
+            f"{cell}: its constructor draws random numbers that are not PyTorch's: expected "
+            "initial weights that follow from torch.manual_seed"
+        )
+    tokens = _draw_tokens(4)
+    past, token = tokens[:3], tokens[3:]
+    before = _read(module, past)
+    states = [state.clone() for state in before[1:]]
+    after = _read(module, token, states)
+    if not _are_equal(before[1:], states):
+        raise CellError(
+            f"{cell}: forward changes the state that it reads in place: expected a new state, as "
+            "in h = h + x instead of h += x"
+        )
+    again = _read(module, token, states)  # what the last call has kept is of another token
+    if not _are_equal(after, again) or not _are_equal(before, _read(module, past)):
+        raise CellError(
+            f"{cell} returns other numbers for the same tokens: expected no random numbers, as in "
+            "dropout or initial_state, and nothing that is kept between two calls"
+        )
+    for n in range(STREAMS):
+        alone = _read(module, token[:, n : n + 1], [state[n : n + 1] for state in states])
+        for one, all_streams in zip(alone, after, strict=True):
+            if not torch.allclose(one, all_streams[n : n + 1], rtol=1e-4, atol=1e-5):
+                raise CellError(
+                    f"{cell}: one stream of a batch changes the output of another, as in batch "
+                    "normalisation: expected each row to depend on the same row of its input"
+                )
+    if not _are_equal(after, _read(module.eval(), token, states)):
+        raise CellError(
+            f"{cell} returns other numbers after eval(): expected the same as in training"
+        )
+
+
+def check_gradients(config: CellConfig) -> None:
+    """Require the gradient to reach every parameter within a few updates."""
+    module, tokens = _build(config), _draw_tokens(12)
+    trained = {name: each for name, each in module.named_parameters() if each.requires_grad}
+    missing = [name for name in trained if name.startswith("layers.")]
+    for start in range(8):
+        logits, _ = module(tokens[start : start + 4])
+        loss = functional.cross_entropy(logits, tokens[start + 4])
+        grads = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
+        for (name, parameter), grad in zip(trained.items(), grads, strict=True):
+            if grad.any() and name in missing:
+                missing.remove(name)
+            # Weights that are zero at first block the gradient of others at the first step only.
+            parameter.data.sub_(grad, alpha=0.1)
+    for name in missing:
+        raise CellError(
+            f"cell {config.cell}: the gradient does not reach its parameter "
+            f"{name.split('.', 2)[2]}: expected forward to use it, or a buffer"
+        )
+
+
+def check_memory(config: CellConfig) -> None:
+    """Require that nothing is kept between two calls, and no gradient if ``bptt_steps`` is 1."""
+    module, tokens = _build(config), _draw_tokens(5)
+    before = _freeze_all(named_tensors(module))
+    _read(module, tokens)
+    before |= _freeze_all(_list_attributes(module))  # the first call may build a constant mask
+    _read(module, tokens.flip(0))
+    for name, value in _freeze_all(named_tensors(module) | _list_attributes(module)).items():
+        if before.get(name) != value:
+            raise CellError(
+                f"cell {config.cell}: forward changes {name}: expected the constructor to create "
+                "all parameters and buffers, and all that changes from step to step to be in the "
+                "state"
+            )
+    trained, fresh = (build_network([TrialConfig(config)], 0) for _ in range(2))
+    *_, step = _train(trained, tokens[:4])
+    grads = [
+        next(_train(network, tokens[3:], step["state"]))["gradient"] for network in (trained, fresh)
+    ]
+    if not _are_equal(*grads):
+        raise CellError(
+            f"cell {config.cell}: the gradient of a step depends on the steps before it, with "
+            "bptt_steps = 1: expected nothing that is kept between two calls"
+        )
+
+
+def _list_attributes(module: Network) -> dict[str, Any]:
+    """Return the attributes of the layers and of their modules besides parameters and buffers."""
+    of_every_module = vars(nn.Module())
+    return {
+        f"{name}.{attribute}": value
+        for name, each in module.layers.named_modules(prefix="layers")
+        for attribute, value in vars(each).items()
+        if attribute not in of_every_module
+    }
+
+
+def _freeze_all(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: _freeze(value) for name, value in values.items()}
+
+
+def _freeze(value: object) -> object:
+    """Return the content of tensors, containers and numbers; of other objects, which it is."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape, repr(value.detach().to_dense().tolist())
+    if isinstance(value, dict):
+        return [(repr(key), _freeze(each)) for key, each in value.items()]
+    if isinstance(value, list | tuple | set | deque):
+        return list(map(_freeze, value))
+    return repr(value) if isinstance(value, str | bytes | int | float | complex) else id(value)
+
+
+def check_resumption(config: CellConfig) -> None:
+    """Require a training that is resumed from a checkpoint to be that without one."""
+    trial = TrialConfig(config, bptt_steps=2, optimizer=OptimizerConfig(learning_rate=0.01))
+    text = np.random.default_rng(0).integers(0, BYTE_VOCAB_SIZE, 50).astype(np.uint8)
+    settings = TrainConfig(
+        steps=8, batch_size=STREAMS, sequence_length=7, log_every=2, smoothing=0.5, seed=0
+    )
+
+    def train(stop: int, saved: TrainState | None = None) -> TrainState:
+        network = build_network([trial], 0, weights={trial: saved.weights} if saved else None)
+        loop = TrainLoop(network, text, settings, {trial: saved} if saved else None)
+        for point in loop.train():
+            if point.step == stop:
+                break
+        return loop.train_state(trial)
+
+    whole = train(settings.steps)
+    checkpoint = serialize_checkpoint(train(4), "check")
+    resumed = train(settings.steps, deserialize_checkpoint("check", checkpoint))
+    if not (
+        whole.curve == resumed.curve
+        and _are_equal(list(whole.weights.values()), list(resumed.weights.values()))
+        and _are_equal(whole.states, resumed.states)
+    ):
+        raise CellError(
+            f"cell {config.cell}: a training that is resumed from a checkpoint differs from one "
+            "that is not: expected all that changes from step to step to be in the state"
+        )
+
+
+CHECKS: dict[str, Callable[[CellConfig], None]] = {
+    "output, state and gradient have their shapes and are finite in fp32 and bf16": check_numbers,
+    "forward is deterministic, and the streams of a batch are independent": check_function,
+    "the gradient reaches every parameter": check_gradients,
+    "nothing is kept between two calls, and no gradient if bptt_steps is 1": check_memory,
+    "a training that is resumed from a checkpoint repeats bit for bit": check_resumption,
+}
+"""The checks in this process by what holds if they pass, in their order."""
+
+
+def check_exports(configs: Sequence[CellConfig]) -> None:
+    """Require networks to be the same in a new process, and their exports to run alone."""
+    for config, answer in zip(configs, run_exports(configs), strict=True):
+        check_export(config, answer)
+
+
+def run_exports(configs: Sequence[CellConfig]) -> list[Answer]:
+    """Run exports of networks in one new process, without the packages of this project.
+
+    Raises:
+        CellError: if the process crashes.
+    """
+    # Neither the current folder nor that of the user is searched for modules.
+    program = f"{inspect.getsource(_run_exports)}\n_run_exports()"
+    command = [sys.executable, "-s", "-P", "-c", program]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    other = {"PYTHONHASHSEED": "4711", "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory(prefix="rnn-search-check-") as name:
+        folder = Path(name)
+        for number, config in enumerate(configs):
+            (folder / str(number)).mkdir()
+            # Besides tensors, a state dict has what get_extra_state returns.
+            state_dict = _build(config).state_dict().items()
+            weights = {name: each for name, each in state_dict if isinstance(each, Tensor)}
+            model = SavedModel(config, weights, ByteTokenizer(), "fp32", {})
+            for file, content in export_files(model).items():
+                (folder / str(number) / file).write_bytes(content)
+        torch.save((len(configs), _draw_tokens(5, 1)), folder / "request.pt")
+        done = subprocess.run(command, cwd=folder, env=clean | other, capture_output=True)
+        if done.returncode:
+            reason = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
+            raise CellError(
+                f"cell {configs[0].cell}: a new process that runs its export ends with exit code "
+                f"{done.returncode} ({reason[:200]}): expected a cell that leaves it running"
+            )
+        answers: list[Answer] = torch.load(folder / "answers.pt", weights_only=True)
+        return answers
+
+
+def _run_exports() -> None:
+    """Build each export and read tokens with it: the program of the new process."""
+    import importlib
+    import sys
+
+    import torch
+
+    torch.set_num_threads(1)
+    for name in ("reports", "rnn", "rnn_search", "search", "studies"):
+        sys.modules[name] = None  # type: ignore[assignment]  # its import raises an exception
+    count, tokens = torch.load("request.pt", weights_only=True)
+    answers: list[object] = []
+    for number in range(count):
+        sys.path.insert(0, f"{number}")
+        try:
+            module = importlib.import_module("network")
+            torch.manual_seed(0)
+            initial = module.Network()
+            network = module.Network()  # its random numbers are others
+            network.load_state_dict(torch.load(f"{number}/weights.pt", weights_only=True))
+            states = network.init_state(1)
+            with torch.inference_mode():
+                for token in tokens:
+                    logits, states = network(token, states)
+            tensors = (*initial.named_parameters(), *initial.named_buffers())
+            answers.append((logits, {name: tensor.detach() for name, tensor in tensors}))
+        except (Exception, SystemExit) as error:
+            message = " ".join(str(error).split())[:200]
+            answers.append(f"{type(error).__name__} ({message})")
+        sys.path.remove(f"{number}")
+        for name in ("network", "cell"):
+            sys.modules.pop(name, None)
+    torch.save(answers, "answers.pt")
+
+
+def check_export(config: CellConfig, answer: Answer) -> None:
+    """Require the answer of a new process to be what this process computes."""
+    cell = f"cell {config.cell}"
+    if isinstance(answer, str):
+        raise CellError(
+            f"{cell}: its export does not run without this program: {answer}: expected a file that "
+            "needs nothing but installed packages"
+        )
+    logits, tensors = answer
+    here = named_tensors(_build(config))
+    if list(here) != list(tensors) or not _are_equal([*here.values()], [*tensors.values()]):
+        raise CellError(
+            f"{cell} has other initial weights in another process, with another hash seed of "
+            "Python: expected nothing that depends on hash(), the order of a set, or the process"
+        )
+    if not torch.allclose(logits, _read(_build(config), _draw_tokens(5, 1))[0], 1e-3, 1e-4):
+        raise CellError(
+            f"{cell}: its export computes other numbers: expected nothing that depends on hash() "
+            "or the order of a set, and random numbers in nn.Parameter or register_buffer only"
+        )
+
 
 _HINTS = {
     "dtype|scalar type": ": expected operands of one dtype, as in a @ b.to(a.dtype)",
@@ -27,7 +351,41 @@ _HINTS = {
 }
 """What to do about an exception of PyTorch, by a part of its message."""
 
-_PROCESSES = "networks and exports are the same in a new process"
+
+def check_networks(
+    networks: Sequence[CellConfig], on_passed: Callable[[str], None] = lambda _: None
+) -> None:
+    """Run every check on networks of users' cells.
+
+    Args:
+        networks: the networks, tiny ones.
+        on_passed: called after each check, with what holds.
+
+    Raises:
+        CellError: if one fails, naming the cell and what to do.
+    """
+    for passed, check in CHECKS.items():
+        for network in networks:
+            try:
+                check(network)
+            except CellError as error:
+                raise CellError(f"{error}{_describe_options(network, str(error))}") from error
+            except (Exception, SystemExit) as error:
+                hints = (hint for part, hint in _HINTS.items() if re.search(part, str(error)))
+                raise CellError(
+                    f"cell {network.cell} raises {describe_error(error)}"
+                    f"{_describe_options(network)}, in the check that {passed}{next(hints, '')}"
+                ) from error
+        on_passed(passed)
+    check_exports(networks)
+    on_passed("initial weights and exports are the same in a new process")
+
+
+def _describe_options(network: CellConfig, message: str = "") -> str:
+    if not network.options or f", {network.options[0][0]}=" in message:
+        return ""
+    options = ", ".join(f"{name} = {format_value(value)}" for name, value in network.options)
+    return f" (with {options})"
 
 
 def certify_cells(config: StudyConfig, certified: StudyConfig | None = None) -> None:
@@ -45,41 +403,36 @@ def certify_cells(config: StudyConfig, certified: StudyConfig | None = None) -> 
     """
     networks: list[CellConfig] = []
     for name, record in config.cells.items():
-        values, built = _read_values(config, name, record)
-        if certified is not None and (values, built) == _read_values(certified, name, record):
+        built = _list_combinations(config, name, record)
+        if certified is not None and built == _list_combinations(certified, name, record):
             continue  # it may not even be loaded
         for network in built:
-            parameter_shapes(network)
-        size = min((each.state_size for each in built), default=STATE_SIZE)
-        size = min(size, MAX_STATE_SIZE)
-        networks += list_networks(name, record, values, size)
+            network_shapes(network)
+        size = min((network.state_size for network in built), default=STATE_SIZE)
+        values = dict.fromkeys(item for network in built for item in network.options)
+        networks += list_networks(name, record, values, min(size, MAX_STATE_SIZE))
     if networks:
         check_networks(networks)
 
 
-def _read_values(
-    config: StudyConfig, name: str, record: CellRecord
-) -> tuple[dict[str, list[ParamValue]], list[CellConfig]]:
-    """Return the values that a study has for a cell's options, and its networks of one layer."""
+def _list_combinations(config: StudyConfig, name: str, record: CellRecord) -> list[CellConfig]:
+    """Return a network of one layer for each combination of options and sizes in a study."""
     trials: Iterable[Params] = ()
     if config.grid is not None:
         trials = (params for params in config.grid.combinations() if params[CELL] == name)
     elif config.refinement is not None:  # its other values were checked with its source
         trials = config.refinement.variants
-    values: dict[str, dict[ParamValue, None]] = {}
-    networks: dict[CellConfig, None] = {}
-    for params in trials:
-        for option in params.keys() & record.options.keys():
-            values.setdefault(option, {})[params[option]] = None
-        if isinstance(size := params.get("state_size"), int):
-            networks[_to_network(name, record, params, size, layers=1)] = None
-    return {option: list(each) for option, each in values.items()}, list(networks)
+    networks = (
+        _to_network(name, record, params, int(params.get("state_size", STATE_SIZE)), layers=1)
+        for params in trials
+    )
+    return list(dict.fromkeys(networks))
 
 
 def list_networks(
     name: str,
     record: CellRecord,
-    values: Mapping[str, Sequence[ParamValue]],
+    values: Iterable[tuple[str, ParamValue]] = (),
     state_size: int = STATE_SIZE,
     base: Mapping[str, ParamValue] | None = None,
 ) -> list[CellConfig]:
@@ -88,74 +441,30 @@ def list_networks(
     Args:
         name: name of the class.
         record: its record.
-        values: values of options, besides those of a ``bool`` or a ``Literal``.
+        values: options with values, besides those of a ``bool`` or a ``Literal``.
         state_size: n.
         base: values of the options that are not varied, in place of their defaults.
     """
-    combinations: list[Params] = [dict(base or {})]
-    for option, each in record.options.items():
-        for value in (*_own_values(each), *values.get(option, ())):
-            combinations.append({**combinations[0], option: value})
-    networks: dict[str, CellConfig] = {}
-    for params in combinations:
-        network = _to_network(name, record, params, state_size, LAYERS)
-        defaults = {option: each.default for option, each in record.options.items()}
-        complete = defaults | dict(network.options)
-        # Equal as the constructor sees them, whether the value is given or the default.
-        networks.setdefault(repr(complete), network)
-    return list(networks.values())
-
-
-def _own_values(option: OptionRecord) -> list[ParamValue]:
-    """Return the values of an option that has only a few."""
-    if option.choices is not None:
-        return option.choices
-    return [False, True] if option.type == "bool" else []
+    given: Params = dict(base or {})
+    start = {option: each.default for option, each in record.options.items()} | given
+    listed = [
+        (option, value)
+        for option, each in record.options.items()
+        for value in each.choices or ([False, True] if each.type == "bool" else [])
+    ]
+    changes = ({option: value} for option, value in (*listed, *values) if value != start[option])
+    networks = (
+        _to_network(name, record, given | change, state_size, LAYERS) for change in ({}, *changes)
+    )
+    return list(dict.fromkeys(networks))
 
 
 def _to_network(
     name: str, record: CellRecord, params: Mapping[str, ParamValue], size: int, layers: int
 ) -> CellConfig:
     options = tuple(
-        (option, each.convert([params[option]])[0])
+        (option, each.convert(params[option]))
         for option, each in record.options.items()
         if option in params
     )
     return CellConfig(name, record.sha256, options, layers, size)
-
-
-def check_networks(
-    networks: Sequence[CellConfig], on_passed: Callable[[str], None] = lambda _: None
-) -> None:
-    """Run every check on networks of users' cells.
-
-    Args:
-        networks: the networks, tiny ones.
-        on_passed: called after each check, with what holds.
-
-    Raises:
-        CellError: if one fails, naming the cell and what to do.
-    """
-    for check in CHECKS:
-        for network in networks:
-            try:
-                check.run(network)
-            except CellError as error:
-                raise CellError(f"{error}{_describe_options(network, str(error))}") from error
-            except Exception as error:
-                hints = (hint for part, hint in _HINTS.items() if re.search(part, str(error)))
-                raise CellError(
-                    f"cell {network.cell} raises {describe_error(error)}"
-                    f"{_describe_options(network)}, in the check that {check.passed}"
-                    f"{next(hints, '')}"
-                ) from error
-        on_passed(check.passed)
-    check_processes(networks)
-    on_passed(_PROCESSES)
-
-
-def _describe_options(network: CellConfig, message: str = "") -> str:
-    if not network.options or f", {network.options[0][0]}=" in message:
-        return ""
-    options = ", ".join(f"{name} = {format_value(value)}" for name, value in network.options)
-    return f" (with {options})"

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import click
 
-from rnn.cells.loading import cell_class
-from rnn.cells.options import cell_options, check_option_values
-from rnn.config import CellConfig, format_value
-from rnn.models.cell_network import lockstep_obstacle
+from rnn.autograd import lockstep_obstacle
+from rnn.config import format_value
 from search.cells import load_record
 from search.certification import check_networks, list_networks
 from search.errors import USER_ERRORS
@@ -39,14 +37,18 @@ def check(cell: str, overrides: tuple[str, ...], debug: bool) -> int:
     """Check a cell."""
     try:
         name = cell_name(cell)
+        if name == cell:
+            raise ValueError(f"{cell} is a built-in cell: expected a cell of your own")
+        record = load_record(cell, Path())
+        base = load_overrides(overrides).settings
+        for option, value in base.items():
+            if option not in record.options:
+                known = ", ".join(record.options) or "none, it has none"
+                raise ValueError(f"cell {name} has no option {option}: expected {known}")
+            record.options[option].check(f"--set {option}", [value])
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if name == cell:
-        raise ConfigError(f"{cell} is a built-in cell: expected a cell of your own")
-    record = load_record(cell, Path())
-    options = cell_options(cell_class(CellConfig(name, record.sha256, (), 1, 1)))
-    base = check_option_values(name, options, load_overrides(overrides).settings)
-    networks = list_networks(name, record, {}, base=base)
+    networks = list_networks(name, record, base=base)
     check_networks(networks, lambda passed: click.echo(f"passed: {passed}"))
     obstacle = lockstep_obstacle(networks[0])
     if obstacle is None:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from rnn.config import BYTE_VOCAB_SIZE, ParamValue, TrialConfig
-from rnn.models.factory import build_network
-from rnn.models.shapes import count_parameters
-from rnn.training.graph import WARMUP_STEPS
+from rnn.engines import build_network
+from rnn.network import count_parameters
 from rnn.training.loop import TrainConfig, TrainLoop
+from rnn.training.step import WARMUP_STEPS
 from search.worker.lockstep_size import auto_lockstep, differing_params
 from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.space import COST_PARAMS, Params

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from rnn.inference.export import export_files
+from rnn.export import export_files
 from search.errors import USER_ERRORS, ExportError
 from search.load_model import LoadedModel, load_trial_model, model_options
 from studies.attributes import OBJECTIVE_NAMES

@@ -4,22 +4,24 @@ from collections.abc import Set
 from dataclasses import replace
 from fractions import Fraction
 
+import optuna
+
 from search.duration import to_train_config
 from search.worker.trial_artifacts import FinalCheckpointStore
 from studies.artifacts import Store
 from studies.attributes import EarlierEnd, StudyRecord
-from studies.config import StudyConfig
+from studies.config import StudyConfig, training_settings
 from studies.errors import ArtifactsError, ConfigMismatchError
 from studies.storage.earlier_ends import NewEnd
 
 
 def plan_new_end(
-    name: str, record: StudyRecord, config: StudyConfig, command: str, store: Store
+    study: optuna.Study, record: StudyRecord, config: StudyConfig, command: str, store: Store
 ) -> NewEnd | None:
     """Plan the extension of a study to the steps of a config.
 
     Args:
-        name: name of the study.
+        study: the study.
         record: what it stores about itself.
         config: config with the new number of steps.
         command: command line to record.
@@ -29,17 +31,26 @@ def plan_new_end(
         None if the study has, or had, that number of steps.
 
     Raises:
-        ConfigMismatchError: if there are fewer, or the weights of the last steps before the old end
-            would have to be averaged: a checkpoint does not hold them.
+        ConfigMismatchError: if there are fewer, a learning rate has fallen to 0 at the old end, or
+            the weights of the last steps before it would have to be averaged: a checkpoint does not
+            hold them.
         ArtifactsError: if the checkpoints cannot be listed.
     """
-    old, new = record.config.training.steps, config.training.steps
+    name, old, new = study.study_name, record.config.training.steps, config.training.steps
     if new in record.steps:
         return None
     if new < old:
         raise ConfigMismatchError(
             f"study {name!r} has training.steps = {old}, not {new}: --extend expected more steps"
         )
+    for trial in study.get_trials(deepcopy=False):
+        schedule = training_settings(trial.params, record.config).schedule
+        if schedule != "constant":
+            raise ConfigMismatchError(
+                f"study {name!r} has the schedule {schedule!r}, whose learning rates depend on "
+                f"training.steps = {old}: --extend expected a constant one; train longer under "
+                "another --name"
+            )
     settings = to_train_config(config)
     start = settings.averaging_start_step
     if start < old and start != replace(settings, steps=old).averaging_start_step:

@@ -8,10 +8,8 @@ from typing import Any, TypeVar
 import click
 from optuna.trial import TrialState
 
-from rnn.config import CellConfig, NetworkConfig
 from rnn.errors import SavedModelError
-from rnn.inference.saved_model import SavedModel, deserialize_model
-from rnn.models.shapes import count_parameters
+from rnn.export import SavedModel, deserialize_model
 from search.errors import WeightsNotFoundError
 from search.worker.trial_artifacts import WeightStore
 from studies.artifacts import open_store
@@ -27,12 +25,6 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 _MAX_DIGITS = 18
 """Number of digits of a trial number, so that it fits 64 bits."""
-
-_MAX_HEADER_BYTES = 16 * 2**20
-"""Maximum size of a model file without the weights; a vocabulary takes about 1 MB."""
-
-_MAX_CELL_MODEL_BYTES = 2**32
-"""Maximum size of a model file of a user's own cell; only the cell knows its number of weights."""
 
 _MAX_LISTED = 20
 """Number of trials that a message lists."""
@@ -113,7 +105,7 @@ def load_trial_model(
     if chosen is None:
         raise WeightsNotFoundError(_explain_missing(study, trial, trials, available, config))
     architecture = to_trial_config(chosen.params, config).architecture
-    content = _read_weights(weights, chosen.number, architecture, record.tokenizer.size)
+    content = _read_weights(weights, chosen.number)
     if content is None:
         raise WeightsNotFoundError(_explain_missing(study, trial, trials, available, config))
     model = deserialize_model(content)
@@ -134,26 +126,14 @@ def load_trial_model(
     return LoadedModel(model, chosen, study, config)
 
 
-def _read_weights(
-    weights: WeightStore, number: int, architecture: NetworkConfig, vocab_size: int
-) -> bytes | None:
-    """Return the weights of a trial, or None; refuse more bytes than its network can have."""
-    if isinstance(architecture, CellConfig):  # not loaded: a model's own copy of the cell is
-        limit = _MAX_CELL_MODEL_BYTES
-    else:
-        limit = 8 * count_parameters(architecture, vocab_size) + _MAX_HEADER_BYTES
+def _read_weights(weights: WeightStore, number: int) -> bytes | None:
+    """Return the weights of a trial, or None."""
     try:
-        content = weights.read(number, limit + 1)
+        return weights.read(number)
     except OSError as error:
         raise SavedModelError(
             f"the weights of trial {number} cannot be read ({error.strerror}): check --artifacts"
         ) from error
-    if content is not None and len(content) > limit:
-        raise SavedModelError(
-            f"the weights of trial {number} have more than {limit:,} bytes, which its network "
-            "cannot have: remove them, or choose another trial"
-        )
-    return content
 
 
 def _explain_missing(

@@ -8,7 +8,7 @@ from uuid import uuid4
 import torch
 
 from rnn.data.corpus import Corpus
-from rnn.training.precision import supports_bf16
+from rnn.training.devices import supports_bf16
 from search.duration import describe_duration
 from search.grid import create_sampler
 from search.pruning.audit import draw_audited

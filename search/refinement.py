@@ -244,7 +244,7 @@ def _apply(
         if name in options:
             if not options[name].fits(value):  # it is a value of another cell's option
                 return None
-            (value,) = options[name].convert([value])
+            value = options[name].convert(value)
         params[name] = value
     optimizer = str(params.get("optimizer", config.training.optimizer))
     if not all(uses_setting(optimizer, name) for name in variant):

@@ -15,7 +15,6 @@ from search.progress import explain_failure, format_progress
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.session import RunOptions, Session, open_session
 from search.status import Status, StatusReader
-from search.study_corpus import CorpusWatch
 from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display
 from search.worker.best_trials import BestModelStore, BestTrialFiles
 from search.worker.claims import ClaimManager
@@ -131,9 +130,8 @@ def run_workers(
                 _run_worker(options, session, claims, reader, stop, display, has_trained)
             else:
                 console.print_line(f"starting {options.workers} worker processes")
-                watch = CorpusWatch(handle.corpus)
                 failed_workers = run_worker_processes(
-                    _run_and_exit, options, reader, stop, display, watch, has_trained
+                    _run_and_exit, options, reader, stop, display, has_trained
                 )
             status = reader.read_status()
         merge_log(storage)
@@ -181,7 +179,6 @@ def _run_worker(
             session.worker_name,
             options.lockstep,
             models,
-            None if options.is_subprocess else CorpusWatch(handle.corpus),
             finals,
         )
         count_trials = reader.count_trials

@@ -11,8 +11,7 @@ import sys
 
 import click
 
-from rnn.inference.generation import generate
-from rnn.inference.saved_model import SavedModel
+from rnn.export import SavedModel, generate
 from search.errors import USER_ERRORS
 from search.load_model import load_trial_model, model_options
 from studies.cli import run_command, study_argument

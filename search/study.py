@@ -11,8 +11,8 @@ from optuna.pruners import BasePruner, NopPruner
 
 from rnn.data.corpus import Corpus
 from rnn.data.tokenizer import ByteTokenizer, TokenCorpus
-from rnn.training.precision import check_precision
-from search.cells import CellStore, check_sources, load_cells, without_cells
+from rnn.training.devices import check_precision
+from search.cells import CellStore, check_sources, load_cells
 from search.certification import certify_cells
 from search.duration import describe_duration
 from search.extension import describe_new_end, plan_new_end
@@ -125,8 +125,8 @@ def create_or_join(
     _check_options(name, url, config, options, device)
     _check_precision(config, device, options)
     corpus = load_study_corpus(file, config)
-    if options.is_shared and corpus.file is not None and corpus.name != "enwik8":
-        require_shared(corpus.file.path, "corpus")
+    if options.is_shared and corpus.path is not None:
+        require_shared(corpus.path, "corpus")
     # A corpus has at most as many tokens as bytes, so this can be checked without the tokenizer.
     check_length(TokenCorpus(corpus, ByteTokenizer()), config)
     if config.cells:
@@ -207,7 +207,11 @@ def _join_study(
     name, stored = study.study_name, record.config
     config = join_looks(name, stored, config, options.until_decided)
     check_sources(name, stored, config)
-    differences = without_cells(diff_configs(stored, record.corpus, config, corpus_record(corpus)))
+    differences = [
+        line
+        for line in diff_configs(stored, record.corpus, config, corpus_record(corpus))
+        if not line.startswith("cells.")  # which cells there are, the search space says
+    ]
     others = [line for line in differences if not line.startswith(_EXTENSIBLE)]
     is_outdated = len(others) < len(differences) and _was_extended(record, config)
     _check_compatible(
@@ -220,7 +224,7 @@ def _join_study(
         notices += [_describe_kept(name, stored, changed)] if changed else []
         return stored, "; ".join(notices)
     store = open_store(options.artifacts, url, "checkpoints", read_only=True)
-    new_end = plan_new_end(name, record, config, options.command, store)
+    new_end = plan_new_end(study, record, config, options.command, store)
     if new_end is not None and stored.refinement is not None and stored.refinement.looks:
         raise ConfigMismatchError(
             f"study {name!r} has planned looks, whose verdicts hold for its steps: --extend "

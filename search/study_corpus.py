@@ -1,10 +1,8 @@
 """The text of a study: its corpus, and the corpus in tokens."""
 
 import json
-import logging
 import os
 import re
-import time
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,11 +30,6 @@ _REPEATED = 0.02
 
 _NUMERIC = 0.75
 """Share of numbers among the fields of a table; in sums such as ``1 + 2 = 3`` it is 0.6."""
-
-CHECK_INTERVAL = 2.0
-"""Seconds between two checks of the corpus file."""
-
-_logger = logging.getLogger(__name__)
 
 
 def load_study_corpus(file: ConfigFile, config: StudyConfig) -> Corpus:
@@ -67,7 +60,7 @@ def load_study_corpus(file: ConfigFile, config: StudyConfig) -> Corpus:
 
 def describe_unsuitable(corpus: Corpus) -> str:
     """Return a warning if a file is hardly meant as a text, judged by a sample of it, or ""."""
-    if corpus.file is None:
+    if corpus.path is None:
         return ""
     starts = np.linspace(0, max(0, len(corpus.text) - _SLICE), 4, dtype=int)
     slices = [corpus.text[start : start + _SLICE].tobytes() for start in starts]
@@ -140,31 +133,3 @@ def check_length(tokens: TokenCorpus, config: StudyConfig, trials: Iterable[Para
     lengths = [int(value) for value in values or [study_length]]
     lengths += [int(params.get(SEQUENCE_LENGTH, study_length)) for params in trials]
     tokens.check_min_length(max(lengths), config.evaluation.window_length, config.eval_split)
-
-
-class CorpusWatch:
-    """Checks the file of a corpus at intervals, and warns once if it has changed.
-
-    A change does not affect this process, which has read the text into memory.
-
-    Args:
-        corpus: the corpus; one without a file never changes.
-    """
-
-    def __init__(self, corpus: Corpus) -> None:
-        self._file = corpus.file
-        self._checked_at = time.monotonic()
-
-    def check(self) -> None:
-        """Warn if the file has changed; do nothing within `CHECK_INTERVAL` of the last check."""
-        now = time.monotonic()
-        if self._file is None or now - self._checked_at < CHECK_INTERVAL:
-            return
-        self._checked_at = now
-        if change := self._file.describe_change():
-            _logger.warning(
-                f"corpus {self._file.path} {change} after it was read: running workers continue "
-                "with the text that they have read; new workers are refused until the file has its "
-                "content again"
-            )
-            self._file = None

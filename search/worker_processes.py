@@ -17,7 +17,6 @@ import click
 from rnn.training.devices import assign_devices
 from search.session import RunOptions
 from search.status import StatusReader
-from search.study_corpus import CorpusWatch
 from search.terminal import QuietDisplay
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from studies.interrupts import blocked_interrupts
@@ -38,7 +37,6 @@ def run_worker_processes(
     reader: StatusReader,
     stop: ShutdownSignal,
     display: QuietDisplay,
-    watch: CorpusWatch,
     has_trained: c_bool,
 ) -> int:
     """Start worker processes and wait for them.
@@ -49,7 +47,6 @@ def run_worker_processes(
         reader: reads what the processes have stored, for the display.
         stop: signal on which they are asked to stop.
         display: shows the running trials.
-        watch: checks the corpus, which the processes do not.
         has_trained: flag in shared memory that is set once a process has trained a step.
 
     Returns:
@@ -71,7 +68,6 @@ def run_worker_processes(
         while any(process.is_alive() for process in processes) and not stop.requested:
             _warn_of_killed(processes, warned)
             display.on_log(reader.read_running())
-            watch.check()
             _wait_for_exit(processes, stop)
     finally:
         for process in processes:

@@ -1,16 +1,20 @@
 """Names and models of what a study and its trials store as Optuna attributes."""
 
+from dataclasses import fields
+from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypedDict, TypeVar
 
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from rnn.config import BYTE_VOCAB_SIZE
+from rnn.config import BYTE_VOCAB_SIZE, GatedConfig
 from studies.config import StudyConfig
 from studies.hypothesis_records import HypothesisRecord
 from studies.imported import ImportedConfig
+from studies.space import BUILT_IN_PARAMS, Space
 from studies.strict_model import unit
+from studies.training import TrainingSettings
 
 OBJECTIVE_NAMES = {
     "validation": "validation loss",
@@ -246,6 +250,38 @@ class TrialRecord(BaseModel):
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store, without those that are None."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+class TrialColumns(TypedDict, total=False):
+    """Columns of the reports' tables of trials that are neither recorded nor parameters."""
+
+    study: str
+    number: int
+    architecture: str
+    label: str
+    state: str
+    value: float | None
+    audited: bool
+    source_trials: list[int] | None
+    started: datetime | None
+    completed: datetime | None
+    effective_context: float
+    effective_context_low: float
+    effective_context_high: float
+    min_loss: float
+    """The value, next to the training curves."""
+
+
+RESULT_NAMES = frozenset({*TrialColumns.__annotations__, *TrialRecord.model_fields})
+"""Columns of tables of trials that are no parameters."""
+
+RESERVED_OPTION_NAMES = RESULT_NAMES.union(
+    BUILT_IN_PARAMS,
+    Space.model_fields,
+    TrainingSettings.model_fields,
+    (field.name for field in fields(GatedConfig)),
+)
+"""Names that an option of a user's own cell cannot have."""
 
 
 _STORED = ConfigDict(strict=True, allow_inf_nan=False)

@@ -1,24 +1,34 @@
 """What a study stores about a user's cell: its source file, its hash and its options."""
 
-import math
+import inspect
+import typing
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from inspect import Parameter
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from rnn.config import BASELINE_CELLS, ParamValue
 from studies.strict_model import StrictModel
 from studies.text import shorten
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "bool": (bool,),
-    "int": (int,),
-    "float": (float, int),
-    "str": (str,),
+OptionType = Literal["bool", "int", "float", "str"]
+
+
+def _strict(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=StrictModel.model_config)
+
+
+_TYPES: dict[OptionType, tuple[TypeAdapter[Any], str]] = {
+    "bool": (_strict(bool), "true or false"),
+    "int": (_strict(Annotated[int, Field(ge=-(2**63), lt=2**63)]), "an integer of 64 bits"),
+    "float": (_strict(float), "a number"),
+    "str": (_strict(str), "a text"),
 }
+"""What accepts values of a type, and what it accepts."""
 
 
-class OptionRecord(StrictModel):
+class CellOption(StrictModel):
     """A keyword option of a cell's constructor.
 
     Attributes:
@@ -27,7 +37,7 @@ class OptionRecord(StrictModel):
         default: its default.
     """
 
-    type: Literal["bool", "int", "float", "str"]
+    type: OptionType
     choices: list[ParamValue] | None = None
     default: ParamValue
 
@@ -36,34 +46,30 @@ class OptionRecord(StrictModel):
         """What the option takes."""
         if self.choices is not None:
             return f"one of {', '.join(map(repr, self.choices))}"
-        names = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "a text"}
-        return names[self.type]
+        return _TYPES[self.type][1]
 
-    def check(self, subject: str, values: Sequence[ParamValue] | None) -> None:
+    def check(self, subject: str, values: Sequence[object]) -> None:
         """Require values of the option's type, or among its choices.
 
         Raises:
             ValueError: if one is not; the message begins with the subject.
         """
-        for value in values or ():
+        for value in values:
             if not self.fits(value):
                 shown = shorten(repr(value))
                 raise ValueError(f"{subject} = {shown}: expected {self.description}")
 
-    def fits(self, value: ParamValue) -> bool:
+    def fits(self, value: object) -> bool:
         """Return whether a value is of the option's type and among its choices."""
-        is_bool = self.type == "bool"
-        if not isinstance(value, _TYPES[self.type]) or isinstance(value, bool) != is_bool:
-            return False
         try:
-            is_finite = self.type != "float" or math.isfinite(float(value))
-        except OverflowError:  # an integer beyond the largest float
+            _TYPES[self.type][0].validate_python(value)
+        except ValidationError:
             return False
-        return is_finite and (self.choices is None or value in self.choices)
+        return self.choices is None or value in self.choices
 
-    def convert(self, values: Sequence[ParamValue]) -> list[ParamValue]:
-        """Return values as the constructor takes them: a float where an integer is written."""
-        return [float(value) if self.type == "float" else value for value in values]
+    def convert(self, value: ParamValue) -> ParamValue:
+        """Return a value as the constructor takes it: a float where an integer is written."""
+        return float(value) if self.type == "float" else value
 
 
 class CellRecord(StrictModel):
@@ -78,7 +84,57 @@ class CellRecord(StrictModel):
 
     spec: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    options: dict[str, OptionRecord] = {}
+    options: dict[str, CellOption] = {}
+
+
+def read_options(cls: type) -> dict[str, CellOption]:
+    """Return the options of a cell: the keyword arguments of its constructor, in their order.
+
+    Raises:
+        ValueError: if the constructor lacks ``input_size`` or ``state_size``, or has an argument
+            that cannot be an option.
+    """
+    cell = f"cell {cls.__name__}"
+    try:
+        parameters = dict(inspect.signature(cls, eval_str=True).parameters)
+    except Exception as error:  # an annotation is any code
+        raise ValueError(
+            f"an annotation of the constructor of {cell} cannot be resolved ({error}): expected "
+            "names that the file defines or imports"
+        ) from error
+    for parameter in parameters.values():
+        if parameter.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
+            raise ValueError(
+                f"{cell} has an argument {parameter}: expected only keyword arguments with an "
+                "annotation and a default"
+            )
+    for size in ("input_size", "state_size"):
+        if parameters.pop(size, None) is None:
+            raise ValueError(
+                f"{cell} has no argument {size}: expected "
+                "__init__(self, input_size, state_size, *, …)"
+            )
+    return {name: _read_option(cell, parameter) for name, parameter in parameters.items()}
+
+
+def _read_option(cell: str, parameter: Parameter) -> CellOption:
+    name, annotation = parameter.name, parameter.annotation
+    option = f"option {name} of {cell}"
+    expected = "bool, int, float, str or Literal[…] of one of them"
+    if annotation is Parameter.empty:
+        raise ValueError(f"{option} has no annotation: expected {expected}")
+    if parameter.default is Parameter.empty:
+        raise ValueError(f"{option} has no default: expected one, as in {name}: … = value")
+    is_listed = typing.get_origin(annotation) is Literal
+    choices = list(typing.get_args(annotation)) if is_listed else None
+    kinds: list[Any] = list(map(type, choices or ())) or [annotation]
+    if kinds[0] not in (bool, int, float, str) or kinds.count(kinds[0]) < len(kinds):
+        shown = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+        raise ValueError(f"{option} is annotated {shorten(shown)}: expected {expected}")
+    kind: OptionType = kinds[0].__name__
+    described = CellOption(type=kind, choices=choices, default=False)
+    described.check(f"default of {option}", [parameter.default])
+    return CellOption(type=kind, choices=choices, default=described.convert(parameter.default))
 
 
 def cell_name(spec: str) -> str:

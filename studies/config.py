@@ -337,6 +337,17 @@ class StudyConfig(StrictModel):
         return list(dict.fromkeys((*GATED_PARAMS, *options, *TRAINING_PARAMS)))
 
     @model_validator(mode="after")
+    def _check_warmup(self) -> "StudyConfig":
+        tables = [space.training.warmup_steps or [] for space in self.space or ()]
+        longest = max(chain([self.training.warmup_steps], *tables))
+        if longest > self.training.steps:
+            raise ValueError(
+                f"has warmup_steps = {longest} and steps = {self.training.steps}: expected "
+                "warmup_steps of at most steps"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_pruning(self) -> "StudyConfig":
         if not self.pruning.enabled:
             return self

@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rnn.config import OPTIMIZERS, ParamValue
-from studies.cell_record import CellRecord, OptionRecord, cell_name
+from studies.cell_record import CellOption, CellRecord, cell_name
 from studies.space import (
     BUILT_IN_CELLS,
     CELL,
@@ -177,7 +177,7 @@ class Grid:
                 if not any(exclusion.items() <= params.items() for exclusion in space.exclude):
                     yield params
 
-    def _own_options(self, cell: str) -> dict[str, OptionRecord]:
+    def _own_options(self, cell: str) -> dict[str, CellOption]:
         """Return the options of a user's cell that the grid varies; {} for a built-in cell."""
         options = self._cells[cell].options if cell in self._cells else {}
         return {name: option for name, option in options.items() if name in self._varied}
@@ -189,7 +189,7 @@ class Grid:
             values[name] = getattr(space, name)
         for name, option in self._own_options(cell).items():
             given = space.values(name)
-            values[name] = [option.default] if given is None else option.convert(given)
+            values[name] = [option.default] if given is None else list(map(option.convert, given))
         values |= {"layers": space.layers, "state_size": space.state_size}
         for name in TRAINING_PARAMS:
             if name in self._varied:
@@ -226,7 +226,7 @@ class Grid:
             for cell in known:
                 subject = f"{table}: {cell_name(cell.spec)} has {name}"
                 cell.options[name].check(subject, values)
-                if len(set(cell.options[name].convert(values))) < len(values):
+                if len(set(map(cell.options[name].convert, values))) < len(values):
                     raise ValueError(f"{subject} = {values}: expected distinct values")
 
     def _check_types(self) -> None:

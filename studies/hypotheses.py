@@ -17,8 +17,8 @@ from pydantic import (
 )
 
 from rnn.config import ParamValue
-from studies.cell_record import CellRecord, OptionRecord
-from studies.space import BUILT_IN_CELLS, CELL, convert_value
+from studies.cell_record import CellOption, CellRecord
+from studies.space import BUILT_IN_CELLS, CELL, TEXT_PARAMS, convert_value
 from studies.strict_model import StrictModel, unit
 from studies.text import expect_one_of, shorten
 
@@ -226,7 +226,7 @@ def _find_mistakes(hypothesis: Hypothesis, cells: Mapping[str, CellRecord]) -> I
             yield f"larger_than.switches with {name!r}: expected switches, which are on or off"
     name = hypothesis.consecutive or ""
     is_text = any(option.type == "str" for option in _list_options(name, cells))
-    if is_text or name in (CELL, "state_source", "optimizer"):
+    if is_text or name in TEXT_PARAMS:
         yield f"consecutive = {name!r}: expected a parameter whose values have an order"
 
 
@@ -255,5 +255,5 @@ def _convert(parameter: str, value: ParamValue) -> ParamValue:
     return value
 
 
-def _list_options(name: str, cells: Mapping[str, CellRecord]) -> list[OptionRecord]:
+def _list_options(name: str, cells: Mapping[str, CellRecord]) -> list[CellOption]:
     return [cell.options[name] for cell in cells.values() if name in cell.options]

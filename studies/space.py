@@ -2,29 +2,24 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from optuna.distributions import CategoricalDistribution
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from rnn.config import (
     BASELINE_CELLS,
+    GATED_OPTIONS,
     LATER_SWITCHES,
     STATE_SOURCES,
     BaselineConfig,
     GatedConfig,
     ParamValue,
-    StateSource,
 )
 from studies.cell_record import cell_name
 from studies.strict_model import StrictModel
 from studies.text import expect_one_of
-from studies.training import (
-    TRAINING_PARAMS,
-    StoredTrainingParams,
-    TrainingSpace,
-    check_values,
-)
+from studies.training import TRAINING_PARAMS, TrainingSettings, TrainingSpace, check_values
 
 Params = dict[str, ParamValue]
 """One value for each parameter that a trial has."""
@@ -57,6 +52,17 @@ BPTT_STEPS = "bptt_steps"
 REPLICATE = "replicate"
 """Parameter: number of the replicate, in studies that have replicates."""
 
+BUILT_IN_PARAMS = (CELL, *SWITCHES, "layers", "state_size", *TRAINING_PARAMS, REPLICATE)
+"""All parameters in the order in which they are listed, but for the options of users' cells."""
+
+_EXAMPLES = {
+    CELL: GATED_CELL,
+    **{name: values[0] for name, values in GATED_OPTIONS.items()},
+    **TrainingSettings().model_dump(),
+}
+TEXT_PARAMS = frozenset(name for name, value in _EXAMPLES.items() if isinstance(value, str))
+"""Parameters whose values are texts, which have no order."""
+
 COST_PARAMS = (*BASELINE_PARAMS, "batch_size", "sequence_length", BPTT_STEPS)
 """Parameters that determine most of the cost of a training step."""
 
@@ -64,48 +70,46 @@ COST_PARAMS = (*BASELINE_PARAMS, "batch_size", "sequence_length", BPTT_STEPS)
 _Layers = Annotated[int, Field(ge=1, le=100)]
 _StateSize = Annotated[int, Field(ge=1, le=2**16)]
 
+if TYPE_CHECKING:
+    _StoredSwitches = BaseModel
+    _SwitchValues = StrictModel
+else:  # a field for each switch; one that studies may lack varies only where it is named
+    _types = {field.name: field.type for field in fields(GatedConfig) if field.name in SWITCHES}
+    _defaults = GATED_OPTIONS | {name: (value,) for name, value in LATER_SWITCHES.items()}
+    _StoredSwitches = create_model(
+        "_StoredSwitches", **{name: (kind | None, None) for name, kind in _types.items()}
+    )
+    _SwitchValues = create_model(
+        "_SwitchValues",
+        __base__=StrictModel,
+        **{name: (list[kind], list(_defaults[name])) for name, kind in _types.items()},
+    )
 
-class StoredParams(StoredTrainingParams):
-    """Parameters of a stored trial; which it has depends on its study."""
 
-    model_config = ConfigDict(extra="allow")
+class StoredParams(_StoredSwitches):
+    """Parameters of a stored trial but its training settings; which it has depends on its study."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
 
     __pydantic_extra__: dict[str, ParamValue]
 
     cell: str | None = None
-    input_gate: bool | None = None
-    forget_gate: bool | None = None
-    output_gate: bool | None = None
-    state_gate: bool | None = None
-    residual: bool | None = None
-    state_source: StateSource | None = None
     layers: _Layers | None = None
     state_size: _StateSize | None = None
     replicate: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
-class Space(StrictModel):
+class Space(_SwitchValues):
     """One table ``[space]``: the values of each parameter, less the excluded combinations.
 
-    Keys that are no field are options of users' cells; :class:`Grid` checks them.
+    The switches are those of :class:`rnn.config.GatedConfig`. Keys that are no field are options of
+    users' cells; :class:`Grid` checks them.
     """
 
     model_config = ConfigDict(extra="allow")
 
     __pydantic_extra__: dict[str, list[ParamValue]]
 
-    input_gate: list[bool] = [False, True]
-    """`true`: a gate scales the layer's input and previous state before their use."""
-    forget_gate: list[bool] = [False, True]
-    """`true`: a gate scales the new state."""
-    output_gate: list[bool] = [False, True]
-    """`true`: a learned gate scales the output; `false`: the output gates itself (SiLU)."""
-    state_gate: list[bool] = [False, True]
-    """`true`: a gate mixes the candidate with the previous state, as in a GRU."""
-    residual: list[bool] = [False, True]
-    """`true`: the read-out, which computes the layer's output, reads the layer's input as well."""
-    state_source: list[StateSource] = list(STATE_SOURCES)
-    """State that the read-out reads: the new one, that of the previous step, or both."""
     layers: list[_Layers]
     """Stacked layers."""
     state_size: list[_StateSize]
@@ -229,10 +233,10 @@ def param_order(names: Iterable[str]) -> list[str]:
     Options of users' cells stand between the switches and ``layers``, in the given order.
     """
     given = list(dict.fromkeys(names))
-    last = ("layers", "state_size", *TRAINING_PARAMS, REPLICATE)
-    first = (CELL, *SWITCHES)
-    options = [name for name in given if name not in first and name not in last]
-    return [name for name in (*first, *options, *last) if name in given]
+    options = [name for name in given if name not in BUILT_IN_PARAMS]
+    place = BUILT_IN_PARAMS.index("layers")
+    ordered = (*BUILT_IN_PARAMS[:place], *options, *BUILT_IN_PARAMS[place:])
+    return [name for name in ordered if name in given]
 
 
 def observed_search_space(trials: Iterable[Mapping[str, Any]]) -> SearchSpace:

@@ -1,18 +1,11 @@
 """Training settings of a study, and those of them that a grid can vary."""
 
+from dataclasses import fields
 from typing import Annotated
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from rnn.config import OptimizerConfig, OptimizerName, ParamValue
+from rnn.config import OPTIMIZERS, OptimizerConfig, OptimizerName, ParamValue, Schedule
 from studies.strict_model import StrictModel, unit
 
 MAX_BPTT_STEPS = 10_000
@@ -20,6 +13,7 @@ MAX_BPTT_STEPS = 10_000
 _SequenceLength = Annotated[int, Field(ge=2)]
 _NonNegative = Annotated[float, Field(ge=0)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
+_WarmupSteps = Annotated[int, Field(ge=0)]
 _BPTTSteps = Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)]
 
 
@@ -41,17 +35,22 @@ class TrainingSettings(StrictModel):
     """Optimizer; `weight_decay` is decoupled from the gradient in `adamw` and added to it
     elsewhere."""
     learning_rate: PositiveFloat = 0.001
-    """Learning rate."""
+    """Learning rate; with a schedule the highest one."""
     beta1: _Decay = 0.9
-    """Decay of the mean of the gradient, of `adam` and `adamw`."""
+    """Decay of the mean of the gradient."""
     beta2: _Decay = 0.999
-    """Decay of the mean of its square, of `adam`, `adamw` and `rmsprop`."""
+    """Decay of the mean of its square."""
     weight_decay: _NonNegative = 0.0
     """Factor of the weights in their decay."""
     momentum: _Decay = 0.9
-    """Momentum of `sgd`."""
+    """Factor of the previous updates in the next one."""
     gradient_clipping: _NonNegative = 0.0
     """Maximum norm of a network's gradient; 0 for none."""
+    schedule: Schedule = "constant"
+    """What the learning rate does after its warm-up: it stays, or falls to 0 by the end of the
+    training, along half a cosine or a line."""
+    warmup_steps: _WarmupSteps = 0
+    """Steps over which the learning rate rises from 0, along a line."""
     smoothing: _Decay = 0.95
     """Weight of the past in the smoothed training loss, which starts at 3 nats per token; that
     start has a share of 0.95ⁿ after n steps: 8% after 50, 0.6% after 100."""
@@ -71,15 +70,7 @@ class TrainingSettings(StrictModel):
     @property
     def optimizer_config(self) -> OptimizerConfig:
         """The settings of the optimizer."""
-        return OptimizerConfig(
-            self.optimizer,
-            self.learning_rate,
-            self.beta1,
-            self.beta2,
-            self.weight_decay,
-            self.momentum,
-            self.gradient_clipping,
-        )
+        return OptimizerConfig(*(getattr(self, name) for name in OPTIMIZER_PARAMS))
 
 
 class TrainingSpace(StrictModel):
@@ -94,6 +85,8 @@ class TrainingSpace(StrictModel):
     weight_decay: list[_NonNegative] | None = None
     momentum: list[_Decay] | None = None
     gradient_clipping: list[_NonNegative] | None = None
+    schedule: list[Schedule] | None = None
+    warmup_steps: list[_WarmupSteps] | None = None
     smoothing: list[_Decay] | None = None
     bptt_steps: list[_BPTTSteps] | None = None
 
@@ -116,46 +109,19 @@ def check_values(values: list[ParamValue]) -> list[ParamValue]:
     return values
 
 
-class StoredTrainingParams(BaseModel):
-    """Training settings among the parameters of a stored trial."""
-
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-
-    batch_size: PositiveInt | None = None
-    sequence_length: _SequenceLength | None = None
-    optimizer: OptimizerName | None = None
-    learning_rate: PositiveFloat | None = None
-    beta1: _Decay | None = None
-    beta2: _Decay | None = None
-    weight_decay: _NonNegative | None = None
-    momentum: _Decay | None = None
-    gradient_clipping: _NonNegative | None = None
-    smoothing: _Decay | None = None
-    bptt_steps: _BPTTSteps | None = None
-
-
 TRAINING_PARAMS = tuple(TrainingSpace.model_fields)
 """Training settings that a grid can vary."""
 
 OPTIMIZER_PARAMS = (
     "optimizer",
-    "learning_rate",
-    "beta1",
-    "beta2",
-    "weight_decay",
-    "momentum",
-    "gradient_clipping",
+    *(field.name for field in fields(OptimizerConfig) if field.name != "name"),
 )
 """Training settings that concern the optimizer alone."""
 
-_USED_BY: dict[str, tuple[OptimizerName, ...]] = {
-    "beta1": ("adam", "adamw"),
-    "beta2": ("adam", "adamw", "rmsprop"),
-    "momentum": ("sgd",),
-}
-"""Optimizers that use a setting, where not all do."""
+_SPECIFIC = {name for traits in OPTIMIZERS.values() for name in traits.settings}
+"""Training settings that not all optimizers use."""
 
 
 def uses_setting(optimizer: str, name: str) -> bool:
     """Return whether an optimizer uses a training setting."""
-    return name not in _USED_BY or optimizer in _USED_BY[name]
+    return name not in _SPECIFIC or name in OPTIMIZERS[optimizer].settings

@@ -17,7 +17,7 @@ from invocation import require_refused, unchanged
 from optuna.trial import TrialState
 from process_runner import query
 
-from rnn.training.precision import supports_bf16
+from rnn.training.devices import supports_bf16
 from search.new_study import StudyOptions
 from search.study import create_or_join
 from search.worker.shutdown import parse_duration

@@ -3,9 +3,8 @@
 import textwrap
 from pathlib import Path
 
-from rnn.cells.loading import load_cell
-from rnn.cells.source import CellSource, read_cell_source
 from rnn.config import CellConfig, ParamValue
+from rnn.own_cells import CellSource, load_cell, read_cell_source
 
 ROOT = Path(__file__).parents[1]
 

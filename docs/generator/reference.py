@@ -16,6 +16,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands": commands.list_commands,
     "options of each command": commands.describe_commands,
     "shared options": commands.describe_shared_options,
+    "optimizers": settings.describe_optimizers,
     "attributes of a trial": lambda: settings.describe_attributes(TrialRecord),
     "attributes of a study": lambda: settings.describe_attributes(StudyRecord),
 } | {

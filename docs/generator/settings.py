@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from docs.generator.source_pages import ROOT
 from docs.generator.tables import make_table
+from rnn.config import OPTIMIZERS, GatedConfig
 from studies.attributes import StudyRecord, TrialRecord
 from studies.config import (
     CheckpointSettings,
@@ -20,7 +21,7 @@ from studies.config import (
     StudyConfig,
 )
 from studies.hypotheses import Hypothesis
-from studies.space import Space
+from studies.space import SWITCHES, Space
 from studies.training import TrainingSettings
 
 STUDY_TABLES: dict[str, type[BaseModel]] = {
@@ -58,6 +59,15 @@ def describe_settings(table: str) -> str:
     return make_table(("key", "type", "default", "unit", "meaning"), rows)
 
 
+def describe_optimizers() -> str:
+    """Return the optimizers with the settings that not all of them use."""
+    rows = [
+        (f"`{name}`", traits.title, ", ".join(f"`{setting}`" for setting in traits.settings))
+        for name, traits in OPTIMIZERS.items()
+    ]
+    return make_table(("`optimizer`", "name", "settings that not all use"), rows)
+
+
 def describe_attributes(model: type[TrialRecord | StudyRecord]) -> str:
     """Return the user attributes of a trial or a study, with units."""
     rows = []
@@ -70,8 +80,24 @@ def describe_attributes(model: type[TrialRecord | StudyRecord]) -> str:
 
 def describe_field(model: type[BaseModel], name: str) -> str:
     """Return the docstring of a model's field, in one line; "" if it has none."""
+    if name in SWITCHES:
+        return _describe_switch(name)
     member = _parse_module(model.__module__)[model.__name__].members[name]
     return " ".join(member.docstring.value.split()) if member.docstring else ""
+
+
+def _describe_switch(name: str) -> str:
+    """Return what the docstring of the gated cell's config says about a switch."""
+    docstring = _parse_module(GatedConfig.__module__)[GatedConfig.__name__].docstring
+    (text,) = (
+        attribute.description
+        for section in docstring.parse("google")
+        if isinstance(section, griffe.DocstringSectionAttributes)
+        for attribute in section.value
+        if attribute.name == name
+    )
+    text = " ".join(text.split())
+    return text[0].upper() + text[1:]
 
 
 @cache

@@ -38,7 +38,7 @@ from reports.stats.conditional_effects import (
 from reports.stats.effects import Effect
 from reports.stats.nuisance import build_judged_table, join_names
 from reports.stats.ranking import LeaderboardEntry, rank_architectures
-from rnn.codegen.module_code import generate_module
+from rnn.source_code import generate_module
 from studies.artifacts import Store
 from studies.attributes import PUBLISHED, ImportedRecord, StudyRecord
 from studies.errors import ArtifactsError
@@ -54,7 +54,7 @@ from studies.text import to_printable
 FIGURE_ID = "effects"
 """Identifier of the effects figure in the dashboard."""
 
-_FORMAT = 5
+_FORMAT = 6
 """Version of the note, the figure and the files; raise it when any of them changes."""
 
 _NOTE_VERSION = "dashboard:note_ver"

@@ -9,14 +9,9 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from reports.data.trial_table import DIVERGED, PAUSED, has_levels, list_nuisance, list_params
-from reports.formatting import (
-    OPTIMIZER_NAMES,
-    format_param,
-    format_value,
-    loss_unit,
-    objective_name,
-)
+from reports.formatting import format_param, format_value, loss_unit, objective_name
 from reports.scale import NATS, VALUE, Metric, Scale
+from rnn.config import OPTIMIZERS
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
@@ -211,7 +206,7 @@ class Results:
         """The optimizer, or optimizers, with the settings that are not the default."""
         default = TrainingSettings()
         names = self.values_of("optimizer").split(", ")
-        titles = [OPTIMIZER_NAMES[name] for name in names]
+        titles = [OPTIMIZERS[name].title for name in names]
         settings = [
             f"{format_param(name)} {self.values_of(name)}"
             for name in OPTIMIZER_PARAMS

@@ -12,7 +12,13 @@ from reports.data.trial_table import TableBuilder, arrange_rows, name_state, rea
 from reports.errors import ReportError
 from reports.formatting import format_param, format_value
 from reports.output import study_identity
-from studies.attributes import SOURCE_TRIALS, ImportedRecord, StudyRecord, TrialRecord
+from studies.attributes import (
+    SOURCE_TRIALS,
+    ImportedRecord,
+    StudyRecord,
+    TrialColumns,
+    TrialRecord,
+)
 from studies.imported import ImportedConfig
 from studies.loader import read_record
 from studies.space import REPLICATE
@@ -174,19 +180,24 @@ def build_imported_table(trials: Sequence[TrialRow], config: ImportedConfig) -> 
     labels = _format_labels(trials, varied)
     missing = dict.fromkeys([*TrialRecord.model_fields, SOURCE_TRIALS])
     rows = [
-        missing
-        | {
-            "number": trial.number,
-            "architecture": label,
-            "label": label + (f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""),
-            "state": name_state(trial),
-            "value": trial.value,
-            "audited": False,
-            **{name: trial.params[name] for name in config.parameters if name in trial.params},
-            "started": trial.started,
-            "completed": trial.completed,
+        {
+            **missing,
+            **TrialColumns(
+                number=trial.number,
+                architecture=label,
+                label=label + (f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""),
+                state=name_state(trial),
+                value=trial.value,
+                audited=False,
+                started=trial.started,
+                completed=trial.completed,
+            ),
+            **{
+                name: trial.params[name]
+                for name in (*config.parameters, REPLICATE)
+                if name in trial.params
+            },
         }
-        | ({REPLICATE: trial.params[REPLICATE]} if REPLICATE in trial.params else {})
         for trial, label in zip(trials, labels, strict=True)
     ]
     if not any(REPLICATE in trial.params for trial in trials):

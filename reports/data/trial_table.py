@@ -18,6 +18,7 @@ from studies.attributes import (
     OBJECTIVE_ATTRIBUTES,
     SOURCE_TRIALS,
     Failure,
+    TrialColumns,
     TrialRecord,
 )
 from studies.config import StudyConfig, to_trial_config
@@ -248,23 +249,23 @@ def _make_row(
         recorded[name] = ", ".join(recorded[name] or ()) or None
     if (profile := read_profile(recorded)) is not None:
         context = profile.estimate()
-        recorded |= {
-            "effective_context": context.size,
-            "effective_context_low": context.low,
-            "effective_context_high": context.high,
-        }
-    return recorded | {
-        "number": trial.number,
-        "architecture": architecture,
-        "label": architecture + settings + replicate,
-        "state": name_state(trial),
-        "value": trial.value,
-        "audited": trial.is_audited,
-        **params,
-        SOURCE_TRIALS: trial.attributes.get(SOURCE_TRIALS),
-        "started": trial.started,
-        "completed": trial.completed,
-    }
+        recorded |= TrialColumns(
+            effective_context=context.size,
+            effective_context_low=context.low,
+            effective_context_high=context.high,
+        )
+    columns = TrialColumns(
+        number=trial.number,
+        architecture=architecture,
+        label=architecture + settings + replicate,
+        state=name_state(trial),
+        value=trial.value,
+        audited=trial.is_audited,
+        source_trials=trial.attributes.get(SOURCE_TRIALS),
+        started=trial.started,
+        completed=trial.completed,
+    )
+    return {**recorded, **columns, **params}
 
 
 def _value_by(objective: str, trial: TrialRow, config: StudyConfig) -> float | None:

@@ -45,9 +45,7 @@ from reports.page.section import Section
 from reports.page.sections import build_sections
 from reports.stats.nuisance import format_setting
 from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
-from rnn.codegen.equations import generate_latex
-from rnn.codegen.forward_code import generate_forward
-from rnn.codegen.module_code import generate_module
+from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.artifacts import atomic_write
 from studies.storage.open import read_storage
 from studies.text import format_duration, to_printable

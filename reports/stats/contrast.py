@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from reports.formatting import format_param, format_value, is_missing
-from rnn.config import OPTIMIZERS, RESERVED_OPTION_NAMES
-from studies.space import BUILT_IN_CELLS, CELL, SWITCHES
+from rnn.config import OPTIMIZERS
+from studies.space import BUILT_IN_CELLS, BUILT_IN_PARAMS, CELL, SWITCHES
 from studies.training import uses_setting
 
 STATE_SOURCE_ORDER = ("old", "new", "both")
@@ -53,7 +53,7 @@ def list_conditional_params(parameter: str, names: Iterable[str]) -> set[str]:
     The switches and the options belong to cells, some training settings to optimizers.
     """
     if parameter == CELL:
-        return {name for name in names if name in SWITCHES or name not in RESERVED_OPTION_NAMES}
+        return {name for name in names if name in SWITCHES or name not in BUILT_IN_PARAMS}
     if parameter == "optimizer":
         return {name for name in names if not all(uses_setting(each, name) for each in OPTIMIZERS)}
     return set()

@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+import shutil
 import stat
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -20,50 +23,16 @@ ByteArray = npt.NDArray[np.uint8]
 TokenArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 """Tokens of a text: bytes, or uint16 for a larger vocabulary."""
 
-_EXCLUDED_FOLDERS = {
-    "test",
-    "tests",
-    "idle_test",
-    "site-packages",
-    "dist-packages",
-    "__pycache__",
-}
+ENWIK8_URL = "https://mattmahoney.net/dc/enwik8.zip"
+"""URL of the archive of enwik8, the first 10⁸ bytes of English Wikipedia of 2006."""
 
+ENWIK8_SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
+"""SHA-256 of the text in it."""
 
-@dataclass(frozen=True)
-class CorpusFile:
-    """The file that a text was read from, as it was then.
+MIRROR_ENV_VAR = "RNN_SEARCH_ENWIK8_URL"
+"""Environment variable with another URL of the archive."""
 
-    Attributes:
-        path: absolute path of the file, or of a link to it.
-        device: number of its device.
-        inode: number of its inode.
-        size: number of bytes.
-        mtime_ns: time of its last modification, in nanoseconds.
-    """
-
-    path: Path
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def from_status(cls, path: Path, status: os.stat_result) -> "CorpusFile":
-        """Return the file with a given status."""
-        return cls(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-    def describe_change(self) -> str:
-        """Describe how the file has changed; return "" if it has not, or cannot be looked at."""
-        try:
-            now = CorpusFile.from_status(self.path, self.path.stat())
-        except (FileNotFoundError, NotADirectoryError):
-            return "was removed"
-        except OSError:  # such as a network file system that is unavailable for a while
-            return ""
-        if now.size != self.size:
-            return f"was changed from {self.size:,} to {now.size:,} bytes"
-        return "was modified or replaced" if now != self else ""
+_EXCLUDED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -73,13 +42,13 @@ class Corpus:
     Attributes:
         name: ``stdlib``, ``enwik8``, ``recall:D``, or the path of a file.
         text: bytes (length,), in memory: a mapping would change with its file.
-        file: file that the text was read from; None for ``stdlib`` and ``recall:D``.
+        path: the user's file that the text was read from; None for the other corpora.
         recall_distance: D of ``recall:D``; None for other corpora.
     """
 
     name: str
     text: ByteArray
-    file: CorpusFile | None = None
+    path: Path | None = None
     recall_distance: int | None = None
 
     @cached_property
@@ -140,19 +109,7 @@ def load_corpus(name: str, folder: Path = Path()) -> Corpus:
     if (distance := parse_distance(name)) is not None:
         return Corpus(f"{RECALL}{distance}", generate_recall(distance), recall_distance=distance)
     if name == "enwik8":
-        from rnn.data import download  # here: other corpora need no library for downloads
-
-        path = download.fetch_enwik8()
-        if not path.is_file():  # a pipe would block
-            raise CorpusError(f"{path} is not a regular file: remove it to download enwik8")
-        corpus = _read_file(name, path)
-        # The file in the cache may have been changed since it was unpacked.
-        if corpus.sha256 != download.SHA256:
-            raise CorpusError(
-                f"{path} has the SHA-256 {corpus.sha256}: expected {download.SHA256}; "
-                "remove the file to download it again"
-            )
-        return corpus
+        return Corpus(name, _read_file(_fetch_enwik8()))
     path = folder.absolute() / name
     try:
         path = folder.absolute() / Path(name).expanduser()
@@ -167,27 +124,51 @@ def load_corpus(name: str, folder: Path = Path()) -> Corpus:
         raise CorpusError(
             f"corpus {path} is not a regular file: expected 'stdlib', 'enwik8' or a path to one"
         )
-    return _read_file(str(resolved), path)  # not the resolved path: a link may change
+    return Corpus(str(resolved), _read_file(path), resolved)
 
 
-def _read_file(name: str, path: Path) -> Corpus:
-    """Read a corpus file into memory, so that the text that is hashed is the one trained on."""
+def _fetch_enwik8() -> Path:
+    """Return the path of enwik8 in the user's cache directory, where pooch keeps it."""
+    import pooch  # here: other corpora need no library for downloads
+
+    def download_text(url: str, output_file: str, _: object) -> None:
+        """Download the archive and unpack it into the file that pooch checks and then moves."""
+        with TemporaryFile() as archive:
+            pooch.core.choose_downloader(url, progressbar=True)(url, archive, None)
+            with ZipFile(archive).open("enwik8") as packed, Path(output_file).open("wb") as text:
+                shutil.copyfileobj(packed, text)
+
+    url = os.environ.get(MIRROR_ENV_VAR, ENWIK8_URL)
+    folder = pooch.os_cache("rnn-search")
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        path = pooch.retrieve(url, ENWIK8_SHA256, "enwik8", folder, downloader=download_text)
+    except Exception as error:  # of requests, the archive, its hash or the file system
+        reason = str(error).partition(":")[0]  # what follows are long addresses and hashes
+        raise CorpusError(
+            f"enwik8 cannot be downloaded from {url} ({type(error).__name__}: {reason}); try "
+            f"again, or set {MIRROR_ENV_VAR} to a mirror, or pass the file's path as the corpus"
+        ) from error
+    return Path(path)
+
+
+def _read_file(path: Path) -> ByteArray:
+    """Read a file into memory, so that the text that is hashed is the one trained on."""
     try:
         with path.open("rb", buffering=0) as file:
-            before = CorpusFile.from_status(path, os.fstat(file.fileno()))
+            size = os.fstat(file.fileno()).st_size
             content = file.read()
-            after = CorpusFile.from_status(path, os.fstat(file.fileno()))
     except OSError as error:
         raise CorpusError(f"corpus {path} cannot be read ({error.strerror})") from error
     except MemoryError as error:
         raise CorpusError(
-            f"corpus {path} of {before.size:,} bytes does not fit into memory: use a shorter text"
+            f"corpus {path} of {size:,} bytes does not fit into memory: use a shorter text"
         ) from error
-    if before != after:
+    if len(content) != size:
         raise CorpusError(f"corpus {path} changed while it was read: wait until it is complete")
     if not content:
         raise CorpusError(f"corpus {path} is empty")
-    return Corpus(name, np.frombuffer(content, dtype=np.uint8), before)
+    return np.frombuffer(content, dtype=np.uint8)
 
 
 def _library_sources() -> Iterator[bytes]:

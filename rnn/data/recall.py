@@ -52,18 +52,14 @@ def parse_distance(name: str) -> int | None:
     return int(text)
 
 
-def generate_recall(distance: int, length: int = RECALL_LENGTH) -> npt.NDArray[np.uint8]:
+def generate_recall(distance: int) -> npt.NDArray[np.uint8]:
     """Generate the text of a distance, the same on every machine and with every version of NumPy.
 
-    Args:
-        distance: D.
-        length: number of bytes.
-
     Returns:
-        Bytes (length,).
+        Bytes (RECALL_LENGTH,).
     """
     # An extendable hash function: NumPy does not promise the same numbers in its next version.
-    stream = hashlib.shake_128(f"{RECALL}{distance}".encode()).digest(length)
+    stream = hashlib.shake_128(f"{RECALL}{distance}".encode()).digest(RECALL_LENGTH)
     random = np.frombuffer(stream, np.uint8)
     is_answer = random >= 128
     values = random % len(LETTERS)

@@ -16,7 +16,6 @@ from rnn.data.corpus import ByteArray, Corpus, TokenArray
 from rnn.errors import CorpusError, TokenizerError
 
 _FORMAT_VERSION = "bpe-1"
-_MAX_VOCAB_SIZE = 2**16
 _CHUNK_SIZE = 2**20
 """Bytes of text that are handed to the trainer at once."""
 
@@ -51,51 +50,39 @@ class ByteTokenizer:
 
     @property
     def token_byte_lengths(self) -> npt.NDArray[np.int64]:
-        """The number of bytes of each token: ones (256,)."""
         return np.ones(BYTE_VOCAB_SIZE, np.int64)
 
     def encode(self, text: ByteArray) -> TokenArray:
-        """Return the text itself."""
         return text
 
     def decode(self, tokens: Iterable[int]) -> bytes:
-        """Return the bytes."""
         return bytes(tokens)
 
 
 class BPETokenizer:
-    """Tokens of byte-pair encoding.
-
-    Args:
-        bpe: the encoding.
-    """
+    """Tokens of byte-pair encoding."""
 
     def __init__(self, bpe: BPE) -> None:
         self.bpe = bpe
 
     @property
     def size(self) -> int:
-        """V, the number of tokens."""
         return len(self.bpe.tokens)
 
     @cached_property
     def token_byte_lengths(self) -> npt.NDArray[np.int64]:
-        """The number of bytes of each token (V,)."""
         return np.array([len(token) for token in self.bpe.tokens], np.int64)
 
     @cached_property
     def serialized(self) -> str:
-        """The merges, as JSON."""
         content = {"format_version": _FORMAT_VERSION, "merges": self.bpe.merges}
         return json.dumps(content, separators=(",", ":"))
 
     def encode(self, text: ByteArray) -> TokenArray:
-        """Return the tokens (m,) of a text (n,)."""
         tokens = self.bpe.encode(np.ascontiguousarray(text).data)
         return np.fromiter(tokens, np.uint16)
 
     def decode(self, tokens: Iterable[int]) -> bytes:
-        """Return the text of tokens."""
         return self.bpe.decode(tokens)
 
 
@@ -126,24 +113,15 @@ def load_tokenizer(serialized: str | None) -> Tokenizer:
         content = json.loads(serialized)
         if content["format_version"] != _FORMAT_VERSION:
             raise ValueError(f"format version is {str(content['format_version'])[:20]!r}")
-        merges = [(left, right) for left, right in content["merges"]]
-        if not all(type(token) is int for merge in merges for token in merge):
-            raise ValueError("its merges are not of integers")
-        bpe = BPE(merges)
-        if len(bpe.tokens) > _MAX_VOCAB_SIZE:
-            raise ValueError(f"it has {len(bpe.tokens):,} tokens")
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        return BPETokenizer(BPE([(left, right) for left, right in content["merges"]]))
+    except (ValueError, TypeError, LookupError) as error:
         raise TokenizerError(
-            f"tokenizer cannot be read ({error}): expected format version {_FORMAT_VERSION!r} "
-            f"and at most {_MAX_VOCAB_SIZE:,} tokens"
+            f"tokenizer cannot be read ({error}): expected format version {_FORMAT_VERSION!r}"
         ) from error
-    return BPETokenizer(bpe)
 
 
 def _train_bpe(text: ByteArray, size: int) -> list[tuple[int, int]]:
-    """Learn the merges of a vocabulary of a given size."""
-    # Imported here because only the creation of a study needs it.
-    import tokenizers
+    import tokenizers  # here: only the creation of a study needs it
     from tokenizers import Regex, models, pre_tokenizers, trainers
 
     # Avoids the library's warning when a process is forked later.

@@ -1,10 +1,12 @@
 // One layer of a gated network: its forward pass, and its backward pass within a time step.
 //
-// The equations are those of rnn.stacked.layer.StackedLayer, the names those of its docstring: x
-// input, h previous state, c = [x ; h], u new state, z, f and i gates, o read-out, y output; dx is
-// the gradient of the loss with respect to x, n the state size. A layer is computed for a block of
-// a few streams, whose intermediate results stay in the caches. round_rows makes a result a factor
-// of products.
+// rnn.cells.GatedCell has the equations and the names: x input, h previous state, c = [x ; h], u new
+// state, z, f and i gates, o read-out, y output; dx is the gradient of the loss with respect to x, n
+// the state size. A layer is computed for a block of a few streams, whose intermediate results stay
+// in the caches. round_rows makes a result a factor of products.
+//
+// The compiler is given two lists of names, which rnn/native/library.py derives from the config: MAPS,
+// the linear maps of a layer with every option, and OPTIONS, the other switches of a network.
 
 #include "products.h"
 
@@ -42,15 +44,16 @@ typedef struct {
 } Map;
 
 typedef struct {
-    Map input_gate, candidate, state_gate, forget_gate, read_out, output_gate;
-    // What of the layer's gradients is not zero in advance.
-    int64_t output_has_grad, state_has_grad, previous_state_has_grad;
+    Map MAPS;
 } Layer;
+
+enum { MAP_COUNT = sizeof(Layer) / sizeof(Map) };
 
 typedef struct {
     Map embedding, head;
-    int64_t reads_new_state, reads_previous_state, residual, gates_read_candidate;
-    int64_t packed_size;   // Numbers of all its packed weights
+    int64_t OPTIONS;
+    int64_t begin, end;   // range of its weights in the flat values
+    int64_t packed_size;  // Numbers of all its packed weights
     const Layer *layers;  // (layers)
 } Network;
 
@@ -64,9 +67,9 @@ typedef struct {
     float *grads;          // NULL without a backward pass
 } Block;
 
-static void clear(const Block *block, Rows y, int64_t columns)
+static void clear(int64_t rows, int64_t columns, Rows y)
 {
-    for (int64_t b = 0; b < block->streams; b++)
+    for (int64_t b = 0; b < rows; b++)
         memset(ROW(y, b), 0, columns * sizeof(float));
 }
 
@@ -93,8 +96,7 @@ static void map_part(const Block *block, const Map *map, int part, Rows x, Rows 
     }
     Rows products = among->products;
     if (part)
-        for (int64_t u = 0; u < among->count; u++)
-            memset(ROW(products, u), 0, outputs * sizeof(float));
+        clear(among->count, outputs, products);
     multiply(among->count, outputs, depth, factor(among->rows), panels, bias, products.values,
         products.stride);
     for (int64_t b = 0; b < block->streams; b++) {
@@ -116,8 +118,7 @@ static void part_grads(const Block *block, const Map *map, int part, Rows x, Row
     const Repeated *among = x.among;
     if (among != NULL) {
         // Gradients of the same row have the same factor: they are added first.
-        for (int64_t u = 0; u < among->count; u++)
-            memset(ROW(among->products, u), 0, outputs * sizeof(float));
+        clear(among->count, outputs, among->products);
         for (int64_t b = 0; b < streams; b++) {
             float *sum = ROW(among->products, among->index[b]), *row = ROW(dy, b);
             for (int64_t j = 0; j < outputs; j++)
@@ -333,7 +334,7 @@ static void output_backward(
     if (network->reads_new_state)
         d_sources[last++] = d->u;
     if (network->reads_previous_state)
-        d_sources[last++] = layer->previous_state_has_grad ? d->previous : NO_ROWS;
+        d_sources[last++] = network->has_previous_state_grad ? d->previous : NO_ROWS;
     if (network->residual)
         d_sources[last++] = d->x;
     if (is_learned) {
@@ -428,16 +429,14 @@ static void layer_backward(
     const Gradients *d)
 {
     int64_t n = block->n;
-    clear(block, d->x, n);
-    if (!layer->output_has_grad)
-        return;
-    clear(block, d->u, n);
-    clear(block, d->previous, n);
+    clear(block->streams, n, d->x);
+    clear(block->streams, n, d->u);
+    clear(block->streams, n, d->previous);
     output_backward(block, network, layer, a, d);
-    if (!layer->state_has_grad && !layer->previous_state_has_grad)
+    if (!network->reads_new_state && !network->has_previous_state_grad)
         return;
-    clear(block, d->c, 2 * n);
-    if (layer->state_has_grad)
+    clear(block->streams, 2 * n, d->c);
+    if (network->reads_new_state)
         state_backward(block, network, layer, a, d);
     if (has(&layer->input_gate)) {
         input_gate_backward(block, layer, a, d);

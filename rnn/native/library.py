@@ -1,7 +1,7 @@
 """The C library of the training step: compiled on this machine, for its CPU, and loaded.
 
-A compiler is not required: without one, or if ``RNN_SEARCH_NATIVE=0`` is set, the same networks are
-trained by :class:`rnn.stacked.network.NetworkStack`.
+A compiler is not required: without one, or if ``RNN_SEARCH_NATIVE=0`` is set, the stacked engine
+trains the same networks.
 """
 
 import ctypes
@@ -18,13 +18,32 @@ from pathlib import Path
 
 import torch
 
-from rnn.config import Precision
+from rnn.config import GatedConfig, Precision
+from rnn.network import network_shapes
 
 SWITCH = "RNN_SEARCH_NATIVE"
 """Environment variable that switches the library off if it is 0."""
 
+_EVERY_OPTION = GatedConfig.with_every_option(layers=1, state_size=1)
+
+MAPS = [
+    name.removeprefix("layers.0.")
+    for name in network_shapes(_EVERY_OPTION).linear_maps
+    if name.startswith("layers.0.")
+]
+"""Linear maps of a layer: the fields of struct Layer."""
+
+OPTIONS = [
+    name
+    for name in dir(_EVERY_OPTION)
+    if isinstance(getattr(_EVERY_OPTION, name), bool) and name not in MAPS
+]
+"""Boolean attributes of a config but whether it has a map: fields of struct Network."""
+
 _FOLDER = Path(__file__).parent
 _FLAGS = [
+    f"-DMAPS={','.join(MAPS)}",
+    f"-DOPTIONS={','.join(OPTIONS)}",
     "-std=gnu11",
     "-O3",
     "-march=native",
@@ -59,12 +78,7 @@ def _load(precision: Precision) -> tuple[ctypes.CDLL | None, str | None]:
 
 
 def _open(path: Path) -> ctypes.CDLL:
-    """Open a compiled library and declare its functions.
-
-    Raises:
-        OSError: if the file is not a library.
-        AttributeError: if it lacks a function.
-    """
+    """Open a compiled library and declare its functions."""
     library = ctypes.CDLL(str(path))
     library.rnn_step.argtypes = [ctypes.c_void_p]
     library.rnn_step.restype = ctypes.c_int
@@ -81,13 +95,7 @@ def _multiplies_bf16() -> bool:
 
 
 def _compiled(definitions: Sequence[str]) -> Path:
-    """Return the compiled library, from the cache if it is there.
-
-    Raises:
-        OSError: if the compiler is missing.
-        ValueError: if ``CC`` cannot be split into words.
-        subprocess.SubprocessError: if it fails.
-    """
+    """Return the compiled library, from the cache if it is there."""
     variable = os.environ.get("CC", "cc")
     try:
         compiler = shlex.split(variable)

@@ -24,31 +24,23 @@ enum { BLOCK_STREAMS = 128 };
 
 typedef struct {
     int64_t count, layers, n, vocabulary, streams;  // K, layers, n, V, B
+    int64_t size;                                   // P
+    int64_t threads, parts;                         // parts of the streams of a network
+    int64_t most_packed;                            // most of the networks' packed_size
+    int64_t scratch_size;                           // rnn_scratch_size
     const Network *networks;                        // (K)
     const float *weights;                           // (P)
-    float *grads;                                   // (P), zeros; NULL without a backward pass
-    float *part_grads;                              // (parts − 1, P), zeros
-    int64_t size;                                   // P
+    float *grads;                                   // (P); NULL without a backward pass
+    float *part_grads;                              // (parts − 1, P)
     float *const *states, *const *next_states;      // (layers) of (K, B, n)
     const int64_t *tokens, *targets;                // (B)
     float *logits;                                  // (K, B, V); NULL with a backward pass
     float *losses;                                  // (K, B); NULL without a backward pass
-    int64_t threads, parts;                         // parts of the streams of a network
-    Number *packed;                                 // (K, most of packed_size) if parts > 1
-    Number *scratch;                                // (threads, rnn_scratch_size)
-    int64_t scratch_size;
+    Number *packed;                                 // (K, most_packed) if parts > 1
+    Number *scratch;                                // (threads, scratch_size)
 } Step;
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static int64_t most_packed(const Step *step)
-{
-    int64_t most = 0;
-    for (int64_t k = 0; k < step->count; k++)
-        if (step->networks[k].packed_size > most)
-            most = step->networks[k].packed_size;
-    return most;
-}
 
 // Return the Numbers of memory that each thread needs.
 int64_t rnn_scratch_size(const Step *step)
@@ -59,7 +51,7 @@ int64_t rnn_scratch_size(const Step *step)
     int64_t inputs = 3 * n + twice;
     int64_t block = BLOCK_STREAMS * (inputs + per_layer * step->layers + gradients + vocabulary);
     int64_t forms = numbers(2) == 2 ? 1 : 3;  // a matrix, and its forms as a factor
-    return round_up(forms * block + vocabulary + 2 * (step->n + 1) * widest + 64, 64) + round_up(most_packed(step), 64);
+    return round_up(forms * block + vocabulary + 2 * (step->n + 1) * widest + 64, 64) + round_up(step->most_packed, 64);
 }
 
 // Streams of a block: of the number of streams alone, so that threads do not change the sums.
@@ -80,10 +72,12 @@ int rnn_tile_columns(void) { return TILE_COLUMNS; }
 
 // ------------------------------------------------------------------------------ packed weights
 
-// Pack a map's weight for its product and, if `with_transposed`, for the gradient of its input.
-static void pack_map(
-    const Step *step, const Map *map, int with_transposed, Number *packed, Number *scratch)
+// Pack the weight of one of a network's maps, the head or one of those of its layers in turn, for
+// its product and for the gradient of its input.
+static void pack_one(
+    const Step *step, const Network *network, int64_t index, Number *packed, Number *scratch)
 {
+    const Map *map = index == 0 ? &network->head : (const Map *)network->layers + (index - 1);
     if (!has(map))
         return;
     int64_t n = step->n, outputs = map->outputs, along = numbers(outputs);
@@ -94,27 +88,10 @@ static void pack_map(
         round_rows(n, outputs, weight);
         pack(numbers(n), outputs, weight.across,
             packed + map->packed + part * packed_size(numbers(n), outputs));
-        if (with_transposed)
+        if (step->grads != NULL)
             pack_transposed(n, along, weight.along, weight.along_stride,
                 packed + map->transposed + part * packed_size(along, n));
     }
-}
-
-enum { MAPS = 6 };  // of a layer
-
-// Pack one of a network's maps: the head, or one of those of its layers in turn.
-static void pack_one(
-    const Step *step, const Network *network, int64_t index, Number *packed, Number *scratch)
-{
-    int is_training = step->grads != NULL;
-    if (index == 0) {
-        pack_map(step, &network->head, is_training, packed, scratch);
-        return;
-    }
-    const Layer *layer = network->layers + (index - 1) / MAPS;
-    const Map *maps[MAPS] = {&layer->input_gate, &layer->candidate, &layer->state_gate,
-        &layer->forget_gate, &layer->read_out, &layer->output_gate};
-    pack_map(step, maps[(index - 1) % MAPS], is_training, packed, scratch);
 }
 
 // ------------------------------------------------------------------------------ a block of streams
@@ -242,13 +219,15 @@ static Rows block_backward(
     };
     round_rows(streams, step->vocabulary, logits);
     bias_grad(block, &network->head, logits);
-    clear(block, d.x, n);
+    clear(streams, n, d.x);
     part_grads(block, &network->head, 0, layers[step->layers - 1].y, logits, d.x);
     for (int64_t l = step->layers - 1; l >= 0; l--) {
         Rows d_output = d.x;
         d.x = d.y;
         d.y = d_output;
         layer_backward(block, network, network->layers + l, layers + l, &d);
+        if (!network->output_depends_on_input)
+            break;  // d.x is zero, and so is every gradient of the layers below
     }
     return d.x;
 }
@@ -297,8 +276,7 @@ static void block_step(const Step *step, int64_t k, int64_t first, const Block *
     for (int64_t b = 0; b < streams; b++)
         step->losses[row + b] = cross_entropy(
             ROW(logits, b), vocabulary, step->targets[first + b], 1.0f / step->streams);
-    for (int64_t u = 0; u < count; u++)
-        memset(ROW(among.grads, u), 0, n * sizeof(float));
+    clear(count, n, among.grads);
     Rows dx = block_backward(step, network, block, layers, logits, next);
     embedding_grads(block, network, &among, different, dx);
 }
@@ -310,10 +288,14 @@ static float *grads_of(const Step *step, int64_t part)
     return part ? step->part_grads + (part - 1) * step->size : step->grads;
 }
 
-// Compute one part of the streams of network k.
+// Compute one part of the streams of network k, and the gradients of the part.
 static void part_step(const Step *step, int64_t k, int64_t part, const Number *packed, Number *scratch)
 {
+    const Network *network = step->networks + k;
     int64_t size = block_size(step->streams), blocks = rnn_blocks(step->streams);
+    float *grads = step->grads ? grads_of(step, part) : NULL;
+    if (grads)
+        memset(grads + network->begin, 0, (network->end - network->begin) * sizeof(float));
     for (int64_t block = blocks * part / step->parts; block < blocks * (part + 1) / step->parts;
          block++) {
         int64_t first = block * size;
@@ -322,24 +304,13 @@ static void part_step(const Step *step, int64_t k, int64_t part, const Number *p
             .streams = least(step->streams - first, size),
             .weights = step->weights,
             .packed = packed,
-            .grads = step->grads ? grads_of(step, part) : NULL,
+            .grads = grads,
         };
         block_step(step, k, first, &each, scratch);
     }
 }
 
-static void add_parts(const Step *step, int64_t first, int64_t last)
-{
-    for (int64_t part = 1; part < step->parts; part++) {
-        float *grads = grads_of(step, part);
-        for (int64_t i = first; i < last; i++) {
-            step->grads[i] += grads[i];
-            grads[i] = 0.0f;
-        }
-    }
-}
-
-// Advance all networks by one time step and, with gradients, add those of their mean losses. Return
+// Advance all networks by one time step and, with gradients, write those of their mean losses. Return
 // 0, or 1 if a token is not in the vocabulary.
 int rnn_step(const Step *step)
 {
@@ -347,7 +318,7 @@ int rnn_step(const Step *step)
         if ((uint64_t)step->tokens[b] >= (uint64_t)step->vocabulary
             || (step->grads && (uint64_t)step->targets[b] >= (uint64_t)step->vocabulary))
             return 1;
-    int64_t maps = 1 + MAPS * step->layers, most = most_packed(step);
+    int64_t maps = 1 + MAP_COUNT * step->layers, most = step->most_packed;
     #pragma omp parallel num_threads(step->threads)
     {
         int thread = 0;
@@ -372,10 +343,11 @@ int rnn_step(const Step *step)
             for (int64_t i = 0; i < step->count * step->parts; i++)
                 part_step(step, i / step->parts, i % step->parts,
                     step->packed + i / step->parts * most, scratch);
-            if (step->grads) {
+            for (int64_t part = 1; step->grads && part < step->parts; part++) {
+                const float *grads = grads_of(step, part);
                 #pragma omp for
-                for (int64_t first = 0; first < step->size; first += 4096)
-                    add_parts(step, first, least(first + 4096, step->size));
+                for (int64_t i = 0; i < step->size; i++)
+                    step->grads[i] += grads[i];
             }
         }
     }

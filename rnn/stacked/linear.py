@@ -1,14 +1,21 @@
 """Linear layers of R networks in one batched product, with a hand-written backward pass.
 
 Nothing is recorded by autograd: a layer keeps what its backward pass needs in preallocated buffers.
+All weights of a network stack are in one flat tensor, and their gradients in another, so that an
+optimizer step or a cast to bfloat16 is one pass over memory.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from rnn.config import TrialConfig
+from rnn.network import NamedTensors, network_shapes
+from rnn.parameters import align
 
 _LOOP_MM_THRESHOLD = 128 * 128
 """Weight size from which the CPU multiplies by transposed weights one network at a time.
@@ -48,19 +55,20 @@ class BufferCache:
         return view
 
 
-@dataclass(frozen=True)
-class WeightSlice:
-    """Rows of a network's parameter and their place in a fused weight matrix.
+class Part(NamedTuple):
+    """Rows of a network's parameter, and their place in a fused weight.
 
     Attributes:
-        param: name of the parameter, as in :meth:`GatedConfig.param_shapes`.
-        rows: first input row of the parameter, and the number of rows.
-        offset: row and column in the fused weight matrix where they are placed.
+        param: name of the parameter, as in :attr:`rnn.network.NetworkShapes.linear_maps`.
+        rows: its rows, one for each input.
+        row: row of the fused weight where the first of them is.
+        column: column of the fused weight where they begin.
     """
 
     param: str
-    rows: tuple[int, int]
-    offset: tuple[int, int] = (0, 0)
+    rows: range
+    row: int = 0
+    column: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,43 +99,47 @@ class GatheredInput:
 class StackedLinear:
     """y = [x₁ ; x₂ ; …]·W + b for R networks with separate weights.
 
+    :class:`FlatParameters` sets the attributes.
+
     Args:
         networks: positions in the stack of the R networks that have this layer.
-        in_features: number of inputs.
         out_features: number of outputs.
-        slices: parameters that the weight matrix is made of.
+        parts: what the weight is made of.
         has_bias: whether there is a b.
 
     Attributes:
         weight: (R, in_features, out_features), in the dtype of the matrix products.
         bias: (R, 1, out_features), in the same dtype.
-        weight_grad: gradient of the weight, of its shape and dtype; set by :meth:`backward`.
+        weight_grad: gradient of the weight, of its shape and dtype.
         bias_grad: gradient of the bias, in the dtype of everything that is no matrix product.
+        weight_place: range of the flat tensors that holds the weights.
+        bias_place: range of the flat tensors that holds the biases; empty if there is none.
     """
 
     weight: Tensor
     bias: Tensor
     weight_grad: Tensor
     bias_grad: Tensor
+    weight_place: slice
+    bias_place: slice
 
     def __init__(
         self,
         networks: Sequence[int],
-        in_features: int,
         out_features: int,
-        slices: Sequence[WeightSlice],
+        parts: Sequence[Part],
         has_bias: bool = True,
     ) -> None:
         self.networks = list(networks)
-        self.in_features = in_features
+        self.in_features = max(part.row + len(part.rows) for part in parts)
         self.out_features = out_features
-        self.slices = slices
+        self.parts = parts
         self.has_bias = has_bias
         self._buffers = BufferCache()
 
-    def forward(self, *parts: Tensor) -> Tensor:
-        """Map parts (R, B, …), concatenated along the last axis, to (R, B, out_features)."""
-        self._x = self._concat(parts)  # (R, B, in_features)
+    def forward(self, *xs: Tensor) -> Tensor:
+        """Map inputs (R, B, …), concatenated along the last axis, to (R, B, out_features)."""
+        self._x = self._concat(xs)  # (R, B, in_features)
         y = self._buffers.get("y", (*self._x.shape[:2], self.out_features), like=self.weight)
         if self.has_bias:
             torch.baddbmm(self.bias, self._x, self.weight, out=y)
@@ -164,15 +176,15 @@ class StackedLinear:
             torch.mm(dy, w.T, out=result)
         return dx
 
-    def _concat(self, parts: Sequence[Tensor]) -> Tensor:
-        if len(parts) == 1:
-            return self._to_matmul_dtype("x", parts[0])
-        x = self._buffers.get("x", (*parts[0].shape[:2], self.in_features), like=self.weight)
+    def _concat(self, xs: Sequence[Tensor]) -> Tensor:
+        if len(xs) == 1:
+            return self._to_matmul_dtype("x", xs[0])
+        joined = self._buffers.get("x", (*xs[0].shape[:2], self.in_features), like=self.weight)
         start = 0
-        for part in parts:
-            x[:, :, start : start + part.shape[2]].copy_(part)
-            start += part.shape[2]
-        return x
+        for x in xs:
+            joined[:, :, start : start + x.shape[2]].copy_(x)
+            start += x.shape[2]
+        return joined
 
     def _to_matmul_dtype(self, name: str, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype:
@@ -181,18 +193,17 @@ class StackedLinear:
 
 
 class FusedLinear:
-    """A linear layer of [x ; p₁ ; p₂ ; …] that computes a shared x once for all its streams.
+    """A linear layer of [x ; h₁ ; h₂ ; …] that computes a shared x once for all its streams.
 
     Where streams share their x (in the first layer, whose input stands for a token), each distinct
     x is multiplied once and the product is given to all its streams. Otherwise it is one product.
 
     Args:
         networks: positions in the stack of the R networks that have this layer.
-        n: width of x and of each part.
-        includes_x: whether x is among the inputs.
-        part_count: number of parts.
+        n: width of x and of each state.
         out_features: number of outputs.
-        slices: parameters that the weight matrix of all inputs is made of.
+        parts: what the weight of all inputs is made of; none has rows of both x and a state.
+        includes_x: whether x is among the inputs.
         shares_x: whether streams share their x.
     """
 
@@ -200,10 +211,9 @@ class FusedLinear:
         self,
         networks: Sequence[int],
         n: int,
-        includes_x: bool,
-        part_count: int,
         out_features: int,
-        slices: Sequence[WeightSlice],
+        parts: Sequence[Part],
+        includes_x: bool,
         shares_x: bool,
     ) -> None:
         self.n = n
@@ -211,26 +221,25 @@ class FusedLinear:
         self.is_split = shares_x and includes_x
         self.includes_x = includes_x
         self._buffers = BufferCache()
-        in_features = n * (part_count + includes_x)
         if not self.is_split:
-            self.linears = [StackedLinear(networks, in_features, out_features, slices)]
+            self.linears = [StackedLinear(networks, out_features, parts)]
             return
-        of_x, of_parts = _split_slices(slices, n)
-        self.linears = [StackedLinear(networks, n, out_features, of_x)]
-        if part_count:
-            self.linears.append(
-                StackedLinear(networks, in_features - n, out_features, of_parts, has_bias=False)
-            )
+        of_x = [part for part in parts if part.row < n]
+        of_states = [part._replace(row=part.row - n) for part in parts if part.row >= n]
+        self.linears = [
+            StackedLinear(networks, out_features, of_x),
+            StackedLinear(networks, out_features, of_states, has_bias=False),
+        ]
 
-    def forward(self, x: GatheredInput, *parts: Tensor) -> Tensor:
-        """Map x and the parts, each (R, B, n), to (R, B, out_features)."""
+    def forward(self, x: GatheredInput, *states: Tensor) -> Tensor:
+        """Map x and states, each (R, B, n), to (R, B, out_features)."""
         if not self.is_split:
             first = [x.values] if self.includes_x else []
-            return self.linears[0].forward(*first, *parts)
+            return self.linears[0].forward(*first, *states)
         assert x.index is not None
         self._index, self._distinct = x.index, x.values.shape[1]
         y = gather_rows(self.linears[0].forward(x.values), x.index, self._buffers)
-        return y.add_(self.linears[1].forward(*parts)) if parts else y
+        return y.add_(self.linears[1].forward(*states))
 
     def backward(self, dy: Tensor, first: int = 0) -> None:
         """Compute the gradients of weight and bias; see :meth:`StackedLinear.backward`."""
@@ -239,34 +248,27 @@ class FusedLinear:
             return
         shared = self._buffers.get("dy", (len(dy), self._distinct, dy.shape[2]), like=dy)
         self.linears[0].backward(shared.zero_().index_add_(1, self._index, dy), first)
-        if len(self.linears) > 1:
-            self.linears[1].backward(dy, first)
-
-    def input_grad(self, count: int) -> Tensor:
-        """Return the gradient of the first inputs (R, B, count); no x may be shared."""
-        return self.linears[0].input_grad(count)
+        self.linears[1].backward(dy, first)
 
     def add_x_grad(self, dx: Tensor) -> None:
-        """Add the gradient of x to dx (R, U, n)."""
+        """Add the gradient of x to dx (R, U, n); call after :meth:`backward`."""
         dx.add_(self.linears[0].input_grad(self.n))
 
-    def input_grads(self, dx: Tensor, part_count: int) -> Tensor | None:
-        """Write the gradient of x to dx and return that of the first parts.
-
-        Args:
-            dx: output (R, U, n).
-            part_count: number of leading parts whose gradient is needed.
+    def input_grads(self, state_count: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of x and of the first states.
 
         Returns:
-            (R, B, part_count · n), or None for no part.
+            (R, U, n), or None if x is not among the inputs, and (R, B, state_count · n), or None
+            for no state.
         """
         n = self.n
-        if self.is_split or not self.includes_x:
-            dx.copy_(self.linears[0].input_grad(n)) if self.includes_x else dx.zero_()
-            return self.linears[-1].input_grad(n * part_count) if part_count else None
-        both = self.linears[0].input_grad(n * (1 + part_count))
-        dx.copy_(both[:, :, :n])
-        return both[:, :, n:] if part_count else None
+        if self.includes_x and not self.is_split:
+            both = self.linears[0].input_grad(n * (1 + state_count))
+            return both[:, :, :n], both[:, :, n:] if state_count else None
+        return (
+            self.linears[0].input_grad(n) if self.includes_x else None,
+            self.linears[-1].input_grad(n * state_count) if state_count else None,
+        )
 
 
 def gather_rows(x: Tensor, index: Tensor, buffers: BufferCache) -> Tensor:
@@ -275,17 +277,119 @@ def gather_rows(x: Tensor, index: Tensor, buffers: BufferCache) -> Tensor:
     return torch.index_select(x, 1, index, out=streams)
 
 
-def _split_slices(
-    slices: Sequence[WeightSlice], n: int
-) -> tuple[list[WeightSlice], list[WeightSlice]]:
-    """Split a fused weight matrix into the slices of its first n rows and of the rest."""
-    upper, lower = [], []
-    for each in slices:
-        (first, count), (row, column) = each.rows, each.offset
-        above = min(count, max(0, n - row))
-        if above:
-            upper.append(WeightSlice(each.param, (first, above), (row, column)))
-        if count > above:
-            offset = (max(row - n, 0), column)
-            lower.append(WeightSlice(each.param, (first + above, count - above), offset))
-    return upper, lower
+# ------------------------------------------------------------------ weights
+
+
+class FlatParameters:
+    """The weights of K networks, as their linear layers use them.
+
+    Sets the weights and gradients of the given layers to views of the flat tensors, in which
+    matrix product weights come first, then biases, then the embedding. Methods and attributes are
+    those of :class:`rnn.parameters.Parameters`; a network has many places.
+
+    Args:
+        configs, dtype, device, vocab_size: as of :class:`rnn.parameters.Parameters`.
+        linears: all linear layers but the embedding.
+        embedding: the embedding, a table of rows rather than a matrix product.
+        mixed_precision: whether matrix products use bfloat16.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[TrialConfig],
+        linears: Sequence[StackedLinear],
+        embedding: StackedLinear,
+        dtype: torch.dtype,
+        mixed_precision: bool,
+        device: torch.device,
+        vocab_size: int,
+    ) -> None:
+        self._configs = configs
+        self._vocab_size = vocab_size
+        self._linears = [*linears, embedding]
+        self.places: list[list[slice]] = [[] for _ in configs]
+        end = 0
+
+        def allocate(linear: StackedLinear, size: int) -> slice:
+            """Return a new range for a number of values of each of the layer's networks."""
+            nonlocal end
+            first, stop = end, end + size * len(linear.networks)
+            if size:
+                for k, start in zip(linear.networks, range(first, stop, size), strict=True):
+                    self.places[k].append(slice(start, start + size))
+            end = align(stop)
+            return slice(first, stop)
+
+        for linear in linears:
+            linear.weight_place = allocate(linear, linear.in_features * linear.out_features)
+        matmul_end = end
+        for linear in self._linears:
+            linear.bias_place = allocate(linear, linear.out_features * linear.has_bias)
+        bias_end = end
+        embedding.weight_place = allocate(embedding, vocab_size * embedding.out_features)
+
+        self.values = torch.zeros(end, dtype=dtype, device=device)
+        skipped = matmul_end if mixed_precision else 0
+        self.full_grads = torch.zeros(end - skipped, dtype=dtype, device=device)
+        self.matmul_grads = self.values[:skipped].bfloat16()
+        self.matmul_values = self.values[: bias_end if mixed_precision else 0].bfloat16()
+        for linear in self._linears:
+            is_mixed = mixed_precision and linear is not embedding
+            values = self.matmul_values if is_mixed else self.values
+            linear.weight, linear.bias = _weight_view(values, linear), _bias_view(values, linear)
+            linear.bias_grad = _bias_view(self.full_grads, linear, skipped)
+            linear.weight_grad = (
+                _weight_view(self.matmul_grads, linear)
+                if is_mixed
+                else _weight_view(self.full_grads, linear, skipped)
+            )
+
+    @property
+    def grads(self) -> Tensor:
+        """A copy of the gradients of all values (P,)."""
+        return torch.cat((self.matmul_grads.to(self.values.dtype), self.full_grads))
+
+    def extract(self, k: int, flat: Tensor) -> NamedTensors:
+        shapes = network_shapes(self._configs[k].architecture, self._vocab_size).parameters
+        params = {name: torch.empty(shape, dtype=flat.dtype) for name, shape in shapes.items()}
+        for source, target in self._pairs(k, flat, params):
+            target.copy_(source)
+        return params
+
+    def load(self, k: int, flat: Tensor, params: NamedTensors) -> None:
+        for target, source in self._pairs(k, flat, params):
+            target.copy_(source)
+        if flat is self.values:
+            self._cast()
+
+    def load_flat(self, values: Tensor) -> None:
+        self.values.copy_(values)
+        self._cast()
+
+    def _cast(self) -> None:
+        self.matmul_values.copy_(self.values[: len(self.matmul_values)])
+
+    def _pairs(self, k: int, flat: Tensor, params: NamedTensors) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each piece of network k as a view of the flat tensor and a view of params."""
+        for linear in self._linears:
+            if k not in linear.networks:
+                continue
+            r = linear.networks.index(k)
+            weight, bias = _weight_view(flat, linear)[r], _bias_view(flat, linear)
+            for part in linear.parts:
+                own = params[f"{part.param}.weight"].T
+                rows = slice(part.row, part.row + len(part.rows))
+                columns = slice(part.column, part.column + own.shape[1])
+                yield weight[rows, columns], own[part.rows.start : part.rows.stop]
+                if linear.has_bias:
+                    yield bias[r, 0, columns], params[f"{part.param}.bias"]
+
+
+def _weight_view(flat: Tensor, linear: StackedLinear, skipped: int = 0) -> Tensor:
+    place = slice(linear.weight_place.start - skipped, linear.weight_place.stop - skipped)
+    return flat[place].view(len(linear.networks), linear.in_features, linear.out_features)
+
+
+def _bias_view(flat: Tensor, linear: StackedLinear, skipped: int = 0) -> Tensor:
+    place = slice(linear.bias_place.start - skipped, linear.bias_place.stop - skipped)
+    return flat[place].view(-1, 1, linear.out_features)  # empty without a bias

@@ -10,7 +10,6 @@ trained the network, but any version with the same format reads it.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,14 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig, TrialConfig
+from rnn.config import TrialConfig
 from rnn.errors import CheckpointError
-from rnn.models.shapes import constant_shapes, count_parameters, count_states, parameter_shapes
-from rnn.safetensors_header import read_header
-from rnn.stacked.flat_parameters import NamedTensors
+from rnn.network import NamedTensors, count_parameters, network_shapes
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
-_FORMAT_VERSION = "4"
+_FORMAT_VERSION = "5"
 _MAX_HEADER_BYTES = 2**20
 
 
@@ -94,67 +91,52 @@ def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
     return hashlib.sha256(content).digest() + content
 
 
-def deserialize_checkpoint(
-    architecture: NetworkConfig,
-    identity: str,
-    content: bytes,
-    vocab_size: int = BYTE_VOCAB_SIZE,
-) -> TrainState:
+def deserialize_checkpoint(identity: str, content: bytes) -> TrainState:
     """Restore the training state of a checkpoint.
 
     Args:
-        architecture: architecture of the network.
         identity: identity that the checkpoint must have been serialized with.
         content: the checkpoint.
-        vocab_size: V.
 
     Raises:
         CheckpointError: if the checkpoint is damaged, of another format or of another training.
     """
+    digest, body = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
+    if hashlib.sha256(body).digest() != digest:
+        raise CheckpointError("checkpoint is damaged: its SHA-256 does not match its content")
     try:
-        return _restore(architecture, identity, *_parse(content), vocab_size)
+        return _restore(identity, *read_safetensors(body))
     except (LookupError, TypeError, ValueError) as error:  # written by another program
         raise CheckpointError(f"checkpoint cannot be read ({error})") from error
 
 
-def _restore(
-    architecture: NetworkConfig,
-    identity: str,
-    tensors: dict[str, Tensor],
-    metadata: dict[str, Any],
-    vocab_size: int,
-) -> TrainState:
-    """Restore the training state from the parts of a checkpoint."""
+def _restore(identity: str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> TrainState:
     if metadata.get("format_version") != _FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint was written by another version: expected format {_FORMAT_VERSION}"
         )
     if metadata.get("identity") != identity:
         raise CheckpointError("checkpoint belongs to another training: expected the same settings")
-    shapes = parameter_shapes(architecture, vocab_size)
-    constants = constant_shapes(architecture, vocab_size)
 
-    def read_group(group: str, shapes: Mapping[str, tuple[int, ...]] = shapes) -> NamedTensors:
+    def read_group(group: str) -> NamedTensors:
         return {
-            name: _read_tensor(tensors, f"{group}.{name}", shape, name in constants)
-            for name, shape in shapes.items()
+            name.removeprefix(group): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(group)
         }
 
-    has_average = any(name.startswith("average.") for name in tensors)
-    states = sum(name.startswith("states.") for name in tensors)
     steps, losses = tensors["curve.steps"].tolist(), tensors["curve.losses"].tolist()
     return TrainState(
         step=int(metadata["step"]),
         seconds=float(metadata["seconds"]),
-        weights=read_group("weights", shapes | constants),
-        moments=(read_group("moments.1"), read_group("moments.2")),
-        states=[tensors[f"states.{index}"] for index in range(states)],
+        weights=read_group("weights."),
+        moments=(read_group("moments.1."), read_group("moments.2.")),
+        states=[tensors[f"states.{index}"] for index in range(len(read_group("states.")))],
         ema_loss=tensors["ema_loss"],
         curve=dict(zip(steps, losses, strict=True)),
-        average=read_group("average") if has_average else None,
+        average=read_group("average.") or None,
         source_hashes=tuple(metadata["source_hashes"].split()),
-        # Absent from checkpoints written before the versions were recorded.
-        torch_versions=tuple(metadata.get("torch_versions", "").split()),
+        torch_versions=tuple(metadata["torch_versions"].split()),
     )
 
 
@@ -168,40 +150,29 @@ def max_checkpoint_size(config: TrialConfig, vocab_size: int, streams: int, step
         steps: number of steps of the training; at most one log point each.
     """
     # Weights, average and two moments.
+    shapes = network_shapes(config.architecture, vocab_size)
     groups = 4 * count_parameters(config.architecture, vocab_size)
-    groups += sum(map(math.prod, constant_shapes(config.architecture, vocab_size).values()))
-    carried = config.bptt_steps * streams * (count_states(config.architecture) + 1)
+    groups += sum(map(math.prod, shapes.constants.values()))
+    carried = config.bptt_steps * streams * (shapes.states + 1)
     return 8 * (groups + carried + 2 * steps) + _MAX_HEADER_BYTES
 
 
-def _read_tensor(
-    tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], is_constant: bool
-) -> Tensor:
-    tensor = tensors.get(name)
-    if tensor is None or tensor.shape != shape:
-        raise CheckpointError(f"checkpoint does not match the network: expected {name} of {shape}")
-    if not is_constant and tensor.dtype not in (torch.float32, torch.float64):
-        raise CheckpointError(
-            f"checkpoint does not match the network: expected {name} of float32 or float64, not "
-            f"{tensor.dtype}"
-        )
-    return tensor
+def read_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors, in the order of their names, and the metadata of a safetensors file.
 
-
-def _parse(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Verify the digest and return tensors and metadata."""
+    Raises:
+        ValueError: if it is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    digest, body = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
-    if hashlib.sha256(body).digest() != digest:
-        raise CheckpointError("checkpoint is damaged: its SHA-256 does not match its content")
     try:
-        header = read_header(body)
-        tensors = load(body)
-        return tensors, json.loads(header).get("__metadata__", {})
+        tensors = dict(sorted(load(content).items()))
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+    # The library returns the metadata of files on disk alone.
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    return tensors, json.loads(header).get("__metadata__", {})
 
 
 def torch_version() -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rnn.config import TrialConfig
 from rnn.data.corpus import TokenArray, gather_windows
-from rnn.models.factory import TrainableNetwork
+from rnn.engines import Engine
 from rnn.training import checkpoint
 from rnn.training.checkpoint import TrainState
 from rnn.training.step import TrainStep
@@ -98,8 +98,6 @@ class TrainLoop:
         step: number of steps done.
         seconds: each network's share of the training time.
         curves: smoothed loss of each network at each log point so far, by step.
-        source_hashes: hashes of the code that trained each network, the current one last.
-        torch_versions: versions of PyTorch that trained each network, the current one last.
 
     Raises:
         ValueError: if the networks are of several replicates and read a common text.
@@ -108,12 +106,10 @@ class TrainLoop:
     configs: tuple[TrialConfig, ...]
     seconds: list[float]
     curves: list[dict[int, float]]
-    source_hashes: list[tuple[str, ...]]
-    torch_versions: list[tuple[str, ...]]
 
     def __init__(
         self,
-        stack: TrainableNetwork,
+        stack: Engine,
         text: TokenArray,
         train_config: TrainConfig,
         train_states: Mapping[TrialConfig, TrainState] | None = None,
@@ -149,6 +145,7 @@ class TrainLoop:
             for tokens, targets, begins_sequence in self._steps():
                 if begins_sequence:
                     self._train_step.begin_sequence()
+                self._train_step.optimizer.set_learning_rates(self.step, self.train_config.steps)
                 self._train_step.step(tokens, targets)
                 self.step += 1
                 self._average_weights()
@@ -169,9 +166,8 @@ class TrainLoop:
         to (Polyak & Juditsky, *Acceleration of Stochastic Approximation by Averaging*, 1992): the
         average has a lower loss that varies less between runs.
         """
-        if self._average is None:
-            return
-        self.stack.parameters.load_flat(self._average)
+        if self._average is not None:
+            self.stack.parameters.load_flat(self._average)
 
     def remove_configs(self, removed: Collection[TrialConfig]) -> None:
         """Continue without some networks, in a smaller stack."""
@@ -181,7 +177,6 @@ class TrainLoop:
         }
         if not kept:
             self.configs, self.seconds, self.curves = (), [], []
-            self.source_hashes, self.torch_versions = [], []
             return
         weights = {config: train_state.weights for config, train_state in kept.items()}
         stack = self.stack
@@ -203,35 +198,30 @@ class TrainLoop:
             ema_loss=train_step.ema_losses[k].to("cpu", copy=True),
             curve=dict(self.curves[k]),
             average=None if self._average is None else parameters.extract(k, self._average),
-            source_hashes=self.source_hashes[k],
-            torch_versions=self.torch_versions[k],
+            source_hashes=self._source_hashes[k],
+            torch_versions=self._torch_versions[k],
         )
 
-    def _restore(
-        self, stack: TrainableNetwork, train_states: Mapping[TrialConfig, TrainState]
-    ) -> None:
+    def _restore(self, stack: Engine, train_states: Mapping[TrialConfig, TrainState]) -> None:
         self.stack = stack
         self.configs = stack.configs
-        self._train_step = train_step = TrainStep(
-            stack,
-            self.train_config.batch_size,
-            self.train_config.smoothing,
-        )
+        settings = self.train_config
+        self._train_step = train_step = TrainStep(stack, settings.batch_size, settings.smoothing)
         train_step.ema_losses.fill_(EMA_INIT)
         self._average: Tensor | None = None  # (P,)
         self.step = 0
         self.seconds = [0.0] * len(self.configs)
         self.curves = [{} for _ in self.configs]
         code, torch_version = checkpoint.source_hash(), checkpoint.torch_version()
-        self.source_hashes = [(code,) for _ in self.configs]
-        self.torch_versions = [(torch_version,) for _ in self.configs]
+        self._source_hashes: list[tuple[str, ...]] = [(code,) for _ in self.configs]
+        self._torch_versions: list[tuple[str, ...]] = [(torch_version,) for _ in self.configs]
         for k, config in enumerate(self.configs):
             if (saved := train_states.get(config)) is None:
                 continue
             self.step = saved.step
             self.seconds[k], self.curves[k] = saved.seconds, dict(saved.curve)
-            self.source_hashes[k] = _append_latest(saved.source_hashes, code)
-            self.torch_versions[k] = _append_latest(saved.torch_versions, torch_version)
+            self._source_hashes[k] = _append_latest(saved.source_hashes, code)
+            self._torch_versions[k] = _append_latest(saved.torch_versions, torch_version)
             for flat, moments in zip(train_step.optimizer.moments, saved.moments, strict=True):
                 stack.parameters.load(k, flat, moments)
             for state, saved_state in zip(train_step.states, saved.states, strict=True):

@@ -11,26 +11,39 @@ and ε = 1e-8, an update is::
     rmsprop    g ← g + λw    v ← β₂v + (1 − β₂)g²    w ← w − αg / (√v + ε)
     sgd        g ← g + λw    m ← μm + g              w ← w − αm
 
+The learning rate of update t of T, counted from 1, is the setting times a factor: with a warm-up
+over W updates t / W up to update W, and then, where p = (t − 1 − W) / (T − W) is the part of the
+rest that is over::
+
+    constant   1
+    cosine     (1 + cos πp) / 2
+    linear     1 − p
+
 They compute the same as ``torch.optim.Adam``, ``AdamW``, ``RMSprop(alpha=β₂)`` and
-``SGD(momentum=μ)``, and as ``torch.nn.utils.clip_grad_norm_``. ``torch.optim`` adds overhead as
-large as a step of a small network, and a second of import.
+``SGD(momentum=μ)``, as ``torch.nn.utils.clip_grad_norm_``, and as ``LinearLR`` before
+``CosineAnnealingLR`` or another ``LinearLR``. ``torch.optim`` adds overhead as large as a step of a
+small network, and a second of import.
 
 Adam: Kingma & Ba, *Adam: A Method for Stochastic Optimization*, 2015, algorithm 1. AdamW:
 Loshchilov & Hutter, *Decoupled Weight Decay Regularization*, 2019. RMSprop: Tieleman & Hinton,
-*Lecture 6.5: RMSprop*, 2012. Clipping: Pascanu, Mikolov & Bengio, *On the Difficulty of Training
+*Lecture 6.5: RMSprop*, 2012. Cosine: Loshchilov & Hutter, *SGDR: Stochastic Gradient Descent with
+Warm Restarts*, 2017, equation 5, without restarts. Warm-up: Goyal et al., *Accurate, Large
+Minibatch SGD*, 2017. Clipping: Pascanu, Mikolov & Bengio, *On the Difficulty of Training
 Recurrent Neural Networks*, 2013.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rnn.config import OptimizerConfig
-from rnn.models.cell_parameters import CellParameters
-from rnn.stacked.flat_parameters import Block, FlatParameters
+from rnn.config import OPTIMIZERS, OptimizerConfig, Schedule
+from rnn.parameters import Parameters
+from rnn.stacked.linear import FlatParameters
 
 EPSILON = 1e-8
 
@@ -47,36 +60,39 @@ class _Group:
 
     Attributes:
         config: settings of the update.
+        learning_rate: a number, or a tensor () where it changes during training.
         values: weights, views of the flat tensor.
         grads: their gradients.
         first: their first moments.
         second: their second moments.
+        updates: number of updates so far ().
     """
 
     config: OptimizerConfig
+    learning_rate: float | Tensor
     values: list[Tensor]
     grads: list[Tensor]
     first: list[Tensor]
     second: list[Tensor]
+    updates: Tensor
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Consecutive weights whose gradients are bfloat16.
+class _Chunk(NamedTuple):
+    """Consecutive weights, which are updated while a CPU has them in its cache.
 
     Attributes:
-        matmul_grad: gradient in bfloat16.
-        grad: memory for the gradient in full precision.
-        matmul_values: bfloat16 copy of the weights.
-        values: the weights.
         groups: what to update.
+        grad: gradient in full precision, to be copied from ``matmul_grad``.
+        matmul_grad: gradient in bfloat16; empty if there is none.
+        values: weights of which matrix products read a copy.
+        matmul_values: the copy in bfloat16; empty if there is none.
     """
 
-    matmul_grad: Tensor
-    grad: Tensor
-    matmul_values: Tensor
-    values: Tensor
     groups: list[_Group]
+    grad: Tensor
+    matmul_grad: Tensor
+    values: Tensor
+    matmul_values: Tensor
 
 
 class Optimizer:
@@ -92,188 +108,207 @@ class Optimizer:
         moments: m and v, (P,) each, in the layout of the weights; zero where the optimizer has
             none.
         updates: number of updates so far ().
-        learning_rate_factor: factor of all learning rates at the next update.
     """
 
     def __init__(
-        self, parameters: FlatParameters | CellParameters, configs: Sequence[OptimizerConfig]
+        self, parameters: FlatParameters | Parameters, configs: Sequence[OptimizerConfig]
     ) -> None:
         values = parameters.values
         self.moments = (torch.zeros_like(values), torch.zeros_like(values))
         self.updates = torch.zeros((), device=values.device)
-        self.learning_rate_factor = 1.0
-        self._parameters = parameters
-        self._configs = [replace(config, gradient_clipping=0.0) for config in configs]
-        self._is_uniform = len(set(self._configs)) == 1
-        clips = any(config.gradient_clipping for config in configs)
-        is_mixed = parameters.mixed_precision
-        # Weights of which matrix products have bfloat16 copies and gradients.
-        end = len(parameters.matmul_grads) if is_mixed else 0
-        in_chunks = values.device.type == "cpu" and self._is_uniform and not clips
-        size = _CHUNK_SIZE if in_chunks else max(1, end)
-        scratch = values.new_empty(min(size, end))
-        self._chunks = []
-        for first in range(0, end, size):
-            part = slice(first, min(first + size, end))
-            grad = scratch[: part.stop - first]
-            self._chunks.append(
-                _Chunk(
-                    parameters.matmul_grads[part],
-                    grad,
-                    parameters.matmul_values[part],
-                    values[part],
-                    self._make_groups(part, grad),
-                )
+        self._values = values
+        self._places = _places_by_settings(parameters, configs)
+        # A tensor, since a graph keeps numbers as they were when it was recorded. On a GPU,
+        # torch's updates read single precision.
+        precision = torch.float32 if values.is_cuda else torch.float64
+        self._changing_rates = {
+            config: values.new_tensor(config.learning_rate, dtype=precision)
+            for config in self._places
+            if config.schedule != "constant" or config.warmup_steps
+        }
+        matmul_grads, matmul_values = parameters.matmul_grads, parameters.matmul_values
+        end = len(matmul_grads)
+        clipped = [
+            (config.gradient_clipping, places)
+            for config, places in zip(configs, parameters.places, strict=True)
+            if config.gradient_clipping
+        ]
+        in_chunks = values.device.type == "cpu" and len(self._places) == 1 and not clipped
+        size = min(end, _CHUNK_SIZE) if in_chunks else end
+        scratch = values.new_empty(size)
+        starts = range(0, end, max(1, size))
+        parts = [slice(first, min(first + size, end)) for first in starts]
+        grads = [(scratch[: part.stop - part.start], part) for part in parts]
+        grads.append((parameters.full_grads, slice(end, len(values))))
+        self._chunks = [
+            _Chunk(
+                self._make_groups(part, grad),
+                grad[: len(matmul_grads[part])],
+                matmul_grads[part],
+                values[part][: len(matmul_values[part])],
+                matmul_values[part],
             )
-        rest = slice(end, len(values))
-        self._rest = self._make_groups(rest, parameters.full_grads)
-        biases = slice(end, len(parameters.matmul_values) if is_mixed else end)
-        self._biases = parameters.matmul_values[biases], values[biases]
-        self._clipping = None
-        if clips:
-            parts = [(slice(0, end), scratch), (rest, parameters.full_grads)]
-            self._clipping = _Clipping(
-                [
-                    (block.networks, grad[_shift(block.place, -part.start)])
-                    for part, grad in parts
-                    for block in _blocks_within(parameters.blocks, part)
-                ],
-                values.new_tensor([config.gradient_clipping or math.inf for config in configs]),
-            )
+            for grad, part in grads
+        ]
+        self._clipped = [
+            [view for each in grads for view in _views(*each, places)] for _, places in clipped
+        ]
+        self._limits = values.new_tensor([limit for limit, _ in clipped])
+
+    def set_learning_rates(self, step: int, steps: int) -> None:
+        """Set the learning rates that change during training to those of the next update.
+
+        Args:
+            step: number of updates so far.
+            steps: number of updates of the training.
+        """
+        for config, rate in self._changing_rates.items():
+            rate.fill_(config.learning_rate * _scale_learning_rate(config, step, steps))
 
     def step(self) -> None:
         """Update the weights, and the copies of them that matrix products read."""
         self.updates.add_(1)
-        if self._clipping is not None:
+        if self._clipped:
             for chunk in self._chunks:
                 chunk.grad.copy_(chunk.matmul_grad)
-            self._clipping.apply()
+            _clip(self._clipped, self._limits)
         for chunk in self._chunks:
-            if self._clipping is None:
+            if not self._clipped:
                 chunk.grad.copy_(chunk.matmul_grad)
             for group in chunk.groups:
-                self._update(group)
+                moments = OPTIMIZERS[group.config.name].moments
+                UPDATES[group.config.name](group, *(getattr(group, name) for name in moments))
             chunk.matmul_values.copy_(chunk.values)
-        for group in self._rest:
-            self._update(group)
-        matmul_biases, biases = self._biases
-        matmul_biases.copy_(biases)
 
     def _make_groups(self, part: slice, grad: Tensor) -> list[_Group]:
         """Return what to update in a part of the flat tensors, given the gradient of the part."""
-        if self._is_uniform:
-            places = {self._configs[0]: [part]}
-        else:
-            places = {config: [] for config in self._configs}
-            for block in _blocks_within(self._parameters.blocks, part):
-                for config, place in self._runs(block):
-                    places[config].append(place)
-        first, second = self.moments
-        return [
+        first, second = (moment[part] for moment in self.moments)
+        groups = [
             _Group(
                 config,
-                [self._parameters.values[place] for place in each],
-                [grad[_shift(place, -part.start)] for place in each],
-                [first[place] for place in each],
-                [second[place] for place in each],
+                self._changing_rates.get(config, config.learning_rate),
+                _views(self._values[part], part, places),
+                _views(grad, part, places),
+                _views(first, part, places),
+                _views(second, part, places),
+                self.updates,
             )
-            for config, each in places.items()
-            if each
+            for config, places in self._places.items()
         ]
-
-    def _runs(self, block: Block) -> Iterator[tuple[OptimizerConfig, slice]]:
-        """Yield each range of a block whose networks have the same settings."""
-        size = (block.place.stop - block.place.start) // len(block.networks)
-        configs = [self._configs[k] for k in block.networks]
-        begin = 0
-        for end in range(1, len(configs) + 1):
-            if end == len(configs) or configs[end] != configs[begin]:
-                yield configs[begin], _shift(slice(begin * size, end * size), block.place.start)
-                begin = end
-
-    def _update(self, group: _Group) -> None:
-        config, values, grads = group.config, group.values, group.grads
-        learning_rate = config.learning_rate * self.learning_rate_factor
-        if config.name in ("adam", "adamw"):
-            fused = torch._fused_adam_ if config.name == "adam" else torch._fused_adamw_
-            fused(
-                values,
-                grads,
-                group.first,
-                group.second,
-                [],
-                [self.updates] * len(values),
-                lr=learning_rate,
-                beta1=config.beta1,
-                beta2=config.beta2,
-                weight_decay=config.weight_decay,
-                eps=EPSILON,
-                amsgrad=False,
-                maximize=False,
-            )
-        elif config.name == "sgd":
-            torch._fused_sgd_(
-                values,
-                grads,
-                group.first if config.momentum else [],
-                weight_decay=config.weight_decay,
-                momentum=config.momentum,
-                lr=learning_rate,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,  # m starts at 0
-            )
-        else:
-            if config.weight_decay:
-                # Not in place: a gradient that is always zero is written only once.
-                grads = list(torch._foreach_add(grads, values, alpha=config.weight_decay))
-            torch._foreach_mul_(group.second, config.beta2)
-            torch._foreach_addcmul_(group.second, grads, grads, value=1 - config.beta2)
-            roots = torch._foreach_sqrt(group.second)
-            torch._foreach_add_(roots, EPSILON)
-            torch._foreach_addcdiv_(values, grads, roots, value=-learning_rate)
+        return [group for group in groups if group.values]
 
 
-class _Clipping:
-    """Scales the gradient of each network whose norm is above its limit down to the limit.
+def _clip(gradients: Sequence[list[Tensor]], limits: Tensor) -> None:
+    """Scale the gradient of each network whose norm is above its limit down to the limit.
 
     Args:
-        blocks: all gradients: networks (R), and what belongs to them in turn (R · size,).
-        limits: maximum norm of each network's gradient (K,); infinite for none.
+        gradients: of each network (K), in several tensors.
+        limits: maximum norm of each network's gradient (K,).
     """
-
-    def __init__(self, blocks: Sequence[tuple[Sequence[int], Tensor]], limits: Tensor) -> None:
-        device = limits.device
-        self._grads = [grad.view(len(networks), -1) for networks, grad in blocks]
-        self._owners = [torch.tensor(networks, device=device) for networks, _ in blocks]
-        self._limits, self._unlimited = limits, limits.isinf()
-        # Positions of each network's norms among those of all blocks; the last is a zero.
-        owners = [k for networks, _ in blocks for k in networks]
-        positions = [
-            [position for position, owner in enumerate(owners) if owner == k]
-            for k in range(len(limits))
-        ]
-        longest = max(map(len, positions))
-        padded = [each + [len(owners)] * (longest - len(each)) for each in positions]
-        self._positions = torch.tensor(padded, device=device)  # (K, longest)
-        self._zero = limits.new_zeros(1)
-
-    def apply(self) -> None:
-        """Scale the gradients in place."""
-        norms = [torch.linalg.vector_norm(grad, dim=1) for grad in self._grads]  # (R,) each
-        # Gathered, not added by a product with zeros: a norm that is not finite stays where it is.
-        by_network = torch.cat((*norms, self._zero))[self._positions]  # (K, longest)
-        norm = torch.linalg.vector_norm(by_network, dim=1)  # (K,)
-        factors = (self._limits / (norm + _CLIPPING_EPSILON)).clamp(max=1)  # (K,)
-        factors.masked_fill_(self._unlimited, 1.0)
-        for grad, owners in zip(self._grads, self._owners, strict=True):
-            grad.mul_(factors[owners, None])
+    norms = torch.stack(torch._foreach_norm([grad for grads in gradients for grad in grads]))
+    by_network = norms.split_with_sizes([len(grads) for grads in gradients])
+    norm = torch.stack(torch._foreach_norm(by_network))  # (K,)
+    factors = (limits / (norm + _CLIPPING_EPSILON)).clamp(max=1)  # (K,)
+    for grads, factor in zip(gradients, factors.unbind(), strict=True):
+        torch._foreach_mul_(grads, factor)
 
 
-def _blocks_within(blocks: Sequence[Block], part: slice) -> list[Block]:
-    return [b for b in blocks if part.start <= b.place.start and b.place.stop <= part.stop]
+def _places_by_settings(
+    parameters: FlatParameters | Parameters, configs: Sequence[OptimizerConfig]
+) -> dict[OptimizerConfig, list[slice]]:
+    """Return the ranges of the flat tensors that are updated by the same settings."""
+    settings = [replace(config, gradient_clipping=0.0) for config in configs]
+    if len(set(settings)) == 1:
+        return {settings[0]: [slice(0, len(parameters.values))]}
+    joined: dict[OptimizerConfig, list[slice]] = {config: [] for config in settings}
+    owned = zip(settings, parameters.places, strict=True)
+    pairs = [(config, place) for config, places in owned for place in places]
+    for config, place in sorted(pairs, key=lambda pair: pair[1].start):
+        places = joined[config]
+        if places and places[-1].stop == place.start:
+            place = slice(places.pop().start, place.stop)
+        places.append(place)
+    return joined
 
 
-def _shift(place: slice, distance: int) -> slice:
-    return slice(place.start + distance, place.stop + distance)
+def _views(memory: Tensor, part: slice, places: Sequence[slice]) -> list[Tensor]:
+    """Return views of the places, as far as they are in the part of the flat tensors in memory."""
+    common = ((max(each.start, part.start), min(each.stop, part.stop)) for each in places)
+    return [
+        memory[first - part.start : stop - part.start] for first, stop in common if first < stop
+    ]
+
+
+def _scale_learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Return the factor of the learning rate at the update after ``step`` of ``steps`` updates."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    return _SCHEDULES[config.schedule]((step - config.warmup_steps) / (steps - config.warmup_steps))
+
+
+_SCHEDULES: dict[Schedule, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "linear": lambda progress: 1 - progress,
+}
+
+
+def _update_adam(
+    fused: Callable[..., None], group: _Group, first: list[Tensor], second: list[Tensor]
+) -> None:
+    fused(
+        group.values,
+        group.grads,
+        first,
+        second,
+        [],
+        [group.updates] * len(group.values),
+        lr=group.learning_rate,
+        beta1=group.config.beta1,
+        beta2=group.config.beta2,
+        weight_decay=group.config.weight_decay,
+        eps=EPSILON,
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+def _update_rmsprop(group: _Group, second: list[Tensor]) -> None:
+    config, grads = group.config, group.grads
+    if config.weight_decay:
+        # Not in place: a gradient that is always zero is written only once.
+        grads = list(torch._foreach_add(grads, group.values, alpha=config.weight_decay))
+    torch._foreach_mul_(second, config.beta2)
+    torch._foreach_addcmul_(second, grads, grads, value=1 - config.beta2)
+    roots = torch._foreach_sqrt(second)
+    torch._foreach_add_(roots, EPSILON)
+    factor = group.learning_rate
+    if isinstance(factor, Tensor):  # addcdiv takes a number
+        torch._foreach_div_(roots, factor)
+        factor = 1.0
+    torch._foreach_addcdiv_(group.values, grads, roots, value=-factor)
+
+
+def _update_sgd(group: _Group, first: list[Tensor]) -> None:
+    config = group.config
+    torch._fused_sgd_(
+        group.values,
+        group.grads,
+        first if config.momentum else [],
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        lr=group.learning_rate,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,  # m starts at 0
+    )
+
+
+UPDATES: dict[str, Callable[..., None]] = {
+    "adam": partial(_update_adam, torch._fused_adam_),
+    "adamw": partial(_update_adam, torch._fused_adamw_),
+    "rmsprop": _update_rmsprop,
+    "sgd": _update_sgd,
+}
+"""How each optimizer updates a group, which is followed by the moments that it keeps."""

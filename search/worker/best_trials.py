@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import Literal, Protocol, TypeVar
 
-from rnn.inference.generation import generate
-from rnn.inference.saved_model import SavedModel, serialize_model
+from rnn.export import SavedModel, generate, serialize_model
 from search.study import StudyHandle
 from search.worker.trial_artifacts import RankedArtifacts, WeightStore
 from studies.best import BestReader

@@ -178,12 +178,11 @@ class CheckpointManager:
 
     def _deserialize(self, claim: Claim, content: bytes) -> TrainState:
         """Return the train state in a checkpoint of this end of the study or an earlier one."""
-        architecture = to_trial_config(claim.trial.params, self._config).architecture
         first_error = None
         for steps in self._steps:
             identity = self._identity(claim, steps)
             try:
-                state = deserialize_checkpoint(architecture, identity, content, self._vocab_size)
+                state = deserialize_checkpoint(identity, content)
             except CheckpointError as error:
                 first_error = first_error or error
                 continue

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
+from rnn.autograd import lockstep_obstacle
 from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
 from rnn.errors import CellError
-from rnn.models.cell_network import lockstep_obstacle
-from rnn.models.factory import is_stackable
 from rnn.native.network import library_obstacle
 from search.duration import to_train_config
 from search.worker.lockstep_size import auto_lockstep, differing_params
@@ -76,17 +75,18 @@ class LockstepPlan:
 
     def _is_stackable(self, trial_config: TrialConfig) -> bool:
         """Return whether a network can train in lockstep; log once if a user's cell cannot."""
-        cell = trial_config.architecture
-        if not isinstance(cell, CellConfig):
-            return is_stackable(trial_config)
-        reason = lockstep_obstacle(cell, self._precision, self._device)
-        if reason is not None and cell.cell not in self._cells_alone:
-            self._cells_alone.add(cell.cell)
+        architecture = trial_config.architecture
+        reason = lockstep_obstacle(architecture, self._precision, self._device)
+        if reason is None:
+            return True
+        assert isinstance(architecture, CellConfig)
+        if architecture.cell not in self._cells_alone:
+            self._cells_alone.add(architecture.cell)
             _logger.info(
-                f"cell {cell.cell} cannot be trained in lockstep ({reason}): its trials are "
-                "trained one at a time"
+                f"cell {architecture.cell} cannot be trained in lockstep ({reason}): its trials "
+                "are trained one at a time"
             )
-        return reason is None
+        return False
 
     def _note_slow_training(self, trial_config: TrialConfig) -> None:
         """Log once if gated networks train more slowly than they could on this machine."""

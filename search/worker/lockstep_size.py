@@ -1,13 +1,12 @@
 """Which networks can train in lockstep, and how many do if the user sets no number."""
 
-from dataclasses import replace
-
 import torch
 
-from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
-from rnn.models.factory import is_stackable
-from rnn.models.shapes import estimate_memory
+from rnn.autograd import lockstep_obstacle
+from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
+from rnn.engines import has_fast_path
 from rnn.native.network import pays_off
+from rnn.network import estimate_memory
 from rnn.training.devices import available_memory
 from search.pruning.policy import ALWAYS_CONTINUE
 from studies.space import REPLICATE, SWITCHES
@@ -27,12 +26,12 @@ weights and moments of more do not stay in the last cache."""
 _MAX_CPU_BYTES = 256 * 2**20
 """Memory of networks in lockstep on a CPU: at most twice that of one large network."""
 
-_MAX_CPU_CELL_BYTES = 64 * 2**20
-"""Memory of networks of a user's own cell in lockstep on a CPU: weights, moments and activations of
-more do not stay in the caches, which one network after another uses better."""
+_MAX_AUTOGRAD_BYTES = 64 * 2**20
+"""Memory of networks in lockstep on a CPU by the autograd engine: weights, moments and activations
+of more do not stay in the caches, which one network after another uses better."""
 
-_MIN_CPU_CELLS = 8
-"""Fewer networks of a user's own cell train alone on a CPU: ``torch.vmap`` adds overhead."""
+_MIN_AUTOGRAD_LOCKSTEP = 8
+"""Fewer networks train alone on a CPU by the autograd engine: ``torch.vmap`` adds overhead."""
 
 _MEMORY_FRACTION = 0.8
 
@@ -55,33 +54,27 @@ def auto_lockstep(
         device: device to train on; a GPU trains as many networks as fit into its memory.
         vocab_size: V.
     """
-    if not is_stackable(trial_config, precision, device):
+    if lockstep_obstacle(trial_config.architecture, precision, device) is not None:
         return 1
     architecture = trial_config.architecture
-    is_cpu, is_cell = device.type == "cpu", isinstance(architecture, CellConfig)
-    is_native = is_cpu and not is_cell and pays_off(architecture.state_size, precision)
+    is_cpu, is_fast = device.type == "cpu", has_fast_path(trial_config)
+    is_native = is_cpu and is_fast and pays_off(architecture.state_size, precision)
     is_large = streams * architecture.state_size > _MAX_CPU_LAYER_STATE
     if is_cpu and is_large and not is_native:
         return 1
     largest = architecture
-    if isinstance(architecture, GatedConfig):  # the other networks may have every option
-        largest = replace(
-            architecture,
-            input_gate=True,
-            forget_gate=True,
-            output_gate=True,
-            state_gate=True,
-            residual=True,
-            state_source="both",
-        )
+    if is_fast:
+        assert isinstance(architecture, GatedConfig)  # the other networks may have every option
+        shape = architecture.layers, architecture.state_size, architecture.gate_inputs
+        largest = GatedConfig.with_every_option(*shape)
     memory = available_memory(device) * _MEMORY_FRACTION
     if is_cpu:
-        memory = min(memory, _MAX_CPU_CELL_BYTES if is_cell else _MAX_CPU_BYTES)
+        memory = min(memory, _MAX_CPU_BYTES if is_fast else _MAX_AUTOGRAD_BYTES)
     size = estimate_memory(
         trial_config._replace(architecture=largest), streams, precision, vocab_size
     )
     count = max(1, int(memory / size))
-    if is_cpu and is_cell and count < _MIN_CPU_CELLS:
+    if is_cpu and not is_fast and count < _MIN_AUTOGRAD_LOCKSTEP:
         return 1
     if not is_cpu:
         return count
@@ -98,12 +91,12 @@ def _native_lockstep(is_large: bool) -> int:
 def differing_params(trial_config: TrialConfig) -> set[str]:
     """Return the parameters in which networks in lockstep with this one may differ.
 
-    Gated networks are of one shape and read one text; users' own cells are of one architecture and
-    may read several.
+    On a fast path they are of one shape and read one text; in the autograd engine they are of one
+    architecture and may read several.
     """
-    if isinstance(trial_config.architecture, CellConfig):
-        return {*OPTIMIZER_PARAMS, REPLICATE}
-    return {*OPTIMIZER_PARAMS, *SWITCHES}
+    if has_fast_path(trial_config):
+        return {*OPTIMIZER_PARAMS, *SWITCHES}
+    return {*OPTIMIZER_PARAMS, REPLICATE}
 
 
 def min_keep_probability(device: torch.device) -> float:

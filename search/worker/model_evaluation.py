@@ -10,9 +10,15 @@ from torch import Tensor
 
 from rnn.data.corpus import TokenArray
 from rnn.data.tokenizer import TokenCorpus
-from rnn.models.factory import TrainableNetwork
-from rnn.training.context import MIN_CONTEXT_LENGTH, ContextLosses, RecallAccuracy
-from rnn.training.evaluation import compute_eval_losses, select_eval_windows, to_bits_per_byte
+from rnn.engines import Engine
+from rnn.training.evaluation import (
+    MIN_CONTEXT_LENGTH,
+    ContextLosses,
+    RecallAccuracy,
+    compute_eval_losses,
+    select_eval_windows,
+    to_bits_per_byte,
+)
 from rnn.training.loop import TrainLoop
 from studies.attributes import OBJECTIVE_ATTRIBUTES
 from studies.config import StudyConfig
@@ -74,7 +80,7 @@ class Evaluator:
         return results
 
     def _evaluate_validation(
-        self, stack: TrainableNetwork, on_step: Callable[[], None]
+        self, stack: Engine, on_step: Callable[[], None]
     ) -> list[dict[str, Any]]:
         """Return the attributes of each network on the validation split."""
         windows = self._select_windows("validation")

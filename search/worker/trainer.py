@@ -11,10 +11,10 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from rnn.config import Precision, TrialConfig
+from rnn.engines import build_network
 from rnn.errors import CellError
-from rnn.inference.saved_model import SavedModel
-from rnn.models.factory import build_network
-from rnn.models.shapes import count_parameters
+from rnn.export import SavedModel
+from rnn.network import count_parameters
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
@@ -23,7 +23,6 @@ from search.errors import format_error
 from search.pruning.rungs import compute_rungs
 from search.status import RunningTrial
 from search.study import StudyHandle
-from search.study_corpus import CorpusWatch
 from search.versions import current_versions, earlier_versions
 from search.worker.best_trials import BestModelStore, BestTrialFiles
 from search.worker.checkpointing import CheckpointManager
@@ -51,7 +50,6 @@ class Trainer:
         lockstep: maximum number of networks to train together; None to choose by device.
         best_models: store for the weights of the best networks; None to save none.
         final_checkpoints: store for checkpoints of complete trials; None to keep none.
-        corpus_watch: watch of the corpus file; None if the parent process has one.
 
     Attributes:
         has_trained: whether at least one step was trained.
@@ -68,7 +66,6 @@ class Trainer:
         worker: str,
         lockstep: int | None = None,
         best_models: BestModelStore | None = None,
-        corpus_watch: CorpusWatch | None = None,
         final_checkpoints: BestTrialFiles | None = None,
     ) -> None:
         config = handle.config
@@ -86,7 +83,6 @@ class Trainer:
         self._vocab_size = handle.token_corpus.tokenizer.size
         self._evaluator = Evaluator(config, handle.token_corpus)
         self._best_models = best_models
-        self._corpus_watch = corpus_watch
         self._checkpointer = CheckpointManager(handle, checkpoints, final_checkpoints)
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
@@ -204,8 +200,6 @@ class Trainer:
             if not poll():
                 return
             self._budget.apply()
-            if self._corpus_watch:
-                self._corpus_watch.check()
             if lost := [config for config in loop.configs if claims[config].lost]:
                 loop.remove_configs(lost)
             if time.monotonic() - saved_at >= self.config.checkpoint.seconds:

@@ -15,28 +15,10 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from studies.attributes import TrialRecord
+from studies.attributes import RESULT_NAMES
 from studies.errors import TableError
 from studies.space import REPLICATE
 from studies.storage.store_results import FinishedTrial
-
-RESERVED_NAMES = {
-    "study",
-    "number",
-    "architecture",
-    "label",
-    "state",
-    "value",
-    "audited",
-    "source_trials",
-    "started",
-    "completed",
-    "effective_context",
-    "effective_context_low",
-    "effective_context_high",
-    *TrialRecord.model_fields,
-}
-"""Columns of tables of results that are no parameters."""
 
 MAX_PARAMETERS = 100
 """Number of parameters above which results are refused."""
@@ -124,7 +106,7 @@ def _rename(table: ResultTable, names: Sequence[str]) -> ResultTable:
         taken = {_display(each) for each in new_names.values()}
         others = {_display(each) for each in names if each != name}
         while (
-            new in RESERVED_NAMES
+            new in RESULT_NAMES
             or _display(new) in taken
             or (new != name and _display(new) in others)
         ):

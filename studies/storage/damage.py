@@ -26,6 +26,7 @@ from studies.attributes import first_message, is_imported_trial
 from studies.errors import StudyFormatError
 from studies.space import CELL, GATED_CELL, GATED_PARAMS, StoredParams, complete_params
 from studies.text import shorten
+from studies.training import TRAINING_PARAMS, TrainingSettings
 
 
 class _Storage(Protocol):
@@ -267,6 +268,9 @@ def check_params(params: Mapping[str, Any]) -> None:
     """
     try:
         StoredParams.model_validate(params)
+        TrainingSettings.model_validate(
+            {name: params[name] for name in TRAINING_PARAMS if name in params}
+        )
     except ValidationError as error:
         (name, *_) = error.errors()[0]["loc"]
         raise ValueError(f"parameter {name}: {first_message(error)}") from error

@@ -9,7 +9,7 @@ import pytest
 from helpers import TEXT
 from hooks import Gate
 from process_runner import CURVES, FINISHED, query, search_starter, wait_until_running
-from small_searches import ONE, STEP, TWO
+from small_searches import ONE, STEP
 
 import rnn_search
 
@@ -35,46 +35,27 @@ def overwrite(path):
 
 
 @pytest.mark.parametrize(
-    ("change", "what", "refusal"),
+    ("change", "refusal"),
     [
-        (overwrite, "was modified or replaced", "exists with other settings: corpus.sha256"),
-        pytest.param(
-            os.unlink, "was removed", "not found", marks=pytest.mark.extended, id="remove"
-        ),
+        (overwrite, "exists with other settings: corpus.sha256"),
+        pytest.param(os.unlink, "not found", marks=pytest.mark.extended, id="remove"),
     ],
 )
 def test_search_continues_with_the_text_that_it_read_and_later_workers_are_refused(
-    search, gate, sqlite_url, corpus, reference_curves, change, what, refusal
+    search, gate, sqlite_url, corpus, reference_curves, change, refusal
 ):
     first = search(gate=gate, **ONE)
     wait_until_running([first], lambda: first.pid in gate.held)
     change(corpus)
-    warning = (
-        f"warning: corpus {corpus} {what} after it was read: running workers continue with the "
-        "text that they have read; new workers are refused until the file has its content again\n"
-    )
-    wait_until_running([first], lambda: warning in first.output)
     later = search(**ONE)
     assert later.wait() == 2
     assert refusal in later.stderr
     assert later.stderr.count("\n") == 1
     gate.open()
     assert first.wait() == 0
-    assert first.output.count("warning") == 1
     assert query(sqlite_url, FINISHED) == [(0, "COMPLETE", 1)]
     assert query(sqlite_url, CURVES) == reference_curves(**ONE)
     assert query(sqlite_url, VALUES) == reference_curves(VALUES, **ONE)
-
-
-@pytest.mark.extended
-def test_several_worker_processes_warn_once_of_a_changed_corpus(search, gate, corpus):
-    first = search("--workers", "2", gate=gate, **TWO)
-    wait_until_running([first], lambda: len(gate.held) == 2)
-    overwrite(corpus)
-    wait_until_running([first], lambda: "warning: corpus" in first.output)
-    gate.open()
-    assert first.wait() == 0
-    assert first.output.count("warning") == 1
 
 
 def mapped_files(pid, folder):

@@ -11,6 +11,7 @@ otherwise, which changes fp64 by 1e-8.
 """
 
 import itertools
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -68,6 +69,7 @@ CASES = [
     *itertools.starmap(_case, itertools.product(_EVERY_OPTIMIZER, (1, 4), _OPTIMIZERS)),
     *itertools.starmap(_case, itertools.product(_OTHERS, (1, 4), [_ADAM])),
     *(_case(network, 1, _ADAM, replicate=2) for network in _EVERY_OPTIMIZER),
+    _case("gated, all options", 1, replace(_ADAM, schedule="cosine", warmup_steps=4)),
 ]
 
 TOLERANCES: dict[Precision, float] = {"fp64": 1e-9, "fp32": 5e-6, "bf16": 3e-3}

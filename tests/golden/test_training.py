@@ -37,7 +37,7 @@ def test_every_engine_trains_a_network_alone_to_its_golden_curve(engine, precisi
     assert_golden(groups, engine, precision)
 
 
-@each_engine("native", "stacked", "vmap")
+@each_engine("native", "stacked", "autograd")
 def test_networks_train_in_lockstep_to_their_golden_curves(engine, precision):
     assert_golden(LOCKSTEP, engine, precision)
 

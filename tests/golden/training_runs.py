@@ -7,17 +7,15 @@ from typing import NamedTuple
 import numpy as np
 from user_cells import CELLS, EXAMPLES, cell_config
 
+from rnn.autograd import AutogradStack, lockstep_obstacle
 from rnn.config import (
     BASELINE_CELLS,
     BaselineConfig,
-    CellConfig,
     GatedConfig,
     Precision,
     TrialConfig,
 )
-from rnn.models.bptt_network import BPTTNetwork
-from rnn.models.cell_network import CellNetwork
-from rnn.models.factory import build_network, is_stackable, stack_key
+from rnn.engines import build_network, has_fast_path, stack_key
 from rnn.native.library import load_library
 from rnn.native.network import NativeStack
 from rnn.stacked.network import NetworkStack
@@ -25,8 +23,7 @@ from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
 
-ENGINES = {"native": NativeStack, "stacked": NetworkStack}
-ENGINES |= {"autograd": BPTTNetwork, "vmap": CellNetwork}
+ENGINES = {"native": NativeStack, "stacked": NetworkStack, "autograd": AutogradStack}
 
 VOCAB_SIZE, SEED, IDENTITY = 11, 1, "settings of the training"
 
@@ -59,28 +56,26 @@ def make_case(network, cell, options, bptt_steps, optimizer, replicate=0) -> Cas
         architecture = BaselineConfig(cell, 2, 5)
     else:
         architecture = GatedConfig(**options, layers=2, state_size=5)
-    name = f"{network}, bptt_steps {bptt_steps}, {optimizer.name}"
+    schedule = "" if optimizer.schedule == "constant" else f", {optimizer.schedule}"
+    name = f"{network}, bptt_steps {bptt_steps}, {optimizer.name}{schedule}"
     config = TrialConfig(architecture, replicate, bptt_steps, optimizer)
     return Case(f"{name} #{replicate}" if replicate else name, config)
 
 
 def can_train(engine: str, cases: Sequence[Case], precision: Precision) -> bool:
     """Return whether an engine can train these networks together on this machine."""
-    config = cases[0].config
-    if isinstance(config.architecture, CellConfig):
-        return engine == "vmap"
+    configs = [case.config for case in cases]
     if engine == "autograd":
-        return len(cases) == 1
-    if engine == "native" and load_library(precision) is None:
-        return False
-    return engine != "vmap" and is_stackable(config)
+        return len({(config.architecture, config.bptt_steps) for config in configs}) == 1
+    has_library = engine == "stacked" or load_library(precision) is not None
+    return has_library and all(map(has_fast_path, configs))
 
 
 def lockstep_groups(cases: Sequence[Case]) -> list[tuple[Case, ...]]:
     """Return the cases that can train together."""
     groups: dict[Hashable, tuple[Case, ...]] = {}
     for case in cases:
-        if is_stackable(case.config):
+        if lockstep_obstacle(case.config.architecture) is None:
             key = stack_key(case.config)
             groups[key] = (*groups.get(key, ()), case)
     return [group for group in groups.values() if len(group) > 1]
@@ -93,7 +88,7 @@ class Run:
         self._cases, self._arguments = cases, (precision, engine)
         configs = [case.config for case in cases]
         states = {
-            config: deserialize_checkpoint(config.architecture, IDENTITY, content, VOCAB_SIZE)
+            config: deserialize_checkpoint(IDENTITY, content)
             for config, content in zip(configs, checkpoints, strict=False)
         }
         weights = {config: state.weights for config, state in states.items()}

@@ -17,6 +17,7 @@ from reports.data.table_export import write_curves
 from reports.page.sections import build_section
 from search.status import read_status
 from studies.artifacts import open_store
+from studies.attributes import RESERVED_OPTION_NAMES
 from studies.loader import read_study_record
 from studies.storage.open import load_study, open_storage, read_storage
 from tests.simulations.large_study import NAME, create_large_study
@@ -128,4 +129,5 @@ def test_all_curves_are_exported_whatever_is_drawn(sqlite_url, tmp_path, monkeyp
     curves = results.curves.pivot(index="number", columns="step", values="loss")
     losses = rows.filter(regex=r"^loss_\d")
     assert losses.columns.tolist() == [f"loss_{step}" for step in curves.columns]
+    assert set(rows) - set(losses) <= RESERVED_OPTION_NAMES
     assert np.array_equal(losses.to_numpy(), curves.loc[complete.index].to_numpy())

@@ -15,6 +15,7 @@ from reports.errors import ReportError
 from reports.page.page import render_page
 from reports.page.sections import build_section
 from search.status import read_status
+from studies.attributes import RESERVED_OPTION_NAMES
 from studies.storage.counts import count_trials
 from studies.storage.open import read_storage
 
@@ -97,6 +98,7 @@ def test_pandas_reads_the_written_tables(derived, tmp_path):
         assert rows["value"].iloc[:3].tolist() == pytest.approx([1.5, 1.6, 1.7])
         assert rows["residual"].tolist()[:8] == [False] * 4 + [True] * 4
         assert rows["source_trials"].iloc[8] == "[0, 1]"
+        assert set(rows) <= RESERVED_OPTION_NAMES
     with pytest.raises(ReportError, match="cannot write"):
         write_csv(results, Path("/proc/no/rows.csv"))
 

@@ -107,7 +107,7 @@ class StandInGraph(TorchDispatchMode):
 
 
 class StandInRecorder:
-    """Records graphs on a processor; see :class:`rnn.training.graph.GraphRecorder`."""
+    """Records graphs on a processor; see :class:`rnn.training.step.CudaGraphRecorder`."""
 
     def warm_up(self, work: Callable[[], None]) -> None:
         work()

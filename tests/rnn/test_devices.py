@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from rnn.errors import DeviceError
-from rnn.training import precision
-from rnn.training.devices import is_out_of_memory, resolve_device, trim_heap
-from rnn.training.precision import (
+from rnn.training import devices
+from rnn.training.devices import (
     check_precision,
     configure_matmul,
+    is_out_of_memory,
     onednn_matmul_is_exact,
+    resolve_device,
     supports_bf16,
+    trim_heap,
 )
 
 
@@ -91,11 +93,11 @@ def test_cpu_supports_bf16_if_its_flags_list_it():
 @pytest.fixture
 def onednn():
     """torch's setting for oneDNN, restored after the test."""
-    if precision._onednn is None:
+    if devices._onednn is None:
         pytest.skip("this torch has no setting for oneDNN")
-    before = precision._onednn.fp32_precision
-    yield precision._onednn
-    precision._onednn.fp32_precision = before
+    before = devices._onednn.fp32_precision
+    yield devices._onednn
+    devices._onednn.fp32_precision = before
     onednn_matmul_is_exact.cache_clear()
 
 
@@ -118,7 +120,7 @@ def test_float32_products_are_accurate_to_float32(shape, onednn):
 
 
 def test_onednn_is_selected_if_it_is_exact(onednn, monkeypatch):
-    monkeypatch.setattr(precision, "onednn_matmul_is_exact", lambda: True)
+    monkeypatch.setattr(devices, "onednn_matmul_is_exact", lambda: True)
     configure_matmul("fp32", CPU)
     assert onednn.fp32_precision == "bf16"
 
@@ -139,5 +141,5 @@ def test_onednn_is_not_selected_if_it_rounds_as_with_amx(onednn, monkeypatch):
 
 
 def test_torch_without_the_setting_for_onednn_is_supported(monkeypatch):
-    monkeypatch.setattr(precision, "_onednn", None)
+    monkeypatch.setattr(devices, "_onednn", None)
     configure_matmul("fp32", CPU)

@@ -9,9 +9,15 @@ import torch
 
 from rnn.config import GatedConfig, TrialConfig
 from rnn.data.recall import CHANCE, generate_recall
-from rnn.models.factory import build_network
-from rnn.training.context import ContextLosses, RecallAccuracy, list_context_bins
-from rnn.training.evaluation import compute_eval_losses, select_eval_windows, to_bits_per_byte
+from rnn.engines import build_network
+from rnn.training.evaluation import (
+    ContextLosses,
+    RecallAccuracy,
+    compute_eval_losses,
+    list_context_bins,
+    select_eval_windows,
+    to_bits_per_byte,
+)
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 20, np.uint8)
 

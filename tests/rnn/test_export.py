@@ -1,31 +1,235 @@
-"""A trained network as a module, and exported: it computes the same with PyTorch alone."""
+"""Trained networks outside of a study: model files, text generation and standalone folders."""
 
+import contextlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 import torch
-from networks import (
-    PlainNetwork,
-    baseline_configs,
-    gated_configs,
-    label,
-    make_model,
-    representatives,
-)
+from networks import make_model
 from user_cells import cell_config, source_of
 
-from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.config import BaselineConfig, GatedConfig
 from rnn.data.tokenizer import load_tokenizer, train_tokenizer
-from rnn.inference.export import export_files
-from rnn.inference.saved_model import build_trained_module
-from rnn.models.factory import build_network
+from rnn.errors import CellError, SavedModelError, TokenizerError
+from rnn.export import (
+    SavedModel,
+    build_trained_module,
+    deserialize_model,
+    export_files,
+    generate,
+    serialize_model,
+)
 
 TEXT = b"the cat, the h\xc3\xa4t; that\n    cat and that hat 123 == 12"
-TOKENS = train_tokenizer("bpe:280", np.frombuffer(TEXT * 9, np.uint8))
+BYTES, BPE = load_tokenizer(None), train_tokenizer("bpe:280", np.frombuffer(TEXT * 9, np.uint8))
+GATED = GatedConfig(True, False, True, False, True, "both", 2, 4, "candidate")
+LSTM = BaselineConfig("lstm", 2, 4)
+OWN = cell_config("Everything", 2, 4, scale=0.25)
+METADATA = {"study": "quick", "trial": "3", "note": "\u201ewörtlich\u201c\n"}
+
+# ------------------------------------------------------------------ model files
+
+CONTENT = serialize_model(make_model(GATED, BPE, **METADATA))
+
+
+def assert_refused(content: bytes, message: str) -> None:
+    with pytest.raises((SavedModelError, TokenizerError), match=message) as refused:
+        deserialize_model(content)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+def with_header(content: bytes = CONTENT, **metadata: object) -> bytes:
+    """Return a file with other metadata in its header; None removes a key."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    found = header["__metadata__"] | metadata
+    header["__metadata__"] = {key: value for key, value in found.items() if value is not None}
+    new = json.dumps(header).encode()
+    return len(new).to_bytes(8, "little") + new + content[8 + length :]
+
+
+@pytest.mark.parametrize("version", ["3", "2"])
+@pytest.mark.parametrize(
+    ("architecture", "tokenizer"),
+    [(GATED, BYTES), (LSTM, BPE), (OWN, BPE)],
+    ids=["gated", "lstm", "own"],
+)
+def test_model_is_read_as_it_was_written_and_executes_nothing(
+    architecture, tokenizer, version, monkeypatch
+):
+    model = make_model(architecture, tokenizer, **METADATA)
+    stored = model.weights
+    if version == "2" and architecture != OWN:
+        stored = {name: each.t() for name, each in stored.items()}
+    content = serialize_model(replace(model, weights=stored))
+    for name in ("load_cell", "_execute"):
+        monkeypatch.setattr(f"rnn.own_cells.{name}", lambda *_: pytest.fail("executed"))
+    monkeypatch.setattr("rnn.own_cells._loaded", {})
+    restored = deserialize_model(with_header(content, format_version=version))
+    assert restored.architecture == architecture
+    assert restored.cell_source == (source_of("Everything") if architecture == OWN else None)
+    assert (restored.precision, restored.metadata) == ("bf16", METADATA)
+    assert restored.tokenizer.size == tokenizer.size
+    assert restored.tokenizer.serialized == tokenizer.serialized
+    assert restored.weights.keys() == model.weights.keys()
+    for name, weight in model.weights.items():
+        assert torch.equal(restored.weights[name], weight)
+
+
+def with_architecture(**fields: object) -> bytes:
+    return with_header(architecture=json.dumps(asdict(GATED) | fields))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        CONTENT[:-1],
+        CONTENT[:100],
+        b"\x80\x04K\x01.",  # of another program
+        (2**63).to_bytes(8, "little") + CONTENT[8:],  # the length of its header
+        with_header(format_version="1"),
+        with_header(precision="fp8"),
+        with_header(precision=None),
+        with_header(metadata="{"),
+        with_header(metadata='{"trial": 3}'),
+        with_header(tokenizer="null"),  # a smaller vocabulary than the tensors'
+        with_header(architecture="[" * 100_000),
+        with_header(architecture='{"cell": "tree", "layers": 1, "state_size": 4}'),
+        with_header(architecture='{"cell": "gru", "layers": 1, "state_size": 4}'),  # no tensors
+        with_architecture(layers=1),  # more tensors than it needs
+        with_architecture(layers=3),
+        with_architecture(state_size=10**9),
+        with_architecture(state_size=10**4000),
+        with_architecture(state_source=["both"]),
+        with_architecture(cells=3),
+    ],
+    ids=lambda content: f"{len(content)} bytes",  # the order of metadata varies
+)
+def test_damaged_model_is_refused_in_one_line(content):
+    assert_refused(content, "cannot be read")
+
+
+def test_random_damage_raises_no_other_error():
+    random = Random(0)
+    length = int.from_bytes(CONTENT[:8], "little")
+    for _ in range(300):
+        content = bytearray(CONTENT)
+        content[random.randrange(length + 50)] = random.randrange(256)
+        with contextlib.suppress(SavedModelError, TokenizerError):
+            deserialize_model(bytes(content))
+
+
+@pytest.mark.parametrize("spoil", [lambda weight: weight * torch.nan, torch.Tensor.half])
+def test_weights_that_are_not_finite_or_of_another_dtype_are_refused(spoil):
+    model = deserialize_model(CONTENT)
+    weights = model.weights | {"head.weight": spoil(model.weights["head.weight"])}
+    content = serialize_model(replace(model, weights=weights))
+    assert_refused(content, r"head\.weight is not finite")
+
+
+OWN_CONTENT = serialize_model(make_model(OWN, BPE))
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "expected"),
+    [
+        ("cell_source", {"text": "import os"}, "the source of its cell is of another cell"),
+        ("cell_source", {"text": 3}, r"cell_source.text: Input should be a valid string"),
+        ("architecture", {"sha256": "0"}, "the source of its cell is of another cell"),
+        ("architecture", {"options": [["a", []]]}, "cannot be read .architecture"),
+    ],
+)
+def test_damaged_model_of_a_users_cell_is_refused(part, fields, expected):
+    length = int.from_bytes(OWN_CONTENT[:8], "little")
+    stored = json.loads(OWN_CONTENT[8 : 8 + length])["__metadata__"][part]
+    changed = json.dumps(json.loads(stored) | fields)
+    assert_refused(with_header(OWN_CONTENT, **{part: changed}), expected)
+    assert_refused(with_header(OWN_CONTENT, cell_source=None), "the source of its cell is missing")
+
+
+# ------------------------------------------------------------------ generated text
+
+
+MODEL = make_model(GATED, BYTES, scale=8.0)
+
+
+def predict(model: SavedModel, tokens: list[int]) -> torch.Tensor:
+    """Return the logits after all tokens (V,), read from the start."""
+    logits, _ = build_trained_module(model)(torch.tensor(tokens)[:, None])
+    return logits[0].detach()
+
+
+def encode(tokenizer, text: bytes) -> list[int]:
+    return tokenizer.encode(np.frombuffer(text, np.uint8)).tolist()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [MODEL, *(make_model(each, BPE, scale=8.0) for each in (GATED, LSTM, OWN))],
+    ids=["bytes", "bpe", "lstm", "own cell"],
+)
+@pytest.mark.parametrize("prompt", [b"the cat", b""])
+def test_greedy_generation_takes_the_most_likely_tokens(model, prompt):
+    tokens = encode(model.tokenizer, prompt or b"\n")
+    prompt_length = len(tokens)
+    for _ in range(8):
+        tokens.append(int(predict(model, tokens).argmax()))
+    expected = model.tokenizer.decode(tokens[prompt_length:])
+    assert generate(model, prompt, length=8, temperature=0) == expected
+    assert generate(model, prompt, length=8, temperature=1e-320) == expected
+    assert generate(model, prompt, length=8, top_k=1) == expected
+
+
+def test_tokens_are_sampled_with_their_probabilities():
+    model = MODEL
+    logits = predict(model, encode(BYTES, b"a"))
+    for temperature, top_k in ((1.0, None), (0.5, None), (2.0, 3)):
+        kept = logits if top_k is None else logits.topk(top_k).values
+        p = torch.softmax(logits[logits >= kept.min()] / temperature, 0).max().item()
+        samples = [generate(model, b"a", 1, temperature, top_k, seed)[0] for seed in range(200)]
+        share = samples.count(int(logits.argmax())) / 200
+        assert abs(share - p) < 4 * (p * (1 - p) / 200) ** 0.5
+        if top_k:
+            assert set(samples) == set(logits.topk(top_k).indices.tolist())
+
+
+def test_generation_repeats_for_a_seed():
+    model = make_model(GATED, BPE)
+    texts = [generate(model, b"the", length=30, seed=seed) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0].startswith(generate(model, b"the", length=10, seed=1))
+
+
+@pytest.mark.parametrize(
+    "argument", [{"length": 0}, {"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": 0}]
+)
+def test_arguments_out_of_range_are_refused(argument):
+    with pytest.raises(ValueError, match="expected length"):
+        generate(MODEL, **argument)
+
+
+def test_cell_of_a_saved_model_is_loaded_to_generate(monkeypatch):
+    model = make_model(OWN, BYTES)
+    expected = generate(model, length=20)
+    monkeypatch.setattr("rnn.own_cells._loaded", {})
+    restored = deserialize_model(serialize_model(model))
+    assert generate(restored, length=20) == expected
+    weights = restored.weights | {"layers.0.start": torch.zeros(3)}
+    with pytest.raises(CellError, match=r"not match the weights.* layers\.0\.start") as refused:
+        generate(replace(restored, weights=weights))
+    assert "\n" not in str(refused.value)
+
+
+# ------------------------------------------------------------------ standalone folders
+
 NAMED_NETWORK = """
 class Network(nn.GRUCell):
     def __init__(self, input_size: int, state_size: int) -> None:
@@ -37,12 +241,12 @@ class Network(nn.GRUCell):
 """
 """A cell that has the name of the generated class."""
 
-BYTES = load_tokenizer(None)
 NETWORKS = {
     "gated": (GatedConfig(True, True, True, True, True, "both", 2, 4), BYTES),
-    "candidate": (GatedConfig(False, True, False, True, False, "new", 1, 4, "candidate"), TOKENS),
-    "lstm": (BaselineConfig("lstm", 2, 4), TOKENS),
-    "example": (cell_config("LayerNormGRU", 2, 4, norm="gates"), TOKENS),
+    "candidate": (GatedConfig(False, True, False, True, False, "new", 1, 4, "candidate"), BPE),
+    "lstm": (LSTM, BPE, "fp64"),
+    "example": (cell_config("LayerNormGRU", 2, 4, norm="gates"), BPE),
+    "everything": (OWN, BPE),
     "same name": (cell_config("Network", 1, 4, text=NAMED_NETWORK), BYTES),
 }
 
@@ -71,31 +275,6 @@ assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
 """
 
 
-@pytest.mark.parametrize("precision", ["fp64", "bf16"])
-@pytest.mark.parametrize(
-    "config",
-    [
-        *representatives(gated_configs(2, 4))[:4],
-        *baseline_configs(2, 4),
-        cell_config("MinGRU", 2, 4, candidate_tanh=True),
-        cell_config("Everything", 2, 4, scale=0.25),
-    ],
-    ids=label,
-)
-def test_trained_module_computes_the_exported_network_in_any_number_of_calls(config, precision):
-    model = make_model(config, BYTES, precision)
-    plain, module = PlainNetwork(TrialConfig(config), BYTES.size), build_trained_module(model)
-    plain.load(model.weights)
-    tokens = torch.randint(BYTES.size, (5, 4), generator=torch.Generator().manual_seed(0))
-    expected, _ = plain.read(tokens, plain.initial_states(4))
-    with torch.inference_mode():
-        _, states = module(tokens[:2])
-        logits, _ = module(tokens[2:], states)
-    assert not module.training
-    assert all(parameter.is_contiguous() for parameter in module.parameters())
-    torch.testing.assert_close(logits.double(), expected.detach(), rtol=1e-4, atol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory) -> dict[str, Path]:
     """Folder of each export, run by a process that cannot import the project."""
@@ -122,21 +301,20 @@ def test_export_computes_the_same_logits(exports, name):
     assert result["tokens"] == tokens
     assert bytes.fromhex(result["text"]) == TEXT
 
-    config = TrialConfig(model.architecture)
-    weights = {config: model.weights}
-    network = build_network([config], 0, "fp32", model.tokenizer.size, None, weights)
-    states = network.init_state(1)
+    module, states = build_trained_module(model), None
     for token, logits in zip(tokens, result["logits"], strict=True):
-        expected, next_states = network.forward(torch.tensor([token]), states)
-        states = [state.clone() for state in next_states]
-        torch.testing.assert_close(torch.tensor(logits), expected[0, 0], rtol=1e-5, atol=1e-5)
+        expected, states = module(torch.tensor([[token]]), states)
+        assert expected.dtype == (torch.float64 if model.precision == "fp64" else torch.float32)
+        expected = expected[0].float()
+        torch.testing.assert_close(torch.tensor(logits), expected, rtol=1e-5, atol=1e-5)
+    assert not module.training
 
 
 def test_export_describes_the_network_and_contains_the_source_of_its_cell(exports):
     readme = (exports["candidate"] / "README.md").read_text(encoding="utf-8")
     assert "1×4 forget+state gates, new state" in readme
     assert "- study: quick | {x}\n" in readme
-    assert f"the {TOKENS.size} tokens, with `bpe.py`" in readme
+    assert f"the {BPE.size} tokens, with `bpe.py`" in readme
     folder = exports["example"]
     assert (folder / "cell.py").read_text("utf-8") == source_of("LayerNormGRU").text
     readme = (folder / "README.md").read_text("utf-8")

@@ -18,7 +18,7 @@ from networks import GPU_IMPLEMENTATIONS, IMPLEMENTATIONS, list_cases
 from test_contract import assert_equal, assert_same, begin, finish, train
 
 from rnn.training.devices import available_memory
-from rnn.training.graph import WARMUP_STEPS, CudaGraphRecorder, GraphRunner
+from rnn.training.step import WARMUP_STEPS, CudaGraphRecorder, GraphRunner
 
 RECORDED = [
     each
@@ -94,23 +94,6 @@ def test_memory_of_a_stack_is_freed_when_networks_leave():
     assert before - free() < 64 * 2**20, "libraries keep some for themselves"
 
 
-@pytest.mark.parametrize("case", FIRST[::2], indirect=True)
-def test_learning_rate_can_change_after_the_recording(case, monkeypatch):
-    def train_with_decay():
-        def decay():
-            run._train_step.optimizer.learning_rate_factor = 1.0 if run.step < 8 else 1 / run.step
-
-        run = begin(case)
-        return finish(run, decay), is_recorded(run)
-
-    results, was_recorded = train_with_decay()
-    assert was_recorded
-    monkeypatch.setattr("rnn.training.step.find_recorder", lambda device: None)
-    assert_all_equal(results, train_with_decay()[0])
-    config = case.configs[0]
-    assert results[config].state.curve != train(case)[config].state.curve
-
-
 # ------------------------------------------------------------------ recordings that fail
 
 
@@ -169,7 +152,7 @@ def test_recording_uses_one_stream_and_leaves_no_trace_if_it_fails(monkeypatch):
             raise errors[0]
         selected[0] = before
 
-    monkeypatch.setattr("rnn.training.graph._side_stream", lambda device: side)
+    monkeypatch.setattr("rnn.training.step._side_stream", lambda device: side)
     for name, value in {
         "device": lambda device: contextlib.nullcontext(),
         "current_stream": lambda: selected[0],

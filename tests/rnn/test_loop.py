@@ -11,7 +11,8 @@ import torch
 
 from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
-from rnn.stacked.network import NetworkStack, draw_initial_weights
+from rnn.network import draw_initial_weights, network_shapes
+from rnn.stacked.network import NetworkStack
 from rnn.training.loop import TrainConfig, TrainLoop, sample_batch
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
@@ -30,36 +31,21 @@ MIXED = [
 FROZEN = MIXED[0]._replace(optimizer=OptimizerConfig(learning_rate=1e-30))
 
 
-def train(configs, precision="fp32", train_config=TRAIN_CONFIG):
-    """Train configs; return smoothed losses (log points, K) in their order, and the stack."""
-    stack = NetworkStack(configs, seed=1, precision=precision)
-    run = TrainLoop(stack, TEXT, train_config)
-    points = list(run.train())
-    columns = [run.configs.index(config) for config in configs]
-    return np.array([point.ema_losses for point in points])[:, columns], stack
-
-
-def advance(stack, tokens, targets, states):
-    """Take one step forward, updating the states in place; return the losses (K, B)."""
-    logits, next_states = stack.forward(tokens, states)
-    for state, next_state in zip(states, next_states, strict=True):
-        state.copy_(next_state)
-    return stack.losses(logits, targets)
-
-
 def test_smoothed_loss_is_a_moving_average_that_starts_at_three():
     """Nine tokens give eight steps, from zero states: step 17 begins the third sequence."""
-    smoothed, stack = train([FROZEN], "fp64", replace(TRAIN_CONFIG, steps=18))
+    stack = NetworkStack([FROZEN], 1, "fp64")
+    points = list(TrainLoop(stack, TEXT, replace(TRAIN_CONFIG, steps=18)).train())
     # With constant weights, the losses are those of the untrained network.
     ema, expected = 3.0, []
     for sequence in range(3):
         text = torch.from_numpy(sample_batch(TEXT, TRAIN_CONFIG, sequence)).long()
         states = stack.init_state(6)
         for tokens, targets in itertools.pairwise(text):
-            loss = advance(stack, tokens, targets, states).mean().item()
-            ema = 0.9 * ema + 0.1 * loss
+            logits, states = stack.forward(tokens, [state.clone() for state in states])
+            ema = 0.9 * ema + 0.1 * stack.losses(logits, targets).mean().item()
             expected.append(ema)
-    np.testing.assert_allclose(smoothed[:, 0], expected[1:18:2], rtol=1e-9)
+    smoothed = [point.ema_losses[0] for point in points]
+    np.testing.assert_allclose(smoothed, expected[1:18:2], rtol=1e-9)
 
 
 def test_log_points_are_the_multiples_of_log_every():
@@ -92,10 +78,10 @@ def test_sequences_reach_both_ends_of_the_text():
 
 def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
     architecture = GatedConfig(True, True, True, True, True, "both", 1, 64)
-    for name, (inputs, outputs) in architecture.param_shapes().items():
+    for name, (inputs, outputs) in network_shapes(architecture).linear_maps.items():
         drawn = draw_initial_weights(TrialConfig(architecture), 0)
         weight, bias = drawn[f"{name}.weight"], drawn[f"{name}.bias"]
-        assert weight.shape == (inputs, outputs)
+        assert weight.shape == (outputs, inputs)
         assert bias.shape == (outputs,)
         bound = 1 / math.sqrt(inputs)
         assert 0.95 * bound < weight.abs().max() <= bound

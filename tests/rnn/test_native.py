@@ -2,6 +2,7 @@
 
 import ctypes
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from networks import (
 )
 
 from rnn.config import GatedConfig, TrialConfig
-from rnn.models.factory import build_network
+from rnn.engines import build_network
 from rnn.native import library
 from rnn.native.library import SWITCH, load_library
 from rnn.native.network import NativeStack, computes_correctly, library_obstacle, pays_off
@@ -54,12 +55,12 @@ def test_network_computes_the_same_bit_for_bit_in_any_stack_and_on_any_threads(
     tokens = torch.arange(streams) % 11
     thread_count(1)
     together = NativeStack(configs, 3, precision)
-    losses, _ = together.loss_and_grad(tokens, tokens + 1, together.init_state(streams))
+    losses, _ = together.loss_and_grad(tokens, tokens + 1, together.init_state(streams), 0)
     for k, config in enumerate(configs):
         thread_count(1 + k % 4)
         alone = NativeStack([config], 3, precision)
         for _ in range(2):  # the second finds the memory of the first
-            loss, _ = alone.loss_and_grad(tokens, tokens + 1, alone.init_state(streams))
+            loss, _ = alone.loss_and_grad(tokens, tokens + 1, alone.init_state(streams), 0)
         assert torch.equal(loss[0], losses[k])
         own = alone.parameters.extract(0, alone.parameters.grads)
         for name, grad in together.parameters.extract(k, together.parameters.grads).items():
@@ -67,34 +68,31 @@ def test_network_computes_the_same_bit_for_bit_in_any_stack_and_on_any_threads(
 
 
 @needs_compiler
-@pytest.mark.parametrize("value", [-1, 256])
-def test_token_outside_the_vocabulary_is_an_error(value):
+@pytest.mark.parametrize(
+    ("tokens", "targets", "streams", "error"),
+    [
+        ([1, -1], [1, 2], 2, "a token is not below 256, the vocabulary size"),
+        ([1, 2], [1, 256], 2, "a token is not below 256, the vocabulary size"),
+        ([1, 256], None, 2, "a token is not below 256, the vocabulary size"),
+        ([1, 2], [1], 2, r"shapes \[\(2,\), \(1,\), .*: expected one token and one target"),
+        ([1, 2], [1, 2], 1, r"states \[\(1, 2, 8\)\]"),
+        ([1, 2], [1, 2], 3, r"states \[\(1, 2, 8\)\]"),
+    ],
+)
+def test_arguments_that_would_read_other_memory_are_errors(tokens, targets, streams, error):
     stack = NativeStack([TrialConfig(gated_configs(1, 8)[0])], 3)
-    good, bad = torch.tensor([1, 2]), torch.tensor([1, value])
-    for tokens, targets in ((good, bad), (bad, good)):
-        with pytest.raises(IndexError, match="is not below 256, the vocabulary size"):
-            stack.loss_and_grad(tokens, targets, stack.init_state(2))
-    with pytest.raises(IndexError):
-        stack.forward(bad, stack.init_state(2))
+    arguments = [torch.tensor(each) for each in (tokens, targets) if each is not None]
+    step = stack.forward if targets is None else partial(stack.loss_and_grad, position=0)
+    with pytest.raises((IndexError, ValueError), match=error):
+        step(*arguments, states=stack.init_state(streams))
 
 
-@needs_compiler
-@pytest.mark.parametrize("count", [1, 3])
-def test_states_and_targets_of_another_shape_are_errors(count):
-    """The library would read other memory."""
-    stack = NativeStack([TrialConfig(gated_configs(1, 8)[0])], 3)
-    tokens = torch.tensor([1, 2])
-    for targets, streams in ((tokens, count), (torch.ones(count, dtype=int), 2)):
-        with pytest.raises(ValueError, match=r": expected .*2"):
-            stack.loss_and_grad(tokens, targets, stack.init_state(streams))
-
-
-ALL_OPTIONS = [TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8))]
+ALL_OPTIONS = [TrialConfig(GatedConfig.with_every_option(layers=2, state_size=8))]
 
 
 def first_loss(network):
     tokens = torch.arange(6)
-    losses, _ = network.loss_and_grad(tokens, tokens, network.init_state(6))
+    losses, _ = network.loss_and_grad(tokens, tokens, network.init_state(6), 0)
     return losses.item()
 
 
@@ -145,7 +143,7 @@ def test_library_that_computes_wrong_numbers_is_not_used(monkeypatch, load_again
 
     def wrong(self, *args):
         losses, states = compute(self, *args)
-        self.parameters.full_grads[3] += 0.1
+        self.parameters.grads[3] += 0.1
         return losses, states
 
     monkeypatch.setattr(NativeStack, "loss_and_grad", wrong)

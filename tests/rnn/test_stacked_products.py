@@ -1,21 +1,17 @@
-"""What options cost in a stack: weights, matrix products, and operations with padding.
+"""What options cost in a stack: matrix products.
 
 B streams, n states; a product (i, j, k) is of (i, j) by (j, k). All are derived by hand from the
-equations of :class:`rnn.models.gated.GatedLayer`.
+equations of :class:`rnn.cells.GatedCell`.
 """
 
 from collections import Counter
-from functools import partial
 
 import numpy as np
-import torch
-from networks import extract, gated_configs, representatives
+from networks import gated_configs, representatives
 
 from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
-from rnn.models.shapes import count_parameters
 from rnn.stacked.network import NetworkStack
-from rnn.stacked.padding import padding_pays
 from rnn.training.loop import TrainConfig, TrainLoop
 
 B, N, V = 40, 6, 256
@@ -79,18 +75,6 @@ def test_mixed_stack_takes_the_products_of_its_networks_and_no_other():
     assert step_products(*configs) == sum(alone, Counter())
 
 
-# ------------------------------------------------------------------ weights
-
-
-def test_options_have_96_combinations_and_parameter_counts_are_those_of_their_networks():
-    assert len(set(ALL)) == 96
-    stack = NetworkStack(list(map(TrialConfig, ALL)), 0)
-    for k, config in enumerate(stack.configs):
-        count = sum(weight.numel() for weight in extract(stack, k).values())
-        assert count == count_parameters(config.architecture)
-        assert count == config.architecture.parameter_count()
-
-
 def test_stack_has_one_order_of_networks_that_differ_in_training_settings_alone():
     configs = [
         TrialConfig(ALL[0], optimizer=OptimizerConfig(name), varied=varied)
@@ -101,19 +85,3 @@ def test_stack_has_one_order_of_networks_that_differ_in_training_settings_alone(
     orders = {NetworkStack(order, 1).configs for order in (configs, configs[::-1], shuffled)}
     assert len(orders) == 1
     assert set(orders.pop()) == set(configs)
-
-
-# ------------------------------------------------------------------ padding
-
-
-def test_networks_are_padded_unless_that_would_change_or_gain_nothing():
-    two = [TrialConfig(config) for config in ALL[:2]]
-    decays = [two[0], two[1]._replace(optimizer=OptimizerConfig(weight_decay=0.1))]
-    stack = partial(NetworkStack, seed=0, is_padded=True)
-    assert stack(two, static_graph=True).is_padded
-    assert not stack(decays, static_graph=True).is_padded, "weight decay would change the constants"
-    assert not stack(two[:1], static_graph=True).is_padded, "one network needs no padding"
-    assert not stack(two, static_graph=False).is_padded, "streams share tokens"
-    gpu, cpu = torch.device("cuda:0"), torch.device("cpu")
-    assert [padding_pays(gpu, size) for size in (32, 64, 256)] == [True, True, False]
-    assert not padding_pays(cpu, 32)

@@ -154,6 +154,12 @@ KEEP = (
             "checkpoints of step 4 do not hold: --extend expected training.steps of 7 or more",
         ),
         (lambda joined: finish(joined, 4), ["training.steps=8", "space.layers=[2]"], "same order"),
+        (
+            lambda joined: finish(joined, 8),
+            ["training.steps=8", "space.training.schedule=['constant', 'cosine']"],
+            "has the schedule 'cosine', whose learning rates depend on training.steps = 4: "
+            "--extend expected a constant one; train longer under another --name",
+        ),
         (prune, ["training.steps=8"], "1 trials are pruned or paused, compared at the old steps"),
         (hold, ["training.steps=8"], "1 grid trials are held by workers"),
     ],
@@ -161,8 +167,8 @@ KEEP = (
 def test_extension_that_cannot_be_exact_is_refused_and_changes_nothing(
     sqlite_url, text, prepare, settings, message
 ):
-    average = [setting for setting in settings if "average" in setting]
-    prepare(join(sqlite_url, text, [*FOUR, *average]))
+    initial = [each for each in settings if "average" in each or "schedule" in each]
+    prepare(join(sqlite_url, text, [*FOUR, *initial]))
     before = dump(sqlite_url)
     with pytest.raises(StudiesError) as refused:
         join(sqlite_url, text, [*FOUR, *settings], extend=True)

@@ -1,17 +1,12 @@
-"""Number of networks in lockstep, their memory, and the device of each worker."""
-
-import gc
-import itertools
+"""Number of networks in lockstep, and the device of each worker."""
 
 import pytest
 import torch
+from user_cells import cell_config
 
-from rnn.config import STATE_SOURCES, BaselineConfig, GatedConfig, TrialConfig
-from rnn.models.factory import build_network
-from rnn.models.shapes import estimate_memory
-from rnn.stacked.network import NetworkStack
+from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.network import estimate_memory
 from rnn.training.devices import assign_devices
-from rnn.training.step import TrainStep
 from search.worker import lockstep_size
 from search.worker.lockstep_size import auto_lockstep
 
@@ -19,7 +14,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
 
 def all_options(state_size, layers=2):
-    return GatedConfig(True, True, True, True, True, "both", layers, state_size)
+    return GatedConfig.with_every_option(layers, state_size)
 
 
 PLAIN = GatedConfig(False, False, False, False, False, "new", 3, 32)
@@ -49,45 +44,19 @@ def test_cpu_trains_few_networks_in_lockstep_by_the_library(monkeypatch, threads
     assert auto_lockstep(TrialConfig(all_options(32, 1)), 256, "fp32", CPU) == expected
 
 
-def tensor_memory() -> dict[int, int]:
-    """Return the bytes of every tensor storage by its address."""
-    gc.collect()
-    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return {storage.data_ptr(): storage.nbytes() for storage in storages}
-
-
 @pytest.mark.parametrize(
-    ("precision", "size"),
-    [("fp32", 32), pytest.param("bf16", 128, marks=pytest.mark.extended)],
+    "architecture", [BaselineConfig("gru", 2, 32), all_options(32), cell_config("MinGRU", 2, 32)]
 )
-@pytest.mark.parametrize(
-    ("build", "most"),
-    [(NetworkStack, 3), (build_network, 10)],  # the library keeps few intermediate results
-    ids=["PyTorch", "fastest"],
-)
-def test_stack_takes_no_more_memory_than_estimated(build, most, precision, size):
-    trial_configs = [
-        TrialConfig(GatedConfig(*gates, True, source, 3, size))
-        for *gates, source in itertools.product(*[[False, True]] * 4, STATE_SOURCES)
-    ][::6]
-    before = tensor_memory()
-    program = TrainStep(build(trial_configs, 0, precision), 256, 0.9)
-    tokens = torch.arange(256)
-    program.step(tokens, tokens)
-    allocated = sum(size for address, size in tensor_memory().items() if address not in before)
-    estimate = sum(estimate_memory(trial_config, 256, precision) for trial_config in trial_configs)
-    assert allocated < estimate < most * allocated
-    del program
+def test_cpu_trains_networks_by_autograd_in_lockstep_if_eight_fit(monkeypatch, architecture):
+    config = TrialConfig(architecture, bptt_steps=2)
+    size = estimate_memory(config, 256, "fp32")
+    for fitting, expected in ((40, 32), (8, 8), (7, 1)):
+        monkeypatch.setattr(lockstep_size, "_MAX_AUTOGRAD_BYTES", fitting * size)
+        assert auto_lockstep(config, 256, "fp32", CPU) == expected
 
 
 def test_network_that_cannot_be_stacked_trains_alone():
-    for trial_config in (
-        TrialConfig(BaselineConfig("gru", 1, 8)),
-        TrialConfig(all_options(8), 0, 2),
-    ):
-        assert auto_lockstep(trial_config, 8, "fp32", CPU) == 1
-    assert auto_lockstep(TrialConfig(all_options(8)), 8, "fp32", CPU) > 1
+    assert auto_lockstep(TrialConfig(cell_config("TorchGRU", 1, 8)), 8, "fp32", CPU) == 1
 
 
 def test_workers_of_a_machine_share_its_gpus(monkeypatch):

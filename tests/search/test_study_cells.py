@@ -12,12 +12,11 @@ from click.testing import CliRunner
 from helpers import TINY
 from invocation import unchanged
 
-import rnn.cells.loading
+import rnn.own_cells
 from reports.dashboard.publish import publish_study
 from rnn.errors import CellError, CorpusError
-from rnn.inference.saved_model import deserialize_model, serialize_model
-from rnn.models.cell_module import module_shapes
-from rnn.models.shapes import count_parameters
+from rnn.export import deserialize_model, serialize_model
+from rnn.network import count_parameters, network_shapes
 from search.cells import load_cells
 from search.check import check
 from search.new_study import StudyOptions
@@ -28,6 +27,7 @@ from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import load_config_file
 from studies.storage.open import open_storage
+from studies.training import TrainingSettings
 
 STUDY = """
 [space]
@@ -96,7 +96,7 @@ def search(run, sqlite_url, text, folder):
 @pytest.fixture
 def few_checks(monkeypatch) -> None:
     """Check no cell in other processes, which takes seconds: tests here are about its source."""
-    monkeypatch.setattr("search.certification.check_processes", lambda networks: None)
+    monkeypatch.setattr("search.certification.check_exports", lambda networks: None)
 
 
 @pytest.fixture
@@ -178,17 +178,23 @@ def test_cell_that_cannot_be_searched_is_rejected_in_one_line(folder):
 
 
 def test_two_cells_of_one_name_and_unusable_names_are_rejected(folder):
-    mine = folder / "cells" / "mine.py"
-    shutil.copy(mine, folder / "copy.py")
+    shutil.copy(folder / "cells" / "mine.py", folder / "copy.py")
     with pytest.raises(ConfigError, match="is named Mine as well: expected distinct class"):
         load_cells(config_file(folder, cells=', "copy.py:Mine"')).resolve()
     builtin = config_file(folder).with_overrides({"space": {"cell": ["cells/mine.py:gru"]}})
     with pytest.raises(ConfigError, match="has the name of a built-in cell: rename the class"):
         load_cells(builtin).resolve()
-    long = config_file(folder).with_overrides({"space": {"cell": [f"{mine}:{'M' * 300}"]}})
-    mine.write_text(CELL.replace("Mine", "M" * 300))
-    with pytest.raises(CellError, match="has a name of 300 characters: expected a shorter one"):
-        load_cells(long)
+
+
+def test_option_with_the_name_of_a_parameter_setting_or_result_is_rejected(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for name in (*TrainingSettings.model_fields, "layers", "exclude", "threads", "min_loss"):
+        Path("cells", "mine.py").write_text(CELL.replace("depth", name))
+        message = f"cell Mine has an option {name}, which is the name of another parameter or res"
+        with pytest.raises(CellError, match=message):
+            load_cells(config_file(folder))
+        with pytest.raises(CellError, match=message):
+            check.main(["cells/mine.py:Mine"], standalone_mode=False)
 
 
 def test_override_of_the_cells_leaves_out_what_only_the_others_have(folder, few_checks):
@@ -307,8 +313,8 @@ def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(folder, mon
     extended = open_study(folder, wider, extend=True)
     assert {trial.params["cell"] for trial in extended.study.trials} == {"Mine", "Other"}
     for extend in (False, True):  # with True, it asks for less than the study has
-        monkeypatch.setattr(rnn.cells.loading, "_loaded", {})  # as in another process
-        module_shapes.cache_clear()
+        monkeypatch.setattr(rnn.own_cells, "_loaded", {})  # as in another process
+        network_shapes.cache_clear()
         joined = open_study(folder, config_file(folder), extend=extend)
         assert list(joined.config.cells) == ["Mine", "Other"]
         for trial in joined.study.trials:
@@ -339,14 +345,15 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
     done = CliRunner().invoke(check, words, standalone_mode=False)
     assert done.return_value == 0, done.output
     *passed, lockstep, last = done.output.splitlines()
-    assert len(passed) == 9
+    assert len(passed) == 6
     assert all(line.startswith("passed: ") for line in passed)
     assert lockstep == (
         "networks that differ in settings of the optimizer can be trained in lockstep"
     )
     assert last == (
         "Mine passed all checks with 3 combinations of options; options: tanh (true or false, "
-        "default false), kind (one of 'a', 'b', default a), depth (an integer, default 1)"
+        "default false), kind (one of 'a', 'b', default a), depth (an integer of 64 bits, "
+        "default 1)"
     )
 
 
@@ -356,8 +363,12 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
         (("cells/none.py:Mine",), "cell 'cells/none.py:Mine' not found: expected a file"),
         (("cells/mine.py",), "'cells/mine.py' is no cell: expected gated, elman, gru, lstm, or"),
         (("gru",), "gru is a built-in cell: expected a cell of your own"),
-        (("cells/mine.py:Mine", "--set", "size=3"), "cell Mine has no option size: expected tanh"),
+        (
+            ("cells/mine.py:Mine", "--set", "size=3"),
+            "cell Mine has no option size: expected tanh",
+        ),
         (("cells/mine.py:Mine", "--set", "kind=b"), "is not a TOML value"),
+        (("cells/mine.py:Mine", "--set", "kind='c'"), "--set kind = 'c': expected one of"),
     ],
 )
 def test_invalid_input_of_check_is_rejected_in_one_line(folder, monkeypatch, words, reason):

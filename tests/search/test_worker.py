@@ -15,12 +15,11 @@ from process_runner import wait_until
 from rnn.config import TrialConfig
 from rnn.data.corpus import load_corpus
 from rnn.data.tokenizer import TokenCorpus
+from rnn.engines import build_network
 from rnn.errors import CorpusError, DeviceError
-from rnn.inference.saved_model import deserialize_model
-from rnn.models.factory import build_network
-from rnn.models.shapes import count_parameters
-from rnn.training.context import ContextLosses
-from rnn.training.evaluation import compute_eval_losses, select_eval_windows
+from rnn.export import deserialize_model
+from rnn.network import count_parameters
+from rnn.training.evaluation import ContextLosses, compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainLoop
 from search.duration import to_train_config
 from search.new_study import StudyOptions

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from rnn.models.shapes import count_parameters
+from rnn.network import count_parameters
 from search.new_study import StudyOptions
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.regression import Floats, Mask

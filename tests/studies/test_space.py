@@ -9,19 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import create_trial
 
-from rnn.config import STATE_SOURCES, CellConfig, GatedConfig, TrialConfig
+from rnn.config import GATED_OPTIONS, STATE_SOURCES, CellConfig, GatedConfig, TrialConfig
 from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.grid import Grid
 from studies.space import GATED_PARAMS, SWITCHES, distributions
 from studies.storage.damage import check_params
 
-BOOLEANS = st.lists(st.booleans(), min_size=1, max_size=2, unique=True)
 SIZES = st.lists(st.integers(1, 512), min_size=1, max_size=3, unique=True)
 
 SPACES = st.fixed_dictionaries(
-    dict.fromkeys([*GATED_PARAMS[:4], "residual"], BOOLEANS)
+    {
+        name: st.lists(st.sampled_from(GATED_OPTIONS[name]), min_size=1, unique=True)
+        for name in SWITCHES
+    }
     | {
-        "state_source": st.lists(st.sampled_from(STATE_SOURCES), min_size=1, unique=True),
         "layers": st.lists(st.integers(1, 100), min_size=1, max_size=3, unique=True),
         "state_size": SIZES,
     }
@@ -148,7 +149,7 @@ def test_coinciding_trials_of_a_union_are_one():
 def test_trials_lack_the_parameters_that_do_not_apply():
     table = {**MIN_GRU, "cell": ["gated", "gru", "cells.py:MinGRU"], "norm": [True, False]}
     gated, gru, *own = combinations({**table, **FIXED})
-    assert list(gated) == ["cell", *GATED_PARAMS]
+    assert list(gated) == ["cell", *SWITCHES, "layers", "state_size"]
     assert gru == {"cell": "gru", "layers": 1, "state_size": 8}
     assert own == [
         {"cell": "MinGRU", "norm": norm, "layers": 1, "state_size": 8} for norm in (True, False)

@@ -48,6 +48,7 @@ def test_hypothesis_has_the_default_margin_unless_it_states_one():
         ({"region": {"cell": "GRU"}}, "hypothesis 1 has cell = 'GRU': expected one of gated, "),
         ({"contrasts": [{"before": {"residual": 0}, "after": {"residual": True}}]}, "residual = 0"),
         ({"consecutive": "state_source"}, "consecutive = 'state_source': expected a parameter wh"),
+        ({"consecutive": "schedule"}, "consecutive = 'schedule': expected a parameter whose val"),
         (
             {"larger_than": {"contrast": NEW_STATE, "switches": ["layers"]}},
             "has larger_than.switches with 'layers': expected switches, which are on or off",

@@ -1,4 +1,4 @@
-"""Networks of users' own cells: memory, constants, lockstep, and what is refused."""
+"""Networks of every cell: memory, layout, constants, lockstep, and what is refused."""
 
 import gc
 import itertools
@@ -6,20 +6,28 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from networks import STREAMS, extract
+from networks import (
+    STREAMS,
+    assert_trains_as_plain_modules,
+    baseline_configs,
+    extract,
+    gated_configs,
+)
 from networks import VOCAB_SIZE as VOCAB
 from torch import Tensor
 from user_cells import EXAMPLES, cell_config
 
-from rnn.config import CellConfig, TrialConfig
+from rnn.autograd import AutogradStack, lockstep_obstacle
+from rnn.config import BaselineConfig, CellConfig, GatedConfig, NetworkConfig, TrialConfig
+from rnn.engines import build_network
 from rnn.errors import CellError
-from rnn.models.cell_module import build_seeded
-from rnn.models.cell_network import lockstep_obstacle, supports_lockstep
-from rnn.models.factory import build_network
-from rnn.models.shapes import constant_shapes, count_parameters, estimate_memory, parameter_shapes
+from rnn.network import build_seeded, count_parameters, estimate_memory, network_shapes
+from rnn.parameters import Parameters, place_stored
+from rnn.stacked.network import NetworkStack
 from rnn.training.checkpoint import max_checkpoint_size, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import TrainStep
+from rnn.unrolling import place_fused
 
 TEXT = np.frombuffer(b"the cat sat on the mat; " * 40, np.uint8)
 TRAIN_CONFIG = TrainConfig(20, STREAMS, sequence_length=8, log_every=4, smoothing=0.9, seed=3)
@@ -37,34 +45,90 @@ def tensor_memory() -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
+def stack_of(size: int) -> list[TrialConfig]:
+    return [TrialConfig(each) for each in gated_configs(3, size, ["state"]) if each.residual][::6]
+
+
+def replicates_of(architecture: NetworkConfig, count: int) -> list[TrialConfig]:
+    return [TrialConfig(architecture, replicate, 5) for replicate in range(count)]
+
+
 @pytest.mark.parametrize(
-    ("cell", "precision", "count"), [("MinGRU", "bf16", 3), ("LayerNormGRU", "fp32", 1)]
+    ("build", "configs", "precision", "most"),
+    [
+        (NetworkStack, stack_of(32), "fp32", 3),
+        (build_network, stack_of(32), "fp32", 10),  # the library keeps few intermediate results
+        pytest.param(NetworkStack, stack_of(128), "bf16", 3, marks=pytest.mark.extended),
+        pytest.param(build_network, stack_of(128), "bf16", 10, marks=pytest.mark.extended),
+        (build_network, replicates_of(BaselineConfig("lstm", 2, 32), 3), "fp32", 8),
+        (build_network, replicates_of(cell_config("MinGRU", 2, 32), 3), "bf16", 8),
+        (build_network, replicates_of(cell_config("LayerNormGRU", 2, 32), 1), "fp32", 8),
+    ],
 )
-def test_networks_take_no_more_memory_than_estimated(cell, precision, count):
-    config, tokens, kept = TrialConfig(cell_config(cell, 2, 32), 0, 5), torch.arange(256), []
+def test_networks_take_no_more_memory_than_estimated(build, configs, precision, most):
+    tokens, kept = torch.arange(256), []
 
     def keep(tensor):
         kept.append(tensor)
         return tensor
 
-    configs = [config._replace(replicate=replicate) for replicate in range(count)]
     before = tensor_memory()
-    train_step = TrainStep(build_network(configs, 0, precision), 256, 0.9)
-    for _ in range(config.bptt_steps):
+    train_step = TrainStep(build(configs, 0, precision), 256, 0.9)
+    for _ in range(configs[0].bptt_steps):
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             train_step.step(tokens, tokens)
     allocated = sum(size for address, size in tensor_memory().items() if address not in before)
-    assert allocated < count * estimate_memory(config, 256, precision) < 8 * allocated
+    estimate = sum(estimate_memory(config, 256, precision) for config in configs)
+    assert allocated < estimate < most * allocated
+
+
+# ------------------------------------------------------------------ built-in cells
+
+EVERY = [*gated_configs(2, 4), *baseline_configs(2, 4)]
+
+
+def test_unrolled_cells_compute_what_a_step_after_another_of_the_cells_does():
+    for config in EVERY:
+        network = AutogradStack([TrialConfig(config, bptt_steps=2)], 0, "fp64", VOCAB)
+        assert_trains_as_plain_modules(network, "fp64", lengths=[3])
+
+
+@pytest.mark.parametrize(
+    ("place", "architectures"),
+    [
+        (place_stored, [*EVERY, *(cell_config(cell) for cell in EXAMPLES)]),
+        (place_fused, [each for each in EVERY if isinstance(each, GatedConfig)]),
+    ],
+)
+def test_stored_tensors_are_disjoint_parts_of_the_segment_of_their_network(place, architectures):
+    for architecture in architectures:
+        configs = replicates_of(architecture, 2)
+        parameters = Parameters(configs, torch.float64, torch.device("cpu"), VOCAB, place)
+        numbers = torch.arange(len(parameters.values))
+        found = []
+        for k, (segment,) in enumerate(parameters.places):
+            views = parameters.views(numbers, k)
+            own = torch.cat([view.flatten() for view in views.values()])
+            assert set(own.tolist()) <= {*numbers[segment].tolist()}
+            found.append(own)
+        stored = torch.cat(found)
+        assert len(stored.unique()) == len(stored) == 2 * count_parameters(architecture, VOCAB)
+        read = [view.flatten() for view in parameters.module_views(numbers).values()]
+        assert torch.equal(torch.cat(read).sort().values, stored.sort().values)
+
+
+# ------------------------------------------------------------------ users' own cells
 
 
 def test_buffers_and_frozen_parameters_are_saved_but_not_trained():
     config = cell_config("Everything", layers=1)
     constants = {f"layers.0.{name}" for name in ("frozen", "mixing", "order")}
-    assert set(constant_shapes(config, VOCAB)) == constants
+    shapes = network_shapes(config, VOCAB)
+    assert set(shapes.constants) == constants
     module = build_seeded(config, VOCAB, 0)
     trained = {name: each for name, each in module.named_parameters() if each.requires_grad}
-    assert parameter_shapes(config, VOCAB) == {name: each.shape for name, each in trained.items()}
+    assert shapes.parameters == {name: each.shape for name, each in trained.items()}
     assert count_parameters(config, VOCAB) == sum(each.numel() for each in trained.values())
 
     trial_config = TrialConfig(config)
@@ -86,8 +150,8 @@ def test_layers_read_float32_in_bf16():
     )
     network = build_network([TrialConfig(config, 0, 3)], 0, "bf16", VOCAB)
     states = network.init_training_state(STREAMS)
-    for tokens, targets in itertools.pairwise(random_text(4)):
-        losses, states = network.loss_and_grad(tokens, targets, states)
+    for t, (tokens, targets) in enumerate(itertools.pairwise(random_text(4))):
+        losses, states = network.loss_and_grad(tokens, targets, states, t)
     assert losses.dtype == torch.float32
 
 
@@ -136,7 +200,7 @@ FORWARDS = {
     "x": "forward returned a tensor of shape (3, 4): expected the output and the new state",
     "x[:, :2], state": "returned a tensor of shape (3, 2) as the output: expected a tensor",
     "x, state[:, :2]": "as the state: expected a tensor of shape (3, 4), like the initial state",
-    "x, [state]": "returned a value of type list as the state: expected a real tensor or a",
+    "x, [state]": "returned a value of type list as the state: expected a tensor of shape",
 }
 MORE = {
     "def initial_state(self, b): return torch.zeros(4, b)": "shape (4, 1) for a batch size of 1",
@@ -157,7 +221,7 @@ def test_cell_that_breaks_the_contract_is_refused(arguments, expected):
     def train():
         network = build_network([TrialConfig(cell_of(*arguments))], 0, vocab_size=VOCAB)
         tokens, targets = random_text(2)
-        network.loss_and_grad(tokens, targets, network.init_training_state(STREAMS))
+        network.loss_and_grad(tokens, targets, network.init_training_state(STREAMS), 0)
 
     with pytest.raises(CellError) as refused:
         train()
@@ -183,7 +247,6 @@ OTHER_GRADIENTS = "torch.vmap: the gradients are not those of a network that tra
 )
 def test_cell_that_cannot_be_trained_in_lockstep_is_found(constructor, output, precision, expected):
     architecture = cell_of(constructor, f"return {output}, state")
-    assert not supports_lockstep(architecture, precision)
     obstacle = lockstep_obstacle(architecture, precision)
     assert obstacle.startswith(expected)
     assert "\n" not in obstacle

@@ -1,28 +1,29 @@
-"""The interface of trainable networks, and the choice of the implementation."""
+"""The interface of the engines, which train networks, and the choice of one.
+
+Three engines compute the same: :class:`rnn.autograd.AutogradStack` for every cell, and two faster
+paths for gated networks with ``bptt_steps = 1``, :class:`rnn.native.network.NativeStack` on CPUs
+and :class:`rnn.stacked.network.NetworkStack`.
+"""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
-from rnn.models.bptt_network import BPTTNetwork
-from rnn.models.cell_network import CellNetwork, supports_lockstep
-from rnn.models.cell_parameters import CellParameters
+from rnn.autograd import AutogradStack
+from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
 from rnn.native.network import NativeStack, pays_off
-from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
+from rnn.network import NamedTensors
+from rnn.parameters import Parameters
+from rnn.stacked.linear import FlatParameters
 from rnn.stacked.network import NetworkStack
 
 
-class TrainableNetwork(Protocol):
-    """K networks that are trained and evaluated together.
+class Engine(Protocol):
+    """A network stack: K networks that are trained and evaluated together.
 
-    Implemented by :class:`rnn.stacked.network.NetworkStack` and, on CPUs,
-    :class:`rnn.native.network.NativeStack` (K gated networks in lockstep, ``bptt_steps = 1``),
-    :class:`rnn.models.bptt_network.BPTTNetwork` (one network of any built-in cell) and
-    :class:`rnn.models.cell_network.CellNetwork` (K networks of one user's own cell).
-    B is the number of streams, n the size of a layer's state, V the vocabulary size.
+    B is the number of streams, n the state size, V the vocabulary size.
 
     Attributes:
         configs: configs of the K networks, in the order of the axis K of all tensors.
@@ -39,16 +40,16 @@ class TrainableNetwork(Protocol):
     separate_texts: bool
 
     @property
-    def parameters(self) -> FlatParameters | CellParameters:
+    def parameters(self) -> Parameters | FlatParameters:
         """Weights and gradients of all networks."""
 
-    def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "TrainableNetwork":
+    def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "Engine":
         """Return networks of these configs and weights, otherwise like these."""
 
     def init_state(self, streams: int) -> list[Tensor]:
         """Return the states at a sequence's start: (K, B, …) for each tensor of each layer.
 
-        They are zeros (K, B, n) unless a user's own cell has others.
+        They are zeros (K, B, n) unless a user's cell has others.
         """
 
     def init_training_state(self, streams: int) -> list[Tensor]:
@@ -79,7 +80,7 @@ class TrainableNetwork(Protocol):
         """
 
     def loss_and_grad(
-        self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+        self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor], position: int
     ) -> tuple[Tensor, list[Tensor]]:
         """Advance by one time step and compute the gradients of its losses.
 
@@ -91,53 +92,28 @@ class TrainableNetwork(Protocol):
                 ``separate_texts`` and the networks are of several replicates.
             targets: next tokens, of the same shape.
             states: of :meth:`init_training_state` or the last step.
+            position: number of steps that the sequence has had.
 
         Returns:
             The mean losses over the streams (K,), in nats, and the next states.
         """
 
 
-@runtime_checkable
-class WindowedNetwork(Protocol):
-    """A network whose gradients may go back through several steps.
-
-    Attributes:
-        position: number of steps that the sequence has had before the next call of
-            ``loss_and_grad``, if the caller knows it. Otherwise it is read from the states, for
-            which a GPU has to finish its work first.
-    """
-
-    position: int | None
-
-
-def is_stackable(
-    config: TrialConfig, precision: Precision = "fp32", device: torch.device | None = None
-) -> bool:
-    """Return whether networks with the :func:`stack_key` of a config can be trained in lockstep.
-
-    These are gated networks with ``bptt_steps = 1``, and networks of a user's own cell, if
-    :func:`rnn.models.cell_network.supports_lockstep`.
-
-    Args:
-        config: the config.
-        precision: precision of the arithmetic.
-        device: device to compute on; the CPU by default.
-    """
-    if isinstance(config.architecture, CellConfig):
-        return supports_lockstep(config.architecture, precision, device)
-    return _is_gated(config)
-
-
 def stack_key(config: TrialConfig) -> Hashable:
-    """Return what stackable configs must have in common to be trained in lockstep."""
+    """Return what configs must have in common to be trained in lockstep.
+
+    A user's cell may have a :func:`rnn.autograd.lockstep_obstacle` all the same.
+    """
     architecture = config.architecture
-    if isinstance(architecture, GatedConfig):
+    if has_fast_path(config):
+        assert isinstance(architecture, GatedConfig)
         shape = architecture.layers, architecture.state_size, architecture.gate_inputs
-        return *shape, config.bptt_steps, config.replicate
+        return *shape, config.replicate
     return architecture, config.bptt_steps
 
 
-def _is_gated(config: TrialConfig) -> bool:
+def has_fast_path(config: TrialConfig) -> bool:
+    """Return whether a network can be trained without autograd."""
     return isinstance(config.architecture, GatedConfig) and config.bptt_steps == 1
 
 
@@ -148,11 +124,11 @@ def build_network(
     vocab_size: int = BYTE_VOCAB_SIZE,
     device: torch.device | None = None,
     weights: Mapping[TrialConfig, NamedTensors] | None = None,
-) -> TrainableNetwork:
-    """Build the networks of some configs, in lockstep where possible.
+) -> Engine:
+    """Build networks, to be trained in lockstep by the fastest engine.
 
     Args:
-        configs: stackable configs with one :func:`stack_key`, or one other config.
+        configs: configs with one :func:`stack_key`; one if there is a ``lockstep_obstacle``.
         seed: seed of the initial weights.
         precision: precision of the arithmetic.
         vocab_size: V.
@@ -162,10 +138,8 @@ def build_network(
     Raises:
         ValueError: if the configs cannot be trained together.
     """
-    if any(isinstance(config.architecture, CellConfig) for config in configs):
-        return CellNetwork(configs, seed, precision, vocab_size, device, weights)
-    if all(map(_is_gated, configs)):
-        if pays_off(configs[0].architecture.state_size, precision, device):
-            return NativeStack(configs, seed, precision, vocab_size, weights)
-        return NetworkStack(configs, seed, precision, vocab_size, device, weights)
-    return BPTTNetwork(configs, seed, precision, vocab_size, device, weights)
+    if not all(map(has_fast_path, configs)):
+        return AutogradStack(configs, seed, precision, vocab_size, device, weights)
+    if pays_off(configs[0].architecture.state_size, precision, device):
+        return NativeStack(configs, seed, precision, vocab_size, weights)
+    return NetworkStack(configs, seed, precision, vocab_size, device, weights)

@@ -1,1 +1,0 @@
-"""Users' own cells: their source files, the classes that these define, and their options."""

@@ -1,1 +1,0 @@
-"""A network config as PyTorch source and as equations, without the options it does not use."""

@@ -1,1 +1,0 @@
-"""Use of trained networks: model files, text generation and export."""

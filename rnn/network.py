@@ -1,0 +1,397 @@
+"""A network as a plain module: embedding, layers of one cell, linear head; its shapes and weights.
+
+T is the number of time steps, B the number of streams, n the state size, V the vocabulary size.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parameter import is_lazy
+
+from rnn.cells import BASELINE_CELLS, GatedCell
+from rnn.config import (
+    BYTE_VOCAB_SIZE,
+    OPTIMIZERS,
+    BaselineConfig,
+    CellConfig,
+    GatedConfig,
+    NetworkConfig,
+    Precision,
+    TrialConfig,
+)
+from rnn.errors import CellError
+from rnn.own_cells import describe_error, load_cell, loaded_source
+from rnn.training.devices import is_out_of_memory
+
+NamedTensors = dict[str, Tensor]
+"""A network's weights and biases, or one number for each of them, by their names in its state
+dict."""
+
+
+class Network(nn.Module):
+    """A language model; one instance of a cell (:mod:`rnn.cells`) is one layer.
+
+    The states of all layers, each a tensor or a tuple of tensors, are handled as one list.
+    Gradients pass through all T time steps that :meth:`forward` is given, and through the states
+    that it starts from unless the caller detaches them.
+
+    Args:
+        config: config of the network.
+        vocab_size: V.
+
+    Attributes:
+        unrolled: functions that advance a layer by several steps, by its class; others are called
+            once a step. See :data:`rnn.unrolling.UNROLLED`.
+
+    Raises:
+        CellError: if a user's cell is not loaded, its constructor raises an exception, or its
+            parameters cannot be trained.
+    """
+
+    def __init__(self, config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> None:
+        super().__init__()
+        self.cell = config.cell if isinstance(config, CellConfig) else config.label
+        self.embedding = nn.Linear(vocab_size, config.state_size)
+        self.layers = nn.ModuleList(_build_layer(config) for _ in range(config.layers))
+        self.head = nn.Linear(config.state_size, vocab_size)
+        # The number of tensors in the tuple of each layer; None for a single tensor.
+        self._tuple_sizes: list[int | None] = []
+        self.unrolled: Mapping[type[nn.Module], Callable[..., tuple[Tensor, Any]]] = {}
+        self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        names: dict[int, str] = {}
+        for name, tensor in named_tensors(self).items():
+            kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+            if is_lazy(tensor):
+                raise CellError(
+                    f"{kind} {name} of cell {self.cell} has no shape yet: expected the "
+                    "constructor to define it"
+                )
+            if kind == "parameter" and tensor.is_complex():
+                raise CellError(
+                    f"parameter {name} of cell {self.cell} is complex: expected real parameters, "
+                    "as in a pair of the real and the imaginary part"
+                )
+            if (other := names.setdefault(id(tensor), name)) != name:
+                raise CellError(
+                    f"cell {self.cell} has one {kind} under two names, {other} and {name}: "
+                    f"expected each {kind} once"
+                )
+
+    def initial_states(self, streams: int) -> list[Tensor]:
+        """Return the states of all layers at a sequence's start, (B, …) each."""
+        weight, states = self.head.weight, []
+        self._tuple_sizes = []
+        for layer in self.layers:
+            initial_state = getattr(layer, "initial_state", None)
+            if initial_state is not None:
+                state = initial_state(streams)
+            else:
+                state = weight.new_zeros(streams, self.head.in_features)
+            tensors = _list_parts(state)
+            if not tensors or not all(map(_is_real_tensor, tensors)):
+                raise CellError(
+                    f"cell {self.cell}: initial_state returned {_describe(state)}: expected a real "
+                    "tensor or a tuple of real tensors"
+                )
+            self._tuple_sizes.append(len(tensors) if isinstance(state, tuple) else None)
+            for tensor in tensors:
+                if tensor.shape[:1] != (streams,):
+                    raise CellError(
+                        f"cell {self.cell}: initial_state returned a tensor of shape "
+                        f"{tuple(tensor.shape)} for a batch size of {streams}: expected the batch "
+                        "size as its first axis"
+                    )
+                dtype = weight.dtype if tensor.is_floating_point() else tensor.dtype
+                if dtype == torch.float32:  # that of an export, which does not convert it
+                    self._require_dtype("initial_state returned a state", tensor, dtype)
+                states.append(tensor.to(weight.device, dtype))
+        return states
+
+    def forward(
+        self, tokens: Tensor, states: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Read T tokens of each stream and predict the next one.
+
+        Args:
+            tokens: (T, B).
+            states: states of all layers before the first token; None for the initial ones, with
+                their gradients.
+
+        Returns:
+            The logits (B, V) after the last token, and the states of all layers then.
+        """
+        remaining = iter(self.initial_states(tokens.shape[1]) if states is None else states)
+        # A linear map of a one-hot token is a row of its weights.
+        xs = functional.embedding(tokens, self.embedding.weight.T)  # (T, B, n)
+        xs = xs + self.embedding.bias  # (T, B, n)
+        dtype, next_states = xs.dtype, []
+        for layer, size in zip(self.layers, self._tuple_sizes, strict=True):
+            old = [next(remaining) for _ in range(size or 1)]
+            is_last = layer is self.layers[-1]
+            xs, new = self._unroll(layer, xs, old, size is not None, is_last)
+            next_states += new
+        logits = self.head(xs[-1]).to(dtype)  # (B, V)
+        return logits, next_states
+
+    def _unroll(
+        self, layer: nn.Module, xs: Tensor, old: list[Tensor], is_tuple: bool, last_only: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Advance a layer by T steps; return its outputs (T, B, n) and the tensors of its state.
+
+        With ``last_only`` the outputs are (1, B, n).
+        """
+        unrolled = self.unrolled.get(type(layer))
+        if unrolled is not None:
+            ys, state = unrolled(layer, xs, tuple(old) if is_tuple else old[0], last_only)
+            return ys, list(state) if is_tuple else [state]
+        outputs = []
+        for x in xs:
+            y, old = self._advance(layer, x, old, is_tuple)  # (B, n)
+            outputs.append(y)
+        return (y[None] if last_only else torch.stack(outputs)), old
+
+    def _advance(
+        self, layer: nn.Module, x: Tensor, old: list[Tensor], is_tuple: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Advance a layer by one step; return its output (B, n) and the tensors of its state.
+
+        Both keep their shapes and dtypes: what a cell returns in bfloat16 under ``torch.autocast``
+        is converted.
+        """
+        before = tuple(old) if is_tuple else old[0]
+        result = layer(x, before)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise CellError(
+                f"cell {self.cell}: forward returned {_describe(result)}: expected the output and "
+                "the new state"
+            )
+        (output,) = self._convert("output", result[0], x, "input")
+        return output, self._convert("state", result[1], before, "initial state")
+
+    def _convert(self, part: str, value: Any, like: Any, original: str) -> list[Tensor]:
+        """Return the tensors of what forward returned, in the dtypes of its arguments."""
+        tensors, originals = _list_parts(value), _list_parts(like)
+        shapes = [getattr(tensor, "shape", None) for tensor in tensors]
+        is_like = isinstance(value, tuple) == isinstance(like, tuple)
+        if not is_like or shapes != [tensor.shape for tensor in originals]:
+            raise CellError(
+                f"cell {self.cell}: forward returned {_describe(value)} as the {part}: expected "
+                f"{_describe(like)}, like the {original}"
+            )
+        article = "an output" if part == "output" else "a state"
+        for tensor, other in zip(tensors, originals, strict=True):
+            self._require_dtype(f"forward returned {article}", tensor, other.dtype)
+        return [tensor.to(other.dtype) for tensor, other in zip(tensors, originals, strict=True)]
+
+    def _require_dtype(self, returned: str, tensor: Tensor, expected: torch.dtype) -> None:
+        """Refuse a tensor of another dtype, but for a float under ``torch.autocast``."""
+        if tensor.dtype == expected:
+            return
+        are_floats = tensor.is_floating_point() and expected.is_floating_point
+        if not are_floats or not torch.is_autocast_enabled(tensor.device.type):
+            raise CellError(f"cell {self.cell}: {returned} of {tensor.dtype}: expected {expected}")
+
+
+def _build_layer(config: NetworkConfig) -> nn.Module:
+    n = config.state_size
+    if isinstance(config, GatedConfig):
+        options = asdict(config)
+        del options["layers"], options["state_size"]
+        return GatedCell(n, n, **options)
+    if isinstance(config, BaselineConfig):
+        return BASELINE_CELLS[config.cell](n, n)
+    cls = load_cell(loaded_source(config.cell, config.sha256))
+    options = dict(config.options)
+    try:
+        return cls(input_size=n, state_size=n, **options)
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        given = "".join(f", {name}={value!r}" for name, value in options.items())
+        raise CellError(
+            f"cell {config.cell}(input_size={n}, state_size={n}{given}) raises "
+            f"{describe_error(error)}"
+        ) from error
+
+
+def _list_parts(state: Any) -> list[Any]:
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+def _is_real_tensor(value: object) -> bool:
+    return isinstance(value, Tensor) and not value.is_complex()
+
+
+def _describe(value: object) -> str:
+    """Return a value's type with an article, and the shapes of its tensors."""
+    if isinstance(value, Tensor):
+        kind = "complex tensor" if value.is_complex() else "tensor"
+        return f"a {kind} of shape {tuple(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_describe, value))})"
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+# ------------------------------------------------------------------ tensors of a module
+
+
+def is_trained(tensor: Tensor) -> bool:
+    """Return whether a tensor of a module is trained: a parameter that requires a gradient."""
+    return isinstance(tensor, nn.Parameter) and tensor.requires_grad
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers under all of their names, saved or not."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return dict(parameters) | dict(module.named_buffers(remove_duplicate=False))
+
+
+def split_tensors(module: nn.Module) -> tuple[NamedTensors, NamedTensors]:
+    """Return the trained tensors of a module's state dict, and the constant ones."""
+    tensors = named_tensors(module)
+    # The others are what get_extra_state returns.
+    saved = {name: tensors[name] for name in module.state_dict() if name in tensors}
+    return (
+        {name: tensor.detach() for name, tensor in saved.items() if is_trained(tensor)},
+        {name: tensor.detach() for name, tensor in saved.items() if not is_trained(tensor)},
+    )
+
+
+# ------------------------------------------------------------------ shapes
+
+
+class NetworkShapes(NamedTuple):
+    """Shapes of the tensors of a network, by their names in its state dict.
+
+    Attributes:
+        parameters: trained ones, such as ``layers.0.candidate.bias``; weights of linear maps have
+            the shape (outputs, inputs).
+        constants: buffers, and parameters that require no gradient.
+        states: number of numbers in the states of all layers, of one stream.
+    """
+
+    parameters: dict[str, tuple[int, ...]]
+    constants: dict[str, tuple[int, ...]]
+    states: int
+
+    @property
+    def linear_maps(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each linear map of a built-in network, such as ``embedding``."""
+        weights = {
+            name.removesuffix(".weight"): shape
+            for name, shape in self.parameters.items()
+            if name.endswith(".weight")
+        }
+        return {name: (inputs, outputs) for name, (outputs, inputs) in weights.items()}
+
+
+@cache
+def network_shapes(config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> NetworkShapes:
+    """Return the shapes of a network's tensors.
+
+    Raises:
+        CellError: if the network of a user's cell cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            module = Network(config, vocab_size)
+            states = module.initial_states(1)
+    except Exception:  # it computes with values
+        module = build_seeded(config, vocab_size, 0)
+        states = module.initial_states(1)
+    parameters, constants = split_tensors(module)
+    return NetworkShapes(
+        {name: tuple(tensor.shape) for name, tensor in parameters.items()},
+        {name: tuple(tensor.shape) for name, tensor in constants.items()},
+        sum(state.numel() for state in states),
+    )
+
+
+def count_parameters(config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> int:
+    """Count all weights and biases, embedding and head included."""
+    return sum(map(math.prod, network_shapes(config, vocab_size).parameters.values()))
+
+
+def estimate_memory(
+    config: TrialConfig, streams: int, precision: Precision, vocab_size: int = BYTE_VOCAB_SIZE
+) -> int:
+    """Return an upper estimate of the memory that a network takes in training, in bytes.
+
+    Args:
+        config: config of the network; memory grows with its ``bptt_steps``.
+        streams: B.
+        precision: precision of the arithmetic.
+        vocab_size: V.
+    """
+    size = 8 if precision == "fp64" else 4
+    shapes = network_shapes(config.architecture, vocab_size)
+    # Weights, their average, gradients and two moments; bfloat16 weights and gradients; autograd's
+    # gradients.
+    uses_autograd = not isinstance(config.architecture, GatedConfig) or config.bptt_steps > 1
+    copies = 5 + uses_autograd + OPTIMIZERS[config.optimizer.name].temporaries
+    parameters = count_parameters(config.architecture, vocab_size)
+    weights = parameters * (copies * size + 2 * 2 * (precision == "bf16"))
+    # Activations and temporaries: a few numbers for each input and output.
+    per_input, per_output, others = 4, 6, 0
+    if isinstance(config.architecture, CellConfig):
+        # Which others its equations make is not known: some of the size of its input and state.
+        n, layers = config.architecture.state_size, config.architecture.layers
+        per_input, per_output = 2, 1
+        others = 8 * (shapes.states + layers * n) * config.bptt_steps + 8 * n
+    numbers = others + sum(
+        (per_input * inputs + per_output * outputs)
+        * (config.bptt_steps if name.startswith("layers.") else 1)
+        for name, (outputs, *inputs_of_map) in shapes.parameters.items()
+        for inputs in inputs_of_map  # a bias has none
+    )
+    return weights + streams * numbers * size
+
+
+# ------------------------------------------------------------------ initial weights
+
+
+def initialization_seed(config: TrialConfig, seed: int) -> int:
+    """Return the seed of a network's initial weights, which must never change."""
+    name = f"{seed}/{config.architecture.init_key}/{config.replicate}"
+    # 63 bits, which every torch generator accepts.
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+
+
+def draw_initial_weights(
+    config: TrialConfig, seed: int, vocab_size: int = BYTE_VOCAB_SIZE
+) -> NamedTensors:
+    """Draw the weights and biases of a network of a built-in cell as ``torch.nn.Linear`` does.
+
+    They are uniform in ±1/√inputs and depend on the seed, the architecture and the replicate alone,
+    not on what trains the network. They are drawn in float64 and are the same numbers, rounded, in
+    every precision.
+    """
+    assert not isinstance(config.architecture, CellConfig), "its constructor draws them"
+    generator = torch.Generator().manual_seed(initialization_seed(config, seed))
+    weights: NamedTensors = {}
+    maps = network_shapes(config.architecture, vocab_size).linear_maps
+    for param, (inputs, outputs) in maps.items():
+        bound = 1 / math.sqrt(inputs)
+        drawn = torch.rand(inputs + 1, outputs, generator=generator, dtype=torch.float64)
+        drawn = (2 * drawn - 1) * bound
+        weights |= {f"{param}.weight": drawn[:-1].T, f"{param}.bias": drawn[-1]}
+    return weights
+
+
+def build_seeded(config: NetworkConfig, vocab_size: int, seed: int) -> Network:
+    """Build a network on the CPU with the weights that its constructors draw with a seed.
+
+    PyTorch's global generator is as it was before.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        return Network(config, vocab_size)

@@ -1,0 +1,170 @@
+"""Users' own cells: their source files, and the classes that these define.
+
+A cell is named by a *spec*: ``path/to/file.py:Class``, or ``package.module:Class`` for a module
+that is installed. What is executed is the text whose hash belongs to a study, not the file that it
+was read from, which may have changed since or be on another machine.
+"""
+
+import hashlib
+import linecache
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from rnn.errors import CellError
+
+_loaded: dict[tuple[str, str], tuple["CellSource", type[nn.Module]]] = {}
+"""Source and class by the hash of the text and the name of the class."""
+
+
+@dataclass(frozen=True)
+class CellSource:
+    """The source of a cell.
+
+    Attributes:
+        spec: where it came from, as it was given.
+        name: name of the class.
+        text: content of the file.
+    """
+
+    spec: str
+    name: str
+    text: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file, in hexadecimal digits."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def read_cell_source(spec: str, folder: Path) -> CellSource:
+    """Read the source of a cell; nothing is executed.
+
+    Args:
+        spec: ``path/to/file.py:Class`` or ``package.module:Class``.
+        folder: folder that a path is relative to.
+
+    Raises:
+        CellError: if the spec is malformed, or the file is missing or not UTF-8.
+    """
+    place, _, name = spec.rpartition(":")
+    is_path = place.endswith(".py")
+    if not name.isidentifier() or not (is_path or all(map(str.isidentifier, place.split(".")))):
+        raise CellError(
+            f"cell {spec[:200]!r} not understood: expected path/to/file.py:Class or "
+            "package.module:Class"
+        )
+    path = folder.absolute() / place if is_path else _find_module(spec, place)
+    if not path.is_file():
+        raise CellError(f"cell {spec!r} not found: expected a file {path}; check the path")
+    try:
+        return CellSource(spec, name, path.read_bytes().decode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise CellError(
+            f"cell {spec!r} cannot be read ({error}): expected text in UTF-8"
+        ) from error
+
+
+def _find_module(spec: str, module: str) -> Path:
+    """Return the source file of an installed module, without importing its packages."""
+    folders: Sequence[str] | None = None
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):
+        name = ".".join(parts[:end])
+        specs = (finder.find_spec(name, folders) for finder in sys.meta_path)
+        found = next(filter(None, specs), None)
+        if found is None:
+            raise CellError(
+                f"cell {spec!r} not found (no module {name}): expected an installed module, or a "
+                "path that ends in .py"
+            )
+        folders = found.submodule_search_locations or []
+    if found is None or not str(found.origin).endswith(".py"):
+        raise CellError(
+            f"cell {spec!r} has no source file: expected {module} to be a module in Python"
+        )
+    return Path(str(found.origin))
+
+
+def load_cell(source: CellSource) -> type[nn.Module]:
+    """Execute a cell's source text as a module, once per process, and register its class.
+
+    Raises:
+        CellError: if the text raises an exception, or has no such class of ``nn.Module``.
+    """
+    key = source.sha256, source.name
+    if key not in _loaded:
+        _loaded[key] = source, _find_class(source, _execute(source))
+    return _loaded[key][1]
+
+
+def loaded_source(name: str, sha256: str) -> CellSource:
+    """Return the loaded source of a class with a hash.
+
+    Raises:
+        CellError: if it is not loaded.
+    """
+    if (sha256, name) not in _loaded:
+        raise CellError(f"cell {name} of source {sha256[:12]} is not loaded: load its source first")
+    return _loaded[sha256, name][0]
+
+
+def _execute(source: CellSource) -> ModuleType:
+    # The name is that of no file: pickle finds the module in sys.modules.
+    name = f"cell_{source.sha256[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = sys.modules[name] = ModuleType(name)
+    module.__file__ = filename = f"<{source.spec.rpartition(':')[0]} {source.sha256[:12]}>"
+    # Tracebacks and inspect.getsource read lines from here; without a time they never expire.
+    lines = source.text.splitlines(keepends=True)
+    linecache.cache[filename] = len(source.text), None, lines, filename
+    dtype = torch.get_default_dtype()
+    try:
+        # Bytes, as Python reads a file: with a byte order mark or a declared encoding.
+        exec(compile(source.text.encode(), filename, "exec", dont_inherit=True), vars(module))
+        if torch.get_default_dtype() != dtype:
+            raise RuntimeError("torch.set_default_dtype changes the networks of other cells")
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise CellError(
+            f"cell {source.spec!r} cannot be loaded: its file raises {describe_error(error)}"
+        ) from error
+    finally:
+        torch.set_default_dtype(dtype)
+    return module
+
+
+def _find_class(source: CellSource, module: ModuleType) -> type[nn.Module]:
+    classes = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, nn.Module)
+    }
+    if source.name not in classes:
+        own = [name for name, each in classes.items() if each.__module__ == module.__name__]
+        raise CellError(
+            f"cell {source.spec!r}: its file has no class {source.name} of torch.nn.Module: "
+            f"expected {' or '.join(own) or f'class {source.name}(nn.Module)'}"
+        )
+    return classes[source.name]
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an exception's class and message in one line, and the last line of a cell in it."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 200 else f"{text[:199]}…"
+    message = f"{type(error).__name__}{f' ({text})' if text else ''}"
+    line, traceback = 0, error.__traceback__
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        if str(module).startswith("cell_"):
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return f"{message} in line {line}" if line else message

@@ -1,0 +1,374 @@
+"""The code and the equations of a network, without the options that are off.
+
+The template of a built-in cell is its class in ``rnn/cells.py``: read as text, with all that
+depends on options alone evaluated. A user's cell is its own source file. Nothing is imported or
+executed: reports need neither PyTorch nor a user's code.
+"""
+
+import ast
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from textwrap import dedent, indent
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from rnn.config import (
+    BYTE_VOCAB_SIZE,
+    BaselineCell,
+    BaselineConfig,
+    CellConfig,
+    GatedConfig,
+    NetworkConfig,
+    ParamValue,
+)
+from rnn.errors import CellError
+
+# ------------------------------------------------------------------ the whole network
+
+_MODULE = '''\
+"""A recurrent network: {label}.
+
+B is the number of texts read in parallel, n = {n} the state size, V = {v} the vocabulary size.
+It was trained {gradient}.
+"""
+
+{head}
+
+
+class Network(nn.Module):
+    """A language model: reads one token at a time and predicts the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear({v}, {n})
+        self.layers = nn.ModuleList({call} for _ in range({layers}))
+        self.head = nn.Linear({n}, {v})
+
+    def init_state(self, batch_size: int) -> list:
+        """Return each layer's state (B, …) at a text's start."""
+{init_state}
+
+    def forward(self, tokens: Tensor, states: list) -> tuple[Tensor, list]:
+        """Map tokens (B,) and each layer's state (B, …) to logits (B, V) and the new states."""
+        # A linear map of a one-hot token is a row of its weights.
+        table = self.embedding.weight.T  # (V, n)
+        x = table[tokens] + self.embedding.bias  # (B, n)
+        new_states = []
+        for layer, state in zip(self.layers, states, strict=True):
+            x, new_state = layer(x, state)  # (B, n), (B, …)
+            new_states.append(new_state)
+        logits = self.head(x)  # (B, V)
+        return logits, new_states
+'''
+
+_ZEROS = """\
+        return [self.head.weight.new_zeros(batch_size, {n}) for _ in self.layers]"""
+
+_STATES_OF_CELL = """\
+        zeros = self.head.weight.new_zeros(batch_size, {n})
+        return [
+            layer.initial_state(batch_size) if hasattr(layer, "initial_state") else zeros
+            for layer in self.layers
+        ]"""
+
+
+def generate_module(
+    config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE, bptt_steps: int = 1
+) -> str:
+    """Generate a Python file that defines the whole network.
+
+    Args:
+        config: network to generate.
+        vocab_size: V.
+        bptt_steps: steps that a gradient passed through in training.
+
+    Returns:
+        The source of a class ``Network`` with the state dict of :class:`rnn.network.Network`, and
+        of the class of its layers; it imports PyTorch alone. A user's cell is imported from a
+        module ``cell``, its source file.
+    """
+    n, options = config.state_size, ""
+    if isinstance(config, CellConfig):
+        label = f"{config.layers}×{n} {config.cell}"  # a text option could end the docstring
+        name, init_state = f"cell.{config.cell}", _STATES_OF_CELL
+        options = "".join(f", {name}={value!r}" for name, value in config.options)
+        head = "import cell\nfrom torch import Tensor, nn"
+    else:
+        label, cell = config.label, _specialize(config)
+        name, init_state = cell.name, _STATES_OF_CELL if "initial_state" in cell.methods else _ZEROS
+        code = "\n\n".join([cell.description, *(each.code for each in cell.methods.values())])
+        layer = f"class {name}(nn.Module):\n{indent(code, '    ')}"
+        head = f"import torch\nfrom torch import Tensor, nn\n\n\n{layer}"
+    gradient = "without gradients across time steps"
+    if bptt_steps > 1:
+        gradient = f"with gradients through {bptt_steps} time steps"
+    return _MODULE.format(
+        label=label,
+        n=n,
+        v=vocab_size,
+        gradient=gradient,
+        head=head,
+        call=f"{name}(input_size={n}, state_size={n}{options})",
+        layers=config.layers,
+        init_state=init_state.format(n=n),
+    )
+
+
+# ------------------------------------------------------------------ one layer
+
+
+def generate_forward(config: NetworkConfig) -> str:
+    """Generate the methods by which one layer advances by a time step.
+
+    Returns:
+        The source of ``forward`` and of the method that it calls, not indented, without a final
+        newline. Each line that makes a tensor ends with its shape.
+    """
+    methods = _specialize(config).methods.items()
+    shown = [each.code for name, each in methods if name not in ("__init__", "initial_state")]
+    return "\n\n".join(shown)
+
+
+class _Method(NamedTuple):
+    code: str
+    statements: list[ast.stmt]
+
+
+class _Cell(NamedTuple):
+    name: str
+    description: str
+    methods: dict[str, _Method]
+
+
+@cache
+def _specialize(config: NetworkConfig) -> _Cell:
+    """Return the class of a built-in cell, with the options of a config."""
+    if isinstance(config, CellConfig):
+        raise CellError(
+            f"cell {config.cell} has no generated code: its source file defines it, expected a "
+            "built-in cell"
+        )
+    cell = "gated" if isinstance(config, GatedConfig) else config.cell
+    source = Path(__file__).with_name("cells.py").read_text("utf-8")
+    classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    (found,) = (node for node in classes if node.name.lower() == f"{cell}cell")
+    functions = [node for node in found.body if isinstance(node, ast.FunctionDef)]
+    options = [argument.arg for argument in functions[0].args.kwonlyargs]
+    description = dedent(f"    {ast.get_source_segment(source, found.body[0])}")
+    if options:  # the rest describes all of them
+        description = description.splitlines()[0] + '"""'
+    specializer = _Specializer({name: getattr(config, name) for name in options})
+    methods = {each.name: _specialize_method(each, specializer, source) for each in functions}
+    return _Cell(found.name, description, methods)
+
+
+def _specialize_method(
+    function: ast.FunctionDef, specializer: "_Specializer", source: str
+) -> _Method:
+    begin, end = function.lineno - 1, function.body[0].lineno - 1
+    signature = dedent("\n".join(source.splitlines()[begin:end]))
+    if function.args.kwonlyargs:
+        function.args.kwonlyargs, function.args.kw_defaults = [], []
+        signature = ast.unparse(function).partition("\n")[0]
+    specializer.generic_visit(function)
+    statements = function.body
+    if function.name != "__init__":  # whose copies name sizes
+        _inline_copies(statements)
+    statements = _remove_unused(statements)
+    code = [signature, *(f"    {_to_text(each, source)}" for each in statements)]
+    return _Method("\n".join(code), statements)
+
+
+def _to_text(statement: ast.stmt, source: str) -> str:
+    """Return a statement with its comment, as it was written if it did not change."""
+    code = ast.get_source_segment(source, statement) or ""
+    comment = re.search(r"  # .+$", source.splitlines()[(statement.end_lineno or 0) - 1])
+    if ast.dump(ast.parse(code).body[0]) != ast.dump(statement):
+        code = ast.unparse(statement)
+    return code + (comment[0] if comment else "")
+
+
+class _Specializer(ast.NodeTransformer):
+    """Evaluates conditions and sizes, which depend on options alone.
+
+    Attributes that are set to such a value are removed.
+
+    Args:
+        options: values of the constructor's options.
+    """
+
+    def __init__(self, options: dict[str, ParamValue]) -> None:
+        self._attributes = SimpleNamespace()
+        self._names = {"self": self._attributes, **options}
+
+    def visit_If(self, node: ast.If) -> list[ast.stmt]:
+        chosen = ast.Module(self._choose(node), [])
+        self.generic_visit(chosen)
+        return chosen.body
+
+    def visit_IfExp(self, node: ast.IfExp) -> Any:
+        return self.visit(self._choose(node))
+
+    def visit_BinOp(self, node: ast.BinOp) -> Any:
+        value = self._evaluate(node)
+        if value is not node:
+            return ast.Constant(value)
+        self.generic_visit(node)
+        if isinstance(node.op, ast.Mult) and ast.unparse(node.left) == "1":
+            return node.right
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign | None:
+        self.generic_visit(node)
+        target = node.targets[0]
+        if isinstance(target, ast.Attribute):
+            value = self._evaluate(node.value)
+            setattr(self._attributes, target.attr, value)
+            if value is not node.value:
+                return None
+        return node
+
+    def _choose(self, node: ast.If | ast.IfExp) -> Any:
+        value = self._evaluate(node.test)
+        assert value is not node.test, f"depends on more than options: {ast.unparse(node.test)}"
+        return node.body if value else node.orelse
+
+    def _evaluate(self, node: ast.expr) -> Any:
+        """Return the value of an expression; itself if it depends on more than options."""
+        try:
+            return eval(ast.unparse(node), dict(self._names))
+        except NameError:
+            return node
+
+
+def _names(node: ast.AST, context: type[ast.expr_context]) -> list[ast.Name]:
+    """Return the local names that are read or assigned."""
+    names = (each for each in ast.walk(node) if isinstance(each, ast.Name))
+    return [each for each in names if isinstance(each.ctx, context)]
+
+
+def _assigned(statement: ast.stmt) -> list[str]:
+    return [each.id for each in _names(statement, ast.Store)]
+
+
+def _inline_copies(statements: list[ast.stmt]) -> None:
+    """Read a name instead of its copies, as long as neither is assigned again."""
+    copies: dict[str, str] = {}
+    for statement in statements:
+        for read in _names(statement, ast.Load):
+            read.id = copies.get(read.id, read.id)
+        new = _assigned(statement)
+        copies = {a: b for a, b in copies.items() if a not in new and b not in new}
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=copy)], value=ast.Name(id=name)):
+                copies[copy] = name
+
+
+def _remove_unused(statements: list[ast.stmt]) -> list[ast.stmt]:
+    """Remove assignments to names that are not read before they are assigned again."""
+    kept: list[ast.stmt] = []
+    read: set[str] = set()
+    for statement in reversed(statements):
+        new = _assigned(statement)
+        if not new or not read.isdisjoint(new):
+            read = (read - {*new}) | {each.id for each in _names(statement, ast.Load)}
+            kept.append(statement)
+    return kept[::-1]
+
+
+# ------------------------------------------------------------------ equations
+
+_BASELINE_EQUATIONS: dict[BaselineCell, list[str]] = {
+    "elman": [r"y = \tanh(x W_u + b_u + h V_u + d_u)"],
+    "gru": [
+        r"r = \sigma(x W_r + b_r + h V_r + d_r)",
+        r"z = \sigma(x W_z + b_z + h V_z + d_z)",
+        r"u = \tanh(x W_u + b_u + r \odot (h V_u + d_u))",
+        r"y = (1 - z) \odot u + z \odot h",
+    ],
+    "lstm": [
+        r"i = \sigma(x W_i + b_i + h V_i + d_i)",
+        r"f = \sigma(x W_f + b_f + h V_f + d_f)",
+        r"u = \tanh(x W_u + b_u + h V_u + d_u)",
+        r"o = \sigma(x W_o + b_o + h V_o + d_o)",
+        r"m \leftarrow f \odot m + i \odot u",
+        r"y = o \odot \tanh(m)",
+    ],
+}
+
+_ACCENTS = (r"\tilde", r"\hat", r"\bar", r"\check")
+"""Accents of a name that is assigned several times; the last time it has none."""
+
+_LETTERS = {"gated_h": "h'", "_": "x'"}
+
+
+def generate_latex(config: NetworkConfig, bptt_steps: int = 1) -> list[str]:
+    r"""Generate the equations of one layer in LaTeX.
+
+    The letters are those of the cell's code. A tensor that replaces another of its name has the
+    plain letter, those before it have accents: :math:`\tilde u` is the candidate where gates
+    follow.
+
+    Args:
+        config: network of the layer.
+        bptt_steps: steps that a gradient passed through in training.
+
+    Returns:
+        The equations in the order of computation, without delimiters: from the input x and the
+        previous state h to the output y and, in the last equation, the next h.
+    """
+    statements = _specialize(config).methods["forward"].statements
+    if isinstance(config, BaselineConfig):
+        return [*_BASELINE_EQUATIONS[config.cell], r"h \leftarrow y"]
+    assignments = [each for each in statements if isinstance(each, ast.Assign)]
+    remaining = Counter(name for each in assignments for name in _assigned(each))
+    accents = {name: iter(_ACCENTS) for name in remaining}
+    letters, lines = {"x": "x", "h": "h"}, []
+    for assignment in assignments:
+        new = _assigned(assignment)
+        formula = _to_latex(assignment.value, letters, new[0])
+        for name in new:
+            remaining[name] -= 1
+            accent = f"{next(accents[name])} " if remaining[name] else ""
+            letters[name] = accent + _LETTERS.get(name, name)
+        lines.append(f"{_latex_concat([letters[name] for name in new])} = {formula}")
+    next_state = r"\operatorname{detach}(u)" if bptt_steps == 1 else "u"
+    return [*lines, rf"h \leftarrow {next_state}"]
+
+
+def _to_latex(node: ast.expr, letters: dict[str, str], target: str) -> str:
+    """Return an expression in LaTeX; the weights of a linear map have the target's letter."""
+
+    def convert(part: ast.expr) -> str:
+        return _to_latex(part, letters, target)
+
+    def factor(part: ast.expr) -> str:
+        is_sum = isinstance(part, ast.BinOp) and not isinstance(part.op, ast.Mult)
+        return f"({convert(part)})" if is_sum else convert(part)
+
+    match node:
+        case ast.Name(id=name):
+            return letters[name]
+        case ast.Constant(value=value):
+            return str(value)
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return rf"{factor(left)} \odot {factor(right)}"
+        case ast.BinOp(left=left, op=op, right=right):
+            return f"{convert(left)} {'+' if isinstance(op, ast.Add) else '-'} {convert(right)}"
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="self")), args=[x]):
+            return f"{convert(x)} W_{target} + b_{target}"
+        case ast.Call(func=ast.Attribute(attr="sigmoid"), args=[x]):
+            return rf"\sigma({convert(x)})"
+        case ast.Call(func=ast.Attribute(attr="tanh"), args=[x]):
+            return rf"\tanh({convert(x)})"
+        case ast.Call(func=ast.Attribute(attr="cat"), args=[ast.Tuple(elts=parts), _]):
+            return _latex_concat(list(map(convert, parts)))
+        case ast.Call(func=ast.Attribute(value=x, attr="chunk")):
+            return convert(x)
+    raise NotImplementedError(f"no LaTeX of {ast.unparse(node)}")
+
+
+def _latex_concat(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else "[" + r" \,;\, ".join(parts) + "]"

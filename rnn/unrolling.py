@@ -1,0 +1,190 @@
+"""The built-in cells over several time steps, in fewer products than one step after another.
+
+What is here computes what T calls of a cell's ``forward`` compute. T is the number of time steps, B
+the number of streams, n the state size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rnn.cells import ElmanCell, GRUCell, LSTMCell
+from rnn.config import GatedConfig, NetworkConfig
+from rnn.network import NamedTensors, network_shapes
+from rnn.parameters import Segment
+
+
+class FusedGatedCell(nn.Module):
+    """A :class:`rnn.cells.GatedCell` whose maps of the same inputs are one matrix.
+
+    Args:
+        config: options and state size.
+
+    Its parameters, with their biases ``bias_of_…``, are
+
+    - ``of_x`` (2n, 2n): W_i,
+    - ``of_c`` (2n, n to 3n): the rows of W_u, W_z and W_f that read c', side by side,
+    - ``state_gate_of_u``, ``forget_gate_of_u`` (n, n): their rows that read u, if they do,
+    - ``of_r`` (n to 3n, n or 2n): W_o and the rows of W_y that read r,
+    - ``of_o`` (n, n): the rows of W_y that read o.
+    """
+
+    def __init__(self, config: GatedConfig) -> None:
+        super().__init__()
+        self.config = config
+        prefix = "layers.0."
+        _, fused = place_fused(replace(config, layers=1), 1, Segment.unlimited())
+        for name, view in fused.items():
+            if name.startswith(prefix):
+                parameter = nn.Parameter(torch.empty(view.shape))
+                self.register_parameter(name.removeprefix(prefix), parameter)
+
+    def unroll(self, xs: Tensor, h: Tensor, last_only: bool) -> tuple[Tensor, Tensor]:
+        """Advance by T steps.
+
+        Args:
+            xs: inputs (T, B, n).
+            h: state (B, n) before the first step.
+            last_only: whether to compute only the output of the last step.
+
+        Returns:
+            The outputs (T, B, n), or (1, B, n) of the last step, and the last state (B, n).
+        """
+        config, n = self.config, h.shape[1]
+        weights = {name: _as_factor(each) for name, each in self.named_parameters()}
+        new_states, gated_states = [], []
+        for x in xs:
+            c = torch.cat((x, h), 1)  # (B, 2n)
+            gated_h = h  # (B, n)
+            if config.input_gate:
+                c = _multiply(c, weights["of_x"], weights["bias_of_x"]).sigmoid() * c  # (B, 2n)
+                gated_h = c[:, n:]  # (B, n)
+            products = _multiply(c, weights["of_c"], weights["bias_of_c"])  # (B, n to 3n)
+            u, *gates = products.chunk(1 + config.state_gate + config.forget_gate, 1)  # (B, n) each
+            u = u.tanh()  # (B, n)
+            if config.state_gate:
+                z = _gate(gates[0], weights.get("state_gate_of_u"), u)  # (B, n)
+                u = torch.lerp(h, u, z)  # (B, n), z ⊙ u + (1 − z) ⊙ h
+            if config.forget_gate:
+                f = _gate(gates[-1], weights.get("forget_gate_of_u"), u)  # (B, n)
+                u = f * u  # (B, n)
+            h = u  # (B, n)
+            new_states.append(h)
+            gated_states.append(gated_h)
+
+        # The states do not depend on the read-out: it is one product for all steps.
+        steps = slice(-1 if last_only else 0, None)
+        parts = []
+        if config.reads_new_state:
+            parts.append(torch.stack(new_states[steps]))  # (T, B, n)
+        if config.reads_previous_state:
+            parts.append(torch.stack(gated_states[steps]))  # (T, B, n)
+        if config.residual:
+            parts.append(xs[steps])  # (T, B, n)
+        r = torch.cat(parts, 2)  # (T, B, n to 3n)
+        products = _multiply(r, weights["of_r"], weights["bias_of_r"])  # (T, B, n or 2n)
+        o, *gates = products.chunk(1 + config.output_gate, 2)  # (T, B, n) each
+        y = _gate(gates[0], weights["of_o"], o) * o if config.output_gate else functional.silu(o)
+        return y, h  # (T, B, n), (B, n)
+
+
+def place_fused(
+    config: NetworkConfig, vocab_size: int, segment: Segment
+) -> tuple[NamedTensors, NamedTensors]:
+    """Place the tensors of a gated network; see :func:`rnn.parameters.place_stored`.
+
+    Maps of the same inputs are side by side in one block (inputs, outputs). Where one of them reads
+    more than the others, a part of the block is unused.
+
+    Returns:
+        The views by their stored names, and those of layers of :class:`FusedGatedCell`.
+    """
+    assert isinstance(config, GatedConfig)
+    n, shapes = config.state_size, network_shapes(config, vocab_size).linear_maps
+    stored: NamedTensors = {}
+    fused: NamedTensors = {}
+
+    def join(maps: Sequence[str], first: int = 0) -> tuple[Tensor, Tensor]:
+        """Place maps side by side; those with fewer inputs than others begin at row ``first``."""
+        rows = max(shapes[name][0] for name in maps)
+        width = sum(shapes[name][1] for name in maps)
+        block, bias = segment.take(rows, width), segment.take(width)
+        column = 0
+        for name in maps:
+            inputs, outputs = shapes[name]
+            begin = 0 if inputs == rows else first
+            columns = slice(column, column + outputs)
+            stored[f"{name}.weight"] = block[..., begin : begin + inputs, columns].mT
+            stored[f"{name}.bias"] = bias[..., columns]
+            column += outputs
+        return block, bias
+
+    def of_layer(index: int, *names: str) -> list[str]:
+        return [name for each in names if (name := f"layers.{index}.{each}") in shapes]
+
+    join(["embedding"])
+    for index in range(config.layers):
+        layer = f"layers.{index}."
+        if config.input_gate:
+            fused[f"{layer}of_x"], fused[f"{layer}bias_of_x"] = join(of_layer(index, "input_gate"))
+        block, bias = join(of_layer(index, "candidate", "state_gate", "forget_gate"))
+        fused[f"{layer}of_c"], fused[f"{layer}bias_of_c"] = block[..., : 2 * n, :], bias
+        for column, name in enumerate(of_layer(index, "state_gate", "forget_gate"), start=1):
+            if config.gate_inputs == "candidate":
+                columns = slice(n * column, n * (column + 1))
+                fused[f"{name}_of_u"] = block[..., 2 * n :, columns]
+        block, bias = join(of_layer(index, "read_out", "output_gate"), first=n)
+        fused[f"{layer}bias_of_r"] = bias
+        if config.output_gate:
+            fused[f"{layer}of_o"] = block[..., :n, n:]
+            block = block[..., n:, :]
+        fused[f"{layer}of_r"] = block
+    join(["head"])
+    outside = {name: view for name, view in stored.items() if not name.startswith("layers.")}
+    return stored, fused | outside
+
+
+def unroll_baseline(
+    cell: ElmanCell | GRUCell | LSTMCell, xs: Tensor, state: Any, last_only: bool
+) -> tuple[Tensor, Any]:
+    """Advance a baseline cell by T steps, with one product of all inputs.
+
+    Arguments and results are those of :meth:`FusedGatedCell.unroll`. The outputs are parts of the
+    states, so ``last_only`` saves nothing.
+    """
+    outputs = []
+    for wx in cell.input(xs).to(xs.dtype):  # (B, n to 4n)
+        y, state = cell.step(wx, state)  # (B, n)
+        outputs.append(y)
+    return (y[None] if last_only else torch.stack(outputs)), state
+
+
+UNROLLED: dict[type[nn.Module], Callable[..., tuple[Tensor, Any]]] = {
+    FusedGatedCell: FusedGatedCell.unroll,
+    ElmanCell: unroll_baseline,
+    GRUCell: unroll_baseline,
+    LSTMCell: unroll_baseline,
+}
+"""How several steps of a layer are computed, where not one after another."""
+
+
+def _as_factor(weight: Tensor) -> Tensor:
+    """Return a weight in the dtype of products, cast once for all steps."""
+    kind = weight.device.type
+    return weight.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x·W + b in the dtype of x."""
+    return functional.linear(x, weight.T, bias).to(x.dtype)
+
+
+def _gate(gate_input: Tensor, weight: Tensor | None, u: Tensor) -> Tensor:
+    """Return the value of a gate that reads u by a weight, or does not."""
+    if weight is not None:
+        gate_input = gate_input + _multiply(u, weight)
+    return gate_input.sigmoid()

@@ -1,0 +1,180 @@
+"""Generated code and equations compute the network, for every config."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+import pytest
+import torch
+from networks import baseline_configs, gated_configs, representatives
+from torch import Tensor, nn
+
+from rnn.cells import BASELINE_CELLS, LSTMCell
+from rnn.config import GATE_INPUTS, GATED_OPTIONS, BaselineConfig, GatedConfig, NetworkConfig
+from rnn.network import Network
+from rnn.source_code import generate_forward, generate_latex, generate_module
+
+STREAMS, SIZE, VOCAB_SIZE = 3, 4, 11
+LETTERS = {
+    "input_gate": "i",
+    "candidate": "u",
+    "state_gate": "z",
+    "forget_gate": "f",
+    "read_out": "o",
+    "output_gate": "y",
+}
+GATES = GATED_OPTIONS.keys() & LETTERS.keys()
+BASELINE_LETTERS = {"elman": "u", "gru": "rzu", "lstm": "ifuo"}
+GATED, BASELINES = gated_configs(2, SIZE), baseline_configs(2, SIZE)
+SOME = [*representatives(GATED), *BASELINES]
+EXAMPLE = GatedConfig(False, True, False, True, True, "new", 2, 256)
+
+
+@pytest.fixture(autouse=True)
+def repeatable_numbers():
+    torch.manual_seed(0)
+
+
+def test_docstring_says_how_far_gradients_went():
+    assert "detach" in generate_latex(EXAMPLE)[-1]
+    assert "detach" not in "".join(generate_latex(EXAMPLE, 4))
+    assert "trained without gradients across time steps" in generate_module(EXAMPLE)
+    assert "trained with gradients through 4 time steps" in generate_module(EXAMPLE, bptt_steps=4)
+
+
+@pytest.mark.parametrize("gate_inputs", GATE_INPUTS)
+def test_code_has_no_trace_of_options_that_are_off(gate_inputs):
+    for config in gated_configs(2, SIZE, [gate_inputs]):
+        code = generate_module(config)
+        layer = code[code.index("class GatedCell") : code.index("class Network")]
+        for name in GATES:
+            is_made = f"self.{name} = nn.Linear(" in layer
+            assert is_made == (name in layer) == getattr(config, name), layer
+        layer = layer.replace("-> None", "")
+        options = r"\b(if|else|None|state_source|gate_inputs|residual)\b|\b1 \*"
+        assert not re.search(options, layer), layer
+        assert not re.search(r"^ +\w+ = \w+ +#", layer, re.M), layer  # a copy
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [*(gated_configs(2, SIZE, [each]) for each in GATE_INPUTS), BASELINES],
+    ids=[*GATE_INPUTS, "baselines"],
+)
+def test_code_computes_the_network_and_each_line_ends_with_its_shape(configs):
+    pattern = r"( +)(.+?) = .+  # \(B, ([234]?)n\)(?: each|, (?!\(B).+)?"
+    assertion = "{}for each in ({},): assert each.shape == ({}, {} * {})"
+    tokens, x = torch.randint(VOCAB_SIZE, (5, STREAMS)), torch.rand(STREAMS, SIZE)
+    for config in configs:
+        forward = generate_forward(config)
+        code = generate_module(config, VOCAB_SIZE)
+        assert indent(forward, "    ") in code
+        made = [line for line in forward.splitlines() if " = " in line and ".shape[" not in line]
+        assert all(re.fullmatch(pattern, line) for line in made), forward
+        checked = re.sub(
+            f"^{pattern}$",
+            lambda m: f"{m[0]}\n" + assertion.format(m[1], m[2], STREAMS, m[3] or 1, SIZE),
+            code,
+            flags=re.M,
+        )
+        names: dict[str, Any] = {}
+        exec(checked, names)
+        network, exported = Network(config, VOCAB_SIZE), names["Network"]()
+        exported.load_state_dict(network.state_dict())
+        states = exported.init_state(STREAMS)
+        for layer, expected, state in zip(exported.layers, network.layers, states, strict=True):
+            torch.testing.assert_close(layer(x, state), expected(x, state), rtol=0, atol=0)
+        for each in tokens:
+            logits, states = exported(each, states)
+        torch.testing.assert_close(logits, network(tokens)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_modules_pass_the_linter_and_import_only_torch(tmp_path: Path):
+    for k, config in enumerate((*SOME, EXAMPLE)):
+        code = generate_module(config)
+        imports = re.findall(r"^\s*((?:import|from) .+)", code, re.M)
+        assert imports == ["import torch", "from torch import Tensor, nn"]
+        (tmp_path / f"module_{k}.py").write_text(code, encoding="utf-8")
+    ruff = [sys.executable, "-m", "ruff"]
+    isolated = ["--isolated", "--no-cache", str(tmp_path)]
+    for command in (["check"], ["format", "--check", "--line-length=100"]):
+        done = subprocess.run([*ruff, *command, *isolated], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("elman", nn.RNNCell), ("gru", nn.GRUCell), ("lstm", nn.LSTMCell)],
+)
+def test_baseline_cells_compute_those_of_pytorch(name, theirs):
+    cell, reference = BASELINE_CELLS[name](SIZE, SIZE), theirs(SIZE, SIZE)
+    names = {"input.weight": "weight_ih", "input.bias": "bias_ih"}
+    names |= {"state.weight": "weight_hh", "state.bias": "bias_hh"}
+    reference.load_state_dict({names[key]: each for key, each in cell.state_dict().items()})
+    x, h, m = torch.rand(3, STREAMS, SIZE)
+    state = (h, m) if name == "lstm" else h
+    output, new_state = cell(x, state)
+    expected = reference(x, state)
+    torch.testing.assert_close(new_state, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output, expected[0] if name == "lstm" else expected)
+
+
+def evaluate(lines: list[str], weights: dict[str, tuple[Tensor, Tensor]], **names: Any) -> Any:
+    """Evaluate equations as they read; return the values of all letters."""
+
+    def linear(letter: str, x: Tensor) -> Tensor:
+        weight, bias = weights[letter]
+        return x @ weight + bias
+
+    functions = {
+        "linear": linear,
+        "concat": lambda *parts: torch.cat(parts, dim=1),
+        "sigma": torch.sigmoid,
+        "tanh": torch.tanh,
+        "detach": torch.detach,
+    }
+    for line in lines:
+        line = line.replace("'", "_gated")
+        line = re.sub(r"\\(tilde|hat) (\w)", r"\2_\1", line)
+        target, formula = re.split(r" = | \\leftarrow ", line)
+        if target.startswith("["):
+            left, right = target.strip("[]").split(r" \,;\, ")
+            names[left], names[right] = names[formula].chunk(2, dim=1)
+            continue
+        formula = re.sub(r"\[(.+?)\]", r"concat(\1)", formula).replace(r" \,;\,", ",")
+        for weight, bias, prefix in (("W", "b", ""), ("V", "d", "V_")):
+            term = rf"(\w+|concat\(.+?\)) {weight}_(\w) \+ {bias}_\2"
+            formula = re.sub(term, rf"linear('{prefix}\2', \1)", formula)
+        formula = formula.replace(r"\odot", "*").replace(r"\operatorname{detach}", "detach")
+        names[target] = eval(re.sub(r"\\(sigma|tanh)", r"\1", formula), functions | names)
+    return names
+
+
+@pytest.mark.parametrize("config", SOME, ids=lambda config: config.init_key)
+def test_equations_compute_the_layer(config: NetworkConfig):
+    layer = Network(config, VOCAB_SIZE).double().layers[0]
+    letters = {}
+    for name, linear in layer.named_children():
+        gates = LETTERS.get(name) or BASELINE_LETTERS[config.cell]
+        weights, biases = linear.weight.chunk(len(gates)), linear.bias.chunk(len(gates))
+        for gate, weight, bias in zip(gates, weights, biases, strict=True):
+            letters["V_" * (name == "state") + gate] = weight.T, bias
+    x, h, m = torch.rand(3, STREAMS, SIZE, dtype=torch.float64)
+    is_lstm = isinstance(layer, LSTMCell)
+    output, state = layer(x, (h, m) if is_lstm else h)
+    values = evaluate(generate_latex(config), letters, x=x, h=h, m=m)
+    found = [values["y"], (values["h"], values["m"]) if is_lstm else values["h"]]
+    torch.testing.assert_close(found, [output, state], rtol=1e-12, atol=1e-12)
+    assert values["y"].requires_grad
+    assert values["h"].requires_grad == isinstance(config, BaselineConfig)
+
+
+def test_equations_can_be_rendered():
+    converter = pytest.importorskip("latex2mathml.converter")
+    for line in {line for config in (*GATED, *BASELINES) for line in generate_latex(config)}:
+        mathml = converter.convert(line)
+        assert mathml.startswith("<math")
+        assert "\\" not in mathml, f"{line} has an unknown command"

@@ -1,0 +1,270 @@
+"""Certification of users' own cells: each check refuses a cell that breaks it and nothing else."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+from user_cells import EXAMPLES
+
+from rnn.errors import CellError
+from search.cells import load_record
+from search.certification import CHECKS, check_export, check_networks, list_networks, run_exports
+from studies.cell_record import CellOption, CellRecord
+
+CELL = """
+import torch
+from torch import nn
+
+
+class Cell(nn.Module):
+    def __init__(self, input_size: int, state_size: int, *, on: bool = True):
+        super().__init__()
+        self.on = on
+        self.input = nn.Linear(input_size + state_size, state_size)
+        self.read_out = nn.Linear(state_size, input_size)
+{constructor}
+
+    def forward(self, x, state):
+{first}
+        new = self.input(torch.cat((x, state), 1)).tanh()
+        y = self.read_out(new)
+{last}
+        return y, new
+"""
+
+
+def cell(constructor: str = "", first: str = "", last: str = "") -> str:
+    parts = {"constructor": constructor, "first": first, "last": last}
+    return CELL.format(
+        **{name: textwrap.indent(textwrap.dedent(code), 8 * " ") for name, code in parts.items()}
+    )
+
+
+def networks_of(text: str, folder: Path):
+    (folder / "mine.py").write_text(text)
+    return list_networks("Cell", load_record("mine.py:Cell", folder), state_size=8)
+
+
+COUNT = "import itertools; self.calls = itertools.count()"
+
+OTHER_NUMBERS = "returns other numbers for the same tokens: expected no random numbers, as in drop"
+
+BROKEN = {
+    "exception": (
+        cell(first="if not self.on: raise IndexError('too far')"),
+        "check_numbers",
+        "raises IndexError (too far) in line 15 (with on = false), in the check that output, st",
+    ),
+    "exit": (
+        cell(first="raise SystemExit(0)"),
+        "check_numbers",
+        "raises SystemExit (0) in line 15",
+    ),
+    "nan": (
+        cell(last="y = y / (state.sum() * 0 if self.on else 1)"),
+        "check_numbers",
+        "the loss of step 1 is NaN or infinite in fp32: expected finite numbers",
+    ),
+    "bfloat16": (cell(last="y = torch.lerp(y, x, 0.5)"), "check_numbers", "operands of one dtype"),
+    "double": (cell(last="y = y.double()"), "check_numbers", "float64: expected torch.float32"),
+    "graph": (
+        cell("self.past = 0", last="y = y + self.past; self.past = y.mean()"),
+        "check_numbers",
+        "fp32 and bf16: expected nothing that is kept between two calls",
+    ),
+    "numpy": (
+        cell("import numpy; self.input.weight.data += float(numpy.random.rand())"),
+        "check_function",
+        "its constructor draws random numbers that are not PyTorch's",
+    ),
+    "dropout": (cell(last="y = nn.Dropout(0.1)(y)"), "check_function", OTHER_NUMBERS),
+    "random state": (
+        cell() + "\n    def initial_state(self, batch_size):\n"
+        "        return torch.randn(batch_size, self.input.out_features)\n",
+        "check_function",
+        OTHER_NUMBERS,
+    ),
+    "memory": (cell(COUNT, last="y += next(self.calls)"), "check_function", OTHER_NUMBERS),
+    "memory of one step": (
+        cell(
+            "self.past = 0",
+            "state = state * 0",
+            "y = y + self.past; self.past = new.sum().item()",
+        ),
+        "check_function",
+        OTHER_NUMBERS,
+    ),
+    # What is kept, but never read, does no harm outside the attributes of a layer.
+    **{
+        f"memory in {name}": (
+            cell(
+                f"{declare}{name} = 0", last=f"{declare}y = y + {name}; {name} = new.mean().item()"
+            ),
+            "check_function",
+            OTHER_NUMBERS,
+        )
+        for name, declare in {"Cell.past": "", "PAST": "global PAST; "}.items()
+    },
+    "streams": (cell(last="y = y - y.mean(0)"), "check_function", "as in batch normalisation"),
+    "mode": (
+        cell(last="y = y * (1 if self.training else 2)"),
+        "check_function",
+        "returns other numbers after eval(): expected the same as in training",
+    ),
+    "in place": (
+        cell(last="new = state.mul_(0.5).add_(new.detach() * self.input.bias)"),
+        "check_function",
+        "forward changes the state that it reads in place",
+    ),
+    "unused": (
+        cell("self.extra = nn.Linear(1, 1)"),
+        "check_gradients",
+        "the gradient does not reach its parameter extra.weight: expected forward to use it",
+    ),
+    **{
+        f"attribute {name}": (text, "check_memory", f"forward changes layers.0.{name}: expected th")
+        for name, text in {
+            "past": cell("self.past = {'h': [0]}", last="self.past['h'][0] = new"),
+            "calls": cell("self.register_buffer('calls', torch.zeros(()))", "self.calls += 1"),
+            "bias": cell(
+                first="if not hasattr(self, 'bias'): self.bias = nn.Parameter(torch.zeros(8))",
+                last="y = y + self.bias",
+            ),
+        }.items()
+    },
+    "crossing": (
+        cell(
+            "import queue; self.past = queue.SimpleQueue(); self.past.put(None); "
+            "self.bias = nn.Parameter(torch.zeros(input_size))",
+            last="""
+            y, past = y + self.bias, self.past.get()
+            self.past.put(self.bias + 0)
+            if past is not None:
+                y = y + (past - past.detach())
+            """,
+        ),
+        "check_memory",
+        "the gradient of a step depends on the steps before it, with bptt_steps = 1",
+    ),
+    "counter": (
+        cell(COUNT, last="y = y * (1 if next(self.calls) < 12 else 2)"),
+        "check_resumption",
+        "a training that is resumed from a checkpoint differs from one that is not",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_each_check_refuses_a_cell_that_breaks_it_alone(tmp_path, broken):
+    text, check, reason = BROKEN[broken]
+    passed: list[str] = []
+    with pytest.raises(CellError) as refused:
+        check_networks(networks_of(text, tmp_path), passed.append)
+    message = str(refused.value)
+    assert message.startswith("cell Cell")
+    assert "\n" not in message
+    assert reason in message
+    names = [each.__name__ for each in CHECKS.values()]
+    assert passed == list(CHECKS)[: names.index(check)]
+
+
+ELSEWHERE = {
+    "hash": (
+        cell("self.input.weight.data *= 1 + hash('a') / 2**70"),
+        "has other initial weights in another process, with another hash seed",
+    ),
+    "set": (
+        cell(last="for name in set('0123456789abcdef'): y = (y + int(name, 16)) / 3"),
+        "its export computes other numbers: expected nothing that depends on hash() or the order",
+    ),
+    "project": (
+        "import rnn.config\n" + cell(),
+        "its export does not run without this program: ModuleNotFoundError (",
+    ),
+    "unregistered": (
+        cell("self.noise = torch.randn(input_size)", last="y = y + self.noise"),
+        "random numbers in nn.Parameter or register_buffer only",
+    ),
+    "place": (
+        cell(last="y = y * (2 if __name__ == 'cell' else 1)"),
+        "its export computes other numbers",
+    ),
+    "variable": (
+        "import os\nassert 'PYTHONHASHSEED' not in os.environ\n" + cell(),
+        "its export does not run without this program: AssertionError ()",
+    ),
+    "exit": (
+        cell("if __name__ == 'cell': raise SystemExit"),
+        "its export does not run without this program: SystemExit ()",
+    ),
+}
+
+
+def test_cells_that_differ_in_a_new_process_are_refused(tmp_path, monkeypatch):
+    """All of them in the same process."""
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    networks = [networks_of(text, tmp_path)[0] for text, _ in ELSEWHERE.values()]
+    for check in CHECKS.values():
+        for network in networks:
+            check(network)
+    answers = run_exports(networks)
+    for network, answer, (_, reason) in zip(networks, answers, ELSEWHERE.values(), strict=True):
+        with pytest.raises(CellError, match="cell Cell") as refused:
+            check_export(network, answer)
+        assert reason in str(refused.value)
+    with pytest.raises(CellError, match="has other initial weights"):
+        check_networks(networks[:1])
+
+
+def test_cell_that_ends_the_new_process_is_refused(tmp_path):
+    networks = networks_of(cell("import os; __name__ == 'cell' and os._exit(3)"), tmp_path)
+    with pytest.raises(CellError, match="a new process that runs its export ends with exit code 3"):
+        run_exports(networks)
+
+
+def test_what_the_contract_allows_and_the_examples_pass(tmp_path):
+    """All of them in the same process; the second has no parameters."""
+    text = cell(
+        """
+        self.start = nn.Parameter(torch.zeros(state_size))
+        self.zero = nn.Parameter(torch.zeros(input_size))
+        self.register_buffer("constant", torch.randn(input_size))
+        """,
+        last="y = y + self.constant * self.zero.tanh() + self.start[:1] * state[:, :1]",
+    )
+    text += "\n    def initial_state(self, batch_size):\n"
+    text += "        return self.start.expand(batch_size, -1)\n"
+    networks = networks_of(text, tmp_path)
+    nothing = "lambda self, input_size, state_size: nn.Module.__init__(self)"
+    forward = "lambda self, x, state: (state, x + state / 2)"
+    text = f"from torch import nn\nclass Cell(nn.Module): __init__ = {nothing}; forward = {forward}"
+    networks += networks_of(text, tmp_path)
+    for name, path in EXAMPLES.items():
+        networks += list_networks(name, load_record(f"{path}:{name}", ROOT))
+    check_networks(networks)
+
+
+def test_each_value_of_each_option_is_checked_once():
+    record = CellRecord(
+        spec="mine.py:Cell",
+        sha256="0" * 64,
+        options={
+            "norm": CellOption(type="bool", default=True),
+            "kind": CellOption(type="str", choices=["a", "b", "c"], default="b"),
+            "depth": CellOption(type="int", default=1),
+            "rate": CellOption(type="float", default=1.0),
+        },
+    )
+    values = [("depth", 1), ("depth", 2), ("rate", 1), ("rate", 3), ("kind", "a")]
+    networks = list_networks("Cell", record, values, base={"depth": 4})
+    assert [dict(network.options) for network in networks] == [
+        {"depth": 4},
+        {"norm": False, "depth": 4},
+        {"kind": "a", "depth": 4},
+        {"kind": "c", "depth": 4},
+        {"depth": 1},
+        {"depth": 2},
+        {"depth": 4, "rate": 3.0},
+    ]
+    assert {network.layers for network in networks} == {2}

@@ -1,0 +1,111 @@
+"""The recipes of CONTRIBUTING.md name all places: a change of these alone works."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import optuna
+import pytest
+from helpers import ONE_TRIAL, QUICK, ROOT, copy_checkout
+
+OPTIMIZERS = "OPTIMIZERS = {\n"
+UPDATES = "UPDATES: dict[str, Callable[..., None]] = {\n"
+TRAITS = '    "signum": OptimizerTraits("Signum", ("beta1",), ("first",)),\n'
+ENTRY = '    "signum": _update_signum,\n'
+SIGNUM = """\
+def _update_signum(group: _Group, first: list[Tensor]) -> None:
+    torch._foreach_lerp_(first, group.grads, 1 - group.config.beta1)
+    steps = torch._foreach_mul(torch._foreach_sign(first), group.learning_rate)
+    torch._foreach_sub_(group.values, steps)
+
+
+"""
+
+ADDED_SWITCH = tomllib.loads(Path(__file__).with_name("added_switch.toml").read_text("utf-8"))
+
+NETWORKS_WITHOUT_IT = """\
+import itertools
+from rnn.config import GATED_OPTIONS, GatedConfig
+from rnn.network import network_shapes
+options = {name: values for name, values in GATED_OPTIONS.items() if name != "shortcut"}
+for values in itertools.product(*options.values()):
+    config = GatedConfig(**dict(zip(options, values)), layers=2, state_size=8)
+    print(config.label, config.init_key, network_shapes(config).parameters)
+"""
+
+
+def insert(path: Path, place: str, before: str, after: str) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert source.count(place) == 1, f"{path} has not one place {place!r}"
+    path.write_text(source.replace(place, before + place + after), encoding="utf-8")
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """Run Python with the project of a folder; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_optimizer_is_added_in_two_files(tmp_path, sqlite_url, text):
+    copy_checkout(tmp_path)
+    insert(tmp_path / "rnn/config.py", OPTIMIZERS, "", TRAITS)
+    insert(tmp_path / "rnn/training/optimizer.py", UPDATES, SIGNUM, ENTRY)
+    run(
+        tmp_path, "-m", "rnn_search", "run", QUICK, *ONE_TRIAL,
+        "--set=space.training.optimizer=['sgd', 'signum']",
+        "--set=space.training.beta1=[0.0, 0.5]", "--set=training.schedule='cosine'",
+        "--name=added", f"--corpus={text}", f"--storage={sqlite_url}",
+    )  # fmt: skip
+    trials = optuna.load_study(study_name="added", storage=sqlite_url).trials
+    assert {trial.params.get("beta1") for trial in trials} == {None, 0.0, 0.5}
+    assert len({trial.value for trial in trials}) == 3
+    report = tmp_path / "reports/out/added.html"
+    assert "SGD and Signum with" in report.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def with_switch(tmp_path) -> Path:
+    """Add the made-up switch to a copy of the project."""
+    copy_checkout(tmp_path / "copy")
+    for name, edits in ADDED_SWITCH.items():
+        for edit in edits:
+            insert(tmp_path / "copy" / name, edit["after"], "", edit["text"])
+    return tmp_path / "copy"
+
+
+@pytest.mark.extended
+def test_switch_is_added_in_the_files_of_its_recipe(with_switch, invoke, sqlite_url, text):
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    recipe = guide.partition("A switch of the gated cell itself")[2].partition("All else")[0]
+    assert set(re.findall(r"`([\w/]+\.\w+)`", recipe)) == ADDED_SWITCH.keys()
+    assert run(with_switch, "-c", NETWORKS_WITHOUT_IT) == run(ROOT, "-c", NETWORKS_WITHOUT_IT)
+
+    search = (
+        "-m", "rnn_search", "run", QUICK, *ONE_TRIAL,
+        "--name=added", f"--corpus={text}", f"--storage={sqlite_url}",
+    )  # fmt: skip
+    assert invoke(*search, report=False).returncode == 0
+    run(with_switch, *search, "--set=space.shortcut=[false, true]", "--extend")
+    before, added = optuna.load_study(study_name="added", storage=sqlite_url).trials
+    assert added.params == before.params | {"shortcut": True}
+    assert added.value != before.value
+    report = with_switch / "reports/out/added.html"
+    assert "shortcut" in report.read_text(encoding="utf-8")
+
+
+@pytest.mark.extended
+def test_added_switch_trains_in_every_engine_as_its_exported_code_does(with_switch):
+    engines = "of_the_plain_module and fp and (native or stacked or (autograd and shortcut))"
+    words = f"({engines}) or (no_trace and state) or (equations_compute and shortcut)"
+    files = "tests/rnn/test_contract.py", "tests/rnn/test_source_code.py"
+    run(with_switch, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", words)
