@@ -342,8 +342,8 @@ class StudyConfig(StrictModel):
         longest = max(chain([self.training.warmup_steps], *tables))
         if longest > self.training.steps:
             raise ValueError(
-                f"has warmup_steps = {longest} and steps = {self.training.steps}: expected "
-                "warmup_steps of at most steps"
+                f"training.warmup_steps is {longest} and training.steps "
+                f"{self.training.steps}: expected warmup_steps of at most steps"
             )
         return self
 

@@ -44,7 +44,7 @@ def test_quick_has_all_combinations_of_the_switches_at_three_learning_rates():
         ("learning_rate=0.1", ["learning_rate: did you mean 'training.learning_rate'? expected"]),
         ("space.replicate=[0, 1]", ["rnn-search refine replicates --set", "seed = 1"]),
         ("training.steps=10", ["--set", "log_every is 50 and steps 10", "at most"]),
-        ("space.training.warmup_steps=[10001]", ["warmup_steps = 10001 and steps = 10000"]),
+        ("space.training.warmup_steps=[10001]", ["warmup_steps is 10001 and training.steps 10000"]),
         ("space.layers=[]", ["space.layers is []", "at least one value"]),
         ("space.layers=[1, 1]", ["space.layers is [1, 1]", "distinct values"]),
         ("space.state_size=[99999999999]", ["state_size.0 is 99999999999", "65536"]),
