@@ -80,7 +80,7 @@ class AutogradStack:
         shared = {(config.architecture, config.bptt_steps) for config in configs}
         if len(shared) != 1:
             raise ValueError(
-                f"configs are of {len(shared)} architectures and bptt_steps: expected one of both"
+                "configs differ in architecture or bptt_steps: expected one of each in a stack"
             )
         ((architecture, self._window),) = shared
         if self._window < 1:
@@ -271,8 +271,8 @@ def lockstep_obstacle(
 ) -> str | None:
     """Return why networks of a cell cannot be trained in lockstep, or None if they can.
 
-    Two networks of a user's cell are trained for two steps on a few tokens, in lockstep and alone;
-    this is done once per process. For bfloat16 it is done in float32 as well, in which rounding
+    Two networks of a user's cell are trained for three steps on a few tokens, in lockstep and
+    alone, once per process. For bfloat16 it is done in float32 as well, in which rounding
     hides no error.
     """
     if not isinstance(architecture, CellConfig):
@@ -291,7 +291,7 @@ def _try_lockstep(config: CellConfig, precision: Precision, device: torch.device
     vocab_size, streams, steps = 4, 3, 2
     configs = [TrialConfig(config, replicate, bptt_steps=steps) for replicate in range(2)]
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocab_size, (steps + 1, streams), generator=generator).to(device)
+    tokens = torch.randint(vocab_size, (steps + 2, streams), generator=generator).to(device)
     relative, absolute = {
         "bf16": (0.1, 0.1),
         "tf32": (0.01, 0.01),

@@ -44,8 +44,8 @@ class GatedCell(nn.Module):
                        o = r·W_o + b_o
         output gate    y = σ([o ; r]·W_y + b_y) ⊙ o              else y = o ⊙ σ(o)
 
-    g is c' if ``gate_inputs`` is ``"state"``. If it is ``"candidate"``, g is [c' ; u] with u as it
-    stands at that point. The output is y, the next state u. An option that is off costs no product.
+    g is c' if ``gate_inputs`` is ``"state"``. If it is ``"candidate"``, g is [c' ; u] with the u
+    computed so far. The output is y, the next state u. An option that is off costs no product.
 
     Args:
         input_size, state_size: n.

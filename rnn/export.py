@@ -105,6 +105,8 @@ def deserialize_model(content: bytes) -> SavedModel:
                 for name, each in weights.items()
             }
         source = header.cell_source
+        if architecture.layers > len(weights):  # before as many modules are built
+            raise ValueError(f"{architecture.layers} layers are more than its tensors")
         if not isinstance(architecture, CellConfig):
             _check_weights(weights, network_shapes(architecture, tokenizer.size).parameters)
         elif source is None:

@@ -93,7 +93,7 @@ class Network(nn.Module):
         for layer in self.layers:
             initial_state = getattr(layer, "initial_state", None)
             if initial_state is not None:
-                state = initial_state(streams)
+                state = self._call("initial_state", initial_state, streams)
             else:
                 state = weight.new_zeros(streams, self.head.in_features)
             tensors = _list_parts(state)
@@ -129,6 +129,8 @@ class Network(nn.Module):
         Returns:
             The logits (B, V) after the last token, and the states of all layers then.
         """
+        if not self._tuple_sizes:  # states may come from another network
+            self.initial_states(1)
         remaining = iter(self.initial_states(tokens.shape[1]) if states is None else states)
         # A linear map of a one-hot token is a row of its weights.
         xs = functional.embedding(tokens, self.embedding.weight.T)  # (T, B, n)
@@ -168,7 +170,7 @@ class Network(nn.Module):
         is converted.
         """
         before = tuple(old) if is_tuple else old[0]
-        result = layer(x, before)
+        result = self._call("forward", layer, x, before)
         if not isinstance(result, tuple) or len(result) != 2:
             raise CellError(
                 f"cell {self.cell}: forward returned {_describe(result)}: expected the output and "
@@ -176,6 +178,13 @@ class Network(nn.Module):
             )
         (output,) = self._convert("output", result[0], x, "input")
         return output, self._convert("state", result[1], before, "initial state")
+
+    def _call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of the cell, which must not end the process."""
+        try:
+            return function(*arguments)
+        except SystemExit as error:
+            raise CellError(f"cell {self.cell}: {name} raises {describe_error(error)}") from error
 
     def _convert(self, part: str, value: Any, like: Any, original: str) -> list[Tensor]:
         """Return the tensors of what forward returned, in the dtypes of its arguments."""
@@ -339,11 +348,14 @@ def estimate_memory(
     uses_autograd = not isinstance(config.architecture, GatedConfig) or config.bptt_steps > 1
     copies = 5 + uses_autograd + OPTIMIZERS[config.optimizer.name].temporaries
     parameters = count_parameters(config.architecture, vocab_size)
+    if uses_autograd and isinstance(config.architecture, GatedConfig):
+        # Fused blocks have unused parts.
+        parameters += 2 * config.architecture.layers * config.architecture.state_size**2
     weights = parameters * (copies * size + 2 * 2 * (precision == "bf16"))
     # Activations and temporaries: a few numbers for each input and output.
     per_input, per_output, others = 4, 6, 0
     if isinstance(config.architecture, CellConfig):
-        # Which others its equations make is not known: some of the size of its input and state.
+        # Its other temporaries are unknown: eight of the size of its inputs and states.
         n, layers = config.architecture.state_size, config.architecture.layers
         per_input, per_output = 2, 1
         others = 8 * (shapes.states + layers * n) * config.bptt_steps + 8 * n

@@ -61,13 +61,13 @@ def read_cell_source(spec: str, folder: Path) -> CellSource:
             "package.module:Class"
         )
     path = folder.absolute() / place if is_path else _find_module(spec, place)
-    if not path.is_file():
-        raise CellError(f"cell {spec!r} not found: expected a file {path}; check the path")
     try:
+        if not path.is_file():  # a pipe would block
+            raise CellError(f"cell {spec!r} not found: expected a file {path}; check the path")
         return CellSource(spec, name, path.read_bytes().decode())
     except (OSError, UnicodeDecodeError) as error:
         raise CellError(
-            f"cell {spec!r} cannot be read ({error}): expected text in UTF-8"
+            f"cell {spec[:200]!r} cannot be read ({error}): expected a file of text in UTF-8"
         ) from error
 
 
@@ -131,8 +131,10 @@ def _execute(source: CellSource) -> ModuleType:
         exec(compile(source.text.encode(), filename, "exec", dont_inherit=True), vars(module))
         if torch.get_default_dtype() != dtype:
             raise RuntimeError("torch.set_default_dtype changes the networks of other cells")
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise CellError(
             f"cell {source.spec!r} cannot be loaded: its file raises {describe_error(error)}"
         ) from error

@@ -169,7 +169,7 @@ UNROLLED: dict[type[nn.Module], Callable[..., tuple[Tensor, Any]]] = {
     GRUCell: unroll_baseline,
     LSTMCell: unroll_baseline,
 }
-"""How several steps of a layer are computed, where not one after another."""
+"""Functions that advance a layer by several steps, by its class."""
 
 
 def _as_factor(weight: Tensor) -> Tensor:

@@ -49,6 +49,9 @@ MAX_STATE_SIZE = 64
 
 LAYERS, STREAMS = 2, 3
 
+TIMEOUT = 600
+"""Seconds after which the new process counts as hanging; it takes a few."""
+
 Answer = str | tuple[Tensor, dict[str, Tensor]]
 """The exception of an export in a new process; or its logits, and its tensors at first."""
 
@@ -199,7 +202,7 @@ def _freeze_all(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def _freeze(value: object) -> object:
-    """Return the content of tensors, containers and numbers; of other objects, which it is."""
+    """Return the content of tensors, containers and numbers; the identity of any other object."""
     if isinstance(value, Tensor):
         return value.dtype, value.shape, repr(value.detach().to_dense().tolist())
     if isinstance(value, dict):
@@ -277,12 +280,31 @@ def run_exports(configs: Sequence[CellConfig]) -> list[Answer]:
             for file, content in export_files(model).items():
                 (folder / str(number) / file).write_bytes(content)
         torch.save((len(configs), _draw_tokens(5, 1)), folder / "request.pt")
-        done = subprocess.run(command, cwd=folder, env=clean | other, capture_output=True)
-        if done.returncode:
-            reason = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
+        cell, errors = f"cell {configs[0].cell}", folder / "errors.txt"
+        try:
+            with errors.open(
+                "wb"
+            ) as printed:  # a process that the cell starts would keep a pipe open
+                done = subprocess.run(
+                    command,
+                    cwd=folder,
+                    env=clean | other,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=printed,
+                    timeout=TIMEOUT,
+                )
+        except subprocess.TimeoutExpired as error:
             raise CellError(
-                f"cell {configs[0].cell}: a new process that runs its export ends with exit code "
-                f"{done.returncode} ({reason[:200]}): expected a cell that leaves it running"
+                f"{cell}: a new process did not run its export in {TIMEOUT} s: expected a cell "
+                "that waits for nothing"
+            ) from error
+        if done.returncode:
+            reason = "".join(errors.read_text(errors="replace").strip().splitlines()[-1:])
+            raise CellError(
+                f"{cell}: a new process that runs its export ends with exit code "
+                f"{done.returncode} ({reason[:200]}): expected an installed PyTorch, and a cell "
+                "that leaves the process running"
             )
         answers: list[Answer] = torch.load(folder / "answers.pt", weights_only=True)
         return answers

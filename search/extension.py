@@ -31,7 +31,7 @@ def plan_new_end(
         None if the study has, or had, that number of steps.
 
     Raises:
-        ConfigMismatchError: if there are fewer, a learning rate has fallen to 0 at the old end, or
+        ConfigMismatchError: if there are fewer, learning rates depend on the number of steps, or
             the weights of the last steps before it would have to be averaged: a checkpoint does not
             hold them.
         ArtifactsError: if the checkpoints cannot be listed.

@@ -97,7 +97,7 @@ def read_options(cls: type) -> dict[str, CellOption]:
     cell = f"cell {cls.__name__}"
     try:
         parameters = dict(inspect.signature(cls, eval_str=True).parameters)
-    except Exception as error:  # an annotation is any code
+    except (Exception, SystemExit) as error:  # an annotation is any code
         raise ValueError(
             f"an annotation of the constructor of {cell} cannot be resolved ({error}): expected "
             "names that the file defines or imports"
@@ -133,6 +133,7 @@ def _read_option(cell: str, parameter: Parameter) -> CellOption:
         raise ValueError(f"{option} is annotated {shorten(shown)}: expected {expected}")
     kind: OptionType = kinds[0].__name__
     described = CellOption(type=kind, choices=choices, default=False)
+    described.check(f"choice of {option}", choices or ())
     described.check(f"default of {option}", [parameter.default])
     return CellOption(type=kind, choices=choices, default=described.convert(parameter.default))
 

@@ -339,12 +339,24 @@ class StudyConfig(StrictModel):
     @model_validator(mode="after")
     def _check_warmup(self) -> "StudyConfig":
         tables = [space.training.warmup_steps or [] for space in self.space or ()]
+        variants = self.refinement.variants if self.refinement is not None else ()
+        tables.append([int(each.get("warmup_steps", 0)) for each in variants])
         longest = max(chain([self.training.warmup_steps], *tables))
         if longest > self.training.steps:
             raise ValueError(
                 f"training.warmup_steps is {longest} and training.steps "
                 f"{self.training.steps}: expected warmup_steps of at most steps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_options(self) -> "StudyConfig":
+        for name, cell in self.cells.items():
+            for option in cell.options.keys() & {*TRAINING_PARAMS}:  # those that came later
+                raise ValueError(
+                    f"option {option} of cell {name} has the name of a training setting: rename it "
+                    "in a new study, or use the version that made this one"
+                )
         return self
 
     @model_validator(mode="after")

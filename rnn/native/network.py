@@ -37,7 +37,7 @@ def _pointers(*names: str) -> list[tuple[str, Any]]:
 
 
 class _Map(ctypes.Structure):
-    """Struct Map of layer.h; an array of them, one for each of ``MAPS``, is its struct Layer."""
+    """Struct Map of layer.h; struct Layer is an array of these, in the order of ``MAPS``."""
 
     _fields_ = _numbers("weight", "bias", "inputs", "outputs", "packed", "transposed")
 
@@ -304,12 +304,16 @@ def computes_correctly(precision: Precision) -> bool:
     config = TrialConfig(GatedConfig.with_every_option(layers=2, state_size=20))
     tokens = torch.arange(19) % 7
     tolerance = 1e-4 if precision == "fp32" else 3e-2
-    stacks = NativeStack([config], 0, precision, 7), AutogradStack([config], 0, "fp32", 7)
+    native = NativeStack([config], 0, precision, 7)
+    stacks: list[NativeStack | AutogradStack] = [native, AutogradStack([config], 0, "fp32", 7)]
+    carried = [stack.init_training_state(19) for stack in stacks]
     for position in range(2):
         results = []
-        for stack in stacks:
-            states = stack.init_training_state(19)
-            losses, _ = stack.loss_and_grad(tokens, tokens.flip(0), states, position)
+        for number, stack in enumerate(stacks):
+            states = carried[number]
+            losses, after = stack.loss_and_grad(tokens, tokens.flip(0), states, position)
+            for state, new in zip(states, after, strict=True):
+                state.copy_(new)
             results.append([losses, *stack.parameters.extract(0, stack.parameters.grads).values()])
         for actual, expected in zip(*results, strict=True):
             scale = float(expected.abs().max())

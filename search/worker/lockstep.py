@@ -106,7 +106,7 @@ class LockstepPlan:
         """Return what determines the memory of a network, up to the switches."""
         trial_config = to_trial_config(params, self._config)
         architecture = trial_config.architecture
-        cell = architecture if isinstance(architecture, CellConfig) else type(architecture)
+        cell = type(architecture) if isinstance(architecture, GatedConfig) else architecture
         size = architecture.layers, architecture.state_size, trial_config.bptt_steps
         return cell, *size, to_train_config(self._config, params).batch_size
 

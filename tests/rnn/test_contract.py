@@ -340,7 +340,7 @@ def test_configs_of_one_key_are_trained_together():
             r"expected one \(layers, state",
         ),
         ([TrialConfig(LSTM, bptt_steps=0)], "bptt_steps is 0: expected 1 or more"),
-        ([MIN_GRU, MIN_GRU._replace(bptt_steps=3)], "expected one of both"),
+        ([MIN_GRU, MIN_GRU._replace(bptt_steps=3)], "differ in architecture or bptt_steps"),
     ],
 )
 def test_configs_that_cannot_be_trained_together_are_refused(configs, expected):
