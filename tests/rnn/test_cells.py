@@ -108,7 +108,8 @@ def test_file_that_cannot_be_the_source_of_a_cell_is_refused(tmp_path):
         "missing": f"expected a file {tmp_path}/missing.py; check the path",
         "pipe": f"expected a file {tmp_path}/pipe.py; check the path",
         "nu\0ll": "not found: expected a file",
-        "latin": "can't decode byte 0xe4 in position 2: unexpected end of data): expected text",
+        "latin": "can't decode byte 0xe4 in position 2: unexpected end of data): expected a f",
+        "a" * 300: "File name too long",
     }.items():
         assert expected in refusal(f"{name}.py:Cell", tmp_path, call=read_cell_source)
 

@@ -121,6 +121,13 @@ def test_stored_tensors_are_disjoint_parts_of_the_segment_of_their_network(place
 # ------------------------------------------------------------------ users' own cells
 
 
+def test_network_reads_on_from_the_states_of_another():
+    first, other = (build_seeded(BaselineConfig("lstm", 2, 4), VOCAB, 0) for _ in range(2))
+    tokens = random_text(3)
+    _, states = first(tokens[:2])
+    assert torch.equal(other(tokens[2:], states)[0], first(tokens)[0])
+
+
 def test_buffers_and_frozen_parameters_are_saved_but_not_trained():
     config = cell_config("Everything", layers=1)
     constants = {f"layers.0.{name}" for name in ("frozen", "mixing", "order")}

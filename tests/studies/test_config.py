@@ -57,6 +57,7 @@ def test_quick_has_all_combinations_of_the_switches_at_three_learning_rates():
         ("precision='fp8'", ["precision is 'fp8'", "'auto', 'fp32', 'tf32' or 'bf16'"]),
         ("refinement.top=0", ["refinement.top is 0"]),
         ("refinement.variants=[]", ["at least one variant"]),
+        ("refinement.variants=[{warmup_steps=10000001}]", ["warmup_steps is 10000001"]),
         ("refinement.variants=[{layer=3}]", ["'layer': did you mean 'layers'?", "layers, sta"]),
         ("refinement.variants=[{layers='a'}]", ["layers", "'a'", "integer"]),
         ("tokenizer='bpe'", ["tokenizer is 'bpe'", '"bytes", or "bpe:N"']),
