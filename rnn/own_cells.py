@@ -133,7 +133,7 @@ def _execute(source: CellSource) -> ModuleType:
             raise RuntimeError("torch.set_default_dtype changes the networks of other cells")
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, KeyboardInterrupt):
+        if not isinstance(error, Exception | SystemExit):  # an interruption is not the file's error
             raise
         raise CellError(
             f"cell {source.spec!r} cannot be loaded: its file raises {describe_error(error)}"
