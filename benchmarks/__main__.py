@@ -19,6 +19,7 @@ BENCHMARKS = {
     "training-step": "training_step:measure",
     "stacks": "training_step:stacks",
     "cell-lockstep": "cell_lockstep:measure",
+    "plain-loop": "plain_loop:measure",
     "end-to-end": "end_to_end:measure",
     "overhead": "overhead:measure",
     "precision": "precision:measure",

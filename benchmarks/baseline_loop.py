@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, OptimizerConfig
-from rnn.data.corpus import ByteArray, load_corpus
 from rnn.source_code import generate_module
-from rnn.training.loop import EMA_INIT, TrainConfig, sample_batch
+from rnn.tasks.corpus import TextData, TokenArray, load_corpus
+from rnn.training.loop import TrainConfig
 
 
 class PlainTraining:
@@ -32,7 +32,7 @@ class PlainTraining:
     def __init__(
         self,
         config: GatedConfig,
-        text: ByteArray,
+        text: TokenArray,
         settings: TrainConfig,
         device: torch.device | None = None,
     ) -> None:
@@ -45,15 +45,20 @@ class PlainTraining:
         self.network = names["Network"]().to(self._device)
         learning_rate = OptimizerConfig().learning_rate
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
-        self.smoothed = EMA_INIT
-        self._text, self._settings = text, settings
+        self.smoothed = TextData.initial_loss
+        self._data, self._settings = TextData(text), settings
         self._shape = (settings.batch_size, config.state_size)
 
     def begin_sequence(self, number: int) -> None:
         """Sample a sequence, make its one-hot inputs and reset the states to zero."""
-        drawn = sample_batch(self._text, self._settings, number)
-        tokens = torch.from_numpy(drawn).long().to(self._device)
-        self._tokens, self._one_hot = tokens, nn.functional.one_hot(tokens, BYTE_VOCAB_SIZE).float()
+        settings = self._settings
+        batch = self._data.train_batch(
+            settings.seed, number, 0, settings.batch_size, settings.sequence_length
+        )
+        tokens, self._targets = (
+            torch.from_numpy(each).long().to(self._device) for each in batch[:2]
+        )
+        self._one_hot = nn.functional.one_hot(tokens, BYTE_VOCAB_SIZE).float()
         self._states = [torch.zeros(self._shape, device=self._device) for _ in self.network.layers]
 
     def step(self, t: int) -> None:
@@ -63,7 +68,7 @@ class PlainTraining:
             x, state = layer(x, self._states[index])  # (B, n) each
             self._states[index] = state.detach()
         logits = self.network.head(x)  # (B, 256)
-        loss = nn.functional.cross_entropy(logits, self._tokens[t + 1])
+        loss = nn.functional.cross_entropy(logits, self._targets[t])
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -71,7 +76,7 @@ class PlainTraining:
         self.smoothed = decay * self.smoothed + (1 - decay) * loss.item()
 
 
-def train_plain(config: GatedConfig, text: ByteArray, settings: TrainConfig) -> float:
+def train_plain(config: GatedConfig, text: TokenArray, settings: TrainConfig) -> float:
     """Train one network; return the minimum of the smoothed loss over the log points."""
     training = PlainTraining(config, text, settings)
     best = float("inf")

@@ -15,9 +15,9 @@ from rnn.config import (
     Precision,
     TrialConfig,
 )
-from rnn.data.corpus import ByteArray, load_corpus
 from rnn.engines import build_network
-from rnn.own_cells import load_cell, read_cell_source
+from rnn.own_code import CellSource, load_class, read_source
+from rnn.tasks.corpus import ByteArray, TextData, load_corpus
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.worker.lockstep_size import auto_lockstep
 
@@ -73,8 +73,8 @@ def measure() -> Iterator[str]:
 def _load_config(name: str, state_size: int) -> TrialConfig:
     if name in BUILT_IN:
         return TrialConfig(BUILT_IN[name](state_size), bptt_steps=BPTT_STEPS.get(name, 1))
-    source = read_cell_source(f"{CELLS[name]}:{name}", Path(__file__).parents[1])
-    load_cell(source)
+    source = read_source(f"{CELLS[name]}:{name}", Path(__file__).parents[1], CellSource)
+    load_class(source)
     return TrialConfig(CellConfig(name, source.sha256, (), 2, state_size))
 
 
@@ -94,7 +94,7 @@ def _seconds_per_step(
         ]
         network = build_network(configs, 0, precision)
         settings = TrainConfig(steps, batch_size, 1000, steps, 0.95, 0)
-        loop = TrainLoop(network, text, settings)
+        loop = TrainLoop(network, TextData(text), settings)
         start = time.perf_counter()
         list(loop.train())
         return (time.perf_counter() - start) / (steps * count)

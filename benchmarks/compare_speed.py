@@ -39,17 +39,25 @@ import torch
 from rnn.config import STATE_SOURCES, BaselineConfig, GatedConfig as G, TrialConfig
 from rnn.engines import build_network
 from rnn.training.step import TrainStep
+try:
+    from rnn.network import Window
+except ImportError:  # before updates read windows
+    Window = None
 networks, precision, bptt_steps, batch, threads = eval(sys.argv[1])
 torch.set_num_threads(threads)
 configs = [TrialConfig(each, bptt_steps=bptt_steps) for each in networks]
-step = TrainStep(build_network(configs, 0, precision), batch, 0.9)
+step = TrainStep(build_network(configs, 0, precision), batch, 0.9, *[3.0] * bool(Window))
 step.begin_sequence()
-text = torch.randint(256, (400, batch), generator=torch.Generator().manual_seed(0))
+text = torch.randint(256, (400 + bptt_steps, batch), generator=torch.Generator().manual_seed(0))
 t = 0
 for line in sys.stdin:
     begin = time.perf_counter()
     for _ in range(int(line)):
-        step.step(text[t % 399], text[t % 399 + 1])
+        first, last = t % 400, t % 400 + bptt_steps
+        if Window:
+            step.step(Window(text[first:last], text[last : last + 1]))
+        else:
+            step.step(text[last - 1], text[last])
         t += 1
     print((time.perf_counter() - begin) / int(line), flush=True)
 """

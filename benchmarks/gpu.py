@@ -30,9 +30,9 @@ from rnn.config import (
     TrainingPrecision,
     TrialConfig,
 )
-from rnn.data.corpus import load_corpus
 from rnn.errors import DeviceError
 from rnn.network import NamedTensors, draw_initial_weights
+from rnn.tasks.corpus import TextData, load_corpus
 from rnn.training.devices import check_precision, is_out_of_memory, resolve_device
 from rnn.training.loop import TrainLoop
 
@@ -138,8 +138,8 @@ def measure(device_name: str = "cuda") -> Iterator[str]:
     if device.type != "cuda":
         scale = REHEARSAL
         torch.set_num_threads(1)
-    text = load_corpus("stdlib").train
-    settings = Settings(device, text, scale.streams, scale.log_every, scale.seconds)
+    data = TextData(load_corpus("stdlib").train)
+    settings = Settings(device, data, scale.streams, scale.log_every, scale.seconds)
     yield _describe(device)
     yield EXPLANATION
     yield COLUMNS
@@ -320,7 +320,7 @@ class Benchmark:
                 drawn = draw_initial_weights(config, 0)
                 self._weights[config] = {name: each.float() for name, each in drawn.items()}
         network = build(configs, settings, precision, self._weights)
-        shapes = matmul_shapes(TrainLoop(network, settings.text, settings.train_config()))
+        shapes = matmul_shapes(TrainLoop(network, settings.data, settings.train_config()))
         measured = measure_training(network, settings, precision)
         del network
         free_memory(settings.device)

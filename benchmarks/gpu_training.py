@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from unittest import mock
 
 import torch
@@ -16,10 +17,10 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.baseline_loop import PlainTraining
 from benchmarks.matmul_limit import Shape, count_operations
 from rnn.config import GatedConfig, Precision, TrialConfig
-from rnn.data.corpus import ByteArray
 from rnn.engines import Engine, build_network
 from rnn.network import NamedTensors
 from rnn.stacked.network import NetworkStack
+from rnn.tasks.corpus import TextData
 from rnn.training.devices import configure_matmul
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import WARMUP_STEPS, GraphRunner, find_recorder
@@ -45,14 +46,14 @@ class Settings:
 
     Attributes:
         device: device to measure.
-        text: training text.
+        data: training text.
         streams: B.
         log_every: steps between two log points, at which the host waits for the device.
         seconds: time for each measurement of a speed.
     """
 
     device: torch.device
-    text: ByteArray
+    data: TextData
     streams: int
     log_every: int
     seconds: float
@@ -131,7 +132,9 @@ def measure_plain_loop(config: GatedConfig, settings: Settings) -> float:
     """Return the steps per second of the plain loop in float32, as PyTorch computes by default."""
     if settings.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
-    training = PlainTraining(config, settings.text, settings.train_config(), device=settings.device)
+    training = PlainTraining(
+        config, settings.data.tokens, settings.train_config(), device=settings.device
+    )
     training.begin_sequence(0)
     for t in range(WARMUP_STEPS):
         training.step(t)
@@ -183,15 +186,14 @@ def measure_products(
 
 def _measure_steps(network: Engine, settings: Settings) -> Measurement:
     device = settings.device
-    loop = TrainLoop(network, settings.text, settings.train_config())
-    tokens, targets, _ = next(iter(loop._steps()))
+    loop = TrainLoop(network, settings.data, settings.train_config())
+    # Gradients reach as far back as they ever do from the W-th step on.
+    window, _ = next(islice(loop._windows(), network.configs[0].bptt_steps - 1, None))
 
     def step() -> None:
-        loop._train_step.step(tokens, targets)
+        loop._train_step.step(window)
 
-    # Gradients reach as far back as they ever do from the W-th step on.
-    for _ in range(network.configs[0].bptt_steps):
-        step()
+    step()
     run_launches = _count_launches(step, device)
     for _ in range(WARMUP_STEPS - 2):
         step()
@@ -266,7 +268,7 @@ def _check_removal(
 
 def _restart(network: Engine, settings: Settings, initial: Tensor) -> TrainLoop:
     network.parameters.load_flat(initial)
-    return TrainLoop(network, settings.text, settings.train_config(1))
+    return TrainLoop(network, settings.data, settings.train_config(1))
 
 
 def _train(loop: TrainLoop, steps: int) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import optuna
 import torch
 
-from rnn.data.corpus import load_corpus
-from rnn.training.loop import TrainConfig, TrainLoop, sample_batch
+from rnn.network import Window
+from rnn.tasks.corpus import TextData, load_corpus
+from rnn.training.loop import TrainLoop
 from rnn.training.step import TrainStep
 from search.new_study import StudyOptions
 from search.status import StatusReader
@@ -74,19 +75,18 @@ def measure() -> Iterator[str]:
 
 
 def _measure_sampling() -> str:
-    text = load_corpus("stdlib").train
-    settings = TrainConfig(1000, 256, 1000, 50, 0.95, 0)
+    data = TextData(load_corpus("stdlib").train)
     tracemalloc.start()
-    batch = sample_batch(text, settings, 0)
+    batch = data.train_batch(0, 0, 0, 256, 1000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     start = time.perf_counter()
     for number in range(20):
-        sample_batch(text, settings, number)
+        data.train_batch(0, number, 0, 256, 1000)
     seconds = (time.perf_counter() - start) / 20
     return (
         f"  sampling the streams of a sequence (256 of 1,000 bytes): {1000 * seconds:.2f} ms, "
-        f"{batch.nbytes / 1e6:.2f} MB, {peak / 1e6:.2f} MB at the peak"
+        f"{batch.inputs.nbytes / 1e6:.2f} MB, {peak / 1e6:.2f} MB at the peak"
     )
 
 
@@ -95,10 +95,10 @@ def _measure_share(url: str, settings: Sequence[str], lockstep: int) -> float:
     step_seconds, starts, ends = 0.0, [], []
     step, train = TrainStep.step, TrainLoop.train
 
-    def timed_step(self: TrainStep, *args: torch.Tensor) -> None:
+    def timed_step(self: TrainStep, window: Window, loss_steps: int = 1) -> None:
         nonlocal step_seconds
         start = time.perf_counter()
-        step(self, *args)
+        step(self, window, loss_steps)
         step_seconds += time.perf_counter() - start
 
     def timed_train(self: TrainLoop, *args: object) -> Iterator[object]:

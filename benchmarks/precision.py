@@ -10,8 +10,8 @@ import torch
 from scipy.stats import spearmanr
 
 from rnn.config import GatedConfig, Precision, TrialConfig
-from rnn.data.corpus import load_corpus
 from rnn.engines import build_network
+from rnn.tasks.corpus import TextData, load_corpus
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.worker.cpu_budget import cores
 from studies.loader import load_config_file
@@ -75,5 +75,5 @@ def _train(config: GatedConfig, precision: Precision, replicate: int) -> float:
     torch.set_num_threads(1)
     settings = TrainConfig(STEPS, 256, 1000, 50, 0.95, 0)
     network = build_network([TrialConfig(config, replicate)], 0, precision)
-    run = TrainLoop(network, load_corpus("stdlib").train, settings)
+    run = TrainLoop(network, TextData(load_corpus("stdlib").train), settings)
     return min(point.ema_losses[0] for point in run.train())

@@ -11,9 +11,9 @@ import torch
 from benchmarks.baseline_loop import PlainTraining
 from benchmarks.matmul_limit import matmul_shapes, min_seconds
 from rnn.config import STATE_SOURCES, GatedConfig, Precision, TrialConfig
-from rnn.data.corpus import ByteArray, load_corpus
 from rnn.engines import Engine, build_network
 from rnn.stacked.network import NetworkStack
+from rnn.tasks.corpus import ByteArray, TextData, load_corpus
 from rnn.training.devices import supports_bf16
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.worker.cpu_budget import cores
@@ -100,7 +100,7 @@ def _compare(
     to_plain, shares, to_pytorch = [], [], []
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     separate = _pytorch_stack(configs, precision, static_graph=True)
-    products = matmul_shapes(TrainLoop(separate, text, _settings(2, batch_size)))
+    products = matmul_shapes(TrainLoop(separate, TextData(text), _settings(2, batch_size)))
     for round_ in range(ROUNDS + 1):
         sample = rng.sample(list(configs), min(PLAIN_SAMPLE, len(configs)))
         plain = statistics.mean(
@@ -133,7 +133,7 @@ def _pytorch_stack(
 
 
 def _step_seconds(stack: Engine, text: ByteArray, steps: int, batch_size: int = 256) -> float:
-    loop = TrainLoop(stack, text, _settings(steps, batch_size))
+    loop = TrainLoop(stack, TextData(text), _settings(steps, batch_size))
     return _seconds(lambda: list(loop.train())) / steps
 
 

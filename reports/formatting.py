@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -12,13 +12,11 @@ import pandas as pd
 
 from studies.config import StudyConfig
 from studies.imported import ImportedConfig
+from studies.measure import find_measure
 from studies.text import format_trials
 
-_OBJECTIVES = {
-    "validation": "validation loss",
-    "training": "minimum smoothed training loss",
-    "training-mean": "mean training loss of the last quarter",
-}
+SMOOTHED = "smoothed training"
+"""What the losses of a training curve are, before the name of the loss."""
 
 _CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
@@ -28,12 +26,14 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 
 def objective_name(config: StudyConfig | ImportedConfig) -> str:
     """Return the name of the loss that a study minimises, or of an imported value."""
-    return config.metric if isinstance(config, ImportedConfig) else _OBJECTIVES[config.objective]
+    measure = find_measure(config)
+    is_least = isinstance(config, StudyConfig) and config.objective == "training"
+    return f"minimum {measure.name}" if is_least else measure.name
 
 
 def loss_unit(config: StudyConfig | ImportedConfig) -> str:
-    """Return the unit of a value: ``nats per byte``, ``nats per token``, or an imported one."""
-    return config.unit if isinstance(config, ImportedConfig) else f"nats per {config.token_name}"
+    """Return the unit of a value, as in ``nats per byte``; "" for none."""
+    return find_measure(config).unit
 
 
 def value_axis_title(config: StudyConfig | ImportedConfig) -> str:
@@ -44,9 +44,8 @@ def value_axis_title(config: StudyConfig | ImportedConfig) -> str:
 def curve_axis_title(config: StudyConfig | ImportedConfig) -> str:
     """Return the title of an axis of curves, whatever the objective."""
     is_imported = isinstance(config, ImportedConfig)
-    return add_unit(
-        "intermediate value" if is_imported else "smoothed training loss", loss_unit(config)
-    )
+    name = "intermediate value" if is_imported else find_measure(config).name_loss(SMOOTHED)
+    return add_unit(name, loss_unit(config))
 
 
 def add_unit(name: str, unit: str) -> str:
@@ -76,6 +75,11 @@ def format_value(value: Any) -> str:
     return _CELLS.get(value, str(value))
 
 
+def order_values(values: Iterable[Any]) -> list[Any]:
+    """Sort the values of a parameter: numbers ascending, then texts such as ``sequence``."""
+    return sorted(values, key=lambda value: (isinstance(value, str), value))
+
+
 def is_missing(value: Any) -> bool:
     """Return whether a scalar of a frame is a missing value: None, NaN or ``pandas.NA``."""
     return value is None or value is pd.NA or value != value
@@ -102,9 +106,9 @@ def format_stderr(error: float | None, spec: str) -> str:
     return text and f" ± {text}"
 
 
-def format_signed(value: float, digits: int = 3) -> str:
+def format_signed(value: float, spec: str = ".3f") -> str:
     """Format a difference with its sign, using a minus sign of the width of a plus."""
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return f"{value:+{spec}}".replace("-", "−")
 
 
 def format_count(count: int, singular: str, plural: str | None = None) -> str:

@@ -42,7 +42,6 @@ from reports.stats.outcome_table import describe_outcomes
 from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.testability import list_unknown
 from studies.artifacts import atomic_write
-from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import run_command, storage_options, studies_argument
 from studies.errors import StudiesError
 from studies.files import read_toml
@@ -93,10 +92,13 @@ class StudyTests:
             for finding in test.findings:
                 effect, outcomes = finding.effect, finding.outcomes
                 if finding.verdict:
-                    numbers = "" if math.isnan(effect.mean) else f": {format_signed(effect.mean)}"
+                    ends = effect.mean, effect.low, effect.high
+                    mean, low, high = (format_signed(end, effect.scale.spec) for end in ends)
+                    numbers = "" if math.isnan(effect.mean) else f": {mean}"
                     if not math.isnan(effect.low):
-                        numbers += f" ({format_signed(effect.low)} to {format_signed(effect.high)})"
-                    yield number, "mean loss", f"**{finding.verdict}**{numbers}"
+                        numbers += f" ({low} to {high})"
+                    subject = f"mean {self.results.measure.loss}"
+                    yield number, subject, f"**{finding.verdict}**{numbers}"
                 if finding.outcome_verdict and outcomes:
                     numbers = f": {outcomes.rescued} rescued, {outcomes.ruined} ruined"
                     yield number, f"below {threshold}", f"**{finding.outcome_verdict}**{numbers}"
@@ -151,7 +153,7 @@ def evaluate_study(
         results: results of the study.
         hypotheses: hypotheses of :func:`list_hypotheses`; of those that a study stores, only the
             study itself is tested.
-        margin: largest difference, in nats, that counts as none unless a hypothesis says otherwise.
+        margin: largest difference that counts as none unless a hypothesis says otherwise.
 
     Raises:
         ReportError: if the study is not finished.
@@ -188,7 +190,7 @@ def render_page(
     Args:
         studies: results of finished studies; one or more of them tests a hypothesis.
         hypotheses: hypotheses to test in addition to those that the studies store.
-        margin: largest difference, in nats, that counts as none unless a hypothesis says otherwise.
+        margin: largest difference that counts as none unless a hypothesis says otherwise.
         note: remark on how the studies were made, such as the machine.
         command: command that writes the page.
 
@@ -203,6 +205,7 @@ def render_page(
             f"no hypothesis is tested by {names}: expected a gated study with several values of a "
             "parameter in the hypotheses"
         )
+    is_text = all(each.is_imported or each.trained.is_text for each in studies)
     verdicts: dict[int, dict[tuple[str, str], list[str]]] = {}
     for study in tested:
         for number, subject, verdict in study.list_verdicts():
@@ -216,7 +219,7 @@ def render_page(
         has_regions=any(each.region for each in listed),
         min_pairs=MIN_PAIRS,
         outcome_margin=f"{OUTCOME_MARGIN:.0%}",
-        objectives=OBJECTIVE_NAMES,
+        unit="nats per token" if is_text else "the unit of each study’s value",
         studies=[each for each in tested if each.has_findings],
         others=[(each, summarize_study(each.results)) for each in tested if not each.has_findings],
         provenance=[(each, _describe_provenance(each)) for each in studies],
@@ -313,7 +316,6 @@ _TEMPLATES.filters |= {
     "comparison": describe_comparison,
     "escaped": escape_markdown,
     "region": describe_region,
-    "file_name": lambda name: Path(name).name,
     "number": format_number,
     "signed": format_signed,
 }

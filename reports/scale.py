@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from reports.formatting import add_unit, format_signed
+from studies.measure import Measure
 
 _SIGNIFICANT = 3
 """Significant digits of the range of a study's values with which a difference is shown."""
@@ -25,15 +26,15 @@ class Scale:
     Attributes:
         unit: short unit of a value and of a difference; "" for none.
         higher_is_better: whether a higher value is better.
-        digits: number of decimals of a difference.
-        value_digits: number of decimals of a value.
+        spec: format of a difference, without its sign.
+        value_spec: format of a value.
         name: name of a value, in a sentence.
     """
 
     unit: str = "nats"
     higher_is_better: bool = False
-    digits: int = 3
-    value_digits: int = 4
+    spec: str = ".3f"
+    value_spec: str = ".4f"
     name: str = "loss"
 
     @classmethod
@@ -45,7 +46,17 @@ class Scale:
         spread = max(known) - min(known) if known else 0.0
         place = round(math.log10(spread)) if spread > 0 else 0
         digits = min(_MAX_DIGITS, max(0, _SIGNIFICANT - place))
-        return cls(unit, higher_is_better, digits, digits, name)
+        return cls(unit, higher_is_better, f".{digits}f", f".{digits}f", name)
+
+    @classmethod
+    def of_task(cls, measure: Measure) -> "Scale":
+        """Return the scale of a task's losses, which may have any size and sign."""
+        return cls(measure.short_unit, False, ".3g", measure.spec, measure.loss)
+
+    @property
+    def rough_spec(self) -> str:
+        """Format of a difference where there is little room: with a digit less."""
+        return f".{max(0, int(self.spec[1:-1]) - 1)}{self.spec[-1]}"
 
     @property
     def better_sign(self) -> str:
@@ -67,11 +78,11 @@ class Scale:
 
     def format_difference(self, difference: float) -> str:
         """Format a difference with its sign and unit."""
-        return self.add_unit(format_signed(difference, self.digits))
+        return self.add_unit(format_signed(difference, self.spec))
 
     def format_value(self, value: float) -> str:
         """Format a value without its unit."""
-        return f"{value:.{self.value_digits}f}".replace("-", "−")
+        return f"{value:{self.value_spec}}".replace("-", "−")
 
     def add_unit(self, text: str) -> str:
         """Add the unit to a number, if there is one."""

@@ -1,13 +1,14 @@
 """The autograd engine: K networks of one cell, by truncated backpropagation through time.
 
-At each time step there is one update, by the gradient of that step's loss through the last W steps
-of the sequence, or as many as it has had (Williams & Peng, *An Efficient Gradient-Based Algorithm
-for On-Line Training of Recurrent Network Trajectories*, 1990). W changes how far the gradient
-reaches and nothing else: neither the text nor the number of updates. The weights change at every
-step, so all W steps are recomputed from the state before them: a step costs W times as much.
+Every U time steps there is one update, by the gradient of the mean of the last U losses taken back
+through the last W steps of the sequence, or as many as it has had: BPTT(W; U) of Williams & Peng,
+*An Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network Trajectories*,
+1990. Where windows overlap (W > U), the weights change between them, so all W steps are recomputed
+from the state before them: a step costs W / U times as much. With W = 1 no gradient crosses a time
+step, whatever U is.
 
-K is the number of networks, B the number of streams, V the vocabulary size, T ≤ W the number of
-steps that a gradient passes through.
+K is the number of networks, B the number of streams, V the number of outputs, T the number of steps
+that a window has.
 """
 
 import itertools
@@ -23,16 +24,19 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from rnn.config import (
-    BYTE_VOCAB_SIZE,
+    BYTES,
     CellConfig,
     GatedConfig,
     NetworkConfig,
     Precision,
+    TaskSpec,
     TrialConfig,
 )
+from rnn.errors import TaskError
 from rnn.network import (
     NamedTensors,
     Network,
+    Window,
     build_seeded,
     draw_initial_weights,
     initialization_seed,
@@ -40,7 +44,7 @@ from rnn.network import (
     named_tensors,
     split_tensors,
 )
-from rnn.own_cells import describe_error
+from rnn.own_code import describe_error
 from rnn.parameters import Parameters, place_stored
 from rnn.training.devices import configure_matmul, is_out_of_memory, keep_freed_memory
 from rnn.unrolling import UNROLLED, FusedGatedCell, place_fused
@@ -54,14 +58,15 @@ class AutogradStack:
 
     Args:
         configs: the configs; they differ in replicate and optimizer only.
-        seed, precision, vocab_size, device, weights: as of :func:`rnn.engines.build_network`.
+        seed, precision, spec, device, weights: as of :func:`rnn.engines.build_network`.
 
     Attributes:
         module: the network if K = 1, whose parameters are views of ``parameters``; for more
             networks ``vmap`` replaces its parameters.
 
     Raises:
-        ValueError: if the configs differ in more, or ``bptt_steps`` is less than 1.
+        ValueError: if the configs differ in more, or have no valid ``bptt_steps`` and
+            ``update_every``.
         CellError: if a user's cell is not loaded or breaks the contract of a cell.
     """
 
@@ -72,33 +77,40 @@ class AutogradStack:
         configs: Sequence[TrialConfig],
         seed: int,
         precision: Precision = "fp32",
-        vocab_size: int = BYTE_VOCAB_SIZE,
+        spec: TaskSpec = BYTES,
         device: torch.device | None = None,
         weights: Mapping[TrialConfig, NamedTensors] | None = None,
     ) -> None:
         self.configs = tuple(configs)
-        shared = {(config.architecture, config.bptt_steps) for config in configs}
+        shared = {(each.architecture, each.bptt_steps, each.update_every) for each in configs}
         if len(shared) != 1:
             raise ValueError(
-                "configs differ in architecture or bptt_steps: expected one of each in a stack"
+                "configs differ in architecture, bptt_steps or update_every: expected one of each "
+                "in a stack"
             )
-        ((architecture, self._window),) = shared
-        if self._window < 1:
-            raise ValueError(f"bptt_steps is {self._window}: expected 1 or more")
-        self._seed, self._precision, self._vocab_size = seed, precision, vocab_size
+        ((architecture, reach, update_every),) = shared
+        if not (1 <= update_every <= reach or (reach == 1 and update_every > 1)):
+            raise ValueError(
+                f"bptt_steps is {reach} and update_every {update_every}: expected update_every of "
+                "1 to bptt_steps, or bptt_steps = 1"
+            )
+        self._detaches = reach == 1
+        self._earlier = configs[0].earlier_states
+        # How far behind the last update the state lies that the first of the earlier ones becomes.
+        self._kept_step = -reach % update_every
+        self._seed, self._precision, self._spec = seed, precision, spec
         self.device = device or torch.device("cpu")
-        # A user's cell may do anything, which a CUDA graph cannot.
-        self.static_graph = not isinstance(architecture, CellConfig)
+        # A user's cell or loss may do anything, which a CUDA graph cannot.
+        self.static_graph = not isinstance(architecture, CellConfig) and spec.loss is None
         configure_matmul(precision, self.device)
-        if len(configs) > 1:
-            keep_freed_memory()
+        keep_freed_memory()
 
         dtype = torch.float64 if precision == "fp64" else torch.float32
         place = place_fused if isinstance(architecture, GatedConfig) else place_stored
-        self.parameters = Parameters(configs, dtype, self.device, vocab_size, place)
+        self.parameters = Parameters(configs, dtype, self.device, spec, place)
         constants: NamedTensors = {}
         for k, config in enumerate(self.configs):
-            self.module = module = self._build(config, vocab_size)
+            self.module = module = self._build(config, spec)
             trained, saved = split_tensors(module)
             for name, tensor in named_tensors(module).items():
                 if not is_trained(tensor):
@@ -110,7 +122,7 @@ class AutogradStack:
             params = (weights or {}).get(config)
             if params is None and isinstance(architecture, CellConfig):
                 params = {**trained, **saved}
-            params = params or draw_initial_weights(config, seed, vocab_size)
+            params = params or draw_initial_weights(config, seed, spec)
             self.parameters.load(k, self.parameters.values, params)
         self._use_flat_parameters(constants)
         with torch.enable_grad():
@@ -118,13 +130,13 @@ class AutogradStack:
                 state.requires_grad for state in self._initial_states(1)
             )
 
-    def _build(self, config: TrialConfig, vocab_size: int) -> Network:
+    def _build(self, config: TrialConfig, spec: TaskSpec) -> Network:
         architecture = config.architecture
         if isinstance(architecture, CellConfig):
             seed = initialization_seed(config, self._seed)
-            return build_seeded(architecture, vocab_size, seed)
+            return build_seeded(architecture, spec, seed)
         with torch.device("meta"):
-            module = Network(architecture, vocab_size)
+            module = Network(architecture, spec)
             if isinstance(architecture, GatedConfig):
                 layers = (FusedGatedCell(architecture) for _ in range(architecture.layers))
                 module.layers = nn.ModuleList(layers)
@@ -151,7 +163,7 @@ class AutogradStack:
 
     def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "AutogradStack":
         return AutogradStack(
-            list(weights), self._seed, self._precision, self._vocab_size, self.device, weights
+            list(weights), self._seed, self._precision, self._spec, self.device, weights
         )
 
     @torch.no_grad()
@@ -159,88 +171,166 @@ class AutogradStack:
         return [state.clone() for state in self._initial_states(streams)]
 
     def init_training_state(self, streams: int) -> list[Tensor]:
-        """Return the states and, if W > 1, what the last W − 1 steps read.
-
-        These are the states before each of them (K, W − 1, B, …), and their tokens (K, W − 1, B).
-        """
-        states, earlier = self.init_state(streams), self._window - 1
-        if not earlier:
-            return states
-        past = [state[:, None].repeat(1, earlier, *[1] * (state.dim() - 1)) for state in states]
-        shape = len(self.configs), earlier, streams
-        return [*states, *past, torch.zeros(shape, dtype=torch.long, device=self.device)]
+        states = self.init_state(streams)
+        if self._earlier:
+            states += [torch.stack([state] * self._earlier, 1) for state in states]
+        return states
 
     @torch.no_grad()
-    def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        logits, next_states = self._run(self._stack(tokens)[:, None], states)
-        return logits, self._detach(next_states)
+    def forward(self, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        outputs, next_states = self._run(inputs[None], states, 1)
+        return outputs[:, 0], self._detach(next_states)
 
-    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        flat = self._stack(targets).flatten()
-        losses = functional.cross_entropy(logits.flatten(0, 1), flat, reduction="none")
-        return losses.view(logits.shape[:2])
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self._target_losses(outputs[:, None], targets[None])[:, 0]
+
+    @torch.no_grad()
+    def advance(self, window: Window, states: Sequence[Tensor]) -> list[Tensor]:
+        return self._read(window, states)[1]
 
     def loss_and_grad(
-        self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor], position: int
+        self, window: Window, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        window, carried = self._stack(tokens)[:, None], []  # (K, 1, B)
-        if self._window > 1:
-            half = len(states) // 2
-            *past, past_tokens = states[half:]
-            window = torch.cat((past_tokens, window), 1)  # (K, W, B)
-            carried = [
-                torch.cat((before[:, 1:], now[:, None]), 1)  # (K, W − 1, B, …)
-                for before, now in zip(past, states[:half], strict=True)
-            ]
-            carried.append(window[:, 1:])
-            # In a sequence's first steps these are the states that it starts from.
-            states = [before[:, 0] for before in past]
-        begins_sequence = position < self._window
-        window = window[:, -1 - min(position, self._window - 1) :]  # (K, T, B)
-        is_learned = begins_sequence and self._learns_initial_state
         with torch.enable_grad():
-            logits, next_states = self._run(window, None if is_learned else states)
-            if len(self.configs) == 1:
-                losses = functional.cross_entropy(logits[0], self._stack(targets)[0])[None]
-            else:
-                losses = self.losses(logits, targets).mean(1)  # (K,)
-            total = losses.sum() if len(self.configs) > 1 else losses
+            outputs, next_states = self._read(window, states)
+            losses = self._mean_losses(outputs, window)  # (K,)
+            total = losses.sum() if len(self.configs) > 1 else losses[0]
         grads = torch.autograd.grad(total, self._leaves, materialize_grads=True)
         for target, grad in zip(self._grads, grads, strict=True):
             target.copy_(grad.detach())  # torch 2.7 makes zeros that require a gradient
-        return losses.detach(), [*self._detach(next_states), *carried]
+        return losses.detach(), next_states
+
+    def _mean_losses(self, outputs: Tensor, window: Window) -> Tensor:
+        """Return the weighted mean losses (K,) of outputs (K, U, B, V)."""
+        is_plain = self._spec.predicts_classes and self._spec.loss is None
+        if len(self.configs) == 1 and is_plain and window.mask is None:
+            targets = window.targets.reshape(-1).long()
+            return functional.cross_entropy(outputs.flatten(0, 2), targets)[None]
+        if window.mask is None:
+            return self._target_losses(outputs, window.targets).flatten(1).mean(1)
+        weights, targets = window.mask.flatten(), window.targets.flatten(0, 1)  # (U·B, …)
+        outputs = outputs.flatten(1, 2)  # (K, U·B, V)
+        if self._spec.loss is not None:  # which may be infinite where there is no target
+            counted = weights.nonzero()[:, 0]
+            outputs, targets, weights = outputs[:, counted], targets[counted], weights[counted]
+        losses = self._target_losses(outputs[:, None], targets[None])[:, 0]  # (K, U·B)
+        return (losses * weights).sum(1) / weights.sum()
+
+    def _target_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses (K, U, B) of outputs (K, U, B, V) and targets of a window."""
+        spec = self._spec
+        targets = self._stack(targets, 1 if spec.predicts_classes else 2)  # (K, U, B, …)
+        rows, wanted = outputs.flatten(0, 2), targets.flatten(0, 2)
+        if spec.loss is not None:
+            losses: Tensor = spec.loss(rows, wanted)
+            if losses.shape != rows.shape[:1]:
+                raise TaskError(
+                    f"loss of the task returned shape {tuple(losses.shape)} for {len(rows)} "
+                    f"targets: expected ({len(rows)},), a loss for each"
+                )
+        elif spec.predicts_classes:
+            losses = functional.cross_entropy(rows, wanted.long(), reduction="none")
+        else:
+            losses = (rows - wanted.to(rows.dtype)).square().mean(1)
+        return losses.view(outputs.shape[:3])
+
+    def _read(self, window: Window, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Read a window; return the outputs (K, U, B, V) of its targets, and what to carry on."""
+        steps, needed = len(window.inputs), len(window.targets)
+        half = len(states) // 2 if self._earlier else len(states)
+        earlier = states[half:]
+        current: Sequence[Tensor] | None = states[:half]
+        if earlier:
+            # In the first steps of a sequence this is the state that it starts from.
+            current = [each[:, 0] for each in earlier]
+        if window.begins and self._learns_initial_state:
+            current = None
+        kept = states[:half]
+        kept_step = steps - window.advance + self._kept_step
+        resets = dict(window.resets)
+        cuts = {0, steps, *resets}
+        if earlier and self._kept_step and kept_step < steps:
+            cuts.add(kept_step)
+        if self._detaches:
+            cuts = set(range(steps + 1))
+        outputs = []
+        for first, stop in itertools.pairwise(sorted(cuts)):
+            if first and self._detaches and current is not None:
+                current = [state.detach() for state in current]
+            if first in resets:
+                current = self._reset(current, resets[first])
+            if first == kept_step and self._kept_step and current is not None:
+                kept = current
+            wanted = min(stop - first, needed - (steps - stop))
+            some, current = self._run(window.inputs[first:stop], current, max(1, wanted))
+            if wanted > 0:
+                outputs.append(some)
+        assert current is not None
+        result = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+        carried = [
+            torch.cat((each[:, 1:], state[:, None]), 1).detach()
+            for each, state in zip(earlier, kept, strict=False)
+        ]
+        return result, [*self._detach(current), *carried]
+
+    def _reset(self, states: Sequence[Tensor] | None, streams: Tensor) -> list[Tensor]:
+        """Set the states of some streams (B,) or (K, B) to the initial ones."""
+        initial = self._initial_states(streams.shape[-1])
+        if states is None:
+            return initial
+        chosen = streams.expand(len(self.configs), -1)  # (K, B)
+        return [
+            torch.where(chosen.view(*chosen.shape, *[1] * (old.dim() - 2)), new, old)
+            for new, old in zip(initial, states, strict=True)
+        ]
 
     def _detach(self, states: Sequence[Tensor]) -> list[Tensor]:
         detached = [state.detach() for state in states]
         # A user's cell may return a part of its old state as a new one.
         return detached if self.static_graph else [state.clone() for state in detached]
 
-    def _stack(self, tokens: Tensor) -> Tensor:
-        """Return tokens (B,) or (K, B) as (K, B)."""
-        return tokens.expand(len(self.configs), -1).long()
+    def _stack(self, values: Tensor, trailing: int) -> Tensor:
+        """Return values (T, B, …) or (T, K, B, …) as (K, T, B, …).
 
-    def _run(self, tokens: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """Read tokens (K, T, B); return logits (K, B, V) and the next states (K, B, …)."""
+        Args:
+            values: what the networks read or predict.
+            trailing: number of axes behind T and K.
+        """
+        if values.dim() == 1 + trailing:
+            return values.expand(len(self.configs), *values.shape)
+        return values.transpose(0, 1)
+
+    def _run(
+        self, inputs: Tensor, states: Sequence[Tensor] | None, outputs: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Read T steps; return the last outputs (K, U, B, V) and the next states (K, B, …)."""
+        inputs = self._stack(inputs, 1 if self._spec.reads_tokens else 2)
+        if self._spec.reads_tokens:
+            inputs = inputs.long()
+        else:
+            inputs = inputs.to(self.parameters.values.dtype)
         if self._precision != "bf16":  # a context takes longer to enter than an operation
-            return self._call(tokens, states)
+            return self._call(inputs, states, outputs)
         with torch.autocast(self.device.type, torch.bfloat16):
-            return self._call(tokens, states)
+            return self._call(inputs, states, outputs)
 
-    def _call(self, tokens: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+    def _call(
+        self, inputs: Tensor, states: Sequence[Tensor] | None, outputs: int
+    ) -> tuple[Tensor, list[Tensor]]:
         if len(self.configs) == 1:
             first = None if states is None else [state[0] for state in states]
-            logits, next_states = self.module(tokens[0], first)
-            return logits[None], [state[None] for state in next_states]
+            results, next_states = self.module(inputs[0], first, outputs)
+            return results[None], [state[None] for state in next_states]
 
         def run(
-            tensors: NamedTensors, tokens: Tensor, states: Sequence[Tensor] | None
+            tensors: NamedTensors, inputs: Tensor, states: Sequence[Tensor] | None
         ) -> tuple[Tensor, list[Tensor]]:
             result: tuple[Tensor, list[Tensor]]
-            result = functional_call(self.module, tensors, (tokens, states))
+            result = functional_call(self.module, tensors, (inputs, states, outputs))
             return result
 
         return torch.vmap(run, in_dims=(0, 0, None if states is None else 0))(
-            self._tensors, tokens, None if states is None else list(states)
+            self._tensors, inputs, None if states is None else list(states)
         )
 
     def _initial_states(self, streams: int) -> list[Tensor]:
@@ -288,10 +378,10 @@ def lockstep_obstacle(
 
 @cache
 def _try_lockstep(config: CellConfig, precision: Precision, device: torch.device) -> str | None:
-    vocab_size, streams, steps = 4, 3, 2
-    configs = [TrialConfig(config, replicate, bptt_steps=steps) for replicate in range(2)]
+    vocab_size, streams, steps = 4, 3, 3
+    configs = [TrialConfig(config, replicate, bptt_steps=2) for replicate in range(2)]
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocab_size, (steps + 2, streams), generator=generator).to(device)
+    tokens = torch.randint(vocab_size, (steps + 1, streams), generator=generator).to(device)
     relative, absolute = {
         "bf16": (0.1, 0.1),
         "tf32": (0.01, 0.01),
@@ -300,10 +390,12 @@ def _try_lockstep(config: CellConfig, precision: Precision, device: torch.device
     }[precision]
 
     def train(together: Sequence[TrialConfig]) -> list[list[Tensor]]:
-        stack = AutogradStack(together, 0, precision, vocab_size, device)
+        stack = AutogradStack(together, 0, precision, TaskSpec.of_text(vocab_size), device)
         states = stack.init_training_state(streams)
-        for position, (read, target) in enumerate(itertools.pairwise(tokens)):
-            losses, states = stack.loss_and_grad(read, target, states, position)
+        for end in range(1, steps + 1):
+            first = max(0, end - 2)
+            window = Window(tokens[first:end], tokens[end : end + 1], begins=not first)
+            losses, states = stack.loss_and_grad(window, states)
         parameters = stack.parameters
         grads = [parameters.views(parameters.grads, k) for k in range(len(together))]
         return [[losses[k], *each.values()] for k, each in enumerate(grads)]

@@ -1,7 +1,7 @@
 """The contract of a cell, and the built-in cells: gated, Elman, GRU and LSTM.
 
 A cell is a module of which one instance is one recurrent layer. Users write their own in the same
-way (:mod:`rnn.own_cells` loads them)::
+way (:mod:`rnn.own_code` loads them)::
 
     class Cell(nn.Module):
         def __init__(self, input_size: int, state_size: int, *, option: bool = False) -> None: ...

@@ -4,7 +4,7 @@ This module needs no PyTorch. It holds the only lists of cells, of the values of
 precisions and of optimizers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -225,6 +225,62 @@ class CellConfig:
 NetworkConfig = GatedConfig | BaselineConfig | CellConfig
 
 
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What a network reads and predicts at a time step, and by which loss it is trained.
+
+    Attributes:
+        inputs: number of tokens of the vocabulary, or of real numbers that a step consists of.
+        outputs: number of classes, or of real numbers that are predicted.
+        reads_tokens: whether a step is a token.
+        predicts_classes: whether a target is a class.
+        is_dense: whether every step of a sequence has a target, all of the same weight, and states
+            are set to the initial ones before the first step of a sequence only.
+        loss: losses (N,) of outputs (N, outputs) and targets (N,) or (N, outputs), as tensors; None
+            for the cross-entropy in nats or, of numbers, their mean squared error.
+    """
+
+    inputs: int
+    outputs: int
+    reads_tokens: bool = True
+    predicts_classes: bool = True
+    is_dense: bool = True
+    loss: Callable[[Any, Any], Any] | None = None
+
+    @classmethod
+    def of_text(cls, vocab_size: int) -> "TaskSpec":
+        """Return what a network of a text reads and predicts: tokens of one vocabulary."""
+        return cls(vocab_size, vocab_size)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether networks can be trained as those of a text are, by the fast paths as well."""
+        tokens = self.reads_tokens and self.predicts_classes and self.inputs == self.outputs
+        return tokens and self.is_dense and self.loss is None
+
+
+BYTES = TaskSpec.of_text(BYTE_VOCAB_SIZE)
+"""Text of bytes."""
+
+WHOLE_SEQUENCE = 2**31 - 1
+"""As ``bptt_steps`` and ``update_every``: one update for each sequence, by its whole gradient."""
+
+
+def count_updates(steps: int, sequence_steps: int, update_every: int) -> int:
+    """Return the number of updates of a training.
+
+    Windows of ``update_every`` steps, at the end of each of which there is an update, begin anew
+    with each sequence; the last one of a sequence, and of the training, may be shorter.
+
+    Args:
+        steps: number of time steps.
+        sequence_steps: T, the number of steps of a sequence.
+        update_every: U, as in :class:`TrialConfig`.
+    """
+    sequences, rest = divmod(steps, sequence_steps)
+    return sequences * -(-sequence_steps // update_every) - (-rest // update_every)
+
+
 class OptimizerTraits(NamedTuple):
     """What all but the update itself needs to know about an optimizer.
 
@@ -290,11 +346,15 @@ class TrialConfig(NamedTuple):
 
     Attributes:
         architecture: config of the network.
-        replicate: number of the run; it seeds the initial weights and the order of the text.
-        bptt_steps: number of time steps, the current one included, that a gradient passes through.
+        replicate: number of the run; it seeds the initial weights and the order of the data.
+        bptt_steps: W, the number of time steps, the current one included, that a gradient passes
+            through; :data:`WHOLE_SEQUENCE` for all of a sequence.
         optimizer: optimizer of its weights.
         varied: names and values of the training settings in which its study varies; they
             distinguish trials that differ in nothing else.
+        update_every: U, the number of time steps between two updates, each by the gradient of the
+            mean of the last U losses; at most W, or any number if W = 1.
+        task_options: names and values of the options of the task in which its study varies.
     """
 
     architecture: NetworkConfig
@@ -302,11 +362,24 @@ class TrialConfig(NamedTuple):
     bptt_steps: int = 1
     optimizer: OptimizerConfig = OptimizerConfig()
     varied: tuple[tuple[str, ParamValue], ...] = ()
+    update_every: int = 1
+    task_options: tuple[tuple[str, ParamValue], ...] = ()
+
+    @property
+    def updates_every_step(self) -> bool:
+        """Whether there is an update at every step, by a gradient that crosses none."""
+        return self.bptt_steps == 1 and self.update_every == 1
+
+    @property
+    def earlier_states(self) -> int:
+        """Number of earlier states that updates start from: those of windows that overlap."""
+        return (self.bptt_steps - 1) // self.update_every
 
     @property
     def label(self) -> str:
         """Short name: the architecture, the training settings that vary, the replicate above 0."""
-        settings = "".join(f", {name} {format_value(value)}" for name, value in self.varied)
+        varied = (*self.task_options, *self.varied)
+        settings = "".join(f", {name} {format_value(value)}" for name, value in varied)
         replicate = f" #{self.replicate}" if self.replicate else ""
         return f"{self.architecture.label}{settings}{replicate}"
 

@@ -1,8 +1,8 @@
 """The interface of the engines, which train networks, and the choice of one.
 
-Three engines compute the same: :class:`rnn.autograd.AutogradStack` for every cell, and two faster
-paths for gated networks with ``bptt_steps = 1``, :class:`rnn.native.network.NativeStack` on CPUs
-and :class:`rnn.stacked.network.NetworkStack`.
+Three engines compute the same: :class:`rnn.autograd.AutogradStack` for every cell and task, and
+two faster paths for gated networks of text with an update at every step,
+:class:`rnn.native.network.NativeStack` on CPUs and :class:`rnn.stacked.network.NetworkStack`.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from rnn.autograd import AutogradStack
-from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
+from rnn.config import BYTES, GatedConfig, Precision, TaskSpec, TrialConfig
 from rnn.native.network import NativeStack, pays_off
-from rnn.network import NamedTensors
+from rnn.network import NamedTensors, Window
 from rnn.parameters import Parameters
 from rnn.stacked.linear import FlatParameters
 from rnn.stacked.network import NetworkStack
@@ -23,15 +23,15 @@ from rnn.stacked.network import NetworkStack
 class Engine(Protocol):
     """A network stack: K networks that are trained and evaluated together.
 
-    B is the number of streams, n the state size, V the vocabulary size.
+    B is the number of streams, n the state size, V the number of outputs.
 
     Attributes:
         configs: configs of the K networks, in the order of the axis K of all tensors.
         device: device of all tensors.
-        static_graph: whether all steps whose gradients go equally far back run the same operations
-            on the same memory, as a CUDA graph requires.
+        static_graph: whether all updates by windows of one shape run the same operations on the
+            same memory, as a CUDA graph requires.
         separate_texts: whether networks of several replicates can be trained together: each then
-            reads its own text.
+            reads its own data, if no target of it is masked.
     """
 
     configs: tuple[TrialConfig, ...]
@@ -55,73 +55,79 @@ class Engine(Protocol):
     def init_training_state(self, streams: int) -> list[Tensor]:
         """Return what training carries from step to step, at a sequence's start.
 
-        The first tensors are :meth:`init_state`, others may follow; all have K as their first axis.
-        Those of a network are written to its checkpoint.
+        They are those of :meth:`init_state` and, if windows overlap, as many again: the states from
+        which the next windows start, (K, earlier, B, …) in the order of the windows; see
+        :attr:`rnn.config.TrialConfig.earlier_states`. All are written to checkpoints.
         """
 
-    def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Advance by one time step.
 
         Args:
-            tokens: tokens that the streams read (B,).
+            inputs: tokens that the streams read (B,), or numbers (B, inputs).
             states: of :meth:`init_state` or the last step.
 
         Returns:
-            The logits of each stream's next token (K, B, V), and the next states. They share no
-            memory with ``states``; the next step may reuse their memory.
+            The outputs of each stream (K, B, V): logits of classes, or numbers; and the next
+            states. They share no memory with ``states``; the next step may reuse their memory.
         """
 
-    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of each stream (K, B), in nats.
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each stream (K, B).
 
         Args:
-            logits: (K, B, V)
-            targets: next tokens (B,).
+            outputs: (K, B, V)
+            targets: classes (B,), or numbers (B, V).
         """
+
+    def advance(self, window: Window, states: Sequence[Tensor]) -> list[Tensor]:
+        """Read a window without targets; return the next states, as :meth:`loss_and_grad` does."""
 
     def loss_and_grad(
-        self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor], position: int
+        self, window: Window, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step and compute the gradients of its losses.
+        """Read a window and compute the gradients of its losses.
 
-        The gradients are those of each network's mean loss at this step, taken back through the
-        last ``bptt_steps`` steps; they are written to ``parameters``.
+        The gradients are those of each network's mean loss of the window's targets, weighted by
+        their mask, taken back to the window's first step; they are written to ``parameters``.
 
         Args:
-            tokens: tokens that the streams read (B,); (K, B), a text for each network, if
-                ``separate_texts`` and the networks are of several replicates.
-            targets: next tokens, of the same shape.
-            states: of :meth:`init_training_state` or the last step.
-            position: number of steps that the sequence has had.
+            window: what to read; the networks read separate data, a text each, only if
+                ``separate_texts`` and they are of several replicates.
+            states: of :meth:`init_training_state` or the last update.
 
         Returns:
-            The mean losses over the streams (K,), in nats, and the next states.
+            The mean losses (K,), and the next states.
         """
 
 
-def stack_key(config: TrialConfig) -> Hashable:
+def stack_key(config: TrialConfig, spec: TaskSpec = BYTES) -> Hashable:
     """Return what configs must have in common to be trained in lockstep.
 
     A user's cell may have a :func:`rnn.autograd.lockstep_obstacle` all the same.
     """
     architecture = config.architecture
-    if has_fast_path(config):
+    if has_fast_path(config, spec):
         assert isinstance(architecture, GatedConfig)
         shape = architecture.layers, architecture.state_size, architecture.gate_inputs
-        return *shape, config.replicate
-    return architecture, config.bptt_steps
+        return *shape, config.replicate, config.task_options
+    # Where targets are masked, an update of one replicate may have none and not take place.
+    replicate = None if spec.is_dense else config.replicate
+    window = config.bptt_steps, config.update_every
+    return architecture, *window, config.task_options, replicate
 
 
-def has_fast_path(config: TrialConfig) -> bool:
+def has_fast_path(config: TrialConfig, spec: TaskSpec = BYTES) -> bool:
     """Return whether a network can be trained without autograd."""
-    return isinstance(config.architecture, GatedConfig) and config.bptt_steps == 1
+    is_gated = isinstance(config.architecture, GatedConfig)
+    return is_gated and spec.is_text and config.updates_every_step
 
 
 def build_network(
     configs: Sequence[TrialConfig],
     seed: int,
     precision: Precision = "fp32",
-    vocab_size: int = BYTE_VOCAB_SIZE,
+    spec: TaskSpec = BYTES,
     device: torch.device | None = None,
     weights: Mapping[TrialConfig, NamedTensors] | None = None,
 ) -> Engine:
@@ -131,15 +137,15 @@ def build_network(
         configs: configs with one :func:`stack_key`; one if there is a ``lockstep_obstacle``.
         seed: seed of the initial weights.
         precision: precision of the arithmetic.
-        vocab_size: V.
+        spec: what the networks read and predict.
         device: device to compute on; the CPU by default.
         weights: weights by config; networks without an entry get initial weights.
 
     Raises:
         ValueError: if the configs cannot be trained together.
     """
-    if not all(map(has_fast_path, configs)):
-        return AutogradStack(configs, seed, precision, vocab_size, device, weights)
+    if not all(has_fast_path(config, spec) for config in configs):
+        return AutogradStack(configs, seed, precision, spec, device, weights)
     if pays_off(configs[0].architecture.state_size, precision, device):
-        return NativeStack(configs, seed, precision, vocab_size, weights)
-    return NetworkStack(configs, seed, precision, vocab_size, device, weights)
+        return NativeStack(configs, seed, precision, spec, weights)
+    return NetworkStack(configs, seed, precision, spec, device, weights)

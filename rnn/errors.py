@@ -9,6 +9,10 @@ class CellError(RNNError):
     """A user's own cell is missing, damaged or breaks the contract of a cell."""
 
 
+class TaskError(RNNError):
+    """A task is missing, cannot be read, or breaks the contract of a task."""
+
+
 class CorpusError(RNNError):
     """A corpus is missing, empty, too short or has the wrong content."""
 

@@ -1,8 +1,8 @@
 """Trained networks outside of a study: model files, text generation, standalone folders.
 
-A model file is a safetensors file, which holds numbers and names. Architecture, tokenizer and
-metadata are stored as JSON in its header. The source text of a user's cell is among them: it is
-data until :func:`rnn.own_cells.load_cell` executes it, which reading a file does not.
+A model file is a safetensors file, which holds numbers and names. Architecture, tokenizer or task,
+and metadata are stored as JSON in its header. The source text of a user's cell is among them: it is
+data until :func:`rnn.own_code.load_class` executes it, which reading a file does not.
 """
 
 import inspect
@@ -10,27 +10,95 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Json, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Json,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from safetensors.torch import save
 from torch import Tensor
 
-from rnn.config import CellConfig, NetworkConfig, Precision
-from rnn.data import bpe
-from rnn.data.tokenizer import BPETokenizer, Tokenizer, load_tokenizer
-from rnn.errors import CellError, SavedModelError
+from rnn.config import CellConfig, NetworkConfig, Precision, TaskSpec
+from rnn.errors import CellError, SavedModelError, TaskError
 from rnn.network import NamedTensors, Network, build_seeded, network_shapes
-from rnn.own_cells import CellSource, describe_error, load_cell, loaded_source
+from rnn.own_code import CellSource, describe_error, load_class, loaded_source
 from rnn.source_code import generate_module
+from rnn.tasks import bpe, prediction
+from rnn.tasks.task import SequenceTask
+from rnn.tasks.tokenizer import BPETokenizer, Tokenizer, load_tokenizer
 from rnn.training.checkpoint import read_safetensors
 from rnn.training.devices import configure_matmul
 
 # ------------------------------------------------------------------ model files
 
 _FORMAT_VERSION = "3"
+
+
+class SavedTask(BaseModel):
+    """What is needed to use a network of a task other than text: data alone.
+
+    Attributes:
+        name: name of the task, without the folder of a file.
+        inputs: number of tokens of the vocabulary, or of real numbers of a step.
+        outputs: number of classes, or of real numbers to predict.
+        reads_tokens: whether a step is a token.
+        predicts_classes: whether a target is a class.
+        has_own_loss: whether the loss is another than the cross-entropy or the squared error.
+        output_names: a name for each output; none if the task has none.
+        input_scaling: mean and standard deviation of each input; none if they are not standardized.
+        target_scaling: the same of the targets.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    inputs: PositiveInt
+    outputs: PositiveInt
+    reads_tokens: bool
+    predicts_classes: bool
+    has_own_loss: bool
+    output_names: list[str]
+    input_scaling: list[tuple[float, PositiveFloat]]
+    target_scaling: list[tuple[float, PositiveFloat]]
+
+    @classmethod
+    def from_task(cls, task: SequenceTask) -> "SavedTask":
+        """Return what is needed to use the networks of a task."""
+        spec = task.spec
+        return cls(
+            name=PurePath(task.name).name,
+            inputs=spec.inputs,
+            outputs=spec.outputs,
+            reads_tokens=spec.reads_tokens,
+            predicts_classes=spec.predicts_classes,
+            has_own_loss=spec.loss is not None,
+            output_names=task.output_names,
+            input_scaling=list(zip(*(task.input_scaling or ()), strict=True)),
+            target_scaling=list(zip(*(task.target_scaling or ()), strict=True)),
+        )
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "SavedTask":
+        sizes = {"input_scaling": self.inputs, "target_scaling": self.outputs}
+        for name, size in (sizes | {"output_names": self.outputs}).items():
+            if len(getattr(self, name)) not in (0, size):
+                raise ValueError(f"{name} has not the length {size}")
+        return self
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What the networks read and predict; not whether every step has a target."""
+        classes = self.predicts_classes
+        return TaskSpec(self.inputs, self.outputs, self.reads_tokens, classes, is_dense=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +108,7 @@ class SavedModel:
     Attributes:
         architecture: architecture of the network.
         weights: state dict of :class:`rnn.network.Network`, on the CPU.
-        tokenizer: tokenizer of its text.
+        task: tokenizer of its text, or another task.
         precision: precision that it was trained in.
         metadata: further information (study, trial, …) as text.
         cell_source: source of a user's cell, by default the one that is loaded; None for built-in
@@ -49,7 +117,7 @@ class SavedModel:
 
     architecture: NetworkConfig
     weights: NamedTensors
-    tokenizer: Tokenizer
+    task: Tokenizer | SavedTask
     precision: Precision
     metadata: Mapping[str, str]
     cell_source: CellSource | None = None
@@ -60,15 +128,36 @@ class SavedModel:
                 self, "cell_source", loaded_source(self.architecture.cell, self.architecture.sha256)
             )
 
+    @property
+    def spec(self) -> TaskSpec:
+        """What the network reads and predicts."""
+        task = self.task
+        return task.spec if isinstance(task, SavedTask) else TaskSpec.of_text(task.size)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of its text.
+
+        Raises:
+            TaskError: if the network was trained on another task.
+        """
+        if isinstance(self.task, SavedTask):
+            raise TaskError(
+                f"networks of task {self.task.name[:80]!r} predict no text: use export, whose "
+                "run.py predicts from a file"
+            )
+        return self.task
+
 
 class _Header(BaseModel):
-    """Metadata of a model file."""
+    """Metadata of a model file, which has either a tokenizer or a task."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     format_version: Literal["2", "3"]
     architecture: Json[NetworkConfig]
-    tokenizer: Json[Any]
+    tokenizer: Json[Any] | None = None
+    task: Json[SavedTask] | None = None
     precision: Precision
     metadata: Json[dict[str, str]]
     cell_source: Json[CellSource] | None = None
@@ -79,10 +168,13 @@ def serialize_model(model: SavedModel) -> bytes:
     header = {
         "format_version": _FORMAT_VERSION,
         "architecture": json.dumps(asdict(model.architecture)),
-        "tokenizer": json.dumps(model.tokenizer.serialized),
         "precision": model.precision,
         "metadata": json.dumps(dict(model.metadata)),
     }
+    if isinstance(model.task, SavedTask):
+        header["task"] = model.task.model_dump_json()
+    else:
+        header["tokenizer"] = json.dumps(model.task.serialized)
     if model.cell_source is not None:
         header["cell_source"] = json.dumps(asdict(model.cell_source))
     return save({name: tensor.contiguous() for name, tensor in model.weights.items()}, header)
@@ -98,7 +190,9 @@ def deserialize_model(content: bytes) -> SavedModel:
     try:
         weights, metadata = read_safetensors(content)
         header = _Header.model_validate(metadata)
-        architecture, tokenizer = header.architecture, load_tokenizer(header.tokenizer)
+        if len(header.model_fields_set & {"tokenizer", "task"}) != 1:
+            raise ValueError("expected one of tokenizer and task")
+        architecture, task = header.architecture, header.task or load_tokenizer(header.tokenizer)
         if header.format_version == "2" and not isinstance(architecture, CellConfig):
             weights = {  # its matrices are (inputs, outputs)
                 name: each.T.contiguous() if each.dim() == 2 else each
@@ -107,15 +201,15 @@ def deserialize_model(content: bytes) -> SavedModel:
         source = header.cell_source
         if architecture.layers > len(weights):  # before as many modules are built
             raise ValueError(f"{architecture.layers} layers are more than its tensors")
+        if isinstance(architecture, CellConfig):
+            if source is None:
+                raise ValueError("the source of its cell is missing")
+            if (source.name, source.sha256) != (architecture.cell, architecture.sha256):
+                raise ValueError("the source of its cell is of another cell")
+        model = SavedModel(architecture, weights, task, header.precision, header.metadata, source)
         if not isinstance(architecture, CellConfig):
-            _check_weights(weights, network_shapes(architecture, tokenizer.size).parameters)
-        elif source is None:
-            raise ValueError("the source of its cell is missing")
-        elif (source.name, source.sha256) != (architecture.cell, architecture.sha256):
-            raise ValueError("the source of its cell is of another cell")
-        return SavedModel(
-            architecture, weights, tokenizer, header.precision, header.metadata, source
-        )
+            _check_weights(weights, network_shapes(architecture, model.spec).parameters)
+        return model
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
         reason = str(error)
         if isinstance(error, ValidationError):
@@ -148,8 +242,8 @@ def build_trained_module(model: SavedModel) -> Network:
         CellError: if the source of a user's cell is not one, or does not match the weights.
     """
     if model.cell_source is not None:
-        load_cell(model.cell_source)
-    module = build_seeded(model.architecture, model.tokenizer.size, 0)
+        load_class(model.cell_source)
+    module = build_seeded(model.architecture, model.spec, 0)
     module.to(torch.float64 if model.precision == "fp64" else torch.float32)
     try:
         module.load_state_dict(model.weights)
@@ -191,6 +285,7 @@ def generate(
 
     Raises:
         ValueError: if a number is out of range.
+        TaskError: if the network was trained on another task than text.
         CellError: if the source of a user's cell is not one, or does not match the weights.
     """
     if length < 1 or not temperature >= 0 or (top_k is not None and top_k < 1):
@@ -288,17 +383,35 @@ _README = """\
 
 {metadata}
 
-`python run.py "Once upon a time"` continues a text. It needs {needs}.
+{usage}
+It needs {needs}.
 
 - `network.py`: the network, one time step at a time{cell_file}
 - `weights.pt`: its weights, for `load_state_dict`
-- `tokenizer.py`: converts between bytes and the {size:,} tokens{tokenizer_files}
-- `run.py`: reads a text and continues it
+{files}
 """
+
+_TEXT_USAGE = """\
+`python run.py "Once upon a time"` continues a text."""
+
+_TEXT_FILES = """\
+- `tokenizer.py`: converts between bytes and the {size:,} tokens{tokenizer_files}
+- `run.py`: reads a text and continues it"""
+
+_TASK_USAGE = """\
+`python run.py inputs.npy outputs.npy` reads {read}
+and writes {predicted}, those of each step.
+Without the second file it prints those of the last step. N is the number of sequences, T that of
+their steps; each is read from the initial states."""
+
+_TASK_FILES = """\
+- `task.json`: what it reads and predicts, and by which means and standard deviations the network's
+  inputs and outputs are standardized
+- `run.py`: converts them and predicts"""
 
 
 def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
-    """Return the files of an export: code, weights, tokenizer, script and README.
+    """Return the files of an export: code, weights, tokenizer or task, script and README.
 
     Args:
         model: model to export; its metadata is listed in the ``README.md``.
@@ -308,36 +421,61 @@ def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
         The content of each file by name: ``network.py``, of
         :func:`rnn.source_code.generate_module`; ``weights.pt``, its state dict for
         ``torch.load(weights_only=True)``; ``tokenizer.py``, with the functions ``encode`` and
-        ``decode``, and the files it needs; ``run.py``, which generates text; ``README.md``. For a
-        user's cell also ``cell.py``, its source file as it was written, which is not executed here.
+        ``decode``, and the files it needs; ``run.py``, which generates text; ``README.md``. In
+        place of a tokenizer, another task has ``task.json``, a :class:`SavedTask`; its ``run.py``
+        predicts from a file. For a user's cell also ``cell.py``, its source file as it was written,
+        which is not executed here.
     """
-    tokenizer, config = model.tokenizer, model.architecture
-    texts = {
-        "network.py": generate_module(config, tokenizer.size, bptt_steps),
-        "run.py": _RUN,
-    }
-    needs, cell_file = "Python and PyTorch only", ""
+    config = model.architecture
+    texts = {"network.py": generate_module(config, model.spec, bptt_steps)}
+    needs, last, cell_file = "Python", "PyTorch only", ""
     if model.cell_source is not None:
-        needs = "Python, PyTorch and what `cell.py` imports"
+        needs, last = "Python, PyTorch", "what `cell.py` imports"
         cell_file = "\n- `cell.py`: the cell of its layers, the source file as it was written"
         texts["cell.py"] = model.cell_source.text
-    tokenizer_files = ""
-    if isinstance(tokenizer, BPETokenizer):
-        tokenizer_files = ", with `bpe.py` and `merges.json`"
-        texts["tokenizer.py"] = _BPE_TOKENIZER.format(size=tokenizer.size)
-        texts["bpe.py"] = inspect.getsource(bpe)
-        texts["merges.json"] = json.dumps(tokenizer.bpe.merges)
+    if isinstance(model.task, SavedTask):
+        texts["run.py"] = inspect.getsource(prediction)
+        texts["task.json"] = model.task.model_dump_json(indent=2) + "\n"
+        needs = needs + ", NumPy"
+        read, predicted = _describe(model.task)
+        usage, files = _TASK_USAGE.format(read=read, predicted=predicted), _TASK_FILES
     else:
-        texts["tokenizer.py"] = _BYTE_TOKENIZER
+        texts |= {"run.py": _RUN, **_tokenizer_files(model.task)}
+        further = ", with `bpe.py` and `merges.json`" if "bpe.py" in texts else ""
+        files = _TEXT_FILES.format(size=model.task.size, tokenizer_files=further)
+        usage = _TEXT_USAGE
     texts["README.md"] = _README.format(
         label=config.label,
         metadata="\n".join(f"- {name}: {value}" for name, value in model.metadata.items()),
-        size=tokenizer.size,
-        tokenizer_files=tokenizer_files,
-        needs=needs,
+        usage=usage,
+        needs=f"{needs} and {last}",
         cell_file=cell_file,
+        files=files,
     )
-    files = {name: text.encode() for name, text in texts.items()}
+    contents = {name: text.encode() for name, text in texts.items()}
     weights = io.BytesIO()
     torch.save({name: tensor.contiguous() for name, tensor in model.weights.items()}, weights)
-    return files | {"weights.pt": weights.getvalue()}
+    return contents | {"weights.pt": weights.getvalue()}
+
+
+def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
+    if not isinstance(tokenizer, BPETokenizer):
+        return {"tokenizer.py": _BYTE_TOKENIZER}
+    return {
+        "tokenizer.py": _BPE_TOKENIZER.format(size=tokenizer.size),
+        "bpe.py": inspect.getsource(bpe),
+        "merges.json": json.dumps(tokenizer.bpe.merges),
+    }
+
+
+def _describe(task: SavedTask) -> tuple[str, str]:
+    """Return what a network reads and what it predicts, with the shapes of their arrays."""
+    read = f"numbers (T, {task.inputs}) or (N, T, {task.inputs}) in the units of the data"
+    if task.reads_tokens:
+        read = f"tokens (T,) or (N, T) from 0 to {task.inputs - 1}"
+    shapes = f"(T, {task.outputs}) or (N, T, {task.outputs})"
+    if task.has_own_loss:
+        return read, f"outputs {shapes}, as the task's own loss reads them,"
+    if task.predicts_classes:
+        return read, f"the probabilities of the classes {shapes}"
+    return read, f"numbers {shapes} in the units of the data"

@@ -1,6 +1,7 @@
 """A network as a plain module: embedding, layers of one cell, linear head; its shapes and weights.
 
-T is the number of time steps, B the number of streams, n the state size, V the vocabulary size.
+T is the number of time steps, B the number of streams, n the state size, V the number of outputs:
+classes, tokens of the vocabulary or numbers.
 """
 
 import hashlib
@@ -17,17 +18,19 @@ from torch.nn.parameter import is_lazy
 
 from rnn.cells import BASELINE_CELLS, GatedCell
 from rnn.config import (
-    BYTE_VOCAB_SIZE,
+    BYTES,
     OPTIMIZERS,
+    WHOLE_SEQUENCE,
     BaselineConfig,
     CellConfig,
     GatedConfig,
     NetworkConfig,
     Precision,
+    TaskSpec,
     TrialConfig,
 )
 from rnn.errors import CellError
-from rnn.own_cells import describe_error, load_cell, loaded_source
+from rnn.own_code import describe_error, load_class, loaded_source
 from rnn.training.devices import is_out_of_memory
 
 NamedTensors = dict[str, Tensor]
@@ -36,7 +39,7 @@ dict."""
 
 
 class Network(nn.Module):
-    """A language model; one instance of a cell (:mod:`rnn.cells`) is one layer.
+    """A recurrent network; one instance of a cell (:mod:`rnn.cells`) is one layer.
 
     The states of all layers, each a tensor or a tuple of tensors, are handled as one list.
     Gradients pass through all T time steps that :meth:`forward` is given, and through the states
@@ -44,7 +47,7 @@ class Network(nn.Module):
 
     Args:
         config: config of the network.
-        vocab_size: V.
+        spec: what it reads and predicts.
 
     Attributes:
         unrolled: functions that advance a layer by several steps, by its class; others are called
@@ -55,12 +58,13 @@ class Network(nn.Module):
             parameters cannot be trained.
     """
 
-    def __init__(self, config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> None:
+    def __init__(self, config: NetworkConfig, spec: TaskSpec = BYTES) -> None:
         super().__init__()
         self.cell = config.cell if isinstance(config, CellConfig) else config.label
-        self.embedding = nn.Linear(vocab_size, config.state_size)
+        self.reads_tokens = spec.reads_tokens
+        self.embedding = nn.Linear(spec.inputs, config.state_size)
         self.layers = nn.ModuleList(_build_layer(config) for _ in range(config.layers))
-        self.head = nn.Linear(config.state_size, vocab_size)
+        self.head = nn.Linear(config.state_size, spec.outputs)
         # The number of tensors in the tuple of each layer; None for a single tensor.
         self._tuple_sizes: list[int | None] = []
         self.unrolled: Mapping[type[nn.Module], Callable[..., tuple[Tensor, Any]]] = {}
@@ -117,51 +121,58 @@ class Network(nn.Module):
         return states
 
     def forward(
-        self, tokens: Tensor, states: Sequence[Tensor] | None = None
+        self,
+        inputs: Tensor,
+        states: Sequence[Tensor] | None = None,
+        outputs: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Read T tokens of each stream and predict the next one.
+        """Read T steps of each stream and predict what belongs to the last ones.
 
         Args:
-            tokens: (T, B).
-            states: states of all layers before the first token; None for the initial ones, with
+            inputs: tokens (T, B), or numbers (T, B, inputs).
+            states: states of all layers before the first step; None for the initial ones, with
                 their gradients.
+            outputs: U ≤ T, the number of last steps of which to return the outputs; None for the
+                last one alone, without an axis of steps.
 
         Returns:
-            The logits (B, V) after the last token, and the states of all layers then.
+            The outputs (U, B, V), or (B, V) of the last step: logits of classes, or numbers; and
+            the states of all layers after the last step.
         """
         if states is None:
-            states = self.initial_states(tokens.shape[1])
+            states = self.initial_states(inputs.shape[1])
         elif not self._tuple_sizes:  # they come from another network
             self.initial_states(1)
         remaining = iter(states)
-        # A linear map of a one-hot token is a row of its weights.
-        xs = functional.embedding(tokens, self.embedding.weight.T)  # (T, B, n)
-        xs = xs + self.embedding.bias  # (T, B, n)
+        if self.reads_tokens:
+            # A linear map of a one-hot token is a row of its weights.
+            xs = functional.embedding(inputs, self.embedding.weight.T)  # (T, B, n)
+            xs = xs + self.embedding.bias  # (T, B, n)
+        else:
+            xs = self.embedding(inputs).to(self.embedding.bias.dtype)  # (T, B, n)
         dtype, next_states = xs.dtype, []
         for layer, size in zip(self.layers, self._tuple_sizes, strict=True):
             old = [next(remaining) for _ in range(size or 1)]
-            is_last = layer is self.layers[-1]
-            xs, new = self._unroll(layer, xs, old, size is not None, is_last)
+            needed = len(inputs)
+            if layer is self.layers[-1]:
+                needed = 1 if outputs is None else outputs
+            xs, new = self._unroll(layer, xs, old, size is not None, needed)
             next_states += new
-        logits = self.head(xs[-1]).to(dtype)  # (B, V)
-        return logits, next_states
+        return self.head(xs[0] if outputs is None else xs).to(dtype), next_states
 
     def _unroll(
-        self, layer: nn.Module, xs: Tensor, old: list[Tensor], is_tuple: bool, last_only: bool
+        self, layer: nn.Module, xs: Tensor, old: list[Tensor], is_tuple: bool, outputs: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advance a layer by T steps; return its outputs (T, B, n) and the tensors of its state.
-
-        With ``last_only`` the outputs are (1, B, n).
-        """
+        """Advance a layer by T steps; return its last outputs (U, B, n) and its state's tensors."""
         unrolled = self.unrolled.get(type(layer))
         if unrolled is not None:
-            ys, state = unrolled(layer, xs, tuple(old) if is_tuple else old[0], last_only)
+            ys, state = unrolled(layer, xs, tuple(old) if is_tuple else old[0], outputs)
             return ys, list(state) if is_tuple else [state]
-        outputs = []
+        stepwise = []
         for x in xs:
             y, old = self._advance(layer, x, old, is_tuple)  # (B, n)
-            outputs.append(y)
-        return (y[None] if last_only else torch.stack(outputs)), old
+            stepwise.append(y)
+        return torch.stack(stepwise[len(stepwise) - outputs :]), old
 
     def _advance(
         self, layer: nn.Module, x: Tensor, old: list[Tensor], is_tuple: bool
@@ -220,7 +231,7 @@ def _build_layer(config: NetworkConfig) -> nn.Module:
         return GatedCell(n, n, **options)
     if isinstance(config, BaselineConfig):
         return BASELINE_CELLS[config.cell](n, n)
-    cls = load_cell(loaded_source(config.cell, config.sha256))
+    cls: type[nn.Module] = load_class(loaded_source(config.cell, config.sha256))
     options = dict(config.options)
     try:
         return cls(input_size=n, state_size=n, **options)
@@ -250,6 +261,28 @@ def _describe(value: object) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(_describe, value))})"
     return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+class Window(NamedTuple):
+    """What one update of K networks reads: T time steps, and the targets of the last of them.
+
+    Networks that read separate data have an axis K behind that of the steps.
+
+    Attributes:
+        inputs: tokens (T, B), or numbers (T, B, inputs).
+        targets: of the last U steps: classes (U, B), or numbers (U, B, outputs).
+        mask: weights of the targets (U, B); None if all are 1.
+        resets: steps at which streams (B,) are set to the initial states, from the first on.
+        begins: whether the first step is that of a sequence, which starts from the initial states.
+        advance: number of last steps that are new; the earlier ones are read once more.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor | None = None
+    resets: tuple[tuple[int, Tensor], ...] = ()
+    begins: bool = False
+    advance: int = 1
 
 
 # ------------------------------------------------------------------ tensors of a module
@@ -306,7 +339,7 @@ class NetworkShapes(NamedTuple):
 
 
 @cache
-def network_shapes(config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> NetworkShapes:
+def network_shapes(config: NetworkConfig, spec: TaskSpec = BYTES) -> NetworkShapes:
     """Return the shapes of a network's tensors.
 
     Raises:
@@ -314,12 +347,12 @@ def network_shapes(config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> 
     """
     try:
         with torch.device("meta"):
-            module = Network(config, vocab_size)
+            module = Network(config, spec)
             states = module.initial_states(1)
     except Exception:  # a user's cell may compute with values
         if not isinstance(config, CellConfig):
             raise
-        module = build_seeded(config, vocab_size, 0)
+        module = build_seeded(config, spec, 0)
         states = module.initial_states(1)
     parameters, constants = split_tensors(module)
     return NetworkShapes(
@@ -329,29 +362,38 @@ def network_shapes(config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> 
     )
 
 
-def count_parameters(config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> int:
+def count_parameters(config: NetworkConfig, spec: TaskSpec = BYTES) -> int:
     """Count all weights and biases, embedding and head included."""
-    return sum(map(math.prod, network_shapes(config, vocab_size).parameters.values()))
+    return sum(map(math.prod, network_shapes(config, spec).parameters.values()))
 
 
 def estimate_memory(
-    config: TrialConfig, streams: int, precision: Precision, vocab_size: int = BYTE_VOCAB_SIZE
+    config: TrialConfig,
+    streams: int,
+    precision: Precision,
+    spec: TaskSpec = BYTES,
+    sequence_steps: int = WHOLE_SEQUENCE,
 ) -> int:
     """Return an upper estimate of the memory that a network takes in training, in bytes.
 
     Args:
-        config: config of the network; memory grows with its ``bptt_steps``.
+        config: config of the network; memory grows with the steps of an update.
         streams: B.
         precision: precision of the arithmetic.
-        vocab_size: V.
+        spec: what the network reads and predicts.
+        sequence_steps: steps of a training sequence, the most that a gradient passes through.
     """
     size = 8 if precision == "fp64" else 4
-    shapes = network_shapes(config.architecture, vocab_size)
+    window = min(max(config.bptt_steps, config.update_every), sequence_steps)
+    # The outputs of all losses of an update, which autograd keeps, and the states of earlier steps.
+    predicted = min(config.update_every, sequence_steps)
+    shapes = network_shapes(config.architecture, spec)
     # Weights, their average, gradients and two moments; bfloat16 weights and gradients; autograd's
     # gradients.
-    uses_autograd = not isinstance(config.architecture, GatedConfig) or config.bptt_steps > 1
+    is_gated = isinstance(config.architecture, GatedConfig)
+    uses_autograd = not is_gated or window > 1 or not spec.is_text
     copies = 5 + uses_autograd + OPTIMIZERS[config.optimizer.name].temporaries
-    parameters = count_parameters(config.architecture, vocab_size)
+    parameters = count_parameters(config.architecture, spec)
     if uses_autograd and isinstance(config.architecture, GatedConfig):
         # Fused blocks have unused parts.
         parameters += 2 * config.architecture.layers * config.architecture.state_size**2
@@ -362,10 +404,10 @@ def estimate_memory(
         # Its other temporaries are unknown: eight of the size of its inputs and states.
         n, layers = config.architecture.state_size, config.architecture.layers
         per_input, per_output = 2, 1
-        others = 8 * (shapes.states + layers * n) * config.bptt_steps + 8 * n
+        others = 8 * (shapes.states + layers * n) * window + 8 * n
     numbers = others + sum(
         (per_input * inputs + per_output * outputs)
-        * (config.bptt_steps if name.startswith("layers.") else 1)
+        * (window if name.startswith("layers.") else predicted)
         for name, (outputs, *inputs_of_map) in shapes.parameters.items()
         for inputs in inputs_of_map  # a bias has none
     )
@@ -382,9 +424,7 @@ def initialization_seed(config: TrialConfig, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
 
-def draw_initial_weights(
-    config: TrialConfig, seed: int, vocab_size: int = BYTE_VOCAB_SIZE
-) -> NamedTensors:
+def draw_initial_weights(config: TrialConfig, seed: int, spec: TaskSpec = BYTES) -> NamedTensors:
     """Draw the weights and biases of a network of a built-in cell as ``torch.nn.Linear`` does.
 
     They are uniform in ±1/√inputs and depend on the seed, the architecture and the replicate alone,
@@ -394,7 +434,7 @@ def draw_initial_weights(
     assert not isinstance(config.architecture, CellConfig), "its constructor draws them"
     generator = torch.Generator().manual_seed(initialization_seed(config, seed))
     weights: NamedTensors = {}
-    maps = network_shapes(config.architecture, vocab_size).linear_maps
+    maps = network_shapes(config.architecture, spec).linear_maps
     for param, (inputs, outputs) in maps.items():
         bound = 1 / math.sqrt(inputs)
         drawn = torch.rand(inputs + 1, outputs, generator=generator, dtype=torch.float64)
@@ -403,11 +443,11 @@ def draw_initial_weights(
     return weights
 
 
-def build_seeded(config: NetworkConfig, vocab_size: int, seed: int) -> Network:
+def build_seeded(config: NetworkConfig, spec: TaskSpec, seed: int) -> Network:
     """Build a network on the CPU with the weights that its constructors draw with a seed.
 
     PyTorch's global generator is as it was before.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        return Network(config, vocab_size)
+        return Network(config, spec)

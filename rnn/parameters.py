@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rnn.config import CellConfig, NetworkConfig, TrialConfig
+from rnn.config import CellConfig, NetworkConfig, TaskSpec, TrialConfig
 from rnn.errors import CellError
 from rnn.network import NamedTensors, network_shapes
 
@@ -40,11 +40,11 @@ class Segment:
         return taken.view(*taken.shape[:-1], *shape)
 
 
-Placement = Callable[[NetworkConfig, int, Segment], tuple[NamedTensors, NamedTensors]]
+Placement = Callable[[NetworkConfig, TaskSpec, Segment], tuple[NamedTensors, NamedTensors]]
 
 
 def place_stored(
-    config: NetworkConfig, vocab_size: int, segment: Segment
+    config: NetworkConfig, spec: TaskSpec, segment: Segment
 ) -> tuple[NamedTensors, NamedTensors]:
     """Place the trained tensors of a network in a segment, in the order of its state dict.
 
@@ -57,7 +57,7 @@ def place_stored(
     """
     is_own = isinstance(config, CellConfig)
     views = {}
-    for name, shape in network_shapes(config, vocab_size).parameters.items():
+    for name, shape in network_shapes(config, spec).parameters.items():
         is_transposed = len(shape) == 2 and (not is_own or name == "embedding.weight")
         views[name] = segment.take(*shape[::-1]).mT if is_transposed else segment.take(*shape)
     return views, views
@@ -70,7 +70,7 @@ class Parameters:
         configs: configs of the K networks.
         dtype: dtype of weights and gradients.
         device: device of the tensors.
-        vocab_size: V.
+        spec: what the networks read and predict.
         place: places the tensors of a network in its segment; see :func:`place_stored`.
 
     Attributes:
@@ -90,16 +90,16 @@ class Parameters:
         configs: Sequence[TrialConfig],
         dtype: torch.dtype,
         device: torch.device,
-        vocab_size: int,
+        spec: TaskSpec,
         place: Placement = place_stored,
     ) -> None:
-        self._configs, self._vocab_size, self._place = configs, vocab_size, place
+        self._configs, self._spec, self._place = configs, spec, place
         self.places: list[list[slice]] = []
         self.constants: dict[str, Tensor] = {}
         end = 0
         for config in configs:
             segment = Segment.unlimited()
-            place(config.architecture, vocab_size, segment)
+            place(config.architecture, spec, segment)
             self.places.append([slice(end, end + segment.size)])
             end += segment.size
         self.values = torch.zeros(end, dtype=dtype, device=device)
@@ -111,12 +111,12 @@ class Parameters:
         """Return the parameters of network k as views of a flat tensor (P,)."""
         (place,) = self.places[k]
         segment = Segment(flat[place])
-        return self._place(self._configs[k].architecture, self._vocab_size, segment)[0]
+        return self._place(self._configs[k].architecture, self._spec, segment)[0]
 
     def module_views(self, flat: Tensor) -> NamedTensors:
         """Return what modules read (K, …), of networks of one architecture, as views."""
         segment = Segment(flat.view(len(self._configs), -1))
-        return self._place(self._configs[0].architecture, self._vocab_size, segment)[1]
+        return self._place(self._configs[0].architecture, self._spec, segment)[1]
 
     def extract(self, k: int, flat: Tensor) -> NamedTensors:
         """Copy the part of network k to CPU memory, of the values with their constants.

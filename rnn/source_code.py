@@ -15,13 +15,15 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from rnn.config import (
-    BYTE_VOCAB_SIZE,
+    BYTES,
+    WHOLE_SEQUENCE,
     BaselineCell,
     BaselineConfig,
     CellConfig,
     GatedConfig,
     NetworkConfig,
     ParamValue,
+    TaskSpec,
 )
 from rnn.errors import CellError
 
@@ -30,7 +32,7 @@ from rnn.errors import CellError
 _MODULE = '''\
 """A recurrent network: {label}.
 
-B is the number of texts read in parallel, n = {n} the state size, V = {v} the vocabulary size.
+B is the number of {stream}s read in parallel, n = {n} the state size,{sizes}.
 It was trained {gradient}.
 """
 
@@ -38,30 +40,36 @@ It was trained {gradient}.
 
 
 class Network(nn.Module):
-    """A language model: reads one token at a time and predicts the next."""
+    """{purpose}"""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Linear({v}, {n})
+        self.embedding = nn.Linear({spec.inputs}, {n})
         self.layers = nn.ModuleList({call} for _ in range({layers}))
-        self.head = nn.Linear({n}, {v})
+        self.head = nn.Linear({n}, {spec.outputs})
 
     def init_state(self, batch_size: int) -> list:
-        """Return each layer's state (B, …) at a text's start."""
+        """Return each layer's state (B, …) at a {stream}'s start."""
 {init_state}
 
-    def forward(self, tokens: Tensor, states: list) -> tuple[Tensor, list]:
-        """Map tokens (B,) and each layer's state (B, …) to logits (B, V) and the new states."""
-        # A linear map of a one-hot token is a row of its weights.
-        table = self.embedding.weight.T  # (V, n)
-        x = table[tokens] + self.embedding.bias  # (B, n)
+    def forward(self, {read}: Tensor, states: list) -> tuple[Tensor, list]:
+        """Map {read} {shape} and each layer's state (B, …) to {out} (B, {o}) and the new states."""
+{embed}
         new_states = []
         for layer, state in zip(self.layers, states, strict=True):
             x, new_state = layer(x, state)  # (B, n), (B, …)
             new_states.append(new_state)
-        logits = self.head(x)  # (B, V)
-        return logits, new_states
+        {out} = self.head(x)  # (B, {o})
+        return {out}, new_states
 '''
+
+_EMBED_TOKENS = """\
+        # A linear map of a one-hot token is a row of its weights.
+        table = self.embedding.weight.T  # (V, n)
+        x = table[tokens] + self.embedding.bias  # (B, n)"""
+
+_EMBED_NUMBERS = """\
+        x = self.embedding(inputs)  # (B, n)"""
 
 _ZEROS = """\
         return [self.head.weight.new_zeros(batch_size, {n}) for _ in self.layers]"""
@@ -74,14 +82,12 @@ _STATES_OF_CELL = """\
         ]"""
 
 
-def generate_module(
-    config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE, bptt_steps: int = 1
-) -> str:
+def generate_module(config: NetworkConfig, spec: TaskSpec = BYTES, bptt_steps: int = 1) -> str:
     """Generate a Python file that defines the whole network.
 
     Args:
         config: network to generate.
-        vocab_size: V.
+        spec: what it reads and predicts.
         bptt_steps: steps that a gradient passed through in training.
 
     Returns:
@@ -103,17 +109,37 @@ def generate_module(
         head = f"import torch\nfrom torch import Tensor, nn\n\n\n{layer}"
     gradient = "without gradients across time steps"
     if bptt_steps > 1:
-        gradient = f"with gradients through {bptt_steps} time steps"
+        reach = "whole sequences" if bptt_steps == WHOLE_SEQUENCE else f"{bptt_steps} time steps"
+        gradient = f"with gradients through {reach}"
     return _MODULE.format(
         label=label,
         n=n,
-        v=vocab_size,
+        spec=spec,
+        **_describe(spec),
         gradient=gradient,
         head=head,
         call=f"{name}(input_size={n}, state_size={n}{options})",
         layers=config.layers,
         init_state=init_state.format(n=n),
     )
+
+
+def _describe(spec: TaskSpec) -> dict[str, str]:
+    """Return the words of a module for what its network reads and predicts."""
+    if spec.reads_tokens:
+        size = f"V = {spec.inputs} the vocabulary size"
+        words = {"read": "tokens", "shape": "(B,)", "embed": _EMBED_TOKENS}
+    else:
+        size = f"d = {spec.inputs} the size of an input"
+        words = {"read": "inputs", "shape": "(B, d)", "embed": _EMBED_NUMBERS}
+    if spec.is_text:
+        purpose = "A language model: reads one token at a time and predicts the next."
+        words |= {"stream": "text", "sizes": f" {size}", "out": "logits", "o": "V"}
+    else:
+        purpose = "Reads a sequence step by step and predicts at each step."
+        size += f", k = {spec.outputs} the size of an output"
+        words |= {"stream": "sequence", "sizes": f"\n{size}", "out": "outputs", "o": "k"}
+    return words | {"purpose": purpose}
 
 
 # ------------------------------------------------------------------ one layer

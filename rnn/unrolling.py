@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rnn.cells import ElmanCell, GRUCell, LSTMCell
-from rnn.config import GatedConfig, NetworkConfig
+from rnn.config import BYTES, GatedConfig, NetworkConfig, TaskSpec
 from rnn.network import NamedTensors, network_shapes
 from rnn.parameters import Segment
 
@@ -37,22 +37,22 @@ class FusedGatedCell(nn.Module):
         super().__init__()
         self.config = config
         prefix = "layers.0."
-        _, fused = place_fused(replace(config, layers=1), 1, Segment.unlimited())
+        _, fused = place_fused(replace(config, layers=1), BYTES, Segment.unlimited())
         for name, view in fused.items():
             if name.startswith(prefix):
                 parameter = nn.Parameter(torch.empty(view.shape))
                 self.register_parameter(name.removeprefix(prefix), parameter)
 
-    def unroll(self, xs: Tensor, h: Tensor, last_only: bool) -> tuple[Tensor, Tensor]:
+    def unroll(self, xs: Tensor, h: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
         """Advance by T steps.
 
         Args:
             xs: inputs (T, B, n).
             h: state (B, n) before the first step.
-            last_only: whether to compute only the output of the last step.
+            outputs: U ≤ T, the number of last steps of which to compute outputs.
 
         Returns:
-            The outputs (T, B, n), or (1, B, n) of the last step, and the last state (B, n).
+            The outputs (U, B, n) of the last steps, and the last state (B, n).
         """
         config, n = self.config, h.shape[1]
         weights = {name: _as_factor(each) for name, each in self.named_parameters()}
@@ -77,23 +77,23 @@ class FusedGatedCell(nn.Module):
             gated_states.append(gated_h)
 
         # The states do not depend on the read-out: it is one product for all steps.
-        steps = slice(-1 if last_only else 0, None)
+        steps = slice(len(xs) - outputs, None)
         parts = []
         if config.reads_new_state:
-            parts.append(torch.stack(new_states[steps]))  # (T, B, n)
+            parts.append(torch.stack(new_states[steps]))  # (U, B, n)
         if config.reads_previous_state:
-            parts.append(torch.stack(gated_states[steps]))  # (T, B, n)
+            parts.append(torch.stack(gated_states[steps]))  # (U, B, n)
         if config.residual:
-            parts.append(xs[steps])  # (T, B, n)
-        r = torch.cat(parts, 2)  # (T, B, n to 3n)
-        products = _multiply(r, weights["of_r"], weights["bias_of_r"])  # (T, B, n or 2n)
-        o, *gates = products.chunk(1 + config.output_gate, 2)  # (T, B, n) each
+            parts.append(xs[steps])  # (U, B, n)
+        r = torch.cat(parts, 2)  # (U, B, n to 3n)
+        products = _multiply(r, weights["of_r"], weights["bias_of_r"])  # (U, B, n or 2n)
+        o, *gates = products.chunk(1 + config.output_gate, 2)  # (U, B, n) each
         y = _gate(gates[0], weights["of_o"], o) * o if config.output_gate else functional.silu(o)
-        return y, h  # (T, B, n), (B, n)
+        return y, h  # (U, B, n), (B, n)
 
 
 def place_fused(
-    config: NetworkConfig, vocab_size: int, segment: Segment
+    config: NetworkConfig, spec: TaskSpec, segment: Segment
 ) -> tuple[NamedTensors, NamedTensors]:
     """Place the tensors of a gated network; see :func:`rnn.parameters.place_stored`.
 
@@ -104,7 +104,7 @@ def place_fused(
         The views by their stored names, and those of layers of :class:`FusedGatedCell`.
     """
     assert isinstance(config, GatedConfig)
-    n, shapes = config.state_size, network_shapes(config, vocab_size).linear_maps
+    n, shapes = config.state_size, network_shapes(config, spec).linear_maps
     stored: NamedTensors = {}
     fused: NamedTensors = {}
 
@@ -149,18 +149,17 @@ def place_fused(
 
 
 def unroll_baseline(
-    cell: ElmanCell | GRUCell | LSTMCell, xs: Tensor, state: Any, last_only: bool
+    cell: ElmanCell | GRUCell | LSTMCell, xs: Tensor, state: Any, outputs: int
 ) -> tuple[Tensor, Any]:
     """Advance a baseline cell by T steps, with one product of all inputs.
 
-    Arguments and results are those of :meth:`FusedGatedCell.unroll`. The outputs are parts of the
-    states, so ``last_only`` saves nothing.
+    Arguments and results are those of :meth:`FusedGatedCell.unroll`.
     """
-    outputs = []
+    ys = []
     for wx in cell.input(xs).to(xs.dtype):  # (B, n to 4n)
         y, state = cell.step(wx, state)  # (B, n)
-        outputs.append(y)
-    return (y[None] if last_only else torch.stack(outputs)), state
+        ys.append(y)
+    return torch.stack(ys[len(ys) - outputs :]), state
 
 
 UNROLLED: dict[type[nn.Module], Callable[..., tuple[Tensor, Any]]] = {

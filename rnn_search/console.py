@@ -37,7 +37,7 @@ _SUBCOMMANDS = {
     "import": _Subcommand(
         "rnn_search.import_cli", "import_command", "Make a study of results, without training"
     ),
-    "check": _Subcommand("search.check", "check", "Check a cell of your own before a search"),
+    "check": _Subcommand("search.check", "check", "Check a cell or a task before a search"),
     "sample": _Subcommand("search.sample", "sample", "Generate text with a trained network"),
     "export": _Subcommand("search.export", "export", "Export a trained network to a folder"),
 }

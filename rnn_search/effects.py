@@ -1,7 +1,7 @@
 """Effects of a study's parameters and its Pareto front, as tables and as figures."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
@@ -21,6 +21,17 @@ _COLUMNS = [
 ]  # fmt: skip
 
 
+def format_table(
+    table: "pd.DataFrame", losses: Iterable[str], spec: str, na_rep: str = "NaN"
+) -> str:
+    """Format a table as text, and the columns of losses and differences by a specification."""
+    if spec.endswith("f"):
+        digits = dict.fromkeys(losses, int(spec[1:-1]))
+        return table.round(digits).to_string(index=False, na_rep=na_rep)
+    formatters = dict.fromkeys(losses, f"{{:{spec}}}".format)
+    return table.to_string(index=False, na_rep=na_rep, formatters=formatters)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Effects:
     """Main effects of the parameters of a study; printed as their table.
@@ -31,12 +42,14 @@ class Effects:
         warnings: nuisance parameters of which many architectures are best at an end of the values
             tried, and why no effect is known, in sentences.
         conditional_effects: the effects within each value of the other parameters.
+        spec: format of an effect in the printed table.
     """
 
     effects: "list[Effect]"
     unit: str
     warnings: list[str] = field(default_factory=list)
     conditional_effects: "list[ConditionalEffect]" = field(default_factory=list)
+    spec: str = ".4f"
 
     @property
     def table(self) -> "pd.DataFrame":
@@ -113,8 +126,8 @@ class Effects:
     def __repr__(self) -> str:
         numbers = ["effect", "low", "high", "least", "greatest"]
         # The source is the same in each row of most tables, and long.
-        shown = self.table.drop(columns="source").round(dict.fromkeys(numbers, 4))
-        text = [shown.to_string(index=False, na_rep="")] if self.effects else []
+        shown = self.table.drop(columns="source")
+        text = [format_table(shown, numbers, self.spec, "")] if self.effects else []
         return "\n".join([*text, *(f"warning: {each}" for each in self.warnings)])
 
     def _repr_html_(self) -> str:
@@ -154,8 +167,9 @@ class Pareto:
         """One row per architecture on the front, the cheapest first.
 
         Columns: ``architecture``, its ``trial``, ``parameters``, ``seconds`` of a run (NaN where
-        they are not comparable), the held-out loss in ``bits_per_byte``, its ``gap`` to the best
-        with the ends ``low`` and ``high`` of its 95% interval, in the same unit (NaN for the best),
+        they are not comparable), the held-out loss in ``bits_per_byte``, or as ``loss`` in the unit
+        of a task other than text, its ``gap`` to the best with the ends ``low`` and ``high`` of its
+        95% interval, in the same unit (NaN for the best),
         and ``cheapest_not_worse``: the cheapest architecture that costs less and is not
         significantly worse; None if all of these are.
         """
@@ -169,8 +183,8 @@ class Pareto:
             costs = (each.parameters, each.seconds, each.loss)
             rows.append((each.label, each.number, *costs, *interval, cheaper))
         columns = [
-            "architecture", "trial", "parameters", "seconds", "bits_per_byte", "gap", "low", "high",
-            "cheapest_not_worse",
+            "architecture", "trial", "parameters", "seconds", self.front.measure.held_out, "gap",
+            "low", "high", "cheapest_not_worse",
         ]  # fmt: skip
         return pd.DataFrame(rows, columns=columns)
 
@@ -181,8 +195,9 @@ class Pareto:
         return plot_front(self.front)
 
     def __repr__(self) -> str:
-        digits = {"seconds": 2, "bits_per_byte": 4, "gap": 4, "low": 4, "high": 4}
-        return self.table.round(digits).to_string(index=False)
+        losses = [self.front.measure.held_out, "gap", "low", "high"]
+        table = self.table.round({"seconds": 2})
+        return format_table(table, losses, self.front.measure.spec)
 
     def _repr_html_(self) -> str:
         return self.table.to_html()

@@ -18,6 +18,7 @@ from search.replicates import record_look
 from studies.attributes import StudyRecord
 from studies.errors import StudiesError
 from studies.loader import read_study_record
+from studies.measure import Measure, find_measure
 from studies.storage.open import load_study, open_storage
 from studies.storage.queries import read_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -51,12 +52,16 @@ def describe_plan(storage: str, name: str) -> str:
         if refinement is None or not refinement.looks or record.looks or count < 2:
             return ""
         noise = _expect_noise(opened, record, count)
-    unit = "bits per byte"
+    measure = find_measure(record.config)
+    unit, spec = measure.held_out_unit, _format_of(measure)
     shares = ", ".join(f"{level:.2%}" for level in spend_error(refinement.looks))
-    return (
+    line = (
         f"looks at {', '.join(map(str, refinement.looks))} runs, which spend {shares} of error; "
-        f"margin {refinement.margin:g}; {_describe_gaps(noise, refinement.looks, count, unit)}"
+        f"margin {refinement.margin:g}"
     )
+    if noise is None:
+        return line
+    return f"{line}; {_describe_gaps(noise, refinement.looks, count, unit, spec)}"
 
 
 def take_due_look(storage: str, name: str) -> LookResult | None:
@@ -111,7 +116,7 @@ def _describe(results: Results) -> list[str]:
     line = (
         f"look at {look.runs} runs, {look.level:.2%} of error: {verdicts}"
         f"{judgement.without_run_text} "
-        f"(margin {refinement.margin:g} {unit})"
+        f"(margin {f'{refinement.margin:g} {unit}'.rstrip()})"
     )
     noise = estimate_noise(judgement.comparison)
     later = [runs for runs in refinement.looks if runs > look.runs]
@@ -121,26 +126,38 @@ def _describe(results: Results) -> list[str]:
         if noise is None:
             return [line]
         first = refinement.looks.index(later[0])
-        return [line, _describe_gaps(noise, refinement.looks, count, unit, first)]
+        spec = _format_of(results.measure)
+        gaps = _describe_gaps(noise, refinement.looks, count, unit, spec, first)
+        return [line, gaps]
     return [line, f"best mean: {summary.best.full_label}; {summary.describe_smallest()}"]
 
 
-def _describe_gaps(noise: Noise, looks: list[int], count: int, unit: str, first: int = 0) -> str:
+def _format_of(measure: Measure) -> str:
+    """Return the format of a difference."""
+    return ".3f" if measure.is_text else ".3g"
+
+
+def _describe_gaps(
+    noise: Noise, looks: list[int], count: int, unit: str, spec: str, first: int = 0
+) -> str:
     """Say which gaps the looks from one on find, with a run noise."""
     levels = spend_error(looks)
     gaps = ", ".join(
-        f"{noise.find_gap(runs, count, level):.3f} at {runs}"
+        f"{noise.find_gap(runs, count, level):{spec}} at {runs}"
         for runs, level in list(zip(looks, levels, strict=True))[first:]
     )
     return (
-        f"gaps found with a probability of 80%, {noise.source} run noise {noise.of_run:.3f} "
-        f"{unit}: {gaps} runs"
+        f"gaps found with a probability of 80%, {noise.source} run noise "
+        f"{f'{noise.of_run:{spec}} {unit}'.rstrip()}: {gaps} runs"
     )
 
 
-def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) -> Noise:
-    """Return the noise of runs in the source study, near its best, or that of other studies."""
-    assumed = Noise(RUN_NOISE)
+def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) -> Noise | None:
+    """Return the noise of runs in the source study, near its best, or that of other studies.
+
+    In tasks other than text it is None if the source study does not tell.
+    """
+    assumed = Noise(RUN_NOISE) if record.config.is_text else None
     assert record.config.refinement is not None
     try:
         results = read_results(storage, record.config.refinement.source, (), False)
@@ -155,5 +172,7 @@ def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) ->
     variance = float(table.noise.variances[table.noise.regions[best]].mean())
     if math.isnan(variance):
         return assumed
-    of_run = math.sqrt(variance) / math.log(2) / record.tokenizer.bytes_per_token
+    of_run = math.sqrt(variance)
+    if record.config.is_text:  # from nats per token to bits per byte
+        of_run /= math.log(2) * record.tokenizer.bytes_per_token
     return Noise(of_run, source=f"from {results.name!r} estimated")

@@ -255,7 +255,7 @@ def _format_row(study: ListedStudy) -> tuple[str, ...]:
         to_line(study.name),
         study.kind,
         study.counts.describe(),
-        "" if study.best is None else f"{study.best:.4f} {study.best_unit}".rstrip(),
+        study.best_text,
         str(len(study.workers) or ""),
         "" if study.changed is None else f"{study.changed:%Y-%m-%d %H:%M}",
         "" if study.artifact_bytes is None else format_bytes(study.artifact_bytes),

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from optuna import Study as OptunaStudy
 
-from rnn_search.effects import Effects, Pareto
+from rnn.errors import TaskError
+from rnn_search.effects import Effects, Pareto, format_table
 from search.errors import TrialNotFoundError
 from search.refinement import find_trial
 from studies.best import BestReader
@@ -27,6 +28,7 @@ from studies.storage.storage import LeasedRDBStorage
 from studies.text import shorten
 
 if TYPE_CHECKING:  # slow to import
+    import numpy.typing as npt
     import pandas as pd
     from torch import nn
 
@@ -89,11 +91,12 @@ class Study:
     def results(self) -> "pd.DataFrame":
         """Table of the trials, the best first, indexed by their numbers.
 
-        Columns: ``label`` of the network, ``state``, ``value``, the parameters that vary, and all
-        others: ``docs/reference/stored-data.md`` describes what a trial records.
+        Columns: ``label`` of the network, ``state``, ``value``, the metrics of a task and the
+        parameters that vary, and all others: ``docs/reference/stored-data.md`` describes what a
+        trial records. A metric NAME is ``validation_NAME``, or ``test_NAME``.
         """
         results = self._read_results(with_curves=False)
-        first = ["label", "state", "value", *results.axes]
+        first = ["label", "state", "value", *results.metric_columns.values(), *results.axes]
         if results.is_imported:  # which records nothing else
             others = [name for name in results.all_parameters if name not in first]
             return results.table[[*first, *others]]
@@ -103,7 +106,7 @@ class Study:
     def curves(self) -> "pd.DataFrame":
         """Training curves, one row per log point: ``number``, ``step``, ``loss`` in nats.
 
-        Of an imported study ``loss`` is the intermediate value.
+        Of another task ``loss`` is in its unit, of an imported study the intermediate value.
         """
         return self._read_results().curves
 
@@ -184,7 +187,8 @@ class Study:
             warnings.append(found.reason.rstrip("."))
         elif not any(effect.is_decidable for effect in found.effects):
             warnings.append(describe_insignificance(found.effects))
-        return Effects(found.effects, loss_unit(results.config), warnings, conditional)
+        spec = ".4f" if results.is_imported else results.measure.spec
+        return Effects(found.effects, loss_unit(results.config), warnings, conditional, spec)
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best one, whichever that is.
@@ -204,13 +208,14 @@ class Study:
                 f"study {self.name!r} has no replicates to compare: expected one derived with "
                 "refinement.replicates of 2 or more, and its first look if it has looks"
             )
-        return Verdicts(summary, results.metric.unit)
+        return Verdicts(summary, results.metric.unit, results.measure.spec)
 
     def pareto(self, cost: Literal["parameters", "seconds"] = "parameters") -> Pareto:
         """Find the architectures that no other one beats at its cost, by their held-out loss.
 
-        Losses and gaps are in bits per byte, whatever the unit of the value. Architectures are
-        compared at their best values of the nuisance parameters.
+        Losses and gaps of text are in bits per byte, whatever the unit of the value, and those of
+        another task in its unit. Architectures are compared at their best values of the nuisance
+        parameters.
 
         Args:
             cost: number of parameters, or computing time of a run in seconds.
@@ -343,7 +348,7 @@ class Trial:
         study: the study.
         number: number of the trial.
         params: its parameters.
-        value: its value, in nats per token unless it was imported; None unless it is complete.
+        value: its value, of text in nats per token; None unless it is complete.
         label: short description of the network, or the parameters.
     """
 
@@ -358,7 +363,9 @@ class Trial:
 
         ``logits, states = network(tokens)`` reads tokens of the shape (time steps, streams) and
         returns the logits of the next token of each stream; ``network(tokens, states)`` reads on.
-        The source of a cell of one's own, which is stored with the weights, is executed.
+        Of another task than text, it reads standardized numbers of the shape (time steps, streams,
+        numbers of a step), or tokens, and returns outputs; :meth:`predict` converts both. The
+        source of a cell of one's own, which is stored with the weights, is executed.
 
         Raises:
             WeightsNotFoundError: if its weights are not stored.
@@ -369,6 +376,46 @@ class Trial:
 
         return build_trained_module(load_trial_model(*self._place).model)
 
+    def predict(self, inputs: "npt.ArrayLike") -> "npt.NDArray[Any]":
+        """Predict from N sequences of T steps, or from one, in the units of the data.
+
+        The source of a cell of one's own is executed, that of a task is not.
+
+        Args:
+            inputs: tokens (T,) or (N, T); or numbers (T, d) or (N, T, d), of d for each step.
+
+        Returns:
+            What the network predicts at each step, (T, k) or (N, T, k): probabilities of k classes,
+            or k numbers. Where the task has its own loss, what that reads.
+
+        Raises:
+            ConfigError: if the network has other inputs.
+            TaskError: if the study's task is text.
+            WeightsNotFoundError: if its weights are not stored.
+            SavedModelError, ArtifactsError: if they cannot be read.
+        """
+        import torch
+
+        from rnn.export import SavedTask, build_trained_module
+        from rnn.tasks.prediction import predict
+        from search.load_model import load_trial_model
+
+        model = load_trial_model(*self._place).model
+        if not isinstance(model.task, SavedTask):
+            raise TaskError(f"study {self.study.name!r} learns a text: use sample, or network")
+        module = build_trained_module(model)
+        dtype = module.head.weight.dtype
+
+        @torch.inference_mode()
+        def run(xs: torch.Tensor) -> Any:
+            return module(xs.to(dtype) if xs.is_floating_point() else xs, outputs=len(xs))[0]
+
+        try:
+            predicted: npt.NDArray[Any] = predict(run, inputs, model.task.model_dump())
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return predicted
+
     def sample(
         self,
         prompt: str = "",
@@ -377,7 +424,7 @@ class Trial:
         top_k: int | None = None,
         seed: int = 0,
     ) -> str:
-        """Return a prompt and the text with which the network continues it.
+        """Return a prompt and the text with which the network continues it, if it predicts text.
 
         Args:
             prompt: text to continue; a line feed if empty.
@@ -388,6 +435,7 @@ class Trial:
 
         Raises:
             ConfigError: if a number has another type or is out of range.
+            TaskError: if the study's task is another one than text.
             WeightsNotFoundError: if its weights are not stored.
             SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
         """
@@ -407,7 +455,9 @@ class Trial:
         return sample_text(model, os.fsencode(prompt), length, temperature, top_k, seed)
 
     def export(self, folder: str | Path) -> Path:
-        """Export network and tokenizer to a folder that depends on PyTorch only.
+        """Export network and tokenizer, or task, to a folder that depends on PyTorch only.
+
+        That of a task other than text depends on NumPy as well.
 
         Args:
             folder: path of the folder, which must be empty or not exist.
@@ -438,11 +488,13 @@ class Verdicts:
 
     Attributes:
         summary: the architectures, ranked and compared.
-        unit: unit of the losses and differences.
+        unit: unit of the losses and differences; "" for none.
+        spec: format of the losses in the printed table.
     """
 
     summary: "StudySummary"
     unit: str
+    spec: str = ".4f"
 
     @property
     def margin(self) -> float:
@@ -464,7 +516,7 @@ class Verdicts:
         """One row per architecture, the best mean first.
 
         Columns: ``architecture``, ``parameters``, ``runs``, mean ``loss`` (adjusted for the order
-        of the text where numbers of runs differ), ``difference`` to the best mean, ``at_most``:
+        of the data where numbers of runs differ), ``difference`` to the best mean, ``at_most``:
         upper confidence bound of the difference to the best architecture, whichever that is, all
         in ``unit``, and the ``verdict``: ``worse``, ``as good`` (``at_most`` is below the margin)
         or ``undecided``; of the best mean ``best mean`` (``docs/statistics.md``).
@@ -487,9 +539,9 @@ class Verdicts:
         return pd.DataFrame(rows, columns=columns)
 
     def __repr__(self) -> str:
-        shown = self.table.round({"loss": 4, "difference": 4, "at_most": 4}).to_string(index=False)
-        smallest = self.summary.describe_smallest()
-        return f"{shown}\n{smallest} (margin {self.margin:g} {self.unit})"
+        shown = format_table(self.table, ("loss", "difference", "at_most"), self.spec)
+        margin = f"{self.margin:g} {self.unit}".rstrip()
+        return f"{shown}\n{self.summary.describe_smallest()} (margin {margin})"
 
     def _repr_html_(self) -> str:
         return self.table.to_html()

@@ -1,5 +1,7 @@
 """Users' own cells of a study: loaded from their files, and from the copies that a study keeps.
 
+The class of a user's own task is kept in the same way; :mod:`search.tasks` loads it.
+
 A file that the user names is executed by every process that trains a study. Its copy, next to the
 study's weights, is executed where there is no such file: in a refinement, and in a study that is
 opened by its stored name. A copy is executed only if its SHA-256 is the one in the study's record.
@@ -13,13 +15,21 @@ from pathlib import Path
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from rnn.errors import CellError
-from rnn.own_cells import CellSource, load_cell, loaded_source, read_cell_source
+from rnn.own_code import (
+    CellSource,
+    CodeSource,
+    TaskSource,
+    load_class,
+    loaded_source,
+    read_source,
+)
 from studies.artifacts import Store, store_location
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.cell_record import CellRecord, cell_name, read_options
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ArtifactsError, ConfigMismatchError
+from studies.task_record import TaskRecord
 
 
 def load_cells(file: ConfigFile) -> ConfigFile:
@@ -50,14 +60,14 @@ def load_cells(file: ConfigFile) -> ConfigFile:
 
 
 def load_record(spec: str, folder: Path) -> CellRecord:
-    """Load a cell, as :func:`rnn.own_cells.read_cell_source` finds it; return what is stored.
+    """Load a cell, as :func:`rnn.own_code.read_source` finds it; return what is stored.
 
     Raises:
         CellError: if its source cannot be read, or does not define a cell that can be searched.
     """
-    source = read_cell_source(spec, folder)
+    source = read_source(spec, folder, CellSource)
     try:
-        options = read_options(load_cell(source))
+        options = read_options(load_class(source))
     except ValueError as error:
         raise CellError(str(error)) from error
     for name in options:
@@ -69,8 +79,8 @@ def load_record(spec: str, folder: Path) -> CellRecord:
     return CellRecord(spec=spec, sha256=source.sha256, options=options)
 
 
-class CellStore:
-    """Copies of the source files of a study's cells.
+class CodeStore:
+    """Copies of the source files of a study's cells and its task.
 
     Args:
         store: artifact store.
@@ -81,20 +91,25 @@ class CellStore:
         self._store = store
         self._folder = folder
 
-    def save(self, cells: Mapping[str, CellRecord]) -> None:
-        """Write the sources of cells, which are loaded.
+    def save(self, cells: Mapping[str, CellRecord], task: TaskRecord | None = None) -> None:
+        """Write the sources of cells, and of the class of a task, which are loaded.
 
         Raises:
             ArtifactsError: if one cannot be written.
         """
-        for name, record in cells.items():
-            text = loaded_source(name, record.sha256).text
+        sources: list[CodeSource] = [
+            loaded_source(name, record.sha256) for name, record in cells.items()
+        ]
+        if task is not None and task.sha256 is not None:
+            sources.append(loaded_source(task.name, task.sha256, TaskSource))
+        for source in sources:
+            content = io.BytesIO(source.text.encode())
             try:
-                self._store.write(self._file_name(name), io.BytesIO(text.encode()))
+                self._store.write(self._file_name(source.kind, source.name), content)
             except Exception as error:  # of the file system or the bucket
                 raise ArtifactsError(
-                    f"the source of cell {name} cannot be written to {self._location} ({error}): "
-                    "check --artifacts"
+                    f"the source of {source.kind} {source.name} cannot be written to "
+                    f"{self._location} ({error}): check --artifacts"
                 ) from error
 
     def load(self, cells: Mapping[str, CellRecord]) -> None:
@@ -104,27 +119,33 @@ class CellStore:
             CellError: if there is no copy, or it is not the file that the study was created with.
         """
         for name, record in cells.items():
-            with contextlib.suppress(CellError):
-                loaded_source(name, record.sha256)
-                continue
-            load_cell(self._read_source(name, record))
+            load_class(self.read_source(CellSource, name, record.spec, record.sha256))
 
-    def _read_source(self, name: str, record: CellRecord) -> CellSource:
-        where = f"the source of cell {name} in {self._location}"
+    def read_source(self, kind: type[CodeSource], name: str, spec: str, sha256: str) -> CodeSource:
+        """Return the source of a class that is loaded, or else its copy.
+
+        Raises:
+            CellError, TaskError: if there is no copy, or it is not the file that the study was
+                created with.
+        """
+        with contextlib.suppress(kind.error):
+            return loaded_source(name, sha256, kind)
+        where = f"the source of {kind.kind} {name} in {self._location}"
         try:
-            with contextlib.closing(self._store.open_reader(self._file_name(name))) as reader:
+            path = self._file_name(kind.kind, name)
+            with contextlib.closing(self._store.open_reader(path)) as reader:
                 content = reader.read()
         except ArtifactNotFound as error:
-            raise CellError(
+            raise kind.error(
                 f"{where} is missing: check --artifacts, or use the study's own file"
             ) from error
         except Exception as error:  # of the file system or the bucket
-            raise CellError(f"{where} cannot be read ({error}): check --artifacts") from error
-        source = CellSource(record.spec, name, content.decode(errors="replace"))
-        if source.sha256 != record.sha256:
-            raise CellError(
+            raise kind.error(f"{where} cannot be read ({error}): check --artifacts") from error
+        source = kind(spec, name, content.decode(errors="replace"))
+        if source.sha256 != sha256:
+            raise kind.error(
                 f"{where} is not the file that the study was created with (SHA-256 "
-                f"{record.sha256[:8]}…): restore it"
+                f"{sha256[:8]}…): restore it"
             )
         return source
 
@@ -132,21 +153,28 @@ class CellStore:
     def _location(self) -> str:
         return store_location(self._store, self._folder)
 
-    def _file_name(self, name: str) -> str:
-        return f"{self._folder}/cell-{name}.py"
+    def _file_name(self, kind: str, name: str) -> str:
+        return f"{self._folder}/{kind}-{name}.py"
 
 
 def check_sources(study: str, stored: StudyConfig, local: StudyConfig) -> None:
-    """Require the source files of a worker's cells to be those of its study.
+    """Require the source files of a worker's cells and task to be those of its study.
 
     Raises:
         ConfigMismatchError: if one is another version.
     """
-    for name in stored.cells.keys() & local.cells.keys():
-        old, new = stored.cells[name], local.cells[name]
-        if old.sha256 != new.sha256:
+    pairs: list[tuple[str, str, str | None, str | None]] = [
+        (name, cell.spec, cell.sha256, local.cells[name].sha256)
+        for name, cell in stored.cells.items()
+        if name in local.cells
+    ]
+    task, local_task = stored.task_record, local.task_record
+    if task and local_task and task.name == local_task.name:
+        pairs.append((task.name, task.source, task.sha256, local_task.sha256))
+    for name, spec, old, new in pairs:
+        if old and new and old != new:
             raise ConfigMismatchError(
                 f"study {study!r} was created with another version of {name} "
-                f"({old.spec.rpartition(':')[0]}, SHA-256 {old.sha256[:8]}…, here "
-                f"{new.sha256[:8]}…): restore the file, or choose another --name"
+                f"({spec.rpartition(':')[0]}, SHA-256 {old[:8]}…, here {new[:8]}…): restore the "
+                "file, or choose another --name"
             )

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from rnn.config import (
     BYTE_VOCAB_SIZE,
+    BYTES,
     CellConfig,
     OptimizerConfig,
     ParamValue,
@@ -29,12 +30,13 @@ from rnn.config import (
     TrialConfig,
     format_value,
 )
-from rnn.data.tokenizer import ByteTokenizer
 from rnn.engines import Engine, build_network
 from rnn.errors import CellError
 from rnn.export import SavedModel, export_files
-from rnn.network import Network, build_seeded, named_tensors, network_shapes
-from rnn.own_cells import describe_error
+from rnn.network import Network, Window, build_seeded, named_tensors, network_shapes
+from rnn.own_code import describe_error
+from rnn.tasks.corpus import TextData
+from rnn.tasks.tokenizer import ByteTokenizer
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
 from studies.cell_record import CellRecord
@@ -57,7 +59,7 @@ Answer = str | tuple[Tensor, dict[str, Tensor]]
 
 
 def _build(config: CellConfig) -> Network:
-    return build_seeded(config, BYTE_VOCAB_SIZE, 0)
+    return build_seeded(config, BYTES, 0)
 
 
 @torch.no_grad()
@@ -78,8 +80,10 @@ def _train(
 ) -> Iterator[dict[str, list[Tensor]]]:
     """Yield loss, states and gradient of each step; the weights stay as they are."""
     states = network.init_training_state(tokens.shape[1]) if states is None else states
-    for position, (read, target) in enumerate(itertools.pairwise(tokens)):
-        losses, states = network.loss_and_grad(read, target, states, position)
+    for end in range(1, len(tokens)):
+        start = max(0, end - network.configs[0].bptt_steps)
+        window = Window(tokens[start:end], tokens[end : end + 1], begins=not start)
+        losses, states = network.loss_and_grad(window, states)
         yield {"loss": [losses], "state": states, "gradient": [network.parameters.grads.clone()]}
 
 
@@ -222,7 +226,7 @@ def check_resumption(config: CellConfig) -> None:
 
     def train(stop: int, saved: TrainState | None = None) -> TrainState:
         network = build_network([trial], 0, weights={trial: saved.weights} if saved else None)
-        loop = TrainLoop(network, text, settings, {trial: saved} if saved else None)
+        loop = TrainLoop(network, TextData(text), settings, {trial: saved} if saved else None)
         for point in loop.train():
             if point.step == stop:
                 break

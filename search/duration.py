@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rnn.config import BYTE_VOCAB_SIZE, ParamValue, TrialConfig
+from rnn.config import BYTE_VOCAB_SIZE, ParamValue, TaskSpec, TrialConfig
 from rnn.engines import build_network
 from rnn.network import count_parameters
+from rnn.tasks.corpus import TextData
+from rnn.tasks.task import TrainingData
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import WARMUP_STEPS
 from search.worker.lockstep_size import auto_lockstep, differing_params
@@ -32,16 +34,19 @@ _SAMPLE_SIZE = 64
 """Number of trials of each shape from which networks are chosen."""
 
 
-def describe_duration(config: StudyConfig, count: int, device: torch.device) -> str:
+def describe_duration(
+    config: StudyConfig, count: int, device: torch.device, data: TrainingData | None = None
+) -> str:
     """Describe about how long trials of a grid take; return "" if that cannot be measured.
 
     Args:
         config: config with a search space.
         count: number of trials.
         device: device to train on.
+        data: what to train on; None for random bytes.
     """
     try:
-        seconds = count * config.training.steps * _measure_step(config, device)
+        seconds = count * config.training.steps * _measure_step(config, device, data)
     except Exception:  # such as too little memory: an estimate must not end a search
         return ""
     return f", about {format_duration(seconds)} for one worker of this machine"
@@ -68,6 +73,13 @@ def to_train_config(
     )
 
 
+def sequence_steps(config: StudyConfig, params: Mapping[str, Any]) -> int:
+    """Return the number of steps of a trial's training sequences."""
+    if config.task_record is not None:
+        return config.task_record.steps
+    return training_settings(params, config).sequence_length - 1
+
+
 @dataclass
 class _Shape:
     """Trials of about the same cost.
@@ -89,7 +101,7 @@ class _Shape:
             self.sample[index] = params
 
 
-def _measure_step(config: StudyConfig, device: torch.device) -> float:
+def _measure_step(config: StudyConfig, device: torch.device, data: TrainingData | None) -> float:
     """Return the mean time of a training step of one network of the grid, in seconds."""
     grid = config.grid
     assert grid is not None
@@ -103,20 +115,22 @@ def _measure_step(config: StudyConfig, device: torch.device) -> float:
     seconds = []
     for index in range(measured):
         sample = shapes[(2 * index + 1) * len(shapes) // (2 * measured)].sample
-        networks = _select_lockstep(sample, config, device)
         settings = to_train_config(config, sample[0])
-        seconds.append(_time_steps(networks, settings, device) / len(networks))
+        trained = data or _random_text(settings)
+        networks = _select_lockstep(sample, config, device, trained.spec)
+        seconds.append(_time_steps(networks, trained, settings, device) / len(networks))
     return fmean(seconds)
 
 
 def _select_lockstep(
-    sample: Sequence[Params], config: StudyConfig, device: torch.device
+    sample: Sequence[Params], config: StudyConfig, device: torch.device, spec: TaskSpec
 ) -> list[TrialConfig]:
     """Return the networks of trials that a worker would train in lockstep with the first."""
     first = to_trial_config(sample[0], config)
     streams = max(to_train_config(config, sample[0]).batch_size, config.evaluation.windows)
-    limit = auto_lockstep(first, streams, "fp32", device)
-    differing = differing_params(first)
+    steps = sequence_steps(config, sample[0])
+    limit = auto_lockstep(first, streams, "fp32", device, spec, steps)
+    differing = differing_params(first, spec)
 
     def common(params: Params) -> Params:
         return {name: value for name, value in params.items() if name not in differing}
@@ -129,23 +143,32 @@ def _estimate_cost(config: StudyConfig, params: Params) -> int:
     """Return a number that grows with the time of a training step."""
     trial_config = to_trial_config(params, config)
     weights = count_parameters(trial_config.architecture)
-    return weights * trial_config.bptt_steps * to_train_config(config, params).batch_size
+    # Steps that are computed for each step of the training.
+    repeated = max(1, trial_config.bptt_steps // trial_config.update_every)
+    return weights * repeated * to_train_config(config, params).batch_size
+
+
+def _random_text(settings: TrainConfig) -> TextData:
+    length = settings.batch_size + 2 * settings.sequence_length
+    text = np.random.default_rng(0).integers(BYTE_VOCAB_SIZE, size=length, dtype=np.uint8)
+    return TextData(text)
 
 
 def _time_steps(
-    networks: Sequence[TrialConfig], settings: TrainConfig, device: torch.device
+    networks: Sequence[TrialConfig], data: TrainingData, settings: TrainConfig, device: torch.device
 ) -> float:
-    """Train networks on random bytes for a moment; return the seconds of a step."""
-    settings = replace(settings, steps=10**6, log_every=10**6, average_fraction=0.0)
-    length = settings.batch_size + 2 * settings.sequence_length
-    text = np.random.default_rng(0).integers(BYTE_VOCAB_SIZE, size=length, dtype=np.uint8)
-    loop = TrainLoop(build_network(networks, settings.seed, device=device), text, settings)
-    # The first step takes longer, for it allocates memory; on a GPU, until one is recorded.
+    """Train networks for a moment; return the seconds of a step."""
+    settings = replace(settings, steps=10**9, log_every=10**9, average_fraction=0.0)
+    network = build_network(networks, settings.seed, spec=data.spec, device=device)
+    loop = TrainLoop(network, data, settings)
+    # The first update takes longer, for it allocates memory; on a GPU, until one is recorded.
     first = WARMUP_STEPS if device.type == "cuda" else 0
     ends: list[float] = []
+    steps: list[int] = []
 
     def on_step() -> None:
         ends.append(time.monotonic())
+        steps.append(loop.step)
         if len(ends) > first + 1 and ends[-1] - ends[first] >= MEASURE_SECONDS:
             raise _MeasuredError
 
@@ -155,7 +178,7 @@ def _time_steps(
     if device.type == "cuda":  # steps are only queued
         torch.cuda.synchronize(device)
         ends[-1] = time.monotonic()
-    return (ends[-1] - ends[first]) / (len(ends) - first - 1)
+    return (ends[-1] - ends[first]) / (steps[-1] - steps[first])
 
 
 class _MeasuredError(Exception):

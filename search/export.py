@@ -12,18 +12,19 @@ from pathlib import Path
 
 import click
 
-from rnn.export import export_files
+from rnn.config import WHOLE_SEQUENCE
+from rnn.export import SavedTask, export_files
 from search.errors import USER_ERRORS, ExportError
 from search.load_model import LoadedModel, load_trial_model, model_options
-from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import run_command, study_argument
 from studies.config import to_trial_config
+from studies.measure import find_measure
 from studies.temporary_files import remove_temporary_files_of, temporary_path
 
 
 @click.command(
-    help="Export the model of a trial, its weights and its tokenizer to the folder DIR, which "
-    "depends on PyTorch only."
+    help="Export the model of a trial, its weights and its tokenizer or task to the folder DIR, "
+    "which depends on PyTorch only; that of a task other than text on NumPy as well."
 )
 @study_argument
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
@@ -105,19 +106,22 @@ def _check_is_free(directory: Path) -> None:
 
 def _describe(loaded: LoadedModel, bptt_steps: int) -> dict[str, str]:
     """Return what the exported ``README.md`` lists about the model."""
-    config, trial = loaded.config, loaded.trial
-    metadata = {
-        "study": loaded.study,
-        "trial": str(trial.number),
-        OBJECTIVE_NAMES[config.objective]: f"{trial.value:.4f} nats per {config.token_name}",
-    }
+    config, trial, task = loaded.config, loaded.trial, loaded.model.task
+    measure = find_measure(config)
+    metadata = {"study": loaded.study, "trial": str(trial.number)}
+    if trial.value is not None:
+        metadata[measure.name] = measure.format(trial.value, measure.unit)
     bits_per_byte = trial.attributes.get("validation_bits_per_byte")
     if bits_per_byte is not None:
         metadata["validation"] = f"{bits_per_byte:.4f} bits per byte"
+    if isinstance(task, SavedTask):
+        metrics = trial.attributes.get("metrics", {}).items()
+        metadata |= {f"validation {name}": f"{value:.5g}" for name, value in metrics}
+        metadata["task"] = task.name
+    else:
+        metadata |= {"corpus": Path(config.corpus).name, "tokenizer": config.tokenizer}
     return metadata | {
-        "corpus": Path(config.corpus).name,
-        "tokenizer": config.tokenizer,
-        "bptt_steps": str(bptt_steps),
+        "bptt_steps": "sequence" if bptt_steps == WHOLE_SEQUENCE else str(bptt_steps),
         "training precision": loaded.model.precision,
     }
 

@@ -7,24 +7,27 @@ from uuid import uuid4
 
 import torch
 
-from rnn.data.corpus import Corpus
+from rnn.tasks.corpus import Corpus
 from rnn.training.devices import supports_bf16
 from search.duration import describe_duration
 from search.grid import create_sampler
 from search.pruning.audit import draw_audited
 from search.refinement import MAX_UNCONFIRMED, derive_trials
 from search.study_corpus import tokenize
+from search.tasks import StudyTask, check_trials
 from search.versions import current_versions
-from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord, TokenizerRecord
+from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig
 from studies.hypothesis_records import Registration, update_records
 from studies.loader import read_study_record
+from studies.measure import find_measure
 from studies.space import SearchSpace, distributions, observed_search_space
 from studies.storage.counts import count_trials
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study
 from studies.storage.queries import read_trials
 from studies.storage.storage import LeasedRDBStorage
+from studies.task_record import Floors
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ def create_new_study(
     name: str,
     storage: LeasedRDBStorage,
     config: StudyConfig,
-    corpus: Corpus,
+    corpus: Corpus | None,
+    task: StudyTask | None,
+    floors: Floors | None,
     options: StudyOptions,
     device: torch.device,
 ) -> str:
@@ -77,7 +82,9 @@ def create_new_study(
         name: name of the study.
         storage: storage that will hold it.
         config: config of the study.
-        corpus: corpus of the study.
+        corpus: corpus of the study; None in tasks other than text.
+        task: task of the study; None for a text.
+        floors: losses without memory in that task.
         options: options of the command line.
         device: device that decides the precision if the config does not.
 
@@ -93,7 +100,15 @@ def create_new_study(
     planned, space = plan_trials(storage, config, options)
     audit_nuisance = [] if config.grid is None else config.nuisance
     planned = draw_audited(planned, config, audit_nuisance)
-    tokens = tokenize(storage, config, corpus, [trial.params for trial in planned])
+    check_trials(config, task, [trial.params for trial in planned])
+    tokenizer = TokenizerRecord()
+    if corpus is not None:
+        tokens = tokenize(storage, config, corpus, [trial.params for trial in planned])
+        tokenizer = TokenizerRecord(
+            size=tokens.tokenizer.size,
+            bytes_per_token=corpus.split[0] / len(tokens.train),
+            serialized=tokens.tokenizer.serialized,
+        )
     precision = _resolve_precision(config.precision, device)
     now = Registration(
         time=datetime.now(UTC),
@@ -104,22 +119,19 @@ def create_new_study(
     record = StudyRecord(
         config=config.model_copy(update={"precision": precision}),
         corpus=corpus_record(corpus),
-        tokenizer=TokenizerRecord(
-            size=tokens.tokenizer.size,
-            bytes_per_token=corpus.split[0] / len(tokens.train),
-            serialized=tokens.tokenizer.serialized,
-        ),
+        floors=floors,
+        tokenizer=tokenizer,
         commands=[options.command],
         artifact_folder=f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
         created_with=current_versions(),
         hypotheses=update_records([], config.hypothesis, now),
         audit_nuisance=audit_nuisance,
     )
-    metric = OBJECTIVE_NAMES[config.objective]
+    metric = find_measure(config).name
     attributes, choices = record.attributes(), distributions(space)
     if not create_study(storage, name, metric, attributes, choices, planned):
         return ""  # another process has created it meanwhile
-    notice = describe_trials("created", len(planned), config, device)
+    notice = describe_trials("created", len(planned), config, device, task)
     if config.precision == "auto":
         notice += f"; precision {precision}: {_describe_bf16(device)}; fixed for this study"
     return notice
@@ -145,18 +157,23 @@ def plan_trials(
     return planned, observed_search_space(trial.params for trial in planned)
 
 
-def corpus_record(corpus: Corpus) -> CorpusRecord:
-    """Return what a study stores about its corpus."""
+def corpus_record(corpus: Corpus | None) -> CorpusRecord | None:
+    """Return what a study stores about its corpus; None in tasks other than text."""
+    if corpus is None:
+        return None
     return CorpusRecord(
         name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
     )
 
 
-def describe_trials(verb: str, count: int, config: StudyConfig, device: torch.device) -> str:
+def describe_trials(
+    verb: str, count: int, config: StudyConfig, device: torch.device, task: StudyTask | None
+) -> str:
     """Return a notice on how many trials were added, and about how long many of them take."""
     steps = count * config.training.steps
     is_long = count > MAX_UNCONFIRMED and config.space is not None
-    duration = describe_duration(config, count, device) if is_long else ""
+    data = None if task is None else task.build()
+    duration = describe_duration(config, count, device, data) if is_long else ""
     trials = f"{count:,} trial{'s' * (count != 1)}"
     return f"{verb} with {trials}, {steps:,} training steps in all{duration}"
 

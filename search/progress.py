@@ -11,6 +11,7 @@ from studies.attributes import ERROR
 from studies.best import Best
 from studies.config import StudyConfig, to_trial_config, top_count
 from studies.imported import ImportedConfig
+from studies.measure import find_measure
 from studies.storage.counts import TrialCounts
 from studies.storage.queries import TrialRow
 from studies.text import format_duration, to_line
@@ -22,7 +23,8 @@ MAX_WORKERS = 20
 def format_trial_end(event: TrialEvent, config: StudyConfig) -> str:
     """Format the outcome of a trial: ``trial 14  1×32 GRU  complete 1.4321 nats  55.3 s``."""
     label = to_trial_config(event.trial.params, config).label
-    outcome = " ".join(filter(None, (event.message, format_loss(event.value))))
+    value = "" if event.value is None else find_measure(config).describe(event.value)
+    outcome = " ".join(filter(None, (event.message, value)))
     return f"trial {event.trial.number}  {label}  {outcome}  {event.seconds:.1f} s"
 
 
@@ -31,13 +33,13 @@ def format_progress(status: Status) -> str:
     counts = status.counts
     parts = [counts.describe()]
     if best := status.best:
-        parts.append(f"best {_format_best(best)} ({_name_trial(best)})")
+        parts.append(f"best {best.text} ({_name_trial(best)})")
     if status.seconds_left:
         parts.append(f"about {format_duration(status.seconds_left)} left")
     return ", ".join(parts)
 
 
-def format_running(running: Sequence[RunningTrial]) -> str:
+def format_running(running: Sequence[RunningTrial], config: StudyConfig) -> str:
     """Format the last logged steps of running trials; empty if none is running."""
     if not running:
         return ""
@@ -45,22 +47,15 @@ def format_running(running: Sequence[RunningTrial]) -> str:
     if len(running) == 1:
         step = f"step {first.step:,} of {first.steps:,}"
         parts = f"trial {first.number}", first.trial_config.label, step
-        return "  ".join(filter(None, (*parts, format_loss(first.smoothed_loss))))
+        return "  ".join(filter(None, (*parts, format_loss(first.smoothed_loss, config))))
     low, high = min(trial.step for trial in running), max(trial.step for trial in running)
     span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     return f"running trials at step {span} of {first.steps:,}"
 
 
-def format_loss(loss: float | None) -> str:
-    """Format a loss with its unit; empty for None."""
-    return "" if loss is None else f"{loss:.4f} nats"
-
-
-def _format_best(best: Best) -> str:
-    """Format the value of the best: ``1.4321 nats``, or the mean of runs with its unit."""
-    if best.runs is None:
-        return format_loss(best.value)
-    return f"{best.mean_of} {best.value:.4f} {best.unit}, {best.measure}"
+def format_loss(loss: float | None, config: StudyConfig) -> str:
+    """Format a smoothed training loss with its unit; empty for None."""
+    return "" if loss is None else find_measure(config).format(loss)
 
 
 def _name_trial(best: Best) -> str:
@@ -86,7 +81,7 @@ def format_status(status: Status, config: StudyConfig | ImportedConfig) -> str:
         ("failed", counts.failed),
     ]
     if best := status.best:
-        rows.append(("best", f"{_format_best(best)}, {_name_trial(best)}"))
+        rows.append(("best", f"{best.text}, {_name_trial(best)}"))
     if config.pruning.enabled:
         keep = top_count(config.pruning.keep, counts.planned)
         rows.append(("to keep", f"top {keep}, with confidence {config.pruning.confidence:g}"))

@@ -9,7 +9,7 @@ from studies.best import architecture_key, rank_trials
 from studies.config import Refinement, StudyConfig, top_count
 from studies.errors import ConfigError
 from studies.grid import MAX_COMBINATIONS
-from studies.space import CELL, REPLICATE, Params, param_order
+from studies.space import BPTT_STEPS, CELL, REPLICATE, Params, param_order
 from studies.storage.counts import TrialCounts
 from studies.storage.create_study import PlannedTrial
 from studies.storage.queries import TrialRow
@@ -237,6 +237,9 @@ def _apply(
     options = config.cells[cell].options if (cell := str(base.get(CELL))) in config.cells else {}
     known: Params = {name: getattr(config.training, name) for name in TRAINING_PARAMS}
     known |= {name: option.default for name, option in options.items()}
+    if config.task_record is not None:
+        options = options | config.task_record.options
+        known |= {name: config.task_record.value(name) for name in config.task_record.options}
     params = {name: known[name] for name in varied if name in known} | base
     for name, value in variant.items():
         if name not in params:
@@ -247,7 +250,10 @@ def _apply(
             value = options[name].convert(value)
         params[name] = value
     optimizer = str(params.get("optimizer", config.training.optimizer))
-    if not all(uses_setting(optimizer, name) for name in variant):
+    window = params.get(BPTT_STEPS, config.training.bptt_steps)
+    if not all(uses_setting(optimizer, name, window) for name in variant):
         return None
-    params = {name: value for name, value in params.items() if uses_setting(optimizer, name)}
+    params = {
+        name: value for name, value in params.items() if uses_setting(optimizer, name, window)
+    }
     return _without(params, ())

@@ -26,6 +26,7 @@ from search.worker_processes import run_worker_processes
 from studies.cli import EXIT_FAILURE, run_with_exit_code
 from studies.errors import StorageLostError
 from studies.interrupts import EXIT_INTERRUPTED, ignore_interrupts
+from studies.measure import find_measure
 from studies.storage.backup import merge_log, rescue_if_lost
 from studies.storage.queries import read_trials
 
@@ -89,7 +90,7 @@ def run_workers(
     has_trained = RawValue(c_bool, False) if has_trained is None else has_trained
     console = SafeConsole()
     name = options.stored_name
-    preparing = f"preparing study {name} (storage, corpus and cells)"
+    preparing = f"preparing study {name} (storage, data and cells)"
     if launcher is not None:
         options = replace(options, is_shared=launcher.uses_other_machines)
     until = options.until if launcher is None else None  # each worker of a cluster stops itself
@@ -190,9 +191,12 @@ def _run_worker(
 
 
 def _print_study(console: SafeConsole, session: Session) -> None:
-    handle, config, corpus = session.handle, session.handle.config, session.handle.corpus
+    handle, config = session.handle, session.handle.config
+    data = f"task {config.task.source}, {find_measure(config).name}"
+    if handle.corpus is not None:
+        data = f"{handle.corpus.name}, {len(handle.corpus.text):,} bytes"
     console.print_line(
-        f"study {handle.study.study_name}: {corpus.name}, {len(corpus.text):,} bytes; "
+        f"study {handle.study.study_name}: {data}; "
         f"{config.training.steps:,} steps per trial, {config.precision} on {session.device}",
     )
     if handle.notice:

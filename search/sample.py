@@ -18,7 +18,7 @@ from studies.cli import run_command, study_argument
 from studies.text import to_printable
 
 
-@click.command(help="Generate text with the model of a trial.")
+@click.command(help="Generate text with the model of a trial, if the study's task is text.")
 @study_argument
 @click.option("--prompt", metavar="TEXT", default="", help="Text to continue.")
 @click.option(
@@ -76,7 +76,11 @@ def sample_text(
     top_k: int | None,
     seed: int,
 ) -> str:
-    """Return a prompt and its continuation as printable text; see :func:`generate`."""
+    """Return a prompt and its continuation as printable text; see :func:`generate`.
+
+    Raises:
+        TaskError: if the model was trained on another task than text.
+    """
     return to_printable(prompt + generate(model, prompt, length, temperature, top_k, seed))
 
 

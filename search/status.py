@@ -45,7 +45,7 @@ class RunningTrial:
         trial_config: network that is trained.
         step: last logged step, 0 before the first.
         steps: steps of the whole training.
-        smoothed_loss: smoothed training loss at that step, nats per token.
+        smoothed_loss: smoothed training loss at that step.
     """
 
     number: int

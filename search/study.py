@@ -9,10 +9,12 @@ import optuna
 import torch
 from optuna.pruners import BasePruner, NopPruner
 
-from rnn.data.corpus import Corpus
-from rnn.data.tokenizer import ByteTokenizer, TokenCorpus
+from rnn.config import TaskSpec
+from rnn.tasks.corpus import Corpus
+from rnn.tasks.task import TrainingData
+from rnn.tasks.tokenizer import ByteTokenizer, TokenCorpus
 from rnn.training.devices import check_precision
-from search.cells import CellStore, check_sources, load_cells
+from search.cells import CodeStore, check_sources, load_cells
 from search.certification import certify_cells
 from search.duration import describe_duration
 from search.extension import describe_new_end, plan_new_end
@@ -28,6 +30,8 @@ from search.study_corpus import (
     load_study_corpus,
     read_token_corpus,
 )
+from search.task_check import certify_task
+from search.tasks import StudyTask, TaskOptions, check_held_out, check_trials, load_task
 from search.versions import describe_study_mixing
 from studies.artifacts import open_store
 from studies.attributes import StudyRecord
@@ -42,7 +46,9 @@ from studies.storage.presence import StudyIdentity
 from studies.storage.queries import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.study_name import check_study_name
+from studies.task_record import Floors
 from studies.text import shorten
+from studies.training import WINDOW_PARAMS
 
 MAX_DIFFERENCES = 6
 """Number of differences that an error message lists."""
@@ -62,8 +68,9 @@ class StudyHandle:
         storage: storage that holds it.
         config: stored config, with this worker's settings for leases, checkpoints, outages and
             kept weights.
-        corpus: corpus of the study.
+        corpus: corpus of the study; None in tasks other than text.
         token_corpus: the corpus under the study's tokenizer.
+        task: task of the study; None for a text.
         notice: message for the user about how the study was created or joined, or "".
         warning: warning that other versions of the code or of PyTorch trained the study, or that
             the text of a new one is hardly meant as such, or "".
@@ -72,8 +79,9 @@ class StudyHandle:
     study: optuna.Study
     storage: LeasedRDBStorage
     config: StudyConfig
-    corpus: Corpus
-    token_corpus: TokenCorpus
+    corpus: Corpus | None
+    token_corpus: TokenCorpus | None
+    task: StudyTask | None = None
     notice: str = ""
     warning: str = ""
 
@@ -86,6 +94,18 @@ class StudyHandle:
     def record(self) -> StudyRecord:
         """What the study stored about itself when this was first read: before the training."""
         return read_study_record(self.study)
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What the study's networks read and predict."""
+        return self.training_data(()).spec
+
+    def training_data(self, options: TaskOptions) -> TrainingData:
+        """Return what a trial is trained on, given the options of the task in which it varies."""
+        if self.task is not None:
+            return self.task.build(options)
+        assert self.token_corpus is not None
+        return self.token_corpus.training_data
 
     @property
     def artifact_folder(self) -> str:
@@ -108,6 +128,7 @@ def create_or_join(
 
     Raises:
         CellError: if a user's own cell cannot be loaded, or a new one breaks the contract.
+        TaskError: if the task cannot be loaded or breaks the contract.
         DeviceError: if the device does not support the study's precision.
         ConfigError, CorpusError: if the config or the corpus is invalid.
         StorageError: if the storage cannot be used.
@@ -119,38 +140,47 @@ def create_or_join(
     name = options.name or file.name
     check_study_name(name)
     file = load_cells(_with_options(file, options))
-    config = _resolve_config(file, url, options)
+    config, task = _resolve_config(file, url, options)
     if not file.is_stored or file.name != name:
         config = plan_looks(config, options.until_decided)
-    _check_options(name, url, config, options, device)
+    _check_options(name, url, config, task, options, device)
     _check_precision(config, device, options)
-    corpus = load_study_corpus(file, config)
-    if options.is_shared and corpus.path is not None:
-        require_shared(corpus.path, "corpus")
-    # A corpus has at most as many tokens as bytes, so this can be checked without the tokenizer.
-    check_length(TokenCorpus(corpus, ByteTokenizer()), config)
+    corpus = load_study_corpus(file, config) if task is None else None
+    if options.is_shared:
+        for path in task.files if task else [corpus.path] if corpus and corpus.path else []:
+            require_shared(path, "file of the task" if task else "corpus")
+    if corpus is not None:
+        # A corpus has at most as many tokens as bytes, so no tokenizer is needed.
+        check_length(TokenCorpus(corpus, ByteTokenizer()), config)
+    elif task is not None and config.grid is not None:
+        check_trials(config, task, config.grid.project([*WINDOW_PARAMS, *task.record.options]))
     if config.cells:
         open_store(options.artifacts, url, "cells")  # refuses what cannot be used
         if not _exists(url, name):
             certify_cells(config)
+    floors = None
+    if task is not None and not options.must_exist and not _exists(url, name):
+        floors = _measure_floors(config, task, url)
     notice = ""
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
         if name not in list_study_names(storage) and not options.must_exist:
-            notice = create_new_study(name, storage, config, corpus, options, device)
+            notice = create_new_study(name, storage, config, corpus, task, floors, options, device)
         study = load_study(storage, name)
         record = read_study_record(study)
         storage.require_study(StudyIdentity(study._study_id, name, record.artifact_folder))
-        joined = _join_study(study, storage, url, record, config, corpus, options, device)
+        joined = _join_study(study, storage, url, record, config, corpus, task, options, device)
         if joined is None:  # another process has just extended it
             return create_or_join(file, url, options, device)
         stored, join_notice = joined
         steps = stored.training.steps
         storage.require_study(StudyIdentity(study._study_id, name, record.artifact_folder, steps))
         _check_precision(stored, device, options)
-        _keep_cells(stored, url, options, record.artifact_folder)
-        tokens = read_token_corpus(record, corpus)
-        warning = describe_unsuitable(corpus) if notice else describe_study_mixing(study, storage)
+        _keep_sources(stored, url, options, record.artifact_folder)
+        tokens = None if corpus is None else read_token_corpus(record, corpus)
+        warning = describe_study_mixing(study, storage)
+        if notice:
+            warning = "" if corpus is None else describe_unsuitable(corpus)
         study = optuna.load_study(
             study_name=name,
             storage=storage,
@@ -161,7 +191,19 @@ def create_or_join(
     local = {setting: getattr(config, setting) for setting in PER_WORKER}
     config = stored.model_copy(update=local)
     notice = "; ".join(filter(None, [file.left_out, join_notice or notice]))
-    return StudyHandle(study, storage, config, corpus, tokens, notice, warning)
+    return StudyHandle(study, storage, config, corpus, tokens, task, notice, warning)
+
+
+def _measure_floors(config: StudyConfig, task: StudyTask, url: str) -> Floors | None:
+    """Check the task of a new study; return its floors, or those of the study it derives from."""
+    if config.refinement is not None:
+        with closing(read_storage(url)) as storage:
+            source = read_study_record(load_study(storage, config.refinement.source))
+        known = source.config.task_record
+        if known is not None and known.identity() == task.record.identity():
+            return source.floors
+    floors, _ = certify_task(task, config.evaluation.windows)
+    return floors
 
 
 def _check_precision(config: StudyConfig, device: torch.device, options: StudyOptions) -> None:
@@ -170,7 +212,12 @@ def _check_precision(config: StudyConfig, device: torch.device, options: StudyOp
 
 
 def _check_options(
-    name: str, url: str, config: StudyConfig, options: StudyOptions, device: torch.device
+    name: str,
+    url: str,
+    config: StudyConfig,
+    task: StudyTask | None,
+    options: StudyOptions,
+    device: torch.device,
 ) -> None:
     """Reject what needs no corpus to be rejected: extended refinements and unconfirmed grids."""
     grid = config.grid
@@ -184,7 +231,7 @@ def _check_options(
             count,
             config.training.steps,
             options.confirmed,
-            lambda count: describe_duration(config, count, device),
+            lambda count: describe_duration(config, count, device, task.build() if task else None),
         )
 
 
@@ -194,7 +241,8 @@ def _join_study(
     url: str,
     record: StudyRecord,
     config: StudyConfig,
-    corpus: Corpus,
+    corpus: Corpus | None,
+    task: StudyTask | None,
     options: StudyOptions,
     device: torch.device,
 ) -> tuple[StudyConfig, str] | None:
@@ -217,6 +265,7 @@ def _join_study(
     _check_compatible(
         others if options.extend or is_outdated else differences, name, stored, config
     )
+    check_held_out(name, stored, config)
     notices = [_describe_outdated(name, stored, config)] if is_outdated else []
     changed = list_descriptive_changes(stored, config)
     if not options.extend:
@@ -230,6 +279,10 @@ def _join_study(
             f"study {name!r} has planned looks, whose verdicts hold for its steps: --extend "
             "expected a study without; train longer under another --name"
         )
+    if new_end is not None and stored.space is None:
+        check_trials(
+            config, task, [trial.params for trial in read_trials(storage, study._study_id)]
+        )
     if stored.space is None and not (new_end or changed or record.earlier_ends):
         raise _no_space_error(name)
     if len(record.commands) > 1 and _has_earlier_grid(stored, config):
@@ -239,7 +292,7 @@ def _join_study(
         count,
         config.training.steps,
         options.confirmed,
-        lambda count: describe_duration(config, count, device),
+        lambda count: describe_duration(config, count, device, task.build() if task else None),
     )
     certify_cells(config, stored)
     extended = extend_grid(study, storage, stored, config, options.command, new_end)
@@ -249,7 +302,7 @@ def _join_study(
         earlier_end = read_study_record(study).earlier_ends[-1]
         notices.append(describe_new_end(earlier_end, new_end))
     if count:
-        notices.append(describe_trials("extended", count, extended, device))
+        notices.append(describe_trials("extended", count, extended, device, task))
     for setting in changed:
         before, now = _format_setting(stored, setting), _format_setting(extended, setting)
         notices.append(f"changed {setting} from {before} to {now}")
@@ -311,12 +364,16 @@ def _no_space_error(name: str) -> ConfigMismatchError:
     )
 
 
-def _keep_cells(config: StudyConfig, url: str, options: StudyOptions, folder: str) -> None:
-    """Keep a copy of the source of each cell of a study; load the cells that its file lacks."""
-    if config.cells:
-        store = CellStore(open_store(options.artifacts, url, "cells"), folder)
+def _keep_sources(config: StudyConfig, url: str, options: StudyOptions, folder: str) -> None:
+    """Keep a copy of the source of each cell and of the task of a study.
+
+    Cells that the study's file lacks are loaded.
+    """
+    task = config.task_record
+    if config.cells or (task is not None and task.sha256 is not None):
+        store = CodeStore(open_store(options.artifacts, url, "cells"), folder)
         store.load(config.cells)  # one that another process added
-        store.save(config.cells)
+        store.save(config.cells, task)
 
 
 def _exists(url: str, name: str) -> bool:
@@ -341,19 +398,33 @@ def _with_options(file: ConfigFile, options: StudyOptions) -> ConfigFile:
     return file.with_overrides({"pruning": {"enabled": True}}) if options.prune else file
 
 
-def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyConfig:
-    """Return the config of a file whose cells are loaded, with what it inherits from its source."""
+def _resolve_config(
+    file: ConfigFile, url: str, options: StudyOptions
+) -> tuple[StudyConfig, StudyTask | None]:
+    """Return the config of a file whose cells are loaded, and its task.
+
+    The config has what it inherits from the source of a refinement.
+    """
     origin = file.name if file.is_stored else file.source
-    if origin is None or (file.is_stored and not file.settings.get("cells")):
-        return file.resolve()
-    with closing(read_storage(url)) as storage:
-        record = read_study_record(load_study(storage, origin))
-    config = file.resolve() if file.is_stored else file.resolve_over(record.settings())
+    record = None
+    if origin is not None:
+        with closing(read_storage(url)) as storage:
+            record = read_study_record(load_study(storage, origin))
+
+    def open_sources() -> CodeStore:
+        assert record is not None
+        store = open_store(options.artifacts, url, "cells", read_only=True)
+        return CodeStore(store, record.artifact_folder)
+
+    file, task = load_task(file, record, open_sources)
+    if record is None or file.is_stored:
+        config = file.resolve()
+    else:
+        config = file.resolve_over(record.settings())
     inherited = {name: cell for name, cell in config.cells.items() if name not in file.cells}
     if inherited:
-        store = open_store(options.artifacts, url, "cells", read_only=True)
-        CellStore(store, record.artifact_folder).load(inherited)
-    return config
+        open_sources().load(inherited)
+    return config if task is None else task.with_held_out(config), task
 
 
 def _was_extended(record: StudyRecord, config: StudyConfig) -> bool:

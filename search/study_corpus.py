@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rnn.data.corpus import Corpus, load_corpus
-from rnn.data.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
 from rnn.errors import CorpusError
+from rnn.tasks.corpus import Corpus, load_corpus
+from rnn.tasks.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
@@ -97,11 +97,12 @@ def tokenize(
     tokens = None
     if config.refinement is not None:
         source = read_study_record(load_study(storage, config.refinement.source))
-        is_same_corpus = source.corpus.sha256 == corpus.sha256
-        if config.refinement.trial is not None and not is_same_corpus:
+        earlier = source.corpus
+        is_same_corpus = earlier is not None and earlier.sha256 == corpus.sha256
+        if config.refinement.trial is not None and earlier is not None and not is_same_corpus:
             raise CorpusError(
                 f"corpus {corpus.name} has SHA-256 {corpus.sha256[:8]}…, that of study "
-                f"{config.refinement.source!r} {source.corpus.sha256[:8]}…: a trial is run once "
+                f"{config.refinement.source!r} {earlier.sha256[:8]}…: a trial is run once "
                 "more on the same text; give its path with --corpus"
             )
         if is_same_corpus and source.config.tokenizer == config.tokenizer:

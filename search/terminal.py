@@ -21,6 +21,8 @@ from rich.text import Text
 from search.progress import format_loss, format_progress, format_running, format_trial_end
 from search.status import RunningTrial, Status, StatusReader
 from search.worker.protocols import TrialEvent, WorkerCallbacks
+from studies.config import StudyConfig
+from studies.measure import find_measure
 from studies.text import to_line
 
 REFRESH_SECONDS = 2.0
@@ -234,7 +236,10 @@ class LogDisplay(QuietDisplay):
             self._console.print_line(WAITING)
 
     def _format_progress(self) -> str:
-        parts = format_progress(self._reader.recent_status()), format_running(self._running)
+        parts = (
+            format_progress(self._reader.recent_status()),
+            format_running(self._running, self._reader.config),
+        )
         return "  |  ".join(filter(None, parts))
 
 
@@ -299,7 +304,7 @@ class LiveDisplay(StatusDisplay):
         self._live.stop()
 
     def _draw(self) -> RenderableType:
-        return draw_status(self._status, self._running, self._note)
+        return draw_status(self._status, self._running, self._reader.config, self._note)
 
 
 class NotebookDisplay(StatusDisplay):
@@ -317,7 +322,7 @@ class NotebookDisplay(StatusDisplay):
         super()._refresh()
         counts = self._status.counts
         progress = f"{self._status.name}: {format_progress(self._status)}"
-        parts = progress, format_running(self._running), self._note
+        parts = progress, format_running(self._running, self._reader.config), self._note
         line = to_line("  |  ".join(filter(None, parts)))
         bar = f'<progress value="{counts.finished}" max="{max(1, counts.planned)}"></progress>'
         data = {"text/plain": line, "text/html": f"{bar} {html.escape(line)}"}
@@ -344,7 +349,9 @@ def create_display(console: SafeConsole, reader: StatusReader, is_subprocess: bo
     return (LiveDisplay if is_live else LogDisplay)(console, reader)
 
 
-def draw_status(status: Status, running: Sequence[RunningTrial], note: str = "") -> RenderableType:
+def draw_status(
+    status: Status, running: Sequence[RunningTrial], config: StudyConfig, note: str = ""
+) -> RenderableType:
     """Return a study's progress and its running trials as a rich renderable."""
     counts = status.counts
     bar = Table.grid()  # gives the bar a line of its own
@@ -352,14 +359,14 @@ def draw_status(status: Status, running: Sequence[RunningTrial], note: str = "")
     parts: list[RenderableType] = [Text(f"{status.name}  {format_progress(status)}"), bar]
     if running:
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for column in ("trial", "architecture", "step", "smoothed loss"):
+        for column in ("trial", "architecture", "step", f"smoothed {find_measure(config).loss}"):
             table.add_column(column, style="dim" if column == "trial" else "", no_wrap=True)
         for trial in running[:MAX_ROWS]:
             table.add_row(
                 str(trial.number),
                 trial.trial_config.label,
                 f"{trial.step:,} of {trial.steps:,}",
-                format_loss(trial.smoothed_loss),
+                format_loss(trial.smoothed_loss, config),
             )
         parts.append(table)
         if len(running) > MAX_ROWS:

@@ -26,7 +26,7 @@ from studies.temporary_files import (
 
 ArtifactKind = Literal["checkpoints", "artifacts", "weights", "cells"]
 """Kind of file: checkpoints of running trials, files for the dashboard, weights of the best
-networks, or source files of users' own cells."""
+networks, or source files of users' own cells and tasks."""
 
 DEFAULT_PARENT = Path("studies")
 """Parent of the default folders of studies on a server, relative to the working directory."""
@@ -39,7 +39,7 @@ _FILE_NAMES = {
     "checkpoints": re.compile(rf"{FOLDER_NAME}/trial-[0-9]+\.[a-z]+|{UNOWNED}/{FOLDER_NAME}"),
     "weights": re.compile(rf"{FOLDER_NAME}/trial-[0-9]+\.[a-z]+"),
     "artifacts": re.compile(FOLDER_NAME),
-    "cells": re.compile(rf"{FOLDER_NAME}/cell-\w+\.py"),
+    "cells": re.compile(rf"{FOLDER_NAME}/(cell|task)-\w+\.py"),
 }
 """Names of the files in a store, by kind. They are made of what a database says, which others may
 have changed, and must not lead to other files."""

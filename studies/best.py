@@ -19,19 +19,17 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from studies.attributes import OBJECTIVE_NAMES, LookRecord
+from studies.attributes import LookRecord
 from studies.config import Refinement, StudyConfig
 from studies.imported import ImportedConfig, label_trial
 from studies.loader import read_study_record
+from studies.measure import SPLITS, TEXT, Measure, find_measure
 from studies.run_means import average_runs
 from studies.space import REPLICATE, param_order
 from studies.storage.counts import has_replicates
 from studies.storage.queries import TrialRow, read_best_trial
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_reader import TrialReader
-
-HELD_OUT_LOSSES = {"test": "test loss", "validation": "validation loss"}
-"""Name of the loss on each held-out split, that which ranks replicates first."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +115,14 @@ def _rank_by_mean(runs: Sequence[Run]) -> list[RankedArchitecture]:
     return sorted(ranked, key=lambda each: (each.mean, each.runs[0].number))
 
 
-def choose_split(has_loss: Callable[[str], bool]) -> str | None:
+def choose_split(measure: Measure, has_loss: Callable[[str], bool]) -> str | None:
     """Return the held-out split whose loss ranks replicates; None if runs lack each.
 
     Args:
+        measure: how the study's losses are named.
         has_loss: whether all complete runs have an attribute.
     """
-    return next((split for split in HELD_OUT_LOSSES if has_loss(f"{split}_bits_per_byte")), None)
+    return next((split for split in SPLITS if has_loss(measure.column(split))), None)
 
 
 def find_look(planned: Sequence[int], looks: Sequence[LookRecord], is_finished: bool) -> int | None:
@@ -161,13 +160,14 @@ def rank_trials(
         looks: its planned looks so far.
     """
     keys = {trial.number: architecture_key(trial.params) for trial in trials}
-    split, sign = _find_split(trials), _sign(config)
+    measure = find_measure(config) if config else TEXT
+    split, sign = _find_split(trials, measure), _sign(config)
     runs = []
     for trial in trials:
         if trial.state is not TrialState.COMPLETE or trial.value is None:
             continue
         value = sign * trial.value
-        loss = trial.attributes[f"{split}_bits_per_byte"] if split else value
+        loss = trial.attributes[measure.column(split)] if split else value
         replicate = int(trial.params.get(REPLICATE, 0))
         runs.append(Run(keys[trial.number], trial.number, replicate, value, loss))
     is_finished = all(trial.state.is_finished() for trial in trials)
@@ -175,12 +175,12 @@ def rank_trials(
     return rank_runs(runs, keys, refinement, looks, is_finished)
 
 
-def _find_split(trials: Sequence[TrialRow]) -> str | None:
+def _find_split(trials: Sequence[TrialRow], measure: Measure) -> str | None:
     """Return the held-out split whose loss ranks the architectures; None for the value."""
     if len({trial.params[REPLICATE] for trial in trials if REPLICATE in trial.params}) <= 1:
         return None
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-    return choose_split(lambda name: all(name in trial.attributes for trial in complete))
+    return choose_split(measure, lambda name: all(name in trial.attributes for trial in complete))
 
 
 def _sign(config: StudyConfig | ImportedConfig | None) -> int:
@@ -200,6 +200,7 @@ class Best:
         measure: name of the value.
         runs: number of runs of which the value is the mean; None without replicates.
         is_adjusted: whether the mean is adjusted for runs that are missing.
+        losses: names and formats of the study's losses.
     """
 
     trial: TrialRow
@@ -209,6 +210,7 @@ class Best:
     measure: str
     runs: int | None = None
     is_adjusted: bool = False
+    losses: Measure = TEXT
 
     @property
     def number(self) -> int:
@@ -222,6 +224,13 @@ class Best:
             return ""
         adjusted = "adjusted " if self.is_adjusted else ""
         return f"{adjusted}mean of {self.runs} run{'s' * (self.runs != 1)}"
+
+    @property
+    def text(self) -> str:
+        """The value for a line of text; of a mean with what it is the mean of."""
+        if self.runs is None:
+            return self.losses.describe(self.value)
+        return f"{self.mean_of} {self.losses.format(self.value, self.unit)}, {self.measure}"
 
     def as_json(self) -> dict[str, Any]:
         """Return it as ``--json`` prints it."""
@@ -258,26 +267,24 @@ class BestReader:
 
     def read(self) -> Best | None:
         """Read what is best now; None before the first complete trial."""
-        config = self._config
-        if isinstance(config, ImportedConfig):
-            unit, measure = config.unit, config.metric
-        else:
-            unit, measure = f"nats per {config.token_name}", OBJECTIVE_NAMES[config.objective]
+        config, measure = self._config, find_measure(self._config)
         if not self.has_replicates:
             row = read_best_trial(self._storage, self._study._study_id)
             if row is None or row.value is None:
                 return None
-            return Best(row, label_trial(row.params, config), row.value, unit, measure)
+            label = label_trial(row.params, config)
+            return Best(row, label, row.value, measure.unit, measure.name, losses=measure)
         trials, ranking = self.read_ranking()
         if not ranking:
             return None
         best = ranking[0]
         (trial,) = (trial for trial in trials if trial.number == best.runs[0].number)
-        if split := _find_split(trials):
-            unit, measure = "bits per byte", HELD_OUT_LOSSES[split]
+        unit, name = measure.unit, measure.name
+        if split := _find_split(trials, measure):
+            unit, name = measure.held_out_unit, measure.name_loss(split)
         params = {name: each for name, each in trial.params.items() if name != REPLICATE}
         label, mean = label_trial(params, config), _sign(config) * best.mean
-        return Best(trial, label, mean, unit, measure, len(best.runs), best.is_adjusted)
+        return Best(trial, label, mean, unit, name, len(best.runs), best.is_adjusted, measure)
 
     def read_ranking(self) -> tuple[list[TrialRow], list[RankedArchitecture]]:
         """Read the grid trials, by number, and the ranking of their architectures."""

@@ -29,7 +29,7 @@ _TYPES: dict[OptionType, tuple[TypeAdapter[Any], str]] = {
 
 
 class CellOption(StrictModel):
-    """A keyword option of a cell's constructor.
+    """A keyword option of the constructor of a cell or a task.
 
     Attributes:
         type: name of its type.
@@ -95,19 +95,7 @@ def read_options(cls: type) -> dict[str, CellOption]:
             that cannot be an option.
     """
     cell = f"cell {cls.__name__}"
-    try:
-        parameters = dict(inspect.signature(cls, eval_str=True).parameters)
-    except (Exception, SystemExit) as error:  # an annotation is any code
-        raise ValueError(
-            f"an annotation of the constructor of {cell} cannot be resolved ({error}): expected "
-            "names that the file defines or imports"
-        ) from error
-    for parameter in parameters.values():
-        if parameter.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
-            raise ValueError(
-                f"{cell} has an argument {parameter}: expected only keyword arguments with an "
-                "annotation and a default"
-            )
+    parameters = _list_parameters(cell, cls)
     for size in ("input_size", "state_size"):
         if parameters.pop(size, None) is None:
             raise ValueError(
@@ -117,9 +105,40 @@ def read_options(cls: type) -> dict[str, CellOption]:
     return {name: _read_option(cell, parameter) for name, parameter in parameters.items()}
 
 
-def _read_option(cell: str, parameter: Parameter) -> CellOption:
+def read_task_options(cls: type) -> tuple[dict[str, CellOption], bool]:
+    """Return the options of a task, and whether its constructor has an argument ``folder``.
+
+    Raises:
+        ValueError: if the constructor has another argument that cannot be an option.
+    """
+    task = f"task {cls.__name__}"
+    parameters = _list_parameters(task, cls)
+    takes_folder = parameters.pop("folder", None) is not None
+    options = {name: _read_option(task, parameter) for name, parameter in parameters.items()}
+    return options, takes_folder
+
+
+def _list_parameters(subject: str, cls: type) -> dict[str, Parameter]:
+    """Return the arguments of a class's constructor."""
+    try:
+        parameters = dict(inspect.signature(cls, eval_str=True).parameters)
+    except (Exception, SystemExit) as error:  # an annotation is any code
+        raise ValueError(
+            f"an annotation of the constructor of {subject} cannot be resolved ({error}): expected "
+            "names that the file defines or imports"
+        ) from error
+    for parameter in parameters.values():
+        if parameter.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
+            raise ValueError(
+                f"{subject} has an argument {parameter}: expected only keyword arguments with an "
+                "annotation and a default"
+            )
+    return parameters
+
+
+def _read_option(subject: str, parameter: Parameter) -> CellOption:
     name, annotation = parameter.name, parameter.annotation
-    option = f"option {name} of {cell}"
+    option = f"option {name} of {subject}"
     expected = "bool, int, float, str or Literal[…] of one of them"
     if annotation is Parameter.empty:
         raise ValueError(f"{option} has no annotation: expected {expected}")

@@ -18,9 +18,14 @@ _IGNORED = {"corpus", *DESCRIPTIVE, *PER_WORKER}
 
 
 def diff_configs(
-    stored: StudyConfig, stored_corpus: CorpusRecord, local: StudyConfig, local_corpus: CorpusRecord
+    stored: StudyConfig,
+    stored_corpus: CorpusRecord | None,
+    local: StudyConfig,
+    local_corpus: CorpusRecord | None,
 ) -> list[str]:
     """List the differences between a worker's config and corpus and its study's.
+
+    A corpus is None in tasks other than text.
 
     A precision of ``auto`` matches any precision.
 
@@ -43,7 +48,7 @@ def list_descriptive_changes(stored: StudyConfig, local: StudyConfig) -> list[st
     return [name for name in DESCRIPTIVE if getattr(stored, name) != getattr(local, name)]
 
 
-def _identity(config: StudyConfig, corpus: CorpusRecord) -> dict[str, Any]:
+def _identity(config: StudyConfig, corpus: CorpusRecord | None) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude=_IGNORED)
     tables: list[dict[str, Any]] = settings["space"] or []
     for table in tables:
@@ -55,7 +60,13 @@ def _identity(config: StudyConfig, corpus: CorpusRecord) -> dict[str, Any]:
         settings["space"] = tables[0]
     elif tables:
         settings["space"] = {str(number): table for number, table in enumerate(tables, start=1)}
-    return settings | {"corpus": corpus.model_dump(mode="json", exclude={"name"})}
+    del settings["task_record"]
+    if config.task_record is not None:
+        identity = config.task_record.identity()
+        settings["task"] = identity.pop("values") | identity
+    if corpus is not None:
+        settings["corpus"] = corpus.model_dump(mode="json", exclude={"name"})
+    return settings
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

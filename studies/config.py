@@ -1,11 +1,12 @@
 """The config of a study: the validated form of a ``*.toml`` file."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BaseModel,
     BeforeValidator,
     Field,
     PositiveFloat,
@@ -28,7 +29,7 @@ from rnn.config import (
 from studies.cell_record import CellRecord
 from studies.errors import StudyFormatError
 from studies.grid import Grid
-from studies.hypotheses import Hypothesis, check_hypotheses
+from studies.hypotheses import Hypothesis, check_hypotheses, list_options
 from studies.space import (
     CELL,
     GATED_CELL,
@@ -39,8 +40,16 @@ from studies.space import (
 )
 from studies.storage.leases import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
 from studies.strict_model import StrictModel, unit
+from studies.task_record import TEXT, UNITLESS_LOSSES, TaskRecord, TaskSettings
 from studies.text import expect_one_of, shorten
-from studies.training import TRAINING_PARAMS, TrainingSettings, uses_setting
+from studies.training import (
+    TRAINING_PARAMS,
+    WINDOW_PARAMS,
+    TrainingSettings,
+    check_updates,
+    check_window,
+    uses_setting,
+)
 
 PrecisionSetting = Literal["auto", TrainingPrecision]
 """Precision of a study; ``auto`` becomes ``bf16`` or ``fp32`` when the study is created."""
@@ -54,9 +63,9 @@ class EvaluationSettings(StrictModel):
 
     windows: PositiveInt = 256
     """Maximum number of evaluation windows, evenly spaced over the split, the same for every
-    network."""
+    network; in tasks other than text, number of held-out sequences, unless these are fixed."""
     window_length: Annotated[int, Field(ge=2), unit("token")] = 1000
-    """Tokens of a window."""
+    """Tokens of a window of text."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Final fraction of the steps over which the weights are averaged before they are evaluated and
     saved; 0 for the last weights."""
@@ -120,7 +129,7 @@ class Refinement(StrictModel):
     the last of these."""
     margin: Annotated[float, Field(gt=0, allow_inf_nan=False), unit("bit/byte or nat/token")] = 0.02
     """Of replicates: the largest difference to the best that makes no difference, in the unit by
-    which they are ranked."""
+    which they are ranked; without a default where the loss of a task has no unit."""
     looks: list[Annotated[int, Field(ge=2, le=1000)]] = []
     """Of replicates: numbers of runs at which they are compared until they are decided, as in
     `[3, 5, 10, 20]`; an empty list stands for these numbers with `--until-decided`, and for one
@@ -162,6 +171,9 @@ class Refinement(StrictModel):
         ]
 
 
+_Threshold = Annotated[float, Field(allow_inf_nan=False)]
+
+
 def _list_tables(raw: Any) -> Any:
     """Return the tables of a union: one ``[space]``, or each ``[[space]]``."""
     if isinstance(raw, list | tuple):
@@ -169,24 +181,37 @@ def _list_tables(raw: Any) -> Any:
     return (raw,)
 
 
+_MARGIN_HINT = (
+    "expected the largest difference that counts as none, because the loss of the task has no unit"
+)
+
+
+def _states_margin(raw: Any) -> bool:
+    """Return whether a hypothesis or a refinement is given with a margin."""
+    given = raw.model_fields_set if isinstance(raw, BaseModel) else raw
+    return isinstance(given, Collection) and "margin" in given
+
+
 class StudyConfig(StrictModel):
     """A study: a grid to search (``space``) or trials derived from another (``refinement``).
 
-    ``cells`` holds the users' cells that the grid, or a source study, names. The program fills it.
+    ``cells`` holds the users' cells that the grid, or a source study, names, and ``task_record``
+    the task, unless it is a text. The program fills them.
     """
 
     question: str = ""
     """What the study asks; shown in the report."""
-    report_threshold: Annotated[PositiveFloat | None, unit("nat/token")] = None
-    """The report counts which pairs a change brings below this loss."""
+    report_threshold: Annotated[_Threshold | None, unit("unit of the loss")] = None
+    """The report counts which pairs a change brings below this loss; of text above 0."""
     corpus: str = "stdlib"
-    """Text: `stdlib` (the source code of Python's library), `enwik8`, `recall:D` (see
+    """Of the task `text`: `stdlib` (the source code of Python's library), `enwik8`, `recall:D` (see
     [Recall](#recall)), or a path, relative to the study file; each worker reads it into memory."""
+    task: TaskSettings = TaskSettings()
     tokenizer: str = "bytes"
     """`bytes`, or `bpe:N`: at most N tokens, 257 to 65,536, bytes and byte pairs, learned from the
     training split."""
     objective: Literal["validation", "training", "training-mean"] = "validation"
-    """A trial's value. `validation`: the loss on held-out text, which ranks single runs best;
+    """A trial's value. `validation`: the loss on held-out data, which ranks single runs best;
     `training`: the minimum of the smoothed training loss; `training-mean`: its mean over the last
     quarter of the steps."""
     eval_split: Literal["validation", "test"] = "validation"
@@ -204,7 +229,7 @@ class StudyConfig(StrictModel):
     """Precision of matrix products; resolved when the study is created. `auto`: `bf16` where the
     processor or GPU multiplies it in hardware, else `fp32`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the weights and of the order of the text."""
+    """Seed of the weights and of the order of the data."""
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     pruning: PruningSettings = PruningSettings()
@@ -217,13 +242,16 @@ class StudyConfig(StrictModel):
     """[Claims](#hypotheses) to test, as tables `[[hypothesis]]`, after the other keys of the
     file."""
     cells: dict[str, CellRecord] = {}
+    task_record: TaskRecord | None = None
     space: Annotated[tuple[Space, ...], BeforeValidator(_list_tables)] | None = None
     refinement: Refinement | None = None
 
     @property
     def grid(self) -> Grid | None:
         """The grid of the tables ``[space]``."""
-        return None if self.space is None else Grid(self.space, self.training, self.cells)
+        if self.space is None:
+            return None
+        return Grid(self.space, self.training, self.cells, self.task_record)
 
     def varies(self, setting: str) -> bool:
         """Return whether a training setting has several values in the grid; True without one."""
@@ -246,8 +274,82 @@ class StudyConfig(StrictModel):
 
     @property
     def token_name(self) -> str:
-        """Name of one token: ``byte`` or ``token``."""
-        return TOKEN_NAMES[self.tokenizer.partition(":")[0]]
+        """Name of one token: ``byte`` or ``token``; ``step`` in tasks other than text."""
+        return "step" if self.task_record else TOKEN_NAMES[self.tokenizer.partition(":")[0]]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether networks learn the next token of a text."""
+        return self.task_record is None
+
+    @property
+    def loss_name(self) -> str:
+        """Name of the loss that a trial's value is, as in "validation loss"."""
+        return "loss" if self.task_record is None else self.task_record.loss_name
+
+    @property
+    def loss_unit(self) -> str:
+        """Unit of a trial's value; "" for one without a unit."""
+        return "nat/token" if self.task_record is None else self.task_record.loss_unit
+
+    @model_validator(mode="after")
+    def _check_task(self) -> "StudyConfig":
+        if self.task.source == TEXT and self.task_record is None:
+            return self
+        if self.task_record is None or self.task.source == TEXT:
+            raise ValueError(f"has the task {self.task.source!r}, which is not loaded")
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        varied = [table.training.sequence_length for table in self.space or ()]
+        hint = "the task decides its length: set its options in [task] or [space.task]"
+        for key, is_default, reason in (
+            ("corpus", self.corpus == defaults["corpus"], "the task has its own data"),
+            ("tokenizer", self.tokenizer == defaults["tokenizer"], "the task has no text"),
+            (
+                "training.sequence_length",
+                self.training.sequence_length == TrainingSettings().sequence_length,
+                hint,
+            ),
+            ("space.training.sequence_length", not any(varied), hint),
+            (
+                "evaluation.window_length",
+                self.evaluation.window_length == EvaluationSettings().window_length,
+                hint,
+            ),
+        ):
+            if not is_default:
+                raise ValueError(
+                    f"has {key} and the task {self.task_record.name}: expected no {key}, because "
+                    f"{reason}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_threshold(self) -> "StudyConfig":
+        threshold = self.report_threshold
+        if self.is_text and threshold is not None and threshold <= 0:
+            raise ValueError(
+                f"report_threshold is {threshold}: expected a number above 0, because no loss of a "
+                "text is lower"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _require_margins(cls, raw: Any) -> Any:
+        """Require margins where the task's loss has no unit, so that no default suits it."""
+        record = raw.get("task_record") if isinstance(raw, Mapping) else None
+        loss = record.loss if isinstance(record, TaskRecord) else (record or {}).get("loss")
+        if loss not in UNITLESS_LOSSES:
+            return raw
+        for number, hypothesis in enumerate(raw.get("hypothesis") or (), 1):
+            if not _states_margin(hypothesis):
+                raise ValueError(f"hypothesis {number} has no margin: {_MARGIN_HINT}")
+        refinement = raw.get("refinement")
+        given = dict(refinement) if refinement else {}
+        is_replicated = given.get("replicates", 1) != 1 or given.get("looks")
+        if is_replicated and not _states_margin(refinement):
+            raise ValueError(f"refinement has no margin: {_MARGIN_HINT}")
+        return raw
 
     @model_validator(mode="after")
     def _check_test_split(self) -> "StudyConfig":
@@ -307,7 +409,7 @@ class StudyConfig(StrictModel):
         names = [CELL, *self._list_params()]
         # Trials of a derived study have one value of each nuisance parameter, which may vary.
         nuisance = [] if self.grid is None else self.nuisance
-        check_hypotheses(self.hypothesis, names, self.cells, nuisance)
+        check_hypotheses(self.hypothesis, names, self.cells, nuisance, self.task_record)
         return self
 
     @model_validator(mode="after")
@@ -315,9 +417,7 @@ class StudyConfig(StrictModel):
         for variant in self.refinement.variants if self.refinement else ():
             self._check_params("refinement.variants: a variant", variant)
             for name, value in variant.items():
-                options = [
-                    cell.options[name] for cell in self.cells.values() if name in cell.options
-                ]
+                options = list_options(name, self.cells, self.task_record)
                 if options and not any(option.fits(value) for option in options):
                     raise ValueError(
                         f"refinement.variants: a variant has {name} = {shorten(repr(value))}: "
@@ -333,25 +433,49 @@ class StudyConfig(StrictModel):
 
     def _list_params(self) -> list[str]:
         """List the parameters that a derived trial can have."""
-        options = (name for cell in self.cells.values() for name in cell.options)
+        options = [name for cell in self.cells.values() for name in cell.options]
+        options += self.task_record.options if self.task_record else ()
         return list(dict.fromkeys((*GATED_PARAMS, *options, *TRAINING_PARAMS)))
 
     @model_validator(mode="after")
-    def _check_warmup(self) -> "StudyConfig":
-        tables = [space.training.warmup_steps or [] for space in self.space or ()]
-        variants = self.refinement.variants if self.refinement is not None else ()
-        tables.append([int(each.get("warmup_steps", 0)) for each in variants])
-        longest = max(chain([self.training.warmup_steps], *tables))
-        if longest > self.training.steps:
-            raise ValueError(
-                f"training.warmup_steps is {longest} and training.steps "
-                f"{self.training.steps}: expected warmup_steps of at most steps"
-            )
+    def _check_updates(self) -> "StudyConfig":
+        """Check the trials of a grid; of a derived study, what the file alone decides."""
+        if self.grid is not None:
+            if self.is_text:
+                self.check_updates((each, None) for each in self.grid.project(WINDOW_PARAMS))
+            return self
+        for variant in self.refinement.variants if self.refinement else ():
+            warmup_steps = int(variant.get("warmup_steps", self.training.warmup_steps))
+            if warmup_steps > self.training.steps:
+                raise ValueError(
+                    f"training.warmup_steps is {warmup_steps} and training.steps "
+                    f"{self.training.steps}: expected warmup_steps of at most steps"
+                )
+            if {"bptt_steps", "update_every"} <= variant.keys():
+                check_window(training_settings(variant, self))
         return self
+
+    def check_updates(self, trials: Iterable[tuple[Mapping[str, Any], int | None]]) -> None:
+        """Check the updates of trials, as :func:`studies.training.check_updates` does.
+
+        Args:
+            trials: parameters of each trial, and the number of steps of its sequences; None for
+                text.
+        """
+        settings = [(training_settings(params, self), length) for params, length in trials]
+        check_updates(
+            [(each, length or each.sequence_length - 1) for each, length in settings], self.is_text
+        )
 
     @model_validator(mode="after")
     def _check_options(self) -> "StudyConfig":
+        task_options = self.task_record.options if self.task_record else {}
         for name, cell in self.cells.items():
+            for option in cell.options.keys() & task_options.keys():
+                raise ValueError(
+                    f"option {option} of cell {name} has the name of an option of the task: rename "
+                    "one of them"
+                )
             for option in cell.options.keys() & {*TRAINING_PARAMS}:  # those that came later
                 raise ValueError(
                     f"option {option} of cell {name} has the name of a training setting: rename it "
@@ -395,15 +519,19 @@ def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConf
             "the storage from a backup, or choose another study"
         ) from error
     training = training_settings(params, config)
+    window, update_every = training.gradient_window
+    options = config.task_record.options if config.task_record else ()
     varied = tuple(
         (name, params[name]) for name in TRAINING_PARAMS if name in params and config.varies(name)
     )
     return TrialConfig(
         architecture,
         params.get(REPLICATE, 0),
-        training.bptt_steps,
+        window,
         training.optimizer_config,
         varied,
+        update_every,
+        tuple((name, params[name]) for name in options if name in params),
     )
 
 

@@ -11,7 +11,11 @@ from studies.cell_record import CellRecord
 from studies.config import OutageSettings, StudyConfig
 from studies.errors import ConfigError
 from studies.space import CELL, GATED_CELL, SWITCHES, Space, explain_key
+from studies.task_record import TEXT, TaskRecord
 from studies.text import expect_one_of, shorten
+
+_FILLED = ("cells", "task_record")
+"""Keys of a stored config that the program fills."""
 
 _Place = tuple[str, str]
 """Where a mistake is: table and dotted key."""
@@ -31,6 +35,7 @@ class ConfigFile(BaseModel):
         is_stored: whether the source is a stored study, which states every setting.
         folder: folder of the file; None for a stored study.
         cells: records of the users' cells that the settings, or the original ones, name.
+        task: record of the task; None for a text, and before it is loaded.
         left_out: what :meth:`with_cells` has left out, for the user; "" for nothing.
     """
 
@@ -44,6 +49,7 @@ class ConfigFile(BaseModel):
     is_stored: bool = False
     folder: Path | None = None
     cells: dict[str, CellRecord] = {}
+    task: TaskRecord | None = None
     left_out: str = ""
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "ConfigFile":
@@ -178,9 +184,10 @@ class ConfigFile(BaseModel):
 
     def _validate(self, settings: Mapping[str, Any], stated: Mapping[str, Any]) -> StudyConfig:
         """Validate settings; those without overrides tell which mistakes are the source's."""
-        if "cells" in self.settings and not self.is_stored:
-            known = ", ".join(name for name in StudyConfig.model_fields if name != "cells")
-            raise ConfigError(f"{self.origin}: unknown key cells: expected one of {known}")
+        for key in _FILLED if not self.is_stored else ():
+            if key in self.settings:
+                known = ", ".join(self._fields(()))
+                raise ConfigError(f"{self.origin}: unknown key {key}: expected one of {known}")
         try:
             return StudyConfig.model_validate(self._add_records(settings))
         except ValidationError as error:
@@ -201,10 +208,16 @@ class ConfigFile(BaseModel):
         raise ConfigError("; ".join([*lines, *filter(None, [self.left_out])]))
 
     def _add_records(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return settings with the records of the users' cells that they name."""
+        """Return settings with the records of the users' cells and the task that they name."""
         names = map(_cell_name, _list_cells(settings))
         records = {name: self.cells[name] for name in names if name in self.cells}
-        return {**settings, "cells": {**settings.get("cells", {}), **records}}
+        task = settings.get("task")
+        source = task.get("source", TEXT) if isinstance(task, Mapping) else TEXT
+        return {
+            **settings,
+            "cells": {**settings.get("cells", {}), **records},
+            "task_record": (None if source == TEXT else self.task or settings.get("task_record")),
+        }
 
     def _group_mistakes(self, error: ValidationError) -> dict[_Place, list[ErrorDetails]]:
         """Group errors by table and key: pydantic has one for each alternative of a union."""
@@ -259,7 +272,7 @@ class ConfigFile(BaseModel):
             if isinstance(part, int):  # one of several tables
                 continue
             model = _find_model(model.model_fields[part].annotation)
-        names = [name for name in model.model_fields if name != "cells"]
+        names = [name for name in model.model_fields if name not in _FILLED]
         if model is Space:
             cells = map(_cell_name, _list_cells(self.settings))
             names += [name for name in self._list_options(cells) if name not in names]

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from rnn.config import OPTIMIZERS, ParamValue
 from studies.cell_record import CellOption, CellRecord, cell_name
 from studies.space import (
+    BPTT_STEPS,
     BUILT_IN_CELLS,
     CELL,
     GATED_CELL,
@@ -18,8 +19,15 @@ from studies.space import (
     explain_key,
     param_order,
 )
+from studies.task_record import TaskRecord
 from studies.text import expect_one_of
-from studies.training import TRAINING_PARAMS, TrainingSettings, uses_setting
+from studies.training import (
+    SEQUENCE,
+    TRAINING_PARAMS,
+    UPDATE_EVERY,
+    TrainingSettings,
+    uses_setting,
+)
 
 MAX_COMBINATIONS = 1_000_000
 """Maximum number of combinations of a grid, including excluded ones."""
@@ -29,17 +37,20 @@ class Grid:
     """The combinations of all tables ``[space]`` of a study, each once.
 
     A combination lacks the parameters that do not apply to it: switches belong to the gated cell,
-    options to the users' cells that have them, some training settings to some optimizers. Where
-    there are several tables, a parameter that one of them varies has the study's value, or the
-    default, in the others.
+    options to the users' cells that have them, some training settings to some optimizers, and
+    ``update_every`` to gradients that do not go back to the start of a sequence. Where there are
+    several tables, a parameter that one of them varies has the study's value, or the default, in
+    the others.
 
     Args:
         spaces: the tables.
         training: training settings of the study.
         cells: users' cells by name.
+        task: record of the task; None for a text.
 
     Raises:
-        ValueError: if the tables contradict each other, the training settings or the cells.
+        ValueError: if the tables contradict each other, the training settings, the cells or the
+            task.
     """
 
     def __init__(
@@ -47,15 +58,17 @@ class Grid:
         spaces: Sequence[Space],
         training: TrainingSettings,
         cells: Mapping[str, CellRecord],
+        task: TaskRecord | None = None,
     ) -> None:
         self._spaces = spaces
         self._training = training
         self._cells = cells
+        self._task = task
         self._has_cell = any(space.cell is not None for space in spaces)
         self._varied = {
             name
             for space in spaces
-            for name in (*TRAINING_PARAMS, *space.options)
+            for name in (*TRAINING_PARAMS, *space.options, *space.task)
             if space.values(name) is not None
         }
         if not spaces:
@@ -63,6 +76,7 @@ class Grid:
         for table, space in self._tables():
             self._check_cells(table, space)
             self._check_options(table, space)
+            self._check_task(table, space)
             self._check_optimizer(table, space)
         self._check_training()
         self._check_types()
@@ -108,6 +122,20 @@ class Grid:
                     seen.add(key)
                     yield params
 
+    def project(self, names: Collection[str]) -> list[Params]:
+        """List the combinations of some parameters that occur, each once.
+
+        Like :meth:`find_constant`, it takes no longer for a large grid than for a small one.
+        """
+        values = self._representatives(())
+        values |= {name: set(each) for name, each in self.search_space.items() if name in names}
+        found: dict[frozenset[tuple[str, ParamValue]], Params] = {}
+        for space in self._spaces:
+            for params in self._space_combinations(space, values):
+                chosen = {name: value for name, value in params.items() if name in names}
+                found.setdefault(frozenset(chosen.items()), chosen)
+        return list(found.values())
+
     def find_constant(self, names: Collection[str]) -> list[str]:
         """List those of some parameters that have one value wherever all other parameters agree.
 
@@ -146,8 +174,9 @@ class Grid:
         for parameter, values in self.search_space.items():
             seen: dict[tuple[object, ...], int] = {}
             for value in values:
-                # An optimizer decides which parameters there are.
-                is_unique = parameter == "optimizer" or (parameter, value) in named
+                # An optimizer and "sequence" decide which parameters there are.
+                is_unique = parameter == "optimizer" or value == SEQUENCE
+                is_unique |= (parameter, value) in named
                 where = (value in block.get(parameter, ()) for block in blocks)
                 kind = ((value,) if is_unique else None, *where)
                 seen[kind] = seen.get(kind, 0) + 1
@@ -168,11 +197,12 @@ class Grid:
                 }
             for combination in itertools.product(*values.values()):
                 params = dict(zip(values, combination, strict=True))
-                optimizer = params.get("optimizer", self._training.optimizer)
+                optimizer = str(params.get("optimizer", self._training.optimizer))
+                window = params.get(BPTT_STEPS, self._training.bptt_steps)
                 params = {
                     name: value
                     for name, value in params.items()
-                    if uses_setting(str(optimizer), name)
+                    if uses_setting(optimizer, name, window)
                 }
                 if not any(exclusion.items() <= params.items() for exclusion in space.exclude):
                     yield params
@@ -190,6 +220,11 @@ class Grid:
         for name, option in self._own_options(cell).items():
             given = space.values(name)
             values[name] = [option.default] if given is None else list(map(option.convert, given))
+        if self._task is not None:
+            for name, option in self._task.options.items():
+                if name in self._varied:
+                    given = space.task.get(name, [self._task.value(name)])
+                    values[name] = list(map(option.convert, given))
         values |= {"layers": space.layers, "state_size": space.state_size}
         for name in TRAINING_PARAMS:
             if name in self._varied:
@@ -219,6 +254,8 @@ class Grid:
             if not known:
                 if name in TRAINING_PARAMS:
                     raise ValueError(f"{table} has {name}: expected it in [space.training]")
+                if self._task and name in self._task.options:
+                    raise ValueError(f"{table} has {name}: expected it in [space.task]")
                 options = [option for cell in own for option in cell.options]
                 expected = explain_key(name, dict.fromkeys([*Space.model_fields, *options]))
                 raise ValueError(f"{table} has the unknown key {name}: {expected}")
@@ -228,6 +265,20 @@ class Grid:
                 cell.options[name].check(subject, values)
                 if len(set(map(cell.options[name].convert, values))) < len(values):
                     raise ValueError(f"{subject} = {values}: expected distinct values")
+
+    def _check_task(self, table: str, space: Space) -> None:
+        for name, values in space.task.items():
+            if self._task is None or name not in self._task.options:
+                task = self._task.name if self._task else "text"
+                known = self._task.options if self._task else ()
+                expected = expect_one_of(known, name) if known else "it has none"
+                raise ValueError(
+                    f"{table} has the option task.{name} of the task {task}: {expected}"
+                )
+            option = self._task.options[name]
+            option.check(f"{table}: task {self._task.name} has {name}", values)
+            if len(set(map(option.convert, values))) < len(values):
+                raise ValueError(f"{table} has task.{name} = {values}: expected distinct values")
 
     def _check_types(self) -> None:
         """Require one type of an option's values in all cells: equal values are one choice."""
@@ -245,19 +296,24 @@ class Grid:
     def _optimizers(self, space: Space) -> list[str]:
         return [str(name) for name in space.values("optimizer") or [self._training.optimizer]]
 
+    def _windows(self, space: Space) -> Sequence[ParamValue]:
+        return space.values(BPTT_STEPS) or [self._training.bptt_steps]
+
     def _check_optimizer(self, table: str, space: Space) -> None:
         for name in TRAINING_PARAMS:
             if space.values(name) is not None:
-                _require_use(f"{table} has training.{name}", name, self._optimizers(space))
+                subject = f"{table} has training.{name}"
+                _require_use(subject, name, self._optimizers(space), self._windows(space))
 
     def _check_training(self) -> None:
         optimizers = dict.fromkeys(
             name for space in self._spaces for name in self._optimizers(space)
         )
+        windows = [window for space in self._spaces for window in self._windows(space)]
         for name in TRAINING_PARAMS:
             value = getattr(self._training, name)
             if value != TrainingSettings.model_fields[name].default:
-                _require_use(f"training.{name} is {value}", name, list(optimizers))
+                _require_use(f"training.{name} is {value}", name, list(optimizers), windows)
 
     def _check_size(self) -> None:
         size = sum(
@@ -294,10 +350,17 @@ class Grid:
             )
 
 
-def _require_use(subject: str, setting: str, optimizers: Sequence[str]) -> None:
-    """Require that one of some optimizers uses a training setting."""
-    if any(uses_setting(optimizer, setting) for optimizer in optimizers):
+def _require_use(
+    subject: str, setting: str, optimizers: Sequence[str], windows: Sequence[ParamValue]
+) -> None:
+    """Require that a training setting is used with some optimizers and values of ``bptt_steps``."""
+    if any(uses_setting(*each) for each in itertools.product(optimizers, [setting], windows)):
         return
+    if setting == UPDATE_EVERY:
+        raise ValueError(
+            f'{subject}, which bptt_steps = "{SEQUENCE}" does not use: expected a number of '
+            f"bptt_steps, or no {setting}"
+        )
     using = [optimizer for optimizer in OPTIMIZERS if uses_setting(optimizer, setting)]
     verb = "does" if len(optimizers) == 1 else "do"
     raise ValueError(

@@ -20,6 +20,7 @@ from rnn.config import ParamValue
 from studies.cell_record import CellOption, CellRecord
 from studies.space import BUILT_IN_CELLS, CELL, TEXT_PARAMS, convert_value
 from studies.strict_model import StrictModel, unit
+from studies.task_record import TaskRecord
 from studies.text import expect_one_of, shorten
 
 DEFAULT_MARGIN = 0.02
@@ -114,7 +115,8 @@ class Hypothesis(StrictModel):
     region: Region = Field(default_factory=dict)
     """Parameter values, or lists of them, that both trials of a pair must have."""
     margin: Annotated[Annotated[float, Field(ge=0)] | None, unit("nat/token")] = None
-    """Difference that counts as none; 0.02 if it is not given."""
+    """Difference that counts as none; 0.02 if it is not given, which it must be where the loss of
+    a task has no unit."""
 
     @model_validator(mode="after")
     def _check_test(self) -> Self:
@@ -186,6 +188,7 @@ def check_hypotheses(
     parameters: Sequence[str],
     cells: Mapping[str, CellRecord],
     nuisance: Sequence[str],
+    task: TaskRecord | None = None,
 ) -> None:
     """Check that hypotheses name parameters and values that a study can have.
 
@@ -196,6 +199,7 @@ def check_hypotheses(
         parameters: all parameters that a trial of the study can have.
         cells: users' cells of the study, by name.
         nuisance: parameters over which architectures are judged, which no hypothesis can name.
+        task: record of the task; None for a text.
 
     Raises:
         ValueError: if one of them does not, or occurs twice.
@@ -209,33 +213,37 @@ def check_hypotheses(
                     f"hypothesis {number} names {name!r}{is_nuisance}: "
                     f"{expect_one_of(judged, name)}"
                 )
-        if mistake := next(_find_mistakes(hypothesis, cells), ""):
+        if mistake := next(_find_mistakes(hypothesis, cells, task), ""):
             raise ValueError(f"hypothesis {number} has {mistake}")
         first = hypotheses.index(hypothesis) + 1
         if first < number:
             raise ValueError(f"hypothesis {number} repeats hypothesis {first}: expected each once")
 
 
-def _find_mistakes(hypothesis: Hypothesis, cells: Mapping[str, CellRecord]) -> Iterator[str]:
+def _find_mistakes(
+    hypothesis: Hypothesis, cells: Mapping[str, CellRecord], task: TaskRecord | None
+) -> Iterator[str]:
     """Yield what is wrong with the values that a hypothesis gives to known parameters."""
     for name, value in hypothesis.settings:
-        if expected := _explain_value(name, value, cells):
+        if expected := _explain_value(name, value, cells, task):
             yield f"{name} = {shorten(repr(value))}: {expected}"
     for name in hypothesis.larger_than.switches if hypothesis.larger_than else ():
-        if any(_explain_value(name, value, cells) for value in (False, True)):
+        if any(_explain_value(name, value, cells, task) for value in (False, True)):
             yield f"larger_than.switches with {name!r}: expected switches, which are on or off"
     name = hypothesis.consecutive or ""
-    is_text = any(option.type == "str" for option in _list_options(name, cells))
+    is_text = any(option.type == "str" for option in list_options(name, cells, task))
     if is_text or name in TEXT_PARAMS:
         yield f"consecutive = {name!r}: expected a parameter whose values have an order"
 
 
-def _explain_value(name: str, value: ParamValue, cells: Mapping[str, CellRecord]) -> str:
+def _explain_value(
+    name: str, value: ParamValue, cells: Mapping[str, CellRecord], task: TaskRecord | None
+) -> str:
     """Return what a parameter is expected to be if it can never have a value; "" if it can."""
     if name == CELL:
         known = [*BUILT_IN_CELLS, *cells]
         return "" if value in known else f"expected one of {', '.join(known)}"
-    if options := _list_options(name, cells):
+    if options := list_options(name, cells, task):
         fits = any(option.fits(value) for option in options)
         return "" if fits else f"expected {options[0].description}"
     try:
@@ -255,5 +263,9 @@ def _convert(parameter: str, value: ParamValue) -> ParamValue:
     return value
 
 
-def _list_options(name: str, cells: Mapping[str, CellRecord]) -> list[CellOption]:
-    return [cell.options[name] for cell in cells.values() if name in cell.options]
+def list_options(
+    name: str, cells: Mapping[str, CellRecord], task: TaskRecord | None
+) -> list[CellOption]:
+    """List the options of a name that users' cells and the task of a study have."""
+    records: list[CellRecord | TaskRecord] = [*cells.values(), *([task] if task else [])]
+    return [record.options[name] for record in records if name in record.options]

@@ -19,7 +19,13 @@ from rnn.config import (
 from studies.cell_record import cell_name
 from studies.strict_model import StrictModel
 from studies.text import expect_one_of
-from studies.training import TRAINING_PARAMS, TrainingSettings, TrainingSpace, check_values
+from studies.training import (
+    TRAINING_PARAMS,
+    UPDATE_EVERY,
+    TrainingSettings,
+    TrainingSpace,
+    check_values,
+)
 
 Params = dict[str, ParamValue]
 """One value for each parameter that a trial has."""
@@ -47,13 +53,15 @@ SWITCHES = tuple(name for name in GATED_PARAMS if name not in BASELINE_PARAMS)
 """Parameters that only gated networks have."""
 
 BPTT_STEPS = "bptt_steps"
-"""Parameter: number of steps that a gradient goes back, in studies that vary it."""
+"""Parameter: number of steps that a gradient goes back, or ``"sequence"``, in studies that vary
+it."""
 
 REPLICATE = "replicate"
 """Parameter: number of the replicate, in studies that have replicates."""
 
 BUILT_IN_PARAMS = (CELL, *SWITCHES, "layers", "state_size", *TRAINING_PARAMS, REPLICATE)
-"""All parameters in the order in which they are listed, but for the options of users' cells."""
+"""All parameters in the order in which they are listed, but for the options of users' cells and of
+the task."""
 
 _EXAMPLES = {
     CELL: GATED_CELL,
@@ -63,7 +71,7 @@ _EXAMPLES = {
 TEXT_PARAMS = frozenset(name for name, value in _EXAMPLES.items() if isinstance(value, str))
 """Parameters whose values are texts, which have no order."""
 
-COST_PARAMS = (*BASELINE_PARAMS, "batch_size", "sequence_length", BPTT_STEPS)
+COST_PARAMS = (*BASELINE_PARAMS, "batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
 """Parameters that determine most of the cost of a training step."""
 
 
@@ -118,6 +126,8 @@ class Space(_SwitchValues):
     """[Cells](#cells): built-in ones, and your own as `FILE.py:Class`; without it, the gated
     cell."""
     training: TrainingSpace = TrainingSpace()
+    task: dict[str, list[ParamValue]] = {}
+    """Options of the [task](#task) that vary; only the training's data may depend on them."""
     exclude: list[dict[str, ParamValue]] = []
     """Combinations of values that are no trials, as in
     `[{ state_size = 32, residual = false }]`."""
@@ -152,11 +162,13 @@ class Space(_SwitchValues):
 
     @model_validator(mode="after")
     def _check_options(self) -> "Space":
-        for name, values in self.__pydantic_extra__.items():
-            try:
-                check_values(values)
-            except ValueError as error:
-                raise ValueError(f"{name} is {values}: {error}") from error
+        tables = {"": self.__pydantic_extra__, "task.": self.task}
+        for table, options in tables.items():
+            for name, values in options.items():
+                try:
+                    check_values(values)
+                except ValueError as error:
+                    raise ValueError(f"{table}{name} is {values}: {error}") from error
         return self
 
     @property
@@ -181,6 +193,8 @@ class Space(_SwitchValues):
             return None if self.cell is None else self.cell_names
         if parameter in TRAINING_PARAMS:
             return getattr(self.training, parameter)  # type: ignore[no-any-return]
+        if parameter in self.task:
+            return self.task[parameter]
         if parameter in self.__pydantic_extra__:
             return self.__pydantic_extra__[parameter]
         return getattr(self, parameter) if parameter in GATED_PARAMS else None
@@ -230,7 +244,8 @@ def complete_params(params: Mapping[str, Any]) -> dict[str, Any]:
 def param_order(names: Iterable[str]) -> list[str]:
     """Return names of parameters in the order in which they are listed.
 
-    Options of users' cells stand between the switches and ``layers``, in the given order.
+    Options of users' cells and of the task stand between the switches and ``layers``, in the given
+    order.
     """
     given = list(dict.fromkeys(names))
     options = [name for name in given if name not in BUILT_IN_PARAMS]
@@ -261,7 +276,9 @@ def contains_exact(values: Sequence[ParamValue], value: ParamValue) -> bool:
 
 
 def _sort_key(value: ParamValue) -> tuple[int, ParamValue]:
-    return (0, STATE_SOURCES.index(value)) if value in STATE_SOURCES else (1, value)
+    if isinstance(value, str):  # the longest window of a gradient comes after all numbers
+        return (0, STATE_SOURCES.index(value)) if value in STATE_SOURCES else (2, value)
+    return 1, value
 
 
 def _default(parameter: str) -> Any:

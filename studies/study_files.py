@@ -197,7 +197,7 @@ class StudyStores:
 
 def _kind(name: str) -> ArtifactKind | None:
     """Return the kind of a file in a study's folder, which all kinds may share."""
-    if name.startswith("cell-") and name.endswith(".py"):
+    if name.startswith(("cell-", "task-")) and name.endswith(".py"):
         return "cells"
     if not name.startswith("trial-") or name.endswith(".part"):
         return None

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from studies.attributes import SCHEMA_VERSION, ImportedRecord, StudyRecord
-from studies.best import BestReader
+from studies.best import Best, BestReader
 from studies.errors import StudiesError
 from studies.loader import read_record
 from studies.storage.active_workers import ActiveWorker, read_active_workers
@@ -39,6 +39,7 @@ class ListedStudy:
         best: value of its best trial, of replicates the mean of the best architecture
             (:mod:`studies.best`); None before the first complete trial.
         best_unit: unit of that; "" for none.
+        best_text: both for a line of text; "" before the first complete trial.
         workers: workers that hold its trials.
         started: time at which its first trial was started, UTC, by the worker's clock.
         changed: time at which a trial was last started or finished.
@@ -51,6 +52,7 @@ class ListedStudy:
     counts: TrialCounts = field(default_factory=TrialCounts)
     best: float | None = None
     best_unit: str = ""
+    best_text: str = ""
     workers: tuple[ActiveWorker, ...] = ()
     started: datetime | None = None
     changed: datetime | None = None
@@ -120,6 +122,7 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
         counts,
         best.value if best else None,
         best.unit if best else "",
+        _format_best(best) if best else "",
         workers,
         started,
         changed,
@@ -139,6 +142,12 @@ def _read_times(connection: Connection, study_id: int) -> tuple[datetime | None,
         except ValueError:  # of a damaged trial
             times.append(None)
     return times[0], max((each for each in times[1:] if each is not None), default=None)
+
+
+def _format_best(best: Best) -> str:
+    """Return the value with its unit, and of a task other than text with its name."""
+    text = best.losses.format(best.value, best.unit)
+    return text if best.losses.is_text else f"{text}, {best.measure}"
 
 
 def _kind(record: StudyRecord | ImportedRecord) -> str:

@@ -1,20 +1,37 @@
 """Training settings of a study, and those of them that a grid can vary."""
 
+import math
+from collections.abc import Collection
 from dataclasses import fields
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from rnn.config import OPTIMIZERS, OptimizerConfig, OptimizerName, ParamValue, Schedule
+from rnn.config import (
+    OPTIMIZERS,
+    WHOLE_SEQUENCE,
+    OptimizerConfig,
+    OptimizerName,
+    ParamValue,
+    Schedule,
+    count_updates,
+)
 from studies.strict_model import StrictModel, unit
 
 MAX_BPTT_STEPS = 10_000
+
+SEQUENCE = "sequence"
+"""As ``bptt_steps``: one update for each sequence, by its whole gradient."""
+
+UPDATE_EVERY = "update_every"
+"""Parameter: number of steps between two updates, in studies that vary it."""
 
 _SequenceLength = Annotated[int, Field(ge=2)]
 _NonNegative = Annotated[float, Field(ge=0)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 _WarmupSteps = Annotated[int, Field(ge=0)]
-_BPTTSteps = Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)]
+_WindowSteps = Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)]
+_BPTTSteps = _WindowSteps | Literal["sequence"]
 
 
 class TrainingSettings(StrictModel):
@@ -24,11 +41,11 @@ class TrainingSettings(StrictModel):
     """
 
     steps: PositiveInt = 10_000
-    """Time steps, each with one update of the weights."""
+    """Time steps; the weights are updated after every `update_every` of them."""
     batch_size: PositiveInt = 256
-    """Streams: texts read in parallel."""
+    """Streams: sequences read in parallel."""
     sequence_length: Annotated[_SequenceLength, unit("token")] = 1000
-    """Tokens that a stream reads from a random start; the states are zero there."""
+    """Tokens of text that a stream reads from a random start; the states are zero there."""
     log_every: PositiveInt = 50
     """Steps between two log points."""
     optimizer: OptimizerName = "adam"
@@ -50,12 +67,17 @@ class TrainingSettings(StrictModel):
     """What the learning rate does after its warm-up: it stays, or falls to 0 by the end of the
     training, along half a cosine or a line."""
     warmup_steps: _WarmupSteps = 0
-    """Steps over which the learning rate rises from 0, along a line."""
+    """Updates over which the learning rate rises from 0, along a line."""
     smoothing: _Decay = 0.95
-    """Weight of the past in the smoothed training loss, which starts at 3 nats per token; that
-    start has a share of 0.95ⁿ after n steps: 8% after 50, 0.6% after 100."""
+    """Weight of the past in the smoothed training loss, for each step with a target. Of text it
+    starts at 3 nats per token, which has a share of 0.95ⁿ after n steps: 8% after 50, 0.6% after
+    100; of other tasks at the first loss."""
     bptt_steps: _BPTTSteps = 1
-    """Steps that a gradient goes back."""
+    """Steps that a gradient goes back; `"sequence"`: all of a sequence, with one update at its
+    end."""
+    update_every: _WindowSteps = 1
+    """Steps between two updates, each by the gradient of the mean of their losses; at most
+    `bptt_steps`, unless that is 1. See [Updates](#updates)."""
 
     @model_validator(mode="after")
     def _check_log_points(self) -> "TrainingSettings":
@@ -71,6 +93,13 @@ class TrainingSettings(StrictModel):
     def optimizer_config(self) -> OptimizerConfig:
         """The settings of the optimizer."""
         return OptimizerConfig(*(getattr(self, name) for name in OPTIMIZER_PARAMS))
+
+    @property
+    def gradient_window(self) -> tuple[int, int]:
+        """W and U, as :class:`rnn.config.TrialConfig` has them."""
+        if isinstance(self.bptt_steps, str):
+            return WHOLE_SEQUENCE, WHOLE_SEQUENCE
+        return self.bptt_steps, self.update_every
 
 
 class TrainingSpace(StrictModel):
@@ -89,6 +118,7 @@ class TrainingSpace(StrictModel):
     warmup_steps: list[_WarmupSteps] | None = None
     smoothing: list[_Decay] | None = None
     bptt_steps: list[_BPTTSteps] | None = None
+    update_every: list[_WindowSteps] | None = None
 
     @field_validator("*")
     @classmethod
@@ -122,6 +152,84 @@ _SPECIFIC = {name for traits in OPTIMIZERS.values() for name in traits.settings}
 """Training settings that not all optimizers use."""
 
 
-def uses_setting(optimizer: str, name: str) -> bool:
-    """Return whether an optimizer uses a training setting."""
+def uses_setting(optimizer: str, name: str, bptt_steps: ParamValue = 1) -> bool:
+    """Return whether a trial with an optimizer and ``bptt_steps`` uses a training setting."""
+    if name == UPDATE_EVERY:
+        return bptt_steps != SEQUENCE
     return name not in _SPECIFIC or name in OPTIMIZERS[optimizer].settings
+
+
+WINDOW_PARAMS = ("sequence_length", "warmup_steps", "bptt_steps", UPDATE_EVERY)
+"""Training settings that :func:`check_updates` reads and that a grid can vary."""
+
+
+def check_window(settings: TrainingSettings) -> None:
+    """Check that the gradient of an update reaches all of its losses.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    window, every = settings.gradient_window
+    if 1 < window < every:
+        raise ValueError(
+            f"bptt_steps is {window} and update_every {every}: expected update_every of at most "
+            f"bptt_steps, because a gradient that goes back {window} steps does not reach all "
+            f"{every} losses of an update, or bptt_steps = 1, whose gradients cross no step; "
+            f"exclude = [{{ bptt_steps = {window}, update_every = {every} }}] leaves out such "
+            "trials of a grid"
+        )
+
+
+def check_updates(trials: Collection[tuple[TrainingSettings, int]], is_text: bool = False) -> None:
+    """Check that the updates of trials suit each other and the log points.
+
+    Args:
+        trials: training settings of each trial, and T, the number of steps of its sequences.
+        is_text: whether T is ``sequence_length`` less 1.
+
+    Raises:
+        ValueError: if the losses of an update lie further back than its gradient goes, a log point
+            or the end lies between two updates, or a warm-up has more updates than the training.
+    """
+    for settings, _ in trials:
+        check_window(settings)
+    for settings, length in trials:
+        if not _has_updates_at_log_points(settings, length):
+            every = min(settings.gradient_window[1], length)
+            updates = "at the end of each sequence" if every == length else f"every {every} steps"
+            raise ValueError(
+                f"training.steps is {settings.steps} and training.log_every {settings.log_every}: "
+                f"expected multiples of {_suggest_multiple(trials, is_text)}, because the weights "
+                f"are updated {updates}, counted from the start of each sequence of {length} steps"
+            )
+    for settings, length in trials:
+        updates_count = count_updates(settings.steps, length, settings.gradient_window[1])
+        if settings.warmup_steps > updates_count:
+            raise ValueError(
+                f"training.warmup_steps is {settings.warmup_steps} and training.steps "
+                f"{settings.steps}, which have {updates_count} updates: expected warmup_steps of "
+                "at most the updates"
+            )
+
+
+def _suggest_multiple(trials: Collection[tuple[TrainingSettings, int]], is_text: bool) -> str:
+    """Describe numbers of steps after which every trial has an update."""
+    windows = {(min(each.gradient_window[1], length), length) for each, length in trials}
+    least = math.lcm(*(length if length % every else every for every, length in windows))
+    shorter = math.lcm(*(every for every, _ in windows))
+    lengths = {length for _, length in windows}
+    if not is_text or shorter == least or len(lengths) > 1:
+        return str(least)
+    (length,) = lengths
+    suitable = -(-length // shorter) * shorter + 1  # its last token is a target only
+    return f"{least}, or of {shorter} with training.sequence_length = {suitable}"
+
+
+def _has_updates_at_log_points(settings: TrainingSettings, length: int) -> bool:
+    """Return whether a window of updates ends at every log point, and at the last step."""
+    every = min(settings.gradient_window[1], length)
+    # Log points fall on the same steps of the sequences again after so many.
+    period = length // math.gcd(settings.log_every, length)
+    count = min(period, settings.steps // settings.log_every)
+    points = [number * settings.log_every for number in range(1, count + 1)]
+    return all(step % length % every == 0 for step in [*points, settings.steps])

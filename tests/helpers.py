@@ -91,6 +91,7 @@ def create_small_study(storage: LeasedRDBStorage, count: int, name: str = "small
 def study_attributes(config: StudyConfig, sha256: str = "ab", **others: Any) -> dict[str, Any]:
     """The attributes of a study that is stored without a search."""
     corpus = CorpusRecord(name="text", sha256=sha256, length=100, split=(90, 95))
+    corpus = corpus if config.is_text else None
     record = StudyRecord(config=config, corpus=corpus, artifact_folder="made-1", **others)
     return record.attributes()
 

@@ -24,6 +24,7 @@ from docs.generator.reference import PARTS, generate_parts
 from docs.generator.settings import STUDY_TABLES, describe_field
 from rnn_search.console import rnn_search_command
 from search.cells import load_cells
+from search.tasks import load_task
 from studies.attributes import StudyRecord, TrialRecord
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
@@ -37,6 +38,7 @@ HISTORY = {"CHANGELOG.md", "docs/log.md"}
 """Pages that may name files of earlier versions."""
 
 OWN_CELL = "docs/how-to/search-your-own-cell.md"
+OWN_DATA = "docs/how-to/search-on-your-own-data.md"
 
 PYTHON_PAGES = ("README.md", "docs/how-to/use-python.md", "docs/reference/cells.md")
 """Pages whose Python needs no command before it."""
@@ -83,6 +85,7 @@ SEQUENCES = {
         "docs/faq.md",
     ],
     "Imports": ["docs/how-to/import-results.md"],
+    "Tasks": [OWN_DATA, "docs/reference/tasks.md"],
     "PostgreSQL": ["docs/how-to/many-machines.md"],
 }
 """Pages whose commands and Python run one after another, in one storage each."""
@@ -105,6 +108,8 @@ FILES = {
     "tune.csv": ("docs/how-to/import-results.md", "csv", 2),
     "my-cells.toml": (OWN_CELL, "toml", 0),
     "my_cells.py": (OWN_CELL, "python", 0),
+    "weather.toml": (OWN_DATA, "toml", 0),
+    "gestures.toml": (OWN_DATA, "toml", 1),
 }
 """Blocks that a reader writes to a file: the page, the language and the number of each."""
 
@@ -119,6 +124,15 @@ SMALLER = {
     "baselines": (*TINY, "--set=space.layers=[1]", "--set=space.state_size=[8]"),
 }
 """Overrides that make the search of a study small; a derived study inherits most of them."""
+
+ON_TASKS = {
+    "weather.toml": 48,
+    "gestures.toml": 30,
+    "examples/tasks/delayed_echo.toml": 20,
+    "examples/tasks/pulse_order.toml": 30,
+    "examples/tasks/quantiles.toml": 48,
+}
+"""Studies of tasks other than text, and the steps of their sequences."""
 
 
 SUBCOMMANDS = {
@@ -152,6 +166,10 @@ def make_smaller(command: list[str], text: Path) -> list[str]:
             return []
         case ["run" | "refine" as name, *words] if "--status" not in words:
             study = next((word for word in words[:1] if not word.startswith("-")), "")
+            if study in ON_TASKS:
+                return [
+                    f"--set=training.{name}={ON_TASKS[study]}" for name in ("steps", "log_every")
+                ]
             options = [*SMALLER.get(study or ("stage-one" if name == "run" else ""), TINY)]
             for steps in re.findall(r"training\.steps=(\d+)", " ".join(words)):
                 options += [f"--set=training.steps={int(steps) // 250}"]
@@ -252,6 +270,20 @@ def test_every_command_runs(sequence, environment, checkout, text, run, request,
 
 # ------------------------------------------------------------------ the blocks
 
+OWN_TASK = """
+import numpy as np
+
+class Adding:
+    input_size = output_size = 1
+
+    def __init__(self, *, length: int = 50, noise: float = 0.0):
+        self.length = length
+
+    def sample(self, split, rng, count):
+        values = rng.uniform(size=(count, self.length))
+        return {"inputs": values, "targets": values.sum(1)}
+"""
+
 SMALL_SPACE = {"layers": [1, 2], "state_size": [32, 256], "cell": ["gated"]}
 """What a documented part of a study file is completed with."""
 
@@ -263,15 +295,20 @@ def resolve_settings(text: str, folder: Path) -> StudyConfig:
     if "refinement" not in settings and isinstance(space, dict):
         settings["space"] = SMALL_SPACE | space
     file = ConfigFile(name="a", origin="a", settings=settings, folder=folder)
-    return load_cells(file).resolve()
+    file, _ = load_task(load_cells(file), None, lambda: pytest.fail("no study is stored"))
+    return file.resolve()
 
 
 @pytest.fixture
 def cells_folder(tmp_path) -> Path:
-    """Folder with the cells that documented study files name."""
+    """Folder with the cells, the task and the data that documented study files name."""
     shutil.copytree(ROOT / "examples" / "cells", tmp_path / "examples" / "cells")
     (cell,) = blocks(OWN_CELL, "python")
     (tmp_path / "my_cells.py").write_text(cell, encoding="utf-8")
+    (tmp_path / "my_task.py").write_text(OWN_TASK, encoding="utf-8")
+    with contextlib.chdir(tmp_path):
+        for block in blocks(OWN_DATA, "python"):
+            exec(block, {})
     return tmp_path
 
 
@@ -286,15 +323,26 @@ def test_documented_settings_are_valid(page, cells_folder):
     [
         ("README.md", 0, 24),
         ("docs/reference/study-file.md", 0, 432),
-        ("docs/reference/study-file.md", 1, 1 + 2),
-        ("docs/reference/study-file.md", 2, 2 + 4),
-        ("docs/reference/study-file.md", 3, 2 * 96 + 2 * 2),
+        ("docs/reference/study-file.md", 2, 1 + 2),
+        ("docs/reference/study-file.md", 3, 2 + 4),
+        ("docs/reference/study-file.md", 4, 2 * 96 + 2 * 2),
         (OWN_CELL, 0, 12),
+        (OWN_DATA, 0, 24),
+        (OWN_DATA, 1, 16),
     ],
 )
 def test_documented_studies_have_the_trials_that_the_page_says(page, number, trials, cells_folder):
     config = resolve_settings(blocks(page, "toml")[number], cells_folder)
     assert config.grid.count() == trials
+
+
+STUDIES_OF_TASKS = sorted((ROOT / "examples" / "tasks").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", STUDIES_OF_TASKS, ids=lambda path: path.stem)
+def test_study_of_an_example_task_is_valid(path):
+    config = resolve_settings(path.read_text(encoding="utf-8"), path.parent)
+    assert config.grid.count() == 4
 
 
 @pytest.mark.extended
@@ -396,7 +444,7 @@ def test_every_generated_part_stands_in_the_reference():
 def test_every_setting_and_attribute_has_a_description():
     for model in (*STUDY_TABLES.values(), TrialRecord, StudyRecord):
         lacking = {name for name in model.model_fields if not describe_field(model, name)}
-        assert lacking - {*STUDY_TABLES, "cells"} == set(), model
+        assert lacking - {*STUDY_TABLES, "cells", "task_record"} == set(), model
 
 
 def test_reference_has_every_public_name_and_environment_variable():

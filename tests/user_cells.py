@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 
 from rnn.config import CellConfig, ParamValue
-from rnn.own_cells import CellSource, load_cell, read_cell_source
+from rnn.own_code import CellSource, load_class, read_source
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,7 +82,7 @@ CELLS = {
 
 def source_of(cell: str, text: str | None = None) -> CellSource:
     if text is None and cell in EXAMPLES:
-        return read_cell_source(f"{EXAMPLES[cell]}:{cell}", ROOT)
+        return read_source(f"{EXAMPLES[cell]}:{cell}", ROOT, CellSource)
     content = _HEADER + textwrap.dedent(CELLS[cell] if text is None else text)
     return CellSource(f"{cell.lower()}.py:{cell}", cell, content)
 
@@ -92,5 +92,5 @@ def cell_config(
 ) -> CellConfig:
     """Load a cell, and return the config of a network of it."""
     source = source_of(cell, text)
-    load_cell(source)
+    load_class(source)
     return CellConfig(cell, source.sha256, tuple(options.items()), layers, state_size)

@@ -22,10 +22,12 @@ from studies.config import (
 )
 from studies.hypotheses import Hypothesis
 from studies.space import SWITCHES, Space
+from studies.task_record import TaskSettings
 from studies.training import TrainingSettings
 
 STUDY_TABLES: dict[str, type[BaseModel]] = {
     "study": StudyConfig,
+    "task": TaskSettings,
     "space": Space,
     "training": TrainingSettings,
     "evaluation": EvaluationSettings,

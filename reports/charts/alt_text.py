@@ -8,7 +8,13 @@ import plotly.graph_objects as go
 
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous
-from reports.formatting import format_count, format_param, format_signed, format_value
+from reports.formatting import (
+    SMOOTHED,
+    format_count,
+    format_param,
+    format_signed,
+    format_value,
+)
 from reports.scale import NATS, Metric, Scale
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
@@ -43,7 +49,7 @@ def describe_conditional_effects(conditional: Sequence[ConditionalEffect]) -> st
     parts = []
     for each in conditional:
         levels = (
-            f"{format_value(level.value)} {format_signed(level.mean, level.scale.digits)}"
+            f"{format_value(level.value)} {format_signed(level.mean, level.scale.spec)}"
             f"{format_interval(level)}"
             for level in each.levels
         )
@@ -88,7 +94,7 @@ def describe_medians(rows: pd.DataFrame, parameters: Sequence[str], scale: Scale
             groups = pd.qcut(known[name].astype(float), 4, duplicates="drop")
             label = _format_range
         medians = known.groupby(groups, observed=True)["value"].median()
-        values = (f"{label(value)} {median:.{scale.digits}f}" for value, median in medians.items())
+        values = (f"{label(value)} {median:{scale.spec}}" for value, median in medians.items())
         parts.append(f"{format_param(name)}: {', '.join(values)}")
     return f"Median {scale.name} by value: " + "; ".join(parts) + "."
 
@@ -112,14 +118,14 @@ def describe_best(rows: pd.DataFrame, parameters: Sequence[str], scale: Scale = 
             f"{format_param(name)} {format_value(each)}"
             for name, each in zip(parameters, values, strict=True)
         )
-        parts.append(f"{' and '.join(settings)} {value:.{scale.digits}f}")
+        parts.append(f"{' and '.join(settings)} {value:{scale.spec}}")
     return f"{scale.best_name.capitalize()} {scale.name}: " + "; ".join(parts) + f"{more}."
 
 
 def describe_distribution(rows: pd.DataFrame, scale: Scale = NATS) -> str:
     """List the quartiles of the values."""
     ends = rows["value"].quantile([0, 0.25, 0.5, 0.75, 1])
-    lowest, lower, middle, upper, highest = (f"{end:.{scale.digits}f}" for end in ends)
+    lowest, lower, middle, upper, highest = (f"{end:{scale.spec}}" for end in ends)
     return (
         f"From {lowest} to {scale.add_unit(highest)}; a quarter of the trials is below {lower}, "
         f"half below {middle}, three quarters below {upper}."
@@ -131,9 +137,7 @@ def describe_history(rows: pd.DataFrame, scale: Scale = NATS) -> str:
     by_number = rows["value"].sort_index()
     losses = scale.to_loss(by_number)
     best = by_number[losses.cummin() == losses].drop_duplicates()
-    items = ", ".join(
-        f"{value:.{scale.digits}f} at trial {number}" for number, value in best.items()
-    )
+    items = ", ".join(f"{value:{scale.spec}} at trial {number}" for number, value in best.items())
     return f"Best so far: {items}."
 
 
@@ -145,11 +149,11 @@ def describe_curves(results: Results) -> str:
     rows = rows.assign(best=known.reindex(rows.index).fillna(rows["training_loss"]))
     best = rows["best"]
     items = "; ".join(
-        f"{row.label} {row.best:.{scale.value_digits}f}"
+        f"{row.label} {row.best:{scale.value_spec}}"
         for row in rows.dropna(subset="best").head(_MAX_ITEMS).itertuples()
     )
-    what = f"of {scale.name}" if results.is_imported else "of the smoothed training loss"
-    ends = f"{best.min():.{scale.digits}f} to {best.max():.{scale.digits}f}"
+    what = f"of {scale.name}" if results.is_imported else f"of the {SMOOTHED} {scale.name}"
+    ends = f"{best.min():{scale.spec}} to {best.max():{scale.spec}}"
     return (
         f"{format_count(len(results.curve_ends), 'curve')} {what} with "
         f"{'maxima' if scale.higher_is_better else 'minima'} from {scale.add_unit(ends)}. "
@@ -171,35 +175,36 @@ def describe_timeline(table: pd.DataFrame) -> str:
 
 def describe_variants(comparison: SourceComparison) -> str:
     """Return how often each variant improves on the source, and its best architecture."""
-    parts = []
+    parts, scale = [], comparison.scale
     for variant, rows in comparison.group_by_variant():
         best = rows.sort_values("value").iloc[0]
         improved = int((rows["value"] < rows["source_value"]).sum())
         parts.append(
             f"{variant}: lower than in {comparison.source} for {improved} of {len(rows)}, the best "
-            f"{best['label']} with {best['value']:.4f} nats"
+            f"{best['label']} with {scale.add_unit(scale.format_value(best['value']))}"
         )
     return "; ".join(parts) + "."
 
 
 def describe_replicates(entries: Sequence[LeaderboardEntry], metric: Metric) -> str:
     """List each architecture's mean and standard deviation."""
-    digits = metric.scale.value_digits
+    spec = metric.scale.value_spec
     parts = (
-        f"{each.label}: {each.mean:.{digits}f}"
-        + ("" if each.std != each.std else f" ± {each.std:.{digits}f}")
+        f"{each.label}: {each.mean:{spec}}"
+        + ("" if each.std != each.std else f" ± {each.std:{spec}}")
         for each in entries
     )
     return f"Mean and standard deviation of the {metric.axis_title}: " + "; ".join(parts) + "."
 
 
-def format_difference(first: str, second: str, difference: Difference) -> str:
+def format_difference(first: str, second: str, difference: Difference, spec: str = ".4f") -> str:
     """Return the difference of two architectures in one line."""
     interval = ""
     if difference.half_width == difference.half_width:
-        interval = f" [{format_signed(difference.low, 4)}, {format_signed(difference.high, 4)}]"
+        ends = (format_signed(end, spec) for end in (difference.low, difference.high))
+        interval = f" [{', '.join(ends)}]"
     verdict = "significant" if difference.is_significant else "not significant"
-    return f"{first} minus {second}: {format_signed(difference.mean, 4)}{interval}, {verdict}"
+    return f"{first} minus {second}: {format_signed(difference.mean, spec)}{interval}, {verdict}"
 
 
 def describe_differences(comparison: Comparison, names: Sequence[str]) -> str:
@@ -220,5 +225,5 @@ def format_interval(difference: PairedDifference) -> str:
     """Return the interval of a difference to follow its mean; "" if it is unknown."""
     if difference.low != difference.low:
         return ""
-    digits = difference.scale.digits
-    return f" [{format_signed(difference.low, digits)}, {format_signed(difference.high, digits)}]"
+    spec = difference.scale.spec
+    return f" [{format_signed(difference.low, spec)}, {format_signed(difference.high, spec)}]"

@@ -38,7 +38,7 @@ def plot_replicates(
         references: baseline cells, drawn as vertical lines.
     """
     entries = entries[::-1]  # Plotly's first row is at the bottom
-    labels, digits = [escape_html(entry.label) for entry in entries], metric.scale.value_digits
+    labels, spec = [escape_html(entry.label) for entry in entries], metric.scale.value_spec
     figure = go.Figure(
         [
             go.Scatter(
@@ -47,7 +47,7 @@ def plot_replicates(
                 mode="markers",
                 marker={"size": 6, "color": NEUTRAL, "opacity": 0.6},
                 name="run",
-                hovertemplate=f"%{{y}}: %{{x:.{digits}f}}<extra></extra>",
+                hovertemplate=f"%{{y}}: %{{x:{spec}}}<extra></extra>",
             ),
             go.Scatter(
                 x=[entry.mean for entry in entries],
@@ -56,7 +56,7 @@ def plot_replicates(
                 mode="markers",
                 marker={"size": 10, "color": IMPROVES, "symbol": "diamond"},
                 name="mean, 95% interval",
-                hovertemplate=f"%{{y}}: mean %{{x:.{digits}f}}<extra></extra>",
+                hovertemplate=f"%{{y}}: mean %{{x:{spec}}}<extra></extra>",
             ),
         ]
     )
@@ -77,8 +77,13 @@ def plot_replicates(
     )
 
 
-def chart_differences(comparison: Comparison) -> Chart | None:
-    """Chart the pairwise differences of the best architectures; None for fewer than two."""
+def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
+    """Chart the pairwise differences of the best architectures; None for fewer than two.
+
+    Args:
+        comparison: comparison of the architectures.
+        spec: format of a difference.
+    """
     names = comparison.names[:MAX_IN_CHART]
     if len(names) < 2:
         return None
@@ -90,7 +95,7 @@ def chart_differences(comparison: Comparison) -> Chart | None:
         caption += f" The best {MAX_IN_CHART} of {len(comparison.names)} architectures are shown."
     return Chart(
         "Pairwise differences",
-        plot_differences(comparison, names),
+        plot_differences(comparison, names, spec),
         describe_differences(comparison, names),
         caption,
         width=340 + 62 * len(names),
@@ -98,12 +103,13 @@ def chart_differences(comparison: Comparison) -> Chart | None:
     )
 
 
-def plot_differences(comparison: Comparison, names: Sequence[str]) -> go.Figure:
+def plot_differences(comparison: Comparison, names: Sequence[str], spec: str = ".4f") -> go.Figure:
     """Plot pairwise differences as a heat map.
 
     Args:
         comparison: comparison of at least these architectures.
         names: names of the architectures, the best first.
+        spec: format of a difference.
     """
     means = np.full((len(names), len(names)), np.nan)
     labels, texts = (np.full(means.shape, "", dtype=object) for _ in range(2))
@@ -114,9 +120,9 @@ def plot_differences(comparison: Comparison, names: Sequence[str]) -> go.Figure:
                 continue
             # Only significant differences are colored.
             means[i, j] = difference.mean if difference.is_significant else 0
-            number = format_signed(difference.mean, 4)
+            number = format_signed(difference.mean, spec)
             labels[i, j] = number if difference.is_significant else f"({number})"
-            texts[i, j] = format_difference(row, column, difference)
+            texts[i, j] = format_difference(row, column, difference, spec)
     bound = float(np.nanmax(np.abs(means), initial=0)) or 1.0
     figure = go.Figure(
         go.Heatmap(

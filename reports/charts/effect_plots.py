@@ -143,8 +143,7 @@ def plot_interactions(interactions: Sequence[Interaction]) -> go.Figure:
             means[place[first], place[second]] = each.mean
             texts[place[first], place[second]] = escape_html(format_interaction(each))
     scale = interactions[0].scale if interactions else NATS
-    digits = max(0, scale.digits - 1)
-    numbers = [[format_signed(z, digits) if z == z else "" for z in row] for row in means]
+    numbers = [[format_signed(z, scale.rough_spec) if z == z else "" for z in row] for row in means]
     labels = [escape_html(contrast.label) for contrast in contrasts]
     bound = float(np.nanmax(np.abs(means))) if len(interactions) else 1.0
     figure = go.Figure(
@@ -177,6 +176,7 @@ def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
     """Plot a slope for each source architecture and variant, from the source to the new loss."""
     figure = go.Figure()
     ticks: dict[float, str] = {}
+    scale = comparison.scale
     for i, (variant, rows) in enumerate(comparison.group_by_variant()):
         left, right = i * 1.5, i * 1.5 + 1
         ticks |= {
@@ -189,7 +189,8 @@ def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
         for row in rows.itertuples():
             xs += [left, right, None]
             ys += [row.source_value, row.value, None]
-            text = f"{row.label}: {row.source_value:.4f} → {row.value:.4f} nats"
+            change = f"{row.source_value:{scale.value_spec}} → {row.value:{scale.value_spec}}"
+            text = f"{row.label}: {scale.add_unit(change)}"
             texts += [text, text, ""]
         figure.add_trace(
             go.Scatter(

@@ -19,7 +19,7 @@ from reports.charts.effect_plots import (
     plot_interactions,
 )
 from reports.data.results import Results
-from reports.formatting import effects_title, format_param, format_value, loss_unit
+from reports.formatting import effects_title, format_param, format_value, loss_unit, order_values
 from reports.stats.audited_effects import AuditedEffects
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.contrast import Contrast
@@ -125,7 +125,7 @@ def list_filters(results: Results) -> list[SubsetFilter]:
     filters: list[SubsetFilter] = []
     for name in dict.fromkeys([*results.nuisance, *FILTER_PARAMS]):
         if name in results.parameters:
-            values = sorted(results.table[name].dropna().unique().tolist())
+            values = order_values(results.table[name].dropna().unique().tolist())
             options = [(str(i), format_value(value), value) for i, value in enumerate(values)]
             label = format_param(name).capitalize()
             first = ("", "each architecture’s best", None)

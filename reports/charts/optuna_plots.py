@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from reports.charts.chart import BEST_COLOR, TRIAL_COLOR, sequential_colors
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous, list_params
-from reports.formatting import escape_html, format_param, format_value
+from reports.formatting import escape_html, format_param, format_value, order_values
 from reports.scale import Scale
 from rnn.config import ParamValue
 
@@ -69,7 +69,7 @@ def to_optuna_study(
     choices = {
         name: [
             _format_choice(value)
-            for value in sorted(results.table[name].dropna().unique().tolist())
+            for value in order_values(results.table[name].dropna().unique().tolist())
         ]
         for name in parameters
     }
@@ -79,7 +79,7 @@ def to_optuna_study(
         for name, values in choices.items()
         if ordinal_above is not None
         and len(values) > ordinal_above
-        and not isinstance(values[0], str)
+        and not isinstance(values[-1], str)
     }
     distributions: dict[str, BaseDistribution] = {
         name: IntDistribution(0, len(values) - 1)
@@ -250,7 +250,7 @@ def plot_best(rows: pd.DataFrame, parameters: Sequence[str], scale: Scale) -> go
             z=losses,
             x=names[1],
             y=names[0],
-            text=[[f"{v:.{scale.digits}f}" if v == v else "" for v in row] for row in best.values],
+            text=[[f"{v:{scale.spec}}" if v == v else "" for v in row] for row in best.values],
             texttemplate="%{text}",
             colorscale=BEST_COLORS,
             hovertemplate="%{y}, %{x}: %{text}<extra></extra>",

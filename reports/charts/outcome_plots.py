@@ -65,6 +65,7 @@ def compute_outcome_subsets(
     threshold = results.config.report_threshold
     if threshold is None:
         return
+    unit = loss_unit(results.config)
     tables: dict[tuple[Any, ...], FactorialTable] = {}
     for key, fixed in list_subsets(filters):
         nuisance = {name: value for name, value in fixed.items() if name in results.nuisance}
@@ -77,7 +78,7 @@ def compute_outcome_subsets(
         chart = None
         if outcomes:
             chart = Chart(
-                f"Pairs below {threshold} {loss_unit(results.config)} ({label})",
+                f"Pairs below {threshold}{unit and f' {unit}'} ({label})",
                 plot_outcomes(outcomes),
                 describe_counts(outcomes),
             )

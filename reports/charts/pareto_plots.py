@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from reports.charts.chart import CELL_COLORS, IMPROVES, NEUTRAL, Chart
 from reports.data.drawn_trials import MAX_DRAWN, select_evenly
-from reports.formatting import escape_html, format_signed
+from reports.formatting import add_unit, escape_html, format_signed
 from reports.stats.pareto_front import (
     Cost,
     CostedArchitecture,
@@ -34,10 +34,10 @@ MAX_LISTED = 6
 def chart_front(front: ParetoFront, summary: CostSummary) -> Chart:
     """Chart the losses of a study against one cost."""
     noun = "parameters" if front.cost == "parameters" else "training time"
-    title = f"Loss against {noun}"
+    title = f"{front.measure.loss.capitalize()} against {noun}"
     caption = (
         "Line and diamonds: the Pareto front; no architecture that costs as much or less has a "
-        f"lower loss. Circles: {_describe_similar(summary)} Gray: worse."
+        f"lower {front.measure.loss}. Circles: {_describe_similar(summary)} Gray: worse."
     )
     others = len(front.similar) + len(front.worse)
     drawn = min(len(front.similar), MAX_DRAWN) + min(len(front.worse), MAX_DRAWN)
@@ -56,11 +56,9 @@ def plot_front(front: ParetoFront) -> go.Figure:
     losses = [each.loss for each in everything]
     figure = go.Figure(
         [
+            _trace(front, select_evenly(front.worse), "worse", color=NEUTRAL, size=5, opacity=0.55),
             _trace(
-                front.cost, select_evenly(front.worse), "worse", color=NEUTRAL, size=5, opacity=0.55
-            ),
-            _trace(
-                front.cost,
+                front,
                 select_evenly(front.similar),
                 "not distinguishable from the front",
                 symbol="circle-open",
@@ -76,10 +74,10 @@ def plot_front(front: ParetoFront) -> go.Figure:
                 hoverinfo="skip",
                 showlegend=False,
             ),
-            _trace(front.cost, members, "front", symbol="diamond", color=IMPROVES, size=11),
+            _trace(front, members, "front", symbol="diamond", color=IMPROVES, size=11),
             *(
                 _trace(
-                    front.cost,
+                    front,
                     [each],
                     escape_html(each.label),
                     symbol="x",
@@ -97,7 +95,7 @@ def plot_front(front: ParetoFront) -> go.Figure:
     return figure.update_layout(
         xaxis={"title": AXIS_TITLES[front.cost]} | _scale(min(costs), max(costs)),
         yaxis={
-            "title": "held-out loss (bits per byte)",
+            "title": add_unit(front.measure.name_loss("held-out"), front.measure.held_out_unit),
             "range": [bottom - room, top + room],
         },
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
@@ -124,7 +122,7 @@ def _scale(low: float, high: float) -> dict[str, Any]:
 
 def describe_front(front: ParetoFront) -> str:
     """List the members of a front, for a reader without the figure."""
-    listed = "; ".join(_describe_member(front.cost, each) for each in front.members[:MAX_LISTED])
+    listed = "; ".join(_describe_member(front, each) for each in front.members[:MAX_LISTED])
     more = len(front.members) - MAX_LISTED
     text = f"The front, from the cheapest: {listed}" + (f"; and {more} more." if more > 0 else ".")
     text += (
@@ -132,32 +130,36 @@ def describe_front(front: ParetoFront) -> str:
         f"{len(front.worse)} are worse."
     )
     if front.references:
-        cells = "; ".join(_describe(front.cost, each) for each in front.references)
+        cells = "; ".join(_describe(front, each) for each in front.references)
         text += f" Baseline cells: {cells}."
     return text
 
 
-def _describe(cost: Cost, each: CostedArchitecture) -> str:
+def _describe(front: ParetoFront, each: CostedArchitecture) -> str:
+    cost, measure = front.cost, front.measure
     unit = "parameters" if cost == "parameters" else "s"
     amount = f"{each.cost(cost):,.0f}" if cost == "parameters" else f"{each.cost(cost):,.2f}"
-    return f"{each.label}: {each.loss:.4f} bits per byte at {amount} {unit}"
+    loss = f"{each.loss:{measure.spec}} {measure.held_out_unit}".rstrip()
+    return f"{each.label}: {loss} at {amount} {unit}"
 
 
-def _describe_member(cost: Cost, member: FrontMember) -> str:
+def _describe_member(front: ParetoFront, member: FrontMember) -> str:
     gap = member.gap
-    behind = f", {format_signed(gap.mean, 4)} to the best" if gap else ""
-    return _describe(cost, member.architecture) + behind
+    behind = f", {format_signed(gap.mean, front.measure.spec)} to the best" if gap else ""
+    return _describe(front, member.architecture) + behind
 
 
 def _describe_similar(summary: CostSummary) -> str:
     if summary.is_replicated:
         return "not significantly worse than the front at their cost, corrected for all pairs."
-    return "not distinguishable from the front at their cost, over the text of these single runs."
+    data = f"over the {summary.fronts[0].measure.data} of these single runs."
+    return f"not distinguishable from the front at their cost, {data}"
 
 
 def _trace(
-    cost: Cost, points: Sequence[CostedArchitecture], name: str, **marker: object
+    front: ParetoFront, points: Sequence[CostedArchitecture], name: str, **marker: object
 ) -> go.Scatter:
+    cost = front.cost
     unit = " parameters" if cost == "parameters" else " s"
     spec = ",.0f" if cost == "parameters" else ",.2f"
     return go.Scatter(
@@ -170,6 +172,6 @@ def _trace(
             escape_html(each.label + (f" (trial {each.number})" if each.number is not None else ""))
             for each in points
         ],
-        hovertemplate=f"%{{text}}<br>%{{x:{spec}}}{unit}<br>%{{y:.4f}}<extra></extra>",
+        hovertemplate=f"%{{text}}<br>%{{x:{spec}}}{unit}<br>%{{y:{front.measure.spec}}}<extra></extra>",
         showlegend=bool(points),
     )

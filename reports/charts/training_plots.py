@@ -31,6 +31,7 @@ from reports.formatting import (
     format_value,
     is_missing,
     objective_name,
+    order_values,
 )
 from reports.stats.baseline_references import BaselineReference
 from reports.stats.interaction_model import Floats, Integers
@@ -61,7 +62,7 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
     best = set(results.complete.index[:HIGHLIGHTED_CURVES])
     labels, stride = results.table["label"].to_dict(), find_stride(results)
     scale = results.scale
-    value = scale.add_unit(f"%{{y:.{scale.value_digits}f}}")
+    value = scale.add_unit(f"%{{y:{scale.value_spec}}}")
     hover = f"step %{{x:,}}: {escape_html(value)}<extra>%{{fullData.name}}</extra>"
     for number in reversed(drawn):
         steps, losses = (by_number[number][name].to_numpy() for name in ("step", "loss"))
@@ -142,8 +143,8 @@ def list_color_schemes(results: Results) -> list[ColorScheme]:
         )
     ]
     for name in results.parameters:
-        values = sorted(results.table[name].dropna().unique().tolist())
-        is_ordered = not isinstance(values[0], bool | str) and len(values) > 1
+        values = order_values(results.table[name].dropna().unique().tolist())
+        is_ordered = not isinstance(values[-1], bool | str) and len(values) > 1
         colors = sequential_colors(len(values)) if is_ordered else category_colors(values)
         # Of a continuous parameter the legend names the ends.
         is_named = [

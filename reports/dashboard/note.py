@@ -23,6 +23,7 @@ from reports.stats.pruning_audit import audit_pruning
 from reports.stats.ranking import rank_architectures
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
+from studies.measure import find_measure
 from studies.storage.counts import TrialCounts
 
 N_BEST = 5
@@ -55,7 +56,7 @@ class TextFingerprint(NamedTuple):
 def render_note(
     name: str,
     config: StudyConfig,
-    corpus: CorpusRecord,
+    corpus: CorpusRecord | None,
     commands: Sequence[str],
     counts: TrialCounts,
     results: Results | None,
@@ -66,7 +67,7 @@ def render_note(
     Args:
         name: name of the study.
         config: config of the study.
-        corpus: corpus of the study.
+        corpus: corpus of the study; None for a task other than text.
         commands: commands that created and extended the study.
         counts: number of trials by state.
         results: results of the same trials; None if no trial is complete.
@@ -80,6 +81,9 @@ def render_note(
         commands=commands,
         counts=counts,
         metric=results.metric if results else None,
+        measure=find_measure(config),
+        shows_validation=config.is_text or (results is not None and results.shows_validation),
+        metric_columns=results.metric_columns if results else {},
         best=best,
         has_replicates=results is not None and results.has_replicates,
         outcomes=_describe_outcomes(results),

@@ -305,7 +305,7 @@ def build_files(storage: LeasedRDBStorage, study_id: int, results: Results) -> l
     files = [StudyFile("curves.csv", "best-curves.csv", "text/csv", curves)]
     for rank, entry in enumerate(best, 1):
         assert entry.architecture is not None  # an imported study has no files
-        code = generate_module(entry.architecture, results.tokenizer.size, entry.bptt_steps)
+        code = generate_module(entry.architecture, results.spec, entry.bptt_steps)
         name = f"best-{rank}-trial-{entry.number}.py"
         files.append(StudyFile(f"best-{rank}", name, "text/x-python", code))
     if samples := _format_samples(results, best):

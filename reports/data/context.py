@@ -104,10 +104,13 @@ class ContextProfile:
 def read_profile(recorded: Mapping[Any, Any]) -> ContextProfile | None:
     """Return the profile of a trial's attributes; None if it has none, as older trials."""
     bins, loss = recorded.get("context_bins"), recorded.get("context_loss")
-    if not isinstance(bins, Sequence) or not isinstance(loss, float):
+    stated = recorded.get("context_excess")
+    if not isinstance(bins, Sequence) or not isinstance(stated, Sequence):
+        return None
+    if not isinstance(loss, float):
         return None
     stderr = recorded.get("context_stderr")
-    excess = np.array(recorded["context_excess"], dtype=float)
+    excess = np.array(stated, dtype=float)
     return ContextProfile(
         tuple(bins),
         excess,

@@ -12,7 +12,7 @@ from studies.space import CELL, GATED_CELL
 def find_replicates(results: Results, others: Sequence[Results]) -> pd.DataFrame | None:
     """Find the replicates of a study's architectures in other studies.
 
-    Studies count that train with the same objective, corpus, tokenizer and training settings.
+    Studies count that train with the same objective, data and training settings.
     Nuisance parameters may have any value: a study of replicates has the best ones.
 
     Args:
@@ -41,8 +41,7 @@ def _is_comparable(results: Results, other: Results) -> bool:
     ours, theirs = results.trained, other.trained
     varied = {*results.all_parameters, *other.all_parameters, *ours.nuisance}
     return (
-        results.text == other.text
-        and ours.tokenizer == theirs.tokenizer
+        results.data == other.data
         and ours.objective == theirs.objective
         and (ours.objective == "training" or ours.evaluation == theirs.evaluation)
         and ours.gate_inputs == theirs.gate_inputs

@@ -3,15 +3,29 @@
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
 from optuna.trial import TrialState
 
-from reports.data.trial_table import DIVERGED, PAUSED, has_levels, list_nuisance, list_params
-from reports.formatting import format_param, format_value, loss_unit, objective_name
+from reports.data.trial_table import (
+    DIVERGED,
+    PAUSED,
+    has_levels,
+    list_nuisance,
+    list_params,
+    metric_column,
+)
+from reports.formatting import (
+    format_param,
+    format_value,
+    loss_unit,
+    objective_name,
+    order_values,
+)
 from reports.scale import NATS, VALUE, Metric, Scale
-from rnn.config import OPTIMIZERS
+from rnn.config import OPTIMIZERS, TaskSpec
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
@@ -20,12 +34,14 @@ from studies.attributes import (
     LookRecord,
     TokenizerRecord,
 )
-from studies.best import HELD_OUT_LOSSES, choose_split
+from studies.best import choose_split
 from studies.config import StudyConfig
 from studies.hypothesis_records import HypothesisRecord
 from studies.imported import ImportedConfig
-from studies.space import CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
+from studies.measure import Measure, find_measure
+from studies.space import BPTT_STEPS, CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
 from studies.storage.counts import TrialCounts
+from studies.task_record import Floors
 from studies.training import (
     OPTIMIZER_PARAMS,
     TRAINING_PARAMS,
@@ -41,18 +57,19 @@ class Results:
     Attributes:
         name: name of the study.
         config: its configuration, or what it is if it was imported.
-        corpus: the corpus that it was trained on; None if it was imported.
+        corpus: the corpus that it was trained on; None for another task, and if it was imported.
+        floors: losses without memory in a task other than text; None if they are not stored.
         commands: commands that created and extended it; empty if unknown.
         table: one row per trial, indexed by its number, the best first: ``architecture`` (its
             label), ``label`` (with its nuisance values and the replicate), ``state``, ``value``,
             the parameters (BPTT steps always among them; missing where the trial lacks one), and
             the attributes that the trial recorded.
-        curves: one row per log point: ``number``, ``step``, ``loss`` (in nats per token), of the
-            trials whose curves were read.
+        curves: one row per log point: ``number``, ``step``, ``loss`` (of text in nats per token),
+            of the trials whose curves were read.
         sources: of a refinement, one row per complete trial of its source, indexed by number:
             ``value``, by this study's objective, and the parameters.
         tokenizer: the tokenizer of the corpus.
-        windows: bits per byte on each evaluation window, by trial number.
+        windows: held-out loss on each evaluation window, or sequence, by trial number.
         hypotheses: the hypotheses that the study stores.
         audit_looks: planned looks at the audited trials of a pruned study, by name.
         audit_nuisance: nuisance parameters over which its audited architectures were drawn.
@@ -71,6 +88,7 @@ class Results:
     table: pd.DataFrame
     curves: pd.DataFrame
     sources: pd.DataFrame
+    floors: Floors | None = None
     tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
     hypotheses: list[HypothesisRecord] = field(default_factory=list)
@@ -94,6 +112,7 @@ class Results:
             return [name for name in self.config.parameters if name in self.table]
         known = (CELL, *GATED_PARAMS, *TRAINING_PARAMS)
         options = [name for cell in self.config.cells.values() for name in cell.options]
+        options += self.config.task_record.options if self.config.task_record else ()
         return param_order(name for name in (*known, *options) if name in self.table)
 
     @property
@@ -162,16 +181,33 @@ class Results:
         return self.config
 
     @property
-    def text(self) -> str:
-        """Hash of the text that the networks read; "" if the study was imported."""
-        return self.corpus.sha256 if self.corpus else ""
+    def data(self) -> tuple[object, ...]:
+        """What the networks learn: comparable studies have the same."""
+        if self.is_imported:
+            return (self.name,)
+        config = self.trained
+        task = config.task_record and config.task_record.identity()
+        return self.corpus and self.corpus.sha256, config.tokenizer, task
+
+    @property
+    def data_name(self) -> str:
+        """Name of the corpus, without the folder of a file, or of another task."""
+        if self.corpus is not None:
+            return PurePath(self.corpus.name).name
+        task = None if self.is_imported else self.trained.task_record
+        return task.name if task else ""
+
+    @cached_property
+    def measure(self) -> Measure:
+        """Names, units and columns of the losses."""
+        return find_measure(self.config)
 
     @cached_property
     def scale(self) -> Scale:
         """Unit, direction and precision of ``value``."""
         config = self.config
         if not isinstance(config, ImportedConfig):
-            return NATS
+            return NATS if config.is_text else Scale.of_task(self.measure)
         values = self.table["value"].dropna()
         return Scale.of_values(values, config.metric, config.unit, config.direction == "maximize")
 
@@ -194,12 +230,23 @@ class Results:
         count = len(self.table.drop_duplicates(names)) if names else 1
         return count == math.prod(self.table[name].nunique(dropna=False) for name in names)
 
+    @property
+    def spec(self) -> TaskSpec:
+        """What the networks read and predict."""
+        task = self.trained.task_record
+        return TaskSpec.of_text(self.tokenizer.size) if task is None else task.spec
+
     def values_of(self, setting: str) -> str:
         """Return the values of a training setting, for a reader: ``32``, or ``16, 32``."""
         values = [getattr(self.trained.training, setting)]
-        if setting in self.table:
-            values = sorted(self.table[setting].dropna().unique().tolist())
+        if setting in self.all_parameters:
+            values = order_values(self.table[setting].dropna().unique().tolist())
         return ", ".join(f"{v:,}" if isinstance(v, int) else format_value(v) for v in values)
+
+    @property
+    def reaches(self) -> list[int | str]:
+        """Numbers of steps that gradients go back, or ``sequence``, in their order."""
+        return order_values(self.table[BPTT_STEPS].dropna().unique().tolist())
 
     @property
     def optimizer(self) -> str:
@@ -232,11 +279,30 @@ class Results:
             return Metric(VALUE, config.metric, config.unit, "", self.scale)
         split = None
         if self.has_replicates and len(complete):
-            split = choose_split(lambda name: bool(complete[name].notna().all()))
+            split = choose_split(self.measure, lambda name: bool(complete[name].notna().all()))
         if split is not None:
-            name = HELD_OUT_LOSSES[split]
-            return Metric(f"{split}_bits_per_byte", name, "bits per byte", split)
-        return Metric(VALUE, objective_name(config), loss_unit(config), "validation")
+            column, name = self.measure.column(split), self.measure.name_loss(split)
+            return Metric(column, name, self.measure.held_out_unit, split, self.scale)
+        name, unit = objective_name(config), loss_unit(config)
+        return Metric(VALUE, name, unit, "validation", self.scale)
+
+    @property
+    def metric_columns(self) -> dict[str, str]:
+        """Column of each metric of the task, on the split of :attr:`metric`."""
+        task = None if self.is_imported else self.trained.task_record
+        split, names = self.metric.split, task.metrics if task else ()
+        columns = {name: metric_column(split, name) for name in names}
+        return {name: column for name, column in columns.items() if column in self.table}
+
+    @property
+    def shows_validation(self) -> bool:
+        """Whether the loss on the validation split is another number than metric and value."""
+        column = self.measure.column("validation")
+        # The value of a text is in another unit.
+        is_value = self.trained.objective == "validation" and not self.trained.is_text
+        if self.metric.column == column or is_value:
+            return False
+        return bool(self.complete[column].notna().any())
 
     @property
     def training_code(self) -> dict[str, list[int]]:

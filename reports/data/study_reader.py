@@ -109,6 +109,7 @@ class StudyReader:
             table=self._table.build(trials, config),
             curves=_to_frame([]),
             sources=read_source_trials(storage, config),
+            floors=record.floors,
             tokenizer=record.tokenizer,
             hypotheses=record.hypotheses,
             audit_looks=read_audit_looks(storage, self._study._study_id) if is_pruning else {},

@@ -24,6 +24,9 @@ STUDY = "study"
 
 _SAMPLE = "sample"
 
+_COLLECTIONS = [SOURCE_TRIALS, RETRY_COUNTS, *CONTEXT_LISTS, "length_losses", "slices"]
+"""Columns whose values are no scalars."""
+
 _BATCH = 200
 """Trials whose curves are formatted at once."""
 
@@ -35,8 +38,8 @@ def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
     """Concatenate the trial tables of some studies.
 
     Switches are booleans, times are in UTC; unrecorded values, and parameters that a trial lacks,
-    are missing. Source trials, retry counts and losses by context, no scalars, are JSON. An option
-    whose type differs between studies is text.
+    are missing. Source trials, retry counts and losses by context, length or slice are JSON. An
+    option whose type differs between studies is text.
     """
     tables = []
     for each in results:
@@ -48,7 +51,7 @@ def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
         table.insert(0, STUDY, each.name)
         tables.append(table)
     rows = pd.concat(tables, ignore_index=True)
-    for column in (SOURCE_TRIALS, RETRY_COUNTS, *CONTEXT_LISTS):
+    for column in rows.columns.intersection(_COLLECTIONS):
         rows[column] = rows[column].map(json.dumps, na_action="ignore")
     for name, values in rows.items():
         if infer_dtype(values, skipna=True).startswith("mixed"):  # Parquet needs one type
@@ -66,7 +69,8 @@ def write_csv(results: Sequence[Results], path: Path) -> None:
         ReportError: if the file cannot be written.
     """
     rows = concatenate_tables(results)
-    rows[_SAMPLE] = rows.pop(_SAMPLE).map(_escape, na_action="ignore")
+    if _SAMPLE in rows:
+        rows[_SAMPLE] = rows.pop(_SAMPLE).map(_escape, na_action="ignore")
     _write(path, lambda: [rows.to_csv(index=False, lineterminator="\n").encode()])
 
 

@@ -17,6 +17,8 @@ from studies.attributes import (
     EVAL_WINDOWS,
     OBJECTIVE_ATTRIBUTES,
     SOURCE_TRIALS,
+    TASK_RESULTS,
+    TEXT_RESULTS,
     Failure,
     TrialColumns,
     TrialRecord,
@@ -44,6 +46,7 @@ _NUMERIC = (
     "validation_bits_per_byte",
     "validation_stderr",
     "test_bits_per_byte",
+    "test_loss",
     "test_stderr",
     "context_loss",
     "recall_accuracy",
@@ -51,6 +54,9 @@ _NUMERIC = (
     "effective_context_low",
     "effective_context_high",
     "parameter_count",
+    "steps",
+    "updates",
+    "inputs",
     "steps_per_second",
     "seconds",
     "rung",
@@ -59,10 +65,17 @@ _NUMERIC = (
     "predicted_scale",
 )
 
+_METRICS = {"metrics": "validation", "test_metrics": "test"}
+"""Split of each attribute with the metrics of a task, which have columns of their own."""
+
 _RECORDED = [
-    name for name in TrialRecord.model_fields if name not in (REPLICATE, *EVAL_WINDOWS.values())
+    name
+    for name in TrialRecord.model_fields
+    if name not in (REPLICATE, *EVAL_WINDOWS.values(), *_METRICS)
 ]
 """Recorded attributes in the table: the replicate is a parameter, evaluation windows are apart."""
+
+_CONTEXT_COLUMNS = ("effective_context", "effective_context_low", "effective_context_high")
 
 _NULLABLE = {bool: "boolean", int: "Int64", float: "float64"}
 """Types of columns with missing values."""
@@ -95,7 +108,8 @@ class TableBuilder:
             else resolve_params(trial.params, config, names)
             for trial in trials
         ]
-        values = {name: {row[name] for row in params if name in row} for name in TRAINING_PARAMS}
+        settings = (*TRAINING_PARAMS, *(config.task_record.options if config.task_record else ()))
+        values = {name: {row[name] for row in params if name in row} for name in settings}
         varied = {name for name, found in values.items() if len(found) > 1}
         nuisance = set(list_nuisance(config, params))
         context = config, names, varied, nuisance
@@ -107,20 +121,30 @@ class TableBuilder:
             for trial, each in zip(trials, params, strict=True)
         }
         self._context, self._rows = context, rows
-        return arrange_rows([row for _, _, row in rows.values()], params)
+        absent = TASK_RESULTS if config.is_text else (*TEXT_RESULTS, *_CONTEXT_COLUMNS)
+        return arrange_rows([row for _, _, row in rows.values()], params, absent=absent)
 
 
 def arrange_rows(
     rows: Sequence[Mapping[str, Any]],
     params: Sequence[Mapping[str, Any]],
     higher_is_better: bool = False,
+    absent: Collection[str] = TASK_RESULTS,
 ) -> pd.DataFrame:
-    """Return the frame of some rows, the best trial first."""
-    names = dict.fromkeys(chain.from_iterable(rows))
+    """Return the frame of some rows, the best trial first.
+
+    Args:
+        rows: values of each trial by column.
+        params: its parameters.
+        higher_is_better: whether a higher value is better.
+        absent: columns that trials of this task never have.
+    """
+    names = [name for name in dict.fromkeys(chain.from_iterable(rows)) if name not in absent]
     # By column: far faster than a list of dictionaries.
     table = pd.DataFrame({name: [row.get(name, np.nan) for row in rows] for name in names})
     table = set_param_types(table.set_index("number"), params)
-    for column in _NUMERIC:  # absent from older trials, and from those that plain Optuna drives
+    # Absent from older trials, and from those that plain Optuna drives.
+    for column in (name for name in _NUMERIC if name not in absent):
         table[column] = pd.to_numeric(table[column]) if column in table else np.nan
     # By value first, then trials that ended without one, then those that have not ended.
     places = {"RUNNING": 1, PAUSED: 2, "WAITING": 3}
@@ -139,7 +163,8 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
         try:
             source = load_study(storage, config.refinement.source)
             source_config = read_study_record(source).config
-            if source_config.tokenizer == config.tokenizer:
+            is_comparable = source_config.tokenizer == config.tokenizer
+            if is_comparable and source_config.task_record == config.task_record:
                 for trial in read_trials(storage, source._study_id):
                     value = _value_by(config.objective, trial, source_config)
                     if value is not None:
@@ -149,6 +174,11 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
             pass
     columns = list(dict.fromkeys(["number", "value", *(name for row in rows for name in row)]))
     return set_param_types(pd.DataFrame(rows, columns=columns).set_index("number"), params)
+
+
+def metric_column(split: str, metric: str) -> str:
+    """Return the column of a metric of a task on a held-out split: ``validation_accuracy``."""
+    return f"{split}_{metric}"
 
 
 def list_nuisance(config: StudyConfig, params: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -173,12 +203,15 @@ def resolve_params(
     """Return a trial's parameters, and of other names those that its study's config fixes."""
     optimizer = str(params.get("optimizer", config.training.optimizer))
     cell = config.cells.get(params.get(CELL, GATED_CELL))
-    resolved = dict(params)
+    task, resolved = config.task_record, dict(params)
+    reach = params.get(BPTT_STEPS, config.training.bptt_steps)
     for name in names:
-        if name in TRAINING_PARAMS and uses_setting(optimizer, name):
+        if name in TRAINING_PARAMS and uses_setting(optimizer, name, reach):
             resolved.setdefault(name, getattr(config.training, name))
         elif cell is not None and name in cell.options:
             resolved.setdefault(name, cell.options[name].default)
+        elif task is not None and name in task.options:
+            resolved.setdefault(name, task.value(name))
     return {name: resolved[name] for name in param_order(resolved)}
 
 
@@ -245,6 +278,9 @@ def _make_row(
     settings = format_settings(params, [name for name in params if name in nuisance])
     replicate = f" #{params[REPLICATE]}" if REPLICATE in params else ""
     recorded = {name: trial.attributes.get(name) for name in _RECORDED}
+    for name, split in _METRICS.items():
+        metrics = trial.attributes.get(name) or {}
+        recorded |= {metric_column(split, metric): value for metric, value in metrics.items()}
     for name in (EARLIER_CODE, EARLIER_TORCH):
         recorded[name] = ", ".join(recorded[name] or ()) or None
     if (profile := read_profile(recorded)) is not None:
@@ -306,7 +342,7 @@ def _format_conditions(device: str, host: str, precision: str, threads: int, loc
 def is_continuous(column: "pd.Series[Any]") -> bool:
     """Return whether a parameter is a number of more values than can be compared one by one."""
     values = column.dropna().unique()
-    return len(values) > MAX_LEVELS and not isinstance(values[0], bool | str)
+    return len(values) > MAX_LEVELS and not any(isinstance(each, bool | str) for each in values)
 
 
 def has_levels(values: Sequence[Any]) -> bool:

@@ -56,16 +56,15 @@ def _name_best(section: Section) -> Markup:
 
 def _state_verdicts(section: Section) -> Markup:
     """State how many replicated architectures are worse than the best, and how many as good."""
-    summary, unit = section.summary, section.results.metric.unit
+    summary = section.summary
     judgement = summary.judgement
     assert judgement is not None
     return _to_sentence(
-        "of the others, {} significantly worse, {} as good (at most {} {} worse) and {} "
+        "of the others, {} significantly worse, {} as good (at most {} worse) and {} "
         "undecided{}; {}",
         format_count(judgement.count("worse"), "is", "are"),
         judgement.count("as good"),
-        judgement.margin,
-        unit,
+        f"{judgement.margin} {section.results.metric.unit}".rstrip(),
         judgement.count("undecided"),
         judgement.without_run_text,
         summary.describe_smallest(Markup("<strong>{}</strong>").format),
@@ -155,8 +154,8 @@ def _describe_undecided(effects: Sequence[RankedEffect], tried: int) -> Markup:
     bounds = [bound for each in effects for bound in (each.main.low, each.main.high)]
     if apart or any(map(math.isnan, bounds)):
         return text
-    digits = effects[0].main.scale.digits
-    low, high = (format_signed(end, digits) for end in (min(bounds), max(bounds)))
+    spec = effects[0].main.scale.spec
+    low, high = (format_signed(end, spec) for end in (min(bounds), max(bounds)))
     intervals = "the 95% interval reaches" if len(effects) == 1 else "the 95% intervals reach"
     return Markup("{} ({} from {} to {})").format(text, intervals, low, high)
 
@@ -269,7 +268,7 @@ def _format_result(sections: Sequence[Section]) -> str:
         runs = f", {mean} of {format_count(leader.runs, 'run')}"
     line = (
         f"best: {leader.full_label} (trial {leader.number}{_of_study(best, sections)}), "
-        f"{leader.mean:.{metric.scale.value_digits}f}{metric.unit and f' {metric.unit}'}, "
+        f"{leader.mean:{metric.scale.value_spec}}{metric.unit and f' {metric.unit}'}, "
         f"{metric.name}{runs}"
     )
     summary = best.summary
@@ -294,7 +293,7 @@ def _comparison_key(section: Section) -> tuple[object, ...]:
         results.metric.column,
         results.metric.name,
         results.metric.unit,
-        results.name if results.is_imported else (results.text, results.trained.tokenizer),
+        results.data,
     )
 
 

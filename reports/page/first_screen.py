@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import PurePath
 from statistics import fmean, median
 
 import numpy as np
@@ -50,6 +49,7 @@ def list_limits(section: Section) -> list[Limit]:
         _count_replicates(section),
         _describe_training(section),
         _name_best(section),
+        _state_floor(section),
     ]
     return [each for each in limits if each]
 
@@ -96,10 +96,10 @@ def _measure_intervals(section: Section) -> Limit | None:
     widths = [each.high - each.mean for each in effects if not math.isnan(each.high)]
     if not widths:
         return None
-    digits = section.results.scale.digits
-    detail = f"median; from {min(widths):.{digits}f} to {max(widths):.{digits}f}"
+    spec = section.results.scale.spec
+    detail = f"median; from {min(widths):{spec}} to {max(widths):{spec}}"
     unit = loss_unit(section.results.config)
-    return Limit("95% interval of an effect", f"± {median(widths):.{digits}f}", unit, detail)
+    return Limit("95% interval of an effect", f"± {median(widths):{spec}}", unit, detail)
 
 
 def _measure_noise(section: Section) -> Limit:
@@ -113,8 +113,8 @@ def _measure_noise(section: Section) -> Limit:
         value = math.sqrt(fmean(each**2 for each in deviations))
         runs = sum(each.runs for each in section.summary.entries)
         unit = results.metric.unit
-        digits = results.metric.scale.value_digits
-        return Limit(name, f"{value:.{digits}f}", unit, f"standard deviation over {runs:,} runs")
+        spec = results.metric.scale.value_spec
+        return Limit(name, f"{value:{spec}}", unit, f"standard deviation over {runs:,} runs")
     if section.audited_effects is not None:
         return Limit(
             name, "not measured", detail="intervals leave out what another run would change"
@@ -126,10 +126,10 @@ def _measure_noise(section: Section) -> Limit:
             name, "not known", detail="intervals use the differences between pairs instead"
         )
     low, high = (float(f(np.sqrt(noise.variances[known]))) for f in (np.min, np.max))
-    digits = results.scale.digits
-    text = f"{low:.{digits}f} to {high:.{digits}f}"
+    spec = results.scale.spec
+    text = f"{low:{spec}} to {high:{spec}}"
     if high < _VARYING * low:
-        text = f"{high:.{digits}f}"
+        text = f"{high:{spec}}"
     sources = {source for source in noise.sources if source is not NoiseSource.PAIRS}
     source = sources.pop() if len(sources) == 1 else NoiseSource.MIXED
     unit = loss_unit(results.config)
@@ -151,12 +151,15 @@ def _count_replicates(section: Section) -> Limit:
 
 
 def _describe_training(section: Section) -> Limit | None:
-    """Return how long each network was trained, and on which text."""
+    """Return how long each network was trained, and on what."""
     results = section.results
-    if results.corpus is None:
+    if results.is_imported:
         return None
-    name = PurePath(results.corpus.name).name  # a corpus may be a path
-    corpus = f"on {results.corpus.length:,} bytes of {name}"
+    if results.corpus is None:
+        task = results.trained.task_record
+        on = f"on {task.name}, sequences of {format_count(task.steps, 'step')}" if task else ""
+        return Limit("Training", f"{results.trained.training.steps:,}", "steps", on)
+    corpus = f"on {results.corpus.length:,} bytes of {results.data_name}"
     return Limit("Training", f"{results.trained.training.steps:,}", "steps", corpus)
 
 
@@ -167,6 +170,18 @@ def _name_best(section: Section) -> Limit | None:
         return None
     name = f"{metric.scale.best_name.capitalize()} {metric.name}"
     return Limit(name, metric.scale.format_value(best.mean), metric.unit, best.full_label)
+
+
+def _state_floor(section: Section) -> Limit | None:
+    """Return the least loss of a task without memory."""
+    least, measure = section.least_floor, section.results.measure
+    if least is None:
+        return None
+    loss = section.results.scale.format_value(least.loss)
+    detail = f"{measure.name_loss('validation')} of the {least.name}"
+    if least.loss <= section.summary.best.validation_loss:
+        detail += "; no network is better"
+    return Limit("Without memory", loss, measure.held_out_unit, detail)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from reports.page.first_screen import build_first_screen
 from reports.page.imported_section import describe_uncompared
 from reports.page.section import Section
 from reports.page.sections import build_sections
+from reports.page.task import describe_direction, describe_loss
 from reports.stats.nuisance import format_setting
 from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
 from rnn.source_code import generate_forward, generate_latex, generate_module
@@ -149,10 +150,13 @@ def _templates() -> jinja2.Environment:
         "shell": shlex.quote,
         "printable": to_printable,
         "signed": format_signed,
+        "value": format_value,
         "objective_name": objective_name,
     }
     environment.globals |= {
         "code_styles": _code_styles(),
+        "describe_direction": describe_direction,
+        "describe_loss": describe_loss,
         "describe_uncompared": describe_uncompared,
         "effect_color": effect_color,
         "equations": generate_latex,

@@ -12,6 +12,7 @@ from reports.charts.outcome_plots import OutcomeSubset
 from reports.data.drawn_trials import MAX_DRAWN
 from reports.data.results import Results
 from reports.formatting import effects_title, loss_unit
+from reports.page.task import RECURRENT, FloorRow, list_floors
 from reports.stats.audited_effects import AuditedEffects
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect, rank_effects
 from reports.stats.hypothesis_tests import HypothesisTest
@@ -130,7 +131,28 @@ class Section:
     @property
     def has_recall(self) -> bool:
         """Whether the corpus is ``recall:D``, and trials recorded their accuracy."""
-        return bool(self.results.complete["recall_accuracy"].notna().any())
+        rows = self.results.complete
+        return "recall_accuracy" in rows and bool(rows["recall_accuracy"].notna().any())
+
+    @property
+    def floors(self) -> list[FloorRow]:
+        """The best network of a task other than text, and what needs no memory; may be empty."""
+        return list_floors(self.results.floors, self.summary.best)
+
+    @property
+    def least_floor(self) -> FloorRow | None:
+        """The floor of the least loss among those without memory; None if none are stored."""
+        floors = [row for row in self.floors[1:] if row.name != RECURRENT]
+        return min(floors, key=lambda row: row.loss, default=None)
+
+    @property
+    def slice_columns(self) -> dict[str, list[int]]:
+        """Values of each slice by which the losses of the best networks are shown."""
+        columns: dict[str, set[int]] = {}
+        for entry in self.summary.leaderboard:
+            for name, values in entry.slices.items():
+                columns.setdefault(name, set()).update(values)
+        return {name: sorted(values) for name, values in columns.items()}
 
     @property
     def longest_context(self) -> int:
@@ -171,6 +193,7 @@ class Section:
             "outcomes": ("Rescued and ruined", self.outcomes),
             "curves": (self.curves_title, self.curves or not is_imported),
             "leaderboard": ("Ranking" if is_imported else "Leaderboard", True),
+            "task": ("Task", not is_imported and not self.results.trained.is_text),
             "cost": ("Equal cost", self.costs_and_losses),
             "memory": ("Memory", self.context_chart),
             "code": ("Source code of the best", not is_imported),

@@ -36,7 +36,7 @@ from reports.charts.training_plots import (
 )
 from reports.data.replicates import find_replicates
 from reports.data.results import Results
-from reports.formatting import loss_unit, objective_name, value_axis_title
+from reports.formatting import SMOOTHED, loss_unit, objective_name, value_axis_title
 from reports.page.imported_section import build_imported_section
 from reports.page.section import Section
 from reports.stats.audited_effects import estimate_audited_effects
@@ -129,7 +129,9 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         replicates_chart=_chart_replicates(results, summary.entries, references)
         if results.has_replicates
         else None,
-        pairwise_chart=chart_differences(summary.comparison) if summary.comparison else None,
+        pairwise_chart=chart_differences(summary.comparison, results.metric.scale.value_spec)
+        if summary.comparison
+        else None,
         context_chart=chart_context(results, summary.entries),
         detectable_gap=find_detectable_gap(summary.comparison) if summary.comparison else None,
         importances=[
@@ -173,7 +175,7 @@ def _chart_replicates(
     entries: Sequence[LeaderboardEntry],
     references: Sequence[BaselineReference],
 ) -> Chart:
-    legend = describe_references(references, "metric")
+    legend = describe_references(references, "metric", results.scale)
     return Chart(
         "Runs of each architecture",
         plot_replicates(entries, results.metric, references),
@@ -188,12 +190,13 @@ def _chart_curves(results: Results, references: Sequence[BaselineReference]) -> 
         return None
     figure = plot_curves(results, references)
     caption = (
-        "Smoothed training loss. Hover to see the architecture; click a curve to isolate it, and "
-        f"press Escape or click elsewhere to show all again. Thick lines: the ten of lowest "
+        f"{results.measure.name_loss(SMOOTHED).capitalize()}. Hover to see the architecture; "
+        "click a curve to isolate it, and press Escape or click elsewhere to show all again. "
+        "Thick lines: the ten of lowest "
         f"{objective_name(results.config)}."
     )
     caption += describe_drawn_curves(results, figure)
-    legend = describe_references(references, "training_loss")
+    legend = describe_references(references, "training_loss", results.scale)
     if legend:
         caption = f"{caption}{legend} {describe_training_differences(references)}".strip()
     return Chart(
@@ -209,7 +212,7 @@ def _chart_curves(results: Results, references: Sequence[BaselineReference]) -> 
 def _summarize_costs(results: Results, params: list[str]) -> pd.DataFrame:
     """Return the computing time by the parameters that determine it."""
     rows = results.table.dropna(subset=["seconds"])
-    groups = rows.groupby(params)
+    groups = rows.groupby(params, dropna=False)  # without update_every: whole sequences
     costs = groups["seconds"].agg(["count", "mean", "sum"])
     costs["steps_per_second"] = groups["steps_per_second"].median()
     costs["share"] = costs["sum"] / costs["sum"].sum()

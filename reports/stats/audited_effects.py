@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 
 from reports.data.results import Results
+from reports.scale import NATS, Scale
 from reports.stats.contrast import Contrast
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.nuisance import build_judged_table, join_names
@@ -83,15 +84,20 @@ def estimate_audited_effects(results: Results) -> AuditedEffects:
         return AuditedEffects([], reason)
     if counts.finished < counts.planned:
         return AuditedEffects([], "Effects are estimated once the search is finished.")
-    return estimate_effects(judge_architectures(table, results.judged_axes), results.judged_axes)
+    return estimate_effects(
+        judge_architectures(table, results.judged_axes), results.judged_axes, results.scale
+    )
 
 
-def estimate_effects(architectures: pd.DataFrame, parameters: Sequence[str]) -> AuditedEffects:
+def estimate_effects(
+    architectures: pd.DataFrame, parameters: Sequence[str], scale: Scale = NATS
+) -> AuditedEffects:
     """Estimate the main effects from the architectures of a pruned study.
 
     Args:
         architectures: see :func:`reports.stats.pruning_audit.judge_architectures`.
         parameters: those that distinguish architectures.
+        scale: unit and precision of the values.
     """
     audited = architectures["audited"] & architectures["value"].notna()
     residuals = (architectures["value"] - architectures["estimate"]).where(audited)
@@ -104,7 +110,7 @@ def estimate_effects(architectures: pd.DataFrame, parameters: Sequence[str]) -> 
         )
         return AuditedEffects([], reason, **numbers)
     grid = FactorialTable.from_frame(
-        architectures.assign(value=architectures["estimate"]), parameters
+        architectures.assign(value=architectures["estimate"]), parameters, scale=scale
     )
     effects = [
         effect

@@ -9,6 +9,7 @@ import pandas as pd
 
 from reports.data.results import Results
 from reports.data.trial_table import list_conditions
+from reports.scale import Scale
 from reports.stats.ranking import average_columns
 from rnn.config import BASELINE_CELLS
 from studies.space import BPTT_STEPS, CELL
@@ -23,11 +24,11 @@ class BaselineReference:
         label: name of the architecture.
         cell: name of the cell.
         study: name of the study that trained it.
-        training_loss: least smoothed training loss, in nats per token; NaN if unknown.
+        training_loss: least smoothed training loss; NaN if unknown.
         metric: loss by the metric of the study that it is a reference for; NaN if not comparable.
         training_differences: settings in which its training differs from that study's; may be "".
-        held_out_loss: loss on the held-out split of that study, in bits per byte; NaN if it was
-            evaluated on other windows.
+        held_out_loss: loss on the held-out split of that study; NaN if it was evaluated on other
+            windows.
         parameter_count: number of weights and biases.
         seconds: mean computing time of a run.
         conditions: what the time depends on, :func:`reports.data.trial_table.list_conditions`.
@@ -51,17 +52,13 @@ def find_references(results: Results, others: Sequence[Results]) -> list[Baselin
     Args:
         results: results of the study. One of baseline cells alone has no references, and none has
             a cell of its own as a reference.
-        others: studies on the same page. Those with another corpus or tokenizer are ignored.
+        others: studies on the same page. Those with other data are ignored.
     """
     if set(results.cells) <= set(BASELINE_CELLS):
         return []
     wanted = {str(cell) for cell in BASELINE_CELLS if cell not in results.cells}
     studies = [
-        other
-        for other in others
-        if wanted & set(other.cells)
-        and other.text == results.text
-        and other.trained.tokenizer == results.trained.tokenizer
+        other for other in others if wanted & set(other.cells) and other.data == results.data
     ]
     return [
         reference
@@ -71,11 +68,13 @@ def find_references(results: Results, others: Sequence[Results]) -> list[Baselin
 
 
 def describe_references(
-    references: Sequence[BaselineReference], kind: Literal["training_loss", "metric"]
+    references: Sequence[BaselineReference],
+    kind: Literal["training_loss", "metric"],
+    scale: Scale,
 ) -> str:
     """Return the name and loss of each reference line; "" if there is none."""
     lines = [
-        f"{reference.label}: {getattr(reference, kind):.4f}"
+        f"{reference.label}: {getattr(reference, kind):{scale.value_spec}}"
         for reference in references
         if math.isfinite(getattr(reference, kind))
     ]
@@ -98,7 +97,7 @@ def _find_in_study(
     metric = results.metric
     rows = other.complete.assign(training_loss=_least_training_losses(other))
     rows = other.judge(rows[rows[CELL].isin(cells)])
-    held_out = f"{metric.split}_bits_per_byte"
+    held_out = results.measure.column(metric.split)
     columns = ["value", "training_loss", metric.column, held_out, "parameter_count", "seconds"]
     keys = [CELL, BPTT_STEPS]
     known = rows.drop_duplicates("architecture").set_index("architecture")[keys]

@@ -116,7 +116,7 @@ class ConditionalEffect:
         else:
             places = f"with {name} {format_value(first.value)}", f"with {format_value(last.value)}"
         scale = self.main.scale
-        sizes = [scale.format_difference(first.mean), format_signed(last.mean, scale.digits)]
+        sizes = [scale.format_difference(first.mean), format_signed(last.mean, scale.spec)]
         if first.is_significant < last.is_significant:
             sizes = ["no significant effect", scale.format_difference(last.mean)]
         elif last.is_significant < first.is_significant:
@@ -161,7 +161,7 @@ class RankedEffect:
             return self.condition.text
         main, interval, scale = self.main, "", self.main.scale
         if not math.isnan(main.low):
-            ends = (format_signed(end, scale.digits) for end in (main.low, main.high))
+            ends = (format_signed(end, scale.spec) for end in (main.low, main.high))
             interval = f" [{', '.join(ends)}]"
         return f"{main.contrast.label} {scale.format_difference(main.mean)}{interval}"
 

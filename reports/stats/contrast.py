@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from reports.formatting import format_param, format_value, is_missing
+from reports.formatting import format_param, format_value, is_missing, order_values
 from rnn.config import OPTIMIZERS
-from studies.space import BUILT_IN_CELLS, BUILT_IN_PARAMS, CELL, SWITCHES
-from studies.training import uses_setting
+from studies.space import BPTT_STEPS, BUILT_IN_CELLS, BUILT_IN_PARAMS, CELL, SWITCHES
+from studies.training import UPDATE_EVERY, uses_setting
 
 STATE_SOURCE_ORDER = ("old", "new", "both")
 """Order of the state sources: a contrast goes from an earlier to a later one."""
@@ -50,13 +50,14 @@ class Contrast:
 def list_conditional_params(parameter: str, names: Iterable[str]) -> set[str]:
     """List the parameters that only some values of a parameter have, among some names.
 
-    The switches and the options belong to cells, some training settings to optimizers.
+    The switches and the options belong to cells, some training settings to optimizers, and
+    ``update_every`` to gradients that do not go back a whole sequence.
     """
     if parameter == CELL:
         return {name for name in names if name in SWITCHES or name not in BUILT_IN_PARAMS}
     if parameter == "optimizer":
         return {name for name in names if not all(uses_setting(each, name) for each in OPTIMIZERS)}
-    return set()
+    return {UPDATE_EVERY} & set(names) if parameter == BPTT_STEPS else set()
 
 
 def sort_values(column: "pd.Series[Any]") -> list[Any]:
@@ -67,7 +68,7 @@ def sort_values(column: "pd.Series[Any]") -> list[Any]:
     values = {value for value in column.tolist() if not is_missing(value)}
     if column.name == CELL:
         return sorted(values, key=lambda cell: (cell not in BUILT_IN_CELLS, cell))
-    return [source for source in STATE_SOURCE_ORDER if source in values] or sorted(values)
+    return [source for source in STATE_SOURCE_ORDER if source in values] or order_values(values)
 
 
 def pair_values(name: str, values: Sequence[Any]) -> Iterable[tuple[Any, Any]]:

@@ -35,7 +35,7 @@ class Finding:
 
     Attributes:
         contrast: name of the contrast.
-        effect: mean difference of the loss, in nats.
+        effect: mean difference of the loss.
         verdict: verdict on the mean loss; None for a contrast that does not decide it.
         outcomes: outcomes of the pairs; None in a study without a threshold.
         outcome_verdict: verdict on the outcomes; None for a contrast that does not decide it, and
@@ -62,7 +62,8 @@ class Finding:
         if self.conjunction == 1 or not self.verdict or math.isnan(self.effect.error):
             return ""
         confidence = 1 - compute_fail_error(self.conjunction)
-        low, high = map(format_signed, self.effect.compute_interval(confidence))
+        spec = self.effect.scale.spec
+        low, high = (format_signed(e, spec) for e in self.effect.compute_interval(confidence))
         return (
             f"Of {self.conjunction} contrasts, “{self.contrast}” is the least favorable; its "
             f"interval of {100 * confidence:.4g}% is {low} to {high}."

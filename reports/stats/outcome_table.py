@@ -205,7 +205,8 @@ def describe_outcomes(outcomes: Sequence[ContrastOutcomes], results: Results, un
     found = build_outcome_table(results, threshold).values
     known = int((found != UNKNOWN).sum())
     architectures = format_count(known, "architecture" if results.nuisance else "network")
-    sentence = f"{int((found == GOOD).sum()):,} of {architectures} are below {threshold} {unit}"
+    limit = f"{threshold} {unit}".rstrip()
+    sentence = f"{int((found == GOOD).sum()):,} of {architectures} are below {limit}"
     significant = [each for each in outcomes if each.is_significant]
     rescuing, ruining = (
         ", ".join(

@@ -13,7 +13,7 @@ their interval covers other text, but no other run.
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -32,6 +32,7 @@ from reports.stats.pairwise_comparison import (
 )
 from reports.stats.ranking import LeaderboardEntry
 from reports.stats.verdicts import Verdict
+from studies.measure import TEXT, Measure
 
 Cost = Literal["parameters", "seconds"]
 """Cost of an architecture: its weights and biases, or the computing time of a run in seconds."""
@@ -46,7 +47,7 @@ class CostedArchitecture:
         number: number of its trial; None for a baseline cell of another study.
         parameters: number of weights and biases.
         seconds: mean computing time of a run; NaN where it is not comparable.
-        loss: held-out loss in bits per byte, the mean over its runs.
+        loss: held-out loss, the mean over its runs.
         best_values: values of the nuisance parameters at which it is the best.
         cell: name of the baseline cell of another study; "" for an architecture of this one.
     """
@@ -70,8 +71,8 @@ class FrontMember:
 
     Attributes:
         architecture: the architecture.
-        gap: difference to the best architecture of the study, in bits per byte; None for the best,
-            and without losses on the same evaluation windows.
+        gap: difference to the best architecture of the study; None for the best, and without
+            losses on the same evaluation windows.
         cheaper: cheapest architecture that costs less and is not significantly worse; None if all
             of them are.
     """
@@ -93,6 +94,7 @@ class ParetoFront:
         worse: architectures that are.
         references: baseline cells of other studies.
         left_out: number of architectures whose cost is not comparable.
+        measure: unit and format of the losses.
     """
 
     cost: Cost
@@ -101,6 +103,7 @@ class ParetoFront:
     worse: list[CostedArchitecture]
     references: list[CostedArchitecture]
     left_out: int
+    measure: Measure = TEXT
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def summarize_costs(
             entry.number,
             entry.parameter_count,
             entry.seconds if conditions[entry.label] == common != "" else math.nan,
-            entry.validation_bits_per_byte if metric.is_value else entry.mean,
+            entry.validation_loss if metric.is_value else entry.mean,
             entry.best_values,
         )
         for entry in summary.entries
@@ -176,7 +179,8 @@ def summarize_costs(
         for each in references
     ]
     fronts = [find_front(cost, costed, compared, drawn) for cost in ("parameters", "seconds")]
-    return CostSummary([f for f in fronts if f], metric.split, is_replicated, common)
+    known_fronts = [replace(front, measure=results.measure) for front in fronts if front]
+    return CostSummary(known_fronts, metric.split, is_replicated, common)
 
 
 class Comparisons(Protocol):
@@ -230,7 +234,7 @@ class SingleRunComparisons:
     """Differences of which Student's interval over the windows lies above zero.
 
     Args:
-        windows: bits per byte on each window, as many for each architecture.
+        windows: loss on each window, as many for each architecture.
     """
 
     def __init__(self, windows: Mapping[str, Sequence[float]]) -> None:
@@ -248,7 +252,7 @@ class SingleRunComparisons:
         return compute_difference(first, second)
 
     def find_worse(self, label: str) -> set[str]:
-        """Return the architectures that are worse than one beyond the variation over text."""
+        """Return the architectures that are worse than one beyond the variation over windows."""
         d = self._losses - self._losses[self._places[label]]  # (N, W)
         count = d.shape[1]
         half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * d.std(axis=1, ddof=1) / count**0.5

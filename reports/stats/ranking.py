@@ -13,14 +13,19 @@ from scipy import stats
 
 from reports.data.context import ContextProfile, average_profiles, read_profile
 from reports.data.results import Results
-from reports.data.trial_table import decode_architecture, format_settings, list_params
+from reports.data.trial_table import (
+    decode_architecture,
+    format_settings,
+    list_params,
+    metric_column,
+)
 from reports.stats.paired_difference import CONFIDENCE
 from reports.stats.pairwise_comparison import Difference
 from reports.stats.verdicts import Verdict
 from rnn.config import NetworkConfig
 from studies.attributes import SOURCE_TRIALS
 from studies.best import RankedArchitecture, Run, rank_runs
-from studies.config import StudyConfig
+from studies.config import training_settings
 from studies.imported import ImportedConfig
 from studies.run_means import average_runs
 from studies.space import BPTT_STEPS, REPLICATE
@@ -42,8 +47,8 @@ class LeaderboardEntry:
         low: lower end of Student's 95% interval of the mean, by the standard deviation; NaN for a
             single run.
         high: upper end of the interval.
-        value: mean objective value, in nats per token, adjusted.
-        validation_bits_per_byte: mean bits per byte on the validation split, adjusted.
+        value: mean objective value, adjusted.
+        validation_loss: mean loss on the validation split, adjusted: of text in bits per byte.
         validation_stderr: standard error of that over the evaluation windows; NaN for a mean.
         parameter_count: number of weights and biases.
         seconds: mean computing time of a run.
@@ -54,8 +59,12 @@ class LeaderboardEntry:
             study carries on.
         context: loss by the length of the context, the mean over the runs; None if a run lacks it.
         recall_accuracy: mean accuracy on the corpus ``recall:D``; NaN on others.
-        gap: difference to the best architecture, in bits per byte or by the metric; None for the
-            best, and without losses on the same evaluation windows.
+        metrics: mean of each metric of a task other than text, on the split of the metric.
+        validation_metrics: the same on the validation split.
+        length_losses: mean validation loss at each further length of such a task.
+        slices: mean loss and metrics on the targets of each value of each slice of such a task.
+        gap: difference to the best architecture, of the held-out loss or by the metric; None for
+            the best, and without losses on the same evaluation windows.
         verdict: of a replicated architecture, what its runs show.
         bound: upper confidence bound of its difference to the best architecture, whichever that is;
             infinite without one.
@@ -71,7 +80,7 @@ class LeaderboardEntry:
     low: float
     high: float
     value: float
-    validation_bits_per_byte: float
+    validation_loss: float
     validation_stderr: float
     parameter_count: float
     seconds: float
@@ -81,6 +90,10 @@ class LeaderboardEntry:
     best_values: dict[str, Any]
     context: ContextProfile | None
     recall_accuracy: float
+    metrics: dict[str, float]
+    validation_metrics: dict[str, float]
+    length_losses: dict[int, float]
+    slices: dict[str, dict[int, dict[str, float]]]
     gap: Difference | None = None
     verdict: Verdict | None = None
     bound: float = math.inf
@@ -130,17 +143,16 @@ def rank_architectures(results: Results, count: int | None = None) -> list[Leade
     """
     ranked, metric = _rank(results), results.metric
     rows = results.complete.loc[[run.number for each in ranked for run in each.runs]]
-    means = average_columns(rows, ["value", "validation_bits_per_byte"]).to_dict("index")
+    validation = results.measure.column("validation")
+    means = average_columns(rows, ["value", validation]).to_dict("index")
     shown = rows.loc[[run.number for each in ranked[:count] for run in each.runs]]
     records = {row["number"]: row for row in shown.reset_index().to_dict("records")}
     return [
         _make_entry(
-            results.config,
+            results,
             str(each.architecture),
             [records[run.number] for run in each.runs],
             means[each.architecture] | {metric.column: metric.scale.to_loss(each.mean)},
-            metric.column,
-            [*results.nuisance, *results.carried],
         )
         for each in ranked[:count]
     ]
@@ -159,27 +171,25 @@ def average_columns(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def _make_entry(
-    config: StudyConfig | ImportedConfig,
-    label: str,
-    runs: Sequence[Mapping[Any, Any]],
-    means: Mapping[Any, float],
-    column: str,
-    nuisance: Sequence[str],
+    results: Results, label: str, runs: Sequence[Mapping[Any, Any]], means: Mapping[Any, float]
 ) -> LeaderboardEntry:
     """Describe an architecture by its runs, that of the best value first, and adjusted means."""
-    losses, best = [float(run[column]) for run in runs], runs[0]
-    samples = [run for run in runs if isinstance(run["sample"], str)]
+    config, column, best = results.config, results.metric.column, runs[0]
+    losses = [float(run[column]) for run in runs]
+    samples = [run for run in runs if isinstance(run.get("sample"), str)]
     profiles = [read_profile(run) for run in runs]
     mean, std = means[column], float(np.std(losses, ddof=1)) if len(runs) > 1 else math.nan
     quantile = _quantile(max(1, len(runs) - 1))
-    architecture = None
+    architecture, reach = None, 1
     if not isinstance(config, ImportedConfig):
         architecture = decode_architecture(best, config)
+        settings = training_settings(list_params(best, [BPTT_STEPS]), config)
+        reach, _ = settings.gradient_window
     half_width = quantile * std / math.sqrt(len(runs))
     return LeaderboardEntry(
         label=label,
         architecture=architecture,
-        bptt_steps=int(best.get(BPTT_STEPS, 1)) if architecture else 1,
+        bptt_steps=reach,
         number=int(best["number"]),
         losses=losses,
         mean=mean,
@@ -187,17 +197,40 @@ def _make_entry(
         low=mean - half_width,
         high=mean + half_width,
         value=means["value"],
-        validation_bits_per_byte=means["validation_bits_per_byte"],
+        validation_loss=means[results.measure.column("validation")],
         validation_stderr=float(best["validation_stderr"]) if len(runs) == 1 else math.nan,
         parameter_count=_mean(run["parameter_count"] for run in runs),
         seconds=_mean(run["seconds"] for run in runs),
         source_trials=best[SOURCE_TRIALS] or [],
         sample=samples[0]["sample"] if samples else None,
         sample_trial=int(samples[0]["number"]) if samples else None,
-        best_values=list_params(best, nuisance),
+        best_values=list_params(best, [*results.nuisance, *results.carried]),
         context=average_profiles([each for each in profiles if each]) if all(profiles) else None,
-        recall_accuracy=_mean(run["recall_accuracy"] for run in runs),
+        recall_accuracy=_mean(run.get("recall_accuracy", math.nan) for run in runs),
+        metrics=_average_metrics(runs, results.metric_columns),
+        validation_metrics=_average_metrics(
+            runs, {name: metric_column("validation", name) for name in results.metric_columns}
+        ),
+        length_losses=_average([run.get("length_losses") for run in runs]),
+        slices=_average([run.get("slices") for run in runs]),
     )
+
+
+def _average_metrics(
+    runs: Sequence[Mapping[Any, Any]], columns: Mapping[str, str]
+) -> dict[str, float]:
+    """Return the mean of each metric, of which the column is given."""
+    return {
+        name: _mean(run.get(column, math.nan) for run in runs) for name, column in columns.items()
+    }
+
+
+def _average(recorded: Sequence[Any]) -> Any:
+    """Return the means of numbers in equal, nested dicts; {} if a run has recorded none."""
+    if not all(isinstance(each, dict) for each in recorded):
+        return _mean(recorded) if all(isinstance(each, float) for each in recorded) else {}
+    common = [key for key in recorded[0] if all(key in each for each in recorded)]
+    return {key: _average([each[key] for each in recorded]) for key in common}
 
 
 @cache

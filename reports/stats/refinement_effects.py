@@ -10,6 +10,7 @@ import pandas as pd
 from reports.data.results import Results
 from reports.data.trial_table import list_params, resolve_params
 from reports.formatting import format_param, format_value
+from reports.scale import NATS, Scale
 from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.ranking import average_columns
@@ -33,12 +34,14 @@ class SourceComparison:
             replicates; of the source the best over its nuisance values), ``variant`` (name of the
             change) and ``label`` (name of the new architecture).
         runs: the runs of all architectures: ``label``, ``replicate`` and ``value``.
+        scale: unit and precision of the values.
     """
 
     source: str
     study: str
     rows: pd.DataFrame
     runs: pd.DataFrame
+    scale: Scale = NATS
 
     def group_by_variant(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """Yield the name and the rows of each variant, the unchanged one first."""
@@ -56,9 +59,9 @@ class VariantEffect(PairedDifference):
     Attributes:
         variant: name of the variant.
         count: number of its architectures.
-        best: its least value, in nats.
-        source_difference: mean difference to the values in the source study, in nats, which may
-            have been trained with another budget.
+        best: its least value.
+        source_difference: mean difference to the values in the source study, which may have been
+            trained with another budget.
     """
 
     variant: str
@@ -98,7 +101,7 @@ def compare_with_source(results: Results) -> SourceComparison | None:
         return None
     table = pd.DataFrame(rows, columns=["origin", "source_value", "variant", "label", "value"])
     table = table.sort_values(["origin", "variant", "label"], ignore_index=True)
-    return SourceComparison(refinement.source, results.name, table, runs)
+    return SourceComparison(refinement.source, results.name, table, runs, results.scale)
 
 
 def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
@@ -145,7 +148,7 @@ def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]
     # By variant, so that the noise of one that is unstable is not that of the others.
     variants = rows.drop_duplicates("label").set_index("label")["variant"]
     runs = comparison.runs.assign(variant=comparison.runs["label"].map(variants).fillna(""))
-    architectures = FactorialTable.from_runs(runs, ["label", "variant"])
+    architectures = FactorialTable.from_runs(runs, ["label", "variant"], comparison.scale)
     # An architecture that derives from several sources has a row for each.
     place = {label: i for i, label in enumerate(comparison.runs["label"].drop_duplicates())}
     trials = rows["label"].map(place)
@@ -164,6 +167,7 @@ def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]
                 pairs,
                 (-1, 1),
                 architectures.noise,
+                scale=comparison.scale,
                 variant=variant,
                 count=len(group),
                 best=float(group["value"].min()),

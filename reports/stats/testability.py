@@ -32,6 +32,8 @@ def list_unknown(results: Results, hypothesis: Hypothesis) -> list[str]:
         return [name for name in hypothesis.parameters if name not in results.all_parameters]
     cells = results.config.cells.values()
     options = [name for cell in cells for name in cell.options]
+    task = results.trained.task_record
+    options += task.options if task else ()
     known = {CELL, *GATED_PARAMS, *TRAINING_PARAMS, REPLICATE, *options}
     return [name for name in hypothesis.parameters if name not in known]
 

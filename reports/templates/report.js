@@ -229,7 +229,7 @@ function bundleByColor(figure, { legend, of }) {
         type: "scattergl", mode: "lines", x: [], y: [], text: [], customdata: [],
         marker: { size: 4 },
         line: { width: curve.line.width, color: legend[of[i]][1] }, opacity: curve.opacity,
-        hovertemplate: "step %{x:,}: %{y:.4f} nats<extra>%{text}</extra>",
+        hovertemplate: curve.hovertemplate.replace("%{fullData.name}", "%{text}"),
         hoverlabel: curve.hoverlabel, showlegend: false,
       });
     }

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rnn.autograd import AutogradStack
-from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
+from rnn.config import BYTES, GatedConfig, Precision, TaskSpec, TrialConfig
 from rnn.native.library import MAPS, OPTIONS, library_error, load_library
-from rnn.network import NamedTensors, draw_initial_weights, network_shapes
+from rnn.network import NamedTensors, Window, draw_initial_weights, network_shapes
 from rnn.parameters import Parameters, align
 from rnn.stacked.network import require_one_shape
 
@@ -92,7 +92,7 @@ class NativeStack:
     float32. The numbers of a network depend neither on the others nor on the number of threads.
 
     Args:
-        configs, seed, vocab_size, weights: as of :func:`rnn.engines.build_network`.
+        configs, seed, spec, weights: as of :func:`rnn.engines.build_network`.
         precision: precision of the arithmetic, fp32 or bf16.
 
     Raises:
@@ -107,7 +107,7 @@ class NativeStack:
         configs: Sequence[TrialConfig],
         seed: int,
         precision: Precision = "fp32",
-        vocab_size: int = BYTE_VOCAB_SIZE,
+        spec: TaskSpec = BYTES,
         weights: Mapping[TrialConfig, NamedTensors] | None = None,
     ) -> None:
         library = load_library(precision)
@@ -116,13 +116,13 @@ class NativeStack:
         self._library = library
         self.configs = tuple(configs)
         self.device = torch.device("cpu")
-        self._seed, self._precision, self._vocab_size = seed, precision, vocab_size
+        self._seed, self._precision, self._spec = seed, precision, spec
         architectures = require_one_shape(configs)
         self._layers = architectures[0].layers
         self._state_size = architectures[0].state_size
-        self.parameters = Parameters(self.configs, torch.float32, self.device, vocab_size)
+        self.parameters = Parameters(self.configs, torch.float32, self.device, spec)
         for k, config in enumerate(self.configs):
-            params = (weights or {}).get(config) or draw_initial_weights(config, seed, vocab_size)
+            params = (weights or {}).get(config) or draw_initial_weights(config, seed, spec)
             self.parameters.load(k, self.parameters.values, params)
         # Kept as long as the stack: the library reads them at their addresses.
         self._maps = (_Map * (len(configs) * self._layers * len(MAPS)))()
@@ -132,13 +132,16 @@ class NativeStack:
         self._buffers: dict[tuple[int, int, bool], _Buffers] = {}
 
     def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "NativeStack":
-        return NativeStack(list(weights), self._seed, self._precision, self._vocab_size, weights)
+        return NativeStack(list(weights), self._seed, self._precision, self._spec, weights)
 
     def init_state(self, streams: int) -> list[Tensor]:
         shape = (len(self.configs), streams, self._state_size)
         return [torch.zeros(shape) for _ in range(self._layers)]
 
     init_training_state = init_state
+
+    def advance(self, window: Window, states: Sequence[Tensor]) -> list[Tensor]:
+        return self.forward(window.inputs[0], states)[1]
 
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         buffers = self._step(tokens, None, states)
@@ -149,9 +152,9 @@ class NativeStack:
         return logits.logsumexp(2) - logits.gather(2, index)[:, :, 0]
 
     def loss_and_grad(
-        self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor], position: int
+        self, window: Window, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        buffers = self._step(tokens, targets, states)
+        buffers = self._step(window.inputs[0], window.targets[0], states)
         return buffers.output.mean(1), buffers.next_states
 
     def _step(self, tokens: Tensor, targets: Tensor | None, states: Sequence[Tensor]) -> _Buffers:
@@ -178,7 +181,7 @@ class NativeStack:
         for index, state in enumerate(states):
             buffers.state_addresses[index] = state.data_ptr()
         if self._library.rnn_step(ctypes.addressof(step)):
-            raise IndexError(f"a token is not below {self._vocab_size}, the vocabulary size")
+            raise IndexError(f"a token is not below {self._spec.inputs}, the vocabulary size")
         return buffers
 
     def _allocate(self, streams: int, threads: int, is_training: bool) -> _Buffers:
@@ -190,7 +193,7 @@ class NativeStack:
         most_packed = max(network.packed_size for network in self._networks)
         part_grads = torch.empty((parts - 1) * is_training, len(values))
         packed = torch.empty(count if parts > 1 else 0, most_packed)
-        output = torch.empty(count, streams, *([] if is_training else [self._vocab_size]))
+        output = torch.empty(count, streams, *([] if is_training else [self._spec.outputs]))
         next_states = self.init_state(streams)
         addresses = ctypes.c_void_p * self._layers
         state_addresses = addresses()
@@ -199,7 +202,7 @@ class NativeStack:
             count=count,
             layers=self._layers,
             n=self._state_size,
-            vocabulary=self._vocab_size,
+            vocabulary=self._spec.inputs,
             streams=streams,
             size=len(values),
             threads=threads,
@@ -228,7 +231,7 @@ class NativeStack:
         views, n = self.parameters.views(self.parameters.values, k), self._state_size
         maps: dict[str, _Map] = {}
         packed = 0
-        linear_maps = network_shapes(architecture, self._vocab_size).linear_maps
+        linear_maps = network_shapes(architecture, self._spec).linear_maps
         for name, (inputs, outputs) in linear_maps.items():
             parts = 0 if name == "embedding" else inputs // n
             transposed = packed + parts * -(-n // pair) * _round_up(outputs, columns)
@@ -304,14 +307,16 @@ def computes_correctly(precision: Precision) -> bool:
     config = TrialConfig(GatedConfig.with_every_option(layers=2, state_size=20))
     tokens = torch.arange(19) % 7
     tolerance = 1e-4 if precision == "fp32" else 3e-2
-    native = NativeStack([config], 0, precision, 7)
-    stacks: list[NativeStack | AutogradStack] = [native, AutogradStack([config], 0, "fp32", 7)]
+    spec = TaskSpec.of_text(7)
+    native = NativeStack([config], 0, precision, spec)
+    stacks: list[NativeStack | AutogradStack] = [native, AutogradStack([config], 0, "fp32", spec)]
     carried = [stack.init_training_state(19) for stack in stacks]
-    for position in range(2):
+    window = Window(tokens[None], tokens.flip(0)[None])
+    for _ in range(2):
         results = []
         for number, stack in enumerate(stacks):
             states = carried[number]
-            losses, after = stack.loss_and_grad(tokens, tokens.flip(0), states, position)
+            losses, after = stack.loss_and_grad(window, states)
             for state, new in zip(states, after, strict=True):
                 state.copy_(new)
             results.append([losses, *stack.parameters.extract(0, stack.parameters.grads).values()])

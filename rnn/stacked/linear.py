@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnn.config import TrialConfig
+from rnn.config import TaskSpec, TrialConfig
 from rnn.network import NamedTensors, network_shapes
 from rnn.parameters import align
 
@@ -288,7 +288,7 @@ class FlatParameters:
     those of :class:`rnn.parameters.Parameters`; a network has many places.
 
     Args:
-        configs, dtype, device, vocab_size: as of :class:`rnn.parameters.Parameters`.
+        configs, dtype, device, spec: as of :class:`rnn.parameters.Parameters`.
         linears: all linear layers but the embedding.
         embedding: the embedding, a table of rows rather than a matrix product.
         mixed_precision: whether matrix products use bfloat16.
@@ -302,10 +302,10 @@ class FlatParameters:
         dtype: torch.dtype,
         mixed_precision: bool,
         device: torch.device,
-        vocab_size: int,
+        spec: TaskSpec,
     ) -> None:
         self._configs = configs
-        self._vocab_size = vocab_size
+        self._spec = spec
         self._linears = [*linears, embedding]
         self.places: list[list[slice]] = [[] for _ in configs]
         end = 0
@@ -326,7 +326,7 @@ class FlatParameters:
         for linear in self._linears:
             linear.bias_place = allocate(linear, linear.out_features * linear.has_bias)
         bias_end = end
-        embedding.weight_place = allocate(embedding, vocab_size * embedding.out_features)
+        embedding.weight_place = allocate(embedding, spec.inputs * embedding.out_features)
 
         self.values = torch.zeros(end, dtype=dtype, device=device)
         skipped = matmul_end if mixed_precision else 0
@@ -350,7 +350,7 @@ class FlatParameters:
         return torch.cat((self.matmul_grads.to(self.values.dtype), self.full_grads))
 
     def extract(self, k: int, flat: Tensor) -> NamedTensors:
-        shapes = network_shapes(self._configs[k].architecture, self._vocab_size).parameters
+        shapes = network_shapes(self._configs[k].architecture, self._spec).parameters
         params = {name: torch.empty(shape, dtype=flat.dtype) for name, shape in shapes.items()}
         for source, target in self._pairs(k, flat, params):
             target.copy_(source)

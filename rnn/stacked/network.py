@@ -10,8 +10,8 @@ from dataclasses import astuple
 import torch
 from torch import Tensor
 
-from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
-from rnn.network import NamedTensors, draw_initial_weights
+from rnn.config import BYTES, GatedConfig, Precision, TaskSpec, TrialConfig
+from rnn.network import NamedTensors, Window, draw_initial_weights
 from rnn.stacked.layer import StackedLayer, output_options, state_options
 from rnn.stacked.linear import BufferCache, FlatParameters, GatheredInput, Part, StackedLinear
 from rnn.training.devices import configure_matmul
@@ -26,7 +26,7 @@ class NetworkStack:
     It is a :class:`rnn.engines.Engine`, which documents the methods.
 
     Args:
-        configs, seed, precision, vocab_size, device, weights: as of
+        configs, seed, precision, spec, device, weights: as of
             :func:`rnn.engines.build_network`.
         static_graph: whether every step runs the same operations on the same memory, as a CUDA
             graph requires. Otherwise what streams with the same token share is computed once; by
@@ -46,7 +46,7 @@ class NetworkStack:
         configs: Sequence[TrialConfig],
         seed: int,
         precision: Precision = "fp32",
-        vocab_size: int = BYTE_VOCAB_SIZE,
+        spec: TaskSpec = BYTES,
         device: torch.device | None = None,
         weights: Mapping[TrialConfig, NamedTensors] | None = None,
         static_graph: bool | None = None,
@@ -58,12 +58,12 @@ class NetworkStack:
         self.layers, self.state_size = architectures[0].layers, architectures[0].state_size
         sharing_pays = self.device.type == "cpu" and precision != "bf16" and self.state_size > 64
         self.static_graph = not sharing_pays if static_graph is None else static_graph
-        self.vocab_size = vocab_size
+        self.spec = spec
         configure_matmul(precision, self.device)
 
         networks, n = range(len(configs)), self.state_size
-        self._embedding = StackedLinear(networks, n, [Part("embedding", range(vocab_size))])
-        self._head = StackedLinear(networks, vocab_size, [Part("head", range(n))])
+        self._embedding = StackedLinear(networks, n, [Part("embedding", range(spec.inputs))])
+        self._head = StackedLinear(networks, spec.outputs, [Part("head", range(n))])
         requires_grad = [True] * len(configs)
         self._layers: list[StackedLayer] = []
         for index in reversed(range(self.layers)):
@@ -84,15 +84,15 @@ class NetworkStack:
             torch.float64 if precision == "fp64" else torch.float32,
             precision == "bf16",
             self.device,
-            vocab_size,
+            spec,
         )
         for k, config in enumerate(self.configs):
-            params = (weights or {}).get(config) or draw_initial_weights(config, seed, vocab_size)
+            params = (weights or {}).get(config) or draw_initial_weights(config, seed, spec)
             self.parameters.load(k, self.parameters.values, params)
         self._buffers = BufferCache()
 
     def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "NetworkStack":
-        arguments = self.seed, self.precision, self.vocab_size, self.device, weights
+        arguments = self.seed, self.precision, self.spec, self.device, weights
         return NetworkStack(list(weights), *arguments, self.static_graph)
 
     def init_state(self, streams: int) -> list[Tensor]:
@@ -100,6 +100,9 @@ class NetworkStack:
         return [self.parameters.values.new_zeros(shape) for _ in self._layers]
 
     init_training_state = init_state
+
+    def advance(self, window: Window, states: Sequence[Tensor]) -> list[Tensor]:
+        return self.forward(window.inputs[0], states)[1]
 
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         return self._forward(*self._find_unique(tokens), states)
@@ -138,8 +141,9 @@ class NetworkStack:
         return losses
 
     def loss_and_grad(
-        self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor], position: int
+        self, window: Window, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
+        tokens, targets = window.inputs[0], window.targets[0]
         distinct, index = self._find_unique(tokens)
         logits, next_states = self._forward(distinct, index, states)
         losses, d = self._cross_entropy(logits, targets)
@@ -164,7 +168,7 @@ class NetworkStack:
 
     def _add_rows_by_product(self, tokens: Tensor, d: Tensor) -> None:
         # A GPU's index_add_ sums in any order; a product repeats bit for bit.
-        vocabulary = torch.arange(self.vocab_size, device=self.device)
+        vocabulary = torch.arange(self.spec.inputs, device=self.device)
         one_hot = (vocabulary[:, None] == tokens).to(d.dtype)  # (V, U)
         one_hot = one_hot.expand(len(d), *one_hot.shape)  # (K, V, U)
         torch.bmm(one_hot, d, out=self._embedding.weight_grad)
@@ -184,7 +188,7 @@ def require_one_shape(configs: Sequence[TrialConfig]) -> list[GatedConfig]:
 
     Raises:
         ValueError: if they differ in layers, state size or ``gate_inputs``, or one is not a gated
-            network with ``bptt_steps = 1``.
+            network with ``bptt_steps = update_every = 1``.
     """
     architectures = [_require_gated(config) for config in configs]
     shapes = {(a.layers, a.state_size, a.gate_inputs) for a in architectures}
@@ -199,10 +203,10 @@ def require_one_shape(configs: Sequence[TrialConfig]) -> list[GatedConfig]:
 def _require_gated(config: TrialConfig) -> GatedConfig:
     """Return the architecture of a config, if it can be stacked."""
     architecture = config.architecture
-    if not isinstance(architecture, GatedConfig) or config.bptt_steps != 1:
+    if not isinstance(architecture, GatedConfig) or not config.updates_every_step:
         raise ValueError(
-            f"{architecture.label} with bptt_steps {config.bptt_steps} cannot be stacked: expected "
-            "a gated network with bptt_steps 1"
+            f"{architecture.label} with bptt_steps {config.bptt_steps} and update_every "
+            f"{config.update_every} cannot be stacked: expected a gated network with 1 and 1"
         )
     return architecture
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnn.config import TrialConfig
+from rnn.config import TaskSpec, TrialConfig
 from rnn.errors import CheckpointError
 from rnn.network import NamedTensors, count_parameters, network_shapes
 
@@ -45,6 +45,8 @@ class TrainState:
         average: average of the weights so far; None before averaging starts.
         source_hashes: hashes of the code that trained the network, the latest last.
         torch_versions: versions of PyTorch that trained it, the latest last; empty if unknown.
+        updates: number of updates done.
+        averaged: number of updates whose weights the average has; None if unknown.
     """
 
     step: int
@@ -57,6 +59,8 @@ class TrainState:
     average: NamedTensors | None = None
     source_hashes: tuple[str, ...] = ()
     torch_versions: tuple[str, ...] = ()
+    updates: int = 0
+    averaged: int | None = 0
 
 
 def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
@@ -86,6 +90,8 @@ def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
         "seconds": repr(train_state.seconds),
         "source_hashes": " ".join(train_state.source_hashes),
         "torch_versions": " ".join(train_state.torch_versions),
+        "updates": str(train_state.updates),
+        "averaged": str(train_state.averaged or 0),
     }
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     return hashlib.sha256(content).digest() + content
@@ -137,23 +143,26 @@ def _restore(identity: str, tensors: dict[str, Tensor], metadata: dict[str, Any]
         average=read_group("average.") or None,
         source_hashes=tuple(metadata["source_hashes"].split()),
         torch_versions=tuple(metadata["torch_versions"].split()),
+        # Checkpoints of the version before, which made an update at every step, lack both.
+        updates=int(metadata.get("updates", metadata["step"])),
+        averaged=int(metadata["averaged"]) if "averaged" in metadata else None,
     )
 
 
-def max_checkpoint_size(config: TrialConfig, vocab_size: int, streams: int, steps: int) -> int:
+def max_checkpoint_size(config: TrialConfig, spec: TaskSpec, streams: int, steps: int) -> int:
     """Return an upper bound of the size of a network's checkpoint, in bytes.
 
     Args:
-        config: network, with its number of BPTT steps.
-        vocab_size: V.
+        config: network, with the steps of its gradients and updates.
+        spec: what it reads and predicts.
         streams: B.
         steps: number of steps of the training; at most one log point each.
     """
     # Weights, average and two moments.
-    shapes = network_shapes(config.architecture, vocab_size)
-    groups = 4 * count_parameters(config.architecture, vocab_size)
+    shapes = network_shapes(config.architecture, spec)
+    groups = 4 * count_parameters(config.architecture, spec)
     groups += sum(map(math.prod, shapes.constants.values()))
-    carried = config.bptt_steps * streams * (shapes.states + 1)
+    carried = (1 + config.earlier_states) * streams * shapes.states
     return 8 * (groups + carried + 2 * steps) + _MAX_HEADER_BYTES
 
 

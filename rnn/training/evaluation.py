@@ -1,4 +1,4 @@
-"""Losses of networks on held-out text, and what they remember of it.
+"""Losses of networks on held-out data, and what they remember of a text.
 
 Their loss with a limited context and their recall of single tokens are observed meanwhile.
 """
@@ -6,34 +6,22 @@ Their loss with a limited context and their recall of single tokens are observed
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rnn.data.corpus import TokenArray, gather_windows
-from rnn.data.recall import ANSWERS, find_recall_positions
 from rnn.engines import Engine
+from rnn.tasks.corpus import TokenArray, gather_windows
+from rnn.tasks.recall import ANSWERS, find_recall_positions
+from rnn.tasks.task import Batch, SequenceTask
 
 MAX_BINS = 12
 
 MIN_CONTEXT_LENGTH = 3
 """Tokens of the shortest window with a second half to predict."""
-
-
-class EvalObserver(Protocol):
-    """What else is computed while networks are evaluated."""
-
-    def observe(self, t: int, logits: Tensor, losses: Tensor) -> None:
-        """Follow a step.
-
-        Args:
-            t: number of the step; it has read token t.
-            logits: of each stream's next token (K, windows, V).
-            losses: of each stream's next token (K, windows), in nats.
-        """
 
 
 def select_eval_windows(text: TokenArray, window_count: int, window_length: int) -> TokenArray:
@@ -61,7 +49,7 @@ def compute_eval_losses(
     stack: Engine,
     windows: TokenArray,
     on_step: Callable[[], None] = lambda: None,
-    observers: Sequence[EvalObserver] = (),
+    observers: Sequence["ContextLosses | RecallAccuracy"] = (),
 ) -> Tensor:
     """Compute the loss of every network on each window.
 
@@ -69,8 +57,9 @@ def compute_eval_losses(
         stack: the K networks.
         windows: tokens (window_length, windows), of :func:`select_eval_windows`.
         on_step: callback after every step; an exception that it raises ends the evaluation.
-        observers: called after every step, in their order. One that calls ``stack.forward`` comes
-            last, because it may overwrite the logits.
+        observers: what else is computed after every step t, from the logits (K, windows, V) and the
+            losses (K, windows) of the token after token t. :class:`ContextLosses` comes last,
+            because it calls ``stack.forward``, which may overwrite the logits.
 
     Returns:
         Mean cross-entropy of each window (K, windows), in nats per token.
@@ -111,6 +100,90 @@ def to_bits_per_byte(
     return losses / (math.log(2) * bytes_per_token)
 
 
+# ------------------------------------------------------------------ other tasks than text
+
+
+class HeldOutResult(NamedTuple):
+    """What a network reached on held-out sequences.
+
+    Attributes:
+        losses: loss of each sequence that has a target (sequences,), float64. All are divided by
+            the mean weight of a sequence's targets: their mean is the loss of all targets.
+        metrics: mean of each metric over all targets.
+        slices: loss and metrics on the targets of each value of each slice, by name and value.
+    """
+
+    losses: Tensor
+    metrics: dict[str, float]
+    slices: dict[str, dict[int, dict[str, float]]]
+
+
+def evaluate_sequences(
+    stack: Engine,
+    task: SequenceTask,
+    batch: Batch,
+    streams: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> list[HeldOutResult]:
+    """Evaluate every network on held-out sequences of a task.
+
+    Args:
+        stack: the K networks.
+        task: the task.
+        batch: the sequences, of :meth:`rnn.tasks.task.SequenceTask.held_out`.
+        streams: number of sequences to read at once.
+        on_step: callback after every step; an exception that it raises ends the evaluation.
+
+    Returns:
+        A result for each network.
+    """
+    names = [*task.metrics]
+    scored = np.flatnonzero(batch.weights.any(1)).tolist()  # steps that have targets
+    weights = torch.from_numpy(batch.weights[scored]).double()  # (scored, sequences)
+    # Loss and metrics of each target.
+    values = torch.zeros(len(stack.configs), 1 + len(names), *weights.shape, dtype=torch.double)
+    for first in range(0, weights.shape[1], streams):
+        chosen = slice(first, first + streams)
+        inputs = torch.from_numpy(batch.inputs[:, chosen])
+        targets = torch.from_numpy(batch.targets[:, chosen])
+        resets = None if batch.resets is None else torch.from_numpy(batch.resets[:, chosen])
+        initial = stack.init_state(inputs.shape[1])
+        states = [state.clone() for state in initial]
+        for t, x in enumerate(inputs):
+            if t and resets is not None and resets[t].any():
+                reset = resets[t].to(stack.device)
+                for state, start in zip(states, initial, strict=True):
+                    shape = (1, -1, *[1] * (state.dim() - 2))
+                    state.copy_(torch.where(reset.view(shape), start, state))
+            outputs, next_states = stack.forward(x.to(stack.device), states)  # (K, streams, V)
+            for state, next_state in zip(states, next_states, strict=True):
+                state.copy_(next_state)
+            if t in scored:
+                row, target = scored.index(t), targets[t].to(stack.device)
+                values[:, 0, row, chosen] = stack.losses(outputs, target).cpu().double()
+                for place, name in enumerate(names, 1):
+                    measured = task.measure(name, outputs, target).cpu().double()
+                    values[:, place, row, chosen] = measured
+            on_step()
+    values = torch.where(weights > 0, values * weights, 0.0)
+    counts = weights.sum(0)  # (sequences,)
+    counted = counts > 0
+    losses = values[:, 0].sum(1)[:, counted] / counts[counted].mean()
+    means = values.sum((2, 3)) / counts.sum()
+    results = []
+    for k in range(len(stack.configs)):
+        slices: dict[str, dict[int, dict[str, float]]] = {}
+        for slice_name, labels in batch.slices.items():
+            for value in np.unique(labels[batch.weights > 0]):
+                part = torch.from_numpy(labels[scored] == value)
+                shares = values[k][:, part].sum(1) / weights[part].sum()
+                of_value = dict(zip(["loss", *names], shares.tolist(), strict=True))
+                slices.setdefault(slice_name, {})[int(value)] = of_value
+        metrics = dict(zip(names, means[k, 1:].tolist(), strict=True))
+        results.append(HeldOutResult(losses[k], metrics, slices))
+    return results
+
+
 # ------------------------------------------------------------------ memory of networks
 
 
@@ -149,10 +222,7 @@ class ContextLosses:
         self._states: list[Tensor] = []
 
     def observe(self, t: int, logits: Tensor, losses: Tensor) -> None:
-        """Advance the streams that began in the middle, after a step of the whole windows.
-
-        See :class:`EvalObserver`.
-        """
+        """Advance the streams that began in the middle, after a step of the whole windows."""
         if t < self._begin:
             return
         if t == self._begin:
@@ -182,7 +252,7 @@ class ContextLosses:
 class RecallAccuracy:
     """Share of the recall positions at which the most probable answer is the right one.
 
-    Chance is :data:`rnn.data.recall.CHANCE`: the most probable of the answers counts, whatever the
+    Chance is :data:`rnn.tasks.recall.CHANCE`: the most probable of the answers counts, whatever the
     probability of letters.
 
     Args:
@@ -204,7 +274,7 @@ class RecallAccuracy:
         self.count = int(recalled[1:].sum())
 
     def observe(self, t: int, logits: Tensor, losses: Tensor) -> None:
-        """Count the right answers of a step; see :class:`EvalObserver`."""
+        """Count the right answers of a step."""
         predicted = self._answers[logits[..., self._answers].argmax(-1)]  # (K, windows)
         correct = (predicted == self._targets[t + 1]) & self._is_recall[t + 1]
         self._correct += correct.sum(1)

@@ -1,23 +1,23 @@
-"""The training loop: one step is one time step of all streams and one update of all weights."""
+"""The training loop: a step is one time step of all streams; every U steps there is one update."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rnn.config import TrialConfig
-from rnn.data.corpus import TokenArray, gather_windows
+from rnn.config import TrialConfig, count_updates
 from rnn.engines import Engine
+from rnn.network import Window
+from rnn.tasks.task import Batch, TrainingData
 from rnn.training import checkpoint
 from rnn.training.checkpoint import TrainState
 from rnn.training.step import TrainStep
-
-EMA_INIT = 3.0
-"""Initial value of the smoothed loss, in nats per token."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class TrainConfig:
     """Settings of a training run.
 
     Attributes:
-        steps: number of time steps, each with an update.
+        steps: number of time steps.
         batch_size: B, the number of streams.
-        sequence_length: tokens that a stream reads before it restarts elsewhere; L tokens give
-            L − 1 steps, since the last one is only predicted.
+        sequence_length: tokens of text that a stream reads before it restarts elsewhere; L tokens
+            give L − 1 steps, since the last one is only predicted. Other tasks decide themselves.
         log_every: number of steps between two log points.
-        smoothing: weight of the past in the smoothed loss.
-        seed: seed of the text order; see :func:`sample_batch`.
+        smoothing: weight of the past in the smoothed loss, per step that has a target.
+        seed: seed of the order of the data.
         average_fraction: last fraction of the steps over which weights are averaged; see
             :meth:`TrainLoop.swap_in_averaged_weights`.
     """
@@ -56,38 +56,20 @@ class LogPoint:
 
     Attributes:
         step: number of steps, a multiple of ``log_every``.
-        ema_losses: smoothed loss of each network, in nats per token; not finite after divergence.
+        ema_losses: smoothed loss of each network; not finite after divergence.
     """
 
     step: int
     ema_losses: tuple[float, ...]
 
 
-def sample_batch(
-    text: TokenArray, train_config: TrainConfig, sequence: int, replicate: int = 0
-) -> TokenArray:
-    """Draw the streams of a run's n-th sequence, with a random start for each stream.
-
-    They depend on the seed, the number of the sequence and the replicate alone. Every architecture
-    reads the same text in the same order (common random numbers), and a resumed run needs no
-    generator state.
-
-    Returns:
-        Tokens (sequence_length, B).
-    """
-    rng = np.random.default_rng([train_config.seed, sequence, replicate])
-    last_start = len(text) - train_config.sequence_length
-    starts = rng.integers(0, last_start, train_config.batch_size, endpoint=True)  # (B,)
-    return gather_windows(text, starts, train_config.sequence_length)
-
-
 class TrainLoop:
     """Training of networks in lockstep, from step 0 or from a checkpoint.
 
     Args:
-        stack: networks of one replicate, or of several if they can read separate texts; trained in
+        stack: networks of one replicate, or of several if they can read separate data; trained in
             place, and replaced by a smaller stack when networks are removed.
-        text: training split (length,), at least one sequence long.
+        data: what they are trained on.
         train_config: settings of the run.
         train_states: state to resume each network from, all of the same step. The stack must
             already have their weights.
@@ -100,7 +82,7 @@ class TrainLoop:
         curves: smoothed loss of each network at each log point so far, by step.
 
     Raises:
-        ValueError: if the networks are of several replicates and read a common text.
+        ValueError: if the networks are of several replicates and read common data.
     """
 
     configs: tuple[TrialConfig, ...]
@@ -110,18 +92,22 @@ class TrainLoop:
     def __init__(
         self,
         stack: Engine,
-        text: TokenArray,
+        data: TrainingData,
         train_config: TrainConfig,
         train_states: Mapping[TrialConfig, TrainState] | None = None,
     ) -> None:
         replicates = {config.replicate for config in stack.configs}
-        if len(replicates) > 1 and not stack.separate_texts:
+        if len(replicates) > 1 and not (stack.separate_texts and data.spec.is_dense):
             raise ValueError(
                 f"networks are of the replicates {sorted(replicates)}: expected one, since each "
-                "replicate reads the text in another order"
+                "replicate reads other data"
             )
-        self.text = text
+        self.data = data
         self.train_config = train_config
+        self._sequence_steps = data.steps_per_sequence(train_config.sequence_length)
+        self._update_every = stack.configs[0].update_every
+        self._reach = max(stack.configs[0].bptt_steps, self._update_every)
+        self._total_updates = self._count_updates(train_config.steps)
         self._averaging_start_step = train_config.averaging_start_step
         self._timed_until: float | None = None  # while training
         self._restore(stack, train_states or {})
@@ -133,23 +119,25 @@ class TrainLoop:
         during training.
 
         Args:
-            on_step: callback after every step; an exception that it raises ends the training.
+            on_step: callback after every update; an exception that it raises ends the training.
 
         Yields:
-            The remaining log points, one every ``log_every`` steps.
+            The remaining log points, one every ``log_every`` steps from the first loss on.
         """
         if self.step >= self.train_config.steps or not self.configs:
             return
         self._timed_until = time.monotonic()
         try:
-            for tokens, targets, begins_sequence in self._steps():
-                if begins_sequence:
-                    self._train_step.begin_sequence()
-                self._train_step.optimizer.set_learning_rates(self.step, self.train_config.steps)
-                self._train_step.step(tokens, targets)
-                self.step += 1
-                self._average_weights()
-                if self.step % self.train_config.log_every == 0:
+            windows = 0 if self.step == 0 else self._count_updates(self.step)
+            for window, loss_steps in self._windows():
+                train_step, updates = self._train_step, self._train_step.updates
+                train_step.optimizer.set_learning_rates(windows, self._total_updates)
+                train_step.step(window, loss_steps)
+                windows += 1
+                self.step += window.advance
+                if train_step.updates > updates:
+                    self._average_weights()
+                if self.step % self.train_config.log_every == 0 and train_step.has_loss:
                     yield self._log()
                     self._timed_until = time.monotonic()  # the caller's time is not training time
                 on_step()
@@ -200,15 +188,24 @@ class TrainLoop:
             average=None if self._average is None else parameters.extract(k, self._average),
             source_hashes=self._source_hashes[k],
             torch_versions=self._torch_versions[k],
+            updates=self.updates,
+            averaged=self._averaged,
         )
+
+    @property
+    def updates(self) -> int:
+        """Number of updates done."""
+        return self._train_step.updates
 
     def _restore(self, stack: Engine, train_states: Mapping[TrialConfig, TrainState]) -> None:
         self.stack = stack
         self.configs = stack.configs
         settings = self.train_config
-        self._train_step = train_step = TrainStep(stack, settings.batch_size, settings.smoothing)
-        train_step.ema_losses.fill_(EMA_INIT)
+        self._train_step = train_step = TrainStep(
+            stack, settings.batch_size, settings.smoothing, self.data.initial_loss
+        )
         self._average: Tensor | None = None  # (P,)
+        self._averaged = 0
         self.step = 0
         self.seconds = [0.0] * len(self.configs)
         self.curves = [{} for _ in self.configs]
@@ -218,30 +215,35 @@ class TrainLoop:
         for k, config in enumerate(self.configs):
             if (saved := train_states.get(config)) is None:
                 continue
-            self.step = saved.step
+            self.step, train_step.updates = saved.step, saved.updates
+            averaged = saved.averaged
+            if averaged is None:  # by a version with an update at every step
+                averaged = max(0, saved.step - self._averaging_start_step)
+            self._averaged = averaged
             self.seconds[k], self.curves[k] = saved.seconds, dict(saved.curve)
             self._source_hashes[k] = _append_latest(saved.source_hashes, code)
             self._torch_versions[k] = _append_latest(saved.torch_versions, torch_version)
             for flat, moments in zip(train_step.optimizer.moments, saved.moments, strict=True):
                 stack.parameters.load(k, flat, moments)
-            for state, saved_state in zip(train_step.states, saved.states, strict=True):
+            # The version before also kept the tokens of the last steps, behind the states.
+            kept = saved.states[: len(train_step.states)]
+            for state, saved_state in zip(train_step.states, kept, strict=True):
                 state[k].copy_(saved_state)
             train_step.ema_losses[k].copy_(saved.ema_loss)
             if saved.average is not None:
                 if self._average is None:
                     self._average = torch.zeros_like(stack.parameters.values)
                 stack.parameters.load(k, self._average, saved.average)
-        train_step.optimizer.updates.fill_(self.step)
-        train_step.position = self.step % (self.train_config.sequence_length - 1)
+        train_step.optimizer.updates.fill_(train_step.updates)
 
     def _average_weights(self) -> None:
-        count = self.step - self._averaging_start_step
-        if count < 1:
+        if self.step <= self._averaging_start_step:
             return
         values = self.stack.parameters.values
         if self._average is None:
             self._average = torch.zeros_like(values)
-        self._average.lerp_(values, 1 / count)
+        self._averaged += 1
+        self._average.lerp_(values, 1 / self._averaged)
 
     def _log(self) -> LogPoint:
         point = LogPoint(self.step, tuple(self._train_step.ema_losses.tolist()))
@@ -259,34 +261,82 @@ class TrainLoop:
         self.seconds = [seconds + share for seconds in self.seconds]
         self._timed_until = now
 
-    def _steps(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
-        """Yield tokens, targets and whether a sequence begins, for each step to come.
+    def _count_updates(self, steps: int) -> int:
+        return count_updates(steps, self._sequence_steps, self._update_every)
 
-        Tokens and targets are (B,), or (K, B) while the networks are of several replicates.
-        """
-        steps_per_sequence = self.train_config.sequence_length - 1
-        step = self.step
-        while step < self.train_config.steps:
-            sequence, begin = divmod(step, steps_per_sequence)
-            drawn = {
-                replicate: sample_batch(self.text, self.train_config, sequence, replicate)
-                for replicate in {config.replicate for config in self.configs}
-            }
-            end = min(steps_per_sequence, begin + self.train_config.steps - step)
+    def _windows(self) -> Iterator[tuple[Window, int]]:
+        """Yield what each update to come reads, and how many of its steps have targets."""
+        step, last_step = self.step, self.train_config.steps
+        while step < last_step:
+            index, begin = divmod(step, self._sequence_steps)
+            drawn = self._draw(index)
+            batch = next(iter(drawn.values()))  # replicates have the same masks and resets
+            resets, continues = self._find_resets(batch)
+            end = min(self._sequence_steps, begin + last_step - step)
+            if begin == 0 and continues:
+                self._train_step.continue_sequence()
+            elif begin == 0:
+                self._train_step.begin_sequence()
+            has_target = np.asarray(batch.weights.any(1))  # (T,)
             configs = None
-            for t in range(begin, end):
+            for first in range(begin, end, self._update_every):
                 if configs is not self.configs:  # at the beginning, and after a removal
                     configs = self.configs
-                    tokens = self._arrange(drawn)
-                yield tokens[t], tokens[t + 1], t == 0
+                    inputs, targets, mask = self._arrange(drawn)
+                stop = min(first + self._update_every, end)
+                # The last window of a sequence may be shorter, at its end.
+                start = max(0, first + self._update_every - self._reach)
+                with_target = np.flatnonzero(has_target[first:stop])
+                # Outputs before the first target are not needed.
+                predicted = slice(first + (with_target[0] if len(with_target) else 0), stop)
+                window = Window(
+                    inputs[start:stop],
+                    targets[predicted],
+                    None if mask is None else mask[predicted],
+                    tuple((t - start, resets[t]) for t in resets if start <= t < stop),
+                    start == 0 and not continues,
+                    stop - first,
+                )
+                yield window, len(with_target)
             step += end - begin
 
-    def _arrange(self, drawn: Mapping[int, TokenArray]) -> Tensor:
-        """Return the tokens of the networks: (sequence_length, B), or (sequence_length, K, B)."""
-        texts = [drawn[config.replicate] for config in self.configs]
+    def _draw(self, index: int) -> dict[int, Batch]:
+        """Return the batch of each replicate with a number."""
+        settings = self.train_config
+        return {
+            replicate: self.data.train_batch(
+                settings.seed, index, replicate, settings.batch_size, settings.sequence_length
+            )
+            for replicate in dict.fromkeys(config.replicate for config in self.configs)
+        }
+
+    def _find_resets(self, batch: Batch) -> tuple[dict[int, Tensor], bool]:
+        """Return which streams (B,) are reset at which steps; whether no sequence begins there."""
+        if batch.resets is None:
+            return {}, False
+        begins = bool(batch.resets[0].all())
+        streams = {
+            int(t): torch.from_numpy(batch.resets[t]).to(self.stack.device)
+            for t in np.flatnonzero(batch.resets.any(1))
+            if t or not begins
+        }
+        return streams, not begins
+
+    def _arrange(self, drawn: Mapping[int, Batch]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the inputs, targets and mask of the networks; see :class:`Window`."""
+        batches = [drawn[config.replicate] for config in self.configs]
         is_common = len({config.replicate for config in self.configs}) == 1
-        tokens = torch.from_numpy(texts[0] if is_common else np.stack(texts, 1))
-        return tokens.to(self.stack.device)
+        first, device = batches[0], self.stack.device
+
+        def arrange(parts: Sequence[npt.NDArray[Any]]) -> Tensor:
+            tensor = torch.from_numpy(parts[0] if is_common else np.stack(parts, 1)).to(device)
+            return tensor if tensor.is_floating_point() else tensor.long()
+
+        mask = None
+        if first.mask is not None:
+            mask = torch.from_numpy(first.mask).to(device, self.stack.parameters.values.dtype)
+        inputs = arrange([batch.inputs for batch in batches])
+        return inputs, arrange([batch.targets for batch in batches]), mask
 
 
 def _append_latest(versions: tuple[str, ...], latest: str) -> tuple[str, ...]:

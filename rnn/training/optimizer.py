@@ -155,15 +155,15 @@ class Optimizer:
         ]
         self._limits = values.new_tensor([limit for limit, _ in clipped])
 
-    def set_learning_rates(self, step: int, steps: int) -> None:
+    def set_learning_rates(self, update: int, updates: int) -> None:
         """Set the learning rates that change during training to those of the next update.
 
         Args:
-            step: number of updates so far.
-            steps: number of updates of the training.
+            update: number of updates so far, those without a target included.
+            updates: number of updates of the training.
         """
         for config, rate in self._changing_rates.items():
-            rate.fill_(config.learning_rate * _scale_learning_rate(config, step, steps))
+            rate.fill_(config.learning_rate * _scale_learning_rate(config, update, updates))
 
     def step(self) -> None:
         """Update the weights, and the copies of them that matrix products read."""
@@ -239,11 +239,12 @@ def _views(memory: Tensor, part: slice, places: Sequence[slice]) -> list[Tensor]
     ]
 
 
-def _scale_learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return the factor of the learning rate at the update after ``step`` of ``steps`` updates."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    return _SCHEDULES[config.schedule]((step - config.warmup_steps) / (steps - config.warmup_steps))
+def _scale_learning_rate(config: OptimizerConfig, update: int, updates: int) -> float:
+    """Return the factor of the learning rate at the update after ``update`` of ``updates``."""
+    warmup = config.warmup_steps
+    if update < warmup:
+        return (update + 1) / warmup
+    return _SCHEDULES[config.schedule]((update - warmup) / (updates - warmup))
 
 
 _SCHEDULES: dict[Schedule, Callable[[float], float]] = {

@@ -74,6 +74,8 @@ class PauseResumeScheduler:
             audit = progress.trials[index].audit
             if audit is not None and not self._is_at_rung(progress.trials[index], audit):
                 continue
+            if not policy.state.rungs_reached[index]:
+                continue  # before the first target of its task nothing tells it from others
             if policy.should_continue(index):
                 if audit is not None:
                     audited[trial_id] = _let_continue(audit)
@@ -252,9 +254,9 @@ class PauseResumeScheduler:
         }
         if is_final:
             attributes["reason"] = (
-                f"at step {step:,} of {self._steps:,}: predicted {mean:.3f} ± {scale:.3f}; "
+                f"at step {step:,} of {self._steps:,}: predicted {mean:#.4g} ± {scale:#.2g}; "
                 f"the top {policy.top_count} of {len(state.stages)} trials are expected below "
-                f"{policy.top_threshold:.3f}; keep probability {keep_probability:.2g} with "
+                f"{policy.top_threshold:#.4g}; keep probability {keep_probability:.2g} with "
                 f"{complete} trials complete"
             )
         return attributes

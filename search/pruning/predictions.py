@@ -102,7 +102,7 @@ class Prediction:
         if count >= len(self.mean):
             return math.inf
         mean, scale = self._compressed
-        reach = 100 * scale.max() + 1e-6
+        reach = 100 * scale.max()
         low, high = mean.min() - reach, mean.max() + reach
         for _ in range(60):
             middle = (low + high) / 2
@@ -114,8 +114,9 @@ class Prediction:
     def _compressed(self) -> tuple[Floats, Floats]:
         """Locations and scales on the scale of losses, (N,) each."""
         mean = self.losses.compress(self.mean)
-        scale = np.maximum(self.scale * self.losses.slope(self.mean), 1e-9 * (1 + np.abs(mean)))
-        return mean, scale
+        # Equal values are one value, whatever the rounding.
+        least = np.maximum(1e-9 * self.losses.width, 4 * np.spacing(np.abs(mean)))
+        return mean, np.maximum(self.scale * self.losses.slope(self.mean), least)
 
 
 def _cumulate(scores: Floats) -> Floats:
@@ -200,6 +201,10 @@ def predict_final_values(
     is_held = (held_out >= 0) & ~failed
     first = losses[:, 0] if rungs else values
     scale_of_first = LossScale.from_losses(first, *losses.T, values)
+    # No number below is large or small in itself, whatever the unit of the losses.
+    unit = scale_of_first.unit
+    scale_of_first, first = scale_of_first.divide(unit), first / unit
+    losses, values = losses / unit, values / unit
     scale_of_values = scale_of_first.shift(first, values)
     raw_losses, raw_values = losses, values
     values = scale_of_values.compress(values)
@@ -222,9 +227,10 @@ def predict_final_values(
             for architecture in np.unique(architectures[held & usable])
         ]
         if usable.sum() < MIN_COMPLETE + max(map(len, groups), default=0):
-            last = scale_of_values.compress(raw_losses[:, rung - 1] if rung else loss)
-            mean[new], variance[new] = last[new], _weak_prior_variance(losses)
-            held_mean[held], held_variance[held] = last[held], _weak_prior_variance(losses)
+            least, weak = _weak_prior(losses)
+            last = scale_of_values.compress(raw_losses[:, rung - 1]) if rung else loss + least
+            mean[new], variance[new] = last[new], weak
+            held_mean[held], held_variance[held] = last[held], weak
         else:
             data = _RungData(design, curve, loss, mean[usable], variance[usable], usable, is_held)
             found = memory.recall(
@@ -241,7 +247,7 @@ def predict_final_values(
     variance = np.where(is_held, held_variance, variance)
     mean = np.where(has_value & ~is_held, raw_values, scale_of_values.expand(mean))
     scale = STD_INFLATION * np.sqrt(variance) / scale_of_values.slope(mean)
-    return Prediction(mean, scale, scale_of_values)
+    return Prediction(mean * unit, scale * unit, scale_of_values.divide(1 / unit))
 
 
 @dataclass(frozen=True)
@@ -345,7 +351,13 @@ def _curve_features(losses: Floats, rung: int) -> tuple[Floats, Floats]:
     return np.column_stack(columns), loss
 
 
-def _weak_prior_variance(losses: Floats) -> float:
-    """Return a variance wide enough to express that almost nothing is known."""
+def _weak_prior(losses: Floats) -> tuple[float, float]:
+    """Return a value below all losses, and a variance that expresses that little is known.
+
+    The value is for trials without a loss: none that has one is to exclude them.
+    """
     seen = losses[~np.isnan(losses)]
-    return float(4 * seen.var()) if seen.size > 1 else 1.0
+    variance = float(4 * seen.var()) if seen.size > 1 else 1.0
+    return float(seen.min(initial=math.inf)) - 4 * math.sqrt(
+        variance
+    ) if seen.size else 0.0, variance

@@ -16,6 +16,7 @@ from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
 from search.pruning.study_state import StudyState, TrialStage
 from studies.attributes import AUDIT
 from studies.config import top_count
+from studies.storage.trial_progress import bridge_start
 
 
 class TopFractionPruner(BasePruner):
@@ -73,6 +74,8 @@ class TopFractionPruner(BasePruner):
         index = next(i for i, other in enumerate(trials) if other.number == trial.number)
         trials[index] = trial
         state = self._state(study, trials)
+        if not state.rungs_reached[index]:
+            return False  # it has no loss at a rung yet
         needed = top_count(self._keep, max(self._planned, len(trials)))
         # Without a regression the prediction is the current loss, which complete trials are below.
         if state.in_stage(TrialStage.COMPLETE).sum() < max(needed, MIN_COMPLETE):
@@ -96,7 +99,10 @@ class TopFractionPruner(BasePruner):
         ]
         values = [value if math.isfinite(value) else math.nan for value in values]
         losses = [
-            [sign * loss for loss in self._rung_losses(trial.intermediate_values)]
+            [
+                sign * loss
+                for loss in bridge_start(list(self._rung_losses(trial.intermediate_values)))
+            ]
             for trial in trials
         ]
         return StudyState(
@@ -108,11 +114,10 @@ class TopFractionPruner(BasePruner):
         )
 
     def _rung_losses(self, curve: Mapping[int, float]) -> Iterator[float]:
-        """Yield a trial's loss at each rung, NaN from the first rung that it has not reached."""
+        """Yield a trial's loss at each rung, NaN where it has none."""
         last = max(curve, default=0)
         for rung in self._rungs:
             seen = [loss for step, loss in curve.items() if rung.after < step <= rung.step]
             seen = seen or [curve[step] for step in sorted(curve) if step <= rung.step][-1:]
-            if last < rung.step or not seen or not np.isfinite(seen).all():
-                last = 0  # ignore everything after a gap
-            yield float(np.mean(seen)) if last else math.nan
+            is_known = last >= rung.step and seen and np.isfinite(seen).all()
+            yield float(np.mean(seen)) if is_known else math.nan

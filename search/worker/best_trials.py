@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import Literal, Protocol, TypeVar
 
-from rnn.export import SavedModel, generate, serialize_model
+from rnn.export import SavedModel, SavedTask, generate, serialize_model
 from search.study import StudyHandle
 from search.worker.trial_artifacts import RankedArtifacts, WeightStore
 from studies.best import BestReader
@@ -152,11 +152,16 @@ class BestModelStore(BestTrialFiles):
         super().__init__(handle, weights, query, "weights")
 
     def save(self, number: int, model: SavedModel) -> str | None:
-        """Write a trial's weights; return a text sample of its network, None if that fails."""
+        """Write a trial's weights; return a sample of the text that its network predicts.
+
+        None if that fails, or the network was trained on another task.
+        """
         try:
             self.write(number, serialize_model(model))
         except Exception as error:  # such as a full disk or an unreachable bucket
             _logger.warning(f"cannot save the weights of trial {number} ({error})")
+        if isinstance(model.task, SavedTask):
+            return None
         try:
             sample = generate(model, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
             return to_printable(sample)

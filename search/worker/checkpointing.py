@@ -9,8 +9,8 @@ import tenacity
 from optuna.trial import FrozenTrial
 
 from rnn.config import CellConfig, OptimizerConfig, TrialConfig
-from rnn.data.corpus import Corpus
 from rnn.errors import CellError, CheckpointError
+from rnn.tasks.corpus import Corpus
 from rnn.training.checkpoint import (
     TrainState,
     deserialize_checkpoint,
@@ -60,7 +60,7 @@ class CheckpointManager:
     ) -> None:
         self._config = handle.config
         self._corpus = handle.corpus
-        self._vocab_size = handle.token_corpus.tokenizer.size
+        self._spec = handle.spec
         self._checkpoints = checkpoints
         self._final_checkpoints = final_checkpoints
         # A checkpoint of an earlier end is one of the same training.
@@ -145,9 +145,7 @@ class CheckpointManager:
         """Return a trial's checkpoint and its store; that of an earlier end if it has no other."""
         trial_config = to_trial_config(claim.trial.params, self._config)
         settings = self._train_config(claim)
-        limit = max_checkpoint_size(
-            trial_config, self._vocab_size, settings.batch_size, settings.steps
-        )
+        limit = max_checkpoint_size(trial_config, self._spec, settings.batch_size, settings.steps)
         stores: list[TrialArtifacts] = [self._checkpoints]
         if self._final_checkpoints is not None:
             stores.append(self._final_checkpoints.store)
@@ -235,7 +233,7 @@ class CheckpointManager:
 
 
 def checkpoint_identity(
-    trial_config: TrialConfig, config: StudyConfig, train_config: TrainConfig, corpus: Corpus
+    trial_config: TrialConfig, config: StudyConfig, train_config: TrainConfig, corpus: Corpus | None
 ) -> str:
     """Return everything that determines a trial's training, as JSON with sorted keys.
 
@@ -250,17 +248,23 @@ def checkpoint_identity(
         if value != default[name]
     }
     architecture = trial_config.architecture
-    source = {"cell_sha256": architecture.sha256} if isinstance(architecture, CellConfig) else {}
-    fields = source | {
+    fields = {
         "architecture": architecture.init_key,
         "replicate": trial_config.replicate,
         "bptt_steps": trial_config.bptt_steps,
         "precision": config.precision,
         "tokenizer": config.tokenizer,
         "training": asdict(train_config) | optimizer,
-        "corpus_sha256": corpus.sha256,
-        "corpus_split": corpus.split,
     }
+    if isinstance(architecture, CellConfig):
+        fields["cell_sha256"] = architecture.sha256
+    if trial_config.update_every > 1:
+        fields["update_every"] = trial_config.update_every
+    if corpus is not None:
+        fields |= {"corpus_sha256": corpus.sha256, "corpus_split": corpus.split}
+    else:
+        assert config.task_record is not None
+        fields["task"] = config.task_record.identity() | dict(trial_config.task_options)
     return json.dumps(fields, sort_keys=True)
 
 
@@ -284,7 +288,7 @@ def continue_to_end(state: TrainState, train_config: TrainConfig, old_steps: int
             f"checkpoint of step {state.step:,} is too late: weights are averaged from step "
             f"{start:,} on"
         )
-    return replace(state, average=None)
+    return replace(state, average=None, averaged=0)
 
 
 def _quarantine(store: TrialArtifacts, number: int, content: bytes, error: CheckpointError) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from rnn.autograd import lockstep_obstacle
-from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
+from rnn.config import BYTES, CellConfig, GatedConfig, Precision, TaskSpec, TrialConfig
+from rnn.engines import has_fast_path
 from rnn.errors import CellError
 from rnn.native.network import library_obstacle
-from search.duration import to_train_config
+from search.duration import sequence_steps, to_train_config
 from search.worker.lockstep_size import auto_lockstep, differing_params
 from studies.config import StudyConfig, to_trial_config
 from studies.space import CELL, GATED_PARAMS, REPLICATE
@@ -26,7 +27,7 @@ class LockstepPlan:
         config: config of the study.
         precision: precision of matrix products.
         device: device to train on.
-        vocab_size: V.
+        spec: what the networks read and predict.
         limit: maximum number of networks to train together; None to choose by device.
     """
 
@@ -35,13 +36,13 @@ class LockstepPlan:
         config: StudyConfig,
         precision: Precision,
         device: torch.device,
-        vocab_size: int = BYTE_VOCAB_SIZE,
+        spec: TaskSpec = BYTES,
         limit: int | None = None,
     ) -> None:
         self._config = config
         self._precision = precision
         self._device = device
-        self._vocab_size = vocab_size
+        self._spec = spec
         self._limit = limit
         self._param_names = _list_params(config)
         self._max_by_shape: dict[Hashable, int] = {}  # after running out of memory
@@ -58,7 +59,12 @@ class LockstepPlan:
             batch_size = to_train_config(self._config, params).batch_size
             streams = max(batch_size, self._config.evaluation.windows)
             limit = self._limit or auto_lockstep(
-                trial_config, streams, self._precision, self._device, self._vocab_size
+                trial_config,
+                streams,
+                self._precision,
+                self._device,
+                self._spec,
+                sequence_steps(self._config, params),
             )
         except CellError:  # the trial fails when it is trained
             return 1
@@ -66,7 +72,7 @@ class LockstepPlan:
 
     def common_params(self, params: Mapping[str, Any]) -> Sequence[str]:
         """Return the parameters that trials trained together with one of these share."""
-        differing = differing_params(to_trial_config(params, self._config))
+        differing = differing_params(to_trial_config(params, self._config), self._spec)
         return [name for name in self._param_names if name not in differing]
 
     def reduce(self, params: Mapping[str, Any], count: int) -> None:
@@ -93,7 +99,7 @@ class LockstepPlan:
         network = trial_config.architecture
         if self._has_noted_slowness or self._device.type != "cpu":
             return
-        if not isinstance(network, GatedConfig) or trial_config.bptt_steps > 1:
+        if not isinstance(network, GatedConfig) or not has_fast_path(trial_config, self._spec):
             return
         if (reason := library_obstacle(network.state_size, self._precision)) is not None:
             self._has_noted_slowness = True
@@ -107,7 +113,8 @@ class LockstepPlan:
         trial_config = to_trial_config(params, self._config)
         architecture = trial_config.architecture
         cell = type(architecture) if isinstance(architecture, GatedConfig) else architecture
-        size = architecture.layers, architecture.state_size, trial_config.bptt_steps
+        window = trial_config.bptt_steps, trial_config.update_every
+        size = architecture.layers, architecture.state_size, *window
         return cell, *size, to_train_config(self._config, params).batch_size
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from rnn.autograd import lockstep_obstacle
-from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
+from rnn.config import BYTES, WHOLE_SEQUENCE, GatedConfig, Precision, TaskSpec, TrialConfig
 from rnn.engines import has_fast_path
 from rnn.native.network import pays_off
 from rnn.network import estimate_memory
@@ -43,7 +43,8 @@ def auto_lockstep(
     streams: int,
     precision: Precision,
     device: torch.device,
-    vocab_size: int = BYTE_VOCAB_SIZE,
+    spec: TaskSpec = BYTES,
+    sequence_steps: int = WHOLE_SEQUENCE,
 ) -> int:
     """Return how many networks of one shape are best trained together.
 
@@ -52,12 +53,13 @@ def auto_lockstep(
         streams: B.
         precision: precision of matrix products.
         device: device to train on; a GPU trains as many networks as fit into its memory.
-        vocab_size: V.
+        spec: what the networks read and predict.
+        sequence_steps: steps of a training sequence.
     """
     if lockstep_obstacle(trial_config.architecture, precision, device) is not None:
         return 1
     architecture = trial_config.architecture
-    is_cpu, is_fast = device.type == "cpu", has_fast_path(trial_config)
+    is_cpu, is_fast = device.type == "cpu", has_fast_path(trial_config, spec)
     is_native = is_cpu and is_fast and pays_off(architecture.state_size, precision)
     is_large = streams * architecture.state_size > _MAX_CPU_LAYER_STATE
     if is_cpu and is_large and not is_native:
@@ -71,7 +73,7 @@ def auto_lockstep(
     if is_cpu:
         memory = min(memory, _MAX_CPU_BYTES if is_fast else _MAX_AUTOGRAD_BYTES)
     size = estimate_memory(
-        trial_config._replace(architecture=largest), streams, precision, vocab_size
+        trial_config._replace(architecture=largest), streams, precision, spec, sequence_steps
     )
     count = max(1, int(memory / size))
     if is_cpu and not is_fast and count < _MIN_AUTOGRAD_LOCKSTEP:
@@ -88,15 +90,15 @@ def _native_lockstep(is_large: bool) -> int:
     return min(best, _MAX_CPU_LOCKSTEP)
 
 
-def differing_params(trial_config: TrialConfig) -> set[str]:
+def differing_params(trial_config: TrialConfig, spec: TaskSpec = BYTES) -> set[str]:
     """Return the parameters in which networks in lockstep with this one may differ.
 
     On a fast path they are of one shape and read one text; in the autograd engine they are of one
-    architecture and may read several.
+    architecture and may read several. See :func:`rnn.engines.stack_key`.
     """
-    if has_fast_path(trial_config):
+    if has_fast_path(trial_config, spec):
         return {*OPTIMIZER_PARAMS, *SWITCHES}
-    return {*OPTIMIZER_PARAMS, REPLICATE}
+    return {*OPTIMIZER_PARAMS, REPLICATE} if spec.is_dense else {*OPTIMIZER_PARAMS}
 
 
 def min_keep_probability(device: torch.device) -> float:

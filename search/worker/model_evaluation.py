@@ -1,27 +1,31 @@
-"""Evaluation of trained networks on held-out text."""
+"""Evaluation of trained networks on held-out data."""
 
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 from torch import Tensor
 
-from rnn.data.corpus import TokenArray
-from rnn.data.tokenizer import TokenCorpus
 from rnn.engines import Engine
+from rnn.tasks.corpus import TokenArray
+from rnn.tasks.task import SequenceTask
+from rnn.tasks.tokenizer import TokenCorpus
 from rnn.training.evaluation import (
     MIN_CONTEXT_LENGTH,
     ContextLosses,
+    HeldOutResult,
     RecallAccuracy,
     compute_eval_losses,
+    evaluate_sequences,
     select_eval_windows,
     to_bits_per_byte,
 )
 from rnn.training.loop import TrainLoop
+from search.study import StudyHandle
 from studies.attributes import OBJECTIVE_ATTRIBUTES
-from studies.config import StudyConfig
 
 _DIGITS = 5
 """Recorded digits of bits per byte, by window or bin: rounding is a thousandth of their spread."""
@@ -32,7 +36,7 @@ class EvalResult:
     """Evaluation of one network.
 
     Attributes:
-        value: objective value of its trial, nats per token; None if a result is not finite.
+        value: objective value of its trial; None if a result is not finite.
         attributes: fields of :class:`studies.attributes.TrialRecord`.
     """
 
@@ -44,25 +48,36 @@ class Evaluator:
     """Evaluates networks by the settings of a study.
 
     Args:
-        config: config of the study.
-        text: its splits; the test split is read only if the config asks for it.
+        handle: the study; the test split is read only if its config asks for it.
     """
 
-    def __init__(self, config: StudyConfig, text: TokenCorpus) -> None:
-        self._config = config
-        self._text = text
+    def __init__(self, handle: StudyHandle) -> None:
+        self._handle = handle
+        self._config = handle.config
+        self._held_out = cache(SequenceTask.held_out)
+
+    @property
+    def _text(self) -> TokenCorpus:
+        assert self._handle.token_corpus is not None
+        return self._handle.token_corpus
 
     def evaluate(self, loop: TrainLoop, on_step: Callable[[], None]) -> list[EvalResult]:
         """Evaluate the networks of a finished train loop, in their order."""
         curves = list(loop.curves)
         loop.swap_in_averaged_weights()
         stack = loop.stack  # on_step may remove networks from the loop
-        validation = self._evaluate_validation(stack, on_step)
+        evaluates_test = self._config.eval_split == "test"
         tests: Sequence[dict[str, Any]] = [{} for _ in curves]
-        if self._config.eval_split == "test":
-            windows = self._select_windows("test")
-            losses = compute_eval_losses(stack, windows, on_step)
-            tests = self._window_stats("test", losses, windows)
+        if isinstance(loop.data, SequenceTask):
+            validation = self._evaluate_task(stack, loop.data, "validation", on_step)
+            if evaluates_test:
+                tests = self._evaluate_task(stack, loop.data, "test", on_step)
+        else:
+            validation = self._evaluate_validation(stack, on_step)
+            if evaluates_test:
+                windows = self._select_windows("test")
+                losses = compute_eval_losses(stack, windows, on_step)
+                tests = self._window_stats("test", losses, windows)
         results = []
         for curve, validated, tested in zip(curves, validation, tests, strict=True):
             attributes = {
@@ -78,6 +93,43 @@ class Evaluator:
             is_finite = all(map(math.isfinite, numbers))
             results.append(EvalResult(value if is_finite else None, attributes))
         return results
+
+    def _evaluate_task(
+        self,
+        stack: Engine,
+        task: SequenceTask,
+        split: Literal["validation", "test"],
+        on_step: Callable[[], None],
+    ) -> list[dict[str, Any]]:
+        """Return the attributes of each network on a split of a task other than text."""
+        count = self._config.evaluation.windows
+
+        def evaluate(length: int | None = None) -> list[HeldOutResult]:
+            batch = self._held_out(task, split, count, length)
+            return evaluate_sequences(stack, task, batch, count, on_step)
+
+        attributes: list[dict[str, Any]] = []
+        for result in evaluate():
+            losses = result.losses
+            measured: dict[str, Any] = {
+                f"{split}_loss": float(losses.mean()),
+                f"{split}_windows": [float(f"{loss:.6g}") for loss in losses.tolist()],
+            }
+            if len(losses) > 1:
+                measured[f"{split}_stderr"] = float(_stderr(losses))
+            if split == "test":
+                measured["test_metrics"] = result.metrics
+            else:
+                measured["metrics"] = result.metrics
+                if result.slices:
+                    measured["slices"] = result.slices
+            attributes.append(measured)
+        if split == "validation":
+            for length in task.eval_lengths:
+                for measured, result in zip(attributes, evaluate(length), strict=True):
+                    loss = float(result.losses.mean())
+                    measured.setdefault("length_losses", {})[length] = loss
+        return attributes
 
     def _evaluate_validation(
         self, stack: Engine, on_step: Callable[[], None]

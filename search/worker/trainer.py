@@ -13,8 +13,10 @@ from optuna.trial import FrozenTrial, TrialState
 from rnn.config import Precision, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CellError
-from rnn.export import SavedModel
+from rnn.export import SavedModel, SavedTask
 from rnn.network import count_parameters
+from rnn.tasks.task import SequenceTask
+from rnn.tasks.tokenizer import Tokenizer
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
@@ -71,7 +73,6 @@ class Trainer:
         config = handle.config
         assert config.precision != "auto", "resolved when the study was created"
         self.config = config
-        self.text = handle.token_corpus
         self.device = device
         self.callbacks = callbacks
         self.has_trained = False
@@ -80,16 +81,15 @@ class Trainer:
         self._worker = worker
         self._budget = budget
         self._precision: Precision = config.precision
-        self._vocab_size = handle.token_corpus.tokenizer.size
-        self._evaluator = Evaluator(config, handle.token_corpus)
+        self._handle = handle
+        self._spec = handle.spec
+        self._evaluator = Evaluator(handle)
         self._best_models = best_models
         self._checkpointer = CheckpointManager(handle, checkpoints, final_checkpoints)
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
-        self._lockstep_plan = LockstepPlan(
-            config, self._precision, device, self._vocab_size, lockstep
-        )
+        self._lockstep_plan = LockstepPlan(config, self._precision, device, self._spec, lockstep)
         self._loop: TrainLoop | None = None
         self._lockstep = 0  # of the current loop, when it began
         self._earlier_versions: dict[TrialConfig, Mapping[str, list[str] | None]] = {}
@@ -174,12 +174,13 @@ class Trainer:
                 list(claims),
                 self.config.seed,
                 self._precision,
-                self._vocab_size,
+                self._spec,
                 self.device,
                 {trial_config: state.weights for trial_config, state in resumed.items()},
             )
             settings = to_train_config(self.config, params)
-            self._loop = loop = TrainLoop(network, self.text.train, settings, resumed)
+            data = self._handle.training_data(next(iter(claims)).task_options)
+            self._loop = loop = TrainLoop(network, data, settings, resumed)
             yield from self._train_and_evaluate(loop, claims, poll, decide)
         except Exception as error:
             if is_out_of_memory(error):
@@ -229,7 +230,7 @@ class Trainer:
     def _evaluate(
         self, loop: TrainLoop, claims: Mapping[TrialConfig, Claim], on_step: Callable[[], None]
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Evaluate the trained networks on held-out text."""
+        """Evaluate the trained networks on held-out data."""
         started_at = time.monotonic()
         # Copies: on_step may drop networks, which are evaluated but not reported.
         trial_configs, train_seconds = loop.configs, list(loop.seconds)
@@ -251,10 +252,15 @@ class Trainer:
             claim, rate = claims[trial_config], self._steps / seconds
             if claim.lost:
                 continue
-            if evaluation.value is None:  # after the last log point, or on held-out text
+            if evaluation.value is None:  # after the last log point, or on held-out data
                 yield claim, self._diverged_result(trial_config, rate, seconds)
                 continue
-            results = dict(evaluation.attributes)
+            settings = loop.train_config
+            results = dict(evaluation.attributes) | {
+                "steps": settings.steps,
+                "updates": loop.updates,
+                "inputs": settings.steps * settings.batch_size,
+            }
             if claim.trial.number in selected:
                 results["sample"] = self._save_weights(claim, loop, trial_config, evaluation.value)
             if claim.trial.number in kept:
@@ -265,13 +271,18 @@ class Trainer:
     def _save_weights(
         self, claim: Claim, loop: TrainLoop, trial_config: TrialConfig, value: float
     ) -> str | None:
-        """Save a trial's weights; return a text sample of its network."""
+        """Save a trial's weights; return a text sample of its network, if it predicts text."""
         assert self._best_models is not None
-        parameters = loop.stack.parameters
+        parameters, tokens = loop.stack.parameters, self._handle.token_corpus
+        if isinstance(loop.data, SequenceTask):
+            task: Tokenizer | SavedTask = SavedTask.from_task(loop.data)
+        else:
+            assert tokens is not None
+            task = tokens.tokenizer
         model = SavedModel(
             trial_config.architecture,
             parameters.extract(loop.configs.index(trial_config), parameters.values),
-            self.text.tokenizer,
+            task,
             self._precision,
             {"study": self._study_name, "trial": str(claim.trial.number), "value": repr(value)},
         )
@@ -357,7 +368,7 @@ class Trainer:
 
     def _count_parameters(self, trial_config: TrialConfig) -> int:
         try:
-            return count_parameters(trial_config.architecture, self._vocab_size)
+            return count_parameters(trial_config.architecture, self._spec)
         except CellError:  # of a trial that fails because its cell cannot be built
             return 0
 

@@ -210,9 +210,7 @@ def _read_losses(
             found = losses.setdefault(trial_id, [math.nan] * len(rungs))
             if last == rungs[rung].step and loss is not None:
                 found[rung] = loss
-    for each in losses.values():
-        _truncate_at_gap(each)
-    return losses
+    return {trial_id: bridge_start(each) for trial_id, each in losses.items()}
 
 
 def _select_losses(
@@ -279,8 +277,14 @@ def _select_ids(study_id: int) -> sa.Select[tuple[int]]:
     return sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
 
 
-def _truncate_at_gap(losses: list[float]) -> None:
-    """Set all losses after the first NaN to NaN."""
-    for rung in range(1, len(losses)):
-        if math.isnan(losses[rung - 1]):
-            losses[rung] = math.nan
+def bridge_start(losses: Sequence[float]) -> list[float]:
+    """Return losses at rungs with the first known one before it, and NaN after a later gap.
+
+    A task whose first target comes late has no loss before it.
+    """
+    known = [place for place, loss in enumerate(losses) if not math.isnan(loss)]
+    if not known:
+        return list(losses)
+    start = known[0]
+    end = next((i for i in range(start, len(losses)) if math.isnan(losses[i])), len(losses))
+    return [losses[start]] * start + list(losses[start:end]) + [math.nan] * (len(losses) - end)

@@ -17,9 +17,10 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from rnn.config import ParamValue
-from studies.attributes import ERROR, EVAL_WINDOWS, IMPORTED, OBJECTIVE_NAMES, StudyRecord
+from studies.attributes import ERROR, EVAL_WINDOWS, IMPORTED, StudyRecord
 from studies.errors import StudyFormatError, StudyHeldError
 from studies.loader import read_study_record
+from studies.measure import find_measure
 from studies.space import param_order
 from studies.storage.copy_study import read_fingerprint
 from studies.storage.curves import read_steps, stream_curves
@@ -44,6 +45,7 @@ from studies.system_attributes import (
 from studies.tables.rounding import Rounding
 from studies.tables.study_table import USER_ATTRIBUTES, StudyTable, TableTrial
 from studies.tables.table_file import require_table_name, write_table
+from studies.task_record import TaskSettings
 
 _HOST, _WORKER = "host", "worker"
 
@@ -119,7 +121,7 @@ def _read_table(storage: LeasedRDBStorage, study_id: int, name: str) -> StudyTab
     steps = read_steps(storage, study_id)
     return StudyTable(
         name,
-        OBJECTIVE_NAMES[stored.config.objective],
+        find_measure(stored.config).name,
         rounding.round_record(anonymize_record(stored)),
         _read_study_system_attributes(storage, study_id),
         _read_choices(storage, study_id),
@@ -278,7 +280,9 @@ def shorten_paths(text: str) -> str:
 def anonymize_record(record: StudyRecord) -> StudyRecord:
     """Return what a study stores about itself without the folders of its files."""
     config = record.config
-    corpus = PurePath(record.corpus.name).name
+    corpus = record.corpus
+    if corpus is not None:
+        corpus = corpus.model_copy(update={"name": PurePath(corpus.name).name})
     cells = {
         name: cell.model_copy(update={"spec": shorten_paths(cell.spec)})
         for name, cell in config.cells.items()
@@ -287,7 +291,20 @@ def anonymize_record(record: StudyRecord) -> StudyRecord:
         each.model_copy(update={"cell": each.cell and [shorten_paths(cell) for cell in each.cell]})
         for each in config.space
     )
-    changes = {"corpus": PurePath(config.corpus).name, "cells": cells, "space": space}
+    changes: dict[str, Any] = {"corpus": PurePath(config.corpus).name, "cells": cells}
+    changes |= {"space": space}
+    if config.task_record is not None:
+        source = shorten_paths(config.task_record.source)
+        texts = {
+            name: shorten_paths(value)
+            for name, value in config.task_record.values.items()
+            if isinstance(value, str)
+        }
+        values = config.task_record.values | texts
+        changes["task"] = TaskSettings.model_validate({"source": source, **values})
+        changes["task_record"] = config.task_record.model_copy(
+            update={"source": source, "values": values, "folder": ""}
+        )
     ends = [
         end.model_copy(update={"command": shorten_paths(end.command)})
         for end in record.earlier_ends
@@ -295,7 +312,7 @@ def anonymize_record(record: StudyRecord) -> StudyRecord:
     return record.model_copy(
         update={
             "config": config.model_copy(update=changes),
-            "corpus": record.corpus.model_copy(update={"name": corpus}),
+            "corpus": corpus,
             "commands": [shorten_paths(command) for command in record.commands],
             "earlier_ends": ends,
         }

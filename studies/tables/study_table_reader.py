@@ -317,7 +317,8 @@ class _TrialParser:
                     losses.append(math.nan)
                 if not math.isfinite(losses[-1]):
                     column = f"{WINDOW_COLUMNS[name]}{window}"
-                    self._rows.reject_cell(column, text, "a loss in bits per byte")
+                    unit = " in bits per byte" * self._record.config.is_text
+                    self._rows.reject_cell(column, text, f"a loss{unit}")
             windows[name] = losses
         return windows
 

@@ -19,6 +19,7 @@ from rnn.engines import build_network, has_fast_path, stack_key
 from rnn.native.library import load_library
 from rnn.native.network import NativeStack
 from rnn.stacked.network import NetworkStack
+from rnn.tasks.corpus import TextData
 from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
@@ -93,8 +94,9 @@ class Run:
         }
         weights = {config: state.weights for config, state in states.items()}
         build = build_network if engine is None else ENGINES[engine]
-        stack = build(configs, SEED, precision, VOCAB_SIZE, weights=weights)
-        self._loop = TrainLoop(stack, TEXT[:200], TRAIN_CONFIG, states)
+        data = TextData(TEXT[:200], VOCAB_SIZE)
+        stack = build(configs, SEED, precision, data.spec, weights=weights)
+        self._loop = TrainLoop(stack, data, TRAIN_CONFIG, states)
 
     def interrupt(self, step: int) -> "Run":
         """Train up to a step, and return a run that resumes from checkpoints written there."""

@@ -170,7 +170,8 @@ def make_runs(
         if value is None:
             continue
         trial_id = storage.claim(study_id, "me")
-        found = RECORDED | {"seconds": 2.0, "parameter_count": 10, "worker": "w"} | recorded
+        known = RECORDED if config.is_text else {**RECORDED, "validation_bits_per_byte": None}
+        found = known | {"seconds": 2.0, "parameter_count": 10, "worker": "w"} | recorded
         least = found.get("training_loss", value)
         curve = found.pop("curve", {} if math.isnan(least) else {50: least + 1, 100: least})
         state = found.pop("state", TrialState.COMPLETE)

@@ -26,17 +26,19 @@ from rnn.config import (
     NetworkConfig,
     OptimizerConfig,
     Precision,
+    TaskSpec,
     TrialConfig,
 )
 from rnn.engines import Engine
 from rnn.native.library import load_library
 from rnn.native.network import NativeStack
-from rnn.network import NamedTensors, Network
+from rnn.network import NamedTensors, Network, Window
 from rnn.stacked.network import NetworkStack
 from rnn.training.evaluation import compute_eval_losses
 from rnn.training.step import TrainStep
 
 SEED, STREAMS, SIZE, VOCAB_SIZE = 3, 3, 5, 11
+SPEC = TaskSpec.of_text(VOCAB_SIZE)
 
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "tf32": 0.02, "bf16": 0.05}
 """Largest difference of numbers of about 1, after a few steps."""
@@ -83,7 +85,7 @@ def make_model(config, tokenizer, precision="bf16", scale=1.0, **metadata: str) 
     from rnn.export import SavedModel  # needs more than PyTorch
 
     computed = "fp64" if precision == "fp64" else "fp32"
-    network = AutogradStack([TrialConfig(config)], 7, computed, tokenizer.size)
+    network = AutogradStack([TrialConfig(config)], 7, computed, TaskSpec.of_text(tokenizer.size))
     weights = extract(network)
     weights["head.weight"] *= scale
     return SavedModel(config, weights, tokenizer, precision, metadata)
@@ -92,9 +94,9 @@ def make_model(config, tokenizer, precision="bf16", scale=1.0, **metadata: str) 
 # ------------------------------------------------------------------ the plain module
 
 
-def plain_network(config: TrialConfig, vocab_size: int = VOCAB_SIZE) -> Network:
+def plain_network(config: TrialConfig, spec: TaskSpec = SPEC) -> Network:
     """Return the module that every implementation must equal, in float64 and without shortcuts."""
-    return Network(config.architecture, vocab_size).double()
+    return Network(config.architecture, spec).double()
 
 
 def loss_and_grad(
@@ -106,6 +108,11 @@ def loss_and_grad(
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
     return loss.detach(), dict(zip(trained, found, strict=True)), [each.detach() for each in states]
+
+
+def window_of(text: Tensor, first: int, stop: int) -> Window:
+    """Return the window of a text's tokens from one step to another, with its last target."""
+    return Window(text[first:stop], text[stop : stop + 1], begins=not first)
 
 
 def extract(network: Engine, k: int = 0) -> NamedTensors:
@@ -128,7 +135,7 @@ def assert_trains_as_plain_modules(
     network: Engine,
     precision: Precision,
     streams: int = STREAMS,
-    vocab_size: int = VOCAB_SIZE,
+    spec: TaskSpec = SPEC,
     lengths: Sequence[int] = (8, 5),
 ) -> TrainStep:
     """Train for a few sequences; compare loss, gradient and states of every step.
@@ -139,19 +146,19 @@ def assert_trains_as_plain_modules(
     """
     tolerance = TOLERANCE[precision]
     generator = torch.Generator().manual_seed(0)
-    plain = [plain_network(config, vocab_size) for config in network.configs]
-    train_step = TrainStep(network, streams, smoothing=0.0)
-    window = network.configs[0].bptt_steps
+    plain = [plain_network(config, spec) for config in network.configs]
+    train_step = TrainStep(network, streams, smoothing=0.0, initial_loss=None)
+    reach = network.configs[0].bptt_steps
     reads_separately = len({config.replicate for config in network.configs}) > 1
     shape = (len(plain), streams) if reads_separately else (streams,)
     for length in lengths:
-        text = torch.randint(vocab_size, (length, *shape), generator=generator)
+        text = torch.randint(spec.inputs, (length, *shape), generator=generator)
         train_step.begin_sequence()
         past: list[list[Any]] = [[None] for _ in plain]  # states before each step
         for t in range(length - 1):
             weights = [extract(network, k) for k in range(len(plain))]
-            train_step.step(text[t], text[t + 1])
-            first = max(0, t + 1 - window)
+            first = max(0, t + 1 - reach)
+            train_step.step(window_of(text, first, t + 1))
             for k, module in enumerate(plain):
                 own_text = text[:, k] if reads_separately else text
                 module.load_state_dict(weights[k])
@@ -175,11 +182,11 @@ def _assert_near_grads(actual, expected, tolerance, name):
         assert grad.any() == actual[param].any(), f"{param}, {name}: expected zeros or none"
 
 
-def assert_evaluates_as_plain_modules(network, precision, windows, vocab_size):
+def assert_evaluates_as_plain_modules(network, precision, windows, spec=SPEC):
     """Compare the losses on held-out windows, which start from the initial states."""
     losses = compute_eval_losses(network, windows)
     for k, config in enumerate(network.configs):
-        module, states, expected = plain_network(config, vocab_size), None, []
+        module, states, expected = plain_network(config, spec), None, []
         module.load_state_dict(extract(network, k))
         for tokens, targets in itertools.pairwise(torch.from_numpy(windows).long()):
             logits, states = module(tokens[None], states)
@@ -236,7 +243,7 @@ class Case:
 
     def build(self, weights=None, seed: int = SEED) -> Engine:
         return self.implementation.build(
-            self.configs, seed, self.precision, VOCAB_SIZE, self.device, weights
+            self.configs, seed, self.precision, SPEC, self.device, weights
         )
 
     def of(self, *configs: TrialConfig) -> "Case":
@@ -250,8 +257,8 @@ class Case:
         return self.of(*(each._replace(optimizer=optimizer) for each, optimizer in changed))
 
 
-def build_native(configs, seed, precision, vocab_size, device, weights):
-    return NativeStack(configs, seed, precision, vocab_size, weights)
+def build_native(configs, seed, precision, spec, device, weights):
+    return NativeStack(configs, seed, precision, spec, weights)
 
 
 def group(architectures: Sequence[NetworkConfig]) -> list[TrialConfig]:

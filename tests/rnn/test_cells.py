@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rnn.errors import CellError
-from rnn.own_cells import CellSource, load_cell, loaded_source, read_cell_source
+from rnn.own_code import CellSource, load_class, loaded_source, read_source
 
 CELL = """
 from __future__ import annotations
@@ -39,7 +39,7 @@ def source(text: str, name: str = "Cell", spec: str = "cells.py:Cell") -> CellSo
     return CellSource(spec, name, textwrap.dedent(text))
 
 
-def refusal(*arguments, call=load_cell) -> str:
+def refusal(*arguments, call=load_class) -> str:
     with pytest.raises(CellError) as refused:
         call(*arguments)
     message = str(refused.value)
@@ -50,12 +50,12 @@ def refusal(*arguments, call=load_cell) -> str:
 def test_cell_of_a_file_is_read_relative_to_the_folder_and_loaded(tmp_path):
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "mine.py").write_bytes(CELL.replace("\n", "\r\n").encode())
-    read = read_cell_source("cells/mine.py:Cell", tmp_path)
+    read = read_source("cells/mine.py:Cell", tmp_path, CellSource)
     assert (read.spec, read.name) == ("cells/mine.py:Cell", "Cell")
     assert read.text.encode() == (tmp_path / "cells" / "mine.py").read_bytes()
-    cls = load_cell(read)
+    cls = load_class(read)
     assert cls(2, 3).sizes.n == 3
-    assert load_cell(loaded_source("Cell", read.sha256)) is cls
+    assert load_class(loaded_source("Cell", read.sha256)) is cls
     assert loaded_source("Cell", read.sha256) == read
     message = refusal("MinGRU", "ab" * 32, call=loaded_source)
     assert message.startswith("cell MinGRU of source abababababab is not loaded")
@@ -68,26 +68,26 @@ def test_cell_of_an_installed_module_is_found_without_importing_it(tmp_path, mon
     for file in (package / "cells.py", tmp_path / "deeper.py"):
         file.write_text(CELL)
     monkeypatch.syspath_prepend(tmp_path)
-    assert read_cell_source("my_package.cells:Cell", Path("/")).text == CELL
+    assert read_source("my_package.cells:Cell", Path("/"), CellSource).text == CELL
     assert "no module my_package.other" in refusal(
-        "my_package.other:Cell", tmp_path, call=read_cell_source
+        "my_package.other:Cell", tmp_path, CellSource, call=read_source
     )
     assert "no module my_package.cells.deeper" in refusal(
-        "my_package.cells.deeper:Cell", tmp_path, call=read_cell_source
+        "my_package.cells.deeper:Cell", tmp_path, CellSource, call=read_source
     )
-    assert "has no source file" in refusal("sys:Cell", tmp_path, call=read_cell_source)
+    assert "has no source file" in refusal("sys:Cell", tmp_path, CellSource, call=read_source)
 
 
 def test_text_is_executed_once_in_a_process(tmp_path):
     counter = tmp_path / "executed"
     text = f"{CELL}\nclass Other(Cell):\n    pass\n\nopen({str(counter)!r}, 'a').write('x')\n"
-    assert load_cell(source(text)) is load_cell(source(text, spec="copy.py:Cell"))
-    assert load_cell(source(text, "Other")).__name__ == "Other"
+    assert load_class(source(text)) is load_class(source(text, spec="copy.py:Cell"))
+    assert load_class(source(text, "Other")).__name__ == "Other"
     assert counter.read_text() == "x"
 
 
 def test_objects_of_a_cell_are_pickled_and_tracebacks_show_its_lines():
-    cls = load_cell(source(CELL))
+    cls = load_class(source(CELL))
     assert pickle.loads(pickle.dumps(cls(2, 3))).sizes == cls(2, 3).sizes
     with pytest.raises(RuntimeError) as raised:
         cls(2, 3)(None, None)
@@ -97,7 +97,7 @@ def test_objects_of_a_cell_are_pickled_and_tracebacks_show_its_lines():
 
 @pytest.mark.parametrize("spec", ["", "Cell", "mine.py", "mine.py:", "a b:Cell", "a/b.txt:Cell"])
 def test_malformed_spec_is_refused(spec, tmp_path):
-    message = refusal(spec, tmp_path, call=read_cell_source)
+    message = refusal(spec, tmp_path, CellSource, call=read_source)
     assert "expected path/to/file.py:Class or package.module:Class" in message
 
 
@@ -111,7 +111,7 @@ def test_file_that_cannot_be_the_source_of_a_cell_is_refused(tmp_path):
         "latin": "can't decode byte 0xe4 in position 2: unexpected end of data): expected a f",
         "a" * 300: "File name too long",
     }.items():
-        assert expected in refusal(f"{name}.py:Cell", tmp_path, call=read_cell_source)
+        assert expected in refusal(f"{name}.py:Cell", tmp_path, CellSource, call=read_source)
 
 
 def test_file_that_defines_no_such_cell_is_refused():

@@ -11,29 +11,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from test_contract import train_until
 
 import rnn
-from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.config import BYTES, BaselineConfig, GatedConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CheckpointError
+from rnn.tasks.corpus import TextData
 from rnn.training.checkpoint import (
     deserialize_checkpoint,
     hash_sources,
     max_checkpoint_size,
+    read_safetensors,
     serialize_checkpoint,
     source_hash,
 )
 from rnn.training.loop import TrainConfig, TrainLoop
 
-TEXT = np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8)
+DATA = TextData(np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8))
 TRAIN_CONFIG = TrainConfig(20, 3, 8, log_every=4, smoothing=0.9, seed=3, average_fraction=0.6)
 CONFIG = TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 5))
 IDENTITY = "settings of the training"
 
 
 def begin():
-    return TrainLoop(build_network([CONFIG], 1), TEXT, TRAIN_CONFIG)
+    return TrainLoop(build_network([CONFIG], 1), DATA, TRAIN_CONFIG)
 
 
 def serialize(run):
@@ -47,7 +50,7 @@ def deserialize(checkpoint):
 def resume(checkpoint):
     state = deserialize(checkpoint)
     network = build_network([CONFIG], 1, weights={CONFIG: state.weights})
-    return TrainLoop(network, TEXT, TRAIN_CONFIG, {CONFIG: state})
+    return TrainLoop(network, DATA, TRAIN_CONFIG, {CONFIG: state})
 
 
 def test_training_time_is_resumed():
@@ -68,10 +71,10 @@ def test_training_time_is_resumed():
 )
 def test_size_of_a_checkpoint_is_bounded(config, streams):
     settings = replace(TRAIN_CONFIG, batch_size=streams)
-    run = TrainLoop(build_network([config], 1), TEXT, settings)
+    run = TrainLoop(build_network([config], 1), DATA, settings)
     train_until(run, 18)
     size = len(serialize(run))
-    bound = max_checkpoint_size(config, 256, streams, settings.steps)
+    bound = max_checkpoint_size(config, BYTES, streams, settings.steps)
     assert bound / 4 < size < bound
 
 
@@ -114,6 +117,25 @@ def checkpoint():
     run = begin()
     train_until(run, 10)
     return serialize(run)
+
+
+def test_checkpoint_of_the_version_before_is_resumed():
+    """It made an update at every step, and kept the tokens of the last steps."""
+    config = TrialConfig(BaselineConfig("lstm", 2, 8), bptt_steps=3)
+    run = TrainLoop(build_network([config], 1), DATA, TRAIN_CONFIG)
+    train_until(run, 11)
+    tensors, metadata = read_safetensors(serialize(run)[32:])
+    tensors |= {f"states.{len(run._train_step.states)}": torch.zeros(2, 3, dtype=torch.long)}
+    del metadata["updates"], metadata["averaged"]
+    content = save(tensors, metadata)
+    state = deserialize(hashlib.sha256(content).digest() + content)
+    network = build_network([config], 1, weights={config: state.weights})
+    resumed = TrainLoop(network, DATA, TRAIN_CONFIG, {config: state})
+    for each in (run, resumed):
+        list(each.train())
+        each.swap_in_averaged_weights()
+    assert resumed.updates == 20
+    assert torch.equal(run.stack.parameters.values, resumed.stack.parameters.values)
 
 
 def assert_refused(checkpoint, match, identity=IDENTITY):

@@ -34,12 +34,13 @@ from rnn.autograd import lockstep_obstacle
 from rnn.config import BaselineConfig, GatedConfig, OptimizerConfig, TrialConfig
 from rnn.engines import build_network, stack_key
 from rnn.network import NamedTensors
+from rnn.tasks.corpus import TextData
 from rnn.training.checkpoint import TrainState
 from rnn.training.evaluation import compute_eval_losses
 from rnn.training.loop import TrainConfig, TrainLoop
 
 RANDOM = np.random.default_rng(0)
-TEXT = RANDOM.integers(0, VOCAB_SIZE, 500, dtype=np.uint8)
+DATA = TextData(RANDOM.integers(0, VOCAB_SIZE, 500, dtype=np.uint8), VOCAB_SIZE)
 WINDOWS = RANDOM.integers(0, VOCAB_SIZE, (9, 2 * STREAMS), dtype=np.uint8)
 
 SETTINGS = TrainConfig(20, STREAMS, 9, 2, smoothing=0.9, seed=3, average_fraction=0.6)
@@ -79,7 +80,7 @@ class StopError(Exception):
 def begin(case: Case, states: dict[TrialConfig, TrainState] | None = None) -> TrainLoop:
     """Begin a training, or resume it."""
     weights = {config: state.weights for config, state in (states or {}).items()}
-    return TrainLoop(case.build(weights), TEXT, SETTINGS, states)
+    return TrainLoop(case.build(weights), DATA, SETTINGS, states)
 
 
 def train_until(run: TrainLoop, step: int) -> None:
@@ -197,7 +198,7 @@ def test_evaluation_equals_the_plain_modules_and_does_not_disturb_training(case)
 
     def evaluate() -> None:
         if run.step == 11:
-            assert_evaluates_as_plain_modules(run.stack, case.precision, WINDOWS, VOCAB_SIZE)
+            assert_evaluates_as_plain_modules(run.stack, case.precision, WINDOWS)
 
     for config, result in finish(run, evaluate).items():
         assert_equal(result, train(case)[config])
@@ -272,7 +273,7 @@ def test_network_that_diverges_does_not_affect_the_others(case):
     diverged = case.configs[1]
     weights = extract(case.of(diverged).build())
     weights["head.weight"].fill_(math.nan)
-    run = TrainLoop(case.build({diverged: weights}), TEXT, SETTINGS)
+    run = TrainLoop(case.build({diverged: weights}), DATA, SETTINGS)
     for config, result in finish(run).items():
         if config == diverged:
             assert not result.state.ema_loss.isfinite()
@@ -339,8 +340,11 @@ def test_configs_of_one_key_are_trained_together():
             [TrialConfig(FULL), TrialConfig(replace(FULL, layers=1))],
             r"expected one \(layers, state",
         ),
-        ([TrialConfig(LSTM, bptt_steps=0)], "bptt_steps is 0: expected 1 or more"),
-        ([MIN_GRU, MIN_GRU._replace(bptt_steps=3)], "differ in architecture or bptt_steps"),
+        ([TrialConfig(LSTM, bptt_steps=0)], "bptt_steps is 0 and update_every 1: expected"),
+        (
+            [MIN_GRU, MIN_GRU._replace(bptt_steps=3)],
+            "differ in architecture, bptt_steps or update_every",
+        ),
     ],
 )
 def test_configs_that_cannot_be_trained_together_are_refused(configs, expected):
@@ -351,4 +355,4 @@ def test_configs_that_cannot_be_trained_together_are_refused(configs, expected):
 def test_replicates_that_read_other_texts_cannot_share_a_run():
     configs = [TrialConfig(FULL), TrialConfig(FULL, replicate=1)]
     with pytest.raises(ValueError, match=r"\[0, 1\]: expected one"):
-        TrainLoop(build_network(configs, 1), TEXT, SETTINGS)
+        TrainLoop(build_network(configs, 1), DATA, SETTINGS)

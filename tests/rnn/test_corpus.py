@@ -14,10 +14,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from rnn.data.corpus import MIRROR_ENV_VAR, load_corpus
-from rnn.data.recall import ANSWERS, CHANCE, find_recall_positions, generate_recall
-from rnn.data.tokenizer import ByteTokenizer, TokenCorpus
 from rnn.errors import CorpusError
+from rnn.tasks.corpus import MIRROR_ENV_VAR, load_corpus
+from rnn.tasks.recall import ANSWERS, CHANCE, find_recall_positions, generate_recall
+from rnn.tasks.tokenizer import ByteTokenizer, TokenCorpus
 
 
 def assert_refused(name: str | Path, message: str) -> None:
@@ -79,7 +79,7 @@ def test_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
             file.write(b"more")
         return before
 
-    monkeypatch.setattr("rnn.data.corpus.os.fstat", append_and_read_status)
+    monkeypatch.setattr("rnn.tasks.corpus.os.fstat", append_and_read_status)
     assert_refused(path, "changed while it was read")
 
 
@@ -101,7 +101,7 @@ def test_file_larger_than_the_memory_is_refused(tmp_path):
 def test_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     (tmp_path / "text").write_bytes(b"text")
     error = PermissionError(13, "Permission denied")
-    monkeypatch.setattr("rnn.data.corpus.Path.open", Mock(side_effect=error))
+    monkeypatch.setattr("rnn.tasks.corpus.Path.open", Mock(side_effect=error))
     assert_refused(tmp_path / "text", r"text cannot be read \(Permission denied\)")
 
 
@@ -152,7 +152,7 @@ def serve(tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv(MIRROR_ENV_VAR, f"http://127.0.0.1:{server.server_port}/enwik8.zip")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("rnn.data.corpus.ENWIK8_SHA256", hashlib.sha256(TEXT).hexdigest())
+    monkeypatch.setattr("rnn.tasks.corpus.ENWIK8_SHA256", hashlib.sha256(TEXT).hexdigest())
     yield served
     server.shutdown()
 

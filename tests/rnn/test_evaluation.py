@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rnn.config import GatedConfig, TrialConfig
-from rnn.data.recall import CHANCE, generate_recall
 from rnn.engines import build_network
+from rnn.tasks.recall import CHANCE, generate_recall
 from rnn.training.evaluation import (
     ContextLosses,
     RecallAccuracy,

@@ -11,20 +11,23 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from networks import make_model
+from networks import extract, make_model
 from user_cells import cell_config, source_of
 
-from rnn.config import BaselineConfig, GatedConfig
-from rnn.data.tokenizer import load_tokenizer, train_tokenizer
-from rnn.errors import CellError, SavedModelError, TokenizerError
+from rnn.autograd import AutogradStack
+from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.errors import CellError, SavedModelError, TaskError, TokenizerError
 from rnn.export import (
     SavedModel,
+    SavedTask,
     build_trained_module,
     deserialize_model,
     export_files,
     generate,
     serialize_model,
 )
+from rnn.tasks.task import SequenceTask
+from rnn.tasks.tokenizer import load_tokenizer, train_tokenizer
 
 TEXT = b"the cat, the h\xc3\xa4t; that\n    cat and that hat 123 == 12"
 BYTES, BPE = load_tokenizer(None), train_tokenizer("bpe:280", np.frombuffer(TEXT * 9, np.uint8))
@@ -32,6 +35,55 @@ GATED = GatedConfig(True, False, True, False, True, "both", 2, 4, "candidate")
 LSTM = BaselineConfig("lstm", 2, 4)
 OWN = cell_config("Everything", 2, 4, scale=0.25)
 METADATA = {"study": "quick", "trial": "3", "note": "\u201ewörtlich\u201c\n"}
+
+
+class Forecast:
+    """Numbers in units of their own: 3 are read and 2 predicted."""
+
+    input_size, output_size, standardize, output_names = 3, 2, True, ["wind", "rain"]
+
+    def sample(self, split, rng, count):
+        numbers = np.random.default_rng(len(split)).normal((5, 70, -3), (1, 20, 4), (count, 7, 3))
+        return {"inputs": numbers, "targets": numbers[..., :2]}
+
+
+class Labels:
+    """Tokens, and one class of each sequence."""
+
+    vocabulary, classes = 9, 4
+
+    def sample(self, split, rng, count):
+        tokens = np.random.default_rng(len(split)).integers(9, size=(count, 6))
+        return {"inputs": tokens, "targets": tokens[:, 0] % 4}
+
+
+class Ranks(Labels):
+    """The same with a loss of its own, which reads no logits."""
+
+    def loss(self, outputs, targets):
+        return outputs.square().sum(1)
+
+
+TASKS = {
+    "forecast": (GATED, SequenceTask(Forecast(), "weather.csv")),
+    "labels": (LSTM, SequenceTask(Labels(), "Labels")),
+    "own loss": (OWN, SequenceTask(Ranks(), "Ranks"), "fp64"),
+}
+
+
+READ = {
+    "forecast": "numbers (T, 3) or (N, T, 3) in the units of the data",
+    "labels": "(T,) or (N, T) from 0 to 8",
+    "own loss": "(T,) or (N, T) from 0 to 8",
+}
+
+
+def make_task_model(architecture, task, precision="fp32") -> tuple[SavedModel, AutogradStack]:
+    """Return a network with initial weights as if it were trained, and its engine."""
+    engine = AutogradStack([TrialConfig(architecture)], 7, precision, task.spec)
+    saved = SavedTask.from_task(task)
+    return SavedModel(architecture, extract(engine), saved, precision, METADATA), engine
+
 
 # ------------------------------------------------------------------ model files
 
@@ -69,9 +121,9 @@ def test_model_is_read_as_it_was_written_and_executes_nothing(
     if version == "2" and architecture != OWN:
         stored = {name: each.t() for name, each in stored.items()}
     content = serialize_model(replace(model, weights=stored))
-    for name in ("load_cell", "_execute"):
-        monkeypatch.setattr(f"rnn.own_cells.{name}", lambda *_: pytest.fail("executed"))
-    monkeypatch.setattr("rnn.own_cells._loaded", {})
+    for name in ("load_class", "_execute"):
+        monkeypatch.setattr(f"rnn.own_code.{name}", lambda *_: pytest.fail("executed"))
+    monkeypatch.setattr("rnn.own_code._loaded", {})
     restored = deserialize_model(with_header(content, format_version=version))
     assert restored.architecture == architecture
     assert restored.cell_source == (source_of("Everything") if architecture == OWN else None)
@@ -83,13 +135,44 @@ def test_model_is_read_as_it_was_written_and_executes_nothing(
         assert torch.equal(restored.weights[name], weight)
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_model_of_a_task_is_read_as_it_was_written_and_predicts_no_text(name):
+    model, _ = make_task_model(*TASKS[name])
+    restored = deserialize_model(serialize_model(model))
+    assert restored.task == model.task
+    for name, weight in model.weights.items():
+        assert torch.equal(restored.weights[name], weight)
+    with pytest.raises(TaskError, match=f"networks of task '{model.task.name}' predict no text"):
+        generate(restored)
+
+
 def with_architecture(**fields: object) -> bytes:
     return with_header(architecture=json.dumps(asdict(GATED) | fields))
+
+
+TASK_CONTENT = serialize_model(make_task_model(*TASKS["forecast"])[0])
+
+
+def with_task(**fields: object) -> bytes:
+    task = SavedTask.from_task(TASKS["forecast"][1]).model_dump()
+    return with_header(TASK_CONTENT, task=json.dumps(task | fields))
 
 
 @pytest.mark.parametrize(
     "content",
     [
+        with_header(tokenizer=None),  # neither a tokenizer nor a task
+        with_header(TASK_CONTENT, tokenizer="null"),  # both
+        with_header(TASK_CONTENT, task="null"),
+        with_task(inputs=2),  # and numbers of 3 inputs
+        with_task(outputs=3, output_names=[], target_scaling=[]),  # more than the tensors'
+        with_task(inputs=10**4000, input_scaling=[]),
+        with_task(output_names=["wind"]),
+        with_task(output_names=3),
+        with_task(input_scaling=[[0.0, 0.0]] * 3),
+        with_task(target_scaling=[[float("nan"), 1.0]] * 2),
+        with_task(target_scaling=[[0.0]] * 2),
+        with_task(source="my_task.py:Forecast"),
         b"",
         CONTENT[:-1],
         CONTENT[:100],
@@ -219,7 +302,7 @@ def test_arguments_out_of_range_are_refused(argument):
 def test_cell_of_a_saved_model_is_loaded_to_generate(monkeypatch):
     model = make_model(OWN, BYTES)
     expected = generate(model, length=20)
-    monkeypatch.setattr("rnn.own_cells._loaded", {})
+    monkeypatch.setattr("rnn.own_code._loaded", {})
     restored = deserialize_model(serialize_model(model))
     assert generate(restored, length=20) == expected
     weights = restored.weights | {"layers.0.start": torch.zeros(3)}
@@ -251,11 +334,12 @@ NETWORKS = {
 }
 
 USER = """
-import json, pathlib, runpy, sys
+import contextlib, json, pathlib, runpy, sys
 
 import torch
 
-for folder in sys.argv[1:]:
+texts, tasks = (argument.split() for argument in sys.argv[1:])
+for folder in texts:
     text = pathlib.Path(folder, "text").read_bytes()
     sys.path.insert(0, folder)
     for prompt in ([], [""], ["the cat"]):
@@ -271,20 +355,43 @@ for folder in sys.argv[1:]:
     for name in ("network", "tokenizer", "bpe", "cell"):
         sys.modules.pop(name, None)
     sys.path.pop(0)
-assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
+for folder in tasks:
+    sys.path.insert(0, folder)
+    for files in (["inputs", "outputs"], ["one", "of one"], ["inputs"], ["wrong"]):
+        sys.argv = ["run.py", *(f"{folder}/{file}.npy" for file in files)]
+        with open(f"{folder}/printed", "a") as printed, contextlib.redirect_stdout(printed):
+            try:
+                runpy.run_path(f"{folder}/run.py", run_name="__main__")
+            except SystemExit as error:
+                print(error)
+    for name in ("network", "cell"):
+        sys.modules.pop(name, None)
+    sys.path.pop(0)
+assert not {"rnn", "safetensors", "tokenizers", "pydantic"} & {*sys.modules}
 """
 
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory) -> dict[str, Path]:
     """Folder of each export, run by a process that cannot import the project."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in NETWORKS}
+    folders = {
+        name: tmp_path_factory.mktemp(name.replace(" ", "-")) for name in (*NETWORKS, *TASKS)
+    }
     for name, folder in folders.items():
-        files = export_files(make_model(*NETWORKS[name], study="quick | {x}"))
-        for file, content in (files | {"text": TEXT}).items():
+        if name in TASKS:
+            files = export_files(make_task_model(*TASKS[name])[0])
+            inputs = TASKS[name][1].definition.sample("validation", None, 5)["inputs"]
+            arrays = {"inputs": inputs, "one": inputs[2], "wrong": inputs / 0.5 + np.nan}
+            for file, array in arrays.items():
+                np.save(folder / f"{file}.npy", array)
+        else:
+            files = export_files(make_model(*NETWORKS[name], study="quick | {x}")) | {"text": TEXT}
+        for file, content in files.items():
             (folder / file).write_bytes(content)
+    texts = " ".join(str(folders[name]) for name in NETWORKS)
+    tasks = " ".join(str(folders[name]) for name in TASKS)
     done = subprocess.run(
-        [sys.executable, "-c", USER, *map(str, folders.values())],
+        [sys.executable, "-c", USER, texts, tasks],
         cwd=folders["gated"],
         capture_output=True,
     )
@@ -308,6 +415,34 @@ def test_export_computes_the_same_logits(exports, name):
         expected = expected[0].float()
         torch.testing.assert_close(torch.tensor(logits), expected, rtol=1e-5, atol=1e-5)
     assert not module.training
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_export_of_a_task_predicts_what_the_engine_does_in_units_of_the_data(exports, name):
+    _, task, *_ = TASKS[name]
+    _, engine = make_task_model(*TASKS[name])
+    batch = task.held_out("validation", 5)
+    inputs, states, expected = torch.from_numpy(batch.inputs), engine.init_state(5), []
+    for x in inputs:
+        outputs, states = engine.forward(x, states)  # (1, 5, k)
+        states = [state.clone() for state in states]
+        expected.append(task.to_units(outputs[0].detach().float().numpy()))
+    expected = np.stack(expected, 1)
+    if name == "labels":
+        expected = torch.from_numpy(expected).softmax(2).numpy()
+    predicted = np.load(exports[name] / "outputs.npy")
+    np.testing.assert_allclose(predicted, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.load(exports[name] / "of one.npy"), expected[2], 1e-5, 1e-5)
+    header, *rows, refused = (exports[name] / "printed").read_text("utf-8").splitlines()
+    last = expected[:, -1]
+    if name == "forecast":
+        assert header.split("\t") == ["wind", "rain"]
+        np.testing.assert_allclose([[*map(float, row.split("\t"))] for row in rows], last, 1e-4)
+    else:
+        assert (header, rows) == ("class", [str(row.argmax()) for row in last])
+    readme = (exports[name] / "README.md").read_text("utf-8")
+    assert READ[name] in readme
+    assert READ[name].partition(" in the")[0] in refused
 
 
 def test_export_describes_the_network_and_contains_the_source_of_its_cell(exports):

@@ -1,6 +1,5 @@
 """The training loop: text, log points, smoothed losses, removal, averaging, initial weights."""
 
-import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,9 +12,11 @@ from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.network import draw_initial_weights, network_shapes
 from rnn.stacked.network import NetworkStack
-from rnn.training.loop import TrainConfig, TrainLoop, sample_batch
+from rnn.tasks.corpus import TextData
+from rnn.training.loop import TrainConfig, TrainLoop
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
+DATA = TextData(TEXT)
 TRAIN_CONFIG = TrainConfig(20, batch_size=6, sequence_length=9, log_every=2, smoothing=0.9, seed=3)
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.01)
@@ -34,15 +35,15 @@ FROZEN = MIXED[0]._replace(optimizer=OptimizerConfig(learning_rate=1e-30))
 def test_smoothed_loss_is_a_moving_average_that_starts_at_three():
     """Nine tokens give eight steps, from zero states: step 17 begins the third sequence."""
     stack = NetworkStack([FROZEN], 1, "fp64")
-    points = list(TrainLoop(stack, TEXT, replace(TRAIN_CONFIG, steps=18)).train())
+    points = list(TrainLoop(stack, DATA, replace(TRAIN_CONFIG, steps=18)).train())
     # With constant weights, the losses are those of the untrained network.
     ema, expected = 3.0, []
     for sequence in range(3):
-        text = torch.from_numpy(sample_batch(TEXT, TRAIN_CONFIG, sequence)).long()
+        batch = DATA.train_batch(3, sequence, 0, 6, 9)
         states = stack.init_state(6)
-        for tokens, targets in itertools.pairwise(text):
-            logits, states = stack.forward(tokens, [state.clone() for state in states])
-            ema = 0.9 * ema + 0.1 * stack.losses(logits, targets).mean().item()
+        for tokens, targets in zip(*map(torch.from_numpy, batch[:2]), strict=True):
+            logits, states = stack.forward(tokens.long(), [state.clone() for state in states])
+            ema = 0.9 * ema + 0.1 * stack.losses(logits, targets.long()).mean().item()
             expected.append(ema)
     smoothed = [point.ema_losses[0] for point in points]
     np.testing.assert_allclose(smoothed, expected[1:18:2], rtol=1e-9)
@@ -50,7 +51,7 @@ def test_smoothed_loss_is_a_moving_average_that_starts_at_three():
 
 def test_log_points_are_the_multiples_of_log_every():
     train_config = replace(TRAIN_CONFIG, steps=20, log_every=6)
-    run = TrainLoop(NetworkStack(MIXED[:1], 1), TEXT, train_config)
+    run = TrainLoop(NetworkStack(MIXED[:1], 1), DATA, train_config)
     assert [point.step for point in run.train()] == [6, 12, 18]
     before = run.stack.parameters.values.clone()
     run.swap_in_averaged_weights()
@@ -58,22 +59,21 @@ def test_log_points_are_the_multiples_of_log_every():
 
 
 def test_batch_depends_on_seed_sequence_and_replicate_alone():
-    first = sample_batch(TEXT, TRAIN_CONFIG, 0)
-    assert np.array_equal(first, sample_batch(TEXT, TRAIN_CONFIG, 0))
-    for other in (
-        sample_batch(TEXT, TRAIN_CONFIG, 1),
-        sample_batch(TEXT, replace(TRAIN_CONFIG, seed=4), 0),
-        sample_batch(TEXT, TRAIN_CONFIG, 0, replicate=1),
-    ):
-        assert not np.array_equal(first, other)
-    assert first[:, 0].tobytes() in TEXT.tobytes()
+    first, *others = (
+        DATA.train_batch(*numbers, 6, 9)
+        for numbers in ((3, 0, 0), (3, 0, 0), (3, 1, 0), (4, 0, 0), (3, 0, 1))
+    )
+    are_equal = [np.array_equal(first.inputs, other.inputs) for other in others]
+    assert are_equal == [True, False, False, False]
+    assert np.array_equal(first.inputs[1:], first.targets[:-1])
+    assert first.inputs[:, 0].tobytes() in TEXT.tobytes()
 
 
 def test_sequences_reach_both_ends_of_the_text():
-    text = np.arange(12, dtype=np.uint8)
-    batches = [sample_batch(text, TRAIN_CONFIG, sequence) for sequence in range(30)]
-    assert min(batch.min() for batch in batches) == 0
-    assert max(batch.max() for batch in batches) == 11
+    data = TextData(np.arange(12, dtype=np.uint8))
+    batches = [data.train_batch(3, sequence, 0, 6, 9) for sequence in range(30)]
+    assert min(batch.inputs.min() for batch in batches) == 0
+    assert max(batch.targets.max() for batch in batches) == 11
 
 
 def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
@@ -90,15 +90,15 @@ def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
 
 
 def test_removed_network_costs_no_matrix_products():
-    run = TrainLoop(NetworkStack(MIXED, 1), TEXT, TRAIN_CONFIG)
-    smaller = TrainLoop(NetworkStack(MIXED[3:], 1), TEXT, TRAIN_CONFIG)
+    run = TrainLoop(NetworkStack(MIXED, 1), DATA, TRAIN_CONFIG)
+    smaller = TrainLoop(NetworkStack(MIXED[3:], 1), DATA, TRAIN_CONFIG)
     run.remove_configs(MIXED[:3])
     assert matmul_shapes(run) == matmul_shapes(smaller)
     assert run.stack.parameters.values.numel() == smaller.stack.parameters.values.numel()
 
 
 def test_training_ends_when_all_networks_are_removed():
-    run = TrainLoop(NetworkStack(MIXED, seed=1), TEXT, TRAIN_CONFIG)
+    run = TrainLoop(NetworkStack(MIXED, seed=1), DATA, TRAIN_CONFIG)
 
     def on_step():
         if run.step == 5:
@@ -117,7 +117,7 @@ def test_seconds_are_an_equal_share_of_the_training_time(monkeypatch):
         nonlocal now
         now += 1
 
-    run = TrainLoop(NetworkStack(MIXED, seed=1), TEXT, TRAIN_CONFIG)
+    run = TrainLoop(NetworkStack(MIXED, seed=1), DATA, TRAIN_CONFIG)
     for _ in run.train(on_step):
         now += 100  # spent by the caller, not by training
     assert run.seconds == pytest.approx([TRAIN_CONFIG.steps / len(MIXED)] * len(MIXED))
@@ -126,7 +126,7 @@ def test_seconds_are_an_equal_share_of_the_training_time(monkeypatch):
 def test_weights_are_averaged_over_the_last_steps_across_a_removal():
     """Three tenths of twenty steps are six."""
     train_config = replace(TRAIN_CONFIG, average_fraction=0.3)
-    run = TrainLoop(NetworkStack(MIXED[:2], 1, "fp64"), TEXT, train_config)
+    run = TrainLoop(NetworkStack(MIXED[:2], 1, "fp64"), DATA, train_config)
     removed, config = run.configs
     history = []
 

@@ -14,11 +14,12 @@ from networks import (
     gated_configs,
 )
 
-from rnn.config import GatedConfig, TrialConfig
+from rnn.config import GatedConfig, TaskSpec, TrialConfig
 from rnn.engines import build_network
 from rnn.native import library
 from rnn.native.library import SWITCH, load_library
 from rnn.native.network import NativeStack, computes_correctly, library_obstacle, pays_off
+from rnn.network import Window
 
 each_precision = pytest.mark.parametrize("precision", NATIVE_PRECISIONS)
 needs_compiler = pytest.mark.skipif(load_library("fp32") is None, reason="no compiler")
@@ -33,10 +34,11 @@ def test_networks_of_any_size_train_on_any_number_of_threads(shape, precision, t
     size, layers, streams, vocab_size, threads = shape
     configs = random.Random(0).sample(gated_configs(layers, size, ["state"]), 4)
     thread_count(threads)
-    network = NativeStack(list(map(TrialConfig, configs)), 3, precision, vocab_size)
-    assert_trains_as_plain_modules(network, precision, streams, vocab_size, lengths=[3])
+    spec = TaskSpec.of_text(vocab_size)
+    network = NativeStack(list(map(TrialConfig, configs)), 3, precision, spec)
+    assert_trains_as_plain_modules(network, precision, streams, spec, lengths=[3])
     windows = np.random.default_rng(0).integers(0, vocab_size, (3, streams), dtype=np.uint16)
-    assert_evaluates_as_plain_modules(network, precision, windows, vocab_size)
+    assert_evaluates_as_plain_modules(network, precision, windows, spec)
 
 
 @pytest.fixture
@@ -54,13 +56,14 @@ def test_network_computes_the_same_bit_for_bit_in_any_stack_and_on_any_threads(
     configs = [TrialConfig(config) for config in gated_configs(2, 7, ["candidate"])[::19]]
     tokens = torch.arange(streams) % 11
     thread_count(1)
+    window = Window(tokens[None], tokens[None] + 1)
     together = NativeStack(configs, 3, precision)
-    losses, _ = together.loss_and_grad(tokens, tokens + 1, together.init_state(streams), 0)
+    losses, _ = together.loss_and_grad(window, together.init_state(streams))
     for k, config in enumerate(configs):
         thread_count(1 + k % 4)
         alone = NativeStack([config], 3, precision)
         for _ in range(2):  # the second finds the memory of the first
-            loss, _ = alone.loss_and_grad(tokens, tokens + 1, alone.init_state(streams), 0)
+            loss, _ = alone.loss_and_grad(window, alone.init_state(streams))
         assert torch.equal(loss[0], losses[k])
         own = alone.parameters.extract(0, alone.parameters.grads)
         for name, grad in together.parameters.extract(k, together.parameters.grads).items():
@@ -81,18 +84,20 @@ def test_network_computes_the_same_bit_for_bit_in_any_stack_and_on_any_threads(
 )
 def test_arguments_that_would_read_other_memory_are_errors(tokens, targets, streams, error):
     stack = NativeStack([TrialConfig(gated_configs(1, 8)[0])], 3)
-    arguments = [torch.tensor(each) for each in (tokens, targets) if each is not None]
-    step = stack.forward if targets is None else partial(stack.loss_and_grad, position=0)
+    step = partial(stack.forward, torch.tensor(tokens))
+    if targets is not None:
+        window = Window(torch.tensor([tokens]), torch.tensor([targets]))
+        step = partial(stack.loss_and_grad, window)
     with pytest.raises((IndexError, ValueError), match=error):
-        step(*arguments, states=stack.init_state(streams))
+        step(stack.init_state(streams))
 
 
 ALL_OPTIONS = [TrialConfig(GatedConfig.with_every_option(layers=2, state_size=8))]
 
 
 def first_loss(network):
-    tokens = torch.arange(6)
-    losses, _ = network.loss_and_grad(tokens, tokens, network.init_state(6), 0)
+    tokens = torch.arange(6)[None]
+    losses, _ = network.loss_and_grad(Window(tokens, tokens), network.init_state(6))
     return losses.item()
 
 
@@ -186,8 +191,8 @@ def test_library_is_right_without_some_instructions(monkeypatch, load_again, fla
     """As compiled for CPUs that have no AVX-512, or no AVX."""
     monkeypatch.setattr(library, "_FLAGS", [*library._FLAGS, *flags])
     configs = random.Random(1).sample(gated_configs(2, 21, ["candidate"]), 4)
-    network = NativeStack(list(map(TrialConfig, configs)), 3, "fp32", 50)
-    assert_trains_as_plain_modules(network, "fp32", 19, 50, lengths=[3])
+    network = NativeStack(list(map(TrialConfig, configs)), 3, "fp32", TaskSpec.of_text(50))
+    assert_trains_as_plain_modules(network, "fp32", 19, TaskSpec.of_text(50), lengths=[3])
 
 
 def test_large_networks_and_other_devices_and_precisions_use_pytorch(monkeypatch):

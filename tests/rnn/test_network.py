@@ -1,40 +1,43 @@
 """Networks of every cell: memory, layout, constants, lockstep, and what is refused."""
 
 import gc
-import itertools
 
 import numpy as np
 import pytest
 import torch
 from networks import (
+    SPEC,
     STREAMS,
     assert_trains_as_plain_modules,
     baseline_configs,
     extract,
     gated_configs,
+    window_of,
 )
-from networks import VOCAB_SIZE as VOCAB
 from torch import Tensor
 from user_cells import EXAMPLES, cell_config
 
 from rnn.autograd import AutogradStack, lockstep_obstacle
-from rnn.config import BaselineConfig, CellConfig, GatedConfig, NetworkConfig, TrialConfig
+from rnn.config import BYTES, BaselineConfig, CellConfig, GatedConfig, NetworkConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CellError
 from rnn.network import build_seeded, count_parameters, estimate_memory, network_shapes
 from rnn.parameters import Parameters, place_stored
 from rnn.stacked.network import NetworkStack
+from rnn.tasks.corpus import TextData
 from rnn.training.checkpoint import max_checkpoint_size, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import TrainStep
 from rnn.unrolling import place_fused
 
-TEXT = np.frombuffer(b"the cat sat on the mat; " * 40, np.uint8)
+DATA = TextData(np.frombuffer(b"the cat sat on the mat; " * 40, np.uint8))
 TRAIN_CONFIG = TrainConfig(20, STREAMS, sequence_length=8, log_every=4, smoothing=0.9, seed=3)
 
 
 def random_text(steps: int, seed: int = 0) -> Tensor:
-    return torch.randint(VOCAB, (steps, STREAMS), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        SPEC.inputs, (steps, STREAMS), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def tensor_memory() -> dict[int, int]:
@@ -66,18 +69,18 @@ def replicates_of(architecture: NetworkConfig, count: int) -> list[TrialConfig]:
     ],
 )
 def test_networks_take_no_more_memory_than_estimated(build, configs, precision, most):
-    tokens, kept = torch.arange(256), []
+    text, kept = torch.arange(256).repeat(configs[0].bptt_steps + 1, 1), []
 
     def keep(tensor):
         kept.append(tensor)
         return tensor
 
     before = tensor_memory()
-    train_step = TrainStep(build(configs, 0, precision), 256, 0.9)
-    for _ in range(configs[0].bptt_steps):
+    train_step = TrainStep(build(configs, 0, precision), 256, 0.9, 3.0)
+    for step in range(1, len(text)):
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            train_step.step(tokens, tokens)
+            train_step.step(window_of(text, 0, step))
     allocated = sum(size for address, size in tensor_memory().items() if address not in before)
     estimate = sum(estimate_memory(config, 256, precision) for config in configs)
     assert allocated < estimate < most * allocated
@@ -90,7 +93,7 @@ EVERY = [*gated_configs(2, 4), *baseline_configs(2, 4)]
 
 def test_unrolled_cells_compute_what_a_step_after_another_of_the_cells_does():
     for config in EVERY:
-        network = AutogradStack([TrialConfig(config, bptt_steps=2)], 0, "fp64", VOCAB)
+        network = AutogradStack([TrialConfig(config, bptt_steps=2)], 0, "fp64", SPEC)
         assert_trains_as_plain_modules(network, "fp64", lengths=[3])
 
 
@@ -104,7 +107,7 @@ def test_unrolled_cells_compute_what_a_step_after_another_of_the_cells_does():
 def test_stored_tensors_are_disjoint_parts_of_the_segment_of_their_network(place, architectures):
     for architecture in architectures:
         configs = replicates_of(architecture, 2)
-        parameters = Parameters(configs, torch.float64, torch.device("cpu"), VOCAB, place)
+        parameters = Parameters(configs, torch.float64, torch.device("cpu"), SPEC, place)
         numbers = torch.arange(len(parameters.values))
         found = []
         for k, (segment,) in enumerate(parameters.places):
@@ -113,7 +116,7 @@ def test_stored_tensors_are_disjoint_parts_of_the_segment_of_their_network(place
             assert set(own.tolist()) <= {*numbers[segment].tolist()}
             found.append(own)
         stored = torch.cat(found)
-        assert len(stored.unique()) == len(stored) == 2 * count_parameters(architecture, VOCAB)
+        assert len(stored.unique()) == len(stored) == 2 * count_parameters(architecture, SPEC)
         read = [view.flatten() for view in parameters.module_views(numbers).values()]
         assert torch.equal(torch.cat(read).sort().values, stored.sort().values)
 
@@ -122,7 +125,7 @@ def test_stored_tensors_are_disjoint_parts_of_the_segment_of_their_network(place
 
 
 def test_network_reads_on_from_the_states_of_another():
-    first, other = (build_seeded(BaselineConfig("lstm", 2, 4), VOCAB, 0) for _ in range(2))
+    first, other = (build_seeded(BaselineConfig("lstm", 2, 4), SPEC, 0) for _ in range(2))
     tokens = random_text(3)
     _, states = first(tokens[:2])
     assert torch.equal(other(tokens[2:], states)[0], first(tokens)[0])
@@ -131,19 +134,19 @@ def test_network_reads_on_from_the_states_of_another():
 def test_buffers_and_frozen_parameters_are_saved_but_not_trained():
     config = cell_config("Everything", layers=1)
     constants = {f"layers.0.{name}" for name in ("frozen", "mixing", "order")}
-    shapes = network_shapes(config, VOCAB)
+    shapes = network_shapes(config, SPEC)
     assert set(shapes.constants) == constants
-    module = build_seeded(config, VOCAB, 0)
+    module = build_seeded(config, SPEC, 0)
     trained = {name: each for name, each in module.named_parameters() if each.requires_grad}
     assert shapes.parameters == {name: each.shape for name, each in trained.items()}
-    assert count_parameters(config, VOCAB) == sum(each.numel() for each in trained.values())
+    assert count_parameters(config, SPEC) == sum(each.numel() for each in trained.values())
 
     trial_config = TrialConfig(config)
     before = build_network([trial_config], 1)
     saved = extract(before)
     after = build_network([trial_config], 2, weights={trial_config: saved})
     assert all(torch.equal(each, saved[name]) for name, each in extract(after).items())
-    loop = TrainLoop(after, TEXT, TRAIN_CONFIG)
+    loop = TrainLoop(after, DATA, TRAIN_CONFIG)
     list(loop.train())
     for name in saved:
         assert torch.equal(extract(after)[name], saved[name]) is (name in constants), name
@@ -155,18 +158,18 @@ def test_layers_read_float32_in_bf16():
         "assert x.dtype == state.dtype == torch.float32; y = self.own(x); "
         "assert y.dtype == torch.bfloat16; return y, y",
     )
-    network = build_network([TrialConfig(config, 0, 3)], 0, "bf16", VOCAB)
-    states = network.init_training_state(STREAMS)
-    for t, (tokens, targets) in enumerate(itertools.pairwise(random_text(4))):
-        losses, states = network.loss_and_grad(tokens, targets, states, t)
+    network = build_network([TrialConfig(config, 0, 3)], 0, "bf16", SPEC)
+    states, text = network.init_training_state(STREAMS), random_text(4)
+    for stop in range(1, 4):
+        losses, states = network.loss_and_grad(window_of(text, 0, stop), states)
     assert losses.dtype == torch.float32
 
 
 def test_size_of_a_checkpoint_includes_buffers():
     config = TrialConfig(cell_of('self.register_buffer("table", torch.zeros(600, 600))'))
-    loop = TrainLoop(build_network([config], 0), TEXT, TRAIN_CONFIG)
+    loop = TrainLoop(build_network([config], 0), DATA, TRAIN_CONFIG)
     size = len(serialize_checkpoint(loop.train_state(config), "me"))
-    assert size < max_checkpoint_size(config, 256, STREAMS, TRAIN_CONFIG.steps) < 4 * size
+    assert size < max_checkpoint_size(config, BYTES, STREAMS, TRAIN_CONFIG.steps) < 4 * size
 
 
 def test_weights_of_another_network_are_refused():
@@ -226,9 +229,9 @@ MORE = {
 )
 def test_cell_that_breaks_the_contract_is_refused(arguments, expected):
     def train():
-        network = build_network([TrialConfig(cell_of(*arguments))], 0, vocab_size=VOCAB)
-        tokens, targets = random_text(2)
-        network.loss_and_grad(tokens, targets, network.init_training_state(STREAMS), 0)
+        network = build_network([TrialConfig(cell_of(*arguments))], 0, spec=SPEC)
+        window = window_of(random_text(2), 0, 1)
+        network.loss_and_grad(window, network.init_training_state(STREAMS))
 
     with pytest.raises(CellError) as refused:
         train()

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from networks import SPEC
 from torch import Tensor
 
 from rnn.config import OPTIMIZERS, GatedConfig, OptimizerConfig, TrialConfig
 from rnn.engines import Engine
+from rnn.network import Window
 from rnn.stacked.network import NetworkStack
 from rnn.training import optimizer
 from rnn.training.optimizer import Optimizer
@@ -93,8 +95,8 @@ def assert_steps_equal(network: Engine, precision: str) -> list[Reference]:
     tested = Optimizer(network.parameters, [config.optimizer for config in network.configs])
     values, states = network.parameters.values, network.init_training_state(4)
     for step in range(STEPS):
-        tokens = torch.tensor([step, 1, 2, 10 - step])
-        network.loss_and_grad(tokens, tokens.flip(0), states, step)
+        tokens = torch.tensor([[step, 1, 2, 10 - step]])
+        network.loss_and_grad(Window(tokens, tokens.flip(1)), states)
         for reference in references:
             reference.step()
         tested.set_learning_rates(step, STEPS)
@@ -120,7 +122,7 @@ def test_each_network_of_a_stack_is_updated_as_by_torch_optim(monkeypatch, preci
         for number, config in enumerate(SETTINGS)
         for each in CONFIGS
     ]
-    assert_steps_equal(NetworkStack(configs, 3, precision, 11), precision)
+    assert_steps_equal(NetworkStack(configs, 3, precision, SPEC), precision)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_gradient_is_clipped_by_the_norm_of_its_network(precision, rates, limits
         for limit in limits
         for each in CONFIGS
     ]
-    stack = NetworkStack(configs, 3, precision, 11)
+    stack = NetworkStack(configs, 3, precision, SPEC)
     references = assert_steps_equal(stack, precision)
     norms = {reference.config.gradient_clipping: reference.norms for reference in references}
     assert min(norms[0.2]) > 0.3, "they are clipped"

@@ -9,15 +9,25 @@ from typing import Any
 
 import pytest
 import torch
-from networks import baseline_configs, gated_configs, representatives
+from networks import SPEC, baseline_configs, gated_configs, representatives
 from torch import Tensor, nn
 
 from rnn.cells import BASELINE_CELLS, LSTMCell
-from rnn.config import GATE_INPUTS, GATED_OPTIONS, BaselineConfig, GatedConfig, NetworkConfig
+from rnn.config import (
+    GATE_INPUTS,
+    GATED_OPTIONS,
+    WHOLE_SEQUENCE,
+    BaselineConfig,
+    GatedConfig,
+    NetworkConfig,
+    TaskSpec,
+)
 from rnn.network import Network
 from rnn.source_code import generate_forward, generate_latex, generate_module
 
-STREAMS, SIZE, VOCAB_SIZE = 3, 4, 11
+STREAMS, SIZE = 3, 4
+NUMBERS = TaskSpec(3, 2, reads_tokens=False, predicts_classes=False)
+LABELS = TaskSpec(11, 2)
 LETTERS = {
     "input_gate": "i",
     "candidate": "u",
@@ -43,6 +53,8 @@ def test_docstring_says_how_far_gradients_went():
     assert "detach" not in "".join(generate_latex(EXAMPLE, 4))
     assert "trained without gradients across time steps" in generate_module(EXAMPLE)
     assert "trained with gradients through 4 time steps" in generate_module(EXAMPLE, bptt_steps=4)
+    whole = generate_module(EXAMPLE, bptt_steps=WHOLE_SEQUENCE)
+    assert "trained with gradients through whole sequences" in whole
 
 
 @pytest.mark.parametrize("gate_inputs", GATE_INPUTS)
@@ -60,17 +72,24 @@ def test_code_has_no_trace_of_options_that_are_off(gate_inputs):
 
 
 @pytest.mark.parametrize(
-    "configs",
-    [*(gated_configs(2, SIZE, [each]) for each in GATE_INPUTS), BASELINES],
-    ids=[*GATE_INPUTS, "baselines"],
+    ("configs", "spec"),
+    [
+        *((gated_configs(2, SIZE, [each]), SPEC) for each in GATE_INPUTS),
+        (BASELINES, SPEC),
+        (BASELINES, NUMBERS),
+        (BASELINES, LABELS),
+    ],
+    ids=[*GATE_INPUTS, "baselines", "numbers", "labels"],
 )
-def test_code_computes_the_network_and_each_line_ends_with_its_shape(configs):
+def test_code_computes_the_network_and_each_line_ends_with_its_shape(configs, spec):
     pattern = r"( +)(.+?) = .+  # \(B, ([234]?)n\)(?: each|, (?!\(B).+)?"
     assertion = "{}for each in ({},): assert each.shape == ({}, {} * {})"
-    tokens, x = torch.randint(VOCAB_SIZE, (5, STREAMS)), torch.rand(STREAMS, SIZE)
+    inputs, x = torch.randint(spec.inputs, (5, STREAMS)), torch.rand(STREAMS, SIZE)
+    if not spec.reads_tokens:
+        inputs = torch.rand(5, STREAMS, spec.inputs)
     for config in configs:
         forward = generate_forward(config)
-        code = generate_module(config, VOCAB_SIZE)
+        code = generate_module(config, spec)
         assert indent(forward, "    ") in code
         made = [line for line in forward.splitlines() if " = " in line and ".shape[" not in line]
         assert all(re.fullmatch(pattern, line) for line in made), forward
@@ -82,19 +101,24 @@ def test_code_computes_the_network_and_each_line_ends_with_its_shape(configs):
         )
         names: dict[str, Any] = {}
         exec(checked, names)
-        network, exported = Network(config, VOCAB_SIZE), names["Network"]()
+        network, exported = Network(config, spec), names["Network"]()
         exported.load_state_dict(network.state_dict())
         states = exported.init_state(STREAMS)
         for layer, expected, state in zip(exported.layers, network.layers, states, strict=True):
             torch.testing.assert_close(layer(x, state), expected(x, state), rtol=0, atol=0)
-        for each in tokens:
-            logits, states = exported(each, states)
-        torch.testing.assert_close(logits, network(tokens)[0], rtol=1e-4, atol=1e-5)
+        for each in inputs:
+            outputs, states = exported(each, states)
+        torch.testing.assert_close(outputs, network(inputs)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_modules_pass_the_linter_and_import_only_torch(tmp_path: Path):
-    for k, config in enumerate((*SOME, EXAMPLE)):
-        code = generate_module(config)
+    modules = [
+        *((config, SPEC) for config in (*SOME, EXAMPLE)),
+        (EXAMPLE, NUMBERS),
+        (EXAMPLE, LABELS),
+    ]
+    for k, (config, spec) in enumerate(modules):
+        code = generate_module(config, spec)
         imports = re.findall(r"^\s*((?:import|from) .+)", code, re.M)
         assert imports == ["import torch", "from torch import Tensor, nn"]
         (tmp_path / f"module_{k}.py").write_text(code, encoding="utf-8")
@@ -155,7 +179,7 @@ def evaluate(lines: list[str], weights: dict[str, tuple[Tensor, Tensor]], **name
 
 @pytest.mark.parametrize("config", SOME, ids=lambda config: config.init_key)
 def test_equations_compute_the_layer(config: NetworkConfig):
-    layer = Network(config, VOCAB_SIZE).double().layers[0]
+    layer = Network(config, SPEC).double().layers[0]
     letters = {}
     for name, linear in layer.named_children():
         gates = LETTERS.get(name) or BASELINE_LETTERS[config.cell]

@@ -12,20 +12,21 @@ from networks import gated_configs, representatives
 from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.stacked.network import NetworkStack
+from rnn.tasks.corpus import TextData
 from rnn.training.loop import TrainConfig, TrainLoop
 
 B, N, V = 40, 6, 256
 U = 16
 """Number of unique tokens of a step: twelve, padded to a multiple of 16."""
 
-TEXT = np.tile(np.arange(12, dtype=np.uint8), 50)
+DATA = TextData(np.tile(np.arange(12, dtype=np.uint8), 50))
 SETTINGS = TrainConfig(5, B, 9, 5, 0.9, seed=0)
 
 
 def step_products(*configs, static_graph=False):
     trial_configs = [TrialConfig(config) for config in configs]
     stack = NetworkStack(trial_configs, 0, static_graph=static_graph)
-    return matmul_shapes(TrainLoop(stack, TEXT, SETTINGS))
+    return matmul_shapes(TrainLoop(stack, DATA, SETTINGS))
 
 
 def linear(rows, inputs, outputs, grad_inputs):

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers
 
-from rnn.data.bpe import BPE, PRETOKENIZE_PATTERN
-from rnn.data.corpus import Corpus
-from rnn.data.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
 from rnn.errors import CorpusError, TokenizerError
+from rnn.tasks.bpe import BPE, PRETOKENIZE_PATTERN
+from rnn.tasks.corpus import Corpus
+from rnn.tasks.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
 
 WORDS = [b"the", b"cat", b"\xc3\xa4pfel", b"12", b"1234", b"==", b"\n    ", b",", b"catalogue"]
 LETTERS = [bytes(random.Random(seed).choices(b"abc", k=6)) for seed in range(40)]

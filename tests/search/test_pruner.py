@@ -1,24 +1,34 @@
 """The pruning policy keeps the best trials and stops or pauses the others."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import optuna
 import pytest
+from helpers import ROOT, create_small_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from test_predictions import simulate_grid
 
+from benchmarks.audited_pruning import replay_audited
+from benchmarks.replay_pruning import read_curves
 from search.pruning.design_matrix import DesignMatrix
+from search.pruning.pause_resume import PauseResumeScheduler
 from search.pruning.policy import PruningPolicy
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
 from search.pruning.study_state import StudyState, TrialStage
+from studies.config import StudyConfig
+from studies.storage.open import open_storage
 from tests.simulations.pruned_search import RecordedCurves, Replay
 
 STEPS, LOG_EVERY = 1000, 40
+
+CURVES = ROOT / "tests" / "simulations" / "curves"
+"""Curves of small networks on three tasks."""
 
 
 @settings(deadline=None)
@@ -92,6 +102,72 @@ def test_trial_at_a_rung_pauses_for_a_more_promising_paused_one():
     assert not make_policy([TrialStage.RUNNING] * 60, reached=1).should_continue(worst)
 
 
+STAGES = [TrialStage.COMPLETE] * 12 + [TrialStage.PAUSED] * 50 + [TrialStage.RUNNING] * 10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda losses: 1e-8 * losses,
+        lambda losses: 1e30 * losses,
+        lambda losses: 3 * losses - 8,
+        lambda losses: 1e-3 * losses + 1e3,
+        lambda losses: np.exp(7 * losses - 30),  # they span decades
+    ],
+)
+@pytest.mark.parametrize("complete", [0, 12])
+def test_decisions_do_not_depend_on_the_unit_of_the_losses(change, complete):
+    """Losses of any size and sign, with a trial that has no loss yet."""
+    stages = STAGES[:complete] + STAGES[12:]
+    state = make_state(stages, reached=1)
+    state.losses[-1] = math.nan
+    held = np.where(np.arange(len(stages)) < complete // 4, 1, -1)
+    policies = [
+        PruningPolicy(replace(state, losses=losses, values=values, held_out=held), 0.1, 0.95)
+        for losses, values in (
+            (state.losses, state.values),
+            (change(state.losses), change(state.values)),
+        )
+    ]
+    one, other = policies
+    undecided = slice(complete, None)
+    expected = pytest.approx(one.keep_probabilities[undecided], abs=1e-6)
+    assert other.keep_probabilities[undecided] == expected
+    assert other.to_resume_ignoring_running == one.to_resume_ignoring_running
+    assert other.look() == one.look()
+
+
+def make_odd_losses(kind, random):
+    """Return losses (96, 3) and values of curves that are degenerate somehow."""
+    losses = random.lognormal(0, 1, (96, 4))
+    if kind == "constant":
+        losses[:] = 0.7
+    if kind == "solved":  # most trials have a loss of exactly 0
+        losses[:60] = 0.0
+    if kind == "decades":
+        losses = np.exp(-np.arange(4) * random.uniform(0, 9, (96, 1)))
+    if kind == "outliers":
+        losses[::7] *= 1e30
+    if kind == "plateau":
+        losses = np.where(np.arange(4) < random.integers(1, 5, (96, 1)), math.log(2), 1e-6)
+    return losses[:, :3], losses[:, 3]
+
+
+@pytest.mark.parametrize("kind", ["constant", "solved", "decades", "outliers", "plateau"])
+@pytest.mark.parametrize("complete", [2, 12])
+def test_degenerate_curves_give_probabilities(kind, complete):
+    losses, values = make_odd_losses(kind, np.random.default_rng(0))
+    state = make_state([TrialStage.COMPLETE] * complete + [TrialStage.PAUSED] * (96 - complete))
+    losses = np.where(np.isnan(state.losses), math.nan, losses)
+    values = np.where(np.isnan(state.values), math.nan, values)
+    held = np.where(np.arange(96) < complete // 4, 1, -1)
+    policy = PruningPolicy(replace(state, losses=losses, values=values, held_out=held), 0.1, 0.95)
+    assert np.isfinite(policy.prediction.mean).all()
+    assert np.isfinite(policy.prediction.scale).all()
+    assert ((policy.keep_probabilities >= 0) & (policy.keep_probabilities <= 1)).all()
+    policy.look()
+
+
 def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
     few = make_policy([TrialStage.COMPLETE] * 5 + [TrialStage.RUNNING] * 91)
     enough = make_policy([TrialStage.COMPLETE] * 20 + [TrialStage.RUNNING] * 76)
@@ -101,6 +177,24 @@ def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
     few.__dict__["keep_probabilities"] = enough.keep_probabilities
     assert not few.should_prune_now(worst)
     assert not enough.should_prune_now(int(np.argmax(enough.keep_probabilities[20:])) + 20)
+
+
+def test_trial_without_a_loss_continues(sqlite_url):
+    """A task whose first target comes after a rung has no loss there."""
+    config = StudyConfig.model_validate(
+        {
+            "space": {"layers": [1], "state_size": [32]},
+            "training": {"steps": STEPS, "log_every": LOG_EVERY},
+            "pruning": {"enabled": True},
+        }
+    )
+    storage = open_storage(sqlite_url)
+    study_id = create_small_study(storage, 12)
+    scheduler = PauseResumeScheduler(storage, study_id, config)
+    trial_id = storage.claim(study_id, "me/1")
+    for curve, stopped in (({}, []), ({80: 1.0}, [trial_id])):
+        storage.report(trial_id, "me/1", curve)
+        assert list(scheduler.decide(scheduler.read(), [trial_id]).stops) == stopped
 
 
 def record_curves(seed, sizes=(32,)):
@@ -132,6 +226,16 @@ def test_policy_keeps_the_best_tenth_at_a_fraction_of_the_cost(concurrent, sizes
     assert np.mean([result.cost for result in results]) <= 0.45
     assert all(result.has_winner for result in results)
     assert max(result.starts for result in results) < 5, "trials pause too often"
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("task", ["adding", "parity", "series"])
+def test_policy_keeps_the_best_tenth_of_recorded_networks(task):
+    """Squared errors and cross-entropies that fall over decades, and log-likelihoods."""
+    recorded = read_curves(CURVES / f"{task}.csv.gz")
+    results = [replay_audited(recorded, 20, seed=0)]
+    assert np.mean([result.recall for result in results]) >= 0.95
+    assert np.mean([result.cost for result in results]) <= 0.5
 
 
 # ------------------------------------------------------------------ in plain Optuna
@@ -174,6 +278,11 @@ def test_pruner_decides_only_at_rungs(sign):
     assert not trial.should_prune(), "before the first rung"
     trial.report(sign * 100.0, 50)
     assert trial.should_prune(), "past the first rung, at step 40, with a bad loss"
+    late = study.ask()
+    late.report(sign * 100.0, 50)
+    assert not late.should_prune(), "its first loss is after the rung"
+    late.report(sign * 100.0, 80)
+    assert late.should_prune(), "at the second rung"
 
 
 def test_pruner_tolerates_trials_added_by_hand():

@@ -1,28 +1,32 @@
 """Models of complete trials: which one a command loads, samples from and exports."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from helpers import ROOT, study_attributes
 from optuna.trial import TrialState
 
 from rnn.config import TrialConfig
-from rnn.data.tokenizer import train_tokenizer
 from rnn.engines import build_network
-from rnn.errors import SavedModelError
-from rnn.export import SavedModel, serialize_model
-from rnn.own_cells import load_cell, read_cell_source
+from rnn.errors import SavedModelError, TaskError
+from rnn.export import SavedModel, SavedTask, serialize_model
+from rnn.own_code import CellSource, load_class, read_source
+from rnn.tasks.tokenizer import train_tokenizer
+from rnn_search import load
 from search.errors import ExportError, WeightsNotFoundError
 from search.export import export, write_folder
 from search.load_model import load_trial_model
 from search.sample import sample
+from search.tasks import StudyTask, load_task_of
 from search.worker.trial_artifacts import WeightStore
 from studies.artifacts import open_store
 from studies.config import StudyConfig, to_trial_config
-from studies.errors import StudyNotFoundError
+from studies.errors import ConfigError, StudyNotFoundError
 from studies.space import GATED_PARAMS, distributions
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage
@@ -35,8 +39,16 @@ VALUES = (1.5, 1.2, 1.9, 1.2, 1.4)
 """Values of the complete trials; one more is waiting."""
 
 
-def make_study(url: str, keep: set[int], artifacts: str | None = None, **settings: object):
+def make_study(
+    url: str,
+    keep: set[int],
+    artifacts: str | None = None,
+    task: StudyTask | None = None,
+    **settings: object,
+):
     """Create a study of six trials, and store the weights of some."""
+    if task is not None:
+        settings |= {"task": {"source": task.record.source}, "task_record": task.record}
     config = StudyConfig.model_validate({"space": SPACE, **settings})
     combinations = list(config.grid.combinations())
     storage, attributes = open_storage(url), study_attributes(config)
@@ -45,17 +57,19 @@ def make_study(url: str, keep: set[int], artifacts: str | None = None, **setting
     study_id = storage.get_study_id_from_name("made")
     weights = WeightStore(open_store(artifacts, url, "weights"), "made-1")
     tokenizer = train_tokenizer(config.tokenizer, PROSE)
+    learnt = SavedTask.from_task(task.build()) if task else tokenizer
     for number, value in enumerate(VALUES[: len(combinations)]):
         trial_id = storage.claim(study_id, "me")
         trial_config = to_trial_config(combinations[number], config)
         config_of_trial = TrialConfig(trial_config.architecture)
-        network = build_network([config_of_trial], number, vocab_size=tokenizer.size)
+        empty = SavedModel(trial_config.architecture, {}, learnt, "fp32", {})
+        network = build_network([config_of_trial], number, spec=empty.spec)
         drawn = network.parameters.extract(0, network.parameters.values)
         scaled = {
             name: weight * (4 if name.endswith(".weight") else 1) for name, weight in drawn.items()
         }
         details = {"trial": str(number), "value": repr(value)}
-        model = SavedModel(trial_config.architecture, scaled, tokenizer, "fp32", details)
+        model = replace(empty, weights=scaled, metadata=details)
         if number in keep:
             weights.write(number, serialize_model(model))
         storage.finish(trial_id, "me", TrialState.COMPLETE, value, {}, {50: value})
@@ -123,6 +137,8 @@ def test_continuation_of_a_prompt_depends_on_the_seed(sqlite_url, tmp_path):
     greedy = ("--temperature", "0")
     assert draw(*prompt, "--seed", "2") != first
     assert draw(*prompt, *greedy) == draw(*prompt, "--top-k", "1") != first
+    with pytest.raises(TaskError, match="study 'made' learns a text: use sample"):
+        load("made", storage=sqlite_url, artifacts=artifacts).best.predict([1, 2])
 
 
 def test_pipe_in_place_of_weights_is_refused_in_one_line(sqlite_url, tmp_path):
@@ -145,8 +161,8 @@ def test_network_of_a_users_own_cell_is_sampled_and_exported(sqlite_url, run, tm
     """By processes that have not loaded the cell, and do not see its file."""
     text = (ROOT / "examples" / "cells" / "min_gru.py").read_text("utf-8")
     (tmp_path / "mine.py").write_text(text)
-    source = read_cell_source("mine.py:MinGRU", tmp_path)
-    load_cell(source)
+    source = read_source("mine.py:MinGRU", tmp_path, CellSource)
+    load_class(source)
     option = {"type": "bool", "default": False}
     record = {"spec": source.spec, "sha256": source.sha256, "options": {"candidate_tanh": option}}
     space = {"cell": [source.spec], "candidate_tanh": [False, True]}
@@ -163,6 +179,26 @@ def test_network_of_a_users_own_cell_is_sampled_and_exported(sqlite_url, run, tm
     assert "- study: made\n- trial: 1\n- validation loss: 1.2000 nats per byte\n" in readme
     assert (directory / "cell.py").read_text("utf-8") == text
     assert "MinGRU(input_size=" in (directory / "network.py").read_text("utf-8")
+
+
+def test_network_of_a_task_predicts_and_is_exported_but_not_sampled(sqlite_url, tmp_path):
+    task = load_task_of("adding:5", {}, tmp_path)
+    make_study(sqlite_url, {1}, task=task)
+    trial = load("made", storage=sqlite_url).best
+    for draw in (
+        lambda: sample.main(["made", "--storage", sqlite_url], standalone_mode=False),
+        trial.sample,
+    ):
+        with pytest.raises(TaskError, match="task 'adding:5' predict no text: use export"):
+            draw()
+    inputs = task.build().held_out("validation", 3).inputs  # which are not standardized
+    expected = trial.network()(torch.from_numpy(inputs), outputs=len(inputs))[0]
+    predicted = trial.predict(inputs.swapaxes(0, 1))
+    np.testing.assert_allclose(predicted, expected.detach().swapaxes(0, 1), 1e-5, 1e-6)
+    with pytest.raises(ConfigError, match=r"expected finite numbers \(T, 2\) or \(N, T, 2\)"):
+        trial.predict(inputs[..., :1])
+    readme = (trial.export(tmp_path / "adding") / "README.md").read_text("utf-8")
+    assert "\n- validation squared error: 1.2\n- task: adding:5\n- bptt_steps: 1\n" in readme
 
 
 def test_nothing_is_left_of_a_failed_export(tmp_path, monkeypatch):

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from helpers import TINY
 from invocation import unchanged
 
-import rnn.own_cells
+import rnn.own_code
 from reports.dashboard.publish import publish_study
-from rnn.errors import CellError, CorpusError
+from rnn.errors import CellError, CorpusError, RNNError
 from rnn.export import deserialize_model, serialize_model
 from rnn.network import count_parameters, network_shapes
 from search.cells import load_cells
@@ -313,7 +313,7 @@ def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(folder, mon
     extended = open_study(folder, wider, extend=True)
     assert {trial.params["cell"] for trial in extended.study.trials} == {"Mine", "Other"}
     for extend in (False, True):  # with True, it asks for less than the study has
-        monkeypatch.setattr(rnn.own_cells, "_loaded", {})  # as in another process
+        monkeypatch.setattr(rnn.own_code, "_loaded", {})  # as in another process
         network_shapes.cache_clear()
         joined = open_study(folder, config_file(folder), extend=extend)
         assert list(joined.config.cells) == ["Mine", "Other"]
@@ -352,7 +352,7 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
     )
     assert last == (
         "Mine passed all checks with 3 combinations of options; options: tanh (true or false, "
-        "default false), kind (one of 'a', 'b', default a), depth (an integer of 64 bits, "
+        "default false), kind (one of 'a', 'b', default 'a'), depth (an integer of 64 bits, "
         "default 1)"
     )
 
@@ -360,8 +360,11 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("cells/none.py:Mine",), "cell 'cells/none.py:Mine' not found: expected a file"),
-        (("cells/mine.py",), "'cells/mine.py' is no cell: expected gated, elman, gru, lstm, or"),
+        (("cells/none.py:Mine",), "source 'cells/none.py:Mine' not found: expected a file"),
+        (
+            ("cells/mine.py",),
+            "source 'cells/mine.py' not understood: expected path/to/file.py:Class",
+        ),
         (("gru",), "gru is a built-in cell: expected a cell of your own"),
         (
             ("cells/mine.py:Mine", "--set", "size=3"),
@@ -375,7 +378,7 @@ def test_invalid_input_of_check_is_rejected_in_one_line(folder, monkeypatch, wor
     monkeypatch.chdir(folder)
     with (
         unchanged(folder),
-        pytest.raises((CellError, ConfigError, UsageError)) as refused,
+        pytest.raises((RNNError, ConfigError, UsageError)) as refused,
     ):
         check.main([*words], standalone_mode=False)
     assert reason in str(getattr(refused.value, "message", refused.value))

@@ -8,9 +8,9 @@ import pytest
 from helpers import ROOT
 
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
-from rnn.data.corpus import Corpus
+from rnn.tasks.corpus import Corpus
 from rnn.training.loop import TrainConfig
-from search.cells import CellStore, load_record
+from search.cells import CodeStore, load_record
 from search.worker.checkpointing import checkpoint_identity
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from studies.artifacts import AtomicFileStore, open_store
@@ -51,7 +51,7 @@ def test_checkpoint_is_read_as_written_until_removed(store):
 def test_copies_of_cells_are_kept_in_the_store(artifacts):
     record = load_record("min_gru.py:MinGRU", ROOT / "examples" / "cells")
     store = open_store(artifacts, "sqlite:///none.db", "cells")
-    CellStore(store, "quick-1").save({"MinGRU": record})
+    CodeStore(store, "quick-1").save({"MinGRU": record})
     copy = store.open_reader("quick-1/cell-MinGRU.py").read()
     assert copy == (ROOT / "examples" / "cells" / "min_gru.py").read_bytes()
 

@@ -13,12 +13,12 @@ from optuna.trial import TrialState
 from process_runner import wait_until
 
 from rnn.config import TrialConfig
-from rnn.data.corpus import load_corpus
-from rnn.data.tokenizer import TokenCorpus
 from rnn.engines import build_network
 from rnn.errors import CorpusError, DeviceError
 from rnn.export import deserialize_model
 from rnn.network import count_parameters
+from rnn.tasks.corpus import TextData, load_corpus
+from rnn.tasks.tokenizer import TokenCorpus
 from rnn.training.evaluation import ContextLosses, compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainLoop
 from search.duration import to_train_config
@@ -182,8 +182,8 @@ def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text
 
 def trained(config, trial_config, text):
     """Train a network alone with the settings of a study."""
-    settings = to_train_config(config)
-    run = TrainLoop(build_network([trial_config], config.seed, config.precision), text, settings)
+    network = build_network([trial_config], config.seed, config.precision)
+    run = TrainLoop(network, TextData(text), to_train_config(config))
     list(run.train())
     return run
 
@@ -262,7 +262,7 @@ def test_baseline_cells_bptt_steps_and_tokenizers_are_ordinary_trials(sqlite_url
     assert joined.study.user_attrs["tokenizer"]["size"] == size > 256
     for trial in joined.study.trials:
         found, network = trial.user_attrs, to_trial_config(trial.params, joined.config).architecture
-        assert found["parameter_count"] == count_parameters(network, size)
+        assert found["parameter_count"] == count_parameters(network, joined.spec)
         a_token = found["validation_loss"] / math.log(2)
         assert found["validation_bits_per_byte"] < a_token, "a token is more than a byte"
 

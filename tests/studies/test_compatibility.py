@@ -64,8 +64,9 @@ def test_config_stored_before_unions_is_compatible_with_the_same_file(cell, bptt
     )
     raw = file.model_dump(mode="json")
     (stored,) = raw.pop("space")
-    del stored["training"], raw["nuisance"], raw["cells"]
-    for name in set(OPTIMIZER_PARAMS) - {"learning_rate"}:
+    del stored["training"], stored["task"]
+    del raw["nuisance"], raw["cells"], raw["task"], raw["task_record"]
+    for name in {*OPTIMIZER_PARAMS, "update_every"} - {"learning_rate"}:
         del raw["training"][name]
     old = StudyConfig.model_validate(raw | {"space": stored | given})
     assert diff_configs(old, CORPUS, file, CORPUS) == []

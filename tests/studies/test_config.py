@@ -1,10 +1,16 @@
 """Validation of study configs, and the configs that ship with the project."""
 
+import re
+
 import pytest
 from helpers import ROOT
+from pydantic import ValidationError
 
+from rnn.config import WHOLE_SEQUENCE, count_updates
+from studies.config import StudyConfig, to_trial_config
 from studies.errors import ConfigError
 from studies.loader import load_config_file
+from studies.space import observed_search_space
 
 SHIPPED = ("quick", "quick-refined", "stage-one-rates", "cells", "stage-one", "stage-two")
 SHIPPED += ("replicates", "baselines", "bptt-steps")
@@ -66,6 +72,21 @@ def test_quick_has_all_combinations_of_the_switches_at_three_learning_rates():
         ("eval_split='test'", ['eval_split = "test" without replicates', "refinement.replicates"]),
         ("evaluation.average=1.0", ["evaluation.average is 1.0", "less than 1"]),
         ("space.bptt_steps=[1, 1]", ["space.training.bptt_steps is [1, 1]", "distinct values"]),
+        ("training.update_every=10", ["steps is 10000", "of 999, or of 10 with", "length = 1001"]),
+        ("training.bptt_steps='sequence'", ["log_every 50: expected multiples of 999, because"]),
+        (
+            "space.training={bptt_steps=['sequence'],update_every=[5]}",
+            ["space has training.update"],
+        ),
+        ("training={bptt_steps='sequence',update_every=5}", ["update_every is 5", "does not use"]),
+        (
+            "space.training={bptt_steps=[1,5],update_every=[10]}",
+            ["exclude = [{ bptt_steps = 5, up"],
+        ),
+        ("refinement.variants=[{bptt_steps=5,update_every=10}]", ["bptt_steps is 5 and update_ev"]),
+        ("task.length=3", ["task: the task text has no option length"]),
+        ("task.source=''", ["task.source is ''", "a built-in task such as adding:50"]),
+        ("space.task.length=[3]", ["the option task.length of the task text: it has none"]),
         ("space.cell=['rnn']", ["'rnn'", "elman, gru, lstm, or the class"]),
         ("corpus=text.txt", ["'text.txt'", "not a TOML value", "in quotes, in a shell"]),
     ],
@@ -78,3 +99,65 @@ def test_invalid_setting_is_named_with_its_value(override, fragments):
     assert "\n" not in line
     for fragment in fragments:
         assert fragment in line
+
+
+def test_update_every_is_no_parameter_of_trials_with_one_update_for_each_sequence():
+    """Windows of 10 steps end at all log points of sequences of 1,000 steps."""
+    exclude = "[{bptt_steps=10, update_every=100}, {state_size=32, residual=false}]"
+    grid = "{bptt_steps=['sequence', 1, 10], update_every=[1, 10, 100]}"
+    overrides = ["training={sequence_length=1001, steps=2000, log_every=1000}"]
+    overrides += [f"space.training={grid}", f"space.exclude={exclude}", "nuisance=['update_every']"]
+    config = load_config_file("stage-one", overrides).resolve()
+    trials = [to_trial_config(params, config) for params in config.grid.combinations()]
+    windows = {(each.bptt_steps, each.update_every) for each in trials}
+    numbers = {(1, 1), (1, 10), (1, 100), (10, 1), (10, 10)}
+    assert windows == {*numbers, (WHOLE_SEQUENCE, WHOLE_SEQUENCE)}
+    assert len(trials) == 6 * 432
+    assert observed_search_space(config.grid.combinations())["bptt_steps"] == [1, 10, "sequence"]
+    fewer = "space.training={bptt_steps=['sequence', 1], update_every=[1, 10]}"
+    load_config_file("stage-one", [overrides[0], fewer, "nuisance=['update_every']"]).resolve()
+    with pytest.raises(ConfigError, match="multiples of 1000, because"):
+        load_config_file("stage-one", [*overrides, "training.log_every=500"]).resolve()
+
+
+@pytest.mark.parametrize(
+    ("steps", "length", "every", "expected"),
+    [(100, 30, 10, 10), (95, 30, 7, 16), (61, 30, WHOLE_SEQUENCE, 3), (7, 30, 1, 7)],
+)
+def test_updates_are_counted_anew_from_the_start_of_each_sequence(steps, length, every, expected):
+    ends = [step for step in range(1, steps + 1) if step % length % every == 0 or step == steps]
+    assert count_updates(steps, length, every) == len(ends) == expected
+
+
+CLAIM = {"claim": "c", "rule": "lowers", "consecutive": "layers"}
+
+NO_MARGIN = "has no margin: expected the largest difference that counts as none"
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings", "message"),
+    [
+        ("own", {"replicates": 3}, f"refinement {NO_MARGIN}"),
+        ("squared error", {"looks": [3, 5]}, f"refinement {NO_MARGIN}"),
+        ("own", {"replicates": 3, "margin": 500.0}, ""),
+        ("own", {"top": 1}, ""),
+        ("cross-entropy", {"replicates": 3}, ""),
+        ("own", {"hypothesis": [CLAIM | {"margin": 3}, CLAIM]}, f"hypothesis 2 {NO_MARGIN}"),
+        ("standardized squared error", {"hypothesis": [CLAIM]}, ""),
+        ("own", {"report_threshold": -2.5}, ""),
+        ("", {"report_threshold": -2.5}, "report_threshold is -2.5: expected a number above 0"),
+    ],
+)
+def test_margins_and_thresholds_suit_the_loss(loss, settings, message):
+    raw = {key: settings[key] for key in ("hypothesis", "report_threshold") if key in settings}
+    raw["refinement"] = {"source": "a"} | {k: v for k, v in settings.items() if k not in raw}
+    if loss:
+        sizes = {"steps": 5, "inputs": 2, "outputs": 3, "reads_tokens": True}
+        task = {"source": "made:5", "loss": loss, "predicts_classes": True}
+        raw |= {"task": {"source": "made:5"}, "task_record": task | sizes}
+    if message:
+        with pytest.raises(ValidationError, match=re.escape(message)):
+            StudyConfig.model_validate(raw)
+        return
+    config = StudyConfig.model_validate(raw)
+    assert StudyConfig.model_validate_json(config.model_dump_json()) == config

@@ -29,7 +29,10 @@ def test_progress_contains_the_mean_losses_up_to_a_gap(sqlite_url):
         # Values that are not finite are left out of the mean, but the rung is reached.
         ({10: 9.0, 20: math.nan}, [9.0, math.nan, math.nan]),
         # A curve with a gap ends before it.
-        (dict.fromkeys(range(50, 81, 10), 1.0), 3 * [math.nan]),
+        ({20: 7.0} | dict.fromkeys(range(50, 81, 10), 1.0), [7.0, math.nan, math.nan]),
+        # A task's first target may come after a rung.
+        (dict.fromkeys(range(50, 81, 10), 1.0), [1.0, 1.0, 1.0]),
+        ({40: 3.0}, [3.0, 3.0, math.nan]),
     ):
         storage.report(trial_id, "me/1", curve, replace_all=True)
         (trial,) = reader.read()

@@ -15,8 +15,10 @@ from zipfile import ZipFile
 import numpy as np
 import numpy.typing as npt
 
-from rnn.data.recall import RECALL, generate_recall, parse_distance
+from rnn.config import BYTE_VOCAB_SIZE, TaskSpec
 from rnn.errors import CorpusError
+from rnn.tasks.recall import RECALL, generate_recall, parse_distance
+from rnn.tasks.task import Batch
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -92,12 +94,41 @@ def gather_windows(text: TokenArray, starts: npt.NDArray[np.int64], length: int)
     return np.ascontiguousarray(windows.T)
 
 
+class TextData:
+    """Training on a text: at each step, the next token of every stream is predicted.
+
+    A sequence of L tokens gives L − 1 steps. See :class:`rnn.tasks.task.TrainingData`.
+
+    Args:
+        tokens: training split (length,), at least one sequence long.
+        vocab_size: V.
+    """
+
+    initial_loss = 3.0
+
+    def __init__(self, tokens: TokenArray, vocab_size: int = BYTE_VOCAB_SIZE) -> None:
+        self.tokens = tokens
+        self.spec = TaskSpec.of_text(vocab_size)
+
+    def steps_per_sequence(self, sequence_length: int) -> int:
+        return sequence_length - 1
+
+    def train_batch(
+        self, seed: int, index: int, replicate: int, batch_size: int, sequence_length: int
+    ) -> Batch:
+        rng = np.random.default_rng([seed, index, replicate])
+        last_start = len(self.tokens) - sequence_length
+        starts = rng.integers(0, last_start, batch_size, endpoint=True)  # (B,)
+        tokens = gather_windows(self.tokens, starts, sequence_length)
+        return Batch(tokens[:-1], tokens[1:])
+
+
 def load_corpus(name: str, folder: Path = Path()) -> Corpus:
     """Load a corpus by name or path.
 
     Args:
         name: ``stdlib`` (the sources of the running Python's standard library), ``enwik8``
-            (downloaded on first use), ``recall:D`` (:mod:`rnn.data.recall`) or the path of a file.
+            (downloaded on first use), ``recall:D`` (:mod:`rnn.tasks.recall`) or the path of a file.
         folder: folder that a path is relative to.
 
     Raises:

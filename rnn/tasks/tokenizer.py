@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rnn.config import BYTE_VOCAB_SIZE
-from rnn.data.bpe import BPE, PRETOKENIZE_PATTERN
-from rnn.data.corpus import ByteArray, Corpus, TokenArray
 from rnn.errors import CorpusError, TokenizerError
+from rnn.tasks.bpe import BPE, PRETOKENIZE_PATTERN
+from rnn.tasks.corpus import ByteArray, Corpus, TextData, TokenArray
 
 _FORMAT_VERSION = "bpe-1"
 _CHUNK_SIZE = 2**20
@@ -161,6 +161,11 @@ class TokenCorpus:
 
     corpus: Corpus
     tokenizer: Tokenizer
+
+    @cached_property
+    def training_data(self) -> TextData:
+        """The training split as :class:`rnn.tasks.task.TrainingData`."""
+        return TextData(self.train, self.tokenizer.size)
 
     @cached_property
     def train(self) -> TokenArray:

@@ -1,0 +1,105 @@
+"""Speed on labelled sequences, relative to the loop that people write: ``nn.GRU`` and ``Adam``."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rnn.config import WHOLE_SEQUENCE, BaselineConfig, OptimizerConfig, TrialConfig
+from rnn.engines import build_network
+from rnn.tasks.task import SequenceTask
+from rnn.training.loop import TrainConfig, TrainLoop
+from search.tasks import load_task_of
+
+NETWORKS, LOCKSTEP, LAYERS, STATE_SIZE, STREAMS = 24, 8, 2, 64, 64
+
+UPDATES = 5
+"""Updates of each network, which one measurement times."""
+
+ROUNDS = 5
+
+
+def measure() -> Iterator[str]:
+    """Yield the time of an update of a network, and how many times as fast ours are."""
+    yield (
+        f"{NETWORKS} networks, {LAYERS}×{STATE_SIZE} GRU, {STREAMS} streams, whole sequences, fp32:"
+        " milliseconds of an update of a network by nn.GRU, one after another; then how many times "
+        f"as fast ours train alone and {LOCKSTEP} in lockstep, median of {ROUNDS} rounds (lowest "
+        "to highest)"
+    )
+    names = ["digits", *(["mnist1d"] if find_spec("mnist1d") else [])]
+    for name in names:
+        task = load_task_of(name, {}, Path()).build()
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            runs: dict[str, Callable[[], None]] = {
+                "plain": partial(_train_plainly, task),
+                "alone": partial(_train, task, 1),
+                "lockstep": partial(_train, task, LOCKSTEP),
+            }
+            for run in runs.values():
+                run()  # warms up
+            rounds = [{label: _seconds(run) for label, run in runs.items()} for _ in range(ROUNDS)]
+            plain = statistics.median(each["plain"] for each in rounds)
+            line = f"  {name:8} {task.steps:3} steps, {threads} threads  {1000 * plain:7.2f} ms"
+            for label in ("alone", "lockstep"):
+                ratios = sorted(each["plain"] / each[label] for each in rounds)
+                line += f"   {label} {statistics.median(ratios):.2f}"
+                line += f" ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+            yield line
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    """Return the time of one update of one network."""
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) / (NETWORKS * UPDATES)
+
+
+def _train(task: SequenceTask, lockstep: int) -> None:
+    """Train all networks, some of them together."""
+    settings = TrainConfig(UPDATES * task.steps, STREAMS, 0, UPDATES * task.steps, 0.95, 0)
+    for first in range(0, NETWORKS, lockstep):
+        configs = [
+            TrialConfig(
+                BaselineConfig("gru", LAYERS, STATE_SIZE),
+                bptt_steps=WHOLE_SEQUENCE,
+                update_every=WHOLE_SEQUENCE,
+                optimizer=OptimizerConfig(learning_rate=0.001 + (first + k) / 1e6),
+            )
+            for k in range(lockstep)
+        ]
+        loop = TrainLoop(build_network(configs, 0, "fp32", task.spec), task, settings)
+        for _ in loop.train():
+            pass
+
+
+class _PlainNetwork(nn.Module):
+    """The network as people write it: it predicts a class from the last output."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(inputs, STATE_SIZE)
+        self.layers = nn.GRU(STATE_SIZE, STATE_SIZE, LAYERS)
+        self.head = nn.Linear(STATE_SIZE, classes)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs, _ = self.layers(self.embedding(inputs))
+        return torch.as_tensor(self.head(outputs[-1]))
+
+
+def _train_plainly(task: SequenceTask) -> None:
+    for network in range(NETWORKS):
+        module = _PlainNetwork(task.spec.inputs, task.spec.outputs)
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.001 + network / 1e6)
+        for index in range(UPDATES):
+            batch = task.train_batch(0, index, 0, STREAMS, 0)
+            inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets[-1])
+            optimizer.zero_grad()
+            torch.autograd.backward(nn.functional.cross_entropy(module(inputs), targets))
+            optimizer.step()

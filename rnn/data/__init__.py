@@ -1,1 +1,0 @@
-"""Text to train on: corpora, their download and their tokenizers."""

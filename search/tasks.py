@@ -1,0 +1,373 @@
+"""The task of a study, unless it is a text: its class, its options and its data.
+
+As with cells, a file that the user names is executed, and otherwise the copy that the study keeps.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+
+from rnn.config import ParamValue
+from rnn.errors import TaskError
+from rnn.own_code import (
+    CodeSource,
+    TaskSource,
+    describe_error,
+    load_class,
+    loaded_source,
+    locate_source,
+    read_source,
+)
+from rnn.tasks.built_in import find_built_in
+from rnn.tasks.task import SequenceTask
+from search.cells import CodeStore
+from studies.attributes import RESERVED_OPTION_NAMES, StudyRecord
+from studies.cell_record import read_task_options
+from studies.config import StudyConfig
+from studies.config_file import ConfigFile
+from studies.errors import ConfigError, ConfigMismatchError
+from studies.space import Params
+from studies.task_record import TEXT, TaskRecord, TaskSettings
+from studies.text import expect_one_of
+from studies.training import WINDOW_PARAMS
+
+TaskOptions = tuple[tuple[str, ParamValue], ...]
+"""Names and values of the options of the task in which the trials of a study differ."""
+
+_ROUNDING = 1e-5
+"""Relative difference between sums over the same data that other processors may compute."""
+
+_LOSSES = 64
+"""Number of targets of which losses are compared."""
+
+
+@dataclass(frozen=True)
+class StudyTask:
+    """A task with the options that a study sets.
+
+    Attributes:
+        definition: class of the task.
+        record: what the study stores.
+        fixed: arguments of its constructor that are no options.
+    """
+
+    definition: type[Any]
+    record: TaskRecord
+    fixed: Mapping[str, Any]
+    _built: dict[TaskOptions, SequenceTask] = field(default_factory=dict)
+
+    def build(self, options: TaskOptions = ()) -> SequenceTask:
+        """Return the task with some options in place of those of the study.
+
+        Raises:
+            TaskError: if it cannot be built.
+        """
+        if options not in self._built:
+            values = {**self.fixed, **self.record.values, **dict(options)}
+            self._built[options] = _build(self.definition, values, self.record.name)
+        return self._built[options]
+
+    def rebuild(self) -> SequenceTask:
+        """Return a new instance of the task with the options of the study."""
+        return _build(self.definition, {**self.fixed, **self.record.values}, self.record.name)
+
+    @property
+    def files(self) -> list[Path]:
+        """Paths of the files that the task reads."""
+        return _list_files(self.build(), self.record.folder)
+
+    def with_held_out(self, config: StudyConfig) -> StudyConfig:
+        """Return a config whose record of the task has sums over the held-out data."""
+        sums = self.build().summarize_held_out(config.evaluation.windows)
+        record = self.record.model_copy(update={"held_out": sums})
+        return config.model_copy(update={"task_record": record})
+
+
+def load_task(
+    file: ConfigFile, stored: StudyRecord | None, open_store: Callable[[], CodeStore]
+) -> tuple[ConfigFile, StudyTask | None]:
+    """Load the task of a config file; return the file with its record, and the task.
+
+    Args:
+        file: the file.
+        stored: record of the study that the file names, or that it derives from, if any.
+        open_store: opens the copies of that study's source files.
+
+    Returns:
+        None for a text, and for malformed settings, which are reported with the others.
+
+    Raises:
+        TaskError: if the source cannot be read, does not define a task, or the task cannot be
+            built.
+        ConfigError: if an option is unknown, or its value invalid.
+    """
+    stated: dict[str, Any] = file.settings.get("task", {})
+    inherited = dict[str, Any](stored.config.task.model_dump() if stored else {})
+    try:
+        settings = TaskSettings.model_validate(inherited | stated)
+    except (ValidationError, TypeError):
+        return file, None
+    if settings.source == TEXT:
+        return file, None
+    names_source = "task.source" in file.overridden or (not file.is_stored and "source" in stated)
+    earlier = stored.config.task_record if stored and not names_source else None
+    folder = Path(earlier.folder) if earlier else file.folder_of("task.source").absolute()
+    hint = ""
+    if earlier is not None:
+        study = file.name if file.is_stored else file.source
+        hint = (
+            f"; study {study!r} was trained on it: give its present place with --set "
+            f"'task.source=\"…\"'"
+        )
+    try:
+        built_in = find_built_in(settings.source, folder)
+    except TaskError as error:
+        raise TaskError(f"{error}{hint}") from error
+    code = None
+    if built_in is None and earlier is not None and earlier.sha256 is not None:
+        code = open_store().read_source(TaskSource, earlier.name, earlier.source, earlier.sha256)
+    elif built_in is None:
+        code = read_source(settings.source, folder, TaskSource)
+        folder = locate_source(settings.source, folder, TaskSource).parent
+    task = _describe(settings, code, folder, hint)
+    return file.model_copy(update={"task": task.record}), task
+
+
+def load_task_of(source: str, options: Mapping[str, Any], folder: Path) -> StudyTask:
+    """Load a task that no study file names.
+
+    Args:
+        source: the task as study files state it.
+        options: values of its options.
+        folder: folder that paths are relative to.
+
+    Raises:
+        TaskError, ConfigError: as of :func:`load_task`.
+    """
+    settings = TaskSettings.model_validate({"source": source, **options})
+    file = ConfigFile(name="", origin="", settings={"task": settings.model_dump()}, folder=folder)
+    _, task = load_task(file, None, _open_nothing)
+    if task is None:
+        raise TaskError(f"{source!r} is the task of a text: expected another one")
+    return task
+
+
+def _open_nothing() -> CodeStore:
+    raise AssertionError("a task that no study has stored is not copied")
+
+
+def pack_task(task: StudyTask) -> str:
+    """Return what another process needs to load the same task, wherever its source is."""
+    record, text = task.record, None
+    if record.sha256 is not None:
+        text = loaded_source(record.name, record.sha256, TaskSource).text
+    return json.dumps([record.source, record.values, record.folder, text])
+
+
+def unpack_task(packed: str) -> StudyTask:
+    """Return the task that :func:`pack_task` has packed; the class of a user's own is executed."""
+    source, values, folder, text = json.loads(packed)
+    code = None if text is None else TaskSource(source, source.rpartition(":")[2], text)
+    settings = TaskSettings.model_validate({"source": source, **values})
+    return _describe(settings, code, Path(folder))
+
+
+def _describe(
+    settings: TaskSettings, code: CodeSource | None, folder: Path, hint: str = ""
+) -> StudyTask:
+    """Build a task with the options that a study sets, and describe it.
+
+    Args:
+        settings: source and options.
+        code: source of a user's own class; None for a built-in task.
+        folder: folder of the files that the task reads.
+        hint: what to do if one is missing.
+    """
+    fixed: dict[str, Any] = {}
+    if code is not None:
+        definition, sha256, name = load_class(code), code.sha256, code.name
+    else:
+        built_in = find_built_in(settings.source, folder)
+        assert built_in is not None
+        (definition, given), sha256, name = built_in, None, settings.source
+        fixed |= given
+    try:
+        options, takes_folder = read_task_options(definition)
+    except ValueError as error:
+        raise TaskError(str(error)) from error
+    for option in options:
+        if option in RESERVED_OPTION_NAMES:
+            raise TaskError(
+                f"task {name} has an option {option}, which is the name of another parameter or "
+                "result of a trial: rename the option"
+            )
+    options = {each: option for each, option in options.items() if each not in fixed}
+    values = {}
+    for each, value in settings.options.items():
+        if each in fixed:
+            raise ConfigError(f"task {name} states {each} in its source: expected it there alone")
+        if each not in options:
+            expected = expect_one_of(options, each) if options else "it has no options"
+            raise ConfigError(f"task {name} has no option {each}: {expected}")
+        try:
+            options[each].check(f"task {name} has {each}", [value])
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        values[each] = options[each].convert(value)
+    if takes_folder:
+        fixed["folder"] = folder
+    try:
+        task = _build(definition, fixed | values, name)
+        paths = _list_files(task, folder)
+        sha256_of_files = _hash_files(paths) if paths else None
+    except TaskError as error:
+        is_missing = isinstance(error.__cause__, FileNotFoundError)
+        raise TaskError(f"{error}{hint * is_missing}") from error
+    spec = task.spec
+    loss: Literal["cross-entropy", "squared error", "standardized squared error", "own"]
+    loss = "cross-entropy" if spec.predicts_classes else "squared error"
+    if spec.loss is not None:
+        loss = "own"
+    elif task.target_scaling is not None:
+        loss = "standardized squared error"
+    try:
+        record = TaskRecord(
+            source=settings.source,
+            sha256=sha256,
+            data_sha256=sha256_of_files,
+            version=getattr(task.definition, "version", 0),
+            options=options,
+            values=values,
+            inputs=spec.inputs,
+            outputs=spec.outputs,
+            reads_tokens=spec.reads_tokens,
+            predicts_classes=spec.predicts_classes,
+            steps=task.steps,
+            loss=loss,
+            metrics=task.metrics,
+            eval_lengths=task.eval_lengths,
+            folder=str(folder),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise TaskError(
+            f"task {name}: {place} is {first['input']!r}: {first['msg'][0].lower()}"
+            f"{first['msg'][1:]}"
+        ) from error
+    return StudyTask(definition, record, fixed, {(): task})
+
+
+def _build(definition: type[Any], arguments: Mapping[str, Any], name: str) -> SequenceTask:
+    try:
+        return SequenceTask(definition(**arguments), name)
+    except TaskError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise TaskError(
+            f"task {name} cannot be built: its class raises {describe_error(error)}"
+        ) from error
+
+
+def _list_files(task: SequenceTask, folder: str | Path) -> list[Path]:
+    return [Path(folder) / path for path in getattr(task.definition, "files", ())]
+
+
+def _hash_files(paths: Iterable[Path]) -> str:
+    """Return one SHA-256 of the contents of files, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise TaskError(f"file {path} of the task cannot be read: {error.strerror}") from error
+        digest.update(f"{len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def check_trials(config: StudyConfig, task: StudyTask | None, trials: Iterable[Params]) -> None:
+    """Check the updates of trials, and the options of the task in which they differ.
+
+    Args:
+        config: config of the study.
+        task: task of the study; None for a text.
+        trials: parameters of the trials.
+
+    Raises:
+        ConfigError: if an option changes more than the data of the training, or the updates of a
+            trial contradict its log points.
+        TaskError: if the task cannot be built with the options of a trial.
+    """
+    groups: dict[TaskOptions, list[Params]] = {}
+    for params in trials:
+        names = task.record.options if task else ()
+        options = tuple((name, params[name]) for name in names if name in params)
+        settings = {name: params[name] for name in WINDOW_PARAMS if name in params}
+        group = groups.setdefault(options, [])
+        if settings not in group:
+            group.append(settings)
+    if task is not None:
+        # One after another first, so that the message names the one that is wrong.
+        single = dict.fromkeys((option,) for options in groups for option in options)
+        expected = _list_common(config, task.build())
+        for options in dict.fromkeys((*single, *groups)):
+            if _list_common(config, task.build(options)) != expected:
+                stated = " and ".join(f"{name} = {value!r}" for name, value in options)
+                raise ConfigError(
+                    f"{stated} changes the held-out data, the sizes or the loss of task "
+                    f"{task.record.name}: expected options in space.task that change the data of "
+                    "the training alone; set others in [task], in a study for each value"
+                )
+    windows: list[tuple[Params, int | None]] = []
+    for options, group in groups.items():
+        steps = None if task is None else task.build(options).steps
+        windows += [(settings, steps) for settings in group]
+    try:
+        config.check_updates(windows)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _list_common(config: StudyConfig, task: SequenceTask) -> list[Any]:
+    """Return what all trials of a study must have in common."""
+    spec, count = task.spec, config.evaluation.windows
+    common: list[Any] = [
+        (spec.inputs, spec.outputs, spec.reads_tokens, spec.predicts_classes, spec.is_dense),
+        (task.metrics, task.eval_lengths, task.is_standardized, task.output_names),
+        task.summarize_held_out(count),
+        spec.loss is not None,
+    ]
+    if spec.loss is not None:
+        targets = torch.from_numpy(task.held_out("validation", count).targets).flatten(0, 1)
+        targets = targets[:_LOSSES]
+        outputs = torch.linspace(-1, 1, len(targets) * spec.outputs).view(-1, spec.outputs)
+        try:
+            common.append(spec.loss(outputs, targets).tolist())
+        except Exception as error:
+            raise TaskError(f"loss of task {task.name} raises {describe_error(error)}") from error
+    return common
+
+
+def check_held_out(study: str, stored: StudyConfig, local: StudyConfig) -> None:
+    """Require the held-out data of a worker to be those of its study.
+
+    Raises:
+        ConfigMismatchError: if they differ by more than rounding.
+    """
+    if stored.task_record is None or local.task_record is None:
+        return
+    old, new = stored.task_record.held_out, local.task_record.held_out
+    pairs = list(zip(old, new, strict=False))
+    differing = [each for each in pairs if abs(each[0] - each[1]) > _ROUNDING * max(map(abs, each))]
+    if differing or len(old) != len(new):
+        raise ConfigMismatchError(
+            f"study {study!r} was created with other held-out data of task "
+            f"{stored.task_record.name}, although its source and files are the same: expected data "
+            "that depend on the arguments of sample alone, and the study's version of NumPy"
+        )

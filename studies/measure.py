@@ -1,0 +1,76 @@
+"""Names, units and columns of a study's losses: the one place that knows those of each task."""
+
+from dataclasses import dataclass
+
+from studies.attributes import OBJECTIVE_NAMES
+from studies.config import StudyConfig
+from studies.imported import ImportedConfig
+
+SPLITS = ("test", "validation")
+"""Held-out splits, that which ranks replicates first."""
+
+_UNITS = {"nat/target": ("nats per target", "nats"), "variance": ("of the variance",) * 2}
+"""Unit of a value and of a difference, by the unit of the task."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How the losses of a study are named and measured.
+
+    Attributes:
+        name: name of a trial's value: ``validation loss``.
+        unit: unit of a value: ``nats per byte``; "" for none.
+        loss: name of the loss on any data, as in "training loss".
+        short_unit: unit in a short line, and of a difference: ``nats``; "" for none.
+        spec: format of a value. That of losses whose scale is not known has significant digits.
+        held_out: end of the names of the attributes with the losses on held-out data.
+        held_out_unit: unit of these losses; "" for none.
+        data: what a network is evaluated on: ``text``.
+        window: what one loss on held-out data is of: ``evaluation window``.
+        is_text: whether the losses are those of a text.
+    """
+
+    name: str
+    unit: str
+    loss: str = "loss"
+    short_unit: str = "nats"
+    spec: str = ".4f"
+    held_out: str = "bits_per_byte"
+    held_out_unit: str = "bits per byte"
+    data: str = "text"
+    window: str = "evaluation window"
+    is_text: bool = True
+
+    def column(self, split: str) -> str:
+        """Return the attribute of a trial with its loss on a held-out split."""
+        return f"{split}_{self.held_out}"
+
+    def name_loss(self, split: str) -> str:
+        """Return the name of the loss on a split: ``test loss``."""
+        return f"{split} {self.loss}"
+
+    def format(self, value: float, unit: str | None = None) -> str:
+        """Format a value with its short unit, or with another one."""
+        unit = self.short_unit if unit is None else unit
+        return f"{value:{self.spec}} {unit}".rstrip()
+
+    def describe(self, value: float) -> str:
+        """Format a value for a line of text: ``1.4321 nats``, of other tasks with its name."""
+        return self.format(value) if self.is_text else f"{self.name} {self.format(value)}"
+
+
+TEXT = Measure("loss", "")
+"""Measure of the losses of a text, whatever the objective."""
+
+
+def find_measure(config: StudyConfig | ImportedConfig) -> Measure:
+    """Return how the losses of a study are named and measured."""
+    if isinstance(config, ImportedConfig):
+        name, unit = config.metric, config.unit
+        return Measure(name, unit, name, unit, ".6g", held_out_unit=unit, is_text=False)
+    name = OBJECTIVE_NAMES[config.objective].replace("loss", config.loss_name)
+    if config.is_text:
+        return Measure(name, f"nats per {config.token_name}")
+    unit, short_unit = _UNITS.get(config.loss_unit, (config.loss_unit,) * 2)
+    loss, data, window = config.loss_name, "sequences", "held-out sequence"
+    return Measure(name, unit, loss, short_unit, ".5g", "loss", unit, data, window, False)

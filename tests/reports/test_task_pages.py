@@ -1,0 +1,154 @@
+"""Reports, tables and lines about tasks other than text."""
+
+import csv
+import io
+import re
+from contextlib import closing
+
+import pytest
+from factories import created_once, make_runs
+from rich.console import Console
+
+from reports.dashboard.note import render_note
+from reports.data.study_reader import read_results
+from reports.data.table_export import write_csv
+from reports.page.page import write_report
+from rnn_search import load
+from search.progress import format_status
+from search.status import RunningTrial
+from search.terminal import draw_status
+from studies.config import StudyConfig, to_trial_config
+from studies.storage.open import read_storage
+from studies.study_list import list_studies
+from studies.tables.study_export import export_study
+
+TASK = {"source": "tasks/mine.py:Mine", "sha256": "ab" * 32, "data_sha256": "cd" * 32, "steps": 50,
+        "inputs": 2, "outputs": 3, "reads_tokens": False, "predicts_classes": True,
+        "options": {"distance": {"type": "int", "default": 7}}, "values": {"distance": 9},
+        "metrics": {"accuracy": "maximize", "mae": "minimize"},
+        "eval_lengths": [40, 100]}  # fmt: skip
+
+WORDS = re.compile(
+    r"\b(bytes?|bits?|corpus|text|nats?|tokens?|windows?|context|samples?|bpb|recall|undefined|nan)\b"
+)
+"""Words of studies of text, and of values that are missing."""
+
+EACH_TASK = pytest.mark.parametrize(
+    ("loss", "first", "distance", "best", "floor"),
+    [
+        ("cross-entropy", 0.25, 0.0625, "0.25 nats", "0.6875"),
+        ("standardized squared error", 3e-5, 1e-6, "3e-05 of the variance", "3.7e-05"),
+        ("own", -30123.5, 4000.0, "-30124", "−2123.5"),
+    ],
+)
+
+NAMES = {"standardized squared error": "squared error", "own": "loss"}
+
+
+@created_once
+def make_task(url, loss, first, distance):
+    """Store a study of eight networks with losses from ``first`` on, at equal distances."""
+    space = {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
+    space |= {f"{gate}_gate": [False] for gate in ("input", "forget", "output", "state")}
+    raw = {
+        "space": space | {"state_source": ["new"]},
+        "task_record": TASK | {"loss": loss},
+        "task": {"source": TASK["source"], "distance": 9},
+        "report_threshold": first + distance / 2,
+    }
+    runs = []
+    for i, params in enumerate(StudyConfig.model_validate(raw).grid.combinations()):
+        value = first + i * distance
+        recorded = {
+            "validation_loss": value,
+            "validation_stderr": distance / 7,
+            "validation_windows": [value - distance * (i + 1), value + distance * (i + 1)],
+            "metrics": {"accuracy": 0.9371 - i / 100, "mae": 12.75 + i},
+            "length_losses": {40: value, 100: first + 11 * distance},
+            "slices": {"cue": {3: {"loss": value, "accuracy": 0.5132}}},
+            "steps": 100,
+            "updates": 2,
+            "inputs": 1600,
+            "parameter_count": 10 * (8 - i),
+        }
+        runs.append((params, value, recorded))
+    floors = {
+        "constant": {"loss": first + 9 * distance, "accuracy": 0.3456},
+        "last_value": {"loss": first + 8 * distance},
+        "memoryless": {"loss": first + 7 * distance},
+        "recurrent": {"loss": first + 2 * distance, "accuracy": 0.8123},
+    }
+    make_runs(url, "made", raw, runs, floors=floors)
+
+
+def find_words(text, loss):
+    """Return the words of a text that do not belong to a report of a task."""
+    return {*WORDS.findall(text.lower())} - ({"nats"} if loss == "cross-entropy" else set())
+
+
+@EACH_TASK
+def test_page_is_that_of_the_task(sqlite_url, tmp_path, loss, first, distance, best, floor):
+    make_task(sqlite_url, loss, first, distance)
+    written = write_report(sqlite_url, ["made"], tmp_path / "page.html")
+    page = written.path.read_text()
+    body = page[page.index("<main>") : page.index("</main>")].replace("Text alternative", "")
+    shown = re.sub(r"<script.*?</script>|<pre.*?</pre>|<[^>]*>", " ", body, flags=re.S)
+    attributes = " ".join(re.findall(r'(?:title|aria-label|data-name)="([^"]*)"', body))
+    # The keys of a figure are Plotly's.
+    figures = re.findall(r'"(?:text|title|name|hovertemplate)":("[^"]*")', body)
+    for part in (shown, attributes, " ".join(figures).replace("%{text}", ""), written.headline):
+        assert not find_words(part, loss)
+    name = NAMES.get(loss, loss)
+    values = [f"validation {name}", best.replace("-3", "−3"), floor, "0.9371", "12.75", "0.5132"]
+    values += ["0.8123", "0.3456", "higher is better", "tasks/mine.py:Mine", "cd" * 32, "40 steps"]
+    longest = f"{first + 11 * distance:.5g}".replace("-", "−")
+    for value in (*values, longest):
+        assert value in shown, value
+    assert f"best: 1×4 no gates, new state (trial 0), {best.split()[0]}" in written.headline
+
+
+@EACH_TASK
+def test_tables_and_lines_are_those_of_the_task(
+    sqlite_url, tmp_path, loss, first, distance, best, floor
+):
+    make_task(sqlite_url, loss, first, distance)
+    study = load("made", storage=sqlite_url)
+    columns = {"validation_accuracy", "validation_mae", "validation_loss", "steps", "updates"}
+    assert columns | {"inputs"} <= set(study.results.columns)
+    with closing(read_storage(sqlite_url)) as storage:
+        results = read_results(storage, "made")
+        (listed,) = list_studies(storage, _Stores())
+    write_csv([results], tmp_path / "trials.csv")
+    (row, *_) = csv.DictReader(io.StringIO((tmp_path / "trials.csv").read_text()))
+    assert (float(row["value"]), float(row["validation_accuracy"])) == (first, 0.9371)
+    assert row["slices"].startswith('{"cue": {"3": {')
+    named = f"validation {NAMES.get(loss, loss)} {best}"
+    running = [RunningTrial(1, to_trial_config(study.trial(1).params, study.config), 5, 9, first)]
+    console = Console(width=200, file=io.StringIO())
+    console.print(draw_status(study.status, running, study.config))
+    lines = [format_status(study.status, study.config), console.file.getvalue()]
+    assert named in lines[0]
+    assert f"best {named}" in lines[1]
+    assert f"smoothed {NAMES.get(loss, loss)}" in lines[1]
+    note = render_note("made", study.config, None, [], study.counts, results, [])
+    assert "| accuracy |" in re.sub(r"&ensp;", "", note)
+    settings = note.index("### Config")
+    parts = [*lines, listed.best_text, note[:settings], " ".join(row), repr(study.effects())]
+    for part in (*parts, repr(study.pareto()).replace("NaN", ""), study.status.best.unit):
+        assert not find_words(part.replace("_", " "), loss), part
+    assert first in study.pareto().table["loss"].tolist()
+
+
+class _Stores:
+    """Stand-in for the stores of artifacts, of which none has any file."""
+
+    def measure(self, folder):
+        return 0
+
+
+def test_exported_task_has_no_folder(sqlite_url, tmp_path):
+    make_task(sqlite_url, "own", -30123.5, 4000.0)
+    export_study(sqlite_url, "made", tmp_path / "made.csv")
+    content = (tmp_path / "made.csv").read_text()
+    assert "mine.py:Mine" in content
+    assert "tasks/mine.py" not in content
