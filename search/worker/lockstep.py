@@ -57,7 +57,9 @@ class LockstepPlan:
             if self._limit == 1 or not self._is_stackable(trial_config):
                 return 1
             batch_size = to_train_config(self._config, params).batch_size
-            streams = max(batch_size, self._config.evaluation.windows)
+            streams = batch_size
+            if self._spec.is_text:
+                streams = max(batch_size, self._config.evaluation.windows)
             limit = self._limit or auto_lockstep(
                 trial_config,
                 streams,

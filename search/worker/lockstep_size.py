@@ -33,6 +33,10 @@ of more do not stay in the caches, which one network after another uses better."
 _MIN_AUTOGRAD_LOCKSTEP = 8
 """Fewer networks train alone on a CPU by the autograd engine: ``torch.vmap`` adds overhead."""
 
+_WINDOW_LOCKSTEP = 8
+"""Networks in lockstep on a CPU where an update has several steps, if memory suffices: more were
+not measured."""
+
 _MEMORY_FRACTION = 0.8
 
 _MIN_GPU_KEEP_PROBABILITY = 0.01
@@ -70,7 +74,8 @@ def auto_lockstep(
         shape = architecture.layers, architecture.state_size, architecture.gate_inputs
         largest = GatedConfig.with_every_option(*shape)
     memory = available_memory(device) * _MEMORY_FRACTION
-    if is_cpu:
+    has_windows = trial_config.update_every > 1
+    if is_cpu and not has_windows:
         memory = min(memory, _MAX_CPU_BYTES if is_fast else _MAX_AUTOGRAD_BYTES)
     size = estimate_memory(
         trial_config._replace(architecture=largest), streams, precision, spec, sequence_steps
@@ -80,7 +85,8 @@ def auto_lockstep(
         return 1
     if not is_cpu:
         return count
-    return min(count, _native_lockstep(is_large) if is_native else _MAX_CPU_LOCKSTEP)
+    most = _WINDOW_LOCKSTEP if has_windows else _MAX_CPU_LOCKSTEP
+    return min(count, _native_lockstep(is_large) if is_native else most)
 
 
 def _native_lockstep(is_large: bool) -> int:
