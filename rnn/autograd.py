@@ -32,7 +32,6 @@ from rnn.config import (
     TaskSpec,
     TrialConfig,
 )
-from rnn.errors import TaskError
 from rnn.network import (
     NamedTensors,
     Network,
@@ -223,11 +222,6 @@ class AutogradStack:
         rows, wanted = outputs.flatten(0, 2), targets.flatten(0, 2)
         if spec.loss is not None:
             losses: Tensor = spec.loss(rows, wanted)
-            if losses.shape != rows.shape[:1]:
-                raise TaskError(
-                    f"loss of the task returned shape {tuple(losses.shape)} for {len(rows)} "
-                    f"targets: expected ({len(rows)},), a loss for each"
-                )
         elif spec.predicts_classes:
             losses = functional.cross_entropy(rows, wanted.long(), reduction="none")
         else:

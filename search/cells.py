@@ -9,7 +9,7 @@ opened by its stored name. A copy is executed only if its SHA-256 is the one in 
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -68,15 +68,24 @@ def load_record(spec: str, folder: Path) -> CellRecord:
     source = read_source(spec, folder, CellSource)
     try:
         options = read_options(load_class(source))
+        check_option_names(f"cell {source.name}", options)
     except ValueError as error:
         raise CellError(str(error)) from error
+    return CellRecord(spec=spec, sha256=source.sha256, options=options)
+
+
+def check_option_names(subject: str, options: Iterable[str]) -> None:
+    """Require that no option of a cell or a task is named like another parameter or a result.
+
+    Raises:
+        ValueError: if one is; the message begins with the subject.
+    """
     for name in options:
         if name in RESERVED_OPTION_NAMES:
-            raise CellError(
-                f"cell {source.name} has an option {name}, which is the name of another parameter "
-                "or result of a trial: rename the option"
+            raise ValueError(
+                f"{subject} has an option {name}, which is the name of another parameter or "
+                "result of a trial: rename the option"
             )
-    return CellRecord(spec=spec, sha256=source.sha256, options=options)
 
 
 class CodeStore:

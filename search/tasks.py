@@ -25,9 +25,9 @@ from rnn.own_code import (
     read_source,
 )
 from rnn.tasks.built_in import find_built_in
-from rnn.tasks.task import SequenceTask
-from search.cells import CodeStore
-from studies.attributes import RESERVED_OPTION_NAMES, StudyRecord
+from rnn.tasks.task import SequenceTask, is_built_in
+from search.cells import CodeStore, check_option_names
+from studies.attributes import StudyRecord
 from studies.cell_record import read_task_options
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
@@ -69,13 +69,13 @@ class StudyTask:
             TaskError: if it cannot be built.
         """
         if options not in self._built:
-            values = {**self.fixed, **self.record.values, **dict(options)}
-            self._built[options] = _build(self.definition, values, self.record.name)
+            self._built[options] = self.rebuild(options)
         return self._built[options]
 
-    def rebuild(self) -> SequenceTask:
-        """Return a new instance of the task with the options of the study."""
-        return _build(self.definition, {**self.fixed, **self.record.values}, self.record.name)
+    def rebuild(self, options: TaskOptions = ()) -> SequenceTask:
+        """Return a new instance of the task, as :meth:`build` does."""
+        values = {**self.fixed, **self.record.values, **dict(options)}
+        return _build(self.definition, values, self.record.name)
 
     @property
     def files(self) -> list[Path]:
@@ -199,14 +199,9 @@ def _describe(
         fixed |= given
     try:
         options, takes_folder = read_task_options(definition)
+        check_option_names(f"task {name}", options)
     except ValueError as error:
         raise TaskError(str(error)) from error
-    for option in options:
-        if option in RESERVED_OPTION_NAMES:
-            raise TaskError(
-                f"task {name} has an option {option}, which is the name of another parameter or "
-                "result of a trial: rename the option"
-            )
     options = {each: option for each, option in options.items() if each not in fixed}
     values = {}
     for each, value in settings.options.items():
@@ -266,13 +261,16 @@ def _describe(
 
 def _build(definition: type[Any], arguments: Mapping[str, Any], name: str) -> SequenceTask:
     try:
-        return SequenceTask(definition(**arguments), name)
+        built = definition(**arguments)
     except TaskError:
         raise
     except (Exception, SystemExit) as error:
+        if is_built_in(definition) and not isinstance(error, ValueError):  # of an option
+            raise
         raise TaskError(
             f"task {name} cannot be built: its class raises {describe_error(error)}"
         ) from error
+    return SequenceTask(built, name)
 
 
 def _list_files(task: SequenceTask, folder: str | Path) -> list[Path]:
@@ -347,10 +345,7 @@ def _list_common(config: StudyConfig, task: SequenceTask) -> list[Any]:
         targets = torch.from_numpy(task.held_out("validation", count).targets).flatten(0, 1)
         targets = targets[:_LOSSES]
         outputs = torch.linspace(-1, 1, len(targets) * spec.outputs).view(-1, spec.outputs)
-        try:
-            common.append(spec.loss(outputs, targets).tolist())
-        except Exception as error:
-            raise TaskError(f"loss of task {task.name} raises {describe_error(error)}") from error
+        common.append(spec.loss(outputs, targets).tolist())
     return common
 
 

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from rnn.config import TaskSpec
 from rnn.errors import TaskError
 from rnn.own_code import describe_error
+from rnn.training.devices import is_out_of_memory
 
 Split = Literal["train", "validation", "test"]
 Direction = Literal["maximize", "minimize"]
@@ -114,6 +115,11 @@ class TrainingData(Protocol):
         """
 
 
+def is_built_in(definition: type) -> bool:
+    """Return whether a class of a task is one of this package."""
+    return definition.__module__.startswith(f"{__package__}.")
+
+
 class Scaling(NamedTuple):
     """Means and standard deviations of the numbers of a step.
 
@@ -157,9 +163,15 @@ class SequenceTask:
         self._inputs, self._reads_tokens = self._read_size("input_size", "vocabulary")
         self._outputs, self._predicts_classes = self._read_size("output_size", "classes")
         default = {"accuracy": "maximize"} if self._predicts_classes else {"mae": "minimize"}
-        self.metrics: dict[str, Direction] = dict(getattr(definition, "metrics", default))
-        self.eval_lengths = list(getattr(definition, "eval_lengths", ()))
-        self.output_names = list(getattr(definition, "output_names", ()))
+        try:
+            self.metrics: dict[str, Direction] = dict(getattr(definition, "metrics", default))
+            self.eval_lengths = list(getattr(definition, "eval_lengths", ()))
+            self.output_names = list(getattr(definition, "output_names", ()))
+        except (TypeError, ValueError) as error:
+            raise TaskError(
+                f"task {name}: {error}: expected metrics to be a dict, eval_lengths and "
+                "output_names to be lists"
+            ) from error
         self.is_standardized = bool(getattr(definition, "standardize", False))
         if not callable(getattr(definition, "sample", None)):
             raise TaskError(
@@ -210,18 +222,33 @@ class SequenceTask:
         targets = targets if self._predicts_classes else self.to_units(targets)
         rows = outputs.flatten(0, 1)  # (K·N, outputs)
         wanted = targets.expand(len(outputs), *targets.shape).flatten(0, 1)
-        if (method := getattr(self.definition, name, None)) is not None:
-            measured = method(rows, wanted)
+        if hasattr(self.definition, name):
+            measured = self._call(name, rows, wanted)
         elif name == "accuracy":
             measured = rows.argmax(1) == wanted
         else:
             measured = (rows - wanted).abs().mean(1)
-        if measured.shape != rows.shape[:1]:
-            raise TaskError(
-                f"{name} of task {self.name} returned shape {tuple(measured.shape)} for "
-                f"{len(rows)} targets: expected ({len(rows)},), a number for each"
-            )
         return measured.view(outputs.shape[:2])
+
+    def compute_loss(self, outputs: Any, targets: Any) -> Any:
+        """Return the task's own losses (N,); see :attr:`rnn.config.TaskSpec.loss`."""
+        return self._call("loss", outputs, targets)
+
+    def _call(self, name: str, outputs: Any, targets: Any) -> Any:
+        """Call a method of a user's class; require a tensor (N,) for N outputs and targets."""
+        try:
+            result = getattr(self.definition, name)(outputs, targets)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise TaskError(f"{name} of task {self.name} raises {describe_error(error)}") from error
+        if getattr(result, "shape", None) != outputs.shape[:1]:
+            given = tuple(result.shape) if hasattr(result, "shape") else type(result).__name__
+            raise TaskError(
+                f"{name} of task {self.name} returns {given} for {len(outputs)} targets: expected "
+                f"a tensor ({len(outputs)},), a number for each"
+            )
+        return result
 
     @property
     def persistence(self) -> list[int] | None:
@@ -245,7 +272,7 @@ class SequenceTask:
             self._reads_tokens,
             self._predicts_classes,
             batch.mask is None and batch.resets is None,
-            getattr(self.definition, "loss", None),
+            self.compute_loss if hasattr(self.definition, "loss") else None,
         )
 
     @cached_property
@@ -364,6 +391,8 @@ class SequenceTask:
         except TaskError:
             raise
         except Exception as error:
+            if is_built_in(type(self.definition)):  # then it is no error of the user's
+                raise
             raise TaskError(f"sample of task {self.name} raises {describe_error(error)}") from error
         if not isinstance(result, Mapping) or not {"inputs", "targets"} <= result.keys():
             raise self._error("", type(result).__name__, "a dict with inputs and targets")

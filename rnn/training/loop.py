@@ -128,7 +128,7 @@ class TrainLoop:
             return
         self._timed_until = time.monotonic()
         try:
-            windows = 0 if self.step == 0 else self._count_updates(self.step)
+            windows = self._count_updates(self.step)
             for window, loss_steps in self._windows():
                 train_step, updates = self._train_step, self._train_step.updates
                 train_step.optimizer.set_learning_rates(windows, self._total_updates)
@@ -270,7 +270,7 @@ class TrainLoop:
         while step < last_step:
             index, begin = divmod(step, self._sequence_steps)
             drawn = self._draw(index)
-            batch = next(iter(drawn.values()))  # replicates have the same masks and resets
+            batch = next(iter(drawn.values()))  # several have neither mask nor resets
             resets, continues = self._find_resets(batch)
             end = min(self._sequence_steps, begin + last_step - step)
             if begin == 0 and continues:

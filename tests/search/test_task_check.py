@@ -48,18 +48,27 @@ def load(folder: Path, body: str = RUNNING, method: str = ""):
          "", "the splits validation and test share a sequence"),
         (RUNNING, "def loss(self, outputs, targets): return (outputs - targets).square().mean()",
          "loss of task Sums returns ()"),
+        (RUNNING, "def loss(self, outputs, targets): raise KeyError('fault')",
+         "loss of task Sums raises KeyError ('fault') in line"),
         (RUNNING, "def loss(self, outputs, targets): return (outputs - targets.mean())[:, 0]",
          "depends on the other targets"),
         (RUNNING, "def loss(self, outputs, targets): return (outputs * 0 - targets).log()[:, 0]",
          "is not finite or not differentiable"),
         (f"values = values + hash('a') % 1000; {RUNNING}", "", "in a new process"),
     ],
-    ids=["global state", "kept state", "train", "held-out", "mean", "others", "log", "hash"],
+    ids=["global", "kept", "train", "held-out", "mean", "raises", "others", "log", "hash"],
 )  # fmt: skip
 def test_task_that_would_mislead_is_refused(tmp_path, body, method, line):
     with pytest.raises(TaskError, match=line.replace("(", r"\(").replace(")", r"\)")) as refused:
         certify_task(load(tmp_path, body, method), 16)
     assert "\n" not in str(refused.value)
+
+
+def test_fault_of_the_program_is_not_blamed_on_the_task(tmp_path, monkeypatch):
+    monkeypatch.setattr("search.task_check._require_same_in_new_process", lambda *_: None)
+    monkeypatch.setattr("search.task_check.measure_floors", lambda *_: {}["fault"])
+    with pytest.raises(KeyError):
+        certify_task(load(tmp_path), 16)
 
 
 def test_floors_tell_whether_memory_is_needed(tmp_path, monkeypatch):
