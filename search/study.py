@@ -98,6 +98,8 @@ class StudyHandle:
     @property
     def spec(self) -> TaskSpec:
         """What the study's networks read and predict."""
+        if self.token_corpus is not None:  # whose splits are encoded at their first use
+            return TaskSpec.of_text(self.token_corpus.tokenizer.size)
         return self.training_data(()).spec
 
     def training_data(self, options: TaskOptions) -> TrainingData:

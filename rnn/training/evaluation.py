@@ -139,6 +139,7 @@ def evaluate_sequences(
     """
     names = [*task.metrics]
     scored = np.flatnonzero(batch.weights.any(1)).tolist()  # steps that have targets
+    rows = {t: row for row, t in enumerate(scored)}
     weights = torch.from_numpy(batch.weights[scored]).double()  # (scored, sequences)
     # Loss and metrics of each target.
     values = torch.zeros(len(stack.configs), 1 + len(names), *weights.shape, dtype=torch.double)
@@ -158,8 +159,8 @@ def evaluate_sequences(
             outputs, next_states = stack.forward(x.to(stack.device), states)  # (K, streams, V)
             for state, next_state in zip(states, next_states, strict=True):
                 state.copy_(next_state)
-            if t in scored:
-                row, target = scored.index(t), targets[t].to(stack.device)
+            if (row := rows.get(t)) is not None:
+                target = targets[t].to(stack.device)
                 values[:, 0, row, chosen] = stack.losses(outputs, target).cpu().double()
                 for place, name in enumerate(names, 1):
                     measured = task.measure(name, outputs, target).cpu().double()
