@@ -16,7 +16,7 @@ from rnn.autograd import lockstep_obstacle
 from rnn.config import ParamValue, format_value
 from rnn.errors import RNNError
 from rnn.own_code import CodeSource, load_class, read_source
-from rnn.tasks.built_in import BUILT_IN_NAMES
+from rnn.tasks.built_in import BUILT_IN_NAMES, find_built_in
 from search.cells import load_record
 from search.certification import check_networks, list_networks
 from search.errors import USER_ERRORS
@@ -60,6 +60,8 @@ def _is_cell(source: str) -> bool:
         raise ConfigError(f"{source} is a built-in cell: expected a cell of your own, or a task")
     if source.partition(":")[0] in BUILT_IN_NAMES:
         return False
+    if ".py" not in source:
+        find_built_in(source, Path())  # refuses what is no class either, with the nearest name
     return issubclass(load_class(read_source(source, Path(), _AnySource)), nn.Module)
 
 

@@ -172,7 +172,7 @@ def _read_csv(file: str, columns: str, separator: str) -> tuple[list[str], Array
                     if not math.isfinite(values[-1]):
                         raise TaskError(
                             f"{where}, column {names[column]!r}: {line[column][:40]!r}: expected a "
-                            'finite number; choose the columns to read with columns = "a, b"'
+                            "finite number; fill the gap, or list other columns in columns"
                         )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(file, error, "a CSV file in UTF-8") from error

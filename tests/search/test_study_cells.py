@@ -365,6 +365,7 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
             ("cells/mine.py",),
             "source 'cells/mine.py' not understood: expected path/to/file.py:Class",
         ),
+        (("addin:5",), "task 'addin:5' not found: did you mean adding:T?"),
         (("gru",), "gru is a built-in cell: expected a cell of your own"),
         (
             ("cells/mine.py:Mine", "--set", "size=3"),
