@@ -60,9 +60,18 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run fault tests and whole commands first: they take longest."""
+    """Run the documents' commands, then fault tests and other commands: they take longest.
+
+    One process runs a file: the longest one must not be the last that is left.
+    """
     here = Path(__file__).parent
-    items.sort(key=lambda item: item.path.parent not in (here, here / "faults"))
+    folders = here, here / "faults"
+    items.sort(
+        key=lambda item: (
+            item.path.name != "test_documentation.py",
+            item.path.parent not in folders,
+        )
+    )
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
