@@ -72,10 +72,6 @@ class Gate(FolderGate):
         super().__init__(folder, step=step)
 
 
-class DecisionGate(FolderGate):
-    """Holds the pruning decisions at rungs; training waits for all other decisions."""
-
-
 class CallGate(FolderGate):
     """Holds a process at the end of a call of ``package.module:name`` or ``…:Class.name``."""
 
@@ -116,7 +112,6 @@ class Hooks:
     half_report: bool = False
     gate: Gate | None = None
     clock: Clock | None = None
-    decisions: DecisionGate | None = None
     calls: CallGate | None = None
     statements: StatementGate | None = None
 
@@ -142,7 +137,6 @@ def install() -> None:
     for name, apply in (
         ("gate", _hold_trainings),
         ("clock", _replace_clock),
-        ("decisions", _hold_decisions),
         ("calls", _hold_calls),
         ("statements", _hold_statements),
     ):
@@ -224,25 +218,6 @@ def _hold_trainings(folder: str, step: int) -> None:
         yield from train(run, hold)
 
     TrainLoop.train = train_with_gate
-
-
-def _hold_decisions(folder: str) -> None:
-    module = importlib.import_module("search.worker.pruning_decisions")
-    scheduler, decisions = module.PauseResumeScheduler, module.PruningDecisions
-    decide, start, mark = scheduler.decide, decisions._start, _mark(folder)
-    module.DECISION_WAIT = 0.0
-
-    def decide_with_gate(*args):
-        _hold(folder)
-        module.DECISION_WAIT = HANG_TIMEOUT
-        return decide(*args)
-
-    def start_and_unmark(self, compute):
-        answer = start(self, compute)
-        answer.add_done_callback(lambda _: mark.unlink(missing_ok=True))
-        return answer
-
-    scheduler.decide, decisions._start = decide_with_gate, start_and_unmark
 
 
 def _hold_calls(folder: str, function: str) -> None:

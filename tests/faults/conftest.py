@@ -14,24 +14,48 @@ DURATIONS = ("lease_seconds", "checkpoint_seconds", "outage_seconds")
 
 
 @pytest.fixture
-def gate(tmp_path_factory):
-    """Gate that holds trainings at :data:`STEP`."""
-    return Gate(tmp_path_factory.mktemp("gate") / "gate", STEP)
+def new_gate(tmp_path_factory):
+    """Function that makes a gate that holds trainings at a step."""
+    return lambda step: Gate(tmp_path_factory.mktemp("gate") / "gate", step)
 
 
 @pytest.fixture
-def search(runner, sqlite_url, text):
-    """Function that starts a search, as ``search(training_steps=1000)``."""
-    return search_starter(runner, sqlite_url, text)
+def gate(new_gate):
+    """Gate that holds trainings at :data:`STEP`."""
+    return new_gate(STEP)
+
+
+@pytest.fixture
+def artifacts(tmp_path):
+    """Folder of the checkpoints of all studies."""
+    return tmp_path / "artifacts"
+
+
+@pytest.fixture
+def search_url(sqlite_url):
+    """URL of the storage of searches, unless a test gives them another."""
+    return sqlite_url
+
+
+@pytest.fixture
+def search(runner, search_url, text, artifacts):
+    """Function that starts a search, as ``search("--prune", url=url, training_steps=1000)``."""
+
+    def start(*options, url=search_url, corpus=text, **settings):
+        starter = search_starter(runner, url, corpus)
+        return starter(f"--artifacts={artifacts}", *options, **settings)
+
+    return start
 
 
 @pytest.fixture
 def held(search, gate):
-    """Function that starts a search and waits until the gate holds its training."""
+    """Function that starts a search and waits until the gate holds its trainings."""
 
-    def start(*options, **settings):
+    def start(*options, gate=gate, trainings=1, **settings):
+        count = len(gate.held) + trainings
         command = search(*options, gate=gate, **settings)
-        wait_until_running([command], lambda: command.pid in gate.held)
+        wait_until_running([command], lambda: len(gate.held) == count)
         return command
 
     return start

@@ -1,4 +1,6 @@
-"""Searches that fault tests disturb, and what each of them leaves in its database."""
+"""Searches that fault tests disturb, how they end, and what each of them leaves."""
+
+import signal
 
 from process_runner import CURVES, FINISHED, query
 
@@ -22,6 +24,9 @@ ONE = {
 }
 """One trial, with a lease that does not expire during a test."""
 
+BEATING = ONE | {"lease_seconds": 4}
+"""The same with a lease so short that its worker sends a heartbeat every second."""
+
 TWO = ONE | {"space_residual": "[true, false]"}
 
 FOUR = ONE | {"space_state_size": "[6, 7]", "space_state_source": "['new', 'both']"}
@@ -31,9 +36,52 @@ FIVE = TWO | {
     "space_exclude": "[{residual=false, state_source='old'}]",
 }
 
+VALUES = "SELECT value FROM trial_values"
+STATES = "SELECT DISTINCT state FROM trials"
+RETRIES = "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'"
+
 
 def assert_all_trials_match(url, reference_curves, settings):
     """Each trial is complete once, with the curve of a search without faults, bit for bit."""
     trials = len({number for number, *_ in reference_curves(**settings)})
-    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(trials)]
+    assert_all_complete(url, trials)
     assert query(url, CURVES) == reference_curves(**settings)
+
+
+def assert_all_complete(url, trials):
+    """Each trial is complete once, by plain SQL."""
+    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(trials)]
+
+
+def finish(*commands):
+    """Wait until commands have ended with 0; return what they printed."""
+    for command in commands:
+        assert command.wait() == 0, command.output
+    return "".join(command.output for command in commands)
+
+
+def error_of(command, code=1):
+    """Wait until a command has ended with a code; return its error, which is one line."""
+    assert command.wait() == code, command.output
+    assert "Traceback" not in command.output
+    (line,) = command.stderr.splitlines()
+    return line
+
+
+def stop(command, number=signal.SIGTERM):
+    """Stop a command by a signal; it exits with the code of that signal."""
+    command.send(number)
+    assert command.wait() == 128 + number, command.output
+    assert "Traceback" not in command.output
+
+
+def kill(*commands):
+    for command in commands:
+        command.send(signal.SIGKILL)
+    for command in commands:
+        assert command.wait() == -signal.SIGKILL
+
+
+def list_checkpoints(folder):
+    """List complete checkpoints: one that is being written has another suffix."""
+    return list(folder.rglob("*.checkpoint"))

@@ -10,8 +10,8 @@ import signal
 import time
 
 import pytest
-from hooks import Gate
-from process_runner import CURVES, FINISHED, query, search_starter, wait_until
+from process_runner import CURVES, FINISHED, query, wait_until
+from small_searches import RETRIES
 
 pytestmark = pytest.mark.extended
 
@@ -88,23 +88,21 @@ PRUNED = ("--prune", "--set=pruning.keep=0.25", "--set=pruning.confidence=0.6")
 
 
 @pytest.mark.parametrize(
-    ("kind", "lockstep", "options"),
+    ("url", "lockstep", "options"),
     [("sqlite", "5", ()), ("postgresql", "1", ()), ("sqlite", "1", PRUNED)],
     ids=["sqlite", "postgresql", "pruned"],
+    indirect=["url"],
 )
 def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
-    runner, text, reference_curves, tmp_path, tmp_path_factory, kind, lockstep, options, request
+    search, new_gate, artifacts, reference_curves, url, lockstep, options
 ):
-    url = request.getfixturevalue(f"{kind}_url")
-    search = search_starter(runner, url, text)
     seed = int(os.environ.get("RNN_SEARCH_CHAOS_SEED", random.randrange(10**6)))
     print(f"RNN_SEARCH_CHAOS_SEED={seed}")
     # Hold each training from the start, so that no search ends before a signal was sent.
-    gate = Gate(tmp_path_factory.mktemp("gate") / "gate", STEPS // 2)
+    gate = new_gate(STEPS // 2)
 
     def start():
-        artifacts = f"--artifacts={tmp_path}/artifacts"
-        return search(artifacts, *options, lockstep=lockstep, gate=gate, **SPACE)
+        return search(*options, url=url, lockstep=lockstep, gate=gate, **SPACE)
 
     monkey = ChaosMonkey(start, random.Random(seed))
     wait_until(lambda: gate.held)
@@ -115,7 +113,6 @@ def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
     gate.open()
     if monkey.has_ended:
         monkey.add()
-    print(f"{kind}: {len(monkey.started)} workers, {monkey.sent}")
 
     # Every worker exits with 0 or by its signal (some before the handler is installed).
     codes = {worker.wait(): worker.output for worker in monkey.started}
@@ -139,8 +136,7 @@ def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
     tolerance = 0 if lockstep == "1" else 1e-3
     losses = [row[2] for row in expected]
     assert [row[2] for row in curves] == pytest.approx(losses, rel=tolerance, abs=0)
-    assert list((tmp_path / "artifacts").rglob("*checkpoint*")) == [], "checkpoints remain"
-    retries = query(url, "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'")
+    assert list(artifacts.rglob("*checkpoint*")) == [], "checkpoints remain"
+    assert query(url, RETRIES), "no trial was interrupted"
     resumed = sum(bool(re.search("resumes? from step", worker.output)) for worker in monkey.started)
-    print(f"{kind}: {resumed} workers resumed a trial")
-    assert retries, "no trial was interrupted"
+    print(f"{len(monkey.started)} workers, {monkey.sent}, {resumed} resumed a trial")

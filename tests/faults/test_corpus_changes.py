@@ -1,19 +1,15 @@
 """A corpus file that changes during a search."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 from helpers import TEXT
-from hooks import Gate
-from process_runner import CURVES, FINISHED, query, search_starter, wait_until_running
-from small_searches import ONE, STEP
+from process_runner import query
+from small_searches import ONE, STEP, VALUES, assert_all_trials_match, error_of, finish, stop
 
 import rnn_search
-
-VALUES = "SELECT value FROM trial_values"
 
 
 @pytest.fixture
@@ -22,11 +18,6 @@ def corpus(tmp_path):
     path = tmp_path / "corpus"
     path.write_bytes(TEXT)
     return path
-
-
-@pytest.fixture
-def search(runner, sqlite_url, corpus):
-    return search_starter(runner, sqlite_url, corpus)
 
 
 def overwrite(path):
@@ -42,19 +33,14 @@ def overwrite(path):
     ],
 )
 def test_search_continues_with_the_text_that_it_read_and_later_workers_are_refused(
-    search, gate, sqlite_url, corpus, reference_curves, change, refusal
+    search, held, gate, sqlite_url, corpus, reference_curves, change, refusal
 ):
-    first = search(gate=gate, **ONE)
-    wait_until_running([first], lambda: first.pid in gate.held)
+    first = held(corpus=corpus, **ONE)
     change(corpus)
-    later = search(**ONE)
-    assert later.wait() == 2
-    assert refusal in later.stderr
-    assert later.stderr.count("\n") == 1
+    assert refusal in error_of(search(corpus=corpus, **ONE), code=2)
     gate.open()
-    assert first.wait() == 0
-    assert query(sqlite_url, FINISHED) == [(0, "COMPLETE", 1)]
-    assert query(sqlite_url, CURVES) == reference_curves(**ONE)
+    finish(first)
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
     assert query(sqlite_url, VALUES) == reference_curves(VALUES, **ONE)
 
 
@@ -66,20 +52,18 @@ def mapped_files(pid, folder):
 
 @pytest.mark.extended
 @pytest.mark.skipif(sys.platform != "linux", reason="lists the maps of a process")
-def test_no_text_checkpoint_or_weights_are_mapped(search, sqlite_url, tmp_path, tmp_path_factory):
+def test_no_text_checkpoint_or_weights_are_mapped(
+    search, held, new_gate, sqlite_url, corpus, tmp_path
+):
     """A file that is cut while a process has mapped it would end the process by SIGBUS."""
-    settings = ONE | {"tokenizer": "'bpe:270'"}
+    settings = ONE | {"tokenizer": "'bpe:270'", "corpus": corpus}
     keep = "--set=keep_weights=1"
-    gates = [Gate(tmp_path_factory.mktemp("gate") / "gate", step) for step in (STEP, STEP + 10)]
-    for gate in gates:  # the second resumes from a checkpoint
-        worker = search(keep, gate=gate, **settings)
-        wait_until_running([worker], lambda gate=gate: gate.held)
+    for step in (STEP, STEP + 10):  # the second resumes from a checkpoint
+        worker = held(keep, gate=new_gate(step), **settings)
         assert mapped_files(worker.pid, tmp_path) <= {"studies.db-shm"}
-        worker.send(signal.SIGTERM)
-        assert worker.wait() == 143
+        stop(worker)
     assert "resumes from step" in worker.output
-    last = search(keep, **settings)
-    assert last.wait() == 0, last.output
+    finish(search(keep, **settings))
     best = rnn_search.load("quick", storage=sqlite_url).best
     assert best.sample("The ", length=5)
     assert best.network() is not None

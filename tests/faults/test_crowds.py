@@ -4,21 +4,28 @@ The numbers are small by default. ``RNN_SEARCH_CROWD_WORKERS=190 RNN_SEARCH_CROW
 starts 190 workers on a server with PostgreSQL's default limit of 100 connections.
 """
 
-import json
 import os
-import subprocess
-import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import chain
-from pathlib import Path
 
+import hooks
 import psycopg
 import pytest
-from helpers import NO_SYNC
-from hooks import HANG_TIMEOUT
-from process_runner import FINISHED, query, wait_until
+from helpers import NO_SYNC, create_small_study, run_simultaneously
+from optuna.trial import TrialState
+from process_runner import wait_until
 from services import PostgreSQL
+from small_searches import assert_all_complete
+
+from search.worker.claims import ClaimManager
+from search.worker.protocols import TrialResult, WorkerCallbacks
+from search.worker.shutdown import ShutdownSignal
+from search.worker.worker import Worker
+from studies.storage.counts import count_trials
+from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.extended
 
@@ -27,52 +34,81 @@ WORKERS = int(os.environ.get("RNN_SEARCH_CROWD_WORKERS", "30"))
 CONNECTIONS = int(os.environ.get("RNN_SEARCH_CROWD_CONNECTIONS", "15"))
 
 
-def start_crowd(url, workers, trials):
-    """Start a number of workers with stub trainers on a number of trials."""
-    command = [sys.executable, str(Path(__file__).with_name("contention_worker.py")), url]
-    return subprocess.Popen(
-        [*command, str(workers), str(trials)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class StubTrainer:
+    """Trainer that only records the numbers of its trials.
+
+    The first trial ends once a second worker has claimed one, so that claims do compete. Each
+    worker creates a file in the folder.
+    """
+
+    min_keep_probability = 0.5
+
+    def __init__(self, folder):
+        self.numbers = []
+        self._folder = folder
+
+    def lockstep_size(self, trial):
+        return 1
+
+    def lockstep_params(self, trial):
+        return ()
+
+    def train(self, claims, poll, decide):
+        for claim in claims:
+            self.numbers.append(claim.trial.number)
+            claim.report(1, 1.0)
+            (self._folder / str(os.getpid())).touch()
+            while len(list(self._folder.iterdir())) < 2:
+                poll()
+                time.sleep(0.01)
+            poll()
+            yield claim, TrialResult(TrialState.COMPLETE, 1.0, {}, "complete")
+
+    def release_cores(self, *arguments):
+        """There are none, and no files."""
+
+    save_checkpoints = clean_up = release_cores
+
+    def describe_failure(self, error, claim):
+        raise error
 
 
-def read_claims(crowd, workers):
-    """Wait for a crowd to end; return the numbers of the trials that each worker claimed."""
-    out, error = crowd.communicate(timeout=HANG_TIMEOUT)
-    assert crowd.returncode == 0, error
-    answer = json.loads(out)
-    assert answer["codes"] == [0] * workers, error[-4000:]
-    return answer["claimed"]
+def work(url, trials, folder):
+    """Create storage and study unless they exist; return the numbers of the claimed trials.
+
+    Apart from the stub, this is the code of a search.
+    """
+    hooks.make_patient()
+    storage = open_storage(url)
+    study_id = create_small_study(storage, trials)
+    stop, trainer = ShutdownSignal(), StubTrainer(folder)
+    with ClaimManager(storage, study_id, f"stub/{os.getpid()}", stop) as manager:
+        Worker(
+            manager, trainer, lambda: count_trials(storage, study_id), stop, WorkerCallbacks()
+        ).run()
+    return trainer.numbers
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("sqlite", 16), ("postgresql", 64)])
-def test_each_trial_is_claimed_once_by_a_crowd(kind, workers, request):
-    url = request.getfixturevalue(f"{kind}_url")
-    claimed = read_claims(start_crowd(url, workers, CLAIMS), workers)
+def test_each_trial_is_claimed_once_by_a_crowd(kind, workers, request, tmp_path_factory):
+    url, folder = request.getfixturevalue(f"{kind}_url"), tmp_path_factory.mktemp("claims")
+    claimed = run_simultaneously(work, [(url, CLAIMS, folder)] * workers)
     assert Counter(chain(*claimed)) == Counter(range(CLAIMS))
-    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(CLAIMS)]
+    assert_all_complete(url, CLAIMS)
     assert sum(map(bool, claimed)) > 1
 
 
-@pytest.fixture
-def small_server():
-    settings = f"-c max_connections={CONNECTIONS} -c superuser_reserved_connections=3"
-    with PostgreSQL(f"{NO_SYNC} {settings}") as server:
-        yield server
-
-
-def test_more_workers_than_connections_finish_all_trials(small_server):
+def test_more_workers_than_connections_finish_all_trials(tmp_path):
     """All start at once, while no tables exist and every connection is in use."""
-    url = small_server.new_database()
-    with ExitStack() as connections:
-        with suppress(psycopg.OperationalError):
-            while True:
-                connections.enter_context(psycopg.connect(url.replace("+psycopg", "")))
-        before = small_server.log.count("too many clients")
-        crowd = start_crowd(url, WORKERS, WORKERS)
-        wait_until(lambda: small_server.log.count("too many clients") > before + WORKERS)
-    claimed = read_claims(crowd, WORKERS)
-    assert Counter(chain(*claimed)) == Counter(range(WORKERS))
-    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(WORKERS)]
+    settings = f"-c max_connections={CONNECTIONS} -c superuser_reserved_connections=3"
+    with PostgreSQL(f"{NO_SYNC} {settings}") as server, ThreadPoolExecutor() as executor:
+        url = server.new_database()
+        with ExitStack() as connections:
+            with suppress(psycopg.OperationalError):
+                while True:
+                    connections.enter_context(psycopg.connect(url.replace("+psycopg", "")))
+            before = server.log.count("too many clients")
+            crowd = executor.submit(run_simultaneously, work, [(url, WORKERS, tmp_path)] * WORKERS)
+            wait_until(lambda: server.log.count("too many clients") > before + WORKERS)
+        assert Counter(chain(*crowd.result())) == Counter(range(WORKERS))
+        assert_all_complete(url, WORKERS)

@@ -4,9 +4,15 @@ import contextlib
 import subprocess
 
 import pytest
-from process_runner import FINISHED, query, search_starter, wait_until_running
-from small_searches import assert_all_trials_match
-from test_outages import ONE, wait_for_message
+from small_searches import (
+    BEATING,
+    ONE,
+    assert_all_complete,
+    assert_all_trials_match,
+    error_of,
+    finish,
+)
+from test_outages import wait_for_message
 
 from search.backup import backup
 from studies.storage.open import open_storage
@@ -26,6 +32,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.fixture
+def search_url(small_disk):
+    return f"sqlite:///{small_disk}/studies.db"
+
+
 def fill(disk):
     """Fill a disk to the last byte; return the file that fills it."""
     filler = disk / "filler"
@@ -36,32 +47,29 @@ def fill(disk):
 
 
 def test_full_disk_is_reported_and_training_continues(
-    runner, text, gate, small_disk, reference_curves
+    held, gate, small_disk, search_url, reference_curves
 ):
     """Neither database nor checkpoints can be written until space is freed."""
-    url = f"sqlite:///{small_disk}/studies.db"
-    worker = search_starter(runner, url, text)(gate=gate, **ONE)
-    wait_until_running([worker], lambda: gate.held)
+    worker = held(f"--artifacts={small_disk}/artifacts", **BEATING)
     filler = fill(small_disk)
     wait_for_message("unavailable (", worker)
     wait_for_message("cannot write the checkpoint", worker)
     filler.unlink()
     wait_for_message("storage available again", worker)
     gate.open()
-    assert worker.wait() == 0
-    assert_all_trials_match(url, reference_curves, ONE)
+    finish(worker)
+    assert_all_trials_match(search_url, reference_curves, ONE)
 
 
 @pytest.mark.extended
-def test_start_waits_to_create_a_file_on_a_full_disk(small_disk, runner, text, tmp_path):
-    url = f"sqlite:///{small_disk}/studies.db"
+def test_start_waits_to_create_a_file_on_a_full_disk(small_disk, search, search_url):
     filler = fill(small_disk)
-    search = search_starter(runner, url, text)(f"--artifacts={tmp_path}", **ONE)
-    wait_for_message("storage unavailable (", search)
+    worker = search(**ONE)
+    wait_for_message("storage unavailable (", worker)
     assert list(small_disk.iterdir()) == [filler]
     filler.unlink()
-    assert search.wait() == 0
-    assert query(url, FINISHED) == [(0, "COMPLETE", 1)]
+    finish(worker)
+    assert_all_complete(search_url, 1)
 
 
 def test_backup_to_a_full_disk_leaves_nothing(small_disk, sqlite_url):
@@ -73,21 +81,16 @@ def test_backup_to_a_full_disk_leaves_nothing(small_disk, sqlite_url):
 
 
 @pytest.mark.extended
-def test_read_only_disk_is_refused_and_left_unchanged(runner, small_disk, text):
-    url = f"sqlite:///{small_disk}/studies.db"
-    search = search_starter(runner, url, text)
-    assert search(**ONE).wait() == 0
+def test_read_only_disk_is_refused_and_left_unchanged(
+    small_disk, search, search_url, runner, tmp_path
+):
+    finish(search(**ONE))
     before = (small_disk / "studies.db").read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    refused = search(**ONE)
-    assert refused.wait() == 2
-    assert refused.output.startswith("error: storage sqlite:")
-    assert "check the address and that you may write there" in refused.output
-    assert refused.output.count("\n") == 1
-    status = search("--status")
-    assert status.wait() == 0
-    assert "complete  1" in status.output
-    backup = runner.run("-m", "search.backup", f"{text}.db", "--storage", url)
-    assert backup.returncode == 0, backup.stderr
+    line = error_of(search(**ONE), code=2)
+    assert line.startswith("error: storage sqlite:")
+    assert "check the address and that you may write there" in line
+    assert "complete  1" in finish(search("--status"))
+    finish(runner.start("-m", "search.backup", f"{tmp_path}/copy.db", "--storage", search_url))
     assert [path.name for path in small_disk.iterdir()] == ["studies.db"]
     assert (small_disk / "studies.db").read_bytes() == before

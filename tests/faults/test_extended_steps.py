@@ -6,8 +6,8 @@ from contextlib import closing
 
 import pytest
 import small_searches
-from hooks import Gate
-from process_runner import CURVES, FINISHED, freeze_process, query, wait_until_running
+from process_runner import CURVES, freeze_process, query
+from small_searches import assert_all_complete, error_of, finish, kill, stop
 
 from studies.loader import read_study_record
 from studies.storage.open import load_study, open_storage
@@ -31,58 +31,43 @@ RESULTS = """
 
 
 @pytest.fixture
-def finish(search):
-    """Run searches to their end, at the same time; return their output."""
-
-    def run(*options, count=1, **settings):
-        commands = [search(*options, **settings) for _ in range(count)]
-        for command in commands:
-            assert command.wait() == 0, command.output
-        return "".join(command.output for command in commands)
-
-    return run
-
-
-def list_final(tmp_path):
-    return {int(path.stem.removeprefix("trial-")) for path in tmp_path.glob("**/trial-*.final")}
-
-
-def assert_equals_training_at_once(sqlite_url, reference_curves):
-    assert query(sqlite_url, FINISHED) == [(number, "COMPLETE", 1) for number in range(5)]
-    assert query(sqlite_url, CURVES) == reference_curves(**LONGER)
-    assert query(sqlite_url, RESULTS) == reference_curves(RESULTS, **LONGER)
+def list_final(artifacts):
+    """Function that lists the trials whose checkpoints of the end are kept."""
+    return lambda: {
+        int(path.stem.removeprefix("trial-")) for path in artifacts.rglob("trial-*.final")
+    }
 
 
 @pytest.fixture
-def artifacts(tmp_path):
-    return f"--artifacts={tmp_path / 'artifacts'}"
+def assert_equals_training_at_once(sqlite_url, reference_curves):
+    def check():
+        assert_all_complete(sqlite_url, 5)
+        for statement in (CURVES, RESULTS):
+            assert query(sqlite_url, statement) == reference_curves(statement, **LONGER)
+
+    return check
 
 
 @pytest.mark.extended
 def test_extended_trials_equal_those_trained_at_once(
-    search, finish, sqlite_url, tmp_path, artifacts, reference_curves, tmp_path_factory
+    search, held, new_gate, sqlite_url, list_final, reference_curves, assert_equals_training_at_once
 ):
     """From two processes, one of which is killed while it trains to the new end."""
-    finish(ALL, artifacts, count=2, **FIVE)
-    assert list_final(tmp_path) == set(range(5))
+    finish(*(search(ALL, **FIVE) for _ in range(2)))
+    assert list_final() == set(range(5))
     values = {str(number): value for number, value, _ in query(sqlite_url, RESULTS)}
     assert query(sqlite_url, RESULTS) == reference_curves(RESULTS, **FIVE)
-    refused = search(artifacts, **LONGER)
-    assert refused.wait() == 2
-    assert "--extend to train longer" in refused.stderr
+    assert "--extend to train longer" in error_of(search(**LONGER), code=2)
 
-    gate = Gate(tmp_path_factory.mktemp("gate") / "gate", 60)
-    first = search(ALL, artifacts, "--extend", SHORT_LEASE, gate=gate, **LONGER)
-    wait_until_running([first], lambda: first.pid in gate.held)
-    first.send(signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL
+    first = held(ALL, "--extend", SHORT_LEASE, gate=new_gate(60), **LONGER)
+    kill(first)
     assert (
         "extended from 40 to 120 steps; trials that continue from their checkpoints: 5\n"
         in first.stdout
     )
     assert "trial 0 resumes from step 40\n" in first.output
-    finish(ALL, artifacts, count=2, **LONGER)
-    assert_equals_training_at_once(sqlite_url, reference_curves)
+    finish(*(search(ALL, **LONGER) for _ in range(2)))
+    assert_equals_training_at_once()
 
     with closing(open_storage(sqlite_url)) as storage:
         study = load_study(storage, "quick")
@@ -95,24 +80,24 @@ def test_extended_trials_equal_those_trained_at_once(
         assert earlier["value"] == values["0"]
         assert earlier["attributes"]["validation_loss"] != trial.user_attrs["validation_loss"]
         assert len(earlier["attributes"]["validation_windows"]) == 2
-    joined = finish(artifacts, **FIVE)
+    joined = finish(search(**FIVE))
     assert "study 'quick' was extended: using its stored 120 steps" in joined
 
 
 @pytest.mark.extended
 def test_as_many_checkpoints_are_kept_as_asked_and_other_trials_restart(
-    finish, sqlite_url, tmp_path, artifacts, reference_curves
+    search, sqlite_url, list_final, assert_equals_training_at_once
 ):
-    finish("--set=keep_checkpoints=2", artifacts, count=2, **FIVE)
+    finish(*(search("--set=keep_checkpoints=2", **FIVE) for _ in range(2)))
     best = sorted(query(sqlite_url, RESULTS), key=lambda trial: (trial[1], trial[0]))[:2]
-    assert list_final(tmp_path) == {number for number, *_ in best}
-    said = finish("--extend", artifacts, **LONGER)
+    assert list_final() == {number for number, *_ in best}
+    said = finish(search("--extend", **LONGER))
     assert "trials that continue from their checkpoints: 2" in said
     assert "restart from step 0, because they have none: 3" in said
     assert "no checkpoint of" not in said
     assert said.count("from step 40") == 2
-    assert_equals_training_at_once(sqlite_url, reference_curves)
-    assert list_final(tmp_path) == set(), "this worker keeps none"
+    assert_equals_training_at_once()
+    assert list_final() == set(), "this worker keeps none"
     (curve,) = query(
         sqlite_url,
         "SELECT value_json FROM trials t JOIN trial_system_attributes a ON a.trial_id = t.trial_id "
@@ -124,68 +109,60 @@ def test_as_many_checkpoints_are_kept_as_asked_and_other_trials_restart(
 
 @pytest.mark.extended
 def test_damaged_checkpoint_of_the_old_end_is_quarantined_and_its_trial_restarts(
-    finish, sqlite_url, tmp_path, artifacts, reference_curves
+    search, artifacts, assert_equals_training_at_once
 ):
-    finish(ALL, artifacts, **FIVE)
-    path = next(tmp_path.glob("**/trial-3.final"))
+    finish(search(ALL, **FIVE))
+    path = next(artifacts.rglob("trial-3.final"))
     path.write_bytes(path.read_bytes()[:-1])
-    next(tmp_path.glob("**/trial-1.final")).unlink()
-    said = finish("--extend", artifacts, **LONGER)
+    next(artifacts.rglob("trial-1.final")).unlink()
+    said = finish(search("--extend", **LONGER))
     assert "trial 3: checkpoint is damaged" in said
     assert "trials that continue from their checkpoints: 4; trials that restart" in said
-    assert_equals_training_at_once(sqlite_url, reference_curves)
+    assert_equals_training_at_once()
 
 
 def test_trials_trained_in_lockstep_continue_in_lockstep(
-    finish, sqlite_url, tmp_path, artifacts, reference_curves
+    search, sqlite_url, list_final, reference_curves
 ):
     best = "--set=keep_checkpoints=4"
-    finish(best, artifacts, lockstep="5", **FIVE)
-    assert len(list_final(tmp_path)) == 4
-    said = finish(best, artifacts, "--extend", lockstep="5", **LONGER)
+    finish(search(best, lockstep="5", **FIVE))
+    assert len(list_final()) == 4
+    said = finish(search(best, "--extend", lockstep="5", **LONGER))
     assert "trials that continue from their checkpoints: 4; trials that restart" in said
     assert "resume from step 40" in said
-    assert len(list_final(tmp_path)) == 4
+    assert len(list_final()) == 4
     for statement in (CURVES, RESULTS):
         rows, others = query(sqlite_url, statement), reference_curves(statement, **LONGER)
         for row, other in zip(rows, others, strict=True):
-            assert [float(each) for each in row] == pytest.approx(
-                [float(each) for each in other], rel=1e-5
-            )
+            assert [*map(float, row)] == pytest.approx([*map(float, other)], rel=1e-5)
 
 
 @pytest.mark.extended
 def test_stopped_trial_of_an_extended_study_continues_from_where_it_was(
-    search, finish, sqlite_url, tmp_path, artifacts, tmp_path_factory, reference_curves
+    search, held, new_gate, assert_equals_training_at_once
 ):
-    gate = Gate(tmp_path_factory.mktemp("gate") / "gate", 20)
-    first = search(artifacts, gate=gate, **FIVE)
-    wait_until_running([first], lambda: first.pid in gate.held)
-    first.send(signal.SIGTERM)
-    assert first.wait() == 143
-    said = finish(artifacts, "--extend", **LONGER)
+    stop(held(gate=new_gate(20), **FIVE))
+    said = finish(search("--extend", **LONGER))
     assert "extended from 40 to 120 steps\n" in said
     assert "trial 0 resumes from step 20" in said
-    assert_equals_training_at_once(sqlite_url, reference_curves)
+    assert_equals_training_at_once()
 
 
 def test_frozen_worker_that_wakes_after_an_extension_overwrites_nothing(
-    search, finish, sqlite_url, artifacts, tmp_path_factory, reference_curves
+    search, held, new_gate, sqlite_url, assert_equals_training_at_once
 ):
-    gate = Gate(tmp_path_factory.mktemp("gate") / "gate", 20)
-    frozen = search(ALL, artifacts, SHORT_LEASE, gate=gate, **FIVE)
-    wait_until_running([frozen], lambda: frozen.pid in gate.held)
+    gate = new_gate(20)
+    frozen = held(ALL, SHORT_LEASE, gate=gate, **FIVE)
     freeze_process(frozen, sqlite_url)
-    finish(ALL, artifacts, **FIVE)
-    finish("--extend", artifacts, **LONGER)
+    finish(search(ALL, **FIVE))
+    finish(search("--extend", **LONGER))
     gate.open()
     frozen.send(signal.SIGCONT)
-    assert frozen.wait() == 1
-    assert (
+    assert error_of(frozen) == (
         "error: study 'quick' was extended to 120 steps while this search used it: run the same "
-        "command to continue; recorded results are kept\n" in frozen.stderr
+        "command to continue; recorded results are kept"
     )
-    assert_equals_training_at_once(sqlite_url, reference_curves)
+    assert_equals_training_at_once()
 
 
 REFINEMENT = """
@@ -198,33 +175,25 @@ replicates = 2
 
 @pytest.mark.extended
 def test_derived_study_is_extended_and_its_report_written_again(
-    runner, finish, sqlite_url, tmp_path, artifacts
+    runner, search, sqlite_url, tmp_path, artifacts
 ):
-    finish(artifacts, **FIVE)
-    path = tmp_path / "again.toml"
-    path.write_text(REFINEMENT)
-    common = ("refine.py", str(path), "--storage", sqlite_url, "--threads", "1", artifacts, ALL)
+    finish(search(**FIVE))
+    (tmp_path / "again.toml").write_text(REFINEMENT)
 
-    def refine(*options):
-        done = runner.run(*common, "--set=precision='fp32'", *options, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def start(*options):
+        common = ("again.toml", "--storage", sqlite_url, "--threads", "1", ALL)
+        places = (f"--artifacts={artifacts}", "--set=precision='fp32'")
+        return runner.start("refine.py", *common, *places, *options, cwd=tmp_path)
 
-    refused = runner.run(*common, "--extend", cwd=tmp_path)
-    assert (refused.returncode, "is a refinement without" in refused.stderr) == (2, True)
-    refine()
+    longer = ("--extend", "--set=training.steps=80")
+    assert "is a refinement without" in error_of(start("--extend"), code=2)
+    finish(start())
     (page,) = (tmp_path / "reports" / "out").glob("*.html")
     assert "40 steps per trial" in page.read_text()
-    refused = runner.run(*common, "--extend", cwd=tmp_path)
-    assert (refused.returncode, "or extend training.steps" in refused.stderr) == (2, True)
-    refused = runner.run(
-        *common, "--extend", "--set=training.steps=80", "--set=refinement.top=3", cwd=tmp_path
-    )
-    assert (refused.returncode, "refinement.top: 2 in the study" in refused.stderr) == (2, True)
-    said = refine("--extend", "--set=training.steps=80")
-    assert "trials that continue from their checkpoints: 4\n" in said
+    assert "or extend training.steps" in error_of(start("--extend"), code=2)
+    line = error_of(start(*longer, "--set=refinement.top=3"), code=2)
+    assert "refinement.top: 2 in the study" in line
+    assert "trials that continue from their checkpoints: 4\n" in finish(start(*longer))
     assert "80 steps per trial" in page.read_text()
-    assert "extended from" not in refine("--extend", "--set=training.steps=80")
-    reported = runner.run("-m", "reports", "again", "--storage", sqlite_url, cwd=tmp_path)
-    assert reported.returncode == 0, reported.stderr
-    assert "study 'again' was extended: using its stored 80 steps" in refine()
+    assert "extended from" not in finish(start(*longer))
+    assert "study 'again' was extended: using its stored 80 steps" in finish(start())

@@ -1,17 +1,28 @@
 """Storage outages during a search, temporary or permanent, lose no value."""
 
-import json
 import signal
 import sqlite3
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
-import small_searches
 from helpers import NO_SYNC, QUICK
-from hooks import Clock, DecisionGate, Gate, Hooks
-from process_runner import CURVES, FINISHED, query, search_starter, wait_until, wait_until_running
+from hooks import HANG_TIMEOUT, Clock, Hooks
+from process_runner import query, wait_until, wait_until_running
 from services import PostgreSQL, SlowNetwork
-from small_searches import FOUR, STEP, assert_all_trials_match
+from small_searches import (
+    BEATING,
+    FOUR,
+    ONE,
+    RETRIES,
+    STATES,
+    STEP,
+    assert_all_complete,
+    assert_all_trials_match,
+    error_of,
+    finish,
+    list_checkpoints,
+    stop,
+)
 
 from reports import cli as command_line
 from reports.cli import reports, write_final_report
@@ -21,20 +32,13 @@ from search.session import RunOptions
 from search.worker.storage_client import SHUTDOWN_GRACE
 from studies.errors import StorageError
 
-ONE = small_searches.ONE | {"lease_seconds": 4}
-"""One trial, with a lease so short that its worker sends a heartbeat every second."""
-
-STACK = small_searches.ONE | {
+STACK = ONE | {
     "space_state_size": "[4]",
     "checkpoint_seconds": 1000,
     **{f"space_{name}_gate": "[false, true]" for name in ("input", "forget", "output", "state")},
     "space_residual": "[true, false]",
 }
 """32 trials of one shape."""
-
-
-def has_no_retries(url):
-    return not query(url, "SELECT * FROM trial_user_attributes WHERE key = 'retries'")
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +55,13 @@ def server(module_server):
 
 
 @pytest.fixture
-def clock(tmp_path_factory):
-    return Clock(tmp_path_factory.mktemp("clock") / "clock")
+def search_url(server):
+    return server.new_database()
 
 
 @pytest.fixture
-def held(runner, text, gate, tmp_path):
-    """Return a function that starts searches and waits until the gate holds their trainings."""
-
-    def start(url, workers=1, gate=gate, **settings):
-        search = search_starter(runner, url, text)
-        options = () if url.startswith("sqlite") else (f"--artifacts={tmp_path}/artifacts",)
-        commands = [search(*options, gate=gate, **settings) for _ in range(workers)]
-        wait_until_running(commands, lambda: gate.held >= {command.pid for command in commands})
-        return commands
-
-    return start
+def guarded_url(search_url):
+    return search_url.replace("tester@", "tester:s3cret@")
 
 
 def wait_for_message(message, *workers, times=1):
@@ -76,94 +71,19 @@ def wait_for_message(message, *workers, times=1):
     )
 
 
-@pytest.fixture
-def resume(runner, text, tmp_path):
-    """Return a function that runs a search and asserts that it resumes trial 0."""
-
-    def run(url, step=STEP, **settings):
-        search = search_starter(runner, url, text)
-        command = search(f"--artifacts={tmp_path}/artifacts", **settings)
-        assert command.wait() == 0
-        assert f"trial 0 resumes from step {step}" in command.output
-
-    return run
-
-
-def test_training_continues_while_postgresql_is_stopped_for_two_leases(
-    server, held, gate, clock, reference_curves
-):
-    """The server stops as in a power failure."""
-    url = server.new_database()
-    workers = held(url, workers=2, clock=clock, patient=False, **FOUR)
-    server.stop("immediate")
-    clock.advance(700)  # makes a heartbeat of both due, which fails
-    wait_for_message("unavailable (", *workers)
-    clock.advance(700)
-    server.start()
-    wait_for_message("storage available again", *workers)
-    gate.open()
-    for worker in workers:
-        assert worker.wait() == 0
-    assert_all_trials_match(url, reference_curves, FOUR)
-    assert has_no_retries(url), "the lease of a live worker expired"
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("step", [STEP, ONE["training_steps"]], ids=["midst", "last step"])
-def test_worker_exits_with_a_checkpoint_after_the_outage_limit(
-    server, held, resume, reference_curves, tmp_path, tmp_path_factory, step
-):
-    """The next worker resumes the trial; after the last step it only evaluates and records."""
-    url = server.new_database()
-    gate = Gate(tmp_path_factory.mktemp("held") / "gate", step)
-    settings = {"outage_seconds": 2, "checkpoint_seconds": 1000}
-    (first,) = held(url, patient=False, gate=gate, **ONE | settings)
-    server.stop()
-    if step > STEP:
-        gate.open()
-    assert first.wait() == 1
-    last = first.output.strip().splitlines()[-1]
-    assert last.startswith("error: storage unavailable for")
-    assert (
-        "longer than 2 s; recorded results are kept; restore it and run the same command to resume"
-        in last
-    )
-    assert "Traceback" not in first.output
-    assert len(list(tmp_path.glob("artifacts/*/trial-*.checkpoint"))) == 1
-    server.start()
-    resume(url, step, **ONE)
-    assert_all_trials_match(url, reference_curves, ONE)
-
-
-@pytest.mark.extended
-def test_final_report_waits_for_an_unavailable_server(
-    server, runner, text, tmp_path, capsys, monkeypatch
-):
-    url = server.new_database()
-    search = search_starter(runner, url, text)
-    assert search(f"--artifacts={tmp_path}/artifacts", **ONE).wait() == 0
-    monkeypatch.chdir(tmp_path)
-    server.stop()
-    monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 1)
-    write_final_report(url, ["quick"])
-    assert capsys.readouterr().out.splitlines()[-1].startswith("no report: storage postgresql")
-
-    printed = []
-
-    def echo(line):
-        printed.append(line)
-        if "waiting for the storage" in line:
-            server.start()
-
-    monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 600)
-    monkeypatch.setattr("reports.cli.click.echo", echo)
-    write_final_report(url, ["quick"])
-    assert printed[0] == "waiting for the storage to write the report"
-    assert printed[1].startswith("report: ")
+# ------------------------------------------------------------------ during training
 
 
 @contextmanager
-def read_only(server):
+def stopped(server, url):
+    """A server stops as in a power failure."""
+    server.stop("immediate")
+    yield "unavailable ("
+    server.start()
+
+
+@contextmanager
+def read_only(server, url):
     """A server is read-only, for example, after it became a standby."""
     server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     try:
@@ -175,7 +95,7 @@ def read_only(server):
 
 
 @contextmanager
-def frozen(server):
+def frozen(server, url=None):
     """A frozen server accepts connections but does not answer."""
     server.signal(signal.SIGSTOP)
     try:
@@ -184,95 +104,186 @@ def frozen(server):
         server.signal(signal.SIGCONT)
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize("disturbed", [read_only, frozen])
-def test_training_continues_while_the_server_is_disturbed(
-    server, held, gate, reference_curves, disturbed
+@contextmanager
+def locked(server, url):
+    """Another program locks a file."""
+    file = url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(file, isolation_level=None, timeout=HANG_TIMEOUT)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield "storage slow or unavailable (it does not answer)"
+
+
+@pytest.mark.parametrize(
+    "outage",
+    [
+        stopped,
+        *(pytest.param(each, marks=pytest.mark.extended) for each in (read_only, frozen, locked)),
+    ],
+)
+def test_training_continues_during_an_outage_of_two_leases(
+    server, search_url, sqlite_url, held, gate, tmp_path, reference_curves, outage
 ):
-    url = server.new_database()
-    (worker,) = held(url, patient=disturbed is read_only, **ONE)
-    with disturbed(server) as message:
-        wait_for_message(message, worker)
+    url = sqlite_url if outage is locked else search_url
+    clock = Clock(tmp_path / "clock")
+    # The error of a server that only reads must come before that of one that does not answer.
+    settings = FOUR | {"url": url, "clock": clock, "patient": outage is read_only}
+    workers = [held(**settings) for _ in range(2)]
+    with outage(server, url) as message:
+        clock.advance(700)  # makes a heartbeat of both due, which fails
+        wait_for_message(message, *workers)
+        clock.advance(700)
+    wait_for_message("storage available again", *workers)
     gate.open()
-    assert worker.wait() == 0
-    assert_all_trials_match(url, reference_curves, ONE)
+    finish(*workers)
+    assert_all_trials_match(url, reference_curves, FOUR)
+    assert not query(url, RETRIES), "the lease of a live worker expired"
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("step", [STEP, ONE["training_steps"]], ids=["midst", "last step"])
+def test_worker_exits_with_a_checkpoint_after_the_outage_limit(
+    server, held, search, search_url, new_gate, artifacts, reference_curves, step
+):
+    """The next worker resumes the trial; after the last step it only evaluates and records."""
+    gate = new_gate(step)
+    settings = BEATING | {"outage_seconds": 2, "checkpoint_seconds": 1000}
+    first = held(patient=False, gate=gate, **settings)
+    server.stop()
+    if step > STEP:
+        gate.open()
+    assert first.wait() == 1
+    last = first.output.strip().splitlines()[-1]
+    assert last.startswith("error: storage unavailable for")
+    assert (
+        "longer than 2 s; recorded results are kept; restore it and run the same command to resume"
+        in last
+    )
+    assert "Traceback" not in first.output
+    assert len(list_checkpoints(artifacts)) == 1
+    server.start()
+    assert f"trial 0 resumes from step {step}" in finish(search(**ONE))
+    assert_all_trials_match(search_url, reference_curves, ONE)
 
 
 @pytest.mark.extended
 def test_sigterm_exits_with_a_checkpoint_while_the_server_is_unresponsive(
-    server, held, resume, reference_curves
+    server, held, search, search_url, reference_curves
 ):
-    url = server.new_database()
-    (first,) = held(url, patient=False, **ONE)
+    first = held(patient=False, **BEATING)
     with frozen(server):
-        first.send(signal.SIGTERM)
-        assert first.wait() == 143
+        stop(first)
     assert "trial 0 not requeued in time; waiting for lease expiry" in first.output
-    resume(url, **ONE)
-    assert_all_trials_match(url, reference_curves, ONE)
-
-
-def with_password(url):
-    return url.replace("tester@", "tester:s3cret@")
+    assert f"trial 0 resumes from step {STEP}" in finish(search(**ONE))
+    assert_all_trials_match(search_url, reference_curves, ONE)
 
 
 @pytest.mark.extended
-def test_start_waits_for_a_stopped_server(server, runner, text, tmp_path):
-    """Once before the study exists, and once to join it."""
-    url = server.new_database()
-    search = search_starter(runner, with_password(url), text)
-    for settings in (ONE, ONE | {"outage_seconds": 599}):
-        server.stop()
-        options = (f"--artifacts={tmp_path}/artifacts", "--workers=2")
-        command = search(*options, **settings)
-        wait_for_message("storage unavailable (connection failed: ", command)
-        server.start()
-        assert command.wait() == 0, command.output
-        assert command.output.count("storage unavailable") == 1
-        assert command.output.count("storage available again\n") == 1
-        assert "s3cret" not in command.output
-    assert "waiting for it for up to 599 s\n" in command.output
-    assert query(url, FINISHED) == [(0, "COMPLETE", 1)]
+def test_sigterm_requeues_a_whole_stack_over_a_slow_network(server, held, search_url, artifacts):
+    """It needs so few round trips of 30 ms that they fit in the time that a stop has.
+
+    They are counted, because their time also depends on the speed of this machine.
+    """
+    with SlowNetwork(server.port, round_trip=0.03) as network:
+        slow_url = search_url.replace(str(server.port), str(network.port))
+        worker = held(url=slow_url, lockstep="32", **STACK)
+        worker.send(signal.SIGTERM)
+        wait_until(lambda: len(list_checkpoints(artifacts)) == 32)
+        before = network.round_trips
+        wait_until(lambda: query(search_url, STATES) == [("WAITING",)])
+        round_trips = network.round_trips - before
+        assert worker.wait() == 143
+    assert round_trips * 0.03 < SHUTDOWN_GRACE
+    assert "trials 0-31 requeued\n" in worker.output
+    assert query(search_url, RETRIES) == [('{"interrupted": 1}',)] * 32
+    assert not query(search_url, "SELECT * FROM trial_system_attributes WHERE key = 'lease'")
 
 
 @pytest.mark.extended
-def test_start_waits_for_the_storage_of_a_stored_study_and_of_a_source(
-    server, runner, text, tmp_path
+def test_final_report_waits_for_an_unavailable_server(
+    server, search, search_url, tmp_path, capsys, monkeypatch
 ):
-    url = server.new_database()
-    search = search_starter(runner, url, text)
-    artifacts = f"--artifacts={tmp_path}/artifacts"
-    assert search(artifacts, "--name=stored", **ONE).wait() == 0
+    finish(search(**ONE))
+    monkeypatch.chdir(tmp_path)
+    server.stop()
+    monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 1)
+    write_final_report(search_url, ["quick"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("no report: storage postgresql")
+
+    printed = []
+
+    def echo(line):
+        printed.append(line)
+        if "waiting for the storage" in line:
+            server.start()
+
+    monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 600)
+    monkeypatch.setattr("reports.cli.click.echo", echo)
+    write_final_report(search_url, ["quick"])
+    assert printed[0] == "waiting for the storage to write the report"
+    assert printed[1].startswith("report: ")
+
+
+# ------------------------------------------------------------------ at the start
+
+
+@pytest.mark.extended
+def test_start_waits_for_a_stopped_server(
+    server, search, guarded_url, runner, artifacts, text, tmp_path
+):
+    """To create a study, join it, continue it by its name, derive another and continue that."""
     refinement = tmp_path / "derived.toml"
-    refinement.write_text("[refinement]\nsource = 'stored'\ntop = 1\nvariants = [{}]\n")
-    common = ("--storage", url, artifacts, "--threads=1")
-    for program, study in (
-        ("run_search.py", "stored"),
-        ("refine.py", str(refinement)),
-        ("refine.py", "derived"),
+    refinement.write_text("[refinement]\nsource = 'quick'\ntop = 1\nvariants = [{}]\n")
+
+    def start(program, study):
+        common = ("--storage", guarded_url, f"--artifacts={artifacts}", "--corpus", str(text))
+        return runner.start(program, study, *common, "--threads=1", hooks=Hooks(report=False))
+
+    for begin in (
+        lambda: search("--workers=2", url=guarded_url, **ONE),
+        lambda: search(url=guarded_url, **ONE),
+        lambda: start("run_search.py", "quick"),
+        lambda: start("refine.py", str(refinement)),
+        lambda: start("refine.py", "derived"),
     ):
         server.stop()
-        command = runner.start(program, study, *common, hooks=Hooks(report=False))
-        wait_for_message("waiting for it for up to 600 s", command)
+        command = begin()
+        wait_for_message("storage unavailable (connection failed: ", command)
         server.start()
-        assert command.wait() == 0, command.output
-    assert query(url, "SELECT state FROM trials") == [("COMPLETE",)] * 2
+        output = finish(command)
+        assert output.count("storage unavailable") == 1
+        assert output.count("waiting for it for up to 600 s\n") == 1
+        assert output.count("storage available again\n") == 1
+        assert "s3cret" not in output
+    assert query(guarded_url, "SELECT state FROM trials") == [("COMPLETE",)] * 2
 
 
 @pytest.mark.extended
-def test_start_exits_after_the_outage_limit_or_at_its_time_limit(server, runner, text):
-    url = server.new_database()
+def test_start_exits_after_the_outage_limit_at_its_time_limit_or_by_a_signal(
+    server, search, guarded_url
+):
     server.stop()
-    search = search_starter(runner, with_password(url), text)
-    command = search(outage_seconds=0.5, **ONE)
-    assert command.wait() == 1
-    assert command.stderr.startswith("error: storage unavailable for ")
-    assert command.stderr.endswith("longer than 0.5 s; restore it and run the same command again\n")
-    assert command.stderr.count("\n") == 1
-    assert "s3cret" not in command.output
-    command = search("--until=1s", **ONE)
-    assert command.wait() == 0
-    assert command.output.endswith("stopped before training began: run the same command to start\n")
+    line = error_of(search(url=guarded_url, outage_seconds=0.5, **ONE))
+    assert line.startswith("error: storage unavailable for ")
+    assert line.endswith("longer than 0.5 s; restore it and run the same command again")
+    assert "s3cret" not in line
+    output = finish(search("--until=1s", url=guarded_url, **ONE))
+    assert output.endswith("stopped before training began: run the same command to start\n")
+    command = search(url=guarded_url, **ONE)
+    wait_for_message("storage unavailable", command)
+    command.send(signal.SIGTERM)
+    assert command.wait() in (128 + signal.SIGTERM, -signal.SIGTERM)
+    assert "Traceback" not in command.output
+
+
+@pytest.mark.extended
+def test_spawned_workers_wait_for_a_server_that_stops_as_they_start(server, search, search_url):
+    command = search("--workers=2", **FOUR)
+    wait_for_message("starting 2 worker processes", command)
+    server.stop()
+    wait_for_message("storage unavailable", command, times=2)
+    server.start()
+    finish(command)
+    assert_all_complete(search_url, 4)
 
 
 @pytest.mark.parametrize(
@@ -285,137 +296,21 @@ def test_start_exits_after_the_outage_limit_or_at_its_time_limit(server, runner,
     ],
     ids=["password", "user", "database", "host"],
 )
-def test_start_does_not_wait_for_a_refused_address(server, old, new, reason):
-    url = server.new_database()
+def test_start_does_not_wait_for_a_refused_address(server, search_url, old, new, reason):
     if "guarded" in new:
         server.execute("CREATE ROLE guarded LOGIN PASSWORD 'r1ght'")
         server.require_password("guarded")
+    url = search_url.replace(old, new)
     with pytest.raises(StorageError, match=f"^storage postgresql.*{reason}") as refused:
-        run_workers(RunOptions(QUICK, url.replace(old, new), overrides=("outage.seconds=1",)))
+        run_workers(RunOptions(QUICK, url, overrides=("outage.seconds=1",)))
     assert "wr0ng" not in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-@pytest.mark.extended
-def test_spawned_workers_wait_for_a_server_that_stops_as_they_start(server, runner, text, tmp_path):
-    url = server.new_database()
-    search = search_starter(runner, url, text)
-    command = search(f"--artifacts={tmp_path}/artifacts", "--workers=2", **FOUR)
-    wait_for_message("starting 2 worker processes", command)
-    server.stop()
-    wait_for_message("storage unavailable", command, times=2)
-    server.start()
-    assert command.wait() == 0, command.output
-    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(4)]
-
-
-@pytest.mark.extended
-def test_signal_ends_the_wait_for_the_storage_at_the_start(server, runner, text):
-    url = server.new_database()
-    server.stop()
-    command = search_starter(runner, url, text)(**ONE)
-    wait_for_message("storage unavailable", command)
-    command.send(signal.SIGTERM)
-    command.wait()
-    assert command.code in (128 + signal.SIGTERM, -signal.SIGTERM)
-    assert "Traceback" not in command.output
 
 
 @pytest.mark.parametrize(
     ("command", "words"), [(run_search, ["quick", "--status"]), (reports, ["quick"])]
 )
-def test_status_and_report_do_not_wait_for_a_stopped_server(server, command, words):
-    url = server.new_database()
+def test_status_and_report_do_not_wait_for_a_stopped_server(server, search_url, command, words):
     server.stop()
     with pytest.raises(StorageError, match="storage postgresql"):
-        command.main([*words, "--storage", url], standalone_mode=False)
-
-
-@pytest.mark.extended
-def test_sigterm_requeues_a_whole_stack_over_a_slow_network(server, held, tmp_path):
-    """It needs so few round trips of 30 ms that they fit in the time that a stop has.
-
-    They are counted, because their time also depends on the speed of this machine.
-    """
-    url = server.new_database()
-    with SlowNetwork(server.port, round_trip=0.03) as network:
-        slow_url = url.replace(str(server.port), str(network.port))
-        (worker,) = held(slow_url, lockstep="32", **STACK)
-        worker.send(signal.SIGTERM)
-        wait_until(lambda: len(list(tmp_path.glob("artifacts/*/trial-*.checkpoint"))) == 32)
-        before = network.round_trips
-        running = "SELECT * FROM trials WHERE state = 'RUNNING'"
-        wait_until(lambda: not query(url, running))
-        round_trips = network.round_trips - before
-        assert worker.wait() == 143
-    assert round_trips * 0.03 < SHUTDOWN_GRACE
-    assert "trials 0-31 requeued\n" in worker.output
-    assert query(url, "SELECT DISTINCT state FROM trials") == [("WAITING",)]
-    requeued = "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'"
-    assert query(url, requeued) == [('{"interrupted": 1}',)] * 32
-    assert not query(url, "SELECT * FROM trial_system_attributes WHERE key = 'lease'")
-
-
-@pytest.mark.extended
-def test_training_continues_while_another_program_locks_the_file(
-    sqlite_url, held, gate, clock, reference_curves, tmp_path
-):
-    workers = held(sqlite_url, workers=2, clock=clock, patient=False, **FOUR)
-    other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=600)
-    other.execute("BEGIN IMMEDIATE")
-    clock.advance(700)
-    wait_for_message("storage slow or unavailable (it does not answer)", *workers)
-    clock.advance(700)
-    other.execute("ROLLBACK")
-    other.close()
-    wait_for_message("storage available again", *workers)
-    gate.open()
-    for worker in workers:
-        assert worker.wait() == 0
-    assert_all_trials_match(sqlite_url, reference_curves, FOUR)
-    assert has_no_retries(sqlite_url)
-
-
-@pytest.mark.extended
-def test_heartbeats_are_sent_while_a_pruning_decision_takes_longer_than_the_lease(
-    runner, sqlite_url, text, tmp_path, clock, reference_curves
-):
-    """The trial trains on, is paused once the decision is known, and resumes."""
-    url = sqlite_url
-    gate, decisions = Gate(tmp_path / "gate", 150), DecisionGate(tmp_path / "decisions")
-    options = ("--prune", f"--artifacts={tmp_path}/artifacts")
-    settings = FOUR | {"pruning_keep": 0.75, "pruning_confidence": 0.99}
-    search = search_starter(runner, url, text)
-    worker = search(*options, gate=gate, clock=clock, decisions=decisions, **settings)
-    # The decision at the first rung, step 20, is held; the trial has passed the last one, step 140.
-    wait_until_running([worker], lambda: gate.held and decisions.held)
-    wait_until_running([worker], lambda: (0, 140) in reached_steps(query(url, CURVES)))
-    for _ in range(6):  # 900 seconds by the worker's clock
-        before = count_heartbeats(url)
-        clock.advance(150)
-        wait_until_running([worker], lambda before=before: count_heartbeats(url) > before)
-    assert decisions.held
-    decisions.open()
-    wait_until_running([worker], lambda: not decisions.held)
-    gate.open()
-    assert worker.wait() == 0
-    assert "unavailable" not in worker.output
-    assert " from step " not in worker.output
-    assert has_no_retries(url), "the lease of a live worker expired"
-    rung = "SELECT 1 FROM trial_user_attributes a JOIN trials t ON t.trial_id = a.trial_id"
-    assert query(url, f"{rung} WHERE number = 0 AND key = 'rung'"), "it was not paused"
-    curves = query(url, CURVES)
-    assert curves == [row for row in reference_curves(**FOUR) if row[:2] in reached_steps(curves)]
-    assert {state for _, state, _ in query(url, FINISHED)} <= {"COMPLETE", "PRUNED"}
-    assert (0, 160) in reached_steps(curves)
-
-
-def reached_steps(curves):
-    """Return the (number, step) pairs of a list of curves."""
-    return {(number, step) for number, step, _ in curves}
-
-
-def count_heartbeats(url):
-    """Return the count in the lease of the first trial."""
-    leases = "SELECT value_json FROM trial_system_attributes WHERE key = 'lease' ORDER BY trial_id"
-    return json.loads(query(url, leases)[0][0])["heartbeats"]
+        command.main([*words, "--storage", search_url], standalone_mode=False)

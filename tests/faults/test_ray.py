@@ -12,9 +12,17 @@ import psutil
 import pytest
 from helpers import ROOT
 from hooks import HANG_TIMEOUT, Hooks
-from process_runner import FINISHED, SETTINGS, query, search_starter, wait_until, wait_until_running
+from process_runner import SETTINGS, query, search_starter, wait_until, wait_until_running
 from ray_service import COMMAND, NOT_HEAD, RayCluster
-from small_searches import FOUR
+from small_searches import (
+    FOUR,
+    RETRIES,
+    STATES,
+    assert_all_complete,
+    error_of,
+    finish,
+    list_checkpoints,
+)
 
 from search.errors import LaunchError
 from search.launch.launcher import create_launcher
@@ -22,11 +30,7 @@ from search.launch.target import LaunchTarget
 
 pytestmark = pytest.mark.extended
 
-ALL_COMPLETE = [(number, "COMPLETE", 1) for number in range(4)]
-
 ANYWHERE_BUT_HEAD = f"--launch-set=resources={json.dumps(NOT_HEAD)}"
-
-RETRIES = "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'"
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +40,13 @@ def cluster():
 
 
 @pytest.fixture
-def search(runner, cluster, postgresql_url, text, tmp_path):
+def search(runner, cluster, postgresql_url, text, artifacts):
     """Return a function that starts a search of four trials on the cluster."""
     start = search_starter(runner, postgresql_url, text)
 
-    def search(*arguments, launch="ray", **others):
-        artifacts = f"--artifacts={tmp_path}/artifacts"
-        environment = cluster.environment
-        settings = others if "space_state_size" in others else FOUR | others
-        return start(
-            artifacts, f"--launch={launch}", *arguments, environment=environment, **settings
-        )
+    def search(*options, launch="ray", gate=None, **settings):
+        options = (f"--artifacts={artifacts}", f"--launch={launch}", *options)
+        return start(*options, environment=cluster.environment, gate=gate, **FOUR | settings)
 
     return search
 
@@ -57,16 +57,12 @@ def test_tasks_on_two_nodes_finish_each_trial_once(cluster, search, gate, postgr
         [command],
         lambda: all(any(node.holds(pid) for pid in gate.held) for node in cluster.nodes[:2]),
     )
-    status = search("--status", "--json")
-    assert status.wait() == 0, status.output
-    jobs = json.loads(status.stdout)["jobs"]
-    cancel = search("--cancel")
-    assert cancel.wait() == 2
-    assert f"process {command.pid} on " in cancel.stderr, "press Ctrl-C there"
-    assert cancel.stderr.count("\n") == 1
+    jobs = json.loads(finish(search("--status", "--json")))["jobs"]
+    line = error_of(search("--cancel"), code=2)
+    assert f"process {command.pid} on " in line, "press Ctrl-C there"
     gate.open()
-    assert command.wait() == 0, command.output
-    assert query(postgresql_url, FINISHED) == ALL_COMPLETE
+    finish(command)
+    assert_all_complete(postgresql_url, 4)
     # The tasks were named by study and number, and listed with the trials that they held.
     assert re.match(r"quick-\w+ worker 1$", jobs[0]["id"])
     assert [job["id"][-8:] for job in jobs] == ["worker 1", "worker 2"]
@@ -93,14 +89,14 @@ def test_task_starts_again_when_its_processes_are_killed(
         node.kill()
     wait_until_running([command], lambda: len(gate.held - {pid}))
     gate.open()
-    assert command.wait() == 0, command.output
-    assert query(postgresql_url, FINISHED) == ALL_COMPLETE
+    finish(command)
+    assert_all_complete(postgresql_url, 4)
     reason = "interrupted" if victim == "task" else "lease_expired"
     assert reason in "".join(value for (value,) in query(postgresql_url, RETRIES))
 
 
 def test_interrupt_ends_the_workers_of_a_client_and_the_same_command_resumes(
-    cluster, search, gate, postgresql_url, tmp_path
+    cluster, search, gate, postgresql_url, artifacts
 ):
     command = search(launch=cluster.client_address, gate=gate)
     (pid,) = wait_until_running([command], lambda: gate.held)
@@ -108,13 +104,11 @@ def test_interrupt_ends_the_workers_of_a_client_and_the_same_command_resumes(
     assert command.wait() == 130, command.output
     assert "stopped 1 worker; progress is saved" in command.stdout
     assert not psutil.pid_exists(pid)
-    states = [state for _, state, _ in query(postgresql_url, FINISHED)]
-    assert states == ["WAITING"] * 4
-    assert len(list(tmp_path.glob("artifacts/**/*.checkpoint"))) == 1
+    assert query(postgresql_url, STATES) == [("WAITING",)]
+    assert len(list_checkpoints(artifacts)) == 1
 
-    again = search(launch=cluster.client_address)
-    assert again.wait() == 0, again.output
-    assert query(postgresql_url, FINISHED) == ALL_COMPLETE
+    finish(search(launch=cluster.client_address))
+    assert_all_complete(postgresql_url, 4)
     assert query(postgresql_url, RETRIES) == [('{"interrupted": 1}',)]
 
 
@@ -123,7 +117,7 @@ def test_killed_command_leaves_no_worker_behind(search, gate, postgresql_url):
     (pid,) = wait_until_running([command], lambda: gate.held)
     command.send(signal.SIGKILL)
     wait_until(lambda: not psutil.pid_exists(pid))
-    assert [state for _, state, _ in query(postgresql_url, FINISHED)] == ["WAITING"] * 4
+    assert query(postgresql_url, STATES) == [("WAITING",)]
 
 
 def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
@@ -158,11 +152,9 @@ def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
     job = re.search(r"raysubmit_\w+", submitted.stdout + submitted.stderr)
     assert job
     (pid,) = wait_until(lambda: gate.held)
-    command = search("--cancel", "--name=stage-one")
-    assert command.wait() == 0, command.output
-    assert f"stopped {job[0]}" in command.stdout
+    assert f"stopped {job[0]}" in finish(search("--cancel", "--name=stage-one"))
     wait_until(lambda: not psutil.pid_exists(pid))
-    assert [state for _, state, _ in query(postgresql_url, FINISHED)] == ["WAITING"] * 4
+    assert query(postgresql_url, STATES) == [("WAITING",)]
 
 
 def only_code(folder, names):

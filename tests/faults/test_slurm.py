@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from helpers import QUICK, ROOT
 from hooks import Gate, Hooks
-from process_runner import FINISHED, SETTINGS, query, wait_until, wait_until_running
+from process_runner import SETTINGS, query, wait_until, wait_until_running
+from small_searches import STATES, assert_all_complete, finish
 from test_until_decided import REPLICATES, SOURCE, check_finished
 
 import rnn_search
@@ -76,11 +77,6 @@ def logs(tmp_path):
     return lambda: "\n".join(path.read_text() for path in tmp_path.rglob("*_log.out"))
 
 
-def is_complete(url):
-    """Return whether each trial is complete with one value, by plain SQL."""
-    return query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(TRIALS)]
-
-
 def test_job_array_works_a_study_off(
     launch, slurm, postgresql_server, postgresql_url, logs, tmp_path
 ):
@@ -94,7 +90,7 @@ def test_job_array_works_a_study_off(
     )  # fmt: skip
 
     assert search.wait() == 0, search.output + logs() + slurm.log
-    assert is_complete(postgresql_url)
+    assert_all_complete(postgresql_url, TRIALS)
     assert "submitted 2 jobs" in search.stdout
     assert f"study quick: {TRIALS} of {TRIALS} finished" in search.stdout
     slurm.wait_for_no_job()
@@ -118,7 +114,7 @@ def test_cancelled_job_leaves_its_trial_to_others(launch, slurm, postgresql_url,
     gate.open()
 
     assert search.wait() == 0, search.output + logs()
-    assert is_complete(postgresql_url)
+    assert_all_complete(postgresql_url, TRIALS)
     assert "requeued" in logs()
     refused = launch("--launch-set=partition=nowhere")
     assert refused.wait() == 2
@@ -143,7 +139,7 @@ def test_job_that_is_ended_early_is_requeued_and_resumes(
     gate.open()
 
     assert search.wait() == 0, search.output + logs()
-    assert is_complete(postgresql_url)
+    assert_all_complete(postgresql_url, TRIALS)
     assert re.search("trial [0-9]+ resumes from step [1-9]", logs()), logs()
 
 
@@ -157,9 +153,7 @@ def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_
     assert "the jobs keep running: --status shows them, --cancel ends them" in search.stdout
 
     def run(*arguments):
-        command = launch(*arguments, gate=gate)
-        assert command.wait() == 0, command.output
-        return command.stdout
+        return finish(launch(*arguments, gate=gate))
 
     # Options of other jobs do not matter, not even such that SLURM refuses now.
     status = json.loads(run("--status", "--json", "--launch-set=partition=nowhere"))
@@ -176,8 +170,7 @@ def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_
     assert run("--cancel").startswith("cancelled 3 jobs")
     slurm.wait_for_no_job()
     # Requeued at once, not after a lease.
-    states = query(postgresql_url, "SELECT DISTINCT state FROM trials")
-    assert states == [("WAITING",)]
+    assert query(postgresql_url, STATES) == [("WAITING",)]
     assert run("--cancel") == "no job to cancel\n"
 
 
@@ -198,9 +191,7 @@ def test_refinement_is_decided_in_jobs_and_one_that_waits_is_cancelled(
     other = ("--job-name=other", "--nodelist=node1", "--exclusive", "--output=/dev/null")
     slurm.run("sbatch", *other, "--wrap=sleep 10000")
     wait_until(lambda: [*slurm.jobs().values()] == ["RUNNING"])
-    file = ("refine.py", "copies.toml", "--until-decided", "--no-wait")
-    submitted = launch(*file, node="node1")
-    assert submitted.wait() == 0, submitted.output
+    finish(launch("refine.py", "copies.toml", "--until-decided", "--no-wait", node="node1"))
     search = launch("-m", "rnn_search", "continue", "copies", "--workers=3")
 
     assert search.wait() == 0, search.output + logs()
@@ -232,4 +223,5 @@ def test_script_of_the_documents_works_a_study_off(slurm, postgresql_url, tmp_pa
     slurm.wait_for_no_job()
 
     logs = "\n".join(path.read_text() for path in Path(tmp_path).glob("slurm-*.out"))
-    assert is_complete(postgresql_url), logs
+    assert "error" not in logs, logs
+    assert_all_complete(postgresql_url, TRIALS)
