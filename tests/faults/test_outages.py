@@ -126,8 +126,8 @@ def test_training_continues_during_an_outage_of_two_leases(
     url = sqlite_url if outage is locked else search_url
     clock = Clock(tmp_path / "clock")
     # The error of a server that only reads must come before that of one that does not answer.
-    settings = FOUR | {"url": url, "clock": clock, "patient": outage is read_only}
-    workers = [held(**settings) for _ in range(2)]
+    settings = FOUR | {"outage_seconds": 3600, "clock": clock, "patient": outage is read_only}
+    workers = [held(url=url, **settings) for _ in range(2)]
     with outage(server, url) as message:
         clock.advance(700)  # makes a heartbeat of both due, which fails
         wait_for_message(message, *workers)
@@ -227,21 +227,19 @@ def test_final_report_waits_for_an_unavailable_server(
 
 
 @pytest.mark.extended
-def test_start_waits_for_a_stopped_server(
-    server, search, guarded_url, runner, artifacts, text, tmp_path
-):
+def test_start_waits_for_a_stopped_server(server, search, guarded_url, runner, artifacts, tmp_path):
     """To create a study, join it, continue it by its name, derive another and continue that."""
     refinement = tmp_path / "derived.toml"
-    refinement.write_text("[refinement]\nsource = 'quick'\ntop = 1\nvariants = [{}]\n")
+    refinement.write_text("[refinement]\nsource = 'stored'\ntop = 1\nvariants = [{}]\n")
 
     def start(program, study):
-        common = ("--storage", guarded_url, f"--artifacts={artifacts}", "--corpus", str(text))
-        return runner.start(program, study, *common, "--threads=1", hooks=Hooks(report=False))
+        common = ("--storage", guarded_url, f"--artifacts={artifacts}", "--threads=1")
+        return runner.start(program, study, *common, hooks=Hooks(report=False))
 
     for begin in (
-        lambda: search("--workers=2", url=guarded_url, **ONE),
-        lambda: search(url=guarded_url, **ONE),
-        lambda: start("run_search.py", "quick"),
+        lambda: search("--name=stored", "--workers=2", url=guarded_url, **ONE),
+        lambda: search("--name=stored", url=guarded_url, **ONE),
+        lambda: start("run_search.py", "stored"),
         lambda: start("refine.py", str(refinement)),
         lambda: start("refine.py", "derived"),
     ):
