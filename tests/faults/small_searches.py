@@ -2,7 +2,7 @@
 
 import signal
 
-from process_runner import CURVES, FINISHED, query
+from process_runner import CURVES, FINISHED, query, wait_until_running
 
 STEP = 100
 """Step at which the gate holds trainings."""
@@ -51,6 +51,13 @@ def assert_all_trials_match(url, reference_curves, settings):
 def assert_all_complete(url, trials):
     """Each trial is complete once, by plain SQL."""
     assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(trials)]
+
+
+def wait_for_message(message, *workers, times=1):
+    """Wait until each worker has printed a message a number of times."""
+    wait_until_running(
+        workers, lambda: all(worker.output.count(message) >= times for worker in workers)
+    )
 
 
 def finish(*commands):

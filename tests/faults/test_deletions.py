@@ -152,7 +152,7 @@ def test_deleted_study_ends_its_search(search, held, gate, url, settings):
         " while this search used it: restore it from a backup to resume, or run the same command "
         "to start it again"
     )
-    assert "0 of 0 finished" not in worker.output
+    assert "study quick: 0 of 0 finished" not in worker.output
     assert "claimed by another worker" not in worker.output
     line = error_of(search("--status", url=url), code=2)
     assert "study 'quick' is not in" in line
@@ -288,7 +288,7 @@ def test_backup_to_an_unsuitable_file_is_refused(search_url, file, target, messa
     file.with_name("lost.db-wal").write_text("a log")
     before = list_files(file.parent)
     with pytest.raises(StorageError, match=re.escape(message)) as refused:
-        back_up(file.with_name(target), search_url)
+        back_up(file.parent / target, search_url)
     assert "\n" not in str(refused.value)
     assert list_files(file.parent) == before
 

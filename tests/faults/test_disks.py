@@ -11,8 +11,8 @@ from small_searches import (
     assert_all_trials_match,
     error_of,
     finish,
+    wait_for_message,
 )
-from test_outages import wait_for_message
 
 from search.backup import backup
 from studies.storage.open import open_storage

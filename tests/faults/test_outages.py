@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 import pytest
 from helpers import NO_SYNC, QUICK
 from hooks import HANG_TIMEOUT, Clock, Hooks
-from process_runner import query, wait_until, wait_until_running
+from process_runner import query, wait_until
 from services import PostgreSQL, SlowNetwork
 from small_searches import (
     BEATING,
@@ -22,6 +22,7 @@ from small_searches import (
     finish,
     list_checkpoints,
     stop,
+    wait_for_message,
 )
 
 from reports import cli as command_line
@@ -62,13 +63,6 @@ def search_url(server):
 @pytest.fixture
 def guarded_url(search_url):
     return search_url.replace("tester@", "tester:s3cret@")
-
-
-def wait_for_message(message, *workers, times=1):
-    """Wait until each worker has printed a message a number of times."""
-    wait_until_running(
-        workers, lambda: all(worker.output.count(message) >= times for worker in workers)
-    )
 
 
 # ------------------------------------------------------------------ during training
@@ -237,7 +231,7 @@ def test_start_waits_for_a_stopped_server(server, search, guarded_url, runner, a
         return runner.start(program, study, *common, hooks=Hooks(report=False))
 
     for begin in (
-        lambda: search("--name=stored", "--workers=2", url=guarded_url, **ONE),
+        lambda: search("--name=stored", url=guarded_url, **ONE),
         lambda: search("--name=stored", url=guarded_url, **ONE),
         lambda: start("run_search.py", "stored"),
         lambda: start("refine.py", str(refinement)),

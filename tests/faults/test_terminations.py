@@ -6,6 +6,8 @@ import psycopg
 import pytest
 import sqlalchemy
 from helpers import QUICK, TINY
+from process_runner import query
+from small_searches import STATES
 from sqlalchemy.engine import Engine
 from test_killed_writers import SOURCE
 
@@ -39,21 +41,15 @@ def ended_at(url, number):
 
 
 @pytest.mark.extended
-def test_connection_ended_at_any_statement_ends_no_search(postgresql_url, text, tmp_path):
-    """At every seventh, from the one that finds the tables to the last, when all is finished."""
+def test_connection_ended_at_any_statement_ends_no_search(postgresql_url, text, artifacts):
+    """At every eleventh, from the one that finds the tables to the last, when all is finished."""
     overrides = tuple(f"{name.replace('_', '.', 1)}={value}" for name, value in SOURCE.items())
     overrides += tuple(option.removeprefix("--set=") for option in TINY)
-    count = 0
-    for number in range(1, 1000, 7):
-        count += 1
+    places = {"corpus": str(text), "artifacts": str(artifacts)}
+    for number in range(1, 1000, 11):
+        name = f"study-{number}"
         options = RunOptions(
-            QUICK,
-            postgresql_url,
-            name=f"study-{number}",
-            corpus=str(text),
-            overrides=overrides,
-            threads=1,
-            artifacts=str(tmp_path),
+            QUICK, postgresql_url, name=name, overrides=overrides, threads=1, **places
         )
         with ended_at(postgresql_url, number) as reached:
             result = run_workers(options)
@@ -62,6 +58,5 @@ def test_connection_ended_at_any_statement_ends_no_search(postgresql_url, text, 
         if not reached:
             break
     assert number > 30
-    with psycopg.connect(postgresql_url.replace("+psycopg", "")) as connection:
-        states = "SELECT state, count(*) FROM trials GROUP BY 1"
-        assert connection.execute(states).fetchall() == [("COMPLETE", 2 * count)]
+    assert query(postgresql_url, STATES) == [("COMPLETE",)]
+    assert query(postgresql_url, "SELECT count(*) FROM trials") == [(number // 11 * 2 + 2,)]
