@@ -54,17 +54,17 @@ def source(tmp_path, artifacts):
 def test_killed_copy_shows_nothing_and_the_next_one_removes_what_it_left(
     start, end, source, url, tmp_path, artifacts, is_within_files
 ):
-    """Killed after the first file is copied, or before the commit."""
+    """Killed after the first file is copied, or within the transaction."""
     before, files, copies = dump(source), list_files(artifacts), tmp_path / "copies"
     places = ("--artifacts", str(artifacts), "--artifacts-to", str(copies))
     copy = ("copy", "made", "--storage", source, "--to", url, *places)
     if is_within_files:
         end(*copy, calls=CallGate(tmp_path / "gate", "studies.study_files:_digest"))
     else:
-        end(*copy, statements=StatementGate(tmp_path / "gate", "COMMIT"))
+        end(*copy, statements=StatementGate(tmp_path / "gate", "INSERT INTO trials"))
     assert query(url, COUNT) == [(0,)]
     left = list_files(copies)
-    assert len(left) == (2 if is_within_files else 7)
+    assert len(left) == (2 if is_within_files else 8)
     assert "4 trials, 8 intermediate values, 7 files" in finish(start(*copy))
     assert dump(url)["trial_intermediate_values"] == before["trial_intermediate_values"]
     assert (dump(source), list_files(artifacts)) == (before, files)
