@@ -53,7 +53,7 @@ def mapped_files(pid, folder):
 @pytest.mark.extended
 @pytest.mark.skipif(sys.platform != "linux", reason="lists the maps of a process")
 def test_no_text_checkpoint_or_weights_are_mapped(
-    search, held, new_gate, sqlite_url, corpus, tmp_path
+    search, held, new_gate, sqlite_url, corpus, artifacts, tmp_path
 ):
     """A file that is cut while a process has mapped it would end the process by SIGBUS."""
     settings = ONE | {"tokenizer": "'bpe:270'", "corpus": corpus}
@@ -64,7 +64,7 @@ def test_no_text_checkpoint_or_weights_are_mapped(
         stop(worker)
     assert "resumes from step" in worker.output
     finish(search(keep, **settings))
-    best = rnn_search.load("quick", storage=sqlite_url).best
+    best = rnn_search.load("quick", storage=sqlite_url, artifacts=str(artifacts)).best
     assert best.sample("The ", length=5)
     assert best.network() is not None
     assert mapped_files(os.getpid(), tmp_path) == set()
