@@ -8,7 +8,6 @@ from typing import get_args
 from helpers import study_attributes
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
-from optuna_dashboard import save_note
 from process_runner import query
 
 from studies.artifacts import ArtifactKind
@@ -44,6 +43,8 @@ def create(url, name="made", **settings):
 
 def create_with_everything(url, folder, name="made"):
     """Store a study with a complete, diverged, failed and waiting trial, and all its files."""
+    from optuna_dashboard import save_note  # takes seconds, in each process that imports this file
+
     study_id = create(url, name)
     with closing(open_storage(url)) as storage:
         trial_ids = [storage.claim(study_id, "w/1/t") for _ in range(4)]

@@ -49,9 +49,6 @@ def test_lease_is_read_with_unknown_fields_and_belongs_to_no_claim_if_it_is_unre
         assert (lease.worker, lease.seconds) == ("unreadable", 120), stored
 
 
-# ------------------------------------------------------------------ storage
-
-
 @pytest.fixture
 def storage(url):
     with closing(open_storage(url)) as storage:
@@ -59,22 +56,21 @@ def storage(url):
         yield storage
 
 
-def damage(storage, trial_id, stored):
+def change_lease(storage, trial_id, change):
+    """Store what a function returns for the lease of a trial."""
+    attributes = TRIAL_SYSTEM_ATTRS.c
+    of_lease = (attributes.trial_id == trial_id) & (attributes.key == LEASE)
     with storage.transaction() as connection:
-        connection.execute(
-            sa.text(
-                "UPDATE trial_system_attributes SET value_json = :stored "
-                "WHERE trial_id = :trial_id AND key = 'lease'"
-            ),
-            {"stored": stored, "trial_id": trial_id},
-        )
+        lease = connection.scalar(sa.select(attributes.value_json).where(of_lease))
+        update = TRIAL_SYSTEM_ATTRS.update().where(of_lease)
+        connection.execute(update.values(value_json=change(lease)))
 
 
 @pytest.mark.parametrize("stored", ["not JSON", None])
 def test_unreadable_lease_concerns_its_own_trial_only(storage, stored):
     study_id = 1
     damaged, alive = storage.claim(study_id, "old/1"), storage.claim(study_id, "me/1")
-    damage(storage, damaged, stored)
+    change_lease(storage, damaged, lambda _: stored)
     (third,) = storage.claim_matching(alive, "me/1", 1, [])
     lost = storage.flush([PendingWrite(trial_id, "me/1", {1: 2.0}) for trial_id in (alive, third)])
     assert lost == []
@@ -87,7 +83,7 @@ def test_unreadable_lease_concerns_its_own_trial_only(storage, stored):
     for now in (0.0, 60.0):
         assert storage.expire_leases(study_id, monitor, lambda now=now: now) == []
         storage.heartbeat(alive, "me/1")
-    damage(storage, damaged, "changed, as by a heartbeat")
+    change_lease(storage, damaged, lambda _: "changed, as by a heartbeat")
     for now in (120.0, 180.0):
         assert storage.expire_leases(study_id, monitor, lambda now=now: now) == []
         storage.heartbeat(alive, "me/1")
@@ -124,88 +120,37 @@ def test_wall_clocks_neither_expire_nor_extend_a_lease(storage, monkeypatch):
     assert expired == [[], [], [trial_id]]
 
 
-# ------------------------------------------------------------------ workers as they are shown
-
-
-def workers_of(storage):
-    with storage.reading() as connection:
-        return read_active_workers(connection, 1)
-
-
-def shift_time(storage, trial_id, seconds):
-    """Have the database have heard of a worker at another time."""
-    attributes = TRIAL_SYSTEM_ATTRS.c
-    of_lease = (attributes.trial_id == trial_id) & (attributes.key == LEASE)
-    with storage.transaction() as connection:
-        query = TRIAL_SYSTEM_ATTRS.select().with_only_columns(attributes.value_json)
-        lease = json.loads(connection.scalar(query.where(of_lease)))
-        lease[HEARD] = seconds if isinstance(seconds, str) else lease[HEARD] + seconds
-        update = TRIAL_SYSTEM_ATTRS.update().where(of_lease)
-        connection.execute(update.values(value_json=json.dumps(lease)))
-
-
 def test_workers_are_listed_with_their_trials_the_longest_silent_first(storage):
     for worker in ("node1/17", "node1/17", "node2/5"):
         storage.claim(1, f"{worker}/token")
-    shift_time(storage, 3, -95)
-    silent, other = workers_of(storage)
+    plain = load_study(storage, "small").ask()
+
+    def list_workers(shift):
+        """Have the database have heard of the worker of trial 2 earlier, by its own clock."""
+        change_lease(
+            storage, 3, lambda lease: json.dumps(json.loads(lease) | {HEARD: shift(lease)})
+        )
+        with storage.reading() as connection:
+            return read_active_workers(connection, 1)
+
+    def earlier(seconds):
+        return lambda lease: json.loads(lease)[HEARD] - seconds
+
+    silent, other, optuna = list_workers(earlier(95))
     assert (silent.name, silent.host, silent.trials) == ("node2/5", "node2", (2,))
     assert (other.name, other.host, other.trials) == ("node1/17", "node1", (0, 1))
-    assert silent.silent_seconds >= 95
+    assert (optuna.name, optuna.host, optuna.trials) == (None, None, (plain.number,))
+    assert 95 <= silent.silent_seconds < 95 + 600
     assert 0 <= other.silent_seconds < silent.silent_seconds
     assert silent.description.startswith("node2/5 holds trial 2, last heard of ")
+    assert "a program without a lease" in optuna.description
     assert silent.as_json()["lease_seconds"] == 120
-
-
-def test_silence_is_shown_whatever_the_clock_does(storage):
-    storage.claim(1, "node1/17/token")
-    for shift, silence in ((-1000, 1000), (3600, 0)):
-        shift_time(storage, 1, shift)
-        (worker,) = workers_of(storage)
-        assert silence <= worker.silent_seconds < silence + 600
-        is_long = worker.description.endswith("min ago, longer than its lease of 2.0 min")
-        assert is_long == worker.is_expired == (silence > 0)
-    storage.heartbeat(1, "node1/17/token")  # is dated anew
-    shift_time(storage, 1, -95)
-    assert workers_of(storage)[0].silent_seconds >= 95
-    shift_time(storage, 1, "unknown")  # as that of an earlier version
-    (worker,) = workers_of(storage)
-    assert worker.silent_seconds is None
-    assert worker.description == "node1/17 holds trial 0"
-
-
-def test_trial_of_plain_optuna_has_no_worker_and_does_not_expire(storage):
-    trial = load_study(storage, "small").ask()
-    (worker,) = workers_of(storage)
-    assert (worker.name, worker.host, worker.trials) == (None, None, (trial.number,))
-    assert "a program without a lease" in worker.description
-    monitor = LeaseMonitor()
-    for now in range(0, 1000, 100):
-        assert storage.expire_leases(1, monitor, lambda now=now: float(now)) == []
-    storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.0])
-    assert workers_of(storage) == []
-
-
-# ------------------------------------------------------------------ cost of a claim
-
-
-def test_claim_reads_only_the_trial_that_it_claims(sqlite_url):
-    """According to the query plan, an index leads to the row."""
-    storage, statements = open_storage(sqlite_url), []
-    study_id = create_small_study(storage, 50)
-    sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: statements.append(a[2:4]))
-    storage.claim(study_id, "me", exclude=[3, 4])
-    (claim,) = [each for each in statements if "ORDER BY trials.number" in each[0]]
-    with storage.engine.begin() as connection:
-        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {claim[0]}", claim[1]).all()
-    steps = [row[3] for row in plan]
-    assert any("ix_trials_study_id_state_number (study_id=? AND state=?)" in s for s in steps)
-    assert not any("TEMP B-TREE" in step or step.startswith("SCAN trial") for step in steps)
-
-
-def test_missing_claim_index_is_created(storage, url):
-    with storage.transaction() as connection:
-        connection.execute(sa.text("DROP INDEX ix_trials_study_id_state_number"))
-    open_storage(url)
-    names = {index["name"] for index in sa.inspect(storage.engine).get_indexes("trials")}
-    assert "ix_trials_study_id_state_number" in names
+    (silent, *_) = list_workers(earlier(900))
+    assert silent.is_expired
+    assert silent.description.endswith("min ago, longer than its lease of 2.0 min")
+    ahead = next(each for each in list_workers(earlier(-3600)) if each.host == "node2")
+    assert (ahead.silent_seconds, ahead.is_expired) == (0, False)
+    storage.heartbeat(3, "node2/5/token")  # is dated anew
+    assert list_workers(earlier(95))[0].silent_seconds >= 95
+    unknown = next(each for each in list_workers(lambda _: "x") if each.host == "node2")
+    assert (unknown.silent_seconds, unknown.description) == (None, "node2/5 holds trial 2")

@@ -2,86 +2,54 @@
 
 import contextlib
 import itertools
-import json
-import os
+import multiprocessing
 import pickle
 import sqlite3
 import subprocess
 import sys
-import threading
 
 import optuna
 import pytest
 import sqlalchemy as sa
-from helpers import create_small_study, open_and_count, run_simultaneously, wait_for_others
-from hooks import HANG_TIMEOUT
+from helpers import create_small_study, run_simultaneously, wait_for_others
 from managed_studies import list_files
 from optuna.distributions import CategoricalDistribution
 from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _VersionManager
 from optuna.trial import TrialState
-from process_runner import query
-from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from studies.attributes import Failure
 from studies.cli import run_with_exit_code
 from studies.errors import LeaseLostError, StorageError
 from studies.storage.counts import best_trial_ids, count_trials
 from studies.storage.create_study import PlannedTrial, create_study
-from studies.storage.open import _LockHeldError, load_study, open_storage, read_storage
+from studies.storage.leases import LeaseMonitor
+from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.retry import error_message, is_outage, is_transient
+from studies.storage.trial_progress import ProgressReader
 
 
-def ask_and_tell(url: str, times: int) -> list[int]:
-    study = load_study(open_storage(url), "small")
-    numbers = []
-    for _ in range(times):
+def create_and_train(url: str, is_first: bool) -> list[int]:
+    """Create a storage with others; return the numbers of the trials that plain Optuna trains."""
+    storage, numbers = open_storage(url), []
+    assert storage.get_all_studies() == []
+    wait_for_others()
+    if is_first:
+        create_small_study(storage, 24)
+    for _ in range(6):
         wait_for_others()
+        study = load_study(storage, "small")
         trial = study.ask()
         numbers.append(trial.number)
         study.tell(trial, 0.0)
     return numbers
 
 
-def test_plain_optuna_claims_each_trial_once(url):
-    """Unmodified Optuna gives some waiting trials to two processes on SQLite."""
-    create_small_study(open_storage(url), 24)
-    asked = run_simultaneously(ask_and_tell, [(url, 6)] * 4)
+def test_processes_create_a_storage_together_in_which_plain_optuna_claims_each_trial_once(url):
+    """Optuna's own storage gives some waiting trials to two processes on SQLite."""
+    asked = run_simultaneously(create_and_train, [(url, place == 0) for place in range(4)])
     assert sorted(itertools.chain.from_iterable(asked)) == list(range(24))
-
-
-def test_storage_is_created_by_concurrent_processes(url):
-    assert run_simultaneously(open_and_count, [(url,)] * 4) == [0] * 4
-    study = optuna.create_study(storage=url)  # plain Optuna accepts it
-    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
-
-
-def test_incomplete_storage_is_never_used_by_a_second_process(url, monkeypatch):
-    """The second arrives when tables exist, but no version: it creates another file, or waits."""
-    counts, second_settled = [], threading.Event()
-
-    def open_second():
-        counts.append(open_and_count(url))
-        second_settled.set()
-
-    second = threading.Thread(target=open_second)
-    init_version, init_error = _VersionManager.__init__, _LockHeldError.__init__
-
-    def start_second(self, *args):
-        if not second.ident:
-            second.start()
-            assert second_settled.wait(HANG_TIMEOUT)
-        init_version(self, *args)
-
-    def report_wait(self):
-        second_settled.set()
-        init_error(self)
-
-    monkeypatch.setattr(_VersionManager, "__init__", start_second)
-    monkeypatch.setattr(_LockHeldError, "__init__", report_wait)
-    first = open_and_count(url)
-    second.join(HANG_TIMEOUT)
-    assert (first, counts) == (0, [0])
+    optuna.create_study(storage=url).optimize(lambda trial: trial.suggest_float("x", 0, 1), 2)
 
 
 def test_plain_optuna_reads_complete_and_pruned_trials(url):
@@ -95,7 +63,7 @@ def test_plain_optuna_reads_complete_and_pruned_trials(url):
     after = optuna.create_study().ask()._cached_frozen_trial.datetime_start
     paused = storage.claim(study_id, "me")
     storage.pause(paused, "me", {"rung": 20}, {10: 3.0})
-    ((since,),) = query(url, "SELECT value_json FROM trial_system_attributes WHERE key = 'paused'")
+    since = storage.get_trial(paused).system_attrs["paused"]
     assert storage.prune_paused(study_id, 2, {paused: {"reason": "far off"}}) == [paused]
     trial, pruned = optuna.load_study(study_name="small", storage=url).trials
     assert (trial.state, trial.value, trial.params) == (TrialState.COMPLETE, 1.5, {"x": 0})
@@ -104,47 +72,37 @@ def test_plain_optuna_reads_complete_and_pruned_trials(url):
     assert trial.datetime_start <= before <= trial.datetime_complete <= after, "naive UTC"
     assert (pruned.state, pruned.value) == (TrialState.PRUNED, None)
     assert pruned.user_attrs == {"rung": 20, "reason": "far off"}
-    assert pruned.datetime_complete.isoformat() == json.loads(since)
+    assert pruned.datetime_complete.isoformat() == since
     optuna.create_study().add_trial(pruned)  # refuses one that contradicts itself
 
 
 def test_trials_match_if_they_have_the_same_parameters_with_the_same_values(url):
     """As in a union of grids: some have no momentum, or no size."""
-    storage = open_storage(url)
-    distributions = {
-        "cell": CategoricalDistribution(("gated", "lstm")),
-        "size": CategoricalDistribution((32, 256)),
-        "momentum": CategoricalDistribution((0.5, 0.9)),
-    }
+    storage, values = open_storage(url), {"cell": ("a", "b"), "size": (32, 256), "momentum": (0.5,)}
     trials = [
-        {"cell": "gated", "size": 32},
-        {"cell": "gated", "size": 32, "momentum": 0.5},
-        {"cell": "gated", "size": 32, "momentum": 0.9},
-        {"cell": "gated", "size": 32},
-        {"cell": "gated"},
-        {"cell": "gated", "size": 256},
-        {"cell": "lstm", "size": 32},
-        {"cell": "gated", "size": 32, "momentum": 0.5},
-        {"cell": "gated"},
+        {"cell": "a", "size": 32},
+        {"cell": "a", "size": 32, "momentum": 0.5},
+        {"cell": "a", "size": 32},
+        {"cell": "a"},
+        {"cell": "a", "size": 256},
+        {"cell": "b", "size": 32},
+        {"cell": "a", "size": 32, "momentum": 0.5},
+        {"cell": "a"},
     ]
-    create_study(storage, "union", "loss", {}, distributions, [*map(PlannedTrial, trials)])
-    study_id = load_study(storage, "union")._study_id
+    choices = {name: CategoricalDistribution(each) for name, each in values.items()}
+    create_study(storage, "union", "loss", {}, choices, [*map(PlannedTrial, trials)])
 
-    def claim_numbers(parameters):
-        first = storage.claim(study_id, "me/1")
-        trial_ids = [first, *storage.claim_matching(first, "me/1", 99, parameters)]
-        return [trial_id - 1 for trial_id in trial_ids]
+    def claim_numbers(*parameters):
+        first = storage.claim(1, "me/1")
+        return [first - 1, *(i - 1 for i in storage.claim_matching(first, "me/1", 9, parameters))]
 
-    names = ["cell", "size", "momentum", "unknown"]
-    assert claim_numbers(names) == [0, 3]
-    assert claim_numbers(names) == [1, 7]
-    assert claim_numbers(["cell", "size"]) == [2]
-    assert claim_numbers(names) == [4, 8]
-    assert claim_numbers(["size"]) == [5]
-    assert claim_numbers(names) == [6]
-    storage.requeue(6, "me/1", Failure.LEASE_EXPIRED)
+    assert claim_numbers(*values, "unknown") == [0, 2]
+    assert claim_numbers("cell", "size") == [1, 6]
+    assert claim_numbers(*values) == [3, 7]
+    assert claim_numbers("size") == [4]
+    storage.requeue(5, "me/1", Failure.LEASE_EXPIRED)
     with pytest.raises(LeaseLostError):
-        storage.claim_matching(6, "me/1", 9, [])
+        storage.claim_matching(5, "me/1", 9, [])
 
 
 def test_unpickled_storage_begins_as_a_writer(sqlite_url):
@@ -156,44 +114,22 @@ def test_unpickled_storage_begins_as_a_writer(sqlite_url):
     assert statements[0] == "BEGIN IMMEDIATE"
 
 
-def test_connection_is_retried_while_the_server_has_too_many(postgresql_url, monkeypatch):
-    psycopg = pytest.importorskip("psycopg")
-    storage = pickle.loads(pickle.dumps(open_storage(postgresql_url)))
-    connect, refusals = storage.engine.dialect.connect, [1, 2, 3]
-
-    def connect_to_full_server(*args, **kwargs):
-        if refusals:
-            refusals.pop()
-            raise psycopg.OperationalError("FATAL:  sorry, too many clients already")
-        return connect(*args, **kwargs)
-
-    monkeypatch.setattr(storage.engine.dialect, "connect", connect_to_full_server)
-    assert create_small_study(storage, 2) == 1
-    assert not refusals
-
-
-@pytest.fixture
-def end_connection(postgresql_server):
-    """Return a function that has the server end a connection, as an administrator does."""
+def test_connection_that_is_lost_is_an_outage(
+    postgresql_server, postgresql_url, monkeypatch, capsys, caplog
+):
+    """As Optuna reads trials, it sends another statement, and logs warnings that hide the cause."""
 
     def end(connection):
+        """Have the server end a connection, as an administrator does."""
         pid = connection.info.backend_pid
         postgresql_server.execute(f"SELECT pg_terminate_backend({pid}, 600000)")
 
-    return end
-
-
-def test_connection_that_is_lost_while_optuna_reads_trials_is_an_outage(
-    postgresql_url, end_connection, capsys, caplog
-):
-    """Optuna sends another statement over it, and logs warnings that hide the cause."""
-    storage = open_storage(postgresql_url)
-    create_small_study(storage, 2)
-
     def end_before_reading(connection, cursor, statement, *parameters):
         if "FROM trials" in statement:
-            end_connection(cursor.connection)
+            end(cursor.connection)
 
+    storage = open_storage(postgresql_url)
+    create_small_study(storage, 2)
     sa.event.listen(storage.engine, "before_cursor_execute", end_before_reading)
     with pytest.raises(Exception) as raised:  # noqa: PT011  # its type is what is tested
         storage.get_trials(1, [1, 2])
@@ -206,26 +142,14 @@ def test_connection_that_is_lost_while_optuna_reads_trials_is_an_outage(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: storage failed (")
     assert not caplog.messages
-
-
-def test_connection_that_is_lost_as_it_is_established_is_an_outage(
-    postgresql_url, end_connection, monkeypatch
-):
-    read_level = psycopg_dialect.PGDialect_psycopg.get_default_isolation_level
-
-    def end_and_read_level(dialect, connection):
-        end_connection(connection)
-        return read_level(dialect, connection)
-
-    monkeypatch.setattr(
-        psycopg_dialect.PGDialect_psycopg, "get_default_isolation_level", end_and_read_level
-    )
+    # As it is established.
+    monkeypatch.setattr(PGDialect_psycopg, "get_default_isolation_level", lambda _, each: end(each))
     with pytest.raises(StorageError, match="cannot be opened") as raised:
         open_storage(postgresql_url)
     assert is_outage(raised.value)
 
 
-def claim_in_forks(url: str) -> tuple[list[int], list[int]]:
+def claim_in_forks(url: str) -> list[int]:
     storage = open_storage(url)
     study_id = create_small_study(storage, 120)
 
@@ -237,25 +161,24 @@ def claim_in_forks(url: str) -> tuple[list[int], list[int]]:
         return claimed
 
     claimed = claim_pairs("parent")
-    reader, writer = os.pipe()
-    for child in range(4):
-        if not os.fork():
-            with contextlib.suppress(BaseException):
-                os.write(writer, (json.dumps(claim_pairs(f"child {child}")) + "\n").encode())
-                os._exit(0)
-            os._exit(1)
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    children = [
+        context.Process(target=lambda name=name: answers.put(claim_pairs(name))) for name in "abcd"
+    ]
+    for child in children:
+        child.start()
     claimed += claim_pairs("parent again")
-    codes = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(4)]
-    os.close(writer)
-    with os.fdopen(reader) as lines:
-        claimed += itertools.chain.from_iterable(map(json.loads, lines))
-    return codes, claimed
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+        claimed += answers.get()
+    return claimed
 
 
 def test_forked_processes_claim_each_trial_once(url):
     """Children use the object that their parent used before and continues to use."""
-    ((codes, claimed),) = run_simultaneously(claim_in_forks, [(url,)])
-    assert codes == [0] * 4
+    (claimed,) = run_simultaneously(claim_in_forks, [(url,)])
     assert len(set(claimed)) == len(claimed) > 100
 
 
@@ -268,57 +191,45 @@ def test_file_name_may_contain_special_characters(tmp_path, name):
     }
 
 
-def test_trials_outside_the_grid_are_ignored(url):
+def test_trials_of_plain_optuna_are_left_alone(url):
+    """They are neither claimed nor counted, and do not expire."""
     storage = open_storage(url)
     study_id = create_small_study(storage, 1)
-    study = load_study(storage, "small")
+    study, monitor = load_study(storage, "small"), LeaseMonitor()
+    reader = ProgressReader(storage, study_id, [])
+    trial_id = storage.claim(study_id, "me")
+    assert len(reader.read()) == 1
+    study.ask()
     study.enqueue_trial({"x": 0})
     study.add_trial(optuna.trial.create_trial(value=-1.0))
-    trial_id = storage.claim(study_id, "me")
-    assert storage.get_trial(trial_id).number == 0
     assert storage.claim(study_id, "me") is None
     assert best_trial_ids(storage, study_id, 1) == []
     storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {})
     assert best_trial_ids(storage, study_id, 1) == [trial_id]
-    assert count_trials(storage, study_id).planned == 1
-
-
-def test_reader_of_a_file_without_wal_mode_sees_new_trials(sqlite_url):
-    study = optuna.create_study(storage=sqlite_url, study_name="plain")
-    for count in range(3):
-        with contextlib.closing(read_storage(sqlite_url)) as reader:
-            assert len(load_study(reader, "plain").trials) == count
-            # An immutable connection would not see the changes of a writer.
-            assert "immutable" not in str(reader.engine.url)
-        study.optimize(lambda trial: 1.0, 1)
+    assert count_trials(storage, study_id).planned == len(reader.read()) == 1
+    for now in range(0, 1000, 100):
+        assert storage.expire_leases(study_id, monitor, lambda now=now: float(now)) == []
 
 
 # ------------------------------------------------------------------ reading and invalid storages
 
 
-def test_reading_creates_and_changes_no_file(sqlite_url, tmp_path):
+def test_reading_creates_and_changes_no_file_and_sees_what_another_process_writes(
+    sqlite_url, tmp_path
+):
     with pytest.raises(StorageError, match="does not exist: run a search first"):
         read_storage(sqlite_url)
     assert list_files(tmp_path) == {}
-    storage = open_storage(sqlite_url)
-    create_small_study(storage, 2)
-    storage.engine.dispose()
-    before = list_files(tmp_path)
-    assert list(before) == ["studies.db"]
-    reader = read_storage(sqlite_url)
-    assert len(load_study(reader, "small").trials) == 2
-    reader.engine.dispose()
-    assert list_files(tmp_path) == before
-
-
-def test_reader_of_an_unused_file_reads_what_another_process_writes_later(sqlite_url, tmp_path):
     writer = open_storage(sqlite_url)
     create_small_study(writer, 2)
     writer.engine.dispose()
-    assert list(list_files(tmp_path)) == ["studies.db"]
+    before = list_files(tmp_path)
+    assert list(before) == ["studies.db"]
     with contextlib.closing(read_storage(sqlite_url)) as reader:
         assert len(load_study(reader, "small").trials) == 2
-        writer = open_storage(sqlite_url)
+        reader.engine.dispose()
+        assert list_files(tmp_path) == before
+        assert len(load_study(reader, "small").trials) == 2
         create_small_study(writer, 300, "written")
         assert len(load_study(reader, "written").trials) == 300
         create_small_study(writer, 300, "merged")
@@ -343,12 +254,16 @@ def test_reading_keeps_the_locks_of_the_same_process(sqlite_url, tmp_path):
         assert "database is locked" in found.stderr
 
 
-def test_file_of_plain_optuna_is_switched_to_wal_mode_in_which_readers_see_a_worker(
+def test_file_of_plain_optuna_is_read_as_it_is_and_switched_to_wal_mode_by_a_writer(
     sqlite_url, tmp_path
 ):
-    optuna.create_study(storage=sqlite_url, study_name="plain").optimize(lambda trial: 1.0, 1)
+    study = optuna.create_study(storage=sqlite_url, study_name="plain")
+    for count in range(2):  # an immutable connection would not see the changes
+        with contextlib.closing(read_storage(sqlite_url)) as reader:
+            assert len(load_study(reader, "plain").trials) == count
+        study.optimize(lambda trial: 1.0, 1)
     storage = open_storage(sqlite_url)
-    assert len(load_study(storage, "plain").trials) == 1
+    assert len(load_study(storage, "plain").trials) == 2
     with contextlib.closing(sqlite3.connect(tmp_path / "studies.db")) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     study_id = create_small_study(storage, 2)
@@ -367,7 +282,6 @@ def test_file_of_plain_optuna_is_switched_to_wal_mode_in_which_readers_see_a_wor
         (None, b"", "not a database of studies"),
         (None, b"a text that is not a database\n" * 99, "not a database"),
     ],
-    ids=["tables", "schema", "empty", "text"],
 )
 def test_file_of_another_program_is_left_unchanged(tmp_path, statement, content, message):
     path = tmp_path / "other.db"
@@ -411,6 +325,15 @@ def test_invalid_url_is_reported_in_one_line_without_its_password():
                 opener(url)
             assert "s3cret" not in str(raised.value)
             assert "\n" not in str(raised.value)
+
+
+def test_missing_claim_index_is_created(url):
+    storage = open_storage(url)
+    with storage.transaction() as connection:
+        connection.execute(sa.text("DROP INDEX ix_trials_study_id_state_number"))
+    open_storage(url)
+    names = {index["name"] for index in sa.inspect(storage.engine).get_indexes("trials")}
+    assert "ix_trials_study_id_state_number" in names
 
 
 def test_storage_is_created_where_a_link_leads(tmp_path):

@@ -6,12 +6,12 @@ from functools import partial
 import pytest
 from helpers import DatabaseUse, create_small_study
 from optuna.distributions import CategoricalDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 
 from studies.attributes import AuditState, Failure
 from studies.storage.create_study import PlannedTrial, extend_study
 from studies.storage.curves import read_last_losses
-from studies.storage.open import load_study, open_storage
+from studies.storage.open import open_storage
 from studies.storage.trial_progress import ProgressReader, Rung
 from studies.storage.trial_rows import AuditDecision
 
@@ -40,17 +40,15 @@ def test_progress_contains_the_mean_losses_up_to_a_gap(sqlite_url):
     assert [trial.losses for trial in ProgressReader(storage, study_id, []).read()] == [[]]
 
 
-def test_new_trials_and_decisions_are_read_and_trials_of_plain_optuna_left_out(url):
+def test_new_trials_and_decisions_about_audited_trials_are_read(url):
     storage = open_storage(url)
     study_id = create_small_study(storage, 2)
     reader = ProgressReader(storage, study_id, RUNGS)
     assert len(reader.read()) == 2
-    load_study(storage, "small").add_trial(create_trial(value=1.0))
     choices = {"x": CategoricalDistribution(tuple(range(20)))}
     planned = [PlannedTrial({"x": 10}, is_audited=True)]
     assert extend_study(storage, study_id, {}, {}, choices, planned)
     trials = reader.read()
-    assert [trial.number for trial in trials] == [0, 1, 3]
     assert [trial.audit for trial in trials] == [None, None, AuditState()]
     decided = AuditState(rungs=3, pruned=True)
     decision = AuditDecision(AuditState(), decided)
@@ -59,33 +57,37 @@ def test_new_trials_and_decisions_are_read_and_trials_of_plain_optuna_left_out(u
     assert reader.read()[2].audit == decided
 
 
-def measure_reads(url, trials):
-    """Return the use of the database by a first read, by another, and by one after a log point."""
+def measure_worker(url, trials):
+    """Return statements and rows of all that a worker does once half of the trials have ended."""
     storage = open_storage(url)
     study_id = create_small_study(storage, trials, f"{trials} trials")
-    curve = dict.fromkeys(STEPS, 1.0)
-    for number in range(trials - 1):
-        trial_id = storage.claim(study_id, "me/1")
-        if number % 2:
-            storage.pause(trial_id, "me/1", {}, curve)
-        else:
-            storage.finish(trial_id, "me/1", TrialState.COMPLETE, 1.0, {}, curve)
-    running = storage.claim(study_id, "me/1")
-    reader, use = ProgressReader(storage, study_id, RUNGS), DatabaseUse(storage)
-    first, again = use.measure(reader.read), use.measure(reader.read)
-    storage.report(running, "me/1", {step: 1.0 for step in STEPS if step <= 20})
-    return first, again, use.measure(reader.read)
+    reader, end = ProgressReader(storage, study_id, RUNGS), (TrialState.COMPLETE, 1.0, {})
+    for _ in range(trials // 2):
+        finished = storage.claim(study_id, "me/1")
+        storage.finish(finished, "me/1", *end, dict.fromkeys(STEPS, 1.0))
+    reader.read()
+    use, claimed = DatabaseUse(storage), []
+
+    def claim(**which):
+        claimed.append(storage.claim(study_id, "me/2", **which))
+
+    yield use.measure(claim)
+    yield use.measure(lambda: storage.report(claimed[0], "me/2", {10: 1.0, 20: 2.0}))
+    statements, rows = use.measure(reader.read)
+    yield statements, rows - trials  # besides the state of each trial
+    yield use.measure(lambda: storage.pause(claimed[0], "me/2", {"rung": 20}, {20: 1.0}))
+    yield use.measure(lambda: claim(paused_ids=[claimed[0]]))
+    yield use.measure(lambda: storage.requeue(claimed[0], "me/2", Failure.INTERRUPTED))
+    yield use.measure(claim)
+    yield use.measure(lambda: storage.finish(claimed[0], "me/2", *end))
+    assert claimed == 3 * [claimed[0]]
 
 
-def test_curves_that_have_not_changed_are_not_read_again(sqlite_url):
-    measured = {trials: measure_reads(sqlite_url, trials) for trials in (20, 60)}
-    for trials, (first, again, after) in measured.items():
-        assert first[1] > trials * (1 + len(RUNGS)), "each loss at a rung"
-        assert again[1] == trials, "of each trial, in what state it is"
-        assert after[1] == trials + 1, "and the loss of the trial that has reached a rung"
-        assert again[0] <= first[0]
-    few, many = ([statements for statements, _ in reads] for reads in measured.values())
+def test_statements_and_rows_of_a_worker_do_not_depend_on_the_number_of_trials(sqlite_url):
+    """Curves that have not changed are not read again."""
+    few, many = ([*measure_worker(sqlite_url, trials)] for trials in (20, 100))
     assert few == many
+    assert few[2][1] == 1, "the loss of the trial that has reached a rung"
 
 
 def test_last_losses_are_read_without_the_curves(sqlite_url):
@@ -107,30 +109,3 @@ def test_last_losses_are_read_without_the_curves(sqlite_url):
     assert losses[0] == 1.0
     assert losses[1] != losses[1], "not a number"
     assert losses[2] is None
-
-
-def test_statements_and_rows_of_a_worker_do_not_depend_on_the_number_of_trials(sqlite_url):
-    """A claim, a report, a pause, a resumption, a requeue and an end."""
-
-    def measure(trials):
-        storage = open_storage(sqlite_url)
-        study_id = create_small_study(storage, trials, f"{trials} trials")
-        for _ in range(trials // 2):
-            finished = storage.claim(study_id, "me/1")
-            storage.finish(finished, "me/1", TrialState.COMPLETE, 1.0, {}, {10: 1.0})
-        use, claimed = DatabaseUse(storage), []
-
-        def claim(**which):
-            claimed.append(storage.claim(study_id, "me/2", **which))
-
-        yield use.measure(claim)
-        yield use.measure(lambda: storage.report(claimed[0], "me/2", {10: 1.0, 20: 2.0}))
-        yield use.measure(lambda: storage.pause(claimed[0], "me/2", {"rung": 20}, {20: 1.0}))
-        yield use.measure(lambda: claim(paused_ids=[claimed[0]]))
-        yield use.measure(lambda: storage.requeue(claimed[0], "me/2", Failure.INTERRUPTED))
-        yield use.measure(claim)
-        end = TrialState.COMPLETE, 1.0, {"seconds": 1.0}
-        yield use.measure(lambda: storage.finish(claimed[0], "me/2", *end))
-        assert claimed == 3 * [claimed[0]]
-
-    assert [*measure(40)] == [*measure(400)]
