@@ -2,9 +2,7 @@
 
 import json
 import sqlite3
-import threading
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import closing
 
 import optuna
 import pytest
@@ -15,24 +13,12 @@ from optuna_dashboard import get_note
 from process_runner import query
 
 from search.status import read_status
+from studies import errors
 from studies.attributes import EARLIER_FAILURES
-from studies.errors import (
-    ArtifactsError,
-    ConfigError,
-    StudiesError,
-    StudyDeletedError,
-    StudyExistsError,
-    StudyFormatError,
-    StudyHeldError,
-    StudyNotFoundError,
-)
 from studies.loader import read_study_record
 from studies.management import StudyManager
-from studies.storage import study_changes
-from studies.storage.leases import Lease
 from studies.storage.open import load_study, open_storage
 from studies.storage.presence import StudyIdentity
-from studies.storage.queue import dequeue, waiting_query
 from studies.study_copier import copy_study
 from studies.study_files import StudyStores
 from studies.study_list import list_studies
@@ -52,23 +38,17 @@ def manager(url, folder):
     return StudyManager(url, str(folder))
 
 
-TO_SERVER = pytest.param("to PostgreSQL", marks=pytest.mark.extended)
-
-
-@pytest.fixture(params=["to SQLite", TO_SERVER, "to the same"])
-def target(request, url, tmp_path):
-    """URL of the storage to copy to."""
-    if request.param == "to the same":
-        return url
-    if request.param == "to SQLite":
-        return f"sqlite:///{tmp_path}/copies.db"
-    return request.getfixturevalue("postgresql_server").new_database()
-
-
 # ------------------------------------------------------------------ copies
 
 
-def test_copy_has_every_row_and_file_of_the_study(manager, url, folder, target, tmp_path):
+@pytest.mark.parametrize(
+    "kind", ["the same", "SQLite", pytest.param("PostgreSQL", marks=pytest.mark.extended)]
+)
+def test_copy_has_every_row_and_file_of_the_study(manager, url, folder, kind, request, tmp_path):
+    target = {"the same": url, "SQLite": f"sqlite:///{tmp_path}/copies.db"}.get(kind)
+    target = target or request.getfixturevalue("postgresql_server").new_database()
+    with closing(open_storage(target)) as storage:
+        create_small_study(storage, 10, "other")  # ids of trials differ
     before, files = dump(url), list_files(folder)
     result = copy_study(manager, "made", target, "copied", str(tmp_path / "copies"))
     assert result.files.count == 7
@@ -80,7 +60,6 @@ def test_copy_has_every_row_and_file_of_the_study(manager, url, folder, target, 
     changed = {"study_user_attributes", "study_system_attributes", "trial_system_attributes"}
     for table in before.keys() - changed:
         assert copied[table] == before[table], table
-    assert (("artifact_folder", f'"{new}"')) in copied["study_user_attributes"]
     assert len(copied["study_user_attributes"]) == len(before["study_user_attributes"])
     # The copy has no report yet.
     assert len(copied["study_system_attributes"]) == len(before["study_system_attributes"]) - 1
@@ -93,54 +72,11 @@ def test_copy_has_every_row_and_file_of_the_study(manager, url, folder, target, 
         (key,) = (key for key in keys if key.startswith("artifacts:"))
         assert found.pop(key.removeprefix("artifacts:")) == content
     assert not found
-
-
-def test_copy_keeps_the_notes_of_trials_whose_ids_differ(manager, target):
-    with closing(open_storage(target)) as storage:
-        create_small_study(storage, 10, "other")
-    copy_study(manager, "made", target, "copied")
     with closing(open_storage(target)) as storage:
         study = load_study(storage, "copied")
         assert get_note(study) == "a note of the study"
-        trial_id = study.get_trials(deepcopy=False)[0]._trial_id
-        attributes = storage.get_study_system_attrs(study._study_id)
-        assert attributes[f"dashboard:{trial_id}:note_str:0"] == "a note of trial 0"
-
-
-def test_copy_that_is_refused_leaves_nothing(manager, url, tmp_path):
-    target, copies = f"sqlite:///{tmp_path}/copies.db", str(tmp_path / "copies")
-    create(target, "taken")
-    create_small_study(open_storage(url), 3, "plain")
-    with pytest.raises(StudyExistsError):
-        copy_study(manager, "made", target, "taken", copies)
-    new = f"sqlite:///{tmp_path}/new.db"
-    with pytest.raises(ArtifactsError, match="is not writable"):
-        copy_study(manager, "made", new, "copied", f"{copies}/deeper")
-    with pytest.raises(StudyFormatError, match="no schema version"):
-        copy_study(manager, "plain", new)
-    assert query(target, "SELECT count(*) FROM studies") == [(1,)]
-    assert not (tmp_path / "copies").exists()
-    assert not (tmp_path / "new.db").exists()
-
-
-@pytest.mark.parametrize(
-    ("statement", "message"),
-    [
-        ("UPDATE trials SET state = 'x' WHERE number = 2", "damaged .trial 2: its state is 'x'"),
-        ("UPDATE trial_values SET value = 'x'", "cannot be written"),
-    ],
-)
-def test_copy_of_damaged_rows_to_a_server_leaves_nothing(
-    sqlite_url, folder, tmp_path, postgresql_url, statement, message
-):
-    create_with_everything(sqlite_url, folder)
-    with closing(sqlite3.connect(tmp_path / "studies.db")) as file, file:
-        file.execute(statement)
-    copies = str(tmp_path / "copies")
-    with pytest.raises(StudiesError, match=message):
-        copy_study(StudyManager(sqlite_url, str(folder)), "made", postgresql_url, None, copies)
-    assert query(postgresql_url, "SELECT count(*) FROM studies") == [(0,)]
-    assert list_files(copies) == {}
+        note = f"dashboard:{study.trials[0]._trial_id}:note_str:0"
+        assert storage.get_study_system_attrs(study._study_id)[note] == "a note of trial 0"
 
 
 def change_trial(monkeypatch, url):
@@ -163,19 +99,35 @@ def damage_file(monkeypatch, url):
     monkeypatch.setattr("studies.artifacts.atomic_write", write_less)
 
 
+def damage_rows(statement):
+    def damage(monkeypatch, url):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file, file:
+            file.execute(statement)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (change_trial, "changed while its files were copied"),
         (damage_file, "it changed, or its copy is damaged"),
+        (
+            damage_rows("UPDATE trials SET state = 'x' WHERE number = 2"),
+            "damaged .trial 2: its state is 'x'",
+        ),
+        (damage_rows("UPDATE trial_values SET value = 'x'"), "cannot be written"),
     ],
 )
-def test_copy_that_is_not_whole_is_undone(manager, url, tmp_path, monkeypatch, change, message):
-    change(monkeypatch, url)
-    target, copies = f"sqlite:///{tmp_path}/copies.db", str(tmp_path / "copies")
-    with pytest.raises(StudiesError, match=message):
-        copy_study(manager, "made", target, None, copies)
-    assert query(target, "SELECT count(*) FROM studies") == [(0,)]
+def test_copy_that_is_not_whole_is_undone(
+    sqlite_url, folder, tmp_path, postgresql_url, monkeypatch, change, message
+):
+    create_with_everything(sqlite_url, folder)
+    manager, copies = StudyManager(sqlite_url, str(folder)), str(tmp_path / "copies")
+    change(monkeypatch, sqlite_url)
+    with pytest.raises(errors.StudiesError, match=message):
+        copy_study(manager, "made", postgresql_url, None, copies)
+    assert query(postgresql_url, "SELECT count(*) FROM studies") == [(0,)]
     assert list_files(copies) == {}
 
 
@@ -209,33 +161,43 @@ def test_renamed_study_is_found_by_the_studies_that_derive_from_it(manager, url,
     assert json.loads(attributes["config"])["refinement"]["source"] == "better name"
 
 
-@pytest.mark.parametrize("operation", ["rename", "retry", "delete", "copy"])
-def test_operation_that_is_refused_changes_nothing(manager, url, folder, operation):
+def test_operation_that_is_refused_changes_nothing(manager, url, folder, tmp_path):
     create(url, "other")
-    operations = {
-        "rename": manager.rename,
-        "retry": lambda name, new: manager.retry(name, ["failed"]),
-        "delete": lambda name, new: manager.delete(name),
-        "copy": lambda name, new: copy_study(manager, name, None, new),
-    }
-    refused = [(StudyNotFoundError, "missing", "new")]
-    if operation in ("rename", "copy"):
-        refused += [(StudyExistsError, "made", "other"), (ConfigError, "made", "\x1b[1m")]
-    if operation == "rename":
-        refused += [(ConfigError, "made", "made"), (ConfigError, "made", " ")]
+    target = f"sqlite:///{tmp_path}/new.db"
+    operations = [
+        manager.rename,
+        lambda name, new: copy_study(manager, name, None, new),
+        lambda name, new: manager.retry(name, ["failed"]),
+        lambda name, new: manager.delete(name),
+    ]
     before, files = dump(url), list_files(folder)
-    for error, old, new in refused:
-        with pytest.raises(error):
-            operations[operation](old, new)
+    for operation in operations:
+        with pytest.raises(errors.StudyNotFoundError):
+            operation("missing", "new")
+    for operation in operations[:2]:
+        with pytest.raises(errors.StudyExistsError):
+            operation("made", "other")
+        with pytest.raises(errors.ConfigError):
+            operation("made", "\x1b[1m")
+    with pytest.raises(errors.ArtifactsError, match="is not writable"):
+        copy_study(manager, "made", target, None, str(tmp_path / "no" / "folder"))
     assert dump(url) == before
     with closing(open_storage(url)) as storage:
+        create_small_study(storage, 3, "plain")
         storage.claim(1, "node1/17/token", paused_ids=[4])
+    with pytest.raises(errors.StudyFormatError, match="no schema version"):
+        copy_study(manager, "plain", target)
     before = dump(url)
-    with pytest.raises(StudyHeldError, match=r"node1/17 holds trial 3, last heard of \d"):
-        operations[operation]("made", "new")
+    for operation in operations:
+        with pytest.raises(
+            errors.StudyHeldError, match=r"node1/17 holds trial 3, last heard of \d"
+        ):
+            operation("made", "new")
     assert dump(url) == before
     assert list_files(folder) == files
-    assert query(url, "SELECT study_name FROM studies ORDER BY study_id") == [("made",), ("other",)]
+    names = [name for (name,) in query(url, "SELECT study_name FROM studies ORDER BY study_id")]
+    assert names == ["made", "other", "plain"]
+    assert not (tmp_path / "new.db").exists()
 
 
 def test_worker_that_waits_works_on_under_the_new_name(manager, url):
@@ -272,22 +234,10 @@ def test_deletion_takes_all_rows_and_files_of_the_study_alone(manager, url, fold
     )
 
 
-def test_files_stay_while_a_copy_by_optuna_names_them(manager, url, folder):
-    optuna.copy_study(
-        from_study_name="made", from_storage=open_storage(url), to_storage=open_storage(url),
-        to_study_name="copy",
-    )  # fmt: skip
-    files = list_files(folder)
-    manager.delete("copy")
-    assert list_files(folder) == files
-    manager.delete("made")
-    assert list_files(folder) == {}
-
-
 def test_deletion_of_a_source_is_refused_unless_forced(manager, url):
     create(url, "derived", **REFINED)
     before = dump(url)
-    with pytest.raises(StudiesError, match="is the source of 'derived'"):
+    with pytest.raises(errors.StudiesError, match="is the source of 'derived'"):
         manager.delete("made")
     assert dump(url) == before
     manager.delete("made", force=True)
@@ -317,42 +267,7 @@ def test_damaged_study_and_one_of_plain_optuna_can_be_deleted(url):
     assert query(url, "SELECT count(*) FROM trials") == [(0,)]
 
 
-def test_claim_before_a_deletion_wins(url, folder):
-    create(url)
-    with closing(open_storage(url)) as storage, ThreadPoolExecutor() as pool:
-        with storage.transaction() as connection:
-            dequeue(connection, waiting_query(1), Lease("node2/5/token", 120))
-            deletion = pool.submit(StudyManager(url, str(folder)).delete, "made")
-            wait([deletion], 0.5)  # it waits for the transaction, or has not begun
-        with pytest.raises(StudyHeldError):
-            deletion.result()
-        assert len(storage.running_leases(1)) == 1
-
-
-def test_deletion_before_a_claim_wins(url, folder, monkeypatch):
-    create(url)
-    deleted, claimed = threading.Event(), threading.Event()
-    delete_rows = study_changes._delete_rows
-
-    def delete_and_hold(*args):
-        delete_rows(*args)
-        deleted.set()
-        claimed.wait(0.5)  # on SQLite a claim waits for the end of this transaction
-
-    monkeypatch.setattr(study_changes, "_delete_rows", delete_and_hold)
-    with closing(open_storage(url)) as storage, ThreadPoolExecutor() as pool:
-        storage.require_study(StudyIdentity(1, "made", "made-folder"))
-        deletion = pool.submit(StudyManager(url, str(folder)).delete, "made")
-        deleted.wait()
-        with suppress(StudyDeletedError):
-            assert storage.claim(1, "node2/5/token") is None
-        claimed.set()
-        deletion.result()
-        with pytest.raises(StudyDeletedError, match="study 'made' was deleted"):
-            storage.claim(1, "node2/5/token")
-
-
-# ------------------------------------------------------------------ retries
+# ------------------------------------------------------------------ retries and lists
 
 
 def test_retried_trial_keeps_what_it_was(manager, url):
@@ -378,12 +293,9 @@ def test_study_that_has_taken_a_planned_look_is_not_retried(manager, url):
     with closing(open_storage(url)) as storage:
         storage.set_study_user_attr(1, "looks", looks)
     before = dump(url)
-    with pytest.raises(StudiesError, match="has taken a planned look"):
+    with pytest.raises(errors.StudiesError, match="has taken a planned look"):
         manager.retry("made", ["failed"])
     assert dump(url) == before
-
-
-# ------------------------------------------------------------------ lists
 
 
 def test_list_shows_each_study_and_its_workers(manager, url, folder):
