@@ -13,12 +13,12 @@ from studies.loader import load_config_file
 from studies.space import observed_search_space
 
 SHIPPED = ("quick", "quick-refined", "stage-one-rates", "cells", "stage-one", "stage-two")
-SHIPPED += ("replicates", "baselines", "bptt-steps")
+SHIPPED += ("replicates", "baselines", "bptt-steps", *(ROOT / "docs/findings").glob("*.toml"))
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, *map(str, (ROOT / "docs/findings").glob("*.toml"))])
+@pytest.mark.parametrize("name", SHIPPED, ids=str)
 def test_shipped_configs_are_valid_and_use_the_embedded_corpus(name):
-    config = load_config_file(name).resolve()
+    config = load_config_file(str(name)).resolve()
     assert config.corpus == "stdlib"
     assert config.question
 
@@ -51,27 +51,17 @@ def test_quick_has_all_combinations_of_the_switches_at_three_learning_rates():
         ("space.replicate=[0, 1]", ["rnn-search refine replicates --set", "seed = 1"]),
         ("training.steps=10", ["--set", "log_every is 50 and steps 10", "at most"]),
         ("space.training.warmup_steps=[10001]", ["warmup_steps is 10001 and training.steps 10000"]),
-        ("space.layers=[]", ["space.layers is []", "at least one value"]),
         ("space.layers=[1, 1]", ["space.layers is [1, 1]", "distinct values"]),
         ("space.state_size=[99999999999]", ["state_size.0 is 99999999999", "65536"]),
-        ("training.learning_rate=inf", ["learning_rate is inf", "finite"]),
-        ("seed=4294967296", ["seed is 4294967296", "4294967296"]),
         ("space.state_source=['x']", ["'x'", "'new', 'old' or 'both'"]),
         ("space.exclude=[{layer=2}]", ["'layer': did you mean 'layers'? expected one of input"]),
         ("space.exclude=[{layers=9}]", ["layers = 9", "1, 2, 3"]),
-        ("space.exclude=[{residual=1}]", ["residual = 1", "False, True"]),
         ("precision='fp8'", ["precision is 'fp8'", "'auto', 'fp32', 'tf32' or 'bf16'"]),
-        ("refinement.top=0", ["refinement.top is 0"]),
         ("refinement.variants=[]", ["at least one variant"]),
-        ("refinement.variants=[{warmup_steps=10000001}]", ["warmup_steps is 10000001"]),
         ("refinement.variants=[{layer=3}]", ["'layer': did you mean 'layers'?", "layers, sta"]),
-        ("refinement.variants=[{layers='a'}]", ["layers", "'a'", "integer"]),
         ("tokenizer='bpe'", ["tokenizer is 'bpe'", '"bytes", or "bpe:N"']),
         ("tokenizer='bpe:٣٠٠'", ["tokenizer is 'bpe:٣٠٠'", "from 257 to 65536"]),
-        ("objective='test'", ["objective is 'test'", "'training' or 'training-mean'"]),
         ("eval_split='test'", ['eval_split = "test" without replicates', "refinement.replicates"]),
-        ("evaluation.average=1.0", ["evaluation.average is 1.0", "less than 1"]),
-        ("space.bptt_steps=[1, 1]", ["space.training.bptt_steps is [1, 1]", "distinct values"]),
         ("training.update_every=10", ["steps is 10000", "of 999, or of 10 with", "length = 1001"]),
         ("training.bptt_steps='sequence'", ["log_every 50: expected multiples of 999, because"]),
         (
@@ -103,10 +93,12 @@ def test_invalid_setting_is_named_with_its_value(override, fragments):
 
 def test_update_every_is_no_parameter_of_trials_with_one_update_for_each_sequence():
     """Windows of 10 steps end at all log points of sequences of 1,000 steps."""
-    exclude = "[{bptt_steps=10, update_every=100}, {state_size=32, residual=false}]"
-    grid = "{bptt_steps=['sequence', 1, 10], update_every=[1, 10, 100]}"
-    overrides = ["training={sequence_length=1001, steps=2000, log_every=1000}"]
-    overrides += [f"space.training={grid}", f"space.exclude={exclude}", "nuisance=['update_every']"]
+    overrides = [
+        "training={sequence_length=1001, steps=2000, log_every=1000}",
+        "space.training={bptt_steps=['sequence', 1, 10], update_every=[1, 10, 100]}",
+        "space.exclude=[{bptt_steps=10, update_every=100}, {state_size=32, residual=false}]",
+        "nuisance=['update_every']",
+    ]
     config = load_config_file("stage-one", overrides).resolve()
     trials = [to_trial_config(params, config) for params in config.grid.combinations()]
     windows = {(each.bptt_steps, each.update_every) for each in trials}
@@ -114,8 +106,6 @@ def test_update_every_is_no_parameter_of_trials_with_one_update_for_each_sequenc
     assert windows == {*numbers, (WHOLE_SEQUENCE, WHOLE_SEQUENCE)}
     assert len(trials) == 6 * 432
     assert observed_search_space(config.grid.combinations())["bptt_steps"] == [1, 10, "sequence"]
-    fewer = "space.training={bptt_steps=['sequence', 1], update_every=[1, 10]}"
-    load_config_file("stage-one", [overrides[0], fewer, "nuisance=['update_every']"]).resolve()
     with pytest.raises(ConfigError, match="multiples of 1000, because"):
         load_config_file("stage-one", [*overrides, "training.log_every=500"]).resolve()
 

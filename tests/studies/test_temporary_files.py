@@ -46,25 +46,20 @@ def run_until_killed(method, statement):
     assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("exists", [False, True], ids=["new", "existing"])
-def test_files_of_killed_creators_are_removed_by_the_next_start(tmp_path, sqlite_url, exists):
-    if exists:
-        open_storage(sqlite_url).close()
-    else:
-        run_until_killed(
-            "hardlink_to",
-            f"from studies.storage.open import open_storage\nopen_storage({sqlite_url!r})",
-        )
-        assert len(names(tmp_path)) == 1
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        (tmp_path / f"studies.db.{RANDOM}.part{suffix}").touch()
-    for name in FOREIGN:
-        (tmp_path / name).touch()
-    make_old(tmp_path)
+def test_files_of_killed_creators_are_removed_by_the_next_start(tmp_path, sqlite_url):
+    statement = f"from studies.storage.open import open_storage\nopen_storage({sqlite_url!r})"
+    run_until_killed("hardlink_to", statement)
+    assert len(names(tmp_path)) == 1
     young = f"studies.db.{RANDOM[::-1]}.part"
-    (tmp_path / young).touch()
-    open_storage(sqlite_url).close()
-    assert names(tmp_path) == sorted((*FOREIGN, young, "studies.db"))
+    for _ in ("new", "existing"):
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            (tmp_path / f"studies.db.{RANDOM}.part{suffix}").touch()
+        for name in FOREIGN:
+            (tmp_path / name).touch()
+        make_old(tmp_path)
+        (tmp_path / young).touch()
+        open_storage(sqlite_url).close()
+        assert names(tmp_path) == sorted((*FOREIGN, young, "studies.db"))
 
 
 @pytest.mark.parametrize("exists", [False, True], ids=["alone", "faster"])
@@ -111,32 +106,32 @@ def test_killed_writer_leaves_the_last_file_and_the_next_write_removes_what_it_l
 def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
     kept = {"trial-1.part", f"notes.txt.{RANDOM}.part", "mine.checkpoint", "trial-3.quarantined"}
     kept.add(f"trial-1.checkpoint.{RANDOM}.part.gz")
-    for kind in ("checkpoints", "weights"):
-        folder = tmp_path / kind / "s"
-        folder.mkdir(parents=True)
+    (tmp_path / "s").mkdir()
+    for clear in (
+        CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s").clear,
+        WeightStore(AtomicFileStore(tmp_path, "weights"), "s").remove_temporary_files,
+    ):
         for name in (*kept, f"trial-1.checkpoint.{RANDOM}.part"):
-            (folder / name).touch()
-    CheckpointStore(AtomicFileStore(tmp_path / "checkpoints", "checkpoints"), "s").clear()
-    WeightStore(AtomicFileStore(tmp_path / "weights", "weights"), "s").remove_temporary_files()
-    for kind in ("checkpoints", "weights"):
-        assert {*names(tmp_path / kind / "s")} == kept
+            (tmp_path / "s" / name).touch()
+        clear()
+        assert {*names(tmp_path / "s")} == kept
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("name", "method", "write", "content"),
     [
         ("ü" * 120 + ".html", "replace", atomic_write, [b"whole"]),
-        pytest.param("network", "rename", write_folder, {"a": b"1"}, marks=pytest.mark.extended),
+        ("network", "rename", write_folder, {"a": b"1"}),
     ],
     ids=["report", "export"],
 )
 def test_file_or_folder_of_a_killed_writer_is_removed_by_the_next_one(
     tmp_path, name, method, write, content
 ):
-    path = tmp_path / name
+    path, foreign = tmp_path / name, tmp_path / f"another.html.{RANDOM}.part"
     statement = f"from {write.__module__} import {write.__name__}\n{write.__name__}"
     run_until_killed(method, f"{statement}(pathlib.Path({str(path)!r}), {content!r})")
-    foreign = tmp_path / f"another.html.{RANDOM}.part"
     foreign.touch()
     assert len(names(tmp_path)) == 2
     make_old(tmp_path)

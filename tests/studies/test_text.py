@@ -16,12 +16,7 @@ def test_unprintable_characters_are_replaced():
     assert to_printable("\ud800") == "\ufffd"
 
 
-def test_line_has_escapes_for_what_a_terminal_would_obey():
+def test_line_has_escapes_for_what_a_terminal_would_obey_and_is_cut_if_long():
     assert to_line("„ä … 2×3") == "„ä … 2×3"
-    assert to_line("a\nb\x1b[2J\x9b\u202e") == r"a\nb\x1b[2J\x9b\u202e"
-    assert to_line("\udcff") == r"\udcff"
-
-
-def test_long_text_is_cut():
-    assert shorten("a" * 80) == "a" * 80
-    assert shorten("a" * 81) == "a" * 79 + "…"
+    assert to_line("a\nb\x1b[2J\x9b\u202e\udcff") == r"a\nb\x1b[2J\x9b\u202e\udcff"
+    assert (shorten("a" * 80), shorten("a" * 81)) == ("a" * 80, "a" * 79 + "…")
