@@ -1,9 +1,8 @@
 """Temporary files of killed writers are removed later; those of writers at work are not."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -18,12 +17,12 @@ from studies.temporary_files import STALE_SECONDS
 
 RANDOM = "0123456789abcdef" * 2
 
+# Names that are not those of temporary files of ``studies.db``.
 FOREIGN = (
     *(f"studies.db{end}" for end in (".part", f".{RANDOM}", f".{RANDOM[1:]}.part")),
     *(f"studies.db.{RANDOM}{end}" for end in (".part-copy", ".part.gz", ".PART")),
     *(f"{start}.db.{RANDOM}.part" for start in ("other", "my-studies")),
 )
-"""Names that are not those of temporary files of ``studies.db``."""
 
 
 def names(folder):
@@ -37,18 +36,21 @@ def make_old(folder):
         os.utime(path, (old, old))
 
 
-def run_until_killed(method, statement):
-    """Run a program that is killed when it calls a method of ``Path``."""
-    program = (
-        "import os, pathlib, signal\n"
-        f"pathlib.Path.{method} = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n{statement}\n"
-    )
-    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+def run_until_killed(method, function, *arguments):
+    """Call a function in a process that is killed when it calls a method of ``Path``."""
+
+    def run():
+        setattr(Path, method, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        function(*arguments)
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
 
 
 def test_files_of_killed_creators_are_removed_by_the_next_start(tmp_path, sqlite_url):
-    statement = f"from studies.storage.open import open_storage\nopen_storage({sqlite_url!r})"
-    run_until_killed("hardlink_to", statement)
+    run_until_killed("hardlink_to", open_storage, sqlite_url)
     assert len(names(tmp_path)) == 1
     young = f"studies.db.{RANDOM[::-1]}.part"
     for _ in ("new", "existing"):
@@ -88,13 +90,7 @@ def test_killed_writer_leaves_the_last_file_and_the_next_write_removes_what_it_l
     """Also if that is of another trial, because the same one may not be written again."""
     checkpoints = CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s")
     checkpoints.write(1, b"whole")
-    run_until_killed(
-        "replace",
-        "from search.worker.trial_artifacts import CheckpointStore\n"
-        "from studies.artifacts import AtomicFileStore\n"
-        f"store = AtomicFileStore(pathlib.Path({str(tmp_path)!r}), 'checkpoints')\n"
-        "CheckpointStore(store, 's').write(1, b'new')",
-    )
+    run_until_killed("replace", checkpoints.write, 1, b"new")
     assert checkpoints.read(1) == b"whole"
     checkpoints.write(2, b"another")
     assert len(names(tmp_path / "s")) == 3, "the third may be of a writer at work"
@@ -117,7 +113,6 @@ def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
         assert {*names(tmp_path / "s")} == kept
 
 
-@pytest.mark.extended
 @pytest.mark.parametrize(
     ("name", "method", "write", "content"),
     [
@@ -130,8 +125,7 @@ def test_file_or_folder_of_a_killed_writer_is_removed_by_the_next_one(
     tmp_path, name, method, write, content
 ):
     path, foreign = tmp_path / name, tmp_path / f"another.html.{RANDOM}.part"
-    statement = f"from {write.__module__} import {write.__name__}\n{write.__name__}"
-    run_until_killed(method, f"{statement}(pathlib.Path({str(path)!r}), {content!r})")
+    run_until_killed(method, write, path, content)
     foreign.touch()
     assert len(names(tmp_path)) == 2
     make_old(tmp_path)
