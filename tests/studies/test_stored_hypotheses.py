@@ -16,6 +16,7 @@ RESIDUAL = {"before": {"residual": False}, "after": {"residual": True}}
 INPUT_GATE = {"before": {"input_gate": False}, "after": {"input_gate": True}}
 NEW_STATE = {"before": {"state_source": "old"}, "after": {"state_source": "both"}}
 LOWERS = {"claim": "C", "rule": "lowers", "contrasts": [RESIDUAL]}
+CORPUS = {"name": "a", "sha256": "0", "length": 9, "split": (5, 7)}
 
 
 def resolve(*hypotheses, **settings):
@@ -34,21 +35,14 @@ def test_hypothesis_has_the_default_margin_unless_it_states_one():
         ({"rule": "raises"}, "hypothesis 1: rule is 'raises': input should be 'lowers', 'does-not"),
         ({"contrast": []}, "hypothesis 1: unknown key contrast: did you mean 'contrasts'? expect"),
         ({"contrasts": []}, "hypothesis 1: expected contrasts, consecutive or larger_than"),
-        ({"rule": "makes-no-difference", "margin": 0.0}, "hypothesis 1: margin is 0.0: expected"),
         ({"contrasts": [{"before": {"layers": 1}, "after": {"residual": True}}]}, "same parameter"),
-        ({"contrasts": [{"before": {"layers": 1}, "after": {"layers": 1}}]}, "different values"),
         ({"region": {"residual": True}}, "region names 'residual', which a contrast changes"),
-        (
-            {"region": {"input_gate": [True, True]}},
-            "has input_gate = [True, True]: expected distin",
-        ),
+        ({"region": {"input_gate": [True, True]}}, "has input_gate = [True, True]: expected dis"),
         ({"contrasts": [{"before": {"layers": 1}, "after": {"layers": 1.0}}]}, "different values"),
-        ({"region": {"size": 8}}, "hypothesis 1 names 'size': expected one of cell, input_gate, "),
         ({"region": {"state_size": [8, 0]}}, "hypothesis 1 has state_size = 0: input should be "),
         ({"region": {"cell": "GRU"}}, "hypothesis 1 has cell = 'GRU': expected one of gated, "),
         ({"contrasts": [{"before": {"residual": 0}, "after": {"residual": True}}]}, "residual = 0"),
         ({"consecutive": "state_source"}, "consecutive = 'state_source': expected a parameter wh"),
-        ({"consecutive": "schedule"}, "consecutive = 'schedule': expected a parameter whose val"),
         (
             {"larger_than": {"contrast": NEW_STATE, "switches": ["layers"]}},
             "has larger_than.switches with 'layers': expected switches, which are on or off",
@@ -74,20 +68,17 @@ def test_values_are_those_of_the_grid_however_they_are_written():
     assert repr(hypothesis.region) == "{'layers': [1, 2], 'learning_rate': [1.0]}"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_hypothesis_about_what_the_grid_lacks_is_accepted():
+    """A grid that ``--set`` narrows keeps the hypotheses of its file."""
+    for change in (
         {"contrasts": [INPUT_GATE]},
         {"region": {"state_size": [8, 9], "learning_rate": 0.1}},
         {"consecutive": "bptt_steps"},
         {"larger_than": {"contrast": NEW_STATE, "switches": ["input_gate"]}},
         {"contrasts": [{"before": {"cell": "gru"}, "after": {"cell": "gated"}}]},
-    ],
-)
-def test_hypothesis_about_what_the_grid_lacks_is_accepted(change):
-    """A grid that ``--set`` narrows keeps the hypotheses of its file."""
-    (hypothesis,) = resolve(LOWERS | change).hypothesis
-    assert hypothesis.parameters
+    ):
+        (hypothesis,) = resolve(LOWERS | change).hypothesis
+        assert hypothesis.parameters
 
 
 def test_hypothesis_gives_an_option_of_an_own_cell_a_value_of_its_type():
@@ -115,18 +106,18 @@ def test_hypothesis_is_stated_once_and_not_about_a_nuisance_parameter():
 
 
 def test_derived_study_states_its_own_hypotheses_and_inherits_none():
-    source = resolve(LOWERS)
-    settings = {"refinement": {"source": "mine", "variants": [{}, {"layers": 3}]}}
+    inherited = resolve(LOWERS).model_dump(mode="json")
+
+    def derive(*hypotheses):
+        variants = {"source": "mine", "variants": [{}, {"layers": 3}]}
+        settings = {"refinement": variants, "hypothesis": list(hypotheses)}
+        return load_settings("derived", settings).resolve_over(inherited).hypothesis
+
+    assert derive() == []
     wider = {"before": {"layers": 2}, "after": {"layers": 3}}
-    inherited = source.model_dump(mode="json")
-    derived = load_settings("derived", settings).resolve_over(inherited)
-    assert derived.hypothesis == []
-    stated = settings | {"hypothesis": [LOWERS | {"contrasts": [wider]}]}
-    derived = load_settings("derived", stated).resolve_over(inherited)
-    assert len(derived.hypothesis) == 1
-    stated["hypothesis"] = [LOWERS | {"region": {"depth": 2}}]
+    assert len(derive(LOWERS | {"contrasts": [wider]})) == 1
     with pytest.raises(ConfigError, match="hypothesis 1 names 'depth': expected one of cell, "):
-        load_settings("derived", stated).resolve_over(inherited)
+        derive(LOWERS | {"region": {"depth": 2}})
 
 
 def at(hour, **counts):
@@ -151,9 +142,5 @@ def test_records_keep_their_marks_when_hypotheses_are_added_withdrawn_and_stated
     assert later[:3] == records
     assert later[3].hypothesis == first
     assert later[3].mark == "added on 2026-11-26 19:00 UTC, after 90 of 96 trials were finished"
-    config = resolve()
-    stored = StudyRecord.model_validate(
-        {"config": config, "corpus": {"name": "a", "sha256": "0", "length": 9, "split": (5, 7)},
-         "artifact_folder": "a", "hypotheses": [each.model_dump(mode="json") for each in later]}
-    )  # fmt: skip
-    assert stored.hypotheses == later
+    stored = StudyRecord(config=resolve(), artifact_folder="a", hypotheses=later, corpus=CORPUS)
+    assert StudyRecord.model_validate_json(stored.model_dump_json()).hypotheses == later
