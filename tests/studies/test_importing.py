@@ -1,22 +1,27 @@
 """Import of tables and of plain Optuna's studies: what is read, and what is refused in one line."""
 
 import gzip
-from pathlib import Path
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from rnn_search import load
 from search.progress import format_status
-from studies.errors import ConfigError, ImportedStudyError, StudiesError, TableError
-from studies.errors import StudyExistsError as ExistsError
+from studies.errors import (
+    ConfigError,
+    ImportedStudyError,
+    StudiesError,
+    StudyExistsError,
+    TableError,
+)
 from studies.importing.options import ImportOptions
 from studies.importing.study_import import import_optuna_study, import_table
 from studies.loader import load_stored_config, read_record, read_study_record
 from studies.management import StudyManager
 from studies.storage.counts import count_trials, top_trials
 from studies.storage.open import load_study, read_storage
-from studies.storage.queries import read_best_trial, read_trials
+from studies.storage.queries import read_best_trial
 from studies.study_files import StudyStores
 from studies.study_list import list_studies
 
@@ -24,24 +29,22 @@ GRID = "lr,act,value\n0.1,relu,0.5\n0.1,gelu,0.4\n0.2,relu,0.7\n0.2,gelu,0.6\n"
 
 
 @pytest.fixture
-def table(tmp_path):
+def target(tmp_path) -> str:
+    """URL of a storage that does not exist yet."""
+    return f"sqlite:///{tmp_path}/studies.db"
+
+
+@pytest.fixture
+def table(tmp_path, target):
     """Write a table and import it; return its trials and what was said about it."""
 
     def read(content: str | bytes, **options):
         path = tmp_path / "table.csv"
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-        imported = import_table(read.url, path, None, ImportOptions(**options))
-        storage = read_storage(read.url)
-        trials = read_trials(storage, load_study(storage, "table")._study_id)
-        storage.close()
-        return trials, imported
+        imported = import_table(target, path, None, ImportOptions(**options))
+        return optuna.load_study(study_name="table", storage=target).trials, imported
 
-    read.url = f"sqlite:///{tmp_path}/studies.db"
     return read
-
-
-def params_of(trials) -> list[dict]:
-    return [trial.params for trial in trials]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,6 @@ def params_of(trials) -> list[dict]:
         ("a,b,value\n1,2,3\n4,5\n", {}, "row 3: 2 cells: expected 3"),
         (b"PK\x03\x04", {}, "is an Excel workbook"),
         (gzip.compress(GRID.encode(), mtime=0)[:40], {}, "the compressed file is damaged"),
-        ("a,a,value\n1,2,3\n", {}, "row 1: two columns 'a'"),
         ("a,loss_5,value\n1,x,3\n2,1,3\n", {}, "row 2, column 'loss_5': 'x' is not a number"),
         ("value\n1\n2\n", {}, "no parameter"),
     ],
@@ -75,78 +77,66 @@ def test_table_too_large_to_read_is_refused(table, monkeypatch):
 
 def test_values_have_the_type_of_their_column_and_missing_ones_are_no_results(table):
     rows = "1,0.5,True,a,1\n2,1,false,2,2\n3,1,true,,nan\n4,1,true,a,\n5,1,true,a,inf\n"
-    trials, imported = table("n,x,flag,text,value\n" + rows)
-    assert params_of(trials)[:3] == [
-        {"n": 1, "x": 0.5, "flag": True, "text": "a"},
-        {"n": 2, "x": 1.0, "flag": False, "text": "2"},
-        {"n": 3, "x": 1.0, "flag": True},
-    ]
+    trials, imported = table("n,x,flag,label,value\n" + rows)
+    params = [trial.params for trial in trials]
+    assert repr(params[0]) == "{'n': 1, 'x': 0.5, 'flag': True, 'label_': 'a'}"
+    assert repr(params[1]) == "{'n': 2, 'x': 1.0, 'flag': False, 'label_': '2'}"
+    assert repr(params[2]) == "{'n': 3, 'x': 1.0, 'flag': True}"
     assert imported.counts == "2 complete, 2 diverged, 1 failed"
+    assert any("label_" in note for note in imported.notes), "a column of results has its name"
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+def test_table_reads_alike_from_every_program(table, target):
+    decimal_commas = GRID.replace(",", ";").replace(".", ",")
+    utf_16 = GRID.replace(",", "\t").encode("utf-16")
+    for content in (
         GRID,
         "\ufeff" + GRID.replace("\n", "\r\n"),
         GRID.replace(",", "\t"),
-        GRID.replace(",", ";").replace(".", ","),
-        GRID.replace(",", "\t").encode("utf-16"),
+        decimal_commas,
+        utf_16,
         gzip.compress(GRID.encode(), mtime=0),
-    ],
-    ids=["plain", "BOM and CRLF", "tabs", "decimal commas", "UTF-16", "compressed"],
-)
-def test_table_reads_alike_from_every_program(table, content):
-    trials, imported = table(content)
-    assert params_of(trials)[0] == {"lr": 0.1, "act": "relu"}
-    assert [trial.value for trial in trials] == [0.5, 0.4, 0.7, 0.6]
-    assert imported.counts == "4 complete"
+    ):
+        trials, imported = table(content)
+        assert trials[0].params == {"lr": 0.1, "act": "relu"}
+        assert [trial.value for trial in trials] == [0.5, 0.4, 0.7, 0.6]
+        assert imported.counts == "4 complete"
+        StudyManager(target).delete("table")
 
 
-def test_parameter_named_as_a_column_of_results_is_renamed(table):
-    content = "state_size,cell,layers,label,value\n8,a,1,x,1\n8,b,2,y,2\n16,a,1,z,3\n"
-    trials, imported = table(content, parameters=("state_size", "cell", "layers", "label"))
-    assert params_of(trials)[0] == {"state_size": 8, "cell": "a", "layers": 1, "label_": "x"}
-    assert any("label_" in note for note in imported.notes)
-
-
-def test_seed_numbers_replicates_prefixes_are_stripped_and_curves_are_read(table):
+def test_seed_numbers_replicates_prefixes_are_stripped_and_curves_are_read(table, target):
     # The first has the best run, the second the best mean.
     runs = (0.1, 7, 0.9), (0.1, 8, 0.1), (0.2, 7, 0.6), (0.2, 8, 0.6)
     rows = [f"{lr},{seed},{value},x,0.9," for lr, seed, value in runs]
-    header = "config/lr,config/seed,mean_loss,trial_id,loss_10,loss_20"
-    content = "\n".join([header, *rows])
+    content = "\n".join(["config/lr,config/seed,mean_loss,trial_id,loss_10,loss_20", *rows])
     trials, _ = table(content, value="mean_loss", metric="accuracy", maximize=True)
-    assert params_of(trials)[1] == {"lr": 0.1, "replicate": 8}
-    study = optuna.load_study(study_name="table", storage=table.url)
-    assert study.metric_names == ["accuracy"]
-    loaded = load("table", storage=table.url)
+    assert trials[1].params == {"lr": 0.1, "replicate": 8}
+    assert [trial.intermediate_values for trial in trials] == 4 * [{10: 0.9}]
+    loaded = load("table", storage=target)
     line = "highest accuracy 0.6, mean of 2 runs, lr 0.2"
     assert line in format_status(loaded.status, loaded.config)
     best = loaded.status.best
     assert (best.number, best.value, best.runs, best.architecture) == (2, 0.6, 2, "lr 0.2")
-    assert [trial.intermediate_values for trial in study.trials] == 4 * [{10: 0.9}]
-    with pytest.raises(ExistsError, match="choose another --name"):
+    with pytest.raises(StudyExistsError, match="choose another --name"):
         table(content, value="mean_loss")
 
 
-def test_highest_value_is_the_best_if_it_is_maximized(table):
+def test_highest_value_is_the_best_if_it_is_maximized(table, target):
     table(GRID, maximize=True)
-    storage = read_storage(table.url)
+    storage = read_storage(target)
     study_id = load_study(storage, "table")._study_id
     assert read_best_trial(storage, study_id).number == 2
     assert top_trials(storage, study_id, 2) == [(2, 0.7), (3, 0.6)]
-    (listed,) = list_studies(storage, StudyStores(None, table.url, read_only=True))
+    (listed,) = list_studies(storage, StudyStores(None, target, read_only=True))
     assert (listed.kind, listed.best) == ("imported", 0.7)
 
 
-def test_imported_study_is_not_trained(table):
+def test_imported_study_is_not_trained(table, target):
     table(GRID)
-    storage = read_storage(table.url)
-    study = load_study(storage, "table")
+    study = load_study(read_storage(target), "table")
     for train in (
-        lambda: StudyManager(table.url).retry("table", ["failed"]),
-        lambda: load_stored_config("table", table.url),
+        lambda: StudyManager(target).retry("table", ["failed"]),
+        lambda: load_stored_config("table", target),
         lambda: read_study_record(study),
     ):
         with pytest.raises(ImportedStudyError, match="was imported: there is nothing to train"):
@@ -159,43 +149,40 @@ def test_imported_study_is_not_trained(table):
 
 @pytest.fixture
 def tuned(tmp_path):
-    """URL of a storage with a study by TPE, of maximum, with pruned, failed and waiting trials."""
+    """URL of a storage with a study by TPE, with pruned, failed and waiting trials."""
     url = f"sqlite:///{tmp_path}/optuna.db"
 
-    def objective(trial: optuna.Trial) -> float:
+    study = optuna.create_study(study_name="tuned", storage=url, direction="maximize")
+    states = {3: TrialState.FAIL, 4: TrialState.PRUNED, 9: TrialState.PRUNED}
+    for number in range(12):
+        trial, state = study.ask(), states.get(number, TrialState.COMPLETE)
         rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
-        name = trial.suggest_categorical("optimizer", ["adam", "sgd", None])
-        if name == "sgd":
+        if trial.suggest_categorical("optimizer", ["adam", "sgd", None]) == "sgd":
             trial.suggest_float("momentum", 0.0, 0.9)
         trial.report(rate, 1)
-        if trial.number % 5 == 4:
-            raise optuna.TrialPruned
-        if trial.number == 3:
-            raise RuntimeError
-        return rate + trial.number / 100
-
-    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=5)
-    study = optuna.create_study(
-        study_name="tuned", storage=url, direction="maximize", sampler=sampler
-    )
-    study.optimize(objective, n_trials=12, catch=(RuntimeError,))
+        study.tell(trial, None if number in states else rate + number / 100, state)
     study.enqueue_trial({"rate": 0.01})
     return url
 
 
-def import_tuned(tmp_path: Path, url: str, study: str | None = None, **options):
-    target = f"sqlite:///{tmp_path}/studies.db"
-    imported = import_optuna_study(target, url, study, None, ImportOptions(**options))
-    storage = read_storage(target)
-    loaded = load_study(storage, imported.name)
-    return imported, loaded, storage
+@pytest.fixture
+def import_study(target):
+    """Import a study of Optuna; return what was said about it, and the new study."""
+
+    def read(url: str, name: str | None = None, **options):
+        imported = import_optuna_study(target, url, name, None, ImportOptions(**options))
+        return imported, load_study(read_storage(target), imported.name)
+
+    return read
 
 
-def test_study_of_optuna_keeps_its_states_curves_and_direction(tmp_path, tuned):
+def test_study_of_optuna_keeps_its_states_curves_and_direction(
+    tmp_path, tuned, import_study, target
+):
     before = (tmp_path / "optuna.db").read_bytes()
-    imported, study, storage = import_tuned(tmp_path, tuned)
+    imported, study = import_study(tuned)
     assert (tmp_path / "optuna.db").read_bytes() == before
-    counts = count_trials(storage, study._study_id)
+    counts = count_trials(read_storage(target), study._study_id)
     assert (counts.complete, counts.pruned, counts.failed, counts.planned) == (9, 2, 1, 12)
     source = optuna.load_study(study_name="tuned", storage=tuned)
     assert study.best_value == source.best_value
@@ -214,69 +201,65 @@ def test_table_of_optuna_is_recognized(tuned, table):
     assert trials[0].params["rate"] == frame["params_rate"][0]
 
 
-def test_objective_of_several_is_to_be_chosen(tmp_path):
-    url = f"sqlite:///{tmp_path}/optuna.db"
-    study = optuna.create_study(study_name="two", storage=url, directions=["minimize", "maximize"])
-    study.optimize(lambda t: (t.suggest_int("n", 1, 9), 2.0), n_trials=3)
-    with pytest.raises(ConfigError, match="has 2 objectives: choose one with --value, of values_0"):
-        import_tuned(tmp_path, url)
-    assert not (tmp_path / "studies.db").exists()
-    _, imported, _ = import_tuned(tmp_path, url, value="values_1")
-    assert imported.best_value == 2.0
-
-
-def test_repeated_trials_of_optuna_are_replicates(tmp_path):
-    url = f"sqlite:///{tmp_path}/optuna.db"
-    study = optuna.create_study(study_name="grid", storage=url)
+def test_objective_is_to_be_chosen_and_repeated_trials_are_replicates(tmp_path, import_study):
+    url, directions = f"sqlite:///{tmp_path}/optuna.db", ["minimize", "maximize"]
+    study = optuna.create_study(study_name="two", storage=url, directions=directions)
     for n in (1, 1, 2):
         study.enqueue_trial({"n": n})
-    study.optimize(lambda t: t.suggest_int("n", 1, 2), n_trials=3)
-    imported, stored, _ = import_tuned(tmp_path, url)
-    assert len({trial.params["replicate"] for trial in stored.trials}) == 3
-    assert imported.notes[0].startswith("1 run repeats the parameters of an earlier one: they")
+    study.optimize(lambda t: (t.suggest_int("n", 1, 2), 2.0), n_trials=3)
+    with pytest.raises(ConfigError, match="has 2 objectives: choose one with --value, of values_0"):
+        import_study(url)
+    assert not (tmp_path / "studies.db").exists()
+    said, imported = import_study(url, value="values_1")
+    assert imported.best_value == 2.0
+    assert len({trial.params["replicate"] for trial in imported.trials}) == 3
+    assert said.notes[0].startswith("1 run repeats the parameters of an earlier one: they")
 
 
-def test_study_of_several_is_to_be_named_and_own_ones_are_copied(tmp_path, tuned, table):
+def test_study_of_several_is_to_be_named_and_own_ones_are_copied(
+    tuned, table, target, import_study
+):
     optuna.create_study(study_name="other", storage=tuned)
     with pytest.raises(ConfigError, match="has 2 studies: choose one with --study"):
-        import_tuned(tmp_path, tuned)
+        import_study(tuned)
     with pytest.raises(StudiesError, match="has no finished trial"):
-        import_tuned(tmp_path, tuned, "other")
+        import_study(tuned, "other")
     table(GRID)
     with pytest.raises(ConfigError, match="is one of this program: copy it"):
-        import_tuned(tmp_path, f"sqlite:///{tmp_path}/studies.db", "table")
+        import_study(target, "table")
 
 
-@pytest.mark.parametrize(
-    ("header", "row", "parameters", "note"),
-    [
-        (
-            "epoch,time,depth,STATE,RUNTIME,val/loss,best_epoch,power",
-            lambda i: (*divmod(i // 3, 2), i % 3, "ok" * (i % 2), 9 + i, i or "", i % 5, 0.3 * i),
-            "epoch,time,depth",
-            "(--parameters keeps them), were left out: RUNTIME, val/loss, best_epoch, power.",
-        ),
-        (
-            "lr,drop,depth,bits,seed",
-            lambda i: (*divmod(i // 3, 2), i % 3, i % 7, 1 + i % 2),
-            "lr,drop,depth,bits",
-            "without bits 12 have one: leave results out with --ignore bits.",
-        ),
-        (
-            "Name,user,row,rate,flag,train_time",
-            lambda i: (f"a{i}", "me", i, 0.37 * i % 1, i % 2, i / 2),
-            "rate,flag",
-            "a continuous parameter, not as a result; leave results out with --ignore.",
-        ),
-        ("depth,train_loss", lambda i: (i % 4, i or ""), "depth", "they count as replicates."),
-        (
-            "duration,tied,depth,gpu_memory,watts",
-            lambda i: (i // 6, i // 3 % 2, i % 3, 1024 * (i % 5), 90 + i % 2),
-            "duration,tied,depth,watts",
-            "--ignore watts: rows that differ in it as well are no matched pair.",
-        ),
-    ],
-)
+RESULTS = [
+    (
+        "epoch,time,depth,STATE,RUNTIME,val/loss,best_epoch,power",
+        lambda i: (*divmod(i // 3, 2), i % 3, "ok" * (i % 2), 9 + i, i or "", i % 5, 0.3 * i),
+        "epoch,time,depth",
+        "(--parameters keeps them), were left out: RUNTIME, val/loss, best_epoch, power.",
+    ),
+    (
+        "lr,drop,depth,bits,seed",
+        lambda i: (*divmod(i // 3, 2), i % 3, i % 7, 1 + i % 2),
+        "lr,drop,depth,bits",
+        "without bits 12 have one: leave results out with --ignore bits.",
+    ),
+    (
+        "Name,user,row,rate,flag,train_time",
+        lambda i: (f"a{i}", "me", i, 0.37 * i % 1, i % 2, i / 2),
+        "rate,flag",
+        "a continuous parameter, not as a result; leave results out with --ignore.",
+    ),
+    ("depth,train_loss", lambda i: (i % 4, i or ""), "depth", "they count as replicates."),
+    (
+        "duration,tied,depth,gpu_memory,watts",
+        lambda i: (i // 6, i // 3 % 2, i % 3, 1024 * (i % 5), 90 + i % 2),
+        "duration,tied,depth,watts",
+        "--ignore watts: rows that differ in it as well are no matched pair.",
+    ),
+]
+"""Names of columns, values in a row, the parameters among them, and the end of the last note."""
+
+
+@pytest.mark.parametrize(("header", "row", "parameters", "note"), RESULTS)
 def test_results_are_told_from_parameters(table, header, row, parameters, note):
     rows = [",".join(map(str, (*row(i), i))) for i in range(12)]
     _, imported = table("\n".join([f"{header},value", *rows]))

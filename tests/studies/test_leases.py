@@ -1,7 +1,4 @@
-"""Leases: they expire without heartbeats, by the observer's clock alone.
-
-And how workers are shown: with the time since the database last heard of them.
-"""
+"""Leases expire without heartbeats, by the observer's clock alone, and show who holds trials."""
 
 import json
 import math
@@ -24,25 +21,15 @@ from studies.storage.queue import PendingWrite
 from studies.storage.trial_rows import TRIAL_SYSTEM_ATTRS
 
 
-def test_reset_after_an_outage_restarts_all_observations():
-    monitor = LeaseMonitor()
-    for now in (0, 30, 60, 90):
-        monitor.observe([(7, Lease("token", 120))], now)
-    monitor.reset()
-    for now in (119, 120, 150, 180, 210):
-        assert monitor.observe([(7, Lease("token", 120))], now) == []
-
-
-FIELDS = {"claim_token": "me/1", "seconds": 4, "heartbeats": 0}
-UNREADABLE = [None, "", "me/1", "[]", "{}", "[" * 100_000, '{"claim_token": "me/1", "seconds": 4}']
-WRONG = [("claim_token", None), ("seconds", "4"), ("seconds", math.nan), ("seconds", 0)]
-UNREADABLE += [json.dumps(FIELDS | {name: value}) for name, value in [*WRONG, ("heartbeats", [0])]]
-
-
 def test_lease_is_read_with_unknown_fields_and_belongs_to_no_claim_if_it_is_unreadable():
-    stored = '{"claim_token": "me/1", "seconds": 4.5, "heartbeats": 3, "rank": [0], "heard": "x"}'
-    assert Lease.parse(stored) == Lease("me/1", 4.5, 3)
-    for stored in UNREADABLE:
+    fields = {"claim_token": "me/1", "seconds": 4.5, "heartbeats": 3}
+    assert Lease.parse(json.dumps(fields | {"rank": [0], "heard": "x"})) == Lease("me/1", 4.5, 3)
+    wrong = [("claim_token", None), ("seconds", "4"), ("seconds", math.nan), ("seconds", 0)]
+    unreadable = [
+        json.dumps(fields | {name: value}) for name, value in [*wrong, ("heartbeats", [])]
+    ]
+    unreadable += [None, "", "me/1", "[]", "{}", "[" * 100_000]
+    for stored in [*unreadable, '{"claim_token": "me/1", "seconds": 4}']:
         lease = Lease.parse(stored)
         assert lease == Lease.parse(stored)
         assert lease != Lease.parse("changed")
@@ -68,27 +55,23 @@ def change_lease(storage, trial_id, change):
 
 @pytest.mark.parametrize("stored", ["not JSON", None])
 def test_unreadable_lease_concerns_its_own_trial_only(storage, stored):
-    study_id = 1
-    damaged, alive = storage.claim(study_id, "old/1"), storage.claim(study_id, "me/1")
+    damaged, alive = storage.claim(1, "old/1"), storage.claim(1, "me/1")
     change_lease(storage, damaged, lambda _: stored)
     (third,) = storage.claim_matching(alive, "me/1", 1, [])
-    lost = storage.flush([PendingWrite(trial_id, "me/1", {1: 2.0}) for trial_id in (alive, third)])
-    assert lost == []
+    writes = [PendingWrite(trial_id, "me/1", {1: 2.0}) for trial_id in (alive, third)]
+    assert storage.flush(writes) == []
     storage.finish(third, "me/1", TrialState.COMPLETE, 1.0, {})
     with pytest.raises(LeaseLostError):
         storage.heartbeat(damaged, "old/1")
-    assert count_trials(storage, study_id).running == 2
+    assert count_trials(storage, 1).running == 2
     assert len(load_study(storage, "small").trials) == 6
-    monitor = LeaseMonitor()
-    for now in (0.0, 60.0):
-        assert storage.expire_leases(study_id, monitor, lambda now=now: now) == []
+    monitor, expired = LeaseMonitor(), []
+    for now in (0.0, 60.0, 120.0, 180.0, 240.0):
+        if now == 120.0:
+            change_lease(storage, damaged, lambda _: "changed, as by a heartbeat")
+        expired.append(storage.expire_leases(1, monitor, lambda now=now: now))
         storage.heartbeat(alive, "me/1")
-    change_lease(storage, damaged, lambda _: "changed, as by a heartbeat")
-    for now in (120.0, 180.0):
-        assert storage.expire_leases(study_id, monitor, lambda now=now: now) == []
-        storage.heartbeat(alive, "me/1")
-    assert storage.expire_leases(study_id, monitor, lambda: 240.0) == [damaged]
-    assert storage.claim(study_id, "next/1") == damaged
+    assert expired == [[], [], [], [], [damaged]]
     assert storage.get_trial(damaged).user_attrs == {"retries": {"lease_expired": 1}}
 
 

@@ -1,17 +1,14 @@
 """Loading of configs from files, overrides, source studies and stored studies."""
 
-from contextlib import closing
 from pathlib import Path
 
 import pytest
-from helpers import QUICK, study_attributes
+from helpers import QUICK
 
 from studies.cell_record import CellRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError
 from studies.loader import load_config_file, override_settings
-from studies.storage.create_study import create_study
-from studies.storage.open import open_storage
 
 UNION = """
 [[space]]
@@ -93,24 +90,6 @@ def test_derived_config_inherits_unspecified_settings_but_not_the_test_split():
     assert replicates.eval_split == "test"
     derived = load_config_file("stage-two").resolve_over(replicates.model_dump(mode="json"))
     assert derived.eval_split == "validation"
-
-
-def test_stored_study_is_loaded_by_name_without_creating_anything(url, tmp_path):
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match=r"stage-two, or the path of a TOML file$"):
-        load_config_file("mine", storage=url)
-    assert sorted(tmp_path.iterdir()) == before
-    with closing(open_storage(url)) as storage:
-        config = load_config_file("stage-one", ["seed=7", "corpus='text'"]).resolve()
-        create_study(storage, "mine", "loss", study_attributes(config), {}, [])
-    stored = load_config_file("mine", storage=url)
-    assert stored.resolve() == config
-    changed = load_config_file("mine", ["training.steps=60"], url).resolve()
-    assert (changed.training.steps, changed.seed) == (60, 7)
-    with pytest.raises(ConfigError, match=r"or a study in .* \(mine\)$"):
-        load_config_file("yours", storage=url)
-    with pytest.raises(ConfigError, match=r"or the path of a TOML file$"):
-        load_config_file("./mine.toml", storage=url)
 
 
 def test_mistake_in_a_union_names_its_table(path):

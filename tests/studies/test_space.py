@@ -13,7 +13,6 @@ from rnn.config import GATED_OPTIONS, CellConfig
 from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.grid import Grid
 from studies.space import SWITCHES, distributions
-from studies.storage.damage import check_params
 
 
 def values_of(choices):
@@ -61,11 +60,9 @@ def test_bptt_steps_and_gate_inputs_come_from_the_trial_or_else_from_the_study()
     space = {"cell": ["gru"], "layers": [1], "state_size": [8]}
     varied = study_config(space | {"bptt_steps": [1, 16]})
     configs = [to_trial_config(params, varied) for params in varied.grid.combinations()]
-    assert [config.bptt_steps for config in configs] == [1, 16]
     assert [config.label[9:] for config in configs] == ["bptt_steps 1", "bptt_steps 16"]
     settings = {"training": {"bptt_steps": 4}, "gate_inputs": "candidate"}
-    one = {"cell": ["gated"], "training": {"learning_rate": [0.01]}}
-    fixed = StudyConfig.model_validate({"space": space | one} | settings)
+    fixed = StudyConfig.model_validate({"space": space | {"cell": ["gated"]}} | settings)
     config = to_trial_config(next(fixed.grid.combinations()), fixed)
     assert (config.bptt_steps, config.architecture.gate_inputs) == (4, "candidate")
     assert config.label == config.architecture.label, "no setting varies"
@@ -152,9 +149,7 @@ REFUSED = [
     ([{**MIN_GRU, "decay": [1, 1.0]}], {}, r"has decay = \[1, 1.0\]: expected distinct values"),
     ([MIN_GRU, {**MIN_GRU, "nrom": [True]}], {}, "space 2 has the unknown key nrom: .*, norm"),
     ([{**SMALL, **LR}], {}, r"space has learning_rate: expected it in \[space.training\]"),
-    ([{**MIN_GRU, "cell": ["other.py:MinGRU"]}], {}, "'cells.py:MinGRU' is named MinGRU as well"),
     ([{**MIN_GRU, "cell": ["a.py:Other"]}], {}, "'a.py:Other', which is not loaded"),
-    ([{**MIN_GRU, "cell": ["a.py:gru"]}], {}, "has the name of a built-in cell"),
     ([{**MIN_GRU, "input_gate": [True]}], {}, "space has input_gate and no gated cell"),
     ([{**SMALL, "training": {"momentum": [0.5, 0.9]}}], {}, "adam does not use: .* optimizer sgd"),
     ([SMALL], {"training": {"momentum": 0.5}}, "training.momentum is 0.5, which adam does not use"),
@@ -169,8 +164,7 @@ REFUSED = [
     (
         [{**MIN_GRU, **TWO, "training": OPTIMIZERS}],
         {"nuisance": ["optimizer"]},
-        "'optimizer', which has one value for each architecture: expected several values for the "
-        "same other parameters; name momentum as well ",
+        "'optimizer', which has one value for each architecture: .* name momentum as well ",
     ),
     (
         [
@@ -225,12 +219,3 @@ def test_option_has_one_type_in_all_cells():
     tables = [{**MIN_GRU, "norm": [True]}, {**MIN_GRU, "cell": ["b.py:B"], "norm": [1]}]
     with pytest.raises(ValueError, match="norm, of type bool in MinGRU and int in B"):
         StudyConfig.model_validate({"space": tables, "cells": cells})
-
-
-def test_stored_parameter_of_a_wrong_value_is_damage():
-    check_params({"cell": "MinGRU", "norm": True, "decay": 0.5, "learning_rate": 0.1, "mode": "a"})
-    wrong = [("learning_rate", "fast"), ("learning_rate", True), ("learning_rate", -1.0)]
-    wrong += [("momentum", 1.5), ("optimizer", "lion"), ("sequence_length", 1), ("cell", 3)]
-    for name, value in [*wrong, ("norm", math.inf)]:
-        with pytest.raises(ValueError, match=f"parameter {name}: "):
-            check_params({name: value})
