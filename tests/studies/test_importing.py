@@ -54,7 +54,6 @@ def table(tmp_path, target):
         ("a,acc\n1,2\n2,n/a\n", {"value": "acc"}, "row 3, column 'acc': 'n/a' is not a number"),
         ("a,value\n1,1\n2,2\n1,3\n", {}, "row 2 and row 4 have the same parameters"),
         ("a,value\n1,nan\n2,\n", {}, "no row is complete"),
-        ("a,b,value\n1,2,3\n4,5\n", {}, "row 3: 2 cells: expected 3"),
         (b"PK\x03\x04", {}, "is an Excel workbook"),
         (gzip.compress(GRID.encode(), mtime=0)[:40], {}, "the compressed file is damaged"),
         ("a,loss_5,value\n1,x,3\n2,1,3\n", {}, "row 2, column 'loss_5': 'x' is not a number"),
@@ -241,12 +240,6 @@ RESULTS = [
         lambda i: (*divmod(i // 3, 2), i % 3, i % 7, 1 + i % 2),
         "lr,drop,depth,bits",
         "without bits 12 have one: leave results out with --ignore bits.",
-    ),
-    (
-        "Name,user,row,rate,flag,train_time",
-        lambda i: (f"a{i}", "me", i, 0.37 * i % 1, i % 2, i / 2),
-        "rate,flag",
-        "a continuous parameter, not as a result; leave results out with --ignore.",
     ),
     ("depth,train_loss", lambda i: (i % 4, i or ""), "depth", "they count as replicates."),
     (
