@@ -6,7 +6,7 @@ import pytest
 from helpers import ROOT
 from pydantic import ValidationError
 
-from rnn.config import WHOLE_SEQUENCE, count_updates
+from rnn.config import WHOLE_SEQUENCE
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import ConfigError
 from studies.loader import load_config_file
@@ -103,15 +103,6 @@ def test_update_every_is_no_parameter_of_trials_with_one_update_for_each_sequenc
     assert observed_search_space(config.grid.combinations())["bptt_steps"] == [1, 10, "sequence"]
     with pytest.raises(ConfigError, match="multiples of 1000, because"):
         load_config_file("stage-one", [*overrides, "training.log_every=500"]).resolve()
-
-
-@pytest.mark.parametrize(
-    ("steps", "length", "every", "expected"),
-    [(100, 30, 10, 10), (95, 30, 7, 16), (61, 30, WHOLE_SEQUENCE, 3), (7, 30, 1, 7)],
-)
-def test_updates_are_counted_anew_from_the_start_of_each_sequence(steps, length, every, expected):
-    ends = [step for step in range(1, steps + 1) if step % length % every == 0 or step == steps]
-    assert count_updates(steps, length, every) == len(ends) == expected
 
 
 CLAIM = {"claim": "c", "rule": "lowers", "consecutive": "layers"}

@@ -105,15 +105,6 @@ def test_trials_match_if_they_have_the_same_parameters_with_the_same_values(url)
         storage.claim_matching(5, "me/1", 9, [])
 
 
-def test_unpickled_storage_begins_as_a_writer(sqlite_url):
-    storage = pickle.loads(pickle.dumps(open_storage(sqlite_url)))
-    study_id = create_small_study(storage, 1)
-    statements = []
-    sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
-    assert storage.claim(study_id, "me") is not None
-    assert statements[0] == "BEGIN IMMEDIATE"
-
-
 def test_connection_that_is_lost_is_an_outage(
     postgresql_server, postgresql_url, monkeypatch, capsys, caplog
 ):
@@ -150,7 +141,7 @@ def test_connection_that_is_lost_is_an_outage(
 
 
 def claim_in_forks(url: str) -> list[int]:
-    storage = open_storage(url)
+    storage = pickle.loads(pickle.dumps(open_storage(url)))
     study_id = create_small_study(storage, 120)
 
     def claim_pairs(worker: str) -> list[int]:
@@ -177,7 +168,7 @@ def claim_in_forks(url: str) -> list[int]:
 
 
 def test_forked_processes_claim_each_trial_once(url):
-    """Children use the object that their parent used before and continues to use."""
+    """Children use the unpickled object that their parent used before and continues to use."""
     (claimed,) = run_simultaneously(claim_in_forks, [(url,)])
     assert len(set(claimed)) == len(claimed) > 100
 
@@ -266,6 +257,8 @@ def test_file_of_plain_optuna_is_read_as_it_is_and_switched_to_wal_mode_by_a_wri
     assert len(load_study(storage, "plain").trials) == 2
     with contextlib.closing(sqlite3.connect(tmp_path / "studies.db")) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        indexes = database.execute("SELECT name FROM sqlite_master WHERE type = 'index'").fetchall()
+        assert ("ix_trials_study_id_state_number",) in indexes, "for claims"
     study_id = create_small_study(storage, 2)
     storage.claim(study_id, "me")
     reader = read_storage(sqlite_url)
@@ -325,15 +318,6 @@ def test_invalid_url_is_reported_in_one_line_without_its_password():
                 opener(url)
             assert "s3cret" not in str(raised.value)
             assert "\n" not in str(raised.value)
-
-
-def test_missing_claim_index_is_created(url):
-    storage = open_storage(url)
-    with storage.transaction() as connection:
-        connection.execute(sa.text("DROP INDEX ix_trials_study_id_state_number"))
-    open_storage(url)
-    names = {index["name"] for index in sa.inspect(storage.engine).get_indexes("trials")}
-    assert "ix_trials_study_id_state_number" in names
 
 
 def test_storage_is_created_where_a_link_leads(tmp_path):
