@@ -143,9 +143,6 @@ def test_imported_study_is_not_trained(table, target):
     assert read_record(study).imported.parameters == ["lr", "act"]
 
 
-# ------------------------------------------------------------------ studies of plain Optuna
-
-
 @pytest.fixture
 def tuned(tmp_path):
     """URL of a storage with a study by TPE, with pruned, failed and waiting trials."""

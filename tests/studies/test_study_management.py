@@ -39,9 +39,6 @@ def manager(url, folder):
     return StudyManager(url, str(folder))
 
 
-# ------------------------------------------------------------------ copies
-
-
 @pytest.mark.parametrize(
     "kind", ["the same", "SQLite", pytest.param("PostgreSQL", marks=pytest.mark.extended)]
 )
@@ -147,9 +144,6 @@ def test_copies_to_and_from_a_bucket(manager, url, bucket, tmp_path):
     assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket="networks")
 
 
-# ------------------------------------------------------------------ names
-
-
 def test_renamed_study_is_found_by_the_studies_that_derive_from_it(manager, url, folder):
     create(url, "derived", **REFINED)
     before = dump(url)
@@ -207,9 +201,6 @@ def test_worker_that_waits_works_on_under_the_new_name(manager, url):
         assert read_status(study, storage, config).name == "new"  # its report is that of "new"
 
 
-# ------------------------------------------------------------------ deletions
-
-
 def test_deletion_takes_all_rows_and_files_of_the_study_alone(manager, url, folder):
     create_with_everything(url, folder, "other")
     with closing(open_storage(url)) as storage:
@@ -262,9 +253,6 @@ def test_damaged_study_and_one_of_plain_optuna_can_be_deleted(url):
         StudyManager(url).delete(name)
     assert query(url, "SELECT count(*) FROM studies") == [(0,)]
     assert query(url, "SELECT count(*) FROM trials") == [(0,)]
-
-
-# ------------------------------------------------------------------ retries and lists
 
 
 def test_retried_trial_keeps_what_it_was(manager, url):

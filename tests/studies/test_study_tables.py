@@ -127,9 +127,6 @@ def test_text_of_a_cell_is_read_as_it_was_and_stays_on_one_line():
         assert type(parse_cell(text)) is type(value)
 
 
-# ------------------------------------------------------------------ what is refused
-
-
 def edit_first_line(text, **changes):
     first, _, rest = text.partition("\n")
     prefix, _, described = first.partition(": ")
