@@ -24,11 +24,6 @@ def resolve(*hypotheses, **settings):
     return load_settings("mine", settings).resolve()
 
 
-def test_hypothesis_has_the_default_margin_unless_it_states_one():
-    config = resolve(LOWERS, LOWERS | {"margin": 0.1, "region": {"state_size": [8, 16]}})
-    assert [each.margin for each in config.hypothesis] == [DEFAULT_MARGIN, 0.1]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -62,6 +57,7 @@ def test_values_are_those_of_the_grid_however_they_are_written():
     about = {"before": {"state_size": 8.0}, "after": {"state_size": 16}}
     change = {"contrasts": [about], "region": {"layers": [1.0, 2], "learning_rate": 1}}
     (hypothesis,) = resolve(LOWERS | change).hypothesis
+    assert hypothesis.margin == DEFAULT_MARGIN
     assert repr(hypothesis.contrasts[0].before) == "{'state_size': 8}"
     assert repr(hypothesis.region) == "{'layers': [1, 2], 'learning_rate': [1.0]}"
 
