@@ -36,16 +36,6 @@ def test_stage_one_has_432_grid_trials():
     assert (training.log_every, training.learning_rate, training.smoothing) == (50, 0.001, 0.95)
 
 
-def test_quick_has_all_combinations_of_the_switches_at_three_learning_rates():
-    config = load_config_file("quick").resolve()
-    combinations = list(config.grid.combinations())
-    assert len(combinations) == 288
-    assert config.nuisance == ["learning_rate"]
-    assert len({tuple(list(p.values())[:6]) for p in combinations}) == 96
-    pinned = load_config_file("quick", ["space.training.learning_rate=[0.01]"]).resolve()
-    assert (pinned.grid.count(), pinned.nuisance) == (96, ["learning_rate"])
-
-
 @pytest.mark.parametrize(
     ("override", "fragments"),
     [

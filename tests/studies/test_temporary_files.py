@@ -64,25 +64,24 @@ def test_files_of_killed_creators_are_removed_by_the_next_start(tmp_path, sqlite
         assert names(tmp_path) == sorted((*FOREIGN, young, "studies.db"))
 
 
-@pytest.mark.parametrize("exists", [False, True], ids=["alone", "faster"])
+@pytest.mark.parametrize("is_faster", [False, True])
 def test_creator_whose_file_was_removed_creates_a_whole_one(
-    tmp_path, sqlite_url, monkeypatch, exists
+    tmp_path, sqlite_url, monkeypatch, is_faster
 ):
     """It stood still for so long that another process removed its file, or created the storage."""
-    link, removed = Path.hardlink_to, []
+    link = Path.hardlink_to
 
     def remove_and_link(path, target):
-        if not removed:
-            removed.append(target)
-            target.unlink()
-            if exists:
-                open_storage(sqlite_url).close()
+        monkeypatch.setattr(Path, "hardlink_to", link)
+        target.unlink()
+        if is_faster:
+            open_storage(sqlite_url).close()
         link(path, target)
 
     monkeypatch.setattr(Path, "hardlink_to", remove_and_link)
     with closing(open_storage(sqlite_url)) as storage:
         assert storage.get_all_studies() == []
-    assert removed
+    assert Path.hardlink_to is link
     assert names(tmp_path) == ["studies.db"]
 
 

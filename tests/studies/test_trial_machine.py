@@ -40,6 +40,7 @@ LOG_EVERY = 10
 RUNGS = [Rung(20, 0), Rung(40, 30), Rung(80, 60)]
 FAILURES = {"FAIL": Failure.EXCEPTION, "DIVERGED": Failure.DIVERGED}
 FINISHED = {"COMPLETE", "PRUNED", *FAILURES}
+KINDS = {"failed": "FAIL", "diverged": "DIVERGED"}  # of failures, as a user names them
 STORED = {"PAUSED": "WAITING", "DIVERGED": "FAIL"}
 TABLES = [table.name for table in BaseModel.metadata.sorted_tables if table.name != "version_info"]
 
@@ -372,13 +373,11 @@ class TrialMachine(RuleBasedStateMachine):
     @rule(planned=st.sampled_from([0, 0, 0, 1]))
     def prune_paused(self, planned):
         paused, planned = self.find("PAUSED"), len(self.trials) + planned
-        ids = self.list_ids(paused)
-        reasons = {trial_id: {"rung": 20} for trial_id in ids}
+        reasons = {trial_id: {"rung": 20} for trial_id in self.list_ids(paused)}
         pruned = self.storages.main.prune_paused(self.study.study_id, planned, reasons)
         if self.find("RUNNING", "WAITING") or planned > len(self.trials):
-            assert pruned == []
-            return
-        assert pruned == ids
+            paused, reasons = [], {}
+        assert pruned == [*reasons]
         for number in paused:
             self.trials[number].state = "PRUNED"
 
@@ -392,19 +391,14 @@ class TrialMachine(RuleBasedStateMachine):
         return not self.find("RUNNING")
 
     def reopen(self, number, keeps_curve=False):
-        old = self.trials[number]
-        self.trials[number] = Trial(curve=old.curve if keeps_curve else {})
+        self.trials[number] = Trial(curve=self.trials[number].curve if keeps_curve else {})
         del self.finished[number]
 
     @precondition(lambda self: self.find(*FAILURES))
-    @rule(
-        chosen=st.sampled_from([["failed"], ["diverged"], ["failed", "diverged"]]),
-        is_free=st.booleans(),
-    )
+    @rule(chosen=st.sets(st.sampled_from([*KINDS]), min_size=1), is_free=st.booleans())
     def retry(self, chosen, is_free):
         is_free = self.is_free(is_free)
-        states = {"failed": "FAIL", "diverged": "DIVERGED"}
-        numbers = {kind: self.find(states[kind]) for kind in chosen}
+        numbers = {kind: self.find(KINDS[kind]) for kind in chosen}
         with permit(is_free, StudyHeldError):
             found = retry_trials(self.storages.main, self.study.name, chosen)
             assert found == {kind: len(numbers[kind]) for kind in chosen}
