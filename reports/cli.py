@@ -11,8 +11,8 @@ import tenacity
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
-from reports.errors import OutputTakenError, ReportError
-from studies.cli import run_command, storage_options, studies_argument
+from reports.errors import USER_ERRORS, OutputTakenError, ReportError
+from studies.cli import is_bug, print_bug, run_command, storage_options, studies_argument
 from studies.errors import StudiesError, StudyFormatError
 from studies.storage.retry import error_message, is_transient
 
@@ -44,6 +44,8 @@ def write_final_report(storage: str, names: list[str]) -> Path | None:
         report = retry_outages(write)
     except Exception as error:
         click.echo(f"no report: {error_message(error)}")
+        if is_bug(error, USER_ERRORS):
+            print_bug(error)
         return None
     click.echo(f"report: {report.path}")
     _print_headline(report)
@@ -182,6 +184,8 @@ def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
         except (OutputTakenError, StudyFormatError):
             raise
         except (ReportError, StudiesError, SQLAlchemyError, OptunaError) as error:
+            if is_bug(error, USER_ERRORS):
+                raise
             line = f"no report yet: {error_message(error)}"
         if line != last_line:
             click.echo(line)
@@ -191,4 +195,4 @@ def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
 
 def main() -> None:
     """Run the command."""
-    run_command(reports, (StudiesError, ReportError))
+    run_command(reports, USER_ERRORS)

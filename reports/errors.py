@@ -7,6 +7,8 @@
     └── DashboardError
 """
 
+from studies.errors import StudiesError
+
 
 class ReportError(Exception):
     """A report cannot be written; the message is one line for the user."""
@@ -18,3 +20,7 @@ class OutputTakenError(ReportError):
 
 class DashboardError(ReportError):
     """The dashboard cannot be served."""
+
+
+USER_ERRORS = (StudiesError, ReportError)
+"""Errors that are reported to the user as one line."""

@@ -1,5 +1,7 @@
 """Exceptions of the package ``rnn``."""
 
+import re
+
 
 class RNNError(Exception):
     """Base class of this package's errors; the message is one line."""
@@ -31,3 +33,17 @@ class TokenizerError(RNNError):
 
 class SavedModelError(RNNError):
     """A model file is damaged or of another format."""
+
+
+def find_user_line(error: BaseException) -> int:
+    """Return the last line of a user's cell or task that an exception passed; 0 if it passed none.
+
+    Modules of users' files have the names that :mod:`rnn.own_code` gives them.
+    """
+    line, traceback = 0, error.__traceback__
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        if re.fullmatch("(cell|task)_[0-9a-f]{16}", str(module)):
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return line

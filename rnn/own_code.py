@@ -7,7 +7,6 @@ was read from, which may have changed since or be on another machine.
 
 import hashlib
 import linecache
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from rnn.errors import CellError, RNNError, TaskError
+from rnn.errors import CellError, RNNError, TaskError, find_user_line
 
 
 @dataclass(frozen=True)
@@ -209,10 +208,5 @@ def describe_error(error: BaseException) -> str:
     text = " ".join(str(error).split())
     text = text if len(text) <= 200 else f"{text[:199]}…"
     message = f"{type(error).__name__}{f' ({text})' if text else ''}"
-    line, traceback = 0, error.__traceback__
-    while traceback is not None:
-        module = traceback.tb_frame.f_globals.get("__name__", "")
-        if re.fullmatch("(cell|task)_[0-9a-f]{16}", str(module)):
-            line = traceback.tb_lineno
-        traceback = traceback.tb_next
+    line = find_user_line(error)
     return f"{message} in line {line}" if line else message

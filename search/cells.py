@@ -23,7 +23,7 @@ from rnn.own_code import (
     loaded_source,
     read_source,
 )
-from studies.artifacts import Store, store_location
+from studies.artifacts import Store, store_errors, store_location
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.cell_record import CellRecord, cell_name, read_options
 from studies.config import StudyConfig
@@ -115,7 +115,7 @@ class CodeStore:
             content = io.BytesIO(source.text.encode())
             try:
                 self._store.write(self._file_name(source.kind, source.name), content)
-            except Exception as error:  # of the file system or the bucket
+            except store_errors() as error:
                 raise ArtifactsError(
                     f"the source of {source.kind} {source.name} cannot be written to "
                     f"{self._location} ({error}): check --artifacts"
@@ -148,7 +148,7 @@ class CodeStore:
             raise kind.error(
                 f"{where} is missing: check --artifacts, or use the study's own file"
             ) from error
-        except Exception as error:  # of the file system or the bucket
+        except store_errors() as error:
             raise kind.error(f"{where} cannot be read ({error}): check --artifacts") from error
         source = kind(spec, name, content.decode(errors="replace"))
         if source.sha256 != sha256:

@@ -19,7 +19,9 @@ from rnn.tasks.corpus import TextData
 from rnn.tasks.task import TrainingData
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import WARMUP_STEPS
+from search.errors import is_bug
 from search.worker.lockstep_size import auto_lockstep, differing_params
+from studies.cli import print_bug
 from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.space import COST_PARAMS, Params
 from studies.text import format_duration
@@ -47,7 +49,9 @@ def describe_duration(
     """
     try:
         seconds = count * config.training.steps * _measure_step(config, device, data)
-    except Exception:  # such as too little memory: an estimate must not end a search
+    except Exception as error:  # such as too little memory: an estimate must not end a search
+        if is_bug(error):
+            print_bug(error)
         return ""
     return f", about {format_duration(seconds)} for one worker of this machine"
 

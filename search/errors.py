@@ -15,7 +15,8 @@
 
 import optuna
 
-from rnn.errors import RNNError
+import studies.cli
+from rnn.errors import RNNError, find_user_line
 from studies.errors import StudiesError
 
 
@@ -57,6 +58,16 @@ class ExportError(SearchError):
 
 USER_ERRORS = (StudiesError, RNNError, SearchError)
 """Errors that are reported to the user as one line."""
+
+
+def is_bug(error: BaseException) -> bool:
+    """Return whether an exception during a search is a bug of this program.
+
+    Not if it comes from a user's cell or task, nor if PyTorch raises it: for what it computes with,
+    such as a device, it has no class but ``RuntimeError``.
+    """
+    expected = (*USER_ERRORS, RuntimeError)
+    return not find_user_line(error) and studies.cli.is_bug(error, expected)
 
 
 def format_error(error: Exception) -> str:

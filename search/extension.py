@@ -8,7 +8,7 @@ import optuna
 
 from search.duration import to_train_config
 from search.worker.trial_artifacts import FinalCheckpointStore
-from studies.artifacts import Store
+from studies.artifacts import Store, store_errors
 from studies.attributes import EarlierEnd, StudyRecord
 from studies.config import StudyConfig, training_settings
 from studies.errors import ArtifactsError, ConfigMismatchError
@@ -72,7 +72,7 @@ def _list_checkpoints(record: StudyRecord, store: Store) -> Set[int]:
         return checkpoints.list_trials()
     except ArtifactsError:
         raise
-    except Exception as error:  # such as an unreachable bucket
+    except store_errors() as error:
         raise ArtifactsError(
             f"checkpoints in {checkpoints.location} cannot be listed ({error}): expected those "
             "from which trials continue"

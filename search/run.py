@@ -8,7 +8,7 @@ from multiprocessing.sharedctypes import RawValue
 import click
 
 from rnn.training.devices import trim_heap
-from search.errors import USER_ERRORS, ShutdownRequestedError
+from search.errors import USER_ERRORS, ShutdownRequestedError, is_bug
 from search.launch.jobs import run_jobs
 from search.launch.launcher import Launcher
 from search.progress import explain_failure, format_progress
@@ -23,7 +23,7 @@ from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.worker import Worker
 from search.worker_processes import run_worker_processes
-from studies.cli import EXIT_FAILURE, run_with_exit_code
+from studies.cli import EXIT_FAILURE, print_bug, run_with_exit_code
 from studies.errors import StorageLostError
 from studies.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from studies.measure import find_measure
@@ -242,6 +242,8 @@ def _remove_leftovers(session: Session) -> None:
             f"({error}); they are no longer needed",
             err=True,
         )
+        if is_bug(error):
+            print_bug(error)
 
 
 def _run_and_exit(options: RunOptions, has_trained: c_bool) -> None:

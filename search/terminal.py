@@ -18,9 +18,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search.errors import is_bug
 from search.progress import format_loss, format_progress, format_running, format_trial_end
 from search.status import RunningTrial, Status, StatusReader
 from search.worker.protocols import TrialEvent, WorkerCallbacks
+from studies.cli import describe_bug
 from studies.config import StudyConfig
 from studies.measure import find_measure
 from studies.text import to_line
@@ -151,6 +153,7 @@ class QuietDisplay(WorkerCallbacks, logging.Handler):
         self._console = console
         self._reader = reader
         self._pending: deque[logging.LogRecord] = deque()  # of other threads than the main one
+        self._bugs: list[list[str]] = []  # that were printed
         self._replaced: list[list[logging.Handler]] = []
 
     def __enter__(self) -> Self:
@@ -190,9 +193,15 @@ class QuietDisplay(WorkerCallbacks, logging.Handler):
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a log message as a line."""
+        """Print a log message as a line, and the traceback of a bug once."""
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         self._console.print_line(prefix + record.getMessage())
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or not is_bug(error) or (lines := describe_bug(error)) in self._bugs:
+            return
+        self._bugs.append(lines)
+        for line in lines:
+            self._console.print_line(line)
 
     def _print_pending(self) -> None:
         while self._pending:

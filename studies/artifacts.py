@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
@@ -195,6 +196,17 @@ class BucketStore(Boto3ArtifactStore):
 
 Store = AtomicFileStore | BucketStore
 """An artifact store, also usable by Optuna and its dashboard."""
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """Return what stores raise if a folder or a bucket cannot be used or lacks a file."""
+    errors = (ArtifactNotFound, ArtifactsError, OSError)
+    if "boto3" not in sys.modules:
+        return errors
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return (*errors, Boto3Error, BotoCoreError, ClientError)
 
 
 def store_location(store: Store, folder: str) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sqlite3
 import sys
 import traceback
 from collections.abc import Callable, Collection
@@ -10,12 +11,13 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 from optuna.exceptions import OptunaError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
 
+from studies.artifacts import store_errors
 from studies.errors import StorageUnavailableError
 from studies.interrupts import EXIT_INTERRUPTED, exit_silently_on_interrupt, raise_on_interrupt
 from studies.storage.open import DEFAULT_STORAGE
-from studies.storage.retry import error_message
+from studies.storage.retry import database_error, error_message, is_transient
 from studies.text import shorten, to_line
 
 STORAGE_VARIABLE = "RNN_SEARCH_STORAGE"
@@ -49,6 +51,10 @@ EXIT_USAGE, EXIT_FAILURE = 2, 1
 
 _MAX_MESSAGE = 4000
 """Number of characters after which an error message, which may repeat input, is cut."""
+
+_DENIED_OR_DROPPED = {"42501", "42P01", "3F000"}
+"""PostgreSQL's codes for statements that fail by what others did: a right that is missing, a table
+or a schema that was dropped."""
 
 
 def storage_options(command: _F) -> _F:
@@ -179,7 +185,6 @@ def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception]
 
 
 def _run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception], ...]) -> None:
-    expected: tuple[type[Exception], ...] = (*bad_input, SQLAlchemyError, OptunaError, OSError)
     try:
         code = main()
     except click.ClickException as error:
@@ -187,22 +192,70 @@ def _run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception
     except (click.Abort, KeyboardInterrupt):
         exit_silently_on_interrupt()
         _exit("interrupted", EXIT_INTERRUPTED)
-    except expected as error:
+    except Exception as error:
+        if is_bug(error, bad_input):
+            print_bug(error, "error")
+            sys.exit(EXIT_FAILURE)
         if "--debug" in sys.argv:
             traceback.print_exc()
         if isinstance(error, StorageUnavailableError):
             _exit(str(error), EXIT_FAILURE)
         if isinstance(error, bad_input):
             _exit(str(error), EXIT_USAGE)
-        if isinstance(error, OSError):
-            _exit(f"{error}; recorded results are kept: fix this and run again", EXIT_FAILURE)
-        _exit(
-            f"storage failed ({error_message(error)}); recorded results are kept: run again",
-            EXIT_FAILURE,
-        )
+        if isinstance(error, SQLAlchemyError | OptunaError):
+            _exit(
+                f"storage failed ({error_message(error)}); recorded results are kept: run again",
+                EXIT_FAILURE,
+            )
+        reason = str(error) or type(error).__name__
+        _exit(f"{reason}; recorded results are kept: fix this and run again", EXIT_FAILURE)
     sys.exit(code)
 
 
 def _exit(message: str, code: int) -> NoReturn:
     click.echo(f"error: {to_line(shorten(message, _MAX_MESSAGE))}", err=True)
     sys.exit(code)
+
+
+# ------------------------------------------------------------------ bugs
+
+
+def is_bug(error: BaseException, expected: tuple[type[Exception], ...]) -> bool:
+    """Return whether an exception is a bug of this program, to be shown with its traceback.
+
+    Others have their cause in the input, in a database, a disk or a bucket that fails, or in too
+    little memory.
+
+    Args:
+        error: the exception.
+        expected: exceptions that stand for invalid input.
+    """
+    if isinstance(error, (*expected, *store_errors(), MemoryError)) or is_transient(error):
+        return False
+    error = database_error(error)
+    cause = getattr(error, "orig", None)
+    if isinstance(error, ProgrammingError):
+        return getattr(cause, "sqlstate", None) not in _DENIED_OR_DROPPED
+    if isinstance(cause, sqlite3.OperationalError):  # also for a wrong statement
+        return any(part in str(cause) for part in ("syntax error", "no such column"))
+    return not isinstance(error, DBAPIError | OptunaError)
+
+
+def describe_bug(error: BaseException, label: str = "warning") -> list[str]:
+    """Return the lines of a bug's traceback, and one that asks to report it.
+
+    Args:
+        error: the exception.
+        label: ``error`` if it ends the command.
+    """
+    reason = to_line(shorten(f"{type(error).__name__}: {error}", 200))
+    return [
+        *"".join(traceback.format_exception(error)).splitlines(),
+        f"{label}: bug in rnn-search ({reason}): please report it to the developers with these "
+        "lines, the command and the output of rnn-search --version; recorded results are kept",
+    ]
+
+
+def print_bug(error: BaseException, label: str = "warning") -> None:
+    """Print what :func:`describe_bug` returns."""
+    click.echo("\n".join(describe_bug(error, label)), err=True)

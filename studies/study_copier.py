@@ -12,6 +12,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
+from optuna.exceptions import OptunaError
+from sqlalchemy.exc import SQLAlchemyError
+
 from studies.errors import ConfigError, StudiesError, StudyHeldError
 from studies.loader import read_record
 from studies.management import StudyManager, remove_files, remove_unowned
@@ -180,7 +183,7 @@ class _Copier:
         try:
             with self.target.reading() as connection:
                 return is_owned(connection, folder)
-        except Exception:  # unknown: its files stay
+        except (SQLAlchemyError, OptunaError, StudiesError):  # unknown: its files stay
             return True
 
 

@@ -18,7 +18,14 @@ from uuid import UUID, uuid5
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from studies.artifacts import UNOWNED, ArtifactKind, AtomicFileStore, Store, open_store
+from studies.artifacts import (
+    UNOWNED,
+    ArtifactKind,
+    AtomicFileStore,
+    Store,
+    open_store,
+    store_errors,
+)
 from studies.errors import ArtifactsError
 from studies.storage.study_changes import OwnedFiles
 from studies.temporary_files import STALE_SECONDS
@@ -130,7 +137,7 @@ class StudyStores:
                     raise ArtifactsError(f"{name} disappeared while it was copied") from error
                 missing += 1
                 continue
-            except Exception as error:  # of a file system or a bucket
+            except store_errors() as error:
                 raise ArtifactsError(f"cannot copy {name} ({error})") from error
             count, size = count + 1, size + copied[0]
         return CopiedFiles(count, size, missing)

@@ -11,9 +11,10 @@ import click
 
 from reports.cli import retry_outages, write_final_report
 from reports.dashboard.server import dashboard_url, open_listener
+from reports.errors import USER_ERRORS
 from reports.report_claim import claim_report, record_report
 from studies.artifacts import open_store
-from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
+from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE, is_bug, print_bug
 from studies.storage.open import open_storage
 from studies.storage.retry import error_message
 
@@ -36,6 +37,8 @@ def serve_dashboard(storage: str, artifacts: str | None, port: int) -> Iterator[
         server = _start_server(storage, artifacts, port)
     except Exception as error:  # port taken, no memory for a process
         click.echo(f"dashboard: {error}; the search continues without it")
+        if is_bug(error, USER_ERRORS):
+            print_bug(error)
         yield
         return
     click.echo(f"dashboard: {dashboard_url(port)}")
@@ -68,6 +71,8 @@ def finalize_search(
         other = retry_outages(lambda: claim_report(storage, study, finished, was_finished))
     except Exception as error:  # the results are recorded
         click.echo(f"no report: {error_message(error)}")
+        if is_bug(error, USER_ERRORS):
+            print_bug(error)
         return
     if other is not None:
         click.echo(f"report: {other.describe(study)}")
@@ -80,9 +85,14 @@ def finalize_search(
             publish_study(opened, study, lambda: open_store(artifacts, storage, "artifacts"))
     except Exception as error:  # the results are recorded
         click.echo(f"warning: cannot update the dashboard: {error_message(error)}", err=True)
+        if is_bug(error, USER_ERRORS):
+            print_bug(error)
     if path is not None:
-        with contextlib.suppress(Exception):  # the next command would write it again
+        try:
             record_report(storage, study, finished, path)
+        except Exception as error:  # the next command would write it again
+            if is_bug(error, USER_ERRORS):
+                print_bug(error)
 
 
 def _start_server(storage: str, artifacts: str | None, port: int) -> "subprocess.Popen[bytes]":

@@ -20,9 +20,16 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import click
 
-from reports.errors import DashboardError, ReportError
+from reports.errors import USER_ERRORS, DashboardError
 from studies.artifacts import Store, open_store
-from studies.cli import artifacts_option, dashboard_port_option, run_command, storage_options
+from studies.cli import (
+    artifacts_option,
+    dashboard_port_option,
+    is_bug,
+    print_bug,
+    run_command,
+    storage_options,
+)
 from studies.errors import StudiesError
 from studies.storage.open import open_storage
 from studies.storage.retry import error_message
@@ -224,19 +231,24 @@ class PublishOnView:
         from reports.dashboard.publish import StudyPublisher  # slow: imports pandas and plotly
 
         try:
-            name = self._storage.get_study_name_from_id(study_id)
+            try:
+                name = self._storage.get_study_name_from_id(study_id)
+            except KeyError:  # deleted
+                return
             publisher = self._publishers.get((study_id, name))
             if publisher is None:
                 publisher = StudyPublisher(self._storage, name, lambda: self._store)
             # What it has read is kept for one study, the one that is viewed.
             self._publishers = {(study_id, name): publisher}
             publisher.publish()
-        except (StudiesError, KeyError) as error:  # not a study of this version and program
+        except StudiesError as error:  # not a study of this version and program
             logging.getLogger(__name__).debug("not published: %s", error)
         except Exception as error:  # the dashboard is served nevertheless
             if not self._has_warned:
                 self._has_warned = True
                 click.echo(f"warning: cannot publish a study: {error_message(error)}", err=True)
+                if is_bug(error, USER_ERRORS):
+                    print_bug(error)
         finally:
             self._due[study_id] = time.monotonic() + PUBLISH_INTERVAL_SECONDS
             self._publishing.release()
@@ -282,4 +294,4 @@ class _Handler(WSGIRequestHandler):
 
 def main() -> None:
     """Run the command."""
-    run_command(dashboard, (StudiesError, ReportError))
+    run_command(dashboard, USER_ERRORS)

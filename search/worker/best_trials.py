@@ -117,7 +117,9 @@ class BestTrialFiles:
             elif is_written and (ranking := self._read_ranking(count + self.store.eviction_margin)):
                 self.store.evict([number for number, _ in ranking], count)
         except Exception as error:
-            _logger.warning(f"cannot remove {self._kind} of surpassed trials ({error})")
+            _logger.warning(
+                f"cannot remove {self._kind} of surpassed trials ({error})", exc_info=True
+            )
 
     def _evict_runs(self, count: int) -> None:
         """Remove files of replicates that are no longer needed."""
@@ -159,12 +161,12 @@ class BestModelStore(BestTrialFiles):
         try:
             self.write(number, serialize_model(model))
         except Exception as error:  # such as a full disk or an unreachable bucket
-            _logger.warning(f"cannot save the weights of trial {number} ({error})")
+            _logger.warning(f"cannot save the weights of trial {number} ({error})", exc_info=True)
         if isinstance(model.task, SavedTask):
             return None
         try:
             sample = generate(model, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
             return to_printable(sample)
         except Exception as error:
-            _logger.warning(f"cannot generate a sample of trial {number} ({error})")
+            _logger.warning(f"cannot generate a sample of trial {number} ({error})", exc_info=True)
             return None

@@ -24,6 +24,7 @@ from search.versions import LABELS, current_versions, last_versions
 from search.worker.best_trials import BestTrialFiles
 from search.worker.claim import Claim
 from search.worker.trial_artifacts import CheckpointStore, TrialArtifacts
+from studies.artifacts import store_errors
 from studies.attributes import CHECKPOINTED, RETRY_COUNTS, RUNG, Failure
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import ArtifactsError
@@ -83,7 +84,7 @@ class CheckpointManager:
                     missing.setdefault(reason, []).append(claim.trial)
             except CellError:
                 pass  # the trial fails with it when its network is built
-            except Exception as error:
+            except store_errors() as error:
                 _logger.warning(
                     f"cannot read the checkpoint of trial {claim.trial.number} "
                     f"({error}); it restarts from step 0"
@@ -105,7 +106,9 @@ class CheckpointManager:
             return True
         except Exception as error:  # such as a full disk or an unreachable bucket
             _logger.warning(
-                f"cannot write the checkpoint of trial {number} ({error}); the previous one is kept"
+                f"cannot write the checkpoint of trial {number} ({error}); the previous one is "
+                "kept",
+                exc_info=True,
             )
             return False
 
@@ -122,7 +125,9 @@ class CheckpointManager:
             content = serialize_checkpoint(state, self._identity(claim))
             self._final_checkpoints.write(number, content)
         except Exception as error:
-            _logger.warning(f"cannot keep the checkpoint of trial {number} ({error})")
+            _logger.warning(
+                f"cannot keep the checkpoint of trial {number} ({error})", exc_info=True
+            )
 
     def select_final(self, values: Mapping[int, float]) -> set[int]:
         """Return which trials, about to be complete, have a checkpoint to keep.
@@ -139,7 +144,9 @@ class CheckpointManager:
         try:
             self._checkpoints.remove(number)
         except Exception as error:
-            _logger.warning(f"cannot remove the checkpoint of trial {number} ({error})")
+            _logger.warning(
+                f"cannot remove the checkpoint of trial {number} ({error})", exc_info=True
+            )
 
     def _read(self, claim: Claim) -> tuple[bytes | None, TrialArtifacts]:
         """Return a trial's checkpoint and its store; that of an earlier end if it has no other."""
@@ -154,7 +161,7 @@ class CheckpointManager:
             if content is None:
                 continue
             if len(content) > limit:
-                raise CheckpointError(f"it has more than {limit:,} bytes, which it cannot have")
+                raise ArtifactsError(f"it has more than {limit:,} bytes, which it cannot have")
             return content, store
         return None, self._checkpoints
 
@@ -294,7 +301,7 @@ def continue_to_end(state: TrainState, train_config: TrainConfig, old_steps: int
 def _quarantine(store: TrialArtifacts, number: int, content: bytes, error: CheckpointError) -> None:
     try:
         location = f"moved to {store.quarantine(number, content)}"
-    except Exception as failed:
+    except store_errors() as failed:
         location = f"it cannot be moved away ({failed})"
     _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
 

@@ -139,7 +139,10 @@ class PruningDecisions:
         except (StorageUnavailableError, SQLAlchemyError, OptunaError):
             raise
         except Exception as error:  # must not count as a failure of the training
-            _logger.warning(f"pruning decision failed ({format_error(error)}); the trials continue")
+            _logger.warning(
+                f"pruning decision failed ({format_error(error)}); the trials continue",
+                exc_info=True,
+            )
             return {}
         if decisions.audited:
             self._manager.submit_after_flush(lambda: self._scheduler.store(decisions))
@@ -175,7 +178,8 @@ class PruningDecisions:
             raise
         except Exception as error:  # such as too little memory for the prediction
             _logger.warning(
-                f"pruning decision failed ({format_error(error)}); paused trials resume without it"
+                f"pruning decision failed ({format_error(error)}); paused trials resume without it",
+                exc_info=True,
             )
             return None
 

@@ -267,7 +267,9 @@ class StorageClient(ABC):
             except Exception as error:
                 if is_transient(error):
                     raise
-                _logger.warning(f"a claim could not be released ({error_message(error)})")
+                _logger.warning(
+                    f"a claim could not be released ({error_message(error)})", exc_info=True
+                )
             self._undos.popleft()
 
     def _wait_for_work(self) -> None:

@@ -10,7 +10,7 @@ from optuna.exceptions import OptunaError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from search.errors import ShutdownRequestedError, format_error
+from search.errors import ShutdownRequestedError, format_error, is_bug
 from search.pruning.decisions import PruneDecision
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.worker.claim import Claim
@@ -190,6 +190,8 @@ class Worker:
         except _STORAGE_ERRORS:
             raise
         except Exception as raised:
+            if is_bug(raised):
+                _logger.warning(f"training failed ({format_error(raised)})", exc_info=True)
             # The traceback would keep the memory of the failed training alive.
             error = raised.with_traceback(None)
         active = self._drop_lost()
