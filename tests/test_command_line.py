@@ -11,8 +11,9 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy as sa
 import torch
-from helpers import ONE_TRIAL, QUICK, TINY
+from helpers import EACH_DATABASE, ONE_TRIAL, QUICK, TINY
 from invocation import require_refused, unchanged
 from optuna.trial import TrialState
 from process_runner import query
@@ -21,6 +22,7 @@ from rnn.training.devices import supports_bf16
 from search.new_study import StudyOptions
 from search.study import create_or_join
 from search.worker.shutdown import parse_duration
+from studies.cli import is_bug
 from studies.errors import ConfigError
 from studies.loader import load_config_file
 from studies.storage.open import open_storage
@@ -357,6 +359,68 @@ def test_duration_is_a_sum_of_units_up_to_ten_years():
     for text in ("3651d", "0s", "90", "-1h", "h1"):
         with pytest.raises(ValueError, match=text):
             parse_duration(text)
+
+
+# ------------------------------------------------------------------ bugs
+
+
+def read_wrong_column(*arguments: object, **options: object) -> None:
+    engine = sa.create_engine("sqlite://")
+    with closing(engine.connect()) as connection:
+        connection.execute(sa.text("SELECT no_column FROM (SELECT 1)"))
+
+
+def read_missing_key(*arguments: object, **options: object) -> None:
+    {}["key"]
+
+
+BUGS = {
+    "-m rnn_search status quick": ("rnn_search.cli.read_status", read_missing_key),
+    "-m rnn_search list": ("rnn_search.studies_cli.list_studies", read_wrong_column),
+    "-m reports quick": ("reports.page.page.write_page", read_missing_key),
+    "-m reports quick --watch": ("reports.data.study_reader.read_results", read_wrong_column),
+    "-m search.sample quick": ("search.load_model.load_trial_model", read_missing_key),
+    "run_search.py quick --stored": ("search.run.format_progress", read_missing_key),
+}
+"""Command lines, a function that each of them calls, and a bug in its place."""
+
+
+@pytest.mark.parametrize("line", BUGS)
+def test_bug_ends_a_command_with_its_traceback_and_asks_for_a_report(
+    search, invoke, sqlite_url, monkeypatch, line
+):
+    search()
+    function, bug = BUGS[line]
+    monkeypatch.setattr(function, bug)
+    done = invoke(*line.split(), "--storage", sqlite_url)
+    assert done.returncode == 1
+    first, *_, last = done.stderr.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert f"in {bug.__name__}" in done.stderr
+    error = "KeyError: 'key'" if bug is read_missing_key else "OperationalError: "
+    assert last.startswith(f"error: bug in rnn-search ({error}")
+    assert "please report it" in last
+    assert [trial.state for trial in load(sqlite_url).trials] == [TrialState.COMPLETE]
+
+
+DATABASE_ERRORS = {
+    "SELEC 1": True,
+    "SELECT no_column FROM studies": True,
+    "SELECT :value": True,  # no value is given
+    "SELECT * FROM dropped": False,
+    "INSERT INTO studies (study_id) VALUES (1)": False,  # as another process may at once
+}
+"""Statements, and whether the error of each is a bug of the program."""
+
+
+@EACH_DATABASE
+@pytest.mark.parametrize("statement", DATABASE_ERRORS)
+def test_wrong_statement_is_a_bug_and_a_failure_of_the_database_is_none(url, statement):
+    with closing(open_storage(url)) as storage, storage.engine.connect() as connection:
+        connection.execute(sa.text("INSERT INTO studies VALUES (1, 'one')"))
+        with pytest.raises(sa.exc.SQLAlchemyError) as raised:
+            connection.execute(sa.text(statement))
+    assert is_bug(raised.value, ()) == DATABASE_ERRORS[statement]
 
 
 # ------------------------------------------------------------------ rnn-search

@@ -382,23 +382,33 @@ def test_report_is_left_to_the_process_that_claimed_it(url, monkeypatch, tmp_pat
             assert writes or other == claim
 
 
-def test_failure_at_the_end_of_a_search_is_one_line(sqlite_url, monkeypatch, capsys):
+def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
+    sqlite_url, monkeypatch, capsys
+):
     make_study(sqlite_url)
 
     def fail(*arguments):
-        raise RuntimeError("a defect")
+        raise error
 
+    error: Exception = OSError("disk full")
     for place in ("page.page.write_report", "dashboard.publish.publish_study"):
         monkeypatch.setattr(f"reports.{place}", fail)
     launcher.finalize_search(sqlite_url, "made", None, 8, False)
     printed = capsys.readouterr()
     lines = (printed.out + printed.err).splitlines()
     assert len(lines) == 2
-    for line in ("cannot update the dashboard: a defect", "no report: a defect"):
+    for line in ("cannot update the dashboard: disk full", "no report: disk full"):
         assert any(each.endswith(line) for each in lines)
+    error = KeyError("a defect")
+    launcher.finalize_search(sqlite_url, "made", None, 8, False)
+    printed = capsys.readouterr()
+    assert printed.out == "no report: 'a defect'\n"
+    assert printed.err.count("Traceback (most recent call last):") == 2
+    assert printed.err.count("\nwarning: bug in rnn-search (KeyError: 'a defect'): please ") == 2
+    error = OSError("disk full")
     monkeypatch.setattr(launcher, "claim_report", fail)
     launcher.finalize_search(sqlite_url, "made", None, 8, False)
-    assert capsys.readouterr() == ("no report: a defect\n", "")
+    assert capsys.readouterr() == ("no report: disk full\n", "")
 
 
 def test_search_continues_without_a_dashboard_that_cannot_start(monkeypatch, capsys):
@@ -459,7 +469,7 @@ def test_failed_publication_of_a_viewed_study_is_warned_of_once(viewed, monkeypa
 
     def fail(*arguments):
         attempts.append(arguments)
-        raise RuntimeError("disk full")
+        raise KeyError("a defect")
 
     monkeypatch.setattr(StudyPublisher, "publish", fail)
     for n in (1, 2, 3):
@@ -467,7 +477,9 @@ def test_failed_publication_of_a_viewed_study_is_warned_of_once(viewed, monkeypa
         request(viewed, "/api/studies/1")
         wait_until(lambda n=n: len(attempts) == n)
     wait_until(lambda: not viewed._publishing.locked())
-    assert capsys.readouterr().err == "warning: cannot publish a study: disk full\n"
+    printed = capsys.readouterr().err
+    assert printed.startswith("warning: cannot publish a study: 'a defect'\nTraceback (")
+    assert printed.count("Traceback (") == printed.count("bug in rnn-search (KeyError:") == 1
 
 
 LOCAL, OTHER = "127.0.0.1:8080", "http://elsewhere.example"

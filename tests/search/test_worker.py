@@ -549,6 +549,7 @@ def test_precision_that_the_device_lacks_is_rejected(sqlite_url, text, monkeypat
     ("error", "cause"),
     [
         (RuntimeError("out of something\nand more"), "exception"),
+        (KeyError("a bug"), "exception"),
         (torch.OutOfMemoryError("no"), "out of memory"),
     ],
 )
@@ -556,6 +557,11 @@ def test_trial_is_retried_three_times_after_errors(sqlite_url, text, monkeypatch
     tries = fail_with_a_forget_gate(monkeypatch, error)
     joined, messages = work(sqlite_url, text, lockstep=1)
     line = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    if isinstance(error, KeyError):  # its traceback is printed once
+        assert messages.count(f"warning: training failed ({line})") == 12
+        assert sum(each.startswith("Traceback (") for each in messages) == 1
+        assert sum("bug in rnn-search (KeyError: 'a bug')" in each for each in messages) == 1
+        messages = [each for each in messages if each.startswith(("complete", "failed"))]
     assert sorted(messages) == sorted(
         ["complete"] * 3
         + ["failed, requeued for a retry"] * 9
