@@ -8,6 +8,7 @@ import json
 import re
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -392,6 +393,8 @@ def test_bug_ends_a_command_with_its_traceback_and_asks_for_a_report(
     search()
     function, bug = BUGS[line]
     monkeypatch.setattr(function, bug)
+    # So that --watch ends if it takes the bug for an outage.
+    monkeypatch.setattr("reports.cli.time", Mock(sleep=Mock(side_effect=KeyboardInterrupt)))
     done = invoke(*line.split(), "--storage", sqlite_url)
     assert done.returncode == 1
     first, *_, last = done.stderr.splitlines()
