@@ -12,9 +12,11 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from studies.cli import STORAGE_VARIABLE
-from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.changes import create_study
+from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trials import StoredTrial
 
 SIZES = (432, 4320)
 """Numbers of grid trials: stage one, and ten times as many."""
@@ -70,17 +72,17 @@ def _create(storage: LeasedRDBStorage, name: str, size: int) -> optuna.Study:
     digits = CategoricalDistribution(tuple(range(10)))
     distributions = dict.fromkeys(("thousands", "hundreds", "tens", "ones"), digits)
     trials = [
-        PlannedTrial(dict(zip(distributions, map(int, f"{number:04}"), strict=True)))
+        StoredTrial(dict(zip(distributions, map(int, f"{number:04}"), strict=True)))
         for number in range(size)
     ]
     create_study(storage, name, "loss", {}, distributions, trials)
     return load_study(storage, name)
 
 
-def _writes(storage: LeasedRDBStorage, trial_id: int, step: int) -> dict[str, Callable[[], None]]:
+def _writes(storage: LeasedRDBStorage, trial_id: int, step: int) -> dict[str, Callable[[], object]]:
     return {
-        "report": lambda: storage.report(trial_id, "me", {step: 1.0}),
-        "heartbeat": lambda: storage.heartbeat(trial_id, "me"),
+        "report": lambda: storage.flush([PendingWrite(trial_id, "me", {step: 1.0})]),
+        "heartbeat": lambda: storage.flush([PendingWrite(trial_id, "me", heartbeat=True)]),
         "finish": lambda: storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {"host": "h"}),
     }
 

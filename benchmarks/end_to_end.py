@@ -18,8 +18,9 @@ from search.study import create_or_join
 from studies.attributes import OBJECTIVE_NAMES
 from studies.loader import load_config_file
 from studies.space import Params, distributions
-from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.changes import create_study
 from studies.storage.open import open_storage
+from studies.storage.trials import StoredTrial
 
 TRIALS = 24
 STEPS = 200
@@ -88,7 +89,7 @@ def _create(url: str, params: Sequence[Params], precision: str) -> None:
         OBJECTIVE_NAMES[config.objective],
         full.study.user_attrs,
         distributions(config.grid.search_space),
-        [PlannedTrial(each) for each in params],
+        [StoredTrial(each) for each in params],
     )
 
 

@@ -19,8 +19,10 @@ from studies.cli import run_command
 from studies.config import StudyConfig
 from studies.errors import StudiesError
 from studies.space import GATED_PARAMS, distributions
-from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.changes import create_study
+from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage
+from studies.storage.trials import StoredTrial
 
 VARIABLE = "RNN_SEARCH_PUBLISHED"
 """The environment variable that names the file."""
@@ -83,7 +85,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
         OBJECTIVE_NAMES["training"],
         StudyRecord(config=config, corpus=ENWIK8, artifact_folder=name).attributes(),
         distributions(config.grid.search_space),
-        [PlannedTrial(each) for each in params],
+        [StoredTrial(each) for each in params],
     )
     if not is_new:
         storage.close()
@@ -99,7 +101,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
             "parameter_count": count_parameters(network),
         }
         curve = {step: row[column] for column, step in steps.items()}
-        storage.report(trial_id, "loader", curve)
+        storage.flush([PendingWrite(trial_id, "loader", curve)])
         storage.finish(trial_id, "loader", TrialState.COMPLETE, row["min_loss"], attributes)
     storage.close()
 

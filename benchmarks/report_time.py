@@ -17,8 +17,10 @@ from reports.stats.effects import FactorialTable
 from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS, distributions
-from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.changes import create_study
+from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.trials import StoredTrial
 
 LOG_POINTS = 200
 
@@ -76,7 +78,7 @@ def _create(url: str) -> None:
         OBJECTIVE_NAMES[config.objective],
         StudyRecord(config=config, corpus=corpus, artifact_folder="stage-one").attributes(),
         distributions(config.grid.search_space),
-        [PlannedTrial(params) for params in grid],
+        [StoredTrial(params) for params in grid],
     )
     study_id = load_study(storage, "stage-one")._study_id
     rng = np.random.default_rng(0)
@@ -87,7 +89,7 @@ def _create(url: str) -> None:
         trial_id = storage.claim(study_id, "benchmark")
         assert trial_id is not None
         curve = dict(zip(steps.tolist(), losses.tolist(), strict=True))
-        storage.report(trial_id, "benchmark", curve)
+        storage.flush([PendingWrite(trial_id, "benchmark", curve)])
         attributes = {"seconds": 60.0, "worker": f"host/{trial_id % 8}", "host": "host"}
         storage.finish(trial_id, "benchmark", TrialState.COMPLETE, min(curve.values()), attributes)
     storage.close()

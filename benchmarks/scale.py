@@ -24,8 +24,9 @@ from search.study import create_or_join
 from studies.artifacts import open_store
 from studies.config_file import ConfigFile
 from studies.loader import load_config_file, read_study_record
+from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
-from studies.storage.trial_rows import TRIALS
+from studies.storage.tables import TRIALS
 from tests.simulations.large_study import LOG_POINTS, NAME, create_large_study, grid_overrides
 
 SIZES = (432, 10_080)
@@ -148,7 +149,7 @@ def _report(database: Database) -> Iterator[None]:
     assert trial_id is not None
     yield
     for step in range(OPERATIONS):
-        storage.report(trial_id, "benchmark", {step: 2.0})
+        storage.flush([PendingWrite(trial_id, "benchmark", {step: 2.0})])
 
 
 def _finish(database: Database) -> Iterator[None]:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from reports.errors import USER_ERRORS, OutputTakenError, ReportError
 from studies.cli import is_bug, print_bug, run_command, storage_options, studies_argument
 from studies.errors import StudiesError, StudyFormatError
-from studies.storage.retry import error_message, is_transient
+from studies.storage.engine import error_message, is_transient
 
 if TYPE_CHECKING:  # slow to import; commands that are refused do not need them
     from reports.page.page import Report
@@ -28,11 +28,10 @@ OUTAGE_SECONDS = 60
 """How long the report at the end of a search waits for an unavailable storage."""
 
 
-def write_final_report(storage: str, names: list[str]) -> Path | None:
+def write_final_report(storage: str, names: list[str]) -> None:
     """Write the report of a finished search; print its path and its main result.
 
-    Returns:
-        The path; None after a failure, which is printed and not raised: the results are recorded.
+    A failure is printed and not raised: the results are recorded.
     """
 
     def write() -> "Report":
@@ -46,10 +45,9 @@ def write_final_report(storage: str, names: list[str]) -> Path | None:
         click.echo(f"no report: {error_message(error)}")
         if is_bug(error, USER_ERRORS):
             print_bug(error)
-        return None
+        return
     click.echo(f"report: {report.path}")
     _print_headline(report)
-    return report.path
 
 
 def retry_outages(function: Callable[[], _T]) -> _T:

@@ -20,7 +20,7 @@ from studies.errors import StudiesError
 from studies.loader import read_study_record
 from studies.measure import Measure, find_measure
 from studies.storage.open import load_study, open_storage
-from studies.storage.queries import read_trials
+from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 
 

@@ -13,10 +13,10 @@ from reports.output import find_report
 from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
 from studies.errors import ConfigError
 from studies.management import StudyManager
+from studies.storage.changes import list_derived
+from studies.storage.counts import find_study
 from studies.storage.engine import parse_url, redact
-from studies.storage.held_trials import find_study
 from studies.storage.open import read_storage
-from studies.storage.study_changes import list_derived
 from studies.study_copier import copy_study
 from studies.study_files import StudyStores
 from studies.study_list import ListedStudy, list_studies

@@ -23,8 +23,9 @@ from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.engine import parse_url
 from studies.storage.open import DEFAULT_STORAGE, list_study_names, load_study, read_storage
-from studies.storage.queries import TrialRow, read_trials
+from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trials import StoredTrial
 from studies.text import shorten
 
 if TYPE_CHECKING:  # slow to import
@@ -333,7 +334,7 @@ class Study:
                     continue
         return derived
 
-    def _trial(self, row: TrialRow, config: StudyConfig | ImportedConfig) -> "Trial":
+    def _trial(self, row: StoredTrial, config: StudyConfig | ImportedConfig) -> "Trial":
         label = label_trial(row.params, config)
         return Trial(self, row.number, row.params, row.value, label)
 

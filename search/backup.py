@@ -19,10 +19,10 @@ from studies.storage.backup import BackupContent, copy_database
 from studies.storage.engine import (
     SQLITE_BUSY_SECONDS,
     database_path,
-    is_unused,
+    is_in_wal_mode,
     log_path,
     parse_url,
-    read_only_url,
+    read_only_uri,
     redact,
 )
 from studies.storage.open import read_storage
@@ -39,8 +39,11 @@ def backup(target: Path, storage: str, debug: bool) -> int:
     source = _source_path(storage)
     _check_is_new(target, source)
     read_storage(storage).close()  # rejects what is not a storage of studies
-    with closing(_connect(storage, source)) as connection:
-        content = copy_database(connection, target)
+    try:
+        with closing(_connect(storage, source)) as connection:
+            _, content = copy_database(connection, target)
+    except sqlite3.Error as error:
+        raise OSError(f"cannot copy the database to {target} ({error})") from error
     click.echo(_describe(content, target, source))
     return 0
 
@@ -73,10 +76,8 @@ def _connect(storage: str, source: Path) -> sqlite3.Connection:
     if is_writable:
         uri = f"{source.resolve().as_uri()}?mode=rw"
     else:
-        url = read_only_url(parse_url(storage))
-        uri = f"{url.database}?" + "&".join(f"{key}={value}" for key, value in url.query.items())
-        if is_unused(source):
-            uri += "&immutable=1"
+        is_unused = not log_path(source).exists() and is_in_wal_mode(source)
+        uri = read_only_uri(source, is_unused)
     return sqlite3.connect(uri, uri=True, timeout=SQLITE_BUSY_SECONDS)
 
 

@@ -12,7 +12,7 @@ from studies.artifacts import Store, store_errors
 from studies.attributes import EarlierEnd, StudyRecord
 from studies.config import StudyConfig, training_settings
 from studies.errors import ArtifactsError, ConfigMismatchError
-from studies.storage.earlier_ends import NewEnd
+from studies.storage.changes import NewEnd
 
 
 def plan_new_end(

@@ -21,11 +21,11 @@ from studies.grid import Grid
 from studies.hypothesis_records import Registration, update_records
 from studies.loader import read_study_record
 from studies.space import Params, complete_params, distributions, param_order
+from studies.storage.changes import NewEnd, extend_study
 from studies.storage.counts import count_started, count_trials
-from studies.storage.create_study import PlannedTrial, extend_study, replace_attributes
-from studies.storage.earlier_ends import NewEnd
-from studies.storage.queries import TrialRow, read_trials
+from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trials import StoredTrial
 from studies.text import shorten
 
 NO_TRIAL_LEFT = "no_trial_left"
@@ -249,7 +249,7 @@ def extend_grid(
     if "hypothesis" in changed:
         written[HYPOTHESES] = _update_hypotheses(study, storage, config)
     if not is_larger:
-        is_done = replace_attributes(storage, study._study_id, {CONFIG: raw}, written)
+        is_done = extend_study(storage, study._study_id, {CONFIG: raw}, written)
         return config if is_done else None
     grid = config.grid
     is_done = extend_study(
@@ -284,7 +284,7 @@ def _update_hypotheses(
 
 
 def _choose_audit_nuisance(
-    record: StudyRecord, extended: StudyConfig, trials: Sequence[TrialRow]
+    record: StudyRecord, extended: StudyConfig, trials: Sequence[StoredTrial]
 ) -> list[str]:
     """Return the nuisance parameters over which an extended study draws audited architectures.
 
@@ -305,8 +305,8 @@ def _plan_added(
     stored: StudyConfig,
     extended: StudyConfig,
     nuisance: Sequence[str],
-    trials: Sequence[TrialRow],
-) -> list[PlannedTrial]:
+    trials: Sequence[StoredTrial],
+) -> list[StoredTrial]:
     """Return the trials that an extended search space adds.
 
     Args:
@@ -325,7 +325,7 @@ def _plan_added(
         raise ConfigMismatchError(f"study {name!r} {conflict}")
     old, new = stored.grid, create_sampler(extended).combinations
     assert old is not None
-    planned = [PlannedTrial(params) for params in subtract(new, old.combinations())]
+    planned = [StoredTrial(params) for params in subtract(new, old.combinations())]
     return draw_audited(planned, stored, nuisance, trials)
 
 

@@ -18,7 +18,8 @@ from studies.cli import artifacts_option, storage_options
 from studies.config import StudyConfig, to_trial_config
 from studies.loader import read_study_record
 from studies.storage.open import load_study, read_storage
-from studies.storage.queries import TrialRow, read_trials
+from studies.storage.reads import read_trials
+from studies.storage.trials import StoredTrial
 from studies.text import shorten
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -42,7 +43,7 @@ class LoadedModel:
     """
 
     model: SavedModel
-    trial: TrialRow
+    trial: StoredTrial
     study: str
     config: StudyConfig
 
@@ -139,8 +140,8 @@ def _read_weights(weights: WeightStore, number: int) -> bytes | None:
 def _explain_missing(
     study: str,
     number: int | None,
-    trials: Sequence[TrialRow],
-    available: Sequence[TrialRow],
+    trials: Sequence[StoredTrial],
+    available: Sequence[StoredTrial],
     config: StudyConfig,
 ) -> str:
     """Return why there are no weights, and which trials have some."""

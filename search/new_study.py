@@ -22,11 +22,12 @@ from studies.hypothesis_records import Registration, update_records
 from studies.loader import read_study_record
 from studies.measure import find_measure
 from studies.space import SearchSpace, distributions, observed_search_space
+from studies.storage.changes import create_study
 from studies.storage.counts import count_trials
-from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study
-from studies.storage.queries import read_trials
+from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trials import StoredTrial
 from studies.task_record import Floors
 
 
@@ -139,13 +140,13 @@ def create_new_study(
 
 def plan_trials(
     storage: LeasedRDBStorage, config: StudyConfig, options: StudyOptions
-) -> tuple[list[PlannedTrial], SearchSpace]:
+) -> tuple[list[StoredTrial], SearchSpace]:
     """Return the trials of a new study and its search space."""
     if config.refinement is None:
         grid = config.grid
         assert grid is not None
         combinations = create_sampler(config).combinations
-        return [PlannedTrial(params) for params in combinations], grid.search_space
+        return [StoredTrial(params) for params in combinations], grid.search_space
     source = load_study(storage, config.refinement.source)
     counts = count_trials(storage, source._study_id)
     record = read_study_record(source)

@@ -13,7 +13,7 @@ from studies.config import StudyConfig, to_trial_config, top_count
 from studies.imported import ImportedConfig
 from studies.measure import find_measure
 from studies.storage.counts import TrialCounts
-from studies.storage.queries import TrialRow
+from studies.storage.trials import StoredTrial
 from studies.text import format_duration, to_line
 
 MAX_WORKERS = 20
@@ -136,7 +136,7 @@ def _format_time_left(status: Status, config: StudyConfig) -> str:
     return f"about {format_duration(status.seconds_left)} with the current workers"
 
 
-def explain_failure(study: str, trials: Iterable[TrialRow], counts: TrialCounts) -> str:
+def explain_failure(study: str, trials: Iterable[StoredTrial], counts: TrialCounts) -> str:
     """Return one line on why a finished study has no complete trial, and what to do.
 
     Args:

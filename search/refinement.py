@@ -11,8 +11,7 @@ from studies.errors import ConfigError
 from studies.grid import MAX_COMBINATIONS
 from studies.space import BPTT_STEPS, CELL, REPLICATE, Params, param_order
 from studies.storage.counts import TrialCounts
-from studies.storage.create_study import PlannedTrial
-from studies.storage.queries import TrialRow
+from studies.storage.trials import StoredTrial
 from studies.training import TRAINING_PARAMS, uses_setting
 
 MAX_UNCONFIRMED = 20_000
@@ -22,14 +21,14 @@ _ParamsKey = tuple[tuple[str, Any], ...]
 
 
 def derive_trials(
-    trials: Sequence[TrialRow],
+    trials: Sequence[StoredTrial],
     counts: TrialCounts,
     config: StudyConfig,
     partial: bool = False,
     keep: float = 1,
     confirmed: bool = False,
     source: StudyRecord | None = None,
-) -> list[PlannedTrial]:
+) -> list[StoredTrial]:
     """Apply a refinement's variants and replicates to the best architectures of its source.
 
     A refinement that names a trial derives that one as it is.
@@ -61,7 +60,7 @@ def derive_trials(
     assert refinement is not None
     if refinement.trial is not None:
         trial = find_trial(trials, refinement.trial, refinement.source)
-        return [PlannedTrial(trial.params, {SOURCE_TRIALS: [trial.number]})]
+        return [StoredTrial(trial.params, {SOURCE_TRIALS: [trial.number]})]
     groups = group_by_architecture(trials, config.nuisance)
     sizes = [len(group) for group in groups.values()]
     planned = len(groups) if len(groups) < len(trials) else counts.planned
@@ -127,7 +126,7 @@ def check_count(
         )
 
 
-def find_trial(trials: Iterable[TrialRow], number: int, study: str) -> TrialRow:
+def find_trial(trials: Iterable[StoredTrial], number: int, study: str) -> StoredTrial:
     """Return the trial of a number.
 
     Raises:
@@ -151,18 +150,18 @@ def _key(params: Params) -> _ParamsKey:
 
 
 def group_by_architecture(
-    trials: Iterable[TrialRow], nuisance: Sequence[str] = ()
-) -> dict[Hashable, list[TrialRow]]:
+    trials: Iterable[StoredTrial], nuisance: Sequence[str] = ()
+) -> dict[Hashable, list[StoredTrial]]:
     """Group the trials of each architecture, in the given order."""
-    groups: dict[Hashable, list[TrialRow]] = {}
+    groups: dict[Hashable, list[StoredTrial]] = {}
     for trial in trials:
         groups.setdefault(architecture_key(trial.params, nuisance), []).append(trial)
     return groups
 
 
 def _rank_architectures(
-    trials: Sequence[TrialRow], nuisance: Sequence[str], source: StudyRecord | None
-) -> list[list[TrialRow]]:
+    trials: Sequence[StoredTrial], nuisance: Sequence[str], source: StudyRecord | None
+) -> list[list[StoredTrial]]:
     """Return the complete runs of each architecture at its best values of nuisance parameters.
 
     The best architecture of the source comes first, by the definition of :mod:`studies.best`.
@@ -172,7 +171,7 @@ def _rank_architectures(
         sorted(complete, key=lambda trial: (trial.value, trial.number))
     )
     config, looks = (source.config, source.looks) if source else (None, [])
-    best: dict[Hashable, list[TrialRow]] = {}
+    best: dict[Hashable, list[StoredTrial]] = {}
     for each in rank_trials(trials, config, looks):
         runs = settings[each.architecture]
         best.setdefault(architecture_key(runs[0].params, nuisance), runs)
@@ -180,8 +179,8 @@ def _rank_architectures(
 
 
 def _derive(
-    best: list[list[TrialRow]], settings: set[str], refinement: Refinement, config: StudyConfig
-) -> list[PlannedTrial]:
+    best: list[list[StoredTrial]], settings: set[str], refinement: Refinement, config: StudyConfig
+) -> list[StoredTrial]:
     """Apply the variants to the best architectures; see :func:`derive_trials`.
 
     Args:
@@ -218,7 +217,7 @@ def _derive(
                 f"unknown parameter in refinement.variants: {', '.join(variant)}; none of the best "
                 f"{len(best)} of {refinement.source!r} has it: they have {known}"
             )
-    return [PlannedTrial(params, {SOURCE_TRIALS: sources[key]}) for key, params in derived.items()]
+    return [StoredTrial(params, {SOURCE_TRIALS: sources[key]}) for key, params in derived.items()]
 
 
 def _apply(

@@ -10,9 +10,10 @@ from studies.attributes import LOOKS, SOURCE_TRIALS, LookRecord, StudyRecord
 from studies.config import DEFAULT_LOOKS, StudyConfig
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.space import REPLICATE, distributions, observed_search_space
-from studies.storage.create_study import PlannedTrial, extend_study, replace_attributes
-from studies.storage.queries import TrialRow, read_trials
+from studies.storage.changes import extend_study
+from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trials import StoredTrial
 
 
 def plan_looks(config: StudyConfig, until_decided: bool) -> StudyConfig:
@@ -98,7 +99,7 @@ def record_look(
     looks = [each.model_dump(mode="json") for each in record.looks]
     expected = {LOOKS: looks}
     written = {LOOKS: [*looks, look.model_dump(mode="json")]}
-    trials: list[PlannedTrial] = []
+    trials: list[StoredTrial] = []
     if look.continued:
         refinement = record.config.refinement
         assert refinement is not None
@@ -107,7 +108,7 @@ def record_look(
             read_trials(storage, study._study_id, is_strict=True), look.continued, runs
         )
     if not trials:
-        is_done = replace_attributes(storage, study._study_id, expected, written)
+        is_done = extend_study(storage, study._study_id, expected, written)
     else:
         space = observed_search_space(trial.params for trial in trials)
         is_done = extend_study(
@@ -117,8 +118,8 @@ def record_look(
 
 
 def plan_runs(
-    trials: Sequence[TrialRow], continued: Collection[int], runs: int
-) -> list[PlannedTrial]:
+    trials: Sequence[StoredTrial], continued: Collection[int], runs: int
+) -> list[StoredTrial]:
     """Return the trials that some architectures lack to a number of runs.
 
     Runs of the same number read the text in the same order, so all architectures have the same
@@ -136,7 +137,7 @@ def plan_runs(
     ]
     first = min(int(trial.params[REPLICATE]) for trial in trials)
     return [
-        PlannedTrial(
+        StoredTrial(
             group[0].params | {REPLICATE: number},
             {SOURCE_TRIALS: group[0].attributes.get(SOURCE_TRIALS, [])},
         )

@@ -28,7 +28,7 @@ from studies.errors import StorageLostError
 from studies.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from studies.measure import find_measure
 from studies.storage.backup import merge_log, rescue_if_lost
-from studies.storage.queries import read_trials
+from studies.storage.reads import read_trials
 
 STOPPED_EARLY = "stopped before training began: run the same command to start"
 """Message of a run that has nothing to resume."""

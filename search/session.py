@@ -35,7 +35,7 @@ from studies.loader import (
     load_trial_config,
     override_settings,
 )
-from studies.storage.retry import database_error, error_message, is_outage
+from studies.storage.engine import database_error, error_message, is_outage
 
 RETRY_SECONDS = 5.0
 """Longest time between two attempts."""

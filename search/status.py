@@ -1,5 +1,6 @@
 """Progress of a study, read from its storage."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -13,18 +14,17 @@ from studies.attributes import AuditLook, Failure
 from studies.best import Best, BestReader
 from studies.config import StudyConfig, to_trial_config
 from studies.imported import ImportedConfig
-from studies.storage.active_workers import ActiveWorker, read_active_workers
 from studies.storage.counts import (
+    ActiveWorker,
     TimingStats,
     TrialCounts,
     count_audited,
     count_retries,
     count_trials,
+    read_active_workers,
     timing_by_shape,
 )
-from studies.storage.curves import read_last_losses
-from studies.storage.open import read_study_name
-from studies.storage.queries import read_audit_looks
+from studies.storage.reads import read_audit_looks, read_last_losses
 from studies.storage.storage import LeasedRDBStorage
 
 READ_TIMEOUT = 2.0
@@ -119,7 +119,9 @@ def read_status(
     """
     study_id = study._study_id
     with storage.reading() as connection:  # one for all queries
-        name = read_study_name(connection, study_id) or study.study_name
+        name = study.study_name
+        with contextlib.suppress(KeyError):  # it was deleted
+            name = storage.get_study_name_from_id(study_id)
         counts = count_trials(storage, study_id)
         best = (best_reader or BestReader(study, storage, config)).read()
         holders = read_active_workers(connection, study_id)
@@ -145,13 +147,13 @@ def read_running_trials(
     """Read the grid trials that are running now, by number."""
     return [
         RunningTrial(
-            last.number,
-            to_trial_config(last.params, config),
-            last.step,
+            trial.number,
+            to_trial_config(trial.params, config),
+            step,
             config.training.steps,
-            last.loss,
+            loss,
         )
-        for last in read_last_losses(storage, study._study_id)
+        for trial, step, loss in read_last_losses(storage, study._study_id)
     ]
 
 

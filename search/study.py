@@ -41,9 +41,9 @@ from studies.config_file import ConfigFile
 from studies.errors import ConfigMismatchError, StorageNotFoundError
 from studies.loader import read_study_record
 from studies.space import observed_search_space
+from studies.storage.backup import StudyIdentity
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
-from studies.storage.presence import StudyIdentity
-from studies.storage.queries import read_trials
+from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.study_name import check_study_name
 from studies.task_record import Floors

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from rnn.config import BYTE_VOCAB_SIZE, GatedConfig
 from studies.config import StudyConfig
+from studies.errors import RowError
 from studies.hypothesis_records import HypothesisRecord
 from studies.imported import ImportedConfig
 from studies.space import BUILT_IN_PARAMS, Space
@@ -71,7 +72,7 @@ AUDIT_LOOKS = "rnn_search:audit"
 """Study system attribute: an :class:`AuditLook` by name, for each look at the audited trials."""
 
 REPORT_CLAIM = "rnn_search:report"
-"""Study system attribute: which process writes the report."""
+"""Study system attribute: which process writes the report of which state of the study."""
 
 PUBLISHED = "rnn_search:published"
 """Study system attribute: which state of the study optuna-dashboard shows."""
@@ -326,16 +327,16 @@ def parse_trial_attribute(key: str, stored: str | None) -> Any:
     """Parse a stored attribute of a trial; None for one that this program does not define.
 
     Raises:
-        ValueError: if this program cannot have stored it.
+        RowError: if this program cannot have stored it.
     """
     if key not in _ADAPTERS:
         return None
     if stored is None:
-        raise ValueError(f"attribute {key}: it is NULL")
+        raise RowError(f"attribute {key}: it is NULL")
     try:
         return _ADAPTERS[key].validate_json(stored)
     except ValidationError as error:
-        raise ValueError(f"attribute {key}: {first_message(error)}") from error
+        raise RowError(f"attribute {key}: {first_message(error)}") from error
 
 
 def first_message(error: ValidationError) -> str:
@@ -389,12 +390,12 @@ def parse_audit(kind: type[_T], stored: str) -> _T:
         stored: the record as JSON.
 
     Raises:
-        ValueError: if this program cannot have stored it.
+        RowError: if this program cannot have stored it.
     """
     try:
         return TypeAdapter(kind).validate_json(stored)
     except ValidationError as error:
-        raise ValueError(f"its record of the audit: {first_message(error)}") from error
+        raise RowError(f"its record of the audit: {first_message(error)}") from error
 
 
 class CorpusRecord(BaseModel):

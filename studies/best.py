@@ -26,10 +26,10 @@ from studies.loader import read_study_record
 from studies.measure import SPLITS, TEXT, Measure, find_measure
 from studies.run_means import average_runs
 from studies.space import REPLICATE, param_order
-from studies.storage.counts import has_replicates
-from studies.storage.queries import TrialRow, read_best_trial
+from studies.storage.counts import has_replicates, read_best_trial
+from studies.storage.reads import TrialReader
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trial_reader import TrialReader
+from studies.storage.trials import StoredTrial
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def architecture_key(params: Mapping[str, Any], nuisance: Collection[str] = ()) 
 
 
 def rank_trials(
-    trials: Sequence[TrialRow],
+    trials: Sequence[StoredTrial],
     config: StudyConfig | ImportedConfig | None = None,
     looks: Sequence[LookRecord] = (),
 ) -> list[RankedArchitecture]:
@@ -175,7 +175,7 @@ def rank_trials(
     return rank_runs(runs, keys, refinement, looks, is_finished)
 
 
-def _find_split(trials: Sequence[TrialRow], measure: Measure) -> str | None:
+def _find_split(trials: Sequence[StoredTrial], measure: Measure) -> str | None:
     """Return the held-out split whose loss ranks the architectures; None for the value."""
     if len({trial.params[REPLICATE] for trial in trials if REPLICATE in trial.params}) <= 1:
         return None
@@ -203,7 +203,7 @@ class Best:
         losses: names and formats of the study's losses.
     """
 
-    trial: TrialRow
+    trial: StoredTrial
     architecture: str
     value: float
     unit: str
@@ -286,7 +286,7 @@ class BestReader:
         label, mean = label_trial(params, config), _sign(config) * best.mean
         return Best(trial, label, mean, unit, name, len(best.runs), best.is_adjusted, measure)
 
-    def read_ranking(self) -> tuple[list[TrialRow], list[RankedArchitecture]]:
+    def read_ranking(self) -> tuple[list[StoredTrial], list[RankedArchitecture]]:
         """Read the grid trials, by number, and the ranking of their architectures."""
         trials = self._trials.read()
         has_looks = self._config.refinement is not None and self._config.refinement.looks

@@ -16,8 +16,8 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
 from studies.artifacts import store_errors
 from studies.errors import StorageUnavailableError
 from studies.interrupts import EXIT_INTERRUPTED, exit_silently_on_interrupt, raise_on_interrupt
+from studies.storage.engine import database_error, error_message, is_transient
 from studies.storage.open import DEFAULT_STORAGE
-from studies.storage.retry import database_error, error_message, is_transient
 from studies.text import shorten, to_line
 
 STORAGE_VARIABLE = "RNN_SEARCH_STORAGE"

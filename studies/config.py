@@ -38,7 +38,6 @@ from studies.space import (
     Space,
     convert_value,
 )
-from studies.storage.leases import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
 from studies.strict_model import StrictModel, unit
 from studies.task_record import TEXT, UNITLESS_LOSSES, TaskRecord, TaskSettings
 from studies.text import expect_one_of, shorten
@@ -56,6 +55,12 @@ PrecisionSetting = Literal["auto", TrainingPrecision]
 
 TOKEN_NAMES = {"bytes": "byte", "bpe": "token"}
 """Name of one token, by kind of tokenizer."""
+
+DEFAULT_LEASE_SECONDS: float = 120
+"""Duration of a lease, unless its worker chooses another; also that of an unreadable lease."""
+
+MAX_LEASE_SECONDS: float = 7 * 86400
+"""Longest duration of a lease: trials under a longer one might never run again."""
 
 
 class EvaluationSettings(StrictModel):

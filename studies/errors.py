@@ -22,6 +22,13 @@
 """
 
 
+class RowError(ValueError):
+    """A row of a database cannot be decoded: this program cannot have stored it.
+
+    Only this error means damage. The message is part of a line and names what is wrong.
+    """
+
+
 class StudiesError(Exception):
     """Base of this package's errors; the message is one line that a user can act on."""
 

@@ -12,12 +12,17 @@ from typing import TypeVar
 
 from studies.errors import ConfigError, StudyHeldError
 from studies.loader import require_trained
-from studies.storage.copy_study import lock_copies
-from studies.storage.failed_trials import retry_trials
-from studies.storage.held_trials import wait_until_unheld
+from studies.storage.changes import (
+    OwnedFiles,
+    delete_study,
+    is_owned,
+    lock_copies,
+    rename_study,
+    retry_trials,
+)
+from studies.storage.counts import wait_until_unheld
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.study_changes import OwnedFiles, delete_study, is_owned, rename_study
 from studies.study_files import StudyStores
 from studies.study_name import check_study_name
 

@@ -19,20 +19,19 @@ from studies.errors import ConfigError, StudiesError, StudyHeldError
 from studies.loader import read_record
 from studies.management import StudyManager, remove_files, remove_unowned
 from studies.storage.backup import merge_log
-from studies.storage.copy_study import (
-    Fingerprint,
-    StudyCopy,
-    copy_rows,
+from studies.storage.changes import (
+    OwnedFiles,
+    is_owned,
     lock_copies,
-    read_fingerprint,
+    read_owned_files,
     require_free_name,
 )
-from studies.storage.damage import READ_ERRORS, damage_error
+from studies.storage.counts import Fingerprint, find_study, read_fingerprint
 from studies.storage.engine import database_path, parse_url, redact
-from studies.storage.held_trials import find_study
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.study_changes import OwnedFiles, is_owned, read_owned_files
+from studies.storage.tables import StudyCopy, copy_rows
+from studies.storage.trials import reporting_damage
 from studies.study_files import CopiedFiles, StudyStores, map_artifact_ids
 from studies.study_name import check_study_name
 
@@ -88,7 +87,7 @@ def copy_study(
     check_study_name(copied_name)
     target_artifacts = artifacts_to or manager.artifacts
     stores = StudyStores(manager.artifacts, manager.storage, read_only=True)
-    with _reporting_damage(name), _open_source(manager.storage) as source:
+    with _open_source(manager.storage) as source:
         with source.reading() as connection:
             study_id = find_study(connection, name)
             owned = read_owned_files(connection, study_id)
@@ -106,15 +105,6 @@ def copy_study(
             is_missing = origin is not None and origin not in list_study_names(target)
     where = redact(parse_url(target_url).set(password=None))  # valid: it is read from elsewhere
     return CopyResult(copied_name, where, rows, files, origin if is_missing else None)
-
-
-@contextmanager
-def _reporting_damage(name: str) -> Iterator[None]:
-    """Report rows that cannot be read as those of a damaged study."""
-    try:
-        yield
-    except READ_ERRORS as error:
-        raise damage_error(name, error) from error
 
 
 def _read_unheld(manager: StudyManager, source: LeasedRDBStorage, name: str) -> None:
@@ -143,13 +133,13 @@ class _Copier:
         """Copy files and rows; leave nothing if that fails."""
         folder = f"{re.sub('[^A-Za-z0-9_-]', '-', self.new_name)}-{uuid4().hex[:12]}"
         ids = map_artifact_ids(self.owned, folder)
-        copy = StudyCopy(self.name, self.new_name, folder, ids)
         new_files = OwnedFiles(folder, tuple(ids.values()))
         where = redact(self.target.engine.url)
         label = f"{self.owned.folder} to {self.new_name} in {where}"
         remove_unowned(self.target, self.target_stores, label)
         with self.source.snapshot() as connection:
             before = read_fingerprint(connection, self.name)
+        copy = StudyCopy(before[0], self.new_name, folder, ids)
         self.target_stores.mark_unowned(new_files, label)
         try:
             renew = _Renewal(lambda: self.target_stores.mark_unowned(new_files, label))
@@ -169,7 +159,9 @@ class _Copier:
                     f"study {self.name!r} changed while its files were copied: nothing was copied; "
                     "stop its workers and copy again"
                 )
-            rows = copy_rows(source, target, copy)
+            require_free_name(target, copy.name)
+            with reporting_damage(self.source, copy.source_id):
+                rows = copy_rows(source, target, copy)
             if not self.target_stores.is_marked_unowned(copy.folder):
                 raise StudiesError(
                     f"another process began the same copy of study {self.name!r} and removed the "

@@ -27,7 +27,7 @@ from studies.artifacts import (
     store_errors,
 )
 from studies.errors import ArtifactsError
-from studies.storage.study_changes import OwnedFiles
+from studies.storage.changes import OwnedFiles
 from studies.temporary_files import STALE_SECONDS
 
 _CHUNK_BYTES = 2**20

@@ -1,25 +1,28 @@
 """The studies of a storage, as a list shows them: damaged ones and those of plain Optuna, too."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from studies.attributes import SCHEMA_VERSION, ImportedRecord, StudyRecord
 from studies.best import Best, BestReader
 from studies.errors import StudiesError
 from studies.loader import read_record
-from studies.storage.active_workers import ActiveWorker, read_active_workers
-from studies.storage.counts import TrialCounts, count_trials
-from studies.storage.damage import READ_ERRORS, parse_time, raw
+from studies.storage.changes import read_owned_files
+from studies.storage.counts import (
+    ActiveWorker,
+    TrialCounts,
+    count_statuses,
+    count_trials,
+    read_active_workers,
+)
 from studies.storage.open import list_study_names, load_study
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.study_changes import read_owned_files
-from studies.storage.trial_rows import TRIALS
+from studies.storage.tables import TRIALS, raw
+from studies.storage.trials import TrialStatus, decode_state, decode_time, reporting_damage
 from studies.study_files import StudyStores
 from studies.text import to_line
 
@@ -90,10 +93,6 @@ def list_studies(storage: LeasedRDBStorage, stores: StudyStores) -> list[ListedS
             listed.append(_read_study(storage, stores, name))
         except StudiesError as error:
             listed.append(ListedStudy(name, DAMAGED, problem=to_line(str(error))))
-        except (KeyError, *READ_ERRORS) as error:
-            if name in list_study_names(storage):  # else it was deleted meanwhile
-                problem = to_line(f"{type(error).__name__}: {error}")
-                listed.append(ListedStudy(name, DAMAGED, problem=problem))
     return listed
 
 
@@ -101,7 +100,7 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
     study = load_study(storage, name)
     study_id, version = study._study_id, study.user_attrs.get("schema_version")
     kind, record, problem = f"schema {version}", None, ""
-    count: Callable[[LeasedRDBStorage, int], TrialCounts] = count_trials
+    count = count_trials
     if version is None and "artifact_folder" not in study.user_attrs:
         kind, count = PLAIN, _count_all
     elif version == SCHEMA_VERSION:
@@ -138,7 +137,7 @@ def _read_times(connection: Connection, study_id: int) -> tuple[datetime | None,
     times: list[datetime | None] = []
     for stored in connection.execute(query.where(TRIALS.c.study_id == study_id)).one():
         try:
-            times.append(parse_time(stored))
+            times.append(decode_time(stored))
         except ValueError:  # of a damaged trial
             times.append(None)
     return times[0], max((each for each in times[1:] if each is not None), default=None)
@@ -165,15 +164,12 @@ def _kind(record: StudyRecord | ImportedRecord) -> str:
 
 def _count_all(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
     """Count all trials of a study of plain Optuna by state."""
-    query = sa.select(TRIALS.c.state, sa.func.count()).where(TRIALS.c.study_id == study_id)
-    counts: dict[TrialState, int] = {}
-    with storage.reading() as connection:
-        for state, count in connection.execute(query.group_by(TRIALS.c.state)):
-            counts[state] = count
-    return TrialCounts(
-        complete=counts.get(TrialState.COMPLETE, 0),
-        pruned=counts.get(TrialState.PRUNED, 0),
-        failed=counts.get(TrialState.FAIL, 0),
-        running=counts.get(TrialState.RUNNING, 0),
-        waiting=counts.get(TrialState.WAITING, 0),
-    )
+    state = raw(TRIALS.c.state)
+    query = sa.select(state, sa.func.count()).where(TRIALS.c.study_id == study_id).group_by(state)
+    with storage.reading() as connection, reporting_damage(storage, study_id):
+        return count_statuses(
+            {
+                TrialStatus[decode_state(stored).name]: count
+                for stored, count in connection.execute(query)
+            }
+        )

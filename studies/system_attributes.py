@@ -22,6 +22,7 @@ from studies.attributes import (
     AuditState,
     first_message,
 )
+from studies.errors import RowError
 
 EARLIER_END = re.compile(r"earlier_end:[1-9]\d{0,11}")
 """Name of the attribute of what a trial was when it had ended after fewer steps."""
@@ -65,6 +66,11 @@ STUDY_SYSTEM_ATTRIBUTES = tuple(_OF_STUDIES)
 """Names of those of a study."""
 
 
+def is_result(name: str) -> bool:
+    """Return whether a system attribute of a trial belongs to the results of its study."""
+    return name in (*_OF_TRIALS, *EVAL_WINDOWS.values()) or EARLIER_END.fullmatch(name) is not None
+
+
 def order_trial_attributes(names: Collection[str]) -> list[str]:
     """Return those of some names that are system attributes of trials, in a fixed order.
 
@@ -82,7 +88,7 @@ def parse_trial_system_attribute(name: str, stored: str) -> Any:
     """Parse a system attribute of a trial, given as JSON.
 
     Raises:
-        ValueError: if this program cannot have stored it.
+        RowError: if this program cannot have stored it.
     """
     is_end = EARLIER_END.fullmatch(name) is not None
     windows = _WINDOWS if name in EVAL_WINDOWS.values() else _OF_TRIALS.get(name)
@@ -93,16 +99,16 @@ def parse_study_system_attribute(name: str, stored: str) -> Any:
     """Parse a system attribute of a study, given as JSON.
 
     Raises:
-        ValueError: if this program cannot have stored it.
+        RowError: if this program cannot have stored it.
     """
     return _parse(_OF_STUDIES.get(name), name, stored)
 
 
 def _parse(kind: TypeAdapter[Any] | None, name: str, stored: str) -> Any:
     if kind is None:
-        raise ValueError(f"system attribute {name}: it is not known")
+        raise RowError(f"system attribute {name}: it is not known")
     try:
         kind.validate_json(stored)
     except ValidationError as error:
-        raise ValueError(f"system attribute {name}: {first_message(error)}") from error
+        raise RowError(f"system attribute {name}: {first_message(error)}") from error
     return json.loads(stored)

@@ -20,9 +20,10 @@ from optuna.distributions import CategoricalDistribution
 
 from studies.attributes import CorpusRecord, StudyRecord
 from studies.config import StudyConfig
-from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.changes import create_study
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trials import StoredTrial
 
 # Alembic would load all of Optuna's migrations again, four times for each new storage.
 alembic.util.load_python_file = cache(alembic.util.load_python_file)
@@ -82,7 +83,7 @@ def copy_checkout(folder: Path) -> None:
 
 def create_small_study(storage: LeasedRDBStorage, count: int, name: str = "small") -> int:
     """Store a study of ``count`` grid trials with x = 0, 1, …; return its id."""
-    trials = [PlannedTrial({"x": number}) for number in range(count)]
+    trials = [StoredTrial({"x": number}) for number in range(count)]
     distributions = {"x": CategoricalDistribution(tuple(range(count)))}
     create_study(storage, name, "loss", {}, distributions, trials)
     return load_study(storage, name)._study_id

@@ -27,7 +27,7 @@ from hooks import run_program
 
 import reports.dashboard.launcher
 from search.worker.shutdown import SIGNALS
-from studies.storage.damage import DamagedTrials
+from studies.storage.trials import DamagedTrials
 
 SECRETS = ("s3cret", "hunter2")
 """Passwords that tests give to commands, which print none."""

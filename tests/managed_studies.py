@@ -14,8 +14,10 @@ from studies.artifacts import ArtifactKind
 from studies.attributes import Failure
 from studies.config import StudyConfig
 from studies.space import GATED_PARAMS
-from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.changes import create_study
+from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage
+from studies.storage.trials import StoredTrial
 
 RECORDED = {"host": "h", "worker": "h/1", "seconds": 2.0, "validation_windows": [1.0, 2.0]}
 
@@ -36,7 +38,7 @@ def create(url, name="made", **settings):
     attributes = study_attributes(config) | {"artifact_folder": f"{name}-folder"}
     with closing(open_storage(url)) as storage:
         choices = {n: CategoricalDistribution(tuple(grid.values(n))) for n in GATED_PARAMS}
-        planned = [PlannedTrial(params) for params in grid.combinations()]
+        planned = [StoredTrial(params) for params in grid.combinations()]
         create_study(storage, name, "validation loss", attributes, choices, planned)
         return load_study(storage, name)._study_id
 
@@ -49,13 +51,15 @@ def create_with_everything(url, folder, name="made"):
     with closing(open_storage(url)) as storage:
         trial_ids = [storage.claim(study_id, "w/1/t") for _ in range(4)]
         for trial_id in trial_ids:
-            storage.report(trial_id, "w/1/t", {50: 2.5, 100: float("nan")})
+            storage.flush([PendingWrite(trial_id, "w/1/t", {50: 2.5, 100: float("nan")})])
         entry = {"artifact_id": "of-trial", "filename": "b.txt"}
         storage.set_trial_system_attr(trial_ids[0], "artifacts:of-trial", json.dumps(entry))
         storage.finish(trial_ids[0], "w/1/t", TrialState.COMPLETE, 1.0625, RECORDED)
         diverged = RECORDED | {"failure": "diverged"}
         storage.finish(trial_ids[1], "w/1/t", TrialState.FAIL, None, diverged)
-        storage.requeue(trial_ids[2], "w/1/t", Failure.EXCEPTION, "ValueError: x")
+        storage.requeue_all(
+            [PendingWrite(trial_ids[2], "w/1/t")], Failure.EXCEPTION, "ValueError: x"
+        )
         assert storage.claim(study_id, "w/1/u") == trial_ids[2]
         failed = RECORDED | {"failure": "exception", "error": "ValueError: y"}
         storage.finish(trial_ids[2], "w/1/u", TrialState.FAIL, None, failed)
@@ -63,7 +67,6 @@ def create_with_everything(url, folder, name="made"):
         study = load_study(storage, name)
         save_note(study, "a note of the study")
         save_note(Owner(study, trial_ids[0]), "a note of trial 0")
-        storage.set_study_system_attr(study_id, "rnn_search:report", {"finished": 3})
         entry = {"artifact_id": "of-study", "filename": "a.txt"}
         storage.set_study_system_attr(study_id, "artifacts:of-study", json.dumps(entry))
     for kind, names in FILES.items():

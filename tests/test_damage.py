@@ -30,11 +30,11 @@ from search.export import export
 from search.sample import sample
 from studies.artifacts import open_store
 from studies.attributes import EVAL_WINDOWS, SCHEMA_VERSION, SOURCE_TRIALS, StudyRecord, TrialRecord
-from studies.errors import StudyFormatError
+from studies.errors import RowError, StudyFormatError
 from studies.storage.counts import count_trials
-from studies.storage.damage import MAX_NAMED, DamagedTrials
 from studies.storage.open import open_storage
-from studies.storage.queries import read_trials
+from studies.storage.reads import read_trials
+from studies.storage.trials import MAX_NAMED, DamagedTrials
 
 SETTINGS = (*ONE_TRIAL, "--set=space.state_size=[3, 4]", "--set=keep_weights=2")
 DERIVED = (*TINY, "--set=refinement.top=1", "--set=refinement.variants=[{}]", "--name", "derived")
@@ -223,7 +223,7 @@ def test_study_of_an_unknown_direction_is_listed_as_damaged(damage):
     folder = damage("UPDATE study_directions SET direction = 'UNKNOWN'")
     with contextlib.closing(open_storage(url_of(folder))) as storage:
         (study,) = storage.get_all_studies()
-    assert "study 'quick' is damaged ('UNKNOWN' is not" in study.user_attrs["damaged"]
+    assert "study 'quick' is damaged (its direction is 'UNKNOWN'" in study.user_attrs["damaged"]
 
 
 def execute(url, statement):
@@ -284,6 +284,34 @@ def require_one_line(function, *arguments):
     assert len(message) < 600
 
 
+# ------------------------------------------------------------------ a bug
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(
+    ("reader", "error"),
+    [
+        ("reads.decode_state", KeyError("COMPLETE")),
+        ("reads.decode_param", AssertionError()),
+        ("reads.check_params", TypeError("unhashable")),
+        ("reads.parse_trial_attribute", ValueError("not enough values to unpack")),
+        ("counts.find_status", ZeroDivisionError()),
+        ("storage.decode_study", RecursionError()),
+    ],
+)
+def test_bug_of_a_reader_is_raised_and_damages_no_study(damage, monkeypatch, caplog, reader, error):
+    folder = damage("UPDATE trials SET state = state")
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(f"studies.storage.{reader}", fail)
+    with pytest.raises(type(error)) as raised:
+        call(folder, *STATUS)
+    assert raised.value is error
+    assert "damaged" not in caplog.text
+
+
 # ------------------------------------------------------------------ a damaged trial
 
 
@@ -314,7 +342,7 @@ NAMED = {
     "trial_user_attributes SET value_json = '-5' WHERE key = 'seconds'": (
         "attribute seconds: input should be greater than or equal to 0"
     ),
-    "trial_values SET value = 9e999 WHERE true": "it is complete without a value",
+    "trial_values SET value = 9e999 WHERE true": "its value is inf",
     "trial_intermediate_values SET intermediate_value = 'x' WHERE step = 2": (
         "its loss at step 2 is 'x'"
     ),
@@ -409,7 +437,7 @@ def test_damage_that_both_databases_allow_is_named(url, caplog, statement):
 def test_warnings_name_the_first_and_count_the_others(damage, caplog):
     damaged = DamagedTrials()
     for number in range(MAX_NAMED + 2):
-        damaged.add(number, ValueError("its state is 'x'"))
+        damaged.add(number, number, RowError("its state is 'x'"))
     url = url_of(damage("UPDATE trials SET state = state"))
     with contextlib.closing(open_storage(url)) as storage:
         damaged.report(storage, 1)

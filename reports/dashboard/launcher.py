@@ -2,21 +2,27 @@
 
 import contextlib
 import os
+import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
+import sqlalchemy as sa
 
 from reports.cli import retry_outages, write_final_report
 from reports.dashboard.server import dashboard_url, open_listener
 from reports.errors import USER_ERRORS
-from reports.report_claim import claim_report, record_report
 from studies.artifacts import open_store
+from studies.attributes import LOOKS, REPORT_CLAIM
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE, is_bug, print_bug
-from studies.storage.open import open_storage
-from studies.storage.retry import error_message
+from studies.storage.changes import update_system_attributes
+from studies.storage.engine import error_message
+from studies.storage.open import load_study, open_storage
+from studies.storage.tables import TRIALS
 
 STOP_TIMEOUT_SECONDS = 0.5
 """How long a dashboard may take to stop before it is killed."""
@@ -58,7 +64,8 @@ def finalize_search(
 ) -> None:
     """Write the report of a search that has ended and publish its study; failures are printed only.
 
-    If another process does so, only print which; see :mod:`reports.report_claim`.
+    If another process that saw the search end does so, only print which. A process that joined a
+    finished study writes its report in any case.
 
     Args:
         storage: URL of the storage.
@@ -68,16 +75,19 @@ def finalize_search(
         was_finished: whether the study was finished when this process joined it.
     """
     try:
-        other = retry_outages(lambda: claim_report(storage, study, finished, was_finished))
+        other = (
+            "" if was_finished else retry_outages(lambda: _claim_report(storage, study, finished))
+        )
     except Exception as error:  # the results are recorded
         click.echo(f"no report: {error_message(error)}")
         if is_bug(error, USER_ERRORS):
             print_bug(error)
         return
-    if other is not None:
-        click.echo(f"report: {other.describe(study)}")
+    if other:
+        command = shlex.join(["python", "-m", "reports", study])
+        click.echo(f"report: process {other} writes it; for another copy: {command}")
         return
-    path = write_final_report(storage, [study])
+    write_final_report(storage, [study])
     try:
         from reports.dashboard.publish import publish_study  # slow: imports pandas and plotly
 
@@ -87,12 +97,32 @@ def finalize_search(
         click.echo(f"warning: cannot update the dashboard: {error_message(error)}", err=True)
         if is_bug(error, USER_ERRORS):
             print_bug(error)
-    if path is not None:
-        try:
-            record_report(storage, study, finished, path)
-        except Exception as error:  # the next command would write it again
-            if is_bug(error, USER_ERRORS):
-                print_bug(error)
+
+
+def _claim_report(storage: str, study: str, finished: int) -> str:
+    """Claim the report of a study's state; return the process that did so before, or "".
+
+    The state contains the time of the last end, so trials that end later make it another one.
+    """
+    worker, other = f"{socket.gethostname()}/{os.getpid()}", ""
+    last_end = sa.select(sa.cast(sa.func.max(TRIALS.c.datetime_complete), sa.String))
+    with contextlib.closing(open_storage(storage)) as opened:
+        loaded = load_study(opened, study)
+        with opened.reading() as connection:
+            end = connection.scalar(last_end.where(TRIALS.c.study_id == loaded._study_id))
+        state = [end, finished, len(loaded.user_attrs.get(LOOKS, ()))]
+
+        def update(attributes: dict[str, Any]) -> dict[str, Any]:
+            nonlocal other
+            mark = attributes.get(REPORT_CLAIM, {})
+            # It is this process's own mark if the answer to an earlier attempt was lost.
+            if mark.get("state") == state and mark["worker"] != worker:
+                other = mark["worker"]
+                return {}
+            return {REPORT_CLAIM: {"state": state, "worker": worker}}
+
+        update_system_attributes(opened, loaded._study_id, update)
+    return other
 
 
 def _start_server(storage: str, artifacts: str | None, port: int) -> "subprocess.Popen[bytes]":

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import tomli_w
 
@@ -34,23 +34,6 @@ N_EFFECTS = 3
 
 SEPARATOR = "*Text above this line is kept. Everything below it is updated automatically.*"
 """Line between a user's text and the generated text."""
-
-
-class TextFingerprint(NamedTuple):
-    """Length and digest by which a generated text is recognised.
-
-    Attributes:
-        length: number of characters.
-        digest: first 16 hexadecimal digits of the SHA-256.
-    """
-
-    length: int
-    digest: str
-
-    @classmethod
-    def from_text(cls, text: str) -> "TextFingerprint":
-        """Compute the fingerprint of a text."""
-        return cls(len(text), hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def render_note(
@@ -152,35 +135,33 @@ def _describe_audit(results: Results | None) -> str:
     return f"{text}: **the predictions were not right**." if audit.is_alarm else f"{text}."
 
 
-def merge_note(body: str, previous: TextFingerprint | None, generated: str) -> str:
-    """Replace the generated part of a note and keep everything that users wrote.
+def fingerprint(text: str) -> list[int | str]:
+    """Return the length and digest by which a published text is recognised, as JSON stores them."""
+    return [len(text), hashlib.sha256(text.encode()).hexdigest()[:16]]
+
+
+def merge_note(body: str, published: list[Any] | None, generated: str) -> str:
+    """Replace the generated part of a note and keep everything that users wrote, above it.
 
     Args:
         body: current note.
-        previous: fingerprint of the generated text in it, if there is any.
+        published: fingerprint of the generated text in it, if there is any.
         generated: new generated text.
     """
-    user_text, separator, rest = body.rpartition(SEPARATOR)
-    rest = rest.strip()
-    if not separator:  # first publication, or a user removed the separator
-        user_text = body
-        if previous and is_prefix_of(previous, body[-previous.length :]):
-            user_text = body[: -previous.length]
-    elif previous and is_prefix_of(previous, rest):
-        # Text that a user added at the very end is moved above the separator.
-        user_text = f"{user_text.rstrip()}\n\n{rest[previous.length :].strip()}"
-    return "\n\n".join(part for part in (user_text.strip(), SEPARATOR, generated) if part)
+    above, separator, below = body.rpartition(SEPARATOR)
+    kept = [above if separator else body]
+    length = published[0] if published else 0
+    for heading in re.finditer("^## ", below, re.MULTILINE):
+        start, end = heading.start(), heading.start() + length
+        if fingerprint(below[start:end]) == published:
+            kept = [above, below[:start], below[end:]]
+    return "\n\n".join([*filter(None, map(str.strip, kept)), SEPARATOR, generated])
 
 
-def is_prefix_of(fingerprint: TextFingerprint, text: str) -> bool:
-    """Return whether a text starts with the text of a fingerprint."""
-    return TextFingerprint.from_text(text[: fingerprint.length]) == fingerprint
-
-
-def is_intact(body: str, published: TextFingerprint) -> bool:
+def is_intact(body: str, published: list[Any]) -> bool:
     """Return whether the generated part of a note is still as it was published."""
-    _, separator, rest = body.rpartition(SEPARATOR)
-    return bool(separator) and TextFingerprint.from_text(rest.strip()) == published
+    _, separator, below = body.rpartition(SEPARATOR)
+    return bool(separator) and fingerprint(below.strip()) == published
 
 
 def fence_code(code: str, language: str) -> str:

@@ -5,6 +5,7 @@ number of processes may publish the same study at once.
 """
 
 import copy
+import hashlib
 import io
 import json
 import random
@@ -20,7 +21,7 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from reports.charts.effect_plots import plot_effects
 from reports.dashboard.note import (
     N_BEST,
-    TextFingerprint,
+    fingerprint,
     is_intact,
     merge_note,
     render_imported_note,
@@ -40,13 +41,13 @@ from reports.stats.nuisance import build_judged_table, join_names
 from reports.stats.ranking import LeaderboardEntry, rank_architectures
 from rnn.source_code import generate_module
 from studies.artifacts import Store
-from studies.attributes import PUBLISHED, ImportedRecord, StudyRecord
+from studies.attributes import PUBLISHED, StudyRecord
 from studies.errors import ArtifactsError
 from studies.loader import read_record
-from studies.storage.counts import TrialCounts, count_trials
-from studies.storage.create_study import update_system_attributes
-from studies.storage.curves import read_curves
+from studies.storage.changes import update_system_attributes
+from studies.storage.counts import count_trials
 from studies.storage.open import load_study
+from studies.storage.reads import read_curves
 from studies.storage.storage import LeasedRDBStorage
 from studies.study_files import artifact_id
 from studies.text import to_printable
@@ -100,21 +101,25 @@ class StudyPublisher:
             ArtifactsError: if the files cannot be written; note and figure are published
                 nevertheless.
         """
-        for _ in range(_ATTEMPTS):
-            if self.try_publish():
+        for attempt in range(_ATTEMPTS):
+            # After a lost race this process may have overwritten newer files: write them again.
+            if self._try_publish(is_forced=attempt > 0):
                 return
             time.sleep(random.uniform(0, 0.2))
 
-    def try_publish(self) -> bool:
+    def _try_publish(self, is_forced: bool) -> bool:
         """Publish once; return False if another process published in the meantime."""
-        record = read_record(self.study)
         name, study_id = self.study.study_name, self.study._study_id
         # The attributes are read before the state: an older state never replaces a newer one.
         attrs = self.storage.get_study_system_attrs(study_id)
+        stored = self.study.user_attrs
+        record = read_record(self.study)
         counts = count_trials(self.storage, study_id)
-        if self._is_current(attrs, counts, record):
+        # These counts contain damaged trials, which results leave out.
+        state = json.dumps([_FORMAT, name, stored, asdict(counts)], sort_keys=True)
+        digest = hashlib.sha256(state.encode()).hexdigest()
+        if not is_forced and self._is_current(attrs, digest):
             return True
-        counted = counts  # also trials that are damaged, which results leave out
 
         results, figure, files = None, None, {}
         ranked: list[RankedEffect] = []
@@ -130,7 +135,7 @@ class StudyPublisher:
             figure = _plot_effects(results, effects) if effects else None
             if isinstance(record, StudyRecord):
                 try:
-                    files = self._write_files(results, record, attrs)
+                    files = self._write_files(results, record)
                 except Exception as caught:  # artifact stores raise exceptions of any kind
                     error = caught
         if isinstance(record, StudyRecord):
@@ -140,42 +145,35 @@ class StudyPublisher:
         else:
             assert results is not None  # a study without a complete trial is not imported
             text = render_imported_note(results, ranked)
-        state = {
-            "format": _FORMAT,
-            "steps": _count_steps(record),
-            "counts": asdict(counted),
-            "note": list(TextFingerprint.from_text(text)),
-            "files": {key: json.loads(value)["filename"] for key, value in files.items()},
+        published = {
+            "digest": digest if error is None else "",
+            "note": fingerprint(text),
+            "files": list(files),
         }
         is_stored = False
 
         def update(current: dict[str, Any]) -> dict[str, Any]:
             nonlocal is_stored
             is_stored = current.get(PUBLISHED) == attrs.get(PUBLISHED)
-            return self._changed_attrs(current, text, figure, files, state) if is_stored else {}
+            return self._changed_attrs(current, text, figure, files, published) if is_stored else {}
 
         update_system_attributes(self.storage, study_id, update)
         if is_stored and error is not None:
             raise ArtifactsError(f"cannot write the study's files ({error})") from error
         return is_stored
 
-    def _is_current(
-        self, attrs: Mapping[str, Any], counts: TrialCounts, record: StudyRecord | ImportedRecord
-    ) -> bool:
-        published = _published(attrs, record)
-        has_files = bool(counts.complete) and isinstance(record, StudyRecord)
+    def _is_current(self, attrs: Mapping[str, Any], digest: str) -> bool:
+        """Return whether a state is published, and nothing of it was changed in the dashboard."""
+        published = attrs.get(PUBLISHED, {})
         return (
-            published is not None
-            and published["counts"] == asdict(counts)
-            and bool(published["files"]) == has_files
-            and all(_is_present(attrs, key) for key in published["files"])
-            and is_intact(get_note(self._study_over(attrs)), TextFingerprint(*published["note"]))
+            published.get("digest") == digest
+            # The dashboard sets the attribute of a deleted file to null, as JSON.
+            and all(json.loads(attrs.get(key, "null")) for key in published["files"])
+            and is_intact(get_note(self._study_over(attrs)), published["note"])
         )
 
-    def _write_files(
-        self, results: Results, record: StudyRecord, attrs: Mapping[str, Any]
-    ) -> dict[str, str]:
-        """Write the files unless the same ones are stored; return the attributes that list them."""
+    def _write_files(self, results: Results, record: StudyRecord) -> dict[str, str]:
+        """Write the files; return the attributes that list them."""
         files = {
             artifact_id(record.artifact_folder, file.role): file
             for file in build_files(self.storage, self.study._study_id, results)
@@ -191,10 +189,6 @@ class StudyPublisher:
             )
             for identifier, file in files.items()
         }
-        # The names contain the trial numbers, and the curve of a complete trial does not change.
-        is_comparable = _published(attrs, record) is not None
-        if is_comparable and all(attrs.get(k) == v for k, v in entries.items()):
-            return entries
         store = self.open_store()
         for identifier, file in files.items():
             store.write(identifier, io.BytesIO(file.content.encode()))
@@ -206,17 +200,16 @@ class StudyPublisher:
         text: str,
         figure: Any,
         files: Mapping[str, str],
-        state: Mapping[str, Any],
+        published: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Return the system attributes to write, in the formats of Optuna and its dashboard."""
         study = self._study_over(current)
-        published = current.get(PUBLISHED)
-        previous = TextFingerprint(*published["note"]) if published else None
+        previous = current.get(PUBLISHED, {}).get("note")
         save_note(study, merge_note(get_note(study), previous, text))
         if figure is not None:
             save_plotly_graph_object(study, figure, graph_object_id=FIGURE_ID)
         new = study._storage.get_study_system_attrs(study._study_id)
-        new = {**new, **files, PUBLISHED: state}
+        new = {**new, **files, PUBLISHED: published}
         if _NOTE_VERSION in current:
             # With a new version the dashboard would reject a note that a user is editing.
             new[_NOTE_VERSION] = current[_NOTE_VERSION]
@@ -249,30 +242,6 @@ def _plot_effects(results: Results, effects: list[Effect]) -> Any:
     title = f"{effects_title(results.is_gated)}{at_best}: {results.scale.better_sign} is better"
     figure.update_layout(height=None, title=title)
     return figure
-
-
-def _count_steps(record: StudyRecord | ImportedRecord) -> int | None:
-    """Return the number of steps of each trial; None if the study was imported."""
-    return record.config.training.steps if isinstance(record, StudyRecord) else None
-
-
-def _published(
-    attrs: Mapping[str, Any], record: StudyRecord | ImportedRecord
-) -> dict[str, Any] | None:
-    """Return the published state, if it is of this format and the study's number of steps."""
-    state: dict[str, Any] | None = attrs.get(PUBLISHED)
-    if state is None or state["format"] != _FORMAT:
-        return None
-    if isinstance(record, ImportedRecord):
-        return state
-    # Earlier versions recorded no number of steps, and could not extend it.
-    steps = state.get("steps", record.steps[-1])
-    return state if steps == _count_steps(record) else None
-
-
-def _is_present(attrs: Mapping[str, Any], key: str) -> bool:
-    # The dashboard sets the attribute of a deleted artifact to null.
-    return json.loads(attrs.get(key, "null")) is not None
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from studies.cli import (
     storage_options,
 )
 from studies.errors import StudiesError
+from studies.storage.engine import error_message
 from studies.storage.open import open_storage
-from studies.storage.retry import error_message
 from studies.storage.storage import LeasedRDBStorage
 
 if TYPE_CHECKING:

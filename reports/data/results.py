@@ -7,11 +7,8 @@ from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
-from optuna.trial import TrialState
 
 from reports.data.trial_table import (
-    DIVERGED,
-    PAUSED,
     has_levels,
     list_nuisance,
     list_params,
@@ -40,7 +37,8 @@ from studies.hypothesis_records import HypothesisRecord
 from studies.imported import ImportedConfig
 from studies.measure import Measure, find_measure
 from studies.space import BPTT_STEPS, CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
-from studies.storage.counts import TrialCounts
+from studies.storage.counts import TrialCounts, count_statuses
+from studies.storage.trials import TrialStatus
 from studies.task_record import Floors
 from studies.training import (
     OPTIMIZER_PARAMS,
@@ -379,7 +377,7 @@ class Results:
     @property
     def complete(self) -> pd.DataFrame:
         """Rows of the complete trials."""
-        return self.table[self.table["state"] == TrialState.COMPLETE.name]
+        return self.table[self.table["state"] == TrialStatus.COMPLETE]
 
     @cached_property
     def curve_ends(self) -> pd.DataFrame:
@@ -392,7 +390,8 @@ class Results:
     @property
     def common_step(self) -> int:
         """Last step that all trials with a curve have reached, failed ones aside; 0 for none."""
-        failed = self.table.index[self.table["state"].isin([DIVERGED, TrialState.FAIL.name])]
+        has_failed = self.table["state"].isin([TrialStatus.DIVERGED, TrialStatus.FAIL])
+        failed = self.table.index[has_failed]
         reached = self.curve_ends["last_step"].drop(failed, errors="ignore")
         return int(reached.min()) if len(reached) else 0
 
@@ -408,9 +407,4 @@ class Results:
     def counts(self) -> TrialCounts:
         """Number of trials in each state."""
         counts = self.table["state"].value_counts()
-        states = ("complete", "pruned", "diverged", "running", "waiting")
-        by_state = {state: int(counts.get(state.upper(), 0)) for state in states}
-        paused = int(counts.get(PAUSED, 0))
-        by_state["waiting"] += paused
-        failed = int(counts.get(TrialState.FAIL.name, 0))
-        return TrialCounts(**by_state, failed=failed, paused=paused)
+        return count_statuses({status: int(counts.get(status, 0)) for status in TrialStatus})

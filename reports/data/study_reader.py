@@ -8,7 +8,7 @@ import pandas as pd
 
 from reports.data.drawn_trials import select_drawn_curves
 from reports.data.results import Results
-from reports.data.trial_table import TableBuilder, arrange_rows, name_state, read_source_trials
+from reports.data.trial_table import TableBuilder, arrange_rows, read_source_trials
 from reports.errors import ReportError
 from reports.formatting import format_param, format_value
 from reports.output import study_identity
@@ -22,11 +22,16 @@ from studies.attributes import (
 from studies.imported import ImportedConfig
 from studies.loader import read_record
 from studies.space import REPLICATE
-from studies.storage.curves import read_curve_ends, read_curves, read_losses_at
 from studies.storage.open import load_study
-from studies.storage.queries import TrialRow, read_audit_looks, read_eval_windows
+from studies.storage.reads import (
+    TrialReader,
+    read_audit_looks,
+    read_curve_ends,
+    read_curves,
+    read_eval_windows,
+)
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trial_reader import TrialReader
+from studies.storage.trials import StoredTrial
 
 _END_COLUMNS = ("points", "last_step")
 
@@ -85,7 +90,9 @@ class StudyReader:
         windows = read_eval_windows(storage, study_id, results.metric.split)
         return replace(results, windows=windows)
 
-    def _build(self, record: StudyRecord | ImportedRecord, trials: Sequence[TrialRow]) -> Results:
+    def _build(
+        self, record: StudyRecord | ImportedRecord, trials: Sequence[StoredTrial]
+    ) -> Results:
         """Build the results without curves and evaluation windows."""
         storage, name = self._storage, self._study.study_name
         identity = study_identity(storage.engine.url, name, record.artifact_folder)
@@ -159,15 +166,16 @@ def _add_drawn_curves(results: Results, storage: LeasedRDBStorage, study_id: int
     results = replace(results, curves=_to_frame(read_curves(storage, study_id, numbers)))
     if not results.config.pruning.enabled:
         return results
-    early = read_losses_at(storage, study_id, results.common_step)
-    return replace(results, stored_early_losses=pd.Series(early, dtype=float))
+    early = read_curves(storage, study_id, step=results.common_step)
+    losses = {number: loss for number, _, loss in early}
+    return replace(results, stored_early_losses=pd.Series(losses, dtype=float))
 
 
 def _to_frame(points: Sequence[tuple[int, int, float]]) -> pd.DataFrame:
     return pd.DataFrame(points, columns=["number", "step", "loss"])
 
 
-def build_imported_table(trials: Sequence[TrialRow], config: ImportedConfig) -> pd.DataFrame:
+def build_imported_table(trials: Sequence[StoredTrial], config: ImportedConfig) -> pd.DataFrame:
     """Build the table of an imported study, see :class:`reports.data.results.Results`.
 
     A row's ``architecture`` is its parameters, of which only those that vary are named. Attributes
@@ -187,7 +195,7 @@ def build_imported_table(trials: Sequence[TrialRow], config: ImportedConfig) -> 
                 number=trial.number,
                 architecture=label,
                 label=label + (f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""),
-                state=name_state(trial),
+                state=trial.status.value,
                 value=trial.value,
                 audited=False,
                 started=trial.started,
@@ -208,7 +216,7 @@ def build_imported_table(trials: Sequence[TrialRow], config: ImportedConfig) -> 
     return arrange_rows(rows, params, config.direction == "maximize")
 
 
-def _format_labels(trials: Sequence[TrialRow], names: Sequence[str]) -> list[str]:
+def _format_labels(trials: Sequence[StoredTrial], names: Sequence[str]) -> list[str]:
     """Name each row by its parameters: ``depth 3, activation relu``.
 
     Long numbers are shortened unless different rows would have the same name.

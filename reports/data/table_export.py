@@ -16,7 +16,7 @@ from studies.artifacts import atomic_write
 from studies.attributes import CONTEXT_LISTS, RETRY_COUNTS, SOURCE_TRIALS
 from studies.files import require_regular
 from studies.space import BPTT_STEPS, REPLICATE
-from studies.storage.curves import read_steps, stream_curves
+from studies.storage.reads import read_steps, stream_curves
 from studies.storage.storage import LeasedRDBStorage
 
 STUDY = "study"

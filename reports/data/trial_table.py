@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from optuna.trial import TrialState
 
 from reports.data.context import read_profile
 from reports.formatting import format_count, is_missing
@@ -19,7 +18,6 @@ from studies.attributes import (
     SOURCE_TRIALS,
     TASK_RESULTS,
     TEXT_RESULTS,
-    Failure,
     TrialColumns,
     TrialRecord,
 )
@@ -28,15 +26,10 @@ from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.loader import read_study_record
 from studies.space import BPTT_STEPS, CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
 from studies.storage.open import load_study
-from studies.storage.queries import TrialRow, read_trials
+from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trials import StoredTrial, TrialStatus
 from studies.training import TRAINING_PARAMS, uses_setting
-
-DIVERGED = "DIVERGED"
-"""State of a trial whose loss was not finite: it failed, or plain Optuna stored that value."""
-
-PAUSED = "PAUSED"
-"""State of a waiting trial that the pruner has paused."""
 
 _NUMERIC = (
     "value",
@@ -95,9 +88,9 @@ class TableBuilder:
 
     def __init__(self) -> None:
         self._context: Any = None
-        self._rows: dict[int, tuple[TrialRow, dict[str, Any], dict[str, Any]]] = {}
+        self._rows: dict[int, tuple[StoredTrial, dict[str, Any], dict[str, Any]]] = {}
 
-    def build(self, trials: Sequence[TrialRow], config: StudyConfig) -> pd.DataFrame:
+    def build(self, trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFrame:
         """Build the table of a study's trials."""
         names = {BPTT_STEPS, *(name for trial in trials for name in trial.params)}
         is_same = self._context is not None and self._context[:2] == (config, names)
@@ -147,7 +140,7 @@ def arrange_rows(
     for column in (name for name in _NUMERIC if name not in absent):
         table[column] = pd.to_numeric(table[column]) if column in table else np.nan
     # By value first, then trials that ended without one, then those that have not ended.
-    places = {"RUNNING": 1, PAUSED: 2, "WAITING": 3}
+    places = {TrialStatus.RUNNING: 1, TrialStatus.PAUSED: 2, TrialStatus.WAITING: 3}
     order = [not higher_is_better, True]
     table = table.sort_values(["value", "number"], ascending=order, na_position="last")
     return table.sort_values("state", kind="stable", key=lambda s: s.map(places).fillna(0))
@@ -257,17 +250,8 @@ def to_python(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def name_state(trial: TrialRow) -> str:
-    """Return the state of a trial in the table: Optuna's, ``PAUSED`` or ``DIVERGED``."""
-    is_infinite = trial.state is TrialState.COMPLETE and trial.value is None
-    has_failed = trial.state is TrialState.FAIL
-    if is_infinite or (has_failed and trial.attributes.get("failure") == Failure.DIVERGED):
-        return DIVERGED
-    return PAUSED if trial.is_paused else trial.state.name
-
-
 def _make_row(
-    trial: TrialRow,
+    trial: StoredTrial,
     params: Mapping[str, Any],
     config: StudyConfig,
     varied: Collection[str],
@@ -294,7 +278,7 @@ def _make_row(
         number=trial.number,
         architecture=architecture,
         label=architecture + settings + replicate,
-        state=name_state(trial),
+        state=trial.status.value,
         value=trial.value,
         audited=trial.is_audited,
         source_trials=trial.attributes.get(SOURCE_TRIALS),
@@ -304,7 +288,7 @@ def _make_row(
     return {**recorded, **columns, **params}
 
 
-def _value_by(objective: str, trial: TrialRow, config: StudyConfig) -> float | None:
+def _value_by(objective: str, trial: StoredTrial, config: StudyConfig) -> float | None:
     """Return the value of a complete trial by an objective that may not be its study's."""
     if trial.value is None or config.objective == objective:
         return trial.value

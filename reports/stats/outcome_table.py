@@ -22,17 +22,16 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from optuna.trial import TrialState
 from scipy.stats import binomtest
 
 from reports.data.results import Results
-from reports.data.trial_table import DIVERGED
 from reports.formatting import format_count
 from reports.stats.contrast import Contrast
 from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import CONFIDENCE, Interval
 from studies.space import REPLICATE
+from studies.storage.trials import TrialStatus
 
 GOOD, UNKNOWN, BAD = 0.0, 1.0, 2.0
 """Outcomes as values of a table. The least of several is that of an architecture at its best: good
@@ -133,9 +132,9 @@ class ContrastOutcomes(OutcomeTable):
 
 def list_outcomes(table: pd.DataFrame, threshold: float) -> "pd.Series[float]":
     """List the outcome of each row of a trial table."""
-    is_complete = table["state"] == TrialState.COMPLETE.name
+    is_complete = table["state"] == TrialStatus.COMPLETE
     is_good = is_complete & (table["value"] < threshold)
-    is_bad = (is_complete & ~is_good) | (table["state"] == DIVERGED)
+    is_bad = (is_complete & ~is_good) | (table["state"] == TrialStatus.DIVERGED)
     outcomes = np.select([is_good, is_bad], [GOOD, BAD], UNKNOWN)
     return pd.Series(outcomes, index=table.index, dtype=float)
 

@@ -15,17 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from optuna.trial import TrialState
 from scipy import stats
 
 from reports.data.results import Results
-from reports.data.trial_table import DIVERGED
 from reports.stats.effects import FactorialTable
 from reports.stats.nuisance import build_table
 from reports.stats.paired_difference import CONFIDENCE, Floats
 from studies.attributes import AuditLook
 from studies.calibration import INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
 from studies.config import top_count
+from studies.storage.trials import TrialStatus
 
 ALARM_LEVEL = 0.05
 """Level of the test of the recorded predictions in a finished study."""
@@ -150,10 +149,10 @@ def judge_architectures(table: pd.DataFrame, parameters: Sequence[str]) -> pd.Da
         ``stopped``, whether some trial was pruned or would have been. The estimate of an audited
         architecture without a value is missing.
     """
-    is_pruned = table["state"] == TrialState.PRUNED.name
+    is_pruned = table["state"] == TrialStatus.PRUNED
     is_stopped = is_pruned | find_stopped(table)
     # A trial that failed may have had a value: what the pruner lost by it is not known.
-    is_failed = table["state"] == TrialState.FAIL.name
+    is_failed = table["state"] == TrialStatus.FAIL
     rows = table[list(parameters)].assign(
         value=table["value"].astype(float),
         kept=table["value"].astype(float).mask(is_stopped),
@@ -294,10 +293,10 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
         return None
     table, counts = results.table, results.counts
     kept = top_count(settings.keep, len(table))
-    pruned = table[table["state"] == TrialState.PRUNED.name]
+    pruned = table[table["state"] == TrialStatus.PRUNED]
     rungs = pruned.groupby("rung")["keep_probability"].agg(["size", "sum"]).reset_index()
     last_steps, common_step = results.curve_ends["last_step"], results.common_step
-    failed = table.index[table["state"].isin([DIVERGED, TrialState.FAIL.name])]
+    failed = table.index[table["state"].isin([TrialStatus.DIVERGED, TrialStatus.FAIL])]
     reached = last_steps.drop(failed, errors="ignore")
     early_table = table.assign(value=results.early_losses.reindex(table.index))
     is_final = counts.finished == counts.planned and not pruned["keep_probability"].isna().any()

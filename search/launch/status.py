@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from search.launch.launcher import Job, Launcher, count_states
-from studies.storage.active_workers import read_active_workers
+from studies.storage.counts import read_active_workers
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import format_trials
 

@@ -14,18 +14,17 @@ trials from then on.
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from search.pruning.predictions import Prediction
 from search.pruning.regression import Floats, Indices, Mask
-from studies.attributes import AuditLook
+from studies.attributes import AuditLook, AuditState
 from studies.calibration import DEGREES, INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
 from studies.config import StudyConfig
-from studies.storage.create_study import PlannedTrial
-from studies.storage.queries import TrialRow
+from studies.storage.trials import StoredTrial
 
 DIVISOR = 10
 """Least number of architectures for each that is audited."""
@@ -48,11 +47,11 @@ def number_architectures(params: Sequence[Mapping[str, Any]], nuisance: Sequence
 
 
 def draw_audited(
-    trials: Sequence[PlannedTrial],
+    trials: Sequence[StoredTrial],
     config: StudyConfig,
     nuisance: Sequence[str],
-    existing: Sequence[TrialRow] = (),
-) -> list[PlannedTrial]:
+    existing: Sequence[StoredTrial] = (),
+) -> list[StoredTrial]:
     """Draw the audited architectures of a study at random, without replacement, with its seed.
 
     Of the architectures that an extension adds, the same share is drawn as of the others, so that
@@ -77,7 +76,7 @@ def draw_audited(
     seed = random.Random(f"audit {config.seed} {old}")
     chosen.update(old + i for i in seed.sample(range(total - old), count))
     return [
-        trial._replace(is_audited=int(number) in chosen)
+        replace(trial, audit=AuditState() if int(number) in chosen else None)
         for number, trial in zip(added, trials, strict=True)
     ]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from studies.attributes import AuditLook
-from studies.storage.trial_rows import AuditDecision
+from studies.storage.storage import AuditDecision
 
 
 @dataclass(frozen=True)

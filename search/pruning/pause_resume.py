@@ -17,10 +17,9 @@ from search.pruning.study_progress import StudyProgress, StudyProgressReader, bu
 from search.pruning.study_state import TrialStage
 from studies.attributes import AUDIT_LOOKS, RUNG, AuditLook, AuditState
 from studies.config import StudyConfig
-from studies.storage.create_study import update_system_attributes
-from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trial_progress import TrialProgress
-from studies.storage.trial_rows import AuditDecision
+from studies.storage.changes import update_system_attributes
+from studies.storage.storage import AuditDecision, LeasedRDBStorage
+from studies.storage.trials import StoredTrial
 
 
 class PauseResumeScheduler:
@@ -108,8 +107,8 @@ class PauseResumeScheduler:
             ``resumed``, trials at one rung, empty if none is needed. With ``audited`` or ``looks``
             there is more to decide once these are stored.
         """
-        if progress.unnumbered:  # a worker that claims a damaged trial fails it
-            return Decisions(resumed=list(progress.unnumbered))
+        if progress.damaged_paused:  # a worker that claims a damaged trial fails it
+            return Decisions(resumed=list(progress.damaged_paused))
         trials, policy = progress.trials, self._build_policy(progress, deferred)
         if looks := self._take_look(policy, progress):
             return Decisions(looks=looks)
@@ -200,7 +199,7 @@ class PauseResumeScheduler:
             )
         }
 
-    def _is_at_rung(self, trial: TrialProgress, audit: AuditState) -> bool:
+    def _is_at_rung(self, trial: StoredTrial, audit: AuditState) -> bool:
         """Return whether the pruner decides now whether an audited trial would continue."""
         reached = int((~np.isnan(trial.losses)).sum())
         return not audit.pruned and reached == audit.rungs

@@ -16,7 +16,7 @@ from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
 from search.pruning.study_state import StudyState, TrialStage
 from studies.attributes import AUDIT
 from studies.config import top_count
-from studies.storage.trial_progress import bridge_start
+from studies.storage.reads import bridge_start
 
 
 class TopFractionPruner(BasePruner):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.pruning.regression import Floats
-from studies.storage.trial_progress import Rung
+from studies.storage.reads import Rung
 
 Rungs = NDArray[np.int64]
 """Number of rungs of each trial."""

@@ -12,9 +12,10 @@ from search.pruning.design_matrix import DesignMatrix
 from search.pruning.regression import Floats, Indices
 from search.pruning.study_state import StudyState, TrialStage, to_decision_stage
 from studies.attributes import AUDIT_NUISANCE, AuditLook
-from studies.storage.queries import read_audit_looks, read_params
+from studies.storage.reads import Rung, TrialReader, read_audit_looks
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trial_progress import ProgressReader, Rung, TrialProgress
+from studies.storage.tables import TRIAL_PARAMS, TRIAL_VALUES
+from studies.storage.trials import StoredTrial
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class StudyProgress:
         architectures: architecture of each of them, of which some were drawn to be audited.
         planned: number of grid trials; damaged ones are not among ``trials``.
         looks: planned looks at the audited trials so far, by name.
-        unnumbered: ids of paused trials whose number is damaged, not among ``trials``.
+        damaged_paused: ids of paused trials that are damaged, not among ``trials``.
     """
 
-    trials: Sequence[TrialProgress]
+    trials: Sequence[StoredTrial]
     params: Sequence[Mapping[str, Any]]
     architectures: Indices
     planned: int
     looks: Mapping[str, AuditLook] = field(default_factory=dict)
-    unnumbered: Sequence[int] = ()
+    damaged_paused: Sequence[int] = ()
 
     @property
     def is_audited(self) -> bool:
@@ -60,7 +61,7 @@ class StudyProgressReader:
     def __init__(self, storage: LeasedRDBStorage, study_id: int, rungs: Sequence[Rung]) -> None:
         self._storage = storage
         self._study_id = study_id
-        self._reader = ProgressReader(storage, study_id, rungs)
+        self._reader = TrialReader(storage, study_id, (TRIAL_PARAMS, TRIAL_VALUES), rungs)
         self._numbers: list[int] = []
         self._params: list[Mapping[str, Any]] = []
         self._architectures: Indices = np.empty(0, dtype=np.int64)
@@ -70,8 +71,7 @@ class StudyProgressReader:
         trials = self._reader.read()
         numbers = [trial.number for trial in trials]
         if numbers != self._numbers:
-            params = read_params(self._storage, self._study_id)
-            self._params = [params.get(number, {}) for number in numbers]
+            self._params = [trial.params for trial in trials]
             stored = self._storage.get_study_user_attrs(self._study_id)
             nuisance = stored.get(AUDIT_NUISANCE, [])
             self._architectures = number_architectures(self._params, nuisance)
@@ -83,7 +83,7 @@ class StudyProgressReader:
             self._architectures,
             self._reader.planned,
             looks,
-            self._reader.unnumbered,
+            self._reader.damaged_paused,
         )
 
 
@@ -106,7 +106,7 @@ def build_state(
     trials, rungs = progress.trials, len(steps_to_next_rung) - 1
     stages = [_stage(trial, deferred) for trial in trials]
     losses = np.array([trial.losses for trial in trials])
-    values = np.array([trial.value for trial in trials])
+    values = np.array([trial.value for trial in trials], dtype=np.float64)  # NaN for None
     held_out = np.full(len(trials), -1)
     for index, trial in enumerate(trials):
         if trial.audit is None:
@@ -126,7 +126,7 @@ def build_state(
     )
 
 
-def _stage(trial: TrialProgress, deferred: Collection[int]) -> TrialStage:
+def _stage(trial: StoredTrial, deferred: Collection[int]) -> TrialStage:
     if trial.is_paused:
         return TrialStage.PAUSED
     stage = TrialStage.from_state(trial.state)

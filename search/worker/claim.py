@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 
 from studies.attributes import CHECKPOINTED
 from studies.errors import LeaseLostError
-from studies.storage.queue import PendingWrite
+from studies.storage.leases import PendingWrite
 
 HEARTBEATS_PER_LEASE = 4
 """Heartbeats in the duration of a lease: three may fail before it expires."""

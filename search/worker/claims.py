@@ -22,11 +22,11 @@ from search.worker.claim import HEARTBEATS_PER_LEASE, Claim
 from search.worker.shutdown import ShutdownSignal
 from search.worker.storage_client import StorageClient
 from studies.attributes import ERROR, FAILURE, Failure
+from studies.config import DEFAULT_LEASE_SECONDS
 from studies.errors import LeaseLostError, StorageLostError
-from studies.storage.damage import DamagedTrialError
-from studies.storage.leases import DEFAULT_LEASE_SECONDS, LeaseMonitor
-from studies.storage.queue import PendingWrite
+from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trials import DamagedTrialError
 from studies.text import format_trials
 
 QUERY_TIMEOUT = 2.5

@@ -21,7 +21,7 @@ import tenacity
 from search.errors import ShutdownRequestedError
 from search.worker.shutdown import ShutdownSignal
 from studies.errors import StorageUnavailableError
-from studies.storage.retry import error_message, is_transient
+from studies.storage.engine import error_message, is_transient
 
 SHUTDOWN_GRACE = 2.5
 """Seconds to wait for the storage once a shutdown is requested."""

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -15,10 +15,11 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from studies.attributes import RESULT_NAMES
+from studies.attributes import FAILURE, RESULT_NAMES, Failure
 from studies.errors import TableError
 from studies.space import REPLICATE
-from studies.storage.store_results import FinishedTrial
+from studies.storage.counts import count_statuses
+from studies.storage.trials import StoredTrial
 
 MAX_PARAMETERS = 100
 """Number of parameters above which results are refused."""
@@ -165,8 +166,10 @@ def _key(row: ResultRow) -> Any:
     return frozenset(params), row.replicate
 
 
-def to_trials(table: ResultTable) -> list[FinishedTrial]:
-    """Return the trials of checked results."""
+def to_trials(
+    table: ResultTable,
+) -> tuple[dict[str, BaseDistribution], list[StoredTrial]]:
+    """Return the distributions and the trials of checked results."""
     values: dict[str, list[Any]] = {}
     for row in table.rows:
         for name, value in row.params.items():
@@ -177,19 +180,24 @@ def to_trials(table: ResultTable) -> list[FinishedTrial]:
         name: table.distributions.get(name) or find_distribution(found)
         for name, found in values.items()
     }
-    return [
-        FinishedTrial(
+    trials = [
+        StoredTrial(
             row.params | ({} if row.replicate is None else {REPLICATE: row.replicate}),
-            row.value if row.state is TrialState.COMPLETE else None,
-            row.state,
-            row.value is not None and not math.isfinite(row.value),
-            row.curve,
-            row.started,
-            row.completed,
-            distributions,
+            {FAILURE: Failure.DIVERGED} if _has_diverged(row) else {},
+            state=row.state,
+            value=row.value if row.state is TrialState.COMPLETE else None,
+            started=row.started,
+            completed=row.completed,
+            is_imported=True,
+            curve=dict(row.curve),
         )
         for row in table.rows
     ]
+    return distributions, trials
+
+
+def _has_diverged(row: ResultRow) -> bool:
+    return row.value is not None and not math.isfinite(row.value)
 
 
 def find_distribution(values: Iterable[Any]) -> BaseDistribution:
@@ -202,11 +210,7 @@ def find_distribution(values: Iterable[Any]) -> BaseDistribution:
     return CategoricalDistribution(found)
 
 
-def describe_counts(rows: Sequence[ResultRow]) -> str:
+def describe_counts(trials: Iterable[StoredTrial]) -> str:
     """Describe the runs by state: ``24 complete, 2 diverged``."""
-    counts: Counter[str] = Counter()
-    for row in rows:
-        has_diverged = row.value is not None and not math.isfinite(row.value)
-        name = {TrialState.FAIL: "failed"}.get(row.state, row.state.name.lower())
-        counts["diverged" if has_diverged else name] += 1
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    counts = asdict(count_statuses(Counter(trial.status for trial in trials)))
+    return ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)

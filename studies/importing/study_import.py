@@ -15,9 +15,9 @@ from studies.importing.options import ImportOptions
 from studies.importing.optuna_study import read_optuna_study
 from studies.importing.rows import ResultTable, check_rows, describe_counts, to_trials
 from studies.importing.table import read_results_table
+from studies.storage.changes import create_study
 from studies.storage.engine import redact
-from studies.storage.open import list_study_names, open_storage
-from studies.storage.store_results import store_results
+from studies.storage.open import open_storage
 from studies.study_name import check_study_name
 
 _TABLE_SUFFIXES = (".gz", ".csv", ".tsv", ".txt")
@@ -115,17 +115,24 @@ def _store(
         imported=config, commands=[command] if command else [], artifact_folder=folder
     )
     direction = StudyDirection.MAXIMIZE if checked.maximize else StudyDirection.MINIMIZE
-    trials = to_trials(checked)
+    distributions, trials = to_trials(checked)
     with closing(open_storage(storage)) as opened:
-        if name in list_study_names(opened):
+        if not create_study(
+            opened,
+            name,
+            checked.metric,
+            record.attributes(),
+            distributions,
+            trials,
+            direction,
+        ):
             raise StudyExistsError(
                 f"study {name!r} exists in {redact(opened.engine.url)} already: choose another "
                 "--name, or delete it first"
             )
-        store_results(opened, name, checked.metric, direction, record.attributes(), trials)
     goal = f"the {'highest' if checked.maximize else 'lowest'} {checked.metric} is best"
     return ImportedStudy(
-        name, checked.source, describe_counts(checked.rows), parameters, checked.notes, goal
+        name, checked.source, describe_counts(trials), parameters, checked.notes, goal
     )
 
 

@@ -1,19 +1,139 @@
-"""Copies of SQLite files that processes may be writing to, and their write-ahead log."""
+"""The database as a file: its backup while processes write to it, and its loss during a search.
+
+SQLite continues to read and write an open file that was deleted or replaced. A storage checks that
+its file is in place before each transaction, and that its study is stored; what a lost file held is
+copied next to its path.
+"""
 
 import contextlib
 import filecmp
 import itertools
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
-from sqlalchemy.exc import SQLAlchemyError
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from studies.attributes import END
 from studies.errors import StorageLostError, StudyDeletedError, StudyExtendedError
-from studies.storage.engine import log_path
-from studies.storage.storage import LeasedRDBStorage
+from studies.storage.engine import database_path, error_message, is_transient, log_path, redact
+from studies.storage.tables import STUDY_SYSTEM_ATTRS, STUDY_USER_ATTRS
 from studies.temporary_files import temporary_file
+
+if TYPE_CHECKING:
+    from studies.storage.storage import LeasedRDBStorage
+
+
+# ------------------------------------------------------------------ presence
+
+
+@dataclass(frozen=True)
+class DatabaseFile:
+    """An SQLite file, identified by its device and inode as it was opened."""
+
+    path: Path
+    identity: tuple[int, int]
+
+    @classmethod
+    def of(cls, url: URL) -> Self | None:
+        """Return the file of a storage; None for a server, or if the file does not exist."""
+        path = database_path(url)
+        if path is None or not path.exists():
+            return None
+        return cls(path, _identity(path))
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to this file."""
+        try:
+            return _identity(self.path) == self.identity
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # such as a network file system that does not answer: an outage
+            return True
+
+    def require_in_place(self) -> None:
+        """Raise a :class:`StorageLostError` if the path no longer leads to this file."""
+        if not self.is_in_place:
+            raise StorageLostError(
+                f"{self.path} was deleted, moved or replaced while this search used it"
+            )
+
+    def find(self) -> Path | None:
+        """Return where the file was moved together with its log; None if that is unknown."""
+        for link in Path("/proc/self/fd").glob("*"):  # on Linux, a link for each open file
+            with contextlib.suppress(OSError):  # a pipe, or closed meanwhile
+                moved = link.readlink()
+                if _identity(moved) == self.identity and log_path(moved).exists():
+                    return moved
+        return None
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+@dataclass(frozen=True)
+class StudyIdentity:
+    """Identity of a stored study, unlike that of a later study of the same name.
+
+    The id is not enough: SQLite gives the id of a deleted study to the next one.
+
+    Attributes:
+        artifact_folder: its unique folder of artifacts.
+        steps: steps to which this process trains its trials; None if it trains none.
+    """
+
+    study_id: int
+    name: str
+    artifact_folder: str
+    steps: int | None = None
+
+    def require_stored(self, connection: Connection) -> None:
+        """Check that the study is stored, and was not extended to more steps.
+
+        Raises:
+            StudyDeletedError: if it is not.
+            StudyExtendedError: if it was.
+            StorageLostError: if the tables cannot be read any more.
+        """
+        end = sa.select(STUDY_SYSTEM_ATTRS.c.value_json).where(
+            STUDY_SYSTEM_ATTRS.c.study_id == self.study_id, STUDY_SYSTEM_ATTRS.c.key == END
+        )
+        query = sa.select(end.scalar_subquery()).where(
+            STUDY_USER_ATTRS.c.study_id == self.study_id,
+            STUDY_USER_ATTRS.c.key == "artifact_folder",
+            STUDY_USER_ATTRS.c.value_json == json.dumps(self.artifact_folder),
+        )
+        storage = redact(connection.engine.url)
+        try:
+            found = connection.execute(query).one_or_none()
+        except DBAPIError as error:
+            if is_transient(error):
+                raise
+            raise StorageLostError(
+                f"storage {storage} was damaged or emptied while this search used it "
+                f"({error_message(error)}): restore it from a backup to resume"
+            ) from error
+        if found is None:
+            raise StudyDeletedError(
+                f"study {self.name!r} was deleted from {storage} while this search used it: "
+                "restore it from a backup to resume, or run the same command to start it again"
+            )
+        if self.steps is not None and found[0] not in (None, json.dumps(self.steps)):
+            raise StudyExtendedError(
+                f"study {self.name!r} was extended to {found[0]} steps while this search used it: "
+                "run the same command to continue; recorded results are kept"
+            )
+
+
+# ------------------------------------------------------------------ copies
 
 
 @dataclass(frozen=True)
@@ -25,30 +145,68 @@ class BackupContent:
     finished: int
 
 
-def copy_database(source: sqlite3.Connection, target: Path) -> BackupContent:
-    """Copy a database to a new file, complete and consistent as of one commit.
+def copy_database(
+    source: sqlite3.Connection, path: Path, suffixes: Iterable[str] = ("",)
+) -> tuple[Path, BackupContent]:
+    """Copy a database to a new file in WAL mode, complete and consistent as of one commit.
 
     In WAL mode others may write meanwhile: the copy is read in one step from one snapshot. More
     steps would start again at each write.
 
     Args:
         source: open connection, outside of a transaction.
-        target: file that does not exist; it appears when it is complete.
+        path: path of the copy, which appears when it is complete.
+        suffixes: what to append to the path; the first is used that is free, or, if it is not
+            empty, whose file holds the same copy already.
+
+    Returns:
+        The file of the copy, and its content.
 
     Raises:
-        OSError: if the copy cannot be written or the database is damaged; nothing is left.
+        FileExistsError: if there is another file for each suffix.
+        OSError, sqlite3.Error: if the copy cannot be written or the database is damaged; nothing is
+            left.
     """
-    with _temporary_copy(source, target) as (copy, content):
-        _publish(copy, target)
-    return content
+    with temporary_file(path) as temporary:
+        with contextlib.closing(sqlite3.connect(temporary)) as copy:
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = WAL")
+            (problem,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
+            if problem != "ok":
+                raise OSError(f"the database is damaged: {problem.splitlines()[-1]}")
+            counts = copy.execute(
+                "SELECT (SELECT count(*) FROM studies), count(*), "
+                "count(CASE WHEN state NOT IN ('RUNNING', 'WAITING') THEN 1 END) FROM trials"
+            )
+            content = BackupContent(*counts.fetchone())
+        for suffix in suffixes:
+            target = path.with_name(path.name + suffix)
+            with contextlib.suppress(FileExistsError):
+                _publish(temporary, target)
+                return target, content
+            # By another process. A storage is not read here: closing it would release its locks.
+            if suffix and filecmp.cmp(temporary, target, shallow=False):
+                return target, content
+    raise FileExistsError(f"{path} exists already")
 
 
-def merge_log(storage: LeasedRDBStorage) -> None:
+def _publish(copy: Path, target: Path) -> None:
+    """Give a complete file its name, unless that is taken."""
+    try:
+        target.hardlink_to(copy)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:  # a file system without hard links
+        target.touch(exist_ok=False)  # a rename alone would replace another file
+        copy.replace(target)
+
+
+def merge_log(storage: "LeasedRDBStorage") -> None:
     """Move SQLite's write-ahead log into the file, so that the file alone holds everything.
 
     Best effort: what other processes read or write at this moment stays in the log.
     """
-    if storage.file is None or not storage.file.is_in_place:
+    if storage.file is None:
         return
     with (
         contextlib.suppress(SQLAlchemyError, sqlite3.Error, StorageLostError),
@@ -57,89 +215,37 @@ def merge_log(storage: LeasedRDBStorage) -> None:
         connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")  # waits for no process
 
 
+# ------------------------------------------------------------------ rescue
+
+
 @contextlib.contextmanager
-def rescue_if_lost(storage: LeasedRDBStorage) -> Iterator[None]:
+def rescue_if_lost(storage: "LeasedRDBStorage") -> Iterator[None]:
     """Copy the content of an SQLite file that was deleted during the context, next to its path.
 
     Open connections still hold it. The error that ends the context says where the copy is.
     """
     try:
         yield
-    except (StudyDeletedError, StudyExtendedError):
-        raise
     except StorageLostError as error:
         if storage.file is None or storage.file.is_in_place:
             raise
-        raise StorageLostError(f"{error}; {_rescue(storage, storage.file.path)}") from error
+        raise StorageLostError(f"{error}; {_rescue(storage, storage.file)}") from error
 
 
-def _rescue(storage: LeasedRDBStorage, path: Path) -> str:
+def _rescue(storage: "LeasedRDBStorage", file: DatabaseFile) -> str:
     """Copy a lost file, unless it was only moved; return where its results are and what to do."""
-    assert storage.file is not None
-    if (moved := storage.file.find()) is not None:
+    if (moved := file.find()) is not None:
         return f"its results are in {moved}: move it and its checkpoints back to resume"
+    path, log = file.path, log_path(file.path)
     try:
         # Opened before the loss: the storage refuses new connections.
         with contextlib.closing(storage.engine.raw_connection()) as connection:
             source = connection.driver_connection
             assert isinstance(source, sqlite3.Connection)
-            rescued = _copy_next_to(source, path)
-    except (OSError, SQLAlchemyError, StorageLostError) as error:
+            numbers = (f".rescued-{number}" for number in itertools.count(2))
+            rescued, _ = copy_database(source, path, itertools.chain([".rescued"], numbers))
+    except (OSError, sqlite3.Error, SQLAlchemyError, StorageLostError) as error:
         return f"its results are lost ({error}): restore it from a backup"
-    log = log_path(path)
     # SQLite would write the content of the log into the file that is moved there.
     deletion = f"delete {log.name} and {path.name}-shm, then " if log.exists() else ""
     return f"its content was rescued: {deletion}move {rescued} to {path} to resume"
-
-
-def _copy_next_to(source: sqlite3.Connection, path: Path) -> Path:
-    """Copy a database to the first name that is free, or that holds the same copy already."""
-    with _temporary_copy(source, path) as (copy, _):
-        for number in itertools.count(1):
-            suffix = ".rescued" if number == 1 else f".rescued-{number}"
-            target = path.with_name(path.name + suffix)
-            try:
-                _publish(copy, target)
-                return target
-            except FileExistsError:
-                if filecmp.cmp(copy, target, shallow=False):  # by another worker
-                    return target
-    raise AssertionError("unreachable")
-
-
-def _publish(copy: Path, target: Path) -> None:
-    """Give a complete file its name, unless that is taken."""
-    try:
-        target.hardlink_to(copy)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        target.touch(exist_ok=False)  # a rename alone would replace another file
-        copy.replace(target)
-
-
-@contextlib.contextmanager
-def _temporary_copy(
-    source: sqlite3.Connection, target: Path
-) -> Iterator[tuple[Path, BackupContent]]:
-    """Write a checked copy next to a file, for the duration of the context."""
-    with temporary_file(target) as temporary:
-        try:
-            with contextlib.closing(sqlite3.connect(temporary)) as copy:
-                source.backup(copy)
-                content = _check(copy)
-        except sqlite3.Error as error:
-            raise OSError(f"cannot copy the database to {target} ({error})") from error
-        yield temporary, content
-
-
-def _check(copy: sqlite3.Connection) -> BackupContent:
-    (problem,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
-    if problem != "ok":
-        raise OSError(f"the database is damaged: {problem.splitlines()[-1]}")
-    (studies,) = copy.execute("SELECT count(*) FROM studies").fetchone()
-    trials, finished = copy.execute(
-        "SELECT count(*), count(CASE WHEN state NOT IN ('RUNNING', 'WAITING') THEN 1 END) "
-        "FROM trials"
-    ).fetchone()
-    return BackupContent(studies, trials, finished)

@@ -1,13 +1,17 @@
-"""Counts, rankings and timings of a study's trials, computed by the database."""
+"""The state of a study: its trials by state, the best, timings, and who holds trials.
 
-import contextlib
+The database computes it, so that little is read. Studies whose trials workers hold are not renamed,
+copied, deleted or reopened.
+"""
+
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
@@ -23,28 +27,37 @@ from studies.attributes import (
     VersionRecord,
     parse_trial_attribute,
 )
+from studies.errors import RowError, StudyHeldError, StudyNotFoundError
 from studies.space import COST_PARAMS, REPLICATE
-from studies.storage.damage import (
-    READ_ERRORS,
-    DamagedTrials,
-    name_trial,
-    parse_state,
-    raw,
-    reports_damage,
-)
-from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trial_rows import (
+from studies.storage.engine import redact
+from studies.storage.leases import LEASE, Lease, LeaseMonitor, database_seconds
+from studies.storage.reads import read_trials
+from studies.storage.tables import (
     INTERMEDIATE_VALUES,
+    IS_FINITE,
+    STUDIES,
     STUDY_DIRECTIONS,
     TRIAL_PARAMS,
+    TRIAL_SYSTEM_ATTRS,
     TRIAL_USER_ATTRS,
     TRIAL_VALUES,
     TRIALS,
     has_system_attr,
     is_grid_trial,
+    of_study,
+    raw,
+    select_trial_ids,
 )
+from studies.storage.trials import StoredTrial, TrialStatus, decode_state, find_status
+from studies.text import did_you_mean, format_duration, format_trials, shorten
 
-_FINITE = models.TrialValueModel.TrialValueType.FINITE
+if TYPE_CHECKING:
+    from studies.storage.storage import LeasedRDBStorage
+
+MAX_POLL_SECONDS = 5.0
+"""Longest time between two looks at the leases of a study."""
+
+_MAX_LISTED = 5
 
 _IS_NUMBER = TRIAL_VALUES.c.value.between(-sys.float_info.max, sys.float_info.max)
 """Condition that a stored value is finite; on SQLite it may also be a text."""
@@ -99,149 +112,140 @@ class TimingStats:
     seconds: float = 0.0
 
 
-@reports_damage
-def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
+def count_statuses(statuses: Mapping[TrialStatus, int]) -> TrialCounts:
+    """Return the numbers of trials by state, given those by status."""
+    counts = {status.value.lower(): count for status, count in statuses.items()}
+    failed, waiting = counts.pop("fail", 0), counts.pop("waiting", 0)
+    return TrialCounts(**counts, failed=failed, waiting=waiting + counts.get("paused", 0))
+
+
+def count_trials(storage: "LeasedRDBStorage", study_id: int) -> TrialCounts:
     """Count a study's grid trials by state.
 
     Those of an unknown state or failure, and complete ones without a value, are left out.
     """
-    failure = (
-        sa.select(TRIAL_USER_ATTRS.c.value_json)
-        .where(TRIAL_USER_ATTRS.c.trial_id == TRIALS.c.trial_id, TRIAL_USER_ATTRS.c.key == FAILURE)
-        .scalar_subquery()
+    failure = sa.select(TRIAL_USER_ATTRS.c.value_json).where(
+        TRIAL_USER_ATTRS.c.trial_id == TRIALS.c.trial_id, TRIAL_USER_ATTRS.c.key == FAILURE
     )
+    of_trial = sa.exists().where(TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id)
     columns = {
-        "failure": failure,
+        "failure": failure.scalar_subquery(),
         "is_paused": has_system_attr(PAUSED),
-        "is_infinite": sa.exists().where(
-            TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id, TRIAL_VALUES.c.value_type != _FINITE
-        ),
-        "has_value": sa.exists().where(TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id, _IS_NUMBER),
+        "is_infinite": of_trial.where(~IS_FINITE),
+        "has_value": of_trial.where(_IS_NUMBER),
     }
-    of_study = (TRIALS.c.study_id == study_id, is_grid_trial())
-    read = [raw(TRIALS.c.state), *(column.label(name) for name, column in columns.items())]
-    query: sa.Select[Any] = sa.select(*read, sa.func.count()).where(*of_study)
-    query = query.group_by(TRIALS.c.state, *map(sa.literal_column, columns))
-    counts: Counter[str] = Counter()
-    damaged = DamagedTrials()
+    query: sa.Select[Any] = (
+        sa.select(
+            raw(TRIALS.c.state),
+            *(column.label(name) for name, column in columns.items()),
+            sa.func.count(),
+        )
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
+        .group_by(TRIALS.c.state, *map(sa.literal_column, columns))
+    )
+    counts: Counter[TrialStatus] = Counter()
+    is_damaged = False
     with storage.reading() as connection:
         for *row, count in connection.execute(query):
             try:
-                name, is_paused = _name_state(*row)
-            except READ_ERRORS as error:
-                damaged.add("", error)
-                continue
-            counts[name] += count
-            counts["paused"] += count if is_paused else 0
-        if damaged.reasons:
-            damaged = DamagedTrials()
-            ids = TRIALS.c.trial_id, raw(TRIALS.c.number)
-            each = sa.select(*ids, *read).where(*of_study).order_by(TRIALS.c.number)
-            for trial_id, number, *row in connection.execute(each):
-                try:
-                    _name_state(*row)
-                except READ_ERRORS as error:
-                    damaged.add(name_trial(trial_id, number), error)
-    damaged.report(storage, study_id)
-    return TrialCounts(**counts)
+                counts[_find_status(*row)] += count
+            except RowError:
+                is_damaged = True
+        if is_damaged:
+            read_trials(storage, study_id)  # names them
+    return count_statuses(counts)
 
 
-def _name_state(
+def _find_status(
     stored: Any, failed_by: str | None, is_paused: bool, is_infinite: bool, has_value: bool
-) -> tuple[str, bool]:
-    """Return the field of `TrialCounts` that counts trials, and whether they are paused.
-
-    Raises:
-        ValueError: if no trial of this program has such a state.
-    """
-    state = parse_state(stored)
+) -> TrialStatus:
+    state = decode_state(stored)
     failure = None if failed_by is None else parse_trial_attribute(FAILURE, failed_by)
-    is_complete = state is TrialState.COMPLETE
-    if is_complete and not (is_infinite or has_value):
-        raise ValueError("it is complete without a value")
-    if failure is Failure.DIVERGED or (is_complete and is_infinite):
-        return "diverged", False
-    name = "failed" if state is TrialState.FAIL else state.name.lower()
-    return name, state is TrialState.WAITING and bool(is_paused)
+    if state is TrialState.COMPLETE and not (is_infinite or has_value):
+        raise RowError("it is complete without a value")
+    return find_status(state, failure, bool(is_paused), not is_infinite)
 
 
-@reports_damage
-def count_started(storage: LeasedRDBStorage, study_id: int) -> int:
+def count_where(connection: Connection, study_id: int, *where: sa.ColumnElement[bool]) -> int:
+    """Count the grid trials of a study that meet conditions."""
+    query = sa.select(sa.func.count()).select_from(TRIALS)
+    query = query.where(TRIALS.c.study_id == study_id, is_grid_trial(), *where)
+    return connection.scalar(query) or 0
+
+
+def count_started(storage: "LeasedRDBStorage", study_id: int) -> int:
     """Count the grid trials that are not waiting, or wait again and have a loss already."""
     has_curve = sa.exists().where(INTERMEDIATE_VALUES.c.trial_id == TRIALS.c.trial_id)
-    query = (
-        sa.select(sa.func.count())
-        .select_from(TRIALS)
-        .where(
-            TRIALS.c.study_id == study_id,
-            is_grid_trial(),
-            (TRIALS.c.state != TrialState.WAITING) | has_curve,
-        )
-    )
     with storage.reading() as connection:
-        return connection.scalar(query) or 0
+        return count_where(connection, study_id, (TRIALS.c.state != TrialState.WAITING) | has_curve)
 
 
-@reports_damage
-def count_retries(storage: LeasedRDBStorage, study_id: int) -> dict[Failure, int]:
+def count_audited(storage: "LeasedRDBStorage", study_id: int) -> int:
+    """Count the grid trials of a study that are trained to the end whatever the pruner decides."""
+    with storage.reading() as connection:
+        return count_where(connection, study_id, has_system_attr(AUDIT))
+
+
+def count_retries(storage: "LeasedRDBStorage", study_id: int) -> dict[Failure, int]:
     """Count how often a study's grid trials were requeued, by reason."""
-    query = (
-        sa.select(TRIALS.c.number, TRIAL_USER_ATTRS.c.value_json)
-        .join(TRIALS, TRIALS.c.trial_id == TRIAL_USER_ATTRS.c.trial_id)
-        .where(
-            TRIALS.c.study_id == study_id, TRIAL_USER_ATTRS.c.key == RETRY_COUNTS, is_grid_trial()
-        )
-    )
     counts: Counter[str] = Counter()
-    damaged = DamagedTrials()
-    with storage.reading() as connection:
-        for number, stored in connection.execute(query):
-            try:
-                counts.update(parse_trial_attribute(RETRY_COUNTS, stored))
-            except READ_ERRORS as error:
-                damaged.add(number, error)
-    damaged.report(storage, study_id)
+    for _, retries, trials in _count_distinct(storage, study_id, [RETRY_COUNTS]):
+        counts.update({failure: count * trials for failure, count in retries.items()})
     return {failure: counts[failure] for failure in Failure if counts[failure]}
 
 
-@reports_damage
-def distinct_versions(storage: LeasedRDBStorage, study_id: int) -> dict[str, set[str]]:
+def distinct_versions(storage: "LeasedRDBStorage", study_id: int) -> dict[str, set[str]]:
     """Return all versions that trained a study's grid trials, by field of `VersionRecord`."""
     names = {name: name for name in VersionRecord.model_fields}
     names |= {EARLIER_CODE: "code", EARLIER_TORCH: "torch"}
-    query = (
-        sa.select(TRIAL_USER_ATTRS.c.key, TRIAL_USER_ATTRS.c.value_json)
-        .join(TRIALS, TRIALS.c.trial_id == TRIAL_USER_ATTRS.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, TRIAL_USER_ATTRS.c.key.in_(names), is_grid_trial())
-        .distinct()
-    )
     versions: dict[str, set[str]] = {name: set() for name in VersionRecord.model_fields}
-    with storage.reading() as connection:
-        for key, stored in connection.execute(query):
-            with contextlib.suppress(*READ_ERRORS):  # readers of its trial report it
-                recorded = parse_trial_attribute(key, stored) or []
-                versions[names[key]].update([recorded] if isinstance(recorded, str) else recorded)
+    for key, recorded, _ in _count_distinct(storage, study_id, names):
+        versions[names[key]].update([recorded] if isinstance(recorded, str) else recorded)
     return versions
 
 
-@reports_damage
-def best_trial_ids(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[int]:
-    """Return the ids of at most ``limit`` best trials of a study, best first."""
+def _count_distinct(
+    storage: "LeasedRDBStorage", study_id: int, keys: Collection[str]
+) -> list[tuple[str, Any, int]]:
+    """Return key, value and number of trials of the distinct user attributes of grid trials."""
+    stored = TRIAL_USER_ATTRS.c
+    query = (
+        sa.select(stored.key, stored.value_json, sa.func.count())
+        .join(TRIALS, TRIALS.c.trial_id == stored.trial_id)
+        .where(TRIALS.c.study_id == study_id, stored.key.in_(keys), is_grid_trial())
+        .group_by(stored.key, stored.value_json)
+    )
+    found, is_damaged = [], False
     with storage.reading() as connection:
-        query = _ranked(connection, study_id, TRIALS.c.trial_id).limit(limit)
-        return list(connection.scalars(query))
+        for key, text, count in connection.execute(query):
+            try:
+                found.append((key, parse_trial_attribute(key, text), count))
+            except RowError:
+                is_damaged = True
+        if is_damaged:
+            read_trials(storage, study_id)  # names them
+    return [each for each in found if each[1] is not None]
 
 
-@reports_damage
-def top_trials(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[tuple[int, float]]:
+def top_trials(storage: "LeasedRDBStorage", study_id: int, limit: int) -> list[tuple[int, float]]:
     """Return the numbers and values of at most ``limit`` best trials, best first."""
-    with storage.reading() as connection:
-        query = _ranked(connection, study_id, TRIALS.c.number, TRIAL_VALUES.c.value).limit(limit)
-        return [(number, value) for number, value in connection.execute(query)]
+    return [(number, value) for _, number, value in _rank(storage, study_id, limit)]
 
 
-@reports_damage
-def has_replicates(storage: LeasedRDBStorage, study_id: int) -> bool:
+def read_best_trial(storage: "LeasedRDBStorage", study_id: int) -> StoredTrial | None:
+    """Read a study's best trial that is not damaged, the first of equals; None without any."""
+    limit = 1
+    while True:
+        ids = [trial_id for trial_id, _, _ in _rank(storage, study_id, limit)]
+        trials = {trial.trial_id: trial for trial in read_trials(storage, study_id, ids)}
+        if found := [trials[trial_id] for trial_id in ids if trial_id in trials]:
+            return found[0]
+        if len(ids) < limit:
+            return None
+        limit *= 10  # all of these are damaged
+
+
+def has_replicates(storage: "LeasedRDBStorage", study_id: int) -> bool:
     """Return whether the trials of a study have several numbers of replicates."""
     query = (
         sa.select(sa.func.count(sa.distinct(TRIAL_PARAMS.c.param_value)))
@@ -252,75 +256,267 @@ def has_replicates(storage: LeasedRDBStorage, study_id: int) -> bool:
         return (connection.scalar(query) or 0) > 1
 
 
-@reports_damage
-def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStats]:
+def timing_by_shape(storage: "LeasedRDBStorage", study_id: int) -> list[TimingStats]:
     """Return timings by cell, layers, state size and bptt_steps."""
-    params = {name: TRIAL_PARAMS.alias() for name in COST_PARAMS}
-    values = [param.c.param_value for param in params.values()]
-    trials: sa.FromClause = TRIALS
-    for name, param in params.items():
+    trials = TRIALS.outerjoin(
+        TRIAL_USER_ATTRS,
+        (TRIAL_USER_ATTRS.c.trial_id == TRIALS.c.trial_id) & (TRIAL_USER_ATTRS.c.key == SECONDS),
+    )
+    values = []
+    for name in COST_PARAMS:
+        param = TRIAL_PARAMS.alias()
         is_param = (param.c.trial_id == TRIALS.c.trial_id) & (param.c.param_name == name)
         trials = trials.outerjoin(param, is_param)
+        values.append(param.c.param_value)
     stored = TRIAL_USER_ATTRS.c.value_json
     is_number = stored.regexp_match(r"^[0-9]{1,15}(\.[0-9]+)?(e-?[0-9]{1,2})?$")
     # SQLite orders bytes, which no regular expression matches, after all texts.
     is_number = sa.case((stored.between("0", "a"), is_number), else_=sa.false())
+    is_complete = TRIALS.c.state == TrialState.COMPLETE
+    seconds = sa.func.avg(sa.case((is_complete & is_number, sa.cast(stored, sa.Float))))
+    columns: list[sa.ColumnElement[Any]] = [
+        sa.func.count(sa.case((TRIALS.c.state == state, 1)))
+        for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+    ]
     query = (
-        sa.select(
-            *values,
-            raw(TRIALS.c.state),
-            sa.func.count(),
-            sa.func.avg(sa.case((is_number, sa.cast(stored, sa.Float)))),
-        )
+        sa.select(*columns, sa.func.coalesce(seconds, 0.0))
         .select_from(trials)
-        .outerjoin(
-            TRIAL_USER_ATTRS,
-            (TRIAL_USER_ATTRS.c.trial_id == TRIALS.c.trial_id)
-            & (TRIAL_USER_ATTRS.c.key == SECONDS),
-        )
-        .where(
-            TRIALS.c.study_id == study_id,
-            is_grid_trial(),
-        )
-        .group_by(*values, TRIALS.c.state)
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
+        .group_by(*values)
     )
-    by_shape: dict[tuple[float, ...], dict[str, float]] = {}
     with storage.reading() as connection:
-        for *shape, state, count, seconds in connection.execute(query):
-            durations = by_shape.setdefault(tuple(shape), {})
-            if state == TrialState.COMPLETE.name:
-                durations |= {"complete": count, "seconds": seconds or 0.0}
-            elif state in (TrialState.RUNNING.name, TrialState.WAITING.name):
-                durations[state.lower()] = count
-    return [TimingStats(**durations) for durations in by_shape.values()]  # type: ignore[arg-type]
+        rows: Any = connection.execute(query)
+        return [TimingStats(*row) for row in rows]
 
 
-def _ranked(
-    connection: Connection, study_id: int, *columns: sa.ColumnElement[Any]
-) -> sa.Select[Any]:
-    """Return the query for columns of the complete trials of finite value, the best first."""
-    of_study = STUDY_DIRECTIONS.c.study_id == study_id
-    is_maximized = "MAXIMIZE" in connection.scalars(
-        sa.select(raw(STUDY_DIRECTIONS.c.direction)).where(of_study)
-    )
+def _rank(storage: "LeasedRDBStorage", study_id: int, limit: int) -> list[tuple[int, int, float]]:
+    """Return id, number and value of at most ``limit`` complete trials, the best first."""
+    is_of_study = STUDY_DIRECTIONS.c.study_id == study_id
+    direction = sa.select(raw(STUDY_DIRECTIONS.c.direction)).where(is_of_study)
     value = TRIAL_VALUES.c.value
-    return (
-        sa.select(*columns)
+    query = (
+        sa.select(TRIALS.c.trial_id, TRIALS.c.number, value)
         .join_from(TRIALS, TRIAL_VALUES, TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id)
         .where(
             TRIALS.c.study_id == study_id,
             TRIALS.c.state == TrialState.COMPLETE,
-            TRIAL_VALUES.c.value_type == _FINITE,
+            IS_FINITE,
             _IS_NUMBER,
             is_grid_trial(),
         )
-        .order_by(value.desc() if is_maximized else value, TRIALS.c.number)
+    )
+    with storage.reading() as connection:
+        is_maximized = "MAXIMIZE" in connection.scalars(direction)
+        order = value.desc() if is_maximized else value
+        rows = connection.execute(query.order_by(order, TRIALS.c.number).limit(limit))
+        return [tuple(row) for row in rows]
+
+
+# ------------------------------------------------------------------ workers
+
+
+@dataclass(frozen=True)
+class ActiveWorker:
+    """A worker that holds trials of a study; it may have died.
+
+    Attributes:
+        name: ``host/pid``, or ``host/pid/job`` on a cluster; None for a program that holds trials
+            without a lease, as plain Optuna does.
+        trials: numbers of the trials.
+        silent_seconds: time since its last claim or heartbeat by the database's clock; None if
+            that is unknown.
+        lease_seconds: time without a heartbeat after which other workers requeue its trials; None
+            without a lease.
+    """
+
+    name: str | None
+    trials: tuple[int, ...]
+    silent_seconds: float | None = None
+    lease_seconds: float | None = None
+
+    @property
+    def host(self) -> str | None:
+        """Name of its machine; None if that is unknown."""
+        host, slash, _ = (self.name or "").partition("/")
+        return host if slash else None
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether it was silent for longer than its lease."""
+        if self.silent_seconds is None or self.lease_seconds is None:
+            return False
+        return self.silent_seconds > self.lease_seconds
+
+    @property
+    def description(self) -> str:
+        """What it holds and when it was heard of, for a message."""
+        holds = f"holds {format_trials(self.trials)}"
+        if self.name is None:
+            return f"a program without a lease, such as plain Optuna, {holds}"
+        text = f"{self.name} {holds}"
+        if self.silent_seconds is None or self.lease_seconds is None:
+            return text
+        text += f", last heard of {format_duration(self.silent_seconds)} ago"
+        if self.is_expired:
+            text += f", longer than its lease of {format_duration(self.lease_seconds)}"
+        return text
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the worker as ``--json`` prints it."""
+        return {
+            "worker": self.name,
+            "host": self.host,
+            "trials": list(self.trials),
+            "silent_seconds": self.silent_seconds,
+            "lease_seconds": self.lease_seconds,
+        }
+
+
+def read_active_workers(connection: Connection, study_id: int) -> list[ActiveWorker]:
+    """Read which workers hold trials of a study, the one that was silent for longest first.
+
+    Grid trials without a lease are the last entry.
+    """
+    query = (
+        sa.select(TRIALS.c.number, TRIAL_SYSTEM_ATTRS.c.value_json, database_seconds(connection))
+        .outerjoin(
+            TRIAL_SYSTEM_ATTRS,
+            (TRIAL_SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id)
+            & (TRIAL_SYSTEM_ATTRS.c.key == LEASE),
+        )
+        .where(
+            TRIALS.c.study_id == study_id,
+            TRIALS.c.state == TrialState.RUNNING,
+            TRIAL_SYSTEM_ATTRS.c.value_json.is_not(None) | is_grid_trial(),
+        )
+        .order_by(TRIALS.c.number)
+    )
+    held: dict[str | None, list[tuple[int, float | None, float | None]]] = {}
+    for number, stored, now in connection.execute(query):
+        name = silent = seconds = None
+        if stored is not None:
+            lease = Lease.parse(stored)
+            name, seconds = lease.worker, lease.seconds
+            if type(lease.heard) in (int, float):
+                silent = max(0.0, float(now) - lease.heard)
+        held.setdefault(name, []).append((number, silent, seconds))
+    workers = []
+    for name, rows in held.items():
+        silences = [silent for _, silent, _ in rows if silent is not None]
+        durations = [seconds for _, _, seconds in rows if seconds is not None]
+        numbers = tuple(number for number, _, _ in rows)
+        last, longest = min(silences, default=None), max(durations, default=None)
+        workers.append(ActiveWorker(name, numbers, last, longest))
+    return sorted(workers, key=lambda each: (each.name is None, -(each.silent_seconds or 0.0)))
+
+
+def find_study(connection: Connection, name: str, lock: bool = False) -> int:
+    """Return the id of a study, which is locked until the transaction ends if ``lock``.
+
+    Raises:
+        StudyNotFoundError: if it does not exist; the message lists the studies that do.
+    """
+    query = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
+    study_id = connection.scalar(query.with_for_update() if lock else query)
+    if study_id is None:
+        names = sa.select(STUDIES.c.study_name).order_by(STUDIES.c.study_name)
+        existing = connection.scalars(names).all()
+        known = shorten(", ".join(existing) or "none", 1000)
+        raise StudyNotFoundError(
+            f"study {shorten(name)!r} is not in {redact(connection.engine.url)}: "
+            f"{did_you_mean(name, existing)}check the name (existing studies: {known})"
+        )
+    return int(study_id)
+
+
+def lock_unheld(connection: Connection, name: str) -> int:
+    """Lock a study and its trials until the transaction ends; return its id.
+
+    Raises:
+        StudyNotFoundError: if it does not exist.
+        StudyHeldError: if workers hold trials of it.
+    """
+    study_id = find_study(connection, name, lock=True)
+    lock_all_trials(connection, study_id)
+    require_unheld(connection, name, study_id)
+    return study_id
+
+
+def lock_all_trials(connection: Connection, study_id: int) -> None:
+    """Lock the trials of a study until the transaction ends; workers skip them meanwhile."""
+    query = select_trial_ids(study_id).order_by(TRIALS.c.trial_id)
+    connection.execute(query.with_for_update())
+
+
+def require_unheld(connection: Connection, name: str, study_id: int) -> None:
+    """Check that no worker holds a trial of a study.
+
+    Raises:
+        StudyHeldError: if one does; the message names the workers.
+    """
+    workers = read_active_workers(connection, study_id)
+    if not workers:
+        return
+    listed = "; ".join(worker.description for worker in workers[:_MAX_LISTED])
+    others = len(workers) - _MAX_LISTED
+    more = f"; and {others} other{'s' * (others > 1)}" if others > 0 else ""
+    raise StudyHeldError(
+        f"trials of study {name!r} are held: {listed}{more}; stop these workers first; --wait "
+        "waits for them, and for the leases of those that died"
     )
 
 
-def count_audited(storage: LeasedRDBStorage, study_id: int) -> int:
-    """Count the grid trials of a study that are trained to the end whatever the pruner decides."""
-    query = sa.select(sa.func.count()).select_from(TRIALS)
-    query = query.where(TRIALS.c.study_id == study_id, is_grid_trial(), has_system_attr(AUDIT))
-    with storage.reading() as connection:
-        return connection.scalar(query) or 0
+def wait_until_unheld(
+    storage: "LeasedRDBStorage", name: str, print_line: Callable[[str], None]
+) -> None:
+    """Wait until no worker holds a trial of a study.
+
+    As a worker does, this observes the leases, and requeues the trials of those that expire.
+
+    Args:
+        storage: storage that holds the study, opened for writing.
+        name: name of the study.
+        print_line: prints what is waited for, once, and again when it changes.
+
+    Raises:
+        StudyNotFoundError: if the study does not exist.
+    """
+    monitor = LeaseMonitor()
+    shown = None
+    while True:
+        with storage.reading() as connection:
+            study_id = find_study(connection, name)
+            workers = read_active_workers(connection, study_id)
+        if not workers:
+            return
+        holders = [(worker.name, worker.trials) for worker in workers]
+        if holders != shown:
+            shown = holders
+            print_line(f"waiting: {'; '.join(each.description for each in workers[:_MAX_LISTED])}")
+        storage.expire_leases(study_id, monitor, time.monotonic)
+        time.sleep(min([MAX_POLL_SECONDS, *(seconds / 8 for seconds in monitor.durations())]))
+
+
+Fingerprint = tuple[Any, ...]
+"""What changes when anything is written to the trials of a study."""
+
+
+def read_fingerprint(connection: Connection, name: str) -> Fingerprint:
+    """Read what changes when anything is written to the trials of a study.
+
+    Raises:
+        StudyNotFoundError: if the study does not exist.
+        StudyHeldError: if workers hold trials of it.
+    """
+    study_id = find_study(connection, name)
+    require_unheld(connection, name, study_id)
+    times = map(raw, (TRIALS.c.datetime_start, TRIALS.c.datetime_complete))
+    states = sa.select(raw(TRIALS.c.state), sa.func.count(), *map(sa.func.max, times))
+    states = states.where(TRIALS.c.study_id == study_id).group_by(TRIALS.c.state)
+    rows: list[Any] = sorted(map(repr, connection.execute(states)))
+    for table in (TRIAL_USER_ATTRS, TRIAL_SYSTEM_ATTRS):
+        lengths = sa.func.sum(sa.func.length(table.c.value_json))
+        query = sa.select(sa.func.count(), lengths).where(of_study(table, study_id))
+        rows += map(tuple, connection.execute(query))
+    curves = sa.select(sa.func.count()).where(of_study(INTERMEDIATE_VALUES, study_id))
+    return (study_id, *rows, connection.scalar(curves))

@@ -1,61 +1,41 @@
-"""Storage URLs, and engines for concurrent access to SQLite and PostgreSQL."""
+"""Storage URLs, engines for concurrent access to SQLite and PostgreSQL, and their errors."""
 
 import contextlib
 import contextvars
+import functools
 import os
+import re
+import sqlite3
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 import sqlalchemy
-from sqlalchemy import event
+import tenacity
+from optuna.exceptions import StorageInternalError
+from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Connection, Dialect, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.pool import NullPool
 
 from studies.errors import StorageError
-from studies.storage.retry import retry_on_connection_limit
 
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 
 SQLITE_BUSY_SECONDS = 60
 """Time that a write to an SQLite file waits for other writers."""
 
-_SERVER_OPTIONS = {
-    # Detect a server that does not answer, however the network was cut.
-    "connect_timeout": 10,
-    "tcp_user_timeout": 20_000,
-    # Release the locks of a worker that is suspended during a transaction.
-    "options": "-c idle_in_transaction_session_timeout=30s",
-}
-"""Connection options for PostgreSQL, unless the query of the URL sets them."""
-
 _writing: contextvars.ContextVar[bool] = contextvars.ContextVar("writing", default=False)
 
 
 @contextlib.contextmanager
-def write_transaction() -> Iterator[None]:
-    """Begin the enclosed transactions as writers, on SQLite with ``BEGIN IMMEDIATE``.
+def begin_as(writer: bool) -> Iterator[None]:
+    """Begin the enclosed transactions as writers, by ``BEGIN IMMEDIATE`` on SQLite, or as readers.
 
     SQLite ignores ``SELECT … FOR UPDATE``: two deferred transactions may both read a row as free
     and both write it. Reading transactions stay deferred, so a long read blocks no writer.
     """
-    with _begin_as(writer=True):
-        yield
-
-
-@contextlib.contextmanager
-def read_transaction() -> Iterator[None]:
-    """Begin the enclosed transactions as readers, also within :func:`write_transaction`."""
-    with _begin_as(writer=False):
-        yield
-
-
-@contextlib.contextmanager
-def _begin_as(writer: bool) -> Iterator[None]:
     token = _writing.set(writer)
     try:
         yield
@@ -73,18 +53,18 @@ def parse_url(url: str) -> URL:
     try:
         parsed = sqlalchemy.make_url(url)
         backend = parsed.get_backend_name()
-    except (ArgumentError, ValueError) as error:
+    except (exc.ArgumentError, ValueError) as error:
         # A URL that cannot be parsed may contain a password: do not show it.
         raise StorageError(f"storage URL cannot be parsed: {expected}") from error
-    if "@" in (parsed.host or ""):  # the rest of a password that contains an @
+    # The rest of a password that contains an @ is not shown either.
+    if backend != "sqlite" and "@" in f"{parsed.host}{parsed.database}":
         raise StorageError(
             "storage URL has an @ in its password: expected %40 instead, or better no password and "
             "PGPASSWORD or ~/.pgpass"
         )
-    if backend not in DRIVERS:
+    is_file = not (parsed.database or ":memory:").startswith((":memory:", "file:"))
+    if backend not in DRIVERS or (backend == "sqlite" and not is_file):
         raise StorageError(f"storage {redact(parsed)} is not supported: {expected}")
-    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise StorageError(f"storage {redact(parsed)} has no file: {expected}")
     return parsed.set(drivername=DRIVERS[backend])
 
 
@@ -92,70 +72,34 @@ def database_path(url: URL) -> Path | None:
     """Return the path of an SQLite file; None for a server."""
     if url.get_backend_name() != "sqlite":
         return None
-    database = str(url.database)
-    is_uri = database.startswith("file:")
-    return Path(unquote(database.removeprefix("file:")) if is_uri else database)
+    return Path(str(url.database))
 
 
 def log_path(database: Path) -> Path:
-    """Return the path of the write-ahead log of an SQLite file."""
-    return database.with_name(f"{database.name}-wal")
+    """Return the path of the write-ahead log of an SQLite file, to which a link may lead."""
+    file = database.resolve()
+    return file.with_name(f"{file.name}-wal")
 
 
 def redact(url: URL) -> str:
     """Format a URL for display: without its password, and without options for reading."""
-    if str(url.database).startswith("file:"):
-        url = url.set(database=str(database_path(url)), query={})
-    secret = {key: "***" for key in url.query if "pass" in key.lower()}
-    if secret:
-        url = url.update_query_dict(secret)
+    url = url.difference_update_query(["mode", "uri"])
+    url = url.update_query_dict({key: "***" for key in url.query if "pass" in key.lower()})
     return url.render_as_string(hide_password=True)
 
 
 def read_only_url(url: URL) -> URL:
     """Return the URL of an SQLite file for read-only connections."""
-    path = quote(str(url.database))
-    return url.set(database=f"file:{path}").update_query_dict({"mode": "ro", "uri": "true"})
+    return url.update_query_dict({"mode": "ro", "uri": "true"})
 
 
-def _open_unused_files_as_immutable(engine: Engine, path: Path) -> None:
-    """Let read-only connections leave no file behind, and notice writers that begin later.
-
-    If no other process has a file in WAL mode open, a read-only connection would leave a ``-wal``
-    and a ``-shm`` file. There is no writer then, so the file is opened as immutable. Such a
-    connection sees no lock and no log, so it is not used again once a writer has opened the file:
-    pages that it has read and pages that are written do not belong together.
-    """
-
-    def describe_file() -> tuple[bool, int, int] | None:
-        with contextlib.suppress(OSError):  # it was deleted, which SQLite reports
-            status = path.stat()
-            return log_path(path).exists(), status.st_mtime_ns, status.st_size
-        return None
-
-    @event.listens_for(engine, "do_connect")
-    def connect_to_file(dialect: Dialect, record: Any, args: Any, kwargs: Any) -> Any:
-        # Described first: a writer that opens the file meanwhile is noticed at the next use.
-        description = describe_file()
-        is_immutable = description is not None and is_unused(path)
-        record.info["immutable file"] = description if is_immutable else None
-        (database,) = args
-        return dialect.connect(f"{database}&immutable=1" if is_immutable else database, **kwargs)
-
-    @event.listens_for(engine, "checkout")
-    def refuse_changed_file(connection: DBAPIConnection, record: Any, _: object) -> None:
-        description = record.info["immutable file"]
-        if description is not None and description != describe_file():
-            raise DisconnectionError("the file has been written")  # the pool connects again
+def read_only_uri(path: Path, is_unused: bool) -> str:
+    """Return the URI for a read-only connection to an SQLite file, immutable if it is unused."""
+    return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if is_unused else ''}"
 
 
-def is_unused(path: Path) -> bool:
-    """Return whether an SQLite file is in WAL mode and no process has it open."""
-    # A file that this process has open is not read here: closing it would release SQLite's locks.
-    return not log_path(path).exists() and _is_in_wal_mode(path)
-
-
-def _is_in_wal_mode(path: Path) -> bool:
+def is_in_wal_mode(path: Path) -> bool:
+    """Return whether an SQLite file is in WAL mode, so that it has a log whenever it is open."""
     with path.open("rb") as file:
         return file.read(20)[18:] == b"\x02\x02"  # the header's file format versions
 
@@ -163,21 +107,30 @@ def _is_in_wal_mode(path: Path) -> bool:
 def engine_options(url: URL) -> dict[str, Any]:
     """Return the arguments of ``sqlalchemy.create_engine`` for a database."""
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": SQLITE_BUSY_SECONDS}}
-    # A server's connections are few: hold none while a network trains.
-    return {
-        "poolclass": NullPool,
-        "connect_args": {
-            name: value for name, value in _SERVER_OPTIONS.items() if name not in url.query
-        },
+        pool = {"poolclass": NullPool} if url.query.get("mode") == "ro" else {}
+        return {"connect_args": {"timeout": SQLITE_BUSY_SECONDS}, **pool}
+    options = {
+        # Detect a server that does not answer, however the network was cut.
+        "connect_timeout": 10,
+        "tcp_user_timeout": 20_000,
+        # Release the locks of a worker that is suspended during a transaction.
+        "options": "-c idle_in_transaction_session_timeout=30s",
     }
+    unset = {name: value for name, value in options.items() if name not in url.query}
+    # A server's connections are few: hold none while a network trains.
+    return {"connect_args": unset, "poolclass": NullPool}
 
 
-def connect(url: URL) -> Engine:
-    """Create an engine for a database, and configure its connections."""
-    engine = sqlalchemy.create_engine(url, **engine_options(url))
-    configure(engine)
-    return engine
+_NO_FREE_CONNECTION = "too many clients|too many connections|connection slots"
+"""Pattern of messages with which PostgreSQL refuses a connection; they have no error code."""
+
+_retry_on_connection_limit = tenacity.retry(
+    retry=tenacity.retry_if_exception_message(match=f"(?s).*({_NO_FREE_CONNECTION})"),
+    # Random, so that clients refused together do not retry together.
+    wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+    stop=tenacity.stop_after_delay(120),
+    reraise=True,
+)
 
 
 def configure(engine: Engine) -> None:
@@ -186,13 +139,12 @@ def configure(engine: Engine) -> None:
 
         @event.listens_for(engine, "do_connect")
         def connect_with_retries(dialect: Dialect, _: object, args: Any, kwargs: Any) -> Any:
-            return retry_on_connection_limit(dialect.connect)(*args, **kwargs)
+            return _retry_on_connection_limit(dialect.connect)(*args, **kwargs)
 
         return
 
-    path = database_path(engine.url)
-    if path is not None and engine.url.query.get("mode") == "ro":
-        _open_unused_files_as_immutable(engine, path)
+    if engine.url.query.get("mode") == "ro":
+        _connect_read_only(engine, Path(str(engine.url.database)))
 
     @event.listens_for(engine, "connect")
     def configure_connection(connection: DBAPIConnection, _: object) -> None:
@@ -215,3 +167,98 @@ def configure(engine: Engine) -> None:
             inherited.dispose(close=False)
 
     os.register_at_fork(after_in_child=drop_inherited_connections)
+
+
+def _connect_read_only(engine: Engine, path: Path) -> None:
+    """Let connections be read-only and leave no file behind.
+
+    If no process has a file in WAL mode open, a read-only connection would leave a ``-wal`` and a
+    ``-shm`` file. There is no writer then, so the file is opened as immutable. Such a connection
+    sees no lock and no log, so each transaction opens another one, without a pool.
+    """
+    # Read once, and not while there is a log: closing the file releases SQLite's locks on it.
+    has_log_in_use = functools.cache(is_in_wal_mode)
+
+    @event.listens_for(engine, "do_connect")
+    def connect_to_file(dialect: Dialect, _: object, args: Any, kwargs: Any) -> Any:
+        is_unused = not log_path(path).exists() and has_log_in_use(path)
+        return dialect.connect(read_only_uri(path, is_unused), **kwargs)
+
+
+# ------------------------------------------------------------------ errors
+
+
+_NOT_READY = re.compile(
+    # "the database system is" starting up, shutting down, in recovery, not yet accepting …
+    f"{_NO_FREE_CONNECTION}|the database system is|terminating connection|due to timeout"
+)
+"""Messages of a PostgreSQL server that accepts connections later."""
+
+_UNREACHABLE = re.compile(
+    "Is the server running|Connection refused|timeout expired|timed out|closed the connection|"
+    "reset by peer|Broken pipe|No route to host|unreachable"
+)
+"""Messages of a client that does not reach a PostgreSQL server."""
+
+_TRANSIENT_ON_SQLITE = re.compile("SQLITE_(BUSY|LOCKED|READONLY|IOERR|FULL|CANTOPEN|PROTOCOL)(_|$)")
+_REFUSED_BY_SQLITE = re.compile("SQLITE_(READONLY|CANTOPEN)(_|$)")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same statement may succeed later.
+
+    Transient: a server that is unreachable, restarting or out of connections; a file that is
+    locked, read-only or on a full disk. Permanent: a missing table, a damaged database.
+    """
+    error = database_error(error)
+    if isinstance(error, StorageInternalError | exc.PendingRollbackError):  # without their cause
+        return True
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+        return True
+    cause = getattr(error, "orig", error)  # SQLAlchemy's, or one of the driver itself
+    if isinstance(cause, sqlite3.Error):
+        # On SQLite a missing table is an OperationalError too.
+        return bool(_TRANSIENT_ON_SQLITE.match(getattr(cause, "sqlite_errorname", "")))
+    # InternalError: "cannot execute … in a read-only transaction" from a server in recovery.
+    return isinstance(
+        error, exc.OperationalError | exc.InterfaceError | exc.InternalError | exc.TimeoutError
+    )
+
+
+def is_outage(error: BaseException) -> bool:
+    """Return whether a storage that could not be opened or read may be available later.
+
+    Stricter than :func:`is_transient`: an address that is refused stays refused. That is a wrong
+    password, an unknown user, database or host, a read-only file or folder.
+    """
+    if not is_transient(error):
+        return False
+    error = database_error(error)
+    cause = getattr(error, "orig", error)
+    if isinstance(cause, sqlite3.Error):
+        return not _REFUSED_BY_SQLITE.match(cause.sqlite_errorname)
+    if not isinstance(error, exc.DBAPIError) or error.connection_invalidated or error.statement:
+        return True  # not an error of connecting
+    message = str(cause)
+    # An error of one address after the answer of another says nothing.
+    is_unreachable = "FATAL" not in message and _UNREACHABLE.search(message)
+    return bool(is_unreachable or _NOT_READY.search(message))
+
+
+def error_message(error: BaseException) -> str:
+    """Return the first line of a database's error message."""
+    if not isinstance(error, StorageError):  # of this package: says more than its cause
+        error = database_error(error)
+    cause = getattr(error, "orig", None) or error
+    return str(cause).strip().partition("\n")[0] or type(cause).__name__
+
+
+def database_error(error: BaseException) -> BaseException:
+    """Return the error of the database that Optuna or this package wrapped."""
+    cause = None
+    if isinstance(error, exc.PendingRollbackError):
+        # After a connection is lost, Optuna sends another statement instead of the error.
+        cause = error.__context__
+    elif isinstance(error, StorageInternalError | StorageError):
+        cause = error.__cause__
+    return error if cause is None else database_error(cause)

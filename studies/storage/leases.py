@@ -1,22 +1,52 @@
-"""Leases of running trials, and the detection of expired ones."""
+"""Leases of running trials: claims that expire, their rows, and who holds them.
 
+Leases expire by an observer's own monotonic clock alone. For people to read, a heartbeat is also
+dated by the database as it is written, and its age is computed by the database as it is read: one
+clock, and never that of a worker's or a reader's machine. The clock of an SQLite file is that of
+the machine that has it.
+"""
+
+import contextlib
 import hashlib
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Self
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from pydantic import Field, TypeAdapter, ValidationError
+from sqlalchemy.engine import Connection
+
+from studies.attributes import (
+    CHECKPOINTED,
+    ERROR,
+    PAUSED,
+    RETRY_COUNTS,
+    Failure,
+    parse_trial_attribute,
+)
+from studies.config import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
+from studies.errors import RowError
+from studies.storage.tables import (
+    TRIAL_PARAMS,
+    TRIAL_SYSTEM_ATTRS,
+    TRIAL_USER_ATTRS,
+    TRIALS,
+    delete_attrs,
+    has_system_attr,
+    is_grid_trial,
+    read_attribute,
+    select_in_batches,
+    update_trials,
+    utcnow,
+    write_attrs,
+    write_curves,
+    write_user_attrs,
+)
 
 LEASE = "lease"
 """System attribute of a running trial: its lease."""
-
-HEARD = "heard"
-"""Field of a stored lease: when the database wrote it, by its own clock. No lease depends on it."""
-
-DEFAULT_LEASE_SECONDS: float = 120
-"""Duration of a lease, unless its worker chooses another; also that of an unreadable lease."""
-
-MAX_LEASE_SECONDS: float = 7 * 86400
-"""Longest duration of a lease: trials under a longer one might never run again."""
 
 
 @dataclass(frozen=True)
@@ -27,55 +57,34 @@ class Lease:
         claim_token: name of the worker, a slash, and a token unique to the claim.
         seconds: time without a heartbeat after which the lease expires.
         heartbeats: number of heartbeats since the claim.
+        heard: when the database wrote it, in seconds since 1970 by its own clock; anything else in
+            a damaged one, and None in one of an earlier version.
     """
 
     claim_token: str
-    seconds: float
+    seconds: Annotated[int | float, Field(gt=0, le=MAX_LEASE_SECONDS)]
     heartbeats: int = 0
+    heard: Any = field(default=None, compare=False)
 
     @classmethod
-    def parse(cls, stored: str) -> Self:
+    def parse(cls, stored: Any) -> "Lease":
         """Parse a stored attribute; fields that another version may have added are ignored.
 
         An unreadable lease belongs to no known claim: its trial cannot be written to. It has the
         default duration and differs from other unreadable ones, so it expires unless it changes.
         """
-        try:
-            fields = json.loads(stored)
-            token, seconds = fields["claim_token"], fields["seconds"]
-            heartbeats = fields["heartbeats"]
-            is_valid = (
-                isinstance(token, str)
-                and type(seconds) in (int, float)
-                and 0 < seconds <= MAX_LEASE_SECONDS
-                and type(heartbeats) is int
-            )
-        except (ValueError, TypeError, KeyError, RecursionError):
-            is_valid = False
-        if is_valid:
-            return cls(token, seconds, heartbeats)
+        with contextlib.suppress(ValidationError):
+            return _ADAPTER.validate_json(stored, strict=True)
         digest = hashlib.sha256(repr(stored).encode()).hexdigest()
         return cls(f"unreadable/{digest}", DEFAULT_LEASE_SECONDS)
-
-    @property
-    def stored(self) -> str:
-        """The lease as a stored attribute."""
-        return json.dumps(asdict(self))
 
     @property
     def worker(self) -> str:
         """Name of the worker, the same for all of its claims."""
         return self.claim_token.rpartition("/")[0] or self.claim_token
 
-    def with_heartbeat(self) -> "Lease":
-        """Return the lease with one more heartbeat."""
-        return replace(self, heartbeats=self.heartbeats + 1)
 
-
-@dataclass
-class _Observation:
-    lease: Lease
-    unchanged_for: float = 0.0
+_ADAPTER = TypeAdapter(Lease)
 
 
 class LeaseMonitor:
@@ -88,7 +97,7 @@ class LeaseMonitor:
     """
 
     def __init__(self) -> None:
-        self._observations: dict[int, _Observation] = {}
+        self._observations: dict[int, tuple[Lease, float]] = {}
         self._observed_at: float | None = None
 
     def observe(self, leases: Iterable[tuple[int, Lease]], now: float) -> list[int]:
@@ -103,21 +112,201 @@ class LeaseMonitor:
         previous, self._observations = self._observations, {}
         expired = []
         for trial_id, lease in leases:
-            observation = previous.get(trial_id)
-            if observation is None or observation.lease != lease:
-                observation = _Observation(lease)
+            before, unchanged_for = previous.get(trial_id, (None, 0.0))
+            if lease == before:
+                unchanged_for += min(elapsed, lease.seconds / 2)
             else:
-                observation.unchanged_for += min(elapsed, lease.seconds / 2)
-            self._observations[trial_id] = observation
-            if observation.unchanged_for >= lease.seconds:
+                unchanged_for = 0.0
+            self._observations[trial_id] = lease, unchanged_for
+            if unchanged_for >= lease.seconds:
                 expired.append(trial_id)
         return expired
 
     def durations(self) -> list[float]:
         """Return the durations of the leases last observed, in seconds."""
-        return [observation.lease.seconds for observation in self._observations.values()]
+        return [lease.seconds for lease, _ in self._observations.values()]
 
     def reset(self) -> None:
         """Forget all observations, after an outage in which no worker could send a heartbeat."""
         self._observations.clear()
         self._observed_at = None
+
+
+# ------------------------------------------------------------------ rows
+
+
+def lock_trials(
+    connection: Connection, trial_ids: Collection[int]
+) -> dict[int, tuple[TrialState, Lease | None]]:
+    """Read trials' states and leases; lock the trials until the transaction ends."""
+    # All writers lock trials in the order of their ids, to avoid deadlocks.
+    query = sa.select(TRIALS.c.trial_id, TRIALS.c.state).order_by(TRIALS.c.trial_id)
+    states = dict(select_in_batches(connection, query.with_for_update(), TRIALS, trial_ids))
+    # Only now: a joined lease would be that of before the wait for the lock.
+    leases = read_attribute(connection, TRIAL_SYSTEM_ATTRS, LEASE, states)
+    return {
+        trial_id: (state, Lease.parse(leases[trial_id]) if trial_id in leases else None)
+        for trial_id, state in states.items()
+    }
+
+
+def running_leases(connection: Connection, study_id: int) -> dict[int, Lease]:
+    """Read the leases of a study's running trials, by trial id."""
+    query = sa.select(TRIALS.c.trial_id, TRIAL_SYSTEM_ATTRS.c.value_json).where(
+        TRIALS.c.study_id == study_id,
+        TRIALS.c.state == TrialState.RUNNING,
+        TRIAL_SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id,
+        TRIAL_SYSTEM_ATTRS.c.key == LEASE,
+    )
+    rows = connection.execute(query.order_by(TRIALS.c.trial_id))
+    return {trial_id: Lease.parse(stored) for trial_id, stored in rows}
+
+
+def write_leases(connection: Connection, leases: Mapping[int, Lease]) -> None:
+    """Write leases by trial id, each with the time by the database's clock."""
+    if leases:
+        now = connection.execute(sa.select(database_seconds(connection))).scalar_one()
+        stored = {
+            trial_id: {LEASE: asdict(replace(lease, heard=float(now)))}
+            for trial_id, lease in leases.items()
+        }
+        write_attrs(connection, TRIAL_SYSTEM_ATTRS, stored)
+
+
+def database_seconds(connection: Connection) -> sa.ColumnElement[Any]:
+    """Return the expression for the time by the database's clock, in seconds since 1970."""
+    if connection.dialect.name == "sqlite":
+        return (sa.func.julianday("now") - 2440587.5) * 86400.0
+    return sa.extract("epoch", sa.func.clock_timestamp())
+
+
+# ------------------------------------------------------------------ the queue of waiting trials
+
+
+def waiting_query(
+    study_id: int, exclude: Collection[int] = (), paused_ids: Sequence[int] | None = None
+) -> sa.Select[int]:
+    """Return the query for a study's waiting grid trials, in the order in which to run them.
+
+    Args:
+        study_id: id of the study.
+        exclude: ids of trials to leave out.
+        paused_ids: ids of paused trials, in the order in which to resume them; None for trials
+            that are not paused.
+    """
+    waiting = sa.select(TRIALS.c.trial_id).where(
+        TRIALS.c.study_id == study_id,
+        TRIALS.c.state == TrialState.WAITING,
+        TRIALS.c.trial_id.not_in(exclude),
+    )
+    if paused_ids is None:  # this condition first: it fails for most trials of a pruned study
+        waiting = waiting.where(~has_system_attr(PAUSED), is_grid_trial())
+        return waiting.order_by(TRIALS.c.number)
+    waiting = waiting.where(
+        is_grid_trial(), has_system_attr(PAUSED), TRIALS.c.trial_id.in_(paused_ids)
+    )
+    places = {trial_id: place for place, trial_id in enumerate(paused_ids)}
+    return waiting.order_by(sa.case(places, value=TRIALS.c.trial_id)) if places else waiting
+
+
+def has_same_value(parameter: str, trial_id: int) -> sa.ColumnElement[bool]:
+    """Return the condition that a trial has the same value of a parameter as another, or none."""
+    value = sa.select(TRIAL_PARAMS.c.param_value).where(TRIAL_PARAMS.c.param_name == parameter)
+    own = value.where(TRIAL_PARAMS.c.trial_id == TRIALS.c.trial_id).correlate(TRIALS)
+    other = value.where(TRIAL_PARAMS.c.trial_id == trial_id)
+    return own.scalar_subquery().is_not_distinct_from(other.scalar_subquery())
+
+
+def dequeue(
+    connection: Connection, waiting: sa.Select[int], lease: Lease, limit: int = 1
+) -> list[int]:
+    """Set the first ``limit`` waiting trials running under a lease; return their ids."""
+    first = waiting.limit(limit)
+    # Skip rows that another worker is claiming now; on SQLite there is one writer at a time.
+    chosen = list(connection.scalars(first.with_for_update(skip_locked=True)))
+    started = {"state": TrialState.RUNNING, "datetime_start": utcnow()}
+    update_trials(connection, dict.fromkeys(chosen, started))
+    delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(each, PAUSED) for each in chosen])
+    write_leases(connection, dict.fromkeys(chosen, lease))
+    return chosen
+
+
+# ------------------------------------------------------------------ writes to claimed trials
+
+
+@dataclass(frozen=True)
+class PendingWrite:
+    """A write to a claimed trial.
+
+    Attributes:
+        trial_id: id of the trial.
+        claim_token: token of the claim.
+        curve: intermediate values by step; they replace stored values of the same steps.
+        replace_all: whether they replace all stored values.
+        heartbeat: whether to send a heartbeat as well.
+        checkpointed: whether to record that a checkpoint was written.
+    """
+
+    trial_id: int
+    claim_token: str
+    curve: Mapping[int, float] = field(default_factory=dict)
+    replace_all: bool = False
+    heartbeat: bool = False
+    checkpointed: bool = False
+
+
+def write_pending(
+    connection: Connection, writes: Sequence[PendingWrite]
+) -> tuple[dict[int, Lease], list[int]]:
+    """Write to claimed trials in a number of statements that does not depend on their number.
+
+    Args:
+        connection: connection in a transaction.
+        writes: at most one write for each trial.
+
+    Returns:
+        Leases of the trials that are still held, by trial id, and the ids of the others; nothing is
+        written to those. All stay locked until the transaction ends.
+    """
+    stored = lock_trials(connection, [write.trial_id for write in writes])
+    held: dict[int, Lease] = {}
+    for write in writes:
+        state, lease = stored.get(write.trial_id, (None, None))
+        if state is TrialState.RUNNING and lease and lease.claim_token == write.claim_token:
+            held[write.trial_id] = lease
+    valid = [write for write in writes if write.trial_id in held]
+    alive = {write.trial_id: held[write.trial_id] for write in valid if write.heartbeat}
+    for trial_id, lease in alive.items():
+        alive[trial_id] = replace(lease, heartbeats=lease.heartbeats + 1)
+    write_leases(connection, alive)
+    checkpointed = {write.trial_id: {CHECKPOINTED: True} for write in valid if write.checkpointed}
+    write_attrs(connection, TRIAL_SYSTEM_ATTRS, checkpointed)
+    replaced = {write.trial_id for write in valid if write.replace_all}
+    write_curves(connection, {write.trial_id: write.curve for write in valid}, replaced)
+    return held, [write.trial_id for write in writes if write.trial_id not in held]
+
+
+def requeue(
+    connection: Connection, trial_ids: Collection[int], cause: Failure, error: str | None = None
+) -> None:
+    """Set locked trials waiting again, and count the cause among their retries."""
+    stored = read_attribute(connection, TRIAL_USER_ATTRS, RETRY_COUNTS, trial_ids)
+    attributes: dict[int, dict[str, Any]] = {}
+    for trial_id in trial_ids:
+        retries: Counter[str] = Counter()
+        if trial_id in stored:
+            with contextlib.suppress(RowError):  # damaged: counted anew
+                retries.update(parse_trial_attribute(RETRY_COUNTS, stored[trial_id]))
+        retries[cause] += 1
+        attributes[trial_id] = {RETRY_COUNTS: retries}
+        if error is not None:
+            attributes[trial_id][ERROR] = error
+    write_user_attrs(connection, attributes)
+    waiting = {"state": TrialState.WAITING, "datetime_start": None}
+    end_claims(connection, dict.fromkeys(trial_ids, waiting))
+
+
+def end_claims(connection: Connection, values: Mapping[int, Mapping[str, Any]]) -> None:
+    """Delete the leases of trials, and set values of their rows, the same columns for each."""
+    delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(trial_id, LEASE) for trial_id in values])
+    update_trials(connection, values)

@@ -1,45 +1,331 @@
 """Optuna's RDB storage with leases: claims, and writes that hold only under a claim token."""
 
 import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import wraps
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import sqlalchemy as sa
+from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
-from optuna.trial import TrialState
-from sqlalchemy.engine import Connection
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection
 
-from studies.attributes import Failure
-from studies.errors import LeaseLostError
-from studies.storage.lease_rows import running_leases
-from studies.storage.leases import DEFAULT_LEASE_SECONDS, Lease, LeaseMonitor
-from studies.storage.queue import (
+from studies.attributes import (
+    AUDIT,
+    PAUSED,
+    AuditState,
+    Failure,
+)
+from studies.config import DEFAULT_LEASE_SECONDS
+from studies.errors import LeaseLostError, RowError, StudyFormatError
+from studies.storage.backup import DatabaseFile, StudyIdentity
+from studies.storage.engine import begin_as, configure, engine_options
+from studies.storage.leases import (
+    Lease,
+    LeaseMonitor,
     PendingWrite,
-    all_finished_or_paused,
     dequeue,
-    dequeue_matching,
+    end_claims,
+    has_same_value,
+    lock_trials,
+    requeue,
+    running_leases,
     waiting_query,
     write_pending,
 )
-from studies.storage.transactions import TransactionalRDBStorage
-from studies.storage.trial_rows import (
+from studies.storage.reads import read_where
+from studies.storage.tables import (
+    STUDIES,
+    STUDY_DIRECTIONS,
+    STUDY_SYSTEM_ATTRS,
+    STUDY_USER_ATTRS,
+    TRIAL_SYSTEM_ATTRS,
     TRIAL_VALUES,
     TRIALS,
-    AuditDecision,
-    lock_trials,
-    pause,
-    prune_paused,
-    requeue,
+    delete_attrs,
+    has_system_attr,
+    insert,
+    is_grid_trial,
+    raw,
+    read_attribute,
+    update_trials,
     utcnow,
-    write_attributes,
-    write_audit,
+    write_attrs,
+    write_user_attrs,
+)
+from studies.storage.trials import (
+    DAMAGED,
+    DamagedTrialError,
+    decode_json,
+    decode_study,
+    decode_time,
 )
 
+_reading: contextvars.ContextVar[Connection | None] = contextvars.ContextVar(
+    "reading", default=None
+)
 
-class LeasedRDBStorage(TransactionalRDBStorage):
-    """Optuna's RDB storage with leases; open it with :func:`studies.storage.open.open_storage`."""
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _as_writer(
+    method: Callable[Concatenate["LeasedRDBStorage", _P], _R],
+) -> Callable[Concatenate["LeasedRDBStorage", _P], _R]:
+    @wraps(method)
+    def write(self: "LeasedRDBStorage", *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with begin_as(writer=True):
+            return method(self, *args, **kwargs)
+
+    return write  # type: ignore[return-value]  # Concatenate names self
+
+
+class AuditDecision(NamedTuple):
+    """What the pruner decides about an audited trial, which trains on regardless.
+
+    Attributes:
+        before: earlier decision, which must not have changed.
+        after: decision to store.
+        attributes: user attributes to write.
+    """
+
+    before: AuditState
+    after: AuditState
+    attributes: Mapping[str, Any] = {}
+
+
+class LeasedRDBStorage(RDBStorage):
+    """Optuna's RDB storage with leases; open it with :func:`studies.storage.open.open_storage`.
+
+    Optuna's writing methods are unchanged but begin as writers, so that on SQLite too only one
+    worker claims a waiting trial. Its reading methods leave damaged trials out with a warning.
+
+    Attributes:
+        file: the SQLite file that it opened; None for a server.
+    """
+
+    file: DatabaseFile | None
+    _required_study: StudyIdentity | None = None
+
+    def __init__(self, url: URL) -> None:
+        # Optuna formats the URL as a template; escape braces, as in a password.
+        template = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+        super().__init__(
+            template, engine_options(url), skip_compatibility_check=True, skip_table_creation=True
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Optuna sets the engine here and when unpickled: configure it before it connects.
+        if name == "engine":
+            configure(value)
+            self.file = DatabaseFile.of(value.url)
+            event.listen(value, "do_connect", self._require_file)
+        super().__setattr__(name, value)
+
+    def close(self) -> None:
+        """Close all connections.
+
+        The last connection to an SQLite file removes its WAL files, which a read-only one cannot
+        do: close readers before the writer of the same process.
+        """
+        self.engine.dispose()
+
+    # ------------------------------------------------------------------ transactions
+
+    create_new_study = _as_writer(RDBStorage.create_new_study)
+    delete_study = _as_writer(RDBStorage.delete_study)
+    set_study_user_attr = _as_writer(RDBStorage.set_study_user_attr)
+    set_study_system_attr = _as_writer(RDBStorage.set_study_system_attr)
+    _create_new_trial = _as_writer(RDBStorage._create_new_trial)
+    _set_trial_param = _as_writer(RDBStorage._set_trial_param)
+    set_trial_state_values = _as_writer(RDBStorage.set_trial_state_values)
+    set_trial_intermediate_value = _as_writer(RDBStorage.set_trial_intermediate_value)
+    set_trial_user_attr = _as_writer(RDBStorage.set_trial_user_attr)
+    set_trial_system_attr = _as_writer(RDBStorage.set_trial_system_attr)
+    record_heartbeat = _as_writer(RDBStorage.record_heartbeat)
+
+    def require_study(self, study: StudyIdentity) -> None:
+        """Have :meth:`verify` and each later writing transaction check that a study exists."""
+        self._required_study = study
+
+    def verify(self) -> None:
+        """Check that the file and the required study have not been deleted.
+
+        Raises:
+            StorageLostError: if one has.
+        """
+        self._require_file()
+        with self.reading() as connection:
+            self._require_study(connection)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Open a writing transaction.
+
+        Raises:
+            StorageLostError: if the file or the required study was deleted.
+        """
+        self._require_file()
+        with begin_as(writer=True), self.engine.begin() as connection:
+            self._require_study(connection)
+            yield connection
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Open a reading transaction on a snapshot, or continue the one in which this is called.
+
+        Its queries agree with each other, whatever is written meanwhile. A server needs several
+        round trips for each new connection.
+        """
+        outer = _reading.get()
+        if outer is not None and outer.engine is self.engine:
+            yield outer
+            return
+        with self.snapshot() as connection:
+            token = _reading.set(connection)
+            try:
+                yield connection
+            finally:
+                _reading.reset(token)
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Open another reading transaction on a consistent snapshot."""
+        # SQLite transactions are snapshots by default.
+        is_file = self.engine.dialect.name == "sqlite"
+        level = {} if is_file else {"isolation_level": "REPEATABLE READ"}
+        connection = self.engine.connect().execution_options(**level)
+        with begin_as(writer=False), connection, connection.begin():
+            yield connection
+
+    def _require_file(self, *connection: object) -> None:
+        """Check the file, also before a connection is opened: SQLite would create a missing one."""
+        if self.file is not None:
+            self.file.require_in_place()
+
+    def _require_study(self, connection: Connection) -> None:
+        if self._required_study is not None:
+            self._required_study.require_stored(connection)
+
+    # ------------------------------------------------------------------ what Optuna reads
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Return a trial.
+
+        Raises:
+            KeyError: if it does not exist.
+            DamagedTrialError: if it is damaged.
+        """
+        with self.reading() as connection:
+            of_trial = TRIALS.c.trial_id == trial_id
+            study_id = connection.scalar(sa.select(TRIALS.c.study_id).where(of_trial))
+            if study_id is None:
+                raise KeyError(f"no trial has the id {trial_id}")
+            trials, damaged = read_where(connection, study_id, [of_trial], is_whole=True)
+            if not trials:
+                name = self.get_study_name_from_id(study_id)
+                raise DamagedTrialError(name, *next(iter(damaged.reasons.items())))
+        return trials[0].freeze()
+
+    def get_trials(self, study_id: int, trial_ids: Sequence[int]) -> list[FrozenTrial]:
+        """Return trials of a study by their ids, read in a fixed number of statements.
+
+        Damaged ones are left out with a warning, as from all methods that read several trials.
+        """
+        found = self._read_trials(study_id, [TRIALS.c.trial_id.in_(trial_ids)])
+        by_id = {trial._trial_id: trial for trial in found}
+        return [by_id[trial_id] for trial_id in trial_ids if trial_id in by_id]
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        is_newer = TRIALS.c.trial_id > trial_id_greater_than
+        where: list[sa.ColumnElement[bool]] = [TRIALS.c.trial_id.in_(included_trial_ids) | is_newer]
+        if states is not None:
+            where.append(TRIALS.c.state.in_([state for state in TrialState if state in states]))
+        self.get_study_name_from_id(study_id)  # KeyError if it does not exist
+        return self._read_trials(study_id, where)
+
+    def _read_trials(
+        self, study_id: int, where: Sequence[sa.ColumnElement[bool]]
+    ) -> list[FrozenTrial]:
+        with self.reading() as connection:
+            where = [TRIALS.c.study_id == study_id, *where]
+            trials, damaged = read_where(connection, study_id, where, is_whole=True)
+        damaged.report(self, study_id)
+        return [trial.freeze() for trial in sorted(trials, key=lambda each: each.trial_id)]
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        """Return the name of a study; raise a KeyError if it does not exist."""
+        with self.reading() as connection:
+            name: str | None = connection.scalar(
+                sa.select(STUDIES.c.study_name).where(STUDIES.c.study_id == study_id)
+            )
+        if name is None:
+            raise KeyError(f"no study has the id {study_id}")
+        return name
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """Return the directions of a study."""
+        return self._read_study(study_id).directions
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return the user attributes of a study."""
+        return self._read_study(study_id).user_attrs
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return the system attributes of a study."""
+        return self._read_study(study_id).system_attrs
+
+    def _read_study(self, study_id: int) -> FrozenStudy:
+        found = self._read_studies([study_id])
+        if not found:
+            raise KeyError(f"no study has the id {study_id}")
+        (study,) = found
+        if message := study.user_attrs.get(DAMAGED):
+            raise StudyFormatError(message)
+        return study
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """Return all studies; a damaged one has its name and an attribute ``damaged`` only."""
+        return self._read_studies()
+
+    def _read_studies(self, study_ids: Collection[int] | None = None) -> list[FrozenStudy]:
+        """Read studies by id, all by default, in a fixed number of statements."""
+        rows: dict[int, list[list[Sequence[Any]]]] = {}
+        tables = (STUDY_DIRECTIONS, STUDY_USER_ATTRS, STUDY_SYSTEM_ATTRS)
+        with self.reading() as connection:
+            query = sa.select(STUDIES.c.study_id, STUDIES.c.study_name).order_by(STUDIES.c.study_id)
+            if study_ids is not None:
+                query = query.where(STUDIES.c.study_id.in_(study_ids))
+            names: dict[int, str] = dict(connection.execute(query).all())
+            for place, table in enumerate(tables):
+                key, value = (
+                    (table.c.objective, table.c.direction)
+                    if table is STUDY_DIRECTIONS
+                    else (table.c.key, table.c.value_json)
+                )
+                values = sa.select(table.c.study_id, raw(key), raw(value)).order_by(key)
+                if study_ids is not None:
+                    values = values.where(table.c.study_id.in_(study_ids))
+                for study_id, *row in connection.execute(values):
+                    rows.setdefault(study_id, [[], [], []])[place].append(row)
+        return [
+            decode_study(study_id, name, *rows.get(study_id, [[], [], []]))
+            for study_id, name in names.items()
+        ]
 
     # ------------------------------------------------------------------ one trial's life
 
@@ -99,35 +385,17 @@ class LeasedRDBStorage(TransactionalRDBStorage):
             LeaseLostError: if the lease of the claimed trial is lost.
         """
         with self._leased_transaction(PendingWrite(trial_id, claim_token)) as (connection, lease):
-            return dequeue_matching(
-                connection, trial_id, lease, limit, parameters, exclude, paused_ids
-            )
-
-    def heartbeat(self, trial_id: int, claim_token: str) -> None:
-        """Send a heartbeat of a claimed trial.
-
-        Raises:
-            LeaseLostError: if the lease is lost; nothing is written.
-        """
-        with self._leased_transaction(PendingWrite(trial_id, claim_token, heartbeat=True)):
-            pass
-
-    def report(
-        self, trial_id: int, claim_token: str, curve: Mapping[int, float], replace_all: bool = False
-    ) -> None:
-        """Write intermediate values.
-
-        Args:
-            trial_id: id of the trial.
-            claim_token: token of the claim.
-            curve: values by step; they replace stored values of the same steps.
-            replace_all: whether they replace all stored values.
-
-        Raises:
-            LeaseLostError: if the lease is lost; nothing is written.
-        """
-        with self._leased_transaction(PendingWrite(trial_id, claim_token, curve, replace_all)):
-            pass
+            of_trial = TRIALS.c.trial_id == trial_id
+            study_id = connection.scalar(sa.select(TRIALS.c.study_id).where(of_trial))
+            assert study_id is not None
+            waiting = waiting_query(study_id, exclude, paused_ids)
+            for parameter in parameters:
+                waiting = waiting.where(has_same_value(parameter, trial_id))
+            count = connection.scalar(sa.select(sa.func.count()).select_from(waiting.subquery()))
+            workers = {other.worker for other in running_leases(connection, study_id).values()}
+            share = -(-((count or 0) + 1) // len(workers)) - 1  # the claimed trial counts
+            lease = Lease(claim_token, lease.seconds)
+            return dequeue(connection, waiting, lease, max(0, min(limit, share)))
 
     def flush(self, writes: Sequence[PendingWrite]) -> list[int]:
         """Write to several claimed trials in one transaction.
@@ -161,26 +429,15 @@ class LeasedRDBStorage(TransactionalRDBStorage):
         Raises:
             LeaseLostError: if the lease is lost; nothing is written.
         """
-        with self._leased_transaction(PendingWrite(trial_id, claim_token, curve)) as (
-            connection,
-            _,
-        ):
+        write = PendingWrite(trial_id, claim_token, curve)
+        with self._leased_transaction(write) as (connection, _):
             if value is not None:
                 assert math.isfinite(value)
-                connection.execute(
-                    sa.insert(TRIAL_VALUES).values(
-                        trial_id=trial_id,
-                        objective=0,
-                        value=value,
-                        value_type=models.TrialValueModel.TrialValueType.FINITE,
-                    )
-                )
-            write_attributes(connection, {trial_id: attributes})
-            connection.execute(
-                sa.update(TRIALS)
-                .where(TRIALS.c.trial_id == trial_id)
-                .values(state=state, datetime_complete=utcnow())
-            )
+                kind = models.TrialValueModel.TrialValueType.FINITE
+                row = {"trial_id": trial_id, "objective": 0, "value": value, "value_type": kind}
+                insert(connection, TRIAL_VALUES, [row])
+            write_user_attrs(connection, {trial_id: attributes})
+            update_trials(connection, {trial_id: {"state": state, "datetime_complete": utcnow()}})
 
     def is_finished_by(self, trial_id: int, claim_token: str) -> bool:
         """Return whether a trial was finished under this claim token.
@@ -189,36 +446,8 @@ class LeasedRDBStorage(TransactionalRDBStorage):
         """
         with self.engine.begin() as connection:
             state, lease = lock_trials(connection, [trial_id]).get(trial_id, (None, None))
-        return (
-            state is not None
-            and state.is_finished()
-            and lease is not None
-            and lease.claim_token == claim_token
-        )
-
-    def requeue(
-        self,
-        trial_id: int,
-        claim_token: str,
-        cause: Failure,
-        error: str | None = None,
-        curve: Mapping[int, float] = MappingProxyType({}),
-    ) -> None:
-        """Set a claimed trial waiting again, with its curve and the cause.
-
-        Args:
-            trial_id: id of the trial.
-            claim_token: token of the claim.
-            cause: reason, counted among the trial's retries.
-            error: exception in one line.
-            curve: remaining intermediate values by step.
-
-        Raises:
-            LeaseLostError: if the lease is lost; nothing is written.
-        """
-        write = PendingWrite(trial_id, claim_token, curve)
-        if self.requeue_all([write], cause, error):
-            raise _lease_lost(write)
+        is_finished = state is not None and state.is_finished()
+        return is_finished and lease is not None and lease.claim_token == claim_token
 
     def requeue_all(
         self, writes: Sequence[PendingWrite], cause: Failure, error: str | None = None
@@ -236,7 +465,7 @@ class LeasedRDBStorage(TransactionalRDBStorage):
             Ids of the trials whose lease is lost; nothing is written to them.
         """
         with self.transaction() as connection:
-            held, lost = write_pending(connection, writes, is_last=True)
+            held, lost = write_pending(connection, writes)
             requeue(connection, held, cause, error)
         return lost
 
@@ -247,23 +476,18 @@ class LeasedRDBStorage(TransactionalRDBStorage):
         attributes: Mapping[str, Any],
         curve: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
-        """Pause a claimed trial; only claims that name it resume it.
-
-        Args:
-            trial_id: id of the trial.
-            claim_token: token of the claim.
-            attributes: user attributes to write.
-            curve: remaining intermediate values by step.
+        """Pause a claimed trial; only claims that name it resume it. See :meth:`finish`.
 
         Raises:
             LeaseLostError: if the lease is lost; nothing is written.
         """
-        with self._leased_transaction(PendingWrite(trial_id, claim_token, curve)) as (
-            connection,
-            _,
-        ):
-            write_attributes(connection, {trial_id: attributes})
-            pause(connection, trial_id)
+        write = PendingWrite(trial_id, claim_token, curve)
+        with self._leased_transaction(write) as (connection, _):
+            write_user_attrs(connection, {trial_id: attributes})
+            since = {PAUSED: utcnow().isoformat()}
+            write_attrs(connection, TRIAL_SYSTEM_ATTRS, {trial_id: since})
+            # The start time stays: a trial that is pruned later ran from then until now.
+            end_claims(connection, {trial_id: {"state": TrialState.WAITING}})
 
     def write_audit(self, decisions: Mapping[int, AuditDecision]) -> list[int]:
         """Store decisions about audited trials, which train on regardless, in one transaction.
@@ -275,7 +499,7 @@ class LeasedRDBStorage(TransactionalRDBStorage):
             Ids of the trials whose decision is stored.
         """
         with self.transaction() as connection:
-            return write_audit(connection, decisions)
+            return _write_audit(connection, decisions)
 
     def prune_paused(
         self,
@@ -286,6 +510,8 @@ class LeasedRDBStorage(TransactionalRDBStorage):
     ) -> list[int]:
         """Prune paused trials in one transaction, if every other grid trial is finished.
 
+        They end as of the times of their pauses.
+
         Args:
             study_id: id of the study.
             planned: expected number of grid trials; with any other number nothing is done.
@@ -294,14 +520,24 @@ class LeasedRDBStorage(TransactionalRDBStorage):
                 before, nothing is done.
 
         Returns:
-            Ids of the trials that were pruned.
+            Ids of the trials that were pruned, in ascending order.
         """
         with self.transaction() as connection:
-            if not all_finished_or_paused(connection, study_id, planned):
+            if not _are_finished_or_paused(connection, study_id, planned):
                 return []
-            if len(write_audit(connection, audited, require_all=True)) < len(audited):
+            if len(_write_audit(connection, audited, require_all=True)) < len(audited):
                 return []
-            return prune_paused(connection, trials)
+            states = lock_trials(connection, trials)
+            since = read_attribute(connection, TRIAL_SYSTEM_ATTRS, PAUSED, states)
+            ends = {
+                trial_id: {"state": TrialState.PRUNED, "datetime_complete": _decode_pause(since)}
+                for trial_id, since in since.items()
+                if states[trial_id][0] is TrialState.WAITING
+            }
+            write_user_attrs(connection, {trial_id: trials[trial_id] for trial_id in ends})
+            delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(each, PAUSED) for each in ends])
+            end_claims(connection, ends)
+        return sorted(ends)
 
     # ------------------------------------------------------------------ leases of other workers
 
@@ -356,4 +592,56 @@ class LeasedRDBStorage(TransactionalRDBStorage):
 def _lease_lost(write: PendingWrite) -> LeaseLostError:
     return LeaseLostError(
         f"trial id {write.trial_id} is no longer held by {write.claim_token}: nothing was written"
+    )
+
+
+def _decode_pause(stored: str) -> datetime:
+    """Return the time of a pause; now if it is damaged, which must not keep other trials paused."""
+    try:
+        return decode_time(decode_json(stored, PAUSED)) or utcnow()
+    except RowError:
+        return utcnow()
+
+
+def _write_audit(
+    connection: Connection, decisions: Mapping[int, AuditDecision], require_all: bool = False
+) -> list[int]:
+    """Store decisions about audited trials, by trial id, unless others were stored before.
+
+    Args:
+        connection: connection in a transaction.
+        decisions: the decisions.
+        require_all: whether to store none of them if one cannot be stored.
+
+    Returns:
+        Ids of the trials whose decision is stored.
+    """
+    lock_trials(connection, decisions)
+    stored = read_attribute(connection, TRIAL_SYSTEM_ATTRS, AUDIT, decisions)
+    valid = [
+        trial_id
+        for trial_id, decision in decisions.items()
+        if trial_id in stored
+        and AuditState.model_validate_json(stored[trial_id]) == decision.before
+    ]
+    if require_all and len(valid) < len(decisions):
+        return []
+    after = {trial_id: {AUDIT: decisions[trial_id].after.model_dump()} for trial_id in valid}
+    write_attrs(connection, TRIAL_SYSTEM_ATTRS, after)
+    write_user_attrs(connection, {key: decisions[key].attributes for key in valid})
+    return valid
+
+
+def _are_finished_or_paused(connection: Connection, study_id: int, planned: int) -> bool:
+    """Return whether a study has ``planned`` grid trials, each finished or paused.
+
+    The study's row stays locked until the transaction ends, so it is not extended meanwhile.
+    """
+    connection.execute(sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update())
+    is_paused = (TRIALS.c.state == TrialState.WAITING) & has_system_attr(PAUSED)
+    is_unfinished = TRIALS.c.state.in_([TrialState.RUNNING, TrialState.WAITING]) & ~is_paused
+    count = sa.select(sa.func.count()).select_from(TRIALS)
+    count = count.where(TRIALS.c.study_id == study_id, is_grid_trial())
+    return (
+        connection.scalar(count) == planned and connection.scalar(count.where(is_unfinished)) == 0
     )

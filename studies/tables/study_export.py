@@ -4,7 +4,6 @@ Machines become ``machine-1``, ``machine-2``, … in the order of their trials, 
 be distinguished; paths become their last part, because folders hold users' names.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -14,36 +13,32 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.trial import TrialState
 
 from rnn.config import ParamValue
 from studies.attributes import ERROR, EVAL_WINDOWS, IMPORTED, StudyRecord
-from studies.errors import StudyFormatError, StudyHeldError
+from studies.errors import RowError, StudyFormatError, StudyHeldError
 from studies.loader import read_study_record
 from studies.measure import find_measure
 from studies.space import param_order
-from studies.storage.copy_study import read_fingerprint
-from studies.storage.curves import read_steps, stream_curves
-from studies.storage.damage import parse_choices, reading, reports_damage
+from studies.storage.counts import read_fingerprint
 from studies.storage.open import load_study, read_storage
-from studies.storage.queries import TrialRow, read_trials
+from studies.storage.reads import RECORDS, read_choices, read_steps, read_trials, stream_curves
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trial_rows import (
+from studies.storage.tables import (
     INTERMEDIATE_VALUES,
     STUDY_SYSTEM_ATTRS,
-    TRIAL_PARAMS,
-    TRIAL_SYSTEM_ATTRS,
     TRIALS,
     is_grid_trial,
+    read_study_attrs,
 )
+from studies.storage.trials import StoredTrial, reporting_damage
 from studies.system_attributes import (
     STUDY_SYSTEM_ATTRIBUTES,
     order_trial_attributes,
     parse_study_system_attribute,
-    parse_trial_system_attribute,
 )
 from studies.tables.rounding import Rounding
-from studies.tables.study_table import USER_ATTRIBUTES, StudyTable, TableTrial
+from studies.tables.study_table import USER_ATTRIBUTES, StudyTable
 from studies.tables.table_file import require_table_name, write_table
 from studies.task_record import TaskSettings
 
@@ -87,7 +82,8 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
         study = load_study(opened, name)
         with opened.snapshot() as connection:
             before = read_fingerprint(connection, name)
-        table = _read_table(opened, study._study_id, name)
+        with reporting_damage(opened, study._study_id):
+            table = _read_table(opened, study._study_id, name)
 
         def read_rows() -> Iterator[list[str]]:
             yield from table.format_rows()
@@ -103,7 +99,6 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
     return ExportResult(table.trial_count, size)
 
 
-@reports_damage
 def _read_table(storage: LeasedRDBStorage, study_id: int, name: str) -> StudyTable:
     """Read a study as a table; its curves are read as its rows are."""
     study = load_study(storage, name)
@@ -130,15 +125,16 @@ def _read_table(storage: LeasedRDBStorage, study_id: int, name: str) -> StudyTab
         _count_windows(trials),
         steps,
         len(trials),
-        _add_curves(storage, study_id, trials, steps),
+        _add_curves(storage, study_id, trials),
     )
 
 
-def _read_trials(storage: LeasedRDBStorage, study_id: int, rounding: Rounding) -> list[TableTrial]:
+def _read_trials(storage: LeasedRDBStorage, study_id: int, rounding: Rounding) -> list[StoredTrial]:
     """Read the grid trials without their curves and the names of machines."""
-    system = _read_trial_system_attributes(storage, study_id)
-    rows = read_trials(storage, study_id, is_strict=True)
-    trials = [_to_trial(row, system.get(row.number, {}), rounding) for row in rows]
+    trials = [
+        _round(trial, rounding)
+        for trial in read_trials(storage, study_id, columns=RECORDS, is_strict=True)
+    ]
     machines = MachineNames()
     for trial in trials:
         machines.add({**trial.attributes, **trial.system_attributes})
@@ -152,26 +148,24 @@ def _read_trials(storage: LeasedRDBStorage, study_id: int, rounding: Rounding) -
     ]
 
 
-def _to_trial(row: TrialRow, system: Mapping[str, Any], rounding: Rounding) -> TableTrial:
-    names = [name for name in USER_ATTRIBUTES if name in row.attributes]
-    value = row.value
-    if value is None and row.state is TrialState.COMPLETE:
-        value = math.inf  # as plain Optuna may have stored
-    return TableTrial(
-        row.number,
-        row.state,
-        rounding.round_value(value),
-        row.started,
-        row.completed,
-        row.params,
-        rounding.round_attributes({name: row.attributes[name] for name in names}),
-        rounding.round_attributes(system),
+def _round(trial: StoredTrial, rounding: Rounding) -> StoredTrial:
+    system = trial.system_attributes
+    names = (*order_trial_attributes(system), *EVAL_WINDOWS.values())
+    return replace(
+        trial,
+        value=rounding.round_value(trial.value),
+        attributes=rounding.round_attributes(
+            {name: trial.attributes[name] for name in USER_ATTRIBUTES if name in trial.attributes}
+        ),
+        system_attributes=rounding.round_attributes(
+            {name: system[name] for name in names if system.get(name) is not None}
+        ),
     )
 
 
 def _add_curves(
-    storage: LeasedRDBStorage, study_id: int, trials: Sequence[TableTrial], steps: Sequence[int]
-) -> Iterator[TableTrial]:
+    storage: LeasedRDBStorage, study_id: int, trials: Sequence[StoredTrial]
+) -> Iterator[StoredTrial]:
     """Yield trials with their curves, of which few are in memory at a time.
 
     Raises:
@@ -186,11 +180,10 @@ def _add_curves(
             losses = {step: loss for _, step, loss in points}
             points = next(curves, [])
         count += len(losses)
-        yield replace(trial, losses=[losses.get(step) for step in steps])
+        yield replace(trial, curve=losses)
     _require_points(storage, study_id, count)
 
 
-@reports_damage
 def _require_points(storage: LeasedRDBStorage, study_id: int, count: int) -> None:
     """Check that no curve was left out as damaged."""
     query = sa.select(sa.func.count()).select_from(INTERMEDIATE_VALUES)
@@ -198,75 +191,38 @@ def _require_points(storage: LeasedRDBStorage, study_id: int, count: int) -> Non
     with storage.reading() as connection:
         stored = connection.scalar(query.where(TRIALS.c.study_id == study_id, is_grid_trial()))
     if stored != count:
-        raise ValueError(f"{count:,} of {stored:,} log points can be read")
+        with reporting_damage(storage, study_id):
+            raise RowError(f"{count:,} of {stored:,} log points can be read")
 
 
-def _count_windows(trials: Sequence[TableTrial]) -> dict[str, int]:
+def _count_windows(trials: Sequence[StoredTrial]) -> dict[str, int]:
     """Return the number of evaluation windows, by attribute."""
     counts = {}
     for name in EVAL_WINDOWS.values():
         lengths = {len(trial.system_attributes.get(name, ())) for trial in trials} - {0}
         if len(lengths) > 1:
-            raise ValueError(f"its trials have {' and '.join(map(str, sorted(lengths)))} {name}")
+            raise RowError(f"its trials have {' and '.join(map(str, sorted(lengths)))} {name}")
         if lengths:
             counts[name] = lengths.pop()
     return counts
 
 
-def _read_trial_system_attributes(
-    storage: LeasedRDBStorage, study_id: int
-) -> dict[int, dict[str, Any]]:
-    """Read the system attributes of grid trials that belong to its results, by number."""
-    query = (
-        sa.select(TRIALS.c.number, TRIAL_SYSTEM_ATTRS.c.key, TRIAL_SYSTEM_ATTRS.c.value_json)
-        .join(TRIALS, TRIALS.c.trial_id == TRIAL_SYSTEM_ATTRS.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, is_grid_trial())
-    )
-    found: dict[int, dict[str, Any]] = {}
-    with storage.reading() as connection:
-        for number, key, stored in connection.execute(query):
-            if key in EVAL_WINDOWS.values() or order_trial_attributes([key]):
-                with reading(f"trial {number}"):
-                    value = parse_trial_system_attribute(key, stored)
-                found.setdefault(number, {})[key] = value
-    names = EVAL_WINDOWS.values()
-    return {
-        number: {
-            key: attributes[key]
-            for key in (*order_trial_attributes(attributes), *names)
-            if attributes.get(key) is not None
-        }
-        for number, attributes in found.items()
-    }
-
-
 def _read_study_system_attributes(storage: LeasedRDBStorage, study_id: int) -> dict[str, Any]:
     """Read the system attributes of a study that belong to its results."""
-    query = sa.select(STUDY_SYSTEM_ATTRS.c.key, STUDY_SYSTEM_ATTRS.c.value_json).where(
-        STUDY_SYSTEM_ATTRS.c.study_id == study_id,
-        STUDY_SYSTEM_ATTRS.c.key.in_(STUDY_SYSTEM_ATTRIBUTES),
-    )
+    names = STUDY_SYSTEM_ATTRIBUTES
     with storage.reading() as connection:
-        found = {
-            name: parse_study_system_attribute(name, stored)
-            for name, stored in connection.execute(query)
-        }
-    return {name: found[name] for name in STUDY_SYSTEM_ATTRIBUTES if name in found}
+        stored = read_study_attrs(connection, STUDY_SYSTEM_ATTRS, study_id, names)
+    return {
+        name: parse_study_system_attribute(name, stored[name]) for name in names if name in stored
+    }
 
 
 def _read_choices(storage: LeasedRDBStorage, study_id: int) -> dict[str, list[ParamValue]]:
     """Read the choices of each parameter of the grid trials."""
-    query = (
-        sa.select(TRIAL_PARAMS.c.param_name, TRIAL_PARAMS.c.distribution_json)
-        .join(TRIALS, TRIALS.c.trial_id == TRIAL_PARAMS.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, is_grid_trial())
-        .group_by(TRIAL_PARAMS.c.param_name, TRIAL_PARAMS.c.distribution_json)
-        .order_by(sa.func.min(TRIAL_PARAMS.c.param_id))
-    )
     choices: dict[str, dict[ParamValue, None]] = {}
     with storage.reading() as connection:
-        for name, stored in connection.execute(query):
-            choices.setdefault(name, {}).update(dict.fromkeys(parse_choices(stored)))
+        for name, found in read_choices(connection, study_id):
+            choices.setdefault(name, {}).update(dict.fromkeys(found))
     return {name: list(choices[name]) for name in param_order(choices)}
 
 

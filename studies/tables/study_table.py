@@ -8,14 +8,14 @@ windows and training curves, most of the file, are rounded (:mod:`studies.tables
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import TrialState
 
 from rnn.config import ParamValue
 from studies.attributes import EVAL_WINDOWS, SOURCE_TRIALS, StudyRecord, TrialRecord
+from studies.storage.trials import StoredTrial
 from studies.tables.rounding import format_loss
 
 FORMAT_VERSION = 1
@@ -49,33 +49,6 @@ USER_ATTRIBUTES = (
 
 
 @dataclass(frozen=True)
-class TableTrial:
-    """A row of a table.
-
-    Attributes:
-        number: number of the trial.
-        state: one of :data:`STATES`.
-        value: value of a complete trial.
-        started: time of the last claim, UTC.
-        completed: time at which it finished, UTC.
-        params: parameter values by name.
-        attributes: user attributes.
-        system_attributes: system attributes, losses on evaluation windows among them.
-        losses: smoothed training loss at each step of the table; None where there is no log point.
-    """
-
-    number: int
-    state: TrialState
-    value: float | None = None
-    started: datetime | None = None
-    completed: datetime | None = None
-    params: Mapping[str, ParamValue] = field(default_factory=dict)
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    system_attributes: Mapping[str, Any] = field(default_factory=dict)
-    losses: Sequence[float | None] = ()
-
-
-@dataclass(frozen=True)
 class StudyTable:
     """A study as a table.
 
@@ -104,7 +77,7 @@ class StudyTable:
     windows: Mapping[str, int]
     steps: Sequence[int]
     trial_count: int
-    trials: Iterable[TableTrial]
+    trials: Iterable[StoredTrial]
 
     @property
     def columns(self) -> list[str]:
@@ -143,11 +116,11 @@ class StudyTable:
         }
         return f"# rnn-search study {FORMAT_VERSION}: {json.dumps(described)}"
 
-    def _format_trial(self, trial: TableTrial) -> list[str]:
+    def _format_trial(self, trial: StoredTrial) -> list[str]:
         cells = [
             str(trial.number),
             trial.state.name,
-            "" if trial.value is None else repr(trial.value),
+            self._format_value(trial),
             *(
                 "" if time is None else time.isoformat()
                 for time in (trial.started, trial.completed)
@@ -161,8 +134,14 @@ class StudyTable:
             losses = system.get(name) or ()
             cells += map(format_loss, losses)
             cells += [""] * (count - len(losses))
-        cells += map(format_loss, trial.losses)
+        cells += (format_loss(trial.curve.get(step)) for step in self.steps)
         return cells
+
+    @staticmethod
+    def _format_value(trial: StoredTrial) -> str:
+        if trial.state is TrialState.COMPLETE and trial.value is None:
+            return "inf"  # as plain Optuna may have stored
+        return "" if trial.value is None else repr(trial.value)
 
 
 def format_cell(value: Any) -> str:

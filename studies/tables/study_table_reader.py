@@ -19,7 +19,7 @@ from studies.attributes import (
 )
 from studies.config import to_trial_config
 from studies.errors import ConfigError, StudyFormatError
-from studies.storage.damage import check_params, parse_time
+from studies.storage.trials import StoredTrial, check_params, decode_time
 from studies.study_name import check_study_name
 from studies.system_attributes import (
     order_trial_attributes,
@@ -42,7 +42,6 @@ from studies.tables.study_table import (
     VALUE,
     WINDOW_COLUMNS,
     StudyTable,
-    TableTrial,
     format_cell,
     parse_cell,
     parse_number,
@@ -101,7 +100,7 @@ def read_study_table(path: str, version: str, described: str, lines: Iterator[st
     study, record = _parse_study(rows, described)
     columns = _parse_header(rows, study.choices)
     parser = _TrialParser(rows, columns, study.choices, record)
-    trials: dict[int, TableTrial] = {}
+    trials: dict[int, StoredTrial] = {}
     while (cells := rows.read(len(columns.names))) is not None:
         trial = parser.parse(cells)
         if trial.number in trials:
@@ -216,7 +215,7 @@ class _TrialParser:
             for name, values in choices.items()
         }
 
-    def parse(self, cells: Sequence[str]) -> TableTrial:
+    def parse(self, cells: Sequence[str]) -> StoredTrial:
         """Parse a row."""
         number, state, value = (cells[self._places[name]] for name in (NUMBER, STATE, VALUE))
         if not _is_count(number, 6):
@@ -227,19 +226,20 @@ class _TrialParser:
         is_complete = state == TrialState.COMPLETE.name
         if bool(value) != is_complete:
             self._rows.reject_cell(VALUE, value, "a number if complete, and nothing otherwise")
-        return TableTrial(
-            int(number),
-            TrialState[state],
-            self._number(VALUE, cells) if is_complete else None,
-            self._time(STARTED, cells),
-            self._time(COMPLETED, cells),
+        return StoredTrial(
             self._params(cells),
             self._attributes(cells),
-            self._system_attributes(cells) | self._windows(cells),
-            [
-                None if (text := cells[place]) == "" else self._loss(step, text)
+            state=TrialState[state],
+            value=self._number(VALUE, cells) if is_complete else None,
+            number=int(number),
+            started=self._time(STARTED, cells),
+            completed=self._time(COMPLETED, cells),
+            system_attributes=self._system_attributes(cells) | self._windows(cells),
+            curve={
+                step: self._loss(step, cells[place])
                 for step, place in self._columns.steps.items()
-            ],
+                if cells[place] != ""
+            },
         )
 
     def _number(self, column: str, cells: Sequence[str]) -> float:
@@ -255,7 +255,7 @@ class _TrialParser:
     def _time(self, column: str, cells: Sequence[str]) -> datetime | None:
         text = cells[self._places[column]]
         try:
-            return parse_time(text or None)
+            return decode_time(text or None)
         except ValueError as error:
             self._rows.reject_cell(column, text, "a time as in 2026-11-27T12:00:00, UTC", error)
 

@@ -61,7 +61,7 @@ def test_killed_copy_shows_nothing_and_the_next_one_removes_what_it_left(
     if is_within_files:
         end(*copy, calls=CallGate(tmp_path / "gate", "studies.study_files:_digest"))
     else:
-        end(*copy, statements=StatementGate(tmp_path / "gate", "INSERT INTO trials"))
+        end(*copy, statements=StatementGate(tmp_path / "gate", "SELECT trial_intermediate"))
     assert query(url, COUNT) == [(0,)]
     left = list_files(copies)
     assert len(left) == (2 if is_within_files else 8)

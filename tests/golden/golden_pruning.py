@@ -28,8 +28,10 @@ from search.pruning.pause_resume import PauseResumeScheduler
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.rungs import compute_rungs
 from studies.config import StudyConfig
-from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.changes import create_study
+from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
+from studies.storage.trials import StoredTrial
 
 CONCURRENT = (1, 4, 8, 16)
 """Number of trials that train at a time, by order."""
@@ -121,7 +123,7 @@ class StoredSearch:
         passed = {k: v for k, v in self.recorded.curves[row].items() if before < k <= end}
         known = {step: loss for step, loss in passed.items() if not math.isnan(loss)}
         self.ends[row] = max(known, default=before)
-        self.storage.report(trial, WORKER, known)
+        self.storage.flush([PendingWrite(trial, WORKER, known)])
         if len(known) < len(passed):
             return self._finish(trial, TrialState.FAIL, None, {"failure": "diverged"})
         if end == STEPS:
@@ -189,7 +191,7 @@ def _create_study(recorded: RecordedCurves, order: Sequence[int], storage: Any) 
     }
     config = StudyConfig.model_validate(raw)
     attributes = study_attributes(config)
-    planned = draw_audited([PlannedTrial(recorded.params[row]) for row in order], config, ())
+    planned = draw_audited([StoredTrial(recorded.params[row]) for row in order], config, ())
     create_study(storage, "replay", "loss", attributes, recorded.distributions, planned)
     return config
 

@@ -25,8 +25,7 @@ from search.new_study import StudyOptions
 from search.study import StudyHandle, create_or_join
 from studies.attributes import Failure
 from studies.loader import load_settings
-from studies.storage.leases import LeaseMonitor
-from studies.storage.queue import PendingWrite
+from studies.storage.leases import LeaseMonitor, PendingWrite
 
 CONTRAST = {"before": {"state_size": 2}, "after": {"state_size": 3}}
 
@@ -98,7 +97,7 @@ def live(folder: Path) -> Iterator[str]:
     first = PendingWrite(one, "w/1", {2: 2.5}, heartbeat=True, checkpointed=True)
     storage.flush([first, PendingWrite(two, "w/1", {2: float("nan")})])
     yield "write values, a heartbeat and that there is a checkpoint"
-    storage.requeue(two, "w/1", Failure.EXCEPTION, "ValueError: x", {4: 2.0})
+    storage.requeue_all([PendingWrite(two, "w/1", {4: 2.0})], Failure.EXCEPTION, "ValueError: x")
     yield "requeue after an exception"
     storage.pause(one, "w/1", {"rung": 2, "keep_probability": 0.25}, {4: 2.25})
     yield "pause"

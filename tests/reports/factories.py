@@ -17,15 +17,16 @@ from optuna.trial import TrialState
 
 from reports.data.results import Results
 from reports.data.study_reader import read_results
-from studies.attributes import CONFIG, OBJECTIVE_NAMES, TokenizerRecord
+from studies.attributes import CONFIG, OBJECTIVE_NAMES, AuditState, TokenizerRecord
 from studies.config import StudyConfig
 from studies.hypothesis_records import Registration, update_records
 from studies.loader import read_study_record
 from studies.space import GATED_PARAMS
-from studies.storage.create_study import PlannedTrial, create_study, extend_study
-from studies.storage.earlier_ends import NewEnd
+from studies.storage.changes import NewEnd, create_study, extend_study
+from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trials import StoredTrial
 
 RECORDED = {"host": "h", "device": "cpu", "threads": 1, "precision": "fp32", "seed": 0,
             "replicate": 0, "python": "3", "torch": "2", "code": "ab", "steps_per_second": 10.0,
@@ -153,10 +154,10 @@ def make_runs(
     record["hypotheses"] = update_records([], config.hypothesis, registration)
     record["tokenizer"] = TokenizerRecord(**tokenizer or {})
     trials = [
-        PlannedTrial(
+        StoredTrial(
             params,
             {"source_trials": recorded.get("source_trials", list(sources))},
-            recorded.get("audited", False),
+            AuditState() if recorded.get("audited") else None,
         )
         for params, _, recorded in runs
     ]
@@ -334,7 +335,7 @@ def finish_one(url: str, value: float, start: int = 0, name: str = "made") -> in
     """Train the next waiting trial of a study for 100 steps; return its number."""
     with closing(open_storage(url)) as storage:
         trial_id = storage.claim(load_study(storage, name)._study_id, "me")
-        storage.report(trial_id, "me", {start + 50: value + 1, start + 100: value})
+        storage.flush([PendingWrite(trial_id, "me", {start + 50: value + 1, start + 100: value})])
         recorded = {"parameter_count": 1, "replicate": 0, "seconds": 1.0}
         storage.finish(trial_id, "me", TrialState.COMPLETE, value, recorded)
         return storage.get_trial_number_from_id(trial_id)

@@ -4,6 +4,7 @@ import dataclasses
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -36,13 +37,13 @@ from reports.dashboard import launcher, note, publish, server
 from reports.dashboard.publish import SAMPLES_FILE, StudyPublisher, publish_study
 from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
 from reports.errors import DashboardError
-from reports.report_claim import ReportClaim, claim_report
 from studies.artifacts import open_store
-from studies.attributes import PUBLISHED, REPORT_CLAIM
+from studies.attributes import LOOKS, PUBLISHED, REPORT_CLAIM
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError, StudiesError, StudyFormatError
+from studies.storage.changes import rename_study, retry_trials
 from studies.storage.counts import TrialCounts
-from studies.storage.open import load_study, open_storage
+from studies.storage.open import list_study_names, load_study, open_storage
 
 MARKUP = "<script>alert(1)</script> *a* | b"
 
@@ -187,19 +188,27 @@ def test_samples_of_the_best_trials_are_one_file(sqlite_url, tmp_path):
     assert written.endswith("there was\n")
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda body: f"My text\n\n{body}".replace("5 of 8", "9 of 8"),
-        lambda body: "My text",
-        lambda body: body.replace(note.SEPARATOR, f"My text\n{note.SEPARATOR[:-9]}"),
-    ],
-    ids=["above", "replaces all", "separator edited"],
-)
-def test_text_of_a_user_is_kept(sqlite_url, edit):
+EDITS = {
+    "above": lambda body: f"My text\n\n{body}".replace("5 of 8", "9 of 8"),
+    "below": lambda body: f"{body}\n\nMy text",
+    "replaces all": lambda body: "My text",
+    "separator edited": lambda body: body.replace(
+        note.SEPARATOR, f"My text\n{note.SEPARATOR[:-9]}"
+    ),
+    "separator removed": lambda body: body.replace(note.SEPARATOR, "") + "\n\nMy text",
+}
+
+
+@pytest.mark.parametrize("is_earlier", [False, True])
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_text_of_a_user_is_kept(sqlite_url, edit, is_earlier):
     make_study(sqlite_url, finished=5)
     publish_url(sqlite_url)
     write_note(sqlite_url, edit(note_of(sqlite_url)))
+    if is_earlier:
+        published = {"format": 6, "steps": 10_000, "counts": {}, "files": {"artifacts:a": "x"}}
+        published["note"] = attributes(sqlite_url)[PUBLISHED]["note"]
+        set_published(sqlite_url, published)
     for value in (1.9, 1.95):
         finish_one(sqlite_url, value)
         publish_url(sqlite_url)
@@ -208,6 +217,45 @@ def test_text_of_a_user_is_kept(sqlite_url, edit):
     assert "7 of 8 trials" in below
     assert "trials are finished" not in above
     assert "My text" not in below
+
+
+def set_published(url, published):
+    with closing(open_storage(url)) as storage:
+        study_id = load_study(storage, "made")._study_id
+        storage.set_study_system_attr(study_id, PUBLISHED, published)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda storage, study: save_note(study, ""),
+        lambda storage, study: save_note(study, get_note(study).replace("8 of 8", "9 of 8")),
+        lambda storage, study: rename_study(storage, "made", "other"),
+        lambda storage, study: delete_first_file(storage, study),
+    ],
+    ids=["note removed", "note edited", "renamed", "file deleted"],
+)
+def test_finished_study_is_published_again_after_a_change(sqlite_url, change):
+    make_study(sqlite_url)
+    publish_url(sqlite_url)
+    files = artifacts_of(sqlite_url)
+    with closing(open_storage(sqlite_url)) as storage:
+        study = load_study(storage, "made")
+        change(storage, study)
+        (name,) = list_study_names(storage)
+    publish_url(sqlite_url, name)
+    body = note_of(sqlite_url, name)
+    assert f"\n## {name}\n\n8 of 8 trials" in body
+    assert body.startswith(note.SEPARATOR)
+    assert body.count("\n## ") == 1
+    assert artifacts_of(sqlite_url, name) == files
+
+
+def delete_first_file(storage, study):
+    """Delete a file as the dashboard does."""
+    attrs = storage.get_study_system_attrs(study._study_id)
+    key = next(each for each in attrs if each.startswith("artifacts:"))
+    storage.set_study_system_attr(study._study_id, key, json.dumps(None))
 
 
 def test_markup_in_names_is_escaped(sqlite_url):
@@ -285,8 +333,9 @@ def finished_and_intact(url):
     """Check that the publication is of one state; return its number of complete trials."""
     found = query(url, "SELECT key, value_json FROM study_system_attributes")
     found = {key: json.loads(value) for key, value in found}
-    assert note.is_intact(body_of(found), note.TextFingerprint(*found[PUBLISHED]["note"]))
-    return found[PUBLISHED]["counts"]["complete"]
+    body = body_of(found)
+    assert note.is_intact(body, found[PUBLISHED]["note"])
+    return int(re.search(r"(\d+) of 8 trials", body)[1])
 
 
 @EACH_DATABASE
@@ -313,22 +362,23 @@ def test_publication_is_one_transaction(url, tmp_path):
 
 
 @EACH_DATABASE
-def test_publication_of_an_older_state_gives_way_to_a_newer_one(url, tmp_path, monkeypatch):
-    """Another process finishes a trial and publishes before this slow one writes."""
+def test_publication_of_an_older_state_gives_way_to_a_newer_one(url, tmp_path):
+    """Another process finishes a trial and publishes before this slow one writes its files."""
     files = tmp_path / "files"
     make_study(url, finished=1)
-    rewrite, newer = publish.update_system_attributes, []
+    newer = []
 
-    def rewrite_last(*arguments):
-        monkeypatch.setattr(publish, "update_system_attributes", rewrite)
-        finish_one(url, 1.3)
-        publish_url(url, "made", files)
-        newer.append(attributes(url))
-        rewrite(*arguments)
+    def open_late():
+        if not newer:
+            best = finish_one(url, 1.3)
+            publish_url(url, "made", files)
+            newer.extend([attributes(url), {path: path.read_text() for path in files.iterdir()}])
+            assert any(f"trial {best},trial 0" in text for text in newer[1].values())
+        return open_store(str(files), url, "artifacts")
 
-    monkeypatch.setattr(publish, "update_system_attributes", rewrite_last)
-    publish_url(url, "made", files)
-    assert [attributes(url)] == newer
+    with closing(open_storage(url)) as storage:
+        publish_study(storage, "made", open_late)
+    assert [attributes(url), {path: path.read_text() for path in files.iterdir()}] == newer
     assert finished_and_intact(url) == 2
 
 
@@ -347,39 +397,44 @@ def test_end_of_a_search_writes_the_report_and_publishes(sqlite_url, monkeypatch
 
 
 @EACH_DATABASE
-def test_report_is_left_to_the_process_that_claimed_it(url, monkeypatch, tmp_path):
-    """This process meets the claim of each other process that may have claimed the report."""
+def test_one_of_the_processes_that_see_a_search_end_writes_the_report(url, monkeypatch, capsys):
     make_study(url)
-    mine = ReportClaim.of_this_process(8)
-    alive = dataclasses.replace(mine, pid=os.getppid())
-    killed = dataclasses.replace(mine, pid=2**22 + 1)  # more than a process id can be
-    elsewhere = dataclasses.replace(mine, host="elsewhere")
-    (tmp_path / "report").touch()
-    here, gone = (
-        dataclasses.replace(elsewhere, path=str(tmp_path / name), is_written=True)
-        for name in ("report", "removed")
+    monkeypatch.setattr(launcher, "write_final_report", lambda *_: print("written"))
+    monkeypatch.setattr(publish, "publish_study", lambda *_: None)
+
+    def end_on(host, was_finished=False):
+        monkeypatch.setattr(socket, "gethostname", lambda: host)
+        launcher.finalize_search(url, "made", None, 8, was_finished)
+        return capsys.readouterr().out
+
+    def store(change):
+        with closing(open_storage(url)) as storage:
+            change(storage, load_study(storage, "made")._study_id)
+
+    def retry(storage, study_id):
+        retry_trials(storage, "made", ["diverged"])
+        finish_one(url, 1.3)
+
+    leaves_it = (
+        f"report: process one/{os.getpid()} writes it; for another copy: python -m reports made\n"
     )
-    # Whether this process writes it if it has seen the search end, and if it came afterwards.
-    for claim, at_end, afterwards in (
-        (mine, True, True),
-        (alive, False, False),
-        (killed, True, True),
-        (elsewhere, False, True),
-        (here, False, False),
-        (gone, False, True),
-        (dataclasses.replace(alive, finished=7), True, True),
-        (dataclasses.replace(here, finished=7), True, True),
-        (dataclasses.replace(here, finished=9), False, False),
+    assert end_on("one") == "written\n"
+    assert end_on("two") == leaves_it
+    assert end_on("one") == "written\n", "its first answer was lost"
+    assert end_on("two") == leaves_it
+    assert end_on("two", was_finished=True) == "written\n"
+    earlier = {"finished": 8, "host": "two", "pid": 1, "path": "", "is_written": False}
+    for change in (
+        retry,
+        lambda storage, study_id: storage.set_study_user_attr(study_id, LOOKS, [{}]),
+        lambda storage, study_id: storage.set_study_system_attr(study_id, REPORT_CLAIM, earlier),
     ):
-        for was_finished, writes in ((False, at_end), (True, afterwards)):
-            with closing(open_storage(url)) as storage:
-                study_id = load_study(storage, "made")._study_id
-                storage.set_study_system_attr(study_id, REPORT_CLAIM, dataclasses.asdict(claim))
-            other = claim_report(url, "made", 8, was_finished)
-            assert (other is None) == writes, (claim, was_finished)
-            stored = ReportClaim(**attributes(url)[REPORT_CLAIM])
-            assert stored == (mine if writes else claim)
-            assert writes or other == claim
+        assert end_on("two") == leaves_it
+        store(change)
+        assert end_on("two") == "written\n"
+        assert end_on("one") == leaves_it.replace("one", "two")
+        store(lambda storage, study_id: storage.set_study_system_attr(study_id, REPORT_CLAIM, {}))
+        assert end_on("one") == "written\n"
 
 
 def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
@@ -406,7 +461,7 @@ def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
     assert printed.err.count("Traceback (most recent call last):") == 2
     assert printed.err.count("\nwarning: bug in rnn-search (KeyError: 'a defect'): please ") == 2
     error = OSError("disk full")
-    monkeypatch.setattr(launcher, "claim_report", fail)
+    monkeypatch.setattr(launcher, "_claim_report", fail)
     launcher.finalize_search(sqlite_url, "made", None, 8, False)
     assert capsys.readouterr() == ("no report: disk full\n", "")
 

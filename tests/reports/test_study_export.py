@@ -24,7 +24,7 @@ from search.status import read_status
 from studies.attributes import AuditState
 from studies.management import StudyManager
 from studies.storage.open import load_study, open_storage, read_storage
-from studies.storage.trial_rows import AuditDecision
+from studies.storage.storage import AuditDecision
 from studies.tables.study_export import export_study
 from studies.tables.study_import import import_studies
 

@@ -18,8 +18,8 @@ from search.pruning.pruner import TopFractionPruner
 from search.pruning.study_state import TrialStage
 from studies.attributes import AUDIT, AUDIT_LOOKS, AuditLook, AuditState, TrialRecord
 from studies.storage.counts import count_audited, count_trials
-from studies.storage.queries import read_audit_looks
-from studies.storage.trial_rows import AuditDecision
+from studies.storage.reads import read_audit_looks
+from studies.storage.storage import AuditDecision
 
 AUDITED = 8
 

@@ -1,7 +1,5 @@
 """Extension of a study to more steps: what it changes, what it refuses, and races for it."""
 
-from dataclasses import asdict
-
 import optuna
 import pytest
 import sqlalchemy as sa
@@ -9,16 +7,16 @@ from helpers import QUICK, TINY, run_simultaneously
 from optuna.trial import TrialState
 from process_runner import query
 
-from reports.report_claim import ReportClaim, claim_report
 from search.new_study import StudyOptions
 from search.study import create_or_join
 from search.worker.trial_artifacts import FinalCheckpointStore
 from studies.artifacts import open_store
-from studies.attributes import REPORT_CLAIM, Failure
+from studies.attributes import Failure
 from studies.compatibility import DESCRIPTIVE
 from studies.errors import ConfigMismatchError, StudiesError, StudyExtendedError
 from studies.loader import load_config_file, read_study_record
-from studies.storage.queries import read_trials
+from studies.storage.leases import PendingWrite
+from studies.storage.reads import read_trials
 
 FOUR = [
     *(word.removeprefix("--set=") for word in TINY),
@@ -72,7 +70,7 @@ def test_only_complete_trials_wait_again_and_keep_what_they_were(sqlite_url, tex
     finish(joined, 1, checkpoint=False)
     finish(joined, 1, TrialState.FAIL)
     waiting = joined.storage.claim(joined.study_id, "me")
-    joined.storage.requeue(waiting, "me", Failure.INTERRUPTED, curve={2: 5.5})
+    joined.storage.requeue_all([PendingWrite(waiting, "me", {2: 5.5})], Failure.INTERRUPTED)
     before = joined.study.trials
     extended = join(sqlite_url, text, LONGER, extend=True, command="second")
     assert extended.config.training.steps == 8
@@ -225,18 +223,6 @@ def test_extension_changes_descriptive_settings_of_any_study_and_nothing_else(
     assert read_study_record(extended.study).config.nuisance == ["state_size"]
 
 
-def test_report_of_a_finished_study_is_written_again_after_another_question(sqlite_url, text):
-    joined = join(sqlite_url, text)
-    finish(joined, 4)
-
-    written = ReportClaim(4, "another", 1, path=str(text), is_written=True)  # a file that exists
-    joined.storage.set_study_system_attr(joined.study_id, REPORT_CLAIM, asdict(written))
-    join(sqlite_url, text, extend=True)  # changes nothing
-    assert claim_report(sqlite_url, "quick", finished=4, was_finished=True) == written
-    join(sqlite_url, text, DESCRIBED, extend=True)
-    assert claim_report(sqlite_url, "quick", finished=4, was_finished=True) is None
-
-
 def test_descriptive_settings_change_with_the_steps_and_from_an_earlier_file(sqlite_url, text):
     finish(join(sqlite_url, text), 4)
     longer = join(sqlite_url, text, [*DESCRIBED, "training.steps=8"], extend=True)
@@ -342,7 +328,7 @@ def test_new_hypothesis_is_refused_without_extend_and_a_removed_one_is_withdrawn
     joined = join(sqlite_url, text, STATED)
     finish(joined, 1)
     requeued, held = (joined.storage.claim(joined.study_id, "me") for _ in range(2))
-    joined.storage.requeue(requeued, "me", Failure.INTERRUPTED, curve={2: 1.5})
+    joined.storage.requeue_all([PendingWrite(requeued, "me", {2: 1.5})], Failure.INTERRUPTED)
     before = dump(sqlite_url)
     with pytest.raises(ConfigMismatchError, match=r"exists without hypothesis 2 \('New\.'\): use"):
         join(sqlite_url, text, BOTH)

@@ -6,6 +6,7 @@ from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
+from studies.storage.leases import PendingWrite
 from tests.simulations.large_study import create_large_study
 
 SMALL = (
@@ -38,7 +39,9 @@ def test_decisions_do_not_depend_on_what_a_worker_has_read_before(sqlite_url, te
         paused = [trial.trial_id for trial in joining.read().trials if trial.is_paused]
         trial_id = storage.claim(study_id, "me/1", paused_ids=[*selected[0].resumed, *paused][:1])
         curve = dict.fromkeys(range(50, 2001, 50), 2.0 - number / 100)
-        storage.report(trial_id, "me/1", {step: curve[step] for step in curve if step <= 700})
+        storage.flush(
+            [PendingWrite(trial_id, "me/1", {step: curve[step] for step in curve if step <= 700})]
+        )
         decided = [each.decide(each.read(), [trial_id]) for each in (following, joining)]
         assert decided[0] == decided[1]
         if number % 2:

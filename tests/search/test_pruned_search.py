@@ -30,6 +30,7 @@ from studies.config import top_count
 from studies.errors import ConfigMismatchError, StudiesError
 from studies.loader import load_config_file
 from studies.storage.counts import count_trials
+from studies.storage.leases import PendingWrite
 
 STEPS, LOG_EVERY, TRIALS, KEPT = 60, 6, 24, 2
 
@@ -195,7 +196,7 @@ def test_paused_trials_do_not_wait_for_one_that_failed_here(sqlite_url, text):
     failed, *others = (storage.claim(joined.study_id, "me/1") for _ in range(TRIALS))
     for trial_id in others:
         storage.pause(trial_id, "me/1", {}, {LOG_EVERY: trial_id / 10})
-    storage.requeue(failed, "me/1", Failure.EXCEPTION)
+    storage.requeue_all([PendingWrite(failed, "me/1")], Failure.EXCEPTION)
     scheduler = PauseResumeScheduler(storage, joined.study_id, joined.config)
     assert scheduler.select_to_resume(scheduler.read(), 0.0).resumed == ()
     assert scheduler.select_to_resume(scheduler.read(), 0.0, [failed]).resumed

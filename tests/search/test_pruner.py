@@ -22,6 +22,7 @@ from search.pruning.pruner import TopFractionPruner
 from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
 from search.pruning.study_state import StudyState, TrialStage
 from studies.config import StudyConfig
+from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
 from tests.simulations.pruned_search import RecordedCurves, Replay
 
@@ -193,7 +194,7 @@ def test_trial_without_a_loss_continues(sqlite_url):
     scheduler = PauseResumeScheduler(storage, study_id, config)
     trial_id = storage.claim(study_id, "me/1")
     for curve, stopped in (({}, []), ({80: 1.0}, [trial_id])):
-        storage.report(trial_id, "me/1", curve)
+        storage.flush([PendingWrite(trial_id, "me/1", curve)])
         assert list(scheduler.decide(scheduler.read(), [trial_id]).stops) == stopped
 
 

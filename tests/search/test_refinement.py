@@ -1,6 +1,7 @@
 """Trials derived from the best of a source study."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from helpers import QUICK, TINY
@@ -14,7 +15,7 @@ from studies.config import StudyConfig, top_count
 from studies.errors import ConfigError
 from studies.loader import load_config_file
 from studies.storage.counts import TrialCounts
-from studies.storage.queries import TrialRow
+from studies.storage.trials import StoredTrial
 
 SPACE = StudyConfig(space={"layers": [1, 2, 3], "state_size": [32, 256]}).grid
 VARIANTS = [
@@ -25,17 +26,17 @@ VARIANTS = [
 ]
 
 
-def complete(number: int, value: float, params: dict | None = None) -> TrialRow:
-    return TrialRow(number, TrialState.COMPLETE, params or {}, {}, value)
+def complete(number: int, value: float, params: dict | None = None) -> StoredTrial:
+    return StoredTrial(params or {}, state=TrialState.COMPLETE, value=value, number=number)
 
 
-def source(count: int = 40, failed: int = 0) -> list[TrialRow]:
+def source(count: int = 40, failed: int = 0) -> list[StoredTrial]:
     """Return trials that get worse with their number; the last ones failed."""
     combinations = list(SPACE.combinations())[:count]
     return [
         complete(i, float(i), params)
         if i < count - failed
-        else TrialRow(i, TrialState.FAIL, params, {})
+        else StoredTrial(params, state=TrialState.FAIL, number=i)
         for i, params in enumerate(combinations)
     ]
 
@@ -147,7 +148,7 @@ def test_many_derived_trials_need_confirmation_before_they_are_listed():
 RATES = (0.1, 0.2, 0.4)
 
 
-def at_rates(*values: list[float], **more) -> list[TrialRow]:
+def at_rates(*values: list[float], **more) -> list[StoredTrial]:
     """Return GRU trials of 1, 2, … layers at each rate, in the order of the numbers."""
     runs = [
         (value, {"cell": "gru", "layers": layers, "state_size": 8, "learning_rate": rate} | more)
@@ -177,7 +178,7 @@ def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
     """Worst case: all trials of the better architectures come before the first of the next."""
     trials = at_rates([1, 2, 3], [4, 5, 6], [7, 8, 9])
     kept, pruned = trials[:4], trials[4:]
-    pruned = [TrialRow(row.number, TrialState.PRUNED, row.params, {}) for row in pruned]
+    pruned = [replace(row, state=TrialState.PRUNED, value=None) for row in pruned]
     left = TrialCounts(4, pruned=5)
     two = config(top=2, nuisance=["learning_rate"])
     derived = derive_trials(kept + pruned, left, two, keep=0.45)

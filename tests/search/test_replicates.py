@@ -17,9 +17,10 @@ from studies.config import DEFAULT_LOOKS, StudyConfig
 from studies.errors import ConfigError, ConfigMismatchError, StudiesError
 from studies.loader import read_study_record
 from studies.space import distributions, observed_search_space
-from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.changes import create_study
 from studies.storage.open import load_study, open_storage
-from studies.storage.queries import TrialRow, read_trials
+from studies.storage.reads import read_trials
+from studies.storage.trials import StoredTrial
 
 
 def derived(**refinement) -> StudyConfig:
@@ -81,7 +82,13 @@ def rows(counts, first=4):
         for run in range(count)
     ]
     return [
-        TrialRow(number, TrialState.COMPLETE, each, {"source_trials": [each["layers"]]}, 1.0)
+        StoredTrial(
+            each,
+            {"source_trials": [each["layers"]]},
+            state=TrialState.COMPLETE,
+            value=1.0,
+            number=number,
+        )
         for number, each in enumerate(params)
     ]
 
@@ -100,7 +107,7 @@ def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url
     params = [row.params for row in rows((2, 2, 0))]
     config = derived(looks=looks, replicates=2).model_copy(update={"keep_weights": 1})
     storage, space = open_storage(sqlite_url), distributions(observed_search_space(params))
-    create_study(storage, "s", "", study_attributes(config), space, [*map(PlannedTrial, params)])
+    create_study(storage, "s", "", study_attributes(config), space, [*map(StoredTrial, params)])
     handle = StudyHandle(load_study(storage, "s"), storage, config, None, None)
     weights, kept = WeightStore(open_store(None, sqlite_url, "weights"), "made-1"), []
     files = BestTrialFiles(handle, weights, lambda query: query(), "weights")
@@ -122,7 +129,7 @@ def looked(sqlite_url):
     """A study of three architectures with two complete runs each, before its first look."""
     storage = open_storage(sqlite_url)
     trials = [row.params for row in rows((2, 2, 2))]
-    planned = [PlannedTrial(params, {"source_trials": [0]}) for params in trials]
+    planned = [StoredTrial(params, {"source_trials": [0]}) for params in trials]
     space = distributions(observed_search_space(trials))
     config = derived(looks=[2, 3, 5], replicates=5)
     create_study(storage, "looked", "loss", study_attributes(config), space, planned)

@@ -28,8 +28,9 @@ from studies.artifacts import open_store
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import ConfigError, StudyNotFoundError
 from studies.space import GATED_PARAMS, distributions
-from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.changes import create_study
 from studies.storage.open import open_storage
+from studies.storage.trials import StoredTrial
 
 PROSE = np.frombuffer(b"the cat, the hat, that cat and that hat\n" * 9, np.uint8)
 SPACE = {"layers": [1], "state_size": [4, 8, 16], "residual": [False, True]}
@@ -52,7 +53,7 @@ def make_study(
     config = StudyConfig.model_validate({"space": SPACE, **settings})
     combinations = list(config.grid.combinations())
     storage, attributes = open_storage(url), study_attributes(config)
-    choices, planned = distributions(config.grid.search_space), map(PlannedTrial, combinations)
+    choices, planned = distributions(config.grid.search_space), map(StoredTrial, combinations)
     create_study(storage, "made", "validation loss", attributes, choices, [*planned])
     study_id = storage.get_study_id_from_name("made")
     weights = WeightStore(open_store(artifacts, url, "weights"), "made-1")

@@ -40,6 +40,7 @@ from studies.config import StudyConfig, to_trial_config
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.loader import load_config_file
 from studies.storage.counts import TimingStats, TrialCounts, count_retries, count_trials
+from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
 
 SETTINGS = [
@@ -311,9 +312,9 @@ def test_restarted_trial_replaces_its_curve(sqlite_url, text):
     """Its last worker left no checkpoint to resume from, and that of another one no value."""
     joined = create_study(sqlite_url, text)
     trial_ids = [joined.storage.claim(joined.study_id, "gone") for _ in range(2)]
-    joined.storage.report(trial_ids[0], "gone", {3: 9.0, 12: 9.0})
+    joined.storage.flush([PendingWrite(trial_ids[0], "gone", {3: 9.0, 12: 9.0})])
     for trial_id in trial_ids:
-        joined.storage.requeue(trial_id, "gone", Failure.LEASE_EXPIRED)
+        joined.storage.requeue_all([PendingWrite(trial_id, "gone")], Failure.LEASE_EXPIRED)
     _, said = work(sqlite_url, text)
     for trial_id in trial_ids:
         assert list(joined.storage.get_trial(trial_id).intermediate_values) == [4, 8]
@@ -420,7 +421,9 @@ def test_unrecorded_divergence_is_recorded_by_the_next_worker(sqlite_url, text, 
             work(sqlite_url, text, overrides)
     joined = create_study(sqlite_url, text, *overrides)
     for trial_id, lease in joined.storage.running_leases(joined.study_id).items():
-        joined.storage.requeue(trial_id, lease.claim_token, Failure.LEASE_EXPIRED)
+        joined.storage.requeue_all(
+            [PendingWrite(trial_id, lease.claim_token)], Failure.LEASE_EXPIRED
+        )
     _, messages = work(sqlite_url, text, overrides)
     assert messages.count("diverged") == 6
     for trial in joined.study.trials:
@@ -493,7 +496,9 @@ def test_worker_that_loses_one_trial_continues_with_the_others(sqlite_url, text,
         sizes.append(len(running))
         if running[0].step == 4:
             claim = held[running[0].number]
-            storage.requeue(claim.trial_id, claim.claim_token, Failure.LEASE_EXPIRED)
+            storage.requeue_all(
+                [PendingWrite(claim.trial_id, claim.claim_token)], Failure.LEASE_EXPIRED
+            )
             storage.claim(storage.get_study_id_from_name("quick"), "you", HANG_TIMEOUT)
             lost.append(claim.trial_id)
             wait_until(lambda: claim.lost)

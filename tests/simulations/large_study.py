@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -36,9 +36,8 @@ from studies.attributes import (
 from studies.config import StudyConfig, to_trial_config
 from studies.loader import load_config_file
 from studies.storage.leases import LEASE, Lease
-from studies.storage.queries import read_trials
-from studies.storage.trial_progress import Rung
-from studies.storage.trial_rows import (
+from studies.storage.reads import Rung, read_trials
+from studies.storage.tables import (
     INTERMEDIATE_VALUES,
     TRIAL_SYSTEM_ATTRS,
     TRIAL_USER_ATTRS,
@@ -306,7 +305,7 @@ def _system_attributes(outcome: TrialOutcome, number: int, loss: float) -> dict[
     is_pruned = outcome.state is TrialState.PRUNED
     if not is_pruned and (outcome.state.is_finished() or outcome.state is TrialState.RUNNING):
         worker = f"host-{number % WORKERS // 4}/{1000 + number % WORKERS}"
-        found[LEASE] = json.loads(Lease(f"{worker}/{number:032x}", 120.0, 3).stored)
+        found[LEASE] = asdict(Lease(f"{worker}/{number:032x}", 120.0, 3))
     if outcome.state is TrialState.COMPLETE:
         bits = loss / math.log(2)
         windows = [round(bits + 0.3 * math.sin(number + each), 5) for each in range(64)]

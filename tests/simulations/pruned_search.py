@@ -18,7 +18,7 @@ from search.pruning.regression import Floats, Mask
 from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
 from search.pruning.study_state import StudyState, TrialStage, to_decision_stage
 from studies.config import top_count
-from studies.storage.trial_progress import Rung
+from studies.storage.reads import Rung
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ from studies.importing.options import ImportOptions
 from studies.importing.study_import import import_optuna_study, import_table
 from studies.loader import load_stored_config, read_record, read_study_record
 from studies.management import StudyManager
-from studies.storage.counts import count_trials, top_trials
+from studies.storage.counts import count_trials, read_best_trial, top_trials
 from studies.storage.open import load_study, read_storage
-from studies.storage.queries import read_best_trial
 from studies.study_files import StudyStores
 from studies.study_list import list_studies
 
@@ -192,7 +191,7 @@ def test_study_of_optuna_keeps_its_states_curves_and_direction(
 def test_table_of_optuna_is_recognized(tuned, table):
     frame = optuna.load_study(study_name="tuned", storage=tuned).trials_dataframe()
     trials, imported = table(frame.to_csv(), maximize=True)
-    assert imported.counts == "9 complete, 1 failed, 2 pruned"
+    assert imported.counts == "9 complete, 2 pruned, 1 failed"
     assert sorted(imported.parameters) == ["momentum", "optimizer", "rate"]
     assert trials[0].params["rate"] == frame["params_rate"][0]
 

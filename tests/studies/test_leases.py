@@ -11,14 +11,11 @@ import sqlalchemy as sa
 from helpers import create_small_study
 from optuna.trial import TrialState
 
-from studies.errors import LeaseLostError
-from studies.storage import storage as storage_module
-from studies.storage.active_workers import read_active_workers
-from studies.storage.counts import count_trials
-from studies.storage.leases import HEARD, LEASE, Lease, LeaseMonitor
+from studies.storage import leases
+from studies.storage.counts import count_trials, read_active_workers
+from studies.storage.leases import LEASE, Lease, LeaseMonitor, PendingWrite
 from studies.storage.open import load_study, open_storage
-from studies.storage.queue import PendingWrite
-from studies.storage.trial_rows import TRIAL_SYSTEM_ATTRS
+from studies.storage.tables import TRIAL_SYSTEM_ATTRS
 
 
 def test_lease_is_read_with_unknown_fields_and_belongs_to_no_claim_if_it_is_unreadable():
@@ -29,7 +26,7 @@ def test_lease_is_read_with_unknown_fields_and_belongs_to_no_claim_if_it_is_unre
         json.dumps(fields | {name: value}) for name, value in [*wrong, ("heartbeats", [])]
     ]
     unreadable += [None, "", "me/1", "[]", "{}", "[" * 100_000]
-    for stored in [*unreadable, '{"claim_token": "me/1", "seconds": 4}']:
+    for stored in [*unreadable, '{"seconds": 4}']:
         lease = Lease.parse(stored)
         assert lease == Lease.parse(stored)
         assert lease != Lease.parse("changed")
@@ -61,8 +58,7 @@ def test_unreadable_lease_concerns_its_own_trial_only(storage, stored):
     writes = [PendingWrite(trial_id, "me/1", {1: 2.0}) for trial_id in (alive, third)]
     assert storage.flush(writes) == []
     storage.finish(third, "me/1", TrialState.COMPLETE, 1.0, {})
-    with pytest.raises(LeaseLostError):
-        storage.heartbeat(damaged, "old/1")
+    assert storage.flush([PendingWrite(damaged, "old/1", heartbeat=True)]) == [damaged]
     assert count_trials(storage, 1).running == 2
     assert len(load_study(storage, "small").trials) == 6
     monitor, expired = LeaseMonitor(), []
@@ -70,21 +66,35 @@ def test_unreadable_lease_concerns_its_own_trial_only(storage, stored):
         if now == 120.0:
             change_lease(storage, damaged, lambda _: "changed, as by a heartbeat")
         expired.append(storage.expire_leases(1, monitor, lambda now=now: now))
-        storage.heartbeat(alive, "me/1")
+        storage.flush([PendingWrite(alive, "me/1", heartbeat=True)])
     assert expired == [[], [], [], [], [damaged]]
     assert storage.get_trial(damaged).user_attrs == {"retries": {"lease_expired": 1}}
+
+
+def test_heartbeat_between_observation_and_requeue_is_respected(postgresql_url):
+    with closing(open_storage(postgresql_url)) as storage:
+        create_small_study(storage, 1)
+        trial_id = storage.claim(1, "slow", lease_seconds=4)
+
+        class InterruptedMonitor(LeaseMonitor):
+            def observe(self, leases, now):
+                storage.flush([PendingWrite(trial_id, "slow", heartbeat=True)])
+                return [trial_id]
+
+        assert storage.expire_leases(1, InterruptedMonitor(), lambda: 0.0) == []
+        assert count_trials(storage, 1).running == 1
 
 
 def test_wall_clocks_neither_expire_nor_extend_a_lease(storage, monkeypatch):
     """The clock of the worker or the observer jumps by an hour during the lease."""
     monitor, trial_id = LeaseMonitor(), storage.claim(1, "me", lease_seconds=4)
-    utcnow, wall_time = storage_module.utcnow, time.time
+    utcnow, wall_time = leases.utcnow, time.time
     for now, hours in ((0.0, 0), (2.0, 1), (4.0, -1)):
         shift = timedelta(hours=hours)
-        monkeypatch.setattr(storage_module, "utcnow", lambda shift=shift: utcnow() + shift)
+        monkeypatch.setattr(leases, "utcnow", lambda shift=shift: utcnow() + shift)
         monkeypatch.setattr(time, "time", lambda hours=hours: wall_time() + 3600 * hours)
         assert storage.expire_leases(1, monitor, lambda now=now: now) == []
-        storage.heartbeat(trial_id, "me")
+        storage.flush([PendingWrite(trial_id, "me", heartbeat=True)])
     expired = [storage.expire_leases(1, monitor, lambda now=now: now) for now in (6.0, 8.0, 10.0)]
     assert expired == [[], [], [trial_id]]
 
@@ -96,7 +106,7 @@ def test_workers_are_listed_with_their_trials_the_longest_silent_first(storage):
 
     def list_workers(heard):
         """Have the database have heard of the worker of trial 2 at another time."""
-        change_lease(storage, 3, lambda stored: json.dumps(json.loads(stored) | {HEARD: heard}))
+        change_lease(storage, 3, lambda stored: json.dumps(json.loads(stored) | {"heard": heard}))
         with storage.reading() as connection:
             return read_active_workers(connection, 1)
 

@@ -23,14 +23,14 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from studies.attributes import AuditState, Failure
 from studies.cli import run_with_exit_code
 from studies.errors import LeaseLostError, StorageError
-from studies.storage.counts import best_trial_ids, count_trials
-from studies.storage.create_study import PlannedTrial, create_study, extend_study
-from studies.storage.curves import read_last_losses
-from studies.storage.leases import LeaseMonitor
+from studies.storage.changes import create_study, extend_study
+from studies.storage.counts import count_trials, top_trials
+from studies.storage.engine import error_message, is_outage, is_transient
+from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
-from studies.storage.retry import error_message, is_outage, is_transient
-from studies.storage.trial_progress import ProgressReader, Rung
-from studies.storage.trial_rows import AuditDecision
+from studies.storage.reads import Rung, TrialReader, read_last_losses
+from studies.storage.storage import AuditDecision
+from studies.storage.trials import StoredTrial
 
 
 def create_and_train(url: str, is_first: bool) -> list[int]:
@@ -60,8 +60,8 @@ def test_plain_optuna_reads_complete_and_pruned_trials(url):
     storage = open_storage(url)
     study_id = create_small_study(storage, 2)
     trial_id = storage.claim(study_id, "me")
-    storage.report(trial_id, "me", {1: 2.5, 2: float("nan")})
-    storage.report(trial_id, "me", {1: 2.25, 3: float("inf")})
+    storage.flush([PendingWrite(trial_id, "me", {1: 2.5, 2: float("nan")})])
+    storage.flush([PendingWrite(trial_id, "me", {1: 2.25, 3: float("inf")})])
     before = optuna.create_study().ask()._cached_frozen_trial.datetime_start
     storage.finish(trial_id, "me", TrialState.COMPLETE, 1.5, {"seconds": 3.0, "host": "h"})
     after = optuna.create_study().ask()._cached_frozen_trial.datetime_start
@@ -94,7 +94,7 @@ def test_trials_match_if_they_have_the_same_parameters_with_the_same_values(url)
         {"cell": "a"},
     ]
     choices = {name: CategoricalDistribution(each) for name, each in values.items()}
-    create_study(storage, "union", "loss", {}, choices, [*map(PlannedTrial, trials)])
+    create_study(storage, "union", "loss", {}, choices, [*map(StoredTrial, trials)])
 
     def claim_numbers(*parameters):
         first = storage.claim(1, "me/1")
@@ -104,7 +104,7 @@ def test_trials_match_if_they_have_the_same_parameters_with_the_same_values(url)
     assert claim_numbers("cell", "size") == [1, 6]
     assert claim_numbers(*values) == [3, 7]
     assert claim_numbers("size") == [4]
-    storage.requeue(5, "me/1", Failure.LEASE_EXPIRED)
+    storage.requeue_all([PendingWrite(5, "me/1")], Failure.LEASE_EXPIRED)
     with pytest.raises(LeaseLostError):
         storage.claim_matching(5, "me/1", 9, [])
 
@@ -190,16 +190,16 @@ def test_trials_of_plain_optuna_are_left_alone(url):
     storage = open_storage(url)
     study_id = create_small_study(storage, 1)
     study, monitor = load_study(storage, "small"), LeaseMonitor()
-    reader = ProgressReader(storage, study_id, [])
+    reader = TrialReader(storage, study_id)
     trial_id = storage.claim(study_id, "me")
     assert len(reader.read()) == 1
     study.ask()
     study.enqueue_trial({"x": 0})
     study.add_trial(optuna.trial.create_trial(value=-1.0))
     assert storage.claim(study_id, "me") is None
-    assert best_trial_ids(storage, study_id, 1) == []
+    assert top_trials(storage, study_id, 1) == []
     storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {})
-    assert best_trial_ids(storage, study_id, 1) == [trial_id]
+    assert len(top_trials(storage, study_id, 1)) == 1
     assert count_trials(storage, study_id).planned == len(reader.read()) == 1
     for now in range(0, 1000, 100):
         assert storage.expire_leases(study_id, monitor, lambda now=now: float(now)) == []
@@ -315,6 +315,7 @@ def test_invalid_url_is_reported_in_one_line_without_its_password():
     server, file = "://me:s3cret@127.0.0.1", "sqlite:////no/such/folder/studies.db"
     urls = [f"postgresql+psycopg{server}:1/none", f"postgresql+psycopg{server}:port/none", file]
     urls += ["postgresql+psycopg://me@127.0.0.1:1/none?password=s3cret", "sqlite://", "studies.db"]
+    urls += ["postgresql+psycopg://me:a@s3cret/b@127.0.0.1:1/none"]
     for url in (*urls, f"postgresql{server}:1/none", f"mysql{server}/none", f"redis{server}"):
         for opener in (open_storage, read_storage):
             with pytest.raises(StorageError) as raised:
@@ -327,7 +328,11 @@ def test_storage_is_created_where_a_link_leads(tmp_path):
     (tmp_path / "disk").mkdir()
     link = tmp_path / "studies.db"
     link.symlink_to(tmp_path / "disk" / "studies.db")
-    open_storage(f"sqlite:///{link}").close()
+    storage = open_storage(f"sqlite:///{link}")
+    storage.claim(create_small_study(storage, 1), "me")
+    with contextlib.closing(read_storage(f"sqlite:///{link}")) as reader:
+        assert count_trials(reader, 1).running == 1, "the log is next to the file, not to the link"
+    storage.close()
     assert link.is_symlink()
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["studies.db"]
 
@@ -352,18 +357,18 @@ def test_progress_contains_the_mean_losses_up_to_a_gap(sqlite_url):
         (late, [1.0, 1.0, 1.0]),
         ({40: 3.0}, [3.0, 3.0, math.nan]),
     ):
-        storage.report(trial_id, "me/1", curve, replace_all=True)
-        (trial,) = ProgressReader(storage, study_id, RUNGS).read()
+        storage.flush([PendingWrite(trial_id, "me/1", curve, replace_all=True)])
+        (trial,) = TrialReader(storage, study_id, rungs=RUNGS).read()
         assert trial.losses == pytest.approx(losses, nan_ok=True)
 
 
 def test_new_trials_and_decisions_about_audited_trials_are_read(url):
     storage = open_storage(url)
     study_id = create_small_study(storage, 2)
-    reader = ProgressReader(storage, study_id, RUNGS)
+    reader = TrialReader(storage, study_id, rungs=RUNGS)
     assert len(reader.read()) == 2
     choices = {"x": CategoricalDistribution(tuple(range(20)))}
-    planned = [PlannedTrial({"x": 10}, is_audited=True)]
+    planned = [StoredTrial({"x": 10}, audit=AuditState())]
     assert extend_study(storage, study_id, {}, {}, choices, planned)
     trials = reader.read()
     assert [trial.audit for trial in trials] == [None, None, AuditState()]
@@ -378,7 +383,7 @@ def measure_worker(url, trials):
     """Return statements and rows of all that a worker does once half of the trials have ended."""
     storage = open_storage(url)
     study_id = create_small_study(storage, trials, f"{trials} trials")
-    reader, end = ProgressReader(storage, study_id, RUNGS), (TrialState.COMPLETE, 1.0, {})
+    reader, end = TrialReader(storage, study_id, rungs=RUNGS), (TrialState.COMPLETE, 1.0, {})
     for _ in range(trials // 2):
         finished = storage.claim(study_id, "me/1")
         storage.finish(finished, "me/1", *end, dict.fromkeys(STEPS, 1.0))
@@ -389,12 +394,14 @@ def measure_worker(url, trials):
         claimed.append(storage.claim(study_id, "me/2", **which))
 
     yield use.measure(claim)
-    yield use.measure(lambda: storage.report(claimed[0], "me/2", {10: 1.0, 20: 2.0}))
+    yield use.measure(lambda: storage.flush([PendingWrite(claimed[0], "me/2", {10: 1.0, 20: 2.0})]))
     statements, rows = use.measure(reader.read)
     yield statements, rows - trials  # besides the state of each trial
     yield use.measure(lambda: storage.pause(claimed[0], "me/2", {"rung": 20}, {20: 1.0}))
     yield use.measure(lambda: claim(paused_ids=[claimed[0]]))
-    yield use.measure(lambda: storage.requeue(claimed[0], "me/2", Failure.INTERRUPTED))
+    yield use.measure(
+        lambda: storage.requeue_all([PendingWrite(claimed[0], "me/2")], Failure.INTERRUPTED)
+    )
     yield use.measure(claim)
     yield use.measure(lambda: storage.finish(claimed[0], "me/2", *end))
     assert claimed == 3 * [claimed[0]]
@@ -404,7 +411,7 @@ def test_statements_and_rows_of_a_worker_do_not_depend_on_the_number_of_trials(s
     """Curves that have not changed are not read again."""
     few, many = ([*measure_worker(sqlite_url, trials)] for trials in (20, 100))
     assert few == many
-    assert few[2][1] == 1, "the loss of the trial that has reached a rung"
+    assert few[2][1] == 5, "state, mark, parameter and loss of the running trial, and a count"
 
 
 def test_last_losses_are_read_without_the_curves(sqlite_url):
@@ -413,8 +420,8 @@ def test_last_losses_are_read_without_the_curves(sqlite_url):
     first, second, _ = (storage.claim(study_id, "me/1") for _ in range(3))
     use = DatabaseUse(storage)
     before = use.measure(lambda: read_last_losses(storage, study_id))
-    storage.report(first, "me/1", {step: 100.0 / step for step in STEPS})
-    storage.report(second, "me/1", {10: 3.0, 20: math.nan})
+    storage.flush([PendingWrite(first, "me/1", {step: 100.0 / step for step in STEPS})])
+    storage.flush([PendingWrite(second, "me/1", {10: 3.0, 20: math.nan})])
     assert use.measure(lambda: read_last_losses(storage, study_id)) == before
-    found = [(*last.params.values(), last.step, last.loss) for last in read_last_losses(storage, 1)]
+    found = [(*trial.params.values(), *last) for trial, *last in read_last_losses(storage, 1)]
     assert repr(found) == "[(0, 100, 1.0), (1, 20, nan), (2, 0, None)]"

@@ -18,8 +18,8 @@ from studies.artifacts import atomic_write
 from studies.attributes import EARLIER_FAILURES
 from studies.loader import read_study_record
 from studies.management import StudyManager
+from studies.storage.backup import StudyIdentity
 from studies.storage.open import load_study, open_storage
-from studies.storage.presence import StudyIdentity
 from studies.study_copier import copy_study
 from studies.study_files import StudyStores
 from studies.study_list import list_studies
@@ -59,8 +59,7 @@ def test_copy_has_every_row_and_file_of_the_study(manager, url, folder, kind, re
     for table in before.keys() - changed:
         assert copied[table] == before[table], table
     assert len(copied["study_user_attributes"]) == len(before["study_user_attributes"])
-    # The copy has no report yet.
-    assert len(copied["study_system_attributes"]) == len(before["study_system_attributes"]) - 1
+    assert len(copied["study_system_attributes"]) == len(before["study_system_attributes"])
     found = list_files(tmp_path / "copies")
     assert sorted(found.values()) == sorted(files.values())
     for name, content in files.items():

@@ -18,8 +18,9 @@ import studies.tables.table_file
 from studies import errors
 from studies.config import StudyConfig
 from studies.management import StudyManager
-from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.changes import create_study
 from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.trials import StoredTrial
 from studies.tables.study_export import export_study
 from studies.tables.study_import import import_studies
 from studies.tables.study_table import format_cell, parse_cell
@@ -99,7 +100,7 @@ def test_file_has_no_name_of_a_machine_a_user_or_a_folder(sqlite_url, tmp_path, 
     params = {"cell": "Mine", "layers": 1, "state_size": 4}
     with closing(open_storage(sqlite_url)) as storage:
         choices = {name: CategoricalDistribution((value,)) for name, value in params.items()}
-        create_study(storage, "made", "loss", attributes, choices, [PlannedTrial(params)] * 3)
+        create_study(storage, "made", "loss", attributes, choices, [StoredTrial(params)] * 3)
         for worker in ("alice-pc/17", "node7.example/17", "node7.example/18"):
             host = worker.partition("/")[0]
             trial_id = storage.claim(1, f"{worker}/t")

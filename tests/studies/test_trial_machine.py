@@ -27,13 +27,12 @@ from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import Failure
 from studies.errors import LeaseLostError, StudiesError, StudyDeletedError, StudyHeldError
-from studies.storage.create_study import PlannedTrial, create_study, extend_study
-from studies.storage.earlier_ends import NewEnd
-from studies.storage.failed_trials import retry_trials
+from studies.storage.backup import StudyIdentity
+from studies.storage.changes import NewEnd, create_study, delete_study, extend_study, retry_trials
 from studies.storage.open import load_study, open_storage
-from studies.storage.presence import StudyIdentity
-from studies.storage.study_changes import delete_study
-from studies.storage.trial_progress import ProgressReader, Rung
+from studies.storage.reads import Rung, TrialReader
+from studies.storage.tables import TRIAL_PARAMS, TRIAL_VALUES
+from studies.storage.trials import StoredTrial
 
 LEASES = (120, 120, 60)  # of each worker, in seconds
 LOG_EVERY = 10
@@ -130,7 +129,7 @@ class Storages:
 
     def plan(self, points):
         choices = {"x": tuple(points) or (0,), "size": (0, 1)}
-        trials = [PlannedTrial({"x": x, "size": x % 2}) for x in points]
+        trials = [StoredTrial({"x": x, "size": x % 2}) for x in points]
         return {name: CategoricalDistribution(of) for name, of in choices.items()}, trials
 
 
@@ -187,7 +186,8 @@ class TrialMachine(RuleBasedStateMachine):
         self.workers = [self.new_worker(place) for place in range(len(LEASES))]
 
     def new_reader(self):
-        return ProgressReader(self.storages.main, self.study.study_id, RUNGS)
+        columns = TRIAL_PARAMS, TRIAL_VALUES  # what the pruner reads
+        return TrialReader(self.storages.main, self.study.study_id, columns, RUNGS)
 
     def new_worker(self, place):
         return Worker(self.storages.pool[place], self.study, next(self.names), LEASES[place])

@@ -1,0 +1,538 @@
+"""Changes of studies, each in one transaction: create, extend, reopen, rename, delete.
+
+Studies whose trials workers hold are not renamed, deleted or reopened.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from studies.attributes import (
+    AUDIT,
+    AUDIT_LOOKS,
+    CHECKPOINTED,
+    CONFIG,
+    EARLIER_ENDS,
+    EARLIER_FAILURES,
+    END,
+    EVAL_WINDOWS,
+    FOLDER_NAME,
+    LOOKS,
+    PAUSED,
+    AuditState,
+    EarlierEnd,
+    TrialRecord,
+    earlier_end_key,
+)
+from studies.errors import RowError, StudiesError, StudyExistsError
+from studies.storage.backup import merge_log
+from studies.storage.counts import count_where, lock_all_trials, lock_unheld
+from studies.storage.leases import LEASE
+from studies.storage.reads import RECORDS, read_choices, read_where
+from studies.storage.storage import LeasedRDBStorage
+from studies.storage.tables import (
+    ARTIFACT_PREFIX,
+    HEARTBEATS,
+    INTERMEDIATE_VALUES,
+    STUDIES,
+    STUDY_SYSTEM_ATTRS,
+    STUDY_TABLES,
+    STUDY_USER_ATTRS,
+    TRIAL_PARAMS,
+    TRIAL_SYSTEM_ATTRS,
+    TRIAL_TABLES,
+    TRIAL_USER_ATTRS,
+    TRIAL_VALUES,
+    TRIALS,
+    delete_attrs,
+    delete_rows,
+    has_system_attr,
+    insert_study,
+    insert_trials,
+    is_grid_trial,
+    of_study,
+    read_study_attrs,
+    select_trial_ids,
+    update_trials,
+    write_attrs,
+)
+from studies.storage.trials import StoredTrial, TrialStatus, decode_json, reporting_damage
+
+_RECORDED = tuple(TrialRecord.model_fields)
+
+_COPY_LOCK = 0x524E4F  # arbitrary key of a PostgreSQL advisory lock
+
+
+# ------------------------------------------------------------------ create
+
+
+def create_study(
+    storage: LeasedRDBStorage,
+    name: str,
+    metric_name: str,
+    attributes: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+    trials: Sequence[StoredTrial],
+    direction: StudyDirection = StudyDirection.MINIMIZE,
+) -> bool:
+    """Store a study with all its trials, in one transaction.
+
+    Args:
+        storage: storage to create it in.
+        name: name of the study.
+        metric_name: name of its value.
+        attributes: user attributes of the study.
+        distributions: distribution of every parameter.
+        trials: its trials, in the order in which to run them.
+        direction: whether a lower or a higher value is better.
+
+    Returns:
+        False if a study of that name exists, which is left unchanged.
+    """
+    try:
+        with storage.transaction() as connection:
+            study_id = insert_study(connection, name, metric_name, direction, attributes)
+            insert_trials(connection, study_id, distributions, trials)
+    except sa.exc.IntegrityError:
+        return False
+    merge_log(storage)
+    return True
+
+
+def lock_copies(connection: Connection) -> None:
+    """Have other processes that copy to the same database wait until the transaction ends."""
+    if connection.dialect.name != "sqlite":  # where one process writes at a time
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_COPY_LOCK)))
+
+
+def require_free_name(connection: Connection, name: str, option: str = "--as") -> None:
+    """Check that no study has a name; ``option`` is that of the command which names another.
+
+    Raises:
+        StudyExistsError: if one has.
+    """
+    query = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
+    if connection.scalar(query) is not None:
+        raise StudyExistsError(
+            f"study {name!r} exists there already: expected another name ({option})"
+        )
+
+
+# ------------------------------------------------------------------ extend
+
+
+@dataclass(frozen=True)
+class NewEnd:
+    """An extension of a study's training to more steps.
+
+    Attributes:
+        steps: new number of steps of each trial.
+        old_steps: number of steps before.
+        command: command that extends the study.
+        checkpointed: numbers of the trials that have a checkpoint of the old end.
+    """
+
+    steps: int
+    old_steps: int
+    command: str
+    checkpointed: Set[int]
+
+
+def extend_study(
+    storage: LeasedRDBStorage,
+    study_id: int,
+    expected: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    distributions: Mapping[str, CategoricalDistribution] | None = None,
+    trials: Sequence[StoredTrial] = (),
+    new_end: NewEnd | None = None,
+) -> bool:
+    """Append grid trials to a study, and values to the choices of its parameters.
+
+    Without distributions and a new end, attributes are replaced, also while workers hold trials.
+
+    Args:
+        storage: storage that holds the study.
+        study_id: id of the study.
+        expected: expected values of the user attributes on which the new ones and trials depend.
+        attributes: user attributes of the study to replace.
+        distributions: distribution of every parameter. Values that the stored one lacks are
+            appended to its choices, so that stored indices of choices stay valid.
+        trials: grid trials to add.
+        new_end: more steps, for which the complete trials wait again; None for the same steps.
+
+    Returns:
+        False, without any change, if the expected attributes have changed.
+
+    Raises:
+        StudiesError: if a worker holds a grid trial, because it would continue with the old config,
+            or if trials are pruned, because they were compared with the old grid only, and, before
+            the old end, paused; if complete trials cannot continue.
+    """
+    with reporting_damage(storage, study_id), storage.transaction() as connection:
+        keys = [*expected, EARLIER_ENDS]
+        stored = _lock_attributes(connection, study_id, STUDY_USER_ATTRS, keys)
+        if stored is None or {key: stored.get(key) for key in expected} != expected:
+            return False
+        written = dict(attributes)
+        if distributions or new_end is not None:
+            _require_extensible(connection, study_id, new_end)
+        if new_end is not None:
+            end = _move_end(storage, connection, study_id, new_end)
+            earlier = stored.get(EARLIER_ENDS, [])
+            written[EARLIER_ENDS] = [*earlier, end.model_dump(mode="json")]
+        extended = _append_choices(connection, study_id, distributions or {})
+        write_attrs(connection, STUDY_USER_ATTRS, {study_id: written})
+        insert_trials(connection, study_id, extended, trials)
+    merge_log(storage)
+    return True
+
+
+def update_system_attributes(
+    storage: LeasedRDBStorage, study_id: int, update: Callable[[dict[str, Any]], Mapping[str, Any]]
+) -> None:
+    """Update system attributes of a study in one transaction; of a deleted one, do nothing.
+
+    Args:
+        storage: storage that holds the study.
+        study_id: id of the study.
+        update: function that maps the current system attributes to those to write.
+    """
+    with reporting_damage(storage, study_id), storage.transaction() as connection:
+        stored = _lock_attributes(connection, study_id, STUDY_SYSTEM_ATTRS)
+        if stored is not None:
+            write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: update(stored)})
+
+
+def _lock_attributes(
+    connection: Connection, study_id: int, table: sa.Table, keys: Collection[str] | None = None
+) -> dict[str, Any] | None:
+    """Lock a study until the transaction ends; return its attributes, or None if it is gone."""
+    study = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
+    if connection.scalar(study.with_for_update()) is None:
+        return None
+    stored = read_study_attrs(connection, table, study_id, keys)
+    return {key: decode_json(value, key) for key, value in stored.items()}
+
+
+def _require_extensible(connection: Connection, study_id: int, new_end: NewEnd | None) -> None:
+    """Check that no grid trial was compared with others that change, or is held by a worker."""
+    lock_all_trials(connection, study_id)
+    is_pruned = TRIALS.c.state == TrialState.PRUNED
+    outcome, remedy = "pruned, compared with the old grid only", "start a wider study"
+    if new_end is not None:
+        is_pruned |= (TRIALS.c.state == TrialState.WAITING) & has_system_attr(PAUSED)
+        outcome, remedy = "pruned or paused, compared at the old steps only", "train longer"
+    if pruned := count_where(connection, study_id, is_pruned):
+        raise StudiesError(
+            f"{pruned} trials are {outcome}: --extend expects a study without such trials; "
+            f"{remedy} under another --name"
+        )
+    if running := count_where(connection, study_id, TRIALS.c.state == TrialState.RUNNING):
+        raise StudiesError(
+            f"{running} grid trials are held by workers: --extend expects none; stop the workers "
+            "first"
+        )
+
+
+def _append_choices(
+    connection: Connection, study_id: int, distributions: Mapping[str, CategoricalDistribution]
+) -> dict[str, CategoricalDistribution]:
+    """Append the choices that stored distributions lack; return what they are now."""
+    stored = dict(read_choices(connection, study_id))
+    extended = {}
+    for name, distribution in distributions.items():
+        choices = dict.fromkeys((*stored.get(name, ()), *distribution.choices))
+        extended[name] = CategoricalDistribution(tuple(choices))
+        connection.execute(
+            sa.update(TRIAL_PARAMS)
+            .where(TRIAL_PARAMS.c.param_name == name, of_study(TRIAL_PARAMS, study_id))
+            .values(distribution_json=distribution_to_json(extended[name]))
+        )
+    return extended
+
+
+# ------------------------------------------------------------------ reopen
+
+
+def retry_trials(storage: LeasedRDBStorage, name: str, kinds: Collection[str]) -> dict[str, int]:
+    """Set failed grid trials waiting again, as if they had never been trained.
+
+    What each was is appended to its system attribute :data:`EARLIER_FAILURES`; its retries count
+    from 0 again.
+
+    Args:
+        storage: storage that holds the study.
+        name: name of the study.
+        kinds: ``failed`` for trials that used up their retries, ``diverged`` for those whose loss
+            was not finite.
+
+    Returns:
+        The number of trials of each kind that were set waiting.
+
+    Raises:
+        StudyNotFoundError: if the study does not exist.
+        StudyHeldError: if workers hold trials of it.
+        StudiesError: if a planned look was taken, whose verdicts hold for the runs that it had.
+    """
+    names = {TrialStatus.FAIL: "failed", TrialStatus.DIVERGED: "diverged"}
+    with storage.transaction() as connection:
+        study_id = lock_unheld(connection, name)
+        failed = _read_grid_trials(storage, connection, study_id, TrialState.FAIL)
+        reopened = [trial for trial in failed if names[trial.status] in kinds]
+        looks = read_study_attrs(connection, STUDY_USER_ATTRS, study_id, [LOOKS])
+        if reopened and looks.get(LOOKS, "[]") != "[]":
+            raise StudiesError(
+                f"study {name!r} has taken a planned look, whose verdicts hold for the runs that "
+                "it had: expected a study without"
+            )
+        records = {}
+        for trial in reopened:
+            failures = trial.system_attributes.get(EARLIER_FAILURES, ())
+            records[trial.trial_id] = {EARLIER_FAILURES: [*failures, _describe(trial)]}
+        audited = [trial.trial_id for trial in reopened if trial.is_audited]
+        _reopen(connection, reopened, records, audited, restarted=records.keys())
+    merge_log(storage)
+    counts = Counter(names[trial.status] for trial in reopened)
+    return {kind: counts[kind] for kind in kinds}
+
+
+def _move_end(
+    storage: LeasedRDBStorage, connection: Connection, study_id: int, new_end: NewEnd
+) -> EarlierEnd:
+    """Set the complete grid trials of a locked study waiting again; return what the study was.
+
+    Each keeps what it was in a system attribute. Those with a checkpoint keep their curves, which
+    the training continues; the others are as if they had never been trained.
+
+    Raises:
+        StudiesError: if trials are complete and none of them has a checkpoint.
+    """
+    found = _read_grid_trials(storage, connection, study_id, TrialState.COMPLETE, is_strict=True)
+    complete = [trial for trial in found if trial.value is not None]
+    restarted = {each.trial_id for each in complete if each.number not in new_end.checkpointed}
+    if restarted and len(restarted) == len(complete):
+        raise StudiesError(
+            f"no complete trial has a checkpoint of its end at step {new_end.old_steps:,}, from "
+            "which alone its training continues exactly: keep checkpoints with keep_checkpoints = "
+            '"all" or a number before a study is finished; train from the start under another '
+            "--name"
+        )
+    where = [TRIALS.c.trial_id.in_(restarted)]
+    lost, _ = read_where(connection, study_id, where, (INTERMEDIATE_VALUES,))
+    curves = {trial.trial_id: trial.curve for trial in lost}
+    records: dict[int, dict[str, Any]] = {}
+    for trial in complete:
+        result = {"value": trial.value, **_describe(trial)}
+        if curve := curves.get(trial.trial_id):
+            points = ([step, each if math.isfinite(each) else None] for step, each in curve.items())
+            result["curve"] = sorted(points)
+        is_kept = {} if trial.trial_id in restarted else {CHECKPOINTED: True}
+        records[trial.trial_id] = {earlier_end_key(new_end.old_steps): result, **is_kept}
+    # The rungs move, so the pruner decides again, also about trials that had not ended.
+    audited = connection.scalars(select_trial_ids(study_id).where(has_system_attr(AUDIT))).all()
+    _reopen(connection, complete, records, audited, restarted)
+    delete_rows(connection, STUDY_SYSTEM_ATTRS, [{"study_id": study_id, "key": AUDIT_LOOKS}])
+    write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: {END: new_end.steps}})
+    values = {trial.number: trial.value for trial in complete if trial.value is not None}
+    return EarlierEnd(steps=new_end.old_steps, command=new_end.command, values=values)
+
+
+def _read_grid_trials(
+    storage: LeasedRDBStorage,
+    connection: Connection,
+    study_id: int,
+    state: TrialState,
+    is_strict: bool = False,
+) -> list[StoredTrial]:
+    """Read the grid trials of a state with all that they record."""
+    where = [TRIALS.c.study_id == study_id, TRIALS.c.state == state, is_grid_trial()]
+    trials, damaged = read_where(connection, study_id, where, RECORDS)
+    damaged.report(storage, study_id, is_strict)
+    return trials
+
+
+def _describe(trial: StoredTrial) -> dict[str, Any]:
+    """Return what a trial was, for the attribute that keeps it."""
+    attributes = {key: each for key, each in trial.attributes.items() if key in _RECORDED}
+    for key in EVAL_WINDOWS.values():
+        if key in trial.system_attributes:
+            attributes[key] = trial.system_attributes[key]
+    return {
+        "started": trial.started and trial.started.isoformat(),
+        "completed": trial.completed and trial.completed.isoformat(),
+        "attributes": attributes,
+    }
+
+
+def _reopen(
+    connection: Connection,
+    trials: Sequence[StoredTrial],
+    records: Mapping[int, Mapping[str, Any]],
+    audited: Collection[int],
+    restarted: Collection[int],
+) -> None:
+    """Set finished trials waiting again, with records of what they were as system attributes.
+
+    The pruner decides again about the audited trials; some are trained from the start.
+    """
+    ids = [trial.trial_id for trial in trials]
+    delete_rows(connection, TRIAL_VALUES, [{"trial_id": each} for each in ids])
+    delete_rows(connection, INTERMEDIATE_VALUES, [{"trial_id": each} for each in restarted])
+    stored = [
+        (each.trial_id, name) for each in trials for name in each.attributes.keys() & _RECORDED
+    ]
+    delete_attrs(connection, TRIAL_USER_ATTRS, stored)
+    removed = (LEASE, CHECKPOINTED, *EVAL_WINDOWS.values())
+    delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(key, name) for key in ids for name in removed])
+    undecided = {AUDIT: AuditState().model_dump()}
+    write_attrs(connection, TRIAL_SYSTEM_ATTRS, dict.fromkeys(audited, undecided))
+    write_attrs(connection, TRIAL_SYSTEM_ATTRS, records)
+    waiting = {"state": TrialState.WAITING, "datetime_start": None, "datetime_complete": None}
+    update_trials(connection, dict.fromkeys(ids, waiting))
+
+
+# ------------------------------------------------------------------ rename and delete
+
+
+@dataclass(frozen=True)
+class OwnedFiles:
+    """What a study's rows say about its files.
+
+    Attributes:
+        folder: its artifact folder; None if no valid one is stored, as of plain Optuna.
+        artifact_ids: names of its files in the store of kind ``artifacts``.
+    """
+
+    folder: str | None
+    artifact_ids: tuple[str, ...] = ()
+
+
+def rename_study(storage: LeasedRDBStorage, old: str, new: str) -> list[str]:
+    """Rename a study, also where the studies that derive from it name it; return their names.
+
+    Raises:
+        StudyNotFoundError: if it does not exist.
+        StudyExistsError: if another study has the new name.
+        StudyHeldError: if workers hold trials of it.
+    """
+    taken = StudyExistsError(f"study {new!r} exists already: expected another name")
+    if old == new:
+        raise taken
+    try:
+        with storage.transaction() as connection:
+            study_id = lock_unheld(connection, old)
+            connection.execute(
+                sa.update(STUDIES).where(STUDIES.c.study_id == study_id).values(study_name=new)
+            )
+            derived = _derived_studies(connection, old)
+            for other_id in derived:
+                current = _lock_attributes(connection, other_id, STUDY_USER_ATTRS, [CONFIG])
+                if current:  # it was not deleted meanwhile
+                    current[CONFIG]["refinement"]["source"] = new
+                    write_attrs(connection, STUDY_USER_ATTRS, {other_id: current})
+    except sa.exc.IntegrityError as error:
+        raise taken from error
+    merge_log(storage)
+    return list(derived.values())
+
+
+def list_derived(storage: LeasedRDBStorage, name: str) -> list[str]:
+    """Return the names of the studies that derive from a study."""
+    with storage.reading() as connection:
+        return list(_derived_studies(connection, name).values())
+
+
+def delete_study(storage: LeasedRDBStorage, name: str, force: bool = False) -> OwnedFiles:
+    """Delete a study with all of its trials.
+
+    Args:
+        storage: storage that holds the study.
+        name: name of the study.
+        force: whether to delete it although others derive from it.
+
+    Returns:
+        What it said about its files, which are not deleted, without those that another study owns
+        as well, as after ``optuna.copy_study``.
+
+    Raises:
+        StudyNotFoundError: if it does not exist.
+        StudyHeldError: if workers hold trials of it.
+        StudiesError: if others derive from it.
+    """
+    with storage.transaction() as connection:
+        study_id = lock_unheld(connection, name)
+        derived = _derived_studies(connection, name).values()
+        if derived and not force:
+            raise StudiesError(
+                f"study {name!r} is the source of {', '.join(map(repr, derived))}, whose reports "
+                "compare with it: delete those first, or use --force"
+            )
+        owned = read_owned_files(connection, study_id)
+        ids = select_trial_ids(study_id)
+        for table in (*TRIAL_TABLES, HEARTBEATS):
+            connection.execute(sa.delete(table).where(table.c.trial_id.in_(ids)))
+        for table in (TRIALS, *STUDY_TABLES, STUDIES):
+            connection.execute(sa.delete(table).where(table.c.study_id == study_id))
+        keys = {f"{ARTIFACT_PREFIX}{each}": each for each in owned.artifact_ids}
+        for table in (STUDY_SYSTEM_ATTRS, TRIAL_SYSTEM_ATTRS):
+            for key in connection.scalars(sa.select(table.c.key).where(table.c.key.in_(keys))):
+                keys.pop(key, None)
+        is_shared = owned.folder is not None and is_owned(connection, owned.folder)
+    merge_log(storage)
+    return OwnedFiles(None if is_shared else owned.folder, tuple(keys.values()))
+
+
+def is_owned(connection: Connection, folder: str) -> bool:
+    """Return whether a study has an artifact folder."""
+    query = sa.select(STUDY_USER_ATTRS.c.study_id).where(
+        STUDY_USER_ATTRS.c.key == "artifact_folder",
+        STUDY_USER_ATTRS.c.value_json == json.dumps(folder),
+    )
+    return connection.execute(query).first() is not None
+
+
+def read_owned_files(connection: Connection, study_id: int) -> OwnedFiles:
+    """Read what a study's rows say about its files, also of a damaged study."""
+    stored = read_study_attrs(connection, STUDY_USER_ATTRS, study_id, ["artifact_folder"])
+    folder = re.fullmatch(f'"({FOLDER_NAME})"', str(stored.get("artifact_folder")))
+    files: set[str] = set()
+    for table in (STUDY_SYSTEM_ATTRS, TRIAL_SYSTEM_ATTRS):
+        keys = sa.select(table.c.key).where(
+            of_study(table, study_id),
+            table.c.key.startswith(ARTIFACT_PREFIX),
+            table.c.value_json.not_in(("null", '"null"')),  # removed in the dashboard
+        )
+        files |= {key.removeprefix(ARTIFACT_PREFIX) for key in connection.scalars(keys)}
+    artifact_ids = sorted(each for each in files if re.fullmatch(FOLDER_NAME, each))
+    return OwnedFiles(folder and folder[1], tuple(artifact_ids))
+
+
+def _derived_studies(connection: Connection, name: str) -> dict[int, str]:
+    """Return the names of the studies that derive from a study, by their id."""
+    query = (
+        sa.select(STUDIES.c.study_id, STUDIES.c.study_name, STUDY_USER_ATTRS.c.value_json)
+        .join(STUDY_USER_ATTRS, STUDY_USER_ATTRS.c.study_id == STUDIES.c.study_id)
+        .where(STUDY_USER_ATTRS.c.key == CONFIG)
+        .order_by(STUDIES.c.study_name)
+    )
+    derived = {}
+    for study_id, study_name, stored in connection.execute(query):
+        try:
+            config = decode_json(stored, CONFIG)
+        except RowError:  # it is damaged
+            continue
+        refinement = config.get("refinement") if isinstance(config, dict) else None
+        if isinstance(refinement, dict) and refinement.get("source") == name != study_name:
+            derived[study_id] = study_name
+    return derived

@@ -1,0 +1,446 @@
+"""Optuna's tables as they are used here, and the only code that inserts studies and trials.
+
+The number of statements does not depend on the number of trials: many rows are written by one
+``executemany``, or by PostgreSQL's ``COPY``, which need one round trip to a server.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.storages._rdb import models
+from optuna.study import StudyDirection
+from sqlalchemy.engine import Connection
+
+from studies.attributes import AUDIT, EVAL_WINDOWS, IMPORTED, IS_GRID_TRIAL
+from studies.errors import RowError, StorageError
+from studies.storage.engine import redact
+from studies.storage.trials import StoredTrial, decode_state, decode_time
+
+METRIC_NAMES = "study:metric_names"
+"""System attribute that Optuna's ``set_metric_names`` writes."""
+
+ARTIFACT_PREFIX = "artifacts:"
+"""Prefix of the system attributes that Optuna writes for the files of a study or a trial."""
+
+MAX_IDS = 500
+"""Maximum number of trial ids in one statement; databases limit the number of parameters."""
+
+_BATCH = 1000
+"""Number of trials that are inserted at once."""
+
+_STREAMED = {"yield_per": 5000}
+"""Have a driver read that many rows at a time."""
+
+_OF_TRIAL = re.compile(r"dashboard:(?:artifacts:)?(\d+):")
+"""Keys of a study's system attributes that contain the id of a trial: its note and its files."""
+
+
+_TABLES = models.BaseModel.metadata.tables
+
+TRIALS = _TABLES["trials"]
+STUDIES = _TABLES["studies"]
+STUDY_DIRECTIONS = _TABLES["study_directions"]
+STUDY_USER_ATTRS = _TABLES["study_user_attributes"]
+STUDY_SYSTEM_ATTRS = _TABLES["study_system_attributes"]
+TRIAL_PARAMS = _TABLES["trial_params"]
+TRIAL_USER_ATTRS = _TABLES["trial_user_attributes"]
+TRIAL_SYSTEM_ATTRS = _TABLES["trial_system_attributes"]
+TRIAL_VALUES = _TABLES["trial_values"]
+INTERMEDIATE_VALUES = _TABLES["trial_intermediate_values"]
+HEARTBEATS = _TABLES["trial_heartbeats"]
+
+STUDY_TABLES = (STUDY_DIRECTIONS, STUDY_USER_ATTRS, STUDY_SYSTEM_ATTRS)
+"""Tables of what a study has, other than its trials."""
+
+TRIAL_TABLES = (
+    TRIAL_PARAMS,
+    TRIAL_USER_ATTRS,
+    TRIAL_SYSTEM_ATTRS,
+    TRIAL_VALUES,
+    INTERMEDIATE_VALUES,
+)
+"""Tables of what a trial has, heartbeats of plain Optuna aside."""
+
+IS_FINITE = TRIAL_VALUES.c.value_type == models.TrialValueModel.TrialValueType.FINITE
+"""Condition that the value of a trial is finite."""
+
+
+# ------------------------------------------------------------------ parts of queries
+
+
+def raw(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """Return a column whose values are not converted: SQLite stores any type in any column."""
+    return sa.type_coerce(column, sa.types.NullType())
+
+
+def select_trial_ids(study_id: int) -> sa.Select[int]:
+    """Return the query for the ids of a study's trials."""
+    return sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
+
+
+def of_study(table: sa.Table, study_id: int) -> sa.ColumnElement[bool]:
+    """Return the condition that a row belongs to a study."""
+    if table in TRIAL_TABLES:
+        return table.c.trial_id.in_(select_trial_ids(study_id))
+    return table.c.study_id == study_id
+
+
+def has_system_attr(key: str) -> sa.ColumnElement[bool]:
+    """Return the condition that a trial has a system attribute."""
+    rows = sa.select(TRIAL_SYSTEM_ATTRS.c.trial_id).where(
+        TRIAL_SYSTEM_ATTRS.c.key == key, TRIAL_SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id
+    )
+    return sa.exists(rows.correlate(TRIALS))
+
+
+def is_grid_trial() -> sa.ColumnElement[bool]:
+    """Return the condition that a trial belongs to the grid."""
+    return has_system_attr(IS_GRID_TRIAL)
+
+
+def select_in_batches(
+    connection: Connection, query: sa.Select[Any], table: sa.Table, trial_ids: Collection[int]
+) -> Iterator[Any]:
+    """Yield the rows of these trials, in batches of ascending ids."""
+    ids = sorted(trial_ids)
+    for first in range(0, len(ids), MAX_IDS):
+        batch = ids[first : first + MAX_IDS]
+        yield from connection.execute(query.where(table.c.trial_id.in_(batch)))
+
+
+def read_attribute(
+    connection: Connection, table: sa.Table, key: str, trial_ids: Collection[int]
+) -> dict[int, str]:
+    """Read an attribute of trials as it is stored, by trial id; those that lack it are absent."""
+    query = sa.select(table.c.trial_id, table.c.value_json).where(table.c.key == key)
+    return dict(select_in_batches(connection, query, table, trial_ids))
+
+
+def list_columns(table: sa.Table) -> list[sa.Column[Any]]:
+    """Return the columns of a table, that of the study or trial first, without its own id."""
+    owners = ("study_id", "trial_id")
+    others = [each for each in table.columns if not each.primary_key and each.name not in owners]
+    return [next(table.c[name] for name in owners if name in table.c), *others]
+
+
+# ------------------------------------------------------------------ rows
+
+
+def utcnow() -> datetime:
+    """Return the time as Optuna stores it: UTC, naive."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def execute_many(
+    connection: Connection,
+    statement: sa.Delete | sa.Update | sa.Insert,
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Execute a statement once for each row of parameters, possibly for none."""
+    if rows:
+        connection.execute(statement, rows)
+
+
+def insert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, possibly none."""
+    execute_many(connection, sa.insert(table), rows)
+
+
+def update_trials(connection: Connection, values: Mapping[int, Mapping[str, Any]]) -> None:
+    """Set values of trials' rows by trial id, the same columns for each."""
+    statement = sa.update(TRIALS).where(TRIALS.c.trial_id == sa.bindparam("old_trial_id"))
+    rows = [{"old_trial_id": trial_id, **row} for trial_id, row in values.items()]
+    execute_many(connection, statement, rows)
+
+
+def delete_rows(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Delete the rows that have given values in some columns, the same columns for each."""
+    columns = rows[0] if rows else ()
+    is_given = [table.c[name] == sa.bindparam(name) for name in columns]
+    execute_many(connection, sa.delete(table).where(*is_given), rows)
+
+
+def delete_attrs(
+    connection: Connection, table: sa.Table, trial_keys: Sequence[tuple[int, str]]
+) -> None:
+    """Delete attributes of trials, given as pairs of trial id and key."""
+    delete_rows(connection, table, [{"trial_id": each, "key": key} for each, key in trial_keys])
+
+
+def write_attrs(
+    connection: Connection, table: sa.Table, attributes: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Write attributes by id of their study or trial, in place of those of the same keys."""
+    owner = list_columns(table)[0].name
+    old = [{owner: each, "key": key} for each, values in attributes.items() for key in values]
+    delete_rows(connection, table, old)
+    rows = [
+        {owner: each, "key": key, "value_json": json.dumps(value)}
+        for each, values in attributes.items()
+        for key, value in values.items()
+    ]
+    insert(connection, table, rows)
+
+
+def write_user_attrs(connection: Connection, attributes: Mapping[int, Mapping[str, Any]]) -> None:
+    """Write user attributes by trial id; losses of evaluation windows become system attributes."""
+    windows = set(EVAL_WINDOWS.values())
+    for table, is_system in ((TRIAL_USER_ATTRS, False), (TRIAL_SYSTEM_ATTRS, True)):
+        written = {
+            trial_id: {key: each for key, each in values.items() if (key in windows) == is_system}
+            for trial_id, values in attributes.items()
+        }
+        write_attrs(connection, table, written)
+
+
+def read_study_attrs(
+    connection: Connection, table: sa.Table, study_id: int, keys: Collection[str] | None = None
+) -> dict[str, str]:
+    """Read attributes of a study as they are stored; all of them without keys."""
+    query = sa.select(table.c.key, table.c.value_json).where(table.c.study_id == study_id)
+    if keys is not None:
+        query = query.where(table.c.key.in_(keys))
+    return {str(key): stored for key, stored in connection.execute(query)}
+
+
+def write_curves(
+    connection: Connection,
+    curves: Mapping[int, Mapping[int, float]],
+    replaced: Collection[int] = (),
+) -> None:
+    """Write intermediate values.
+
+    Args:
+        connection: connection in a transaction.
+        curves: values by trial id and step; they replace stored values of the same steps.
+        replaced: ids of trials of which they replace all stored values.
+    """
+    delete_rows(connection, INTERMEDIATE_VALUES, [{"trial_id": each} for each in replaced])
+    old = [
+        {"trial_id": trial_id, "step": step} for trial_id, curve in curves.items() for step in curve
+    ]
+    delete_rows(connection, INTERMEDIATE_VALUES, old)
+    names = [column.name for column in list_columns(INTERMEDIATE_VALUES)]
+    rows = [dict(zip(names, point, strict=True)) for point in _list_points(curves)]
+    insert(connection, INTERMEDIATE_VALUES, rows)
+
+
+def _list_points(curves: Mapping[int, Mapping[int, float]]) -> Iterator[tuple[Any, ...]]:
+    to_stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
+    for trial_id, curve in curves.items():
+        for step, value in curve.items():
+            stored, kind = to_stored(value)
+            yield trial_id, step, stored, kind.name
+
+
+# ------------------------------------------------------------------ studies and trials
+
+
+def insert_study(
+    connection: Connection,
+    name: str,
+    metric: str,
+    direction: StudyDirection,
+    attributes: Mapping[str, Any],
+    system_attributes: Mapping[str, Any] | None = None,
+) -> int:
+    """Store a study without trials, and return its id.
+
+    Args:
+        connection: connection in a writing transaction.
+        name: name of the study.
+        metric: name of its value.
+        direction: whether a lower or a higher value is better.
+        attributes: its user attributes.
+        system_attributes: its system attributes, the name of its value aside.
+    """
+    query = sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
+    study_id: int = connection.execute(query).scalar_one()
+    row = {"study_id": study_id, "objective": 0, "direction": direction}
+    insert(connection, STUDY_DIRECTIONS, [row])
+    system = {METRIC_NAMES: [metric], **(system_attributes or {})}
+    write_attrs(connection, STUDY_USER_ATTRS, {study_id: attributes})
+    write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: system})
+    return study_id
+
+
+def insert_trials(
+    connection: Connection,
+    study_id: int,
+    distributions: Mapping[str, BaseDistribution],
+    trials: Iterable[StoredTrial],
+) -> dict[str, int]:
+    """Append trials to a study, with everything that they have; return the rows by table.
+
+    Args:
+        connection: connection in a writing transaction.
+        study_id: id of the study.
+        distributions: distribution of every parameter.
+        trials: the trials, in the order of the numbers that they get.
+
+    Raises:
+        StorageError: if the database refuses one.
+    """
+    counts = dict.fromkeys((table.name for table in (TRIALS, *TRIAL_TABLES)), 0)
+    query = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
+    first = connection.scalar(query) or 0
+    texts = {name: distribution_to_json(each) for name, each in distributions.items()}
+    remaining = iter(trials)
+    while batch := list(itertools.islice(remaining, _BATCH)):
+        rows = [
+            {
+                "study_id": study_id,
+                "number": number,
+                "state": trial.state,
+                "datetime_start": trial.started,
+                "datetime_complete": trial.completed,
+            }
+            for number, trial in enumerate(batch, first)
+        ]
+        insert(connection, TRIALS, rows)
+        counts[TRIALS.name] += len(rows)
+        ids = select_trial_ids(study_id).where(TRIALS.c.number >= first).order_by(TRIALS.c.number)
+        created: dict[int, StoredTrial] = dict(zip(connection.scalars(ids), batch, strict=True))
+        written: dict[sa.Table, list[tuple[Any, ...]]] = {table: [] for table in TRIAL_TABLES}
+        for trial_id, trial in created.items():
+            for name, value in trial.params.items():
+                internal = float(distributions[name].to_internal_repr(value))
+                written[TRIAL_PARAMS].append((trial_id, name, internal, texts[name]))
+            for key, value in trial.attributes.items():
+                written[TRIAL_USER_ATTRS].append((trial_id, key, json.dumps(value)))
+            for key, value in _list_system_attrs(trial).items():
+                written[TRIAL_SYSTEM_ATTRS].append((trial_id, key, json.dumps(value)))
+            if trial.value is not None:
+                stored, kind = models.TrialValueModel.value_to_stored_repr(trial.value)
+                written[TRIAL_VALUES].append((trial_id, 0, stored, kind.name))
+        points = _list_points({trial_id: trial.curve for trial_id, trial in created.items()})
+        for table, values in (written | {INTERMEDIATE_VALUES: points}).items():
+            counts[table.name] += _insert_rows(connection, table, values)
+        first += len(batch)
+    return counts
+
+
+def _list_system_attrs(trial: StoredTrial) -> dict[str, Any]:
+    """Return the system attributes of a trial, among them what marks it as a grid trial."""
+    mark = {IS_GRID_TRIAL: IMPORTED if trial.is_imported else True} if trial.is_grid else {}
+    audit = {} if trial.audit is None else {AUDIT: trial.audit.model_dump()}
+    return {**mark, **audit, **trial.system_attributes}
+
+
+def _insert_rows(target: Connection, table: sa.Table, rows: Iterable[Sequence[Any]]) -> int:
+    """Insert values of :func:`list_columns`, and return how many rows they were.
+
+    This uses ``COPY`` on PostgreSQL, and one prepared statement on SQLite.
+    """
+    columns = ", ".join(column.name for column in list_columns(table))
+    places = ", ".join("?" * len(list_columns(table)))
+    counter = itertools.count()
+    counted = (row for row, _ in zip(rows, counter, strict=False))
+    cursor: Any = target.connection.cursor()
+    try:
+        if target.dialect.name == "sqlite":
+            statement = f"INSERT INTO {table.name} ({columns}) VALUES ({places})"
+            cursor.executemany(statement, counted)
+        else:
+            with cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
+                for row in counted:
+                    copy.write_row(row)
+    except target.dialect.loaded_dbapi.Error as error:
+        summary = str(error).partition("\n")[0]
+        raise StorageError(
+            f"rows of {table.name} cannot be written to {redact(target.engine.url)} ({summary}): "
+            "nothing was written"
+        ) from error
+    return next(counter)
+
+
+# ------------------------------------------------------------------ copies
+
+
+@dataclass(frozen=True)
+class StudyCopy:
+    """A copy of a study to make.
+
+    Attributes:
+        source_id: id of the study.
+        name: name of the copy.
+        folder: artifact folder of the copy.
+        artifact_ids: names of the files of the copy by those of the study.
+    """
+
+    source_id: int
+    name: str
+    folder: str
+    artifact_ids: Mapping[str, str] = field(default_factory=dict)
+
+
+def copy_rows(source: Connection, target: Connection, copy: StudyCopy) -> dict[str, int]:
+    """Copy a study's rows as they are stored; return the number of rows by table.
+
+    Rows are streamed: the memory that a copy takes does not grow with the curves.
+
+    Args:
+        source: connection with a snapshot of the storage that holds the study.
+        target: connection in a writing transaction.
+        copy: the copy to make, of a name that is free.
+
+    Raises:
+        RowError: if a trial has an unknown state or a malformed time.
+        StorageError: if the database refuses a row.
+    """
+    study = sa.insert(STUDIES).values(study_name=copy.name).returning(STUDIES.c.study_id)
+    new_id = target.execute(study).scalar_one()
+    trial_ids: dict[int, int] = {}
+    counts = {}
+    for table in (TRIALS, *STUDY_TABLES, *TRIAL_TABLES):
+        query = sa.select(*map(raw, list_columns(table))).where(of_study(table, copy.source_id))
+        if table is TRIALS:
+            query = query.order_by(TRIALS.c.trial_id)
+        rows: Iterator[tuple[Any, ...]] = (
+            (trial_ids[owner] if table in TRIAL_TABLES else new_id, *row)
+            for owner, *row in source.execute(query, execution_options=_STREAMED)
+        )
+        if table is TRIALS:
+            rows = ((owner, *_check_trial(*row)) for owner, *row in rows)
+        elif table in (STUDY_USER_ATTRS, STUDY_SYSTEM_ATTRS, TRIAL_SYSTEM_ATTRS):
+            rows = ((owner, *_rename(table, copy, trial_ids, *row)) for owner, *row in rows)
+        counts[table.name] = _insert_rows(target, table, rows)
+        if table is TRIALS:
+            old, new = select_trial_ids(copy.source_id), select_trial_ids(new_id)
+            copied = target.scalars(new.order_by(TRIALS.c.trial_id))
+            trial_ids = dict(
+                zip(source.scalars(old.order_by(TRIALS.c.trial_id)), copied, strict=True)
+            )
+    return counts
+
+
+def _check_trial(number: Any, state: Any, *stored: Any) -> tuple[Any, ...]:
+    """Return the row of a trial as a driver writes it; name the trial if it is damaged."""
+    try:
+        # As SQLAlchemy stores times in SQLite, which PostgreSQL reads as well.
+        times = [each and each.isoformat(" ", "microseconds") for each in map(decode_time, stored)]
+        return number, decode_state(state).name, *times
+    except RowError as error:
+        raise RowError(f"trial {number}: {error}") from error
+
+
+def _rename(
+    table: sa.Table, copy: StudyCopy, trial_ids: Mapping[int, int], key: str, value: str | None
+) -> tuple[str, str | None]:
+    """Return an attribute with the folder, files and trials that it names in the copy."""
+    if table is STUDY_USER_ATTRS:
+        return key, json.dumps(copy.folder) if key == "artifact_folder" else value
+    if match := _OF_TRIAL.match(key):
+        old = int(match[1])
+        key = f"{key[: match.start(1)]}{trial_ids.get(old, old)}{key[match.end(1) :]}"
+    if ARTIFACT_PREFIX in key and value is not None:  # as it is in a damaged row
+        for before, after in copy.artifact_ids.items():
+            key, value = key.replace(before, after), value.replace(before, after)
+    return key, value
