@@ -10,6 +10,7 @@ import json
 import shutil
 import sqlite3
 
+import optuna
 import pytest
 import sqlalchemy as sa
 from helpers import EACH_DATABASE, ONE_TRIAL, QUICK, TEXT, TINY, create_small_study
@@ -432,6 +433,15 @@ def test_damage_that_both_databases_allow_is_named(url, caplog, statement):
         assert count_trials(storage, study_id).waiting == 2
     (warning,) = caplog.records
     assert CHANGES[statement] in warning.getMessage()
+
+
+def test_plain_optuna_gives_attributes_another_meaning(tmp_path, caplog):
+    with contextlib.closing(open_storage(url_of(tmp_path))) as storage:
+        study = optuna.create_study(study_name="plain", storage=storage)
+        for name in ("error", "seconds"):
+            study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={name: [1]}))
+        assert [trial.user_attrs for trial in study.trials] == [{"error": [1]}, {"seconds": [1]}]
+    assert "damaged" not in caplog.text
 
 
 def test_warnings_name_the_first_and_count_the_others(damage, caplog):

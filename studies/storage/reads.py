@@ -206,7 +206,8 @@ def _list_fillers(
             trial.distributions[name] = decode_distribution(distribution)
 
     def set_user_attr(trial: StoredTrial, key: str, stored: Any) -> None:
-        value = parse_trial_attribute(key, stored)
+        # A study of plain Optuna may give these names another meaning.
+        value = parse_trial_attribute(key, stored) if trial.is_grid else None
         if is_whole:
             value = decode_json(stored, key)
         if is_whole or value is not None:
