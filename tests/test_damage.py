@@ -332,7 +332,12 @@ def require_other_trial(folder, capsys):
 
 
 CHOICES = '{"name": "CategoricalDistribution", "attributes": {"choices": [101]}}'
+ENDLESS = '{"name": "IntDistribution", "attributes": {"low": 1, "high": Infinity}}'
 NAMED = {
+    f"trial_params SET distribution_json = '{ENDLESS}' WHERE param_name = 'layers'": (
+        "parameter layers: its distribution cannot be read: cannot convert float infinity to "
+        "integer"
+    ),
     "trial_params SET param_value = -1 WHERE param_name = 'layers'": (
         "parameter layers: its choice is -1.0 of 1, counted from 0"
     ),

@@ -284,7 +284,14 @@ def decode_distribution(stored: str) -> BaseDistribution:
         raise RowError(f"its distribution is {_shown(stored)}")
     try:
         return json_to_distribution(stored)
-    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,  # of an infinite range
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise RowError(f"its distribution cannot be read: {error}") from error
 
 
