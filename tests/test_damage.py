@@ -25,6 +25,7 @@ from reports.errors import ReportError
 from rnn.config import LATER_SWITCHES
 from rnn_search import load
 from rnn_search.import_cli import import_command
+from rnn_search.studies_cli import copy as copy_command
 from rnn_search.studies_cli import export_command
 from search.errors import USER_ERRORS
 from search.export import export
@@ -447,6 +448,23 @@ def test_plain_optuna_gives_attributes_another_meaning(tmp_path, caplog):
             study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={name: [1]}))
         assert [trial.user_attrs for trial in study.trials] == [{"error": [1]}, {"seconds": [1]}]
     assert "damaged" not in caplog.text
+
+
+KEYED = "UPDATE trial_system_attributes SET key = {} WHERE trial_id = 1 AND key = 'lease'"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        KEYED.format("NULL"),
+        KEYED.format("X'FF00'"),
+        "UPDATE study_system_attributes SET key = NULL",
+    ],
+)
+def test_attribute_without_a_name_costs_export_and_copy_one_line_at_most(damage, statement):
+    folder = damage(statement)
+    require_one_line(call, folder, export_command, "quick", "{tmp}/q.csv")
+    require_one_line(call, folder, copy_command, "quick", "--as", "copied")
 
 
 def test_warnings_name_the_first_and_count_the_others(damage, caplog):

@@ -191,7 +191,7 @@ def _list_fillers(
             trial.audit = parse_audit(AuditState, stored)
         if is_whole:
             trial.system_attributes[key] = decode_json(stored, key)
-        elif TRIAL_SYSTEM_ATTRS in columns and is_result(key):
+        elif TRIAL_SYSTEM_ATTRS in columns and is_result(str(key)):
             trial.system_attributes[key] = parse_trial_system_attribute(key, stored)
 
     def set_param(trial: StoredTrial, name: str, stored: Any, distribution: Any) -> None:

@@ -432,15 +432,17 @@ def _check_trial(number: Any, state: Any, *stored: Any) -> tuple[Any, ...]:
 
 
 def _rename(
-    table: sa.Table, copy: StudyCopy, trial_ids: Mapping[int, int], key: str, value: str | None
-) -> tuple[str, str | None]:
+    table: sa.Table, copy: StudyCopy, trial_ids: Mapping[int, int], key: Any, value: Any
+) -> tuple[Any, Any]:
     """Return an attribute with the folder, files and trials that it names in the copy."""
     if table is STUDY_USER_ATTRS:
         return key, json.dumps(copy.folder) if key == "artifact_folder" else value
+    if not (isinstance(key, str) and isinstance(value, str)):  # as it is in a damaged row
+        return key, value
     if match := _OF_TRIAL.match(key):
         old = int(match[1])
         key = f"{key[: match.start(1)]}{trial_ids.get(old, old)}{key[match.end(1) :]}"
-    if ARTIFACT_PREFIX in key and value is not None:  # as it is in a damaged row
+    if ARTIFACT_PREFIX in key:
         for before, after in copy.artifact_ids.items():
             key, value = key.replace(before, after), value.replace(before, after)
     return key, value
