@@ -31,11 +31,22 @@ from search.errors import USER_ERRORS
 from search.export import export
 from search.sample import sample
 from studies.artifacts import open_store
-from studies.attributes import EVAL_WINDOWS, SCHEMA_VERSION, SOURCE_TRIALS, StudyRecord, TrialRecord
+from studies.attributes import (
+    AUDIT,
+    EVAL_WINDOWS,
+    SCHEMA_VERSION,
+    SOURCE_TRIALS,
+    AuditState,
+    Failure,
+    StudyRecord,
+    TrialRecord,
+)
 from studies.errors import RowError, StudyFormatError
 from studies.storage.counts import count_trials
+from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
 from studies.storage.reads import read_trials
+from studies.storage.storage import AuditDecision
 from studies.storage.trials import MAX_NAMED, DamagedTrials
 
 SETTINGS = (*ONE_TRIAL, "--set=space.state_size=[3, 4]", "--set=keep_weights=2")
@@ -465,6 +476,19 @@ def test_attribute_without_a_name_costs_export_and_copy_one_line_at_most(damage,
     folder = damage(statement)
     require_one_line(call, folder, export_command, "quick", "{tmp}/q.csv")
     require_one_line(call, folder, copy_command, "quick", "--as", "copied")
+
+
+def test_damage_of_a_held_trial_costs_its_worker_the_lease(tmp_path):
+    undecided = AuditDecision(AuditState(), AuditState(rungs=2))
+    with contextlib.closing(open_storage(url_of(tmp_path))) as storage:
+        study_id = create_small_study(storage, 2)
+        first, second = storage.claim(study_id, "me"), storage.claim(study_id, "me")
+        storage.set_trial_system_attr(second, AUDIT, [])
+        execute(url_of(tmp_path), f"UPDATE trials SET state = 'x' WHERE trial_id = {first}")
+        writes = [PendingWrite(trial_id, "me", {1: 2.0}) for trial_id in (first, second)]
+        assert storage.flush(writes) == [first]
+        assert storage.write_audit({second: undecided}) == []
+        assert storage.requeue_all(writes, Failure.EXCEPTION) == [first]
 
 
 def test_warnings_name_the_first_and_count_the_others(damage, caplog):

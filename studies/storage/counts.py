@@ -4,6 +4,7 @@ The database computes it, so that little is read. Studies whose trials workers h
 copied, deleted or reopened.
 """
 
+import math
 import sys
 import time
 from collections import Counter
@@ -397,7 +398,7 @@ def read_active_workers(connection: Connection, study_id: int) -> list[ActiveWor
         if stored is not None:
             lease = Lease.parse(stored)
             name, seconds = lease.worker, lease.seconds
-            if type(lease.heard) in (int, float):
+            if isinstance(lease.heard, float) and math.isfinite(lease.heard):
                 silent = max(0.0, float(now) - lease.heard)
         held.setdefault(name, []).append((number, silent, seconds))
     workers = []

@@ -36,6 +36,7 @@ from studies.storage.tables import (
     delete_attrs,
     has_system_attr,
     is_grid_trial,
+    raw,
     read_attribute,
     select_in_batches,
     update_trials,
@@ -44,6 +45,7 @@ from studies.storage.tables import (
     write_curves,
     write_user_attrs,
 )
+from studies.storage.trials import decode_state
 
 LEASE = "lease"
 """System attribute of a running trial: its lease."""
@@ -138,10 +140,18 @@ class LeaseMonitor:
 def lock_trials(
     connection: Connection, trial_ids: Collection[int]
 ) -> dict[int, tuple[TrialState, Lease | None]]:
-    """Read trials' states and leases; lock the trials until the transaction ends."""
+    """Read trials' states and leases; lock the trials until the transaction ends.
+
+    Those of an unknown state are left out.
+    """
     # All writers lock trials in the order of their ids, to avoid deadlocks.
-    query = sa.select(TRIALS.c.trial_id, TRIALS.c.state).order_by(TRIALS.c.trial_id)
-    states = dict(select_in_batches(connection, query.with_for_update(), TRIALS, trial_ids))
+    query = sa.select(TRIALS.c.trial_id, raw(TRIALS.c.state)).order_by(TRIALS.c.trial_id)
+    states = {}
+    for trial_id, stored in select_in_batches(
+        connection, query.with_for_update(), TRIALS, trial_ids
+    ):
+        with contextlib.suppress(RowError):
+            states[trial_id] = decode_state(stored)
     # Only now: a joined lease would be that of before the wait for the lock.
     leases = read_attribute(connection, TRIAL_SYSTEM_ATTRS, LEASE, states)
     return {

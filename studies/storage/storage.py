@@ -23,6 +23,7 @@ from studies.attributes import (
     PAUSED,
     AuditState,
     Failure,
+    parse_audit,
 )
 from studies.config import DEFAULT_LEASE_SECONDS
 from studies.errors import LeaseLostError, RowError, StudyFormatError
@@ -618,12 +619,11 @@ def _write_audit(
     """
     lock_trials(connection, decisions)
     stored = read_attribute(connection, TRIAL_SYSTEM_ATTRS, AUDIT, decisions)
-    valid = [
-        trial_id
-        for trial_id, decision in decisions.items()
-        if trial_id in stored
-        and AuditState.model_validate_json(stored[trial_id]) == decision.before
-    ]
+    valid = []
+    for trial_id in sorted(decisions.keys() & stored.keys()):
+        with contextlib.suppress(RowError):  # damaged since it was read
+            if parse_audit(AuditState, stored[trial_id]) == decisions[trial_id].before:
+                valid.append(trial_id)
     if require_all and len(valid) < len(decisions):
         return []
     after = {trial_id: {AUDIT: decisions[trial_id].after.model_dump()} for trial_id in valid}

@@ -121,7 +121,7 @@ def test_workers_are_listed_with_their_trials_the_longest_silent_first(storage):
     (silent, *_) = list_workers(now - 900)
     assert silent.is_expired
     assert silent.description.endswith("min ago, longer than its lease of 2.0 min")
-    for heard, seconds in ((now + 3600, 0), ("unknown", None)):
+    for heard, seconds in ((now + 3600, 0), ("unknown", None), (10**400, None), (-math.inf, None)):
         (worker,) = (each for each in list_workers(heard) if each.host == "node2")
         assert (worker.silent_seconds, worker.is_expired) == (seconds, False)
     assert worker.description == "node2/5 holds trial 2"
