@@ -91,7 +91,11 @@ def list_studies(storage: LeasedRDBStorage, stores: StudyStores) -> list[ListedS
     for name in list_study_names(storage):
         try:
             listed.append(_read_study(storage, stores, name))
-        except StudiesError as error:
+        except (KeyError, StudiesError) as error:
+            if name not in list_study_names(storage):  # it was deleted meanwhile
+                continue
+            if not isinstance(error, StudiesError):
+                raise
             listed.append(ListedStudy(name, DAMAGED, problem=to_line(str(error))))
     return listed
 

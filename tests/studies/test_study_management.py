@@ -275,6 +275,19 @@ def test_retried_trial_keeps_what_it_was(manager, url):
         manager.retry("made", ["diverged"])
 
 
+def test_study_that_is_deleted_meanwhile_is_not_listed(url, folder, monkeypatch):
+    create(url)
+
+    def load_and_delete(storage, name):
+        study = load_study(storage, name)
+        optuna.delete_study(study_name=name, storage=storage)
+        return study
+
+    monkeypatch.setattr("studies.study_list.load_study", load_and_delete)
+    with closing(open_storage(url)) as storage:
+        assert list_studies(storage, StudyStores(str(folder), url)) == []
+
+
 def test_list_shows_each_study_and_its_workers(manager, url, folder):
     create(url, "derived", **REFINED)
     create(url, "broken")
