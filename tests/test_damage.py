@@ -33,7 +33,9 @@ from search.sample import sample
 from studies.artifacts import open_store
 from studies.attributes import (
     AUDIT,
+    COMMANDS,
     EVAL_WINDOWS,
+    LOOKS,
     SCHEMA_VERSION,
     SOURCE_TRIALS,
     AuditState,
@@ -42,6 +44,7 @@ from studies.attributes import (
     TrialRecord,
 )
 from studies.errors import RowError, StudyFormatError
+from studies.storage.changes import extend_study
 from studies.storage.counts import count_trials
 from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
@@ -533,6 +536,13 @@ def test_extension_of_a_damaged_study_is_refused(damage):
     assert query(url_of(folder), "SELECT count(*) FROM trials") == [(2,)]
     with contextlib.closing(open_storage(url_of(folder))) as storage:
         assert [trial.number for trial in read_trials(storage, 1)] == [1]
+
+
+def test_attributes_of_a_study_with_a_damaged_trial_are_replaced(damage):
+    folder = damage("UPDATE trial_params SET distribution_json = '{' WHERE trial_id = 1")
+    with contextlib.closing(open_storage(url_of(folder))) as storage:
+        assert extend_study(storage, 1, {LOOKS: []}, {COMMANDS: ["other"]})
+        assert storage.get_study_user_attrs(1)[COMMANDS] == ["other"]
 
 
 OF_NUMBER = "UPDATE trials SET number = NULL WHERE trial_id"

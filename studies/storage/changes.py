@@ -191,9 +191,10 @@ def extend_study(
             end = _move_end(storage, connection, study_id, new_end)
             earlier = stored.get(EARLIER_ENDS, [])
             written[EARLIER_ENDS] = [*earlier, end.model_dump(mode="json")]
-        extended = _append_choices(connection, study_id, distributions or {})
         write_attrs(connection, STUDY_USER_ATTRS, {study_id: written})
-        insert_trials(connection, study_id, extended, trials)
+        if distributions:
+            extended = _append_choices(connection, study_id, distributions)
+            insert_trials(connection, study_id, extended, trials)
     merge_log(storage)
     return True
 
