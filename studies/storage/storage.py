@@ -74,6 +74,9 @@ _reading: contextvars.ContextVar[Connection | None] = contextvars.ContextVar(
     "reading", default=None
 )
 
+MAX_INCLUDED_IDS = 30_000
+"""Number of unfinished trials above which Optuna reads all; databases limit the parameters."""
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -252,12 +255,18 @@ class LeasedRDBStorage(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        is_newer = TRIALS.c.trial_id > trial_id_greater_than
-        where: list[sa.ColumnElement[bool]] = [TRIALS.c.trial_id.in_(included_trial_ids) | is_newer]
+        where: list[sa.ColumnElement[bool]] = []
+        if len(included_trial_ids) <= MAX_INCLUDED_IDS:
+            is_newer = TRIALS.c.trial_id > trial_id_greater_than
+            where.append(TRIALS.c.trial_id.in_(included_trial_ids) | is_newer)
         if states is not None:
             where.append(TRIALS.c.state.in_([state for state in TrialState if state in states]))
         self.get_study_name_from_id(study_id)  # KeyError if it does not exist
-        return self._read_trials(study_id, where)
+        return [
+            trial
+            for trial in self._read_trials(study_id, where)
+            if trial._trial_id > trial_id_greater_than or trial._trial_id in included_trial_ids
+        ]
 
     def _read_trials(
         self, study_id: int, where: Sequence[sa.ColumnElement[bool]]

@@ -185,6 +185,14 @@ def test_file_name_may_contain_special_characters(tmp_path, name):
     }
 
 
+def test_optuna_reads_more_unfinished_trials_than_a_statement_can_name(url):
+    storage = open_storage(url)
+    study_id = create_small_study(storage, 6)
+    unfinished = {*range(1, 300_000)} - {4}
+    found = storage._get_trials(study_id, None, unfinished, 5)
+    assert [trial.number for trial in found] == [0, 1, 2, 4, 5]
+
+
 def test_trials_of_plain_optuna_are_left_alone(url):
     """They are neither claimed nor counted, and do not expire."""
     storage = open_storage(url)
