@@ -135,7 +135,8 @@ class StoredTrial:
             values=[self.values[place] for place in range(len(self.values))] or None,
             datetime_start=self.started,
             datetime_complete=self.completed,
-            params=dict(self.params),
+            # Those that are stored: Optuna refuses one without a distribution.
+            params={name: self.params[name] for name in self.distributions},
             distributions=dict(self.distributions),
             user_attrs=dict(self.attributes),
             system_attrs=dict(self.system_attributes),
