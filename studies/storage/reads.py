@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from operator import itemgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -72,6 +73,11 @@ RESULTS = (TRIAL_PARAMS, TRIAL_USER_ATTRS, TRIAL_VALUES)
 RECORDS = (*RESULTS, TRIAL_SYSTEM_ATTRS)
 """The same, and the system attributes that belong to a study's results."""
 
+_NOT_READ: Any = MappingProxyType({})
+"""What trials have of columns that are not read: without objects of their own, which cost time."""
+
+_RUNNING, _WAITING = TrialState.RUNNING.name, TrialState.WAITING.name
+
 _ROWS = 10_000
 """Rows that a stream fetches at once."""
 
@@ -132,17 +138,27 @@ def read_where(
             state, *times = row
             started, completed = map(decode_time, times)
             trials[trial_id] = StoredTrial(
-                trial_id=trial_id,
-                number=decode_integer(number, "number"),
+                params={} if TRIAL_PARAMS in columns else _NOT_READ,
+                attributes={} if TRIAL_USER_ATTRS in columns else _NOT_READ,
                 state=decode_state(state),
+                number=decode_integer(number, "number"),
+                trial_id=trial_id,
                 started=started,
                 completed=completed,
                 is_grid=False,
+                system_attributes={} if TRIAL_SYSTEM_ATTRS in columns else _NOT_READ,
+                curve={} if INTERMEDIATE_VALUES in columns else _NOT_READ,
+                distributions={} if is_whole else _NOT_READ,
+                values={} if TRIAL_VALUES in columns else _NOT_READ,
             )
         except RowError as error:
             damaged.add(trial_id, number, error)
-    # Of many trials those of the whole study: a statement names no more.
-    selected = sorted(trials) if len(trials) <= MAX_IDS else select_trial_ids(study_id)
+    total = connection.scalar(
+        sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
+    )
+    # Of most or many trials the rows of the whole study: naming them takes longer.
+    is_few = len(trials) <= min(MAX_IDS, (total or 0) // 2)
+    selected = sorted(trials) if is_few else select_trial_ids(study_id)
     for table, fill in _list_fillers(columns, is_whole):
         rows = sa.select(table.c.trial_id, *map(raw, list_columns(table)[1:]))
         rows = rows.where(table.c.trial_id.in_(selected))
@@ -158,9 +174,6 @@ def read_where(
             except RowError as error:
                 damaged.add(trial_id, trial.number, error)
                 del trials[trial_id]
-    total = connection.scalar(
-        sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
-    )
     numbers: set[int] = set()
     for trial_id, trial in list(trials.items()):
         try:
@@ -301,45 +314,42 @@ class TrialReader:
         self._columns = columns
         self._rungs = rungs
         self._grid: set[int] = set()
+        self._audited: set[int] = set()
         self._stamps: dict[int, tuple[Any, ...]] = {}
         self._trials: dict[int, StoredTrial] = {}
 
     def read(self) -> list[StoredTrial]:
         """Return the trials, by number; those that have not changed are the same objects."""
         with self._storage.reading() as connection:
-            found = connection.execute(_select_stamps(self._study_id)).all()
-            known = stamps = {trial_id: tuple(stamp) for trial_id, *stamp in found}
+            rows = connection.execute(_select_stamps(self._study_id))
+            stamps = {row[0]: tuple(row) for row in rows}
             if stamps.keys() != self._stamps.keys():  # the first time, and after an extension
                 query = select_trial_ids(self._study_id).where(is_grid_trial())
                 self._grid = set(connection.scalars(query))
-            stamps = {key: stamp for key, stamp in stamps.items() if key in self._grid}
-            changed = {key for key, stamp in stamps.items() if self._may_differ(key, stamp)}
-            selected = changed if len(changed) <= MAX_IDS else None
-            read = (
-                read_trials(self._storage, self._study_id, selected, self._columns)
-                if changed
-                else []
-            )
+            changed = {
+                key
+                for key, stamp in stamps.items()
+                if (self._stamps.get(key) != stamp or key in self._audited or stamp[2] == _RUNNING)
+                and key in self._grid
+            }
+            selected = changed if len(changed) <= min(MAX_IDS, len(stamps) // 2) else None
+            read = read_trials(self._storage, self._study_id, selected, self._columns)
             trials = {key: each for key, each in self._trials.items() if key not in changed}
             trials |= {each.trial_id: each for each in read if each.trial_id in changed}
             if self._rungs:
                 trials |= self._read_losses(connection, trials, changed)
         self._trials = {key: trials[key] for key in stamps if key in trials}
         # A trial that has changed since its stamp was read has another one next time.
-        self._stamps = known
-        self.planned = len(stamps)
+        self._stamps = stamps
+        self._audited -= changed
+        self._audited |= {each.trial_id for each in read if each.is_audited}
+        self.planned = len(self._grid)
         self.damaged_paused = [
             key
-            for key, (_, state, *_, since) in stamps.items()
-            if state == TrialState.WAITING.name and since is not None and key not in self._trials
+            for key in self._grid - self._trials.keys()
+            if stamps[key][2] == _WAITING and stamps[key][-1] is not None
         ]
         return list(self._trials.values())
-
-    def _may_differ(self, trial_id: int, stamp: tuple[Any, ...]) -> bool:
-        trial = self._trials.get(trial_id)
-        is_running = stamp[1] == TrialState.RUNNING.name
-        is_audited = trial is not None and trial.is_audited
-        return self._stamps.get(trial_id) != stamp or is_running or is_audited
 
     def _read_losses(
         self, connection: Connection, trials: Mapping[int, StoredTrial], changed: Set[int]

@@ -72,7 +72,7 @@ def find_status(
     return TrialStatus[state.name]
 
 
-@dataclass
+@dataclass(slots=True)
 class StoredTrial:
     """A trial as it is stored, or is to be stored; readers fill the columns they are asked for.
 
