@@ -147,7 +147,10 @@ def tuned(tmp_path):
     """URL of a storage with a study by TPE, with pruned, failed and waiting trials."""
     url = f"sqlite:///{tmp_path}/optuna.db"
 
-    study = optuna.create_study(study_name="tuned", storage=url, direction="maximize")
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=5)
+    study = optuna.create_study(
+        study_name="tuned", storage=url, direction="maximize", sampler=sampler
+    )
     states = {3: TrialState.FAIL, 4: TrialState.PRUNED, 9: TrialState.PRUNED}
     for number in range(12):
         trial, state = study.ask(), states.get(number, TrialState.COMPLETE)
