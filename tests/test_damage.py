@@ -392,12 +392,14 @@ VALUES = ("NULL", "'x'", "X'FF00'", "CAST(X'78FF' AS TEXT)", str(-(2**62)), "9e9
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("value", VALUES)
-def test_value_in_any_column_leaves_the_other_trials_shown(finished, damage, capsys, caplog, value):
+@pytest.mark.parametrize("index", range(len(VALUES)))
+def test_value_in_any_column_leaves_the_other_trials_shown(finished, damage, capsys, caplog, index):
+    """Each column has two of the values."""
+    value = VALUES[index]
     with connected(finished) as database:
         columns = database.execute(COLUMNS).fetchall()
     assert len(columns) > 15
-    for table, name in columns:
+    for table, name in columns[index % 3 :: 3]:
         caplog.clear()
         DamagedTrials._reported.clear()
         row = f"rowid = (SELECT max(rowid) FROM {table} WHERE trial_id = 1)"
