@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 from studies.attributes import SCHEMA_VERSION, ImportedRecord, StudyRecord
 from studies.best import Best, BestReader
-from studies.errors import StudiesError
+from studies.errors import RowError, StudiesError
 from studies.loader import read_record
 from studies.storage.changes import read_owned_files
 from studies.storage.counts import (
@@ -142,7 +142,7 @@ def _read_times(connection: Connection, study_id: int) -> tuple[datetime | None,
     for stored in connection.execute(query.where(TRIALS.c.study_id == study_id)).one():
         try:
             times.append(decode_time(stored))
-        except ValueError:  # of a damaged trial
+        except RowError:  # of a damaged trial
             times.append(None)
     return times[0], max((each for each in times[1:] if each is not None), default=None)
 

@@ -236,6 +236,19 @@ def test_damaged_study_leaves_the_others_in_the_list(url, statement):
         assert "study 'damaged' is damaged (attribute" in damaged.user_attrs["damaged"]
 
 
+@EACH_DATABASE
+def test_attribute_of_plain_optuna_may_be_called_damaged(url):
+    """And what is damaged of a study, such as its system attributes, is not read with the rest."""
+    with contextlib.closing(open_storage(url)) as storage:
+        study_id = create_small_study(storage, 1, "sound")
+        storage.set_study_user_attr(study_id, "damaged", "in transit")
+        assert storage.get_study_user_attrs(study_id)["damaged"] == "in transit"
+        execute(url, "UPDATE study_system_attributes SET value_json = '['")
+        assert storage.get_study_user_attrs(study_id)["damaged"] == "in transit"
+        with pytest.raises(StudyFormatError, match="study 'sound' is damaged"):
+            storage.get_study_system_attrs(study_id)
+
+
 def test_study_of_an_unknown_direction_is_listed_as_damaged(damage):
     folder = damage("UPDATE study_directions SET direction = 'UNKNOWN'")
     with contextlib.closing(open_storage(url_of(folder))) as storage:
@@ -313,7 +326,7 @@ def require_one_line(function, *arguments):
         ("reads.check_params", TypeError("unhashable")),
         ("reads.parse_trial_attribute", ValueError("not enough values to unpack")),
         ("counts.find_status", ZeroDivisionError()),
-        ("storage.decode_study", RecursionError()),
+        ("storage.decode_json", RecursionError()),
     ],
 )
 def test_bug_of_a_reader_is_raised_and_damages_no_study(damage, monkeypatch, caplog, reader, error):

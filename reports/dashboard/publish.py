@@ -40,7 +40,7 @@ from reports.stats.effects import Effect
 from reports.stats.nuisance import build_judged_table, join_names
 from reports.stats.ranking import LeaderboardEntry, rank_architectures
 from rnn.source_code import generate_module
-from studies.artifacts import Store
+from studies.artifacts import Store, store_errors
 from studies.attributes import PUBLISHED, StudyRecord
 from studies.errors import ArtifactsError
 from studies.loader import read_record
@@ -136,7 +136,7 @@ class StudyPublisher:
             if isinstance(record, StudyRecord):
                 try:
                     files = self._write_files(results, record)
-                except Exception as caught:  # artifact stores raise exceptions of any kind
+                except store_errors() as caught:
                     error = caught
         if isinstance(record, StudyRecord):
             text = render_note(

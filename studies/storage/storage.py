@@ -26,7 +26,7 @@ from studies.attributes import (
     parse_audit,
 )
 from studies.config import DEFAULT_LEASE_SECONDS
-from studies.errors import LeaseLostError, RowError, StudyFormatError
+from studies.errors import LeaseLostError, RowError
 from studies.storage.backup import DatabaseFile, StudyIdentity
 from studies.storage.engine import begin_as, configure, engine_options
 from studies.storage.leases import (
@@ -63,11 +63,12 @@ from studies.storage.tables import (
     write_user_attrs,
 )
 from studies.storage.trials import (
-    DAMAGED,
     DamagedTrialError,
+    decode_direction,
     decode_json,
-    decode_study,
     decode_time,
+    describe_damage,
+    reporting_damage,
 )
 
 _reading: contextvars.ContextVar[Connection | None] = contextvars.ContextVar(
@@ -289,53 +290,43 @@ class LeasedRDBStorage(RDBStorage):
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         """Return the directions of a study."""
-        return self._read_study(study_id).directions
+        return list(self._read_of_study(STUDY_DIRECTIONS, study_id).values())
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the user attributes of a study."""
-        return self._read_study(study_id).user_attrs
+        return self._read_of_study(STUDY_USER_ATTRS, study_id)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the system attributes of a study."""
-        return self._read_study(study_id).system_attrs
+        return self._read_of_study(STUDY_SYSTEM_ATTRS, study_id)
 
-    def _read_study(self, study_id: int) -> FrozenStudy:
-        found = self._read_studies([study_id])
-        if not found:
-            raise KeyError(f"no study has the id {study_id}")
-        (study,) = found
-        if message := study.user_attrs.get(DAMAGED):
-            raise StudyFormatError(message)
-        return study
+    def _read_of_study(self, table: sa.Table, study_id: int) -> dict[Any, Any]:
+        with self.reading() as connection:
+            stored = _read_study_rows(connection, table, [table.c.study_id == study_id])
+        if not stored:
+            self.get_study_name_from_id(study_id)  # KeyError if it does not exist
+        with reporting_damage(self, study_id):
+            return _decode_study_rows(table, stored.get(study_id, ()))
 
     def get_all_studies(self) -> list[FrozenStudy]:
         """Return all studies; a damaged one has its name and an attribute ``damaged`` only."""
-        return self._read_studies()
-
-    def _read_studies(self, study_ids: Collection[int] | None = None) -> list[FrozenStudy]:
-        """Read studies by id, all by default, in a fixed number of statements."""
-        rows: dict[int, list[list[Sequence[Any]]]] = {}
         tables = (STUDY_DIRECTIONS, STUDY_USER_ATTRS, STUDY_SYSTEM_ATTRS)
+        query = sa.select(STUDIES.c.study_id, STUDIES.c.study_name).order_by(STUDIES.c.study_id)
         with self.reading() as connection:
-            query = sa.select(STUDIES.c.study_id, STUDIES.c.study_name).order_by(STUDIES.c.study_id)
-            if study_ids is not None:
-                query = query.where(STUDIES.c.study_id.in_(study_ids))
-            names: dict[int, str] = dict(connection.execute(query).all())
-            for place, table in enumerate(tables):
-                key, value = (
-                    (table.c.objective, table.c.direction)
-                    if table is STUDY_DIRECTIONS
-                    else (table.c.key, table.c.value_json)
+            names = connection.execute(query).all()
+            stored = {table: _read_study_rows(connection, table) for table in tables}
+        studies = []
+        for study_id, name in names:
+            try:
+                directions, user, system = (
+                    _decode_study_rows(table, stored[table].get(study_id, ())) for table in tables
                 )
-                values = sa.select(table.c.study_id, raw(key), raw(value)).order_by(key)
-                if study_ids is not None:
-                    values = values.where(table.c.study_id.in_(study_ids))
-                for study_id, *row in connection.execute(values):
-                    rows.setdefault(study_id, [[], [], []])[place].append(row)
-        return [
-            decode_study(study_id, name, *rows.get(study_id, [[], [], []]))
-            for study_id, name in names.items()
-        ]
+            except RowError as error:
+                directions, system = {0: StudyDirection.NOT_SET}, {}
+                user = {"damaged": describe_damage(name, str(error))}
+            found = list(directions.values())
+            studies.append(FrozenStudy(name, None, user, system, study_id, directions=found))
+        return studies
 
     # ------------------------------------------------------------------ one trial's life
 
@@ -597,6 +588,31 @@ class LeasedRDBStorage(RDBStorage):
             if lost:
                 raise _lease_lost(write)
             yield connection, held[write.trial_id]
+
+
+_StudyRows = Sequence[tuple[Any, Any]]
+"""Objectives and directions of a study, or names and values of its attributes, as stored."""
+
+
+def _read_study_rows(
+    connection: Connection, table: sa.Table, where: Sequence[sa.ColumnElement[bool]] = ()
+) -> dict[int, _StudyRows]:
+    """Read the rows of studies in a table, by the id of the study."""
+    if table is STUDY_DIRECTIONS:
+        key, value = table.c.objective, table.c.direction
+    else:
+        key, value = table.c.key, table.c.value_json
+    query = sa.select(table.c.study_id, raw(key), raw(value)).where(*where).order_by(key)
+    rows: dict[int, list[tuple[Any, Any]]] = {}
+    for study_id, *row in connection.execute(query):
+        rows.setdefault(study_id, []).append((row[0], row[1]))
+    return dict(rows)
+
+
+def _decode_study_rows(table: sa.Table, rows: _StudyRows) -> dict[Any, Any]:
+    if table is STUDY_DIRECTIONS:
+        return {objective: decode_direction(stored) for objective, stored in rows}
+    return {key: decode_json(stored, key) for key, stored in rows}
 
 
 def _lease_lost(write: PendingWrite) -> LeaseLostError:

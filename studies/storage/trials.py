@@ -22,7 +22,6 @@ from optuna.distributions import (
     json_to_distribution,
 )
 from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
@@ -351,39 +350,8 @@ def _check_param(name: str, kind: str, value: Any) -> None:  # 1 and true are eq
         raise RowError(f"parameter {name}: {first_message(error)}") from error
 
 
-DAMAGED = "damaged"
-"""Attribute of a damaged study in a list: what is wrong with it."""
-
-
-def decode_study(
-    study_id: int,
-    name: str,
-    directions: Sequence[Sequence[Any]],
-    user_attrs: Sequence[Sequence[Any]],
-    system_attrs: Sequence[Sequence[Any]],
-) -> FrozenStudy:
-    """Return Optuna's object for a study; a damaged one has an attribute that says so only.
-
-    Args:
-        study_id: id of the study.
-        name: its name.
-        directions: rows (objective, direction).
-        user_attrs: rows (key, value as JSON).
-        system_attrs: rows (key, value as JSON).
-    """
-    try:
-        decoded = [_decode_direction(direction) for _, direction in directions]
-        user, system = (
-            {key: decode_json(stored, key) for key, stored in rows}
-            for rows in (user_attrs, system_attrs)
-        )
-    except RowError as error:
-        decoded, system = [StudyDirection.NOT_SET], {}
-        user = {DAMAGED: describe_damage(name, str(error))}
-    return FrozenStudy(name, None, user, system, study_id, directions=decoded)
-
-
-def _decode_direction(stored: Any) -> StudyDirection:
+def decode_direction(stored: Any) -> StudyDirection:
+    """Return the direction of an objective of a study."""
     if isinstance(stored, str) and stored in StudyDirection.__members__:
         return StudyDirection[stored]
     raise RowError(f"its direction is {_shown(stored)}")
