@@ -4,25 +4,21 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-
 from studies.attributes import SCHEMA_VERSION, ImportedRecord, StudyRecord
 from studies.best import Best, BestReader
-from studies.errors import RowError, StudiesError
+from studies.errors import StudiesError
 from studies.loader import read_record
 from studies.storage.changes import read_owned_files
 from studies.storage.counts import (
     ActiveWorker,
     TrialCounts,
-    count_statuses,
+    count_all,
     count_trials,
     read_active_workers,
+    read_times,
 )
 from studies.storage.open import list_study_names, load_study
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.tables import TRIALS, raw
-from studies.storage.trials import TrialStatus, decode_state, decode_time, reporting_damage
 from studies.study_files import StudyStores
 from studies.text import to_line
 
@@ -106,7 +102,7 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
     kind, record, problem = f"schema {version}", None, ""
     count = count_trials
     if version is None and "artifact_folder" not in study.user_attrs:
-        kind, count = PLAIN, _count_all
+        kind, count = PLAIN, count_all
     elif version == SCHEMA_VERSION:
         try:
             record = read_record(study)
@@ -117,7 +113,7 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
         counts = count(storage, study_id)
         best = BestReader(study, storage, record.config).read() if record else None
         workers = tuple(read_active_workers(connection, study_id))
-        started, changed = _read_times(connection, study_id)
+        started, changed = read_times(connection, study_id)
         folder = read_owned_files(connection, study_id).folder
     return ListedStudy(
         name,
@@ -132,19 +128,6 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
         stores.measure(folder) if folder else 0,
         problem,
     )
-
-
-def _read_times(connection: Connection, study_id: int) -> tuple[datetime | None, datetime | None]:
-    """Return when the first trial was started, and when the last one was started or finished."""
-    start, end = raw(TRIALS.c.datetime_start), raw(TRIALS.c.datetime_complete)
-    query = sa.select(sa.func.min(start), sa.func.max(start), sa.func.max(end))
-    times: list[datetime | None] = []
-    for stored in connection.execute(query.where(TRIALS.c.study_id == study_id)).one():
-        try:
-            times.append(decode_time(stored))
-        except RowError:  # of a damaged trial
-            times.append(None)
-    return times[0], max((each for each in times[1:] if each is not None), default=None)
 
 
 def _format_best(best: Best) -> str:
@@ -164,16 +147,3 @@ def _kind(record: StudyRecord | ImportedRecord) -> str:
     is_same = refinement.variants == [{}]
     kind = "replicates" if is_same and refinement.replicates > 1 else "refinement"
     return f"{kind} of {refinement.source!r}"
-
-
-def _count_all(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
-    """Count all trials of a study of plain Optuna by state."""
-    state = raw(TRIALS.c.state)
-    query = sa.select(state, sa.func.count()).where(TRIALS.c.study_id == study_id).group_by(state)
-    with storage.reading() as connection, reporting_damage(storage, study_id):
-        return count_statuses(
-            {
-                TrialStatus[decode_state(stored).name]: count
-                for stored, count in connection.execute(query)
-            }
-        )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import sqlalchemy as sa
 
 from reports.cli import retry_outages, write_final_report
 from reports.dashboard.server import dashboard_url, open_listener
@@ -20,9 +19,9 @@ from studies.artifacts import open_store
 from studies.attributes import LOOKS, REPORT_CLAIM
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE, is_bug, print_bug
 from studies.storage.changes import update_system_attributes
+from studies.storage.counts import read_times
 from studies.storage.engine import error_message
 from studies.storage.open import load_study, open_storage
-from studies.storage.tables import TRIALS
 
 STOP_TIMEOUT_SECONDS = 0.5
 """How long a dashboard may take to stop before it is killed."""
@@ -102,15 +101,14 @@ def finalize_search(
 def _claim_report(storage: str, study: str, finished: int) -> str:
     """Claim the report of a study's state; return the process that did so before, or "".
 
-    The state contains the time of the last end, so trials that end later make it another one.
+    The state contains the time of the last change, so trials that end later make it another one.
     """
     worker, other = f"{socket.gethostname()}/{os.getpid()}", ""
-    last_end = sa.select(sa.cast(sa.func.max(TRIALS.c.datetime_complete), sa.String))
     with contextlib.closing(open_storage(storage)) as opened:
         loaded = load_study(opened, study)
         with opened.reading() as connection:
-            end = connection.scalar(last_end.where(TRIALS.c.study_id == loaded._study_id))
-        state = [end, finished, len(loaded.user_attrs.get(LOOKS, ()))]
+            _, changed = read_times(connection, loaded._study_id)
+        state = [str(changed), finished, len(loaded.user_attrs.get(LOOKS, ()))]
 
         def update(attributes: dict[str, Any]) -> dict[str, Any]:
             nonlocal other

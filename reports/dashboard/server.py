@@ -231,9 +231,7 @@ class PublishOnView:
         from reports.dashboard.publish import StudyPublisher  # slow: imports pandas and plotly
 
         try:
-            try:
-                name = self._storage.get_study_name_from_id(study_id)
-            except KeyError:  # deleted
+            if (name := self._find_name(study_id)) is None:
                 return
             publisher = self._publishers.get((study_id, name))
             if publisher is None:
@@ -243,15 +241,29 @@ class PublishOnView:
             publisher.publish()
         except StudiesError as error:  # not a study of this version and program
             logging.getLogger(__name__).debug("not published: %s", error)
+        except KeyError as error:
+            if self._find_name(study_id) is not None:  # else it was deleted meanwhile
+                self._warn(error)
         except Exception as error:  # the dashboard is served nevertheless
-            if not self._has_warned:
-                self._has_warned = True
-                click.echo(f"warning: cannot publish a study: {error_message(error)}", err=True)
-                if is_bug(error, USER_ERRORS):
-                    print_bug(error)
+            self._warn(error)
         finally:
             self._due[study_id] = time.monotonic() + PUBLISH_INTERVAL_SECONDS
             self._publishing.release()
+
+    def _find_name(self, study_id: int) -> str | None:
+        """Return the name of a study; None if it was deleted."""
+        try:
+            return self._storage.get_study_name_from_id(study_id)
+        except KeyError:
+            return None
+
+    def _warn(self, error: Exception) -> None:
+        """Print the first failure, and the traceback of a bug."""
+        if not self._has_warned:
+            self._has_warned = True
+            click.echo(f"warning: cannot publish a study: {error_message(error)}", err=True)
+            if is_bug(error, USER_ERRORS):
+                print_bug(error)
 
 
 class _Server(ThreadingMixIn, WSGIServer):

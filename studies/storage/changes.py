@@ -427,9 +427,6 @@ def rename_study(storage: LeasedRDBStorage, old: str, new: str) -> list[str]:
         StudyExistsError: if another study has the new name.
         StudyHeldError: if workers hold trials of it.
     """
-    taken = StudyExistsError(f"study {new!r} exists already: expected another name")
-    if old == new:
-        raise taken
     try:
         with storage.transaction() as connection:
             study_id = lock_unheld(connection, old)
@@ -443,7 +440,7 @@ def rename_study(storage: LeasedRDBStorage, old: str, new: str) -> list[str]:
                     current[CONFIG]["refinement"]["source"] = new
                     write_attrs(connection, STUDY_USER_ATTRS, {other_id: current})
     except sa.exc.IntegrityError as error:
-        raise taken from error
+        raise StudyExistsError(f"study {new!r} exists already: expected another name") from error
     merge_log(storage)
     return list(derived.values())
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -49,7 +50,14 @@ from studies.storage.tables import (
     raw,
     select_trial_ids,
 )
-from studies.storage.trials import StoredTrial, TrialStatus, decode_state, find_status
+from studies.storage.trials import (
+    StoredTrial,
+    TrialStatus,
+    decode_state,
+    decode_time,
+    find_status,
+    reporting_damage,
+)
 from studies.text import did_you_mean, format_duration, format_trials, shorten
 
 if TYPE_CHECKING:
@@ -165,6 +173,19 @@ def _find_status(
     if state is TrialState.COMPLETE and not (is_infinite or has_value):
         raise RowError("it is complete without a value")
     return find_status(state, failure, bool(is_paused), not is_infinite)
+
+
+def count_all(storage: "LeasedRDBStorage", study_id: int) -> TrialCounts:
+    """Count all trials of a study of plain Optuna by state."""
+    state = raw(TRIALS.c.state)
+    query = sa.select(state, sa.func.count()).where(TRIALS.c.study_id == study_id).group_by(state)
+    with storage.reading() as connection, reporting_damage(storage, study_id):
+        return count_statuses(
+            {
+                TrialStatus[decode_state(stored).name]: count
+                for stored, count in connection.execute(query)
+            }
+        )
 
 
 def count_where(connection: Connection, study_id: int, *where: sa.ColumnElement[bool]) -> int:
@@ -288,6 +309,19 @@ def timing_by_shape(storage: "LeasedRDBStorage", study_id: int) -> list[TimingSt
     with storage.reading() as connection:
         rows: Any = connection.execute(query)
         return [TimingStats(*row) for row in rows]
+
+
+def read_times(connection: Connection, study_id: int) -> tuple[datetime | None, datetime | None]:
+    """Return when the first trial was started, and when the last one was started or finished."""
+    start, end = raw(TRIALS.c.datetime_start), raw(TRIALS.c.datetime_complete)
+    query = sa.select(sa.func.min(start), sa.func.max(start), sa.func.max(end))
+    times: list[datetime | None] = []
+    for stored in connection.execute(query.where(TRIALS.c.study_id == study_id)).one():
+        try:
+            times.append(decode_time(stored))
+        except RowError:  # of a damaged trial
+            times.append(None)
+    return times[0], max((each for each in times[1:] if each is not None), default=None)
 
 
 def _rank(storage: "LeasedRDBStorage", study_id: int, limit: int) -> list[tuple[int, int, float]]:

@@ -502,6 +502,13 @@ def read_curve_ends(storage: "LeasedRDBStorage", study_id: int) -> list[tuple[in
         ]
 
 
+def count_points(storage: "LeasedRDBStorage", study_id: int) -> int:
+    """Count the log points of the grid trials of a study, damaged ones included."""
+    query = _select_points(study_id).order_by(None).with_only_columns(sa.func.count())
+    with storage.reading() as connection:
+        return connection.scalar(query) or 0
+
+
 def read_steps(storage: "LeasedRDBStorage", study_id: int) -> list[int]:
     """Read the steps at which the grid trials of a study have log points, in ascending order."""
     step = raw(INTERMEDIATE_VALUES.c.step)

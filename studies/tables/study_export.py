@@ -12,8 +12,6 @@ from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any
 
-import sqlalchemy as sa
-
 from rnn.config import ParamValue
 from studies.attributes import ERROR, EVAL_WINDOWS, IMPORTED, StudyRecord
 from studies.errors import RowError, StudyFormatError, StudyHeldError
@@ -22,15 +20,16 @@ from studies.measure import find_measure
 from studies.space import param_order
 from studies.storage.counts import read_fingerprint
 from studies.storage.open import load_study, read_storage
-from studies.storage.reads import RECORDS, read_choices, read_steps, read_trials, stream_curves
-from studies.storage.storage import LeasedRDBStorage
-from studies.storage.tables import (
-    INTERMEDIATE_VALUES,
-    STUDY_SYSTEM_ATTRS,
-    TRIALS,
-    is_grid_trial,
-    read_study_attrs,
+from studies.storage.reads import (
+    RECORDS,
+    count_points,
+    read_choices,
+    read_steps,
+    read_trials,
+    stream_curves,
 )
+from studies.storage.storage import LeasedRDBStorage
+from studies.storage.tables import STUDY_SYSTEM_ATTRS, read_study_attrs
 from studies.storage.trials import StoredTrial, reporting_damage
 from studies.system_attributes import (
     STUDY_SYSTEM_ATTRIBUTES,
@@ -186,11 +185,7 @@ def _add_curves(
 
 def _require_points(storage: LeasedRDBStorage, study_id: int, count: int) -> None:
     """Check that no curve was left out as damaged."""
-    query = sa.select(sa.func.count()).select_from(INTERMEDIATE_VALUES)
-    query = query.join(TRIALS, TRIALS.c.trial_id == INTERMEDIATE_VALUES.c.trial_id)
-    with storage.reading() as connection:
-        stored = connection.scalar(query.where(TRIALS.c.study_id == study_id, is_grid_trial()))
-    if stored != count:
+    if (stored := count_points(storage, study_id)) != count:
         with reporting_damage(storage, study_id):
             raise RowError(f"{count:,} of {stored:,} log points can be read")
 
