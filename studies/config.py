@@ -29,7 +29,7 @@ from rnn.config import (
 from studies.cell_record import CellRecord
 from studies.errors import StudyFormatError
 from studies.grid import Grid
-from studies.hypotheses import Hypothesis, check_hypotheses, list_options
+from studies.hypotheses import Hypothesis, check_hypotheses, check_names, list_options
 from studies.space import (
     CELL,
     GATED_CELL,
@@ -39,7 +39,7 @@ from studies.space import (
     convert_value,
 )
 from studies.strict_model import StrictModel, unit
-from studies.task_record import TEXT, UNITLESS_LOSSES, TaskRecord, TaskSettings
+from studies.task_record import TEXT, UNITLESS_LOSSES, Direction, TaskRecord, TaskSettings
 from studies.text import expect_one_of, shorten
 from studies.training import (
     TRAINING_PARAMS,
@@ -176,6 +176,28 @@ class Refinement(StrictModel):
         ]
 
 
+class ImportedResults(StrictModel):
+    """Results that another program recorded, in place of a grid to train.
+
+    Attributes:
+        source: file or study that the results were read from, for a reader.
+        metric: name of the value.
+        unit: unit of the value; "" for none.
+        direction: whether a lower or a higher value is better.
+        parameters: names of the parameters, in the order of the source.
+        notes: what the import decided or left out, one sentence each.
+        is_adaptive: whether a sampler may have chosen later rows by the results of earlier ones.
+    """
+
+    source: str
+    metric: str = Field(default="value", min_length=1)
+    unit: str = ""
+    direction: Direction = "minimize"
+    parameters: list[str]
+    notes: list[str] = []
+    is_adaptive: bool = False
+
+
 _Threshold = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -198,10 +220,11 @@ def _states_margin(raw: Any) -> bool:
 
 
 class StudyConfig(StrictModel):
-    """A study: a grid to search (``space``) or trials derived from another (``refinement``).
+    """A study: a grid to search, trials derived from another study, or imported results.
 
-    ``cells`` holds the users' cells that the grid, or a source study, names, and ``task_record``
-    the task, unless it is a text. The program fills them.
+    It has one of ``space``, ``refinement`` and ``results``. ``cells`` holds the users' cells that
+    the grid, or a source study, names, and ``task_record`` the task, unless it is a text. The
+    program fills these two and ``results``, which is judged by the descriptive settings alone.
     """
 
     question: str = ""
@@ -250,6 +273,17 @@ class StudyConfig(StrictModel):
     task_record: TaskRecord | None = None
     space: Annotated[tuple[Space, ...], BeforeValidator(_list_tables)] | None = None
     refinement: Refinement | None = None
+    results: ImportedResults | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether trials are trained here, and not results that another program recorded."""
+        return self.results is None
+
+    @property
+    def direction(self) -> Direction:
+        """Whether a lower or a higher value is better."""
+        return "minimize" if self.results is None else self.results.direction
 
     @property
     def grid(self) -> Grid | None:
@@ -285,7 +319,7 @@ class StudyConfig(StrictModel):
     @property
     def is_text(self) -> bool:
         """Whether networks learn the next token of a text."""
-        return self.task_record is None
+        return self.task_record is None and self.is_trained
 
     @property
     def loss_name(self) -> str:
@@ -341,10 +375,11 @@ class StudyConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _require_margins(cls, raw: Any) -> Any:
-        """Require margins where the task's loss has no unit, so that no default suits it."""
-        record = raw.get("task_record") if isinstance(raw, Mapping) else None
+        """Require margins where the value has no unit, or any, so that no default suits it."""
+        raw_config = raw if isinstance(raw, Mapping) else {}
+        record = raw_config.get("task_record")
         loss = record.loss if isinstance(record, TaskRecord) else (record or {}).get("loss")
-        if loss not in UNITLESS_LOSSES:
+        if loss not in UNITLESS_LOSSES and not raw_config.get("results"):
             return raw
         for number, hypothesis in enumerate(raw.get("hypothesis") or (), 1):
             if not _states_margin(hypothesis):
@@ -369,6 +404,8 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_space_or_refinement(self) -> "StudyConfig":
+        if not self.is_trained and self.space is None and self.refinement is None:
+            return self
         if (self.space is None) == (self.refinement is None):
             given = "neither" if self.space is None else "both"
             raise ValueError(f"has {given} of [space] and [refinement]: expected one of them")
@@ -411,10 +448,13 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_hypotheses(self) -> "StudyConfig":
-        names = [CELL, *self._list_params()]
         # Trials of a derived study have one value of each nuisance parameter, which may vary.
-        nuisance = [] if self.grid is None else self.nuisance
-        check_hypotheses(self.hypothesis, names, self.cells, nuisance, self.task_record)
+        nuisance = [] if self.refinement else self.nuisance
+        if self.is_trained:
+            names = [CELL, *self.list_params()]
+            check_hypotheses(self.hypothesis, names, self.cells, nuisance, self.task_record)
+        else:
+            check_names(self.hypothesis, self.list_params(), nuisance)
         return self
 
     @model_validator(mode="after")
@@ -431,13 +471,15 @@ class StudyConfig(StrictModel):
         return self
 
     def _check_params(self, subject: str, names: Iterable[str]) -> None:
-        known = self._list_params()
+        known = self.list_params()
         for name in names:
             if name not in known:
                 raise ValueError(f"{subject} names {name!r}: {expect_one_of(known, name)}")
 
-    def _list_params(self) -> list[str]:
-        """List the parameters that a derived trial can have."""
+    def list_params(self) -> list[str]:
+        """List the parameters that a trial can have, the name of the cell aside."""
+        if self.results is not None:
+            return self.results.parameters
         options = [name for cell in self.cells.values() for name in cell.options]
         options += self.task_record.options if self.task_record else ()
         return list(dict.fromkeys((*GATED_PARAMS, *options, *TRAINING_PARAMS)))
@@ -538,6 +580,15 @@ def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConf
         update_every,
         tuple((name, params[name]) for name in options if name in params),
     )
+
+
+def label_trial(params: Mapping[str, Any], config: StudyConfig) -> str:
+    """Describe a trial by its network, or, if it was imported, by its parameters."""
+    if config.is_trained:
+        return to_trial_config(params, config).label
+    replicate = f" #{params[REPLICATE]}" if REPLICATE in params else ""
+    named = (f"{name} {params[name]}" for name in config.list_params() if name in params)
+    return ", ".join(named) + replicate
 
 
 def training_settings(params: Mapping[str, Any], config: StudyConfig) -> TrainingSettings:

@@ -14,7 +14,7 @@ from studies.space import CELL, GATED_CELL, SWITCHES, Space, explain_key
 from studies.task_record import TEXT, TaskRecord
 from studies.text import expect_one_of, shorten
 
-_FILLED = ("cells", "task_record")
+_FILLED = ("cells", "task_record", "results")
 """Keys of a stored config that the program fills."""
 
 _Place = tuple[str, str]

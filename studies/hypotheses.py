@@ -204,6 +204,20 @@ def check_hypotheses(
     Raises:
         ValueError: if one of them does not, or occurs twice.
     """
+    check_names(hypotheses, parameters, nuisance)
+    for number, hypothesis in enumerate(hypotheses, 1):
+        if mistake := next(_find_mistakes(hypothesis, cells, task), ""):
+            raise ValueError(f"hypothesis {number} has {mistake}")
+
+
+def check_names(
+    hypotheses: Sequence[Hypothesis], parameters: Sequence[str], nuisance: Sequence[str]
+) -> None:
+    """Check that hypotheses name parameters that are judged, and that none occurs twice.
+
+    Raises:
+        ValueError: if one of them does not, or occurs twice.
+    """
     judged = [name for name in parameters if name not in nuisance]
     for number, hypothesis in enumerate(hypotheses, 1):
         for name in hypothesis.parameters:
@@ -213,8 +227,6 @@ def check_hypotheses(
                     f"hypothesis {number} names {name!r}{is_nuisance}: "
                     f"{expect_one_of(judged, name)}"
                 )
-        if mistake := next(_find_mistakes(hypothesis, cells, task), ""):
-            raise ValueError(f"hypothesis {number} has {mistake}")
         first = hypotheses.index(hypothesis) + 1
         if first < number:
             raise ValueError(f"hypothesis {number} repeats hypothesis {first}: expected each once")
