@@ -9,6 +9,7 @@ import pytest
 from factories import make_stated
 
 from reports.charts.filtered_effects import chart_conditional_effects
+from reports.data.trial_table import find_traits
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
@@ -20,7 +21,8 @@ SIZE = Contrast("size", 1, 2)
 
 
 def table_of(rows, parameters=("a", "size")):
-    return FactorialTable.from_frame(pd.DataFrame(rows), parameters)
+    traits = find_traits(parameters)
+    return FactorialTable.from_frame(pd.DataFrame(rows), parameters, traits=traits)
 
 
 def by_hand():
