@@ -42,7 +42,7 @@ def order_values(values: Iterable[Any]) -> list[Any]:
 
 def is_missing(value: Any) -> bool:
     """Return whether a scalar of a frame is a missing value: None, NaN or ``pandas.NA``."""
-    # pandas.NA compares as itself, which has no truth value; importing pandas would be slow.
+    # To compare pandas.NA gives pandas.NA, which is not imported here: importing pandas is slow.
     is_unequal = value != value
     return value is None or not isinstance(is_unequal, bool | np.bool_) or bool(is_unequal)
 

@@ -100,6 +100,14 @@ def test_state_source_is_contrasted_as_two_switches():
     assert (two.contrast.label, two.mean) == ("state source old → new", pytest.approx(-2.0))
 
 
+def test_values_of_any_other_parameter_are_compared_each_two():
+    """Although they are those of the state sources, among others."""
+    rows = [{"engine": name, "value": float(i)} for i, name in enumerate(("both", "new", "used"))]
+    found = [each.contrast for each in table_of(rows, ["engine"]).compute_effects()]
+    pairs = itertools.combinations(("both", "new", "used"), 2)
+    assert found == [Contrast("engine", *pair) for pair in pairs]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_effects_equal_a_brute_force_calculation(seed):
     """Of a part of a grid in random order, of which some have no value."""
