@@ -14,14 +14,8 @@ from reports.data.trial_table import (
     list_params,
     metric_column,
 )
-from reports.formatting import (
-    format_param,
-    format_value,
-    loss_unit,
-    objective_name,
-    order_values,
-)
-from reports.scale import NATS, VALUE, Metric, Scale
+from reports.formatting import loss_unit, objective_name
+from reports.stats.scale import NATS, VALUE, Metric, Scale, format_param, format_value, order_values
 from rnn.config import OPTIMIZERS, TaskSpec
 from studies.attributes import (
     EARLIER_CODE,
@@ -31,10 +25,9 @@ from studies.attributes import (
     LookRecord,
     TokenizerRecord,
 )
-from studies.best import choose_split
 from studies.config import StudyConfig
 from studies.hypothesis_records import HypothesisRecord
-from studies.measure import Measure, find_measure
+from studies.measure import Measure, choose_split, find_measure
 from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, param_order
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
@@ -201,7 +194,11 @@ class Results:
         """Unit, direction and precision of ``value``."""
         config = self.config
         if config.is_trained:
-            return NATS if config.is_text else Scale.of_task(self.measure)
+            if config.is_text:
+                return NATS
+            unit, name = self.measure.short_unit, self.measure.loss
+            # The losses of a task may have any size and sign.
+            return Scale(unit, False, ".3g", self.measure.spec, name)
         return Scale.of_values(
             self.table["value"].dropna(),
             self.measure.name,

@@ -10,8 +10,8 @@ from reports.data.drawn_trials import select_drawn_curves
 from reports.data.results import Results
 from reports.data.trial_table import TableBuilder, arrange_rows, read_source_trials
 from reports.errors import ReportError
-from reports.formatting import format_param, format_value
 from reports.output import study_identity
+from reports.stats.scale import format_param, format_value
 from studies.attributes import (
     SOURCE_TRIALS,
     StudyRecord,

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from reports.analysis.leaderboard import StudySummary, summarize_study
+from reports.analysis.nuisance import build_judged_table
 from reports.charts import alt_text
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import plot_replicates
@@ -23,11 +25,10 @@ from reports.charts.training_plots import (
     plot_curves,
 )
 from reports.data.results import Results
-from reports.formatting import format_count, format_param, loss_unit
+from reports.formatting import loss_unit
 from reports.page.section import Section
 from reports.stats.conditional_effects import compute_conditional_effects
-from reports.stats.leaderboard import StudySummary, summarize_study
-from reports.stats.nuisance import build_judged_table
+from reports.stats.scale import format_count, format_param
 
 
 def build_imported_section(results: Results) -> Section:

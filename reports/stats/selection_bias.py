@@ -15,16 +15,9 @@ estimate, by the delta method. A selection from y + z errs slightly more often t
 from y, so that the estimate is a little high where values are about two standard deviations apart.
 """
 
-from dataclasses import replace
-
 import numpy as np
-import pandas as pd
-from scipy.special import ndtr
 
-from reports.data.results import Results
-from reports.stats.effects import FactorialTable
 from reports.stats.interaction_model import Floats, Integers
-from reports.stats.run_noise import RunNoise
 
 _GRID = np.linspace(-6, 6, 193)
 """Points of the integral over the noise of one run, in standard deviations."""
@@ -33,55 +26,6 @@ _DENSITY = np.exp(-(_GRID**2) / 2) / np.exp(-(_GRID**2) / 2).sum()
 
 _TINY = 1e-12
 """Standard deviation of runs without noise, of which the least is selected."""
-
-
-def judge_unbiased(
-    results: Results, rows: pd.DataFrame, replicates: pd.DataFrame | None = None
-) -> tuple[pd.DataFrame, RunNoise | None]:
-    """Judge the architectures at their best, each by the loss of another run that is expected.
-
-    Args:
-        results: results of the study.
-        rows: the trials among which the best are selected.
-        replicates: further runs of the architectures, from which the noise is estimated.
-
-    Returns:
-        The rows of :meth:`~reports.data.results.Results.judge`, and their noise, that of the
-        selected run. Their ``value`` is corrected where the noise of all runs of the architecture
-        is known, and stays the least otherwise. None if there is nothing to select, or no noise can
-        be estimated.
-    """
-    judged = results.judge(rows)
-    if len(judged) == len(rows):
-        return judged, None
-    noise = _estimate_noise(results, replicates)
-    if noise is None:
-        return judged, None
-    places = pd.Series(range(len(results.table)), results.table.index)
-    names = [name for name in results.all_parameters if name not in results.nuisance]
-    known = rows[rows["value"].notna()]
-    architectures = known.groupby(names, dropna=False, sort=False).ngroup().to_numpy()
-    place = places[known.index].to_numpy()
-    expected, slopes = estimate_selected(
-        known["value"].to_numpy(dtype=float),
-        np.sqrt(noise.variances[noise.regions[place]]),
-        np.array(architectures, dtype=np.int64),
-    )
-    frame = pd.DataFrame({"value": expected[architectures], "slope": slopes[architectures]})
-    frame = frame.set_index(known.index).reindex(judged.index)
-    regions = noise.regions[places[judged.index].to_numpy()]
-    selected = replace(noise, regions=regions, slopes=frame["slope"].fillna(0).to_numpy())
-    return judged.assign(value=frame["value"]), selected
-
-
-def _estimate_noise(results: Results, replicates: pd.DataFrame | None) -> RunNoise | None:
-    """Estimate the noise of all trials, of which the rows may be those at some nuisance values."""
-    key = "noise of all trials", replicates is None
-    if key not in results.computed:
-        table = FactorialTable.from_frame(results.table, results.axes, replicates)
-        results.computed[key] = table.noise
-    noise: RunNoise | None = results.computed[key]
-    return noise
 
 
 def estimate_selected(
@@ -108,6 +52,8 @@ def estimate_selected(
 
 def _integrate(values: Floats, deviations: Floats, groups: Integers) -> Floats:
     """Integrate over the noise of the selected run, see :func:`estimate_selected`."""
+    from scipy.special import ndtr
+
     count = int(groups.max(initial=-1)) + 1
     order = np.argsort(groups, kind="stable")
     sizes = np.bincount(groups, minlength=count)

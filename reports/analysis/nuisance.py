@@ -18,12 +18,11 @@ import numpy as np
 import pandas as pd
 
 from reports.data.results import Results
-from reports.data.trial_table import list_params
-from reports.formatting import format_param, format_value
-from reports.stats.contrast import sort_values
+from reports.data.trial_table import find_traits, list_params
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.run_noise import RunNoise
-from reports.stats.selection_bias import judge_unbiased
+from reports.stats.scale import format_param, format_value
+from reports.stats.selection_bias import estimate_selected
 from studies.config import top_count
 
 PROMINENT_SHARE = 0.1
@@ -199,7 +198,7 @@ def _arrange_judged(results: Results, fixed: Mapping[str, Any] | None) -> Factor
     for name, value in (fixed or {}).items():
         rows = rows[(rows[name] == value).fillna(False).astype(bool)]
     replicates = None if fixed else results.replicates
-    judged, noise = judge_unbiased(results, rows, replicates)
+    judged, noise = _judge_unbiased(results, rows, replicates)
     return build_table(results, judged, replicates, noise)
 
 
@@ -221,13 +220,70 @@ def build_table(
         noise: noise of the values; by default it is estimated.
     """
     parameters = results.judged_parameters
+    traits = find_traits(parameters)
     if results.has_replicates:
-        table = FactorialTable.from_runs(rows, parameters, results.scale)
+        table = FactorialTable.from_runs(rows, parameters, results.scale, traits)
         return replace(table, uncontrasted=results.uncontrasted)
     table = FactorialTable.from_frame(
-        rows, parameters, replicates, results.is_grid, noise=noise, scale=results.scale
+        rows,
+        parameters,
+        replicates,
+        results.is_grid,
+        noise=noise,
+        scale=results.scale,
+        traits=traits,
     )
     return replace(table, uncontrasted=results.uncontrasted)
+
+
+def _judge_unbiased(
+    results: Results, rows: pd.DataFrame, replicates: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, RunNoise | None]:
+    """Judge the architectures at their best, each by the loss of another run that is expected.
+
+    Args:
+        results: results of the study.
+        rows: the trials among which the best are selected.
+        replicates: further runs of the architectures, from which the noise is estimated.
+
+    Returns:
+        The rows of :meth:`~reports.data.results.Results.judge`, and their noise, that of the
+        selected run. Their ``value`` is corrected where the noise of all runs of the architecture
+        is known, and stays the least otherwise. None if there is nothing to select, or no noise can
+        be estimated.
+    """
+    judged = results.judge(rows)
+    if len(judged) == len(rows):
+        return judged, None
+    noise = _estimate_noise(results, replicates)
+    if noise is None:
+        return judged, None
+    places = pd.Series(range(len(results.table)), results.table.index)
+    names = [name for name in results.all_parameters if name not in results.nuisance]
+    known = rows[rows["value"].notna()]
+    architectures = known.groupby(names, dropna=False, sort=False).ngroup().to_numpy()
+    place = places[known.index].to_numpy()
+    expected, slopes = estimate_selected(
+        known["value"].to_numpy(dtype=float),
+        np.sqrt(noise.variances[noise.regions[place]]),
+        np.array(architectures, dtype=np.int64),
+    )
+    frame = pd.DataFrame({"value": expected[architectures], "slope": slopes[architectures]})
+    frame = frame.set_index(known.index).reindex(judged.index)
+    regions = noise.regions[places[judged.index].to_numpy()]
+    selected = replace(noise, regions=regions, slopes=frame["slope"].fillna(0).to_numpy())
+    return judged.assign(value=frame["value"]), selected
+
+
+def _estimate_noise(results: Results, replicates: pd.DataFrame | None) -> RunNoise | None:
+    """Estimate the noise of all trials, of which the rows may be those at some nuisance values."""
+    key = "noise of all trials", replicates is None
+    if key not in results.computed:
+        traits = find_traits(results.axes)
+        table = FactorialTable.from_frame(results.table, results.axes, replicates, traits=traits)
+        results.computed[key] = table.noise
+    noise: RunNoise | None = results.computed[key]
+    return noise
 
 
 def summarize_nuisance(results: Results) -> NuisanceSummary | None:
@@ -238,7 +294,8 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
     table = results.table
     others = [name for name in results.all_parameters if name not in names]
     rows = [list_params(row, names) for _, row in table.iterrows()]
-    order = {name: sort_values(table[name]) for name in names}
+    traits = find_traits(names)
+    order = {name: traits.sort_values(name, table[name].dropna().tolist()) for name in names}
     settings = sorted(
         {tuple(row.items()): row for row in rows}.values(),
         key=lambda row: [order[n].index(row[n]) if n in row else -1 for n in names],
