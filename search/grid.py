@@ -14,12 +14,11 @@ from rnn.config import ParamValue
 from search.errors import GridExhaustedError
 from search.pruning.audit import draw_audited, number_architectures
 from studies.attributes import AUDIT_NUISANCE, COMMANDS, CONFIG, HYPOTHESES, StudyRecord
-from studies.compatibility import list_descriptive_changes
 from studies.config import StudyConfig
 from studies.errors import ConfigMismatchError
 from studies.grid import Grid
-from studies.hypothesis_records import Registration, update_records
-from studies.loader import read_study_record
+from studies.hypotheses import Registration, update_records
+from studies.loader import list_descriptive_changes, read_study_record
 from studies.space import Params, complete_params, distributions, param_order
 from studies.storage.changes import NewEnd, extend_study
 from studies.storage.counts import count_started, count_trials

@@ -26,10 +26,18 @@ from rnn.config import (
     TrainingPrecision,
     TrialConfig,
 )
-from studies.cell_record import CellRecord
 from studies.errors import StudyFormatError
 from studies.grid import Grid
 from studies.hypotheses import Hypothesis, check_hypotheses, list_options
+from studies.records import (
+    TEXT,
+    UNITLESS_LOSSES,
+    CellRecord,
+    StrictModel,
+    TaskRecord,
+    TaskSettings,
+    unit,
+)
 from studies.space import (
     CELL,
     GATED_CELL,
@@ -38,8 +46,6 @@ from studies.space import (
     Space,
     convert_value,
 )
-from studies.strict_model import StrictModel, unit
-from studies.task_record import TEXT, UNITLESS_LOSSES, TaskRecord, TaskSettings
 from studies.text import expect_one_of, shorten
 from studies.training import (
     TRAINING_PARAMS,
@@ -304,7 +310,7 @@ class StudyConfig(StrictModel):
         if self.task_record is None or self.task.source == TEXT:
             raise ValueError(f"has the task {self.task.source!r}, which is not loaded")
         defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        varied = [table.training.sequence_length for table in self.space or ()]
+        varied = [table.values("sequence_length") for table in self.space or ()]
         hint = "the task decides its length: set its options in [task] or [space.task]"
         for key, is_default, reason in (
             ("corpus", self.corpus == defaults["corpus"], "the task has its own data"),

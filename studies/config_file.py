@@ -7,11 +7,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from studies.cell_record import CellRecord
 from studies.config import OutageSettings, StudyConfig
 from studies.errors import ConfigError
+from studies.records import TEXT, CellRecord, TaskRecord
 from studies.space import CELL, GATED_CELL, SWITCHES, Space, explain_key
-from studies.task_record import TEXT, TaskRecord
 from studies.text import expect_one_of, shorten
 
 _FILLED = ("cells", "task_record")

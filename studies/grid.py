@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rnn.config import OPTIMIZERS, ParamValue
-from studies.cell_record import CellOption, CellRecord, cell_name
+from studies.records import CellOption, CellRecord, TaskRecord, cell_name
 from studies.space import (
     BPTT_STEPS,
     BUILT_IN_CELLS,
@@ -19,7 +19,6 @@ from studies.space import (
     explain_key,
     param_order,
 )
-from studies.task_record import TaskRecord
 from studies.text import expect_one_of
 from studies.training import (
     SEQUENCE,

@@ -5,11 +5,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from studies.cell_record import CellRecord
 from studies.config import PruningSettings, Refinement, StudyConfig, to_trial_config
 from studies.hypotheses import Hypothesis
+from studies.records import CellRecord, StrictModel
 from studies.space import REPLICATE
-from studies.strict_model import StrictModel
 
 Direction = Literal["minimize", "maximize"]
 

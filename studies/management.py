@@ -24,7 +24,7 @@ from studies.storage.counts import wait_until_unheld
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
 from studies.study_files import StudyStores
-from studies.study_name import check_study_name
+from studies.text import check_study_name
 
 _T = TypeVar("_T")
 

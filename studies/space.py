@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from optuna.distributions import CategoricalDistribution
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from rnn.config import (
     BASELINE_CELLS,
@@ -16,15 +16,14 @@ from rnn.config import (
     GatedConfig,
     ParamValue,
 )
-from studies.cell_record import cell_name
-from studies.strict_model import StrictModel
+from studies.records import StrictModel, cell_name
 from studies.text import expect_one_of
 from studies.training import (
     TRAINING_PARAMS,
     UPDATE_EVERY,
     TrainingSettings,
     TrainingSpace,
-    check_values,
+    Values,
 )
 
 Params = dict[str, ParamValue]
@@ -90,8 +89,13 @@ else:  # a field for each switch; one that studies may lack varies only where it
     _SwitchValues = create_model(
         "_SwitchValues",
         __base__=StrictModel,
-        **{name: (list[kind], list(_defaults[name])) for name, kind in _types.items()},
+        **{name: (Values[kind], list(_defaults[name])) for name, kind in _types.items()},
     )
+
+
+def _require_cell(spec: str) -> str:
+    cell_name(spec)
+    return spec
 
 
 class StoredParams(_StoredSwitches):
@@ -116,17 +120,17 @@ class Space(_SwitchValues):
 
     model_config = ConfigDict(extra="allow")
 
-    __pydantic_extra__: dict[str, list[ParamValue]]
+    __pydantic_extra__: dict[str, Values[ParamValue]]
 
-    layers: list[_Layers]
+    layers: Values[_Layers]
     """Stacked layers."""
-    state_size: list[_StateSize]
+    state_size: Values[_StateSize]
     """Size of the states, the layers' outputs and the embedding."""
-    cell: list[str] | None = None
+    cell: Values[Annotated[str, AfterValidator(_require_cell)]] | None = None
     """[Cells](#cells): built-in ones, and your own as `FILE.py:Class`; without it, the gated
     cell."""
     training: TrainingSpace = TrainingSpace()
-    task: dict[str, list[ParamValue]] = {}
+    task: dict[str, Values[ParamValue]] = {}
     """Options of the [task](#task) that vary; only the training's data may depend on them."""
     exclude: list[dict[str, ParamValue]] = []
     """Combinations of values that are no trials, as in
@@ -147,29 +151,6 @@ class Space(_SwitchValues):
                 )
             table["training"] = {**training, BPTT_STEPS: raw[BPTT_STEPS]}
         return table
-
-    @field_validator(*GATED_PARAMS, CELL)
-    @classmethod
-    def _check_values(cls, values: list[ParamValue] | None) -> list[ParamValue] | None:
-        return values if values is None else check_values(values)
-
-    @field_validator(CELL)
-    @classmethod
-    def _check_cells(cls, cells: list[str] | None) -> list[str] | None:
-        for cell in cells or ():
-            cell_name(cell)
-        return cells
-
-    @model_validator(mode="after")
-    def _check_options(self) -> "Space":
-        tables = {"": self.__pydantic_extra__, "task.": self.task}
-        for table, options in tables.items():
-            for name, values in options.items():
-                try:
-                    check_values(values)
-                except ValueError as error:
-                    raise ValueError(f"{table}{name} is {values}: {error}") from error
-        return self
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -193,11 +174,9 @@ class Space(_SwitchValues):
             return None if self.cell is None else self.cell_names
         if parameter in TRAINING_PARAMS:
             return getattr(self.training, parameter)  # type: ignore[no-any-return]
-        if parameter in self.task:
-            return self.task[parameter]
-        if parameter in self.__pydantic_extra__:
-            return self.__pydantic_extra__[parameter]
-        return getattr(self, parameter) if parameter in GATED_PARAMS else None
+        if parameter in GATED_PARAMS:
+            return getattr(self, parameter)  # type: ignore[no-any-return]
+        return {**self.__pydantic_extra__, **self.task}.get(parameter)
 
 
 def explain_key(key: str, known: Iterable[str], others: Iterable[str] = ()) -> str:
@@ -221,18 +200,14 @@ def explain_key(key: str, known: Iterable[str], others: Iterable[str] = ()) -> s
 
 
 def convert_value(parameter: str, value: ParamValue) -> ParamValue:
-    """Return a value as a grid has it; that of an option of a user's cell as it is.
+    """Return a value of a parameter as a grid has it.
 
     Raises:
         ValueError: if no grid can have this value.
     """
-    if parameter in GATED_PARAMS:  # Space and TrainingSpace alone define what a value can be
-        space = Space.model_validate({"layers": [1], "state_size": [1]} | {parameter: [value]})
-        return (space.values(parameter) or [value])[0]
-    if parameter in TRAINING_PARAMS:
-        (checked,) = getattr(TrainingSpace.model_validate({parameter: [value]}), parameter)
-        return checked  # type: ignore[no-any-return]
-    return value
+    model = TrainingSettings if parameter in TRAINING_PARAMS else StoredParams
+    checked: ParamValue = getattr(model.model_validate({parameter: value}), parameter)
+    return checked
 
 
 def complete_params(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import StudyCopy, copy_rows
 from studies.storage.trials import reporting_damage
 from studies.study_files import CopiedFiles, StudyStores, map_artifact_ids
-from studies.study_name import check_study_name
+from studies.text import check_study_name
 
 _RENEWAL_SECONDS = 60
 """Time after which a copy renews the record of its folder."""

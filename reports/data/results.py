@@ -33,13 +33,13 @@ from studies.attributes import (
 )
 from studies.best import choose_split
 from studies.config import StudyConfig
-from studies.hypothesis_records import HypothesisRecord
+from studies.hypotheses import HypothesisRecord
 from studies.imported import ImportedConfig
 from studies.measure import Measure, find_measure
+from studies.records import Floors
 from studies.space import BPTT_STEPS, CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
-from studies.task_record import Floors
 from studies.training import (
     OPTIMIZER_PARAMS,
     TRAINING_PARAMS,

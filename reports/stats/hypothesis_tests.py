@@ -14,8 +14,7 @@ from reports.stats.findings import Finding, estimate_findings, name_contrast, sh
 from reports.stats.nuisance import build_judged_table
 from reports.stats.outcome_table import build_outcome_table
 from reports.stats.testability import find_gaps, list_unknown
-from studies.hypotheses import Hypothesis, Region
-from studies.hypothesis_records import HypothesisRecord
+from studies.hypotheses import Hypothesis, HypothesisRecord, Region
 
 
 @dataclass(frozen=True)

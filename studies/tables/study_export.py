@@ -17,6 +17,7 @@ from studies.attributes import ERROR, EVAL_WINDOWS, IMPORTED, StudyRecord
 from studies.errors import RowError, StudyFormatError, StudyHeldError
 from studies.loader import read_study_record
 from studies.measure import find_measure
+from studies.records import TaskSettings
 from studies.space import param_order
 from studies.storage.counts import read_fingerprint
 from studies.storage.open import load_study, read_storage
@@ -39,7 +40,6 @@ from studies.system_attributes import (
 from studies.tables.rounding import Rounding
 from studies.tables.study_table import USER_ATTRIBUTES, StudyTable
 from studies.tables.table_file import require_table_name, write_table
-from studies.task_record import TaskSettings
 
 _HOST, _WORKER = "host", "worker"
 

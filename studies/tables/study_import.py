@@ -20,10 +20,10 @@ from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, open_storage
 from studies.storage.tables import insert_study, insert_trials
 from studies.storage.trials import StoredTrial
-from studies.study_name import check_study_name
 from studies.tables.study_table import FIRST_LINE, StudyTable
 from studies.tables.study_table_reader import read_study_table
 from studies.tables.table_file import open_table
+from studies.text import check_study_name
 
 
 @dataclass(frozen=True)

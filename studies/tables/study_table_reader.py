@@ -20,7 +20,6 @@ from studies.attributes import (
 from studies.config import to_trial_config
 from studies.errors import ConfigError, StudyFormatError
 from studies.storage.trials import StoredTrial, check_params, decode_time
-from studies.study_name import check_study_name
 from studies.system_attributes import (
     order_trial_attributes,
     parse_study_system_attribute,
@@ -47,7 +46,7 @@ from studies.tables.study_table import (
     parse_number,
 )
 from studies.tables.table_file import TableRows, find_repeated
-from studies.text import shorten
+from studies.text import check_study_name, shorten
 
 _MAX_STEP = 2**31 - 1
 """Largest step that Optuna's tables hold."""
