@@ -353,7 +353,7 @@ def find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
     for number, old_table in enumerate(old_tables):
         new_table = new_tables[number]
         table = "space." if len(old_tables) == 1 else f"space {number + 1}: "
-        for parameter in old.parameters:
+        for parameter in old.search_space:
             old_values, new_values = old_table.values(parameter), new_table.values(parameter)
             if old_values is None or new_values is None:
                 continue
@@ -376,7 +376,7 @@ def _describe_removal(removed: Sequence[Params], grid: Grid) -> str:
             "have: --extend expected the parameters of existing trials to stay; start another "
             "study with --name"
         )
-    if lost := first.keys() - set(grid.parameters):
+    if lost := first.keys() - set(grid.search_space):
         return (
             f"has {len(removed)} trials with {', '.join(param_order(lost))}, which they would "
             "lack: --extend expected the parameters of existing trials to stay"

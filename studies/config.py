@@ -403,8 +403,8 @@ class StudyConfig(StrictModel):
         settings = [
             setting
             for setting in TRAINING_PARAMS
-            if name == "optimizer" and setting in grid.parameters and setting not in self.nuisance
-            if not all(uses_setting(str(each), setting) for each in grid.values("optimizer"))
+            if name == "optimizer" and setting in grid.search_space and setting not in self.nuisance
+            if not all(uses_setting(str(each), setting) for each in grid.search_space["optimizer"])
         ]
         if not settings or name in grid.find_constant([*self.nuisance, *settings]):
             return ""

@@ -67,16 +67,18 @@ class CellOption(StrictModel):
             return f"one of {', '.join(map(repr, self.choices))}"
         return _TYPES[self.type][1]
 
-    def check(self, subject: str, values: Sequence[object]) -> None:
-        """Require values of the option's type, or among its choices.
+    def check(self, subject: str, values: Sequence[Any]) -> None:
+        """Require distinct values of the option's type, or among its choices.
 
         Raises:
-            ValueError: if one is not; the message begins with the subject.
+            ValueError: if they are not; the message begins with the subject.
         """
         for value in values:
             if not self.fits(value):
                 shown = shorten(repr(value))
                 raise ValueError(f"{subject} = {shown}: expected {self.description}")
+        if len(set(map(self.convert, values))) < len(values):
+            raise ValueError(f"{subject} = {values}: expected distinct values")
 
     def fits(self, value: object) -> bool:
         """Return whether a value is of the option's type and among its choices."""

@@ -123,6 +123,6 @@ class LockstepPlan:
 def _list_params(config: StudyConfig) -> list[str]:
     """Return the names of all parameters that a trial of a study can have."""
     if (grid := config.grid) is not None:
-        return list(grid.parameters)
+        return list(grid.search_space)
     options = [name for cell in config.cells.values() for name in cell.options]
     return [CELL, *GATED_PARAMS, *options, *TRAINING_PARAMS, REPLICATE]
