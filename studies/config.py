@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from itertools import chain
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,23 +29,27 @@ from rnn.config import (
 )
 from studies.errors import StudyFormatError
 from studies.grid import Grid
-from studies.hypotheses import Hypothesis, check_hypotheses, list_options
+from studies.hypotheses import Hypothesis, Settings, check_hypotheses
 from studies.records import (
     TEXT,
     UNITLESS_LOSSES,
+    CellOption,
     CellRecord,
+    Options,
     StrictModel,
     TaskRecord,
     TaskSettings,
+    list_options,
     unit,
 )
 from studies.space import (
+    BUILT_IN_CELLS,
     CELL,
     GATED_CELL,
     GATED_PARAMS,
     REPLICATE,
     Space,
-    convert_value,
+    explain_value,
 )
 from studies.text import expect_one_of, shorten
 from studies.training import (
@@ -133,7 +138,7 @@ class Refinement(StrictModel):
     top: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = 0.1
     """Its best architectures to derive from: a number, or a fraction of all, rounded down, but at
     least one."""
-    variants: list[dict[str, ParamValue]] = [{}]
+    variants: list[Settings] = [{}]
     """Changes of parameters, each applied to each of the best; `{}` for none."""
     replicates: PositiveInt = 1
     """Number of runs of each result, with other weights and another order of the text; with `looks`
@@ -176,10 +181,7 @@ class Refinement(StrictModel):
     def _check_variants(cls, variants: list[dict[str, ParamValue]]) -> list[dict[str, ParamValue]]:
         if not variants:
             raise ValueError("expected at least one variant ({} is the unchanged architecture)")
-        return [
-            {name: convert_value(name, value) for name, value in variant.items()}
-            for variant in variants
-        ]
+        return variants
 
 
 _Threshold = Annotated[float, Field(allow_inf_nan=False)]
@@ -195,6 +197,17 @@ def _list_tables(raw: Any) -> Any:
 _MARGIN_HINT = (
     "expected the largest difference that counts as none, because the loss of the task has no unit"
 )
+
+
+_LENGTH_HINT = "the task decides its length: set its options in [task] or [space.task]"
+
+_TEXT_SETTINGS = {
+    "corpus": "the task has its own data",
+    "tokenizer": "the task has no text",
+    "training.sequence_length": _LENGTH_HINT,
+    "evaluation.window_length": _LENGTH_HINT,
+}
+"""Settings of the task `text` alone, and why another task has none."""
 
 
 def _states_margin(raw: Any) -> bool:
@@ -309,29 +322,15 @@ class StudyConfig(StrictModel):
             return self
         if self.task_record is None or self.task.source == TEXT:
             raise ValueError(f"has the task {self.task.source!r}, which is not loaded")
-        defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        varied = [table.values("sequence_length") for table in self.space or ()]
-        hint = "the task decides its length: set its options in [task] or [space.task]"
-        for key, is_default, reason in (
-            ("corpus", self.corpus == defaults["corpus"], "the task has its own data"),
-            ("tokenizer", self.tokenizer == defaults["tokenizer"], "the task has no text"),
-            (
-                "training.sequence_length",
-                self.training.sequence_length == TrainingSettings().sequence_length,
-                hint,
-            ),
-            ("space.training.sequence_length", not any(varied), hint),
-            (
-                "evaluation.window_length",
-                self.evaluation.window_length == EvaluationSettings().window_length,
-                hint,
-            ),
-        ):
-            if not is_default:
-                raise ValueError(
-                    f"has {key} and the task {self.task_record.name}: expected no {key}, because "
-                    f"{reason}"
-                )
+        defaults = type(self).model_construct()
+        given = [k for k in _TEXT_SETTINGS if attrgetter(k)(self) != attrgetter(k)(defaults)]
+        if any(table.values("sequence_length") for table in self.space or ()):
+            given.append("space.training.sequence_length")
+        if given:
+            raise ValueError(
+                f"has {given[0]} and the task {self.task_record.name}: expected no {given[0]}, "
+                f"because {_TEXT_SETTINGS[given[0].removeprefix('space.')]}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -417,10 +416,12 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_hypotheses(self) -> "StudyConfig":
-        names = [CELL, *self._list_params()]
         # Trials of a derived study have one value of each nuisance parameter, which may vary.
-        nuisance = [] if self.grid is None else self.nuisance
-        check_hypotheses(self.hypothesis, names, self.cells, nuisance, self.task_record)
+        nuisance = [] if self.refinement else self.nuisance
+        cells = [*BUILT_IN_CELLS, *self.cells]
+        cell = CellOption(type="str", choices=cells, default=GATED_CELL)
+        options = {CELL: [cell], **self.options}
+        check_hypotheses(self.hypothesis, [CELL, *self.list_params()], options, nuisance)
         return self
 
     @model_validator(mode="after")
@@ -428,25 +429,27 @@ class StudyConfig(StrictModel):
         for variant in self.refinement.variants if self.refinement else ():
             self._check_params("refinement.variants: a variant", variant)
             for name, value in variant.items():
-                options = list_options(name, self.cells, self.task_record)
-                if options and not any(option.fits(value) for option in options):
+                if expected := explain_value(name, value, self.options):
                     raise ValueError(
                         f"refinement.variants: a variant has {name} = {shorten(repr(value))}: "
-                        f"expected {options[0].description}"
+                        f"{expected}"
                     )
         return self
 
     def _check_params(self, subject: str, names: Iterable[str]) -> None:
-        known = self._list_params()
+        known = self.list_params()
         for name in names:
             if name not in known:
                 raise ValueError(f"{subject} names {name!r}: {expect_one_of(known, name)}")
 
-    def _list_params(self) -> list[str]:
-        """List the parameters that a derived trial can have."""
-        options = [name for cell in self.cells.values() for name in cell.options]
-        options += self.task_record.options if self.task_record else ()
-        return list(dict.fromkeys((*GATED_PARAMS, *options, *TRAINING_PARAMS)))
+    @property
+    def options(self) -> Options:
+        """Options of the users' cells and of the task, by name."""
+        return list_options(self.cells, self.task_record)
+
+    def list_params(self) -> list[str]:
+        """List the parameters that a trial can have, the name of the cell aside."""
+        return list(dict.fromkeys((*GATED_PARAMS, *self.options, *TRAINING_PARAMS)))
 
     @model_validator(mode="after")
     def _check_updates(self) -> "StudyConfig":

@@ -1,11 +1,11 @@
 """Hypotheses of a study: claims about its parameters, stated before its first trial.
 
-A hypothesis is data; :mod:`reports.stats.decision_rules` decides whether it holds, and
-:mod:`studies.hypotheses` has the records that a study keeps of them.
+A hypothesis is data; :mod:`reports.stats.decision_rules` decides whether it holds. A study keeps
+records of when it stored each of them, and of what was known then: they tell a reader a prediction
+from an explanation (Nosek et al., *The Preregistration Revolution*, 2018).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -15,22 +15,22 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
 from rnn.config import ParamValue
-from studies.records import CellOption, CellRecord, StrictModel, TaskRecord, unit
-from studies.space import BUILT_IN_CELLS, CELL, TEXT_PARAMS, convert_value
+from studies.records import Options, StrictModel, unit
+from studies.space import TEXT_PARAMS, explain_value, to_grid_value
 from studies.text import expect_one_of, shorten
 
 DEFAULT_MARGIN = 0.02
 """Nats that count as no difference: about the spread between runs of one architecture."""
 
-_Settings = Annotated[
+Settings = Annotated[
     dict[str, ParamValue],
-    AfterValidator(lambda values: {name: _convert(name, value) for name, value in values.items()}),
+    AfterValidator(lambda values: {name: to_grid_value(name, values[name]) for name in values}),
 ]
+"""A value of each of some parameters."""
 
 Region = Annotated[
     dict[
@@ -43,7 +43,7 @@ Region = Annotated[
     ],
     AfterValidator(
         lambda region: {
-            name: [_convert(name, each) for each in values] for name, values in region.items()
+            name: [to_grid_value(name, each) for each in values] for name, values in region.items()
         }
     ),
 ]
@@ -60,8 +60,8 @@ class SettingContrast(StrictModel):
     """
 
     label: str = ""
-    before: _Settings = Field(min_length=1)
-    after: _Settings
+    before: Settings = Field(min_length=1)
+    after: Settings
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
@@ -187,9 +187,8 @@ class Hypothesis(StrictModel):
 def check_hypotheses(
     hypotheses: Sequence[Hypothesis],
     parameters: Sequence[str],
-    cells: Mapping[str, CellRecord],
+    options: Options,
     nuisance: Sequence[str],
-    task: TaskRecord | None = None,
 ) -> None:
     """Check that hypotheses name parameters and values that a study can have.
 
@@ -198,9 +197,22 @@ def check_hypotheses(
     Args:
         hypotheses: the hypotheses.
         parameters: all parameters that a trial of the study can have.
-        cells: users' cells of the study, by name.
+        options: options among them.
         nuisance: parameters over which architectures are judged, which no hypothesis can name.
-        task: record of the task; None for a text.
+
+    Raises:
+        ValueError: if one of them does not, or occurs twice.
+    """
+    check_names(hypotheses, parameters, nuisance)
+    for number, hypothesis in enumerate(hypotheses, 1):
+        if mistake := next(_find_mistakes(hypothesis, options), ""):
+            raise ValueError(f"hypothesis {number} has {mistake}")
+
+
+def check_names(
+    hypotheses: Sequence[Hypothesis], parameters: Sequence[str], nuisance: Sequence[str]
+) -> None:
+    """Check that hypotheses name parameters that are judged, and that none occurs twice.
 
     Raises:
         ValueError: if one of them does not, or occurs twice.
@@ -214,62 +226,22 @@ def check_hypotheses(
                     f"hypothesis {number} names {name!r}{is_nuisance}: "
                     f"{expect_one_of(judged, name)}"
                 )
-        if mistake := next(_find_mistakes(hypothesis, cells, task), ""):
-            raise ValueError(f"hypothesis {number} has {mistake}")
         first = hypotheses.index(hypothesis) + 1
         if first < number:
             raise ValueError(f"hypothesis {number} repeats hypothesis {first}: expected each once")
 
 
-def _find_mistakes(
-    hypothesis: Hypothesis, cells: Mapping[str, CellRecord], task: TaskRecord | None
-) -> Iterator[str]:
+def _find_mistakes(hypothesis: Hypothesis, options: Options) -> Iterator[str]:
     """Yield what is wrong with the values that a hypothesis gives to known parameters."""
     for name, value in hypothesis.settings:
-        if expected := _explain_value(name, value, cells, task):
+        if expected := explain_value(name, value, options):
             yield f"{name} = {shorten(repr(value))}: {expected}"
     for name in hypothesis.larger_than.switches if hypothesis.larger_than else ():
-        if any(_explain_value(name, value, cells, task) for value in (False, True)):
+        if any(explain_value(name, value, options) for value in (False, True)):
             yield f"larger_than.switches with {name!r}: expected switches, which are on or off"
     name = hypothesis.consecutive or ""
-    is_text = any(option.type == "str" for option in list_options(name, cells, task))
-    if is_text or name in TEXT_PARAMS:
+    if name in TEXT_PARAMS or any(option.type == "str" for option in options.get(name, ())):
         yield f"consecutive = {name!r}: expected a parameter whose values have an order"
-
-
-def _explain_value(
-    name: str, value: ParamValue, cells: Mapping[str, CellRecord], task: TaskRecord | None
-) -> str:
-    """Return what a parameter is expected to be if it can never have a value; "" if it can."""
-    if name == CELL:
-        known = [*BUILT_IN_CELLS, *cells]
-        return "" if value in known else f"expected one of {', '.join(known)}"
-    if options := list_options(name, cells, task):
-        fits = any(option.fits(value) for option in options)
-        return "" if fits else f"expected {options[0].description}"
-    try:
-        convert_value(name, value)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        return message[0].lower() + message[1:]
-    return ""
-
-
-def _convert(parameter: str, value: ParamValue) -> ParamValue:
-    """Return a value as a grid has it, 4 for 4.0, or as it is if none can have it."""
-    whole = [int(value)] if isinstance(value, float) and value.is_integer() else []
-    for each in (value, *whole):
-        with suppress(ValidationError):  # named later, by check_hypotheses
-            return convert_value(parameter, each)
-    return value
-
-
-def list_options(
-    name: str, cells: Mapping[str, CellRecord], task: TaskRecord | None
-) -> list[CellOption]:
-    """List the options of a name that users' cells and the task of a study have."""
-    records: list[CellRecord | TaskRecord] = [*cells.values(), *([task] if task else [])]
-    return [record.options[name] for record in records if name in record.options]
 
 
 # ------------------------------------------------------------------ records

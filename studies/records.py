@@ -325,6 +325,19 @@ class TaskRecord(StrictModel):
         return units.get(self.loss, "")
 
 
+Options = Mapping[str, Sequence[CellOption]]
+"""Options of users' cells and of the task, by name."""
+
+
+def list_options(cells: Mapping[str, CellRecord], task: TaskRecord | None) -> Options:
+    """Return the options that the cells of a study, by name, and its task have."""
+    options: dict[str, list[CellOption]] = {}
+    for record in (*cells.values(), *([task] if task else [])):
+        for name, option in record.options.items():
+            options.setdefault(name, []).append(option)
+    return options
+
+
 class Floors(StrictModel):
     """Validation losses and metrics that need no memory, by which those of networks are judged.
 

@@ -1,11 +1,20 @@
 """Tables ``[space]`` of a study file, and the parameters of its trials."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from optuna.distributions import CategoricalDistribution
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from rnn.config import (
     BASELINE_CELLS,
@@ -16,7 +25,7 @@ from rnn.config import (
     GatedConfig,
     ParamValue,
 )
-from studies.records import StrictModel, cell_name
+from studies.records import Options, StrictModel, cell_name
 from studies.text import expect_one_of
 from studies.training import (
     TRAINING_PARAMS,
@@ -203,11 +212,33 @@ def convert_value(parameter: str, value: ParamValue) -> ParamValue:
     """Return a value of a parameter as a grid has it.
 
     Raises:
-        ValueError: if no grid can have this value.
+        ValidationError: if no grid can have this value.
     """
     model = TrainingSettings if parameter in TRAINING_PARAMS else StoredParams
     checked: ParamValue = getattr(model.model_validate({parameter: value}), parameter)
     return checked
+
+
+def to_grid_value(parameter: str, value: ParamValue) -> ParamValue:
+    """Return a value as a grid has it, 4 for 4.0, or as it is if none can have it."""
+    whole = [int(value)] if isinstance(value, float) and value.is_integer() else []
+    for each in (value, *whole):
+        with suppress(ValidationError):  # explain_value says which
+            return convert_value(parameter, each)
+    return value
+
+
+def explain_value(parameter: str, value: ParamValue, options: Options) -> str:
+    """Return what a parameter is expected to be if it can never have a value; "" if it can."""
+    if known := options.get(parameter):
+        fits = any(option.fits(value) for option in known)
+        return "" if fits else f"expected {known[0].description}"
+    try:
+        convert_value(parameter, value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        return message[0].lower() + message[1:]
+    return ""
 
 
 def complete_params(params: Mapping[str, Any]) -> dict[str, Any]:
