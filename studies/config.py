@@ -152,13 +152,18 @@ class Refinement(StrictModel):
     comparison of all runs without it."""
 
     @property
+    def has_replicates(self) -> bool:
+        """Whether results are run more than once."""
+        return self.replicates > 1 or bool(self.looks)
+
+    @property
     def initial_runs(self) -> int:
         """Number of runs of each result when the study is created."""
         return self.looks[0] if self.looks else self.replicates
 
     @model_validator(mode="after")
     def _check_trial(self) -> "Refinement":
-        if self.trial is not None and (self.variants != [{}] or self.replicates > 1 or self.looks):
+        if self.trial is not None and (self.variants != [{}] or self.has_replicates):
             raise ValueError("trial runs one trial as it was: expected no variants or replicates")
         return self
 
@@ -333,16 +338,6 @@ class StudyConfig(StrictModel):
             )
         return self
 
-    @model_validator(mode="after")
-    def _check_threshold(self) -> "StudyConfig":
-        threshold = self.report_threshold
-        if self.is_text and threshold is not None and threshold <= 0:
-            raise ValueError(
-                f"report_threshold is {threshold}: expected a number above 0, because no loss of a "
-                "text is lower"
-            )
-        return self
-
     @model_validator(mode="before")
     @classmethod
     def _require_margins(cls, raw: Any) -> Any:
@@ -362,39 +357,64 @@ class StudyConfig(StrictModel):
         return raw
 
     @model_validator(mode="after")
-    def _check_test_split(self) -> "StudyConfig":
-        refinement = self.refinement
-        has_replicates = refinement and (refinement.replicates > 1 or refinement.looks)
-        if self.eval_split == "test" and not has_replicates:
+    def _check_contradictions(self) -> "StudyConfig":
+        threshold, refinement = self.report_threshold, self.refinement
+        if self.is_text and threshold is not None and threshold <= 0:
+            raise ValueError(
+                f"report_threshold is {threshold}: expected a number above 0, because no loss of a "
+                "text is lower"
+            )
+        if self.eval_split == "test" and not (refinement and refinement.has_replicates):
             raise ValueError(
                 'has eval_split = "test" without replicates: expected refinement.replicates of 2 '
                 "or more, because a split that guides a search is no test"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_space_or_refinement(self) -> "StudyConfig":
-        if (self.space is None) == (self.refinement is None):
+        if (self.space is None) == (refinement is None):
             given = "neither" if self.space is None else "both"
             raise ValueError(f"has {given} of [space] and [refinement]: expected one of them")
+        task_options = self.task_record.options if self.task_record else {}
+        for name, cell in self.cells.items():
+            for option in cell.options.keys() & task_options.keys():
+                raise ValueError(
+                    f"option {option} of cell {name} has the name of an option of the task: rename "
+                    "one of them"
+                )
+            for option in cell.options.keys() & {*TRAINING_PARAMS}:  # those that came later
+                raise ValueError(
+                    f"option {option} of cell {name} has the name of a training setting: rename it "
+                    "in a new study, or use the version that made this one"
+                )
+        if self.pruning.enabled and refinement is not None and refinement.replicates > 1:
+            raise ValueError(
+                f"has pruning.enabled and {refinement.replicates} replicates: expected one of "
+                "them, because the mean of replicates needs them all"
+            )
+        if self.pruning.enabled and 2 * self.training.log_every > self.training.steps:
+            raise ValueError(
+                f"has pruning.enabled and no log point before the last: log_every is "
+                f"{self.training.log_every} and steps {self.training.steps}, expected log_every of "
+                "at most half of steps"
+            )
         return self
 
     @model_validator(mode="after")
-    def _check_nuisance(self) -> "StudyConfig":
+    def _check_grid(self) -> "StudyConfig":
+        """Check a grid and the updates of its trials, and the nuisance parameters."""
         grid = self.grid  # refuses tables that contradict each other or the other settings
         if repeated := [name for name in self.nuisance if self.nuisance.count(name) > 1]:
             raise ValueError(f"nuisance names {repeated[0]} twice: expected distinct parameters")
         self._check_params("nuisance", [name for name in self.nuisance if name != CELL])
         if grid is None:  # its trials have the best values of the source's nuisance parameters
             return self
-        # One of a single value is no contradiction: an override may have pinned it.
-        varied = [name for name, values in grid.search_space.items() if len(values) > 1]
         for name in grid.find_constant(self.nuisance):
-            if name in varied:
+            # One of a single value is no contradiction: an override may have pinned it.
+            if len(grid.search_space[name]) > 1:
                 raise ValueError(
                     f"nuisance names {name!r}, which has one value for each architecture: expected "
                     f"several values for the same other parameters{self._nuisance_hint(grid, name)}"
                 )
+        if self.is_text:
+            self.check_updates((each, None) for each in grid.project(WINDOW_PARAMS))
         return self
 
     def _nuisance_hint(self, grid: Grid, name: str) -> str:
@@ -402,8 +422,9 @@ class StudyConfig(StrictModel):
         settings = [
             setting
             for setting in TRAINING_PARAMS
-            if name == "optimizer" and setting in grid.search_space and setting not in self.nuisance
-            if not all(uses_setting(str(each), setting) for each in grid.search_space["optimizer"])
+            if name == "optimizer" and setting in grid.search_space
+            if setting not in self.nuisance
+            if not all(uses_setting(str(each), setting) for each in grid.search_space[name])
         ]
         if not settings or name in grid.find_constant([*self.nuisance, *settings]):
             return ""
@@ -426,6 +447,7 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_variants(self) -> "StudyConfig":
+        """Check the trials of a derived study, as far as the file alone decides."""
         for variant in self.refinement.variants if self.refinement else ():
             self._check_params("refinement.variants: a variant", variant)
             for name, value in variant.items():
@@ -434,6 +456,14 @@ class StudyConfig(StrictModel):
                         f"refinement.variants: a variant has {name} = {shorten(repr(value))}: "
                         f"{expected}"
                     )
+            settings = training_settings(variant, self)
+            if settings.warmup_steps > settings.steps:
+                raise ValueError(
+                    f"training.warmup_steps is {settings.warmup_steps} and training.steps "
+                    f"{settings.steps}: expected warmup_steps of at most steps"
+                )
+            if {"bptt_steps", "update_every"} <= variant.keys():
+                check_window(settings)
         return self
 
     def _check_params(self, subject: str, names: Iterable[str]) -> None:
@@ -451,24 +481,6 @@ class StudyConfig(StrictModel):
         """List the parameters that a trial can have, the name of the cell aside."""
         return list(dict.fromkeys((*GATED_PARAMS, *self.options, *TRAINING_PARAMS)))
 
-    @model_validator(mode="after")
-    def _check_updates(self) -> "StudyConfig":
-        """Check the trials of a grid; of a derived study, what the file alone decides."""
-        if self.grid is not None:
-            if self.is_text:
-                self.check_updates((each, None) for each in self.grid.project(WINDOW_PARAMS))
-            return self
-        for variant in self.refinement.variants if self.refinement else ():
-            warmup_steps = int(variant.get("warmup_steps", self.training.warmup_steps))
-            if warmup_steps > self.training.steps:
-                raise ValueError(
-                    f"training.warmup_steps is {warmup_steps} and training.steps "
-                    f"{self.training.steps}: expected warmup_steps of at most steps"
-                )
-            if {"bptt_steps", "update_every"} <= variant.keys():
-                check_window(training_settings(variant, self))
-        return self
-
     def check_updates(self, trials: Iterable[tuple[Mapping[str, Any], int | None]]) -> None:
         """Check the updates of trials, as :func:`studies.training.check_updates` does.
 
@@ -480,39 +492,6 @@ class StudyConfig(StrictModel):
         check_updates(
             [(each, length or each.sequence_length - 1) for each, length in settings], self.is_text
         )
-
-    @model_validator(mode="after")
-    def _check_options(self) -> "StudyConfig":
-        task_options = self.task_record.options if self.task_record else {}
-        for name, cell in self.cells.items():
-            for option in cell.options.keys() & task_options.keys():
-                raise ValueError(
-                    f"option {option} of cell {name} has the name of an option of the task: rename "
-                    "one of them"
-                )
-            for option in cell.options.keys() & {*TRAINING_PARAMS}:  # those that came later
-                raise ValueError(
-                    f"option {option} of cell {name} has the name of a training setting: rename it "
-                    "in a new study, or use the version that made this one"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _check_pruning(self) -> "StudyConfig":
-        if not self.pruning.enabled:
-            return self
-        if self.refinement is not None and self.refinement.replicates > 1:
-            raise ValueError(
-                f"has pruning.enabled and {self.refinement.replicates} replicates: expected one of "
-                "them, because the mean of replicates needs them all"
-            )
-        if 2 * self.training.log_every > self.training.steps:
-            raise ValueError(
-                f"has pruning.enabled and no log point before the last: log_every is "
-                f"{self.training.log_every} and steps {self.training.steps}, expected log_every of "
-                "at most half of steps"
-            )
-        return self
 
 
 def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConfig:
