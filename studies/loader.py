@@ -123,8 +123,7 @@ def override_settings(
     """
     file = file.without(unset) if unset else file
     for override in overrides:
-        key, value = _parse_override(override)
-        file = file.with_overrides(_nest(key, value))
+        file = file.with_overrides(_parse_override(override))
     return file
 
 
@@ -163,7 +162,8 @@ def _stored_config(storage: LeasedRDBStorage, name: str, where: str) -> ConfigFi
     return ConfigFile(name=name, origin=origin, settings=settings, is_stored=True)
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
+def _parse_override(override: str) -> dict[str, Any]:
+    """Return the nested settings of an override."""
     key, equals, text = override.partition("=")
     shown = shorten(override)
     if not equals or not key.strip():
@@ -184,13 +184,9 @@ def _parse_override(override: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {shown!r}: {error}") from error
     if len(parsed) > 1:
         raise not_toml
-    return key.strip(), parsed["value"]
-
-
-def _nest(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    nested: dict[str, Any] = value
+    nested = parsed["value"]
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
     return nested
 
 
