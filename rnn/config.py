@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 StateSource = Literal["new", "old", "both"]
 STATE_SOURCES: tuple[StateSource, ...] = get_args(StateSource)
@@ -38,6 +38,8 @@ _CELL_LABELS: dict[BaselineCell, str] = {"elman": "Elman", "gru": "GRU", "lstm":
 class GatedConfig:
     """A network of the gated cell; see :class:`rnn.cells.GatedCell` for the equations.
 
+    Study files have the same parameters, with these types, descriptions and bounds of the sizes.
+
     Attributes:
         input_gate: whether a gate scales the layer's input and previous state before their use.
         forget_gate: whether a gate scales the new state.
@@ -48,8 +50,8 @@ class GatedConfig:
             as well.
         state_source: state that the read-out reads: the new one, that of the previous step, or
             both.
-        layers: number of stacked layers.
-        state_size: n, the size of the states, the layers' outputs and the embedding.
+        layers: stacked layers.
+        state_size: size of the states, the layers' outputs and the embedding.
         gate_inputs: what the state gate and the forget gate read: the layer's input and previous
             state (``"state"``), or the candidate as well (``"candidate"``). Fixed within a study.
 
@@ -63,8 +65,8 @@ class GatedConfig:
     state_gate: bool
     residual: bool
     state_source: StateSource
-    layers: int
-    state_size: int
+    layers: Annotated[int, Ge(1), Le(100)]
+    state_size: Annotated[int, Ge(1), Le(2**16)]
     gate_inputs: GateInputs = "state"
 
     def __post_init__(self) -> None:

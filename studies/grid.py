@@ -216,7 +216,7 @@ class Grid:
                 if name in self._varied:
                     given = space.task.get(name, [self._task.value(name)])
                     values[name] = list(map(option.convert, given))
-        values |= {"layers": space.layers, "state_size": space.state_size}
+        values |= {name: getattr(space, name) for name in ("layers", "state_size")}
         for name in TRAINING_PARAMS:
             if name in self._varied:
                 values[name] = self._setting(space, name)

@@ -83,31 +83,26 @@ COST_PARAMS = (*BASELINE_PARAMS, "batch_size", "sequence_length", BPTT_STEPS, UP
 """Parameters that determine most of the cost of a training step."""
 
 
-_Layers = Annotated[int, Field(ge=1, le=100)]
-_StateSize = Annotated[int, Field(ge=1, le=2**16)]
-
 if TYPE_CHECKING:
-    _StoredSwitches = BaseModel
-    _SwitchValues = StrictModel
-else:  # a field for each switch; one that studies may lack varies only where it is named
-    _types = {field.name: field.type for field in fields(GatedConfig) if field.name in SWITCHES}
+    _StoredNetwork = BaseModel
+    _NetworkValues = StrictModel
+else:  # a field for each parameter; a switch that studies may lack varies only where it is named
+    _types = {field.name: field.type for field in fields(GatedConfig) if field.name in GATED_PARAMS}
     _defaults = GATED_OPTIONS | {name: (value,) for name, value in LATER_SWITCHES.items()}
-    _StoredSwitches = create_model(
-        "_StoredSwitches", **{name: (kind | None, None) for name, kind in _types.items()}
+    _StoredNetwork = create_model(
+        "_StoredNetwork", **{name: (kind | None, None) for name, kind in _types.items()}
     )
-    _SwitchValues = create_model(
-        "_SwitchValues",
+    _NetworkValues = create_model(
+        "_NetworkValues",
         __base__=StrictModel,
-        **{name: (Values[kind], list(_defaults[name])) for name, kind in _types.items()},
+        **{
+            name: (Values[kind], list(_defaults[name]) if name in SWITCHES else ...)
+            for name, kind in _types.items()
+        },
     )
 
 
-def _require_cell(spec: str) -> str:
-    cell_name(spec)
-    return spec
-
-
-class StoredParams(_StoredSwitches):
+class StoredParams(_StoredNetwork):
     """Parameters of a stored trial but its training settings; which it has depends on its study."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
@@ -115,26 +110,25 @@ class StoredParams(_StoredSwitches):
     __pydantic_extra__: dict[str, ParamValue]
 
     cell: str | None = None
-    layers: _Layers | None = None
-    state_size: _StateSize | None = None
     replicate: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
-class Space(_SwitchValues):
+def _require_cell(spec: str) -> str:
+    cell_name(spec)
+    return spec
+
+
+class Space(_NetworkValues):
     """One table ``[space]``: the values of each parameter, less the excluded combinations.
 
-    The switches are those of :class:`rnn.config.GatedConfig`. Keys that are no field are options of
-    users' cells; :class:`Grid` checks them.
+    Switches and sizes are those of :class:`rnn.config.GatedConfig`. Keys that are no field are
+    options of users' cells; :class:`Grid` checks them.
     """
 
     model_config = ConfigDict(extra="allow")
 
     __pydantic_extra__: dict[str, Values[ParamValue]]
 
-    layers: Values[_Layers]
-    """Stacked layers."""
-    state_size: Values[_StateSize]
-    """Size of the states, the layers' outputs and the embedding."""
     cell: Values[Annotated[str, AfterValidator(_require_cell)]] | None = None
     """[Cells](#cells): built-in ones, and your own as `FILE.py:Class`; without it, the gated
     cell."""
@@ -151,14 +145,14 @@ class Space(_SwitchValues):
         """Read ``bptt_steps`` in ``[space]`` as in ``[space.training]``."""
         if not isinstance(raw, Mapping) or BPTT_STEPS not in raw:
             return raw
-        table = {name: value for name, value in raw.items() if name != BPTT_STEPS}
-        training = raw.get("training", {})
+        table, training = dict(raw), raw.get("training", {})
+        values = table.pop(BPTT_STEPS)
         if isinstance(training, Mapping):
             if training.get(BPTT_STEPS) is not None:
                 raise ValueError(
                     "has bptt_steps twice: expected it in [space.training], and not in [space] too"
                 )
-            table["training"] = {**training, BPTT_STEPS: raw[BPTT_STEPS]}
+            table["training"] = {**training, BPTT_STEPS: values}
         return table
 
     @property
@@ -175,7 +169,8 @@ class Space(_SwitchValues):
     def varied_switches(self) -> list[str]:
         """Switches whose values differ from the default."""
         # A stored config lists every switch, at its default where the study does not vary it.
-        return [name for name in SWITCHES if getattr(self, name) != _default(name)]
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        return [name for name in SWITCHES if getattr(self, name) != defaults[name]]
 
     def values(self, parameter: str) -> Sequence[ParamValue] | None:
         """Return a parameter's values in the order of the file; None if the table has none."""
@@ -278,7 +273,3 @@ def _sort_key(value: ParamValue) -> tuple[int, ParamValue]:
     if isinstance(value, str):  # the longest window of a gradient comes after all numbers
         return (0, STATE_SOURCES.index(value)) if value in STATE_SOURCES else (2, value)
     return 1, value
-
-
-def _default(parameter: str) -> Any:
-    return Space.model_fields[parameter].default

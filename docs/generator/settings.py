@@ -22,7 +22,7 @@ from studies.config import (
 )
 from studies.hypotheses import Hypothesis
 from studies.records import TaskSettings
-from studies.space import SWITCHES, Space
+from studies.space import GATED_PARAMS, Space
 from studies.training import OPTIMIZER_PARAMS, TrainingSettings
 
 STUDY_TABLES: dict[str, type[BaseModel]] = {
@@ -82,7 +82,7 @@ def describe_attributes(model: type[TrialRecord | StudyRecord]) -> str:
 
 def describe_field(model: type[BaseModel], name: str) -> str:
     """Return the docstring of a model's field, in one line; "" if it has none."""
-    if name in SWITCHES:
+    if name in GATED_PARAMS:
         return _describe_attribute(GatedConfig, name)
     if model is TrainingSettings and name in OPTIMIZER_PARAMS:
         return _describe_attribute(OptimizerConfig, "name" if name == "optimizer" else name)
