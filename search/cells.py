@@ -28,7 +28,8 @@ from studies.attributes import RESERVED_OPTION_NAMES
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ArtifactsError, ConfigMismatchError
-from studies.records import CellRecord, TaskRecord, cell_name, read_options
+from studies.records import CellRecord, TaskRecord, read_options
+from studies.space import cell_name
 
 
 def load_cells(file: ConfigFile) -> ConfigFile:

@@ -26,8 +26,8 @@ from studies.cli import run_command
 from studies.config import EvaluationSettings
 from studies.errors import ConfigError
 from studies.loader import load_overrides
-from studies.records import CellOption, cell_name
-from studies.space import BUILT_IN_CELLS
+from studies.records import CellOption
+from studies.space import BUILT_IN_CELLS, cell_name
 
 
 @click.command(

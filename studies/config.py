@@ -39,7 +39,6 @@ from studies.records import (
     StrictModel,
     TaskRecord,
     TaskSettings,
-    list_options,
     unit,
 )
 from studies.space import (
@@ -143,7 +142,7 @@ class Refinement(StrictModel):
     replicates: PositiveInt = 1
     """Number of runs of each result, with other weights and another order of the text; with `looks`
     the last of these."""
-    margin: Annotated[float, Field(gt=0, allow_inf_nan=False), unit("bit/byte or nat/token")] = 0.02
+    margin: Annotated[PositiveFloat, unit("bit/byte or nat/token")] = 0.02
     """Of replicates: the largest difference to the best that makes no difference, in the unit by
     which they are ranked; without a default where the loss of a task has no unit."""
     looks: list[Annotated[int, Field(ge=2, le=1000)]] = []
@@ -189,9 +188,6 @@ class Refinement(StrictModel):
         return variants
 
 
-_Threshold = Annotated[float, Field(allow_inf_nan=False)]
-
-
 def _list_tables(raw: Any) -> Any:
     """Return the tables of a union: one ``[space]``, or each ``[[space]]``."""
     if isinstance(raw, list | tuple):
@@ -230,7 +226,7 @@ class StudyConfig(StrictModel):
 
     question: str = ""
     """What the study asks; shown in the report."""
-    report_threshold: Annotated[_Threshold | None, unit("unit of the loss")] = None
+    report_threshold: Annotated[float | None, unit("unit of the loss")] = None
     """The report counts which pairs a change brings below this loss; of text above 0."""
     corpus: str = "stdlib"
     """Of the task `text`: `stdlib` (the source code of Python's library), `enwik8`, `recall:D` (see
@@ -475,7 +471,11 @@ class StudyConfig(StrictModel):
     @property
     def options(self) -> Options:
         """Options of the users' cells and of the task, by name."""
-        return list_options(self.cells, self.task_record)
+        options: dict[str, list[CellOption]] = {}
+        for record in (*self.cells.values(), *([self.task_record] if self.task_record else [])):
+            for name, option in record.options.items():
+                options.setdefault(name, []).append(option)
+        return options
 
     def list_params(self) -> list[str]:
         """List the parameters that a trial can have, the name of the cell aside."""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rnn.config import OPTIMIZERS, ParamValue
-from studies.records import CellOption, CellRecord, TaskRecord, cell_name
+from studies.records import CellRecord, TaskRecord
 from studies.space import (
     BPTT_STEPS,
     BUILT_IN_CELLS,
@@ -15,6 +15,7 @@ from studies.space import (
     Params,
     SearchSpace,
     Space,
+    cell_name,
     explain_key,
     param_order,
 )
@@ -198,24 +199,19 @@ class Grid:
             if not any(exclusion.items() <= params.items() for exclusion in space.exclude):
                 yield params
 
-    def _own_options(self, cell: str) -> dict[str, CellOption]:
-        """Return the options of a user's cell that the grid varies; {} for a built-in cell."""
-        options = self._cells[cell].options if cell in self._cells else {}
-        return {name: option for name, option in options.items() if name in self._varied}
-
     def _values(self, space: Space, cell: str) -> dict[str, Sequence[ParamValue]]:
         """Return the values of the parameters that one cell of a table has."""
         values: dict[str, Sequence[ParamValue]] = {CELL: [cell]} if self._has_cell else {}
-        for name in SWITCHES if cell == GATED_CELL else ():
-            values[name] = getattr(space, name)
-        for name, option in self._own_options(cell).items():
-            given = space.values(name)
-            values[name] = [option.default] if given is None else list(map(option.convert, given))
+        if cell == GATED_CELL:
+            values |= {name: getattr(space, name) for name in SWITCHES}
+        options = self._cells[cell].options if cell in self._cells else {}
+        defaults = [(name, option, option.default) for name, option in options.items()]
         if self._task is not None:
-            for name, option in self._task.options.items():
-                if name in self._varied:
-                    given = space.task.get(name, [self._task.value(name)])
-                    values[name] = list(map(option.convert, given))
+            options = self._task.options
+            defaults += [(name, options[name], self._task.value(name)) for name in options]
+        for name, option, default in defaults:
+            if name in self._varied:
+                values[name] = list(map(option.convert, space.values(name) or [default]))
         values |= {name: getattr(space, name) for name in ("layers", "state_size")}
         for name in TRAINING_PARAMS:
             if name in self._varied:
@@ -228,10 +224,12 @@ class Grid:
 
     def _check_cells(self, table: str, space: Space) -> None:
         for spec in space.cell or ():
+            if spec in BUILT_IN_CELLS:
+                continue
             name = cell_name(spec)
-            if spec not in BUILT_IN_CELLS and name not in self._cells:
+            if name not in self._cells:
                 raise ValueError(f"{table} has the cell {spec!r}, which is not loaded")
-            if name in self._cells and self._cells[name].spec != spec:
+            if self._cells[name].spec != spec:
                 raise ValueError(
                     f"{table} has the cell {spec!r}, but {self._cells[name].spec!r} is named "
                     f"{name} as well: expected distinct class names"
@@ -272,15 +270,17 @@ class Grid:
     def _check_types(self) -> None:
         """Require one type of an option's values in all cells: equal values are one choice."""
         found: dict[str, tuple[str, str]] = {}
-        for space in self._spaces:
-            for cell in space.cell_names:
-                for name, option in self._own_options(cell).items():
-                    first, kind = found.setdefault(name, (cell, option.type))
-                    if kind != option.type:
-                        raise ValueError(
-                            f"space varies {name}, of type {kind} in {first} and {option.type} in "
-                            f"{cell}: expected one type, or a study for each"
-                        )
+        cells = {cell for space in self._spaces for cell in space.cell_names}
+        for cell, record in self._cells.items():
+            for name, option in record.options.items():
+                if name not in self._varied or cell not in cells:
+                    continue
+                first, kind = found.setdefault(name, (cell, option.type))
+                if kind != option.type:
+                    raise ValueError(
+                        f"space varies {name}, of type {kind} in {first} and {option.type} in "
+                        f"{cell}: expected one type, or a study for each"
+                    )
 
     def _check_use(self, tables: Mapping[str, Space]) -> None:
         """Require that a trial uses each training setting that is stated."""

@@ -19,7 +19,7 @@ from studies.errors import (
     StudyFormatError,
 )
 from studies.files import MAX_DEPTH, parse_toml, read_toml
-from studies.records import cell_name
+from studies.space import cell_name
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
 from studies.storage.storage import LeasedRDBStorage

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from rnn.config import BASELINE_CELLS, ParamValue, TaskSpec
+from rnn.config import ParamValue, TaskSpec
 from studies.text import shorten
 
 
@@ -178,26 +178,6 @@ def _read_option(subject: str, parameter: Parameter) -> CellOption:
     return CellOption(type=kind, choices=choices, default=described.convert(parameter.default))
 
 
-def cell_name(spec: str) -> str:
-    """Return the name of a cell: that of a built-in cell, or of a user's class.
-
-    Raises:
-        ValueError: if the cell is neither.
-    """
-    if spec == "gated" or spec in BASELINE_CELLS:
-        return spec
-    source, colon, name = spec.rpartition(":")
-    if not colon or not source or not name.isidentifier() or not spec.isprintable():
-        expected = ", ".join(("gated", *BASELINE_CELLS))
-        raise ValueError(
-            f"{spec[:80]!r} is no cell: expected {expected}, or the class of a cell of your own, "
-            "as in my_cells.py:MinGRU"
-        )
-    if name == "gated" or name in BASELINE_CELLS:
-        raise ValueError(f"{spec[:80]!r} has the name of a built-in cell: rename the class")
-    return name
-
-
 TEXT = "text"
 """Source of the task of a study that names none: the next token of its corpus."""
 
@@ -327,15 +307,6 @@ class TaskRecord(StrictModel):
 
 Options = Mapping[str, Sequence[CellOption]]
 """Options of users' cells and of the task, by name."""
-
-
-def list_options(cells: Mapping[str, CellRecord], task: TaskRecord | None) -> Options:
-    """Return the options that the cells of a study, by name, and its task have."""
-    options: dict[str, list[CellOption]] = {}
-    for record in (*cells.values(), *([task] if task else [])):
-        for name, option in record.options.items():
-            options.setdefault(name, []).append(option)
-    return options
 
 
 class Floors(StrictModel):

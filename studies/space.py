@@ -25,7 +25,7 @@ from rnn.config import (
     GatedConfig,
     ParamValue,
 )
-from studies.records import Options, StrictModel, cell_name
+from studies.records import Options, StrictModel
 from studies.text import expect_one_of
 from studies.training import (
     TRAINING_PARAMS,
@@ -113,9 +113,26 @@ class StoredParams(_StoredNetwork):
     replicate: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
-def _require_cell(spec: str) -> str:
-    cell_name(spec)
-    return spec
+def cell_name(spec: str) -> str:
+    """Return the name of a cell: that of a built-in cell, or of a user's class.
+
+    Raises:
+        ValueError: if the cell is neither.
+    """
+    if spec in BUILT_IN_CELLS:
+        return spec
+    source, colon, name = spec.rpartition(":")
+    if not colon or not source or not name.isidentifier() or not spec.isprintable():
+        raise ValueError(
+            f"{spec[:80]!r} is no cell: expected {', '.join(BUILT_IN_CELLS)}, or the class of a "
+            "cell of your own, as in my_cells.py:MinGRU"
+        )
+    if name in BUILT_IN_CELLS:
+        raise ValueError(f"{spec[:80]!r} has the name of a built-in cell: rename the class")
+    return name
+
+
+_CellSpec = Annotated[str, AfterValidator(lambda spec: cell_name(spec) and spec)]
 
 
 class Space(_NetworkValues):
@@ -129,7 +146,9 @@ class Space(_NetworkValues):
 
     __pydantic_extra__: dict[str, Values[ParamValue]]
 
-    cell: Values[Annotated[str, AfterValidator(_require_cell)]] | None = None
+    cell: Values[Annotated[str, AfterValidator(lambda spec: cell_name(spec) and spec)]] | None = (
+        None
+    )
     """[Cells](#cells): built-in ones, and your own as `FILE.py:Class`; without it, the gated
     cell."""
     training: TrainingSpace = TrainingSpace()

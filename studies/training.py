@@ -187,7 +187,6 @@ def check_updates(trials: Collection[tuple[TrainingSettings, int]], is_text: boo
                 f"expected multiples of {_suggest_multiple(trials, is_text)}, because the weights "
                 f"are updated {updates}, counted from the start of each sequence of {length} steps"
             )
-    for settings, length in trials:
         updates_count = count_updates(settings.steps, length, settings.gradient_window[1])
         if settings.warmup_steps > updates_count:
             raise ValueError(
