@@ -190,8 +190,8 @@ class ConfigFile(BaseModel):
         resolved = self._resolve_or_explain(settings)
         if isinstance(resolved, StudyConfig):
             return resolved
-        known = self._resolve_or_explain(stated)
-        own = {} if isinstance(known, StudyConfig) else known
+        original = self._resolve_or_explain(stated)
+        own = {} if isinstance(original, StudyConfig) else original
         options = ["--unset"] * bool(self.unset) + ["--set"] * bool(self.overridden)
         culprit = " and ".join(options) if self.is_command else ""
         lines = []
