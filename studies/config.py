@@ -435,7 +435,7 @@ class StudyConfig(StrictModel):
     def _check_hypotheses(self) -> "StudyConfig":
         # Trials of a derived study have one value of each nuisance parameter, which may vary.
         nuisance = [] if self.refinement else self.nuisance
-        cells = [*BUILT_IN_CELLS, *self.cells]
+        cells: list[ParamValue] = [*BUILT_IN_CELLS, *self.cells]
         cell = CellOption(type="str", choices=cells, default=GATED_CELL)
         options = {CELL: [cell], **self.options}
         check_hypotheses(self.hypothesis, [CELL, *self.list_params()], options, nuisance)
@@ -472,8 +472,9 @@ class StudyConfig(StrictModel):
     def options(self) -> Options:
         """Options of the users' cells and of the task, by name."""
         options: dict[str, list[CellOption]] = {}
-        for record in (*self.cells.values(), *([self.task_record] if self.task_record else [])):
-            for name, option in record.options.items():
+        own = self.task_record.options if self.task_record else {}
+        for each in (*(cell.options for cell in self.cells.values()), own):
+            for name, option in each.items():
                 options.setdefault(name, []).append(option)
         return options
 

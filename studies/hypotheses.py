@@ -187,7 +187,7 @@ class Hypothesis(StrictModel):
 def check_hypotheses(
     hypotheses: Sequence[Hypothesis],
     parameters: Sequence[str],
-    options: Options,
+    options: Options | None,
     nuisance: Sequence[str],
 ) -> None:
     """Check that hypotheses name parameters and values that a study can have.
@@ -197,22 +197,8 @@ def check_hypotheses(
     Args:
         hypotheses: the hypotheses.
         parameters: all parameters that a trial of the study can have.
-        options: options among them.
+        options: options among them; None where any value may occur.
         nuisance: parameters over which architectures are judged, which no hypothesis can name.
-
-    Raises:
-        ValueError: if one of them does not, or occurs twice.
-    """
-    check_names(hypotheses, parameters, nuisance)
-    for number, hypothesis in enumerate(hypotheses, 1):
-        if mistake := next(_find_mistakes(hypothesis, options), ""):
-            raise ValueError(f"hypothesis {number} has {mistake}")
-
-
-def check_names(
-    hypotheses: Sequence[Hypothesis], parameters: Sequence[str], nuisance: Sequence[str]
-) -> None:
-    """Check that hypotheses name parameters that are judged, and that none occurs twice.
 
     Raises:
         ValueError: if one of them does not, or occurs twice.
@@ -226,6 +212,8 @@ def check_names(
                     f"hypothesis {number} names {name!r}{is_nuisance}: "
                     f"{expect_one_of(judged, name)}"
                 )
+        if options is not None and (mistake := next(_find_mistakes(hypothesis, options), "")):
+            raise ValueError(f"hypothesis {number} has {mistake}")
         first = hypotheses.index(hypothesis) + 1
         if first < number:
             raise ValueError(f"hypothesis {number} repeats hypothesis {first}: expected each once")

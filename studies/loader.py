@@ -184,7 +184,7 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"--set {shown!r}: {error}") from error
     if len(parsed) > 1:
         raise not_toml
-    nested = parsed["value"]
+    nested: dict[str, Any] = parsed["value"]
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return nested

@@ -117,21 +117,19 @@ Values = Annotated[list[_T], AfterValidator(_require_distinct)]
 """Distinct values of a parameter, at least one."""
 
 if TYPE_CHECKING:
-    _VariedSettings = StrictModel
+
+    class TrainingSpace(StrictModel):
+        """Values of the training settings that a grid varies; None for the study's value."""
+
 else:
-    _VariedSettings = create_model(
-        "_VariedSettings",
+    TrainingSpace = create_model(
+        "TrainingSpace",
         __base__=StrictModel,
         **{
             name: (Values[TrainingSettings.model_fields[name].rebuild_annotation()] | None, None)
             for name in TRAINING_PARAMS
         },
     )
-
-
-class TrainingSpace(_VariedSettings):
-    """Values of the training settings that a grid varies; None for the study's value."""
-
 
 _SPECIFIC = {name for traits in OPTIMIZERS.values() for name in traits.settings}
 """Training settings that not all optimizers use."""

@@ -24,7 +24,7 @@ from studies.attributes import (
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.loader import read_study_record
-from studies.space import BPTT_STEPS, CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
+from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, param_order
 from studies.storage.open import load_study
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -232,12 +232,8 @@ def decode_architecture(
     row: "pd.Series[Any] | Mapping[str, Any]", config: StudyConfig
 ) -> NetworkConfig:
     """Decode the architecture of a table row, whose values may be NumPy scalars."""
-    names = (
-        CELL,
-        *GATED_PARAMS,
-        *(name for cell in config.cells.values() for name in cell.options),
-    )
-    return to_trial_config(list_params(row, names), config).architecture
+    names = [name for name in config.list_params() if name not in TRAINING_PARAMS]
+    return to_trial_config(list_params(row, [CELL, *names]), config).architecture
 
 
 def format_settings(params: Mapping[str, Any], names: Iterable[str]) -> str:
