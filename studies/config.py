@@ -514,24 +514,25 @@ def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConf
         ) from error
     training = training_settings(params, config)
     window, update_every = training.gradient_window
-    options = config.task_record.options if config.task_record else ()
-    varied = tuple(
-        (name, params[name]) for name in TRAINING_PARAMS if name in params and config.varies(name)
-    )
+    varied = [name for name in TRAINING_PARAMS if name in params and config.varies(name)]
     return TrialConfig(
         architecture,
         params.get(REPLICATE, 0),
         window,
         training.optimizer_config,
-        varied,
+        _select(params, varied),
         update_every,
-        tuple((name, params[name]) for name in options if name in params),
+        _select(params, config.task_record.options if config.task_record else ()),
     )
+
+
+def _select(params: Mapping[str, Any], names: Iterable[str]) -> tuple[tuple[str, ParamValue], ...]:
+    return tuple((name, params[name]) for name in names if name in params)
 
 
 def training_settings(params: Mapping[str, Any], config: StudyConfig) -> TrainingSettings:
     """Return the training settings of a trial: its study's, with its own parameters over them."""
-    varied = {name: params[name] for name in TRAINING_PARAMS if name in params}
+    varied = dict(_select(params, TRAINING_PARAMS))
     return config.training.model_copy(update=varied) if varied else config.training
 
 
@@ -547,7 +548,7 @@ def _to_network_config(params: Mapping[str, Any], config: StudyConfig) -> Networ
             "the storage from a backup, or choose another study"
         )
     record = config.cells[cell]
-    options = tuple((name, params[name]) for name in record.options if name in params)
+    options = _select(params, record.options)
     return CellConfig(cell, record.sha256, options, params["layers"], params["state_size"])
 
 
