@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from optuna.distributions import CategoricalDistribution
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     create_model,
     model_validator,
@@ -82,35 +83,26 @@ TEXT_PARAMS = frozenset(name for name, value in _EXAMPLES.items() if isinstance(
 COST_PARAMS = (*BASELINE_PARAMS, "batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
 """Parameters that determine most of the cost of a training step."""
 
+_TYPES: dict[str, Any] = {
+    CELL: str,
+    **{field.name: field.type for field in fields(GatedConfig) if field.name in GATED_PARAMS},
+    **{name: TrainingSettings.model_fields[name].rebuild_annotation() for name in TRAINING_PARAMS},
+    REPLICATE: Annotated[int, Field(ge=0, lt=2**31)],
+}
+"""Type of each parameter, with its bounds; those of options, their records have."""
 
 if TYPE_CHECKING:
-    _StoredNetwork = BaseModel
     _NetworkValues = StrictModel
 else:  # a field for each parameter; a switch that studies may lack varies only where it is named
-    _types = {field.name: field.type for field in fields(GatedConfig) if field.name in GATED_PARAMS}
     _defaults = GATED_OPTIONS | {name: (value,) for name, value in LATER_SWITCHES.items()}
-    _StoredNetwork = create_model(
-        "_StoredNetwork", **{name: (kind | None, None) for name, kind in _types.items()}
-    )
     _NetworkValues = create_model(
         "_NetworkValues",
         __base__=StrictModel,
         **{
-            name: (Values[kind], list(_defaults[name]) if name in SWITCHES else ...)
-            for name, kind in _types.items()
+            name: (Values[_TYPES[name]], list(_defaults[name]) if name in SWITCHES else ...)
+            for name in GATED_PARAMS
         },
     )
-
-
-class StoredParams(_StoredNetwork):
-    """Parameters of a stored trial but its training settings; which it has depends on its study."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
-
-    __pydantic_extra__: dict[str, ParamValue]
-
-    cell: str | None = None
-    replicate: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
 def cell_name(spec: str) -> str:
@@ -228,9 +220,13 @@ def convert_value(parameter: str, value: ParamValue) -> ParamValue:
     Raises:
         ValidationError: if no grid can have this value.
     """
-    model = TrainingSettings if parameter in TRAINING_PARAMS else StoredParams
-    checked: ParamValue = getattr(model.model_validate({parameter: value}), parameter)
+    checked: ParamValue = _adapter(parameter if parameter in _TYPES else "").validate_python(value)
     return checked
+
+
+@cache
+def _adapter(parameter: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_TYPES.get(parameter, ParamValue), config=StrictModel.model_config)
 
 
 def to_grid_value(parameter: str, value: ParamValue) -> ParamValue:
