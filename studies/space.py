@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from optuna.distributions import CategoricalDistribution
 from pydantic import (
@@ -28,13 +28,7 @@ from rnn.config import (
 )
 from studies.records import Options, StrictModel
 from studies.text import expect_one_of
-from studies.training import (
-    TRAINING_PARAMS,
-    UPDATE_EVERY,
-    TrainingSettings,
-    TrainingSpace,
-    Values,
-)
+from studies.training import TRAINING_PARAMS, UPDATE_EVERY, TrainingSettings
 
 Params = dict[str, ParamValue]
 """One value for each parameter that a trial has."""
@@ -91,8 +85,26 @@ _TYPES: dict[str, Any] = {
 }
 """Type of each parameter, with its bounds; those of options, their records have."""
 
+_T = TypeVar("_T")
+
+
+def _require_distinct(values: list[_T]) -> list[_T]:
+    if not values:
+        raise ValueError("expected at least one value")
+    if len({(type(value), value) for value in values}) < len(values):
+        raise ValueError("expected distinct values")
+    return values
+
+
+Values = Annotated[list[_T], AfterValidator(_require_distinct)]
+"""Distinct values of a parameter, at least one."""
+
 if TYPE_CHECKING:
     _NetworkValues = StrictModel
+
+    class TrainingSpace(StrictModel):
+        """Values of the training settings that a grid varies; None for the study's value."""
+
 else:  # a field for each parameter; a switch that studies may lack varies only where it is named
     _defaults = GATED_OPTIONS | {name: (value,) for name, value in LATER_SWITCHES.items()}
     _NetworkValues = create_model(
@@ -102,6 +114,11 @@ else:  # a field for each parameter; a switch that studies may lack varies only 
             name: (Values[_TYPES[name]], list(_defaults[name]) if name in SWITCHES else ...)
             for name in GATED_PARAMS
         },
+    )
+    TrainingSpace = create_model(
+        "TrainingSpace",
+        __base__=StrictModel,
+        **{name: (Values[_TYPES[name]] | None, None) for name in TRAINING_PARAMS},
     )
 
 

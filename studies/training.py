@@ -3,9 +3,9 @@
 import math
 from collections.abc import Collection
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, create_model, model_validator
+from pydantic import Field, PositiveInt, create_model, model_validator
 
 from rnn.config import (
     OPTIMIZERS,
@@ -24,7 +24,6 @@ UPDATE_EVERY = "update_every"
 """Parameter: number of steps between two updates, in studies that vary it."""
 
 _WindowSteps = Annotated[int, Field(ge=1, le=10_000)]
-_T = TypeVar("_T")
 
 _OPTIMIZER_FIELDS = {
     "optimizer" if field.name == "name" else field.name: field for field in fields(OptimizerConfig)
@@ -103,33 +102,6 @@ TRAINING_PARAMS = tuple(
     name for name in TrainingSettings.model_fields if name not in ("steps", "log_every")
 )
 """Training settings that a grid can vary: trials are compared at the same log points."""
-
-
-def _require_distinct(values: list[_T]) -> list[_T]:
-    if not values:
-        raise ValueError("expected at least one value")
-    if len({(type(value), value) for value in values}) < len(values):
-        raise ValueError("expected distinct values")
-    return values
-
-
-Values = Annotated[list[_T], AfterValidator(_require_distinct)]
-"""Distinct values of a parameter, at least one."""
-
-if TYPE_CHECKING:
-
-    class TrainingSpace(StrictModel):
-        """Values of the training settings that a grid varies; None for the study's value."""
-
-else:
-    TrainingSpace = create_model(
-        "TrainingSpace",
-        __base__=StrictModel,
-        **{
-            name: (Values[TrainingSettings.model_fields[name].rebuild_annotation()] | None, None)
-            for name in TRAINING_PARAMS
-        },
-    )
 
 _SPECIFIC = {name for traits in OPTIMIZERS.values() for name in traits.settings}
 """Training settings that not all optimizers use."""
