@@ -19,6 +19,18 @@ from pydantic import (
 from rnn.config import ParamValue, TaskSpec
 from studies.text import shorten
 
+TEXT = "text"
+"""Source of the task of a study that names none: the next token of its corpus."""
+
+UNITLESS_LOSSES = ("squared error", "own")
+"""Losses of tasks that have no unit: their scale is not known."""
+
+Direction = Literal["maximize", "minimize"]
+OptionType = Literal["bool", "int", "float", "str"]
+
+_Size = Annotated[int, Field(ge=1)]
+_Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
 
 def unit(name: str) -> Any:
     """Annotate a field with the unit of its value; its docstring says what it is."""
@@ -29,9 +41,6 @@ class StrictModel(BaseModel):
     """Strict, immutable model: no coercion, unknown keys rejected."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-OptionType = Literal["bool", "int", "float", "str"]
 
 
 def _strict(kind: Any) -> TypeAdapter[Any]:
@@ -104,7 +113,7 @@ class CellRecord(StrictModel):
     """
 
     spec: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: _Hash
     options: dict[str, CellOption] = {}
 
 
@@ -178,17 +187,6 @@ def _read_option(subject: str, parameter: Parameter) -> CellOption:
     return CellOption(type=kind, choices=choices, default=described.convert(parameter.default))
 
 
-TEXT = "text"
-"""Source of the task of a study that names none: the next token of its corpus."""
-
-Direction = Literal["maximize", "minimize"]
-
-UNITLESS_LOSSES = ("squared error", "own")
-"""Losses of tasks that have no unit: their scale is not known."""
-
-_Size = Annotated[int, Field(ge=1)]
-
-
 class TaskSettings(StrictModel):
     """What networks learn: the table ``[task]``. Keys that are no field are options of the task."""
 
@@ -250,8 +248,8 @@ class TaskRecord(StrictModel):
     """
 
     source: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    data_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    sha256: _Hash | None = None
+    data_sha256: _Hash | None = None
     version: int = 0
     options: dict[str, CellOption] = {}
     values: dict[str, ParamValue] = {}
