@@ -155,9 +155,7 @@ class Space(_NetworkValues):
 
     __pydantic_extra__: dict[str, Values[ParamValue]]
 
-    cell: Values[Annotated[str, AfterValidator(lambda spec: cell_name(spec) and spec)]] | None = (
-        None
-    )
+    cell: Values[_CellSpec] | None = None
     """[Cells](#cells): built-in ones, and your own as `FILE.py:Class`; without it, the gated
     cell."""
     training: TrainingSpace = TrainingSpace()

@@ -48,9 +48,9 @@ class _StepSettings(StrictModel):
 if TYPE_CHECKING:
 
     class _OptimizerSettings(_StepSettings, OptimizerConfig):
-        optimizer: OptimizerName = ""
+        optimizer: OptimizerName = OptimizerConfig.name
 
-else:
+else:  # in this order, study files list them, and a grid varies them
     _OptimizerSettings = create_model(
         "_OptimizerSettings",
         __base__=_StepSettings,
