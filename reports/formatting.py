@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from studies.config import StudyConfig
-from studies.imported import ImportedConfig
 from studies.measure import find_measure
 from studies.text import format_trials
 
@@ -24,27 +23,26 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 """Characters with a meaning in Markdown, in a line of text or a table."""
 
 
-def objective_name(config: StudyConfig | ImportedConfig) -> str:
+def objective_name(config: StudyConfig) -> str:
     """Return the name of the loss that a study minimises, or of an imported value."""
     measure = find_measure(config)
-    is_least = isinstance(config, StudyConfig) and config.objective == "training"
+    is_least = config.is_trained and config.objective == "training"
     return f"minimum {measure.name}" if is_least else measure.name
 
 
-def loss_unit(config: StudyConfig | ImportedConfig) -> str:
+def loss_unit(config: StudyConfig) -> str:
     """Return the unit of a value, as in ``nats per byte``; "" for none."""
     return find_measure(config).unit
 
 
-def value_axis_title(config: StudyConfig | ImportedConfig) -> str:
+def value_axis_title(config: StudyConfig) -> str:
     """Return the title of an axis of trial values."""
     return add_unit(objective_name(config), loss_unit(config))
 
 
-def curve_axis_title(config: StudyConfig | ImportedConfig) -> str:
+def curve_axis_title(config: StudyConfig) -> str:
     """Return the title of an axis of curves, whatever the objective."""
-    is_imported = isinstance(config, ImportedConfig)
-    name = "intermediate value" if is_imported else find_measure(config).name_loss(SMOOTHED)
+    name = find_measure(config).name_loss(SMOOTHED) if config.is_trained else "intermediate value"
     return add_unit(name, loss_unit(config))
 
 

@@ -15,9 +15,8 @@ from search.errors import TrialNotFoundError
 from search.refinement import find_trial
 from studies.best import BestReader
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
-from studies.config import StudyConfig
+from studies.config import StudyConfig, label_trial
 from studies.errors import ConfigError, StudiesError
-from studies.imported import ImportedConfig, label_trial
 from studies.loader import read_record, read_study_record
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
@@ -83,8 +82,8 @@ class Study:
     artifacts: str | None = field(default=None, repr=False)
 
     @property
-    def config(self) -> StudyConfig | ImportedConfig:
-        """Settings of the study, which ``extend`` changes; of an imported one what it is."""
+    def config(self) -> StudyConfig:
+        """Settings of the study, which ``extend`` changes; ``config.results`` if imported."""
         with self._open() as (_, study):
             return read_record(study).config
 
@@ -334,7 +333,7 @@ class Study:
                     continue
         return derived
 
-    def _trial(self, row: StoredTrial, config: StudyConfig | ImportedConfig) -> "Trial":
+    def _trial(self, row: StoredTrial, config: StudyConfig) -> "Trial":
         label = label_trial(row.params, config)
         return Trial(self, row.number, row.params, row.value, label)
 

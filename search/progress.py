@@ -9,8 +9,7 @@ from search.status import RunningTrial, Status
 from search.worker.protocols import TrialEvent
 from studies.attributes import ERROR
 from studies.best import Best
-from studies.config import StudyConfig, to_trial_config, top_count
-from studies.imported import ImportedConfig
+from studies.config import ImportedResults, StudyConfig, to_trial_config, top_count
 from studies.measure import find_measure
 from studies.storage.counts import TrialCounts
 from studies.storage.trials import StoredTrial
@@ -65,11 +64,11 @@ def _name_trial(best: Best) -> str:
     return f"{best.architecture}, best run trial {best.number}"
 
 
-def format_status(status: Status, config: StudyConfig | ImportedConfig) -> str:
+def format_status(status: Status, config: StudyConfig) -> str:
     """Format the status of a study as the table that ``--status`` prints."""
     counts = status.counts
-    if isinstance(config, ImportedConfig):
-        return _format_imported(status, config)
+    if config.results is not None:
+        return _format_imported(status, config.results)
     waiting = f"{counts.waiting}{f' ({counts.paused} paused)' if counts.paused else ''}"
     rows: list[tuple[str, object]] = [
         ("planned", counts.planned),
@@ -94,14 +93,14 @@ def format_status(status: Status, config: StudyConfig | ImportedConfig) -> str:
     return "\n".join(f"{name:9} {value}" for name, value in rows)
 
 
-def _format_imported(status: Status, config: ImportedConfig) -> str:
+def _format_imported(status: Status, results: ImportedResults) -> str:
     """Format the status of an imported study, without what no trial of it can be."""
-    rows: list[tuple[str, object]] = [("imported", f"from {to_line(config.source)}")]
+    rows: list[tuple[str, object]] = [("imported", f"from {to_line(results.source)}")]
     states = ("planned", "complete", "pruned", "diverged", "failed")
     rows += [(state, getattr(status.counts, state)) for state in states]
     if best := status.best:
-        direction = "highest" if config.direction == "maximize" else "lowest"
-        value = f"{direction} {config.metric} {best.value:.6g} {config.unit}".rstrip()
+        direction = "highest" if results.direction == "maximize" else "lowest"
+        value = f"{direction} {results.metric} {best.value:.6g} {results.unit}".rstrip()
         rows.append(("best", ", ".join(filter(None, (value, best.mean_of, _name_trial(best))))))
     return "\n".join(f"{name:9} {to_line(str(value))}" for name, value in rows)
 

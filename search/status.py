@@ -13,7 +13,6 @@ from search.worker.claims import ClaimManager
 from studies.attributes import AuditLook, Failure
 from studies.best import Best, BestReader
 from studies.config import StudyConfig, to_trial_config
-from studies.imported import ImportedConfig
 from studies.storage.counts import (
     ActiveWorker,
     TimingStats,
@@ -104,7 +103,7 @@ class Status:
 def read_status(
     study: optuna.Study,
     storage: LeasedRDBStorage,
-    config: StudyConfig | ImportedConfig,
+    config: StudyConfig,
     workers: int = 0,
     best_reader: BestReader | None = None,
 ) -> Status:
@@ -113,7 +112,7 @@ def read_status(
     Args:
         study: study to read.
         storage: storage that holds it.
-        config: config of the study, imported or not.
+        config: config of the study.
         workers: minimum number of active workers, including those that hold no trial just now.
         best_reader: reader that a caller keeps for further calls.
     """
@@ -130,9 +129,7 @@ def read_status(
         active = sum(1 if each.name else len(each.trials) for each in alive)
         active = max(active, workers)
         seconds_left = None  # unknown while pruning decides how many waiting trials are needed
-        if isinstance(config, ImportedConfig):
-            seconds_left = 0.0
-        elif not (config.pruning.enabled and counts.waiting):
+        if not (config.pruning.enabled and counts.waiting):
             timing = timing_by_shape(storage, study_id)
             seconds_left = estimate_seconds_left(timing, counts, active)
         retries = count_retries(storage, study_id)

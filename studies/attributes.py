@@ -12,7 +12,6 @@ from rnn.config import BYTE_VOCAB_SIZE, GatedConfig
 from studies.config import StudyConfig
 from studies.errors import RowError
 from studies.hypotheses import HypothesisRecord
-from studies.imported import ImportedConfig
 from studies.records import Floors, unit
 from studies.space import BUILT_IN_PARAMS, Space
 from studies.training import TrainingSettings
@@ -43,8 +42,8 @@ CONFIG = "config"
 """Study attribute: the resolved :class:`studies.config.StudyConfig`."""
 
 IMPORTED = "imported"
-"""Study attribute of an imported study: the :class:`studies.imported.ImportedConfig`. As the value
-of the system attribute :data:`IS_GRID_TRIAL` it marks a trial of such a study."""
+"""Value of the system attribute :data:`IS_GRID_TRIAL` of a trial that another program recorded; of
+earlier versions, study attribute with what is now ``config.results``."""
 
 FOLDER_NAME = "[A-Za-z0-9_-]+"
 """Pattern of the study attribute ``artifact_folder``."""
@@ -535,33 +534,6 @@ class StudyRecord(BaseModel):
         """Return the settings as a study file states them, with the place of the corpus."""
         settings = self.config.model_dump(mode="json")
         return settings if self.corpus is None else settings | {"corpus": self.corpus.name}
-
-    def attributes(self) -> dict[str, Any]:
-        """Return the user attributes to store."""
-        return self.model_dump(mode="json")
-
-
-class ImportedRecord(BaseModel):
-    """The user attributes of an imported study; :mod:`studies.loader` reads them.
-
-    Attributes:
-        schema_version: version of the attributes of the study and its trials.
-        imported: what the study is.
-        commands: command that imported it.
-        artifact_folder: unique name of the study's folder, where optuna-dashboard finds its files.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: Literal[2] = SCHEMA_VERSION
-    imported: ImportedConfig
-    commands: list[str] = []
-    artifact_folder: Annotated[str, Field(pattern=f"^{FOLDER_NAME}$")]
-
-    @property
-    def config(self) -> ImportedConfig:
-        """What the study is, by the name that the record of another study has."""
-        return self.imported
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""

@@ -20,8 +20,7 @@ import optuna
 from optuna.trial import TrialState
 
 from studies.attributes import LookRecord
-from studies.config import Refinement, StudyConfig
-from studies.imported import ImportedConfig, label_trial
+from studies.config import Refinement, StudyConfig, label_trial
 from studies.loader import read_study_record
 from studies.measure import SPLITS, TEXT, Measure, find_measure
 from studies.run_means import average_runs
@@ -149,7 +148,7 @@ def architecture_key(params: Mapping[str, Any], nuisance: Collection[str] = ()) 
 
 def rank_trials(
     trials: Sequence[StoredTrial],
-    config: StudyConfig | ImportedConfig | None = None,
+    config: StudyConfig | None = None,
     looks: Sequence[LookRecord] = (),
 ) -> list[RankedArchitecture]:
     """Rank the architectures of a study, each at each value of the nuisance parameters.
@@ -183,9 +182,9 @@ def _find_split(trials: Sequence[StoredTrial], measure: Measure) -> str | None:
     return choose_split(measure, lambda name: all(name in trial.attributes for trial in complete))
 
 
-def _sign(config: StudyConfig | ImportedConfig | None) -> int:
+def _sign(config: StudyConfig | None) -> int:
     """Return the factor that makes a lower value the better one."""
-    return -1 if isinstance(config, ImportedConfig) and config.direction == "maximize" else 1
+    return -1 if config is not None and config.direction == "maximize" else 1
 
 
 @dataclass(frozen=True)
@@ -244,14 +243,14 @@ class BestReader:
     Args:
         study: the study.
         storage: storage that holds it.
-        config: its config, imported or not.
+        config: its config.
     """
 
     def __init__(
         self,
         study: optuna.Study,
         storage: LeasedRDBStorage,
-        config: StudyConfig | ImportedConfig,
+        config: StudyConfig,
     ) -> None:
         self._study = study
         self._storage = storage
@@ -261,9 +260,7 @@ class BestReader:
     @cached_property
     def has_replicates(self) -> bool:
         """Whether architectures have several runs."""
-        if isinstance(self._config, ImportedConfig):
-            return has_replicates(self._storage, self._study._study_id)
-        return self._config.refinement is not None and self._config.refinement.replicates > 1
+        return has_replicates(self._storage, self._study._study_id)
 
     def read(self) -> Best | None:
         """Read what is best now; None before the first complete trial."""

@@ -35,6 +35,7 @@ from studies.records import (
     UNITLESS_LOSSES,
     CellOption,
     CellRecord,
+    Direction,
     Options,
     StrictModel,
     TaskRecord,
@@ -188,6 +189,28 @@ class Refinement(StrictModel):
         return variants
 
 
+class ImportedResults(StrictModel):
+    """Results that another program recorded, in place of a grid to train.
+
+    Attributes:
+        source: file or study that the results were read from, for a reader.
+        metric: name of the value.
+        unit: unit of the value; "" for none.
+        direction: whether a lower or a higher value is better.
+        parameters: names of the parameters, in the order of the source.
+        notes: what the import decided or left out, one sentence each.
+        is_adaptive: whether a sampler may have chosen later rows by the results of earlier ones.
+    """
+
+    source: str
+    metric: str = Field(default="value", min_length=1)
+    unit: str = ""
+    direction: Direction = "minimize"
+    parameters: list[str]
+    notes: list[str] = []
+    is_adaptive: bool = False
+
+
 def _list_tables(raw: Any) -> Any:
     """Return the tables of a union: one ``[space]``, or each ``[[space]]``."""
     if isinstance(raw, list | tuple):
@@ -218,10 +241,11 @@ def _states_margin(raw: Any) -> bool:
 
 
 class StudyConfig(StrictModel):
-    """A study: a grid to search (``space``) or trials derived from another (``refinement``).
+    """A study: a grid to search, trials derived from another study, or imported results.
 
-    ``cells`` holds the users' cells that the grid, or a source study, names, and ``task_record``
-    the task, unless it is a text. The program fills them.
+    It has one of ``space``, ``refinement`` and ``results``. ``cells`` holds the users' cells that
+    the grid, or a source study, names, and ``task_record`` the task, unless it is a text. The
+    program fills these two and ``results``, which is judged by the descriptive settings alone.
     """
 
     question: str = ""
@@ -270,6 +294,17 @@ class StudyConfig(StrictModel):
     task_record: TaskRecord | None = None
     space: Annotated[tuple[Space, ...], BeforeValidator(_list_tables)] | None = None
     refinement: Refinement | None = None
+    results: ImportedResults | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether trials are trained here, and not results that another program recorded."""
+        return self.results is None
+
+    @property
+    def direction(self) -> Direction:
+        """Whether a lower or a higher value is better."""
+        return "minimize" if self.results is None else self.results.direction
 
     @property
     def grid(self) -> Grid | None:
@@ -305,7 +340,7 @@ class StudyConfig(StrictModel):
     @property
     def is_text(self) -> bool:
         """Whether networks learn the next token of a text."""
-        return self.task_record is None
+        return self.task_record is None and self.is_trained
 
     @property
     def loss_name(self) -> str:
@@ -337,10 +372,11 @@ class StudyConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _require_margins(cls, raw: Any) -> Any:
-        """Require margins where the task's loss has no unit, so that no default suits it."""
-        record = raw.get("task_record") if isinstance(raw, Mapping) else None
+        """Require margins where the value has no unit, or any, so that no default suits it."""
+        raw_config = raw if isinstance(raw, Mapping) else {}
+        record = raw_config.get("task_record")
         loss = record.loss if isinstance(record, TaskRecord) else (record or {}).get("loss")
-        if loss not in UNITLESS_LOSSES:
+        if loss not in UNITLESS_LOSSES and not raw_config.get("results"):
             return raw
         for number, hypothesis in enumerate(raw.get("hypothesis") or (), 1):
             if not _states_margin(hypothesis):
@@ -365,7 +401,8 @@ class StudyConfig(StrictModel):
                 'has eval_split = "test" without replicates: expected refinement.replicates of 2 '
                 "or more, because a split that guides a search is no test"
             )
-        if (self.space is None) == (refinement is None):
+        is_imported = not self.is_trained and self.space is None and refinement is None
+        if (self.space is None) == (refinement is None) and not is_imported:
             given = "neither" if self.space is None else "both"
             raise ValueError(f"has {given} of [space] and [refinement]: expected one of them")
         task_options = self.task_record.options if self.task_record else {}
@@ -435,10 +472,12 @@ class StudyConfig(StrictModel):
     def _check_hypotheses(self) -> "StudyConfig":
         # Trials of a derived study have one value of each nuisance parameter, which may vary.
         nuisance = [] if self.refinement else self.nuisance
-        cells: list[ParamValue] = [*BUILT_IN_CELLS, *self.cells]
-        cell = CellOption(type="str", choices=cells, default=GATED_CELL)
-        options = {CELL: [cell], **self.options}
-        check_hypotheses(self.hypothesis, [CELL, *self.list_params()], options, nuisance)
+        names, options = self.list_params(), None
+        if self.is_trained:
+            cells: list[ParamValue] = [*BUILT_IN_CELLS, *self.cells]
+            cell = CellOption(type="str", choices=cells, default=GATED_CELL)
+            names, options = [CELL, *names], {CELL: [cell], **self.options}
+        check_hypotheses(self.hypothesis, names, options, nuisance)
         return self
 
     @model_validator(mode="after")
@@ -480,6 +519,8 @@ class StudyConfig(StrictModel):
 
     def list_params(self) -> list[str]:
         """List the parameters that a trial can have, the name of the cell aside."""
+        if self.results is not None:
+            return self.results.parameters
         return list(dict.fromkeys((*GATED_PARAMS, *self.options, *TRAINING_PARAMS)))
 
     def check_updates(self, trials: Iterable[tuple[Mapping[str, Any], int | None]]) -> None:
@@ -528,6 +569,15 @@ def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConf
 
 def _select(params: Mapping[str, Any], names: Iterable[str]) -> tuple[tuple[str, ParamValue], ...]:
     return tuple((name, params[name]) for name in names if name in params)
+
+
+def label_trial(params: Mapping[str, Any], config: StudyConfig) -> str:
+    """Describe a trial by its network, or, if it was imported, by its parameters."""
+    if config.is_trained:
+        return to_trial_config(params, config).label
+    replicate = f" #{params[REPLICATE]}" if REPLICATE in params else ""
+    named = (f"{name} {params[name]}" for name in config.list_params() if name in params)
+    return ", ".join(named) + replicate
 
 
 def training_settings(params: Mapping[str, Any], config: StudyConfig) -> TrainingSettings:

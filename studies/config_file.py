@@ -13,7 +13,7 @@ from studies.records import TEXT, CellRecord, TaskRecord
 from studies.space import CELL, GATED_CELL, SWITCHES, Space, explain_key
 from studies.text import expect_one_of, shorten
 
-_FILLED = ("cells", "task_record")
+_FILLED = ("cells", "task_record", "results")
 """Keys of a stored config that the program fills."""
 
 _Place = tuple[str, str]

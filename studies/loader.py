@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from pydantic import ValidationError
 
-from studies.attributes import IMPORTED, SCHEMA_VERSION, CorpusRecord, ImportedRecord, StudyRecord
+from studies.attributes import CONFIG, IMPORTED, SCHEMA_VERSION, CorpusRecord, StudyRecord
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import (
@@ -202,25 +202,15 @@ def read_study_record(study: optuna.Study) -> StudyRecord:
         ImportedStudyError: if it was imported.
         StudyFormatError: if another program, or another version of this one, stored it.
     """
-    require_trained(study)
     record = read_record(study)
-    assert isinstance(record, StudyRecord)
-    return record
-
-
-def require_trained(study: optuna.Study) -> None:
-    """Require a study that was not imported, whatever else it stores.
-
-    Raises:
-        ImportedStudyError: if it was.
-    """
-    if IMPORTED in study.user_attrs:
+    if not record.config.is_trained:
         raise ImportedStudyError(
             f"study {study.study_name!r} was imported: there is nothing to train"
         )
+    return record
 
 
-def read_record(study: optuna.Study) -> StudyRecord | ImportedRecord:
+def read_record(study: optuna.Study) -> StudyRecord:
     """Read and validate what any study of this program stores about itself.
 
     Raises:
@@ -238,8 +228,10 @@ def read_record(study: optuna.Study) -> StudyRecord | ImportedRecord:
             "--storage"
         )
     try:
-        if IMPORTED in stored:
-            return ImportedRecord.model_validate(stored)
+        if IMPORTED in stored:  # by an earlier version
+            results = dict(stored[IMPORTED])
+            config = {"question": results.pop("question", ""), "results": results}
+            stored = {**stored, CONFIG: config}
         return StudyRecord.model_validate(stored)
     except ValidationError as error:
         first = error.errors()[0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from studies.errors import ConfigError, StudyHeldError
-from studies.loader import require_trained
+from studies.loader import read_study_record
 from studies.storage.changes import (
     OwnedFiles,
     delete_study,
@@ -94,7 +94,7 @@ class StudyManager:
             ImportedStudyError: if another program has trained them.
         """
         with self.open() as storage:
-            require_trained(load_study(storage, name))
+            read_study_record(load_study(storage, name))
             return self.when_unheld(storage, name, lambda: retry_trials(storage, name, kinds))
 
     @contextmanager

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
-from studies.imported import ImportedConfig
 
 SPLITS = ("test", "validation")
 """Held-out splits, that which ranks replicates first."""
@@ -63,10 +62,10 @@ TEXT = Measure("loss", "")
 """Measure of the losses of a text, whatever the objective."""
 
 
-def find_measure(config: StudyConfig | ImportedConfig) -> Measure:
+def find_measure(config: StudyConfig) -> Measure:
     """Return how the losses of a study are named and measured."""
-    if isinstance(config, ImportedConfig):
-        name, unit = config.metric, config.unit
+    if config.results is not None:
+        name, unit = config.results.metric, config.results.unit
         return Measure(name, unit, name, unit, ".6g", held_out_unit=unit, is_text=False)
     name = OBJECTIVE_NAMES[config.objective].replace("loss", config.loss_name)
     if config.is_text:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from studies.attributes import SCHEMA_VERSION, ImportedRecord, StudyRecord
+from studies.attributes import SCHEMA_VERSION, StudyRecord
 from studies.best import Best, BestReader
 from studies.errors import StudiesError
 from studies.loader import read_record
@@ -136,8 +136,8 @@ def _format_best(best: Best) -> str:
     return text if best.losses.is_text else f"{text}, {best.measure}"
 
 
-def _kind(record: StudyRecord | ImportedRecord) -> str:
-    if isinstance(record, ImportedRecord):
+def _kind(record: StudyRecord) -> str:
+    if not record.config.is_trained:
         return "imported"
     refinement = record.config.refinement
     if refinement is None:

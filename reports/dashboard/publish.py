@@ -133,12 +133,12 @@ class StudyPublisher:
                 conditional = compute_conditional_effects(build_judged_table(results), effects)
             ranked = rank_effects(effects, conditional)
             figure = _plot_effects(results, effects) if effects else None
-            if isinstance(record, StudyRecord):
+            if record.config.is_trained:
                 try:
                     files = self._write_files(results, record)
                 except store_errors() as caught:
                     error = caught
-        if isinstance(record, StudyRecord):
+        if record.config.is_trained:
             text = render_note(
                 name, record.config, record.corpus, record.commands, counts, results, ranked
             )

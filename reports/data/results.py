@@ -34,15 +34,13 @@ from studies.attributes import (
 from studies.best import choose_split
 from studies.config import StudyConfig
 from studies.hypotheses import HypothesisRecord
-from studies.imported import ImportedConfig
 from studies.measure import Measure, find_measure
 from studies.records import Floors
-from studies.space import BPTT_STEPS, CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
+from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, param_order
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
 from studies.training import (
     OPTIMIZER_PARAMS,
-    TRAINING_PARAMS,
     TrainingSettings,
     uses_setting,
 )
@@ -54,7 +52,7 @@ class Results:
 
     Attributes:
         name: name of the study.
-        config: its configuration, or what it is if it was imported.
+        config: its configuration.
         corpus: the corpus that it was trained on; None for another task, and if it was imported.
         floors: losses without memory in a task other than text; None if they are not stored.
         commands: commands that created and extended it; empty if unknown.
@@ -80,7 +78,7 @@ class Results:
     """
 
     name: str
-    config: StudyConfig | ImportedConfig
+    config: StudyConfig
     corpus: CorpusRecord | None
     commands: list[str]
     table: pd.DataFrame
@@ -106,12 +104,10 @@ class Results:
     @cached_property
     def all_parameters(self) -> list[str]:
         """Parameters of the trials, without replicate; of networks BPTT steps are among them."""
-        if isinstance(self.config, ImportedConfig):
-            return [name for name in self.config.parameters if name in self.table]
-        known = (CELL, *GATED_PARAMS, *TRAINING_PARAMS)
-        options = [name for cell in self.config.cells.values() for name in cell.options]
-        options += self.config.task_record.options if self.config.task_record else ()
-        return param_order(name for name in (*known, *options) if name in self.table)
+        names = self.config.list_params()
+        if self.config.is_trained:
+            names = param_order([CELL, *names])
+        return [name for name in names if name in self.table]
 
     @property
     def parameters(self) -> list[str]:
@@ -165,7 +161,7 @@ class Results:
     @property
     def is_imported(self) -> bool:
         """Whether another program has recorded the results."""
-        return isinstance(self.config, ImportedConfig)
+        return not self.config.is_trained
 
     @property
     def noun(self) -> str:
@@ -175,7 +171,7 @@ class Results:
     @property
     def trained(self) -> StudyConfig:
         """The configuration of a study that is trained here."""
-        assert isinstance(self.config, StudyConfig)
+        assert self.config.is_trained
         return self.config
 
     @property
@@ -204,10 +200,14 @@ class Results:
     def scale(self) -> Scale:
         """Unit, direction and precision of ``value``."""
         config = self.config
-        if not isinstance(config, ImportedConfig):
+        if config.is_trained:
             return NATS if config.is_text else Scale.of_task(self.measure)
-        values = self.table["value"].dropna()
-        return Scale.of_values(values, config.metric, config.unit, config.direction == "maximize")
+        return Scale.of_values(
+            self.table["value"].dropna(),
+            self.measure.name,
+            self.measure.unit,
+            config.direction == "maximize",
+        )
 
     @cached_property
     def uncontrasted(self) -> frozenset[str]:
@@ -273,8 +273,8 @@ class Results:
         their value.
         """
         complete, config = self.complete, self.config
-        if isinstance(config, ImportedConfig):
-            return Metric(VALUE, config.metric, config.unit, "", self.scale)
+        if not config.is_trained:
+            return Metric(VALUE, self.measure.name, self.measure.unit, "", self.scale)
         split = None
         if self.has_replicates and len(complete):
             split = choose_split(self.measure, lambda name: bool(complete[name].notna().all()))

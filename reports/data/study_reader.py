@@ -14,12 +14,11 @@ from reports.formatting import format_param, format_value
 from reports.output import study_identity
 from studies.attributes import (
     SOURCE_TRIALS,
-    ImportedRecord,
     StudyRecord,
     TrialColumns,
     TrialRecord,
 )
-from studies.imported import ImportedConfig
+from studies.config import StudyConfig
 from studies.loader import read_record
 from studies.space import REPLICATE
 from studies.storage.open import load_study
@@ -90,19 +89,17 @@ class StudyReader:
         windows = read_eval_windows(storage, study_id, results.metric.split)
         return replace(results, windows=windows)
 
-    def _build(
-        self, record: StudyRecord | ImportedRecord, trials: Sequence[StoredTrial]
-    ) -> Results:
+    def _build(self, record: StudyRecord, trials: Sequence[StoredTrial]) -> Results:
         """Build the results without curves and evaluation windows."""
         storage, name = self._storage, self._study.study_name
         identity = study_identity(storage.engine.url, name, record.artifact_folder)
-        if isinstance(record, ImportedRecord):
+        if not record.config.is_trained:
             return Results(
                 name=name,
-                config=record.imported,
+                config=record.config,
                 corpus=None,
                 commands=record.commands,
-                table=build_imported_table(trials, record.imported),
+                table=build_imported_table(trials, record.config),
                 curves=_to_frame([]),
                 sources=pd.DataFrame(columns=["value"]),
                 identity=identity,
@@ -175,7 +172,7 @@ def _to_frame(points: Sequence[tuple[int, int, float]]) -> pd.DataFrame:
     return pd.DataFrame(points, columns=["number", "step", "loss"])
 
 
-def build_imported_table(trials: Sequence[StoredTrial], config: ImportedConfig) -> pd.DataFrame:
+def build_imported_table(trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFrame:
     """Build the table of an imported study, see :class:`reports.data.results.Results`.
 
     A row's ``architecture`` is its parameters, of which only those that vary are named. Attributes
@@ -183,7 +180,7 @@ def build_imported_table(trials: Sequence[StoredTrial], config: ImportedConfig) 
     """
     varied = [
         name
-        for name in config.parameters
+        for name in config.list_params()
         if len({repr(trial.params.get(name)) for trial in trials}) > 1
     ]
     labels = _format_labels(trials, varied)
@@ -203,7 +200,7 @@ def build_imported_table(trials: Sequence[StoredTrial], config: ImportedConfig) 
             ),
             **{
                 name: trial.params[name]
-                for name in (*config.parameters, REPLICATE)
+                for name in (*config.list_params(), REPLICATE)
                 if name in trial.params
             },
         }

@@ -26,7 +26,6 @@ from rnn.config import NetworkConfig
 from studies.attributes import SOURCE_TRIALS
 from studies.best import RankedArchitecture, Run, rank_runs
 from studies.config import training_settings
-from studies.imported import ImportedConfig
 from studies.run_means import average_runs
 from studies.space import BPTT_STEPS, REPLICATE
 
@@ -181,7 +180,7 @@ def _make_entry(
     mean, std = means[column], float(np.std(losses, ddof=1)) if len(runs) > 1 else math.nan
     quantile = _quantile(max(1, len(runs) - 1))
     architecture, reach = None, 1
-    if not isinstance(config, ImportedConfig):
+    if config.is_trained:
         architecture = decode_architecture(best, config)
         settings = training_settings(list_params(best, [BPTT_STEPS]), config)
         reach, _ = settings.gradient_window

@@ -8,9 +8,9 @@ from uuid import uuid4
 
 from optuna.study import StudyDirection
 
-from studies.attributes import ImportedRecord
+from studies.attributes import StudyRecord
+from studies.config import ImportedResults, StudyConfig
 from studies.errors import StudyExistsError
-from studies.imported import ImportedConfig
 from studies.importing.options import ImportOptions
 from studies.importing.optuna_study import read_optuna_study
 from studies.importing.rows import ResultTable, check_rows, describe_counts, to_trials
@@ -100,9 +100,8 @@ def _store(
 ) -> ImportedStudy:
     checked = check_rows(table)
     parameters = list(dict.fromkeys(each for row in checked.rows for each in row.params))
-    config = ImportedConfig(
+    results = ImportedResults(
         source=checked.source,
-        question=options.question,
         metric=checked.metric,
         unit=options.unit,
         direction="maximize" if checked.maximize else "minimize",
@@ -111,8 +110,10 @@ def _store(
         is_adaptive=checked.is_adaptive,
     )
     folder = f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}"
-    record = ImportedRecord(
-        imported=config, commands=[command] if command else [], artifact_folder=folder
+    record = StudyRecord(
+        config=StudyConfig(question=options.question, results=results),
+        commands=[command] if command else [],
+        artifact_folder=folder,
     )
     direction = StudyDirection.MAXIMIZE if checked.maximize else StudyDirection.MINIMIZE
     distributions, trials = to_trials(checked)

@@ -13,9 +13,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from rnn.config import ParamValue
-from studies.attributes import ERROR, EVAL_WINDOWS, IMPORTED, StudyRecord
+from studies.attributes import ERROR, EVAL_WINDOWS, StudyRecord
 from studies.errors import RowError, StudyFormatError, StudyHeldError
-from studies.loader import read_study_record
+from studies.loader import read_record
 from studies.measure import find_measure
 from studies.records import TaskSettings
 from studies.space import param_order
@@ -101,11 +101,11 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
 def _read_table(storage: LeasedRDBStorage, study_id: int, name: str) -> StudyTable:
     """Read a study as a table; its curves are read as its rows are."""
     study = load_study(storage, name)
-    if IMPORTED in study.user_attrs:
+    stored = read_record(study)
+    if not stored.config.is_trained:
         raise StudyFormatError(
             f"study {name!r} was imported: write its table with rnn-search report {name} --csv FILE"
         )
-    stored = read_study_record(study)
     rounding = Rounding(stored.config.objective)
     trials = _read_trials(storage, study_id, rounding)
     if not trials:

@@ -1,6 +1,7 @@
 """Import of tables and of plain Optuna's studies: what is read, and what is refused in one line."""
 
 import gzip
+from contextlib import closing
 
 import optuna
 import pytest
@@ -20,7 +21,7 @@ from studies.importing.study_import import import_optuna_study, import_table
 from studies.loader import load_stored_config, read_record, read_study_record
 from studies.management import StudyManager
 from studies.storage.counts import count_trials, read_best_trial, top_trials
-from studies.storage.open import load_study, read_storage
+from studies.storage.open import load_study, open_storage, read_storage
 from studies.study_files import StudyStores
 from studies.study_list import list_studies
 
@@ -139,7 +140,19 @@ def test_imported_study_is_not_trained(table, target):
     ):
         with pytest.raises(ImportedStudyError, match="was imported: there is nothing to train"):
             train()
-    assert read_record(study).imported.parameters == ["lr", "act"]
+    assert read_record(study).config.results.parameters == ["lr", "act"]
+
+
+def test_study_that_an_earlier_version_imported_still_opens(table, target):
+    table(GRID, maximize=True, question="Which rate?")
+    study = optuna.load_study(study_name="table", storage=target)
+    config = read_record(study).config
+    earlier = config.results.model_dump(mode="json") | {"question": config.question}
+    with closing(open_storage(target)) as storage, storage.transaction() as connection:
+        connection.exec_driver_sql("DELETE FROM study_user_attributes WHERE key = 'config'")
+    study.set_user_attr("imported", earlier)
+    assert load("table", storage=target).config == config
+    assert load("table", storage=target).best.value == 0.7
 
 
 @pytest.fixture
@@ -187,7 +200,7 @@ def test_study_of_optuna_keeps_its_states_curves_and_direction(
     assert study.trials[4].intermediate_values == source.trials[4].intermediate_values
     assert study.trials[0].params["rate"] == source.trials[0].params["rate"]
     assert imported.notes == ["Trials that are not finished were left out: 1."]
-    record = read_record(study).imported
+    record = read_record(study).config.results
     assert (record.direction, record.is_adaptive) == ("maximize", True)
 
 
