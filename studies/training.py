@@ -48,7 +48,7 @@ class _StepSettings(StrictModel):
 if TYPE_CHECKING:
 
     class _OptimizerSettings(_StepSettings, OptimizerConfig):
-        optimizer: OptimizerName = OptimizerConfig.name
+        optimizer: OptimizerName = OptimizerConfig().name
 
 else:  # in this order, study files list them, and a grid varies them
     _OptimizerSettings = create_model(
