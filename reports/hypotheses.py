@@ -41,10 +41,9 @@ from reports.stats.nuisance import find_edges, join_names
 from reports.stats.outcome_table import describe_outcomes
 from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.testability import list_unknown
-from studies.artifacts import atomic_write
 from studies.cli import run_command, storage_options, studies_argument
 from studies.errors import StudiesError
-from studies.files import read_toml
+from studies.files import atomic_write, read_toml
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
 from studies.records import StrictModel
 from studies.storage.open import read_storage

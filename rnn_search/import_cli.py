@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import click
 
 from studies.cli import storage_options
+from studies.files import open_regular
 from studies.importing.options import ImportOptions
 from studies.importing.study_import import ImportedStudy, import_optuna_study, import_table
 from studies.storage.engine import parse_url, redact
-from studies.tables.study_import import import_studies, is_exported_study
-from studies.tables.table_file import open_table
+from studies.study_file import import_studies, is_exported_study
 from studies.text import to_line
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -96,8 +96,7 @@ def import_command(
     if len(sources) > 1:
         other = next(each for each in sources if not _is_exported(each))
         if not _is_url(other):
-            with open_table(Path(other)):  # raises the error for a file that cannot be read
-                pass
+            open_regular(Path(other)).close()
         raise click.UsageError(
             f"{to_line(other)} is not an exported study: expected it alone, because options say "
             "what its columns are"

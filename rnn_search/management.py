@@ -5,19 +5,15 @@ from contextlib import closing
 from pathlib import Path
 
 from rnn_search.study import artifacts_or_default, storage_or_default
+from studies.artifacts import StudyStores
 from studies.errors import ConfigError
 from studies.importing.options import ImportOptions
 from studies.importing.study_import import ImportedStudy, import_optuna_study, import_table
-from studies.management import StudyManager
+from studies.management import CopyResult, ListedStudy, StudyManager
+from studies.management import list_studies as list_stored
 from studies.storage.open import read_storage
-from studies.study_copier import CopyResult
-from studies.study_copier import copy_study as copy_managed
-from studies.study_files import StudyStores
-from studies.study_list import ListedStudy
-from studies.study_list import list_studies as list_stored
-from studies.tables.study_export import ExportResult
-from studies.tables.study_export import export_study as export_stored
-from studies.tables.study_import import ImportResult, import_studies, is_exported_study
+from studies.study_file import ExportResult, ImportResult, import_studies, is_exported_study
+from studies.study_file import export_study as export_stored
 from studies.text import to_line
 
 
@@ -76,15 +72,16 @@ def copy_study(
         StudiesError: if that is refused, or fails; no part of a copy is left.
     """
     place = None if artifacts_to is None else str(artifacts_to)
-    return copy_managed(_manager(storage, artifacts, wait), name, to, new_name, place)
+    return _manager(storage, artifacts, wait).copy(name, to, new_name, place)
 
 
 def export_study(name: str, file: str | Path, *, storage: str | None = None) -> ExportResult:
-    """Write a study to a file: a compressed CSV of its trials, with their curves and losses.
+    """Write a study to a file: compressed JSON lines, one for each trial.
 
     Args:
         name: name of the study.
-        file: file to write, whose name ends in ``.csv.gz`` or ``.csv``; an earlier one is replaced.
+        file: file to write, whose name ends in ``.jsonl.gz`` or ``.jsonl``; an earlier one is
+            replaced.
         storage: URL of the storage that holds it.
 
     Raises:

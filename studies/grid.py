@@ -16,6 +16,7 @@ from studies.space import (
     SearchSpace,
     Space,
     cell_name,
+    contains_exact,
     explain_key,
     param_order,
 )
@@ -325,8 +326,7 @@ class Grid:
                 if name not in known:
                     expected = expect_one_of(param_order(known), name)
                     raise ValueError(f"{table} excludes {name!r}: {expected}")
-                # In Python true equals 1, which is another value.
-                if (type(value) is bool, value) not in {(type(v) is bool, v) for v in known[name]}:
+                if not contains_exact(known[name], value):
                     expected = ", ".join(map(repr, dict.fromkeys(known[name])))
                     raise ValueError(
                         f"{table} excludes {name} = {value!r}: expected one of {expected}"

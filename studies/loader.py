@@ -216,7 +216,11 @@ def read_record(study: optuna.Study) -> StudyRecord:
     Raises:
         StudyFormatError: if another program, or another version of this one, stored it.
     """
-    stored, name = study.user_attrs, study.study_name
+    return parse_record(study.study_name, study.user_attrs)
+
+
+def parse_record(name: str, stored: Mapping[str, Any]) -> StudyRecord:
+    """Validate the user attributes of a study, as :func:`read_record` does."""
     version = stored.get("schema_version")
     if version != SCHEMA_VERSION:
         actual = (

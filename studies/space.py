@@ -299,6 +299,13 @@ def distributions(space: Mapping[str, Sequence[ParamValue]]) -> dict[str, Catego
     return {name: CategoricalDistribution(tuple(values)) for name, values in space.items()}
 
 
+def contains_exact(values: Sequence[ParamValue], value: ParamValue) -> bool:
+    """Return whether a value is among others; ``True`` is not 1."""
+    return any(
+        value == other and isinstance(value, bool) == isinstance(other, bool) for other in values
+    )
+
+
 def _sort_key(value: ParamValue) -> tuple[int, ParamValue]:
     if isinstance(value, str):  # the longest window of a gradient comes after all numbers
         return (0, STATE_SOURCES.index(value)) if value in STATE_SOURCES else (2, value)

@@ -25,7 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from studies.attributes import FAILURE, AuditState, Failure, first_message
+from studies.attributes import FAILURE, LEASE, AuditState, Failure, first_message
 from studies.errors import RowError, StudyFormatError
 from studies.space import CELL, GATED_CELL, GATED_PARAMS, complete_params, convert_value
 from studies.text import shorten
@@ -137,7 +137,9 @@ class StoredTrial:
             params={name: self.params[name] for name in self.distributions},
             distributions=dict(self.distributions),
             user_attrs=dict(self.attributes),
-            system_attrs=dict(self.system_attributes),
+            system_attrs={
+                key: value for key, value in self.system_attributes.items() if key != LEASE
+            },
             intermediate_values=dict(self.curve),
             trial_id=self.trial_id,
         )
