@@ -39,8 +39,8 @@ from studies.cli import run_command, storage_options, studies_argument
 from studies.errors import StudiesError
 from studies.files import atomic_write, read_toml
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
+from studies.records import StrictModel
 from studies.storage.open import read_storage
-from studies.strict_model import StrictModel
 from studies.text import format_duration
 
 HYPOTHESES = Path(__file__).with_suffix(".toml")

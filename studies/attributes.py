@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from rnn.config import BYTE_VOCAB_SIZE, GatedConfig
 from studies.config import StudyConfig
 from studies.errors import RowError
-from studies.hypothesis_records import HypothesisRecord
+from studies.hypotheses import HypothesisRecord
+from studies.records import Floors, unit
 from studies.space import BUILT_IN_PARAMS, Space
-from studies.strict_model import unit
-from studies.task_record import Floors
 from studies.training import TrainingSettings
 
 OBJECTIVE_NAMES = {
@@ -61,7 +60,7 @@ LOOKS = "looks"
 """Study attribute: a list of :class:`LookRecord`."""
 
 HYPOTHESES = "hypotheses"
-"""Study attribute: a list of :class:`studies.hypothesis_records.HypothesisRecord`."""
+"""Study attribute: a list of :class:`studies.hypotheses.HypothesisRecord`."""
 
 AUDIT_NUISANCE = "audit_nuisance"
 """Study attribute: nuisance parameters over which the audited architectures were drawn."""

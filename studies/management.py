@@ -60,8 +60,7 @@ from studies.storage.engine import (
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.whole_study import new_folder, read_study, store_study
-from studies.study_name import check_study_name
-from studies.text import to_line
+from studies.text import check_study_name, to_line
 
 PLAIN = "plain Optuna"
 DAMAGED = "damaged"

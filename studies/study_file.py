@@ -56,6 +56,7 @@ from studies.errors import (
 )
 from studies.files import atomic_write, open_regular, require_regular
 from studies.loader import parse_record
+from studies.records import TaskSettings
 from studies.space import contains_exact
 from studies.storage.backup import merge_log
 from studies.storage.counts import find_study
@@ -79,9 +80,7 @@ from studies.storage.whole_study import (
     read_study,
     store_study,
 )
-from studies.study_name import check_study_name
-from studies.task_record import TaskSettings
-from studies.text import format_bytes, shorten
+from studies.text import check_study_name, format_bytes, shorten
 
 SUFFIXES = (".jsonl.gz", ".jsonl")
 """Ends of the names of study files."""

@@ -13,7 +13,7 @@ from docs.generator.source_pages import ROOT
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from studies.files import read_toml
-from studies.strict_model import StrictModel
+from studies.records import StrictModel
 from studies.study_file import import_studies
 
 FOLDER = "gallery"

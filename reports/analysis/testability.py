@@ -6,8 +6,7 @@ from reports.data.results import Results
 from reports.stats.scale import format_value
 from rnn.config import BASELINE_CELLS, ParamValue
 from studies.hypotheses import Hypothesis, Region
-from studies.space import CELL, GATED_CELL, GATED_PARAMS, REPLICATE
-from studies.training import TRAINING_PARAMS
+from studies.space import CELL, GATED_CELL, REPLICATE
 
 _Wanted = Mapping[str, Sequence[ParamValue]]
 """Values that a comparison needs of each parameter; any two or more where there are none."""
@@ -30,11 +29,7 @@ def list_unknown(results: Results, hypothesis: Hypothesis) -> list[str]:
     """List the parameters of a hypothesis that no study of this kind has."""
     if results.is_imported:
         return [name for name in hypothesis.parameters if name not in results.all_parameters]
-    cells = results.config.cells.values()
-    options = [name for cell in cells for name in cell.options]
-    task = results.trained.task_record
-    options += task.options if task else ()
-    known = {CELL, *GATED_PARAMS, *TRAINING_PARAMS, REPLICATE, *options}
+    known = {CELL, *results.trained.list_params(), REPLICATE}
     return [name for name in hypothesis.parameters if name not in known]
 
 

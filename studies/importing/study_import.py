@@ -18,7 +18,7 @@ from studies.importing.table import read_results_table
 from studies.storage.changes import create_study
 from studies.storage.engine import redact
 from studies.storage.open import open_storage
-from studies.study_name import check_study_name
+from studies.text import check_study_name
 
 _TABLE_SUFFIXES = (".gz", ".csv", ".tsv", ".txt")
 

@@ -15,8 +15,7 @@ from reports.stats.decision_rules import RULES, Verdict
 from reports.stats.outcome_table import OutcomeTable
 from reports.stats.paired_difference import Interval
 from studies.config import StudyConfig
-from studies.hypotheses import Hypothesis
-from studies.hypothesis_records import HypothesisRecord, Registration
+from studies.hypotheses import Hypothesis, HypothesisRecord, Registration
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}
