@@ -13,11 +13,10 @@ A term follows from the values of its parameter:
   Levels of a number assume no shape and cost one column less than there are values, so up to three
   they cost no more than a trend, and up to five at most twice as much;
 - other numbers have a *trend*. Whether there is one is tested by its linear and quadratic parts. If
-  so, it is drawn with a curvature of its own on each side of its best place, because a learning
-  rate, for example, is worse faster on one side; a cubic part is added where the runs show one. The
-  axis is logarithmic if all values are positive, the greatest is at least 10^:data:`LOG_DECADES`
-  times the least, and their logarithms are spread more evenly over their range than they are
-  themselves.
+  so, it has a curvature of its own on each side of the median, because losses, for example, rise
+  faster on one side of the best learning rate. The axis is logarithmic if all values are positive,
+  the greatest is at least 10^:data:`LOG_DECADES` times the least, and their logarithms are spread
+  more evenly over their range than they are themselves.
 
 A parameter that some runs lack has an indicator, and its term is centered over the runs that have
 it. So a level of another parameter, such as an optimizer with options of its own, is compared at
@@ -59,6 +58,10 @@ Sample Adjustments for Robust Variance Estimation with Meta-Regression*, 2015)."
 
 MIN_SIDE = 5
 """Runs on each side of a place that a curvature of its own needs."""
+
+RIVAL_FACTOR = 1.5
+"""Half widths by which a place must be worse than the fitted best one, which the noise has chosen;
+Scheffé's factor for the three coefficients of a trend is 1.4."""
 
 CUBIC_LEVEL = 0.2
 """Level of the test that adds a cubic part; large, because a part that is missed biases a place."""
@@ -268,14 +271,16 @@ def fit_additive_model(
         few = f"{configurations} configurations are too few: the model needs at least {needed}"
         return replace(empty, reasons=reasons, reason=few)
     searched = [_search_optimum(fit, i, residual, groups, maximize) for i in range(len(terms))]
-    fit = _fit([each.term for each in searched], residual, groups)
+    drawn = _fit([each.drawn for each in searched], residual, groups)
+    if configurations >= drawn.rank + MIN_RESIDUAL:
+        fit = drawn
     levels = [each for term in fit.terms for each in _compare_levels(fit, term)]
     trends = []
-    for each in searched:
-        if not each.term.levels:
-            trend = _estimate_trend(fit, each, y)
+    for term, search in zip(fit.terms, searched, strict=True):
+        if not term.levels:
+            trend = _estimate_trend(fit, term, search, y)
             if isinstance(trend, str):
-                reasons[each.term.parameter] = trend
+                reasons[term.parameter] = trend
             else:
                 trends.append(trend)
     adjusted = _adjust_by_holm([*(each.estimate.p for each in levels), *(t.p for t in trends)])
@@ -602,29 +607,29 @@ def _fit(terms: list[_Term], values: Floats, groups: Integers) -> _Fit:
 
 
 @dataclass(frozen=True, eq=False)
-class _Searched:
+class _Search:
     """A term, and for a trend how significant and where best it is.
 
     Attributes:
-        term: the term as it is drawn.
+        drawn: the term as it is drawn and estimated.
         p: p-value of the trend; 1 for levels.
         optimum: where the trend is best.
     """
 
-    term: _Term
+    drawn: _Term
     p: float = 1.0
     optimum: Optimum = Optimum(reason=_NO_TREND)
 
 
 def _search_optimum(
     fit: _Fit, index: int, values: Floats, groups: Integers, maximize: bool
-) -> _Searched:
+) -> _Search:
     """Find where the trend of a term is best, with an interval by inverting tests.
 
     A place may be the best if the slope there does not differ significantly from zero in a model
     with a curvature of its own on each side (of Fieller's kind; at an end of the range: if no slope
-    leads into it to better values), and if no end of the range is significantly better. The slope
-    at the best place is zero, so that it is excluded with a probability of 5%.
+    leads into it to better values), and if neither an end of the range nor the fitted best place is
+    significantly better. The slope at the best place is zero: 5% of the tests exclude it.
 
     Args:
         fit: fit of all terms, with trends of one curvature.
@@ -635,42 +640,50 @@ def _search_optimum(
     """
     term = fit.terms[index]
     if term.levels:
-        return _Searched(term)
+        return _Search(term)
     contrasts = fit.select(term, np.eye(term.size))
     p = 1.0 if isinstance(contrasts, str) else contrasts.test()
     if p >= 1 - CONFIDENCE:
-        return _Searched(term, p)
+        return _Search(term, p)
 
     def refit(model: _Term) -> _Fit:
         return _fit([*fit.terms[:index], model, *fit.terms[index + 1 :]], values, groups)
 
-    def search(is_cubic: bool) -> tuple[_Term, Floats]:
+    def search(is_cubic: bool) -> Floats:
         models = [replace(term, knot=float(place), is_cubic=is_cubic) for place in _CANDIDATES]
-        margins = np.array([_measure_margin(refit(model), model, maximize) for model in models])
-        return models[int(margins.argmax())], margins
+        return np.array([_measure_margin(refit(each), each, maximize, rival) for each in models])
 
-    model, margins = search(is_cubic=False)
-    cubic = replace(model, is_cubic=True)
+    # With a knot or a cubic part that the noise has chosen, the drawn trend looks too certain.
+    drawn = replace(term, knot=float(np.median(term.codes[term.present])))
+    selected = refit(drawn).select(drawn, np.eye(drawn.size))
+    if isinstance(selected, str):
+        return _Search(term, p, Optimum(reason=selected))
+    curve = drawn.evaluate(_GRID) @ selected.means
+    rival = float(_GRID[curve.argmax() if maximize else curve.argmin()])
+
+    margins = search(is_cubic=False)
+    cubic = replace(term, knot=float(_CANDIDATES[margins.argmax()]), is_cubic=True)
     larger = refit(cubic)
     if len(np.unique(groups)) >= larger.rank + MIN_RESIDUAL:
         part = larger.select(cubic, np.eye(cubic.size)[-1:])
         if not isinstance(part, str) and part.test() < CUBIC_LEVEL:
-            model, margins = search(is_cubic=True)
-    optimum = _read_margins(margins, term)
-    return _Searched(term if optimum.reason else model, p, optimum)
+            # Both intervals together: the smaller model may be right, and the noise have chosen.
+            margins = np.maximum(margins, search(is_cubic=True))
+    return _Search(drawn, p, _read_margins(margins, term, rival))
 
 
-def _measure_margin(fit: _Fit, term: _Term, maximize: bool) -> float:
+def _measure_margin(fit: _Fit, term: _Term, maximize: bool, rival: float) -> float:
     """Return how far a place is from being excluded as the best one; 1 at most, 0 if it is just.
 
     Args:
         fit: fit of all terms.
         term: trend with a curvature of its own on each side of the place.
         maximize: whether a higher value is better.
+        rival: best place of the drawn trend.
     """
-    ends = [end for end in (-1.0, 1.0) if end != term.knot]
+    others = [other for other in (rival, -1.0, 1.0) if other != term.knot]
     slope = np.eye(term.size)[:1]  # at the place itself, all other columns are flat
-    contrasts = np.vstack([slope, -term.evaluate(np.array(ends))])
+    contrasts = np.vstack([slope, -term.evaluate(np.array(others))])
     selected = fit.select(term, contrasts)
     if isinstance(selected, str):
         return 1.0
@@ -679,6 +692,8 @@ def _measure_margin(fit: _Fit, term: _Term, maximize: bool) -> float:
     is_known = (half_widths > 0) & (degrees >= MIN_DEGREES)
     ratios = np.divide(means, half_widths, out=np.zeros(len(means)), where=is_known)
     steepness, *losses = (-1.0 if maximize else 1.0) * ratios
+    if others[0] == rival:
+        losses[0] /= RIVAL_FACTOR
     if term.knot == -1:
         steepness = min(0.0, steepness)
     elif term.knot == 1:
@@ -712,9 +727,8 @@ def _compare_levels(fit: _Fit, term: _Term) -> Iterator[LevelDifference]:
         yield LevelDifference(term.parameter, term.levels[0], level, estimate)
 
 
-def _estimate_trend(fit: _Fit, searched: _Searched, values: Floats) -> Trend | str:
+def _estimate_trend(fit: _Fit, term: _Term, search: _Search, values: Floats) -> Trend | str:
     """Estimate the trend of a number, or say why that is impossible."""
-    term = searched.term
     contrasts = fit.select(term, np.eye(term.size))
     if isinstance(contrasts, str):
         return contrasts
@@ -729,8 +743,8 @@ def _estimate_trend(fit: _Fit, searched: _Searched, values: Floats) -> Trend | s
         low=term.low,
         high=term.high,
         difference=contrasts.estimate(columns[-1] - columns[0]),
-        p=searched.p,
-        optimum=searched.optimum,
+        p=search.p,
+        optimum=search.optimum,
         places=term.to_value(_GRID),
         curve=level + means,
         curve_low=level + means - half,
@@ -740,8 +754,14 @@ def _estimate_trend(fit: _Fit, searched: _Searched, values: Floats) -> Trend | s
     )
 
 
-def _read_margins(margins: Floats, term: _Term) -> Optimum:
-    """Return the interval of the candidates (41,) with a margin of at least zero."""
+def _read_margins(margins: Floats, term: _Term, best: float) -> Optimum:
+    """Return the interval of the candidates (41,) with a margin of at least zero.
+
+    Args:
+        margins: how far each candidate is from being excluded.
+        term: the term.
+        best: best place of the drawn trend.
+    """
     possible, places = np.flatnonzero(margins >= 0), _CANDIDATES
     end = len(places) - 1
     if not len(possible):
@@ -757,7 +777,7 @@ def _read_margins(margins: Floats, term: _Term) -> Optimum:
     # An end is judged by another rule than the places next to it, so nothing is interpolated there.
     low = places[first] if first in (0, end) else cross(first, first - 1)
     high = places[last] if last in (0, end) else cross(last, last + 1)
-    best, low, high = (float(term.to_value(e)) for e in (places[margins.argmax()], low, high))
+    best, low, high = (float(term.to_value(e)) for e in (np.clip(best, low, high), low, high))
     return Optimum(best, low, high, is_open_below=first == 0, is_open_above=last == end)
 
 
