@@ -455,38 +455,36 @@ class _Fit:
         self.residuals: Floats = values - self.basis @ self.coefficients
         self._groups = groups
         clusters = np.bincount(groups)
-        # A = (I − H)^−½ for each cluster of leverage H: a number for single runs, else a matrix.
-        is_single = clusters[groups] == 1
-        rest = 1 - (self.basis**2).sum(axis=1)
-        is_exact = is_single & (rest <= _TOLERANCE)
-        self._scales = np.where(is_single & ~is_exact, rest, 1.0) ** -0.5
-        self._scales[is_exact] = 0.0
-        self._exact = [self.basis[is_exact]]  # directions in which nothing else says what is noise
+        order, starts = np.argsort(groups, kind="stable"), np.cumsum(clusters) - clusters
+        # Clusters of one size together: rows (clusters, size), and A = (I − H)^−½ of leverage H.
         self._blocks: list[tuple[Integers, Floats]] = []
-        whitened = self._scales**2 * self.residuals  # errors of predictions by the other clusters
-        is_predicted = ~is_exact
-        for cluster in np.flatnonzero(clusters > 1):
-            rows = np.flatnonzero(groups == cluster)
+        self._exact: list[Floats] = []  # directions in which nothing else says what is noise
+        predicted = np.zeros(len(values))  # errors of predictions by the other clusters
+        is_predicted = np.ones(len(values), dtype=np.bool_)
+        for size in np.unique(clusters):
+            rows = order[starts[clusters == size][:, None] + np.arange(size)]
             q = self.basis[rows]
-            sizes_, vectors = np.linalg.eigh(np.eye(len(rows)) - q @ q.T)
-            is_free = sizes_ > _TOLERANCE
-            vectors, kept = vectors[:, is_free], sizes_[is_free]
-            self._blocks.append((rows, vectors / np.sqrt(kept) @ vectors.T))
-            whitened[rows] = vectors / kept @ vectors.T @ self.residuals[rows]
-            if not is_free.all():
-                is_predicted[rows] = False
-                self._exact.append(q - vectors @ vectors.T @ q)
+            rest, vectors = np.linalg.eigh(np.eye(size) - q @ q.transpose(0, 2, 1))
+            is_free = rest > _TOLERANCE
+            inverse = np.where(is_free, 1 / np.where(is_free, rest, 1.0), 0.0)[:, None, :]
+            turned = vectors.transpose(0, 2, 1)
+            self._blocks.append((rows, vectors * np.sqrt(inverse) @ turned))
+            errors = vectors * inverse @ turned @ self.residuals[rows][..., None]
+            predicted[rows] = errors[..., 0]
+            is_predicted[rows] = is_free.all(axis=1)[:, None]
+            lost = vectors * ~is_free[:, None, :] @ turned @ q
+            self._exact.append(lost[~is_free.all(axis=1)].reshape(-1, self.rank))
         sums = np.bincount(groups, values)[groups]
         others = (values.sum() - sums) / np.maximum(1, len(values) - clusters[groups])
         total = float(((values - others)[is_predicted] ** 2).sum())
-        squares = float((whitened[is_predicted] ** 2).sum())
+        squares = float((predicted[is_predicted] ** 2).sum())
         self.predicted_share = 1 - squares / total if total > 0 else math.nan
 
     def _correct(self, columns: Floats) -> Floats:
         """Multiply columns (runs, q) by A in each cluster."""
-        corrected = self._scales[:, None] * columns
-        for rows, matrix in self._blocks:
-            corrected[rows] = matrix @ columns[rows]
+        corrected = np.empty_like(columns)
+        for rows, matrices in self._blocks:
+            corrected[rows] = matrices @ columns[rows]
         return corrected
 
     def _sum(self, columns: Floats) -> Floats:

@@ -125,7 +125,7 @@ def measure_rates(sweeps: Iterable[Sweep]) -> Rates:
             low, high = rate.optimum.low, rate.optimum.high
         decades.append(math.log10(high / low))
         is_above = low <= BEST_RATE or rate.optimum.is_open_below or bool(rate.optimum.reason)
-        is_below = BEST_RATE <= high or rate.optimum.is_open_above or bool(rate.optimum.reason)
+        is_below = high >= BEST_RATE or rate.optimum.is_open_above or bool(rate.optimum.reason)
         covered_best.append(is_above and is_below)
         null = [each for each in levels if each.parameter == "null"]
         false += [trends["null_rate"].p < 0.05, *(each.estimate.p < 0.05 for each in null)]
