@@ -193,7 +193,9 @@ class Trend:
     @property
     def difference_per_decade(self) -> float:
         """Mean difference for a factor of ten; NaN on a linear axis."""
-        return self.difference.mean / math.log10(self.high / self.low) if self.is_log else math.nan
+        if not self.is_log:
+            return math.nan
+        return self.difference.mean / (math.log10(self.high) - math.log10(self.low))
 
 
 _NO_TREND = "its trend is not significant"
@@ -257,7 +259,7 @@ def fit_additive_model(
     terms: list[_Term] = []
     reasons: dict[str, str] = {}
     for name, column in columns.items():
-        term = _build_term(name, [column[row] for row in rows], groups)
+        term = _build_term(name, [column[row] for row in rows.tolist()], groups)
         if isinstance(term, str):
             reasons[name] = term
         else:
@@ -335,7 +337,7 @@ class _Term:
     @cached_property
     def size(self) -> int:
         """Number of coefficients."""
-        return self.evaluate(np.zeros(1)).shape[1]
+        return int(self.evaluate(np.zeros(1)).shape[1])
 
     @cached_property
     def columns(self) -> Floats:
@@ -360,7 +362,7 @@ class _Term:
     def evaluate(self, codes: Floats) -> Floats:
         """Return the columns (n, coefficients) of levels or places (n,), before centering."""
         if self.levels:
-            return (codes[:, None] == np.arange(1, len(self.levels))).astype(np.float64)
+            return np.equal(codes[:, None], np.arange(1, len(self.levels))).astype(np.float64)
         if self.knot is None:
             return np.column_stack([codes, codes**2])
         distances = codes - self.knot
@@ -374,7 +376,9 @@ class _Term:
         """Return the values of the parameter at places on the axis of a trend."""
         share = (np.asarray(places, dtype=np.float64) + 1) / 2
         if self.is_log:
-            return np.asarray(self.low * (self.high / self.low) ** share)
+            return np.asarray(
+                np.exp(math.log(self.low) * (1 - share) + math.log(self.high) * share)
+            )
         return np.asarray(self.low + (self.high - self.low) * share)
 
 
@@ -388,7 +392,7 @@ def _build_term(parameter: str, column: list[Any], groups: Integers) -> _Term | 
     is_number = not any(isinstance(value, bool | np.bool_ | str) for value in distinct)
     if is_number and len(distinct) > MAX_LEVELS:
         numbers = np.array(known, dtype=np.float64)
-        if not np.isfinite(numbers).all():
+        if not np.isfinite([*numbers, 2 * np.abs(numbers).max()]).all():
             return "it has infinite values"
         low, high = float(numbers.min()), float(numbers.max())
         is_log = _is_logarithmic(numbers)
@@ -416,7 +420,7 @@ def _is_known(value: Any) -> bool:
 
 def _is_logarithmic(numbers: Floats) -> bool:
     """Return whether numbers are to be shown on a logarithmic axis."""
-    if numbers.min() <= 0 or math.log10(numbers.max() / numbers.min()) < LOG_DECADES:
+    if numbers.min() <= 0 or float(np.ptp(np.log10(numbers))) < LOG_DECADES:
         return False
     return _measure_unevenness(np.log(numbers)) < _measure_unevenness(numbers)
 
@@ -471,9 +475,10 @@ class _Fit:
             self._blocks.append((rows, vectors * np.sqrt(inverse) @ turned))
             errors = vectors * inverse @ turned @ self.residuals[rows][..., None]
             predicted[rows] = errors[..., 0]
-            is_predicted[rows] = is_free.all(axis=1)[:, None]
+            is_whole = is_free.all(axis=1)
+            is_predicted[rows] = is_whole[:, None]
             lost = vectors * ~is_free[:, None, :] @ turned @ q
-            self._exact.append(lost[~is_free.all(axis=1)].reshape(-1, self.rank))
+            self._exact.append(lost[~is_whole].reshape(-1, self.rank))
         sums = np.bincount(groups, values)[groups]
         others = (values.sum() - sums) / np.maximum(1, len(values) - clusters[groups])
         total = float(((values - others)[is_predicted] ** 2).sum())

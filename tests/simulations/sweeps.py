@@ -62,7 +62,7 @@ def compute_loss(row: Row, is_skewed: bool = False) -> float:
     distance = math.log10(row["learning_rate"] / BEST_RATE)
     steepness = 0.12 if is_skewed and distance > 0 else 0.04
     loss = 1 + steepness * distance**2 + SGD * (row["optimizer"] == "sgd") + NORM * row["norm"]
-    return loss + MOMENTUM * (row.get("momentum", 0.5) - 0.5)
+    return float(loss + MOMENTUM * (row.get("momentum", 0.5) - 0.5))
 
 
 def draw_noise(row: Row, generator: np.random.Generator) -> float:
@@ -129,8 +129,8 @@ def measure_rates(sweeps: Iterable[Sweep]) -> Rates:
         covered_best.append(is_above and is_below)
         null = [each for each in levels if each.parameter == "null"]
         false += [trends["null_rate"].p < 0.05, *(each.estimate.p < 0.05 for each in null)]
-        tests = [trends["null_rate"], *null]
-        false_corrected.append(any(each.is_significant for each in tests))
+        adjusted = [trends["null_rate"].adjusted_p, *(each.adjusted_p for each in null)]
+        false_corrected.append(min(adjusted) < 0.05)
     return Rates(
         *(float(np.mean(e)) for e in (covered, covered_best, decades, false, false_corrected))
     )
