@@ -61,6 +61,18 @@ def test_parameter_that_some_runs_lack_is_fitted_among_the_others(sweep):
     assert momentum.difference.low <= truth <= momentum.difference.high
 
 
+def test_runs_that_lack_a_parameter_have_an_effect_of_their_own():
+    columns, values = draw(40)
+    lacks = np.arange(40) % 4 < 2
+    columns["y"] = np.where(lacks, np.nan, columns["y"])
+    apart = fit_additive_model(columns, values + 5 * lacks)
+    model = fit_additive_model(columns, values)
+    assert apart.predicted_share > 0.9
+    assert level_of(apart, "on").estimate.error == pytest.approx(
+        level_of(model, "on").estimate.error
+    )
+
+
 def test_higher_is_better_mirrors_everything_but_the_best_place(sweep):
     columns = {name: [row.get(name) for row in sweep.rows] for name in NAMES}
     rate = trend_of(sweep.model, "learning_rate")
