@@ -205,7 +205,7 @@ def render_page(
             f"no hypothesis is tested by {names}: expected a gated study with several values of a "
             "parameter in the hypotheses"
         )
-    is_text = all(each.is_imported or each.trained.is_text for each in studies)
+    is_text = all(each.config.is_text for each in studies)
     verdicts: dict[int, dict[tuple[str, str], list[str]]] = {}
     for study in tested:
         for number, subject, verdict in study.list_verdicts():

@@ -97,10 +97,8 @@ class Study:
         """
         results = self._read_results(with_curves=False)
         first = ["label", "state", "value", *results.metric_columns.values(), *results.axes]
-        if results.is_imported:  # which records nothing else
-            others = [name for name in results.all_parameters if name not in first]
-            return results.table[[*first, *others]]
-        return results.table[[*first, *results.table.columns.difference(first, sort=False)]]
+        others = [name for name in results.data_columns if name not in first]
+        return results.table[[*first, *others]]
 
     @property
     def curves(self) -> "pd.DataFrame":
@@ -187,8 +185,8 @@ class Study:
             warnings.append(found.reason.rstrip("."))
         elif not any(effect.is_decidable for effect in found.effects):
             warnings.append(describe_insignificance(found.effects))
-        spec = ".4f" if results.is_imported else results.measure.spec
-        return Effects(found.effects, loss_unit(results.config), warnings, conditional, spec)
+        unit, spec = loss_unit(results.config), results.scale.value_spec
+        return Effects(found.effects, unit, warnings, conditional, spec)
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best one, whichever that is.

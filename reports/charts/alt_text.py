@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous
 from reports.formatting import (
-    SMOOTHED,
     format_count,
     format_param,
     format_signed,
@@ -152,10 +151,9 @@ def describe_curves(results: Results) -> str:
         f"{row.label} {row.best:{scale.value_spec}}"
         for row in rows.dropna(subset="best").head(_MAX_ITEMS).itertuples()
     )
-    what = f"of {scale.name}" if results.is_imported else f"of the {SMOOTHED} {scale.name}"
     ends = f"{best.min():{scale.spec}} to {best.max():{scale.spec}}"
     return (
-        f"{format_count(len(results.curve_ends), 'curve')} {what} with "
+        f"{format_count(len(results.curve_ends), 'curve')} of the {results.measure.curve} with "
         f"{'maxima' if scale.higher_is_better else 'minima'} from {scale.add_unit(ends)}. "
         f"The best: {items}."
     )

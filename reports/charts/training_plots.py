@@ -24,7 +24,7 @@ from reports.data.drawn_trials import describe_selection, select_drawn_curves
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous
 from reports.formatting import (
-    curve_axis_title,
+    add_unit,
     escape_html,
     format_count,
     format_param,
@@ -91,7 +91,7 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
     return figure.update_layout(
         xaxis_title="step",
         yaxis={
-            "title": curve_axis_title(results.config),
+            "title": add_unit(results.measure.curve, results.measure.unit),
             "range": [lowest - room, highest + room] if room else None,
         },
         hovermode="closest",

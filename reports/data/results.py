@@ -130,23 +130,35 @@ class Results:
     @cached_property
     def carried(self) -> list[str]:
         """Nuisance parameters of a derived study, which has one value for each architecture."""
-        if self.is_imported or self.config.refinement is None:
+        if self.config.refinement is None:
             return []
         rows = self.table.to_dict("records")
         names = [*self.all_parameters, REPLICATE]
-        return list_nuisance(self.trained, [list_params(row, names) for row in rows])
+        return list_nuisance(self.config, [list_params(row, names) for row in rows])
 
     @property
     def judged_parameters(self) -> list[str]:
         """Parameters that distinguish architectures: those with several values, less nuisance."""
         return [name for name in self.parameters if name not in self.nuisance]
 
-    @property
+    @cached_property
     def cells(self) -> list[str]:
         """Names of the cells; none if the study was imported."""
-        if self.is_imported:
+        if not self.config.is_trained:
             return []
         return sorted(self.table[CELL].unique()) if CELL in self.table else [GATED_CELL]
+
+    @property
+    def data_columns(self) -> list[str]:
+        """Columns that trials of this study can have: of an imported one no network's."""
+        if self.config.is_trained:
+            return list(self.table)
+        columns = ("architecture", "label", "state", "value", "started", "completed")
+        return [*columns, *self.all_parameters, *self.axes[len(self.parameters) :]]
+
+    def has(self, column: str) -> bool:
+        """Return whether a trial recorded something."""
+        return column in self.table and bool(self.table[column].notna().any())
 
     @property
     def is_gated(self) -> bool:
@@ -159,37 +171,28 @@ class Results:
         return GATED_CELL in self.cells
 
     @property
-    def is_imported(self) -> bool:
-        """Whether another program has recorded the results."""
-        return not self.config.is_trained
-
-    @property
     def noun(self) -> str:
         """What the parameters describe: an architecture, or a configuration of anything."""
-        return "configuration" if self.is_imported else "architecture"
+        return "architecture" if self.cells else "configuration"
 
     @property
-    def trained(self) -> StudyConfig:
-        """The configuration of a study that is trained here."""
-        assert self.config.is_trained
-        return self.config
+    def judged_noun(self) -> str:
+        """What is compared: a trial, or the several trials of an architecture."""
+        return self.noun if self.nuisance or self.has_replicates else "trial"
 
     @property
     def data(self) -> tuple[object, ...]:
-        """What the networks learn: comparable studies have the same."""
-        if self.is_imported:
-            return (self.name,)
-        config = self.trained
-        task = config.task_record and config.task_record.identity()
-        return self.corpus and self.corpus.sha256, config.tokenizer, task
+        """What the trials learn: comparable studies have the same, and no two imported ones."""
+        task = self.config.task_record and self.config.task_record.identity()
+        source = self.config.results and self.name
+        return self.corpus and self.corpus.sha256, self.config.tokenizer, task, source
 
     @property
     def data_name(self) -> str:
         """Name of the corpus, without the folder of a file, or of another task."""
         if self.corpus is not None:
             return PurePath(self.corpus.name).name
-        task = None if self.is_imported else self.trained.task_record
-        return task.name if task else ""
+        return self.config.task_record.name if self.config.task_record else ""
 
     @cached_property
     def measure(self) -> Measure:
@@ -200,21 +203,19 @@ class Results:
     def scale(self) -> Scale:
         """Unit, direction and precision of ``value``."""
         config = self.config
-        if config.is_trained:
-            return NATS if config.is_text else Scale.of_task(self.measure)
-        return Scale.of_values(
-            self.table["value"].dropna(),
-            self.measure.name,
-            self.measure.unit,
-            config.direction == "maximize",
-        )
+        if config.is_text:
+            return NATS
+        if config.task_record:
+            return Scale.of_task(self.measure)
+        is_maximized = config.direction == "maximize"
+        values = self.table["value"].dropna()
+        return Scale.of_values(values, self.measure.name, self.measure.unit, is_maximized)
 
     @cached_property
     def uncontrasted(self) -> frozenset[str]:
-        """Parameters of an imported study that have too many values to compare each two."""
-        names = self.parameters if self.is_imported else []
-        values = {name: self.table[name].dropna().unique().tolist() for name in names}
-        return frozenset(name for name in names if not has_levels(values[name]))
+        """Parameters that have too many values to compare each two."""
+        values = {name: self.table[name].dropna().unique().tolist() for name in self.parameters}
+        return frozenset(name for name, found in values.items() if not has_levels(found))
 
     @cached_property
     def is_grid(self) -> bool:
@@ -222,7 +223,7 @@ class Results:
 
         Of an imported study this is known if no combination of the values is missing.
         """
-        if not self.is_imported:
+        if self.config.is_trained:
             return self.config.refinement is None
         names = self.judged_parameters
         count = len(self.table.drop_duplicates(names)) if names else 1
@@ -231,12 +232,12 @@ class Results:
     @property
     def spec(self) -> TaskSpec:
         """What the networks read and predict."""
-        task = self.trained.task_record
+        task = self.config.task_record
         return TaskSpec.of_text(self.tokenizer.size) if task is None else task.spec
 
     def values_of(self, setting: str) -> str:
         """Return the values of a training setting, for a reader: ``32``, or ``16, 32``."""
-        values = [getattr(self.trained.training, setting)]
+        values = [getattr(self.config.training, setting)]
         if setting in self.all_parameters:
             values = order_values(self.table[setting].dropna().unique().tolist())
         return ", ".join(f"{v:,}" if isinstance(v, int) else format_value(v) for v in values)
@@ -260,7 +261,7 @@ class Results:
             and (
                 name in self.table
                 or name in ("learning_rate", "momentum")
-                or getattr(self.trained.training, name) != getattr(default, name)
+                or getattr(self.config.training, name) != getattr(default, name)
             )
         ]
         return f"{' and '.join(titles)} with {', '.join(settings)}"
@@ -272,22 +273,19 @@ class Results:
         Replicates are ranked by their loss on unseen text (:mod:`studies.best`), all others by
         their value.
         """
-        complete, config = self.complete, self.config
-        if not config.is_trained:
-            return Metric(VALUE, self.measure.name, self.measure.unit, "", self.scale)
-        split = None
+        complete, split = self.complete, None
         if self.has_replicates and len(complete):
             split = choose_split(self.measure, lambda name: bool(complete[name].notna().all()))
         if split is not None:
             column, name = self.measure.column(split), self.measure.name_loss(split)
             return Metric(column, name, self.measure.held_out_unit, split, self.scale)
-        name, unit = objective_name(config), loss_unit(config)
+        name, unit = objective_name(self.config), loss_unit(self.config)
         return Metric(VALUE, name, unit, "validation", self.scale)
 
     @property
     def metric_columns(self) -> dict[str, str]:
         """Column of each metric of the task, on the split of :attr:`metric`."""
-        task = None if self.is_imported else self.trained.task_record
+        task = self.config.task_record
         split, names = self.metric.split, task.metrics if task else ()
         columns = {name: metric_column(split, name) for name in names}
         return {name: column for name, column in columns.items() if column in self.table}
@@ -297,7 +295,7 @@ class Results:
         """Whether the loss on the validation split is another number than metric and value."""
         column = self.measure.column("validation")
         # The value of a text is in another unit.
-        is_value = self.trained.objective == "validation" and not self.trained.is_text
+        is_value = self.config.objective == "validation" and not self.config.is_text
         if self.metric.column == column or is_value:
             return False
         return bool(self.complete[column].notna().any())
@@ -348,10 +346,7 @@ class Results:
     @property
     def has_replicates(self) -> bool:
         """Whether each architecture is run several times."""
-        if self.is_imported:
-            return REPLICATE in self.table and self.table[REPLICATE].nunique() > 1
-        refinement = self.config.refinement
-        return refinement is not None and refinement.replicates > 1
+        return REPLICATE in self.table and self.table[REPLICATE].nunique() > 1
 
     @property
     def is_finished(self) -> bool:

@@ -152,15 +152,14 @@ def _count_replicates(section: Section) -> Limit:
 
 def _describe_training(section: Section) -> Limit | None:
     """Return how long each network was trained, and on what."""
-    results = section.results
-    if results.is_imported:
+    corpus, config = section.results.corpus, section.results.config
+    if corpus is not None:
+        on = f"on {corpus.length:,} bytes of {section.results.data_name}"
+    elif task := config.task_record:
+        on = f"on {task.name}, sequences of {format_count(task.steps, 'step')}"
+    else:
         return None
-    if results.corpus is None:
-        task = results.trained.task_record
-        on = f"on {task.name}, sequences of {format_count(task.steps, 'step')}" if task else ""
-        return Limit("Training", f"{results.trained.training.steps:,}", "steps", on)
-    corpus = f"on {results.corpus.length:,} bytes of {results.data_name}"
-    return Limit("Training", f"{results.trained.training.steps:,}", "steps", corpus)
+    return Limit("Training", f"{config.training.steps:,}", "steps", on)
 
 
 def _name_best(section: Section) -> Limit | None:
@@ -210,7 +209,7 @@ def build_first_screen(section: Section) -> FirstScreen:
     chart, caption = _choose_chart(section)
     results = section.results
     title = results.config.question or results.name
-    if results.is_imported and not results.config.question:
+    if results.config.results and not results.config.question:
         title = f"Which parameters matter for {results.metric.name}?"
     heading = chart.title if chart else ""
     if chart is section.effects[0].chart:
@@ -225,10 +224,7 @@ def build_first_screen(section: Section) -> FirstScreen:
 def _choose_chart(section: Section) -> tuple[Chart | None, str]:
     """Choose the chart that answers the question, and say what to see in it."""
     results = section.results
-    unit = "architecture" if section.nuisance else "trial"
-    if results.is_imported and results.has_replicates:
-        unit = results.noun
-    name = results.scale.name
+    unit, name = results.judged_noun, results.scale.name
     better, worse = ("rises", "falls") if results.scale.higher_is_better else ("falls", "rises")
     has_effects = section.effects[0].chart and not section.summary.has_verdicts
     if section.replicates_chart and not has_effects:
@@ -254,7 +250,7 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
             caption += f", with its {drawn}. None is significant."
         return section.effects[0].chart, caption
     if section.early_effects and section.pruning:
-        step, steps = section.pruning.common_step, results.trained.training.steps
+        step, steps = section.pruning.common_step, results.config.training.steps
         caption = (
             f"Not the answer: effects after {step:,} of {steps:,} steps, the last one that all "
             "trials have reached. What helps at first may not help at the end."

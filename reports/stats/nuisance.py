@@ -1,7 +1,7 @@
 """Effects where each architecture is judged at its own best values of the nuisance parameters.
 
 A nuisance parameter, such as the learning rate, has to be set but is not what is asked about. An
-architecture is a combination of all other parameters. It is judged at its best: by the least value
+architecture is a combination of all other parameters. It is judged at its best: by the best value
 among its complete trials, over all values of the nuisance parameters. An effect at the best is the
 mean difference over pairs of architectures that differ in one parameter alone, each at its best,
 corrected for the luck of the best of several runs (:mod:`reports.stats.selection_bias`); an
@@ -42,6 +42,7 @@ class Edge:
         count: number of these architectures.
         total: number of architectures that were tried at several values of the parameter.
         has_best: whether the best architecture of the study is one of them.
+        noun: what an architecture is called.
     """
 
     parameter: str
@@ -50,6 +51,7 @@ class Edge:
     count: int
     total: int
     has_best: bool
+    noun: str = "architecture"
 
     @property
     def is_prominent(self) -> bool:
@@ -60,7 +62,7 @@ class Edge:
     def warning(self) -> str:
         """The warning, a sentence without its final full stop."""
         end, advice = ("highest", "higher") if self.is_highest else ("lowest", "lower")
-        is_are = "architecture is" if self.total == 1 else "architectures are"
+        is_are = f"{self.noun} is" if self.total == 1 else f"{self.noun}s are"
         best = "; the best of all is among them" if self.has_best and self.total > 1 else ""
         return (
             f"{self.count:,} of {self.total:,} {is_are} best at {format_param(self.parameter)} "
@@ -171,6 +173,13 @@ class NuisanceSummary:
 def join_names(parameters: Sequence[str]) -> str:
     """Join the names of parameters, for a reader."""
     return " and ".join(map(format_param, parameters))
+
+
+def describe_judged(results: Results) -> str:
+    """Describe what matched pairs are of: ``trials``; of several trials each, which count."""
+    parts = [f"at its best {join_names(results.nuisance)}"] if results.nuisance else []
+    parts += ["the mean of its runs"] if results.has_replicates else []
+    return f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
 
 
 def format_setting(setting: Mapping[str, Any]) -> str:

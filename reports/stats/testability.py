@@ -6,8 +6,7 @@ from reports.data.results import Results
 from reports.formatting import format_value
 from rnn.config import BASELINE_CELLS, ParamValue
 from studies.hypotheses import Hypothesis, Region
-from studies.space import CELL, GATED_CELL, GATED_PARAMS, REPLICATE
-from studies.training import TRAINING_PARAMS
+from studies.space import CELL, GATED_CELL, REPLICATE
 
 _Wanted = Mapping[str, Sequence[ParamValue]]
 """Values that a comparison needs of each parameter; any two or more where there are none."""
@@ -28,13 +27,7 @@ def list_contrasted(results: Results) -> set[str]:
 
 def list_unknown(results: Results, hypothesis: Hypothesis) -> list[str]:
     """List the parameters of a hypothesis that no study of this kind has."""
-    if results.is_imported:
-        return [name for name in hypothesis.parameters if name not in results.all_parameters]
-    cells = results.config.cells.values()
-    options = [name for cell in cells for name in cell.options]
-    task = results.trained.task_record
-    options += task.options if task else ()
-    known = {CELL, *GATED_PARAMS, *TRAINING_PARAMS, REPLICATE, *options}
+    known = {CELL, REPLICATE, *results.config.list_params()}
     return [name for name in hypothesis.parameters if name not in known]
 
 
@@ -105,9 +98,9 @@ def _list_values(results: Results, name: str) -> list[ParamValue]:
     """List the values of a parameter in a study, whether it varies or not."""
     if name in results.table:
         return results.table[name].dropna().unique().tolist()
-    if results.is_imported:
+    if not results.cells:
         return []
-    settings = {CELL: GATED_CELL} | results.trained.training.model_dump()
+    settings = {CELL: GATED_CELL} | results.config.training.model_dump()
     return [settings[name]] if name in settings else []
 
 

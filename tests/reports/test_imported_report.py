@@ -11,13 +11,13 @@ from optuna_dashboard import get_note
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import effect_color
-from reports.dashboard.note import render_imported_note
+from reports.dashboard.note import render_note
 from reports.dashboard.publish import publish_study
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
 from reports.page.answer import answer_question, format_headline
-from reports.page.imported_section import build_imported_section, describe_uncompared
 from reports.page.page import render_page
+from reports.page.sections import build_section
 from reports.stats.conditional_effects import describe_insignificance
 from rnn_search import load
 from studies.importing.options import ImportOptions
@@ -66,12 +66,18 @@ def grid(results_of):
 
 
 def text_of(results) -> str:
-    page = "".join(render_page([build_imported_section(results)]))
+    page = "".join(render_page([build_section(results)]))
     return page[page.index("<main>") : page.index("</main>")]
 
 
+def note_of(section) -> str:
+    results = section.results
+    counts = results.counts
+    return render_note("", results.config, None, [], counts, results, section.ranked_effects)
+
+
 def test_higher_accuracy_is_better_everywhere(grid):
-    section = build_imported_section(grid)
+    section = build_section(grid)
     best = section.summary.best
     assert best.mean == max(row["accuracy"] for row in grid_rows())
     assert grid.table["value"].is_monotonic_decreasing
@@ -98,8 +104,8 @@ def test_metric_has_its_own_name_and_unit(results_of):
     results = results_of(rows, value="time", metric="build time", unit="s")
     assert '101.0 <span class="unit">s</span>' in text_of(results)
     assert results.metric.axis_title == "build time (s)"
-    section = build_imported_section(results)
-    for text in (format_headline([section]), render_imported_note(results, section.ranked_effects)):
+    section = build_section(results)
+    for text in (format_headline([section]), note_of(section)):
         assert "hether any effect differs from zero cannot be decided: each has fewer" in text
     first, *others = (each.main for each in section.ranked_effects)
     assert "none is" in describe_insignificance([replace(first, pairs=8), *others])
@@ -108,9 +114,7 @@ def test_metric_has_its_own_name_and_unit(results_of):
 def test_mean_that_is_adjusted_for_missing_runs_is_named_so(results_of):
     rows = [{"lr": lr, "seed": s, "value": lr + s} for lr, s in ((1, 1), (1, 2), (2, 1), (0, 2))]
     results = results_of(rows)
-    assert "1.500, value, adjusted mean of 1 run;" in format_headline(
-        [build_imported_section(results)]
-    )
+    assert "1.500, value, adjusted mean of 1 run;" in format_headline([build_section(results)])
 
 
 def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
@@ -118,11 +122,11 @@ def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
     rows = [
         {"rate": generator.uniform(1e-5, 1e-1), "flag": i % 2 == 0, "value": i} for i in range(60)
     ]
-    section = build_imported_section(results_of(rows))
-    assert describe_uncompared(section)
+    section = build_section(results_of(rows))
+    assert section.uncompared
     assert section.effects[0].effects == []
     assert "no effect can be estimated: no two" in format_headline([section])
-    assert "No effect can be estimated" in render_imported_note(section.results, [])
+    assert "No effect can be estimated" in note_of(section)
     assert 'id="s1-effects"' not in "".join(render_page([section]))
 
 
@@ -134,7 +138,7 @@ def test_answer_hides_no_undecided_effect_and_no_parameter_that_is_not_compared(
             itertools.product((10, 20, 40), (1, 5, 25), ("no", "yes"))
         )
     ]
-    section = build_imported_section(results_of(rows))
+    section = build_section(results_of(rows))
     largest, others = answer_question(section)
     assert "falls with <strong>on" in largest
     assert "pochs 10 → 20</strong> (−0.1990 [−0.2071, −0.1909])" in others
