@@ -76,7 +76,7 @@ class StudyTests:
 
     @property
     def below_threshold(self) -> str:
-        """How many networks are below the study's threshold, in a sentence; "" without one."""
+        """How many trials are on the good side of the threshold, in a sentence; "" without one."""
         sentence = describe_outcomes([], self.results, loss_unit(self.results.config))
         verdicts = [
             finding.outcome_verdict for test in self.tests.values() for finding in test.findings
@@ -87,7 +87,7 @@ class StudyTests:
 
     def list_verdicts(self) -> Iterator[tuple[int, str, str]]:
         """Yield each verdict with the number of its hypothesis and what it is about, in words."""
-        threshold = self.results.config.report_threshold
+        threshold, side = self.results.config.report_threshold, self.results.scale.good_side
         for number, test in self.tests.items():
             for finding in test.findings:
                 effect, outcomes = finding.effect, finding.outcomes
@@ -101,7 +101,7 @@ class StudyTests:
                     yield number, subject, f"**{finding.verdict}**{numbers}"
                 if finding.outcome_verdict and outcomes:
                     numbers = f": {outcomes.rescued} rescued, {outcomes.ruined} ruined"
-                    yield number, f"below {threshold}", f"**{finding.outcome_verdict}**{numbers}"
+                    yield number, f"{side} {threshold}", f"**{finding.outcome_verdict}**{numbers}"
 
 
 class _HypothesisFile(StrictModel):

@@ -1,6 +1,7 @@
 """Results of a stored study as frames: trials, curves, evaluation windows."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
@@ -35,6 +36,7 @@ from studies.best import choose_split
 from studies.config import StudyConfig
 from studies.hypothesis_records import HypothesisRecord
 from studies.measure import Measure, find_measure
+from studies.run_means import average_runs
 from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, param_order
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
@@ -223,9 +225,12 @@ class Results:
 
         Of an imported study this is known if no combination of the values is missing.
         """
+        return self.has_all_combinations(self.judged_parameters)
+
+    def has_all_combinations(self, names: Sequence[str]) -> bool:
+        """Return whether trials are a grid of some parameters; see :attr:`is_grid`."""
         if self.config.is_trained:
             return self.config.refinement is None
-        names = self.judged_parameters
         count = len(self.table.drop_duplicates(names)) if names else 1
         return count == math.prod(self.table[name].nunique(dropna=False) for name in names)
 
@@ -327,21 +332,37 @@ class Results:
         """Parameters that distinguish any two rows of :meth:`judge`."""
         return [name for name in self.axes if name not in self.nuisance]
 
-    def judge(self, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    def judge(self, table: pd.DataFrame | None = None, scale: Scale | None = None) -> pd.DataFrame:
         """Return the row of each architecture at its best values of the nuisance parameters.
 
-        Without nuisance parameters these are all rows.
+        Of replicates these are all runs at the values of the best mean. Without nuisance parameters
+        these are all rows. The best comes first.
 
         Args:
-            table: rows to choose from; by default all trials. The best has the least ``value``:
-                imported studies have no nuisance parameters.
+            table: rows to choose from; by default all trials.
+            scale: says which ``value`` of theirs is better; by default that of the study.
         """
         rows = self.table if table is None else table
         if not self.nuisance:
             return rows
-        rows = rows.sort_values("value", kind="stable", na_position="last")
-        names = [name for name in self.all_parameters if name not in self.nuisance]
-        return rows.drop_duplicates(names)
+        losses, settings = (scale or self.scale).to_loss(rows["value"]), self.number_settings(rows)
+        if self.has_replicates:
+            known = losses.notna()
+            runs = zip(settings[known], rows[REPLICATE][known], losses[known], strict=True)
+            losses = settings.map(average_runs(runs)).astype(float)
+        rows = rows.loc[losses.sort_values(kind="stable", na_position="last").index]
+        best = rows[~self.number_architectures(rows).duplicated()]
+        if not self.has_replicates:
+            return best
+        return rows[settings[rows.index].isin(settings[best.index])]
+
+    def number_settings(self, rows: pd.DataFrame) -> "pd.Series[int]":
+        """Number the rows by their parameters, replicates alike."""
+        return _number_groups(rows, self.all_parameters)
+
+    def number_architectures(self, rows: pd.DataFrame) -> "pd.Series[int]":
+        """Number the rows by all of their parameters that are no nuisance."""
+        return _number_groups(rows, [n for n in self.all_parameters if n not in self.nuisance])
 
     @property
     def has_replicates(self) -> bool:
@@ -403,3 +424,10 @@ class Results:
         """Number of trials in each state."""
         counts = self.table["state"].value_counts()
         return count_statuses({status: int(counts.get(status, 0)) for status in TrialStatus})
+
+
+def _number_groups(rows: pd.DataFrame, names: list[str]) -> "pd.Series[int]":
+    """Number the combinations of some columns, in the order of the rows."""
+    if not names:
+        return pd.Series(0, index=rows.index)
+    return rows.groupby(names, dropna=False, sort=False).ngroup()

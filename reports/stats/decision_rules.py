@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from reports.scale import Scale
 from reports.stats.outcome_table import OutcomeTable
 from reports.stats.paired_difference import CONFIDENCE, MIN_PAIRS, Interval, PairedDifference
 
@@ -58,11 +59,13 @@ class DecisionRule:
         fails: condition under which it fails.
         opposition: how much an interval speaks against it, in nats; of the contrasts of a
             conjunction, that with the most decides.
+        sign: −1 if it is about lower values, 1 if about higher ones, 0 if about both.
     """
 
     holds: Condition
     fails: Condition
     opposition: Callable[[Interval], float]
+    sign: int = 0
 
     def describe_holds(self, margin: float, is_conjunction: bool) -> str:
         """Describe when a hypothesis holds: ``the interval lies below −0.02``."""
@@ -93,7 +96,10 @@ class DecisionRule:
         return Verdict.FAILS if self.fails.mean(wide, margin) else Verdict.UNDECIDED
 
     def decide_outcome(self, outcomes: OutcomeTable, contrasts: int = 1) -> Verdict:
-        """Return the verdict on an outcome table; too few pairs decide nothing."""
+        """Return the verdict on an outcome table of which lower values are the good ones.
+
+        Too few pairs decide nothing.
+        """
         if outcomes.pairs < MIN_PAIRS:
             return Verdict.UNDECIDED
         if self.holds.outcome(outcomes, 1 - CONFIDENCE):
@@ -144,9 +150,25 @@ _MAKES_A_DIFFERENCE = Condition(
     "the interval lies outside ±{margin}",
 )
 
+
+def _mirror(condition: Condition, text: str) -> Condition:
+    """Return the same condition on negated values."""
+    higher = Scale(higher_is_better=True)
+    return Condition(
+        lambda interval, margin: condition.mean(Interval(-interval.high, -interval.low), margin),
+        lambda outcomes, error: condition.outcome(outcomes.to_lower(higher), error),
+        text,
+    )
+
+
+_RAISES = _mirror(_LOWERS, "the interval lies above {margin}")
+_DOES_NOT_RAISE = _mirror(_DOES_NOT_LOWER, "the interval lies below {margin}")
+
 RULES: Mapping[str, DecisionRule] = {
-    "lowers": DecisionRule(_LOWERS, _DOES_NOT_LOWER, lambda interval: interval.high),
-    "does-not-lower": DecisionRule(_DOES_NOT_LOWER, _LOWERS, lambda interval: -interval.low),
+    "lowers": DecisionRule(_LOWERS, _DOES_NOT_LOWER, lambda interval: interval.high, -1),
+    "does-not-lower": DecisionRule(_DOES_NOT_LOWER, _LOWERS, lambda interval: -interval.low, -1),
+    "raises": DecisionRule(_RAISES, _DOES_NOT_RAISE, lambda interval: -interval.low, 1),
+    "does-not-raise": DecisionRule(_DOES_NOT_RAISE, _RAISES, lambda interval: interval.high, 1),
     "makes-no-difference": DecisionRule(
         _MAKES_NO_DIFFERENCE,
         _MAKES_A_DIFFERENCE,

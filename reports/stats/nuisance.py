@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from reports.data.results import Results
-from reports.data.trial_table import list_params
+from reports.data.trial_table import is_continuous, list_params
 from reports.formatting import format_param, format_value
 from reports.stats.contrast import sort_values
 from reports.stats.effects import Effect, FactorialTable
@@ -119,7 +119,8 @@ class NuisanceSummary:
     Attributes:
         parameters: names of the nuisance parameters.
         settings: combinations of their values that occur; without those that a trial lacks.
-        rankings: ranking of the architectures at each setting.
+        rankings: ranking of the architectures at each setting; none, as of ``effects`` at each, if
+            there are too many values to compare them one by one.
         best_tenth: number of architectures in the best tenth.
         trials: number of trials.
         architectures: number of architectures.
@@ -166,7 +167,7 @@ class NuisanceSummary:
         return [
             each
             for each in self.effects
-            if any(map(each.find_disagreement, range(len(self.settings))))
+            if any(map(each.find_disagreement, range(len(each.single))))
         ]
 
 
@@ -245,7 +246,6 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
     if not names:
         return None
     table = results.table
-    others = [name for name in results.all_parameters if name not in names]
     rows = [list_params(row, names) for _, row in table.iterrows()]
     order = {name: sort_values(table[name]) for name in names}
     settings = sorted(
@@ -253,23 +253,26 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
         key=lambda row: [order[n].index(row[n]) if n in row else -1 for n in names],
     )
     place = pd.Series([settings.index(row) for row in rows], index=table.index)
-    architecture = table.groupby(others, dropna=False, sort=False).ngroup()
+    architecture = results.number_architectures(table)
     has_value = table["value"].notna()
     complete = has_value.groupby(architecture).sum()
     planned = architecture.value_counts()
     judged = complete[complete > 0]
     best = results.judge(table[has_value])
-    at_setting = [table[place == i] for i in range(len(settings))]
+    is_listed = not any(is_continuous(table[name]) for name in names)
+    at_setting = [table[place == i] for i in range(len(settings))] if is_listed else []
     single = [build_table(results, rows) for rows in at_setting]
-    values = [best, *(results.judge(rows[rows["value"].notna()]) for rows in at_setting)]
-    at_best, *at_single = (rows.set_index(architecture[rows.index])["value"] for rows in values)
+    values = [best, *(rows[rows["value"].notna()] for rows in at_setting)]
+    losses = (results.scale.to_loss(rows["value"]) for rows in values)
+    at_best, *at_single = (each.groupby(architecture[each.index]).mean() for each in losses)
+    chosen = place[best.index].groupby(architecture[best.index]).first()
     best_tenth = top_count(0.1, len(judged))
     effects = build_judged_table(results).compute_effects()
     return NuisanceSummary(
         parameters=names,
         settings=settings,
         rankings=[
-            _rank(at_best, values, best_tenth, int((place[best.index] == i).sum()))
+            _rank(at_best, values, best_tenth, int((chosen == i).sum()))
             for i, values in enumerate(at_single)
         ],
         best_tenth=best_tenth,
@@ -288,18 +291,21 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
 def find_edges(results: Results) -> list[Edge]:
     """Find the ends of the values tried at which some architectures have their best value."""
     table = results.table
-    others = [name for name in results.all_parameters if name not in results.nuisance]
-    architecture = table.groupby(others, dropna=False, sort=False).ngroup()
+    architecture = results.number_architectures(table)
     best = results.judge(table[table["value"].notna()])
+    best = best[~architecture[best.index].duplicated()]  # of replicates one run
     return [
-        edge for name in results.nuisance for edge in _find_edges(table, best, architecture, name)
+        replace(edge, noun=results.noun)
+        for name in results.nuisance
+        if not is_continuous(table[name])  # each architecture has other values
+        for edge in _find_edges(table, best, architecture, name)
     ]
 
 
 def _rank(
     at_best: "pd.Series[float]", at_setting: "pd.Series[float]", top: int, best_count: int
 ) -> SettingRanking:
-    """Compare the values of the architectures at a setting with those at their best."""
+    """Compare the losses of the architectures at a setting with those at their best."""
     pairs = pd.DataFrame({"best": at_best[at_setting.index], "setting": at_setting})
     correlation = float(pairs.corr("spearman", min_periods=3).to_numpy()[0, 1])
     shared = at_best.nsmallest(top).index.intersection(at_setting.nsmallest(top).index)

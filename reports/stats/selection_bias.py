@@ -1,7 +1,8 @@
 """Correction of the best of several runs, which is lucky as well as good.
 
-Of runs at several values of the nuisance parameters the one with the least loss is selected. Its
-loss is lower than that of another run at the same values, by up to 0.85 standard deviations of the
+Of runs at several values of the nuisance parameters the one with the least loss is selected, of
+replicates the values of the least mean. Where a higher value is better, its negative is the loss. The
+selected loss is lower than that of another run at the same values, by up to 0.85 standard deviations of the
 noise between runs for three values that are equally good, and not at all where one is clearly the
 best. In a difference this does not cancel if the noise, or the distance between the values, differs
 between both sides.
@@ -25,6 +26,8 @@ from reports.data.results import Results
 from reports.stats.effects import FactorialTable
 from reports.stats.interaction_model import Floats, Integers
 from reports.stats.run_noise import RunNoise
+from studies.run_means import RunMeans
+from studies.space import REPLICATE
 
 _GRID = np.linspace(-6, 6, 193)
 """Points of the integral over the noise of one run, in standard deviations."""
@@ -48,8 +51,8 @@ def judge_unbiased(
     Returns:
         The rows of :meth:`~reports.data.results.Results.judge`, and their noise, that of the
         selected run. Their ``value`` is corrected where the noise of all runs of the architecture
-        is known, and stays the least otherwise. None if there is nothing to select, or no noise can
-        be estimated.
+        is known, and stays the best otherwise. None if there is nothing to select, if no noise can
+        be estimated, and for replicates, which have their own.
     """
     judged = results.judge(rows)
     if len(judged) == len(rows):
@@ -58,27 +61,54 @@ def judge_unbiased(
     if noise is None:
         return judged, None
     places = pd.Series(range(len(results.table)), results.table.index)
-    names = [name for name in results.all_parameters if name not in results.nuisance]
-    known = rows[rows["value"].notna()]
-    architectures = known.groupby(names, dropna=False, sort=False).ngroup().to_numpy()
-    place = places[known.index].to_numpy()
-    expected, slopes = estimate_selected(
-        known["value"].to_numpy(dtype=float),
-        np.sqrt(noise.variances[noise.regions[place]]),
-        np.array(architectures, dtype=np.int64),
-    )
-    frame = pd.DataFrame({"value": expected[architectures], "slope": slopes[architectures]})
+    known, scale = rows[rows["value"].notna()], results.scale
+    architectures = results.number_architectures(known).to_numpy(dtype=np.int64)
+    losses = scale.to_loss(known["value"].to_numpy(dtype=float))
+    deviations = np.sqrt(noise.variances[noise.regions[places[known.index].to_numpy()]])
+    if results.has_replicates:
+        luck = _estimate_luck(results, known, losses, deviations, architectures)
+        shift = pd.Series(luck[architectures], known.index).reindex(judged.index)
+        return judged.assign(value=judged["value"] + scale.to_loss(shift)), None
+    expected, slopes = estimate_selected(losses, deviations, architectures)
+    values = scale.to_loss(expected)
+    frame = pd.DataFrame({"value": values[architectures], "slope": slopes[architectures]})
     frame = frame.set_index(known.index).reindex(judged.index)
     regions = noise.regions[places[judged.index].to_numpy()]
     selected = replace(noise, regions=regions, slopes=frame["slope"].fillna(0).to_numpy())
     return judged.assign(value=frame["value"]), selected
 
 
+def _estimate_luck(
+    results: Results,
+    runs: pd.DataFrame,
+    losses: Floats,
+    deviations: Floats,
+    architectures: Integers,
+) -> Floats:
+    """Estimate how much the best mean of each architecture's runs is too low, (architectures,).
+
+    Args:
+        results: results of the study.
+        runs: complete runs, several of each setting.
+        losses: (runs,), their losses.
+        deviations: (runs,), standard deviation of each between runs; NaN if unknown.
+        architectures: (runs,), index of the architecture of each.
+    """
+    settings = results.number_settings(runs).to_numpy(dtype=np.int64)
+    replicates = runs[REPLICATE].to_numpy(dtype=np.int64)
+    means = RunMeans.fit(settings, replicates).compute(losses)
+    _, firsts, counts = np.unique(settings, return_index=True, return_counts=True)
+    groups = architectures[firsts]
+    expected, _ = estimate_selected(means, deviations[firsts] / np.sqrt(counts), groups)
+    return expected - pd.Series(means).groupby(groups).min().to_numpy()
+
+
 def _estimate_noise(results: Results, replicates: pd.DataFrame | None) -> RunNoise | None:
     """Estimate the noise of all trials, of which the rows may be those at some nuisance values."""
     key = "noise of all trials", replicates is None
     if key not in results.computed:
-        table = FactorialTable.from_frame(results.table, results.axes, replicates)
+        is_grid = results.has_all_combinations(results.axes)
+        table = FactorialTable.from_frame(results.table, results.axes, replicates, is_grid)
         results.computed[key] = table.noise
     noise: RunNoise | None = results.computed[key]
     return noise
