@@ -56,13 +56,14 @@ class Effects:
         """One row per contrast.
 
         Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
-        ``effect`` (negative is better) with the ends ``low`` and ``high`` of its 95% interval,
-        which is that of training each network again, the number of ``pairs``, whether it is
-        ``significant`` (the interval excludes zero; an interval from the differences between the
-        pairs must rest on at least 8), and the ``source`` of the interval. Where the effect differs
-        between the values of another parameter by as much as its mean or more, ``depends_on`` names
-        that parameter, and ``least`` and ``greatest`` are the effects at its values. A cell with
-        switches or options is compared at the best of them (``docs/statistics.md``).
+        ``effect`` (negative is better, unless higher values are) with the ends ``low`` and ``high``
+        of its 95% interval, which is that of repeating each run, the number of ``pairs``, whether
+        it is ``significant`` (the interval excludes zero; an interval from the differences between
+        the pairs must rest on at least 8), and the ``source`` of the interval. Where the effect
+        differs between the values of another parameter by as much as its mean or more,
+        ``depends_on`` names that parameter, and ``least`` and ``greatest`` are the effects at its
+        values. A cell with switches or options is compared at the best of them
+        (``docs/statistics.md``).
         """
         import pandas as pd
 

@@ -242,10 +242,11 @@ class Study:
     def outcomes(self) -> "pd.DataFrame":
         """Count, for each change, the matched pairs that it brings below ``report_threshold``.
 
-        One row per contrast: ``parameter``, ``before``, ``after``; the numbers of pairs that are
-        ``both_good`` (below the threshold), ``rescued`` (by the change), ``ruined``, ``both_bad``
-        and ``unknown``; ``p`` of an exact sign test, ``p_adjusted`` for all rows, and whether it is
-        ``significant``. Without a threshold there are no rows.
+        Where a higher value is better, above. One row per contrast: ``parameter``, ``before``,
+        ``after``; the numbers of pairs that are ``both_good`` (below the threshold), ``rescued``
+        (by the change), ``ruined``, ``both_bad`` and ``unknown``; ``p`` of an exact sign test,
+        ``p_adjusted`` for all rows, and whether it is ``significant``. Without a threshold there
+        are no rows.
 
         Raises:
             ReportError: if no trial is complete.
