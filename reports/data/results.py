@@ -154,7 +154,7 @@ class Results:
     def data_columns(self) -> list[str]:
         """Columns that trials of this study can have: of an imported one no network's."""
         if self.config.is_trained:
-            return list(self.table)
+            return [str(name) for name in self.table]
         columns = ("architecture", "label", "state", "value", "started", "completed")
         return [*columns, *self.all_parameters, *self.axes[len(self.parameters) :]]
 
@@ -351,10 +351,11 @@ class Results:
             runs = zip(settings[known], rows[REPLICATE][known], losses[known], strict=True)
             losses = settings.map(average_runs(runs)).astype(float)
         rows = rows.loc[losses.sort_values(kind="stable", na_position="last").index]
-        best = rows[~self.number_architectures(rows).duplicated()]
-        if not self.has_replicates:
-            return best
-        return rows[settings[rows.index].isin(settings[best.index])]
+        is_best = ~self.number_architectures(rows).duplicated()
+        if self.has_replicates:
+            is_best = settings[rows.index].isin(settings[rows.index[is_best]])
+        judged: pd.DataFrame = rows[is_best]
+        return judged
 
     def number_settings(self, rows: pd.DataFrame) -> "pd.Series[int]":
         """Number the rows by their parameters, replicates alike."""

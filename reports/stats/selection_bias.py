@@ -62,7 +62,7 @@ def judge_unbiased(
         return judged, None
     places = pd.Series(range(len(results.table)), results.table.index)
     known, scale = rows[rows["value"].notna()], results.scale
-    architectures = results.number_architectures(known).to_numpy(dtype=np.int64)
+    architectures = np.array(results.number_architectures(known), dtype=np.int64)
     losses = scale.to_loss(known["value"].to_numpy(dtype=float))
     deviations = np.sqrt(noise.variances[noise.regions[places[known.index].to_numpy()]])
     if results.has_replicates:
@@ -94,8 +94,8 @@ def _estimate_luck(
         deviations: (runs,), standard deviation of each between runs; NaN if unknown.
         architectures: (runs,), index of the architecture of each.
     """
-    settings = results.number_settings(runs).to_numpy(dtype=np.int64)
-    replicates = runs[REPLICATE].to_numpy(dtype=np.int64)
+    settings = np.array(results.number_settings(runs), dtype=np.int64)
+    replicates = np.array(runs[REPLICATE], dtype=np.int64)
     means = RunMeans.fit(settings, replicates).compute(losses)
     _, firsts, counts = np.unique(settings, return_index=True, return_counts=True)
     groups = architectures[firsts]

@@ -4,13 +4,11 @@ import itertools
 import math
 import random
 import re
-from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pandas as pd
 import pytest
-from optuna.study import StudyDirection
+from factories import make_imported
 from optuna_dashboard import get_note
 
 from reports.charts.chart import IMPROVES, WORSENS
@@ -24,15 +22,9 @@ from reports.page.page import render_page
 from reports.page.sections import build_section
 from reports.stats.conditional_effects import describe_insignificance
 from rnn_search import load
-from studies.attributes import StudyRecord
-from studies.config import ImportedResults, StudyConfig
 from studies.hypotheses import Hypothesis
-from studies.hypothesis_records import Registration, update_records
 from studies.importing.options import ImportOptions
-from studies.importing.rows import check_rows, to_trials
 from studies.importing.study_import import import_table
-from studies.importing.table import read_results_table
-from studies.storage.changes import create_study
 from studies.storage.open import load_study, open_storage, read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -105,40 +97,14 @@ HYPOTHESES = [
 ]
 
 
-@pytest.fixture
-def store(tmp_path):
-    """Store runs as an imported study, or the same with negated values and direction."""
-
-    def create(name: str, runs: list[dict], negated: bool, threshold: float, **settings) -> str:
-        sign, path = -1 if negated else 1, tmp_path / f"{name}.csv"
-        pd.DataFrame([run | {"value": sign * run["value"]} for run in runs]).to_csv(path)
-        names = ["width", "depth", "norm", "rate"]
-        table = check_rows(read_results_table(path, ImportOptions(parameters=names)))
-        config = StudyConfig(
-            results=ImportedResults(
-                source=path.name, parameters=names, direction="maximize" if negated else "minimize"
-            ),
-            report_threshold=sign * threshold,
-            hypothesis=[contrast(each, negated) for each in HYPOTHESES],
-            **settings,
-        )
-        now = Registration(time=datetime(2026, 1, 1, tzinfo=UTC), planned=len(runs))
-        records = update_records([], config.hypothesis, now)
-        record = StudyRecord(config=config, hypotheses=records, artifact_folder=name)
-        url = f"sqlite:///{tmp_path}/studies.db"
-        direction = StudyDirection.MAXIMIZE if negated else StudyDirection.MINIMIZE
-        with closing(open_storage(url)) as storage:
-            create_study(storage, name, "value", record.attributes(), *to_trials(table), direction)
-        return url
-
-    return create
-
-
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_negated_study_that_is_maximized_has_mirrored_findings(store, seeds):
-    settings = {"threshold": 1.7, "nuisance": ["rate"]}
-    for negated in (False, True):
-        url = store(f"twin{negated:d}", tuned_rows(seeds), negated, **settings)
+def test_negated_study_that_is_maximized_has_mirrored_findings(sqlite_url, seeds):
+    url = sqlite_url
+    for i, sign in enumerate((1, -1)):
+        rows = [row | {"value": sign * row["value"]} for row in tuned_rows(seeds)]
+        hypotheses = [contrast(each, sign < 0) for each in HYPOTHESES]
+        settings = {"report_threshold": 1.7 * sign, "hypothesis": hypotheses}
+        make_imported(url, f"twin{i}", rows, maximize=sign < 0, nuisance=["rate"], **settings)
     first, second = (load(f"twin{i}", storage=url) for i in range(2))
     numbers = ["effect", "low", "high"]
     effects, mirrored = (each.effects().table for each in (first, second))
