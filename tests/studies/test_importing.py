@@ -112,7 +112,7 @@ def test_seed_numbers_replicates_prefixes_are_stripped_and_curves_are_read(table
     assert trials[1].params == {"lr": 0.1, "replicate": 8}
     assert [trial.intermediate_values for trial in trials] == 4 * [{10: 0.9}]
     loaded = load("table", storage=target)
-    line = "highest accuracy 0.6, mean of 2 runs, lr 0.2"
+    line = "highest mean of 2 runs 0.6, accuracy, lr 0.2"
     assert line in format_status(loaded.status, loaded.config)
     best = loaded.status.best
     assert (best.number, best.value, best.runs, best.architecture) == (2, 0.6, 2, "lr 0.2")
