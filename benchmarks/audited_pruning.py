@@ -18,19 +18,20 @@ from optuna.trial import TrialState
 
 from benchmarks.published_runs import published_file
 from benchmarks.replay_pruning import read_curves
-from reports.stats.audited_effects import estimate_effects
-from reports.stats.effects import Effect, FactorialTable
-from reports.stats.pruning_audit import (
+from reports.analysis.audited_effects import estimate_effects
+from reports.analysis.pruning_audit import (
     ALARM_LEVEL,
     compare_predictions,
     judge_architectures,
     measure_recall,
 )
+from reports.data.trial_table import find_traits
+from reports.stats.calibration import INTERVAL_SCALES, compute_outside_p_value
+from reports.stats.effects import Effect, FactorialTable
 from search.pruning.audit import DIVISOR, number_architectures
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.regression import Mask
 from search.worker.cpu_budget import cores
-from studies.calibration import INTERVAL_SCALES, compute_outside_p_value
 from studies.config import top_count
 from tests.simulations.pruned_search import RecordedCurves, Replay
 
@@ -183,8 +184,9 @@ def replay_audited(recorded: RecordedCurves, audit: int, seed: int) -> AuditedRe
     recall, lost = measure_recall(known, kept), measure_recall(judged, kept).lost
     _, is_inside = compare_predictions(table, names)
     errors = (whole["value"] - whole["predicted_value"])[is_pruned].abs()
-    truth = FactorialTable.from_frame(judged, names)
-    survivors = FactorialTable.from_frame(known, names).compute_effects()
+    traits = find_traits(names)
+    truth = FactorialTable.from_frame(judged, names, traits=traits)
+    survivors = FactorialTable.from_frame(known, names, traits=traits).compute_effects()
     return AuditedReplay(
         cost=result.cost,
         recall=result.recall,

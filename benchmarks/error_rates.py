@@ -12,8 +12,8 @@ import numpy as np
 
 from reports.stats.contrast import Contrast
 from reports.stats.interaction_model import Integers
+from reports.stats.run_means import average_runs
 from studies.config import DEFAULT_LOOKS
-from studies.run_means import average_runs
 from tests.simulations.grids import (
     NOISE,
     SMALL_GRID,

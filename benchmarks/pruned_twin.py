@@ -10,13 +10,13 @@ from contextlib import closing
 import click
 import pandas as pd
 
+from reports.analysis.audited_effects import compute_study_effects
+from reports.analysis.nuisance import build_judged_table
+from reports.analysis.pruning_audit import audit_pruning, summarize_pruning
 from reports.data.results import Results
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
-from reports.stats.audited_effects import compute_study_effects
-from reports.stats.nuisance import build_judged_table
-from reports.stats.pruning_audit import audit_pruning, summarize_pruning
-from studies.calibration import INTERVAL_SCALES, STATED_SHARE
+from reports.stats.calibration import INTERVAL_SCALES, STATED_SHARE
 from studies.cli import run_command
 from studies.config import top_count
 from studies.errors import StudiesError

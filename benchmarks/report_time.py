@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from benchmarks.published_runs import VARIABLE, load_published, published_file
 from reports.data.study_reader import read_results
+from reports.data.trial_table import find_traits
 from reports.page.page import write_page
 from reports.page.sections import build_section
 from reports.stats.effects import FactorialTable
@@ -58,7 +59,9 @@ def _measure_published() -> Iterator[str]:
         load_published(path, url)
         results = read_results(read_storage(url), "published", with_curves=())
     yield "effects in the published results: mean in nats, 95% interval, lower in, pairs"
-    for effect in FactorialTable.from_frame(results.table, results.axes).compute_effects():
+    axes = results.axes
+    table = FactorialTable.from_frame(results.table, axes, traits=find_traits(axes))
+    for effect in table.compute_effects():
         yield (
             f"  {effect.contrast.label:20} {effect.mean:+.3f}  [{effect.low:+.3f}, "
             f"{effect.high:+.3f}]  {effect.improved_count / effect.pairs:4.0%}  {effect.pairs}"

@@ -1,20 +1,16 @@
-"""Names, numbers and units as pages and notes show them, and the templates that use them."""
+"""Names, texts and units as pages and notes show them, and the templates that use them."""
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 import jinja2
-import numpy as np
-import pandas as pd
 
+from reports.stats.scale import add_unit
 from studies.config import StudyConfig
 from studies.measure import find_measure
 from studies.text import format_trials
-
-_CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 """Characters with a meaning in Markdown, in a line of text or a table."""
@@ -36,41 +32,9 @@ def value_axis_title(config: StudyConfig) -> str:
     return add_unit(objective_name(config), loss_unit(config))
 
 
-def add_unit(name: str, unit: str) -> str:
-    """Return a title with its unit in parentheses, if there is one."""
-    return f"{name} ({unit})" if unit else name
-
-
 def effects_title(is_gated: bool) -> str:
     """Return the title of the main effects."""
     return f"Effect of each {'switch' if is_gated else 'parameter'}"
-
-
-def format_param(name: str) -> str:
-    """Format the name of a parameter: ``input gate`` for ``input_gate``."""
-    return name.replace("_", " ")
-
-
-def format_value(value: Any) -> str:
-    """Format the value of a parameter: on and off for a switch, ``LSTM`` for ``lstm``.
-
-    A missing value gives "". Numbers are shown as Python writes them: ``0.001``, ``1e-05``.
-    """
-    if is_missing(value):
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return "on" if value else "off"
-    return _CELLS.get(value, str(value))
-
-
-def order_values(values: Iterable[Any]) -> list[Any]:
-    """Sort the values of a parameter: numbers ascending, then texts such as ``sequence``."""
-    return sorted(values, key=lambda value: (isinstance(value, str), value))
-
-
-def is_missing(value: Any) -> bool:
-    """Return whether a scalar of a frame is a missing value: None, NaN or ``pandas.NA``."""
-    return value is None or value is pd.NA or value != value
 
 
 def escape_html(text: object) -> str:
@@ -92,16 +56,6 @@ def format_stderr(error: float | None, spec: str) -> str:
     """Format a standard error to follow its estimate; None and NaN give ""."""
     text = format_number(error, spec)
     return text and f" ± {text}"
-
-
-def format_signed(value: float, spec: str = ".3f") -> str:
-    """Format a difference with its sign, using a minus sign of the width of a plus."""
-    return f"{value:+{spec}}".replace("-", "−")
-
-
-def format_count(count: int, singular: str, plural: str | None = None) -> str:
-    """Format a count with its noun: ``1 pair``, ``1,200 pairs``."""
-    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def format_versions(trials: Mapping[str, Sequence[int]]) -> str:

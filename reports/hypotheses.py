@@ -17,30 +17,24 @@ from pathlib import Path
 import click
 from pydantic import Field, ValidationError
 
-from reports.data.results import Results
-from reports.data.study_reader import read_results
-from reports.errors import ReportError
-from reports.formatting import (
-    escape_markdown,
-    format_count,
-    format_number,
-    format_signed,
-    load_templates,
-    loss_unit,
-)
-from reports.output import OUTPUT, choose_path, identity_tag, report_identity
-from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
-from reports.stats.hypothesis_tests import (
+from reports.analysis.hypothesis_tests import (
     HypothesisTest,
     StudyTables,
     describe_comparison,
     describe_region,
 )
-from reports.stats.leaderboard import summarize_study
-from reports.stats.nuisance import find_edges, join_names
-from reports.stats.outcome_table import describe_outcomes
+from reports.analysis.leaderboard import summarize_study
+from reports.analysis.nuisance import find_edges, join_names
+from reports.analysis.outcomes import describe_outcomes
+from reports.analysis.testability import list_unknown
+from reports.data.results import Results
+from reports.data.study_reader import read_results
+from reports.errors import ReportError
+from reports.formatting import escape_markdown, format_number, load_templates, loss_unit
+from reports.output import OUTPUT, choose_path, identity_tag, report_identity
+from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
 from reports.stats.paired_difference import MIN_PAIRS
-from reports.stats.testability import list_unknown
+from reports.stats.scale import format_count, format_signed
 from studies.artifacts import atomic_write
 from studies.cli import run_command, storage_options, studies_argument
 from studies.errors import StudiesError

@@ -10,10 +10,10 @@ if TYPE_CHECKING:  # slow to import
     import pandas as pd
     import plotly.graph_objects as go
 
+    from reports.analysis.pareto_front import ParetoFront
     from reports.stats.conditional_effects import ConditionalEffect
     from reports.stats.effects import Effect
     from reports.stats.paired_difference import PairedDifference
-    from reports.stats.pareto_front import ParetoFront
 
 
 _COLUMNS = [

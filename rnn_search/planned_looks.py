@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reports.analysis.leaderboard import look_at_results, summarize_study
+from reports.analysis.nuisance import build_judged_table
 from reports.data.results import Results
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
-from reports.formatting import format_count
-from reports.stats.leaderboard import look_at_results, summarize_study
-from reports.stats.nuisance import build_judged_table
 from reports.stats.planned_looks import RUN_NOISE, Noise, estimate_noise, spend_error
+from reports.stats.scale import format_count
 from search.refinement import group_by_architecture
 from search.replicates import record_look
 from studies.attributes import StudyRecord

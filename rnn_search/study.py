@@ -32,8 +32,8 @@ if TYPE_CHECKING:  # slow to import
     import pandas as pd
     from torch import nn
 
+    from reports.analysis.leaderboard import StudySummary
     from reports.data.results import Results
-    from reports.stats.leaderboard import StudySummary
     from search.status import Status
 
 
@@ -165,14 +165,14 @@ class Study:
         Raises:
             ReportError: if no trial is complete.
         """
+        from reports.analysis.audited_effects import compute_study_effects
+        from reports.analysis.nuisance import build_judged_table, find_edges
         from reports.data.replicates import find_replicates
         from reports.formatting import loss_unit
-        from reports.stats.audited_effects import compute_study_effects
         from reports.stats.conditional_effects import (
             compute_conditional_effects,
             describe_insignificance,
         )
-        from reports.stats.nuisance import build_judged_table, find_edges
 
         results = self._read_results(with_curves=False, require_complete=True)
         results = replace(results, replicates=find_replicates(results, self._read_derived()))
@@ -196,8 +196,8 @@ class Study:
         Raises:
             ReportError: if no trial is complete, or there are no replicates to compare.
         """
+        from reports.analysis.leaderboard import summarize_study
         from reports.errors import ReportError
-        from reports.stats.leaderboard import summarize_study
 
         results = self._read_results(False, require_complete=True, with_windows=True)
         summary = summarize_study(results)
@@ -223,9 +223,9 @@ class Study:
             ReportError: if no trial is complete, or fewer than two architectures have a held-out
                 loss and a comparable cost.
         """
+        from reports.analysis.leaderboard import summarize_study
+        from reports.analysis.pareto_front import summarize_costs
         from reports.errors import ReportError
-        from reports.stats.leaderboard import summarize_study
-        from reports.stats.pareto_front import summarize_costs
 
         if cost not in ("parameters", "seconds"):
             raise ConfigError(f"cost is {shorten(repr(cost))}: expected 'parameters' or 'seconds'")
@@ -251,7 +251,8 @@ class Study:
         Raises:
             ReportError: if no trial is complete.
         """
-        from reports.stats.outcome_table import build_outcome_table, compute_outcomes, to_frame
+        from reports.analysis.outcomes import build_outcome_table
+        from reports.stats.outcome_table import compute_outcomes, to_frame
 
         results = self._read_results(with_curves=False, require_complete=True)
         threshold = results.config.report_threshold
@@ -269,7 +270,7 @@ class Study:
         which the effect has opposite signs. While trials are unfinished, and if the study cannot
         test a hypothesis, it has one row: ``problem`` says why.
         """
-        from reports.stats.hypothesis_tests import StudyTables, to_frame
+        from reports.analysis.hypothesis_tests import StudyTables, to_frame
 
         results = self._read_results(with_curves=False)
         return to_frame(StudyTables(results).test_stored())

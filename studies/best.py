@@ -4,140 +4,29 @@ Without replicates it is the trial of the best value. Of replicates it is the ar
 best mean over its complete runs, because the best single run is partly luck. The mean is that of
 the loss on unseen text, on the test split if all runs have it, else on the validation split, else
 of the value; it is adjusted for the replicates that each architecture has
-(:mod:`studies.run_means`). Of a study with planned looks it is over the runs of the latest look
-whose runs have all ended. The run that stands for an architecture is that of the best value, which
-is independent of the test text.
+(:mod:`reports.stats.run_means`). Of a study with planned looks it is over the runs of the latest
+look whose runs have all ended. The run that stands for an architecture is that of the best value,
+which is independent of the test text.
 """
 
-import math
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
+from reports.stats.run_means import RankedArchitecture, Run, rank_runs
 from studies.attributes import LookRecord
-from studies.config import Refinement, StudyConfig, label_trial
+from studies.config import StudyConfig, label_trial
 from studies.loader import read_study_record
-from studies.measure import SPLITS, TEXT, Measure, find_measure
-from studies.run_means import average_runs
+from studies.measure import TEXT, Measure, choose_split, find_measure
 from studies.space import REPLICATE, param_order
 from studies.storage.counts import has_replicates, read_best_trial
 from studies.storage.reads import TrialReader
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
-
-
-@dataclass(frozen=True)
-class Run:
-    """A complete run of an architecture.
-
-    Attributes:
-        architecture: what stands for the architecture.
-        number: number of the trial.
-        replicate: number of the replicate.
-        value: objective value; negated if a higher one is better.
-        loss: number by which architectures are ranked, likewise.
-    """
-
-    architecture: Hashable
-    number: int
-    replicate: int
-    value: float
-    loss: float
-
-
-@dataclass(frozen=True)
-class RankedArchitecture:
-    """An architecture with its complete runs.
-
-    Attributes:
-        architecture: what stands for the architecture.
-        mean: mean loss of its runs, adjusted.
-        runs: the runs, that of the best value first.
-    """
-
-    architecture: Hashable
-    mean: float
-    runs: list[Run]
-
-    @property
-    def is_adjusted(self) -> bool:
-        """Whether the mean is another than that of its runs, because some are missing."""
-        return not math.isclose(self.mean, fmean(run.loss for run in self.runs), rel_tol=1e-9)
-
-
-def rank_runs(
-    runs: Iterable[Run],
-    architectures: Mapping[int, Hashable],
-    refinement: Refinement | None,
-    looks: Sequence[LookRecord],
-    is_finished: bool,
-) -> list[RankedArchitecture]:
-    """Rank architectures by the adjusted means of their runs; ties by the number of the best run.
-
-    With a planned look in force, runs of later replicates are left out, architectures without any
-    other come last, and one that the look compares is the best.
-
-    Args:
-        runs: complete runs.
-        architectures: what stands for the architecture of each trial, by the trial's number.
-        refinement: settings of the study, with its planned looks; None without any.
-        looks: its planned looks so far.
-        is_finished: whether all of its trials are finished.
-    """
-    planned = refinement.looks if refinement else []
-    index = find_look(planned, looks, is_finished)
-    runs = sorted(runs, key=lambda run: (run.value, run.number))
-    count = None if index is None else planned[index]
-    counted = set(sorted({run.replicate for run in runs})[:count])
-    ranked = _rank_by_mean([run for run in runs if run.replicate in counted])
-    known = {each.architecture for each in ranked}
-    ranked += _rank_by_mean([run for run in runs if run.architecture not in known])
-    if index:
-        compared = {architectures.get(number) for number in looks[index - 1].continued}
-        best = next((each for each in ranked if each.architecture in compared), None)
-        ranked.sort(key=lambda each: each is not best)
-    return ranked
-
-
-def _rank_by_mean(runs: Sequence[Run]) -> list[RankedArchitecture]:
-    """Rank architectures by the adjusted means of these runs, which are sorted by value."""
-    means = average_runs((run.architecture, run.replicate, run.loss) for run in runs)
-    groups: dict[Hashable, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.architecture, []).append(run)
-    ranked = [RankedArchitecture(name, means[name], group) for name, group in groups.items()]
-    return sorted(ranked, key=lambda each: (each.mean, each.runs[0].number))
-
-
-def choose_split(measure: Measure, has_loss: Callable[[str], bool]) -> str | None:
-    """Return the held-out split whose loss ranks replicates; None if runs lack each.
-
-    Args:
-        measure: how the study's losses are named.
-        has_loss: whether all complete runs have an attribute.
-    """
-    return next((split for split in SPLITS if has_loss(measure.column(split))), None)
-
-
-def find_look(planned: Sequence[int], looks: Sequence[LookRecord], is_finished: bool) -> int | None:
-    """Return the index of the planned look in force; None without one.
-
-    It is the latest one whose runs have all ended, whether it is stored or due.
-
-    Args:
-        planned: number of runs at each look.
-        looks: the looks that are stored.
-        is_finished: whether all trials are finished.
-    """
-    is_due = is_finished and not (looks and not looks[-1].continued)
-    if not planned or not (looks or is_due):
-        return None
-    return len(looks) if is_due else len(looks) - 1
 
 
 def architecture_key(params: Mapping[str, Any], nuisance: Collection[str] = ()) -> Hashable:
@@ -170,8 +59,8 @@ def rank_trials(
         replicate = int(trial.params.get(REPLICATE, 0))
         runs.append(Run(keys[trial.number], trial.number, replicate, value, loss))
     is_finished = all(trial.state.is_finished() for trial in trials)
-    refinement = config.refinement if config else None
-    return rank_runs(runs, keys, refinement, looks, is_finished)
+    planned = config.refinement.looks if config and config.refinement else []
+    return rank_runs(runs, keys, planned, [look.continued for look in looks], is_finished)
 
 
 def _find_split(trials: Sequence[StoredTrial], measure: Measure) -> str | None:

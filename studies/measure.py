@@ -1,5 +1,6 @@
 """Names, units and columns of a study's losses: the one place that knows those of each task."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from studies.attributes import OBJECTIVE_NAMES
@@ -77,3 +78,13 @@ def find_measure(config: StudyConfig) -> Measure:
     loss, data, window = config.loss_name, "sequences", "held-out sequence"
     curve = f"smoothed training {loss}"
     return Measure(name, unit, loss, short_unit, ".5g", "loss", unit, data, window, False, curve)
+
+
+def choose_split(measure: Measure, has_loss: Callable[[str], bool]) -> str | None:
+    """Return the held-out split whose loss ranks replicates; None if runs lack each.
+
+    Args:
+        measure: how the study's losses are named.
+        has_loss: whether all complete runs have an attribute.
+    """
+    return next((split for split in SPLITS if has_loss(measure.column(split))), None)

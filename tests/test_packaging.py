@@ -129,6 +129,24 @@ def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
     assert run("program") == "2\n"
 
 
+def test_statistics_import_numpy_alone():
+    """The other libraries are slow to import, and search and studies import the statistics."""
+    code = """
+import importlib, pkgutil, sys
+import reports.stats
+for module in pkgutil.iter_modules(reports.stats.__path__, "reports.stats."):
+    importlib.import_module(module.name)
+print(*sys.modules)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "reports.stats.verdicts" in loaded
+    others = PACKAGES | {"optuna", "pandas", "pydantic", "scipy", "threadpoolctl", "torch"}
+    found = {name for name in loaded if name.partition(".")[0] in others}
+    assert {name for name in found if not f"{name}.".startswith("reports.stats.")} == {"reports"}
+
+
 def test_nodes_of_a_ray_cluster_get_all_sources():
     ray_cluster = pytest.importorskip("search.launch.ray_cluster", exc_type=ImportError)
     suffixes = {PurePosixPath(name).suffix for name in tracked() if name.startswith("rnn/")}

@@ -6,21 +6,23 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from reports.analysis.ranking import LeaderboardEntry
+from reports.analysis.refinement_effects import SourceComparison
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous
-from reports.formatting import (
+from reports.stats.conditional_effects import ConditionalEffect
+from reports.stats.effects import Effect, Interaction
+from reports.stats.paired_difference import PairedDifference
+from reports.stats.pairwise_comparison import Comparison, Difference
+from reports.stats.scale import (
+    NATS,
+    Metric,
+    Scale,
     format_count,
     format_param,
     format_signed,
     format_value,
 )
-from reports.scale import NATS, Metric, Scale
-from reports.stats.conditional_effects import ConditionalEffect
-from reports.stats.effects import Effect, Interaction
-from reports.stats.paired_difference import PairedDifference
-from reports.stats.pairwise_comparison import Comparison, Difference
-from reports.stats.ranking import LeaderboardEntry
-from reports.stats.refinement_effects import SourceComparison
 
 _MAX_ITEMS = 5
 """Items that are listed of a long list."""

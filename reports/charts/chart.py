@@ -14,8 +14,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
+from reports.analysis.baseline_references import BaselineReference
 from reports.formatting import escape_html
-from reports.stats.baseline_references import BaselineReference
 
 IMPROVES, WORSENS, NEUTRAL = "#2f7fd1", "#d55e00", "#8a9099"
 """Colors of an effect that lowers the loss, raises it, or is not significant."""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from reports.analysis.baseline_references import BaselineReference
+from reports.analysis.ranking import LeaderboardEntry
 from reports.charts.alt_text import describe_differences, format_difference
 from reports.charts.chart import (
     COLUMN_WIDTH,
@@ -15,11 +17,9 @@ from reports.charts.chart import (
     add_reference_lines,
 )
 from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
-from reports.formatting import escape_html, format_signed
-from reports.scale import Metric
-from reports.stats.baseline_references import BaselineReference
+from reports.formatting import escape_html
 from reports.stats.pairwise_comparison import Comparison
-from reports.stats.ranking import LeaderboardEntry
+from reports.stats.scale import Metric, format_signed
 
 MAX_IN_CHART = 20
 """Architectures in the chart of pairwise differences."""

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from reports.analysis.ranking import LeaderboardEntry
 from reports.charts.chart import Chart, category_colors
 from reports.data.results import Results
 from reports.formatting import escape_html
-from reports.stats.ranking import LeaderboardEntry
 from rnn.config import BASELINE_CELLS, BaselineConfig
 
 BEST_PROFILES = 5

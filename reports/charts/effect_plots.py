@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from reports.analysis.ranking import LeaderboardEntry
+from reports.analysis.refinement_effects import SourceComparison
 from reports.charts.alt_text import format_effect, format_interaction, format_interval
 from reports.charts.chart import IMPROVES, NEUTRAL, PALETTE, ROW_HEIGHT, WORSENS
-from reports.formatting import add_unit, escape_html, format_param, format_signed, format_value
-from reports.scale import NATS
+from reports.formatting import escape_html
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
 from reports.stats.paired_difference import PairedDifference
-from reports.stats.ranking import LeaderboardEntry
-from reports.stats.refinement_effects import SourceComparison
+from reports.stats.scale import NATS, add_unit, format_param, format_signed, format_value
 
 # Zero is a translucent gray: white or black would stand out on one of the page's two themes.
 DIVERGING_COLORS = [[0, IMPROVES], [0.5, "rgba(138, 144, 153, 0.12)"], [1, WORSENS]]

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reports.analysis.audited_effects import AuditedEffects
+from reports.analysis.nuisance import build_judged_table, join_names
 from reports.charts.alt_text import (
     describe_conditional_effects,
     describe_effects,
@@ -20,13 +22,12 @@ from reports.charts.effect_plots import (
 )
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous
-from reports.formatting import effects_title, format_param, format_value, loss_unit, order_values
-from reports.stats.audited_effects import AuditedEffects
+from reports.formatting import effects_title, loss_unit
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.contrast import Contrast
 from reports.stats.effects import Effect, FactorialTable
-from reports.stats.nuisance import build_judged_table, join_names
 from reports.stats.run_noise import NoiseSource
+from reports.stats.scale import format_param, format_value, order_values
 from studies.space import BPTT_STEPS
 
 FILTER_PARAMS = ("cell", BPTT_STEPS, "state_size", "state_source")

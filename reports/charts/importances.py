@@ -37,16 +37,10 @@ from reports.data.drawn_trials import (
     select_ranked,
 )
 from reports.data.results import Results
-from reports.data.trial_table import is_continuous
-from reports.formatting import (
-    escape_html,
-    format_count,
-    format_param,
-    format_value,
-    value_axis_title,
-)
-from reports.stats.contrast import list_conditional_params
+from reports.data.trial_table import find_traits, is_continuous
+from reports.formatting import escape_html, value_axis_title
 from reports.stats.factorial_design import find_full_factorial_blocks
+from reports.stats.scale import format_count, format_param, format_value
 from studies.space import CELL
 
 MAX_FANOVA_TRIALS = 600
@@ -147,7 +141,7 @@ def compute_conditional_importances(results: Results) -> list[Importances]:
     for owner in (CELL, "optimizer"):
         if owner not in results.parameters:
             continue
-        own = list_conditional_params(owner, list_partial_parameters(results, complete.index))
+        own = find_traits(list_partial_parameters(results, complete.index)).owned[owner]
         for value, rows in complete.groupby(owner):
             if any(rows[name].nunique() > 1 for name in own):
                 label = f"where {format_param(owner)} is {format_value(value)}"

@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from reports.charts.chart import BEST_COLOR, TRIAL_COLOR, sequential_colors
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous, list_params
-from reports.formatting import escape_html, format_param, format_value, order_values
-from reports.scale import Scale
+from reports.formatting import escape_html
+from reports.stats.scale import Scale, format_param, format_value, order_values
 from rnn.config import ParamValue
 
 _WIDE = 100

@@ -6,12 +6,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from reports.analysis.outcomes import build_outcome_table
 from reports.charts.chart import IMPROVES, NEUTRAL, ROW_HEIGHT, WORSENS, Chart
 from reports.charts.filtered_effects import SubsetFilter, describe_subset, list_subsets
 from reports.data.results import Results
 from reports.formatting import loss_unit
 from reports.stats.effects import FactorialTable
-from reports.stats.outcome_table import ContrastOutcomes, build_outcome_table, compute_outcomes
+from reports.stats.outcome_table import ContrastOutcomes, compute_outcomes
 
 # Rescued and ruined pairs decide; the others frame them and stay pale.
 _SEGMENTS = (

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.charts.chart import CELL_COLORS, IMPROVES, NEUTRAL, Chart
-from reports.data.drawn_trials import MAX_DRAWN, select_evenly
-from reports.formatting import add_unit, escape_html, format_signed
-from reports.stats.pareto_front import (
+from reports.analysis.pareto_front import (
     Cost,
     CostedArchitecture,
     CostSummary,
     FrontMember,
     ParetoFront,
 )
+from reports.charts.chart import CELL_COLORS, IMPROVES, NEUTRAL, Chart
+from reports.data.drawn_trials import MAX_DRAWN, select_evenly
+from reports.formatting import escape_html
+from reports.stats.scale import add_unit, format_signed
 
 AXIS_TITLES: dict[Cost, str] = {
     "parameters": "parameters",

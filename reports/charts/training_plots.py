@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from reports.analysis.baseline_references import BaselineReference
 from reports.charts.alt_text import describe_timeline
 from reports.charts.chart import (
     FULL_WIDTH,
@@ -23,18 +24,16 @@ from reports.charts.chart import (
 from reports.data.drawn_trials import describe_selection, select_drawn_curves
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous
-from reports.formatting import (
+from reports.formatting import escape_html, objective_name
+from reports.stats.interaction_model import Floats, Integers
+from reports.stats.scale import (
     add_unit,
-    escape_html,
     format_count,
     format_param,
     format_value,
     is_missing,
-    objective_name,
     order_values,
 )
-from reports.stats.baseline_references import BaselineReference
-from reports.stats.interaction_model import Floats, Integers
 from studies.text import format_duration
 
 MAX_POINTS = 200_000

@@ -7,20 +7,21 @@ from typing import Any
 
 import tomli_w
 
+from reports.analysis.nuisance import describe_judged, join_names
+from reports.analysis.outcomes import build_outcome_table, describe_outcomes
+from reports.analysis.pruning_audit import audit_pruning
+from reports.analysis.ranking import rank_architectures
 from reports.data.results import Results
 from reports.formatting import (
     effects_title,
     escape_markdown,
-    format_count,
     format_number,
     load_templates,
     loss_unit,
 )
 from reports.stats.conditional_effects import RankedEffect, describe_insignificance
-from reports.stats.nuisance import describe_judged, join_names
-from reports.stats.outcome_table import build_outcome_table, compute_outcomes, describe_outcomes
-from reports.stats.pruning_audit import audit_pruning
-from reports.stats.ranking import rank_architectures
+from reports.stats.outcome_table import compute_outcomes
+from reports.stats.scale import format_count
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
 from studies.measure import find_measure

@@ -18,6 +18,9 @@ import optuna
 import pandas as pd
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
+from reports.analysis.audited_effects import compute_study_effects
+from reports.analysis.nuisance import build_judged_table, join_names
+from reports.analysis.ranking import LeaderboardEntry, rank_architectures
 from reports.charts.effect_plots import plot_effects
 from reports.dashboard.note import (
     N_BEST,
@@ -29,15 +32,12 @@ from reports.dashboard.note import (
 from reports.data.results import Results
 from reports.data.study_reader import StudyReader
 from reports.formatting import effects_title, loss_unit
-from reports.stats.audited_effects import compute_study_effects
 from reports.stats.conditional_effects import (
     RankedEffect,
     compute_conditional_effects,
     rank_effects,
 )
 from reports.stats.effects import Effect
-from reports.stats.nuisance import build_judged_table, join_names
-from reports.stats.ranking import LeaderboardEntry, rank_architectures
 from rnn.source_code import generate_module
 from studies.artifacts import Store, store_errors
 from studies.attributes import PUBLISHED, StudyRecord

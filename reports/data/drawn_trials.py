@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from reports.data.results import Results
-from reports.scale import NATS, Scale
+from reports.stats.scale import NATS, Scale
 
 MAX_DRAWN = 1000
 """Trials that a figure draws. Of more, it draws the best 500, and 500 spread over the others."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from reports.data.results import Results
-from reports.formatting import is_missing
+from reports.stats.scale import is_missing
 from studies.space import CELL, GATED_CELL
 
 

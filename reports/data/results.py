@@ -15,14 +15,9 @@ from reports.data.trial_table import (
     list_params,
     metric_column,
 )
-from reports.formatting import (
-    format_param,
-    format_value,
-    loss_unit,
-    objective_name,
-    order_values,
-)
-from reports.scale import NATS, VALUE, Metric, Scale
+from reports.formatting import loss_unit, objective_name
+from reports.stats.run_means import average_runs
+from reports.stats.scale import NATS, VALUE, Metric, Scale, format_param, format_value, order_values
 from rnn.config import OPTIMIZERS, TaskSpec
 from studies.attributes import (
     EARLIER_CODE,
@@ -32,11 +27,9 @@ from studies.attributes import (
     LookRecord,
     TokenizerRecord,
 )
-from studies.best import choose_split
 from studies.config import StudyConfig
 from studies.hypothesis_records import HypothesisRecord
-from studies.measure import Measure, find_measure
-from studies.run_means import average_runs
+from studies.measure import Measure, choose_split, find_measure
 from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, param_order
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
@@ -207,11 +200,11 @@ class Results:
         config = self.config
         if config.is_text:
             return NATS
-        if config.task_record:
-            return Scale.of_task(self.measure)
+        unit, name = self.measure.short_unit, self.measure.loss
+        if config.task_record:  # its losses may have any size and sign
+            return Scale(unit, False, ".3g", self.measure.spec, name)
         is_maximized = config.direction == "maximize"
-        values = self.table["value"].dropna()
-        return Scale.of_values(values, self.measure.name, self.measure.unit, is_maximized)
+        return Scale.of_values(self.table["value"].dropna(), name, unit, is_maximized)
 
     @cached_property
     def uncontrasted(self) -> frozenset[str]:

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from reports.data.context import read_profile
-from reports.formatting import format_count, format_param, format_value, is_missing
-from rnn.config import NetworkConfig
+from reports.stats.contrast import ParameterTraits
+from reports.stats.scale import format_count, format_param, format_value, is_missing
+from rnn.config import OPTIMIZERS, NetworkConfig
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
@@ -25,12 +26,22 @@ from studies.attributes import (
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.loader import read_study_record
-from studies.space import BPTT_STEPS, CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
+from studies.space import (
+    BPTT_STEPS,
+    BUILT_IN_CELLS,
+    BUILT_IN_PARAMS,
+    CELL,
+    GATED_CELL,
+    GATED_PARAMS,
+    REPLICATE,
+    SWITCHES,
+    param_order,
+)
 from studies.storage.open import load_study
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial, TrialStatus
-from studies.training import TRAINING_PARAMS, uses_setting
+from studies.training import TRAINING_PARAMS, UPDATE_EVERY, uses_setting
 
 _NUMERIC = (
     "value",
@@ -70,6 +81,12 @@ _RECORDED = [
 """Recorded attributes in the table: the replicate is a parameter, evaluation windows are apart."""
 
 _CONTEXT_COLUMNS = ("effective_context", "effective_context_low", "effective_context_high")
+
+_ORDERS = {CELL: sorted(BUILT_IN_CELLS), "state_source": ("old", "new", "both")}
+"""Order of the values of parameters that are texts: users' cells come after the built-in ones."""
+
+_NAMES = {"state_source": {("old", "both"): "new state", ("new", "both"): "old state"}}
+"""Contrasts with names: reading both states is compared with reading either, as a switch would."""
 
 _NULLABLE = {bool: "boolean", int: "Int64", float: "float64"}
 """Types of columns with missing values."""
@@ -247,6 +264,23 @@ def resolve_params(
         elif task is not None and name in task.options:
             resolved.setdefault(name, task.value(name))
     return {name: resolved[name] for name in param_order(resolved)}
+
+
+def find_traits(names: Iterable[str]) -> ParameterTraits:
+    """Return what is known of some parameters: orders, and which only some trials have.
+
+    Switches and options belong to cells, some training settings to optimizers, and ``update_every``
+    to gradients that do not go back a whole sequence.
+    """
+    names = set(names)
+    owned = {
+        CELL: {name for name in names if name in SWITCHES or name not in BUILT_IN_PARAMS},
+        "optimizer": {
+            name for name in names if not all(uses_setting(each, name) for each in OPTIMIZERS)
+        },
+        BPTT_STEPS: names & {UPDATE_EVERY},
+    }
+    return ParameterTraits(_ORDERS, owned, _NAMES)
 
 
 def set_param_types(table: pd.DataFrame, params: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

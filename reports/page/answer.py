@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from reports.formatting import format_count, format_param, format_signed, objective_name
+from reports.formatting import objective_name
 from reports.page.section import Section
 from reports.stats.conditional_effects import RankedEffect, describe_insignificance
 from reports.stats.paired_difference import MIN_PAIRS
+from reports.stats.scale import format_count, format_param, format_signed
 
 MAX_NAMED = 4
 """Undecided effects that are named; of more, the number is given."""

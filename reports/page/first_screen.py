@@ -7,12 +7,13 @@ from statistics import fmean, median
 import numpy as np
 from markupsafe import Markup
 
+from reports.analysis.nuisance import build_judged_table
 from reports.charts.chart import Chart
-from reports.formatting import format_count, loss_unit
+from reports.formatting import loss_unit
 from reports.page.answer import answer_question
 from reports.page.section import Section
-from reports.stats.nuisance import build_judged_table
 from reports.stats.run_noise import NoiseSource
+from reports.stats.scale import format_count
 
 _VARYING = 1.5
 """Ratio of two standard deviations from which they are given as a range."""

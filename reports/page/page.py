@@ -20,18 +20,15 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from reports.analysis.nuisance import describe_judged, format_setting
 from reports.charts.chart import Chart
 from reports.charts.effect_plots import effect_color
 from reports.data.results import Results
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.formatting import (
-    format_count,
     format_number,
-    format_param,
-    format_signed,
     format_stderr,
-    format_value,
     format_versions,
     load_templates,
     loss_unit,
@@ -43,7 +40,7 @@ from reports.page.first_screen import build_first_screen
 from reports.page.section import Section
 from reports.page.sections import build_sections
 from reports.page.task import describe_direction, describe_loss
-from reports.stats.nuisance import describe_judged, format_setting
+from reports.stats.scale import format_count, format_param, format_signed, format_value
 from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
 from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.artifacts import atomic_write

@@ -5,24 +5,25 @@ from typing import Any
 
 import pandas as pd
 
+from reports.analysis.audited_effects import AuditedEffects
+from reports.analysis.hypothesis_tests import HypothesisTest
+from reports.analysis.leaderboard import StudySummary
+from reports.analysis.nuisance import NuisanceSummary
+from reports.analysis.outcomes import describe_outcomes
+from reports.analysis.pareto_front import CostSummary
+from reports.analysis.pruning_audit import PruningAudit, PruningSummary
+from reports.analysis.ranking import LeaderboardEntry
+from reports.analysis.refinement_effects import VariantEffect
 from reports.charts.chart import Chart
 from reports.charts.filtered_effects import EffectSubset, SubsetFilter
 from reports.charts.importances import Importances
 from reports.charts.outcome_plots import OutcomeSubset
 from reports.data.drawn_trials import MAX_DRAWN
 from reports.data.results import Results
-from reports.formatting import effects_title, format_count, format_param, loss_unit
+from reports.formatting import effects_title, loss_unit
 from reports.page.task import RECURRENT, FloorRow, list_floors
-from reports.stats.audited_effects import AuditedEffects
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect, rank_effects
-from reports.stats.hypothesis_tests import HypothesisTest
-from reports.stats.leaderboard import StudySummary
-from reports.stats.nuisance import NuisanceSummary
-from reports.stats.outcome_table import describe_outcomes
-from reports.stats.pareto_front import CostSummary
-from reports.stats.pruning_audit import PruningAudit, PruningSummary
-from reports.stats.ranking import LeaderboardEntry
-from reports.stats.refinement_effects import VariantEffect
+from reports.stats.scale import format_count, format_param
 
 
 @dataclass(frozen=True, kw_only=True)

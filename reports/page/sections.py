@@ -5,6 +5,23 @@ from dataclasses import replace
 
 import pandas as pd
 
+from reports.analysis.audited_effects import estimate_audited_effects
+from reports.analysis.baseline_references import (
+    BaselineReference,
+    describe_references,
+    describe_training_differences,
+    find_references,
+)
+from reports.analysis.hypothesis_tests import StudyTables
+from reports.analysis.leaderboard import summarize_study
+from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
+from reports.analysis.pareto_front import summarize_costs
+from reports.analysis.pruning_audit import PruningSummary, audit_pruning, summarize_pruning
+from reports.analysis.ranking import LeaderboardEntry
+from reports.analysis.refinement_effects import (
+    compare_with_source,
+    compute_variant_effects,
+)
 from reports.charts import alt_text
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import chart_differences, plot_replicates
@@ -38,27 +55,10 @@ from reports.data.replicates import find_replicates
 from reports.data.results import Results
 from reports.formatting import loss_unit, objective_name, value_axis_title
 from reports.page.section import Section
-from reports.stats.audited_effects import estimate_audited_effects
-from reports.stats.baseline_references import (
-    BaselineReference,
-    describe_references,
-    describe_training_differences,
-    find_references,
-)
 from reports.stats.conditional_effects import (
     compute_conditional_effects,
 )
-from reports.stats.hypothesis_tests import StudyTables
-from reports.stats.leaderboard import summarize_study
-from reports.stats.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
-from reports.stats.pareto_front import summarize_costs
 from reports.stats.planned_looks import find_detectable_gap
-from reports.stats.pruning_audit import PruningSummary, audit_pruning, summarize_pruning
-from reports.stats.ranking import LeaderboardEntry
-from reports.stats.refinement_effects import (
-    compare_with_source,
-    compute_variant_effects,
-)
 from studies.space import BPTT_STEPS, COST_PARAMS
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from reports.stats.ranking import LeaderboardEntry
+from reports.analysis.ranking import LeaderboardEntry
 from studies.task_record import Direction, Floors, TaskRecord
 
 LOSS = "loss"

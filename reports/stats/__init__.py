@@ -1,1 +1,4 @@
-"""Statistics of a study: effects, comparisons, rankings and tests of hypotheses."""
+"""Statistics as functions of arrays and frames: a leaf, imported by search and studies as well.
+
+Its modules import NumPy alone, and pandas and SciPy, which are slow to import, where they are used.
+"""

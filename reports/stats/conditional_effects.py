@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from reports.formatting import format_param, format_signed, format_value
-from reports.stats.contrast import Contrast
+from reports.stats.contrast import REPLICATE, Contrast
 from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.paired_difference import CONFIDENCE, MIN_PAIRS, PairedDifference
-from studies.space import REPLICATE
+from reports.stats.scale import format_param, format_signed, format_value
 
 
 @dataclass(frozen=True, kw_only=True)

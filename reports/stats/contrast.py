@@ -1,19 +1,14 @@
-"""Contrasts: changes of one parameter, and the order of a parameter's values."""
+"""Contrasts: changes of one parameter, and which changes of each parameter are estimated."""
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
+from reports.stats.scale import format_param, format_value, order_values
 
-from reports.formatting import format_param, format_value, is_missing, order_values
-from rnn.config import OPTIMIZERS
-from studies.space import BPTT_STEPS, BUILT_IN_CELLS, BUILT_IN_PARAMS, CELL, SWITCHES
-from studies.training import UPDATE_EVERY, uses_setting
-
-STATE_SOURCE_ORDER = ("old", "new", "both")
-"""Order of the state sources: a contrast goes from an earlier to a later one."""
+REPLICATE = "replicate"
+"""Column of the number of the replicate, which is a parameter that is not contrasted."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +19,21 @@ class Contrast:
         parameter: name of the parameter.
         before: value in the first trial of a pair.
         after: value in the second trial.
+        name: short name of the change; "" for one that tells the values.
     """
 
     parameter: str
     before: Any
     after: Any
+    name: str = field(default="", compare=False)
 
     @property
     def label(self) -> str:
-        """Short name: the switch that is turned on, or both values."""
+        """Short name: the one that was given, the switch that is turned on, or both values."""
+        if self.name:
+            return self.name
         if isinstance(self.after, bool):
             return format_param(self.parameter)
-        if self.parameter == "state_source" and self.after == "both":
-            return "old state" if self.before == "new" else "new state"
         values = (format_value(value) for value in (self.before, self.after))
         return f"{format_param(self.parameter)} {' → '.join(values)}"
 
@@ -47,40 +44,51 @@ class Contrast:
         return f"{format_param(self.parameter)}: {after} against {before}"
 
 
-def list_conditional_params(parameter: str, names: Iterable[str]) -> set[str]:
-    """List the parameters that only some values of a parameter have, among some names.
+@dataclass(frozen=True)
+class ParameterTraits:
+    """What is known of parameters besides the values that trials have.
 
-    The switches and the options belong to cells, some training settings to optimizers, and
-    ``update_every`` to gradients that do not go back a whole sequence.
+    Attributes:
+        orders: values of a parameter in their order: a contrast goes from an earlier to a later
+            one. Other values come after these, numbers ascending, then texts.
+        owned: parameters that only some values of a parameter have.
+        names: contrasts of a parameter and their short names. Where all of their values occur,
+            these contrasts alone are estimated.
     """
-    if parameter == CELL:
-        return {name for name in names if name in SWITCHES or name not in BUILT_IN_PARAMS}
-    if parameter == "optimizer":
-        return {name for name in names if not all(uses_setting(each, name) for each in OPTIMIZERS)}
-    return {UPDATE_EVERY} & set(names) if parameter == BPTT_STEPS else set()
+
+    orders: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    owned: Mapping[str, Set[str]] = field(default_factory=dict)
+    names: Mapping[str, Mapping[tuple[Any, Any], str]] = field(default_factory=dict)
+
+    def sort_values(self, parameter: str, values: Iterable[Any]) -> list[Any]:
+        """Sort the distinct values of a parameter: off before on, numbers ascending."""
+        order = self.orders.get(parameter, ())
+        found = set(values)
+        return [value for value in order if value in found] + order_values(found.difference(order))
+
+    def name_contrast(self, parameter: str, before: Any, after: Any) -> Contrast:
+        """Return a contrast with its short name, if it has one."""
+        name = self.names.get(parameter, {}).get((before, after), "")
+        return Contrast(parameter, before, after, name)
+
+    def list_contrasts(self, parameter: str, values: Sequence[Any]) -> list[Contrast]:
+        """List the contrasts of a parameter that are estimated.
+
+        Of a parameter that is a number or a switch, each value is compared with the one before it;
+        of a text, which has no order, each two values.
+
+        Args:
+            parameter: name of the parameter.
+            values: its values, in order.
+        """
+        named = self.names.get(parameter, {})
+        pairs: Iterable[tuple[Any, Any]] = itertools.pairwise(values)
+        if named and set(values).issuperset(itertools.chain.from_iterable(named)):
+            pairs = named
+        elif values and isinstance(values[0], str):
+            pairs = itertools.combinations(values, 2)
+        return [self.name_contrast(parameter, before, after) for before, after in pairs]
 
 
-def sort_values(column: "pd.Series[Any]") -> list[Any]:
-    """Sort the distinct values: off before on, numbers ascending, state sources as listed above.
-
-    Users' cells come after the built-in ones. Missing values are left out.
-    """
-    values = {value for value in column.tolist() if not is_missing(value)}
-    if column.name == CELL:
-        return sorted(values, key=lambda cell: (cell not in BUILT_IN_CELLS, cell))
-    return [source for source in STATE_SOURCE_ORDER if source in values] or order_values(values)
-
-
-def pair_values(name: str, values: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
-    """Pair the values of a parameter that are compared.
-
-    Of a parameter that is a number or a switch, each value is compared with the one before it; of a
-    text, which has no order, each two values. A state source switches two states on or off: reading
-    both is compared with reading either.
-    """
-    if name == "state_source":
-        full = [("old", "both"), ("new", "both")]
-        return full if len(values) == len(STATE_SOURCE_ORDER) else itertools.pairwise(values)
-    if values and isinstance(values[0], str):
-        return itertools.combinations(values, 2)
-    return itertools.pairwise(values)
+NO_TRAITS = ParameterTraits()
+"""Traits of parameters of which nothing but the values is known."""

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from reports.stats.paired_difference import Floats
 from reports.stats.variance_shrinkage import shrink_variances
@@ -102,6 +101,8 @@ def estimate_errors(
 
 def compute_p_values(mean: Floats, errors: Floats, freedom: Floats) -> Floats:
     """Return the two-sided p-value (..., P) of each mean: the largest of its tests (..., P, 3)."""
+    from scipy import stats
+
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.abs(mean)[..., None] / errors  # 0 / 0 for two identical architectures
     p: Floats = np.nan_to_num(2 * stats.t.sf(ratios, freedom), nan=1.0).max(axis=-1)
@@ -116,6 +117,8 @@ def compute_widths(errors: Floats, freedom: Floats, tail: float) -> Floats:
         freedom: their degrees of freedom (..., P, 3).
         tail: probability that the mean lies beyond the bound.
     """
+    from scipy import stats
+
     widths: Floats = (stats.t.isf(tail, freedom) * errors).max(axis=-1)
     return widths
 

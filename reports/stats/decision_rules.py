@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from reports.scale import Scale
 from reports.stats.outcome_table import OutcomeTable
 from reports.stats.paired_difference import CONFIDENCE, MIN_PAIRS, Interval, PairedDifference
+from reports.stats.scale import Scale
 
 OUTCOME_MARGIN = 0.1
 """Share of the pairs that have to be rescued, less those ruined, to matter."""

@@ -12,19 +12,19 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-import pandas as pd
 
-from reports.formatting import format_param, format_value
-from reports.scale import NATS, Scale
-from reports.stats.contrast import Contrast, sort_values
+from reports.stats.contrast import NO_TRAITS, REPLICATE, Contrast, ParameterTraits
 from reports.stats.factorial_design import FactorialDesign, encode, encode_runs
 from reports.stats.paired_difference import Floats, Integers, PairedDifference
+from reports.stats.run_means import RunMeans
 from reports.stats.run_noise import RunNoise, estimate_run_noise
-from studies.run_means import RunMeans
-from studies.space import REPLICATE
+from reports.stats.scale import NATS, Scale, format_param, format_value
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _D = TypeVar("_D", bound=PairedDifference)
 
@@ -39,7 +39,7 @@ class Effect(PairedDifference):
         only_after: number of pairs left out because the first trial has no value.
         neither: number of pairs left out because neither trial has a value.
         variants: number of trials of which each side of a pair is the best, before and after: 1
-            but for cells and optimizers that have parameters of their own.
+            but for values, such as cells, that have parameters of their own.
     """
 
     contrast: Contrast
@@ -105,13 +105,14 @@ class FactorialTable(FactorialDesign):
     @classmethod
     def from_frame(
         cls,
-        table: pd.DataFrame,
+        table: "pd.DataFrame",
         parameters: Sequence[str],
-        replicates: pd.DataFrame | None = None,
+        replicates: "pd.DataFrame | None" = None,
         is_grid: bool = True,
         means: RunMeans | None = None,
         noise: RunNoise | None = None,
         scale: Scale = NATS,
+        traits: ParameterTraits = NO_TRAITS,
     ) -> "FactorialTable":
         """Arrange the rows of a frame and estimate the noise of their values.
 
@@ -125,8 +126,10 @@ class FactorialTable(FactorialDesign):
             means: how the values depend on several runs of each trial; see :meth:`from_runs`.
             noise: noise of the values; by default it is estimated.
             scale: unit, direction and precision of the values.
+            traits: what else is known of the parameters.
         """
-        axes = {name: sort_values(table[name]) for name in parameters}
+        known = {name: table[name].dropna().tolist() for name in parameters}
+        axes = {name: traits.sort_values(name, values) for name, values in known.items()}
         codes, values = encode(table, axes), table["value"].to_numpy(dtype=float)
         places = [i for i, name in enumerate(axes) if name != REPLICATE]
         noise = noise or estimate_run_noise(
@@ -136,18 +139,23 @@ class FactorialTable(FactorialDesign):
             means,
             is_grid,
         )
-        return cls(axes, codes, values, noise, scale)
+        return cls(axes, codes, traits, values, noise, scale)
 
     @classmethod
     def from_runs(
-        cls, runs: pd.DataFrame, parameters: Sequence[str], scale: Scale = NATS
+        cls,
+        runs: "pd.DataFrame",
+        parameters: Sequence[str],
+        scale: Scale = NATS,
+        traits: ParameterTraits = NO_TRAITS,
     ) -> "FactorialTable":
-        """Arrange architectures by the adjusted means of their runs, :mod:`studies.run_means`.
+        """Arrange architectures by their adjusted means, :mod:`reports.stats.run_means`.
 
         Args:
             runs: one row per run with the parameters, ``replicate``, and ``value``, NaN for none.
             parameters: names of the axes; any two architectures differ in one or more.
             scale: unit, direction and precision of the values.
+            traits: what else is known of the parameters.
         """
         index = np.zeros(len(runs), dtype=np.int64)  # one architecture
         if parameters:
@@ -158,7 +166,9 @@ class FactorialTable(FactorialDesign):
         means = RunMeans.fit(index[has_value], replicates, len(firsts))
         values = means.compute(complete["value"].to_numpy(dtype=float))
         table = runs.iloc[firsts].assign(value=values)
-        return cls.from_frame(table, parameters, complete, is_grid=False, means=means, scale=scale)
+        return cls.from_frame(
+            table, parameters, complete, is_grid=False, means=means, scale=scale, traits=traits
+        )
 
     @property
     def value_count(self) -> int:
@@ -200,8 +210,8 @@ class FactorialTable(FactorialDesign):
     def compute_effect(self, contrast: Contrast) -> Effect:
         """Estimate the main effect of a contrast.
 
-        A cell that has parameters which the other one lacks, its switches or options, is compared
-        at the best of them, and so is an optimizer.
+        A value that has parameters which the other one lacks, such as a cell with its switches, is
+        compared at the best of them.
         """
         own = self.list_own(contrast)
         before, after = self._match_contrast(contrast, own)

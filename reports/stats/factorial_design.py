@@ -5,17 +5,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from reports.formatting import format_param, format_value
-from reports.stats.contrast import Contrast, list_conditional_params, pair_values
+from reports.stats.contrast import REPLICATE, Contrast, ParameterTraits
 from reports.stats.interaction_model import Integers
 from reports.stats.noise_regions import Runs
-from studies.space import REPLICATE
+from reports.stats.scale import format_param, format_value
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Flags = NDArray[np.bool_]
 
@@ -30,18 +31,20 @@ class FactorialDesign:
     Attributes:
         axes: values of each parameter in order, over the trials that have it.
         codes: (trials, parameters), indices into these values; -1 where a trial lacks a parameter.
+        traits: what else is known of the parameters.
     """
 
     axes: Mapping[str, Sequence[Any]]
     codes: Integers
+    traits: ParameterTraits
 
     def list_contrasts(self) -> list[Contrast]:
-        """List the contrasts to estimate, see :func:`reports.stats.contrast.pair_values`."""
+        """List the contrasts to estimate, see :meth:`ParameterTraits.list_contrasts`."""
         return [
-            Contrast(name, before, after)
+            contrast
             for name, values in self.axes.items()
             if name != REPLICATE
-            for before, after in pair_values(name, values)
+            for contrast in self.traits.list_contrasts(name, values)
         ]
 
     def find(self, fixed: Mapping[str, Any]) -> Flags:
@@ -73,8 +76,8 @@ class FactorialDesign:
 
     def list_own(self, contrast: Contrast) -> frozenset[str]:
         """Return the parameters that only one side of a contrast has, because of the contrast."""
-        conditional = list_conditional_params(contrast.parameter, self.axes)
-        columns = [i for i, name in enumerate(self.axes) if name in conditional]
+        owned = self.traits.owned.get(contrast.parameter, ())
+        columns = [i for i, name in enumerate(self.axes) if name in owned]
         if not columns:
             return frozenset()
         has_before, has_after = (
@@ -90,8 +93,10 @@ class FactorialDesign:
         return {}
 
 
-def encode(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> Integers:
+def encode(table: "pd.DataFrame", axes: Mapping[str, Sequence[Any]]) -> Integers:
     """Return the index of each row's value of each axis; -1 where missing, -2 where unknown."""
+    import pandas as pd
+
     codes = np.full((len(table), len(axes)), -1, dtype=np.int64)
     for i, (name, values) in enumerate(axes.items()):
         if name in table:
@@ -103,7 +108,7 @@ def encode(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> Integers:
 
 
 def encode_runs(
-    replicates: pd.DataFrame, axes: Mapping[str, Sequence[Any]], places: Sequence[int]
+    replicates: "pd.DataFrame", axes: Mapping[str, Sequence[Any]], places: Sequence[int]
 ) -> Runs:
     """Encode further runs of the same architectures; ``places`` are the axes to keep."""
     rows = replicates[replicates["value"].notna()]
@@ -115,8 +120,8 @@ def encode_runs(
 
 
 def find_full_factorial_blocks(
-    table: pd.DataFrame, parameters: Sequence[str]
-) -> dict[str, pd.DataFrame]:
+    table: "pd.DataFrame", parameters: Sequence[str]
+) -> "dict[str, pd.DataFrame]":
     """Find the largest blocks of an incomplete factorial design that lack no combination.
 
     Where combinations are excluded, a parameter's effect is confounded with the effects of the
@@ -146,14 +151,14 @@ def find_full_factorial_blocks(
 
 
 def _split_if_full(
-    table: pd.DataFrame, parameter: str, parameters: Sequence[str]
-) -> Iterator[tuple[str, pd.DataFrame]]:
+    table: "pd.DataFrame", parameter: str, parameters: Sequence[str]
+) -> "Iterator[tuple[str, pd.DataFrame]]":
     blocks = dict(iter(table.groupby(parameter)))
     if len(blocks) > 1 and all(_is_full(block, parameters) for block in blocks.values()):
         for value, block in blocks.items():
             yield f"{format_param(parameter)} is {format_value(value)}", block
 
 
-def _is_full(table: pd.DataFrame, parameters: Sequence[str]) -> bool:
+def _is_full(table: "pd.DataFrame", parameters: Sequence[str]) -> bool:
     combinations = math.prod(table[name].nunique() for name in parameters)
     return not parameters or len(table.drop_duplicates(list(parameters))) == combinations

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy import stats
 
 from reports.stats.interaction_model import Floats, Integers, fit_columns
 
@@ -166,6 +165,8 @@ def compare_variances(squares: Floats, degrees: Floats) -> float:
     Bartlett, *Properties of Sufficiency and Statistical Tests*, 1937. ``scipy.stats.bartlett``
     takes samples; these are sums of squares of residuals, each with its degrees of freedom.
     """
+    from scipy import stats
+
     total, k = degrees.sum(), len(degrees)
     statistic = total * math.log(squares.sum() / total) - degrees @ np.log(squares / degrees)
     correction = 1 + ((1 / degrees).sum() - 1 / total) / (3 * (k - 1))
@@ -190,6 +191,8 @@ def _test_excess(
         The p-value, NaN if the rest has too few degrees of freedom or none are added; and the
         largest number added.
     """
+    from scipy import stats
+
     found, most = [], 0.0
     for order, (all_squares, all_degrees) in zip(model.orders, whole, strict=True):
         squares, degrees = model.fit(rest, order)

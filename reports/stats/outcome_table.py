@@ -1,39 +1,36 @@
 """Which changes bring trials below a loss: the four outcomes of matched pairs.
 
 A trial is good if its loss is below a threshold, and bad otherwise, also if it diverged; where a
-higher value is better, if its value is above. A change
-rescues a pair that is bad before it and good after it, and ruins one that is good before and bad
-after. To select the good networks and compare those would leave out just these pairs: it selects
-by the outcome (Elwert & Winship, *Endogenous Selection Bias*, 2014). So no pair is left out here
-but for those in which a trial has no outcome yet, and regions are chosen by parameters.
+higher value is better, if its value is above. A change rescues a pair that is bad before it and
+good after it, and ruins one that is good before and bad after. To select the good trials and
+compare those would leave out just these pairs: it selects by the outcome (Elwert & Winship,
+*Endogenous Selection Bias*, 2014). So no pair is left out here but for those in which a trial has
+no outcome yet, and regions are chosen by parameters.
 
 If a change had no effect, a pair with two outcomes would be rescued or ruined with equal
 probability: an exact sign test (McNemar, *Note on the Sampling Error of the Difference between
 Correlated Proportions*, 1947). The share of pairs that a change rescues, less that which it ruins,
 has the interval of two exact ones (Clopper & Pearson, *The Use of Confidence or Fiducial Limits*,
-1934), each at half the error. It covers training every network again, and is too wide for it,
-because most networks would end on the same side.
+1934), each at half the error. It covers repeating every run, and is too wide for it, because
+most trials would end on the same side.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
-from reports.data.results import Results
-from reports.formatting import format_count
-from reports.scale import NATS, Scale
 from reports.stats.contrast import Contrast
 from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import CONFIDENCE, Interval
-from studies.space import REPLICATE
-from studies.storage.trials import TrialStatus
+from reports.stats.scale import Scale, format_count
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GOOD, UNKNOWN, BAD = 0.0, 1.0, 2.0
 """Outcomes as values of a table. The least of several is that of an architecture at its best: good
@@ -105,11 +102,15 @@ class OutcomeTable:
     @property
     def p(self) -> float:
         """Two-sided p-value of the exact sign test; 1 if no pair is rescued or ruined."""
+        from scipy.stats import binomtest
+
         decided = self.rescued + self.ruined
         return float(binomtest(self.rescued, decided).pvalue) if decided else 1.0
 
     def compute_interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Compute an interval of the gain; NaN without pairs."""
+        from scipy.stats import binomtest
+
         if not self.pairs:
             return Interval(math.nan, math.nan)
         rescued, ruined = (
@@ -145,54 +146,6 @@ class ContrastOutcomes(OutcomeTable):
         )
 
 
-def list_outcomes(table: pd.DataFrame, threshold: float, scale: Scale = NATS) -> "pd.Series[float]":
-    """List the outcome of each row of a trial table."""
-    is_complete = table["state"] == TrialStatus.COMPLETE
-    is_good = is_complete & (scale.to_loss(table["value"]) < scale.to_loss(threshold))
-    is_bad = (is_complete & ~is_good) | (table["state"] == TrialStatus.DIVERGED)
-    outcomes = np.select([is_good, is_bad], [GOOD, BAD], UNKNOWN)
-    return pd.Series(outcomes, index=table.index, dtype=float)
-
-
-def build_outcome_table(
-    results: Results, threshold: float, fixed: Mapping[str, Any] | None = None
-) -> FactorialTable:
-    """Arrange the outcomes of the architectures, each at its best.
-
-    Replicates count as one trial. It is good if all of those runs are that every architecture has:
-    of more runs, one is bad more easily.
-
-    Args:
-        results: results of the study; without nuisance parameters, each trial is judged.
-        threshold: loss below which a trial is good.
-        fixed: values of nuisance parameters that the trials have.
-    """
-    key = "outcomes", threshold, *(fixed or {}).items()
-    if key not in results.computed:
-        results.computed[key] = _arrange_outcomes(results, threshold, fixed or {})
-    table: FactorialTable = results.computed[key]
-    return table
-
-
-def _arrange_outcomes(
-    results: Results, threshold: float, fixed: Mapping[str, Any]
-) -> FactorialTable:
-    rows, parameters = results.table, results.judged_parameters
-    for name, value in fixed.items():
-        rows = rows[(rows[name] == value).fillna(False).astype(bool)]
-    rows = results.judge(rows) if results.has_replicates else rows
-    rows = rows.assign(value=list_outcomes(rows, threshold, results.scale))
-    if not results.has_replicates:
-        rows = results.judge(rows, NATS)  # of outcomes the least is the best
-    else:
-        counts = rows.groupby(REPLICATE)["architecture"].nunique()
-        shared = counts.index[counts == rows["architecture"].nunique()]
-        rows = rows[rows[REPLICATE].isin(shared)].sort_values("value", ascending=False)
-        rows = rows.drop_duplicates("architecture")
-    # Outcomes have no noise to estimate, as those of a grid would.
-    return FactorialTable.from_frame(rows, parameters, is_grid=False)
-
-
 def compute_outcomes(table: FactorialTable) -> list[ContrastOutcomes]:
     """Count the outcomes of each contrast that has a pair.
 
@@ -208,43 +161,10 @@ def compute_outcomes(table: FactorialTable) -> list[ContrastOutcomes]:
     return [replace(each, p_adjusted=float(p)) for each, p in zip(found, adjusted, strict=True)]
 
 
-def describe_outcomes(outcomes: Sequence[ContrastOutcomes], results: Results, unit: str) -> str:
-    """Say in a sentence which changes bring trials below the threshold; "" without one.
-
-    Args:
-        outcomes: outcomes of the contrasts over the whole grid.
-        results: results of the study.
-        unit: unit of the threshold.
-    """
-    threshold = results.config.report_threshold
-    if threshold is None:
-        return ""
-    found = build_outcome_table(results, threshold).values
-    known = int((found != UNKNOWN).sum())
-    judged, side = format_count(known, results.judged_noun), results.scale.good_side
-    limit = f"{threshold} {unit}".rstrip()
-    sentence = f"{int((found == GOOD).sum()):,} of {judged} are {side} {limit}"
-    significant = [each for each in outcomes if each.is_significant]
-    rescuing, ruining = (
-        ", ".join(
-            each.counts
-            for each in sorted(significant, key=lambda each: -abs(each.gain))
-            if (each.gain > 0) == is_rescuing
-        )
-        for is_rescuing in (True, False)
-    )
-    parts = [
-        f"{amount} with {counts}"
-        for amount, counts in (("more", rescuing), ("fewer", ruining))
-        if counts
-    ]
-    if parts:
-        return f"{sentence}, significantly {'; '.join(parts)}."
-    return f"{sentence}; no change makes a significant difference." if outcomes else f"{sentence}."
-
-
-def to_frame(outcomes: Sequence[ContrastOutcomes]) -> pd.DataFrame:
+def to_frame(outcomes: Sequence[ContrastOutcomes]) -> "pd.DataFrame":
     """Return one row per contrast: its values, the counts of its pairs and the sign test."""
+    import pandas as pd
+
     columns = [
         "parameter", "before", "after", "both_good", "rescued", "ruined", "both_bad", "unknown",
         "p", "p_adjusted", "significant",

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
-from reports.scale import NATS, Scale
 from reports.stats.run_noise import NoiseSource, RunNoise
+from reports.stats.scale import NATS, Scale
 
 CONFIDENCE = 0.95
 
@@ -117,6 +116,8 @@ class PairedDifference:
 
     def compute_interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Compute Student's interval of the mean; NaN if the error is unknown."""
+        from scipy import stats
+
         half_width = float(stats.t.ppf((1 + confidence) / 2, self.degrees)) * self.error
         return Interval(self.mean - half_width, self.mean + half_width)
 
@@ -133,6 +134,8 @@ class PairedDifference:
     @property
     def p(self) -> float:
         """Two-sided p-value of a zero mean; 1 if the error is unknown or from too few pairs."""
+        from scipy import stats
+
         if not self.is_decidable:
             return 1.0
         if self.error == 0:

@@ -17,13 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, special, stats
 
 from reports.stats.pairwise_comparison import LEVEL, Comparison, LossesByRun, compare_pairwise
+from reports.stats.run_means import average_runs
 from reports.stats.variance_shrinkage import expect_freedom
 from reports.stats.verdicts import Judgement, Verdict, judge
-from studies.attributes import LookRecord
-from studies.run_means import average_runs
 
 POWER = 0.8
 """Probability with which a look finds a gap that it is said to find."""
@@ -58,6 +56,8 @@ class Noise:
             architectures: number of architectures that are compared.
             level: error that the look spends.
         """
+        from scipy import optimize, special, stats
+
         freedom = expect_freedom(runs, architectures)
         tail = level / math.comb(architectures, 2) / 2
         error = math.sqrt(2 * self.of_run**2 / runs + self.of_text**2)
@@ -67,6 +67,23 @@ class Noise:
             return float(special.nctdtr(freedom, shift, critical)) - (1 - POWER)
 
         return error * float(optimize.brentq(miss, 0, 2 * critical + 10))
+
+
+@dataclass(frozen=True)
+class PlannedLook:
+    """Result of one planned look; an architecture is named by the number of its first trial.
+
+    Attributes:
+        runs: number of runs of each compared architecture.
+        level: error that the look spends.
+        verdicts: verdict of each architecture, those of earlier looks included.
+        continued: architectures that get the runs of the next look; empty after the last one.
+    """
+
+    runs: int
+    level: float
+    verdicts: Mapping[int, str]
+    continued: Sequence[int]
 
 
 def spend_error(looks: Sequence[int]) -> list[float]:
@@ -105,8 +122,8 @@ def take_look(
     numbers: Mapping[str, int],
     looks: Sequence[int],
     margin: float,
-    earlier: Sequence[LookRecord],
-) -> tuple[Judgement, LookRecord]:
+    earlier: Sequence[PlannedLook],
+) -> tuple[Judgement, PlannedLook]:
     """Compare the architectures at the look after some earlier ones.
 
     Args:
@@ -118,7 +135,7 @@ def take_look(
 
     Returns:
         The comparison of the architectures that got the runs of this look, with the verdicts of
-        all that have one, and what to store.
+        all that have one, and the look.
     """
     index = len(earlier)
     level = spend_error(looks)[index]
@@ -138,7 +155,7 @@ def take_look(
     rivals = [n for n in judgement.candidates if verdicts[n] is not Verdict.WORSE]
     is_last = index == len(looks) - 1 or not waiting
     continued = sorted(numbers[name] for name in {*waiting, *rivals, comparison.best})
-    record = LookRecord(
+    look = PlannedLook(
         runs=looks[index],
         level=level,
         verdicts={numbers[name]: verdict.value for name, verdict in verdicts.items()},
@@ -146,7 +163,7 @@ def take_look(
     )
     trained = {name: verdicts[name] for name in numbers if name in ranked}
     without_run = len(numbers) - len(trained)
-    return replace(judgement, verdicts=trained, without_run=without_run), record
+    return replace(judgement, verdicts=trained, without_run=without_run), look
 
 
 def limit_runs(losses: Mapping[str, LossesByRun], count: int) -> dict[str, LossesByRun]:
@@ -162,7 +179,7 @@ def sort_by_mean(losses: Mapping[str, LossesByRun]) -> dict[str, LossesByRun]:
     """Sort architectures by the mean of their losses, the best first.
 
     The means are adjusted for the replicates that each architecture has
-    (:mod:`studies.run_means`).
+    (:mod:`reports.stats.run_means`).
     """
     means = average_runs(
         (name, run, float(np.mean(windows)))

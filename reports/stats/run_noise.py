@@ -17,11 +17,10 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from reports.stats.interaction_model import Floats, Integers, InteractionModel
 from reports.stats.noise_regions import ReplicateModel, Runs, fit, split
-from studies.run_means import RunMeans
+from reports.stats.run_means import RunMeans
 
 
 class NoiseSource(StrEnum):
@@ -129,6 +128,8 @@ def estimate_run_noise(
     Returns:
         The noise; None if it cannot be estimated.
     """
+    from threadpoolctl import threadpool_limits
+
     crossed = InteractionModel(codes, values) if is_grid else None
     replicated = ReplicateModel(codes, runs) if runs else None
     everything = np.arange(len(values))

@@ -16,18 +16,9 @@ estimate, by the delta method. A selection from y + z errs slightly more often t
 from y, so that the estimate is a little high where values are about two standard deviations apart.
 """
 
-from dataclasses import replace
-
 import numpy as np
-import pandas as pd
-from scipy.special import ndtr
 
-from reports.data.results import Results
-from reports.stats.effects import FactorialTable
 from reports.stats.interaction_model import Floats, Integers
-from reports.stats.run_noise import RunNoise
-from studies.run_means import RunMeans
-from studies.space import REPLICATE
 
 _GRID = np.linspace(-6, 6, 193)
 """Points of the integral over the noise of one run, in standard deviations."""
@@ -36,82 +27,6 @@ _DENSITY = np.exp(-(_GRID**2) / 2) / np.exp(-(_GRID**2) / 2).sum()
 
 _TINY = 1e-12
 """Standard deviation of runs without noise, of which the least is selected."""
-
-
-def judge_unbiased(
-    results: Results, rows: pd.DataFrame, replicates: pd.DataFrame | None = None
-) -> tuple[pd.DataFrame, RunNoise | None]:
-    """Judge the architectures at their best, each by the loss of another run that is expected.
-
-    Args:
-        results: results of the study.
-        rows: the trials among which the best are selected.
-        replicates: further runs of the architectures, from which the noise is estimated.
-
-    Returns:
-        The rows of :meth:`~reports.data.results.Results.judge`, and their noise, that of the
-        selected run. Their ``value`` is corrected where the noise of all runs of the architecture
-        is known, and stays the best otherwise. None if there is nothing to select, if no noise can
-        be estimated, and for replicates, which have their own.
-    """
-    judged = results.judge(rows)
-    if len(judged) == len(rows):
-        return judged, None
-    noise = _estimate_noise(results, replicates)
-    if noise is None:
-        return judged, None
-    places = pd.Series(range(len(results.table)), results.table.index)
-    known, scale = rows[rows["value"].notna()], results.scale
-    architectures = np.array(results.number_architectures(known), dtype=np.int64)
-    losses = scale.to_loss(known["value"].to_numpy(dtype=float))
-    deviations = np.sqrt(noise.variances[noise.regions[places[known.index].to_numpy()]])
-    if results.has_replicates:
-        luck = _estimate_luck(results, known, losses, deviations, architectures)
-        shift = pd.Series(luck[architectures], known.index).reindex(judged.index)
-        return judged.assign(value=judged["value"] + scale.to_loss(shift)), None
-    expected, slopes = estimate_selected(losses, deviations, architectures)
-    values = scale.to_loss(expected)
-    frame = pd.DataFrame({"value": values[architectures], "slope": slopes[architectures]})
-    frame = frame.set_index(known.index).reindex(judged.index)
-    regions = noise.regions[places[judged.index].to_numpy()]
-    selected = replace(noise, regions=regions, slopes=frame["slope"].fillna(0).to_numpy())
-    return judged.assign(value=frame["value"]), selected
-
-
-def _estimate_luck(
-    results: Results,
-    runs: pd.DataFrame,
-    losses: Floats,
-    deviations: Floats,
-    architectures: Integers,
-) -> Floats:
-    """Estimate how much the best mean of each architecture's runs is too low, (architectures,).
-
-    Args:
-        results: results of the study.
-        runs: complete runs, several of each setting.
-        losses: (runs,), their losses.
-        deviations: (runs,), standard deviation of each between runs; NaN if unknown.
-        architectures: (runs,), index of the architecture of each.
-    """
-    settings = np.array(results.number_settings(runs), dtype=np.int64)
-    replicates = np.array(runs[REPLICATE], dtype=np.int64)
-    means = RunMeans.fit(settings, replicates).compute(losses)
-    _, firsts, counts = np.unique(settings, return_index=True, return_counts=True)
-    groups = architectures[firsts]
-    expected, _ = estimate_selected(means, deviations[firsts] / np.sqrt(counts), groups)
-    return expected - pd.Series(means).groupby(groups).min().to_numpy()
-
-
-def _estimate_noise(results: Results, replicates: pd.DataFrame | None) -> RunNoise | None:
-    """Estimate the noise of all trials, of which the rows may be those at some nuisance values."""
-    key = "noise of all trials", replicates is None
-    if key not in results.computed:
-        is_grid = results.has_all_combinations(results.axes)
-        table = FactorialTable.from_frame(results.table, results.axes, replicates, is_grid)
-        results.computed[key] = table.noise
-    noise: RunNoise | None = results.computed[key]
-    return noise
 
 
 def estimate_selected(
@@ -138,6 +53,8 @@ def estimate_selected(
 
 def _integrate(values: Floats, deviations: Floats, groups: Integers) -> Floats:
     """Integrate over the noise of the selected run, see :func:`estimate_selected`."""
+    from scipy.special import ndtr
+
     count = int(groups.max(initial=-1)) + 1
     order = np.argsort(groups, kind="stable")
     sizes = np.bincount(groups, minlength=count)

@@ -18,7 +18,6 @@ Smyth's variances are independent; pairs of K architectures share runs. This cha
 """
 
 import numpy as np
-from scipy import special
 
 from reports.stats.paired_difference import Floats
 
@@ -68,6 +67,8 @@ def shrink_variances(
 
 def _shrink(variances: Floats, freedom: Floats, architectures: int) -> tuple[Floats, Floats]:
     """Shrink all of some variances; see :func:`shrink_variances`."""
+    from scipy import special
+
     unchanged = np.broadcast_to(freedom, variances.shape).astype(float)
     middle = np.median(variances, axis=-1, keepdims=True)
     is_usable = middle > 0
@@ -112,6 +113,8 @@ def _estimate_scatter(logs: Floats, freedom: Floats, architectures: int) -> Floa
 
 def _sampling_error(freedom: Floats, architectures: int) -> tuple[float, float]:
     """Return the mean sampling variance of log s², and the standard error of an estimate of it."""
+    from scipy import special
+
     sampling = special.polygamma(1, freedom / 2)
     kurtosis = np.mean(special.polygamma(3, freedom / 2) / sampling**2)
     mean = float(np.mean(sampling))
@@ -120,6 +123,8 @@ def _sampling_error(freedom: Floats, architectures: int) -> tuple[float, float]:
 
 def _invert_trigamma(values: Floats) -> Floats:
     """Solve trigamma(x) = value for positive values, by Newton's method (Smyth 2004, appendix)."""
+    from scipy import special
+
     x = 0.5 + 1 / values
     for _ in range(20):  # convex and monotone from this start; 5 are enough
         trigamma = special.polygamma(1, x)

@@ -19,10 +19,15 @@ from typing import Any
 
 import numpy as np
 
+from reports.stats.calibration import (
+    DEGREES,
+    INTERVAL_SCALES,
+    STATED_SHARE,
+    compute_outside_p_value,
+)
 from search.pruning.predictions import Prediction
 from search.pruning.regression import Floats, Indices, Mask
 from studies.attributes import AuditLook, AuditState
-from studies.calibration import DEGREES, INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
 from studies.config import StudyConfig
 from studies.storage.trials import StoredTrial
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reports.stats.calibration import DEGREES
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.loss_scale import LossScale
 from search.pruning.regression import (
@@ -40,7 +41,6 @@ from search.pruning.regression import (
     mix,
 )
 from search.pruning.rungs import Rungs
-from studies.calibration import DEGREES
 
 MIN_COMPLETE = 4
 """Known final values that the regression needs; with fewer, trials rank by their last loss."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from studies.calibration import DEGREES
+from reports.stats.calibration import DEGREES
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

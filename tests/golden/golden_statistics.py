@@ -20,13 +20,13 @@ import numpy as np
 import pandas as pd
 from golden import FOLDER, Golden
 
+from reports.analysis.hypothesis_tests import StudyTables, to_frame
+from reports.analysis.leaderboard import summarize_study
+from reports.analysis.nuisance import build_judged_table
+from reports.analysis.pruning_audit import audit_pruning
 from reports.charts.importances import compute_importances
 from reports.data.study_reader import read_results
 from reports.hypotheses import read_hypotheses
-from reports.stats.hypothesis_tests import StudyTables, to_frame
-from reports.stats.leaderboard import summarize_study
-from reports.stats.nuisance import build_judged_table
-from reports.stats.pruning_audit import audit_pruning
 from rnn_search import ReportError, import_results, import_study, load
 from studies.storage.open import read_storage
 

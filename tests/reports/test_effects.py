@@ -9,6 +9,7 @@ import pytest
 from factories import make_stated
 
 from reports.charts.filtered_effects import chart_conditional_effects
+from reports.data.trial_table import find_traits
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
@@ -20,7 +21,8 @@ SIZE = Contrast("size", 1, 2)
 
 
 def table_of(rows, parameters=("a", "size")):
-    return FactorialTable.from_frame(pd.DataFrame(rows), parameters)
+    traits = find_traits(parameters)
+    return FactorialTable.from_frame(pd.DataFrame(rows), parameters, traits=traits)
 
 
 def by_hand():
@@ -96,6 +98,14 @@ def test_state_source_is_contrasted_as_two_switches():
     assert found == pytest.approx({"new state": 1.25 - 3.0, "old state": 1.25 - 1.0})
     (two,) = table_of(rows[1::-1], ["state_source"]).compute_effects()
     assert (two.contrast.label, two.mean) == ("state source old → new", pytest.approx(-2.0))
+
+
+def test_values_of_any_other_parameter_are_compared_each_two():
+    """Although they are those of the state sources, among others."""
+    rows = [{"engine": name, "value": float(i)} for i, name in enumerate(("both", "new", "used"))]
+    found = [each.contrast for each in table_of(rows, ["engine"]).compute_effects()]
+    pairs = itertools.combinations(("both", "new", "used"), 2)
+    assert found == [Contrast("engine", *pair) for pair in pairs]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from factories import make_study, results_of
 
+from reports.analysis.hypothesis_tests import StudyTables, to_frame
 from reports.errors import ReportError
 from reports.hypotheses import HYPOTHESES, evaluate_study, read_hypotheses, render_page
 from reports.stats.decision_rules import RULES, Verdict
-from reports.stats.hypothesis_tests import StudyTables, to_frame
 from reports.stats.outcome_table import OutcomeTable
 from reports.stats.paired_difference import Interval
 from studies.config import StudyConfig

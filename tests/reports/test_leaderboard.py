@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
+from reports.analysis.leaderboard import summarize_study
+from reports.analysis.ranking import rank_architectures
 from reports.dashboard.note import render_note
 from reports.hypotheses import write_hypotheses
 from reports.page.page import render_page
 from reports.page.sections import build_section
-from reports.stats.leaderboard import summarize_study
-from reports.stats.ranking import rank_architectures
 from rnn_search import list_studies, load
 from search.progress import format_progress
 

@@ -17,13 +17,14 @@ from factories import (
     union_value,
 )
 
+from reports.analysis.nuisance import build_judged_table, summarize_nuisance
+from reports.analysis.ranking import rank_architectures
+from reports.analysis.refinement_effects import compare_with_source
 from reports.data.table_export import write_csv
+from reports.data.trial_table import find_traits
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from reports.stats.effects import FactorialTable
-from reports.stats.nuisance import build_judged_table, summarize_nuisance
-from reports.stats.ranking import rank_architectures
-from reports.stats.refinement_effects import compare_with_source
 from reports.stats.selection_bias import estimate_selected
 from rnn_search.study import load
 from studies.config import StudyConfig
@@ -148,7 +149,8 @@ def test_cells_without_own_parameters_are_compared_setting_by_setting():
             ("sgd", 0.9, 2.0 + 2 * shift),
         )
     ]
-    table = FactorialTable.from_frame(pd.DataFrame(rows), ["cell", "optimizer", "momentum"])
+    names = ["cell", "optimizer", "momentum"]
+    table = FactorialTable.from_frame(pd.DataFrame(rows), names, traits=find_traits(names))
     effects = {each.contrast.label: each for each in table.compute_effects()}
     assert effects["cell GRU → LSTM"].variants == (1, 1)
     assert effects["cell GRU → LSTM"].pairs == 3

@@ -8,6 +8,8 @@ import pytest
 from factories import make_study, make_union, results_of
 from scipy.stats import binom
 
+from reports.analysis.outcomes import build_outcome_table
+from reports.data.trial_table import find_traits
 from reports.page.page import render_page
 from reports.page.sections import build_section
 from reports.stats.contrast import Contrast
@@ -17,7 +19,6 @@ from reports.stats.outcome_table import (
     GOOD,
     UNKNOWN,
     OutcomeTable,
-    build_outcome_table,
     compute_outcomes,
 )
 
@@ -52,7 +53,8 @@ def test_best_of_several_trials_is_unknown_while_it_may_become_good():
             ("gated", False, 2): BAD, ("gated", True, 2): GOOD, ("gru", None, 2): BAD,
         }.items()
     ]  # fmt: skip
-    table = FactorialTable.from_frame(pd.DataFrame(rows), ["cell", "residual", "size"])
+    names = ["cell", "residual", "size"]
+    table = FactorialTable.from_frame(pd.DataFrame(rows), names, traits=find_traits(names))
     (cells,) = (
         each
         for each in compute_outcomes(table)

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from factories import RATES, gated_params, make_runs, read_studies, results_of
 
-from reports.charts.pareto_plots import plot_front
-from reports.errors import ReportError
-from reports.page.sections import build_sections
-from reports.stats.leaderboard import summarize_study
-from reports.stats.pareto_front import (
+from reports.analysis.leaderboard import summarize_study
+from reports.analysis.pareto_front import (
     CostedArchitecture,
     SingleRunComparisons,
     find_front,
     summarize_costs,
 )
+from reports.charts.pareto_plots import plot_front
+from reports.errors import ReportError
+from reports.page.sections import build_sections
 from rnn_search.study import load
 from studies.errors import ConfigError
 

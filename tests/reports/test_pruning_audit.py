@@ -9,25 +9,25 @@ from factories import created_once, make_runs, make_study, results_of
 from optuna.trial import TrialState
 from scipy import stats
 
-from reports.charts.filtered_effects import compute_audited_subset
-from reports.errors import ReportError
-from reports.hypotheses import HYPOTHESES, read_hypotheses
-from reports.hypotheses import render_page as render_hypotheses
-from reports.page.answer import format_headline
-from reports.page.sections import build_section
-from reports.stats.audited_effects import (
+from reports.analysis.audited_effects import (
     MIN_STOPPED,
     estimate_audited_effects,
     estimate_effects,
 )
-from reports.stats.effects import FactorialTable
-from reports.stats.pruning_audit import (
+from reports.analysis.pruning_audit import (
     audit_pruning,
     bound_lost,
     judge_architectures,
     measure_recall,
     summarize_pruning,
 )
+from reports.charts.filtered_effects import compute_audited_subset
+from reports.errors import ReportError
+from reports.hypotheses import HYPOTHESES, read_hypotheses
+from reports.hypotheses import render_page as render_hypotheses
+from reports.page.answer import format_headline
+from reports.page.sections import build_section
+from reports.stats.effects import FactorialTable
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook
 from studies.config import StudyConfig

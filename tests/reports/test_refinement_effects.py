@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
+from reports.analysis.refinement_effects import compare_with_source, compute_variant_effects
 from reports.page.page import render_page
 from reports.page.sections import build_section
-from reports.stats.refinement_effects import compare_with_source, compute_variant_effects
 from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")

@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, read_studies, results_of
 
+from reports.analysis.nuisance import build_judged_table
 from reports.data.replicates import find_replicates
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.noise_regions import Runs
-from reports.stats.nuisance import build_judged_table
 from reports.stats.paired_difference import PairedDifference
+from reports.stats.run_means import RunMeans
 from reports.stats.run_noise import NoiseSource, RunNoise, estimate_run_noise
 from rnn_search import load
-from studies.run_means import RunMeans
 from studies.space import REPLICATE
 from tests.simulations.grids import NOISE, Scenario, simulate
 

@@ -8,10 +8,16 @@ import pytest
 from factories import gated_params, make_runs, results_of
 from scipy import stats
 
-from reports.stats.leaderboard import summarize_study
+from reports.analysis.leaderboard import summarize_study
+from reports.analysis.pareto_front import summarize_costs
 from reports.stats.pairwise_comparison import compare_pairwise
-from reports.stats.pareto_front import summarize_costs
-from reports.stats.planned_looks import estimate_noise, find_detectable_gap, spend_error, take_look
+from reports.stats.planned_looks import (
+    PlannedLook,
+    estimate_noise,
+    find_detectable_gap,
+    spend_error,
+    take_look,
+)
 from reports.stats.verdicts import Verdict, bound_distances, judge
 from rnn_search import load
 from studies.attributes import LookRecord
@@ -154,7 +160,7 @@ def test_rival_of_the_best_continues_while_another_is_undecided():
     noise = np.array([-1.0, 0.0, 1.0])
     shapes = {"a": 0 * noise, "b": 0.001 * noise + 0.001, "c": 0.1 * noise[[1, 2, 0]] + 0.05}
     losses = {name: {i: [1 + d] for i, d in enumerate(each)} for name, each in shapes.items()}
-    earlier = LookRecord(
+    earlier = PlannedLook(
         runs=2,
         level=0.01,
         verdicts={0: "undecided", 2: "as good", 4: "undecided", 6: "worse"},

@@ -8,8 +8,8 @@ from optuna.trial import TrialState
 from test_pruned_search import GRID, LOG_EVERY, STEPS, TRIALS, search
 from test_worker import create_study
 
+from reports.analysis.pruning_audit import audit_pruning
 from reports.data.study_reader import read_results
-from reports.stats.pruning_audit import audit_pruning
 from search.pruning.audit import DIVISOR, describe_look
 from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.stats.pairwise_comparison import compare_pairwise
-from reports.stats.pareto_front import (
+from reports.analysis.pareto_front import (
     CostedArchitecture,
     ReplicatedComparisons,
     SingleRunComparisons,
     find_front,
 )
+from reports.stats.pairwise_comparison import compare_pairwise
 
 WINDOWS = 64
 """Evaluation windows of a simulated run."""

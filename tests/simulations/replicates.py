@@ -21,9 +21,8 @@ from reports.stats.crossed_model import (
     estimate_errors,
 )
 from reports.stats.pairwise_comparison import LEVEL
-from reports.stats.planned_looks import take_look
+from reports.stats.planned_looks import PlannedLook, take_look
 from reports.stats.verdicts import bound_distances
-from studies.attributes import LookRecord
 from studies.config import DEFAULT_LOOKS
 
 Floats = NDArray[np.float64]
@@ -130,7 +129,7 @@ class SequentialRun:
 def run_until_decided(losses: Floats, looks: Sequence[int] = DEFAULT_LOOKS) -> SequentialRun:
     """Add the runs of one study until it is decided, with the code that real studies use."""
     numbers = {str(i): i for i in range(len(losses))}
-    compared, total, records = set(numbers.values()), 0, list[LookRecord]()
+    compared, total, records = set(numbers.values()), 0, list[PlannedLook]()
     for previous, runs in itertools.pairwise((0, *looks)):
         total += (runs - previous) * len(compared)
         known: Mapping[str, Mapping[int, Sequence[float]]] = {

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from reports.analysis.refinement_effects import UNCHANGED, SourceComparison, compute_variant_effects
 from reports.stats.effects import FactorialTable
 from reports.stats.interaction_model import Integers
-from reports.stats.refinement_effects import UNCHANGED, SourceComparison, compute_variant_effects
 from reports.stats.run_noise import estimate_run_noise
 from reports.stats.selection_bias import estimate_selected
 from tests.simulations.grids import NOISE, Floats, draw_values, find_flags

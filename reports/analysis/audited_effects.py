@@ -30,14 +30,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from reports.analysis.nuisance import build_judged_table, join_names
+from reports.analysis.pruning_audit import judge_architectures
 from reports.data.results import Results
-from reports.scale import NATS, Scale
+from reports.data.trial_table import find_traits
 from reports.stats.contrast import Contrast
 from reports.stats.effects import Effect, FactorialTable
-from reports.stats.nuisance import build_judged_table, join_names
 from reports.stats.paired_difference import Floats
-from reports.stats.pruning_audit import judge_architectures
 from reports.stats.run_noise import NoiseSource
+from reports.stats.scale import NATS, Scale
 
 MIN_STOPPED = 6
 """Audited architectures with another value than number, from which effects are estimated."""
@@ -95,7 +96,7 @@ def estimate_effects(
     """Estimate the main effects from the architectures of a pruned study.
 
     Args:
-        architectures: see :func:`reports.stats.pruning_audit.judge_architectures`.
+        architectures: see :func:`reports.analysis.pruning_audit.judge_architectures`.
         parameters: those that distinguish architectures.
         scale: unit and precision of the values.
     """
@@ -110,7 +111,10 @@ def estimate_effects(
         )
         return AuditedEffects([], reason, **numbers)
     grid = FactorialTable.from_frame(
-        architectures.assign(value=architectures["estimate"]), parameters, scale=scale
+        architectures.assign(value=architectures["estimate"]),
+        parameters,
+        scale=scale,
+        traits=find_traits(parameters),
     )
     effects = [
         effect

@@ -6,14 +6,14 @@ from functools import cached_property
 
 import pandas as pd
 
+from reports.analysis.findings import Finding, estimate_findings, name_contrast, shorten_contrast
+from reports.analysis.nuisance import build_judged_table
+from reports.analysis.outcomes import build_outcome_table
+from reports.analysis.testability import find_gaps, list_unknown
 from reports.data.results import Results
-from reports.formatting import format_param, format_value
 from reports.stats.decision_rules import RULES, DecisionRule, Verdict
 from reports.stats.effects import FactorialTable
-from reports.stats.findings import Finding, estimate_findings, name_contrast, shorten_contrast
-from reports.stats.nuisance import build_judged_table
-from reports.stats.outcome_table import build_outcome_table
-from reports.stats.testability import find_gaps, list_unknown
+from reports.stats.scale import format_param, format_value
 from studies.hypotheses import Hypothesis, Region
 from studies.hypothesis_records import HypothesisRecord
 

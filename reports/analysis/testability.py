@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from reports.data.results import Results
-from reports.formatting import format_value
+from reports.stats.scale import format_value
 from rnn.config import BASELINE_CELLS, ParamValue
 from studies.hypotheses import Hypothesis, Region
 from studies.space import CELL, GATED_CELL, REPLICATE

@@ -21,12 +21,11 @@ from reports.data.trial_table import (
 )
 from reports.stats.paired_difference import CONFIDENCE
 from reports.stats.pairwise_comparison import Difference
+from reports.stats.run_means import RankedArchitecture, Run, average_runs, rank_runs
 from reports.stats.verdicts import Verdict
 from rnn.config import NetworkConfig
 from studies.attributes import SOURCE_TRIALS
-from studies.best import RankedArchitecture, Run, rank_runs
 from studies.config import training_settings
-from studies.run_means import average_runs
 from studies.space import BPTT_STEPS, REPLICATE
 
 
@@ -121,8 +120,9 @@ def _rank(results: Results) -> list[RankedArchitecture]:
     columns = rows["architecture"], rows.index, replicates, *values
     runs = [Run(*row) for row in zip(*(each.tolist() for each in columns), strict=True)]
     architectures = dict(zip(results.table.index, results.table["architecture"], strict=True))
-    refinement = results.config.refinement
-    return rank_runs(runs, architectures, refinement, results.looks, results.is_finished)
+    planned = results.config.refinement.looks if results.config.refinement else []
+    continued = [look.continued for look in results.looks]
+    return rank_runs(runs, architectures, planned, continued, results.is_finished)
 
 
 def list_first_trials(results: Results) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Unit, direction and precision of a study's values: the one place that knows which is better."""
+"""Names, values and differences of a study as text, and which of two values is better."""
 
 import math
 from collections.abc import Iterable
@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.formatting import add_unit, format_signed
-from studies.measure import Measure
+_CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
 _SIGNIFICANT = 3
 """Significant digits of the range of a study's values with which a difference is shown."""
@@ -17,6 +16,50 @@ _MAX_DIGITS = 9
 
 VALUE = "value"
 """Column of the value of the study's objective."""
+
+
+def format_param(name: str) -> str:
+    """Format the name of a parameter: ``input gate`` for ``input_gate``."""
+    return name.replace("_", " ")
+
+
+def format_value(value: Any) -> str:
+    """Format the value of a parameter: on and off for a switch, ``LSTM`` for ``lstm``.
+
+    A missing value gives "". Numbers are shown as Python writes them: ``0.001``, ``1e-05``.
+    """
+    if is_missing(value):
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return "on" if value else "off"
+    return _CELLS.get(value, str(value))
+
+
+def order_values(values: Iterable[Any]) -> list[Any]:
+    """Sort the values of a parameter: numbers ascending, then texts such as ``sequence``."""
+    return sorted(values, key=lambda value: (isinstance(value, str), value))
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a scalar of a frame is a missing value: None, NaN or ``pandas.NA``."""
+    # To compare pandas.NA gives pandas.NA, which is not imported here: importing pandas is slow.
+    is_unequal = value != value
+    return value is None or not isinstance(is_unequal, bool | np.bool_) or bool(is_unequal)
+
+
+def add_unit(name: str, unit: str) -> str:
+    """Return a title with its unit in parentheses, if there is one."""
+    return f"{name} ({unit})" if unit else name
+
+
+def format_signed(value: float, spec: str = ".3f") -> str:
+    """Format a difference with its sign, using a minus sign of the width of a plus."""
+    return f"{value:+{spec}}".replace("-", "−")
+
+
+def format_count(count: int, singular: str, plural: str | None = None) -> str:
+    """Format a count with its noun: ``1 pair``, ``1,200 pairs``."""
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 @dataclass(frozen=True)
@@ -47,11 +90,6 @@ class Scale:
         place = round(math.log10(spread)) if spread > 0 else 0
         digits = min(_MAX_DIGITS, max(0, _SIGNIFICANT - place))
         return cls(unit, higher_is_better, f".{digits}f", f".{digits}f", name)
-
-    @classmethod
-    def of_task(cls, measure: Measure) -> "Scale":
-        """Return the scale of a task's losses, which may have any size and sign."""
-        return cls(measure.short_unit, False, ".3g", measure.spec, measure.loss)
 
     @property
     def rough_spec(self) -> str:

@@ -17,12 +17,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from reports.analysis.nuisance import build_table
 from reports.data.results import Results
+from reports.stats.calibration import INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
 from reports.stats.effects import FactorialTable
-from reports.stats.nuisance import build_table
 from reports.stats.paired_difference import CONFIDENCE, Floats
 from studies.attributes import AuditLook
-from studies.calibration import INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
 from studies.config import top_count
 from studies.storage.trials import TrialStatus
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from reports.analysis.ranking import LeaderboardEntry, list_first_trials, rank_architectures
 from reports.data.results import Results
 from reports.stats.pairwise_comparison import (
     Comparison,
@@ -15,11 +16,10 @@ from reports.stats.pairwise_comparison import (
     compute_differences,
     find_difference,
 )
-from reports.stats.planned_looks import take_look
-from reports.stats.ranking import LeaderboardEntry, list_first_trials, rank_architectures
+from reports.stats.planned_looks import PlannedLook, take_look
+from reports.stats.run_means import find_look
 from reports.stats.verdicts import Judgement, Verdict, judge
 from studies.attributes import LookRecord
-from studies.best import find_look
 from studies.space import REPLICATE
 
 LEADERBOARD_SIZE = 10
@@ -120,7 +120,7 @@ def summarize_study(results: Results) -> StudySummary:
 def _summarize_looks(results: Results, planned: Sequence[int]) -> StudySummary:
     """Rank and compare replicates by the latest planned look whose runs are all finished."""
     entries, looks, losses = rank_architectures(results), results.looks, list_losses(results)
-    index = find_look(planned, looks, results.is_finished)
+    index = find_look(planned, [look.continued for look in looks], results.is_finished)
     if index is None:
         return StudySummary(entries)
     # Without new runs, the latest look is repeated: runs after it are left out.
@@ -149,7 +149,9 @@ def look_at_results(
     assert refinement is not None
     numbers = list_first_trials(results)
     losses = list_losses(results) if losses is None else losses
-    return take_look(losses, numbers, refinement.looks, refinement.margin, earlier)
+    before = [PlannedLook(**each.model_dump()) for each in earlier]
+    judgement, look = take_look(losses, numbers, refinement.looks, refinement.margin, before)
+    return judgement, LookRecord(**vars(look))
 
 
 def _add_verdicts(

@@ -18,13 +18,15 @@ import numpy as np
 import pandas as pd
 
 from reports.data.results import Results
-from reports.data.trial_table import is_continuous, list_params
-from reports.formatting import format_param, format_value
-from reports.stats.contrast import sort_values
+from reports.data.trial_table import find_traits, is_continuous, list_params
 from reports.stats.effects import Effect, FactorialTable
+from reports.stats.interaction_model import Floats, Integers
+from reports.stats.run_means import RunMeans
 from reports.stats.run_noise import RunNoise
-from reports.stats.selection_bias import judge_unbiased
+from reports.stats.scale import format_param, format_value
+from reports.stats.selection_bias import estimate_selected
 from studies.config import top_count
+from studies.space import REPLICATE
 
 PROMINENT_SHARE = 0.1
 """Share of the architectures at one end of the values tried from which a report warns of it."""
@@ -209,7 +211,7 @@ def _arrange_judged(results: Results, fixed: Mapping[str, Any] | None) -> Factor
     for name, value in (fixed or {}).items():
         rows = rows[(rows[name] == value).fillna(False).astype(bool)]
     replicates = None if fixed else results.replicates
-    judged, noise = judge_unbiased(results, rows, replicates)
+    judged, noise = _judge_unbiased(results, rows, replicates)
     return build_table(results, judged, replicates, noise)
 
 
@@ -231,13 +233,98 @@ def build_table(
         noise: noise of the values; by default it is estimated.
     """
     parameters = results.judged_parameters
+    traits = find_traits(parameters)
     if results.has_replicates:
-        table = FactorialTable.from_runs(rows, parameters, results.scale)
+        table = FactorialTable.from_runs(rows, parameters, results.scale, traits)
         return replace(table, uncontrasted=results.uncontrasted)
     table = FactorialTable.from_frame(
-        rows, parameters, replicates, results.is_grid, noise=noise, scale=results.scale
+        rows,
+        parameters,
+        replicates,
+        results.is_grid,
+        noise=noise,
+        scale=results.scale,
+        traits=traits,
     )
     return replace(table, uncontrasted=results.uncontrasted)
+
+
+def _judge_unbiased(
+    results: Results, rows: pd.DataFrame, replicates: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, RunNoise | None]:
+    """Judge the architectures at their best, each by the loss of another run that is expected.
+
+    Args:
+        results: results of the study.
+        rows: the trials among which the best are selected.
+        replicates: further runs of the architectures, from which the noise is estimated.
+
+    Returns:
+        The rows of :meth:`~reports.data.results.Results.judge`, and their noise, that of the
+        selected run. Their ``value`` is corrected where the noise of all runs of the architecture
+        is known, and stays the best otherwise. None if there is nothing to select, if no noise can
+        be estimated, and for replicates, which have their own.
+    """
+    judged = results.judge(rows)
+    if len(judged) == len(rows):
+        return judged, None
+    noise = _estimate_noise(results, replicates)
+    if noise is None:
+        return judged, None
+    places = pd.Series(range(len(results.table)), results.table.index)
+    known, scale = rows[rows["value"].notna()], results.scale
+    architectures = np.array(results.number_architectures(known), dtype=np.int64)
+    losses = scale.to_loss(known["value"].to_numpy(dtype=float))
+    deviations = np.sqrt(noise.variances[noise.regions[places[known.index].to_numpy()]])
+    if results.has_replicates:
+        luck = _estimate_luck(results, known, losses, deviations, architectures)
+        shift = pd.Series(luck[architectures], known.index).reindex(judged.index)
+        return judged.assign(value=judged["value"] + scale.to_loss(shift)), None
+    expected, slopes = estimate_selected(losses, deviations, architectures)
+    values = scale.to_loss(expected)
+    frame = pd.DataFrame({"value": values[architectures], "slope": slopes[architectures]})
+    frame = frame.set_index(known.index).reindex(judged.index)
+    regions = noise.regions[places[judged.index].to_numpy()]
+    selected = replace(noise, regions=regions, slopes=frame["slope"].fillna(0).to_numpy())
+    return judged.assign(value=frame["value"]), selected
+
+
+def _estimate_luck(
+    results: Results,
+    runs: pd.DataFrame,
+    losses: Floats,
+    deviations: Floats,
+    architectures: Integers,
+) -> Floats:
+    """Estimate how much the best mean of each architecture's runs is too low, (architectures,).
+
+    Args:
+        results: results of the study.
+        runs: complete runs, several of each setting.
+        losses: (runs,), their losses.
+        deviations: (runs,), standard deviation of each between runs; NaN if unknown.
+        architectures: (runs,), index of the architecture of each.
+    """
+    settings = np.array(results.number_settings(runs), dtype=np.int64)
+    replicates = np.array(runs[REPLICATE], dtype=np.int64)
+    means = RunMeans.fit(settings, replicates).compute(losses)
+    _, firsts, counts = np.unique(settings, return_index=True, return_counts=True)
+    groups = architectures[firsts]
+    expected, _ = estimate_selected(means, deviations[firsts] / np.sqrt(counts), groups)
+    return expected - pd.Series(means).groupby(groups).min().to_numpy()
+
+
+def _estimate_noise(results: Results, replicates: pd.DataFrame | None) -> RunNoise | None:
+    """Estimate the noise of all trials, of which the rows may be those at some nuisance values."""
+    key = "noise of all trials", replicates is None
+    if key not in results.computed:
+        is_grid, traits = results.has_all_combinations(results.axes), find_traits(results.axes)
+        table = FactorialTable.from_frame(
+            results.table, results.axes, replicates, is_grid, traits=traits
+        )
+        results.computed[key] = table.noise
+    noise: RunNoise | None = results.computed[key]
+    return noise
 
 
 def summarize_nuisance(results: Results) -> NuisanceSummary | None:
@@ -247,7 +334,8 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
         return None
     table = results.table
     rows = [list_params(row, names) for _, row in table.iterrows()]
-    order = {name: sort_values(table[name]) for name in names}
+    traits = find_traits(names)
+    order = {name: traits.sort_values(name, table[name].dropna().tolist()) for name in names}
     settings = sorted(
         {tuple(row.items()): row for row in rows}.values(),
         key=lambda row: [order[n].index(row[n]) if n in row else -1 for n in names],

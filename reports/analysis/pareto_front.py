@@ -19,10 +19,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from scipy import stats
 
+from reports.analysis.baseline_references import BaselineReference
+from reports.analysis.leaderboard import StudySummary
+from reports.analysis.ranking import LeaderboardEntry
 from reports.data.results import Results
 from reports.data.trial_table import list_conditions
-from reports.stats.baseline_references import BaselineReference
-from reports.stats.leaderboard import StudySummary
 from reports.stats.paired_difference import CONFIDENCE
 from reports.stats.pairwise_comparison import (
     Comparison,
@@ -30,7 +31,6 @@ from reports.stats.pairwise_comparison import (
     compute_difference,
     find_difference,
 )
-from reports.stats.ranking import LeaderboardEntry
 from reports.stats.verdicts import Verdict
 from studies.measure import TEXT, Measure
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 import pandas as pd
 
+from reports.analysis.ranking import average_columns
 from reports.data.results import Results
 from reports.data.trial_table import list_conditions
-from reports.scale import Scale
-from reports.stats.ranking import average_columns
+from reports.stats.scale import Scale
 from rnn.config import BASELINE_CELLS
 from studies.space import BPTT_STEPS, CELL
 from studies.training import TrainingSettings

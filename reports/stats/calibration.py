@@ -25,6 +25,6 @@ def compute_outside_p_value(trials: int, inside: int) -> float:
         trials: number of predictions whose final values are known, independent of each other.
         inside: number of these values that are within their intervals.
     """
-    from scipy import stats  # slow to import, and needed twice in a search
+    from scipy import stats
 
     return float(stats.binom.sf(trials - inside - 1, trials, 1 - STATED_SHARE))

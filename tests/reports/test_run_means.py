@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 
-from studies.attributes import LookRecord
-from studies.best import Run, rank_runs
-from studies.config import Refinement
-from studies.run_means import RunMeans, average_runs
+from reports.stats.run_means import Run, RunMeans, average_runs, rank_runs
 
 
 def test_means_are_those_of_a_least_squares_fit_of_architecture_and_replicate():
@@ -47,8 +44,6 @@ def test_best_of_a_planned_look_is_one_of_those_that_it_compares_over_its_runs()
     rows = [("stopped", 2, 1.0), ("a", 2, 2.0), *(("b", i, 1.5) for i in (2, 3, 4))]
     rows += [("b", 5, 9.0), ("late", 5, 0.0)]
     runs = [Run(name, i, replicate, loss, loss) for i, (name, replicate, loss) in enumerate(rows)]
-    refinement = Refinement(source="made", replicates=4, looks=[2, 3, 4])
-    look = LookRecord(runs=2, level=0.01, verdicts={}, continued=[1, 2])
     names = {run.number: run.architecture for run in runs}
-    ranked = rank_runs(runs, names, refinement, [look], is_finished=True)
+    ranked = rank_runs(runs, names, [2, 3, 4], [[1, 2]], is_finished=True)
     assert [each.architecture for each in ranked] == ["b", "stopped", "a", "late"]

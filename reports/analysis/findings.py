@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from reports.analysis.testability import list_contrasted, resolve_region
 from reports.data.results import Results
-from reports.formatting import format_param, format_signed
+from reports.data.trial_table import find_traits
 from reports.stats.conditional_effects import ConditionalEffect, find_reversal
 from reports.stats.contrast import Contrast
 from reports.stats.decision_rules import (
@@ -25,7 +26,7 @@ from reports.stats.decision_rules import (
 from reports.stats.effects import FactorialTable
 from reports.stats.outcome_table import BAD, GOOD, OutcomeTable
 from reports.stats.paired_difference import Interval, PairedDifference
-from reports.stats.testability import list_contrasted, resolve_region
+from reports.stats.scale import format_param, format_signed
 from studies.hypotheses import Hypothesis, SettingContrast
 
 
@@ -171,7 +172,7 @@ def name_contrast(contrast: SettingContrast) -> str:
 def _to_contrast(contrast: SettingContrast) -> Contrast:
     """Return the contrast of a parameter that changes alone."""
     ((name, before),) = contrast.before.items()
-    return Contrast(name, before, contrast.after[name])
+    return find_traits([name]).name_contrast(name, before, contrast.after[name])
 
 
 def shorten_contrast(contrast: SettingContrast) -> str:
