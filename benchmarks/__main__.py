@@ -31,6 +31,7 @@ BENCHMARKS = {
     "pareto": "error_rates:measure_pareto",
     "scale": "scale:measure",
     "effects": "error_rates:measure_effects",
+    "sweeps": "error_rates:measure_sweeps",
     "unequal-runs": "error_rates:measure_unequal_runs",
     "uneven-noise": "error_rates:measure_uneven_noise",
     "gpu": "gpu:measure",

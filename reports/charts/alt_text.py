@@ -10,10 +10,13 @@ from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import SourceComparison
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous
+from reports.stats.additive_findings import describe_trend, format_place
+from reports.stats.additive_model import Trend
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.pairwise_comparison import Comparison, Difference
+from reports.stats.run_noise import NoiseSource
 from reports.stats.scale import (
     NATS,
     Metric,
@@ -33,9 +36,14 @@ _MAX_COMBINATIONS = 100
 
 def format_effect(effect: Effect) -> str:
     """Return an effect in one line."""
-    return (
+    text = (
         f"{effect.description}: {effect.scale.format_difference(effect.mean)}"
-        f"{format_interval(effect)}, better in {effect.improved_count / effect.pairs:.0%} of "
+        f"{format_interval(effect)}"
+    )
+    if effect.source is NoiseSource.ADDITIVE:  # there are no pairs
+        return text
+    return (
+        f"{text}, better in {effect.improved_count / effect.pairs:.0%} of "
         f"{format_count(effect.pairs, 'pair')}"
     )
 
@@ -43,6 +51,19 @@ def format_effect(effect: Effect) -> str:
 def describe_effects(effects: Sequence[Effect]) -> str:
     """List every effect."""
     return "; ".join(map(format_effect, effects)) + "."
+
+
+def describe_curve(trend: Trend, scale: Scale) -> str:
+    """State the fitted values at both ends of a trend and at its best place, and what they mean."""
+    ends = (
+        f"{scale.add_unit(scale.format_value(float(trend.curve[i])))} at {format_place(x, trend)}"
+        for i, x in ((0, trend.low), (-1, trend.high))
+    )
+    axis = "logarithmic axis" if trend.is_log else "linear axis"
+    return (
+        f"{format_count(len(trend.points), 'run')} on a {axis}. Fitted {scale.name}: "
+        f"{' and '.join(ends)}. {describe_trend(trend, scale)}."
+    )
 
 
 def describe_conditional_effects(conditional: Sequence[ConditionalEffect]) -> str:

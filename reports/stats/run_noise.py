@@ -32,6 +32,7 @@ class NoiseSource(StrEnum):
     PAIRS = "differences between the pairs"
     PARTIAL = "other trials and differences between the pairs"
     AUDIT = "audited trials"
+    ADDITIVE = "an additive model"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,172 @@
+"""Additive models of sweeps: what they find, what they leave open, and how it is said."""
+
+import numpy as np
+import pytest
+
+from reports.charts.chart import IMPROVES, WORSENS
+from reports.charts.trend_plots import chart_levels, chart_trends
+from reports.stats.additive_findings import describe_additive, format_additive_line
+from reports.stats.additive_model import fit_additive_model
+from reports.stats.scale import Scale
+from tests.simulations.sweeps import BEST_RATE, NAMES, Sweep, simulate_sweeps
+
+LOSS = Scale(name="loss")
+ACCURACY = Scale("", True, name="accuracy")
+
+
+@pytest.fixture(scope="module")
+def sweep() -> Sweep:
+    """Return a sweep of 60 runs that a random sampler drew."""
+    return next(simulate_sweeps("random", 60, 1))
+
+
+def level_of(model, parameter):
+    (found,) = [each for each in model.levels if each.parameter == parameter]
+    return found
+
+
+def trend_of(model, parameter):
+    (found,) = [each for each in model.trends if each.parameter == parameter]
+    return found
+
+
+def draw(count: int, slope: float = 1.0) -> tuple[dict, np.ndarray]:
+    """Draw two numbers and a switch, and values that depend on the first number alone."""
+    generator = np.random.default_rng(3)
+    columns = {name: generator.uniform(1, 2, count) for name in ("x", "y")}
+    columns["on"] = np.arange(count) % 2 == 0
+    values = slope * columns["x"] + 0.05 * generator.normal(size=count)
+    return columns, values
+
+
+def test_planted_effects_are_found_and_null_parameters_are_not(sweep):
+    model = sweep.model
+    for parameter, truth in sweep.differences.items():
+        each = level_of(model, parameter)
+        assert each.estimate.low <= truth <= each.estimate.high
+        assert each.is_significant == (parameter != "null")
+    rate, null = trend_of(model, "learning_rate"), trend_of(model, "null_rate")
+    assert (rate.is_log, null.is_log) == (True, False)
+    assert rate.optimum.low < BEST_RATE < rate.optimum.high
+    assert not rate.optimum.is_open_below
+    assert not null.is_significant
+    assert null.optimum.reason == "its trend is not significant"
+    assert 0.5 < model.predicted_share < 1
+
+
+def test_parameter_that_some_runs_lack_is_fitted_among_the_others(sweep):
+    momentum = trend_of(sweep.model, "momentum")
+    assert len(momentum.points) == sum(row["optimizer"] == "sgd" for row in sweep.rows)
+    truth = -0.1 * (momentum.high - momentum.low)
+    assert momentum.difference.low <= truth <= momentum.difference.high
+
+
+def test_higher_is_better_mirrors_everything_but_the_best_place(sweep):
+    columns = {name: [row.get(name) for row in sweep.rows] for name in NAMES}
+    rate = trend_of(sweep.model, "learning_rate")
+    losses = rate.partials
+    least = trend_of(fit_additive_model(columns, losses), "learning_rate").optimum
+    mirrored = fit_additive_model(columns, 2 - losses, maximize=True)
+    greatest = trend_of(mirrored, "learning_rate").optimum
+    assert least.low < BEST_RATE < least.high
+    ends = (greatest.value, greatest.low, greatest.high)
+    assert ends == pytest.approx((least.value, least.low, least.high))
+    worst = trend_of(fit_additive_model(columns, losses, maximize=True), "learning_rate").optimum
+    assert worst.reason or worst.is_open_below
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_trend_without_a_turn_is_best_at_an_end_or_beyond(maximize):
+    columns, values = draw(60)
+    model = fit_additive_model(columns, values, maximize=maximize)
+    optimum = trend_of(model, "x").optimum
+    assert optimum.is_at_end
+    assert optimum.value == pytest.approx(max(columns["x"]) if maximize else min(columns["x"]))
+    line = format_additive_line(model, ACCURACY if maximize else LOSS)
+    assert f"x: best at the {'highest' if maximize else 'lowest'} value tried" in line
+
+
+def test_parameters_that_change_together_are_not_separated():
+    columns, values = draw(40)
+    tied = columns | {"tied": np.where(columns["on"], "a", "b")}
+    model = fit_additive_model(tied, values)
+    assert "separated from tied" in level_of(model, "on").estimate.reason
+    assert level_of(model, "tied").adjusted_p == 1
+    assert trend_of(model, "x").is_significant
+    text = " ".join(describe_additive(model, LOSS))
+    assert "on (it cannot be separated from tied)" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"c": [1] * 40}, "c: it has one value"),
+        ({"c": [None] * 40}, "c: it has no values"),
+        ({"c": [f"run {i}" for i in range(40)]}, "c: fewer than two of its values"),
+        ({"c": [float("inf"), *range(39)]}, "c: it has infinite values"),
+    ],
+)
+def test_parameter_without_a_term_has_a_reason(change, reason):
+    columns, values = draw(40)
+    model = fit_additive_model(columns | change, values)
+    name, text = reason.split(": ")
+    assert text in model.reasons[name]
+    assert trend_of(model, "x").is_significant
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 10])
+def test_few_runs_give_a_reason_and_no_estimate(count):
+    columns, values = draw(count)
+    model = fit_additive_model(columns, values)
+    assert model.reason
+    assert not model.levels + model.trends
+    assert model.reason in describe_additive(model, LOSS)[1]
+
+
+def test_runs_without_a_value_are_left_out_and_counted():
+    columns, values = draw(43)
+    values[:3] = np.nan, np.inf, -np.inf
+    model = fit_additive_model(columns, values)
+    rest = fit_additive_model({name: each[3:] for name, each in columns.items()}, values[3:])
+    assert (model.runs, model.left_out) == (40, 3)
+    assert trend_of(model, "x").p == trend_of(rest, "x").p
+    assert fit_additive_model(columns, np.ones(43)).reason == "all runs have the same value"
+
+
+def test_replicates_of_a_configuration_are_no_new_configurations():
+    columns, values = draw(40, slope=0)
+    repeated = {name: np.repeat(each, 5) for name, each in columns.items()}
+    together = np.repeat(values, 5)
+    single = level_of(fit_additive_model(columns, values), "on").estimate
+    model = fit_additive_model(repeated, together, clusters=np.repeat(np.arange(40), 5))
+    assert model.configurations == 40
+    assert level_of(model, "on").estimate.error == pytest.approx(single.error, rel=0.02)
+    naive = level_of(fit_additive_model(repeated, together), "on").estimate
+    assert naive.error < 0.6 * single.error
+
+
+def test_sentences_begin_with_the_assumption_and_have_direction_and_unit(sweep):
+    first, found, *rest = describe_additive(sweep.model, LOSS)
+    assert "no matched pairs" in first
+    assert "act additively" in first
+    assert "learning rate: best near 0.00" in found
+    assert "optimizer: sgd against adam +0.09" in found
+    assert "nats [+0." in found
+    assert found.index("worse") < found.index("norm: on against off −0.0") < found.index("better")
+    assert "null rate" in rest[0]
+    assert describe_additive(sweep.model, ACCURACY)[1].index("better") < found.index("norm")
+
+
+def test_figures_show_axis_best_place_and_direction(sweep):
+    charts = {chart.title: chart for chart in chart_trends(sweep.model, LOSS)}
+    rate = charts["learning rate"]
+    assert next(iter(charts)) == "learning rate"
+    assert rate.figure.layout.xaxis.type == "log"
+    *_, best = rate.figure.data
+    assert best.x[0] - best.error_x.arrayminus[0] < BEST_RATE < best.x[0] + best.error_x.array[0]
+    assert len(rate.figure.data) == len(charts["null rate"].figure.data) + 1
+    assert "60 runs on a logarithmic axis" in rate.alt_text
+    levels = chart_levels(sweep.model, LOSS)
+    colors = dict(zip(levels.figure.data[0].y, levels.figure.data[0].marker.color, strict=True))
+    assert (colors["optimizer adam → sgd"], colors["norm"]) == (WORSENS, IMPROVES)
+    assert "pair" not in levels.alt_text
