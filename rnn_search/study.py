@@ -167,8 +167,10 @@ class Study:
         """
         from reports.analysis.audited_effects import compute_study_effects
         from reports.analysis.nuisance import build_judged_table, find_edges
+        from reports.analysis.sweeps import describe_sweep, fit_sweep
         from reports.data.replicates import find_replicates
         from reports.formatting import loss_unit
+        from reports.stats.additive_findings import list_level_effects
         from reports.stats.conditional_effects import (
             compute_conditional_effects,
             describe_insignificance,
@@ -183,10 +185,15 @@ class Study:
         warnings = [edge.warning for edge in find_edges(results) if edge.is_prominent]
         if found.reason:
             warnings.append(found.reason.rstrip("."))
-        elif not any(effect.is_decidable for effect in found.effects):
-            warnings.append(describe_insignificance(found.effects))
+        model, effects = fit_sweep(results, found.effects), found.effects
+        if model:
+            effects = effects or list_level_effects(model, results.scale)
+            said = describe_sweep(results, model, found.effects)
+            warnings = [*(each.rstrip(".") for each in said), *warnings]
+        elif not (found.reason or any(effect.is_decidable for effect in effects)):
+            warnings.append(describe_insignificance(effects))
         unit, spec = loss_unit(results.config), results.scale.value_spec
-        return Effects(found.effects, unit, warnings, conditional, spec)
+        return Effects(effects, unit, warnings, conditional, spec, model)
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best one, whichever that is.

@@ -11,6 +11,7 @@ from reports.analysis.nuisance import describe_judged, join_names
 from reports.analysis.outcomes import build_outcome_table, describe_outcomes
 from reports.analysis.pruning_audit import audit_pruning
 from reports.analysis.ranking import rank_architectures
+from reports.analysis.sweeps import describe_sweep, fit_sweep
 from reports.data.results import Results
 from reports.formatting import (
     effects_title,
@@ -58,6 +59,8 @@ def render_note(
         effects: effects of the published figure, the largest first.
     """
     best = [] if results is None else rank_architectures(results, N_BEST)
+    main = [each.main for each in effects]
+    model = fit_sweep(results, main) if results else None
     text = _TEMPLATES.get_template("note.md").render(
         name=name,
         config=config,
@@ -77,7 +80,8 @@ def render_note(
         outcomes=_describe_outcomes(results),
         audit=_describe_audit(results),
         is_pruned=results is not None and results.is_pruned,
-        effects=[each.main for each in effects],
+        effects=main,
+        additive=describe_sweep(results, model, main) if results else [],
         describe_insignificance=describe_insignificance,
         largest_effects=[each.text for each in effects if each.is_significant][:N_EFFECTS],
         nuisance=join_names(results.nuisance) if results else "",

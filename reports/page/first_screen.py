@@ -123,9 +123,10 @@ def _measure_noise(section: Section) -> Limit:
     noise = build_judged_table(results).noise
     known = noise is not None and noise.degrees > 0
     if noise is None or not np.any(known):
-        return Limit(
-            name, "not known", detail="intervals use the differences between pairs instead"
-        )
+        source = "differences between pairs"
+        if section.additive and not section.effects[0].effects:
+            source = "residuals of the additive model"
+        return Limit(name, "not known", detail=f"intervals use the {source} instead")
     low, high = (float(f(np.sqrt(noise.variances[known]))) for f in (np.min, np.max))
     spec = results.scale.spec
     text = f"{low:{spec}} to {high:{spec}}"
@@ -250,6 +251,10 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
         else:
             caption += f", with its {drawn}. None is significant."
         return section.effects[0].chart, caption
+    if section.additive and (drawn_trends := [*section.trend_charts, section.levels_chart]):
+        is_trend = any(trend.is_significant for trend in section.additive.trends)
+        first = drawn_trends[0 if is_trend else -1] or drawn_trends[0]
+        return first, first.caption if first else ""
     if section.early_effects and section.pruning:
         step, steps = section.pruning.common_step, results.config.training.steps
         caption = (

@@ -14,6 +14,7 @@ from reports.analysis.pareto_front import CostSummary
 from reports.analysis.pruning_audit import PruningAudit, PruningSummary
 from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import VariantEffect
+from reports.analysis.sweeps import describe_sweep
 from reports.charts.chart import Chart
 from reports.charts.filtered_effects import EffectSubset, SubsetFilter
 from reports.charts.importances import Importances
@@ -22,6 +23,7 @@ from reports.data.drawn_trials import MAX_DRAWN
 from reports.data.results import Results
 from reports.formatting import effects_title, loss_unit
 from reports.page.task import RECURRENT, FloorRow, list_floors
+from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect, rank_effects
 from reports.stats.scale import format_count, format_param
 
@@ -35,6 +37,9 @@ class Section:
         is_complete: whether every combination of the grid has a value.
         filters: filters for the effects.
         hypotheses: the hypotheses that the study stores, and their tests.
+        additive: additive model of trials that matched pairs do not compare; None if they do.
+        trend_charts: charts of its trends, the significant ones first.
+        levels_chart: chart of its effects.
         effects: effects within each combination of filters; the whole grid comes first.
         conditional: effects over the whole grid within each value of the other parameters.
         conditional_chart: chart of those that differ between the values; None without any.
@@ -78,6 +83,9 @@ class Section:
     audit: PruningAudit | None = None
     audited_effects: AuditedEffects | None = None
     early_effects: EffectSubset | None = None
+    additive: AdditiveModel | None = None
+    trend_charts: list[Chart] = field(default_factory=list)
+    levels_chart: Chart | None = None
     interactions: Chart | None
     curves: Chart | None
     summary: StudySummary
@@ -120,10 +128,11 @@ class Section:
             return "All trials have the same parameters, so there is nothing to compare."
         if not missing or self.audited_effects:
             return ""
+        others = f"{'an additive model, ' if self.additive else ''}importances and slices say what"
         if not compared:
             return (
                 "No two trials differ in one parameter only, so no effect can be estimated from "
-                "matched pairs; importances and slices say what is known."
+                f"matched pairs; {others} is known."
             )
         values = (format_count(results.table[name].nunique(), "value") for name in missing)
         listed = ", ".join(
@@ -131,8 +140,13 @@ class Section:
         )
         return (
             f"No matched pairs compare {listed}: trials that differ in it alone are missing, or "
-            "its values are too many; importances and slices say what is known of it."
+            f"its values are too many; {others} is known of it."
         )
+
+    @property
+    def additive_sentences(self) -> list[str]:
+        """What the additive model found; empty without one."""
+        return describe_sweep(self.results, self.additive, self.effects[0].effects)
 
     @property
     def outcome_sentence(self) -> str:
@@ -216,6 +230,7 @@ class Section:
             "summary": ("Summary", True),
             "effects": (self.effects_title, self.shows_effects),
             "conditional": ("What the effects depend on", self.conditional),
+            "additive": ("Additive model", self.additive),
             "nuisance": (f"Best {nuisance.names}" if nuisance else "", nuisance),
             "hypotheses": ("Hypotheses", self.hypotheses),
             "outcomes": ("Rescued and ruined", self.outcomes),

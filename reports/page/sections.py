@@ -22,6 +22,7 @@ from reports.analysis.refinement_effects import (
     compare_with_source,
     compute_variant_effects,
 )
+from reports.analysis.sweeps import fit_sweep
 from reports.charts import alt_text
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import chart_differences, plot_replicates
@@ -51,6 +52,7 @@ from reports.charts.training_plots import (
     list_color_schemes,
     plot_curves,
 )
+from reports.charts.trend_plots import chart_levels, chart_trends
 from reports.data.replicates import find_replicates
 from reports.data.results import Results
 from reports.formatting import loss_unit, objective_name, value_axis_title
@@ -91,6 +93,7 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
     conditional_effects = (
         compute_conditional_effects(grid, effects[0].effects) if audited is None else []
     )
+    additive, scale = fit_sweep(results, effects[0].effects), results.scale
     complete = list(results.complete.index)
     source_comparison = compare_with_source(results)
     summary = summarize_study(results)
@@ -117,6 +120,9 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         audit=audit_pruning(results) if pruning else None,
         audited_effects=audited,
         early_effects=_compute_early_effects(results, pruning) if pruning else None,
+        additive=additive,
+        trend_charts=chart_trends(additive, scale) if additive else [],
+        levels_chart=chart_levels(additive, scale) if additive else None,
         interactions=chart_interactions(grid) if is_whole else None,
         curves=_chart_curves(results, references),
         summary=summary,
