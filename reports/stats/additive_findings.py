@@ -149,10 +149,12 @@ def _describe_level(each: LevelDifference, scale: Scale) -> str:
 
 def _list_undecided(model: AdditiveModel) -> list[str]:
     """Name the parameters without a significant term."""
-    tested = [each for each in model.levels if not each.estimate.reason]
-    found = {each.parameter for each in (*tested, *model.trends) if each.is_significant}
-    names = dict.fromkeys(each.parameter for each in (*tested, *model.trends))
-    return [format_param(name) for name in names if name not in found]
+    tests = [
+        (each.parameter, each.is_significant) for each in model.levels if not each.estimate.reason
+    ]
+    tests += [(each.parameter, each.is_significant) for each in model.trends]
+    found = {name for name, is_significant in tests if is_significant}
+    return [format_param(name) for name in dict(tests) if name not in found]
 
 
 def _describe_fit(model: AdditiveModel) -> str:

@@ -457,9 +457,9 @@ class _Fit:
         self._inverse = self._right.T / sizes[: self.rank]
         self.coefficients: Floats = self.basis.T @ values
         self.residuals: Floats = values - self.basis @ self.coefficients
-        self._groups = groups
         clusters = np.bincount(groups)
         order, starts = np.argsort(groups, kind="stable"), np.cumsum(clusters) - clusters
+        self._order, self._starts = order, starts
         # Clusters of one size together: rows (clusters, size), and A = (I − H)^−½ of leverage H.
         self._blocks: list[tuple[Integers, Floats]] = []
         self._exact: list[Floats] = []  # directions in which nothing else says what is noise
@@ -469,13 +469,13 @@ class _Fit:
             rows = order[starts[clusters == size][:, None] + np.arange(size)]
             q = self.basis[rows]
             rest, vectors = np.linalg.eigh(np.eye(size) - q @ q.transpose(0, 2, 1))
-            is_free = rest > _TOLERANCE
+            is_free: Booleans = np.asarray(rest > _TOLERANCE)
             inverse = np.where(is_free, 1 / np.where(is_free, rest, 1.0), 0.0)[:, None, :]
             turned = vectors.transpose(0, 2, 1)
             self._blocks.append((rows, vectors * np.sqrt(inverse) @ turned))
             errors = vectors * inverse @ turned @ self.residuals[rows][..., None]
             predicted[rows] = errors[..., 0]
-            is_whole = is_free.all(axis=1)
+            is_whole: Booleans = np.asarray(is_free.all(axis=1))
             is_predicted[rows] = is_whole[:, None]
             lost = vectors * ~is_free[:, None, :] @ turned @ q
             self._exact.append(lost[~is_whole].reshape(-1, self.rank))
@@ -494,8 +494,7 @@ class _Fit:
 
     def _sum(self, columns: Floats) -> Floats:
         """Sum columns (runs, …) over the runs of each cluster."""
-        sums = np.zeros((int(self._groups.max()) + 1, *columns.shape[1:]))
-        np.add.at(sums, self._groups, columns)
+        sums: Floats = np.add.reduceat(columns[self._order], self._starts, axis=0)
         return sums
 
     def select(self, term: _Term, contrasts: Floats) -> "_Contrasts | str":
@@ -516,7 +515,9 @@ class _Fit:
         spreads = self._sum(s[:, :, None] * s[:, None, :]).transpose(1, 2, 0)
         scores = self._sum(s * self.residuals[:, None])
         overlaps = np.einsum("agi,bgi->abg", halves, halves)
-        cross = np.einsum("agi,cgj->acij", halves, halves)
+        flat = halves.transpose(1, 0, 2).reshape(len(spreads[0, 0]), -1)
+        q = len(weights)  # a matrix product is far faster than einsum for many clusters
+        cross = (flat.T @ flat).reshape(q, self.rank, q, self.rank).transpose(0, 2, 1, 3)
         mixed = np.einsum("abg,cdg->abcd", spreads, overlaps)
         fourth = np.einsum("abg,cdg->abcd", spreads, spreads) - mixed - mixed.transpose(2, 3, 0, 1)
         return _Contrasts(

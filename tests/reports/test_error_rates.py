@@ -21,6 +21,7 @@ from tests.simulations.replicates import (
     simulate_looks,
     simulate_losses,
 )
+from tests.simulations.sweeps import measure_rates, simulate_sweeps
 from tests.simulations.unequal_runs import SCENARIOS, simulate_differences
 from tests.simulations.uneven_noise import (
     count_findings,
@@ -138,6 +139,11 @@ def gain(gap: float) -> float:
     return simulate_fronts(100, architectures=4, runs=5, gap=gap, seed=1).significant
 
 
+def judge_sweeps(what: str, is_skewed: bool = False) -> float:
+    """Judge additive models of sweeps of 40 runs at random."""
+    return getattr(measure_rates(simulate_sweeps("random", 40, 60, is_skewed)), what)
+
+
 QUICK = {
     "interval covers": (0.90, 0.99, lambda: cover(Scenario(name="equal noise"), 20)),
     "equal replicates differ": (0, 0.1, lambda: find_worse("half fourfold", 3)),
@@ -174,6 +180,10 @@ OTHERS = {
     "change without an effect rescues": (0, 0.1, lambda: rescue(0.0, "found")),
     "change with an effect rescues": (0.6, 1, lambda: rescue(0.35, "found")),
     "interval of outcomes covers": (0.9, 1, lambda: rescue(0.35, "covered")),
+    "interval of a sweep covers": (0.9, 0.99, lambda: judge_sweeps("covered")),
+    "interval of the best rate covers": (0.88, 1, lambda: judge_sweeps("covered_best")),
+    "interval of a skewed best rate covers": (0.88, 1, lambda: judge_sweeps("covered_best", True)),
+    "null parameter of a sweep is an effect": (0, 0.12, lambda: judge_sweeps("false_corrected")),
 }
 
 
