@@ -68,6 +68,11 @@ class Scale:
         """Name of the best value: ``least`` or ``greatest``."""
         return "greatest" if self.higher_is_better else "least"
 
+    @property
+    def good_side(self) -> str:
+        """Side of a threshold on which a value is good: ``below`` or ``above``."""
+        return "above" if self.higher_is_better else "below"
+
     def improves(self, difference: Any) -> Any:
         """Return whether a difference, or each in an array, is better than none."""
         return np.greater(difference, 0) if self.higher_is_better else np.less(difference, 0)

@@ -188,11 +188,11 @@ def describe_subset(results: Results, fixed: Mapping[str, Any]) -> tuple[str, st
     conditions = [f"with {format_param(name)} {format_value(v)}" for name, v in fixed.items()]
     label = " and ".join(conditions) or "in total"
     free = [name for name in results.nuisance if name not in fixed]
+    if free:
+        label += f", each at its best {join_names(free)}"
     if results.has_replicates:
-        return f"{label}, each over its runs", results.noun
-    if not free:
-        return label, "trial"
-    return f"{label}, each at its best {join_names(free)}", "architecture"
+        label += ", each over its runs"
+    return label, results.noun if free or results.has_replicates else "trial"
 
 
 def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str) -> Chart | None:
@@ -222,7 +222,7 @@ def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: st
 
 def compute_audited_subset(results: Results, found: AuditedEffects) -> EffectSubset:
     """Arrange the effects of a pruned study, which are estimated over all of its architectures."""
-    noun = "architecture" if results.nuisance else "trial"
+    noun = results.noun if results.nuisance else "trial"
     chart = None
     if found.effects:
         chart = Chart(

@@ -15,10 +15,10 @@ from reports.stats.outcome_table import ContrastOutcomes, build_outcome_table, c
 
 # Rescued and ruined pairs decide; the others frame them and stay pale.
 _SEGMENTS = (
-    ("both_good", "both below", "rgba(47, 127, 209, 0.3)", ""),
+    ("both_good", "both {side}", "rgba(47, 127, 209, 0.3)", ""),
     ("rescued", "rescued", IMPROVES, ""),
     ("ruined", "ruined", WORSENS, "/"),
-    ("both_bad", "neither below", "rgba(138, 144, 153, 0.45)", ""),
+    ("both_bad", "neither {side}", "rgba(138, 144, 153, 0.45)", ""),
     ("unknown", "unknown", "rgba(138, 144, 153, 0.15)", "."),
 )
 """Attribute, name, color and pattern of each part of a bar."""
@@ -47,7 +47,7 @@ class OutcomeSubset:
 
     @property
     def is_divided(self) -> bool:
-        """Whether some networks of its pairs are below the threshold, and some are not."""
+        """Whether some networks of its pairs are good, and some are not."""
         divided = sum(each.rescued + each.ruined for each in self.outcomes)
         below, above = (
             sum(getattr(each, name) for each in self.outcomes) for name in ("both_good", "both_bad")
@@ -65,7 +65,7 @@ def compute_outcome_subsets(
     threshold = results.config.report_threshold
     if threshold is None:
         return
-    unit = loss_unit(results.config)
+    unit, side = loss_unit(results.config), results.scale.good_side
     tables: dict[tuple[Any, ...], FactorialTable] = {}
     for key, fixed in list_subsets(filters):
         nuisance = {name: value for name, value in fixed.items() if name in results.nuisance}
@@ -78,18 +78,24 @@ def compute_outcome_subsets(
         chart = None
         if outcomes:
             chart = Chart(
-                f"Pairs below {threshold}{unit and f' {unit}'} ({label})",
-                plot_outcomes(outcomes),
-                describe_counts(outcomes),
+                f"Pairs {side} {threshold}{unit and f' {unit}'} ({label})",
+                plot_outcomes(outcomes, side),
+                describe_counts(outcomes, side),
             )
         yield OutcomeSubset(key, label, outcomes, chart)
 
 
-def plot_outcomes(outcomes: Sequence[ContrastOutcomes]) -> go.Figure:
-    """Plot the pairs of each contrast as a stacked bar, one part for each outcome."""
+def plot_outcomes(outcomes: Sequence[ContrastOutcomes], side: str = "below") -> go.Figure:
+    """Plot the pairs of each contrast as a stacked bar, one part for each outcome.
+
+    Args:
+        outcomes: outcomes of the contrasts.
+        side: side of the threshold on which a trial is good.
+    """
     rows = list(reversed(outcomes))  # Plotly's first row is at the bottom
     figure = go.Figure()
-    for attribute, name, color, pattern in _SEGMENTS:
+    for attribute, template, color, pattern in _SEGMENTS:
+        name = template.format(side=side)
         counts = [getattr(each, attribute) for each in rows]
         if attribute == "unknown" and not any(counts):
             continue
@@ -126,10 +132,10 @@ def plot_outcomes(outcomes: Sequence[ContrastOutcomes]) -> go.Figure:
     )
 
 
-def describe_counts(outcomes: Sequence[ContrastOutcomes]) -> str:
-    """List the outcomes of every contrast."""
+def describe_counts(outcomes: Sequence[ContrastOutcomes], side: str = "below") -> str:
+    """List the outcomes of every contrast, as :func:`plot_outcomes` shows them."""
     parts = (
-        f"{each.counts}, {each.both_good:,} both below, {each.both_bad:,} neither below"
+        f"{each.counts}, {each.both_good:,} both {side}, {each.both_bad:,} neither {side}"
         + (f", {each.unknown:,} unknown" if each.unknown else "")
         for each in outcomes
     )

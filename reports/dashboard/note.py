@@ -97,6 +97,8 @@ def render_imported_note(results: Results, effects: Sequence[RankedEffect]) -> s
         axis_title=results.metric.axis_title,
         best=rank_architectures(results, N_BEST),
         has_replicates=results.has_replicates,
+        nuisance=join_names(results.nuisance),
+        outcomes=_describe_outcomes(results),
         effects=[each.main for each in effects],
         largest_effects=[each.text for each in effects if each.is_significant][:N_EFFECTS],
         describe_insignificance=describe_insignificance,

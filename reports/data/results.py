@@ -329,21 +329,32 @@ class Results:
         """Parameters that distinguish any two rows of :meth:`judge`."""
         return [name for name in self.axes if name not in self.nuisance]
 
-    def judge(self, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    def judge(
+        self, table: pd.DataFrame | None = None, losses: "pd.Series[float] | None" = None
+    ) -> pd.DataFrame:
         """Return the row of each architecture at its best values of the nuisance parameters.
 
-        Without nuisance parameters these are all rows.
+        Without nuisance parameters these are all rows. With replicates, which only imported studies
+        have next to nuisance parameters, these are all runs at the values of the best mean.
 
         Args:
-            table: rows to choose from; by default all trials. The best has the least ``value``:
-                imported studies have no nuisance parameters.
+            table: rows to choose from; by default all trials.
+            losses: number of each row of which the least is the best; by default its ``value``, in
+                the study's direction.
         """
         rows = self.table if table is None else table
         if not self.nuisance:
             return rows
-        rows = rows.sort_values("value", kind="stable", na_position="last")
         names = [name for name in self.all_parameters if name not in self.nuisance]
-        return rows.drop_duplicates(names)
+        losses = self.scale.to_loss(rows["value"]) if losses is None else losses
+        settings = pd.Series(rows.index, rows.index)
+        if self.has_replicates:
+            groups = rows.groupby([*names, *self.nuisance], dropna=False, sort=False)
+            settings = groups.ngroup()
+            losses = losses.groupby(settings).transform("mean")
+        rows = rows.loc[losses.sort_values(kind="stable", na_position="last").index]
+        best = rows.drop_duplicates(names)
+        return rows[settings[rows.index].isin(settings[best.index])]
 
     @property
     def has_replicates(self) -> bool:

@@ -102,6 +102,7 @@ class StudyReader:
                 table=build_imported_table(trials, record.config),
                 curves=_to_frame([]),
                 sources=pd.DataFrame(columns=["value"]),
+                hypotheses=record.hypotheses,
                 identity=identity,
             )
         config, is_pruning = record.config, record.config.pruning.enabled
@@ -175,22 +176,23 @@ def _to_frame(points: Sequence[tuple[int, int, float]]) -> pd.DataFrame:
 def build_imported_table(trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFrame:
     """Build the table of an imported study, see :class:`reports.data.results.Results`.
 
-    A row's ``architecture`` is its parameters, of which only those that vary are named. Attributes
-    that a network records are missing.
+    A row's ``architecture`` is its parameters, of which only those that vary are named, without
+    nuisance parameters; ``label`` has these as well. Attributes that a network records are missing.
     """
     varied = [
         name
         for name in config.list_params()
         if len({repr(trial.params.get(name)) for trial in trials}) > 1
     ]
-    labels = _format_labels(trials, varied)
+    judged = [name for name in varied if name not in config.nuisance]
+    names = zip(_format_labels(trials, judged), _format_labels(trials, varied), strict=True)
     missing = dict.fromkeys([*TrialRecord.model_fields, SOURCE_TRIALS])
     rows = [
         {
             **missing,
             **TrialColumns(
                 number=trial.number,
-                architecture=label,
+                architecture=architecture,
                 label=label + (f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""),
                 state=trial.status.value,
                 value=trial.value,
@@ -204,7 +206,7 @@ def build_imported_table(trials: Sequence[StoredTrial], config: StudyConfig) -> 
                 if name in trial.params
             },
         }
-        for trial, label in zip(trials, labels, strict=True)
+        for trial, (architecture, label) in zip(trials, names, strict=True)
     ]
     if not any(REPLICATE in trial.params for trial in trials):
         for row in rows:

@@ -202,7 +202,7 @@ def _format_scope(section: Section) -> Markup:
     if refinement is not None and refinement.trial is None:
         parts.append(f"among the best of {refinement.source}")
     if section.nuisance:
-        parts.append(f"at each architecture’s best {section.nuisance.names}")
+        parts.append(f"at each {results.noun}’s best {section.nuisance.names}")
     if section.audited_effects:
         pruned = results.counts.pruned
         parts.append(f"by predictions for the {pruned:,} pruned trials, corrected by an audit")

@@ -225,7 +225,7 @@ def build_first_screen(section: Section) -> FirstScreen:
 def _choose_chart(section: Section) -> tuple[Chart | None, str]:
     """Choose the chart that answers the question, and say what to see in it."""
     results = section.results
-    unit = "architecture" if section.nuisance else "trial"
+    unit = results.noun if section.nuisance else "trial"
     if results.is_imported and results.has_replicates:
         unit = results.noun
     name = results.scale.name

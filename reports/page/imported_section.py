@@ -17,6 +17,7 @@ from reports.charts.importances import (
     compute_conditional_importances,
     compute_importances,
 )
+from reports.charts.outcome_plots import compute_outcome_subsets
 from reports.charts.training_plots import (
     describe_drawn_curves,
     list_color_schemes,
@@ -26,8 +27,9 @@ from reports.data.results import Results
 from reports.formatting import format_count, format_param, loss_unit
 from reports.page.section import Section
 from reports.stats.conditional_effects import compute_conditional_effects
+from reports.stats.hypothesis_tests import StudyTables
 from reports.stats.leaderboard import StudySummary, summarize_study
-from reports.stats.nuisance import build_judged_table
+from reports.stats.nuisance import build_judged_table, summarize_nuisance
 
 
 def build_imported_section(results: Results) -> Section:
@@ -44,6 +46,9 @@ def build_imported_section(results: Results) -> Section:
     return Section(
         results=results,
         is_complete=not results.table["value"].isna().any(),
+        hypotheses=StudyTables(results).test_stored(),
+        outcomes=list(compute_outcome_subsets(results, [])),
+        nuisance=summarize_nuisance(results),
         effects=[effects],
         conditional=conditional,
         conditional_chart=chart_conditional_effects(conditional, loss_unit(results.config)),
@@ -65,7 +70,7 @@ def describe_uncompared(section: Section) -> str:
     """Name the parameters that no matched pair compares, in one sentence; "" if there are none."""
     results = section.results
     compared = {effect.contrast.parameter for effect in section.effects[0].effects}
-    missing = [name for name in results.parameters if name not in compared]
+    missing = [name for name in results.judged_parameters if name not in compared]
     if not results.parameters:
         return "All trials have the same parameters, so there is nothing to compare."
     if not missing:

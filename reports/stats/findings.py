@@ -125,7 +125,9 @@ def estimate_findings(
             each,
             verdict=rule.decide_mean(each.effect, margin, count),
             outcome_verdict=(
-                rule.decide_outcome(each.outcomes, count) if each.outcomes and has_both else None
+                rule.decide_outcome(each.outcomes, count, table.scale.higher_is_better)
+                if each.outcomes and has_both
+                else None
             ),
             conjunction=count,
         )
@@ -142,8 +144,10 @@ def list_contrasts(hypothesis: Hypothesis, table: FactorialTable) -> Iterator[Se
     if larger := hypothesis.larger_than:
         before, after = larger.contrast.before, larger.contrast.after
         for switch in larger.switches:
-            # The switch alone against the contrast alone, each set to what lowers the loss.
-            is_better_on = not table.compute_difference({switch: False}, {switch: True}).mean > 0
+            # The switch alone against the contrast alone, each set to what lowers the value, or
+            # raises it if the rule is about that.
+            mean = table.compute_difference({switch: False}, {switch: True}).mean
+            is_better_on = not (mean < 0 if hypothesis.is_about_rise else mean > 0)
             yield SettingContrast(
                 label=f"{shorten_contrast(larger.contrast)} against "
                 f"{'' if is_better_on else 'no '}{format_param(switch)}",
@@ -188,7 +192,8 @@ def _keep_least_favorable(findings: Sequence[Finding], rule: DecisionRule) -> li
 
     def rank_outcome(finding: Finding) -> tuple[int, float]:
         gain = finding.outcomes.gain if finding.outcomes else math.nan
-        return rank(finding.outcome_verdict, Interval(-gain, -gain))
+        change = gain if finding.effect.scale.higher_is_better else -gain
+        return rank(finding.outcome_verdict, Interval(change, change))
 
     if not findings:
         return []

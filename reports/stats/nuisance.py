@@ -42,6 +42,7 @@ class Edge:
         count: number of these architectures.
         total: number of architectures that were tried at several values of the parameter.
         has_best: whether the best architecture of the study is one of them.
+        noun: what the parameters describe.
     """
 
     parameter: str
@@ -50,6 +51,7 @@ class Edge:
     count: int
     total: int
     has_best: bool
+    noun: str = "architecture"
 
     @property
     def is_prominent(self) -> bool:
@@ -60,7 +62,7 @@ class Edge:
     def warning(self) -> str:
         """The warning, a sentence without its final full stop."""
         end, advice = ("highest", "higher") if self.is_highest else ("lowest", "lower")
-        is_are = "architecture is" if self.total == 1 else "architectures are"
+        is_are = f"{self.noun} is" if self.total == 1 else f"{self.noun}s are"
         best = "; the best of all is among them" if self.has_best and self.total > 1 else ""
         return (
             f"{self.count:,} of {self.total:,} {is_are} best at {format_param(self.parameter)} "
@@ -249,11 +251,14 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
     complete = has_value.groupby(architecture).sum()
     planned = architecture.value_counts()
     judged = complete[complete > 0]
-    best = results.judge(table[has_value])
+    best = _judge_each(results, table[has_value], architecture)
     at_setting = [table[place == i] for i in range(len(settings))]
     single = [build_table(results, rows) for rows in at_setting]
-    values = [best, *(results.judge(rows[rows["value"].notna()]) for rows in at_setting)]
-    at_best, *at_single = (rows.set_index(architecture[rows.index])["value"] for rows in values)
+    judged_rows = [results.judge(rows[rows["value"].notna()]) for rows in (table, *at_setting)]
+    at_best, *at_single = (
+        results.scale.to_loss(rows["value"].groupby(architecture[rows.index], sort=False).mean())
+        for rows in judged_rows
+    )
     best_tenth = top_count(0.1, len(judged))
     effects = build_judged_table(results).compute_effects()
     return NuisanceSummary(
@@ -281,10 +286,20 @@ def find_edges(results: Results) -> list[Edge]:
     table = results.table
     others = [name for name in results.all_parameters if name not in results.nuisance]
     architecture = table.groupby(others, dropna=False, sort=False).ngroup()
-    best = results.judge(table[table["value"].notna()])
+    best = _judge_each(results, table[table["value"].notna()], architecture)
     return [
-        edge for name in results.nuisance for edge in _find_edges(table, best, architecture, name)
+        replace(edge, noun=results.noun)
+        for name in results.nuisance
+        for edge in _find_edges(table, best, architecture, name)
     ]
+
+
+def _judge_each(
+    results: Results, rows: pd.DataFrame, architecture: "pd.Series[int]"
+) -> pd.DataFrame:
+    """Return one row of each architecture at its best, though it may have replicates there."""
+    best = results.judge(rows)
+    return best[~architecture[best.index].duplicated()]
 
 
 def _rank(

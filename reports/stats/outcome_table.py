@@ -1,6 +1,7 @@
 """Which changes bring networks below a loss: the four outcomes of matched pairs.
 
-A network is good if its loss is below a threshold, and bad otherwise, also if it diverged. A change
+A network is good if its loss is below a threshold, and bad otherwise, also if it diverged; of
+values of which a higher one is better, if it is above. A change
 rescues a pair that is bad before it and good after it, and ruins one that is good before and bad
 after. To select the good networks and compare those would leave out just these pairs: it selects
 by the outcome (Elwert & Winship, *Endogenous Selection Bias*, 2014). So no pair is left out here
@@ -26,6 +27,7 @@ from scipy.stats import binomtest
 
 from reports.data.results import Results
 from reports.formatting import format_count
+from reports.scale import Scale
 from reports.stats.contrast import Contrast
 from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import FactorialTable
@@ -43,7 +45,7 @@ class OutcomeTable:
     """Outcomes of the matched pairs of a change.
 
     Attributes:
-        both_good: number of pairs whose trials are both below the threshold.
+        both_good: number of pairs whose trials are both good.
         rescued: number of pairs of which only the second trial is.
         ruined: number of pairs of which only the first trial is.
         both_bad: number of pairs of which neither is.
@@ -75,6 +77,16 @@ class OutcomeTable:
             both_bad=int(((before == BAD) & (after == BAD)).sum()),
             unknown=int(((before == UNKNOWN) | (after == UNKNOWN)).sum()),
             **attributes,
+        )
+
+    def exchange_sides(self) -> "OutcomeTable":
+        """Return the table in which good and bad are exchanged."""
+        return OutcomeTable(
+            both_good=self.both_bad,
+            rescued=self.ruined,
+            ruined=self.rescued,
+            both_bad=self.both_good,
+            unknown=self.unknown,
         )
 
     @property
@@ -130,10 +142,10 @@ class ContrastOutcomes(OutcomeTable):
         )
 
 
-def list_outcomes(table: pd.DataFrame, threshold: float) -> "pd.Series[float]":
+def list_outcomes(table: pd.DataFrame, threshold: float, scale: Scale) -> "pd.Series[float]":
     """List the outcome of each row of a trial table."""
     is_complete = table["state"] == TrialStatus.COMPLETE
-    is_good = is_complete & (table["value"] < threshold)
+    is_good = is_complete & scale.improves(table["value"] - threshold)
     is_bad = (is_complete & ~is_good) | (table["state"] == TrialStatus.DIVERGED)
     outcomes = np.select([is_good, is_bad], [GOOD, BAD], UNKNOWN)
     return pd.Series(outcomes, index=table.index, dtype=float)
@@ -149,7 +161,7 @@ def build_outcome_table(
 
     Args:
         results: results of the study; without nuisance parameters, each trial is judged.
-        threshold: loss below which a network is good.
+        threshold: value that separates good networks from bad ones.
         fixed: values of nuisance parameters that the trials have.
     """
     key = "outcomes", threshold, *(fixed or {}).items()
@@ -162,10 +174,10 @@ def build_outcome_table(
 def _arrange_outcomes(
     results: Results, threshold: float, fixed: Mapping[str, Any]
 ) -> FactorialTable:
-    rows = results.table.assign(value=list_outcomes(results.table, threshold))
+    rows = results.table.assign(value=list_outcomes(results.table, threshold, results.scale))
     for name, value in fixed.items():
         rows = rows[(rows[name] == value).fillna(False).astype(bool)]
-    rows, parameters = results.judge(rows), results.judged_parameters
+    rows, parameters = results.judge(rows, rows["value"]), results.judged_parameters
     if results.has_replicates:
         counts = rows.groupby(REPLICATE)["architecture"].nunique()
         shared = counts.index[counts == rows["architecture"].nunique()]
@@ -191,7 +203,7 @@ def compute_outcomes(table: FactorialTable) -> list[ContrastOutcomes]:
 
 
 def describe_outcomes(outcomes: Sequence[ContrastOutcomes], results: Results, unit: str) -> str:
-    """Say in a sentence which changes bring networks below the threshold; "" without one.
+    """Say in a sentence which changes bring networks across the threshold; "" without one.
 
     Args:
         outcomes: outcomes of the contrasts over the whole grid.
@@ -203,9 +215,12 @@ def describe_outcomes(outcomes: Sequence[ContrastOutcomes], results: Results, un
         return ""
     found = build_outcome_table(results, threshold).values
     known = int((found != UNKNOWN).sum())
-    architectures = format_count(known, "architecture" if results.nuisance else "network")
+    single = "trial" if results.is_imported else "network"
+    architectures = format_count(known, results.noun if results.nuisance else single)
     limit = f"{threshold} {unit}".rstrip()
-    sentence = f"{int((found == GOOD).sum()):,} of {architectures} are below {limit}"
+    sentence = (
+        f"{int((found == GOOD).sum()):,} of {architectures} are {results.scale.good_side} {limit}"
+    )
     significant = [each for each in outcomes if each.is_significant]
     rescuing, ruining = (
         ", ".join(

@@ -51,8 +51,8 @@ def judge_unbiased(
         is known, and stays the least otherwise. None if there is nothing to select, or no noise can
         be estimated.
     """
-    judged = results.judge(rows)
-    if len(judged) == len(rows):
+    judged, scale = results.judge(rows), results.scale
+    if len(judged) == len(rows) or results.has_replicates:
         return judged, None
     noise = _estimate_noise(results, replicates)
     if noise is None:
@@ -63,10 +63,11 @@ def judge_unbiased(
     architectures = known.groupby(names, dropna=False, sort=False).ngroup().to_numpy()
     place = places[known.index].to_numpy()
     expected, slopes = estimate_selected(
-        known["value"].to_numpy(dtype=float),
+        scale.to_loss(known["value"].to_numpy(dtype=float)),
         np.sqrt(noise.variances[noise.regions[place]]),
         np.array(architectures, dtype=np.int64),
     )
+    expected, slopes = scale.to_loss(expected), scale.to_loss(slopes)
     frame = pd.DataFrame({"value": expected[architectures], "slope": slopes[architectures]})
     frame = frame.set_index(known.index).reindex(judged.index)
     regions = noise.regions[places[judged.index].to_numpy()]

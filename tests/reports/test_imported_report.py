@@ -20,8 +20,7 @@ from reports.page.imported_section import build_imported_section, describe_uncom
 from reports.page.page import render_page
 from reports.stats.conditional_effects import describe_insignificance
 from rnn_search import load
-from studies.importing.options import ImportOptions
-from studies.importing.study_import import import_table
+from studies.importing import ImportOptions, import_results
 from studies.storage.open import load_study, open_storage, read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -52,7 +51,8 @@ def results_of(tmp_path):
         path = tmp_path / "table.csv"
         pd.DataFrame(rows).to_csv(path, index=False)
         url = f"sqlite:///{tmp_path}/studies.db"
-        import_table(url, path, None, ImportOptions(**options), "rnn-search import table.csv")
+        options = ImportOptions(**options)
+        import_results(url, path, options, command="rnn-search import table.csv")
         return read_results(read_storage(url), "table", drawn_only=True)
 
     return read
@@ -81,6 +81,69 @@ def test_higher_accuracy_is_better_everywhere(grid):
     assert (effect_color(norm), effect_color(optimizer)) == (IMPROVES, WORSENS)
     line = format_headline([section])
     assert f"{best.mean:.4f}, accuracy" in line
+
+
+def claims_of(rule: str) -> list[dict]:
+    """Return a hypothesis about batch norm and one about the optimizer."""
+    pairs = (("batch norm", False, True), ("optimizer", "adam", "sgd"))
+    return [
+        {"claim": f"{name} {rule}", "rule": rule, "margin": 0.004}
+        | {"contrasts": [{"before": {name: before}, "after": {name: after}}]}
+        for name, before, after in pairs
+    ]
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_hypotheses_and_outcomes_mean_the_direction_of_the_value(results_of, maximize):
+    # The accuracy, or the error: batch norm is good for both, sgd bad for both.
+    sign, threshold = (1, 0.818) if maximize else (-1, 0.182)
+    rows = [
+        row | {"accuracy": row["accuracy"] if maximize else 1 - row["accuracy"]}
+        for row in grid_rows()
+    ]
+    results = results_of(
+        rows,
+        value="accuracy",
+        maximize=maximize,
+        threshold=threshold,
+        nuisance=["learning_rate"],
+        hypotheses=[*claims_of("raises"), *claims_of("lowers")],
+    )
+    best = results.judge().set_index(["optimizer", "depth", "batch norm"])["value"]
+    found = pd.DataFrame(rows).groupby(["optimizer", "depth", "batch norm"])["accuracy"]
+    assert best.to_dict() == (found.max() if maximize else found.min()).to_dict()
+    section = build_imported_section(results)
+    assert {each.contrast.parameter for each in section.effects[0].effects} == {
+        "optimizer", "depth", "batch norm"
+    }  # fmt: skip
+    outcomes = {each.contrast.parameter: each for each in section.outcomes[0].outcomes}
+    assert outcomes["batch norm"].gain > 0 > outcomes["optimizer"].gain
+    holds, fails = ("holds", "does not hold")[::sign]
+    verdicts = [each.findings[0].verdict for each in section.hypotheses]
+    assert verdicts == [holds, fails, fails, holds]
+    page = text_of(results)
+    assert "Exploratory, added on" in page
+    assert "after 36 of 36 trials were finished" in page
+    assert f"are {'above' if maximize else 'below'} {threshold}" in page
+    assert "architecture" not in page
+    assert results.nuisance == ["learning_rate"]
+
+
+def test_configuration_with_replicates_is_judged_at_the_values_of_the_best_mean(results_of):
+    # The best run is at 0.1, the best mean at 0.2.
+    runs = {0.1: (0.95, 0.5), 0.2: (0.8, 0.81)}
+    rows = [
+        {"lr": lr, "act": act, "seed": seed, "value": value - (act == "relu")}
+        for lr, values in runs.items() for seed, value in enumerate(values)
+        for act in ("gelu", "relu")
+    ]  # fmt: skip
+    results = results_of(rows, maximize=True, nuisance=["lr"])
+    assert sorted(results.judge()["value"].round(2)) == [-0.2, -0.19, 0.8, 0.81]
+    section = build_imported_section(results)
+    (effect,) = section.effects[0].effects
+    assert (effect.contrast.label, round(effect.mean, 6)) == ("act gelu → relu", -1.0)
+    assert section.summary.best.full_label.endswith("lr 0.2")
+    assert "configurations best here" in text_of(results)
 
 
 def test_page_of_a_grid_says_nothing_about_networks(grid):
