@@ -98,7 +98,7 @@ def test_bad_table_is_refused_and_nothing_is_written(table, tmp_path, content, o
 
 
 def test_table_too_large_to_read_is_refused(table, monkeypatch, tmp_path):
-    monkeypatch.setattr("studies.importing.MAX_ROWS", 3)
+    monkeypatch.setattr("studies.result_table.MAX_ROWS", 3)
     with pytest.raises(TableError, match="more than 3 rows"):
         table(GRID)
     pd.DataFrame({"value": range(4)}).to_parquet(tmp_path / "table.parquet")
@@ -364,7 +364,7 @@ RESULTS = [
         "lr,drop,depth,bits,seed",
         lambda i: (*divmod(i // 3, 2), i % 3, i % 7, 1 + i % 2),
         "lr,drop,depth,bits",
-        "without bits 12 have one: if results are among the parameters, add --ignore bits.",
+        "If bits is a result, add --ignore bits.",
     ),
     ("depth,train_loss", lambda i: (i % 4, i or ""), "depth", "they count as replicates."),
     (
