@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from pydantic import Field, ValidationError
 
 from reports.analysis.hypothesis_tests import (
     HypothesisTest,
@@ -38,10 +37,9 @@ from reports.stats.scale import format_count, format_signed
 from studies.artifacts import atomic_write
 from studies.cli import run_command, storage_options, studies_argument
 from studies.errors import StudiesError
-from studies.files import read_toml
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
+from studies.loader import load_hypotheses
 from studies.storage.open import read_storage
-from studies.strict_model import StrictModel
 from studies.text import format_duration
 
 HYPOTHESES = Path(__file__).with_suffix(".toml")
@@ -96,30 +94,6 @@ class StudyTests:
                 if finding.outcome_verdict and outcomes:
                     numbers = f": {outcomes.rescued} rescued, {outcomes.ruined} ruined"
                     yield number, f"{side} {threshold}", f"**{finding.outcome_verdict}**{numbers}"
-
-
-class _HypothesisFile(StrictModel):
-    hypothesis: list[Hypothesis] = Field(min_length=1)
-
-
-def read_hypotheses(path: Path) -> list[Hypothesis]:
-    """Read hypotheses from a TOML file; ``reports/hypotheses.toml`` describes its keys.
-
-    Raises:
-        ReportError: if the file cannot be read or a key or value is not valid.
-    """
-    try:
-        return _HypothesisFile.model_validate(read_toml(path)).hypothesis
-    except OSError as error:
-        raise ReportError(f"cannot read {path}: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part + 1) if isinstance(part, int) else part for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        raise ReportError(f"{path}: {key}: {message}") from error
-    except ValueError as error:  # TOML or UTF-8
-        raise ReportError(f"{path}: not valid TOML: {error}") from error
 
 
 def list_hypotheses(
@@ -258,12 +232,12 @@ def write_hypotheses(
         The file, and a line for the user if it is not the expected one, else "".
 
     Raises:
-        StudiesError: if a study or the storage is missing.
-        ReportError: if the hypotheses cannot be read, a study is not finished or tests nothing, the
-            file cannot be written, or it exists and reports something else.
+        StudiesError: if a study or the storage is missing, or the hypotheses cannot be read.
+        ReportError: if a study is not finished or tests nothing, or the file cannot be written, or
+            exists and reports something else.
     """
     path = output or (OUTPUT / "findings.md").absolute()
-    tested = read_hypotheses(hypotheses)
+    tested = load_hypotheses(hypotheses)
     with closing(read_storage(storage_url)) as storage:
         results = [read_results(storage, name, with_curves=()) for name in dict.fromkeys(names)]
     command = _format_command(results, margin, note, hypotheses)

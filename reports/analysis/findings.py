@@ -126,7 +126,7 @@ def estimate_findings(
             each,
             verdict=rule.decide_mean(each.effect, margin, count),
             outcome_verdict=(
-                rule.decide_outcome(each.outcomes.to_lower(table.scale), count)
+                rule.decide_outcome(each.outcomes, count, table.scale.higher_is_better)
                 if each.outcomes and has_both
                 else None
             ),
@@ -144,11 +144,11 @@ def list_contrasts(hypothesis: Hypothesis, table: FactorialTable) -> Iterator[Se
     yield from hypothesis.contrasts
     if larger := hypothesis.larger_than:
         before, after = larger.contrast.before, larger.contrast.after
-        sign = RULES[hypothesis.rule].sign or (1 if table.scale.higher_is_better else -1)
         for switch in larger.switches:
-            # The switch alone against the contrast alone, each set to what the rule is about.
-            change = table.compute_difference({switch: False}, {switch: True}).mean
-            is_better_on = not sign * change < 0
+            # The switch alone against the contrast alone, each set to what lowers the value, or
+            # raises it if the rule is about that.
+            mean = table.compute_difference({switch: False}, {switch: True}).mean
+            is_better_on = not (mean < 0 if hypothesis.is_about_rise else mean > 0)
             yield SettingContrast(
                 label=f"{shorten_contrast(larger.contrast)} against "
                 f"{'' if is_better_on else 'no '}{format_param(switch)}",
@@ -192,9 +192,9 @@ def _keep_least_favorable(findings: Sequence[Finding], rule: DecisionRule) -> li
         return place, math.inf if math.isnan(opposition) else opposition
 
     def rank_outcome(finding: Finding) -> tuple[int, float]:
-        outcomes = finding.outcomes and finding.outcomes.to_lower(finding.effect.scale)
-        gain = outcomes.gain if outcomes else math.nan
-        return rank(finding.outcome_verdict, Interval(-gain, -gain))
+        gain = finding.outcomes.gain if finding.outcomes else math.nan
+        change = gain if finding.effect.scale.higher_is_better else -gain
+        return rank(finding.outcome_verdict, Interval(change, change))
 
     if not findings:
         return []

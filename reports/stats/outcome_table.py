@@ -27,7 +27,7 @@ from reports.stats.contrast import Contrast
 from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import CONFIDENCE, Interval
-from reports.stats.scale import Scale, format_count
+from reports.stats.scale import format_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,10 +77,8 @@ class OutcomeTable:
             **attributes,
         )
 
-    def to_lower(self, scale: Scale) -> "OutcomeTable":
-        """Return the outcomes as if lower values were the good ones."""
-        if not scale.higher_is_better:
-            return self
+    def exchange_sides(self) -> "OutcomeTable":
+        """Return the table in which good and bad are exchanged."""
         return OutcomeTable(
             both_good=self.both_bad,
             rescued=self.ruined,

@@ -13,21 +13,13 @@ from typing import Any
 
 from helpers import study_attributes
 from optuna.distributions import CategoricalDistribution
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from reports.data.results import Results
 from reports.data.study_reader import read_results
-from studies.attributes import (
-    CONFIG,
-    OBJECTIVE_NAMES,
-    AuditState,
-    StudyRecord,
-    TokenizerRecord,
-)
-from studies.config import ImportedResults, StudyConfig
+from studies.attributes import CONFIG, OBJECTIVE_NAMES, AuditState, TokenizerRecord
+from studies.config import StudyConfig
 from studies.hypothesis_records import Registration, update_records
-from studies.importing.rows import ResultRow, ResultTable, check_rows, to_trials
 from studies.loader import read_study_record
 from studies.space import GATED_PARAMS
 from studies.storage.changes import NewEnd, create_study, extend_study
@@ -193,33 +185,6 @@ def make_runs(
             known = value if state is TrialState.COMPLETE else None
             storage.finish(trial_id, "me", state, known, found, curve)
     storage.close()
-
-
-def make_imported(
-    url: str, name: str, rows: Sequence[dict], maximize: bool = False, **settings: Any
-) -> None:
-    """Create an imported study of some rows: parameters, ``value``, and ``seed`` of a replicate."""
-    names = [each for each in rows[0] if each not in ("value", "seed")]
-    runs = [
-        ResultRow(f"row {i}", {n: row[n] for n in names}, row["value"], replicate=row.get("seed"))
-        for i, row in enumerate(rows)
-    ]
-    results = ImportedResults(
-        source=name, parameters=names, direction="maximize" if maximize else "minimize"
-    )
-    config = StudyConfig(results=results, **settings)
-    registration = Registration(
-        time=datetime(2026, 11, 26, 17, tzinfo=UTC),
-        planned=len(rows),
-        report_threshold=config.report_threshold,
-        nuisance=config.nuisance,
-    )
-    records = update_records([], config.hypothesis, registration)
-    record = StudyRecord(config=config, hypotheses=records, artifact_folder=name)
-    direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
-    stored = to_trials(check_rows(ResultTable(name, "value", maximize, runs)))
-    with closing(open_new(url)) as storage:
-        create_study(storage, name, "value", record.attributes(), *stored, direction)
 
 
 @created_once

@@ -4,8 +4,8 @@ import math
 import random
 
 import numpy as np
+import pandas as pd
 import pytest
-from factories import make_imported
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.trend_plots import chart_levels, chart_trends
@@ -17,6 +17,7 @@ from reports.stats.additive_findings import describe_additive, format_additive_l
 from reports.stats.additive_model import fit_additive_model
 from reports.stats.scale import Scale
 from rnn_search import load
+from studies.importing import ImportOptions, import_results
 from studies.storage.open import read_storage
 from tests.simulations.sweeps import BEST_RATE, NAMES, Sweep, simulate_sweeps
 
@@ -189,7 +190,8 @@ def test_sweep_without_pairs_says_so_first_and_shows_trends_and_effects(sqlite_u
     for row in rows:
         row["value"] = 1 - 0.2 * (math.log10(row["rate"]) + 2) ** 2 - 0.1 * row["flag"]
         row["value"] += generator.gauss(0, 0.02)
-    make_imported(sqlite_url, "sweep", rows, maximize=True)
+    options = ImportOptions(maximize=True)
+    import_results(sqlite_url, pd.DataFrame(rows), options, name="sweep")
     section = build_section(read_results(read_storage(sqlite_url), "sweep"))
     assert section.effects[0].effects == []
     assert answer_question(section)[0].startswith("There are no matched pairs")

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from factories import make_imported
 from optuna_dashboard import get_note
 
 from reports.charts.chart import IMPROVES, WORSENS
@@ -22,9 +21,7 @@ from reports.page.page import render_page
 from reports.page.sections import build_section
 from reports.stats.conditional_effects import describe_insignificance
 from rnn_search import load
-from studies.hypotheses import Hypothesis
-from studies.importing.options import ImportOptions
-from studies.importing.study_import import import_table
+from studies.importing import ImportOptions, import_results
 from studies.storage.open import load_study, open_storage, read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -51,12 +48,11 @@ def grid_rows() -> list[dict]:
 def results_of(tmp_path):
     """Import rows as a study; return its results."""
 
-    def read(rows: list[dict], **options):
-        path = tmp_path / "table.csv"
-        pd.DataFrame(rows).to_csv(path, index=False)
+    def read(rows: list[dict], name: str = "table", **options):
         url = f"sqlite:///{tmp_path}/studies.db"
-        import_table(url, path, None, ImportOptions(**options), "rnn-search import table.csv")
-        return read_results(read_storage(url), "table", drawn_only=True)
+        source, said = pd.DataFrame(rows), "rnn-search import table.csv"
+        import_results(url, source, ImportOptions(**options), name=name, command=said)
+        return read_results(read_storage(url), name, drawn_only=True)
 
     return read
 
@@ -80,35 +76,39 @@ def tuned_rows(seeds: int = 1) -> list[dict]:
     ]  # fmt: skip
 
 
-def contrast(hypothesis: dict, is_reversed: bool) -> Hypothesis:
-    """Return a hypothesis, or the same about values with the other sign."""
-    sides = [{"norm": False}, {"norm": True}]
-    before, after = reversed(sides) if is_reversed else sides
-    return Hypothesis(margin=0.05, contrasts=[{"before": before, "after": after}], **hypothesis)
-
-
-HYPOTHESES = [
-    {"claim": "It helps.", "rule": "lowers"},
-    {"claim": "It helps shallow ones.", "rule": "lowers", "region": {"depth": 2}},
-    {"claim": "It makes none.", "rule": "makes-no-difference", "region": {"depth": 4}},
-]
+def claim(rule: str, is_reversed: bool, **region) -> dict:
+    """Return a hypothesis about norm, or the same about values with the other sign."""
+    sides = [{"norm": is_reversed}, {"norm": not is_reversed}]
+    contrasts = [dict(zip(("before", "after"), sides, strict=True))]
+    claim = f"{rule} {region}"
+    return {"claim": claim, "rule": rule, "margin": 0.05, "contrasts": contrasts, "region": region}
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_negated_study_that_is_maximized_has_mirrored_findings(sqlite_url, seeds):
-    url = sqlite_url
-    for i, sign in enumerate((1, -1)):
-        rows = [row | {"value": sign * row["value"]} for row in tuned_rows(seeds)]
-        hypotheses = [contrast(each, sign < 0) for each in HYPOTHESES]
-        settings = {"report_threshold": 1.7 * sign, "hypothesis": hypotheses}
-        make_imported(url, f"twin{i}", rows, maximize=sign < 0, nuisance=["rate"], **settings)
-    first, second = (load(f"twin{i}", storage=url) for i in range(2))
+def test_negated_study_that_is_maximized_has_mirrored_findings(results_of, tmp_path, seeds):
+    results = [
+        results_of(
+            [row | {"value": sign * row["value"]} for row in tuned_rows(seeds)],
+            f"twin{sign}",
+            maximize=sign < 0,
+            threshold=1.7 * sign,
+            nuisance=["rate"],
+            parameters=["width", "depth", "norm", "rate"],
+            hypotheses=[
+                claim("lowers", sign < 0),
+                claim("lowers", sign < 0, depth=2),
+                claim("makes-no-difference", sign < 0, depth=4),
+            ],
+        )
+        for sign in (1, -1)
+    ]
+    url = f"sqlite:///{tmp_path}/studies.db"
+    first, second = (load(each.name, storage=url) for each in results)
     numbers = ["effect", "low", "high"]
     effects, mirrored = (each.effects().table for each in (first, second))
     assert len(effects) == 5
     assert effects["significant"].tolist() == mirrored["significant"].tolist()
-    low, high = mirrored["low"].copy(), mirrored["high"].copy()
-    mirrored["low"], mirrored["high"] = high, low
+    mirrored = mirrored.rename(columns={"low": "high", "high": "low"})
     assert effects[numbers].to_numpy() == pytest.approx(-mirrored[numbers].to_numpy())
     norm = effects.set_index("parameter").loc["norm", "effect"]
     assert norm == pytest.approx(-0.5, abs=0.03), "the mean over depths, at the best rates"
@@ -119,9 +119,7 @@ def test_negated_study_that_is_maximized_has_mirrored_findings(sqlite_url, seeds
     assert tested["verdict"].tolist() == ["holds", "holds", "does not hold"]
     assert tested["outcome_verdict"].tolist() == reversed_["outcome_verdict"].tolist()
     assert tested["rescued"].tolist() == reversed_["ruined"].tolist()
-    sections = [
-        build_section(read_results(read_storage(url), each.name)) for each in (first, second)
-    ]
+    sections = [build_section(each) for each in results]
     best, same = (section.summary.best for section in sections)
     assert (best.label, best.best_values, best.runs) == (same.label, same.best_values, seeds)
     summary, other = (replace(section.nuisance, effects=[]) for section in sections)
@@ -131,7 +129,7 @@ def test_negated_study_that_is_maximized_has_mirrored_findings(sqlite_url, seeds
         text = main_of(section)
         for word in FOREIGN_WORDS:
             assert word not in text, word
-        for expected in (words, "best rate", "It helps shallow ones."):
+        for expected in (words, "best rate", "only depth 2"):
             assert expected in text
         assert "rate" in note_of(section)
 
@@ -146,9 +144,8 @@ def main_of(section) -> str:
 
 
 def note_of(section) -> str:
-    results = section.results
-    counts = results.counts
-    return render_note("", results.config, None, [], counts, results, section.ranked_effects)
+    read = section.results
+    return render_note("", read.config, None, [], read.counts, read, section.ranked_effects)
 
 
 def test_higher_accuracy_is_better_everywhere(grid):
@@ -192,7 +189,7 @@ def test_mean_that_is_adjusted_for_missing_runs_is_named_so(results_of):
     assert "1.500, value, adjusted mean of 1 run;" in format_headline([build_section(results)])
 
 
-def test_nuisance_of_replicates_has_the_value_of_the_best_mean(sqlite_url):
+def test_nuisance_of_replicates_has_the_value_of_the_best_mean(results_of):
     runs = {0.1: (0.9, 0.1), 0.2: (0.6, 0.7)}  # the first has the best run
     rows = [
         {"width": width, "rate": rate, "seed": seed, "value": value + width}
@@ -200,8 +197,7 @@ def test_nuisance_of_replicates_has_the_value_of_the_best_mean(sqlite_url):
         for rate, values in runs.items()
         for seed, value in enumerate(values)
     ]
-    make_imported(sqlite_url, "seeds", rows, maximize=True, nuisance=["rate"])
-    best = build_section(read_results(read_storage(sqlite_url), "seeds")).summary.best
+    best = build_section(results_of(rows, maximize=True, nuisance=["rate"])).summary.best
     assert (best.label, best.best_values, best.losses) == ("width 2", {"rate": 0.2}, [2.7, 2.6])
 
 
