@@ -100,7 +100,7 @@ class Results:
     def all_parameters(self) -> list[str]:
         """Parameters of the trials, without replicate; of networks BPTT steps are among them."""
         names = self.config.list_params()
-        if self.config.is_trained:
+        if self.cells:
             names = param_order([CELL, *names])
         return [name for name in names if name in self.table]
 
@@ -146,7 +146,7 @@ class Results:
     @property
     def data_columns(self) -> list[str]:
         """Columns that trials of this study can have: of an imported one no network's."""
-        if self.config.is_trained:
+        if self.cells:
             return [str(name) for name in self.table]
         columns = ("architecture", "label", "state", "value", "started", "completed")
         return [*columns, *self.all_parameters, *self.axes[len(self.parameters) :]]
