@@ -62,14 +62,20 @@ def test_planted_effects_are_found_and_null_parameters_are_not(sweep):
     assert not rate.optimum.is_open_below
     assert not null.is_significant
     assert null.optimum.reason == "its trend is not significant"
+    momentum = trend_of(model, "momentum")
+    assert len(momentum.points) == sum(row["optimizer"] == "sgd" for row in sweep.rows)
     assert 0.5 < model.predicted_share < 1
 
 
-def test_parameter_that_some_runs_lack_is_fitted_among_the_others(sweep):
-    momentum = trend_of(sweep.model, "momentum")
-    assert len(momentum.points) == sum(row["optimizer"] == "sgd" for row in sweep.rows)
-    truth = -0.1 * (momentum.high - momentum.low)
-    assert momentum.difference.low <= truth <= momentum.difference.high
+def test_runs_that_lack_a_parameter_have_an_effect_of_their_own():
+    columns, values = draw(40)
+    lacks = np.arange(40) % 4 < 2
+    columns["y"] = np.where(lacks, np.nan, columns["y"])
+    apart = fit_additive_model(columns, values + 5 * lacks)
+    model = fit_additive_model(columns, values)
+    assert apart.predicted_share > 0.9
+    errors = (level_of(each, "on").estimate.error for each in (apart, model))
+    assert next(errors) == pytest.approx(next(errors))
 
 
 def test_higher_is_better_mirrors_everything_but_the_best_place(sweep):
@@ -102,10 +108,7 @@ def test_parameters_that_change_together_are_not_separated():
     tied = columns | {"tied": np.where(columns["on"], "a", "b")}
     model = fit_additive_model(tied, values)
     assert "separated from tied" in level_of(model, "on").estimate.reason
-    assert level_of(model, "tied").adjusted_p == 1
-    assert trend_of(model, "x").is_significant
-    text = " ".join(describe_additive(model, LOSS))
-    assert "on (it cannot be separated from tied)" in text
+    assert "on (it cannot be separated from tied)" in " ".join(describe_additive(model, LOSS))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,6 @@ def test_runs_without_a_value_are_left_out_and_counted():
     rest = fit_additive_model({name: each[3:] for name, each in columns.items()}, values[3:])
     assert (model.runs, model.left_out) == (40, 3)
     assert trend_of(model, "x").p == trend_of(rest, "x").p
-    assert fit_additive_model(columns, np.ones(43)).reason == "all runs have the same value"
 
 
 def test_replicates_of_a_configuration_are_no_new_configurations():
