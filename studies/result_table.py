@@ -299,7 +299,7 @@ def _parse_csv(name: str, text: str, options: "ImportOptions") -> "pd.DataFrame"
         raise TableError(f"{name} is empty: expected a table with a header") from error
     except pd.errors.ParserError as error:
         found = to_line(str(error).rpartition("error: ")[2].strip())
-        raise TableError(f"{name} is not valid CSV: {found}; quote cells with commas") from error
+        raise TableError(f"{name} is not valid CSV: {found}") from error
     if len(frame) > MAX_ROWS or frame.shape[1] > MAX_COLUMNS:
         raise _too_large(name)
     if not isinstance(frame.index, pd.RangeIndex):
@@ -499,7 +499,8 @@ def _warn_of_results(table: _Table, names: Sequence[str], keys: Sequence[str]) -
                 f"Without {name} the rows are a complete grid. If it is a result, add --ignore "
                 f"{name}: rows that differ in it as well are no matched pair."
             ]
-    if scattered := [name for name in names if table.is_scattered(name)]:
+    scattered = [name for name in names if table.is_scattered(name)]
+    if scattered and len(names) > 1:
         return [
             f"Nearly every row has another value of {_join(scattered)}: taken as a continuous "
             "parameter, not as a result; leave results out with --ignore."
