@@ -12,9 +12,6 @@ from studies.config import StudyConfig
 from studies.measure import find_measure
 from studies.text import format_trials
 
-SMOOTHED = "smoothed training"
-"""What the losses of a training curve are, before the name of the loss."""
-
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 """Characters with a meaning in Markdown, in a line of text or a table."""
 
@@ -22,8 +19,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 def objective_name(config: StudyConfig) -> str:
     """Return the name of the loss that a study minimises, or of an imported value."""
     measure = find_measure(config)
-    is_least = config.is_trained and config.objective == "training"
-    return f"minimum {measure.name}" if is_least else measure.name
+    return f"minimum {measure.name}" if config.objective == "training" else measure.name
 
 
 def loss_unit(config: StudyConfig) -> str:
@@ -34,12 +30,6 @@ def loss_unit(config: StudyConfig) -> str:
 def value_axis_title(config: StudyConfig) -> str:
     """Return the title of an axis of trial values."""
     return add_unit(objective_name(config), loss_unit(config))
-
-
-def curve_axis_title(config: StudyConfig) -> str:
-    """Return the title of an axis of curves, whatever the objective."""
-    name = find_measure(config).name_loss(SMOOTHED) if config.is_trained else "intermediate value"
-    return add_unit(name, loss_unit(config))
 
 
 def effects_title(is_gated: bool) -> str:

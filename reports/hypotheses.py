@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from pydantic import Field, ValidationError
 
 from reports.analysis.hypothesis_tests import (
     HypothesisTest,
@@ -37,9 +36,9 @@ from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.scale import format_count, format_signed
 from studies.cli import run_command, storage_options, studies_argument
 from studies.errors import StudiesError
-from studies.files import atomic_write, read_toml
+from studies.files import atomic_write
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
-from studies.records import StrictModel
+from studies.loader import load_hypotheses
 from studies.storage.open import read_storage
 from studies.text import format_duration
 
@@ -69,7 +68,7 @@ class StudyTests:
 
     @property
     def below_threshold(self) -> str:
-        """How many networks are below the study's threshold, in a sentence; "" without one."""
+        """How many trials are on the good side of the threshold, in a sentence; "" without one."""
         sentence = describe_outcomes([], self.results, loss_unit(self.results.config))
         verdicts = [
             finding.outcome_verdict for test in self.tests.values() for finding in test.findings
@@ -80,7 +79,7 @@ class StudyTests:
 
     def list_verdicts(self) -> Iterator[tuple[int, str, str]]:
         """Yield each verdict with the number of its hypothesis and what it is about, in words."""
-        threshold = self.results.config.report_threshold
+        threshold, side = self.results.config.report_threshold, self.results.scale.good_side
         for number, test in self.tests.items():
             for finding in test.findings:
                 effect, outcomes = finding.effect, finding.outcomes
@@ -94,31 +93,7 @@ class StudyTests:
                     yield number, subject, f"**{finding.verdict}**{numbers}"
                 if finding.outcome_verdict and outcomes:
                     numbers = f": {outcomes.rescued} rescued, {outcomes.ruined} ruined"
-                    yield number, f"below {threshold}", f"**{finding.outcome_verdict}**{numbers}"
-
-
-class _HypothesisFile(StrictModel):
-    hypothesis: list[Hypothesis] = Field(min_length=1)
-
-
-def read_hypotheses(path: Path) -> list[Hypothesis]:
-    """Read hypotheses from a TOML file; ``reports/hypotheses.toml`` describes its keys.
-
-    Raises:
-        ReportError: if the file cannot be read or a key or value is not valid.
-    """
-    try:
-        return _HypothesisFile.model_validate(read_toml(path)).hypothesis
-    except OSError as error:
-        raise ReportError(f"cannot read {path}: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part + 1) if isinstance(part, int) else part for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        raise ReportError(f"{path}: {key}: {message}") from error
-    except ValueError as error:  # TOML or UTF-8
-        raise ReportError(f"{path}: not valid TOML: {error}") from error
+                    yield number, f"{side} {threshold}", f"**{finding.outcome_verdict}**{numbers}"
 
 
 def list_hypotheses(
@@ -198,7 +173,7 @@ def render_page(
             f"no hypothesis is tested by {names}: expected a gated study with several values of a "
             "parameter in the hypotheses"
         )
-    is_text = all(each.is_imported or each.trained.is_text for each in studies)
+    is_text = all(each.config.is_text for each in studies)
     verdicts: dict[int, dict[tuple[str, str], list[str]]] = {}
     for study in tested:
         for number, subject, verdict in study.list_verdicts():
@@ -257,12 +232,12 @@ def write_hypotheses(
         The file, and a line for the user if it is not the expected one, else "".
 
     Raises:
-        StudiesError: if a study or the storage is missing.
-        ReportError: if the hypotheses cannot be read, a study is not finished or tests nothing, the
-            file cannot be written, or it exists and reports something else.
+        StudiesError: if a study or the storage is missing, or the hypotheses cannot be read.
+        ReportError: if a study is not finished or tests nothing, or the file cannot be written, or
+            exists and reports something else.
     """
     path = output or (OUTPUT / "findings.md").absolute()
-    tested = read_hypotheses(hypotheses)
+    tested = load_hypotheses(hypotheses)
     with closing(read_storage(storage_url)) as storage:
         results = [read_results(storage, name, with_curves=()) for name in dict.fromkeys(names)]
     command = _format_command(results, margin, note, hypotheses)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
 
     from reports.analysis.pareto_front import ParetoFront
+    from reports.stats.additive_model import AdditiveModel
     from reports.stats.conditional_effects import ConditionalEffect
     from reports.stats.effects import Effect
     from reports.stats.paired_difference import PairedDifference
@@ -43,6 +44,7 @@ class Effects:
             tried, and why no effect is known, in sentences.
         conditional_effects: the effects within each value of the other parameters.
         spec: format of an effect in the printed table.
+        additive: additive model of trials that matched pairs do not compare; None if they do.
     """
 
     effects: "list[Effect]"
@@ -50,19 +52,50 @@ class Effects:
     warnings: list[str] = field(default_factory=list)
     conditional_effects: "list[ConditionalEffect]" = field(default_factory=list)
     spec: str = ".4f"
+    additive: "AdditiveModel | None" = None
+
+    @property
+    def trends(self) -> "pd.DataFrame":
+        """One row per number of many values, such as those that a sampler drew.
+
+        Columns: ``parameter``, the least and the greatest value tried, ``low`` and ``high``; the
+        value ``best`` with the ends ``best_low`` and ``best_high`` of its 95% interval (NaN where
+        it is unknown), ``size``: the range of the fitted values, and whether the trend is
+        ``significant``, corrected for the number of all tests of the additive model. Empty for
+        studies whose matched pairs compare all parameters.
+        """
+        import pandas as pd
+
+        rows = [
+            (
+                each.parameter,
+                each.low,
+                each.high,
+                each.optimum.value,
+                each.optimum.low,
+                each.optimum.high,
+                float(each.curve.max() - each.curve.min()),
+                each.is_significant,
+            )
+            for each in (self.additive.trends if self.additive else ())
+        ]
+        columns = ["parameter", "low", "high", "best", "best_low", "best_high", "size"]
+        return pd.DataFrame(rows, columns=[*columns, "significant"])
 
     @property
     def table(self) -> "pd.DataFrame":
         """One row per contrast.
 
         Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
-        ``effect`` (negative is better) with the ends ``low`` and ``high`` of its 95% interval,
-        which is that of training each network again, the number of ``pairs``, whether it is
-        ``significant`` (the interval excludes zero; an interval from the differences between the
-        pairs must rest on at least 8), and the ``source`` of the interval. Where the effect differs
-        between the values of another parameter by as much as its mean or more, ``depends_on`` names
-        that parameter, and ``least`` and ``greatest`` are the effects at its values. A cell with
-        switches or options is compared at the best of them (``docs/statistics.md``).
+        ``effect`` (negative is better, unless higher values are) with the ends ``low`` and ``high``
+        of its 95% interval, which is that of repeating each run, the number of ``pairs``, whether
+        it is ``significant`` (the interval excludes zero; an interval from the differences between
+        the pairs must rest on at least 8), and the ``source`` of the interval. Where the effect
+        differs between the values of another parameter by as much as its mean or more,
+        ``depends_on`` names that parameter, and ``least`` and ``greatest`` are the effects at its
+        values. A cell with switches or options is compared at the best of them
+        (``docs/statistics.md``). Without matched pairs the effects are those of the additive model,
+        which :attr:`trends` completes.
         """
         import pandas as pd
 

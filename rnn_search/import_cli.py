@@ -2,118 +2,110 @@
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from studies.cli import storage_options
-from studies.files import open_regular
-from studies.importing.options import ImportOptions
-from studies.importing.study_import import ImportedStudy, import_optuna_study, import_table
+from studies.importing import ImportOptions, import_results
 from studies.storage.engine import parse_url, redact
 from studies.study_file import import_studies, is_exported_study
 from studies.text import to_line
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_COLUMN_OPTIONS = (
-    click.option("--study", help="Name of the study in the storage, if SOURCE is the URL of one."),
-    click.option(
-        "--value",
-        metavar="COLUMN",
-        help="Column of the results; by default value. For a study with several objectives, "
-        "values_0 is the first.",
-    ),
-    click.option(
-        "--maximize/--minimize",
-        default=None,
-        help="Whether a higher or a lower value is better; by default the direction of the study, "
-        "and for a table a lower one.",
-    ),
-    click.option("--metric", metavar="NAME", default="", help="Name of the value, for the report."),
-    click.option("--unit", metavar="TEXT", default="", help="Unit of the value, for the report."),
-    click.option("--question", metavar="TEXT", default="", help="Question for the report."),
-    click.option(
-        "--parameters",
-        metavar="A,B,…",
-        default="",
-        help="Columns that are parameters; by default those with several values but no results.",
-    ),
-    click.option(
-        "--ignore",
-        metavar="A,B,…",
-        default="",
-        help="Columns that are neither parameters nor results.",
-    ),
-    click.option(
-        "--replicate",
-        metavar="COLUMN",
-        help="Column that numbers repeated runs of equal parameters; by default replicate or seed.",
-    ),
-    click.option(
-        "--curve",
-        metavar="PREFIX",
-        default="loss_",
-        show_default=True,
-        help="Prefix of the columns that hold a curve: loss_50 is the value at step 50.",
-    ),
-)
-"""Options that say what the columns of a table are."""
-
 
 def _column_options(command: _F) -> _F:
-    for option in reversed(_COLUMN_OPTIONS):
+    """Add an option for each field of :class:`ImportOptions`."""
+    for each in reversed(fields(ImportOptions)):
+        settings: dict[str, Any] = {"help": each.metadata["help"], "default": each.default}
+        if each.name == "maximize":
+            option = click.option("--maximize/--minimize", **settings)
+        elif each.default == ():
+            settings |= {"default": "", "callback": _split}
+            option = click.option(f"--{each.name}", metavar=each.metadata["metavar"], **settings)
+        else:
+            kind = float if each.name == "threshold" else str
+            metavar = each.metadata["metavar"]
+            option = click.option(
+                f"--{each.name}",
+                metavar=metavar,
+                type=kind,
+                show_default=bool(each.default),
+                **settings,
+            )
         command = option(command)
     return command
+
+
+def _split(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 @click.command(
     "import",
     help="Create a study from finished results, without training. SOURCE is a file that "
-    "export-study wrote, any table of parameters and values as CSV (.csv, .csv.gz, .tsv), or the "
-    "URL of a storage that has a study of plain Optuna, which is only read. Several exported files "
-    "are imported together, all or none; tables and Optuna studies are imported one at a time.",
+    "export-study wrote; any table of parameters and values, as CSV or Parquet; or the URL of a "
+    "storage that has a study of plain Optuna, which is only read. Several exported files are "
+    "imported together, all or none; tables and Optuna studies are imported one at a time.",
 )
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option(
     "--name",
     help="Name of the new study; by default that of the exported or Optuna study, or of the file.",
 )
+@click.option("--study", help="Name of the study in the storage, if SOURCE is the URL of one.")
 @_column_options
+@click.option("--dry-run", is_flag=True, help="Print what the columns are, and write nothing.")
 @storage_options
 def import_command(
-    sources: tuple[str, ...], name: str | None, storage: str, debug: bool, **columns: Any
+    sources: tuple[str, ...],
+    name: str | None,
+    study: str | None,
+    dry_run: bool,
+    storage: str,
+    debug: bool,
+    **columns: Any,
 ) -> int:
     """Import results."""
-    if all(map(_is_exported, sources)):
-        if given := [key for key, each in columns.items() if _is_given(key)]:
+    others = [each for each in sources if _is_url(each) or not is_exported_study(Path(each))]
+    if not others:
+        given = [each for each in ("study", "dry_run", *columns) if _is_given(each)]
+        if given:
             raise click.UsageError(
-                f"--{given[0]} is for tables of other programs: {sources[0]} is an exported study"
+                f"--{given[0].replace('_', '-')} is for results of other programs: {sources[0]} is "
+                "an exported study"
             )
         _import_exported(sources, name, storage)
         return 0
     if len(sources) > 1:
-        other = next(each for each in sources if not _is_exported(each))
-        if not _is_url(other):
-            open_regular(Path(other)).close()
+        if not _is_url(others[0]) and not Path(others[0]).exists():
+            raise click.UsageError(
+                f"{to_line(others[0])} does not exist: expected a file of a table"
+            )
         raise click.UsageError(
-            f"{to_line(other)} is not an exported study: expected it alone, because options say "
-            "what its columns are"
+            f"{to_line(others[0])} is not an exported study: expected it alone, because options "
+            "say what its columns are"
         )
-    (source,) = sources
-    study = columns.pop("study")
-    for key in ("parameters", "ignore"):
-        columns[key] = _split(columns[key])
-    options = ImportOptions(**columns)
-    command = _format_command()
-    if _is_url(source):
-        imported = import_optuna_study(storage, source, study, name, options, command)
-    elif study is not None:
-        raise click.UsageError(f"--study is for the URL of a storage: {to_line(source)} is a file")
-    else:
-        imported = import_table(storage, Path(source), name, options, command)
-    _print_imported(imported)
+    imported = import_results(
+        storage,
+        others[0],
+        ImportOptions(**columns),
+        study=study,
+        name=name,
+        command=_format_command(),
+        dry_run=dry_run,
+    )
+    for line in imported.roles:
+        click.echo(to_line(line))
+    done = "would import" if dry_run else "imported"
+    click.echo(f"{done} study {imported.name!r} from {imported.source}: {imported.counts}")
+    for note in imported.notes:
+        click.echo(to_line(note), err=True)
+    if not dry_run:
+        click.echo(f"see it with {shlex.join(['rnn-search', 'report', imported.name])}")
     return 0
 
 
@@ -131,32 +123,13 @@ def _import_exported(sources: Sequence[str], name: str | None, storage: str) -> 
             )
 
 
-def _print_imported(imported: ImportedStudy) -> None:
-    parameters = ", ".join(map(to_line, imported.parameters))
-    click.echo(
-        f"imported study {imported.name!r} from {to_line(imported.source)}: {imported.counts}; "
-        f"parameters {parameters}; {imported.goal}"
-    )
-    for note in imported.notes:
-        click.echo(to_line(note), err=True)
-    click.echo(f"see it with {shlex.join(['rnn-search', 'report', imported.name])}")
-
-
 def _is_url(source: str) -> bool:
     return "://" in source
-
-
-def _is_exported(source: str) -> bool:
-    return not _is_url(source) and is_exported_study(Path(source))
 
 
 def _is_given(name: str) -> bool:
     source = click.get_current_context().get_parameter_source(name)
     return source is click.core.ParameterSource.COMMANDLINE
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _format_command() -> str:
@@ -166,13 +139,13 @@ def _format_command() -> str:
     for source in context.params["sources"]:
         words.append(redact(parse_url(source).set(password=None)) if _is_url(source) else source)
     for parameter in context.command.params:
-        name, value = parameter.name, context.params.get(parameter.name or "")
-        if not isinstance(parameter, click.Option) or name in ("storage", "debug"):
+        name = str(parameter.name)
+        if not isinstance(parameter, click.Option) or name in ("storage", "debug", "dry_run"):
             continue
-        if name is not None and _is_given(name):
-            option = parameter.opts[0]
+        if _is_given(name):
+            value, option = context.params[name], parameter.opts[0]
             if isinstance(value, bool):
                 words.append(option if value else parameter.secondary_opts[0])
             else:
-                words += [option, str(value)]
+                words += [option, ",".join(value) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)

@@ -1,20 +1,25 @@
 """Management of stored studies from Python, as the commands ``rnn-search list``, ``copy``, … do."""
 
-from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rnn_search.study import artifacts_or_default, storage_or_default
 from studies.artifacts import StudyStores
 from studies.errors import ConfigError
-from studies.importing.options import ImportOptions
-from studies.importing.study_import import ImportedStudy, import_optuna_study, import_table
+from studies.importing import ImportedStudy, ImportOptions
+from studies.importing import import_results as import_stored
 from studies.management import CopyResult, ListedStudy, StudyManager
 from studies.management import list_studies as list_stored
 from studies.storage.open import read_storage
 from studies.study_file import ExportResult, ImportResult, import_studies, is_exported_study
 from studies.study_file import export_study as export_stored
-from studies.text import to_line
+from studies.text import expect_one_of, to_line
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
 
 
 def list_studies(
@@ -108,59 +113,39 @@ def import_study(
 
 
 def import_results(
-    source: str | Path,
+    source: "str | Path | pd.DataFrame | optuna.Study",
     *,
     study: str | None = None,
     name: str | None = None,
     storage: str | None = None,
-    value: str | None = None,
-    maximize: bool | None = None,
-    metric: str = "",
-    unit: str = "",
-    question: str = "",
-    parameters: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    replicate: str | None = None,
-    curve: str = "loss_",
+    dry_run: bool = False,
+    **options: Any,
 ) -> ImportedStudy:
     """Make a study of the results of another program: of a table, or of a study of plain Optuna.
 
     Args:
-        source: CSV file, compressed or not; or the URL of a storage of Optuna, which is only read.
+        source: path of a table, CSV or Parquet; a DataFrame; a study of Optuna; or the URL of a
+            storage of Optuna, which is only read.
         study: name of the study in that storage; None if it has one only.
         name: name of the new study; None for that of the file or of Optuna's study.
         storage: URL of the storage to write, which is created if it does not exist.
-        value: column of the value; None for ``value``. Of a study of several objectives,
-            ``values_0`` for the first.
-        maximize: whether a higher value is better; None for what Optuna's study says, else False.
-        metric: name of the value; "" for that of its column.
-        unit: unit of the value.
-        question: what the results are to answer.
-        parameters: names of the parameters; empty for those with several values that are no
-            results.
-        ignore: columns that are neither parameters nor results.
-        replicate: column that numbers runs of equal parameters; None for ``replicate`` or ``seed``.
-        curve: beginning of the names of the columns of a curve, which end in the step.
+        dry_run: whether to write nothing: ``roles`` of the result say what the columns are.
+        options: any of ``value``, ``maximize``, ``metric``, ``unit``, ``question``,
+            ``parameters``, ``ignore``, ``replicate``, ``curve``, ``nuisance``, ``threshold`` and
+            ``hypotheses``, as those of ``rnn-search import``; several names are a list.
 
     Raises:
         StudiesError: if it cannot be imported; nothing has changed.
     """
-    for key, names in (("parameters", parameters), ("ignore", ignore)):
-        if isinstance(names, str):
-            raise ConfigError(f"{key}={names!r} is a text: expected a list of names")
-    options = ImportOptions(
-        value, maximize, metric, unit, question, tuple(parameters), tuple(ignore), replicate, curve
-    )
-    url = storage_or_default(storage)
-    if "://" in str(source):
-        return import_optuna_study(url, str(source), study, name, options)
-    if study is not None:
-        raise ConfigError(
-            f"study={study!r} is for the URL of a storage: {to_line(str(source))} is a file"
-        )
-    if is_exported_study(Path(source)):
+    known = [each.name for each in fields(ImportOptions)]
+    if unknown := [each for each in options if each not in known]:
+        raise ConfigError(f"unknown option {unknown[0]}: {expect_one_of(known, unknown[0])}")
+    chosen = ImportOptions(**options)
+    is_path = isinstance(source, str | Path) and "://" not in str(source)
+    if is_path and study is None and is_exported_study(Path(str(source))):
         raise ConfigError(f"{to_line(str(source))} is an exported study: expected import_study")
-    return import_table(url, Path(source), name, options)
+    url = storage_or_default(storage)
+    return import_stored(url, source, chosen, study=study, name=name, dry_run=dry_run)
 
 
 def delete_study(

@@ -163,7 +163,7 @@ def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) ->
         results = read_results(storage, record.config.refinement.source, (), False)
     except (ReportError, StudiesError):  # deleted meanwhile
         return assumed
-    if results.trained.objective != "validation":  # the noise of the training loss is another one
+    if results.config.objective != "validation":  # the noise of the training loss is another one
         return assumed
     table = build_judged_table(results)
     if table.noise is None:

@@ -97,10 +97,8 @@ class Study:
         """
         results = self._read_results(with_curves=False)
         first = ["label", "state", "value", *results.metric_columns.values(), *results.axes]
-        if results.is_imported:  # which records nothing else
-            others = [name for name in results.all_parameters if name not in first]
-            return results.table[[*first, *others]]
-        return results.table[[*first, *results.table.columns.difference(first, sort=False)]]
+        others = [name for name in results.data_columns if name not in first]
+        return results.table[[*first, *others]]
 
     @property
     def curves(self) -> "pd.DataFrame":
@@ -169,8 +167,10 @@ class Study:
         """
         from reports.analysis.audited_effects import compute_study_effects
         from reports.analysis.nuisance import build_judged_table, find_edges
+        from reports.analysis.sweeps import describe_sweep, fit_sweep
         from reports.data.replicates import find_replicates
         from reports.formatting import loss_unit
+        from reports.stats.additive_findings import list_level_effects
         from reports.stats.conditional_effects import (
             compute_conditional_effects,
             describe_insignificance,
@@ -185,10 +185,15 @@ class Study:
         warnings = [edge.warning for edge in find_edges(results) if edge.is_prominent]
         if found.reason:
             warnings.append(found.reason.rstrip("."))
-        elif not any(effect.is_decidable for effect in found.effects):
-            warnings.append(describe_insignificance(found.effects))
-        spec = ".4f" if results.is_imported else results.measure.spec
-        return Effects(found.effects, loss_unit(results.config), warnings, conditional, spec)
+        model, effects = fit_sweep(results, found.effects), found.effects
+        if model:
+            effects = effects or list_level_effects(model, results.scale)
+            said = describe_sweep(results, model, found.effects)
+            warnings = [*(each.rstrip(".") for each in said), *warnings]
+        elif not (found.reason or any(effect.is_decidable for effect in effects)):
+            warnings.append(describe_insignificance(effects))
+        unit, spec = loss_unit(results.config), results.scale.value_spec
+        return Effects(effects, unit, warnings, conditional, spec, model)
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best one, whichever that is.
@@ -244,10 +249,11 @@ class Study:
     def outcomes(self) -> "pd.DataFrame":
         """Count, for each change, the matched pairs that it brings below ``report_threshold``.
 
-        One row per contrast: ``parameter``, ``before``, ``after``; the numbers of pairs that are
-        ``both_good`` (below the threshold), ``rescued`` (by the change), ``ruined``, ``both_bad``
-        and ``unknown``; ``p`` of an exact sign test, ``p_adjusted`` for all rows, and whether it is
-        ``significant``. Without a threshold there are no rows.
+        Where a higher value is better, above. One row per contrast: ``parameter``, ``before``,
+        ``after``; the numbers of pairs that are ``both_good`` (below the threshold), ``rescued``
+        (by the change), ``ruined``, ``both_bad`` and ``unknown``; ``p`` of an exact sign test,
+        ``p_adjusted`` for all rows, and whether it is ``significant``. Without a threshold there
+        are no rows.
 
         Raises:
             ReportError: if no trial is complete.

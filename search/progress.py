@@ -9,7 +9,7 @@ from search.status import RunningTrial, Status
 from search.worker.protocols import TrialEvent
 from studies.attributes import ERROR
 from studies.best import Best
-from studies.config import ImportedResults, StudyConfig, to_trial_config, top_count
+from studies.config import StudyConfig, to_trial_config, top_count
 from studies.measure import find_measure
 from studies.storage.counts import TrialCounts
 from studies.storage.trials import StoredTrial
@@ -66,46 +66,31 @@ def _name_trial(best: Best) -> str:
 
 def format_status(status: Status, config: StudyConfig) -> str:
     """Format the status of a study as the table that ``--status`` prints."""
-    counts = status.counts
+    counts, rows = status.counts, []
+    states = ["planned", "complete", "running", "waiting", "pruned", "diverged", "failed"]
     if config.results is not None:
-        return _format_imported(status, config.results)
-    waiting = f"{counts.waiting}{f' ({counts.paused} paused)' if counts.paused else ''}"
-    rows: list[tuple[str, object]] = [
-        ("planned", counts.planned),
-        ("complete", counts.complete),
-        ("running", counts.running),
-        ("waiting", waiting),
-        ("pruned", counts.pruned),
-        ("diverged", counts.diverged),
-        ("failed", counts.failed),
-    ]
+        rows = [("imported", f"from {config.results.source}")]
+        states = [state for state in states if state not in ("running", "waiting")]
+    for state in states:
+        paused = f" ({counts.paused} paused)" if state == "waiting" and counts.paused else ""
+        rows.append((state, f"{getattr(counts, state)}{paused}"))
     if best := status.best:
-        rows.append(("best", f"{best.text}, {_name_trial(best)}"))
+        direction = "highest " if config.direction == "maximize" else ""
+        rows.append(("best", f"{direction}{best.text}, {_name_trial(best)}"))
     if config.pruning.enabled:
         keep = top_count(config.pruning.keep, counts.planned)
         rows.append(("to keep", f"top {keep}, with confidence {config.pruning.confidence:g}"))
         rows.append(("audit", _format_audit(status)))
-    rows.append(("time left", _format_time_left(status, config)))
+    if config.results is None:
+        rows.append(("time left", _format_time_left(status, config)))
     if status.retries:
         retries = ", ".join(f"{count} {reason}" for reason, count in status.retries.items())
         rows.append(("requeued", retries))
     rows += _list_workers(status)
-    return "\n".join(f"{name:9} {value}" for name, value in rows)
+    return "\n".join(f"{name:9} {to_line(value)}" for name, value in rows)
 
 
-def _format_imported(status: Status, results: ImportedResults) -> str:
-    """Format the status of an imported study, without what no trial of it can be."""
-    rows: list[tuple[str, object]] = [("imported", f"from {to_line(results.source)}")]
-    states = ("planned", "complete", "pruned", "diverged", "failed")
-    rows += [(state, getattr(status.counts, state)) for state in states]
-    if best := status.best:
-        direction = "highest" if results.direction == "maximize" else "lowest"
-        value = f"{direction} {results.metric} {best.value:.6g} {results.unit}".rstrip()
-        rows.append(("best", ", ".join(filter(None, (value, best.mean_of, _name_trial(best))))))
-    return "\n".join(f"{name:9} {to_line(str(value))}" for name, value in rows)
-
-
-def _list_workers(status: Status) -> list[tuple[str, object]]:
+def _list_workers(status: Status) -> list[tuple[str, str]]:
     """Return a row for each worker that holds trials, the one that was silent for longest first."""
     lines = [worker.description for worker in status.workers[:MAX_WORKERS]]
     if len(status.workers) > MAX_WORKERS:

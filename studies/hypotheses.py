@@ -5,7 +5,7 @@ records of when it stored each of them, and of what was known then: they tell a 
 from an explanation (Nosek et al., *The Preregistration Revolution*, 2018).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -77,7 +77,8 @@ class LargerThan(StrictModel):
 
     Attributes:
         contrast: the contrast.
-        switches: boolean parameters. Each is compared at the value that lowers the loss.
+        switches: boolean parameters. Each is compared at the value that lowers the loss, or raises
+            it if the rule is ``raises`` or ``does-not-raise``.
     """
 
     contrast: SettingContrast
@@ -99,8 +100,8 @@ class Hypothesis(StrictModel):
     """The hypothesis, one sentence."""
     comparison: str = ""
     """What is compared, for a reader; empty: derived from the contrasts."""
-    rule: Literal["lowers", "does-not-lower", "makes-no-difference"]
-    """How it is [decided](../statistics.md#hypotheses)."""
+    rule: Literal["lowers", "does-not-lower", "raises", "does-not-raise", "makes-no-difference"]
+    """How it is [decided](../statistics.md#hypotheses): what the change does to the value."""
     contrasts: list[SettingContrast] = Field(default_factory=list)
     """Settings compared, all else being equal:
     `[{ before = { residual = false }, after = { residual = true } }]`."""
@@ -135,6 +136,11 @@ class Hypothesis(StrictModel):
                     f"region names {name!r}, which a contrast changes: expected other parameters"
                 )
         return self
+
+    @property
+    def is_about_rise(self) -> bool:
+        """Whether it is about a rise of the value, not a fall."""
+        return self.rule in ("raises", "does-not-raise")
 
     @property
     def contrasted(self) -> list[str]:
@@ -217,6 +223,37 @@ def check_hypotheses(
         first = hypotheses.index(hypothesis) + 1
         if first < number:
             raise ValueError(f"hypothesis {number} repeats hypothesis {first}: expected each once")
+
+
+def check_values(hypotheses: Sequence[Hypothesis], values: Mapping[str, Sequence[Any]]) -> None:
+    """Check that hypotheses about finished trials name values that these have.
+
+    Args:
+        hypotheses: the hypotheses.
+        values: values of each parameter; :func:`check_hypotheses` checks the others.
+
+    Raises:
+        ValueError: if one of them names another value, or compares what has no order.
+    """
+    for number, hypothesis in enumerate(hypotheses, 1):
+        problem = f"hypothesis {number} has "
+        for name, value in hypothesis.settings:
+            found = list(dict.fromkeys(values.get(name, [value])))
+            is_switch = isinstance(value, bool)
+            if not any(each == value and isinstance(each, bool) == is_switch for each in found):
+                expected = ", ".join(shorten(repr(each)) for each in found[:20])
+                raise ValueError(
+                    f"{problem}{name} = {shorten(repr(value))}, which no trial has: expected one "
+                    f"of {expected}"
+                )
+        for name in hypothesis.larger_than.switches if hypothesis.larger_than else ():
+            if not {False, True} >= {*values.get(name, ())}:
+                raise ValueError(f"{problem}larger_than.switches with {name!r}: expected switches")
+        if any(isinstance(each, str) for each in values.get(hypothesis.consecutive or "", ())):
+            raise ValueError(
+                f"{problem}consecutive = {hypothesis.consecutive!r}: expected a parameter whose "
+                "values have an order"
+            )
 
 
 def _find_mistakes(hypothesis: Hypothesis, options: Options) -> Iterator[str]:

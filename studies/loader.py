@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from studies.attributes import CONFIG, IMPORTED, SCHEMA_VERSION, CorpusRecord, StudyRecord
 from studies.config import StudyConfig
@@ -19,6 +19,8 @@ from studies.errors import (
     StudyFormatError,
 )
 from studies.files import MAX_DEPTH, parse_toml, read_toml
+from studies.hypotheses import Hypothesis
+from studies.records import StrictModel
 from studies.space import cell_name
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
@@ -97,6 +99,40 @@ def load_trial_config(study: str, trial: int) -> ConfigFile:
             "report_threshold": None,
         },
     )
+
+
+class _HypothesisFile(StrictModel):
+    hypothesis: list[Hypothesis] = Field(min_length=1)
+
+
+def load_hypotheses(path: Path) -> list[Hypothesis]:
+    """Read hypotheses from a TOML file; ``reports/hypotheses.toml`` describes its keys.
+
+    Raises:
+        ConfigError: if the file cannot be read, or a key or a value is not valid.
+    """
+    return parse_hypotheses(_read_toml(path), _display_path(path))
+
+
+def parse_hypotheses(tables: Mapping[str, Any], origin: str) -> list[Hypothesis]:
+    """Return the hypotheses of the key ``hypothesis``.
+
+    Raises:
+        ConfigError: if a key or a value is not valid; the message begins with ``origin``.
+    """
+    try:
+        return _HypothesisFile.model_validate(tables).hypothesis
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {describe_mistake(error)}") from error
+
+
+def describe_mistake(error: ValidationError) -> str:
+    """Describe the first mistake of settings in one line; places in lists count from 1."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    parts = (str(part + 1) if isinstance(part, int) else part for part in first["loc"])
+    return ": ".join(filter(None, (".".join(parts), message)))
 
 
 def load_overrides(overrides: Sequence[str]) -> ConfigFile:

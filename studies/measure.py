@@ -28,6 +28,7 @@ class Measure:
         data: what a network is evaluated on: ``text``.
         window: what one loss on held-out data is of: ``evaluation window``.
         is_text: whether the losses are those of a text.
+        curve: name of the points of a curve.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Measure:
     data: str = "text"
     window: str = "evaluation window"
     is_text: bool = True
+    curve: str = "smoothed training loss"
 
     def column(self, split: str) -> str:
         """Return the attribute of a trial with its loss on a held-out split."""
@@ -67,13 +69,15 @@ def find_measure(config: StudyConfig) -> Measure:
     """Return how the losses of a study are named and measured."""
     if config.results is not None:
         name, unit = config.results.metric, config.results.unit
-        return Measure(name, unit, name, unit, ".6g", held_out_unit=unit, is_text=False)
+        curve = "intermediate value"
+        return Measure(name, unit, name, unit, ".6g", "loss", unit, is_text=False, curve=curve)
     name = OBJECTIVE_NAMES[config.objective].replace("loss", config.loss_name)
     if config.is_text:
         return Measure(name, f"nats per {config.token_name}")
     unit, short_unit = _UNITS.get(config.loss_unit, (config.loss_unit,) * 2)
     loss, data, window = config.loss_name, "sequences", "held-out sequence"
-    return Measure(name, unit, loss, short_unit, ".5g", "loss", unit, data, window, False)
+    curve = f"smoothed training {loss}"
+    return Measure(name, unit, loss, short_unit, ".5g", "loss", unit, data, window, False, curve)
 
 
 def choose_split(measure: Measure, has_loss: Callable[[str], bool]) -> str | None:

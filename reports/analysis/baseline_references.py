@@ -104,7 +104,7 @@ def _find_in_study(
     means = known.join(average_columns(rows, columns)).rename_axis("architecture").reset_index()
     best = means.loc[means.groupby(keys)["value"].idxmin()]
     conditions = list_conditions(rows)
-    ours, theirs = results.trained, other.trained
+    ours, theirs = results.config, other.config
     # Values are comparable by the same objective, held-out losses on the same windows.
     is_training_loss = metric.is_value and ours.objective != "validation"
     is_comparable = (not metric.is_value or ours.objective == theirs.objective) and (
@@ -132,7 +132,7 @@ def _least_training_losses(results: Results) -> "pd.Series[float]":
     """Return the least smoothed training loss of each complete trial, as far as it is known."""
     rows = results.complete
     recorded = rows["training_loss"]
-    if results.trained.objective == "training":
+    if results.config.objective == "training":
         return recorded.fillna(rows["value"])
     return recorded.fillna(results.curves.groupby("number")["loss"].min())
 

@@ -40,7 +40,7 @@ class Finding:
         verdict: verdict on the mean loss; None for a contrast that does not decide it.
         outcomes: outcomes of the pairs; None in a study without a threshold.
         outcome_verdict: verdict on the outcomes; None for a contrast that does not decide it, and
-            where all networks are on one side of the threshold.
+            where all trials are on one side of the threshold.
         reversal: conditional effect with opposite signs; of several the one that differs most.
         conjunction: number of contrasts of the conjunction that it decides; 1 without one.
     """
@@ -103,7 +103,7 @@ def estimate_findings(
         return []
     table = values.subset(fixed)
     outcome_table = None if outcomes is None else outcomes.subset(fixed)
-    # Where all networks are on one side of the threshold, no change could move one across it.
+    # Where all trials are on one side of the threshold, no change could move one across it.
     has_both = outcome_table is not None and bool({GOOD, BAD} <= set(outcome_table.values.flat))
 
     def estimate(contrasts: Iterable[SettingContrast]) -> Iterator[Finding]:
@@ -126,7 +126,9 @@ def estimate_findings(
             each,
             verdict=rule.decide_mean(each.effect, margin, count),
             outcome_verdict=(
-                rule.decide_outcome(each.outcomes, count) if each.outcomes and has_both else None
+                rule.decide_outcome(each.outcomes, count, table.scale.higher_is_better)
+                if each.outcomes and has_both
+                else None
             ),
             conjunction=count,
         )
@@ -143,8 +145,10 @@ def list_contrasts(hypothesis: Hypothesis, table: FactorialTable) -> Iterator[Se
     if larger := hypothesis.larger_than:
         before, after = larger.contrast.before, larger.contrast.after
         for switch in larger.switches:
-            # The switch alone against the contrast alone, each set to what lowers the loss.
-            is_better_on = not table.compute_difference({switch: False}, {switch: True}).mean > 0
+            # The switch alone against the contrast alone, each set to what lowers the value, or
+            # raises it if the rule is about that.
+            mean = table.compute_difference({switch: False}, {switch: True}).mean
+            is_better_on = not (mean < 0 if hypothesis.is_about_rise else mean > 0)
             yield SettingContrast(
                 label=f"{shorten_contrast(larger.contrast)} against "
                 f"{'' if is_better_on else 'no '}{format_param(switch)}",
@@ -189,7 +193,8 @@ def _keep_least_favorable(findings: Sequence[Finding], rule: DecisionRule) -> li
 
     def rank_outcome(finding: Finding) -> tuple[int, float]:
         gain = finding.outcomes.gain if finding.outcomes else math.nan
-        return rank(finding.outcome_verdict, Interval(-gain, -gain))
+        change = gain if finding.effect.scale.higher_is_better else -gain
+        return rank(finding.outcome_verdict, Interval(change, change))
 
     if not findings:
         return []

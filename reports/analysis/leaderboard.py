@@ -108,7 +108,7 @@ def summarize_study(results: Results) -> StudySummary:
     if not results.has_replicates:
         gaps = _compare_with_best(results, entries)
         return StudySummary([replace(e, gap=gaps.get(e.label)) for e in entries])
-    if refinement is None:  # imported, without a margin below which a difference makes none
+    if refinement is None:  # without a margin below which a difference makes none
         return StudySummary(entries)
     losses = list_losses(results)
     losses = {entry.label: losses[entry.label] for entry in entries}

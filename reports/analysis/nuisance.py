@@ -1,7 +1,7 @@
 """Effects where each architecture is judged at its own best values of the nuisance parameters.
 
 A nuisance parameter, such as the learning rate, has to be set but is not what is asked about. An
-architecture is a combination of all other parameters. It is judged at its best: by the least value
+architecture is a combination of all other parameters. It is judged at its best: by the best value
 among its complete trials, over all values of the nuisance parameters. An effect at the best is the
 mean difference over pairs of architectures that differ in one parameter alone, each at its best,
 corrected for the luck of the best of several runs (:mod:`reports.stats.selection_bias`); an
@@ -18,12 +18,15 @@ import numpy as np
 import pandas as pd
 
 from reports.data.results import Results
-from reports.data.trial_table import find_traits, list_params
+from reports.data.trial_table import find_traits, is_continuous, list_params
 from reports.stats.effects import Effect, FactorialTable
+from reports.stats.interaction_model import Floats, Integers
+from reports.stats.run_means import RunMeans
 from reports.stats.run_noise import RunNoise
 from reports.stats.scale import format_param, format_value
 from reports.stats.selection_bias import estimate_selected
 from studies.config import top_count
+from studies.space import REPLICATE
 
 PROMINENT_SHARE = 0.1
 """Share of the architectures at one end of the values tried from which a report warns of it."""
@@ -41,6 +44,7 @@ class Edge:
         count: number of these architectures.
         total: number of architectures that were tried at several values of the parameter.
         has_best: whether the best architecture of the study is one of them.
+        noun: what an architecture is called.
     """
 
     parameter: str
@@ -49,6 +53,7 @@ class Edge:
     count: int
     total: int
     has_best: bool
+    noun: str = "architecture"
 
     @property
     def is_prominent(self) -> bool:
@@ -59,7 +64,7 @@ class Edge:
     def warning(self) -> str:
         """The warning, a sentence without its final full stop."""
         end, advice = ("highest", "higher") if self.is_highest else ("lowest", "lower")
-        is_are = "architecture is" if self.total == 1 else "architectures are"
+        is_are = f"{self.noun} is" if self.total == 1 else f"{self.noun}s are"
         best = "; the best of all is among them" if self.has_best and self.total > 1 else ""
         return (
             f"{self.count:,} of {self.total:,} {is_are} best at {format_param(self.parameter)} "
@@ -116,7 +121,8 @@ class NuisanceSummary:
     Attributes:
         parameters: names of the nuisance parameters.
         settings: combinations of their values that occur; without those that a trial lacks.
-        rankings: ranking of the architectures at each setting.
+        rankings: ranking of the architectures at each setting; none, as of ``effects`` at each, if
+            there are too many values to compare them one by one.
         best_tenth: number of architectures in the best tenth.
         trials: number of trials.
         architectures: number of architectures.
@@ -163,13 +169,20 @@ class NuisanceSummary:
         return [
             each
             for each in self.effects
-            if any(map(each.find_disagreement, range(len(self.settings))))
+            if any(map(each.find_disagreement, range(len(each.single))))
         ]
 
 
 def join_names(parameters: Sequence[str]) -> str:
     """Join the names of parameters, for a reader."""
     return " and ".join(map(format_param, parameters))
+
+
+def describe_judged(results: Results) -> str:
+    """Describe what matched pairs are of: ``trials``; of several trials each, which count."""
+    parts = [f"at its best {join_names(results.nuisance)}"] if results.nuisance else []
+    parts += ["the mean of its runs"] if results.has_replicates else []
+    return f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
 
 
 def format_setting(setting: Mapping[str, Any]) -> str:
@@ -249,8 +262,8 @@ def _judge_unbiased(
     Returns:
         The rows of :meth:`~reports.data.results.Results.judge`, and their noise, that of the
         selected run. Their ``value`` is corrected where the noise of all runs of the architecture
-        is known, and stays the least otherwise. None if there is nothing to select, or no noise can
-        be estimated.
+        is known, and stays the best otherwise. None if there is nothing to select, if no noise can
+        be estimated, and for replicates, which have their own.
     """
     judged = results.judge(rows)
     if len(judged) == len(rows):
@@ -259,28 +272,56 @@ def _judge_unbiased(
     if noise is None:
         return judged, None
     places = pd.Series(range(len(results.table)), results.table.index)
-    names = [name for name in results.all_parameters if name not in results.nuisance]
-    known = rows[rows["value"].notna()]
-    architectures = known.groupby(names, dropna=False, sort=False).ngroup().to_numpy()
-    place = places[known.index].to_numpy()
-    expected, slopes = estimate_selected(
-        known["value"].to_numpy(dtype=float),
-        np.sqrt(noise.variances[noise.regions[place]]),
-        np.array(architectures, dtype=np.int64),
-    )
-    frame = pd.DataFrame({"value": expected[architectures], "slope": slopes[architectures]})
+    known, scale = rows[rows["value"].notna()], results.scale
+    architectures = np.array(results.number_architectures(known), dtype=np.int64)
+    losses = scale.to_loss(known["value"].to_numpy(dtype=float))
+    deviations = np.sqrt(noise.variances[noise.regions[places[known.index].to_numpy()]])
+    if results.has_replicates:
+        luck = _estimate_luck(results, known, losses, deviations, architectures)
+        shift = pd.Series(luck[architectures], known.index).reindex(judged.index)
+        return judged.assign(value=judged["value"] + scale.to_loss(shift)), None
+    expected, slopes = estimate_selected(losses, deviations, architectures)
+    values = scale.to_loss(expected)
+    frame = pd.DataFrame({"value": values[architectures], "slope": slopes[architectures]})
     frame = frame.set_index(known.index).reindex(judged.index)
     regions = noise.regions[places[judged.index].to_numpy()]
     selected = replace(noise, regions=regions, slopes=frame["slope"].fillna(0).to_numpy())
     return judged.assign(value=frame["value"]), selected
 
 
+def _estimate_luck(
+    results: Results,
+    runs: pd.DataFrame,
+    losses: Floats,
+    deviations: Floats,
+    architectures: Integers,
+) -> Floats:
+    """Estimate how much the best mean of each architecture's runs is too low, (architectures,).
+
+    Args:
+        results: results of the study.
+        runs: complete runs, several of each setting.
+        losses: (runs,), their losses.
+        deviations: (runs,), standard deviation of each between runs; NaN if unknown.
+        architectures: (runs,), index of the architecture of each.
+    """
+    settings = np.array(results.number_settings(runs), dtype=np.int64)
+    replicates = np.array(runs[REPLICATE], dtype=np.int64)
+    means = RunMeans.fit(settings, replicates).compute(losses)
+    _, firsts, counts = np.unique(settings, return_index=True, return_counts=True)
+    groups = architectures[firsts]
+    expected, _ = estimate_selected(means, deviations[firsts] / np.sqrt(counts), groups)
+    return expected - pd.Series(means).groupby(groups).min().to_numpy()
+
+
 def _estimate_noise(results: Results, replicates: pd.DataFrame | None) -> RunNoise | None:
     """Estimate the noise of all trials, of which the rows may be those at some nuisance values."""
     key = "noise of all trials", replicates is None
     if key not in results.computed:
-        traits = find_traits(results.axes)
-        table = FactorialTable.from_frame(results.table, results.axes, replicates, traits=traits)
+        is_grid, traits = results.has_all_combinations(results.axes), find_traits(results.axes)
+        table = FactorialTable.from_frame(
+            results.table, results.axes, replicates, is_grid, traits=traits
+        )
         results.computed[key] = table.noise
     noise: RunNoise | None = results.computed[key]
     return noise
@@ -292,7 +333,6 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
     if not names:
         return None
     table = results.table
-    others = [name for name in results.all_parameters if name not in names]
     rows = [list_params(row, names) for _, row in table.iterrows()]
     traits = find_traits(names)
     order = {name: traits.sort_values(name, table[name].dropna().tolist()) for name in names}
@@ -301,23 +341,26 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
         key=lambda row: [order[n].index(row[n]) if n in row else -1 for n in names],
     )
     place = pd.Series([settings.index(row) for row in rows], index=table.index)
-    architecture = table.groupby(others, dropna=False, sort=False).ngroup()
+    architecture = results.number_architectures(table)
     has_value = table["value"].notna()
     complete = has_value.groupby(architecture).sum()
     planned = architecture.value_counts()
     judged = complete[complete > 0]
     best = results.judge(table[has_value])
-    at_setting = [table[place == i] for i in range(len(settings))]
+    is_listed = not any(is_continuous(table[name]) for name in names)
+    at_setting = [table[place == i] for i in range(len(settings))] if is_listed else []
     single = [build_table(results, rows) for rows in at_setting]
-    values = [best, *(results.judge(rows[rows["value"].notna()]) for rows in at_setting)]
-    at_best, *at_single = (rows.set_index(architecture[rows.index])["value"] for rows in values)
+    values = [best, *(rows[rows["value"].notna()] for rows in at_setting)]
+    losses = (results.scale.to_loss(rows["value"]) for rows in values)
+    at_best, *at_single = (each.groupby(architecture[each.index]).mean() for each in losses)
+    chosen = place[best.index].groupby(architecture[best.index]).first()
     best_tenth = top_count(0.1, len(judged))
     effects = build_judged_table(results).compute_effects()
     return NuisanceSummary(
         parameters=names,
         settings=settings,
         rankings=[
-            _rank(at_best, values, best_tenth, int((place[best.index] == i).sum()))
+            _rank(at_best, values, best_tenth, int((chosen == i).sum()))
             for i, values in enumerate(at_single)
         ],
         best_tenth=best_tenth,
@@ -336,18 +379,21 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
 def find_edges(results: Results) -> list[Edge]:
     """Find the ends of the values tried at which some architectures have their best value."""
     table = results.table
-    others = [name for name in results.all_parameters if name not in results.nuisance]
-    architecture = table.groupby(others, dropna=False, sort=False).ngroup()
+    architecture = results.number_architectures(table)
     best = results.judge(table[table["value"].notna()])
+    best = best[~architecture[best.index].duplicated()]  # of replicates one run
     return [
-        edge for name in results.nuisance for edge in _find_edges(table, best, architecture, name)
+        replace(edge, noun=results.noun)
+        for name in results.nuisance
+        if not is_continuous(table[name])  # each architecture has other values
+        for edge in _find_edges(table, best, architecture, name)
     ]
 
 
 def _rank(
     at_best: "pd.Series[float]", at_setting: "pd.Series[float]", top: int, best_count: int
 ) -> SettingRanking:
-    """Compare the values of the architectures at a setting with those at their best."""
+    """Compare the losses of the architectures at a setting with those at their best."""
     pairs = pd.DataFrame({"best": at_best[at_setting.index], "setting": at_setting})
     correlation = float(pairs.corr("spearman", min_periods=3).to_numpy()[0, 1])
     shared = at_best.nsmallest(top).index.intersection(at_setting.nsmallest(top).index)

@@ -1,4 +1,4 @@
-"""Which networks of a study are below its threshold, and which changes bring them there.
+"""Which trials of a study are below its threshold, and which changes bring them there.
 
 See :mod:`reports.stats.outcome_table`.
 """
@@ -13,15 +13,15 @@ from reports.data.results import Results
 from reports.data.trial_table import find_traits
 from reports.stats.effects import FactorialTable
 from reports.stats.outcome_table import BAD, GOOD, UNKNOWN, ContrastOutcomes
-from reports.stats.scale import format_count
+from reports.stats.scale import NATS, Scale, format_count
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus
 
 
-def list_outcomes(table: pd.DataFrame, threshold: float) -> "pd.Series[float]":
+def list_outcomes(table: pd.DataFrame, threshold: float, scale: Scale = NATS) -> "pd.Series[float]":
     """List the outcome of each row of a trial table."""
     is_complete = table["state"] == TrialStatus.COMPLETE
-    is_good = is_complete & (table["value"] < threshold)
+    is_good = is_complete & (scale.to_loss(table["value"]) < scale.to_loss(threshold))
     is_bad = (is_complete & ~is_good) | (table["state"] == TrialStatus.DIVERGED)
     outcomes = np.select([is_good, is_bad], [GOOD, BAD], UNKNOWN)
     return pd.Series(outcomes, index=table.index, dtype=float)
@@ -37,7 +37,7 @@ def build_outcome_table(
 
     Args:
         results: results of the study; without nuisance parameters, each trial is judged.
-        threshold: loss below which a network is good.
+        threshold: loss below which a trial is good.
         fixed: values of nuisance parameters that the trials have.
     """
     key = "outcomes", threshold, *(fixed or {}).items()
@@ -50,11 +50,14 @@ def build_outcome_table(
 def _arrange_outcomes(
     results: Results, threshold: float, fixed: Mapping[str, Any]
 ) -> FactorialTable:
-    rows = results.table.assign(value=list_outcomes(results.table, threshold))
+    rows, parameters = results.table, results.judged_parameters
     for name, value in fixed.items():
         rows = rows[(rows[name] == value).fillna(False).astype(bool)]
-    rows, parameters = results.judge(rows), results.judged_parameters
-    if results.has_replicates:
+    rows = results.judge(rows) if results.has_replicates else rows
+    rows = rows.assign(value=list_outcomes(rows, threshold, results.scale))
+    if not results.has_replicates:
+        rows = results.judge(rows, NATS)  # of outcomes the least is the best
+    else:
         counts = rows.groupby(REPLICATE)["architecture"].nunique()
         shared = counts.index[counts == rows["architecture"].nunique()]
         rows = rows[rows[REPLICATE].isin(shared)].sort_values("value", ascending=False)
@@ -66,7 +69,7 @@ def _arrange_outcomes(
 
 
 def describe_outcomes(outcomes: Sequence[ContrastOutcomes], results: Results, unit: str) -> str:
-    """Say in a sentence which changes bring networks below the threshold; "" without one.
+    """Say in a sentence which changes bring trials below the threshold; "" without one.
 
     Args:
         outcomes: outcomes of the contrasts over the whole grid.
@@ -78,9 +81,9 @@ def describe_outcomes(outcomes: Sequence[ContrastOutcomes], results: Results, un
         return ""
     found = build_outcome_table(results, threshold).values
     known = int((found != UNKNOWN).sum())
-    architectures = format_count(known, "architecture" if results.nuisance else "network")
+    judged, side = format_count(known, results.judged_noun), results.scale.good_side
     limit = f"{threshold} {unit}".rstrip()
-    sentence = f"{int((found == GOOD).sum()):,} of {architectures} are below {limit}"
+    sentence = f"{int((found == GOOD).sum()):,} of {judged} are {side} {limit}"
     significant = [each for each in outcomes if each.is_significant]
     rescuing, ruining = (
         ", ".join(

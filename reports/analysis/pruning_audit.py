@@ -307,7 +307,7 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
         expected_share=1 - float(pruned["keep_probability"].sum()) / kept
         if is_stated
         else math.nan,
-        step_share=trained_steps / (results.trained.training.steps * len(table)),
+        step_share=trained_steps / (results.config.training.steps * len(table)),
         rungs=rungs.set_axis(["step", "trials", "keep_probability"], axis=1),
         common_step=common_step,
         missing_count=len(table) - len(reached),

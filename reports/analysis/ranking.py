@@ -35,7 +35,7 @@ class LeaderboardEntry:
 
     Attributes:
         label: name of the architecture, with the training settings in which the study varies.
-        architecture: its configuration; None if the study was imported.
+        architecture: its network; None if the study was imported.
         bptt_steps: number of time steps that a gradient goes back.
         number: number of its trial; with several runs, of the run with the least value, which is
             independent of the test text.
@@ -180,7 +180,7 @@ def _make_entry(
     mean, std = means[column], float(np.std(losses, ddof=1)) if len(runs) > 1 else math.nan
     quantile = _quantile(max(1, len(runs) - 1))
     architecture, reach = None, 1
-    if config.is_trained:
+    if results.cells:
         architecture = decode_architecture(best, config)
         settings = training_settings(list_params(best, [BPTT_STEPS]), config)
         reach, _ = settings.gradient_window

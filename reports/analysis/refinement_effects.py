@@ -108,7 +108,7 @@ def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
     rows = results.sources
     params = {
         int(number): resolve_params(
-            list_params(row, rows.columns), results.trained, results.all_parameters
+            list_params(row, rows.columns), results.config, results.all_parameters
         )
         | {"value": row["value"]}
         for number, row in zip(rows.index, rows.to_dict("records"), strict=True)

@@ -27,9 +27,7 @@ def list_contrasted(results: Results) -> set[str]:
 
 def list_unknown(results: Results, hypothesis: Hypothesis) -> list[str]:
     """List the parameters of a hypothesis that no study of this kind has."""
-    if results.is_imported:
-        return [name for name in hypothesis.parameters if name not in results.all_parameters]
-    known = {CELL, *results.trained.list_params(), REPLICATE}
+    known = {CELL, REPLICATE, *results.config.list_params()}
     return [name for name in hypothesis.parameters if name not in known]
 
 
@@ -100,9 +98,9 @@ def _list_values(results: Results, name: str) -> list[ParamValue]:
     """List the values of a parameter in a study, whether it varies or not."""
     if name in results.table:
         return results.table[name].dropna().unique().tolist()
-    if results.is_imported:
+    if not results.cells:
         return []
-    settings = {CELL: GATED_CELL} | results.trained.training.model_dump()
+    settings = {CELL: GATED_CELL} | results.config.training.model_dump()
     return [settings[name]] if name in settings else []
 
 

@@ -10,7 +10,6 @@ from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import SourceComparison
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous
-from reports.formatting import SMOOTHED
 from reports.stats.additive_findings import describe_trend, format_place
 from reports.stats.additive_model import Trend
 from reports.stats.conditional_effects import ConditionalEffect
@@ -175,10 +174,9 @@ def describe_curves(results: Results) -> str:
         f"{row.label} {row.best:{scale.value_spec}}"
         for row in rows.dropna(subset="best").head(_MAX_ITEMS).itertuples()
     )
-    what = f"of {scale.name}" if results.is_imported else f"of the {SMOOTHED} {scale.name}"
     ends = f"{best.min():{scale.spec}} to {best.max():{scale.spec}}"
     return (
-        f"{format_count(len(results.curve_ends), 'curve')} {what} with "
+        f"{format_count(len(results.curve_ends), 'curve')} of the {results.measure.curve} with "
         f"{'maxima' if scale.higher_is_better else 'minima'} from {scale.add_unit(ends)}. "
         f"The best: {items}."
     )

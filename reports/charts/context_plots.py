@@ -30,7 +30,7 @@ def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
     drawn = select_profiles(entries)
     if not drawn:
         return None
-    token = results.trained.token_name
+    token = results.config.token_name
     return Chart(
         "Loss by length of the context",
         plot_context(drawn, token),

@@ -21,6 +21,7 @@ from reports.charts.effect_plots import (
     plot_interactions,
 )
 from reports.data.results import Results
+from reports.data.trial_table import is_continuous
 from reports.formatting import effects_title, loss_unit
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.contrast import Contrast
@@ -125,11 +126,11 @@ def list_filters(results: Results) -> list[SubsetFilter]:
     everything = ("", "any", None)
     filters: list[SubsetFilter] = []
     for name in dict.fromkeys([*results.nuisance, *FILTER_PARAMS]):
-        if name in results.parameters:
+        if name in results.parameters and not is_continuous(results.table[name]):
             values = order_values(results.table[name].dropna().unique().tolist())
             options = [(str(i), format_value(value), value) for i, value in enumerate(values)]
             label = format_param(name).capitalize()
-            first = ("", "each architecture’s best", None)
+            first = ("", f"each {results.noun}’s best", None)
             first = first if name in results.nuisance else everything
             count = math.prod(len(each.options) for each in filters) * (len(values) + 1)
             if count <= MAX_SUBSETS:
@@ -189,11 +190,11 @@ def describe_subset(results: Results, fixed: Mapping[str, Any]) -> tuple[str, st
     conditions = [f"with {format_param(name)} {format_value(v)}" for name, v in fixed.items()]
     label = " and ".join(conditions) or "in total"
     free = [name for name in results.nuisance if name not in fixed]
+    if free:
+        label += f", each at its best {join_names(free)}"
     if results.has_replicates:
-        return f"{label}, each over its runs", results.noun
-    if not free:
-        return label, "trial"
-    return f"{label}, each at its best {join_names(free)}", "architecture"
+        label += f"{' and' if free else ', each'} over its runs"
+    return label, results.noun if free or results.has_replicates else "trial"
 
 
 def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str) -> Chart | None:
@@ -223,8 +224,7 @@ def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: st
 
 def compute_audited_subset(results: Results, found: AuditedEffects) -> EffectSubset:
     """Arrange the effects of a pruned study, which are estimated over all of its architectures."""
-    noun = "architecture" if results.nuisance else "trial"
-    chart = None
+    noun, chart = results.judged_noun, None
     if found.effects:
         chart = Chart(
             f"{effects_title(results.is_gated)} (over all {noun}s)",

@@ -287,7 +287,7 @@ def chart_study(results: Results) -> list[Chart]:
             describe_history(complete, scale),
             (
                 "Trials are in the order of the source."
-                if results.is_imported
+                if results.config.results
                 else "Trials are in random order: the best value so far falls by chance, not by "
                 "learning."
             )

@@ -16,13 +16,13 @@ from reports.stats.outcome_table import ContrastOutcomes, compute_outcomes
 
 # Rescued and ruined pairs decide; the others frame them and stay pale.
 _SEGMENTS = (
-    ("both_good", "both below", "rgba(47, 127, 209, 0.3)", ""),
+    ("both_good", "both {}", "rgba(47, 127, 209, 0.3)", ""),
     ("rescued", "rescued", IMPROVES, ""),
     ("ruined", "ruined", WORSENS, "/"),
-    ("both_bad", "neither below", "rgba(138, 144, 153, 0.45)", ""),
+    ("both_bad", "neither {}", "rgba(138, 144, 153, 0.45)", ""),
     ("unknown", "unknown", "rgba(138, 144, 153, 0.15)", "."),
 )
-"""Attribute, name, color and pattern of each part of a bar."""
+"""Attribute, name, color and pattern of each part of a bar; a name has the good side."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class OutcomeSubset:
 
     @property
     def is_divided(self) -> bool:
-        """Whether some networks of its pairs are below the threshold, and some are not."""
+        """Whether some trials of its pairs are good, and some are not."""
         divided = sum(each.rescued + each.ruined for each in self.outcomes)
-        below, above = (
+        good, bad = (
             sum(getattr(each, name) for each in self.outcomes) for name in ("both_good", "both_bad")
         )
-        return bool(divided or (below and above))
+        return bool(divided or (good and bad))
 
 
 def compute_outcome_subsets(
@@ -66,7 +66,7 @@ def compute_outcome_subsets(
     threshold = results.config.report_threshold
     if threshold is None:
         return
-    unit = loss_unit(results.config)
+    unit, side = loss_unit(results.config), results.scale.good_side
     tables: dict[tuple[Any, ...], FactorialTable] = {}
     for key, fixed in list_subsets(filters):
         nuisance = {name: value for name, value in fixed.items() if name in results.nuisance}
@@ -79,18 +79,24 @@ def compute_outcome_subsets(
         chart = None
         if outcomes:
             chart = Chart(
-                f"Pairs below {threshold}{unit and f' {unit}'} ({label})",
-                plot_outcomes(outcomes),
-                describe_counts(outcomes),
+                f"Pairs {side} {threshold}{unit and f' {unit}'} ({label})",
+                plot_outcomes(outcomes, side),
+                describe_counts(outcomes, side),
             )
         yield OutcomeSubset(key, label, outcomes, chart)
 
 
-def plot_outcomes(outcomes: Sequence[ContrastOutcomes]) -> go.Figure:
-    """Plot the pairs of each contrast as a stacked bar, one part for each outcome."""
+def plot_outcomes(outcomes: Sequence[ContrastOutcomes], side: str) -> go.Figure:
+    """Plot the pairs of each contrast as a stacked bar, one part for each outcome.
+
+    Args:
+        outcomes: the outcomes.
+        side: where the good values lie, ``below`` or ``above`` the threshold.
+    """
     rows = list(reversed(outcomes))  # Plotly's first row is at the bottom
     figure = go.Figure()
-    for attribute, name, color, pattern in _SEGMENTS:
+    for attribute, words, color, pattern in _SEGMENTS:
+        name = words.format(side)
         counts = [getattr(each, attribute) for each in rows]
         if attribute == "unknown" and not any(counts):
             continue
@@ -127,10 +133,10 @@ def plot_outcomes(outcomes: Sequence[ContrastOutcomes]) -> go.Figure:
     )
 
 
-def describe_counts(outcomes: Sequence[ContrastOutcomes]) -> str:
+def describe_counts(outcomes: Sequence[ContrastOutcomes], side: str) -> str:
     """List the outcomes of every contrast."""
     parts = (
-        f"{each.counts}, {each.both_good:,} both below, {each.both_bad:,} neither below"
+        f"{each.counts}, {each.both_good:,} both {side}, {each.both_bad:,} neither {side}"
         + (f", {each.unknown:,} unknown" if each.unknown else "")
         for each in outcomes
     )

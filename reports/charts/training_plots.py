@@ -24,9 +24,16 @@ from reports.charts.chart import (
 from reports.data.drawn_trials import describe_selection, select_drawn_curves
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous
-from reports.formatting import curve_axis_title, escape_html, objective_name
+from reports.formatting import escape_html, objective_name
 from reports.stats.interaction_model import Floats, Integers
-from reports.stats.scale import format_count, format_param, format_value, is_missing, order_values
+from reports.stats.scale import (
+    add_unit,
+    format_count,
+    format_param,
+    format_value,
+    is_missing,
+    order_values,
+)
 from studies.text import format_duration
 
 MAX_POINTS = 200_000
@@ -83,7 +90,7 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
     return figure.update_layout(
         xaxis_title="step",
         yaxis={
-            "title": curve_axis_title(results.config),
+            "title": add_unit(results.measure.curve, results.measure.unit),
             "range": [lowest - room, highest + room] if room else None,
         },
         hovermode="closest",

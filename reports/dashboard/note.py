@@ -7,10 +7,11 @@ from typing import Any
 
 import tomli_w
 
-from reports.analysis.nuisance import join_names
+from reports.analysis.nuisance import describe_judged, join_names
 from reports.analysis.outcomes import build_outcome_table, describe_outcomes
 from reports.analysis.pruning_audit import audit_pruning
 from reports.analysis.ranking import rank_architectures
+from reports.analysis.sweeps import describe_sweep, fit_sweep
 from reports.data.results import Results
 from reports.formatting import (
     effects_title,
@@ -58,6 +59,8 @@ def render_note(
         effects: effects of the published figure, the largest first.
     """
     best = [] if results is None else rank_architectures(results, N_BEST)
+    main = [each.main for each in effects]
+    model = fit_sweep(results, main) if results else None
     text = _TEMPLATES.get_template("note.md").render(
         name=name,
         config=config,
@@ -69,39 +72,21 @@ def render_note(
         shows_validation=config.is_text or (results is not None and results.shows_validation),
         metric_columns=results.metric_columns if results else {},
         best=best,
+        scale=results.scale if results else None,
+        noun=results.noun if results else "",
+        has_networks=any(entry.architecture for entry in best),
+        judged=describe_judged(results) if results else "",
         has_replicates=results is not None and results.has_replicates,
         outcomes=_describe_outcomes(results),
         audit=_describe_audit(results),
         is_pruned=results is not None and results.is_pruned,
-        has_effects=bool(effects),
+        effects=main,
+        additive=describe_sweep(results, model, main) if results else [],
+        describe_insignificance=describe_insignificance,
         largest_effects=[each.text for each in effects if each.is_significant][:N_EFFECTS],
         nuisance=join_names(results.nuisance) if results else "",
         has_samples=any(entry.sample for entry in best),
         effects_title=effects_title(results is None or results.is_gated),
-    )
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def render_imported_note(results: Results, effects: Sequence[RankedEffect]) -> str:
-    """Render the generated part of the note of an imported study, of which a trial is complete.
-
-    Args:
-        results: results of the study.
-        effects: effects of the published figure, the largest first.
-    """
-    text = _TEMPLATES.get_template("imported/note.md").render(
-        name=results.name,
-        config=results.config,
-        counts=results.counts,
-        scale=results.scale,
-        metric=results.metric.name,
-        axis_title=results.metric.axis_title,
-        best=rank_architectures(results, N_BEST),
-        has_replicates=results.has_replicates,
-        effects=[each.main for each in effects],
-        largest_effects=[each.text for each in effects if each.is_significant][:N_EFFECTS],
-        describe_insignificance=describe_insignificance,
-        effects_title=effects_title(results.is_gated),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
@@ -127,7 +112,7 @@ def _describe_audit(results: Results | None) -> str:
         return (
             f"{drawn}: what pruning lost is not known{' yet' * (counts.finished < counts.planned)}."
         )
-    best = f"best {audit.top_count} {'architectures' if results.nuisance else 'trials'}"
+    best = f"best {audit.top_count} {results.judged_noun}s"
     text = (
         f"{drawn}: with 95% confidence at least {audit.recall_low:.0%} of the {best} are complete, "
         f"and {audit.inside} of {audit.tested} finished within two scales of their predictions "

@@ -27,7 +27,6 @@ from reports.dashboard.note import (
     fingerprint,
     is_intact,
     merge_note,
-    render_imported_note,
     render_note,
 )
 from reports.data.results import Results
@@ -132,18 +131,13 @@ class StudyPublisher:
                 conditional = compute_conditional_effects(build_judged_table(results), effects)
             ranked = rank_effects(effects, conditional)
             figure = _plot_effects(results, effects) if effects else None
-            if record.config.is_trained:
-                try:
-                    files = self._write_files(results, record)
-                except store_errors() as caught:
-                    error = caught
-        if record.config.is_trained:
-            text = render_note(
-                name, record.config, record.corpus, record.commands, counts, results, ranked
-            )
-        else:
-            assert results is not None  # a study without a complete trial is not imported
-            text = render_imported_note(results, ranked)
+            try:
+                files = self._write_files(results, record)
+            except store_errors() as caught:
+                error = caught
+        text = render_note(
+            name, record.config, record.corpus, record.commands, counts, results, ranked
+        )
         published = {
             "digest": digest if error is None else "",
             "note": fingerprint(text),
@@ -188,9 +182,10 @@ class StudyPublisher:
             )
             for identifier, file in files.items()
         }
-        store = self.open_store()
-        for identifier, file in files.items():
-            store.write(identifier, io.BytesIO(file.content.encode()))
+        if files:
+            store = self.open_store()
+            for identifier, file in files.items():
+                store.write(identifier, io.BytesIO(file.content.encode()))
         return entries
 
     def _changed_attrs(
@@ -269,11 +264,13 @@ def build_files(storage: LeasedRDBStorage, study_id: int, results: Results) -> l
         results: results of the study, without curves.
     """
     best = rank_architectures(results, N_BEST)
+    networks = [entry.architecture for entry in best if entry.architecture]
+    if not networks:  # imported
+        return []
     curves = _format_curves(storage, study_id, best)
     files = [StudyFile("curves.csv", "best-curves.csv", "text/csv", curves)]
-    for rank, entry in enumerate(best, 1):
-        assert entry.architecture is not None  # an imported study has no files
-        code = generate_module(entry.architecture, results.spec, entry.bptt_steps)
+    for rank, (entry, network) in enumerate(zip(best, networks, strict=True), 1):
+        code = generate_module(network, results.spec, entry.bptt_steps)
         name = f"best-{rank}-trial-{entry.number}.py"
         files.append(StudyFile(f"best-{rank}", name, "text/x-python", code))
     if samples := _format_samples(results, best):

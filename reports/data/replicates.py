@@ -36,9 +36,7 @@ def find_replicates(results: Results, others: Sequence[Results]) -> pd.DataFrame
 
 def _is_comparable(results: Results, other: Results) -> bool:
     """Return whether two studies train and judge a network alike, but for their parameters."""
-    if results.is_imported or other.is_imported:
-        return False
-    ours, theirs = results.trained, other.trained
+    ours, theirs = results.config, other.config
     varied = {*results.all_parameters, *other.all_parameters, *ours.nuisance}
     return (
         results.data == other.data
@@ -53,7 +51,7 @@ def _is_comparable(results: Results, other: Results) -> bool:
 def _select_architectures(results: Results, other: Results) -> pd.DataFrame:
     """Return the runs that have the study's values of all parameters that it does not vary."""
     rows = other.complete
-    defaults = {CELL: GATED_CELL} | results.trained.training.model_dump()
+    defaults = {CELL: GATED_CELL} | results.config.training.model_dump()
     names = {*results.all_parameters, *other.all_parameters}
     for name in names.difference(results.axes, results.config.nuisance):
         fixed = results.table[name].iloc[0] if name in results.table else defaults.get(name)

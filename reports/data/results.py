@@ -1,6 +1,7 @@
 """Results of a stored study as frames: trials, curves, evaluation windows."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
@@ -15,6 +16,7 @@ from reports.data.trial_table import (
     metric_column,
 )
 from reports.formatting import loss_unit, objective_name
+from reports.stats.run_means import average_runs
 from reports.stats.scale import NATS, VALUE, Metric, Scale, format_param, format_value, order_values
 from rnn.config import OPTIMIZERS, TaskSpec
 from studies.attributes import (
@@ -98,7 +100,7 @@ class Results:
     def all_parameters(self) -> list[str]:
         """Parameters of the trials, without replicate; of networks BPTT steps are among them."""
         names = self.config.list_params()
-        if self.config.is_trained:
+        if self.cells:
             names = param_order([CELL, *names])
         return [name for name in names if name in self.table]
 
@@ -123,23 +125,35 @@ class Results:
     @cached_property
     def carried(self) -> list[str]:
         """Nuisance parameters of a derived study, which has one value for each architecture."""
-        if self.is_imported or self.config.refinement is None:
+        if self.config.refinement is None:
             return []
         rows = self.table.to_dict("records")
         names = [*self.all_parameters, REPLICATE]
-        return list_nuisance(self.trained, [list_params(row, names) for row in rows])
+        return list_nuisance(self.config, [list_params(row, names) for row in rows])
 
     @property
     def judged_parameters(self) -> list[str]:
         """Parameters that distinguish architectures: those with several values, less nuisance."""
         return [name for name in self.parameters if name not in self.nuisance]
 
-    @property
+    @cached_property
     def cells(self) -> list[str]:
         """Names of the cells; none if the study was imported."""
-        if self.is_imported:
+        if not self.config.is_trained:
             return []
         return sorted(self.table[CELL].unique()) if CELL in self.table else [GATED_CELL]
+
+    @property
+    def data_columns(self) -> list[str]:
+        """Columns that trials of this study can have: of an imported one no network's."""
+        if self.cells:
+            return [str(name) for name in self.table]
+        columns = ("architecture", "label", "state", "value", "started", "completed")
+        return [*columns, *self.all_parameters, *self.axes[len(self.parameters) :]]
+
+    def has(self, column: str) -> bool:
+        """Return whether a trial recorded something."""
+        return column in self.table and bool(self.table[column].notna().any())
 
     @property
     def is_gated(self) -> bool:
@@ -152,37 +166,28 @@ class Results:
         return GATED_CELL in self.cells
 
     @property
-    def is_imported(self) -> bool:
-        """Whether another program has recorded the results."""
-        return not self.config.is_trained
-
-    @property
     def noun(self) -> str:
         """What the parameters describe: an architecture, or a configuration of anything."""
-        return "configuration" if self.is_imported else "architecture"
+        return "architecture" if self.cells else "configuration"
 
     @property
-    def trained(self) -> StudyConfig:
-        """The configuration of a study that is trained here."""
-        assert self.config.is_trained
-        return self.config
+    def judged_noun(self) -> str:
+        """What is compared: a trial, or the several trials of an architecture."""
+        return self.noun if self.nuisance or self.has_replicates else "trial"
 
     @property
     def data(self) -> tuple[object, ...]:
-        """What the networks learn: comparable studies have the same."""
-        if self.is_imported:
-            return (self.name,)
-        config = self.trained
-        task = config.task_record and config.task_record.identity()
-        return self.corpus and self.corpus.sha256, config.tokenizer, task
+        """What the trials learn: comparable studies have the same, and no two imported ones."""
+        task = self.config.task_record and self.config.task_record.identity()
+        source = self.config.results and self.name
+        return self.corpus and self.corpus.sha256, self.config.tokenizer, task, source
 
     @property
     def data_name(self) -> str:
         """Name of the corpus, without the folder of a file, or of another task."""
         if self.corpus is not None:
             return PurePath(self.corpus.name).name
-        task = None if self.is_imported else self.trained.task_record
-        return task.name if task else ""
+        return self.config.task_record.name if self.config.task_record else ""
 
     @cached_property
     def measure(self) -> Measure:
@@ -193,25 +198,19 @@ class Results:
     def scale(self) -> Scale:
         """Unit, direction and precision of ``value``."""
         config = self.config
-        if config.is_trained:
-            if config.is_text:
-                return NATS
-            unit, name = self.measure.short_unit, self.measure.loss
-            # The losses of a task may have any size and sign.
+        if config.is_text:
+            return NATS
+        unit, name = self.measure.short_unit, self.measure.loss
+        if config.task_record:  # its losses may have any size and sign
             return Scale(unit, False, ".3g", self.measure.spec, name)
-        return Scale.of_values(
-            self.table["value"].dropna(),
-            self.measure.name,
-            self.measure.unit,
-            config.direction == "maximize",
-        )
+        is_maximized = config.direction == "maximize"
+        return Scale.of_values(self.table["value"].dropna(), name, unit, is_maximized)
 
     @cached_property
     def uncontrasted(self) -> frozenset[str]:
-        """Parameters of an imported study that have too many values to compare each two."""
-        names = self.parameters if self.is_imported else []
-        values = {name: self.table[name].dropna().unique().tolist() for name in names}
-        return frozenset(name for name in names if not has_levels(values[name]))
+        """Parameters that have too many values to compare each two."""
+        values = {name: self.table[name].dropna().unique().tolist() for name in self.parameters}
+        return frozenset(name for name, found in values.items() if not has_levels(found))
 
     @cached_property
     def is_grid(self) -> bool:
@@ -219,21 +218,24 @@ class Results:
 
         Of an imported study this is known if no combination of the values is missing.
         """
-        if not self.is_imported:
+        return self.has_all_combinations(self.judged_parameters)
+
+    def has_all_combinations(self, names: Sequence[str]) -> bool:
+        """Return whether trials are a grid of some parameters; see :attr:`is_grid`."""
+        if self.config.is_trained:
             return self.config.refinement is None
-        names = self.judged_parameters
         count = len(self.table.drop_duplicates(names)) if names else 1
         return count == math.prod(self.table[name].nunique(dropna=False) for name in names)
 
     @property
     def spec(self) -> TaskSpec:
         """What the networks read and predict."""
-        task = self.trained.task_record
+        task = self.config.task_record
         return TaskSpec.of_text(self.tokenizer.size) if task is None else task.spec
 
     def values_of(self, setting: str) -> str:
         """Return the values of a training setting, for a reader: ``32``, or ``16, 32``."""
-        values = [getattr(self.trained.training, setting)]
+        values = [getattr(self.config.training, setting)]
         if setting in self.all_parameters:
             values = order_values(self.table[setting].dropna().unique().tolist())
         return ", ".join(f"{v:,}" if isinstance(v, int) else format_value(v) for v in values)
@@ -257,7 +259,7 @@ class Results:
             and (
                 name in self.table
                 or name in ("learning_rate", "momentum")
-                or getattr(self.trained.training, name) != getattr(default, name)
+                or getattr(self.config.training, name) != getattr(default, name)
             )
         ]
         return f"{' and '.join(titles)} with {', '.join(settings)}"
@@ -269,22 +271,19 @@ class Results:
         Replicates are ranked by their loss on unseen text (:mod:`studies.best`), all others by
         their value.
         """
-        complete, config = self.complete, self.config
-        if not config.is_trained:
-            return Metric(VALUE, self.measure.name, self.measure.unit, "", self.scale)
-        split = None
+        complete, split = self.complete, None
         if self.has_replicates and len(complete):
             split = choose_split(self.measure, lambda name: bool(complete[name].notna().all()))
         if split is not None:
             column, name = self.measure.column(split), self.measure.name_loss(split)
             return Metric(column, name, self.measure.held_out_unit, split, self.scale)
-        name, unit = objective_name(config), loss_unit(config)
+        name, unit = objective_name(self.config), loss_unit(self.config)
         return Metric(VALUE, name, unit, "validation", self.scale)
 
     @property
     def metric_columns(self) -> dict[str, str]:
         """Column of each metric of the task, on the split of :attr:`metric`."""
-        task = None if self.is_imported else self.trained.task_record
+        task = self.config.task_record
         split, names = self.metric.split, task.metrics if task else ()
         columns = {name: metric_column(split, name) for name in names}
         return {name: column for name, column in columns.items() if column in self.table}
@@ -294,7 +293,7 @@ class Results:
         """Whether the loss on the validation split is another number than metric and value."""
         column = self.measure.column("validation")
         # The value of a text is in another unit.
-        is_value = self.trained.objective == "validation" and not self.trained.is_text
+        is_value = self.config.objective == "validation" and not self.config.is_text
         if self.metric.column == column or is_value:
             return False
         return bool(self.complete[column].notna().any())
@@ -326,29 +325,43 @@ class Results:
         """Parameters that distinguish any two rows of :meth:`judge`."""
         return [name for name in self.axes if name not in self.nuisance]
 
-    def judge(self, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    def judge(self, table: pd.DataFrame | None = None, scale: Scale | None = None) -> pd.DataFrame:
         """Return the row of each architecture at its best values of the nuisance parameters.
 
-        Without nuisance parameters these are all rows.
+        Of replicates these are all runs at the values of the best mean. Without nuisance parameters
+        these are all rows. The best comes first.
 
         Args:
-            table: rows to choose from; by default all trials. The best has the least ``value``:
-                imported studies have no nuisance parameters.
+            table: rows to choose from; by default all trials.
+            scale: says which ``value`` of theirs is better; by default that of the study.
         """
         rows = self.table if table is None else table
         if not self.nuisance:
             return rows
-        rows = rows.sort_values("value", kind="stable", na_position="last")
-        names = [name for name in self.all_parameters if name not in self.nuisance]
-        return rows.drop_duplicates(names)
+        losses, settings = (scale or self.scale).to_loss(rows["value"]), self.number_settings(rows)
+        if self.has_replicates:
+            known = losses.notna()
+            runs = zip(settings[known], rows[REPLICATE][known], losses[known], strict=True)
+            losses = settings.map(average_runs(runs)).astype(float)
+        rows = rows.loc[losses.sort_values(kind="stable", na_position="last").index]
+        is_best = ~self.number_architectures(rows).duplicated()
+        if self.has_replicates:
+            is_best = settings[rows.index].isin(settings[rows.index[is_best]])
+        judged: pd.DataFrame = rows[is_best]
+        return judged
+
+    def number_settings(self, rows: pd.DataFrame) -> "pd.Series[int]":
+        """Number the rows by their parameters, replicates alike."""
+        return _number_groups(rows, self.all_parameters)
+
+    def number_architectures(self, rows: pd.DataFrame) -> "pd.Series[int]":
+        """Number the rows by all of their parameters that are no nuisance."""
+        return _number_groups(rows, [n for n in self.all_parameters if n not in self.nuisance])
 
     @property
     def has_replicates(self) -> bool:
         """Whether each architecture is run several times."""
-        if self.is_imported:
-            return REPLICATE in self.table and self.table[REPLICATE].nunique() > 1
-        refinement = self.config.refinement
-        return refinement is not None and refinement.replicates > 1
+        return REPLICATE in self.table and self.table[REPLICATE].nunique() > 1
 
     @property
     def is_finished(self) -> bool:
@@ -405,3 +418,10 @@ class Results:
         """Number of trials in each state."""
         counts = self.table["state"].value_counts()
         return count_statuses({status: int(counts.get(status, 0)) for status in TrialStatus})
+
+
+def _number_groups(rows: pd.DataFrame, names: list[str]) -> "pd.Series[int]":
+    """Number the combinations of some columns, in the order of the rows."""
+    if not names:
+        return pd.Series(0, index=rows.index)
+    return rows.groupby(names, dropna=False, sort=False).ngroup()

@@ -1,26 +1,17 @@
 """Reads the results of a stored study: once, or again after it has changed."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
 from reports.data.drawn_trials import select_drawn_curves
 from reports.data.results import Results
-from reports.data.trial_table import TableBuilder, arrange_rows, read_source_trials
+from reports.data.trial_table import TableBuilder, read_source_trials
 from reports.errors import ReportError
 from reports.output import study_identity
-from reports.stats.scale import format_param, format_value
-from studies.attributes import (
-    SOURCE_TRIALS,
-    StudyRecord,
-    TrialColumns,
-    TrialRecord,
-)
-from studies.config import StudyConfig
+from studies.attributes import StudyRecord
 from studies.loader import read_record
-from studies.space import REPLICATE
 from studies.storage.open import load_study
 from studies.storage.reads import (
     TrialReader,
@@ -84,7 +75,7 @@ class StudyReader:
         elif with_curves is None or with_curves:
             curves = _to_frame(read_curves(storage, study_id, with_curves))
             results = replace(results, curves=curves)
-        if not with_windows or results.is_imported:
+        if not with_windows:
             return results
         windows = read_eval_windows(storage, study_id, results.metric.split)
         return replace(results, windows=windows)
@@ -93,17 +84,6 @@ class StudyReader:
         """Build the results without curves and evaluation windows."""
         storage, name = self._storage, self._study.study_name
         identity = study_identity(storage.engine.url, name, record.artifact_folder)
-        if not record.config.is_trained:
-            return Results(
-                name=name,
-                config=record.config,
-                corpus=None,
-                commands=record.commands,
-                table=build_imported_table(trials, record.config),
-                curves=_to_frame([]),
-                sources=pd.DataFrame(columns=["value"]),
-                identity=identity,
-            )
         config, is_pruning = record.config, record.config.pruning.enabled
         return Results(
             name=name,
@@ -170,66 +150,3 @@ def _add_drawn_curves(results: Results, storage: LeasedRDBStorage, study_id: int
 
 def _to_frame(points: Sequence[tuple[int, int, float]]) -> pd.DataFrame:
     return pd.DataFrame(points, columns=["number", "step", "loss"])
-
-
-def build_imported_table(trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFrame:
-    """Build the table of an imported study, see :class:`reports.data.results.Results`.
-
-    A row's ``architecture`` is its parameters, of which only those that vary are named. Attributes
-    that a network records are missing.
-    """
-    varied = [
-        name
-        for name in config.list_params()
-        if len({repr(trial.params.get(name)) for trial in trials}) > 1
-    ]
-    labels = _format_labels(trials, varied)
-    missing = dict.fromkeys([*TrialRecord.model_fields, SOURCE_TRIALS])
-    rows = [
-        {
-            **missing,
-            **TrialColumns(
-                number=trial.number,
-                architecture=label,
-                label=label + (f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""),
-                state=trial.status.value,
-                value=trial.value,
-                audited=False,
-                started=trial.started,
-                completed=trial.completed,
-            ),
-            **{
-                name: trial.params[name]
-                for name in (*config.list_params(), REPLICATE)
-                if name in trial.params
-            },
-        }
-        for trial, label in zip(trials, labels, strict=True)
-    ]
-    if not any(REPLICATE in trial.params for trial in trials):
-        for row in rows:
-            del row[REPLICATE]
-    params = [trial.params for trial in trials]
-    return arrange_rows(rows, params, config.direction == "maximize")
-
-
-def _format_labels(trials: Sequence[StoredTrial], names: Sequence[str]) -> list[str]:
-    """Name each row by its parameters: ``depth 3, activation relu``.
-
-    Long numbers are shortened unless different rows would have the same name.
-    """
-    known = [
-        {name: trial.params[name] for name in names if name in trial.params} for trial in trials
-    ]
-    short = [_join_settings(params, shortens=True) for params in known]
-    full = [_join_settings(params, shortens=False) for params in known]
-    return short if len(set(short)) == len(set(full)) else full
-
-
-def _join_settings(params: Mapping[str, Any], shortens: bool) -> str:
-    texts = (
-        f"{format_param(name)} "
-        + (f"{value:.4g}" if shortens and isinstance(value, float) else format_value(value))
-        for name, value in params.items()
-    )
-    return ", ".join(texts) or "no parameter"

@@ -42,11 +42,7 @@ def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
     """
     tables = []
     for each in results:
-        table = each.table
-        if each.is_imported:  # what a network records is missing; columns that are read stay
-            kept = (*table.columns[table.notna().any()], SOURCE_TRIALS, RETRY_COUNTS)
-            table = table[list(dict.fromkeys((*kept, *CONTEXT_LISTS, _SAMPLE, "value")))]
-        table = table.reset_index()
+        table = each.table[each.data_columns].reset_index()
         table.insert(0, STUDY, each.name)
         tables.append(table)
     rows = pd.concat(tables, ignore_index=True)

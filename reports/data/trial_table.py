@@ -1,6 +1,7 @@
 """Stored trials as a frame with one row per trial."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from reports.data.context import read_profile
 from reports.stats.contrast import ParameterTraits
-from reports.stats.scale import format_count, is_missing
+from reports.stats.scale import format_count, format_param, format_value, is_missing
 from rnn.config import OPTIMIZERS, NetworkConfig
 from studies.attributes import (
     EARLIER_CODE,
@@ -117,28 +118,62 @@ class TableBuilder:
             else resolve_params(trial.params, config, names)
             for trial in trials
         ]
-        settings = (*TRAINING_PARAMS, *(config.task_record.options if config.task_record else ()))
-        values = {name: {row[name] for row in params if name in row} for name in settings}
-        varied = {name for name, found in values.items() if len(found) > 1}
         nuisance = set(list_nuisance(config, params))
+        name_architecture, varied = _choose_names(config, params, nuisance)
         context = config, names, varied, nuisance
         kept = self._rows if self._context == context else {}
         rows = {
             trial.number: (trial, each, kept[trial.number][2])
             if trial.number in kept and kept[trial.number][0] is trial
-            else (trial, each, _make_row(trial, each, config, varied - nuisance, nuisance))
+            else (trial, each, _make_row(trial, each, name_architecture(each), nuisance))
             for trial, each in zip(trials, params, strict=True)
         }
         self._context, self._rows = context, rows
         absent = TASK_RESULTS if config.is_text else (*TEXT_RESULTS, *_CONTEXT_COLUMNS)
-        return arrange_rows([row for _, _, row in rows.values()], params, absent=absent)
+        made = [row for _, _, row in rows.values()]
+        return _arrange_rows(made, params, config.direction == "maximize", absent)
 
 
-def arrange_rows(
+def _choose_names(
+    config: StudyConfig, params: Sequence[Mapping[str, Any]], nuisance: Collection[str]
+) -> tuple[Callable[[Mapping[str, Any]], str], set[str]]:
+    """Choose how the architectures of some trials are named, and by which settings.
+
+    A network is followed by the settings in which the study varies: ``2×32 GRU, batch_size 16``.
+    Imported results have these alone: ``depth 3, activation relu``. Their long numbers are
+    shortened unless different trials would have the same name.
+    """
+    if config.results is None:
+        settings = {*TRAINING_PARAMS, *(config.task_record.options if config.task_record else ())}
+        values = {name: {row[name] for row in params if name in row} for name in settings}
+        varied = {name for name, found in values.items() if len(found) > 1}.difference(nuisance)
+
+        def name_network(row: Mapping[str, Any]) -> str:
+            label = to_trial_config(row, config).architecture.label
+            return label + format_settings(row, [name for name in row if name in varied])
+
+        return name_network, varied
+    names = set(config.results.parameters).difference(nuisance)
+    varied = {name for name in names if len({repr(row.get(name)) for row in params}) > 1}
+
+    def join(row: Mapping[str, Any], shortens: bool) -> str:
+        texts = (
+            f"{format_param(name)} "
+            + (f"{value:.4g}" if shortens and isinstance(value, float) else format_value(value))
+            for name, value in row.items()
+            if name in varied
+        )
+        return ", ".join(texts) or "no parameter"
+
+    short, full = ({join(row, shortens) for row in params} for shortens in (True, False))
+    return partial(join, shortens=len(short) == len(full)), varied
+
+
+def _arrange_rows(
     rows: Sequence[Mapping[str, Any]],
     params: Sequence[Mapping[str, Any]],
-    higher_is_better: bool = False,
-    absent: Collection[str] = TASK_RESULTS,
+    higher_is_better: bool,
+    absent: Collection[str],
 ) -> pd.DataFrame:
     """Return the frame of some rows, the best trial first.
 
@@ -209,7 +244,13 @@ def list_nuisance(config: StudyConfig, params: Sequence[Mapping[str, Any]]) -> l
 def resolve_params(
     params: Mapping[str, Any], config: StudyConfig, names: Iterable[str]
 ) -> dict[str, Any]:
-    """Return a trial's parameters, and of other names those that its study's config fixes."""
+    """Return a trial's parameters, and of other names those that its study's config fixes.
+
+    What an imported trial lacks, no config fixes.
+    """
+    if config.results is not None:
+        known = (*config.results.parameters, REPLICATE)
+        return {name: params[name] for name in known if name in params}
     optimizer = str(params.get("optimizer", config.training.optimizer))
     cell = config.cells.get(params.get(CELL, GATED_CELL))
     task, resolved = config.task_record, dict(params)
@@ -282,12 +323,9 @@ def to_python(value: Any) -> Any:
 def _make_row(
     trial: StoredTrial,
     params: Mapping[str, Any],
-    config: StudyConfig,
-    varied: Collection[str],
+    architecture: str,
     nuisance: Collection[str],
 ) -> dict[str, Any]:
-    architecture = to_trial_config(params, config).architecture.label
-    architecture += format_settings(params, [name for name in params if name in varied])
     settings = format_settings(params, [name for name in params if name in nuisance])
     replicate = f" #{params[REPLICATE]}" if REPLICATE in params else ""
     recorded = {name: trial.attributes.get(name) for name in _RECORDED}

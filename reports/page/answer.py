@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from reports.formatting import objective_name
 from reports.page.section import Section
+from reports.stats.additive_findings import describe_trend, format_additive_line
 from reports.stats.conditional_effects import RankedEffect, describe_insignificance
 from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.scale import format_count, format_param, format_signed
@@ -29,7 +30,9 @@ def answer_question(section: Section) -> list[Markup]:
         return [_name_best(section), _state_verdicts(section)]
     ranked = section.ranked_effects
     if not ranked:
-        return [_to_sentence("{}", explain_missing_effects(section)), _name_best(section)]
+        model = [Markup("{}").format(each) for each in section.additive_sentences]
+        missing = [_to_sentence("{}", explain_missing_effects(section))]
+        return [*(model or missing), _name_best(section)]
     if not section.largest_effects:
         undecided = [_describe_undecided(ranked, len(ranked)), *_list_uncompared(section)]
         return [_state_nothing(section, ranked), _to_sentence("{}", Markup("; ").join(undecided))]
@@ -162,14 +165,22 @@ def _describe_undecided(effects: Sequence[RankedEffect], tried: int) -> Markup:
 
 
 def _list_uncompared(section: Section) -> list[Markup]:
-    """Name the parameters that no matched pair compares, in a clause; none if there are none."""
+    """Say what is known of the parameters that no matched pair compares, a clause for each."""
     compared = {each.main.contrast.parameter for each in section.ranked_effects}
     names = [name for name in section.results.judged_parameters if name not in compared]
+    trends = section.additive.trends if section.additive else ()
+    known = [each for each in trends if each.parameter in names]
+    names = [name for name in names if name not in [each.parameter for each in known]]
+    clauses = [
+        Markup("by an additive model, {}").format(describe_trend(each, section.results.scale))
+        for each in known
+    ]
     if not names:
-        return []
+        return clauses
     listed = _join([Markup("<strong>{}</strong>").format(format_param(name)) for name in names])
     verb, it = ("is", "it") if len(names) == 1 else ("are", "one of them")
-    return [Markup(f"{{}} {verb} not compared: no two trials differ in {it} alone").format(listed)]
+    missing = f"{{}} {verb} not compared: no two trials differ in {it} alone"
+    return [*clauses, Markup(missing).format(listed)]
 
 
 def _find_verb(effect: RankedEffect) -> str:
@@ -199,11 +210,11 @@ def _format_scope(section: Section) -> Markup:
     """Return for which trials the statement holds, to begin a sentence; "" for a whole grid."""
     results = section.results
     parts = []
-    refinement = None if results.is_imported else results.trained.refinement
+    refinement = results.config.refinement
     if refinement is not None and refinement.trial is None:
         parts.append(f"among the best of {refinement.source}")
     if section.nuisance:
-        parts.append(f"at each architecture’s best {section.nuisance.names}")
+        parts.append(f"at each {results.noun}’s best {section.nuisance.names}")
     if section.audited_effects:
         pruned = results.counts.pruned
         parts.append(f"by predictions for the {pruned:,} pruned trials, corrected by an audit")
@@ -284,7 +295,11 @@ def _format_result(sections: Sequence[Section]) -> str:
                 largest = [each.text for each in section.largest_effects[:N_EFFECTS]]
                 found = f"largest significant effects{study}: {'; '.join(largest)}"
             return "; ".join([line, found, *(u.striptags() for u in _list_uncompared(section))])
-    return line if summary.has_verdicts else f"{line}; {explain_missing_effects(best)}"
+    if summary.has_verdicts:
+        return line
+    if best.additive:
+        return f"{line}; {format_additive_line(best.additive, best.results.scale)}"
+    return f"{line}; {explain_missing_effects(best)}"
 
 
 def _comparison_key(section: Section) -> tuple[object, ...]:

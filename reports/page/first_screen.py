@@ -123,9 +123,10 @@ def _measure_noise(section: Section) -> Limit:
     noise = build_judged_table(results).noise
     known = noise is not None and noise.degrees > 0
     if noise is None or not np.any(known):
-        return Limit(
-            name, "not known", detail="intervals use the differences between pairs instead"
-        )
+        source = "differences between pairs"
+        if section.additive and not section.effects[0].effects:
+            source = "residuals of the additive model"
+        return Limit(name, "not known", detail=f"intervals use the {source} instead")
     low, high = (float(f(np.sqrt(noise.variances[known]))) for f in (np.min, np.max))
     spec = results.scale.spec
     text = f"{low:{spec}} to {high:{spec}}"
@@ -153,15 +154,14 @@ def _count_replicates(section: Section) -> Limit:
 
 def _describe_training(section: Section) -> Limit | None:
     """Return how long each network was trained, and on what."""
-    results = section.results
-    if results.is_imported:
+    corpus, config = section.results.corpus, section.results.config
+    if corpus is not None:
+        on = f"on {corpus.length:,} bytes of {section.results.data_name}"
+    elif task := config.task_record:
+        on = f"on {task.name}, sequences of {format_count(task.steps, 'step')}"
+    else:
         return None
-    if results.corpus is None:
-        task = results.trained.task_record
-        on = f"on {task.name}, sequences of {format_count(task.steps, 'step')}" if task else ""
-        return Limit("Training", f"{results.trained.training.steps:,}", "steps", on)
-    corpus = f"on {results.corpus.length:,} bytes of {results.data_name}"
-    return Limit("Training", f"{results.trained.training.steps:,}", "steps", corpus)
+    return Limit("Training", f"{config.training.steps:,}", "steps", on)
 
 
 def _name_best(section: Section) -> Limit | None:
@@ -211,7 +211,7 @@ def build_first_screen(section: Section) -> FirstScreen:
     chart, caption = _choose_chart(section)
     results = section.results
     title = results.config.question or results.name
-    if results.is_imported and not results.config.question:
+    if results.config.results and not results.config.question:
         title = f"Which parameters matter for {results.metric.name}?"
     heading = chart.title if chart else ""
     if chart is section.effects[0].chart:
@@ -226,10 +226,7 @@ def build_first_screen(section: Section) -> FirstScreen:
 def _choose_chart(section: Section) -> tuple[Chart | None, str]:
     """Choose the chart that answers the question, and say what to see in it."""
     results = section.results
-    unit = "architecture" if section.nuisance else "trial"
-    if results.is_imported and results.has_replicates:
-        unit = results.noun
-    name = results.scale.name
+    unit, name = results.judged_noun, results.scale.name
     better, worse = ("rises", "falls") if results.scale.higher_is_better else ("falls", "rises")
     has_effects = section.effects[0].chart and not section.summary.has_verdicts
     if section.replicates_chart and not has_effects:
@@ -254,8 +251,12 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
         else:
             caption += f", with its {drawn}. None is significant."
         return section.effects[0].chart, caption
+    if section.additive and (drawn_trends := [*section.trend_charts, section.levels_chart]):
+        is_trend = any(trend.is_significant for trend in section.additive.trends)
+        first = drawn_trends[0 if is_trend else -1] or drawn_trends[0]
+        return first, first.caption if first else ""
     if section.early_effects and section.pruning:
-        step, steps = section.pruning.common_step, results.trained.training.steps
+        step, steps = section.pruning.common_step, results.config.training.steps
         caption = (
             f"Not the answer: effects after {step:,} of {steps:,} steps, the last one that all "
             "trials have reached. What helps at first may not help at the end."

@@ -20,7 +20,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from reports.analysis.nuisance import format_setting
+from reports.analysis.nuisance import describe_judged, format_setting
 from reports.charts.chart import Chart
 from reports.charts.effect_plots import effect_color
 from reports.data.results import Results
@@ -37,7 +37,6 @@ from reports.formatting import (
 from reports.output import choose_path, default_path, identity_tag, report_identity
 from reports.page.answer import format_headline
 from reports.page.first_screen import build_first_screen
-from reports.page.imported_section import describe_uncompared
 from reports.page.section import Section
 from reports.page.sections import build_sections
 from reports.page.task import describe_direction, describe_loss
@@ -153,8 +152,8 @@ def _templates() -> jinja2.Environment:
     environment.globals |= {
         "code_styles": _code_styles(),
         "describe_direction": describe_direction,
+        "describe_judged": describe_judged,
         "describe_loss": describe_loss,
-        "describe_uncompared": describe_uncompared,
         "effect_color": effect_color,
         "equations": generate_latex,
         "layer_code": generate_forward,

@@ -14,6 +14,7 @@ from reports.analysis.pareto_front import CostSummary
 from reports.analysis.pruning_audit import PruningAudit, PruningSummary
 from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import VariantEffect
+from reports.analysis.sweeps import describe_sweep
 from reports.charts.chart import Chart
 from reports.charts.filtered_effects import EffectSubset, SubsetFilter
 from reports.charts.importances import Importances
@@ -22,7 +23,9 @@ from reports.data.drawn_trials import MAX_DRAWN
 from reports.data.results import Results
 from reports.formatting import effects_title, loss_unit
 from reports.page.task import RECURRENT, FloorRow, list_floors
+from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect, rank_effects
+from reports.stats.scale import format_count, format_param
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,9 @@ class Section:
         is_complete: whether every combination of the grid has a value.
         filters: filters for the effects.
         hypotheses: the hypotheses that the study stores, and their tests.
+        additive: additive model of trials that matched pairs do not compare; None if they do.
+        trend_charts: charts of its trends, the significant ones first.
+        levels_chart: chart of its effects.
         effects: effects within each combination of filters; the whole grid comes first.
         conditional: effects over the whole grid within each value of the other parameters.
         conditional_chart: chart of those that differ between the values; None without any.
@@ -59,8 +65,7 @@ class Section:
         slopes: chart of a refinement's architectures in the source and in each variant.
         variants: effect of each variant of a refinement.
         timeline: chart of the trials by worker and time.
-        cost_params: parameters that determine the computing time.
-        costs: computing time by these parameters.
+        costs: computing time by the parameters that determine it; None if it is not recorded.
         costs_and_losses: Pareto fronts of loss and cost; None without held-out losses.
         cost_charts: chart of each front.
     """
@@ -78,6 +83,9 @@ class Section:
     audit: PruningAudit | None = None
     audited_effects: AuditedEffects | None = None
     early_effects: EffectSubset | None = None
+    additive: AdditiveModel | None = None
+    trend_charts: list[Chart] = field(default_factory=list)
+    levels_chart: Chart | None = None
     interactions: Chart | None
     curves: Chart | None
     summary: StudySummary
@@ -91,8 +99,7 @@ class Section:
     slopes: Chart | None = None
     variants: list[VariantEffect] = field(default_factory=list)
     timeline: Chart | None = None
-    cost_params: list[str] = field(default_factory=list)
-    costs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    costs: pd.DataFrame | None = None
     costs_and_losses: CostSummary | None = None
     cost_charts: list[Chart] = field(default_factory=list)
 
@@ -102,9 +109,44 @@ class Section:
         return effects_title(self.results.is_gated)
 
     @property
-    def curves_title(self) -> str:
-        """Heading of the curves."""
-        return "Curves" if self.results.is_imported else "Training curves"
+    def shows_effects(self) -> bool:
+        """Whether there are effects, or a reason why they are not what they seem."""
+        return bool(self.effects[0].effects or self.audited_effects or self.nuisance)
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether trials trained networks, of which the source code is known."""
+        return self.summary.best.architecture is not None
+
+    @property
+    def uncompared(self) -> str:
+        """Which parameters no matched pair compares, in one sentence; "" if there are none."""
+        results = self.results
+        compared = {effect.contrast.parameter for effect in self.effects[0].effects}
+        missing = [name for name in results.judged_parameters if name not in compared]
+        if not results.parameters:
+            return "All trials have the same parameters, so there is nothing to compare."
+        if not missing or self.audited_effects:
+            return ""
+        others = f"{'an additive model, ' if self.additive else ''}importances and slices say what"
+        if not compared:
+            return (
+                "No two trials differ in one parameter only, so no effect can be estimated from "
+                f"matched pairs; {others} is known."
+            )
+        values = (format_count(results.table[name].nunique(), "value") for name in missing)
+        listed = ", ".join(
+            f"{format_param(name)} ({count})" for name, count in zip(missing, values, strict=True)
+        )
+        return (
+            f"No matched pairs compare {listed}: trials that differ in it alone are missing, or "
+            f"its values are too many; {others} is known of it."
+        )
+
+    @property
+    def additive_sentences(self) -> list[str]:
+        """What the additive model found; empty without one."""
+        return describe_sweep(self.results, self.additive, self.effects[0].effects)
 
     @property
     def outcome_sentence(self) -> str:
@@ -183,20 +225,21 @@ class Section:
     @property
     def contents(self) -> list[tuple[str, str]]:
         """Headings of the section: the end of the element's id, and the text."""
-        is_imported, nuisance = self.results.is_imported, self.nuisance
+        nuisance = self.nuisance
         headings = {
             "summary": ("Summary", True),
-            "effects": (self.effects_title, self.effects[0].effects or not is_imported),
+            "effects": (self.effects_title, self.shows_effects),
             "conditional": ("What the effects depend on", self.conditional),
+            "additive": ("Additive model", self.additive),
             "nuisance": (f"Best {nuisance.names}" if nuisance else "", nuisance),
             "hypotheses": ("Hypotheses", self.hypotheses),
             "outcomes": ("Rescued and ruined", self.outcomes),
-            "curves": (self.curves_title, self.curves or not is_imported),
-            "leaderboard": ("Ranking" if is_imported else "Leaderboard", True),
-            "task": ("Task", not is_imported and not self.results.trained.is_text),
+            "curves": (self.curves.title if self.curves else "", self.curves),
+            "leaderboard": ("Leaderboard", True),
+            "task": ("Task", self.results.config.task_record),
             "cost": ("Equal cost", self.costs_and_losses),
             "memory": ("Memory", self.context_chart),
-            "code": ("Source code of the best", not is_imported),
+            "code": ("Source code of the best", self.has_networks),
             "samples": ("Samples", self.samples),
             "importances": ("Importances", True),
             "comparison": ("Comparison", self.slopes or self.pairwise_chart),

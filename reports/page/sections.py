@@ -22,6 +22,7 @@ from reports.analysis.refinement_effects import (
     compare_with_source,
     compute_variant_effects,
 )
+from reports.analysis.sweeps import fit_sweep
 from reports.charts import alt_text
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import chart_differences, plot_replicates
@@ -51,10 +52,10 @@ from reports.charts.training_plots import (
     list_color_schemes,
     plot_curves,
 )
+from reports.charts.trend_plots import chart_levels, chart_trends
 from reports.data.replicates import find_replicates
 from reports.data.results import Results
-from reports.formatting import SMOOTHED, loss_unit, objective_name, value_axis_title
-from reports.page.imported_section import build_imported_section
+from reports.formatting import loss_unit, objective_name, value_axis_title
 from reports.page.section import Section
 from reports.stats.conditional_effects import (
     compute_conditional_effects,
@@ -66,9 +67,7 @@ from studies.space import BPTT_STEPS, COST_PARAMS
 def build_sections(results: Sequence[Results]) -> list[Section]:
     """Build the sections of a page; each shows the baseline cells of the other studies."""
     return [
-        build_imported_section(study)
-        if study.is_imported
-        else build_section(
+        build_section(
             replace(study, replicates=find_replicates(study, results)),
             find_references(study, results),
         )
@@ -94,20 +93,18 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
     conditional_effects = (
         compute_conditional_effects(grid, effects[0].effects) if audited is None else []
     )
+    additive, scale = fit_sweep(results, effects[0].effects), results.scale
     complete = list(results.complete.index)
     source_comparison = compare_with_source(results)
     summary = summarize_study(results)
     fronts = summarize_costs(results, summary, references)
     pruning = summarize_pruning(results)
-    varied = [name for name in COST_PARAMS if name in results.parameters]
-    first = ("cell", BPTT_STEPS)
-    cost_params = [name for name in first if name in varied] + ["layers", "state_size"]
-    cost_params += [name for name in varied if name not in cost_params]
     # Over the survivors of pruning, importances would mislead as effects would.
     is_whole = audited is None
     importances = compute_importances(results, complete, "all complete trials") if is_whole else []
     conditional = compute_conditional_importances(results) if is_whole else []
-    blocks = compute_block_importances(results) if is_whole else []
+    is_design = is_whole and not results.uncontrasted  # else each trial would be a block
+    blocks = compute_block_importances(results) if is_design else []
     shown = {each.label for each in conditional}  # a cell's trials may be a full block as well
     return Section(
         results=results,
@@ -123,6 +120,9 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         audit=audit_pruning(results) if pruning else None,
         audited_effects=audited,
         early_effects=_compute_early_effects(results, pruning) if pruning else None,
+        additive=additive,
+        trend_charts=chart_trends(additive, scale) if additive else [],
+        levels_chart=chart_levels(additive, scale) if additive else None,
         interactions=chart_interactions(grid) if is_whole else None,
         curves=_chart_curves(results, references),
         summary=summary,
@@ -153,8 +153,7 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         else None,
         variants=compute_variant_effects(source_comparison) if source_comparison else [],
         timeline=chart_timeline(results),
-        cost_params=cost_params,
-        costs=_summarize_costs(results, cost_params),
+        costs=_summarize_costs(results),
         costs_and_losses=fronts,
         cost_charts=[chart_front(front, fronts) for front in fronts.fronts] if fronts else [],
     )
@@ -177,7 +176,7 @@ def _chart_replicates(
 ) -> Chart:
     legend = describe_references(references, "metric", results.scale)
     return Chart(
-        "Runs of each architecture",
+        f"Runs of each {results.noun}",
         plot_replicates(entries, results.metric, references),
         alt_text.describe_replicates(entries, results.metric) + legend,
         f"{legend} {describe_training_differences(references)}".strip() if legend else "",
@@ -189,10 +188,11 @@ def _chart_curves(results: Results, references: Sequence[BaselineReference]) -> 
     if results.curves.empty:
         return None
     figure = plot_curves(results, references)
+    name = results.measure.curve
     caption = (
-        f"{results.measure.name_loss(SMOOTHED).capitalize()}. Hover to see the architecture; "
+        f"{name[:1].upper()}{name[1:]}. Hover to see the {results.noun}; "
         "click a curve to isolate it, and press Escape or click elsewhere to show all again. "
-        "Thick lines: the ten of lowest "
+        f"Thick lines: the ten of {'highest' if results.scale.higher_is_better else 'lowest'} "
         f"{objective_name(results.config)}."
     )
     caption += describe_drawn_curves(results, figure)
@@ -200,7 +200,7 @@ def _chart_curves(results: Results, references: Sequence[BaselineReference]) -> 
     if legend:
         caption = f"{caption}{legend} {describe_training_differences(references)}".strip()
     return Chart(
-        "Training curves",
+        "Training curves" if results.cells else "Curves",
         figure,
         alt_text.describe_curves(results) + legend,
         caption,
@@ -209,11 +209,17 @@ def _chart_curves(results: Results, references: Sequence[BaselineReference]) -> 
     )
 
 
-def _summarize_costs(results: Results, params: list[str]) -> pd.DataFrame:
-    """Return the computing time by the parameters that determine it."""
+def _summarize_costs(results: Results) -> pd.DataFrame | None:
+    """Return the computing time by the parameters that determine it; None if none is recorded."""
     rows = results.table.dropna(subset=["seconds"])
-    groups = rows.groupby(params, dropna=False)  # without update_every: whole sequences
+    if rows.empty:
+        return None
+    varied = [name for name in COST_PARAMS if name in results.parameters]
+    first = ("cell", BPTT_STEPS)
+    names = [name for name in first if name in varied] + ["layers", "state_size"]
+    names += [name for name in varied if name not in names]
+    groups = rows.groupby(names, dropna=False)  # without update_every: whole sequences
     costs = groups["seconds"].agg(["count", "mean", "sum"])
     costs["steps_per_second"] = groups["steps_per_second"].median()
     costs["share"] = costs["sum"] / costs["sum"].sum()
-    return costs.reset_index()
+    return costs

@@ -1,4 +1,4 @@
-"""Rules that decide whether a hypothesis holds: on the mean loss, and on outcome tables.
+"""Rules that decide whether a hypothesis holds: on the mean value, and on outcome tables.
 
 A rule has two conditions that exclude each other, one under which a hypothesis holds and one under
 which it fails. A difference that is not significant decides nothing: the interval has to exclude
@@ -36,11 +36,12 @@ LEAST_FAVORABLE_LAST = [Verdict.HOLDS, Verdict.UNDECIDED, Verdict.FAILS]
 
 
 class Condition(NamedTuple):
-    """Condition on the mean difference of the loss, and the same on an outcome table.
+    """Condition on the mean difference of the value, and the same on an outcome table.
 
     Attributes:
-        mean: condition, given the interval of the difference and the margin, in nats.
-        outcome: condition, given the table and the error at which it is tested.
+        mean: condition, given the interval of the difference and the margin.
+        outcome: condition, given the error at which it is tested and a table in which a pair is
+            rescued if the value falls across the threshold.
         text: the first condition, with a ``{margin}`` placeholder.
     """
 
@@ -56,8 +57,8 @@ class DecisionRule:
     Attributes:
         holds: condition under which it holds.
         fails: condition under which it fails.
-        opposition: how much an interval speaks against it, in nats; of the contrasts of a
-            conjunction, that with the most decides.
+        opposition: how much an interval speaks against it; of the contrasts of a conjunction, that
+            with the most decides.
     """
 
     holds: Condition
@@ -78,11 +79,11 @@ class DecisionRule:
         return f"in one of its k contrasts {wide}"
 
     def decide_mean(self, effect: PairedDifference, margin: float, contrasts: int = 1) -> Verdict:
-        """Return the verdict on the mean loss.
+        """Return the verdict on the mean value.
 
         Args:
             effect: mean difference; it decides nothing if its interval cannot.
-            margin: largest difference, in nats, that counts as none.
+            margin: largest difference that counts as none.
             contrasts: number of contrasts of the conjunction of which this is one.
         """
         if not effect.is_decidable:
@@ -92,10 +93,20 @@ class DecisionRule:
         wide = effect.compute_interval(1 - compute_fail_error(contrasts))
         return Verdict.FAILS if self.fails.mean(wide, margin) else Verdict.UNDECIDED
 
-    def decide_outcome(self, outcomes: OutcomeTable, contrasts: int = 1) -> Verdict:
-        """Return the verdict on an outcome table; too few pairs decide nothing."""
+    def decide_outcome(
+        self, outcomes: OutcomeTable, contrasts: int = 1, higher_is_better: bool = False
+    ) -> Verdict:
+        """Return the verdict on an outcome table; too few pairs decide nothing.
+
+        Args:
+            outcomes: the table.
+            contrasts: as in :meth:`decide_mean`.
+            higher_is_better: whether a value above the threshold is good, not one below it.
+        """
         if outcomes.pairs < MIN_PAIRS:
             return Verdict.UNDECIDED
+        if higher_is_better:  # rules are about the value: where it falls, the pair is ruined
+            outcomes = outcomes.exchange_sides()
         if self.holds.outcome(outcomes, 1 - CONFIDENCE):
             return Verdict.HOLDS
         fails = self.fails.outcome(outcomes, compute_fail_error(contrasts))
@@ -133,6 +144,16 @@ _DOES_NOT_LOWER = Condition(
     _excludes_gain,
     "the interval lies above −{margin}",
 )
+_RAISES = Condition(
+    lambda interval, margin: interval.low > margin,
+    lambda outcomes, error: _changes_outcomes(outcomes, error) and outcomes.gain < 0,
+    "the interval lies above {margin}",
+)
+_DOES_NOT_RAISE = Condition(
+    lambda interval, margin: interval.high < margin,
+    lambda outcomes, error: _excludes_gain(outcomes.exchange_sides(), error),
+    "the interval lies below {margin}",
+)
 _MAKES_NO_DIFFERENCE = Condition(
     lambda interval, margin: -margin < interval.low and interval.high < margin,
     _excludes_change,
@@ -147,6 +168,8 @@ _MAKES_A_DIFFERENCE = Condition(
 RULES: Mapping[str, DecisionRule] = {
     "lowers": DecisionRule(_LOWERS, _DOES_NOT_LOWER, lambda interval: interval.high),
     "does-not-lower": DecisionRule(_DOES_NOT_LOWER, _LOWERS, lambda interval: -interval.low),
+    "raises": DecisionRule(_RAISES, _DOES_NOT_RAISE, lambda interval: -interval.low),
+    "does-not-raise": DecisionRule(_DOES_NOT_RAISE, _RAISES, lambda interval: interval.high),
     "makes-no-difference": DecisionRule(
         _MAKES_NO_DIFFERENCE,
         _MAKES_A_DIFFERENCE,

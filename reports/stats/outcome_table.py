@@ -1,17 +1,18 @@
-"""Which changes bring networks below a loss: the four outcomes of matched pairs.
+"""Which changes bring trials below a loss: the four outcomes of matched pairs.
 
-A network is good if its loss is below a threshold, and bad otherwise, also if it diverged. A change
-rescues a pair that is bad before it and good after it, and ruins one that is good before and bad
-after. To select the good networks and compare those would leave out just these pairs: it selects
-by the outcome (Elwert & Winship, *Endogenous Selection Bias*, 2014). So no pair is left out here
-but for those in which a trial has no outcome yet, and regions are chosen by parameters.
+A trial is good if its loss is below a threshold, and bad otherwise, also if it diverged; where a
+higher value is better, if its value is above. A change rescues a pair that is bad before it and
+good after it, and ruins one that is good before and bad after. To select the good trials and
+compare those would leave out just these pairs: it selects by the outcome (Elwert & Winship,
+*Endogenous Selection Bias*, 2014). So no pair is left out here but for those in which a trial has
+no outcome yet, and regions are chosen by parameters.
 
 If a change had no effect, a pair with two outcomes would be rescued or ruined with equal
 probability: an exact sign test (McNemar, *Note on the Sampling Error of the Difference between
 Correlated Proportions*, 1947). The share of pairs that a change rescues, less that which it ruins,
 has the interval of two exact ones (Clopper & Pearson, *The Use of Confidence or Fiducial Limits*,
-1934), each at half the error. It covers training every network again, and is too wide for it,
-because most networks would end on the same side.
+1934), each at half the error. It covers repeating every run, and is too wide for it, because
+most trials would end on the same side.
 """
 
 import math
@@ -41,7 +42,8 @@ class OutcomeTable:
     """Outcomes of the matched pairs of a change.
 
     Attributes:
-        both_good: number of pairs whose trials are both below the threshold.
+        both_good: number of pairs whose trials are both below the threshold, or above it where a
+            higher value is better.
         rescued: number of pairs of which only the second trial is.
         ruined: number of pairs of which only the first trial is.
         both_bad: number of pairs of which neither is.
@@ -73,6 +75,16 @@ class OutcomeTable:
             both_bad=int(((before == BAD) & (after == BAD)).sum()),
             unknown=int(((before == UNKNOWN) | (after == UNKNOWN)).sum()),
             **attributes,
+        )
+
+    def exchange_sides(self) -> "OutcomeTable":
+        """Return the table in which good and bad are exchanged."""
+        return OutcomeTable(
+            both_good=self.both_bad,
+            rescued=self.ruined,
+            ruined=self.rescued,
+            both_bad=self.both_good,
+            unknown=self.unknown,
         )
 
     @property

@@ -106,6 +106,16 @@ class Scale:
         """Name of the best value: ``least`` or ``greatest``."""
         return "greatest" if self.higher_is_better else "least"
 
+    @property
+    def good_side(self) -> str:
+        """Where the good values lie of a threshold: ``below`` or ``above``."""
+        return "above" if self.higher_is_better else "below"
+
+    @property
+    def bad_side(self) -> str:
+        """Where the others lie."""
+        return "below" if self.higher_is_better else "above"
+
     def improves(self, difference: Any) -> Any:
         """Return whether a difference, or each in an array, is better than none."""
         return np.greater(difference, 0) if self.higher_is_better else np.less(difference, 0)

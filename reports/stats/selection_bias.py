@@ -1,10 +1,11 @@
 """Correction of the best of several runs, which is lucky as well as good.
 
-Of runs at several values of the nuisance parameters the one with the least loss is selected. Its
-loss is lower than that of another run at the same values, by up to 0.85 standard deviations of the
-noise between runs for three values that are equally good, and not at all where one is clearly the
-best. In a difference this does not cancel if the noise, or the distance between the values, differs
-between both sides.
+Of runs at several values of the nuisance parameters the one with the least loss is selected, of
+replicates the values of the least mean; where a higher value is better, its negative is the loss.
+The selected loss is lower than that of another run at the same values, by up to 0.85 standard
+deviations of the noise between runs for three values that are equally good, and not at all where
+one is clearly the best. In a difference this does not cancel if the noise, or the distance between
+the values, differs between both sides.
 
 The expected loss of another run at the selected values is estimated by the coupled bootstrap
 (Oliveira, Lei & Tibshirani, *Unbiased Risk Estimation in the Normal Means Problem via Coupled

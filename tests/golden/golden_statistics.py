@@ -26,8 +26,8 @@ from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pruning_audit import audit_pruning
 from reports.charts.importances import compute_importances
 from reports.data.study_reader import read_results
-from reports.hypotheses import read_hypotheses
 from rnn_search import ReportError, import_results, import_study, load
+from studies.loader import load_hypotheses
 from studies.storage.open import read_storage
 
 INPUTS = FOLDER / "inputs"
@@ -80,7 +80,7 @@ class StoredStudy:
 
     def test_hypotheses(self) -> list[pd.DataFrame]:
         tables = StudyTables(self.results)
-        hypotheses = read_hypotheses(INPUTS / "hypotheses.toml")
+        hypotheses = load_hypotheses(INPUTS / "hypotheses.toml")
         return [to_frame([tables.test(each)]) for each in hypotheses]
 
     def list_outcomes(self) -> pd.DataFrame:

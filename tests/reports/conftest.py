@@ -52,9 +52,8 @@ def without_optuna_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def draw_no_optuna_figures(patch: pytest.MonkeyPatch) -> None:
     names = ("chart_parameters", "chart_study", "compute_block_importances", "compute_importances")
-    for module in ("sections", "imported_section"):
-        for name in names:
-            patch.setattr(f"reports.page.{module}.{name}", lambda *results: [])
+    for name in names:
+        patch.setattr(f"reports.page.sections.{name}", lambda *results: [])
 
 
 @dataclass(frozen=True)

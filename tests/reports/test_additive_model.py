@@ -1,13 +1,24 @@
 """Additive models of sweeps: what they find, what they leave open, and how it is said."""
 
+import math
+import random
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.trend_plots import chart_levels, chart_trends
+from reports.data.study_reader import read_results
+from reports.page.answer import answer_question, format_headline
+from reports.page.page import render_page
+from reports.page.sections import build_section
 from reports.stats.additive_findings import describe_additive, format_additive_line
 from reports.stats.additive_model import fit_additive_model
 from reports.stats.scale import Scale
+from rnn_search import load
+from studies.importing import ImportOptions, import_results
+from studies.storage.open import read_storage
 from tests.simulations.sweeps import BEST_RATE, NAMES, Sweep, simulate_sweeps
 
 LOSS = Scale(name="loss")
@@ -172,3 +183,30 @@ def test_figures_show_axis_best_place_and_direction(sweep):
     colors = dict(zip(levels.figure.data[0].y, levels.figure.data[0].marker.color, strict=True))
     assert (colors["optimizer adam → sgd"], colors["norm"]) == (WORSENS, IMPROVES)
     assert "pair" not in levels.alt_text
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_sweep_without_pairs_says_so_first_and_shows_trends_and_effects(sqlite_url):
+    generator = random.Random(1)
+    rows = [{"rate": 10 ** generator.uniform(-4, 0), "flag": i % 2 == 0} for i in range(60)]
+    for row in rows:
+        row["value"] = 1 - 0.2 * (math.log10(row["rate"]) + 2) ** 2 - 0.1 * row["flag"]
+        row["value"] += generator.gauss(0, 0.02)
+    options = ImportOptions(maximize=True)
+    import_results(sqlite_url, pd.DataFrame(rows), options, name="sweep")
+    section = build_section(read_results(read_storage(sqlite_url), "sweep"))
+    assert section.effects[0].effects == []
+    assert answer_question(section)[0].startswith("There are no matched pairs")
+    assert "; no matched pairs; if parameters act additively: rate: best" in format_headline(
+        [section]
+    )
+    page = "".join(render_page([section]))
+    assert 'id="s1-additive"' in page
+    assert 'id="s1-effects"' not in page
+    effects = load("sweep", storage=sqlite_url).effects()
+    assert effects.warnings[0].startswith("There are no matched pairs")
+    (trend,) = effects.trends.itertuples()
+    assert trend.best_low < 0.01 < trend.best_high
+    (flag,) = effects.table.itertuples()
+    assert (flag.parameter, flag.pairs) == ("flag", 0)
+    assert flag.low < -0.1 < flag.high < 0

@@ -60,7 +60,7 @@ def page_file(tmp_path_factory):
     names = ("stated", "second", "replicates")
     first, *others = read_studies(url, *names)
     asked = {"question": "Which switches help a small network that has little memory?"}
-    first = replace(first, config=first.trained.model_copy(update=asked))
+    first = replace(first, config=first.config.model_copy(update=asked))
     return write_page([first, *others], folder / "page.html").path
 
 

@@ -10,16 +10,18 @@ from factories import make_study, results_of
 
 from reports.analysis.hypothesis_tests import StudyTables, to_frame
 from reports.errors import ReportError
-from reports.hypotheses import HYPOTHESES, evaluate_study, read_hypotheses, render_page
+from reports.hypotheses import HYPOTHESES, evaluate_study, render_page
 from reports.stats.decision_rules import RULES, Verdict
 from reports.stats.outcome_table import OutcomeTable
 from reports.stats.paired_difference import Interval
 from studies.config import StudyConfig
+from studies.errors import ConfigError
 from studies.hypotheses import Hypothesis, HypothesisRecord, Registration
+from studies.loader import load_hypotheses
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}
-PUBLISHED = read_hypotheses(HYPOTHESES)
+PUBLISHED = load_hypotheses(HYPOTHESES)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,22 @@ def test_few_pairs_decide_nothing_about_outcomes():
     table = OutcomeTable(both_good=0, rescued=7, ruined=0, both_bad=0, unknown=90)
     assert table.p < 0.05
     assert RULES["lowers"].decide_outcome(table) is Verdict.UNDECIDED
+
+
+@pytest.mark.parametrize("rule", ["", "does-not-"])
+def test_rules_about_a_rise_mirror_those_about_a_fall(rule):
+    falls, rises = (
+        RULES[f"{rule}lower{'' if rule else 's'}"],
+        RULES[f"{rule}raise{'' if rule else 's'}"],
+    )
+    for low, high in itertools.product((-0.1, -0.01, 0.01, 0.1), repeat=2):
+        interval, mirrored = Interval(low, high), Interval(-high, -low)
+        assert falls.holds.mean(interval, 0.02) == rises.holds.mean(mirrored, 0.02)
+        assert falls.opposition(interval) == rises.opposition(mirrored)
+    for rescued, ruined in itertools.product(range(0, 100, 24), repeat=2):
+        table = OutcomeTable(both_good=99, rescued=rescued, ruined=ruined, both_bad=9, unknown=0)
+        assert falls.decide_outcome(table) == rises.decide_outcome(table, higher_is_better=True)
+        assert falls.decide_outcome(table) == rises.decide_outcome(table.exchange_sides())
 
 
 def test_least_favorable_contrast_decides_a_conjunction(planned):
@@ -251,7 +269,7 @@ def test_page_is_written_and_replaced_and_other_studies_are_refused(sqlite_url, 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('rule = "lowers"', 'rule = "raises"', r"hypothesis\.1\.rule: input should be 'lowers'"),
+        ('rule = "lowers"', 'rule = "moves"', r"hypothesis\.1\.rule: input should be 'lowers'"),
         ("[[hypothesis]]", "[hypothesis", "not valid TOML"),
         ("contrasts", "contrast", r"hypothesis\.1\.contrast: extra inputs are not permitted"),
     ],
@@ -259,8 +277,8 @@ def test_page_is_written_and_replaced_and_other_studies_are_refused(sqlite_url, 
 def test_invalid_file_of_hypotheses_is_refused_in_one_line(tmp_path, old, new, message):
     file = tmp_path / "hypotheses.toml"
     file.write_text(HYPOTHESIS.replace(old, new))
-    with pytest.raises(ReportError, match=message) as caught:
-        read_hypotheses(file)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_hypotheses(file)
     assert "\n" not in str(caught.value)
 
 

@@ -23,7 +23,7 @@ from reports.analysis.pruning_audit import (
 )
 from reports.charts.filtered_effects import compute_audited_subset
 from reports.errors import ReportError
-from reports.hypotheses import HYPOTHESES, read_hypotheses
+from reports.hypotheses import HYPOTHESES
 from reports.hypotheses import render_page as render_hypotheses
 from reports.page.answer import format_headline
 from reports.page.sections import build_section
@@ -31,6 +31,7 @@ from reports.stats.effects import FactorialTable
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook
 from studies.config import StudyConfig
+from studies.loader import load_hypotheses
 from studies.storage.open import open_storage
 
 STEPS = 200
@@ -154,7 +155,7 @@ def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url):
     table = study.effects().table.set_index("parameter")
     assert table.loc["residual", "effect"] == pytest.approx(means["residual"])
     with pytest.raises(ReportError, match="no hypothesis is tested by 'made'"):
-        render_hypotheses([results], read_hypotheses(HYPOTHESES))
+        render_hypotheses([results], load_hypotheses(HYPOTHESES))
 
 
 @pytest.mark.parametrize(

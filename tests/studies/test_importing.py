@@ -1,24 +1,23 @@
-"""Import of tables and of plain Optuna's studies: what is read, and what is refused in one line."""
+"""Studies of imported results: what is stored, what is refused, studies of plain Optuna."""
 
 import gzip
+import shutil
 from contextlib import closing
+from pathlib import Path
 
 import optuna
 import pytest
+import tomli_w
 from optuna.trial import TrialState
 
-from rnn_search import load
-from search.progress import format_status
+from rnn_search import import_results, load
 from studies.artifacts import StudyStores
 from studies.errors import (
     ConfigError,
     ImportedStudyError,
     StudiesError,
-    StudyExistsError,
-    TableError,
 )
-from studies.importing.options import ImportOptions
-from studies.importing.study_import import import_optuna_study, import_table
+from studies.hypotheses import Hypothesis
 from studies.loader import load_stored_config, read_record, read_study_record
 from studies.management import StudyManager, list_studies
 from studies.storage.counts import count_trials, read_best_trial, top_trials
@@ -26,24 +25,16 @@ from studies.storage.open import load_study, open_storage, read_storage
 
 GRID = "lr,act,value\n0.1,relu,0.5\n0.1,gelu,0.4\n0.2,relu,0.7\n0.2,gelu,0.6\n"
 
+CLAIM = {
+    "claim": "gelu is better",
+    "rule": "lowers",
+    "contrasts": [{"before": {"act": "relu"}, "after": {"act": "gelu"}}],
+    "margin": 0.01,
+}
 
-@pytest.fixture
-def target(tmp_path) -> str:
-    """URL of a storage that does not exist yet."""
-    return f"sqlite:///{tmp_path}/studies.db"
 
-
-@pytest.fixture
-def table(tmp_path, target):
-    """Write a table and import it; return its trials and what was said about it."""
-
-    def read(content: str | bytes, **options):
-        path = tmp_path / "table.csv"
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        imported = import_table(target, path, None, ImportOptions(**options))
-        return optuna.load_study(study_name="table", storage=target).trials, imported
-
-    return read
+def claim_with(**changes) -> dict:
+    return {"hypotheses": [CLAIM | changes]}
 
 
 @pytest.mark.parametrize(
@@ -53,70 +44,42 @@ def table(tmp_path, target):
         ("a,acc\n1,2\n2,n/a\n", {"value": "acc"}, "row 3, column 'acc': 'n/a' is not a number"),
         ("a,value\n1,1\n2,2\n1,3\n", {}, "row 2 and row 4 have the same parameters"),
         ("a,value\n1,nan\n2,\n", {}, "no row is complete"),
+        ("a,value\n1,2\n1,2,3\n", {}, "Expected 2 fields in line 3, saw 3"),
         (b"PK\x03\x04", {}, "is an Excel workbook"),
+        (b"PAR1", {}, "is not valid Parquet"),
+        (b"a,value\n1,2\n\xe9,3\n", {}, "row 3 is not UTF-8"),
         (gzip.compress(GRID.encode(), mtime=0)[:40], {}, "the compressed file is damaged"),
         ("a,loss_5,value\n1,x,3\n2,1,3\n", {}, "row 2, column 'loss_5': 'x' is not a number"),
-        ("value\n1\n2\n", {}, "no parameter"),
+        ("value\n1\n2\n", {}, "no parameters: expected 1"),
+        (GRID, {"nuisance": ["rate"]}, "nuisance names 'rate': expected one of lr, act"),
+        (GRID, {"nuisance": ["lr", "act"]}, "nuisance names all parameters"),
+        (GRID, {"hypotheses": "none.toml"}, "none.toml cannot be read: No such file"),
+        (GRID, {"hypotheses": [{k: CLAIM[k] for k in CLAIM if k != "margin"}]}, "has no margin"),
+        (GRID, claim_with(rule="moves"), "hypothesis.1.rule: input should be 'lowers'"),
+        (GRID, claim_with(region={"lr": 0.3}), "hypothesis 1 has lr = 0.3, which no trial has"),
+        (GRID, claim_with(region={"x": 1}), "hypothesis 1 names 'x': expected one of lr, act"),
+        (GRID, {"valu": "lr"}, "unknown option valu: did you mean 'value'?"),
     ],
 )
 def test_bad_table_is_refused_and_nothing_is_written(table, tmp_path, content, options, message):
-    with pytest.raises(TableError) as refused:
+    with pytest.raises(StudiesError) as refused:
         table(content, **options)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "studies.db").exists()
 
 
-def test_table_too_large_to_read_is_refused(table, monkeypatch):
-    monkeypatch.setattr("studies.importing.table_file.MAX_ROWS", 3)
-    with pytest.raises(TableError, match="more than 3 rows"):
-        table(GRID)
-
-
-def test_values_have_the_type_of_their_column_and_missing_ones_are_no_results(table):
-    rows = "1,0.5,True,a,1\n2,1,false,2,2\n3,1,true,,nan\n4,1,true,a,\n5,1,true,a,inf\n"
-    trials, imported = table("n,x,flag,label,value\n" + rows)
-    params = [trial.params for trial in trials]
-    assert repr(params[0]) == "{'n': 1, 'x': 0.5, 'flag': True, 'label_': 'a'}"
-    assert repr(params[1]) == "{'n': 2, 'x': 1.0, 'flag': False, 'label_': '2'}"
-    assert repr(params[2]) == "{'n': 3, 'x': 1.0, 'flag': True}"
-    assert imported.counts == "2 complete, 2 diverged, 1 failed"
-    assert any("label_" in note for note in imported.notes), "a column of results has its name"
-
-
-def test_table_reads_alike_from_every_program(table, target):
-    decimal_commas = GRID.replace(",", ";").replace(".", ",")
-    utf_16 = GRID.replace(",", "\t").encode("utf-16")
-    for content in (
-        GRID,
-        "\ufeff" + GRID.replace("\n", "\r\n"),
-        GRID.replace(",", "\t"),
-        decimal_commas,
-        utf_16,
-        gzip.compress(GRID.encode(), mtime=0),
-    ):
-        trials, imported = table(content)
-        assert trials[0].params == {"lr": 0.1, "act": "relu"}
-        assert [trial.value for trial in trials] == [0.5, 0.4, 0.7, 0.6]
-        assert imported.counts == "4 complete"
-        StudyManager(target).delete("table")
-
-
-def test_seed_numbers_replicates_prefixes_are_stripped_and_curves_are_read(table, target):
-    # The first has the best run, the second the best mean.
-    runs = (0.1, 7, 0.9), (0.1, 8, 0.1), (0.2, 7, 0.6), (0.2, 8, 0.6)
-    rows = [f"{lr},{seed},{value},x,0.9," for lr, seed, value in runs]
-    content = "\n".join(["config/lr,config/seed,mean_loss,trial_id,loss_10,loss_20", *rows])
-    trials, _ = table(content, value="mean_loss", metric="accuracy", maximize=True)
-    assert trials[1].params == {"lr": 0.1, "replicate": 8}
-    assert [trial.intermediate_values for trial in trials] == 4 * [{10: 0.9}]
-    loaded = load("table", storage=target)
-    line = "highest accuracy 0.6, mean of 2 runs, lr 0.2"
-    assert line in format_status(loaded.status, loaded.config)
-    best = loaded.status.best
-    assert (best.number, best.value, best.runs, best.architecture) == (2, 0.6, 2, "lr 0.2")
-    with pytest.raises(StudyExistsError, match="choose another --name"):
-        table(content, value="mean_loss")
+def test_hypotheses_nuisance_and_threshold_are_stored(table, target, tmp_path):
+    file = tmp_path / "claims.toml"
+    file.write_text(tomli_w.dumps({"hypothesis": [CLAIM]}))
+    table(GRID, hypotheses=file, nuisance=["lr"], threshold=0.55)
+    record = read_record(load_study(read_storage(target), "table"))
+    config = record.config
+    assert (config.nuisance, config.report_threshold) == (["lr"], 0.55)
+    (stored,) = record.hypotheses
+    assert stored.hypothesis == Hypothesis(**CLAIM)
+    assert "after 4 of 4 trials were finished" in stored.mark
+    assert not stored.is_preregistered
 
 
 def test_highest_value_is_the_best_if_it_is_maximized(table, target):
@@ -154,10 +117,10 @@ def test_study_that_an_earlier_version_imported_still_opens(table, target):
     assert load("table", storage=target).best.value == 0.7
 
 
-@pytest.fixture
-def tuned(tmp_path):
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
     """URL of a storage with a study by TPE, with pruned, failed and waiting trials."""
-    url = f"sqlite:///{tmp_path}/optuna.db"
+    url = f"sqlite:///{tmp_path_factory.mktemp('tuned')}/optuna.db"
 
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=5)
     study = optuna.create_study(
@@ -180,27 +143,28 @@ def import_study(target):
     """Import a study of Optuna; return what was said about it, and the new study."""
 
     def read(url: str, name: str | None = None, **options):
-        imported = import_optuna_study(target, url, name, None, ImportOptions(**options))
+        imported = import_results(url, study=name, storage=target, **options)
         return imported, load_study(read_storage(target), imported.name)
 
     return read
 
 
-def test_study_of_optuna_keeps_its_states_curves_and_direction(
-    tmp_path, tuned, import_study, target
-):
-    before = (tmp_path / "optuna.db").read_bytes()
+def test_study_of_optuna_keeps_its_states_curves_and_direction(tuned, import_study, target):
+    file = Path(tuned.removeprefix("sqlite:///"))
+    before = file.read_bytes()
     imported, study = import_study(tuned)
-    assert (tmp_path / "optuna.db").read_bytes() == before
+    assert file.read_bytes() == before
     counts = count_trials(read_storage(target), study._study_id)
     assert (counts.complete, counts.pruned, counts.failed, counts.planned) == (9, 2, 1, 12)
     source = optuna.load_study(study_name="tuned", storage=tuned)
     assert study.best_value == source.best_value
     assert study.trials[4].intermediate_values == source.trials[4].intermediate_values
     assert study.trials[0].params["rate"] == source.trials[0].params["rate"]
-    assert imported.notes == ["Trials that are not finished were left out: 1."]
+    assert imported.notes == ["Runs that are not finished were left out: 1."]
     record = read_record(study).config.results
     assert (record.direction, record.is_adaptive) == ("maximize", True)
+    again = import_results(source, name="again", storage=target)
+    assert (again.roles, again.counts) == (imported.roles, imported.counts)
 
 
 def test_table_of_optuna_is_recognized(tuned, table):
@@ -227,45 +191,14 @@ def test_objective_is_to_be_chosen_and_repeated_trials_are_replicates(tmp_path, 
 
 
 def test_study_of_several_is_to_be_named_and_own_ones_are_copied(
-    tuned, table, target, import_study
+    tmp_path, tuned, table, target, import_study
 ):
-    optuna.create_study(study_name="other", storage=tuned)
+    two = f"sqlite:///{shutil.copy(tuned.removeprefix('sqlite:///'), tmp_path / 'two.db')}"
+    optuna.create_study(study_name="other", storage=two)
     with pytest.raises(ConfigError, match="has 2 studies: choose one with --study"):
-        import_study(tuned)
+        import_study(two)
     with pytest.raises(StudiesError, match="has no finished trial"):
-        import_study(tuned, "other")
+        import_study(two, "other")
     table(GRID)
     with pytest.raises(ConfigError, match="is one of this program: copy it"):
         import_study(target, "table")
-
-
-RESULTS = [
-    (
-        "epoch,time,depth,STATE,RUNTIME,val/loss,best_epoch,power",
-        lambda i: (*divmod(i // 3, 2), i % 3, "ok" * (i % 2), 9 + i, i or "", i % 5, 0.3 * i),
-        "epoch,time,depth",
-        "(--parameters keeps them), were left out: RUNTIME, val/loss, best_epoch, power.",
-    ),
-    (
-        "lr,drop,depth,bits,seed",
-        lambda i: (*divmod(i // 3, 2), i % 3, i % 7, 1 + i % 2),
-        "lr,drop,depth,bits",
-        "without bits 12 have one: leave results out with --ignore bits.",
-    ),
-    ("depth,train_loss", lambda i: (i % 4, i or ""), "depth", "they count as replicates."),
-    (
-        "duration,tied,depth,gpu_memory,watts",
-        lambda i: (i // 6, i // 3 % 2, i % 3, 1024 * (i % 5), 90 + i % 2),
-        "duration,tied,depth,watts",
-        "--ignore watts: rows that differ in it as well are no matched pair.",
-    ),
-]
-"""Names of columns, values in a row, the parameters among them, and the end of the last note."""
-
-
-@pytest.mark.parametrize(("header", "row", "parameters", "note"), RESULTS)
-def test_results_are_told_from_parameters(table, header, row, parameters, note):
-    rows = [",".join(map(str, (*row(i), i))) for i in range(12)]
-    _, imported = table("\n".join([f"{header},value", *rows]))
-    assert imported.parameters == parameters.split(",")
-    assert imported.notes[-1].endswith(note)

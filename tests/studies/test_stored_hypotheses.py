@@ -26,7 +26,7 @@ def resolve(*hypotheses, **settings):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rule": "raises"}, "hypothesis 1: rule is 'raises': input should be 'lowers', 'does-not"),
+        ({"rule": "moves"}, "hypothesis 1: rule is 'moves': input should be 'lowers', 'does-not"),
         ({"contrasts": []}, "hypothesis 1: expected contrasts, consecutive or larger_than"),
         ({"contrasts": [{"before": {"layers": 1}, "after": {"residual": True}}]}, "same parameter"),
         ({"region": {"residual": True}}, "region names 'residual', which a contrast changes"),

@@ -1,1 +1,0 @@
-"""Studies of results that other programs have recorded: tables, and studies of plain Optuna."""
