@@ -34,9 +34,9 @@ from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
 from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.scale import format_count, format_signed
-from studies.artifacts import atomic_write
 from studies.cli import run_command, storage_options, studies_argument
 from studies.errors import StudiesError
+from studies.files import atomic_write
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
 from studies.loader import load_hypotheses
 from studies.storage.open import read_storage

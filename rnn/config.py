@@ -6,7 +6,9 @@ precisions and of optimizers.
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
+
+from annotated_types import Ge, Gt, Le, Lt
 
 StateSource = Literal["new", "old", "both"]
 STATE_SOURCES: tuple[StateSource, ...] = get_args(StateSource)
@@ -36,6 +38,8 @@ _CELL_LABELS: dict[BaselineCell, str] = {"elman": "Elman", "gru": "GRU", "lstm":
 class GatedConfig:
     """A network of the gated cell; see :class:`rnn.cells.GatedCell` for the equations.
 
+    Study files have the same parameters, with these types, descriptions and bounds of the sizes.
+
     Attributes:
         input_gate: whether a gate scales the layer's input and previous state before their use.
         forget_gate: whether a gate scales the new state.
@@ -46,8 +50,8 @@ class GatedConfig:
             as well.
         state_source: state that the read-out reads: the new one, that of the previous step, or
             both.
-        layers: number of stacked layers.
-        state_size: n, the size of the states, the layers' outputs and the embedding.
+        layers: stacked layers.
+        state_size: size of the states, the layers' outputs and the embedding.
         gate_inputs: what the state gate and the forget gate read: the layer's input and previous
             state (``"state"``), or the candidate as well (``"candidate"``). Fixed within a study.
 
@@ -61,8 +65,8 @@ class GatedConfig:
     state_gate: bool
     residual: bool
     state_source: StateSource
-    layers: int
-    state_size: int
+    layers: Annotated[int, Ge(1), Le(100)]
+    state_size: Annotated[int, Ge(1), Le(2**16)]
     gate_inputs: GateInputs = "state"
 
     def __post_init__(self) -> None:
@@ -313,32 +317,41 @@ else:
 Schedule = Literal["constant", "cosine", "linear"]
 """What the learning rate does after its warm-up."""
 
+_Decay = Annotated[float, Ge(0), Lt(1)]
+_NonNegative = Annotated[float, Ge(0)]
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizerConfig:
     """Settings of an optimizer; :mod:`rnn.training.optimizer` has the equations.
 
+    Study files have the same settings, ``name`` as ``optimizer``, with these bounds, defaults and
+    descriptions. In the equations, α is the learning rate, β₁ and β₂ are the decays, λ is the
+    weight decay and μ the momentum.
+
     Attributes:
-        name: one of :data:`OPTIMIZERS`.
-        learning_rate: α.
-        beta1: β₁, decay of the first moment.
-        beta2: β₂, decay of the mean square of the gradient.
-        weight_decay: λ, decoupled from the gradient in AdamW, added to it elsewhere.
-        momentum: μ, of SGD.
+        name: optimizer; `weight_decay` is decoupled from the gradient in `adamw` and added to it
+            elsewhere.
+        learning_rate: learning rate; with a schedule the highest one.
+        beta1: decay of the mean of the gradient.
+        beta2: decay of the mean of its square.
+        weight_decay: factor of the weights in their decay.
+        momentum: factor of the previous updates in the next one.
         gradient_clipping: maximum norm of a network's gradient; 0 for none.
-        schedule: what the learning rate does after the warm-up.
-        warmup_steps: updates over which the learning rate rises from 0.
+        schedule: what the learning rate does after its warm-up: it stays, or falls to 0 by the end
+            of the training, along half a cosine or a line.
+        warmup_steps: updates over which the learning rate rises from 0, along a line.
     """
 
     name: OptimizerName = "adam"
-    learning_rate: float = 0.001
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    gradient_clipping: float = 0.0
+    learning_rate: Annotated[float, Gt(0)] = 0.001
+    beta1: _Decay = 0.9
+    beta2: _Decay = 0.999
+    weight_decay: _NonNegative = 0.0
+    momentum: _Decay = 0.9
+    gradient_clipping: _NonNegative = 0.0
     schedule: Schedule = "constant"
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Ge(0)] = 0
 
 
 class TrialConfig(NamedTuple):

@@ -32,8 +32,9 @@ _SUBCOMMANDS = {
     "delete": _Subcommand("rnn_search.studies_cli", "delete", "Delete a study with its files"),
     "retry": _Subcommand("rnn_search.studies_cli", "retry", "Set failed trials waiting again"),
     "export-study": _Subcommand(
-        "rnn_search.studies_cli", "export_command", "Write a study to a compressed CSV file"
+        "rnn_search.studies_cli", "export_command", "Write a study to a compressed file"
     ),
+    "backup": _Subcommand("rnn_search.studies_cli", "backup", "Copy an SQLite file of studies"),
     "import": _Subcommand(
         "rnn_search.import_cli", "import_command", "Make a study of results, without training"
     ),

@@ -11,7 +11,7 @@ import click
 from studies.cli import storage_options
 from studies.importing import ImportOptions, import_results
 from studies.storage.engine import parse_url, redact
-from studies.tables.study_import import import_studies, is_exported_study
+from studies.study_file import import_studies, is_exported_study
 from studies.text import to_line
 
 _F = TypeVar("_F", bound=Callable[..., Any])

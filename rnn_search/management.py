@@ -6,19 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnn_search.study import artifacts_or_default, storage_or_default
+from studies.artifacts import StudyStores
 from studies.errors import ConfigError
 from studies.importing import ImportedStudy, ImportOptions
 from studies.importing import import_results as import_stored
-from studies.management import StudyManager
+from studies.management import CopyResult, ListedStudy, StudyManager
+from studies.management import list_studies as list_stored
 from studies.storage.open import read_storage
-from studies.study_copier import CopyResult
-from studies.study_copier import copy_study as copy_managed
-from studies.study_files import StudyStores
-from studies.study_list import ListedStudy
-from studies.study_list import list_studies as list_stored
-from studies.tables.study_export import ExportResult
-from studies.tables.study_export import export_study as export_stored
-from studies.tables.study_import import ImportResult, import_studies, is_exported_study
+from studies.study_file import ExportResult, ImportResult, import_studies, is_exported_study
+from studies.study_file import export_study as export_stored
 from studies.text import expect_one_of, to_line
 
 if TYPE_CHECKING:
@@ -81,15 +77,16 @@ def copy_study(
         StudiesError: if that is refused, or fails; no part of a copy is left.
     """
     place = None if artifacts_to is None else str(artifacts_to)
-    return copy_managed(_manager(storage, artifacts, wait), name, to, new_name, place)
+    return _manager(storage, artifacts, wait).copy(name, to, new_name, place)
 
 
 def export_study(name: str, file: str | Path, *, storage: str | None = None) -> ExportResult:
-    """Write a study to a file: a compressed CSV of its trials, with their curves and losses.
+    """Write a study to a file: compressed JSON lines, one for each trial.
 
     Args:
         name: name of the study.
-        file: file to write, whose name ends in ``.csv.gz`` or ``.csv``; an earlier one is replaced.
+        file: file to write, whose name ends in ``.jsonl.gz`` or ``.jsonl``; an earlier one is
+            replaced.
         storage: URL of the storage that holds it.
 
     Raises:

@@ -10,17 +10,15 @@ import click
 from click.core import ParameterSource
 
 from reports.output import find_report
+from studies.artifacts import StudyStores
 from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
 from studies.errors import ConfigError
-from studies.management import StudyManager
+from studies.management import ListedStudy, StudyManager, list_studies
 from studies.storage.changes import list_derived
 from studies.storage.counts import find_study
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import read_storage
-from studies.study_copier import copy_study
-from studies.study_files import StudyStores
-from studies.study_list import ListedStudy, list_studies
-from studies.tables.study_export import export_study
+from studies.study_file import export_study
 from studies.text import format_bytes, to_line
 
 _wait_option = click.option(
@@ -99,8 +97,7 @@ def copy(
     debug: bool,
 ) -> int:
     """Copy a study."""
-    manager = _manager(storage, artifacts, wait)
-    result = copy_study(manager, name, to, new_name, artifacts_to)
+    result = _manager(storage, artifacts, wait).copy(name, to, new_name, artifacts_to)
     trials, values = result.rows["trials"], result.rows["trial_intermediate_values"]
     files = result.files
     command = ["rnn-search", "continue", result.name, "--storage", result.storage]
@@ -203,9 +200,9 @@ def retry(name: str, failed: bool, diverged: bool, wait: bool, storage: str, deb
 
 @click.command(
     "export-study",
-    help="Write the study STUDY to FILE, as compressed (.csv.gz) or plain CSV: its settings, and "
-    "its trials with their curves and losses. Weights are not written, nor names of users, "
-    "machines and folders.",
+    help="Write the study STUDY to FILE, as compressed (.jsonl.gz) or plain JSON lines: its "
+    "settings, then a line for each trial, with its curve and its losses. Weights are not written, "
+    "nor names of users, machines and folders.",
 )
 @study_argument
 @click.argument("file", type=click.Path(path_type=Path))
@@ -217,6 +214,27 @@ def export_command(study: str, file: Path, storage: str, debug: bool) -> int:
         f"exported study {study!r} to {to_line(str(file))}: {_format_count(result.trials)}, "
         f"{format_bytes(result.size)}"
     )
+    return 0
+
+
+@click.command(
+    help="Copy the SQLite file of --storage to the new file FILE, complete and consistent even "
+    "while searches run."
+)
+@click.argument("target", metavar="FILE", type=click.Path(path_type=Path))
+@storage_options
+def backup(target: Path, storage: str, debug: bool) -> int:
+    """Copy a storage."""
+    content = _manager(storage).back_up(target)
+    studies = f"{content.studies} {'study' if content.studies == 1 else 'studies'}"
+    line = f"{target}: {studies}, {content.finished} of {content.trials} trials finished"
+    if content.finished < content.trials:
+        source = parse_url(storage).database
+        line += (
+            f"; checkpoints are not included: copy {source}.checkpoints to {target}.checkpoints, "
+            "or unfinished trials restart from step 0"
+        )
+    click.echo(line)
     return 0
 
 

@@ -25,11 +25,11 @@ from rnn.own_code import (
 )
 from studies.artifacts import Store, store_errors, store_location
 from studies.attributes import RESERVED_OPTION_NAMES
-from studies.cell_record import CellRecord, cell_name, read_options
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ArtifactsError, ConfigMismatchError
-from studies.task_record import TaskRecord
+from studies.records import CellRecord, TaskRecord, read_options
+from studies.space import cell_name
 
 
 def load_cells(file: ConfigFile) -> ConfigFile:

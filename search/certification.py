@@ -39,8 +39,8 @@ from rnn.tasks.corpus import TextData
 from rnn.tasks.tokenizer import ByteTokenizer
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
-from studies.cell_record import CellRecord
 from studies.config import StudyConfig
+from studies.records import CellRecord
 from studies.space import CELL, Params
 
 STATE_SIZE = 16

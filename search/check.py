@@ -22,12 +22,12 @@ from search.certification import check_networks, list_networks
 from search.errors import USER_ERRORS
 from search.task_check import certify_task, describe_floors
 from search.tasks import load_task_of
-from studies.cell_record import CellOption, cell_name
 from studies.cli import run_command
 from studies.config import EvaluationSettings
 from studies.errors import ConfigError
 from studies.loader import load_overrides
-from studies.space import BUILT_IN_CELLS
+from studies.records import CellOption
+from studies.space import BUILT_IN_CELLS, cell_name
 
 
 @click.command(

@@ -18,8 +18,8 @@ from search.errors import USER_ERRORS, ExportError
 from search.load_model import LoadedModel, load_trial_model, model_options
 from studies.cli import run_command, study_argument
 from studies.config import to_trial_config
+from studies.files import remove_temporary_files_of, temporary_path
 from studies.measure import find_measure
-from studies.temporary_files import remove_temporary_files_of, temporary_path
 
 
 @click.command(

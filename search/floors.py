@@ -18,7 +18,7 @@ from rnn.engines import Engine
 from rnn.tasks.task import Batch, SequenceTask
 from rnn.training.evaluation import HeldOutResult, evaluate_sequences
 from rnn.training.loop import TrainConfig, TrainLoop
-from studies.task_record import Floors
+from studies.records import Floors
 
 _COUNT = 1024
 """Training sequences from which constants are measured."""

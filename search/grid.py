@@ -14,12 +14,11 @@ from rnn.config import ParamValue
 from search.errors import GridExhaustedError
 from search.pruning.audit import draw_audited, number_architectures
 from studies.attributes import AUDIT_NUISANCE, COMMANDS, CONFIG, HYPOTHESES, StudyRecord
-from studies.compatibility import list_descriptive_changes
 from studies.config import StudyConfig
 from studies.errors import ConfigMismatchError
 from studies.grid import Grid
-from studies.hypothesis_records import Registration, update_records
-from studies.loader import read_study_record
+from studies.hypotheses import Registration, update_records
+from studies.loader import list_descriptive_changes, read_study_record
 from studies.space import Params, complete_params, distributions, param_order
 from studies.storage.changes import NewEnd, extend_study
 from studies.storage.counts import count_started, count_trials
@@ -354,7 +353,7 @@ def find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
     for number, old_table in enumerate(old_tables):
         new_table = new_tables[number]
         table = "space." if len(old_tables) == 1 else f"space {number + 1}: "
-        for parameter in old.parameters:
+        for parameter in old.search_space:
             old_values, new_values = old_table.values(parameter), new_table.values(parameter)
             if old_values is None or new_values is None:
                 continue
@@ -377,7 +376,7 @@ def _describe_removal(removed: Sequence[Params], grid: Grid) -> str:
             "have: --extend expected the parameters of existing trials to stay; start another "
             "study with --name"
         )
-    if lost := first.keys() - set(grid.parameters):
+    if lost := first.keys() - set(grid.search_space):
         return (
             f"has {len(removed)} trials with {', '.join(param_order(lost))}, which they would "
             "lack: --extend expected the parameters of existing trials to stay"

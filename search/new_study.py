@@ -18,9 +18,10 @@ from search.tasks import StudyTask, check_trials
 from search.versions import current_versions
 from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig
-from studies.hypothesis_records import Registration, update_records
+from studies.hypotheses import Registration, update_records
 from studies.loader import read_study_record
 from studies.measure import find_measure
+from studies.records import Floors
 from studies.space import SearchSpace, distributions, observed_search_space
 from studies.storage.changes import create_study
 from studies.storage.counts import count_trials
@@ -28,7 +29,6 @@ from studies.storage.open import load_study
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
-from studies.task_record import Floors
 
 
 @dataclass(frozen=True)

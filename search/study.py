@@ -35,19 +35,17 @@ from search.tasks import StudyTask, TaskOptions, check_held_out, check_trials, l
 from search.versions import describe_study_mixing
 from studies.artifacts import open_store
 from studies.attributes import StudyRecord
-from studies.compatibility import PER_WORKER, diff_configs, list_descriptive_changes
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ConfigMismatchError, StorageNotFoundError
-from studies.loader import read_study_record
+from studies.loader import PER_WORKER, diff_configs, list_descriptive_changes, read_study_record
+from studies.records import Floors
 from studies.space import observed_search_space
 from studies.storage.backup import StudyIdentity
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
-from studies.study_name import check_study_name
-from studies.task_record import Floors
-from studies.text import shorten
+from studies.text import check_study_name, shorten
 from studies.training import WINDOW_PARAMS
 
 MAX_DIFFERENCES = 6

@@ -15,7 +15,7 @@ from rnn.errors import TaskError
 from rnn.tasks.task import Batch, SequenceTask
 from search.floors import measure_floors
 from search.tasks import StudyTask, pack_task, unpack_task
-from studies.task_record import Floors
+from studies.records import Floors
 
 TIMEOUT = 600
 """Seconds after which the new process counts as hanging; it takes a few."""

@@ -28,12 +28,11 @@ from rnn.tasks.built_in import find_built_in
 from rnn.tasks.task import SequenceTask, is_built_in
 from search.cells import CodeStore, check_option_names
 from studies.attributes import StudyRecord
-from studies.cell_record import read_task_options
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError
+from studies.records import TEXT, TaskRecord, TaskSettings, read_task_options
 from studies.space import Params
-from studies.task_record import TEXT, TaskRecord, TaskSettings
 from studies.text import expect_one_of
 from studies.training import WINDOW_PARAMS
 

@@ -1,5 +1,7 @@
 """Names and models of what a study and its trials store as Optuna attributes."""
 
+import json
+import re
 from dataclasses import fields
 from datetime import datetime
 from enum import StrEnum
@@ -11,10 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from rnn.config import BYTE_VOCAB_SIZE, GatedConfig
 from studies.config import StudyConfig
 from studies.errors import RowError
-from studies.hypothesis_records import HypothesisRecord
+from studies.hypotheses import HypothesisRecord
+from studies.records import Floors, unit
 from studies.space import BUILT_IN_PARAMS, Space
-from studies.strict_model import unit
-from studies.task_record import Floors
 from studies.training import TrainingSettings
 
 OBJECTIVE_NAMES = {
@@ -59,7 +60,7 @@ LOOKS = "looks"
 """Study attribute: a list of :class:`LookRecord`."""
 
 HYPOTHESES = "hypotheses"
-"""Study attribute: a list of :class:`studies.hypothesis_records.HypothesisRecord`."""
+"""Study attribute: a list of :class:`studies.hypotheses.HypothesisRecord`."""
 
 AUDIT_NUISANCE = "audit_nuisance"
 """Study attribute: nuisance parameters over which the audited architectures were drawn."""
@@ -83,6 +84,9 @@ IS_GRID_TRIAL = "grid_trial"
 
 AUDIT = "audit"
 """System attribute of an audited trial: :class:`AuditState`."""
+
+LEASE = "lease"
+"""System attribute of a running trial: its lease."""
 
 PAUSED = "paused"
 """System attribute of a paused trial: the time of the pause, UTC."""
@@ -395,6 +399,86 @@ def parse_audit(kind: type[_T], stored: str) -> _T:
         return TypeAdapter(kind).validate_json(stored)
     except ValidationError as error:
         raise RowError(f"its record of the audit: {first_message(error)}") from error
+
+
+# ------------------------------------------------------------------ system attributes of results
+
+_EARLIER_END = re.compile(r"earlier_end:[1-9]\d{0,11}")
+
+
+class _PastTrial(BaseModel):
+    """What a trial was before it was retried."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    started: datetime | None
+    completed: datetime | None
+    attributes: dict[str, Any]
+
+
+class _EndedTrial(_PastTrial):
+    """What a trial was when it had ended after fewer steps."""
+
+    value: float
+    curve: list[tuple[int, float | None]] = []
+
+
+_ENDED: TypeAdapter[Any] = TypeAdapter(_EndedTrial)
+
+_RESULTS_OF_TRIALS: dict[str, TypeAdapter[Any]] = {
+    AUDIT: TypeAdapter(AuditState),
+    PAUSED: TypeAdapter(datetime),
+    EARLIER_FAILURES: TypeAdapter(list[_PastTrial]),
+    **{name: TypeAdapter(list[float], config=_STORED) for name in EVAL_WINDOWS.values()},
+}
+
+_RESULTS_OF_STUDIES: dict[str, TypeAdapter[Any]] = {
+    END: TypeAdapter(Annotated[int, Field(ge=1, strict=True)]),
+    AUDIT_LOOKS: TypeAdapter(dict[str, AuditLook]),
+}
+
+STUDY_SYSTEM_ATTRIBUTES = tuple(_RESULTS_OF_STUDIES)
+"""System attributes of a study that belong to its results. Others say what a dashboard shows."""
+
+
+def is_result(name: str) -> bool:
+    """Return whether a system attribute of a trial belongs to the results of its study.
+
+    Others say who works on the trial, or what a dashboard shows.
+    """
+    return name in _RESULTS_OF_TRIALS or _EARLIER_END.fullmatch(name) is not None
+
+
+def parse_trial_system_attribute(name: str, stored: str) -> Any:
+    """Parse a system attribute of a trial, given as JSON.
+
+    Raises:
+        RowError: if this program cannot have stored it.
+    """
+    is_end = _EARLIER_END.fullmatch(name) is not None
+    return _parse(_ENDED if is_end else _RESULTS_OF_TRIALS.get(name), name, stored)
+
+
+def parse_study_system_attribute(name: str, stored: str) -> Any:
+    """Parse a system attribute of a study, given as JSON.
+
+    Raises:
+        RowError: if this program cannot have stored it.
+    """
+    return _parse(_RESULTS_OF_STUDIES.get(name), name, stored)
+
+
+def _parse(kind: TypeAdapter[Any] | None, name: str, stored: str) -> Any:
+    if kind is None:
+        raise RowError(f"system attribute {name}: it is not known")
+    try:
+        kind.validate_json(stored)
+    except ValidationError as error:
+        raise RowError(f"system attribute {name}: {first_message(error)}") from error
+    return json.loads(stored)
+
+
+# ------------------------------------------------------------------ records of a study
 
 
 class CorpusRecord(BaseModel):

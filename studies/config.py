@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from itertools import chain
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -11,7 +12,9 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -26,20 +29,30 @@ from rnn.config import (
     TrainingPrecision,
     TrialConfig,
 )
-from studies.cell_record import CellRecord
 from studies.errors import StudyFormatError
 from studies.grid import Grid
-from studies.hypotheses import Hypothesis, check_hypotheses, check_names, list_options
+from studies.hypotheses import Hypothesis, Settings, check_hypotheses
+from studies.records import (
+    TEXT,
+    UNITLESS_LOSSES,
+    CellOption,
+    CellRecord,
+    Direction,
+    Options,
+    StrictModel,
+    TaskRecord,
+    TaskSettings,
+    unit,
+)
 from studies.space import (
+    BUILT_IN_CELLS,
     CELL,
     GATED_CELL,
     GATED_PARAMS,
     REPLICATE,
     Space,
-    convert_value,
+    explain_value,
 )
-from studies.strict_model import StrictModel, unit
-from studies.task_record import TEXT, UNITLESS_LOSSES, Direction, TaskRecord, TaskSettings
 from studies.text import expect_one_of, shorten
 from studies.training import (
     TRAINING_PARAMS,
@@ -127,12 +140,12 @@ class Refinement(StrictModel):
     top: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = 0.1
     """Its best architectures to derive from: a number, or a fraction of all, rounded down, but at
     least one."""
-    variants: list[dict[str, ParamValue]] = [{}]
+    variants: list[Settings] = [{}]
     """Changes of parameters, each applied to each of the best; `{}` for none."""
     replicates: PositiveInt = 1
     """Number of runs of each result, with other weights and another order of the text; with `looks`
     the last of these."""
-    margin: Annotated[float, Field(gt=0, allow_inf_nan=False), unit("bit/byte or nat/token")] = 0.02
+    margin: Annotated[PositiveFloat, unit("bit/byte or nat/token")] = 0.02
     """Of replicates: the largest difference to the best that makes no difference, in the unit by
     which they are ranked; without a default where the loss of a task has no unit."""
     looks: list[Annotated[int, Field(ge=2, le=1000)]] = []
@@ -141,13 +154,18 @@ class Refinement(StrictModel):
     comparison of all runs without it."""
 
     @property
+    def has_replicates(self) -> bool:
+        """Whether results are run more than once."""
+        return self.replicates > 1 or bool(self.looks)
+
+    @property
     def initial_runs(self) -> int:
         """Number of runs of each result when the study is created."""
         return self.looks[0] if self.looks else self.replicates
 
     @model_validator(mode="after")
     def _check_trial(self) -> "Refinement":
-        if self.trial is not None and (self.variants != [{}] or self.replicates > 1 or self.looks):
+        if self.trial is not None and (self.variants != [{}] or self.has_replicates):
             raise ValueError("trial runs one trial as it was: expected no variants or replicates")
         return self
 
@@ -170,10 +188,7 @@ class Refinement(StrictModel):
     def _check_variants(cls, variants: list[dict[str, ParamValue]]) -> list[dict[str, ParamValue]]:
         if not variants:
             raise ValueError("expected at least one variant ({} is the unchanged architecture)")
-        return [
-            {name: convert_value(name, value) for name, value in variant.items()}
-            for variant in variants
-        ]
+        return variants
 
 
 class ImportedResults(StrictModel):
@@ -198,9 +213,6 @@ class ImportedResults(StrictModel):
     is_adaptive: bool = False
 
 
-_Threshold = Annotated[float, Field(allow_inf_nan=False)]
-
-
 def _list_tables(raw: Any) -> Any:
     """Return the tables of a union: one ``[space]``, or each ``[[space]]``."""
     if isinstance(raw, list | tuple):
@@ -211,6 +223,17 @@ def _list_tables(raw: Any) -> Any:
 _MARGIN_HINT = (
     "expected the largest difference that counts as none, because the loss of the task has no unit"
 )
+
+
+_LENGTH_HINT = "the task decides its length: set its options in [task] or [space.task]"
+
+_TEXT_SETTINGS = {
+    "corpus": "the task has its own data",
+    "tokenizer": "the task has no text",
+    "training.sequence_length": _LENGTH_HINT,
+    "evaluation.window_length": _LENGTH_HINT,
+}
+"""Settings of the task `text` alone, and why another task has none."""
 
 
 def _states_margin(raw: Any) -> bool:
@@ -229,7 +252,7 @@ class StudyConfig(StrictModel):
 
     question: str = ""
     """What the study asks; shown in the report."""
-    report_threshold: Annotated[_Threshold | None, unit("unit of the loss")] = None
+    report_threshold: Annotated[float | None, unit("unit of the loss")] = None
     """The report counts which pairs a change brings below this loss; of text above 0."""
     corpus: str = "stdlib"
     """Of the task `text`: `stdlib` (the source code of Python's library), `enwik8`, `recall:D` (see
@@ -274,6 +297,13 @@ class StudyConfig(StrictModel):
     space: Annotated[tuple[Space, ...], BeforeValidator(_list_tables)] | None = None
     refinement: Refinement | None = None
     results: ImportedResults | None = None
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        settings: dict[str, Any] = dump(self)
+        if settings.get("results", self) is None:  # earlier versions open a study that has none
+            del settings["results"]
+        return settings
 
     @property
     def is_trained(self) -> bool:
@@ -337,38 +367,14 @@ class StudyConfig(StrictModel):
             return self
         if self.task_record is None or self.task.source == TEXT:
             raise ValueError(f"has the task {self.task.source!r}, which is not loaded")
-        defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        varied = [table.training.sequence_length for table in self.space or ()]
-        hint = "the task decides its length: set its options in [task] or [space.task]"
-        for key, is_default, reason in (
-            ("corpus", self.corpus == defaults["corpus"], "the task has its own data"),
-            ("tokenizer", self.tokenizer == defaults["tokenizer"], "the task has no text"),
-            (
-                "training.sequence_length",
-                self.training.sequence_length == TrainingSettings().sequence_length,
-                hint,
-            ),
-            ("space.training.sequence_length", not any(varied), hint),
-            (
-                "evaluation.window_length",
-                self.evaluation.window_length == EvaluationSettings().window_length,
-                hint,
-            ),
-        ):
-            if not is_default:
-                raise ValueError(
-                    f"has {key} and the task {self.task_record.name}: expected no {key}, because "
-                    f"{reason}"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _check_threshold(self) -> "StudyConfig":
-        threshold = self.report_threshold
-        if self.is_text and threshold is not None and threshold <= 0:
+        defaults = type(self).model_construct()
+        given = [k for k in _TEXT_SETTINGS if attrgetter(k)(self) != attrgetter(k)(defaults)]
+        if any(table.values("sequence_length") for table in self.space or ()):
+            given.append("space.training.sequence_length")
+        if given:
             raise ValueError(
-                f"report_threshold is {threshold}: expected a number above 0, because no loss of a "
-                "text is lower"
+                f"has {given[0]} and the task {self.task_record.name}: expected no {given[0]}, "
+                f"because {_TEXT_SETTINGS[given[0].removeprefix('space.')]}"
             )
         return self
 
@@ -392,41 +398,65 @@ class StudyConfig(StrictModel):
         return raw
 
     @model_validator(mode="after")
-    def _check_test_split(self) -> "StudyConfig":
-        refinement = self.refinement
-        has_replicates = refinement and (refinement.replicates > 1 or refinement.looks)
-        if self.eval_split == "test" and not has_replicates:
+    def _check_contradictions(self) -> "StudyConfig":
+        threshold, refinement = self.report_threshold, self.refinement
+        if self.is_text and threshold is not None and threshold <= 0:
+            raise ValueError(
+                f"report_threshold is {threshold}: expected a number above 0, because no loss of a "
+                "text is lower"
+            )
+        if self.eval_split == "test" and not (refinement and refinement.has_replicates):
             raise ValueError(
                 'has eval_split = "test" without replicates: expected refinement.replicates of 2 '
                 "or more, because a split that guides a search is no test"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_space_or_refinement(self) -> "StudyConfig":
-        if not self.is_trained and self.space is None and self.refinement is None:
-            return self
-        if (self.space is None) == (self.refinement is None):
+        is_imported = not self.is_trained and self.space is None and refinement is None
+        if (self.space is None) == (refinement is None) and not is_imported:
             given = "neither" if self.space is None else "both"
             raise ValueError(f"has {given} of [space] and [refinement]: expected one of them")
+        task_options = self.task_record.options if self.task_record else {}
+        for name, cell in self.cells.items():
+            for option in cell.options.keys() & task_options.keys():
+                raise ValueError(
+                    f"option {option} of cell {name} has the name of an option of the task: rename "
+                    "one of them"
+                )
+            for option in cell.options.keys() & {*TRAINING_PARAMS}:  # those that came later
+                raise ValueError(
+                    f"option {option} of cell {name} has the name of a training setting: rename it "
+                    "in a new study, or use the version that made this one"
+                )
+        if self.pruning.enabled and refinement is not None and refinement.replicates > 1:
+            raise ValueError(
+                f"has pruning.enabled and {refinement.replicates} replicates: expected one of "
+                "them, because the mean of replicates needs them all"
+            )
+        if self.pruning.enabled and 2 * self.training.log_every > self.training.steps:
+            raise ValueError(
+                f"has pruning.enabled and no log point before the last: log_every is "
+                f"{self.training.log_every} and steps {self.training.steps}, expected log_every of "
+                "at most half of steps"
+            )
         return self
 
     @model_validator(mode="after")
-    def _check_nuisance(self) -> "StudyConfig":
+    def _check_grid(self) -> "StudyConfig":
+        """Check a grid and the updates of its trials, and the nuisance parameters."""
         grid = self.grid  # refuses tables that contradict each other or the other settings
         if repeated := [name for name in self.nuisance if self.nuisance.count(name) > 1]:
             raise ValueError(f"nuisance names {repeated[0]} twice: expected distinct parameters")
         self._check_params("nuisance", [name for name in self.nuisance if name != CELL])
         if grid is None:  # its trials have the best values of the source's nuisance parameters
             return self
-        # One of a single value is no contradiction: an override may have pinned it.
-        varied = [name for name, values in grid.search_space.items() if len(values) > 1]
         for name in grid.find_constant(self.nuisance):
-            if name in varied:
+            # One of a single value is no contradiction: an override may have pinned it.
+            if len(grid.search_space[name]) > 1:
                 raise ValueError(
                     f"nuisance names {name!r}, which has one value for each architecture: expected "
                     f"several values for the same other parameters{self._nuisance_hint(grid, name)}"
                 )
+        if self.is_text:
+            self.check_updates((each, None) for each in grid.project(WINDOW_PARAMS))
         return self
 
     def _nuisance_hint(self, grid: Grid, name: str) -> str:
@@ -434,8 +464,9 @@ class StudyConfig(StrictModel):
         settings = [
             setting
             for setting in TRAINING_PARAMS
-            if name == "optimizer" and setting in grid.parameters and setting not in self.nuisance
-            if not all(uses_setting(str(each), setting) for each in grid.values("optimizer"))
+            if name == "optimizer" and setting in grid.search_space
+            if setting not in self.nuisance
+            if not all(uses_setting(str(each), setting) for each in grid.search_space[name])
         ]
         if not settings or name in grid.find_constant([*self.nuisance, *settings]):
             return ""
@@ -450,24 +481,33 @@ class StudyConfig(StrictModel):
     def _check_hypotheses(self) -> "StudyConfig":
         # Trials of a derived study have one value of each nuisance parameter, which may vary.
         nuisance = [] if self.refinement else self.nuisance
+        names, options = self.list_params(), None
         if self.is_trained:
-            names = [CELL, *self.list_params()]
-            check_hypotheses(self.hypothesis, names, self.cells, nuisance, self.task_record)
-        else:
-            check_names(self.hypothesis, self.list_params(), nuisance)
+            cells: list[ParamValue] = [*BUILT_IN_CELLS, *self.cells]
+            cell = CellOption(type="str", choices=cells, default=GATED_CELL)
+            names, options = [CELL, *names], {CELL: [cell], **self.options}
+        check_hypotheses(self.hypothesis, names, options, nuisance)
         return self
 
     @model_validator(mode="after")
     def _check_variants(self) -> "StudyConfig":
+        """Check the trials of a derived study, as far as the file alone decides."""
         for variant in self.refinement.variants if self.refinement else ():
             self._check_params("refinement.variants: a variant", variant)
             for name, value in variant.items():
-                options = list_options(name, self.cells, self.task_record)
-                if options and not any(option.fits(value) for option in options):
+                if expected := explain_value(name, value, self.options):
                     raise ValueError(
                         f"refinement.variants: a variant has {name} = {shorten(repr(value))}: "
-                        f"expected {options[0].description}"
+                        f"{expected}"
                     )
+            settings = training_settings(variant, self)
+            if settings.warmup_steps > settings.steps:
+                raise ValueError(
+                    f"training.warmup_steps is {settings.warmup_steps} and training.steps "
+                    f"{settings.steps}: expected warmup_steps of at most steps"
+                )
+            if {"bptt_steps", "update_every"} <= variant.keys():
+                check_window(settings)
         return self
 
     def _check_params(self, subject: str, names: Iterable[str]) -> None:
@@ -476,31 +516,21 @@ class StudyConfig(StrictModel):
             if name not in known:
                 raise ValueError(f"{subject} names {name!r}: {expect_one_of(known, name)}")
 
+    @property
+    def options(self) -> Options:
+        """Options of the users' cells and of the task, by name."""
+        options: dict[str, list[CellOption]] = {}
+        own = self.task_record.options if self.task_record else {}
+        for each in (*(cell.options for cell in self.cells.values()), own):
+            for name, option in each.items():
+                options.setdefault(name, []).append(option)
+        return options
+
     def list_params(self) -> list[str]:
         """List the parameters that a trial can have, the name of the cell aside."""
         if self.results is not None:
             return self.results.parameters
-        options = [name for cell in self.cells.values() for name in cell.options]
-        options += self.task_record.options if self.task_record else ()
-        return list(dict.fromkeys((*GATED_PARAMS, *options, *TRAINING_PARAMS)))
-
-    @model_validator(mode="after")
-    def _check_updates(self) -> "StudyConfig":
-        """Check the trials of a grid; of a derived study, what the file alone decides."""
-        if self.grid is not None:
-            if self.is_text:
-                self.check_updates((each, None) for each in self.grid.project(WINDOW_PARAMS))
-            return self
-        for variant in self.refinement.variants if self.refinement else ():
-            warmup_steps = int(variant.get("warmup_steps", self.training.warmup_steps))
-            if warmup_steps > self.training.steps:
-                raise ValueError(
-                    f"training.warmup_steps is {warmup_steps} and training.steps "
-                    f"{self.training.steps}: expected warmup_steps of at most steps"
-                )
-            if {"bptt_steps", "update_every"} <= variant.keys():
-                check_window(training_settings(variant, self))
-        return self
+        return list(dict.fromkeys((*GATED_PARAMS, *self.options, *TRAINING_PARAMS)))
 
     def check_updates(self, trials: Iterable[tuple[Mapping[str, Any], int | None]]) -> None:
         """Check the updates of trials, as :func:`studies.training.check_updates` does.
@@ -513,39 +543,6 @@ class StudyConfig(StrictModel):
         check_updates(
             [(each, length or each.sequence_length - 1) for each, length in settings], self.is_text
         )
-
-    @model_validator(mode="after")
-    def _check_options(self) -> "StudyConfig":
-        task_options = self.task_record.options if self.task_record else {}
-        for name, cell in self.cells.items():
-            for option in cell.options.keys() & task_options.keys():
-                raise ValueError(
-                    f"option {option} of cell {name} has the name of an option of the task: rename "
-                    "one of them"
-                )
-            for option in cell.options.keys() & {*TRAINING_PARAMS}:  # those that came later
-                raise ValueError(
-                    f"option {option} of cell {name} has the name of a training setting: rename it "
-                    "in a new study, or use the version that made this one"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _check_pruning(self) -> "StudyConfig":
-        if not self.pruning.enabled:
-            return self
-        if self.refinement is not None and self.refinement.replicates > 1:
-            raise ValueError(
-                f"has pruning.enabled and {self.refinement.replicates} replicates: expected one of "
-                "them, because the mean of replicates needs them all"
-            )
-        if 2 * self.training.log_every > self.training.steps:
-            raise ValueError(
-                f"has pruning.enabled and no log point before the last: log_every is "
-                f"{self.training.log_every} and steps {self.training.steps}, expected log_every of "
-                "at most half of steps"
-            )
-        return self
 
 
 def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConfig:
@@ -567,19 +564,20 @@ def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConf
         ) from error
     training = training_settings(params, config)
     window, update_every = training.gradient_window
-    options = config.task_record.options if config.task_record else ()
-    varied = tuple(
-        (name, params[name]) for name in TRAINING_PARAMS if name in params and config.varies(name)
-    )
+    varied = [name for name in TRAINING_PARAMS if name in params and config.varies(name)]
     return TrialConfig(
         architecture,
         params.get(REPLICATE, 0),
         window,
         training.optimizer_config,
-        varied,
+        _select(params, varied),
         update_every,
-        tuple((name, params[name]) for name in options if name in params),
+        _select(params, config.task_record.options if config.task_record else ()),
     )
+
+
+def _select(params: Mapping[str, Any], names: Iterable[str]) -> tuple[tuple[str, ParamValue], ...]:
+    return tuple((name, params[name]) for name in names if name in params)
 
 
 def label_trial(params: Mapping[str, Any], config: StudyConfig) -> str:
@@ -593,7 +591,7 @@ def label_trial(params: Mapping[str, Any], config: StudyConfig) -> str:
 
 def training_settings(params: Mapping[str, Any], config: StudyConfig) -> TrainingSettings:
     """Return the training settings of a trial: its study's, with its own parameters over them."""
-    varied = {name: params[name] for name in TRAINING_PARAMS if name in params}
+    varied = dict(_select(params, TRAINING_PARAMS))
     return config.training.model_copy(update=varied) if varied else config.training
 
 
@@ -609,7 +607,7 @@ def _to_network_config(params: Mapping[str, Any], config: StudyConfig) -> Networ
             "the storage from a backup, or choose another study"
         )
     record = config.cells[cell]
-    options = tuple((name, params[name]) for name in record.options if name in params)
+    options = _select(params, record.options)
     return CellConfig(cell, record.sha256, options, params["layers"], params["state_size"])
 
 

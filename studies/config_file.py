@@ -7,18 +7,17 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from studies.cell_record import CellRecord
 from studies.config import OutageSettings, StudyConfig
 from studies.errors import ConfigError
+from studies.records import TEXT, CellRecord, TaskRecord
 from studies.space import CELL, GATED_CELL, SWITCHES, Space, explain_key
-from studies.task_record import TEXT, TaskRecord
 from studies.text import expect_one_of, shorten
 
 _FILLED = ("cells", "task_record", "results")
 """Keys of a stored config that the program fills."""
 
 _Place = tuple[str, str]
-"""Where a mistake is: table and dotted key."""
+"""Where a mistake is: the one of several tables, or "", and the dotted key."""
 
 
 class ConfigFile(BaseModel):
@@ -188,24 +187,28 @@ class ConfigFile(BaseModel):
             if key in self.settings:
                 known = ", ".join(self._fields(()))
                 raise ConfigError(f"{self.origin}: unknown key {key}: expected one of {known}")
+        resolved = self._resolve_or_explain(settings)
+        if isinstance(resolved, StudyConfig):
+            return resolved
+        original = self._resolve_or_explain(stated)
+        own = {} if isinstance(original, StudyConfig) else original
+        options = ["--unset"] * bool(self.unset) + ["--set"] * bool(self.overridden)
+        culprit = " and ".join(options) if self.is_command else ""
+        lines = []
+        for place, mistake in resolved.items():
+            source = self.origin if own.get(place) == mistake else culprit
+            lines.append(f"{source}: {mistake}" if source else mistake)
+        raise ConfigError("; ".join([*lines, *filter(None, [self.left_out])]))
+
+    def _resolve_or_explain(self, settings: Mapping[str, Any]) -> StudyConfig | dict[_Place, str]:
+        """Return the config with some settings, or what is wrong at each place."""
         try:
             return StudyConfig.model_validate(self._add_records(settings))
         except ValidationError as error:
-            mistakes = self._group_mistakes(error)
-        own: dict[_Place, list[ErrorDetails]] = {}
-        try:
-            StudyConfig.model_validate(self._add_records(stated))
-        except ValidationError as error:
-            own = self._group_mistakes(error)
-        options = ["--unset"] * bool(self.unset) + ["--set"] * bool(self.overridden)
-        culprit = " and ".join(options) if self.is_command else ""
-        lines = [
-            self._format_mistake(
-                place, errors, self.origin if _are_equal(errors, own.get(place, [])) else culprit
-            )
-            for place, errors in mistakes.items()
-        ]
-        raise ConfigError("; ".join([*lines, *filter(None, [self.left_out])]))
+            places: dict[_Place, list[ErrorDetails]] = {}
+            for each in error.errors():  # one for each alternative of a union
+                places.setdefault(self._locate(each), []).append(each)
+            return {place: self._describe(place, errors) for place, errors in places.items()}
 
     def _add_records(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return settings with the records of the users' cells and the task that they name."""
@@ -219,36 +222,28 @@ class ConfigFile(BaseModel):
             "task_record": (None if source == TEXT else self.task or settings.get("task_record")),
         }
 
-    def _group_mistakes(self, error: ValidationError) -> dict[_Place, list[ErrorDetails]]:
-        """Group errors by table and key: pydantic has one for each alternative of a union."""
-        mistakes: dict[_Place, list[ErrorDetails]] = {}
-        for each in error.errors():
-            mistakes.setdefault(self._locate(each), []).append(each)
-        return mistakes
-
-    def _format_mistake(self, place: _Place, errors: Sequence[ErrorDetails], source: str) -> str:
-        """Describe a mistake: source, table, key, value and expectation."""
+    def _describe(self, place: _Place, errors: Sequence[ErrorDetails]) -> str:
+        """Describe a mistake: table, key, value and expectation."""
         first, (table, key) = errors[0], place
-        messages = dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in errors)
-        message = ", or ".join(each[0].lower() + each[1:] for each in messages)
-        where = "".join(f"{part}: " for part in (source, table) if part)
+        where = f"{table}: " if table else ""
         if self._is_unknown(first):
             known = self._fields(first["loc"][:-1])
             return f"{where}unknown key {key}: {explain_key(str(first['loc'][-1]), known, _KEYS)}"
+        messages = dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in errors)
+        message = ", or ".join(each[0].lower() + each[1:] for each in messages)
         if isinstance(first["input"], Mapping):
             return f"{where}{key + ': ' if key else ''}{message}"
         return f"{where}{key + ' ' if key else ''}is {first['input']!r}: {message}"
 
-    def _locate(self, error: ErrorDetails) -> tuple[str, str]:
-        """Return the one of several tables in which an error is, or "", and its dotted key."""
+    def _locate(self, error: ErrorDetails) -> _Place:
+        """Return where an error is."""
         location, table = error["loc"], ""
-        if location[:1] == ("hypothesis",) and len(location) > 1:
-            table, location = f"hypothesis {int(location[1]) + 1}", location[2:]
-        if location[:1] == ("space",) and len(location) > 1:
-            if isinstance(self.settings.get("space"), list):
-                table, location = f"space {int(location[1]) + 1}", location[2:]
-            else:
-                location = ("space", *location[2:])
+        name = location[0] if len(location) > 1 else ""
+        is_union = name == "space" and isinstance(self.settings.get("space"), list)
+        if name == "hypothesis" or is_union:
+            table, location = f"{name} {int(location[1]) + 1}", location[2:]
+        elif name == "space":
+            location = ("space", *location[2:])
         is_unknown = self._is_unknown(error)  # an unknown key may be named like a type
         parts = [str(part) for part in location if is_unknown or not _is_union_arm(part)]
         return table, ".".join(parts)
@@ -277,15 +272,6 @@ class ConfigFile(BaseModel):
             cells = map(_cell_name, _list_cells(self.settings))
             names += [name for name in self._list_options(cells) if name not in names]
         return names
-
-
-def _are_equal(errors: Sequence[ErrorDetails], others: Sequence[ErrorDetails]) -> bool:
-    """Return whether two settings have the same mistake, whatever else a wrong table states."""
-    (these, those) = (
-        [(e["msg"], None if isinstance(e["input"], Mapping) else repr(e["input"])) for e in each]
-        for each in (errors, others)
-    )
-    return these == those
 
 
 def _dotted_keys(settings: Mapping[str, Any]) -> Iterator[str]:

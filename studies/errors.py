@@ -11,7 +11,8 @@
     ├── StudyHeldError               a study that workers hold trials of
     ├── StudyFormatError             a study that another program or version stored
     │   └── ImportedStudyError       a study that was imported, where one to train is needed
-    ├── TableError                   a file of a table that cannot be read or written
+    ├── StudyFileError               a study file that cannot be read or written
+    ├── TableError                   a table of results that cannot be imported
     ├── ConfigMismatchError          a worker's config that differs from its study's
     ├── ArtifactsError               an artifact folder or bucket that cannot be used
     ├── LeaseLostError               a trial that the worker no longer holds
@@ -61,8 +62,12 @@ class StudyFormatError(StudiesError):
     """A study was stored by another program or another version of this one."""
 
 
+class StudyFileError(StudiesError):
+    """A study file cannot be read or written."""
+
+
 class TableError(StudiesError):
-    """A file of a table cannot be read or written."""
+    """A table of results cannot be imported."""
 
 
 class ImportedStudyError(StudyFormatError):

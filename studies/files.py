@@ -1,18 +1,38 @@
-"""Reading of files that users name: regular files only, of a bounded size."""
+"""Files that users name, read with bounds; files that appear whole or not at all.
 
+Read are regular files only. A file is written under a temporary name first; those that killed
+writers left are removed by later ones.
+"""
+
+import contextlib
 import errno
 import os
 import re
+import shutil
 import stat
+import time
 import tomllib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 MAX_TOML_BYTES = 2**20
 """Size above which a file is not read as TOML; the largest study files have some kilobytes."""
 
 MAX_DEPTH = 32
 """Maximum number of nested tables and arrays in TOML; study files have four."""
+
+STALE_SECONDS = 3600
+"""Age after which a temporary file is removed; a younger one may be of a writer at work."""
+
+_NAME = re.compile(r"(.+)\.[0-9a-f]{32}\.part(-wal|-shm|-journal)?", re.DOTALL)
+"""Name of a temporary file: of the final file, random, and what SQLite appends."""
+
+_SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
+
+_MAX_NAME_BYTES = 200
+"""Bytes of the final name in a temporary one; file systems allow 255 for the whole name."""
 
 _TOO_DEEP = f"expected at most {MAX_DEPTH} nested tables and arrays"
 _TOO_LARGE = "expected integers of at most 64 bits"
@@ -98,3 +118,85 @@ def _check_values(value: Any, depth: int) -> None:
             _check_values(item, depth - 1)
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:  # as TOML has them
         raise ValueError(_TOO_LARGE)
+
+
+# ------------------------------------------------------------------ writing
+
+
+def atomic_write(path: Path, content: Iterable[bytes]) -> None:
+    """Write a file atomically: readers see the old or the new content, never a part.
+
+    Args:
+        path: file to write; its folder is created.
+        content: the new content, in chunks.
+
+    Raises:
+        OSError: if it cannot be written; an existing file stays unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_temporary_files_of(path)
+    with temporary_file(path) as temporary:
+        with temporary.open("wb") as file:
+            file.writelines(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a new path for a temporary file or folder, next to the final path."""
+    return path.with_name(f"{_stem(path)}.{uuid4().hex}.part")
+
+
+@contextlib.contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Create an empty temporary file next to a path; remove it at the end, unless it was renamed.
+
+    Its mode follows from the umask.
+
+    Raises:
+        OSError: if it cannot be created.
+    """
+    temporary = temporary_path(path)
+    try:
+        temporary.open("xb").close()
+        yield temporary
+    finally:
+        for suffix in _SQLITE_SUFFIXES:
+            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+
+
+def remove_temporary_files(
+    folder: Path, is_final: Callable[[str], object], min_age: float | None = STALE_SECONDS
+) -> None:
+    """Remove temporary files that killed writers left; those that cannot be removed stay.
+
+    Args:
+        folder: folder of the files.
+        is_final: whether this project writes a final file of that name there.
+        min_age: seconds since a temporary file was last written; None for any age.
+    """
+    with contextlib.suppress(OSError):  # a folder that does not exist
+        for path in list(folder.iterdir()):
+            match = _NAME.fullmatch(path.name)
+            if match and is_final(match[1]):
+                with contextlib.suppress(OSError):  # removed by another process
+                    _remove(path, min_age)
+
+
+def remove_temporary_files_of(path: Path, min_age: float | None = STALE_SECONDS) -> None:
+    """Remove the temporary files of one final path, as :func:`remove_temporary_files` does."""
+    remove_temporary_files(path.parent, _stem(path).__eq__, min_age)
+
+
+def _stem(path: Path) -> str:
+    return os.fsencode(path.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
+
+
+def _remove(path: Path, min_age: float | None) -> None:
+    if min_age is not None and time.time() - path.lstat().st_mtime < min_age:
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

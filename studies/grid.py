@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rnn.config import OPTIMIZERS, ParamValue
-from studies.cell_record import CellOption, CellRecord, cell_name
+from studies.records import CellRecord, TaskRecord
 from studies.space import (
     BPTT_STEPS,
     BUILT_IN_CELLS,
@@ -15,11 +15,11 @@ from studies.space import (
     Params,
     SearchSpace,
     Space,
+    cell_name,
     contains_exact,
     explain_key,
     param_order,
 )
-from studies.task_record import TaskRecord
 from studies.text import expect_one_of
 from studies.training import (
     SEQUENCE,
@@ -48,6 +48,9 @@ class Grid:
         cells: users' cells by name.
         task: record of the task; None for a text.
 
+    Attributes:
+        search_space: each parameter's values, in the order of the file.
+
     Raises:
         ValueError: if the tables contradict each other, the training settings, the cells or the
             task.
@@ -73,40 +76,33 @@ class Grid:
         }
         if not spaces:
             raise ValueError("space has no table: expected at least one [space]")
-        for table, space in self._tables():
+        tables = {
+            "space" if len(spaces) == 1 else f"space {number}": space
+            for number, space in enumerate(spaces, 1)
+        }
+        for table, space in tables.items():
             self._check_cells(table, space)
             self._check_options(table, space)
             self._check_task(table, space)
-            self._check_optimizer(table, space)
-        self._check_training()
+        self._check_use(tables)
         self._check_types()
-        self._check_size()
-        for table, space in self._tables():
+        self._blocks = [
+            (space, self._values(space, cell)) for space in spaces for cell in space.cell_names
+        ]
+        """Each cell of each table, with the values of the parameters that it has there."""
+        size = sum(math.prod(map(len, values.values())) for _, values in self._blocks)
+        if size > MAX_COMBINATIONS:
+            raise ValueError(
+                f"space has {size:,} combinations: expected at most {MAX_COMBINATIONS:,}, "
+                "including excluded ones"
+            )
+        for table, space in tables.items():
             self._check_exclusions(table, space)
-
-    def _tables(self) -> Iterator[tuple[str, Space]]:
-        """Yield each table with its name in messages."""
-        for number, space in enumerate(self._spaces, 1):
-            yield "space" if len(self._spaces) == 1 else f"space {number}", space
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the grid's parameters."""
-        return tuple(self.search_space)
-
-    @property
-    def search_space(self) -> SearchSpace:
-        """Each parameter's values, in the order of the file."""
-        values: dict[str, dict[ParamValue, None]] = {}
-        for space in self._spaces:
-            for cell in space.cell_names:
-                for name, each in self._values(space, cell).items():
-                    values.setdefault(name, {}).update(dict.fromkeys(each))
-        return {name: list(values[name]) for name in param_order(values)}
-
-    def values(self, parameter: str) -> Sequence[ParamValue]:
-        """Return a parameter's values in the order of the file."""
-        return self.search_space[parameter]
+        found: dict[str, dict[ParamValue, None]] = {}
+        for _, values in self._blocks:
+            for name, each in values.items():
+                found.setdefault(name, {}).update(dict.fromkeys(each))
+        self.search_space: SearchSpace = {name: list(found[name]) for name in param_order(found)}
 
     def count(self) -> int:
         """Count the combinations that are not excluded."""
@@ -115,12 +111,11 @@ class Grid:
     def combinations(self) -> Iterator[Params]:
         """Yield the combinations that are not excluded, the last parameter varying fastest."""
         seen: set[frozenset[tuple[str, ParamValue]]] = set()
-        for space in self._spaces:
-            for params in self._space_combinations(space):
-                key = frozenset(params.items())
-                if key not in seen:
-                    seen.add(key)
-                    yield params
+        for params in self._all_combinations():
+            key = frozenset(params.items())
+            if key not in seen:
+                seen.add(key)
+                yield params
 
     def project(self, names: Collection[str]) -> list[Params]:
         """List the combinations of some parameters that occur, each once.
@@ -130,10 +125,9 @@ class Grid:
         values = self._representatives(())
         values |= {name: set(each) for name, each in self.search_space.items() if name in names}
         found: dict[frozenset[tuple[str, ParamValue]], Params] = {}
-        for space in self._spaces:
-            for params in self._space_combinations(space, values):
-                chosen = {name: value for name, value in params.items() if name in names}
-                found.setdefault(frozenset(chosen.items()), chosen)
+        for params in self._all_combinations(values):
+            chosen = {name: value for name, value in params.items() if name in names}
+            found.setdefault(frozenset(chosen.items()), chosen)
         return list(found.values())
 
     def find_constant(self, names: Collection[str]) -> list[str]:
@@ -143,18 +137,16 @@ class Grid:
         no longer than for a small one: of the values that no exclusion names and that occur in the
         same tables and cells, a few represent all.
         """
-        constant = [name for name in self.parameters if name in names]
-        values = self._representatives(names)
+        constant = [name for name in self.search_space if name in names]
         found: dict[frozenset[tuple[str, ParamValue]], Params] = {}
-        for space in self._spaces:
-            for params in self._space_combinations(space, values):
-                others = frozenset(item for item in params.items() if item[0] not in names)
-                first = found.setdefault(others, {})
-                for name in [name for name in constant if name in params]:
-                    if first.setdefault(name, params[name]) != params[name]:
-                        constant.remove(name)
-                if not constant:
-                    return []
+        for params in self._all_combinations(self._representatives(names)):
+            others = frozenset(item for item in params.items() if item[0] not in names)
+            first = found.setdefault(others, {})
+            for name in [name for name in constant if name in params]:
+                if first.setdefault(name, params[name]) != params[name]:
+                    constant.remove(name)
+            if not constant:
+                break
         return constant
 
     def _representatives(self, names: Collection[str]) -> dict[str, set[ParamValue]]:
@@ -164,11 +156,7 @@ class Grid:
         they occur in the same tables and cells. Of such values, two represent a parameter in
         ``names``, and one any other.
         """
-        blocks = [
-            {name: set(values) for name, values in self._values(space, cell).items()}
-            for space in self._spaces
-            for cell in space.cell_names
-        ]
+        blocks = [{name: set(each) for name, each in values.items()} for _, values in self._blocks]
         named = {item for space in self._spaces for each in space.exclude for item in each.items()}
         kept: dict[str, set[ParamValue]] = {}
         for parameter, values in self.search_space.items():
@@ -184,59 +172,65 @@ class Grid:
                     kept.setdefault(parameter, set()).add(value)
         return kept
 
-    def _space_combinations(
-        self, space: Space, given: Mapping[str, Collection[ParamValue]] | None = None
+    def _all_combinations(
+        self, given: Mapping[str, Collection[ParamValue]] | None = None
     ) -> Iterator[Params]:
-        """Yield the combinations of one table, of the given values only; some may occur twice."""
-        for cell in space.cell_names:
-            values = self._values(space, cell)
+        """Yield the combinations of all tables, of the given values only; some may occur twice."""
+        for space, values in self._blocks:
             if given is not None:
                 values = {
                     name: [value for value in each if value in given[name]]
                     for name, each in values.items()
                 }
-            for combination in itertools.product(*values.values()):
-                params = dict(zip(values, combination, strict=True))
-                optimizer = str(params.get("optimizer", self._training.optimizer))
-                window = params.get(BPTT_STEPS, self._training.bptt_steps)
-                params = {
-                    name: value
-                    for name, value in params.items()
-                    if uses_setting(optimizer, name, window)
-                }
-                if not any(exclusion.items() <= params.items() for exclusion in space.exclude):
-                    yield params
+            yield from self._block_combinations(space, values)
 
-    def _own_options(self, cell: str) -> dict[str, CellOption]:
-        """Return the options of a user's cell that the grid varies; {} for a built-in cell."""
-        options = self._cells[cell].options if cell in self._cells else {}
-        return {name: option for name, option in options.items() if name in self._varied}
+    def _block_combinations(
+        self, space: Space, values: Mapping[str, Sequence[ParamValue]]
+    ) -> Iterator[Params]:
+        """Yield the combinations of values that a table does not exclude."""
+        for combination in itertools.product(*values.values()):
+            params = dict(zip(values, combination, strict=True))
+            optimizer = str(params.get("optimizer", self._training.optimizer))
+            window = params.get(BPTT_STEPS, self._training.bptt_steps)
+            params = {
+                name: value
+                for name, value in params.items()
+                if uses_setting(optimizer, name, window)
+            }
+            if not any(exclusion.items() <= params.items() for exclusion in space.exclude):
+                yield params
 
     def _values(self, space: Space, cell: str) -> dict[str, Sequence[ParamValue]]:
         """Return the values of the parameters that one cell of a table has."""
         values: dict[str, Sequence[ParamValue]] = {CELL: [cell]} if self._has_cell else {}
-        for name in SWITCHES if cell == GATED_CELL else ():
-            values[name] = getattr(space, name)
-        for name, option in self._own_options(cell).items():
-            given = space.values(name)
-            values[name] = [option.default] if given is None else list(map(option.convert, given))
+        if cell == GATED_CELL:
+            values |= {name: getattr(space, name) for name in SWITCHES}
+        options = self._cells[cell].options if cell in self._cells else {}
+        defaults = [(name, option, option.default) for name, option in options.items()]
         if self._task is not None:
-            for name, option in self._task.options.items():
-                if name in self._varied:
-                    given = space.task.get(name, [self._task.value(name)])
-                    values[name] = list(map(option.convert, given))
-        values |= {"layers": space.layers, "state_size": space.state_size}
+            options = self._task.options
+            defaults += [(name, options[name], self._task.value(name)) for name in options]
+        for name, option, default in defaults:
+            if name in self._varied:
+                values[name] = list(map(option.convert, space.values(name) or [default]))
+        values |= {name: getattr(space, name) for name in ("layers", "state_size")}
         for name in TRAINING_PARAMS:
             if name in self._varied:
-                values[name] = space.values(name) or [getattr(self._training, name)]
+                values[name] = self._setting(space, name)
         return values
+
+    def _setting(self, space: Space, name: str) -> Sequence[ParamValue]:
+        """Return the values of a training setting in a table: its own, or the study's."""
+        return space.values(name) or [getattr(self._training, name)]
 
     def _check_cells(self, table: str, space: Space) -> None:
         for spec in space.cell or ():
+            if spec in BUILT_IN_CELLS:
+                continue
             name = cell_name(spec)
-            if spec not in BUILT_IN_CELLS and name not in self._cells:
+            if name not in self._cells:
                 raise ValueError(f"{table} has the cell {spec!r}, which is not loaded")
-            if name in self._cells and self._cells[name].spec != spec:
+            if self._cells[name].spec != spec:
                 raise ValueError(
                     f"{table} has the cell {spec!r}, but {self._cells[name].spec!r} is named "
                     f"{name} as well: expected distinct class names"
@@ -248,122 +242,96 @@ class Grid:
             )
 
     def _check_options(self, table: str, space: Space) -> None:
-        own = [self._cells[name] for name in space.cell_names if name in self._cells]
+        cells = {
+            name: self._cells[name].options for name in space.cell_names if name in self._cells
+        }
         for name in space.options:
-            known = [cell for cell in own if name in cell.options]
-            if not known:
-                if name in TRAINING_PARAMS:
-                    raise ValueError(f"{table} has {name}: expected it in [space.training]")
-                if self._task and name in self._task.options:
-                    raise ValueError(f"{table} has {name}: expected it in [space.task]")
-                options = [option for cell in own for option in cell.options]
-                expected = explain_key(name, dict.fromkeys([*Space.model_fields, *options]))
-                raise ValueError(f"{table} has the unknown key {name}: {expected}")
-            values = space.values(name) or ()
-            for cell in known:
-                subject = f"{table}: {cell_name(cell.spec)} has {name}"
-                cell.options[name].check(subject, values)
-                if len(set(map(cell.options[name].convert, values))) < len(values):
-                    raise ValueError(f"{subject} = {values}: expected distinct values")
+            for cell, options in cells.items():
+                if name in options:
+                    options[name].check(f"{table}: {cell} has {name}", space.values(name) or ())
+            if any(name in options for options in cells.values()):
+                continue
+            if name in TRAINING_PARAMS:
+                raise ValueError(f"{table} has {name}: expected it in [space.training]")
+            if self._task and name in self._task.options:
+                raise ValueError(f"{table} has {name}: expected it in [space.task]")
+            known = dict.fromkeys(itertools.chain(Space.model_fields, *cells.values()))
+            raise ValueError(f"{table} has the unknown key {name}: {explain_key(name, known)}")
 
     def _check_task(self, table: str, space: Space) -> None:
+        task, known = (self._task.name, self._task.options) if self._task else ("text", {})
         for name, values in space.task.items():
-            if self._task is None or name not in self._task.options:
-                task = self._task.name if self._task else "text"
-                known = self._task.options if self._task else ()
+            if name not in known:
                 expected = expect_one_of(known, name) if known else "it has none"
                 raise ValueError(
                     f"{table} has the option task.{name} of the task {task}: {expected}"
                 )
-            option = self._task.options[name]
-            option.check(f"{table}: task {self._task.name} has {name}", values)
-            if len(set(map(option.convert, values))) < len(values):
-                raise ValueError(f"{table} has task.{name} = {values}: expected distinct values")
+            known[name].check(f"{table}: task {task} has {name}", values)
 
     def _check_types(self) -> None:
         """Require one type of an option's values in all cells: equal values are one choice."""
         found: dict[str, tuple[str, str]] = {}
-        for space in self._spaces:
-            for cell in space.cell_names:
-                for name, option in self._own_options(cell).items():
-                    first, kind = found.setdefault(name, (cell, option.type))
-                    if kind != option.type:
-                        raise ValueError(
-                            f"space varies {name}, of type {kind} in {first} and {option.type} in "
-                            f"{cell}: expected one type, or a study for each"
-                        )
+        cells = {cell for space in self._spaces for cell in space.cell_names}
+        for cell, record in self._cells.items():
+            for name, option in record.options.items():
+                if name not in self._varied or cell not in cells:
+                    continue
+                first, kind = found.setdefault(name, (cell, option.type))
+                if kind != option.type:
+                    raise ValueError(
+                        f"space varies {name}, of type {kind} in {first} and {option.type} in "
+                        f"{cell}: expected one type, or a study for each"
+                    )
 
-    def _optimizers(self, space: Space) -> list[str]:
-        return [str(name) for name in space.values("optimizer") or [self._training.optimizer]]
-
-    def _windows(self, space: Space) -> Sequence[ParamValue]:
-        return space.values(BPTT_STEPS) or [self._training.bptt_steps]
-
-    def _check_optimizer(self, table: str, space: Space) -> None:
-        for name in TRAINING_PARAMS:
-            if space.values(name) is not None:
-                subject = f"{table} has training.{name}"
-                _require_use(subject, name, self._optimizers(space), self._windows(space))
-
-    def _check_training(self) -> None:
-        optimizers = dict.fromkeys(
-            name for space in self._spaces for name in self._optimizers(space)
-        )
-        windows = [window for space in self._spaces for window in self._windows(space)]
+    def _check_use(self, tables: Mapping[str, Space]) -> None:
+        """Require that a trial uses each training setting that is stated."""
+        for table, space in tables.items():
+            for name in TRAINING_PARAMS:
+                if space.values(name) is not None:
+                    self._require_use(f"{table} has training.{name}", name, [space])
         for name in TRAINING_PARAMS:
             value = getattr(self._training, name)
             if value != TrainingSettings.model_fields[name].default:
-                _require_use(f"training.{name} is {value}", name, list(optimizers), windows)
+                self._require_use(f"training.{name} is {value}", name, self._spaces)
 
-    def _check_size(self) -> None:
-        size = sum(
-            math.prod(map(len, self._values(space, cell).values()))
-            for space in self._spaces
-            for cell in space.cell_names
+    def _require_use(self, subject: str, setting: str, spaces: Sequence[Space]) -> None:
+        optimizers, windows = (
+            dict.fromkeys(value for space in spaces for value in self._setting(space, name))
+            for name in ("optimizer", BPTT_STEPS)
         )
-        if size > MAX_COMBINATIONS:
+        if any(uses_setting(str(each), setting, w) for each in optimizers for w in windows):
+            return
+        if setting == UPDATE_EVERY:
             raise ValueError(
-                f"space has {size:,} combinations: expected at most {MAX_COMBINATIONS:,}, "
-                "including excluded ones"
+                f'{subject}, which bptt_steps = "{SEQUENCE}" does not use: expected a number of '
+                f"bptt_steps, or no {setting}"
             )
+        using = [optimizer for optimizer in OPTIMIZERS if uses_setting(optimizer, setting)]
+        verb = "does" if len(optimizers) == 1 else "do"
+        raise ValueError(
+            f"{subject}, which {' and '.join(map(str, optimizers))} {verb} not use: expected the "
+            f"optimizer {' or '.join(using)}"
+        )
 
     def _check_exclusions(self, table: str, space: Space) -> None:
-        values: dict[str, list[ParamValue]] = {}
-        for cell in space.cell_names:
-            for name, each in self._values(space, cell).items():
-                values.setdefault(name, []).extend(each)
+        blocks = [values for owner, values in self._blocks if owner is space]
+        known: dict[str, list[ParamValue]] = {}
+        for values in blocks:
+            for name, each in values.items():
+                known.setdefault(name, []).extend(each)
         for exclusion in space.exclude:
             if not exclusion:
                 raise ValueError(f"{table} has exclude = {{}}, which excludes every combination")
             for name, value in exclusion.items():
-                if name not in values:
-                    expected = expect_one_of(param_order(values), name)
+                if name not in known:
+                    expected = expect_one_of(param_order(known), name)
                     raise ValueError(f"{table} excludes {name!r}: {expected}")
-                if not contains_exact(values[name], value):
-                    expected = ", ".join(map(repr, dict.fromkeys(values[name])))
+                if not contains_exact(known[name], value):
+                    expected = ", ".join(map(repr, dict.fromkeys(known[name])))
                     raise ValueError(
                         f"{table} excludes {name} = {value!r}: expected one of {expected}"
                     )
-        if next(self._space_combinations(space), None) is None:
+        if not any(next(self._block_combinations(space, each), None) for each in blocks):
             raise ValueError(
                 f"{table} has no combination that exclude leaves: expected at least one"
             )
-
-
-def _require_use(
-    subject: str, setting: str, optimizers: Sequence[str], windows: Sequence[ParamValue]
-) -> None:
-    """Require that a training setting is used with some optimizers and values of ``bptt_steps``."""
-    if any(uses_setting(*each) for each in itertools.product(optimizers, [setting], windows)):
-        return
-    if setting == UPDATE_EVERY:
-        raise ValueError(
-            f'{subject}, which bptt_steps = "{SEQUENCE}" does not use: expected a number of '
-            f"bptt_steps, or no {setting}"
-        )
-    using = [optimizer for optimizer in OPTIMIZERS if uses_setting(optimizer, setting)]
-    verb = "does" if len(optimizers) == 1 else "do"
-    raise ValueError(
-        f"{subject}, which {' and '.join(optimizers)} {verb} not use: expected the optimizer "
-        f"{' or '.join(using)}"
-    )

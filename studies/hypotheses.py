@@ -1,35 +1,36 @@
 """Hypotheses of a study: claims about its parameters, stated before its first trial.
 
-A hypothesis is data; :mod:`reports.stats.decision_rules` decides whether it holds, and
-:mod:`studies.hypothesis_records` has the records that a study keeps of them.
+A hypothesis is data; :mod:`reports.stats.decision_rules` decides whether it holds. A study keeps
+records of when it stored each of them, and of what was known then: they tell a reader a prediction
+from an explanation (Nosek et al., *The Preregistration Revolution*, 2018).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
 from rnn.config import ParamValue
-from studies.cell_record import CellOption, CellRecord
-from studies.space import BUILT_IN_CELLS, CELL, TEXT_PARAMS, convert_value
-from studies.strict_model import StrictModel, unit
-from studies.task_record import TaskRecord
+from studies.records import Options, StrictModel, unit
+from studies.space import TEXT_PARAMS, explain_value, to_grid_value
 from studies.text import expect_one_of, shorten
 
 DEFAULT_MARGIN = 0.02
 """Nats that count as no difference: about the spread between runs of one architecture."""
 
-_Settings = Annotated[
+Settings = Annotated[
     dict[str, ParamValue],
-    AfterValidator(lambda values: {name: _convert(name, value) for name, value in values.items()}),
+    AfterValidator(lambda values: {name: to_grid_value(name, values[name]) for name in values}),
 ]
+"""A value of each of some parameters."""
 
 Region = Annotated[
     dict[
@@ -42,7 +43,7 @@ Region = Annotated[
     ],
     AfterValidator(
         lambda region: {
-            name: [_convert(name, each) for each in values] for name, values in region.items()
+            name: [to_grid_value(name, each) for each in values] for name, values in region.items()
         }
     ),
 ]
@@ -59,8 +60,8 @@ class SettingContrast(StrictModel):
     """
 
     label: str = ""
-    before: _Settings = Field(min_length=1)
-    after: _Settings
+    before: Settings = Field(min_length=1)
+    after: Settings
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
@@ -192,9 +193,8 @@ class Hypothesis(StrictModel):
 def check_hypotheses(
     hypotheses: Sequence[Hypothesis],
     parameters: Sequence[str],
-    cells: Mapping[str, CellRecord],
+    options: Options | None,
     nuisance: Sequence[str],
-    task: TaskRecord | None = None,
 ) -> None:
     """Check that hypotheses name parameters and values that a study can have.
 
@@ -203,23 +203,8 @@ def check_hypotheses(
     Args:
         hypotheses: the hypotheses.
         parameters: all parameters that a trial of the study can have.
-        cells: users' cells of the study, by name.
+        options: options among them; None where any value may occur.
         nuisance: parameters over which architectures are judged, which no hypothesis can name.
-        task: record of the task; None for a text.
-
-    Raises:
-        ValueError: if one of them does not, or occurs twice.
-    """
-    check_names(hypotheses, parameters, nuisance)
-    for number, hypothesis in enumerate(hypotheses, 1):
-        if mistake := next(_find_mistakes(hypothesis, cells, task), ""):
-            raise ValueError(f"hypothesis {number} has {mistake}")
-
-
-def check_names(
-    hypotheses: Sequence[Hypothesis], parameters: Sequence[str], nuisance: Sequence[str]
-) -> None:
-    """Check that hypotheses name parameters that are judged, and that none occurs twice.
 
     Raises:
         ValueError: if one of them does not, or occurs twice.
@@ -233,6 +218,8 @@ def check_names(
                     f"hypothesis {number} names {name!r}{is_nuisance}: "
                     f"{expect_one_of(judged, name)}"
                 )
+        if options is not None and (mistake := next(_find_mistakes(hypothesis, options), "")):
+            raise ValueError(f"hypothesis {number} has {mistake}")
         first = hypotheses.index(hypothesis) + 1
         if first < number:
             raise ValueError(f"hypothesis {number} repeats hypothesis {first}: expected each once")
@@ -269,52 +256,105 @@ def check_values(hypotheses: Sequence[Hypothesis], values: Mapping[str, Sequence
             )
 
 
-def _find_mistakes(
-    hypothesis: Hypothesis, cells: Mapping[str, CellRecord], task: TaskRecord | None
-) -> Iterator[str]:
+def _find_mistakes(hypothesis: Hypothesis, options: Options) -> Iterator[str]:
     """Yield what is wrong with the values that a hypothesis gives to known parameters."""
     for name, value in hypothesis.settings:
-        if expected := _explain_value(name, value, cells, task):
+        if expected := explain_value(name, value, options):
             yield f"{name} = {shorten(repr(value))}: {expected}"
     for name in hypothesis.larger_than.switches if hypothesis.larger_than else ():
-        if any(_explain_value(name, value, cells, task) for value in (False, True)):
+        if any(explain_value(name, value, options) for value in (False, True)):
             yield f"larger_than.switches with {name!r}: expected switches, which are on or off"
     name = hypothesis.consecutive or ""
-    is_text = any(option.type == "str" for option in list_options(name, cells, task))
-    if is_text or name in TEXT_PARAMS:
+    if name in TEXT_PARAMS or any(option.type == "str" for option in options.get(name, ())):
         yield f"consecutive = {name!r}: expected a parameter whose values have an order"
 
 
-def _explain_value(
-    name: str, value: ParamValue, cells: Mapping[str, CellRecord], task: TaskRecord | None
-) -> str:
-    """Return what a parameter is expected to be if it can never have a value; "" if it can."""
-    if name == CELL:
-        known = [*BUILT_IN_CELLS, *cells]
-        return "" if value in known else f"expected one of {', '.join(known)}"
-    if options := list_options(name, cells, task):
-        fits = any(option.fits(value) for option in options)
-        return "" if fits else f"expected {options[0].description}"
-    try:
-        convert_value(name, value)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        return message[0].lower() + message[1:]
-    return ""
+# ------------------------------------------------------------------ records
 
 
-def _convert(parameter: str, value: ParamValue) -> ParamValue:
-    """Return a value as a grid has it, 4 for 4.0, or as it is if none can have it."""
-    whole = [int(value)] if isinstance(value, float) and value.is_integer() else []
-    for each in (value, *whole):
-        with suppress(ValidationError):  # named later, by check_hypotheses
-            return convert_value(parameter, each)
-    return value
+_Count = Annotated[int, Field(ge=0)]
 
 
-def list_options(
-    name: str, cells: Mapping[str, CellRecord], task: TaskRecord | None
-) -> list[CellOption]:
-    """List the options of a name that users' cells and the task of a study have."""
-    records: list[CellRecord | TaskRecord] = [*cells.values(), *([task] if task else [])]
-    return [record.options[name] for record in records if name in record.options]
+class Registration(BaseModel):
+    """What a study was when it stored hypotheses.
+
+    Attributes:
+        time: the time, UTC.
+        started: number of trials that had been started.
+        finished: number of trials that had been finished.
+        planned: number of all trials.
+        report_threshold: the study's ``report_threshold``.
+        nuisance: its nuisance parameters.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    time: datetime
+    started: _Count = 0
+    finished: _Count = 0
+    planned: _Count
+    report_threshold: float | None = None
+    nuisance: list[str] = []
+
+
+class HypothesisRecord(BaseModel):
+    """A hypothesis as a study stores it.
+
+    Attributes:
+        hypothesis: the hypothesis, with its margin.
+        registered: what the study was when it stored the hypothesis.
+        withdrawn: time at which the study's file no longer stated it, UTC; None if it does.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    hypothesis: Hypothesis
+    registered: Registration
+    withdrawn: datetime | None = None
+
+    @property
+    def is_preregistered(self) -> bool:
+        """Whether it was stored before the study's first trial was started."""
+        return self.registered.started == 0
+
+    @property
+    def mark(self) -> str:
+        """When it was stored, for a reader: ``pre-registered at 2026-11-26 17:00 UTC``."""
+        then = self.registered
+        mark = f"pre-registered at {_format_time(then.time)}"
+        if not self.is_preregistered:
+            count, verb = (
+                (then.finished, "finished") if then.finished else (then.started, "started")
+            )
+            mark = (
+                f"added on {_format_time(then.time)}, after {count:,} of {then.planned:,} trials "
+                f"{'was' if count == 1 else 'were'} {verb}"
+            )
+        return f"{mark}; withdrawn on {_format_time(self.withdrawn)}" if self.withdrawn else mark
+
+    def find_changes(self, report_threshold: float | None, nuisance: Sequence[str]) -> list[str]:
+        """List the settings that its test depends on and that have other values now."""
+        now = {"report_threshold": report_threshold, "nuisance": list(nuisance)}
+        return [name for name, value in now.items() if getattr(self.registered, name) != value]
+
+
+def update_records(
+    records: Sequence[HypothesisRecord], hypotheses: Sequence[Hypothesis], now: Registration
+) -> list[HypothesisRecord]:
+    """Return the records of a study whose file now states the given hypotheses.
+
+    A hypothesis that is stated again keeps its record. One that no longer is stays, as withdrawn.
+    """
+    kept = [
+        each
+        if each.withdrawn or each.hypothesis in hypotheses
+        else each.model_copy(update={"withdrawn": now.time})
+        for each in records
+    ]
+    stated = [each.hypothesis for each in records if each.withdrawn is None]
+    added = [each for each in hypotheses if each not in stated]
+    return kept + [HypothesisRecord(hypothesis=each, registered=now) for each in added]
+
+
+def _format_time(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M} UTC"

@@ -24,8 +24,7 @@ from pydantic import ValidationError
 from studies.attributes import StudyRecord, is_grid_trial
 from studies.config import ImportedResults, StudyConfig
 from studies.errors import ConfigError, StudyExistsError, TableError
-from studies.hypotheses import Hypothesis, check_values
-from studies.hypothesis_records import Registration, update_records
+from studies.hypotheses import Hypothesis, Registration, check_values, update_records
 from studies.loader import describe_mistake, load_hypotheses, parse_hypotheses
 from studies.result_table import ImportedRuns, read_frame, read_table, strip_prefix
 from studies.space import REPLICATE
@@ -33,8 +32,7 @@ from studies.storage.changes import create_study
 from studies.storage.counts import count_statuses
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
-from studies.study_name import check_study_name
-from studies.text import shorten, to_line
+from studies.text import check_study_name, shorten, to_line
 
 if TYPE_CHECKING:
     import pandas as pd

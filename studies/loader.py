@@ -1,7 +1,7 @@
 """Loading of study configs: from TOML files with overrides, and from stored studies."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from typing import Any
 import optuna
 from pydantic import Field, ValidationError
 
-from studies.attributes import CONFIG, IMPORTED, SCHEMA_VERSION, StudyRecord
+from studies.attributes import CONFIG, IMPORTED, SCHEMA_VERSION, CorpusRecord, StudyRecord
+from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import (
     ConfigError,
@@ -19,10 +20,11 @@ from studies.errors import (
 )
 from studies.files import MAX_DEPTH, parse_toml, read_toml
 from studies.hypotheses import Hypothesis
+from studies.records import StrictModel
+from studies.space import cell_name
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
 from studies.storage.storage import LeasedRDBStorage
-from studies.strict_model import StrictModel
 from studies.text import did_you_mean, shorten
 
 CONFIG_DIR = Path(__file__).parent
@@ -157,8 +159,7 @@ def override_settings(
     """
     file = file.without(unset) if unset else file
     for override in overrides:
-        key, value = _parse_override(override)
-        file = file.with_overrides(_nest(key, value))
+        file = file.with_overrides(_parse_override(override))
     return file
 
 
@@ -197,7 +198,8 @@ def _stored_config(storage: LeasedRDBStorage, name: str, where: str) -> ConfigFi
     return ConfigFile(name=name, origin=origin, settings=settings, is_stored=True)
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
+def _parse_override(override: str) -> dict[str, Any]:
+    """Return the nested settings of an override."""
     key, equals, text = override.partition("=")
     shown = shorten(override)
     if not equals or not key.strip():
@@ -218,13 +220,9 @@ def _parse_override(override: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {shown!r}: {error}") from error
     if len(parsed) > 1:
         raise not_toml
-    return key.strip(), parsed["value"]
-
-
-def _nest(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    nested: dict[str, Any] = value
+    nested: dict[str, Any] = parsed["value"]
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
     return nested
 
 
@@ -254,7 +252,11 @@ def read_record(study: optuna.Study) -> StudyRecord:
     Raises:
         StudyFormatError: if another program, or another version of this one, stored it.
     """
-    stored, name = study.user_attrs, study.study_name
+    return parse_record(study.study_name, study.user_attrs)
+
+
+def parse_record(name: str, stored: Mapping[str, Any]) -> StudyRecord:
+    """Validate the user attributes of a study, as :func:`read_record` does."""
     version = stored.get("schema_version")
     if version != SCHEMA_VERSION:
         actual = (
@@ -278,3 +280,76 @@ def read_record(study: optuna.Study) -> StudyRecord:
             f"study {name!r} has an invalid attribute {key} ({first['msg']}): another version of "
             "this program changed it; use that version, or choose another study or --name"
         ) from error
+
+
+# ------------------------------------------------------------------ compatibility
+
+
+PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights", "keep_checkpoints"}
+"""Settings that each worker chooses independently."""
+
+DESCRIPTIVE = ("question", "report_threshold", "nuisance", "hypothesis")
+"""Settings that describe what is asked and affect no result; an extension can change them."""
+
+_IGNORED = {"corpus", *DESCRIPTIVE, *PER_WORKER}
+"""Settings that do not affect results; the corpus is compared by its hash."""
+
+
+def diff_configs(
+    stored: StudyConfig,
+    stored_corpus: CorpusRecord | None,
+    local: StudyConfig,
+    local_corpus: CorpusRecord | None,
+) -> list[str]:
+    """List the differences between a worker's config and corpus and its study's.
+
+    A corpus is None in tasks other than text.
+
+    A precision of ``auto`` matches any precision.
+
+    Returns:
+        A line for each setting: its name, the study's value, the worker's.
+    """
+    expected = dict(_flat(_identity(stored, stored_corpus)))
+    actual = dict(_flat(_identity(local, local_corpus)))
+    if local.precision == "auto":
+        actual["precision"] = expected["precision"]
+    return [
+        f"{key}: {expected.get(key)!r} in the study, {actual.get(key)!r} here"
+        for key in sorted(expected.keys() | actual.keys())
+        if expected.get(key) != actual.get(key)
+    ]
+
+
+def list_descriptive_changes(stored: StudyConfig, local: StudyConfig) -> list[str]:
+    """List the descriptive settings that a worker's config states otherwise than its study's."""
+    return [name for name in DESCRIPTIVE if getattr(stored, name) != getattr(local, name)]
+
+
+def _identity(config: StudyConfig, corpus: CorpusRecord | None) -> dict[str, Any]:
+    settings = config.model_dump(mode="json", exclude=_IGNORED)
+    tables: list[dict[str, Any]] = settings["space"] or []
+    for table in tables:
+        if table["cell"]:  # by name: other machines have the files elsewhere
+            table["cell"] = list(map(cell_name, table["cell"]))
+        # The order of exclusions is irrelevant.
+        table["exclude"].sort(key=lambda exclusion: sorted(map(repr, exclusion.items())))
+    if len(tables) == 1:
+        settings["space"] = tables[0]
+    elif tables:
+        settings["space"] = {str(number): table for number, table in enumerate(tables, start=1)}
+    del settings["task_record"]
+    if config.task_record is not None:
+        identity = config.task_record.identity()
+        settings["task"] = identity.pop("values") | identity
+    if corpus is not None:
+        settings["corpus"] = corpus.model_dump(mode="json", exclude={"name"})
+    return settings
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

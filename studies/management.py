@@ -1,34 +1,95 @@
-"""Management of stored studies: rename, copy, delete and retry them, with everything they own.
+"""Management of stored studies: list, rename, copy, delete, retry and back up, with their files.
 
-Each is refused while workers hold trials of the study. The check and the change are one
+A change is refused while workers hold trials of the study. The check and the change are one
 transaction, so that of a worker that claims a trial at the same moment and the change, one comes
-first.
+first. A copy first copies the files to a new folder, then the rows, in one transaction that makes
+it visible. A killed copy leaves files that no study owns, which are recorded and removed by the
+next.
 """
 
+import os
+import sqlite3
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
 
-from studies.errors import ConfigError, StudyHeldError
-from studies.loader import read_study_record
+from optuna.exceptions import OptunaError
+from sqlalchemy.exc import SQLAlchemyError
+
+from studies.artifacts import CopiedFiles, StudyStores, map_artifact_ids
+from studies.attributes import SCHEMA_VERSION, StudyRecord
+from studies.best import Best, BestReader
+from studies.errors import ConfigError, StorageError, StudiesError, StudyHeldError
+from studies.loader import read_record, read_study_record
+from studies.storage.backup import BackupContent, copy_database, merge_log
 from studies.storage.changes import (
     OwnedFiles,
     delete_study,
     is_owned,
     lock_copies,
+    read_owned_files,
     rename_study,
+    require_free_name,
     retry_trials,
 )
-from studies.storage.counts import wait_until_unheld
-from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.counts import (
+    ActiveWorker,
+    Fingerprint,
+    TrialCounts,
+    count_all,
+    count_trials,
+    find_study,
+    read_active_workers,
+    read_fingerprint,
+    read_times,
+    wait_until_unheld,
+)
+from studies.storage.engine import (
+    SQLITE_BUSY_SECONDS,
+    database_path,
+    is_in_wal_mode,
+    log_path,
+    parse_url,
+    read_only_uri,
+    redact,
+)
+from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
-from studies.study_files import StudyStores
-from studies.study_name import check_study_name
+from studies.storage.whole_study import new_folder, read_study, store_study
+from studies.text import check_study_name, to_line
+
+PLAIN = "plain Optuna"
+DAMAGED = "damaged"
+
+_RENEWAL_SECONDS = 60
+"""Time after which a copy renews the record of its folder."""
 
 _T = TypeVar("_T")
 
 PrintLine = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CopyResult:
+    """What was copied.
+
+    Attributes:
+        name: name of the copy.
+        storage: URL of its storage, without the password.
+        rows: number of rows by table.
+        files: its files.
+        missing_source: name of the study that it derives from, if its storage lacks that.
+    """
+
+    name: str
+    storage: str
+    rows: dict[str, int]
+    files: CopiedFiles
+    missing_source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +158,79 @@ class StudyManager:
             read_study_record(load_study(storage, name))
             return self.when_unheld(storage, name, lambda: retry_trials(storage, name, kinds))
 
+    def copy(
+        self,
+        name: str,
+        to: str | None = None,
+        new_name: str | None = None,
+        artifacts_to: str | None = None,
+    ) -> CopyResult:
+        """Copy a study with its files; the study itself is unchanged.
+
+        Args:
+            name: name of the study.
+            to: URL of the storage to copy it to, which is created if it is empty; None for the
+                same.
+            new_name: name of the copy; None for the same, in another storage.
+            artifacts_to: location of the copy's artifacts; None for that of the study if one is
+                given, and else for the default place of the storage.
+
+        Raises:
+            ConfigError: if the name of the copy cannot be that of a study, or is missing.
+            StudyExistsError: if the name is taken there.
+            StudyFormatError: if the study is damaged, or another program's.
+        """
+        if to is None and new_name is None:
+            raise ConfigError(
+                "a copy in the same storage needs another name: expected --as or --to"
+            )
+        copied_name, target_url = new_name or name, to or self.storage
+        check_study_name(copied_name)
+        stores = StudyStores(self.artifacts, self.storage, read_only=True)
+        with _open_source(self.storage) as source:
+            with source.reading() as connection:
+                owned = read_owned_files(connection, find_study(connection, name))
+            refinement = read_record(load_study(source, name)).config.refinement
+
+            def require_unheld() -> None:
+                with source.snapshot() as connection:
+                    read_fingerprint(connection, name)
+
+            self.when_unheld(source, name, require_unheld)  # before the target is created
+            target_stores = StudyStores(artifacts_to or self.artifacts, target_url)
+            with closing(open_storage(target_url)) as target:
+                with target.reading() as connection:
+                    require_free_name(connection, copied_name)
+                copier = _Copier(source, stores, owned, target, target_stores, name, copied_name)
+                rows, files = self.when_unheld(source, name, copier.run)
+                merge_log(target)
+                names = list_study_names(target)
+        origin = refinement.source if refinement and refinement.source not in names else None
+        where = redact(parse_url(target_url).set(password=None))  # valid: it was opened
+        return CopyResult(copied_name, where, rows, files, origin)
+
+    def back_up(self, target: Path) -> BackupContent:
+        """Copy the SQLite file to a new file, complete and consistent even while searches run.
+
+        Raises:
+            StorageError: if the storage is no such file, or the new file cannot be one.
+            OSError: if the copy fails.
+        """
+        url = parse_url(self.storage)
+        source = database_path(url)
+        if source is None:
+            raise StorageError(
+                f"storage {redact(url)} is not an SQLite file: copy it with pg_dump instead"
+            )
+        _check_is_new(target, source)
+        read_storage(self.storage).close()  # rejects what is not a storage of studies
+        try:
+            with closing(_connect(source)) as connection:
+                _, content = copy_database(connection, target)
+        except sqlite3.Error as error:
+            raise OSError(f"cannot copy the database to {target} ({error})") from error
+        return content
+
     @contextmanager
     def open(self) -> Iterator[LeasedRDBStorage]:
         """Open the storage for writing; it is not created."""
@@ -142,3 +276,250 @@ def remove_unowned(storage: LeasedRDBStorage, stores: StudyStores, copy: str | N
             stores.unmark(owned.folder)
         if is_left:
             remove_files(stores, owned)
+
+
+# ------------------------------------------------------------------ copy
+
+
+@dataclass(frozen=True)
+class _Copier:
+    """One attempt at a copy; see :meth:`StudyManager.copy`."""
+
+    source: LeasedRDBStorage
+    stores: StudyStores
+    owned: OwnedFiles
+    target: LeasedRDBStorage
+    target_stores: StudyStores
+    name: str
+    new_name: str
+
+    def run(self) -> tuple[dict[str, int], CopiedFiles]:
+        """Copy files and rows; leave nothing if that fails."""
+        folder = new_folder(self.new_name)
+        ids = map_artifact_ids(self.owned, folder)
+        new_files = OwnedFiles(folder, tuple(ids.values()))
+        where = redact(self.target.engine.url)
+        label = f"{self.owned.folder} to {self.new_name} in {where}"
+        remove_unowned(self.target, self.target_stores, label)
+        with self.source.snapshot() as connection:
+            before = read_fingerprint(connection, self.name)
+        self.target_stores.mark_unowned(new_files, label)
+        try:
+            renew = _Renewal(lambda: self.target_stores.mark_unowned(new_files, label))
+            files = self.stores.copy_files(self.owned, self.target_stores, folder, renew)
+            return self._copy_rows(folder, ids, before), files
+        except BaseException:
+            if not self._is_stored(folder):
+                remove_files(self.target_stores, new_files)
+            raise
+
+    def _copy_rows(
+        self, folder: str, artifact_ids: dict[str, str], before: Fingerprint
+    ) -> dict[str, int]:
+        # The target first: its lock may be waited for, and a server ends idle snapshots.
+        with self.target.transaction() as target, self.source.snapshot() as source:
+            lock_copies(target)
+            if read_fingerprint(source, self.name) != before:
+                raise StudyHeldError(
+                    f"study {self.name!r} changed while its files were copied: nothing was copied; "
+                    "stop its workers and copy again"
+                )
+            study = read_study(source, self.name).with_files(artifact_ids)
+            rows = store_study(target, replace(study, name=self.new_name), folder)
+            if not self.target_stores.is_marked_unowned(folder):
+                raise StudiesError(
+                    f"another process began the same copy of study {self.name!r} and removed the "
+                    "files of this one: nothing was copied"
+                )
+            self.target_stores.unmark(folder)
+        return rows
+
+    def _is_stored(self, folder: str) -> bool:
+        """Return whether the copy was committed although an error was raised."""
+        try:
+            with self.target.reading() as connection:
+                return is_owned(connection, folder)
+        except (SQLAlchemyError, OptunaError, StudiesError):  # unknown: its files stay
+            return True
+
+
+class _Renewal:
+    """Renews the record of a folder, so that it does not look like one that was left."""
+
+    def __init__(self, renew: Callable[[], None]) -> None:
+        self._renew = renew
+        self._renewed = time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._renewed > _RENEWAL_SECONDS:
+            self._renew()
+            self._renewed = time.monotonic()
+
+
+@contextmanager
+def _open_source(url: str) -> Iterator[LeasedRDBStorage]:
+    """Open the storage that holds the study, for writing if possible.
+
+    A read-only connection to an SQLite file that no process has open would not see that one does
+    so later.
+    """
+    opened = read_storage(url)
+    path = database_path(parse_url(url))
+    if path is None or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        opened.close()
+        opened = open_storage(url)
+    with closing(opened):
+        yield opened
+
+
+# ------------------------------------------------------------------ back up
+
+
+def _check_is_new(target: Path, source: Path) -> None:
+    if target.exists() and source.exists() and target.samefile(source):
+        raise StorageError(f"{target} is the storage itself: expected a new file")
+    if target.exists() or target.is_symlink():
+        raise StorageError(f"{target} exists already: expected a new file")
+    if (log := log_path(target)).exists():  # SQLite would write its content into the copy
+        raise StorageError(
+            f"{log} is left of another file of that name: delete it, or use another file"
+        )
+    if not target.parent.is_dir():
+        raise StorageError(f"folder {target.parent} does not exist: create it, or use another file")
+
+
+def _connect(source: Path) -> sqlite3.Connection:
+    """Open a file for reading; writable if possible, to remove its log files at the end."""
+    is_writable = os.access(source, os.W_OK) and os.access(source.parent, os.W_OK)
+    if is_writable:
+        uri = f"{source.resolve().as_uri()}?mode=rw"
+    else:
+        is_unused = not log_path(source).exists() and is_in_wal_mode(source)
+        uri = read_only_uri(source, is_unused)
+    return sqlite3.connect(uri, uri=True, timeout=SQLITE_BUSY_SECONDS)
+
+
+# ------------------------------------------------------------------ list
+
+
+@dataclass(frozen=True)
+class ListedStudy:
+    """A study of a storage.
+
+    Attributes:
+        name: name of the study.
+        kind: ``grid``, ``refinement of 'X'``, ``replicates of 'X'``, ``imported``, ``schema N`` for
+            a study of another version of this program, :data:`PLAIN` or :data:`DAMAGED`.
+        counts: its grid trials by state; of plain Optuna's study, all trials.
+        best: value of its best trial, of replicates the mean of the best architecture
+            (:mod:`studies.best`); None before the first complete trial.
+        best_unit: unit of that; "" for none.
+        best_text: both for a line of text; "" before the first complete trial.
+        workers: workers that hold its trials.
+        started: time at which its first trial was started, UTC, by the worker's clock.
+        changed: time at which a trial was last started or finished.
+        artifact_bytes: size of checkpoints, weights and cells; None in a bucket.
+        problem: what is damaged; "" for nothing.
+    """
+
+    name: str
+    kind: str
+    counts: TrialCounts = field(default_factory=TrialCounts)
+    best: float | None = None
+    best_unit: str = ""
+    best_text: str = ""
+    workers: tuple[ActiveWorker, ...] = ()
+    started: datetime | None = None
+    changed: datetime | None = None
+    artifact_bytes: int | None = None
+    problem: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the study as ``--json`` prints it."""
+        return {
+            "study": self.name,
+            "kind": self.kind,
+            "planned": self.counts.planned,
+            "finished": self.counts.finished,
+            **asdict(self.counts),
+            "best": self.best,
+            "best_unit": self.best_unit,
+            "workers": [worker.as_json() for worker in self.workers],
+            "started": self.started and f"{self.started.isoformat()}+00:00",
+            "changed": self.changed and f"{self.changed.isoformat()}+00:00",
+            "artifact_bytes": self.artifact_bytes,
+            "problem": self.problem,
+        }
+
+
+def list_studies(storage: LeasedRDBStorage, stores: StudyStores) -> list[ListedStudy]:
+    """List the studies of a storage, by name.
+
+    Args:
+        storage: the storage.
+        stores: its artifact stores.
+    """
+    listed = []
+    for name in list_study_names(storage):
+        try:
+            listed.append(_read_study(storage, stores, name))
+        except (KeyError, StudiesError) as error:
+            if name not in list_study_names(storage):  # it was deleted meanwhile
+                continue
+            if not isinstance(error, StudiesError):
+                raise
+            listed.append(ListedStudy(name, DAMAGED, problem=to_line(str(error))))
+    return listed
+
+
+def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> ListedStudy:
+    study = load_study(storage, name)
+    study_id, version = study._study_id, study.user_attrs.get("schema_version")
+    kind, record, problem = f"schema {version}", None, ""
+    count = count_trials
+    if version is None and "artifact_folder" not in study.user_attrs:
+        kind, count = PLAIN, count_all
+    elif version == SCHEMA_VERSION:
+        try:
+            record = read_record(study)
+            kind = _kind(record)
+        except StudiesError as error:
+            kind, problem = DAMAGED, to_line(str(error))
+    with storage.reading() as connection:
+        counts = count(storage, study_id)
+        best = BestReader(study, storage, record.config).read() if record else None
+        workers = tuple(read_active_workers(connection, study_id))
+        started, changed = read_times(connection, study_id)
+        folder = read_owned_files(connection, study_id).folder
+    return ListedStudy(
+        name,
+        kind,
+        counts,
+        best.value if best else None,
+        best.unit if best else "",
+        _format_best(best) if best else "",
+        workers,
+        started,
+        changed,
+        stores.measure(folder) if folder else 0,
+        problem,
+    )
+
+
+def _format_best(best: Best) -> str:
+    """Return the value with its unit, and of a task other than text with its name."""
+    text = best.losses.format(best.value, best.unit)
+    return text if best.losses.is_text else f"{text}, {best.measure}"
+
+
+def _kind(record: StudyRecord) -> str:
+    if not record.config.is_trained:
+        return "imported"
+    refinement = record.config.refinement
+    if refinement is None:
+        return "grid"
+    if refinement.trial is not None:
+        return f"trial {refinement.trial} of {refinement.source!r}"
+    is_same = refinement.variants == [{}]
+    kind = "replicates" if is_same and refinement.replicates > 1 else "refinement"
+    return f"{kind} of {refinement.source!r}"

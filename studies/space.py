@@ -1,11 +1,21 @@
 """Tables ``[space]`` of a study file, and the parameters of its trials."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from optuna.distributions import CategoricalDistribution
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from rnn.config import (
     BASELINE_CELLS,
@@ -16,16 +26,9 @@ from rnn.config import (
     GatedConfig,
     ParamValue,
 )
-from studies.cell_record import cell_name
-from studies.strict_model import StrictModel
+from studies.records import Options, StrictModel
 from studies.text import expect_one_of
-from studies.training import (
-    TRAINING_PARAMS,
-    UPDATE_EVERY,
-    TrainingSettings,
-    TrainingSpace,
-    check_values,
-)
+from studies.training import TRAINING_PARAMS, UPDATE_EVERY, TrainingSettings
 
 Params = dict[str, ParamValue]
 """One value for each parameter that a trial has."""
@@ -74,59 +77,89 @@ TEXT_PARAMS = frozenset(name for name, value in _EXAMPLES.items() if isinstance(
 COST_PARAMS = (*BASELINE_PARAMS, "batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
 """Parameters that determine most of the cost of a training step."""
 
+_TYPES: dict[str, Any] = {
+    CELL: str,
+    **{field.name: field.type for field in fields(GatedConfig) if field.name in GATED_PARAMS},
+    **{name: TrainingSettings.model_fields[name].rebuild_annotation() for name in TRAINING_PARAMS},
+    REPLICATE: Annotated[int, Field(ge=0, lt=2**31)],
+}
+"""Type of each parameter, with its bounds; those of options, their records have."""
 
-_Layers = Annotated[int, Field(ge=1, le=100)]
-_StateSize = Annotated[int, Field(ge=1, le=2**16)]
+_T = TypeVar("_T")
+
+
+def _require_distinct(values: list[_T]) -> list[_T]:
+    if not values:
+        raise ValueError("expected at least one value")
+    if len({(type(value), value) for value in values}) < len(values):
+        raise ValueError("expected distinct values")
+    return values
+
+
+Values = Annotated[list[_T], AfterValidator(_require_distinct)]
+"""Distinct values of a parameter, at least one."""
 
 if TYPE_CHECKING:
-    _StoredSwitches = BaseModel
-    _SwitchValues = StrictModel
-else:  # a field for each switch; one that studies may lack varies only where it is named
-    _types = {field.name: field.type for field in fields(GatedConfig) if field.name in SWITCHES}
+    _NetworkValues = StrictModel
+
+    class TrainingSpace(StrictModel):
+        """Values of the training settings that a grid varies; None for the study's value."""
+
+else:  # a field for each parameter; a switch that studies may lack varies only where it is named
     _defaults = GATED_OPTIONS | {name: (value,) for name, value in LATER_SWITCHES.items()}
-    _StoredSwitches = create_model(
-        "_StoredSwitches", **{name: (kind | None, None) for name, kind in _types.items()}
-    )
-    _SwitchValues = create_model(
-        "_SwitchValues",
+    _NetworkValues = create_model(
+        "_NetworkValues",
         __base__=StrictModel,
-        **{name: (list[kind], list(_defaults[name])) for name, kind in _types.items()},
+        **{
+            name: (Values[_TYPES[name]], list(_defaults[name]) if name in SWITCHES else ...)
+            for name in GATED_PARAMS
+        },
+    )
+    TrainingSpace = create_model(
+        "TrainingSpace",
+        __base__=StrictModel,
+        **{name: (Values[_TYPES[name]] | None, None) for name in TRAINING_PARAMS},
     )
 
 
-class StoredParams(_StoredSwitches):
-    """Parameters of a stored trial but its training settings; which it has depends on its study."""
+def cell_name(spec: str) -> str:
+    """Return the name of a cell: that of a built-in cell, or of a user's class.
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
+    Raises:
+        ValueError: if the cell is neither.
+    """
+    if spec in BUILT_IN_CELLS:
+        return spec
+    source, colon, name = spec.rpartition(":")
+    if not colon or not source or not name.isidentifier() or not spec.isprintable():
+        raise ValueError(
+            f"{spec[:80]!r} is no cell: expected {', '.join(BUILT_IN_CELLS)}, or the class of a "
+            "cell of your own, as in my_cells.py:MinGRU"
+        )
+    if name in BUILT_IN_CELLS:
+        raise ValueError(f"{spec[:80]!r} has the name of a built-in cell: rename the class")
+    return name
 
-    __pydantic_extra__: dict[str, ParamValue]
 
-    cell: str | None = None
-    layers: _Layers | None = None
-    state_size: _StateSize | None = None
-    replicate: Annotated[int, Field(ge=0, lt=2**31)] = 0
+_CellSpec = Annotated[str, AfterValidator(lambda spec: cell_name(spec) and spec)]
 
 
-class Space(_SwitchValues):
+class Space(_NetworkValues):
     """One table ``[space]``: the values of each parameter, less the excluded combinations.
 
-    The switches are those of :class:`rnn.config.GatedConfig`. Keys that are no field are options of
-    users' cells; :class:`Grid` checks them.
+    Switches and sizes are those of :class:`rnn.config.GatedConfig`. Keys that are no field are
+    options of users' cells; :class:`Grid` checks them.
     """
 
     model_config = ConfigDict(extra="allow")
 
-    __pydantic_extra__: dict[str, list[ParamValue]]
+    __pydantic_extra__: dict[str, Values[ParamValue]]
 
-    layers: list[_Layers]
-    """Stacked layers."""
-    state_size: list[_StateSize]
-    """Size of the states, the layers' outputs and the embedding."""
-    cell: list[str] | None = None
+    cell: Values[_CellSpec] | None = None
     """[Cells](#cells): built-in ones, and your own as `FILE.py:Class`; without it, the gated
     cell."""
     training: TrainingSpace = TrainingSpace()
-    task: dict[str, list[ParamValue]] = {}
+    task: dict[str, Values[ParamValue]] = {}
     """Options of the [task](#task) that vary; only the training's data may depend on them."""
     exclude: list[dict[str, ParamValue]] = []
     """Combinations of values that are no trials, as in
@@ -138,38 +171,15 @@ class Space(_SwitchValues):
         """Read ``bptt_steps`` in ``[space]`` as in ``[space.training]``."""
         if not isinstance(raw, Mapping) or BPTT_STEPS not in raw:
             return raw
-        table = {name: value for name, value in raw.items() if name != BPTT_STEPS}
-        training = raw.get("training", {})
+        table, training = dict(raw), raw.get("training", {})
+        values = table.pop(BPTT_STEPS)
         if isinstance(training, Mapping):
             if training.get(BPTT_STEPS) is not None:
                 raise ValueError(
                     "has bptt_steps twice: expected it in [space.training], and not in [space] too"
                 )
-            table["training"] = {**training, BPTT_STEPS: raw[BPTT_STEPS]}
+            table["training"] = {**training, BPTT_STEPS: values}
         return table
-
-    @field_validator(*GATED_PARAMS, CELL)
-    @classmethod
-    def _check_values(cls, values: list[ParamValue] | None) -> list[ParamValue] | None:
-        return values if values is None else check_values(values)
-
-    @field_validator(CELL)
-    @classmethod
-    def _check_cells(cls, cells: list[str] | None) -> list[str] | None:
-        for cell in cells or ():
-            cell_name(cell)
-        return cells
-
-    @model_validator(mode="after")
-    def _check_options(self) -> "Space":
-        tables = {"": self.__pydantic_extra__, "task.": self.task}
-        for table, options in tables.items():
-            for name, values in options.items():
-                try:
-                    check_values(values)
-                except ValueError as error:
-                    raise ValueError(f"{table}{name} is {values}: {error}") from error
-        return self
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -185,7 +195,8 @@ class Space(_SwitchValues):
     def varied_switches(self) -> list[str]:
         """Switches whose values differ from the default."""
         # A stored config lists every switch, at its default where the study does not vary it.
-        return [name for name in SWITCHES if getattr(self, name) != _default(name)]
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        return [name for name in SWITCHES if getattr(self, name) != defaults[name]]
 
     def values(self, parameter: str) -> Sequence[ParamValue] | None:
         """Return a parameter's values in the order of the file; None if the table has none."""
@@ -193,11 +204,9 @@ class Space(_SwitchValues):
             return None if self.cell is None else self.cell_names
         if parameter in TRAINING_PARAMS:
             return getattr(self.training, parameter)  # type: ignore[no-any-return]
-        if parameter in self.task:
-            return self.task[parameter]
-        if parameter in self.__pydantic_extra__:
-            return self.__pydantic_extra__[parameter]
-        return getattr(self, parameter) if parameter in GATED_PARAMS else None
+        if parameter in GATED_PARAMS:
+            return getattr(self, parameter)  # type: ignore[no-any-return]
+        return {**self.__pydantic_extra__, **self.task}.get(parameter)
 
 
 def explain_key(key: str, known: Iterable[str], others: Iterable[str] = ()) -> str:
@@ -221,18 +230,40 @@ def explain_key(key: str, known: Iterable[str], others: Iterable[str] = ()) -> s
 
 
 def convert_value(parameter: str, value: ParamValue) -> ParamValue:
-    """Return a value as a grid has it; that of an option of a user's cell as it is.
+    """Return a value of a parameter as a grid has it.
 
     Raises:
-        ValueError: if no grid can have this value.
+        ValidationError: if no grid can have this value.
     """
-    if parameter in GATED_PARAMS:  # Space and TrainingSpace alone define what a value can be
-        space = Space.model_validate({"layers": [1], "state_size": [1]} | {parameter: [value]})
-        return (space.values(parameter) or [value])[0]
-    if parameter in TRAINING_PARAMS:
-        (checked,) = getattr(TrainingSpace.model_validate({parameter: [value]}), parameter)
-        return checked  # type: ignore[no-any-return]
+    checked: ParamValue = _adapter(parameter if parameter in _TYPES else "").validate_python(value)
+    return checked
+
+
+@cache
+def _adapter(parameter: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_TYPES.get(parameter, ParamValue), config=StrictModel.model_config)
+
+
+def to_grid_value(parameter: str, value: ParamValue) -> ParamValue:
+    """Return a value as a grid has it, 4 for 4.0, or as it is if none can have it."""
+    whole = [int(value)] if isinstance(value, float) and value.is_integer() else []
+    for each in (value, *whole):
+        with suppress(ValidationError):  # explain_value says which
+            return convert_value(parameter, each)
     return value
+
+
+def explain_value(parameter: str, value: ParamValue, options: Options) -> str:
+    """Return what a parameter is expected to be if it can never have a value; "" if it can."""
+    if known := options.get(parameter):
+        fits = any(option.fits(value) for option in known)
+        return "" if fits else f"expected {known[0].description}"
+    try:
+        convert_value(parameter, value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        return message[0].lower() + message[1:]
+    return ""
 
 
 def complete_params(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,7 +310,3 @@ def _sort_key(value: ParamValue) -> tuple[int, ParamValue]:
     if isinstance(value, str):  # the longest window of a gradient comes after all numbers
         return (0, STATE_SOURCES.index(value)) if value in STATE_SOURCES else (2, value)
     return 1, value
-
-
-def _default(parameter: str) -> Any:
-    return Space.model_fields[parameter].default

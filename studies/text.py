@@ -4,6 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from studies.errors import ConfigError
+
 _UNPRINTABLE = re.compile("[^\n\t -~\xa0-\ud7ff\ue000-\U0010ffff]")
 
 
@@ -79,3 +81,22 @@ def to_printable(text: str | bytes) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="replace")
     return _UNPRINTABLE.sub("\ufffd", text)
+
+
+MAX_NAME_LENGTH = 200
+
+
+def check_study_name(name: str) -> None:
+    """Require a name that a storage can hold, and that messages and terminals can show.
+
+    Raises:
+        ConfigError: if it is too long, blank or not printable.
+    """
+    if len(name) > MAX_NAME_LENGTH:
+        raise ConfigError(
+            f"study name of {len(name)} characters is too long: expected at most {MAX_NAME_LENGTH}"
+        )
+    if not name.strip():
+        raise ConfigError(f"study name {name!r} is blank: expected printable characters")
+    if not name.isprintable():
+        raise ConfigError(f"study name {name!r} has control characters: expected printable ones")

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Collection
 from dataclasses import fields
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, create_model, model_validator
 
 from rnn.config import (
     OPTIMIZERS,
@@ -13,12 +13,9 @@ from rnn.config import (
     OptimizerConfig,
     OptimizerName,
     ParamValue,
-    Schedule,
     count_updates,
 )
-from studies.strict_model import StrictModel, unit
-
-MAX_BPTT_STEPS = 10_000
+from studies.records import StrictModel, unit
 
 SEQUENCE = "sequence"
 """As ``bptt_steps``: one update for each sequence, by its whole gradient."""
@@ -26,53 +23,52 @@ SEQUENCE = "sequence"
 UPDATE_EVERY = "update_every"
 """Parameter: number of steps between two updates, in studies that vary it."""
 
-_SequenceLength = Annotated[int, Field(ge=2)]
-_NonNegative = Annotated[float, Field(ge=0)]
-_Decay = Annotated[float, Field(ge=0, lt=1)]
-_WarmupSteps = Annotated[int, Field(ge=0)]
-_WindowSteps = Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)]
-_BPTTSteps = _WindowSteps | Literal["sequence"]
+_WindowSteps = Annotated[int, Field(ge=1, le=10_000)]
+
+_OPTIMIZER_FIELDS = {
+    "optimizer" if field.name == "name" else field.name: field for field in fields(OptimizerConfig)
+}
+OPTIMIZER_PARAMS = tuple(_OPTIMIZER_FIELDS)
+"""Training settings that concern the optimizer alone."""
 
 
-class TrainingSettings(StrictModel):
-    """How each network is trained; see :class:`rnn.training.loop.TrainConfig`.
-
-    The settings of the optimizer are those of :class:`rnn.config.OptimizerConfig`.
-    """
+class _StepSettings(StrictModel):
+    """Training settings that come before those of the optimizer."""
 
     steps: PositiveInt = 10_000
     """Time steps; the weights are updated after every `update_every` of them."""
     batch_size: PositiveInt = 256
     """Streams: sequences read in parallel."""
-    sequence_length: Annotated[_SequenceLength, unit("token")] = 1000
+    sequence_length: Annotated[int, Field(ge=2), unit("token")] = 1000
     """Tokens of text that a stream reads from a random start; the states are zero there."""
     log_every: PositiveInt = 50
     """Steps between two log points."""
-    optimizer: OptimizerName = "adam"
-    """Optimizer; `weight_decay` is decoupled from the gradient in `adamw` and added to it
-    elsewhere."""
-    learning_rate: PositiveFloat = 0.001
-    """Learning rate; with a schedule the highest one."""
-    beta1: _Decay = 0.9
-    """Decay of the mean of the gradient."""
-    beta2: _Decay = 0.999
-    """Decay of the mean of its square."""
-    weight_decay: _NonNegative = 0.0
-    """Factor of the weights in their decay."""
-    momentum: _Decay = 0.9
-    """Factor of the previous updates in the next one."""
-    gradient_clipping: _NonNegative = 0.0
-    """Maximum norm of a network's gradient; 0 for none."""
-    schedule: Schedule = "constant"
-    """What the learning rate does after its warm-up: it stays, or falls to 0 by the end of the
-    training, along half a cosine or a line."""
-    warmup_steps: _WarmupSteps = 0
-    """Updates over which the learning rate rises from 0, along a line."""
-    smoothing: _Decay = 0.95
+
+
+if TYPE_CHECKING:
+
+    class _OptimizerSettings(_StepSettings, OptimizerConfig):
+        optimizer: OptimizerName = OptimizerConfig().name
+
+else:  # in this order, study files list them, and a grid varies them
+    _OptimizerSettings = create_model(
+        "_OptimizerSettings",
+        __base__=_StepSettings,
+        **{name: (field.type, field.default) for name, field in _OPTIMIZER_FIELDS.items()},
+    )
+
+
+class TrainingSettings(_OptimizerSettings):
+    """How each network is trained; see :class:`rnn.training.loop.TrainConfig`.
+
+    The settings of the optimizer are those of :class:`rnn.config.OptimizerConfig`.
+    """
+
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Weight of the past in the smoothed training loss, for each step with a target. Of text it
     starts at 3 nats per token, which has a share of 0.95ⁿ after n steps: 8% after 50, 0.6% after
     100; of other tasks at the first loss."""
-    bptt_steps: _BPTTSteps = 1
+    bptt_steps: _WindowSteps | Literal["sequence"] = 1
     """Steps that a gradient goes back; `"sequence"`: all of a sequence, with one update at its
     end."""
     update_every: _WindowSteps = 1
@@ -102,51 +98,10 @@ class TrainingSettings(StrictModel):
         return self.bptt_steps, self.update_every
 
 
-class TrainingSpace(StrictModel):
-    """Values of the training settings that a grid varies; None for the study's value."""
-
-    batch_size: list[PositiveInt] | None = None
-    sequence_length: list[_SequenceLength] | None = None
-    optimizer: list[OptimizerName] | None = None
-    learning_rate: list[PositiveFloat] | None = None
-    beta1: list[_Decay] | None = None
-    beta2: list[_Decay] | None = None
-    weight_decay: list[_NonNegative] | None = None
-    momentum: list[_Decay] | None = None
-    gradient_clipping: list[_NonNegative] | None = None
-    schedule: list[Schedule] | None = None
-    warmup_steps: list[_WarmupSteps] | None = None
-    smoothing: list[_Decay] | None = None
-    bptt_steps: list[_BPTTSteps] | None = None
-    update_every: list[_WindowSteps] | None = None
-
-    @field_validator("*")
-    @classmethod
-    def _check_values(cls, values: list[ParamValue] | None) -> list[ParamValue] | None:
-        return values if values is None else check_values(values)
-
-
-def check_values(values: list[ParamValue]) -> list[ParamValue]:
-    """Require the values of a parameter to be distinct, and at least one.
-
-    Raises:
-        ValueError: if they are not.
-    """
-    if not values:
-        raise ValueError("expected at least one value")
-    if len({(type(value), value) for value in values}) < len(values):
-        raise ValueError("expected distinct values")
-    return values
-
-
-TRAINING_PARAMS = tuple(TrainingSpace.model_fields)
-"""Training settings that a grid can vary."""
-
-OPTIMIZER_PARAMS = (
-    "optimizer",
-    *(field.name for field in fields(OptimizerConfig) if field.name != "name"),
+TRAINING_PARAMS = tuple(
+    name for name in TrainingSettings.model_fields if name not in ("steps", "log_every")
 )
-"""Training settings that concern the optimizer alone."""
+"""Training settings that a grid can vary: trials are compared at the same log points."""
 
 _SPECIFIC = {name for traits in OPTIMIZERS.values() for name in traits.settings}
 """Training settings that not all optimizers use."""
@@ -202,7 +157,6 @@ def check_updates(trials: Collection[tuple[TrainingSettings, int]], is_text: boo
                 f"expected multiples of {_suggest_multiple(trials, is_text)}, because the weights "
                 f"are updated {updates}, counted from the start of each sequence of {length} steps"
             )
-    for settings, length in trials:
         updates_count = count_updates(settings.steps, length, settings.gradient_window[1])
         if settings.warmup_steps > updates_count:
             raise ValueError(

@@ -37,7 +37,7 @@ def create(url, name="made", **settings):
     grid = StudyConfig.model_validate({"space": SPACE}).grid
     attributes = study_attributes(config) | {"artifact_folder": f"{name}-folder"}
     with closing(open_storage(url)) as storage:
-        choices = {n: CategoricalDistribution(tuple(grid.values(n))) for n in GATED_PARAMS}
+        choices = {n: CategoricalDistribution(tuple(grid.search_space[n])) for n in GATED_PARAMS}
         planned = [StoredTrial(params) for params in grid.combinations()]
         create_study(storage, name, "validation loss", attributes, choices, planned)
         return load_study(storage, name)._study_id

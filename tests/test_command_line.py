@@ -430,7 +430,7 @@ def test_wrong_statement_is_a_bug_and_a_failure_of_the_database_is_none(url, sta
 
 SUBCOMMANDS = (
     *("run", "refine", "report", "dashboard", "status", "list", "continue", "rename", "copy"),
-    *("delete", "retry", "export-study", "import", "check", "sample", "export"),
+    *("delete", "retry", "export-study", "backup", "import", "check", "sample", "export"),
 )
 
 

@@ -143,7 +143,10 @@ OTHERS = (
 def test_study_that_was_stored_without_a_switch_has_it_off(damage, monkeypatch, caplog):
     monkeypatch.setitem(LATER_SWITCHES, "input_gate", False)
     folder = damage("DELETE FROM trial_params WHERE param_name = 'input_gate'")
-    file = ((export_command, "quick", "{tmp}/q.csv"), (import_command, "{tmp}/q.csv", "--name=b"))
+    file = (
+        (export_command, "quick", "{tmp}/q.jsonl"),
+        (import_command, "{tmp}/q.jsonl", "--name=b"),
+    )
     extended = (*SEARCH, "--set=space.input_gate=[false, true]", "--extend")
     for command in (STATUS, *OTHERS, *file, extended):
         call(folder, *command)
@@ -493,7 +496,7 @@ KEYED = "UPDATE trial_system_attributes SET key = {} WHERE trial_id = 1 AND key 
 )
 def test_attribute_without_a_name_costs_export_and_copy_one_line_at_most(damage, statement):
     folder = damage(statement)
-    require_one_line(call, folder, export_command, "quick", "{tmp}/q.csv")
+    require_one_line(call, folder, export_command, "quick", "{tmp}/q.jsonl")
     require_one_line(call, folder, copy_command, "quick", "--as", "copied")
 
 

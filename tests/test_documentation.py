@@ -18,7 +18,6 @@ from helpers import ROOT, TINY, copy_checkout
 
 import reports.hypotheses
 import rnn_search
-import search.backup
 from docs.generator import pictures
 from docs.generator.reference import PARTS, generate_parts
 from docs.generator.settings import STUDY_TABLES, describe_field
@@ -379,7 +378,6 @@ def test_every_block_starts_its_line_and_names_a_known_language(page):
 
 OTHERS = {
     "reports.hypotheses": reports.hypotheses.hypotheses_command,
-    "search.backup": search.backup.backup,
 }
 
 

@@ -72,9 +72,9 @@ INVALID = {
     "-m reports.dashboard --port 0": "--port",
     "-m reports.hypotheses quick --hypotheses {tmp}/pipe.toml": "not a regular file",
     "-m reports.hypotheses quick --hypotheses {tmp}/deep.toml": "32 nested tables",
-    "-m search.backup {tmp}/copy.db": MISSING,
-    "-m search.backup {tmp}/copy.db --storage sqlite:///{tmp}/notes.db": "cannot be opened",
-    "-m search.backup {tmp}/copy.db --storage postgresql://me:s3cret@host/db": (
+    "-m rnn_search backup {tmp}/copy.db": MISSING,
+    "-m rnn_search backup {tmp}/copy.db --storage sqlite:///{tmp}/notes.db": "cannot be opened",
+    "-m rnn_search backup {tmp}/copy.db --storage postgresql://me:s3cret@host/db": (
         "postgresql+psycopg://me:***@host/db is not an SQLite file: copy it with pg_dump"
     ),
     "-m search.check missing.py:Cell": "missing.py",
@@ -174,8 +174,8 @@ REFUSED = {
     "-m rnn_search copy quick --to sqlite:///nowhere/s.db": ["does not exist: create it, or use"],
     "-m rnn_search copy quick --to postgresql://u:s3cret@127.0.0.1:1/d": ["cannot be opened"],
     "-m rnn_search delete quick": ["confirm with --yes"],
-    "-m rnn_search export-study quick new.xlsx": ["expected a name ending in .csv.gz or .csv"],
-    "-m rnn_search export-study quick /dev/null/new.csv": ["cannot write /dev/null/new.csv"],
+    "-m rnn_search export-study quick new.csv": ["expected a name ending in .jsonl.gz or .jsonl"],
+    "-m rnn_search export-study quick /dev/null/new.jsonl": ["cannot write /dev/null/new.jsonl"],
     "-m rnn_search import a.csv b.csv": ["a.csv does not exist: expected a file of a table"],
 }
 """Command lines on the studies of :func:`stored`, and parts of the message of each."""

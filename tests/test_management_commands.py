@@ -94,7 +94,7 @@ def test_moved_study_of_an_own_cell_continues_without_its_files(invoke, url, tex
 
 
 def test_study_is_exported_and_imported(command, made, sqlite_url, tmp_path):
-    file, target = str(tmp_path / "made.csv.gz"), ("--storage", f"sqlite:///{tmp_path}/new.db")
+    file, target = str(tmp_path / "made.jsonl.gz"), ("--storage", f"sqlite:///{tmp_path}/new.db")
     done = command("export-study", "made", file, *made)
     assert done.stdout.startswith(f"exported study 'made' to {file}: 4 trials, "), done.stderr
     done = command("import", file, *target)
@@ -102,7 +102,7 @@ def test_study_is_exported_and_imported(command, made, sqlite_url, tmp_path):
         f"imported study 'made' to {target[1]}: 4 trials, 8 intermediate values\n"
     )
     require_refused(command("import", file, *target), "study 'made' exists there already", "--name")
-    derived = str(tmp_path / "derived.csv")
+    derived = str(tmp_path / "derived.jsonl")
     create(sqlite_url, "derived", refinement={"source": "gone", "replicates": 3}, space=None)
     assert command("export-study", "derived", derived, *made).returncode == 0
     done = command("import", derived, "--name", "mine", *target)
@@ -116,11 +116,11 @@ def test_study_is_exported_and_imported(command, made, sqlite_url, tmp_path):
     [
         ({"study": "plain"}, "study='plain' is for the URL of a storage: "),
         ({"parameters": "depth"}, "parameters='depth' is a text: expected a list of names"),
-        ({"value": "score"}, "made.csv is an exported study: expected import_study"),
+        ({"value": "score"}, "made.jsonl is an exported study: expected import_study"),
     ],
 )
 def test_results_of_other_programs_are_refused(made, sqlite_url, tmp_path, options, message):
-    file, target = tmp_path / "made.csv", tmp_path / "new.db"
+    file, target = tmp_path / "made.jsonl", tmp_path / "new.db"
     rnn_search.export_study("made", file, storage=sqlite_url)
     with pytest.raises(ConfigError, match=re.escape(message)):
         rnn_search.import_results(file, storage=f"sqlite:///{target}", **options)
@@ -133,7 +133,7 @@ def test_studies_are_managed_from_python(made, sqlite_url, artifacts, tmp_path):
     result = rnn_search.copy_study("first", new_name="second", **place)
     assert result.files.count == 7
     assert [each.name for each in rnn_search.list_studies(**place)] == ["first", "second"]
-    file = tmp_path / "first.csv.gz"
+    file = tmp_path / "first.jsonl.gz"
     exported = rnn_search.export_study("first", file, storage=sqlite_url)
     assert (exported.trials, exported.size) == (4, file.stat().st_size)
     imported = rnn_search.import_study(file, name="other", storage=sqlite_url)

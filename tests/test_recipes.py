@@ -13,12 +13,15 @@ from helpers import ONE_TRIAL, QUICK, ROOT, copy_checkout
 
 OPTIMIZERS = "OPTIMIZERS = {\n"
 UPDATES = "UPDATES: dict[str, Callable[..., None]] = {\n"
-TRAITS = '    "signum": OptimizerTraits("Signum", ("beta1",), ("first",)),\n'
+TRAITS = '    "signum": OptimizerTraits("Signum", ("beta1", "boost"), ("first",)),\n'
+LAST_SETTING = "    warmup_steps: Annotated[int, Ge(0)] = 0\n"
+SETTING = "    boost: Annotated[float, Gt(0)] = 1.0\n"
 ENTRY = '    "signum": _update_signum,\n'
 SIGNUM = """\
 def _update_signum(group: _Group, first: list[Tensor]) -> None:
     torch._foreach_lerp_(first, group.grads, 1 - group.config.beta1)
-    steps = torch._foreach_mul(torch._foreach_sign(first), group.learning_rate)
+    rate = group.learning_rate * group.config.boost
+    steps = torch._foreach_mul(torch._foreach_sign(first), rate)
     torch._foreach_sub_(group.values, steps)
 
 
@@ -56,18 +59,19 @@ def run(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_optimizer_is_added_in_two_files(tmp_path, sqlite_url, text):
+def test_optimizer_with_a_setting_of_its_own_is_added_in_two_files(tmp_path, sqlite_url, text):
     copy_checkout(tmp_path)
     insert(tmp_path / "rnn/config.py", OPTIMIZERS, "", TRAITS)
+    insert(tmp_path / "rnn/config.py", LAST_SETTING, "", SETTING)
     insert(tmp_path / "rnn/training/optimizer.py", UPDATES, SIGNUM, ENTRY)
     run(
         tmp_path, "-m", "rnn_search", "run", QUICK, *ONE_TRIAL,
         "--set=space.training.optimizer=['sgd', 'signum']",
-        "--set=space.training.beta1=[0.0, 0.5]", "--set=training.schedule='cosine'",
+        "--set=space.training.boost=[1, 4]", "--set=training={beta1=0.5, schedule='cosine'}",
         "--name=added", f"--corpus={text}", f"--storage={sqlite_url}",
     )  # fmt: skip
     trials = optuna.load_study(study_name="added", storage=sqlite_url).trials
-    assert {trial.params.get("beta1") for trial in trials} == {None, 0.0, 0.5}
+    assert {trial.params.get("boost") for trial in trials} == {None, 1.0, 4.0}
     assert len({trial.value for trial in trials}) == 3
     report = tmp_path / "reports/out/added.html"
     assert "SGD and Signum with" in report.read_text(encoding="utf-8")

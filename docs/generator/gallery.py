@@ -13,15 +13,15 @@ from docs.generator.source_pages import ROOT
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from studies.files import read_toml
-from studies.strict_model import StrictModel
-from studies.tables.study_import import import_studies
+from studies.records import StrictModel
+from studies.study_file import import_studies
 
 FOLDER = "gallery"
 """Folder of the data in ``docs/``, and of the reports in the site."""
 
 DATA = ROOT / "docs" / FOLDER
 
-ENDING = ".csv.gz"
+ENDING = ".jsonl.gz"
 """End of the name of a file of data."""
 
 MARK = "<!-- reports -->"

@@ -119,7 +119,7 @@ def draw_gallery() -> str:
     """Draw the effects of the study in the gallery."""
     with tempfile.TemporaryDirectory() as folder:
         storage = f"sqlite:///{folder}/studies.db"
-        import_study(GALLERY / f"{STUDY}.csv.gz", storage=storage)
+        import_study(GALLERY / f"{STUDY}.jsonl.gz", storage=storage)
         study = load(STUDY, storage=storage)
         return draw(study.effects().table, study.counts.complete, study.results["value"].min())
 

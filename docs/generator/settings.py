@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from docs.generator.source_pages import ROOT
 from docs.generator.tables import make_table
-from rnn.config import OPTIMIZERS, GatedConfig
+from rnn.config import OPTIMIZERS, GatedConfig, OptimizerConfig
 from studies.attributes import StudyRecord, TrialRecord
 from studies.config import (
     CheckpointSettings,
@@ -21,9 +21,9 @@ from studies.config import (
     StudyConfig,
 )
 from studies.hypotheses import Hypothesis
-from studies.space import SWITCHES, Space
-from studies.task_record import TaskSettings
-from studies.training import TrainingSettings
+from studies.records import TaskSettings
+from studies.space import GATED_PARAMS, Space
+from studies.training import OPTIMIZER_PARAMS, TrainingSettings
 
 STUDY_TABLES: dict[str, type[BaseModel]] = {
     "study": StudyConfig,
@@ -82,15 +82,17 @@ def describe_attributes(model: type[TrialRecord | StudyRecord]) -> str:
 
 def describe_field(model: type[BaseModel], name: str) -> str:
     """Return the docstring of a model's field, in one line; "" if it has none."""
-    if name in SWITCHES:
-        return _describe_switch(name)
-    member = _parse_module(model.__module__)[model.__name__].members[name]
+    if name in GATED_PARAMS:
+        return _describe_attribute(GatedConfig, name)
+    if model is TrainingSettings and name in OPTIMIZER_PARAMS:
+        return _describe_attribute(OptimizerConfig, "name" if name == "optimizer" else name)
+    member = _parse_module(model.__module__)[model.__name__].all_members[name]
     return " ".join(member.docstring.value.split()) if member.docstring else ""
 
 
-def _describe_switch(name: str) -> str:
-    """Return what the docstring of the gated cell's config says about a switch."""
-    docstring = _parse_module(GatedConfig.__module__)[GatedConfig.__name__].docstring
+def _describe_attribute(cls: type, name: str) -> str:
+    """Return what the docstring of a dataclass says about an attribute."""
+    docstring = _parse_module(cls.__module__)[cls.__name__].docstring
     (text,) = (
         attribute.description
         for section in docstring.parse("google")

@@ -14,8 +14,7 @@ from reports.data.results import Results
 from reports.stats.decision_rules import RULES, DecisionRule, Verdict
 from reports.stats.effects import FactorialTable
 from reports.stats.scale import format_param, format_value
-from studies.hypotheses import Hypothesis, Region
-from studies.hypothesis_records import HypothesisRecord
+from studies.hypotheses import Hypothesis, HypothesisRecord, Region
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from reports.stats.conditional_effects import (
 )
 from reports.stats.effects import Effect
 from rnn.source_code import generate_module
-from studies.artifacts import Store, store_errors
+from studies.artifacts import Store, artifact_id, store_errors
 from studies.attributes import PUBLISHED, StudyRecord
 from studies.errors import ArtifactsError
 from studies.loader import read_record
@@ -48,7 +48,6 @@ from studies.storage.counts import count_trials
 from studies.storage.open import load_study
 from studies.storage.reads import read_curves
 from studies.storage.storage import LeasedRDBStorage
-from studies.study_files import artifact_id
 from studies.text import to_printable
 
 FIGURE_ID = "effects"

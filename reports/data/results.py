@@ -28,12 +28,12 @@ from studies.attributes import (
     TokenizerRecord,
 )
 from studies.config import StudyConfig
-from studies.hypothesis_records import HypothesisRecord
+from studies.hypotheses import HypothesisRecord
 from studies.measure import Measure, choose_split, find_measure
+from studies.records import Floors
 from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, param_order
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
-from studies.task_record import Floors
 from studies.training import (
     OPTIMIZER_PARAMS,
     TrainingSettings,

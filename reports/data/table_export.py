@@ -12,9 +12,8 @@ from pandas.api.types import infer_dtype
 
 from reports.data.results import Results
 from reports.errors import ReportError
-from studies.artifacts import atomic_write
 from studies.attributes import CONTEXT_LISTS, RETRY_COUNTS, SOURCE_TRIALS
-from studies.files import require_regular
+from studies.files import atomic_write, require_regular
 from studies.space import BPTT_STEPS, REPLICATE
 from studies.storage.reads import read_steps, stream_curves
 from studies.storage.storage import LeasedRDBStorage

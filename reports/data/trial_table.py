@@ -32,7 +32,6 @@ from studies.space import (
     BUILT_IN_PARAMS,
     CELL,
     GATED_CELL,
-    GATED_PARAMS,
     REPLICATE,
     SWITCHES,
     param_order,
@@ -307,12 +306,8 @@ def decode_architecture(
     row: "pd.Series[Any] | Mapping[str, Any]", config: StudyConfig
 ) -> NetworkConfig:
     """Decode the architecture of a table row, whose values may be NumPy scalars."""
-    names = (
-        CELL,
-        *GATED_PARAMS,
-        *(name for cell in config.cells.values() for name in cell.options),
-    )
-    return to_trial_config(list_params(row, names), config).architecture
+    names = [name for name in config.list_params() if name not in TRAINING_PARAMS]
+    return to_trial_config(list_params(row, [CELL, *names]), config).architecture
 
 
 def format_settings(params: Mapping[str, Any], names: Iterable[str]) -> str:

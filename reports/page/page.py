@@ -43,7 +43,7 @@ from reports.page.task import describe_direction, describe_loss
 from reports.stats.scale import format_count, format_param, format_signed, format_value
 from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
 from rnn.source_code import generate_forward, generate_latex, generate_module
-from studies.artifacts import atomic_write
+from studies.files import atomic_write
 from studies.storage.open import read_storage
 from studies.text import format_duration, to_printable
 

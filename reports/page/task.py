@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from reports.analysis.ranking import LeaderboardEntry
-from studies.task_record import Direction, Floors, TaskRecord
+from studies.records import Direction, Floors, TaskRecord
 
 LOSS = "loss"
 """Name of the loss among the numbers of floors and slices."""

@@ -14,8 +14,7 @@ from rnn.native.network import library_obstacle
 from search.duration import sequence_steps, to_train_config
 from search.worker.lockstep_size import auto_lockstep, differing_params
 from studies.config import StudyConfig, to_trial_config
-from studies.space import CELL, GATED_PARAMS, REPLICATE
-from studies.training import TRAINING_PARAMS
+from studies.space import CELL, REPLICATE
 
 _logger = logging.getLogger(__name__)
 
@@ -123,6 +122,5 @@ class LockstepPlan:
 def _list_params(config: StudyConfig) -> list[str]:
     """Return the names of all parameters that a trial of a study can have."""
     if (grid := config.grid) is not None:
-        return list(grid.parameters)
-    options = [name for cell in config.cells.values() for name in cell.options]
-    return [CELL, *GATED_PARAMS, *options, *TRAINING_PARAMS, REPLICATE]
+        return list(grid.search_space)
+    return [CELL, *config.list_params(), REPLICATE]

@@ -21,9 +21,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from studies.attributes import END
 from studies.errors import StorageLostError, StudyDeletedError, StudyExtendedError
+from studies.files import temporary_file
 from studies.storage.engine import database_path, error_message, is_transient, log_path, redact
 from studies.storage.tables import STUDY_SYSTEM_ATTRS, STUDY_USER_ATTRS
-from studies.temporary_files import temporary_file
 
 if TYPE_CHECKING:
     from studies.storage.storage import LeasedRDBStorage

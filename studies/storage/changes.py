@@ -27,6 +27,7 @@ from studies.attributes import (
     END,
     EVAL_WINDOWS,
     FOLDER_NAME,
+    LEASE,
     LOOKS,
     PAUSED,
     AuditState,
@@ -37,7 +38,6 @@ from studies.attributes import (
 from studies.errors import RowError, StudiesError, StudyExistsError
 from studies.storage.backup import merge_log
 from studies.storage.counts import count_where, lock_all_trials, lock_unheld
-from studies.storage.leases import LEASE
 from studies.storage.reads import RECORDS, read_choices, read_where
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import (

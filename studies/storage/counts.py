@@ -22,6 +22,7 @@ from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
     FAILURE,
+    LEASE,
     PAUSED,
     RETRY_COUNTS,
     SECONDS,
@@ -32,7 +33,7 @@ from studies.attributes import (
 from studies.errors import RowError, StudyHeldError, StudyNotFoundError
 from studies.space import COST_PARAMS, REPLICATE
 from studies.storage.engine import redact
-from studies.storage.leases import LEASE, Lease, LeaseMonitor, database_seconds
+from studies.storage.leases import Lease, LeaseMonitor, database_seconds
 from studies.storage.reads import read_trials
 from studies.storage.tables import (
     INTERMEDIATE_VALUES,

@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection
 from studies.attributes import (
     CHECKPOINTED,
     ERROR,
+    LEASE,
     PAUSED,
     RETRY_COUNTS,
     Failure,
@@ -46,9 +47,6 @@ from studies.storage.tables import (
     write_user_attrs,
 )
 from studies.storage.trials import decode_state
-
-LEASE = "lease"
-"""System attribute of a running trial: its lease."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from studies.errors import StorageError, StorageNotFoundError
-from studies.files import require_regular
+from studies.files import remove_temporary_files_of, require_regular
 from studies.storage.backup import copy_database, merge_log
 from studies.storage.counts import find_study
 from studies.storage.engine import (
@@ -33,7 +33,6 @@ from studies.storage.engine import (
 )
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import STUDIES, TRIALS
-from studies.temporary_files import remove_temporary_files_of
 
 DEFAULT_STORAGE = "sqlite:///studies/studies.db"
 """Default storage, relative to the working directory. Only its folder is created if missing."""

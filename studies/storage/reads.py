@@ -3,6 +3,7 @@
 Damaged trials are left out with a warning that names them; see :mod:`studies.storage.trials`.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
@@ -22,15 +23,17 @@ from studies.attributes import (
     EVAL_WINDOWS,
     IMPORTED,
     IS_GRID_TRIAL,
+    LEASE,
     PAUSED,
     AuditLook,
     AuditState,
+    is_result,
     parse_audit,
     parse_trial_attribute,
+    parse_trial_system_attribute,
 )
 from studies.errors import RowError
 from studies.space import complete_params
-from studies.storage.leases import LEASE
 from studies.storage.tables import (
     INTERMEDIATE_VALUES,
     MAX_IDS,
@@ -62,7 +65,6 @@ from studies.storage.trials import (
     decode_value,
     reporting_damage,
 )
-from studies.system_attributes import is_result, parse_trial_system_attribute
 
 if TYPE_CHECKING:
     from studies.storage.storage import LeasedRDBStorage
@@ -194,7 +196,10 @@ def _list_fillers(
     choices: dict[tuple[Any, ...], Any] = {}
 
     def set_system_attr(trial: StoredTrial, key: str, stored: Any) -> None:
-        if key == LEASE:
+        if key == LEASE:  # workers take an unreadable one for an old one
+            if is_whole:
+                with contextlib.suppress(RowError):
+                    trial.system_attributes[key] = decode_json(stored, key)
             return
         if key == IS_GRID_TRIAL:
             trial.is_grid, trial.is_imported = True, stored == json.dumps(IMPORTED)
@@ -500,13 +505,6 @@ def read_curve_ends(storage: "LeasedRDBStorage", study_id: int) -> list[tuple[in
             for number, count, step in connection.execute(query)
             if count and isinstance(number, int) and isinstance(step, int)
         ]
-
-
-def count_points(storage: "LeasedRDBStorage", study_id: int) -> int:
-    """Count the log points of the grid trials of a study, damaged ones included."""
-    query = _select_points(study_id).order_by(None).with_only_columns(sa.func.count())
-    with storage.reading() as connection:
-        return connection.scalar(query) or 0
 
 
 def read_steps(storage: "LeasedRDBStorage", study_id: int) -> list[int]:

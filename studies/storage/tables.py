@@ -8,7 +8,6 @@ import itertools
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,9 +18,9 @@ from optuna.study import StudyDirection
 from sqlalchemy.engine import Connection
 
 from studies.attributes import AUDIT, EVAL_WINDOWS, IMPORTED, IS_GRID_TRIAL
-from studies.errors import RowError, StorageError
+from studies.errors import StorageError
 from studies.storage.engine import redact
-from studies.storage.trials import StoredTrial, decode_state, decode_time
+from studies.storage.trials import StoredTrial
 
 METRIC_NAMES = "study:metric_names"
 """System attribute that Optuna's ``set_metric_names`` writes."""
@@ -249,25 +248,23 @@ def insert_study(
     metric: str,
     direction: StudyDirection,
     attributes: Mapping[str, Any],
-    system_attributes: Mapping[str, Any] | None = None,
 ) -> int:
     """Store a study without trials, and return its id.
 
     Args:
         connection: connection in a writing transaction.
         name: name of the study.
-        metric: name of its value.
+        metric: name of its value; "" for none.
         direction: whether a lower or a higher value is better.
         attributes: its user attributes.
-        system_attributes: its system attributes, the name of its value aside.
     """
     query = sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
     study_id: int = connection.execute(query).scalar_one()
     row = {"study_id": study_id, "objective": 0, "direction": direction}
     insert(connection, STUDY_DIRECTIONS, [row])
-    system = {METRIC_NAMES: [metric], **(system_attributes or {})}
     write_attrs(connection, STUDY_USER_ATTRS, {study_id: attributes})
-    write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: system})
+    if metric:
+        write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: {METRIC_NAMES: [metric]}})
     return study_id
 
 
@@ -282,7 +279,7 @@ def insert_trials(
     Args:
         connection: connection in a writing transaction.
         study_id: id of the study.
-        distributions: distribution of every parameter.
+        distributions: distribution of each parameter, unless a trial has another.
         trials: the trials, in the order of the numbers that they get.
 
     Raises:
@@ -311,15 +308,19 @@ def insert_trials(
         written: dict[sa.Table, list[tuple[Any, ...]]] = {table: [] for table in TRIAL_TABLES}
         for trial_id, trial in created.items():
             for name, value in trial.params.items():
-                internal = float(distributions[name].to_internal_repr(value))
-                written[TRIAL_PARAMS].append((trial_id, name, internal, texts[name]))
+                distribution = trial.distributions.get(name) or distributions[name]
+                is_common = distribution is distributions.get(name)
+                text = texts[name] if is_common else distribution_to_json(distribution)
+                internal = float(distribution.to_internal_repr(value))
+                written[TRIAL_PARAMS].append((trial_id, name, internal, text))
             for key, value in trial.attributes.items():
                 written[TRIAL_USER_ATTRS].append((trial_id, key, json.dumps(value)))
             for key, value in _list_system_attrs(trial).items():
                 written[TRIAL_SYSTEM_ATTRS].append((trial_id, key, json.dumps(value)))
-            if trial.value is not None:
-                stored, kind = models.TrialValueModel.value_to_stored_repr(trial.value)
-                written[TRIAL_VALUES].append((trial_id, 0, stored, kind.name))
+            own = {} if trial.value is None else {0: trial.value}
+            for objective, each in (trial.values or own).items():
+                stored, kind = models.TrialValueModel.value_to_stored_repr(each)
+                written[TRIAL_VALUES].append((trial_id, objective, stored, kind.name))
         points = _list_points({trial_id: trial.curve for trial_id, trial in created.items()})
         for table, values in (written | {INTERMEDIATE_VALUES: points}).items():
             counts[table.name] += _insert_rows(connection, table, values)
@@ -359,90 +360,3 @@ def _insert_rows(target: Connection, table: sa.Table, rows: Iterable[Sequence[An
             "nothing was written"
         ) from error
     return next(counter)
-
-
-# ------------------------------------------------------------------ copies
-
-
-@dataclass(frozen=True)
-class StudyCopy:
-    """A copy of a study to make.
-
-    Attributes:
-        source_id: id of the study.
-        name: name of the copy.
-        folder: artifact folder of the copy.
-        artifact_ids: names of the files of the copy by those of the study.
-    """
-
-    source_id: int
-    name: str
-    folder: str
-    artifact_ids: Mapping[str, str] = field(default_factory=dict)
-
-
-def copy_rows(source: Connection, target: Connection, copy: StudyCopy) -> dict[str, int]:
-    """Copy a study's rows as they are stored; return the number of rows by table.
-
-    Rows are streamed: the memory that a copy takes does not grow with the curves.
-
-    Args:
-        source: connection with a snapshot of the storage that holds the study.
-        target: connection in a writing transaction.
-        copy: the copy to make, of a name that is free.
-
-    Raises:
-        RowError: if a trial has an unknown state or a malformed time.
-        StorageError: if the database refuses a row.
-    """
-    study = sa.insert(STUDIES).values(study_name=copy.name).returning(STUDIES.c.study_id)
-    new_id = target.execute(study).scalar_one()
-    trial_ids: dict[int, int] = {}
-    counts = {}
-    for table in (TRIALS, *STUDY_TABLES, *TRIAL_TABLES):
-        query = sa.select(*map(raw, list_columns(table))).where(of_study(table, copy.source_id))
-        if table is TRIALS:
-            query = query.order_by(TRIALS.c.trial_id)
-        rows: Iterator[tuple[Any, ...]] = (
-            (trial_ids[owner] if table in TRIAL_TABLES else new_id, *row)
-            for owner, *row in source.execute(query, execution_options=_STREAMED)
-        )
-        if table is TRIALS:
-            rows = ((owner, *_check_trial(*row)) for owner, *row in rows)
-        elif table in (STUDY_USER_ATTRS, STUDY_SYSTEM_ATTRS, TRIAL_SYSTEM_ATTRS):
-            rows = ((owner, *_rename(table, copy, trial_ids, *row)) for owner, *row in rows)
-        counts[table.name] = _insert_rows(target, table, rows)
-        if table is TRIALS:
-            old, new = select_trial_ids(copy.source_id), select_trial_ids(new_id)
-            copied = target.scalars(new.order_by(TRIALS.c.trial_id))
-            trial_ids = dict(
-                zip(source.scalars(old.order_by(TRIALS.c.trial_id)), copied, strict=True)
-            )
-    return counts
-
-
-def _check_trial(number: Any, state: Any, *stored: Any) -> tuple[Any, ...]:
-    """Return the row of a trial as a driver writes it; name the trial if it is damaged."""
-    try:
-        # As SQLAlchemy stores times in SQLite, which PostgreSQL reads as well.
-        times = [each and each.isoformat(" ", "microseconds") for each in map(decode_time, stored)]
-        return number, decode_state(state).name, *times
-    except RowError as error:
-        raise RowError(f"trial {number}: {error}") from error
-
-
-def _rename(
-    table: sa.Table, copy: StudyCopy, trial_ids: Mapping[int, int], key: Any, value: Any
-) -> tuple[Any, Any]:
-    """Return an attribute with the folder, files and trials that it names in the copy."""
-    if table is STUDY_USER_ATTRS:
-        return key, json.dumps(copy.folder) if key == "artifact_folder" else value
-    if not (isinstance(key, str) and isinstance(value, str)):  # as it is in a damaged row
-        return key, value
-    if match := _OF_TRIAL.match(key):
-        old = int(match[1])
-        key = f"{key[: match.start(1)]}{trial_ids.get(old, old)}{key[match.end(1) :]}"
-    if ARTIFACT_PREFIX in key:
-        for before, after in copy.artifact_ids.items():
-            key, value = key.replace(before, after), value.replace(before, after)
-    return key, value

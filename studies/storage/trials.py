@@ -25,11 +25,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from studies.attributes import FAILURE, AuditState, Failure, first_message
+from studies.attributes import FAILURE, LEASE, AuditState, Failure, first_message
 from studies.errors import RowError, StudyFormatError
-from studies.space import CELL, GATED_CELL, GATED_PARAMS, StoredParams, complete_params
+from studies.space import CELL, GATED_CELL, GATED_PARAMS, complete_params, convert_value
 from studies.text import shorten
-from studies.training import TRAINING_PARAMS, TrainingSettings
 
 MAX_NAMED = 3
 """Number of damaged trials of a study that a process names; it counts the others."""
@@ -138,7 +137,9 @@ class StoredTrial:
             params={name: self.params[name] for name in self.distributions},
             distributions=dict(self.distributions),
             user_attrs=dict(self.attributes),
-            system_attrs=dict(self.system_attributes),
+            system_attrs={
+                key: value for key, value in self.system_attributes.items() if key != LEASE
+            },
             intermediate_values=dict(self.curve),
             trial_id=self.trial_id,
         )
@@ -343,9 +344,8 @@ def check_params(params: Mapping[str, Any]) -> None:
 
 @cache
 def _check_param(name: str, kind: str, value: Any) -> None:  # 1 and true are equal
-    model = TrainingSettings if name in TRAINING_PARAMS else StoredParams
     try:
-        model.model_validate({name: value})
+        convert_value(name, value)
     except ValidationError as error:
         raise RowError(f"parameter {name}: {first_message(error)}") from error
 

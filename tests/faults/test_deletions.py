@@ -23,7 +23,7 @@ from small_searches import (
     list_checkpoints,
 )
 
-from search.backup import backup
+from rnn_search.studies_cli import backup
 from studies.errors import StorageError
 from studies.storage.open import open_storage
 
@@ -248,7 +248,7 @@ def test_backups_of_a_running_search_are_complete_and_resume(
     while not backups or not all(worker.ended.is_set() for worker in workers):
         target = tmp_path / f"backup-{len(backups)}.db"
         before = complete_trials(search_url)
-        done = run("-m", "search.backup", str(target), "--storage", search_url)
+        done = run("-m", "rnn_search", "backup", str(target), "--storage", search_url)
         assert done.returncode == 0, done.stderr
         copied = complete_trials(f"sqlite:///{target}")
         assert set(copied) >= set(before)

@@ -14,7 +14,7 @@ from small_searches import (
     wait_for_message,
 )
 
-from search.backup import backup
+from rnn_search.studies_cli import backup
 from studies.storage.open import open_storage
 
 
@@ -91,6 +91,8 @@ def test_read_only_disk_is_refused_and_left_unchanged(
     assert line.startswith("error: storage sqlite:")
     assert "check the address and that you may write there" in line
     assert "complete  1" in finish(search("--status"))
-    finish(runner.start("-m", "search.backup", f"{tmp_path}/copy.db", "--storage", search_url))
+    finish(
+        runner.start("-m", "rnn_search", "backup", f"{tmp_path}/copy.db", "--storage", search_url)
+    )
     assert [path.name for path in small_disk.iterdir()] == ["studies.db"]
     assert (small_disk / "studies.db").read_bytes() == before

@@ -18,7 +18,6 @@ COMMANDS = {
     "run_search.py": ("run_search.py", QUICK),
     "refine.py": ("refine.py",),
     "python -m reports": ("-m", "reports", "quick"),
-    "python -m search.backup": ("-m", "search.backup", "copy.db"),
     "python -m search.check": ("-m", "search.check", "cell.py:Cell"),
     "python -m search.demo": ("-m", "search.demo", "search", "1"),
     "python -m search.sample": ("-m", "search.sample", "quick"),

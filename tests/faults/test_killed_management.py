@@ -84,7 +84,7 @@ def test_killed_copy_shows_nothing_and_the_next_one_removes_what_it_left(
 def test_import_that_is_ended_before_its_commit_leaves_nothing(
     start, end, source, url, tmp_path, number
 ):
-    file = str(tmp_path / "made.csv.gz")
+    file = str(tmp_path / "made.jsonl.gz")
     finish(start("export-study", "made", file, "--storage", source))
     arguments = ("import", file, "--storage", url)
     end(*arguments, number=number, statements=StatementGate(tmp_path / "gate", "COMMIT"))

@@ -105,11 +105,13 @@ def _import_studies() -> TemporaryDirectory[str]:
     """Import the studies to a storage in a folder, which is removed at the end of the process."""
     folder = TemporaryDirectory(prefix="golden-")
     storage = f"sqlite:///{folder.name}/studies.db"
-    *exported, sweep = (INPUTS / f"{name}.csv" for name in STUDIES)
-    for file in exported:
-        import_study(file, storage=storage)
+    *exported, sweep = STUDIES
+    for name in exported:
+        import_study(INPUTS / f"{name}.jsonl", storage=storage)
     others = ["f1", "gpu_hours"]
-    import_results(sweep, storage=storage, value="accuracy", maximize=True, ignore=others)
+    import_results(
+        INPUTS / f"{sweep}.csv", storage=storage, value="accuracy", maximize=True, ignore=others
+    )
     return folder
 
 

@@ -19,7 +19,7 @@ from reports.data.results import Results
 from reports.data.study_reader import read_results
 from studies.attributes import CONFIG, OBJECTIVE_NAMES, AuditState, TokenizerRecord
 from studies.config import StudyConfig
-from studies.hypothesis_records import Registration, update_records
+from studies.hypotheses import Registration, update_records
 from studies.loader import read_study_record
 from studies.space import GATED_PARAMS
 from studies.storage.changes import NewEnd, create_study, extend_study

@@ -16,8 +16,7 @@ from reports.stats.outcome_table import OutcomeTable
 from reports.stats.paired_difference import Interval
 from studies.config import StudyConfig
 from studies.errors import ConfigError
-from studies.hypotheses import Hypothesis
-from studies.hypothesis_records import HypothesisRecord, Registration
+from studies.hypotheses import Hypothesis, HypothesisRecord, Registration
 from studies.loader import load_hypotheses
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
 

@@ -15,7 +15,7 @@ from docs.generator.gallery import DATA, ENDING, MARK, SharedPages
 from docs.generator.source_pages import rewrite_links
 from docs.generator.tables import escape_pipes, make_table
 from studies.files import read_toml
-from studies.tables.study_export import export_study
+from studies.study_file import export_study
 
 NAV = re.findall(
     r"^ +- (?:[^:\n]+: )?(\S+\.md)$",
@@ -59,7 +59,7 @@ def project(tmp_path_factory) -> Path:
     """Copy of the checkout with an empty gallery."""
     folder = tmp_path_factory.mktemp("site") / "project"
     copy_checkout(folder)
-    for data in (folder / "docs" / "gallery").glob("*.csv.gz"):
+    for data in (folder / "docs" / "gallery").glob("*.jsonl.gz"):
         data.unlink()
     index = folder / "docs" / "gallery" / "index.md"
     _, *headings = re.findall(r"^#+ .+$", index.read_text(encoding="utf-8"), re.MULTILINE)
@@ -78,7 +78,7 @@ def site(project, tmp_path_factory) -> Path:
     make_refinement(storage)
     make_stated(storage)
     for name in ("made", "derived", "stated"):
-        export_study(storage, name, copy / "docs" / "gallery" / f"{name}.csv.gz")
+        export_study(storage, name, copy / "docs" / "gallery" / f"{name}.jsonl.gz")
     (copy / "docs" / "gallery" / "pages.toml").write_text(SHARED_PAGES)
     done = build(copy, folder / "site")
     assert done.returncode == 0, done.stderr
@@ -92,7 +92,7 @@ def test_gallery_has_a_report_of_each_study_and_of_several(site):
     linked = {*re.findall(r'href="?([^" >]+)', pages["index"])}
     assert {f"{name}.html" for name in REPORTS} <= linked
     assert "The residual lowers the loss." in pages["claims"]
-    assert (site / "gallery" / "made.csv.gz").is_file()
+    assert (site / "gallery" / "made.jsonl.gz").is_file()
     for path in site.rglob("*.html"):
         assert str(site.parents[1]) not in path.read_text("utf-8"), "it names a folder"
 

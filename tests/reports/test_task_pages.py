@@ -18,9 +18,9 @@ from search.progress import format_status
 from search.status import RunningTrial
 from search.terminal import draw_status
 from studies.config import StudyConfig, to_trial_config
+from studies.management import list_studies
 from studies.storage.open import read_storage
-from studies.study_list import list_studies
-from studies.tables.study_export import export_study
+from studies.study_file import export_study
 
 TASK = {"source": "tasks/mine.py:Mine", "sha256": "ab" * 32, "data_sha256": "cd" * 32, "steps": 50,
         "inputs": 2, "outputs": 3, "reads_tokens": False, "predicts_classes": True,
@@ -148,7 +148,7 @@ class _Stores:
 
 def test_exported_task_has_no_folder(sqlite_url, tmp_path):
     make_task(sqlite_url, "own", -30123.5, 4000.0)
-    export_study(sqlite_url, "made", tmp_path / "made.csv")
-    content = (tmp_path / "made.csv").read_text()
+    export_study(sqlite_url, "made", tmp_path / "made.jsonl")
+    content = (tmp_path / "made.jsonl").read_text()
     assert "mine.py:Mine" in content
     assert "tasks/mine.py" not in content

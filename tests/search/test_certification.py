@@ -10,7 +10,7 @@ from user_cells import EXAMPLES
 from rnn.errors import CellError
 from search.cells import load_record
 from search.certification import CHECKS, check_export, check_networks, list_networks, run_exports
-from studies.cell_record import CellOption, CellRecord
+from studies.records import CellOption, CellRecord
 
 CELL = """
 import torch

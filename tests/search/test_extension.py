@@ -12,9 +12,8 @@ from search.study import create_or_join
 from search.worker.trial_artifacts import FinalCheckpointStore
 from studies.artifacts import open_store
 from studies.attributes import Failure
-from studies.compatibility import DESCRIPTIVE
 from studies.errors import ConfigMismatchError, StudiesError, StudyExtendedError
-from studies.loader import load_config_file, read_study_record
+from studies.loader import DESCRIPTIVE, load_config_file, read_study_record
 from studies.storage.leases import PendingWrite
 from studies.storage.reads import read_trials
 

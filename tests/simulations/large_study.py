@@ -27,6 +27,7 @@ from studies.attributes import (
     AUDIT,
     CHECKPOINTED,
     FAILURE,
+    LEASE,
     PAUSED,
     RETRY_COUNTS,
     AuditState,
@@ -35,7 +36,7 @@ from studies.attributes import (
 )
 from studies.config import StudyConfig, to_trial_config
 from studies.loader import load_config_file
-from studies.storage.leases import LEASE, Lease
+from studies.storage.leases import Lease
 from studies.storage.reads import Rung, read_trials
 from studies.storage.tables import (
     INTERMEDIATE_VALUES,

@@ -8,10 +8,9 @@ from pydantic import ValidationError
 
 from rnn.config import WHOLE_SEQUENCE
 from studies.attributes import CorpusRecord
-from studies.compatibility import diff_configs
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import ConfigError
-from studies.loader import load_config_file
+from studies.loader import diff_configs, load_config_file
 from studies.space import observed_search_space
 from studies.training import OPTIMIZER_PARAMS
 

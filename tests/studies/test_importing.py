@@ -11,6 +11,7 @@ import tomli_w
 from optuna.trial import TrialState
 
 from rnn_search import import_results, load
+from studies.artifacts import StudyStores
 from studies.errors import (
     ConfigError,
     ImportedStudyError,
@@ -18,11 +19,9 @@ from studies.errors import (
 )
 from studies.hypotheses import Hypothesis
 from studies.loader import load_stored_config, read_record, read_study_record
-from studies.management import StudyManager
+from studies.management import StudyManager, list_studies
 from studies.storage.counts import count_trials, read_best_trial, top_trials
 from studies.storage.open import load_study, open_storage, read_storage
-from studies.study_files import StudyStores
-from studies.study_list import list_studies
 
 GRID = "lr,act,value\n0.1,relu,0.5\n0.1,gelu,0.4\n0.2,relu,0.7\n0.2,gelu,0.6\n"
 

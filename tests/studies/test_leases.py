@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from helpers import create_small_study
 from optuna.trial import TrialState
 
+from studies.attributes import LEASE
 from studies.storage import leases
 from studies.storage.counts import count_trials, read_active_workers
-from studies.storage.leases import LEASE, Lease, LeaseMonitor, PendingWrite
+from studies.storage.leases import Lease, LeaseMonitor, PendingWrite
 from studies.storage.open import load_study, open_storage
 from studies.storage.tables import TRIAL_SYSTEM_ATTRS
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from helpers import QUICK
 
-from studies.cell_record import CellRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError
 from studies.loader import load_config_file, override_settings
+from studies.records import CellRecord
 
 UNION = """
 [[space]]

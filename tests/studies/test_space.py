@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from optuna.trial import create_trial
 
 from rnn.config import GATED_OPTIONS, CellConfig
-from studies.cell_record import CellRecord, read_options
 from studies.config import StudyConfig, to_trial_config, training_settings
+from studies.records import CellRecord, read_options
 from studies.space import SWITCHES, distributions
 
 

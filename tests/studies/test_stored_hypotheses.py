@@ -7,8 +7,7 @@ import pytest
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError
-from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
-from studies.hypothesis_records import Registration, update_records
+from studies.hypotheses import DEFAULT_MARGIN, Hypothesis, Registration, update_records
 from studies.loader import load_settings
 
 SPACE = {"layers": [1, 2], "state_size": [8, 16], "input_gate": [False]}

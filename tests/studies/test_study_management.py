@@ -14,15 +14,13 @@ from process_runner import query
 
 from search.status import read_status
 from studies import errors
-from studies.artifacts import atomic_write
+from studies.artifacts import StudyStores
 from studies.attributes import EARLIER_FAILURES
+from studies.files import atomic_write
 from studies.loader import read_study_record
-from studies.management import StudyManager
+from studies.management import StudyManager, list_studies
 from studies.storage.backup import StudyIdentity
 from studies.storage.open import load_study, open_storage
-from studies.study_copier import copy_study
-from studies.study_files import StudyStores
-from studies.study_list import list_studies
 
 REFINED = {"refinement": {"source": "made", "replicates": 3}, "space": None}
 
@@ -48,7 +46,7 @@ def test_copy_has_every_row_and_file_of_the_study(manager, url, folder, kind, re
     with closing(open_storage(target)) as storage:
         create_small_study(storage, 10, "other")  # ids of trials differ
     before, files = dump(url), list_files(folder)
-    result = copy_study(manager, "made", target, "copied", str(tmp_path / "copies"))
+    result = manager.copy("made", target, "copied", str(tmp_path / "copies"))
     assert result.files.count == 7
     copied = dump(target, "copied")
     assert dump(url) == before
@@ -112,7 +110,7 @@ def damage_rows(statement):
             damage_rows("UPDATE trials SET state = 'x' WHERE number = 2"),
             "damaged .trial 2: its state is 'x'",
         ),
-        (damage_rows("UPDATE trial_values SET value = 'x'"), "cannot be written"),
+        (damage_rows("UPDATE trial_values SET value = 'x'"), "trial 0: its value is 'x'"),
     ],
 )
 def test_copy_that_is_not_whole_is_undone(
@@ -122,7 +120,7 @@ def test_copy_that_is_not_whole_is_undone(
     manager, copies = StudyManager(sqlite_url, str(folder)), str(tmp_path / "copies")
     change(monkeypatch, sqlite_url)
     with pytest.raises(errors.StudiesError, match=message):
-        copy_study(manager, "made", postgresql_url, None, copies)
+        manager.copy("made", postgresql_url, None, copies)
     assert query(postgresql_url, "SELECT count(*) FROM studies") == [(0,)]
     assert list_files(copies) == {}
 
@@ -130,9 +128,9 @@ def test_copy_that_is_not_whole_is_undone(
 @pytest.mark.extended
 def test_copies_to_and_from_a_bucket(manager, url, bucket, tmp_path):
     target = f"sqlite:///{tmp_path}/copies.db"
-    assert copy_study(manager, "made", target, None, bucket).files.count == 7
+    assert manager.copy("made", target, None, bucket).files.count == 7
     there = StudyManager(target, bucket)
-    result = copy_study(there, "made", target, "again", str(tmp_path / "again"))
+    result = there.copy("made", target, "again", str(tmp_path / "again"))
     assert result.files.count == 7
     there.delete("made")
     with closing(open_storage(target)) as storage:
@@ -159,7 +157,7 @@ def test_operation_that_is_refused_changes_nothing(manager, url, folder, tmp_pat
     target = f"sqlite:///{tmp_path}/new.db"
     operations = [
         manager.rename,
-        lambda name, new: copy_study(manager, name, None, new),
+        lambda name, new: manager.copy(name, None, new),
         lambda name, new: manager.retry(name, ["failed"]),
         lambda name, new: manager.delete(name),
     ]
@@ -180,9 +178,9 @@ def test_operation_that_is_refused_changes_nothing(manager, url, folder, tmp_pat
         with pytest.raises(errors.ConfigError):
             operation("other", "\x1b[1m")
     with pytest.raises(errors.ArtifactsError, match="is not writable"):
-        copy_study(manager, "other", target, None, str(tmp_path / "no" / "folder"))
+        manager.copy("other", target, None, str(tmp_path / "no" / "folder"))
     with pytest.raises(errors.StudyFormatError, match="no schema version"):
-        copy_study(manager, "plain", target)
+        manager.copy("plain", target)
     assert dump(url) == before
     assert list_files(folder) == files
     names = [name for (name,) in query(url, "SELECT study_name FROM studies ORDER BY study_id")]
@@ -283,7 +281,7 @@ def test_study_that_is_deleted_meanwhile_is_not_listed(url, folder, monkeypatch)
         optuna.delete_study(study_name=name, storage=storage)
         return study
 
-    monkeypatch.setattr("studies.study_list.load_study", load_and_delete)
+    monkeypatch.setattr("studies.management.load_study", load_and_delete)
     with closing(open_storage(url)) as storage:
         assert list_studies(storage, StudyStores(str(folder), url)) == []
 

@@ -11,9 +11,9 @@ import pytest
 
 from search.export import write_folder
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
-from studies.artifacts import AtomicFileStore, atomic_write
+from studies.artifacts import AtomicFileStore
+from studies.files import STALE_SECONDS, atomic_write
 from studies.storage.open import open_storage
-from studies.temporary_files import STALE_SECONDS
 
 RANDOM = "0123456789abcdef" * 2
 

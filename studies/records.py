@@ -1,0 +1,323 @@
+"""What a study stores about its task and a user's cell, and the base of all its models."""
+
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from inspect import Parameter
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from rnn.config import ParamValue, TaskSpec
+from studies.text import shorten
+
+TEXT = "text"
+"""Source of the task of a study that names none: the next token of its corpus."""
+
+UNITLESS_LOSSES = ("squared error", "own")
+"""Losses of tasks that have no unit: their scale is not known."""
+
+Direction = Literal["maximize", "minimize"]
+OptionType = Literal["bool", "int", "float", "str"]
+
+_Size = Annotated[int, Field(ge=1)]
+_Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def unit(name: str) -> Any:
+    """Annotate a field with the unit of its value; its docstring says what it is."""
+    return Field(json_schema_extra={"unit": name})
+
+
+class StrictModel(BaseModel):
+    """Strict, immutable model: no coercion, unknown keys rejected."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _strict(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=StrictModel.model_config)
+
+
+_TYPES: dict[OptionType, tuple[TypeAdapter[Any], str]] = {
+    "bool": (_strict(bool), "true or false"),
+    "int": (_strict(Annotated[int, Field(ge=-(2**63), lt=2**63)]), "an integer of 64 bits"),
+    "float": (_strict(float), "a number"),
+    "str": (_strict(str), "a text"),
+}
+"""What accepts values of a type, and what it accepts."""
+
+
+class CellOption(StrictModel):
+    """A keyword option of the constructor of a cell or a task.
+
+    Attributes:
+        type: name of its type.
+        choices: its values, if its annotation is a ``Literal``; None for any of its type.
+        default: its default.
+    """
+
+    type: OptionType
+    choices: list[ParamValue] | None = None
+    default: ParamValue
+
+    @property
+    def description(self) -> str:
+        """What the option takes."""
+        if self.choices is not None:
+            return f"one of {', '.join(map(repr, self.choices))}"
+        return _TYPES[self.type][1]
+
+    def check(self, subject: str, values: Sequence[Any]) -> None:
+        """Require distinct values of the option's type, or among its choices.
+
+        Raises:
+            ValueError: if they are not; the message begins with the subject.
+        """
+        for value in values:
+            if not self.fits(value):
+                shown = shorten(repr(value))
+                raise ValueError(f"{subject} = {shown}: expected {self.description}")
+        if len(set(map(self.convert, values))) < len(values):
+            raise ValueError(f"{subject} = {values}: expected distinct values")
+
+    def fits(self, value: object) -> bool:
+        """Return whether a value is of the option's type and among its choices."""
+        try:
+            _TYPES[self.type][0].validate_python(value)
+        except ValidationError:
+            return False
+        return self.choices is None or value in self.choices
+
+    def convert(self, value: ParamValue) -> ParamValue:
+        """Return a value as the constructor takes it: a float where an integer is written."""
+        return float(value) if self.type == "float" else value
+
+
+class CellRecord(StrictModel):
+    """A user's cell.
+
+    Attributes:
+        spec: where its class is, as the study file states it: ``path/to/file.py:Class`` or
+            ``package.module:Class``.
+        sha256: hash of its source file.
+        options: options of its constructor by name, in their order.
+    """
+
+    spec: str
+    sha256: _Hash
+    options: dict[str, CellOption] = {}
+
+
+def read_options(cls: type) -> dict[str, CellOption]:
+    """Return the options of a cell: the keyword arguments of its constructor, in their order.
+
+    Raises:
+        ValueError: if the constructor lacks ``input_size`` or ``state_size``, or has an argument
+            that cannot be an option.
+    """
+    cell = f"cell {cls.__name__}"
+    parameters = _list_parameters(cell, cls)
+    for size in ("input_size", "state_size"):
+        if parameters.pop(size, None) is None:
+            raise ValueError(
+                f"{cell} has no argument {size}: expected "
+                "__init__(self, input_size, state_size, *, …)"
+            )
+    return {name: _read_option(cell, parameter) for name, parameter in parameters.items()}
+
+
+def read_task_options(cls: type) -> tuple[dict[str, CellOption], bool]:
+    """Return the options of a task, and whether its constructor has an argument ``folder``.
+
+    Raises:
+        ValueError: if the constructor has another argument that cannot be an option.
+    """
+    task = f"task {cls.__name__}"
+    parameters = _list_parameters(task, cls)
+    takes_folder = parameters.pop("folder", None) is not None
+    options = {name: _read_option(task, parameter) for name, parameter in parameters.items()}
+    return options, takes_folder
+
+
+def _list_parameters(subject: str, cls: type) -> dict[str, Parameter]:
+    """Return the arguments of a class's constructor."""
+    try:
+        parameters = dict(inspect.signature(cls, eval_str=True).parameters)
+    except (Exception, SystemExit) as error:  # an annotation is any code
+        raise ValueError(
+            f"an annotation of the constructor of {subject} cannot be resolved ({error}): expected "
+            "names that the file defines or imports"
+        ) from error
+    for parameter in parameters.values():
+        if parameter.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
+            raise ValueError(
+                f"{subject} has an argument {parameter}: expected only keyword arguments with an "
+                "annotation and a default"
+            )
+    return parameters
+
+
+def _read_option(subject: str, parameter: Parameter) -> CellOption:
+    name, annotation = parameter.name, parameter.annotation
+    option = f"option {name} of {subject}"
+    expected = "bool, int, float, str or Literal[…] of one of them"
+    if annotation is Parameter.empty:
+        raise ValueError(f"{option} has no annotation: expected {expected}")
+    if parameter.default is Parameter.empty:
+        raise ValueError(f"{option} has no default: expected one, as in {name}: … = value")
+    is_listed = typing.get_origin(annotation) is Literal
+    choices = list(typing.get_args(annotation)) if is_listed else None
+    kinds: list[Any] = list(map(type, choices or ())) or [annotation]
+    if kinds[0] not in (bool, int, float, str) or kinds.count(kinds[0]) < len(kinds):
+        shown = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+        raise ValueError(f"{option} is annotated {shorten(shown)}: expected {expected}")
+    kind: OptionType = kinds[0].__name__
+    described = CellOption(type=kind, choices=choices, default=False)
+    described.check(f"choice of {option}", choices or ())
+    described.check(f"default of {option}", [parameter.default])
+    return CellOption(type=kind, choices=choices, default=described.convert(parameter.default))
+
+
+class TaskSettings(StrictModel):
+    """What networks learn: the table ``[task]``. Keys that are no field are options of the task."""
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, ParamValue]
+
+    source: str = TEXT
+    """`text`, a built-in task such as `adding:50`, or your own as `FILE.py:Class`, relative to the
+    study file. Options of the task are further keys of this table."""
+
+    @property
+    def options(self) -> dict[str, ParamValue]:
+        """Values of options by name."""
+        return dict(self.__pydantic_extra__)
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, source: str) -> str:
+        if not source or not source.isprintable():
+            raise ValueError(
+                "expected text, a built-in task such as adding:50, or the class of a task of your "
+                "own, as in my_task.py:Adding"
+            )
+        return source
+
+    @model_validator(mode="after")
+    def _check_options(self) -> "TaskSettings":
+        if self.source == TEXT and self.options:
+            raise ValueError(
+                f"the task text has no option {next(iter(self.options))}: expected source only, or "
+                "the source of another task"
+            )
+        return self
+
+
+class TaskRecord(StrictModel):
+    """A task other than text.
+
+    Attributes:
+        source: where its class is, as the study file states it: ``path/to/file.py:Class``,
+            ``package.module:Class``, or a built-in task such as ``adding:50``.
+        sha256: hash of the source file of a user's own class; None for a built-in task.
+        data_sha256: hash of the files that the task reads; None if it reads none.
+        version: version that the class states.
+        options: options of its constructor by name, in their order.
+        values: values of the options that the study sets; the others have their defaults.
+        inputs: number of tokens of the vocabulary, or of real numbers of a step.
+        outputs: number of classes, or of real numbers to predict.
+        reads_tokens: whether a step is a token.
+        predicts_classes: whether a target is a class.
+        steps: number of steps of a training sequence.
+        loss: what a trial's value is: the cross-entropy in nats, the squared error, the squared
+            error of standardized numbers, or the task's own loss.
+        metrics: what networks are measured by besides, and whether more or less is better.
+        eval_lengths: further lengths at which networks are evaluated.
+        folder: absolute path of the folder in which the task finds its files.
+        held_out: a few sums over the data of validation and test.
+    """
+
+    source: str
+    sha256: _Hash | None = None
+    data_sha256: _Hash | None = None
+    version: int = 0
+    options: dict[str, CellOption] = {}
+    values: dict[str, ParamValue] = {}
+    inputs: _Size
+    outputs: _Size
+    reads_tokens: bool
+    predicts_classes: bool
+    steps: _Size
+    loss: Literal["cross-entropy", "squared error", "standardized squared error", "own"]
+    metrics: dict[str, Direction] = {}
+    eval_lengths: list[_Size] = []
+    folder: str = ""
+    held_out: list[float] = []
+
+    @property
+    def name(self) -> str:
+        """Short name of the task: that of the class, or the built-in task as it is stated."""
+        return self.source.rpartition(":")[2] if self.sha256 else self.source
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What networks read and predict; not whether every step has a target."""
+        classes = self.predicts_classes
+        return TaskSpec(self.inputs, self.outputs, self.reads_tokens, classes, is_dense=False)
+
+    @property
+    def kind(self) -> str:
+        """Name that is the same wherever the task's files are: without the path of a data file."""
+        return self.source.partition(":")[0] if not self.sha256 and self.data_sha256 else self.name
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes results comparable, wherever the files of the task are."""
+        places = {"source", "options", "folder", "held_out"}
+        return {"name": self.kind, **self.model_dump(mode="json", exclude=places)}
+
+    def value(self, option: str) -> ParamValue:
+        """Return the value of an option: the study's, or its default."""
+        return self.values.get(option, self.options[option].default)
+
+    @property
+    def loss_name(self) -> str:
+        """Name of the loss, as in "validation cross-entropy"."""
+        return {"standardized squared error": "squared error", "own": "loss"}.get(
+            self.loss, self.loss
+        )
+
+    @property
+    def loss_unit(self) -> str:
+        """Unit of the loss; "" for one without a unit."""
+        units = {"cross-entropy": "nat/target", "standardized squared error": "variance"}
+        return units.get(self.loss, "")
+
+
+Options = Mapping[str, Sequence[CellOption]]
+"""Options of users' cells and of the task, by name."""
+
+
+class Floors(StrictModel):
+    """Validation losses and metrics that need no memory, by which those of networks are judged.
+
+    Attributes:
+        constant: of the best constant prediction: the most frequent class, or the mean.
+        last_value: of the forecast that repeats the last value; None where there is none.
+        memoryless: of a small network whose states are set to the initial ones before every step.
+        recurrent: of the same network, trained alike, that keeps its states.
+    """
+
+    constant: Mapping[str, float]
+    last_value: Mapping[str, float] | None = None
+    memoryless: Mapping[str, float]
+    recurrent: Mapping[str, float]

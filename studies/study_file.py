@@ -1,0 +1,674 @@
+"""Studies as files: compressed JSON lines, one for the study and one for each trial, by number.
+
+A file leaves out who trained the study and where: machines become ``machine-1``, ``machine-2``, …
+in the order of their trials, paths become their last part, because folders hold users' names, and
+what a dashboard or another program has written is absent. The fields have the names of Optuna's
+``FrozenTrial``; JSON lacks numbers that are not finite, which are texts: ``"nan"``, ``"inf"``.
+"""
+
+import gzip
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path, PurePath
+from typing import Annotated, Any, BinaryIO, Literal, NoReturn
+
+import sqlalchemy as sa
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    distribution_to_json,
+)
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from sqlalchemy.engine import Connection
+
+from rnn.config import ParamValue
+from studies.attributes import (
+    CONFIG,
+    ERROR,
+    IMPORTED,
+    IS_GRID_TRIAL,
+    SOURCE_TRIALS,
+    STUDY_SYSTEM_ATTRIBUTES,
+    StudyRecord,
+    TrialRecord,
+    first_message,
+    is_result,
+    parse_study_system_attribute,
+    parse_trial_attribute,
+    parse_trial_system_attribute,
+)
+from studies.config import StudyConfig, to_trial_config
+from studies.errors import (
+    ConfigError,
+    RowError,
+    StudiesError,
+    StudyExistsError,
+    StudyFileError,
+    StudyFormatError,
+)
+from studies.files import atomic_write, open_regular, require_regular
+from studies.loader import parse_record
+from studies.records import TaskSettings
+from studies.space import contains_exact
+from studies.storage.backup import merge_log
+from studies.storage.counts import find_study
+from studies.storage.engine import parse_url, redact
+from studies.storage.open import list_study_names, open_storage, read_storage
+from studies.storage.tables import (
+    TRIAL_SYSTEM_ATTRS,
+    TRIAL_USER_ATTRS,
+    TRIALS,
+    select_trial_ids,
+)
+from studies.storage.trials import (
+    StoredTrial,
+    check_params,
+    decode_distribution,
+)
+from studies.storage.whole_study import (
+    WholeStudy,
+    new_folder,
+    read_all_trials,
+    read_study,
+    store_study,
+)
+from studies.text import check_study_name, format_bytes, shorten
+
+SUFFIXES = (".jsonl.gz", ".jsonl")
+"""Ends of the names of study files."""
+
+MAX_LINE_BYTES = 2**24
+"""Length above which a line is not read."""
+
+_FORMAT = "rnn-search study"
+
+_VERSION: Literal[2] = 2
+"""Version of the format. Raise it when a field or a meaning changes."""
+
+_FIRST_LINE = re.compile(rf'(# {_FORMAT} 1: )|\{{\s*"format"\s*:\s*"{_FORMAT}"')
+"""Beginning of a file: of version 1, a table as CSV, or of a later one."""
+
+_GZIP = b"\x1f\x8b"
+
+_EARLIER_END = re.compile(r"earlier_end:(\d+)")
+
+_USER_ATTRIBUTES = (*TrialRecord.model_fields, SOURCE_TRIALS)
+"""User attributes of a trial in a file, in their order."""
+
+
+# ------------------------------------------------------------------ export
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was exported.
+
+    Attributes:
+        trials: number of trials.
+        size: size of the file in bytes.
+    """
+
+    trials: int
+    size: int
+
+
+def export_study(storage: str, name: str, path: Path) -> ExportResult:
+    """Write the grid trials of a study to a file.
+
+    Equal studies give equal files: nothing in them says when or by whom they were written.
+
+    Args:
+        storage: URL of the storage that holds it.
+        name: name of the study.
+        path: file to write, whose name ends in ``.jsonl.gz`` or ``.jsonl``; an earlier one is
+            replaced.
+
+    Raises:
+        StudyNotFoundError, StudyHeldError, StudyFormatError: if the study cannot be exported.
+        StudyFileError: if the file cannot be written; an earlier one stays unchanged.
+        StorageError: if the storage cannot be read.
+    """
+    if not path.name.endswith(SUFFIXES):
+        raise StudyFileError(
+            f"{path} is not a study file: expected a name ending in {' or '.join(SUFFIXES)}"
+        )
+    with closing(read_storage(storage)) as opened, opened.snapshot() as connection:
+        study, count = _anonymize(connection, read_study(connection, name))
+        lines = (
+            f"{json.dumps(line, separators=(',', ':'))}\n".encode()
+            for line in _format_lines(study, count)
+        )
+        try:
+            require_regular(path)
+            atomic_write(path, _compress(lines) if path.name.endswith(".gz") else lines)
+            return ExportResult(count, path.stat().st_size)
+        except OSError as error:
+            raise StudyFileError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _compress(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Compress as gzip does, without a name and a time."""
+    compressor = zlib.compressobj(9, wbits=zlib.MAX_WBITS | 16)
+    for piece in pieces:
+        yield compressor.compress(piece)
+    yield compressor.flush()
+
+
+def _format_lines(study: WholeStudy, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the line of a study, then that of each trial."""
+    yield {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "name": study.name,
+        "direction": study.direction.name.lower(),
+        "metric": study.metric,
+        "trials": count,
+        "user_attrs": study.attributes,
+        "system_attrs": study.system_attributes,
+        "distributions": {
+            name: json.loads(distribution_to_json(each))
+            for name, each in study.distributions.items()
+        },
+    }
+    for trial in study.trials:
+        line = {
+            "number": trial.number,
+            "state": trial.state.name,
+            "value": _to_json(trial.values[0]) if trial.values else None,
+            "datetime_start": trial.started and trial.started.isoformat(),
+            "datetime_complete": trial.completed and trial.completed.isoformat(),
+            "params": {
+                name: trial.params[name]
+                for name in study.distributions
+                if name in trial.distributions
+            },
+            "distributions": {
+                name: json.loads(distribution_to_json(each))
+                for name, each in trial.distributions.items()
+                if each is not study.distributions[name]
+            },
+            "user_attrs": trial.attributes,
+            "system_attrs": trial.system_attributes,
+            "intermediate_values": {
+                str(step): _to_json(trial.curve[step]) for step in sorted(trial.curve)
+            },
+        }
+        yield {key: value for key, value in line.items() if value not in (None, {})}
+
+
+def _to_json(number: float) -> float | str:
+    return number if math.isfinite(number) else str(number)
+
+
+def _anonymize(connection: Connection, study: WholeStudy) -> tuple[WholeStudy, int]:
+    """Return a study without the names of machines, users and folders; and its grid trials' number.
+
+    Raises:
+        StudyFormatError: if it has no grid trial.
+    """
+    record = parse_record(study.name, study.attributes)
+    study_id = find_study(connection, study.name)
+    ids = connection.scalars(select_trial_ids(study_id).order_by(TRIALS.c.number)).all()
+    machines, count = MachineNames(), 0
+    columns = (TRIAL_USER_ATTRS, TRIAL_SYSTEM_ATTRS)
+    for trial in read_all_trials(connection, study_id, study.name, ids, columns):
+        if trial.is_grid:
+            count += 1
+            machines.add({**trial.attributes, **_select_results(trial)})
+    if not count:
+        raise StudyFormatError(f"study {study.name!r} has no grid trial: expected one or more")
+    attributes = anonymize_record(record).attributes()
+    del attributes["artifact_folder"]  # each stored study has one of its own
+    anonymous = replace(
+        study,
+        attributes=attributes,
+        system_attributes={
+            name: study.system_attributes[name]
+            for name in STUDY_SYSTEM_ATTRIBUTES
+            if name in study.system_attributes
+        },
+        trials=(
+            replace(
+                trial,
+                attributes=machines.replace(
+                    {
+                        key: trial.attributes[key]
+                        for key in _USER_ATTRIBUTES
+                        if key in trial.attributes
+                    }
+                ),
+                system_attributes=machines.replace(_select_results(trial)),
+            )
+            for trial in study.trials
+            if trial.is_grid
+        ),
+    )
+    return anonymous, count
+
+
+def _select_results(trial: StoredTrial) -> dict[str, Any]:
+    """Return the system attributes of a trial that a file has, in a fixed order."""
+    mark = {IS_GRID_TRIAL: IMPORTED if trial.is_imported else True}
+
+    def place(name: str) -> tuple[str, int]:
+        end = _EARLIER_END.fullmatch(name)
+        return ("earlier_end", int(end[1])) if end else (name, 0)
+
+    stored = trial.system_attributes
+    return mark | {name: stored[name] for name in sorted(filter(is_result, stored), key=place)}
+
+
+_URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*)://[^\s'\"]*")
+
+_QUOTED_PATH = re.compile(r"""(['"])[^'"=\[\]{}]*/([^/'"=\[\]{}]+)\1""")
+
+_PATH = re.compile(r"""[^\s'"=,;:()\[\]{}]*/(?=[^\s/])""")
+
+
+def shorten_paths(text: str) -> str:
+    """Replace each path in a text by its last part, and each URL by its scheme."""
+    text = _URL.sub(r"\1:", text)
+    text = _QUOTED_PATH.sub(r"\1\2\1", text)
+    return _PATH.sub("", text)
+
+
+def anonymize_record(record: StudyRecord) -> StudyRecord:
+    """Return what a study stores about itself without the folders of its files."""
+    config, corpus = record.config, record.corpus
+    changes: dict[str, Any] = {
+        "corpus": PurePath(config.corpus).name,
+        "cells": {
+            name: cell.model_copy(update={"spec": shorten_paths(cell.spec)})
+            for name, cell in config.cells.items()
+        },
+        "space": config.space
+        and tuple(
+            each.model_copy(
+                update={"cell": each.cell and [shorten_paths(cell) for cell in each.cell]}
+            )
+            for each in config.space
+        ),
+        "results": config.results
+        and config.results.model_copy(update={"source": shorten_paths(config.results.source)}),
+    }
+    if config.task_record is not None:
+        source = shorten_paths(config.task_record.source)
+        texts = {
+            name: shorten_paths(value)
+            for name, value in config.task_record.values.items()
+            if isinstance(value, str)
+        }
+        values = config.task_record.values | texts
+        changes["task"] = TaskSettings.model_validate({"source": source, **values})
+        changes["task_record"] = config.task_record.model_copy(
+            update={"source": source, "values": values, "folder": ""}
+        )
+    return record.model_copy(
+        update={
+            "config": config.model_copy(update=changes),
+            "corpus": corpus and corpus.model_copy(update={"name": PurePath(corpus.name).name}),
+            "commands": [shorten_paths(command) for command in record.commands],
+            "earlier_ends": [
+                end.model_copy(update={"command": shorten_paths(end.command)})
+                for end in record.earlier_ends
+            ],
+        }
+    )
+
+
+class MachineNames:
+    """Names of machines and workers without what they are called, in the order of their trials."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, str] = {}
+        self._workers: dict[str, str] = {}
+
+    def add(self, value: Any) -> None:
+        """Add the machine and the worker that attributes name, and records in them."""
+        if isinstance(value, list):
+            for item in value:
+                self.add(item)
+        if not isinstance(value, Mapping):
+            return
+        if isinstance(host := value.get("host"), str):
+            self._hosts.setdefault(host, f"machine-{len(self._hosts) + 1}")
+        if isinstance(worker := value.get("worker"), str) and worker not in self._workers:
+            host = worker.partition("/")[0]
+            machine = self._hosts.setdefault(host, f"machine-{len(self._hosts) + 1}")
+            count = sum(each.startswith(f"{machine}/") for each in self._workers.values())
+            self._workers[worker] = f"{machine}/{count + 1}"
+        for item in value.values():
+            self.add(item)
+
+    def replace(self, value: Any) -> Any:
+        """Return attributes with other names of machines and workers, and without paths."""
+        if isinstance(value, list):
+            return [self.replace(item) for item in value]
+        if not isinstance(value, Mapping):
+            return value
+        replaced = {key: self.replace(item) for key, item in value.items()}
+        for key, names in (("host", self._hosts), ("worker", self._workers)):
+            if key in replaced:
+                replaced[key] = names.get(replaced[key], replaced[key])
+        if isinstance(error := replaced.get(ERROR), str):
+            for host, name in self._hosts.items():
+                error = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", name, error)
+            replaced[ERROR] = shorten_paths(error)
+        return replaced
+
+
+# ------------------------------------------------------------------ import
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """A study that was imported.
+
+    Attributes:
+        name: name of the study.
+        storage: URL of its storage, without the password.
+        rows: number of rows by table of the database.
+        missing_source: name of the study that it derives from, if the storage lacks that.
+    """
+
+    name: str
+    storage: str
+    rows: dict[str, int]
+    missing_source: str | None = None
+
+
+def import_studies(
+    storage: str, paths: Sequence[Path], name: str | None = None
+) -> list[ImportResult]:
+    """Store the studies of some files: all of them in one transaction, or none.
+
+    Args:
+        storage: URL of the storage, which is created if it does not exist.
+        paths: the files.
+        name: name of the study, if there is one file; None for the name in each file.
+
+    Raises:
+        ConfigError: if the name cannot be that of a study, or of several.
+        StudyFileError: if a file cannot be read; the message names line and field.
+        StudyExistsError: if a name is taken.
+        StorageError: if the storage cannot be used.
+    """
+    if name is not None:
+        if len(paths) > 1:
+            raise ConfigError(f"one name for {len(paths)} files: expected one file, or no --name")
+        check_study_name(name)
+    sources = []
+    for path in paths:  # all are checked before the storage is opened, which may create it
+        with open_study_file(path) as study:
+            for _ in study.trials:
+                pass
+        refinement = study.attributes[CONFIG].get("refinement") or {}
+        sources.append(refinement.get("source"))
+    with closing(open_storage(storage)) as opened:
+        stored = []
+        try:
+            with opened.transaction() as connection:
+                for path in paths:
+                    with open_study_file(path) as study:
+                        named = replace(study, name=name or study.name)
+                        folder = new_folder(named.name)
+                        rows = store_study(connection, named, folder, "--name")
+                        stored.append((named.name, rows))
+        except sa.exc.IntegrityError as error:  # another process took a name at this moment
+            taken = ", ".join(str(path) for path in paths)
+            raise StudyExistsError(f"a study of {taken} exists: expected another name") from error
+        merge_log(opened)
+        names = list_study_names(opened)
+    where = redact(parse_url(storage).set(password=None))
+    return [
+        ImportResult(each, where, rows, source if source not in names else None)
+        for (each, rows), source in zip(stored, sources, strict=True)
+    ]
+
+
+def is_exported_study(path: Path) -> bool:
+    """Return whether the beginning of a file says that it is a study, of any version."""
+    try:
+        with _open_lines(path) as lines:
+            return _FIRST_LINE.match(next(lines, "")) is not None
+    except StudyFileError:  # who reads it as a table says why
+        return False
+
+
+@contextmanager
+def open_study_file(path: Path) -> Iterator[WholeStudy]:
+    """Open a file as the study that it holds; its trials are read and checked when iterated.
+
+    The artifact folder is missing from its attributes.
+
+    Raises:
+        StudyFileError: if it is not a study file, or something in it is not what it should be; the
+            message names line and field.
+    """
+    with _open_lines(path) as lines:
+        first = next(lines, "")
+        match = _FIRST_LINE.match(first)
+        if match is None:
+            raise StudyFileError(
+                f"{path} is not an exported study: expected a file that rnn-search export-study "
+                "wrote"
+            )
+        if match[1]:
+            raise StudyFileError(
+                f"{path} is a study as CSV, of an earlier version of this program: import it with "
+                "that version, and export the study with this one"
+            )
+        yield _FileReader(path).read(first, lines)
+
+
+@contextmanager
+def _open_lines(path: Path) -> Iterator[Iterator[str]]:
+    try:
+        file = open_regular(path)
+    except FileNotFoundError as error:
+        raise StudyFileError(f"{path} does not exist: expected a study file") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StudyFileError(f"{path} cannot be read ({reason}): expected a file") from error
+    with file:
+        is_compressed = file.read(len(_GZIP)) == _GZIP
+        file.seek(0)
+        yield _read_lines(path, gzip.GzipFile(fileobj=file) if is_compressed else file)
+
+
+def _read_lines(path: Path, file: BinaryIO | gzip.GzipFile) -> Iterator[str]:
+    number = 0
+    while True:
+        try:
+            line = file.readline(MAX_LINE_BYTES + 1)
+        except EOFError as error:
+            raise StudyFileError(
+                f"{path} is cut off after line {number}: expected the rest; copy the file again"
+            ) from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise StudyFileError(
+                f"{path} is damaged after line {number} ({error}): copy the file again"
+            ) from error
+        except OSError as error:
+            raise StudyFileError(f"{path} cannot be read: {error.strerror}") from error
+        if not line:
+            return
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            limit = format_bytes(MAX_LINE_BYTES)
+            raise StudyFileError(f"{path}, line {number}: expected a line of at most {limit}")
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            found = shorten(repr(line[error.start : error.start + 8]))
+            raise StudyFileError(f"{path}, line {number}: {found} is not UTF-8 text") from error
+
+
+_Number = Annotated[
+    float,
+    BeforeValidator(lambda value: float(value) if value in ("nan", "inf", "-inf") else value),
+]
+_Count = Annotated[int, Field(ge=0, lt=1_000_000)]
+_Step = Annotated[int, Field(ge=0, lt=2**31)]
+_Distributions = dict[str, dict[str, Any]]
+
+
+class _StudyLine(BaseModel):
+    """First line of a file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: str
+    version: int
+    name: str
+    direction: Literal["minimize", "maximize"]
+    metric: str
+    trials: _Count
+    user_attrs: dict[str, Any]
+    system_attrs: dict[str, Any]
+    distributions: _Distributions
+
+
+class _TrialLine(BaseModel):
+    """Line of a trial."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    number: _Count
+    state: Literal["COMPLETE", "PRUNED", "FAIL", "WAITING"]
+    value: _Number | None = None
+    datetime_start: datetime | None = None
+    datetime_complete: datetime | None = None
+    params: dict[str, ParamValue] = {}
+    distributions: _Distributions = {}
+    user_attrs: dict[str, Any] = {}
+    system_attrs: dict[str, Any]
+    intermediate_values: dict[_Step, _Number] = {}
+
+
+class _FileReader:
+    """Reads and checks the lines of a study file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._line = 1
+        self._distributions: dict[str, BaseDistribution] = {}
+
+    def read(self, first: str, lines: Iterator[str]) -> WholeStudy:
+        """Return the study; its trials are read from the lines after the first."""
+        header: _StudyLine = self._parse(_StudyLine, first)
+        if header.version != _VERSION:
+            self._reject(
+                f"version {header.version} of the format, expected {_VERSION}: install the version "
+                "of this program that wrote it"
+            )
+        try:
+            check_study_name(header.name)
+            record = parse_record(header.name, {**header.user_attrs, "artifact_folder": "none"})
+            for name, value in header.system_attrs.items():
+                parse_study_system_attribute(name, json.dumps(value))
+        except (RowError, StudiesError) as error:
+            self._reject(shorten(str(error), 200), error)
+        if record.config.direction != header.direction:
+            self._reject(f"direction {header.direction}, expected {record.config.direction}")
+        self._distributions = self._parse_distributions(header.distributions)
+        return WholeStudy(
+            header.name,
+            header.metric,
+            StudyDirection[header.direction.upper()],
+            header.user_attrs,
+            header.system_attrs,
+            self._distributions,
+            self._read_trials(record.config, header.trials, lines),
+        )
+
+    def _read_trials(
+        self, config: StudyConfig, count: int, lines: Iterator[str]
+    ) -> Iterator[StoredTrial]:
+        found, last = 0, -1
+        for line in lines:
+            self._line += 1
+            parsed: _TrialLine = self._parse(_TrialLine, line)
+            if parsed.number <= last:
+                self._reject(f"number: {parsed.number}, expected one above {last}")
+            found, last = found + 1, parsed.number
+            yield self._check_trial(parsed, config)
+        if found != count:
+            self._reject(f"the file ends with {found:,} trials, expected {count:,}")
+
+    def _check_trial(self, line: _TrialLine, config: StudyConfig) -> StoredTrial:
+        """Return the trial of a line, whose parameters and attributes a study of it may have."""
+        if line.state == TrialState.COMPLETE.name and line.value is None:
+            self._reject("value: missing, expected a number because the trial is complete")
+        own = self._distributions | self._parse_distributions(line.distributions)
+        for name, value in line.params.items():
+            if name not in own:
+                self._reject(f"params: {shorten(repr(name))} has no distribution, expected one")
+            if not _contains(own[name], value):
+                expected = shorten(str(own[name]))
+                self._reject(f"params.{name}: {shorten(repr(value))}, expected one of {expected}")
+        try:
+            if config.is_trained:
+                check_params(line.params)
+                to_trial_config(line.params, config)
+            for key, value in line.user_attrs.items():
+                if key not in _USER_ATTRIBUTES:
+                    raise RowError(f"attribute {key}: it is not known")
+                parse_trial_attribute(key, json.dumps(value))
+            mark = line.system_attrs.pop(IS_GRID_TRIAL, None)
+            if mark not in (True, IMPORTED) or (mark == IMPORTED) is config.is_trained:
+                raise RowError(f"system attribute {IS_GRID_TRIAL}: {mark!r}")
+            for key, value in line.system_attrs.items():
+                parse_trial_system_attribute(key, json.dumps(value))
+        except (RowError, StudyFormatError, ValueError) as error:
+            self._reject(f"{shorten(str(error), 200)}; expected a trial of this study", error)
+        return StoredTrial(
+            line.params,
+            line.user_attrs,
+            state=TrialState[line.state],
+            values={} if line.value is None else {0: line.value},
+            number=line.number,
+            started=line.datetime_start,
+            completed=line.datetime_complete,
+            is_imported=mark == IMPORTED,
+            system_attributes=line.system_attrs,
+            curve=line.intermediate_values,
+            distributions=own,
+        )
+
+    def _parse(self, model: Any, text: str) -> Any:
+        try:
+            return model.model_validate_json(text)
+        except ValidationError as error:
+            place = ".".join(map(str, error.errors()[0]["loc"]))
+            self._reject(f"{shorten(place)}{': ' * bool(place)}{first_message(error)}", error)
+
+    def _parse_distributions(self, stored: _Distributions) -> dict[str, BaseDistribution]:
+        try:
+            return {name: decode_distribution(json.dumps(each)) for name, each in stored.items()}
+        except RowError as error:
+            self._reject(f"distributions: {shorten(str(error), 200)}", error)
+
+    def _reject(self, message: str, cause: BaseException | None = None) -> NoReturn:
+        """Reject the last line that was read.
+
+        Raises:
+            StudyFileError: always.
+        """
+        raise StudyFileError(f"{self._path}, line {self._line}: {message}") from cause
+
+
+def _contains(distribution: BaseDistribution, value: ParamValue) -> bool:
+    """Return whether a value is one of a distribution; true is not 1."""
+    if isinstance(distribution, CategoricalDistribution):
+        return contains_exact(distribution.choices, value)  # type: ignore[arg-type]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and distribution._contains(float(value))

@@ -1,1 +1,0 @@
-"""Studies as tables: files of their trials, written for keeping and read into a storage."""

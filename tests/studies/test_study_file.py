@@ -1,0 +1,277 @@
+"""Study files: what is in them, what is not, and how bad ones are refused."""
+
+import gzip
+import json
+import os
+import zlib
+from contextlib import closing
+
+import pandas as pd
+import pytest
+from helpers import study_attributes
+from managed_studies import create_with_everything, dump
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState
+from process_runner import query
+
+from studies import errors
+from studies.config import ImportedResults, StudyConfig
+from studies.management import StudyManager
+from studies.storage.changes import create_study
+from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.trials import StoredTrial
+from studies.study_file import export_study, import_studies
+
+
+@pytest.fixture
+def source_url(tmp_path):
+    """URL of a study with a complete, a diverged, a failed and a paused trial."""
+    url = f"sqlite:///{tmp_path}/source.db"
+    create_with_everything(url, tmp_path / "artifacts")
+    return url
+
+
+@pytest.fixture
+def file(source_url, tmp_path):
+    """File of this study."""
+    path = tmp_path / "made.jsonl"
+    export_study(source_url, "made", path)
+    return path
+
+
+@pytest.fixture
+def other_url(tmp_path):
+    """URL of a storage that does not exist yet."""
+    return f"sqlite:///{tmp_path}/other.db"
+
+
+def load_trials(url):
+    with closing(open_storage(url)) as storage:
+        return load_study(storage, "made").trials
+
+
+def test_pandas_reads_the_trials_and_a_compressed_file_has_the_same_content(
+    source_url, file, tmp_path
+):
+    table = pd.read_json(file, lines=True).iloc[1:]
+    assert table["state"].tolist() == ["COMPLETE", "FAIL", "FAIL", "WAITING"]
+    assert table["value"].tolist()[0] == 1.0625
+    assert table["params"].iloc[0]["residual"] is False
+    assert table["intermediate_values"].iloc[0] == {"50": 2.5, "100": "nan"}
+    export_study(source_url, "made", tmp_path / "made.jsonl.gz")
+    packed = (tmp_path / "made.jsonl.gz").read_bytes()
+    assert gzip.decompress(packed) == file.read_bytes()
+    assert packed[3:8] == bytes(5)  # no name and no time
+
+
+def select_results(rows):
+    """Return the rows of a dump that a file keeps; others name who trained, and where."""
+    private = {"host", "worker", "error", "artifact_folder", "lease", "checkpointed"}
+    return {
+        table: [row for row in found if not (private & {*map(str, row)} or ":" in str(row[-2]))]
+        for table, found in rows.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.extended)])
+def test_unfinished_study_has_the_same_rows_and_the_same_file_after_an_import(
+    kind, source_url, file, tmp_path, request
+):
+    target = f"sqlite:///{tmp_path}/other.db"
+    if kind == "postgresql":
+        target = request.getfixturevalue("postgresql_server").new_database()
+    import_studies(target, [file])
+    assert select_results(dump(target)) == select_results(dump(source_url))
+    export_study(target, "made", tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == file.read_bytes()
+    with closing(open_storage(target)) as storage:
+        study_id = load_study(storage, "made")._study_id
+        (paused,) = (trial for trial in load_trials(target) if trial.state is TrialState.WAITING)
+        assert storage.claim(study_id, "w/9/t", paused_ids=[paused._trial_id])
+
+
+def test_file_has_no_name_of_a_machine_a_user_or_a_folder(sqlite_url, tmp_path, other_url):
+    corpus, spec = "/home/alice/texts/secret-text", "/home/alice/cells/mine.py:Mine"
+    space = {"cell": [spec], "layers": [1], "state_size": [4]}
+    cells = {"Mine": {"spec": spec, "sha256": "ab" * 32}}
+    config = StudyConfig.model_validate({"corpus": corpus, "cells": cells, "space": space})
+    commands = [
+        "python run_search.py /home/alice/my.toml --corpus '/home/alice smith/a text' --set "
+        f"'space.cell=[\"{spec}\"]'",
+        "python run_search.py x --storage postgresql://alice:pw@db.example/d --artifacts s3://alice",
+    ]
+    attributes = study_attributes(config, commands=commands)
+    attributes["corpus"]["name"] = corpus
+    params = {"cell": "Mine", "layers": 1, "state_size": 4}
+    with closing(open_storage(sqlite_url)) as storage:
+        choices = {name: CategoricalDistribution((value,)) for name, value in params.items()}
+        create_study(storage, "made", "loss", attributes, choices, [StoredTrial(params)] * 3)
+        for worker in ("alice-pc/17", "node7.example/17", "node7.example/18"):
+            host = worker.partition("/")[0]
+            trial_id = storage.claim(1, f"{worker}/t")
+            error = f"OSError: {host} cannot read '{corpus}'"
+            found = {"host": host, "worker": worker, "error": error, "failure": "exception"}
+            storage.finish(trial_id, f"{worker}/t", TrialState.FAIL, None, found)
+    StudyManager(sqlite_url).retry("made", ["failed"])
+    path = tmp_path / "made.jsonl"
+    export_study(sqlite_url, "made", path)
+    content = path.read_text()
+    for secret in ("alice", "smith", "example", "home", "texts", "pw@", "/17"):
+        assert secret not in content, secret
+    for kept in ("secret-text", "a text", "my.toml", "mine.py:Mine", "machine-2/1", "machine-2/2"):
+        assert kept in content, kept
+    import_studies(other_url, [path])
+    export_study(other_url, "made", tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_text() == content
+
+
+def test_imported_results_and_values_that_are_not_finite_are_kept(sqlite_url, tmp_path, other_url):
+    results = ImportedResults(source="/home/alice/sweep.csv", parameters=["rate"])
+    config = StudyConfig(results=results, question="Which rate?")
+    attributes = study_attributes(config)
+    ranges = {"rate": FloatDistribution(0.0, 1.0)}
+    trials = [
+        StoredTrial({"rate": rate}, state=TrialState.COMPLETE, values={0: value}, is_imported=True)
+        for rate, value in ((0.25, float("inf")), (0.1, 0.5))
+    ]
+    trials[1].curve = {1: float("-inf"), 2: float("nan")}
+    with closing(open_storage(sqlite_url)) as storage:
+        create_study(storage, "made", "loss", attributes, ranges, trials)
+    export_study(sqlite_url, "made", tmp_path / "made.jsonl")
+    assert "alice" not in (tmp_path / "made.jsonl").read_text()
+    import_studies(other_url, [tmp_path / "made.jsonl"])
+    found, expected = dump(other_url), dump(sqlite_url)
+    for table in found.keys() - {"study_user_attributes"}:
+        assert found[table] == expected[table], table
+    export_study(other_url, "made", tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "made.jsonl").read_text()
+
+
+def edit_line(text, place, /, **changes):
+    lines = text.splitlines()
+    lines[place - 1] = json.dumps(json.loads(lines[place - 1]) | changes)
+    return "\n".join(lines) + "\n"
+
+
+def require_refused(url, paths, message):
+    """Require that an import is refused in one line, before the storage is opened."""
+    with pytest.raises(errors.StudyFileError) as refused:
+        import_studies(url, paths)
+    line = str(refused.value)
+    assert message in line
+    assert line.startswith(str(paths[-1]))
+    assert len(line.splitlines()) == 1
+    assert len(line) < 600
+    with pytest.raises(errors.StorageError):
+        read_storage(url)
+
+
+FIELDS = [
+    ({"number": "x"}, "line 4: number: input should be a valid integer"),
+    ({"number": 0}, "line 4: number: 0, expected one above 1"),
+    ({"state": "RUNNING"}, "line 4: state: input should be 'COMPLETE', 'PRUNED', 'FAIL' or 'WAI"),
+    ({"state": "COMPLETE"}, "line 4: value: missing, expected a number"),
+    ({"datetime_start": "today"}, "line 4: datetime_start: input should be a valid datetime"),
+    ({"params": {"layers": 9}}, "line 4: params.layers: 9, expected one of Categorical"),
+    ({"params": {"layers": True}}, "line 4: params.layers: True, expected one of Categorical"),
+    ({"params": {"width": 9}}, "line 4: params: 'width' has no distribution"),
+    ({"params": {"layers": 1}}, "line 4: it has no parameter "),
+    ({"user_attrs": {"seconds": -1}}, "line 4: attribute seconds: input should be greater"),
+    ({"user_attrs": {"mine": 1}}, "line 4: attribute mine: it is not known"),
+    ({"system_attrs": {"grid_trial": True, "audit": 3}}, "line 4: system attribute audit: "),
+    ({"system_attrs": {}}, "line 4: system attribute grid_trial: None"),
+    ({"intermediate_values": {"5": "1_0"}}, "line 4: intermediate_values.5: input should be a val"),
+    ({"intermediate_values": {"x": 1.0}}, "line 4: intermediate_values.x.[key]: input should be"),
+    ({"extra": 1}, "line 4: extra: extra inputs are not permitted"),
+]
+
+
+def test_bad_field_is_named_with_its_line(file, other_url):
+    content = file.read_text()
+    for changes, message in FIELDS:
+        file.write_text(edit_line(content, 4, **changes))
+        require_refused(other_url, [file], message)
+
+
+FILES = [
+    (lambda text: "", "is not an exported study"),
+    (lambda text: "a,b\n1,2\n", "is not an exported study"),
+    (lambda text: "# rnn-search study 1: {}\n", "is a study as CSV, of an earlier version"),
+    (lambda text: "".join(text.splitlines(True)[:-1]), "line 4: the file ends with 3 trials, exp"),
+    (lambda text: edit_line(text, 1, version=3), "line 1: version 3 of the format, expected 2"),
+    (lambda text: edit_line(text, 1, user_attrs={"schema_version": 99}), "schema version 99, "),
+    (lambda text: edit_line(text, 1, direction="maximize"), "line 1: direction maximize, exp"),
+    (
+        lambda text: edit_line(text, 1, distributions={"layers": 3}),
+        "line 1: distributions.layers",
+    ),
+    (lambda text: text + "\n", "line 6: "),
+    (lambda text: text + text.splitlines()[2], "line 6: number: 1, expected one above 3"),
+    (lambda text: text.encode().replace(b"FAIL", b"\xff\xfe", 1), "line 3: "),
+    (lambda text: bytes(range(255, 0, -1)) * 20, "not UTF-8 text"),
+    (lambda text: gzip.compress(text.encode())[:-40], "is cut off after line"),
+    (lambda text: gzip.compress(text.encode())[:-8] + bytes(8), "is damaged after line"),
+]
+
+
+def test_bad_file_is_refused_in_one_line(file, tmp_path, other_url):
+    path = tmp_path / "bad.jsonl.gz"
+    for edit, message in FILES:
+        content = edit(file.read_text())
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        require_refused(other_url, [file, path], message)
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (("", "cannot be read"), ("pipe", "not a regular file")):
+        require_refused(other_url, [tmp_path / name], message)
+
+
+def test_line_that_unpacks_to_more_than_the_bound_is_not_unpacked(file, other_url):
+    first = file.read_text().partition("\n")[0].encode()
+    bomb = zlib.compressobj(9, wbits=31)
+    file.write_bytes(bomb.compress(first + b"\n") + bomb.compress(b"a" * 2**25) + bomb.flush())
+    require_refused(other_url, [file], "line 2: expected a line of at most 16.8 MB")
+
+
+def test_studies_are_imported_under_free_names_all_or_none(file, url, tmp_path):
+    second = tmp_path / "second.jsonl"
+    second.write_text(edit_line(file.read_text(), 1, name="second"))
+    import_studies(url, [file])
+    before = dump(url)
+    with pytest.raises(errors.StudyExistsError, match=r"'made' exists .* \(--name\)"):
+        import_studies(url, [second, file])
+    with pytest.raises(errors.ConfigError, match="one name for 2 files"):
+        import_studies(url, [file, second], "name")
+    (result,) = import_studies(url, [file], "other")
+    assert result.name == "other"
+    assert query(url, "SELECT study_name FROM studies ORDER BY 1") == [("made",), ("other",)]
+    assert dump(url) == before
+    others = dump(url, "other")
+    for table in before.keys() - {"study_user_attributes"}:
+        assert others[table] == before[table], table
+
+
+def test_gap_between_numbers_becomes_a_trial_that_is_not_of_the_grid(file, other_url, tmp_path):
+    lines = edit_line(file.read_text(), 1, trials=3).splitlines(True)
+    file.write_text("".join([*lines[:2], *lines[3:]]))
+    import_studies(other_url, [file])
+    trials = load_trials(other_url)
+    assert [trial.number for trial in trials] == [0, 1, 2, 3]
+    assert "grid_trial" not in trials[1].system_attrs
+    export_study(other_url, "made", tmp_path / "again.jsonl")
+    again = (tmp_path / "again.jsonl").read_text().splitlines(True)
+    assert again[1:] == [lines[1], *lines[3:]]
+
+
+def test_study_of_a_worker_or_with_damage_is_not_exported(source_url, tmp_path):
+    with closing(open_storage(source_url)) as storage:
+        with storage.transaction() as connection:
+            connection.exec_driver_sql(
+                "UPDATE trial_intermediate_values SET intermediate_value = 'x' WHERE step = 50 "
+                "AND trial_id = (SELECT max(trial_id) FROM trials)"
+            )
+        with pytest.raises(errors.StudyFormatError, match="loss at step 50 is 'x'"):
+            export_study(source_url, "made", tmp_path / "new.jsonl")
+        storage.claim(1, "node1/17/token", paused_ids=[4])
+        with pytest.raises(errors.StudyHeldError, match="node1/17 holds trial 3"):
+            export_study(source_url, "made", tmp_path / "new.jsonl")
+    assert not list(tmp_path.glob("new.jsonl*"))
