@@ -347,7 +347,7 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
     planned = architecture.value_counts()
     judged = complete[complete > 0]
     best = results.judge(table[has_value])
-    is_listed = not any(is_continuous(table[name]) for name in names)
+    is_listed = tries_same_values(results)
     at_setting = [table[place == i] for i in range(len(settings))] if is_listed else []
     single = [build_table(results, rows) for rows in at_setting]
     values = [best, *(rows[rows["value"].notna()] for rows in at_setting)]
@@ -376,6 +376,12 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
     )
 
 
+def tries_same_values(results: Results) -> bool:
+    """Return whether architectures were tried at the same values, and not at those of a sampler."""
+    is_drawn = any(is_continuous(results.table[name]) for name in results.nuisance)
+    return not is_drawn or results.has_all_combinations(results.parameters)
+
+
 def find_edges(results: Results) -> list[Edge]:
     """Find the ends of the values tried at which some architectures have their best value."""
     table = results.table
@@ -385,7 +391,7 @@ def find_edges(results: Results) -> list[Edge]:
     return [
         replace(edge, noun=results.noun)
         for name in results.nuisance
-        if not is_continuous(table[name])  # each architecture has other values
+        if tries_same_values(results)
         for edge in _find_edges(table, best, architecture, name)
     ]
 

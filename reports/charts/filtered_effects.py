@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.analysis.audited_effects import AuditedEffects
-from reports.analysis.nuisance import build_judged_table, join_names
+from reports.analysis.nuisance import build_judged_table, join_names, tries_same_values
 from reports.charts.alt_text import (
     describe_conditional_effects,
     describe_effects,
@@ -21,7 +21,6 @@ from reports.charts.effect_plots import (
     plot_interactions,
 )
 from reports.data.results import Results
-from reports.data.trial_table import is_continuous
 from reports.formatting import effects_title, loss_unit
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.contrast import Contrast
@@ -126,7 +125,8 @@ def list_filters(results: Results) -> list[SubsetFilter]:
     everything = ("", "any", None)
     filters: list[SubsetFilter] = []
     for name in dict.fromkeys([*results.nuisance, *FILTER_PARAMS]):
-        if name in results.parameters and not is_continuous(results.table[name]):
+        is_listed = name not in results.nuisance or tries_same_values(results)
+        if name in results.parameters and is_listed:
             values = order_values(results.table[name].dropna().unique().tolist())
             options = [(str(i), format_value(value), value) for i, value in enumerate(values)]
             label = format_param(name).capitalize()

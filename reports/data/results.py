@@ -208,8 +208,9 @@ class Results:
 
     @cached_property
     def uncontrasted(self) -> frozenset[str]:
-        """Parameters that have too many values to compare each two."""
-        values = {name: self.table[name].dropna().unique().tolist() for name in self.parameters}
+        """Parameters that have too many values to compare each two; cells never have."""
+        names = [name for name in self.parameters if name != CELL or not self.cells]
+        values = {name: self.table[name].dropna().unique().tolist() for name in names}
         return frozenset(name for name, found in values.items() if not has_levels(found))
 
     @cached_property

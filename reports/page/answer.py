@@ -179,8 +179,10 @@ def _list_uncompared(section: Section) -> list[Markup]:
         return clauses
     listed = _join([Markup("<strong>{}</strong>").format(format_param(name)) for name in names])
     verb, it = ("is", "it") if len(names) == 1 else ("are", "one of them")
-    missing = f"{{}} {verb} not compared: no two trials differ in {it} alone"
-    return [*clauses, Markup(missing).format(listed)]
+    reason = f"no two trials differ in {it} alone"
+    if section.results.uncontrasted.issuperset(names):
+        reason = "too many values"
+    return [*clauses, Markup("{} {} not compared: {}").format(listed, verb, reason)]
 
 
 def _find_verb(effect: RankedEffect) -> str:

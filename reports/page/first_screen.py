@@ -251,10 +251,12 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
         else:
             caption += f", with its {drawn}. None is significant."
         return section.effects[0].chart, caption
-    if section.additive and (drawn_trends := [*section.trend_charts, section.levels_chart]):
-        is_trend = any(trend.is_significant for trend in section.additive.trends)
-        first = drawn_trends[0 if is_trend else -1] or drawn_trends[0]
-        return first, first.caption if first else ""
+    if section.additive:
+        has_trend = any(trend.is_significant for trend in section.additive.trends)
+        levels = [section.levels_chart] if section.levels_chart else []
+        charts = [*section.trend_charts, *levels] if has_trend else [*levels, *section.trend_charts]
+        if charts:
+            return charts[0], charts[0].caption
     if section.early_effects and section.pruning:
         step, steps = section.pruning.common_step, results.config.training.steps
         caption = (

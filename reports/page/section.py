@@ -25,7 +25,6 @@ from reports.formatting import effects_title, loss_unit
 from reports.page.task import RECURRENT, FloorRow, list_floors
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect, rank_effects
-from reports.stats.scale import format_count, format_param
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,31 +116,6 @@ class Section:
     def has_networks(self) -> bool:
         """Whether trials trained networks, of which the source code is known."""
         return self.summary.best.architecture is not None
-
-    @property
-    def uncompared(self) -> str:
-        """Which parameters no matched pair compares, in one sentence; "" if there are none."""
-        results = self.results
-        compared = {effect.contrast.parameter for effect in self.effects[0].effects}
-        missing = [name for name in results.judged_parameters if name not in compared]
-        if not results.parameters:
-            return "All trials have the same parameters, so there is nothing to compare."
-        if not missing or self.audited_effects:
-            return ""
-        others = f"{'an additive model, ' if self.additive else ''}importances and slices say what"
-        if not compared:
-            return (
-                "No two trials differ in one parameter only, so no effect can be estimated from "
-                f"matched pairs; {others} is known."
-            )
-        values = (format_count(results.table[name].nunique(), "value") for name in missing)
-        listed = ", ".join(
-            f"{format_param(name)} ({count})" for name, count in zip(missing, values, strict=True)
-        )
-        return (
-            f"No matched pairs compare {listed}: trials that differ in it alone are missing, or "
-            f"its values are too many; {others} is known of it."
-        )
 
     @property
     def additive_sentences(self) -> list[str]:
