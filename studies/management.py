@@ -317,14 +317,14 @@ class _Copier:
         self, folder: str, artifact_ids: dict[str, str], before: Fingerprint
     ) -> dict[str, int]:
         # The target first: its lock may be waited for, and a server ends idle snapshots.
-        with self.target.transaction() as target, self.source.snapshot() as source:
+        with self.target.transaction() as target, self.source.reading() as source:
             lock_copies(target)
             if read_fingerprint(source, self.name) != before:
                 raise StudyHeldError(
                     f"study {self.name!r} changed while its files were copied: nothing was copied; "
                     "stop its workers and copy again"
                 )
-            study = read_study(source, self.name).with_files(artifact_ids)
+            study = read_study(self.source, self.name).with_files(artifact_ids)
             rows = store_study(target, replace(study, name=self.new_name), folder)
             if not self.target_stores.is_marked_unowned(folder):
                 raise StudiesError(

@@ -140,8 +140,8 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
         raise StudyFileError(
             f"{path} is not a study file: expected a name ending in {' or '.join(SUFFIXES)}"
         )
-    with closing(read_storage(storage)) as opened, opened.snapshot() as connection:
-        study, count = _anonymize(connection, read_study(connection, name))
+    with closing(read_storage(storage)) as opened, opened.reading() as connection:
+        study, count = _anonymize(connection, read_study(opened, name))
         lines = (
             f"{json.dumps(line, separators=(',', ':'))}\n".encode()
             for line in _format_lines(study, count)

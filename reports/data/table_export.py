@@ -15,7 +15,7 @@ from reports.errors import ReportError
 from studies.attributes import CONTEXT_LISTS, RETRY_COUNTS, SOURCE_TRIALS
 from studies.files import atomic_write, require_regular
 from studies.space import BPTT_STEPS, REPLICATE
-from studies.storage.reads import read_steps, stream_curves
+from studies.storage.reads import read_curves, read_steps
 from studies.storage.storage import LeasedRDBStorage
 
 STUDY = "study"
@@ -26,7 +26,7 @@ _SAMPLE = "sample"
 _COLLECTIONS = [SOURCE_TRIALS, RETRY_COUNTS, *CONTEXT_LISTS, "length_losses", "slices"]
 """Columns whose values are no scalars."""
 
-_BATCH = 200
+_BATCH = 1000
 """Trials whose curves are formatted at once."""
 
 _ESCAPED = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
@@ -124,14 +124,11 @@ def _format_curves(rows: pd.DataFrame, storage: LeasedRDBStorage, study_id: int)
     steps = read_steps(storage, study_id)
     columns = [f"loss_{step}" for step in steps]
     yield rows.iloc[:0].join(pd.DataFrame(columns=columns)).to_csv(index=False).encode()
-    curves = ((points[0][0], points) for points in stream_curves(storage, study_id))
-    number, points = next(curves, (None, []))
     for first in range(0, len(rows), _BATCH):
         part = rows.iloc[first : first + _BATCH]
         losses: dict[int, dict[int, float]] = {}
-        while number is not None and number <= part.index[-1]:
-            losses[number] = {step: loss for _, step, loss in points}
-            number, points = next(curves, (None, []))
+        for number, step, loss in read_curves(storage, study_id, part.index.tolist()):
+            losses.setdefault(number, {})[step] = loss
         values = [[losses.get(each, {}).get(step) for step in steps] for each in part.index]
         table = part.join(pd.DataFrame(values, part.index, columns, dtype=float))
         yield table.to_csv(index=False, header=False, lineterminator="\n").encode()

@@ -38,7 +38,7 @@ from studies.attributes import (
 from studies.errors import RowError, StudiesError, StudyExistsError
 from studies.storage.backup import merge_log
 from studies.storage.counts import count_where, lock_all_trials, lock_unheld
-from studies.storage.reads import RECORDS, read_choices, read_where
+from studies.storage.reads import RECORDS, read_distributions, read_where
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import (
     ARTIFACT_PREFIX,
@@ -66,7 +66,13 @@ from studies.storage.tables import (
     update_trials,
     write_attrs,
 )
-from studies.storage.trials import StoredTrial, TrialStatus, decode_json, reporting_damage
+from studies.storage.trials import (
+    StoredTrial,
+    TrialStatus,
+    decode_choices,
+    decode_json,
+    reporting_damage,
+)
 
 _RECORDED = tuple(TrialRecord.model_fields)
 
@@ -250,10 +256,11 @@ def _append_choices(
     connection: Connection, study_id: int, distributions: Mapping[str, CategoricalDistribution]
 ) -> dict[str, CategoricalDistribution]:
     """Append the choices that stored distributions lack; return what they are now."""
-    stored = dict(read_choices(connection, study_id))
+    stored = read_distributions(connection, study_id)
     extended = {}
     for name, distribution in distributions.items():
-        choices = dict.fromkeys((*stored.get(name, ()), *distribution.choices))
+        earlier = decode_choices(stored[name]) if name in stored else ()
+        choices = dict.fromkeys((*earlier, *distribution.choices))
         extended[name] = CategoricalDistribution(tuple(choices))
         connection.execute(
             sa.update(TRIAL_PARAMS)

@@ -6,9 +6,9 @@ Damaged trials are left out with a warning that names them; see :mod:`studies.st
 import contextlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,6 @@ from studies.storage.trials import (
     DamagedTrials,
     StoredTrial,
     check_params,
-    decode_choices,
     decode_distribution,
     decode_integer,
     decode_json,
@@ -79,9 +78,6 @@ _NOT_READ: Any = MappingProxyType({})
 """What trials have of columns that are not read: without objects of their own, which cost time."""
 
 _RUNNING, _WAITING = TrialState.RUNNING.name, TrialState.WAITING.name
-
-_ROWS = 10_000
-"""Rows that a stream fetches at once."""
 
 
 # ------------------------------------------------------------------ trials
@@ -468,22 +464,22 @@ def read_curves(
     if step is not None:
         query = query.where(INTERMEDIATE_VALUES.c.step == step)
     damaged = DamagedTrials()
+    points: list[Point] = []
     with storage.reading() as connection:
-        points = list(chain.from_iterable(_decode_curves(connection.execute(query), damaged)))
+        for number, of_trial in groupby(connection.execute(query), key=itemgetter(0)):
+            if not isinstance(number, int):  # the trial is damaged, not its curve
+                continue
+            try:
+                points += [_decode_point(*row) for row in of_trial]
+            except RowError as error:
+                damaged.add(number, number, error)
     damaged.report(storage, study_id)
     return points
 
 
-def stream_curves(storage: "LeasedRDBStorage", study_id: int) -> Iterator[list[Point]]:
-    """Yield the points of one trial after the other that :func:`read_curves` returns.
-
-    Few of them are in memory at a time.
-    """
-    damaged = DamagedTrials()
-    with storage.snapshot() as connection:
-        streamed = connection.execution_options(yield_per=_ROWS)
-        yield from _decode_curves(streamed.execute(_select_points(study_id)), damaged)
-    damaged.report(storage, study_id)
+def _decode_point(number: int, step: Any, stored: Any, kind: Any) -> Point:
+    loss = decode_value(stored, kind, f"loss at step {step}")
+    return number, decode_integer(step, "step"), loss if math.isfinite(loss) else math.nan
 
 
 def read_curve_ends(storage: "LeasedRDBStorage", study_id: int) -> list[tuple[int, int, int]]:
@@ -524,8 +520,19 @@ def read_last_losses(
     """
     damaged = DamagedTrials()
     found: list[tuple[StoredTrial, int, float | None]] = []
+    points = INTERMEDIATE_VALUES.alias()
+    last_step = sa.select(sa.func.max(points.c.step)).where(points.c.trial_id == TRIALS.c.trial_id)
+    is_last = (INTERMEDIATE_VALUES.c.trial_id == TRIALS.c.trial_id) & (
+        INTERMEDIATE_VALUES.c.step == last_step.correlate(TRIALS).scalar_subquery()
+    )
+    query = (
+        sa.select(TRIALS.c.trial_id, *map(raw, list_columns(INTERMEDIATE_VALUES)[1:]))
+        .select_from(TRIALS.outerjoin(INTERMEDIATE_VALUES, is_last))
+        .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING, is_grid_trial())
+        .order_by(TRIALS.c.number)
+    )
     with storage.reading() as connection:
-        rows = connection.execute(_select_last_points(study_id)).all()
+        rows = connection.execute(query).all()
         trials = {
             trial.trial_id: trial
             for trial in read_trials(storage, study_id, [row[0] for row in rows])
@@ -552,38 +559,6 @@ def _select_points(study_id: int) -> sa.Select[Any]:
         .where(TRIALS.c.study_id == study_id, is_grid_trial())
         .order_by(TRIALS.c.number, INTERMEDIATE_VALUES.c.step)
     )
-
-
-def _select_last_points(study_id: int) -> sa.Select[Any]:
-    """Return the query for (trial id, step, loss, its type) of the running trials, by number."""
-    other = INTERMEDIATE_VALUES.alias()
-    last_step = sa.select(sa.func.max(other.c.step)).where(other.c.trial_id == TRIALS.c.trial_id)
-    is_last = (INTERMEDIATE_VALUES.c.trial_id == TRIALS.c.trial_id) & (
-        INTERMEDIATE_VALUES.c.step == last_step.correlate(TRIALS).scalar_subquery()
-    )
-    return (
-        sa.select(TRIALS.c.trial_id, *map(raw, list_columns(INTERMEDIATE_VALUES)[1:]))
-        .select_from(TRIALS.outerjoin(INTERMEDIATE_VALUES, is_last))
-        .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING, is_grid_trial())
-        .order_by(TRIALS.c.number)
-    )
-
-
-def _decode_curves(rows: Iterable[Sequence[Any]], damaged: DamagedTrials) -> Iterator[list[Point]]:
-    """Yield the points of each trial; add those that cannot be read to the damaged ones."""
-    for number, of_trial in groupby(rows, key=itemgetter(0)):
-        if not isinstance(number, int):  # the trial is damaged, not its curve
-            continue
-        points: list[Point] = []
-        try:
-            for _, step, value, kind in of_trial:
-                loss = decode_value(value, kind, f"loss at step {step}")
-                loss = loss if math.isfinite(loss) else math.nan
-                points.append((number, decode_integer(step, "step"), loss))
-        except RowError as error:
-            damaged.add(number, number, error)
-            continue
-        yield points
 
 
 # ------------------------------------------------------------------ records of a study
@@ -636,18 +611,17 @@ def read_audit_looks(storage: "LeasedRDBStorage", study_id: int) -> dict[str, Au
         return parse_audit(dict[str, AuditLook], stored[AUDIT_LOOKS]) if stored else {}
 
 
-def read_choices(connection: Connection, study_id: int) -> list[tuple[str, Sequence[Any]]]:
-    """Read the names and choices of the parameters of grid trials, as they were first stored.
-
-    Raises:
-        RowError: if a distribution cannot be read.
-    """
+def read_distributions(connection: Connection, study_id: int) -> dict[str, str]:
+    """Read the distribution as JSON that most grid trials have of each parameter."""
     columns = (TRIAL_PARAMS.c.param_name, TRIAL_PARAMS.c.distribution_json)
     query = (
-        sa.select(*columns)
+        sa.select(*columns, sa.func.count())
         .join(TRIALS, TRIALS.c.trial_id == TRIAL_PARAMS.c.trial_id)
         .where(TRIALS.c.study_id == study_id, is_grid_trial())
         .group_by(*columns)
         .order_by(sa.func.min(TRIAL_PARAMS.c.param_id))
     )
-    return [(name, decode_choices(stored)) for name, stored in connection.execute(query)]
+    found: dict[str, tuple[int, str]] = {}
+    for name, stored, count in connection.execute(query):
+        found[name] = max(found.get(name, (0, "")), (count, stored))
+    return {name: stored for name, (_, stored) in found.items()}

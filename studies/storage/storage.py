@@ -28,6 +28,7 @@ from studies.attributes import (
 from studies.config import DEFAULT_LEASE_SECONDS
 from studies.errors import LeaseLostError, RowError
 from studies.storage.backup import DatabaseFile, StudyIdentity
+from studies.storage.counts import count_where
 from studies.storage.engine import begin_as, configure, engine_options
 from studies.storage.leases import (
     Lease,
@@ -54,7 +55,6 @@ from studies.storage.tables import (
     delete_attrs,
     has_system_attr,
     insert,
-    is_grid_trial,
     raw,
     read_attribute,
     update_trials,
@@ -63,7 +63,6 @@ from studies.storage.tables import (
     write_user_attrs,
 )
 from studies.storage.trials import (
-    DamagedTrialError,
     decode_direction,
     decode_json,
     decode_time,
@@ -234,11 +233,8 @@ class LeasedRDBStorage(RDBStorage):
             study_id = connection.scalar(sa.select(TRIALS.c.study_id).where(of_trial))
             if study_id is None:
                 raise KeyError(f"no trial has the id {trial_id}")
-            trials, damaged = read_where(connection, study_id, [of_trial], is_whole=True)
-            if not trials:
-                name = self.get_study_name_from_id(study_id)
-                raise DamagedTrialError(name, *next(iter(damaged.reasons.items())))
-        return trials[0].freeze()
+            (trial,) = self._read_trials(study_id, [of_trial], is_strict=True)
+        return trial
 
     def get_trials(self, study_id: int, trial_ids: Sequence[int]) -> list[FrozenTrial]:
         """Return trials of a study by their ids, read in a fixed number of statements.
@@ -270,12 +266,12 @@ class LeasedRDBStorage(RDBStorage):
         ]
 
     def _read_trials(
-        self, study_id: int, where: Sequence[sa.ColumnElement[bool]]
+        self, study_id: int, where: Sequence[sa.ColumnElement[bool]], is_strict: bool = False
     ) -> list[FrozenTrial]:
         with self.reading() as connection:
             where = [TRIALS.c.study_id == study_id, *where]
             trials, damaged = read_where(connection, study_id, where, is_whole=True)
-        damaged.report(self, study_id)
+        damaged.report(self, study_id, is_strict)
         return [trial.freeze() for trial in sorted(trials, key=lambda each: each.trial_id)]
 
     def get_study_name_from_id(self, study_id: int) -> str:
@@ -665,8 +661,7 @@ def _are_finished_or_paused(connection: Connection, study_id: int, planned: int)
     connection.execute(sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update())
     is_paused = (TRIALS.c.state == TrialState.WAITING) & has_system_attr(PAUSED)
     is_unfinished = TRIALS.c.state.in_([TrialState.RUNNING, TrialState.WAITING]) & ~is_paused
-    count = sa.select(sa.func.count()).select_from(TRIALS)
-    count = count.where(TRIALS.c.study_id == study_id, is_grid_trial())
     return (
-        connection.scalar(count) == planned and connection.scalar(count.where(is_unfinished)) == 0
+        count_where(connection, study_id) == planned
+        and count_where(connection, study_id, is_unfinished) == 0
     )

@@ -6,7 +6,6 @@ The number of statements does not depend on the number of trials: many rows are 
 
 import itertools
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -33,13 +32,6 @@ MAX_IDS = 500
 
 _BATCH = 1000
 """Number of trials that are inserted at once."""
-
-_STREAMED = {"yield_per": 5000}
-"""Have a driver read that many rows at a time."""
-
-_OF_TRIAL = re.compile(r"dashboard:(?:artifacts:)?(\d+):")
-"""Keys of a study's system attributes that contain the id of a trial: its note and its files."""
-
 
 _TABLES = models.BaseModel.metadata.tables
 

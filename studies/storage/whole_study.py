@@ -16,23 +16,19 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.errors import RowError, StudyFormatError
+from studies.errors import RowError
 from studies.storage.changes import lock_copies, require_free_name
 from studies.storage.counts import find_study, require_unheld
-from studies.storage.reads import read_where
+from studies.storage.reads import read_distributions, read_where
+from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import (
     METRIC_NAMES,
-    STUDY_DIRECTIONS,
     STUDY_SYSTEM_ATTRS,
-    STUDY_USER_ATTRS,
-    TRIAL_PARAMS,
     TRIAL_TABLES,
     TRIALS,
     insert_study,
     insert_trials,
-    of_study,
     raw,
-    read_study_attrs,
     select_trial_ids,
     write_attrs,
 )
@@ -40,15 +36,17 @@ from studies.storage.trials import (
     DamagedTrialError,
     StoredTrial,
     decode_distribution,
-    decode_json,
-    describe_damage,
+    reporting_damage,
 )
 
 _BATCH = 200
 """Number of trials that are read at once."""
 
-_OF_TRIAL = re.compile(r"(dashboard:(?:artifacts:)?)(trial-)?(\d+)(:.*)", re.DOTALL)
+_OF_TRIAL = re.compile(r"^(dashboard:(?:artifacts:)?)(\d+):")
 """Keys of a study's system attributes that name a trial by its id: its note and its files."""
+
+_OF_NUMBER = re.compile(r"^(dashboard:(?:artifacts:)?)trial-(\d+):")
+"""The same in a :class:`WholeStudy`, which names it by its number."""
 
 
 @dataclass(frozen=True)
@@ -94,56 +92,36 @@ class WholeStudy:
         return replace(self, system_attributes=rename(self.system_attributes), trials=trials)
 
 
-def read_study(connection: Connection, name: str) -> WholeStudy:
-    """Read a study whose trials no worker holds; the trials are read when they are iterated.
+def read_study(storage: LeasedRDBStorage, name: str) -> WholeStudy:
+    """Read a study whose trials no worker holds, in the caller's reading transaction.
 
-    Args:
-        connection: connection with a snapshot of the storage.
-        name: name of the study.
+    The trials are read when they are iterated.
 
     Raises:
         StudyNotFoundError, StudyHeldError: if there is none, or workers hold trials of it.
         StudyFormatError: if it is damaged, also when its trials are iterated.
     """
-    study_id = find_study(connection, name)
-    require_unheld(connection, name, study_id)
-    query = sa.select(TRIALS.c.trial_id, raw(TRIALS.c.number)).order_by(TRIALS.c.number)
-    rows = connection.execute(query.where(TRIALS.c.study_id == study_id))
-    numbers: dict[int, Any] = dict(rows.all())
-    try:
-        attributes, system_attributes = (
-            {
-                key: decode_json(stored, key)
-                for key, stored in read_study_attrs(connection, table, study_id).items()
-            }
-            for table in (STUDY_USER_ATTRS, STUDY_SYSTEM_ATTRS)
-        )
-        distributions = _read_distributions(connection, study_id)
-    except RowError as error:
-        raise StudyFormatError(describe_damage(name, str(error))) from error
+    with storage.reading() as connection:
+        study_id = find_study(connection, name)
+        require_unheld(connection, name, study_id)
+        query = sa.select(TRIALS.c.trial_id, raw(TRIALS.c.number)).order_by(TRIALS.c.number)
+        rows = connection.execute(query.where(TRIALS.c.study_id == study_id))
+        numbers: dict[int, Any] = dict(rows.all())
+        (direction,) = storage.get_study_directions(study_id)
+        attributes = storage.get_study_user_attrs(study_id)
+        system_attributes = storage.get_study_system_attrs(study_id)
+        with reporting_damage(storage, study_id):
+            stored = read_distributions(connection, study_id)
+            distributions = {key: decode_distribution(each) for key, each in stored.items()}
+
+    def name_trial(match: re.Match[str]) -> str:
+        number = numbers.get(int(match[2]))
+        return match[0] if number is None else f"{match[1]}trial-{number}:"
+
     (metric, *_) = system_attributes.pop(METRIC_NAMES, [""])
-    named = {}
-    for key, value in system_attributes.items():
-        match = _OF_TRIAL.fullmatch(key)
-        number = numbers.get(int(match[3])) if match and not match[2] else None
-        named[key if match is None or number is None else f"{match[1]}trial-{number}{match[4]}"] = (
-            value
-        )
-    query = sa.select(STUDY_DIRECTIONS.c.direction).where(of_study(STUDY_DIRECTIONS, study_id))
-    direction = connection.scalars(query).one()
+    named = {_OF_TRIAL.sub(name_trial, key): value for key, value in system_attributes.items()}
     trials = read_all_trials(connection, study_id, name, list(numbers))
     return WholeStudy(name, metric, direction, attributes, named, distributions, trials)
-
-
-def _read_distributions(connection: Connection, study_id: int) -> dict[str, BaseDistribution]:
-    """Return the distribution that most trials have of each parameter."""
-    columns = (TRIAL_PARAMS.c.param_name, TRIAL_PARAMS.c.distribution_json)
-    first = sa.func.min(TRIAL_PARAMS.c.param_id)
-    query = sa.select(*columns, sa.func.count()).where(of_study(TRIAL_PARAMS, study_id))
-    found: dict[str, tuple[int, str]] = {}
-    for name, stored, count in connection.execute(query.group_by(*columns).order_by(first)):
-        found[name] = max(found.get(name, (0, "")), (count, stored))
-    return {name: decode_distribution(stored) for name, (_, stored) in found.items()}
 
 
 def read_all_trials(
@@ -203,15 +181,12 @@ def store_study(
     attributes = {**study.attributes, "artifact_folder": folder}
     study_id = insert_study(connection, study.name, study.metric, study.direction, attributes)
     counts = insert_trials(connection, study_id, study.distributions, _fill_gaps(study.trials))
-    matches = {key: _OF_TRIAL.fullmatch(key) for key in study.system_attributes}
     ids: Sequence[int] = ()
-    if any(match and match[2] for match in matches.values()):
+    if any(map(_OF_NUMBER.match, study.system_attributes)):
         ids = connection.scalars(select_trial_ids(study_id).order_by(TRIALS.c.number)).all()
     stored = {
-        f"{match[1]}{ids[int(match[3])]}{match[4]}" if match and match[2] else key: value
-        for (key, value), match in zip(
-            study.system_attributes.items(), matches.values(), strict=True
-        )
+        _OF_NUMBER.sub(lambda match: f"{match[1]}{ids[int(match[2])]}:", key): value
+        for key, value in study.system_attributes.items()
     }
     write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: stored})
     return counts
