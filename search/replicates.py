@@ -9,6 +9,7 @@ from search.refinement import group_by_architecture
 from studies.attributes import LOOKS, SOURCE_TRIALS, LookRecord, StudyRecord
 from studies.config import DEFAULT_LOOKS, StudyConfig
 from studies.errors import ConfigError, ConfigMismatchError
+from studies.records import first_message
 from studies.space import REPLICATE, distributions, observed_search_space
 from studies.storage.changes import extend_study
 from studies.storage.reads import read_trials
@@ -44,10 +45,8 @@ def plan_looks(config: StudyConfig, until_decided: bool) -> StudyConfig:
     try:
         return StudyConfig.model_validate({**dict(config), "refinement": planned})
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(
-            f"with{'' if until_decided else 'out'} --until-decided: study {message}"
-        ) from error
+        option = f"with{'' if until_decided else 'out'} --until-decided"
+        raise ConfigError(f"{option}: study {first_message(error)}") from error
 
 
 def join_looks(

@@ -14,7 +14,7 @@ from rnn.config import BYTE_VOCAB_SIZE, GatedConfig
 from studies.config import StudyConfig
 from studies.errors import RowError
 from studies.hypotheses import HypothesisRecord
-from studies.records import Floors, unit
+from studies.records import Floors, first_message, unit
 from studies.space import BUILT_IN_PARAMS, Space
 from studies.training import TrainingSettings
 
@@ -340,12 +340,6 @@ def parse_trial_attribute(key: str, stored: str | None) -> Any:
         return _ADAPTERS[key].validate_json(stored)
     except ValidationError as error:
         raise RowError(f"attribute {key}: {first_message(error)}") from error
-
-
-def first_message(error: ValidationError) -> str:
-    """Return the message of the first mistake, as part of a line."""
-    message = error.errors()[0]["msg"]
-    return message[0].lower() + message[1:]
 
 
 class AuditState(BaseModel):

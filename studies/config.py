@@ -66,9 +66,6 @@ from studies.training import (
 PrecisionSetting = Literal["auto", TrainingPrecision]
 """Precision of a study; ``auto`` becomes ``bf16`` or ``fp32`` when the study is created."""
 
-TOKEN_NAMES = {"bytes": "byte", "bpe": "token"}
-"""Name of one token, by kind of tokenizer."""
-
 DEFAULT_LEASE_SECONDS: float = 120
 """Duration of a lease, unless its worker chooses another; also that of an unreadable lease."""
 
@@ -344,22 +341,14 @@ class StudyConfig(StrictModel):
     @property
     def token_name(self) -> str:
         """Name of one token: ``byte`` or ``token``; ``step`` in tasks other than text."""
-        return "step" if self.task_record else TOKEN_NAMES[self.tokenizer.partition(":")[0]]
+        if self.task_record:
+            return "step"
+        return "byte" if self.tokenizer == "bytes" else "token"
 
     @property
     def is_text(self) -> bool:
         """Whether networks learn the next token of a text."""
         return self.task_record is None and self.is_trained
-
-    @property
-    def loss_name(self) -> str:
-        """Name of the loss that a trial's value is, as in "validation loss"."""
-        return "loss" if self.task_record is None else self.task_record.loss_name
-
-    @property
-    def loss_unit(self) -> str:
-        """Unit of a trial's value; "" for one without a unit."""
-        return "nat/token" if self.task_record is None else self.task_record.loss_unit
 
     @model_validator(mode="after")
     def _check_task(self) -> "StudyConfig":
@@ -547,10 +536,6 @@ class StudyConfig(StrictModel):
 
 def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConfig:
     """Resolve a trial's parameters over its study's config.
-
-    Args:
-        params: a value for each parameter that the trial has.
-        config: config of the study.
 
     Raises:
         StudyFormatError: if one is missing, or its cell unknown.

@@ -20,7 +20,7 @@ from pydantic import (
 
 from rnn.config import ParamValue
 from studies.records import Options, StrictModel, unit
-from studies.space import TEXT_PARAMS, explain_value, to_grid_value
+from studies.space import TEXT_PARAMS, contains_exact, explain_value, to_grid_value
 from studies.text import expect_one_of, shorten
 
 DEFAULT_MARGIN = 0.02
@@ -239,8 +239,7 @@ def check_values(hypotheses: Sequence[Hypothesis], values: Mapping[str, Sequence
         problem = f"hypothesis {number} has "
         for name, value in hypothesis.settings:
             found = list(dict.fromkeys(values.get(name, [value])))
-            is_switch = isinstance(value, bool)
-            if not any(each == value and isinstance(each, bool) == is_switch for each in found):
+            if not contains_exact(found, value):
                 expected = ", ".join(shorten(repr(each)) for each in found[:20])
                 raise ValueError(
                     f"{problem}{name} = {shorten(repr(value))}, which no trial has: expected one "

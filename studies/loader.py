@@ -20,7 +20,7 @@ from studies.errors import (
 )
 from studies.files import MAX_DEPTH, parse_toml, read_toml
 from studies.hypotheses import Hypothesis
-from studies.records import StrictModel
+from studies.records import StrictModel, first_message
 from studies.space import cell_name
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
@@ -128,11 +128,9 @@ def parse_hypotheses(tables: Mapping[str, Any], origin: str) -> list[Hypothesis]
 
 def describe_mistake(error: ValidationError) -> str:
     """Describe the first mistake of settings in one line; places in lists count from 1."""
-    first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    parts = (str(part + 1) if isinstance(part, int) else part for part in first["loc"])
-    return ": ".join(filter(None, (".".join(parts), message)))
+    location = error.errors()[0]["loc"]
+    parts = (str(part + 1) if isinstance(part, int) else part for part in location)
+    return ": ".join(filter(None, (".".join(parts), first_message(error))))
 
 
 def load_overrides(overrides: Sequence[str]) -> ConfigFile:

@@ -71,11 +71,12 @@ def find_measure(config: StudyConfig) -> Measure:
         name, unit = config.results.metric, config.results.unit
         curve = "intermediate value"
         return Measure(name, unit, name, unit, ".6g", "loss", unit, is_text=False, curve=curve)
-    name = OBJECTIVE_NAMES[config.objective].replace("loss", config.loss_name)
-    if config.is_text:
+    name, task = OBJECTIVE_NAMES[config.objective], config.task_record
+    if task is None:
         return Measure(name, f"nats per {config.token_name}")
-    unit, short_unit = _UNITS.get(config.loss_unit, (config.loss_unit,) * 2)
-    loss, data, window = config.loss_name, "sequences", "held-out sequence"
+    unit, short_unit = _UNITS.get(task.loss_unit, (task.loss_unit,) * 2)
+    loss, data, window = task.loss_name, "sequences", "held-out sequence"
+    name = name.replace("loss", loss)
     curve = f"smoothed training {loss}"
     return Measure(name, unit, loss, short_unit, ".5g", "loss", unit, data, window, False, curve)
 

@@ -43,6 +43,12 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+def first_message(error: ValidationError) -> str:
+    """Return the message of the first mistake, as part of a line."""
+    message = error.errors()[0]["msg"].removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
+
+
 def _strict(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind, config=StrictModel.model_config)
 

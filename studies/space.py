@@ -26,7 +26,7 @@ from rnn.config import (
     GatedConfig,
     ParamValue,
 )
-from studies.records import Options, StrictModel
+from studies.records import Options, StrictModel, first_message
 from studies.text import expect_one_of
 from studies.training import TRAINING_PARAMS, UPDATE_EVERY, TrainingSettings
 
@@ -261,8 +261,7 @@ def explain_value(parameter: str, value: ParamValue, options: Options) -> str:
     try:
         convert_value(parameter, value)
     except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        return message[0].lower() + message[1:]
+        return first_message(error)
     return ""
 
 

@@ -39,7 +39,6 @@ from studies.attributes import (
     STUDY_SYSTEM_ATTRIBUTES,
     StudyRecord,
     TrialRecord,
-    first_message,
     is_result,
     parse_study_system_attribute,
     parse_trial_attribute,
@@ -56,7 +55,7 @@ from studies.errors import (
 )
 from studies.files import atomic_write, open_regular, require_regular
 from studies.loader import parse_record
-from studies.records import TaskSettings
+from studies.records import TaskSettings, first_message
 from studies.space import contains_exact
 from studies.storage.backup import merge_log
 from studies.storage.counts import find_study

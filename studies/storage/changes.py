@@ -91,16 +91,7 @@ def create_study(
     trials: Sequence[StoredTrial],
     direction: StudyDirection = StudyDirection.MINIMIZE,
 ) -> bool:
-    """Store a study with all its trials, in one transaction.
-
-    Args:
-        storage: storage to create it in.
-        name: name of the study.
-        metric_name: name of its value.
-        attributes: user attributes of the study.
-        distributions: distribution of every parameter.
-        trials: its trials, in the order in which to run them.
-        direction: whether a lower or a higher value is better.
+    """Store a study with all its trials, in the order in which to run them, in one transaction.
 
     Returns:
         False if a study of that name exists, which is left unchanged.
@@ -208,12 +199,9 @@ def extend_study(
 def update_system_attributes(
     storage: LeasedRDBStorage, study_id: int, update: Callable[[dict[str, Any]], Mapping[str, Any]]
 ) -> None:
-    """Update system attributes of a study in one transaction; of a deleted one, do nothing.
+    """Write what a function returns for the current system attributes of a study.
 
-    Args:
-        storage: storage that holds the study.
-        study_id: id of the study.
-        update: function that maps the current system attributes to those to write.
+    This is one transaction. Of a deleted study nothing is written.
     """
     with reporting_damage(storage, study_id), storage.transaction() as connection:
         stored = _lock_attributes(connection, study_id, STUDY_SYSTEM_ATTRS)
@@ -279,14 +267,9 @@ def retry_trials(storage: LeasedRDBStorage, name: str, kinds: Collection[str]) -
     What each was is appended to its system attribute :data:`EARLIER_FAILURES`; its retries count
     from 0 again.
 
-    Args:
-        storage: storage that holds the study.
-        name: name of the study.
-        kinds: ``failed`` for trials that used up their retries, ``diverged`` for those whose loss
-            was not finite.
-
     Returns:
-        The number of trials of each kind that were set waiting.
+        The number of trials that were set waiting of each of the given kinds: ``failed`` are those
+        that used up their retries, ``diverged`` those whose loss was not finite.
 
     Raises:
         StudyNotFoundError: if the study does not exist.
@@ -459,12 +442,7 @@ def list_derived(storage: LeasedRDBStorage, name: str) -> list[str]:
 
 
 def delete_study(storage: LeasedRDBStorage, name: str, force: bool = False) -> OwnedFiles:
-    """Delete a study with all of its trials.
-
-    Args:
-        storage: storage that holds the study.
-        name: name of the study.
-        force: whether to delete it although others derive from it.
+    """Delete a study with all of its trials; one from which others derive only with ``force``.
 
     Returns:
         What it said about its files, which are not deleted, without those that another study owns
@@ -473,7 +451,7 @@ def delete_study(storage: LeasedRDBStorage, name: str, force: bool = False) -> O
     Raises:
         StudyNotFoundError: if it does not exist.
         StudyHeldError: if workers hold trials of it.
-        StudiesError: if others derive from it.
+        StudiesError: if others derive from it, without ``force``.
     """
     with storage.transaction() as connection:
         study_id = lock_unheld(connection, name)

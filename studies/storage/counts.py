@@ -46,6 +46,7 @@ from studies.storage.tables import (
     TRIAL_VALUES,
     TRIALS,
     has_system_attr,
+    is_attr,
     is_grid_trial,
     of_study,
     raw,
@@ -134,9 +135,7 @@ def count_trials(storage: "LeasedRDBStorage", study_id: int) -> TrialCounts:
 
     Those of an unknown state or failure, and complete ones without a value, are left out.
     """
-    failure = sa.select(TRIAL_USER_ATTRS.c.value_json).where(
-        TRIAL_USER_ATTRS.c.trial_id == TRIALS.c.trial_id, TRIAL_USER_ATTRS.c.key == FAILURE
-    )
+    failure = sa.select(TRIAL_USER_ATTRS.c.value_json).where(is_attr(TRIAL_USER_ATTRS, FAILURE))
     of_trial = sa.exists().where(TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id)
     columns = {
         "failure": failure.scalar_subquery(),
@@ -281,10 +280,7 @@ def has_replicates(storage: "LeasedRDBStorage", study_id: int) -> bool:
 
 def timing_by_shape(storage: "LeasedRDBStorage", study_id: int) -> list[TimingStats]:
     """Return timings by cell, layers, state size and bptt_steps."""
-    trials = TRIALS.outerjoin(
-        TRIAL_USER_ATTRS,
-        (TRIAL_USER_ATTRS.c.trial_id == TRIALS.c.trial_id) & (TRIAL_USER_ATTRS.c.key == SECONDS),
-    )
+    trials = TRIALS.outerjoin(TRIAL_USER_ATTRS, is_attr(TRIAL_USER_ATTRS, SECONDS))
     values = []
     for name in COST_PARAMS:
         param = TRIAL_PARAMS.alias()
@@ -415,11 +411,7 @@ def read_active_workers(connection: Connection, study_id: int) -> list[ActiveWor
     """
     query = (
         sa.select(TRIALS.c.number, TRIAL_SYSTEM_ATTRS.c.value_json, database_seconds(connection))
-        .outerjoin(
-            TRIAL_SYSTEM_ATTRS,
-            (TRIAL_SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id)
-            & (TRIAL_SYSTEM_ATTRS.c.key == LEASE),
-        )
+        .outerjoin(TRIAL_SYSTEM_ATTRS, is_attr(TRIAL_SYSTEM_ATTRS, LEASE))
         .where(
             TRIALS.c.study_id == study_id,
             TRIALS.c.state == TrialState.RUNNING,
@@ -507,12 +499,8 @@ def wait_until_unheld(
 ) -> None:
     """Wait until no worker holds a trial of a study.
 
-    As a worker does, this observes the leases, and requeues the trials of those that expire.
-
-    Args:
-        storage: storage that holds the study, opened for writing.
-        name: name of the study.
-        print_line: prints what is waited for, once, and again when it changes.
+    As a worker does, this observes the leases, and requeues the trials of those that expire. What
+    is waited for is printed once, and again when it changes.
 
     Raises:
         StudyNotFoundError: if the study does not exist.

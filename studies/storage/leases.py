@@ -36,6 +36,7 @@ from studies.storage.tables import (
     TRIALS,
     delete_attrs,
     has_system_attr,
+    is_attr,
     is_grid_trial,
     raw,
     read_attribute,
@@ -163,8 +164,7 @@ def running_leases(connection: Connection, study_id: int) -> dict[int, Lease]:
     query = sa.select(TRIALS.c.trial_id, TRIAL_SYSTEM_ATTRS.c.value_json).where(
         TRIALS.c.study_id == study_id,
         TRIALS.c.state == TrialState.RUNNING,
-        TRIAL_SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id,
-        TRIAL_SYSTEM_ATTRS.c.key == LEASE,
+        is_attr(TRIAL_SYSTEM_ATTRS, LEASE),
     )
     rows = connection.execute(query.order_by(TRIALS.c.trial_id))
     return {trial_id: Lease.parse(stored) for trial_id, stored in rows}
@@ -192,15 +192,11 @@ def database_seconds(connection: Connection) -> sa.ColumnElement[Any]:
 
 
 def waiting_query(
-    study_id: int, exclude: Collection[int] = (), paused_ids: Sequence[int] | None = None
+    study_id: int, exclude: Collection[int], paused_ids: Sequence[int] | None
 ) -> sa.Select[int]:
-    """Return the query for a study's waiting grid trials, in the order in which to run them.
+    """Return the query for the trials that a claim takes, in the order in which to run them.
 
-    Args:
-        study_id: id of the study.
-        exclude: ids of trials to leave out.
-        paused_ids: ids of paused trials, in the order in which to resume them; None for trials
-            that are not paused.
+    See :meth:`studies.storage.storage.LeasedRDBStorage.claim`.
     """
     waiting = sa.select(TRIALS.c.trial_id).where(
         TRIALS.c.study_id == study_id,
@@ -266,11 +262,9 @@ class PendingWrite:
 def write_pending(
     connection: Connection, writes: Sequence[PendingWrite]
 ) -> tuple[dict[int, Lease], list[int]]:
-    """Write to claimed trials in a number of statements that does not depend on their number.
+    """Write to claimed trials, at most once to each.
 
-    Args:
-        connection: connection in a transaction.
-        writes: at most one write for each trial.
+    The number of statements does not depend on the number of trials.
 
     Returns:
         Leases of the trials that are still held, by trial id, and the ids of the others; nothing is

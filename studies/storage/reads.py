@@ -45,6 +45,7 @@ from studies.storage.tables import (
     TRIAL_VALUES,
     TRIALS,
     has_system_attr,
+    is_attr,
     is_grid_trial,
     list_columns,
     raw,
@@ -90,14 +91,9 @@ def read_trials(
     columns: Collection[sa.Table] = RESULTS,
     is_strict: bool = False,
 ) -> list[StoredTrial]:
-    """Read grid trials of a study, by number.
+    """Read grid trials of a study, all or those of some ids, by number.
 
-    Args:
-        storage: storage that holds the study.
-        study_id: id of the study.
-        trial_ids: ids of the trials; None for all.
-        columns: what is read of them, besides their states and times.
-        is_strict: whether to refuse damaged trials; otherwise they are left out with a warning.
+    Besides their states and times ``columns`` are read. Damaged trials are left out with a warning.
 
     Raises:
         DamagedTrialError: if one is damaged, and ``is_strict``.
@@ -120,13 +116,8 @@ def read_where(
 ) -> tuple[list[StoredTrial], DamagedTrials]:
     """Read the trials of a study that meet conditions, by number, and those that are damaged.
 
-    Args:
-        connection: connection in a transaction.
-        study_id: id of the study.
-        where: the conditions.
-        columns: tables of what is read of them, besides their states and times.
-        is_whole: whether to read everything that Optuna's object of a trial has; otherwise only
-            attributes that this program defines.
+    Besides their states and times ``columns`` are read: only attributes that this program defines,
+    unless ``is_whole`` asks for everything that Optuna's object of a trial has.
     """
     query = sa.select(TRIALS.c.trial_id, *map(raw, list_columns(TRIALS)[1:])).where(*where)
     damaged = DamagedTrials()
@@ -289,12 +280,7 @@ class TrialReader:
     audited trials are always read; of those that wait, only the losses: the retries of one that was
     claimed and requeued between two calls stay the old ones.
 
-    Args:
-        storage: storage that holds the study.
-        study_id: id of the study.
-        columns: what is read of the trials.
-        rungs: rungs in ascending order at which to read losses; their ranges of log points do not
-            overlap.
+    Losses are read at rungs in ascending order, whose ranges of log points do not overlap.
 
     Attributes:
         planned: number of grid trials when they were last read, damaged ones included.
@@ -387,12 +373,10 @@ class TrialReader:
 
 def _select_stamps(study_id: int) -> sa.Select[Any]:
     """Return the query for (trial id, *stamp) of all trials, by number."""
-    since = TRIAL_SYSTEM_ATTRS.c
-    is_since = (since.trial_id == TRIALS.c.trial_id) & (since.key == PAUSED)
-    columns = (TRIALS.c.number, TRIALS.c.state, TRIALS.c.datetime_start, TRIALS.c.datetime_complete)
+    since = raw(TRIAL_SYSTEM_ATTRS.c.value_json)
     return (
-        sa.select(TRIALS.c.trial_id, *map(raw, (*columns, since.value_json)))
-        .outerjoin(TRIAL_SYSTEM_ATTRS, is_since)
+        sa.select(TRIALS.c.trial_id, *map(raw, list_columns(TRIALS)[1:]), since)
+        .outerjoin(TRIAL_SYSTEM_ATTRS, is_attr(TRIAL_SYSTEM_ATTRS, PAUSED))
         .where(TRIALS.c.study_id == study_id)
         .order_by(TRIALS.c.number)
     )
@@ -446,13 +430,7 @@ def read_curves(
     numbers: Collection[int] | None = None,
     step: int | None = None,
 ) -> list[Point]:
-    """Read the intermediate values of grid trials.
-
-    Args:
-        storage: storage that holds the study.
-        study_id: id of the study.
-        numbers: numbers of the trials; None for all.
-        step: the only step to read; None for all.
+    """Read the intermediate values of grid trials: of all or of some, at all steps or at one.
 
     Returns:
         Tuples (number, step, value), ordered by number and step; values that are not finite are
@@ -567,13 +545,7 @@ def _select_points(study_id: int) -> sa.Select[Any]:
 def read_eval_windows(
     storage: "LeasedRDBStorage", study_id: int, split: str
 ) -> dict[int, list[float]]:
-    """Read the losses on each evaluation window of a held-out split, by trial number.
-
-    Args:
-        storage: storage that holds the study.
-        study_id: id of the study.
-        split: ``validation`` or ``test``.
-    """
+    """Read the losses on each evaluation window of ``validation`` or ``test``, by trial number."""
     query = (
         sa.select(TRIALS.c.number, TRIAL_SYSTEM_ATTRS.c.value_json)
         .join(TRIALS, TRIALS.c.trial_id == TRIAL_SYSTEM_ATTRS.c.trial_id)

@@ -341,8 +341,8 @@ class LeasedRDBStorage(RDBStorage):
             claim_token: token unique to this claim.
             lease_seconds: time without a heartbeat after which the lease expires.
             exclude: ids of trials that are not claimed.
-            paused_ids: ids of paused trials, the first of which is claimed; None for the first
-                trial that is not paused.
+            paused_ids: ids of paused trials to claim, in this order; None for trials that are not
+                paused, in the order of their numbers.
 
         Returns:
             The trial's id; None if no such trial waits.
@@ -372,11 +372,8 @@ class LeasedRDBStorage(RDBStorage):
             limit: maximum number to claim.
             parameters: names of the parameters whose values must match; one that a trial lacks
                 must be lacking in the others.
-            exclude: ids of trials that are not claimed.
-            paused_ids: ids of paused trials to claim; None for trials that are not paused.
-
-        Returns:
-            The trials' ids.
+            exclude: as for :meth:`claim`.
+            paused_ids: as for :meth:`claim`.
 
         Raises:
             LeaseLostError: if the lease of the claimed trial is lost.
@@ -413,15 +410,9 @@ class LeasedRDBStorage(RDBStorage):
         attributes: Mapping[str, Any],
         curve: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
-        """Finish a claimed trial in one transaction.
+        """Finish a claimed trial as COMPLETE with a finite value, PRUNED or FAIL.
 
-        Args:
-            trial_id: id of the trial.
-            claim_token: token of the claim.
-            state: COMPLETE, PRUNED or FAIL.
-            value: value of a complete trial, finite.
-            attributes: user attributes to write.
-            curve: remaining intermediate values by step.
+        One transaction also writes user attributes and the remaining intermediate values by step.
 
         Raises:
             LeaseLostError: if the lease is lost; nothing is written.
@@ -451,12 +442,7 @@ class LeasedRDBStorage(RDBStorage):
     ) -> list[int]:
         """Set claimed trials waiting again in one transaction, after a last write to each.
 
-        The number of statements does not depend on the number of trials.
-
-        Args:
-            writes: last values of the trials.
-            cause: reason, counted among the retries of each.
-            error: exception in one line.
+        The cause is counted among the retries of each; an error is an exception in one line.
 
         Returns:
             Ids of the trials whose lease is lost; nothing is written to them.
@@ -487,13 +473,10 @@ class LeasedRDBStorage(RDBStorage):
             end_claims(connection, {trial_id: {"state": TrialState.WAITING}})
 
     def write_audit(self, decisions: Mapping[int, AuditDecision]) -> list[int]:
-        """Store decisions about audited trials, which train on regardless, in one transaction.
-
-        Args:
-            decisions: the decisions by trial id; one is not stored if another was stored before.
+        """Store decisions about audited trials by id, which train on regardless.
 
         Returns:
-            Ids of the trials whose decision is stored.
+            Ids of the trials whose decision is stored: it is not if another was stored before.
         """
         with self.transaction() as connection:
             return _write_audit(connection, decisions)
@@ -549,15 +532,10 @@ class LeasedRDBStorage(RDBStorage):
     def expire_leases(
         self, study_id: int, monitor: LeaseMonitor, clock: Callable[[], float]
     ) -> list[int]:
-        """Requeue the trials whose leases have expired.
+        """Requeue the trials whose leases have expired by an observer's monotonic clock.
 
         Observation and requeue share one writing transaction: while an observer cannot write,
         other workers may be unable to send heartbeats.
-
-        Args:
-            study_id: id of the study.
-            monitor: monitor of the observer.
-            clock: monotonic clock, in seconds.
 
         Returns:
             Ids of the requeued trials.
@@ -628,16 +606,7 @@ def _decode_pause(stored: str) -> datetime:
 def _write_audit(
     connection: Connection, decisions: Mapping[int, AuditDecision], require_all: bool = False
 ) -> list[int]:
-    """Store decisions about audited trials, by trial id, unless others were stored before.
-
-    Args:
-        connection: connection in a transaction.
-        decisions: the decisions.
-        require_all: whether to store none of them if one cannot be stored.
-
-    Returns:
-        Ids of the trials whose decision is stored.
-    """
+    """Store decisions as :meth:`LeasedRDBStorage.write_audit`, with ``require_all`` all or none."""
     lock_trials(connection, decisions)
     stored = read_attribute(connection, TRIAL_SYSTEM_ATTRS, AUDIT, decisions)
     valid = []

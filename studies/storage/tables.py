@@ -83,11 +83,14 @@ def of_study(table: sa.Table, study_id: int) -> sa.ColumnElement[bool]:
     return table.c.study_id == study_id
 
 
+def is_attr(table: sa.Table, key: str) -> sa.ColumnElement[bool]:
+    """Return the condition that a row of a table of attributes is that one of the trial."""
+    return (table.c.key == key) & (table.c.trial_id == TRIALS.c.trial_id)
+
+
 def has_system_attr(key: str) -> sa.ColumnElement[bool]:
     """Return the condition that a trial has a system attribute."""
-    rows = sa.select(TRIAL_SYSTEM_ATTRS.c.trial_id).where(
-        TRIAL_SYSTEM_ATTRS.c.key == key, TRIAL_SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id
-    )
+    rows = sa.select(TRIAL_SYSTEM_ATTRS.c.trial_id).where(is_attr(TRIAL_SYSTEM_ATTRS, key))
     return sa.exists(rows.correlate(TRIALS))
 
 
@@ -202,16 +205,11 @@ def read_study_attrs(
 
 
 def write_curves(
-    connection: Connection,
-    curves: Mapping[int, Mapping[int, float]],
-    replaced: Collection[int] = (),
+    connection: Connection, curves: Mapping[int, Mapping[int, float]], replaced: Collection[int]
 ) -> None:
-    """Write intermediate values.
+    """Write intermediate values by trial id and step, in place of those of the same steps.
 
-    Args:
-        connection: connection in a transaction.
-        curves: values by trial id and step; they replace stored values of the same steps.
-        replaced: ids of trials of which they replace all stored values.
+    Of the trials ``replaced`` they replace all stored values.
     """
     delete_rows(connection, INTERMEDIATE_VALUES, [{"trial_id": each} for each in replaced])
     old = [
@@ -241,15 +239,7 @@ def insert_study(
     direction: StudyDirection,
     attributes: Mapping[str, Any],
 ) -> int:
-    """Store a study without trials, and return its id.
-
-    Args:
-        connection: connection in a writing transaction.
-        name: name of the study.
-        metric: name of its value; "" for none.
-        direction: whether a lower or a higher value is better.
-        attributes: its user attributes.
-    """
+    """Store a study without trials, and return its id; ``metric`` names its value, "" for none."""
     query = sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
     study_id: int = connection.execute(query).scalar_one()
     row = {"study_id": study_id, "objective": 0, "direction": direction}
@@ -266,13 +256,12 @@ def insert_trials(
     distributions: Mapping[str, BaseDistribution],
     trials: Iterable[StoredTrial],
 ) -> dict[str, int]:
-    """Append trials to a study, with everything that they have; return the rows by table.
+    """Append trials to a study, with everything that they have, in the order of their new numbers.
 
-    Args:
-        connection: connection in a writing transaction.
-        study_id: id of the study.
-        distributions: distribution of each parameter, unless a trial has another.
-        trials: the trials, in the order of the numbers that they get.
+    They have the given distributions of parameters unless they have others of their own.
+
+    Returns:
+        The number of rows by table.
 
     Raises:
         StorageError: if the database refuses one.

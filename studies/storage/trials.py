@@ -25,8 +25,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from studies.attributes import FAILURE, LEASE, AuditState, Failure, first_message
+from studies.attributes import FAILURE, LEASE, AuditState, Failure
 from studies.errors import RowError, StudyFormatError
+from studies.records import first_message
 from studies.space import CELL, GATED_CELL, GATED_PARAMS, complete_params, convert_value
 from studies.text import shorten
 
@@ -307,7 +308,7 @@ def decode_choices(stored: str) -> Sequence[Any]:
     return distribution.choices
 
 
-def decode_param(stored: float, distribution: str, is_any: bool = False) -> Any:
+def decode_param(stored: float, distribution: str, is_any: bool) -> Any:
     """Return the value of a parameter, given its stored number and distribution.
 
     Args:

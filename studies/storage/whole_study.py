@@ -131,14 +131,9 @@ def read_all_trials(
     ids: Sequence[int],
     columns: Collection[sa.Table] = TRIAL_TABLES,
 ) -> Iterator[StoredTrial]:
-    """Read all trials of a study, grid trials and others, with everything that they have.
+    """Read trials of a study, grid trials and others, given their ids in the order of numbers.
 
-    Args:
-        connection: connection with a snapshot of the storage.
-        study_id: id of the study.
-        name: its name, for messages.
-        ids: ids of the trials, in the order of their numbers.
-        columns: what is read of them; of fewer tables only what this program defines.
+    They are read with everything that they have; of fewer columns only what this program defines.
 
     Raises:
         DamagedTrialError: if one is damaged.
@@ -164,13 +159,7 @@ def store_study(
     """Store a study under its name; return the number of rows by table of those of its trials.
 
     A number that no trial has becomes a failed trial that is not of the grid: Optuna numbers the
-    trials of a study without gaps.
-
-    Args:
-        connection: connection in a writing transaction.
-        study: the study.
-        folder: its artifact folder.
-        option: option of the command that gives it another name.
+    trials of a study without gaps. Messages name the option of the command that gives another name.
 
     Raises:
         StudyExistsError: if the name is taken.
