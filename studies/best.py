@@ -36,18 +36,18 @@ def architecture_key(params: Mapping[str, Any], nuisance: Collection[str] = ()) 
 
 
 def rank_trials(
-    trials: Sequence[StoredTrial], config: StudyConfig, looks: Sequence[LookRecord]
+    trials: Sequence[StoredTrial], config: StudyConfig | None, looks: Sequence[LookRecord]
 ) -> list[RankedArchitecture]:
     """Rank the architectures of a study, each at each value of the nuisance parameters.
 
     Args:
         trials: all grid trials of the study.
-        config: its config.
+        config: its config; None for one that is minimised and has no planned looks.
         looks: its planned looks so far.
     """
     keys = {trial.number: architecture_key(trial.params) for trial in trials}
-    measure, sign = find_measure(config), _sign(config)
-    split = _find_split(trials, measure)
+    measure = find_measure(config) if config else TEXT
+    split, sign = _find_split(trials, measure), _sign(config)
     runs = []
     for trial in trials:
         if trial.state is not TrialState.COMPLETE or trial.value is None:
@@ -57,7 +57,7 @@ def rank_trials(
         replicate = int(trial.params.get(REPLICATE, 0))
         runs.append(Run(keys[trial.number], trial.number, replicate, value, loss))
     is_finished = all(trial.state.is_finished() for trial in trials)
-    planned = config.refinement.looks if config.refinement else []
+    planned = config.refinement.looks if config and config.refinement else []
     return rank_runs(runs, keys, planned, [look.continued for look in looks], is_finished)
 
 
@@ -69,9 +69,9 @@ def _find_split(trials: Sequence[StoredTrial], measure: Measure) -> str | None:
     return choose_split(measure, lambda name: all(name in trial.attributes for trial in complete))
 
 
-def _sign(config: StudyConfig) -> int:
+def _sign(config: StudyConfig | None) -> int:
     """Return the factor that makes a lower value the better one."""
-    return -1 if config.direction == "maximize" else 1
+    return -1 if config is not None and config.direction == "maximize" else 1
 
 
 @dataclass(frozen=True)

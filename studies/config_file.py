@@ -24,7 +24,6 @@ class ConfigFile(BaseModel):
     """The settings of a TOML file or a stored study, before validation.
 
     Attributes:
-        name: name of the study.
         origin: source of the settings, as error messages name it.
         settings: nested settings that the source states, with overrides.
         original: the same without overrides; None if there are none.
@@ -245,7 +244,11 @@ class ConfigFile(BaseModel):
         elif name == "space":
             location = ("space", *location[2:])
         is_unknown = self._is_unknown(error)  # an unknown key may be named like a type
-        parts = [str(part) for part in location if is_unknown or not _is_union_arm(part)]
+        parts = [
+            str(part)
+            for part in location
+            if is_unknown or not (part in _UNION_ARMS or "[" in str(part))
+        ]
         return table, ".".join(parts)
 
     def _is_unknown(self, error: ErrorDetails) -> bool:
@@ -353,10 +356,5 @@ _KEYS = [
 ]
 """Keys of all tables of a study file."""
 
-
-def _is_union_arm(part: int | str) -> bool:
-    """Return whether a location part is pydantic's name for an alternative of a union."""
-    return isinstance(part, str) and (
-        "[" in part
-        or part in {"bool", "int", "str", "float", "constrained-int", "constrained-float"}
-    )
+_UNION_ARMS = ("bool", "int", "str", "float", "constrained-int", "constrained-float")
+"""Pydantic's names for alternatives of a union in a location, as others that have a bracket."""

@@ -76,7 +76,6 @@ class LargerThan(StrictModel):
     """Comparison of one contrast's effect with the effects of some switches.
 
     Attributes:
-        contrast: the contrast.
         switches: boolean parameters. Each is compared at the value that lowers the loss, or raises
             it if the rule is ``raises`` or ``does-not-raise``.
     """
@@ -275,16 +274,7 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class Registration(BaseModel):
-    """What a study was when it stored hypotheses.
-
-    Attributes:
-        time: the time, UTC.
-        started: number of trials that had been started.
-        finished: number of trials that had been finished.
-        planned: number of all trials.
-        report_threshold: the study's ``report_threshold``.
-        nuisance: its nuisance parameters.
-    """
+    """What a study was when it stored hypotheses: the time (UTC), its trials and its settings."""
 
     model_config = ConfigDict(frozen=True)
 

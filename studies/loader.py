@@ -77,12 +77,9 @@ def load_stored_config(name: str, storage: str) -> ConfigFile:
 
 
 def load_settings(name: str, settings: Mapping[str, Any]) -> ConfigFile:
-    """Return the settings of a study that are given in Python, as a config file.
+    """Return settings given in Python, nested as in a TOML file, as a config file.
 
-    Args:
-        name: name of the study.
-        settings: nested settings, as a TOML file contains them; paths are relative to the working
-            directory.
+    Paths are relative to the working directory.
     """
     return ConfigFile(name=name, origin="settings", settings=dict(settings), folder=Path())
 

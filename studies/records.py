@@ -66,9 +66,7 @@ class CellOption(StrictModel):
     """A keyword option of the constructor of a cell or a task.
 
     Attributes:
-        type: name of its type.
         choices: its values, if its annotation is a ``Literal``; None for any of its type.
-        default: its default.
     """
 
     type: OptionType

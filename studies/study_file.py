@@ -27,7 +27,6 @@ from optuna.distributions import (
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from sqlalchemy.engine import Connection
 
 from rnn.config import ParamValue
 from studies.attributes import (
@@ -61,6 +60,7 @@ from studies.storage.backup import merge_log
 from studies.storage.counts import find_study
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, open_storage, read_storage
+from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import (
     TRIAL_SYSTEM_ATTRS,
     TRIAL_USER_ATTRS,
@@ -139,8 +139,8 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
         raise StudyFileError(
             f"{path} is not a study file: expected a name ending in {' or '.join(SUFFIXES)}"
         )
-    with closing(read_storage(storage)) as opened, opened.reading() as connection:
-        study, count = _anonymize(connection, read_study(opened, name))
+    with closing(read_storage(storage)) as opened, opened.reading():
+        study, count = _anonymize(opened, read_study(opened, name))
         lines = (
             f"{json.dumps(line, separators=(',', ':'))}\n".encode()
             for line in _format_lines(study, count)
@@ -207,18 +207,19 @@ def _to_json(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
-def _anonymize(connection: Connection, study: WholeStudy) -> tuple[WholeStudy, int]:
+def _anonymize(storage: LeasedRDBStorage, study: WholeStudy) -> tuple[WholeStudy, int]:
     """Return a study without the names of machines, users and folders; and its grid trials' number.
 
     Raises:
         StudyFormatError: if it has no grid trial.
     """
     record = parse_record(study.name, study.attributes)
-    study_id = find_study(connection, study.name)
-    ids = connection.scalars(select_trial_ids(study_id).order_by(TRIALS.c.number)).all()
+    with storage.reading() as connection:
+        study_id = find_study(connection, study.name)
+        ids = connection.scalars(select_trial_ids(study_id).order_by(TRIALS.c.number)).all()
     machines, count = MachineNames(), 0
     columns = (TRIAL_USER_ATTRS, TRIAL_SYSTEM_ATTRS)
-    for trial in read_all_trials(connection, study_id, study.name, ids, columns):
+    for trial in read_all_trials(storage, study_id, ids, columns):
         if trial.is_grid:
             count += 1
             machines.add({**trial.attributes, **_select_results(trial)})

@@ -57,13 +57,6 @@ class DatabaseFile:
         except OSError:  # such as a network file system that does not answer: an outage
             return True
 
-    def require_in_place(self) -> None:
-        """Raise a :class:`StorageLostError` if the path no longer leads to this file."""
-        if not self.is_in_place:
-            raise StorageLostError(
-                f"{self.path} was deleted, moved or replaced while this search used it"
-            )
-
     def find(self) -> Path | None:
         """Return where the file was moved together with its log; None if that is unknown."""
         for link in Path("/proc/self/fd").glob("*"):  # on Linux, a link for each open file

@@ -243,8 +243,6 @@ class PendingWrite:
     """A write to a claimed trial.
 
     Attributes:
-        trial_id: id of the trial.
-        claim_token: token of the claim.
         curve: intermediate values by step; they replace stored values of the same steps.
         replace_all: whether they replace all stored values.
         heartbeat: whether to send a heartbeat as well.

@@ -26,7 +26,7 @@ from studies.attributes import (
     parse_audit,
 )
 from studies.config import DEFAULT_LEASE_SECONDS
-from studies.errors import LeaseLostError, RowError
+from studies.errors import LeaseLostError, RowError, StorageLostError
 from studies.storage.backup import DatabaseFile, StudyIdentity
 from studies.storage.counts import count_where
 from studies.storage.engine import begin_as, configure, engine_options
@@ -98,7 +98,6 @@ class AuditDecision(NamedTuple):
     Attributes:
         before: earlier decision, which must not have changed.
         after: decision to store.
-        attributes: user attributes to write.
     """
 
     before: AuditState
@@ -212,8 +211,10 @@ class LeasedRDBStorage(RDBStorage):
 
     def _require_file(self, *connection: object) -> None:
         """Check the file, also before a connection is opened: SQLite would create a missing one."""
-        if self.file is not None:
-            self.file.require_in_place()
+        if self.file is not None and not self.file.is_in_place:
+            raise StorageLostError(
+                f"{self.file.path} was deleted, moved or replaced while this search used it"
+            )
 
     def _require_study(self, connection: Connection) -> None:
         if self._required_study is not None:
@@ -560,7 +561,10 @@ class LeasedRDBStorage(RDBStorage):
         with self.transaction() as connection:
             held, lost = write_pending(connection, [write])
             if lost:
-                raise _lease_lost(write)
+                raise LeaseLostError(
+                    f"trial id {write.trial_id} is no longer held by {write.claim_token}: nothing "
+                    "was written"
+                )
             yield connection, held[write.trial_id]
 
 
@@ -587,12 +591,6 @@ def _decode_study_rows(table: sa.Table, rows: _StudyRows) -> dict[Any, Any]:
     if table is STUDY_DIRECTIONS:
         return {objective: decode_direction(stored) for objective, stored in rows}
     return {key: decode_json(stored, key) for key, stored in rows}
-
-
-def _lease_lost(write: PendingWrite) -> LeaseLostError:
-    return LeaseLostError(
-        f"trial id {write.trial_id} is no longer held by {write.claim_token}: nothing was written"
-    )
 
 
 def _decode_pause(stored: str) -> datetime:

@@ -85,7 +85,7 @@ def of_study(table: sa.Table, study_id: int) -> sa.ColumnElement[bool]:
 
 def is_attr(table: sa.Table, key: str) -> sa.ColumnElement[bool]:
     """Return the condition that a row of a table of attributes is that one of the trial."""
-    return (table.c.key == key) & (table.c.trial_id == TRIALS.c.trial_id)
+    return sa.and_(table.c.key == key, table.c.trial_id == TRIALS.c.trial_id)
 
 
 def has_system_attr(key: str) -> sa.ColumnElement[bool]:

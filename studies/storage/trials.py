@@ -76,11 +76,8 @@ class StoredTrial:
     """A trial as it is stored, or is to be stored; readers fill the columns they are asked for.
 
     Attributes:
-        params: parameter values by name.
-        attributes: user attributes.
         audit: what the pruner has decided about an audited trial, which is trained to the end
             whatever that is; None for any other.
-        state: state of the trial.
         value: value of a complete trial; None if it is not finite, as of plain Optuna.
         number: number of the trial; when it is stored, it gets the next one.
         trial_id: its id in the database.
@@ -90,9 +87,7 @@ class StoredTrial:
         is_imported: whether another program has recorded it.
         is_paused: whether it waits for the pruner to resume it.
         system_attributes: system attributes but the lease.
-        curve: intermediate values by step.
         losses: loss at each of the rungs that a reader was asked for; NaN if it has not reached it.
-        distributions: distribution of each parameter.
         values: all values of a trial of plain Optuna, which may have several.
     """
 

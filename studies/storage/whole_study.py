@@ -32,12 +32,7 @@ from studies.storage.tables import (
     select_trial_ids,
     write_attrs,
 )
-from studies.storage.trials import (
-    DamagedTrialError,
-    StoredTrial,
-    decode_distribution,
-    reporting_damage,
-)
+from studies.storage.trials import StoredTrial, decode_distribution, reporting_damage
 
 _BATCH = 200
 """Number of trials that are read at once."""
@@ -54,10 +49,7 @@ class WholeStudy:
     """Everything that a storage or a file has of a study.
 
     Attributes:
-        name: name of the study.
         metric: name of its value; "" for none.
-        direction: whether a lower or a higher value is better.
-        attributes: its user attributes.
         system_attributes: its system attributes, the name of its value aside. Those about a trial
             name it by ``trial-NUMBER`` in place of its id.
         distributions: distribution of each parameter; trials may have others.
@@ -120,20 +112,20 @@ def read_study(storage: LeasedRDBStorage, name: str) -> WholeStudy:
 
     (metric, *_) = system_attributes.pop(METRIC_NAMES, [""])
     named = {_OF_TRIAL.sub(name_trial, key): value for key, value in system_attributes.items()}
-    trials = read_all_trials(connection, study_id, name, list(numbers))
+    trials = read_all_trials(storage, study_id, list(numbers))
     return WholeStudy(name, metric, direction, attributes, named, distributions, trials)
 
 
 def read_all_trials(
-    connection: Connection,
+    storage: LeasedRDBStorage,
     study_id: int,
-    name: str,
     ids: Sequence[int],
     columns: Collection[sa.Table] = TRIAL_TABLES,
 ) -> Iterator[StoredTrial]:
-    """Read trials of a study, grid trials and others, given their ids in the order of numbers.
+    """Read trials of a study in the caller's reading transaction, grid trials and others.
 
-    They are read with everything that they have; of fewer columns only what this program defines.
+    Their ids are in the order of their numbers. They are read with everything that they have; of
+    fewer columns only what this program defines.
 
     Raises:
         DamagedTrialError: if one is damaged.
@@ -141,15 +133,14 @@ def read_all_trials(
     is_whole = columns is TRIAL_TABLES
     for first in range(0, len(ids), _BATCH):
         where = [TRIALS.c.trial_id.in_(ids[first : first + _BATCH])]
-        trials, damaged = read_where(connection, study_id, where, columns, is_whole)
+        with storage.reading() as connection:
+            trials, damaged = read_where(connection, study_id, where, columns, is_whole)
         for trial in trials:
             for key in (*trial.attributes, *trial.system_attributes):
                 if not isinstance(key, str):
-                    damaged.add(
-                        trial.trial_id, trial.number, RowError(f"attribute {key!r}: no name")
-                    )
-        for number, reason in damaged.reasons.items():
-            raise DamagedTrialError(name, number, reason)
+                    error = RowError(f"attribute {key!r}: no name")
+                    damaged.add(trial.trial_id, trial.number, error)
+        damaged.report(storage, study_id, is_strict=True)
         yield from trials
 
 
