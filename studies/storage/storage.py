@@ -590,7 +590,7 @@ def _read_study_rows(
 def _decode_study_rows(table: sa.Table, rows: _StudyRows) -> dict[Any, Any]:
     if table is STUDY_DIRECTIONS:
         return {objective: decode_direction(stored) for objective, stored in rows}
-    return {key: decode_json(stored, key) for key, stored in rows}
+    return {str(key): decode_json(stored, key) for key, stored in rows}
 
 
 def _decode_pause(stored: str) -> datetime:
