@@ -230,7 +230,7 @@ def check_values(hypotheses: Sequence[Hypothesis], values: Mapping[str, Sequence
 
     Args:
         hypotheses: the hypotheses.
-        values: values of each parameter; parameters without any are left to :func:`check_names`.
+        values: values of each parameter; :func:`check_hypotheses` checks the others.
 
     Raises:
         ValueError: if one of them names another value, or compares what has no order.

@@ -1,6 +1,5 @@
 """Studies of results that other programs recorded: tables, and studies of plain Optuna."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -8,7 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import optuna
 from optuna.distributions import (
@@ -32,6 +30,7 @@ from studies.storage.changes import create_study
 from studies.storage.counts import count_statuses
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
+from studies.storage.whole_study import new_folder
 from studies.text import check_study_name, shorten, to_line
 
 if TYPE_CHECKING:
@@ -292,7 +291,7 @@ def _store(
     record = StudyRecord(
         config=config,
         commands=[command] if command else [],
-        artifact_folder=f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
+        artifact_folder=new_folder(name),
         hypotheses=update_records([], config.hypothesis, registered),
     )
     if not dry_run:
