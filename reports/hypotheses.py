@@ -30,7 +30,7 @@ from reports.data.results import Results
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.formatting import escape_markdown, format_number, load_templates, loss_unit
-from reports.output import OUTPUT, choose_path, identity_tag, report_identity
+from reports.output import OUTPUT, choose_path, identity_tags, report_identity
 from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
 from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.scale import format_count, format_signed
@@ -181,7 +181,9 @@ def render_page(
             cells.setdefault((study.results.name, subject), []).append(verdict)
     return _TEMPLATES.get_template("hypotheses.md").render(
         heading=_HEADING,
-        identity_tag=identity_tag(report_identity(each.identity for each in studies)),
+        identity_tags=identity_tags(
+            report_identity(each.identity for each in studies), (each.folder for each in studies)
+        ),
         hypotheses=list(enumerate(listed, 1)),
         rules=RULES,
         has_regions=any(each.region for each in listed),

@@ -4,6 +4,7 @@ A report holds the identity of its studies in its first bytes. A file of another
 replaced: it may be the only record of a deleted study.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -23,10 +24,12 @@ OUTPUT = Path("reports/out")
 _MAX_NAME_BYTES = 180
 """Maximum length of a file name's stem; file systems allow 255 bytes for the whole name."""
 
-_HEAD = 1024
+_HEAD = 8192
 """Number of bytes of an existing file that contain its first line and its identity."""
 
 _IDENTITY = re.compile(rb'name="rnn-search-identity" content="([0-9a-f]+)"')
+
+_FOLDERS = re.compile(rb'name="rnn-search-studies" content="([\w -]*)"')
 
 
 def study_identity(url: URL, name: str, folder: str | None) -> str:
@@ -53,9 +56,15 @@ def report_identity(studies: Iterable[str]) -> str:
     return _hash(list(studies))
 
 
-def identity_tag(identity: str) -> str:
-    """Return the HTML element that stores an identity, for HTML and Markdown."""
-    return f'<meta name="rnn-search-identity" content="{identity}">'
+def identity_tags(identity: str, folders: Iterable[str]) -> str:
+    """Return the HTML elements that store what a report is about, for HTML and Markdown.
+
+    Args:
+        identity: identity of the report.
+        folders: artifact folders of its studies, which keep their names when one is renamed.
+    """
+    tags = {"identity": identity, "studies": " ".join(folders)}
+    return "".join(f'<meta name="rnn-search-{key}" content="{text}">' for key, text in tags.items())
 
 
 def default_path(names: Sequence[str]) -> Path:
@@ -67,20 +76,19 @@ def default_path(names: Sequence[str]) -> Path:
     return (OUTPUT / f"{stem}.html").absolute()
 
 
-def find_report(url: URL, name: str, folder: str | None) -> Path | None:
-    """Return the report of one study at its default place, also if the study has been deleted.
+def find_reports(folder: str | None) -> list[Path]:
+    """Return the reports in :data:`OUTPUT` about a study, under whatever name it had.
 
     Args:
-        url: URL of the storage.
-        name: name of the study.
-        folder: artifact folder of the study.
+        folder: artifact folder of the study, which may have been deleted.
     """
-    identity = report_identity([study_identity(url, name, folder)])
-    try:
-        path, _ = choose_path(default_path([name]), True, identity, b"")
-    except (OutputTakenError, OSError):
-        return None
-    return path if path.exists() else None
+    found = []
+    for path in sorted(OUTPUT.absolute().glob("*")):
+        with contextlib.suppress(OSError), open_regular(path) as file:
+            match = _FOLDERS.search(file.read(_HEAD))
+            if match and str(folder) in match[1].decode().split():
+                found.append(path)
+    return found
 
 
 def choose_path(path: Path, is_default: bool, identity: str, prefix: bytes) -> tuple[Path, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from reports.output import find_report
+from reports.output import find_reports
 from studies.artifacts import StudyStores
 from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
 from studies.errors import ConfigError
@@ -144,9 +144,9 @@ def delete(
         click.echo(f"study {name!r} is kept", err=True)
         return EXIT_FAILURE
     folder = manager.delete(name, force)
-    report = find_report(parse_url(storage), name, folder)
+    reports = ", ".join(map(str, find_reports(folder)))
     click.echo(
-        f"deleted study {name!r} and its files; reports are kept{f': {report}' if report else ''}"
+        f"deleted study {name!r} and its files; reports are kept{reports and f': {reports}'}"
     )
     return 0
 

@@ -154,10 +154,10 @@ class Study:
 
         Architectures are compared at their best values of the nuisance parameters, corrected for
         the luck of the best of several runs; a warning says where many are best at the lowest or
-        highest value tried. Each effect is also estimated
-        within each value of the other parameters. In a pruned study the effects are estimated from
-        the predictions and the audited trials; if they cannot be, the table is empty and a warning
-        says why.
+        highest value tried. Each effect is also estimated within each value of the other
+        parameters. In a pruned study the effects are estimated from the predictions and the audited
+        trials; if they cannot be, the table is empty and a warning says why. Where no pairs match,
+        as in a random search, the first warning says so, and an additive model is fitted.
 
         Replicates of its architectures in studies of the storage that derive from this one, with
         the same training settings, give the noise between runs and so the intervals.

@@ -65,6 +65,7 @@ class Results:
         audit_looks: planned looks at the audited trials of a pruned study, by name.
         audit_nuisance: nuisance parameters over which its audited architectures were drawn.
         identity: identity of the study, :func:`reports.output.study_identity`.
+        folder: artifact folder of the study, a name that no other study has.
         replicates: further runs of its architectures, of other studies, see
             :func:`reports.data.replicates.find_replicates`; None if there are none.
         looks: planned looks at replicates so far.
@@ -86,6 +87,7 @@ class Results:
     audit_looks: dict[str, AuditLook] = field(default_factory=dict)
     audit_nuisance: list[str] = field(default_factory=list)
     identity: str = ""
+    folder: str = ""
     replicates: pd.DataFrame | None = None
     looks: list[LookRecord] = field(default_factory=list)
     stored_ends: pd.DataFrame | None = None

@@ -99,6 +99,7 @@ class StudyReader:
             audit_looks=read_audit_looks(storage, self._study._study_id) if is_pruning else {},
             audit_nuisance=record.audit_nuisance,
             identity=identity,
+            folder=record.artifact_folder,
             looks=record.looks,
         )
 

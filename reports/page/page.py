@@ -34,7 +34,7 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
-from reports.output import choose_path, default_path, identity_tag, report_identity
+from reports.output import choose_path, default_path, identity_tags, report_identity
 from reports.page.answer import format_headline
 from reports.page.first_screen import build_first_screen
 from reports.page.section import Section
@@ -116,7 +116,9 @@ def render_page(sections: Sequence[Section], refresh_seconds: int | None = None)
         _templates()
         .get_template("report.html")
         .generate(
-            identity_tag=Markup(identity_tag(identity)),
+            identity_tags=Markup(
+                identity_tags(identity, (section.results.folder for section in sections))
+            ),
             title=", ".join(section.results.name for section in sections),
             sections=sections,
             written=datetime.now().astimezone(),

@@ -59,7 +59,7 @@ def test_killed_copy_shows_nothing_and_the_next_one_removes_what_it_left(
     places = ("--artifacts", str(artifacts), "--artifacts-to", str(copies))
     copy = ("copy", "made", "--storage", source, "--to", url, *places)
     if is_within_files:
-        end(*copy, calls=CallGate(tmp_path / "gate", "studies.study_files:_digest"))
+        end(*copy, calls=CallGate(tmp_path / "gate", "studies.artifacts:_digest"))
     else:
         end(*copy, statements=StatementGate(tmp_path / "gate", "SELECT trial_intermediate"))
     assert query(url, COUNT) == [(0,)]
@@ -114,7 +114,7 @@ def test_files_that_a_killed_deletion_left_are_removed_by_the_next_one(
 ):
     create_with_everything(source, artifacts, "other")
     common = ("--yes", "--storage", source, "--artifacts", str(artifacts))
-    gate = CallGate(tmp_path / "gate", "studies.study_files:StudyStores.mark_unowned")
+    gate = CallGate(tmp_path / "gate", "studies.artifacts:StudyStores.mark_unowned")
     end("delete", "made", *common, calls=gate)
     assert query(source, "SELECT study_name FROM studies") == [("other",)]
     assert "made-folder/trial-0.final" in list_files(artifacts)

@@ -15,7 +15,7 @@ from reports.errors import OutputTakenError
 from reports.hypotheses import hypotheses_command
 from reports.output import default_path, study_identity
 from reports.page.page import write_report
-from rnn_search.studies_cli import delete
+from rnn_search.studies_cli import delete, rename
 from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -89,6 +89,24 @@ def test_page_of_a_deleted_study_is_kept(folder, sqlite_url, capsys):
         delete.main(["made", "--yes", "--storage", sqlite_url], standalone_mode=False)
         assert capsys.readouterr().out.endswith(f"files; reports are kept: {paths[-1]}\n")
     assert len(set(paths)) == 2
+
+
+def test_deletion_names_the_reports_of_all_names_of_a_study_alone(folder, sqlite_url, capsys):
+    for name in ("made", "other"):
+        make_study(sqlite_url, name)
+        with closing(open_storage(sqlite_url)) as storage:
+            study_id = storage.get_study_id_from_name(name)
+            storage.set_study_user_attr(study_id, "artifact_folder", f"{name}-1")
+    at = ("--storage", sqlite_url)
+    both = write(reports, capsys, "made", "other", *at)[0]
+    before = write(reports, capsys, "made", *at)[0]
+    write(reports, capsys, "other", *at)
+    rename.main(["made", "better", *at], standalone_mode=False)
+    after = write(reports, capsys, "better", *at)[0]
+    delete.main(["better", "--yes", *at], standalone_mode=False)
+    (line,) = capsys.readouterr().out.splitlines()[-1:]
+    told = line.partition("reports are kept: ")[2].split(", ")
+    assert sorted(told) == sorted([both, before, after])
 
 
 @pytest.mark.parametrize("content", ["<!DOCTYPE html>\n<title>an old report</title>\n", "notes\n"])
