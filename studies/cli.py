@@ -154,18 +154,14 @@ def require_text(command: click.Command, binary: Collection[str] = ()) -> click.
 def _require_text(name: str, value: Any) -> None:
     """Reject arguments that are not valid UTF-8: neither storages nor messages can hold them."""
     for each in value if isinstance(value, tuple) else (value,):
-        if isinstance(each, str | Path) and not _is_text(str(each)):
+        if not isinstance(each, str | Path):
+            continue
+        try:
+            str(each).encode()
+        except UnicodeEncodeError as error:
             raise click.BadParameter(
                 f"{name.replace('_', '-')} is not valid UTF-8: expected text, not {str(each)!r}"
-            )
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+            ) from error
 
 
 def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception], ...]) -> None:
@@ -179,14 +175,7 @@ def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception]
         logging.getLogger(name).setLevel(level)
     logging.getLogger("studies").addHandler(_WARNINGS)
     try:
-        _run_with_exit_code(main, bad_input)
-    finally:
-        exit_silently_on_interrupt()
-
-
-def _run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception], ...]) -> None:
-    try:
-        code = main()
+        sys.exit(main())
     except click.ClickException as error:
         _exit(error.format_message().replace("\n", " "), EXIT_USAGE)
     except (click.Abort, KeyboardInterrupt):
@@ -209,7 +198,8 @@ def _run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception
             )
         reason = str(error) or type(error).__name__
         _exit(f"{reason}; recorded results are kept: fix this and run again", EXIT_FAILURE)
-    sys.exit(code)
+    finally:
+        exit_silently_on_interrupt()
 
 
 def _exit(message: str, code: int) -> NoReturn:
