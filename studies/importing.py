@@ -41,12 +41,11 @@ MAX_PARAMETERS = 100
 
 _SUFFIXES = (".gz", ".bz2", ".xz", ".csv", ".tsv", ".txt", ".parquet")
 
-
 Hypotheses = str | Path | Sequence[Hypothesis | Mapping[str, Any]]
 """The path of a file of hypotheses, or the hypotheses."""
 
 
-def _option(metavar: str, default: Any, *text: str) -> Any:
+def _option(metavar: str | None, default: Any, *text: str) -> Any:
     return field(default=default, metadata={"metavar": metavar, "help": " ".join(text)})
 
 
@@ -64,7 +63,9 @@ class ImportOptions:
         "COLUMN", None, "Column of the results, or objective of a study; by default value."
     )
     maximize: bool | None = _option(
-        "", None, "Whether a higher value is better; by default as the study says, or a lower one."
+        None,
+        None,
+        "Whether a higher value is better; by default as the study says, or a lower one.",
     )
     metric: str = _option("NAME", "", "Name of the value, for the report.")
     unit: str = _option("TEXT", "", "Unit of the value, for the report.")

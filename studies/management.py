@@ -7,6 +7,7 @@ it visible. A killed copy leaves files that no study owns, which are recorded an
 next.
 """
 
+import math
 import os
 import sqlite3
 import time
@@ -303,10 +304,17 @@ class _Copier:
         remove_unowned(self.target, self.target_stores, label)
         with self.source.snapshot() as connection:
             before = read_fingerprint(connection, self.name)
-        self.target_stores.mark_unowned(new_files, label)
+        renewed = -math.inf
+
+        def mark() -> None:
+            nonlocal renewed
+            if time.monotonic() - renewed > _RENEWAL_SECONDS:
+                self.target_stores.mark_unowned(new_files, label)
+                renewed = time.monotonic()
+
+        mark()
         try:
-            renew = _Renewal(lambda: self.target_stores.mark_unowned(new_files, label))
-            files = self.stores.copy_files(self.owned, self.target_stores, folder, renew)
+            files = self.stores.copy_files(self.owned, self.target_stores, folder, mark)
             return self._copy_rows(folder, ids, before), files
         except BaseException:
             if not self._is_stored(folder):
@@ -341,19 +349,6 @@ class _Copier:
                 return is_owned(connection, folder)
         except (SQLAlchemyError, OptunaError, StudiesError):  # unknown: its files stay
             return True
-
-
-class _Renewal:
-    """Renews the record of a folder, so that it does not look like one that was left."""
-
-    def __init__(self, renew: Callable[[], None]) -> None:
-        self._renew = renew
-        self._renewed = time.monotonic()
-
-    def __call__(self) -> None:
-        if time.monotonic() - self._renewed > _RENEWAL_SECONDS:
-            self._renew()
-            self._renewed = time.monotonic()
 
 
 @contextmanager

@@ -19,11 +19,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, BinaryIO, Literal, NoReturn
 
 import sqlalchemy as sa
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    distribution_to_json,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -62,17 +58,8 @@ from studies.storage.backup import merge_log
 from studies.storage.counts import find_study
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, open_storage, read_storage
-from studies.storage.tables import (
-    TRIAL_SYSTEM_ATTRS,
-    TRIAL_USER_ATTRS,
-    TRIALS,
-    select_trial_ids,
-)
-from studies.storage.trials import (
-    StoredTrial,
-    check_params,
-    decode_distribution,
-)
+from studies.storage.tables import TRIAL_SYSTEM_ATTRS, TRIAL_USER_ATTRS, TRIALS, select_trial_ids
+from studies.storage.trials import StoredTrial, check_params, decode_distribution
 from studies.storage.whole_study import (
     WholeStudy,
     new_folder,
@@ -97,8 +84,6 @@ _FIRST_LINE = re.compile(rf'(# {_FORMAT} 1: )|\{{\s*"format"\s*:\s*"{_FORMAT}"')
 """Beginning of a file: of version 1, a table as CSV, or of a later one."""
 
 _GZIP = b"\x1f\x8b"
-
-_EARLIER_END = re.compile(r"earlier_end:(\d+)")
 
 _USER_ATTRIBUTES = (*TrialRecord.model_fields, SOURCE_TRIALS)
 """User attributes of a trial in a file, in their order."""
@@ -257,27 +242,15 @@ def _anonymize(connection: Connection, study: WholeStudy) -> tuple[WholeStudy, i
 def _select_results(trial: StoredTrial) -> dict[str, Any]:
     """Return the system attributes of a trial that a file has, in a fixed order."""
     mark = {IS_GRID_TRIAL: IMPORTED if trial.is_imported else True}
-
-    def place(name: str) -> tuple[str, int]:
-        end = _EARLIER_END.fullmatch(name)
-        return ("earlier_end", int(end[1])) if end else (name, 0)
-
     stored = trial.system_attributes
-    return mark | {name: stored[name] for name in sorted(filter(is_result, stored), key=place)}
-
-
-_URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*)://[^\s'\"]*")
-
-_QUOTED_PATH = re.compile(r"""(['"])[^'"=\[\]{}]*/([^/'"=\[\]{}]+)\1""")
-
-_PATH = re.compile(r"""[^\s'"=,;:()\[\]{}]*/(?=[^\s/])""")
+    return mark | {name: stored[name] for name in sorted(filter(is_result, stored))}
 
 
 def shorten_paths(text: str) -> str:
     """Replace each path in a text by its last part, and each URL by its scheme."""
-    text = _URL.sub(r"\1:", text)
-    text = _QUOTED_PATH.sub(r"\1\2\1", text)
-    return _PATH.sub("", text)
+    text = re.sub(r"\b([A-Za-z][A-Za-z0-9+.-]*)://[^\s'\"]*", r"\1:", text)
+    text = re.sub(r"""(['"])[^'"=\[\]{}]*/([^/'"=\[\]{}]+)\1""", r"\1\2\1", text)  # in quotes
+    return re.sub(r"""[^\s'"=,;:()\[\]{}]*/(?=[^\s/])""", "", text)
 
 
 def anonymize_record(record: StudyRecord) -> StudyRecord:
@@ -301,12 +274,10 @@ def anonymize_record(record: StudyRecord) -> StudyRecord:
     }
     if config.task_record is not None:
         source = shorten_paths(config.task_record.source)
-        texts = {
-            name: shorten_paths(value)
+        values = {
+            name: shorten_paths(value) if isinstance(value, str) else value
             for name, value in config.task_record.values.items()
-            if isinstance(value, str)
         }
-        values = config.task_record.values | texts
         changes["task"] = TaskSettings.model_validate({"source": source, **values})
         changes["task_record"] = config.task_record.model_copy(
             update={"source": source, "values": values, "folder": ""}
