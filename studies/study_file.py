@@ -52,7 +52,6 @@ from studies.errors import (
 )
 from studies.files import atomic_write, open_regular, require_regular
 from studies.loader import parse_record
-from studies.records import TaskSettings
 from studies.space import contains_exact
 from studies.storage.backup import merge_log
 from studies.storage.counts import find_study
@@ -202,19 +201,17 @@ def _anonymize(connection: Connection, study: WholeStudy) -> tuple[WholeStudy, i
     record = parse_record(study.name, study.attributes)
     study_id = find_study(connection, study.name)
     ids = connection.scalars(select_trial_ids(study_id).order_by(TRIALS.c.number)).all()
-    machines, count = MachineNames(), 0
+    machines, count = _MachineNames(), 0
     columns = (TRIAL_USER_ATTRS, TRIAL_SYSTEM_ATTRS)
     for trial in read_all_trials(connection, study_id, study.name, ids, columns):
         if trial.is_grid:
             count += 1
-            machines.add({**trial.attributes, **_select_results(trial)})
+            machines.replace({**trial.attributes, **_select_results(trial)})
     if not count:
         raise StudyFormatError(f"study {study.name!r} has no grid trial: expected one or more")
-    attributes = anonymize_record(record).attributes()
-    del attributes["artifact_folder"]  # each stored study has one of its own
     anonymous = replace(
         study,
-        attributes=attributes,
+        attributes=_anonymize_record(record),
         system_attributes={
             name: study.system_attributes[name]
             for name in STUDY_SYSTEM_ATTRIBUTES
@@ -253,71 +250,42 @@ def shorten_paths(text: str) -> str:
     return re.sub(r"""[^\s'"=,;:()\[\]{}]*/(?=[^\s/])""", "", text)
 
 
-def anonymize_record(record: StudyRecord) -> StudyRecord:
-    """Return what a study stores about itself without the folders of its files."""
-    config, corpus = record.config, record.corpus
-    changes: dict[str, Any] = {
-        "corpus": PurePath(config.corpus).name,
-        "cells": {
-            name: cell.model_copy(update={"spec": shorten_paths(cell.spec)})
-            for name, cell in config.cells.items()
-        },
-        "space": config.space
-        and tuple(
-            each.model_copy(
-                update={"cell": each.cell and [shorten_paths(cell) for cell in each.cell]}
-            )
-            for each in config.space
-        ),
-        "results": config.results
-        and config.results.model_copy(update={"source": shorten_paths(config.results.source)}),
-    }
-    if config.task_record is not None:
-        source = shorten_paths(config.task_record.source)
+def _anonymize_record(record: StudyRecord) -> dict[str, Any]:
+    """Return what a study stores about itself, without the folders of its files."""
+    attributes = record.attributes()
+    del attributes["artifact_folder"]  # each stored study has one of its own
+    attributes["commands"] = list(map(shorten_paths, record.commands))
+    for end in attributes["earlier_ends"]:
+        end["command"] = shorten_paths(end["command"])
+    config, corpus = attributes[CONFIG], attributes["corpus"]
+    for named, key in ((config, "corpus"), (corpus, "name")):
+        if named is not None:
+            named[key] = PurePath(named[key]).name
+    for cell in config["cells"].values():
+        cell["spec"] = shorten_paths(cell["spec"])
+    for space in config["space"] or ():
+        space["cell"] = space["cell"] and list(map(shorten_paths, space["cell"]))
+    if results := config.get("results"):
+        results["source"] = shorten_paths(results["source"])
+    if task := config["task_record"]:
         values = {
             name: shorten_paths(value) if isinstance(value, str) else value
-            for name, value in config.task_record.values.items()
+            for name, value in task["values"].items()
         }
-        changes["task"] = TaskSettings.model_validate({"source": source, **values})
-        changes["task_record"] = config.task_record.model_copy(
-            update={"source": source, "values": values, "folder": ""}
-        )
-    return record.model_copy(
-        update={
-            "config": config.model_copy(update=changes),
-            "corpus": corpus and corpus.model_copy(update={"name": PurePath(corpus.name).name}),
-            "commands": [shorten_paths(command) for command in record.commands],
-            "earlier_ends": [
-                end.model_copy(update={"command": shorten_paths(end.command)})
-                for end in record.earlier_ends
-            ],
-        }
-    )
+        task |= {"source": shorten_paths(task["source"]), "values": values, "folder": ""}
+        config["task"] = {"source": task["source"], **values}
+    return attributes
 
 
-class MachineNames:
-    """Names of machines and workers without what they are called, in the order of their trials."""
+class _MachineNames:
+    """Names of machines and workers without what they are called, in the order of their trials.
+
+    An error may name a machine that a later trial ran on: replace the names of all trials twice.
+    """
 
     def __init__(self) -> None:
         self._hosts: dict[str, str] = {}
         self._workers: dict[str, str] = {}
-
-    def add(self, value: Any) -> None:
-        """Add the machine and the worker that attributes name, and records in them."""
-        if isinstance(value, list):
-            for item in value:
-                self.add(item)
-        if not isinstance(value, Mapping):
-            return
-        if isinstance(host := value.get("host"), str):
-            self._hosts.setdefault(host, f"machine-{len(self._hosts) + 1}")
-        if isinstance(worker := value.get("worker"), str) and worker not in self._workers:
-            host = worker.partition("/")[0]
-            machine = self._hosts.setdefault(host, f"machine-{len(self._hosts) + 1}")
-            count = sum(each.startswith(f"{machine}/") for each in self._workers.values())
-            self._workers[worker] = f"{machine}/{count + 1}"
-        for item in value.values():
-            self.add(item)
 
     def replace(self, value: Any) -> Any:
         """Return attributes with other names of machines and workers, and without paths."""
@@ -325,15 +293,24 @@ class MachineNames:
             return [self.replace(item) for item in value]
         if not isinstance(value, Mapping):
             return value
-        replaced = {key: self.replace(item) for key, item in value.items()}
-        for key, names in (("host", self._hosts), ("worker", self._workers)):
-            if key in replaced:
-                replaced[key] = names.get(replaced[key], replaced[key])
+        replaced = dict(value)
+        if isinstance(host := value.get("host"), str):
+            replaced["host"] = self._name_host(host)
+        if isinstance(worker := value.get("worker"), str):
+            if worker not in self._workers:
+                machine = self._name_host(worker.partition("/")[0])
+                count = sum(each.startswith(f"{machine}/") for each in self._workers.values())
+                self._workers[worker] = f"{machine}/{count + 1}"
+            replaced["worker"] = self._workers[worker]
+        replaced = {key: self.replace(item) for key, item in replaced.items()}
         if isinstance(error := replaced.get(ERROR), str):
             for host, name in self._hosts.items():
                 error = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", name, error)
             replaced[ERROR] = shorten_paths(error)
         return replaced
+
+    def _name_host(self, host: str) -> str:
+        return self._hosts.setdefault(host, f"machine-{len(self._hosts) + 1}")
 
 
 # ------------------------------------------------------------------ import
