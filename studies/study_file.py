@@ -125,10 +125,12 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
             f"{path} is not a study file: expected a name ending in {' or '.join(SUFFIXES)}"
         )
     with closing(read_storage(storage)) as opened, opened.snapshot() as connection:
-        study, count = _anonymize(connection, read_study(connection, name))
+        study = read_study(connection, name)
+        record = parse_record(name, study.attributes)
+        count, machines = _name_machines(connection, name)
         lines = (
             f"{json.dumps(line, separators=(',', ':'))}\n".encode()
-            for line in _format_lines(study, count)
+            for line in _format_lines(study, record, count, machines)
         )
         try:
             require_regular(path)
@@ -146,8 +148,11 @@ def _compress(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield compressor.flush()
 
 
-def _format_lines(study: WholeStudy, count: int) -> Iterator[dict[str, Any]]:
-    """Yield the line of a study, then that of each trial."""
+def _format_lines(
+    study: WholeStudy, record: StudyRecord, count: int, machines: "_MachineNames"
+) -> Iterator[dict[str, Any]]:
+    """Yield the line of a study, then that of each grid trial, without names of who trained it."""
+    system_attributes = study.system_attributes
     yield {
         "format": _FORMAT,
         "version": _VERSION,
@@ -155,14 +160,22 @@ def _format_lines(study: WholeStudy, count: int) -> Iterator[dict[str, Any]]:
         "direction": study.direction.name.lower(),
         "metric": study.metric,
         "trials": count,
-        "user_attrs": study.attributes,
-        "system_attrs": study.system_attributes,
+        "user_attrs": _anonymize_record(record),
+        "system_attrs": {
+            name: system_attributes[name]
+            for name in STUDY_SYSTEM_ATTRIBUTES
+            if name in system_attributes
+        },
         "distributions": {
             name: json.loads(distribution_to_json(each))
             for name, each in study.distributions.items()
         },
     }
     for trial in study.trials:
+        if not trial.is_grid:
+            continue
+        attributes = trial.attributes
+        kept = {key: attributes[key] for key in _USER_ATTRIBUTES if key in attributes}
         line = {
             "number": trial.number,
             "state": trial.state.name,
@@ -179,8 +192,8 @@ def _format_lines(study: WholeStudy, count: int) -> Iterator[dict[str, Any]]:
                 for name, each in trial.distributions.items()
                 if each is not study.distributions[name]
             },
-            "user_attrs": trial.attributes,
-            "system_attrs": trial.system_attributes,
+            "user_attrs": machines.replace(kept),
+            "system_attrs": machines.replace(_select_results(trial)),
             "intermediate_values": {
                 str(step): _to_json(trial.curve[step]) for step in sorted(trial.curve)
             },
@@ -192,48 +205,23 @@ def _to_json(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
-def _anonymize(connection: Connection, study: WholeStudy) -> tuple[WholeStudy, int]:
-    """Return a study without the names of machines, users and folders; and its grid trials' number.
+def _name_machines(connection: Connection, name: str) -> tuple[int, "_MachineNames"]:
+    """Count the grid trials of a study, and name the machines that are met in them.
 
     Raises:
         StudyFormatError: if it has no grid trial.
     """
-    record = parse_record(study.name, study.attributes)
-    study_id = find_study(connection, study.name)
+    study_id = find_study(connection, name)
     ids = connection.scalars(select_trial_ids(study_id).order_by(TRIALS.c.number)).all()
-    machines, count = _MachineNames(), 0
+    count, machines = 0, _MachineNames()
     columns = (TRIAL_USER_ATTRS, TRIAL_SYSTEM_ATTRS)
-    for trial in read_all_trials(connection, study_id, study.name, ids, columns):
+    for trial in read_all_trials(connection, study_id, name, ids, columns):
         if trial.is_grid:
             count += 1
             machines.replace({**trial.attributes, **_select_results(trial)})
     if not count:
-        raise StudyFormatError(f"study {study.name!r} has no grid trial: expected one or more")
-    anonymous = replace(
-        study,
-        attributes=_anonymize_record(record),
-        system_attributes={
-            name: study.system_attributes[name]
-            for name in STUDY_SYSTEM_ATTRIBUTES
-            if name in study.system_attributes
-        },
-        trials=(
-            replace(
-                trial,
-                attributes=machines.replace(
-                    {
-                        key: trial.attributes[key]
-                        for key in _USER_ATTRIBUTES
-                        if key in trial.attributes
-                    }
-                ),
-                system_attributes=machines.replace(_select_results(trial)),
-            )
-            for trial in study.trials
-            if trial.is_grid
-        ),
-    )
-    return anonymous, count
+        raise StudyFormatError(f"study {name!r} has no grid trial: expected one or more")
+    return count, machines
 
 
 def _select_results(trial: StoredTrial) -> dict[str, Any]:
