@@ -78,20 +78,10 @@ def study_name(value: str) -> str:
     return Path(value).stem if value.endswith(".toml") else value
 
 
-class _StudyName(click.ParamType[str]):
-    """Name of a study, or path of its TOML file."""
-
-    name = "study"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Convert to the name."""
-        return study_name(value)
-
-
-study_argument = click.argument("study", type=_StudyName())
+study_argument = click.argument("study", type=study_name)
 
 studies_argument = click.argument(
-    "studies", metavar="STUDY...", nargs=-1, required=True, type=_StudyName()
+    "studies", metavar="STUDY...", nargs=-1, required=True, type=study_name
 )
 
 artifacts_option = click.option(

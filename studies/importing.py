@@ -133,11 +133,10 @@ def import_results(
 
     Args:
         storage: URL of the storage, which is created if it does not exist.
-        source: path of a table; a DataFrame; a study of plain Optuna, or the URL of its storage,
-            which is only read.
+        source: where the results are; it and the names as in :func:`rnn_search.import_results`.
         options: what the columns are.
-        study: name of the study in the storage ``source``; None if that has one only.
-        name: name of the new study; None for that of the file or of Optuna's study.
+        study: name of the study in the storage ``source``.
+        name: name of the new study.
         command: command that imports it, for the report.
         dry_run: whether to write nothing.
 

@@ -409,11 +409,9 @@ def open_study_file(path: Path) -> Iterator[WholeStudy]:
 def _open_lines(path: Path) -> Iterator[Iterator[str]]:
     try:
         file = open_regular(path)
-    except FileNotFoundError as error:
-        raise StudyFileError(f"{path} does not exist: expected a study file") from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StudyFileError(f"{path} cannot be read ({reason}): expected a file") from error
+        raise StudyFileError(f"{path} cannot be read ({reason}): expected a study file") from error
     with file:
         is_compressed = file.read(len(_GZIP)) == _GZIP
         file.seek(0)
