@@ -20,22 +20,13 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def _column_options(command: _F) -> _F:
     """Add an option for each field of :class:`ImportOptions`."""
     for each in reversed(fields(ImportOptions)):
-        settings: dict[str, Any] = {"help": each.metadata["help"], "default": each.default}
-        if each.name == "maximize":
-            option = click.option("--maximize/--minimize", **settings)
-        elif each.default == ():
+        settings: dict[str, Any] = {"default": each.default, **each.metadata}
+        if each.default == ():
             settings |= {"default": "", "callback": _split}
-            option = click.option(f"--{each.name}", metavar=each.metadata["metavar"], **settings)
-        else:
-            kind = float if each.name == "threshold" else str
-            metavar = each.metadata["metavar"]
-            option = click.option(
-                f"--{each.name}",
-                metavar=metavar,
-                type=kind,
-                show_default=bool(each.default),
-                **settings,
-            )
+        if each.name == "threshold":
+            settings["type"] = float
+        name = "maximize/--minimize" if each.name == "maximize" else each.name
+        option = click.option(f"--{name}", show_default=bool(each.default), **settings)
         command = option(command)
     return command
 

@@ -211,8 +211,8 @@ def export_command(study: str, file: Path, storage: str, debug: bool) -> int:
     """Export a study."""
     result = export_study(storage, study, file)
     click.echo(
-        f"exported study {study!r} to {to_line(str(file))}: {_format_count(result.trials)}, "
-        f"{format_bytes(result.size)}"
+        f"exported study {study!r} to {to_line(str(file))}: {result.trials:,} "
+        f"trial{'s' * (result.trials != 1)}, {format_bytes(result.size)}"
     )
     return 0
 
@@ -245,10 +245,6 @@ def _format_continue(name: str) -> str:
         url = parse_url(context.params["storage"]).set(password=None)
         words += ["--storage", redact(url)]
     return shlex.join(words)
-
-
-def _format_count(trials: int) -> str:
-    return f"{trials:,} trial{'s' * (trials != 1)}"
 
 
 def _list_names(names: list[str]) -> str:

@@ -83,32 +83,35 @@ class AtomicFileStore(FileSystemArtifactStore):
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write an artifact atomically; remove old temporary files of killed writers."""
-        path = self._locate_file(artifact_id)
-        prefix = artifact_id[: artifact_id.rfind("/") + 1]
-        self._remove_temporary_files(path.parent, prefix, STALE_SECONDS)
+        path = self._locate(artifact_id)
+        self.remove_temporary_files(artifact_id.rpartition("/")[0] or None, STALE_SECONDS)
         atomic_write(path, content_body)
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """Open an artifact for reading; a pipe or a device in its place is refused."""
         try:
-            return open_regular(self._locate_file(artifact_id))
+            return open_regular(self._locate(artifact_id))
         except FileNotFoundError as error:
             raise ArtifactNotFound("not found") from error
 
     def remove(self, artifact_id: str) -> None:
         """Remove an artifact and the temporary files that killed writers left."""
-        path = self._locate_file(artifact_id)
-        remove_temporary_files_of(path, min_age=None)
+        remove_temporary_files_of(self._locate(artifact_id), min_age=None)
         super().remove(artifact_id)
 
     def list_names(self, folder: str) -> list[str]:
         """Return the names of the files in a subfolder."""
-        inside = self._locate_folder(folder)
+        inside = self._locate(folder, FOLDER_NAME)
         return [path.name for path in inside.iterdir()] if inside.is_dir() else []
 
-    def remove_temporary_files(self, folder: str) -> None:
-        """Remove the temporary files that killed writers left in a subfolder."""
-        self._remove_temporary_files(self._locate_folder(folder), f"{folder}/", min_age=None)
+    def remove_temporary_files(self, folder: str | None, min_age: float | None = None) -> None:
+        """Remove the temporary files of killed writers from a subfolder, or from the folder itself.
+
+        Files younger than ``min_age`` seconds are kept.
+        """
+        inside = self.path if folder is None else self._locate(folder, FOLDER_NAME)
+        prefix = "" if folder is None else f"{folder}/"
+        remove_temporary_files(inside, lambda file: self._names.fullmatch(prefix + file), min_age)
 
     def purge(self, folder: str, suffix: str) -> None:
         """Remove trials' files with a suffix and all temporary files from a subfolder.
@@ -126,26 +129,17 @@ class AtomicFileStore(FileSystemArtifactStore):
         """Remove a subfolder, and with it the folder of the store, if they are empty."""
         with contextlib.suppress(OSError):  # missing or not empty
             if folder is not None:
-                self._locate_folder(folder).rmdir()
+                self._locate(folder, FOLDER_NAME).rmdir()
             if self.remove_when_empty:
                 self.path.rmdir()
 
     def age(self, artifact_id: str) -> float:
         """Return the seconds since an artifact was written."""
-        return time.time() - self._locate_file(artifact_id).stat().st_mtime
+        return time.time() - self._locate(artifact_id).stat().st_mtime
 
-    def _remove_temporary_files(self, folder: Path, prefix: str, min_age: float | None) -> None:
-        remove_temporary_files(folder, lambda file: self._names.fullmatch(prefix + file), min_age)
-
-    def _locate_file(self, artifact_id: str) -> Path:
-        _require_name(self._names, artifact_id)
-        return self._require_inside(self.path / artifact_id)
-
-    def _locate_folder(self, folder: str) -> Path:
-        _require_name(FOLDER_NAME, folder)
-        return self._require_inside(self.path / folder)
-
-    def _require_inside(self, path: Path) -> Path:
+    def _locate(self, name: str, pattern: str | None = None) -> Path:
+        _require_name(pattern or self._names, name)
+        path = self.path / name
         try:
             resolved = path.resolve()
         except RuntimeError:  # a loop of links
@@ -221,11 +215,11 @@ def store_errors() -> tuple[type[Exception], ...]:
     return (*errors, Boto3Error, BotoCoreError, ClientError)
 
 
-def store_location(store: Store, folder: str) -> str:
-    """Return the location of a folder of a store: a path or ``s3://BUCKET/FOLDER``."""
+def store_location(store: Store, name: str) -> str:
+    """Return the location of a file or folder of a store: a path or ``s3://BUCKET/NAME``."""
     if isinstance(store, AtomicFileStore):
-        return str(store.path / folder)
-    return f"s3://{store.bucket}/{folder}"
+        return str(store.path / name)
+    return f"s3://{store.bucket}/{name}"
 
 
 def open_store(
@@ -251,9 +245,12 @@ def open_store(
     parts = urlsplit(artifacts)
     if parts.scheme == "s3":
         return _open_bucket(artifacts, parts.netloc, parts.path, kind)
-    path = Path(artifacts)
+    path = existing = Path(artifacts)
     try:
-        existing = path if _lexists(path) else path.parent
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            existing = path.parent
         is_writable = existing.is_dir() and (read_only or os.access(existing, os.W_OK))
     except OSError:  # a name too long, a folder without permission
         is_writable = False
@@ -263,19 +260,6 @@ def open_store(
             "existing one, or s3://BUCKET"
         )
     return AtomicFileStore(path, kind)
-
-
-def _lexists(path: Path) -> bool:
-    """Return whether a file, folder or link exists.
-
-    Raises:
-        OSError: if that cannot be known; ``os.path.lexists`` returns False.
-    """
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _open_bucket(artifacts: str, bucket: str, path: str, kind: ArtifactKind) -> BucketStore:
@@ -368,17 +352,14 @@ class StudyStores:
         for name in owned.artifact_ids:
             yield "artifacts", name
 
-    def measure(self, folder: str | None) -> int | None:
+    def measure(self, folder: str) -> int | None:
         """Return the bytes of checkpoints, weights and cells; None where that is not cheap."""
+        if isinstance(self._stores["checkpoints"], BucketStore):
+            return None
         size = 0
-        for kind in ("checkpoints", "weights", "cells"):
-            store = self._stores[kind]
-            if not isinstance(store, AtomicFileStore):
-                return None
-            for name in store.list_names(folder) if folder else ():
-                if _kind(name) == kind:
-                    with contextlib.suppress(OSError):  # removed meanwhile
-                        size += (store.path / folder / name).stat().st_size if folder else 0
+        for kind, name in self.list_files(OwnedFiles(folder, ())):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                size += Path(store_location(self._stores[kind], name)).stat().st_size
         return size
 
     def copy_files(
@@ -421,12 +402,12 @@ class StudyStores:
         for kind, name in self.list_files(owned):
             with contextlib.suppress(ArtifactNotFound):
                 self._stores[kind].remove(name)
-        for kind in ("checkpoints", "weights", "cells"):
-            store = self._stores[kind]
-            if isinstance(store, AtomicFileStore) and owned.folder is not None:
-                store.purge(owned.folder, "\0")  # no file has this suffix
-        if isinstance(artifacts := self._stores["artifacts"], AtomicFileStore):
-            artifacts.remove_if_empty()
+        for kind, store in self._stores.items():
+            if isinstance(store, AtomicFileStore):
+                folder = None if kind == "artifacts" else owned.folder
+                if folder is not None:
+                    store.remove_temporary_files(folder)
+                store.remove_if_empty(folder)
 
     # ------------------------------------------------------------------ folders without a study
 

@@ -1,11 +1,10 @@
 """Names and models of what a study and its trials store as Optuna attributes."""
 
-import json
 import re
 from dataclasses import fields
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, TypedDict, TypeVar
+from typing import Annotated, Any, Final, Literal, TypedDict
 
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -138,11 +137,6 @@ def earlier_end_key(steps: int) -> str:
 def is_grid_trial(trial: FrozenTrial) -> bool:
     """Return whether a trial belongs to the study's grid."""
     return IS_GRID_TRIAL in trial.system_attrs
-
-
-def is_imported_trial(trial: FrozenTrial) -> bool:
-    """Return whether a trial was imported, so that its parameters may have any name and value."""
-    return trial.system_attrs.get(IS_GRID_TRIAL) == IMPORTED
 
 
 class Failure(StrEnum):
@@ -336,10 +330,16 @@ def parse_trial_attribute(key: str, stored: str | None) -> Any:
         return None
     if stored is None:
         raise RowError(f"attribute {key}: it is NULL")
+    return _parse(_ADAPTERS[key], f"attribute {key}", stored)
+
+
+def _parse(kind: TypeAdapter[Any] | None, place: str, stored: str) -> Any:
+    if kind is None:
+        raise RowError(f"{place}: it is not known")
     try:
-        return _ADAPTERS[key].validate_json(stored)
+        return kind.validate_json(stored)
     except ValidationError as error:
-        raise RowError(f"attribute {key}: {first_message(error)}") from error
+        raise RowError(f"{place}: {first_message(error)}") from error
 
 
 class AuditState(BaseModel):
@@ -374,25 +374,6 @@ class AuditLook(BaseModel):
     trials: _Count
     inside: _Count
     alarm: bool
-
-
-_T = TypeVar("_T")
-
-
-def parse_audit(kind: type[_T], stored: str) -> _T:
-    """Parse a stored record of the audit.
-
-    Args:
-        kind: type of the record.
-        stored: the record as JSON.
-
-    Raises:
-        RowError: if this program cannot have stored it.
-    """
-    try:
-        return TypeAdapter(kind).validate_json(stored)
-    except ValidationError as error:
-        raise RowError(f"its record of the audit: {first_message(error)}") from error
 
 
 # ------------------------------------------------------------------ system attributes of results
@@ -444,32 +425,18 @@ def is_result(name: str) -> bool:
 
 
 def parse_trial_system_attribute(name: str, stored: str) -> Any:
-    """Parse a system attribute of a trial, given as JSON.
+    """Parse a system attribute of a trial, given as JSON, to the type that it has here.
 
     Raises:
         RowError: if this program cannot have stored it.
     """
-    is_end = _EARLIER_END.fullmatch(name) is not None
-    return _parse(_ENDED if is_end else _RESULTS_OF_TRIALS.get(name), name, stored)
+    kind = _ENDED if _EARLIER_END.fullmatch(name) else _RESULTS_OF_TRIALS.get(name)
+    return _parse(kind, f"system attribute {name}", stored)
 
 
 def parse_study_system_attribute(name: str, stored: str) -> Any:
-    """Parse a system attribute of a study, given as JSON.
-
-    Raises:
-        RowError: if this program cannot have stored it.
-    """
-    return _parse(_RESULTS_OF_STUDIES.get(name), name, stored)
-
-
-def _parse(kind: TypeAdapter[Any] | None, name: str, stored: str) -> Any:
-    if kind is None:
-        raise RowError(f"system attribute {name}: it is not known")
-    try:
-        kind.validate_json(stored)
-    except ValidationError as error:
-        raise RowError(f"system attribute {name}: {first_message(error)}") from error
-    return json.loads(stored)
+    """Parse a system attribute of a study as :func:`parse_trial_system_attribute` does."""
+    return _parse(_RESULTS_OF_STUDIES.get(name), f"system attribute {name}", stored)
 
 
 # ------------------------------------------------------------------ records of a study

@@ -78,20 +78,10 @@ def study_name(value: str) -> str:
     return Path(value).stem if value.endswith(".toml") else value
 
 
-class _StudyName(click.ParamType[str]):
-    """Name of a study, or path of its TOML file."""
-
-    name = "study"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Convert to the name."""
-        return study_name(value)
-
-
-study_argument = click.argument("study", type=_StudyName())
+study_argument = click.argument("study", type=study_name)
 
 studies_argument = click.argument(
-    "studies", metavar="STUDY...", nargs=-1, required=True, type=_StudyName()
+    "studies", metavar="STUDY...", nargs=-1, required=True, type=study_name
 )
 
 artifacts_option = click.option(
@@ -154,18 +144,14 @@ def require_text(command: click.Command, binary: Collection[str] = ()) -> click.
 def _require_text(name: str, value: Any) -> None:
     """Reject arguments that are not valid UTF-8: neither storages nor messages can hold them."""
     for each in value if isinstance(value, tuple) else (value,):
-        if isinstance(each, str | Path) and not _is_text(str(each)):
+        if not isinstance(each, str | Path):
+            continue
+        try:
+            str(each).encode()
+        except UnicodeEncodeError as error:
             raise click.BadParameter(
                 f"{name.replace('_', '-')} is not valid UTF-8: expected text, not {str(each)!r}"
-            )
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+            ) from error
 
 
 def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception], ...]) -> None:
@@ -179,14 +165,7 @@ def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception]
         logging.getLogger(name).setLevel(level)
     logging.getLogger("studies").addHandler(_WARNINGS)
     try:
-        _run_with_exit_code(main, bad_input)
-    finally:
-        exit_silently_on_interrupt()
-
-
-def _run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception], ...]) -> None:
-    try:
-        code = main()
+        sys.exit(main())
     except click.ClickException as error:
         _exit(error.format_message().replace("\n", " "), EXIT_USAGE)
     except (click.Abort, KeyboardInterrupt):
@@ -209,7 +188,8 @@ def _run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception
             )
         reason = str(error) or type(error).__name__
         _exit(f"{reason}; recorded results are kept: fix this and run again", EXIT_FAILURE)
-    sys.exit(code)
+    finally:
+        exit_silently_on_interrupt()
 
 
 def _exit(message: str, code: int) -> NoReturn:

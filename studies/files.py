@@ -179,9 +179,15 @@ def remove_temporary_files(
     with contextlib.suppress(OSError):  # a folder that does not exist
         for path in list(folder.iterdir()):
             match = _NAME.fullmatch(path.name)
-            if match and is_final(match[1]):
-                with contextlib.suppress(OSError):  # removed by another process
-                    _remove(path, min_age)
+            if not match or not is_final(match[1]):
+                continue
+            with contextlib.suppress(OSError):  # removed by another process
+                if min_age is not None and time.time() - path.lstat().st_mtime < min_age:
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def remove_temporary_files_of(path: Path, min_age: float | None = STALE_SECONDS) -> None:
@@ -191,12 +197,3 @@ def remove_temporary_files_of(path: Path, min_age: float | None = STALE_SECONDS)
 
 def _stem(path: Path) -> str:
     return os.fsencode(path.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
-
-
-def _remove(path: Path, min_age: float | None) -> None:
-    if min_age is not None and time.time() - path.lstat().st_mtime < min_age:
-        return
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -41,12 +41,11 @@ MAX_PARAMETERS = 100
 
 _SUFFIXES = (".gz", ".bz2", ".xz", ".csv", ".tsv", ".txt", ".parquet")
 
-
 Hypotheses = str | Path | Sequence[Hypothesis | Mapping[str, Any]]
 """The path of a file of hypotheses, or the hypotheses."""
 
 
-def _option(metavar: str, default: Any, *text: str) -> Any:
+def _option(metavar: str | None, default: Any, *text: str) -> Any:
     return field(default=default, metadata={"metavar": metavar, "help": " ".join(text)})
 
 
@@ -64,7 +63,9 @@ class ImportOptions:
         "COLUMN", None, "Column of the results, or objective of a study; by default value."
     )
     maximize: bool | None = _option(
-        "", None, "Whether a higher value is better; by default as the study says, or a lower one."
+        None,
+        None,
+        "Whether a higher value is better; by default as the study says, or a lower one.",
     )
     metric: str = _option("NAME", "", "Name of the value, for the report.")
     unit: str = _option("TEXT", "", "Unit of the value, for the report.")
@@ -132,11 +133,10 @@ def import_results(
 
     Args:
         storage: URL of the storage, which is created if it does not exist.
-        source: path of a table; a DataFrame; a study of plain Optuna, or the URL of its storage,
-            which is only read.
+        source: where the results are; it and the names as in :func:`rnn_search.import_results`.
         options: what the columns are.
-        study: name of the study in the storage ``source``; None if that has one only.
-        name: name of the new study; None for that of the file or of Optuna's study.
+        study: name of the study in the storage ``source``.
+        name: name of the new study.
         command: command that imports it, for the report.
         dry_run: whether to write nothing.
 

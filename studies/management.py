@@ -7,11 +7,12 @@ it visible. A killed copy leaves files that no study owns, which are recorded an
 next.
 """
 
+import math
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -70,8 +71,6 @@ _RENEWAL_SECONDS = 60
 
 _T = TypeVar("_T")
 
-PrintLine = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class CopyResult:
@@ -109,7 +108,7 @@ class StudyManager:
     storage: str
     artifacts: str | None = None
     wait: bool = False
-    print_line: PrintLine = lambda line: None
+    print_line: Callable[[str], None] = lambda line: None
 
     def rename(self, old: str, new: str) -> list[str]:
         """Rename a study; return the names of the studies that derive from it.
@@ -165,15 +164,7 @@ class StudyManager:
         new_name: str | None = None,
         artifacts_to: str | None = None,
     ) -> CopyResult:
-        """Copy a study with its files; the study itself is unchanged.
-
-        Args:
-            name: name of the study.
-            to: URL of the storage to copy it to, which is created if it is empty; None for the
-                same.
-            new_name: name of the copy; None for the same, in another storage.
-            artifacts_to: location of the copy's artifacts; None for that of the study if one is
-                given, and else for the default place of the storage.
+        """Copy a study with its files; arguments are those of :func:`rnn_search.copy_study`.
 
         Raises:
             ConfigError: if the name of the copy cannot be that of a study, or is missing.
@@ -187,7 +178,7 @@ class StudyManager:
         copied_name, target_url = new_name or name, to or self.storage
         check_study_name(copied_name)
         stores = StudyStores(self.artifacts, self.storage, read_only=True)
-        with _open_source(self.storage) as source:
+        with closing(_open_source(self.storage)) as source:
             with source.reading() as connection:
                 owned = read_owned_files(connection, find_study(connection, name))
             refinement = read_record(load_study(source, name)).config.refinement
@@ -303,13 +294,24 @@ class _Copier:
         remove_unowned(self.target, self.target_stores, label)
         with self.source.snapshot() as connection:
             before = read_fingerprint(connection, self.name)
-        self.target_stores.mark_unowned(new_files, label)
+        renewed = -math.inf
+
+        def mark() -> None:
+            nonlocal renewed
+            if time.monotonic() - renewed > _RENEWAL_SECONDS:
+                self.target_stores.mark_unowned(new_files, label)
+                renewed = time.monotonic()
+
+        mark()
         try:
-            renew = _Renewal(lambda: self.target_stores.mark_unowned(new_files, label))
-            files = self.stores.copy_files(self.owned, self.target_stores, folder, renew)
+            files = self.stores.copy_files(self.owned, self.target_stores, folder, mark)
             return self._copy_rows(folder, ids, before), files
         except BaseException:
-            if not self._is_stored(folder):
+            is_stored = True  # if that is unknown, its files stay
+            unreadable = suppress(SQLAlchemyError, OptunaError, StudiesError)
+            with unreadable, self.target.reading() as connection:
+                is_stored = is_owned(connection, folder)  # it may have been committed
+            if not is_stored:
                 remove_files(self.target_stores, new_files)
             raise
 
@@ -334,30 +336,8 @@ class _Copier:
             self.target_stores.unmark(folder)
         return rows
 
-    def _is_stored(self, folder: str) -> bool:
-        """Return whether the copy was committed although an error was raised."""
-        try:
-            with self.target.reading() as connection:
-                return is_owned(connection, folder)
-        except (SQLAlchemyError, OptunaError, StudiesError):  # unknown: its files stay
-            return True
 
-
-class _Renewal:
-    """Renews the record of a folder, so that it does not look like one that was left."""
-
-    def __init__(self, renew: Callable[[], None]) -> None:
-        self._renew = renew
-        self._renewed = time.monotonic()
-
-    def __call__(self) -> None:
-        if time.monotonic() - self._renewed > _RENEWAL_SECONDS:
-            self._renew()
-            self._renewed = time.monotonic()
-
-
-@contextmanager
-def _open_source(url: str) -> Iterator[LeasedRDBStorage]:
+def _open_source(url: str) -> LeasedRDBStorage:
     """Open the storage that holds the study, for writing if possible.
 
     A read-only connection to an SQLite file that no process has open would not see that one does
@@ -368,8 +348,7 @@ def _open_source(url: str) -> Iterator[LeasedRDBStorage]:
     if path is None or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
         opened.close()
         opened = open_storage(url)
-    with closing(opened):
-        yield opened
+    return opened
 
 
 # ------------------------------------------------------------------ back up

@@ -152,7 +152,7 @@ class _Table:
         return list(map(str, self.frame.columns))
 
     def error(self, row: Any, column: str, found: str, expected: str) -> TableError:
-        place = f"{self.source}, {self.row_name} {row}, column {_quote(column)}"
+        place = f"{self.source}, {self.row_name} {row}, column {shorten(column, 60)!r}"
         return TableError(f"{place}: {found}: expected {expected}")
 
     def find(self, name: str, option: str) -> str:
@@ -211,8 +211,9 @@ class _Table:
             try:
                 numbers.append(math.nan if cell == "" else float(str(cell).replace("_", "?")))
             except ValueError as error:
+                found = f"{shorten(cell, 60)!r} is not a number"
                 expected = "a number, nothing for a run that failed, or nan for one that diverged"
-                raise self.error(row, name, f"{_quote(cell)} is not a number", expected) from error
+                raise self.error(row, name, found, expected) from error
         return numbers
 
 
@@ -499,12 +500,6 @@ def _warn_of_results(table: _Table, names: Sequence[str], keys: Sequence[str]) -
                 f"Without {name} the rows are a complete grid. If it is a result, add --ignore "
                 f"{name}: rows that differ in it as well are no matched pair."
             ]
-    scattered = [name for name in names if table.is_scattered(name)]
-    if scattered and len(names) > 1:
-        return [
-            f"Nearly every row has another value of {_join(scattered)}: taken as a continuous "
-            "parameter, not as a result; leave results out with --ignore."
-        ]
     found, total = table.count_paired(names), len(table.frame[list(names)].drop_duplicates())
     largest = max(names, key=lambda name: table.frame[name].nunique())
     if 2 * found >= total:
@@ -587,11 +582,6 @@ def _number_replicates(table: _Table, name: str) -> list[int]:
         raise table.error(row, name, "it is empty", "the number of the repeated run")
     is_numbered = all(type(value) is int and 0 <= value < 2**31 for value in values)
     return values if is_numbered else [int(code) + 1 for code in column.factorize()[0]]
-
-
-def _quote(text: str) -> str:
-    """Return a name or a cell as a message shows it."""
-    return repr(to_line(shorten(text, 60)))
 
 
 def _join(names: Iterable[str], limit: int = 8) -> str:

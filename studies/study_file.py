@@ -19,11 +19,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, BinaryIO, Literal, NoReturn
 
 import sqlalchemy as sa
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    distribution_to_json,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -54,7 +50,7 @@ from studies.errors import (
 )
 from studies.files import atomic_write, open_regular, require_regular
 from studies.loader import parse_record
-from studies.records import TaskSettings, first_message
+from studies.records import first_message
 from studies.space import contains_exact
 from studies.storage.backup import merge_log
 from studies.storage.counts import find_study
@@ -97,8 +93,6 @@ _FIRST_LINE = re.compile(rf'(# {_FORMAT} 1: )|\{{\s*"format"\s*:\s*"{_FORMAT}"')
 
 _GZIP = b"\x1f\x8b"
 
-_EARLIER_END = re.compile(r"earlier_end:(\d+)")
-
 _USER_ATTRIBUTES = (*TrialRecord.model_fields, SOURCE_TRIALS)
 """User attributes of a trial in a file, in their order."""
 
@@ -140,10 +134,12 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
             f"{path} is not a study file: expected a name ending in {' or '.join(SUFFIXES)}"
         )
     with closing(read_storage(storage)) as opened, opened.reading():
-        study, count = _anonymize(opened, read_study(opened, name))
+        study = read_study(opened, name)
+        record = parse_record(name, study.attributes)
+        count, machines = _name_machines(opened, name)
         lines = (
             f"{json.dumps(line, separators=(',', ':'))}\n".encode()
-            for line in _format_lines(study, count)
+            for line in _format_lines(study, record, count, machines)
         )
         try:
             require_regular(path)
@@ -161,8 +157,11 @@ def _compress(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield compressor.flush()
 
 
-def _format_lines(study: WholeStudy, count: int) -> Iterator[dict[str, Any]]:
-    """Yield the line of a study, then that of each trial."""
+def _format_lines(
+    study: WholeStudy, record: StudyRecord, count: int, machines: "_MachineNames"
+) -> Iterator[dict[str, Any]]:
+    """Yield the line of a study, then that of each grid trial, without names of who trained it."""
+    system_attributes = study.system_attributes
     yield {
         "format": _FORMAT,
         "version": _VERSION,
@@ -170,14 +169,22 @@ def _format_lines(study: WholeStudy, count: int) -> Iterator[dict[str, Any]]:
         "direction": study.direction.name.lower(),
         "metric": study.metric,
         "trials": count,
-        "user_attrs": study.attributes,
-        "system_attrs": study.system_attributes,
+        "user_attrs": _anonymize_record(record),
+        "system_attrs": {
+            name: system_attributes[name]
+            for name in STUDY_SYSTEM_ATTRIBUTES
+            if name in system_attributes
+        },
         "distributions": {
             name: json.loads(distribution_to_json(each))
             for name, each in study.distributions.items()
         },
     }
     for trial in study.trials:
+        if not trial.is_grid:
+            continue
+        attributes = trial.attributes
+        kept = {key: attributes[key] for key in _USER_ATTRIBUTES if key in attributes}
         line = {
             "number": trial.number,
             "state": trial.state.name,
@@ -194,8 +201,8 @@ def _format_lines(study: WholeStudy, count: int) -> Iterator[dict[str, Any]]:
                 for name, each in trial.distributions.items()
                 if each is not study.distributions[name]
             },
-            "user_attrs": trial.attributes,
-            "system_attrs": trial.system_attributes,
+            "user_attrs": machines.replace(kept),
+            "system_attrs": machines.replace(_select_results(trial)),
             "intermediate_values": {
                 str(step): _to_json(trial.curve[step]) for step in sorted(trial.curve)
             },
@@ -207,146 +214,76 @@ def _to_json(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
-def _anonymize(storage: LeasedRDBStorage, study: WholeStudy) -> tuple[WholeStudy, int]:
-    """Return a study without the names of machines, users and folders; and its grid trials' number.
+def _name_machines(storage: LeasedRDBStorage, name: str) -> tuple[int, "_MachineNames"]:
+    """Count the grid trials of a study, and name the machines that are met in them.
 
     Raises:
         StudyFormatError: if it has no grid trial.
     """
-    record = parse_record(study.name, study.attributes)
     with storage.reading() as connection:
-        study_id = find_study(connection, study.name)
+        study_id = find_study(connection, name)
         ids = connection.scalars(select_trial_ids(study_id).order_by(TRIALS.c.number)).all()
-    machines, count = MachineNames(), 0
+    count, machines = 0, _MachineNames()
     columns = (TRIAL_USER_ATTRS, TRIAL_SYSTEM_ATTRS)
     for trial in read_all_trials(storage, study_id, ids, columns):
         if trial.is_grid:
             count += 1
-            machines.add({**trial.attributes, **_select_results(trial)})
+            machines.replace({**trial.attributes, **_select_results(trial)})
     if not count:
-        raise StudyFormatError(f"study {study.name!r} has no grid trial: expected one or more")
-    attributes = anonymize_record(record).attributes()
-    del attributes["artifact_folder"]  # each stored study has one of its own
-    anonymous = replace(
-        study,
-        attributes=attributes,
-        system_attributes={
-            name: study.system_attributes[name]
-            for name in STUDY_SYSTEM_ATTRIBUTES
-            if name in study.system_attributes
-        },
-        trials=(
-            replace(
-                trial,
-                attributes=machines.replace(
-                    {
-                        key: trial.attributes[key]
-                        for key in _USER_ATTRIBUTES
-                        if key in trial.attributes
-                    }
-                ),
-                system_attributes=machines.replace(_select_results(trial)),
-            )
-            for trial in study.trials
-            if trial.is_grid
-        ),
-    )
-    return anonymous, count
+        raise StudyFormatError(f"study {name!r} has no grid trial: expected one or more")
+    return count, machines
 
 
 def _select_results(trial: StoredTrial) -> dict[str, Any]:
     """Return the system attributes of a trial that a file has, in a fixed order."""
     mark = {IS_GRID_TRIAL: IMPORTED if trial.is_imported else True}
-
-    def place(name: str) -> tuple[str, int]:
-        end = _EARLIER_END.fullmatch(name)
-        return ("earlier_end", int(end[1])) if end else (name, 0)
-
     stored = trial.system_attributes
-    return mark | {name: stored[name] for name in sorted(filter(is_result, stored), key=place)}
-
-
-_URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*)://[^\s'\"]*")
-
-_QUOTED_PATH = re.compile(r"""(['"])[^'"=\[\]{}]*/([^/'"=\[\]{}]+)\1""")
-
-_PATH = re.compile(r"""[^\s'"=,;:()\[\]{}]*/(?=[^\s/])""")
+    return mark | {name: stored[name] for name in sorted(filter(is_result, stored))}
 
 
 def shorten_paths(text: str) -> str:
     """Replace each path in a text by its last part, and each URL by its scheme."""
-    text = _URL.sub(r"\1:", text)
-    text = _QUOTED_PATH.sub(r"\1\2\1", text)
-    return _PATH.sub("", text)
+    text = re.sub(r"\b([A-Za-z][A-Za-z0-9+.-]*)://[^\s'\"]*", r"\1:", text)
+    text = re.sub(r"""(['"])[^'"=\[\]{}]*/([^/'"=\[\]{}]+)\1""", r"\1\2\1", text)  # in quotes
+    return re.sub(r"""[^\s'"=,;:()\[\]{}]*/(?=[^\s/])""", "", text)
 
 
-def anonymize_record(record: StudyRecord) -> StudyRecord:
-    """Return what a study stores about itself without the folders of its files."""
-    config, corpus = record.config, record.corpus
-    changes: dict[str, Any] = {
-        "corpus": PurePath(config.corpus).name,
-        "cells": {
-            name: cell.model_copy(update={"spec": shorten_paths(cell.spec)})
-            for name, cell in config.cells.items()
-        },
-        "space": config.space
-        and tuple(
-            each.model_copy(
-                update={"cell": each.cell and [shorten_paths(cell) for cell in each.cell]}
-            )
-            for each in config.space
-        ),
-        "results": config.results
-        and config.results.model_copy(update={"source": shorten_paths(config.results.source)}),
-    }
-    if config.task_record is not None:
-        source = shorten_paths(config.task_record.source)
-        texts = {
-            name: shorten_paths(value)
-            for name, value in config.task_record.values.items()
-            if isinstance(value, str)
+def _anonymize_record(record: StudyRecord) -> dict[str, Any]:
+    """Return what a study stores about itself, without the folders of its files."""
+    attributes = record.attributes()
+    del attributes["artifact_folder"]  # each stored study has one of its own
+    attributes["commands"] = list(map(shorten_paths, record.commands))
+    for end in attributes["earlier_ends"]:
+        end["command"] = shorten_paths(end["command"])
+    config, corpus = attributes[CONFIG], attributes["corpus"]
+    for named, key in ((config, "corpus"), (corpus, "name")):
+        if named is not None:
+            named[key] = PurePath(named[key]).name
+    for cell in config["cells"].values():
+        cell["spec"] = shorten_paths(cell["spec"])
+    for space in config["space"] or ():
+        space["cell"] = space["cell"] and list(map(shorten_paths, space["cell"]))
+    if results := config.get("results"):
+        results["source"] = shorten_paths(results["source"])
+    if task := config["task_record"]:
+        values = {
+            name: shorten_paths(value) if isinstance(value, str) else value
+            for name, value in task["values"].items()
         }
-        values = config.task_record.values | texts
-        changes["task"] = TaskSettings.model_validate({"source": source, **values})
-        changes["task_record"] = config.task_record.model_copy(
-            update={"source": source, "values": values, "folder": ""}
-        )
-    return record.model_copy(
-        update={
-            "config": config.model_copy(update=changes),
-            "corpus": corpus and corpus.model_copy(update={"name": PurePath(corpus.name).name}),
-            "commands": [shorten_paths(command) for command in record.commands],
-            "earlier_ends": [
-                end.model_copy(update={"command": shorten_paths(end.command)})
-                for end in record.earlier_ends
-            ],
-        }
-    )
+        task |= {"source": shorten_paths(task["source"]), "values": values, "folder": ""}
+        config["task"] = {"source": task["source"], **values}
+    return attributes
 
 
-class MachineNames:
-    """Names of machines and workers without what they are called, in the order of their trials."""
+class _MachineNames:
+    """Names of machines and workers without what they are called, in the order of their trials.
+
+    An error may name a machine that a later trial ran on: replace the names of all trials twice.
+    """
 
     def __init__(self) -> None:
         self._hosts: dict[str, str] = {}
         self._workers: dict[str, str] = {}
-
-    def add(self, value: Any) -> None:
-        """Add the machine and the worker that attributes name, and records in them."""
-        if isinstance(value, list):
-            for item in value:
-                self.add(item)
-        if not isinstance(value, Mapping):
-            return
-        if isinstance(host := value.get("host"), str):
-            self._hosts.setdefault(host, f"machine-{len(self._hosts) + 1}")
-        if isinstance(worker := value.get("worker"), str) and worker not in self._workers:
-            host = worker.partition("/")[0]
-            machine = self._hosts.setdefault(host, f"machine-{len(self._hosts) + 1}")
-            count = sum(each.startswith(f"{machine}/") for each in self._workers.values())
-            self._workers[worker] = f"{machine}/{count + 1}"
-        for item in value.values():
-            self.add(item)
 
     def replace(self, value: Any) -> Any:
         """Return attributes with other names of machines and workers, and without paths."""
@@ -354,15 +291,24 @@ class MachineNames:
             return [self.replace(item) for item in value]
         if not isinstance(value, Mapping):
             return value
-        replaced = {key: self.replace(item) for key, item in value.items()}
-        for key, names in (("host", self._hosts), ("worker", self._workers)):
-            if key in replaced:
-                replaced[key] = names.get(replaced[key], replaced[key])
+        replaced = dict(value)
+        if isinstance(host := value.get("host"), str):
+            replaced["host"] = self._name_host(host)
+        if isinstance(worker := value.get("worker"), str):
+            if worker not in self._workers:
+                machine = self._name_host(worker.partition("/")[0])
+                count = sum(each.startswith(f"{machine}/") for each in self._workers.values())
+                self._workers[worker] = f"{machine}/{count + 1}"
+            replaced["worker"] = self._workers[worker]
+        replaced = {key: self.replace(item) for key, item in replaced.items()}
         if isinstance(error := replaced.get(ERROR), str):
             for host, name in self._hosts.items():
                 error = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", name, error)
             replaced[ERROR] = shorten_paths(error)
         return replaced
+
+    def _name_host(self, host: str) -> str:
+        return self._hosts.setdefault(host, f"machine-{len(self._hosts) + 1}")
 
 
 # ------------------------------------------------------------------ import
@@ -473,11 +419,9 @@ def open_study_file(path: Path) -> Iterator[WholeStudy]:
 def _open_lines(path: Path) -> Iterator[Iterator[str]]:
     try:
         file = open_regular(path)
-    except FileNotFoundError as error:
-        raise StudyFileError(f"{path} does not exist: expected a study file") from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StudyFileError(f"{path} cannot be read ({reason}): expected a file") from error
+        raise StudyFileError(f"{path} cannot be read ({reason}): expected a study file") from error
     with file:
         is_compressed = file.read(len(_GZIP)) == _GZIP
         file.seek(0)

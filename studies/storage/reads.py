@@ -26,9 +26,8 @@ from studies.attributes import (
     LEASE,
     PAUSED,
     AuditLook,
-    AuditState,
     is_result,
-    parse_audit,
+    parse_study_system_attribute,
     parse_trial_attribute,
     parse_trial_system_attribute,
 )
@@ -193,11 +192,12 @@ def _list_fillers(
         elif key == PAUSED:
             trial.is_paused = trial.state is TrialState.WAITING
         elif key == AUDIT:
-            trial.audit = parse_audit(AuditState, stored)
-        if is_whole:
+            trial.audit = parse_trial_system_attribute(key, stored)
+        is_wanted = TRIAL_SYSTEM_ATTRS in columns and is_result(str(key))
+        if is_wanted and not is_whole:
+            parse_trial_system_attribute(key, stored)
+        if is_wanted or is_whole:
             trial.system_attributes[key] = decode_json(stored, key)
-        elif TRIAL_SYSTEM_ATTRS in columns and is_result(str(key)):
-            trial.system_attributes[key] = parse_trial_system_attribute(key, stored)
 
     def set_param(trial: StoredTrial, name: str, stored: Any, distribution: Any) -> None:
         is_any = trial.is_imported or not trial.is_grid
@@ -580,7 +580,10 @@ def read_audit_looks(storage: "LeasedRDBStorage", study_id: int) -> dict[str, Au
     with storage.reading() as connection:
         stored = read_study_attrs(connection, STUDY_SYSTEM_ATTRS, study_id, [AUDIT_LOOKS])
     with reporting_damage(storage, study_id):
-        return parse_audit(dict[str, AuditLook], stored[AUDIT_LOOKS]) if stored else {}
+        if not stored:
+            return {}
+        looks: dict[str, AuditLook] = parse_study_system_attribute(AUDIT_LOOKS, stored[AUDIT_LOOKS])
+        return looks
 
 
 def read_distributions(connection: Connection, study_id: int) -> dict[str, str]:

@@ -23,7 +23,7 @@ from studies.attributes import (
     PAUSED,
     AuditState,
     Failure,
-    parse_audit,
+    parse_trial_system_attribute,
 )
 from studies.config import DEFAULT_LEASE_SECONDS
 from studies.errors import LeaseLostError, RowError, StorageLostError
@@ -610,7 +610,7 @@ def _write_audit(
     valid = []
     for trial_id in sorted(decisions.keys() & stored.keys()):
         with contextlib.suppress(RowError):  # damaged since it was read
-            if parse_audit(AuditState, stored[trial_id]) == decisions[trial_id].before:
+            if parse_trial_system_attribute(AUDIT, stored[trial_id]) == decisions[trial_id].before:
                 valid.append(trial_id)
     if require_all and len(valid) < len(decisions):
         return []
