@@ -218,7 +218,7 @@ def _list_tables(raw: Any) -> Any:
 
 
 _MARGIN_HINT = (
-    "expected the largest difference that counts as none, because the loss of the task has no unit"
+    "expected the largest difference that counts as none, because no unit of the value is known"
 )
 
 

@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Annotated, Any, BinaryIO, Literal, NoReturn
 
@@ -22,7 +21,14 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NaiveDatetime,
+    ValidationError,
+)
 
 from rnn.config import ParamValue
 from studies.attributes import (
@@ -121,18 +127,20 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
     Args:
         storage: URL of the storage that holds it.
         name: name of the study.
-        path: file to write, whose name ends in ``.jsonl.gz`` or ``.jsonl``; an earlier one is
-            replaced.
+        path: file to write, whose name ends in ``.jsonl.gz`` or ``.jsonl``; an earlier file of this
+            study is replaced.
 
     Raises:
         StudyNotFoundError, StudyHeldError, StudyFormatError: if the study cannot be exported.
-        StudyFileError: if the file cannot be written; an earlier one stays unchanged.
+        StudyFileError: if the file cannot be written, or exists and is not one of this study; it
+            stays unchanged.
         StorageError: if the storage cannot be read.
     """
     if not path.name.endswith(SUFFIXES):
         raise StudyFileError(
             f"{path} is not a study file: expected a name ending in {' or '.join(SUFFIXES)}"
         )
+    _require_replaceable(path, name)
     with closing(read_storage(storage)) as opened, opened.reading():
         study = read_study(opened, name)
         record = parse_record(name, study.attributes)
@@ -147,6 +155,19 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
             return ExportResult(count, path.stat().st_size)
         except OSError as error:
             raise StudyFileError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _require_replaceable(path: Path, name: str) -> None:
+    """Require that a path is free, or has an earlier file of a study."""
+    if not path.is_file():
+        return
+    try:
+        with open_study_file(path) as study:
+            found = f"a file of study {study.name!r}" if study.name != name else ""
+    except StudyFileError:
+        found = "not a study file"
+    if found:
+        raise StudyFileError(f"{path} exists and is {found}: expected a new file")
 
 
 def _compress(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -243,6 +264,7 @@ def _select_results(trial: StoredTrial) -> dict[str, Any]:
 
 def shorten_paths(text: str) -> str:
     """Replace each path in a text by its last part, and each URL by its scheme."""
+    text = re.sub(r'(?:\b[A-Za-z]:|\\)\\(?:[^\\/:*?"<>|\r\n]+\\)*', "", text)  # of Windows
     text = re.sub(r"\b([A-Za-z][A-Za-z0-9+.-]*)://[^\s'\"]*", r"\1:", text)
     text = re.sub(r"""(['"])[^'"=\[\]{}]*/([^/'"=\[\]{}]+)\1""", r"\1\2\1", text)  # in quotes
     return re.sub(r"""[^\s'"=,;:()\[\]{}]*/(?=[^\s/])""", "", text)
@@ -264,7 +286,8 @@ def _anonymize_record(record: StudyRecord) -> dict[str, Any]:
     for space in config["space"] or ():
         space["cell"] = space["cell"] and list(map(shorten_paths, space["cell"]))
     if results := config.get("results"):
-        results["source"] = shorten_paths(results["source"])
+        source = re.sub("sqlite:///.*/", "sqlite:///", results["source"])
+        results["source"] = source if "sqlite:///" in source else shorten_paths(source)
     if task := config["task_record"]:
         values = {
             name: shorten_paths(value) if isinstance(value, str) else value
@@ -381,7 +404,9 @@ def import_studies(
 
 
 def is_exported_study(path: Path) -> bool:
-    """Return whether the beginning of a file says that it is a study, of any version."""
+    """Return whether the name or the beginning of a file says that it is a study."""
+    if path.name.endswith(SUFFIXES):
+        return True
     try:
         with _open_lines(path) as lines:
             return _FIRST_LINE.match(next(lines, "")) is not None
@@ -489,8 +514,8 @@ class _TrialLine(BaseModel):
     number: _Count
     state: Literal["COMPLETE", "PRUNED", "FAIL", "WAITING"]
     value: _Number | None = None
-    datetime_start: datetime | None = None
-    datetime_complete: datetime | None = None
+    datetime_start: NaiveDatetime | None = None
+    datetime_complete: NaiveDatetime | None = None
     params: dict[str, ParamValue] = {}
     distributions: _Distributions = {}
     user_attrs: dict[str, Any] = {}
@@ -538,20 +563,26 @@ class _FileReader:
         self, config: StudyConfig, count: int, lines: Iterator[str]
     ) -> Iterator[StoredTrial]:
         found, last = 0, -1
+        numbers: dict[Any, int] = {}
         for line in lines:
             self._line += 1
             parsed: _TrialLine = self._parse(_TrialLine, line)
             if parsed.number <= last:
                 self._reject(f"number: {parsed.number}, expected one above {last}")
             found, last = found + 1, parsed.number
+            first = numbers.setdefault(frozenset(parsed.params.items()), parsed.number)
+            if first != parsed.number:
+                self._reject(f"params: those of trial {first}, expected each combination once")
             yield self._check_trial(parsed, config)
         if found != count:
             self._reject(f"the file ends with {found:,} trials, expected {count:,}")
 
     def _check_trial(self, line: _TrialLine, config: StudyConfig) -> StoredTrial:
         """Return the trial of a line, whose parameters and attributes a study of it may have."""
-        if line.state == TrialState.COMPLETE.name and line.value is None:
-            self._reject("value: missing, expected a number because the trial is complete")
+        if line.state == TrialState.COMPLETE.name and (
+            line.value is None or math.isnan(line.value)
+        ):
+            self._reject("value: expected a number because the trial is complete")
         own = self._distributions | self._parse_distributions(line.distributions)
         for name, value in line.params.items():
             if name not in own:

@@ -9,7 +9,7 @@ from contextlib import closing
 import pandas as pd
 import pytest
 from helpers import study_attributes
-from managed_studies import create_with_everything, dump
+from managed_studies import create, create_with_everything, dump
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from process_runner import query
@@ -92,7 +92,7 @@ def test_unfinished_study_has_the_same_rows_and_the_same_file_after_an_import(
 
 def test_file_has_no_name_of_a_machine_a_user_or_a_folder(sqlite_url, tmp_path, other_url):
     corpus, spec = "/home/alice/texts/secret-text", "/home/alice/cells/mine.py:Mine"
-    space = {"cell": [spec], "layers": [1], "state_size": [4]}
+    space = {"cell": [spec], "layers": [1], "state_size": [4, 5, 6]}
     cells = {"Mine": {"spec": spec, "sha256": "ab" * 32}}
     config = StudyConfig.model_validate({"corpus": corpus, "cells": cells, "space": space})
     commands = [
@@ -102,14 +102,15 @@ def test_file_has_no_name_of_a_machine_a_user_or_a_folder(sqlite_url, tmp_path, 
     ]
     attributes = study_attributes(config, commands=commands)
     attributes["corpus"]["name"] = corpus
-    params = {"cell": "Mine", "layers": 1, "state_size": 4}
+    params = [{"cell": "Mine", "layers": 1, "state_size": size} for size in (4, 5, 6)]
     with closing(open_storage(sqlite_url)) as storage:
-        choices = {name: CategoricalDistribution((value,)) for name, value in params.items()}
-        create_study(storage, "made", "loss", attributes, choices, [StoredTrial(params)] * 3)
+        values = {"cell": ("Mine",), "layers": (1,), "state_size": (4, 5, 6)}
+        choices = {name: CategoricalDistribution(each) for name, each in values.items()}
+        create_study(storage, "made", "loss", attributes, choices, list(map(StoredTrial, params)))
         for worker in ("alice-pc/17", "node7.example/17", "node7.example/18"):
             host = worker.partition("/")[0]
             trial_id = storage.claim(1, f"{worker}/t")
-            error = f"OSError: {host} cannot read '{corpus}'"
+            error = f"OSError: {host} cannot read '{corpus}' or C:\\Users\\alice smith\\x.txt"
             found = {"host": host, "worker": worker, "error": error, "failure": "exception"}
             storage.finish(trial_id, f"{worker}/t", TrialState.FAIL, None, found)
     StudyManager(sqlite_url).retry("made", ["failed"])
@@ -126,7 +127,9 @@ def test_file_has_no_name_of_a_machine_a_user_or_a_folder(sqlite_url, tmp_path, 
 
 
 def test_imported_results_and_values_that_are_not_finite_are_kept(sqlite_url, tmp_path, other_url):
-    results = ImportedResults(source="/home/alice/sweep.csv", parameters=["rate"])
+    results = ImportedResults(
+        source="study s of sqlite:////home/alice b/sweep.db", parameters=["rate"]
+    )
     config = StudyConfig(results=results, question="Which rate?")
     attributes = study_attributes(config)
     ranges = {"rate": FloatDistribution(0.0, 1.0)}
@@ -138,7 +141,9 @@ def test_imported_results_and_values_that_are_not_finite_are_kept(sqlite_url, tm
     with closing(open_storage(sqlite_url)) as storage:
         create_study(storage, "made", "loss", attributes, ranges, trials)
     export_study(sqlite_url, "made", tmp_path / "made.jsonl")
-    assert "alice" not in (tmp_path / "made.jsonl").read_text()
+    content = (tmp_path / "made.jsonl").read_text()
+    assert "study s of sqlite:///sweep.db" in content
+    assert "alice" not in content
     import_studies(other_url, [tmp_path / "made.jsonl"])
     found, expected = dump(other_url), dump(sqlite_url)
     for table in found.keys() - {"study_user_attributes"}:
@@ -170,7 +175,9 @@ FIELDS = [
     ({"number": "x"}, "line 4: number: input should be a valid integer"),
     ({"number": 0}, "line 4: number: 0, expected one above 1"),
     ({"state": "RUNNING"}, "line 4: state: input should be 'COMPLETE', 'PRUNED', 'FAIL' or 'WAI"),
-    ({"state": "COMPLETE"}, "line 4: value: missing, expected a number"),
+    ({"state": "COMPLETE"}, "line 4: value: expected a number because"),
+    ({"state": "COMPLETE", "value": "nan"}, "line 4: value: expected a number because"),
+    ({"datetime_start": "2026-11-27T12:00:00+05:00"}, "datetime_start: input should not have time"),
     ({"datetime_start": "today"}, "line 4: datetime_start: input should be a valid datetime"),
     ({"params": {"layers": 9}}, "line 4: params.layers: 9, expected one of Categorical"),
     ({"params": {"layers": True}}, "line 4: params.layers: True, expected one of Categorical"),
@@ -193,6 +200,10 @@ def test_bad_field_is_named_with_its_line(file, other_url):
         require_refused(other_url, [file], message)
 
 
+def read_params(text):
+    return json.loads(text.splitlines()[1])["params"]
+
+
 FILES = [
     (lambda text: "", "is not an exported study"),
     (lambda text: "a,b\n1,2\n", "is not an exported study"),
@@ -206,6 +217,10 @@ FILES = [
         "line 1: distributions.layers",
     ),
     (lambda text: text + "\n", "line 6: "),
+    (
+        lambda text: edit_line(text, 4, params=json.loads(text.splitlines()[1])["params"]),
+        "of trial 0",
+    ),
     (lambda text: text + text.splitlines()[2], "line 6: number: 1, expected one above 3"),
     (lambda text: text.encode().replace(b"FAIL", b"\xff\xfe", 1), "line 3: "),
     (lambda text: bytes(range(255, 0, -1)) * 20, "not UTF-8 text"),
@@ -230,6 +245,18 @@ def test_line_that_unpacks_to_more_than_the_bound_is_not_unpacked(file, other_ur
     bomb = zlib.compressobj(9, wbits=31)
     file.write_bytes(bomb.compress(first + b"\n") + bomb.compress(b"a" * 2**25) + bomb.flush())
     require_refused(other_url, [file], "line 2: expected a line of at most 16.8 MB")
+
+
+def test_export_replaces_a_file_of_the_same_study_alone(source_url, file, tmp_path):
+    create(source_url, "other")
+    before = file.read_bytes()
+    (tmp_path / "notes.jsonl").write_text("important")
+    for name, path in (("other", file), ("made", tmp_path / "notes.jsonl")):
+        with pytest.raises(errors.StudyFileError, match=r"exists and is .*: expected a new file"):
+            export_study(source_url, name, path)
+    assert (tmp_path / "notes.jsonl").read_text() == "important"
+    export_study(source_url, "made", file)
+    assert file.read_bytes() == before
 
 
 def test_studies_are_imported_under_free_names_all_or_none(file, url, tmp_path):
