@@ -118,7 +118,7 @@ def describe_trend(trend: Trend, scale: Scale) -> str:
         return f"{name}: {changes}; where it is best is not determined: {optimum.reason}"
     best, low, high = (format_place(x, trend) for x in (optimum.value, optimum.low, optimum.high))
     end = "lowest" if optimum.is_open_below else "highest"
-    if optimum.is_at_end:
+    if optimum.low == optimum.high:
         return f"{name}: best at the {end} value tried, {best}, or beyond; {changes}"
     if optimum.is_open_below or optimum.is_open_above:
         bound = f"at most {high}" if optimum.is_open_below else f"at least {low}"

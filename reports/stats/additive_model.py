@@ -31,19 +31,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reports.stats.crossed_model import adjust_by_holm
+from reports.stats.paired_difference import CONFIDENCE, Floats, Integers
 from reports.stats.scale import is_missing, order_values
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
-
-CONFIDENCE = 0.95
 
 MAX_LEVELS = 5
 """Number of values of a number up to which each has an effect of its own."""
 
 MIN_CONFIGURATIONS = 3
-"""Configurations that a level needs; runs of rarer levels share one unreported effect."""
+"""Configurations that a level needs; runs of rarer levels count as lacking the parameter."""
 
 LOG_DECADES = 1.5
 """Decades that positive values cover at least on a logarithmic axis."""
@@ -71,26 +68,25 @@ _CANDIDATES = np.linspace(-1, 1, 41)
 """Places that are tested for the best one."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A difference of expected values with its 95% interval.
+class Estimate(NamedTuple):
+    """A difference of expected values with its 95% interval, or an array of several.
 
     Attributes:
-        mean: the difference; NaN if it cannot be estimated.
-        error: standard error; NaN if it cannot be estimated.
-        degrees: degrees of freedom of the error; 0 if it cannot be estimated.
+        mean: the difference.
+        error: standard error.
+        degrees: degrees of freedom of the error.
         low: lower end of the interval.
         high: upper end of the interval.
         p: two-sided p-value of no difference; 1 if it cannot be estimated.
         reason: why it cannot be estimated, in one clause; "" if it can.
     """
 
-    mean: float = math.nan
-    error: float = math.nan
-    degrees: float = 0.0
-    low: float = math.nan
-    high: float = math.nan
-    p: float = 1.0
+    mean: Any = math.nan
+    error: Any = math.nan
+    degrees: Any = 0.0
+    low: Any = math.nan
+    high: Any = math.nan
+    p: Any = 1.0
     reason: str = ""
 
 
@@ -137,11 +133,6 @@ class Optimum:
     is_open_below: bool = False
     is_open_above: bool = False
     reason: str = ""
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether the whole interval is the least or the greatest value tried."""
-        return self.low == self.high
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,23 +232,19 @@ def fit_additive_model(
         reason = f"{configurations} configurations are too few: the model needs at least {needed}"
         return AdditiveModel(configurations, reasons=reasons, reason=reason)
 
-    p_values = [_test_trend(fit, term) for term in terms]
-    searched = [
-        _search_optimum(fit, term, maximize) if p < 1 - CONFIDENCE else (term, Optimum())
-        for term, p in zip(terms, p_values, strict=True)
-    ]
-    drawn = _Fit([term for term, _ in searched], fit.values, groups)
+    searched = [_search_optimum(fit, term, maximize) for term in terms]
+    drawn = _Fit([each.term for each in searched], fit.values, groups)
     if configurations >= drawn.rank + MIN_RESIDUAL:
         fit = drawn
     levels: list[LevelDifference] = []
     trends: list[Trend] = []
-    for term, p, (_, optimum) in zip(fit.terms, p_values, searched, strict=True):
+    for term, search in zip(fit.terms, searched, strict=True):
         if term.levels:
             levels += _compare_levels(fit, term)
         elif reason := fit.estimate(term, np.eye(term.size)).reason:
             reasons[term.parameter] = reason
         else:
-            trends.append(_build_trend(fit, term, p, optimum, y))
+            trends.append(_build_trend(fit, term, search, y))
     tests = np.array([*(each.estimate.p for each in levels), *(each.p for each in trends)])
     adjusted = iter(adjust_by_holm(tests).tolist())
     levels = [replace(each, adjusted_p=next(adjusted)) for each in levels]
@@ -271,9 +258,9 @@ def fit_additive_model(
 class _Term:
     """Term of one parameter.
 
-    The codes (runs,) are the index of the level, −1 for rare levels and where it is missing, or the
-    place on the axis of a trend, −1 to 1. The curvature of a trend changes at its knot, if it has
-    one, and with a kink its slope too.
+    Runs that lack the parameter, or have a rare level of it, are not present. The codes (runs,) are
+    the index of the level, or the place on the axis of a trend, −1 to 1. The curvature of a trend
+    changes at its knot, and with a kink its slope too.
     """
 
     parameter: str
@@ -288,12 +275,12 @@ class _Term:
 
     @cached_property
     def columns(self) -> Floats:
-        """(runs, coefficients), centered over the runs that have the parameter, 0 for others."""
+        """(runs, coefficients), centered over the runs that are present, 0 for others."""
         return np.where(self.present[:, None], self.evaluate(self.codes) - self.center, 0.0)
 
     @cached_property
     def center(self) -> Floats:
-        """(coefficients,), average of the columns over the runs that have the parameter."""
+        """(coefficients,), average of the columns over the runs that are present."""
         mean: Floats = self.evaluate(self.codes[self.present]).mean(axis=0)
         return mean
 
@@ -301,14 +288,6 @@ class _Term:
     def size(self) -> int:
         """Number of coefficients."""
         return len(self.center)
-
-    @property
-    def nuisances(self) -> Iterator[Floats]:
-        """Yield columns that are fitted and not reported: lacking it, and its rare levels."""
-        if not self.present.all():
-            yield self.present.astype(np.float64)
-        if self.levels and (is_rare := self.present & (self.codes < 0)).any():
-            yield is_rare.astype(np.float64)
 
     def evaluate(self, codes: Floats) -> Floats:
         """Return the columns (n, coefficients) of levels or places (n,), before centering."""
@@ -324,16 +303,15 @@ class _Term:
 
     def to_value(self, places: Floats) -> Floats:
         """Return the values of the parameter at places on the axis of a trend."""
-        share = (places + 1) / 2
+        ends = np.array([self.low, self.high])
         if self.is_log:
-            values = np.exp(math.log(self.low) * (1 - share) + math.log(self.high) * share)
-            return np.asarray(values)
-        return self.low + (self.high - self.low) * share
+            return np.exp(np.interp(places, [-1, 1], np.log(ends)))
+        return np.interp(places, [-1, 1], ends)
 
 
 def _build_term(parameter: str, column: list[Any], groups: Integers) -> _Term | str:
     """Build the term of a parameter, or say why it has none."""
-    present = np.array([not is_missing(value) for value in column], dtype=np.bool_)
+    is_known = np.array([not is_missing(value) for value in column], dtype=np.bool_)
     known = [value for value in column if not is_missing(value)]
     distinct = order_values(set(known))
     if len(distinct) < 2:
@@ -347,16 +325,16 @@ def _build_term(parameter: str, column: list[Any], groups: Integers) -> _Term | 
         is_log = _is_logarithmic(numbers)
         axis = np.log(numbers) if is_log else numbers
         codes = np.zeros(len(column))
-        codes[present] = 2 * (axis - axis.min()) / (axis.max() - axis.min()) - 1
-        return _Term(parameter, present, codes, low=low, high=high, is_log=is_log)
+        codes[is_known] = 2 * (axis - axis.min()) / (axis.max() - axis.min()) - 1
+        return _Term(parameter, is_known, codes, low=low, high=high, is_log=is_log)
     runs = set(zip(column, groups.tolist(), strict=True))  # each configuration once
     counts = Counter(value for value, _ in runs)
     levels = [value for value in distinct if counts[value] >= MIN_CONFIGURATIONS]
     if len(levels) < 2:
         return f"fewer than two of its values have {MIN_CONFIGURATIONS} configurations"
     places = {value: i for i, value in enumerate(levels)}
-    codes = np.array([places.get(value, -1) for value in column], dtype=np.float64)
-    return _Term(parameter, present, codes, tuple(levels))
+    codes = np.array([places.get(value, -1) for value in column])
+    return _Term(parameter, codes >= 0, codes.astype(np.float64), tuple(levels))
 
 
 def _is_logarithmic(numbers: Floats) -> bool:
@@ -371,18 +349,6 @@ def _is_logarithmic(numbers: Floats) -> bool:
     return bool(of_logarithms < of_numbers)
 
 
-class _Estimates(NamedTuple):
-    """Estimates (m,) of some contrasts, as of :class:`Estimate`; with a reason all are unknown."""
-
-    means: Floats
-    errors: Floats
-    degrees: Floats
-    lows: Floats
-    highs: Floats
-    p: Floats
-    reason: str = ""
-
-
 class _Fit:
     """Least squares with errors that are robust to unequal noise, CR2.
 
@@ -393,15 +359,16 @@ class _Fit:
     def __init__(self, terms: list[_Term], values: Floats, groups: Integers) -> None:
         self.terms, self.values, self.groups = terms, values, groups
         design = np.column_stack([np.ones(len(values)), *(term.columns for term in terms)])
-        for nuisance in (each for term in terms for each in term.nuisances):
-            rest = nuisance - design @ np.linalg.lstsq(design, nuisance, rcond=None)[0]
-            if np.linalg.norm(rest) > _TOLERANCE * np.linalg.norm(nuisance):
-                design = np.column_stack([design, nuisance])
+        for present in (term.present.astype(np.float64) for term in terms):
+            rest = present - design @ np.linalg.lstsq(design, present, rcond=None)[0]
+            if np.abs(rest).max() > _TOLERANCE:  # no reported column implies it
+                design = np.column_stack([design, present])
         left, sizes, right = np.linalg.svd(design, full_matrices=False)
         self.rank = int((sizes > 1e-8 * sizes[0]).sum())
         self._basis = left[:, : self.rank]
-        self._right = right[: self.rank]
-        self._weights = self._right.T / sizes[: self.rank]
+        right = right[: self.rank].T
+        self._weights = right / sizes[: self.rank]
+        self._lost = np.eye(len(right)) - right @ right.T  # what the design does not determine
         self._coordinates = self._basis.T @ values
         self.residuals: Floats = values - self._basis @ self._coordinates
         counts = np.bincount(groups)
@@ -431,21 +398,20 @@ class _Fit:
         terms = [other if each is term else each for each in self.terms]
         return _Fit(terms, self.values, self.groups)
 
-    def estimate(self, term: _Term, contrasts: Floats) -> _Estimates:
+    def estimate(self, term: _Term, contrasts: Floats) -> Estimate:
         """Estimate contrasts (m, coefficients) of a term."""
         from scipy import special
 
         ends = np.cumsum([1, *(each.size for each in self.terms)]).tolist()
         spans = {each.parameter: slice(*ends[i : i + 2]) for i, each in enumerate(self.terms)}
         weights = self._weights[spans[term.parameter]]
-        full = np.zeros((len(contrasts), len(self._weights)))
-        full[:, spans[term.parameter]] = contrasts
-        lost = np.abs(full - full @ self._right.T @ self._right) > _TOLERANCE * np.abs(full).max()
+        parts = contrasts @ self._lost[spans[term.parameter]]
+        lost = np.abs(parts) > _TOLERANCE * np.abs(contrasts).max()
         if lost.any():
             names = [name for name, span in spans.items() if lost[:, span].any()]
             others = ", ".join(name for name in names if name != term.parameter)
             reason = f"it cannot be separated from {others}" if others else "its values are too few"
-            return self._refuse(contrasts, reason)
+            return Estimate(reason=reason)
 
         # The parts of the robust variance have the covariances M (clusters, clusters) under equal
         # noise: trace(M)² / trace(M²) degrees of freedom. Both traces are quadratic in products of
@@ -465,7 +431,7 @@ class _Fit:
         traces = products @ (spreads - overlaps).sum(axis=0).ravel()
         if (traces < (1 - _TOLERANCE) * (products @ (weights @ weights.T).ravel())).any():
             reason = "it rests on a configuration that nothing else can be compared with"
-            return self._refuse(contrasts, reason)
+            return Estimate(reason=reason)
         variances = products @ (scores.T @ scores).ravel()
         of_squares = ((products @ squares.reshape(term.size**2, -1)) * products).sum(axis=1)
         means, errors = contrasts @ weights @ self._coordinates, np.sqrt(np.maximum(0.0, variances))
@@ -474,11 +440,7 @@ class _Fit:
         half = np.where(is_known, errors * special.stdtrit(degrees, (1 + CONFIDENCE) / 2), np.inf)
         ratios = np.abs(means) / np.maximum(errors, np.finfo(np.float64).tiny)
         p = np.where(is_known, 2 * special.stdtr(degrees, -ratios), 1.0)
-        return _Estimates(means, errors, degrees, means - half, means + half, p)
-
-    def _refuse(self, contrasts: Floats, reason: str) -> _Estimates:
-        unknown = np.full(len(contrasts), np.nan)
-        return _Estimates(*[unknown] * 5, np.ones(len(contrasts)), reason)
+        return Estimate(means, errors, degrees, means - half, means + half, p)
 
     def _sum(self, columns: Floats) -> Floats:
         """Sum columns (runs, …) over the runs of each cluster."""
@@ -486,42 +448,44 @@ class _Fit:
         return sums
 
 
-def _test_trend(fit: _Fit, term: _Term) -> float:
-    """Return twice the lower p-value of the linear and the quadratic part; 1 for levels."""
-    if term.levels:
-        return 1.0
-    x, square = term.columns.T
-    linear = [1.0, float(x @ square / (x @ x))]
-    return float(min(1.0, 2 * fit.estimate(term, np.array([linear, [0.0, 1.0]])).p.min()))
+class _Search(NamedTuple):
+    """A term as it is drawn, the p-value of a trend, and where it is best."""
+
+    term: _Term
+    p: float = 1.0
+    optimum: Optimum = Optimum()
 
 
-def _search_optimum(fit: _Fit, term: _Term, maximize: bool) -> tuple[_Term, Optimum]:
-    """Find where a trend is best, with an interval by inverting tests.
+def _search_optimum(fit: _Fit, term: _Term, maximize: bool) -> _Search:
+    """Test a trend and find where it is best, with an interval by inverting tests.
 
     A place is excluded if another one is significantly better, which close to it is a test of its
     slope. It is judged by a trend that changes its curvature there, and its slope if that is
     significant, so that one side of it does not depend on the shape of the other.
-
-    Returns:
-        The trend that changes at the best place, and the optimum.
     """
+    if term.levels:
+        return _Search(term)
+    x, square = term.columns.T
+    parts = np.array([[1.0, x @ square / (x @ x)], [0.0, 1.0]])  # linear and quadratic
+    p = min(1.0, 2 * float(np.min(fit.estimate(term, parts).p)))
+    if p >= 1 - CONFIDENCE:
+        return _Search(term, p)
     judged = [_judge_place(fit, term, place, maximize) for place in _CANDIDATES.tolist()]
     ratios = np.array([ratio for _, ratio in judged])
-    best = int(ratios.argmin())
-    possible, end = np.flatnonzero(ratios <= 1), len(ratios) - 1
-    if not len(possible):
-        return judged[best][0], Optimum(reason="its trend has no single best place")
-    first, last = int(possible[0]), int(possible[-1])
+    best, end = int(ratios.argmin()), len(ratios) - 1
+    drawn, possible = judged[best][0], np.flatnonzero(ratios <= 1).tolist()
+    if not possible:
+        return _Search(drawn, p, Optimum(reason="its trend has no single best place"))
+    first, last = possible[0], possible[-1]
     if (first, last) == (0, end):
-        reason = "both ends of the values tried may be the best"
-        return judged[best][0], Optimum(reason=reason)
+        return _Search(drawn, p, Optimum(reason="both ends of the values tried may be the best"))
     low, high = _CANDIDATES[[first, last]]
     if first not in (0, end):  # an end has no slope on its other side to interpolate
         low = np.interp(1, ratios[[first, first - 1]], _CANDIDATES[[first, first - 1]])
     if last not in (0, end):
         high = np.interp(1, ratios[[last, last + 1]], _CANDIDATES[[last, last + 1]])
     ends = term.to_value(np.array([_CANDIDATES[best], low, high])).tolist()
-    return judged[best][0], Optimum(*ends, is_open_below=first == 0, is_open_above=last == end)
+    return _Search(drawn, p, Optimum(*ends, is_open_below=first == 0, is_open_above=last == end))
 
 
 def _judge_place(fit: _Fit, term: _Term, place: float, maximize: bool) -> tuple[_Term, float]:
@@ -532,15 +496,14 @@ def _judge_place(fit: _Fit, term: _Term, place: float, maximize: bool) -> tuple[
     """
     model = replace(term, knot=place, has_kink=True)
     refit = fit.exchange(term, model)
-    kink = np.eye(model.size)[-1:]
-    if not refit.estimate(model, kink).p[0] < KINK_LEVEL:
+    if refit.estimate(model, np.eye(model.size)[-1:]).p >= KINK_LEVEL:
         model = replace(term, knot=place)
         refit = fit.exchange(term, model)
     others = _CANDIDATES[place != _CANDIDATES]
     found = refit.estimate(model, model.evaluate(np.array([place])) - model.evaluate(others))
     if found.reason:
         return model, 0.0
-    losses, half_widths = -found.means if maximize else found.means, found.highs - found.means
+    losses, half_widths = -found.mean if maximize else found.mean, found.high - found.mean
     ratios = np.divide(losses, half_widths, out=np.zeros_like(losses), where=half_widths > 0)
     return model, float(ratios.max())
 
@@ -548,26 +511,26 @@ def _judge_place(fit: _Fit, term: _Term, place: float, maximize: bool) -> tuple[
 def _compare_levels(fit: _Fit, term: _Term) -> Iterator[LevelDifference]:
     """Yield the difference of each level of a term to the first one."""
     for level, contrast in zip(term.levels[1:], np.eye(term.size), strict=True):
-        found = fit.estimate(term, contrast[None])
-        estimate = Estimate(*(float(each[0]) for each in found[:6]))
-        if not estimate.degrees >= MIN_DEGREES:
-            few = "too few configurations tell how much it varies"
-            estimate = Estimate(reason=found.reason or few)
+        estimate = fit.estimate(term, contrast[None])
+        if not estimate.reason:
+            estimate = Estimate(*(float(each[0]) for each in estimate[:6]))
+            if estimate.degrees < MIN_DEGREES:
+                estimate = Estimate(reason="too few configurations tell how much it varies")
         yield LevelDifference(term.parameter, term.levels[0], level, estimate)
 
 
-def _build_trend(fit: _Fit, term: _Term, p: float, optimum: Optimum, values: Floats) -> Trend:
+def _build_trend(fit: _Fit, term: _Term, search: _Search, values: Floats) -> Trend:
     """Draw the trend of a number through the average of the values (runs,)."""
     level = float(values[term.present].mean())
-    coefficients = fit.estimate(term, np.eye(term.size)).means
+    coefficients = fit.estimate(term, np.eye(term.size)).mean
     partials = term.columns @ coefficients + fit.residuals
     return Trend(
         parameter=term.parameter,
         is_log=term.is_log,
         low=term.low,
         high=term.high,
-        p=p,
-        optimum=optimum,
+        p=search.p,
+        optimum=search.optimum,
         places=term.to_value(_GRID),
         curve=level + (term.evaluate(_GRID) - term.center) @ coefficients,
         points=term.to_value(term.codes[term.present]),
