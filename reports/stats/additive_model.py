@@ -305,8 +305,8 @@ class _Term:
         """Return the values of the parameter at places on the axis of a trend."""
         ends = np.array([self.low, self.high])
         if self.is_log:
-            return np.exp(np.interp(places, [-1, 1], np.log(ends)))
-        return np.interp(places, [-1, 1], ends)
+            return np.asarray(np.exp(np.interp(places, [-1, 1], np.log(ends))))
+        return np.asarray(np.interp(places, [-1, 1], ends))
 
 
 def _build_term(parameter: str, column: list[Any], groups: Integers) -> _Term | str:
@@ -484,8 +484,8 @@ def _search_optimum(fit: _Fit, term: _Term, maximize: bool) -> _Search:
         low = np.interp(1, ratios[[first, first - 1]], _CANDIDATES[[first, first - 1]])
     if last not in (0, end):
         high = np.interp(1, ratios[[last, last + 1]], _CANDIDATES[[last, last + 1]])
-    ends = term.to_value(np.array([_CANDIDATES[best], low, high])).tolist()
-    return _Search(drawn, p, Optimum(*ends, is_open_below=first == 0, is_open_above=last == end))
+    value, low, high = term.to_value(np.array([_CANDIDATES[best], low, high])).tolist()
+    return _Search(drawn, p, Optimum(value, low, high, first == 0, last == end))
 
 
 def _judge_place(fit: _Fit, term: _Term, place: float, maximize: bool) -> tuple[_Term, float]:
@@ -513,7 +513,7 @@ def _compare_levels(fit: _Fit, term: _Term) -> Iterator[LevelDifference]:
     for level, contrast in zip(term.levels[1:], np.eye(term.size), strict=True):
         estimate = fit.estimate(term, contrast[None])
         if not estimate.reason:
-            estimate = Estimate(*(float(each[0]) for each in estimate[:6]))
+            estimate = Estimate._make([*(float(each[0]) for each in estimate[:6]), ""])
             if estimate.degrees < MIN_DEGREES:
                 estimate = Estimate(reason="too few configurations tell how much it varies")
         yield LevelDifference(term.parameter, term.levels[0], level, estimate)

@@ -103,6 +103,13 @@ def test_trend_without_a_turn_is_best_at_an_end_or_beyond(maximize):
     assert f"x: best at the {'highest' if maximize else 'lowest'} value tried" in line
 
 
+def test_interval_has_the_best_value_at_a_kink():
+    columns, _ = draw(200)
+    values = np.abs(columns["x"] - 1.6) + 0.1 * np.random.default_rng(4).normal(size=200)
+    optimum = trend_of(fit_additive_model(columns, values), "x").optimum
+    assert 1.4 < optimum.low < 1.6 < optimum.high < 1.9
+
+
 def test_parameters_that_change_together_are_not_separated():
     columns, values = draw(40)
     tied = columns | {"tied": np.where(columns["on"], "a", "b")}
