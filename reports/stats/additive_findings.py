@@ -67,16 +67,17 @@ def describe_additive(model: AdditiveModel, scale: Scale, has_pairs: bool = Fals
         sentences.append(f"Significant, the largest first: {listed}{more}.")
     else:
         sentences.append("No parameter has a significant effect.")
-    unknown = {e.parameter: e.estimate.reason for e in model.levels if e.estimate.reason}
     tests = [*(each for each in model.levels if not each.estimate.reason), *model.trends]
     names = {each.parameter for each in tests if each.is_significant}
     undecided = dict.fromkeys(each.parameter for each in tests if each.parameter not in names)
     if undecided:
         listed = ", ".join(map(format_param, undecided))
         sentences.append(f"Not significant after correction: {listed}.")
-    if unknown := dict(model.reasons) | unknown:
-        reasons = (f"{format_param(name)} ({reason})" for name, reason in unknown.items())
-        sentences.append(f"Not estimated: {', '.join(reasons)}.")
+    unknown = dict(model.reasons)
+    unknown |= {e.parameter: e.estimate.reason for e in model.levels if e.estimate.reason}
+    if unknown:
+        listed = ", ".join(f"{format_param(name)} ({each})" for name, each in unknown.items())
+        sentences.append(f"Not estimated: {listed}.")
     return [*sentences, _describe_fit(model)]
 
 
