@@ -67,7 +67,8 @@ def describe_additive(model: AdditiveModel, scale: Scale, has_pairs: bool = Fals
         sentences.append(f"Significant, the largest first: {listed}{more}.")
     else:
         sentences.append("No parameter has a significant effect.")
-    tests = [*(each for each in model.levels if not each.estimate.reason), *model.trends]
+    tests: list[LevelDifference | Trend] = [e for e in model.levels if not e.estimate.reason]
+    tests += model.trends
     names = {each.parameter for each in tests if each.is_significant}
     undecided = dict.fromkeys(each.parameter for each in tests if each.parameter not in names)
     if undecided:
