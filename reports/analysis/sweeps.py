@@ -12,11 +12,6 @@ from reports.stats.additive_model import AdditiveModel, fit_additive_model
 from reports.stats.effects import Effect
 from reports.stats.scale import is_missing
 
-FEW_PAIRS = (
-    "Matched pairs do not compare every parameter well. What follows assumes that parameters act "
-    "additively, that is, that the effect of each is the same whatever the others are."
-)
-
 
 def fit_sweep(results: Results, effects: Sequence[Effect]) -> AdditiveModel | None:
     """Fit an additive model to the complete trials; None where matched pairs suffice.
@@ -50,7 +45,4 @@ def describe_sweep(
     results: Results, model: AdditiveModel | None, effects: Sequence[Effect]
 ) -> list[str]:
     """Describe a model in sentences, of which the first says what it assumes."""
-    if model is None:
-        return []
-    first, *others = describe_additive(model, results.scale)
-    return [FEW_PAIRS if effects else first, *others]
+    return describe_additive(model, results.scale, bool(effects)) if model else []

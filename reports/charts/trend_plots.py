@@ -11,8 +11,6 @@ from reports.stats.additive_findings import describe_trend, list_level_effects
 from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.scale import Scale, add_unit, format_param
 
-_BAND = "rgba(47, 127, 209, 0.18)"
-
 
 def chart_trends(model: AdditiveModel, scale: Scale) -> list[Chart]:
     """Chart each trend, the significant ones first."""
@@ -22,9 +20,8 @@ def chart_trends(model: AdditiveModel, scale: Scale) -> list[Chart]:
             format_param(trend.parameter),
             plot_trend(trend, scale),
             alt_text.describe_curve(trend, scale),
-            "Points: runs without the fitted effects of all other parameters. Line and band: "
-            "fitted trend with the 95% interval of its difference to the average. Diamond: best "
-            "place with its 95% interval.",
+            "Points: runs without the fitted effects of all other parameters. Line: fitted trend. "
+            "Diamond: best place with its 95% interval.",
         )
         for trend in ordered
     ]
@@ -45,17 +42,9 @@ def chart_levels(model: AdditiveModel, scale: Scale) -> Chart | None:
 
 
 def plot_trend(trend: Trend, scale: Scale) -> go.Figure:
-    """Plot the runs, the fitted trend with its band, and the best place with its interval."""
+    """Plot the runs, the fitted trend, and the best place with its interval."""
     name = escape_html(format_param(trend.parameter))
     figure = go.Figure()
-    figure.add_scatter(
-        x=np.concatenate([trend.places, trend.places[::-1]]),
-        y=np.concatenate([trend.curve_high, trend.curve_low[::-1]]),
-        fill="toself",
-        fillcolor=_BAND,
-        line={"width": 0},
-        hoverinfo="skip",
-    )
     figure.add_scatter(
         x=trend.points,
         y=trend.partials,
@@ -70,33 +59,28 @@ def plot_trend(trend: Trend, scale: Scale) -> go.Figure:
         line={"color": PALETTE[0] if trend.is_significant else NEUTRAL, "width": 2},
         hovertemplate=f"fitted %{{y:{scale.value_spec}}} at %{{x:.3g}}<extra></extra>",
     )
-    if not trend.optimum.reason:
-        _add_optimum(figure, trend, scale)
+    optimum = trend.optimum
+    if not optimum.reason:
+        figure.add_scatter(
+            x=[optimum.value],
+            y=[float(np.interp(optimum.value, trend.places, trend.curve))],
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [optimum.high - optimum.value],
+                "arrayminus": [optimum.value - optimum.low],
+                "thickness": 3,
+                "width": 6,
+                "color": BEST_COLOR,
+            },
+            mode="markers",
+            marker={"symbol": "diamond", "size": 12, "color": BEST_COLOR},
+            customdata=[escape_html(describe_trend(trend, scale))],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
     return figure.update_layout(
         xaxis={"title": {"text": name}, "type": "log" if trend.is_log else "linear"},
         yaxis_title=escape_html(add_unit(scale.name, scale.unit)),
         showlegend=False,
         hovermode="closest",
-    )
-
-
-def _add_optimum(figure: go.Figure, trend: Trend, scale: Scale) -> None:
-    """Mark the best place on the fitted trend."""
-    optimum = trend.optimum
-    figure.add_scatter(
-        x=[optimum.value],
-        y=[float(np.interp(optimum.value, trend.places, trend.curve))],
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [optimum.high - optimum.value],
-            "arrayminus": [optimum.value - optimum.low],
-            "thickness": 3,
-            "width": 6,
-            "color": BEST_COLOR,
-        },
-        mode="markers",
-        marker={"symbol": "diamond", "size": 12, "color": BEST_COLOR},
-        customdata=[escape_html(describe_trend(trend, scale))],
-        hovertemplate="%{customdata}<extra></extra>",
     )

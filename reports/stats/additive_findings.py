@@ -16,15 +16,15 @@ from reports.stats.scale import Scale, format_count, format_param, format_signed
 MAX_FINDINGS = 5
 """Significant terms that are listed, the largest first."""
 
-POOR_SHARE = 0.3
-"""Share of the variance predicted below which a reader is warned."""
-
-NO_PAIRS = (
+_NO_PAIRS = (
     "There are no matched pairs: a sampler drew the values, or a parameter has too many, so no two "
-    "runs differ in one parameter alone. What follows assumes that parameters act additively, that "
-    "is, that the effect of each is the same whatever the others are."
+    "runs differ in one parameter alone."
 )
-"""What a reader must know first."""
+_FEW_PAIRS = "Matched pairs do not compare every parameter well."
+_ASSUMPTION = (
+    "What follows assumes that parameters act additively, that is, that the effect of each is the "
+    "same whatever the others are."
+)
 
 
 def list_level_effects(model: AdditiveModel, scale: Scale) -> list[Effect]:
@@ -48,61 +48,62 @@ def list_level_effects(model: AdditiveModel, scale: Scale) -> list[Effect]:
     ]
 
 
-def describe_additive(
-    model: AdditiveModel, scale: Scale, max_findings: int = MAX_FINDINGS
-) -> list[str]:
+def describe_additive(model: AdditiveModel, scale: Scale, has_pairs: bool = False) -> list[str]:
     """Describe a model in sentences: the assumption, the findings, what is not known, its fit.
 
     Args:
         model: the model.
         scale: unit, direction and precision of the values.
-        max_findings: number of significant terms that are listed.
+        has_pairs: whether matched pairs compare some parameters.
     """
+    sentences = [f"{_FEW_PAIRS if has_pairs else _NO_PAIRS} {_ASSUMPTION}"]
     if model.reason:
-        return [NO_PAIRS, f"Nothing can be estimated: {model.reason}."]
-    found = list_findings(model, scale)
-    listed = "; ".join(found[:max_findings])
-    more = ""
-    if len(found) > max_findings:
-        more = f"; and {format_count(len(found) - max_findings, 'smaller one')}"
-    sentences = [NO_PAIRS]
+        return [*sentences, f"Nothing can be estimated: {model.reason}."]
+    found, more = _list_findings(model, scale), ""
+    if len(found) > MAX_FINDINGS:
+        more = f"; and {format_count(len(found) - MAX_FINDINGS, 'smaller one')}"
     if found:
+        listed = "; ".join(found[:MAX_FINDINGS])
         sentences.append(f"Significant, the largest first: {listed}{more}.")
     else:
         sentences.append("No parameter has a significant effect.")
-    if undecided := _list_undecided(model):
-        sentences.append(f"Not significant after correction: {', '.join(undecided)}.")
-    unknown = dict(model.reasons) | {
-        each.parameter: each.estimate.reason for each in model.levels if each.estimate.reason
-    }
+    tests: list[LevelDifference | Trend] = [e for e in model.levels if not e.estimate.reason]
+    tests += model.trends
+    names = {each.parameter for each in tests if each.is_significant}
+    undecided = dict.fromkeys(each.parameter for each in tests if each.parameter not in names)
+    if undecided:
+        listed = ", ".join(map(format_param, undecided))
+        sentences.append(f"Not significant after correction: {listed}.")
+    unknown = dict(model.reasons)
+    unknown |= {e.parameter: e.estimate.reason for e in model.levels if e.estimate.reason}
     if unknown:
-        reasons = (f"{format_param(name)} ({reason})" for name, reason in unknown.items())
-        sentences.append(f"Not estimated: {', '.join(reasons)}.")
+        listed = ", ".join(f"{format_param(name)} ({each})" for name, each in unknown.items())
+        sentences.append(f"Not estimated: {listed}.")
     return [*sentences, _describe_fit(model)]
 
 
-def format_additive_line(model: AdditiveModel, scale: Scale, max_findings: int = 3) -> str:
+def format_additive_line(model: AdditiveModel, scale: Scale) -> str:
     """Describe a model in one clause, for the line at the end of a report."""
-    start = "no matched pairs"
     if model.reason:
-        return f"{start}, and no additive model: {model.reason}"
-    found = list_findings(model, scale)[:max_findings]
-    return f"{start}; if parameters act additively: " + (
-        "; ".join(found) or "no parameter has a significant effect"
+        return f"no matched pairs, and no additive model: {model.reason}"
+    listed = "; ".join(_list_findings(model, scale)[:3])
+    return (
+        "no matched pairs; if parameters act additively: "
+        f"{listed or 'no parameter has a significant effect'}"
     )
 
 
-def list_findings(model: AdditiveModel, scale: Scale) -> list[str]:
+def _list_findings(model: AdditiveModel, scale: Scale) -> list[str]:
     """Return a clause for each significant term, the largest first."""
-    sized: list[tuple[float, str]] = [
+    sized = [
         (abs(each.estimate.mean), _describe_level(each, scale))
         for each in model.levels
         if each.is_significant
     ]
     sized += [
-        (float(np.ptp(trend.curve)), describe_trend(trend, scale))
-        for trend in model.trends
-        if trend.is_significant
+        (float(np.ptp(each.curve)), describe_trend(each, scale))
+        for each in model.trends
+        if each.is_significant
     ]
     return [text for _, text in sorted(sized, key=lambda each: -each[0])]
 
@@ -118,7 +119,7 @@ def describe_trend(trend: Trend, scale: Scale) -> str:
         return f"{name}: {changes}; where it is best is not determined: {optimum.reason}"
     best, low, high = (format_place(x, trend) for x in (optimum.value, optimum.low, optimum.high))
     end = "lowest" if optimum.is_open_below else "highest"
-    if optimum.is_at_end:
+    if optimum.low == optimum.high:
         return f"{name}: best at the {end} value tried, {best}, or beyond; {changes}"
     if optimum.is_open_below or optimum.is_open_above:
         bound = f"at most {high}" if optimum.is_open_below else f"at least {low}"
@@ -147,16 +148,6 @@ def _describe_level(each: LevelDifference, scale: Scale) -> str:
     return f"{description} {scale.format_difference(mean)} [{', '.join(ends)}], {direction}"
 
 
-def _list_undecided(model: AdditiveModel) -> list[str]:
-    """Name the parameters without a significant term."""
-    tests = [
-        (each.parameter, each.is_significant) for each in model.levels if not each.estimate.reason
-    ]
-    tests += [(each.parameter, each.is_significant) for each in model.trends]
-    found = {name for name, is_significant in tests if is_significant}
-    return [format_param(name) for name in dict(tests) if name not in found]
-
-
 def _describe_fit(model: AdditiveModel) -> str:
     """Say how well the model predicts configurations that it was not fitted to."""
     share = model.predicted_share
@@ -168,7 +159,7 @@ def _describe_fit(model: AdditiveModel) -> str:
             f"Of {count}, each left out in turn, the model predicts the values no better than "
             "their mean: it describes little, and parameters may not act additively."
         )
-    text = f"The model predicts {share:.0%} of the variance of {count}, each left out in turn"
-    if share < POOR_SHARE:
-        return f"{text}: the rest is noise, or parameters that do not act additively."
-    return f"{text}."
+    return (
+        f"The model predicts {share:.0%} of the variance of {count}, each left out in turn: the "
+        "rest is noise, or parameters that do not act additively."
+    )

@@ -97,10 +97,17 @@ def test_trend_without_a_turn_is_best_at_an_end_or_beyond(maximize):
     columns, values = draw(60)
     model = fit_additive_model(columns, values, maximize=maximize)
     optimum = trend_of(model, "x").optimum
-    assert optimum.is_at_end
+    assert optimum.low == optimum.high == optimum.value
     assert optimum.value == pytest.approx(max(columns["x"]) if maximize else min(columns["x"]))
     line = format_additive_line(model, ACCURACY if maximize else LOSS)
     assert f"x: best at the {'highest' if maximize else 'lowest'} value tried" in line
+
+
+def test_interval_has_the_best_value_at_a_kink():
+    columns, _ = draw(200)
+    values = np.abs(columns["x"] - 1.6) + 0.1 * np.random.default_rng(4).normal(size=200)
+    optimum = trend_of(fit_additive_model(columns, values), "x").optimum
+    assert 1.4 < optimum.low < 1.6 < optimum.high < 1.9
 
 
 def test_parameters_that_change_together_are_not_separated():
@@ -142,7 +149,7 @@ def test_runs_without_a_value_are_left_out_and_counted():
     values[:3] = np.nan, np.inf, -np.inf
     model = fit_additive_model(columns, values)
     rest = fit_additive_model({name: each[3:] for name, each in columns.items()}, values[3:])
-    assert (model.runs, model.left_out) == (40, 3)
+    assert model.configurations == 40
     assert trend_of(model, "x").p == trend_of(rest, "x").p
 
 
