@@ -342,6 +342,18 @@ def _build_config(
         raise ConfigError(f"{runs.source}: {error}") from error
     if set(names) <= set(config.nuisance):
         raise ConfigError(f"{runs.source}: nuisance names all parameters: expected others")
+    tuned, judged = (
+        {
+            frozenset((name, each) for name, each in trial.params.items() if name not in left_out)
+            for trial in runs.trials
+        }
+        for left_out in ([REPLICATE], [REPLICATE, *config.nuisance])
+    )
+    if config.nuisance and len(judged) == len(tuned):
+        raise ConfigError(
+            f"{runs.source}: nuisance names {config.nuisance[0]!r}, which has one value for each "
+            "configuration: expected several values for the same other parameters"
+        )
     return config
 
 

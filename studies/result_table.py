@@ -7,6 +7,8 @@ and can be overridden. The value is read as a text, because an empty cell is a r
 
 import bz2
 import codecs
+import contextlib
+import csv
 import gzip
 import io
 import lzma
@@ -294,6 +296,7 @@ def _parse_csv(name: str, text: str, options: "ImportOptions") -> "pd.DataFrame"
         columns = pd.read_csv(io.StringIO(text), nrows=0, **settings)
         value = _find_value(_Table(name, columns), options)
         settings["na_values"] = {each: _MISSING for each in columns if each != value}
+        _require_full_rows(name, text, separator, len(columns.columns))
         rows = MAX_ROWS + 1
         frame = pd.read_csv(io.StringIO(text), nrows=rows, dtype={value: str}, **settings)
     except pd.errors.EmptyDataError as error:
@@ -312,6 +315,15 @@ def _parse_csv(name: str, text: str, options: "ImportOptions") -> "pd.DataFrame"
     has_cells = (frame[value].fillna("") != "") | frame.drop(columns=value).notna().any(axis=1)
     cells: pd.DataFrame = frame[has_cells]
     return cells
+
+
+def _require_full_rows(name: str, text: str, separator: str, count: int) -> None:
+    """Require as many cells in each row as the header has: pandas would add empty ones."""
+    csv.field_size_limit(MAX_BYTES)
+    with contextlib.suppress(csv.Error):  # pandas says what is wrong
+        for row, cells in enumerate(csv.reader(io.StringIO(text), delimiter=separator), 1):
+            if len(cells) < count and any(map(str.strip, cells)):
+                raise TableError(f"{name}, row {row} has {len(cells)} cells: expected {count}")
 
 
 def _find_value(table: _Table, options: "ImportOptions") -> str:
@@ -515,11 +527,11 @@ def _name_parameters(columns: Iterable[str]) -> tuple[dict[str, str], list[str]]
 
     Reports show names without underscores, next to columns of their own.
     """
-    counts = Counter(map(strip_prefix, columns))
+    counts = Counter(to_line(strip_prefix(column)) for column in columns)
     names: dict[str, str] = {}
     notes = []
     for column in columns:
-        short = strip_prefix(column)
+        short = to_line(strip_prefix(column))
         wanted = new = short if counts[short] == 1 else column
         taken = {each.replace("_", " ") for each in names.values()}
         while new in RESULT_NAMES or new.replace("_", " ") in taken:

@@ -598,5 +598,6 @@ def read_distributions(connection: Connection, study_id: int) -> dict[str, str]:
     )
     found: dict[str, tuple[int, str]] = {}
     for name, stored, count in connection.execute(query):
-        found[name] = max(found.get(name, (0, "")), (count, stored))
+        if count > found.get(name, (0, ""))[0]:
+            found[name] = count, stored
     return {name: stored for name, (_, stored) in found.items()}

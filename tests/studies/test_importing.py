@@ -53,6 +53,12 @@ def claim_with(**changes) -> dict:
         ("value\n1\n2\n", {}, "no parameters: expected 1"),
         (GRID, {"nuisance": ["rate"]}, "nuisance names 'rate': expected one of lr, act"),
         (GRID, {"nuisance": ["lr", "act"]}, "nuisance names all parameters"),
+        (
+            "a,b,value\n1,2,3\n2,3,4\n",
+            {"nuisance": ["b"]},
+            "nuisance names 'b', which has one value for each configuration",
+        ),
+        ("a,b,value\n1,2,3\n1,3\n", {}, "row 3 has 2 cells: expected 3"),
         (GRID, {"hypotheses": "none.toml"}, "none.toml cannot be read: No such file"),
         (GRID, {"hypotheses": [{k: CLAIM[k] for k in CLAIM if k != "margin"}]}, "has no margin"),
         (GRID, claim_with(rule="moves"), "hypothesis.1.rule: input should be 'lowers'"),
