@@ -61,6 +61,9 @@ KINK_LEVEL = 0.05
 _TOLERANCE = 1e-6
 """Relative size below which a difference is rounding."""
 
+_ROUNDING = 1e-8
+"""Least noise of a value, as a share of the range of all values."""
+
 _GRID = np.linspace(-1, 1, 101)
 """Places of a drawn trend on its axis, whose range is scaled to −1 to 1."""
 
@@ -432,7 +435,9 @@ class _Fit:
         if (traces < (1 - _TOLERANCE) * (products @ (weights @ weights.T).ravel())).any():
             reason = "it rests on a configuration that nothing else can be compared with"
             return Estimate(reason=reason)
-        variances = products @ (scores.T @ scores).ravel()
+        # Values without noise differ from their fit by rounding alone, which is no measure of it.
+        least = (_ROUNDING * np.ptp(self.values)) ** 2 * traces
+        variances = np.maximum(products @ (scores.T @ scores).ravel(), least)
         of_squares = ((products @ squares.reshape(term.size**2, -1)) * products).sum(axis=1)
         means, errors = contrasts @ weights @ self._coordinates, np.sqrt(np.maximum(0.0, variances))
         degrees = traces**2 / np.maximum(of_squares, 1e-9 * traces**2)

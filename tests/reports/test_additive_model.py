@@ -50,6 +50,17 @@ def draw(count: int, slope: float = 1.0) -> tuple[dict, np.ndarray]:
     return columns, values
 
 
+def test_values_without_noise_have_their_trend_and_no_other_effect():
+    random = np.random.default_rng(0)
+    x, c = random.uniform(-1, 1, 60), random.integers(2, size=60)
+    model = fit_additive_model({"x": x.tolist(), "c": c.tolist()}, x, None, True)
+    (level,), (trend,) = model.levels, model.trends
+    assert not level.is_significant
+    assert trend.is_significant
+    assert trend.optimum.high == x.max()
+    assert trend.optimum.reason == ""
+
+
 def test_planted_effects_are_found_and_null_parameters_are_not(sweep):
     model = sweep.model
     for parameter, truth in sweep.differences.items():
