@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
-from annotated_types import Ge, Gt, Le, Lt
-
 StateSource = Literal["new", "old", "both"]
 STATE_SOURCES: tuple[StateSource, ...] = get_args(StateSource)
 """States that the read-out of a gated layer can read."""
@@ -65,8 +63,9 @@ class GatedConfig:
     state_gate: bool
     residual: bool
     state_source: StateSource
-    layers: Annotated[int, Ge(1), Le(100)]
-    state_size: Annotated[int, Ge(1), Le(2**16)]
+    # Bounds have the names of pydantic's Field, which this package does without.
+    layers: Annotated[int, {"ge": 1, "le": 100}]
+    state_size: Annotated[int, {"ge": 1, "le": 2**16}]
     gate_inputs: GateInputs = "state"
 
     def __post_init__(self) -> None:
@@ -317,8 +316,8 @@ else:
 Schedule = Literal["constant", "cosine", "linear"]
 """What the learning rate does after its warm-up."""
 
-_Decay = Annotated[float, Ge(0), Lt(1)]
-_NonNegative = Annotated[float, Ge(0)]
+_Decay = Annotated[float, {"ge": 0, "lt": 1}]
+_NonNegative = Annotated[float, {"ge": 0}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,14 +343,14 @@ class OptimizerConfig:
     """
 
     name: OptimizerName = "adam"
-    learning_rate: Annotated[float, Gt(0)] = 0.001
+    learning_rate: Annotated[float, {"gt": 0}] = 0.001
     beta1: _Decay = 0.9
     beta2: _Decay = 0.999
     weight_decay: _NonNegative = 0.0
     momentum: _Decay = 0.9
     gradient_clipping: _NonNegative = 0.0
     schedule: Schedule = "constant"
-    warmup_steps: Annotated[int, Ge(0)] = 0
+    warmup_steps: Annotated[int, {"ge": 0}] = 0
 
 
 class TrialConfig(NamedTuple):

@@ -37,6 +37,14 @@ def unit(name: str) -> Any:
     return Field(json_schema_extra={"unit": name})
 
 
+def with_bounds(kind: Any) -> Any:
+    """Return a type of :mod:`rnn.config`, which needs no pydantic, with its bounds as a field."""
+    bounds = {
+        name: each for part in getattr(kind, "__metadata__", ()) for name, each in part.items()
+    }
+    return Annotated[kind.__origin__, Field(**bounds)] if bounds else kind
+
+
 class StrictModel(BaseModel):
     """Strict, immutable model: no coercion, unknown keys rejected."""
 

@@ -26,7 +26,7 @@ from rnn.config import (
     GatedConfig,
     ParamValue,
 )
-from studies.records import Options, StrictModel, first_message
+from studies.records import Options, StrictModel, first_message, with_bounds
 from studies.text import expect_one_of
 from studies.training import TRAINING_PARAMS, UPDATE_EVERY, TrainingSettings
 
@@ -79,7 +79,11 @@ COST_PARAMS = (*BASELINE_PARAMS, "batch_size", "sequence_length", BPTT_STEPS, UP
 
 _TYPES: dict[str, Any] = {
     CELL: str,
-    **{field.name: field.type for field in fields(GatedConfig) if field.name in GATED_PARAMS},
+    **{
+        field.name: with_bounds(field.type)
+        for field in fields(GatedConfig)
+        if field.name in GATED_PARAMS
+    },
     **{name: TrainingSettings.model_fields[name].rebuild_annotation() for name in TRAINING_PARAMS},
     REPLICATE: Annotated[int, Field(ge=0, lt=2**31)],
 }

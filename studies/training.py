@@ -15,7 +15,7 @@ from rnn.config import (
     ParamValue,
     count_updates,
 )
-from studies.records import StrictModel, unit
+from studies.records import StrictModel, unit, with_bounds
 
 SEQUENCE = "sequence"
 """As ``bptt_steps``: one update for each sequence, by its whole gradient."""
@@ -54,7 +54,10 @@ else:  # in this order, study files list them, and a grid varies them
     _OptimizerSettings = create_model(
         "_OptimizerSettings",
         __base__=_StepSettings,
-        **{name: (field.type, field.default) for name, field in _OPTIMIZER_FIELDS.items()},
+        **{
+            name: (with_bounds(field.type), field.default)
+            for name, field in _OPTIMIZER_FIELDS.items()
+        },
     )
 
 

@@ -14,8 +14,8 @@ from helpers import ONE_TRIAL, QUICK, ROOT, copy_checkout
 OPTIMIZERS = "OPTIMIZERS = {\n"
 UPDATES = "UPDATES: dict[str, Callable[..., None]] = {\n"
 TRAITS = '    "signum": OptimizerTraits("Signum", ("beta1", "boost"), ("first",)),\n'
-LAST_SETTING = "    warmup_steps: Annotated[int, Ge(0)] = 0\n"
-SETTING = "    boost: Annotated[float, Gt(0)] = 1.0\n"
+LAST_SETTING = '    warmup_steps: Annotated[int, {"ge": 0}] = 0\n'
+SETTING = '    boost: Annotated[float, {"gt": 0}] = 1.0\n'
 ENTRY = '    "signum": _update_signum,\n'
 SIGNUM = """\
 def _update_signum(group: _Group, first: list[Tensor]) -> None:
