@@ -224,7 +224,10 @@ def _list_fillers(
             trial.values[place] = decode_value(stored, kind, "value")
 
     def set_point(trial: StoredTrial, step: Any, stored: Any, kind: Any) -> None:
-        loss = decode_value(stored, kind, f"loss at step {step}")
+        if type(stored) is float and kind == "FINITE" and math.isfinite(stored):  # most of them
+            loss = stored
+        else:
+            loss = decode_value(stored, kind, f"loss at step {step}")
         trial.curve[decode_integer(step, "step")] = loss
 
     fillers: dict[sa.Table, Callable[..., None]] = {

@@ -6,6 +6,7 @@ The number of statements does not depend on the number of trials: many rows are 
 
 import itertools
 import json
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -225,8 +226,11 @@ def _list_points(curves: Mapping[int, Mapping[int, float]]) -> Iterator[tuple[An
     to_stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
     for trial_id, curve in curves.items():
         for step, value in curve.items():
-            stored, kind = to_stored(value)
-            yield trial_id, step, stored, kind.name
+            if math.isfinite(value):  # Optuna's function takes a microsecond
+                yield trial_id, step, value, "FINITE"
+            else:
+                stored, kind = to_stored(value)
+                yield trial_id, step, stored, kind.name
 
 
 # ------------------------------------------------------------------ studies and trials
