@@ -12,6 +12,7 @@ import shutil
 import stat
 import time
 import tomllib
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -141,6 +142,14 @@ def atomic_write(path: Path, content: Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+
+def compress(pieces: Iterable[bytes], level: int = 6) -> Iterator[bytes]:
+    """Compress a text in pieces, as gzip does without a name and a time."""
+    compressor = zlib.compressobj(level, wbits=zlib.MAX_WBITS | 16)
+    for piece in pieces:
+        yield compressor.compress(piece)
+    yield compressor.flush()
 
 
 def temporary_path(path: Path) -> Path:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -54,9 +54,8 @@ from studies.errors import (
     StudyFileError,
     StudyFormatError,
 )
-from studies.files import atomic_write, open_regular, require_regular
-from studies.loader import parse_record
-from studies.records import first_message
+from studies.files import atomic_write, compress, open_regular, require_regular
+from studies.loader import describe_mistake, parse_record
 from studies.space import contains_exact
 from studies.storage.backup import merge_log
 from studies.storage.counts import find_study
@@ -151,7 +150,7 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
         )
         try:
             require_regular(path)
-            atomic_write(path, _compress(lines) if path.name.endswith(".gz") else lines)
+            atomic_write(path, compress(lines, 9) if path.name.endswith(".gz") else lines)
             return ExportResult(count, path.stat().st_size)
         except OSError as error:
             raise StudyFileError(f"cannot write {path}: {error.strerror}") from error
@@ -168,14 +167,6 @@ def _require_replaceable(path: Path, name: str) -> None:
         found = "not a study file"
     if found:
         raise StudyFileError(f"{path} exists and is {found}: expected a new file")
-
-
-def _compress(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Compress as gzip does, without a name and a time."""
-    compressor = zlib.compressobj(9, wbits=zlib.MAX_WBITS | 16)
-    for piece in pieces:
-        yield compressor.compress(piece)
-    yield compressor.flush()
 
 
 def _format_lines(
@@ -623,8 +614,7 @@ class _FileReader:
         try:
             return model.model_validate_json(text)
         except ValidationError as error:
-            place = ".".join(map(str, error.errors()[0]["loc"]))
-            self._reject(f"{shorten(place)}{': ' * bool(place)}{first_message(error)}", error)
+            self._reject(shorten(describe_mistake(error), 200), error)
 
     def _parse_distributions(self, stored: _Distributions) -> dict[str, BaseDistribution]:
         try:

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from pandas.api.types import infer_dtype
 from reports.data.results import Results
 from reports.errors import ReportError
 from studies.attributes import CONTEXT_LISTS, RETRY_COUNTS, SOURCE_TRIALS
-from studies.files import atomic_write, require_regular
+from studies.files import atomic_write, compress, require_regular
 from studies.space import BPTT_STEPS, REPLICATE
 from studies.storage.reads import read_curves, read_steps
 from studies.storage.storage import LeasedRDBStorage
@@ -116,7 +115,7 @@ def write_curves(storage: LeasedRDBStorage, results: Results, path: Path) -> Non
     rows = rows.astype({name: "Int64" if flags[name].isna().any() else int for name in flags})
     study_id = storage.get_study_id_from_name(results.name)
     pieces = _format_curves(rows.sort_index(), storage, study_id)
-    _write(path, lambda: _compress(pieces) if path.suffix == ".gz" else pieces)
+    _write(path, lambda: compress(pieces) if path.suffix == ".gz" else pieces)
 
 
 def _format_curves(rows: pd.DataFrame, storage: LeasedRDBStorage, study_id: int) -> Iterator[bytes]:
@@ -132,14 +131,6 @@ def _format_curves(rows: pd.DataFrame, storage: LeasedRDBStorage, study_id: int)
         values = [[losses.get(each, {}).get(step) for step in steps] for each in part.index]
         table = part.join(pd.DataFrame(values, part.index, columns, dtype=float))
         yield table.to_csv(index=False, header=False, lineterminator="\n").encode()
-
-
-def _compress(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Compress a text in pieces, as gzip does without a time."""
-    compressor = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
-    for piece in pieces:
-        yield compressor.compress(piece)
-    yield compressor.flush()
 
 
 def _write(path: Path, content: Callable[[], Iterable[bytes]]) -> None:
