@@ -1,5 +1,6 @@
 """The console command ``rnn-search``: one subcommand for each of the project's commands."""
 
+import sys
 from importlib import import_module
 from typing import NamedTuple
 
@@ -78,12 +79,19 @@ def rnn_search_command() -> None:
     """Run a subcommand."""
 
 
-def main() -> None:
-    """Run the command and exit the process with its exit code."""
+def main(*words: str) -> None:
+    """Run the command and exit the process with its exit code.
+
+    Args:
+        words: words before those of the command line, such as the name of a subcommand.
+    """
     exit_on_interrupt()  # the imports take seconds
     from rnn_search.errors import USER_ERRORS
     from studies.cli import run_with_exit_code
 
     run_with_exit_code(
-        lambda: rnn_search_command.main(prog_name="rnn-search", standalone_mode=False), USER_ERRORS
+        lambda: rnn_search_command.main(
+            [*words, *sys.argv[1:]], prog_name="rnn-search", standalone_mode=False
+        ),
+        USER_ERRORS,
     )

@@ -11,8 +11,8 @@ from optuna import Study as OptunaStudy
 
 from rnn.errors import TaskError
 from rnn_search.effects import Effects, Pareto, format_table
+from search.derive import find_trial
 from search.errors import TrialNotFoundError
-from search.refinement import find_trial
 from studies.best import BestReader
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.config import StudyConfig, label_trial

@@ -20,12 +20,11 @@ from optuna.trial import TrialState
 from process_runner import query
 
 from rnn.training.devices import supports_bf16
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.study import create_or_join
 from search.worker.shutdown import parse_duration
 from studies.cli import is_bug
 from studies.errors import ConfigError
-from studies.loader import load_config_file
 from studies.storage.open import open_storage
 
 
@@ -47,9 +46,9 @@ def create_only(sqlite_url, text):
     """Create a study of one trial without running it."""
 
     def create(*overrides: str, **options: bool):
-        settings = [word.removeprefix("--set=") for word in ONE_TRIAL]
-        file = load_config_file(QUICK, [*settings, *overrides])
-        return create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), **options)).study
+        settings = (*(word.removeprefix("--set=") for word in ONE_TRIAL), *overrides)
+        given = {"study": QUICK, "storage": sqlite_url, "overrides": settings, "corpus": str(text)}
+        return create_or_join(RunOptions(**given, **options)).study
 
     return create
 
@@ -189,7 +188,7 @@ def mini(tmp_path, sqlite_url, text):
     """Create the study 'mini' of one trial from a TOML file, and remove the file."""
     path = tmp_path / "mini.toml"
     path.write_text(MINI)
-    joined = create_or_join(load_config_file(str(path)), sqlite_url, StudyOptions(corpus=str(text)))
+    joined = create_or_join(RunOptions(study=str(path), storage=sqlite_url, corpus=str(text)))
     path.unlink()
     joined.storage.close()
     return joined.study
