@@ -1,9 +1,11 @@
 """Run a search: create or join a study, and train its trials in one or several processes."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from ctypes import c_bool
 from dataclasses import dataclass, replace
 from multiprocessing.sharedctypes import RawValue
+from typing import TypeVar
 
 import click
 
@@ -32,6 +34,8 @@ from studies.storage.reads import read_trials
 
 STOPPED_EARLY = "stopped before training began: run the same command to start"
 """Message of a run that has nothing to resume."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,10 @@ def _run_worker(
 ) -> None:
     """Run a worker in this process."""
     handle = session.handle
-    query = claims.query_after_flush
+
+    def query(read: Callable[[], _T]) -> _T | None:
+        return claims.ask(read, after_flush=True, default=None)
+
     models = BestModelStore(handle, session.weights, query)
     finals = BestTrialFiles(handle, session.final_checkpoints, query, "checkpoints")
     scheduler = None

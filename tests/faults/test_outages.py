@@ -30,7 +30,7 @@ from reports.cli import reports, write_final_report
 from rnn_search.cli import run_search
 from search.run import run_workers
 from search.session import RunOptions
-from search.worker.storage_client import SHUTDOWN_GRACE
+from search.worker.claims import SHUTDOWN_GRACE
 from studies.errors import StorageError
 
 STACK = ONE | {
