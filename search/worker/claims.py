@@ -178,7 +178,7 @@ class ClaimManager:
         self._lease_seconds = lease_seconds
         self._outage_seconds = outage_seconds
         # Changed in place only: the caller adds its claims, the thread removes those that end.
-        self._active: list[Claim] = []
+        self._active: set[Claim] = set()
         self._monitor = LeaseMonitor()
         self._observe_at = 0.0
         self._requests: deque[tuple[Callable[[], Any], bool, Future[Any]]] = deque()
@@ -344,7 +344,6 @@ class ClaimManager:
         was_paused = paused_ids is not None
         first_ids = None if paused_ids is None else paused_ids[:1]
         other_ids = None if paused_ids is None else paused_ids[1:]
-        exclude_first = () if was_paused else exclude
 
         def read(trial_ids: Sequence[int]) -> list[Claim]:
             trials = self._read_claimed(trial_ids, claim_token)
@@ -367,9 +366,10 @@ class ClaimManager:
             if self._is_retry:  # an earlier attempt may have been committed
                 leases = storage.running_leases(study_id).items()
                 trial_ids = [key for key, lease in leases if lease.claim_token == claim_token]
+            excluded = () if was_paused else exclude
             while not (claims := read(trial_ids)):  # the next trial, unless it is damaged
                 first = storage.claim(
-                    study_id, claim_token, self._lease_seconds, exclude_first, first_ids
+                    study_id, claim_token, self._lease_seconds, excluded, first_ids
                 )
                 if first is None:
                     return []
@@ -377,7 +377,7 @@ class ClaimManager:
             return claims if len(claims) > 1 else claims + read(claim_others(claims[0].trial))
 
         claims = self.ask(operation)
-        self._active.extend(claims)
+        self._active.update(claims)
         return claims
 
     def finish(
@@ -432,7 +432,7 @@ class ClaimManager:
             # All at once: an earlier attempt, of which only the answer was lost, requeued them.
             if not (self._is_retry and len(lost) == len(claims)):
                 self._mark_lost(claims, lost)
-            self._drop(claims)
+            self._active.difference_update(claims)
 
         self.ask(operation, timeout=timeout)
 
@@ -453,7 +453,7 @@ class ClaimManager:
             except LeaseLostError:
                 if not (self._is_retry and was_written()):
                     raise
-            self._drop([claim])
+            self._active.discard(claim)
 
         try:
             self.ask(operation)
@@ -545,12 +545,7 @@ class ClaimManager:
             claim.lost = LeaseLostError(
                 f"trial id {claim.trial_id} is no longer held by {claim.claim_token}"
             )
-        self._drop(lost)
-
-    def _drop(self, claims: Sequence[Claim]) -> None:
-        for claim in claims:
-            with contextlib.suppress(ValueError):  # it was lost earlier
-                self._active.remove(claim)
+        self._active.difference_update(lost)
 
     def _requeue_expired(self) -> None:
         trial_ids = self._storage.expire_leases(self._study_id, self._monitor, time.monotonic)
