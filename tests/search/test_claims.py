@@ -109,24 +109,20 @@ def broken(study, monkeypatch):
     return storage, errors
 
 
-def test_worker_waits_for_an_outage_up_to_the_limit(study, broken):
+def test_worker_waits_for_an_outage_up_to_the_limit_or_a_shutdown(study, broken, monkeypatch):
     storage, errors = broken
-    with study.manager(storage=storage, outage=0.5) as manager:
+    stop = ShutdownSignal()
+    with study.manager(storage=storage, stop=stop, outage=0.5) as manager:
         (claim,) = manager.claim()
         errors.append(OUTAGE)
         claim.report(1, 2.0)
+        wait_until(lambda: manager.unavailable_reason)
+        assert manager.ask(lambda: "an answer", default="none") == "none"
         message = r"\(server closed the connection\), longer than 0\.5 s"
         with pytest.raises(StorageUnavailableError, match=message):
             wait_until(lambda: manager.check())
-
-
-def test_shutdown_does_not_wait_for_an_unavailable_storage(study, broken, monkeypatch):
-    storage, errors = broken
-    stop = ShutdownSignal()
-    monkeypatch.setattr("search.worker.claims.SHUTDOWN_GRACE", 0.3)
-    with study.manager(storage=storage, stop=stop) as manager:
-        (claim,) = manager.claim()
-        errors.append(OUTAGE)
+        monkeypatch.setattr("search.worker.claims.SHUTDOWN_GRACE", 0.0)
+        monkeypatch.setattr(manager, "_outage_seconds", HANG_TIMEOUT)
         stop.signal = 15
         with pytest.raises(ShutdownRequestedError):
             manager.requeue_all([claim], Failure.INTERRUPTED)
