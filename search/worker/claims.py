@@ -177,7 +177,8 @@ class ClaimManager:
         self._stop = stop
         self._lease_seconds = lease_seconds
         self._outage_seconds = outage_seconds
-        # Changed in place only: the caller adds its claims, the thread removes those that end.
+        # Only the caller adds claims, so that a late answer is never renewed; the thread removes
+        # those that end. Each changes the set in place, in one step.
         self._active: set[Claim] = set()
         self._monitor = LeaseMonitor()
         self._observe_at = 0.0
