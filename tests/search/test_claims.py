@@ -56,7 +56,7 @@ class Clock:
             wait_until(lambda manager=manager: self._is_done(manager))
 
     def _is_done(self, manager):
-        due_at = [manager._observe_at, *(claim.due_at for claim in manager._active)]
+        due_at = [manager._observe_at, *(claim.due_at for claim in list(manager._active))]
         return min(due_at) > self.monotonic() and manager._busy_since is None
 
 
