@@ -289,7 +289,10 @@ def _work(session: _Session, options: WorkerOptions) -> None:
     handle, claims, folder = session.handle, session.claims, session.handle.artifact_folder
     checkpoints = open_store(options.artifacts, session.url, "checkpoints")
     weights = WeightStore(open_store(options.artifacts, session.url, "weights"), folder)
-    query = claims.query_after_flush
+
+    def query(read: Callable[[], _T]) -> _T | None:
+        return claims.ask(read, after_flush=True, default=None)
+
     final = FinalCheckpointStore(checkpoints, folder)
     scheduler = None
     if handle.config.pruning.enabled:

@@ -2,13 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import optuna
 
 from rnn.config import TrialConfig
-from search.errors import ShutdownRequestedError
 from search.worker.claims import ClaimManager
 from studies.attributes import AuditLook, Failure
 from studies.best import Best, BestReader
@@ -199,7 +199,7 @@ class StatusReader:
             self._status = self._read()
 
         if self._claims is not None and not self._claims.unavailable_reason:
-            self._claims.peek(read, RECENT_TIMEOUT)
+            futures.wait([self._claims.submit(read)], RECENT_TIMEOUT)
         return self._status
 
     def read_running(self) -> list[RunningTrial]:
@@ -217,7 +217,7 @@ class StatusReader:
         )
 
     def _query(self, query: Callable[[], _T], last: _T) -> _T:
-        if self._claims is None or self._claims.unavailable_reason:
+        if self._claims is None:
             return last
 
         def verify_and_query() -> _T:
@@ -225,10 +225,7 @@ class StatusReader:
                 self._storage.verify()
                 return query()
 
-        try:
-            return self._claims.read(verify_and_query, READ_TIMEOUT)
-        except ShutdownRequestedError:
-            return last
+        return self._claims.ask(verify_and_query, timeout=READ_TIMEOUT, default=last)
 
 
 def estimate_seconds_left(

@@ -28,10 +28,9 @@ HANG_TIMEOUT = 600.0
 """Seconds after which a wait counts as a hang; no test depends on the value."""
 
 TIMEOUTS = {
-    "search.worker.claims": ("QUERY_TIMEOUT",),
+    "search.worker.claims": ("QUERY_TIMEOUT", "SHUTDOWN_GRACE", "NO_RESPONSE_TIMEOUT"),
     "search.worker.pruning_decisions": ("DECISION_WAIT",),
     "search.status": ("READ_TIMEOUT",),
-    "search.worker.storage_client": ("SHUTDOWN_GRACE", "NO_RESPONSE_TIMEOUT"),
     "search.worker.worker": ("SHUTDOWN_GRACE",),
 }
 """Constants that limit how long a worker waits for an answer, by module."""
@@ -241,8 +240,7 @@ def _replace_clock(path: str) -> None:
         return time.monotonic() + float(Path(path).read_text())
 
     moved = SimpleNamespace(**vars(time) | {"monotonic": monotonic})
-    for name in ("search.worker.claim", "search.worker.claims", "search.worker.storage_client"):
-        importlib.import_module(name).time = moved
+    importlib.import_module("search.worker.claims").time = moved
 
 
 def run_program(program: str, *arguments: str) -> int:

@@ -24,7 +24,7 @@ SAMPLE_TEMPERATURE = 0.8
 
 
 class StorageQuery(Protocol):
-    """How queries are run: :meth:`search.worker.claims.ClaimManager.query_after_flush`."""
+    """How queries are run: :meth:`search.worker.claims.ClaimManager.ask` after a flush."""
 
     def __call__(self, query: Callable[[], _T], /) -> _T | None:
         """Run a query; return None if the storage does not answer soon."""

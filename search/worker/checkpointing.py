@@ -22,7 +22,7 @@ from search.duration import to_train_config
 from search.study import StudyHandle
 from search.versions import LABELS, current_versions, last_versions
 from search.worker.best_trials import BestTrialFiles
-from search.worker.claim import Claim
+from search.worker.claims import Claim
 from search.worker.trial_artifacts import CheckpointStore, TrialArtifacts
 from studies.artifacts import store_errors
 from studies.attributes import CHECKPOINTED, RETRY_COUNTS, RUNG, Failure

@@ -1,44 +1,157 @@
-"""Claims of a worker: their values and heartbeats are written by the storage thread.
+"""Claims of a worker, and the one thread in which it talks to the storage.
 
-The training thread waits for the storage only where it cannot continue without an answer; see
-:mod:`search.worker.storage_client`.
+The thread runs operations in order, writes values and heartbeats, and repeats what fails in an
+outage. Training waits for it only where it cannot continue without an answer. It is a daemon thread
+with a queue of futures instead of a ``ThreadPoolExecutor``, which would join it at exit: a storage
+that does not answer would keep the process alive.
 """
 
 import contextlib
 import logging
 import math
+import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import ShutdownRequestedError
-from search.worker.claim import HEARTBEATS_PER_LEASE, Claim
 from search.worker.shutdown import ShutdownSignal
-from search.worker.storage_client import StorageClient
-from studies.attributes import ERROR, FAILURE, Failure
+from studies.attributes import CHECKPOINTED, ERROR, FAILURE, Failure
 from studies.config import DEFAULT_LEASE_SECONDS
-from studies.errors import LeaseLostError, StorageLostError
+from studies.errors import LeaseLostError, StorageLostError, StorageUnavailableError
+from studies.storage.engine import error_message, is_transient
 from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import DamagedTrialError
 from studies.text import format_trials
 
+HEARTBEATS_PER_LEASE = 4
+"""Heartbeats in the duration of a lease: three may fail before it expires."""
+
+FLUSH_INTERVAL = 1.0
+"""Seconds between two writes of a running trial's values: each costs a commit."""
+
 QUERY_TIMEOUT = 2.5
 """Seconds to wait for an answer without which training can continue."""
+
+SHUTDOWN_GRACE = 2.5
+"""Seconds to wait for the storage once a shutdown is requested."""
+
+JOIN_TIMEOUT = 2.5
+"""Seconds to wait for the thread's last operation on exit."""
+
+NO_RESPONSE_TIMEOUT = 5.0
+"""Seconds without an answer to a statement after which the storage counts as unavailable."""
+
+_MAX_IDLE_SECONDS = 1.0
+_MIN_RETRY_SECONDS = 0.1
+_MAX_RETRY_SECONDS = 5.0
+_NO_DEFAULT: Any = object()
 
 _T = TypeVar("_T")
 
 _logger = logging.getLogger(__name__)
 
 
-class ClaimManager(StorageClient):
+class Claim:
+    """A trial that this worker has claimed, and its values that are not written yet.
+
+    Attributes:
+        trial: the trial as it was claimed, with its curve and retry counts.
+        claim_token: token of this claim.
+        lost: set once another worker has claimed the trial.
+        has_reported: whether values may have been written since the trial was claimed.
+        was_paused: whether the trial was paused before.
+    """
+
+    def __init__(
+        self, trial: FrozenTrial, claim_token: str, lease_seconds: float, was_paused: bool = False
+    ) -> None:
+        self.trial = trial
+        self.claim_token = claim_token
+        self.was_paused = was_paused
+        self.lost: LeaseLostError | None = None
+        self.has_reported = False
+        self._is_checkpointed = CHECKPOINTED in trial.system_attrs
+        self._record_checkpoint = False
+        self._curve: dict[int, float] = {}
+        self._replace_all = False
+        self._lock = threading.Lock()
+        self._heartbeat_interval = lease_seconds / HEARTBEATS_PER_LEASE
+        self._heartbeat_at = time.monotonic() + self._heartbeat_interval
+        self._flush_at = 0.0
+
+    @property
+    def trial_id(self) -> int:
+        """Id of the trial in the storage."""
+        return self.trial._trial_id
+
+    @property
+    def due_at(self) -> float:
+        """Monotonic time at which the next write is due."""
+        has_values = self._curve or self._replace_all or self._record_checkpoint
+        return min(self._heartbeat_at, self._flush_at if has_values else math.inf)
+
+    def report(self, step: int, value: float) -> None:
+        """Add an intermediate value to the next write."""
+        with self._lock:
+            self._curve[step] = value
+            self.has_reported = True
+
+    def replace_curve(self, curve: Mapping[int, float]) -> None:
+        """Have the next write replace all values written before by this curve."""
+        with self._lock:
+            self._curve, self._replace_all = dict(curve), True
+            self.has_reported = True
+
+    def record_checkpoint(self) -> None:
+        """Have the next write record that a checkpoint was written, unless that is recorded."""
+        with self._lock:
+            if not self._is_checkpointed:
+                self._is_checkpointed = self._record_checkpoint = True
+
+    @contextlib.contextmanager
+    def pending_write(self) -> Iterator[PendingWrite]:
+        """Take what is to be written, for the duration of the write; keep it if that fails."""
+        heartbeat = self._heartbeat_at <= time.monotonic()
+        with self._lock:
+            write = PendingWrite(
+                self.trial_id,
+                self.claim_token,
+                self._curve,
+                self._replace_all,
+                heartbeat,
+                self._record_checkpoint,
+            )
+            self._curve, self._replace_all, self._record_checkpoint = {}, False, False
+        try:
+            yield write
+        except BaseException:
+            with self._lock:
+                self._record_checkpoint |= write.checkpointed
+                if not self._replace_all:  # else the values do not count any more
+                    self._curve = {**write.curve, **self._curve}
+                    self._replace_all = write.replace_all
+            raise
+        now = time.monotonic()
+        self._flush_at = now + FLUSH_INTERVAL
+        if heartbeat:
+            self._heartbeat_at = now + self._heartbeat_interval
+
+
+class ClaimManager:
     """Claims, renews, finishes and requeues trials; a context manager that runs the thread.
+
+    :meth:`ask` is the one way to the storage: it runs an operation in the thread and returns its
+    answer as soon as there is one, or raises at a shutdown. :meth:`submit` does not wait for it.
 
     Args:
         storage: storage that holds the study.
@@ -58,18 +171,149 @@ class ClaimManager(StorageClient):
         lease_seconds: float = DEFAULT_LEASE_SECONDS,
         outage_seconds: float = 600,
     ) -> None:
-        # Short enough for a heartbeat before the lease expires.
-        super().__init__(stop, outage_seconds, max_retry_seconds=lease_seconds / 8)
         self._storage = storage
         self._study_id = study_id
         self._worker = worker
+        self._stop = stop
         self._lease_seconds = lease_seconds
-        self._active: list[Claim] = []
+        self._outage_seconds = outage_seconds
+        # Only the caller adds claims, so that a late answer is never renewed; the thread removes
+        # those that end. Each changes the set in place, in one step.
+        self._active: set[Claim] = set()
         self._monitor = LeaseMonitor()
         self._observe_at = 0.0
+        self._requests: deque[tuple[Callable[[], Any], bool, Future[Any]]] = deque()
+        self._is_retry = False  # of the current operation; an earlier attempt may be committed
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+        self._failure: Exception | None = None
+        self._busy_since: float | None = None  # of the current statement
+        self._outage_message: str | None = None
+        self._checked_at = time.monotonic()
+        self._unavailable_seconds = 0.0
+        self._has_reported_outage = False
+        self._retry_seconds = _MIN_RETRY_SECONDS  # longest time until the next attempt
+        self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
         sa.event.listen(storage.engine, "before_cursor_execute", self._note_statement)
 
-    # ------------------------------------------------------------------ called by the worker
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closed.set()
+        self._wake.set()
+        self._thread.join(JOIN_TIMEOUT)
+
+    # ------------------------------------------------------------------ questions
+
+    def ask(
+        self,
+        operation: Callable[[], _T],
+        *,
+        timeout: float | None = None,
+        after_flush: bool = False,
+        default: _T = _NO_DEFAULT,
+    ) -> _T:
+        """Run an operation in the thread and return its answer.
+
+        Args:
+            operation: reads from the storage or writes to it; called again after an outage.
+            timeout: seconds to wait for the answer; None until the end of an outage, or
+                :data:`QUERY_TIMEOUT` if there is a default.
+            after_flush: whether to write all values of this worker's trials before.
+            default: answer if the storage is unavailable or does not answer in time.
+
+        Raises:
+            ShutdownRequestedError: without a default, if a shutdown was requested or the timeout
+                has passed. A late answer is dropped.
+            StorageUnavailableError: if the storage was unavailable for too long.
+            Exception: error of the operation.
+        """
+        if has_default := default is not _NO_DEFAULT:
+            timeout = QUERY_TIMEOUT if timeout is None else timeout
+            if self.unavailable_reason:
+                return default
+        future = self.submit(operation, after_flush=after_flush)
+        try:
+            self._wait(future, timeout)
+            return future.result()
+        except ShutdownRequestedError:
+            if not has_default:
+                raise
+            return default
+        finally:  # also at an interrupt, or if the output is closed
+            future.cancel()
+
+    def submit(self, operation: Callable[[], _T], *, after_flush: bool = False) -> Future[_T]:
+        """Have an operation run in the thread, as :meth:`ask`, without waiting for the answer.
+
+        May be called in any thread. In an outage, the operation runs as soon as the storage is
+        available again.
+        """
+        future: Future[_T] = Future()
+        if self._closed.is_set():
+            future.set_exception(ShutdownRequestedError())
+        else:
+            self._requests.append((operation, after_flush, future))
+            self._wake.set()
+        return future
+
+    def check(self) -> None:
+        """Log the start and the end of an outage.
+
+        Raises:
+            StorageUnavailableError: if the storage was unavailable for too long.
+        """
+        self._log_outage()
+        if self._failure is not None:
+            raise self._failure
+        now, reason = time.monotonic(), self.unavailable_reason
+        # The time in which this process was itself suspended does not count as an outage.
+        elapsed, self._checked_at = min(now - self._checked_at, NO_RESPONSE_TIMEOUT), now
+        self._unavailable_seconds = self._unavailable_seconds + elapsed if reason else 0.0
+        if self._unavailable_seconds > self._outage_seconds:
+            raise StorageUnavailableError(
+                f"storage unavailable for {self._unavailable_seconds:.0f} s ({reason}), longer "
+                f"than {self._outage_seconds:g} s; recorded results are kept; restore it and run "
+                "the same command to resume"
+            )
+
+    @property
+    def unavailable_reason(self) -> str | None:
+        """Why the storage is unavailable now; None if it is available."""
+        busy_since, message = self._busy_since, self._outage_message
+        if message is None and busy_since is not None:
+            is_silent = time.monotonic() - busy_since > NO_RESPONSE_TIMEOUT
+            message = "it does not answer" if is_silent else None
+        return message
+
+    def _wait(self, future: Future[Any], timeout: float | None) -> None:
+        """Return once a future is done, or raise."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not futures.wait([future], 0.1).done:
+            try:
+                self.check()
+                if deadline is None and self._stop.requested:
+                    deadline = time.monotonic() + SHUTDOWN_GRACE
+                if deadline is not None and time.monotonic() > deadline:
+                    raise ShutdownRequestedError
+            except Exception:
+                if not future.done():
+                    raise
+        self._log_outage()
+
+    def _log_outage(self) -> None:
+        reason = self.unavailable_reason
+        if reason and not self._has_reported_outage:
+            # A statement may also take long because the machine or the server is busy.
+            state = "unavailable" if self._outage_message else "slow or unavailable"
+            _logger.info(f"storage {state} ({reason}); new results are kept in memory")
+        elif self._has_reported_outage and not reason:
+            _logger.info("storage available again")
+        self._has_reported_outage = reason is not None
+
+    # ------------------------------------------------------------------ claims
 
     def claim(
         self,
@@ -92,80 +336,50 @@ class ClaimManager(StorageClient):
             The claims; empty if no such trial waits.
 
         Raises:
-            ShutdownRequestedError: if a shutdown was requested before the storage has answered.
+            ShutdownRequestedError: if a shutdown was requested before the storage has answered. The
+                leases of a late answer expire: nothing renews them.
             StorageUnavailableError: if the storage was unavailable for too long.
         """
-        storage, study_id, lease_seconds = self._storage, self._study_id, self._lease_seconds
+        storage, study_id = self._storage, self._study_id
         claim_token = f"{self._worker}/{uuid4().hex}"
         was_paused = paused_ids is not None
         first_ids = None if paused_ids is None else paused_ids[:1]
         other_ids = None if paused_ids is None else paused_ids[1:]
 
-        def claim_others(first: Claim) -> list[int]:
-            limit = lockstep_size(first.trial) - 1
-            if limit < 1 or (other_ids is not None and not other_ids):
+        def read(trial_ids: Sequence[int]) -> list[Claim]:
+            trials = self._read_claimed(trial_ids, claim_token)
+            return [Claim(each, claim_token, self._lease_seconds, was_paused) for each in trials]
+
+        def claim_others(trial: FrozenTrial) -> list[int]:
+            limit = lockstep_size(trial) - 1
+            if limit < 1 or trial._trial_id in exclude or (was_paused and not other_ids):
                 return []
-            parameters = lockstep_params(first.trial)
+            names = lockstep_params(trial)
             try:
                 return storage.claim_matching(
-                    first.trial_id, claim_token, limit, parameters, exclude, other_ids
+                    trial._trial_id, claim_token, limit, names, exclude, other_ids
                 )
-            except LeaseLostError:  # between the two calls; the next flush finds it
+            except LeaseLostError:  # since the first claim; the next flush finds it
                 return []
 
-        def operation(is_retry: bool) -> list[Claim]:
+        def operation() -> list[Claim]:
             trial_ids: list[int] = []
-            if is_retry:  # an earlier attempt may have been committed and only its answer lost
-                self._active = [each for each in self._active if each.claim_token != claim_token]
+            if self._is_retry:  # an earlier attempt may have been committed
                 leases = storage.running_leases(study_id).items()
                 trial_ids = [key for key, lease in leases if lease.claim_token == claim_token]
-            claims = self._register(trial_ids, claim_token, was_paused)
-            while not claims:  # the first that waits, unless it is damaged
+            excluded = () if was_paused else exclude
+            while not (claims := read(trial_ids)):  # the next trial, unless it is damaged
                 first = storage.claim(
-                    study_id, claim_token, lease_seconds, () if was_paused else exclude, first_ids
+                    study_id, claim_token, self._lease_seconds, excluded, first_ids
                 )
                 if first is None:
                     return []
                 trial_ids = [first]
-                claims = self._register(trial_ids, claim_token, was_paused)
-            if len(claims) == 1 and trial_ids[0] not in exclude:
-                claims += self._register(claim_others(claims[0]), claim_token, was_paused)
-            return claims
+            return claims if len(claims) > 1 else claims + read(claim_others(claims[0].trial))
 
-        return self._call(operation, undo=self._undo_claims)
-
-    def query_after_flush(self, query: Callable[[], _T]) -> _T | None:
-        """Write all values of this worker's trials, then run a query.
-
-        Returns:
-            The query's result; None if the storage does not answer soon.
-
-        Raises:
-            StorageUnavailableError: if the storage was unavailable for too long.
-        """
-        if self.unavailable_reason:
-            return None
-        future = self.submit_after_flush(query)
-        try:
-            self._wait(future, QUERY_TIMEOUT)
-        except ShutdownRequestedError:
-            future.cancel()
-            return None
-        return future.result()
-
-    def submit_after_flush(self, query: Callable[[], _T]) -> Future[_T]:
-        """Have all values of this worker's trials written, then a query run; do not wait for it.
-
-        In an outage it runs as soon as the storage is available again.
-        """
-
-        def operation(is_retry: bool) -> _T:
-            self._flush()
-            return query()
-
-        future: Future[_T] = Future()
-        self._submit(operation, future)
-        return future
+        claims = self.ask(operation)
+        self._active.update(claims)
+        return claims
 
     def finish(
         self, claim: Claim, state: TrialState, value: float | None, attributes: Mapping[str, Any]
@@ -176,13 +390,11 @@ class ClaimManager(StorageClient):
             LeaseLostError, ShutdownRequestedError, StorageUnavailableError: and the trial is not
                 finished.
         """
-        trial_id, claim_token = claim.trial_id, claim.claim_token
+        ids = claim.trial_id, claim.claim_token
         self._release(
             claim,
-            lambda curve: self._storage.finish(
-                trial_id, claim_token, state, value, attributes, curve
-            ),
-            was_written=lambda: self._storage.is_finished_by(trial_id, claim_token),
+            lambda curve: self._storage.finish(*ids, state, value, attributes, curve),
+            was_written=lambda: self._storage.is_finished_by(*ids),
         )
 
     def pause(self, claim: Claim, attributes: Mapping[str, Any]) -> None:
@@ -191,20 +403,8 @@ class ClaimManager(StorageClient):
         Raises:
             LeaseLostError, ShutdownRequestedError, StorageUnavailableError: and the lease expires.
         """
-        self._release(
-            claim,
-            lambda curve: self._storage.pause(claim.trial_id, claim.claim_token, attributes, curve),
-        )
-
-    def requeue(self, claim: Claim, cause: Failure, error: str | None = None) -> None:
-        """Requeue a trial; see :meth:`studies.storage.storage.LeasedRDBStorage.requeue`.
-
-        Raises:
-            LeaseLostError, ShutdownRequestedError, StorageUnavailableError: and the lease expires.
-        """
-        self.requeue_all([claim], cause, error)
-        if claim.lost:
-            raise claim.lost
+        ids = claim.trial_id, claim.claim_token
+        self._release(claim, lambda curve: self._storage.pause(*ids, attributes, curve))
 
     def requeue_all(
         self,
@@ -226,15 +426,16 @@ class ClaimManager(StorageClient):
         """
         claims = list(claims)  # the caller may continue before the thread is done
 
-        def operation(is_retry: bool) -> None:
-            with self._pending_writes(claims) as writes:
-                lost = self._storage.requeue_all(writes, cause, error)
+        def operation() -> None:
+            lost = self._write(
+                claims, lambda writes: self._storage.requeue_all(writes, cause, error)
+            )
             # All at once: an earlier attempt, of which only the answer was lost, requeued them.
-            if not (is_retry and len(lost) == len(claims)):
+            if not (self._is_retry and len(lost) == len(claims)):
                 self._mark_lost(claims, lost)
-            self._active = [claim for claim in self._active if claim not in claims]
+            self._active.difference_update(claims)
 
-        self._call(operation, timeout=timeout)
+        self.ask(operation, timeout=timeout)
 
     def _release(
         self,
@@ -242,47 +443,77 @@ class ClaimManager(StorageClient):
         write: Callable[[Mapping[int, float]], None],
         was_written: Callable[[], bool] = lambda: True,
     ) -> None:
-        """End a claim.
+        """End a claim, unless it is lost; a retry may find it ended by an earlier attempt."""
 
-        Args:
-            claim: claim to end.
-            write: writes the trial's new state together with its last values.
-            was_written: called if the claim no longer stands after an attempt that may have been
-                committed; whether this is so because it was.
-        """
-
-        def operation(is_retry: bool) -> None:
+        def operation() -> None:
             try:
                 with claim.pending_write() as pending:
                     if pending.replace_all or pending.checkpointed:
                         self._storage.flush([pending])
                     write({} if pending.replace_all else pending.curve)
             except LeaseLostError:
-                if not (is_retry and was_written()):
+                if not (self._is_retry and was_written()):
                     raise
-            if claim in self._active:
-                self._active.remove(claim)
+            self._active.discard(claim)
 
         try:
-            self._call(operation)
+            self.ask(operation)
         except LeaseLostError as lost:
             claim.lost = lost
             raise
 
-    # ------------------------------------------------------------------ called by the thread
+    # ------------------------------------------------------------------ the thread
 
-    def _next_maintenance(self) -> float:
-        return min([self._observe_at, *(claim.due_at for claim in list(self._active))])
+    def _run(self) -> None:
+        try:
+            while not self._closed.is_set():
+                self._busy_since = time.monotonic()
+                self._wake.wait(self._process())
+                self._wake.clear()
+        except Exception as error:
+            self._failure = self._find_cause(error)
 
-    def _run_maintenance(self) -> None:
-        # All claims together, though only some are due: each transaction costs a commit.
-        if min((claim.due_at for claim in self._active), default=math.inf) <= time.monotonic():
-            self._flush()
-        if self._observe_at <= time.monotonic():
-            self._requeue_expired()
+    def _process(self) -> float:
+        """Do what was asked and what is due; return the seconds until the next time."""
+        try:
+            while self._requests:
+                self._answer(*self._requests[0])
+                self._requests.popleft()
+            # All claims together, though only some are due: each transaction costs a commit.
+            if any(claim.due_at <= time.monotonic() for claim in list(self._active)):
+                self._flush()
+            if self._observe_at <= time.monotonic():
+                self._requeue_expired()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            self._outage_message = error_message(error)
+            self._monitor.reset()
+            # Random, so that clients that were refused together do not return together.
+            seconds = random.uniform(0, self._retry_seconds)
+            # A heartbeat must be sent before the lease expires.
+            longest = min(_MAX_RETRY_SECONDS, self._lease_seconds / 8)
+            self._retry_seconds = min(2 * self._retry_seconds, longest)
+            return seconds
+        self._busy_since = self._outage_message = None
+        self._retry_seconds = _MIN_RETRY_SECONDS
+        due_at = min([self._observe_at, *(claim.due_at for claim in list(self._active))])
+        return min(due_at - time.monotonic(), _MAX_IDLE_SECONDS)
 
-    def _on_outage(self) -> None:
-        self._monitor.reset()
+    def _answer(self, operation: Callable[[], _T], after_flush: bool, future: Future[_T]) -> None:
+        self._is_retry = future.running()
+        if not self._is_retry and not future.set_running_or_notify_cancel():
+            return
+        try:
+            if after_flush:
+                self._flush()
+            result = operation()
+        except Exception as error:
+            if is_transient(error):
+                raise
+            future.set_exception(self._find_cause(error))
+        else:
+            future.set_result(result)
 
     def _note_statement(self, *statement: object) -> None:
         # Many statements may take long together while each one is answered.
@@ -290,72 +521,50 @@ class ClaimManager(StorageClient):
             self._busy_since = time.monotonic()
 
     def _find_cause(self, error: Exception) -> Exception:
+        """Return the cause of an error that is not transient."""
         try:
             self._storage.verify()  # rows of a deleted study are not found
-        except StorageLostError as lost:
-            return lost
-        except Exception:  # an outage began
-            pass
+        except Exception as found:  # else an outage began
+            return found if isinstance(found, StorageLostError) else error
         return error
 
     def _flush(self) -> None:
         """Write the values and heartbeats of all claims."""
-        claims = list(self._active)
-        if not claims:
-            return
-        with self._pending_writes(claims) as writes:
-            lost = self._storage.flush(writes)
-        self._mark_lost(claims, lost)
+        if claims := list(self._active):
+            self._mark_lost(claims, self._write(claims, self._storage.flush))
 
-    @contextlib.contextmanager
-    def _pending_writes(self, claims: Sequence[Claim]) -> Iterator[list[PendingWrite]]:
-        """Take what is to be written to several trials, for the duration of the write."""
+    def _write(
+        self, claims: Sequence[Claim], write: Callable[[list[PendingWrite]], list[int]]
+    ) -> list[int]:
+        """Write what several claims have to write; return the ids of the trials that are lost."""
         with contextlib.ExitStack() as stack:
-            yield [stack.enter_context(claim.pending_write()) for claim in claims]
+            return write([stack.enter_context(claim.pending_write()) for claim in claims])
 
     def _mark_lost(self, claims: Sequence[Claim], lost_ids: Collection[int]) -> None:
-        for claim in claims:
-            if claim.trial_id in lost_ids:
-                claim.lost = LeaseLostError(
-                    f"trial id {claim.trial_id} is no longer held by {claim.claim_token}"
-                )
-                self._active = [each for each in self._active if each is not claim]
+        lost = [claim for claim in claims if claim.trial_id in lost_ids]
+        for claim in lost:
+            claim.lost = LeaseLostError(
+                f"trial id {claim.trial_id} is no longer held by {claim.claim_token}"
+            )
+        self._active.difference_update(lost)
 
     def _requeue_expired(self) -> None:
         trial_ids = self._storage.expire_leases(self._study_id, self._monitor, time.monotonic)
         shortest = min([self._lease_seconds, *self._monitor.durations()])
         self._observe_at = time.monotonic() + shortest / HEARTBEATS_PER_LEASE
         if trial_ids:
-            numbers = [
-                trial.number for trial in self._storage.get_trials(self._study_id, trial_ids)
-            ]
-            _logger.info(
-                f"{format_trials(numbers)}: lease expired, its worker sent no heartbeat; requeued"
-            )
+            requeued = self._storage.get_trials(self._study_id, trial_ids)
+            trials = format_trials(trial.number for trial in requeued)
+            _logger.info(f"{trials}: lease expired, its worker sent no heartbeat; requeued")
 
-    def _register(
-        self, trial_ids: Sequence[int], claim_token: str, was_paused: bool
-    ) -> list[Claim]:
+    def _read_claimed(self, trial_ids: Sequence[int], claim_token: str) -> list[FrozenTrial]:
+        """Read claimed trials, and fail those that cannot be read, so that no worker waits."""
         trials = self._storage.get_trials(self._study_id, trial_ids) if trial_ids else []
         for trial_id in {*trial_ids} - {trial._trial_id for trial in trials}:
-            self._fail_damaged(trial_id, claim_token)
-        claims = [Claim(trial, claim_token, self._lease_seconds, was_paused) for trial in trials]
-        self._active += claims
-        return claims
-
-    def _fail_damaged(self, trial_id: int, claim_token: str) -> None:
-        """Finish a claimed trial that cannot be read, so that no worker waits for it."""
-        try:
-            self._storage.get_trial(trial_id)
-        except DamagedTrialError as error:
-            attributes = {FAILURE: Failure.EXCEPTION, ERROR: f"damaged: {error.summary}"}
-            with contextlib.suppress(LeaseLostError):
-                self._storage.finish(trial_id, claim_token, TrialState.FAIL, None, attributes)
-
-    def _undo_claims(self, claims: Sequence[Claim]) -> None:
-        # First, so that their leases expire if the storage is unavailable.
-        self._active = [claim for claim in self._active if claim not in claims]
-        # Some may be lost, also after a first attempt.
-        writes = [PendingWrite(claim.trial_id, claim.claim_token) for claim in claims]
-        if writes:
-            self._storage.requeue_all(writes, Failure.INTERRUPTED)
+            try:
+                self._storage.get_trial(trial_id)
+            except DamagedTrialError as error:
+                attributes = {FAILURE: Failure.EXCEPTION, ERROR: f"damaged: {error.summary}"}
+                with contextlib.suppress(LeaseLostError):
+                    self._storage.finish(trial_id, claim_token, TrialState.FAIL, None, attributes)
+        return trials

@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.pruning.decisions import PruneDecision
 from search.status import RunningTrial
-from search.worker.claim import Claim
+from search.worker.claims import Claim
 from studies.attributes import Failure
 
 

@@ -22,8 +22,7 @@ from search.pruning.audit import describe_look
 from search.pruning.decisions import Decisions, PruneDecision
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.pruning.study_progress import StudyProgress
-from search.worker.claim import Claim
-from search.worker.claims import ClaimManager
+from search.worker.claims import Claim, ClaimManager
 from studies.errors import StorageUnavailableError, StudiesError
 
 DECISION_WAIT = 2.5
@@ -104,7 +103,7 @@ class PruningDecisions:
                 )
             )
             if selected is None:
-                progress = self._manager.read(self._scheduler.read)
+                progress = self._manager.ask(self._scheduler.read)
                 return [trial.trial_id for trial in progress.trials if trial.is_paused][:1]
             if not self._store(selected) or selected.resumed:
                 return list(selected.resumed)
@@ -116,13 +115,13 @@ class PruningDecisions:
         )
         if answer is None or not (answer[1].pruned or answer[1].audited):
             return []
-        return self._manager.read(lambda: self._scheduler.prune(*answer))
+        return self._manager.ask(lambda: self._scheduler.prune(*answer))
 
     def _store(self, decisions: Decisions) -> bool:
         """Store decisions about audited trials and looks at them; return whether there are any."""
         if not (decisions.audited or decisions.looks):
             return False
-        self._manager.read(lambda: self._scheduler.store(decisions))
+        self._manager.ask(lambda: self._scheduler.store(decisions))
         for look in decisions.looks.values():
             if look.alarm:
                 _logger.warning(f"pruning held back: {describe_look(look)}")
@@ -145,7 +144,7 @@ class PruningDecisions:
             )
             return {}
         if decisions.audited:
-            self._manager.submit_after_flush(lambda: self._scheduler.store(decisions))
+            self._manager.submit(lambda: self._scheduler.store(decisions), after_flush=True)
         known = {asked[key]: decision for key, decision in decisions.stops.items() if key in asked}
         for claim in known:  # may have reached another rung meanwhile
             self._pending.pop(claim.trial_id, None)
@@ -190,7 +189,7 @@ class PruningDecisions:
     def _start(self, compute: Callable[[StudyProgress], _T]) -> Future[_T]:
         """Read the state of the study in the storage thread, then start to compute."""
         answer: Future[_T] = Future()
-        reading = self._manager.submit_after_flush(self._scheduler.read)
+        reading = self._manager.submit(self._scheduler.read, after_flush=True)
 
         def run() -> None:
             try:

@@ -16,8 +16,6 @@ SIGNALS = [
     if hasattr(signal, name)
 ]
 
-_SIGHUP = getattr(signal, "SIGHUP", None)
-
 
 class ShutdownSignal:
     """Records requests to shut down; a context manager that installs signal handlers.
@@ -45,7 +43,7 @@ class ShutdownSignal:
     def __enter__(self) -> Self:
         is_main = threading.current_thread() is threading.main_thread()
         for number in SIGNALS if is_main else ():
-            if number == _SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
                 continue  # set by nohup
             self._previous_handlers[number] = signal.signal(number, self._receive)
         return self

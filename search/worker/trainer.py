@@ -28,7 +28,7 @@ from search.study import StudyHandle
 from search.versions import current_versions, earlier_versions
 from search.worker.best_trials import BestModelStore, BestTrialFiles
 from search.worker.checkpointing import CheckpointManager
-from search.worker.claim import Claim
+from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.lockstep import LockstepPlan
 from search.worker.lockstep_size import min_keep_probability

@@ -13,12 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from search.errors import ShutdownRequestedError, format_error, is_bug
 from search.pruning.decisions import PruneDecision
 from search.pruning.pause_resume import PauseResumeScheduler
-from search.worker.claim import Claim
-from search.worker.claims import ClaimManager
+from search.worker.claims import SHUTDOWN_GRACE, Claim, ClaimManager
 from search.worker.protocols import Trainer, TrialEvent, TrialResult, WorkerCallbacks
 from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
-from search.worker.storage_client import SHUTDOWN_GRACE
 from studies.attributes import RETRY_COUNTS, Failure
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.storage.counts import TrialCounts
@@ -103,7 +101,7 @@ class Worker:
                     self._idle_seconds = 0.0
                     continue
                 self._prune_paused()
-                counts = self.manager.read(self.count_trials)
+                counts = self.manager.ask(self.count_trials)
             except ShutdownRequestedError:
                 return
             if not self.wait or counts.finished == counts.planned:
@@ -218,9 +216,8 @@ class Worker:
             self._record(claim, TrialResult(TrialState.FAIL, None, attributes, message))
             return
         self._failed_ids.add(claim.trial_id)
-        try:
-            self.manager.requeue(claim, cause, message)
-        except LeaseLostError:
+        self.manager.requeue_all([claim], cause, message)
+        if claim.lost:
             self._drop_lost()
             return
         self._end(claim, "failed, requeued for a retry")

@@ -4,6 +4,7 @@ import os
 import signal
 import sqlite3
 
+import boto3
 import pytest
 from hooks import HANG_TIMEOUT
 from process_runner import CURVES, query, wait_until
@@ -28,15 +29,12 @@ def list_names(folder):
     return [path.name for path in folder.glob("*/*")]
 
 
+OTHERS = [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
+
+
 @pytest.mark.parametrize(
     "number",
-    [
-        signal.SIGTERM,
-        *(
-            pytest.param(number, marks=pytest.mark.extended)
-            for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-        ),
-    ],
+    [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.extended) for each in OTHERS)],
 )
 def test_trial_stopped_by_a_signal_resumes_at_its_last_step(
     held, search, sqlite_url, artifacts, reference_curves, number
@@ -60,20 +58,18 @@ def test_trial_stopped_by_a_signal_resumes_at_its_last_step(
 def test_trial_resumes_from_a_checkpoint_in_a_bucket(
     held, search, sqlite_url, reference_curves, bucket
 ):
-    import boto3
-
-    def list_keys():
+    def list_names():
         listed = boto3.client("s3").list_objects(Bucket="networks").get("Contents", ())
         return [entry["Key"].split("/")[1] for entry in listed]
 
     aws = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
     first = held(f"--artifacts={bucket}", environment=aws, **ONE)
     stop(first)
-    assert list_keys() == ["trial-0.checkpoint"]
+    assert list_names() == ["trial-0.checkpoint"]
     output = finish(search(f"--artifacts={bucket}", environment=aws, **ONE))
     assert "trial 0 resumes from step" in output
     assert "s3cret" not in first.output + output
-    assert "trial-0.checkpoint" not in list_keys()
+    assert "trial-0.checkpoint" not in list_names()
     assert_all_trials_match(sqlite_url, reference_curves, ONE)
 
 
@@ -164,8 +160,7 @@ def test_trial_of_an_unusable_checkpoint_restarts(
     stop(held(**TWO))
     (checkpoint,) = list_checkpoints(artifacts)
     damage(checkpoint)
-    output = finish(search(**TWO))
-    (line,) = [line for line in output.splitlines() if warning in line]
+    (line,) = [line for line in finish(search(**TWO)).splitlines() if warning in line]
     assert line.startswith("warning: ")
     assert_all_trials_match(sqlite_url, reference_curves, TWO)
     assert [path.suffix for path in artifacts.glob("*/*")] == suffixes

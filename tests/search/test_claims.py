@@ -53,24 +53,26 @@ class Clock:
         """Advance time, and return once each manager has done what is due by then."""
         self._ahead += seconds
         for manager in managers:
-            wait_until(lambda manager=manager: manager._next_maintenance() > self.monotonic())
-            wait_until(lambda manager=manager: manager._busy_since is None)
+            wait_until(lambda manager=manager: self._is_done(manager))
+
+    def _is_done(self, manager):
+        due_at = [manager._observe_at, *(claim.due_at for claim in list(manager._active))]
+        return min(due_at) > self.monotonic() and manager._busy_since is None
 
 
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
     moved = SimpleNamespace(**vars(time) | {"monotonic": clock.monotonic})
-    for module in ("search.worker.claim", "search.worker.claims", "search.worker.storage_client"):
-        monkeypatch.setattr(f"{module}.time", moved)
-    monkeypatch.setattr("search.worker.storage_client._MAX_IDLE_SECONDS", 0.02)
+    monkeypatch.setattr("search.worker.claims.time", moved)
+    monkeypatch.setattr("search.worker.claims._MAX_IDLE_SECONDS", 0.02)
     return clock
 
 
 @pytest.fixture(autouse=True)
 def _ends_its_thread(monkeypatch):
     """Give a manager's thread enough time to end on a slow machine."""
-    monkeypatch.setattr("search.worker.storage_client.JOIN_TIMEOUT", HANG_TIMEOUT)
+    monkeypatch.setattr("search.worker.claims.JOIN_TIMEOUT", HANG_TIMEOUT)
 
 
 def test_values_and_heartbeats_are_written_during_a_long_step(study, clock, caplog):
@@ -107,24 +109,20 @@ def broken(study, monkeypatch):
     return storage, errors
 
 
-def test_worker_waits_for_an_outage_up_to_the_limit(study, broken):
+def test_worker_waits_for_an_outage_up_to_the_limit_or_a_shutdown(study, broken, monkeypatch):
     storage, errors = broken
-    with study.manager(storage=storage, outage=0.5) as manager:
+    stop = ShutdownSignal()
+    with study.manager(storage=storage, stop=stop, outage=0.5) as manager:
         (claim,) = manager.claim()
         errors.append(OUTAGE)
         claim.report(1, 2.0)
+        wait_until(lambda: manager.unavailable_reason)
+        assert manager.ask(lambda: "an answer", default="none") == "none"
         message = r"\(server closed the connection\), longer than 0\.5 s"
         with pytest.raises(StorageUnavailableError, match=message):
             wait_until(lambda: manager.check())
-
-
-def test_shutdown_does_not_wait_for_an_unavailable_storage(study, broken, monkeypatch):
-    storage, errors = broken
-    stop = ShutdownSignal()
-    monkeypatch.setattr("search.worker.storage_client.SHUTDOWN_GRACE", 0.3)
-    with study.manager(storage=storage, stop=stop) as manager:
-        (claim,) = manager.claim()
-        errors.append(OUTAGE)
+        monkeypatch.setattr("search.worker.claims.SHUTDOWN_GRACE", 0.0)
+        monkeypatch.setattr(manager, "_outage_seconds", HANG_TIMEOUT)
         stop.signal = 15
         with pytest.raises(ShutdownRequestedError):
             manager.requeue_all([claim], Failure.INTERRUPTED)
@@ -145,7 +143,7 @@ def test_training_continues_while_the_file_is_locked(
 ):
     """The training thread never waits; and time in which it is suspended is no outage."""
     monkeypatch.setattr("studies.storage.engine.SQLITE_BUSY_SECONDS", HANG_TIMEOUT)
-    monkeypatch.setattr("search.worker.storage_client.NO_RESPONSE_TIMEOUT", 5.0)
+    monkeypatch.setattr("search.worker.claims.NO_RESPONSE_TIMEOUT", 5.0)
     study = Study(sqlite_url)
     with study.manager(outage=HANG_TIMEOUT) as manager:
         (claim,) = manager.claim()
@@ -166,55 +164,43 @@ def test_training_continues_while_the_file_is_locked(
         wait_until(lambda: len(study.trial(claim).intermediate_values) == 3)
 
 
-@pytest.mark.parametrize("moment", ["before the answer", "with the answer"])
-@pytest.mark.parametrize("error", [ShutdownRequestedError, KeyboardInterrupt])
-def test_claim_is_either_returned_or_undone(study, monkeypatch, error, moment):
-    """The caller stops waiting before, or at the moment when, the claim completes."""
-    with study.manager() as manager:
-        wait_until(lambda: manager._observe_at)
-        entered, is_open = threading.Event(), threading.Event()
-        claim, requeue, outages = manager._storage.claim, manager._storage.requeue_all, [OUTAGE]
+@pytest.fixture
+def slow_claims(study, monkeypatch):
+    """Storage, and an event until which its claims wait."""
+    storage, is_open = open_storage(study.url), threading.Event()
+    claim = storage.claim
+    monkeypatch.setattr(storage, "claim", lambda *args: is_open.wait(HANG_TIMEOUT) and claim(*args))
+    return storage, is_open
 
-        def claim_late(*args, **kwargs):
-            entered.set()
-            assert is_open.wait(HANG_TIMEOUT)
-            return claim(*args, **kwargs)
 
-        def requeue_after_an_outage(*args, **kwargs):
-            if outages:
-                raise outages.pop()
-            return requeue(*args, **kwargs)
+def test_claim_that_is_answered_after_a_shutdown_expires(study, slow_claims, clock, monkeypatch):
+    monkeypatch.setattr("search.worker.claims.SHUTDOWN_GRACE", 0.0)
+    (storage, is_open), stop = slow_claims, ShutdownSignal()
+    with study.manager(storage=storage, stop=stop) as manager, study.manager("other") as other:
+        stop.signal = 15
+        with pytest.raises(ShutdownRequestedError):
+            manager.claim()
+        is_open.set()
+        wait_until(lambda: study.storage.running_leases(study.study_id))
+        for _ in range(10):
+            clock.advance(HANG_TIMEOUT / 4, manager, other)
+        assert other.claim()[0].trial.number == 0
 
-        def let_the_claim_complete():
-            is_open.set()
-            wait_until(lambda: not manager._requests and manager._busy_since is None)
+
+def test_claim_that_is_answered_at_the_moment_of_a_shutdown_is_returned(
+    study, slow_claims, monkeypatch
+):
+    storage, is_open = slow_claims
+    with study.manager(storage=storage) as manager:
 
         def give_up():
-            assert entered.wait(HANG_TIMEOUT)
-            if moment == "with the answer":
-                let_the_claim_complete()
-            raise error
+            is_open.set()
+            wait_until(lambda: not manager._requests)
+            raise ShutdownRequestedError
 
-        monkeypatch.setattr(manager._storage, "claim", claim_late)
-        monkeypatch.setattr(manager._storage, "requeue_all", requeue_after_an_outage)
-        with monkeypatch.context() as patch:
-            patch.setattr(manager, "_require_available", give_up)
-            try:
-                claims = manager.claim(lockstep_size=lambda trial: 2)
-            except error:
-                claims = []
-        let_the_claim_complete()
-        held = {claim.trial_id for claim in claims}
-        wait_until(lambda: study.storage.running_leases(study.study_id).keys() == held)
-        wait_until(lambda: set(manager._active) == set(claims))
-
-
-def test_claim_that_cannot_be_undone_stops_nothing_else(study, caplog):
-    with study.manager() as manager:
-        manager._undos.append(lambda: 1 / 0)
-        assert manager.read(lambda: "an answer") == "an answer"
-        wait_until(lambda: manager.check() or not manager._undos)
-    assert "could not be released (division by zero)" in caplog.text
+        monkeypatch.setattr(manager, "check", give_up)
+        (claim,) = manager.claim()
+        assert study.trial(claim).state is TrialState.RUNNING
 
 
 def test_what_is_reported_during_a_write_is_written_by_the_next_one(study, monkeypatch):
@@ -248,12 +234,12 @@ def test_slow_statements_that_are_answered_are_no_outage(study, clock):
                 connection.execute(sa.text("SELECT 1"))
 
     with study.manager(storage=study.storage) as manager:
-        manager.read(query)
+        manager.ask(query)
 
 
 def test_number_of_statements_does_not_depend_on_the_number_of_trials(sqlite_url, monkeypatch):
     """A claim, a flush and a requeue of a stack, and pruning: each is a round trip to a server."""
-    monkeypatch.setattr("search.worker.claim.FLUSH_INTERVAL", 3 * HANG_TIMEOUT)
+    monkeypatch.setattr("search.worker.claims.FLUSH_INTERVAL", 3 * HANG_TIMEOUT)
     storage = open_storage(sqlite_url)
     use = DatabaseUse(storage)
 
@@ -266,7 +252,7 @@ def test_number_of_statements_does_not_depend_on_the_number_of_trials(sqlite_url
             for claim in claims:
                 claim.report(1, 2.0)
                 claim._heartbeat_at = 0.0
-            yield use.measure(lambda: manager.query_after_flush(lambda: None))
+            yield use.measure(lambda: manager.ask(lambda: None, after_flush=True))
             yield use.measure(lambda: manager.requeue_all(claims, Failure.INTERRUPTED))
             for claim in manager.claim(lockstep_size=lambda _: size):
                 manager.pause(claim, {})

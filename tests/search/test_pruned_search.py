@@ -159,7 +159,7 @@ def slow_decisions():
     """Decisions that stop trials once the event is set, of a manager whose storage is available."""
     progress, known = Future(), Event()
     progress.set_result("progress")
-    manager = Mock(unavailable_reason=None, submit_after_flush=lambda read: progress)
+    manager = Mock(unavailable_reason=None, submit=lambda read, after_flush: progress)
 
     def stop_all(_, asked, *rest):
         assert known.wait(HANG_TIMEOUT)

@@ -96,7 +96,9 @@ def work(url, text, overrides=(), study=QUICK, threads=1, lockstep=None, artifac
         ClaimManager(joined.storage, joined.study_id, "me", stop) as manager,
     ):
         device = torch.device("cpu")
-        best_models = BestModelStore(joined, weights, manager.query_after_flush)
+        best_models = BestModelStore(
+            joined, weights, lambda read: manager.ask(read, after_flush=True, default=None)
+        )
         trainer = Trainer(
             joined, device, budget, checkpoints, callbacks, "me", lockstep, best_models
         )

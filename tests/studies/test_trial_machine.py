@@ -23,6 +23,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages._rdb.models import BaseModel
 from optuna.trial import TrialState
 
+from search.errors import ShutdownRequestedError
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import Failure
@@ -65,18 +66,22 @@ class Worker(ClaimManager):
         storage.require_study(study)
         super().__init__(storage, study.study_id, name, ShutdownSignal(), lease)
         self.name, self.storage, self.is_awake = name, storage, True
-        self.curves, self.holdings = {}, []
+        self.curves, self.holdings, self.leaves = {}, [], False
 
     def work(self):
-        self._retrying(self._process)
-        self._outage_message = None
+        self._process()
+        while self._outage_message:
+            self._process()
 
-    def _submit(self, operation, future):
-        super()._submit(operation, future)
+    def submit(self, operation, **options):
+        future = super().submit(operation, **options)
         self.work()
+        return future
 
-    def _sleep(self, seconds):
-        """Do not wait between two attempts."""
+    def _wait(self, future, timeout):
+        if self.leaves:
+            raise ShutdownRequestedError
+        super()._wait(future, timeout)
 
     def vanish(self):
         sa.event.remove(self.storage.engine, "before_cursor_execute", self._note_statement)
@@ -139,6 +144,7 @@ class Trial:
 
     state: str = "WAITING"
     token: str | None = None  # of the claim under which it runs
+    is_left: bool = False  # by its worker, before the answer to that claim
     finisher: str | None = None  # token of the claim under which it was finished
     curve: dict = field(default_factory=dict)
     memory: dict = field(default_factory=dict)  # curve that the worker has which trains it
@@ -232,6 +238,22 @@ class TrialMachine(RuleBasedStateMachine):
         ids = self.list_ids(excluded)
         self.take(place, waiting[:1], waiting[1:], size, back, fault, exclude=ids)
 
+    @precondition(lambda self: self.find("WAITING") and self.idle)
+    @rule(place=WORKERS, size=SIZES, fault=FAULTS)
+    def claim_and_leave(self, place, size, fault):
+        """A worker stops waiting for the answer; nothing renews the lease of a late one."""
+        worker, waiting = self.idle[place % len(self.idle)], self.find("WAITING")
+        worker.leaves = True
+        with pytest.raises(ShutdownRequestedError):
+            self.take(place, waiting[:1], waiting[1:], size, 4, fault)
+        worker.leaves = False
+        for row in self.read_trials():
+            trial = self.trials[row.number]
+            if row.state == "RUNNING" and trial.state == "WAITING":
+                trial.state, trial.token = "RUNNING", json.loads(row.lease)["claim_token"]
+                trial.memory, trial.is_left = dict(trial.curve), True
+        assert self.trials[waiting[0]].is_left
+
     @precondition(lambda self: self.find("PAUSED") and self.idle)
     @rule(place=WORKERS, size=SIZES, order=st.permutations(range(12)), back=BACK, fault=FAULTS)
     def resume(self, place, size, order, back, fault):
@@ -259,6 +281,7 @@ class TrialMachine(RuleBasedStateMachine):
                 curve = dict(itertools.islice(curve.items(), len(curve) * back // 4))
                 claim.replace_curve(curve)
             trial.state, trial.token, trial.memory = "RUNNING", claim.claim_token, curve
+            trial.is_left = False
             worker.curves[claim] = curve
             worker.holdings.append(claim)
 
@@ -273,7 +296,7 @@ class TrialMachine(RuleBasedStateMachine):
             claim.report(step, curve[step])
         if is_written:
             with worker.awake(fault):
-                worker.query_after_flush(lambda: None)
+                worker.ask(lambda: None, after_flush=True)
             for each in worker.holdings:
                 assert each.lost or self.is_held(each)
                 if self.is_held(each):
@@ -347,7 +370,7 @@ class TrialMachine(RuleBasedStateMachine):
     def is_silent(self, trial):
         """Whether the worker of a running trial sends no heartbeats."""
         awake = {worker.name for worker in self.workers if worker.is_awake}
-        return trial.state == "RUNNING" and trial.worker not in awake
+        return trial.state == "RUNNING" and (trial.is_left or trial.worker not in awake)
 
     @precondition(lambda self: any(map(self.is_silent, self.trials)))
     @precondition(lambda self: any(worker.is_awake for worker in self.workers))
@@ -550,8 +573,7 @@ class TrialMachine(RuleBasedStateMachine):
 def test_trials_live_as_expected_whatever_happens_to_workers(url, examples, steps, monkeypatch):
     clock = SimpleNamespace(now=0.0)
     moved = SimpleNamespace(**vars(time) | {"monotonic": lambda: clock.now})
-    for module in ("search.worker.claim", "search.worker.claims"):
-        monkeypatch.setattr(f"{module}.time", moved)
+    monkeypatch.setattr("search.worker.claims.time", moved)
     # Add Phase.shrink to have a failure made short, which takes minutes.
     chosen = settings(
         TrialMachine.TestCase.settings,
