@@ -23,8 +23,7 @@ from rnn_search.study import (
 )
 from search.errors import SearchFailedError
 from search.launch.jobs import cancel_pending, prepare_launch
-from search.launch.launcher import Launcher
-from search.launch.target import LaunchTarget, parse_target
+from search.launch.launcher import Launcher, LaunchTarget, parse_target
 from search.run import RunResult, run_workers
 from search.session import RunOptions
 from search.terminal import SafeConsole, Ticker

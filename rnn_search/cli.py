@@ -3,15 +3,14 @@
 import json
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any, TypeVar, get_args
 
 import click
 
 from rnn_search.api import run_search_and_report
-from search.launch.launcher import Launcher, create_launcher
-from search.launch.status import format_jobs, read_jobs
-from search.launch.target import parse_target
+from search.launch.jobs import format_jobs, read_jobs
+from search.launch.launcher import create_launcher, parse_target
 from search.progress import format_status
 from search.refinement import MAX_UNCONFIRMED
 from search.session import RunOptions, require_refinement
@@ -274,9 +273,10 @@ def _print_status(options: RunOptions, as_json: bool) -> None:
         status = read_status(study, storage, record.config)
         jobs = None
         if not options.target.is_local:
-            jobs = read_jobs(_find_launcher(options), record.artifact_folder, study, storage)
+            launcher = create_launcher(options.target)
+            jobs = read_jobs(launcher, record.artifact_folder, status.workers)
     if as_json:
-        extra = {} if jobs is None else {"jobs": [job.as_json() for job in jobs]}
+        extra = {} if jobs is None else {"jobs": [asdict(job) for job in jobs]}
         click.echo(json.dumps(status.as_json() | extra))
         return
     click.echo(format_status(status, record.config))
@@ -284,13 +284,8 @@ def _print_status(options: RunOptions, as_json: bool) -> None:
         click.echo(format_jobs(jobs))
 
 
-def _find_launcher(options: RunOptions) -> Launcher:
-    """Return the launcher of jobs that exist, whatever ``--launch-set`` asks of others."""
-    return create_launcher(replace(options.target, settings={}))
-
-
 def _cancel_jobs(options: RunOptions) -> None:
-    launcher = _find_launcher(options)
+    launcher = create_launcher(options.target)
     with closing(read_storage(options.storage)) as storage:
         study = load_study(storage, options.stored_name)
         name = read_study_record(study).artifact_folder

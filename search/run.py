@@ -92,7 +92,7 @@ def run_workers(
     name = options.stored_name
     preparing = f"preparing study {name} (storage, data and cells)"
     if launcher is not None:
-        options = replace(options, is_shared=launcher.uses_other_machines)
+        options = replace(options, is_shared=True)
     until = options.until if launcher is None else None  # each worker of a cluster stops itself
     stop = ShutdownSignal(until, with_parent=options.is_subprocess)
     try:

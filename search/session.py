@@ -15,9 +15,7 @@ import torch
 from rnn.errors import DeviceError
 from rnn.training.devices import resolve_device
 from search.errors import ShutdownRequestedError
-from search.launch.launcher import JOB_VARIABLE
-from search.launch.status import name_worker
-from search.launch.target import LOCAL, LaunchTarget
+from search.launch.launcher import JOB_VARIABLE, LOCAL, LaunchTarget, name_worker
 from search.new_study import StudyOptions
 from search.status import StatusReader
 from search.study import StudyHandle, create_or_join
