@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,21 +41,12 @@ class SlurmLauncher:
 
     Args:
         settings: values of ``--launch-set``: options of ``sbatch``.
-
-    Raises:
-        LaunchError: if a command of SLURM is missing.
     """
 
     ends_with_command = False
     log_folder: Path | None = LOG_PARENT
 
     def __init__(self, settings: Mapping[str, str]) -> None:
-        for program in ("sbatch", "squeue", "scancel"):
-            if shutil.which(program) is None:
-                raise LaunchError(
-                    f"--launch slurm needs the command {program}, which is not on PATH: run it on "
-                    "a machine of the cluster from which jobs are submitted"
-                )
         self._settings = dict(settings)
 
     def check(self) -> None:
@@ -144,9 +134,15 @@ def _run(*command: str, script: str | None = None) -> str:
     """Run a command of SLURM, with a script as its input; return its output.
 
     Raises:
-        LaunchError: if it fails.
+        LaunchError: if it fails, or does not exist on this machine.
     """
-    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise LaunchError(
+            f"--launch slurm needs the command {command[0]}, which is not on PATH: run it on a "
+            "machine of the cluster from which jobs are submitted"
+        ) from error
     if done.returncode:
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         reason = to_line(shorten(lines[-1] if lines else "no message", 300))

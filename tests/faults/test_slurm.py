@@ -9,9 +9,6 @@ from helpers import QUICK, ROOT
 from hooks import Gate, Hooks
 from process_runner import SETTINGS, query, wait_until, wait_until_running
 from small_searches import STATES, assert_all_complete, finish
-from test_until_decided import REPLICATES, SOURCE, check_finished
-
-import rnn_search
 
 HOOKS_OF_JOBS = """
 import sys
@@ -48,25 +45,21 @@ def launch(runner, slurm, postgresql_url, tmp_path):
     code = HOOKS_OF_JOBS.format(tests=str(ROOT / "tests"))
     (packages / "sitecustomize.py").write_text(code)
     overrides = [f"--set={key}={value}" for key, value in (SETTINGS | SPACE).items()]
+    variables = slurm.environment | {
+        "RNN_SEARCH_STORAGE": postgresql_url,
+        "RNN_SEARCH_SHARED": "/",  # one machine
+        "PYTHONPATH": f"{packages}:{ROOT}",
+        "OMP_NUM_THREADS": "1",
+    }
 
     def start(*arguments, gate=None, **environment):
         return runner.start(
             "run_search.py", QUICK, "--launch=slurm", "--corpus=recall:5", "--lockstep=1",
             *overrides, *arguments,
-            cwd=tmp_path, hooks=Hooks(report=False, gate=gate),
-            **slurm.environment | environment_of_jobs(postgresql_url, packages) | environment,
+            cwd=tmp_path, hooks=Hooks(report=False, gate=gate), **variables | environment,
         )  # fmt: skip
 
     return start
-
-
-def environment_of_jobs(url, packages):
-    return {
-        "RNN_SEARCH_STORAGE": url,
-        "RNN_SEARCH_SHARED": "/",  # one machine
-        "PYTHONPATH": f"{packages}:{ROOT}",
-        "OMP_NUM_THREADS": "1",
-    }
 
 
 @pytest.fixture
@@ -119,40 +112,26 @@ def test_cancelled_job_leaves_its_trial_to_others(launch, slurm, postgresql_url,
     assert re.fullmatch(r"error: [^\n]*Invalid partition[^\n]*\n", refused.stderr)
 
 
-def test_job_that_reaches_its_time_limit_is_requeued_each_time_and_resumes(
+def test_job_that_is_ended_early_is_requeued_each_time_and_resumes(
     launch, slurm, postgresql_url, logs, tmp_path
 ):
     gate = Gate(tmp_path / "gate", 20)
-    search = launch(gate=gate)
-    for restarts in (1, 2):
+    search = launch("--launch-set=nodelist=node0", gate=gate)
+    for restarts, cause in enumerate(("time limit", "time limit", "preemption"), start=1):
         wait_until_running([search], lambda: gate.held)
         (job,) = slurm.jobs()
-        slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
-        wait_until(lambda: slurm.count_restarts(job) == restarts)  # noqa: B023  # it ends here
+        if cause == "time limit":
+            slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        else:
+            urgent = ["--partition=urgent", "--nodelist=node0", "--exclusive", "--output=/dev/null"]
+            slurm.run("sbatch", *urgent, "--wrap=true")
+        slurm.wait_for_restart(job, restarts)
         slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     gate.open()
 
     assert search.wait() == 0, search.output + logs()
     assert_all_complete(postgresql_url, TRIALS)
-    assert len(re.findall("trial [0-9]+ resumes from step [1-9]", logs())) == 2, logs()
-
-
-def test_job_that_is_preempted_is_requeued_and_resumes(
-    launch, slurm, postgresql_url, logs, tmp_path
-):
-    gate = Gate(tmp_path / "gate", 20)
-    search = launch("--launch-set=nodelist=node0", gate=gate)
-    wait_until_running([search], lambda: gate.held)
-    (job,) = slurm.jobs()
-
-    urgent = ["--partition=urgent", "--nodelist=node0", "--exclusive", "--output=/dev/null"]
-    slurm.run("sbatch", *urgent, "--wrap=true")
-    wait_until(lambda: slurm.count_restarts(job) == 1)
-    gate.open()
-
-    assert search.wait() == 0, search.output + logs()
-    assert_all_complete(postgresql_url, TRIALS)
-    assert re.search("trial [0-9]+ resumes from step [1-9]", logs()), logs()
+    assert len(re.findall("trial [0-9]+ resumes from step [1-9]", logs())) == 3, logs()
 
 
 def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_url, tmp_path):
@@ -186,31 +165,17 @@ def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_
     assert run("--cancel") == "no job to cancel\n"
 
 
-def test_refinement_is_decided_in_jobs_and_one_that_waits_is_cancelled(
-    runner, slurm, postgresql_url, logs, tmp_path, monkeypatch
+def test_job_that_waits_is_counted_and_cancelled_when_the_study_is_finished(
+    launch, slurm, postgresql_url, logs
 ):
-    monkeypatch.chdir(tmp_path)
-    environment = slurm.environment | environment_of_jobs(postgresql_url, tmp_path)
-    rnn_search.run(SOURCE, name="source", storage=postgresql_url, corpus="recall:5")
-    (tmp_path / "copies.toml").write_text(REPLICATES)
-
-    def launch(*arguments, node="node0"):
-        return runner.start(
-            *arguments, "--launch=slurm", f"--launch-set=nodelist={node}", "--no-report",
-            cwd=tmp_path, **environment,
-        )  # fmt: skip
-
     other = ("--job-name=other", "--nodelist=node1", "--exclusive", "--output=/dev/null")
     slurm.run("sbatch", *other, "--wrap=sleep 10000")
     wait_until(lambda: [*slurm.jobs().values()] == ["RUNNING"])
-    finish(launch("refine.py", "copies.toml", "--until-decided", "--no-wait", node="node1"))
-    search = launch("-m", "rnn_search", "continue", "copies", "--workers=3")
+    finish(launch("--launch-set=nodelist=node1", "--no-wait"))
+    search = launch("--launch-set=nodelist=node0", "--workers=2")
 
     assert search.wait() == 0, search.output + logs()
-    check_finished(postgresql_url)
+    assert_all_complete(postgresql_url, TRIALS)
     assert "jobs of this study already: 1 pending" in search.stdout
-    assert "submitted 2 jobs" in search.stdout
+    assert "submitted 1 job " in search.stdout
     assert "cancelled 1 job that had not started" in search.stdout
-    slurm.run("scancel", "--name=other")
-    slurm.wait_for_no_job()
-    assert "report" not in logs()
