@@ -117,8 +117,9 @@ def test_job_that_is_ended_early_is_requeued_each_time_and_resumes(
 ):
     gate = Gate(tmp_path / "gate", 20)
     search = launch("--launch-set=nodelist=node0", gate=gate)
+    ended: set[int] = set()
     for restarts, cause in enumerate(("time limit", "time limit", "preemption"), start=1):
-        wait_until_running([search], lambda: gate.held)
+        ended.update(wait_until_running([search], lambda: gate.held - ended))
         (job,) = slurm.jobs()
         if cause == "time limit":
             slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
