@@ -9,20 +9,22 @@ from typing import Any, TypeVar, get_args
 import click
 
 from rnn_search.api import run_search_and_report
+from search.errors import ShutdownRequestedError
 from search.launch.jobs import format_jobs, read_jobs
 from search.launch.launcher import create_launcher, parse_target
 from search.progress import format_status
 from search.refinement import MAX_UNCONFIRMED
-from search.session import RunOptions, require_refinement
+from search.run import STOPPED_EARLY
+from search.session import RunOptions, require_refinement, wait_for_storage
 from search.status import read_status
-from search.worker.shutdown import parse_duration
+from search.worker.shutdown import ShutdownSignal, parse_duration
 from studies.cli import (
     artifacts_option,
     dashboard_port_option,
     storage_options,
     study_argument,
 )
-from studies.config import PrecisionSetting
+from studies.config import OutageSettings, PrecisionSetting
 from studies.loader import read_record, read_study_record
 from studies.storage.open import load_study, read_storage
 from studies.text import shorten
@@ -337,9 +339,18 @@ def _run_options(command: _F) -> _F:
 @_run_options
 def continue_search(study: str, storage: str, **options: Any) -> int:
     """Continue a stored study."""
-    with closing(read_storage(storage)) as opened:
-        refinement = read_study_record(load_study(opened, study)).config.refinement
-    has_looks = refinement is not None and bool(refinement.looks)
+
+    def read_has_looks() -> bool:
+        with closing(read_storage(storage)) as opened:
+            refinement = read_study_record(load_study(opened, study)).config.refinement
+        return refinement is not None and bool(refinement.looks)
+
+    stop, seconds = ShutdownSignal(), OutageSettings().seconds
+    try:
+        has_looks = wait_for_storage(read_has_looks, lambda: seconds, stop, click.echo)
+    except ShutdownRequestedError:
+        click.echo(STOPPED_EARLY)
+        return 128 + (stop.signal or 0)
     return _run(
         study=study,
         storage=storage,

@@ -132,9 +132,7 @@ class RunOptions:
             self.until_decided,
             self.is_shared,
             # A job may start after its study was renamed or deleted.
-            (self.is_stored and self.trial is None)
-            or self.is_subprocess
-            or JOB_VARIABLE in os.environ,
+            (self.is_stored and self.trial is None) or self.is_subprocess,
             not self.target.is_local,
         )
 

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import ROOT
+from process_runner import wait_until_running
+from services import free_port
 
 import rnn_search
 from rnn.errors import DeviceError
@@ -75,6 +77,15 @@ def test_worker_continues_the_stored_study_with_the_options_of_its_machine(tmp_p
     continue_search.make_context("continue", [*command.arguments[1:]])
     assert Path(command.marker.path).is_file()
     assert build_worker_command(options, "mine").marker == command.marker, "one per folder"
+
+
+@pytest.mark.extended
+def test_worker_that_starts_while_the_storage_is_unavailable_waits_until_it_is_stopped(runner):
+    storage = f"postgresql+psycopg://me@127.0.0.1:{free_port()}/studies"
+    worker = runner.start("-m", "rnn_search", "continue", "mine", f"--storage={storage}")
+    wait_until_running([worker], lambda: "waiting for it for up to" in worker.stdout)
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:7"])
