@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from search.errors import SearchFailedError
 from search.launch.jobs import cancel_pending, prepare_launch
 from search.launch.launcher import Launcher
 from search.options import RunOptions, build_options
-from search.run import RunResult, run_workers
+from search.run import RunResult, plans_looks, run_workers
 from search.terminal import SafeConsole, Ticker
 from studies.errors import ConfigError
 from studies.files import MAX_DEPTH
+from studies.loader import read_study_record
+from studies.storage.open import load_study, read_storage
 from studies.text import shorten
 
 NOT_DECIDED = "not decided yet: run the same command to continue"
@@ -187,7 +189,8 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
     server: AbstractContextManager[None] = nullcontext()
     if dashboard_port is not None:
         server = launcher.serve_dashboard(storage, artifacts, dashboard_port)
-    if options.until_decided:
+    # A study that is opened by name may have planned looks.
+    if options.until_decided or (options.until_decided is None and options.by_name):
         result = _run_until_decided(options, server, cluster)
     else:
         result = run_workers(options, server, launcher=cluster)
@@ -209,8 +212,6 @@ def _run_until_decided(
     The study is as it was after each step, so that any number of processes may do so at once, and
     one that is killed is continued by the next.
     """
-    from rnn_search import planned_looks  # slow: imports pandas
-
     console, start = SafeConsole(), time.monotonic()
     name = options.stored_name
     with ExitStack() as stack:
@@ -218,8 +219,13 @@ def _run_until_decided(
         @contextmanager
         def describe() -> Iterator[None]:
             stack.enter_context(context)
-            if line := planned_looks.describe_plan(options.storage, name):
-                console.print_line(line)
+            with closing(read_storage(options.storage)) as storage:
+                has_looks = plans_looks(read_study_record(load_study(storage, name)))
+            if has_looks:
+                from rnn_search import planned_looks  # slow: imports pandas
+
+                if line := planned_looks.describe_plan(options.storage, name):
+                    console.print_line(line)
             yield
 
         opened: AbstractContextManager[None] = describe()
@@ -228,8 +234,10 @@ def _run_until_decided(
             result = run_workers(remaining, opened, launcher=cluster)
             if result.failed_workers:
                 console.print_line(NOT_DECIDED)
-            if result.exit_code:
+            if result.exit_code or not result.plans_looks:
                 return result
+            from rnn_search import planned_looks
+
             left = math.inf if options.until is None else options.until - time.monotonic() + start
             if result.is_finished:
                 look = retry_outages(lambda: planned_looks.take_due_look(options.storage, name))

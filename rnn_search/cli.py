@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from dataclasses import asdict
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from search.launch.launcher import Launcher, create_launcher
-from search.launch.target import LaunchTarget
+from search.launch.launcher import create_launcher
 from search.options import RunOptions, build_options, flag_of
 from studies.cli import (
     artifacts_option,
@@ -135,7 +135,7 @@ def _run(*, cancel: bool, dashboard: bool, port: int, debug: bool, **options: An
             raise click.UsageError("--cancel requires --launch slurm or ray")
         with closing(read_storage(run_options.storage)) as storage:
             record = read_study_record(load_study(storage, run_options.stored_name))
-        click.echo(_find_launcher(run_options.target).cancel(record.artifact_folder))
+        click.echo(create_launcher(run_options.target).cancel(record.artifact_folder))
         return 0
     from rnn_search.api import run_search_and_report  # slow to import
 
@@ -143,11 +143,6 @@ def _run(*, cancel: bool, dashboard: bool, port: int, debug: bool, **options: An
     if result.failure:
         click.echo(f"error: {result.failure}", err=True)
     return result.exit_code
-
-
-def _find_launcher(target: LaunchTarget) -> Launcher:
-    """Return the launcher of jobs that exist, whatever ``--launch-set`` asks of others."""
-    return create_launcher(LaunchTarget(target.kind, target.address))
 
 
 @_search_command(
@@ -192,13 +187,9 @@ def refine(**options: Any) -> int:
 @dashboard_port_option
 @artifacts_option
 @storage_options
-def continue_search(study: str, storage: str, until_decided: bool | None, **options: Any) -> int:
+def continue_search(**options: Any) -> int:
     """Continue a stored study."""
-    if until_decided is None:
-        with closing(read_storage(storage)) as opened:
-            refinement = read_study_record(load_study(opened, study)).config.refinement
-        until_decided = refinement is not None and bool(refinement.looks)
-    return _run(study=study, storage=storage, by_name=True, until_decided=until_decided, **options)
+    return _run(by_name=True, **options)
 
 
 @click.command(help="Print the progress of a study without changing anything.")
@@ -208,7 +199,7 @@ def continue_search(study: str, storage: str, until_decided: bool | None, **opti
 @storage_options
 def status(study: str, as_json: bool, launch: str, storage: str, debug: bool) -> int:
     """Print the status of a study."""
-    from search.launch.status import format_jobs, read_jobs
+    from search.launch.jobs import format_jobs, read_jobs
     from search.progress import format_status
     from search.status import read_status
 
@@ -219,9 +210,9 @@ def status(study: str, as_json: bool, launch: str, storage: str, debug: bool) ->
         found = read_status(loaded, opened, record.config)
         jobs = None
         if not target.is_local:
-            jobs = read_jobs(_find_launcher(target), record.artifact_folder, loaded, opened)
+            jobs = read_jobs(create_launcher(target), record.artifact_folder, found.workers)
     if as_json:
-        extra = {} if jobs is None else {"jobs": [job.as_json() for job in jobs]}
+        extra = {} if jobs is None else {"jobs": [asdict(job) for job in jobs]}
         click.echo(json.dumps(found.as_json() | extra))
         return 0
     click.echo(format_status(found, record.config))

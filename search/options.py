@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError
 
 from search.derive import MAX_UNCONFIRMED
-from search.launch.target import LaunchTarget, parse_target
+from search.launch.launcher import LaunchTarget, parse_target
 from search.worker.shutdown import MAX_SECONDS, parse_duration
 from studies.cli import study_name
 from studies.config import PrecisionSetting, StudyConfig
@@ -277,9 +277,7 @@ class RunOptions(WorkerOptions):
             local.append(f"{_TASK_SOURCE}={json.dumps(_locate(config.task_record))}")
         options = {name: getattr(self, name) for name in WorkerOptions.model_fields}
         options |= {"overrides": tuple(local), "corpus": self.corpus if corpus is None else corpus}
-        if stored.refinement is not None and stored.refinement.looks:
-            options["until_decided"] = bool(self.until_decided)
-        return WorkerOptions(**options)
+        return WorkerOptions(**options | {"until_decided": bool(self.until_decided)})
 
 
 _DEFINING = (

@@ -27,8 +27,7 @@ from rnn.errors import DeviceError
 from rnn.training.devices import assign_devices, resolve_device, trim_heap
 from search.errors import USER_ERRORS, ShutdownRequestedError, is_bug
 from search.launch.jobs import run_jobs
-from search.launch.launcher import JOB_VARIABLE, Launcher
-from search.launch.status import name_worker
+from search.launch.launcher import JOB_VARIABLE, Launcher, name_worker
 from search.options import RunOptions, WorkerOptions
 from search.progress import explain_failure, format_progress
 from search.pruning.pause_resume import PauseResumeScheduler
@@ -43,6 +42,7 @@ from search.worker.trainer import Trainer
 from search.worker.trial_artifacts import CheckpointStore, FinalCheckpointStore, WeightStore
 from search.worker.worker import Worker
 from studies.artifacts import open_store
+from studies.attributes import StudyRecord
 from studies.cli import EXIT_FAILURE, print_bug, run_with_exit_code
 from studies.errors import StorageLostError, StorageUnavailableError
 from studies.interrupts import EXIT_INTERRUPTED, blocked_interrupts, ignore_interrupts
@@ -84,6 +84,7 @@ class RunResult:
         is_finished: whether it was finished when the run ended.
         artifact_folder: its artifact folder; "" if the run ended before it was opened.
         looks: number of planned looks taken at it when this process joined it.
+        plans_looks: whether it was created with planned looks.
     """
 
     study: str
@@ -95,6 +96,7 @@ class RunResult:
     is_finished: bool = False
     artifact_folder: str = ""
     looks: int = 0
+    plans_looks: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -193,7 +195,14 @@ def run_workers(
         status.is_finished,
         handle.artifact_folder,
         len(handle.record.looks),
+        plans_looks(handle.record),
     )
+
+
+def plans_looks(record: StudyRecord) -> bool:
+    """Return whether a study was created with planned looks at its replicates."""
+    refinement = record.config.refinement
+    return refinement is not None and bool(refinement.looks)
 
 
 def find_device(options: RunOptions) -> torch.device:

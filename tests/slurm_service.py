@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pwd
-import re
 import secrets
 import shutil
 import signal
@@ -94,10 +93,9 @@ class Slurm:
         listed = self.run("squeue", "--noheader", "--array", "--format=%i %T").split("\n")
         return dict(line.split() for line in listed if line)
 
-    def count_restarts(self, job: str) -> int:
-        shown = re.search(r"Restarts=(\d+)", self.run("scontrol", "show", "job", job))
-        assert shown is not None
-        return int(shown[1])
+    def wait_for_restart(self, job: str, number: int) -> None:
+        """Wait until a job was requeued so many times."""
+        wait_until(lambda: f"Restarts={number} " in self.run("scontrol", "show", "job", job))
 
     def wait_for_no_job(self) -> None:
         wait_until(lambda: not self.jobs())

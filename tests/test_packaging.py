@@ -148,7 +148,7 @@ print(*sys.modules)
 
 
 def test_nodes_of_a_ray_cluster_get_all_sources():
-    ray_cluster = pytest.importorskip("search.launch.ray_cluster", exc_type=ImportError)
+    ray = pytest.importorskip("search.launch.ray", exc_type=ImportError)
     suffixes = {PurePosixPath(name).suffix for name in tracked() if name.startswith("rnn/")}
     assert suffixes == {".py", ".c", ".h"}
-    assert {f"!*{suffix}" for suffix in suffixes} <= set(ray_cluster._EXCLUDED)
+    assert {f"!*{suffix}" for suffix in suffixes} <= set(ray._EXCLUDED)

@@ -1,29 +1,42 @@
-"""Run a study's workers as jobs of a cluster, and follow their progress."""
+"""Run a study's workers as jobs of a cluster, follow them, and list them for the status."""
 
 import logging
-import sys
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
 from search.errors import LaunchError
-from search.launch.launcher import Launcher, WorkerCommand, count_states, create_launcher
+from search.launch.launcher import (
+    Job,
+    Launcher,
+    WorkerCommand,
+    count_states,
+    create_launcher,
+    parse_job,
+)
 from search.launch.shared_files import (
+    mark_artifacts,
     require_server,
     require_shared,
     require_shared_artifacts,
     warn_of_loopback,
 )
 from search.options import RunOptions, to_words
-from search.status import StatusReader
+from search.status import Status, StatusReader
 from search.study import StudyHandle
 from search.terminal import QuietDisplay, SafeConsole
 from search.worker.shutdown import ShutdownSignal
+from studies.storage.counts import ActiveWorker
+from studies.text import format_trials
 
 POLL_SECONDS = 2.0
 """Interval between reads of the study's status."""
 
 JOBS_SECONDS = 20.0
 """Interval between lists of the jobs; a cluster's controller serves many users."""
+
+MAX_ROWS = 60
+"""Number of jobs that the status lists."""
 
 _logger = logging.getLogger(__name__)
 
@@ -45,13 +58,11 @@ def prepare_launch(options: RunOptions) -> Launcher | None:
             f"--no-wait would end the workers at once: {options.target.kind} ends them with the "
             "command that submitted them"
         )
-    if launcher.uses_other_machines:
-        require_server(options.storage)
-        require_shared_artifacts(options.artifacts, options.storage)
-        if launcher.log_folder is not None:
-            require_shared(
-                launcher.log_folder, "folder of logs", "expected a shared working directory"
-            )
+    require_server(options.storage)
+    require_shared_artifacts(options.artifacts, options.storage)
+    if launcher.log_folder is not None:
+        require_shared(launcher.log_folder, "folder of logs", "expected a shared working directory")
+    launcher.check()
     return launcher
 
 
@@ -77,34 +88,53 @@ def run_jobs(
     if status.is_finished:
         return ""
     # One that is ending, as after ``--cancel``, will claim no trial.
-    existing = [job for job in launcher.list_jobs(name) if job.state != "completing"]
+    jobs = launcher.list_jobs(name, status.workers)
+    existing = [job for job in jobs if job.state != "completing"]
     if existing:
         console.print_line(f"jobs of this study already: {count_states(existing)}")
     if (missing := options.workers - len(existing)) > 0:
-        if launcher.uses_other_machines and (warning := warn_of_loopback(options.storage)):
+        if warning := warn_of_loopback(options.storage):
             console.print_line(f"warning: {warning}")
-        for line in launcher.submit(name, build_worker_command(options, handle), missing):
+        command = build_worker_command(options, handle)
+        for line in launcher.submit(name, command, missing):
             console.print_line(line)
     if not options.wait:
         return ""
-    next_list = time.monotonic() + JOBS_SECONDS
+    next_list, had_jobs = time.monotonic() + JOBS_SECONDS, True
     while not stop.requested:
         display.on_log(reader.read_running())
-        if reader.read_status().is_finished:
+        status = reader.read_status()
+        if status.is_finished:
             return ""
         if time.monotonic() >= next_list:
-            if not _has_jobs(launcher, name) and not reader.read_status().is_finished:
+            has_jobs = _has_jobs(launcher, name, status)
+            # Twice in a row: a worker that has just finished a trial holds none.
+            if not has_jobs and not had_jobs and not reader.read_status().is_finished:
                 return _describe_end(options, status.name, console)
-            next_list = time.monotonic() + JOBS_SECONDS
+            next_list, had_jobs = time.monotonic() + JOBS_SECONDS, has_jobs
         stop.wait(POLL_SECONDS)
     console.print_line(launcher.leave(name))
     return ""
 
 
-def _has_jobs(launcher: Launcher, name: str) -> bool:
+def build_worker_command(options: RunOptions, handle: StudyHandle) -> WorkerCommand:
+    """Return the command of a worker, which gets the name of the stored study.
+
+    ``--until`` counts from the start of each worker.
+
+    Raises:
+        LaunchError: if the folder of checkpoints cannot be written.
+    """
+    worker = handle.for_worker(options).model_copy(update={"wait": True})
+    arguments = ("continue", handle.name, "--storage", options.storage, *to_words(worker))
+    marker = mark_artifacts(options.artifacts, options.storage)
+    return WorkerCommand(arguments, options.threads, options.device, marker)
+
+
+def _has_jobs(launcher: Launcher, name: str, status: Status) -> bool:
     """Return whether jobs are left; a cluster that does not answer for a while may have some."""
     try:
-        return bool(launcher.list_jobs(name))
+        return bool(launcher.list_jobs(name, status.workers))
     except LaunchError as error:
         _logger.warning(f"the jobs cannot be listed ({error}); trying again")
         return True
@@ -131,12 +161,25 @@ def cancel_pending(launcher: Launcher, name: str, console: SafeConsole) -> None:
         console.print_line(line)
 
 
-def build_worker_command(options: RunOptions, handle: StudyHandle) -> WorkerCommand:
-    """Return the command of a worker, which gets the name of the stored study.
+def read_jobs(launcher: Launcher, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:
+    """List the jobs of a study with the trials that they hold.
 
-    ``--until`` counts from the start of each worker.
+    Args:
+        launcher: launcher of the cluster.
+        name: the study's artifact folder.
+        workers: workers that hold its trials.
     """
-    worker = handle.for_worker(options)
-    words = ["continue", handle.name, "--storage", options.storage, *to_words(worker)]
-    arguments = (sys.executable, "-m", "rnn_search", *words)
-    return WorkerCommand(arguments, Path.cwd(), options.threads, options.device)
+    held = {parse_job(worker.name): worker.trials for worker in workers}
+    jobs = launcher.list_jobs(name, workers)
+    return [replace(job, trials=held.get(job.id, ())) for job in jobs]
+
+
+def format_jobs(jobs: Sequence[Job]) -> str:
+    """Format jobs as the lines that the status prints below those of the study."""
+    lines = [f"{'jobs':9} {count_states(jobs) or 'none'}"]
+    for job in jobs[:MAX_ROWS]:
+        trials = format_trials(job.trials) if job.trials else ""
+        lines.append(f"  {job.id:12}  {job.state:10}  {job.host:12}  {trials}".rstrip())
+    if len(jobs) > MAX_ROWS:
+        lines.append(f"  and {len(jobs) - MAX_ROWS} more")
+    return "\n".join(lines)

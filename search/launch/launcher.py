@@ -1,19 +1,98 @@
 """What a launcher does: start, list and end the workers of a study on a cluster."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol
+from urllib.parse import urlsplit
 
 from search.errors import LaunchError
-from search.launch.target import LaunchTarget
-from studies.text import expect_one_of, shorten
+from studies.storage.counts import ActiveWorker
+from studies.text import shorten
 
 PROJECT = Path(__file__).resolve().parents[2]
-"""Folder of ``run_search.py``, which an installed package has as well."""
+"""Folder of the project's packages."""
 
 JOB_VARIABLE = "RNN_SEARCH_JOB"
 """Environment variable with the id of the job that a worker runs in, which its leases then name."""
+
+
+@dataclass(frozen=True)
+class LaunchTarget:
+    """Where the workers of a run are started: the options ``--launch`` and ``--launch-set``.
+
+    Attributes:
+        kind: this machine, or the kind of cluster.
+        address: address of a Ray cluster, as ``ray://HOST:PORT``; "" for none.
+        settings: options of the cluster's jobs, which the cluster checks.
+    """
+
+    kind: Literal["local", "slurm", "ray"] = "local"
+    address: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the workers are processes of this machine, without a cluster."""
+        return self.kind == "local"
+
+
+LOCAL = LaunchTarget()
+"""The target without ``--launch``."""
+
+
+def parse_target(text: str, settings: Sequence[str] = ()) -> LaunchTarget:
+    """Parse the values of ``--launch`` and ``--launch-set``.
+
+    Args:
+        text: ``local``, ``slurm``, ``ray`` or ``ray://HOST:PORT``.
+        settings: ``KEY=VALUE``; the last of a key counts.
+
+    Raises:
+        ValueError: if one is invalid.
+    """
+    pairs = dict(_parse_setting(setting) for setting in settings)
+    if text == "local":
+        if pairs:
+            raise ValueError("--launch-set requires --launch slurm or ray")
+        return LOCAL
+    if text == "slurm":
+        return LaunchTarget("slurm", settings=pairs)
+    if text == "ray" or _is_ray_address(text):
+        return LaunchTarget("ray", "" if text == "ray" else text, pairs)
+    raise ValueError(
+        f"--launch has the value {shorten(text)!r}: expected local, slurm, ray or ray://HOST:PORT"
+    )
+
+
+def _is_ray_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme == "ray" and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # a port that is not a number
+        return False
+
+
+def _parse_setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise ValueError(
+            f"--launch-set has the value {shorten(text)!r}: expected KEY=VALUE, as in time=04:00:00"
+        )
+    return key, value
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A file with a random name that a job finds only in a folder that its machine shares.
+
+    Attributes:
+        path: absolute path.
+        message: what the job reports if it does not find it.
+    """
+
+    path: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -21,23 +100,16 @@ class WorkerCommand:
     """Command that runs one worker, the same on each machine.
 
     Attributes:
-        arguments: command line: the interpreter, ``run_search.py`` or ``refine.py``, and options.
-        folder: working directory.
-        threads: CPU threads of the worker; None for all cores of its job.
+        arguments: arguments of ``python -m rnn_search``, to be run in this working directory.
+        threads: CPU threads of the worker; None for those that its job has.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        marker: file that the job must find before it starts the worker; None for none.
     """
 
     arguments: tuple[str, ...]
-    folder: Path
     threads: int | None = None
     device: str = "auto"
-
-    def with_threads(self, threads: int) -> "WorkerCommand":
-        """Return the command with a number of threads, unless it has one."""
-        if self.threads is not None:
-            return self
-        arguments = (*self.arguments, "--threads", str(threads))
-        return replace(self, arguments=arguments, threads=threads)
+    marker: Marker | None = None
 
 
 @dataclass(frozen=True)
@@ -48,41 +120,53 @@ class Job:
         id: id by which the cluster knows it, also in :data:`JOB_VARIABLE` of its worker.
         state: word of the cluster in lower case, such as ``running`` or ``pending``.
         host: machine on which it runs; "" before it runs.
+        trials: numbers of the trials that its worker holds.
     """
 
     id: str
     state: str
     host: str = ""
+    trials: Sequence[int] = ()
 
 
 class Launcher(Protocol):
     """Starts the workers of studies as jobs of a cluster.
 
-    A constructor checks everything that can be checked before a study is written, and raises
-    ``LaunchError``. All methods raise it if the cluster does not answer.
+    All methods raise ``LaunchError`` if the cluster does not answer, and the constructor if the
+    cluster or its library is missing.
 
     Jobs are found by ``name``, the study's artifact folder: it begins with the study's name and is
     unique among studies. A job that ends before its study is finished, for any reason but an error
     of the worker, is started again by the launcher or by the cluster itself.
 
     Attributes:
-        uses_other_machines: whether workers may run on other machines than this one, which then
-            need a server as storage, and shared files.
         ends_with_command: whether the jobs end with the command that submitted them.
-        log_folder: folder of the jobs' scripts and logs, which all machines must share; None if the
-            cluster keeps them.
+        log_folder: folder of the jobs' logs, which all machines must share; None if the cluster
+            keeps them.
     """
 
-    uses_other_machines: bool
     ends_with_command: bool
     log_folder: Path | None
+
+    def check(self) -> None:
+        """Let the cluster check the options of the jobs, before a study is written.
+
+        Raises:
+            LaunchError: if it refuses them.
+        """
+        ...
 
     def submit(self, name: str, command: WorkerCommand, count: int) -> list[str]:
         """Start workers; return lines that tell the user how to follow them."""
         ...
 
-    def list_jobs(self, name: str) -> list[Job]:
-        """List the jobs that run a worker, or will; from any machine."""
+    def list_jobs(self, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:
+        """List the jobs that run a worker, or will; from any machine.
+
+        Args:
+            name: artifact folder of the study.
+            workers: workers that hold its trials, for a cluster whose own list is not needed.
+        """
         ...
 
     def cancel(self, name: str) -> str:
@@ -105,7 +189,7 @@ def create_launcher(target: LaunchTarget) -> Launcher:
     """Create the launcher of a cluster.
 
     Raises:
-        LaunchError: if the library or the cluster is missing, or a setting is invalid.
+        LaunchError: if the cluster or its library is missing.
     """
     if target.kind == "slurm":
         from search.launch.slurm import SlurmLauncher
@@ -114,57 +198,25 @@ def create_launcher(target: LaunchTarget) -> Launcher:
     try:
         from search.launch.ray import RayLauncher
     except ImportError as error:
-        raise missing_library("ray", "Ray") from error
+        raise LaunchError(
+            "--launch ray needs Ray: install it with pip install 'rnn-search[ray]', or "
+            "pip install '.[ray]' in a clone"
+        ) from error
     return RayLauncher(target.address, target.settings)
-
-
-def parse_settings(
-    cluster: str, settings: Mapping[str, str], known: Mapping[str, Callable[[str], Any]]
-) -> dict[str, Any]:
-    """Parse the values of ``--launch-set``.
-
-    Args:
-        cluster: name of the launcher, for messages.
-        settings: texts by key.
-        known: parser of each known key; it raises ``ValueError`` that says what was expected.
-
-    Raises:
-        LaunchError: if a key is unknown or a value invalid.
-    """
-    parsed = {}
-    for key, text in settings.items():
-        if key not in known:
-            raise LaunchError(
-                f"--launch-set has no key {shorten(key)!r} for {cluster}: "
-                f"{expect_one_of(sorted(known), key)}"
-            )
-        try:
-            parsed[key] = known[key](text)
-        except ValueError as error:
-            raise LaunchError(f"--launch-set {key}={shorten(text)!r}: {error}") from error
-    return parsed
-
-
-def parse_count(text: str) -> int:
-    """Return a number of cores.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= 1024:
-        raise ValueError("expected an integer from 1 to 1024")
-    return int(text)
-
-
-def missing_library(cluster: str, library: str) -> LaunchError:
-    """Return the error for a launcher whose library is not installed."""
-    return LaunchError(
-        f"--launch {cluster} needs {library}: install it with pip install 'rnn-search[{cluster}]', "
-        f"or pip install '.[{cluster}]' in a clone"
-    )
 
 
 def count_states(jobs: Sequence[Job]) -> str:
     """Return the number of jobs in each state: ``3 running, 1 pending``."""
     states = [job.state for job in jobs]
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+def name_worker(host: str, pid: int, job: str | None) -> str:
+    """Return the name of a worker in its leases: ``host/pid``, or ``host/pid/job`` on a cluster."""
+    return f"{host}/{pid}/{job}" if job else f"{host}/{pid}"
+
+
+def parse_job(worker: str | None) -> str:
+    """Return the job in a worker's name; "" if it runs in none."""
+    parts = (worker or "").split("/", 2)
+    return parts[2] if len(parts) > 2 else ""

@@ -3,60 +3,103 @@
 import itertools
 import json
 import logging
-import math
 import os
-import re
-from collections.abc import Mapping
+import socket
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
+from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 
 from search.errors import LaunchError
-from search.launch import ray_head
-from search.launch.launcher import Job, WorkerCommand, parse_count, parse_settings
-from search.launch.ray_cluster import call_on_head, join_cluster
-from search.launch.ray_worker import WorkerStoppedError, run_worker
+from search.launch.launcher import PROJECT, Job, WorkerCommand, parse_job
+from search.launch.ray_node import WorkerStoppedError, run_worker, stop_jobs
+from studies.storage.counts import ActiveWorker
 from studies.text import shorten, to_line
 
 STOP_SECONDS = 60.0
 """How long workers may take to stop; this command's end would stop them as well."""
 
+ANSWER_SECONDS = 60.0
+"""How long the cluster may take to end its jobs; the first call starts a process."""
+
+CLIENT_PORT = 10001
+"""Port of ``ray://`` addresses without one."""
+
 _PASSED_ON = ("RNN_SEARCH_", "PG", "AWS_")
 """Prefixes of the environment variables that reach the workers: the storage's and a bucket's."""
 
-_logger = logging.getLogger(__name__)
+_PACKAGES = ("reports", "rnn", "rnn_search", "search", "studies")
 
-_UNITS = {"": 1, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_EXCLUDED = (
+    "?*.*",
+    "!*.py",
+    "!*.toml",
+    "!*.c",
+    "!*.h",
+    "__pycache__",
+    "artifacts",
+    "checkpoints",
+    "jobs",
+    "weights",
+)
+"""Files that are not shipped to the nodes, such as the databases in ``studies/``."""
+
+_retry = Retrying(
+    retry=retry_if_exception_message(
+        match=r"(?s)(?!.*Failed to create runtime_env)"
+        r".*(Starting Ray client server failed|in start_specific_server\b)"
+    ),
+    stop=stop_after_attempt(4),
+    reraise=True,
+)
+"""Calls again where the process that Ray starts for each client dies at once, as it may."""
+
+_logger = logging.getLogger(__name__)
 
 
 class RayLauncher:
     """Starts workers as tasks of Ray; see :class:`search.launch.launcher.Launcher`.
 
     Ray ends the tasks of a command when the command ends. Until then it starts a task again, on
-    another node if necessary, whenever its process or its node dies.
+    another node if necessary, whenever its process or its node dies. What the workers do is read
+    from the study's leases: Ray's own lists need its dashboard, which a cluster may lack.
 
     Args:
         address: ``ray://HOST:PORT``; "" for ``$RAY_ADDRESS``, or a cluster on this machine.
-        settings: values of ``--launch-set``: resources of a task.
+        settings: values of ``--launch-set``: options of a task, in JSON or as texts.
 
     Raises:
-        LaunchError: if no cluster answers, or a setting is invalid.
+        LaunchError: if no cluster answers, or its versions of Ray or Python are others.
     """
 
-    uses_other_machines = True
     ends_with_command = True
     log_folder: Path | None = None
 
     def __init__(self, address: str, settings: Mapping[str, str]) -> None:
-        self._settings = parse_settings("ray", settings, SETTINGS)
+        self._settings = {key: _parse_value(text) for key, text in settings.items()}
         self._dashboard = join_cluster(address)
         self._tasks: dict[str, Any] = {}
+        self._taken: set[str] = set()
+
+    def check(self) -> None:
+        """Let Ray check the settings."""
+        with _explaining_refusal():
+            _create_task(self._settings)
 
     def submit(self, name: str, command: WorkerCommand, count: int) -> list[str]:
         """Submit a task for each worker."""
-        command = command.with_threads(self._settings.get("num_cpus", 1))
-        request = {"num_cpus": command.threads, **self._settings}
+        request = {"num_cpus": command.threads or 1, **self._settings}
+        threads = command.threads or max(1, int(request["num_cpus"]))
+        command = replace(
+            command,
+            arguments=(*command.arguments, "--threads", str(threads), "--no-report"),
+        )
         environment = {
             key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)
         }
@@ -64,58 +107,56 @@ class RayLauncher:
             request.setdefault("num_gpus", 1)
         elif not request.get("num_gpus"):  # GPUs that were not asked for belong to others
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        task: Any = ray.remote(run_worker)
-        retry = {"max_retries": -1, "retry_exceptions": [WorkerStoppedError]}
-        taken = {job.id for job in self.list_jobs(name)}
         names = (f"{name} worker {number}" for number in itertools.count(1))
-        for each in itertools.islice((each for each in names if each not in taken), count):
-            self._tasks[each] = task.options(name=each, **request, **retry).remote(
-                command, each, environment
-            )
+        free = (each for each in names if each not in self._taken)
+        with _explaining_refusal():
+            for each in itertools.islice(free, count):
+                task = _create_task({**request, "name": each})
+                self._tasks[each] = task.remote(command, Path.cwd(), each, environment)
+        resources = ", ".join(f"{key}={value}" for key, value in request.items())
         lines = [
-            f"submitted {count} task{'s' * (count > 1)} to Ray, each with {_format(request)}; "
-            "Ctrl-C ends them",
-            f"Ray's dashboard: {self._dashboard}; the log of a task shows its trials",
+            f"submitted {count} task{'s' * (count > 1)} to Ray, each with {resources}; "
+            "Ctrl-C ends them"
         ]
+        if self._dashboard:
+            lines.append(f"Ray's dashboard: {self._dashboard}; the log of a task shows its trials")
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         if not any(node["Alive"] and fits(request, node["Resources"]) for node in nodes):
             lines.append("warning: no node has these resources: the tasks wait until one joins")
         return lines
 
-    def list_jobs(self, name: str) -> list[Job]:
-        """List the tasks that have not ended; log the failures of those of this command."""
+    def list_jobs(self, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:
+        """List the tasks of this command, and those that hold a trial; log failed ones."""
         self._log_failures()
-        try:
-            listed = call_on_head(ray_head.list_workers, self._dashboard, f"{name} worker ")
-        except LaunchError:
-            if not self._tasks:
-                raise
-            listed = []  # the tasks do not depend on the dashboard
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in nodes}
-        jobs = {
-            worker.task: Job(
-                worker.task,
-                "running" if worker.state == "RUNNING" else "pending",
-                hosts.get(worker.node, ""),
-            )
-            for worker in listed
-        }
-        jobs = {task: Job(task, "pending") for task in self._tasks} | jobs
+        jobs = {task: Job(task, "pending") for task in self._tasks}
+        for worker in workers:
+            job = parse_job(worker.name)
+            if job.startswith(f"{name} worker ") and not worker.is_expired:
+                jobs[job] = Job(job, "running", worker.host or "")
+        self._taken = {*jobs}
         return sorted(jobs.values(), key=lambda job: (len(job.id), job.id))
 
     def cancel(self, name: str) -> str:
         """Stop the submitted jobs of Ray that the tasks belong to."""
-        drivers = call_on_head(ray_head.stop_jobs, self._dashboard, f"{name} worker ")
+        # Without a core, so that it does not wait for the workers.
+        head = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+        try:
+            call = ray.remote(stop_jobs).options(**head).remote(self._dashboard, f"{name} worker ")
+            drivers = ray.get(call, timeout=ANSWER_SECONDS)
+        except Exception as error:
+            raise LaunchError(
+                f"Ray's dashboard, which --cancel needs, does not answer ({_describe(error)}): "
+                "press Ctrl-C in the command that submitted the workers, or send it SIGINT"
+            ) from error
+        for submission, process in drivers:
+            if not submission:
+                raise LaunchError(
+                    f"the workers belong to a command that is not a job of Ray, process {process}: "
+                    "press Ctrl-C there, or send it SIGINT"
+                )
         if not drivers:
             return "no worker to cancel"
-        for driver in drivers:
-            if not driver.submission:
-                raise LaunchError(
-                    f"the workers belong to a command that is not a job of Ray, process "
-                    f"{driver.process} on {driver.host}: press Ctrl-C there, or send it SIGINT"
-                )
-        stopped = ", ".join(driver.submission for driver in drivers)
+        stopped = ", ".join(submission for submission, _ in drivers)
         return f"stopped {stopped}: running workers write checkpoints and requeue their trials"
 
     def cancel_pending(self, name: str) -> str:
@@ -144,57 +185,36 @@ class RayLauncher:
             try:
                 ray.get(task)
             except Exception as error:
-                cause = getattr(error, "cause", None) or error
-                _logger.warning("%s %s", name, to_line(shorten(str(cause), 400)))
+                _logger.warning("%s %s", name, _describe(error))
 
 
-def _format(request: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in request.items())
+def _create_task(options: Mapping[str, Any]) -> Any:
+    """Return the task that runs a worker; Ray starts it again any number of times."""
+    retry = {"max_retries": -1, "retry_exceptions": [WorkerStoppedError]}
+    return ray.remote(run_worker).options(**{**options, **retry})
 
 
-def parse_memory(text: str) -> int:
-    """Return the bytes of an amount of memory such as ``4GiB``, ``500MB`` or ``1000000000``.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([a-z]*)", text, re.IGNORECASE)
-    if not match or match[2].upper() not in _UNITS or not float(match[1]):
-        raise ValueError("expected an amount of memory such as 4GiB or 500MB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def _parse_gpus(text: str) -> float:
-    expected = "expected a whole number of GPUs, or a share of one such as 0.5"
+@contextmanager
+def _explaining_refusal() -> Iterator[None]:
     try:
-        amount = float(text)
-    except ValueError as error:
-        raise ValueError(expected) from error
-    if not (0 <= amount <= 1024) or (amount > 1 and amount % 1):
-        raise ValueError(expected)
-    return amount
+        yield
+    except Exception as error:
+        raise LaunchError(f"Ray refuses --launch-set: {_describe(error)}") from error
 
 
-def _parse_resources(text: str) -> dict[str, float]:
-    expected = """expected JSON as for ray start --resources, such as '{"fast": 1}'"""
+def _parse_value(text: str) -> Any:
     try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(expected) from error
-    if not isinstance(parsed, dict) or not all(
-        type(amount) in (int, float) and 0 < amount < math.inf for amount in parsed.values()
-    ):
-        raise ValueError(expected)
-    return parsed
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
-SETTINGS: dict[str, Any] = {
-    "memory": parse_memory,
-    "num_cpus": parse_count,
-    "num_gpus": _parse_gpus,
-    "resources": _parse_resources,
-}
-"""Options of Ray's tasks that ``--launch-set`` accepts."""
+def _describe(error: Exception) -> str:
+    """Return the message of an error in one line, without Ray's wrapper or a server's traceback."""
+    text = str(getattr(error, "cause", None) or error).strip()
+    if "Traceback (most recent call last)" in text:
+        text = text.splitlines()[-1]
+    return to_line(shorten(" ".join(text.split()), 400))
 
 
 def fits(request: Mapping[str, Any], node: Mapping[str, float]) -> bool:
@@ -206,3 +226,58 @@ def fits(request: Mapping[str, Any], node: Mapping[str, float]) -> bool:
         **request.get("resources", {}),
     }
     return all(amount <= node.get(name, 0) for name, amount in amounts.items())
+
+
+def join_cluster(address: str) -> str:
+    """Connect this process to a cluster, whose nodes get the project's packages.
+
+    Args:
+        address: ``ray://HOST:PORT``; "" for ``$RAY_ADDRESS``, or a cluster on this machine.
+
+    Returns:
+        The URL of the cluster's dashboard; "" without one.
+
+    Raises:
+        LaunchError: if no cluster answers, or its versions of Ray or Python are others.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    where = address or os.environ.get("RAY_ADDRESS", "")
+    if where not in ("", "auto"):
+        _require_answer(where)
+    environment = {
+        "py_modules": [str(PROJECT / package) for package in _PACKAGES],
+        "excludes": [*_EXCLUDED],
+        # A task that Ray ends must leave its worker the time to stop.
+        "env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"},
+    }
+    try:
+        with warnings.catch_warnings(action="ignore"):  # an error follows
+            context = _retry(
+                ray.init,
+                address or "auto",
+                runtime_env=environment,
+                ignore_reinit_error=True,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except Exception as error:
+        raise LaunchError(
+            f"cannot join the Ray cluster at {shorten(where or 'this machine')}: {_describe(error)}"
+        ) from error
+    return f"http://{context.dashboard_url}" if context.dashboard_url else ""
+
+
+def _require_answer(address: str) -> None:
+    """Check that a port answers: Ray itself would try for two minutes.
+
+    Raises:
+        LaunchError: if it does not.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        socket.create_connection((parts.hostname or "", parts.port or CLIENT_PORT), 10).close()
+    except (OSError, ValueError) as error:
+        raise LaunchError(
+            f"no Ray cluster answers at {shorten(address)} ({error}): expected a running one, as "
+            "in --launch ray://HOST:10001, or HOST:6379 in RAY_ADDRESS on one of its machines"
+        ) from error

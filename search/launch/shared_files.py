@@ -3,25 +3,23 @@
 import os
 import tempfile
 from pathlib import Path
-
-import psutil
+from uuid import uuid4
 
 from search.errors import LaunchError
+from search.launch.launcher import Marker
 from studies.artifacts import AtomicFileStore, open_store
 from studies.storage.engine import parse_url, redact
 
 SHARED_VARIABLE = "RNN_SEARCH_SHARED"
 """Environment variable with the folders that all machines of a cluster share, separated by ``:``.
 
-Needed only where that cannot be seen on this machine, as on the server of a network file system.
+Needed only for those on a disk of this machine, as on the server of a network file system.
 """
 
-_NETWORK_FILE_SYSTEMS = {
-    "9p", "afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "orangefs",
-    "panfs", "pvfs2", "quobyte", "smb3", "smbfs", "wekafs",
-}  # fmt: skip
+MARKER_PREFIX = ".shared-"
+"""Start of the random name of a file by which workers recognize the folder of checkpoints."""
 
-_LOCAL_FUSE = {"fuse.fuse-overlayfs", "fuse.portal", "fuse.gvfsd-fuse", "fuse.lxcfs", "fuseblk"}
+_REMEDY = "expected --artifacts with a shared folder or s3://BUCKET"
 
 
 def require_server(storage: str) -> None:
@@ -61,57 +59,61 @@ def require_shared_artifacts(artifacts: str | None, storage: str) -> None:
         LaunchError: if they are written to a disk of this machine.
         ArtifactsError: if they cannot be written.
     """
+    if folder := _find_folder(artifacts, storage):
+        require_shared(folder, "folder of checkpoints", _REMEDY)
+
+
+def mark_artifacts(artifacts: str | None, storage: str) -> Marker | None:
+    """Return the marker in the folder of checkpoints, created by the first call; None for a bucket.
+
+    A type of file system does not say whether other machines have mounted the same folder.
+
+    Raises:
+        LaunchError: if it cannot be written.
+    """
+    if not (folder := _find_folder(artifacts, storage)):
+        return None
+    folder = folder.resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = next(folder.glob(f"{MARKER_PREFIX}*"), folder / f"{MARKER_PREFIX}{uuid4().hex}")
+        path.touch()
+    except OSError as error:
+        raise LaunchError(f"cannot write to the folder of checkpoints {folder}: {error}") from error
+    message = f"folder of checkpoints {folder} is not the same on all machines: {_REMEDY}"
+    return Marker(str(path), message)
+
+
+def _find_folder(artifacts: str | None, storage: str) -> Path | None:
+    """Return the folder of checkpoints; None if they are in a bucket."""
     store = open_store(artifacts, storage, "checkpoints", read_only=True)
-    if isinstance(store, AtomicFileStore):
-        require_shared(
-            store.path,
-            "folder of checkpoints",
-            "expected --artifacts with a shared folder or s3://BUCKET",
-        )
+    return store.path if isinstance(store, AtomicFileStore) else None
 
 
-def require_shared(path: Path, what: str, remedy: str = "") -> None:
-    """Check that a file or folder is on a file system that other machines share.
+def require_shared(path: Path, what: str, remedy: str = "expected a shared file system") -> None:
+    """Check that a file or folder is not in a place that only this machine has.
 
     Args:
         path: file or folder, which need not exist.
         what: what it is, for the message.
-        remedy: what else was expected, for the message.
+        remedy: what was expected, for the message.
 
     Raises:
-        LaunchError: if it is not.
+        LaunchError: if it is in the temporary folder or on a disk of this machine.
     """
     path = path.expanduser().resolve()
-    if any(path.is_relative_to(folder) for folder in _shared_folders()):
+    folders = os.environ.get(SHARED_VARIABLE, "").split(os.pathsep)
+    shared = [Path(folder).expanduser().resolve() for folder in folders if folder]
+    if any(path.is_relative_to(folder) for folder in shared):
         return
+    existing = next(each for each in (path, *path.parents) if each.exists())
     if path.is_relative_to(Path(tempfile.gettempdir()).resolve()):
         where = "in the temporary folder of this machine"
-    elif (kind := _file_system(path)) and not _is_on_network(kind):
-        where = f"on a disk of this machine ({kind})"
+    elif os.major(existing.stat().st_dev):  # 0 on file systems that have no device, as on networks
+        where = "on a disk of this machine"
     else:
         return
-    remedies = f"{remedy}, or " if remedy else "expected a shared file system, or "
     raise LaunchError(
-        f"{what} {path} is {where}, where other machines do not find it: {remedies}"
+        f"{what} {path} is {where}, where other machines do not find it: {remedy}, or "
         f"{SHARED_VARIABLE}=FOLDER if all machines share the folder"
     )
-
-
-def _shared_folders() -> list[Path]:
-    folders = os.environ.get(SHARED_VARIABLE, "").split(os.pathsep)
-    return [Path(folder).expanduser().resolve() for folder in folders if folder]
-
-
-def _file_system(path: Path) -> str:
-    """Return the type of the file system of a path; "" if it is unknown."""
-    found, kind = Path(), ""
-    for partition in psutil.disk_partitions(all=True):
-        mount = Path(partition.mountpoint)
-        # The last of those mounted on one folder hides the others.
-        if path.is_relative_to(mount) and len(mount.parts) >= len(found.parts):
-            found, kind = mount, partition.fstype
-    return kind
-
-
-def _is_on_network(kind: str) -> bool:
-    return kind in _NETWORK_FILE_SYSTEMS or (kind.startswith("fuse.") and kind not in _LOCAL_FUSE)

@@ -25,8 +25,7 @@ from small_searches import (
 )
 
 from search.errors import LaunchError
-from search.launch.launcher import create_launcher
-from search.launch.target import LaunchTarget
+from search.launch.launcher import LaunchTarget, create_launcher
 
 pytestmark = pytest.mark.extended
 
@@ -35,7 +34,14 @@ ANYWHERE_BUT_HEAD = f"--launch-set=resources={json.dumps(NOT_HEAD)}"
 
 @pytest.fixture(scope="module")
 def cluster():
+    """Two nodes without a dashboard."""
     with RayCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def cluster_with_dashboard():
+    with RayCluster(nodes=1, has_dashboard=True) as cluster:
         yield cluster
 
 
@@ -44,9 +50,9 @@ def search(runner, cluster, postgresql_url, text, artifacts):
     """Return a function that starts a search of four trials on the cluster."""
     start = search_starter(runner, postgresql_url, text)
 
-    def search(*options, launch="ray", gate=None, **settings):
+    def search(*options, launch="ray", on=cluster, gate=None, **settings):
         options = (f"--artifacts={artifacts}", f"--launch={launch}", *options)
-        return start(*options, environment=cluster.environment, gate=gate, **FOUR | settings)
+        return start(*options, environment=on.environment, gate=gate, **FOUR | settings)
 
     return search
 
@@ -58,10 +64,11 @@ def test_tasks_on_two_nodes_finish_each_trial_once(cluster, search, gate, postgr
         lambda: all(any(node.holds(pid) for pid in gate.held) for node in cluster.nodes[:2]),
     )
     jobs = json.loads(finish(search("--status", "--json")))["jobs"]
-    line = error_of(search("--cancel"), code=2)
-    assert f"process {command.pid} on " in line, "press Ctrl-C there"
+    assert "which --cancel needs, does not answer" in error_of(search("--cancel"), code=2)
+    follower = search("--workers=2", gate=gate)
+    wait_until_running([follower], lambda: "jobs of this study already: 2" in follower.stdout)
     gate.open()
-    finish(command)
+    finish(command, follower)
     assert_all_complete(postgresql_url, 4)
     # The tasks were named by study and number, and listed with the trials that they held.
     assert re.match(r"quick-\w+ worker 1$", jobs[0]["id"])
@@ -112,17 +119,22 @@ def test_interrupt_ends_the_workers_of_a_client_and_the_same_command_resumes(
     assert query(postgresql_url, RETRIES) == [('{"interrupted": 1}',)]
 
 
-def test_killed_command_leaves_no_worker_behind(search, gate, postgresql_url):
-    command = search(gate=gate)
+def test_killed_command_leaves_no_worker_behind(
+    search, cluster_with_dashboard, gate, postgresql_url
+):
+    command = search(on=cluster_with_dashboard, gate=gate)
     (pid,) = wait_until_running([command], lambda: gate.held)
+    line = error_of(search("--cancel", on=cluster_with_dashboard), code=2)
+    assert f"process {command.pid} on " in line, "press Ctrl-C there"
     command.send(signal.SIGKILL)
     wait_until(lambda: not psutil.pid_exists(pid))
     assert query(postgresql_url, STATES) == [("WAITING",)]
 
 
 def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
-    cluster, search, gate, postgresql_url, text, tmp_path
+    cluster_with_dashboard, search, gate, postgresql_url, text, tmp_path
 ):
+    cluster = cluster_with_dashboard
     folder = tmp_path / "clone"
     for package in ("reports", "rnn", "rnn_search", "search", "studies"):
         shutil.copytree(ROOT / package, folder / package, ignore=only_code)
@@ -152,7 +164,7 @@ def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
     job = re.search(r"raysubmit_\w+", submitted.stdout + submitted.stderr)
     assert job
     (pid,) = wait_until(lambda: gate.held)
-    assert f"stopped {job[0]}" in finish(search("--cancel", "--name=stage-one"))
+    assert f"stopped {job[0]}" in finish(search("--cancel", "--name=stage-one", on=cluster))
     wait_until(lambda: not psutil.pid_exists(pid))
     assert query(postgresql_url, STATES) == [("WAITING",)]
 
@@ -163,9 +175,9 @@ def only_code(folder, names):
 
 
 def test_resources_that_no_node_has_are_warned_about(search):
-    command = search("--launch-set=num_gpus=8", "--launch-set=memory=1TiB")
+    command = search("--launch-set=num_gpus=8", "--launch-set=memory=1e12")
     wait_until_running([command], lambda: "no node has these resources" in command.stdout)
-    assert "num_cpus=1, num_gpus=8.0, memory=1099511627776" in command.stdout
+    assert "num_cpus=1, num_gpus=8, memory=1000000000000.0" in command.stdout
     command.send(signal.SIGINT)
     assert command.wait() == 130, command.output
 

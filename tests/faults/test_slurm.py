@@ -3,21 +3,16 @@
 import json
 import re
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 from helpers import QUICK, ROOT
 from hooks import Gate, Hooks
 from process_runner import SETTINGS, query, wait_until, wait_until_running
 from small_searches import STATES, assert_all_complete, finish
-from test_until_decided import REPLICATES, SOURCE, check_finished
-
-import rnn_search
 
 HOOKS_OF_JOBS = """
 import sys
-if any(name.endswith("run_search.py") for name in sys.orig_argv):
+if "continue" in sys.orig_argv:
     sys.path.insert(0, {tests!r})
     import hooks
     hooks.install()
@@ -50,31 +45,27 @@ def launch(runner, slurm, postgresql_url, tmp_path):
     code = HOOKS_OF_JOBS.format(tests=str(ROOT / "tests"))
     (packages / "sitecustomize.py").write_text(code)
     overrides = [f"--set={key}={value}" for key, value in (SETTINGS | SPACE).items()]
-
-    def start(*arguments, gate=None, **environment):
-        return runner.start(
-            "run_search.py", QUICK, "--launch=slurm", "--corpus=recall:5", "--lockstep=1",
-            *overrides, *arguments,
-            cwd=tmp_path, hooks=Hooks(report=False, gate=gate),
-            **slurm.environment | environment_of_jobs(postgresql_url, packages) | environment,
-        )  # fmt: skip
-
-    return start
-
-
-def environment_of_jobs(url, packages):
-    return {
-        "RNN_SEARCH_STORAGE": url,
+    variables = slurm.environment | {
+        "RNN_SEARCH_STORAGE": postgresql_url,
         "RNN_SEARCH_SHARED": "/",  # one machine
         "PYTHONPATH": f"{packages}:{ROOT}",
         "OMP_NUM_THREADS": "1",
     }
 
+    def start(*arguments, gate=None, **environment):
+        return runner.start(
+            "run_search.py", QUICK, "--launch=slurm", "--corpus=recall:5", "--lockstep=1",
+            *overrides, *arguments,
+            cwd=tmp_path, hooks=Hooks(report=False, gate=gate), **variables | environment,
+        )  # fmt: skip
+
+    return start
+
 
 @pytest.fixture
 def logs(tmp_path):
     """Return a function that reads the logs of all jobs."""
-    return lambda: "\n".join(path.read_text() for path in tmp_path.rglob("*_log.out"))
+    return lambda: "\n".join(path.read_text() for path in tmp_path.rglob("*_*.log"))
 
 
 def test_job_array_works_a_study_off(
@@ -97,7 +88,7 @@ def test_job_array_works_a_study_off(
     ended = slurm.run("scontrol", "show", "job", "--oneliner").splitlines()
     ended = [line for line in ended if "JobName=quick-" in line][-2:]
     written = [path.read_bytes() for path in (tmp_path / "studies").rglob("*") if path.is_file()]
-    assert len(written) >= 5, "script, pickles and logs of two jobs"
+    assert len(written) >= 2, "logs of two jobs"
     assert not any(password.encode() in content for content in written)
     assert all("JobState=COMPLETED" in line and "ExitCode=0:0" in line for line in ended), ended
     assert all("NumCPUs=2" in line and "TimeLimit=00:30:00" in line for line in ended), ended
@@ -121,26 +112,27 @@ def test_cancelled_job_leaves_its_trial_to_others(launch, slurm, postgresql_url,
     assert re.fullmatch(r"error: [^\n]*Invalid partition[^\n]*\n", refused.stderr)
 
 
-@pytest.mark.parametrize("cause", ["time limit", "preemption"])
-def test_job_that_is_ended_early_is_requeued_and_resumes(
-    launch, slurm, postgresql_url, logs, tmp_path, cause
+def test_job_that_is_ended_early_is_requeued_each_time_and_resumes(
+    launch, slurm, postgresql_url, logs, tmp_path
 ):
     gate = Gate(tmp_path / "gate", 20)
     search = launch("--launch-set=nodelist=node0", gate=gate)
-    wait_until_running([search], lambda: gate.held)
-    (job,) = slurm.jobs()
-
-    if cause == "time limit":  # the signal that SLURM sends before it
-        slurm.run("scancel", "--signal=USR2", job)
-    else:
-        urgent = ["--partition=urgent", "--nodelist=node0", "--exclusive", "--output=/dev/null"]
-        slurm.run("sbatch", *urgent, "--wrap=true")
-    wait_until(lambda: slurm.count_restarts(job) == 1)
+    ended: set[int] = set()
+    for restarts, cause in enumerate(("time limit", "time limit", "preemption"), start=1):
+        ended.update(wait_until_running([search], lambda: gate.held - ended))
+        (job,) = slurm.jobs()
+        if cause == "time limit":
+            slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        else:
+            urgent = ["--partition=urgent", "--nodelist=node0", "--exclusive", "--output=/dev/null"]
+            slurm.run("sbatch", *urgent, "--wrap=true")
+        slurm.wait_for_restart(job, restarts)
+        slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     gate.open()
 
     assert search.wait() == 0, search.output + logs()
     assert_all_complete(postgresql_url, TRIALS)
-    assert re.search("trial [0-9]+ resumes from step [1-9]", logs()), logs()
+    assert len(re.findall("trial [0-9]+ resumes from step [1-9]", logs())) == 3, logs()
 
 
 def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_url, tmp_path):
@@ -155,7 +147,7 @@ def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_
     def run(*arguments):
         return finish(launch(*arguments, gate=gate))
 
-    # Options of other jobs do not matter, not even such that SLURM refuses now.
+    # Options of other jobs do not matter, even if SLURM refuses them now.
     status = json.loads(run("--status", "--json", "--launch-set=partition=nowhere"))
     assert [(job["state"], len(job["trials"])) for job in status["jobs"]] == [("running", 1)] * 2
     assert {job["id"] for job in status["jobs"]} == slurm.jobs().keys()
@@ -174,54 +166,17 @@ def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_
     assert run("--cancel") == "no job to cancel\n"
 
 
-def test_refinement_is_decided_in_jobs_and_one_that_waits_is_cancelled(
-    runner, slurm, postgresql_url, logs, tmp_path, monkeypatch
+def test_job_that_waits_is_counted_and_cancelled_when_the_study_is_finished(
+    launch, slurm, postgresql_url, logs
 ):
-    monkeypatch.chdir(tmp_path)
-    environment = slurm.environment | environment_of_jobs(postgresql_url, tmp_path)
-    rnn_search.run(SOURCE, name="source", storage=postgresql_url, corpus="recall:5")
-    (tmp_path / "copies.toml").write_text(REPLICATES)
-
-    def launch(*arguments, node="node0"):
-        return runner.start(
-            *arguments, "--launch=slurm", f"--launch-set=nodelist={node}", "--no-report",
-            cwd=tmp_path, **environment,
-        )  # fmt: skip
-
     other = ("--job-name=other", "--nodelist=node1", "--exclusive", "--output=/dev/null")
     slurm.run("sbatch", *other, "--wrap=sleep 10000")
     wait_until(lambda: [*slurm.jobs().values()] == ["RUNNING"])
-    finish(launch("refine.py", "copies.toml", "--until-decided", "--no-wait", node="node1"))
-    search = launch("-m", "rnn_search", "continue", "copies", "--workers=3")
+    finish(launch("--launch-set=nodelist=node1", "--no-wait"))
+    search = launch("--launch-set=nodelist=node0", "--workers=2")
 
     assert search.wait() == 0, search.output + logs()
-    check_finished(postgresql_url)
-    assert "jobs of this study already: 1 pending" in search.stdout
-    assert "submitted 2 jobs" in search.stdout
-    assert "cancelled 1 job that had not started" in search.stdout
-    slurm.run("scancel", "--name=other")
-    slurm.wait_for_no_job()
-    assert "report" not in logs()
-
-
-def test_script_of_the_documents_works_a_study_off(slurm, postgresql_url, tmp_path):
-    page = (ROOT / "docs" / "how-to" / "many-machines.md").read_text()
-    script = re.search(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", page, re.DOTALL).group(1)
-    settings = {**SETTINGS, **SPACE}
-    options = " ".join(f'--set "{key}={value}"' for key, value in settings.items())
-    script = script.replace("--array=1-50", "--array=1-2").replace("--cpus-per-task=2", "-c 1")
-    script = script.replace(
-        "python run_search.py stage-one",
-        f"{sys.executable} {ROOT}/run_search.py {QUICK} --corpus recall:5 {options}",
-    )
-    assert "recall:5" in script
-    (tmp_path / "search.sbatch").write_text(script)
-    environment = environment_of_jobs(postgresql_url, tmp_path)
-    export = ",".join(["ALL", *(f"{name}={value}" for name, value in environment.items())])
-
-    slurm.run("sbatch", f"--chdir={tmp_path}", f"--export={export}", f"{tmp_path}/search.sbatch")
-    slurm.wait_for_no_job()
-
-    logs = "\n".join(path.read_text() for path in Path(tmp_path).glob("slurm-*.out"))
-    assert "error" not in logs, logs
     assert_all_complete(postgresql_url, TRIALS)
+    assert "jobs of this study already: 1 pending" in search.stdout
+    assert "submitted 1 job " in search.stdout
+    assert "cancelled 1 job that had not started" in search.stdout

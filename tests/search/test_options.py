@@ -38,7 +38,7 @@ def test_command_line_of_a_worker_states_what_differs_and_nothing_else(sqlite_ur
 
 
 def test_worker_by_name_trains_what_the_study_stores(sqlite_url, text):
-    options, handle = create(sqlite_url, text, "lease.seconds=5.0")
+    _, handle = create(sqlite_url, text, "lease.seconds=5.0")
     text_as_read = handle.corpus.text
     opened = open_study("quick", sqlite_url, WorkerOptions(overrides=("lease.seconds=7.0",)))
     assert opened.config == handle.config.model_copy(update={"lease": opened.config.lease})

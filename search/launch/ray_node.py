@@ -1,8 +1,8 @@
-"""A worker as a task of Ray: what runs on the node, with the project's packages that Ray ships.
+"""A worker as a task of Ray: what runs on the nodes, with the project's packages that Ray ships.
 
 As a program, runs a command of the project that stops in good order when its parent process ends::
 
-    python -m search.launch.ray_worker run STUDY …
+    python -m search.launch.ray_node continue STUDY …
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from search.launch.launcher import JOB_VARIABLE, WorkerCommand
@@ -22,7 +22,8 @@ from studies.text import shorten, to_line
 POLL_SECONDS = 0.2
 """Interval between checks of the worker: Ray cancels a task between two statements of Python."""
 
-_SUBCOMMANDS = {"run_search.py": "run", "refine.py": "refine"}
+MAX_TASKS = 10_000
+"""The most tasks that Ray lists."""
 
 _PR_SET_PDEATHSIG = 1
 """Option of Linux's ``prctl``: the signal that a process gets when its parent ends."""
@@ -36,27 +37,30 @@ class WorkerFailedError(Exception):
     """The worker exited with an error, which would come again."""
 
 
-def run_worker(command: WorkerCommand, name: str, environment: Mapping[str, str]) -> None:
+def run_worker(
+    command: WorkerCommand, folder: Path, name: str, environment: Mapping[str, str]
+) -> None:
     """Run a worker to its end; a cancelled task stops it in good order.
 
     Args:
-        command: command of the worker on the machine that submitted it.
+        command: command of the worker.
+        folder: working directory of the command that submitted it.
         name: name of the task.
         environment: variables of the worker, in addition to those of the node.
 
     Raises:
         WorkerStoppedError: if a signal ended the worker.
-        WorkerFailedError: if the worker failed.
+        WorkerFailedError: if the worker failed, or does not find a shared folder.
     """
     # Ray cancels by an interrupt, which has no effect in a node that was started in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _, program, *options = command.arguments
-    arguments = [_SUBCOMMANDS[Path(program).name], *options, "--no-report"]
+    if command.marker is not None and not Path(command.marker.path).exists():
+        raise WorkerFailedError(f"on {os.uname().nodename}: {command.marker.message}")
     logged = os.fstat(2).st_size
     process = subprocess.Popen(
-        [sys.executable, "-m", "search.launch.ray_worker", *arguments],
+        [sys.executable, "-m", "search.launch.ray_node", *command.arguments],
         # The folder of a job that Ray ships has another path on each node.
-        cwd=command.folder if command.folder.is_dir() else None,
+        cwd=folder if folder.is_dir() else None,
         env={**os.environ, **environment, JOB_VARIABLE: name},
         process_group=0,  # Ray kills that of a task at once; the worker gets SIGTERM from main()
     )
@@ -83,6 +87,39 @@ def _last_error(start: int) -> str:
         lines = log.read().decode(errors="replace").split("\n")
     lines = [line for line in lines if line and not line.startswith(":")]  # Ray's own marks
     return f": {to_line(shorten(lines[-1], 300))}" if lines else ""
+
+
+def stop_jobs(dashboard: str, prefix: str) -> Sequence[tuple[str, str]]:
+    """Stop the submitted jobs of Ray whose tasks have names that begin with a prefix.
+
+    Runs on the head node, from where the dashboard can always be reached.
+
+    Returns:
+        For each command that submitted such tasks the id of its job, "" if it is none, and its
+        process.
+    """
+    from ray.job_submission import JobSubmissionClient
+    from ray.util.state import list_jobs, list_tasks
+
+    tasks = list_tasks(
+        address=dashboard,
+        filters=[
+            ("func_or_class_name", "=", "run_worker"),
+            ("state", "!=", "FINISHED"),
+            ("state", "!=", "FAILED"),
+        ],
+        limit=MAX_TASKS,
+        raise_on_missing_output=False,
+    )
+    ids = {task.job_id for task in tasks if task.name.startswith(prefix)}
+    jobs = [job for job in list_jobs(address=dashboard, limit=MAX_TASKS) if job.job_id in ids]
+    for job in jobs:
+        if job.submission_id:
+            JobSubmissionClient(dashboard).stop_job(job.submission_id)
+    return [
+        (job.submission_id or "", f"{job.driver_info.pid} on {job.driver_info.node_ip_address}")
+        for job in jobs
+    ]
 
 
 def main() -> None:
