@@ -1,7 +1,7 @@
 """The commands ``run_search.py`` and ``refine.py``, whose options are the same, and the status."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any, TypeVar, get_args
@@ -9,12 +9,12 @@ from typing import Any, TypeVar, get_args
 import click
 
 from rnn_search.api import run_search_and_report
-from search.launch.launcher import Launcher, create_launcher
+from search.launch.launcher import create_launcher
 from search.launch.status import format_jobs, read_jobs
-from search.launch.target import parse_target
+from search.launch.target import LaunchTarget, parse_target
 from search.progress import format_status
 from search.refinement import MAX_UNCONFIRMED
-from search.session import RunOptions, require_refinement
+from search.session import RunOptions
 from search.status import read_status
 from search.worker.shutdown import parse_duration
 from studies.cli import (
@@ -108,6 +108,17 @@ _STUDY_OPTIONS = (
 )
 """Options that say what a study is."""
 
+
+def _launch_option(text: str) -> Callable[[_F], _F]:
+    return click.option(
+        "--launch",
+        metavar="local|slurm|ray[://HOST:PORT]",
+        default="local",
+        show_default=True,
+        help=text,
+    )
+
+
 _RUN_OPTIONS = (
     click.option(
         "--corpus",
@@ -121,13 +132,7 @@ _RUN_OPTIONS = (
         show_default=True,
         help="Worker processes to start on this machine, or jobs on a cluster.",
     ),
-    click.option(
-        "--launch",
-        metavar="local|slurm|ray[://HOST:PORT]",
-        default="local",
-        show_default=True,
-        help="Where to start the workers: on this machine, or as jobs of a cluster.",
-    ),
+    _launch_option("Where to start the workers: on this machine, or as jobs of a cluster."),
     click.option(
         "--launch-set",
         metavar="KEY=VALUE",
@@ -184,22 +189,13 @@ _RUN_OPTIONS = (
 )
 """Options that say where and how long a search runs."""
 
-_STATUS_OPTIONS = (
-    click.option(
-        "--status",
-        is_flag=True,
-        help="Print the progress of the study and exit without changing anything.",
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print the status as JSON."),
-)
-
 
 def _search_options(default_study: str) -> Callable[[_F], _F]:
     """Add the STUDY argument and the options of a search to a command."""
 
     def decorate(command: _F) -> _F:
         command = storage_options(command)
-        for option in reversed((*_STUDY_OPTIONS, *_RUN_OPTIONS, *_STATUS_OPTIONS)):
+        for option in reversed((*_STUDY_OPTIONS, *_RUN_OPTIONS)):
             command = option(command)
         return click.argument("study", default=default_study)(command)
 
@@ -209,8 +205,6 @@ def _search_options(default_study: str) -> Callable[[_F], _F]:
 def _run(
     *,
     is_refinement: bool = False,
-    status: bool,
-    as_json: bool,
     no_wait: bool,
     no_report: bool,
     dashboard: bool,
@@ -225,8 +219,6 @@ def _run(
 
     Args:
         is_refinement: whether the study must derive from another.
-        status: print the progress of the study instead.
-        as_json: print the status as JSON.
         no_wait: exit while other workers still run trials.
         no_report: write no report at the end.
         dashboard: serve optuna-dashboard during the search.
@@ -240,24 +232,14 @@ def _run(
     Returns:
         The exit code.
     """
-    try:
-        target = parse_target(launch, launch_set)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    target = _parse_launch(launch, launch_set)
     run_options = RunOptions(
         wait=not no_wait, is_refinement=is_refinement, target=target, **options
     )
-    if as_json and not status:
-        raise click.UsageError("--json requires --status")
-    if cancel and status:
-        raise click.UsageError("--cancel and --status exclude each other")
     if cancel and target.is_local:
         raise click.UsageError("--cancel requires --launch slurm or ray")
     if cancel:
         _cancel_jobs(run_options)
-        return 0
-    if status:
-        _print_status(run_options, as_json)
         return 0
     result = run_search_and_report(run_options, not no_report, port if dashboard else None)
     if result.failure:
@@ -265,32 +247,16 @@ def _run(
     return result.exit_code
 
 
-def _print_status(options: RunOptions, as_json: bool) -> None:
-    if options.is_refinement:
-        require_refinement(options.load_file())
-    with closing(read_storage(options.storage)) as storage:
-        study = load_study(storage, options.stored_name)
-        record = read_record(study)
-        status = read_status(study, storage, record.config)
-        jobs = None
-        if not options.target.is_local:
-            jobs = read_jobs(_find_launcher(options), record.artifact_folder, study, storage)
-    if as_json:
-        extra = {} if jobs is None else {"jobs": [job.as_json() for job in jobs]}
-        click.echo(json.dumps(status.as_json() | extra))
-        return
-    click.echo(format_status(status, record.config))
-    if jobs is not None:
-        click.echo(format_jobs(jobs))
-
-
-def _find_launcher(options: RunOptions) -> Launcher:
-    """Return the launcher of jobs that exist, whatever ``--launch-set`` asks of others."""
-    return create_launcher(replace(options.target, settings={}))
+def _parse_launch(launch: str, settings: Sequence[str] = ()) -> LaunchTarget:
+    try:
+        return parse_target(launch, settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _cancel_jobs(options: RunOptions) -> None:
-    launcher = _find_launcher(options)
+    # The jobs exist, whatever --launch-set asks of others.
+    launcher = create_launcher(replace(options.target, settings={}))
     with closing(read_storage(options.storage)) as storage:
         study = load_study(storage, options.stored_name)
         name = read_study_record(study).artifact_folder
@@ -348,8 +314,6 @@ def continue_search(study: str, storage: str, **options: Any) -> int:
     return _run(
         study=study,
         storage=storage,
-        status=False,
-        as_json=False,
         is_stored=True,
         until_decided=has_looks,
         **options,
@@ -359,8 +323,23 @@ def continue_search(study: str, storage: str, **options: Any) -> int:
 @click.command(help="Print the progress of a study without changing anything.")
 @study_argument
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@_launch_option("Where the jobs of the study run, which are shown as well: slurm or ray.")
 @storage_options
-def status(study: str, as_json: bool, storage: str, debug: bool) -> int:
+def status(study: str, as_json: bool, launch: str, storage: str, debug: bool) -> int:
     """Print the status of a study."""
-    _print_status(RunOptions(study, storage), as_json)
+    target = _parse_launch(launch)
+    with closing(read_storage(storage)) as opened:
+        loaded = load_study(opened, study)
+        record = read_record(loaded)
+        found = read_status(loaded, opened, record.config)
+        jobs = None
+        if not target.is_local:
+            jobs = read_jobs(create_launcher(target), record.artifact_folder, loaded, opened)
+    if as_json:
+        extra = {} if jobs is None else {"jobs": [job.as_json() for job in jobs]}
+        click.echo(json.dumps(found.as_json() | extra))
+        return 0
+    click.echo(format_status(found, record.config))
+    if jobs is not None:
+        click.echo(format_jobs(jobs))
     return 0
