@@ -1,13 +1,6 @@
-"""Create or join a study and run its trials; any number of processes may share a study."""
+"""Alias of ``rnn-search run``."""
 
-from studies.interrupts import exit_on_interrupt
-
-if __name__ == "__main__":
-    exit_on_interrupt()  # the imports take seconds
-
-from rnn_search.cli import run_search
-from rnn_search.errors import USER_ERRORS
-from studies.cli import run_command
+from rnn_search.console import main
 
 if __name__ == "__main__":
-    run_command(run_search, USER_ERRORS)
+    main("run")

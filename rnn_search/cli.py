@@ -1,4 +1,4 @@
-"""The commands ``run_search.py`` and ``refine.py``, whose options are the same, and the status."""
+"""The commands that run a search, whose options are the same, and the one that shows it."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -379,7 +379,7 @@ class Trial:
             SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
         """
         from rnn.export import build_trained_module
-        from search.load_model import load_trial_model
+        from search.models import load_trial_model
 
         return build_trained_module(load_trial_model(*self._place).model)
 
@@ -405,7 +405,7 @@ class Trial:
 
         from rnn.export import SavedTask, build_trained_module
         from rnn.tasks.prediction import predict
-        from search.load_model import load_trial_model
+        from search.models import load_trial_model
 
         model = load_trial_model(*self._place).model
         if not isinstance(model.task, SavedTask):
@@ -446,8 +446,7 @@ class Trial:
             WeightsNotFoundError: if its weights are not stored.
             SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
         """
-        from search.load_model import load_trial_model
-        from search.sample import sample_text
+        from search.models import load_trial_model, sample_text
 
         require_integer("length", length)
         require_integer("seed", seed, 0, 2**32 - 1)
@@ -477,7 +476,7 @@ class Trial:
             WeightsNotFoundError: if its weights are not stored.
             SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
         """
-        from search.export import export_trial
+        from search.models import export_trial
 
         name, number, storage, artifacts = self._place
         export_trial(name, Path(folder), number, storage, artifacts)
@@ -485,7 +484,7 @@ class Trial:
 
     @property
     def _place(self) -> tuple[str, int, str, str | None]:
-        """Arguments of :func:`search.load_model.load_trial_model`."""
+        """Arguments of :func:`search.models.load_trial_model`."""
         return self.study.name, self.number, self.study.storage, self.study.artifacts
 
 

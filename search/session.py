@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of the command line; see ``run_search.py --help``.
+    """Options of the command line; see ``rnn-search run --help``.
 
     Attributes:
         overrides: ``KEY=VALUE`` to set; see :func:`studies.loader.override_settings`.
@@ -53,7 +53,7 @@ class RunOptions:
         settings: settings of the study, named ``study``, in place of a file; None for the file.
         until: seconds after which to stop.
         is_subprocess: whether this is a worker process whose parent reports the progress.
-        is_refinement: whether the study must derive from another, as for ``refine.py``.
+        is_refinement: whether the study must derive from another, as for ``rnn-search refine``.
         until_decided: whether to add runs of replicates until they are decided.
         is_command: whether the options come from a command line, which messages then name.
         target: where the workers run.
@@ -256,9 +256,7 @@ def require_refinement(file: ConfigFile) -> None:
         ConfigError: if it does not.
     """
     if file.settings.get("refinement") is None:
-        raise ConfigError(
-            f"study {file.name!r} has no [refinement]: use rnn-search run, or run_search.py"
-        )
+        raise ConfigError(f"study {file.name!r} has no [refinement]: use rnn-search run")
     if file.source is None:
         file.resolve()  # reports what is wrong with it
 

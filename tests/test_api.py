@@ -142,9 +142,9 @@ def test_trained_network_is_a_module_that_writes_the_sample(study):
 
 def test_trial_is_sampled_and_exported_as_by_the_commands(study, invoke, tmp_path):
     words = ("mine", "--storage", study.storage)
-    done = invoke("-m", "search.sample", *words, "--prompt", "The ", "--length", "30")
+    done = invoke("sample", *words, "--prompt", "The ", "--length", "30")
     assert done.stdout == study.best.sample("The ", length=30) + "\n"
-    assert invoke("-m", "search.export", *words, str(tmp_path / "a")).returncode == 0
+    assert invoke("export", *words, str(tmp_path / "a")).returncode == 0
     assert study.best.export(tmp_path / "b") == tmp_path / "b"
     for path in (tmp_path / "a").iterdir():
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
@@ -217,7 +217,7 @@ def test_what_is_missing_is_named(study, place, tmp_path):
 
 def test_settings_are_those_of_the_study_in_every_way_to_open_it(study, place, invoke, monkeypatch):
     words = ("mine", "--storage", study.storage)
-    assert invoke("run_search.py", *words, report=False).returncode == 0
+    assert invoke("run", *words, report=False).returncode == 0
     again = rnn_search.run(SETTINGS, name="mine", **place)
     assert again.config == study.config
     assert again == study == rnn_search.load("mine", storage=study.storage)

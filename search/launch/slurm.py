@@ -106,7 +106,7 @@ class SlurmLauncher:
             f"submitted {count} job{'s' * (count > 1)} as {array}, of {threads} "
             f"core{'s' * (threads > 1)}; {limit}",
             f"logs: {folder}",
-            f"jobs: squeue --name={name}, or this command with --status; --cancel ends them",
+            f"jobs: squeue --name={name}, or rnn-search status --launch slurm; --cancel ends them",
         ]
 
     def list_jobs(self, name: str) -> list[Job]:
@@ -136,7 +136,7 @@ class SlurmLauncher:
 
     def leave(self, name: str) -> str:
         """Describe that the jobs do not depend on this command."""
-        return "the jobs keep running: --status shows them, --cancel ends them"
+        return "the jobs keep running: rnn-search status shows them, --cancel ends them"
 
 
 def _select(name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The jobs of a study, next to the trials that they hold, for ``--status``."""
+"""The jobs of a study, next to the trials that they hold, for ``rnn-search status``."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def parse_job(worker: str) -> str:
 
 
 def format_jobs(jobs: Sequence[JobStatus]) -> str:
-    """Format jobs as the lines that ``--status`` prints below those of the study."""
+    """Format jobs as the lines that ``rnn-search status`` prints below those of the study."""
     states = count_states([each.job for each in jobs])
     lines = [f"{'jobs':9} {states or 'none'}"]
     for each in jobs[:MAX_ROWS]:

@@ -141,7 +141,7 @@ def test_deleted_file_is_rescued_once_by_several_searches(held, file, artifacts)
     indirect=["url"],
     ids=["at a heartbeat", "at the end of a training"],
 )
-def test_deleted_study_ends_its_search(search, held, gate, url, settings):
+def test_deleted_study_ends_its_search(show_status, held, gate, url, settings):
     worker = held(url=url, **settings)
     delete_study(url)
     if settings is ONE:
@@ -154,7 +154,7 @@ def test_deleted_study_ends_its_search(search, held, gate, url, settings):
     )
     assert "study quick: 0 of 0 finished" not in worker.output
     assert "claimed by another worker" not in worker.output
-    line = error_of(search("--status", url=url), code=2)
+    line = error_of(show_status(url), code=2)
     assert "study 'quick' is not in" in line
     assert "(existing studies: none)" in line
 
@@ -238,7 +238,7 @@ def complete_trials(url):
 
 @pytest.mark.extended
 def test_backups_of_a_running_search_are_complete_and_resume(
-    run, search, held, gate, search_url, tmp_path, reference_curves
+    run, search, show_status, held, gate, search_url, tmp_path, reference_curves
 ):
     """Backups are taken while two workers train and write."""
     settings = FOUR | {"lease_seconds": 1}
@@ -248,7 +248,7 @@ def test_backups_of_a_running_search_are_complete_and_resume(
     while not backups or not all(worker.ended.is_set() for worker in workers):
         target = tmp_path / f"backup-{len(backups)}.db"
         before = complete_trials(search_url)
-        done = run("-m", "rnn_search", "backup", str(target), "--storage", search_url)
+        done = run("backup", str(target), "--storage", search_url)
         assert done.returncode == 0, done.stderr
         copied = complete_trials(f"sqlite:///{target}")
         assert set(copied) >= set(before)
@@ -262,7 +262,7 @@ def test_backups_of_a_running_search_are_complete_and_resume(
     assert sorted(tmp_path.glob("backup-*")) == sorted(target for target, _ in backups)
     first, copied = backups[0]
     url = f"sqlite:///{first}"
-    assert f"complete  {len(copied)}\n" in finish(search("--status", url=url))
+    assert f"complete  {len(copied)}\n" in finish(show_status(url))
     finish(search(url=url, **settings))
     assert_all_trials_match(url, reference_curves, FOUR)
 

@@ -27,7 +27,7 @@ from small_searches import (
 
 from reports import cli as command_line
 from reports.cli import reports, write_final_report
-from rnn_search.cli import run_search
+from rnn_search.cli import status
 from search.run import run_workers
 from search.session import RunOptions
 from search.worker.storage_client import SHUTDOWN_GRACE
@@ -299,9 +299,7 @@ def test_start_does_not_wait_for_a_refused_address(server, search_url, old, new,
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("command", "words"), [(run_search, ["quick", "--status"]), (reports, ["quick"])]
-)
+@pytest.mark.parametrize(("command", "words"), [(status, ["quick"]), (reports, ["quick"])])
 def test_status_and_report_do_not_wait_for_a_stopped_server(server, search_url, command, words):
     server.stop()
     with pytest.raises(StorageError, match="storage postgresql"):

@@ -6,7 +6,7 @@ from optuna.trial import TrialState
 
 from rnn.errors import SavedModelError
 from search.errors import WeightsNotFoundError
-from search.load_model import load_trial_model
+from search.models import load_trial_model
 from search.replicates import join_looks, plan_looks, plan_runs, record_look
 from search.study import StudyHandle
 from search.worker.best_trials import BestTrialFiles
