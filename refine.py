@@ -1,4 +1,4 @@
-"""Alias of ``rnn-search refine``."""
+"""Derive a study from another and run its trials: an alias of ``rnn-search refine``."""
 
 from rnn_search.console import main
 

@@ -1,4 +1,4 @@
-"""Alias of ``rnn-search run``."""
+"""Create or join a study and run its trials: an alias of ``rnn-search run``."""
 
 from rnn_search.console import main
 

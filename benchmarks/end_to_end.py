@@ -13,7 +13,7 @@ from pathlib import Path
 import optuna
 
 from benchmarks.precision import sample_stratified
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.study import create_or_join
 from studies.attributes import OBJECTIVE_NAMES
 from studies.loader import load_config_file
@@ -79,9 +79,14 @@ def measure() -> Iterator[str]:
 
 def _create(url: str, params: Sequence[Params], precision: str) -> None:
     """Store a study with a part of the grid."""
-    file = load_config_file("stage-one", SETTINGS)
-    config = file.resolve()
-    full = create_or_join(file, f"{url}.full", StudyOptions(precision=precision))
+    config = load_config_file("stage-one", SETTINGS).resolve()
+    options = RunOptions(
+        study="stage-one",
+        storage=f"{url}.full",
+        overrides=tuple(SETTINGS),
+        precision=precision,  # type: ignore[arg-type]
+    )
+    full = create_or_join(options)
     assert config.grid is not None
     create_study(
         open_storage(url),

@@ -18,7 +18,7 @@ from rnn.network import Window
 from rnn.tasks.corpus import TextData, load_corpus
 from rnn.training.loop import TrainLoop
 from rnn.training.step import TrainStep
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.status import StatusReader
 from search.study import create_or_join
 from search.worker.claims import ClaimManager
@@ -30,7 +30,6 @@ from search.worker.trial_artifacts import CheckpointStore
 from search.worker.worker import Worker
 from studies.artifacts import open_store
 from studies.cli import STORAGE_VARIABLE
-from studies.loader import load_config_file
 
 ROUNDS = 5
 
@@ -117,9 +116,14 @@ def _measure_share(url: str, settings: Sequence[str], lockstep: int) -> float:
 
 
 def _search(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> None:
-    file = load_config_file("stage-one", [*SETTINGS, *settings])
-    name = f"benchmark-{uuid4().hex}"
-    handle = create_or_join(file, url, StudyOptions(name=name, precision="fp32"))
+    options = RunOptions(
+        study="stage-one",
+        storage=url,
+        name=f"benchmark-{uuid4().hex}",
+        overrides=(*SETTINGS, *settings),
+        precision="fp32",
+    )
+    handle = create_or_join(options)
     checkpoints = CheckpointStore(
         open_store(str(folder), url, "checkpoints"), handle.artifact_folder
     )
@@ -136,5 +140,5 @@ def _search(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> N
             reader = StatusReader(handle.study, handle.storage, handle.config)
             Worker(claims, trainer, reader.count_trials, stop, callbacks).run()
     finally:
-        optuna.delete_study(study_name=name, storage=handle.storage)
+        optuna.delete_study(study_name=handle.name, storage=handle.storage)
         handle.storage.close()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +17,12 @@ import optuna
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.status import read_status
 from search.study import create_or_join
 from studies.artifacts import open_store
-from studies.config_file import ConfigFile
-from studies.loader import load_config_file, read_study_record
+from studies.loader import read_study_record
 from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.tables import TRIALS
@@ -107,32 +106,39 @@ def _create_study(database: Database) -> Iterator[None]:
 
 
 def _create(database: Database) -> Iterator[None]:
-    file = load_config_file("stage-one", grid_overrides(database.trials))
+    overrides = grid_overrides(database.trials)
     yield
-    _open_study(file, database, NAME)
+    _open_study("stage-one", overrides, database, NAME)
 
 
 def _join(database: Database) -> Iterator[None]:
-    file = load_config_file("stage-one", grid_overrides(database.trials))
+    overrides = grid_overrides(database.trials)
     yield
-    _open_study(file, database, NAME)
+    _open_study("stage-one", overrides, database, NAME)
 
 
 def _derive(database: Database) -> Iterator[None]:
-    file = load_config_file("stage-two", [f'refinement.source="{NAME}"'], database.url)
+    overrides = [f'refinement.source="{NAME}"']
     yield
-    _open_study(file, database, "derived")
+    _open_study("stage-two", overrides, database, "derived")
 
 
 def _derive_replicates(database: Database) -> Iterator[None]:
-    file = load_config_file("replicates", [f'refinement.source="{NAME}"'], database.url)
+    overrides = [f'refinement.source="{NAME}"']
     yield
-    _open_study(file, database, "replicated")
+    _open_study("replicates", overrides, database, "replicated")
 
 
-def _open_study(file: ConfigFile, database: Database, name: str) -> None:
-    options = StudyOptions(name, database.corpus, confirmed=True)
-    create_or_join(file, database.url, options).storage.close()
+def _open_study(study: str, overrides: Sequence[str], database: Database, name: str) -> None:
+    options = RunOptions(
+        study=study,
+        storage=database.url,
+        name=name,
+        corpus=database.corpus,
+        overrides=tuple(overrides),
+        yes=True,
+    )
+    create_or_join(options).storage.close()
 
 
 def _claim(database: Database) -> Iterator[None]:

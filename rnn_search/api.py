@@ -14,21 +14,13 @@ import numpy as np
 
 from reports.cli import retry_outages
 from reports.dashboard import launcher
-from rnn_search.study import (
-    Study,
-    artifacts_or_default,
-    load,
-    require_integer,
-    storage_or_default,
-)
+from rnn_search.study import Study, artifacts_or_default, load, storage_or_default
 from search.errors import SearchFailedError
 from search.launch.jobs import cancel_pending, prepare_launch
 from search.launch.launcher import Launcher
-from search.launch.target import LaunchTarget, parse_target
+from search.options import RunOptions, build_options
 from search.run import RunResult, run_workers
-from search.session import RunOptions
 from search.terminal import SafeConsole, Ticker
-from search.worker.shutdown import MAX_SECONDS, parse_duration
 from studies.errors import ConfigError
 from studies.files import MAX_DEPTH
 from studies.text import shorten
@@ -129,47 +121,45 @@ def run(
         OSError, sqlalchemy.exc.SQLAlchemyError: if a disk or a database fails; recorded results are
             kept.
     """
-    _check_arguments(study, name, overrides)
-    require_integer("workers", workers)
-    if threads is not None:
-        require_integer("threads", threads, 1, 1024)
-    if lockstep is not None:
-        require_integer("lockstep", lockstep)
-    if trial is not None:
-        require_integer("trial", trial, 0)
-        if isinstance(study, Mapping):
-            raise ConfigError("trial is one of a stored study: expected its name, not settings")
+    _check_arguments(study, overrides, launch_set)
     settings, given = None, overrides or {}
     if isinstance(study, Mapping):
+        if trial is not None:
+            raise ConfigError("trial is one of a stored study: expected its name, not settings")
         if name is None:
             raise ConfigError("settings have no name: expected run({...}, name='my-study')")
         settings, study, name = _to_plain("settings", study), name, None
-    options = RunOptions(
-        str(study),
-        storage_or_default(storage),
-        name,
-        None if corpus is None else str(corpus),
-        tuple(f"{key}={_to_toml(key, value)}" for key, value in given.items() if value is not None),
-        tuple(key for key, value in given.items() if value is None),
-        workers,
-        threads,
-        lockstep,
-        device,
-        precision,
-        prune,
-        extend,
-        wait,
-        partial,
-        yes,
-        artifacts_or_default(artifacts),
-        _parse_until(until),
+    options = build_options(
+        RunOptions,
+        study=str(study),
+        storage=storage_or_default(storage),
+        name=name,
+        corpus=None if corpus is None else str(corpus),
+        overrides=tuple(
+            f"{key}={_to_toml(key, value)}" for key, value in given.items() if value is not None
+        ),
+        unset=tuple(key for key, value in given.items() if value is None),
+        workers=workers,
+        threads=threads,
+        lockstep=lockstep,
+        device=device,
+        precision=precision,
+        prune=prune,
+        extend=extend,
+        wait=wait,
+        partial=partial,
+        yes=yes,
+        artifacts=artifacts_or_default(artifacts),
+        until=until,
         settings=settings,
         is_command=False,
         until_decided=until_decided,
-        target=_parse_launch(launch, launch_set),
+        launch=launch,
+        launch_set=tuple(f"{key}={value}" for key, value in (launch_set or {}).items()),
         trial=trial,
+        report=report,
     )
-    result = run_search_and_report(options, report)
+    result = run_search_and_report(options)
     if result.signal is not None:
         signal.raise_signal(result.signal)
     if result.failure:
@@ -182,21 +172,17 @@ def run(
     return load(result.study, storage=options.storage, artifacts=options.artifacts)
 
 
-def run_search_and_report(
-    options: RunOptions, report: bool = True, dashboard_port: int | None = None
-) -> RunResult:
+def run_search_and_report(options: RunOptions, dashboard_port: int | None = None) -> RunResult:
     """Run a search, and report on it at its end unless another process does.
 
     Args:
         options: options of the search.
-        report: whether to write a report and publish the study.
         dashboard_port: port to serve optuna-dashboard on meanwhile; None to serve none.
 
     Raises:
         StudiesError, RNNError, SearchError: see :func:`search.run.run_workers`.
     """
     storage, artifacts = options.storage, options.artifacts
-    options = replace(options, report=report)
     cluster = prepare_launch(options)
     server: AbstractContextManager[None] = nullcontext()
     if dashboard_port is not None:
@@ -207,7 +193,7 @@ def run_search_and_report(
         result = run_workers(options, server, launcher=cluster)
     if cluster is not None and result.is_finished:
         cancel_pending(cluster, result.artifact_folder, SafeConsole())
-    if report and result.is_finished and not result.exit_code:
+    if options.report and result.is_finished and not result.exit_code:
         with Ticker(SafeConsole(), "updating the report and the dashboard"):
             launcher.finalize_search(
                 storage, result.study, artifacts, result.finished, result.was_finished
@@ -260,50 +246,20 @@ def _run_until_decided(
                 # Another process took a look, and added trials, at the end of this run.
             has_looked, opened = True, nullcontext()
             if options.until is not None:
-                remaining = replace(options, until=left)
+                remaining = options.model_copy(update={"until": left})
 
 
-def _check_arguments(study: object, name: object, overrides: object) -> None:
+def _check_arguments(study: object, overrides: object, launch_set: object) -> None:
     if not isinstance(study, str | Path | Mapping):
         raise ConfigError(
             f"study is {shorten(repr(study))}: expected a name, a path or a dict of settings"
         )
-    if name is not None and not (isinstance(name, str) and name):
-        raise ConfigError(f"name is {shorten(repr(name))}: expected a text that is not empty")
-    if overrides is not None and not isinstance(overrides, Mapping):
-        raise ConfigError(
-            f"overrides is {shorten(repr(overrides))}: expected a dict such as "
-            "{'training.steps': 500}"
-        )
-
-
-def _parse_launch(launch: object, settings: object) -> LaunchTarget:
-    if settings is not None and not isinstance(settings, Mapping):
-        raise ConfigError(
-            f"launch_set is {shorten(repr(settings))}: expected a dict such as "
-            "{'partition': 'gpu'}"
-        )
-    try:
-        return parse_target(
-            str(launch), [f"{key}={value}" for key, value in (settings or {}).items()]
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _parse_until(until: str | float | None) -> float | None:
-    expected = "expected seconds, or a duration such as 45m, 3h or 1h30m"
-    if until is None:
-        return None
-    if isinstance(until, str):
-        try:
-            return parse_duration(until)
-        except ValueError as error:
-            raise ConfigError(f"until: {error}: {expected}") from error
-    is_number = isinstance(until, int | float) and not isinstance(until, bool)
-    if not (is_number and 0 < until <= MAX_SECONDS):
-        raise ConfigError(f"until is {shorten(repr(until))}: {expected}, at most ten years")
-    return until
+    examples = {"overrides": "{'training.steps': 500}", "launch_set": "{'partition': 'gpu'}"}
+    for name, value in (("overrides", overrides), ("launch_set", launch_set)):
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{name} is {shorten(repr(value))}: expected a dict such as {examples[name]}"
+            )
 
 
 def _to_plain(key: str, value: Any, depth: int = 0) -> Any:

@@ -1,340 +1,225 @@
-"""The commands that run a search, whose options are the same, and the one that shows it."""
+"""The commands that run searches: run, refine, continue and status."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import replace
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from rnn_search.api import run_search_and_report
-from search.launch.launcher import create_launcher
-from search.launch.status import format_jobs, read_jobs
-from search.launch.target import LaunchTarget, parse_target
-from search.progress import format_status
-from search.refinement import MAX_UNCONFIRMED
-from search.session import RunOptions
-from search.status import read_status
-from search.worker.shutdown import parse_duration
+from search.launch.launcher import Launcher, create_launcher
+from search.launch.target import LaunchTarget
+from search.options import RunOptions, build_options, flag_of
 from studies.cli import (
     artifacts_option,
     dashboard_port_option,
     storage_options,
     study_argument,
 )
-from studies.config import PrecisionSetting
-from studies.loader import read_record, read_study_record
+from studies.loader import PER_WORKER, read_record, read_study_record
 from studies.storage.open import load_study, read_storage
-from studies.text import shorten
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-
-def _parse_duration(
-    context: click.Context, option: click.Parameter, text: str | None
-) -> float | None:
-    try:
-        return None if text is None else parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{error}: expected a duration such as 45m, 3h or 1h30m"
-        ) from error
-
-
-def _parse_lockstep(context: click.Context, option: click.Parameter, text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not text.isdecimal() or len(text) > 18 or int(text) < 1:
-        raise click.BadParameter(
-            f"invalid value {shorten(text)!r}: expected auto or a positive integer"
-        )
-    return int(text)
-
-
-_STUDY_OPTIONS = (
-    click.option(
-        "--name", show_default="name of its config, or STUDY-trial-N", help="Name of the study."
-    ),
-    click.option(
-        "--trial",
-        metavar="N",
-        type=click.IntRange(0, 2**63 - 1),
-        help="Run trial N of the stored study STUDY once more, alone, as a study of one trial.",
-    ),
-    click.option(
-        "--set",
-        "overrides",
-        metavar="KEY=VALUE",
-        multiple=True,
-        help="Override a setting of the config, as in training.steps=2000; may be repeated.",
-    ),
-    click.option(
-        "--unset",
-        metavar="KEY",
-        multiple=True,
-        help="Leave out a setting of the config, as in space.norm, so that it has its default; "
-        "before --set; may be repeated.",
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(get_args(PrecisionSetting)),
-        help="Precision of matrix products; fixed when the study is created.",
-    ),
-    click.option(
-        "--prune",
-        is_flag=True,
-        help="Prune trials that are unlikely to finish among the best; same as "
-        "--set pruning.enabled=true.",
-    ),
-    click.option(
-        "--extend",
-        is_flag=True,
-        help="Add trials for values that were added to the config's search space, and train "
-        "complete trials for more steps if training.steps is larger; store another question, "
-        "report_threshold or nuisance.",
-    ),
-    click.option(
-        "--yes",
-        is_flag=True,
-        help=f"Confirm more than {MAX_UNCONFIRMED:,} new trials, which are refused otherwise.",
-    ),
-    click.option(
-        "--stored",
-        "is_stored",
-        is_flag=True,
-        help="STUDY is the name of a study in the storage; no file is read.",
-    ),
-)
+_STUDY = (
+    "name", "trial", "overrides", "unset", "precision", "prune", "extend", "yes", "is_stored",
+)  # fmt: skip
 """Options that say what a study is."""
 
-
-def _launch_option(text: str) -> Callable[[_F], _F]:
-    return click.option(
-        "--launch",
-        metavar="local|slurm|ray[://HOST:PORT]",
-        default="local",
-        show_default=True,
-        help=text,
-    )
-
-
-_RUN_OPTIONS = (
-    click.option(
-        "--corpus",
-        metavar="NAME|PATH",
-        help="Corpus to use instead of the config's: stdlib, enwik8, recall:D or a file.",
-    ),
-    click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Worker processes to start on this machine, or jobs on a cluster.",
-    ),
-    _launch_option("Where to start the workers: on this machine, or as jobs of a cluster."),
-    click.option(
-        "--launch-set",
-        metavar="KEY=VALUE",
-        multiple=True,
-        help="Option of the cluster's jobs, as in partition=gpu or time=04:00:00; may be repeated.",
-    ),
-    click.option(
-        "--cancel",
-        is_flag=True,
-        help="End the study's jobs on the cluster; their trials are requeued with checkpoints.",
-    ),
-    click.option(
-        "--threads",
-        type=click.IntRange(min=1, max=1024),
-        show_default="share of this machine's cores",
-        help="CPU threads per worker.",
-    ),
-    click.option(
-        "--lockstep",
-        callback=_parse_lockstep,
-        metavar="auto|K",
-        default="auto",
-        show_default=True,
-        help="Maximum number of networks that a worker trains in lockstep.",
-    ),
-    click.option(
-        "--device",
-        metavar="auto|cpu|cuda[:i]",
-        default="auto",
-        show_default=True,
-        help="Device to train on.",
-    ),
-    click.option(
-        "--no-wait",
-        is_flag=True,
-        help="Exit when no trial is left to claim, even if other workers still run some.",
-    ),
-    click.option(
-        "--until",
-        callback=_parse_duration,
-        metavar="DURATION",
-        help="Stop cleanly after this time, as in 45m, 3h or 1h30m.",
-    ),
-    click.option(
-        "--dashboard",
-        is_flag=True,
-        help="Serve optuna-dashboard during the search, on this machine only.",
-    ),
-    dashboard_port_option,
-    click.option(
-        "--no-report", is_flag=True, help="Do not write a report when the study is finished."
-    ),
-    artifacts_option,
-)
+_RUN = (
+    "corpus", "workers", "launch", "launch_set", "threads", "lockstep", "device", "wait", "until",
+    "report",
+)  # fmt: skip
 """Options that say where and how long a search runs."""
 
 
-def _search_options(default_study: str) -> Callable[[_F], _F]:
-    """Add the STUDY argument and the options of a search to a command."""
+def _options(names: Iterable[str]) -> Callable[[_F], _F]:
+    """Add an option to a command for each of these fields of :class:`RunOptions`."""
 
     def decorate(command: _F) -> _F:
-        command = storage_options(command)
-        for option in reversed((*_STUDY_OPTIONS, *_RUN_OPTIONS)):
-            command = option(command)
-        return click.argument("study", default=default_study)(command)
+        for name in reversed([*names]):
+            command = _create_option(name)(command)
+        return command
 
     return decorate
 
 
-def _run(
-    *,
-    is_refinement: bool = False,
-    no_wait: bool,
-    no_report: bool,
-    dashboard: bool,
-    port: int,
-    debug: bool,
-    launch: str,
-    launch_set: tuple[str, ...],
-    cancel: bool,
-    **options: Any,
-) -> int:
+def _create_option(name: str) -> Callable[[_F], _F]:
+    field, flag = RunOptions.model_fields[name], flag_of(RunOptions, name)
+    extra: Any = field.json_schema_extra or {}
+    settings: dict[str, Any] = {key: value for key, value in extra.items() if key != "flag"}
+    kinds = _list_types(field.annotation)
+    if bool in kinds and field.default is None:
+        flag, settings["default"] = f"{flag}/--no-{flag.removeprefix('--')}", None
+    elif bool in kinds:
+        settings |= {"is_flag": True, "flag_value": not field.default, "default": field.default}
+    elif tuple in kinds:
+        settings["multiple"] = True
+    else:
+        settings["default"] = field.default
+        settings.setdefault("show_default", field.default is not None)
+        choices = [
+            value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)
+        ]
+        if choices:
+            settings["type"] = click.Choice(choices)
+        elif int in kinds and name != "lockstep":
+            settings["type"] = int
+    return click.option(flag, name, help=field.description, **settings)
+
+
+def _list_types(annotation: Any) -> list[Any]:
+    """Return the types that an annotation allows, without their bounds."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _list_types(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [kind for each in get_args(annotation) for kind in _list_types(each)]
+    return [tuple if origin is tuple else annotation]
+
+
+_cluster_option = click.option(
+    "--launch",
+    metavar="slurm|ray[://HOST:PORT]",
+    default="local",
+    help="List the study's jobs on a cluster as well.",
+)
+
+_cancel_option = click.option(
+    "--cancel",
+    is_flag=True,
+    help="End the study's jobs on the cluster; their trials are requeued with checkpoints.",
+)
+
+_dashboard_option = click.option(
+    "--dashboard",
+    is_flag=True,
+    help="Serve optuna-dashboard during the search, on this machine only.",
+)
+
+
+def _search_command(name: str, default_study: str, text: str, *more: str) -> Callable[[_F], _F]:
+    """Make a command of a function: the STUDY argument and the options of a search."""
+
+    def decorate(command: _F) -> _F:
+        command = storage_options(artifacts_option(command))
+        command = _cancel_option(_dashboard_option(dashboard_port_option(command)))
+        command = _options((*_STUDY, *more, *_RUN))(command)
+        command = click.argument("study", default=default_study)(command)
+        return click.command(  # type: ignore[return-value]
+            name,
+            help=f"{text}\n\nSTUDY is a config in studies/, the path of a TOML file, or a study in "
+            "the storage.",
+        )(command)
+
+    return decorate
+
+
+def _run(*, cancel: bool, dashboard: bool, port: int, debug: bool, **options: Any) -> int:
     """Run a search as given by its command line.
 
     Args:
-        is_refinement: whether the study must derive from another.
-        no_wait: exit while other workers still run trials.
-        no_report: write no report at the end.
+        cancel: end the jobs of the study instead.
         dashboard: serve optuna-dashboard during the search.
         port: port of optuna-dashboard.
         debug: read by :func:`studies.cli.run_command`.
-        launch: where to start the workers.
-        launch_set: options of a cluster's jobs.
-        cancel: end the jobs of the study instead.
-        options: other fields of :class:`search.session.RunOptions`.
+        options: fields of :class:`search.options.RunOptions`.
 
     Returns:
         The exit code.
     """
-    target = _parse_launch(launch, launch_set)
-    run_options = RunOptions(
-        wait=not no_wait, is_refinement=is_refinement, target=target, **options
-    )
-    if cancel and target.is_local:
-        raise click.UsageError("--cancel requires --launch slurm or ray")
+    run_options = build_options(RunOptions, **options)
     if cancel:
-        _cancel_jobs(run_options)
+        if run_options.target.is_local:
+            raise click.UsageError("--cancel requires --launch slurm or ray")
+        with closing(read_storage(run_options.storage)) as storage:
+            record = read_study_record(load_study(storage, run_options.stored_name))
+        click.echo(_find_launcher(run_options.target).cancel(record.artifact_folder))
         return 0
-    result = run_search_and_report(run_options, not no_report, port if dashboard else None)
+    from rnn_search.api import run_search_and_report  # slow to import
+
+    result = run_search_and_report(run_options, port if dashboard else None)
     if result.failure:
         click.echo(f"error: {result.failure}", err=True)
     return result.exit_code
 
 
-def _parse_launch(launch: str, settings: Sequence[str] = ()) -> LaunchTarget:
-    try:
-        return parse_target(launch, settings)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+def _find_launcher(target: LaunchTarget) -> Launcher:
+    """Return the launcher of jobs that exist, whatever ``--launch-set`` asks of others."""
+    return create_launcher(LaunchTarget(target.kind, target.address))
 
 
-def _cancel_jobs(options: RunOptions) -> None:
-    # The jobs exist, whatever --launch-set asks of others.
-    launcher = create_launcher(replace(options.target, settings={}))
-    with closing(read_storage(options.storage)) as storage:
-        study = load_study(storage, options.stored_name)
-        name = read_study_record(study).artifact_folder
-    click.echo(launcher.cancel(name))
-
-
-_STUDY_HELP = "STUDY is a config in studies/, the path of a TOML file, or a study in the storage."
-
-
-@click.command(
-    help="Create or join a study and run its trials; any number of processes may share a study."
-    f"\n\n{_STUDY_HELP}"
+@_search_command(
+    "run",
+    "stage-one",
+    "Create or join a study and run its trials; any number of processes may share a study.",
 )
-@_search_options(default_study="stage-one")
 def run_search(**options: Any) -> int:
     """Run a search."""
     return _run(**options)
 
 
-@click.command(
-    help=f"Derive a study from the best trials of another and run its trials.\n\n{_STUDY_HELP}"
-)
-@_search_options(default_study="stage-two")
-@click.option("--partial", is_flag=True, help="Accept a source study that is not finished.")
-@click.option(
-    "--until-decided",
-    is_flag=True,
-    help="Compare replicates at the planned looks of the config, and add runs until each "
-    "architecture is worse than the best or as good, or the last look is reached.",
+@_search_command(
+    "refine",
+    "stage-two",
+    "Derive a study from the best trials of another and run its trials.",
+    "partial",
+    "until_decided",
 )
 def refine(**options: Any) -> int:
     """Run a refinement."""
     return _run(is_refinement=True, **options)
 
 
-def _run_options(command: _F) -> _F:
-    command = storage_options(command)
-    for option in reversed(_RUN_OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.command(
     "continue",
-    help="Run the trials of the stored study NAME that are left, with its stored settings and "
-    "cells; its file is not read.",
+    help="Work on the stored study NAME: run its trials that are left, with its stored settings, "
+    "cells and task. No study file is read.",
 )
 @click.argument("study", metavar="NAME")
-@_run_options
-def continue_search(study: str, storage: str, **options: Any) -> int:
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Setting that each worker chooses for itself, as in lease.seconds=30: of "
+    f"{', '.join(sorted(PER_WORKER))}; may be repeated.",
+)
+@_options((*_RUN, "until_decided"))
+@_cancel_option
+@_dashboard_option
+@dashboard_port_option
+@artifacts_option
+@storage_options
+def continue_search(study: str, storage: str, until_decided: bool | None, **options: Any) -> int:
     """Continue a stored study."""
-    with closing(read_storage(storage)) as opened:
-        refinement = read_study_record(load_study(opened, study)).config.refinement
-    has_looks = refinement is not None and bool(refinement.looks)
-    return _run(
-        study=study,
-        storage=storage,
-        is_stored=True,
-        until_decided=has_looks,
-        **options,
-    )
+    if until_decided is None:
+        with closing(read_storage(storage)) as opened:
+            refinement = read_study_record(load_study(opened, study)).config.refinement
+        until_decided = refinement is not None and bool(refinement.looks)
+    return _run(study=study, storage=storage, by_name=True, until_decided=until_decided, **options)
 
 
 @click.command(help="Print the progress of a study without changing anything.")
 @study_argument
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-@_launch_option("Where the jobs of the study run, which are shown as well: slurm or ray.")
+@_cluster_option
 @storage_options
 def status(study: str, as_json: bool, launch: str, storage: str, debug: bool) -> int:
     """Print the status of a study."""
-    target = _parse_launch(launch)
+    from search.launch.status import format_jobs, read_jobs
+    from search.progress import format_status
+    from search.status import read_status
+
+    target = build_options(RunOptions, study=study, storage=storage, launch=launch).target
     with closing(read_storage(storage)) as opened:
         loaded = load_study(opened, study)
         record = read_record(loaded)
         found = read_status(loaded, opened, record.config)
         jobs = None
         if not target.is_local:
-            jobs = read_jobs(create_launcher(target), record.artifact_folder, loaded, opened)
+            jobs = read_jobs(_find_launcher(target), record.artifact_folder, loaded, opened)
     if as_json:
         extra = {} if jobs is None else {"jobs": [job.as_json() for job in jobs]}
         click.echo(json.dumps(found.as_json() | extra))

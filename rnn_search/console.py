@@ -70,7 +70,7 @@ def main(*words: str) -> None:
     """Run the command and exit the process with its exit code.
 
     Args:
-        words: words that the command line begins with, such as a subcommand.
+        words: words before those of the command line, such as the name of a subcommand.
     """
     exit_on_interrupt()  # the imports take seconds
     from rnn_search.errors import USER_ERRORS

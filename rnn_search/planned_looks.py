@@ -13,8 +13,7 @@ from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.stats.planned_looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.scale import format_count
-from search.refinement import group_by_architecture
-from search.replicates import record_look
+from search.derive import group_by_architecture, record_look
 from studies.attributes import StudyRecord
 from studies.errors import StudiesError
 from studies.loader import read_study_record

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from optuna import Study as OptunaStudy
 
 from rnn.errors import TaskError
+from search.derive import find_trial
 from search.errors import TrialNotFoundError
-from search.refinement import find_trial
 from studies.artifacts import StudyStores
 from studies.best import BestReader
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE

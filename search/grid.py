@@ -1,8 +1,7 @@
-"""Optuna's ``GridSampler`` over enqueued trials, and the extension of a study's grid."""
+"""Optuna's ``GridSampler`` over enqueued trials."""
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import optuna
@@ -12,20 +11,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from rnn.config import ParamValue
 from search.errors import GridExhaustedError
-from search.pruning.audit import draw_audited, number_architectures
-from studies.attributes import AUDIT_NUISANCE, COMMANDS, CONFIG, HYPOTHESES, StudyRecord
 from studies.config import StudyConfig
-from studies.errors import ConfigMismatchError
-from studies.grid import Grid
-from studies.hypotheses import Registration, update_records
-from studies.loader import list_descriptive_changes, read_study_record
-from studies.space import Params, complete_params, distributions, param_order
-from studies.storage.changes import NewEnd, extend_study
-from studies.storage.counts import count_started, count_trials
-from studies.storage.reads import read_trials
-from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trials import StoredTrial
-from studies.text import shorten
+from studies.space import Params, complete_params, distributions
 
 NO_TRIAL_LEFT = "no_trial_left"
 """System attribute of a trial that was asked for when no grid trial was left."""
@@ -199,189 +186,7 @@ def create_sampler(config: StudyConfig) -> GridSampler:
     return GridSampler(grid.search_space, config.seed, combinations=combinations)
 
 
-def extend_grid(
-    study: optuna.Study,
-    storage: LeasedRDBStorage,
-    stored: StudyConfig,
-    extended: StudyConfig,
-    command: str,
-    new_end: NewEnd | None = None,
-) -> StudyConfig | None:
-    """Add the trials that an extended search space has in addition to the study's.
-
-    Its descriptive settings replace the study's. Where nothing else changes, workers may hold
-    trials, and the command is not recorded: the study has the same trials.
-
-    Args:
-        study: study to extend.
-        storage: storage that holds it.
-        stored: its stored config.
-        extended: config with the extended space and the descriptive settings.
-        command: command line to record.
-        new_end: more steps of all trials; None for the same.
-
-    Returns:
-        The config that is stored now; None if another process has changed the study meanwhile.
-
-    Raises:
-        ConfigMismatchError: if the space is not an extension of the study's.
-        StudiesError: if the study cannot be extended now.
-    """
-    record = read_study_record(study)
-    trials = read_trials(storage, study._study_id, is_strict=True)
-    nuisance = _choose_audit_nuisance(record, extended, trials)
-    added = _plan_added(study.study_name, stored, extended, nuisance, trials)
-    changed = list_descriptive_changes(stored, extended)
-    update: dict[str, Any] = {name: getattr(extended, name) for name in changed}
-    is_larger = new_end is not None or extended.space != stored.space
-    if not (is_larger or update):  # extended before, by an attempt whose answer was lost
-        return stored
-    if is_larger:
-        update |= {"space": extended.space, "cells": stored.cells | extended.cells}
-    if new_end is not None:
-        update["training"] = stored.training.model_copy(update={"steps": new_end.steps})
-    raw = study.user_attrs[CONFIG]  # perhaps stored by an earlier version
-    if StudyConfig.model_validate(raw) != stored:
-        return None
-    config = stored.model_copy(update=update)
-    written: dict[str, Any] = {CONFIG: config.model_dump(mode="json")}
-    if "hypothesis" in changed:
-        written[HYPOTHESES] = _update_hypotheses(study, storage, config)
-    if not is_larger:
-        is_done = extend_study(storage, study._study_id, {CONFIG: raw}, written)
-        return config if is_done else None
-    grid = config.grid
-    is_done = extend_study(
-        storage,
-        study._study_id,
-        {CONFIG: raw},
-        written | {COMMANDS: [*record.commands, command], AUDIT_NUISANCE: nuisance},
-        {} if grid is None else distributions(grid.search_space),
-        added,
-        new_end,
-    )
-    return config if is_done else None
-
-
-def _update_hypotheses(
-    study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig
-) -> list[dict[str, Any]]:
-    """Return what a study stores about its hypotheses once its config is the given one."""
-    record, counts = read_study_record(study), count_trials(storage, study._study_id)
-    # Trials that wait to be trained for more steps have been finished before.
-    ended = max((len(end.values) for end in record.earlier_ends), default=0)
-    now = Registration(
-        time=datetime.now(UTC),
-        started=max(count_started(storage, study._study_id), ended),
-        finished=max(counts.finished, ended),
-        planned=counts.planned,
-        report_threshold=config.report_threshold,
-        nuisance=config.nuisance,
-    )
-    records = update_records(record.hypotheses, config.hypothesis, now)
-    return [each.model_dump(mode="json") for each in records]
-
-
-def _choose_audit_nuisance(
-    record: StudyRecord, extended: StudyConfig, trials: Sequence[StoredTrial]
-) -> list[str]:
-    """Return the nuisance parameters over which an extended study draws audited architectures.
-
-    They are those of the extended config if these have distinguished no trials so far, so that the
-    architectures drawn already are the same.
-    """
-    new = [] if extended.grid is None else extended.nuisance
-    params = [trial.params for trial in trials]
-    counts = {
-        int(number_architectures(params, nuisance).max(initial=-1))
-        for nuisance in (record.audit_nuisance, new, [*record.audit_nuisance, *new])
-    }
-    return new if len(counts) == 1 else record.audit_nuisance
-
-
-def _plan_added(
-    name: str,
-    stored: StudyConfig,
-    extended: StudyConfig,
-    nuisance: Sequence[str],
-    trials: Sequence[StoredTrial],
-) -> list[StoredTrial]:
-    """Return the trials that an extended search space adds.
-
-    Args:
-        name: name of the study.
-        stored: its stored config.
-        extended: config with the extended space.
-        nuisance: nuisance parameters over which audited architectures are drawn.
-        trials: its trials.
-
-    Raises:
-        ConfigMismatchError: if it is not an extension.
-    """
-    if extended.space == stored.space:
-        return []
-    if conflict := find_conflict(stored, extended):
-        raise ConfigMismatchError(f"study {name!r} {conflict}")
-    old, new = stored.grid, create_sampler(extended).combinations
-    assert old is not None
-    planned = [StoredTrial(params) for params in subtract(new, old.combinations())]
-    return draw_audited(planned, stored, nuisance, trials)
-
-
 def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:
     """Return the combinations of a grid that another does not have, in linear time."""
     present = {_key(params) for params in other}
     return [params for params in grid if _key(params) not in present]
-
-
-def find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
-    """Return why a config's grid is no extension of a study's, as a predicate of it; "" if it is.
-
-    Every list of a stored table must begin that of the same table of the extension, whose further
-    tables are new. Trials have the parameters that their combinations have, so every stored
-    combination must be one of the extended grid.
-    """
-    old, new = stored.grid, extended.grid
-    if old is None or new is None:
-        return "is a refinement without a [space]: extend its source and refine that"
-    old_tables, new_tables = stored.space or (), extended.space or ()
-    if len(new_tables) < len(old_tables):
-        return (
-            f"has {len(old_tables)} tables [[space]], not {len(new_tables)}: --extend expected "
-            "these, then new ones"
-        )
-    for number, old_table in enumerate(old_tables):
-        new_table = new_tables[number]
-        table = "space." if len(old_tables) == 1 else f"space {number + 1}: "
-        for parameter in old.search_space:
-            old_values, new_values = old_table.values(parameter), new_table.values(parameter)
-            if old_values is None or new_values is None:
-                continue
-            if list(new_values[: len(old_values)]) != list(old_values):
-                return (
-                    f"has {table}{parameter} = {list(old_values)}, not {list(new_values)}: "
-                    "--extend expected the same values in the same order, then new ones"
-                )
-    removed = subtract(old.combinations(), new.combinations())
-    return _describe_removal(removed, new) if removed else ""
-
-
-def _describe_removal(removed: Sequence[Params], grid: Grid) -> str:
-    """Say why a grid does not have some combinations of a study."""
-    first = removed[0]
-    wider = next((each for each in grid.combinations() if first.items() <= each.items()), first)
-    if added := wider.keys() - first.keys():
-        return (
-            f"has {len(removed)} trials without {', '.join(param_order(added))}, which they would "
-            "have: --extend expected the parameters of existing trials to stay; start another "
-            "study with --name"
-        )
-    if lost := first.keys() - set(grid.search_space):
-        return (
-            f"has {len(removed)} trials with {', '.join(param_order(lost))}, which they would "
-            "lack: --extend expected the parameters of existing trials to stay"
-        )
-    return (
-        f"has {len(removed)} trials that space leaves out, such as "
-        f"{shorten(repr(first), 300)}: --extend can exclude new trials only"
-    )

@@ -1,37 +1,73 @@
-"""Run a search: create or join a study, and train its trials in one or several processes."""
+"""Run a search: create or join a study, and work on it in this process, in others, or on a cluster.
 
-from contextlib import AbstractContextManager, closing, nullcontext
+Worker processes and jobs get the name of the stored study, and open it.
+"""
+
+import multiprocessing
+import os
+import random
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from ctypes import c_bool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawValue
+from typing import Any, TypeVar
 
 import click
+import torch
 
-from rnn.training.devices import trim_heap
+from rnn.errors import DeviceError
+from rnn.training.devices import assign_devices, resolve_device, trim_heap
 from search.errors import USER_ERRORS, ShutdownRequestedError, is_bug
 from search.launch.jobs import run_jobs
-from search.launch.launcher import Launcher
+from search.launch.launcher import JOB_VARIABLE, Launcher
+from search.launch.status import name_worker
+from search.options import RunOptions, WorkerOptions
 from search.progress import explain_failure, format_progress
 from search.pruning.pause_resume import PauseResumeScheduler
-from search.session import RunOptions, Session, open_session
 from search.status import Status, StatusReader
+from search.study import StudyHandle, create_or_join, open_study
 from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display
 from search.worker.best_trials import BestModelStore, BestTrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
-from search.worker.shutdown import ShutdownSignal
+from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer
+from search.worker.trial_artifacts import CheckpointStore, FinalCheckpointStore, WeightStore
 from search.worker.worker import Worker
-from search.worker_processes import run_worker_processes
+from studies.artifacts import open_store
 from studies.cli import EXIT_FAILURE, print_bug, run_with_exit_code
-from studies.errors import StorageLostError
-from studies.interrupts import EXIT_INTERRUPTED, ignore_interrupts
+from studies.errors import StorageLostError, StorageUnavailableError
+from studies.interrupts import EXIT_INTERRUPTED, blocked_interrupts, ignore_interrupts
+from studies.loader import load_overrides
 from studies.measure import find_measure
 from studies.storage.backup import merge_log, rescue_if_lost
+from studies.storage.engine import database_error, error_message, is_outage
 from studies.storage.reads import read_trials
 
 STOPPED_EARLY = "stopped before training began: run the same command to start"
 """Message of a run that has nothing to resume."""
+
+RETRY_SECONDS = 5.0
+"""Longest time between two attempts to reach an unavailable storage."""
+
+POLL_SECONDS = 1.0
+"""Interval between checks of worker processes."""
+
+_CLEAN_EXIT_CODES = {0, *(128 + number for number in SIGNALS)}
+"""Exit codes of workers that finished, or stopped on request."""
+
+_main_program_lock = threading.Lock()
+"""Held while worker processes start, see :func:`_hidden_main_program`."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -68,18 +104,35 @@ class RunResult:
         return int(bool(self.failed_workers or self.failure))
 
 
+@dataclass(frozen=True)
+class _Session:
+    """A study that this process works on, or has others work on.
+
+    Attributes:
+        claims: claims of this process, whose thread also reads for the display.
+        has_trained: flag in shared memory that is set once a process has trained a step.
+    """
+
+    handle: StudyHandle
+    url: str
+    device: torch.device
+    stop: ShutdownSignal
+    reader: StatusReader
+    display: QuietDisplay
+    claims: ClaimManager
+    has_trained: c_bool
+
+
 def run_workers(
     options: RunOptions,
     context: AbstractContextManager[object] | None = None,
-    has_trained: c_bool | None = None,
     launcher: Launcher | None = None,
 ) -> RunResult:
     """Create or join a study and run its trials until all are finished.
 
     Args:
-        options: options of the command line.
+        options: what the user asks for.
         context: context manager entered once the study is open, for the rest of the run.
-        has_trained: flag in shared memory that is set once this process has trained a step.
         launcher: launcher of the run, from :func:`search.launch.jobs.prepare_launch`; None for
             workers on this machine.
 
@@ -87,62 +140,52 @@ def run_workers(
         StudiesError, RNNError, SearchError: for invalid input, before anything is written.
         StorageLostError: if the storage or the study was deleted during the search.
     """
-    has_trained = RawValue(c_bool, False) if has_trained is None else has_trained
-    console = SafeConsole()
-    name = options.stored_name
-    preparing = f"preparing study {name} (storage, data and cells)"
-    if launcher is not None:
-        options = replace(options, is_shared=launcher.uses_other_machines)
-    until = options.until if launcher is None else None  # each worker of a cluster stops itself
-    stop = ShutdownSignal(until, with_parent=options.is_subprocess)
+    console, name = SafeConsole(), options.stored_name
+    # Each worker of a cluster stops itself.
+    stop = ShutdownSignal(options.until if launcher is None else None)
+    device = find_device(options)
     try:
-        with nullcontext() if options.is_subprocess else Ticker(console, preparing):
-            session = open_session(options, stop, console.print_line)
+        with Ticker(console, f"preparing study {name} (storage, data and cells)"):
+            handle = wait_for_storage(
+                lambda: _open(options, device),
+                lambda: _find_outage_seconds(options),
+                stop,
+                console.print_line,
+            )
     except ShutdownRequestedError:
-        if not options.is_subprocess:
-            console.print_line(STOPPED_EARLY)
+        console.print_line(STOPPED_EARLY)
         return RunResult(name, 0, False, stop.signal)
-    handle, config = session.handle, session.handle.config
-    storage = handle.storage
-    # The parent of worker processes rescues a lost file and reports it, once for all of them.
-    rescue = nullcontext() if options.is_subprocess else rescue_if_lost(storage)
-    with closing(storage), rescue, context or nullcontext():
-        if not options.is_subprocess:
-            _print_study(console, session)
-        reader = session.reader
+    storage, has_trained = handle.storage, RawValue(c_bool, False)
+    with closing(storage), rescue_if_lost(storage), context or nullcontext():
+        _print_study(console, handle, device)
+        reader = StatusReader(handle.study, storage, handle.config, options.workers)
         was_finished = reader.recent_status().is_finished
+        failed_workers, failure = 0, ""
         with (
             stop,
-            create_display(console, reader, options.is_subprocess) as display,
-            ClaimManager(
-                storage,
-                handle.study_id,
-                session.worker_name,
-                stop,
-                config.lease.seconds,
-                config.outage.seconds,
-            ) as claims,
+            create_display(console, reader, False) as display,
+            _claim_manager(handle, stop) as claims,
         ):
             reader.attach(claims)
-            failed_workers, failure = 0, ""
+            session = _Session(
+                handle, options.storage, device, stop, reader, display, claims, has_trained
+            )
             if launcher is not None:
-                failure = run_jobs(options, launcher, session, reader, stop, console, display)
+                failure = run_jobs(options, launcher, handle, reader, stop, console, display)
             elif options.workers == 1:
-                _run_worker(options, session, claims, reader, stop, display, has_trained)
+                _work(session, options)
             else:
                 console.print_line(f"starting {options.workers} worker processes")
-                failed_workers = run_worker_processes(
-                    _run_and_exit, options, reader, stop, display, has_trained
-                )
+                failed_workers = _run_processes(session, options)
             status = reader.read_status()
         merge_log(storage)
-        if not options.is_subprocess:
-            failure = failure or _conclude(console, session, status, stop, has_trained, launcher)
+        if status.is_finished:
+            _remove_leftovers(handle, options)
+        failure = failure or _conclude(console, session, status, launcher)
     trim_heap()  # a report, which may follow, needs as much memory
-    finished = status.counts.finished
     return RunResult(
         status.name,
-        finished,
+        status.counts.finished,
         was_finished,
         stop.signal,
         failed_workers,
@@ -153,20 +196,101 @@ def run_workers(
     )
 
 
-def _run_worker(
-    options: RunOptions,
-    session: Session,
-    claims: ClaimManager,
-    reader: StatusReader,
+def find_device(options: RunOptions) -> torch.device:
+    """Return the device of this process, which trains nothing if workers run on a cluster."""
+    try:
+        return resolve_device(options.device)
+    except DeviceError:
+        if options.target.is_local or not re.fullmatch(r"cuda(:\d+)?", options.device):
+            raise
+        return torch.device("cpu")
+
+
+def _open(options: RunOptions, device: torch.device) -> StudyHandle:
+    for kind in ("checkpoints", "weights"):  # refuses what cannot be used
+        open_store(options.artifacts, options.storage, kind)
+    if options.by_name:
+        is_local = options.target.is_local
+        return open_study(options.study, options.storage, options, device, is_local)
+    return create_or_join(options, device)
+
+
+def _find_outage_seconds(options: RunOptions) -> float:
+    """Return how long to wait for the storage, as far as that is known without it."""
+    try:
+        return options.load_file().outage_seconds
+    except Exception:  # reported once the storage is available
+        return load_overrides(options.overrides).outage_seconds
+
+
+def wait_for_storage(
+    operation: Callable[[], _T],
+    outage_seconds: Callable[[], float],
     stop: ShutdownSignal,
-    display: QuietDisplay,
-    has_trained: c_bool,
-) -> None:
-    """Run a worker in this process."""
-    handle = session.handle
+    print_line: Callable[[str], None],
+) -> _T:
+    """Call a function again while the storage is unavailable, and return its result.
+
+    Args:
+        operation: function that may be called again after it raised an error.
+        outage_seconds: returns how long to wait; called after each failed attempt.
+        stop: signal on which to end the wait; its handlers are installed between the attempts.
+        print_line: prints a line for the user.
+
+    Raises:
+        ShutdownRequestedError: if a shutdown was requested during the wait.
+        StorageUnavailableError: if the storage was unavailable for too long.
+    """
+    unavailable_since: float | None = None
+    seconds_to_next = 0.1
+    while True:
+        try:
+            result = operation()
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            reason, limit = error_message(database_error(error)), outage_seconds()
+            now = time.monotonic()
+            if unavailable_since is None:
+                unavailable_since = now
+                print_line(f"storage unavailable ({reason}); waiting for it for up to {limit:g} s")
+            elapsed = now - unavailable_since
+            if elapsed >= limit:
+                raise StorageUnavailableError(
+                    f"storage unavailable for {elapsed:.0f} s ({reason}), longer than {limit:g} s; "
+                    "restore it and run the same command again"
+                ) from error
+        else:
+            if unavailable_since is not None:
+                print_line("storage available again")
+            return result
+        # Random, so that processes that were refused together do not retry together.
+        with stop:
+            stop.wait(min(seconds_to_next * random.uniform(0.5, 1), limit - elapsed))
+        if stop.requested:
+            raise ShutdownRequestedError("stopped while waiting for the storage")
+        seconds_to_next = min(2 * seconds_to_next, RETRY_SECONDS)
+
+
+# ------------------------------------------------------------------ one worker
+
+
+def _name_worker() -> str:
+    return name_worker(socket.gethostname(), os.getpid(), os.environ.get(JOB_VARIABLE))
+
+
+def _claim_manager(handle: StudyHandle, stop: ShutdownSignal) -> ClaimManager:
+    lease, outage = handle.config.lease.seconds, handle.config.outage.seconds
+    return ClaimManager(handle.storage, handle.study_id, _name_worker(), stop, lease, outage)
+
+
+def _work(session: _Session, options: WorkerOptions) -> None:
+    """Run a worker in this process until no trial is left or a stop is requested."""
+    handle, claims, folder = session.handle, session.claims, session.handle.artifact_folder
+    checkpoints = open_store(options.artifacts, session.url, "checkpoints")
+    weights = WeightStore(open_store(options.artifacts, session.url, "weights"), folder)
     query = claims.query_after_flush
-    models = BestModelStore(handle, session.weights, query)
-    finals = BestTrialFiles(handle, session.final_checkpoints, query, "checkpoints")
+    final = FinalCheckpointStore(checkpoints, folder)
     scheduler = None
     if handle.config.pruning.enabled:
         scheduler = PauseResumeScheduler(handle.storage, handle.study_id, handle.config)
@@ -175,29 +299,36 @@ def _run_worker(
             handle,
             session.device,
             budget,
-            session.checkpoints,
-            display,
-            session.worker_name,
+            CheckpointStore(checkpoints, folder),
+            session.display,
+            _name_worker(),
             options.lockstep,
-            models,
-            finals,
+            BestModelStore(handle, weights, query),
+            BestTrialFiles(handle, final, query, "checkpoints"),
         )
-        count_trials = reader.count_trials
-        worker = Worker(claims, trainer, count_trials, stop, display, options.wait, scheduler)
+        worker = Worker(
+            claims,
+            trainer,
+            session.reader.count_trials,
+            session.stop,
+            session.display,
+            options.wait,
+            scheduler,
+        )
         try:
             worker.run()
         finally:
-            has_trained.value = has_trained.value or trainer.has_trained
+            session.has_trained.value = session.has_trained.value or trainer.has_trained
 
 
-def _print_study(console: SafeConsole, session: Session) -> None:
-    handle, config = session.handle, session.handle.config
+def _print_study(console: SafeConsole, handle: StudyHandle, device: torch.device) -> None:
+    config = handle.config
     data = f"task {config.task.source}, {find_measure(config).name}"
     if handle.corpus is not None:
         data = f"{handle.corpus.name}, {len(handle.corpus.text):,} bytes"
     console.print_line(
-        f"study {handle.study.study_name}: {data}; "
-        f"{config.training.steps:,} steps per trial, {config.precision} on {session.device}",
+        f"study {handle.name}: {data}; {config.training.steps:,} steps per trial, "
+        f"{config.precision} on {device}",
     )
     if handle.notice:
         console.print_line(handle.notice)
@@ -206,23 +337,12 @@ def _print_study(console: SafeConsole, session: Session) -> None:
 
 
 def _conclude(
-    console: SafeConsole,
-    session: Session,
-    status: Status,
-    stop: ShutdownSignal,
-    has_trained: c_bool,
-    launcher: Launcher | None,
+    console: SafeConsole, session: _Session, status: Status, launcher: Launcher | None
 ) -> str:
-    """Print the outcome of a run and remove the checkpoints of a finished study.
-
-    Returns:
-        Why the study is finished without a complete trial; "" otherwise.
-    """
-    if status.is_finished:
-        _remove_leftovers(session)
+    """Print the outcome of a run; return why a finished study has no complete trial, or ""."""
     console.print_line(f"study {status.name}: {format_progress(status)}")
-    if stop.requested and not status.is_finished and launcher is None:
-        if has_trained.value:
+    if session.stop.requested and not status.is_finished and launcher is None:
+        if session.has_trained.value:
             console.print_line("stopped; progress is saved: run the same command to resume")
         else:
             console.print_line(STOPPED_EARLY)
@@ -232,10 +352,12 @@ def _conclude(
     return ""
 
 
-def _remove_leftovers(session: Session) -> None:
+def _remove_leftovers(handle: StudyHandle, options: RunOptions) -> None:
+    """Remove the checkpoints of a finished study, and temporary files of killed workers."""
+    folder, place = handle.artifact_folder, (options.artifacts, options.storage)
     try:
-        session.checkpoints.clear()
-        session.weights.remove_temporary_files()
+        CheckpointStore(open_store(*place, "checkpoints"), folder).clear()
+        WeightStore(open_store(*place, "weights"), folder).remove_temporary_files()
     except Exception as error:  # the results are recorded; leftover files must not fail the run
         click.echo(
             f"warning: cannot remove checkpoints or temporary files of the finished study "
@@ -246,16 +368,135 @@ def _remove_leftovers(session: Session) -> None:
             print_bug(error)
 
 
-def _run_and_exit(options: RunOptions, has_trained: c_bool) -> None:
+# ------------------------------------------------------------------ worker processes
+
+
+def run_worker_process(name: str, url: str, options: WorkerOptions, has_trained: c_bool) -> None:
+    """Work on a stored study, quietly: the parent process shows the progress.
+
+    Args:
+        name: name of the study.
+        url: URL of the storage.
+        options: what this worker chooses for itself.
+        has_trained: flag in shared memory that is set once this process has trained a step.
+    """
     # The parent reports an interrupt and ends the workers that are not ready for signals.
     ignore_interrupts()
 
     def main() -> int:
+        console, stop = SafeConsole(), ShutdownSignal(with_parent=True)
+        device = resolve_device(options.device)
+        outage_seconds = load_overrides(options.overrides).outage_seconds
         try:
-            return run_workers(options, has_trained=has_trained).exit_code
+            handle = wait_for_storage(
+                lambda: open_study(name, url, options, device),
+                lambda: outage_seconds,
+                stop,
+                console.print_line,
+            )
+            reader = StatusReader(handle.study, handle.storage, handle.config)
+            with (
+                closing(handle.storage),
+                stop,
+                create_display(console, reader, True) as display,
+                _claim_manager(handle, stop) as claims,
+            ):
+                reader.attach(claims)
+                session = _Session(handle, url, device, stop, reader, display, claims, has_trained)
+                _work(session, options)
+        except ShutdownRequestedError:
+            pass
         except StorageLostError:  # reported by the parent
             return EXIT_FAILURE
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
+        return 0 if stop.signal is None else 128 + stop.signal
 
     run_with_exit_code(main, USER_ERRORS)
+
+
+def _run_processes(session: _Session, options: RunOptions) -> int:
+    """Start worker processes and wait for them; return the number of those that failed."""
+    reader, stop = session.reader, session.stop
+    worker = session.handle.for_worker(options).model_copy(update={"until": None})
+    # Torch's threads and the storage's connections do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    processes: list[BaseProcess] = [
+        context.Process(
+            target=run_worker_process,
+            args=(
+                session.handle.name,
+                session.url,
+                worker.model_copy(update={"device": device}),
+                session.has_trained,
+            ),
+        )
+        for device in assign_devices(options.device, options.workers)
+    ]
+    warned: set[BaseProcess] = set()
+    try:
+        with _hidden_main_program(), blocked_interrupts():
+            for process in processes:
+                process.start()
+        while any(process.is_alive() for process in processes) and not stop.requested:
+            _warn_of_killed(processes, warned)
+            session.display.on_log(reader.read_running())
+            _wait_for_exit(processes, stop)
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+        for process in processes:
+            process.join()
+    clean = _CLEAN_EXIT_CODES
+    if stop.requested:  # a process may be terminated before it handles signals
+        clean = clean | {-signal.SIGTERM}
+    failed = [process for process in processes if process.exitcode not in clean]
+    if failed:
+        reader.read_status()  # raises the error for all of them if the study is gone
+    for process in failed:
+        if process not in warned:
+            click.echo(f"warning: a worker exited with code {process.exitcode}", err=True)
+    return len(failed)
+
+
+def _warn_of_killed(processes: Sequence[BaseProcess], warned: set[BaseProcess]) -> None:
+    """Warn once of each worker that a signal has killed, while others continue the search."""
+    for process in processes:
+        if process in warned or process.exitcode is None or process.exitcode >= 0:
+            continue
+        warned.add(process)
+        name = signal.strsignal(-process.exitcode) or f"signal {-process.exitcode}"
+        click.echo(
+            f"warning: a worker was killed ({name}): the other workers continue the search; the "
+            "same command in another terminal adds a worker",
+            err=True,
+        )
+
+
+@contextmanager
+def _hidden_main_program() -> Iterator[None]:
+    """Keep processes that are spawned meanwhile from running the main program first.
+
+    Each would run a script that is not protected by ``if __name__ == "__main__"``, search included,
+    and workers need nothing from it.
+    """
+    main = vars(sys.modules["__main__"])
+    with _main_program_lock:
+        hidden: dict[str, Any] = {
+            name: main.pop(name) for name in ("__file__", "__spec__") if name in main
+        }
+        main["__spec__"] = None
+        try:
+            yield
+        finally:
+            main.update(hidden)
+
+
+def _wait_for_exit(processes: Sequence[BaseProcess], stop: ShutdownSignal) -> None:
+    """Wait until all processes have exited or a stop is requested, up to POLL_SECONDS."""
+    end = time.monotonic() + POLL_SECONDS
+    while time.monotonic() < end and not stop.requested:
+        if not any(process.is_alive() for process in processes):
+            return
+        time.sleep(0.1)

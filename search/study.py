@@ -1,51 +1,78 @@
-"""Create a study, or join an existing one under settings that keep its results comparable."""
+"""Create a study, or join one under settings that keep its results comparable; open one by name.
 
-from collections.abc import Sequence
+A worker does two steps: it creates or joins a study, for which alone a study file is read, and it
+works on the stored study. Further workers do the second step only, by the name of the study.
+"""
+
+import re
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
+from uuid import uuid4
 
 import optuna
 import torch
-from optuna.pruners import BasePruner, NopPruner
+from optuna.pruners import NopPruner
 
 from rnn.config import TaskSpec
 from rnn.tasks.corpus import Corpus
 from rnn.tasks.task import TrainingData
 from rnn.tasks.tokenizer import ByteTokenizer, TokenCorpus
-from rnn.training.devices import check_precision
+from rnn.training.devices import check_precision, supports_bf16
 from search.cells import CodeStore, check_sources, load_cells
 from search.certification import certify_cells
-from search.duration import describe_duration
-from search.extension import describe_new_end, plan_new_end
-from search.grid import GridSampler, create_sampler, extend_grid, find_conflict
+from search.derive import check_count, derive_trials, join_looks, plan_looks
+from search.extend import (
+    describe_trials,
+    extend,
+    format_setting,
+    has_earlier_grid,
+    no_space_error,
+)
+from search.grid import GridSampler, create_sampler
 from search.launch.shared_files import require_shared
-from search.new_study import StudyOptions, corpus_record, create_new_study, describe_trials
-from search.pruning.pruner import TopFractionPruner
-from search.refinement import MAX_UNCONFIRMED, check_count
-from search.replicates import join_looks, plan_looks
-from search.study_corpus import (
+from search.options import RunOptions, WorkerOptions
+from search.pruning.audit import draw_audited
+from search.task_check import certify_task
+from search.tasks import (
+    StudyTask,
+    TaskOptions,
+    check_held_out,
     check_length,
+    check_trials,
     describe_unsuitable,
     load_study_corpus,
+    load_task,
     read_token_corpus,
+    tokenize,
 )
-from search.task_check import certify_task
-from search.tasks import StudyTask, TaskOptions, check_held_out, check_trials, load_task
-from search.versions import describe_study_mixing
+from search.versions import current_versions, describe_study_mixing
 from studies.artifacts import open_store
-from studies.attributes import StudyRecord
+from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
-from studies.errors import ConfigMismatchError, StorageNotFoundError
-from studies.loader import PER_WORKER, diff_configs, list_descriptive_changes, read_study_record
+from studies.errors import ConfigError, ConfigMismatchError, StorageNotFoundError
+from studies.hypotheses import Registration, update_records
+from studies.loader import (
+    PER_WORKER,
+    diff_configs,
+    list_descriptive_changes,
+    load_overrides,
+    load_stored_config,
+    read_study_record,
+)
+from studies.measure import find_measure
 from studies.records import Floors
-from studies.space import observed_search_space
+from studies.space import SearchSpace, distributions, observed_search_space
 from studies.storage.backup import StudyIdentity
+from studies.storage.changes import create_study
+from studies.storage.counts import count_trials
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
-from studies.text import check_study_name, shorten
+from studies.storage.trials import StoredTrial
+from studies.text import check_study_name, expect_one_of, shorten
 from studies.training import WINDOW_PARAMS
 
 MAX_DIFFERENCES = 6
@@ -62,7 +89,7 @@ class StudyHandle:
     """An open study.
 
     Attributes:
-        study: the Optuna study, with its sampler and pruner.
+        study: the Optuna study, with its sampler.
         storage: storage that holds it.
         config: stored config, with this worker's settings for leases, checkpoints, outages and
             kept weights.
@@ -82,6 +109,11 @@ class StudyHandle:
     task: StudyTask | None = None
     notice: str = ""
     warning: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the study when it was opened."""
+        return self.study.study_name
 
     @property
     def study_id(self) -> int:
@@ -112,18 +144,103 @@ class StudyHandle:
         """Name of the study's artifact folder, unique among studies, which never changes."""
         return self.record.artifact_folder
 
+    def for_worker(self, options: RunOptions) -> WorkerOptions:
+        """Return the options of a worker that is given the name of the study."""
+        has_file = self.corpus is not None and self.corpus.path is not None
+        path = self.corpus.name if self.corpus is not None and has_file else None
+        return options.for_worker(self.record.config, self.config, path)
 
-def create_or_join(
-    file: ConfigFile, url: str, options: StudyOptions, device: torch.device = _CPU
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A study as this process would have it.
+
+    Attributes:
+        file: the settings, before validation.
+        device: device on which this process trains.
+        trains: whether it trains at all.
+    """
+
+    name: str
+    url: str
+    file: ConfigFile
+    config: StudyConfig
+    corpus: Corpus | None
+    task: StudyTask | None
+    artifacts: str | None
+    device: torch.device
+    trains: bool
+
+    @property
+    def exists(self) -> bool:
+        """Whether a study of the name exists; the storage is not created."""
+        try:
+            with closing(read_storage(self.url)) as storage:
+                return self.name in list_study_names(storage)
+        except StorageNotFoundError:
+            return False
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the settings are those of the stored study itself."""
+        return self.file.is_stored and self.file.name == self.name
+
+    def check_precision(self, precision: str) -> None:
+        """Check that the device supports a precision, unless other machines train."""
+        if self.trains or self.device.type == "cuda":
+            check_precision(precision, self.device)
+
+
+def open_study(
+    name: str,
+    url: str,
+    options: WorkerOptions,
+    device: torch.device = _CPU,
+    trains: bool = True,
 ) -> StudyHandle:
-    """Open the study of a config file; create it if it does not exist.
+    """Open a stored study by its name, to train its trials.
+
+    Args:
+        name: name of the study.
+        url: URL of the storage.
+        options: what this worker chooses for itself.
+        device: device on which it trains.
+        trains: whether this process trains, and not only others that it starts.
+
+    Raises:
+        CellError, TaskError, CorpusError: if a cell, the task or the corpus cannot be loaded.
+        DeviceError: if the device does not support the study's precision.
+        ConfigError: if an option is invalid.
+        ConfigMismatchError: if corpus, cells or task are not those of the study.
+        StorageError, StudyNotFoundError, StudyFormatError: if the study cannot be opened.
+    """
+    given = load_overrides(options.overrides).settings
+    allowed = [*sorted(PER_WORKER), "task"]
+    if unknown := [setting for setting in given if setting not in allowed]:
+        raise ConfigError(
+            f"--set {shorten(unknown[0])}: the stored study decides it: "
+            f"{expect_one_of(allowed[:-1], unknown[0])}"
+        )
+    file = load_stored_config(name, url).with_overrides(given)
+    if options.corpus is not None:
+        file = file.with_overrides({"corpus": options.corpus})
+    wanted = _resolve(name, url, file, options, device, trains)
+    with ExitStack() as on_error:
+        storage = on_error.enter_context(closing(open_storage(url)))
+        record = read_study_record(load_study(storage, name))
+        _check_data(wanted, record)
+        handle = _open(storage, wanted, record)
+        on_error.pop_all()
+    return handle
+
+
+def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHandle:
+    """Open the study that a user asks for; create it if it does not exist.
 
     Invalid input is rejected before anything is written.
 
     Args:
-        file: config file of the study.
-        url: URL of the storage.
-        options: options of the command line.
+        options: what the user asks for.
         device: device on which this worker trains.
 
     Raises:
@@ -137,274 +254,65 @@ def create_or_join(
             finished.
         StudiesError: if the study cannot be extended because workers hold trials.
     """
+    url, file = options.storage, options.load_file()
+    if options.is_refinement:
+        require_refinement(file)
     name = options.name or file.name
     check_study_name(name)
-    file = load_cells(_with_options(file, options))
-    config, task = _resolve_config(file, url, options)
-    if not file.is_stored or file.name != name:
-        config = plan_looks(config, options.until_decided)
-    _check_options(name, url, config, task, options, device)
-    _check_precision(config, device, options)
-    corpus = load_study_corpus(file, config) if task is None else None
-    if options.is_shared:
-        for path in task.files if task else [corpus.path] if corpus and corpus.path else []:
-            require_shared(path, "file of the task" if task else "corpus")
-    if corpus is not None:
-        # A corpus has at most as many tokens as bytes, so no tokenizer is needed.
-        check_length(TokenCorpus(corpus, ByteTokenizer()), config)
-    elif task is not None and config.grid is not None:
-        check_trials(config, task, config.grid.project([*WINDOW_PARAMS, *task.record.options]))
-    if config.cells:
-        open_store(options.artifacts, url, "cells")  # refuses what cannot be used
-        if not _exists(url, name):
-            certify_cells(config)
-    floors = None
-    if task is not None and not options.must_exist and not _exists(url, name):
-        floors = _measure_floors(config, task, url)
-    notice = ""
+    wanted = _resolve(name, url, load_cells(file), options, device, options.target.is_local)
+    if not wanted.is_stored:
+        config = plan_looks(wanted.config, bool(options.until_decided))
+        wanted = replace(wanted, config=config)
+    _check(wanted, options)
+    is_new = not (wanted.is_stored or wanted.exists)
+    floors = _check_new(wanted, options) if is_new else None
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
-        if name not in list_study_names(storage) and not options.must_exist:
-            notice = create_new_study(name, storage, config, corpus, task, floors, options, device)
+        created = ""
+        if not wanted.is_stored and name not in list_study_names(storage):
+            created = _create(storage, wanted, floors, options)
         study = load_study(storage, name)
         record = read_study_record(study)
         storage.require_study(StudyIdentity(study._study_id, name, record.artifact_folder))
-        joined = _join_study(study, storage, url, record, config, corpus, task, options, device)
-        if joined is None:  # another process has just extended it
-            return create_or_join(file, url, options, device)
-        stored, join_notice = joined
-        steps = stored.training.steps
-        storage.require_study(StudyIdentity(study._study_id, name, record.artifact_folder, steps))
-        _check_precision(stored, device, options)
-        _keep_sources(stored, url, options, record.artifact_folder)
-        tokens = None if corpus is None else read_token_corpus(record, corpus)
-        warning = describe_study_mixing(study, storage)
-        if notice:
-            warning = "" if corpus is None else describe_unsuitable(corpus)
-        study = optuna.load_study(
-            study_name=name,
-            storage=storage,
-            sampler=_sampler(storage, study._study_id, stored),
-            pruner=_pruner(stored),
-        )
+        wanted = _follow_study(wanted, record, options)
+        notices = [wanted.file.left_out, created, _check_settings(wanted, record, options)]
+        if options.extend:
+            extended = extend(study, storage, record, wanted.config, wanted.task, options)
+            if extended is None:  # another process has just extended it
+                return create_or_join(options, device)
+            notices += extended
+        else:
+            notices.append(_describe_kept(wanted, record))
+        record = read_study_record(load_study(storage, name))
+        _keep_sources(wanted, record)
+        handle = _open(storage, wanted, record, "; ".join(filter(None, notices)))
         on_error.pop_all()
-    local = {setting: getattr(config, setting) for setting in PER_WORKER}
-    config = stored.model_copy(update=local)
-    notice = "; ".join(filter(None, [file.left_out, join_notice or notice]))
-    return StudyHandle(study, storage, config, corpus, tokens, task, notice, warning)
+    if created and wanted.corpus is not None:
+        return replace(handle, warning=describe_unsuitable(wanted.corpus))
+    return replace(handle, warning="") if created else handle
 
 
-def _measure_floors(config: StudyConfig, task: StudyTask, url: str) -> Floors | None:
-    """Check the task of a new study; return its floors, or those of the study it derives from."""
-    if config.refinement is not None:
-        with closing(read_storage(url)) as storage:
-            source = read_study_record(load_study(storage, config.refinement.source))
-        known = source.config.task_record
-        if known is not None and known.identity() == task.record.identity():
-            return source.floors
-    floors, _ = certify_task(task, config.evaluation.windows)
-    return floors
+def require_refinement(file: ConfigFile) -> None:
+    """Check that a study derives from another.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    if file.settings.get("refinement") is None:
+        raise ConfigError(f"study {file.name!r} has no [refinement]: use rnn-search run")
+    if file.source is None:
+        file.resolve()  # reports what is wrong with it
 
 
-def _check_precision(config: StudyConfig, device: torch.device, options: StudyOptions) -> None:
-    if device.type == "cuda" or not options.is_launched:
-        check_precision(config.precision, device)
-
-
-def _check_options(
+def _resolve(
     name: str,
     url: str,
-    config: StudyConfig,
-    task: StudyTask | None,
-    options: StudyOptions,
+    file: ConfigFile,
+    options: WorkerOptions,
     device: torch.device,
-) -> None:
-    """Reject what needs no corpus to be rejected: extended refinements and unconfirmed grids."""
-    grid = config.grid
-    if grid is None:
-        if options.extend and not _exists(url, name):
-            raise _no_space_error(name)
-        return
-    count = grid.count()
-    if count > MAX_UNCONFIRMED and not _exists(url, name):
-        check_count(
-            count,
-            config.training.steps,
-            options.confirmed,
-            lambda count: describe_duration(config, count, device, task.build() if task else None),
-        )
-
-
-def _join_study(
-    study: optuna.Study,
-    storage: LeasedRDBStorage,
-    url: str,
-    record: StudyRecord,
-    config: StudyConfig,
-    corpus: Corpus | None,
-    task: StudyTask | None,
-    options: StudyOptions,
-    device: torch.device,
-) -> tuple[StudyConfig, str] | None:
-    """Check that a worker may join a study; extend the study if the options say so.
-
-    Returns:
-        The stored config and a notice for the user, or ""; None if another process extended the
-        study at the same moment.
-    """
-    name, stored = study.study_name, record.config
-    config = join_looks(name, stored, config, options.until_decided)
-    check_sources(name, stored, config)
-    differences = [
-        line
-        for line in diff_configs(stored, record.corpus, config, corpus_record(corpus))
-        if not line.startswith("cells.")  # which cells there are, the search space says
-    ]
-    others = [line for line in differences if not line.startswith(_EXTENSIBLE)]
-    is_outdated = len(others) < len(differences) and _was_extended(record, config)
-    _check_compatible(
-        others if options.extend or is_outdated else differences, name, stored, config
-    )
-    check_held_out(name, stored, config)
-    notices = [_describe_outdated(name, stored, config)] if is_outdated else []
-    changed = list_descriptive_changes(stored, config)
-    if not options.extend:
-        _check_stated(name, record, config)
-        notices += [_describe_kept(name, stored, changed)] if changed else []
-        return stored, "; ".join(notices)
-    store = open_store(options.artifacts, url, "checkpoints", read_only=True)
-    new_end = plan_new_end(study, record, config, options.command, store)
-    if new_end is not None and stored.refinement is not None and stored.refinement.looks:
-        raise ConfigMismatchError(
-            f"study {name!r} has planned looks, whose verdicts hold for its steps: --extend "
-            "expected a study without; train longer under another --name"
-        )
-    if new_end is not None and stored.space is None:
-        check_trials(
-            config, task, [trial.params for trial in read_trials(storage, study._study_id)]
-        )
-    if stored.space is None and not (new_end or changed or record.earlier_ends):
-        raise _no_space_error(name)
-    if len(record.commands) > 1 and _has_earlier_grid(stored, config):
-        config = config.model_copy(update={"space": stored.space, "cells": stored.cells})
-    count = _count_added(stored, config)
-    check_count(
-        count,
-        config.training.steps,
-        options.confirmed,
-        lambda count: describe_duration(config, count, device, task.build() if task else None),
-    )
-    certify_cells(config, stored)
-    extended = extend_grid(study, storage, stored, config, options.command, new_end)
-    if extended is None:
-        return None
-    if new_end is not None:
-        earlier_end = read_study_record(study).earlier_ends[-1]
-        notices.append(describe_new_end(earlier_end, new_end))
-    if count:
-        notices.append(describe_trials("extended", count, extended, device, task))
-    for setting in changed:
-        before, now = _format_setting(stored, setting), _format_setting(extended, setting)
-        notices.append(f"changed {setting} from {before} to {now}")
-    if "hypothesis" in changed:
-        notices += _describe_marks(record, read_study_record(study))
-    return extended, "; ".join(notices)
-
-
-def _describe_outdated(name: str, stored: StudyConfig, config: StudyConfig) -> str:
-    """Return a notice on what a worker uses in place of the values in its file."""
-    used = []
-    if config.space != stored.space:
-        used.append(f"grid of {len(create_sampler(stored).combinations)} trials")
-    if config.training.steps != stored.training.steps:
-        used.append(f"{stored.training.steps:,} steps")
-    return f"study {name!r} was extended: using its stored {' and '.join(used)}"
-
-
-def _describe_kept(name: str, stored: StudyConfig, changed: Sequence[str]) -> str:
-    """Return a notice on descriptive settings that a worker states otherwise than its study."""
-    kept = [f"{setting} = {_format_setting(stored, setting)}" for setting in changed]
-    it = "it" if len(kept) == 1 else "them"
-    return f"study {name!r} keeps its {' and '.join(kept)}: --extend changes {it}"
-
-
-def _check_stated(name: str, record: StudyRecord, config: StudyConfig) -> None:
-    """Reject a worker whose file states a hypothesis that its study has not stored.
-
-    One that has been withdrawn is in the file of a worker from before.
-    """
-    known = [each.hypothesis for each in record.hypotheses]
-    for number, hypothesis in enumerate(config.hypothesis, 1):
-        if hypothesis not in known:
-            raise ConfigMismatchError(
-                f"study {name!r} exists without hypothesis {number} "
-                f"({shorten(hypothesis.claim)!r}): use its hypotheses, or --extend to store others "
-                "with the number of trials that are finished"
-            )
-
-
-def _describe_marks(before: StudyRecord, now: StudyRecord) -> list[str]:
-    """Return a notice for each hypothesis that was stored or withdrawn."""
-    new = [each for each in now.hypotheses if each not in before.hypotheses]
-    return [f"hypothesis {shorten(each.hypothesis.claim)!r}: {each.mark}" for each in new]
-
-
-def _format_setting(config: StudyConfig, setting: str) -> str:
-    """Format the value of a setting for a notice."""
-    value = getattr(config, setting)
-    if setting == "hypothesis":
-        return f"a list of {len(value)}"
-    return "none" if value is None else shorten(repr(value))
-
-
-def _no_space_error(name: str) -> ConfigMismatchError:
-    return ConfigMismatchError(
-        f"study {name!r} is a refinement without a [space]: extend its source and refine that, or "
-        "extend training.steps"
-    )
-
-
-def _keep_sources(config: StudyConfig, url: str, options: StudyOptions, folder: str) -> None:
-    """Keep a copy of the source of each cell and of the task of a study.
-
-    Cells that the study's file lacks are loaded.
-    """
-    task = config.task_record
-    if config.cells or (task is not None and task.sha256 is not None):
-        store = CodeStore(open_store(options.artifacts, url, "cells"), folder)
-        store.load(config.cells)  # one that another process added
-        store.save(config.cells, task)
-
-
-def _exists(url: str, name: str) -> bool:
-    """Return whether a study exists, without creating the storage."""
-    try:
-        with closing(read_storage(url)) as storage:
-            return name in list_study_names(storage)
-    except StorageNotFoundError:
-        return False
-
-
-def _count_added(stored: StudyConfig, extended: StudyConfig) -> int:
-    """Return how many trials an extension adds; 0 for a study that cannot be extended."""
-    old, new = stored.grid, extended.grid
-    return 0 if old is None or new is None else max(0, new.count() - old.count())
-
-
-def _with_options(file: ConfigFile, options: StudyOptions) -> ConfigFile:
-    """Return the file with the settings of command-line options."""
-    settings = {"corpus": options.corpus, "precision": options.precision}
-    file = file.with_overrides({key: value for key, value in settings.items() if value is not None})
-    return file.with_overrides({"pruning": {"enabled": True}}) if options.prune else file
-
-
-def _resolve_config(
-    file: ConfigFile, url: str, options: StudyOptions
-) -> tuple[StudyConfig, StudyTask | None]:
-    """Return the config of a file whose cells are loaded, and its task.
-
-    The config has what it inherits from the source of a refinement.
-    """
+    trains: bool,
+) -> _Wanted:
+    """Resolve settings whose cells are loaded, with what they inherit; load task and corpus."""
     origin = file.name if file.is_stored else file.source
     record = None
     if origin is not None:
@@ -424,56 +332,280 @@ def _resolve_config(
     inherited = {name: cell for name, cell in config.cells.items() if name not in file.cells}
     if inherited:
         open_sources().load(inherited)
-    return config if task is None else task.with_held_out(config), task
+    if task is not None:
+        config = task.with_held_out(config)
+    corpus = load_study_corpus(file, config) if task is None else None
+    return _Wanted(name, url, file, config, corpus, task, options.artifacts, device, trains)
 
 
-def _was_extended(record: StudyRecord, config: StudyConfig) -> bool:
-    """Return whether a config describes the study as it was before an extension."""
-    return (
-        len(record.commands) > 1
-        and config.training.steps in record.steps
-        and _has_earlier_grid(record.config, config)
+def _open(
+    storage: LeasedRDBStorage, wanted: _Wanted, record: StudyRecord, notice: str = ""
+) -> StudyHandle:
+    """Open a stored study whose data this process has loaded."""
+    name, stored, corpus = wanted.name, record.config, wanted.corpus
+    wanted.check_precision(stored.precision)
+    study = load_study(storage, name)
+    identity = StudyIdentity(study._study_id, name, record.artifact_folder, stored.training.steps)
+    storage.require_study(identity)
+    study = optuna.load_study(
+        study_name=name,
+        storage=storage,
+        sampler=_create_sampler(storage, study._study_id, stored),
+        pruner=NopPruner(),
+    )
+    local = {setting: getattr(wanted.config, setting) for setting in PER_WORKER}
+    return StudyHandle(
+        study,
+        storage,
+        stored.model_copy(update=local),
+        corpus,
+        None if corpus is None else read_token_corpus(record, corpus),
+        wanted.task,
+        notice,
+        describe_study_mixing(study, storage),
     )
 
 
-def _has_earlier_grid(stored: StudyConfig, config: StudyConfig) -> bool:
-    """Return whether a study's grid, if it has one, can be an extension of that of a config."""
-    if config.space is None or stored.space is None:
-        return config.space is stored.space
-    return not find_conflict(config, stored)
-
-
-def _check_compatible(
-    differences: Sequence[str], name: str, stored: StudyConfig, config: StudyConfig
-) -> None:
-    """Reject a worker whose settings or corpus differ from the study's."""
-    if not differences:
-        return
-    listed = "; ".join(differences[:MAX_DIFFERENCES])
-    if len(differences) > MAX_DIFFERENCES:
-        listed += f"; and {len(differences) - MAX_DIFFERENCES} more"
-    added_steps = config.training.steps - stored.training.steps
-    is_extensible = all(line.startswith(_EXTENSIBLE) for line in differences)
-    hint = ""
-    if is_extensible and added_steps >= 0 and _has_earlier_grid(config, stored):
-        hint = f", or --extend to {'train longer' if added_steps else 'add the new trials'}"
-    raise ConfigMismatchError(
-        f"study {name!r} exists with other settings: {listed}; use its settings, or another "
-        f"--name{hint}"
-    )
-
-
-def _pruner(config: StudyConfig) -> BasePruner:
-    pruning, training = config.pruning, config.training
-    if not pruning.enabled:
-        return NopPruner()
-    return TopFractionPruner(
-        training.steps, training.log_every, keep=pruning.keep, confidence=pruning.confidence
-    )
-
-
-def _sampler(storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> GridSampler:
+def _create_sampler(storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> GridSampler:
     if config.space is not None:
         return create_sampler(config)
     combinations = [trial.params for trial in read_trials(storage, study_id)]
     return GridSampler(observed_search_space(combinations), combinations=combinations)
+
+
+# ------------------------------------------------------------------ create
+
+
+def _check(wanted: _Wanted, options: RunOptions) -> None:
+    """Check what a process needs to create or to join a study, before a storage is written."""
+    config, task, corpus = wanted.config, wanted.task, wanted.corpus
+    wanted.check_precision(config.precision)
+    if not options.target.is_local:
+        for path in task.files if task else [corpus.path] if corpus and corpus.path else []:
+            require_shared(path, "file of the task" if task else "corpus")
+    if corpus is not None:
+        # A corpus has at most as many tokens as bytes, so no tokenizer is needed.
+        check_length(TokenCorpus(corpus, ByteTokenizer()), config)
+    elif task is not None and config.grid is not None:
+        check_trials(config, task, config.grid.project([*WINDOW_PARAMS, *task.record.options]))
+    if config.cells:
+        open_store(wanted.artifacts, wanted.url, "cells")  # refuses what cannot be used
+
+
+def _check_new(wanted: _Wanted, options: RunOptions) -> Floors | None:
+    """Check a study that does not exist yet; return the floors of its task."""
+    config, task = wanted.config, wanted.task
+    if config.grid is not None:
+        check_count(config.grid.count(), config.training.steps, options.yes)
+    elif options.extend:
+        raise no_space_error(wanted.name)
+    certify_cells(config)
+    if task is None:
+        return None
+    if config.refinement is not None:
+        with closing(read_storage(wanted.url)) as storage:
+            source = read_study_record(load_study(storage, config.refinement.source))
+        known = source.config.task_record
+        if known is not None and known.identity() == task.record.identity():
+            return source.floors
+    floors, _ = certify_task(task, config.evaluation.windows)
+    return floors
+
+
+def _create(
+    storage: LeasedRDBStorage, wanted: _Wanted, floors: Floors | None, options: RunOptions
+) -> str:
+    """Store a study with all its trials; return a notice, or "" if another process was faster.
+
+    Raises:
+        CorpusError: if the corpus is too short.
+        ConfigError: if there are too many trials.
+        StudyNotFoundError, UnfinishedSourceError: if the source of a refinement is missing or not
+            finished.
+    """
+    config, corpus, device = wanted.config, wanted.corpus, wanted.device
+    planned, space = _plan_trials(storage, config, options)
+    audit_nuisance = [] if config.grid is None else config.nuisance
+    planned = draw_audited(planned, config, audit_nuisance)
+    params = [trial.params for trial in planned]
+    check_trials(config, wanted.task, params)
+    tokenizer = TokenizerRecord()
+    if corpus is not None:
+        tokens = tokenize(storage, config, corpus, params)
+        tokenizer = TokenizerRecord(
+            size=tokens.tokenizer.size,
+            bytes_per_token=corpus.split[0] / len(tokens.train),
+            serialized=tokens.tokenizer.serialized,
+        )
+    precision = config.precision
+    if precision == "auto":  # resolved once: results must not depend on the hardware of others
+        precision = "bf16" if supports_bf16(device) else "fp32"
+    now = Registration(
+        time=datetime.now(UTC),
+        planned=len(planned),
+        report_threshold=config.report_threshold,
+        nuisance=config.nuisance,
+    )
+    record = StudyRecord(
+        config=config.model_copy(update={"precision": precision}),
+        corpus=_describe_corpus(corpus),
+        floors=floors,
+        tokenizer=tokenizer,
+        commands=[options.command],
+        artifact_folder=f"{re.sub('[^A-Za-z0-9_-]', '-', wanted.name)}-{uuid4().hex[:12]}",
+        created_with=current_versions(),
+        hypotheses=update_records([], config.hypothesis, now),
+        audit_nuisance=audit_nuisance,
+    )
+    metric = find_measure(config).name
+    attributes, choices = record.attributes(), distributions(space)
+    if not create_study(storage, wanted.name, metric, attributes, choices, planned):
+        return ""
+    notice = describe_trials("created", len(planned), config)
+    if config.precision == "auto":
+        supports = "supports" if supports_bf16(device) else "does not support"
+        notice += f"; precision {precision}: {device} {supports} bfloat16; fixed for this study"
+    return notice
+
+
+def _plan_trials(
+    storage: LeasedRDBStorage, config: StudyConfig, options: RunOptions
+) -> tuple[list[StoredTrial], SearchSpace]:
+    """Return the trials of a new study and its search space."""
+    if config.refinement is None:
+        grid = config.grid
+        assert grid is not None
+        combinations = create_sampler(config).combinations
+        return [StoredTrial(params) for params in combinations], grid.search_space
+    source = load_study(storage, config.refinement.source)
+    counts = count_trials(storage, source._study_id)
+    record = read_study_record(source)
+    planned = derive_trials(
+        read_trials(storage, source._study_id),
+        counts,
+        config,
+        options.partial,
+        record.config.pruning.keep,
+        options.yes,
+        record,
+    )
+    return planned, observed_search_space(trial.params for trial in planned)
+
+
+def _describe_corpus(corpus: Corpus | None) -> CorpusRecord | None:
+    if corpus is None:
+        return None
+    return CorpusRecord(
+        name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
+    )
+
+
+def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:
+    """Keep a copy of the source of each cell and of the task of a study.
+
+    Cells that this process's file lacks are loaded.
+    """
+    cells, task = record.config.cells, record.config.task_record
+    if cells or (task is not None and task.sha256 is not None):
+        store = open_store(wanted.artifacts, wanted.url, "cells")
+        sources = CodeStore(store, record.artifact_folder)
+        sources.load(cells)  # one that another process added
+        sources.save(cells, task)
+
+
+# ------------------------------------------------------------------ join
+
+
+def _follow_study(wanted: _Wanted, record: StudyRecord, options: RunOptions) -> _Wanted:
+    """Return what a process wants, with what it leaves to the study that it joins."""
+    stored = record.config
+    config = join_looks(wanted.name, stored, wanted.config, bool(options.until_decided))
+    if "pruning" not in wanted.file.settings:
+        config = config.model_copy(update={"pruning": stored.pruning})
+    return replace(wanted, config=config)
+
+
+def _list_differences(wanted: _Wanted, record: StudyRecord) -> list[str]:
+    """List the settings in which a worker differs from its study; which cells, space says."""
+    corpus = _describe_corpus(wanted.corpus)
+    differences = diff_configs(record.config, record.corpus, wanted.config, corpus)
+    return [line for line in differences if not line.startswith("cells.")]
+
+
+def _check_data(wanted: _Wanted, record: StudyRecord) -> None:
+    """Reject a worker that has other data, or other sources of cells and task, than its study."""
+    check_sources(wanted.name, record.config, wanted.config)
+    if differences := _list_differences(wanted, record):
+        raise ConfigMismatchError(
+            f"study {wanted.name!r} has other data: {'; '.join(differences[:MAX_DIFFERENCES])}; "
+            "give the place of its own with --corpus, or with --set task.source"
+        )
+    check_held_out(wanted.name, record.config, wanted.config)
+
+
+def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -> str:
+    """Reject a worker whose settings, sources or data differ from the study's.
+
+    Those that ``--extend`` can change may differ with it, and in a file of before an extension.
+
+    Returns:
+        A notice on what is used in place of the values of such a file, or "".
+    """
+    name, stored, config = wanted.name, record.config, wanted.config
+    check_sources(name, stored, config)
+    differences = _list_differences(wanted, record)
+    others = [line for line in differences if not line.startswith(_EXTENSIBLE)]
+    is_outdated = (
+        len(others) < len(differences)
+        and len(record.commands) > 1
+        and config.training.steps in record.steps
+        and has_earlier_grid(stored, config)
+    )
+    if options.extend or is_outdated:
+        differences = others
+    if differences:
+        listed = "; ".join(differences[:MAX_DIFFERENCES])
+        if len(differences) > MAX_DIFFERENCES:
+            listed += f"; and {len(differences) - MAX_DIFFERENCES} more"
+        added_steps = config.training.steps - stored.training.steps
+        is_extensible = all(line.startswith(_EXTENSIBLE) for line in differences)
+        hint = ""
+        if is_extensible and added_steps >= 0 and has_earlier_grid(config, stored):
+            hint = f", or --extend to {'train longer' if added_steps else 'add the new trials'}"
+        raise ConfigMismatchError(
+            f"study {name!r} exists with other settings: {listed}; use its settings, or another "
+            f"--name{hint}"
+        )
+    check_held_out(name, stored, config)
+    if not is_outdated:
+        return ""
+    used = []
+    if config.space != stored.space:
+        used.append(f"grid of {len(create_sampler(stored).combinations)} trials")
+    if config.training.steps != stored.training.steps:
+        used.append(f"{stored.training.steps:,} steps")
+    return f"study {name!r} was extended: using its stored {' and '.join(used)}"
+
+
+def _describe_kept(wanted: _Wanted, record: StudyRecord) -> str:
+    """Return a notice on descriptive settings that a worker states otherwise than its study.
+
+    Raises:
+        ConfigMismatchError: if its file states a hypothesis that the study has not stored. One that
+            was withdrawn is in the file of a worker from before.
+    """
+    name, stored, config = wanted.name, record.config, wanted.config
+    known = [each.hypothesis for each in record.hypotheses]
+    for number, hypothesis in enumerate(config.hypothesis, 1):
+        if hypothesis not in known:
+            raise ConfigMismatchError(
+                f"study {name!r} exists without hypothesis {number} "
+                f"({shorten(hypothesis.claim)!r}): use its hypotheses, or --extend to store others "
+                "with the number of trials that are finished"
+            )
+    changed = list_descriptive_changes(stored, config)
+    if not changed:
+        return ""
+    kept = [f"{setting} = {format_setting(stored, setting)}" for setting in changed]
+    it = "it" if len(kept) == 1 else "them"
+    return f"study {name!r} keeps its {' and '.join(kept)}: --extend changes {it}"

@@ -21,12 +21,11 @@ from invocation import require_refused, restored_process, unchanged
 from optuna.trial import TrialState
 
 from rnn.training.devices import supports_bf16
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.study import create_or_join
 from search.worker.shutdown import parse_duration
 from studies.cli import is_bug
 from studies.errors import ConfigError
-from studies.loader import load_config_file
 from studies.storage.open import open_storage
 
 
@@ -48,9 +47,9 @@ def create_only(sqlite_url, text):
     """Create a study of one trial without running it."""
 
     def create(*overrides: str, **options: bool):
-        settings = [word.removeprefix("--set=") for word in ONE_TRIAL]
-        file = load_config_file(QUICK, [*settings, *overrides])
-        return create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), **options)).study
+        settings = (*(word.removeprefix("--set=") for word in ONE_TRIAL), *overrides)
+        given = {"study": QUICK, "storage": sqlite_url, "overrides": settings, "corpus": str(text)}
+        return create_or_join(RunOptions(**given, **options)).study
 
     return create
 
@@ -158,8 +157,7 @@ def test_question_of_a_derived_study_is_kept_until_it_is_extended(search, invoke
 
 
 def test_many_trials_need_confirmation(create_only, monkeypatch):
-    for module in ("study", "new_study", "refinement"):
-        monkeypatch.setattr(f"search.{module}.MAX_UNCONFIRMED", 3)
+    monkeypatch.setattr("search.derive.MAX_UNCONFIRMED", 3)
     four, eight = "space.layers=[1, 2, 3, 4]", "space.layers=[1, 2, 3, 4, 5, 6, 7, 8]"
     steps = r"^4 new trials, 16 training steps in all, .* at most 3 trials.* confirm with --yes"
     with pytest.raises(ConfigError, match=steps):
@@ -190,7 +188,7 @@ def mini(tmp_path, sqlite_url, text):
     """Create the study 'mini' of one trial from a TOML file, and remove the file."""
     path = tmp_path / "mini.toml"
     path.write_text(MINI)
-    joined = create_or_join(load_config_file(str(path)), sqlite_url, StudyOptions(corpus=str(text)))
+    joined = create_or_join(RunOptions(study=str(path), storage=sqlite_url, corpus=str(text)))
     path.unlink()
     joined.storage.close()
     return joined.study
@@ -227,7 +225,7 @@ def test_trial_is_run_once_more_alone_with_the_same_result(search, invoke, sqlit
         original, again = [(each.params, each.value, each.intermediate_values) for each in trials]
         assert again == original
         assert study.user_attrs["config"]["nuisance"] == []
-        assert study.user_attrs["commands"] == [f"python run_search.py {name} --trial 1"]
+        assert study.user_attrs["commands"] == [f"rnn-search run {name} --trial 1"]
         page = (text.parent / f"reports/out/{name}-trial-1.html").read_text()
         assert f"trial 1 of {name}, once more" in page
         assert f"rnn-search run {name}-trial-1 --trial 0" in page
@@ -377,7 +375,7 @@ def read_missing_key(*arguments: object, **options: object) -> None:
 
 
 BUGS = {
-    "status quick": ("rnn_search.cli.read_status", read_missing_key),
+    "status quick": ("search.status.read_status", read_missing_key),
     "list": ("rnn_search.studies_cli.list_studies", read_wrong_column),
     "report quick": ("reports.page.page.write_page", read_missing_key),
     "report quick --watch": ("reports.data.study_reader.read_results", read_wrong_column),

@@ -7,9 +7,8 @@ import pytest
 from helpers import ONE_TRIAL, QUICK, TEXT, TINY
 from invocation import invoke_command, require_refused, unchanged
 
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.study import create_or_join
-from studies.loader import load_config_file
 
 NINES = "9" * 5000
 LONG = "x" * 300
@@ -42,8 +41,8 @@ INVALID = {
     "run quick --cancel": "--cancel requires --launch slurm or ray",
     "status quick --launch elsewhere": "elsewhere",
     "run quick --frobnicate": "--frobnicate",
-    "run quick --until soon": "expected a duration such as 45m, 3h or 1h30m",
-    "run quick --lockstep 0": "'0': expected auto or a positive integer",
+    "run quick --until soon": "expected seconds, or a duration such as 45m, 3h or 1h30m",
+    "run quick --lockstep 0": "--lockstep is 0: ",
     f"run quick --lockstep {NINES}": "expected auto or a positive integer",
     # Where it is stored.
     "status quick": MISSING,
@@ -125,8 +124,15 @@ def stored(tmp_path_factory):
     done = invoke_command(*shlex.split(JOIN.format(tmp=folder)), *storage, cwd=folder, report=False)
     assert done.returncode == 0, done.stderr
     settings = [word.removeprefix("--set=") for word in (*ONE_TRIAL, "space.layers=[1, 2]")]
-    options = StudyOptions(name="wide", corpus=f"{folder}/text", precision="fp32")
-    create_or_join(load_config_file(QUICK, settings), storage[1], options).storage.close()
+    options = RunOptions(
+        study=QUICK,
+        storage=storage[1],
+        name="wide",
+        corpus=f"{folder}/text",
+        precision="fp32",
+        overrides=tuple(settings),
+    )
+    create_or_join(options).storage.close()
     return folder
 
 

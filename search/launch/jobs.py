@@ -6,15 +6,16 @@ import time
 from pathlib import Path
 
 from search.errors import LaunchError
-from search.launch.launcher import PROJECT, Launcher, WorkerCommand, count_states, create_launcher
+from search.launch.launcher import Launcher, WorkerCommand, count_states, create_launcher
 from search.launch.shared_files import (
     require_server,
     require_shared,
     require_shared_artifacts,
     warn_of_loopback,
 )
-from search.session import RunOptions, Session
+from search.options import RunOptions, to_words
 from search.status import StatusReader
+from search.study import StudyHandle
 from search.terminal import QuietDisplay, SafeConsole
 from search.worker.shutdown import ShutdownSignal
 
@@ -38,11 +39,6 @@ def prepare_launch(options: RunOptions) -> Launcher | None:
     """
     if options.target.is_local:
         return None
-    if options.settings is not None:
-        raise LaunchError(
-            f"settings in Python cannot be launched on {options.target.kind}: write them to a "
-            "study file and run that"
-        )
     launcher = create_launcher(options.target)
     if launcher.ends_with_command and not options.wait:
         raise LaunchError(
@@ -56,16 +52,13 @@ def prepare_launch(options: RunOptions) -> Launcher | None:
             require_shared(
                 launcher.log_folder, "folder of logs", "expected a shared working directory"
             )
-        is_path = options.study.endswith(".toml") or "/" in options.study
-        if is_path and not options.is_stored and options.trial is None:
-            require_shared(Path(options.study), "study file")
     return launcher
 
 
 def run_jobs(
     options: RunOptions,
     launcher: Launcher,
-    session: Session,
+    handle: StudyHandle,
     reader: StatusReader,
     stop: ShutdownSignal,
     console: SafeConsole,
@@ -79,8 +72,7 @@ def run_jobs(
     Raises:
         LaunchError: if the cluster refuses the jobs.
     """
-    name = session.handle.artifact_folder
-    is_refinement = session.handle.config.refinement is not None
+    name = handle.artifact_folder
     status = reader.read_status()
     if status.is_finished:
         return ""
@@ -91,7 +83,7 @@ def run_jobs(
     if (missing := options.workers - len(existing)) > 0:
         if launcher.uses_other_machines and (warning := warn_of_loopback(options.storage)):
             console.print_line(f"warning: {warning}")
-        for line in launcher.submit(name, build_worker_command(options, is_refinement), missing):
+        for line in launcher.submit(name, build_worker_command(options, handle), missing):
             console.print_line(line)
     if not options.wait:
         return ""
@@ -139,35 +131,12 @@ def cancel_pending(launcher: Launcher, name: str, console: SafeConsole) -> None:
         console.print_line(line)
 
 
-def build_worker_command(options: RunOptions, is_refinement: bool) -> WorkerCommand:
-    """Return the command of a worker: the options of a run, without those of its launch.
+def build_worker_command(options: RunOptions, handle: StudyHandle) -> WorkerCommand:
+    """Return the command of a worker, which gets the name of the stored study.
 
-    The study exists by now, and was extended if that was asked for. ``--until`` counts from the
-    start of each worker.
-
-    Args:
-        options: options of the run.
-        is_refinement: whether the study derives from another, which ``options`` need not say.
+    ``--until`` counts from the start of each worker.
     """
-    program = "refine.py" if is_refinement else "run_search.py"
-    arguments = [sys.executable, str(PROJECT / program), options.study]
-    for option, value in (
-        ("--storage", options.storage),
-        ("--artifacts", options.artifacts),
-        ("--trial", options.trial),
-        ("--name", options.name),
-        ("--corpus", options.corpus),
-        ("--precision", options.precision),
-        ("--lockstep", options.lockstep),
-        ("--device", options.device),
-        ("--threads", options.threads),
-        ("--until", None if options.until is None else f"{options.until:.3f}s"),
-        *(("--unset", key) for key in options.unset),
-        *(("--set", override) for override in options.overrides),
-    ):
-        arguments += [] if value is None else [option, str(value)]
-    arguments += ["--stored"] if options.is_stored else []
-    arguments += ["--prune"] if options.prune else []
-    arguments += ["--until-decided"] if options.until_decided else []
-    arguments += [] if options.report else ["--no-report"]
-    return WorkerCommand(tuple(arguments), Path.cwd(), options.threads, options.device)
+    worker = handle.for_worker(options)
+    words = ["continue", handle.name, "--storage", options.storage, *to_words(worker)]
+    arguments = (sys.executable, "-m", "rnn_search", *words)
+    return WorkerCommand(arguments, Path.cwd(), options.threads, options.device)

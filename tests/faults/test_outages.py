@@ -28,8 +28,8 @@ from small_searches import (
 from reports import cli as command_line
 from reports.cli import reports, write_final_report
 from rnn_search.cli import status
+from search.options import RunOptions
 from search.run import run_workers
-from search.session import RunOptions
 from search.worker.storage_client import SHUTDOWN_GRACE
 from studies.errors import StorageError
 
@@ -294,7 +294,7 @@ def test_start_does_not_wait_for_a_refused_address(server, search_url, old, new,
         server.require_password("guarded")
     url = search_url.replace(old, new)
     with pytest.raises(StorageError, match=f"^storage postgresql.*{reason}") as refused:
-        run_workers(RunOptions(QUICK, url, overrides=("outage.seconds=1",)))
+        run_workers(RunOptions(study=QUICK, storage=url, overrides=("outage.seconds=1",)))
     assert "wr0ng" not in str(refused.value)
     assert "\n" not in str(refused.value)
 

@@ -218,7 +218,7 @@ def test_script_of_the_documents_works_a_study_off(slurm, postgresql_url, tmp_pa
     options = " ".join(f'--set "{key}={value}"' for key, value in settings.items())
     script = script.replace("--array=1-50", "--array=1-2").replace("--cpus-per-task=2", "-c 1")
     script = script.replace(
-        "python run_search.py stage-one",
+        "rnn-search run stage-one",
         f"{sys.executable} {ROOT}/run_search.py {QUICK} --corpus recall:5 {options}",
     )
     assert "recall:5" in script

@@ -11,8 +11,8 @@ from small_searches import STATES
 from sqlalchemy.engine import Engine
 from test_killed_writers import SOURCE
 
+from search.options import RunOptions
 from search.run import run_workers
-from search.session import RunOptions
 
 
 @contextmanager
@@ -49,7 +49,12 @@ def test_connection_ended_at_any_statement_ends_no_search(postgresql_url, text, 
     for number in range(1, 1000, 11):
         name = f"study-{number}"
         options = RunOptions(
-            QUICK, postgresql_url, name=name, overrides=overrides, threads=1, **places
+            study=QUICK,
+            storage=postgresql_url,
+            name=name,
+            overrides=overrides,
+            threads=1,
+            **places,
         )
         with ended_at(postgresql_url, number) as reached:
             result = run_workers(options)

@@ -21,10 +21,9 @@ from helpers import TEXT
 from optuna.trial import TrialState
 
 import rnn_search
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.study import StudyHandle, create_or_join
 from studies.attributes import Failure
-from studies.loader import load_settings
 from studies.storage.leases import LeaseMonitor, PendingWrite
 
 CONTRAST = {"before": {"state_size": 2}, "after": {"state_size": 3}}
@@ -71,6 +70,16 @@ PATTERNS = {
 }
 
 
+class _Options(RunOptions):
+    """Options with a command that does not depend on where the study is."""
+
+    recorded: str
+
+    @property
+    def command(self) -> str:
+        return self.recorded
+
+
 def live(folder: Path) -> Iterator[str]:
     """Lead a study through its life; yield the name of each operation after it."""
     url, corpus = f"sqlite:///{folder}/studies.db", str(folder / "text")
@@ -79,9 +88,8 @@ def live(folder: Path) -> Iterator[str]:
 
     def join(name: str, settings: dict[str, Any], **options: Any) -> StudyHandle:
         text = None if "refinement" in settings else corpus
-        given = {"corpus": text, "artifacts": place["artifacts"], "command": f"create {name}"}
-        terms = StudyOptions(**given | options)
-        return create_or_join(load_settings(name, settings), url, terms)
+        given = {"corpus": text, "recorded": f"create {name}", "settings": settings, **place}
+        return create_or_join(_Options(study=name, **given | options))
 
     def claim(token: str, paused_ids: list[int] | None = None) -> int:
         trial_id = storage.claim(study_id, token, 60, paused_ids=paused_ids)

@@ -7,13 +7,13 @@ from helpers import QUICK, TINY, run_simultaneously
 from optuna.trial import TrialState
 from process_runner import query
 
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.study import create_or_join
 from search.worker.trial_artifacts import FinalCheckpointStore
 from studies.artifacts import open_store
 from studies.attributes import Failure
 from studies.errors import ConfigMismatchError, StudiesError, StudyExtendedError
-from studies.loader import DESCRIPTIVE, load_config_file, read_study_record
+from studies.loader import DESCRIPTIVE, read_study_record
 from studies.storage.leases import PendingWrite
 from studies.storage.reads import read_trials
 
@@ -38,8 +38,8 @@ LOSSES = {"validation_loss": 3.0, "validation_windows": [1.0, 2.0], "seconds": 1
 
 
 def join(url, text, settings=FOUR, **options):
-    file = load_config_file(QUICK, settings)
-    return create_or_join(file, url, StudyOptions(corpus=str(text), **options))
+    given = {"study": QUICK, "storage": url, "overrides": tuple(settings), "corpus": str(text)}
+    return create_or_join(RunOptions(**given, **options))
 
 
 def finish(joined, count, state=TrialState.COMPLETE, checkpoint=True):
@@ -64,14 +64,14 @@ def dump(url):
 
 
 def test_only_complete_trials_wait_again_and_keep_what_they_were(sqlite_url, text):
-    joined = join(sqlite_url, text, command="first")
+    joined = join(sqlite_url, text)
     finish(joined, 1)
     finish(joined, 1, checkpoint=False)
     finish(joined, 1, TrialState.FAIL)
     waiting = joined.storage.claim(joined.study_id, "me")
     joined.storage.requeue_all([PendingWrite(waiting, "me", {2: 5.5})], Failure.INTERRUPTED)
     before = joined.study.trials
-    extended = join(sqlite_url, text, LONGER, extend=True, command="second")
+    extended = join(sqlite_url, text, LONGER, extend=True)
     assert extended.config.training.steps == 8
     assert extended.notice == (
         "extended from 4 to 8 steps; trials that continue from their checkpoints: 1; trials that "
@@ -96,9 +96,11 @@ def test_only_complete_trials_wait_again_and_keep_what_they_were(sqlite_url, tex
     assert continued.system_attrs["checkpointed"]
     assert "checkpointed" not in restarted.system_attrs
     attributes = extended.study.user_attrs
-    assert attributes["commands"] == ["first", "second"]
+    first, second = attributes["commands"]
+    assert second.startswith(f"{first} ")
+    assert second.endswith("--set training.steps=8 --extend")
     assert attributes["earlier_ends"] == [
-        {"steps": 4, "command": "second", "values": {"0": 1.0, "1": 2.0}}
+        {"steps": 4, "command": second, "values": {"0": 1.0, "1": 2.0}}
     ]
 
 
@@ -208,9 +210,9 @@ def dump_without_config(url):
 def test_extension_changes_descriptive_settings_of_any_study_and_nothing_else(
     sqlite_url, text, prepare
 ):
-    prepare(join(sqlite_url, text, command="first"))
+    prepare(join(sqlite_url, text))
     before = dump_without_config(sqlite_url)
-    extended = join(sqlite_url, text, DESCRIBED, extend=True, command="second")
+    extended = join(sqlite_url, text, DESCRIBED, extend=True)
     config = extended.config
     assert (config.nuisance, config.question, config.report_threshold) == (["state_size"], "Q?", 2)
     assert read_study_record(extended.study).config.nuisance == ["state_size"]
@@ -244,7 +246,7 @@ def test_descriptive_settings_change_with_the_steps_and_from_an_earlier_file(sql
 
 def extend(url, text):
     settings = [*LONGER, "space.layers=[1, 2]"]
-    return join(url, text, settings, extend=True, command="extend").study.user_attrs
+    return join(url, text, settings, extend=True).study.user_attrs
 
 
 @pytest.fixture
@@ -263,7 +265,7 @@ def complete(url, text, tmp_path, monkeypatch):
 def test_concurrent_extensions_extend_steps_and_values_once(complete, url, text):
     attributes = run_simultaneously(extend, [(url, str(text))] * 3)
     assert all(each == attributes[0] for each in attributes)
-    assert attributes[0]["commands"] == ["", "extend"]
+    assert len(attributes[0]["commands"]) == 2
     assert len(attributes[0]["earlier_ends"]) == 1
     trials = optuna.load_study(study_name="quick", storage=url).trials
     assert [trial.state for trial in trials] == [TrialState.WAITING] * 8

@@ -16,19 +16,18 @@ from helpers import (
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 
-import search.grid as grid_module
-import search.new_study as new_study
 from rnn.config import LATER_SWITCHES
 from rnn.errors import CorpusError
 from search.errors import GridExhaustedError
 from search.grid import NO_TRIAL_LEFT, GridSampler
-from search.new_study import StudyOptions
-from search.session import wait_for_storage
+from search.options import RunOptions
+from search.run import wait_for_storage
 from search.study import create_or_join
 from search.worker.shutdown import ShutdownSignal
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS
+from studies.storage import changes
 from studies.storage.open import open_storage
 
 OVERRIDES = [
@@ -57,9 +56,8 @@ def objective(trial: optuna.Trial) -> float:
 
 
 def create(url: str, text: str) -> optuna.Study:
-    return create_or_join(
-        load_config_file("stage-one", OVERRIDES), url, StudyOptions(corpus=text)
-    ).study
+    options = RunOptions(study="stage-one", storage=url, overrides=tuple(OVERRIDES), corpus=text)
+    return create_or_join(options).study
 
 
 def objective_of_stored_params(trial: optuna.Trial) -> float:
@@ -187,26 +185,28 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
 
         return unreliable
 
-    monkeypatch.setattr("search.new_study.create_study", fail_once(new_study.create_study))
-    monkeypatch.setattr("search.grid.extend_study", fail_once(grid_module.extend_study))
+    monkeypatch.setattr("search.study.create_study", fail_once(changes.create_study))
+    monkeypatch.setattr("search.extend.extend_study", fail_once(changes.extend_study))
     printed = []
 
     def create(*overrides, **options):
-        file = load_config_file("stage-one", [*OVERRIDES, *overrides])
-        options = StudyOptions(corpus=str(text), **options)
+        settings = (*OVERRIDES, *overrides)
+        given = {"study": "stage-one", "storage": sqlite_url, "corpus": str(text)}
+        options = RunOptions(**given, overrides=settings, **options)
         return wait_for_storage(
-            lambda: create_or_join(file, sqlite_url, options),
+            lambda: create_or_join(options),
             lambda: 600,
             ShutdownSignal(),
             printed.append,
         )
 
-    study = create(command="first").study
+    study = create().study
     assert [trial.number for trial in study.trials] == list(range(16))
-    study = create("space.layers=[1, 2, 3]", extend=True, command="second").study
+    study = create("space.layers=[1, 2, 3]", extend=True).study
     assert [trial.number for trial in study.trials] == list(range(28))
     assert len({tuple(trial.params.items()) for trial in study.trials}) == 28
-    assert study.user_attrs["commands"] == ["first", "second"]
+    first, second = study.user_attrs["commands"]
+    assert ("--extend" in first, "--extend" in second) == (False, True)
     outage = [
         "storage unavailable (gone); waiting for it for up to 600 s",
         "storage available again",
@@ -262,8 +262,8 @@ def union(sqlite_url, text, tmp_path):
             assert old in content
             content = content.replace(old, new)
         path.write_text(content)
-        options = StudyOptions(corpus=str(text), **options)
-        return create_or_join(load_config_file(str(path)), sqlite_url, options).study
+        given = {"study": str(path), "storage": sqlite_url, "corpus": str(text)}
+        return create_or_join(RunOptions(**given, **options)).study
 
     return open_study
 
@@ -305,14 +305,14 @@ state_size = [4]
 
 
 def test_union_is_extended_in_each_of_its_tables_and_by_new_ones(union):
-    before = [(trial.number, trial.params) for trial in union(command="first").trials]
+    before = [(trial.number, trial.params) for trial in union().trials]
     longer = ("layers = [2]", "layers = [2, 5]")
     values = (longer, ("momentum = [0.0, 0.9]", "momentum = [0.0, 0.9, 0.5]"))
-    study = union(*values, extend=True, command="second")
+    study = union(*values, extend=True)
     assert len(study.trials) == 2 * 2 * (1 + 3) + 1
     cells = f'"elman", "gru", "{ROOT}/examples/cells/min_gru.py:MinGRU"'
     own = ('"elman"]', f"{cells}]\ncandidate_tanh = [false, true]")  # of MinGRU alone
-    study = union(*values, own, ("\n[training]", SMALLER_TABLE), extend=True, command="third")
+    study = union(*values, own, ("\n[training]", SMALLER_TABLE), extend=True)
     assert len(study.trials) == 17 + 2 + 2  # a GRU of one and one of three layers, with Adam
     added = [trial.params.get("candidate_tanh") for trial in study.trials[17:]]
     assert set(added) == {None, False, True}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import ROOT
 from managed_studies import create
+from search.session import RunOptions, find_device
 
 import rnn_search
 from rnn.errors import DeviceError
@@ -26,7 +27,6 @@ from search.launch.slurm import parse_minutes
 from search.launch.slurm_worker import SlurmWorker
 from search.launch.target import LaunchTarget, parse_target
 from search.run import run_workers
-from search.session import RunOptions, find_device
 from studies.errors import ConfigError, StudyNotFoundError
 from studies.storage.open import list_study_names, open_storage
 

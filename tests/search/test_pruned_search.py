@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from test_worker import RecordingCallbacks, create_study, work
 
 from search.errors import UnfinishedSourceError
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.pruning.policy import PruningPolicy
@@ -28,7 +28,6 @@ from search.worker.trial_artifacts import CheckpointStore
 from studies.attributes import Failure, TrialRecord
 from studies.config import top_count
 from studies.errors import ConfigMismatchError, StudiesError
-from studies.loader import load_config_file
 from studies.storage.counts import count_trials
 from studies.storage.leases import PendingWrite
 
@@ -282,10 +281,12 @@ def test_paused_trials_without_checkpoints_restart_and_finish(
 
 def test_pruned_study_is_joined_with_the_same_pruning_settings_only(pruned, text):
     url = f"sqlite:///{pruned[0]}/studies.db"
+    # A worker that says nothing about pruning prunes as its study does.
+    assert search(url, text, prune=False)[0].config.pruning.enabled
     with pytest.raises(
         ConfigMismatchError, match=r"pruning\.enabled: True in the study, False here"
     ):
-        search(url, text, prune=False)
+        search(url, text, "pruning.enabled=false", prune=False)
     with pytest.raises(ConfigMismatchError, match=r"pruning\.keep: 0\.1 in the study, 0\.2 here"):
         search(url, text, "pruning.keep=0.2")
     with pytest.raises(StudiesError, match=r"^\d+ trials are pruned.*start a wider study under"):
@@ -293,8 +294,7 @@ def test_pruned_study_is_joined_with_the_same_pruning_settings_only(pruned, text
 
 
 def refine(url, *overrides):
-    file = load_config_file("quick-refined", overrides)
-    return create_or_join(file, url, StudyOptions())
+    return create_or_join(RunOptions(study="quick-refined", storage=url, overrides=overrides))
 
 
 def test_refinement_of_a_pruned_study_uses_the_kept_trials(pruned):

@@ -7,13 +7,12 @@ import pytest
 from helpers import QUICK, TINY
 from optuna.trial import TrialState, create_trial
 
+from search.derive import derive_trials
 from search.errors import UnfinishedSourceError
-from search.new_study import StudyOptions
-from search.refinement import derive_trials
+from search.options import RunOptions
 from search.study import create_or_join
 from studies.config import StudyConfig, top_count
 from studies.errors import ConfigError
-from studies.loader import load_config_file
 from studies.storage.counts import TrialCounts
 from studies.storage.trials import StoredTrial
 
@@ -113,10 +112,10 @@ def test_too_few_complete_trials_are_rejected():
 
 
 def test_best_trials_of_the_grid_are_derived_from_once(sqlite_url, text):
-    options = StudyOptions(corpus=str(text))
-    settings = [word.removeprefix("--set=") for word in TINY]
-    space = ["space.layers=[1]", "space.state_size=[3]"]
-    first = create_or_join(load_config_file(QUICK, [*settings, *space]), sqlite_url, options)
+    given = {"storage": sqlite_url, "corpus": str(text)}
+    settings = tuple(word.removeprefix("--set=") for word in TINY)
+    space = ("space.layers=[1]", "space.state_size=[3]")
+    first = create_or_join(RunOptions(study=QUICK, overrides=settings + space, **given))
     count = len(first.study.sampler.combinations)
     for value in range(count):
         trial_id = first.storage.claim(first.study_id, "me")
@@ -125,9 +124,9 @@ def test_best_trials_of_the_grid_are_derived_from_once(sqlite_url, text):
     best = first.study.trials[0].params
     first.storage.close()
 
-    file = load_config_file("quick-refined", [*settings, "refinement.top=2"])
+    settings = (*settings, "refinement.top=2")
     for _ in ("derive", "join"):
-        derived = create_or_join(file, sqlite_url, options)
+        derived = create_or_join(RunOptions(study="quick-refined", overrides=settings, **given))
         derived.storage.close()
     assert best in derived.study.sampler.combinations
     origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]

@@ -19,7 +19,7 @@ from rnn.export import deserialize_model, serialize_model
 from rnn.network import count_parameters, network_shapes
 from rnn_search.models_cli import check
 from search.cells import load_cells
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.study import create_or_join
 from studies.artifacts import open_store
 from studies.config import to_trial_config
@@ -28,6 +28,8 @@ from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import load_config_file
 from studies.storage.open import open_storage
 from studies.training import TrainingSettings
+
+SETTINGS = (*(word.removeprefix("--set=") for word in TINY), "precision='fp32'")
 
 STUDY = """
 [space]
@@ -103,20 +105,22 @@ def few_checks(monkeypatch) -> None:
 def create(folder, few_checks):
     """Create the study that ``search`` runs."""
 
-    return lambda: open_study(folder, config_file(folder))
+    return lambda: open_study(folder)
 
 
 def config_file(folder: Path, more: str = "", cells: str = "") -> ConfigFile:
     text = STUDY.format(more=more)
     (folder / "mine.toml").write_text(text.replace('Mine"]', f'Mine"{cells}]'))
-    settings = [word.removeprefix("--set=") for word in TINY]
-    return load_config_file(str(folder / "mine.toml"), [*settings, "precision='fp32'"])
+    return load_config_file(str(folder / "mine.toml"), SETTINGS)
 
 
-def open_study(folder: Path, file: ConfigFile, **options):
-    """Create or join the study of a file in the database of its folder."""
-    options = StudyOptions(corpus=str(folder / "text"), **options)
-    joined = create_or_join(file, f"sqlite:///{folder}/studies.db", options)
+def open_study(folder: Path, more: str | None = "", cells: str = "", overrides=SETTINGS, **options):
+    """Create or join the study of the file, which is written first, unless ``more`` is None."""
+    if more is not None:
+        config_file(folder, more, cells)
+    given = {"corpus": str(folder / "text"), "storage": f"sqlite:///{folder}/studies.db"}
+    path = str(folder / "mine.toml")
+    joined = create_or_join(RunOptions(study=path, overrides=tuple(overrides), **given, **options))
     joined.storage.close()
     return joined
 
@@ -140,9 +144,9 @@ def test_paths_are_relative_to_the_file_that_names_them(folder, few_checks, monk
     url = f"sqlite:///{folder}/studies.db"
 
     def open_with(*overrides: str, study: str = "../mine.toml", name: str = "mine") -> tuple:
-        settings = [*(word.removeprefix("--set=") for word in TINY), *overrides]
-        options = StudyOptions(name=name, partial=True)
-        joined = create_or_join(load_config_file(study, settings, url), url, options)
+        settings = (*SETTINGS[:-1], *overrides)
+        given = {"study": study, "storage": url, "name": name, "partial": True}
+        joined = create_or_join(RunOptions(**given, overrides=settings))
         joined.storage.close()
         config, corpus = joined.record.config, joined.record.corpus
         return config.corpus, corpus.name, config.cells["Mine"].spec
@@ -170,10 +174,10 @@ def test_paths_are_relative_to_the_file_that_names_them(folder, few_checks, monk
 def test_cell_that_cannot_be_searched_is_rejected_in_one_line(folder):
     cell = CELL.replace("super().__init__()", "super().__init__(); assert depth < 3, 'too deep'")
     (folder / "cells" / "mine.py").write_text(cell)
-    file = config_file(folder, "depth = [1, 3]")
+    config_file(folder, "depth = [1, 3]")
     reason = r"cell Mine\(input_size=4, state_size=4, depth=3\) raises AssertionError"
     with unchanged(folder), pytest.raises(CellError, match=reason) as refused:
-        open_study(folder, file)
+        open_study(folder, "depth = [1, 3]")
     assert "\n" not in str(refused.value)
 
 
@@ -204,7 +208,7 @@ def test_override_of_the_cells_leaves_out_what_only_the_others_have(folder, few_
     path.write_text(f"nuisance = ['depth']\n{path.read_text()}")
     gru = [*(word.removeprefix("--set=") for word in TINY), "space.cell=['gru']"]
     left_out = "space.cell does not name Mine, lstm: left out space.tanh, space.depth, entries of "
-    joined = open_study(folder, load_config_file(str(path), gru), name="gru")
+    joined = open_study(folder, None, overrides=gru, name="gru")
     assert joined.notice.startswith(f"{left_out}space.exclude, entries of nuisance; created with")
     (trial,) = joined.study.trials
     assert trial.params == {"cell": "gru", "layers": 1, "state_size": 4}
@@ -215,7 +219,7 @@ def test_override_of_the_cells_leaves_out_what_only_the_others_have(folder, few_
     path.write_text(path.read_text().replace("tanh", "tanhh"))
     with pytest.raises(ConfigError, match=f"^{path}: space has the unknown key tanhh: did you"):
         load_cells(load_config_file(str(path), ["space.layers=[2]"])).resolve()
-    open_study(folder, config_file(folder, "tanh = [true]", cells=', "lstm"'))
+    open_study(folder, "tanh = [true]", ', "lstm"')
     stored = load_cells(load_config_file("mine", ["space.cell=['lstm']"], url)).resolve()
     assert (stored.grid.count(), stored.cells) == (1, {})
     union = load_cells(load_config_file("cells", ["space.cell=['lstm']"]))
@@ -300,22 +304,22 @@ def test_missing_or_damaged_copy_is_written_by_a_worker_that_joins(folder, creat
 
 def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(folder, monkeypatch, create):
     create()
-    wider = config_file(folder, cells=', "cells/mine.py:Other"')
+    wider = ', "cells/mine.py:Other"'
     with pytest.raises(
         ConfigMismatchError, match=r"space.cell: .* or --extend to add the new trials"
     ):
-        open_study(folder, wider)
+        open_study(folder, cells=wider)
     broken = f"{CELL}\n    def forward(self, x, state):\n        return x, x[:, :1]\n"
     (folder / "cells" / "other.py").write_text(broken)
-    refused = config_file(folder, cells=', "cells/other.py:Other"')
+    refused = ', "cells/other.py:Other"'
     with pytest.raises(CellError, match=r"cell Other: forward returned a tensor .* as the state"):
-        open_study(folder, refused, extend=True)
-    extended = open_study(folder, wider, extend=True)
+        open_study(folder, cells=refused, extend=True)
+    extended = open_study(folder, cells=wider, extend=True)
     assert {trial.params["cell"] for trial in extended.study.trials} == {"Mine", "Other"}
     for extend in (False, True):  # with True, it asks for less than the study has
         monkeypatch.setattr(rnn.own_code, "_loaded", {})  # as in another process
         network_shapes.cache_clear()
-        joined = open_study(folder, config_file(folder), extend=extend)
+        joined = open_study(folder, extend=extend)
         assert list(joined.config.cells) == ["Mine", "Other"]
         for trial in joined.study.trials:
             assert count_parameters(to_trial_config(trial.params, joined.config).architecture) > 0
@@ -330,13 +334,13 @@ def test_new_values_of_an_option_are_checked_before_a_study_is_extended(folder, 
             "self.tanh = tanh", "self.tanh = tanh; self.size = (2, 1, 1, None)[depth]"
         ).replace("self.tanh else state.sigmoid()", "self.tanh else state.sigmoid() / self.size")
     )
-    open_study(folder, config_file(folder, "depth = [0, 1]"))
+    open_study(folder, "depth = [0, 1]")
     database = folder / "studies.db"
     before = database.read_bytes()
     with pytest.raises(CellError, match=r"cell Mine raises TypeError.*depth = 3"):
-        open_study(folder, config_file(folder, "depth = [0, 1, 3]"), extend=True)
+        open_study(folder, "depth = [0, 1, 3]", extend=True)
     assert database.read_bytes() == before
-    extended = open_study(folder, config_file(folder, "depth = [0, 1, 2]"), extend=True)
+    extended = open_study(folder, "depth = [0, 1, 2]", extend=True)
     assert {trial.params["depth"] for trial in extended.study.trials} == {0, 1, 2}
 
 

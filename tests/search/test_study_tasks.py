@@ -10,11 +10,10 @@ from invocation import unchanged
 import rnn.own_code
 from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import TaskError
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.study import StudyHandle, create_or_join
 from studies.config import to_trial_config
 from studies.errors import ConfigError, ConfigMismatchError
-from studies.loader import load_config_file
 
 TASK = """
 import numpy as np
@@ -78,9 +77,9 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def open_study(*overrides: str, study: str = "mine.toml", **options) -> StudyHandle:
-    url = "sqlite:///studies.db"
-    settings = [*overrides, "precision='fp32'"]
-    joined = create_or_join(load_config_file(study, settings, url), url, StudyOptions(**options))
+    settings = (*overrides, "precision='fp32'")
+    given = {"study": study, "storage": "sqlite:///studies.db", "overrides": settings}
+    joined = create_or_join(RunOptions(**given | options))
     joined.storage.close()
     return joined
 
@@ -208,10 +207,7 @@ def test_file_of_a_built_in_task_is_found_again(folder, monkeypatch):
     url = f"sqlite:///{folder}/studies.db"
 
     def join(study: str, *overrides: str) -> StudyHandle:
-        file = load_config_file(study, [*overrides, "precision='fp32'"], url)
-        joined = create_or_join(file, url, StudyOptions())
-        joined.storage.close()
-        return joined
+        return open_study(*overrides, study=study, storage=url)
 
     handle = join("../mine.toml")
     assert handle.record.config.task_record.loss == "standardized squared error"

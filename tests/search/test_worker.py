@@ -22,7 +22,7 @@ from rnn.tasks.tokenizer import TokenCorpus
 from rnn.training.evaluation import ContextLosses, compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainLoop
 from search.duration import to_train_config
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.status import StatusReader, estimate_seconds_left
 from search.study import create_or_join
@@ -38,7 +38,6 @@ from studies.artifacts import open_store
 from studies.attributes import Failure, TrialRecord
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import LeaseLostError, StorageUnavailableError
-from studies.loader import load_config_file
 from studies.storage.counts import TimingStats, TrialCounts, count_retries, count_trials
 from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
@@ -78,13 +77,15 @@ class RecordingCallbacks(QuietDisplay):
 
 def create_study(url, text, *overrides, **terms):
     """Create or join a study of the six networks, or of those that the overrides name."""
-    file = load_config_file(QUICK, [*SETTINGS, *overrides])
-    return create_or_join(file, url, StudyOptions(corpus=str(text), **terms))
+    settings = (*SETTINGS, *overrides)
+    given = {"study": QUICK, "storage": url, "overrides": settings, "corpus": str(text)}
+    return create_or_join(RunOptions(**given, **terms))
 
 
 def work(url, text, overrides=(), study=QUICK, threads=1, lockstep=None, artifacts=None, **terms):
-    file = load_config_file(study, [*(SETTINGS if study == QUICK else ()), *overrides])
-    joined = create_or_join(file, url, StudyOptions(corpus=text and str(text), **terms))
+    settings = (*(SETTINGS if study == QUICK else ()), *overrides)
+    given = {"study": study, "storage": url, "overrides": settings, "corpus": text and str(text)}
+    joined = create_or_join(RunOptions(**given, **terms))
     checkpoints = CheckpointStore(open_store(artifacts, url, "checkpoints"), joined.artifact_folder)
     weights = WeightStore(open_store(artifacts, url, "weights"), joined.artifact_folder)
     reader = StatusReader(joined.study, joined.storage, joined.config)

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from rnn.network import count_parameters
-from search.new_study import StudyOptions
+from search.options import RunOptions
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.regression import Floats, Mask
 from search.pruning.rungs import compute_rungs
@@ -35,7 +35,6 @@ from studies.attributes import (
     TrialRecord,
 )
 from studies.config import StudyConfig, to_trial_config
-from studies.loader import load_config_file
 from studies.storage.leases import Lease
 from studies.storage.reads import Rung, read_trials
 from studies.storage.tables import (
@@ -92,9 +91,17 @@ def create_large_study(
     some of the others run. With pruning, all trials have reached the first rung at 0.5, and are
     promoted from then on. The caller closes the storage.
     """
-    file = load_config_file("stage-one", [*grid_overrides(trials, log_points), *overrides])
-    options = StudyOptions(name, corpus, prune=pruning, confirmed=True)
-    handle = create_or_join(file, url, options)
+    settings = (*grid_overrides(trials, log_points), *overrides)
+    options = RunOptions(
+        study="stage-one",
+        storage=url,
+        name=name,
+        corpus=corpus,
+        overrides=settings,
+        prune=pruning,
+        yes=True,
+    )
+    handle = create_or_join(options)
     random = np.random.default_rng(0)
     rows = read_trials(handle.storage, handle.study_id)
     params = [row.params for row in rows]

@@ -1,0 +1,344 @@
+"""Extension of a study: trials of further values, more steps for its trials, other descriptions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any
+
+import optuna
+
+from search.certification import certify_cells
+from search.derive import check_count
+from search.duration import to_train_config
+from search.grid import create_sampler, subtract
+from search.options import RunOptions
+from search.pruning.audit import draw_audited, number_architectures
+from search.tasks import StudyTask, check_trials
+from search.worker.trial_artifacts import FinalCheckpointStore
+from studies.artifacts import open_store, store_errors
+from studies.attributes import AUDIT_NUISANCE, COMMANDS, CONFIG, HYPOTHESES, EarlierEnd, StudyRecord
+from studies.config import StudyConfig, training_settings
+from studies.errors import ArtifactsError, ConfigMismatchError
+from studies.grid import Grid
+from studies.hypotheses import Registration, update_records
+from studies.loader import list_descriptive_changes, read_study_record
+from studies.space import Params, distributions, param_order
+from studies.storage.changes import NewEnd, extend_study
+from studies.storage.counts import count_started, count_trials
+from studies.storage.reads import read_trials
+from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trials import StoredTrial
+from studies.text import shorten
+
+
+def extend(
+    study: optuna.Study,
+    storage: LeasedRDBStorage,
+    record: StudyRecord,
+    config: StudyConfig,
+    task: StudyTask | None,
+    options: RunOptions,
+) -> list[str] | None:
+    """Extend a study to a config that differs in space, steps and descriptive settings alone.
+
+    Where only descriptive settings change, workers may hold trials, and the command is not
+    recorded: the study has the same trials.
+
+    Args:
+        study: study to extend.
+        storage: storage that holds it.
+        record: what it stores about itself.
+        config: config that it is to have.
+        task: its task; None for a text.
+        options: what the user asks for.
+
+    Returns:
+        Notices for the user; None if another process has changed the study meanwhile.
+
+    Raises:
+        ConfigMismatchError: if the config is not an extension of the study's.
+        StudiesError: if the study cannot be extended now.
+    """
+    name, study_id, stored = study.study_name, study._study_id, record.config
+    new_end = _plan_new_end(study, record, config, options)
+    if new_end is not None and stored.refinement is not None and stored.refinement.looks:
+        raise ConfigMismatchError(
+            f"study {name!r} has planned looks, whose verdicts hold for its steps: --extend "
+            "expected a study without; train longer under another --name"
+        )
+    trials = read_trials(storage, study_id, is_strict=True)
+    if new_end is not None and stored.space is None:
+        check_trials(config, task, [trial.params for trial in trials])
+    changed = list_descriptive_changes(stored, config)
+    if stored.space is None and not (new_end or changed or record.earlier_ends):
+        raise no_space_error(name)
+    if len(record.commands) > 1 and has_earlier_grid(stored, config):
+        config = config.model_copy(update={"space": stored.space, "cells": stored.cells})
+    old_grid, new_grid = stored.grid, config.grid
+    if old_grid is not None and new_grid is not None:
+        count = max(0, new_grid.count() - old_grid.count())
+        check_count(count, config.training.steps, options.yes)
+    certify_cells(config, stored)
+    nuisance = _choose_audit_nuisance(record, config, trials)
+    added = _plan_added(name, stored, config, nuisance, trials)
+    update: dict[str, Any] = {setting: getattr(config, setting) for setting in changed}
+    is_larger = new_end is not None or config.space != stored.space
+    if not (is_larger or update):  # extended before, by an attempt whose answer was lost
+        return []
+    if is_larger:
+        update |= {"space": config.space, "cells": stored.cells | config.cells}
+    if new_end is not None:
+        update["training"] = stored.training.model_copy(update={"steps": new_end.steps})
+    raw = study.user_attrs[CONFIG]  # perhaps stored by an earlier version
+    if StudyConfig.model_validate(raw) != stored:
+        return None
+    extended = stored.model_copy(update=update)
+    written: dict[str, Any] = {CONFIG: extended.model_dump(mode="json")}
+    if "hypothesis" in changed:
+        written[HYPOTHESES] = _update_hypotheses(storage, study_id, record, extended)
+    choices = {}
+    if is_larger:
+        written |= {COMMANDS: [*record.commands, options.command], AUDIT_NUISANCE: nuisance}
+        choices = {} if extended.grid is None else distributions(extended.grid.search_space)
+    if not extend_study(storage, study_id, {CONFIG: raw}, written, choices, added, new_end):
+        return None
+    return _describe_extension(study, record, extended, len(added), new_end, changed)
+
+
+def no_space_error(name: str) -> ConfigMismatchError:
+    """Return the error for a refinement that has nothing to extend."""
+    return ConfigMismatchError(
+        f"study {name!r} is a refinement without a [space]: extend its source and refine that, or "
+        "extend training.steps"
+    )
+
+
+# ------------------------------------------------------------------ notices
+
+
+def describe_trials(verb: str, count: int, config: StudyConfig) -> str:
+    """Return a notice on how many trials were added."""
+    trials = f"{count:,} trial{'s' * (count != 1)}"
+    return f"{verb} with {trials}, {count * config.training.steps:,} training steps in all"
+
+
+def format_setting(config: StudyConfig, setting: str) -> str:
+    """Format the value of a setting for a notice."""
+    value = getattr(config, setting)
+    if setting == "hypothesis":
+        return f"a list of {len(value)}"
+    return "none" if value is None else shorten(repr(value))
+
+
+def _describe_extension(
+    study: optuna.Study,
+    before: StudyRecord,
+    extended: StudyConfig,
+    count: int,
+    new_end: NewEnd | None,
+    changed: Sequence[str],
+) -> list[str]:
+    """Return a notice for each thing that an extension has changed."""
+    record, notices = read_study_record(study), []
+    if new_end is not None:
+        notices.append(_describe_new_end(record.earlier_ends[-1], new_end))
+    if count:
+        notices.append(describe_trials("extended", count, extended))
+    for setting in changed:
+        old, new = format_setting(before.config, setting), format_setting(extended, setting)
+        notices.append(f"changed {setting} from {old} to {new}")
+    for each in record.hypotheses if "hypothesis" in changed else ():
+        if each not in before.hypotheses:  # stored, or withdrawn
+            notices.append(f"hypothesis {shorten(each.hypothesis.claim)!r}: {each.mark}")
+    return notices
+
+
+# ------------------------------------------------------------------ more steps
+
+
+def _plan_new_end(
+    study: optuna.Study, record: StudyRecord, config: StudyConfig, options: RunOptions
+) -> NewEnd | None:
+    """Plan the extension of a study to the steps of a config; None if it has or had them.
+
+    Raises:
+        ConfigMismatchError: if there are fewer, learning rates depend on the number of steps, or
+            the weights of the last steps before it would have to be averaged: a checkpoint does not
+            hold them.
+        ArtifactsError: if the checkpoints cannot be listed.
+    """
+    name, old, new = study.study_name, record.config.training.steps, config.training.steps
+    if new in record.steps:
+        return None
+    if new < old:
+        raise ConfigMismatchError(
+            f"study {name!r} has training.steps = {old}, not {new}: --extend expected more steps"
+        )
+    for trial in study.get_trials(deepcopy=False):
+        schedule = training_settings(trial.params, record.config).schedule
+        if schedule != "constant":
+            raise ConfigMismatchError(
+                f"study {name!r} has the schedule {schedule!r}, whose learning rates depend on "
+                f"training.steps = {old}: --extend expected a constant one; train longer under "
+                "another --name"
+            )
+    settings = to_train_config(config)
+    start = settings.averaging_start_step
+    if start < old and start != replace(settings, steps=old).averaging_start_step:
+        average = config.evaluation.average
+        # The least number whose average begins at the old end or later.
+        least = int((old - 1) / (1 - Fraction(str(average)))) + 1
+        raise ConfigMismatchError(
+            f"study {name!r} would average weights of step {start + 1:,} and later (evaluation."
+            f"average = {average}), which checkpoints of step {old:,} do not hold: --extend "
+            f"expected training.steps of {least} or more"
+        )
+    store = open_store(options.artifacts, options.storage, "checkpoints", read_only=True)
+    checkpoints = FinalCheckpointStore(store, record.artifact_folder)
+    try:
+        return NewEnd(new, old, options.command, checkpoints.list_trials())
+    except ArtifactsError:
+        raise
+    except store_errors() as error:
+        raise ArtifactsError(
+            f"checkpoints in {checkpoints.location} cannot be listed ({error}): expected those "
+            "from which trials continue"
+        ) from error
+
+
+def _describe_new_end(earlier_end: EarlierEnd, new_end: NewEnd) -> str:
+    """Return a notice on how many trials continue."""
+    values = earlier_end.values
+    continued = len(values.keys() & new_end.checkpointed)
+    restarted = len(values) - continued
+    notice = f"extended from {new_end.old_steps:,} to {new_end.steps:,} steps"
+    if continued:
+        notice += f"; trials that continue from their checkpoints: {continued:,}"
+    if restarted:
+        notice += f"; trials that restart from step 0, because they have none: {restarted:,}"
+    return notice
+
+
+# ------------------------------------------------------------------ other descriptions
+
+
+def _update_hypotheses(
+    storage: LeasedRDBStorage, study_id: int, record: StudyRecord, config: StudyConfig
+) -> list[dict[str, Any]]:
+    """Return what a study stores about its hypotheses once its config is the given one."""
+    counts = count_trials(storage, study_id)
+    # Trials that wait to be trained for more steps have been finished before.
+    ended = max((len(end.values) for end in record.earlier_ends), default=0)
+    now = Registration(
+        time=datetime.now(UTC),
+        started=max(count_started(storage, study_id), ended),
+        finished=max(counts.finished, ended),
+        planned=counts.planned,
+        report_threshold=config.report_threshold,
+        nuisance=config.nuisance,
+    )
+    records = update_records(record.hypotheses, config.hypothesis, now)
+    return [each.model_dump(mode="json") for each in records]
+
+
+def _choose_audit_nuisance(
+    record: StudyRecord, extended: StudyConfig, trials: Sequence[StoredTrial]
+) -> list[str]:
+    """Return the nuisance parameters over which an extended study draws audited architectures.
+
+    They are those of the extended config if these have distinguished no trials so far, so that the
+    architectures drawn already are the same.
+    """
+    new = [] if extended.grid is None else extended.nuisance
+    params = [trial.params for trial in trials]
+    counts = {
+        int(number_architectures(params, nuisance).max(initial=-1))
+        for nuisance in (record.audit_nuisance, new, [*record.audit_nuisance, *new])
+    }
+    return new if len(counts) == 1 else record.audit_nuisance
+
+
+# ------------------------------------------------------------------ a larger grid
+
+
+def _plan_added(
+    name: str,
+    stored: StudyConfig,
+    extended: StudyConfig,
+    nuisance: Sequence[str],
+    trials: Sequence[StoredTrial],
+) -> list[StoredTrial]:
+    """Return the trials that an extended search space adds.
+
+    Raises:
+        ConfigMismatchError: if it is not an extension.
+    """
+    if extended.space == stored.space:
+        return []
+    if conflict := find_conflict(stored, extended):
+        raise ConfigMismatchError(f"study {name!r} {conflict}")
+    old, new = stored.grid, create_sampler(extended).combinations
+    assert old is not None
+    planned = [StoredTrial(params) for params in subtract(new, old.combinations())]
+    return draw_audited(planned, stored, nuisance, trials)
+
+
+def has_earlier_grid(stored: StudyConfig, config: StudyConfig) -> bool:
+    """Return whether a study's grid, if it has one, can be an extension of that of a config."""
+    if config.space is None or stored.space is None:
+        return config.space is stored.space
+    return not find_conflict(config, stored)
+
+
+def find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
+    """Return why a config's grid is no extension of a study's, as a predicate of it; "" if it is.
+
+    Every list of a stored table must begin that of the same table of the extension, whose further
+    tables are new. Trials have the parameters that their combinations have, so every stored
+    combination must be one of the extended grid.
+    """
+    old, new = stored.grid, extended.grid
+    if old is None or new is None:
+        return "is a refinement without a [space]: extend its source and refine that"
+    old_tables, new_tables = stored.space or (), extended.space or ()
+    if len(new_tables) < len(old_tables):
+        return (
+            f"has {len(old_tables)} tables [[space]], not {len(new_tables)}: --extend expected "
+            "these, then new ones"
+        )
+    for number, old_table in enumerate(old_tables):
+        new_table = new_tables[number]
+        table = "space." if len(old_tables) == 1 else f"space {number + 1}: "
+        for parameter in old.search_space:
+            old_values, new_values = old_table.values(parameter), new_table.values(parameter)
+            if old_values is None or new_values is None:
+                continue
+            if list(new_values[: len(old_values)]) != list(old_values):
+                return (
+                    f"has {table}{parameter} = {list(old_values)}, not {list(new_values)}: "
+                    "--extend expected the same values in the same order, then new ones"
+                )
+    removed = subtract(old.combinations(), new.combinations())
+    return _describe_removal(removed, new) if removed else ""
+
+
+def _describe_removal(removed: Sequence[Params], grid: Grid) -> str:
+    """Say why a grid does not have some combinations of a study."""
+    first = removed[0]
+    wider = next((each for each in grid.combinations() if first.items() <= each.items()), first)
+    if added := wider.keys() - first.keys():
+        return (
+            f"has {len(removed)} trials without {', '.join(param_order(added))}, which they would "
+            "have: --extend expected the parameters of existing trials to stay; start another "
+            "study with --name"
+        )
+    if lost := first.keys() - set(grid.search_space):
+        return (
+            f"has {len(removed)} trials with {', '.join(param_order(lost))}, which they would "
+            "lack: --extend expected the parameters of existing trials to stay"
+        )
+    return (
+        f"has {len(removed)} trials that space leaves out, such as "
+        f"{shorten(repr(first), 300)}: --extend can exclude new trials only"
+    )

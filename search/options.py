@@ -1,0 +1,377 @@
+"""Options of a search: what a user asks for, and what may differ between the workers of a study.
+
+The command line, the Python API, worker processes and launchers derive from these models, which
+need no PyTorch.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from search.derive import MAX_UNCONFIRMED
+from search.launch.target import LaunchTarget, parse_target
+from search.worker.shutdown import MAX_SECONDS, parse_duration
+from studies.cli import study_name
+from studies.config import PrecisionSetting, StudyConfig
+from studies.config_file import ConfigFile
+from studies.errors import ConfigError
+from studies.loader import (
+    PER_WORKER,
+    load_config_file,
+    load_overrides,
+    load_settings,
+    load_stored_config,
+    load_trial_config,
+    override_settings,
+)
+from studies.records import StrictModel, TaskRecord, first_message
+from studies.text import expect_one_of, shorten
+
+_TASK_SOURCE = "task.source"
+"""Setting by which a worker says where it has the source or the data of the study's task."""
+
+_Options = TypeVar("_Options", bound=StrictModel)
+
+
+def _option(default: Any, text: str, **command_line: Any) -> Any:
+    """Describe an option; what the command line has in addition is named as in ``click.option``."""
+    return Field(default=default, description=text, json_schema_extra=command_line)
+
+
+def _parse_lockstep(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value != "auto" and not (value.isdecimal() and len(value) < 18):
+        raise ValueError("expected auto or a positive integer")
+    return None if value == "auto" else int(value)
+
+
+def _parse_until(value: object) -> object:
+    expected = "expected seconds, or a duration such as 45m, 3h or 1h30m"
+    if isinstance(value, str):
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            raise ValueError(f"{error}: {expected}") from error
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value <= MAX_SECONDS):  # type: ignore[operator]
+        raise ValueError(f"{expected}, at most ten years")
+    return value
+
+
+class WorkerOptions(StrictModel):
+    """What may differ between the workers of a study.
+
+    Attributes:
+        overrides: settings that each worker chooses (:data:`studies.loader.PER_WORKER`), as
+            ``KEY=VALUE``.
+        lockstep: maximum number of networks to train in lockstep; None to choose it.
+        until: seconds after which to stop.
+        until_decided: whether to compare replicates at planned looks, and to add runs until they
+            are decided; None for what the study was created with.
+        report: whether to write the report of a finished study.
+    """
+
+    overrides: tuple[str, ...] = _option(
+        (),
+        "Override a setting of the config, as in training.steps=2000; may be repeated.",
+        flag="--set",
+        metavar="KEY=VALUE",
+    )
+    corpus: str | None = _option(
+        None,
+        "Corpus to use instead of the config's: stdlib, enwik8, recall:D or a file.",
+        metavar="NAME|PATH",
+    )
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = _option(
+        None, "CPU threads per worker.", show_default="share of this machine's cores"
+    )
+    lockstep: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_parse_lockstep)] = (
+        _option(
+            None,
+            "Maximum number of networks that a worker trains in lockstep.",
+            metavar="auto|K",
+            show_default="auto",
+        )
+    )
+    device: str = _option("auto", "Device to train on.", metavar="auto|cpu|cuda[:i]")
+    wait: bool = _option(
+        True,
+        "Exit when no trial is left to claim, even if other workers still run some.",
+        flag="--no-wait",
+    )
+    until: Annotated[float | None, BeforeValidator(_parse_until)] = _option(
+        None, "Stop cleanly after this time, as in 45m, 3h or 1h30m.", metavar="DURATION"
+    )
+    until_decided: bool | None = _option(
+        None,
+        "Compare replicates at the planned looks of the config, and add runs until each "
+        "architecture is worse than the best or as good, or the last look is reached.",
+    )
+    artifacts: str | None = None
+    report: bool = _option(
+        True, "Do not write a report when the study is finished.", flag="--no-report"
+    )
+
+
+class RunOptions(WorkerOptions):
+    """What a user asks for: a study to create or to join, and workers to run its trials.
+
+    Attributes:
+        study: name or path of a study file, or the name of a stored study.
+        storage: URL of the storage.
+        trial: number of a trial of the stored study ``study`` to run once more, alone.
+        overrides: ``KEY=VALUE`` to set; see :func:`studies.loader.override_settings`.
+        unset: dotted keys to leave out.
+        settings: settings of the study, named ``study``, in place of a file; None for the file.
+        extend: add the trials of values that were added to the search space, train complete trials
+            for more steps, and store changed descriptive settings.
+        partial: derive from a source study that is not finished.
+        yes: create any number of trials.
+        is_stored: whether ``study`` is the name of a stored study, whatever files there are.
+        by_name: whether to work on the stored study ``study`` as it is: nothing is compared.
+        is_refinement: whether the study must derive from another.
+        is_command: whether the options come from a command line, which messages then name.
+        workers: number of worker processes, or of jobs of a cluster.
+        launch: where the workers run.
+        launch_set: options of the cluster's jobs.
+    """
+
+    study: str
+    storage: str
+    name: Annotated[str, Field(min_length=1)] | None = _option(
+        None, "Name of the study.", show_default="name of its config, or STUDY-trial-N"
+    )
+    trial: Annotated[int, Field(ge=0, lt=2**63)] | None = _option(
+        None,
+        "Run trial N of the stored study STUDY once more, alone, as a study of one trial.",
+        metavar="N",
+    )
+    unset: tuple[str, ...] = _option(
+        (),
+        "Leave out a setting of the config, as in space.norm, so that it has its default; before "
+        "--set; may be repeated.",
+        metavar="KEY",
+    )
+    settings: Mapping[str, Any] | None = None
+    precision: PrecisionSetting | None = _option(
+        None, "Precision of matrix products; fixed when the study is created."
+    )
+    prune: bool = _option(
+        False,
+        "Prune trials that are unlikely to finish among the best; same as --set "
+        "pruning.enabled=true.",
+    )
+    extend: bool = _option(
+        False,
+        "Add trials for values that were added to the config's search space, and train complete "
+        "trials for more steps if training.steps is larger; store another question, "
+        "report_threshold or nuisance.",
+    )
+    partial: bool = _option(False, "Accept a source study that is not finished.")
+    yes: bool = _option(
+        False, f"Confirm more than {MAX_UNCONFIRMED:,} new trials, which are refused otherwise."
+    )
+    is_stored: bool = _option(
+        False, "STUDY is the name of a study in the storage; no file is read.", flag="--stored"
+    )
+    by_name: bool = False
+    is_refinement: bool = False
+    is_command: bool = True
+    workers: Annotated[int, Field(ge=1)] = _option(
+        1, "Worker processes to start on this machine, or jobs on a cluster."
+    )
+    launch: str = _option(
+        "local",
+        "Where to start the workers: on this machine, or as jobs of a cluster.",
+        metavar="local|slurm|ray[://HOST:PORT]",
+    )
+    launch_set: tuple[str, ...] = _option(
+        (),
+        "Option of the cluster's jobs, as in partition=gpu or time=04:00:00; may be repeated.",
+        metavar="KEY=VALUE",
+    )
+
+    @cached_property
+    def target(self) -> LaunchTarget:
+        """Where the workers run.
+
+        Raises:
+            ConfigError: if that is not understood.
+        """
+        try:
+            return parse_target(self.launch, self.launch_set)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    @property
+    def stored_name(self) -> str:
+        """Name of the study in the storage."""
+        name = study_name(self.study)
+        return self.name or (
+            name if self.trial is None else load_trial_config(name, self.trial).name
+        )
+
+    def load_file(self) -> ConfigFile:
+        """Read the study's settings, with the options that override them.
+
+        Raises:
+            ConfigError, StorageError, StudyFormatError: see
+                :func:`studies.loader.load_config_file`.
+        """
+        if self.trial is not None:
+            file = load_trial_config(study_name(self.study), self.trial)
+        elif self.is_stored:
+            file = load_stored_config(self.study, self.storage)
+        elif self.settings is not None:
+            file = load_settings(self.study, self.settings)
+        else:
+            file = load_config_file(self.study, storage=self.storage)
+        file = override_settings(file, self.overrides, self.unset)
+        file = file.model_copy(update={"is_command": self.is_command})
+        given = {"corpus": self.corpus, "precision": self.precision}
+        file = file.with_overrides(
+            {name: value for name, value in given.items() if value is not None}
+        )
+        return file.with_overrides({"pruning": {"enabled": True}}) if self.prune else file
+
+    @property
+    def command(self) -> str:
+        """Command line, or call in Python, that creates the same study in any storage."""
+        if self.settings is not None:
+            return self._call
+        words = ["rnn-search", "refine" if self.is_refinement else "run", self.study]
+        return shlex.join([*words, *to_words(self, _DEFINING)])
+
+    @property
+    def _call(self) -> str:
+        """Call of :func:`rnn_search.run` that creates the same study."""
+        overrides = load_overrides(self.overrides).settings | dict.fromkeys(self.unset)
+        given = {"name": self.name or self.study, "overrides": overrides}
+        given |= {name: getattr(self, name) for name in _DEFINING if name not in _STATED}
+        arguments = [f"{name}={value!r}" for name, value in given.items() if value]
+        return f"rnn_search.run({', '.join([repr(dict(self.settings or {})), *arguments])})"
+
+    def for_worker(
+        self, stored: StudyConfig, config: StudyConfig, corpus: str | None
+    ) -> WorkerOptions:
+        """Return the options of a worker that is given the name of the study.
+
+        Args:
+            stored: config of the study.
+            config: the same with what this process chose for itself.
+            corpus: path of the file in which this process found the corpus, if it is one.
+        """
+        local = [
+            f"{setting}{key}={json.dumps(value)}"
+            for setting in sorted(PER_WORKER)
+            if getattr(stored, setting) != getattr(config, setting)
+            for key, value in _flatten(config.model_dump(mode="json")[setting])
+        ]
+        if config.task_record != stored.task_record and config.task_record is not None:
+            local.append(f"{_TASK_SOURCE}={json.dumps(_locate(config.task_record))}")
+        options = {name: getattr(self, name) for name in WorkerOptions.model_fields}
+        options |= {"overrides": tuple(local), "corpus": self.corpus if corpus is None else corpus}
+        if stored.refinement is not None and stored.refinement.looks:
+            options["until_decided"] = bool(self.until_decided)
+        return WorkerOptions(**options)
+
+
+_DEFINING = (
+    "trial", "name", "corpus", "precision", "unset", "overrides", "prune", "extend", "partial",
+    "yes", "until_decided",
+)  # fmt: skip
+"""Options that define a study, in the order of a recorded command."""
+
+_STATED = ("trial", "name", "unset", "overrides")
+"""Those that a recorded call in Python states in another way."""
+
+
+def _flatten(value: Any) -> Iterable[tuple[str, Any]]:
+    return (
+        [(f".{key}", each) for key, each in value.items()]
+        if isinstance(value, dict)
+        else [("", value)]
+    )
+
+
+def _locate(task: TaskRecord) -> str:
+    """Return the source of a task with the absolute path of its file."""
+    if task.sha256 is None:  # a built-in one
+        name, _, file = task.source.partition(":")
+        return f"{name}:{Path(task.folder, file)}"
+    place, _, name = task.source.rpartition(":")
+    return f"{Path(task.folder, Path(place).name)}:{name}" if place.endswith(".py") else task.source
+
+
+def to_words(options: WorkerOptions, names: Iterable[str] | None = None) -> list[str]:
+    """Return the words of a command line that state options, without those that are defaults.
+
+    Args:
+        options: the options.
+        names: names of those to state; None for those of a worker.
+    """
+    words: list[str] = []
+    for name in WorkerOptions.model_fields if names is None else names:
+        value, field = getattr(options, name), type(options).model_fields[name]
+        flag = flag_of(type(options), name)
+        if value == field.default:
+            continue
+        if value is False and not flag.startswith("--no-"):
+            words.append(f"--no-{flag.removeprefix('--')}")
+        elif isinstance(value, bool):
+            words.append(flag)
+        elif isinstance(value, tuple):
+            words += [word for each in value for word in (flag, each)]
+        else:
+            words += [flag, f"{value:.3f}s" if name == "until" else str(value)]
+    return words
+
+
+def flag_of(model: type[StrictModel], name: str) -> str:
+    """Return the option of the command line that sets a field."""
+    extra: Any = model.model_fields[name].json_schema_extra or {}
+    return str(extra.get("flag", f"--{name.replace('_', '-')}"))
+
+
+def build_options(model: type[_Options], **values: Any) -> _Options:
+    """Return options that a user gives.
+
+    Raises:
+        ConfigError: if one is invalid, in one line.
+    """
+    try:
+        options = model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        shown = flag_of(model, name) if values.get("is_command", True) else name
+        message = first_message(error)
+        raise ConfigError(f"{shown} is {shorten(repr(first['input']))}: {message}") from error
+    if isinstance(options, RunOptions):
+        _ = options.target
+    return options
+
+
+def override_local_settings(config: StudyConfig, overrides: Sequence[str]) -> StudyConfig:
+    """Return the config of a stored study with what one of its workers chooses for itself.
+
+    Raises:
+        ConfigError: if an override is malformed or invalid, or the study decides that setting.
+    """
+    given = load_overrides(overrides).settings
+    given = {name: value for name, value in given.items() if name != "task"}
+    if unknown := given.keys() - PER_WORKER:
+        setting = min(unknown)
+        raise ConfigError(
+            f"--set {setting}: the stored study decides it; a worker sets one of its own: "
+            f"{expect_one_of(sorted(PER_WORKER), setting)}"
+        )
+    file = ConfigFile(name="", origin="study", settings=config.model_dump(mode="json"))
+    local = file.model_copy(update={"is_stored": True}).with_overrides(given).resolve()
+    return config.model_copy(update={name: getattr(local, name) for name in PER_WORKER})
