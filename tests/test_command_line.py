@@ -162,13 +162,13 @@ def test_many_trials_need_confirmation(create_only, monkeypatch):
     steps = r"^4 new trials, 16 training steps in all, .* at most 3 trials.* confirm with --yes"
     with pytest.raises(ConfigError, match=steps):
         create_only(four)
-    study = create_only(four, confirmed=True)
+    study = create_only(four, yes=True)
     assert len(study.trials) == 4
     create_only(four)  # it exists now: joining it creates nothing
     with pytest.raises(ConfigError, match=r"^4 new trials, .* confirm with --yes"):
         create_only(eight, extend=True)
     assert len(study.trials) == 4
-    create_only(eight, extend=True, confirmed=True)
+    create_only(eight, extend=True, yes=True)
     assert len(study.trials) == 8
 
 
