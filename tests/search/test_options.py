@@ -1,0 +1,82 @@
+"""Options of searches: one model for command lines, calls in Python, worker processes and jobs."""
+
+import re
+
+import numpy as np
+import pytest
+from helpers import QUICK, TINY
+
+from rnn.errors import CorpusError
+from rnn_search.cli import continue_search, run_search
+from search.options import RunOptions, WorkerOptions, build_options, to_words
+from search.study import create_or_join, open_study
+from studies.errors import ConfigError, ConfigMismatchError
+
+SETTINGS = tuple(word.removeprefix("--set=") for word in TINY)
+
+
+def create(url, text, *overrides, **options):
+    given = {"study": QUICK, "storage": url, "overrides": (*SETTINGS, *overrides)}
+    options = RunOptions(**given, corpus=str(text), **options)
+    handle = create_or_join(options)
+    handle.storage.close()
+    return options, handle
+
+
+def test_command_line_of_a_worker_states_what_differs_and_nothing_else(sqlite_url, text):
+    create(sqlite_url, text)
+    given = {"threads": 2, "lockstep": 3, "until": 90.5, "wait": False, "report": False}
+    own = ("lease.seconds=5.0", "keep_checkpoints='all'")
+    options, handle = create(sqlite_url, text, *own, **given)
+    worker = handle.for_worker(options)
+    assert worker.overrides == ('keep_checkpoints="all"', "lease.seconds=5.0")
+    words = to_words(worker)
+    assert not [word for word in words if "training" in word]
+    context = continue_search.make_context("continue", [handle.name, *words])
+    parsed = {name: context.params[name] for name in WorkerOptions.model_fields}
+    assert build_options(WorkerOptions, **parsed) == worker
+
+
+def test_worker_by_name_trains_what_the_study_stores(sqlite_url, text):
+    options, handle = create(sqlite_url, text, "lease.seconds=5.0")
+    text_as_read = handle.corpus.text
+    opened = open_study("quick", sqlite_url, WorkerOptions(overrides=("lease.seconds=7.0",)))
+    assert opened.config == handle.config.model_copy(update={"lease": opened.config.lease})
+    assert (handle.config.lease.seconds, opened.config.lease.seconds) == (5, 7)
+    assert np.array_equal(opened.corpus.text, text_as_read)
+    assert opened.notice == ""
+
+
+def test_worker_by_name_sets_nothing_that_the_study_decides(sqlite_url, text):
+    create(sqlite_url, text)
+    with pytest.raises(ConfigError, match=r"^--set training: the stored study decides it: expect"):
+        open_study("quick", sqlite_url, WorkerOptions(overrides=("training.steps=8",)))
+    other = text.with_name("other")
+    other.write_bytes(text.read_bytes()[::-1])
+    with pytest.raises(ConfigMismatchError, match=r"has other data: corpus.sha256: .* --corpus"):
+        open_study("quick", sqlite_url, WorkerOptions(corpus=str(other)))
+    moved = text.rename(text.with_name("moved"))
+    with pytest.raises(CorpusError, match="give its current path with --corpus"):
+        open_study("quick", sqlite_url, WorkerOptions())
+    assert open_study("quick", sqlite_url, WorkerOptions(corpus=str(moved))).corpus is not None
+
+
+BAD = {
+    "--workers 0": "--workers is 0: input should be greater than or equal to 1",
+    "--threads 2000": "--threads is 2000: input should be less than or equal to 1024",
+    "--lockstep zero": "--lockstep is 'zero': expected auto or a positive integer",
+    "--lockstep 0": "--lockstep is 0: input should be greater than or equal to 1",
+    "--until soon": "--until is 'soon': invalid duration 'soon': expected seconds, or a duration",
+    "--trial -1": "--trial is -1: input should be greater than or equal to 0",
+    "--launch moon": "--launch has the value 'moon': expected local, slurm, ray or",
+    "--launch-set a=1": "--launch-set requires --launch slurm or ray",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_option_is_refused_in_one_line(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"^{re.escape(BAD[words])}") as refused:
+        run_search.main(["quick", *words.split()], standalone_mode=False)
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
