@@ -389,10 +389,10 @@ class Trial:
         """
         from search.models import sample_text
 
-        require_integer("length", length)
-        require_integer("seed", seed, 0, 2**32 - 1)
+        _require_integer("length", length)
+        _require_integer("seed", seed, 0, 2**32 - 1)
         if top_k is not None:
-            require_integer("top_k", top_k)
+            _require_integer("top_k", top_k)
         is_number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
         if not (is_number and temperature >= 0):
             raise ConfigError(
@@ -626,7 +626,7 @@ def artifacts_or_default(artifacts: str | Path | None) -> str | None:
     return str(artifacts) if artifacts else os.environ.get(ARTIFACTS_VARIABLE) or None
 
 
-def require_integer(name: str, value: object, low: int = 1, high: int | None = None) -> None:
+def _require_integer(name: str, value: object, low: int = 1, high: int | None = None) -> None:
     """Check an argument.
 
     Raises:
