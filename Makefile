@@ -6,11 +6,10 @@ LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python
 export RNN_SEARCH_STORAGE ?= sqlite:///studies/studies.db
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-# Options of the demo's search and refinement, as in: make demo OVERRIDES='--set training.steps=200'
+# Options of the demo's search, as in: make demo OVERRIDES='--set training.steps=200'
 OVERRIDES ?=
-# Passed to the recipe verbatim: make does not expand a dollar sign.
+# Passed to the shell verbatim: make does not expand a dollar sign.
 override OVERRIDES := $(value OVERRIDES)
-export OVERRIDES
 TESTS ?= tests
 PORT ?= 8080
 
@@ -30,13 +29,11 @@ $(VENV)/.installed: pyproject.toml
 	status=$$?; kill $$!; exit $$status
 	@touch $@
 
+# With overrides, the refinement trains as the search does, and not for the longer time of its file.
 demo: install ## search, refine and report on a small study: one to three minutes on two cores
-	@echo "searching every combination of the switches at a small size"
-	@$(RUN) -m search.demo search $(WORKERS)
-	@echo "refining the best tenth"
-	@$(RUN) -m search.demo refine $(WORKERS)
-	@echo "writing the report of both studies"
-	@$(RUN) -m search.demo report $(WORKERS)
+	$(RUN) run_search.py quick --workers $(WORKERS) $(OVERRIDES)
+	$(RUN) refine.py quick-refined --workers $(WORKERS) $(if $(OVERRIDES),--unset training)
+	$(VENV)/bin/rnn-search report quick quick-refined
 
 # One more process than cores: fault tests spend much of their time waiting for timeouts.
 # Without bytecode files, each process would rewrite the assertions of all test files again.
@@ -87,7 +84,7 @@ bench: install ## run the benchmarks: about an hour on two cores
 	$(RUN) -m benchmarks
 
 dashboard: install ## serve optuna-dashboard for the default storage on the loopback address
-	$(RUN) -m reports.dashboard --port $(PORT)
+	$(VENV)/bin/rnn-search dashboard --port $(PORT)
 
 clean: ## remove environments and caches, but no study and no report
 	rm -rf $(VENV) $(LOWEST) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,6 +1,6 @@
 """``python -m benchmarks.replay_pruning FILE …``: simulate pruners on recorded curves.
 
-A file is a CSV, compressed or not, as written by ``python -m reports STUDY --curves FILE``: one row
+A file is a CSV, compressed or not, as written by ``rnn-search report STUDY --curves FILE``: one row
 per trial with its parameters, its value ``min_loss`` and its curve ``loss_50``, ``loss_100`` ….
 Trials start in random order, several at a time and equally fast, and follow their recorded curves.
 """
@@ -43,7 +43,7 @@ CHECKS = 20
 
 
 def read_curves(path: Path, nuisance: Sequence[str] = ()) -> RecordedCurves:
-    """Read a CSV file as written by ``python -m reports STUDY --curves FILE``.
+    """Read a CSV file as written by ``rnn-search report STUDY --curves FILE``.
 
     Raises:
         click.BadParameter: if the file is missing, malformed, has gaps, or lacks a nuisance
@@ -59,7 +59,7 @@ def read_curves(path: Path, nuisance: Sequence[str] = ()) -> RecordedCurves:
             raise ValueError("curves with gaps")
     except (OSError, ValueError, KeyError) as error:
         raise click.BadParameter(
-            f"cannot read {path} ({error}): expected a CSV file written by python -m reports "
+            f"cannot read {path} ({error}): expected a CSV file written by rnn-search report "
             "STUDY --curves FILE"
         ) from error
     names = [str(name) for name in table if name not in {*columns, VALUE, "seconds"}]

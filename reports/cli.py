@@ -1,4 +1,4 @@
-"""Command line of ``python -m reports`` and the report at the end of a search."""
+"""The command ``rnn-search report``, and the report at the end of a search."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from reports.errors import USER_ERRORS, OutputTakenError, ReportError
-from studies.cli import is_bug, print_bug, run_command, storage_options, studies_argument
+from studies.cli import is_bug, print_bug, storage_options, studies_argument
 from studies.errors import StudiesError, StudyFormatError
 from studies.storage.engine import error_message, is_transient
 
@@ -189,8 +189,3 @@ def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
             click.echo(line)
             last_line = line
         time.sleep(WATCH_SECONDS)
-
-
-def main() -> None:
-    """Run the command."""
-    run_command(reports, USER_ERRORS)

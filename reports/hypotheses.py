@@ -1,4 +1,4 @@
-"""``python -m reports.hypotheses STUDY [STUDY …]``: test hypotheses on finished studies.
+"""The command ``rnn-search hypotheses``: test hypotheses on finished studies.
 
 Tested are the hypotheses that the studies store, and those of a file, which are exploratory where a
 study does not store them.
@@ -34,8 +34,7 @@ from reports.output import OUTPUT, choose_path, identity_tags, report_identity
 from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
 from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.scale import format_count, format_signed
-from studies.cli import run_command, storage_options, studies_argument
-from studies.errors import StudiesError
+from studies.cli import storage_options, studies_argument
 from studies.files import atomic_write
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
 from studies.loader import load_hypotheses
@@ -257,7 +256,7 @@ def write_hypotheses(
 
 def _format_command(studies: Sequence[Results], margin: float, note: str, hypotheses: Path) -> str:
     """Return the command that writes the same page again, wherever the storage is."""
-    words = ["python", "-m", "reports.hypotheses", *(each.name for each in studies)]
+    words = ["rnn-search", "hypotheses", *(each.name for each in studies)]
     words += [] if hypotheses == HYPOTHESES else ["--hypotheses", str(hypotheses)]
     words += [] if margin == DEFAULT_MARGIN else ["--margin", str(margin)]
     return shlex.join(words + (["--note", note] if note else []))
@@ -343,7 +342,3 @@ def hypotheses_command(
     if line:
         click.echo(line, err=True)
     return 0
-
-
-if __name__ == "__main__":
-    run_command(hypotheses_command, (StudiesError, ReportError))

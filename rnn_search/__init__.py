@@ -16,37 +16,41 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rnn_search.api import run
-    from rnn_search.effects import Effects, Pareto
     from rnn_search.errors import ReportError, RNNError, SearchError, StudiesError
-    from rnn_search.management import (
+    from rnn_search.findings import Effects, Pareto
+    from rnn_search.study import (
+        Study,
+        Trial,
         copy_study,
         delete_study,
         export_study,
         import_results,
         import_study,
         list_studies,
+        load,
         rename_study,
         retry_trials,
     )
-    from rnn_search.study import Study, Trial, load
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "api": ("run",),
     "errors": ("RNNError", "ReportError", "SearchError", "StudiesError"),
-    "management": (
+    "findings": ("Effects", "Pareto"),
+    "study": (
+        "Study",
+        "Trial",
         "copy_study",
         "delete_study",
         "export_study",
         "import_results",
         "import_study",
         "list_studies",
+        "load",
         "rename_study",
         "retry_trials",
     ),
-    "effects": ("Effects", "Pareto"),
-    "study": ("Study", "Trial", "load"),
 }
 """Names of each module that the package exports."""
 

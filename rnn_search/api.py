@@ -58,9 +58,9 @@ def run(
 ) -> Study:
     """Create or join a study, or derive one from another, and run its trials.
 
-    Progress is printed as by ``run_search.py``. Any number of processes may share a study: calls of
-    this function and command lines alike. A study that exists is resumed; one that is finished is
-    returned at once.
+    Progress is printed as by ``rnn-search run``. Any number of processes may share a study: calls
+    of this function and command lines alike. A study that exists is resumed; one that is finished
+    is returned at once.
 
     Ctrl-C and other signals stop the search between two training steps; progress is saved, and the
     same call resumes it. The signal then takes its usual effect: Ctrl-C raises

@@ -2,47 +2,33 @@
 
 import sys
 from importlib import import_module
-from typing import NamedTuple
 
 import click
 
 import rnn_search
 from studies.interrupts import exit_on_interrupt
 
-
-class _Subcommand(NamedTuple):
-    """Where a subcommand is, imported when it is used: PyTorch and pandas take seconds."""
-
-    module: str
-    attribute: str
-    summary: str
-
-
 _SUBCOMMANDS = {
-    "run": _Subcommand("rnn_search.cli", "run_search", "Create or join a study and run its trials"),
-    "refine": _Subcommand(
-        "rnn_search.cli", "refine", "Derive a study from the best trials of another"
-    ),
-    "report": _Subcommand("reports.cli", "reports", "Write an HTML report"),
-    "dashboard": _Subcommand("reports.dashboard.server", "dashboard", "Serve optuna-dashboard"),
-    "status": _Subcommand("rnn_search.cli", "status", "Print the progress of a study"),
-    "list": _Subcommand("rnn_search.studies_cli", "list_command", "List the studies of a storage"),
-    "continue": _Subcommand("rnn_search.cli", "continue_search", "Continue a stored study"),
-    "rename": _Subcommand("rnn_search.studies_cli", "rename", "Rename a study"),
-    "copy": _Subcommand("rnn_search.studies_cli", "copy", "Copy a study, also to another storage"),
-    "delete": _Subcommand("rnn_search.studies_cli", "delete", "Delete a study with its files"),
-    "retry": _Subcommand("rnn_search.studies_cli", "retry", "Set failed trials waiting again"),
-    "export-study": _Subcommand(
-        "rnn_search.studies_cli", "export_command", "Write a study to a compressed file"
-    ),
-    "backup": _Subcommand("rnn_search.studies_cli", "backup", "Copy an SQLite file of studies"),
-    "import": _Subcommand(
-        "rnn_search.import_cli", "import_command", "Make a study of results, without training"
-    ),
-    "check": _Subcommand("search.check", "check", "Check a cell or a task before a search"),
-    "sample": _Subcommand("search.sample", "sample", "Generate text with a trained network"),
-    "export": _Subcommand("search.export", "export", "Export a trained network to a folder"),
+    "run": ("rnn_search.cli:run_search", "Create or join a study and run its trials"),
+    "refine": ("rnn_search.cli:refine", "Derive a study from the best trials of another"),
+    "continue": ("rnn_search.cli:continue_search", "Continue a stored study"),
+    "status": ("rnn_search.cli:status", "Print the progress of a study"),
+    "report": ("reports.cli:reports", "Write an HTML report"),
+    "hypotheses": ("reports.hypotheses:hypotheses_command", "Test hypotheses on finished studies"),
+    "dashboard": ("reports.dashboard.server:dashboard", "Serve optuna-dashboard"),
+    "list": ("rnn_search.studies_cli:list_command", "List the studies of a storage"),
+    "rename": ("rnn_search.studies_cli:rename", "Rename a study"),
+    "copy": ("rnn_search.studies_cli:copy", "Copy a study, also to another storage"),
+    "delete": ("rnn_search.studies_cli:delete", "Delete a study with its files"),
+    "retry": ("rnn_search.studies_cli:retry", "Set failed trials waiting again"),
+    "export-study": ("rnn_search.studies_cli:export_command", "Write a study to a compressed file"),
+    "import": ("rnn_search.studies_cli:import_command", "Make a study of finished results"),
+    "backup": ("rnn_search.studies_cli:backup", "Copy an SQLite file of studies"),
+    "check": ("rnn_search.models_cli:check", "Check a cell or a task before a search"),
+    "sample": ("rnn_search.models_cli:sample", "Generate text with a trained network"),
+    "export": ("rnn_search.models_cli:export", "Export a trained network to a folder"),
 }
+"""Where each subcommand is, imported when it is used (PyTorch takes seconds), and a summary."""
 
 
 class _LazyGroup(click.Group):
@@ -54,17 +40,18 @@ class _LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a subcommand."""
-        if (place := _SUBCOMMANDS.get(cmd_name)) is None:
+        if cmd_name not in _SUBCOMMANDS:
             return None
         from studies.cli import require_text  # slow to import
 
-        command: click.Command = getattr(import_module(place.module), place.attribute)
-        return require_text(command, binary=("prompt",) if cmd_name == "sample" else ())
+        module, _, attribute = _SUBCOMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return require_text(command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, each.summary) for name, each in _SUBCOMMANDS.items()])
+            formatter.write_dl([(name, summary) for name, (_, summary) in _SUBCOMMANDS.items()])
 
 
 @click.command(

@@ -1,39 +1,47 @@
-"""A stored study, and its trials with their trained networks."""
+"""Stored studies: their results, their trained networks, and their management."""
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optuna import Study as OptunaStudy
 
 from rnn.errors import TaskError
-from rnn_search.effects import Effects, Pareto, format_table
 from search.derive import find_trial
 from search.errors import TrialNotFoundError
+from studies.artifacts import StudyStores
 from studies.best import BestReader
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.config import StudyConfig, label_trial
-from studies.errors import ConfigError, StudiesError
-from studies.loader import read_record, read_study_record
+from studies.errors import ConfigError
+from studies.importing import ImportedStudy, ImportOptions
+from studies.importing import import_results as import_stored
+from studies.loader import read_record
+from studies.management import CopyResult, ListedStudy, StudyManager
+from studies.management import list_studies as list_stored
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.engine import parse_url
-from studies.storage.open import DEFAULT_STORAGE, list_study_names, load_study, read_storage
+from studies.storage.open import DEFAULT_STORAGE, load_study, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
-from studies.text import shorten
+from studies.study_file import ExportResult, ImportResult, import_studies, is_exported_study
+from studies.study_file import export_study as export_stored
+from studies.text import expect_one_of, shorten, to_line
 
 if TYPE_CHECKING:  # slow to import
     import numpy.typing as npt
+    import optuna
     import pandas as pd
     from torch import nn
 
-    from reports.analysis.leaderboard import StudySummary
     from reports.data.results import Results
+    from rnn.export import SavedModel
+    from rnn_search.findings import Effects, Pareto, Verdicts
     from search.status import Status
 
 
@@ -165,35 +173,10 @@ class Study:
         Raises:
             ReportError: if no trial is complete.
         """
-        from reports.analysis.audited_effects import compute_study_effects
-        from reports.analysis.nuisance import build_judged_table, find_edges
-        from reports.analysis.sweeps import describe_sweep, fit_sweep
-        from reports.data.replicates import find_replicates
-        from reports.formatting import loss_unit
-        from reports.stats.additive_findings import list_level_effects
-        from reports.stats.conditional_effects import (
-            compute_conditional_effects,
-            describe_insignificance,
-        )
+        from rnn_search.findings import find_effects, read_derived
 
         results = self._read_results(with_curves=False, require_complete=True)
-        results = replace(results, replicates=find_replicates(results, self._read_derived()))
-        found = compute_study_effects(results)
-        conditional = []
-        if not results.is_pruned:
-            conditional = compute_conditional_effects(build_judged_table(results), found.effects)
-        warnings = [edge.warning for edge in find_edges(results) if edge.is_prominent]
-        if found.reason:
-            warnings.append(found.reason.rstrip("."))
-        model, effects = fit_sweep(results, found.effects), found.effects
-        if model:
-            effects = effects or list_level_effects(model, results.scale)
-            said = describe_sweep(results, model, found.effects)
-            warnings = [*(each.rstrip(".") for each in said), *warnings]
-        elif not (found.reason or any(effect.is_decidable for effect in effects)):
-            warnings.append(describe_insignificance(effects))
-        unit, spec = loss_unit(results.config), results.scale.value_spec
-        return Effects(effects, unit, warnings, conditional, spec, model)
+        return find_effects(results, read_derived(self.storage, self.name))
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best one, whichever that is.
@@ -203,19 +186,11 @@ class Study:
         Raises:
             ReportError: if no trial is complete, or there are no replicates to compare.
         """
-        from reports.analysis.leaderboard import summarize_study
-        from reports.errors import ReportError
+        from rnn_search.findings import find_verdicts
 
-        results = self._read_results(False, require_complete=True, with_windows=True)
-        summary = summarize_study(results)
-        if summary.judgement is None:
-            raise ReportError(
-                f"study {self.name!r} has no replicates to compare: expected one derived with "
-                "refinement.replicates of 2 or more, and its first look if it has looks"
-            )
-        return Verdicts(summary, results.metric.unit, results.measure.spec)
+        return find_verdicts(self._read_results(False, require_complete=True, with_windows=True))
 
-    def pareto(self, cost: Literal["parameters", "seconds"] = "parameters") -> Pareto:
+    def pareto(self, cost: Literal["parameters", "seconds"] = "parameters") -> "Pareto":
         """Find the architectures that no other one beats at its cost, by their held-out loss.
 
         Losses and gaps of text are in bits per byte, whatever the unit of the value, and those of
@@ -230,21 +205,10 @@ class Study:
             ReportError: if no trial is complete, or fewer than two architectures have a held-out
                 loss and a comparable cost.
         """
-        from reports.analysis.leaderboard import summarize_study
-        from reports.analysis.pareto_front import summarize_costs
-        from reports.errors import ReportError
+        from rnn_search.findings import find_pareto
 
-        if cost not in ("parameters", "seconds"):
-            raise ConfigError(f"cost is {shorten(repr(cost))}: expected 'parameters' or 'seconds'")
         results = self._read_results(False, require_complete=True, with_windows=True)
-        summary = summarize_costs(results, summarize_study(results))
-        front = summary.front(cost) if summary else None
-        if summary is None or front is None:
-            raise ReportError(
-                f"study {self.name!r} has no front by {cost}: expected two or more architectures "
-                "with a held-out loss and different costs under the same conditions"
-            )
-        return Pareto(front, summary.is_replicated)
+        return find_pareto(results, cost)
 
     def outcomes(self) -> "pd.DataFrame":
         """Count, for each change, the matched pairs that it brings below ``report_threshold``.
@@ -258,14 +222,9 @@ class Study:
         Raises:
             ReportError: if no trial is complete.
         """
-        from reports.analysis.outcomes import build_outcome_table
-        from reports.stats.outcome_table import compute_outcomes, to_frame
+        from rnn_search.findings import count_outcomes
 
-        results = self._read_results(with_curves=False, require_complete=True)
-        threshold = results.config.report_threshold
-        if threshold is None:
-            return to_frame([])
-        return to_frame(compute_outcomes(build_outcome_table(results, threshold)))
+        return count_outcomes(self._read_results(with_curves=False, require_complete=True))
 
     def hypotheses(self) -> "pd.DataFrame":
         """Test the hypotheses that the study stores.
@@ -324,22 +283,6 @@ class Study:
                 storage, self.name, None if with_curves else (), with_windows, require_complete
             )
 
-    def _read_derived(self) -> "list[Results]":
-        """Read the studies of replicates that derive from this one."""
-        from reports.data.study_reader import read_results
-        from reports.errors import ReportError
-
-        derived = []
-        with closing(read_storage(self.storage)) as storage:
-            for name in list_study_names(storage):
-                try:
-                    refinement = read_study_record(load_study(storage, name)).config.refinement
-                    if refinement and refinement.source == self.name and refinement.replicates > 1:
-                        derived.append(read_results(storage, name, (), False, False))
-                except (StudiesError, ReportError):  # of another program, damaged or deleted
-                    continue
-        return derived
-
     def _trial(self, row: StoredTrial, config: StudyConfig) -> "Trial":
         label = label_trial(row.params, config)
         return Trial(self, row.number, row.params, row.value, label)
@@ -379,9 +322,8 @@ class Trial:
             SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
         """
         from rnn.export import build_trained_module
-        from search.load_model import load_trial_model
 
-        return build_trained_module(load_trial_model(*self._place).model)
+        return build_trained_module(self._load())
 
     def predict(self, inputs: "npt.ArrayLike") -> "npt.NDArray[Any]":
         """Predict from N sequences of T steps, or from one, in the units of the data.
@@ -405,9 +347,8 @@ class Trial:
 
         from rnn.export import SavedTask, build_trained_module
         from rnn.tasks.prediction import predict
-        from search.load_model import load_trial_model
 
-        model = load_trial_model(*self._place).model
+        model = self._load()
         if not isinstance(model.task, SavedTask):
             raise TaskError(f"study {self.study.name!r} learns a text: use sample, or network")
         module = build_trained_module(model)
@@ -446,20 +387,18 @@ class Trial:
             WeightsNotFoundError: if its weights are not stored.
             SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
         """
-        from search.load_model import load_trial_model
-        from search.sample import sample_text
+        from search.models import sample_text
 
-        require_integer("length", length)
-        require_integer("seed", seed, 0, 2**32 - 1)
+        _require_integer("length", length)
+        _require_integer("seed", seed, 0, 2**32 - 1)
         if top_k is not None:
-            require_integer("top_k", top_k)
+            _require_integer("top_k", top_k)
         is_number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
         if not (is_number and temperature >= 0):
             raise ConfigError(
                 f"temperature is {shorten(repr(temperature))}: expected a number of 0 or more"
             )
-        model = load_trial_model(*self._place).model
-        return sample_text(model, os.fsencode(prompt), length, temperature, top_k, seed)
+        return sample_text(self._load(), os.fsencode(prompt), length, temperature, top_k, seed)
 
     def export(self, folder: str | Path) -> Path:
         """Export network and tokenizer, or task, to a folder that depends on PyTorch only.
@@ -477,81 +416,204 @@ class Trial:
             WeightsNotFoundError: if its weights are not stored.
             SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
         """
-        from search.export import export_trial
+        from search.models import export_trial
 
-        name, number, storage, artifacts = self._place
-        export_trial(name, Path(folder), number, storage, artifacts)
+        study = self.study
+        export_trial(study.name, Path(folder), self.number, study.storage, study.artifacts)
         return Path(folder)
 
-    @property
-    def _place(self) -> tuple[str, int, str, str | None]:
-        """Arguments of :func:`search.load_model.load_trial_model`."""
-        return self.study.name, self.number, self.study.storage, self.study.artifacts
+    def _load(self) -> "SavedModel":
+        from search.models import load_trial_model
+
+        study = self.study
+        return load_trial_model(study.name, self.number, study.storage, study.artifacts).model
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Verdicts:
-    """Verdicts on the replicated architectures of a study; printed as their table.
+# ------------------------------------------------------------------ management
 
-    Attributes:
-        summary: the architectures, ranked and compared.
-        unit: unit of the losses and differences; "" for none.
-        spec: format of the losses in the printed table.
+
+def list_studies(
+    storage: str | None = None, artifacts: str | Path | None = None
+) -> list[ListedStudy]:
+    """List the studies of a storage by name, damaged ones and those of plain Optuna included.
+
+    Args:
+        storage: URL of the storage, as in :func:`rnn_search.load`.
+        artifacts: folder or ``s3://BUCKET`` of the artifacts, as in :func:`rnn_search.load`.
     """
+    url = storage_or_default(storage)
+    with closing(read_storage(url)) as opened:
+        stores = StudyStores(artifacts_or_default(artifacts), url, read_only=True)
+        return list_stored(opened, stores)
 
-    summary: "StudySummary"
-    unit: str
-    spec: str = ".4f"
 
-    @property
-    def margin(self) -> float:
-        """Largest difference to the best that makes no difference, ``refinement.margin``."""
-        assert self.summary.judgement is not None
-        return self.summary.judgement.margin
+def rename_study(old: str, new: str, *, storage: str | None = None, wait: bool = False) -> None:
+    """Rename a study, also where studies that derive from it name it.
 
-    @property
-    def smallest(self) -> str | None:
-        """The smallest architecture that is as good as the best and smaller than the best mean.
+    Args:
+        old: name of the study.
+        new: new name.
+        storage: URL of the storage.
+        wait: whether to wait while workers hold trials of it.
 
-        None if no smaller one is shown to be, or if there is none: the best mean may itself be the
-        smallest. The printed table says which.
-        """
-        return self.summary.smallest.label if self.summary.smallest else None
+    Raises:
+        StudiesError: if that is refused; nothing has changed.
+    """
+    _manager(storage, None, wait).rename(old, new)
 
-    @property
-    def table(self) -> "pd.DataFrame":
-        """One row per architecture, the best mean first.
 
-        Columns: ``architecture``, ``parameters``, ``runs``, mean ``loss`` (adjusted for the order
-        of the data where numbers of runs differ), ``difference`` to the best mean, ``at_most``:
-        upper confidence bound of the difference to the best architecture, whichever that is, all
-        in ``unit``, and the ``verdict``: ``worse``, ``as good`` (``at_most`` is below the margin)
-        or ``undecided``; of the best mean ``best mean`` (``docs/statistics.md``).
-        """
-        import pandas as pd
+def copy_study(
+    name: str,
+    to: str | None = None,
+    *,
+    new_name: str | None = None,
+    storage: str | None = None,
+    artifacts: str | Path | None = None,
+    artifacts_to: str | Path | None = None,
+    wait: bool = False,
+) -> CopyResult:
+    """Copy a study with its files, to another storage or under another name.
 
-        rows = [
-            (
-                each.label,
-                int(each.parameter_count),
-                each.runs,
-                each.mean,
-                each.mean - self.summary.best.mean,
-                each.bound,
-                "best mean" if each is self.summary.best else str(each.verdict),
-            )
-            for each in self.summary.entries
-        ]
-        columns = ["architecture", "parameters", "runs", "loss", "difference", "at_most", "verdict"]
-        return pd.DataFrame(rows, columns=columns)
+    Args:
+        name: name of the study.
+        to: URL of the storage to copy it to; None for the same.
+        new_name: name of the copy; None for the same.
+        storage: URL of the storage that holds it.
+        artifacts: folder or ``s3://BUCKET`` of its artifacts.
+        artifacts_to: that of the copy; by default ``artifacts``, or else next to its storage.
+        wait: whether to wait while workers hold trials of it.
 
-    def __repr__(self) -> str:
-        shown = format_table(self.table, ("loss", "difference", "at_most"), self.spec)
-        margin = f"{self.margin:g} {self.unit}".rstrip()
-        return f"{shown}\n{self.summary.describe_smallest()} (margin {margin})"
+    Raises:
+        StudiesError: if that is refused, or fails; no part of a copy is left.
+    """
+    place = None if artifacts_to is None else str(artifacts_to)
+    return _manager(storage, artifacts, wait).copy(name, to, new_name, place)
 
-    def _repr_html_(self) -> str:
-        return self.table.to_html()
+
+def export_study(name: str, file: str | Path, *, storage: str | None = None) -> ExportResult:
+    """Write a study to a file: compressed JSON lines, one for each trial.
+
+    Args:
+        name: name of the study.
+        file: file to write, whose name ends in ``.jsonl.gz`` or ``.jsonl``; an earlier one is
+            replaced.
+        storage: URL of the storage that holds it.
+
+    Raises:
+        StudiesError: if it cannot be exported; an earlier file is unchanged.
+    """
+    return export_stored(storage_or_default(storage), name, Path(file))
+
+
+def import_study(
+    file: str | Path, *, name: str | None = None, storage: str | None = None
+) -> ImportResult:
+    """Make a study of an exported one, without training.
+
+    Args:
+        file: file that :func:`export_study` wrote; others are for :func:`import_results`.
+        name: name of the study; None for the name in the file.
+        storage: URL of the storage, which is created if it does not exist.
+
+    Raises:
+        StudiesError: if it cannot be imported; nothing has changed.
+    """
+    (result,) = import_studies(storage_or_default(storage), [Path(file)], name)
+    return result
+
+
+def import_results(
+    source: "str | Path | pd.DataFrame | optuna.Study",
+    *,
+    study: str | None = None,
+    name: str | None = None,
+    storage: str | None = None,
+    dry_run: bool = False,
+    **options: Any,
+) -> ImportedStudy:
+    """Make a study of the results of another program: of a table, or of a study of plain Optuna.
+
+    Args:
+        source: path of a table, CSV or Parquet; a DataFrame; a study of Optuna; or the URL of a
+            storage of Optuna, which is only read.
+        study: name of the study in that storage; None if it has one only.
+        name: name of the new study; None for that of the file or of Optuna's study.
+        storage: URL of the storage to write, which is created if it does not exist.
+        dry_run: whether to write nothing: ``roles`` of the result say what the columns are.
+        options: any of ``value``, ``maximize``, ``metric``, ``unit``, ``question``,
+            ``parameters``, ``ignore``, ``replicate``, ``curve``, ``nuisance``, ``threshold`` and
+            ``hypotheses``, as those of ``rnn-search import``; several names are a list.
+
+    Raises:
+        StudiesError: if it cannot be imported; nothing has changed.
+    """
+    known = [each.name for each in fields(ImportOptions)]
+    if unknown := [each for each in options if each not in known]:
+        raise ConfigError(f"unknown option {unknown[0]}: {expect_one_of(known, unknown[0])}")
+    chosen = ImportOptions(**options)
+    is_path = isinstance(source, str | Path) and "://" not in str(source)
+    if is_path and study is None and is_exported_study(Path(str(source))):
+        raise ConfigError(f"{to_line(str(source))} is an exported study: expected import_study")
+    url = storage_or_default(storage)
+    return import_stored(url, source, chosen, study=study, name=name, dry_run=dry_run)
+
+
+def delete_study(
+    name: str,
+    *,
+    storage: str | None = None,
+    artifacts: str | Path | None = None,
+    force: bool = False,
+    wait: bool = False,
+) -> None:
+    """Delete a study with its files, without asking; reports are kept.
+
+    Args:
+        name: name of the study.
+        storage: URL of the storage.
+        artifacts: folder or ``s3://BUCKET`` of its artifacts.
+        force: whether to delete it although other studies derive from it.
+        wait: whether to wait while workers hold trials of it.
+
+    Raises:
+        StudiesError: if that is refused; nothing has changed.
+    """
+    _manager(storage, artifacts, wait).delete(name, force)
+
+
+def retry_trials(
+    name: str,
+    *,
+    failed: bool = True,
+    diverged: bool = False,
+    storage: str | None = None,
+    wait: bool = False,
+) -> int:
+    """Set failed trials of a study waiting again; what each was is kept.
+
+    Args:
+        name: name of the study.
+        failed: whether to retry trials that used up their retries.
+        diverged: whether to retry trials whose loss was not finite.
+        storage: URL of the storage.
+        wait: whether to wait while workers hold trials of it.
+
+    Returns:
+        The number of trials.
+
+    Raises:
+        StudiesError: if that is refused; nothing has changed.
+    """
+    kinds = {"failed": failed, "diverged": diverged}
+    chosen = [kind for kind, is_chosen in kinds.items() if is_chosen]
+    return sum(_manager(storage, None, wait).retry(name, chosen).values())
+
+
+def _manager(storage: str | None, artifacts: str | Path | None, wait: bool) -> StudyManager:
+    return StudyManager(storage_or_default(storage), artifacts_or_default(artifacts), wait, print)
+
+
+# ------------------------------------------------------------------ arguments
 
 
 def storage_or_default(storage: str | None) -> str:
@@ -564,7 +626,7 @@ def artifacts_or_default(artifacts: str | Path | None) -> str | None:
     return str(artifacts) if artifacts else os.environ.get(ARTIFACTS_VARIABLE) or None
 
 
-def require_integer(name: str, value: object, low: int = 1, high: int | None = None) -> None:
+def _require_integer(name: str, value: object, low: int = 1, high: int | None = None) -> None:
     """Check an argument.
 
     Raises:

@@ -245,8 +245,8 @@ class RunOptions(WorkerOptions):
         """Command line, or call in Python, that creates the same study in any storage."""
         if self.settings is not None:
             return self._call
-        program = "refine.py" if self.is_refinement else "run_search.py"
-        return shlex.join(["python", program, self.study, *to_words(self, _DEFINING)])
+        words = ["rnn-search", "refine" if self.is_refinement else "run", self.study]
+        return shlex.join([*words, *to_words(self, _DEFINING)])
 
     @property
     def _call(self) -> str:

@@ -65,7 +65,7 @@ def _name_trial(best: Best) -> str:
 
 
 def format_status(status: Status, config: StudyConfig) -> str:
-    """Format the status of a study as the table that ``--status`` prints."""
+    """Format the status of a study as the table that ``rnn-search status`` prints."""
     counts, rows = status.counts, []
     states = ["planned", "complete", "running", "waiting", "pruned", "diverged", "failed"]
     if config.results is not None:

@@ -299,9 +299,7 @@ def require_refinement(file: ConfigFile) -> None:
         ConfigError: if it does not.
     """
     if file.settings.get("refinement") is None:
-        raise ConfigError(
-            f"study {file.name!r} has no [refinement]: use rnn-search run, or run_search.py"
-        )
+        raise ConfigError(f"study {file.name!r} has no [refinement]: use rnn-search run")
     if file.source is None:
         file.resolve()  # reports what is wrong with it
 

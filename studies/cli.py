@@ -5,7 +5,7 @@ import logging
 import sqlite3
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -57,11 +57,14 @@ _DENIED_OR_DROPPED = {"42501", "42P01", "3F000"}
 or a schema that was dropped."""
 
 
+debug_option = click.option(
+    "--debug", is_flag=True, help="Show the traceback of an error instead of one line."
+)
+
+
 def storage_options(command: _F) -> _F:
     """Add the options ``--storage`` and ``--debug`` to a command."""
-    command = click.option(
-        "--debug", is_flag=True, help="Show the traceback of an error instead of one line."
-    )(command)
+    command = debug_option(command)
     return click.option(
         "--storage",
         metavar="URL",
@@ -102,29 +105,25 @@ dashboard_port_option = click.option(
 )
 
 
-def run_command(
-    command: click.Command, bad_input: tuple[type[Exception], ...], binary: Collection[str] = ()
-) -> None:
+def run_command(command: click.Command, bad_input: tuple[type[Exception], ...]) -> None:
     """Run a command and exit the process with the exit code that it returns.
 
     Args:
         command: command that returns its exit code.
         bad_input: exceptions that stand for invalid input; their message is printed in one line.
-        binary: names of parameters that accept any bytes.
     """
-    command = require_text(command, binary)
+    command = require_text(command)
     run_with_exit_code(lambda: command.main(standalone_mode=False), bad_input)
 
 
-def require_text(command: click.Command, binary: Collection[str] = ()) -> click.Command:
-    """Return a command that rejects arguments that are not valid UTF-8, and may be interrupted.
+def require_text(command: click.Command) -> click.Command:
+    """Return a command that may be interrupted, and rejects arguments that are not valid UTF-8.
 
-    Args:
-        command: a command.
-        binary: names of parameters that accept any bytes.
+    Parameters of the type ``click.UNPROCESSED`` accept any bytes.
     """
     callback = command.callback
     assert callback is not None
+    binary = [param.name for param in command.params if param.type is click.UNPROCESSED]
 
     def run(**params: Any) -> Any:
         raise_on_interrupt()  # all imports are done

@@ -11,7 +11,6 @@ command; worker processes that this command spawns import this module first and 
 import importlib
 import json
 import os
-import runpy
 import signal
 import sys
 import time
@@ -243,16 +242,17 @@ def _replace_clock(path: str) -> None:
     importlib.import_module("search.worker.claims").time = moved
 
 
-def run_program(program: str, *arguments: str) -> int:
-    """Run ``run_search.py …`` or ``-m reports …`` in this process; return its exit code."""
+ALIASES = {"run_search.py": "run", "refine.py": "refine"}
+"""Files of a clone, and the subcommand of ``rnn-search`` that each of them is."""
+
+
+def run_program(command: str = "", *arguments: str) -> int:
+    """Run ``rnn-search COMMAND …`` in this process; return its exit code."""
+    from rnn_search.console import main
+
+    sys.argv = ["rnn-search", *filter(None, [ALIASES.get(command, command)]), *arguments]
     try:
-        if program == "-m":
-            program, *arguments = arguments
-            sys.argv = [program, *arguments]
-            runpy.run_module(program, run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = [program, *arguments]
-            runpy.run_path(str(ROOT / program), run_name="__main__")
+        main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     return 0

@@ -1,9 +1,8 @@
 """Run the project's commands in the process of the tests, at the cost of a function call.
 
-A command runs as ``python run_search.py`` or ``python -m reports`` would run it: its main program
-is executed, with its handling of errors and its exit code. What a process would take with it when
-it ends is restored afterwards: signal handlers, loggers, environment variables, the working
-directory, threads of PyTorch.
+A command runs as ``rnn-search`` would run it, with its handling of errors and its exit code. What a
+process would take with it when it ends is restored afterwards: signal handlers, loggers,
+environment variables, the working directory, threads of PyTorch.
 
 Commands that start processes (``--workers 2``, ``--dashboard``), and those that are to be killed or
 held, need a process of their own: see ``process_runner.py``.
@@ -17,7 +16,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +34,7 @@ SECRETS = ("s3cret", "hunter2")
 def invoke_command(
     *arguments: str, cwd: Path, report: bool = True, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command, as ``invoke_command("-m", "reports", "quick", cwd=tmp_path)``."""
+    """Run a command, as ``invoke_command("report", "quick", cwd=tmp_path)``."""
     before = set(threading.enumerate())
     with (
         restored_process(),
@@ -98,10 +96,7 @@ def restored_process() -> Iterator[None]:
     loggers = [each for each in logging.root.manager.loggerDict.values() if hasattr(each, "level")]
     settings = [(each, each.level, [*each.handlers], each.propagate) for each in loggers]
     try:
-        with warnings.catch_warnings():
-            # A module that is imported already is run again, as a program.
-            warnings.filterwarnings("ignore", module="runpy", category=RuntimeWarning)
-            yield
+        yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

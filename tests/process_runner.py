@@ -2,7 +2,7 @@
 
 The server runs this file as a program. It reads one request per line from its standard input, a
 JSON object, and reports the process that it started and, later, how that process ended. Each
-process runs ``run_search.py`` or another command as a terminal would.
+process runs ``rnn-search`` as a terminal would.
 """
 
 import contextlib
@@ -112,7 +112,7 @@ class ProcessRunner:
         hooks: Hooks = Hooks(),  # noqa: B008  # it is immutable
         **environment: str,
     ) -> Command:
-        """Start a command, as ``start("run_search.py", QUICK)`` or ``start("-m", "reports")``.
+        """Start a command, as ``start("run", QUICK)`` or ``start("report", "quick")``.
 
         ``stdout`` and ``stderr`` are files in place of those that :class:`Command` reads, and
         ``ignored`` are signals that the process ignores from the start.
@@ -196,9 +196,7 @@ def search_starter(runner, url, text):
         overrides = [f"--set={key}={value}" for key, value in (SETTINGS | given).items()]
         common = (QUICK, "--storage", url, "--corpus", str(text), "--threads", "1")
         common += ("--lockstep", lockstep)
-        return runner.start(
-            "run_search.py", *common, *overrides, *arguments, hooks=hooks, **environment
-        )
+        return runner.start("run", *common, *overrides, *arguments, hooks=hooks, **environment)
 
     return start
 

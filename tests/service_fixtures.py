@@ -58,7 +58,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessRunner]:
 
 @pytest.fixture
 def run(runner: ProcessRunner) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Run a command of the project to its end, as ``run("run_search.py", QUICK, …)``."""
+    """Run a command of the project to its end, as ``run("run", QUICK, …)``."""
     return runner.run
 
 

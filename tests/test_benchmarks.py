@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from helpers import ROOT
 from hooks import HANG_TIMEOUT
 
+from benchmarks import replay_pruning
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.gpu import estimate_seconds
 from benchmarks.pruning_families import FAMILIES, simulate_family
@@ -131,13 +133,13 @@ def test_recorded_curves_are_replayed(tmp_path):
     assert float(complete) < 1 < float(starts)
 
 
-def test_files_without_curves_are_refused_in_one_line(tmp_path, invoke):
+def test_files_without_curves_are_refused_in_one_line(tmp_path):
     empty, gaps, other = (tmp_path / name for name in ("empty.csv", "gaps.csv.gz", "other.csv"))
     empty.write_text("")
     gaps.write_bytes(gzip.compress(b"a,min_loss,loss_50,loss_100\n1,2.0,3.0,\n2,2.0,3.0,2.0\n"))
     other.write_text("a,b\n1,2\n")
     for file in (empty, gaps, other):
-        done = invoke("-m", "benchmarks.replay_pruning", str(file))
-        assert done.returncode == 2
+        done = CliRunner().invoke(replay_pruning.main, [str(file)])
+        assert done.exit_code == 2
         assert f"cannot read {file}" in done.stderr
-        assert "python -m reports STUDY --curves FILE" in done.stderr
+        assert "rnn-search report STUDY --curves FILE" in done.stderr

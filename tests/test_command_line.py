@@ -6,6 +6,8 @@ What the commands refuse is in ``test_invalid_input.py``; several processes, in
 
 import json
 import re
+import runpy
+import sys
 from contextlib import closing
 from pathlib import Path
 from unittest.mock import Mock
@@ -14,10 +16,9 @@ import optuna
 import pytest
 import sqlalchemy as sa
 import torch
-from helpers import EACH_DATABASE, ONE_TRIAL, QUICK, TINY
-from invocation import require_refused, unchanged
+from helpers import EACH_DATABASE, ONE_TRIAL, QUICK, ROOT, TINY
+from invocation import require_refused, restored_process, unchanged
 from optuna.trial import TrialState
-from process_runner import query
 
 from rnn.training.devices import supports_bf16
 from search.options import RunOptions
@@ -34,7 +35,7 @@ def search(invoke, sqlite_url, text):
 
     def run_one(*words: str, study: str = QUICK, report: bool = False, refused: bool = False):
         common = ("--storage", sqlite_url, "--corpus", str(text), *ONE_TRIAL)
-        done = invoke("run_search.py", study, *common, *words, report=report)
+        done = invoke("run", study, *common, *words, report=report)
         assert done.returncode == 2 * refused, done.stderr
         return done
 
@@ -61,7 +62,7 @@ def test_unfinished_study_is_refined_only_with_partial(invoke, sqlite_url, creat
     study = create_only("space.layers=[1,2,3,4]", "space.residual=[true,false]")
     for value in range(2):
         study.tell(study.ask(), float(value))
-    refine = ("refine.py", "quick-refined", "--storage", sqlite_url, *TINY)
+    refine = ("refine", "quick-refined", "--storage", sqlite_url, *TINY)
     line = require_refused(invoke(*refine), "--partial")
     assert "finished 2 of 8 trials (0 running, 6 waiting)" in line
     assert optuna.get_all_study_names(sqlite_url) == ["quick"]
@@ -144,7 +145,7 @@ def test_extension_does_not_wait_for_trials_of_plain_optuna(search, create_only,
 
 def test_question_of_a_derived_study_is_kept_until_it_is_extended(search, invoke, sqlite_url):
     search()
-    derive = ("refine.py", "quick-refined", "--storage", sqlite_url, *TINY)
+    derive = ("refine", "quick-refined", "--storage", sqlite_url, *TINY)
     derive += ("--set=refinement.top=1", "--set=refinement.variants=[{}]")
     assert invoke(*derive, report=False).returncode == 0
     done = invoke(*derive, "--set=question='Why?'", report=False)
@@ -156,19 +157,18 @@ def test_question_of_a_derived_study_is_kept_until_it_is_extended(search, invoke
 
 
 def test_many_trials_need_confirmation(create_only, monkeypatch):
-    for module in ("study", "new_study", "refinement"):
-        monkeypatch.setattr(f"search.{module}.MAX_UNCONFIRMED", 3)
+    monkeypatch.setattr("search.derive.MAX_UNCONFIRMED", 3)
     four, eight = "space.layers=[1, 2, 3, 4]", "space.layers=[1, 2, 3, 4, 5, 6, 7, 8]"
     steps = r"^4 new trials, 16 training steps in all, .* at most 3 trials.* confirm with --yes"
     with pytest.raises(ConfigError, match=steps):
         create_only(four)
-    study = create_only(four, confirmed=True)
+    study = create_only(four, yes=True)
     assert len(study.trials) == 4
     create_only(four)  # it exists now: joining it creates nothing
     with pytest.raises(ConfigError, match=r"^4 new trials, .* confirm with --yes"):
         create_only(eight, extend=True)
     assert len(study.trials) == 4
-    create_only(eight, extend=True, confirmed=True)
+    create_only(eight, extend=True, yes=True)
     assert len(study.trials) == 8
 
 
@@ -195,7 +195,7 @@ def mini(tmp_path, sqlite_url, text):
 
 
 def test_stored_study_is_resumed_extended_and_repeated_by_its_name(mini, invoke, sqlite_url):
-    command = ("run_search.py", "mini", "--storage", sqlite_url)
+    command = ("run", "mini", "--storage", sqlite_url)
     done = invoke(*command, "--set=checkpoint.seconds=5", report=False)
     assert done.returncode == 0, done.stderr
     assert [trial.state for trial in mini.trials] == [TrialState.COMPLETE]
@@ -216,21 +216,21 @@ def test_trial_is_run_once_more_alone_with_the_same_result(search, invoke, sqlit
     rates = ("--set=space.training.learning_rate=[0.1, 0.2]", "--set=nuisance=['learning_rate']")
     search(*rates, "--set=space.layers=[1, 2]", *alone)
     replicate = ("--set=refinement={source='quick', top=1, replicates=2}", *TINY, *alone)
-    assert invoke("refine.py", "replicates", *replicate, report=False).returncode == 0
+    assert invoke("refine", "replicates", *replicate, report=False).returncode == 0
     for name in ("quick", "replicates"):
-        done = invoke("run_search.py", name, "--trial=1", *alone, cwd=text.parent)
+        done = invoke("run", name, "--trial=1", *alone, cwd=text.parent)
         assert done.returncode == 0, done.stderr
         study = load(sqlite_url, f"{name}-trial-1")
         trials = [load(sqlite_url, name).trials[1], *study.trials]
         original, again = [(each.params, each.value, each.intermediate_values) for each in trials]
         assert again == original
         assert study.user_attrs["config"]["nuisance"] == []
-        assert study.user_attrs["commands"] == [f"python run_search.py {name} --trial 1"]
+        assert study.user_attrs["commands"] == [f"rnn-search run {name} --trial 1"]
         page = (text.parent / f"reports/out/{name}-trial-1.html").read_text()
         assert f"trial 1 of {name}, once more" in page
         assert f"rnn-search run {name}-trial-1 --trial 0" in page
-    assert "trial 1 of 'quick'" in invoke("-m", "rnn_search", "list", *alone[:2]).stdout
-    again = ("run_search.py", "quick", "--name=new", *alone)
+    assert "trial 1 of 'quick'" in invoke("list", *alone[:2]).stdout
+    again = ("run", "quick", "--name=new", *alone)
     require_refused(invoke(*again, "--trial=9"), "trial 9 not found in study 'quick', which has 4")
     require_refused(invoke(*again, "--trial=1", f"--corpus={QUICK}"), "has SHA-256", "same text")
     text.unlink()
@@ -242,14 +242,14 @@ def test_derived_study_is_resumed_by_its_name_after_its_source_is_deleted(
 ):
     search("--set=space.layers=[1, 2]")
     refine = ("--storage", sqlite_url, "--set=refinement.top=1", "--set=refinement.variants=[{}]")
-    words = ("refine.py", "quick-refined", *refine, *TINY, "--name", "other.derived")
+    words = ("refine", "quick-refined", *refine, *TINY, "--name", "other.derived")
     assert invoke(*words, report=False).returncode == 0
     optuna.delete_study(study_name="quick", storage=sqlite_url)
-    again = ("refine.py", "other.derived", "--storage", sqlite_url)
+    again = ("refine", "other.derived", "--storage", sqlite_url)
     done = invoke(*again, report=False)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 finished" in done.stdout
-    done = invoke(*again, "--status")
+    done = invoke("status", *again[1:])
     assert done.returncode == 0, done.stderr
     assert "complete  1\n" in done.stdout
 
@@ -260,12 +260,12 @@ def test_study_with_a_dot_in_its_name_is_found_by_every_command(
     config = tmp_path / "v1.2.toml"
     config.write_bytes(Path(QUICK).read_bytes())
     search(study=str(config))
-    refine = ("refine.py", "quick-refined", *TINY, "--set=refinement.source='v1.2'")
+    refine = ("refine", "quick-refined", *TINY, "--set=refinement.source='v1.2'")
     for command in (
-        ("run_search.py", "v1.2", "--status"),
-        ("run_search.py", str(config), "--status"),
-        ("-m", "reports", "v1.2", "--csv", str(tmp_path / "trials.csv")),
-        ("-m", "search.sample", str(config)),
+        ("status", "v1.2"),
+        ("status", str(config)),
+        ("report", "v1.2", "--csv", str(tmp_path / "trials.csv")),
+        ("sample", str(config)),
         (*refine, "--name", "v1.3"),
     ):
         done = invoke(*command, "--storage", sqlite_url, report=False)
@@ -278,7 +278,7 @@ def test_study_with_a_dot_in_its_name_is_found_by_every_command(
 
 def test_status_of_a_finished_study_changes_nothing(search, invoke, sqlite_url, tmp_path):
     search()
-    command = ("run_search.py", QUICK, "--storage", sqlite_url, "--status")
+    command = ("status", QUICK, "--storage", sqlite_url)
     with unchanged(tmp_path):
         shown, machine = invoke(*command), invoke(*command, "--json")
     assert "planned   1\ncomplete  1\nrunning   0\n" in shown.stdout
@@ -295,7 +295,7 @@ def test_running_trial_is_counted_by_the_status_and_left_by_no_wait(
     study = create_only()
     with closing(open_storage(sqlite_url)) as storage:
         storage.claim(study._study_id, "other/1")
-        done = invoke("run_search.py", QUICK, "--storage", sqlite_url, "--status", "--json")
+        done = invoke("status", QUICK, "--storage", sqlite_url, "--json")
         status = json.loads(done.stdout)
         assert (status["planned"], status["running"], status["waiting"]) == (1, 1, 0)
         assert status["best"] is None
@@ -317,9 +317,9 @@ def test_checkpoint_that_cannot_be_removed_does_not_end_a_finished_search(search
 
 
 def test_diverged_trial_is_finished_and_reported(invoke, sqlite_url, text):
-    common = ("run_search.py", QUICK, "--storage", sqlite_url)
+    common = (QUICK, "--storage", sqlite_url)
     high = ("--corpus", str(text), *ONE_TRIAL, "--set=training.learning_rate=1e30")
-    done = invoke(*common, *high, "--set=space.layers=[2]")
+    done = invoke("run", *common, *high, "--set=space.layers=[2]")
     assert done.returncode == 1, done.stderr
     assert "diverged" in done.stdout
     (line,) = done.stderr.splitlines()
@@ -329,12 +329,12 @@ def test_diverged_trial_is_finished_and_reported(invoke, sqlite_url, text):
     (trial,) = load(sqlite_url).trials
     assert trial.state is TrialState.FAIL
     assert trial.user_attrs["failure"] == "diverged"
-    status = json.loads(invoke(*common, "--status", "--json").stdout)
+    status = json.loads(invoke("status", *common, "--json").stdout)
     assert (status["planned"], status["diverged"], status["failed"]) == (1, 1, 0)
 
 
 def test_search_in_which_every_trial_fails_exits_with_1_and_the_error(invoke, sqlite_url, text):
-    words = ("run_search.py", QUICK, "--storage", sqlite_url, "--corpus", str(text), *ONE_TRIAL)
+    words = ("run", QUICK, "--storage", sqlite_url, "--corpus", str(text), *ONE_TRIAL)
     for _ in range(2):  # the second run joins the finished study
         done = invoke(*words, "--set=training.batch_size=1000000000000")  # too large for the memory
         assert done.returncode == 1, done.stderr
@@ -375,12 +375,12 @@ def read_missing_key(*arguments: object, **options: object) -> None:
 
 
 BUGS = {
-    "-m rnn_search status quick": ("rnn_search.cli.read_status", read_missing_key),
-    "-m rnn_search list": ("rnn_search.studies_cli.list_studies", read_wrong_column),
-    "-m reports quick": ("reports.page.page.write_page", read_missing_key),
-    "-m reports quick --watch": ("reports.data.study_reader.read_results", read_wrong_column),
-    "-m search.sample quick": ("search.load_model.load_trial_model", read_missing_key),
-    "run_search.py quick --stored": ("search.run.format_progress", read_missing_key),
+    "status quick": ("search.status.read_status", read_missing_key),
+    "list": ("rnn_search.studies_cli.list_studies", read_wrong_column),
+    "report quick": ("reports.page.page.write_page", read_missing_key),
+    "report quick --watch": ("reports.data.study_reader.read_results", read_wrong_column),
+    "sample quick": ("rnn_search.models_cli.load_trial_model", read_missing_key),
+    "run quick --stored": ("search.run.format_progress", read_missing_key),
 }
 """Command lines, a function that each of them calls, and a bug in its place."""
 
@@ -428,31 +428,32 @@ def test_wrong_statement_is_a_bug_and_a_failure_of_the_database_is_none(url, sta
 # ------------------------------------------------------------------ rnn-search
 
 SUBCOMMANDS = (
-    *("run", "refine", "report", "dashboard", "status", "list", "continue", "rename", "copy"),
-    *("delete", "retry", "export-study", "backup", "import", "check", "sample", "export"),
+    *("run", "refine", "continue", "status", "report", "hypotheses", "dashboard", "list"),
+    *("rename", "copy", "delete", "retry", "export-study", "import", "backup"),
+    *("check", "sample", "export"),
 )
 
 
 def test_console_command_has_every_command(invoke):
-    done = invoke("-m", "rnn_search", "--help")
+    done = invoke("--help")
     assert done.returncode == 0, done.stderr
     listed = done.stdout.partition("Commands:\n")[2]
     assert re.findall(r"^  ([a-z-]+) ", listed, re.MULTILINE) == [*SUBCOMMANDS]
     for name in SUBCOMMANDS:
-        done = invoke("-m", "rnn_search", name, "--help")
+        done = invoke(name, "--help")
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"Usage: rnn-search {name} ")
 
 
-def test_console_command_does_what_the_commands_do(search, invoke, sqlite_url):
+@pytest.mark.parametrize(("file", "name"), [("run_search.py", "run"), ("refine.py", "refine")])
+def test_files_of_a_clone_are_aliases(monkeypatch, capsys, file, name):
+    monkeypatch.setattr(sys, "argv", [file, "--help"])
+    with restored_process(), pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / file), run_name="__main__")
+    assert capsys.readouterr().out.startswith(f"Usage: rnn-search {name} ")
+
+
+def test_prompt_need_not_be_text(search, invoke, sqlite_url):
     search()
-    common = (QUICK, "--storage", sqlite_url)
-    for name, command, *options in (
-        ("run", ("run_search.py",), "--status"),
-        ("status", ("run_search.py", "--status"), "--json"),
-        ("sample", ("-m", "search.sample"), "--prompt", "\udcff"),
-    ):
-        done = invoke("-m", "rnn_search", name, *common, *options)
-        expected = invoke(*command, *common, *options)
-        assert (done.returncode, done.stdout) == (0, expected.stdout), done.stderr
-    assert query(sqlite_url, "SELECT count(*) FROM studies") == [(1,)]
+    done = invoke("sample", "quick", "--storage", sqlite_url, "--prompt", "\udcff")
+    assert (done.returncode, done.stderr) == (0, "")

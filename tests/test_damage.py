@@ -17,19 +17,16 @@ from helpers import EACH_DATABASE, ONE_TRIAL, QUICK, TEXT, TINY, create_small_st
 from invocation import invoke_command, require_refused, unchanged
 from process_runner import query
 
-import refine
 import reports.cli
-import run_search
+import rnn_search.cli
 from reports.dashboard.publish import publish_study
 from reports.errors import ReportError
 from rnn.config import LATER_SWITCHES
 from rnn_search import load
-from rnn_search.import_cli import import_command
+from rnn_search.models_cli import export, sample
 from rnn_search.studies_cli import copy as copy_command
-from rnn_search.studies_cli import export_command
+from rnn_search.studies_cli import export_command, import_command
 from search.errors import USER_ERRORS
-from search.export import export
-from search.sample import sample
 from studies.artifacts import open_store
 from studies.attributes import (
     AUDIT,
@@ -86,7 +83,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     (folder / "text").write_bytes(TEXT)
     words = ("--storage", url_of(folder), "--corpus", f"{folder}/text", "--threads", "1")
-    done = invoke_command("run_search.py", QUICK, *words, *SETTINGS, cwd=folder, report=False)
+    done = invoke_command("run", QUICK, *words, *SETTINGS, cwd=folder, report=False)
     assert done.returncode == 0, done.stderr
     with connected(folder) as database:
         present = {key for (key,) in database.execute("SELECT key FROM trial_user_attributes")}
@@ -124,13 +121,13 @@ def publish(folder):
         publish_study(storage, "quick", lambda: open_store(None, url, "artifacts"))
 
 
-STATUS = (run_search.run_search, QUICK, "--status", "--json")
+STATUS = (rnn_search.cli.status, "quick", "--json")
 TABLES = (reports.cli.reports, "quick", "--csv", "{tmp}/trials.csv", "--curves", "{tmp}/curves.csv")
-SEARCH = (run_search.run_search, QUICK, "--corpus", "{tmp}/text", "--threads", "1", *SETTINGS)
+SEARCH = (rnn_search.cli.run_search, QUICK, "--corpus", "{tmp}/text", "--threads", "1", *SETTINGS)
 OTHERS = (
     (sample, "quick", "--length", "5"),
     SEARCH,
-    (refine.refine, "quick-refined", "--threads", "1", *DERIVED),
+    (rnn_search.cli.refine, "quick-refined", "--threads", "1", *DERIVED),
     (reports.cli.reports, "quick", "--output", "{tmp}/page.html"),
     (export, "quick", "{tmp}/exported"),
 )
@@ -211,10 +208,10 @@ def test_other_version_or_a_folder_that_leads_elsewhere_is_refused_by_every_comm
 def test_other_studies_of_the_storage_are_not_affected(damage, invoke):
     folder = damage(with_config("'{'"))
     storage = ("--storage", url_of(folder))
-    done = invoke("run_search.py", QUICK, *storage, "--status")
+    done = invoke("status", "quick", *storage)
     require_refused(done, "study 'quick' is damaged")
     words = ("--name", "other", "--corpus", f"{folder}/text", "--threads", "1", *SETTINGS)
-    done = invoke("run_search.py", QUICK, *storage, *words, report=False)
+    done = invoke("run", QUICK, *storage, *words, report=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -529,7 +526,7 @@ def test_warnings_name_the_first_and_count_the_others(damage, caplog):
 
 def test_commands_print_the_warning_in_one_line(damage, invoke):
     folder = damage("UPDATE trials SET state = ? WHERE trial_id = 1", "\x1b[2J")
-    done = invoke("run_search.py", QUICK, "--status", "--storage", url_of(folder))
+    done = invoke("status", "quick", "--storage", url_of(folder))
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
     assert line.startswith("warning: study 'quick': trial 0 is damaged and left out (its state is")
@@ -582,7 +579,7 @@ def test_worker_fails_a_damaged_trial_and_trains_the_others(
     request, url, text, change, name, reason, words
 ):
     run = request.getfixturevalue("run" if "--workers" in words else "invoke")
-    command = ("run_search.py", QUICK, "--storage", url, "--corpus", str(text), *SETTINGS, *words)
+    command = ("run", QUICK, "--storage", url, "--corpus", str(text), *SETTINGS, *words)
     assert run(*command, "--until", "0.000001s", report=False).returncode == 0
     (lowest,) = query(url, "SELECT min(trial_id) FROM trials")[0]
     execute(url, f"{change} = {lowest}")

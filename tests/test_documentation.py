@@ -15,8 +15,8 @@ import optuna
 import pytest
 import yaml
 from helpers import ROOT, TINY, copy_checkout
+from hooks import ALIASES
 
-import reports.hypotheses
 import rnn_search
 from docs.generator import pictures
 from docs.generator.reference import PARTS, generate_parts
@@ -133,27 +133,13 @@ ON_TASKS = {
 """Studies of tasks other than text, and the steps of their sequences."""
 
 
-SUBCOMMANDS = {
-    "run_search.py": "run",
-    "refine.py": "refine",
-    "reports": "report",
-    "reports.dashboard": "dashboard",
-    "search.check": "check",
-    "search.sample": "sample",
-    "search.export": "export",
-}
-"""The subcommand of ``rnn-search`` that is the same as a file or module."""
-
-
 def read_subcommand(command: list[str]) -> list[str]:
     """Return the words of a command as they follow ``rnn-search``; [] for another program."""
     match command:
         case ["rnn-search", *words] | ["python", "-m", "rnn_search", *words]:
             return words
-        case ["python", "-m", program, *words] | ["python", program, *words] if (
-            program in SUBCOMMANDS
-        ):
-            return [SUBCOMMANDS[program], *words]
+        case ["python", program, *words] if program in ALIASES:
+            return [ALIASES[program], *words]
     return []
 
 
@@ -162,7 +148,7 @@ def make_smaller(command: list[str], text: Path) -> list[str]:
     match read_subcommand(command):
         case ["run", "deeper", *_] | ["run", _, "--trial", *_]:  # stored
             return []
-        case ["run" | "refine" as name, *words] if "--status" not in words:
+        case ["run" | "refine" as name, *words]:
             study = next((word for word in words[:1] if not word.startswith("-")), "")
             if study in ON_TASKS:
                 return [
@@ -174,7 +160,7 @@ def make_smaller(command: list[str], text: Path) -> list[str]:
             given = "--corpus" in words or name == "refine"
             return options if given else [*options, "--corpus", str(text)]
     return {
-        "make demo": ["OVERRIDES=" + " ".join(TINY), "WORKERS=1"],
+        "make demo": [f"OVERRIDES={shlex.join(TINY)}", "WORKERS=1"],
         "rnn-search dashboard": ["--help"],  # it would serve until it is stopped
         "make test": ["TESTS=tests/rnn/test_optimizer.py", "WORKERS=0"],
     }.get(" ".join(command[:2]), [])
@@ -233,11 +219,9 @@ def test_every_command_runs(sequence, environment, checkout, text, run, request,
         words = [*command, *make_smaller(command, text)]
         if read_subcommand(command)[:1] == ["export"]:
             words[-1] = str(tmp_path / words[-1])
-        if words[0] == "rnn-search":
-            words[:1] = ["python", "-m", "rnn_search"]
-        if words[0] == "python":
+        if subcommand := read_subcommand(words):
             variables = {k: v for k, v in environment.items() if k.startswith("RNN_SEARCH_")}
-            done = run(*words[1:], cwd=checkout, **variables)
+            done = run(*subcommand, cwd=checkout, **variables)
         else:
             options = {"capture_output": True, "text": True}
             done = subprocess.run(words, cwd=checkout, env=environment, **options)
@@ -376,18 +360,9 @@ def test_every_block_starts_its_line_and_names_a_known_language(page):
     assert {indentation for indentation, _ in fences} <= {""}, "tests do not see indented blocks"
 
 
-OTHERS = {
-    "reports.hypotheses": reports.hypotheses.hypotheses_command,
-}
-
-
 def find_command(words: list[str]) -> tuple[click.Command | None, list[str]] | None:
     """Return the command of this project that a command line runs, and its arguments."""
-    words = words[words[0] == "srun" :]
-    match words:
-        case ["python", "-m", module, *arguments] if module in OTHERS:
-            return OTHERS[module], arguments
-    match read_subcommand(words):
+    match read_subcommand(words[words[0] == "srun" :]):
         case [name, *arguments] if not name.startswith("-"):
             context = click.Context(rnn_search_command)
             return rnn_search_command.get_command(context, name), arguments

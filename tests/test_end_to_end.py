@@ -55,7 +55,7 @@ def test_search_refine_and_report_from_two_processes(
     sqlite_url, tmp_path, text, invoke, start, gate
 ):
     common = ("--storage", sqlite_url, "--corpus", str(text))
-    search = ("run_search.py", QUICK, *common, *SMALL)
+    search = ("run", QUICK, *common, *SMALL)
     processes = [start(*search, hooks=Hooks(gate=gate, report=False)) for _ in range(2)]
     wait_until_running(processes, lambda: len(gate.held) == 2)
     gate.open()
@@ -64,7 +64,7 @@ def test_search_refine_and_report_from_two_processes(
         assert "finished" in process.stdout
 
     refine = (
-        "refine.py", "quick-refined", "--storage", sqlite_url, *TINY,
+        "refine", "quick-refined", "--storage", sqlite_url, *TINY,
         "--set=refinement.top=3", "--set=refinement.variants=[{}, {state_size=5}]",
     )  # fmt: skip
     for command in [start(*refine, hooks=Hooks(report=False)) for _ in range(2)]:
@@ -107,7 +107,7 @@ def test_search_refine_and_report_from_two_processes(
     # The report: one file with every study and its best architecture.
     page = tmp_path / "page.html"
     words = ("quick", "quick-refined", "--storage", sqlite_url, "--output", str(page))
-    done = invoke("-m", "reports", *words)
+    done = invoke("report", *words)
     assert done.returncode == 0, done.stderr
     html = page.read_text()
     assert re.findall('<p class="study-name">(.*)</p>', html) == ["quick", "quick-refined"]
@@ -117,7 +117,7 @@ def test_search_refine_and_report_from_two_processes(
 
 @pytest.mark.extended
 def test_optuna_lists_and_draws_a_study(invoke, sqlite_url, text):
-    done = invoke("run_search.py", QUICK, "--storage", sqlite_url, "--corpus", str(text), *SMALL)
+    done = invoke("run", QUICK, "--storage", sqlite_url, "--corpus", str(text), *SMALL)
     assert done.returncode == 0, done.stderr
     command = [Path(sys.executable).with_name("optuna"), "trials", "--study-name", "quick"]
     command += ["--storage", sqlite_url, "--format", "json"]
@@ -137,7 +137,7 @@ def finish_together(url, text, start, gate, tmp_path):
     """Start searches that are under way together in ``tmp_path``, let them end, return them."""
 
     def run_together(count, **hooks):
-        words = ("run_search.py", QUICK, "--corpus", str(text), *THREE)
+        words = ("run", QUICK, "--corpus", str(text), *THREE)
         searches = [
             start(*words, "--storage", url, cwd=tmp_path, hooks=Hooks(gate=gate, **hooks))
             for _ in range(count)
@@ -153,7 +153,7 @@ def report_lines(output):
     return [line for line in output.splitlines() if line.startswith("report: ")]
 
 
-HINT = "for another copy: python -m reports quick"
+HINT = "for another copy: rnn-search report quick"
 
 
 @pytest.mark.extended
@@ -171,13 +171,13 @@ def test_report_is_written_by_the_next_process_if_its_writer_is_killed(
     assert report_lines(other.stdout) == [f"report: {name} writes it; {HINT}"]
     writer.send(signal.SIGKILL)
     assert writer.wait() == -signal.SIGKILL
-    command = ("run_search.py", QUICK, "--storage", url, "--corpus", str(text), *THREE)
+    command = ("run", QUICK, "--storage", url, "--corpus", str(text), *THREE)
     assert report_lines(invoke(*command, cwd=tmp_path).stdout) == [f"report: {page}"]
 
 
 def test_report_of_a_finished_study_is_written_again(invoke, sqlite_url, text, tmp_path):
     page = tmp_path / "reports" / "out" / "quick.html"
-    command = ("run_search.py", QUICK, "--storage", sqlite_url, "--corpus", str(text), *THREE)
+    command = ("run", QUICK, "--storage", sqlite_url, "--corpus", str(text), *THREE)
     for words in ((), (), ("--extend", "--set=space.layers=[1, 2]")):
         page.unlink(missing_ok=True)
         done = invoke(*command, *words, cwd=tmp_path)
@@ -203,7 +203,7 @@ def test_one_of_three_processes_writes_the_report(url, tmp_path, finish_together
 @EACH_DATABASE
 def test_two_worker_processes_share_a_study(url, tmp_path, text, start, gate):
     search = start(
-        *("run_search.py", QUICK, "--corpus", str(text), *SMALL, "--workers", "2"),
+        *("run", QUICK, "--corpus", str(text), *SMALL, "--workers", "2"),
         hooks=Hooks(gate=gate, report=False),
         RNN_SEARCH_STORAGE=url,
         RNN_SEARCH_ARTIFACTS=str(tmp_path / "artifacts"),
@@ -227,7 +227,7 @@ def held(sqlite_url, text, start, gate):
 
     def start_and_hold(*words, workers=1, **options):
         search = start(
-            *("run_search.py", QUICK, "--storage", sqlite_url, "--corpus", str(text), *TINY),
+            *("run", QUICK, "--storage", sqlite_url, "--corpus", str(text), *TINY),
             *("--workers", str(workers), *words),
             hooks=Hooks(gate=gate, report=False),
             **options,
@@ -336,7 +336,7 @@ def test_closed_pipe_ends_a_command_silently(execute, sqlite_url):
 
 @pytest.mark.extended
 def test_log_on_a_full_disk_does_not_end_a_search(start, sqlite_url, text):
-    words = ("run_search.py", QUICK, "--storage", sqlite_url, "--corpus", str(text), *SMALL)
+    words = ("run", QUICK, "--storage", sqlite_url, "--corpus", str(text), *SMALL)
     start(*words, stdout="/dev/full", hooks=Hooks(report=False)).wait()
     trials = optuna.load_study(study_name="quick", storage=sqlite_url).trials
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
@@ -366,7 +366,7 @@ def test_umask_decides_who_may_read_and_write_files(tmp_path, text, start, gate,
     """Of a search in the default folders, stopped with a checkpoint, resumed and reported."""
     folder = tmp_path / "project"
     folder.mkdir()
-    search = ("run_search.py", QUICK, "--corpus", str(text), *ONE_TRIAL)
+    search = ("run", QUICK, "--corpus", str(text), *ONE_TRIAL)
 
     def check(*expected):
         paths = [*folder.rglob("*")]
@@ -385,8 +385,8 @@ def test_umask_decides_who_may_read_and_write_files(tmp_path, text, start, gate,
     gate.open()
     for command in (
         search,
-        ("-m", "reports", "quick", "--csv", "trials.csv"),
-        ("-m", "search.export", "quick", "network"),
+        ("report", "quick", "--csv", "trials.csv"),
+        ("export", "quick", "network"),
     ):
         done = start(*command, cwd=folder, umask=umask)
         assert done.wait() == 0, done.output

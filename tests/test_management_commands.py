@@ -33,7 +33,7 @@ def made(sqlite_url, artifacts):
 
 @pytest.fixture
 def command(invoke, artifacts):
-    return partial(invoke, "-m", "rnn_search", RNN_SEARCH_ARTIFACTS=str(artifacts))
+    return partial(invoke, RNN_SEARCH_ARTIFACTS=str(artifacts))
 
 
 def test_study_is_listed_renamed_copied_retried_and_deleted(
@@ -78,18 +78,18 @@ def test_moved_study_of_an_own_cell_continues_without_its_files(invoke, url, tex
                      "layers = [1]\nstate_size = [4]\n")  # fmt: skip
     here, settings = f"sqlite:///{tmp_path}/here/studies.db", (*TINY, "--set=keep_checkpoints=9")
     words = (str(study), "--storage", here, "--threads=1", "--until=0.000001s", *settings)
-    done = invoke("run_search.py", *words, report=False)
+    done = invoke("run", *words, report=False)
     assert "created with 2 trials" in done.stdout, done.stderr
     there, elsewhere = ("--storage", url), ("--artifacts", str(tmp_path / "there"))
     words = ("quick", "--storage", here, "--to", url, "--artifacts-to", elsewhere[1])
-    done = invoke("-m", "rnn_search", "copy", *words)
+    done = invoke("copy", *words)
     assert "2 trials, 0 intermediate values, 1 files" in done.stdout, done.stderr
     shutil.rmtree(tmp_path / "here")
     words = ("quick", *there, *elsewhere, "--threads=1")
-    done = invoke("-m", "rnn_search", "continue", *words, report=False)
+    done = invoke("continue", *words, report=False)
     assert done.returncode == 0, done.stderr
     assert "2 of 2 finished" in done.stdout
-    done = invoke("-m", "rnn_search", "sample", "quick", *there, *elsewhere, "--length=5")
+    done = invoke("sample", "quick", *there, *elsewhere, "--length=5")
     assert done.returncode == 0, done.stderr
 
 

@@ -110,13 +110,13 @@ def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
 
     two = ("--set=space.residual=[false, true]", "--set=space.training.learning_rate=[0.01]")
     two += ("--set=nuisance=[]",)
-    output = run("run_search", "quick", "--corpus", str(text), *ONE_TRIAL, *two)
+    output = run("rnn_search", "run", "quick", "--corpus", str(text), *ONE_TRIAL, *two)
     page = empty / "reports" / "out" / "quick.html"
     assert f"report: {page}\n" in output
     page.unlink()
-    assert run("reports", "quick").splitlines()[0] == str(page)
+    assert run("rnn_search", "report", "quick").splitlines()[0] == str(page)
     assert page.exists()
-    assert run("reports.hypotheses", "quick") == f"{empty}/reports/out/findings.md\n"
+    assert run("rnn_search", "hypotheses", "quick") == f"{empty}/reports/out/findings.md\n"
     written = {path.relative_to(empty).parts[0] for path in empty.rglob("*")}
     assert written == {"studies", "reports"}
     assert not (installed / "reports" / "out").exists()
@@ -152,3 +152,50 @@ def test_nodes_of_a_ray_cluster_get_all_sources():
     suffixes = {PurePosixPath(name).suffix for name in tracked() if name.startswith("rnn/")}
     assert suffixes == {".py", ".c", ".h"}
     assert {f"!*{suffix}" for suffix in suffixes} <= set(ray._EXCLUDED)
+
+
+# ------------------------------------------------------------------ make
+
+
+def test_demo_prints_its_commands_and_takes_overrides_as_the_shell_reads_them(tmp_path):
+    typed = """--set "question='a  b'" --set corpus='"$HOME/x"'"""
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "rnn-search"):
+        program = tmp_path / "bin" / name
+        program.write_text('#!/bin/sh\nfor word; do printf "<%s>" "$word"; done; echo\n')
+        program.chmod(0o755)
+    # -o: take the virtual environment as installed
+    make = ["make", "-o", f"{tmp_path}/.installed", f"VENV={tmp_path}", "WORKERS=3", "demo"]
+    done = subprocess.run(
+        [*make, f"OVERRIDES={typed}"], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    printed = [line.removeprefix(f"{tmp_path}/bin/") for line in done.stdout.splitlines()]
+    assert printed == [
+        f"python run_search.py quick --workers 3 {typed}",
+        "<run_search.py><quick><--workers><3><--set><question='a  b'><--set><corpus=\"$HOME/x\">",
+        "python refine.py quick-refined --workers 3 --unset training",
+        "<refine.py><quick-refined><--workers><3><--unset><training>",
+        "rnn-search report quick quick-refined",
+        "<report><quick><quick-refined>",
+    ]
+
+
+@pytest.mark.extended
+def test_make_install_reports_progress_and_failure(tmp_path):
+    """With an interpreter that creates an environment whose pip does nothing."""
+    for name, code in (("works", 0), ("fails", 3)):
+        python = tmp_path / name
+        python.write_text(
+            "#!/bin/sh\n"
+            f'if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit; fi\n'
+            f'case "$*" in *editable*) exit {code};; esac\n'
+        )
+        python.chmod(0o755)
+        folder = tmp_path / f"venv-{name}"
+        make = ["make", "--no-print-directory", "install", "WORKERS=1"]
+        make += [f"PYTHON={python}", f"VENV={folder}"]
+        done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.stdout.startswith(f"installing into {folder}, which takes a minute or more\n")
+        assert (done.returncode == 0) == (code == 0), done.stderr
+        assert (folder / ".installed").exists() == (code == 0)

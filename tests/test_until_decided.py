@@ -58,7 +58,7 @@ def place(sqlite_url, text):
 def command(place, tmp_path):
     file = tmp_path / "copies.toml"
     file.write_text(REPLICATES)
-    return ("refine.py", str(file), "--until-decided", "--storage", place["storage"])
+    return ("refine", str(file), "--until-decided", "--storage", place["storage"])
 
 
 def read_record(url, name="copies"):

@@ -116,7 +116,7 @@ def describe_drawn_curves(results: Results, figure: go.Figure) -> str:
     if find_stride(results) > 1:
         text += " Of each curve, log points at even distances, the least and the last are drawn."
     return (
-        f"{text} That is {points:,} of {everything.sum():,} log points; python -m reports with "
+        f"{text} That is {points:,} of {everything.sum():,} log points; rnn-search report with "
         "--curves writes all of them."
     )
 

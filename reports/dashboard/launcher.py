@@ -83,7 +83,7 @@ def finalize_search(
             print_bug(error)
         return
     if other:
-        command = shlex.join(["python", "-m", "reports", study])
+        command = shlex.join(["rnn-search", "report", study])
         click.echo(f"report: process {other} writes it; for another copy: {command}")
         return
     write_final_report(storage, [study])
@@ -130,7 +130,7 @@ def _start_server(storage: str, artifacts: str | None, port: int) -> "subprocess
         environment[ARTIFACTS_VARIABLE] = artifacts
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [sys.executable, "-P", "-m", "reports.dashboard", "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "rnn_search", "dashboard", "--port", str(port)]
     with open_listener(port) as listener:
         return subprocess.Popen(
             [*command, "--inherited-socket", str(listener.fileno())],

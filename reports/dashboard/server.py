@@ -27,7 +27,6 @@ from studies.cli import (
     dashboard_port_option,
     is_bug,
     print_bug,
-    run_command,
     storage_options,
 )
 from studies.errors import StudiesError
@@ -302,8 +301,3 @@ class _Handler(WSGIRequestHandler):
         server = self.server
         assert isinstance(server, _Server)
         return super().get_stderr() if server.debug else io.StringIO()
-
-
-def main() -> None:
-    """Run the command."""
-    run_command(dashboard, USER_ERRORS)

@@ -170,7 +170,9 @@ class RayLauncher:
             ray.cancel(task)
         left = ray.wait(tasks, num_returns=len(tasks), timeout=STOP_SECONDS)[1] if tasks else []
         if left:
-            return f"{len(left)} of {len(tasks)} workers have not stopped yet: see --status"
+            return (
+                f"{len(left)} of {len(tasks)} workers have not stopped yet: see rnn-search status"
+            )
         return (
             f"stopped {len(tasks)} worker{'s' * (len(tasks) != 1)}; progress is saved: run the "
             "same command to resume"

@@ -75,7 +75,7 @@ class SlurmLauncher:
             f"submitted {count} job{'s' * (count > 1)} as {submitted.strip().partition(';')[0]}; "
             f"time limit {options['time']}, after which SLURM starts them again",
             f"logs: {folder}",
-            f"jobs: squeue --name={name}, or this command with --status; --cancel ends them",
+            f"jobs: squeue --name={name}, or rnn-search status --launch slurm; --cancel ends them",
         ]
 
     def list_jobs(self, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:
@@ -105,7 +105,7 @@ class SlurmLauncher:
 
     def leave(self, name: str) -> str:
         """Describe that the jobs do not depend on this command."""
-        return "the jobs keep running: --status shows them, --cancel ends them"
+        return "the jobs keep running: rnn-search status shows them, --cancel ends them"
 
 
 def write_script(command: WorkerCommand) -> str:

@@ -49,6 +49,12 @@ def search(runner, search_url, text, artifacts):
 
 
 @pytest.fixture
+def show_status(runner, search_url):
+    """Function that starts ``rnn-search status`` for the study of these searches."""
+    return lambda url=search_url: runner.start("status", "quick", "--storage", url)
+
+
+@pytest.fixture
 def held(search, gate):
     """Function that starts a search and waits until the gate holds its trainings."""
 

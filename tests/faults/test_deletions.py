@@ -209,7 +209,7 @@ def count_points(url):
 
 @pytest.mark.extended
 def test_backups_of_a_running_search_are_complete_and_resume(
-    run, search, held, gate, search_url, tmp_path, reference_curves
+    run, search, show_status, held, gate, search_url, tmp_path, reference_curves
 ):
     """Backups are taken while two workers train and write."""
     settings = FOUR | {"lease_seconds": 1}
@@ -219,7 +219,7 @@ def test_backups_of_a_running_search_are_complete_and_resume(
     while not backups or not all(worker.ended.is_set() for worker in workers):
         target = tmp_path / f"backup-{len(backups)}.db"
         before = count_points(search_url)
-        done = run("-m", "rnn_search", "backup", str(target), "--storage", search_url)
+        done = run("backup", str(target), "--storage", search_url)
         backups.append(f"sqlite:///{target}")
         copied = count_points(backups[-1])
         assert set(copied) >= set(before)

@@ -82,7 +82,7 @@ def test_backup_to_a_full_disk_leaves_nothing(small_disk, sqlite_url):
 
 @pytest.mark.extended
 def test_read_only_disk_is_refused_and_left_unchanged(
-    small_disk, search, search_url, runner, tmp_path
+    small_disk, search, show_status, search_url, runner, tmp_path
 ):
     finish(search(**ONE))
     before = (small_disk / "studies.db").read_bytes()
@@ -90,9 +90,7 @@ def test_read_only_disk_is_refused_and_left_unchanged(
     line = error_of(search(**ONE), code=2)
     assert line.startswith("error: storage sqlite:")
     assert "check the address and that you may write there" in line
-    assert "complete  1" in finish(search("--status"))
-    finish(
-        runner.start("-m", "rnn_search", "backup", f"{tmp_path}/copy.db", "--storage", search_url)
-    )
+    assert "complete  1" in finish(show_status())
+    finish(runner.start("backup", f"{tmp_path}/copy.db", "--storage", search_url))
     assert [path.name for path in small_disk.iterdir()] == ["studies.db"]
     assert (small_disk / "studies.db").read_bytes() == before

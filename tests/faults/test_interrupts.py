@@ -14,20 +14,15 @@ from process_runner import wait_until, wait_until_running
 
 from studies.interrupts import raise_on_interrupt
 
-COMMANDS = {
-    "run_search.py": ("run_search.py", QUICK),
-    "refine.py": ("refine.py",),
-    "python -m reports": ("-m", "reports", "quick"),
-    "python -m search.check": ("-m", "search.check", "cell.py:Cell"),
-    "python -m search.demo": ("-m", "search.demo", "search", "1"),
-    "python -m search.sample": ("-m", "search.sample", "quick"),
-    "rnn-search run": ("-m", "rnn_search", "run", QUICK),
-    "rnn-search report": ("-m", "rnn_search", "report", "quick"),
-    "rnn-search dashboard": ("-m", "rnn_search", "dashboard"),
-}
+SEARCH = ("run_search.py", QUICK)
 
-LATE = {"rnn-search run": "torch", "rnn-search report": "plotly", "rnn-search dashboard": "bottle"}
-"""What commands import after the errors and options that all of them share."""
+COMMANDS = {
+    SEARCH: "optuna torch",
+    ("refine.py",): "torch",
+    ("-m", "rnn_search", "report", "quick"): "plotly",
+    ("-m", "rnn_search", "dashboard"): "bottle",
+}
+"""Commands, and libraries that each of them imports: what all share, or what it alone needs."""
 
 HOLD = """
 import os, pathlib, time
@@ -81,31 +76,39 @@ def send_when_held(arguments, environment, held, number):
 
 
 @pytest.mark.parametrize(
-    "name",
+    "command",
     [
-        pytest.param(name, marks=[pytest.mark.extended] * (name != "run_search.py"))
-        for name in COMMANDS
+        pytest.param(command, marks=[pytest.mark.extended] * (command != SEARCH))
+        for command in COMMANDS
     ],
+    ids=" ".join,
 )
-def test_interrupt_during_the_imports_prints_one_line(tmp_path, held, name):
+def test_interrupt_during_the_imports_prints_one_line(tmp_path, held, command):
     environment = {"RNN_SEARCH_STORAGE": f"sqlite:///{tmp_path}/studies.db"}
-    for module in LATE.get(name, "optuna torch").split():
+    for module in COMMANDS[command].split():
         environment |= replace_module(tmp_path, module, "hold()")
-    code, messages = send_when_held(COMMANDS[name], environment, held, signal.SIGINT)
+    code, messages = send_when_held(command, environment, held, signal.SIGINT)
     assert (code, messages) == (130, "error: interrupted\n")
 
 
 @pytest.mark.extended
 def test_termination_during_the_imports_prints_nothing(tmp_path, held):
     environment = replace_module(tmp_path, "torch", "hold()")
-    code, messages = send_when_held(COMMANDS["run_search.py"], environment, held, signal.SIGTERM)
+    code, messages = send_when_held(SEARCH, environment, held, signal.SIGTERM)
     assert (code, messages) == (-signal.SIGTERM, "")
 
 
 @pytest.mark.extended
 def test_interrupt_at_the_end_adds_nothing_to_the_message(tmp_path, held):
     environment = replace_module(tmp_path, "sitecustomize", "import atexit; atexit.register(hold)")
-    arguments = ("-m", "reports", "missing", "--storage", f"sqlite:///{tmp_path}/missing.db")
+    arguments = (
+        "-m",
+        "rnn_search",
+        "report",
+        "missing",
+        "--storage",
+        f"sqlite:///{tmp_path}/missing.db",
+    )
     code, messages = send_when_held(arguments, environment, held, signal.SIGINT)
     assert code == 130
     (line,) = messages.splitlines()

@@ -15,9 +15,7 @@ COUNT = "SELECT count(*) FROM studies"
 @pytest.fixture
 def start(runner):
     """Start a command, as ``start("delete", "made", "--yes")``."""
-    return lambda *arguments, **hooks: runner.start(
-        "-m", "rnn_search", *arguments, hooks=Hooks(**hooks)
-    )
+    return lambda *arguments, **hooks: runner.start(*arguments, hooks=Hooks(**hooks))
 
 
 @pytest.fixture
@@ -130,7 +128,7 @@ def test_study_of_a_killed_worker_is_refused_until_its_lease_has_expired(held, r
     worker = held(**ONE | {"lease_seconds": 2})
 
     def manage(*arguments):
-        return run("-m", "rnn_search", *arguments, "--storage", sqlite_url)
+        return run(*arguments, "--storage", sqlite_url)
 
     refused = manage("rename", "quick", "new")
     assert refused.returncode == 2

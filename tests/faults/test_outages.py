@@ -31,7 +31,7 @@ from sqlalchemy.engine import Engine
 from test_killed_writers import SOURCE
 
 from reports.cli import reports, write_final_report
-from rnn_search.cli import run_search
+from rnn_search.cli import status
 from search.options import RunOptions
 from search.run import run_workers
 from search.worker.claims import SHUTDOWN_GRACE
@@ -342,9 +342,7 @@ def test_start_does_not_wait_for_a_refused_address(server, search_url, old, new,
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("command", "words"), [(run_search, ["quick", "--status"]), (reports, ["quick"])]
-)
+@pytest.mark.parametrize(("command", "words"), [(status, ["quick"]), (reports, ["quick"])])
 def test_status_and_report_do_not_wait_for_a_stopped_server(server, search_url, command, words):
     server.stop()
     with pytest.raises(StorageError, match="storage postgresql"):

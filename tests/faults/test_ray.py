@@ -57,13 +57,14 @@ def search(runner, cluster, postgresql_url, text, artifacts):
     return search
 
 
-def test_tasks_on_two_nodes_finish_each_trial_once(cluster, search, gate, postgresql_url):
+def test_tasks_on_two_nodes_finish_each_trial_once(runner, cluster, search, gate, postgresql_url):
     command = search("--workers=2", gate=gate)
     wait_until_running(
         [command],
         lambda: all(any(node.holds(pid) for pid in gate.held) for node in cluster.nodes[:2]),
     )
-    jobs = json.loads(finish(search("--status", "--json")))["jobs"]
+    shown = ("quick", "--storage", postgresql_url, "--launch=ray", "--json")
+    jobs = json.loads(finish(runner.start("status", *shown, **cluster.environment)))["jobs"]
     assert "which --cancel needs, does not answer" in error_of(search("--cancel"), code=2)
     follower = search("--workers=2", gate=gate)
     wait_until_running([follower], lambda: "jobs of this study already: 2" in follower.stdout)

@@ -135,23 +135,30 @@ def test_job_that_is_ended_early_is_requeued_each_time_and_resumes(
     assert len(re.findall("trial [0-9]+ resumes from step [1-9]", logs())) == 3, logs()
 
 
-def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_url, tmp_path):
+def test_jobs_outlive_ctrl_c_until_they_are_cancelled(
+    runner, launch, slurm, postgresql_url, tmp_path
+):
     gate = Gate(tmp_path / "gate", 20)
     search = launch("--workers=2", gate=gate)
     wait_until_running([search], lambda: len(gate.held) == 2)
 
     search.send(signal.SIGINT)
     assert search.wait() == 128 + signal.SIGINT
-    assert "the jobs keep running: --status shows them, --cancel ends them" in search.stdout
+    assert (
+        "the jobs keep running: rnn-search status shows them, --cancel ends them" in search.stdout
+    )
 
     def run(*arguments):
         return finish(launch(*arguments, gate=gate))
 
-    # Options of other jobs do not matter, even if SLURM refuses them now.
-    status = json.loads(run("--status", "--json", "--launch-set=partition=nowhere"))
+    def show_status(*options):
+        words = ("status", "quick", "--launch=slurm", "--storage", postgresql_url, *options)
+        return finish(runner.start(*words, **slurm.environment))
+
+    status = json.loads(show_status("--json"))
     assert [(job["state"], len(job["trials"])) for job in status["jobs"]] == [("running", 1)] * 2
     assert {job["id"] for job in status["jobs"]} == slurm.jobs().keys()
-    assert re.search(r"jobs      2 running\n +[0-9]+_0 +running +node\d +trial \d", run("--status"))
+    assert re.search(r"jobs      2 running\n +[0-9]+_0 +running +node\d +trial \d", show_status())
 
     again = run("--workers=2", "--no-wait")
     assert "jobs of this study already: 2 running" in again

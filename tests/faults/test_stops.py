@@ -37,7 +37,7 @@ OTHERS = [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
     [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.extended) for each in OTHERS)],
 )
 def test_trial_stopped_by_a_signal_resumes_at_its_last_step(
-    held, search, sqlite_url, artifacts, reference_curves, number
+    held, search, show_status, sqlite_url, artifacts, reference_curves, number
 ):
     first = held(**SELDOM)
     stop(first, number)
@@ -45,7 +45,7 @@ def test_trial_stopped_by_a_signal_resumes_at_its_last_step(
     assert query(sqlite_url, STATES) == [("WAITING",)]
     assert max(step for _, step, _ in query(sqlite_url, CURVES)) == STEP
     assert list_names(artifacts) == ["trial-0.checkpoint"]
-    status = finish(search("--status"))
+    status = finish(show_status())
     assert "waiting   1\n" in status
     assert "requeued  1 interrupted\n" in status
     assert f"trial 0 resumes from step {STEP}" in finish(search(**ONE))

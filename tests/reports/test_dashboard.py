@@ -416,7 +416,7 @@ def test_one_of_the_processes_that_see_a_search_end_writes_the_report(url, monke
         finish_one(url, 1.3)
 
     leaves_it = (
-        f"report: process one/{os.getpid()} writes it; for another copy: python -m reports made\n"
+        f"report: process one/{os.getpid()} writes it; for another copy: rnn-search report made\n"
     )
     assert end_on("one") == "written\n"
     assert end_on("two") == leaves_it
@@ -588,7 +588,7 @@ def served(runner, tmp_path_factory):
     url = f"sqlite:///{tmp_path_factory.mktemp('served')}/studies.db"
     make_study(url)
     port = free_port()
-    process = runner.start("-m", "reports.dashboard", "--port", str(port), "--storage", url)
+    process = runner.start("dashboard", "--port", str(port), "--storage", url)
     wait_until_running([process], lambda: answers(port))
     yield url, port
     process.send(signal.SIGTERM)
@@ -641,7 +641,7 @@ def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, in
             output = capsys.readouterr().out
         assert output.startswith(f"dashboard: port {port} cannot be used (Address already in use)")
         assert output.count("\n") == 1
-        ended = invoke("-m", "reports.dashboard", "--port", str(port), "--storage", sqlite_url)
+        ended = invoke("dashboard", "--port", str(port), "--storage", sqlite_url)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: port {port} cannot be used")
     assert ended.stderr.count("\n") == 1
@@ -675,7 +675,7 @@ def test_dashboard_ends_with_a_killed_search(runner, text, tmp_path, monkeypatch
     port = free_port()
     gate = Gate(tmp_path / "gate", step=1)
     search = runner.start(
-        *("run_search.py", QUICK, "--corpus", str(text), "--threads", "1"),
+        *("run", QUICK, "--corpus", str(text), "--threads", "1"),
         *(f"--set={key}={value}" for key, value in SETTINGS.items()),
         *("--dashboard", "--port", str(port), "--artifacts", str(text.parent)),
         hooks=Hooks(gate=gate),

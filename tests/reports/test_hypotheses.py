@@ -252,7 +252,7 @@ def test_page_is_written_and_replaced_and_other_studies_are_refused(sqlite_url, 
         (("--margin", "0.5"), "| 0.5 | the interval lies below −0.5 |"),
         (("--hypotheses", str(file)), "| 1 | residual: on against off | +0.4"),
     ):
-        done = invoke("-m", "reports.hypotheses", "made", *options, *given)
+        done = invoke("hypotheses", "made", *options, *given)
         assert (done.returncode, done.stdout) == (0, f"{page}\n")
         assert expected in page.read_text()
     written = page.read_text()
@@ -260,7 +260,7 @@ def test_page_is_written_and_replaced_and_other_studies_are_refused(sqlite_url, 
         (("open",), "study 'open' has finished 6 of 8 trials: run it to its end first"),
         (("made", "--margin", "0"), "0.0 is not in the range x>0"),
     ):
-        done = invoke("-m", "reports.hypotheses", *arguments, *options)
+        done = invoke("hypotheses", *arguments, *options)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), arguments
         assert line in done.stderr
     assert page.read_text() == written

@@ -1,4 +1,4 @@
-"""``python -m reports``: its output files, what it prints, and its errors."""
+"""``rnn-search report``: its output files, what it prints, and its errors."""
 
 import os
 import re
@@ -164,13 +164,13 @@ def test_headline_names_the_best_of_comparable_studies(folder, sqlite_url, capsy
 def test_pipe_in_place_of_an_output_file_is_refused_at_once(folder, urls, invoke):
     os.mkfifo("pipe.csv")
     for command in (
-        ("reports", "--output", "pipe.csv"),
-        ("reports", "--csv", "pipe.csv"),
-        ("reports", "--dataframe", "pipe.csv"),
-        ("reports", "--curves", "pipe.csv"),
-        ("reports.hypotheses", "--output", "pipe.csv"),
+        ("report", "--output", "pipe.csv"),
+        ("report", "--csv", "pipe.csv"),
+        ("report", "--dataframe", "pipe.csv"),
+        ("report", "--curves", "pipe.csv"),
+        ("hypotheses", "--output", "pipe.csv"),
     ):
-        done = invoke("-m", *command, "made", "--storage", urls[0], cwd=folder)
+        done = invoke(*command, "made", "--storage", urls[0], cwd=folder)
         assert (done.returncode, done.stdout) == (2, "")
         assert len(done.stderr.splitlines()) == 1
         assert "not a regular file" in done.stderr
@@ -194,7 +194,7 @@ def test_study_names_are_escaped_and_distinguished_in_paths(sqlite_url, tmp_path
 @pytest.mark.usefixtures("without_optuna_figures")
 def test_page_and_tables_are_written_and_their_paths_printed(sqlite_url, tmp_path, invoke):
     make_study(sqlite_url)
-    command = ("-m", "reports", "made", "--storage", sqlite_url)
+    command = ("report", "made", "--storage", sqlite_url)
     done = invoke(*command, "--output", str(tmp_path / "new" / "page.html"))
     assert (done.returncode, done.stdout.split()[0]) == (0, f"{tmp_path}/new/page.html")
     rows = [str(tmp_path / "rows.csv"), str(tmp_path / "rows.parquet")]

@@ -88,7 +88,7 @@ def test_worker_of_a_job_gets_the_name_of_the_study_and_a_marker(sqlite_url, tex
 @pytest.mark.extended
 def test_worker_that_starts_while_the_storage_is_unavailable_waits_until_it_is_stopped(runner):
     storage = f"postgresql+psycopg://me@127.0.0.1:{free_port()}/studies"
-    worker = runner.start("-m", "rnn_search", "continue", "mine", f"--storage={storage}")
+    worker = runner.start("continue", "mine", f"--storage={storage}")
     wait_until_running([worker], lambda: "waiting for it for up to" in worker.stdout)
     worker.send(signal.SIGTERM)
     assert worker.wait() == 128 + signal.SIGTERM

@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 from rnn.errors import SavedModelError
 from search.derive import join_looks, plan_looks, plan_runs, record_look
 from search.errors import WeightsNotFoundError
-from search.load_model import load_trial_model
+from search.models import load_trial_model
 from search.study import StudyHandle
 from search.worker.best_trials import BestTrialFiles
 from search.worker.trial_artifacts import WeightStore

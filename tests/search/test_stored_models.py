@@ -18,10 +18,9 @@ from rnn.export import SavedModel, SavedTask, serialize_model
 from rnn.own_code import CellSource, load_class, read_source
 from rnn.tasks.tokenizer import train_tokenizer
 from rnn_search import load
+from rnn_search.models_cli import export, sample
 from search.errors import ExportError, WeightsNotFoundError
-from search.export import export, write_folder
-from search.load_model import load_trial_model
-from search.sample import sample
+from search.models import load_trial_model, write_folder
 from search.tasks import StudyTask, load_task_of
 from search.worker.trial_artifacts import WeightStore
 from studies.artifacts import open_store
@@ -170,10 +169,10 @@ def test_network_of_a_users_own_cell_is_sampled_and_exported(sqlite_url, run, tm
     space |= {"layers": [1], "state_size": [4, 8]}
     make_study(sqlite_url, {1}, space=space, cells={"MinGRU": record})
     (tmp_path / "mine.py").unlink()
-    done = run("-m", "search.sample", "made", "--storage", sqlite_url, "--length", "20")
+    done = run("sample", "made", "--storage", sqlite_url, "--length", "20")
     assert (done.returncode, done.stderr) == (0, "")
     directory = tmp_path / "new" / "network"
-    done = run("-m", "search.export", "made", str(directory), "--storage", sqlite_url)
+    done = run("export", "made", str(directory), "--storage", sqlite_url)
     assert (done.returncode, done.stdout) == (0, f"{directory}\n"), done.stderr
     assert [path.name for path in directory.parent.iterdir()] == ["network"]
     readme = (directory / "README.md").read_text("utf-8")

@@ -17,8 +17,8 @@ from reports.dashboard.publish import publish_study
 from rnn.errors import CellError, CorpusError, RNNError
 from rnn.export import deserialize_model, serialize_model
 from rnn.network import count_parameters, network_shapes
+from rnn_search.models_cli import check
 from search.cells import load_cells
-from search.check import check
 from search.options import RunOptions
 from search.study import create_or_join
 from studies.artifacts import open_store
@@ -268,7 +268,7 @@ def test_a_copy_is_executed_where_there_is_no_file_if_it_is_that_of_the_study(
 
     marker.unlink()
     url = f"sqlite:///{folder}/studies.db"
-    assert run("run_search.py", "mine", "--storage", url, "--status").returncode == 0
+    assert run("status", "mine", "--storage", url).returncode == 0
     assert not marker.exists()
 
     (folder / "next.toml").write_text("[refinement]\nsource = 'mine'\ntop = 1\nreplicates = 2\n")
@@ -400,17 +400,17 @@ def test_reports_and_exports_execute_no_source(search, run, folder, marker, sqli
     marker.unlink()
     common = ("mine", "--storage", sqlite_url)
     for command in (
-        ("-m", "reports", *common, "--csv", str(folder / "trials.csv")),
-        ("-m", "reports", *common, "--output", str(folder / "page.html")),
-        ("run_search.py", *common, "--status"),
-        ("-m", "search.export", "mine", str(folder / "exported"), *common[1:]),
+        ("report", *common, "--csv", str(folder / "trials.csv")),
+        ("report", *common, "--output", str(folder / "page.html")),
+        ("status", *common),
+        ("export", "mine", str(folder / "exported"), *common[1:]),
     ):
         done = run(*command)
         assert done.returncode == 0, done.stderr
     with contextlib.closing(open_storage(sqlite_url)) as storage:
         publish_study(storage, "mine", lambda: open_store(None, sqlite_url, "artifacts"))
     assert not marker.exists()
-    done = run("-m", "search.sample", *common, "--length", "3")
+    done = run("sample", *common, "--length", "3")
     assert done.returncode == 0, done.stderr
     assert marker.exists()
 
@@ -433,8 +433,7 @@ def test_source_in_a_model_file_is_executed_only_if_it_is_that_of_the_study(
         forged = dataclasses.replace(model, architecture=architecture, cell_source=source)
         path.write_bytes(serialize_model(forged))
         for command in (("sample", "mine"), ("export", "mine", str(folder / "exported"))):
-            name, *words = command
-            done = run("-m", f"search.{name}", *words, "--storage", sqlite_url)
+            done = run(*command, "--storage", sqlite_url)
             assert reason in reject(done)
     assert not marker.exists()
     assert not (folder / "exported").exists()

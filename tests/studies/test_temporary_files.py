@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from search.export import write_folder
+from search.models import write_folder
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from studies.artifacts import AtomicFileStore
 from studies.files import STALE_SECONDS, atomic_write

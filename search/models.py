@@ -1,31 +1,31 @@
-"""Load the trained model of a trial, for the commands that use one."""
+"""The trained model of a trial: load it, sample text from it, export it to a folder."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
 
 import click
 from optuna.trial import TrialState
 
+from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import SavedModelError
-from rnn.export import SavedModel, deserialize_model
-from search.errors import WeightsNotFoundError
+from rnn.export import SavedModel, SavedTask, deserialize_model, export_files, generate
+from search.errors import ExportError, WeightsNotFoundError
 from search.worker.trial_artifacts import WeightStore
 from studies.artifacts import open_store
 from studies.best import rank_trials
-from studies.cli import artifacts_option, storage_options
 from studies.config import StudyConfig, to_trial_config
+from studies.files import remove_temporary_files_of, temporary_path
 from studies.loader import read_study_record
+from studies.measure import find_measure
 from studies.storage.open import load_study, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.trials import StoredTrial
-from studies.text import shorten
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-_MAX_DIGITS = 18
-"""Number of digits of a trial number, so that it fits 64 bits."""
+from studies.text import to_printable
 
 _MAX_LISTED = 20
 """Number of trials that a message lists."""
@@ -46,29 +46,6 @@ class LoadedModel:
     trial: StoredTrial
     study: str
     config: StudyConfig
-
-
-def _parse_trial(context: click.Context, option: click.Parameter, text: str) -> int | None:
-    if text == "best":
-        return None
-    if not text.isdecimal() or len(text) > _MAX_DIGITS:
-        raise click.BadParameter(
-            f"invalid value {shorten(text)!r}: expected best or a trial number"
-        )
-    return int(text)
-
-
-def model_options(command: _F) -> _F:
-    """Add the options of :func:`load_trial_model` to a command."""
-    command = artifacts_option(storage_options(command))
-    return click.option(
-        "--trial",
-        callback=_parse_trial,
-        metavar="N|best",
-        default="best",
-        show_default=True,
-        help="Number of the trial, or the best trial whose weights are stored.",
-    )(command)
 
 
 def load_trial_model(
@@ -168,3 +145,105 @@ def _explain_missing(
 def _list_numbers(numbers: Sequence[int]) -> str:
     more = f" and {len(numbers) - _MAX_LISTED} more" if len(numbers) > _MAX_LISTED else ""
     return ", ".join(map(str, numbers[:_MAX_LISTED])) + more
+
+
+def sample_text(
+    model: SavedModel,
+    prompt: bytes,
+    length: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+) -> str:
+    """Return a prompt and its continuation as printable text; see :func:`generate`.
+
+    Raises:
+        TaskError: if the model was trained on another task than text.
+    """
+    return to_printable(prompt + generate(model, prompt, length, temperature, top_k, seed))
+
+
+# ------------------------------------------------------------------ exports
+
+
+def export_trial(
+    study: str, directory: Path, trial: int | None, storage: str, artifacts: str | None
+) -> None:
+    """Export the model of a trial to a standalone folder.
+
+    Args:
+        study: name of the study.
+        directory: path of the folder, which must be empty or not exist.
+        trial: number of the trial; None for the best whose weights are stored.
+        storage: URL of the storage.
+        artifacts: location of the artifacts.
+
+    Raises:
+        ExportError: if the path is taken or cannot be written.
+        StudiesError, WeightsNotFoundError, SavedModelError, TokenizerError: see
+            :func:`load_trial_model`.
+    """
+    with contextlib.suppress(OSError):  # reported when the folder is written
+        _check_is_free(directory)
+    loaded = load_trial_model(study, trial, storage, artifacts)
+    trial_config = to_trial_config(loaded.trial.params, loaded.config)
+    metadata = _describe(loaded, trial_config.bptt_steps)
+    model = dataclasses.replace(loaded.model, metadata=metadata)
+    write_folder(directory, export_files(model, trial_config.bptt_steps))
+
+
+def write_folder(directory: Path, files: dict[str, bytes]) -> None:
+    """Write a folder to a temporary path and rename it when it is complete.
+
+    Args:
+        directory: path of the folder, which must be empty or not exist.
+        files: contents of the files by name.
+
+    Raises:
+        ExportError: if the path is taken or cannot be written.
+    """
+    temporary = None
+    try:
+        directory = directory.resolve()
+        _check_is_free(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        remove_temporary_files_of(directory)
+        temporary = temporary_path(directory)
+        temporary.mkdir()
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+        if directory.is_dir():
+            directory.rmdir()
+        temporary.rename(directory)
+    except OSError as error:
+        raise ExportError(f"cannot write {directory}: {error.strerror}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_is_free(directory: Path) -> None:
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise ExportError(f"{directory} exists already: expected a new or an empty folder")
+
+
+def _describe(loaded: LoadedModel, bptt_steps: int) -> dict[str, str]:
+    """Return what the exported ``README.md`` lists about the model."""
+    config, trial, task = loaded.config, loaded.trial, loaded.model.task
+    measure = find_measure(config)
+    metadata = {"study": loaded.study, "trial": str(trial.number)}
+    if trial.value is not None:
+        metadata[measure.name] = measure.format(trial.value, measure.unit)
+    bits_per_byte = trial.attributes.get("validation_bits_per_byte")
+    if bits_per_byte is not None:
+        metadata["validation"] = f"{bits_per_byte:.4f} bits per byte"
+    if isinstance(task, SavedTask):
+        metrics = trial.attributes.get("metrics", {}).items()
+        metadata |= {f"validation {name}": f"{value:.5g}" for name, value in metrics}
+        metadata["task"] = task.name
+    else:
+        metadata |= {"corpus": Path(config.corpus).name, "tokenizer": config.tokenizer}
+    return metadata | {
+        "bptt_steps": "sequence" if bptt_steps == WHOLE_SEQUENCE else str(bptt_steps),
+        "training precision": loaded.model.precision,
+    }

@@ -1,13 +1,11 @@
-"""``python -m search.check FILE.py:Class``: check a cell or a task before it is searched."""
+"""The commands that check a user's cell or task, and that use a trained model."""
 
-from studies.interrupts import exit_on_interrupt
-
-if __name__ == "__main__":
-    exit_on_interrupt()  # the imports take seconds
-
-from collections.abc import Mapping
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from torch import nn
@@ -19,15 +17,122 @@ from rnn.own_code import CodeSource, load_class, read_source
 from rnn.tasks.built_in import BUILT_IN_NAMES, find_built_in
 from search.cells import load_record
 from search.certification import check_networks, list_networks
-from search.errors import USER_ERRORS
+from search.models import export_trial, load_trial_model, sample_text
 from search.task_check import certify_task, describe_floors
 from search.tasks import load_task_of
-from studies.cli import run_command
+from studies.cli import artifacts_option, debug_option, storage_options, study_argument
 from studies.config import EvaluationSettings
 from studies.errors import ConfigError
 from studies.loader import load_overrides
 from studies.records import CellOption
 from studies.space import BUILT_IN_CELLS, cell_name
+from studies.text import shorten
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_MAX_DIGITS = 18
+"""Number of digits of a trial number, so that it fits 64 bits."""
+
+# ------------------------------------------------------------------ models
+
+
+def _parse_trial(context: click.Context, option: click.Parameter, text: str) -> int | None:
+    if text == "best":
+        return None
+    if not text.isdecimal() or len(text) > _MAX_DIGITS:
+        raise click.BadParameter(
+            f"invalid value {shorten(text)!r}: expected best or a trial number"
+        )
+    return int(text)
+
+
+def _model_options(command: _F) -> _F:
+    """Add the options that name a trained model to a command."""
+    command = artifacts_option(storage_options(command))
+    return click.option(
+        "--trial",
+        callback=_parse_trial,
+        metavar="N|best",
+        default="best",
+        show_default=True,
+        help="Number of the trial, or the best trial whose weights are stored.",
+    )(command)
+
+
+@click.command(help="Generate text with the model of a trial, if the study's task is text.")
+@study_argument
+@click.option(
+    "--prompt", metavar="TEXT", type=click.UNPROCESSED, default="", help="Text to continue."
+)
+@click.option(
+    "--length",
+    type=click.IntRange(min=1),
+    default=500,
+    show_default=True,
+    help="Number of tokens to generate.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.8,
+    show_default=True,
+    help="Sampling temperature; 0 always takes the most likely token.",
+)
+@click.option(
+    "--top-k", type=click.IntRange(min=1), help="Sample from the K most likely tokens only."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the sampling.",
+)
+@_model_options
+def sample(
+    study: str,
+    prompt: str,
+    length: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    trial: int | None,
+    storage: str,
+    artifacts: str | None,
+    debug: bool,
+) -> int:
+    """Print the prompt and its continuation."""
+    if math.isnan(temperature):  # click accepts NaN in any range
+        raise click.BadParameter("--temperature is nan: expected 0 or more")
+    model = load_trial_model(study, trial, storage, artifacts).model
+    start = os.fsencode(prompt)  # the bytes as typed, even if they are not valid UTF-8
+    text = sample_text(model, start, length, temperature, top_k, seed)
+    click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))
+    return 0
+
+
+@click.command(
+    help="Export the model of a trial, its weights and its tokenizer or task to the folder DIR, "
+    "which depends on PyTorch only; that of a task other than text on NumPy as well."
+)
+@study_argument
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@_model_options
+def export(
+    study: str,
+    directory: Path,
+    trial: int | None,
+    storage: str,
+    artifacts: str | None,
+    debug: bool,
+) -> int:
+    """Export a model."""
+    export_trial(study, directory, trial, storage, artifacts)
+    click.echo(directory)
+    return 0
+
+
+# ------------------------------------------------------------------ cells and tasks
 
 
 @click.command(
@@ -43,7 +148,7 @@ from studies.space import BUILT_IN_CELLS, cell_name
     multiple=True,
     help="Check with another value than the default of an option, as in depth=2; may be repeated.",
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error instead of one line.")
+@debug_option
 def check(source: str, overrides: tuple[str, ...], debug: bool) -> int:
     """Check a cell or a task."""
     options = load_overrides(overrides).settings
@@ -129,7 +234,3 @@ def _describe_options(options: Mapping[str, CellOption]) -> str:
         for name, option in options.items()
     )
     return ", ".join(described) or "none"
-
-
-if __name__ == "__main__":
-    run_command(check, USER_ERRORS)

@@ -1,20 +1,46 @@
-"""Effects of a study's parameters and its Pareto front, as tables and as figures."""
+"""What a study says, as tables and as figures: effects, verdicts, outcomes and the Pareto front.
+
+Slow to import: pandas.
+"""
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from reports.analysis.audited_effects import compute_study_effects
+from reports.analysis.leaderboard import StudySummary, summarize_study
+from reports.analysis.nuisance import build_judged_table, find_edges
+from reports.analysis.outcomes import build_outcome_table
+from reports.analysis.pareto_front import ParetoFront, summarize_costs
+from reports.analysis.sweeps import describe_sweep, fit_sweep
+from reports.data.replicates import find_replicates
+from reports.data.results import Results
+from reports.data.study_reader import read_results
+from reports.errors import ReportError
+from reports.formatting import loss_unit
+from reports.stats.additive_findings import list_level_effects
+from reports.stats.additive_model import AdditiveModel
+from reports.stats.conditional_effects import (
+    ConditionalEffect,
+    compute_conditional_effects,
+    describe_insignificance,
+    rank_effects,
+)
+from reports.stats.effects import Effect
+from reports.stats.outcome_table import compute_outcomes, to_frame
+from reports.stats.paired_difference import PairedDifference
+from studies.errors import ConfigError, StudiesError
+from studies.loader import read_study_record
+from studies.storage.open import list_study_names, load_study, read_storage
+from studies.text import shorten
 
 if TYPE_CHECKING:  # slow to import
-    import pandas as pd
     import plotly.graph_objects as go
-
-    from reports.analysis.pareto_front import ParetoFront
-    from reports.stats.additive_model import AdditiveModel
-    from reports.stats.conditional_effects import ConditionalEffect
-    from reports.stats.effects import Effect
-    from reports.stats.paired_difference import PairedDifference
 
 
 _COLUMNS = [
@@ -22,9 +48,7 @@ _COLUMNS = [
 ]  # fmt: skip
 
 
-def format_table(
-    table: "pd.DataFrame", losses: Iterable[str], spec: str, na_rep: str = "NaN"
-) -> str:
+def format_table(table: pd.DataFrame, losses: Iterable[str], spec: str, na_rep: str = "NaN") -> str:
     """Format a table as text, and the columns of losses and differences by a specification."""
     if spec.endswith("f"):
         digits = dict.fromkeys(losses, int(spec[1:-1]))
@@ -47,15 +71,15 @@ class Effects:
         additive: additive model of trials that matched pairs do not compare; None if they do.
     """
 
-    effects: "list[Effect]"
+    effects: list[Effect]
     unit: str
     warnings: list[str] = field(default_factory=list)
-    conditional_effects: "list[ConditionalEffect]" = field(default_factory=list)
+    conditional_effects: list[ConditionalEffect] = field(default_factory=list)
     spec: str = ".4f"
-    additive: "AdditiveModel | None" = None
+    additive: AdditiveModel | None = None
 
     @property
-    def trends(self) -> "pd.DataFrame":
+    def trends(self) -> pd.DataFrame:
         """One row per number of many values, such as those that a sampler drew.
 
         Columns: ``parameter``, the least and the greatest value tried, ``low`` and ``high``; the
@@ -64,8 +88,6 @@ class Effects:
         ``significant``, corrected for the number of all tests of the additive model. Empty for
         studies whose matched pairs compare all parameters.
         """
-        import pandas as pd
-
         rows = [
             (
                 each.parameter,
@@ -83,7 +105,7 @@ class Effects:
         return pd.DataFrame(rows, columns=[*columns, "significant"])
 
     @property
-    def table(self) -> "pd.DataFrame":
+    def table(self) -> pd.DataFrame:
         """One row per contrast.
 
         Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
@@ -97,8 +119,6 @@ class Effects:
         (``docs/statistics.md``). Without matched pairs the effects are those of the additive model,
         which :attr:`trends` completes.
         """
-        import pandas as pd
-
         rows = [
             (
                 *_describe(each, each),
@@ -113,7 +133,7 @@ class Effects:
         return pd.DataFrame(rows, columns=columns)
 
     @property
-    def conditional(self) -> "pd.DataFrame":
+    def conditional(self) -> pd.DataFrame:
         """One row per contrast, other parameter and value of it.
 
         Columns: those of a contrast, as in :attr:`table`, here within the ``value`` of the
@@ -123,8 +143,6 @@ class Effects:
         ``opposite_signs`` whether significant effects have both signs. Significance is corrected
         for the number of rows, or of ranges, by Holm's method; the intervals are not.
         """
-        import pandas as pd
-
         rows = [
             (
                 *_describe(each.main, level),
@@ -147,10 +165,8 @@ class Effects:
 
         return plot_effects(self.effects, self.unit)
 
-    def _list_conditions(self) -> "Iterator[tuple[Effect, ConditionalEffect | None]]":
+    def _list_conditions(self) -> Iterator[tuple[Effect, ConditionalEffect | None]]:
         """Yield each effect with the condition that rivals its mean most."""
-        from reports.stats.conditional_effects import rank_effects
-
         ranked = rank_effects(self.effects, self.conditional_effects)
         conditions = {each.main.contrast: each.condition for each in ranked}
         for effect in self.effects:
@@ -168,7 +184,7 @@ class Effects:
         return self.table.to_html(na_rep="") + warnings
 
 
-def _describe(main: "Effect", effect: "PairedDifference") -> tuple[object, ...]:
+def _describe(main: Effect, effect: PairedDifference) -> tuple[object, ...]:
     contrast = main.contrast
     return (
         contrast.parameter,
@@ -183,6 +199,69 @@ def _describe(main: "Effect", effect: "PairedDifference") -> tuple[object, ...]:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Verdicts:
+    """Verdicts on the replicated architectures of a study; printed as their table.
+
+    Attributes:
+        summary: the architectures, ranked and compared.
+        unit: unit of the losses and differences; "" for none.
+        spec: format of the losses in the printed table.
+    """
+
+    summary: StudySummary
+    unit: str
+    spec: str = ".4f"
+
+    @property
+    def margin(self) -> float:
+        """Largest difference to the best that makes no difference, ``refinement.margin``."""
+        assert self.summary.judgement is not None
+        return self.summary.judgement.margin
+
+    @property
+    def smallest(self) -> str | None:
+        """The smallest architecture that is as good as the best and smaller than the best mean.
+
+        None if no smaller one is shown to be, or if there is none: the best mean may itself be the
+        smallest. The printed table says which.
+        """
+        return self.summary.smallest.label if self.summary.smallest else None
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per architecture, the best mean first.
+
+        Columns: ``architecture``, ``parameters``, ``runs``, mean ``loss`` (adjusted for the order
+        of the data where numbers of runs differ), ``difference`` to the best mean, ``at_most``:
+        upper confidence bound of the difference to the best architecture, whichever that is, all
+        in ``unit``, and the ``verdict``: ``worse``, ``as good`` (``at_most`` is below the margin)
+        or ``undecided``; of the best mean ``best mean`` (``docs/statistics.md``).
+        """
+        rows = [
+            (
+                each.label,
+                int(each.parameter_count),
+                each.runs,
+                each.mean,
+                each.mean - self.summary.best.mean,
+                each.bound,
+                "best mean" if each is self.summary.best else str(each.verdict),
+            )
+            for each in self.summary.entries
+        ]
+        columns = ["architecture", "parameters", "runs", "loss", "difference", "at_most", "verdict"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def __repr__(self) -> str:
+        shown = format_table(self.table, ("loss", "difference", "at_most"), self.spec)
+        margin = f"{self.margin:g} {self.unit}".rstrip()
+        return f"{shown}\n{self.summary.describe_smallest()} (margin {margin})"
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Pareto:
     """Architectures that no other one beats at its cost; printed as their table.
 
@@ -192,11 +271,11 @@ class Pareto:
             pairs; else over the evaluation windows of single runs, without a correction.
     """
 
-    front: "ParetoFront"
+    front: ParetoFront
     is_replicated: bool
 
     @property
-    def table(self) -> "pd.DataFrame":
+    def table(self) -> pd.DataFrame:
         """One row per architecture on the front, the cheapest first.
 
         Columns: ``architecture``, its ``trial``, ``parameters``, ``seconds`` of a run (NaN where
@@ -206,8 +285,6 @@ class Pareto:
         and ``cheapest_not_worse``: the cheapest architecture that costs less and is not
         significantly worse; None if all of these are.
         """
-        import pandas as pd
-
         rows = []
         for member in self.front.members:
             each, gap = member.architecture, member.gap
@@ -234,3 +311,76 @@ class Pareto:
 
     def _repr_html_(self) -> str:
         return self.table.to_html()
+
+
+def read_derived(url: str, source: str) -> list[Results]:
+    """Read the studies of replicates in a storage that derive from a study."""
+    derived = []
+    with closing(read_storage(url)) as storage:
+        for name in list_study_names(storage):
+            try:
+                refinement = read_study_record(load_study(storage, name)).config.refinement
+                if refinement and refinement.source == source and refinement.replicates > 1:
+                    derived.append(read_results(storage, name, (), False, False))
+            except (StudiesError, ReportError):  # of another program, damaged or deleted
+                continue
+    return derived
+
+
+def find_effects(results: Results, derived: Sequence[Results]) -> Effects:
+    """Estimate the effects in a study's results, see :meth:`rnn_search.Study.effects`.
+
+    Args:
+        results: results with a complete trial.
+        derived: results of the studies of replicates that derive from it.
+    """
+    results = replace(results, replicates=find_replicates(results, derived))
+    found = compute_study_effects(results)
+    conditional = []
+    if not results.is_pruned:
+        conditional = compute_conditional_effects(build_judged_table(results), found.effects)
+    warnings = [edge.warning for edge in find_edges(results) if edge.is_prominent]
+    if found.reason:
+        warnings.append(found.reason.rstrip("."))
+    model, effects = fit_sweep(results, found.effects), found.effects
+    if model:
+        effects = effects or list_level_effects(model, results.scale)
+        said = describe_sweep(results, model, found.effects)
+        warnings = [*(each.rstrip(".") for each in said), *warnings]
+    elif not (found.reason or any(effect.is_decidable for effect in effects)):
+        warnings.append(describe_insignificance(effects))
+    unit, spec = loss_unit(results.config), results.scale.value_spec
+    return Effects(effects, unit, warnings, conditional, spec, model)
+
+
+def find_verdicts(results: Results) -> Verdicts:
+    """Compare the replicated architectures of a study, see :meth:`rnn_search.Study.verdicts`."""
+    summary = summarize_study(results)
+    if summary.judgement is None:
+        raise ReportError(
+            f"study {results.name!r} has no replicates to compare: expected one derived with "
+            "refinement.replicates of 2 or more, and its first look if it has looks"
+        )
+    return Verdicts(summary, results.metric.unit, results.measure.spec)
+
+
+def count_outcomes(results: Results) -> pd.DataFrame:
+    """Count rescued and ruined pairs, see :meth:`rnn_search.Study.outcomes`."""
+    threshold = results.config.report_threshold
+    if threshold is None:
+        return to_frame([])
+    return to_frame(compute_outcomes(build_outcome_table(results, threshold)))
+
+
+def find_pareto(results: Results, cost: Literal["parameters", "seconds"]) -> Pareto:
+    """Find the architectures worth their cost, see :meth:`rnn_search.Study.pareto`."""
+    if cost not in ("parameters", "seconds"):
+        raise ConfigError(f"cost is {shorten(repr(cost))}: expected 'parameters' or 'seconds'")
+    summary = summarize_costs(results, summarize_study(results))
+    front = summary.front(cost) if summary else None
+    if summary is None or front is None:
+        raise ReportError(
+            f"study {results.name!r} has no front by {cost}: expected two or more architectures "
+            "with a held-out loss and different costs under the same conditions"
+        )
+    return Pareto(front, summary.is_replicated)
