@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import optuna
 
-from search.duration import to_train_config
-from search.worker.trial_artifacts import FinalCheckpointStore
+from search.worker.checkpoints import TrialFiles
+from search.worker.lockstep import to_train_config
 from studies.artifacts import Store, store_errors
 from studies.attributes import EarlierEnd, StudyRecord
 from studies.config import StudyConfig, training_settings
@@ -67,7 +67,7 @@ def plan_new_end(
 
 def _list_checkpoints(record: StudyRecord, store: Store) -> Set[int]:
     """Return the numbers of the trials whose checkpoints at the end are kept."""
-    checkpoints = FinalCheckpointStore(store, record.artifact_folder)
+    checkpoints = TrialFiles(store, record.artifact_folder, "final")
     try:
         return checkpoints.list_trials()
     except ArtifactsError:

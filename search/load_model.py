@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from rnn.errors import SavedModelError
 from rnn.export import SavedModel, deserialize_model
 from search.errors import WeightsNotFoundError
-from search.worker.trial_artifacts import WeightStore
+from search.worker.checkpoints import TrialFiles
 from studies.artifacts import open_store
 from studies.best import rank_trials
 from studies.cli import artifacts_option, storage_options
@@ -92,9 +92,8 @@ def load_trial_model(
         loaded = load_study(opened, study)
         record = read_study_record(loaded)
         config = record.config
-        weights = WeightStore(
-            open_store(artifacts, storage, "weights", read_only=True), record.artifact_folder
-        )
+        store = open_store(artifacts, storage, "weights", read_only=True)
+        weights = TrialFiles(store, record.artifact_folder, "safetensors")
         trials = read_trials(opened, loaded._study_id)
     complete = {row.number: row for row in trials if row.state is TrialState.COMPLETE}
     ranking = rank_trials(trials, config, record.looks)
@@ -127,7 +126,7 @@ def load_trial_model(
     return LoadedModel(model, chosen, study, config)
 
 
-def _read_weights(weights: WeightStore, number: int) -> bytes | None:
+def _read_weights(weights: TrialFiles, number: int) -> bytes | None:
     """Return the weights of a trial, or None."""
     try:
         return weights.read(number)

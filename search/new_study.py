@@ -9,13 +9,12 @@ import torch
 
 from rnn.tasks.corpus import Corpus
 from rnn.training.devices import supports_bf16
-from search.duration import describe_duration
 from search.grid import create_sampler
 from search.pruning.audit import draw_audited
-from search.refinement import MAX_UNCONFIRMED, derive_trials
+from search.refinement import derive_trials
 from search.study_corpus import tokenize
 from search.tasks import StudyTask, check_trials
-from search.versions import current_versions
+from search.worker.checkpoints import current_versions
 from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig
 from studies.hypotheses import Registration, update_records
@@ -132,7 +131,7 @@ def create_new_study(
     attributes, choices = record.attributes(), distributions(space)
     if not create_study(storage, name, metric, attributes, choices, planned):
         return ""  # another process has created it meanwhile
-    notice = describe_trials("created", len(planned), config, device, task)
+    notice = describe_trials("created", len(planned), config)
     if config.precision == "auto":
         notice += f"; precision {precision}: {_describe_bf16(device)}; fixed for this study"
     return notice
@@ -167,16 +166,11 @@ def corpus_record(corpus: Corpus | None) -> CorpusRecord | None:
     )
 
 
-def describe_trials(
-    verb: str, count: int, config: StudyConfig, device: torch.device, task: StudyTask | None
-) -> str:
-    """Return a notice on how many trials were added, and about how long many of them take."""
+def describe_trials(verb: str, count: int, config: StudyConfig) -> str:
+    """Return a notice on how many trials were added."""
     steps = count * config.training.steps
-    is_long = count > MAX_UNCONFIRMED and config.space is not None
-    data = None if task is None else task.build()
-    duration = describe_duration(config, count, device, data) if is_long else ""
     trials = f"{count:,} trial{'s' * (count != 1)}"
-    return f"{verb} with {trials}, {steps:,} training steps in all{duration}"
+    return f"{verb} with {trials}, {steps:,} training steps in all"
 
 
 def _resolve_precision(precision: str, device: torch.device) -> str:

@@ -1,6 +1,6 @@
 """Derive the trials of a refinement from the best trials of its source study."""
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any
 
 from search.errors import TrialNotFoundError, UnfinishedSourceError
@@ -99,16 +99,13 @@ def derive_trials(
     return _derive(ranked[:wanted], present & set(TRAINING_PARAMS), refinement, config)
 
 
-def check_count(
-    count: int, steps: int, confirmed: bool, describe_duration: Callable[[int], str] = lambda _: ""
-) -> None:
+def check_count(count: int, steps: int, confirmed: bool) -> None:
     """Require that the user confirms many new trials.
 
     Args:
         count: number of new trials.
         steps: training steps of each.
         confirmed: whether the user has confirmed any number.
-        describe_duration: describes how long a number of trials take.
 
     Raises:
         ConfigError: if there are more than :data:`MAX_UNCONFIRMED` and the user has not, or more
@@ -120,9 +117,8 @@ def check_count(
         )
     if count > MAX_UNCONFIRMED and not confirmed:
         raise ConfigError(
-            f"{count:,} new trials, {count * steps:,} training steps in all"
-            f"{describe_duration(count)}: expected at most {MAX_UNCONFIRMED:,} trials; reduce "
-            "them, or confirm with --yes"
+            f"{count:,} new trials, {count * steps:,} training steps in all: expected at most "
+            f"{MAX_UNCONFIRMED:,} trials; reduce them, or confirm with --yes"
         )
 
 

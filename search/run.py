@@ -16,7 +16,7 @@ from search.pruning.pause_resume import PauseResumeScheduler
 from search.session import RunOptions, Session, open_session
 from search.status import Status, StatusReader
 from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display
-from search.worker.best_trials import BestModelStore, BestTrialFiles
+from search.worker.checkpoints import BestTrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import ShutdownSignal
@@ -165,8 +165,8 @@ def _run_worker(
     """Run a worker in this process."""
     handle = session.handle
     query = claims.query_after_flush
-    models = BestModelStore(handle, session.weights, query)
-    finals = BestTrialFiles(handle, session.final_checkpoints, query, "checkpoints")
+    weights = BestTrialFiles(handle, session.weights, query)
+    finals = BestTrialFiles(handle, session.final_checkpoints, query)
     scheduler = None
     if handle.config.pruning.enabled:
         scheduler = PauseResumeScheduler(handle.storage, handle.study_id, handle.config)
@@ -179,7 +179,7 @@ def _run_worker(
             display,
             session.worker_name,
             options.lockstep,
-            models,
+            weights,
             finals,
         )
         count_trials = reader.count_trials
@@ -235,7 +235,7 @@ def _conclude(
 def _remove_leftovers(session: Session) -> None:
     try:
         session.checkpoints.clear()
-        session.weights.remove_temporary_files()
+        session.weights.clear()
     except Exception as error:  # the results are recorded; leftover files must not fail the run
         click.echo(
             f"warning: cannot remove checkpoints or temporary files of the finished study "

@@ -21,8 +21,8 @@ from search.launch.target import LOCAL, LaunchTarget
 from search.new_study import StudyOptions
 from search.status import StatusReader
 from search.study import StudyHandle, create_or_join
+from search.worker.checkpoints import TrialFiles
 from search.worker.shutdown import ShutdownSignal
-from search.worker.trial_artifacts import CheckpointStore, FinalCheckpointStore, WeightStore
 from studies.artifacts import open_store
 from studies.cli import study_name
 from studies.config_file import ConfigFile
@@ -189,9 +189,9 @@ class Session:
     handle: StudyHandle
     reader: StatusReader
     device: torch.device
-    checkpoints: CheckpointStore
-    final_checkpoints: FinalCheckpointStore
-    weights: WeightStore
+    checkpoints: TrialFiles
+    final_checkpoints: TrialFiles
+    weights: TrialFiles
     worker_name: str
 
     @classmethod
@@ -205,9 +205,9 @@ class Session:
             handle,
             StatusReader(handle.study, handle.storage, handle.config, options.workers),
             device,
-            CheckpointStore(checkpoints, handle.artifact_folder),
-            FinalCheckpointStore(checkpoints, handle.artifact_folder),
-            WeightStore(weights, handle.artifact_folder),
+            TrialFiles(checkpoints, handle.artifact_folder, "checkpoint"),
+            TrialFiles(checkpoints, handle.artifact_folder, "final"),
+            TrialFiles(weights, handle.artifact_folder, "safetensors"),
             name_worker(socket.gethostname(), os.getpid(), os.environ.get(JOB_VARIABLE)),
         )
 

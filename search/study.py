@@ -16,7 +16,6 @@ from rnn.tasks.tokenizer import ByteTokenizer, TokenCorpus
 from rnn.training.devices import check_precision
 from search.cells import CodeStore, check_sources, load_cells
 from search.certification import certify_cells
-from search.duration import describe_duration
 from search.extension import describe_new_end, plan_new_end
 from search.grid import GridSampler, create_sampler, extend_grid, find_conflict
 from search.launch.shared_files import require_shared
@@ -32,7 +31,7 @@ from search.study_corpus import (
 )
 from search.task_check import certify_task
 from search.tasks import StudyTask, TaskOptions, check_held_out, check_trials, load_task
-from search.versions import describe_study_mixing
+from search.worker.checkpoints import describe_study_mixing
 from studies.artifacts import open_store
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
@@ -143,7 +142,7 @@ def create_or_join(
     config, task = _resolve_config(file, url, options)
     if not file.is_stored or file.name != name:
         config = plan_looks(config, options.until_decided)
-    _check_options(name, url, config, task, options, device)
+    _check_options(name, url, config, options)
     _check_precision(config, device, options)
     corpus = load_study_corpus(file, config) if task is None else None
     if options.is_shared:
@@ -169,7 +168,7 @@ def create_or_join(
         study = load_study(storage, name)
         record = read_study_record(study)
         storage.require_study(StudyIdentity(study._study_id, name, record.artifact_folder))
-        joined = _join_study(study, storage, url, record, config, corpus, task, options, device)
+        joined = _join_study(study, storage, url, record, config, corpus, task, options)
         if joined is None:  # another process has just extended it
             return create_or_join(file, url, options, device)
         stored, join_notice = joined
@@ -215,9 +214,7 @@ def _check_options(
     name: str,
     url: str,
     config: StudyConfig,
-    task: StudyTask | None,
     options: StudyOptions,
-    device: torch.device,
 ) -> None:
     """Reject what needs no corpus to be rejected: extended refinements and unconfirmed grids."""
     grid = config.grid
@@ -227,12 +224,7 @@ def _check_options(
         return
     count = grid.count()
     if count > MAX_UNCONFIRMED and not _exists(url, name):
-        check_count(
-            count,
-            config.training.steps,
-            options.confirmed,
-            lambda count: describe_duration(config, count, device, task.build() if task else None),
-        )
+        check_count(count, config.training.steps, options.confirmed)
 
 
 def _join_study(
@@ -244,7 +236,6 @@ def _join_study(
     corpus: Corpus | None,
     task: StudyTask | None,
     options: StudyOptions,
-    device: torch.device,
 ) -> tuple[StudyConfig, str] | None:
     """Check that a worker may join a study; extend the study if the options say so.
 
@@ -288,12 +279,7 @@ def _join_study(
     if len(record.commands) > 1 and _has_earlier_grid(stored, config):
         config = config.model_copy(update={"space": stored.space, "cells": stored.cells})
     count = _count_added(stored, config)
-    check_count(
-        count,
-        config.training.steps,
-        options.confirmed,
-        lambda count: describe_duration(config, count, device, task.build() if task else None),
-    )
+    check_count(count, config.training.steps, options.confirmed)
     certify_cells(config, stored)
     extended = extend_grid(study, storage, stored, config, options.command, new_end)
     if extended is None:
@@ -302,7 +288,7 @@ def _join_study(
         earlier_end = read_study_record(study).earlier_ends[-1]
         notices.append(describe_new_end(earlier_end, new_end))
     if count:
-        notices.append(describe_trials("extended", count, extended, device, task))
+        notices.append(describe_trials("extended", count, extended))
     for setting in changed:
         before, now = _format_setting(stored, setting), _format_setting(extended, setting)
         notices.append(f"changed {setting} from {before} to {now}")

@@ -1,10 +1,13 @@
-"""Trainer: trains and evaluates the networks of claimed trials in lockstep."""
+"""Train and evaluate the networks of claimed trials in lockstep."""
 
+import logging
 import math
 import platform
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,30 +16,60 @@ from optuna.trial import FrozenTrial, TrialState
 from rnn.config import Precision, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CellError
-from rnn.export import SavedModel, SavedTask
+from rnn.export import SavedModel, SavedTask, generate, serialize_model
 from rnn.network import count_parameters
 from rnn.tasks.task import SequenceTask
 from rnn.tasks.tokenizer import Tokenizer
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
-from search.duration import to_train_config
 from search.errors import format_error
+from search.pruning.decisions import PruneDecision
 from search.pruning.rungs import compute_rungs
-from search.status import RunningTrial
+from search.status import RunningTrial, WorkerCallbacks
 from search.study import StudyHandle
-from search.versions import current_versions, earlier_versions
-from search.worker.best_trials import BestModelStore, BestTrialFiles
-from search.worker.checkpointing import CheckpointManager
+from search.worker.checkpoints import (
+    BestTrialFiles,
+    CheckpointManager,
+    TrialFiles,
+    current_versions,
+    earlier_versions,
+)
 from search.worker.claim import Claim
 from search.worker.cpu_budget import ThreadBudget
-from search.worker.lockstep import LockstepPlan
-from search.worker.lockstep_size import min_keep_probability
-from search.worker.model_evaluation import Evaluator
-from search.worker.protocols import PrunerCallback, TrialResult, WorkerCallbacks
-from search.worker.trial_artifacts import CheckpointStore
+from search.worker.evaluation import Evaluator
+from search.worker.lockstep import LockstepPlan, min_keep_probability, to_train_config
 from studies.attributes import Failure, TrialRecord
 from studies.config import to_trial_config
+from studies.text import to_printable
+
+SAMPLE_LENGTH = 300
+"""Tokens of the text sample that a network generates for the report."""
+
+SAMPLE_TEMPERATURE = 0.8
+
+PrunerCallback = Callable[[Sequence[Claim]], Mapping[Claim, PruneDecision]]
+"""Asks about these trials, all at a rung; returns which trials, of this or an earlier question, are
+paused or pruned now; absent ones continue."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """Result of a trial that was trained to its end, pruned or paused.
+
+    Attributes:
+        state: COMPLETE, PRUNED or FAIL; WAITING for a paused trial, whose checkpoint is written.
+        value: objective value of a complete trial, else None.
+        attributes: user attributes to record with the trial.
+        message: description of the outcome.
+    """
+
+    state: TrialState
+    value: float | None
+    attributes: Mapping[str, Any]
+    message: str
 
 
 class Trainer:
@@ -46,16 +79,17 @@ class Trainer:
         handle: the study.
         device: device to train on.
         budget: entered thread budget.
-        checkpoints: checkpoints of the study's trials.
+        checkpoints: checkpoints of the study's unfinished trials.
         callbacks: called at log points.
         worker: name of this worker.
         lockstep: maximum number of networks to train together; None to choose by device.
-        best_models: store for the weights of the best networks; None to save none.
-        final_checkpoints: store for checkpoints of complete trials; None to keep none.
+        best_weights: weights of the best trials; None to save none.
+        final_checkpoints: checkpoints of complete trials; None to keep none.
 
     Attributes:
         has_trained: whether at least one step was trained.
-        min_keep_probability: keep probability from which a paused trial resumes with another.
+        min_keep_probability: keep probability from which a paused trial resumes together with
+            another.
     """
 
     def __init__(
@@ -63,11 +97,11 @@ class Trainer:
         handle: StudyHandle,
         device: torch.device,
         budget: ThreadBudget,
-        checkpoints: CheckpointStore,
+        checkpoints: TrialFiles,
         callbacks: WorkerCallbacks,
         worker: str,
         lockstep: int | None = None,
-        best_models: BestModelStore | None = None,
+        best_weights: BestTrialFiles | None = None,
         final_checkpoints: BestTrialFiles | None = None,
     ) -> None:
         config = handle.config
@@ -77,15 +111,16 @@ class Trainer:
         self.callbacks = callbacks
         self.has_trained = False
         self.min_keep_probability = min_keep_probability(device)
-        self._study_name = handle.study.study_name
         self._worker = worker
         self._budget = budget
         self._precision: Precision = config.precision
         self._handle = handle
         self._spec = handle.spec
         self._evaluator = Evaluator(handle)
-        self._best_models = best_models
-        self._checkpointer = CheckpointManager(handle, checkpoints, final_checkpoints)
+        self._best_weights = best_weights
+        self._finals = final_checkpoints
+        final_files = final_checkpoints.files if final_checkpoints else None
+        self._checkpoints = CheckpointManager(handle, checkpoints, final_files)
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
@@ -105,9 +140,18 @@ class Trainer:
     def train(
         self, claims: Sequence[Claim], poll: Callable[[], bool], decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Train trials to their ends; see :class:`search.worker.protocols.Trainer`."""
+        """Train trials; yield each one's result as soon as it is known.
+
+        Args:
+            claims: claims of the trials, to which values are reported. A trial that is lost
+                (``claim.lost``) is dropped without a result.
+            poll: called often; returns whether the polling interval has passed, raises to end the
+                training.
+            decide: called at every log point with the trials that have reached a rung there, often
+                none. Decisions may come late: those on trials that no longer train are ignored.
+        """
         self._budget.apply()
-        states = self._checkpointer.resume(claims)
+        states = self._checkpoints.resume(claims)
         # Networks in lockstep are at one step: usually all, for they were interrupted together.
         for step in sorted({_step(state) for state in states.values()}):
             group = {
@@ -125,19 +169,17 @@ class Trainer:
 
     def save_checkpoints(self, claims: Sequence[Claim]) -> None:
         """Write checkpoints of those of these trials that are being trained."""
-        loop = self._loop
-        if loop is None:
-            return
         for claim in claims:
             trial_config = to_trial_config(claim.trial.params, self.config)
-            if trial_config in loop.configs:
-                self._checkpointer.write(claim, loop.train_state(trial_config))
+            if self._loop is not None and trial_config in self._loop.configs:
+                self._checkpoints.write(claim, self._loop.train_state(trial_config))
 
     def clean_up(self, number: int) -> None:
         """Remove the files that a finished trial no longer needs, and those of surpassed trials."""
-        self._checkpointer.clean_up(number)
-        if self._best_models is not None:
-            self._best_models.evict(number)
+        for best in (self._finals, self._best_weights):
+            if best is not None:
+                best.evict(number)
+        self._checkpoints.remove(number)
 
     def describe_failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
         """Return the cause of an error, and the attributes of a trial that fails with it."""
@@ -235,7 +277,7 @@ class Trainer:
         # Copies: on_step may drop networks, which are evaluated but not reported.
         trial_configs, train_seconds = loop.configs, list(loop.seconds)
         last_states = {}  # before the weights are replaced by their averages
-        if self._checkpointer.keeps_final:
+        if self._finals is not None and self._finals.keeps_any:
             last_states = {config: loop.train_state(config) for config in trial_configs}
         evaluations = self._evaluator.evaluate(loop, on_step)
         values = {
@@ -243,8 +285,8 @@ class Trainer:
             for trial_config, evaluation in zip(trial_configs, evaluations, strict=True)
             if evaluation.value is not None and not claims[trial_config].lost
         }
-        selected = self._best_models.select(values) if self._best_models else set()
-        kept = self._checkpointer.select_final(values) if last_states else set()
+        selected = self._best_weights.select(values) if self._best_weights else set()
+        kept = self._finals.select(values) if self._finals and last_states else set()
         eval_seconds = (time.monotonic() - started_at) / len(trial_configs)
         for trial_config, evaluation, seconds in zip(
             trial_configs, evaluations, train_seconds, strict=True
@@ -263,8 +305,10 @@ class Trainer:
             }
             if claim.trial.number in selected:
                 results["sample"] = self._save_weights(claim, loop, trial_config, evaluation.value)
-            if claim.trial.number in kept:
-                self._checkpointer.write_final(claim, last_states.pop(trial_config))
+            if self._finals is not None and claim.trial.number in kept:
+                last_state = last_states.pop(trial_config)
+                serialize = partial(self._checkpoints.serialize, claim, last_state)
+                self._finals.write(claim.trial.number, serialize)
             attributes = self._attributes(trial_config, rate, seconds + eval_seconds, **results)
             yield claim, TrialResult(TrialState.COMPLETE, evaluation.value, attributes, "complete")
 
@@ -272,21 +316,30 @@ class Trainer:
         self, claim: Claim, loop: TrainLoop, trial_config: TrialConfig, value: float
     ) -> str | None:
         """Save a trial's weights; return a text sample of its network, if it predicts text."""
-        assert self._best_models is not None
+        assert self._best_weights is not None
         parameters, tokens = loop.stack.parameters, self._handle.token_corpus
         if isinstance(loop.data, SequenceTask):
             task: Tokenizer | SavedTask = SavedTask.from_task(loop.data)
         else:
             assert tokens is not None
             task = tokens.tokenizer
+        number, study = claim.trial.number, self._handle.study.study_name
         model = SavedModel(
             trial_config.architecture,
             parameters.extract(loop.configs.index(trial_config), parameters.values),
             task,
             self._precision,
-            {"study": self._study_name, "trial": str(claim.trial.number), "value": repr(value)},
+            {"study": study, "trial": str(number), "value": repr(value)},
         )
-        return self._best_models.save(claim.trial.number, model)
+        self._best_weights.write(number, partial(serialize_model, model))
+        if isinstance(task, SavedTask):
+            return None
+        try:
+            sample = generate(model, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
+            return to_printable(sample)
+        except Exception as error:  # the trial is complete without it
+            _logger.warning(f"cannot generate a sample of trial {number} ({error})", exc_info=True)
+            return None
 
     def _remove_diverged(
         self, loop: TrainLoop, claims: Mapping[TrialConfig, Claim]
@@ -328,7 +381,7 @@ class Trainer:
             }
             if decision.is_final:
                 state, message = TrialState.PRUNED, f"pruned at step {loop.step:,}"
-            elif self._checkpointer.write(claim, loop.train_state(trial_config)):
+            elif self._checkpoints.write(claim, loop.train_state(trial_config)):
                 state, message = TrialState.WAITING, f"paused at step {loop.step:,}"
             else:
                 continue  # without a checkpoint it could not resume

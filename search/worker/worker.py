@@ -13,12 +13,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from search.errors import ShutdownRequestedError, format_error, is_bug
 from search.pruning.decisions import PruneDecision
 from search.pruning.pause_resume import PauseResumeScheduler
+from search.status import TrialEvent, WorkerCallbacks
 from search.worker.claim import Claim
 from search.worker.claims import ClaimManager
-from search.worker.protocols import Trainer, TrialEvent, TrialResult, WorkerCallbacks
 from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
 from search.worker.storage_client import SHUTDOWN_GRACE
+from search.worker.trainer import Trainer, TrialResult
 from studies.attributes import RETRY_COUNTS, Failure
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.storage.counts import TrialCounts
