@@ -13,7 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from rnn.engines import Engine, build_network
 from rnn.errors import CellError
 from rnn.export import SavedModel, export_files
 from rnn.network import Network, Window, build_seeded, named_tensors, network_shapes
-from rnn.own_code import describe_error
+from rnn.own_code import CellSource, CodeSource, describe_error
 from rnn.tasks.corpus import TextData
 from rnn.tasks.tokenizer import ByteTokenizer
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
@@ -52,7 +52,7 @@ MAX_STATE_SIZE = 64
 LAYERS, STREAMS = 2, 3
 
 TIMEOUT = 600
-"""Seconds after which the new process counts as hanging; it takes a few."""
+"""Seconds after which a new process counts as hanging; it takes a few."""
 
 Answer = str | tuple[Tensor, dict[str, Tensor]]
 """The exception of an export in a new process; or its logits, and its tensors at first."""
@@ -270,7 +270,7 @@ def run_exports(configs: Sequence[CellConfig]) -> list[Answer]:
     """
     # Neither the current folder nor that of the user is searched for modules.
     program = f"{inspect.getsource(_run_exports)}\n_run_exports()"
-    command = [sys.executable, "-s", "-P", "-c", program]
+    options = ("-s", "-P", "-c", program)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     other = {"PYTHONHASHSEED": "4711", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory(prefix="rnn-search-check-") as name:
@@ -284,34 +284,63 @@ def run_exports(configs: Sequence[CellConfig]) -> list[Answer]:
             for file, content in export_files(model).items():
                 (folder / str(number) / file).write_bytes(content)
         torch.save((len(configs), _draw_tokens(5, 1)), folder / "request.pt")
-        cell, errors = f"cell {configs[0].cell}", folder / "errors.txt"
-        try:
-            with errors.open(
-                "wb"
-            ) as printed:  # a process that the cell starts would keep a pipe open
-                done = subprocess.run(
-                    command,
-                    cwd=folder,
-                    env=clean | other,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=printed,
-                    timeout=TIMEOUT,
-                )
-        except subprocess.TimeoutExpired as error:
-            raise CellError(
-                f"{cell}: a new process did not run its export in {TIMEOUT} s: expected a cell "
-                "that waits for nothing"
-            ) from error
-        if done.returncode:
-            reason = "".join(errors.read_text(errors="replace").strip().splitlines()[-1:])
-            raise CellError(
-                f"{cell}: a new process that runs its export ends with exit code "
-                f"{done.returncode} ({reason[:200]}): expected an installed PyTorch, and a cell "
-                "that leaves the process running"
-            )
+        run_new_process(CellSource, configs[0].cell, options, clean | other, folder)
         answers: list[Answer] = torch.load(folder / "answers.pt", weights_only=True)
         return answers
+
+
+def run_new_process(
+    kind: type[CodeSource],
+    name: str,
+    options: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path | None = None,
+    given: str = "",
+) -> str:
+    """Run Python in a new process that uses a cell or a task; return what it printed.
+
+    Args:
+        kind: what is used.
+        name: name of its class.
+        options: options of Python.
+        environment: environment variables.
+        folder: working directory; that of this process by default.
+        given: standard input.
+
+    Raises:
+        CellError, TaskError: if the process hangs or fails.
+    """
+    subject = f"{kind.kind} {name}"
+    # Files, for a process that the user's code starts would keep a pipe open.
+    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:
+        try:
+            done = subprocess.run(
+                [sys.executable, *options],
+                cwd=folder,
+                env=environment,
+                input=given.encode(),
+                stdout=printed,
+                stderr=errors,
+                timeout=TIMEOUT,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise kind.error(
+                f"{subject}: a new process did not end in {TIMEOUT} s: expected a {kind.kind} that "
+                "waits for nothing"
+            ) from error
+        output, problem = (_read_file(each) for each in (printed, errors))
+    if done.returncode:
+        reason = "".join(problem.strip().splitlines()[-1:])
+        raise kind.error(
+            f"{subject}: a new process ends with exit code {done.returncode} ({reason[:200]}): "
+            f"expected a {kind.kind} that leaves the process running"
+        )
+    return output
+
+
+def _read_file(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def _run_exports() -> None:

@@ -109,16 +109,11 @@ class TrialFiles:
         """
         self._store.write(self._name(number), io.BytesIO(content))
 
-    def read(self, number: int, max_bytes: int = -1) -> bytes | None:
-        """Return the content of a trial's file, or its beginning; None if there is none.
-
-        Args:
-            number: number of the trial.
-            max_bytes: number of bytes to read at most; -1 for all.
-        """
+    def read(self, number: int, max_bytes: int | None = None) -> bytes | None:
+        """Return the content of a trial's file, at most so many bytes; None if there is none."""
         try:
             with contextlib.closing(self._store.open_reader(self._name(number))) as reader:
-                return reader.read() if max_bytes < 0 else reader.read(max_bytes)
+                return reader.read(max_bytes)
         except ArtifactNotFound:
             return None
 

@@ -126,7 +126,8 @@ class Trainer:
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
         self._lockstep_plan = LockstepPlan(config, self._precision, device, self._spec, lockstep)
         self._loop: TrainLoop | None = None
-        self._lockstep = 0  # of the current loop, when it began
+        self._claims: dict[TrialConfig, Claim] = {}  # of the current loop, as what follows
+        self._lockstep = 0  # when it began
         self._earlier_versions: dict[TrialConfig, Mapping[str, list[str] | None]] = {}
 
     def lockstep_size(self, trial: FrozenTrial) -> int:
@@ -202,6 +203,7 @@ class Trainer:
         params = next(iter(states)).trial.params
         claims = {to_trial_config(claim.trial.params, self.config): claim for claim in states}
         assert len(claims) == len(states)
+        self._claims = claims
         resumed = {
             trial_config: state
             for trial_config, claim in claims.items()
@@ -223,20 +225,16 @@ class Trainer:
             settings = to_train_config(self.config, params)
             data = self._handle.training_data(next(iter(claims)).task_options)
             self._loop = loop = TrainLoop(network, data, settings, resumed)
-            yield from self._train_and_evaluate(loop, claims, poll, decide)
+            yield from self._train_and_evaluate(loop, poll, decide)
         except Exception as error:
             if is_out_of_memory(error):
                 self._lockstep_plan.reduce(params, len(claims))
             raise
 
     def _train_and_evaluate(
-        self,
-        loop: TrainLoop,
-        claims: Mapping[TrialConfig, Claim],
-        poll: Callable[[], bool],
-        decide: PrunerCallback,
+        self, loop: TrainLoop, poll: Callable[[], bool], decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        saved_at = time.monotonic()
+        claims, saved_at = self._claims, time.monotonic()
 
         def on_step() -> None:
             nonlocal saved_at
@@ -254,7 +252,7 @@ class Trainer:
             on_step()
 
         # A checkpoint may be of a trial that diverged while the storage was unavailable.
-        yield from self._remove_diverged(loop, claims)
+        yield from self._remove_diverged(loop)
         for point in loop.train(on_train_step):
             running = []
             for trial_config, loss in zip(loop.configs, point.ema_losses, strict=True):
@@ -262,18 +260,18 @@ class Trainer:
                 number = claims[trial_config].trial.number
                 running.append(RunningTrial(number, trial_config, point.step, self._steps, loss))
             self.callbacks.on_log(running)
-            yield from self._remove_diverged(loop, claims)
+            yield from self._remove_diverged(loop)
             if self._rungs and loop.step < self._steps:
-                yield from self._pause_or_prune(loop, claims, decide)
+                yield from self._pause_or_prune(loop, decide)
         # Decisions that are still pending are ignored: the result is better evidence.
         if loop.configs:
-            yield from self._evaluate(loop, claims, on_step)
+            yield from self._evaluate(loop, on_step)
 
     def _evaluate(
-        self, loop: TrainLoop, claims: Mapping[TrialConfig, Claim], on_step: Callable[[], None]
+        self, loop: TrainLoop, on_step: Callable[[], None]
     ) -> Iterator[tuple[Claim, TrialResult]]:
         """Evaluate the trained networks on held-out data."""
-        started_at = time.monotonic()
+        claims, started_at = self._claims, time.monotonic()
         # Copies: on_step may drop networks, which are evaluated but not reported.
         trial_configs, train_seconds = loop.configs, list(loop.seconds)
         last_states = {}  # before the weights are replaced by their averages
@@ -341,28 +339,25 @@ class Trainer:
             _logger.warning(f"cannot generate a sample of trial {number} ({error})", exc_info=True)
             return None
 
-    def _remove_diverged(
-        self, loop: TrainLoop, claims: Mapping[TrialConfig, Claim]
-    ) -> Iterator[tuple[Claim, TrialResult]]:
+    def _remove_diverged(self, loop: TrainLoop) -> Iterator[tuple[Claim, TrialResult]]:
+        networks = zip(loop.configs, loop.curves, loop.seconds, strict=True)
         diverged = {
             trial_config: seconds
-            for trial_config, curve, seconds in zip(
-                loop.configs, loop.curves, loop.seconds, strict=True
-            )
+            for trial_config, curve, seconds in networks
             if not all(map(math.isfinite, curve.values()))
         }
         for trial_config, seconds in diverged.items():
             result = self._diverged_result(trial_config, loop.step / seconds, seconds)
-            yield claims[trial_config], result
+            yield self._claims[trial_config], result
         # Only after their results are recorded: until then they may need a checkpoint.
         if diverged:
             loop.remove_configs(diverged)
 
     def _pause_or_prune(
-        self, loop: TrainLoop, claims: Mapping[TrialConfig, Claim], decide: PrunerCallback
+        self, loop: TrainLoop, decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
         """Remove the networks that are paused or pruned, at this rung or an earlier one."""
-        indices = {claims[trial_config]: index for index, trial_config in enumerate(loop.configs)}
+        indices = {self._claims[config]: index for index, config in enumerate(loop.configs)}
         # A trial that lost its checkpoint trains to where it was before it can be paused again.
         at_rung = [
             claim

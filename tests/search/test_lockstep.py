@@ -103,14 +103,11 @@ VARIED = {
 }
 
 
+OFTEN = ("batch_size", "bptt_steps")
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=[pytest.mark.extended] * (name not in ("batch_size", "bptt_steps"))
-        )
-        for name in VARIED
-    ],
+    "name", [pytest.param(x, marks=[pytest.mark.extended] * (x not in OFTEN)) for x in VARIED]
 )
 def test_trial_trains_by_its_own_settings(sqlite_url, text, study, name):
     """As the trial of a study in which that setting is the same for all."""
@@ -213,49 +210,43 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
 
 def all_options(state_size, layers=2):
-    return GatedConfig.with_every_option(layers, state_size)
+    return TrialConfig(GatedConfig.with_every_option(layers, state_size))
 
 
-PLAIN = GatedConfig(False, False, False, False, False, "new", 3, 32)
+PLAIN = TrialConfig(GatedConfig(False, False, False, False, False, "new", 3, 32))
 
 
 def test_cpu_trains_small_networks_in_lockstep_and_large_ones_alone(monkeypatch):
     monkeypatch.setattr(lockstep, "pays_off", lambda *args: False)  # as without a compiler
-    assert auto_lockstep(TrialConfig(all_options(32, 1)), 256, "fp32", CPU) == 32
-    assert auto_lockstep(TrialConfig(all_options(64)), 32, "fp32", CPU) == 32
-    assert auto_lockstep(TrialConfig(all_options(64)), 256, "fp32", CPU) == 1
-    assert auto_lockstep(TrialConfig(all_options(256)), 256, "bf16", CPU) == 1
+    assert auto_lockstep(all_options(32, 1), 256, "fp32", CPU) == 32
+    assert auto_lockstep(all_options(64), 32, "fp32", CPU) == 32
+    assert auto_lockstep(all_options(64), 256, "fp32", CPU) == 1
+    assert auto_lockstep(TrialConfig(cell_config("TorchGRU", 1, 8)), 8, "fp32", CPU) == 1
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_lockstep_size_is_limited_by_memory(monkeypatch, device):
-    size = estimate_memory(TrialConfig(all_options(32, 3)), 256, "fp32")
-    monkeypatch.setattr(lockstep, "available_memory", lambda device: 10 * size)
-    assert auto_lockstep(TrialConfig(PLAIN), 256, "fp32", device) == 8
-    monkeypatch.setattr(lockstep, "available_memory", lambda device: 1)
-    assert auto_lockstep(TrialConfig(PLAIN), 256, "fp32", device) == 1
+    size = estimate_memory(all_options(32, 3), 256, "fp32")
+    for memory, expected in ((10 * size, 8), (1, 1)):
+        monkeypatch.setattr(lockstep, "available_memory", lambda device, memory=memory: memory)
+        assert auto_lockstep(PLAIN, 256, "fp32", device) == expected
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 8), (12, 12), (50, 32)])
 def test_cpu_trains_few_networks_in_lockstep_by_the_library(monkeypatch, threads, expected):
     monkeypatch.setattr(lockstep, "pays_off", lambda *args: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert auto_lockstep(TrialConfig(all_options(32, 1)), 256, "fp32", CPU) == expected
+    assert auto_lockstep(all_options(32, 1), 256, "fp32", CPU) == expected
 
 
 @pytest.mark.parametrize(
-    "architecture", [BaselineConfig("gru", 2, 32), all_options(32), cell_config("MinGRU", 2, 32)]
+    "config", [TrialConfig(BaselineConfig("gru", 2, 32)), all_options(32)._replace(bptt_steps=2)]
 )
-def test_cpu_trains_networks_by_autograd_in_lockstep_if_eight_fit(monkeypatch, architecture):
-    config = TrialConfig(architecture, bptt_steps=2)
+def test_cpu_trains_networks_by_autograd_in_lockstep_if_eight_fit(monkeypatch, config):
     size = estimate_memory(config, 256, "fp32")
     for fitting, expected in ((40, 32), (8, 8), (7, 1)):
         monkeypatch.setattr(lockstep, "_MAX_AUTOGRAD_BYTES", fitting * size)
         assert auto_lockstep(config, 256, "fp32", CPU) == expected
-
-
-def test_network_that_cannot_be_stacked_trains_alone():
-    assert auto_lockstep(TrialConfig(cell_config("TorchGRU", 1, 8)), 8, "fp32", CPU) == 1
 
 
 def test_workers_of_a_machine_share_its_gpus(monkeypatch):
