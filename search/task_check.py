@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from rnn.autograd import AutogradStack
 from rnn.config import WHOLE_SEQUENCE, BaselineConfig, OptimizerConfig, TaskSpec, TrialConfig
-from rnn.engines import Engine
 from rnn.errors import TaskError
 from rnn.own_code import TaskSource
 from rnn.tasks.task import Batch, SequenceTask
@@ -361,28 +360,19 @@ def _predict_last_value(task: SequenceTask, drawn: Batch) -> Prediction | None:
     return repeat_token
 
 
-class _FixedOutputs:
-    """Outputs that stand for those of a network, for :func:`evaluate_sequences`."""
+class _FixedOutputs(AutogradStack):
+    """A network whose outputs are those of a prediction, one step after the other."""
 
     def __init__(self, spec: TaskSpec, outputs: npt.NDArray[np.float32]) -> None:
-        self._stack = AutogradStack([_NETWORK], 0, "fp32", spec)
-        self._outputs = torch.from_numpy(np.ascontiguousarray(outputs))
-        self._t = 0
-        self.configs, self.device = self._stack.configs, self._stack.device
+        super().__init__([_NETWORK], 0, "fp32", spec)
+        self._outputs = iter(torch.from_numpy(np.ascontiguousarray(outputs)))
 
-    def init_state(self, streams: int) -> list[Tensor]:
-        return []
-
-    def forward(self, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        self._t += 1
-        return self._outputs[None, self._t - 1], states
-
-    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self._stack.losses(outputs, targets)
+    def forward(self, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        return next(self._outputs)[None], list(states)
 
 
 def _measure(task: SequenceTask, held_out: Batch, predict: Prediction) -> dict[str, float]:
     """Return loss and metrics of a prediction on held-out sequences."""
-    stack: Engine = _FixedOutputs(task.spec, predict(held_out))  # type: ignore[assignment]
+    stack = _FixedOutputs(task.spec, predict(held_out))
     (result,) = evaluate_sequences(stack, task, held_out, held_out.inputs.shape[1])
     return _to_dict(result)

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
@@ -77,6 +77,20 @@ _VERSION_LABELS = {"code": "training code", "torch": "PyTorch"}
 _T = TypeVar("_T")
 
 _logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def warn_of_errors(action: str, consequence: str = "") -> Iterator[None]:
+    """Log an error, such as a full disk or an unreachable bucket, as a warning, and end the block.
+
+    Args:
+        action: what cannot be done then.
+        consequence: what follows, after a semicolon.
+    """
+    try:
+        yield
+    except Exception as error:
+        _logger.warning(f"cannot {action} ({error}){consequence}", exc_info=True)
 
 
 class TrialFiles:
@@ -226,17 +240,13 @@ class BestTrialFiles:
 
     def write(self, number: int, serialize: Callable[[], bytes]) -> None:
         """Write a trial's file, whose content a function returns."""
-        try:
+        with warn_of_errors(f"keep the {self._label} of trial {number}"):
             self.files.write(number, serialize())
             self._written.add(number)
-        except Exception as error:  # such as a full disk or an unreachable bucket
-            _logger.warning(
-                f"cannot keep the {self._label} of trial {number} ({error})", exc_info=True
-            )
 
     def evict(self, number: int) -> None:
         """Remove files of trials no longer among the best, once a trial's end is recorded."""
-        try:
+        with warn_of_errors(f"remove {self._label} of surpassed trials"):
             is_written = number in self._written
             self._written.discard(number)
             if not is_written:
@@ -249,10 +259,6 @@ class BestTrialFiles:
                 self._evict_runs(count)
             elif is_written and (ranking := self._read_ranking(count + EVICTION_MARGIN)):
                 self.files.evict([number for number, _ in ranking], count)
-        except Exception as error:
-            _logger.warning(
-                f"cannot remove {self._label} of surpassed trials ({error})", exc_info=True
-            )
 
     def _evict_runs(self, count: int) -> None:
         """Remove files of replicates that are no longer needed."""
@@ -317,18 +323,12 @@ class CheckpointManager:
 
     def write(self, claim: Claim, state: TrainState) -> bool:
         """Write a checkpoint of a trial; return whether that succeeded."""
-        number = claim.trial.number
-        try:
+        number, consequence = claim.trial.number, "; the previous one is kept"
+        with warn_of_errors(f"write the checkpoint of trial {number}", consequence):
             self._checkpoints.write(number, self.serialize(claim, state))
             claim.record_checkpoint()
             return True
-        except Exception as error:  # such as a full disk or an unreachable bucket
-            _logger.warning(
-                f"cannot write the checkpoint of trial {number} ({error}); the previous one is "
-                "kept",
-                exc_info=True,
-            )
-            return False
+        return False
 
     def serialize(self, claim: Claim, state: TrainState) -> bytes:
         """Return a checkpoint of a trial."""
@@ -336,12 +336,8 @@ class CheckpointManager:
 
     def remove(self, number: int) -> None:
         """Remove the checkpoint of a finished trial."""
-        try:
+        with warn_of_errors(f"remove the checkpoint of trial {number}"):
             self._checkpoints.remove(number)
-        except Exception as error:
-            _logger.warning(
-                f"cannot remove the checkpoint of trial {number} ({error})", exc_info=True
-            )
 
     def _read(self, claim: Claim, missing: dict[str, list[FrozenTrial]]) -> TrainState | None:
         """Return the train state of a trial's checkpoint.

@@ -1,6 +1,5 @@
 """Train and evaluate the networks of claimed trials in lockstep."""
 
-import logging
 import math
 import platform
 import socket
@@ -34,6 +33,7 @@ from search.worker.checkpoints import (
     TrialFiles,
     current_versions,
     earlier_versions,
+    warn_of_errors,
 )
 from search.worker.claim import Claim
 from search.worker.cpu_budget import ThreadBudget
@@ -51,8 +51,6 @@ SAMPLE_TEMPERATURE = 0.8
 PrunerCallback = Callable[[Sequence[Claim]], Mapping[Claim, PruneDecision]]
 """Asks about these trials, all at a rung; returns which trials, of this or an earlier question, are
 paused or pruned now; absent ones continue."""
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -332,12 +330,10 @@ class Trainer:
         self._best_weights.write(number, partial(serialize_model, model))
         if isinstance(task, SavedTask):
             return None
-        try:
+        with warn_of_errors(f"generate a sample of trial {number}"):
             sample = generate(model, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
             return to_printable(sample)
-        except Exception as error:  # the trial is complete without it
-            _logger.warning(f"cannot generate a sample of trial {number} ({error})", exc_info=True)
-            return None
+        return None
 
     def _remove_diverged(self, loop: TrainLoop) -> Iterator[tuple[Claim, TrialResult]]:
         networks = zip(loop.configs, loop.curves, loop.seconds, strict=True)

@@ -81,15 +81,6 @@ BROKEN = {
         "check_function",
         OTHER_NUMBERS,
     ),
-    "memory of one step": (
-        cell(
-            "self.past = 0",
-            "state = state * 0",
-            "y = y + self.past; self.past = new.sum().item()",
-        ),
-        "check_function",
-        OTHER_NUMBERS,
-    ),
     # What is kept, but never read, does no harm outside the attributes of a layer.
     "memory in a variable": (
         cell("global PAST; PAST = 0", last="global PAST; y = y + PAST; PAST = new.mean().item()"),
@@ -119,20 +110,6 @@ BROKEN = {
             ),
         }.items()
     },
-    "crossing": (
-        cell(
-            "import queue; self.past = queue.SimpleQueue(); self.past.put(None); "
-            "self.bias = nn.Parameter(torch.zeros(input_size))",
-            last="""
-            y, past = y + self.bias, self.past.get()
-            self.past.put(self.bias + 0)
-            if past is not None:
-                y = y + (past - past.detach())
-            """,
-        ),
-        "check_memory",
-        "the gradient of a step depends on the steps before it, with bptt_steps = 1",
-    ),
     "counter": (
         cell(COUNT, last="y = y * (1 if next(self.calls) < 12 else 2)"),
         "check_resumption",

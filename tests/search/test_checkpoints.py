@@ -5,12 +5,10 @@ import os
 
 import numpy as np
 import pytest
-from helpers import ROOT
 
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.tasks.corpus import Corpus
 from rnn.training.loop import TrainConfig
-from search.cells import CodeStore, load_record
 from search.worker.checkpoints import TrialFiles, checkpoint_identity
 from studies.artifacts import AtomicFileStore, open_store
 from studies.config import StudyConfig
@@ -54,14 +52,6 @@ def test_checkpoint_is_read_as_written_until_removed(store):
     assert checkpoints.read(4) is None
     assert store.open_reader(place).read() == b"damaged"
     assert others.read(3) == b"of another study"
-
-
-def test_copies_of_cells_are_kept_in_the_store(artifacts):
-    record = load_record("min_gru.py:MinGRU", ROOT / "examples" / "cells")
-    store = open_store(artifacts, "sqlite:///none.db", "cells")
-    CodeStore(store, "quick-1").save({"MinGRU": record})
-    copy = store.open_reader("quick-1/cell-MinGRU.py").read()
-    assert copy == (ROOT / "examples" / "cells" / "min_gru.py").read_bytes()
 
 
 def test_checkpoints_of_a_finished_study_are_removed(tmp_path):

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,7 +74,9 @@ def put_link(place):
     place.symlink_to("elsewhere")
 
 
-@pytest.mark.parametrize("put", [pytest.param(put_foreign_folder, marks=needs_root), put_link])
+@pytest.mark.parametrize(
+    "put", [pytest.param(put_foreign_folder, marks=needs_root), put_link, Path.touch]
+)
 def test_unusable_folder_is_left_alone_and_the_worker_trains_as_if_alone(tmp_path, caplog, put):
     """Another user has put something else in its place."""
     place = tmp_path / "workers"
