@@ -530,11 +530,11 @@ def test_trial_lost_during_evaluation_leaves_other_values_unchanged(
 ):
     evaluate, gone = Trainer._evaluate, []
 
-    def losing(self, run, claims, on_step):
-        first = claims[run.configs[0]]
+    def losing(self, run, on_step):
+        first = self._claims[run.configs[0]]
         first.lost = LeaseLostError("gone")
         gone.append(first.trial_id)
-        yield from evaluate(self, run, claims, on_step)
+        yield from evaluate(self, run, on_step)
 
     monkeypatch.setattr(Trainer, "_evaluate", losing)
     monkeypatch.setattr("search.worker.worker.POLL_INTERVAL", 0)
