@@ -279,7 +279,8 @@ class _Memoryless:
         streams = batch_size // self._task.steps
         batch = self._task.train_batch(seed, index, replicate, streams, sequence_length)
         parts = (batch.inputs, batch.targets, batch.weights)
-        return Batch(*(each.reshape(1, -1, *each.shape[2:]) for each in parts))
+        inputs, targets, weights = (each.reshape(1, -1, *each.shape[2:]) for each in parts)
+        return Batch(inputs, targets, weights)
 
 
 def _train(task: SequenceTask, held_out: Batch, has_memory: bool) -> HeldOutResult:

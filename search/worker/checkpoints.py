@@ -127,7 +127,7 @@ class TrialFiles:
         """Return the content of a trial's file, at most so many bytes; None if there is none."""
         try:
             with contextlib.closing(self._store.open_reader(self._name(number))) as reader:
-                return reader.read(max_bytes)
+                return reader.read() if max_bytes is None else reader.read(max_bytes)
         except ArtifactNotFound:
             return None
 
