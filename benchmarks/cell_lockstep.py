@@ -19,7 +19,7 @@ from rnn.engines import build_network
 from rnn.own_code import CellSource, load_class, read_source
 from rnn.tasks.corpus import ByteArray, TextData, load_corpus
 from rnn.training.loop import TrainConfig, TrainLoop
-from search.worker.lockstep_size import auto_lockstep
+from search.worker.lockstep import auto_lockstep
 
 CELLS = {
     "MinGRU": "examples/cells/min_gru.py",

@@ -19,14 +19,13 @@ from rnn.tasks.corpus import TextData, load_corpus
 from rnn.training.loop import TrainLoop
 from rnn.training.step import TrainStep
 from search.options import RunOptions
-from search.status import StatusReader
+from search.status import StatusReader, WorkerCallbacks
 from search.study import create_or_join
+from search.worker.checkpoints import TrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
-from search.worker.protocols import WorkerCallbacks
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
-from search.worker.trial_artifacts import CheckpointStore
 from search.worker.worker import Worker
 from studies.artifacts import open_store
 from studies.cli import STORAGE_VARIABLE
@@ -124,9 +123,8 @@ def _search(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> N
         precision="fp32",
     )
     handle = create_or_join(options)
-    checkpoints = CheckpointStore(
-        open_store(str(folder), url, "checkpoints"), handle.artifact_folder
-    )
+    store = open_store(str(folder), url, "checkpoints")
+    checkpoints = TrialFiles(store, handle.artifact_folder, "checkpoint")
     callbacks = WorkerCallbacks()
     try:
         with (

@@ -10,12 +10,12 @@ import optuna
 
 from search.certification import certify_cells
 from search.derive import check_count
-from search.duration import to_train_config
 from search.grid import create_sampler, subtract
 from search.options import RunOptions
 from search.pruning.audit import draw_audited, number_architectures
 from search.tasks import StudyTask, check_trials
-from search.worker.trial_artifacts import FinalCheckpointStore
+from search.worker.checkpoints import TrialFiles
+from search.worker.lockstep import to_train_config
 from studies.artifacts import open_store, store_errors
 from studies.attributes import AUDIT_NUISANCE, COMMANDS, CONFIG, HYPOTHESES, EarlierEnd, StudyRecord
 from studies.config import StudyConfig, training_settings
@@ -195,7 +195,7 @@ def _plan_new_end(
             f"expected training.steps of {least} or more"
         )
     store = open_store(options.artifacts, options.storage, "checkpoints", read_only=True)
-    checkpoints = FinalCheckpointStore(store, record.artifact_folder)
+    checkpoints = TrialFiles(store, record.artifact_folder, "final")
     try:
         return NewEnd(new, old, options.command, checkpoints.list_trials())
     except ArtifactsError:

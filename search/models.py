@@ -15,7 +15,7 @@ from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import SavedModelError
 from rnn.export import SavedModel, SavedTask, deserialize_model, export_files, generate
 from search.errors import ExportError, WeightsNotFoundError
-from search.worker.trial_artifacts import WeightStore
+from search.worker.checkpoints import TrialFiles
 from studies.artifacts import open_store
 from studies.best import rank_trials
 from studies.config import StudyConfig, to_trial_config
@@ -69,9 +69,8 @@ def load_trial_model(
         loaded = load_study(opened, study)
         record = read_study_record(loaded)
         config = record.config
-        weights = WeightStore(
-            open_store(artifacts, storage, "weights", read_only=True), record.artifact_folder
-        )
+        store = open_store(artifacts, storage, "weights", read_only=True)
+        weights = TrialFiles(store, record.artifact_folder, "safetensors")
         trials = read_trials(opened, loaded._study_id)
     complete = {row.number: row for row in trials if row.state is TrialState.COMPLETE}
     ranking = rank_trials(trials, config, record.looks)
@@ -104,7 +103,7 @@ def load_trial_model(
     return LoadedModel(model, chosen, study, config)
 
 
-def _read_weights(weights: WeightStore, number: int) -> bytes | None:
+def _read_weights(weights: TrialFiles, number: int) -> bytes | None:
     """Return the weights of a trial, or None."""
     try:
         return weights.read(number)

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from optuna.trial import TrialState
 
 from search.pruning.audit import describe_look
-from search.status import RunningTrial, Status
-from search.worker.protocols import TrialEvent
+from search.status import RunningTrial, Status, TrialEvent
 from studies.attributes import ERROR
 from studies.best import Best
 from studies.config import StudyConfig, to_trial_config, top_count

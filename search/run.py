@@ -34,12 +34,11 @@ from search.pruning.pause_resume import PauseResumeScheduler
 from search.status import Status, StatusReader
 from search.study import StudyHandle, create_or_join, open_study
 from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display
-from search.worker.best_trials import BestModelStore, BestTrialFiles
+from search.worker.checkpoints import BestTrialFiles, TrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer
-from search.worker.trial_artifacts import CheckpointStore, FinalCheckpointStore, WeightStore
 from search.worker.worker import Worker
 from studies.artifacts import open_store
 from studies.attributes import StudyRecord
@@ -297,12 +296,11 @@ def _work(session: _Session, options: WorkerOptions) -> None:
     """Run a worker in this process until no trial is left or a stop is requested."""
     handle, claims, folder = session.handle, session.claims, session.handle.artifact_folder
     checkpoints = open_store(options.artifacts, session.url, "checkpoints")
-    weights = WeightStore(open_store(options.artifacts, session.url, "weights"), folder)
+    weights = open_store(options.artifacts, session.url, "weights")
 
     def query(read: Callable[[], _T]) -> _T | None:
         return claims.ask(read, after_flush=True, default=None)
 
-    final = FinalCheckpointStore(checkpoints, folder)
     scheduler = None
     if handle.config.pruning.enabled:
         scheduler = PauseResumeScheduler(handle.storage, handle.study_id, handle.config)
@@ -311,12 +309,12 @@ def _work(session: _Session, options: WorkerOptions) -> None:
             handle,
             session.device,
             budget,
-            CheckpointStore(checkpoints, folder),
+            TrialFiles(checkpoints, folder, "checkpoint"),
             session.display,
             _name_worker(),
             options.lockstep,
-            BestModelStore(handle, weights, query),
-            BestTrialFiles(handle, final, query, "checkpoints"),
+            BestTrialFiles(handle, TrialFiles(weights, folder, "safetensors"), query),
+            BestTrialFiles(handle, TrialFiles(checkpoints, folder, "final"), query),
         )
         worker = Worker(
             claims,
@@ -368,8 +366,8 @@ def _remove_leftovers(handle: StudyHandle, options: RunOptions) -> None:
     """Remove the checkpoints of a finished study, and temporary files of killed workers."""
     folder, place = handle.artifact_folder, (options.artifacts, options.storage)
     try:
-        CheckpointStore(open_store(*place, "checkpoints"), folder).clear()
-        WeightStore(open_store(*place, "weights"), folder).remove_temporary_files()
+        TrialFiles(open_store(*place, "checkpoints"), folder, "checkpoint").clear()
+        TrialFiles(open_store(*place, "weights"), folder, "safetensors").clear()
     except Exception as error:  # the results are recorded; leftover files must not fail the run
         click.echo(
             f"warning: cannot remove checkpoints or temporary files of the finished study "

@@ -1,4 +1,4 @@
-"""Progress of a study, read from its storage."""
+"""Progress of a study, read from its storage, and what a worker reports of its trials."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from rnn.config import TrialConfig
 from search.worker.claims import ClaimManager
@@ -52,6 +53,45 @@ class RunningTrial:
     step: int
     steps: int
     smoothed_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class TrialEvent:
+    """End of a worker's training of a trial.
+
+    Attributes:
+        trial: the trial as it was claimed.
+        message: description of the outcome.
+        value: objective value of a complete trial, else None.
+        seconds: time since its training began.
+        is_paused: whether the trial is paused and may resume.
+    """
+
+    trial: FrozenTrial
+    message: str
+    value: float | None
+    seconds: float
+    is_paused: bool = False
+
+
+class WorkerCallbacks:
+    """Hooks that a worker calls from its main thread; override those of interest."""
+
+    def on_log(self, running: Sequence[RunningTrial]) -> None:
+        """Handle a log point.
+
+        Args:
+            running: the running trials and their progress.
+        """
+
+    def on_poll(self) -> None:
+        """Handle a check of claims and signals, several times a second during training."""
+
+    def on_trial_end(self, event: TrialEvent) -> None:
+        """Handle the end of a trial in this worker: finished, paused, requeued or lost."""
+
+    def on_wait(self) -> None:
+        """Handle waiting for trials that other workers run, with none left to claim."""
 
 
 @dataclass(frozen=True)

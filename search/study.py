@@ -47,7 +47,7 @@ from search.tasks import (
     read_token_corpus,
     tokenize,
 )
-from search.versions import current_versions, describe_study_mixing
+from search.worker.checkpoints import current_versions, describe_study_mixing
 from studies.artifacts import open_store
 from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig

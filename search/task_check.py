@@ -1,24 +1,32 @@
-"""Checks of a task: what it must do before networks are trained on it."""
+"""Checks of a task: what it must do before networks are trained on it, and its floors.
+
+Floors are what is reached on its validation split without memory, or by a small network. T is the
+number of time steps, B the number of streams, V the number of outputs.
+"""
 
 import hashlib
 import json
+import math
 import os
-import random
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from rnn.autograd import AutogradStack
+from rnn.config import WHOLE_SEQUENCE, BaselineConfig, OptimizerConfig, TaskSpec, TrialConfig
 from rnn.errors import TaskError
+from rnn.own_code import TaskSource
 from rnn.tasks.task import Batch, SequenceTask
-from search.floors import measure_floors
+from rnn.training.evaluation import HeldOutResult, evaluate_sequences
+from rnn.training.loop import TrainConfig, TrainLoop
+from search.certification import run_new_process
 from search.tasks import StudyTask, pack_task, unpack_task
 from studies.records import Floors
-
-TIMEOUT = 600
-"""Seconds after which the new process counts as hanging; it takes a few."""
 
 _STREAMS = 32
 _BATCHES = 8
@@ -29,6 +37,21 @@ _CERTAIN = 4.0
 
 _RELEVANT = 0.1
 """Part of what it gains on the best constant that the one without memory must lack."""
+
+_CONSTANT_COUNT = 1024
+"""Training sequences from which constant predictions are measured."""
+
+_NETWORK_STREAMS = 64
+_MAX_UPDATES = 300
+_MAX_STEPS = 8_000
+"""Of the training of the small networks, which takes seconds."""
+
+_NETWORK = TrialConfig(
+    BaselineConfig("gru", 1, 32),
+    bptt_steps=WHOLE_SEQUENCE,
+    update_every=WHOLE_SEQUENCE,
+    optimizer=OptimizerConfig(learning_rate=0.005, gradient_clipping=1.0),
+)
 
 
 def certify_task(
@@ -50,8 +73,8 @@ def certify_task(
     built = task.rebuild()
     first = _digest(built, count)
     on_passed("sample returns sequences of the stated sizes for each split")
-    _require_pure(task.rebuild(), first, count)
-    on_passed("the same sequences are drawn again, in another order")
+    _require_pure(built, first, count)
+    on_passed("the same sequences are drawn again, after others")
     _require_disjoint(built, count)
     on_passed("no sequence of the training is among those of validation or test")
     _require_loss_by_target(built, count)
@@ -82,19 +105,9 @@ def _digest(task: SequenceTask, count: int) -> str:
 
 
 def _require_pure(task: SequenceTask, expected: str, count: int) -> None:
-    """Require the same batches from a second instance, after other calls and random numbers."""
-    saved = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            np.random.seed(1)
-            random.seed(1)
-            task.train_batch(1, 7, 0, _STREAMS + 1, 0)
-            actual = _digest(task, count)
-    finally:
-        np.random.set_state(saved[0])
-        random.setstate(saved[1])
-    if actual != expected or _digest(task, count) != expected:
+    """Require the same batches again, after other calls."""
+    task.train_batch(1, 7, 0, _STREAMS + 1, 0)
+    if _digest(task, count) != expected:
         raise TaskError(
             f"task {task.name} draws other sequences when it is asked again: expected sequences "
             "that depend on the arguments of sample alone; take all random numbers from rng, not "
@@ -104,28 +117,12 @@ def _require_pure(task: SequenceTask, expected: str, count: int) -> None:
 
 def _require_same_in_new_process(task: StudyTask, expected: str, count: int) -> None:
     name = task.record.name
-    program = "from search.task_check import print_digest; print_digest()"
+    options = ("-c", "from search.task_check import print_digest; print_digest()")
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            input=json.dumps([pack_task(task), count]),
-            env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TaskError(
-            f"task {name}: a new process did not draw its sequences in {TIMEOUT} s: expected a "
-            "task that waits for nothing"
-        ) from error
-    lines = done.stdout.split()
-    if done.returncode or not lines:
-        reason = "".join(done.stderr.strip().splitlines()[-1:])[:200]
-        raise TaskError(f"task {name} fails in a new process ({reason})")
-    if lines[-1] != expected:
+    environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+    given = json.dumps([pack_task(task), count])
+    printed = run_new_process(TaskSource, name, options, environment, given=given)
+    if printed.split()[-1:] != [expected]:
         raise TaskError(
             f"task {name} draws other sequences in a new process: expected random numbers from rng "
             "alone, and nothing that depends on hash(), the order of a set or the time"
@@ -184,8 +181,7 @@ def _require_loss_by_target(task: SequenceTask, count: int) -> None:
 
 
 def _require_finite(name: str, floors: Floors) -> None:
-    measured = (floors.constant, floors.last_value or {}, floors.memoryless, floors.recurrent)
-    for values in measured:
+    for values in _name_floors(floors).values():
         for key, value in values.items():
             if not np.isfinite(value):
                 raise TaskError(
@@ -208,14 +204,176 @@ def _describe_memory(floors: Floors, gain: float) -> str:
 
 def describe_floors(floors: Floors) -> list[str]:
     """Return a line for each floor."""
+    return [
+        f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in values.items())}"
+        for name, values in _name_floors(floors).items()
+    ]
+
+
+def _name_floors(floors: Floors) -> dict[str, Mapping[str, float]]:
     named = {
         "constant prediction": floors.constant,
         "last value": floors.last_value,
         "small network without memory": floors.memoryless,
         "the same with memory": floors.recurrent,
     }
-    return [
-        f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in values.items())}"
-        for name, values in named.items()
-        if values is not None
-    ]
+    return {name: values for name, values in named.items() if values is not None}
+
+
+# ------------------------------------------------------------------ floors
+
+
+def measure_floors(task: SequenceTask, count: int) -> tuple[Floors, float]:
+    """Measure the floors of a task.
+
+    A small network is trained twice, once with its states and once with the initial ones before
+    every step. The same numbers result on the same machine.
+
+    Args:
+        task: the task.
+        count: number of held-out sequences.
+
+    Returns:
+        The floors, and by how many standard errors the network with memory is better than the one
+        without on the validation split.
+    """
+    held_out = task.held_out("validation", count)
+    drawn = task.train_batch(0, 0, 0, _CONSTANT_COUNT, 0)
+    recurrent, memoryless = (_train(task, held_out, has_memory) for has_memory in (True, False))
+    differences = memoryless.losses - recurrent.losses
+    error = float(differences.std()) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
+    gain = float(differences.mean())
+    last_value = _predict_last_value(task, drawn)
+    floors = Floors(
+        constant=_measure(task, held_out, _predict_constant(task, drawn)),
+        last_value=None if last_value is None else _measure(task, held_out, last_value),
+        memoryless=_to_dict(memoryless),
+        recurrent=_to_dict(recurrent),
+    )
+    return floors, gain / error if error else math.copysign(math.inf, gain) if gain else 0.0
+
+
+def _to_dict(result: HeldOutResult) -> dict[str, float]:
+    return {"loss": float(result.losses.mean()), **result.metrics}
+
+
+# ------------------------------------------------------------------ small networks
+
+
+class _Memoryless:
+    """The training data of a task with every step as a sequence of its own."""
+
+    initial_loss = None
+
+    def __init__(self, task: SequenceTask) -> None:
+        self._task = task
+        # Steps without a target are left out by their mask, which some updates may lack.
+        self.spec = replace(task.spec, is_dense=False)
+
+    def steps_per_sequence(self, sequence_length: int) -> int:
+        return 1
+
+    def train_batch(
+        self, seed: int, index: int, replicate: int, batch_size: int, sequence_length: int
+    ) -> Batch:
+        streams = batch_size // self._task.steps
+        batch = self._task.train_batch(seed, index, replicate, streams, sequence_length)
+        parts = (batch.inputs, batch.targets, batch.weights)
+        inputs, targets, weights = (each.reshape(1, -1, *each.shape[2:]) for each in parts)
+        return Batch(inputs, targets, weights)
+
+
+def _train(task: SequenceTask, held_out: Batch, has_memory: bool) -> HeldOutResult:
+    """Train a small network on a task; evaluate it on held-out sequences (T, B)."""
+    updates = max(1, min(_MAX_UPDATES, _MAX_STEPS // task.steps))
+    data = task if has_memory else _Memoryless(task)
+    steps = task.steps if has_memory else 1
+    settings = TrainConfig(
+        steps=updates * steps,
+        batch_size=_NETWORK_STREAMS * (task.steps // steps),
+        sequence_length=0,
+        log_every=updates * steps,
+        smoothing=0.9,
+        seed=0,
+        average_fraction=0.2,
+    )
+    loop = TrainLoop(AutogradStack([_NETWORK], 0, "fp32", data.spec), data, settings)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more do not help so small a network, and others may need them
+    try:
+        for _ in loop.train():
+            pass
+    finally:
+        torch.set_num_threads(threads)
+    loop.swap_in_averaged_weights()
+    if not has_memory:
+        # Its states are the initial ones before every step.
+        held_out = held_out._replace(resets=np.ones(held_out.inputs.shape[:2], bool))
+    (result,) = evaluate_sequences(loop.stack, task, held_out, held_out.inputs.shape[1])
+    return result
+
+
+# ------------------------------------------------------------------ predictions without a network
+
+Prediction = Callable[[Batch], npt.NDArray[np.float32]]
+"""Outputs (T, B, V) of a batch."""
+
+
+def _predict_constant(task: SequenceTask, drawn: Batch) -> Prediction:
+    """Predict the shares of the classes, or the mean of the numbers, in the training split."""
+    weights = drawn.weights[..., None]
+    targets = drawn.targets
+    if task.spec.predicts_classes:
+        targets = np.eye(task.spec.outputs, dtype=np.float32)[targets]
+    shares = (targets * weights).sum((0, 1)) / weights.sum()
+    if task.spec.predicts_classes:
+        shares = np.log(np.maximum(shares, 1 / weights.size))
+    constant = shares.astype(np.float32)
+    return lambda batch: np.broadcast_to(constant, (*batch.inputs.shape[:2], task.spec.outputs))
+
+
+def _predict_last_value(task: SequenceTask, drawn: Batch) -> Prediction | None:
+    """Predict that the last value is repeated; None for a task where it cannot be."""
+    columns, spec = task.persistence, task.spec
+    if columns is None:
+        return None
+    if not spec.predicts_classes:
+
+        def repeat(batch: Batch) -> npt.NDArray[np.float32]:
+            values = batch.inputs
+            if task.input_scaling is not None:
+                values = values * task.input_scaling.std + task.input_scaling.mean
+            values = values[..., columns]
+            scaling = task.target_scaling
+            return values if scaling is None else scaling.standardize(values)
+
+        return repeat
+    # The token is repeated as often as in the training split, other classes are equally frequent.
+    is_repeated = (drawn.inputs == drawn.targets) * drawn.weights
+    share = float(np.clip(is_repeated.sum() / drawn.weights.sum(), 1e-3, 1 - 1e-3))
+    other = math.log((1 - share) / max(1, spec.outputs - 1))
+
+    def repeat_token(batch: Batch) -> npt.NDArray[np.float32]:
+        outputs = np.full((*batch.inputs.shape, spec.outputs), other, np.float32)
+        np.put_along_axis(outputs, batch.inputs[..., None].astype(np.int64), math.log(share), 2)
+        return outputs
+
+    return repeat_token
+
+
+class _FixedOutputs(AutogradStack):
+    """A network whose outputs are those of a prediction, one step after the other."""
+
+    def __init__(self, spec: TaskSpec, outputs: npt.NDArray[np.float32]) -> None:
+        super().__init__([_NETWORK], 0, "fp32", spec)
+        self._outputs = iter(torch.from_numpy(np.ascontiguousarray(outputs)))
+
+    def forward(self, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        return next(self._outputs)[None], list(states)
+
+
+def _measure(task: SequenceTask, held_out: Batch, predict: Prediction) -> dict[str, float]:
+    """Return loss and metrics of a prediction on held-out sequences."""
+    stack = _FixedOutputs(task.spec, predict(held_out))
+    (result,) = evaluate_sequences(stack, task, held_out, held_out.inputs.shape[1])
+    return _to_dict(result)

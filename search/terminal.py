@@ -20,8 +20,7 @@ from rich.text import Text
 
 from search.errors import is_bug
 from search.progress import format_loss, format_progress, format_running, format_trial_end
-from search.status import RunningTrial, Status, StatusReader
-from search.worker.protocols import TrialEvent, WorkerCallbacks
+from search.status import RunningTrial, Status, StatusReader, TrialEvent, WorkerCallbacks
 from studies.cli import describe_bug
 from studies.config import StudyConfig
 from studies.measure import find_measure

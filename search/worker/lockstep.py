@@ -1,20 +1,61 @@
-"""Which trials of a study a worker trains in lockstep."""
+"""Which trials of a study a worker trains in lockstep, how many, and by which settings."""
 
 import logging
 from collections.abc import Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from rnn.autograd import lockstep_obstacle
-from rnn.config import BYTES, CellConfig, GatedConfig, Precision, TaskSpec, TrialConfig
+from rnn.config import (
+    BYTES,
+    WHOLE_SEQUENCE,
+    CellConfig,
+    GatedConfig,
+    Precision,
+    TaskSpec,
+    TrialConfig,
+)
 from rnn.engines import has_fast_path
 from rnn.errors import CellError
-from rnn.native.network import library_obstacle
-from search.duration import sequence_steps, to_train_config
-from search.worker.lockstep_size import auto_lockstep, differing_params
-from studies.config import StudyConfig, to_trial_config
-from studies.space import CELL, REPLICATE
+from rnn.native.network import library_obstacle, pays_off
+from rnn.network import estimate_memory
+from rnn.training.devices import available_memory
+from rnn.training.loop import TrainConfig
+from search.pruning.policy import ALWAYS_CONTINUE
+from studies.config import StudyConfig, to_trial_config, training_settings
+from studies.space import CELL, REPLICATE, SWITCHES
+from studies.training import OPTIMIZER_PARAMS
+
+_MAX_CPU_LAYER_STATE = 256 * 48
+"""Layer state of all streams, in numbers, up to which lockstep pays on a CPU: overhead other than
+matrix products dominates such short steps."""
+
+_MAX_CPU_LOCKSTEP = 32
+"""Networks in lockstep on a CPU: more would gain little, and all of them would end at once."""
+
+_MAX_NATIVE_LOCKSTEP = 8
+"""The same where the library in C computes each network in turn, unless there are more threads:
+weights and moments of more do not stay in the last cache."""
+
+_MAX_CPU_BYTES = 256 * 2**20
+"""Memory of networks in lockstep on a CPU: at most twice that of one large network."""
+
+_MAX_AUTOGRAD_BYTES = 64 * 2**20
+"""Memory of networks in lockstep on a CPU by the autograd engine: weights, moments and activations
+of more do not stay in the caches, which one network after another uses better."""
+
+_MIN_AUTOGRAD_LOCKSTEP = 8
+"""Fewer networks train alone on a CPU by the autograd engine: ``torch.vmap`` adds overhead."""
+
+_WINDOW_LOCKSTEP = 8
+"""Networks in lockstep on a CPU where an update has several steps, if memory suffices: more were
+not measured."""
+
+_MEMORY_FRACTION = 0.8
+
+_MIN_GPU_KEEP_PROBABILITY = 0.01
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +84,10 @@ class LockstepPlan:
         self._device = device
         self._spec = spec
         self._limit = limit
-        self._param_names = _list_params(config)
+        grid = config.grid  # None for a derived study
+        self._param_names = [CELL, *config.list_params(), REPLICATE]
+        if grid is not None:
+            self._param_names = list(grid.search_space)
         self._max_by_shape: dict[Hashable, int] = {}  # after running out of memory
         self._has_noted_slowness = False
         self._cells_alone: set[str] = set()  # that cannot train in lockstep
@@ -55,18 +99,7 @@ class LockstepPlan:
         try:
             if self._limit == 1 or not self._is_stackable(trial_config):
                 return 1
-            batch_size = to_train_config(self._config, params).batch_size
-            streams = batch_size
-            if self._spec.is_text:
-                streams = max(batch_size, self._config.evaluation.windows)
-            limit = self._limit or auto_lockstep(
-                trial_config,
-                streams,
-                self._precision,
-                self._device,
-                self._spec,
-                sequence_steps(self._config, params),
-            )
+            limit = self._limit or self._best_size(trial_config, params)
         except CellError:  # the trial fails when it is trained
             return 1
         return min(limit, self._max_by_shape.get(self._shape(params), limit))
@@ -79,6 +112,17 @@ class LockstepPlan:
     def reduce(self, params: Mapping[str, Any], count: int) -> None:
         """Train fewer trials like one of these parameters together: memory is short for so many."""
         self._max_by_shape[self._shape(params)] = max(1, count // 2)
+
+    def _best_size(self, trial_config: TrialConfig, params: Mapping[str, Any]) -> int:
+        settings, task = training_settings(params, self._config), self._config.task_record
+        streams, steps = settings.batch_size, settings.sequence_length - 1
+        if task is not None:
+            steps = task.steps
+        if self._spec.is_text:
+            streams = max(streams, self._config.evaluation.windows)
+        return auto_lockstep(
+            trial_config, streams, self._precision, self._device, self._spec, steps
+        )
 
     def _is_stackable(self, trial_config: TrialConfig) -> bool:
         """Return whether a network can train in lockstep; log once if a user's cell cannot."""
@@ -116,11 +160,99 @@ class LockstepPlan:
         cell = type(architecture) if isinstance(architecture, GatedConfig) else architecture
         window = trial_config.bptt_steps, trial_config.update_every
         size = architecture.layers, architecture.state_size, *window
-        return cell, *size, to_train_config(self._config, params).batch_size
+        return cell, *size, training_settings(params, self._config).batch_size
 
 
-def _list_params(config: StudyConfig) -> list[str]:
-    """Return the names of all parameters that a trial of a study can have."""
-    if (grid := config.grid) is not None:
-        return list(grid.search_space)
-    return [CELL, *config.list_params(), REPLICATE]
+def auto_lockstep(
+    trial_config: TrialConfig,
+    streams: int,
+    precision: Precision,
+    device: torch.device,
+    spec: TaskSpec = BYTES,
+    sequence_steps: int = WHOLE_SEQUENCE,
+) -> int:
+    """Return how many networks of one shape are best trained together.
+
+    Args:
+        trial_config: one of the networks; 1 is returned if it cannot be stacked.
+        streams: B.
+        precision: precision of matrix products.
+        device: device to train on; a GPU trains as many networks as fit into its memory.
+        spec: what the networks read and predict.
+        sequence_steps: steps of a training sequence.
+    """
+    if lockstep_obstacle(trial_config.architecture, precision, device) is not None:
+        return 1
+    architecture = trial_config.architecture
+    is_cpu, is_fast = device.type == "cpu", has_fast_path(trial_config, spec)
+    is_native = is_cpu and is_fast and pays_off(architecture.state_size, precision)
+    is_large = streams * architecture.state_size > _MAX_CPU_LAYER_STATE
+    if is_cpu and is_large and not is_native:
+        return 1
+    largest = architecture
+    if is_fast:
+        assert isinstance(architecture, GatedConfig)  # the other networks may have every option
+        shape = architecture.layers, architecture.state_size, architecture.gate_inputs
+        largest = GatedConfig.with_every_option(*shape)
+    memory = available_memory(device) * _MEMORY_FRACTION
+    has_windows = trial_config.update_every > 1
+    if is_cpu and not has_windows:
+        memory = min(memory, _MAX_CPU_BYTES if is_fast else _MAX_AUTOGRAD_BYTES)
+    size = estimate_memory(
+        trial_config._replace(architecture=largest), streams, precision, spec, sequence_steps
+    )
+    count = max(1, int(memory / size))
+    if is_cpu and not is_fast and count < _MIN_AUTOGRAD_LOCKSTEP:
+        return 1
+    if not is_cpu:
+        return count
+    most = _WINDOW_LOCKSTEP if has_windows else _MAX_CPU_LOCKSTEP
+    return min(count, _native_lockstep(is_large) if is_native else most)
+
+
+def _native_lockstep(is_large: bool) -> int:
+    threads = torch.get_num_threads()
+    # The library divides a large network between two threads or more.
+    best = (threads + 1) // 2 if is_large else max(_MAX_NATIVE_LOCKSTEP, threads)
+    return min(best, _MAX_CPU_LOCKSTEP)
+
+
+def differing_params(trial_config: TrialConfig, spec: TaskSpec = BYTES) -> set[str]:
+    """Return the parameters in which networks in lockstep with this one may differ.
+
+    On a fast path they are of one shape and read one text; in the autograd engine they are of one
+    architecture and may read several. See :func:`rnn.engines.stack_key`.
+    """
+    if has_fast_path(trial_config, spec):
+        return {*OPTIMIZER_PARAMS, *SWITCHES}
+    return {*OPTIMIZER_PARAMS, REPLICATE} if spec.is_dense else {*OPTIMIZER_PARAMS}
+
+
+def min_keep_probability(device: torch.device) -> float:
+    """Return the keep probability from which a paused network resumes together with another.
+
+    On a CPU each network costs training time. On a GPU, whose steps are bound by kernel launches,
+    another network in lockstep costs next to nothing.
+    """
+    return ALWAYS_CONTINUE if device.type == "cpu" else _MIN_GPU_KEEP_PROBABILITY
+
+
+def to_train_config(
+    config: StudyConfig, params: Mapping[str, Any] = MappingProxyType({})
+) -> TrainConfig:
+    """Return the settings of a training.
+
+    Args:
+        config: config of the study.
+        params: parameters of the trial, which may set some; none for the study's settings.
+    """
+    training = training_settings(params, config)
+    return TrainConfig(
+        steps=training.steps,
+        batch_size=training.batch_size,
+        sequence_length=training.sequence_length,
+        log_every=training.log_every,
+        smoothing=training.smoothing,
+        seed=config.seed,
+        average_fraction=config.evaluation.average,
+    )

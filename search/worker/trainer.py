@@ -1,10 +1,11 @@
-"""Trainer: trains and evaluates the networks of claimed trials in lockstep."""
+"""Train and evaluate the networks of claimed trials in lockstep."""
 
 import math
 import platform
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,30 +14,38 @@ from optuna.trial import FrozenTrial, TrialState
 from rnn.config import Precision, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CellError
-from rnn.export import SavedModel, SavedTask
+from rnn.export import SavedModel, SavedTask, generate, serialize_model
 from rnn.network import count_parameters
 from rnn.tasks.task import SequenceTask
 from rnn.tasks.tokenizer import Tokenizer
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
-from search.duration import to_train_config
 from search.errors import format_error
 from search.pruning.rungs import compute_rungs
-from search.status import RunningTrial
+from search.status import RunningTrial, WorkerCallbacks
 from search.study import StudyHandle
-from search.versions import current_versions, earlier_versions
-from search.worker.best_trials import BestModelStore, BestTrialFiles
-from search.worker.checkpointing import CheckpointManager
+from search.worker.checkpoints import (
+    BestTrialFiles,
+    CheckpointManager,
+    TrialFiles,
+    current_versions,
+    earlier_versions,
+    warn_of_errors,
+)
 from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
-from search.worker.lockstep import LockstepPlan
-from search.worker.lockstep_size import min_keep_probability
-from search.worker.model_evaluation import Evaluator
-from search.worker.protocols import PrunerCallback, TrialResult, WorkerCallbacks
-from search.worker.trial_artifacts import CheckpointStore
+from search.worker.evaluation import Evaluator
+from search.worker.lockstep import LockstepPlan, min_keep_probability, to_train_config
+from search.worker.worker import PrunerCallback, TrialResult
 from studies.attributes import Failure, TrialRecord
 from studies.config import to_trial_config
+from studies.text import to_printable
+
+SAMPLE_LENGTH = 300
+"""Tokens of the text sample that a network generates for the report."""
+
+SAMPLE_TEMPERATURE = 0.8
 
 
 class Trainer:
@@ -46,16 +55,17 @@ class Trainer:
         handle: the study.
         device: device to train on.
         budget: entered thread budget.
-        checkpoints: checkpoints of the study's trials.
+        checkpoints: checkpoints of the study's unfinished trials.
         callbacks: called at log points.
         worker: name of this worker.
         lockstep: maximum number of networks to train together; None to choose by device.
-        best_models: store for the weights of the best networks; None to save none.
-        final_checkpoints: store for checkpoints of complete trials; None to keep none.
+        best_weights: weights of the best trials; None to save none.
+        final_checkpoints: checkpoints of complete trials; None to keep none.
 
     Attributes:
         has_trained: whether at least one step was trained.
-        min_keep_probability: keep probability from which a paused trial resumes with another.
+        min_keep_probability: keep probability from which a paused trial resumes together with
+            another.
     """
 
     def __init__(
@@ -63,11 +73,11 @@ class Trainer:
         handle: StudyHandle,
         device: torch.device,
         budget: ThreadBudget,
-        checkpoints: CheckpointStore,
+        checkpoints: TrialFiles,
         callbacks: WorkerCallbacks,
         worker: str,
         lockstep: int | None = None,
-        best_models: BestModelStore | None = None,
+        best_weights: BestTrialFiles | None = None,
         final_checkpoints: BestTrialFiles | None = None,
     ) -> None:
         config = handle.config
@@ -77,21 +87,23 @@ class Trainer:
         self.callbacks = callbacks
         self.has_trained = False
         self.min_keep_probability = min_keep_probability(device)
-        self._study_name = handle.study.study_name
         self._worker = worker
         self._budget = budget
         self._precision: Precision = config.precision
         self._handle = handle
         self._spec = handle.spec
         self._evaluator = Evaluator(handle)
-        self._best_models = best_models
-        self._checkpointer = CheckpointManager(handle, checkpoints, final_checkpoints)
+        self._best_weights = best_weights
+        self._finals = final_checkpoints
+        final_files = final_checkpoints.files if final_checkpoints else None
+        self._checkpoints = CheckpointManager(handle, checkpoints, final_files)
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
         self._lockstep_plan = LockstepPlan(config, self._precision, device, self._spec, lockstep)
         self._loop: TrainLoop | None = None
-        self._lockstep = 0  # of the current loop, when it began
+        self._claims: dict[TrialConfig, Claim] = {}  # of the current loop, as what follows
+        self._lockstep = 0  # when it began
         self._earlier_versions: dict[TrialConfig, Mapping[str, list[str] | None]] = {}
 
     def lockstep_size(self, trial: FrozenTrial) -> int:
@@ -105,9 +117,18 @@ class Trainer:
     def train(
         self, claims: Sequence[Claim], poll: Callable[[], bool], decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Train trials to their ends; see :class:`search.worker.protocols.Trainer`."""
+        """Train trials; yield each one's result as soon as it is known.
+
+        Args:
+            claims: claims of the trials, to which values are reported. A trial that is lost
+                (``claim.lost``) is dropped without a result.
+            poll: called often; returns whether the polling interval has passed, raises to end the
+                training.
+            decide: called at every log point with the trials that have reached a rung there, often
+                none. Decisions may come late: those on trials that no longer train are ignored.
+        """
         self._budget.apply()
-        states = self._checkpointer.resume(claims)
+        states = self._checkpoints.resume(claims)
         # Networks in lockstep are at one step: usually all, for they were interrupted together.
         for step in sorted({_step(state) for state in states.values()}):
             group = {
@@ -125,19 +146,17 @@ class Trainer:
 
     def save_checkpoints(self, claims: Sequence[Claim]) -> None:
         """Write checkpoints of those of these trials that are being trained."""
-        loop = self._loop
-        if loop is None:
-            return
         for claim in claims:
             trial_config = to_trial_config(claim.trial.params, self.config)
-            if trial_config in loop.configs:
-                self._checkpointer.write(claim, loop.train_state(trial_config))
+            if self._loop is not None and trial_config in self._loop.configs:
+                self._checkpoints.write(claim, self._loop.train_state(trial_config))
 
     def clean_up(self, number: int) -> None:
         """Remove the files that a finished trial no longer needs, and those of surpassed trials."""
-        self._checkpointer.clean_up(number)
-        if self._best_models is not None:
-            self._best_models.evict(number)
+        for best in (self._finals, self._best_weights):
+            if best is not None:
+                best.evict(number)
+        self._checkpoints.remove(number)
 
     def describe_failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
         """Return the cause of an error, and the attributes of a trial that fails with it."""
@@ -160,6 +179,7 @@ class Trainer:
         params = next(iter(states)).trial.params
         claims = {to_trial_config(claim.trial.params, self.config): claim for claim in states}
         assert len(claims) == len(states)
+        self._claims = claims
         resumed = {
             trial_config: state
             for trial_config, claim in claims.items()
@@ -181,20 +201,16 @@ class Trainer:
             settings = to_train_config(self.config, params)
             data = self._handle.training_data(next(iter(claims)).task_options)
             self._loop = loop = TrainLoop(network, data, settings, resumed)
-            yield from self._train_and_evaluate(loop, claims, poll, decide)
+            yield from self._train_and_evaluate(loop, poll, decide)
         except Exception as error:
             if is_out_of_memory(error):
                 self._lockstep_plan.reduce(params, len(claims))
             raise
 
     def _train_and_evaluate(
-        self,
-        loop: TrainLoop,
-        claims: Mapping[TrialConfig, Claim],
-        poll: Callable[[], bool],
-        decide: PrunerCallback,
+        self, loop: TrainLoop, poll: Callable[[], bool], decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        saved_at = time.monotonic()
+        claims, saved_at = self._claims, time.monotonic()
 
         def on_step() -> None:
             nonlocal saved_at
@@ -212,7 +228,7 @@ class Trainer:
             on_step()
 
         # A checkpoint may be of a trial that diverged while the storage was unavailable.
-        yield from self._remove_diverged(loop, claims)
+        yield from self._remove_diverged(loop)
         for point in loop.train(on_train_step):
             running = []
             for trial_config, loss in zip(loop.configs, point.ema_losses, strict=True):
@@ -220,22 +236,22 @@ class Trainer:
                 number = claims[trial_config].trial.number
                 running.append(RunningTrial(number, trial_config, point.step, self._steps, loss))
             self.callbacks.on_log(running)
-            yield from self._remove_diverged(loop, claims)
+            yield from self._remove_diverged(loop)
             if self._rungs and loop.step < self._steps:
-                yield from self._pause_or_prune(loop, claims, decide)
+                yield from self._pause_or_prune(loop, decide)
         # Decisions that are still pending are ignored: the result is better evidence.
         if loop.configs:
-            yield from self._evaluate(loop, claims, on_step)
+            yield from self._evaluate(loop, on_step)
 
     def _evaluate(
-        self, loop: TrainLoop, claims: Mapping[TrialConfig, Claim], on_step: Callable[[], None]
+        self, loop: TrainLoop, on_step: Callable[[], None]
     ) -> Iterator[tuple[Claim, TrialResult]]:
         """Evaluate the trained networks on held-out data."""
-        started_at = time.monotonic()
+        claims, started_at = self._claims, time.monotonic()
         # Copies: on_step may drop networks, which are evaluated but not reported.
         trial_configs, train_seconds = loop.configs, list(loop.seconds)
         last_states = {}  # before the weights are replaced by their averages
-        if self._checkpointer.keeps_final:
+        if self._finals is not None and self._finals.keeps_any:
             last_states = {config: loop.train_state(config) for config in trial_configs}
         evaluations = self._evaluator.evaluate(loop, on_step)
         values = {
@@ -243,8 +259,8 @@ class Trainer:
             for trial_config, evaluation in zip(trial_configs, evaluations, strict=True)
             if evaluation.value is not None and not claims[trial_config].lost
         }
-        selected = self._best_models.select(values) if self._best_models else set()
-        kept = self._checkpointer.select_final(values) if last_states else set()
+        selected = self._best_weights.select(values) if self._best_weights else set()
+        kept = self._finals.select(values) if self._finals and last_states else set()
         eval_seconds = (time.monotonic() - started_at) / len(trial_configs)
         for trial_config, evaluation, seconds in zip(
             trial_configs, evaluations, train_seconds, strict=True
@@ -263,8 +279,10 @@ class Trainer:
             }
             if claim.trial.number in selected:
                 results["sample"] = self._save_weights(claim, loop, trial_config, evaluation.value)
-            if claim.trial.number in kept:
-                self._checkpointer.write_final(claim, last_states.pop(trial_config))
+            if self._finals is not None and claim.trial.number in kept:
+                last_state = last_states.pop(trial_config)
+                serialize = partial(self._checkpoints.serialize, claim, last_state)
+                self._finals.write(claim.trial.number, serialize)
             attributes = self._attributes(trial_config, rate, seconds + eval_seconds, **results)
             yield claim, TrialResult(TrialState.COMPLETE, evaluation.value, attributes, "complete")
 
@@ -272,44 +290,48 @@ class Trainer:
         self, claim: Claim, loop: TrainLoop, trial_config: TrialConfig, value: float
     ) -> str | None:
         """Save a trial's weights; return a text sample of its network, if it predicts text."""
-        assert self._best_models is not None
+        assert self._best_weights is not None
         parameters, tokens = loop.stack.parameters, self._handle.token_corpus
         if isinstance(loop.data, SequenceTask):
             task: Tokenizer | SavedTask = SavedTask.from_task(loop.data)
         else:
             assert tokens is not None
             task = tokens.tokenizer
+        number, study = claim.trial.number, self._handle.study.study_name
         model = SavedModel(
             trial_config.architecture,
             parameters.extract(loop.configs.index(trial_config), parameters.values),
             task,
             self._precision,
-            {"study": self._study_name, "trial": str(claim.trial.number), "value": repr(value)},
+            {"study": study, "trial": str(number), "value": repr(value)},
         )
-        return self._best_models.save(claim.trial.number, model)
+        self._best_weights.write(number, partial(serialize_model, model))
+        if isinstance(task, SavedTask):
+            return None
+        with warn_of_errors(f"generate a sample of trial {number}"):
+            sample = generate(model, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
+            return to_printable(sample)
+        return None
 
-    def _remove_diverged(
-        self, loop: TrainLoop, claims: Mapping[TrialConfig, Claim]
-    ) -> Iterator[tuple[Claim, TrialResult]]:
+    def _remove_diverged(self, loop: TrainLoop) -> Iterator[tuple[Claim, TrialResult]]:
+        networks = zip(loop.configs, loop.curves, loop.seconds, strict=True)
         diverged = {
             trial_config: seconds
-            for trial_config, curve, seconds in zip(
-                loop.configs, loop.curves, loop.seconds, strict=True
-            )
+            for trial_config, curve, seconds in networks
             if not all(map(math.isfinite, curve.values()))
         }
         for trial_config, seconds in diverged.items():
             result = self._diverged_result(trial_config, loop.step / seconds, seconds)
-            yield claims[trial_config], result
+            yield self._claims[trial_config], result
         # Only after their results are recorded: until then they may need a checkpoint.
         if diverged:
             loop.remove_configs(diverged)
 
     def _pause_or_prune(
-        self, loop: TrainLoop, claims: Mapping[TrialConfig, Claim], decide: PrunerCallback
+        self, loop: TrainLoop, decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
         """Remove the networks that are paused or pruned, at this rung or an earlier one."""
-        indices = {claims[trial_config]: index for index, trial_config in enumerate(loop.configs)}
+        indices = {self._claims[config]: index for index, config in enumerate(loop.configs)}
         # A trial that lost its checkpoint trains to where it was before it can be paused again.
         at_rung = [
             claim
@@ -328,7 +350,7 @@ class Trainer:
             }
             if decision.is_final:
                 state, message = TrialState.PRUNED, f"pruned at step {loop.step:,}"
-            elif self._checkpointer.write(claim, loop.train_state(trial_config)):
+            elif self._checkpoints.write(claim, loop.train_state(trial_config)):
                 state, message = TrialState.WAITING, f"paused at step {loop.step:,}"
             else:
                 continue  # without a checkpoint it could not resume

@@ -5,6 +5,8 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from optuna.exceptions import OptunaError
 from optuna.trial import TrialState
@@ -13,14 +15,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from search.errors import ShutdownRequestedError, format_error, is_bug
 from search.pruning.decisions import PruneDecision
 from search.pruning.pause_resume import PauseResumeScheduler
+from search.status import TrialEvent, WorkerCallbacks
 from search.worker.claims import SHUTDOWN_GRACE, Claim, ClaimManager
-from search.worker.protocols import Trainer, TrialEvent, TrialResult, WorkerCallbacks
 from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import RETRY_COUNTS, Failure
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.storage.counts import TrialCounts
 from studies.text import format_trials
+
+if TYPE_CHECKING:  # it imports PyTorch
+    from search.worker.trainer import Trainer
 
 POLL_INTERVAL = 0.25
 """Seconds between two checks for lost claims, outages and shutdown during training."""
@@ -51,6 +56,28 @@ _STORAGE_ERRORS = (
 _logger = logging.getLogger(__name__)
 
 
+PrunerCallback = Callable[[Sequence[Claim]], Mapping[Claim, PruneDecision]]
+"""Asks about these trials, all at a rung; returns which trials, of this or an earlier question, are
+paused or pruned now; absent ones continue."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """Result of a trial that was trained to its end, pruned or paused.
+
+    Attributes:
+        state: COMPLETE, PRUNED or FAIL; WAITING for a paused trial, whose checkpoint is written.
+        value: objective value of a complete trial, else None.
+        attributes: user attributes to record with the trial.
+        message: description of the outcome.
+    """
+
+    state: TrialState
+    value: float | None
+    attributes: Mapping[str, Any]
+    message: str
+
+
 class Worker:
     """Works on a study until all its trials are finished.
 
@@ -68,7 +95,7 @@ class Worker:
     def __init__(
         self,
         manager: ClaimManager,
-        trainer: Trainer,
+        trainer: "Trainer",
         count_trials: Callable[[], TrialCounts],
         stop: ShutdownSignal,
         callbacks: WorkerCallbacks,

@@ -21,9 +21,10 @@ from process_runner import wait_until
 from services import PostgreSQL
 from small_searches import assert_all_complete
 
+from search.status import WorkerCallbacks
 from search.worker.claims import ClaimManager
-from search.worker.protocols import TrialResult, WorkerCallbacks
 from search.worker.shutdown import ShutdownSignal
+from search.worker.trainer import TrialResult
 from search.worker.worker import Worker
 from studies.storage.counts import count_trials
 from studies.storage.open import open_storage

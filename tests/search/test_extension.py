@@ -9,7 +9,7 @@ from process_runner import query
 
 from search.options import RunOptions
 from search.study import create_or_join
-from search.worker.trial_artifacts import FinalCheckpointStore
+from search.worker.checkpoints import TrialFiles
 from studies.artifacts import open_store
 from studies.attributes import Failure
 from studies.errors import ConfigMismatchError, StudiesError, StudyExtendedError
@@ -52,7 +52,7 @@ def finish(joined, count, state=TrialState.COMPLETE, checkpoint=True):
         number = storage.get_trial(trial_id).number
         is_complete = state is TrialState.COMPLETE
         if is_complete and checkpoint:
-            FinalCheckpointStore(store, joined.artifact_folder).write(number, b"state")
+            TrialFiles(store, joined.artifact_folder, "final").write(number, b"state")
         value = 1.0 + number if is_complete else None
         storage.finish(trial_id, "me", state, value, LOSSES, {2: 5.0, 4: 2.0 + number})
 

@@ -1,10 +1,17 @@
-"""Trials whose training settings and cells differ: which train together, and by which settings."""
+"""Which trials train together, how many of them, on which device and by which settings."""
 
 import pytest
+import torch
 from test_worker import SETTINGS, work
+from user_cells import cell_config
 
 from rnn.autograd import AutogradStack
+from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.network import estimate_memory
+from rnn.training.devices import assign_devices
 from rnn.training.loop import TrainLoop
+from search.worker import lockstep
+from search.worker.lockstep import auto_lockstep
 
 TRAINING = [setting for setting in SETTINGS if not setting.startswith("space.")]
 
@@ -96,14 +103,11 @@ VARIED = {
 }
 
 
+OFTEN = ("batch_size", "bptt_steps")
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=[pytest.mark.extended] * (name not in ("batch_size", "bptt_steps"))
-        )
-        for name in VARIED
-    ],
+    "name", [pytest.param(x, marks=[pytest.mark.extended] * (x not in OFTEN)) for x in VARIED]
 )
 def test_trial_trains_by_its_own_settings(sqlite_url, text, study, name):
     """As the trial of a study in which that setting is the same for all."""
@@ -200,3 +204,55 @@ def test_worker_says_once_why_small_networks_train_slowly(sqlite_url, text, stud
         "small networks train without the library in C, at a fifth to half of the speed "
         f"({obstacle})"
     ]
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+
+
+def all_options(state_size, layers=2):
+    return TrialConfig(GatedConfig.with_every_option(layers, state_size))
+
+
+PLAIN = TrialConfig(GatedConfig(False, False, False, False, False, "new", 3, 32))
+
+
+def test_cpu_trains_small_networks_in_lockstep_and_large_ones_alone(monkeypatch):
+    monkeypatch.setattr(lockstep, "pays_off", lambda *args: False)  # as without a compiler
+    assert auto_lockstep(all_options(32, 1), 256, "fp32", CPU) == 32
+    assert auto_lockstep(all_options(64), 32, "fp32", CPU) == 32
+    assert auto_lockstep(all_options(64), 256, "fp32", CPU) == 1
+    assert auto_lockstep(TrialConfig(cell_config("TorchGRU", 1, 8)), 8, "fp32", CPU) == 1
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_lockstep_size_is_limited_by_memory(monkeypatch, device):
+    size = estimate_memory(all_options(32, 3), 256, "fp32")
+    for memory, expected in ((10 * size, 8), (1, 1)):
+        monkeypatch.setattr(lockstep, "available_memory", lambda device, memory=memory: memory)
+        assert auto_lockstep(PLAIN, 256, "fp32", device) == expected
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 8), (12, 12), (50, 32)])
+def test_cpu_trains_few_networks_in_lockstep_by_the_library(monkeypatch, threads, expected):
+    monkeypatch.setattr(lockstep, "pays_off", lambda *args: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert auto_lockstep(all_options(32, 1), 256, "fp32", CPU) == expected
+
+
+@pytest.mark.parametrize(
+    "config", [TrialConfig(BaselineConfig("gru", 2, 32)), all_options(32)._replace(bptt_steps=2)]
+)
+def test_cpu_trains_networks_by_autograd_in_lockstep_if_eight_fit(monkeypatch, config):
+    size = estimate_memory(config, 256, "fp32")
+    for fitting, expected in ((40, 32), (8, 8), (7, 1)):
+        monkeypatch.setattr(lockstep, "_MAX_AUTOGRAD_BYTES", fitting * size)
+        assert auto_lockstep(config, 256, "fp32", CPU) == expected
+
+
+def test_workers_of_a_machine_share_its_gpus(monkeypatch):
+    assert assign_devices("auto", 3) == ["auto"] * 3 or torch.cuda.device_count() > 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("auto", "cuda"):
+        assert assign_devices(name, 5) == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
+    assert assign_devices("cuda:1", 2) == ["cuda:1", "cuda:1"]
+    assert assign_devices("cpu", 2) == ["cpu", "cpu"]

@@ -22,9 +22,9 @@ from search.pruning.policy import PruningPolicy
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.rungs import compute_rungs
 from search.study import create_or_join
+from search.worker.checkpoints import TrialFiles
 from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
-from search.worker.trial_artifacts import CheckpointStore
 from studies.attributes import Failure, TrialRecord
 from studies.config import top_count
 from studies.errors import ConfigMismatchError, StudiesError
@@ -147,7 +147,7 @@ def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, m
     def refuse(self, number, content):
         raise OSError("no room")
 
-    monkeypatch.setattr(CheckpointStore, "write", refuse)
+    monkeypatch.setattr(TrialFiles, "write", refuse)
     joined, messages = search(sqlite_url, text, lockstep=1)
     check_curves(joined, unpruned, 0)
     assert not any("paused" in line for line in messages)

@@ -9,8 +9,7 @@ from search.derive import join_looks, plan_looks, plan_runs, record_look
 from search.errors import WeightsNotFoundError
 from search.models import load_trial_model
 from search.study import StudyHandle
-from search.worker.best_trials import BestTrialFiles
-from search.worker.trial_artifacts import WeightStore
+from search.worker.checkpoints import BestTrialFiles, TrialFiles
 from studies.artifacts import open_store
 from studies.attributes import LookRecord
 from studies.config import DEFAULT_LOOKS, StudyConfig
@@ -109,12 +108,13 @@ def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url
     storage, space = open_storage(sqlite_url), distributions(observed_search_space(params))
     create_study(storage, "s", "", study_attributes(config), space, [*map(StoredTrial, params)])
     handle = StudyHandle(load_study(storage, "s"), storage, config, None, None)
-    weights, kept = WeightStore(open_store(None, sqlite_url, "weights"), "made-1"), []
-    files = BestTrialFiles(handle, weights, lambda query: query(), "weights")
+    store, kept = open_store(None, sqlite_url, "weights"), []
+    weights = TrialFiles(store, "made-1", "safetensors")
+    files = BestTrialFiles(handle, weights, lambda query: query())
     for number, value in enumerate((1.0, 3.0, 1.4, 1.5)):
         trial_id = storage.claim(handle.study_id, "me")
         for selected in files.select({number: value}):
-            files.write(selected, b"weights")
+            files.write(selected, lambda: b"weights")
         storage.finish(trial_id, "me", TrialState.COMPLETE, value, {})
         files.evict(number)
         kept.append(weights.list_trials())
@@ -165,7 +165,8 @@ def test_weights_of_a_run_after_the_look_in_force_are_found(looked, sqlite_url):
     record_look(looked, study, record, look_at(2, 0, 4))
     trial_id = looked.claim(study._study_id, "me")
     looked.finish(trial_id, "me", TrialState.COMPLETE, 6.0, {})
-    weights = WeightStore(open_store(None, sqlite_url, "weights"), record.artifact_folder)
+    store = open_store(None, sqlite_url, "weights")
+    weights = TrialFiles(store, record.artifact_folder, "safetensors")
     weights.write(6, b"damaged")
     with pytest.raises(SavedModelError):  # and not that there are none
         load_trial_model("looked", 6, sqlite_url, None)

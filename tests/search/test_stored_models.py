@@ -22,7 +22,7 @@ from rnn_search.models_cli import export, sample
 from search.errors import ExportError, WeightsNotFoundError
 from search.models import load_trial_model, write_folder
 from search.tasks import StudyTask, load_task_of
-from search.worker.trial_artifacts import WeightStore
+from search.worker.checkpoints import TrialFiles
 from studies.artifacts import open_store
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import ConfigError, StudyNotFoundError
@@ -55,7 +55,7 @@ def make_study(
     choices, planned = distributions(config.grid.search_space), map(StoredTrial, combinations)
     create_study(storage, "made", "validation loss", attributes, choices, [*planned])
     study_id = storage.get_study_id_from_name("made")
-    weights = WeightStore(open_store(artifacts, url, "weights"), "made-1")
+    weights = TrialFiles(open_store(artifacts, url, "weights"), "made-1", "safetensors")
     tokenizer = train_tokenizer(config.tokenizer, PROSE)
     learnt = SavedTask.from_task(task.build()) if task else tokenizer
     for number, value in enumerate(VALUES[: len(combinations)]):

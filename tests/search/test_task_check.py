@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-import search.floors
 from rnn.errors import TaskError
+from search import task_check
 from search.task_check import certify_task
 from search.tasks import load_task_of
 
@@ -65,15 +65,15 @@ def test_task_that_would_mislead_is_refused(tmp_path, body, method, line):
 
 
 def test_fault_of_the_program_is_not_blamed_on_the_task(tmp_path, monkeypatch):
-    monkeypatch.setattr("search.task_check._require_same_in_new_process", lambda *_: None)
-    monkeypatch.setattr("search.task_check.measure_floors", lambda *_: {}["fault"])
+    monkeypatch.setattr(task_check, "_require_same_in_new_process", lambda *_: None)
+    monkeypatch.setattr(task_check, "measure_floors", lambda *_: {}["fault"])
     with pytest.raises(KeyError):
         certify_task(load(tmp_path), 16)
 
 
 def test_floors_tell_whether_memory_is_needed(tmp_path, monkeypatch):
     """The sum so far needs memory, the input itself does not and is its last value."""
-    monkeypatch.setattr(search.floors, "_MAX_UPDATES", 120)
+    monkeypatch.setattr(task_check, "_MAX_UPDATES", 120)
     passed = []
     floors, memory = certify_task(load(tmp_path), 64, passed.append)
     assert memory.startswith("the task needs memory")
@@ -81,7 +81,7 @@ def test_floors_tell_whether_memory_is_needed(tmp_path, monkeypatch):
     assert floors.recurrent["loss"] < floors.memoryless["loss"] / 2
     assert floors.constant["loss"] > floors.memoryless["loss"]
     assert floors.constant.keys() == {"loss", "mae"}
-    monkeypatch.setattr("search.task_check._require_same_in_new_process", lambda *_: None)
+    monkeypatch.setattr(task_check, "_require_same_in_new_process", lambda *_: None)
     floors, memory = certify_task(load(tmp_path, "targets = values"), 64)
     assert "gained nothing from its memory" in memory
     assert floors.last_value == {"loss": 0, "mae": 0}

@@ -21,18 +21,17 @@ from rnn.tasks.corpus import TextData, load_corpus
 from rnn.tasks.tokenizer import TokenCorpus
 from rnn.training.evaluation import ContextLosses, compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainLoop
-from search.duration import to_train_config
 from search.options import RunOptions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.status import StatusReader, estimate_seconds_left
 from search.study import create_or_join
 from search.terminal import QuietDisplay
-from search.worker.best_trials import BestModelStore
+from search.worker.checkpoints import BestTrialFiles, TrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
+from search.worker.lockstep import to_train_config
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
-from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from search.worker.worker import Worker
 from studies.artifacts import open_store
 from studies.attributes import Failure, TrialRecord
@@ -86,8 +85,11 @@ def work(url, text, overrides=(), study=QUICK, threads=1, lockstep=None, artifac
     settings = (*(SETTINGS if study == QUICK else ()), *overrides)
     given = {"study": study, "storage": url, "overrides": settings, "corpus": text and str(text)}
     joined = create_or_join(RunOptions(**given, **terms))
-    checkpoints = CheckpointStore(open_store(artifacts, url, "checkpoints"), joined.artifact_folder)
-    weights = WeightStore(open_store(artifacts, url, "weights"), joined.artifact_folder)
+    stores = (open_store(artifacts, url, kind) for kind in ("checkpoints", "weights"))
+    checkpoints, weights = (
+        TrialFiles(store, joined.artifact_folder, kind)
+        for store, kind in zip(stores, ("checkpoint", "safetensors"), strict=True)
+    )
     reader = StatusReader(joined.study, joined.storage, joined.config)
     with (
         RecordingCallbacks() as callbacks,
@@ -96,11 +98,11 @@ def work(url, text, overrides=(), study=QUICK, threads=1, lockstep=None, artifac
         ClaimManager(joined.storage, joined.study_id, "me", stop) as manager,
     ):
         device = torch.device("cpu")
-        best_models = BestModelStore(
+        best_weights = BestTrialFiles(
             joined, weights, lambda read: manager.ask(read, after_flush=True, default=None)
         )
         trainer = Trainer(
-            joined, device, budget, checkpoints, callbacks, "me", lockstep, best_models
+            joined, device, budget, checkpoints, callbacks, "me", lockstep, best_weights
         )
         scheduler = None
         if joined.config.pruning.enabled:
@@ -225,7 +227,8 @@ def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text, alone)
     assert messages == ["complete"] * 6
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
     assert sorted(trial.user_attrs["lockstep"] for trial in best) == [2, 2, 4, 4, 4, 4]
-    weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
+    store = open_store(None, sqlite_url, "weights")
+    weights = TrialFiles(store, joined.artifact_folder, "safetensors")
     assert weights.list_trials() == {trial.number for trial in best[:2]}
     held_out = select_eval_windows(joined.corpus.validation, 3, 9)
     for trial in best[:2]:
@@ -244,10 +247,10 @@ def test_training_continues_when_weights_cannot_be_saved(sqlite_url, text, monke
     def write(self, number, content):
         raise OSError("no space left")
 
-    monkeypatch.setattr(WeightStore, "write", write)
+    monkeypatch.setattr(TrialFiles, "write", write)
     joined, messages = work(sqlite_url, text, ["keep_weights=10"])
     assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
-    warnings = [line for line in messages if "cannot save the weights" in line]
+    warnings = [line for line in messages if "cannot keep the weights" in line]
     assert len(warnings) == 6
     assert "(no space left)" in warnings[0]
 
@@ -368,17 +371,21 @@ def test_missing_checkpoints_of_a_moved_database_are_reported_in_one_line(
 def test_trials_resumed_by_another_version_warn_and_record_both(
     sqlite_url, text, monkeypatch, version, label, attribute
 ):
+    """The study was created by the version that resumes them."""
     overrides = ["precision='fp32'", "training.steps=12"]
+    replaced = f"rnn.training.checkpoint.{version}"
+    monkeypatch.setattr(replaced, lambda: "0.2")
+    create_study(sqlite_url, text, *overrides).storage.close()
     with monkeypatch.context() as patch:
-        patch.setattr(f"rnn.training.checkpoint.{version}", lambda: "0.1")
+        patch.setattr(replaced, lambda: "0.1")
         _, said = stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=2)
     assert not any(line.startswith("warning") for line in said)
-    with monkeypatch.context() as patch:
-        patch.setattr(f"rnn.training.checkpoint.{version}", lambda: "0.2")
-        joined, said = work(sqlite_url, text, overrides, lockstep=3)
+    joined, said = work(sqlite_url, text, overrides, lockstep=3)
     assert said.count("trials 0-1 resume from step 4") == 1
     (line,) = [line for line in said if line.startswith("warning")]
-    assert f"trials 0-1 resume with {label} 0.2 and were trained with 0.1 so far" in line
+    assert line.startswith(
+        f"warning: trials 0-1: trained with {label} 0.1 so far; this worker trains with {label} 0.2"
+    )
     for trial in joined.study.trials:
         assert trial.state is TrialState.COMPLETE
         assert trial.user_attrs[attribute] == "0.2"
@@ -444,7 +451,7 @@ def fail_with_a_forget_gate(monkeypatch, error):
         return compute_eval_losses(lockstep, *rest)
 
     tries: list[tuple[TrialConfig, ...]] = []
-    monkeypatch.setattr("search.worker.model_evaluation.compute_eval_losses", measure)
+    monkeypatch.setattr("search.worker.evaluation.compute_eval_losses", measure)
     return tries
 
 
@@ -526,11 +533,11 @@ def test_trial_lost_during_evaluation_leaves_other_values_unchanged(
 ):
     evaluate, gone = Trainer._evaluate, []
 
-    def losing(self, run, claims, on_step):
-        first = claims[run.configs[0]]
+    def losing(self, run, on_step):
+        first = self._claims[run.configs[0]]
         first.lost = LeaseLostError("gone")
         gone.append(first.trial_id)
-        yield from evaluate(self, run, claims, on_step)
+        yield from evaluate(self, run, on_step)
 
     monkeypatch.setattr(Trainer, "_evaluate", losing)
     monkeypatch.setattr("search.worker.worker.POLL_INTERVAL", 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from search.models import write_folder
-from search.worker.trial_artifacts import CheckpointStore, WeightStore
+from search.worker.checkpoints import TrialFiles
 from studies.artifacts import AtomicFileStore
 from studies.files import STALE_SECONDS, atomic_write
 from studies.storage.open import open_storage
@@ -87,7 +87,7 @@ def test_creator_whose_file_was_removed_creates_a_whole_one(
 
 def test_killed_writer_leaves_the_last_file_and_the_next_write_removes_what_it_left(tmp_path):
     """Also if that is of another trial, because the same one may not be written again."""
-    checkpoints = CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s")
+    checkpoints = TrialFiles(AtomicFileStore(tmp_path, "checkpoints"), "s", "checkpoint")
     checkpoints.write(1, b"whole")
     run_until_killed("replace", checkpoints.write, 1, b"new")
     assert checkpoints.read(1) == b"whole"
@@ -103,8 +103,8 @@ def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
     kept.add(f"trial-1.checkpoint.{RANDOM}.part.gz")
     (tmp_path / "s").mkdir()
     for clear in (
-        CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s").clear,
-        WeightStore(AtomicFileStore(tmp_path, "weights"), "s").remove_temporary_files,
+        TrialFiles(AtomicFileStore(tmp_path, "checkpoints"), "s", "checkpoint").clear,
+        TrialFiles(AtomicFileStore(tmp_path, "weights"), "s", "safetensors").clear,
     ):
         for name in (*kept, f"trial-1.checkpoint.{RANDOM}.part"):
             (tmp_path / "s" / name).touch()

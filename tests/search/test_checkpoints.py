@@ -5,14 +5,11 @@ import os
 
 import numpy as np
 import pytest
-from helpers import ROOT
 
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.tasks.corpus import Corpus
 from rnn.training.loop import TrainConfig
-from search.cells import CodeStore, load_record
-from search.worker.checkpointing import checkpoint_identity
-from search.worker.trial_artifacts import CheckpointStore, WeightStore
+from search.worker.checkpoints import TrialFiles, checkpoint_identity
 from studies.artifacts import AtomicFileStore, open_store
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError
@@ -33,52 +30,44 @@ def store(artifacts):
     return open_store(artifacts, "sqlite:///none.db", "checkpoints")
 
 
+def checkpoints_in(store, folder="quick-1"):
+    return TrialFiles(store, folder, "checkpoint")
+
+
+def weights_in(store, folder="quick-1"):
+    return TrialFiles(store, folder, "safetensors")
+
+
 def test_checkpoint_is_read_as_written_until_removed(store):
-    checkpoints, others = CheckpointStore(store, "quick-1"), CheckpointStore(store, "quick-2")
+    checkpoints, others = checkpoints_in(store), checkpoints_in(store, "quick-2")
     assert checkpoints.read(3) is None
     checkpoints.remove(3)
-    checkpoints.write(3, b"first")
-    checkpoints.write(3, b"second")
-    checkpoints.write(4, b"another")
+    for number, content in ((3, b"first"), (3, b"second"), (4, b"another")):
+        checkpoints.write(number, content)
     others.write(3, b"of another study")
     assert checkpoints.read(3) == b"second"
     checkpoints.remove(3)
-    assert checkpoints.read(3) is None
-    assert checkpoints.read(4) == b"another"
+    assert (checkpoints.read(3), checkpoints.read(4)) == (None, b"another")
+    place = checkpoints.quarantine(4, b"damaged")
+    assert checkpoints.read(4) is None
+    assert store.open_reader(place).read() == b"damaged"
     assert others.read(3) == b"of another study"
 
 
-def test_copies_of_cells_are_kept_in_the_store(artifacts):
-    record = load_record("min_gru.py:MinGRU", ROOT / "examples" / "cells")
-    store = open_store(artifacts, "sqlite:///none.db", "cells")
-    CodeStore(store, "quick-1").save({"MinGRU": record})
-    copy = store.open_reader("quick-1/cell-MinGRU.py").read()
-    assert copy == (ROOT / "examples" / "cells" / "min_gru.py").read_bytes()
-
-
-def test_quarantined_checkpoint_is_kept_and_not_read_again(store):
-    checkpoints = CheckpointStore(store, "quick-1")
-    checkpoints.write(3, b"damaged")
-    place = checkpoints.quarantine(3, b"damaged")
-    assert checkpoints.read(3) is None
-    assert store.open_reader(place).read() == b"damaged"
-
-
 def test_checkpoints_of_a_finished_study_are_removed(tmp_path):
-    folder = tmp_path / "studies.db.checkpoints"
-    checkpoints = CheckpointStore(
-        open_store(None, f"sqlite:///{tmp_path}/studies.db", "checkpoints"), "quick-1"
+    folder = tmp_path / "studies.db.checkpoints" / "quick-1"
+    checkpoints = checkpoints_in(
+        open_store(None, f"sqlite:///{tmp_path}/studies.db", "checkpoints")
     )
     checkpoints.clear()  # nothing to remove
     checkpoints.write(3, b"one")
-    (folder / "quick-1" / f"trial-4.checkpoint.{LEFT}").write_bytes(b"of a killed worker")
-    assert [path.name for path in (folder / "quick-1").iterdir()] != []
+    (folder / f"trial-4.checkpoint.{LEFT}").write_bytes(b"of a killed worker")
     checkpoints.clear()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    checkpoints = CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s")
+    checkpoints = checkpoints_in(AtomicFileStore(tmp_path, "checkpoints"))
     checkpoints.write(1, b"whole")
 
     def full(descriptor):
@@ -88,7 +77,7 @@ def test_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         checkpoints.write(1, b"new")
     assert checkpoints.read(1) == b"whole"
-    assert len(list((tmp_path / "s").iterdir())) == 1
+    assert len(list((tmp_path / "quick-1").iterdir())) == 1
 
 
 ESCAPES = ("../victim", "/victim", "s-1/..", "..", "", "s\0")
@@ -112,10 +101,10 @@ def test_folder_that_leads_elsewhere_is_refused(store, tmp_path, folder):
     victim = tmp_path / "victim" / "trial-1.checkpoint"
     victim.write_bytes(b"of another program")
     folder = folder.replace("/victim", f"{tmp_path}/victim") if folder[:1] == "/" else folder
-    checkpoints, weights = CheckpointStore(store, folder), WeightStore(store, folder)
+    checkpoints, weights = checkpoints_in(store, folder), weights_in(store, folder)
     acts = [*acts_on(checkpoints), weights.list_trials, lambda: weights.evict([1], 0)]
     if isinstance(store, AtomicFileStore):
-        acts += [checkpoints.clear, weights.remove_temporary_files]
+        acts += [checkpoints.clear, weights.clear]
     for act in acts:
         with pytest.raises(ArtifactsError, match="is not a valid name of an artifact"):
             act()
@@ -125,7 +114,7 @@ def test_folder_that_leads_elsewhere_is_refused(store, tmp_path, folder):
 
 def test_dashboard_cannot_reach_the_files_of_trials(artifacts):
     """All kinds of files may share a place, and a database may list any name as an artifact."""
-    weights = WeightStore(open_store(artifacts, "sqlite:///none.db", "weights"), "s-1")
+    weights = weights_in(open_store(artifacts, "sqlite:///none.db", "weights"), "s-1")
     weights.write(1, b"weights")
     store = open_store(artifacts, "sqlite:///none.db", "artifacts")
     for act in (store.open_reader, store.remove):
@@ -149,13 +138,13 @@ def test_link_that_leads_out_of_the_store_is_not_followed(tmp_path, link):
         folder.mkdir(parents=True)
         (folder / victim.name).symlink_to(victim)
     store = open_store(str(tmp_path / "artifacts"), "sqlite:///none.db", "checkpoints")
-    checkpoints = CheckpointStore(store, "s-1")
+    checkpoints = checkpoints_in(store, "s-1")
     for act in (*acts_on(checkpoints), checkpoints.clear):
         with pytest.raises(ArtifactsError, match="is a link that leads out of"):
             act()
     if link == "folder":
         with pytest.raises(ArtifactsError, match="is a link that leads out of"):
-            WeightStore(store, "s-1").list_trials()
+            weights_in(store, "s-1").list_trials()
     assert victim.read_bytes() == b"of another program"
     assert [path.name for path in victim.parent.iterdir()] == [victim.name]
 
@@ -176,7 +165,8 @@ def test_unusable_store_is_refused_and_nothing_created(tmp_path, place):
 def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
     architecture = GatedConfig(False, True, False, True, True, "new", 2, 8)
     trial_config = TrialConfig(architecture, 1, optimizer=OptimizerConfig(learning_rate=0.01))
-    config = StudyConfig.model_validate({"precision": "fp32", "space": SPACE})
+    space = {"layers": [2], "state_size": [8]}
+    config = StudyConfig.model_validate({"precision": "fp32", "space": space})
     train_config = TrainConfig(20, 6, 9, 2, 0.9, 3, 0.5)
     corpus = Corpus("letters", np.frombuffer(b"a" * 100, np.uint8))
     identity = checkpoint_identity(trial_config, config, train_config, corpus)
@@ -189,21 +179,16 @@ def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
     )
 
 
-SPACE = {"layers": [2], "state_size": [8]}
-
-
 def test_eviction_keeps_the_weights_of_the_best_trials(store):
-    weights, others = WeightStore(store, "quick-1"), WeightStore(store, "quick-10")
+    weights, others = weights_in(store), weights_in(store, "quick-10")
     assert weights.list_trials() == set()
-    assert weights.read(3) is None
     weights.evict([3, 1], 1)  # nothing to remove
     for number in (1, 2, 3, 11, 12):
         weights.write(number, f"of {number}".encode())
-    weights.write(3, b"again")
     others.write(1, b"of another study")
     weights.evict([12, 3, 7, 2, 11], 2)
     assert weights.list_trials() == {1, 3, 12}  # 1 was not named: its trial may not be recorded yet
-    assert (weights.read(3), weights.read(2)) == (b"again", None)
+    assert (weights.read(3), weights.read(2)) == (b"of 3", None)
     weights.evict([12, 3, 1], 0)
     assert weights.list_trials() == set()
     assert others.list_trials() == {1}

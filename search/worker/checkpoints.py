@@ -1,0 +1,584 @@
+"""Files of a study's trials: checkpoints of the unfinished ones; weights, checkpoints of the best.
+
+No failure to read, write or remove one ends a training.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+import optuna
+import tenacity
+from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.trial import FrozenTrial
+
+from rnn.config import CellConfig, OptimizerConfig, TrialConfig
+from rnn.errors import CellError, CheckpointError
+from rnn.tasks.corpus import Corpus
+from rnn.training import checkpoint
+from rnn.training.checkpoint import (
+    TrainState,
+    deserialize_checkpoint,
+    max_checkpoint_size,
+    serialize_checkpoint,
+)
+from rnn.training.loop import TrainConfig
+from search.worker.claims import Claim
+from search.worker.lockstep import to_train_config
+from studies.artifacts import AtomicFileStore, Store, store_errors, store_location
+from studies.attributes import (
+    CHECKPOINTED,
+    EARLIER_CODE,
+    EARLIER_TORCH,
+    RETRY_COUNTS,
+    RUNG,
+    Failure,
+    VersionRecord,
+)
+from studies.best import BestReader
+from studies.config import StudyConfig, to_trial_config
+from studies.errors import ArtifactsError
+from studies.loader import read_study_record
+from studies.storage.counts import count_trials, distinct_versions, top_trials
+from studies.storage.storage import LeasedRDBStorage
+from studies.text import format_trials
+
+if TYPE_CHECKING:  # it warns of other versions, and finds the checkpoints of a study's end
+    from search.study import StudyHandle
+
+Kind = Literal["checkpoint", "final", "safetensors"]
+"""Kind of a file, which is the suffix of its name: a checkpoint of an unfinished trial, that of a
+complete one at its last step, the weights of a complete one."""
+
+EVICTION_MARGIN = 32
+"""Trials ranked after those that are kept whose files are evicted: as many as may end at once."""
+
+_LOST = (
+    "training restarts from step 0; if the database was moved, move its checkpoint folder along "
+    "with it, or name the folder or bucket with --artifacts"
+)
+_KILLED = "none was written before the worker was killed or cut off; training restarts from step 0"
+_KILLED_EARLY = (
+    "the worker was killed or cut off before it recorded a loss or wrote a checkpoint; training "
+    "starts at step 0"
+)
+"""Reasons why a trial has no checkpoint, and what follows."""
+
+_VERSION_LABELS = {"code": "training code", "torch": "PyTorch"}
+"""Names of the fields of a :class:`VersionRecord` in messages."""
+
+_T = TypeVar("_T")
+
+_logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def warn_of_errors(action: str, consequence: str = "") -> Iterator[None]:
+    """Log an error, such as a full disk or an unreachable bucket, as a warning, and end the block.
+
+    Args:
+        action: what cannot be done then.
+        consequence: what follows, after a semicolon.
+    """
+    try:
+        yield
+    except Exception as error:
+        _logger.warning(f"cannot {action} ({error}){consequence}", exc_info=True)
+
+
+class TrialFiles:
+    """Files of one kind, one for each trial of a study.
+
+    Args:
+        store: artifact store.
+        folder: folder of the study in the store.
+        kind: kind of the files.
+
+    Attributes:
+        kind: kind of the files.
+    """
+
+    def __init__(self, store: Store, folder: str, kind: Kind) -> None:
+        self.kind = kind
+        self._store = store
+        self._folder = folder
+
+    @property
+    def location(self) -> str:
+        """Folder of the files, as a path or as part of a bucket."""
+        return store_location(self._store, self._folder)
+
+    def write(self, number: int, content: bytes) -> None:
+        """Write or replace a trial's file.
+
+        Raises:
+            OSError, Exception: error of the store; the previous file is kept.
+        """
+        self._store.write(self._name(number), io.BytesIO(content))
+
+    def read(self, number: int, max_bytes: int | None = None) -> bytes | None:
+        """Return the content of a trial's file, at most so many bytes; None if there is none."""
+        try:
+            with contextlib.closing(self._store.open_reader(self._name(number))) as reader:
+                return reader.read() if max_bytes is None else reader.read(max_bytes)
+        except ArtifactNotFound:
+            return None
+
+    def remove(self, number: int) -> None:
+        """Remove a trial's file, if there is one."""
+        with contextlib.suppress(ArtifactNotFound):
+            self._store.remove(self._name(number))
+
+    def quarantine(self, number: int, content: bytes) -> str:
+        """Move a damaged file to a name that is never read; return that name."""
+        name = f"{self._folder}/trial-{number}.quarantined"
+        self._store.write(name, io.BytesIO(content))
+        self.remove(number)
+        return name
+
+    def list_trials(self) -> set[int]:
+        """Return the numbers of the trials that have a file."""
+        pattern = re.compile(rf"trial-(\d+)\.{self.kind}")
+        names = map(pattern.fullmatch, self._store.list_names(self._folder))
+        return {int(name[1]) for name in names if name}
+
+    def evict(self, ranking: Sequence[int], count: int) -> None:
+        """Remove the files of ranked trials after the best ones.
+
+        Args:
+            ranking: numbers of trials, the best first; files of other trials are kept.
+            count: number of trials whose files are kept.
+        """
+        for number in self.list_trials().intersection(ranking[count:]):
+            self.remove(number)
+
+    def clear(self) -> None:
+        """Remove what no finished trial needs; call it when all are. A bucket has nothing left.
+
+        That is what killed writers left, and all checkpoints of unfinished trials.
+        """
+        if not isinstance(self._store, AtomicFileStore):
+            return
+        if self.kind == "checkpoint":
+            self._store.purge(self._folder, f".{self.kind}")
+        else:
+            self._store.remove_temporary_files(self._folder)
+
+    def _name(self, number: int) -> str:
+        return f"{self._folder}/trial-{number}.{self.kind}"
+
+
+class StorageQuery(Protocol):
+    """How queries are run: :meth:`search.worker.claims.ClaimManager.ask` after a flush."""
+
+    def __call__(self, query: Callable[[], _T], /) -> _T | None:
+        """Run a query; return None if the storage does not answer soon."""
+
+
+class BestTrialFiles:
+    """Writes a file for each of the best trials, and evicts those of trials that no longer are.
+
+    A file is written before its trial's end is recorded, and removed after it, so that those of the
+    best complete trials exist whatever ends a process.
+
+    Of replicates, the best run of each architecture comes first, in the order of their means
+    (:mod:`studies.best`), then the second best runs. The losses that rank the architectures are
+    known at the end of a trial only, so that each run's file is written. The means change with each
+    run: until all are finished, and with planned looks until the end, no best run of an
+    architecture is removed.
+
+    Args:
+        handle: the study.
+        files: the files: weights, or checkpoints of complete trials. The setting ``keep_weights``
+            or ``keep_checkpoints`` says of how many trials.
+        query: runs a query of the storage.
+
+    Attributes:
+        files: the files.
+    """
+
+    def __init__(self, handle: "StudyHandle", files: TrialFiles, query: StorageQuery) -> None:
+        self.files = files
+        self._handle = handle
+        self._query = query
+        self._label = "weights" if files.kind == "safetensors" else "checkpoints"
+        stored = handle.record.config
+        self._best = BestReader(handle.study, handle.storage, stored)
+        self._keeps_each = bool(stored.refinement and stored.refinement.looks)
+        setting = f"keep_{self._label}"
+        self._count = _limit(getattr(handle.config, setting))
+        # A worker that keeps fewer than the study's config leaves those of other workers.
+        self._evict_after = max(self._count, _limit(getattr(stored, setting)))
+        self._written: set[int] = set()
+
+    @property
+    def keeps_any(self) -> bool:
+        """Whether this worker keeps files at all."""
+        return self._count > 0
+
+    def select(self, values: Mapping[int, float]) -> set[int]:
+        """Return which trials, about to be complete, have a file to write.
+
+        Args:
+            values: objective values by trial number.
+        """
+        if not self._count:
+            return set()
+        if math.isinf(self._count) or self._best.has_replicates:
+            return set(values)
+        count = int(self._count)
+        candidates = [*(self._read_ranking(count) or []), *values.items()]
+        ranking = sorted(candidates, key=lambda trial: (trial[1], trial[0]))
+        return {number for number, _ in ranking[:count]} & values.keys()
+
+    def write(self, number: int, serialize: Callable[[], bytes]) -> None:
+        """Write a trial's file, whose content a function returns."""
+        with warn_of_errors(f"keep the {self._label} of trial {number}"):
+            self.files.write(number, serialize())
+            self._written.add(number)
+
+    def evict(self, number: int) -> None:
+        """Remove files of trials no longer among the best, once a trial's end is recorded."""
+        with warn_of_errors(f"remove {self._label} of surpassed trials"):
+            is_written = number in self._written
+            self._written.discard(number)
+            if not is_written:
+                # Left by a worker that was killed before it recorded the trial's end.
+                self.files.remove(number)
+            if math.isinf(self._evict_after):
+                return
+            count = int(self._evict_after)
+            if self._best.has_replicates:
+                self._evict_runs(count)
+            elif is_written and (ranking := self._read_ranking(count + EVICTION_MARGIN)):
+                self.files.evict([number for number, _ in ranking], count)
+
+    def _evict_runs(self, count: int) -> None:
+        """Remove files of replicates that are no longer needed."""
+        if (found := self._query(self._best.read_ranking)) is None:
+            return
+        trials, ranking = found
+        places = zip_longest(*(each.runs for each in ranking))
+        order = [run.number for place in places for run in place if run is not None]
+        if count and (self._keeps_each or not all(trial.state.is_finished() for trial in trials)):
+            count = max(count, len(ranking))
+        self.files.evict(order, count)
+
+    def _read_ranking(self, count: int) -> list[tuple[int, float]] | None:
+        storage, study_id = self._handle.storage, self._handle.study_id
+        return self._query(lambda: top_trials(storage, study_id, count))
+
+
+def _limit(setting: int | Literal["all"]) -> float:
+    return math.inf if setting == "all" else setting
+
+
+class CheckpointManager:
+    """Resumes trials from their checkpoints, and writes these.
+
+    Args:
+        handle: the study.
+        checkpoints: checkpoints of unfinished trials.
+        final_checkpoints: those of complete trials; None if none are kept.
+    """
+
+    def __init__(
+        self,
+        handle: "StudyHandle",
+        checkpoints: TrialFiles,
+        final_checkpoints: TrialFiles | None = None,
+    ) -> None:
+        self._handle = handle
+        self._checkpoints = checkpoints
+        # A trial has a final checkpoint and no other after its study was extended to more steps.
+        self._files = [checkpoints, *([final_checkpoints] if final_checkpoints else [])]
+        # A checkpoint of an earlier end is one of the same training.
+        self._steps = handle.record.steps
+        self._has_warned = bool(handle.warning)
+
+    def resume(self, claims: Sequence[Claim]) -> dict[Claim, TrainState | None]:
+        """Return the train state of each trial's checkpoint; None where it starts from step 0.
+
+        Each claim's curve is replaced by that of its train state.
+        """
+        states: dict[Claim, TrainState | None] = {}
+        missing: dict[str, list[FrozenTrial]] = {}
+        for claim in claims:
+            states[claim] = state = self._read(claim, missing)
+            curve = state.curve if state else {}
+            if claim.trial.intermediate_values != curve or claim.has_reported:
+                claim.replace_curve(curve)
+        for reason, trials in missing.items():
+            self._report_missing(trials, reason)
+        _report_resumed(states)
+        self._warn_of_other_versions(states)
+        return states
+
+    def write(self, claim: Claim, state: TrainState) -> bool:
+        """Write a checkpoint of a trial; return whether that succeeded."""
+        number, consequence = claim.trial.number, "; the previous one is kept"
+        with warn_of_errors(f"write the checkpoint of trial {number}", consequence):
+            self._checkpoints.write(number, self.serialize(claim, state))
+            claim.record_checkpoint()
+            return True
+        return False
+
+    def serialize(self, claim: Claim, state: TrainState) -> bytes:
+        """Return a checkpoint of a trial."""
+        return serialize_checkpoint(state, self._identity(claim))
+
+    def remove(self, number: int) -> None:
+        """Remove the checkpoint of a finished trial."""
+        with warn_of_errors(f"remove the checkpoint of trial {number}"):
+            self._checkpoints.remove(number)
+
+    def _read(self, claim: Claim, missing: dict[str, list[FrozenTrial]]) -> TrainState | None:
+        """Return the train state of a trial's checkpoint.
+
+        Args:
+            claim: claim of the trial.
+            missing: trials without a checkpoint, by reason; the trial is added to them.
+        """
+        config, number = self._handle.config, claim.trial.number
+        try:
+            settings = to_train_config(config, claim.trial.params)
+            limit = max_checkpoint_size(
+                to_trial_config(claim.trial.params, config),
+                self._handle.spec,
+                settings.batch_size,
+                settings.steps,
+            )
+            for files in self._files:
+                content = _read_with_retries(files, number, limit + 1)
+                if content is None:
+                    continue
+                if len(content) > limit:
+                    raise ArtifactsError(f"it has more than {limit:,} bytes, which it cannot have")
+                try:
+                    return self._deserialize(claim, content)
+                except CheckpointError as error:
+                    _quarantine(files, number, content, error)
+                    return None
+            if reason := _explain_missing(claim):
+                missing.setdefault(reason, []).append(claim.trial)
+        except CellError:
+            pass  # the trial fails with it when its network is built
+        except store_errors() as error:
+            _logger.warning(
+                f"cannot read the checkpoint of trial {number} ({error}); it restarts from step 0"
+            )
+        return None
+
+    def _deserialize(self, claim: Claim, content: bytes) -> TrainState:
+        """Return the train state in a checkpoint of this end of the study or an earlier one."""
+        errors = []
+        for steps in self._steps:
+            try:
+                state = deserialize_checkpoint(self._identity(claim, steps), content)
+            except CheckpointError as error:
+                errors.append(error)
+                continue
+            settings = to_train_config(self._handle.config, claim.trial.params)
+            return _continue_to_end(state, settings, steps)
+        raise errors[0]
+
+    def _report_missing(self, trials: Sequence[FrozenTrial], reason: str) -> None:
+        listed = format_trials(trial.number for trial in trials)
+        steps = {max(trial.intermediate_values, default=0) for trial in trials}
+        if steps == {0}:
+            _logger.info(f"{listed}: {reason}")
+            return
+        reached = f"step {min(steps):,}" + (f" to {max(steps):,}" if len(steps) > 1 else "")
+        _logger.warning(
+            f"no checkpoint of {listed} in {self._checkpoints.location}, though {reached} was "
+            f"recorded: {reason}"
+        )
+
+    def _warn_of_other_versions(self, states: Mapping[Claim, TrainState | None]) -> None:
+        """Warn of other versions that trained these trials, unless the worker was warned before."""
+        resumed = [state for state in states.values() if state]
+        used = {
+            "code": {each for state in resumed for each in state.source_hashes},
+            "torch": {each for state in resumed for each in state.torch_versions},
+        }
+        numbers = (claim.trial.number for claim, state in states.items() if state)
+        if not self._has_warned and (mixing := _describe_mixing(used)):
+            self._has_warned = True
+            _logger.warning(f"{format_trials(numbers)}: trained with {mixing}")
+
+    def _identity(self, claim: Claim, steps: int | None = None) -> str:
+        """Return the identity of a trial's training, or of that to an earlier end."""
+        config = self._handle.config
+        trial_config = to_trial_config(claim.trial.params, config)
+        train_config = to_train_config(config, claim.trial.params)
+        train_config = replace(train_config, steps=steps or train_config.steps)
+        return checkpoint_identity(trial_config, config, train_config, self._handle.corpus)
+
+
+def checkpoint_identity(
+    trial_config: TrialConfig, config: StudyConfig, train_config: TrainConfig, corpus: Corpus | None
+) -> str:
+    """Return everything that determines a trial's training, as JSON with sorted keys.
+
+    A checkpoint is resumed only under the same identity. Threads, device and the other networks of
+    the stack are not part of it.
+    """
+    # Only what differs from the defaults, as in checkpoints written before there were others.
+    default = asdict(OptimizerConfig(learning_rate=0))
+    optimizer = {
+        "optimizer" if name == "name" else name: value
+        for name, value in asdict(trial_config.optimizer).items()
+        if value != default[name]
+    }
+    architecture = trial_config.architecture
+    fields = {
+        "architecture": architecture.init_key,
+        "replicate": trial_config.replicate,
+        "bptt_steps": trial_config.bptt_steps,
+        "precision": config.precision,
+        "tokenizer": config.tokenizer,
+        "training": asdict(train_config) | optimizer,
+    }
+    if isinstance(architecture, CellConfig):
+        fields["cell_sha256"] = architecture.sha256
+    if trial_config.update_every > 1:
+        fields["update_every"] = trial_config.update_every
+    if corpus is not None:
+        fields |= {"corpus_sha256": corpus.sha256, "corpus_split": corpus.split}
+    else:
+        assert config.task_record is not None
+        fields["task"] = config.task_record.identity() | dict(trial_config.task_options)
+    return json.dumps(fields, sort_keys=True)
+
+
+def _continue_to_end(state: TrainState, train_config: TrainConfig, old_steps: int) -> TrainState:
+    """Return the state of a training to more steps, given that of the training to fewer.
+
+    Args:
+        state: state of the training to fewer steps, or the same.
+        train_config: settings of the training to more steps.
+        old_steps: number of steps of the training that wrote the state.
+
+    Raises:
+        CheckpointError: if weights that its average lacks, or should lack, are part of the average
+            at the new end.
+    """
+    start = train_config.averaging_start_step
+    if start == replace(train_config, steps=old_steps).averaging_start_step:
+        return state
+    if state.step > start:
+        raise CheckpointError(
+            f"checkpoint of step {state.step:,} is too late: weights are averaged from step "
+            f"{start:,} on"
+        )
+    return replace(state, average=None, averaged=0)
+
+
+def _quarantine(files: TrialFiles, number: int, content: bytes, error: CheckpointError) -> None:
+    try:
+        location = f"moved to {files.quarantine(number, content)}"
+    except store_errors() as failed:
+        location = f"it cannot be moved away ({failed})"
+    _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
+
+
+def _report_resumed(states: Mapping[Claim, TrainState | None]) -> None:
+    numbers: dict[int, list[int]] = {}
+    for claim, state in states.items():
+        if state and state.step and not claim.was_paused:  # resuming those needs no message
+            numbers.setdefault(state.step, []).append(claim.trial.number)
+    for step, trials in sorted(numbers.items()):
+        verb = "resume" if len(trials) > 1 else "resumes"
+        _logger.info(f"{format_trials(trials)} {verb} from step {step:,}")
+
+
+def _explain_missing(claim: Claim) -> str | None:
+    """Explain why a trial that was trained before has no checkpoint; None if it was not trained.
+
+    A trial that was only requeued after errors may have none: a worker writes none after an error.
+    """
+    if claim.has_reported:  # trained again under the same claim
+        return None
+    trial = claim.trial
+    causes = trial.user_attrs.get(RETRY_COUNTS, {})
+    was_written = CHECKPOINTED in trial.system_attrs or RUNG in trial.user_attrs
+    if not trial.intermediate_values:
+        return _KILLED_EARLY if Failure.LEASE_EXPIRED in causes and not was_written else None
+    if was_written or Failure.INTERRUPTED in causes or not causes:
+        return _LOST
+    return _KILLED if Failure.LEASE_EXPIRED in causes else None
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_not_exception_type(ArtifactsError),
+    stop=tenacity.stop_after_attempt(3),
+    wait=tenacity.wait_fixed(0.5),
+    reraise=True,
+)
+def _read_with_retries(files: TrialFiles, number: int, max_bytes: int) -> bytes | None:
+    return files.read(number, max_bytes)
+
+
+# ------------------------------------------------------------------ versions
+
+
+def current_versions() -> VersionRecord:
+    """Return the versions of the training code and PyTorch that this process trains with."""
+    return VersionRecord(code=checkpoint.source_hash(), torch=checkpoint.torch_version())
+
+
+def describe_study_mixing(study: optuna.Study, storage: LeasedRDBStorage) -> str:
+    """Return a warning if other versions created or trained an unfinished study; "" if not."""
+    counts = count_trials(storage, study._study_id)
+    if counts.finished == counts.planned:
+        return ""
+    used = distinct_versions(storage, study._study_id)
+    created_with = read_study_record(study).created_with
+    if created_with is not None:
+        for name, version in created_with.model_dump().items():
+            used[name].add(version)
+    mixing = _describe_mixing(used)
+    return mixing and f"study {study.study_name!r} was created or trained with {mixing}"
+
+
+def _describe_mixing(used: Mapping[str, Collection[str]]) -> str:
+    """Describe versions that differ from those of this process; "" if none does."""
+    current = current_versions().model_dump()
+    others = {name: sorted({*used[name]} - {current[name]}) for name in _VERSION_LABELS}
+    differing = {label: name for name, label in _VERSION_LABELS.items() if others[name]}
+    if not differing:
+        return ""
+    earlier = " and ".join(
+        f"{label} {', '.join(others[name])}" for label, name in differing.items()
+    )
+    own = " and ".join(f"{label} {current[name]}" for label, name in differing.items())
+    return (
+        f"{earlier} so far; this worker trains with {own}; to avoid mixing them, stop and use the "
+        "earlier version"
+    )
+
+
+def earlier_versions(
+    trial: FrozenTrial, state: TrainState | None
+) -> Mapping[str, list[str] | None]:
+    """Return the attributes that record the other versions that trained a trial before.
+
+    Args:
+        trial: the trial as it was claimed.
+        state: state that it resumes from; None for step 0.
+    """
+    current = current_versions()
+    code = [each for each in state.source_hashes if each != current.code] if state else []
+    torch = [each for each in state.torch_versions if each != current.torch] if state else []
+    # An empty list replaces the record of a trial that has restarted from step 0.
+    return {
+        key: earlier if earlier or key in trial.user_attrs else None
+        for key, earlier in ((EARLIER_CODE, code), (EARLIER_TORCH, torch))
+    }
