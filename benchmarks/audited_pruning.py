@@ -29,8 +29,7 @@ from reports.data.trial_table import find_traits
 from reports.stats.calibration import INTERVAL_SCALES, compute_outside_p_value
 from reports.stats.effects import Effect, FactorialTable
 from search.pruning.audit import DIVISOR, number_architectures
-from search.pruning.design_matrix import DesignMatrix
-from search.pruning.regression import Mask
+from search.pruning.regression import DesignMatrix, Mask
 from search.worker.cpu_budget import cores
 from studies.config import top_count
 from tests.simulations.pruned_search import RecordedCurves, Replay

@@ -12,7 +12,7 @@ from search.errors import USER_ERRORS, ShutdownRequestedError, is_bug
 from search.launch.jobs import run_jobs
 from search.launch.launcher import Launcher
 from search.progress import explain_failure, format_progress
-from search.pruning.pause_resume import PauseResumeScheduler
+from search.pruning.scheduler import PauseResumeScheduler
 from search.session import RunOptions, Session, open_session
 from search.status import Status, StatusReader
 from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display

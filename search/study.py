@@ -7,7 +7,7 @@ from functools import cached_property
 
 import optuna
 import torch
-from optuna.pruners import BasePruner, NopPruner
+from optuna.pruners import NopPruner
 
 from rnn.config import TaskSpec
 from rnn.tasks.corpus import Corpus
@@ -21,7 +21,6 @@ from search.extension import describe_new_end, plan_new_end
 from search.grid import GridSampler, create_sampler, extend_grid, find_conflict
 from search.launch.shared_files import require_shared
 from search.new_study import StudyOptions, corpus_record, create_new_study, describe_trials
-from search.pruning.pruner import TopFractionPruner
 from search.refinement import MAX_UNCONFIRMED, check_count
 from search.replicates import join_looks, plan_looks
 from search.study_corpus import (
@@ -185,7 +184,7 @@ def create_or_join(
             study_name=name,
             storage=storage,
             sampler=_sampler(storage, study._study_id, stored),
-            pruner=_pruner(stored),
+            pruner=NopPruner(),
         )
         on_error.pop_all()
     local = {setting: getattr(config, setting) for setting in PER_WORKER}
@@ -460,15 +459,6 @@ def _check_compatible(
     raise ConfigMismatchError(
         f"study {name!r} exists with other settings: {listed}; use its settings, or another "
         f"--name{hint}"
-    )
-
-
-def _pruner(config: StudyConfig) -> BasePruner:
-    pruning, training = config.pruning, config.training
-    if not pruning.enabled:
-        return NopPruner()
-    return TopFractionPruner(
-        training.steps, training.log_every, keep=pruning.keep, confidence=pruning.confidence
     )
 
 

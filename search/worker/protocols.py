@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.pruning.decisions import PruneDecision
+from search.pruning.policy import PruneDecision
 from search.status import RunningTrial
 from search.worker.claim import Claim
 from studies.attributes import Failure
@@ -30,8 +30,8 @@ class TrialResult:
 
 
 PrunerCallback = Callable[[Sequence[Claim]], Mapping[Claim, PruneDecision]]
-"""Asks about these trials, all at a rung; returns which trials, of this or an earlier question, are
-paused or pruned now; absent ones continue."""
+"""Asks about these trials, all at a rung; returns which of them are paused or pruned now; absent
+ones continue."""
 
 
 class Trainer(Protocol):
@@ -57,8 +57,7 @@ class Trainer(Protocol):
                 (``claim.lost``) is dropped without a result.
             poll: called often; returns whether the polling interval has passed, raises to end the
                 training.
-            decide: called at every log point with the trials that have reached a rung there, often
-                none. Decisions may come late: those on trials that no longer train are ignored.
+            decide: called at a rung with the trials that have reached it.
         """
 
     def release_cores(self) -> None:

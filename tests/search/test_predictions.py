@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.pruning.design_matrix import DesignMatrix
 from search.pruning.predictions import Prediction, predict_final_values
+from search.pruning.regression import DesignMatrix
 
 SWITCHES = ("input", "forget", "output", "state")
 
@@ -47,6 +47,13 @@ def hide_unobserved(losses, values, complete, reached):
     return losses, values
 
 
+def predict(params, losses, values):
+    """Predict the final values of trials, none of which is audited."""
+    places = np.arange(len(values))
+    design = DesignMatrix.from_params(params)
+    return predict_final_values(design, losses, values, np.full(len(values), -1), places, {})
+
+
 @pytest.mark.parametrize(
     ("reached", "seeds"),
     [
@@ -61,9 +68,7 @@ def test_predictions_are_calibrated(reached, seeds):
     for seed in range(seeds):
         params, losses, values = simulate_grid(seed)
         complete = np.random.default_rng(seed).permutation(len(values))[:30]
-        prediction = predict_final_values(
-            DesignMatrix.from_params(params), *hide_unobserved(losses, values, complete, reached)
-        )
+        prediction = predict(params, *hide_unobserved(losses, values, complete, reached))
         assert (prediction.mean[complete] == values[complete]).all(), "they are known"
         assert (prediction.scale[complete] == 0).all()
         others = prediction.scale > 0
@@ -82,10 +87,7 @@ def test_similar_trials_improve_the_prediction_from_the_curve_alone():
         params, losses, values = simulate_grid(seed, spread=0.3)
         complete = np.random.default_rng(seed).permutation(len(values))[:40]
         observed = hide_unobserved(losses, values, complete, 1)
-        predictions = [
-            predict_final_values(DesignMatrix.from_params(each), *observed)
-            for each in (params, [{} for _ in params])
-        ]
+        predictions = [predict(each, *observed) for each in (params, [{} for _ in params])]
         others = predictions[0].scale > 0
         errors.append([np.abs(each.mean - values)[others].mean() for each in predictions])
         scales.append([each.scale[others].mean() for each in predictions])
@@ -103,11 +105,9 @@ def test_predictions_do_not_depend_on_the_order_of_trials(random, complete, seed
     reached = random.integers(0, 4, len(values) - complete)
     order = random.permutation(len(values))
     losses, values = hide_unobserved(losses, values, order[:complete], reached)
-    prediction = predict_final_values(DesignMatrix.from_params(params), losses, values)
+    prediction = predict(params, losses, values)
     shuffled = random.permutation(len(values))
-    other = predict_final_values(
-        DesignMatrix.from_params([params[i] for i in shuffled]), losses[shuffled], values[shuffled]
-    )
+    other = predict([params[i] for i in shuffled], losses[shuffled], values[shuffled])
     assert other.mean == pytest.approx(prediction.mean[shuffled], abs=1e-6)
     assert other.scale == pytest.approx(prediction.scale[shuffled], abs=1e-6)
 
@@ -137,8 +137,7 @@ def test_expected_number_below_the_threshold_is_the_given_count(distributions, d
 def test_with_few_complete_trials_the_others_are_predicted_at_their_losses(complete):
     losses = 3 + np.random.default_rng(0).normal(0, 0.1, 40)
     values = np.where(np.arange(40) < complete, losses - 1, np.nan)
-    design = DesignMatrix.from_params([{} for _ in values])
-    prediction = predict_final_values(design, losses[:, None], values)
+    prediction = predict([{} for _ in values], losses[:, None], values)
     assert prediction.mean[complete:] == pytest.approx(losses[complete:])
     assert prediction.cdf(prediction.threshold_for_count(4)).sum() == pytest.approx(4)
 
@@ -151,9 +150,5 @@ def test_networks_that_learn_nothing_do_not_exclude_the_middle_ones():
     values = first - fall
     known = np.zeros(60, dtype=bool)
     known[:12], known[40:46] = True, True
-    prediction = predict_final_values(
-        DesignMatrix.from_params([{} for _ in values]),
-        first[:, None],
-        np.where(known, values, np.nan),
-    )
+    prediction = predict([{}] * 60, first[:, None], np.where(known, values, np.nan))
     assert np.abs(prediction.mean - values)[20:40].mean() < 0.04

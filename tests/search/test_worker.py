@@ -23,7 +23,7 @@ from rnn.training.evaluation import ContextLosses, compute_eval_losses, select_e
 from rnn.training.loop import TrainLoop
 from search.duration import to_train_config
 from search.new_study import StudyOptions
-from search.pruning.pause_resume import PauseResumeScheduler
+from search.pruning.scheduler import PauseResumeScheduler
 from search.status import StatusReader, estimate_seconds_left
 from search.study import create_or_join
 from search.terminal import QuietDisplay
