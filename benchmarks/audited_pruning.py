@@ -190,7 +190,7 @@ def replay_audited(recorded: RecordedCurves, audit: int, seed: int) -> AuditedRe
         cost=result.cost,
         recall=result.recall,
         stated=1 - float(whole["keep"][is_pruned].sum()) / top_count(KEEP, count),
-        has_alarm=any(look.is_alarm for look in search.looks.values()),
+        has_alarm=any(look.alarm for look in search.looks.values()),
         inside=int((errors <= INTERVAL_SCALES * whole["predicted_scale"][is_pruned]).sum()),
         pruned=int(is_pruned.sum()),
         audited_inside=int(is_inside.sum()),

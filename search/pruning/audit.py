@@ -14,7 +14,7 @@ trials from then on.
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,28 +86,14 @@ def draw_audited(
     ]
 
 
-@dataclass(frozen=True)
-class Look:
-    """Test of the predictions on the audited trials at one moment of a search.
+def is_alarm(trials: int, inside: int) -> bool:
+    """Return whether a look says that predictions are not calibrated.
 
-    Attributes:
-        trials: number of audited trials with a final value that the pruner has stopped in its
-            decisions, one of each architecture.
+    Args:
+        trials: number of audited trials that are compared.
         inside: number of them whose final value is within two scales of its prediction.
     """
-
-    trials: int
-    inside: int
-
-    @property
-    def p_value(self) -> float:
-        """Probability of so many values outside or more, if the predictions are calibrated."""
-        return compute_outside_p_value(self.trials, self.inside)
-
-    @property
-    def is_alarm(self) -> bool:
-        """Whether the predictions are not calibrated, at the level of one look."""
-        return self.p_value < LEVEL / LOOKS
+    return compute_outside_p_value(trials, inside) < LEVEL / LOOKS
 
 
 class AuditedTrials:
@@ -135,13 +121,15 @@ class AuditedTrials:
         )
         self._count = len(found)  # of the architectures
 
-    def look(self) -> Look:
-        """Compare the predictions with the values.
+    def look(self, complete: int) -> AuditLook:
+        """Compare the predictions with the values, with so many trials complete.
 
         Of each architecture the first trial is compared: trials are created in random order.
         """
         scores = self._scores[self._first]
-        return Look(len(scores), int((np.abs(scores) <= INTERVAL_SCALES).sum()))
+        trials, inside = len(scores), int((np.abs(scores) <= INTERVAL_SCALES).sum())
+        alarm = is_alarm(trials, inside)
+        return AuditLook(complete=complete, trials=trials, inside=inside, alarm=alarm)
 
     def adjust_scale(self) -> Prediction:
         """Adjust the scale of all predictions to the errors of these.

@@ -13,14 +13,14 @@ whatever the policy decides; in decisions they are where the policy would have s
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from search.pruning.audit import AuditedTrials, Look
+from search.pruning.audit import AuditedTrials
 from search.pruning.predictions import (
     Prediction,
     PredictionMemory,
@@ -114,39 +114,26 @@ class StudyState:
     held_out: Rungs
     failed: int = 0
 
-    @classmethod
-    def observe(
-        cls,
-        stages: Sequence[TrialStatus],
-        losses: Floats,
-        values: Floats,
-        design: DesignMatrix,
-        architectures: Indices,
-        steps_to_next_rung: Floats,
-        audits: Mapping[int, AuditState],
-        asked: Collection[int] = (),
-        failed: int = 0,
+    def stop_audited(
+        self, audits: Mapping[int, AuditState], asked: Collection[int] = ()
     ) -> "StudyState":
         """Return the state in which audited trials are where the policy would have stopped them.
 
-        Arguments are attributes of the state, here of audited trials as they are; ``audits`` has
-        what was decided about each of these, by index; ``asked`` has the indices of running trials
-        to decide about, of which audited ones are not stopped yet.
+        Args:
+            audits: what was decided about each audited trial, by index.
+            asked: indices of running trials to decide about; audited ones are not stopped yet.
         """
-        stages, losses = list(stages), losses.copy()
-        held_out = np.full(len(stages), -1)
+        stages, losses, held_out = list(self.stages), self.losses.copy(), self.held_out.copy()
         for index, audit in audits.items():
             if not is_stopped(audit, losses[index]):
                 continue
-            if math.isnan(values[index]):
+            if math.isnan(self.values[index]):
                 losses[index, audit.rungs :] = math.nan
             else:
                 held_out[index] = audit.rungs
             paused = TrialStatus.RUNNING if index in asked else TrialStatus.PAUSED
             stages[index] = TrialStatus.PRUNED if audit.pruned else paused
-        return cls(
-            stages, losses, values, design, architectures, steps_to_next_rung, held_out, failed
-        )
+        return replace(self, stages=stages, losses=losses, held_out=held_out)
 
     def in_stage(self, *stages: TrialStatus) -> Mask:
         """Return which trials are in one of these stages, (N,)."""
@@ -249,13 +236,14 @@ class PruningPolicy:
         order = np.argsort(-self.promotion_scores[paused], kind="stable")
         return [int(trial) for trial in paused[order]]
 
-    def look(self) -> Look:
+    def look(self) -> AuditLook:
         """Test the predictions on the audited trials that are stopped in decisions.
 
         Their scale is not adjusted, which would hide that they are wrong; after an alarm they are
         recalibrated.
         """
-        return self._audit(self.prediction if self._recalibrate else self._uncorrected).look()
+        found = self.prediction if self._recalibrate else self._uncorrected
+        return self._audit(found).look(self.state.complete)
 
     def due_look(self, taken: Collection[str], is_idle: bool) -> str | None:
         """Return the planned look that is due before any trial is pruned; None without one.

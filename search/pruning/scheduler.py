@@ -196,8 +196,9 @@ class PauseResumeScheduler:
         if progress.damaged_paused:  # a worker that claims a damaged trial fails it
             return Decisions(resumed=list(progress.damaged_paused))
         trials, policy = progress.trials, self._build_policy(progress, deferred)
-        if looks := self._take_look(policy, progress):
-            return Decisions(looks=looks)
+        look = policy.due_look(progress.looks, progress.is_idle) if progress.is_audited else None
+        if look is not None:
+            return Decisions(looks={look: policy.look()})
         to_resume = policy.to_resume_ignoring_running if ignore_running else policy.to_resume
         if to_resume:
             reached, probabilities = policy.state.rungs_reached, policy.keep_probabilities
@@ -256,20 +257,6 @@ class PauseResumeScheduler:
         )
         return [trial.number for trial in progress.trials if trial.trial_id in {*pruned}]
 
-    def _take_look(self, policy: PruningPolicy, progress: StudyProgress) -> dict[str, AuditLook]:
-        """Return the planned look at the audited trials that is due now, by name."""
-        if not progress.is_audited:
-            return {}
-        name = policy.due_look(progress.looks, progress.is_idle)
-        if name is None:
-            return {}
-        found, complete = policy.look(), policy.state.complete
-        return {
-            name: AuditLook(
-                complete=complete, trials=found.trials, inside=found.inside, alarm=found.is_alarm
-            )
-        }
-
     def _build_policy(
         self,
         progress: StudyProgress,
@@ -278,20 +265,26 @@ class PauseResumeScheduler:
     ) -> PruningPolicy:
         """Return the policy for the state of a study; ``asked`` are indices of trials."""
         trials = progress.trials
-        state = StudyState.observe(
+        state = StudyState(
             [_find_stage(trial, deferred) for trial in trials],
             np.array([trial.losses for trial in trials]).reshape(len(trials), len(self._rungs)),
             np.array([trial.value for trial in trials], dtype=np.float64),  # NaN for None
             progress.design,
             progress.architectures,
             compute_steps_to_next_rung(self._rungs, self._steps),
-            {index: each.audit for index, each in enumerate(trials) if each.audit is not None},
-            asked,
+            np.full(len(trials), -1),
             progress.failed,
         )
+        audits = {index: each.audit for index, each in enumerate(trials) if each.audit is not None}
         has_alarm = any(look.alarm for look in progress.looks.values())
         settings = self._settings
-        return PruningPolicy(state, settings.keep, settings.confidence, has_alarm, self._memory)
+        return PruningPolicy(
+            state.stop_audited(audits, asked),
+            settings.keep,
+            settings.confidence,
+            has_alarm,
+            self._memory,
+        )
 
     def _record_pruned(self, policy: PruningPolicy, index: int, audit: AuditState) -> AuditDecision:
         """Return the decision that an audited trial would have been pruned."""

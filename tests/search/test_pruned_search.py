@@ -151,7 +151,7 @@ def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, m
 
 def test_trials_continue_in_an_outage():
     manager = Mock(unavailable_reason="away", submit_after_flush=lambda read: Future())
-    decisions = PruningDecisions(manager, Mock(), lambda: None)
+    decisions = PruningDecisions(manager, Mock(), poll=Mock(side_effect=[None]))
     assert decisions.decide([Mock(trial_id=1)]) == {}
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search.pruning.audit import Look, number_architectures
+from search.pruning.audit import number_architectures
 from search.pruning.policy import PruningPolicy, StudyState
 from search.pruning.predictions import PredictionMemory
 from search.pruning.regression import DesignMatrix, Floats, Mask
 from search.pruning.scheduler import compute_rungs, compute_steps_to_next_rung
-from studies.attributes import AuditState
+from studies.attributes import AuditLook, AuditState
 from studies.config import top_count
 from studies.storage.reads import Rung
 from studies.storage.trials import TrialStatus
@@ -116,7 +116,7 @@ class Replay:
         self.audits = dict.fromkeys(audited, AuditState())
         # Mean, scale and keep probability of those that were pruned, or would have been.
         self.predictions: dict[int, tuple[float, float, float]] = {}
-        self.looks: dict[str, Look] = {}
+        self.looks: dict[str, AuditLook] = {}
 
     def run(self, order: Sequence[int]) -> ReplayResult:
         waiting = list(reversed(order))
@@ -142,21 +142,20 @@ class Replay:
 
     def evaluate_policy(self, at_rung: int | None = None) -> PruningPolicy:
         """Return the policy, where an audited trial may just have reached a rung."""
-        state = StudyState.observe(
+        state = StudyState(
             self.stages,
             self.losses,
             self.values,
             self.recorded.design,
             self.architectures,
             self.steps_to_next_rung,
-            self.audits,
-            () if at_rung is None else (at_rung,),
-        )
-        has_alarm = any(look.is_alarm for look in self.looks.values())
+            np.full(len(self.stages), -1),
+        ).stop_audited(self.audits, () if at_rung is None else (at_rung,))
+        has_alarm = any(look.alarm for look in self.looks.values())
         policy = PruningPolicy(state, self.keep, self.confidence, has_alarm, self.memory)
         if self.audits and (name := policy.due_look(self.looks, not self.running)) is not None:
             self.looks[name] = policy.look()
-            if self.looks[name].is_alarm:
+            if self.looks[name].alarm:
                 return self.evaluate_policy(at_rung)
         return policy
 
