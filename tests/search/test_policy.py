@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_predictions import simulate_grid
 
-from benchmarks.audited_pruning import replay_audited, simulate_curves
+from benchmarks.audited_pruning import replay_audited
 from benchmarks.replay_pruning import read_curves
 from search.pruning.policy import PruningPolicy, StudyState
 from search.pruning.regression import DesignMatrix
@@ -23,7 +23,7 @@ from studies.config import StudyConfig
 from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
 from studies.storage.trials import TrialStatus
-from tests.simulations.pruned_search import Replay
+from tests.simulations.pruned_search import RecordedCurves, Replay
 
 COMPLETE, PAUSED, RUNNING, WAITING = (
     TrialStatus.COMPLETE,
@@ -195,6 +195,17 @@ def test_trial_without_a_loss_continues(sqlite_url):
         assert list(scheduler.decide(scheduler.read(), [trial_id]).stops) == stopped
 
 
+def record_curves(seed, sizes=(32,)):
+    """Simulate complete curves, 48 of each size."""
+    params, rungs, values = simulate_grid(seed, sizes=sizes)
+    steps = np.arange(LOG_EVERY, STEPS + 1, LOG_EVERY)
+    random = np.random.default_rng(seed)
+    fall = np.exp(-steps / 150)
+    lead = (rungs[:, 0] - values - 0.9)[:, None] * np.exp(-steps / 500)
+    curves = values[:, None] + lead + 1.2 * fall + random.normal(0, 0.01, (len(values), len(steps)))
+    return RecordedCurves(params, steps, curves, curves.min(axis=1))
+
+
 @pytest.mark.parametrize(
     ("concurrent", "sizes"),
     [
@@ -206,7 +217,7 @@ def test_trial_without_a_loss_continues(sqlite_url):
 def test_policy_keeps_the_best_tenth_at_a_fraction_of_the_cost(concurrent, sizes):
     results = []
     for seed in range(4):
-        recorded = simulate_curves("ordinary", seed, sizes)
+        recorded = record_curves(seed, sizes)
         order = np.random.default_rng(seed).permutation(len(recorded.values)).tolist()
         results.append(Replay(recorded, concurrent, 0.1, 0.95).run(order))
     assert np.mean([result.recall for result in results]) >= 0.95
