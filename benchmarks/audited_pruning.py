@@ -29,8 +29,7 @@ from reports.data.trial_table import find_traits
 from reports.stats.calibration import INTERVAL_SCALES, compute_outside_p_value
 from reports.stats.effects import Effect, FactorialTable
 from search.pruning.audit import DIVISOR, number_architectures
-from search.pruning.design_matrix import DesignMatrix
-from search.pruning.regression import Mask
+from search.pruning.regression import DesignMatrix, Mask
 from search.worker.cpu_budget import cores
 from studies.config import top_count
 from tests.simulations.pruned_search import RecordedCurves, Replay
@@ -191,7 +190,7 @@ def replay_audited(recorded: RecordedCurves, audit: int, seed: int) -> AuditedRe
         cost=result.cost,
         recall=result.recall,
         stated=1 - float(whole["keep"][is_pruned].sum()) / top_count(KEEP, count),
-        has_alarm=any(look.is_alarm for look in search.looks.values()),
+        has_alarm=any(look.alarm for look in search.looks.values()),
         inside=int((errors <= INTERVAL_SCALES * whole["predicted_scale"][is_pruned]).sum()),
         pruned=int(is_pruned.sum()),
         audited_inside=int(is_inside.sum()),

@@ -30,7 +30,6 @@ from optuna.pruners import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.pruning.pruner import TopFractionPruner
 from search.pruning.regression import Floats
 from search.worker.cpu_budget import cores
 from studies.config import top_count
@@ -218,8 +217,8 @@ def optuna_pruners(end: int) -> dict[str, Callable[[], BasePruner]]:
     }
 
 
-OURS, OURS_WITHOUT_PAUSING, ONE_LOOK = "ours", "ours, in Optuna", "best after a look"
-PRUNERS = (OURS, OURS_WITHOUT_PAUSING, ONE_LOOK, *optuna_pruners(1))
+OURS, ONE_LOOK = "ours", "best after a look"
+PRUNERS = (OURS, ONE_LOOK, *optuna_pruners(1))
 
 
 def replay(
@@ -239,17 +238,6 @@ def replay(
         return Replay(recorded, concurrent, keep, confidence).run(trials)
     if pruner == ONE_LOOK:
         return keep_best_at_first_rung(recorded, keep)
-    if pruner == OURS_WITHOUT_PAUSING:
-        checks = [int(np.searchsorted(recorded.steps, rung.step)) for rung in recorded.rungs]
-        log_every = int(recorded.steps[0])
-        ours = TopFractionPruner(
-            recorded.end,
-            log_every,
-            keep=keep,
-            confidence=confidence,
-            planned=len(trials),
-        )
-        return replay_in_optuna(recorded, ours, checks, trials, concurrent, keep)
     baseline = optuna_pruners(recorded.end)[pruner]()
     return replay_in_optuna(recorded, baseline, check_points(recorded), trials, concurrent, keep)
 

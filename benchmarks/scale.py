@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from search.options import RunOptions
-from search.pruning.pause_resume import PauseResumeScheduler
+from search.pruning.scheduler import PauseResumeScheduler
 from search.status import read_status
 from search.study import create_or_join
 from studies.artifacts import open_store

@@ -30,7 +30,7 @@ from search.launch.jobs import run_jobs
 from search.launch.launcher import JOB_VARIABLE, Launcher, name_worker
 from search.options import RunOptions, WorkerOptions
 from search.progress import explain_failure, format_progress
-from search.pruning.pause_resume import PauseResumeScheduler
+from search.pruning.scheduler import PauseResumeScheduler
 from search.status import Status, StatusReader
 from search.study import StudyHandle, create_or_join, open_study
 from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display

@@ -28,7 +28,6 @@ HANG_TIMEOUT = 600.0
 
 TIMEOUTS = {
     "search.worker.claims": ("QUERY_TIMEOUT", "SHUTDOWN_GRACE", "NO_RESPONSE_TIMEOUT"),
-    "search.worker.pruning_decisions": ("DECISION_WAIT",),
     "search.status": ("READ_TIMEOUT",),
     "search.worker.worker": ("SHUTDOWN_GRACE",),
 }

@@ -123,7 +123,7 @@ def test_recorded_curves_are_replayed(tmp_path):
     assert names.split()[:1] == ["pruner"]
     found = {line[2:20].strip(): line[20:].split() for line in lines}
     assert list(found) == [
-        "ours", "ours, in Optuna", "best after a look",
+        "ours", "best after a look",
         "SuccessiveHalving", "Percentile(25)", "Median", "Hyperband", "conformal"
     ]  # fmt: skip
     concurrent, cost, recall, worst, _, _, complete, starts = found["ours"]

@@ -14,7 +14,7 @@ trials from then on.
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,34 +86,22 @@ def draw_audited(
     ]
 
 
-@dataclass(frozen=True)
-class Look:
-    """Test of the predictions on the audited trials at one moment of a search.
+def is_alarm(trials: int, inside: int) -> bool:
+    """Return whether a look says that predictions are not calibrated.
 
-    Attributes:
-        trials: number of audited trials with a final value that the pruner has stopped in its
-            decisions, one of each architecture.
+    Args:
+        trials: number of audited trials that are compared.
         inside: number of them whose final value is within two scales of its prediction.
     """
-
-    trials: int
-    inside: int
-
-    @property
-    def p_value(self) -> float:
-        """Probability of so many values outside or more, if the predictions are calibrated."""
-        return compute_outside_p_value(self.trials, self.inside)
-
-    @property
-    def is_alarm(self) -> bool:
-        """Whether the predictions are not calibrated, at the level of one look."""
-        return self.p_value < LEVEL / LOOKS
+    return compute_outside_p_value(trials, inside) < LEVEL / LOOKS
 
 
-def look(prediction: Prediction, values: Floats, is_held: Mask, architectures: Indices) -> Look:
-    """Compare the predictions of audited trials, each made without its value, with these values.
+class AuditedTrials:
+    """Audited trials that have stopped in decisions, each predicted without its value.
 
-    Of each architecture the first trial is compared: trials are created in random order.
+    They are a random sample of all trials that have stopped. Their scores are
+    z = (value − mean) / scale. An audited trial's own prediction is corrected by the scores of the
+    other architectures.
 
     Args:
         prediction: final values of N trials.
@@ -121,73 +109,65 @@ def look(prediction: Prediction, values: Floats, is_held: Mask, architectures: I
         is_held: (N,) which of them are predicted without their values.
         architectures: (N,) architecture of each trial.
     """
-    first = np.unique(architectures[is_held], return_index=True)[1]
-    scores = prediction.select(is_held).compute_scores(values[is_held])[first]
-    return Look(len(scores), int((np.abs(scores) <= INTERVAL_SCALES).sum()))
 
+    def __init__(
+        self, prediction: Prediction, values: Floats, is_held: Mask, architectures: Indices
+    ) -> None:
+        self._prediction = prediction
+        self._is_held = is_held
+        self._scores = prediction.select(is_held).compute_scores(values[is_held])
+        found, self._first, self._owners = np.unique(
+            architectures[is_held], return_index=True, return_inverse=True
+        )
+        self._count = len(found)  # of the architectures
 
-def adjust_scale(
-    prediction: Prediction, values: Floats, is_held: Mask, architectures: Indices
-) -> Prediction:
-    """Adjust the scale of predictions to the errors of those of audited trials.
+    def look(self, complete: int) -> AuditLook:
+        """Compare the predictions with the values, with so many trials complete.
 
-    The audited trials that have stopped in decisions are a random sample of all that have stopped.
-    With their scores z = (value − mean) / scale, every scale is multiplied by the root mean square
-    of z and of :data:`PRIOR_SCORES` scores of 1. Its square is the posterior mean of the variance,
-    whose prior is an inverse gamma distribution, if scores are normal. Those of Student's
-    t-distributions have a mean square of 5/3, so that scales become too large rather than too
-    small. Each architecture counts once. The prediction of an audited trial is adjusted to the
-    scores of the other architectures.
+        Of each architecture the first trial is compared: trials are created in random order.
+        """
+        scores = self._scores[self._first]
+        trials, inside = len(scores), int((np.abs(scores) <= INTERVAL_SCALES).sum())
+        alarm = is_alarm(trials, inside)
+        return AuditLook(complete=complete, trials=trials, inside=inside, alarm=alarm)
 
-    Args:
-        prediction: final values of N trials.
-        values: (N,) values of finished trials.
-        is_held: (N,) which of them are predicted without their values.
-        architectures: (N,) architecture of each trial.
-    """
-    factor = _scale_factors(prediction, values, is_held, architectures)
-    return prediction.correct(np.zeros(len(values)), factor)
+    def adjust_scale(self) -> Prediction:
+        """Adjust the scale of all predictions to the errors of these.
 
+        Every scale is multiplied by the root mean square of the scores and of
+        :data:`PRIOR_SCORES` scores of 1. Its square is the posterior mean of the variance, whose
+        prior is an inverse gamma distribution, if scores are normal. Those of Student's
+        t-distributions have a mean square of 5/3, so that scales become too large rather than too
+        small. Each architecture counts once.
+        """
+        return self._prediction.correct(np.zeros(len(self._is_held)), self._scale_factors())
 
-def _scale_factors(
-    prediction: Prediction, values: Floats, is_held: Mask, architectures: Indices
-) -> Floats:
-    """Return the factors by which :func:`adjust_scale` multiplies scales, (N,)."""
-    squares = prediction.select(is_held).compute_scores(values[is_held]) ** 2
-    owner = np.unique(architectures[is_held], return_inverse=True)[1]
-    means = np.bincount(owner, squares) / np.bincount(owner)  # of each architecture
-    total, count = PRIOR_SCORES + means.sum(), PRIOR_SCORES + len(means)
-    factors = np.full(len(values), math.sqrt(total / count))
-    factors[is_held] = np.sqrt((total - means[owner]) / (count - 1))
-    return factors
+    def recalibrate(self) -> Prediction:
+        """Correct the bias and the scale of predictions that an audit has found to be wrong.
 
+        With scores of mean b and of root mean square f around it relative to a calibrated
+        prediction's, a prediction becomes mean + b · scale ± f · scale; f is at least 1 and the
+        factor of :meth:`adjust_scale`. With fewer than three other architectures, only the scale is
+        adjusted.
+        """
+        bias, factor = np.zeros(len(self._is_held)), np.ones(len(self._is_held))
+        if self._count > 3:
+            bias[:], factor[:] = _bias_and_factor(self._scores, self._count)
+            others = [
+                _bias_and_factor(self._scores[self._owners != i], self._count - 1)
+                for i in range(self._count)
+            ]
+            bias[self._is_held], factor[self._is_held] = np.array(others)[self._owners].T
+        return self._prediction.correct(bias, np.maximum(factor, self._scale_factors()))
 
-def recalibrate(
-    prediction: Prediction, values: Floats, is_held: Mask, architectures: Indices
-) -> Prediction:
-    """Correct the bias and the scale of predictions that an audit has found to be wrong.
-
-    With the scores z = (value − mean) / scale of the audited trials, of mean b and of root mean
-    square f around it relative to a calibrated prediction's, a prediction becomes mean + b · scale
-    ± f · scale; f is at least 1 and the factor of :func:`adjust_scale`. The prediction of an
-    audited trial is corrected by the scores of the other architectures. With fewer than three of
-    these, only the scale is adjusted.
-
-    Args:
-        prediction: final values of N trials.
-        values: (N,) values of finished trials.
-        is_held: (N,) which of them are predicted without their values.
-        architectures: (N,) architecture of each trial.
-    """
-    scores = prediction.select(is_held).compute_scores(values[is_held])
-    bias, factor = np.zeros(len(values)), np.ones(len(values))
-    found, owner = np.unique(architectures[is_held], return_inverse=True)
-    if len(found) > 3:
-        bias[:], factor[:] = _bias_and_factor(scores, len(found))
-        others = [_bias_and_factor(scores[owner != i], len(found) - 1) for i in range(len(found))]
-        bias[is_held], factor[is_held] = np.array(others)[owner].T
-    adjusted = _scale_factors(prediction, values, is_held, architectures)
-    return prediction.correct(bias, np.maximum(factor, adjusted))
+    def _scale_factors(self) -> Floats:
+        """Return the factors by which :meth:`adjust_scale` multiplies scales, (N,)."""
+        owners = self._owners
+        means = np.bincount(owners, self._scores**2) / np.bincount(owners)  # of each architecture
+        total, count = PRIOR_SCORES + means.sum(), PRIOR_SCORES + len(means)
+        factors = np.full(len(self._is_held), math.sqrt(total / count))
+        factors[self._is_held] = np.sqrt((total - means[owners]) / (count - 1))
+        return factors
 
 
 def _bias_and_factor(scores: Floats, architectures: int) -> tuple[float, float]:

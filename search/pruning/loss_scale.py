@@ -54,11 +54,16 @@ class LossScale:
         columns = [losses, *others]
         least = _find_least(columns)
         columns = [cls(least=least)._take_logarithms(column) for column in columns]
-        known = columns[0][np.isfinite(columns[0])]
-        width = max(map(_lower_spread, columns)) or max(map(_median_excess, columns))
+        known = [column[np.isfinite(column)] for column in columns]
+        excesses = [each - np.median(each) for each in known if len(each)]
+        width = max((-excess.min() for excess in excesses), default=0.0)
+        if width == 0:
+            above = [excess[excess > 0] for excess in excesses]
+            width = max((np.median(each) for each in above if len(each)), default=0.0)
         if width == 0:
             return cls()
-        return cls(float(np.median(known)) if len(known) else math.inf, width, least)
+        median = float(np.median(known[0])) if len(known[0]) else math.inf
+        return cls(median, float(width), least)
 
     @property
     def unit(self) -> float:
@@ -133,16 +138,3 @@ def _find_least(columns: Sequence[Floats]) -> float:
             least = min(least, float(positive.min()))
             ratio = max(ratio, float(np.median(known) / positive.min()))
     return least if ratio >= _DECADE else 0.0
-
-
-def _lower_spread(losses: Floats) -> float:
-    """Return the distance of the least known loss from the median; 0 without any."""
-    known = losses[np.isfinite(losses)]
-    return float(np.median(known) - known.min()) if len(known) else 0.0
-
-
-def _median_excess(losses: Floats) -> float:
-    """Return the median distance of those above the median from it; 0 without any."""
-    known = losses[np.isfinite(losses)]
-    excess = known - np.median(known) if len(known) else known
-    return float(np.median(excess[excess > 0])) if (excess > 0).any() else 0.0

@@ -7,20 +7,31 @@ every trial is trained to the first rung; then the most promising are promoted f
 and their results improve the predictions of the others. The search is complete when less than the
 allowed share of the best is expected among the paused trials; these are then pruned.
 
-Decisions depend on the stored state of the study alone.
+Decisions depend on the stored state of the study alone. *Audited* trials are trained to the end
+whatever the policy decides; in decisions they are where the policy would have stopped them.
 """
 
-from collections.abc import Collection
-from dataclasses import replace
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from search.pruning.audit import Look, adjust_scale, look, recalibrate
-from search.pruning.predictions import Prediction, PredictionMemory, predict_final_values
-from search.pruning.regression import Floats, Indices, Mask
-from search.pruning.study_state import StudyState, TrialStage
+from search.pruning.audit import AuditedTrials
+from search.pruning.predictions import (
+    Prediction,
+    PredictionMemory,
+    Rungs,
+    predict_final_values,
+)
+from search.pruning.regression import DesignMatrix, Floats, Indices, Mask
+from studies.attributes import AuditLook, AuditState
 from studies.config import top_count
+from studies.storage.storage import AuditDecision
+from studies.storage.trials import TrialStatus
 
 ALWAYS_CONTINUE = 0.5
 """Keep probability from which a trial is continued without a pause for others."""
@@ -37,18 +48,129 @@ HOPELESS_SHARE = 0.1
 """Share of the loss budget that trials pruned before the end of the search may use."""
 
 
+@dataclass(frozen=True)
+class PruneDecision:
+    """Decision that a trial is paused or pruned.
+
+    Attributes:
+        is_final: whether the trial is pruned rather than paused.
+        attributes: user attributes to record with the trial.
+    """
+
+    is_final: bool
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Decisions on a study's trials.
+
+    Attributes:
+        stops: trials at a rung that are paused or pruned, by id; trials that continue are absent.
+        resumed: ids of paused trials to resume, the most promising first.
+        audited: decisions about audited trials to store, by id.
+        looks: planned looks at the audited trials to store before anything is pruned, by name.
+        is_last: whether no paused trial will resume: ``stops`` are all of them.
+    """
+
+    stops: Mapping[int, PruneDecision] = field(default_factory=dict)
+    resumed: Sequence[int] = ()
+    audited: Mapping[int, AuditDecision] = field(default_factory=dict)
+    looks: Mapping[str, AuditLook] = field(default_factory=dict)
+    is_last: bool = False
+
+
+def is_stopped(audit: AuditState, losses: Sequence[float]) -> bool:
+    """Return whether an audited trial with these losses, (R,), has stopped in decisions."""
+    return audit.rungs <= len(losses) and not math.isnan(losses[audit.rungs - 1])
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """Those N trials of a study that did not fail, as decisions see them, with R rungs.
+
+    An audited trial has the stage that it would have if it were not audited: it may have failed
+    since. Once it has a value, its prediction is made without it; the predictions of the other
+    trials use it.
+
+    Attributes:
+        stages: (N,) stage of each trial.
+        losses: (N, R) loss at each rung; NaN where a trial has not reached it.
+        values: (N,) values of complete trials; NaN for the others.
+        design: parameters of the trials.
+        architectures: (N,) architecture of each trial.
+        steps_to_next_rung: (R + 1,) steps from the start and from each rung to the next.
+        held_out: (N,) number of rungs after which an audited trial with a value is paused or pruned
+            in decisions; -1 for all other trials.
+        failed: number of trials that failed, which rank last.
+    """
+
+    stages: Sequence[TrialStatus]
+    losses: Floats
+    values: Floats
+    design: DesignMatrix
+    architectures: Indices
+    steps_to_next_rung: Floats
+    held_out: Rungs
+    failed: int = 0
+
+    def stop_audited(
+        self, audits: Mapping[int, AuditState], asked: Collection[int] = ()
+    ) -> "StudyState":
+        """Return the state in which audited trials are where the policy would have stopped them.
+
+        Args:
+            audits: what was decided about each audited trial, by index.
+            asked: indices of running trials to decide about; audited ones are not stopped yet.
+        """
+        stages, losses, held_out = list(self.stages), self.losses.copy(), self.held_out.copy()
+        for index, audit in audits.items():
+            if not is_stopped(audit, losses[index]):
+                continue
+            if math.isnan(self.values[index]):
+                losses[index, audit.rungs :] = math.nan
+            else:
+                held_out[index] = audit.rungs
+            paused = TrialStatus.RUNNING if index in asked else TrialStatus.PAUSED
+            stages[index] = TrialStatus.PRUNED if audit.pruned else paused
+        return replace(self, stages=stages, losses=losses, held_out=held_out)
+
+    def in_stage(self, *stages: TrialStatus) -> Mask:
+        """Return which trials are in one of these stages, (N,)."""
+        return np.isin(self._names, stages)
+
+    @cached_property
+    def _names(self) -> NDArray[np.str_]:
+        return np.array(self.stages, dtype=str)
+
+    @cached_property
+    def rungs_reached(self) -> Rungs:
+        """Number of rungs that each trial has reached in decisions, (N,)."""
+        return np.where(self.is_held, self.held_out, (~np.isnan(self.losses)).sum(axis=1))
+
+    @property
+    def is_held(self) -> Mask:
+        """Which trials have a value that decisions about them do not use, (N,)."""
+        return self.held_out >= 0
+
+    @cached_property
+    def complete(self) -> int:
+        """Number of complete trials."""
+        return int(self.in_stage(TrialStatus.COMPLETE).sum())
+
+
 class PruningPolicy:
     """Decisions for one state of a study.
 
     Args:
-        state: state of its N trials.
+        state: state of its trials.
         keep: fraction of the trials to keep.
         confidence: share of that fraction that is expected to be kept.
-        prediction: final values of the trials that did not fail, if already computed.
         recalibrate: whether a look at the audited trials has found the predictions to be wrong.
-        memory: predictions for earlier states of the study.
+        memory: predictions for earlier states of the study, which is updated.
 
     Attributes:
+        count: number of trials, those that failed included.
         top_count: number of trials to keep.
         loss_budget: expected number of them that may be lost.
     """
@@ -58,37 +180,31 @@ class PruningPolicy:
         state: StudyState,
         keep: float,
         confidence: float,
-        prediction: Prediction | None = None,
         recalibrate: bool = False,
         memory: PredictionMemory | None = None,
     ) -> None:
         self.state = state
-        self._memory = memory
-        self.recalibrate = recalibrate
-        self._given_prediction = prediction
-        self.top_count = top_count(keep, len(state.stages))
+        self._recalibrate = recalibrate
+        self._memory = {} if memory is None else memory
+        self.count = len(state.stages) + state.failed
+        self.top_count = top_count(keep, self.count)
         self.loss_budget = (1 - confidence) * self.top_count
 
     @cached_property
     def prediction(self) -> Prediction:
-        """Final value of each trial, (N,); infinite for failed trials."""
-        viable, prediction = self._viable, self._viable_prediction
-        mean, scale = np.full(len(viable), np.inf), np.zeros(len(viable))
-        mean[viable], scale[viable] = prediction.mean, prediction.scale
-        return replace(prediction, mean=mean, scale=scale)
+        """Final value of each trial, (N,)."""
+        audited = self._audit(self._uncorrected)
+        return audited.recalibrate() if self._recalibrate else audited.adjust_scale()
 
     @cached_property
     def top_threshold(self) -> float:
         """Value below which as many trials are expected to finish as are to be kept."""
-        return self._viable_prediction.threshold_for_count(self.top_count)
+        return self.prediction.threshold_for_count(self.top_count)
 
     @cached_property
     def keep_probabilities(self) -> Floats:
         """Probability of each trial to finish among the best, (N,); they sum to the top count."""
-        viable = self._viable
-        probabilities = np.zeros(len(viable))
-        probabilities[viable] = self._viable_prediction.cdf(self.top_threshold)
-        return probabilities
+        return self.prediction.cdf(self.top_threshold)
 
     @cached_property
     def promotion_scores(self) -> Floats:
@@ -112,24 +228,22 @@ class PruningPolicy:
     @cached_property
     def to_resume_ignoring_running(self) -> list[int]:
         """Indices of the paused trials, the most promising first; empty if none is needed."""
-        if self.state.in_stage(TrialStage.WAITING).any():
+        if self.state.in_stage(TrialStatus.WAITING).any():
             return []
-        paused = np.flatnonzero(self.state.in_stage(TrialStage.PAUSED))
-        stopped = self.state.in_stage(TrialStage.PAUSED, TrialStage.PRUNED)
-        lost = self.keep_probabilities[stopped].sum()
-        if not len(paused) or lost <= self.loss_budget:
+        paused = np.flatnonzero(self.state.in_stage(TrialStatus.PAUSED))
+        if not len(paused) or self._lost <= self.loss_budget:
             return []
         order = np.argsort(-self.promotion_scores[paused], kind="stable")
         return [int(trial) for trial in paused[order]]
 
-    def look(self) -> Look:
+    def look(self) -> AuditLook:
         """Test the predictions on the audited trials that are stopped in decisions.
 
         Their scale is not adjusted, which would hide that they are wrong; after an alarm they are
         recalibrated.
         """
-        found = self._viable_prediction if self.recalibrate else self._uncorrected_prediction
-        return look(found, *self._audit_of_viable)
+        found = self.prediction if self._recalibrate else self._uncorrected
+        return self._audit(found).look(self.state.complete)
 
     def due_look(self, taken: Collection[str], is_idle: bool) -> str | None:
         """Return the planned look that is due before any trial is pruned; None without one.
@@ -145,23 +259,22 @@ class PruningPolicy:
     @property
     def is_final(self) -> bool:
         """Whether no paused trial will be resumed."""
-        unfinished = self.state.in_stage(TrialStage.WAITING, TrialStage.RUNNING)
+        unfinished = self.state.in_stage(TrialStatus.WAITING, TrialStatus.RUNNING)
         return not unfinished.any() and not self.to_resume_ignoring_running
 
     def should_continue(self, trial: int) -> bool:
         """Return whether a running trial at a rung continues; otherwise others come first."""
-        if self.state.in_stage(TrialStage.WAITING).any():
+        if self.state.in_stage(TrialStatus.WAITING).any():
             return False
         keep_probability = self.keep_probabilities[trial]
         if keep_probability >= ALWAYS_CONTINUE:
             return True
         if not self._is_active[trial]:
             return False
-        paused = self.state.in_stage(TrialStage.PAUSED)
-        stopped = paused | self.state.in_stage(TrialStage.PRUNED)
-        lost = self.keep_probabilities[stopped].sum() + keep_probability
+        paused = self.state.in_stage(TrialStatus.PAUSED)
         best_paused = self.promotion_scores[paused].max(initial=0)
-        return bool(lost > self.loss_budget and self.promotion_scores[trial] >= best_paused)
+        is_needed = self._lost + keep_probability > self.loss_budget
+        return bool(is_needed and self.promotion_scores[trial] >= best_paused)
 
     def should_prune_now(self, trial: int) -> bool:
         """Return whether a trial at a rung can be pruned whatever the results of the others.
@@ -169,17 +282,14 @@ class PruningPolicy:
         Only once as many trials are complete as are to be kept. Together, trials pruned so use at
         most :data:`HOPELESS_SHARE` of the loss budget.
         """
-        bound = HOPELESS_SHARE * self.loss_budget / len(self.state.stages)
+        bound = HOPELESS_SHARE * self.loss_budget / self.count
         return self._has_enough_complete and bool(self.keep_probabilities[trial] <= bound)
 
-    def should_stop(self, trial: int) -> bool:
-        """Return whether a running trial at a rung is pruned where trials cannot be paused."""
-        if self.keep_probabilities[trial] > self.loss_budget / self.top_count:
-            return False
-        started = (~self.state.in_stage(TrialStage.WAITING)).mean()
-        pruned = self.state.in_stage(TrialStage.PRUNED)
-        lost = self.keep_probabilities[pruned].sum() + self.keep_probabilities[trial]
-        return bool(lost <= self.loss_budget * started)
+    @cached_property
+    def _lost(self) -> float:
+        """Number of the best that are expected among the paused and the pruned trials."""
+        stopped = self.state.in_stage(TrialStatus.PAUSED, TrialStatus.PRUNED)
+        return float(self.keep_probabilities[stopped].sum())
 
     @cached_property
     def _is_active(self) -> Mask:
@@ -188,7 +298,7 @@ class PruningPolicy:
         The limit does not depend on the number of workers: results of the first few improve the
         predictions of the others. Finished trials count.
         """
-        running = self.state.in_stage(TrialStage.RUNNING)
+        running = self.state.in_stage(TrialStatus.RUNNING)
         others = running.sum() - running  # (N,) other running trials
         ordered = np.sort(self.keep_probabilities)
         better = len(ordered) - np.searchsorted(ordered, self.keep_probabilities, side="right")
@@ -198,34 +308,20 @@ class PruningPolicy:
     @property
     def _has_enough_complete(self) -> bool:
         """Whether as many trials are complete as are to be kept."""
-        return bool(self.state.in_stage(TrialStage.COMPLETE).sum() >= self.top_count)
-
-    @property
-    def _viable(self) -> Mask:
-        return ~self.state.in_stage(TrialStage.FAILED)
+        return self.state.complete >= self.top_count
 
     @cached_property
-    def _viable_prediction(self) -> Prediction:
-        if self._given_prediction is not None:
-            return self._given_prediction
-        correct = recalibrate if self.recalibrate else adjust_scale
-        return correct(self._uncorrected_prediction, *self._audit_of_viable)
-
-    @cached_property
-    def _uncorrected_prediction(self) -> Prediction:
-        state, viable = self.state, self._viable
+    def _uncorrected(self) -> Prediction:
+        state = self.state
         return predict_final_values(
             state.design,
             state.losses,
             state.values,
             state.held_out,
-            state.owners,
-            ~viable,
+            state.architectures,
             self._memory,
-        ).select(viable)
+        )
 
-    @property
-    def _audit_of_viable(self) -> tuple[Floats, Mask, Indices]:
-        """Values, which are held out, and architectures of the trials that did not fail."""
-        state, viable = self.state, self._viable
-        return state.values[viable], state.is_held[viable], state.owners[viable]
+    def _audit(self, prediction: Prediction) -> AuditedTrials:
+        state = self.state
+        return AuditedTrials(prediction, state.values, state.is_held, state.architectures)

@@ -18,21 +18,21 @@ Observations Are Missing*, 1957.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reports.stats.calibration import DEGREES
-from search.pruning.design_matrix import DesignMatrix
 from search.pruning.loss_scale import LossScale
 from search.pruning.regression import (
     CONSTANT,
     CURVE,
     BayesianRidge,
+    DesignMatrix,
     Floats,
     Indices,
     Mask,
@@ -40,7 +40,9 @@ from search.pruning.regression import (
     fit_noise,
     mix,
 )
-from search.pruning.rungs import Rungs
+
+Rungs = NDArray[np.int64]
+"""Number of rungs of each trial."""
 
 MIN_COMPLETE = 4
 """Known final values that the regression needs; with fewer, trials rank by their last loss."""
@@ -128,52 +130,18 @@ def _cumulate(scores: Floats) -> Floats:
     return 0.5 + (angle + odd) / math.pi
 
 
-class PredictionMemory:
-    """What was predicted at each rung, to be used again while nothing that it follows from changes.
-
-    Most trials wait for others: of the losses that one decision uses, few are new to the next one.
-    """
-
-    def __init__(self) -> None:
-        self._design: DesignMatrix | None = None
-        self._found: dict[int, tuple[Sequence[NDArray[Any]], _RungPrediction]] = {}
-
-    def recall(
-        self,
-        design: DesignMatrix,
-        rung: int,
-        inputs: Sequence[NDArray[Any]],
-        predict: Callable[[], "_RungPrediction"],
-    ) -> "_RungPrediction":
-        """Return what was found from equal inputs at a rung before; else compute it.
-
-        Args:
-            design: parameters of the trials; equal only if it is the same object.
-            rung: number of rungs.
-            inputs: all other arrays on which the predictions depend.
-            predict: computes them.
-        """
-        if design is not self._design:
-            self._design, self._found = design, {}
-        known, found = self._found.get(rung, ((), None))
-        if found is None or not all(map(_is_equal, known, inputs)):
-            found = predict()
-            self._found[rung] = inputs, found
-        return found
-
-
-def _is_equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    return np.array_equal(a, b, equal_nan=a.dtype == np.float64)
+PredictionMemory = dict[int, tuple["_RungData", tuple[Moments, Moments]]]
+"""What was predicted last at each rung, and from what: it is used again while that is the same.
+Most trials wait for others: of the losses that one decision uses, few are new to the next one."""
 
 
 def predict_final_values(
     design: DesignMatrix,
     losses: Floats,
     values: Floats,
-    held_out: Rungs | None = None,
-    architectures: Indices | None = None,
-    failed: Mask | None = None,
-    memory: PredictionMemory | None = None,
+    held_out: Rungs,
+    architectures: Indices,
+    memory: PredictionMemory,
 ) -> Prediction:
     """Predict the final values of N trials.
 
@@ -184,37 +152,25 @@ def predict_final_values(
         held_out: (N,) number of rungs from which the value of a finished trial is predicted by
             leaving it out of the regression, with those of all such trials of its architecture; -1
             for all other trials. The value is data for the predictions of other architectures.
-            None if there is no such trial.
-        architectures: (N,) architecture of each trial; None if each is an architecture.
-        failed: (N,) trials that failed, which are ignored and predicted as NaN; None if none did.
-        memory: predictions of earlier calls; None to compute all.
+        architectures: (N,) architecture of each trial.
+        memory: what earlier calls have predicted, which is updated.
     """
     count, rungs = losses.shape
-    if failed is not None and failed.any():
-        losses = np.where(failed[:, None], math.nan, losses)
-        values = np.where(failed, math.nan, values)
-    failed = np.zeros(count, dtype=bool) if failed is None else failed
-    held_out = np.full(count, -1) if held_out is None else held_out
-    architectures = np.arange(count) if architectures is None else architectures
-    memory = PredictionMemory() if memory is None else memory
-    has_value = ~np.isnan(values)
-    is_held = (held_out >= 0) & ~failed
+    has_value, is_held = ~np.isnan(values), held_out >= 0
     first = losses[:, 0] if rungs else values
     scale_of_first = LossScale.from_losses(first, *losses.T, values)
     # No number below is large or small in itself, whatever the unit of the losses.
     unit = scale_of_first.unit
     scale_of_first, first = scale_of_first.divide(unit), first / unit
-    losses, values = losses / unit, values / unit
-    scale_of_values = scale_of_first.shift(first, values)
-    raw_losses, raw_values = losses, values
-    values = scale_of_values.compress(values)
-    losses = losses.copy()
+    raw_losses, raw_values = losses / unit, values / unit
+    scale_of_values = scale_of_first.shift(first, raw_values)
+    losses = raw_losses.copy()
     for column in losses.T:
         column[:] = scale_of_first.shift(first, column).compress(column)
-    mean, variance = values.copy(), np.zeros(count)
-    known = has_value.copy()
-    reached = np.where(known | failed, -1, (~np.isnan(losses)).sum(axis=1))  # (N,) rungs
+    mean, variance = scale_of_values.compress(raw_values), np.zeros(count)
     held_mean, held_variance = mean.copy(), variance.copy()
+    known = has_value.copy()
+    reached = np.where(has_value, -1, (~np.isnan(losses)).sum(axis=1))  # (N,) rungs
     for rung in range(rungs, -1, -1):
         new, held = reached == rung, (held_out == rung) & has_value
         if not (new | held).any():
@@ -232,16 +188,12 @@ def predict_final_values(
             mean[new], variance[new] = last[new], weak
             held_mean[held], held_variance[held] = last[held], weak
         else:
-            data = _RungData(design, curve, loss, mean[usable], variance[usable], usable, is_held)
-            found = memory.recall(
-                design,
-                rung,
-                [*data.arrays, new, held, architectures],
-                partial(_predict_at_rung, data, new, held, groups),
-            )
-            mean[new], variance[new] = found.new
-            for chosen, means, variances in found.held:
-                held_mean[chosen], held_variance[chosen] = means, variances
+            known_values = mean[usable], variance[usable]
+            data = _RungData(design, curve, loss, *known_values, usable, new, held, is_held, groups)
+            if rung not in memory or not data.equals(memory[rung][0]):
+                memory[rung] = data, data.predict()
+            (mean[new], variance[new]), found = memory[rung][1]
+            held_mean[held & usable], held_variance[held & usable] = found
         known |= new
     mean = np.where(is_held, held_mean, mean)
     variance = np.where(is_held, held_variance, variance)
@@ -252,7 +204,7 @@ def predict_final_values(
 
 @dataclass(frozen=True)
 class _RungData:
-    """Data of the regression at a rung.
+    """All that the predictions at a rung follow from.
 
     Attributes:
         design: parameters of the N trials.
@@ -261,7 +213,10 @@ class _RungData:
         mean: (n,) final values of the training rows.
         variance: (n,) their variances.
         usable: (N,) which trials are training rows.
-        is_held: (N,) which trials are predicted without their values.
+        new: (N,) trials to predict, which have stopped at the rung.
+        held: (N,) trials to predict without their values.
+        is_held: (N,) which trials are so predicted at any rung.
+        groups: indices of the training rows of each architecture that has such trials.
     """
 
     design: DesignMatrix
@@ -270,65 +225,54 @@ class _RungData:
     mean: Floats
     variance: Floats
     usable: Mask
+    new: Mask
+    held: Mask
     is_held: Mask
+    groups: Sequence[Indices]
 
-    @property
-    def arrays(self) -> list[NDArray[Any]]:
-        """All that the regression depends on, besides the design."""
-        return [self.curve, self.loss, self.mean, self.variance, self.usable, self.is_held]
+    def equals(self, other: "_RungData") -> bool:
+        """Return whether all is equal; a design only if it is the same object."""
+        if self.design is not other.design or len(self.groups) != len(other.groups):
+            return False
+        return all(
+            np.array_equal(one, another, equal_nan=one.dtype == np.float64)
+            for one, another in zip(self._arrays(), other._arrays(), strict=True)
+        )
 
-    def select_features(self, trials: Mask | Indices) -> Floats:
+    def predict(self) -> tuple[Moments, Moments]:
+        """Predict the final values of the new trials, and of those that are held out."""
+        target = self.mean - self.loss[self.usable]
+        middle = float(np.median(target))
+        kinds = np.repeat([CONSTANT, CURVE], [1, self.curve.shape[1] - 1])
+        rows = (
+            self._features(self.usable),
+            np.concatenate([kinds, self.design.kinds]),
+            target - middle,
+            self.variance,
+        )
+        fits = [BayesianRidge(*rows)]
+        if self.is_held.any():
+            fits.append(BayesianRidge(*rows, fit_noise(*rows, fits[0])))
+        features = self._features(self.new)
+        mean, variance = mix([fit.predict(features) for fit in fits])
+        held_mean, held_variance = np.empty((2, len(self.held)))
+        places = np.cumsum(self.usable) - 1  # (N,) training row of each trial
+        for group in self.groups:
+            moments = mix([fit.leave_out(places[group]) for fit in fits])
+            held_mean[group], held_variance[group] = moments
+        held = self.held & self.usable
+        return (
+            (mean + middle + self.loss[self.new], variance),
+            (held_mean[held] + middle + self.loss[held], held_variance[held]),
+        )
+
+    def _arrays(self) -> list[NDArray[Any]]:
+        rows = [self.curve, self.loss, self.mean, self.variance, self.usable]
+        return [*rows, self.new, self.held, self.is_held, *self.groups]
+
+    def _features(self, trials: Mask) -> Floats:
         """Return the features of some trials, (m, D)."""
         return np.hstack([self.curve[trials], self.design.columns[trials]])
-
-
-@dataclass(frozen=True)
-class _RungPrediction:
-    """Predictions at a rung.
-
-    Attributes:
-        new: means and variances of the trials that have stopped there.
-        held: trials that are predicted without their values, with their means and variances, by
-            architecture.
-    """
-
-    new: Moments
-    held: Sequence[tuple[Indices, Floats, Floats]]
-
-
-def _predict_at_rung(
-    data: _RungData, new: Mask, held: Mask, groups: Sequence[Indices]
-) -> _RungPrediction:
-    """Predict final values at a rung.
-
-    Args:
-        data: data of the regression.
-        new: (N,) trials to predict.
-        held: (N,) trials to predict without their values.
-        groups: indices of the training rows of each architecture that has such trials.
-    """
-    target = data.mean - data.loss[data.usable]
-    middle = float(np.median(target))
-    kinds = np.repeat([CONSTANT, CURVE], [1, data.curve.shape[1] - 1])
-    rest = (
-        data.select_features(data.usable),
-        np.concatenate([kinds, data.design.kinds]),
-        target - middle,
-        data.variance,
-    )
-    fits = [BayesianRidge(*rest)]
-    if data.is_held.any():
-        fits.append(BayesianRidge(*rest, fit_noise(*rest, fits[0])))
-    features = data.select_features(new)
-    mean, variance = mix([fit.predict(features) for fit in fits])
-    found = []
-    rows = np.cumsum(data.usable) - 1  # (N,) training row of each trial
-    for group in groups:
-        means, variances = mix([fit.leave_out(rows[group]) for fit in fits])
-        chosen = held[group]
-        trials = group[chosen]
-        found.append((trials, means[chosen] + middle + data.loss[trials], variances[chosen]))
-    return _RungPrediction((mean + middle + data.loss[new], variance), found)
 
 
 def _curve_features(losses: Floats, rung: int) -> tuple[Floats, Floats]:
@@ -358,6 +302,5 @@ def _weak_prior(losses: Floats) -> tuple[float, float]:
     """
     seen = losses[~np.isnan(losses)]
     variance = float(4 * seen.var()) if seen.size > 1 else 1.0
-    return float(seen.min(initial=math.inf)) - 4 * math.sqrt(
-        variance
-    ) if seen.size else 0.0, variance
+    least = float(seen.min()) - 4 * math.sqrt(variance) if seen.size else 0.0
+    return least, variance

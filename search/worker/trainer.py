@@ -22,7 +22,7 @@ from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
 from search.errors import format_error
-from search.pruning.rungs import compute_rungs
+from search.pruning.scheduler import compute_rungs
 from search.status import RunningTrial, WorkerCallbacks
 from search.study import StudyHandle
 from search.worker.checkpoints import (
@@ -237,9 +237,8 @@ class Trainer:
                 running.append(RunningTrial(number, trial_config, point.step, self._steps, loss))
             self.callbacks.on_log(running)
             yield from self._remove_diverged(loop)
-            if self._rungs and loop.step < self._steps:
+            if loop.step in self._rungs:
                 yield from self._pause_or_prune(loop, decide)
-        # Decisions that are still pending are ignored: the result is better evidence.
         if loop.configs:
             yield from self._evaluate(loop, on_step)
 
@@ -330,19 +329,19 @@ class Trainer:
     def _pause_or_prune(
         self, loop: TrainLoop, decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Remove the networks that are paused or pruned, at this rung or an earlier one."""
+        """Remove the networks that are paused or pruned at this rung."""
         indices = {self._claims[config]: index for index, config in enumerate(loop.configs)}
         # A trial that lost its checkpoint trains to where it was before it can be paused again.
         at_rung = [
             claim
             for claim in indices
-            if loop.step in self._rungs
-            and max(claim.trial.intermediate_values, default=0) < loop.step
+            if max(claim.trial.intermediate_values, default=0) < loop.step
         ]
         trial_configs, seconds, removed = loop.configs, list(loop.seconds), []
         for claim, decision in decide(at_rung).items():
-            if claim.lost or (index := indices.get(claim)) is None:
+            if claim.lost:
                 continue
+            index = indices[claim]
             trial_config = trial_configs[index]
             attributes = {
                 **self._attributes(trial_config, loop.step / seconds[index], seconds[index]),

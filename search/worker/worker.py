@@ -13,11 +13,10 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from search.errors import ShutdownRequestedError, format_error, is_bug
-from search.pruning.decisions import PruneDecision
-from search.pruning.pause_resume import PauseResumeScheduler
+from search.pruning.policy import PruneDecision
+from search.pruning.scheduler import PauseResumeScheduler, PruningDecisions
 from search.status import TrialEvent, WorkerCallbacks
 from search.worker.claims import SHUTDOWN_GRACE, Claim, ClaimManager
-from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import RETRY_COUNTS, Failure
 from studies.errors import LeaseLostError, StorageUnavailableError
@@ -57,8 +56,8 @@ _logger = logging.getLogger(__name__)
 
 
 PrunerCallback = Callable[[Sequence[Claim]], Mapping[Claim, PruneDecision]]
-"""Asks about these trials, all at a rung; returns which trials, of this or an earlier question, are
-paused or pruned now; absent ones continue."""
+"""Asks about these trials, all at a rung; returns which of them are paused or pruned now; the
+others continue."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,6 @@ class Worker:
                     self._run_batch(claims)
                     self._idle_seconds = 0.0
                     continue
-                self._prune_paused()
                 counts = self.manager.ask(self.count_trials)
             except ShutdownRequestedError:
                 return
@@ -141,16 +139,23 @@ class Worker:
             self.stop.wait(seconds)
 
     def _claim(self) -> list[Claim]:
-        """Claim waiting trials, else paused ones, else one that has failed in this process."""
+        """Claim waiting trials, else paused ones, else one that has failed in this process.
+
+        Prune the paused trials if none of them will resume.
+        """
         claims = self._claim_matching()
         for _ in range(MAX_SELECT_ATTEMPTS):
             if claims or self.decisions is None:
                 break
             # A trial of a hanging process must not block the others for ever.
             ignore_running = self._idle_seconds > PRUNER_WAIT_TIMEOUT
-            selected = self.decisions.select_to_resume(
+            selected, pruned = self.decisions.select(
                 self.trainer.min_keep_probability, self._failed_ids, ignore_running
             )
+            for number in pruned:
+                self.trainer.clean_up(number)
+            if pruned:
+                _logger.info(f"pruned {len(pruned)} paused trial{'s' * (len(pruned) > 1)}")
             if not selected:
                 break
             claims = self._claim_matching(selected)
@@ -164,16 +169,6 @@ class Worker:
 
     def _decide(self, claims: Sequence[Claim]) -> Mapping[Claim, PruneDecision]:
         return self.decisions.decide(claims, self._failed_ids) if self.decisions else {}
-
-    def _prune_paused(self) -> None:
-        """Prune the paused trials if none of them will resume."""
-        if self.decisions is None:
-            return
-        pruned = self.decisions.prune_paused()
-        for number in pruned:
-            self.trainer.clean_up(number)
-        if pruned:
-            _logger.info(f"pruned {len(pruned)} paused trial{'s' * (len(pruned) > 1)}")
 
     def _run_batch(self, claims: list[Claim]) -> None:
         """Train trials together; requeue on any exception those that are not finished."""
@@ -205,8 +200,6 @@ class Worker:
 
     def _train(self, claims: Sequence[Claim]) -> None:
         """Train trials together; bisect after an error to find the trial that caused it."""
-        if self.decisions is not None:
-            self.decisions.forget()  # after an error, trials train again from an earlier step
         try:
             for claim, result in self.trainer.train(claims, self._poll, self._decide):
                 self._record(claim, result)

@@ -2,8 +2,7 @@
 
 The curves are made up: those of deep networks start slowly and cross others, and one diverges. A
 simulated search follows them, with several trials at a time that are equally fast, and asks the
-scheduler of a stored study as a worker does. In two of the orders the pruner for plain Optuna,
-which cannot pause, gets the same curves one by one.
+scheduler of a stored study as a worker does.
 """
 
 import heapq
@@ -15,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import optuna
 import pandas as pd
 from golden import FOLDER, Golden
 from helpers import study_attributes
@@ -23,10 +21,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from search.pruning.audit import draw_audited
-from search.pruning.decisions import Decisions
-from search.pruning.pause_resume import PauseResumeScheduler
-from search.pruning.pruner import TopFractionPruner
-from search.pruning.rungs import compute_rungs
+from search.pruning.policy import Decisions
+from search.pruning.scheduler import PauseResumeScheduler, StudyProgress, compute_rungs
 from studies.config import StudyConfig
 from studies.storage.changes import create_study
 from studies.storage.leases import PendingWrite
@@ -35,8 +31,6 @@ from studies.storage.trials import StoredTrial
 
 CONCURRENT = (1, 4, 8, 16)
 """Number of trials that train at a time, by order."""
-
-ORDERS_IN_OPTUNA = 2
 
 STEPS, LOG_EVERY, KEEP = 1000, 40, 0.1
 
@@ -89,9 +83,7 @@ class StoredSearch:
         while True:
             chosen = self._claim() if len(running) < concurrent else None
             if chosen is None and not running:
-                if self._prune_paused():
-                    return
-                continue
+                return
             if chosen is None:
                 now, _, trial = heapq.heappop(running)
                 chosen = trial if self._reach_stop(trial) else None
@@ -107,12 +99,13 @@ class StoredSearch:
         """Claim a trial that waits, or else resume one if the scheduler selects it."""
         trial = self.storage.claim(self.study_id, WORKER)
         while trial is None:
-            decisions = self.scheduler.select_to_resume(self.scheduler.read(), 1.0)
-            self._store(decisions)
+            progress = self.scheduler.read()
+            decisions = self.scheduler.select(progress, 1.0)
+            self._store(progress, decisions)
             if decisions.resumed:
                 trial = self.storage.claim(self.study_id, WORKER, paused_ids=decisions.resumed)
                 self._note(trial, "resumes")
-            elif not (decisions.audited or decisions.looks):
+            elif decisions.is_last or not (decisions.audited or decisions.looks):
                 return None
         return int(trial)
 
@@ -128,8 +121,9 @@ class StoredSearch:
             return self._finish(trial, TrialState.FAIL, None, {"failure": "diverged"})
         if end == STEPS:
             return self._finish(trial, TrialState.COMPLETE, self.recorded.values[row], {})
-        decisions = self.scheduler.decide(self.scheduler.read(), [trial])
-        self._store(decisions)
+        progress = self.scheduler.read()
+        decisions = self.scheduler.decide(progress, [trial])
+        self._store(progress, decisions)
         stop = decisions.stops.get(trial)
         if stop is None:
             self._note(trial, "continues")
@@ -146,21 +140,13 @@ class StoredSearch:
         self.storage.finish(trial, WORKER, state, value, attributes)
         return False
 
-    def _prune_paused(self) -> bool:
-        """Prune the paused trials; return whether there is nothing more to decide."""
-        progress = self.scheduler.read()
-        decisions = self.scheduler.select_to_prune(progress)
+    def _store(self, progress: StudyProgress, decisions: Decisions) -> None:
         self._note_decisions(decisions)
-        self.scheduler.store(Decisions(looks=decisions.looks))
-        self.scheduler.prune(progress, decisions)
-        for trial, attributes in decisions.pruned.items():
-            self._note(trial, TrialState.PRUNED.name)
-            self._note_prediction(trial, attributes)
-        return not decisions.looks
-
-    def _store(self, decisions: Decisions) -> None:
-        self.scheduler.store(decisions)
-        self._note_decisions(decisions)
+        self.scheduler.store(progress, decisions)
+        if decisions.is_last:
+            for trial, stop in decisions.stops.items():
+                self._note(trial, TrialState.PRUNED.name)
+                self._note_prediction(trial, stop.attributes)
 
     def _note_decisions(self, decisions: Decisions) -> None:
         """Note decisions about audited trials, and looks at them."""
@@ -215,32 +201,10 @@ def replay_search(
     }
 
 
-def replay_in_optuna(recorded: RecordedCurves, order: Sequence[int]) -> dict[str, Any]:
-    """Replay a search of plain Optuna with the project's pruner."""
-    pruner = TopFractionPruner(STEPS, LOG_EVERY, keep=KEEP, planned=len(order))
-    study = optuna.create_study(pruner=pruner)
-    ends = {}
-    for row in order:
-        study.enqueue_trial(recorded.params[row])
-        trial = study.ask(recorded.distributions)
-        for step, loss in recorded.curves[row].items():
-            ends[row] = step
-            trial.report(loss, step)
-            if trial.should_prune():
-                study.tell(trial, state=TrialState.PRUNED)
-                break
-        else:
-            study.tell(trial, recorded.values[row])
-    return {**recorded.measure(ends), "ends": {str(row): ends[row] for row in sorted(ends)}}
-
-
 def _replay(number: int) -> dict[str, Any]:
     recorded = RecordedCurves()
     order = np.random.default_rng(number).permutation(len(recorded.values)).tolist()
-    found = {"pause and resume": replay_search(recorded, order, CONCURRENT[number])}
-    if number < ORDERS_IN_OPTUNA:
-        found["plain Optuna"] = replay_in_optuna(recorded, order)
-    return found
+    return {"pause and resume": replay_search(recorded, order, CONCURRENT[number])}
 
 
 GOLDEN = [Golden(f"pruning-{n}", partial(_replay, n), 1e-6, 1e-9) for n in range(len(CONCURRENT))]

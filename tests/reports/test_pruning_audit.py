@@ -119,12 +119,12 @@ def test_wrong_predictions_are_reported_as_such(sqlite_url):
 
 @pytest.mark.extended
 def test_false_alarms_are_rarer_than_the_level():
-    from search.pruning.audit import LEVEL, Look
+    from search.pruning.audit import LEVEL, is_alarm
 
     random = np.random.default_rng(0)
     for size in (5, 9, 18, 20):
         inside = (np.abs(random.standard_t(5, (4000, 2, size))) <= 2).sum(axis=2)
-        alarms = [any(Look(size, int(each)).is_alarm for each in looks) for looks in inside]
+        alarms = [any(is_alarm(size, int(each)) for each in looks) for looks in inside]
         assert np.mean(alarms) <= LEVEL
 
 

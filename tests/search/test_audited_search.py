@@ -1,6 +1,7 @@
 """A search that prunes trains a random sample of its trials to the end, and learns from it."""
 
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +12,13 @@ from test_worker import create_study
 from reports.analysis.pruning_audit import audit_pruning
 from reports.data.study_reader import read_results
 from search.pruning.audit import DIVISOR, describe_look
-from search.pruning.decisions import Decisions
-from search.pruning.pause_resume import PauseResumeScheduler
+from search.pruning.policy import Decisions, PruneDecision
 from search.pruning.predictions import Prediction, predict_final_values
-from search.pruning.pruner import TopFractionPruner
-from search.pruning.study_state import TrialStage
+from search.pruning.scheduler import PauseResumeScheduler
 from studies.attributes import AUDIT, AUDIT_LOOKS, AuditLook, AuditState, TrialRecord
 from studies.storage.counts import count_audited, count_trials
 from studies.storage.reads import read_audit_looks
-from studies.storage.storage import AuditDecision
+from studies.storage.trials import TrialStatus
 
 AUDITED = 8
 
@@ -199,31 +198,29 @@ def test_pruner_sees_an_audited_trial_where_it_would_have_stopped_it(sqlite_url,
             storage.pause(trial_id, "me/1", {}, {LOG_EVERY: loss})
     progress = scheduler.read()
     policy = scheduler._build_policy(progress)
-    assert all(stage is TrialStage.PAUSED for stage in policy.state.stages)
+    assert all(stage is TrialStatus.PAUSED for stage in policy.state.stages)
     assert set(policy.state.rungs_reached.tolist()) == {1}
     assert set(np.flatnonzero(policy.state.is_held).tolist()) == numbers
     assert (policy.prediction.scale[sorted(numbers)] > 0).all()
-    selected = scheduler.select_to_resume(progress, 0.0)
+    selected = scheduler.select(progress, 0.0)
     assert set(selected.audited) == {ids[number] for number in numbers}
-    scheduler.store(selected)
-    scheduler.store(selected)  # again, as another worker that read the same state
+    scheduler.store(progress, selected)
+    scheduler.store(progress, selected)  # again, as another worker that read the same state
     states = [trial.audit for trial in scheduler.read().trials if trial.audit]
     assert states == [AuditState(rungs=2)] * AUDITED
     # A decision on an earlier state is not stored, and nothing is pruned with it.
-    stale = {
-        trial_id: AuditDecision(each.before, each.after)
-        for trial_id, each in selected.audited.items()
-    }
-    paused = {ids[number]: {} for number in ids.keys() - numbers}
-    assert storage.prune_paused(joined.study_id, TRIALS, paused, stale) == []
-    assert len(storage.prune_paused(joined.study_id, TRIALS, paused)) == TRIALS - AUDITED
+    stops = {ids[number]: PruneDecision(True, {}) for number in ids.keys() - numbers}
+    last = Decisions(stops, audited=selected.audited, is_last=True)
+    assert scheduler.store(progress, last) == []
+    assert len(scheduler.store(progress, replace(last, audited={}))) == TRIALS - AUDITED
 
 
 def test_looks_are_stored_once(sqlite_url, text):
     _, scheduler = make_scheduler(sqlite_url, text)
-    first = AuditLook(complete=3, trials=8, inside=1, alarm=True)
-    scheduler.store(Decisions(looks={"first": first}))
-    scheduler.store(Decisions(looks={"first": first.model_copy(update={"inside": 8})}))
+    first, progress = AuditLook(complete=3, trials=8, inside=1, alarm=True), scheduler.read()
+    for inside in (1, 8):
+        look = first.model_copy(update={"inside": inside})
+        scheduler.store(progress, Decisions(looks={"first": look}))
     assert scheduler.read().looks == {"first": first}
     assert "1 of 8 audited trials" in describe_look(first)
     assert "recalibrated" in describe_look(first)
@@ -236,14 +233,3 @@ def test_damaged_audit_is_reported_in_one_line(sqlite_url, text):
         scheduler.read()
     assert "\n" not in str(error.value)
     assert not isinstance(error.value, sqlite3.Error)
-
-
-def test_plain_optuna_does_not_prune_audited_trials(sqlite_url, text):
-    joined, _ = make_scheduler(sqlite_url, text)
-    trial = audited(joined)[0]
-    trial.intermediate_values[LOG_EVERY] = float("nan")  # its pruner stops such a trial
-    assert isinstance(joined.study.pruner, TopFractionPruner)
-    assert not joined.study.pruner.prune(joined.study, trial)
-    other = next(each for each in joined.study.trials if AUDIT not in each.system_attrs)
-    other.intermediate_values[LOG_EVERY] = float("nan")
-    assert joined.study.pruner.prune(joined.study, other)

@@ -1,14 +1,23 @@
-"""Predictions of final values are accurate and calibrated."""
+"""Predictions of final values, and the regression behind them, are accurate and calibrated."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from search.pruning.design_matrix import DesignMatrix
 from search.pruning.predictions import Prediction, predict_final_values
+from search.pruning.regression import (
+    CONSTANT,
+    CURVE,
+    INTERACTION,
+    MAIN_EFFECT,
+    BayesianRidge,
+    DesignMatrix,
+)
 
 SWITCHES = ("input", "forget", "output", "state")
 
@@ -47,6 +56,13 @@ def hide_unobserved(losses, values, complete, reached):
     return losses, values
 
 
+def predict(params, losses, values):
+    """Predict the final values of trials, none of which is audited."""
+    places = np.arange(len(values))
+    design = DesignMatrix.from_params(params)
+    return predict_final_values(design, losses, values, np.full(len(values), -1), places, {})
+
+
 @pytest.mark.parametrize(
     ("reached", "seeds"),
     [
@@ -61,9 +77,7 @@ def test_predictions_are_calibrated(reached, seeds):
     for seed in range(seeds):
         params, losses, values = simulate_grid(seed)
         complete = np.random.default_rng(seed).permutation(len(values))[:30]
-        prediction = predict_final_values(
-            DesignMatrix.from_params(params), *hide_unobserved(losses, values, complete, reached)
-        )
+        prediction = predict(params, *hide_unobserved(losses, values, complete, reached))
         assert (prediction.mean[complete] == values[complete]).all(), "they are known"
         assert (prediction.scale[complete] == 0).all()
         others = prediction.scale > 0
@@ -82,10 +96,7 @@ def test_similar_trials_improve_the_prediction_from_the_curve_alone():
         params, losses, values = simulate_grid(seed, spread=0.3)
         complete = np.random.default_rng(seed).permutation(len(values))[:40]
         observed = hide_unobserved(losses, values, complete, 1)
-        predictions = [
-            predict_final_values(DesignMatrix.from_params(each), *observed)
-            for each in (params, [{} for _ in params])
-        ]
+        predictions = [predict(each, *observed) for each in (params, [{} for _ in params])]
         others = predictions[0].scale > 0
         errors.append([np.abs(each.mean - values)[others].mean() for each in predictions])
         scales.append([each.scale[others].mean() for each in predictions])
@@ -103,11 +114,9 @@ def test_predictions_do_not_depend_on_the_order_of_trials(random, complete, seed
     reached = random.integers(0, 4, len(values) - complete)
     order = random.permutation(len(values))
     losses, values = hide_unobserved(losses, values, order[:complete], reached)
-    prediction = predict_final_values(DesignMatrix.from_params(params), losses, values)
+    prediction = predict(params, losses, values)
     shuffled = random.permutation(len(values))
-    other = predict_final_values(
-        DesignMatrix.from_params([params[i] for i in shuffled]), losses[shuffled], values[shuffled]
-    )
+    other = predict([params[i] for i in shuffled], losses[shuffled], values[shuffled])
     assert other.mean == pytest.approx(prediction.mean[shuffled], abs=1e-6)
     assert other.scale == pytest.approx(prediction.scale[shuffled], abs=1e-6)
 
@@ -137,8 +146,7 @@ def test_expected_number_below_the_threshold_is_the_given_count(distributions, d
 def test_with_few_complete_trials_the_others_are_predicted_at_their_losses(complete):
     losses = 3 + np.random.default_rng(0).normal(0, 0.1, 40)
     values = np.where(np.arange(40) < complete, losses - 1, np.nan)
-    design = DesignMatrix.from_params([{} for _ in values])
-    prediction = predict_final_values(design, losses[:, None], values)
+    prediction = predict([{} for _ in values], losses[:, None], values)
     assert prediction.mean[complete:] == pytest.approx(losses[complete:])
     assert prediction.cdf(prediction.threshold_for_count(4)).sum() == pytest.approx(4)
 
@@ -151,9 +159,47 @@ def test_networks_that_learn_nothing_do_not_exclude_the_middle_ones():
     values = first - fall
     known = np.zeros(60, dtype=bool)
     known[:12], known[40:46] = True, True
-    prediction = predict_final_values(
-        DesignMatrix.from_params([{} for _ in values]),
-        first[:, None],
-        np.where(known, values, np.nan),
-    )
+    prediction = predict([{}] * 60, first[:, None], np.where(known, values, np.nan))
     assert np.abs(prediction.mean - values)[20:40].mean() < 0.04
+
+
+def simulate_rows(count, noise, seed=0):
+    """Return features, their kinds, a target and variances of a regression."""
+    random = np.random.default_rng(seed)
+    features = np.column_stack([np.ones(count), random.normal(size=(count, 4))])
+    kinds = np.array([CONSTANT, CURVE, MAIN_EFFECT, MAIN_EFFECT, INTERACTION])
+    target = features @ random.normal(size=5) + random.normal(0, noise, count)
+    return features, kinds, target, random.choice([0.0, 0.1], count)
+
+
+def predict_directly(features, kinds, target, variance, new):
+    """Average the textbook's posteriors over all hyperparameters, each with its evidence."""
+    scale = target.std()
+    evidences, means, variances = [], [], []
+    for noise, main, ratio in itertools.product(
+        (0.1, 0.2, 0.35, 0.6, 1.0), (0.1, 0.3, 1.0), (0.1, 0.4)
+    ):
+        deviations = np.array([10 * scale, 0.3, main * scale, main * ratio * scale])
+        prior = np.diag(deviations[kinds] ** 2)
+        errors = np.diag(variance + (noise * scale) ** 2)
+        covariance = features @ prior @ features.T + errors
+        gain = np.linalg.solve(covariance, features @ prior).T
+        evidences.append(stats.multivariate_normal(cov=covariance).logpdf(target))
+        means.append(new @ gain @ target)
+        posterior = prior - gain @ features @ prior
+        variances.append(np.diag(new @ posterior @ new.T) + (noise * scale) ** 2)
+    share = np.exp(np.array(evidences) - max(evidences))
+    share = np.where(share / share.sum() > 1e-3, share, 0)
+    share /= share.sum()
+    mean = share @ means
+    return mean, share @ (np.array(variances) + (np.array(means) - mean) ** 2)
+
+
+@pytest.mark.parametrize("noise", [0.05, 1.0])
+def test_regression_equals_the_average_of_all_posteriors(noise):
+    rows = simulate_rows(60, noise)
+    new = simulate_rows(7, noise, seed=1)[0]
+    mean, variance = BayesianRidge(*rows).predict(new)
+    expected_mean, expected_variance = predict_directly(*rows, new)
+    assert mean == pytest.approx(expected_mean, rel=1e-6, abs=1e-9)
+    assert variance == pytest.approx(expected_variance, rel=1e-6)

@@ -3,27 +3,21 @@
 import re
 import shutil
 from concurrent.futures import Future
-from threading import Event
 from unittest.mock import Mock
 
 import hooks
-import optuna
 import pytest
 from helpers import TEXT
-from hooks import HANG_TIMEOUT
+from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 from test_worker import RecordingCallbacks, create_study, work
 
 from search.errors import UnfinishedSourceError
 from search.options import RunOptions
-from search.pruning.decisions import Decisions
-from search.pruning.pause_resume import PauseResumeScheduler
 from search.pruning.policy import PruningPolicy
-from search.pruning.pruner import TopFractionPruner
-from search.pruning.rungs import compute_rungs
+from search.pruning.scheduler import PauseResumeScheduler, PruningDecisions, compute_rungs
 from search.study import create_or_join
 from search.worker.checkpoints import TrialFiles
-from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import Failure, TrialRecord
 from studies.config import top_count
@@ -128,7 +122,7 @@ def check_pruning(folder, joined, messages, unpruned, tolerance):
     counts = count_trials(joined.storage, joined.study_id)
     assert counts.complete + counts.pruned == counts.planned == len(kept)
     assert counts.paused == counts.waiting == 0
-    assert isinstance(joined.study.pruner, TopFractionPruner)
+    assert isinstance(joined.study.pruner, NopPruner)
 
 
 def test_best_trials_complete_and_pruned_curves_are_unchanged(pruned, unpruned):
@@ -154,39 +148,10 @@ def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, m
     assert any("cannot write the checkpoint" in line and "(no room)" in line for line in messages)
 
 
-@pytest.fixture
-def slow_decisions():
-    """Decisions that stop trials once the event is set, of a manager whose storage is available."""
-    progress, known = Future(), Event()
-    progress.set_result("progress")
-    manager = Mock(unavailable_reason=None, submit=lambda read, after_flush: progress)
-
-    def stop_all(_, asked, *rest):
-        assert known.wait(HANG_TIMEOUT)
-        return Decisions(stops=dict.fromkeys(asked, "stop"))
-
-    return PruningDecisions(manager, Mock(decide=stop_all), lambda: None), manager, known
-
-
-def test_late_decisions_stop_trials_after_their_rung(slow_decisions, monkeypatch):
-    """Training goes on while a decision is computed, on one question at a time; none is lost."""
-    decisions, _, known = slow_decisions
-    first, second, third = (Mock(trial_id=number) for number in range(3))
-    with monkeypatch.context() as patch:
-        patch.setattr("search.worker.pruning_decisions.DECISION_WAIT", 0.0)
-        assert decisions.decide([first]) == decisions.decide([second]) == {}
-    known.set()
-    assert decisions.decide([third]) == dict.fromkeys((first, second, third), "stop")
-
-
-def test_decision_is_made_after_an_outage(slow_decisions):
-    decisions, manager, known = slow_decisions
-    known.set()
-    manager.unavailable_reason = "away"
-    before, after = Mock(trial_id=1), Mock(trial_id=2)
-    assert decisions.decide([before]) == {}
-    manager.unavailable_reason = None
-    assert decisions.decide([after]) == {before: "stop", after: "stop"}
+def test_trials_continue_in_an_outage():
+    manager = Mock(unavailable_reason="away", submit=lambda read, after_flush: Future())
+    decisions = PruningDecisions(manager, Mock(), poll=Mock(side_effect=[None]))
+    assert decisions.decide([Mock(trial_id=1)]) == {}
 
 
 def test_paused_trials_do_not_wait_for_one_that_failed_here(sqlite_url, text):
@@ -197,8 +162,8 @@ def test_paused_trials_do_not_wait_for_one_that_failed_here(sqlite_url, text):
         storage.pause(trial_id, "me/1", {}, {LOG_EVERY: trial_id / 10})
     storage.requeue_all([PendingWrite(failed, "me/1")], Failure.EXCEPTION)
     scheduler = PauseResumeScheduler(storage, joined.study_id, joined.config)
-    assert scheduler.select_to_resume(scheduler.read(), 0.0).resumed == ()
-    assert scheduler.select_to_resume(scheduler.read(), 0.0, [failed]).resumed
+    assert scheduler.select(scheduler.read(), 0.0).resumed == ()
+    assert scheduler.select(scheduler.read(), 0.0, [failed]).resumed
 
 
 def test_search_finishes_without_pruning_decisions(sqlite_url, text, unpruned, monkeypatch, caplog):
@@ -212,7 +177,6 @@ def test_search_finishes_without_pruning_decisions(sqlite_url, text, unpruned, m
         trial_id = joined.storage.claim(joined.study_id, "paused/1")
         joined.storage.pause(trial_id, "paused/1", {})
     monkeypatch.setattr(PruningPolicy, "prediction", property(fail))
-    monkeypatch.setattr(PruningPolicy, "_viable_prediction", property(fail))
     joined, messages = search(sqlite_url, text, lockstep=1)
     assert count_trials(joined.storage, joined.study_id).complete == TRIALS
     check_curves(joined, unpruned, 0)
@@ -243,7 +207,7 @@ def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypa
     assert counts.running == 1
     assert counts.complete >= KEPT
     scheduler = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
-    assert scheduler.select_to_resume(scheduler.read(), 0, (), True).resumed == ()
+    assert scheduler.select(scheduler.read(), 0, (), True).resumed == ()
 
 
 @pytest.mark.extended
@@ -312,25 +276,3 @@ def test_refinement_of_a_pruned_study_uses_the_kept_trials(pruned):
     origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]
     assert origins == [[number] for _, number in values[:KEPT]]
     assert not derived.config.pruning.enabled, "pruning is not inherited"
-
-
-def test_plain_optuna_runs_a_study_with_pruning(sqlite_url, text):
-    """With the study's pruner, which stops trials instead of pausing them."""
-    joined = create_study(sqlite_url, text, *GRID, prune=True)
-
-    gates = ("output_gate", "forget_gate", "state_gate")
-
-    def objective(trial):
-        gain = sum(trial.params[name] for name in gates)
-        for step in range(LOG_EVERY, STEPS + 1, LOG_EVERY):
-            trial.report(3.0 - gain * step / STEPS + trial.number / 1e4, step)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-        return 3.0 - gain + trial.number / 1e4
-
-    joined.study.optimize(objective)
-    states = {trial.state for trial in joined.study.trials}
-    assert states == {TrialState.COMPLETE, TrialState.PRUNED}
-    for trial in joined.study.trials:
-        if all(trial.params[name] for name in gates):
-            assert trial.state is TrialState.COMPLETE

@@ -22,7 +22,7 @@ from rnn.tasks.tokenizer import TokenCorpus
 from rnn.training.evaluation import ContextLosses, compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainLoop
 from search.options import RunOptions
-from search.pruning.pause_resume import PauseResumeScheduler
+from search.pruning.scheduler import PauseResumeScheduler
 from search.status import StatusReader, estimate_seconds_left
 from search.study import create_or_join
 from search.terminal import QuietDisplay

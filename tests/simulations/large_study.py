@@ -19,9 +19,8 @@ from sqlalchemy.engine import Connection
 
 from rnn.network import count_parameters
 from search.options import RunOptions
-from search.pruning.design_matrix import DesignMatrix
-from search.pruning.regression import Floats, Mask
-from search.pruning.rungs import compute_rungs
+from search.pruning.regression import DesignMatrix, Floats, Mask
+from search.pruning.scheduler import compute_rungs
 from search.study import StudyHandle, create_or_join
 from studies.attributes import (
     AUDIT,

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search.pruning.audit import Look, number_architectures
-from search.pruning.design_matrix import DesignMatrix
-from search.pruning.policy import PruningPolicy
-from search.pruning.predictions import Prediction
-from search.pruning.regression import Floats, Mask
-from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
-from search.pruning.study_state import StudyState, TrialStage, to_decision_stage
+from search.pruning.audit import number_architectures
+from search.pruning.policy import PruningPolicy, StudyState
+from search.pruning.predictions import PredictionMemory
+from search.pruning.regression import DesignMatrix, Floats, Mask
+from search.pruning.scheduler import compute_rungs, compute_steps_to_next_rung
+from studies.attributes import AuditLook, AuditState
 from studies.config import top_count
 from studies.storage.reads import Rung
+from studies.storage.trials import TrialStatus
 
 
 @dataclass(frozen=True)
@@ -103,21 +103,20 @@ class Replay:
         self.keep = keep
         self.confidence = confidence
         count = len(recorded.values)
-        self.stages = [TrialStage.WAITING] * count
+        self.stages = [TrialStatus.WAITING] * count
         self.architectures = number_architectures(recorded.params, recorded.nuisance)
         self.losses = np.full_like(recorded.losses, math.nan)
         self.values = np.full(count, math.nan)
         self.stops = [0, *(rung.step for rung in recorded.rungs), recorded.end]
         self.reached = [0] * count
         self.steps_to_next_rung = compute_steps_to_next_rung(recorded.rungs, recorded.end)
-        self.prediction: Prediction | None = None
+        self.memory: PredictionMemory = {}
         self.running: list[tuple[int, int, int]] = []
         self.steps = self.starts = 0
-        self.granted = dict.fromkeys(audited, 1)
-        self.pruned: set[int] = set()  # audited trials that would have been
+        self.audits = dict.fromkeys(audited, AuditState())
         # Mean, scale and keep probability of those that were pruned, or would have been.
         self.predictions: dict[int, tuple[float, float, float]] = {}
-        self.looks: dict[str, Look] = {}
+        self.looks: dict[str, AuditLook] = {}
 
     def run(self, order: Sequence[int]) -> ReplayResult:
         waiting = list(reversed(order))
@@ -136,47 +135,41 @@ class Replay:
                 now, _, trial = heapq.heappop(self.running)
                 self._reach_rung(trial, now)
         policy = self.evaluate_policy()
-        for trial in np.flatnonzero(policy.state.in_stage(TrialStage.PAUSED)).tolist():
+        for trial in np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist():
             self._record(policy, trial)
-        complete = np.array([stage is TrialStage.COMPLETE for stage in self.stages])
+        complete = np.array([stage is TrialStatus.COMPLETE for stage in self.stages])
         return ReplayResult.summarize(self.recorded, self.keep, complete, self.steps, self.starts)
 
     def evaluate_policy(self, at_rung: int | None = None) -> PruningPolicy:
         """Return the policy, where an audited trial may just have reached a rung."""
-        stages, losses = list(self.stages), self.losses.copy()
-        held_out = np.full(len(stages), -1)
-        for trial, granted in self.granted.items():
-            rungs = len(self.recorded.rungs)
-            reached = min(self.reached[trial], rungs)
-            stages[trial], stop = to_decision_stage(
-                stages[trial], reached, granted, trial in self.pruned, rungs
-            )
-            if stop >= 0 and math.isnan(self.values[trial]):
-                losses[trial, stop:] = math.nan
-            elif stop >= 0:
-                held_out[trial] = stop
-        if at_rung is not None:
-            stages[at_rung] = TrialStage.RUNNING
-        observed = stages, losses, self.values, self.recorded.design
-        state = StudyState(*observed, self.steps_to_next_rung, held_out, self.architectures)
-        has_alarm = any(look.is_alarm for look in self.looks.values())
-        policy = PruningPolicy(state, self.keep, self.confidence, self.prediction, has_alarm)
-        if TrialStage.WAITING not in self.stages:
-            self.prediction = policy.prediction  # valid until a trial reaches its next rung
-        if self.granted and (name := policy.due_look(self.looks, not self.running)) is not None:
+        state = StudyState(
+            self.stages,
+            self.losses,
+            self.values,
+            self.recorded.design,
+            self.architectures,
+            self.steps_to_next_rung,
+            np.full(len(self.stages), -1),
+        ).stop_audited(self.audits, () if at_rung is None else (at_rung,))
+        has_alarm = any(look.alarm for look in self.looks.values())
+        policy = PruningPolicy(state, self.keep, self.confidence, has_alarm, self.memory)
+        if self.audits and (name := policy.due_look(self.looks, not self.running)) is not None:
             self.looks[name] = policy.look()
-            if self.looks[name].is_alarm:
-                self.prediction = None
+            if self.looks[name].alarm:
                 return self.evaluate_policy(at_rung)
         return policy
+
+    def _grant(self, trial: int) -> None:
+        """Let an audited trial train to its next rung in decisions."""
+        audit = self.audits[trial]
+        self.audits[trial] = audit.model_copy(update={"rungs": audit.rungs + 1})
 
     def _select_to_resume(self) -> list[int]:
         """Return the paused trial to resume, after audited ones before it resumed in decisions."""
         while chosen := self.evaluate_policy().to_resume[:1]:
-            if chosen[0] not in self.granted:
+            if chosen[0] not in self.audits:
                 break
-            self.granted[chosen[0]] += 1
-            self.prediction = None
+            self._grant(chosen[0])
         return chosen
 
     def _record(self, policy: PruningPolicy, trial: int) -> None:
@@ -186,39 +179,38 @@ class Replay:
             float(policy.prediction.scale[trial]),
             float(policy.keep_probabilities[trial]),
         )
-        if trial in self.granted:
-            self.pruned.add(trial)
+        if trial in self.audits:
+            self.audits[trial] = self.audits[trial].model_copy(update={"pruned": True})
         else:
-            self.stages[trial] = TrialStage.PRUNED
+            self.stages[trial] = TrialStatus.PRUNED
 
     def _advance(self, trial: int, now: int) -> None:
         """Train a trial to its next rung."""
-        self.stages[trial] = TrialStage.RUNNING
+        self.stages[trial] = TrialStatus.RUNNING
         length = self.stops[self.reached[trial] + 1] - self.stops[self.reached[trial]]
         self.steps += length
         heapq.heappush(self.running, (now + length, self.steps, trial))
 
     def _reach_rung(self, trial: int, now: int) -> None:
-        self.prediction = None
         rung = self.reached[trial]
         self.reached[trial] += 1
         if rung == len(self.recorded.rungs):
-            self.stages[trial] = TrialStage.COMPLETE
+            self.stages[trial] = TrialStatus.COMPLETE
             self.values[trial] = self.recorded.values[trial]
             return
         self.losses[trial, rung] = self.recorded.losses[trial, rung]
-        is_audited = trial in self.granted
+        is_audited = trial in self.audits
         if is_audited:
             self._advance(trial, now)
-            if trial in self.pruned or self.granted[trial] != rung + 1:
+            if self.audits[trial].pruned or self.audits[trial].rungs != rung + 1:
                 return
         policy = self.evaluate_policy(trial)
         if policy.should_continue(trial):
             if is_audited:
-                self.granted[trial] += 1
+                self._grant(trial)
             else:
                 self._advance(trial, now)
         elif policy.should_prune_now(trial):
             self._record(policy, trial)
         elif not is_audited:
-            self.stages[trial] = TrialStage.PAUSED
+            self.stages[trial] = TrialStatus.PAUSED

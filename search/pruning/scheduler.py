@@ -1,0 +1,430 @@
+"""Pause-and-resume scheduler: apply the pruning policy to the stored state of a study."""
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent import futures
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from optuna.exceptions import OptunaError
+from sqlalchemy.exc import SQLAlchemyError
+
+from search.errors import ShutdownRequestedError, format_error
+from search.pruning.audit import describe_look, number_architectures
+from search.pruning.policy import Decisions, PruneDecision, PruningPolicy, StudyState, is_stopped
+from search.pruning.predictions import MIN_COMPLETE, PredictionMemory
+from search.pruning.regression import DesignMatrix, Floats, Indices
+from search.worker.claims import Claim, ClaimManager
+from studies.attributes import AUDIT_LOOKS, AUDIT_NUISANCE, RUNG, AuditLook, AuditState
+from studies.config import StudyConfig
+from studies.errors import StorageUnavailableError
+from studies.storage.changes import update_system_attributes
+from studies.storage.reads import Rung, TrialReader, read_audit_looks
+from studies.storage.storage import AuditDecision, LeasedRDBStorage
+from studies.storage.tables import TRIAL_PARAMS, TRIAL_VALUES
+from studies.storage.trials import StoredTrial, TrialStatus
+
+RUNG_FRACTIONS = (0.04, 0.08, 0.16, 0.32, 0.64)
+"""Fractions of the training steps at which the rungs lie."""
+
+SMOOTHING_FRACTION = 0.2
+"""Last part of the steps to a rung over which the loss is averaged: single log points are noisy."""
+
+_logger = logging.getLogger(__name__)
+
+
+def compute_rungs(steps: int, log_every: int) -> list[Rung]:
+    """Return the rungs of a training: log points before its end."""
+    rungs: list[Rung] = []
+    last = 0
+    for fraction in RUNG_FRACTIONS:
+        step = math.ceil(fraction * steps / log_every) * log_every
+        if last < step < steps:
+            start = max(last, min(int((1 - SMOOTHING_FRACTION) * step), step - log_every))
+            rungs.append(Rung(step, start))
+            last = step
+    return rungs
+
+
+def compute_steps_to_next_rung(rungs: Sequence[Rung], steps: int) -> Floats:
+    """Return the steps from the start and from each rung to the next rung or the end, (R + 1,)."""
+    return np.diff([0, *(rung.step for rung in rungs), steps]).astype(float)
+
+
+@dataclass(frozen=True)
+class StudyProgress:
+    """State of a study as it is stored, from which decisions are computed.
+
+    Attributes:
+        trials: those N grid trials that did not fail, as decisions see them, by number.
+        design: their parameters; the same object while these are the same trials.
+        architectures: (N,) architecture of each, of which some were drawn to be audited.
+        failed: number of grid trials that failed.
+        planned: number of grid trials, damaged ones included.
+        is_audited: whether some trials are audited.
+        looks: planned looks at the audited trials so far, by name.
+        damaged_paused: ids of paused trials that are damaged, not among ``trials``.
+    """
+
+    trials: Sequence[StoredTrial]
+    design: DesignMatrix
+    architectures: Indices
+    failed: int
+    planned: int
+    is_audited: bool
+    looks: Mapping[str, AuditLook]
+    damaged_paused: Sequence[int]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every trial is finished or paused."""
+        return all(trial.is_paused or trial.state.is_finished() for trial in self.trials)
+
+
+class PauseResumeScheduler:
+    """Decides which trials to pause, resume and prune, from the stored state of the study alone.
+
+    Only :meth:`read` and :meth:`store` use the storage.
+
+    Args:
+        storage: storage that holds the study.
+        study_id: id of the study.
+        config: study config with pruning enabled.
+    """
+
+    def __init__(self, storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> None:
+        self._storage = storage
+        self._study_id = study_id
+        self._settings = config.pruning
+        self._steps = config.training.steps
+        self._rungs = compute_rungs(config.training.steps, config.training.log_every)
+        columns = TRIAL_PARAMS, TRIAL_VALUES
+        self._reader = TrialReader(storage, study_id, columns, self._rungs)
+        self._memory: PredictionMemory = {}
+        self._encoded: list[tuple[int, bool]] = []  # number of each trial, whether it did not fail
+        self._design = DesignMatrix.from_params([])
+        self._architectures: Indices = np.empty(0, dtype=np.int64)
+
+    def read(self) -> StudyProgress:
+        """Read the state of the study; after the first time, little more than what has changed."""
+        stored = self._reader.read()
+        is_viable = [not _has_failed(trial) for trial in stored]
+        encoded = [(trial.number, each) for trial, each in zip(stored, is_viable, strict=True)]
+        if encoded != self._encoded:
+            params = [trial.params for trial in stored]
+            attributes = self._storage.get_study_user_attrs(self._study_id)
+            architectures = number_architectures(params, attributes.get(AUDIT_NUISANCE, []))
+            mask = np.array(is_viable, dtype=bool)
+            self._design = DesignMatrix.from_params(params).select(mask)
+            self._architectures = architectures[mask]
+            self._encoded = encoded
+        return StudyProgress(
+            list(itertools.compress(stored, is_viable)),
+            self._design,
+            self._architectures,
+            failed=is_viable.count(False),
+            planned=self._reader.planned,
+            is_audited=any(trial.is_audited for trial in stored),
+            looks=read_audit_looks(self._storage, self._study_id),
+            damaged_paused=self._reader.damaged_paused,
+        )
+
+    def decide(
+        self, progress: StudyProgress, trial_ids: Collection[int], deferred: Collection[int] = ()
+    ) -> Decisions:
+        """Decide which of these running trials, which have reached a rung, are paused or pruned.
+
+        Args:
+            progress: state of the study.
+            trial_ids: ids of the trials.
+            deferred: ids of waiting trials to retry after an error; other trials do not wait for
+                them.
+        """
+        asked = {
+            trial.trial_id: index
+            for index, trial in enumerate(progress.trials)
+            if trial.trial_id in trial_ids
+        }
+        policy = self._build_policy(progress, deferred, asked.values())
+        can_prune = not progress.is_audited or bool(progress.looks)
+        stops: dict[int, PruneDecision] = {}
+        audited: dict[int, AuditDecision] = {}
+        for trial_id, index in asked.items():
+            trial = progress.trials[index]
+            audit = trial.audit
+            reached = int((~np.isnan(trial.losses)).sum())
+            if audit is not None and (audit.pruned or reached != audit.rungs):
+                continue  # the pruner has decided about this rung before
+            if not policy.state.rungs_reached[index]:
+                continue  # before the first target of its task nothing tells it from others
+            if policy.should_continue(index):
+                if audit is not None:
+                    audited[trial_id] = _let_continue(audit)
+                continue
+            is_final = can_prune and policy.should_prune_now(index)
+            if audit is None:
+                stops[trial_id] = self._stop(policy, index, is_final)
+            elif is_final:
+                audited[trial_id] = self._record_pruned(policy, index, audit)
+        return Decisions(stops, audited=audited)
+
+    def select(
+        self,
+        progress: StudyProgress,
+        min_keep_probability: float,
+        deferred: Collection[int] = (),
+        ignore_running: bool = False,
+    ) -> Decisions:
+        """Select the paused trials to resume in one batch, or to prune if none of them will resume.
+
+        Args:
+            progress: state of the study.
+            min_keep_probability: keep probability from which a trial joins the first one's batch.
+            deferred: ids of waiting trials to retry after an error; other trials do not wait for
+                them.
+            ignore_running: resume even if results of running trials are still expected.
+
+        Returns:
+            Trials at one rung to resume; or all to prune, in ``stops``, with ``is_last``. With
+            ``audited`` or ``looks`` alone, there is more to decide once these are stored.
+        """
+        if progress.damaged_paused:  # a worker that claims a damaged trial fails it
+            return Decisions(resumed=list(progress.damaged_paused))
+        trials, policy = progress.trials, self._build_policy(progress, deferred)
+        look = policy.due_look(progress.looks, progress.is_idle) if progress.is_audited else None
+        if look is not None:
+            return Decisions(looks={look: policy.look()})
+        to_resume = policy.to_resume_ignoring_running if ignore_running else policy.to_resume
+        if to_resume:
+            reached, probabilities = policy.state.rungs_reached, policy.keep_probabilities
+            first, *others = to_resume
+            chosen = [first] + [
+                index
+                for index in others
+                if reached[index] == reached[first] and probabilities[index] >= min_keep_probability
+            ]
+            audits = {trials[index].trial_id: trials[index].audit for index in chosen}
+            return Decisions(
+                resumed=[trial_id for trial_id, audit in audits.items() if audit is None],
+                audited={key: _let_continue(audit) for key, audit in audits.items() if audit},
+            )
+        if not policy.is_final:
+            return Decisions()
+        stops: dict[int, PruneDecision] = {}
+        audited: dict[int, AuditDecision] = {}
+        for index in np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist():
+            trial = trials[index]
+            if trial.audit is None:
+                stops[trial.trial_id] = self._stop(policy, index, is_final=True)
+            else:
+                audited[trial.trial_id] = self._record_pruned(policy, index, trial.audit)
+        return Decisions(stops, audited=audited, is_last=True)
+
+    def store(self, progress: StudyProgress, decisions: Decisions) -> list[int]:
+        """Store decisions about audited trials and looks at them, and prune the last paused trials.
+
+        What another worker has stored since is kept: its decisions, its looks, and all paused
+        trials if the study was extended, a trial resumed, or an audited one decided about.
+
+        Args:
+            progress: state of the study that the decisions follow from.
+            decisions: decisions of :meth:`decide` or :meth:`select`.
+
+        Returns:
+            Numbers of the trials pruned by this call.
+        """
+        if decisions.looks:
+            new = {name: look.model_dump() for name, look in decisions.looks.items()}
+
+            def add(stored: dict[str, Any]) -> dict[str, Any]:
+                return {AUDIT_LOOKS: {**new, **stored.get(AUDIT_LOOKS, {})}}
+
+            update_system_attributes(self._storage, self._study_id, add)
+        if not decisions.is_last:
+            if decisions.audited:
+                self._storage.write_audit(decisions.audited)
+            return []
+        if not (decisions.stops or decisions.audited):
+            return []
+        attributes = {trial_id: stop.attributes for trial_id, stop in decisions.stops.items()}
+        pruned = self._storage.prune_paused(
+            self._study_id, progress.planned, attributes, decisions.audited
+        )
+        return [trial.number for trial in progress.trials if trial.trial_id in {*pruned}]
+
+    def _build_policy(
+        self,
+        progress: StudyProgress,
+        deferred: Collection[int] = (),
+        asked: Collection[int] = (),
+    ) -> PruningPolicy:
+        """Return the policy for the state of a study; ``asked`` are indices of trials."""
+        trials = progress.trials
+        state = StudyState(
+            [_find_stage(trial, deferred) for trial in trials],
+            np.array([trial.losses for trial in trials]).reshape(len(trials), len(self._rungs)),
+            np.array([trial.value for trial in trials], dtype=np.float64),  # NaN for None
+            progress.design,
+            progress.architectures,
+            compute_steps_to_next_rung(self._rungs, self._steps),
+            np.full(len(trials), -1),
+            progress.failed,
+        )
+        audits = {index: each.audit for index, each in enumerate(trials) if each.audit is not None}
+        has_alarm = any(look.alarm for look in progress.looks.values())
+        settings = self._settings
+        return PruningPolicy(
+            state.stop_audited(audits, asked),
+            settings.keep,
+            settings.confidence,
+            has_alarm,
+            self._memory,
+        )
+
+    def _record_pruned(self, policy: PruningPolicy, index: int, audit: AuditState) -> AuditDecision:
+        """Return the decision that an audited trial would have been pruned."""
+        attributes = dict(self._stop(policy, index, is_final=True).attributes)
+        attributes["reason"] = f"audited; would have been pruned {attributes['reason']}"
+        return AuditDecision(audit, audit.model_copy(update={"pruned": True}), attributes)
+
+    def _stop(self, policy: PruningPolicy, index: int, is_final: bool) -> PruneDecision:
+        """Return the decision that a trial is paused or pruned, with the reason."""
+        state = policy.state
+        step = [0, *(rung.step for rung in self._rungs)][state.rungs_reached[index]]
+        attributes: dict[str, Any] = {RUNG: step}
+        if state.complete < MIN_COMPLETE and not is_final:
+            # Without a regression there is no prediction to record.
+            return PruneDecision(is_final, attributes)
+        mean = float(policy.prediction.mean[index])
+        scale = float(policy.prediction.scale[index])
+        keep_probability = float(policy.keep_probabilities[index])
+        attributes |= {
+            "keep_probability": keep_probability,
+            "predicted_value": mean,
+            "predicted_scale": scale,
+        }
+        if is_final:
+            attributes["reason"] = (
+                f"at step {step:,} of {self._steps:,}: predicted {mean:#.4g} ± {scale:#.2g}; "
+                f"the top {policy.top_count} of {policy.count} trials are expected below "
+                f"{policy.top_threshold:#.4g}; keep probability {keep_probability:.2g} with "
+                f"{state.complete} trials complete"
+            )
+        return PruneDecision(is_final, attributes)
+
+
+def _has_failed(trial: StoredTrial) -> bool:
+    """Return whether a trial has failed, an audited one before it would have stopped."""
+    if trial.status not in (TrialStatus.DIVERGED, TrialStatus.FAIL):
+        return False
+    return trial.audit is None or not is_stopped(trial.audit, trial.losses)
+
+
+def _find_stage(trial: StoredTrial, deferred: Collection[int]) -> TrialStatus:
+    # A deferred trial is retried last, but is unfinished like a running one.
+    is_deferred = trial.status is TrialStatus.WAITING and trial.trial_id in deferred
+    return TrialStatus.RUNNING if is_deferred else trial.status
+
+
+def _let_continue(audit: AuditState) -> AuditDecision:
+    """Return the decision that an audited trial would have trained to its next rung."""
+    return AuditDecision(audit, audit.model_copy(update={"rungs": audit.rungs + 1}))
+
+
+class PruningDecisions:
+    """Decisions of a scheduler in a worker, which computes them between two steps of a training.
+
+    The storage thread reads and writes, and sends heartbeats meanwhile. A failed decision does not
+    count as a failure of the training.
+
+    Args:
+        manager: entered claim manager, whose thread uses the storage.
+        scheduler: computes the decisions.
+        poll: called while a training waits for the storage; raises to end the wait.
+    """
+
+    def __init__(
+        self, manager: ClaimManager, scheduler: PauseResumeScheduler, poll: Callable[[], object]
+    ) -> None:
+        self._manager = manager
+        self._scheduler = scheduler
+        self._poll = poll
+
+    def decide(
+        self, claims: Sequence[Claim], deferred: Collection[int] = ()
+    ) -> Mapping[Claim, PruneDecision]:
+        """Return which of these trials, which have just reached a rung, are paused or pruned.
+
+        In an outage all continue.
+
+        Args:
+            claims: the trials.
+            deferred: ids of waiting trials to retry after an error.
+        """
+        if not claims:
+            return {}
+        claimed = {claim.trial_id: claim for claim in claims}
+        reading = self._manager.submit(self._scheduler.read, after_flush=True)
+        while not futures.wait([reading], 0.1).done:
+            self._poll()
+            if self._manager.unavailable_reason:
+                reading.cancel()
+                return {}
+
+        def decide() -> Decisions:
+            progress = reading.result()
+            decisions = self._scheduler.decide(progress, claimed, deferred)
+            if decisions.audited:
+                self._manager.submit(
+                    lambda: self._scheduler.store(progress, decisions), after_flush=True
+                )
+            return decisions
+
+        decisions = _attempt(decide, "the trials continue")
+        stops = decisions.stops if decisions else {}
+        return {claimed[trial_id]: stop for trial_id, stop in stops.items()}
+
+    def select(
+        self, min_keep_probability: float, deferred: Collection[int], ignore_running: bool
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """Select the paused trials to resume; prune them if none of them will resume.
+
+        Without a decision, because it failed, they resume one by one: the study still finishes.
+        Arguments are those of :meth:`PauseResumeScheduler.select`.
+
+        Returns:
+            Ids of the trials to resume, and numbers of those that were pruned.
+        """
+        while True:
+            progress = self._manager.ask(self._scheduler.read)
+            choice = min_keep_probability, deferred, ignore_running
+            decisions = _attempt(
+                partial(self._scheduler.select, progress, *choice),
+                "paused trials resume without it",
+            )
+            if decisions is None:
+                return [trial.trial_id for trial in progress.trials if trial.is_paused][:1], []
+            pruned = self._manager.ask(partial(self._scheduler.store, progress, decisions))
+            for look in decisions.looks.values():
+                if look.alarm:
+                    _logger.warning(f"pruning held back: {describe_look(look)}")
+            has_more = not decisions.is_last and (decisions.audited or decisions.looks)
+            if decisions.resumed or not has_more:
+                return decisions.resumed, pruned
+
+
+def _attempt(decide: Callable[[], Decisions], consequence: str) -> Decisions | None:
+    """Return decisions; None, with a warning, if they fail, as with too little memory."""
+    try:
+        return decide()
+    except (ShutdownRequestedError, StorageUnavailableError, SQLAlchemyError, OptunaError):
+        raise
+    except Exception as error:
+        _logger.warning(
+            f"pruning decision failed ({format_error(error)}); {consequence}", exc_info=True
+        )
+        return None
