@@ -21,13 +21,13 @@ from rnn_search.study import (
     require_integer,
     storage_or_default,
 )
+from search.display import SafeConsole, Ticker
 from search.errors import SearchFailedError
 from search.launch.jobs import cancel_pending, prepare_launch
 from search.launch.launcher import Launcher
 from search.launch.target import LaunchTarget, parse_target
 from search.run import RunResult, run_workers
 from search.session import RunOptions
-from search.terminal import SafeConsole, Ticker
 from search.worker.shutdown import MAX_SECONDS, parse_duration
 from studies.errors import ConfigError
 from studies.files import MAX_DEPTH

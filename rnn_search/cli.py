@@ -9,14 +9,15 @@ from typing import Any, TypeVar, get_args
 import click
 
 from rnn_search.api import run_search_and_report
+from search.display import format_status
 from search.launch.launcher import Launcher, create_launcher
 from search.launch.status import format_jobs, read_jobs
 from search.launch.target import parse_target
-from search.progress import format_status
 from search.refinement import MAX_UNCONFIRMED
 from search.session import RunOptions, require_refinement
 from search.status import read_status
 from search.worker.shutdown import parse_duration
+from studies.artifacts import local_folder, open_store
 from studies.cli import (
     artifacts_option,
     dashboard_port_option,
@@ -271,7 +272,9 @@ def _print_status(options: RunOptions, as_json: bool) -> None:
     with closing(read_storage(options.storage)) as storage:
         study = load_study(storage, options.stored_name)
         record = read_record(study)
-        status = read_status(study, storage, record.config)
+        store = open_store(options.artifacts, options.storage, "checkpoints", read_only=True)
+        folder = local_folder(store, record.artifact_folder)
+        status = read_status(study, storage, record.config, checkpoints=folder)
         jobs = None
         if not options.target.is_local:
             jobs = read_jobs(_find_launcher(options), record.artifact_folder, study, storage)

@@ -8,14 +8,20 @@ from multiprocessing.sharedctypes import RawValue
 import click
 
 from rnn.training.devices import trim_heap
+from search.display import (
+    QuietDisplay,
+    SafeConsole,
+    Ticker,
+    create_display,
+    explain_failure,
+    format_progress,
+)
 from search.errors import USER_ERRORS, ShutdownRequestedError, is_bug
 from search.launch.jobs import run_jobs
 from search.launch.launcher import Launcher
-from search.progress import explain_failure, format_progress
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.session import RunOptions, Session, open_session
 from search.status import Status, StatusReader
-from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display
 from search.worker.best_trials import BestModelStore, BestTrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget

@@ -23,7 +23,7 @@ from search.status import StatusReader
 from search.study import StudyHandle, create_or_join
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trial_artifacts import CheckpointStore, FinalCheckpointStore, WeightStore
-from studies.artifacts import open_store
+from studies.artifacts import local_folder, open_store
 from studies.cli import study_name
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, StorageUnavailableError
@@ -203,7 +203,13 @@ class Session:
         handle = create_or_join(file, options.storage, options.study_options, device)
         return cls(
             handle,
-            StatusReader(handle.study, handle.storage, handle.config, options.workers),
+            StatusReader(
+                handle.study,
+                handle.storage,
+                handle.config,
+                options.workers,
+                local_folder(checkpoints, handle.artifact_folder),
+            ),
             device,
             CheckpointStore(checkpoints, handle.artifact_folder),
             FinalCheckpointStore(checkpoints, handle.artifact_folder),

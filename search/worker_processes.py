@@ -15,9 +15,9 @@ from typing import Any
 import click
 
 from rnn.training.devices import assign_devices
+from search.display import QuietDisplay
 from search.session import RunOptions
 from search.status import StatusReader
-from search.terminal import QuietDisplay
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from studies.interrupts import blocked_interrupts
 

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+from search.display import QuietDisplay, SafeConsole
 from search.errors import LaunchError
 from search.launch.launcher import PROJECT, Launcher, WorkerCommand, count_states, create_launcher
 from search.launch.shared_files import (
@@ -15,7 +16,6 @@ from search.launch.shared_files import (
 )
 from search.session import RunOptions, Session
 from search.status import StatusReader
-from search.terminal import QuietDisplay, SafeConsole
 from search.worker.shutdown import ShutdownSignal
 
 POLL_SECONDS = 2.0

@@ -21,12 +21,12 @@ from rnn.tasks.corpus import TextData, load_corpus
 from rnn.tasks.tokenizer import TokenCorpus
 from rnn.training.evaluation import ContextLosses, compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainLoop
+from search.display import QuietDisplay
 from search.duration import to_train_config
 from search.new_study import StudyOptions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.status import StatusReader, estimate_seconds_left
 from search.study import create_or_join
-from search.terminal import QuietDisplay
 from search.worker.best_trials import BestModelStore
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
