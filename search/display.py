@@ -21,7 +21,7 @@ from rich.text import Text
 
 from search.errors import is_bug
 from search.pruning.audit import describe_look
-from search.status import FirstRung, RunningTrial, Status, StatusReader
+from search.status import REFRESH_SECONDS, FirstRung, RunningTrial, Status, StatusReader
 from search.worker.protocols import TrialEvent, WorkerCallbacks
 from studies.attributes import ERROR
 from studies.best import Best
@@ -31,9 +31,6 @@ from studies.measure import find_measure
 from studies.storage.counts import TrialCounts
 from studies.storage.trials import StoredTrial
 from studies.text import format_bytes, format_duration, to_line
-
-REFRESH_SECONDS = 2.0
-"""Interval between reads of the status for a display that is redrawn."""
 
 PROGRESS_SECONDS = 3.0
 """Silence after which a log gets a line of progress; with the delays below, no gap reaches 5 s
@@ -397,17 +394,10 @@ class QuietDisplay(WorkerCallbacks, logging.Handler):
 
 
 class ProgressDisplay(QuietDisplay):
-    """The running trials of this worker, and a line for each trial that has ended.
-
-    Args:
-        console: console to print to.
-        reader: reader of the study's status.
-    """
+    """The running trials of this worker, and a line for each trial that has ended."""
 
     def __init__(self, console: SafeConsole, reader: StatusReader) -> None:
         super().__init__(console, reader)
-        self._status = reader.recent_status()
-        self._read_at = -math.inf
         self._running: Sequence[RunningTrial] = ()
         self._note = ""
 
@@ -436,10 +426,8 @@ class ProgressDisplay(QuietDisplay):
         return format_trial_end(event, self._reader.config)
 
     def _draw(self) -> Table:
-        now = time.monotonic()
-        if now - self._read_at >= REFRESH_SECONDS:
-            self._status, self._read_at = self._reader.recent_status(), now
-        return draw_status(self._status, self._running, self._reader.config, self._note)
+        status = self._reader.recent_status()
+        return draw_status(status, self._running, self._reader.config, self._note)
 
 
 class LogDisplay(ProgressDisplay):
@@ -471,9 +459,7 @@ class LogDisplay(ProgressDisplay):
 
     def _format_progress(self) -> str:
         status, config = self._reader.recent_status(), self._reader.config
-        parts = [format_progress(status)]
-        now = time.monotonic()
-        rung = status.first_rung
+        parts, rung, now = [format_progress(status)], status.first_rung, time.monotonic()
         if rung and rung.leaders and now - self._leaders_at >= LEADER_SECONDS:
             self._leaders_at = now
             leaders = "; ".join(format_leaders(rung, config))
@@ -499,18 +485,21 @@ class LiveDisplay(ProgressDisplay):
 class NotebookDisplay(ProgressDisplay):
     """Display that is redrawn in place, for a notebook: rich's, without a thread or widgets."""
 
+    _drawn_at = -math.inf
+
     def __enter__(self) -> Self:
         self._output: Any = import_module("IPython.display").display(self._draw(), display_id=True)
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
-        self._read_at = -math.inf
+        self._drawn_at = -math.inf
         self._show((), "")
 
     def _show(self, running: Sequence[RunningTrial], note: str) -> None:
         super()._show(running, note)
-        if time.monotonic() - self._read_at >= REFRESH_SECONDS:
+        if (now := time.monotonic()) - self._drawn_at >= REFRESH_SECONDS:
+            self._drawn_at = now
             self._output.update(self._draw())
 
 

@@ -41,6 +41,9 @@ READ_TIMEOUT = 2.0
 RECENT_TIMEOUT = 0.5
 """Seconds that a display waits for the storage before it shows the last known status."""
 
+REFRESH_SECONDS = 2.0
+"""Interval between reads of the status for a display that is redrawn."""
+
 MEASURE_SECONDS = 10.0
 """Shortest time between two measurements of the checkpoints."""
 
@@ -252,12 +255,7 @@ def measure_folder(folder: Path) -> int:
 class StatusReader:
     """Reads a study's progress for a display; returns the last known state during outages.
 
-    Args:
-        study: study to read.
-        storage: storage that holds it.
-        config: config of the study.
-        workers: minimum number of active workers.
-        checkpoints: folder of its checkpoints, to measure.
+    Arguments are those of :func:`read_status`.
     """
 
     def __init__(
@@ -274,7 +272,7 @@ class StatusReader:
         self._workers = workers
         self._checkpoints = checkpoints
         self._checkpoint_bytes: int | None = None
-        self._measure_at = 0.0
+        self._measure_at = self._read_at = 0.0
         self._best_reader = BestReader(study, storage, config)
         self._claims: ClaimManager | None = None
         self._status = self._read()
@@ -294,16 +292,18 @@ class StatusReader:
         return replace(self._status, checkpoint_bytes=self._checkpoint_bytes)
 
     def recent_status(self) -> Status:
-        """Return the status, waiting up to :data:`RECENT_TIMEOUT`.
+        """Return the status, read at most every :data:`REFRESH_SECONDS`, for a display's thread.
 
-        May be called from any thread; raises nothing and reports no outage.
+        It waits up to :data:`RECENT_TIMEOUT`, raises nothing and reports no outage.
         """
 
         def read() -> None:
             self._status = self._read()
 
-        if self._claims is not None and not self._claims.unavailable_reason:
+        is_due = time.monotonic() >= self._read_at
+        if is_due and self._claims is not None and not self._claims.unavailable_reason:
             self._claims.peek(read, RECENT_TIMEOUT)
+            self._read_at = time.monotonic() + REFRESH_SECONDS
         self._measure_checkpoints()
         return replace(self._status, checkpoint_bytes=self._checkpoint_bytes)
 

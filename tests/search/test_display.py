@@ -24,7 +24,6 @@ from search.display import (
     QuietDisplay,
     SafeConsole,
     Ticker,
-    format_progress,
     format_status,
 )
 from search.status import RECENT_TIMEOUT, StatusReader, estimate_first_rung, read_status
@@ -111,7 +110,6 @@ def test_pruned_grid_shows_leaders_and_times_before_a_trial_ends(sqlite_url, tex
     assert f"rung 1    {len(passed)} of 96 through step 100 (about " in shown
     assert f"leading   {curves[first][100]:.4f} nats, trial {first}, 1×32" in shown
     assert "disk      3.0 MB of checkpoints" in shown
-    assert f"{len(passed)} of 96 through step 100 (about " in format_progress(status)
     rung, steps = status.as_json()["first_rung"], 2000 * len(left) - 100 * len(passed & {*left})
     assert [rung["leaders"][0]["number"], rung["step"]] == [first, 100]
     # The trials of this study make 150 to 166 steps per second.
@@ -137,20 +135,6 @@ def test_search_stops_when_the_reader_of_its_output_exits(runner, sqlite_url, te
         assert any(line.startswith("study quick: ") for line in reader)
     assert process.wait() == 1
     assert query(sqlite_url, "SELECT DISTINCT state FROM trials") == [("WAITING",)]
-
-
-def test_broken_pipe_in_another_thread_ends_the_main_thread_only(monkeypatch):
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w", encoding="utf-8") as stdout:
-        monkeypatch.setattr("sys.stdout", stdout)
-        console, returned = SafeConsole(), []
-        thread = threading.Thread(target=lambda: returned.append(console.print_line("line")))
-        thread.start()
-        thread.join()
-        assert returned == [None]
-        with pytest.raises(SystemExit):
-            console.exit_if_broken()
 
 
 def test_message_of_another_thread_is_printed_by_the_main_thread(capsys):
