@@ -339,7 +339,7 @@ def count_at_rung(
         is_unfinished & has_system_attr(AUDIT),
     ]
     rate = sa.func.nullif(_to_number(TRIAL_USER_ATTRS.c.value_json), 0.0)
-    query = sa.select(
+    query: sa.Select[Any] = sa.select(
         *(sa.func.count(sa.case((condition, 1))) for condition in conditions),
         sa.func.avg(1.0 / rate),
     )
