@@ -339,10 +339,10 @@ def count_at_rung(
         is_unfinished & has_system_attr(AUDIT),
     ]
     rate = sa.func.nullif(_to_number(TRIAL_USER_ATTRS.c.value_json), 0.0)
-    query: sa.Select[Any] = sa.select(
-        *(sa.func.count(sa.case((condition, 1))) for condition in conditions),
-        sa.func.avg(1.0 / rate),
-    )
+    columns: list[sa.ColumnElement[Any]] = [
+        sa.func.count(sa.case((condition, 1))) for condition in conditions
+    ]
+    query = sa.select(*columns, sa.func.avg(1.0 / rate))
     with storage.reading() as connection:
         rows: Any = connection.execute(
             _group_by_shape(query, study_id, STEPS_PER_SECOND, names, step)
