@@ -15,12 +15,12 @@ import numpy as np
 from reports.cli import retry_outages
 from reports.dashboard import launcher
 from rnn_search.study import Study, artifacts_or_default, load, storage_or_default
+from search.display import SafeConsole, Ticker
 from search.errors import SearchFailedError
 from search.launch.jobs import cancel_pending, prepare_launch
 from search.launch.launcher import Launcher
 from search.options import RunOptions, build_options
 from search.run import RunResult, plans_looks, run_workers
-from search.terminal import SafeConsole, Ticker
 from studies.errors import ConfigError
 from studies.files import MAX_DEPTH
 from studies.loader import read_study_record

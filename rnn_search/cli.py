@@ -11,6 +11,7 @@ import click
 
 from search.launch.launcher import create_launcher
 from search.options import RunOptions, build_options, flag_of
+from studies.artifacts import local_folder, open_store
 from studies.cli import (
     artifacts_option,
     dashboard_port_option,
@@ -196,18 +197,23 @@ def continue_search(**options: Any) -> int:
 @study_argument
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @_cluster_option
+@artifacts_option
 @storage_options
-def status(study: str, as_json: bool, launch: str, storage: str, debug: bool) -> int:
+def status(
+    study: str, as_json: bool, launch: str, artifacts: str | None, storage: str, debug: bool
+) -> int:
     """Print the status of a study."""
+    from search.display import format_status
     from search.launch.jobs import format_jobs, read_jobs
-    from search.progress import format_status
     from search.status import read_status
 
     target = build_options(RunOptions, study=study, storage=storage, launch=launch).target
     with closing(read_storage(storage)) as opened:
         loaded = load_study(opened, study)
         record = read_record(loaded)
-        found = read_status(loaded, opened, record.config)
+        store = open_store(artifacts, storage, "checkpoints", read_only=True)
+        folder = local_folder(store, record.artifact_folder)
+        found = read_status(loaded, opened, record.config, checkpoints=folder)
         jobs = None
         if not target.is_local:
             jobs = read_jobs(create_launcher(target), record.artifact_folder, found.workers)

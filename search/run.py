@@ -25,22 +25,28 @@ import torch
 
 from rnn.errors import DeviceError
 from rnn.training.devices import assign_devices, resolve_device, trim_heap
+from search.display import (
+    QuietDisplay,
+    SafeConsole,
+    Ticker,
+    create_display,
+    explain_failure,
+    format_progress,
+)
 from search.errors import USER_ERRORS, ShutdownRequestedError, is_bug
 from search.launch.jobs import run_jobs
 from search.launch.launcher import JOB_VARIABLE, Launcher, name_worker
 from search.options import RunOptions, WorkerOptions
-from search.progress import explain_failure, format_progress
 from search.pruning.scheduler import PauseResumeScheduler
 from search.status import Status, StatusReader
 from search.study import StudyHandle, create_or_join, open_study
-from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display
 from search.worker.checkpoints import BestTrialFiles, TrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.worker import Worker
-from studies.artifacts import open_store
+from studies.artifacts import local_folder, open_store
 from studies.attributes import StudyRecord
 from studies.cli import EXIT_FAILURE, print_bug, run_with_exit_code
 from studies.errors import StorageLostError, StorageUnavailableError
@@ -159,7 +165,9 @@ def run_workers(
     storage, has_trained = handle.storage, RawValue(c_bool, False)
     with closing(storage), rescue_if_lost(storage), context or nullcontext():
         _print_study(console, handle, device)
-        reader = StatusReader(handle.study, storage, handle.config, options.workers)
+        checkpoints = open_store(options.artifacts, options.storage, "checkpoints")
+        folder = local_folder(checkpoints, handle.artifact_folder)
+        reader = StatusReader(handle.study, storage, handle.config, options.workers, folder)
         was_finished = reader.recent_status().is_finished
         failed_workers, failure = 0, ""
         with (

@@ -1,44 +1,62 @@
 """Progress of a study, read from its storage, and what a worker reports of its trials."""
 
 import contextlib
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial
 
 from rnn.config import TrialConfig
+from search.pruning.scheduler import compute_rungs
 from search.worker.claims import ClaimManager
 from studies.attributes import AuditLook, Failure
 from studies.best import Best, BestReader
 from studies.config import StudyConfig, to_trial_config
+from studies.space import COST_PARAMS
 from studies.storage.counts import (
     ActiveWorker,
+    RungCounts,
     TimingStats,
     TrialCounts,
+    count_at_rung,
     count_audited,
     count_retries,
     count_trials,
     read_active_workers,
+    read_leaders,
     timing_by_shape,
 )
 from studies.storage.reads import read_audit_looks, read_last_losses
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trials import StoredTrial
 
 READ_TIMEOUT = 2.0
-"""Seconds that a display waits for the storage before it shows the last known status."""
+"""Seconds that a worker waits for the storage before it takes the last known status."""
 
 RECENT_TIMEOUT = 0.5
-"""Seconds that a progress line waits for the storage before it shows the last known status."""
+"""Seconds that a display waits for the storage before it shows the last known status."""
+
+REFRESH_SECONDS = 2.0
+"""Interval between reads of the status for a display that is redrawn."""
+
+MEASURE_SECONDS = 10.0
+"""Shortest time between two measurements of the checkpoints."""
+
+LEADERS = 3
+"""Number of trials that a status names at the first rung."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial that a worker is training.
+    """A trial in the middle of its training.
 
     Attributes:
         number: number of the trial.
@@ -95,6 +113,40 @@ class WorkerCallbacks:
 
 
 @dataclass(frozen=True)
+class FirstRung:
+    """Trials of a pruned study at the first step at which they are compared.
+
+    Attributes:
+        step: step of the rung.
+        reached: number of grid trials that have trained to it.
+        leaders: those with the lowest losses there, the best first.
+        seconds_left: estimated time until all have; None if unknown.
+        is_at_least: whether that leaves out networks of sizes whose pace is not known yet.
+        seconds_to_end: time with the current workers if every trial were trained to the end; None
+            if unknown.
+    """
+
+    step: int
+    reached: int
+    leaders: Sequence[RunningTrial] = ()
+    seconds_left: float | None = None
+    is_at_least: bool = False
+    seconds_to_end: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the rung as ``--json`` prints it."""
+        leaders = [
+            {
+                "number": trial.number,
+                "architecture": trial.trial_config.label,
+                "loss": trial.smoothed_loss,
+            }
+            for trial in self.leaders
+        ]
+        return vars(self) | {"leaders": leaders}
+
+
+@dataclass(frozen=True)
 class Status:
     """Progress of a study.
 
@@ -107,6 +159,9 @@ class Status:
         audited: number of trials that are trained to the end whatever the pruner decides.
         looks: planned looks at these trials so far, by name.
         workers: workers that hold trials.
+        first_rung: trials at the first rung; None without pruning, and once every trial has begun
+            and one is complete.
+        checkpoint_bytes: size of the checkpoints; None if it is not measured, as in a bucket.
     """
 
     name: str
@@ -117,6 +172,8 @@ class Status:
     audited: int = 0
     looks: Mapping[str, AuditLook] = field(default_factory=dict)
     workers: Sequence[ActiveWorker] = ()
+    first_rung: FirstRung | None = None
+    checkpoint_bytes: int | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -131,6 +188,8 @@ class Status:
             **asdict(self.counts),
             "best": self.best.as_json() if self.best else None,
             "seconds_left": self.seconds_left,
+            "first_rung": self.first_rung.as_json() if self.first_rung else None,
+            "checkpoint_bytes": self.checkpoint_bytes,
             "retries": dict(self.retries),
             "audit": {
                 "trials": self.audited,
@@ -146,6 +205,7 @@ def read_status(
     config: StudyConfig,
     workers: int = 0,
     best_reader: BestReader | None = None,
+    checkpoints: Path | None = None,
 ) -> Status:
     """Read the progress of a study.
 
@@ -155,6 +215,7 @@ def read_status(
         config: config of the study.
         workers: minimum number of active workers, including those that hold no trial just now.
         best_reader: reader that a caller keeps for further calls.
+        checkpoints: folder of its checkpoints, to measure.
     """
     study_id = study._study_id
     with storage.reading() as connection:  # one for all queries
@@ -168,49 +229,90 @@ def read_status(
         alive = [each for each in holders if not each.is_expired]
         active = sum(1 if each.name else len(each.trials) for each in alive)
         active = max(active, workers)
-        seconds_left = None  # unknown while pruning decides how many waiting trials are needed
-        if not (config.pruning.enabled and counts.waiting):
-            timing = timing_by_shape(storage, study_id)
+        is_pruned = config.pruning.enabled
+        seconds_left = first_rung = None
+        if not (is_pruned and counts.waiting):  # else pruning decides how many are needed
+            timing = timing_by_shape(storage, study_id, _list_cost_params(config))
             seconds_left = estimate_seconds_left(timing, counts, active)
+        has_unstarted = counts.waiting > counts.paused
+        if is_pruned and (has_unstarted or (best is None and counts.finished < counts.planned)):
+            first_rung = _read_first_rung(storage, study_id, config, active)
         retries = count_retries(storage, study_id)
-        audited = count_audited(storage, study_id) if config.pruning.enabled else 0
+        audited = count_audited(storage, study_id) if is_pruned else 0
         looks = read_audit_looks(storage, study_id) if audited else {}
-    return Status(name, counts, best, seconds_left, retries, audited, looks, holders)
+    return Status(
+        name,
+        counts,
+        best,
+        seconds_left,
+        retries,
+        audited,
+        looks,
+        holders,
+        first_rung,
+        None if checkpoints is None else measure_folder(checkpoints),
+    )
 
 
-def read_running_trials(
-    study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig
-) -> list[RunningTrial]:
-    """Read the grid trials that are running now, by number."""
-    return [
-        RunningTrial(
-            trial.number,
-            to_trial_config(trial.params, config),
-            step,
-            config.training.steps,
-            loss,
-        )
-        for trial, step, loss in read_last_losses(storage, study._study_id)
-    ]
+def _read_first_rung(
+    storage: LeasedRDBStorage, study_id: int, config: StudyConfig, workers: int
+) -> FirstRung | None:
+    rungs = compute_rungs(config.training.steps, config.training.log_every)
+    if not rungs:
+        return None
+    step = rungs[0].step
+    shapes = count_at_rung(storage, study_id, step, _list_cost_params(config))
+    rung = estimate_first_rung(shapes, step, config.training.steps, workers)
+    leaders = read_leaders(storage, study_id, step, LEADERS)
+    return replace(
+        rung, leaders=[_to_running(trial, step, loss, config) for trial, loss in leaders]
+    )
+
+
+def _list_cost_params(config: StudyConfig) -> Sequence[str]:
+    """Return the parameters in which trials of different cost can differ."""
+    grid = config.grid
+    return COST_PARAMS if grid is None else [n for n in COST_PARAMS if n in grid.search_space]
+
+
+def _to_running(
+    trial: StoredTrial, step: int, loss: float | None, config: StudyConfig
+) -> RunningTrial:
+    trial_config = to_trial_config(trial.params, config)
+    return RunningTrial(trial.number, trial_config, step, config.training.steps, loss)
+
+
+def measure_folder(folder: Path) -> int:
+    """Return the bytes of the files in a folder; 0 if it cannot be read."""
+    size = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # removed meanwhile
+                size += entry.stat().st_size
+    return size
 
 
 class StatusReader:
     """Reads a study's progress for a display; returns the last known state during outages.
 
-    Args:
-        study: study to read.
-        storage: storage that holds it.
-        config: config of the study.
-        workers: minimum number of active workers.
+    Arguments are those of :func:`read_status`.
     """
 
     def __init__(
-        self, study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig, workers: int = 0
+        self,
+        study: optuna.Study,
+        storage: LeasedRDBStorage,
+        config: StudyConfig,
+        workers: int = 0,
+        checkpoints: Path | None = None,
     ) -> None:
         self.config = config
         self._study = study
         self._storage = storage
         self._workers = workers
+        self._checkpoints = checkpoints
+        self._checkpoint_bytes: int | None = None
+        self._measure_at = self._read_at = 0.0
         self._best_reader = BestReader(study, storage, config)
         self._claims: ClaimManager | None = None
         self._status = self._read()
@@ -227,26 +329,30 @@ class StatusReader:
     def read_status(self) -> Status:
         """Return the status, waiting up to :data:`READ_TIMEOUT`."""
         self._status = self._query(self._read, self._status)
-        return self._status
+        return replace(self._status, checkpoint_bytes=self._checkpoint_bytes)
 
     def recent_status(self) -> Status:
-        """Return the status, waiting up to :data:`RECENT_TIMEOUT`.
+        """Return the status, read at most every :data:`REFRESH_SECONDS`, for a display's thread.
 
-        May be called from any thread; raises nothing and reports no outage.
+        It waits up to :data:`RECENT_TIMEOUT`, raises nothing and reports no outage.
         """
 
         def read() -> None:
             self._status = self._read()
 
-        if self._claims is not None and not self._claims.unavailable_reason:
+        is_due = time.monotonic() >= self._read_at
+        if is_due and self._claims is not None and not self._claims.unavailable_reason:
             futures.wait([self._claims.submit(read)], RECENT_TIMEOUT)
-        return self._status
+            self._read_at = time.monotonic() + REFRESH_SECONDS
+        self._measure_checkpoints()
+        return replace(self._status, checkpoint_bytes=self._checkpoint_bytes)
 
     def read_running(self) -> list[RunningTrial]:
         """Return the running trials of all workers, waiting up to :data:`READ_TIMEOUT`."""
 
         def read() -> list[RunningTrial]:
-            return read_running_trials(self._study, self._storage, self.config)
+            rows = read_last_losses(self._storage, self._study._study_id)
+            return [_to_running(*row, self.config) for row in rows]
 
         self._running = self._query(read, self._running)
         return self._running
@@ -266,6 +372,14 @@ class StatusReader:
                 return query()
 
         return self._claims.ask(verify_and_query, timeout=READ_TIMEOUT, default=last)
+
+    def _measure_checkpoints(self) -> None:
+        """Measure the checkpoints in at most one percent of the time; a network may be slow."""
+        started_at = time.monotonic()
+        if self._checkpoints is not None and started_at >= self._measure_at:
+            self._checkpoint_bytes = measure_folder(self._checkpoints)
+            now = time.monotonic()
+            self._measure_at = now + max(MEASURE_SECONDS, 100 * (now - started_at))
 
 
 def estimate_seconds_left(
@@ -296,3 +410,38 @@ def estimate_seconds_left(
         for shape in shapes
     )
     return seconds / workers
+
+
+def estimate_first_rung(
+    shapes: Sequence[RungCounts], step: int, steps: int, workers: int
+) -> FirstRung:
+    """Estimate the time to the first rung, and the most that the study can take.
+
+    The pace of a shape is that of its trials that were paused or have ended.
+
+    Args:
+        shapes: number of trials before and after the rung, by shape.
+        step: step of the rung.
+        steps: steps of a whole training.
+        workers: number of active workers.
+
+    Returns:
+        The rung, without leaders. Without workers or any pace it has no times, and without the
+        pace of each shape that has unfinished trials no time to the end.
+    """
+    reached = sum(shape.reached for shape in shapes)
+    known = [shape for shape in shapes if shape.seconds_per_step is not None]
+    is_at_least = any(
+        shape.running + shape.waiting + shape.ahead for shape in shapes if shape not in known
+    )
+    if not (workers and known):
+        return FirstRung(step, reached)
+    to_rung = to_end = 0.0
+    for shape in known:
+        pace = (shape.seconds_per_step or 0.0) / workers
+        # Running trials are half done on average. The audited ones train to the end at once.
+        to_rung += pace * step * (shape.running / 2 + shape.waiting)
+        to_rung += pace * (steps - step) * shape.audited
+        to_end += pace * steps * (shape.running + shape.waiting)
+        to_end += pace * (steps - step) * shape.ahead
+    return FirstRung(step, reached, (), to_rung, is_at_least, None if is_at_least else to_end)

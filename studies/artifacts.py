@@ -215,6 +215,11 @@ def store_errors() -> tuple[type[Exception], ...]:
     return (*errors, Boto3Error, BotoCoreError, ClientError)
 
 
+def local_folder(store: Store, name: str) -> Path | None:
+    """Return a folder of a store; None in a bucket."""
+    return store.path / name if isinstance(store, AtomicFileStore) else None
+
+
 def store_location(store: Store, name: str) -> str:
     """Return the location of a file or folder of a store: a path or ``s3://BUCKET/NAME``."""
     if isinstance(store, AtomicFileStore):

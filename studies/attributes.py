@@ -108,6 +108,9 @@ ERROR = "error"
 SECONDS = "seconds"
 """User attribute: duration of the trial."""
 
+STEPS_PER_SECOND = "steps_per_second"
+"""User attribute: training steps per second."""
+
 RUNG = "rung"
 """User attribute: step at which the pruner last paused the trial."""
 

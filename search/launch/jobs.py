@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from search.display import QuietDisplay, SafeConsole
 from search.errors import LaunchError
 from search.launch.launcher import (
     Job,
@@ -24,7 +25,6 @@ from search.launch.shared_files import (
 from search.options import RunOptions, to_words
 from search.status import Status, StatusReader
 from search.study import StudyHandle
-from search.terminal import QuietDisplay, SafeConsole
 from search.worker.shutdown import ShutdownSignal
 from studies.storage.counts import ActiveWorker
 from studies.text import format_trials

@@ -26,6 +26,7 @@ from studies.attributes import (
     PAUSED,
     RETRY_COUNTS,
     SECONDS,
+    STEPS_PER_SECOND,
     Failure,
     VersionRecord,
     parse_trial_attribute,
@@ -121,6 +122,27 @@ class TimingStats:
     running: int = 0
     waiting: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RungCounts:
+    """Number of the trials of one shape before and after a rung, and their pace.
+
+    Attributes:
+        reached: number of trials that have trained to the rung.
+        running: number of running trials that have not.
+        waiting: number of waiting trials that have not.
+        ahead: number of unfinished trials that have.
+        audited: number of unfinished trials that no rung stops.
+        seconds_per_step: mean over the trials that were paused or have ended; None without any.
+    """
+
+    reached: int = 0
+    running: int = 0
+    waiting: int = 0
+    ahead: int = 0
+    audited: int = 0
+    seconds_per_step: float | None = None
 
 
 def count_statuses(statuses: Mapping[TrialStatus, int]) -> TrialCounts:
@@ -278,34 +300,105 @@ def has_replicates(storage: "LeasedRDBStorage", study_id: int) -> bool:
         return (connection.scalar(query) or 0) > 1
 
 
-def timing_by_shape(storage: "LeasedRDBStorage", study_id: int) -> list[TimingStats]:
-    """Return timings by cell, layers, state size and bptt_steps."""
-    trials = TRIALS.outerjoin(TRIAL_USER_ATTRS, is_attr(TRIAL_USER_ATTRS, SECONDS))
-    values = []
-    for name in COST_PARAMS:
-        param = TRIAL_PARAMS.alias()
-        is_param = (param.c.trial_id == TRIALS.c.trial_id) & (param.c.param_name == name)
-        trials = trials.outerjoin(param, is_param)
-        values.append(param.c.param_value)
-    stored = TRIAL_USER_ATTRS.c.value_json
-    is_number = stored.regexp_match(r"^[0-9]{1,15}(\.[0-9]+)?(e-?[0-9]{1,2})?$")
-    # SQLite orders bytes, which no regular expression matches, after all texts.
-    is_number = sa.case((stored.between("0", "a"), is_number), else_=sa.false())
+def timing_by_shape(
+    storage: "LeasedRDBStorage", study_id: int, names: Collection[str] = COST_PARAMS
+) -> list[TimingStats]:
+    """Return timings by cell, layers, state size and bptt_steps.
+
+    Args:
+        storage: storage that holds the study.
+        study_id: id of the study.
+        names: those parameters of :data:`studies.space.COST_PARAMS` that vary.
+    """
     is_complete = TRIALS.c.state == TrialState.COMPLETE
-    seconds = sa.func.avg(sa.case((is_complete & is_number, sa.cast(stored, sa.Float))))
+    seconds = sa.func.avg(sa.case((is_complete, _to_number(TRIAL_USER_ATTRS.c.value_json))))
     columns: list[sa.ColumnElement[Any]] = [
         sa.func.count(sa.case((TRIALS.c.state == state, 1)))
         for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
     ]
+    query = sa.select(*columns, sa.func.coalesce(seconds, 0.0))
+    with storage.reading() as connection:
+        rows: Any = connection.execute(_group_by_shape(query, study_id, SECONDS, names))
+        return [TimingStats(*row) for row in rows]
+
+
+def count_at_rung(
+    storage: "LeasedRDBStorage", study_id: int, step: int, names: Collection[str] = COST_PARAMS
+) -> list[RungCounts]:
+    """Count a study's grid trials before and after a step, by shape as :func:`timing_by_shape`."""
+    has_point = INTERMEDIATE_VALUES.c.trial_id.is_not(None)
+    is_running, is_waiting = (
+        TRIALS.c.state == state for state in (TrialState.RUNNING, TrialState.WAITING)
+    )
+    is_unfinished = is_running | is_waiting
+    conditions: list[sa.ColumnElement[bool]] = [
+        has_point,
+        is_running & ~has_point,
+        is_waiting & ~has_point,
+        is_unfinished & has_point,
+        is_unfinished & has_system_attr(AUDIT),
+    ]
+    rate = sa.func.nullif(_to_number(TRIAL_USER_ATTRS.c.value_json), 0.0)
+    columns: list[sa.ColumnElement[Any]] = [
+        sa.func.count(sa.case((condition, 1))) for condition in conditions
+    ]
+    query = sa.select(*columns, sa.func.avg(1.0 / rate))
+    with storage.reading() as connection:
+        rows: Any = connection.execute(
+            _group_by_shape(query, study_id, STEPS_PER_SECOND, names, step)
+        )
+        return [RungCounts(*row) for row in rows]
+
+
+def _group_by_shape(
+    query: sa.Select[Any], study_id: int, key: str, names: Collection[str], step: int | None = None
+) -> sa.Select[Any]:
+    """Select from grid trials, with a user attribute and the point at a step, by parameters."""
+    trials = TRIALS.outerjoin(TRIAL_USER_ATTRS, is_attr(TRIAL_USER_ATTRS, key))
+    if step is not None:
+        point = INTERMEDIATE_VALUES.c
+        is_point = (point.trial_id == TRIALS.c.trial_id) & (point.step == step)
+        trials = trials.outerjoin(INTERMEDIATE_VALUES, is_point)
+    values = []
+    for name in names:
+        param = TRIAL_PARAMS.alias()
+        is_param = (param.c.trial_id == TRIALS.c.trial_id) & (param.c.param_name == name)
+        trials = trials.outerjoin(param, is_param)
+        values.append(param.c.param_value)
+    query = query.select_from(trials).where(TRIALS.c.study_id == study_id, is_grid_trial())
+    return query.group_by(*values)
+
+
+def _to_number(stored: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """Return a stored text as a number; NULL if it is none."""
+    is_number = stored.regexp_match(r"^[0-9]{1,15}(\.[0-9]+)?(e-?[0-9]{1,2})?$")
+    # SQLite orders bytes, which no regular expression matches, after all texts.
+    is_number = sa.case((stored.between("0", "a"), is_number), else_=sa.false())
+    return sa.case((is_number, sa.cast(stored, sa.Float)))
+
+
+def read_leaders(
+    storage: "LeasedRDBStorage", study_id: int, step: int, limit: int
+) -> list[tuple[StoredTrial, float]]:
+    """Read the grid trials of the lowest losses at a step, and these losses, the lowest first."""
+    loss = INTERMEDIATE_VALUES.c.intermediate_value
     query = (
-        sa.select(*columns, sa.func.coalesce(seconds, 0.0))
-        .select_from(trials)
-        .where(TRIALS.c.study_id == study_id, is_grid_trial())
-        .group_by(*values)
+        sa.select(TRIALS.c.trial_id, loss)
+        .join_from(TRIALS, INTERMEDIATE_VALUES, INTERMEDIATE_VALUES.c.trial_id == TRIALS.c.trial_id)
+        .where(
+            TRIALS.c.study_id == study_id,
+            INTERMEDIATE_VALUES.c.step == step,
+            loss.between(-sys.float_info.max, sys.float_info.max),
+            is_grid_trial(),
+        )
+        .order_by(loss, TRIALS.c.number)
+        .limit(limit)
     )
     with storage.reading() as connection:
-        rows: Any = connection.execute(query)
-        return [TimingStats(*row) for row in rows]
+        losses = {row.trial_id: row.intermediate_value for row in connection.execute(query)}
+        trials = read_trials(storage, study_id, list(losses)) if losses else []
+    found = [(trial, losses[trial.trial_id]) for trial in trials]
+    return sorted(found, key=lambda each: each[1])
 
 
 def read_times(connection: Connection, study_id: int) -> tuple[datetime | None, datetime | None]:

@@ -14,7 +14,7 @@ from reports.hypotheses import write_hypotheses
 from reports.page.page import render_page
 from reports.page.sections import build_section
 from rnn_search import list_studies, load
-from search.progress import format_progress
+from search.display import format_progress
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 

@@ -14,9 +14,8 @@ from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
 from reports.page.page import write_report
 from rnn_search import load
-from search.progress import format_status
+from search.display import draw_status, format_status
 from search.status import RunningTrial
-from search.terminal import draw_status
 from studies.config import StudyConfig, to_trial_config
 from studies.management import list_studies
 from studies.storage.open import read_storage

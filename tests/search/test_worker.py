@@ -21,11 +21,11 @@ from rnn.tasks.corpus import TextData, load_corpus
 from rnn.tasks.tokenizer import TokenCorpus
 from rnn.training.evaluation import ContextLosses, compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainLoop
+from search.display import QuietDisplay
 from search.options import RunOptions
 from search.pruning.scheduler import PauseResumeScheduler
 from search.status import StatusReader, estimate_seconds_left
 from search.study import create_or_join
-from search.terminal import QuietDisplay
 from search.worker.checkpoints import BestTrialFiles, TrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget

@@ -1,10 +1,11 @@
-"""Output of a search to a log: progress at least every five seconds."""
+"""Output of a search: progress at least every five seconds, and what a pruned grid shows."""
 
 import logging
 import os
 import re
 import sys
 import threading
+from contextlib import closing
 from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -17,10 +18,22 @@ from optuna.trial import TrialState
 from process_runner import query, wait_until
 from test_worker import create_study
 
-from search.status import RECENT_TIMEOUT, StatusReader
-from search.terminal import PROGRESS_SECONDS, TICK_SECONDS, QuietDisplay, SafeConsole, Ticker
+from search.display import (
+    PROGRESS_SECONDS,
+    TICK_SECONDS,
+    QuietDisplay,
+    SafeConsole,
+    Ticker,
+    format_status,
+)
+from search.status import RECENT_TIMEOUT, StatusReader, estimate_first_rung, read_status
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
+from studies.storage.counts import RungCounts
+from tests.simulations.large_study import create_large_study
+
+SMALL = ["training.batch_size=2", "training.sequence_length=10", "evaluation.windows=2",
+         "evaluation.window_length=10"]  # fmt: skip
 
 
 @pytest.fixture
@@ -28,7 +41,7 @@ def clock(monkeypatch):
     """A clock that the test sets, and the lines that a console prints, each with its time."""
     clock = SimpleNamespace(now=0.0, lines=[])
     clock.monotonic = lambda: clock.now
-    monkeypatch.setattr("search.terminal.time", clock)
+    monkeypatch.setattr("search.display.time", clock)
     monkeypatch.setattr(
         SafeConsole, "print", lambda self, line, **_: clock.lines.append((clock.now, line))
     )
@@ -49,8 +62,7 @@ def test_log_is_never_silent_for_five_seconds(clock):
         if step % 30 == 0:
             console.print_line("trial")
         ticker.tick()
-    times = [0.0, *(time for time, _ in clock.lines), clock.now]
-    gaps = [after - before for before, after in pairwise(times)]
+    gaps = [after - before for (before, _), (after, _) in pairwise([(0.0, ""), *clock.lines])]
     assert max(gaps) < 5
     lines = [time for time, line in clock.lines if line == "progress"]
     assert min(b - a for a, b in pairwise(lines)) >= PROGRESS_SECONDS
@@ -78,9 +90,39 @@ def test_each_trial_is_a_line_and_a_notebook_has_one_bar(
     assert "\x1b" not in lines
     assert re.findall(r"^trial (\d) .* complete", lines, re.MULTILINE) == ["0", "1"]
     assert display.call_count == is_notebook
-    if is_notebook:
-        bar = display.return_value.update.call_args.args[0]["text/html"]
-        assert bar.startswith('<progress value="2" max="2"></progress> quick: 2 of 2 finished')
+    if is_notebook:  # IPython shows what this returns
+        shown = display.return_value.update.call_args.args[0]._repr_mimebundle_([], [])
+        assert "quick  2 of 2 finished" in shown["text/html"]
+
+
+def test_pruned_grid_shows_leaders_and_times_before_a_trial_ends(sqlite_url, text, tmp_path):
+    """They follow from what plain Optuna reads."""
+    (files := tmp_path / "files").mkdir()
+    (files / "trial-0.ckpt").write_bytes(bytes(3_000_000))
+    of_96 = {"pruning": True, "progress": 0.25, "corpus": str(text), "overrides": SMALL}
+    with closing((made := create_large_study(sqlite_url, 96, 40, **of_96)).storage):
+        status = read_status(made.study, made.storage, made.config, 8, checkpoints=files)
+        curves = {trial.number: trial.intermediate_values for trial in made.study.trials}
+        left = [trial.number for trial in made.study.trials if not trial.state.is_finished()]
+    passed = {number for number, curve in curves.items() if 100 in curve}
+    first = min(passed, key=lambda number: curves[number][100])
+    shown = format_status(status, made.config)
+    assert f"rung 1    {len(passed)} of 96 through step 100 (about " in shown
+    assert f"leading   {curves[first][100]:.4f} nats, trial {first}, 1×32" in shown
+    assert "disk      3.0 MB of checkpoints" in shown
+    rung, steps = status.as_json()["first_rung"], 2000 * len(left) - 100 * len(passed & {*left})
+    assert [rung["leaders"][0]["number"], rung["step"]] == [first, 100]
+    # The trials of this study make 150 to 166 steps per second.
+    assert steps / 166 < 8 * rung["seconds_to_end"] < steps / 150
+
+
+def test_time_to_the_first_rung_is_a_lower_bound_while_some_size_was_not_measured():
+    measured = RungCounts(3, running=2, waiting=4, ahead=3, audited=1, seconds_per_step=0.1)
+    rung = estimate_first_rung([measured], step=100, steps=1000, workers=2)
+    assert (rung.seconds_left, rung.seconds_to_end) == (pytest.approx(70), pytest.approx(435))
+    rung = estimate_first_rung([measured, RungCounts(waiting=5)], 100, 1000, workers=2)
+    assert (rung.seconds_left, rung.seconds_to_end) == (pytest.approx(70), None)
+    assert rung.is_at_least
 
 
 def test_search_stops_when_the_reader_of_its_output_exits(runner, sqlite_url, text, tmp_path):
@@ -93,20 +135,6 @@ def test_search_stops_when_the_reader_of_its_output_exits(runner, sqlite_url, te
         assert any(line.startswith("study quick: ") for line in reader)
     assert process.wait() == 1
     assert query(sqlite_url, "SELECT DISTINCT state FROM trials") == [("WAITING",)]
-
-
-def test_broken_pipe_in_another_thread_ends_the_main_thread_only(monkeypatch):
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w", encoding="utf-8") as stdout:
-        monkeypatch.setattr("sys.stdout", stdout)
-        console, returned = SafeConsole(), []
-        thread = threading.Thread(target=lambda: returned.append(console.print_line("line")))
-        thread.start()
-        thread.join()
-        assert returned == [None]
-        with pytest.raises(SystemExit):
-            console.exit_if_broken()
 
 
 def test_message_of_another_thread_is_printed_by_the_main_thread(capsys):
