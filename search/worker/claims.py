@@ -351,6 +351,7 @@ class ClaimManager:
             return [Claim(each, claim_token, self._lease_seconds, was_paused) for each in trials]
 
         def claim_others(trial: FrozenTrial) -> list[int]:
+            self._busy_since = None  # the size may take long, as when a library is compiled
             limit = lockstep_size(trial) - 1
             if limit < 1 or trial._trial_id in exclude or (was_paused and not other_ids):
                 return []

@@ -457,7 +457,7 @@ class TrialMachine(RuleBasedStateMachine):
         assert not extend_study(self.storages.main, *arguments), "it was extended meanwhile"
         self.edition += 1
 
-    @precondition(lambda self: len(self.finished) > 2)
+    @precondition(lambda self: len(self.finished) > 1)
     @rule(is_free=st.booleans())
     def delete(self, is_free):
         with permit(self.is_free(is_free), StudyHeldError):
