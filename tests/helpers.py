@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import sqlalchemy as sa
 from hooks import HANG_TIMEOUT
 from optuna.distributions import CategoricalDistribution
 
+from search.options import RunOptions
+from search.study import StudyHandle, create_or_join
 from studies.attributes import CorpusRecord, StudyRecord
 from studies.config import StudyConfig
 from studies.storage.changes import create_study
@@ -33,25 +35,28 @@ ROOT = Path(__file__).parents[1]
 QUICK = str(ROOT / "tests" / "quick.toml")
 """A study file for the tests: the 96 combinations of the switches at one learning rate."""
 
-TINY = (
-    "--set=training.steps=4",
-    "--set=training.batch_size=4",
-    "--set=training.sequence_length=8",
-    "--set=training.log_every=2",
-    "--set=evaluation.windows=2",
-    "--set=evaluation.window_length=8",
-    "--set=keep_weights=1",
+TINY_OVERRIDES = (
+    "training.steps=4",
+    "training.batch_size=4",
+    "training.sequence_length=8",
+    "training.log_every=2",
+    "evaluation.windows=2",
+    "evaluation.window_length=8",
+    "keep_weights=1",
 )
 """Overrides that make a trial take milliseconds."""
 
-ONE_TRIAL = (
-    *TINY,
-    "--set=space.state_source=['new']",
-    *(f"--set=space.{gate}_gate=[false]" for gate in ("input", "forget", "output", "state")),
-    "--set=space.residual=[true]",
-    "--set=space.state_size=[3]",
+ONE_TRIAL_OVERRIDES = (
+    *TINY_OVERRIDES,
+    "space.state_source=['new']",
+    *(f"space.{gate}_gate=[false]" for gate in ("input", "forget", "output", "state")),
+    "space.residual=[true]",
+    "space.state_size=[3]",
 )
 """Overrides of a study of one such trial; of several overrides of a key, the last one counts."""
+
+TINY = tuple(f"--set={override}" for override in TINY_OVERRIDES)
+ONE_TRIAL = tuple(f"--set={override}" for override in ONE_TRIAL_OVERRIDES)
 
 NO_SYNC = "-c fsync=off"
 """Options of a PostgreSQL server that need not survive a power failure."""
@@ -87,6 +92,19 @@ def create_small_study(storage: LeasedRDBStorage, count: int, name: str = "small
     distributions = {"x": CategoricalDistribution(tuple(range(count)))}
     create_study(storage, name, "loss", {}, distributions, trials)
     return load_study(storage, name)._study_id
+
+
+def join_study(
+    study: str | Path,
+    url: str,
+    overrides: Iterable[str] = (),
+    corpus: str | Path | None = None,
+    **options: Any,
+) -> StudyHandle:
+    """Create or join the study of a file, as ``rnn-search run`` and ``refine`` do."""
+    corpus = corpus and str(corpus)
+    given = {"study": str(study), "storage": url, "overrides": tuple(overrides), "corpus": corpus}
+    return create_or_join(RunOptions(**given | options))
 
 
 def study_attributes(config: StudyConfig, sha256: str = "ab", **others: Any) -> dict[str, Any]:

@@ -16,13 +16,19 @@ import optuna
 import pytest
 import sqlalchemy as sa
 import torch
-from helpers import EACH_DATABASE, ONE_TRIAL, QUICK, ROOT, TINY
+from helpers import (
+    EACH_DATABASE,
+    ONE_TRIAL,
+    ONE_TRIAL_OVERRIDES,
+    QUICK,
+    ROOT,
+    TINY,
+    join_study,
+)
 from invocation import require_refused, restored_process, unchanged
 from optuna.trial import TrialState
 
 from rnn.training.devices import supports_bf16
-from search.options import RunOptions
-from search.study import create_or_join
 from search.worker.shutdown import parse_duration
 from studies.cli import is_bug
 from studies.errors import ConfigError
@@ -47,9 +53,9 @@ def create_only(sqlite_url, text):
     """Create a study of one trial without running it."""
 
     def create(*overrides: str, **options: bool):
-        settings = (*(word.removeprefix("--set=") for word in ONE_TRIAL), *overrides)
-        given = {"study": QUICK, "storage": sqlite_url, "overrides": settings, "corpus": str(text)}
-        return create_or_join(RunOptions(**given, **options)).study
+        return join_study(
+            QUICK, sqlite_url, (*ONE_TRIAL_OVERRIDES, *overrides), text, **options
+        ).study
 
     return create
 
@@ -174,7 +180,7 @@ def test_many_trials_need_confirmation(create_only, monkeypatch):
 
 # ------------------------------------------------------------------ stored studies by their names
 
-SETTINGS = "\n".join(setting.removeprefix("--set=") for setting in ONE_TRIAL)
+SETTINGS = "\n".join(ONE_TRIAL_OVERRIDES)
 MINI = f"""
 seed = 4
 space.layers = [1, 2]
@@ -188,7 +194,7 @@ def mini(tmp_path, sqlite_url, text):
     """Create the study 'mini' of one trial from a TOML file, and remove the file."""
     path = tmp_path / "mini.toml"
     path.write_text(MINI)
-    joined = create_or_join(RunOptions(study=str(path), storage=sqlite_url, corpus=str(text)))
+    joined = join_study(path, sqlite_url, corpus=text)
     path.unlink()
     joined.storage.close()
     return joined.study

@@ -4,11 +4,8 @@ import os
 import shlex
 
 import pytest
-from helpers import ONE_TRIAL, QUICK, TEXT, TINY
+from helpers import ONE_TRIAL, ONE_TRIAL_OVERRIDES, QUICK, TEXT, TINY, join_study
 from invocation import invoke_command, require_refused, unchanged
-
-from search.options import RunOptions
-from search.study import create_or_join
 
 NINES = "9" * 5000
 LONG = "x" * 300
@@ -36,8 +33,11 @@ INVALID = {
     "run quick --precision fp8": "fp8",
     "run quick --precision tf32 --device cpu": "tf32 is not supported on cpu",
     """run quick '--set=precision="tf32"' --device cpu""": "tf32 is not supported on cpu",
-    "run quick --workers 0": "--workers",
-    "run quick --threads 0": "--threads",
+    "run quick --workers 0": "--workers is 0: input should be greater than or equal to 1",
+    "run quick --threads 2000": "--threads is 2000: input should be less than or equal to 1024",
+    "run quick --trial -1": "--trial is -1: input should be greater than or equal to 0",
+    "run quick --launch moon": "--launch has the value 'moon': expected local, slurm, ray or",
+    "run quick --launch-set a=1": "--launch-set requires --launch slurm or ray",
     "run quick --cancel": "--cancel requires --launch slurm or ray",
     "status quick --launch elsewhere": "elsewhere",
     "run quick --frobnicate": "--frobnicate",
@@ -123,16 +123,9 @@ def stored(tmp_path_factory):
     storage = ("--storage", f"sqlite:///{folder}/studies.db")
     done = invoke_command(*shlex.split(JOIN.format(tmp=folder)), *storage, cwd=folder, report=False)
     assert done.returncode == 0, done.stderr
-    settings = [word.removeprefix("--set=") for word in (*ONE_TRIAL, "space.layers=[1, 2]")]
-    options = RunOptions(
-        study=QUICK,
-        storage=storage[1],
-        name="wide",
-        corpus=f"{folder}/text",
-        precision="fp32",
-        overrides=tuple(settings),
-    )
-    create_or_join(options).storage.close()
+    settings = (*ONE_TRIAL_OVERRIDES, "space.layers=[1, 2]")
+    named = {"name": "wide", "precision": "fp32"}
+    join_study(QUICK, storage[1], settings, folder / "text", **named).storage.close()
     return folder
 
 

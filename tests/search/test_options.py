@@ -1,23 +1,20 @@
 """Options of searches: one model for command lines, calls in Python, worker processes and jobs."""
 
-import re
-
 import numpy as np
 import pytest
-from helpers import QUICK, TINY
+from helpers import QUICK, TINY_OVERRIDES
 
 from rnn.errors import CorpusError
-from rnn_search.cli import continue_search, run_search
+from rnn_search.cli import continue_search
 from search.options import RunOptions, WorkerOptions, build_options, to_words
 from search.study import create_or_join, open_study
 from studies.errors import ConfigError, ConfigMismatchError
 
-SETTINGS = tuple(word.removeprefix("--set=") for word in TINY)
-
 
 def create(url, text, *overrides, **options):
-    given = {"study": QUICK, "storage": url, "overrides": (*SETTINGS, *overrides)}
-    options = RunOptions(**given, corpus=str(text), **options)
+    settings = (*TINY_OVERRIDES, *overrides)
+    given = {"study": QUICK, "storage": url, "overrides": settings, "corpus": str(text)}
+    options = RunOptions(**given | options)
     handle = create_or_join(options)
     handle.storage.close()
     return options, handle
@@ -59,24 +56,3 @@ def test_worker_by_name_sets_nothing_that_the_study_decides(sqlite_url, text):
     with pytest.raises(CorpusError, match="give its current path with --corpus"):
         open_study("quick", sqlite_url, WorkerOptions())
     assert open_study("quick", sqlite_url, WorkerOptions(corpus=str(moved))).corpus is not None
-
-
-BAD = {
-    "--workers 0": "--workers is 0: input should be greater than or equal to 1",
-    "--threads 2000": "--threads is 2000: input should be less than or equal to 1024",
-    "--lockstep zero": "--lockstep is 'zero': expected auto or a positive integer",
-    "--lockstep 0": "--lockstep is 0: input should be greater than or equal to 1",
-    "--until soon": "--until is 'soon': invalid duration 'soon': expected seconds, or a duration",
-    "--trial -1": "--trial is -1: input should be greater than or equal to 0",
-    "--launch moon": "--launch has the value 'moon': expected local, slurm, ray or",
-    "--launch-set a=1": "--launch-set requires --launch slurm or ray",
-}
-
-
-@pytest.mark.parametrize("words", BAD)
-def test_bad_option_is_refused_in_one_line(words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=f"^{re.escape(BAD[words])}") as refused:
-        run_search.main(["quick", *words.split()], standalone_mode=False)
-    assert "\n" not in str(refused.value)
-    assert list(tmp_path.iterdir()) == []

@@ -1,13 +1,13 @@
 """Worker: recorded results, retries, requeued trials, and lockstep training."""
 
 import math
-from functools import cached_property, partialmethod
+from functools import cached_property
 from types import SimpleNamespace
 
 import optuna
 import pytest
 import torch
-from helpers import QUICK, TEXT
+from helpers import QUICK, TEXT, join_study
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 from process_runner import wait_until
@@ -17,25 +17,24 @@ from rnn.engines import build_network
 from rnn.errors import CorpusError, DeviceError
 from rnn.export import deserialize_model
 from rnn.network import count_parameters
-from rnn.tasks.corpus import TextData, load_corpus
+from rnn.tasks.corpus import TextData
 from rnn.tasks.tokenizer import TokenCorpus
 from rnn.training.evaluation import ContextLosses, compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainLoop
 from search.display import QuietDisplay
-from search.options import RunOptions
-from search.pruning.scheduler import PauseResumeScheduler
-from search.status import StatusReader, estimate_seconds_left
-from search.study import create_or_join
-from search.worker.checkpoints import BestTrialFiles, TrialFiles
+from search.options import RunOptions, WorkerOptions
+from search.run import run_workers
+from search.status import estimate_seconds_left
+from search.study import open_study
+from search.worker.checkpoints import TrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.lockstep import to_train_config
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
-from search.worker.worker import Worker
 from studies.artifacts import open_store
 from studies.attributes import Failure, TrialRecord
-from studies.config import StudyConfig, to_trial_config
+from studies.config import to_trial_config
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.storage.counts import TimingStats, TrialCounts, count_retries, count_trials
 from studies.storage.leases import PendingWrite
@@ -76,39 +75,23 @@ class RecordingCallbacks(QuietDisplay):
 
 def create_study(url, text, *overrides, **terms):
     """Create or join a study of the six networks, or of those that the overrides name."""
-    settings = (*SETTINGS, *overrides)
-    given = {"study": QUICK, "storage": url, "overrides": settings, "corpus": str(text)}
-    return create_or_join(RunOptions(**given, **terms))
+    return join_study(QUICK, url, (*SETTINGS, *overrides), text, **terms)
 
 
-def work(url, text, overrides=(), study=QUICK, threads=1, lockstep=None, artifacts=None, **terms):
+def work(url, text, overrides=(), study=QUICK, **terms):
+    """Work on a study as ``rnn-search run`` does; return its handle and the messages."""
     settings = (*(SETTINGS if study == QUICK else ()), *overrides)
     given = {"study": study, "storage": url, "overrides": settings, "corpus": text and str(text)}
-    joined = create_or_join(RunOptions(**given, **terms))
-    stores = (open_store(artifacts, url, kind) for kind in ("checkpoints", "weights"))
-    checkpoints, weights = (
-        TrialFiles(store, joined.artifact_folder, kind)
-        for store, kind in zip(stores, ("checkpoint", "safetensors"), strict=True)
-    )
-    reader = StatusReader(joined.study, joined.storage, joined.config)
-    with (
-        RecordingCallbacks() as callbacks,
-        ShutdownSignal() as stop,
-        ThreadBudget(threads) as budget,
-        ClaimManager(joined.storage, joined.study_id, "me", stop) as manager,
-    ):
-        device = torch.device("cpu")
-        best_weights = BestTrialFiles(
-            joined, weights, lambda read: manager.ask(read, after_flush=True, default=None)
-        )
-        trainer = Trainer(
-            joined, device, budget, checkpoints, callbacks, "me", lockstep, best_weights
-        )
-        scheduler = None
-        if joined.config.pruning.enabled:
-            scheduler = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
-        Worker(manager, trainer, reader.count_trials, stop, callbacks, scheduler=scheduler).run()
-    return joined, callbacks.messages
+    displays = []
+
+    def create_display(*arguments):
+        displays.append(RecordingCallbacks())
+        return displays[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("search.run.create_display", create_display)
+        name = run_workers(RunOptions(threads=1, **given | terms)).study
+    return open_study(name, url, WorkerOptions(corpus=given["corpus"])), displays[0].messages
 
 
 @pytest.fixture(scope="module")
@@ -122,76 +105,57 @@ def alone(tmp_path_factory):
 
 
 def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text, monkeypatch):
-    """Recompute every stored number; only replicates are evaluated on the test split."""
+    """Only replicates are evaluated on the test split."""
     read = []
     encode = TokenCorpus.test.func
     spied = cached_property(lambda self: read.append(1) or encode(self))
     spied.__set_name__(TokenCorpus, "test")
     monkeypatch.setattr(TokenCorpus, "test", spied)
-    work(sqlite_url, text, ["gate_inputs='candidate'"], precision="bf16")
+    searched, _ = work(sqlite_url, text, ["gate_inputs='candidate'"], precision="bf16")
     assert not read
-    refine = [
-        "refinement.top=1",
-        "refinement.variants=[{}]",
-        "refinement.replicates=2",
-        "training.steps=12",
-        "eval_split='test'",
-    ]
-    joined, _ = work(sqlite_url, None, refine, "quick-refined")
+    refine = ["refinement.top=1", "refinement.variants=[{}]", "refinement.replicates=2"]
+    refine += ["training.steps=12", "eval_split='test'"]
+    refined, _ = work(sqlite_url, None, refine, "quick-refined")
     assert read
-    for name, steps in (("quick", [4, 8]), ("quick-refined", [4, 8, 12])):
-        study = optuna.load_study(study_name=name, storage=sqlite_url)
-        config = StudyConfig.model_validate(study.user_attrs["config"])
-        assert (config.seed, config.precision) == (5, "bf16")
-        assert config.gate_inputs == "candidate"
-        corpus = load_corpus(study.user_attrs["corpus"]["name"])
-        for trial in study.trials:
+    for joined, steps in ((searched, [4, 8]), (refined, [4, 8, 12])):
+        config, corpus = joined.config, joined.corpus
+        assert (config.seed, config.precision, config.gate_inputs) == (5, "bf16", "candidate")
+        for trial in joined.study.trials:
             trial_config = to_trial_config(trial.params, config)
-            found, run = trial.user_attrs, trained(config, trial_config, corpus.train)
-            (curve,) = run.curves
-            assert list(curve) == steps
-            assert trial.intermediate_values == curve
-            assert found["training_loss"] == min(curve.values())
+            network = build_network([trial_config], config.seed, config.precision)
+            run = TrainLoop(network, TextData(corpus.train), to_train_config(config))
+            list(run.train())
+            assert [*trial.intermediate_values] == steps
+            assert trial.intermediate_values == run.curves[0]
             run.swap_in_averaged_weights()
-            held_out = select_eval_windows(corpus.validation, 3, 9)
-            losses = compute_eval_losses(run.stack, held_out)[0].double()
-            assert found["validation_loss"] == pytest.approx(losses.mean().item())
-            assert trial.value == found["validation_loss"]
-            expected = losses / math.log(2)
-            assert found["validation_bits_per_byte"] == pytest.approx(expected.mean().item())
-            error = expected.std().item() / math.sqrt(3)
-            assert found["validation_stderr"] == pytest.approx(error)
-            windows = trial.system_attrs["validation_windows"]
-            assert windows == pytest.approx(expected.tolist(), abs=1e-5)
-            if name == "quick":
-                assert "test_bits_per_byte" not in found
-            else:
-                tested = select_eval_windows(joined.corpus.test, 3, 9)
-                bits = compute_eval_losses(run.stack, tested)[0].double().mean().item()
-                assert found["test_bits_per_byte"] == pytest.approx(bits / math.log(2))
-                assert len(trial.system_attrs["test_windows"]) == 3
-            assert "recall_accuracy" not in found
-            context = ContextLosses(run.stack, held_out)
-            compute_eval_losses(run.stack, held_out, observers=[context])
-            assert found["context_bins"] == context.bins == [1, 2, 4]
+
+            def measure(text, run=run):
+                windows = select_eval_windows(text, 3, 9)
+                context = ContextLosses(run.stack, windows)
+                losses = compute_eval_losses(run.stack, windows, observers=[context])[0].double()
+                return losses.tolist(), losses.std().item() / math.sqrt(3), context
+
+            found = trial.user_attrs
+            losses, error, context = measure(corpus.validation)
+            bits = [loss / math.log(2) for loss in losses]
+            assert trial.value == found["validation_loss"] == pytest.approx(sum(losses) / 3)
+            assert found["validation_bits_per_byte"] == pytest.approx(sum(bits) / 3)
+            assert found["validation_stderr"] == pytest.approx(error / math.log(2))
+            assert trial.system_attrs["validation_windows"] == pytest.approx(bits, abs=1e-5)
+            assert found["context_bins"] == context.bins
             excess = context.excess[:, 0].mean(1) / math.log(2)
             assert found["context_excess"] == pytest.approx(excess.tolist(), abs=1e-4)
-            assert len(found["context_stderr"]) == 3
-            long = context.long.mean().item() / math.log(2)
-            assert found["context_loss"] == pytest.approx(long)
+            assert found["context_loss"] == pytest.approx(context.long.mean().item() / math.log(2))
+            if joined is searched:
+                assert "test_bits_per_byte" not in found
+            else:
+                losses, *_ = measure(corpus.test)
+                expected = pytest.approx(sum(losses) / 3 / math.log(2))
+                assert found["test_bits_per_byte"] == expected
             assert found["parameter_count"] == count_parameters(trial_config.architecture)
-            assert found["replicate"] == trial_config.replicate
             assert (found["seed"], found["threads"], found["precision"]) == (5, 1, "bf16")
-    assert {trial.params["replicate"] for trial in study.trials} == {1, 2}
-    assert len({trial.value for trial in study.trials}) == 2, "replicates are other networks"
-
-
-def trained(config, trial_config, text):
-    """Train a network alone with the settings of a study."""
-    network = build_network([trial_config], config.seed, config.precision)
-    run = TrainLoop(network, TextData(text), to_train_config(config))
-    list(run.train())
-    return run
+    assert {trial.params["replicate"] for trial in refined.study.trials} == {1, 2}
+    assert len({trial.value for trial in refined.study.trials}) == 2, "they are other networks"
 
 
 def test_trial_on_the_recall_corpus_records_its_accuracy(sqlite_url):
@@ -204,22 +168,24 @@ def test_trial_on_the_recall_corpus_records_its_accuracy(sqlite_url):
         work(sqlite_url, "recall:2", ["tokenizer='bpe:300'"], name="pairs")
 
 
-def test_value_is_that_of_the_objective(sqlite_url, text):
-    joined, _ = work(sqlite_url, text, ["objective='training'"])
-    for trial in joined.study.trials:
-        assert trial.value == min(trial.intermediate_values.values())
-        assert trial.value != trial.user_attrs["validation_loss"]
-    assert joined.study.metric_names == ["smoothed training loss"]
-    joined, _ = work(sqlite_url, text, ["objective='training-mean'"], name="mean")
-    for trial in joined.study.trials:
-        curve = trial.intermediate_values
-        last = [loss for step, loss in curve.items() if step > 0.75 * max(curve)]
-        assert 0 < len(last) < len(curve)
-        assert trial.value == pytest.approx(sum(last) / len(last))
-        assert trial.value == trial.user_attrs["training_mean_loss"]
-    assert joined.study.metric_names == ["mean training loss of the last quarter"]
-    other, _ = work(sqlite_url, text, name="other")
-    assert other.study.metric_names == ["validation loss"]
+@pytest.mark.parametrize(
+    ("objective", "metric", "attribute"),
+    [
+        ("training", "smoothed training loss", "training_loss"),
+        ("training-mean", "mean training loss of the last quarter", "training_mean_loss"),
+        ("validation", "validation loss", "validation_loss"),
+    ],
+)
+def test_value_is_that_of_the_objective(sqlite_url, text, objective, metric, attribute):
+    joined, _ = work(sqlite_url, text, [*ONE_NETWORK, f"objective='{objective}'"])
+    assert joined.study.metric_names == [metric]
+    (trial,) = joined.study.trials
+    assert trial.value == trial.user_attrs[attribute]
+    curve = trial.intermediate_values
+    assert trial.user_attrs["training_loss"] == min(curve.values())
+    last = [loss for step, loss in curve.items() if step > 0.75 * max(curve)]
+    assert 0 < len(last) < len(curve)
+    assert trial.user_attrs["training_mean_loss"] == pytest.approx(sum(last) / len(last))
 
 
 def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text, alone):
@@ -255,23 +221,17 @@ def test_training_continues_when_weights_cannot_be_saved(sqlite_url, text, monke
     assert "(no space left)" in warnings[0]
 
 
-def test_baseline_cells_bptt_steps_and_tokenizers_are_ordinary_trials(sqlite_url, tmp_path):
-    text, config = tmp_path / "text", tmp_path / "cells.toml"
-    text.write_bytes(b"the cat sat on the mat, and the dog sat on the cat. " * 100)
-    config.write_text(
-        "objective = 'validation'\ntokenizer = 'bpe:270'\n[space]\ncell = ['gru', 'lstm']\n"
-        "layers = [1]\nstate_size = [4]\nbptt_steps = [1, 3]\n"
+def test_tokens_are_learnt_and_losses_stated_per_byte(sqlite_url, tmp_path):
+    text = tmp_path / "text"
+    text.write_bytes(b"the cat sat on the mat, and the dog sat on it. " * 100)
+        b"the cat sat on the mat, and the dog sat on it. " * 100
     )
-    settings = [setting for setting in SETTINGS if not setting.startswith("space.")]
-    joined, messages = work(sqlite_url, text, settings, str(config))
-    assert messages == ["complete"] * 4
-    size = joined.token_corpus.tokenizer.size
-    assert joined.study.user_attrs["tokenizer"]["size"] == size > 256
-    for trial in joined.study.trials:
-        found, network = trial.user_attrs, to_trial_config(trial.params, joined.config).architecture
-        assert found["parameter_count"] == count_parameters(network, joined.spec)
-        a_token = found["validation_loss"] / math.log(2)
-        assert found["validation_bits_per_byte"] < a_token, "a token is more than a byte"
+    joined, messages = work(sqlite_url, text, [*ONE_NETWORK, "tokenizer='bpe:270'"])
+    assert messages == ["complete"]
+    assert joined.study.user_attrs["tokenizer"]["size"] == joined.token_corpus.tokenizer.size > 256
+    found = joined.study.trials[0].user_attrs
+    bits_per_token = found["validation_loss"] / math.log(2)
+    assert found["validation_bits_per_byte"] < bits_per_token
 
 
 def test_worker_updates_its_share_of_the_cores_between_steps(sqlite_url, text, monkeypatch):
@@ -309,9 +269,7 @@ def test_divergence_after_the_last_log_point_is_detected(sqlite_url, text):
     overrides = ["training.learning_rate=1e30", "training.steps=1", "training.log_every=1"]
     joined, messages = work(sqlite_url, text, overrides)
     assert set(messages) == {"diverged"}
-    for trial in joined.study.trials:
-        assert trial.state is TrialState.FAIL
-        assert trial.user_attrs["failure"] == "diverged"
+    assert {trial.user_attrs["failure"] for trial in joined.study.trials} == {"diverged"}
 
 
 def test_restarted_trial_replaces_its_curve(sqlite_url, text):
@@ -516,8 +474,7 @@ def test_worker_that_loses_one_trial_continues_with_the_others(sqlite_url, text,
     monkeypatch.setattr(Trainer, "train", noted)
     monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
     monkeypatch.setattr("search.worker.worker.POLL_INTERVAL", 0)
-    monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
-    joined, messages = work(sqlite_url, text, overrides, lockstep=6)
+    joined, messages = work(sqlite_url, text, overrides, lockstep=6, wait=False)
     assert messages.count("dropped: claimed by another worker after its lease expired") == 1
     assert messages.count("complete") == 5
     assert sizes == [6] * 2 + [5] * 18
@@ -541,8 +498,7 @@ def test_trial_lost_during_evaluation_leaves_other_values_unchanged(
 
     monkeypatch.setattr(Trainer, "_evaluate", losing)
     monkeypatch.setattr("search.worker.worker.POLL_INTERVAL", 0)
-    monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
-    joined, messages = work(sqlite_url, text, ["precision='fp32'"], lockstep=6)
+    joined, messages = work(sqlite_url, text, ["precision='fp32'"], lockstep=6, wait=False)
     assert messages.count("complete") == 5
     for trial, same in zip(joined.study.trials, alone, strict=True):
         if trial._trial_id not in gone:
