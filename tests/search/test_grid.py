@@ -5,14 +5,7 @@ import threading
 import optuna
 import pytest
 import sqlalchemy as sa
-from helpers import (
-    EACH_DATABASE,
-    ROOT,
-    DatabaseUse,
-    create_small_study,
-    run_simultaneously,
-    wait_for_others,
-)
+from helpers import ROOT, join_study
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 
@@ -20,15 +13,12 @@ from rnn.config import LATER_SWITCHES
 from rnn.errors import CorpusError
 from search.errors import GridExhaustedError
 from search.grid import NO_TRIAL_LEFT, GridSampler
-from search.options import RunOptions
 from search.run import wait_for_storage
-from search.study import create_or_join
 from search.worker.shutdown import ShutdownSignal
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS
 from studies.storage import changes
-from studies.storage.open import open_storage
 
 OVERRIDES = [
     "space.layers=[1, 2]",
@@ -55,9 +45,9 @@ def objective(trial: optuna.Trial) -> float:
     return a + b + len(c)
 
 
-def create(url: str, text: str) -> optuna.Study:
-    options = RunOptions(study="stage-one", storage=url, overrides=tuple(OVERRIDES), corpus=text)
-    return create_or_join(options).study
+@pytest.fixture
+def study(sqlite_url, text) -> optuna.Study:
+    return join_study("stage-one", sqlite_url, OVERRIDES, text).study
 
 
 def objective_of_stored_params(trial: optuna.Trial) -> float:
@@ -65,25 +55,6 @@ def objective_of_stored_params(trial: optuna.Trial) -> float:
     for name, distribution in trial.distributions.items():
         assert trial.suggest_categorical(name, distribution.choices) == trial.params[name]
     return 1.0 if len(trial.params) == 8 else trial.suggest_categorical("layers", [1, 2])
-
-
-def after_meeting(objective, wait_for_others):
-    """Return an objective that waits, once in each thread, until all threads have a trial."""
-    local = threading.local()
-
-    def run(trial: optuna.Trial) -> float:
-        if not hasattr(local, "has_met"):
-            local.has_met = True
-            wait_for_others()
-        return objective(trial)
-
-    return run
-
-
-def in_four_threads(objective):
-    """Return an objective that makes each of four threads run at least one trial."""
-    barrier = threading.Barrier(4)
-    return after_meeting(objective, lambda: barrier.wait(HANG_TIMEOUT))
 
 
 def check_each_ran_once(url: str) -> None:
@@ -98,25 +69,20 @@ def check_each_ran_once(url: str) -> None:
 # ------------------------------------------------------------------ studies of run_search.py
 
 
-def test_optimize_with_threads_runs_each_combination_once(sqlite_url, text):
-    create(sqlite_url, str(text)).optimize(in_four_threads(objective_of_stored_params), n_jobs=4)
+def test_optimize_with_threads_runs_each_combination_once(study, sqlite_url):
+    barrier, local = threading.Barrier(4), threading.local()
+
+    def meet_once(trial: optuna.Trial) -> float:
+        if not hasattr(local, "has_met"):
+            local.has_met = True
+            barrier.wait(HANG_TIMEOUT)
+        return objective_of_stored_params(trial)
+
+    study.optimize(meet_once, n_jobs=4)
     check_each_ran_once(sqlite_url)
 
 
-def optimize(url: str, text: str) -> None:
-    create(url, text).optimize(after_meeting(objective_of_stored_params, wait_for_others))
-
-
-@EACH_DATABASE
-def test_optimize_in_several_processes_runs_each_combination_once(url, text):
-    create(url, str(text))
-    run_simultaneously(optimize, [(url, str(text))] * 4)
-    check_each_ran_once(url)
-
-
-def test_failed_trial_does_not_skip_others(sqlite_url, text):
-    study = create(sqlite_url, str(text))
-
+def test_failed_trial_does_not_skip_others(study):
     def fails_once(trial: optuna.Trial) -> float:
         if trial.number == 5:
             raise RuntimeError("once")
@@ -128,8 +94,7 @@ def test_failed_trial_does_not_skip_others(sqlite_url, text):
     assert states[5] is TrialState.FAIL
 
 
-def test_finished_study_has_no_trial_for_plain_optuna(sqlite_url, text, monkeypatch):
-    study = create(sqlite_url, str(text))
+def test_finished_study_has_no_trial_for_plain_optuna(study, sqlite_url, monkeypatch):
     study.optimize(objective_of_stored_params)
     assert len(study.trials) == 16
     study.optimize(objective_of_stored_params)
@@ -191,10 +156,8 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
 
     def create(*overrides, **options):
         settings = (*OVERRIDES, *overrides)
-        given = {"study": "stage-one", "storage": sqlite_url, "corpus": str(text)}
-        options = RunOptions(**given, overrides=settings, **options)
         return wait_for_storage(
-            lambda: create_or_join(options),
+            lambda: join_study("stage-one", sqlite_url, settings, text, **options),
             lambda: 600,
             ShutdownSignal(),
             printed.append,
@@ -212,16 +175,6 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
         "storage available again",
     ]
     assert printed == outage * 2
-
-
-def test_number_of_statements_to_create_a_study_does_not_depend_on_its_size(sqlite_url):
-    storage = open_storage(sqlite_url)
-    use = DatabaseUse(storage)
-
-    def count(size):
-        return use.measure(lambda: create_small_study(storage, size, f"{size} trials"))[0]
-
-    assert count(4) == count(400)
 
 
 # ------------------------------------------------------------------ unions and absent parameters
@@ -262,8 +215,7 @@ def union(sqlite_url, text, tmp_path):
             assert old in content
             content = content.replace(old, new)
         path.write_text(content)
-        given = {"study": str(path), "storage": sqlite_url, "corpus": str(text)}
-        return create_or_join(RunOptions(**given, **options)).study
+        return join_study(path, sqlite_url, corpus=text, **options).study
 
     return open_study
 

@@ -7,16 +7,14 @@ from unittest.mock import Mock
 
 import hooks
 import pytest
-from helpers import TEXT
+from helpers import TEXT, join_study
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 from test_worker import RecordingCallbacks, create_study, work
 
 from search.errors import UnfinishedSourceError
-from search.options import RunOptions
 from search.pruning.policy import PruningPolicy
 from search.pruning.scheduler import PauseResumeScheduler, PruningDecisions, compute_rungs
-from search.study import create_or_join
 from search.worker.checkpoints import TrialFiles
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import Failure, TrialRecord
@@ -246,7 +244,8 @@ def test_paused_trials_without_checkpoints_restart_and_finish(
 def test_pruned_study_is_joined_with_the_same_pruning_settings_only(pruned, text):
     url = f"sqlite:///{pruned[0]}/studies.db"
     # A worker that says nothing about pruning prunes as its study does.
-    assert search(url, text, prune=False)[0].config.pruning.enabled
+    quiet = [setting for setting in GRID if not setting.startswith("pruning.")]
+    assert create_study(url, text, *quiet).config.pruning.enabled
     with pytest.raises(
         ConfigMismatchError, match=r"pruning\.enabled: True in the study, False here"
     ):
@@ -255,10 +254,6 @@ def test_pruned_study_is_joined_with_the_same_pruning_settings_only(pruned, text
         search(url, text, "pruning.keep=0.2")
     with pytest.raises(StudiesError, match=r"^\d+ trials are pruned.*start a wider study under"):
         search(url, text, "space.layers=[1, 2]", extend=True)
-
-
-def refine(url, *overrides):
-    return create_or_join(RunOptions(study="quick-refined", storage=url, overrides=overrides))
 
 
 def test_refinement_of_a_pruned_study_uses_the_kept_trials(pruned):
@@ -271,8 +266,8 @@ def test_refinement_of_a_pruned_study_uses_the_kept_trials(pruned):
         if trial.state is TrialState.COMPLETE
     )
     with pytest.raises(UnfinishedSourceError, match=r"pruned to its top 2 .*expected at most 2"):
-        refine(url, "refinement.top=0.2")
-    derived = refine(url, "refinement.variants=[{}]")
+        join_study("quick-refined", url, ["refinement.top=0.2"])
+    derived = join_study("quick-refined", url, ["refinement.variants=[{}]"])
     origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]
     assert origins == [[number] for _, number in values[:KEPT]]
     assert not derived.config.pruning.enabled, "pruning is not inherited"

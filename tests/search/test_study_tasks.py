@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import join_study
 from invocation import unchanged
 
 import rnn.own_code
 from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import TaskError
-from search.options import RunOptions
-from search.study import StudyHandle, create_or_join
+from search.study import StudyHandle
 from studies.config import to_trial_config
 from studies.errors import ConfigError, ConfigMismatchError
 
@@ -78,8 +78,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def open_study(*overrides: str, study: str = "mine.toml", **options) -> StudyHandle:
     settings = (*overrides, "precision='fp32'")
-    given = {"study": study, "storage": "sqlite:///studies.db", "overrides": settings}
-    joined = create_or_join(RunOptions(**given | options))
+    joined = join_study(study, options.pop("storage", "sqlite:///studies.db"), settings, **options)
     joined.storage.close()
     return joined
 
