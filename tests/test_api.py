@@ -264,6 +264,8 @@ def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty)
         ({"overrides": ["training.steps=4"]}, "overrides is .*: expected a dict such as"),
         ({"study": SETTINGS | {"space": CIRCULAR}}, r"settings.space\..* is nested too deeply"),
         ({"study": SETTINGS | {"space": {"cell": [object]}}}, "'path/to/file.py:object'"),
+        ({"launch": "nowhere"}, "expected local, slurm, ray or ray://HOST:PORT"),
+        ({"launch": "slurm", "launch_set": "time=1"}, "expected a dict such as"),
         ({"until": "soon"}, "until is 'soon': invalid duration 'soon': expected seconds, or "),
         ({"overrides": {"training.steps": object()}}, "training.steps is <object"),
         ({"overrides": {"training.steps": "4"}}, "^training.steps is '4'"),

@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 import small_searches
 from process_runner import CURVES, freeze_process, query
-from small_searches import assert_all_complete, error_of, finish, kill, stop
+from small_searches import assert_all_complete, error_of, finish, kill
 
 from studies.loader import read_study_record
 from studies.storage.open import load_study, open_storage
@@ -138,16 +138,6 @@ def test_trials_trained_in_lockstep_continue_in_lockstep(
 
 
 @pytest.mark.extended
-def test_stopped_trial_of_an_extended_study_continues_from_where_it_was(
-    search, held, new_gate, assert_equals_training_at_once
-):
-    stop(held(gate=new_gate(20), **FIVE))
-    said = finish(search("--extend", **LONGER))
-    assert "extended from 40 to 120 steps\n" in said
-    assert "trial 0 resumes from step 20" in said
-    assert_equals_training_at_once()
-
-
 def test_frozen_worker_that_wakes_after_an_extension_overwrites_nothing(
     search, held, new_gate, sqlite_url, assert_equals_training_at_once
 ):

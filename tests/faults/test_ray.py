@@ -24,9 +24,6 @@ from small_searches import (
     list_checkpoints,
 )
 
-from search.errors import LaunchError
-from search.launch.launcher import LaunchTarget, create_launcher
-
 pytestmark = pytest.mark.extended
 
 ANYWHERE_BUT_HEAD = f"--launch-set=resources={json.dumps(NOT_HEAD)}"
@@ -181,15 +178,3 @@ def test_resources_that_no_node_has_are_warned_about(search):
     assert "num_cpus=1, num_gpus=8, memory=1000000000000.0" in command.stdout
     command.send(signal.SIGINT)
     assert command.wait() == 130, command.output
-
-
-def test_other_version_of_ray_is_refused(cluster, monkeypatch):
-    import ray
-
-    monkeypatch.setattr(ray, "__version__", "2.0.0")
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    try:
-        with pytest.raises(LaunchError, match=r"Version mismatch.*2\.0\.0"):
-            create_launcher(LaunchTarget("ray"))
-    finally:
-        ray.shutdown()

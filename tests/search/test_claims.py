@@ -164,18 +164,11 @@ def test_training_continues_while_the_file_is_locked(
         wait_until(lambda: len(study.trial(claim).intermediate_values) == 3)
 
 
-@pytest.fixture
-def slow_claims(study, monkeypatch):
-    """Storage, and an event until which its claims wait."""
-    storage, is_open = open_storage(study.url), threading.Event()
+def test_claim_that_is_answered_after_a_shutdown_expires(study, clock, monkeypatch):
+    storage, is_open, stop = open_storage(study.url), threading.Event(), ShutdownSignal()
     claim = storage.claim
     monkeypatch.setattr(storage, "claim", lambda *args: is_open.wait(HANG_TIMEOUT) and claim(*args))
-    return storage, is_open
-
-
-def test_claim_that_is_answered_after_a_shutdown_expires(study, slow_claims, clock, monkeypatch):
     monkeypatch.setattr("search.worker.claims.SHUTDOWN_GRACE", 0.0)
-    (storage, is_open), stop = slow_claims, ShutdownSignal()
     with study.manager(storage=storage, stop=stop) as manager, study.manager("other") as other:
         stop.signal = 15
         with pytest.raises(ShutdownRequestedError):
@@ -185,22 +178,6 @@ def test_claim_that_is_answered_after_a_shutdown_expires(study, slow_claims, clo
         for _ in range(10):
             clock.advance(HANG_TIMEOUT / 4, manager, other)
         assert other.claim()[0].trial.number == 0
-
-
-def test_claim_that_is_answered_at_the_moment_of_a_shutdown_is_returned(
-    study, slow_claims, monkeypatch
-):
-    storage, is_open = slow_claims
-    with study.manager(storage=storage) as manager:
-
-        def give_up():
-            is_open.set()
-            wait_until(lambda: not manager._requests)
-            raise ShutdownRequestedError
-
-        monkeypatch.setattr(manager, "check", give_up)
-        (claim,) = manager.claim()
-        assert study.trial(claim).state is TrialState.RUNNING
 
 
 def test_what_is_reported_during_a_write_is_written_by_the_next_one(study, monkeypatch):

@@ -12,10 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import QUICK, ROOT, TINY_OVERRIDES
-from process_runner import wait_until_running
-from services import free_port
 
-import rnn_search
 from rnn.errors import DeviceError
 from search.errors import LaunchError
 from search.launch.jobs import build_worker_command, prepare_launch
@@ -30,7 +27,6 @@ from search.launch.slurm import write_script
 from search.options import RunOptions
 from search.run import find_device, run_workers
 from search.study import create_or_join
-from studies.errors import ConfigError
 
 SERVER = "postgresql+psycopg://me@host/studies"
 
@@ -44,23 +40,6 @@ def test_targets_and_their_settings_are_parsed():
     for text in ("", "Slurm", "ray://", "ray://head:x"):
         with pytest.raises(ValueError, match="expected local, slurm, ray or ray://HOST:PORT"):
             parse_target(text)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"launch": "nowhere"}, "expected local, slurm, ray or ray://HOST:PORT"),
-        ({"launch": "slurm", "launch_set": "time=1"}, "expected a dict such as"),
-        ({"launch_set": {"time": 90}}, "requires --launch slurm or ray"),
-    ],
-)
-def test_targets_in_python_are_checked_before_anything_is_written(
-    arguments, message, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=message):
-        rnn_search.run("quick", **arguments)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_worker_of_a_job_gets_the_name_of_the_study_and_a_marker(sqlite_url, text, tmp_path):
@@ -83,15 +62,6 @@ def test_worker_of_a_job_gets_the_name_of_the_study_and_a_marker(sqlite_url, tex
         )
         assert Path(command.marker.path).is_file()
         assert build_worker_command(options, handle).marker == command.marker, "one per folder"
-
-
-@pytest.mark.extended
-def test_worker_that_starts_while_the_storage_is_unavailable_waits_until_it_is_stopped(runner):
-    storage = f"postgresql+psycopg://me@127.0.0.1:{free_port()}/studies"
-    worker = runner.start("continue", "mine", f"--storage={storage}")
-    wait_until_running([worker], lambda: "waiting for it for up to" in worker.stdout)
-    worker.send(signal.SIGTERM)
-    assert worker.wait() == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:7"])
@@ -169,10 +139,14 @@ def test_file_on_a_disk_of_the_machine_is_not_shared(monkeypatch, device, is_sha
 # ------------------------------------------------------------------ SLURM
 
 
-def test_missing_command_of_slurm_is_named(monkeypatch):
+def test_missing_command_of_slurm_or_library_of_ray_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(LaunchError, match="needs the command sbatch, which is not on PATH"):
         create_launcher(LaunchTarget("slurm")).check()
+    monkeypatch.delitem(sys.modules, "search.launch.ray", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LaunchError, match=r"pip install 'rnn-search\[ray\]'"):
+        create_launcher(LaunchTarget("ray"))
 
 
 @pytest.fixture
@@ -221,13 +195,6 @@ def test_job_that_does_not_find_the_folder_of_checkpoints_stops_in_one_line(job,
 
 
 # ------------------------------------------------------------------ Ray
-
-
-def test_missing_library_is_refused_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.delitem(sys.modules, "search.launch.ray", raising=False)
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(LaunchError, match=r"pip install 'rnn-search\[ray\]'"):
-        create_launcher(LaunchTarget("ray"))
 
 
 def test_ray_cluster_that_does_not_answer_is_refused():

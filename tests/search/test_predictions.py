@@ -89,23 +89,6 @@ def test_predictions_are_calibrated(reached, seeds):
     assert (abs(errors) > 3).mean() < 0.02
 
 
-@pytest.mark.extended
-def test_similar_trials_improve_the_prediction_from_the_curve_alone():
-    errors, scales = [], []
-    for seed in range(10):
-        params, losses, values = simulate_grid(seed, spread=0.3)
-        complete = np.random.default_rng(seed).permutation(len(values))[:40]
-        observed = hide_unobserved(losses, values, complete, 1)
-        predictions = [predict(each, *observed) for each in (params, [{} for _ in params])]
-        others = predictions[0].scale > 0
-        errors.append([np.abs(each.mean - values)[others].mean() for each in predictions])
-        scales.append([each.scale[others].mean() for each in predictions])
-    error, error_of_curve = np.mean(errors, axis=0)
-    scale, scale_of_curve = np.mean(scales, axis=0)
-    assert error < 0.8 * error_of_curve
-    assert scale < 0.9 * scale_of_curve
-
-
 @settings(max_examples=8, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(0, 40), st.integers(0, 5))
 def test_predictions_do_not_depend_on_the_order_of_trials(random, complete, seed):

@@ -73,7 +73,7 @@ def pruned(tmp_path_factory):
     return search_in_new_folder(tmp_path_factory)
 
 
-def check_curves(joined, unpruned, tolerance):
+def check_curves(joined, unpruned):
     """Each trial is complete or pruned, with the same curve as without pruning."""
     assert len(joined.study.trials) == len(unpruned)
     for trial in joined.study.trials:
@@ -81,10 +81,10 @@ def check_curves(joined, unpruned, tolerance):
         TrialRecord.model_validate(trial.user_attrs)
         curve = trial.intermediate_values
         beginning = {step: reference.intermediate_values[step] for step in curve}
-        assert curve == pytest.approx(beginning, rel=tolerance, abs=0)
+        assert curve == beginning
         assert list(curve) == list(range(LOG_EVERY, max(curve) + 1, LOG_EVERY))
         if trial.state is TrialState.COMPLETE:
-            assert trial.value == pytest.approx(reference.value, rel=tolerance, abs=0)
+            assert trial.value == reference.value
             assert max(curve) == STEPS
             continue
         assert trial.state is TrialState.PRUNED
@@ -97,12 +97,9 @@ def check_curves(joined, unpruned, tolerance):
         assert f"at step {attributes['rung']} of {STEPS}: {predicted}" in attributes["reason"]
 
 
-def count_steps(joined):
-    return sum(max(trial.intermediate_values) for trial in joined.study.trials)
-
-
-def check_pruning(folder, joined, messages, unpruned, tolerance):
-    check_curves(joined, unpruned, tolerance)
+def test_best_trials_complete_and_pruned_curves_are_unchanged(pruned, unpruned):
+    folder, joined, messages = pruned
+    check_curves(joined, unpruned)
     ranked = sorted(unpruned.values(), key=lambda trial: trial.value)
     states = {tuple(trial.params.items()): trial.state for trial in joined.study.trials}
     kept = [states[tuple(trial.params.items())] is TrialState.COMPLETE for trial in ranked]
@@ -111,7 +108,6 @@ def check_pruning(folder, joined, messages, unpruned, tolerance):
     assert sum(kept[:wanted]) >= wanted - 1
     # Networks so small end close to each other: 11 to 20 of 24 complete, depending on the seed.
     assert sum(kept) < len(kept)
-    assert count_steps(joined) < STEPS * len(kept)
     # Paused trials resumed from their checkpoints, and no checkpoint is left.
     assert any("paused at step" in line for line in messages)
     assert "complete" in messages
@@ -123,15 +119,6 @@ def check_pruning(folder, joined, messages, unpruned, tolerance):
     assert isinstance(joined.study.pruner, NopPruner)
 
 
-def test_best_trials_complete_and_pruned_curves_are_unchanged(pruned, unpruned):
-    check_pruning(*pruned, unpruned, 0)
-
-
-@pytest.mark.extended
-def test_best_trials_complete_in_lockstep(sqlite_url, text, tmp_path, unpruned):
-    check_pruning(tmp_path, *search(sqlite_url, text, lockstep=8), unpruned, 1e-4)
-
-
 @pytest.mark.extended
 def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, monkeypatch):
     """A pause would lose the training so far."""
@@ -141,7 +128,7 @@ def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, m
 
     monkeypatch.setattr(TrialFiles, "write", refuse)
     joined, messages = search(sqlite_url, text, lockstep=1)
-    check_curves(joined, unpruned, 0)
+    check_curves(joined, unpruned)
     assert not any("paused" in line for line in messages)
     assert any("cannot write the checkpoint" in line and "(no room)" in line for line in messages)
 
@@ -177,7 +164,7 @@ def test_search_finishes_without_pruning_decisions(sqlite_url, text, unpruned, m
     monkeypatch.setattr(PruningPolicy, "prediction", property(fail))
     joined, messages = search(sqlite_url, text, lockstep=1)
     assert count_trials(joined.storage, joined.study_id).complete == TRIALS
-    check_curves(joined, unpruned, 0)
+    check_curves(joined, unpruned)
     error = "IndexError: no such thing"
     warning = f"warning: pruning decision failed ({error}); paused trials resume without it"
     assert warning in messages
@@ -235,7 +222,7 @@ def test_paused_trials_without_checkpoints_restart_and_finish(
 
     monkeypatch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end_again)
     joined, messages = search(sqlite_url, text, lockstep=1)
-    check_curves(joined, unpruned, 0)
+    check_curves(joined, unpruned)
     assert not any(re.search("resumes? from", line) for line in messages)
     assert any(before for before, _ in pauses)
     assert all(before < step for before, step in pauses)
