@@ -5,11 +5,9 @@ starts 190 workers on a server with PostgreSQL's default limit of 100 connection
 """
 
 import os
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from functools import partial
 from itertools import chain
 
 import hooks
@@ -21,12 +19,8 @@ from process_runner import wait_until
 from services import PostgreSQL
 from small_searches import assert_all_complete
 
-from search.status import WorkerCallbacks
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
-from search.worker.trainer import TrialResult
-from search.worker.worker import Worker
-from studies.storage.counts import count_trials
 from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.extended
@@ -36,54 +30,24 @@ WORKERS = int(os.environ.get("RNN_SEARCH_CROWD_WORKERS", "30"))
 CONNECTIONS = int(os.environ.get("RNN_SEARCH_CROWD_CONNECTIONS", "15"))
 
 
-class StubTrainer:
-    """Trainer that only records the numbers of its trials.
-
-    The first trial ends once a second worker has claimed one, so that claims do compete. Each
-    worker creates a file in the folder.
-    """
-
-    min_keep_probability = 0.5
-
-    def __init__(self, folder):
-        self.numbers = []
-        self._folder = folder
-
-    def lockstep_size(self, trial):
-        return 1
-
-    def lockstep_params(self, trial):
-        return ()
-
-    def train(self, claims, poll, decide):
-        (claim,) = claims
-        self.numbers.append(claim.trial.number)
-        claim.report(1, 1.0)
-        (self._folder / str(os.getpid())).touch()
-        while len(list(self._folder.iterdir())) < 2:
-            poll()
-            time.sleep(0.01)
-        yield claim, TrialResult(TrialState.COMPLETE, 1.0, {}, "complete")
-
-    def release_cores(self, *arguments):
-        """There are none, and no files."""
-
-    clean_up = release_cores
-
-
 def work(url, trials, folder):
     """Create storage and study unless they exist; return the numbers of the claimed trials.
 
-    Apart from the stub, this is the code of a search.
+    The first trial ends once a second worker has claimed one, so that claims do compete: each
+    worker creates a file in the folder.
     """
     hooks.make_patient()
-    storage = open_storage(url)
+    storage, numbers = open_storage(url), []
     study_id = create_small_study(storage, trials)
-    stop, trainer = ShutdownSignal(), StubTrainer(folder)
-    with ClaimManager(storage, study_id, f"stub/{os.getpid()}", stop) as manager:
-        count = partial(count_trials, storage, study_id)
-        Worker(manager, trainer, count, stop, WorkerCallbacks()).run()
-    return trainer.numbers
+    with ClaimManager(storage, study_id, f"stub/{os.getpid()}", ShutdownSignal()) as manager:
+        while claims := manager.claim():
+            (claim,) = claims
+            numbers.append(claim.trial.number)
+            claim.report(1, 1.0)
+            (folder / str(os.getpid())).touch()
+            wait_until(lambda: len(list(folder.iterdir())) > 1)
+            manager.finish(claim, TrialState.COMPLETE, 1.0, {})
+    return numbers
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("sqlite", 16), ("postgresql", 64)])

@@ -3,7 +3,7 @@
 import optuna
 import pytest
 import sqlalchemy as sa
-from helpers import EACH_DATABASE, QUICK, TINY_OVERRIDES, join_study, run_simultaneously
+from helpers import EACH_DATABASE, ONE_TRIAL_OVERRIDES, QUICK, join_study, run_simultaneously
 from optuna.trial import TrialState
 from process_runner import query
 
@@ -16,17 +16,10 @@ from studies.storage.leases import PendingWrite
 from studies.storage.reads import read_trials
 
 FOUR = [
-    *TINY_OVERRIDES,
+    *ONE_TRIAL_OVERRIDES,
     "precision='fp32'",
-    "space.layers=[1]",
     "space.state_size=[3, 4]",
-    "space.input_gate=[false]",
-    "space.output_gate=[false]",
-    "space.forget_gate=[false]",
-    "space.state_gate=[false]",
-    "space.residual=[true]",
     "space.state_source=['new', 'both']",
-    "space.exclude=[]",
 ]
 """Settings of four trials of 4 steps."""
 

@@ -15,10 +15,7 @@ from search.worker.lockstep import auto_lockstep
 
 TRAINING = [setting for setting in SETTINGS if not setting.startswith("space.")]
 
-GATED = """
-precision = "fp32"
-
-[space]
+SWITCHES = """
 input_gate = [false]
 output_gate = [false]
 state_gate = [true]
@@ -28,6 +25,8 @@ state_source = ["new"]
 layers = [2]
 state_size = [4]
 """
+
+GATED = f"precision = 'fp32'\n[space]{SWITCHES}"
 
 CELLS = """
 import torch
@@ -150,19 +149,12 @@ def test_gated_networks_of_several_optimizers_and_switches_train_together(
         assert result == pytest.approx(others[params], rel=1e-5)
 
 
-UNION = """
+UNION = f"""
 precision = "fp32"
 
 [[space]]
 cell = ["gated", "lstm"]
-input_gate = [false]
-output_gate = [false]
-state_gate = [true]
-residual = [true]
-forget_gate = [false, true]
-state_source = ["new"]
-layers = [2]
-state_size = [4]
+{SWITCHES}
 training.learning_rate = [0.001, 0.02]
 
 [[space]]
@@ -174,7 +166,10 @@ training.learning_rate = [0.001, 0.02, 0.03]
 """
 
 
-def test_union_of_cells_trains_each_kind_in_its_own_stacks(sqlite_url, text, study, stacks):
+def test_union_of_cells_trains_each_kind_in_its_own_stacks(
+    sqlite_url, text, study, stacks, monkeypatch
+):
+    monkeypatch.setattr("search.study.certify_cells", lambda *_: None)
     path = study(UNION)
     joined, said = work(sqlite_url, text, TRAINING, study=path)
     assert len(joined.study.trials) == 4 + 2 + 6 + 6
@@ -216,12 +211,25 @@ def all_options(state_size, layers=2):
 PLAIN = TrialConfig(GatedConfig(False, False, False, False, False, "new", 3, 32))
 
 
-def test_cpu_trains_small_networks_in_lockstep_and_large_ones_alone(monkeypatch):
-    monkeypatch.setattr(lockstep, "pays_off", lambda *args: False)  # as without a compiler
-    assert auto_lockstep(all_options(32, 1), 256, "fp32", CPU) == 32
-    assert auto_lockstep(all_options(64), 32, "fp32", CPU) == 32
-    assert auto_lockstep(all_options(64), 256, "fp32", CPU) == 1
-    assert auto_lockstep(TrialConfig(cell_config("TorchGRU", 1, 8)), 8, "fp32", CPU) == 1
+@pytest.mark.parametrize(
+    ("library", "threads", "config", "batch_size", "expected"),
+    [
+        (True, 1, all_options(32, 1), 256, 8),
+        (True, 12, all_options(32, 1), 256, 12),
+        (True, 50, all_options(32, 1), 256, 32),
+        # As without a compiler: small networks in lockstep, large ones alone.
+        (False, 1, all_options(32, 1), 256, 32),
+        (False, 1, all_options(64), 32, 32),
+        (False, 1, all_options(64), 256, 1),
+        (False, 1, TrialConfig(cell_config("TorchGRU", 1, 8)), 8, 1),
+    ],
+)
+def test_cpu_trains_small_networks_in_lockstep(
+    monkeypatch, library, threads, config, batch_size, expected
+):
+    monkeypatch.setattr(lockstep, "pays_off", lambda *args: library)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert auto_lockstep(config, batch_size, "fp32", CPU) == expected
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
@@ -230,13 +238,6 @@ def test_lockstep_size_is_limited_by_memory(monkeypatch, device):
     for memory, expected in ((10 * size, 8), (1, 1)):
         monkeypatch.setattr(lockstep, "available_memory", lambda device, memory=memory: memory)
         assert auto_lockstep(PLAIN, 256, "fp32", device) == expected
-
-
-@pytest.mark.parametrize(("threads", "expected"), [(1, 8), (12, 12), (50, 32)])
-def test_cpu_trains_few_networks_in_lockstep_by_the_library(monkeypatch, threads, expected):
-    monkeypatch.setattr(lockstep, "pays_off", lambda *args: True)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert auto_lockstep(all_options(32, 1), 256, "fp32", CPU) == expected
 
 
 @pytest.mark.parametrize(
