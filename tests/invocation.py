@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 from click.testing import CliRunner
 from hooks import run_program
@@ -71,6 +72,26 @@ def unchanged(folder: Path) -> Iterator[None]:
     before = _read_content(folder)
     yield
     assert _read_content(folder) == before
+
+
+@contextlib.contextmanager
+def refused(
+    error: type[Exception] | tuple[type[Exception], ...], message: str, folder: Path | None = None
+) -> Iterator[None]:
+    """Require that a block raises an error of one line with a message, and leaves a folder as is.
+
+    Args:
+        error: classes of the error.
+        message: part of its line.
+        folder: folder that must be :func:`unchanged`; None for none.
+    """
+    kept = contextlib.nullcontext() if folder is None else unchanged(folder)
+    with kept, pytest.raises(error) as raised:
+        yield
+    line = str(getattr(raised.value, "message", raised.value))
+    assert message in line, line
+    assert len(line.splitlines()) == 1, line
+    assert not any(secret in line for secret in SECRETS)
 
 
 def _read_content(folder: Path) -> dict[str, object]:

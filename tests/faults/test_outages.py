@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy
 from helpers import NO_SYNC, QUICK, TINY
 from hooks import HANG_TIMEOUT, Clock, Hooks
+from invocation import refused
 from process_runner import query, wait_until
 from services import PostgreSQL, SlowNetwork
 from small_searches import (
@@ -326,8 +327,8 @@ def test_start_exits_after_the_outage_limit_at_its_time_limit_or_by_a_signal(
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ("tester@", "guarded:wr0ng@", 'password authentication failed for user "guarded"'),
-        ("tester@", "stranger:wr0ng@", 'role "stranger" does not exist'),
+        ("tester@", "guarded:s3cret@", 'password authentication failed for user "guarded"'),
+        ("tester@", "stranger:s3cret@", 'role "stranger" does not exist'),
         ("/test_", "/missing_", "does not exist"),
         ("127.0.0.1", "no-such-host.invalid", "failed to resolve host 'no-such-host.invalid'"),
     ],
@@ -338,10 +339,8 @@ def test_start_does_not_wait_for_a_refused_address(server, search_url, old, new,
         server.execute("CREATE ROLE guarded LOGIN PASSWORD 'r1ght'")
         server.require_password("guarded")
     url = search_url.replace(old, new)
-    with pytest.raises(StorageError, match=f"^storage postgresql.*{reason}") as refused:
+    with refused(StorageError, reason):
         run_workers(RunOptions(study=QUICK, storage=url, overrides=("outage.seconds=1",)))
-    assert "wr0ng" not in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("command", "words"), [(status, ["quick"]), (reports, ["quick"])])

@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from helpers import ROOT, join_study
 from hooks import HANG_TIMEOUT
+from invocation import refused
 from optuna.trial import TrialState
 
 from rnn.config import LATER_SWITCHES
@@ -283,9 +284,9 @@ def test_union_is_extended_in_each_of_its_tables_and_by_new_ones(union):
 @pytest.mark.parametrize(
     ("replacement", "message"),
     [
-        (("layers = [2]", "layers = [3]"), r"has space 1: layers = \[2\], not \[3\]: --extend exp"),
-        (("layers = [1]", "layers = [3, 1]"), r"has space 2: layers = \[1\], not \[3, 1\]"),
-        (('"gru", "lstm"', '"gru"'), r"has space 1: cell = \['gru', 'lstm'\], not \['gru'\]"),
+        (("layers = [2]", "layers = [3]"), "has space 1: layers = [2], not [3]: --extend exp"),
+        (("layers = [1]", "layers = [3, 1]"), "has space 2: layers = [1], not [3, 1]"),
+        (('"gru", "lstm"', '"gru"'), "has space 1: cell = ['gru', 'lstm'], not ['gru']"),
         (
             ('optimizer = ["adam", "sgd"]', 'optimizer = ["adam", "sgd"]\nbptt_steps = [1, 2]'),
             "has 7 trials without bptt_steps, which they would have: --extend expected",
@@ -304,9 +305,8 @@ def test_union_is_extended_in_each_of_its_tables_and_by_new_ones(union):
 def test_extension_that_would_change_existing_trials_is_refused(union, replacement, message):
     study = union()
     before = study.trials
-    with pytest.raises((ConfigMismatchError, ConfigError), match=message) as refused:
+    with refused((ConfigMismatchError, ConfigError), message):
         union(replacement, extend=True)
-    assert "\n" not in str(refused.value)
     assert study.trials == before
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import QUICK, ROOT, TINY_OVERRIDES
+from invocation import refused
 
 from rnn.errors import DeviceError
 from search.errors import LaunchError
@@ -95,10 +96,10 @@ def test_storage_that_is_another_on_each_machine_is_warned_of(url, is_warned, mo
     ("options", "message"),
     [
         ({"storage": "sqlite:///x.db"}, "expected a server, as in --storage"),
-        ({"storage": "postgresql+psycopg://me:secret@host/x"}, "expected it in PGPASSWORD"),
-        ({"storage": f"{SERVER}?password=secret"}, "PGPASSWORD"),
-        ({"storage": f"{SERVER}?sslpassword=secret"}, "PGPASSWORD"),
-        ({}, "folder of checkpoints .* in the temporary folder"),
+        ({"storage": "postgresql+psycopg://me:s3cret@host/x"}, "expected it in PGPASSWORD"),
+        ({"storage": f"{SERVER}?password=s3cret"}, "PGPASSWORD"),
+        ({"storage": f"{SERVER}?sslpassword=s3cret"}, "PGPASSWORD"),
+        ({}, "in the temporary folder of this machine"),
         ({"artifacts": "shared"}, "folder of logs"),
     ],
 )
@@ -109,11 +110,8 @@ def test_job_that_could_not_reach_what_it_needs_is_refused_in_one_line(
     monkeypatch.setenv(SHARED_VARIABLE, str(tmp_path / "shared"))
     monkeypatch.chdir(tmp_path)
     options = {"storage": SERVER} | options
-    with pytest.raises(LaunchError, match=message) as refused:
+    with refused(LaunchError, message, tmp_path):
         prepare_launch(RunOptions(study="quick", launch="slurm", **options))
-    assert "secret" not in str(refused.value)
-    assert "\n" not in str(refused.value)
-    assert {path.name for path in tmp_path.iterdir()} == {"shared"}
 
 
 def test_corpus_that_workers_on_other_machines_do_not_find_is_refused(sqlite_url, text, tmp_path):
@@ -208,10 +206,8 @@ def test_options_that_ray_does_not_take_are_refused_in_one_line(monkeypatch, set
     ray = pytest.importorskip("search.launch.ray", exc_type=ImportError)
     monkeypatch.setattr(ray, "join_cluster", lambda address: "")
     launcher = create_launcher(parse_target("ray", [setting]))
-    with pytest.raises(LaunchError, match="Ray refuses --launch-set: ") as refused:
+    with refused(LaunchError, "Ray refuses --launch-set: "):
         launcher.check()
-    assert setting.partition("=")[0] in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 def test_workers_that_would_end_with_their_command_are_refused(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import ROOT, study_attributes
+from invocation import refused
 from optuna.trial import TrialState
 
 from rnn.config import TrialConfig
@@ -146,11 +147,10 @@ def test_pipe_in_place_of_weights_is_refused_in_one_line(sqlite_url, tmp_path):
     (weights,) = tmp_path.glob("studies.db.weights/*/trial-1.safetensors")
     weights.unlink()
     os.mkfifo(weights)
-    line = r"the weights of trial 1 cannot be read \(not a regular file\)"
+    line = "the weights of trial 1 cannot be read (not a regular file)"
     for command, words in ((sample, ["made"]), (export, ["made", str(tmp_path / "out")])):
-        with pytest.raises((SavedModelError, WeightsNotFoundError), match=line) as refused:
+        with refused((SavedModelError, WeightsNotFoundError), line):
             command.main([*words, "--trial", "1", "--storage", sqlite_url], standalone_mode=False)
-        assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from invocation import refused
 
 from rnn.errors import TaskError
 from search import task_check
@@ -59,9 +60,8 @@ def load(folder: Path, body: str = RUNNING, method: str = ""):
     ids=["global", "kept", "train", "held-out", "mean", "raises", "others", "log", "hash"],
 )  # fmt: skip
 def test_task_that_would_mislead_is_refused(tmp_path, body, method, line):
-    with pytest.raises(TaskError, match=line.replace("(", r"\(").replace(")", r"\)")) as refused:
+    with refused(TaskError, line):
         certify_task(load(tmp_path, body, method), 16)
-    assert "\n" not in str(refused.value)
 
 
 def test_fault_of_the_program_is_not_blamed_on_the_task(tmp_path, monkeypatch):
