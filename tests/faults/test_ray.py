@@ -4,13 +4,12 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 
 import psutil
 import pytest
-from helpers import ROOT
+from helpers import ROOT, copy_checkout
 from hooks import HANG_TIMEOUT, Hooks
 from process_runner import SETTINGS, query, search_starter, wait_until, wait_until_running
 from ray_service import COMMAND, NOT_HEAD, RayCluster
@@ -134,9 +133,7 @@ def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
 ):
     cluster = cluster_with_dashboard
     folder = tmp_path / "clone"
-    for package in ("reports", "rnn", "rnn_search", "search", "studies"):
-        shutil.copytree(ROOT / package, folder / package, ignore=only_code)
-    shutil.copy(ROOT / "run_search.py", folder)
+    copy_checkout(folder)
     page = (ROOT / "docs" / "how-to" / "many-machines.md").read_text()
     (script,) = (block for block in re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
                  if "--launch ray" in block and block.startswith("export"))  # fmt: skip
@@ -165,11 +162,6 @@ def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
     assert f"stopped {job[0]}" in finish(search("--cancel", "--name=stage-one", on=cluster))
     wait_until(lambda: not psutil.pid_exists(pid))
     assert query(postgresql_url, STATES) == [("WAITING",)]
-
-
-def only_code(folder, names):
-    """Leave out databases and other output of searches."""
-    return [name for name in names if "." in name and not name.endswith((".py", ".toml"))]
 
 
 def test_resources_that_no_node_has_are_warned_about(search):

@@ -200,32 +200,27 @@ def test_paused_trials_without_checkpoints_restart_and_finish(
     sqlite_url, text, tmp_path, unpruned, monkeypatch
 ):
     """They restart, and are not paused again before the step of the last pause."""
-    paused = []
+    paused: list[int] = []
 
     def on_trial_end(self, event):
         self.messages.append(event.message)
-        paused.extend(["x"] * event.is_paused)
+        if event.is_paused:
+            paused.append(max(event.trial.intermediate_values, default=0))
 
+    monkeypatch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end)
     with monkeypatch.context() as patch:
-        patch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end)
         patch.setattr(ShutdownSignal, "requested", property(lambda self: len(paused) > 30))
         joined, _ = search(sqlite_url, text, lockstep=1)
     assert count_trials(joined.storage, joined.study_id).paused > 10
     (folder,) = tmp_path.glob("*.checkpoints")
     shutil.rmtree(folder)
-    pauses = []
-
-    def on_trial_end_again(self, event):
-        if event.is_paused:
-            before = max(event.trial.intermediate_values, default=0)
-            pauses.append((before, int(event.message.removeprefix("paused at step "))))
-
-    monkeypatch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end_again)
+    paused.clear()
     joined, messages = search(sqlite_url, text, lockstep=1)
     check_curves(joined, unpruned)
     assert not any(re.search("resumes? from", line) for line in messages)
-    assert any(before for before, _ in pauses)
-    assert all(before < step for before, step in pauses)
+    steps = [int(line.split()[-1]) for line in messages if line.startswith("paused at step ")]
+    assert any(paused)
+    assert all(before < step for before, step in zip(paused, steps, strict=True))
 
 
 def test_pruned_study_is_joined_with_the_same_pruning_settings_only(pruned, text):

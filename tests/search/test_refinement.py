@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from helpers import QUICK, TINY_OVERRIDES, join_study
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 
 from search.derive import derive_trials
 from search.errors import UnfinishedSourceError
@@ -97,26 +96,6 @@ def test_too_few_complete_trials_are_rejected():
         UnfinishedSourceError, match=r"2 complete trials, but refinement.top = 0.5 needs 5"
     ):
         derive_trials(study, TrialCounts(2, diverged=8), config(top=0.5))
-
-
-def test_best_trials_of_the_grid_are_derived_from_once(sqlite_url, text):
-    space = ("space.layers=[1]", "space.state_size=[3]")
-    first = join_study(QUICK, sqlite_url, TINY_OVERRIDES + space, text)
-    count = len(first.study.sampler.combinations)
-    for value in range(count):
-        trial_id = first.storage.claim(first.study_id, "me")
-        first.storage.finish(trial_id, "me", TrialState.COMPLETE, value, {}, {2: 0.5, 4: 0.25})
-    first.study.add_trial(create_trial(value=-1.0))
-    best = first.study.trials[0].params
-    first.storage.close()
-
-    settings = (*TINY_OVERRIDES, "refinement.top=2")
-    for _ in ("derive", "join"):
-        derived = join_study("quick-refined", sqlite_url, settings, text)
-        derived.storage.close()
-    assert best in derived.study.sampler.combinations
-    origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]
-    assert {number for numbers in origins for number in numbers} == {0, 1}
 
 
 def test_many_derived_trials_need_confirmation_before_they_are_listed():

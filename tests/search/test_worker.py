@@ -254,15 +254,6 @@ def test_waiting_worker_releases_its_cores(sqlite_url, text, monkeypatch):
     assert seen[:2] == ["release", "wait"]
 
 
-def test_order_of_the_trials_depends_on_the_seed_of_the_study(sqlite_url, text):
-    def order(seed):
-        joined = create_study(sqlite_url, text, f"seed={seed}", name=f"seed {seed}")
-        return [trial.params for trial in joined.study.trials]
-
-    assert order(1) != order(2)
-    assert sorted(order(1), key=repr) == sorted(order(2), key=repr)
-
-
 def test_divergence_after_the_last_log_point_is_detected(sqlite_url, text):
     overrides = ["training.learning_rate=1e30", "training.steps=1", "training.log_every=1"]
     joined, messages = work(sqlite_url, text, overrides)
