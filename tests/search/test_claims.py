@@ -4,6 +4,7 @@ import sqlite3
 import threading
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import sqlalchemy as sa
@@ -94,27 +95,11 @@ def test_values_and_heartbeats_are_written_during_a_long_step(study, clock, capl
 OUTAGE = sa.exc.OperationalError("COMMIT", {}, Exception("server closed the connection"))
 
 
-@pytest.fixture
-def broken(study, monkeypatch):
-    """Storage, and a list that has its transactions fail once it is not empty."""
-    storage, errors = open_storage(study.url), []
-    transaction = storage.transaction
-
-    def unreliable():
-        if errors:
-            raise errors[0]
-        return transaction()
-
-    monkeypatch.setattr(storage, "transaction", unreliable)
-    return storage, errors
-
-
-def test_worker_waits_for_an_outage_up_to_the_limit_or_a_shutdown(study, broken, monkeypatch):
-    storage, errors = broken
-    stop = ShutdownSignal()
+def test_worker_waits_for_an_outage_up_to_the_limit_or_a_shutdown(study, monkeypatch):
+    storage, stop = open_storage(study.url), ShutdownSignal()
     with study.manager(storage=storage, stop=stop, outage=0.5) as manager:
         (claim,) = manager.claim()
-        errors.append(OUTAGE)
+        monkeypatch.setattr(storage, "transaction", Mock(side_effect=OUTAGE))
         claim.report(1, 2.0)
         wait_until(lambda: manager.unavailable_reason)
         assert manager.ask(lambda: "an answer", default="none") == "none"

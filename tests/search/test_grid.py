@@ -105,14 +105,13 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
     lost = sa.exc.OperationalError("COMMIT", {}, Exception("gone"), connection_invalidated=True)
 
     def fail_once(function):
-        moments = iter([moment])
+        calls = []
 
         def unreliable(*args):
-            failing = next(moments, None)
-            if failing == "before":
-                raise lost
-            result = function(*args)
-            if failing == "after":
+            calls.append(args)
+            if len(calls) > 1 or moment == "after":
+                result = function(*args)
+            if len(calls) == 1:
                 raise lost
             return result
 
