@@ -1,11 +1,7 @@
 """Scale on which losses are predicted: bad trials differ less on it than good ones.
 
-What a bad trial ends at hardly matters for who is among the best, but a regression follows those
-that are far from the others: from a few networks that learn nothing, a line through all of them
-predicts that the middle ones stay where they are.
-
-Losses that fall towards 0, as of networks that solve a task, differ by factors. Where they span a
-decade, the scale is that of their logarithms: on a linear one, all that are small are equal.
+A regression would otherwise follow the bad ones, which hardly matter. Losses that fall towards 0
+differ by factors: where they span a decade, their logarithms take their place.
 """
 
 import math
@@ -32,8 +28,7 @@ class LossScale:
 
     Attributes:
         median: loss from which the scale is logarithmic; by default the scale is linear.
-        width: excess over it at which differences count half; what a linear scale takes for a
-            great difference.
+        width: excess over it at which differences count half.
         least: if positive, logarithms take the place of losses, and median and width are theirs;
             it takes the place of a loss of 0.
     """
@@ -75,13 +70,9 @@ class LossScale:
         return replace(self, median=self.median / divisor, width=self.width / divisor)
 
     def shift(self, reference: Floats, losses: Floats) -> "LossScale":
-        """Return the same scale for later losses of the same trials.
+        """Return the same scale for later losses of the trials of reference, NaN where missing.
 
         A trial that keeps its lead over the others keeps it on both scales.
-
-        Args:
-            reference: losses on this scale, NaN where missing.
-            losses: later losses, NaN where missing.
         """
         is_known = np.isfinite(losses) & np.isfinite(reference)
         if self.median == math.inf or not is_known.any():

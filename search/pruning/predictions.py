@@ -1,14 +1,13 @@
 """Predict the final values of unfinished trials from their curves and from similar trials.
 
 For a trial that has reached a rung, Bayesian linear regression predicts the difference between its
-final value and its loss at that rung from its curve, its parameters and all pairs of parameters.
+final value and its loss at that rung from its curve, its parameters and all pairs of parameters, on
+the scale of :mod:`search.pruning.loss_scale`.
 
-Losses and values are predicted on a scale on which bad trials differ less than good ones
-(:mod:`search.pruning.loss_scale`).
-
-The noise of the trials that a policy promotes is that of good ones. Audited trials show that of bad
-ones as well, which may be ten times as large: once there is one, predictions of a regression with
-equal noise and of one with unequal noise are mixed (:mod:`search.pruning.regression`).
+Audited trials show the noise of bad networks as well, which may be ten times that of the good ones
+that a policy promotes: once there is one, predictions of a regression with equal noise, which
+follows a few noisy networks, and of one with unequal noise, which takes a few that fall late for
+noise, are mixed.
 
 Trials stop early because of what was observed, which can be ignored if every observation enters the
 model (Rubin, *Inference and Missing Data*, 1976). The last rung is therefore predicted first, and
@@ -74,12 +73,7 @@ class Prediction:
         return replace(self, mean=self.mean[mask], scale=self.scale[mask])
 
     def correct(self, bias: Floats, factor: Floats) -> "Prediction":
-        """Return the predictions, shifted by their scales and with other scales.
-
-        Args:
-            bias: (N,) shift of each location, in scales.
-            factor: (N,) factor of each scale.
-        """
+        """Return predictions shifted by (N,) ``bias``, in scales, with scales times ``factor``."""
         compressed, slope = self.losses.compress(self.mean), self.losses.slope(self.mean)
         moved = self.losses.expand(compressed + bias * self.scale * slope)
         mean = np.where(self.scale > 0, moved, self.mean)
@@ -87,10 +81,7 @@ class Prediction:
         return replace(self, mean=mean, scale=scale)
 
     def compute_scores(self, values: Floats) -> Floats:
-        """Return how many scales each trial's value lies above its location, (N,).
-
-        On the scale of losses, as all distributions are.
-        """
+        """Return how many scales each trial's value lies above its location, (N,)."""
         mean, scale = self._compressed
         scores: Floats = (self.losses.compress(values) - mean) / scale
         return scores
@@ -231,7 +222,7 @@ class _RungData:
     groups: Sequence[Indices]
 
     def equals(self, other: "_RungData") -> bool:
-        """Return whether all is equal; a design only if it is the same object."""
+        """Return whether all is equal, and the design the same object."""
         if self.design is not other.design or len(self.groups) != len(other.groups):
             return False
         return all(
@@ -296,10 +287,7 @@ def _curve_features(losses: Floats, rung: int) -> tuple[Floats, Floats]:
 
 
 def _weak_prior(losses: Floats) -> tuple[float, float]:
-    """Return a value below all losses, and a variance that expresses that little is known.
-
-    The value is for trials without a loss: none that has one is to exclude them.
-    """
+    """Return a value below all losses, for trials without one, and a large variance."""
     seen = losses[~np.isnan(losses)]
     variance = float(4 * seen.var()) if seen.size > 1 else 1.0
     least = float(seen.min()) - 4 * math.sqrt(variance) if seen.size else 0.0

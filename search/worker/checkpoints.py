@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 import tenacity
@@ -74,19 +74,12 @@ _KILLED_EARLY = (
 _VERSION_LABELS = {"code": "training code", "torch": "PyTorch"}
 """Names of the fields of a :class:`VersionRecord` in messages."""
 
-_T = TypeVar("_T")
-
 _logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def warn_of_errors(action: str, consequence: str = "") -> Iterator[None]:
-    """Log an error, such as a full disk or an unreachable bucket, as a warning, and end the block.
-
-    Args:
-        action: what cannot be done then.
-        consequence: what follows, after a semicolon.
-    """
+    """Log an error, such as a full disk, as a warning that an action failed; end the block."""
     try:
         yield
     except Exception as error:
@@ -94,16 +87,7 @@ def warn_of_errors(action: str, consequence: str = "") -> Iterator[None]:
 
 
 class TrialFiles:
-    """Files of one kind, one for each trial of a study.
-
-    Args:
-        store: artifact store.
-        folder: folder of the study in the store.
-        kind: kind of the files.
-
-    Attributes:
-        kind: kind of the files.
-    """
+    """Files of one kind, one for each trial of a study, in its folder of an artifact store."""
 
     def __init__(self, store: Store, folder: str, kind: Kind) -> None:
         self.kind = kind
@@ -150,19 +134,14 @@ class TrialFiles:
         return {int(name[1]) for name in names if name}
 
     def evict(self, ranking: Sequence[int], count: int) -> None:
-        """Remove the files of ranked trials after the best ones.
-
-        Args:
-            ranking: numbers of trials, the best first; files of other trials are kept.
-            count: number of trials whose files are kept.
-        """
+        """Remove the files of ranked trials, the best first, but the first ``count``."""
         for number in self.list_trials().intersection(ranking[count:]):
             self.remove(number)
 
     def clear(self) -> None:
-        """Remove what no finished trial needs; call it when all are. A bucket has nothing left.
+        """Remove what a finished study does not need: checkpoints, and what killed writers left.
 
-        That is what killed writers left, and all checkpoints of unfinished trials.
+        A bucket has nothing left.
         """
         if not isinstance(self._store, AtomicFileStore):
             return
@@ -173,13 +152,6 @@ class TrialFiles:
 
     def _name(self, number: int) -> str:
         return f"{self._folder}/trial-{number}.{self.kind}"
-
-
-class StorageQuery(Protocol):
-    """How queries are run: :meth:`search.worker.claims.ClaimManager.ask` after a flush."""
-
-    def __call__(self, query: Callable[[], _T], /) -> _T | None:
-        """Run a query; return None if the storage does not answer soon."""
 
 
 class BestTrialFiles:
@@ -196,15 +168,14 @@ class BestTrialFiles:
 
     Args:
         handle: the study.
-        files: the files: weights, or checkpoints of complete trials. The setting ``keep_weights``
-            or ``keep_checkpoints`` says of how many trials.
-        query: runs a query of the storage.
-
-    Attributes:
-        files: the files.
+        files: weights, or checkpoints of complete trials. The setting ``keep_weights`` or
+            ``keep_checkpoints`` says of how many trials.
+        query: runs a query of the storage; returns None if that does not answer soon.
     """
 
-    def __init__(self, handle: "StudyHandle", files: TrialFiles, query: StorageQuery) -> None:
+    def __init__(
+        self, handle: "StudyHandle", files: TrialFiles, query: Callable[[Callable[[], Any]], Any]
+    ) -> None:
         self.files = files
         self._handle = handle
         self._query = query
@@ -224,11 +195,7 @@ class BestTrialFiles:
         return self._count > 0
 
     def select(self, values: Mapping[int, float]) -> set[int]:
-        """Return which trials, about to be complete, have a file to write.
-
-        Args:
-            values: objective values by trial number.
-        """
+        """Return which trials, about to be complete with these values, have a file to write."""
         if not self._count:
             return set()
         if math.isinf(self._count) or self._best.has_replicates:
@@ -261,7 +228,6 @@ class BestTrialFiles:
                 self.files.evict([number for number, _ in ranking], count)
 
     def _evict_runs(self, count: int) -> None:
-        """Remove files of replicates that are no longer needed."""
         if (found := self._query(self._best.read_ranking)) is None:
             return
         trials, ranking = found
@@ -281,13 +247,7 @@ def _limit(setting: int | Literal["all"]) -> float:
 
 
 class CheckpointManager:
-    """Resumes trials from their checkpoints, and writes these.
-
-    Args:
-        handle: the study.
-        checkpoints: checkpoints of unfinished trials.
-        final_checkpoints: those of complete trials; None if none are kept.
-    """
+    """Resumes trials from their checkpoints, final ones if those are kept, and writes these."""
 
     def __init__(
         self,
@@ -340,12 +300,7 @@ class CheckpointManager:
             self._checkpoints.remove(number)
 
     def _read(self, claim: Claim, missing: dict[str, list[FrozenTrial]]) -> TrainState | None:
-        """Return the train state of a trial's checkpoint.
-
-        Args:
-            claim: claim of the trial.
-            missing: trials without a checkpoint, by reason; the trial is added to them.
-        """
+        """Return the train state of a trial's checkpoint; add a missing one to ``missing``."""
         config, number = self._handle.config, claim.trial.number
         try:
             settings = to_train_config(config, claim.trial.params)
@@ -402,7 +357,7 @@ class CheckpointManager:
         )
 
     def _warn_of_other_versions(self, states: Mapping[Claim, TrainState | None]) -> None:
-        """Warn of other versions that trained these trials, unless the worker was warned before."""
+        """Warn once of other versions that trained these trials."""
         resumed = [state for state in states.values() if state]
         used = {
             "code": {each for state in resumed for each in state.source_hashes},
@@ -459,12 +414,7 @@ def checkpoint_identity(
 
 
 def _continue_to_end(state: TrainState, train_config: TrainConfig, old_steps: int) -> TrainState:
-    """Return the state of a training to more steps, given that of the training to fewer.
-
-    Args:
-        state: state of the training to fewer steps, or the same.
-        train_config: settings of the training to more steps.
-        old_steps: number of steps of the training that wrote the state.
+    """Return the state of a training, given that of the training to fewer steps, or the same.
 
     Raises:
         CheckpointError: if weights that its average lacks, or should lack, are part of the average
@@ -552,13 +502,11 @@ def _describe_mixing(used: Mapping[str, Collection[str]]) -> str:
     """Describe versions that differ from those of this process; "" if none does."""
     current = current_versions().model_dump()
     others = {name: sorted({*used[name]} - {current[name]}) for name in _VERSION_LABELS}
-    differing = {label: name for name, label in _VERSION_LABELS.items() if others[name]}
+    differing = [(label, name) for name, label in _VERSION_LABELS.items() if others[name]]
     if not differing:
         return ""
-    earlier = " and ".join(
-        f"{label} {', '.join(others[name])}" for label, name in differing.items()
-    )
-    own = " and ".join(f"{label} {current[name]}" for label, name in differing.items())
+    earlier = " and ".join(f"{label} {', '.join(others[name])}" for label, name in differing)
+    own = " and ".join(f"{label} {current[name]}" for label, name in differing)
     return (
         f"{earlier} so far; this worker trains with {own}; to avoid mixing them, stop and use the "
         "earlier version"
@@ -568,12 +516,7 @@ def _describe_mixing(used: Mapping[str, Collection[str]]) -> str:
 def earlier_versions(
     trial: FrozenTrial, state: TrainState | None
 ) -> Mapping[str, list[str] | None]:
-    """Return the attributes that record the other versions that trained a trial before.
-
-    Args:
-        trial: the trial as it was claimed.
-        state: state that it resumes from; None for step 0.
-    """
+    """Return the attributes that record other versions that trained a claimed trial before."""
     current = current_versions()
     code = [each for each in state.source_hashes if each != current.code] if state else []
     torch = [each for each in state.torch_versions if each != current.torch] if state else []
