@@ -239,7 +239,9 @@ class BestTrialFiles:
 
     def _read_ranking(self, count: int) -> list[tuple[int, float]] | None:
         storage, study_id = self._handle.storage, self._handle.study_id
-        return self._query(lambda: top_trials(storage, study_id, count))
+        ranking: list[tuple[int, float]] | None
+        ranking = self._query(lambda: top_trials(storage, study_id, count))
+        return ranking
 
 
 def _limit(setting: int | Literal["all"]) -> float:

@@ -49,8 +49,7 @@ def lock_dir() -> Path:
 class ThreadBudget:
     """A worker's share of the cores; a context manager that takes and releases it.
 
-    A folder that cannot be used, or that other users may write to, never stops the worker: it
-    trains as if it were alone, with a warning.
+    A folder that cannot be used never stops the worker: it trains as if alone, with a warning.
 
     Args:
         fixed: fixed number of threads; None for an equal share of the cores that workers with a
@@ -132,11 +131,7 @@ class ThreadBudget:
             return None
 
     def _list_active(self, folder: Path) -> list[str]:
-        """Return the sorted names of the lock files of running workers.
-
-        Raises:
-            OSError: if the folder cannot be read, or is no longer private.
-        """
+        """Return the sorted names of the lock files of running workers."""
         _require_private(folder)
         # By the name first: anything else in the folder is left alone.
         paths = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
@@ -144,11 +139,7 @@ class ThreadBudget:
 
 
 def _require_private(folder: Path) -> None:
-    """Require a folder of this user that others cannot write to; tighten its mode if necessary.
-
-    Raises:
-        OSError: if it is missing, a link, not a folder, or another user's.
-    """
+    """Require a folder of this user, else OSError; keep others from writing to it."""
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(f"{folder} is not a folder")

@@ -45,11 +45,7 @@ class EvalResult:
 
 
 class Evaluator:
-    """Evaluates networks by the settings of a study.
-
-    Args:
-        handle: the study; the test split is read only if its config asks for it.
-    """
+    """Evaluates networks by the settings of a study; it reads a test split only if they say so."""
 
     def __init__(self, handle: StudyHandle) -> None:
         self._handle = handle
@@ -108,27 +104,24 @@ class Evaluator:
             batch = self._held_out(task, split, count, length)
             return evaluate_sequences(stack, task, batch, count, on_step)
 
+        is_test = split == "test"
         attributes: list[dict[str, Any]] = []
         for result in evaluate():
             losses = result.losses
             measured: dict[str, Any] = {
                 f"{split}_loss": float(losses.mean()),
                 f"{split}_windows": [float(f"{loss:.6g}") for loss in losses.tolist()],
+                "test_metrics" if is_test else "metrics": result.metrics,
             }
             if len(losses) > 1:
                 measured[f"{split}_stderr"] = float(_stderr(losses))
-            if split == "test":
-                measured["test_metrics"] = result.metrics
-            else:
-                measured["metrics"] = result.metrics
-                if result.slices:
-                    measured["slices"] = result.slices
+            if result.slices and not is_test:
+                measured["slices"] = result.slices
             attributes.append(measured)
-        if split == "validation":
-            for length in task.eval_lengths:
-                for measured, result in zip(attributes, evaluate(length), strict=True):
-                    loss = float(result.losses.mean())
-                    measured.setdefault("length_losses", {})[length] = loss
+        for length in () if is_test else task.eval_lengths:
+            for measured, result in zip(attributes, evaluate(length), strict=True):
+                loss = float(result.losses.mean())
+                measured.setdefault("length_losses", {})[length] = loss
         return attributes
 
     def _evaluate_validation(
@@ -178,26 +171,18 @@ class Evaluator:
 def mean_training_loss(curve: Mapping[int, float], steps: int) -> float:
     """Return the mean of the smoothed training loss over the last quarter of the steps.
 
-    Networks of a study that are at the same step read the same text, and the minimum of a curve is
-    at one log point for most of them, so that one passage ranks them. The mean takes the passages
-    of a quarter of the training.
-
-    Args:
-        curve: smoothed loss at each log point, by step; at least one.
-        steps: number of steps of the training; without a log point in the last quarter, the last
-            log point alone counts.
+    The minimum of a curve is at one log point for most networks of a study, so that one passage of
+    the text ranks them; the mean takes many. Without a log point in the last quarter, the last one
+    alone counts.
     """
     last = [loss for step, loss in curve.items() if 4 * step > 3 * steps]
     return statistics.fmean(last or [curve[max(curve)]])
 
 
 def _context_stats(bins: list[int], long: Tensor, excess: Tensor) -> dict[str, Any]:
-    """Return the attributes of a network's losses with a limited context.
+    """Return the attributes of a network's losses with a limited context, in bits per byte.
 
-    Args:
-        bins: largest number of tokens of context in each bin.
-        long: loss with the long context (windows,), in bits per byte.
-        excess: loss with the short context minus that (bins, windows).
+    Those are (windows,) with the long context; (bins, windows) is the excess with short ones.
     """
     if not (long.isfinite().all() and excess.isfinite().all()):
         return {}

@@ -100,7 +100,7 @@ class Trainer:
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
-        self._lockstep_plan = LockstepPlan(config, self._precision, device, self._spec, lockstep)
+        self._lockstep_plan = LockstepPlan(config, device, self._spec, lockstep)
         self._loop: TrainLoop | None = None
         self._claims: dict[TrialConfig, Claim] = {}  # of the current loop, as what follows
         self._lockstep = 0  # when it began
