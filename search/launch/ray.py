@@ -216,13 +216,9 @@ def fits(request: Mapping[str, Any], node: Mapping[str, float]) -> bool:
 
 
 def join_cluster(address: str) -> str:
-    """Connect this process to a cluster, whose nodes get the project's packages.
+    """Connect this process to a cluster; return the URL of its dashboard, "" without one.
 
-    Args:
-        address: ``ray://HOST:PORT``; "" for ``$RAY_ADDRESS``, or a cluster on this machine.
-
-    Returns:
-        The URL of the cluster's dashboard; "" without one.
+    Without an address it is that of ``$RAY_ADDRESS``, or on this machine.
 
     Raises:
         LaunchError: if no cluster answers, or its versions of Ray or Python are others.

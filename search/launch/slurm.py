@@ -122,11 +122,7 @@ def _select(name: str) -> tuple[str, str]:
 
 
 def _run(*command: str, script: str | None = None) -> str:
-    """Run a command of SLURM, with a script as its input; return its output.
-
-    Raises:
-        LaunchError: if it fails, or does not exist on this machine.
-    """
+    """Return the output of a command of SLURM, with a script as its input."""
     try:
         done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:

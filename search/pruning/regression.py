@@ -329,7 +329,7 @@ class _WeightedSums:
 
 
 def _prior_variances(kinds: Indices, scale: float, main: float, ratio: float) -> Floats:
-    """Return the prior variance of each coefficient, (D,), for a target of standard deviation."""
+    """Return the prior variance of each coefficient, (D,); ``scale`` is that of the target."""
     deviations = {
         CONSTANT: 10 * scale,
         CURVE: _CURVE_STD,

@@ -7,8 +7,8 @@ import contextlib
 import io
 import json
 import logging
-import math
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import zip_longest
@@ -60,6 +60,9 @@ complete one at its last step, the weights of a complete one."""
 EVICTION_MARGIN = 32
 """Trials ranked after those that are kept whose files are evicted: as many as may end at once."""
 
+_ALL = sys.maxsize
+"""Number of trials whose files are kept where all are."""
+
 _LOST = (
     "training restarts from step 0; if the database was moved, move its checkpoint folder along "
     "with it, or name the folder or bucket with --artifacts"
@@ -73,6 +76,9 @@ _KILLED_EARLY = (
 
 _VERSION_LABELS = {"code": "training code", "torch": "PyTorch"}
 """Names of the fields of a :class:`VersionRecord` in messages."""
+
+StorageQuery = Callable[[Callable[[], Any]], Any]
+"""Runs a query of the storage; returns None if that does not answer soon."""
 
 _logger = logging.getLogger(__name__)
 
@@ -170,13 +176,11 @@ class BestTrialFiles:
         handle: the study.
         files: weights, or checkpoints of complete trials. The setting ``keep_weights`` or
             ``keep_checkpoints`` says of how many trials.
-        query: runs a query of the storage; returns None if that does not answer soon.
+        query: runs queries.
     """
 
-    def __init__(
-        self, handle: "StudyHandle", files: TrialFiles, query: Callable[[Callable[[], Any]], Any]
-    ) -> None:
-        self.files = files
+    def __init__(self, handle: "StudyHandle", files: TrialFiles, query: StorageQuery) -> None:
+        self._files = files
         self._handle = handle
         self._query = query
         self._label = "weights" if files.kind == "safetensors" else "checkpoints"
@@ -198,17 +202,16 @@ class BestTrialFiles:
         """Return which trials, about to be complete with these values, have a file to write."""
         if not self._count:
             return set()
-        if math.isinf(self._count) or self._best.has_replicates:
+        if self._count == _ALL or self._best.has_replicates:
             return set(values)
-        count = int(self._count)
-        candidates = [*(self._read_ranking(count) or []), *values.items()]
+        candidates = [*(self._read_ranking(self._count) or []), *values.items()]
         ranking = sorted(candidates, key=lambda trial: (trial[1], trial[0]))
-        return {number for number, _ in ranking[:count]} & values.keys()
+        return {number for number, _ in ranking[: self._count]} & values.keys()
 
     def write(self, number: int, serialize: Callable[[], bytes]) -> None:
         """Write a trial's file, whose content a function returns."""
         with warn_of_errors(f"keep the {self._label} of trial {number}"):
-            self.files.write(number, serialize())
+            self._files.write(number, serialize())
             self._written.add(number)
 
     def evict(self, number: int) -> None:
@@ -218,14 +221,14 @@ class BestTrialFiles:
             self._written.discard(number)
             if not is_written:
                 # Left by a worker that was killed before it recorded the trial's end.
-                self.files.remove(number)
-            if math.isinf(self._evict_after):
+                self._files.remove(number)
+            count = self._evict_after
+            if count == _ALL:
                 return
-            count = int(self._evict_after)
             if self._best.has_replicates:
                 self._evict_runs(count)
             elif is_written and (ranking := self._read_ranking(count + EVICTION_MARGIN)):
-                self.files.evict([number for number, _ in ranking], count)
+                self._files.evict([number for number, _ in ranking], count)
 
     def _evict_runs(self, count: int) -> None:
         if (found := self._query(self._best.read_ranking)) is None:
@@ -235,7 +238,7 @@ class BestTrialFiles:
         order = [run.number for place in places for run in place if run is not None]
         if count and (self._keeps_each or not all(trial.state.is_finished() for trial in trials)):
             count = max(count, len(ranking))
-        self.files.evict(order, count)
+        self._files.evict(order, count)
 
     def _read_ranking(self, count: int) -> list[tuple[int, float]] | None:
         storage, study_id = self._handle.storage, self._handle.study_id
@@ -244,23 +247,20 @@ class BestTrialFiles:
         return ranking
 
 
-def _limit(setting: int | Literal["all"]) -> float:
-    return math.inf if setting == "all" else setting
+def _limit(setting: int | Literal["all"]) -> int:
+    return _ALL if setting == "all" else setting
 
 
 class CheckpointManager:
-    """Resumes trials from their checkpoints, final ones if those are kept, and writes these."""
+    """Resumes trials from their checkpoints, and writes these."""
 
     def __init__(
-        self,
-        handle: "StudyHandle",
-        checkpoints: TrialFiles,
-        final_checkpoints: TrialFiles | None = None,
+        self, handle: "StudyHandle", checkpoints: TrialFiles, final_checkpoints: TrialFiles
     ) -> None:
         self._handle = handle
         self._checkpoints = checkpoints
         # A trial has a final checkpoint and no other after its study was extended to more steps.
-        self._files = [checkpoints, *([final_checkpoints] if final_checkpoints else [])]
+        self._files = checkpoints, final_checkpoints
         # A checkpoint of an earlier end is one of the same training.
         self._steps = handle.record.steps
         self._has_warned = bool(handle.warning)
@@ -384,8 +384,7 @@ def checkpoint_identity(
 ) -> str:
     """Return everything that determines a trial's training, as JSON with sorted keys.
 
-    A checkpoint is resumed only under the same identity. Threads, device and the other networks of
-    the stack are not part of it.
+    A checkpoint is resumed only under the same identity.
     """
     # Only what differs from the defaults, as in checkpoints written before there were others.
     default = asdict(OptimizerConfig(learning_rate=0))

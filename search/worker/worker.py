@@ -143,18 +143,13 @@ class Worker:
 
     def _claim(self) -> list[Claim]:
         """Claim waiting trials, else paused ones, else one that has failed in this process."""
-        claims = self._claim_matching()
+        names, size = self.trainer.lockstep_params, self.trainer.lockstep_size
+        claims = self.manager.claim(self._failed_ids, names, size)
         for _ in range(MAX_SELECT_ATTEMPTS):
             if claims or self.scheduler is None or not (selected := self._select(self.scheduler)):
                 break
-            claims = self._claim_matching(selected)
+            claims = self.manager.claim(self._failed_ids, names, size, selected)
         return claims or (self.manager.claim() if self._failed_ids else [])
-
-    def _claim_matching(self, paused_ids: Sequence[int] | None = None) -> list[Claim]:
-        trainer = self.trainer
-        return self.manager.claim(
-            self._failed_ids, trainer.lockstep_params, trainer.lockstep_size, paused_ids
-        )
 
     def _decide(self, claims: Sequence[Claim]) -> Mapping[Claim, PruneDecision]:
         """Decide which of these trials, which have just reached a rung, are paused or pruned.
