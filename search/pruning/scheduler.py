@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,7 @@ class StudyProgress:
 
     Attributes:
         trials: those N grid trials that did not fail, as decisions see them, by number.
-        design: their parameters; the same object while these are the same trials.
-        architectures: (N,) architecture of each, of which some were drawn to be audited.
-        failed: number of grid trials that failed.
+        state: what is known of them; the design is the same object while they are the same.
         planned: number of grid trials, damaged ones included.
         is_audited: whether some trials are audited.
         looks: planned looks at the audited trials so far, by name.
@@ -61,9 +59,7 @@ class StudyProgress:
     """
 
     trials: Sequence[StoredTrial]
-    design: DesignMatrix
-    architectures: Indices
-    failed: int
+    state: StudyState
     planned: int
     is_audited: bool
     looks: Mapping[str, AuditLook]
@@ -107,11 +103,20 @@ class PauseResumeScheduler:
             self._design = DesignMatrix.from_params(params).select(mask)
             self._architectures = architectures[mask]
             self._encoded = encoded
-        return StudyProgress(
-            list(itertools.compress(stored, is_viable)),
+        trials = list(itertools.compress(stored, is_viable))
+        state = StudyState(
+            [trial.status for trial in trials],
+            np.array([trial.losses for trial in trials]).reshape(len(trials), len(self._rungs)),
+            np.array([trial.value for trial in trials], dtype=np.float64),  # NaN for None
             self._design,
             self._architectures,
-            failed=is_viable.count(False),
+            compute_steps_to_next_rung(self._rungs, self._steps),
+            np.full(len(trials), -1),
+            is_viable.count(False),
+        )
+        return StudyProgress(
+            trials,
+            state,
             planned=self._reader.planned,
             is_audited=any(trial.is_audited for trial in stored),
             looks=read_audit_looks(self._storage, self._study_id),
@@ -240,27 +245,16 @@ class PauseResumeScheduler:
         asked: Collection[int] = (),
     ) -> PruningPolicy:
         """Return the policy for the state of a study; ``asked`` are indices of trials."""
-        trials = progress.trials
-        state = StudyState(
-            [_find_stage(trial, deferred) for trial in trials],
-            np.array([trial.losses for trial in trials]).reshape(len(trials), len(self._rungs)),
-            np.array([trial.value for trial in trials], dtype=np.float64),  # NaN for None
-            progress.design,
-            progress.architectures,
-            compute_steps_to_next_rung(self._rungs, self._steps),
-            np.full(len(trials), -1),
-            progress.failed,
-        )
+        trials, stages = progress.trials, list(progress.state.stages)
+        for index, trial in enumerate(trials):
+            # A deferred trial is retried last, but is unfinished like a running one.
+            if trial.status is TrialStatus.WAITING and trial.trial_id in deferred:
+                stages[index] = TrialStatus.RUNNING
         audits = {index: each.audit for index, each in enumerate(trials) if each.audit is not None}
+        state = replace(progress.state, stages=stages).stop_audited(audits, asked)
+        keep, confidence = self._settings.keep, self._settings.confidence
         has_alarm = any(look.alarm for look in progress.looks.values())
-        settings = self._settings
-        return PruningPolicy(
-            state.stop_audited(audits, asked),
-            settings.keep,
-            settings.confidence,
-            has_alarm,
-            self._memory,
-        )
+        return PruningPolicy(state, keep, confidence, has_alarm, self._memory)
 
     def _record_pruned(self, policy: PruningPolicy, index: int, audit: AuditState) -> AuditDecision:
         """Return the decision that an audited trial would have been pruned."""
@@ -299,12 +293,6 @@ def _has_failed(trial: StoredTrial) -> bool:
     if trial.status not in (TrialStatus.DIVERGED, TrialStatus.FAIL):
         return False
     return trial.audit is None or not is_stopped(trial.audit, trial.losses)
-
-
-def _find_stage(trial: StoredTrial, deferred: Collection[int]) -> TrialStatus:
-    # A deferred trial is retried last, but is unfinished like a running one.
-    is_deferred = trial.status is TrialStatus.WAITING and trial.trial_id in deferred
-    return TrialStatus.RUNNING if is_deferred else trial.status
 
 
 def _let_continue(audit: AuditState) -> AuditDecision:
