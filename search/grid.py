@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 from optuna import Study
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from rnn.config import ParamValue
 from search.errors import GridExhaustedError
@@ -22,8 +22,10 @@ class GridSampler(optuna.samplers.GridSampler):
     """Grid sampler that runs each combination once, under ``optimize``, ask-and-tell or workers.
 
     Optuna's sampler chooses a combination for a trial that already exists, so two processes may
-    choose the same one. Here every combination is a waiting trial with fixed parameters, stored
-    when :mod:`search.study` creates the study, and asking for a trial claims one.
+    choose the same one. Here every combination is a waiting trial with fixed parameters, and asking
+    for a trial claims one. Studies created by :mod:`search.study` contain their grid trials. In
+    other studies the first trial enqueues them: start such a study in one process and let others
+    join once its first trial is running.
 
     When no trial is left, ``optimize`` stops and ``ask`` raises :class:`GridExhaustedError`. A
     process that asks while another claims the last trial leaves a pruned trial without parameters,
@@ -31,19 +33,32 @@ class GridSampler(optuna.samplers.GridSampler):
 
     Args:
         search_space: values of each parameter.
-        combinations: the grid in the order in which it runs; a combination lacks the parameters
-            that do not apply to it.
+        seed: seed of the order in which combinations run.
+        exclude: combinations of values to leave out.
+        combinations: the grid in the order in which it runs, unless it is the full product; a
+            combination lacks the parameters that do not apply to it.
     """
 
     def __init__(
         self,
         search_space: Mapping[str, Sequence[ParamValue]],
-        combinations: Sequence[Params],
+        seed: int | None = None,
+        *,
+        exclude: Sequence[Params] = (),
+        combinations: Sequence[Params] | None = None,
     ) -> None:
-        # Optuna's sampler would make the full product, which may be far larger.
-        super().__init__({name: values[:1] for name, values in search_space.items()})
-        self._search_space = {name: list(search_space[name]) for name in self._search_space}
-        self._distributions = distributions(search_space)
+        if combinations is None:
+            super().__init__(search_space, seed)
+            self._distributions = distributions(search_space)
+            combinations = [
+                params
+                for params in map(self._to_params, self._all_grids)
+                if not any(exclusion.items() <= params.items() for exclusion in exclude)
+            ]
+        else:  # Optuna's sampler would make the full product, which may be far larger
+            super().__init__({name: values[:1] for name, values in search_space.items()}, seed)
+            self._search_space = {name: list(search_space[name]) for name in self._search_space}
+            self._distributions = distributions(search_space)
         self._all_grids = [
             tuple(params.get(name) for name in self._param_names) for params in combinations
         ]
@@ -55,13 +70,29 @@ class GridSampler(optuna.samplers.GridSampler):
         return [self._to_params(values) for values in self._all_grids]
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Reject a trial for which no combination is left.
+        """Enqueue the grid if the study lacks it; reject a trial for which nothing is left.
 
         Raises:
-            GridExhaustedError: outside ``optimize``.
+            GridExhaustedError: outside ``optimize``, if no trial is left.
         """
-        if not trial.params and "fixed_params" not in trial.system_attrs:
+        if trial.params or "fixed_params" in trial.system_attrs:
+            return
+        missing = self._find_missing(study)
+        if not missing:
             self._reject(study, trial)
+            return
+        # A study created by plain Optuna: this trial is the first combination, the others wait.
+        study._storage.set_trial_system_attr(trial._trial_id, "grid_id", missing[0])
+        study._storage.set_trial_system_attr(trial._trial_id, "search_space", self._search_space)
+        for grid_id in missing[1:]:
+            params = self._to_params(self._all_grids[grid_id])
+            study.add_trial(
+                create_trial(
+                    state=TrialState.WAITING,
+                    params=params,
+                    distributions={name: self._distributions[name] for name in params},
+                )
+            )
 
     def sample_independent(
         self,
@@ -70,18 +101,21 @@ class GridSampler(optuna.samplers.GridSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Refuse a parameter that the trial's combination lacks.
+        """Return the parameter's value in the trial's combination.
 
         Raises:
             GridExhaustedError: for a trial that was rejected.
-            ValueError: for any other trial.
+            ValueError: for a parameter that the combination lacks.
         """
         if trial.system_attrs.get(NO_TRIAL_LEFT):
             raise GridExhaustedError("no grid trial is left")
-        raise ValueError(
-            f"trial {trial.number} has no parameter {param_name!r}: its combination is "
-            f"{trial.params}"
-        )
+        grid_id = trial.system_attrs.get("grid_id")
+        params = trial.params if grid_id is None else self._to_params(self._all_grids[grid_id])
+        if param_name in self._param_names and param_name not in params:
+            raise ValueError(
+                f"trial {trial.number} has no parameter {param_name!r}: its combination is {params}"
+            )
+        return super().sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
         self,
@@ -101,6 +135,17 @@ class GridSampler(optuna.samplers.GridSampler):
         named = dict(zip(self._param_names, values, strict=True))
         # Optuna sorts parameters by name; tables and plots use the config's order.
         return {name: named[name] for name in self._distributions if named[name] is not None}
+
+    def _find_missing(self, study: Study) -> list[int]:
+        """Return the indices of the combinations for which the study has no trial."""
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        present = {_key(trial.params) for trial in trials if trial.params}
+        assigned = {trial.system_attrs.get("grid_id") for trial in trials}
+        return [
+            grid_id
+            for grid_id, values in enumerate(self._all_grids)
+            if grid_id not in assigned and _key(self._to_params(values)) not in present
+        ]
 
     def _get_unvisited_grid_ids(self, study: Study) -> list[int]:
         """Return the indices of unfinished combinations; called by Optuna's loop."""
@@ -138,7 +183,7 @@ def create_sampler(config: StudyConfig) -> GridSampler:
     assert grid is not None
     combinations = list(grid.combinations())
     random.Random(config.seed).shuffle(combinations)
-    return GridSampler(grid.search_space, combinations)
+    return GridSampler(grid.search_space, config.seed, combinations=combinations)
 
 
 def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:

@@ -370,7 +370,7 @@ def _create_sampler(storage: LeasedRDBStorage, study_id: int, config: StudyConfi
     if config.space is not None:
         return create_sampler(config)
     combinations = [trial.params for trial in read_trials(storage, study_id)]
-    return GridSampler(observed_search_space(combinations), combinations)
+    return GridSampler(observed_search_space(combinations), combinations=combinations)
 
 
 # ------------------------------------------------------------------ create

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from rnn.config import LATER_SWITCHES
 from rnn.errors import CorpusError
 from search.errors import GridExhaustedError
-from search.grid import NO_TRIAL_LEFT
+from search.grid import NO_TRIAL_LEFT, GridSampler
 from search.run import wait_for_storage
 from search.worker.shutdown import ShutdownSignal
 from studies.errors import ConfigError, ConfigMismatchError
@@ -33,6 +33,17 @@ OVERRIDES = [
     "training.sequence_length=8",
 ]
 """Sixteen of 32 combinations."""
+
+SPACE = {"a": [1, 2, 3], "b": [True, False], "c": ["x", "y"]}
+EXCLUDE = [{"a": 3, "b": True}]
+GRID = {(a, b, c) for a in SPACE["a"] for b in SPACE["b"] for c in SPACE["c"] if not (a == 3 and b)}
+
+
+def objective(trial: optuna.Trial) -> float:
+    a = trial.suggest_categorical("a", SPACE["a"])
+    b = trial.suggest_categorical("b", SPACE["b"])
+    c = trial.suggest_categorical("c", SPACE["c"])
+    return a + b + len(c)
 
 
 @pytest.fixture
@@ -54,6 +65,9 @@ def check_each_ran_once(url: str) -> None:
     expected = load_config_file("stage-one", OVERRIDES).resolve().grid.combinations()
     found = {tuple(trial.params[key] for key in GATED_PARAMS) for trial in trials}
     assert found == {tuple(params[key] for key in GATED_PARAMS) for params in expected}
+
+
+# ------------------------------------------------------------------ studies of run_search.py
 
 
 def test_optimize_with_threads_runs_each_combination_once(study, sqlite_url):
@@ -95,6 +109,25 @@ def test_finished_study_has_no_trial_for_plain_optuna(study, sqlite_url, monkeyp
         connection.execute(sa.text("DELETE FROM trial_params WHERE param_name = 'input_gate'"))
     earlier = optuna.load_study(study_name="stage-one", storage=sqlite_url, sampler=study.sampler)
     assert study.sampler.is_exhausted(earlier), "stored before there was a switch"
+
+
+# ------------------------------------------------------------------ other studies
+
+
+def test_enqueued_combination_is_not_run_again():
+    study = optuna.create_study(sampler=GridSampler(SPACE, exclude=EXCLUDE))
+    study.enqueue_trial({"a": 1, "b": True, "c": "x"})
+    study.optimize(objective, n_trials=1)
+    study.optimize(objective)
+    found = [(*trial.params.values(),) for trial in study.get_trials(states=[TrialState.COMPLETE])]
+    assert sorted(found, key=repr) == sorted(GRID, key=repr)
+
+
+def test_given_combinations_run_in_their_order():
+    combinations = [{"a": 2, "b": True, "c": "y"}, {"a": 1, "b": False, "c": "x"}]
+    study = optuna.create_study(sampler=GridSampler(SPACE, combinations=combinations))
+    study.optimize(objective)
+    assert [trial.params for trial in study.trials] == combinations
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from search.pruning.predictions import predict_final_values
+from search.pruning.predictions import Prediction, predict_final_values
 from search.pruning.regression import (
     CONSTANT,
     CURVE,
@@ -102,6 +102,36 @@ def test_predictions_do_not_depend_on_the_order_of_trials(random, complete, seed
     other = predict([params[i] for i in shuffled], losses[shuffled], values[shuffled])
     assert other.mean == pytest.approx(prediction.mean[shuffled], abs=1e-6)
     assert other.scale == pytest.approx(prediction.scale[shuffled], abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 10), st.sampled_from([0.0, 0.001, 0.1, 3.0])),
+        min_size=2,
+        max_size=40,
+        unique_by=lambda one: round(one[0], 3),
+    ),
+    st.data(),
+)
+def test_expected_number_below_the_threshold_is_the_given_count(distributions, data):
+    count = data.draw(st.integers(1, len(distributions) - 1))
+    mean, scale = map(np.array, zip(*distributions, strict=True))
+    prediction = Prediction(mean, scale)
+    probabilities = prediction.cdf(prediction.threshold_for_count(count))
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    assert probabilities.sum() == pytest.approx(count, abs=0.5)
+    if (scale > 0).all():
+        assert probabilities.sum() == pytest.approx(count, abs=1e-3)
+
+
+@pytest.mark.parametrize("complete", [1, 3])
+def test_with_few_complete_trials_the_others_are_predicted_at_their_losses(complete):
+    losses = 3 + np.random.default_rng(0).normal(0, 0.1, 40)
+    values = np.where(np.arange(40) < complete, losses - 1, np.nan)
+    prediction = predict([{} for _ in values], losses[:, None], values)
+    assert prediction.mean[complete:] == pytest.approx(losses[complete:])
+    assert prediction.cdf(prediction.threshold_for_count(4)).sum() == pytest.approx(4)
 
 
 def test_networks_that_learn_nothing_do_not_exclude_the_middle_ones():
