@@ -10,7 +10,7 @@ import optuna
 
 from search.certification import certify_cells
 from search.derive import check_count
-from search.grid import create_sampler, subtract
+from search.grid import list_combinations, subtract
 from search.options import RunOptions
 from search.pruning.audit import draw_audited, number_architectures
 from search.tasks import StudyTask, check_trials
@@ -278,7 +278,7 @@ def _plan_added(
         return []
     if conflict := find_conflict(stored, extended):
         raise ConfigMismatchError(f"study {name!r} {conflict}")
-    old, new = stored.grid, create_sampler(extended).combinations
+    old, new = stored.grid, list_combinations(extended)
     assert old is not None
     planned = [StoredTrial(params) for params in subtract(new, old.combinations())]
     return draw_audited(planned, stored, nuisance, trials)

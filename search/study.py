@@ -30,7 +30,7 @@ from search.extend import (
     has_earlier_grid,
     no_space_error,
 )
-from search.grid import GridSampler, create_sampler
+from search.grid import GridSampler, list_combinations
 from search.launch.shared_files import require_shared
 from search.options import RunOptions, WorkerOptions
 from search.pruning.audit import draw_audited
@@ -350,7 +350,7 @@ def _open(
     study = optuna.load_study(
         study_name=name,
         storage=storage,
-        sampler=_create_sampler(storage, study._study_id, stored),
+        sampler=GridSampler(),
         pruner=NopPruner(),
     )
     local = {setting: getattr(wanted.config, setting) for setting in PER_WORKER}
@@ -364,13 +364,6 @@ def _open(
         notice,
         describe_study_mixing(study, storage),
     )
-
-
-def _create_sampler(storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> GridSampler:
-    if config.space is not None:
-        return create_sampler(config)
-    combinations = [trial.params for trial in read_trials(storage, study_id)]
-    return GridSampler(observed_search_space(combinations), combinations=combinations)
 
 
 # ------------------------------------------------------------------ create
@@ -475,8 +468,7 @@ def _plan_trials(
     if config.refinement is None:
         grid = config.grid
         assert grid is not None
-        combinations = create_sampler(config).combinations
-        return [StoredTrial(params) for params in combinations], grid.search_space
+        return [StoredTrial(each) for each in list_combinations(config)], grid.search_space
     source = load_study(storage, config.refinement.source)
     counts = count_trials(storage, source._study_id)
     record = read_study_record(source)
@@ -579,9 +571,9 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
     check_held_out(name, stored, config)
     if not is_outdated:
         return ""
-    used = []
-    if config.space != stored.space:
-        used.append(f"grid of {len(create_sampler(stored).combinations)} trials")
+    used, grid = [], stored.grid
+    if grid is not None and config.space != stored.space:
+        used.append(f"grid of {grid.count()} trials")
     if config.training.steps != stored.training.steps:
         used.append(f"{stored.training.steps:,} steps")
     return f"study {name!r} was extended: using its stored {' and '.join(used)}"

@@ -16,10 +16,9 @@ from helpers import (
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 
-from rnn.config import LATER_SWITCHES
 from rnn.errors import CorpusError
 from search.errors import GridExhaustedError
-from search.grid import NO_TRIAL_LEFT, GridSampler
+from search.grid import NO_TRIAL_LEFT
 from search.options import RunOptions
 from search.run import wait_for_storage
 from search.study import create_or_join
@@ -42,17 +41,6 @@ OVERRIDES = [
     "training.sequence_length=8",
 ]
 """Sixteen of 32 combinations."""
-
-SPACE = {"a": [1, 2, 3], "b": [True, False], "c": ["x", "y"]}
-EXCLUDE = [{"a": 3, "b": True}]
-GRID = {(a, b, c) for a in SPACE["a"] for b in SPACE["b"] for c in SPACE["c"] if not (a == 3 and b)}
-
-
-def objective(trial: optuna.Trial) -> float:
-    a = trial.suggest_categorical("a", SPACE["a"])
-    b = trial.suggest_categorical("b", SPACE["b"])
-    c = trial.suggest_categorical("c", SPACE["c"])
-    return a + b + len(c)
 
 
 def create(url: str, text: str) -> optuna.Study:
@@ -128,7 +116,7 @@ def test_failed_trial_does_not_skip_others(sqlite_url, text):
     assert states[5] is TrialState.FAIL
 
 
-def test_finished_study_has_no_trial_for_plain_optuna(sqlite_url, text, monkeypatch):
+def test_finished_study_has_no_trial_for_plain_optuna(sqlite_url, text):
     study = create(sqlite_url, str(text))
     study.optimize(objective_of_stored_params)
     assert len(study.trials) == 16
@@ -138,30 +126,6 @@ def test_finished_study_has_no_trial_for_plain_optuna(sqlite_url, text, monkeypa
         study.ask()
     assert study.trials[-1].state is TrialState.PRUNED, "nothing waits for it"
     check_each_ran_once(sqlite_url)
-    monkeypatch.setitem(LATER_SWITCHES, "input_gate", False)
-    with sa.create_engine(sqlite_url).begin() as connection:
-        connection.execute(sa.text("DELETE FROM trial_params WHERE param_name = 'input_gate'"))
-    earlier = optuna.load_study(study_name="stage-one", storage=sqlite_url, sampler=study.sampler)
-    assert study.sampler.is_exhausted(earlier), "stored before there was a switch"
-
-
-# ------------------------------------------------------------------ other studies
-
-
-def test_enqueued_combination_is_not_run_again():
-    study = optuna.create_study(sampler=GridSampler(SPACE, exclude=EXCLUDE))
-    study.enqueue_trial({"a": 1, "b": True, "c": "x"})
-    study.optimize(objective, n_trials=1)
-    study.optimize(objective)
-    found = [(*trial.params.values(),) for trial in study.get_trials(states=[TrialState.COMPLETE])]
-    assert sorted(found, key=repr) == sorted(GRID, key=repr)
-
-
-def test_given_combinations_run_in_their_order():
-    combinations = [{"a": 2, "b": True, "c": "y"}, {"a": 1, "b": False, "c": "x"}]
-    study = optuna.create_study(sampler=GridSampler(SPACE, combinations=combinations))
-    study.optimize(objective)
-    assert [trial.params for trial in study.trials] == combinations
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
