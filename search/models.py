@@ -25,10 +25,7 @@ from studies.measure import find_measure
 from studies.storage.open import load_study, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.trials import StoredTrial
-from studies.text import to_printable
-
-_MAX_LISTED = 20
-"""Number of trials that a message lists."""
+from studies.text import format_trials, to_printable
 
 
 @dataclass(frozen=True)
@@ -81,10 +78,16 @@ def load_trial_model(
     chosen = next((t for t in available if trial is None or t.number == trial), None)
     if chosen is None:
         raise WeightsNotFoundError(_explain_missing(study, trial, trials, available, config))
-    architecture = to_trial_config(chosen.params, config).architecture
-    content = _read_weights(weights, chosen.number)
-    if content is None:
+    try:
+        content = weights.read(chosen.number)
+    except OSError as error:
+        raise SavedModelError(
+            f"the weights of trial {chosen.number} cannot be read ({error.strerror}): check "
+            "--artifacts"
+        ) from error
+    if content is None:  # removed meanwhile
         raise WeightsNotFoundError(_explain_missing(study, trial, trials, available, config))
+    architecture = to_trial_config(chosen.params, config).architecture
     model = deserialize_model(content)
     expected = str(chosen.number), repr(chosen.value), architecture
     found = model.metadata.get("trial"), model.metadata.get("value"), model.architecture
@@ -97,20 +100,10 @@ def load_trial_model(
     if trial is None and better:
         click.echo(
             f"using trial {chosen.number}: better trials have no stored weights "
-            f"({_list_numbers(better)})",
+            f"({format_trials(better)})",
             err=True,
         )
     return LoadedModel(model, chosen, study, config)
-
-
-def _read_weights(weights: TrialFiles, number: int) -> bytes | None:
-    """Return the weights of a trial, or None."""
-    try:
-        return weights.read(number)
-    except OSError as error:
-        raise SavedModelError(
-            f"the weights of trial {number} cannot be read ({error.strerror}): check --artifacts"
-        ) from error
 
 
 def _explain_missing(
@@ -120,7 +113,6 @@ def _explain_missing(
     available: Sequence[StoredTrial],
     config: StudyConfig,
 ) -> str:
-    """Return why there are no weights, and which trials have some."""
     states = {trial.number: trial.state for trial in trials}
     if number is None:
         problem = f"study {study!r} has no trial with stored weights"
@@ -132,18 +124,13 @@ def _explain_missing(
     else:
         problem = f"the weights of trial {number} of study {study!r} are not stored"
     if available:
-        numbers = _list_numbers([trial.number for trial in available])
-        return f"{problem}: expected best or one of the trials {numbers}"
+        numbers = format_trials([trial.number for trial in available])
+        return f"{problem}: expected best or {numbers}"
     if config.keep_weights == 0:
         return f"{problem}: its keep_weights is 0"
     if not all(state.is_finished() for state in states.values()):
         return f"{problem}: wait until a trial is complete, or check --artifacts"
     return f"{problem}: check --artifacts"
-
-
-def _list_numbers(numbers: Sequence[int]) -> str:
-    more = f" and {len(numbers) - _MAX_LISTED} more" if len(numbers) > _MAX_LISTED else ""
-    return ", ".join(map(str, numbers[:_MAX_LISTED])) + more
 
 
 def sample_text(
@@ -154,11 +141,7 @@ def sample_text(
     top_k: int | None,
     seed: int,
 ) -> str:
-    """Return a prompt and its continuation as printable text; see :func:`generate`.
-
-    Raises:
-        TaskError: if the model was trained on another task than text.
-    """
+    """Return a prompt and its continuation by :func:`rnn.export.generate` as printable text."""
     return to_printable(prompt + generate(model, prompt, length, temperature, top_k, seed))
 
 
