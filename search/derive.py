@@ -114,12 +114,7 @@ def derive_trials(
 
 
 def check_count(count: int, steps: int, confirmed: bool) -> None:
-    """Require that the user confirms many new trials.
-
-    Args:
-        count: number of new trials.
-        steps: training steps of each.
-        confirmed: whether the user has confirmed any number.
+    """Require that the user confirms many new trials of so many training steps each.
 
     Raises:
         ConfigError: if there are more than :data:`MAX_UNCONFIRMED` and the user has not, or more
@@ -229,13 +224,8 @@ def _apply(
 ) -> Params | None:
     """Return a trial's parameters with a variant's; None if it lacks one of the variant's.
 
-    Args:
-        variant: values to replace.
-        base: parameters of the trial.
-        varied: names in all variants, and training settings that are parameters of the source. What
-            the trial does not state has the study's value, or its cell's default: equal trials
-            state the same, also where a variant changes the optimizer. No variant changes the cell.
-        config: config of the derived study.
+    Of the names that vary, those that the trial does not state have the study's value, or its
+    cell's default: equal trials state the same, also where a variant changes the optimizer.
     """
     options = config.cells[cell].options if (cell := str(base.get(CELL))) in config.cells else {}
     known: Params = {name: getattr(config.training, name) for name in TRAINING_PARAMS}
@@ -268,11 +258,8 @@ def _apply(
 def plan_looks(config: StudyConfig, until_decided: bool) -> StudyConfig:
     """Return the config of a new study with its planned looks, or with none.
 
-    The number of replicates becomes that of the last look.
-
-    Args:
-        config: config of a study file; its looks are the planned ones, if it has any.
-        until_decided: whether runs are added until the architectures are decided.
+    The looks are those of the study file, if it has any. The number of replicates becomes that of
+    the last look.
 
     Raises:
         ConfigError: if the study derives from no other one, or contradicts its looks.
@@ -330,11 +317,7 @@ def record_look(
 ) -> int | None:
     """Store a planned look, and the trials of the runs that it adds, in one transaction.
 
-    Args:
-        storage: storage that holds the study.
-        study: the study.
-        record: what it stored about itself when the look was taken.
-        look: the look.
+    The record is that of when the look was taken.
 
     Returns:
         The number of trials added; None, without any change, if another process recorded a look
@@ -365,12 +348,8 @@ def plan_runs(
     """Return the trials that some architectures lack to a number of runs.
 
     Runs of the same number read the text in the same order, so all architectures have the same
-    numbers, in the order of which the trials are returned.
-
-    Args:
-        trials: trials of the study.
-        continued: number of the first trial of each architecture that continues.
-        runs: number of runs of each of them.
+    numbers, in the order of which the trials are returned. ``continued`` has the number of the
+    first trial of each architecture that continues.
     """
     groups = [
         group

@@ -30,14 +30,7 @@ from studies.text import format_trials, to_printable
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Trained model of a trial.
-
-    Attributes:
-        model: network with its weights.
-        trial: trial that trained it.
-        study: name of the study.
-        config: config of the study.
-    """
+    """Trained model of a trial, and the study of the trial."""
 
     model: SavedModel
     trial: StoredTrial
@@ -151,19 +144,11 @@ def sample_text(
 def export_trial(
     study: str, directory: Path, trial: int | None, storage: str, artifacts: str | None
 ) -> None:
-    """Export the model of a trial to a standalone folder.
-
-    Args:
-        study: name of the study.
-        directory: path of the folder, which must be empty or not exist.
-        trial: number of the trial; None for the best whose weights are stored.
-        storage: URL of the storage.
-        artifacts: location of the artifacts.
+    """Export the model of a trial, as :func:`load_trial_model` loads it, to a standalone folder.
 
     Raises:
         ExportError: if the path is taken or cannot be written.
-        StudiesError, WeightsNotFoundError, SavedModelError, TokenizerError: see
-            :func:`load_trial_model`.
+        StudiesError, WeightsNotFoundError, SavedModelError, TokenizerError: if it cannot be loaded.
     """
     with contextlib.suppress(OSError):  # reported when the folder is written
         _check_is_free(directory)
@@ -175,11 +160,7 @@ def export_trial(
 
 
 def write_folder(directory: Path, files: dict[str, bytes]) -> None:
-    """Write a folder to a temporary path and rename it when it is complete.
-
-    Args:
-        directory: path of the folder, which must be empty or not exist.
-        files: contents of the files by name.
+    """Write a folder of files by name to a temporary path and rename it when it is complete.
 
     Raises:
         ExportError: if the path is taken or cannot be written.

@@ -39,7 +39,7 @@ from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import read_study_record
-from studies.records import TEXT, TaskRecord, TaskSettings, read_task_options
+from studies.records import TEXT, TaskRecord, TaskSettings, first_message, read_task_options
 from studies.space import Params
 from studies.storage.open import load_study
 from studies.storage.storage import LeasedRDBStorage
@@ -110,14 +110,16 @@ class StudyTask:
 
 
 def load_task(
-    file: ConfigFile, stored: StudyRecord | None, open_store: Callable[[], CodeStore]
+    file: ConfigFile,
+    stored: StudyRecord | None,
+    open_store: Callable[[], CodeStore] | None = None,
 ) -> tuple[ConfigFile, StudyTask | None]:
     """Load the task of a config file; return the file with its record, and the task.
 
     Args:
         file: the file.
         stored: record of the study that the file names, or that it derives from, if any.
-        open_store: opens the copies of that study's source files.
+        open_store: opens the copies of that study's source files, if there is one.
 
     Returns:
         None for a text, and for malformed settings, which are reported with the others.
@@ -151,6 +153,7 @@ def load_task(
         raise TaskError(f"{error}{hint}") from error
     code = None
     if built_in is None and earlier is not None and earlier.sha256 is not None:
+        assert open_store is not None
         code = open_store().read_source(TaskSource, earlier.name, earlier.source, earlier.sha256)
     elif built_in is None:
         code = read_source(settings.source, folder, TaskSource)
@@ -160,26 +163,17 @@ def load_task(
 
 
 def load_task_of(source: str, options: Mapping[str, Any], folder: Path) -> StudyTask:
-    """Load a task that no study file names.
-
-    Args:
-        source: the task as study files state it.
-        options: values of its options.
-        folder: folder that paths are relative to.
+    """Load a task that no study file names, from a source as study files state it.
 
     Raises:
         TaskError, ConfigError: as of :func:`load_task`.
     """
     settings = TaskSettings.model_validate({"source": source, **options})
     file = ConfigFile(name="", origin="", settings={"task": settings.model_dump()}, folder=folder)
-    _, task = load_task(file, None, _open_nothing)
+    _, task = load_task(file, None)
     if task is None:
         raise TaskError(f"{source!r} is the task of a text: expected another one")
     return task
-
-
-def _open_nothing() -> CodeStore:
-    raise AssertionError("a task that no study has stored is not copied")
 
 
 def pack_task(task: StudyTask) -> str:
@@ -203,11 +197,8 @@ def _describe(
 ) -> StudyTask:
     """Build a task with the options that a study sets, and describe it.
 
-    Args:
-        settings: source and options.
-        code: source of a user's own class; None for a built-in task.
-        folder: folder of the files that the task reads.
-        hint: what to do if one is missing.
+    Without code it is a built-in one. The folder is that of the files that it reads; the hint says
+    what to do if one is missing.
     """
     fixed: dict[str, Any] = {}
     if code is not None:
@@ -273,8 +264,7 @@ def _describe(
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise TaskError(
-            f"task {name}: {place} is {first['input']!r}: {first['msg'][0].lower()}"
-            f"{first['msg'][1:]}"
+            f"task {name}: {place} is {first['input']!r}: {first_message(error)}"
         ) from error
     return StudyTask(definition, record, fixed, {(): task})
 
@@ -311,11 +301,6 @@ def _hash_files(paths: Iterable[Path]) -> str:
 
 def check_trials(config: StudyConfig, task: StudyTask | None, trials: Iterable[Params]) -> None:
     """Check the updates of trials, and the options of the task in which they differ.
-
-    Args:
-        config: config of the study.
-        task: task of the study; None for a text.
-        trials: parameters of the trials.
 
     Raises:
         ConfigError: if an option changes more than the data of the training, or the updates of a
@@ -394,12 +379,8 @@ def check_held_out(study: str, stored: StudyConfig, local: StudyConfig) -> None:
 def load_study_corpus(file: ConfigFile, config: StudyConfig) -> Corpus:
     """Load the corpus of a config.
 
-    Args:
-        file: config file of the study, with the settings of options.
-        config: config of the study.
-
     Raises:
-        CorpusError: if it cannot be loaded.
+        CorpusError: if it cannot be loaded; the message says what to do.
     """
     folder = file.folder_of(CORPUS)
     try:
