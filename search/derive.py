@@ -48,14 +48,8 @@ def derive_trials(
     the architectures that have its parameters. Equal combinations become one trial that lists all
     source trials that led to it.
 
-    Args:
-        trials: grid trials of the source study.
-        counts: number of them by state.
-        config: config with a refinement.
-        partial: accept an unfinished source.
-        keep: fraction of the trials that pruning kept, if the source was pruned.
-        confirmed: whether the user has confirmed any number of trials.
-        source: record of the source study; None for one without planned looks.
+    A source may be unfinished if ``partial``; if it was pruned, the fraction ``keep`` of its trials
+    was kept. Its record is needed if it has planned looks.
 
     Returns:
         Trials derived from the best source trial first.

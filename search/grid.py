@@ -29,11 +29,6 @@ class GridSampler(BaseSampler):
     marked :data:`NO_TRIAL_LEFT`.
     """
 
-    def is_exhausted(self, study: Study) -> bool:
-        """Return whether all trials are finished."""
-        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        return all(trial.state.is_finished() for trial in trials)
-
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Reject a trial that is neither of the grid nor enqueued.
 

@@ -41,14 +41,10 @@ class LoadedModel:
 def load_trial_model(
     study: str, trial: int | None, storage: str, artifacts: str | None
 ) -> LoadedModel:
-    """Load the model of a trial.
+    """Load the model of a trial; the storage is opened read-only.
 
-    Args:
-        study: name of the study.
-        trial: number of a complete trial; None for the best trial whose weights are stored: of
-            replicates, a run of the best architecture of which one has weights.
-        storage: URL of the storage, which is opened read-only.
-        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+    Without a number it is the best trial whose weights are stored: of replicates, a run of the best
+    architecture of which one has weights.
 
     Raises:
         StorageError, StudyNotFoundError, ArtifactsError: if the storage or study is not found.
@@ -69,16 +65,16 @@ def load_trial_model(
     stored = weights.list_trials()
     available = [t for t in ranked if t.number in stored]
     chosen = next((t for t in available if trial is None or t.number == trial), None)
-    if chosen is None:
-        raise WeightsNotFoundError(_explain_missing(study, trial, trials, available, config))
-    try:
-        content = weights.read(chosen.number)
-    except OSError as error:
-        raise SavedModelError(
-            f"the weights of trial {chosen.number} cannot be read ({error.strerror}): check "
-            "--artifacts"
-        ) from error
-    if content is None:  # removed meanwhile
+    content = None
+    if chosen is not None:
+        try:
+            content = weights.read(chosen.number)
+        except OSError as error:
+            raise SavedModelError(
+                f"the weights of trial {chosen.number} cannot be read ({error.strerror}): check "
+                "--artifacts"
+            ) from error
+    if chosen is None or content is None:  # perhaps removed meanwhile
         raise WeightsNotFoundError(_explain_missing(study, trial, trials, available, config))
     architecture = to_trial_config(chosen.params, config).architecture
     model = deserialize_model(content)

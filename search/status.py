@@ -195,15 +195,10 @@ def read_status(
     best_reader: BestReader | None = None,
     checkpoints: Path | None = None,
 ) -> Status:
-    """Read the progress of a study.
+    """Read the progress of a study, and measure the folder of its checkpoints, if one is given.
 
-    Args:
-        study: study to read.
-        storage: storage that holds it.
-        config: config of the study.
-        workers: minimum number of active workers, including those that hold no trial just now.
-        best_reader: reader that a caller keeps for further calls.
-        checkpoints: folder of its checkpoints, to measure.
+    There are at least so many ``workers``, including those that hold no trial just now. A caller
+    keeps the reader of the best for further calls.
     """
     study_id = study._study_id
     with storage.reading() as connection:  # one for all queries
