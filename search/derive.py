@@ -250,7 +250,7 @@ def _apply(
 
 
 def plan_looks(config: StudyConfig, until_decided: bool) -> StudyConfig:
-    """Return the config of a new study with its planned looks, or with none.
+    """Return the config of a study with its planned looks, or with none.
 
     The looks are those of the study file, if it has any. The number of replicates becomes that of
     the last look.
@@ -288,11 +288,6 @@ def join_looks(
     Raises:
         ConfigMismatchError: if the worker asks for looks and the study was created without.
     """
-    if until_decided and stored.refinement is None:
-        raise ConfigMismatchError(
-            f"study {name!r} is a grid, each architecture of which is trained once: expected a "
-            "study with [refinement] for --until-decided"
-        )
     if stored.refinement is None or config.refinement is None:
         return config
     if until_decided and not stored.refinement.looks:

@@ -191,8 +191,6 @@ def _plan_new_end(
     checkpoints = TrialFiles(store, record.artifact_folder, "final")
     try:
         return NewEnd(new, old, options.command, checkpoints.list_trials())
-    except ArtifactsError:
-        raise
     except store_errors() as error:
         raise ArtifactsError(
             f"checkpoints in {checkpoints.location} cannot be listed ({error}): expected those "

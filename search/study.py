@@ -260,9 +260,7 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
     name = options.name or file.name
     check_study_name(name)
     wanted = _resolve(name, url, load_cells(file), options, device, options.target.is_local)
-    if not wanted.is_stored:
-        config = plan_looks(wanted.config, bool(options.until_decided))
-        wanted = replace(wanted, config=config)
+    wanted = replace(wanted, config=plan_looks(wanted.config, bool(options.until_decided)))
     _check(wanted, options)
     is_new = not (wanted.is_stored or wanted.exists)
     floors = _check_new(wanted, options) if is_new else None
