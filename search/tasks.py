@@ -140,25 +140,26 @@ def load_task(
     names_source = "task.source" in file.overridden or (not file.is_stored and "source" in stated)
     earlier = stored.config.task_record if stored and not names_source else None
     folder = Path(earlier.folder) if earlier else file.folder_of("task.source").absolute()
-    hint = ""
-    if earlier is not None:
-        study = file.name if file.is_stored else file.source
-        hint = (
-            f"; study {study!r} was trained on it: give its present place with --set "
-            f"'task.source=\"…\"'"
-        )
-    try:
-        built_in = find_built_in(settings.source, folder)
-    except TaskError as error:
-        raise TaskError(f"{error}{hint}") from error
     code = None
-    if built_in is None and earlier is not None and earlier.sha256 is not None:
-        assert open_store is not None
-        code = open_store().read_source(TaskSource, earlier.name, earlier.source, earlier.sha256)
-    elif built_in is None:
-        code = read_source(settings.source, folder, TaskSource)
-        folder = locate_source(settings.source, folder, TaskSource).parent
-    task = _describe(settings, code, folder, hint)
+    try:
+        is_own = find_built_in(settings.source, folder) is None
+        if is_own and earlier is not None and earlier.sha256 is not None:
+            assert open_store is not None
+            code = open_store().read_source(
+                TaskSource, earlier.name, earlier.source, earlier.sha256
+            )
+        elif is_own:
+            code = read_source(settings.source, folder, TaskSource)
+            folder = locate_source(settings.source, folder, TaskSource).parent
+        task = _describe(settings, code, folder)
+    except TaskError as error:
+        if earlier is None:
+            raise
+        study = file.name if file.is_stored else file.source
+        raise TaskError(
+            f"{error}; study {study!r} was trained on it: give its present place with --set "
+            "'task.source=\"…\"'"
+        ) from error
     return file.model_copy(update={"task": task.record}), task
 
 
@@ -192,13 +193,10 @@ def unpack_task(packed: str) -> StudyTask:
     return _describe(settings, code, Path(folder))
 
 
-def _describe(
-    settings: TaskSettings, code: CodeSource | None, folder: Path, hint: str = ""
-) -> StudyTask:
+def _describe(settings: TaskSettings, code: CodeSource | None, folder: Path) -> StudyTask:
     """Build a task with the options that a study sets, and describe it.
 
-    Without code it is a built-in one. The folder is that of the files that it reads; the hint says
-    what to do if one is missing.
+    Without code it is a built-in one. The folder is that of the files that it reads.
     """
     fixed: dict[str, Any] = {}
     if code is not None:
@@ -216,8 +214,6 @@ def _describe(
     options = {each: option for each, option in options.items() if each not in fixed}
     values = {}
     for each, value in settings.options.items():
-        if each in fixed:
-            raise ConfigError(f"task {name} states {each} in its source: expected it there alone")
         if each not in options:
             expected = expect_one_of(options, each) if options else "it has no options"
             raise ConfigError(f"task {name} has no option {each}: {expected}")
@@ -228,14 +224,8 @@ def _describe(
         values[each] = options[each].convert(value)
     if takes_folder:
         fixed["folder"] = folder
-    try:
-        task = _build(definition, fixed | values, name)
-        paths = _list_files(task, folder)
-        sha256_of_files = _hash_files(paths) if paths else None
-    except TaskError as error:
-        is_missing = isinstance(error.__cause__, FileNotFoundError)
-        raise TaskError(f"{error}{hint * is_missing}") from error
-    spec = task.spec
+    task = _build(definition, fixed | values, name)
+    paths, spec = _list_files(task, folder), task.spec
     loss: Literal["cross-entropy", "squared error", "standardized squared error", "own"]
     loss = "cross-entropy" if spec.predicts_classes else "squared error"
     if spec.loss is not None:
@@ -246,7 +236,7 @@ def _describe(
         record = TaskRecord(
             source=settings.source,
             sha256=sha256,
-            data_sha256=sha256_of_files,
+            data_sha256=_hash_files(paths) if paths else None,
             version=getattr(task.definition, "version", 0),
             options=options,
             values=values,
