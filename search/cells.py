@@ -89,12 +89,7 @@ def check_option_names(subject: str, options: Iterable[str]) -> None:
 
 
 class CodeStore:
-    """Copies of the source files of a study's cells and its task.
-
-    Args:
-        store: artifact store.
-        folder: folder of the study in the store.
-    """
+    """Copies of the source files of a study's cells and its task, in its folder of a store."""
 
     def __init__(self, store: Store, folder: str) -> None:
         self._store = store

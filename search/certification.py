@@ -282,13 +282,8 @@ def run_new_process(
 ) -> str:
     """Run Python in a new process that uses a cell or a task; return what it printed.
 
-    Args:
-        kind: what is used.
-        name: name of its class.
-        options: options of Python.
-        environment: environment variables.
-        folder: working directory; that of this process by default.
-        given: standard input.
+    It runs with options of Python, in a folder or in that of this process, and reads what is given
+    from its standard input.
 
     Raises:
         CellError, TaskError: if the process hangs or fails.
@@ -393,11 +388,9 @@ _HINTS = {
 def check_networks(
     networks: Sequence[CellConfig], on_passed: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Run every check on networks of users' cells.
+    """Run every check on tiny networks of users' cells.
 
-    Args:
-        networks: the networks, tiny ones.
-        on_passed: called after each check, with what holds.
+    ``on_passed`` is called after each check, with what holds.
 
     Raises:
         CellError: if one fails, naming the cell and what to do.
@@ -429,12 +422,8 @@ def _describe_options(network: CellConfig, message: str = "") -> str:
 def certify_cells(config: StudyConfig, certified: StudyConfig | None = None) -> None:
     """Check the cells of a study on tiny networks, with the values of options that it has.
 
-    A network of one layer is built of each combination of options and sizes.
-
-    Args:
-        config: config of the study; the cells that are checked are loaded.
-        certified: config of the same study before an extension; cells that have the same values
-            and sizes in it are not checked again.
+    A network of one layer is built of each combination of options and sizes. Cells that have the
+    same values and sizes in the config of before an extension are not checked again.
 
     Raises:
         CellError: if one cannot be built, or breaks the contract of a cell.
@@ -476,12 +465,8 @@ def list_networks(
 ) -> list[CellConfig]:
     """Return the networks by which a cell is checked: each value of each option, one at a time.
 
-    Args:
-        name: name of the class.
-        record: its record.
-        values: options with values, besides those of a ``bool`` or a ``Literal``.
-        state_size: n.
-        base: values of the options that are not varied, in place of their defaults.
+    Besides the given values, these are all of a ``bool`` or a ``Literal``. Options that are not
+    varied have the values of ``base``, or else their defaults.
     """
     given: Params = dict(base or {})
     start = {option: each.default for option, each in record.options.items()} | given

@@ -1,7 +1,6 @@
 """Derive trials from those of a study: a refinement of its best, and the runs of planned looks."""
 
 from collections.abc import Collection, Hashable, Iterable, Sequence
-from typing import Any
 
 import optuna
 from pydantic import ValidationError
@@ -32,8 +31,6 @@ from studies.training import TRAINING_PARAMS, uses_setting
 MAX_UNCONFIRMED = 20_000
 """Number of new trials above which a user must confirm them with ``--yes``."""
 
-_ParamsKey = tuple[tuple[str, Any], ...]
-
 
 def derive_trials(
     trials: Sequence[StoredTrial],
@@ -46,21 +43,13 @@ def derive_trials(
 ) -> list[StoredTrial]:
     """Apply a refinement's variants and replicates to the best architectures of its source.
 
-    A refinement that names a trial derives that one as it is.
+    A refinement that names a trial derives that one as it is. An architecture is judged at its best
+    values of the nuisance parameters, and its derived trials have these. A variant is applied to
+    the architectures that have its parameters. Equal combinations become one trial that lists all
+    source trials that led to it.
 
-    An architecture is what trials share that differ in replicates and nuisance parameters only. It
-    is judged at its best values of the nuisance parameters, and its derived trials have these. A
-    variant is applied to the architectures that have its parameters. Equal combinations become one
-    trial that lists all source trials that led to it.
-
-    Args:
-        trials: grid trials of the source study.
-        counts: number of them by state.
-        config: config with a refinement.
-        partial: accept an unfinished source.
-        keep: fraction of the trials that pruning kept, if the source was pruned.
-        confirmed: whether the user has confirmed any number of trials.
-        source: record of the source study; None for one without planned looks.
+    A source may be unfinished if ``partial``; if it was pruned, the fraction ``keep`` of its trials
+    was kept. Its record is needed if it has planned looks.
 
     Returns:
         Trials derived from the best source trial first.
@@ -111,16 +100,15 @@ def derive_trials(
     check_count(count, config.training.steps, confirmed)
     # All trials of the source count, so that those of the best have the same names for any top.
     present = {name for trial in trials for name in trial.params}
-    return _derive(ranked[:wanted], present & set(TRAINING_PARAMS), refinement, config)
+    settings = present & set(TRAINING_PARAMS)
+    # Replicates must be new runs: the source's were selected for their values. A study without
+    # replicates runs replicate 0.
+    first = 1 + max(int(trial.params.get(REPLICATE, 0)) for trial in trials)
+    return _derive(ranked[:wanted], first, settings, refinement, config)
 
 
 def check_count(count: int, steps: int, confirmed: bool) -> None:
-    """Require that the user confirms many new trials.
-
-    Args:
-        count: number of new trials.
-        steps: training steps of each.
-        confirmed: whether the user has confirmed any number.
+    """Require that the user confirms many new trials of so many training steps each.
 
     Raises:
         ConfigError: if there are more than :data:`MAX_UNCONFIRMED` and the user has not, or more
@@ -156,10 +144,6 @@ def _without(params: Params, names: Collection[str]) -> Params:
     return {name: params[name] for name in param_order(params) if name not in names}
 
 
-def _key(params: Params) -> _ParamsKey:
-    return tuple(params.items())
-
-
 def group_by_architecture(
     trials: Iterable[StoredTrial], nuisance: Sequence[str] = ()
 ) -> dict[Hashable, list[StoredTrial]]:
@@ -177,34 +161,32 @@ def _rank_architectures(
 
     The best architecture of the source comes first, by the definition of :mod:`studies.best`.
     """
-    complete = [trial for trial in trials if trial.value is not None]
-    settings = group_by_architecture(
-        sorted(complete, key=lambda trial: (trial.value, trial.number))
-    )
+    by_number = {trial.number: trial for trial in trials}
     config, looks = (source.config, source.looks) if source else (None, [])
     best: dict[Hashable, list[StoredTrial]] = {}
     for each in rank_trials(trials, config, looks):
-        runs = settings[each.architecture]
+        runs = [by_number[run.number] for run in each.runs]
         best.setdefault(architecture_key(runs[0].params, nuisance), runs)
     return list(best.values())
 
 
 def _derive(
-    best: list[list[StoredTrial]], settings: set[str], refinement: Refinement, config: StudyConfig
+    best: list[list[StoredTrial]],
+    first: int,
+    settings: set[str],
+    refinement: Refinement,
+    config: StudyConfig,
 ) -> list[StoredTrial]:
     """Apply the variants to the best architectures; see :func:`derive_trials`.
 
     Args:
         best: runs of each architecture, the best first.
+        first: number of the first replicate.
         settings: training settings that are parameters of some of the source's trials.
         refinement: variants and replicates.
         config: config of the derived study.
     """
-    sources: dict[_ParamsKey, list[int]] = {}
-    derived: dict[_ParamsKey, Params] = {}
-    # Replicates must be new runs: the source's were selected for their values. A study without
-    # replicates runs replicate 0.
-    first = 1 + max(int(trial.params.get(REPLICATE, 0)) for runs in best for trial in runs)
+    derived: dict[Hashable, StoredTrial] = {}
     varied = settings.union(*refinement.variants)
     applied = set()
     for runs in best:
@@ -216,9 +198,9 @@ def _derive(
             applied.add(number)
             for replicate in range(first, first + refinement.initial_runs):
                 run = params | ({REPLICATE: replicate} if refinement.replicates > 1 else {})
-                key = _key(run)
-                derived[key] = run
-                numbers = sources.setdefault(key, [])
+                trial = StoredTrial(run, {SOURCE_TRIALS: []})
+                trial = derived.setdefault(tuple(run.items()), trial)
+                numbers = trial.attributes[SOURCE_TRIALS]
                 numbers += [run.number for run in runs if run.number not in numbers]
     for number, variant in enumerate(refinement.variants):
         if number not in applied:
@@ -228,7 +210,7 @@ def _derive(
                 f"unknown parameter in refinement.variants: {', '.join(variant)}; none of the best "
                 f"{len(best)} of {refinement.source!r} has it: they have {known}"
             )
-    return [StoredTrial(params, {SOURCE_TRIALS: sources[key]}) for key, params in derived.items()]
+    return list(derived.values())
 
 
 def _apply(
@@ -236,13 +218,8 @@ def _apply(
 ) -> Params | None:
     """Return a trial's parameters with a variant's; None if it lacks one of the variant's.
 
-    Args:
-        variant: values to replace.
-        base: parameters of the trial.
-        varied: names in all variants, and training settings that are parameters of the source. What
-            the trial does not state has the study's value, or its cell's default: equal trials
-            state the same, also where a variant changes the optimizer. No variant changes the cell.
-        config: config of the derived study.
+    Of the names that vary, those that the trial does not state have the study's value, or its
+    cell's default: equal trials state the same, also where a variant changes the optimizer.
     """
     options = config.cells[cell].options if (cell := str(base.get(CELL))) in config.cells else {}
     known: Params = {name: getattr(config.training, name) for name in TRAINING_PARAMS}
@@ -273,13 +250,10 @@ def _apply(
 
 
 def plan_looks(config: StudyConfig, until_decided: bool) -> StudyConfig:
-    """Return the config of a new study with its planned looks, or with none.
+    """Return the config of a study with its planned looks, or with none.
 
-    The number of replicates becomes that of the last look.
-
-    Args:
-        config: config of a study file; its looks are the planned ones, if it has any.
-        until_decided: whether runs are added until the architectures are decided.
+    The looks are those of the study file, if it has any. The number of replicates becomes that of
+    the last look.
 
     Raises:
         ConfigError: if the study derives from no other one, or contradicts its looks.
@@ -314,11 +288,6 @@ def join_looks(
     Raises:
         ConfigMismatchError: if the worker asks for looks and the study was created without.
     """
-    if until_decided and stored.refinement is None:
-        raise ConfigMismatchError(
-            f"study {name!r} is a grid, each architecture of which is trained once: expected a "
-            "study with [refinement] for --until-decided"
-        )
     if stored.refinement is None or config.refinement is None:
         return config
     if until_decided and not stored.refinement.looks:
@@ -337,11 +306,7 @@ def record_look(
 ) -> int | None:
     """Store a planned look, and the trials of the runs that it adds, in one transaction.
 
-    Args:
-        storage: storage that holds the study.
-        study: the study.
-        record: what it stored about itself when the look was taken.
-        look: the look.
+    The record is that of when the look was taken.
 
     Returns:
         The number of trials added; None, without any change, if another process recorded a look
@@ -361,13 +326,8 @@ def record_look(
         trials = plan_runs(
             read_trials(storage, study._study_id, is_strict=True), look.continued, runs
         )
-    if not trials:
-        is_done = extend_study(storage, study._study_id, expected, written)
-    else:
-        space = observed_search_space(trial.params for trial in trials)
-        is_done = extend_study(
-            storage, study._study_id, expected, written, distributions(space), trials
-        )
+    choices = distributions(observed_search_space(trial.params for trial in trials))
+    is_done = extend_study(storage, study._study_id, expected, written, choices, trials)
     return len(trials) if is_done else None
 
 
@@ -377,12 +337,8 @@ def plan_runs(
     """Return the trials that some architectures lack to a number of runs.
 
     Runs of the same number read the text in the same order, so all architectures have the same
-    numbers, in the order of which the trials are returned.
-
-    Args:
-        trials: trials of the study.
-        continued: number of the first trial of each architecture that continues.
-        runs: number of runs of each of them.
+    numbers, in the order of which the trials are returned. ``continued`` has the number of the
+    first trial of each architecture that continues.
     """
     groups = [
         group

@@ -148,25 +148,18 @@ def format_status(status: Status, config: StudyConfig) -> str:
 
 
 def explain_failure(study: str, trials: Iterable[StoredTrial], counts: TrialCounts) -> str:
-    """Return one line on why a finished study has no complete trial, and what to do.
-
-    Args:
-        study: name of the study.
-        trials: its grid trials.
-        counts: number of them by state.
-    """
+    """Return one line on why a finished study has no complete trial, and what to do."""
     causes, changes = [], []
     if counts.diverged:
         causes.append(f"{counts.diverged} diverged")
         changes.append("lower training.learning_rate")
     if counts.failed:
-        with_error = [
-            trial
+        errors = [
+            (str(trial.completed), trial.attributes[ERROR])
             for trial in trials
             if trial.state is TrialState.FAIL and ERROR in trial.attributes
         ]
-        last = max(with_error, key=lambda trial: str(trial.completed), default=None)
-        error = f", the last with {last.attributes[ERROR]}" if last else ""
+        error = f", the last with {max(errors)[1]}" if errors else ""
         causes.append(f"{counts.failed} failed{error}")
         changes.append("change the settings that cause the error")
     return (
@@ -333,12 +326,7 @@ class Ticker:
 
 
 class QuietDisplay(WorkerCallbacks, logging.Handler):
-    """Log messages and unusual outcomes only, for workers whose parent shows the progress.
-
-    Args:
-        console: console to print to.
-        reader: reader of the study's status.
-    """
+    """Log messages and unusual outcomes only, for workers whose parent shows the progress."""
 
     def __init__(self, console: SafeConsole, reader: StatusReader) -> None:
         super().__init__()
@@ -511,13 +499,7 @@ class NotebookDisplay(ProgressDisplay):
 
 
 def create_display(console: SafeConsole, reader: StatusReader, is_subprocess: bool) -> QuietDisplay:
-    """Return the display that suits the console.
-
-    Args:
-        console: console to print to.
-        reader: reader of the study's status.
-        is_subprocess: whether the parent process shows the progress.
-    """
+    """Return the display that suits the console; a parent process shows that of a subprocess."""
     if is_subprocess:
         return QuietDisplay(console, reader)
     if console.is_notebook:

@@ -10,7 +10,7 @@ import optuna
 
 from search.certification import certify_cells
 from search.derive import check_count
-from search.grid import create_sampler, subtract
+from search.grid import list_combinations, subtract
 from search.options import RunOptions
 from search.pruning.audit import draw_audited, number_architectures
 from search.tasks import StudyTask, check_trials
@@ -45,14 +45,6 @@ def extend(
     Where only descriptive settings change, workers may hold trials, and the command is not
     recorded: the study has the same trials.
 
-    Args:
-        study: study to extend.
-        storage: storage that holds it.
-        record: what it stores about itself.
-        config: config that it is to have.
-        task: its task; None for a text.
-        options: what the user asks for.
-
     Returns:
         Notices for the user; None if another process has changed the study meanwhile.
 
@@ -71,7 +63,8 @@ def extend(
     if new_end is not None and stored.space is None:
         check_trials(config, task, [trial.params for trial in trials])
     changed = list_descriptive_changes(stored, config)
-    if stored.space is None and not (new_end or changed or record.earlier_ends):
+    is_same = not (new_end or changed or record.earlier_ends)
+    if stored.space is None and (config.space is not None or is_same):
         raise no_space_error(name)
     if len(record.commands) > 1 and has_earlier_grid(stored, config):
         config = config.model_copy(update={"space": stored.space, "cells": stored.cells})
@@ -198,8 +191,6 @@ def _plan_new_end(
     checkpoints = TrialFiles(store, record.artifact_folder, "final")
     try:
         return NewEnd(new, old, options.command, checkpoints.list_trials())
-    except ArtifactsError:
-        raise
     except store_errors() as error:
         raise ArtifactsError(
             f"checkpoints in {checkpoints.location} cannot be listed ({error}): expected those "
@@ -276,9 +267,9 @@ def _plan_added(
     """
     if extended.space == stored.space:
         return []
-    if conflict := find_conflict(stored, extended):
+    if conflict := _find_conflict(stored, extended):
         raise ConfigMismatchError(f"study {name!r} {conflict}")
-    old, new = stored.grid, create_sampler(extended).combinations
+    old, new = stored.grid, list_combinations(extended)
     assert old is not None
     planned = [StoredTrial(params) for params in subtract(new, old.combinations())]
     return draw_audited(planned, stored, nuisance, trials)
@@ -288,28 +279,28 @@ def has_earlier_grid(stored: StudyConfig, config: StudyConfig) -> bool:
     """Return whether a study's grid, if it has one, can be an extension of that of a config."""
     if config.space is None or stored.space is None:
         return config.space is stored.space
-    return not find_conflict(config, stored)
+    return not _find_conflict(config, stored)
 
 
-def find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
+def _find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
     """Return why a config's grid is no extension of a study's, as a predicate of it; "" if it is.
 
     Every list of a stored table must begin that of the same table of the extension, whose further
     tables are new. Trials have the parameters that their combinations have, so every stored
     combination must be one of the extended grid.
     """
-    old, new = stored.grid, extended.grid
-    if old is None or new is None:
-        return "is a refinement without a [space]: extend its source and refine that"
-    old_tables, new_tables = stored.space or (), extended.space or ()
+    old, new, old_tables, new_tables = stored.grid, extended.grid, stored.space, extended.space
+    assert old is not None
+    assert new is not None
+    assert old_tables is not None
+    assert new_tables is not None
     if len(new_tables) < len(old_tables):
         return (
             f"has {len(old_tables)} tables [[space]], not {len(new_tables)}: --extend expected "
             "these, then new ones"
         )
-    for number, old_table in enumerate(old_tables):
-        new_table = new_tables[number]
-        table = "space." if len(old_tables) == 1 else f"space {number + 1}: "
+    for number, (old_table, new_table) in enumerate(zip(old_tables, new_tables, strict=False), 1):
+        table = "space." if len(old_tables) == 1 else f"space {number}: "
         for parameter in old.search_space:
             old_values, new_values = old_table.values(parameter), new_table.values(parameter)
             if old_values is None or new_values is None:
@@ -327,16 +318,15 @@ def _describe_removal(removed: Sequence[Params], grid: Grid) -> str:
     """Say why a grid does not have some combinations of a study."""
     first = removed[0]
     wider = next((each for each in grid.combinations() if first.items() <= each.items()), first)
+    change = ""
     if added := wider.keys() - first.keys():
+        change = f"without {', '.join(param_order(added))}, which they would have"
+    elif lost := first.keys() - set(grid.search_space):
+        change = f"with {', '.join(param_order(lost))}, which they would lack"
+    if change:
         return (
-            f"has {len(removed)} trials without {', '.join(param_order(added))}, which they would "
-            "have: --extend expected the parameters of existing trials to stay; start another "
-            "study with --name"
-        )
-    if lost := first.keys() - set(grid.search_space):
-        return (
-            f"has {len(removed)} trials with {', '.join(param_order(lost))}, which they would "
-            "lack: --extend expected the parameters of existing trials to stay"
+            f"has {len(removed)} trials {change}: --extend expected the parameters of existing "
+            "trials to stay; start another study with --name"
         )
     return (
         f"has {len(removed)} trials that space leaves out, such as "

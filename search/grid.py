@@ -179,11 +179,17 @@ def _stop(study: Study) -> None:
 
 def create_sampler(config: StudyConfig) -> GridSampler:
     """Return the sampler of a study with a search space."""
-    grid = config.grid
-    assert grid is not None
-    combinations = list(grid.combinations())
+    assert config.grid is not None
+    combinations = list_combinations(config)
+    return GridSampler(config.grid.search_space, config.seed, combinations=combinations)
+
+
+def list_combinations(config: StudyConfig) -> list[Params]:
+    """Return the combinations of a study with a search space in the order in which they run."""
+    assert config.grid is not None
+    combinations = list(config.grid.combinations())
     random.Random(config.seed).shuffle(combinations)
-    return GridSampler(grid.search_space, config.seed, combinations=combinations)
+    return combinations
 
 
 def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:

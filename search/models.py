@@ -25,22 +25,12 @@ from studies.measure import find_measure
 from studies.storage.open import load_study, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.trials import StoredTrial
-from studies.text import to_printable
-
-_MAX_LISTED = 20
-"""Number of trials that a message lists."""
+from studies.text import format_trials, to_printable
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Trained model of a trial.
-
-    Attributes:
-        model: network with its weights.
-        trial: trial that trained it.
-        study: name of the study.
-        config: config of the study.
-    """
+    """Trained model of a trial, and the study of the trial."""
 
     model: SavedModel
     trial: StoredTrial
@@ -51,14 +41,10 @@ class LoadedModel:
 def load_trial_model(
     study: str, trial: int | None, storage: str, artifacts: str | None
 ) -> LoadedModel:
-    """Load the model of a trial.
+    """Load the model of a trial; the storage is opened read-only.
 
-    Args:
-        study: name of the study.
-        trial: number of a complete trial; None for the best trial whose weights are stored: of
-            replicates, a run of the best architecture of which one has weights.
-        storage: URL of the storage, which is opened read-only.
-        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+    Without a number it is the best trial whose weights are stored: of replicates, a run of the best
+    architecture of which one has weights.
 
     Raises:
         StorageError, StudyNotFoundError, ArtifactsError: if the storage or study is not found.
@@ -79,12 +65,18 @@ def load_trial_model(
     stored = weights.list_trials()
     available = [t for t in ranked if t.number in stored]
     chosen = next((t for t in available if trial is None or t.number == trial), None)
-    if chosen is None:
+    content = None
+    if chosen is not None:
+        try:
+            content = weights.read(chosen.number)
+        except OSError as error:
+            raise SavedModelError(
+                f"the weights of trial {chosen.number} cannot be read ({error.strerror}): check "
+                "--artifacts"
+            ) from error
+    if chosen is None or content is None:  # perhaps removed meanwhile
         raise WeightsNotFoundError(_explain_missing(study, trial, trials, available, config))
     architecture = to_trial_config(chosen.params, config).architecture
-    content = _read_weights(weights, chosen.number)
-    if content is None:
-        raise WeightsNotFoundError(_explain_missing(study, trial, trials, available, config))
     model = deserialize_model(content)
     expected = str(chosen.number), repr(chosen.value), architecture
     found = model.metadata.get("trial"), model.metadata.get("value"), model.architecture
@@ -97,20 +89,10 @@ def load_trial_model(
     if trial is None and better:
         click.echo(
             f"using trial {chosen.number}: better trials have no stored weights "
-            f"({_list_numbers(better)})",
+            f"({format_trials(better)})",
             err=True,
         )
     return LoadedModel(model, chosen, study, config)
-
-
-def _read_weights(weights: TrialFiles, number: int) -> bytes | None:
-    """Return the weights of a trial, or None."""
-    try:
-        return weights.read(number)
-    except OSError as error:
-        raise SavedModelError(
-            f"the weights of trial {number} cannot be read ({error.strerror}): check --artifacts"
-        ) from error
 
 
 def _explain_missing(
@@ -120,7 +102,6 @@ def _explain_missing(
     available: Sequence[StoredTrial],
     config: StudyConfig,
 ) -> str:
-    """Return why there are no weights, and which trials have some."""
     states = {trial.number: trial.state for trial in trials}
     if number is None:
         problem = f"study {study!r} has no trial with stored weights"
@@ -132,18 +113,13 @@ def _explain_missing(
     else:
         problem = f"the weights of trial {number} of study {study!r} are not stored"
     if available:
-        numbers = _list_numbers([trial.number for trial in available])
-        return f"{problem}: expected best or one of the trials {numbers}"
+        numbers = format_trials([trial.number for trial in available])
+        return f"{problem}: expected best or {numbers}"
     if config.keep_weights == 0:
         return f"{problem}: its keep_weights is 0"
     if not all(state.is_finished() for state in states.values()):
         return f"{problem}: wait until a trial is complete, or check --artifacts"
     return f"{problem}: check --artifacts"
-
-
-def _list_numbers(numbers: Sequence[int]) -> str:
-    more = f" and {len(numbers) - _MAX_LISTED} more" if len(numbers) > _MAX_LISTED else ""
-    return ", ".join(map(str, numbers[:_MAX_LISTED])) + more
 
 
 def sample_text(
@@ -154,11 +130,7 @@ def sample_text(
     top_k: int | None,
     seed: int,
 ) -> str:
-    """Return a prompt and its continuation as printable text; see :func:`generate`.
-
-    Raises:
-        TaskError: if the model was trained on another task than text.
-    """
+    """Return a prompt and its continuation by :func:`rnn.export.generate` as printable text."""
     return to_printable(prompt + generate(model, prompt, length, temperature, top_k, seed))
 
 
@@ -168,19 +140,11 @@ def sample_text(
 def export_trial(
     study: str, directory: Path, trial: int | None, storage: str, artifacts: str | None
 ) -> None:
-    """Export the model of a trial to a standalone folder.
-
-    Args:
-        study: name of the study.
-        directory: path of the folder, which must be empty or not exist.
-        trial: number of the trial; None for the best whose weights are stored.
-        storage: URL of the storage.
-        artifacts: location of the artifacts.
+    """Export the model of a trial, as :func:`load_trial_model` loads it, to a standalone folder.
 
     Raises:
         ExportError: if the path is taken or cannot be written.
-        StudiesError, WeightsNotFoundError, SavedModelError, TokenizerError: see
-            :func:`load_trial_model`.
+        StudiesError, WeightsNotFoundError, SavedModelError, TokenizerError: if it cannot be loaded.
     """
     with contextlib.suppress(OSError):  # reported when the folder is written
         _check_is_free(directory)
@@ -192,11 +156,7 @@ def export_trial(
 
 
 def write_folder(directory: Path, files: dict[str, bytes]) -> None:
-    """Write a folder to a temporary path and rename it when it is complete.
-
-    Args:
-        directory: path of the folder, which must be empty or not exist.
-        files: contents of the files by name.
+    """Write a folder of files by name to a temporary path and rename it when it is complete.
 
     Raises:
         ExportError: if the path is taken or cannot be written.

@@ -56,15 +56,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial in the middle of its training.
-
-    Attributes:
-        number: number of the trial.
-        trial_config: network that is trained.
-        step: last logged step, 0 before the first.
-        steps: steps of the whole training.
-        smoothed_loss: smoothed training loss at that step.
-    """
+    """A trial in the middle of its training, at its last logged step, 0 before the first."""
 
     number: int
     trial_config: TrialConfig
@@ -96,11 +88,7 @@ class WorkerCallbacks:
     """Hooks that a worker calls from its main thread; override those of interest."""
 
     def on_log(self, running: Sequence[RunningTrial]) -> None:
-        """Handle a log point.
-
-        Args:
-            running: the running trials and their progress.
-        """
+        """Handle a log point of the running trials."""
 
     def on_poll(self) -> None:
         """Handle a check of claims and signals, several times a second during training."""
@@ -207,15 +195,10 @@ def read_status(
     best_reader: BestReader | None = None,
     checkpoints: Path | None = None,
 ) -> Status:
-    """Read the progress of a study.
+    """Read the progress of a study, and measure the folder of its checkpoints, if one is given.
 
-    Args:
-        study: study to read.
-        storage: storage that holds it.
-        config: config of the study.
-        workers: minimum number of active workers, including those that hold no trial just now.
-        best_reader: reader that a caller keeps for further calls.
-        checkpoints: folder of its checkpoints, to measure.
+    There are at least so many ``workers``, including those that hold no trial just now. A caller
+    keeps the reader of the best for further calls.
     """
     study_id = study._study_id
     with storage.reading() as connection:  # one for all queries
@@ -329,7 +312,7 @@ class StatusReader:
     def read_status(self) -> Status:
         """Return the status, waiting up to :data:`READ_TIMEOUT`."""
         self._status = self._query(self._read, self._status)
-        return replace(self._status, checkpoint_bytes=self._checkpoint_bytes)
+        return self._status
 
     def recent_status(self) -> Status:
         """Return the status, read at most every :data:`REFRESH_SECONDS`, for a display's thread.
@@ -340,12 +323,12 @@ class StatusReader:
         def read() -> None:
             self._status = self._read()
 
+        self._measure_checkpoints()
         is_due = time.monotonic() >= self._read_at
         if is_due and self._claims is not None and not self._claims.unavailable_reason:
             futures.wait([self._claims.submit(read)], RECENT_TIMEOUT)
             self._read_at = time.monotonic() + REFRESH_SECONDS
-        self._measure_checkpoints()
-        return replace(self._status, checkpoint_bytes=self._checkpoint_bytes)
+        return self._status
 
     def read_running(self) -> list[RunningTrial]:
         """Return the running trials of all workers, waiting up to :data:`READ_TIMEOUT`."""
@@ -358,9 +341,10 @@ class StatusReader:
         return self._running
 
     def _read(self) -> Status:
-        return read_status(
+        status = read_status(
             self._study, self._storage, self.config, self._workers, self._best_reader
         )
+        return replace(status, checkpoint_bytes=self._checkpoint_bytes)
 
     def _query(self, query: Callable[[], _T], last: _T) -> _T:
         if self._claims is None:
@@ -387,11 +371,6 @@ def estimate_seconds_left(
 ) -> float | None:
     """Estimate the remaining time from the durations of complete trials of the same shape.
 
-    Args:
-        shapes: timing of the study's trials by shape.
-        counts: number of the study's trials by state.
-        workers: number of active workers.
-
     Returns:
         Seconds. None without workers or complete trials, and in the first half of a study while
         some shape has no complete trial: small networks may run first, and the estimate would be
@@ -417,13 +396,8 @@ def estimate_first_rung(
 ) -> FirstRung:
     """Estimate the time to the first rung, and the most that the study can take.
 
-    The pace of a shape is that of its trials that were paused or have ended.
-
-    Args:
-        shapes: number of trials before and after the rung, by shape.
-        step: step of the rung.
-        steps: steps of a whole training.
-        workers: number of active workers.
+    The pace of a shape is that of its trials that were paused or have ended. ``step`` is that of
+    the rung, ``steps`` are those of a whole training.
 
     Returns:
         The rung, without leaders. Without workers or any pace it has no times, and without the

@@ -30,7 +30,7 @@ from search.extend import (
     has_earlier_grid,
     no_space_error,
 )
-from search.grid import GridSampler, create_sampler
+from search.grid import GridSampler, create_sampler, list_combinations
 from search.launch.shared_files import require_shared
 from search.options import RunOptions, WorkerOptions
 from search.pruning.audit import draw_audited
@@ -260,9 +260,7 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
     name = options.name or file.name
     check_study_name(name)
     wanted = _resolve(name, url, load_cells(file), options, device, options.target.is_local)
-    if not wanted.is_stored:
-        config = plan_looks(wanted.config, bool(options.until_decided))
-        wanted = replace(wanted, config=config)
+    wanted = replace(wanted, config=plan_looks(wanted.config, bool(options.until_decided)))
     _check(wanted, options)
     is_new = not (wanted.is_stored or wanted.exists)
     floors = _check_new(wanted, options) if is_new else None
@@ -475,8 +473,7 @@ def _plan_trials(
     if config.refinement is None:
         grid = config.grid
         assert grid is not None
-        combinations = create_sampler(config).combinations
-        return [StoredTrial(params) for params in combinations], grid.search_space
+        return [StoredTrial(each) for each in list_combinations(config)], grid.search_space
     source = load_study(storage, config.refinement.source)
     counts = count_trials(storage, source._study_id)
     record = read_study_record(source)
@@ -582,9 +579,9 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
     check_held_out(name, stored, config)
     if not is_outdated:
         return ""
-    used = []
-    if config.space != stored.space:
-        used.append(f"grid of {len(create_sampler(stored).combinations)} trials")
+    used, grid = [], stored.grid
+    if grid is not None and config.space != stored.space:
+        used.append(f"grid of {grid.count()} trials")
     if config.training.steps != stored.training.steps:
         used.append(f"{stored.training.steps:,} steps")
     return f"study {name!r} was extended: using its stored {' and '.join(used)}"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rnn.autograd import AutogradStack
 from rnn.config import WHOLE_SEQUENCE, BaselineConfig, OptimizerConfig, TaskSpec, TrialConfig
+from rnn.engines import Engine
 from rnn.errors import TaskError
 from rnn.own_code import TaskSource
 from rnn.tasks.task import Batch, SequenceTask
@@ -57,12 +58,9 @@ _NETWORK = TrialConfig(
 def certify_task(
     task: StudyTask, count: int, on_passed: Callable[[str], None] = lambda _: None
 ) -> tuple[Floors, str]:
-    """Run every check on a task.
+    """Run every check on a task, with a number of held-out sequences.
 
-    Args:
-        task: the task.
-        count: number of held-out sequences.
-        on_passed: called after each check, with what holds.
+    ``on_passed`` is called after each check, with what holds.
 
     Returns:
         Its floors, and whether it needs memory, in a sentence.
@@ -80,23 +78,19 @@ def certify_task(
     _require_loss_by_target(built, count)
     _require_same_in_new_process(task, first, count)
     on_passed("the same sequences are drawn in a new process")
-    floors, gain = measure_floors(built, count)
+    floors, is_better = measure_floors(built, count)
     _require_finite(task.record.name, floors)
     on_passed("losses and metrics of small networks are finite")
-    return floors, _describe_memory(floors, gain)
-
-
-def _batches(task: SequenceTask, count: int) -> list[Batch]:
-    """Return batches of all splits, those of the training first."""
-    drawn = [task.train_batch(0, index, 0, _STREAMS, 0) for index in (2, 0, 1)]
-    for split in ("validation", "test"):
-        drawn += [task.held_out(split, count, length) for length in (None, *task.eval_lengths)]
-    return drawn
+    return floors, _describe_memory(floors, is_better)
 
 
 def _digest(task: SequenceTask, count: int) -> str:
+    """Return a hash of batches of all splits."""
+    drawn = [task.train_batch(0, index, 0, _STREAMS, 0) for index in (2, 0, 1)]
+    for split in ("validation", "test"):
+        drawn += [task.held_out(split, count, length) for length in (None, *task.eval_lengths)]
     digest = hashlib.sha256()
-    for batch in _batches(task, count):
+    for batch in drawn:
         slices = [batch.slices[name] for name in sorted(batch.slices)]
         for part in (*batch[:4], *slices):
             if part is not None:
@@ -105,7 +99,6 @@ def _digest(task: SequenceTask, count: int) -> str:
 
 
 def _require_pure(task: SequenceTask, expected: str, count: int) -> None:
-    """Require the same batches again, after other calls."""
     task.train_batch(1, 7, 0, _STREAMS + 1, 0)
     if _digest(task, count) != expected:
         raise TaskError(
@@ -139,7 +132,6 @@ def print_digest() -> None:
 
 
 def _require_disjoint(task: SequenceTask, count: int) -> None:
-    """Require that no sequence is in two splits."""
     drawn = {
         "train": [task.train_batch(0, index, 0, _STREAMS, 0) for index in range(_BATCHES)],
         "validation": [task.held_out("validation", count)],
@@ -190,11 +182,11 @@ def _require_finite(name: str, floors: Floors) -> None:
                 )
 
 
-def _describe_memory(floors: Floors, gain: float) -> str:
+def _describe_memory(floors: Floors, is_better: bool) -> str:
     with_memory, without = floors.recurrent["loss"], floors.memoryless["loss"]
     losses = f"loss {with_memory:.4g} with memory, {without:.4g} without"
     explained = floors.constant["loss"] - with_memory
-    if gain > _CERTAIN and without - with_memory > _RELEVANT * explained:
+    if is_better and without - with_memory > _RELEVANT * explained:
         return f"the task needs memory: a small network has {losses}"
     return (
         f"a small network gained nothing from its memory in a short training ({losses}): the task "
@@ -223,18 +215,14 @@ def _name_floors(floors: Floors) -> dict[str, Mapping[str, float]]:
 # ------------------------------------------------------------------ floors
 
 
-def measure_floors(task: SequenceTask, count: int) -> tuple[Floors, float]:
+def measure_floors(task: SequenceTask, count: int) -> tuple[Floors, bool]:
     """Measure the floors of a task.
 
     A small network is trained twice, once with its states and once with the initial ones before
     every step. The same numbers result on the same machine.
 
-    Args:
-        task: the task.
-        count: number of held-out sequences.
-
     Returns:
-        The floors, and by how many standard errors the network with memory is better than the one
+        The floors, and whether the network with memory is significantly better than the one
         without on the validation split.
     """
     held_out = task.held_out("validation", count)
@@ -242,19 +230,18 @@ def measure_floors(task: SequenceTask, count: int) -> tuple[Floors, float]:
     recurrent, memoryless = (_train(task, held_out, has_memory) for has_memory in (True, False))
     differences = memoryless.losses - recurrent.losses
     error = float(differences.std()) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
-    gain = float(differences.mean())
-    last_value = _predict_last_value(task, drawn)
-    floors = Floors(
-        constant=_measure(task, held_out, _predict_constant(task, drawn)),
-        last_value=None if last_value is None else _measure(task, held_out, last_value),
-        memoryless=_to_dict(memoryless),
-        recurrent=_to_dict(recurrent),
-    )
-    return floors, gain / error if error else math.copysign(math.inf, gain) if gain else 0.0
-
-
-def _to_dict(result: HeldOutResult) -> dict[str, float]:
-    return {"loss": float(result.losses.mean()), **result.metrics}
+    is_better = float(differences.mean()) > _CERTAIN * error
+    predictions = {
+        "constant": _predict_constant(task, drawn, held_out),
+        "last_value": _predict_last_value(task, drawn, held_out),
+    }
+    results = {
+        name: _evaluate(_FixedOutputs(task.spec, outputs), task, held_out)
+        for name, outputs in predictions.items()
+        if outputs is not None
+    } | {"memoryless": memoryless, "recurrent": recurrent}
+    floors = Floors(**{name: _to_dict(result) for name, result in results.items()})
+    return floors, is_better
 
 
 # ------------------------------------------------------------------ small networks
@@ -309,17 +296,16 @@ def _train(task: SequenceTask, held_out: Batch, has_memory: bool) -> HeldOutResu
     if not has_memory:
         # Its states are the initial ones before every step.
         held_out = held_out._replace(resets=np.ones(held_out.inputs.shape[:2], bool))
-    (result,) = evaluate_sequences(loop.stack, task, held_out, held_out.inputs.shape[1])
-    return result
+    return _evaluate(loop.stack, task, held_out)
 
 
 # ------------------------------------------------------------------ predictions without a network
 
-Prediction = Callable[[Batch], npt.NDArray[np.float32]]
-"""Outputs (T, B, V) of a batch."""
+Outputs = npt.NDArray[np.float32]
+"""Predicted outputs (T, B, V) of held-out sequences."""
 
 
-def _predict_constant(task: SequenceTask, drawn: Batch) -> Prediction:
+def _predict_constant(task: SequenceTask, drawn: Batch, held_out: Batch) -> Outputs:
     """Predict the shares of the classes, or the mean of the numbers, in the training split."""
     weights = drawn.weights[..., None]
     targets = drawn.targets
@@ -328,43 +314,33 @@ def _predict_constant(task: SequenceTask, drawn: Batch) -> Prediction:
     shares = (targets * weights).sum((0, 1)) / weights.sum()
     if task.spec.predicts_classes:
         shares = np.log(np.maximum(shares, 1 / weights.size))
-    constant = shares.astype(np.float32)
-    return lambda batch: np.broadcast_to(constant, (*batch.inputs.shape[:2], task.spec.outputs))
+    shape = (*held_out.inputs.shape[:2], task.spec.outputs)
+    return np.broadcast_to(shares.astype(np.float32), shape)
 
 
-def _predict_last_value(task: SequenceTask, drawn: Batch) -> Prediction | None:
+def _predict_last_value(task: SequenceTask, drawn: Batch, held_out: Batch) -> Outputs | None:
     """Predict that the last value is repeated; None for a task where it cannot be."""
-    columns, spec = task.persistence, task.spec
+    columns, inputs = task.persistence, held_out.inputs
     if columns is None:
         return None
-    if not spec.predicts_classes:
-
-        def repeat(batch: Batch) -> npt.NDArray[np.float32]:
-            values = batch.inputs
-            if task.input_scaling is not None:
-                values = values * task.input_scaling.std + task.input_scaling.mean
-            values = values[..., columns]
-            scaling = task.target_scaling
-            return values if scaling is None else scaling.standardize(values)
-
-        return repeat
+    if not task.spec.predicts_classes:
+        if task.input_scaling is not None:
+            inputs = inputs * task.input_scaling.std + task.input_scaling.mean
+        values = inputs[..., columns]
+        return values if task.target_scaling is None else task.target_scaling.standardize(values)
     # The token is repeated as often as in the training split, other classes are equally frequent.
     is_repeated = (drawn.inputs == drawn.targets) * drawn.weights
     share = float(np.clip(is_repeated.sum() / drawn.weights.sum(), 1e-3, 1 - 1e-3))
-    other = math.log((1 - share) / max(1, spec.outputs - 1))
-
-    def repeat_token(batch: Batch) -> npt.NDArray[np.float32]:
-        outputs = np.full((*batch.inputs.shape, spec.outputs), other, np.float32)
-        np.put_along_axis(outputs, batch.inputs[..., None].astype(np.int64), math.log(share), 2)
-        return outputs
-
-    return repeat_token
+    other = math.log((1 - share) / max(1, task.spec.outputs - 1))
+    outputs = np.full((*inputs.shape, task.spec.outputs), other, np.float32)
+    np.put_along_axis(outputs, inputs[..., None].astype(np.int64), math.log(share), 2)
+    return outputs
 
 
 class _FixedOutputs(AutogradStack):
     """A network whose outputs are those of a prediction, one step after the other."""
 
-    def __init__(self, spec: TaskSpec, outputs: npt.NDArray[np.float32]) -> None:
+    def __init__(self, spec: TaskSpec, outputs: Outputs) -> None:
         super().__init__([_NETWORK], 0, "fp32", spec)
         self._outputs = iter(torch.from_numpy(np.ascontiguousarray(outputs)))
 
@@ -372,8 +348,10 @@ class _FixedOutputs(AutogradStack):
         return next(self._outputs)[None], list(states)
 
 
-def _measure(task: SequenceTask, held_out: Batch, predict: Prediction) -> dict[str, float]:
-    """Return loss and metrics of a prediction on held-out sequences."""
-    stack = _FixedOutputs(task.spec, predict(held_out))
+def _evaluate(stack: Engine, task: SequenceTask, held_out: Batch) -> HeldOutResult:
     (result,) = evaluate_sequences(stack, task, held_out, held_out.inputs.shape[1])
-    return _to_dict(result)
+    return result
+
+
+def _to_dict(result: HeldOutResult) -> dict[str, float]:
+    return {"loss": float(result.losses.mean()), **result.metrics}

@@ -39,7 +39,7 @@ from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import read_study_record
-from studies.records import TEXT, TaskRecord, TaskSettings, read_task_options
+from studies.records import TEXT, TaskRecord, TaskSettings, first_message, read_task_options
 from studies.space import Params
 from studies.storage.open import load_study
 from studies.storage.storage import LeasedRDBStorage
@@ -110,14 +110,16 @@ class StudyTask:
 
 
 def load_task(
-    file: ConfigFile, stored: StudyRecord | None, open_store: Callable[[], CodeStore]
+    file: ConfigFile,
+    stored: StudyRecord | None,
+    open_store: Callable[[], CodeStore] | None = None,
 ) -> tuple[ConfigFile, StudyTask | None]:
     """Load the task of a config file; return the file with its record, and the task.
 
     Args:
         file: the file.
         stored: record of the study that the file names, or that it derives from, if any.
-        open_store: opens the copies of that study's source files.
+        open_store: opens the copies of that study's source files, if there is one.
 
     Returns:
         None for a text, and for malformed settings, which are reported with the others.
@@ -138,48 +140,41 @@ def load_task(
     names_source = "task.source" in file.overridden or (not file.is_stored and "source" in stated)
     earlier = stored.config.task_record if stored and not names_source else None
     folder = Path(earlier.folder) if earlier else file.folder_of("task.source").absolute()
-    hint = ""
-    if earlier is not None:
-        study = file.name if file.is_stored else file.source
-        hint = (
-            f"; study {study!r} was trained on it: give its present place with --set "
-            f"'task.source=\"…\"'"
-        )
-    try:
-        built_in = find_built_in(settings.source, folder)
-    except TaskError as error:
-        raise TaskError(f"{error}{hint}") from error
     code = None
-    if built_in is None and earlier is not None and earlier.sha256 is not None:
-        code = open_store().read_source(TaskSource, earlier.name, earlier.source, earlier.sha256)
-    elif built_in is None:
-        code = read_source(settings.source, folder, TaskSource)
-        folder = locate_source(settings.source, folder, TaskSource).parent
-    task = _describe(settings, code, folder, hint)
+    try:
+        is_own = find_built_in(settings.source, folder) is None
+        if is_own and earlier is not None and earlier.sha256 is not None:
+            assert open_store is not None
+            code = open_store().read_source(
+                TaskSource, earlier.name, earlier.source, earlier.sha256
+            )
+        elif is_own:
+            code = read_source(settings.source, folder, TaskSource)
+            folder = locate_source(settings.source, folder, TaskSource).parent
+        task = _describe(settings, code, folder)
+    except TaskError as error:
+        if earlier is None:
+            raise
+        study = file.name if file.is_stored else file.source
+        raise TaskError(
+            f"{error}; study {study!r} was trained on it: give its present place with --set "
+            "'task.source=\"…\"'"
+        ) from error
     return file.model_copy(update={"task": task.record}), task
 
 
 def load_task_of(source: str, options: Mapping[str, Any], folder: Path) -> StudyTask:
-    """Load a task that no study file names.
-
-    Args:
-        source: the task as study files state it.
-        options: values of its options.
-        folder: folder that paths are relative to.
+    """Load a task that no study file names, from a source as study files state it.
 
     Raises:
         TaskError, ConfigError: as of :func:`load_task`.
     """
     settings = TaskSettings.model_validate({"source": source, **options})
     file = ConfigFile(name="", origin="", settings={"task": settings.model_dump()}, folder=folder)
-    _, task = load_task(file, None, _open_nothing)
+    _, task = load_task(file, None)
     if task is None:
         raise TaskError(f"{source!r} is the task of a text: expected another one")
     return task
-
-
-def _open_nothing() -> CodeStore:
-    raise AssertionError("a task that no study has stored is not copied")
 
 
 def pack_task(task: StudyTask) -> str:
@@ -198,16 +193,10 @@ def unpack_task(packed: str) -> StudyTask:
     return _describe(settings, code, Path(folder))
 
 
-def _describe(
-    settings: TaskSettings, code: CodeSource | None, folder: Path, hint: str = ""
-) -> StudyTask:
+def _describe(settings: TaskSettings, code: CodeSource | None, folder: Path) -> StudyTask:
     """Build a task with the options that a study sets, and describe it.
 
-    Args:
-        settings: source and options.
-        code: source of a user's own class; None for a built-in task.
-        folder: folder of the files that the task reads.
-        hint: what to do if one is missing.
+    Without code it is a built-in one. The folder is that of the files that it reads.
     """
     fixed: dict[str, Any] = {}
     if code is not None:
@@ -225,8 +214,6 @@ def _describe(
     options = {each: option for each, option in options.items() if each not in fixed}
     values = {}
     for each, value in settings.options.items():
-        if each in fixed:
-            raise ConfigError(f"task {name} states {each} in its source: expected it there alone")
         if each not in options:
             expected = expect_one_of(options, each) if options else "it has no options"
             raise ConfigError(f"task {name} has no option {each}: {expected}")
@@ -237,14 +224,8 @@ def _describe(
         values[each] = options[each].convert(value)
     if takes_folder:
         fixed["folder"] = folder
-    try:
-        task = _build(definition, fixed | values, name)
-        paths = _list_files(task, folder)
-        sha256_of_files = _hash_files(paths) if paths else None
-    except TaskError as error:
-        is_missing = isinstance(error.__cause__, FileNotFoundError)
-        raise TaskError(f"{error}{hint * is_missing}") from error
-    spec = task.spec
+    task = _build(definition, fixed | values, name)
+    paths, spec = _list_files(task, folder), task.spec
     loss: Literal["cross-entropy", "squared error", "standardized squared error", "own"]
     loss = "cross-entropy" if spec.predicts_classes else "squared error"
     if spec.loss is not None:
@@ -255,7 +236,7 @@ def _describe(
         record = TaskRecord(
             source=settings.source,
             sha256=sha256,
-            data_sha256=sha256_of_files,
+            data_sha256=_hash_files(paths) if paths else None,
             version=getattr(task.definition, "version", 0),
             options=options,
             values=values,
@@ -273,8 +254,7 @@ def _describe(
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise TaskError(
-            f"task {name}: {place} is {first['input']!r}: {first['msg'][0].lower()}"
-            f"{first['msg'][1:]}"
+            f"task {name}: {place} is {first['input']!r}: {first_message(error)}"
         ) from error
     return StudyTask(definition, record, fixed, {(): task})
 
@@ -311,11 +291,6 @@ def _hash_files(paths: Iterable[Path]) -> str:
 
 def check_trials(config: StudyConfig, task: StudyTask | None, trials: Iterable[Params]) -> None:
     """Check the updates of trials, and the options of the task in which they differ.
-
-    Args:
-        config: config of the study.
-        task: task of the study; None for a text.
-        trials: parameters of the trials.
 
     Raises:
         ConfigError: if an option changes more than the data of the training, or the updates of a
@@ -394,12 +369,8 @@ def check_held_out(study: str, stored: StudyConfig, local: StudyConfig) -> None:
 def load_study_corpus(file: ConfigFile, config: StudyConfig) -> Corpus:
     """Load the corpus of a config.
 
-    Args:
-        file: config file of the study, with the settings of options.
-        config: config of the study.
-
     Raises:
-        CorpusError: if it cannot be loaded.
+        CorpusError: if it cannot be loaded; the message says what to do.
     """
     folder = file.folder_of(CORPUS)
     try:

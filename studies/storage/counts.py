@@ -311,14 +311,15 @@ def timing_by_shape(
         names: those parameters of :data:`studies.space.COST_PARAMS` that vary.
     """
     is_complete = TRIALS.c.state == TrialState.COMPLETE
-    seconds = sa.func.avg(sa.case((is_complete, _to_number(TRIAL_USER_ATTRS.c.value_json))))
     columns: list[sa.ColumnElement[Any]] = [
         sa.func.count(sa.case((TRIALS.c.state == state, 1)))
         for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
     ]
-    query = sa.select(*columns, sa.func.coalesce(seconds, 0.0))
     with storage.reading() as connection:
-        rows: Any = connection.execute(_group_by_shape(query, study_id, SECONDS, names))
+        seconds = _to_number(TRIAL_USER_ATTRS.c.value_json, connection)
+        mean = sa.func.coalesce(sa.func.avg(sa.case((is_complete, seconds))), 0.0)
+        query = _group_by_shape(sa.select(*columns, mean), study_id, SECONDS, names)
+        rows: Any = connection.execute(query)
         return [TimingStats(*row) for row in rows]
 
 
@@ -338,15 +339,14 @@ def count_at_rung(
         is_unfinished & has_point,
         is_unfinished & has_system_attr(AUDIT),
     ]
-    rate = sa.func.nullif(_to_number(TRIAL_USER_ATTRS.c.value_json), 0.0)
     columns: list[sa.ColumnElement[Any]] = [
         sa.func.count(sa.case((condition, 1))) for condition in conditions
     ]
-    query = sa.select(*columns, sa.func.avg(1.0 / rate))
     with storage.reading() as connection:
-        rows: Any = connection.execute(
-            _group_by_shape(query, study_id, STEPS_PER_SECOND, names, step)
-        )
+        rate = sa.func.nullif(_to_number(TRIAL_USER_ATTRS.c.value_json, connection), 0.0)
+        query = sa.select(*columns, sa.func.avg(1.0 / rate))
+        query = _group_by_shape(query, study_id, STEPS_PER_SECOND, names, step)
+        rows: Any = connection.execute(query)
         return [RungCounts(*row) for row in rows]
 
 
@@ -369,11 +369,12 @@ def _group_by_shape(
     return query.group_by(*values)
 
 
-def _to_number(stored: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+def _to_number(stored: sa.ColumnElement[Any], connection: Connection) -> sa.ColumnElement[Any]:
     """Return a stored text as a number; NULL if it is none."""
     is_number = stored.regexp_match(r"^[0-9]{1,15}(\.[0-9]+)?(e-?[0-9]{1,2})?$")
-    # SQLite orders bytes, which no regular expression matches, after all texts.
-    is_number = sa.case((stored.between("0", "a"), is_number), else_=sa.false())
+    if connection.dialect.name == "sqlite":
+        # It would call Python for each match, and casts any text. Bytes come after all texts.
+        is_number = stored.between("0", ":")
     return sa.case((is_number, sa.cast(stored, sa.Float)))
 
 

@@ -20,6 +20,7 @@ from studies.storage.changes import create_study
 from studies.storage.open import load_study, open_storage
 from studies.storage.reads import read_trials
 from studies.storage.trials import StoredTrial
+from studies.text import format_trials
 
 
 def derived(**refinement) -> StudyConfig:
@@ -119,8 +120,7 @@ def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url
         files.evict(number)
         kept.append(weights.list_trials())
     assert kept == [{0}, {0}, {0, 2}, set(last)]
-    listed = ", ".join(map(str, last))
-    with pytest.raises(WeightsNotFoundError, match=f"expected best or one of the trials {listed}$"):
+    with pytest.raises(WeightsNotFoundError, match=f"expected best or {format_trials(last)}$"):
         load_trial_model("s", 1, sqlite_url, None)
 
 
