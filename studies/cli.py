@@ -58,8 +58,16 @@ or a schema that was dropped."""
 
 
 debug_option = click.option(
-    "--debug", is_flag=True, help="Show the traceback of an error instead of one line."
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    help="Show the traceback of an error instead of one line.",
 )
+
+
+def is_debugging() -> bool:
+    """Return whether the command line has ``--debug``."""
+    return "--debug" in sys.argv
 
 
 def storage_options(command: _F) -> _F:
@@ -174,7 +182,7 @@ def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception]
         if is_bug(error, bad_input):
             print_bug(error, "error")
             sys.exit(EXIT_FAILURE)
-        if "--debug" in sys.argv:
+        if is_debugging():
             traceback.print_exc()
         if isinstance(error, StorageUnavailableError):
             _exit(str(error), EXIT_FAILURE)
