@@ -175,7 +175,7 @@ def continue_search(**options: Any) -> int:
 )
 @artifacts_option
 @storage_options
-def status(study: str, as_json: bool, launch: str, artifacts: str | None, storage: str) -> int:
+def status(study: str, as_json: bool, launch: str, artifacts: str | None, storage: str) -> None:
     """Print the progress of a study without changing anything."""
     from search.display import format_status
     from search.launch.jobs import format_jobs, read_jobs
@@ -194,8 +194,7 @@ def status(study: str, as_json: bool, launch: str, artifacts: str | None, storag
     if as_json:
         extra = {} if jobs is None else {"jobs": [asdict(job) for job in jobs]}
         click.echo(json.dumps(found.as_json() | extra))
-        return 0
+        return
     click.echo(format_status(found, record.config))
     if jobs is not None:
         click.echo(format_jobs(jobs))
-    return 0

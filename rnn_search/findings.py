@@ -5,8 +5,8 @@ import: pandas.
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Literal
@@ -43,18 +43,14 @@ from studies.attributes import StudyRecord
 from studies.errors import ConfigError, StudiesError
 from studies.loader import read_study_record
 from studies.measure import Measure, find_measure
-from studies.storage.open import list_study_names, load_study, open_storage, read_storage
+from studies.storage.changes import list_derived
+from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import shorten
 
 if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
-
-
-_COLUMNS = [
-    "parameter", "before", "after", "effect", "low", "high", "pairs", "significant",
-]  # fmt: skip
 
 
 def format_table(table: pd.DataFrame, losses: Iterable[str], spec: str, na_rep: str = "NaN") -> str:
@@ -97,21 +93,18 @@ class Effects:
         ``significant``, corrected for the number of all tests of the additive model. Empty for
         studies whose matched pairs compare all parameters.
         """
-        rows = [
-            (
-                each.parameter,
-                each.low,
-                each.high,
-                each.optimum.value,
-                each.optimum.low,
-                each.optimum.high,
-                float(each.curve.max() - each.curve.min()),
-                each.is_significant,
-            )
-            for each in (self.additive.trends if self.additive else ())
-        ]
-        columns = ["parameter", "low", "high", "best", "best_low", "best_high", "size"]
-        return pd.DataFrame(rows, columns=[*columns, "significant"])
+        trends = self.additive.trends if self.additive else []
+        columns = {
+            "parameter": [each.parameter for each in trends],
+            "low": [each.low for each in trends],
+            "high": [each.high for each in trends],
+            "best": [each.optimum.value for each in trends],
+            "best_low": [each.optimum.low for each in trends],
+            "best_high": [each.optimum.high for each in trends],
+            "size": [float(each.curve.max() - each.curve.min()) for each in trends],
+            "significant": [each.is_significant for each in trends],
+        }
+        return pd.DataFrame(columns)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -125,18 +118,15 @@ class Effects:
         (``docs/statistics.md``). Without matched pairs the effects are those of the additive model,
         which :attr:`trends` completes.
         """
-        rows = [
-            (
-                *_describe_effect(each, each),
-                str(each.source),
-                condition.parameter if condition else "",
-                condition.least.mean if condition else math.nan,
-                condition.greatest.mean if condition else math.nan,
-            )
-            for each, condition in self._list_conditions()
-        ]
-        columns = [*_COLUMNS, "source", "depends_on", "least", "greatest"]
-        return pd.DataFrame(rows, columns=columns)
+        ranked = rank_effects(self.effects, self.conditional_effects)
+        found = {each.main.contrast: each.condition for each in ranked}
+        conditions = [found[each.contrast] for each in self.effects]
+        return _tabulate([(each, each) for each in self.effects]).assign(
+            source=[str(each.source) for each in self.effects],
+            depends_on=[each.parameter if each else "" for each in conditions],
+            least=[each.least.mean if each else math.nan for each in conditions],
+            greatest=[each.greatest.mean if each else math.nan for each in conditions],
+        )
 
     @property
     def conditional(self) -> pd.DataFrame:
@@ -149,34 +139,21 @@ class Effects:
         ``opposite_signs`` whether significant effects have both signs. ``docs/statistics.md`` says
         how significance is corrected; the intervals are not.
         """
-        rows = [
-            (
-                *_describe_effect(each.main, level),
-                each.parameter,
-                level.value,
-                each.difference.mean,
-                each.is_significant,
-                each.rivals_main,
-                each.has_opposite_signs,
-            )
-            for each in self.conditional_effects
-            for level in each.levels
-        ]
-        columns = ["by", "value", "range", "differs", "rivals_main", "opposite_signs"]
-        return pd.DataFrame(rows, columns=_COLUMNS + columns)
+        rows = [(each, level) for each in self.conditional_effects for level in each.levels]
+        return _tabulate([(each.main, level) for each, level in rows]).assign(
+            by=[each.parameter for each, _ in rows],
+            value=[level.value for _, level in rows],
+            range=[each.difference.mean for each, _ in rows],
+            differs=[each.is_significant for each, _ in rows],
+            rivals_main=[each.rivals_main for each, _ in rows],
+            opposite_signs=[each.has_opposite_signs for each, _ in rows],
+        )
 
     def plot(self) -> "go.Figure":
         """Plot each effect with its interval; a notebook displays the figure."""
         from reports.charts.effect_plots import plot_effects
 
         return plot_effects(self.effects, self.unit)
-
-    def _list_conditions(self) -> Iterator[tuple[Effect, ConditionalEffect | None]]:
-        """Yield each effect with the condition that rivals its mean most."""
-        ranked = rank_effects(self.effects, self.conditional_effects)
-        conditions = {each.main.contrast: each.condition for each in ranked}
-        for effect in self.effects:
-            yield effect, conditions[effect.contrast]
 
     def __repr__(self) -> str:
         numbers = ["effect", "low", "high", "least", "greatest"]
@@ -190,18 +167,19 @@ class Effects:
         return self.table.to_html(na_rep="") + warnings
 
 
-def _describe_effect(main: Effect, effect: PairedDifference) -> tuple[object, ...]:
-    contrast = main.contrast
-    return (
-        contrast.parameter,
-        contrast.before,
-        contrast.after,
-        effect.mean,
-        effect.low,
-        effect.high,
-        effect.pairs,
-        effect.is_significant,
-    )
+def _tabulate(effects: Sequence[tuple[Effect, PairedDifference]]) -> pd.DataFrame:
+    """Return one row per difference, with the contrast of the main effect that it belongs to."""
+    columns = {
+        "parameter": [main.contrast.parameter for main, _ in effects],
+        "before": [main.contrast.before for main, _ in effects],
+        "after": [main.contrast.after for main, _ in effects],
+        "effect": [each.mean for _, each in effects],
+        "low": [each.low for _, each in effects],
+        "high": [each.high for _, each in effects],
+        "pairs": [each.pairs for _, each in effects],
+        "significant": [each.is_significant for _, each in effects],
+    }
+    return pd.DataFrame(columns)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -243,20 +221,17 @@ class Verdicts:
         in ``unit``, and the ``verdict``: ``worse``, ``as good`` (``at_most`` is below the margin)
         or ``undecided``; of the best mean ``best mean`` (``docs/statistics.md``).
         """
-        rows = [
-            (
-                each.label,
-                int(each.parameter_count),
-                each.runs,
-                each.mean,
-                each.mean - self.summary.best.mean,
-                each.bound,
-                "best mean" if each is self.summary.best else str(each.verdict),
-            )
-            for each in self.summary.entries
-        ]
-        columns = ["architecture", "parameters", "runs", "loss", "difference", "at_most", "verdict"]
-        return pd.DataFrame(rows, columns=columns)
+        best, entries = self.summary.best, self.summary.entries
+        columns = {
+            "architecture": [each.label for each in entries],
+            "parameters": [int(each.parameter_count) for each in entries],
+            "runs": [each.runs for each in entries],
+            "loss": [each.mean for each in entries],
+            "difference": [each.mean - best.mean for each in entries],
+            "at_most": [each.bound for each in entries],
+            "verdict": ["best mean" if each is best else str(each.verdict) for each in entries],
+        }
+        return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
         shown = format_table(self.table, ("loss", "difference", "at_most"), self.spec)
@@ -347,16 +322,12 @@ def find_effects(results: Results, storage: str) -> Effects:
 
 
 def _read_derived(url: str, source: str) -> list[Results]:
-    """Read the studies of replicates in a storage that derive from a study."""
+    """Read the studies of a storage that derive from a study."""
     derived = []
     with closing(read_storage(url)) as storage:
-        for name in list_study_names(storage):
-            try:
-                refinement = read_study_record(load_study(storage, name)).config.refinement
-                if refinement and refinement.source == source and refinement.replicates > 1:
-                    derived.append(read_results(storage, name, (), False, False))
-            except (StudiesError, ReportError):  # of another program, damaged or deleted
-                continue
+        for name in list_derived(storage, source):
+            with suppress(StudiesError, ReportError):  # damaged, or deleted meanwhile
+                derived.append(read_results(storage, name, (), False, False))
     return derived
 
 

@@ -97,7 +97,7 @@ def sample(
     trial: int | None,
     storage: str,
     artifacts: str | None,
-) -> int:
+) -> None:
     """Generate text with the model of a trial, if the study's task is text."""
     if math.isnan(temperature):  # click accepts NaN in any range
         raise click.BadParameter("--temperature is nan: expected 0 or more")
@@ -105,7 +105,6 @@ def sample(
     start = os.fsencode(prompt)  # the bytes as typed, even if they are not valid UTF-8
     text = sample_text(model, start, length, temperature, top_k, seed)
     click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))
-    return 0
 
 
 @click.command
@@ -114,7 +113,7 @@ def sample(
 @_model_options
 def export(
     study: str, directory: Path, trial: int | None, storage: str, artifacts: str | None
-) -> int:
+) -> None:
     """Export the model of a trial to the folder DIR, which depends on PyTorch only.
 
     The folder has its weights and its tokenizer or task. That of a task other than text depends on
@@ -122,7 +121,6 @@ def export(
     """
     export_trial(study, directory, trial, storage, artifacts)
     click.echo(directory)
-    return 0
 
 
 # ------------------------------------------------------------------ cells and tasks
@@ -138,7 +136,7 @@ def export(
     help="Check with another value than the default of an option, as in depth=2; may be repeated.",
 )
 @debug_option
-def check(source: str, overrides: tuple[str, ...]) -> int:
+def check(source: str, overrides: tuple[str, ...]) -> None:
     """Check a cell of your own on tiny networks, or a task on small ones.
 
     SOURCE is path/to/file.py:Class, package.module:Class of an installed package, or a built-in
@@ -149,7 +147,6 @@ def check(source: str, overrides: tuple[str, ...]) -> int:
         _check_cell(source, options)
     else:
         _check_task(source, options)
-    return 0
 
 
 def _is_cell(source: str) -> bool:

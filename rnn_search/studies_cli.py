@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
@@ -43,7 +43,7 @@ def _manager(storage: str, artifacts: str | None = None, wait: bool = False) -> 
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 @artifacts_option
 @storage_options
-def list_command(as_json: bool, artifacts: str | None, storage: str) -> int:
+def list_command(as_json: bool, artifacts: str | None, storage: str) -> None:
     """List the studies of a storage."""
     with closing(read_storage(storage)) as opened:
         listed = list_studies(opened, StudyStores(artifacts, storage, read_only=True))
@@ -53,7 +53,6 @@ def list_command(as_json: bool, artifacts: str | None, storage: str) -> int:
         click.echo(_format_table(listed))
     else:
         click.echo(f"no study in {redact(parse_url(storage))}")
-    return 0
 
 
 @click.command
@@ -61,7 +60,7 @@ def list_command(as_json: bool, artifacts: str | None, storage: str) -> int:
 @click.argument("new")
 @_wait_option
 @storage_options
-def rename(old: str, new: str, wait: bool, storage: str) -> int:
+def rename(old: str, new: str, wait: bool, storage: str) -> None:
     """Rename the study OLD to NEW. Its files keep their places."""
     derived = _manager(storage, wait=wait).rename(old, new)
     names = f"; the source of {_list_names(derived)} is now {new!r}" if derived else ""
@@ -70,7 +69,6 @@ def rename(old: str, new: str, wait: bool, storage: str) -> int:
         f"name, under which rnn-search run would create a new study: go on with "
         f"{_format_continue(new)}"
     )
-    return 0
 
 
 @click.command
@@ -97,7 +95,7 @@ def copy(
     wait: bool,
     artifacts: str | None,
     storage: str,
-) -> int:
+) -> None:
     """Copy the study NAME with its files to another storage, or under another name.
 
     The files are its checkpoints, weights, cells and those of the dashboard. The study itself is
@@ -117,7 +115,6 @@ def copy(
         click.echo(f"files of the dashboard that were missing: {files.missing}", err=True)
     _note_missing_source(result.missing_source, "copy")
     click.echo(f"go on with {shlex.join(command)}")
-    return 0
 
 
 @click.command
@@ -171,7 +168,7 @@ def _confirm(name: str, storage: str, artifacts: str | None) -> bool:
 @click.option("--diverged", is_flag=True, help="Trials whose loss was not finite.")
 @_wait_option
 @storage_options
-def retry(name: str, failed: bool, diverged: bool, wait: bool, storage: str) -> int:
+def retry(name: str, failed: bool, diverged: bool, wait: bool, storage: str) -> None:
     """Set failed trials of the study NAME waiting again, with their retries counted from 0.
 
     What each was is kept. Trials that diverged are retried on request only: divergence is a result,
@@ -182,16 +179,15 @@ def retry(name: str, failed: bool, diverged: bool, wait: bool, storage: str) -> 
     listed = " and ".join(f"{count} {kind}" for kind, count in counts.items())
     if not any(counts.values()):
         click.echo(f"study {name!r} has no such trial: {listed}")
-        return 0
+        return
     click.echo(f"{listed} trials of study {name!r} wait again: go on with {_format_continue(name)}")
-    return 0
 
 
 @click.command("export-study")
 @study_argument
 @click.argument("file", type=click.Path(path_type=Path))
 @storage_options
-def export_command(study: str, file: Path, storage: str) -> int:
+def export_command(study: str, file: Path, storage: str) -> None:
     """Write the study STUDY to FILE, as compressed (.jsonl.gz) or plain JSON lines.
 
     The first line has its settings, each other one a trial, with its curve and its losses. Weights
@@ -202,13 +198,12 @@ def export_command(study: str, file: Path, storage: str) -> int:
         f"exported study {study!r} to {to_line(str(file))}: "
         f"{format_count(result.trials, 'trial')}, {format_bytes(result.size)}"
     )
-    return 0
 
 
 @click.command
 @click.argument("target", metavar="FILE", type=click.Path(path_type=Path))
 @storage_options
-def backup(target: Path, storage: str) -> int:
+def backup(target: Path, storage: str) -> None:
     """Copy the SQLite file of --storage to the new file FILE, complete even while searches run."""
     content = _manager(storage).back_up(target)
     studies = format_count(content.studies, "study", "studies")
@@ -220,7 +215,6 @@ def backup(target: Path, storage: str) -> int:
             "or unfinished trials restart from step 0"
         )
     click.echo(line)
-    return 0
 
 
 # ------------------------------------------------------------------ imports
@@ -261,7 +255,7 @@ def import_command(
     dry_run: bool,
     storage: str,
     **columns: Any,
-) -> int:
+) -> None:
     """Create a study from finished results, without training.
 
     SOURCE is a file that export-study wrote; any table of parameters and values, as CSV or Parquet;
@@ -276,8 +270,10 @@ def import_command(
                     f"--{option.replace('_', '-')} is for results of other programs: {sources[0]} "
                     "is an exported study"
                 )
-        _import_exported(sources, name, storage)
-        return 0
+        for result in import_studies(storage, [Path(each) for each in sources], name):
+            click.echo(f"imported study {result.name!r} to {result.storage}: {_count(result.rows)}")
+            _note_missing_source(result.missing_source, "import")
+        return
     if len(sources) > 1:
         problem = "is not an exported study: expected it alone, because options describe it"
         if not _is_url(others[0]) and not Path(others[0]).exists():
@@ -300,13 +296,6 @@ def import_command(
         click.echo(to_line(note), err=True)
     if not dry_run:
         click.echo(f"see it with {shlex.join(['rnn-search', 'report', imported.name])}")
-    return 0
-
-
-def _import_exported(sources: Sequence[str], name: str | None, storage: str) -> None:
-    for result in import_studies(storage, [Path(each) for each in sources], name):
-        click.echo(f"imported study {result.name!r} to {result.storage}: {_count(result.rows)}")
-        _note_missing_source(result.missing_source, "import")
 
 
 def _count(rows: dict[str, int]) -> str:

@@ -117,7 +117,7 @@ def run_command(command: click.Command, bad_input: tuple[type[Exception], ...]) 
     """Run a command and exit the process with the exit code that it returns.
 
     Args:
-        command: command that returns its exit code.
+        command: command that returns its exit code; None for 0.
         bad_input: exceptions that stand for invalid input; their message is printed in one line.
     """
     command = require_text(command)
@@ -161,11 +161,13 @@ def _require_text(name: str, value: Any) -> None:
             ) from error
 
 
-def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception], ...]) -> None:
+def run_with_exit_code(
+    main: Callable[[], int | None], bad_input: tuple[type[Exception], ...]
+) -> None:
     """Call a function and exit the process with its exit code, or with an error in one line.
 
     Args:
-        main: function that returns an exit code.
+        main: function that returns an exit code; None for 0.
         bad_input: exceptions that stand for invalid input; their message is printed in one line.
     """
     for name, level in _LOG_LEVELS.items():

@@ -46,7 +46,7 @@ def search(invoke, sqlite_url, text):
 def create_only(sqlite_url, text):
     """Create a study of one trial without running it."""
 
-    def create(*overrides: str, **options: bool):
+    def create(*overrides: str, **options: object):
         settings = (*(word.removeprefix("--set=") for word in ONE_TRIAL), *overrides)
         given = {"study": QUICK, "storage": sqlite_url, "overrides": settings, "corpus": str(text)}
         return create_or_join(RunOptions(**given, **options)).study
@@ -164,27 +164,10 @@ def test_many_trials_need_confirmation(create_only, monkeypatch):
 
 # ------------------------------------------------------------------ stored studies by their names
 
-SETTINGS = "\n".join(setting.removeprefix("--set=") for setting in ONE_TRIAL)
-MINI = f"""
-seed = 4
-space.layers = [1, 2]
-space.exclude = [{{ layers = 2, state_size = 3 }}]
-{SETTINGS}
-"""
 
-
-@pytest.fixture
-def mini(tmp_path, sqlite_url, text):
-    """Create the study 'mini' of one trial from a TOML file, and remove the file."""
-    path = tmp_path / "mini.toml"
-    path.write_text(MINI)
-    joined = create_or_join(RunOptions(study=str(path), storage=sqlite_url, corpus=str(text)))
-    path.unlink()
-    joined.storage.close()
-    return joined.study
-
-
-def test_stored_study_is_resumed_extended_and_repeated_by_its_name(mini, invoke, sqlite_url):
+def test_stored_study_is_resumed_extended_and_repeated_by_its_name(create_only, invoke, sqlite_url):
+    grid = ("space.layers=[1, 2]", "space.exclude=[{layers=2, state_size=3}]")
+    mini = create_only("seed=4", *grid, name="mini")
     command = ("run", "mini", "--storage", sqlite_url)
     done = invoke(*command, "--set=checkpoint.seconds=5", report=False)
     assert done.returncode == 0, done.stderr
