@@ -117,8 +117,8 @@ class Cluster:
 
     def submit(self, name, command, count):
         self.calls.append("submit")
-        # Unlike a worker, which would take the looks itself.
-        done = self._invoke("refine.py", self._file, *command.arguments[2:])
+        words = [word for word in command.arguments[2:] if word != "--until-decided"]
+        done = self._invoke("refine.py", self._file, *words)  # it takes no look itself
         assert done.returncode == 0, done.stderr
         return []
 
