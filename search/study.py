@@ -520,8 +520,11 @@ def _follow_study(wanted: _Wanted, record: StudyRecord, options: RunOptions) -> 
     """Return what a process wants, with what it leaves to the study that it joins."""
     stored = record.config
     config = join_looks(wanted.name, stored, wanted.config, bool(options.until_decided))
-    if "pruning" not in wanted.file.settings:
-        config = config.model_copy(update={"pruning": stored.pruning})
+    stated = wanted.file.settings.get("pruning", {})
+    pruning = stored.pruning.model_copy(
+        update={name: getattr(config.pruning, name) for name in stated}
+    )
+    config = config.model_copy(update={"pruning": pruning})
     return replace(wanted, config=config)
 
 

@@ -129,7 +129,7 @@ def live(folder: Path) -> Iterator[str]:
         claim("w/6")
         storage.finish(trial_id, "w/6", TrialState.COMPLETE, value, RESULTS, {4: value})
     yield "complete both"
-    join("first", LARGER, extend=True, command="extend first").storage.close()
+    join("first", LARGER, extend=True, recorded="extend first").storage.close()
     yield "extend the grid"
     four = claim("w/7")
     storage.finish(four, "w/7", TrialState.PRUNED, None, {"reason": "slow"})
@@ -141,7 +141,7 @@ def live(folder: Path) -> Iterator[str]:
     yield "derive"
     rnn_search.run(DERIVED, name="second", **place, **terms)
     yield "train the derived trials"
-    join("second", LONGER, extend=True, command="extend second").storage.close()
+    join("second", LONGER, extend=True, recorded="extend second").storage.close()
     yield "extend the steps"
     rnn_search.copy_study("second", new_name="third", **place)
     yield "copy"

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import QUICK, ROOT
+from helpers import QUICK, ROOT, TINY
 from process_runner import wait_until_running
 from services import free_port
 
@@ -68,7 +68,7 @@ def test_worker_of_a_job_gets_the_name_of_the_study_and_a_marker(sqlite_url, tex
         study=QUICK,
         storage=sqlite_url,
         corpus=str(text),
-        overrides=("training.steps=5", "training.log_every=5", "training.batch_size=4"),
+        overrides=tuple(option.removeprefix("--set=") for option in TINY),
         workers=50,
         until=60.0,
         threads=4,
