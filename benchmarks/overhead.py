@@ -6,6 +6,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 from uuid import uuid4
@@ -21,7 +22,6 @@ from rnn.training.step import TrainStep
 from search.options import RunOptions
 from search.status import StatusReader, WorkerCallbacks
 from search.study import create_or_join
-from search.worker.checkpoints import TrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import ShutdownSignal
@@ -41,6 +41,7 @@ SETTINGS = (
     "space.exclude=[]",
     "evaluation.windows=1",
     "evaluation.window_length=2",
+    "keep_weights=0",
 )
 NETWORKS = {
     "one of 2×256": (
@@ -123,8 +124,8 @@ def _search(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> N
         precision="fp32",
     )
     handle = create_or_join(options)
-    store = open_store(str(folder), url, "checkpoints")
-    checkpoints = TrialFiles(store, handle.artifact_folder, "checkpoint")
+    checkpoints = open_store(str(folder), url, "checkpoints")
+    weights = open_store(str(folder), url, "weights")
     callbacks = WorkerCallbacks()
     try:
         with (
@@ -132,9 +133,10 @@ def _search(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> N
             ThreadBudget(1) as budget,
             ClaimManager(handle.storage, handle.study_id, "me", stop) as claims,
         ):
-            device = torch.device("cpu")
-            trainer = Trainer(handle, device, budget, checkpoints, callbacks, "me", lockstep)
-
+            device, query = torch.device("cpu"), partial(claims.ask, default=None)
+            trainer = Trainer(
+                handle, device, budget, checkpoints, weights, query, callbacks, "me", lockstep
+            )
             reader = StatusReader(handle.study, handle.storage, handle.config)
             Worker(claims, trainer, reader.count_trials, stop, callbacks).run()
     finally:

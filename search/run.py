@@ -40,7 +40,7 @@ from search.options import RunOptions, WorkerOptions
 from search.pruning.scheduler import PauseResumeScheduler
 from search.status import Status, StatusReader
 from search.study import StudyHandle, create_or_join, open_study
-from search.worker.checkpoints import BestTrialFiles, TrialFiles
+from search.worker.checkpoints import TrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import SIGNALS, ShutdownSignal
@@ -302,9 +302,7 @@ def _claim_manager(handle: StudyHandle, stop: ShutdownSignal) -> ClaimManager:
 
 def _work(session: _Session, options: WorkerOptions) -> None:
     """Run a worker in this process until no trial is left or a stop is requested."""
-    handle, claims, folder = session.handle, session.claims, session.handle.artifact_folder
-    checkpoints = open_store(options.artifacts, session.url, "checkpoints")
-    weights = open_store(options.artifacts, session.url, "weights")
+    handle, claims = session.handle, session.claims
 
     def query(read: Callable[[], _T]) -> _T | None:
         return claims.ask(read, after_flush=True, default=None)
@@ -317,12 +315,12 @@ def _work(session: _Session, options: WorkerOptions) -> None:
             handle,
             session.device,
             budget,
-            TrialFiles(checkpoints, folder, "checkpoint"),
+            open_store(options.artifacts, session.url, "checkpoints"),
+            open_store(options.artifacts, session.url, "weights"),
+            query,
             session.display,
             _name_worker(),
             options.lockstep,
-            BestTrialFiles(handle, TrialFiles(weights, folder, "safetensors"), query),
-            BestTrialFiles(handle, TrialFiles(checkpoints, folder, "final"), query),
         )
         worker = Worker(
             claims,

@@ -110,17 +110,23 @@ def run_jobs(
             has_jobs = _has_jobs(launcher, name, status)
             # Twice in a row: a worker that has just finished a trial holds none.
             if not has_jobs and not had_jobs and not reader.read_status().is_finished:
-                return _describe_end(options, status.name, console)
+                break
             next_list, had_jobs = time.monotonic() + JOBS_SECONDS, has_jobs
         stop.wait(POLL_SECONDS)
-    console.print_line(launcher.leave(name))
-    return ""
+    else:
+        console.print_line(launcher.leave(name))
+        return ""
+    if options.until is not None:
+        console.print_line("the workers have stopped: run the same command to resume")
+        return ""
+    return (
+        f"no job of study {status.name!r} is left, and it is not finished: read the logs of the "
+        "jobs, and run the same command to submit others"
+    )
 
 
 def build_worker_command(options: RunOptions, handle: StudyHandle) -> WorkerCommand:
-    """Return the command of a worker, which gets the name of the stored study.
-
-    ``--until`` counts from the start of each worker.
+    """Return the command of a worker; ``--until`` counts from the start of each.
 
     Raises:
         LaunchError: if the folder of checkpoints cannot be written.
@@ -140,17 +146,6 @@ def _has_jobs(launcher: Launcher, name: str, status: Status) -> bool:
         return True
 
 
-def _describe_end(options: RunOptions, study: str, console: SafeConsole) -> str:
-    """Return why no job is left of a study that is not finished; "" if ``--until`` ended them."""
-    if options.until is not None:
-        console.print_line("the workers have stopped: run the same command to resume")
-        return ""
-    return (
-        f"no job of study {study!r} is left, and it is not finished: read the logs of the jobs, "
-        "and run the same command to submit others"
-    )
-
-
 def cancel_pending(launcher: Launcher, name: str, console: SafeConsole) -> None:
     """End the jobs of a finished study that have not started."""
     try:
@@ -162,13 +157,7 @@ def cancel_pending(launcher: Launcher, name: str, console: SafeConsole) -> None:
 
 
 def read_jobs(launcher: Launcher, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:
-    """List the jobs of a study with the trials that they hold.
-
-    Args:
-        launcher: launcher of the cluster.
-        name: the study's artifact folder.
-        workers: workers that hold its trials.
-    """
+    """List the jobs of a study, by its artifact folder, with the trials that they hold."""
     held = {parse_job(worker.name): worker.trials for worker in workers}
     jobs = launcher.list_jobs(name, workers)
     return [replace(job, trials=held.get(job.id, ())) for job in jobs]

@@ -37,16 +37,10 @@ class LaunchTarget:
         return self.kind == "local"
 
 
-LOCAL = LaunchTarget()
-"""The target without ``--launch``."""
-
-
 def parse_target(text: str, settings: Sequence[str] = ()) -> LaunchTarget:
     """Parse the values of ``--launch`` and ``--launch-set``.
 
-    Args:
-        text: ``local``, ``slurm``, ``ray`` or ``ray://HOST:PORT``.
-        settings: ``KEY=VALUE``; the last of a key counts.
+    Of several settings ``KEY=VALUE`` of one key the last one counts.
 
     Raises:
         ValueError: if one is invalid.
@@ -55,7 +49,7 @@ def parse_target(text: str, settings: Sequence[str] = ()) -> LaunchTarget:
     if text == "local":
         if pairs:
             raise ValueError("--launch-set requires --launch slurm or ray")
-        return LOCAL
+        return LaunchTarget()
     if text == "slurm":
         return LaunchTarget("slurm", settings=pairs)
     if text == "ray" or _is_ray_address(text):
@@ -154,11 +148,9 @@ class Launcher(Protocol):
         Raises:
             LaunchError: if it refuses them.
         """
-        ...
 
     def submit(self, name: str, command: WorkerCommand, count: int) -> list[str]:
         """Start workers; return lines that tell the user how to follow them."""
-        ...
 
     def list_jobs(self, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:
         """List the jobs that run a worker, or will; from any machine.
@@ -167,22 +159,18 @@ class Launcher(Protocol):
             name: artifact folder of the study.
             workers: workers that hold its trials, for a cluster whose own list is not needed.
         """
-        ...
 
     def cancel(self, name: str) -> str:
         """End all jobs: workers get SIGTERM and time to requeue their trials. Describe it."""
-        ...
 
     def cancel_pending(self, name: str) -> str:
         """End the jobs that have not started, of a finished study; describe that, "" for none."""
-        ...
 
     def leave(self, name: str) -> str:
         """Prepare the early end of the command; describe what becomes of the jobs.
 
         Jobs that end with the command are ended as by :meth:`cancel`.
         """
-        ...
 
 
 def create_launcher(target: LaunchTarget) -> Launcher:

@@ -64,18 +64,11 @@ _logger = logging.getLogger(__name__)
 
 
 class RayLauncher:
-    """Starts workers as tasks of Ray; see :class:`search.launch.launcher.Launcher`.
+    """Starts workers as tasks of Ray, with options of a task in JSON or as texts.
 
     Ray ends the tasks of a command when the command ends. Until then it starts a task again, on
     another node if necessary, whenever its process or its node dies. What the workers do is read
     from the study's leases: Ray's own lists need its dashboard, which a cluster may lack.
-
-    Args:
-        address: ``ray://HOST:PORT``; "" for ``$RAY_ADDRESS``, or a cluster on this machine.
-        settings: values of ``--launch-set``: options of a task, in JSON or as texts.
-
-    Raises:
-        LaunchError: if no cluster answers, or its versions of Ray or Python are others.
     """
 
     ends_with_command = True
@@ -88,18 +81,14 @@ class RayLauncher:
         self._taken: set[str] = set()
 
     def check(self) -> None:
-        """Let Ray check the settings."""
         with _explaining_refusal():
             _create_task(self._settings)
 
     def submit(self, name: str, command: WorkerCommand, count: int) -> list[str]:
-        """Submit a task for each worker."""
         request = {"num_cpus": command.threads or 1, **self._settings}
         threads = command.threads or max(1, int(request["num_cpus"]))
-        command = replace(
-            command,
-            arguments=(*command.arguments, "--threads", str(threads), "--no-report"),
-        )
+        arguments = *command.arguments, "--threads", str(threads), "--no-report"
+        command = replace(command, arguments=arguments)
         environment = {
             key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)
         }
@@ -126,7 +115,6 @@ class RayLauncher:
         return lines
 
     def list_jobs(self, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:
-        """List the tasks of this command, and those that hold a trial; log failed ones."""
         self._log_failures()
         jobs = {task: Job(task, "pending") for task in self._tasks}
         for worker in workers:
@@ -137,7 +125,6 @@ class RayLauncher:
         return sorted(jobs.values(), key=lambda job: (len(job.id), job.id))
 
     def cancel(self, name: str) -> str:
-        """Stop the submitted jobs of Ray that the tasks belong to."""
         # Without a core, so that it does not wait for the workers.
         head = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
         try:
@@ -160,11 +147,9 @@ class RayLauncher:
         return f"stopped {stopped}: running workers write checkpoints and requeue their trials"
 
     def cancel_pending(self, name: str) -> str:
-        """Leave the tasks to Ray, which ends them with this command."""
-        return ""
+        return ""  # Ray ends the tasks with this command
 
     def leave(self, name: str) -> str:
-        """Cancel the tasks, and wait until their workers have requeued their trials."""
         tasks = [*self._tasks.values()]
         for task in tasks:
             ray.cancel(task)
@@ -231,13 +216,9 @@ def fits(request: Mapping[str, Any], node: Mapping[str, float]) -> bool:
 
 
 def join_cluster(address: str) -> str:
-    """Connect this process to a cluster, whose nodes get the project's packages.
+    """Connect this process to a cluster; return the URL of its dashboard, "" without one.
 
-    Args:
-        address: ``ray://HOST:PORT``; "" for ``$RAY_ADDRESS``, or a cluster on this machine.
-
-    Returns:
-        The URL of the cluster's dashboard; "" without one.
+    Without an address it is that of ``$RAY_ADDRESS``, or on this machine.
 
     Raises:
         LaunchError: if no cluster answers, or its versions of Ray or Python are others.
@@ -270,11 +251,7 @@ def join_cluster(address: str) -> str:
 
 
 def _require_answer(address: str) -> None:
-    """Check that a port answers: Ray itself would try for two minutes.
-
-    Raises:
-        LaunchError: if it does not.
-    """
+    """Check that a port answers: Ray itself would try for two minutes."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         socket.create_connection((parts.hostname or "", parts.port or CLIENT_PORT), 10).close()

@@ -40,13 +40,7 @@ class WorkerFailedError(Exception):
 def run_worker(
     command: WorkerCommand, folder: Path, name: str, environment: Mapping[str, str]
 ) -> None:
-    """Run a worker to its end; a cancelled task stops it in good order.
-
-    Args:
-        command: command of the worker.
-        folder: working directory of the command that submitted it.
-        name: name of the task.
-        environment: variables of the worker, in addition to those of the node.
+    """Run a worker to its end in the folder of its command; a cancelled task stops it orderly.
 
     Raises:
         WorkerStoppedError: if a signal ended the worker.

@@ -93,10 +93,7 @@ def _find_folder(artifacts: str | None, storage: str) -> Path | None:
 def require_shared(path: Path, what: str, remedy: str = "expected a shared file system") -> None:
     """Check that a file or folder is not in a place that only this machine has.
 
-    Args:
-        path: file or folder, which need not exist.
-        what: what it is, for the message.
-        remedy: what was expected, for the message.
+    It need not exist. ``what`` and ``remedy`` are parts of the message.
 
     Raises:
         LaunchError: if it is in the temporary folder or on a disk of this machine.

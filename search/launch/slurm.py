@@ -37,11 +37,7 @@ exit "$code"
 
 
 class SlurmLauncher:
-    """Starts workers as a job array of SLURM; see :class:`search.launch.launcher.Launcher`.
-
-    Args:
-        settings: values of ``--launch-set``: options of ``sbatch``.
-    """
+    """Starts workers as a job array of SLURM, with options of ``sbatch``."""
 
     ends_with_command = False
     log_folder: Path | None = LOG_PARENT
@@ -50,11 +46,10 @@ class SlurmLauncher:
         self._settings = dict(settings)
 
     def check(self) -> None:
-        """Let ``sbatch --test-only`` check the settings."""
         _run("sbatch", "--test-only", *_format(DEFAULTS | self._settings), script=SCRIPT)
 
     def submit(self, name: str, command: WorkerCommand, count: int) -> list[str]:
-        """Submit a job array; the environment, with ``PGPASSWORD``, reaches the jobs."""
+        # The environment, with PGPASSWORD, reaches the jobs.
         folder = LOG_PARENT.absolute() / name
         folder.mkdir(parents=True, exist_ok=True)
         options = dict(DEFAULTS)
@@ -79,14 +74,12 @@ class SlurmLauncher:
         ]
 
     def list_jobs(self, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:
-        """List the jobs of this user with the study's name, by their numbers."""
         listed = _run("squeue", *_select(name), "--noheader", "--array", "--format=%i|%T|%N")
         fields = [line.split("|") for line in listed.splitlines() if line.count("|") == 2]
         jobs = [Job(job, state.lower(), host) for job, state, host in fields]
         return sorted(jobs, key=lambda job: list(map(int, re.findall(r"\d+", job.id))))
 
     def cancel(self, name: str) -> str:
-        """Cancel all jobs: SLURM sends SIGTERM, and SIGKILL after its ``KillWait``."""
         if not (jobs := self.list_jobs(name, ())):
             return "no job to cancel"
         _run("scancel", *_select(name))
@@ -96,7 +89,6 @@ class SlurmLauncher:
         )
 
     def cancel_pending(self, name: str) -> str:
-        """Cancel the jobs that have not started; each would wait for cores and exit at once."""
         states = [job.state for job in self.list_jobs(name, ())]
         if not (count := states.count("pending")):
             return ""
@@ -104,7 +96,6 @@ class SlurmLauncher:
         return f"cancelled {count} job{'s' * (count > 1)} that had not started"
 
     def leave(self, name: str) -> str:
-        """Describe that the jobs do not depend on this command."""
         return "the jobs keep running: rnn-search status shows them, --cancel ends them"
 
 
@@ -131,11 +122,7 @@ def _select(name: str) -> tuple[str, str]:
 
 
 def _run(*command: str, script: str | None = None) -> str:
-    """Run a command of SLURM, with a script as its input; return its output.
-
-    Raises:
-        LaunchError: if it fails, or does not exist on this machine.
-    """
+    """Return the output of a command of SLURM, with a script as its input."""
     try:
         done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:

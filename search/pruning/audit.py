@@ -1,14 +1,8 @@
 """Audit of the pruner: a random sample of architectures, what it corrects, and looks at it.
 
-An architecture is a combination of all parameters but the nuisance parameters: without these, a
-trial. The trials of an audited architecture are trained to the end whatever the pruner decides, so
-their final values test what the pruner predicted for them, and set the scale of its predictions.
-
-The looks are planned: one before the first trial is pruned, one before the last ones are. Each is
-an exact binomial test of the number of values outside ± two scales, of one trial of each
-architecture: predictions of the same architecture are wrong together. The level of both together is
-at most :data:`LEVEL` (Bonferroni). If one fails, the predictions are recalibrated on the audited
-trials from then on.
+An architecture is a combination of all parameters but the nuisance parameters. The trials of an
+audited one are trained to the end whatever the pruner decides, so their values test its predictions
+and set their scale. ``docs/pruning.md`` describes the planned looks.
 """
 
 import math
@@ -59,14 +53,9 @@ def draw_audited(
 ) -> list[StoredTrial]:
     """Draw the audited architectures of a study at random, without replacement, with its seed.
 
-    Of the architectures that an extension adds, the same share is drawn as of the others, so that
-    all of the study have the same chance. New trials of an audited architecture are audited.
-
-    Args:
-        trials: trials to create.
-        config: config of the study.
-        nuisance: its nuisance parameters; none for a derived study.
-        existing: trials that it has already.
+    Of the architectures that an extension adds to the existing trials, the same share is drawn as
+    of the others, so that all of the study have the same chance. New trials of an audited
+    architecture are audited.
     """
     params = [*(trial.params for trial in existing), *(trial.params for trial in trials)]
     architectures = number_architectures(params, nuisance)
@@ -87,11 +76,9 @@ def draw_audited(
 
 
 def is_alarm(trials: int, inside: int) -> bool:
-    """Return whether a look says that predictions are not calibrated.
+    """Return whether a look, with so many values inside of two scales, finds them uncalibrated.
 
-    Args:
-        trials: number of audited trials that are compared.
-        inside: number of them whose final value is within two scales of its prediction.
+    The level of both looks together is at most :data:`LEVEL` (Bonferroni).
     """
     return compute_outside_p_value(trials, inside) < LEVEL / LOOKS
 
@@ -99,9 +86,8 @@ def is_alarm(trials: int, inside: int) -> bool:
 class AuditedTrials:
     """Audited trials that have stopped in decisions, each predicted without its value.
 
-    They are a random sample of all trials that have stopped. Their scores are
-    z = (value − mean) / scale. An audited trial's own prediction is corrected by the scores of the
-    other architectures.
+    Their scores are z = (value − mean) / scale. An audited trial's own prediction is corrected by
+    the scores of the other architectures.
 
     Args:
         prediction: final values of N trials.
@@ -134,11 +120,9 @@ class AuditedTrials:
     def adjust_scale(self) -> Prediction:
         """Adjust the scale of all predictions to the errors of these.
 
-        Every scale is multiplied by the root mean square of the scores and of
-        :data:`PRIOR_SCORES` scores of 1. Its square is the posterior mean of the variance, whose
-        prior is an inverse gamma distribution, if scores are normal. Those of Student's
-        t-distributions have a mean square of 5/3, so that scales become too large rather than too
-        small. Each architecture counts once.
+        Every scale is multiplied by the root mean square of the scores, each architecture once, and
+        of :data:`PRIOR_SCORES` scores of 1: the posterior mean of the variance of normal scores
+        with an inverse gamma prior.
         """
         return self._prediction.correct(np.zeros(len(self._is_held)), self._scale_factors())
 

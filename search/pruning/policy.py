@@ -7,8 +7,8 @@ every trial is trained to the first rung; then the most promising are promoted f
 and their results improve the predictions of the others. The search is complete when less than the
 allowed share of the best is expected among the paused trials; these are then pruned.
 
-Decisions depend on the stored state of the study alone. *Audited* trials are trained to the end
-whatever the policy decides; in decisions they are where the policy would have stopped them.
+Decisions depend on the stored state of the study alone. Audited trials
+(:mod:`search.pruning.audit`) are, in decisions, where the policy would have stopped them.
 """
 
 import math
@@ -89,9 +89,7 @@ def is_stopped(audit: AuditState, losses: Sequence[float]) -> bool:
 class StudyState:
     """Those N trials of a study that did not fail, as decisions see them, with R rungs.
 
-    An audited trial has the stage that it would have if it were not audited: it may have failed
-    since. Once it has a value, its prediction is made without it; the predictions of the other
-    trials use it.
+    An audited trial has the stage that it would have if it were not audited.
 
     Attributes:
         stages: (N,) stage of each trial.
@@ -210,8 +208,8 @@ class PruningPolicy:
     def promotion_scores(self) -> Floats:
         """Score of training each trial to its next rung, (N,).
 
-        A compromise: the probability alone ignores that late rungs cost many steps, and probability
-        per step would train everything cheap first.
+        Between the probability, which ignores that late rungs cost many steps, and the probability
+        per step, which would train everything cheap first.
         """
         steps = self.state.steps_to_next_rung[self.state.rungs_reached]
         scores: Floats = self.keep_probabilities / np.sqrt(steps)
@@ -219,10 +217,7 @@ class PruningPolicy:
 
     @cached_property
     def to_resume(self) -> list[int]:
-        """Indices of the paused trials to resume now, the most promising first.
-
-        While others run, only trials within the active set.
-        """
+        """Those of :attr:`to_resume_ignoring_running` that resume while others run."""
         return [trial for trial in self.to_resume_ignoring_running if self._is_active[trial]]
 
     @cached_property
@@ -248,9 +243,7 @@ class PruningPolicy:
     def due_look(self, taken: Collection[str], is_idle: bool) -> str | None:
         """Return the planned look that is due before any trial is pruned; None without one.
 
-        Args:
-            taken: names of the looks so far.
-            is_idle: whether no trial is being trained, audited ones included.
+        The last one is due once no trial is trained (``is_idle``), audited ones included.
         """
         if is_idle and self.is_final:
             return None if LAST_LOOK in taken else LAST_LOOK
@@ -307,7 +300,6 @@ class PruningPolicy:
 
     @property
     def _has_enough_complete(self) -> bool:
-        """Whether as many trials are complete as are to be kept."""
         return self.state.complete >= self.top_count
 
     @cached_property

@@ -3,12 +3,14 @@
 For a trial that has reached a rung, Bayesian linear regression predicts the difference between its
 final value and its loss at that rung from its curve, its parameters and all pairs of parameters.
 
-Losses and values are predicted on a scale on which bad trials differ less than good ones
-(:mod:`search.pruning.loss_scale`).
+Losses are predicted on a scale on which bad trials differ less than good ones: a regression would
+otherwise follow the bad ones, which hardly matter. Losses that fall towards 0 differ by factors:
+where they span a decade, their logarithms take their place.
 
-The noise of the trials that a policy promotes is that of good ones. Audited trials show that of bad
-ones as well, which may be ten times as large: once there is one, predictions of a regression with
-equal noise and of one with unequal noise are mixed (:mod:`search.pruning.regression`).
+Audited trials show the noise of bad networks as well, which may be ten times that of the good ones
+that a policy promotes: once there is one, predictions of a regression with equal noise, which
+follows a few noisy networks, and of one with unequal noise, which takes a few that fall late for
+noise, are mixed.
 
 Trials stop early because of what was observed, which can be ignored if every observation enters the
 model (Rubin, *Inference and Missing Data*, 1976). The last rung is therefore predicted first, and
@@ -27,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reports.stats.calibration import DEGREES
-from search.pruning.loss_scale import LossScale
 from search.pruning.regression import (
     CONSTANT,
     CURVE,
@@ -49,6 +50,124 @@ MIN_COMPLETE = 4
 
 STD_INFLATION = 1.25
 """Standard deviation inflation, to correct for optional stopping."""
+
+_MAX_LOGARITHM = 20.0
+"""Greatest logarithm of an excess, in widths, that is expanded; greater predictions are equal."""
+
+_DECADE = 10.0
+"""Least ratio of the median loss to the least one of which the logarithms are predicted."""
+
+_FURTHEST = 200.0
+"""Distance from the median on a scale of logarithms beyond which all predictions are equal."""
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """Losses up to the median as they are, and the logarithm of the excess over it.
+
+    Attributes:
+        median: loss from which the scale is logarithmic; by default the scale is linear.
+        width: excess over it at which differences count half.
+        least: if positive, logarithms take the place of losses, and median and width are theirs;
+            it takes the place of a loss of 0.
+    """
+
+    median: float = math.inf
+    width: float = 1.0
+    least: float = 0.0
+
+    @classmethod
+    def from_losses(cls, losses: Floats, *others: Floats) -> "LossScale":
+        """Return the scale for some losses, of which missing ones are NaN.
+
+        Its width is the greatest distance of the least loss from the median, in these or in others
+        of the same trials: losses may hardly differ at first. Where most trials have the least
+        loss, that is 0, and the median excess of the others is taken. The scale is linear if all
+        losses are equal or missing.
+        """
+        columns = [losses, *others]
+        least = _find_least(columns)
+        columns = [cls(least=least)._take_logarithms(column) for column in columns]
+        known = [column[np.isfinite(column)] for column in columns]
+        excesses = [each - np.median(each) for each in known if len(each)]
+        width = max((-excess.min() for excess in excesses), default=0.0)
+        if width == 0:
+            above = [excess[excess > 0] for excess in excesses]
+            width = max((np.median(each) for each in above if len(each)), default=0.0)
+        if width == 0:
+            return cls()
+        median = float(np.median(known[0])) if len(known[0]) else math.inf
+        return cls(median, float(width), least)
+
+    @property
+    def unit(self) -> float:
+        """Power of two near the width, to divide losses by without rounding; 1 of logarithms."""
+        return 1.0 if self.least > 0 else math.ldexp(1.0, math.frexp(self.width)[1])
+
+    def divide(self, divisor: float) -> "LossScale":
+        """Return the same scale for losses that are divided by a number."""
+        return replace(self, median=self.median / divisor, width=self.width / divisor)
+
+    def shift(self, reference: Floats, losses: Floats) -> "LossScale":
+        """Return the same scale for later losses of the trials of reference, NaN where missing.
+
+        A trial that keeps its lead over the others keeps it on both scales.
+        """
+        is_known = np.isfinite(losses) & np.isfinite(reference)
+        if self.median == math.inf or not is_known.any():
+            return self
+        change = self._take_logarithms(losses) - self._take_logarithms(reference)
+        return replace(self, median=self.median + float(np.median(change[is_known])))
+
+    def compress(self, losses: Floats) -> Floats:
+        """Return losses on this scale."""
+        losses = self._take_logarithms(losses)
+        if self.median == math.inf:
+            return losses
+        excess = np.maximum(losses - self.median, 0) / self.width
+        compressed: Floats = np.minimum(losses, self.median) + self.width * np.log1p(excess)
+        return compressed
+
+    def expand(self, compressed: Floats) -> Floats:
+        """Return the losses that are compressed to these."""
+        expanded = compressed
+        if self.median != math.inf:
+            logarithm = np.maximum(compressed - self.median, 0) / self.width
+            excess = self.width * np.expm1(np.minimum(logarithm, _MAX_LOGARITHM))
+            expanded = np.minimum(compressed, self.median) + excess
+        if self.least > 0:
+            middle = math.log(self.least) if self.median == math.inf else self.median
+            expanded = np.exp(np.clip(expanded, middle - _FURTHEST, middle + _FURTHEST))
+        return expanded
+
+    def slope(self, losses: Floats) -> Floats:
+        """Return how much a difference between losses near these counts on this scale."""
+        slopes = 1 / self._fill(losses) if self.least > 0 else np.ones_like(losses)
+        if self.median == math.inf:
+            return slopes
+        excess = np.maximum(self._take_logarithms(losses) - self.median, 0) / self.width
+        return slopes / (1 + excess)
+
+    def _take_logarithms(self, losses: Floats) -> Floats:
+        return np.log(self._fill(losses)) if self.least > 0 else losses
+
+    def _fill(self, losses: Floats) -> Floats:
+        """Return losses with the least positive one in the place of 0."""
+        return np.where(losses == 0, self.least, losses)
+
+
+def _find_least(columns: Sequence[Floats]) -> float:
+    """Return the least positive loss if losses span a decade and none is negative; else 0."""
+    least, ratio = math.inf, 1.0
+    for column in columns:
+        known = column[np.isfinite(column)]
+        positive = known[known > 0]
+        if (known < 0).any():
+            return 0.0
+        if len(positive):
+            least = min(least, float(positive.min()))
+            ratio = max(ratio, float(np.median(known) / positive.min()))
+    return least if ratio >= _DECADE else 0.0
 
 
 @dataclass(frozen=True)
@@ -74,12 +193,7 @@ class Prediction:
         return replace(self, mean=self.mean[mask], scale=self.scale[mask])
 
     def correct(self, bias: Floats, factor: Floats) -> "Prediction":
-        """Return the predictions, shifted by their scales and with other scales.
-
-        Args:
-            bias: (N,) shift of each location, in scales.
-            factor: (N,) factor of each scale.
-        """
+        """Return predictions shifted by (N,) ``bias``, in scales, with scales times ``factor``."""
         compressed, slope = self.losses.compress(self.mean), self.losses.slope(self.mean)
         moved = self.losses.expand(compressed + bias * self.scale * slope)
         mean = np.where(self.scale > 0, moved, self.mean)
@@ -87,10 +201,7 @@ class Prediction:
         return replace(self, mean=mean, scale=scale)
 
     def compute_scores(self, values: Floats) -> Floats:
-        """Return how many scales each trial's value lies above its location, (N,).
-
-        On the scale of losses, as all distributions are.
-        """
+        """Return how many scales each trial's value lies above its location, (N,)."""
         mean, scale = self._compressed
         scores: Floats = (self.losses.compress(values) - mean) / scale
         return scores
@@ -204,34 +315,21 @@ def predict_final_values(
 
 @dataclass(frozen=True)
 class _RungData:
-    """All that the predictions at a rung follow from.
-
-    Attributes:
-        design: parameters of the N trials.
-        curve: (N, c) features of the curves, NaN for trials that have not reached the rung.
-        loss: (N,) losses that are subtracted from the final values.
-        mean: (n,) final values of the training rows.
-        variance: (n,) their variances.
-        usable: (N,) which trials are training rows.
-        new: (N,) trials to predict, which have stopped at the rung.
-        held: (N,) trials to predict without their values.
-        is_held: (N,) which trials are so predicted at any rung.
-        groups: indices of the training rows of each architecture that has such trials.
-    """
+    """All that the predictions at a rung follow from, of N trials, n of them training rows."""
 
     design: DesignMatrix
-    curve: Floats
-    loss: Floats
-    mean: Floats
-    variance: Floats
-    usable: Mask
-    new: Mask
-    held: Mask
-    is_held: Mask
-    groups: Sequence[Indices]
+    curve: Floats  # (N, c) features of the curves, NaN for trials that have not reached the rung
+    loss: Floats  # (N,) losses that are subtracted from the final values
+    mean: Floats  # (n,) final values of the training rows
+    variance: Floats  # (n,) their variances
+    usable: Mask  # (N,) which trials are training rows
+    new: Mask  # (N,) trials to predict, which have stopped at the rung
+    held: Mask  # (N,) trials to predict without their values
+    is_held: Mask  # (N,) which trials are so predicted at any rung
+    groups: Sequence[Indices]  # training rows of each architecture that has such trials
 
     def equals(self, other: "_RungData") -> bool:
-        """Return whether all is equal; a design only if it is the same object."""
+        """Return whether all is equal, and the design the same object."""
         if self.design is not other.design or len(self.groups) != len(other.groups):
             return False
         return all(
@@ -276,12 +374,7 @@ class _RungData:
 
 
 def _curve_features(losses: Floats, rung: int) -> tuple[Floats, Floats]:
-    """Return the features of the curves of trials that have reached ``rung`` rungs.
-
-    Returns:
-        (N, c) features, the first of which is constant, NaN for trials that have not reached the
-        rung; (N,) the losses that are subtracted from the final values.
-    """
+    """Return ``curve``, of which the first column is constant, and ``loss`` of a rung."""
     columns = [np.ones(len(losses))]
     loss = np.zeros(len(losses))
     if rung:
@@ -296,10 +389,7 @@ def _curve_features(losses: Floats, rung: int) -> tuple[Floats, Floats]:
 
 
 def _weak_prior(losses: Floats) -> tuple[float, float]:
-    """Return a value below all losses, and a variance that expresses that little is known.
-
-    The value is for trials without a loss: none that has one is to exclude them.
-    """
+    """Return a value below all losses, for trials without one, and a large variance."""
     seen = losses[~np.isnan(losses)]
     variance = float(4 * seen.var()) if seen.size > 1 else 1.0
     least = float(seen.min()) - 4 * math.sqrt(variance) if seen.size else 0.0

@@ -5,9 +5,8 @@
 The scales of the priors are not tuned: posteriors over a small grid of scales are averaged with
 their evidence as weights (MacKay, *Bayesian Interpolation*, 1992).
 
-Noise often differs: bad networks may vary ten times as much as good ones. A regression in which all
-noise is equal then follows the bad ones. :func:`fit_noise` estimates the logarithm of the noise
-variance as a linear function (Harvey, *Estimating Regression Models with Multiplicative
+Bad networks may vary ten times as much as good ones. :func:`fit_noise` estimates the logarithm of
+the noise variance as a linear function (Harvey, *Estimating Regression Models with Multiplicative
 Heteroscedasticity*, Econometrica 44, 1976) from the errors of predictions that leave each row out.
 """
 
@@ -134,7 +133,7 @@ def _encode(values: Sequence[Any]) -> Floats:
 
 
 def _encode_order(values: Sequence[Any]) -> Floats:
-    """Encode the order of a number's values, from 0 to 1, in a column of mean zero."""
+    """Encode the places of sorted numbers, from 0 to 1, in a column of mean zero."""
     present = [level for level in _levels(values) if level is not None]
     places = {value: place for place, value in enumerate(sorted(present))}
     place = np.array([places.get(value, math.nan) for value in values])
@@ -156,13 +155,11 @@ def _levels(values: Sequence[Any]) -> list[Any]:
 
 
 def _is_numeric(values: Sequence[Any]) -> bool:
-    """Return whether all values of a parameter that are not missing are numbers."""
     present = {type(value) for value in values} - {type(None)}
     return present <= {int, float}
 
 
 def _count_products(blocks: Sequence[Floats]) -> int:
-    """Return the number of products of columns of different blocks."""
     return sum(a.shape[1] * b.shape[1] for a, b in itertools.combinations(blocks, 2))
 
 
@@ -286,17 +283,10 @@ class BayesianRidge:
 
 
 class _WeightedSums:
-    """Sums over the training rows at one level of the noise, on which nothing else depends.
-
-    Args:
-        features: (n, D) of the training rows.
-        target: (n,).
-        variance: (n,) variance of each target, in addition to the noise.
-        ratios: (n,) variance of the noise of each row, relative to a common one.
-        noise: the common one.
+    """Sums over the training rows at one common variance of the noise, times (n,) ratios.
 
     Attributes:
-        noise: the common variance of the noise.
+        noise: the common variance.
         weight: (n,) weight of each row.
         moment: (D,) weighted sum of features times target.
     """
@@ -339,14 +329,7 @@ class _WeightedSums:
 
 
 def _prior_variances(kinds: Indices, scale: float, main: float, ratio: float) -> Floats:
-    """Return the prior variance of each coefficient, (D,).
-
-    Args:
-        kinds: (D,) kind of each feature.
-        scale: standard deviation of the target.
-        main: prior standard deviation of main effects, relative to it.
-        ratio: that of interactions, relative to that of main effects.
-    """
+    """Return the prior variance of each coefficient, (D,); ``scale`` is that of the target."""
     deviations = {
         CONSTANT: 10 * scale,
         CURVE: _CURVE_STD,
@@ -360,19 +343,12 @@ def _prior_variances(kinds: Indices, scale: float, main: float, ratio: float) ->
 def fit_noise(
     features: Floats, kinds: Indices, target: Floats, variance: Floats, fitted: BayesianRidge
 ) -> NoiseModel:
-    """Estimate how the noise depends on curve and main effects.
+    """Estimate how the noise depends on curve and main effects, from a fit in which it is equal.
 
     The errors of predictions that leave each row out, relative to their standard deviation, are
     taken for Student's t with the degrees of freedom of a prediction, so that a few outliers do not
-    decide. The coefficients have normal priors; the mode is found by Newton's method.
-
-    Args:
-        features: (n, D) of the training rows.
-        kinds: (D,) kind of each feature.
-        target: (n,).
-        variance: (n,) variance of each target, in addition to the noise; rows that have one are
-            predictions and tell nothing about noise.
-        fitted: regression of these rows in which all noise is equal.
+    decide. The coefficients have normal priors; the mode is found by Newton's method. Rows with a
+    variance are predictions and tell nothing about noise.
     """
     mean, spread = fitted.leave_each_out()
     columns = np.flatnonzero((kinds == CURVE) | (kinds == MAIN_EFFECT))
@@ -398,15 +374,7 @@ def fit_noise(
 
 
 def mix(moments: Sequence[Moments]) -> Moments:
-    """Return means and variances of mixtures of predictions, with their precisions as weights.
-
-    Neither regression is right everywhere: one with equal noise follows a few noisy networks, one
-    with unequal noise takes a few networks that fall late for noise. Each counts for more where it
-    is more certain, and their difference is uncertainty.
-
-    Args:
-        moments: means and variances of the same rows by each regression.
-    """
+    """Mix predictions of the same rows by several regressions, with their precisions as weights."""
     means, variances = map(np.stack, zip(*moments, strict=True))
     share = 1 / variances
     share /= share.sum(axis=0)

@@ -1,27 +1,19 @@
 """Pause-and-resume scheduler: apply the pruning policy to the stored state of a study."""
 
 import itertools
-import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent import futures
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from optuna.exceptions import OptunaError
-from sqlalchemy.exc import SQLAlchemyError
 
-from search.errors import ShutdownRequestedError, format_error
-from search.pruning.audit import describe_look, number_architectures
+from search.pruning.audit import number_architectures
 from search.pruning.policy import Decisions, PruneDecision, PruningPolicy, StudyState, is_stopped
 from search.pruning.predictions import MIN_COMPLETE, PredictionMemory
 from search.pruning.regression import DesignMatrix, Floats, Indices
-from search.worker.claims import Claim, ClaimManager
 from studies.attributes import AUDIT_LOOKS, AUDIT_NUISANCE, RUNG, AuditLook, AuditState
 from studies.config import StudyConfig
-from studies.errors import StorageUnavailableError
 from studies.storage.changes import update_system_attributes
 from studies.storage.reads import Rung, TrialReader, read_audit_looks
 from studies.storage.storage import AuditDecision, LeasedRDBStorage
@@ -33,8 +25,6 @@ RUNG_FRACTIONS = (0.04, 0.08, 0.16, 0.32, 0.64)
 
 SMOOTHING_FRACTION = 0.2
 """Last part of the steps to a rung over which the loss is averaged: single log points are noisy."""
-
-_logger = logging.getLogger(__name__)
 
 
 def compute_rungs(steps: int, log_every: int) -> list[Rung]:
@@ -61,9 +51,7 @@ class StudyProgress:
 
     Attributes:
         trials: those N grid trials that did not fail, as decisions see them, by number.
-        design: their parameters; the same object while these are the same trials.
-        architectures: (N,) architecture of each, of which some were drawn to be audited.
-        failed: number of grid trials that failed.
+        state: what is known of them; the design is the same object while they are the same.
         planned: number of grid trials, damaged ones included.
         is_audited: whether some trials are audited.
         looks: planned looks at the audited trials so far, by name.
@@ -71,9 +59,7 @@ class StudyProgress:
     """
 
     trials: Sequence[StoredTrial]
-    design: DesignMatrix
-    architectures: Indices
-    failed: int
+    state: StudyState
     planned: int
     is_audited: bool
     looks: Mapping[str, AuditLook]
@@ -89,11 +75,6 @@ class PauseResumeScheduler:
     """Decides which trials to pause, resume and prune, from the stored state of the study alone.
 
     Only :meth:`read` and :meth:`store` use the storage.
-
-    Args:
-        storage: storage that holds the study.
-        study_id: id of the study.
-        config: study config with pruning enabled.
     """
 
     def __init__(self, storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> None:
@@ -122,11 +103,20 @@ class PauseResumeScheduler:
             self._design = DesignMatrix.from_params(params).select(mask)
             self._architectures = architectures[mask]
             self._encoded = encoded
-        return StudyProgress(
-            list(itertools.compress(stored, is_viable)),
+        trials = list(itertools.compress(stored, is_viable))
+        state = StudyState(
+            [trial.status for trial in trials],
+            np.array([trial.losses for trial in trials]).reshape(len(trials), len(self._rungs)),
+            np.array([trial.value for trial in trials], dtype=np.float64),  # NaN for None
             self._design,
             self._architectures,
-            failed=is_viable.count(False),
+            compute_steps_to_next_rung(self._rungs, self._steps),
+            np.full(len(trials), -1),
+            is_viable.count(False),
+        )
+        return StudyProgress(
+            trials,
+            state,
             planned=self._reader.planned,
             is_audited=any(trial.is_audited for trial in stored),
             looks=read_audit_looks(self._storage, self._study_id),
@@ -138,11 +128,7 @@ class PauseResumeScheduler:
     ) -> Decisions:
         """Decide which of these running trials, which have reached a rung, are paused or pruned.
 
-        Args:
-            progress: state of the study.
-            trial_ids: ids of the trials.
-            deferred: ids of waiting trials to retry after an error; other trials do not wait for
-                them.
+        Other trials do not wait for the deferred ones, to retry after an error.
         """
         asked = {
             trial.trial_id: index
@@ -230,10 +216,6 @@ class PauseResumeScheduler:
         What another worker has stored since is kept: its decisions, its looks, and all paused
         trials if the study was extended, a trial resumed, or an audited one decided about.
 
-        Args:
-            progress: state of the study that the decisions follow from.
-            decisions: decisions of :meth:`decide` or :meth:`select`.
-
         Returns:
             Numbers of the trials pruned by this call.
         """
@@ -263,27 +245,16 @@ class PauseResumeScheduler:
         asked: Collection[int] = (),
     ) -> PruningPolicy:
         """Return the policy for the state of a study; ``asked`` are indices of trials."""
-        trials = progress.trials
-        state = StudyState(
-            [_find_stage(trial, deferred) for trial in trials],
-            np.array([trial.losses for trial in trials]).reshape(len(trials), len(self._rungs)),
-            np.array([trial.value for trial in trials], dtype=np.float64),  # NaN for None
-            progress.design,
-            progress.architectures,
-            compute_steps_to_next_rung(self._rungs, self._steps),
-            np.full(len(trials), -1),
-            progress.failed,
-        )
+        trials, stages = progress.trials, list(progress.state.stages)
+        for index, trial in enumerate(trials):
+            # A deferred trial is retried last, but is unfinished like a running one.
+            if trial.status is TrialStatus.WAITING and trial.trial_id in deferred:
+                stages[index] = TrialStatus.RUNNING
         audits = {index: each.audit for index, each in enumerate(trials) if each.audit is not None}
+        state = replace(progress.state, stages=stages).stop_audited(audits, asked)
+        keep, confidence = self._settings.keep, self._settings.confidence
         has_alarm = any(look.alarm for look in progress.looks.values())
-        settings = self._settings
-        return PruningPolicy(
-            state.stop_audited(audits, asked),
-            settings.keep,
-            settings.confidence,
-            has_alarm,
-            self._memory,
-        )
+        return PruningPolicy(state, keep, confidence, has_alarm, self._memory)
 
     def _record_pruned(self, policy: PruningPolicy, index: int, audit: AuditState) -> AuditDecision:
         """Return the decision that an audited trial would have been pruned."""
@@ -324,107 +295,6 @@ def _has_failed(trial: StoredTrial) -> bool:
     return trial.audit is None or not is_stopped(trial.audit, trial.losses)
 
 
-def _find_stage(trial: StoredTrial, deferred: Collection[int]) -> TrialStatus:
-    # A deferred trial is retried last, but is unfinished like a running one.
-    is_deferred = trial.status is TrialStatus.WAITING and trial.trial_id in deferred
-    return TrialStatus.RUNNING if is_deferred else trial.status
-
-
 def _let_continue(audit: AuditState) -> AuditDecision:
     """Return the decision that an audited trial would have trained to its next rung."""
     return AuditDecision(audit, audit.model_copy(update={"rungs": audit.rungs + 1}))
-
-
-class PruningDecisions:
-    """Decisions of a scheduler in a worker, which computes them between two steps of a training.
-
-    The storage thread reads and writes, and sends heartbeats meanwhile. A failed decision does not
-    count as a failure of the training.
-
-    Args:
-        manager: entered claim manager, whose thread uses the storage.
-        scheduler: computes the decisions.
-        poll: called while a training waits for the storage; raises to end the wait.
-    """
-
-    def __init__(
-        self, manager: ClaimManager, scheduler: PauseResumeScheduler, poll: Callable[[], object]
-    ) -> None:
-        self._manager = manager
-        self._scheduler = scheduler
-        self._poll = poll
-
-    def decide(
-        self, claims: Sequence[Claim], deferred: Collection[int] = ()
-    ) -> Mapping[Claim, PruneDecision]:
-        """Return which of these trials, which have just reached a rung, are paused or pruned.
-
-        In an outage all continue.
-
-        Args:
-            claims: the trials.
-            deferred: ids of waiting trials to retry after an error.
-        """
-        if not claims:
-            return {}
-        claimed = {claim.trial_id: claim for claim in claims}
-        reading = self._manager.submit(self._scheduler.read, after_flush=True)
-        while not futures.wait([reading], 0.1).done:
-            self._poll()
-            if self._manager.unavailable_reason:
-                reading.cancel()
-                return {}
-
-        def decide() -> Decisions:
-            progress = reading.result()
-            decisions = self._scheduler.decide(progress, claimed, deferred)
-            if decisions.audited:
-                self._manager.submit(
-                    lambda: self._scheduler.store(progress, decisions), after_flush=True
-                )
-            return decisions
-
-        decisions = _attempt(decide, "the trials continue")
-        stops = decisions.stops if decisions else {}
-        return {claimed[trial_id]: stop for trial_id, stop in stops.items()}
-
-    def select(
-        self, min_keep_probability: float, deferred: Collection[int], ignore_running: bool
-    ) -> tuple[Sequence[int], Sequence[int]]:
-        """Select the paused trials to resume; prune them if none of them will resume.
-
-        Without a decision, because it failed, they resume one by one: the study still finishes.
-        Arguments are those of :meth:`PauseResumeScheduler.select`.
-
-        Returns:
-            Ids of the trials to resume, and numbers of those that were pruned.
-        """
-        while True:
-            progress = self._manager.ask(self._scheduler.read)
-            choice = min_keep_probability, deferred, ignore_running
-            decisions = _attempt(
-                partial(self._scheduler.select, progress, *choice),
-                "paused trials resume without it",
-            )
-            if decisions is None:
-                return [trial.trial_id for trial in progress.trials if trial.is_paused][:1], []
-            pruned = self._manager.ask(partial(self._scheduler.store, progress, decisions))
-            for look in decisions.looks.values():
-                if look.alarm:
-                    _logger.warning(f"pruning held back: {describe_look(look)}")
-            has_more = not decisions.is_last and (decisions.audited or decisions.looks)
-            if decisions.resumed or not has_more:
-                return decisions.resumed, pruned
-
-
-def _attempt(decide: Callable[[], Decisions], consequence: str) -> Decisions | None:
-    """Return decisions; None, with a warning, if they fail, as with too little memory."""
-    try:
-        return decide()
-    except (ShutdownRequestedError, StorageUnavailableError, SQLAlchemyError, OptunaError):
-        raise
-    except Exception as error:
-        _logger.warning(
-            f"pruning decision failed ({format_error(error)}); {consequence}", exc_info=True
-        )
-        return None

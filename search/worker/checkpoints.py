@@ -7,12 +7,12 @@ import contextlib
 import io
 import json
 import logging
-import math
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 import tenacity
@@ -60,6 +60,9 @@ complete one at its last step, the weights of a complete one."""
 EVICTION_MARGIN = 32
 """Trials ranked after those that are kept whose files are evicted: as many as may end at once."""
 
+_ALL = sys.maxsize
+"""Number of trials whose files are kept where all are."""
+
 _LOST = (
     "training restarts from step 0; if the database was moved, move its checkpoint folder along "
     "with it, or name the folder or bucket with --artifacts"
@@ -74,19 +77,15 @@ _KILLED_EARLY = (
 _VERSION_LABELS = {"code": "training code", "torch": "PyTorch"}
 """Names of the fields of a :class:`VersionRecord` in messages."""
 
-_T = TypeVar("_T")
+StorageQuery = Callable[[Callable[[], Any]], Any]
+"""Runs a query of the storage; returns None if that does not answer soon."""
 
 _logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def warn_of_errors(action: str, consequence: str = "") -> Iterator[None]:
-    """Log an error, such as a full disk or an unreachable bucket, as a warning, and end the block.
-
-    Args:
-        action: what cannot be done then.
-        consequence: what follows, after a semicolon.
-    """
+    """Log an error, such as a full disk, as a warning that an action failed; end the block."""
     try:
         yield
     except Exception as error:
@@ -94,16 +93,7 @@ def warn_of_errors(action: str, consequence: str = "") -> Iterator[None]:
 
 
 class TrialFiles:
-    """Files of one kind, one for each trial of a study.
-
-    Args:
-        store: artifact store.
-        folder: folder of the study in the store.
-        kind: kind of the files.
-
-    Attributes:
-        kind: kind of the files.
-    """
+    """Files of one kind, one for each trial of a study, in its folder of an artifact store."""
 
     def __init__(self, store: Store, folder: str, kind: Kind) -> None:
         self.kind = kind
@@ -150,19 +140,14 @@ class TrialFiles:
         return {int(name[1]) for name in names if name}
 
     def evict(self, ranking: Sequence[int], count: int) -> None:
-        """Remove the files of ranked trials after the best ones.
-
-        Args:
-            ranking: numbers of trials, the best first; files of other trials are kept.
-            count: number of trials whose files are kept.
-        """
+        """Remove the files of ranked trials, the best first, but the first ``count``."""
         for number in self.list_trials().intersection(ranking[count:]):
             self.remove(number)
 
     def clear(self) -> None:
-        """Remove what no finished trial needs; call it when all are. A bucket has nothing left.
+        """Remove what a finished study does not need: checkpoints, and what killed writers left.
 
-        That is what killed writers left, and all checkpoints of unfinished trials.
+        A bucket has nothing left.
         """
         if not isinstance(self._store, AtomicFileStore):
             return
@@ -173,13 +158,6 @@ class TrialFiles:
 
     def _name(self, number: int) -> str:
         return f"{self._folder}/trial-{number}.{self.kind}"
-
-
-class StorageQuery(Protocol):
-    """How queries are run: :meth:`search.worker.claims.ClaimManager.ask` after a flush."""
-
-    def __call__(self, query: Callable[[], _T], /) -> _T | None:
-        """Run a query; return None if the storage does not answer soon."""
 
 
 class BestTrialFiles:
@@ -196,16 +174,13 @@ class BestTrialFiles:
 
     Args:
         handle: the study.
-        files: the files: weights, or checkpoints of complete trials. The setting ``keep_weights``
-            or ``keep_checkpoints`` says of how many trials.
-        query: runs a query of the storage.
-
-    Attributes:
-        files: the files.
+        files: weights, or checkpoints of complete trials. The setting ``keep_weights`` or
+            ``keep_checkpoints`` says of how many trials.
+        query: runs queries.
     """
 
     def __init__(self, handle: "StudyHandle", files: TrialFiles, query: StorageQuery) -> None:
-        self.files = files
+        self._files = files
         self._handle = handle
         self._query = query
         self._label = "weights" if files.kind == "safetensors" else "checkpoints"
@@ -224,24 +199,19 @@ class BestTrialFiles:
         return self._count > 0
 
     def select(self, values: Mapping[int, float]) -> set[int]:
-        """Return which trials, about to be complete, have a file to write.
-
-        Args:
-            values: objective values by trial number.
-        """
+        """Return which trials, about to be complete with these values, have a file to write."""
         if not self._count:
             return set()
-        if math.isinf(self._count) or self._best.has_replicates:
+        if self._count == _ALL or self._best.has_replicates:
             return set(values)
-        count = int(self._count)
-        candidates = [*(self._read_ranking(count) or []), *values.items()]
+        candidates = [*(self._read_ranking(self._count) or []), *values.items()]
         ranking = sorted(candidates, key=lambda trial: (trial[1], trial[0]))
-        return {number for number, _ in ranking[:count]} & values.keys()
+        return {number for number, _ in ranking[: self._count]} & values.keys()
 
     def write(self, number: int, serialize: Callable[[], bytes]) -> None:
         """Write a trial's file, whose content a function returns."""
         with warn_of_errors(f"keep the {self._label} of trial {number}"):
-            self.files.write(number, serialize())
+            self._files.write(number, serialize())
             self._written.add(number)
 
     def evict(self, number: int) -> None:
@@ -251,17 +221,16 @@ class BestTrialFiles:
             self._written.discard(number)
             if not is_written:
                 # Left by a worker that was killed before it recorded the trial's end.
-                self.files.remove(number)
-            if math.isinf(self._evict_after):
+                self._files.remove(number)
+            count = self._evict_after
+            if count == _ALL:
                 return
-            count = int(self._evict_after)
             if self._best.has_replicates:
                 self._evict_runs(count)
             elif is_written and (ranking := self._read_ranking(count + EVICTION_MARGIN)):
-                self.files.evict([number for number, _ in ranking], count)
+                self._files.evict([number for number, _ in ranking], count)
 
     def _evict_runs(self, count: int) -> None:
-        """Remove files of replicates that are no longer needed."""
         if (found := self._query(self._best.read_ranking)) is None:
             return
         trials, ranking = found
@@ -269,36 +238,29 @@ class BestTrialFiles:
         order = [run.number for place in places for run in place if run is not None]
         if count and (self._keeps_each or not all(trial.state.is_finished() for trial in trials)):
             count = max(count, len(ranking))
-        self.files.evict(order, count)
+        self._files.evict(order, count)
 
     def _read_ranking(self, count: int) -> list[tuple[int, float]] | None:
         storage, study_id = self._handle.storage, self._handle.study_id
-        return self._query(lambda: top_trials(storage, study_id, count))
+        ranking: list[tuple[int, float]] | None
+        ranking = self._query(lambda: top_trials(storage, study_id, count))
+        return ranking
 
 
-def _limit(setting: int | Literal["all"]) -> float:
-    return math.inf if setting == "all" else setting
+def _limit(setting: int | Literal["all"]) -> int:
+    return _ALL if setting == "all" else setting
 
 
 class CheckpointManager:
-    """Resumes trials from their checkpoints, and writes these.
-
-    Args:
-        handle: the study.
-        checkpoints: checkpoints of unfinished trials.
-        final_checkpoints: those of complete trials; None if none are kept.
-    """
+    """Resumes trials from their checkpoints, and writes these."""
 
     def __init__(
-        self,
-        handle: "StudyHandle",
-        checkpoints: TrialFiles,
-        final_checkpoints: TrialFiles | None = None,
+        self, handle: "StudyHandle", checkpoints: TrialFiles, final_checkpoints: TrialFiles
     ) -> None:
         self._handle = handle
         self._checkpoints = checkpoints
         # A trial has a final checkpoint and no other after its study was extended to more steps.
-        self._files = [checkpoints, *([final_checkpoints] if final_checkpoints else [])]
+        self._files = checkpoints, final_checkpoints
         # A checkpoint of an earlier end is one of the same training.
         self._steps = handle.record.steps
         self._has_warned = bool(handle.warning)
@@ -340,12 +302,7 @@ class CheckpointManager:
             self._checkpoints.remove(number)
 
     def _read(self, claim: Claim, missing: dict[str, list[FrozenTrial]]) -> TrainState | None:
-        """Return the train state of a trial's checkpoint.
-
-        Args:
-            claim: claim of the trial.
-            missing: trials without a checkpoint, by reason; the trial is added to them.
-        """
+        """Return the train state of a trial's checkpoint; add a missing one to ``missing``."""
         config, number = self._handle.config, claim.trial.number
         try:
             settings = to_train_config(config, claim.trial.params)
@@ -402,7 +359,7 @@ class CheckpointManager:
         )
 
     def _warn_of_other_versions(self, states: Mapping[Claim, TrainState | None]) -> None:
-        """Warn of other versions that trained these trials, unless the worker was warned before."""
+        """Warn once of other versions that trained these trials."""
         resumed = [state for state in states.values() if state]
         used = {
             "code": {each for state in resumed for each in state.source_hashes},
@@ -427,8 +384,7 @@ def checkpoint_identity(
 ) -> str:
     """Return everything that determines a trial's training, as JSON with sorted keys.
 
-    A checkpoint is resumed only under the same identity. Threads, device and the other networks of
-    the stack are not part of it.
+    A checkpoint is resumed only under the same identity.
     """
     # Only what differs from the defaults, as in checkpoints written before there were others.
     default = asdict(OptimizerConfig(learning_rate=0))
@@ -459,12 +415,7 @@ def checkpoint_identity(
 
 
 def _continue_to_end(state: TrainState, train_config: TrainConfig, old_steps: int) -> TrainState:
-    """Return the state of a training to more steps, given that of the training to fewer.
-
-    Args:
-        state: state of the training to fewer steps, or the same.
-        train_config: settings of the training to more steps.
-        old_steps: number of steps of the training that wrote the state.
+    """Return the state of a training, given that of the training to fewer steps, or the same.
 
     Raises:
         CheckpointError: if weights that its average lacks, or should lack, are part of the average
@@ -552,13 +503,11 @@ def _describe_mixing(used: Mapping[str, Collection[str]]) -> str:
     """Describe versions that differ from those of this process; "" if none does."""
     current = current_versions().model_dump()
     others = {name: sorted({*used[name]} - {current[name]}) for name in _VERSION_LABELS}
-    differing = {label: name for name, label in _VERSION_LABELS.items() if others[name]}
+    differing = [(label, name) for name, label in _VERSION_LABELS.items() if others[name]]
     if not differing:
         return ""
-    earlier = " and ".join(
-        f"{label} {', '.join(others[name])}" for label, name in differing.items()
-    )
-    own = " and ".join(f"{label} {current[name]}" for label, name in differing.items())
+    earlier = " and ".join(f"{label} {', '.join(others[name])}" for label, name in differing)
+    own = " and ".join(f"{label} {current[name]}" for label, name in differing)
     return (
         f"{earlier} so far; this worker trains with {own}; to avoid mixing them, stop and use the "
         "earlier version"
@@ -568,12 +517,7 @@ def _describe_mixing(used: Mapping[str, Collection[str]]) -> str:
 def earlier_versions(
     trial: FrozenTrial, state: TrainState | None
 ) -> Mapping[str, list[str] | None]:
-    """Return the attributes that record the other versions that trained a trial before.
-
-    Args:
-        trial: the trial as it was claimed.
-        state: state that it resumes from; None for step 0.
-    """
+    """Return the attributes that record other versions that trained a claimed trial before."""
     current = current_versions()
     code = [each for each in state.source_hashes if each != current.code] if state else []
     torch = [each for each in state.torch_versions if each != current.torch] if state else []

@@ -66,7 +66,6 @@ class Claim:
 
     Attributes:
         trial: the trial as it was claimed, with its curve and retry counts.
-        claim_token: token of this claim.
         lost: set once another worker has claimed the trial.
         has_reported: whether values may have been written since the trial was claimed.
         was_paused: whether the trial was paused before.
@@ -113,7 +112,7 @@ class Claim:
             self.has_reported = True
 
     def record_checkpoint(self) -> None:
-        """Have the next write record that a checkpoint was written, unless that is recorded."""
+        """Have the next write record that a checkpoint was written."""
         with self._lock:
             if not self._is_checkpointed:
                 self._is_checkpointed = self._record_checkpoint = True
@@ -246,11 +245,7 @@ class ClaimManager:
             future.cancel()
 
     def submit(self, operation: Callable[[], _T], *, after_flush: bool = False) -> Future[_T]:
-        """Have an operation run in the thread, as :meth:`ask`, without waiting for the answer.
-
-        May be called in any thread. In an outage, the operation runs as soon as the storage is
-        available again.
-        """
+        """Have an operation run, as :meth:`ask`, without waiting; may be called in any thread."""
         future: Future[_T] = Future()
         if self._closed.is_set():
             future.set_exception(ShutdownRequestedError())
@@ -289,7 +284,6 @@ class ClaimManager:
         return message
 
     def _wait(self, future: Future[Any], timeout: float | None) -> None:
-        """Return once a future is done, or raise."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while not futures.wait([future], 0.1).done:
             try:
@@ -416,11 +410,7 @@ class ClaimManager:
     ) -> None:
         """Requeue trials in one transaction, and mark the claims that are lost.
 
-        Args:
-            claims: claims of the trials.
-            cause: why they are requeued.
-            error: exception in one line.
-            timeout: seconds to wait for the storage; None until the end of an outage.
+        Waits, without a timeout in seconds, until the end of an outage.
 
         Raises:
             ShutdownRequestedError, StorageUnavailableError: and the leases expire.
@@ -522,7 +512,6 @@ class ClaimManager:
             self._busy_since = time.monotonic()
 
     def _find_cause(self, error: Exception) -> Exception:
-        """Return the cause of an error that is not transient."""
         try:
             self._storage.verify()  # rows of a deleted study are not found
         except Exception as found:  # else an outage began
@@ -530,14 +519,13 @@ class ClaimManager:
         return error
 
     def _flush(self) -> None:
-        """Write the values and heartbeats of all claims."""
         if claims := list(self._active):
             self._mark_lost(claims, self._write(claims, self._storage.flush))
 
     def _write(
         self, claims: Sequence[Claim], write: Callable[[list[PendingWrite]], list[int]]
     ) -> list[int]:
-        """Write what several claims have to write; return the ids of the trials that are lost."""
+        """Write what claims have to write; return the ids of the trials that are lost."""
         with contextlib.ExitStack() as stack:
             return write([stack.enter_context(claim.pending_write()) for claim in claims])
 

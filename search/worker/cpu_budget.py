@@ -49,8 +49,7 @@ def lock_dir() -> Path:
 class ThreadBudget:
     """A worker's share of the cores; a context manager that takes and releases it.
 
-    A folder that cannot be used, or that other users may write to, never stops the worker: it
-    trains as if it were alone, with a warning.
+    A folder that cannot be used never stops the worker: it trains as if alone, with a warning.
 
     Args:
         fixed: fixed number of threads; None for an equal share of the cores that workers with a
@@ -112,7 +111,7 @@ class ThreadBudget:
         return count
 
     def _acquire(self) -> FileLock | None:
-        """Lock this worker's file; return None, with a warning, if that is impossible."""
+        """Lock this worker's file, or warn."""
         try:
             folder = self._folder or lock_dir()
             with contextlib.suppress(FileExistsError):
@@ -132,11 +131,7 @@ class ThreadBudget:
             return None
 
     def _list_active(self, folder: Path) -> list[str]:
-        """Return the sorted names of the lock files of running workers.
-
-        Raises:
-            OSError: if the folder cannot be read, or is no longer private.
-        """
+        """Return the sorted names of the lock files of running workers."""
         _require_private(folder)
         # By the name first: anything else in the folder is left alone.
         paths = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
@@ -144,35 +139,26 @@ class ThreadBudget:
 
 
 def _require_private(folder: Path) -> None:
-    """Require a folder of this user that others cannot write to; tighten its mode if necessary.
+    """Require a folder that no other user can use.
 
     Raises:
-        OSError: if it is missing, a link, not a folder, or another user's.
+        OSError: if it is missing, a link, not a folder, or open to others.
     """
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(f"{folder} is not a folder")
-    if not _is_own(status):
-        raise PermissionError(f"{folder} belongs to another user")
-    if stat.S_IMODE(status.st_mode) != 0o700:
-        folder.chmod(0o700)
-
-
-def _is_own(status: os.stat_result) -> bool:
-    """Return whether a file is this user's; Windows has a temporary folder for each user."""
-    return not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    # Windows has a temporary folder for each user.
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o077):
+        raise PermissionError(f"{folder} is open to other users")
 
 
 def _is_active(path: Path) -> bool:
-    """Return whether a worker of this user holds a lock; remove its file if it is stale."""
+    """Return whether a worker holds a lock; remove its file if it is stale."""
     try:
-        status = path.lstat()
-        # Others may have put something there before the folder's mode was tightened.
-        if not stat.S_ISREG(status.st_mode) or not _is_own(status):
-            return False
+        modified_at = path.stat().st_mtime
         # The kernel releases the lock of a process, however that ends.
         with FileLock(path).acquire(timeout=0):
-            if time.time() - status.st_mtime > _STALE_SECONDS:
+            if time.time() - modified_at > _STALE_SECONDS:
                 path.unlink(missing_ok=True)
     except Timeout:
         return True

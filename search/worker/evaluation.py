@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -12,7 +12,6 @@ from torch import Tensor
 from rnn.engines import Engine
 from rnn.tasks.corpus import TokenArray
 from rnn.tasks.task import SequenceTask
-from rnn.tasks.tokenizer import TokenCorpus
 from rnn.training.evaluation import (
     MIN_CONTEXT_LENGTH,
     ContextLosses,
@@ -26,6 +25,8 @@ from rnn.training.evaluation import (
 from rnn.training.loop import TrainLoop
 from search.study import StudyHandle
 from studies.attributes import OBJECTIVE_ATTRIBUTES
+
+Split = Literal["validation", "test"]
 
 _DIGITS = 5
 """Recorded digits of bits per byte, by window or bin: rounding is a thousandth of their spread."""
@@ -45,49 +46,37 @@ class EvalResult:
 
 
 class Evaluator:
-    """Evaluates networks by the settings of a study.
-
-    Args:
-        handle: the study; the test split is read only if its config asks for it.
-    """
+    """Evaluates networks by the settings of a study; it reads a test split only if they say so."""
 
     def __init__(self, handle: StudyHandle) -> None:
         self._handle = handle
         self._config = handle.config
         self._held_out = cache(SequenceTask.held_out)
 
-    @property
-    def _text(self) -> TokenCorpus:
-        assert self._handle.token_corpus is not None
-        return self._handle.token_corpus
-
     def evaluate(self, loop: TrainLoop, on_step: Callable[[], None]) -> list[EvalResult]:
         """Evaluate the networks of a finished train loop, in their order."""
-        curves = list(loop.curves)
-        loop.swap_in_averaged_weights()
-        stack = loop.stack  # on_step may remove networks from the loop
-        evaluates_test = self._config.eval_split == "test"
-        tests: Sequence[dict[str, Any]] = [{} for _ in curves]
-        if isinstance(loop.data, SequenceTask):
-            validation = self._evaluate_task(stack, loop.data, "validation", on_step)
-            if evaluates_test:
-                tests = self._evaluate_task(stack, loop.data, "test", on_step)
-        else:
-            validation = self._evaluate_validation(stack, on_step)
-            if evaluates_test:
-                windows = self._select_windows("test")
-                losses = compute_eval_losses(stack, windows, on_step)
-                tests = self._window_stats("test", losses, windows)
-        results = []
-        for curve, validated, tested in zip(curves, validation, tests, strict=True):
-            attributes = {
+        steps = loop.train_config.steps
+        measured: list[dict[str, Any]] = [
+            {
                 OBJECTIVE_ATTRIBUTES["training"]: min(curve.values()),
-                OBJECTIVE_ATTRIBUTES["training-mean"]: mean_training_loss(
-                    curve, loop.train_config.steps
-                ),
-                **validated,
-                **tested,
+                OBJECTIVE_ATTRIBUTES["training-mean"]: mean_training_loss(curve, steps),
             }
+            for curve in loop.curves
+        ]
+        loop.swap_in_averaged_weights()
+        stack, data = loop.stack, loop.data  # on_step may remove networks from the loop
+        splits: list[Split] = ["validation"]
+        if self._config.eval_split == "test":
+            splits.append("test")
+        for split in splits:
+            if isinstance(data, SequenceTask):
+                found = self._evaluate_task(stack, data, split, on_step)
+            else:
+                found = self._evaluate_text(stack, split, on_step)
+            for attributes, each in zip(measured, found, strict=True):
+                attributes |= each
+        results = []
+        for attributes in measured:
             value = attributes[OBJECTIVE_ATTRIBUTES[self._config.objective]]
             numbers = (number for number in attributes.values() if isinstance(number, float))
             is_finite = all(map(math.isfinite, numbers))
@@ -95,11 +84,7 @@ class Evaluator:
         return results
 
     def _evaluate_task(
-        self,
-        stack: Engine,
-        task: SequenceTask,
-        split: Literal["validation", "test"],
-        on_step: Callable[[], None],
+        self, stack: Engine, task: SequenceTask, split: Split, on_step: Callable[[], None]
     ) -> list[dict[str, Any]]:
         """Return the attributes of each network on a split of a task other than text."""
         count = self._config.evaluation.windows
@@ -108,96 +93,78 @@ class Evaluator:
             batch = self._held_out(task, split, count, length)
             return evaluate_sequences(stack, task, batch, count, on_step)
 
+        is_test = split == "test"
         attributes: list[dict[str, Any]] = []
         for result in evaluate():
             losses = result.losses
             measured: dict[str, Any] = {
                 f"{split}_loss": float(losses.mean()),
                 f"{split}_windows": [float(f"{loss:.6g}") for loss in losses.tolist()],
+                "test_metrics" if is_test else "metrics": result.metrics,
             }
             if len(losses) > 1:
                 measured[f"{split}_stderr"] = float(_stderr(losses))
-            if split == "test":
-                measured["test_metrics"] = result.metrics
-            else:
-                measured["metrics"] = result.metrics
-                if result.slices:
-                    measured["slices"] = result.slices
+            if result.slices and not is_test:
+                measured["slices"] = result.slices
             attributes.append(measured)
-        if split == "validation":
-            for length in task.eval_lengths:
-                for measured, result in zip(attributes, evaluate(length), strict=True):
-                    loss = float(result.losses.mean())
-                    measured.setdefault("length_losses", {})[length] = loss
+        for length in () if is_test else task.eval_lengths:
+            for measured, result in zip(attributes, evaluate(length), strict=True):
+                loss = float(result.losses.mean())
+                measured.setdefault("length_losses", {})[length] = loss
         return attributes
 
-    def _evaluate_validation(
-        self, stack: Engine, on_step: Callable[[], None]
+    def _evaluate_text(
+        self, stack: Engine, split: Split, on_step: Callable[[], None]
     ) -> list[dict[str, Any]]:
-        """Return the attributes of each network on the validation split."""
-        windows = self._select_windows("validation")
-        distance = self._text.corpus.recall_distance
-        recall = None if distance is None else RecallAccuracy(stack, windows, distance)
-        context = ContextLosses(stack, windows) if len(windows) >= MIN_CONTEXT_LENGTH else None
+        """Return the attributes of each network on a split of the text."""
+        text = self._handle.token_corpus
+        assert text is not None
+        evaluation, is_validation = self._config.evaluation, split == "validation"
+        tokens: TokenArray = getattr(text, split)
+        windows = select_eval_windows(tokens, evaluation.windows, evaluation.window_length)
+        recall, context = None, None
+        if is_validation and text.corpus.recall_distance is not None:
+            recall = RecallAccuracy(stack, windows, text.corpus.recall_distance)
+        if is_validation and len(windows) >= MIN_CONTEXT_LENGTH:
+            context = ContextLosses(stack, windows)
         observers = [each for each in (recall, context) if each is not None]
         losses = compute_eval_losses(stack, windows, on_step, observers).double()
-        attributes = self._window_stats("validation", losses, windows)
-        for k, each in enumerate(attributes):
-            each[OBJECTIVE_ATTRIBUTES["validation"]] = float(losses[k].mean())
-            if recall is not None and recall.count:
-                each["recall_accuracy"] = recall.accuracy[k]
-            if context is not None:
-                long, excess = (self._to_bits(x, windows) for x in (context.long, context.excess))
-                each |= _context_stats(context.bins, long[k], excess[:, k])
-        return attributes
 
-    def _select_windows(self, split: str) -> TokenArray:
-        evaluation = self._config.evaluation
-        tokens: TokenArray = getattr(self._text, split)
-        return select_eval_windows(tokens, evaluation.windows, evaluation.window_length)
+        def to_bits(losses: Tensor) -> Tensor:
+            return to_bits_per_byte(losses, windows, text.tokenizer.token_byte_lengths)
 
-    def _to_bits(self, losses: Tensor, windows: TokenArray) -> Tensor:
-        return to_bits_per_byte(losses, windows, self._text.tokenizer.token_byte_lengths)
-
-    def _window_stats(
-        self, split: str, losses: Tensor, windows: TokenArray
-    ) -> list[dict[str, Any]]:
-        """Return the attributes of each network, given the losses of its windows (K, windows)."""
-        stats = []
-        for bits in self._to_bits(losses.double(), windows):
-            attributes: dict[str, Any] = {
-                f"{split}_bits_per_byte": float(bits.mean()),
-                f"{split}_windows": _round(bits),
-            }
+        stats: list[dict[str, Any]] = []
+        for k, bits in enumerate(to_bits(losses)):
+            stats.append(
+                {f"{split}_bits_per_byte": float(bits.mean()), f"{split}_windows": _round(bits)}
+            )
             if len(bits) > 1:
-                attributes[f"{split}_stderr"] = float(_stderr(bits))
-            stats.append(attributes)
+                stats[k][f"{split}_stderr"] = float(_stderr(bits))
+            if is_validation:
+                stats[k][OBJECTIVE_ATTRIBUTES[split]] = float(losses[k].mean())
+            if recall is not None and recall.count:
+                stats[k]["recall_accuracy"] = recall.accuracy[k]
+            if context is not None:
+                long, excess = to_bits(context.long), to_bits(context.excess)
+                stats[k] |= _context_stats(context.bins, long[k], excess[:, k])
         return stats
 
 
 def mean_training_loss(curve: Mapping[int, float], steps: int) -> float:
     """Return the mean of the smoothed training loss over the last quarter of the steps.
 
-    Networks of a study that are at the same step read the same text, and the minimum of a curve is
-    at one log point for most of them, so that one passage ranks them. The mean takes the passages
-    of a quarter of the training.
-
-    Args:
-        curve: smoothed loss at each log point, by step; at least one.
-        steps: number of steps of the training; without a log point in the last quarter, the last
-            log point alone counts.
+    The minimum of a curve is at one log point for most networks of a study, so that one passage of
+    the text ranks them; the mean takes many. Without a log point in the last quarter, the last one
+    alone counts.
     """
     last = [loss for step, loss in curve.items() if 4 * step > 3 * steps]
     return statistics.fmean(last or [curve[max(curve)]])
 
 
 def _context_stats(bins: list[int], long: Tensor, excess: Tensor) -> dict[str, Any]:
-    """Return the attributes of a network's losses with a limited context.
+    """Return the attributes of a network's losses with a limited context, in bits per byte.
 
-    Args:
-        bins: largest number of tokens of context in each bin.
-        long: loss with the long context (windows,), in bits per byte.
-        excess: loss with the short context minus that (bins, windows).
+    Those are (windows,) with the long context; (bins, windows) is the excess with short ones.
     """
     if not (long.isfinite().all() and excess.isfinite().all()):
         return {}

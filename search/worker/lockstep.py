@@ -65,29 +65,24 @@ class LockstepPlan:
 
     Args:
         config: config of the study.
-        precision: precision of matrix products.
         device: device to train on.
         spec: what the networks read and predict.
         limit: maximum number of networks to train together; None to choose by device.
     """
 
     def __init__(
-        self,
-        config: StudyConfig,
-        precision: Precision,
-        device: torch.device,
-        spec: TaskSpec = BYTES,
-        limit: int | None = None,
+        self, config: StudyConfig, device: torch.device, spec: TaskSpec, limit: int | None
     ) -> None:
+        assert config.precision != "auto", "resolved when the study was created"
         self._config = config
-        self._precision = precision
+        self._precision: Precision = config.precision
         self._device = device
         self._spec = spec
         self._limit = limit
         grid = config.grid  # None for a derived study
-        self._param_names = [CELL, *config.list_params(), REPLICATE]
-        if grid is not None:
-            self._param_names = list(grid.search_space)
+        self._param_names = (
+            list(grid.search_space) if grid else [CELL, *config.list_params(), REPLICATE]
+        )
         self._max_by_shape: dict[Hashable, int] = {}  # after running out of memory
         self._has_noted_slowness = False
         self._cells_alone: set[str] = set()  # that cannot train in lockstep
@@ -105,8 +100,16 @@ class LockstepPlan:
         return min(limit, self._max_by_shape.get(self._shape(params), limit))
 
     def common_params(self, params: Mapping[str, Any]) -> Sequence[str]:
-        """Return the parameters that trials trained together with one of these share."""
-        differing = differing_params(to_trial_config(params, self._config), self._spec)
+        """Return the parameters that trials trained together with one of these share.
+
+        On a fast path they are of one shape and read one text; in the autograd engine they are of
+        one architecture and may read several. See :func:`rnn.engines.stack_key`.
+        """
+        differing = {*OPTIMIZER_PARAMS}
+        if has_fast_path(to_trial_config(params, self._config), self._spec):
+            differing |= {*SWITCHES}
+        elif self._spec.is_dense:
+            differing |= {REPLICATE}
         return [name for name in self._param_names if name not in differing]
 
     def reduce(self, params: Mapping[str, Any], count: int) -> None:
@@ -115,9 +118,7 @@ class LockstepPlan:
 
     def _best_size(self, trial_config: TrialConfig, params: Mapping[str, Any]) -> int:
         settings, task = training_settings(params, self._config), self._config.task_record
-        streams, steps = settings.batch_size, settings.sequence_length - 1
-        if task is not None:
-            steps = task.steps
+        streams, steps = settings.batch_size, task.steps if task else settings.sequence_length - 1
         if self._spec.is_text:
             streams = max(streams, self._config.evaluation.windows)
         return auto_lockstep(
@@ -217,17 +218,6 @@ def _native_lockstep(is_large: bool) -> int:
     return min(best, _MAX_CPU_LOCKSTEP)
 
 
-def differing_params(trial_config: TrialConfig, spec: TaskSpec = BYTES) -> set[str]:
-    """Return the parameters in which networks in lockstep with this one may differ.
-
-    On a fast path they are of one shape and read one text; in the autograd engine they are of one
-    architecture and may read several. See :func:`rnn.engines.stack_key`.
-    """
-    if has_fast_path(trial_config, spec):
-        return {*OPTIMIZER_PARAMS, *SWITCHES}
-    return {*OPTIMIZER_PARAMS, REPLICATE} if spec.is_dense else {*OPTIMIZER_PARAMS}
-
-
 def min_keep_probability(device: torch.device) -> float:
     """Return the keep probability from which a paused network resumes together with another.
 
@@ -240,12 +230,7 @@ def min_keep_probability(device: torch.device) -> float:
 def to_train_config(
     config: StudyConfig, params: Mapping[str, Any] = MappingProxyType({})
 ) -> TrainConfig:
-    """Return the settings of a training.
-
-    Args:
-        config: config of the study.
-        params: parameters of the trial, which may set some; none for the study's settings.
-    """
+    """Return the settings of a training, some of which a trial's parameters may set."""
     training = training_settings(params, config)
     return TrainConfig(
         steps=training.steps,

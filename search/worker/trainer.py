@@ -28,6 +28,7 @@ from search.study import StudyHandle
 from search.worker.checkpoints import (
     BestTrialFiles,
     CheckpointManager,
+    StorageQuery,
     TrialFiles,
     current_versions,
     earlier_versions,
@@ -38,6 +39,7 @@ from search.worker.cpu_budget import ThreadBudget
 from search.worker.evaluation import Evaluator
 from search.worker.lockstep import LockstepPlan, min_keep_probability, to_train_config
 from search.worker.worker import PrunerCallback, TrialResult
+from studies.artifacts import Store
 from studies.attributes import Failure, TrialRecord
 from studies.config import to_trial_config
 from studies.text import to_printable
@@ -55,12 +57,12 @@ class Trainer:
         handle: the study.
         device: device to train on.
         budget: entered thread budget.
-        checkpoints: checkpoints of the study's unfinished trials.
+        checkpoints: store of the trials' checkpoints.
+        weights: store of the weights of the best trials.
+        query: runs a query of the storage; see :class:`BestTrialFiles`.
         callbacks: called at log points.
         worker: name of this worker.
         lockstep: maximum number of networks to train together; None to choose by device.
-        best_weights: weights of the best trials; None to save none.
-        final_checkpoints: checkpoints of complete trials; None to keep none.
 
     Attributes:
         has_trained: whether at least one step was trained.
@@ -73,12 +75,12 @@ class Trainer:
         handle: StudyHandle,
         device: torch.device,
         budget: ThreadBudget,
-        checkpoints: TrialFiles,
+        checkpoints: Store,
+        weights: Store,
+        query: StorageQuery,
         callbacks: WorkerCallbacks,
         worker: str,
         lockstep: int | None = None,
-        best_weights: BestTrialFiles | None = None,
-        final_checkpoints: BestTrialFiles | None = None,
     ) -> None:
         config = handle.config
         assert config.precision != "auto", "resolved when the study was created"
@@ -93,14 +95,19 @@ class Trainer:
         self._handle = handle
         self._spec = handle.spec
         self._evaluator = Evaluator(handle)
-        self._best_weights = best_weights
-        self._finals = final_checkpoints
-        final_files = final_checkpoints.files if final_checkpoints else None
-        self._checkpoints = CheckpointManager(handle, checkpoints, final_files)
+        folder = handle.artifact_folder
+        final_checkpoints = TrialFiles(checkpoints, folder, "final")
+        self._finals = BestTrialFiles(handle, final_checkpoints, query)
+        self._best_weights = BestTrialFiles(
+            handle, TrialFiles(weights, folder, "safetensors"), query
+        )
+        self._checkpoints = CheckpointManager(
+            handle, TrialFiles(checkpoints, folder, "checkpoint"), final_checkpoints
+        )
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
-        self._lockstep_plan = LockstepPlan(config, self._precision, device, self._spec, lockstep)
+        self._lockstep_plan = LockstepPlan(config, device, self._spec, lockstep)
         self._loop: TrainLoop | None = None
         self._claims: dict[TrialConfig, Claim] = {}  # of the current loop, as what follows
         self._lockstep = 0  # when it began
@@ -154,8 +161,7 @@ class Trainer:
     def clean_up(self, number: int) -> None:
         """Remove the files that a finished trial no longer needs, and those of surpassed trials."""
         for best in (self._finals, self._best_weights):
-            if best is not None:
-                best.evict(number)
+            best.evict(number)
         self._checkpoints.remove(number)
 
     def describe_failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
@@ -250,7 +256,7 @@ class Trainer:
         # Copies: on_step may drop networks, which are evaluated but not reported.
         trial_configs, train_seconds = loop.configs, list(loop.seconds)
         last_states = {}  # before the weights are replaced by their averages
-        if self._finals is not None and self._finals.keeps_any:
+        if self._finals.keeps_any:
             last_states = {config: loop.train_state(config) for config in trial_configs}
         evaluations = self._evaluator.evaluate(loop, on_step)
         values = {
@@ -258,8 +264,7 @@ class Trainer:
             for trial_config, evaluation in zip(trial_configs, evaluations, strict=True)
             if evaluation.value is not None and not claims[trial_config].lost
         }
-        selected = self._best_weights.select(values) if self._best_weights else set()
-        kept = self._finals.select(values) if self._finals and last_states else set()
+        selected, kept = self._best_weights.select(values), self._finals.select(values)
         eval_seconds = (time.monotonic() - started_at) / len(trial_configs)
         for trial_config, evaluation, seconds in zip(
             trial_configs, evaluations, train_seconds, strict=True
@@ -278,7 +283,7 @@ class Trainer:
             }
             if claim.trial.number in selected:
                 results["sample"] = self._save_weights(claim, loop, trial_config, evaluation.value)
-            if self._finals is not None and claim.trial.number in kept:
+            if claim.trial.number in kept:
                 last_state = last_states.pop(trial_config)
                 serialize = partial(self._checkpoints.serialize, claim, last_state)
                 self._finals.write(claim.trial.number, serialize)
@@ -289,7 +294,6 @@ class Trainer:
         self, claim: Claim, loop: TrainLoop, trial_config: TrialConfig, value: float
     ) -> str | None:
         """Save a trial's weights; return a text sample of its network, if it predicts text."""
-        assert self._best_weights is not None
         parameters, tokens = loop.stack.parameters, self._handle.token_corpus
         if isinstance(loop.data, SequenceTask):
             task: Tokenizer | SavedTask = SavedTask.from_task(loop.data)

@@ -5,7 +5,9 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from optuna.exceptions import OptunaError
@@ -13,8 +15,9 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from search.errors import ShutdownRequestedError, format_error, is_bug
-from search.pruning.policy import PruneDecision
-from search.pruning.scheduler import PauseResumeScheduler, PruningDecisions
+from search.pruning.audit import describe_look
+from search.pruning.policy import Decisions, PruneDecision
+from search.pruning.scheduler import PauseResumeScheduler
 from search.status import TrialEvent, WorkerCallbacks
 from search.worker.claims import SHUTDOWN_GRACE, Claim, ClaimManager
 from search.worker.shutdown import ShutdownSignal
@@ -107,7 +110,7 @@ class Worker:
         self.stop = stop
         self.callbacks = callbacks
         self.wait = wait
-        self.decisions = PruningDecisions(manager, scheduler, self._poll) if scheduler else None
+        self.scheduler = scheduler
         self._active: list[Claim] = []
         self._failed_ids: set[int] = set()  # claimed again only if no other trial waits
         self._batch_started_at = 0.0
@@ -139,36 +142,69 @@ class Worker:
             self.stop.wait(seconds)
 
     def _claim(self) -> list[Claim]:
-        """Claim waiting trials, else paused ones, else one that has failed in this process.
-
-        Prune the paused trials if none of them will resume.
-        """
-        claims = self._claim_matching()
+        """Claim waiting trials, else paused ones, else one that has failed in this process."""
+        names, size = self.trainer.lockstep_params, self.trainer.lockstep_size
+        claims = self.manager.claim(self._failed_ids, names, size)
         for _ in range(MAX_SELECT_ATTEMPTS):
-            if claims or self.decisions is None:
+            if claims or self.scheduler is None or not (selected := self._select(self.scheduler)):
                 break
-            # A trial of a hanging process must not block the others for ever.
-            ignore_running = self._idle_seconds > PRUNER_WAIT_TIMEOUT
-            selected, pruned = self.decisions.select(
-                self.trainer.min_keep_probability, self._failed_ids, ignore_running
+            claims = self.manager.claim(self._failed_ids, names, size, selected)
+        return claims or (self.manager.claim() if self._failed_ids else [])
+
+    def _decide(self, claims: Sequence[Claim]) -> Mapping[Claim, PruneDecision]:
+        """Decide which of these trials, which have just reached a rung, are paused or pruned.
+
+        The storage thread reads and writes, and sends heartbeats meanwhile. In an outage all
+        trials continue.
+        """
+        if not claims or self.scheduler is None:
+            return {}
+        manager, scheduler = self.manager, self.scheduler
+        claimed = {claim.trial_id: claim for claim in claims}
+        reading = manager.submit(scheduler.read, after_flush=True)
+        while not futures.wait([reading], 0.1).done:
+            self._poll()
+            if manager.unavailable_reason:
+                reading.cancel()
+                return {}
+
+        def decide() -> Decisions:
+            progress = reading.result()
+            decisions = scheduler.decide(progress, claimed, self._failed_ids)
+            if decisions.audited:
+                manager.submit(partial(scheduler.store, progress, decisions), after_flush=True)
+            return decisions
+
+        decisions = _attempt(decide, "the trials continue")
+        stops = decisions.stops if decisions else {}
+        return {claimed[trial_id]: stop for trial_id, stop in stops.items()}
+
+    def _select(self, scheduler: PauseResumeScheduler) -> Sequence[int]:
+        """Select the paused trials to resume, by id; prune them if none of them will resume.
+
+        Without a decision, because it failed, they resume one by one: the study still finishes.
+        """
+        # A trial of a hanging process must not block the others for ever.
+        ignore_running = self._idle_seconds > PRUNER_WAIT_TIMEOUT
+        choice = self.trainer.min_keep_probability, self._failed_ids, ignore_running
+        while True:
+            progress = self.manager.ask(scheduler.read)
+            decisions = _attempt(
+                partial(scheduler.select, progress, *choice), "paused trials resume without it"
             )
+            if decisions is None:
+                return [trial.trial_id for trial in progress.trials if trial.is_paused][:1]
+            pruned = self.manager.ask(partial(scheduler.store, progress, decisions))
             for number in pruned:
                 self.trainer.clean_up(number)
             if pruned:
                 _logger.info(f"pruned {len(pruned)} paused trial{'s' * (len(pruned) > 1)}")
-            if not selected:
-                break
-            claims = self._claim_matching(selected)
-        return claims or (self.manager.claim() if self._failed_ids else [])
-
-    def _claim_matching(self, paused_ids: Sequence[int] | None = None) -> list[Claim]:
-        trainer = self.trainer
-        return self.manager.claim(
-            self._failed_ids, trainer.lockstep_params, trainer.lockstep_size, paused_ids
-        )
-
-    def _decide(self, claims: Sequence[Claim]) -> Mapping[Claim, PruneDecision]:
-        return self.decisions.decide(claims, self._failed_ids) if self.decisions else {}
+            for look in decisions.looks.values():
+                if look.alarm:
+                    _logger.warning(f"pruning held back: {describe_look(look)}")
+            has_more = not decisions.is_last and (decisions.audited or decisions.looks)
+            if decisions.resumed or not has_more:
+                return decisions.resumed
 
     def _run_batch(self, claims: list[Claim]) -> None:
         """Train trials together; requeue on any exception those that are not finished."""
@@ -281,3 +317,16 @@ class Worker:
         if self.stop.requested:
             raise ShutdownRequestedError
         return True
+
+
+def _attempt(decide: Callable[[], Decisions], consequence: str) -> Decisions | None:
+    """Return decisions; None, with a warning, if they fail, as with too little memory."""
+    try:
+        return decide()
+    except _STORAGE_ERRORS:
+        raise
+    except Exception as error:
+        _logger.warning(
+            f"pruning decision failed ({format_error(error)}); {consequence}", exc_info=True
+        )
+        return None

@@ -62,7 +62,7 @@ def test_damaged_trial_does_not_keep_paused_trials_from_being_pruned(handle):
         connection.exec_driver_sql("UPDATE trials SET state = 'ODD' WHERE number = 5")
     scheduler = make_scheduler(handle)
     progress = scheduler.read()
-    assert len(progress.trials) + progress.failed == 95
+    assert len(progress.trials) + progress.state.failed == 95
     stops = dict.fromkeys(paused_ids(progress), PruneDecision(True, {}))
     assert len(scheduler.store(progress, Decisions(stops, is_last=True))) == len(stops) > 0
 

@@ -15,10 +15,11 @@ from test_worker import RecordingCallbacks, create_study, work
 from search.errors import UnfinishedSourceError
 from search.options import RunOptions
 from search.pruning.policy import PruningPolicy
-from search.pruning.scheduler import PauseResumeScheduler, PruningDecisions, compute_rungs
+from search.pruning.scheduler import PauseResumeScheduler, compute_rungs
 from search.study import create_or_join
 from search.worker.checkpoints import TrialFiles
 from search.worker.shutdown import ShutdownSignal
+from search.worker.worker import Worker
 from studies.attributes import Failure, TrialRecord
 from studies.config import top_count
 from studies.errors import ConfigMismatchError, StudiesError
@@ -150,8 +151,8 @@ def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, m
 
 def test_trials_continue_in_an_outage():
     manager = Mock(unavailable_reason="away", submit=lambda read, after_flush: Future())
-    decisions = PruningDecisions(manager, Mock(), poll=Mock(side_effect=[None]))
-    assert decisions.decide([Mock(trial_id=1)]) == {}
+    worker = Worker(manager, Mock(), Mock(), Mock(requested=False), Mock(), scheduler=Mock())
+    assert worker._decide([Mock(trial_id=1)]) == {}
 
 
 def test_paused_trials_do_not_wait_for_one_that_failed_here(sqlite_url, text):

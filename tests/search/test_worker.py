@@ -1,7 +1,7 @@
 """Worker: recorded results, retries, requeued trials, and lockstep training."""
 
 import math
-from functools import cached_property, partialmethod
+from functools import cached_property, partial, partialmethod
 from types import SimpleNamespace
 
 import optuna
@@ -26,7 +26,7 @@ from search.options import RunOptions
 from search.pruning.scheduler import PauseResumeScheduler
 from search.status import StatusReader, estimate_seconds_left
 from search.study import create_or_join
-from search.worker.checkpoints import BestTrialFiles, TrialFiles
+from search.worker.checkpoints import TrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.lockstep import to_train_config
@@ -86,10 +86,6 @@ def work(url, text, overrides=(), study=QUICK, threads=1, lockstep=None, artifac
     given = {"study": study, "storage": url, "overrides": settings, "corpus": text and str(text)}
     joined = create_or_join(RunOptions(**given, **terms))
     stores = (open_store(artifacts, url, kind) for kind in ("checkpoints", "weights"))
-    checkpoints, weights = (
-        TrialFiles(store, joined.artifact_folder, kind)
-        for store, kind in zip(stores, ("checkpoint", "safetensors"), strict=True)
-    )
     reader = StatusReader(joined.study, joined.storage, joined.config)
     with (
         RecordingCallbacks() as callbacks,
@@ -97,13 +93,8 @@ def work(url, text, overrides=(), study=QUICK, threads=1, lockstep=None, artifac
         ThreadBudget(threads) as budget,
         ClaimManager(joined.storage, joined.study_id, "me", stop) as manager,
     ):
-        device = torch.device("cpu")
-        best_weights = BestTrialFiles(
-            joined, weights, lambda read: manager.ask(read, after_flush=True, default=None)
-        )
-        trainer = Trainer(
-            joined, device, budget, checkpoints, callbacks, "me", lockstep, best_weights
-        )
+        device, query = torch.device("cpu"), partial(manager.ask, after_flush=True, default=None)
+        trainer = Trainer(joined, device, budget, *stores, query, callbacks, "me", lockstep)
         scheduler = None
         if joined.config.pruning.enabled:
             scheduler = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
