@@ -111,7 +111,6 @@ def reports(
     csv: Path | None,
     dataframe: Path | None,
     curves: Path | None,
-    debug: bool,
 ) -> int:
     """Write a report."""
     if csv or dataframe or curves:

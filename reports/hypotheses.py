@@ -330,7 +330,6 @@ def hypotheses_command(
     output: Path | None,
     margin: float,
     note: str,
-    debug: bool,
 ) -> int:
     """Write the page."""
     if not math.isfinite(margin):  # NaN passes every range check

@@ -15,8 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reports.errors import ReportError
+    from rnn.errors import RNNError
     from rnn_search.api import run
-    from rnn_search.errors import ReportError, RNNError, SearchError, StudiesError
     from rnn_search.findings import Effects, Pareto
     from rnn_search.study import (
         Study,
@@ -31,28 +32,13 @@ if TYPE_CHECKING:
         rename_study,
         retry_trials,
     )
+    from search.errors import SearchError
+    from studies.errors import StudiesError
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "api": ("run",),
-    "errors": ("RNNError", "ReportError", "SearchError", "StudiesError"),
-    "findings": ("Effects", "Pareto"),
-    "study": (
-        "Study",
-        "Trial",
-        "copy_study",
-        "delete_study",
-        "export_study",
-        "import_results",
-        "import_study",
-        "list_studies",
-        "load",
-        "rename_study",
-        "retry_trials",
-    ),
-}
-"""Names of each module that the package exports."""
+_MODULES = {"run": "api", "Effects": "findings", "Pareto": "findings"}
+"""Modules of the names of ``__all__`` that are not errors and not in ``study``."""
 
 __all__ = [
     "Effects",
@@ -78,9 +64,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a name when it is used first: PyTorch and pandas take seconds."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
+    if name in __all__:
+        module = "errors" if name.endswith("Error") else _MODULES.get(name, "study")
+        return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

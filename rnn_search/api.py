@@ -27,9 +27,6 @@ from studies.loader import read_study_record
 from studies.storage.open import load_study, read_storage
 from studies.text import shorten
 
-NOT_DECIDED = "not decided yet: run the same command to continue"
-"""Message of a run whose worker failed before the next look."""
-
 
 def run(
     study: str | Path | Mapping[str, Any],
@@ -71,43 +68,15 @@ def run(
     Worker processes do not import the script that calls this function, so that it needs no
     ``if __name__ == "__main__"``; it may be a notebook, too.
 
-    Args:
-        study: name of a study file in ``studies/``, path of a study file, name of a stored study,
-            or the settings themselves, as a study file contains them, for which ``name`` is
-            required. Paths in a study file are relative to the file, those in settings, overrides
-            and ``corpus`` to the working directory.
-        storage: URL of the storage; by default ``$RNN_SEARCH_STORAGE``, or
-            ``sqlite:///studies/studies.db`` in the working directory.
-        name: name of the study; by default that of its file.
-        overrides: settings by dotted key, as in ``{"training.steps": 500}``; None leaves one of the
-            file out, so that it has its default.
-        workers: number of worker processes; 1 trains in this process.
-        threads: CPU threads per worker, 1 to 1024; by default a share of this machine's cores.
-        lockstep: maximum number of networks that a worker trains in lockstep; None to choose it.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
-        precision: precision of matrix products; fixed when the study is created.
-        corpus: ``stdlib``, ``enwik8``, ``recall:D`` or a file, instead of the study file's corpus.
-        prune: whether to prune trials that are unlikely to finish among the best.
-        extend: whether to add the trials of values that were added to the search space, to train
-            complete trials for more steps if ``training.steps`` is larger, and to store another
-            question, report threshold or nuisance.
-        partial: whether to derive from a source study that is not finished.
-        yes: whether to create more than 20,000 trials, which are refused otherwise.
-        wait: whether to wait for trials that other workers still run.
-        until: time after which to stop cleanly and return, in seconds or as in ``"45m"``.
-        artifacts: folder or ``s3://BUCKET`` of checkpoints and weights; by default
-            ``$RNN_SEARCH_ARTIFACTS``, or next to the storage.
-        report: whether to write the report of a finished study to ``reports/out/`` and publish the
-            study to optuna-dashboard, as the command line does.
-        until_decided: whether to compare replicated architectures at planned looks
-            (``refinement.looks``) and to add runs until each is worse than the best or as good, or
-            the last look is reached.
-        launch: where to start the workers: ``local``, ``slurm``, ``ray`` or ``ray://HOST:PORT``. On
-            a cluster each worker is a job, ``wait=False`` returns when they are submitted, and
-            ``until`` counts from the start of each.
-        launch_set: options of the cluster's jobs, as in ``{"partition": "gpu"}``.
-        trial: number of a trial of the stored study ``study`` to run once more, alone, in a study
-            that is named ``STUDY-trial-N`` by default.
+    The arguments are the options of ``rnn-search run`` and ``refine``, which
+    ``docs/reference/command-line.md`` describes, with these differences: ``study`` is the name or
+    the path of a study file, the name of a stored study, or the settings themselves, as a study
+    file contains them, for which ``name`` is required. ``overrides`` has settings by dotted key, as
+    in ``{"training.steps": 500}``; None leaves one out, so that it has its default. ``launch_set``
+    is a dict, too. Numbers are numbers; ``until`` is a number of seconds or a text such as
+    ``"45m"``. No report is written unless ``report`` is true. On a cluster ``wait=False`` returns
+    when the jobs are submitted, and ``until`` counts from the start of each. Paths in a study file
+    are relative to the file, those in settings, overrides and ``corpus`` to the working directory.
 
     Returns:
         The study. Its trials are finished, unless ``until`` or ``wait`` says otherwise.
@@ -222,9 +191,9 @@ def _run_until_decided(
             with closing(read_storage(options.storage)) as storage:
                 has_looks = plans_looks(read_study_record(load_study(storage, name)))
             if has_looks:
-                from rnn_search import planned_looks  # slow: imports pandas
+                from rnn_search import findings  # slow: imports pandas
 
-                if line := planned_looks.describe_plan(options.storage, name):
+                if line := findings.describe_plan(options.storage, name):
                     console.print_line(line)
             yield
 
@@ -233,14 +202,14 @@ def _run_until_decided(
         while True:
             result = run_workers(remaining, opened, launcher=cluster)
             if result.failed_workers:
-                console.print_line(NOT_DECIDED)
+                console.print_line("not decided yet: run the same command to continue")
             if result.exit_code or not result.plans_looks:
                 return result
-            from rnn_search import planned_looks
+            from rnn_search import findings
 
             left = math.inf if options.until is None else options.until - time.monotonic() + start
             if result.is_finished:
-                look = retry_outages(lambda: planned_looks.take_due_look(options.storage, name))
+                look = retry_outages(lambda: findings.take_due_look(options.storage, name))
                 for line in look.lines if look is not None else ():
                     console.print_line(line)
                 if look is not None and look.is_last:
@@ -248,7 +217,7 @@ def _run_until_decided(
             if left <= 0:  # trials are left: other workers run them, or the look has added them
                 return replace(result, is_finished=False)
             if not result.is_finished:
-                looks = retry_outages(lambda: planned_looks.count_looks(options.storage, name))
+                looks = retry_outages(lambda: findings.count_looks(options.storage, name))
                 if looks == result.looks:
                     return result
                 # Another process took a look, and added trials, at the end of this run.
@@ -291,7 +260,7 @@ def _to_plain(key: str, value: Any, depth: int = 0) -> Any:
         return [_to_plain(key, each, depth + 1) for each in value]
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, bool | int | float | str):
+    if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, type):
         raise ConfigError(
@@ -299,21 +268,13 @@ def _to_plain(key: str, value: Any, depth: int = 0) -> Any:
             f"'path/to/file.py:{value.__name__}'"
         )
     raise ConfigError(
-        f"{key} is {shorten(repr(value))}: expected a number, a text, a bool, a list or a dict"
+        f"{key} is {shorten(repr(value))}: expected a finite number, a text, a bool, a list or a "
+        "dict"
     )
 
 
 def _to_toml(key: str, value: Any) -> str:
     """Return a setting as a TOML value in one line."""
-
-    def encode(plain: Any) -> str:
-        if isinstance(plain, dict):
-            return f"{{{', '.join(f'{quote(name)} = {encode(v)}' for name, v in plain.items())}}}"
-        if isinstance(plain, list):
-            return f"[{', '.join(map(encode, plain))}]"
-        return quote(plain) if isinstance(plain, str) else repr(plain).lower()
-
-    def quote(text: str) -> str:  # JSON's escapes are TOML's, but for one character
-        return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-    return encode(_to_plain(key, value))
+    separators = (", ", " = ")  # JSON with these is TOML, but for one character
+    text = json.dumps(_to_plain(key, value), ensure_ascii=False, separators=separators)
+    return text.replace("\x7f", "\\u007f")

@@ -80,13 +80,6 @@ def _list_types(annotation: Any) -> list[Any]:
     return [tuple if origin is tuple else annotation]
 
 
-_cluster_option = click.option(
-    "--launch",
-    metavar="slurm|ray[://HOST:PORT]",
-    default="local",
-    help="List the study's jobs on a cluster as well.",
-)
-
 _cancel_option = click.option(
     "--cancel",
     is_flag=True,
@@ -100,7 +93,7 @@ _dashboard_option = click.option(
 )
 
 
-def _search_command(name: str, default_study: str, text: str, *more: str) -> Callable[[_F], _F]:
+def _search_command(name: str, default_study: str, *more: str) -> Callable[[_F], _F]:
     """Make a command of a function: the STUDY argument and the options of a search."""
 
     def decorate(command: _F) -> _F:
@@ -110,26 +103,15 @@ def _search_command(name: str, default_study: str, text: str, *more: str) -> Cal
         command = click.argument("study", default=default_study)(command)
         return click.command(  # type: ignore[return-value]
             name,
-            help=f"{text}\n\nSTUDY is a config in studies/, the path of a TOML file, or a study in "
-            "the storage.",
+            help=f"{command.__doc__}\n\nSTUDY is a config in studies/, the path of a TOML file, or "
+            "a study in the storage.",
         )(command)
 
     return decorate
 
 
-def _run(*, cancel: bool, dashboard: bool, port: int, debug: bool, **options: Any) -> int:
-    """Run a search as given by its command line.
-
-    Args:
-        cancel: end the jobs of the study instead.
-        dashboard: serve optuna-dashboard during the search.
-        port: port of optuna-dashboard.
-        debug: read by :func:`studies.cli.run_command`.
-        options: fields of :class:`search.options.RunOptions`.
-
-    Returns:
-        The exit code.
-    """
+def _run(*, cancel: bool, dashboard: bool, port: int, **options: Any) -> int:
+    """Run a search with fields of :class:`RunOptions`, or cancel its jobs; return the exit code."""
     run_options = build_options(RunOptions, **options)
     if cancel:
         if run_options.target.is_local:
@@ -146,33 +128,19 @@ def _run(*, cancel: bool, dashboard: bool, port: int, debug: bool, **options: An
     return result.exit_code
 
 
-@_search_command(
-    "run",
-    "stage-one",
-    "Create or join a study and run its trials; any number of processes may share a study.",
-)
+@_search_command("run", "stage-one")
 def run_search(**options: Any) -> int:
-    """Run a search."""
+    """Create or join a study and run its trials; any number of processes may share a study."""
     return _run(**options)
 
 
-@_search_command(
-    "refine",
-    "stage-two",
-    "Derive a study from the best trials of another and run its trials.",
-    "partial",
-    "until_decided",
-)
+@_search_command("refine", "stage-two", "partial", "until_decided")
 def refine(**options: Any) -> int:
-    """Run a refinement."""
+    """Derive a study from the best trials of another and run its trials."""
     return _run(is_refinement=True, **options)
 
 
-@click.command(
-    "continue",
-    help="Work on the stored study NAME: run its trials that are left, with its stored settings, "
-    "cells and task. No study file is read.",
-)
+@click.command("continue")
 @click.argument("study", metavar="NAME")
 @click.option(
     "--set",
@@ -189,20 +157,26 @@ def refine(**options: Any) -> int:
 @artifacts_option
 @storage_options
 def continue_search(**options: Any) -> int:
-    """Continue a stored study."""
+    """Work on the stored study NAME: run its trials that are left.
+
+    Settings, cells and task are those stored with it. No study file is read.
+    """
     return _run(by_name=True, **options)
 
 
-@click.command(help="Print the progress of a study without changing anything.")
+@click.command
 @study_argument
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-@_cluster_option
+@click.option(
+    "--launch",
+    metavar="slurm|ray[://HOST:PORT]",
+    default="local",
+    help="List the study's jobs on a cluster as well.",
+)
 @artifacts_option
 @storage_options
-def status(
-    study: str, as_json: bool, launch: str, artifacts: str | None, storage: str, debug: bool
-) -> int:
-    """Print the status of a study."""
+def status(study: str, as_json: bool, launch: str, artifacts: str | None, storage: str) -> None:
+    """Print the progress of a study without changing anything."""
     from search.display import format_status
     from search.launch.jobs import format_jobs, read_jobs
     from search.status import read_status
@@ -220,8 +194,7 @@ def status(
     if as_json:
         extra = {} if jobs is None else {"jobs": [asdict(job) for job in jobs]}
         click.echo(json.dumps(found.as_json() | extra))
-        return 0
+        return
     click.echo(format_status(found, record.config))
     if jobs is not None:
         click.echo(format_jobs(jobs))
-    return 0

@@ -26,28 +26,5 @@ from studies.errors import (
     TableError,
 )
 
-__all__ = [
-    "ConfigError",
-    "ConfigMismatchError",
-    "ExportError",
-    "RNNError",
-    "ReportError",
-    "SearchError",
-    "SearchFailedError",
-    "StorageError",
-    "StorageNotFoundError",
-    "StorageUnavailableError",
-    "StudiesError",
-    "StudyExistsError",
-    "StudyFileError",
-    "StudyFormatError",
-    "StudyHeldError",
-    "StudyNotFoundError",
-    "TableError",
-    "TrialNotFoundError",
-    "UnfinishedSourceError",
-    "WeightsNotFoundError",
-]
-
 USER_ERRORS = (*SEARCH_ERRORS, ReportError)
 """Base classes of all errors that are reported to the user as one line."""

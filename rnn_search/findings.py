@@ -1,19 +1,21 @@
-"""What a study says, as tables and as figures: effects, verdicts, outcomes and the Pareto front.
+"""What a study says: effects, verdicts, outcomes and the Pareto front, and what planned looks find.
 
-Slow to import: pandas.
+Planned looks are taken between two searches of a study of replicates, until it is decided. Slow to
+import: pandas.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pandas as pd
 
 from reports.analysis.audited_effects import compute_study_effects
-from reports.analysis.leaderboard import StudySummary, summarize_study
+from reports.analysis.leaderboard import StudySummary, look_at_results, summarize_study
 from reports.analysis.nuisance import build_judged_table, find_edges
 from reports.analysis.outcomes import build_outcome_table
 from reports.analysis.pareto_front import ParetoFront, summarize_costs
@@ -34,18 +36,21 @@ from reports.stats.conditional_effects import (
 from reports.stats.effects import Effect
 from reports.stats.outcome_table import compute_outcomes, to_frame
 from reports.stats.paired_difference import PairedDifference
+from reports.stats.planned_looks import RUN_NOISE, Noise, estimate_noise, spend_error
+from reports.stats.scale import format_count
+from search.derive import group_by_architecture, record_look
+from studies.attributes import StudyRecord
 from studies.errors import ConfigError, StudiesError
 from studies.loader import read_study_record
-from studies.storage.open import list_study_names, load_study, read_storage
+from studies.measure import Measure, find_measure
+from studies.storage.changes import list_derived
+from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.reads import read_trials
+from studies.storage.storage import LeasedRDBStorage
 from studies.text import shorten
 
 if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
-
-
-_COLUMNS = [
-    "parameter", "before", "after", "effect", "low", "high", "pairs", "significant",
-]  # fmt: skip
 
 
 def format_table(table: pd.DataFrame, losses: Iterable[str], spec: str, na_rep: str = "NaN") -> str:
@@ -88,21 +93,18 @@ class Effects:
         ``significant``, corrected for the number of all tests of the additive model. Empty for
         studies whose matched pairs compare all parameters.
         """
-        rows = [
-            (
-                each.parameter,
-                each.low,
-                each.high,
-                each.optimum.value,
-                each.optimum.low,
-                each.optimum.high,
-                float(each.curve.max() - each.curve.min()),
-                each.is_significant,
-            )
-            for each in (self.additive.trends if self.additive else ())
-        ]
-        columns = ["parameter", "low", "high", "best", "best_low", "best_high", "size"]
-        return pd.DataFrame(rows, columns=[*columns, "significant"])
+        trends = self.additive.trends if self.additive else []
+        columns = {
+            "parameter": [each.parameter for each in trends],
+            "low": [each.low for each in trends],
+            "high": [each.high for each in trends],
+            "best": [each.optimum.value for each in trends],
+            "best_low": [each.optimum.low for each in trends],
+            "best_high": [each.optimum.high for each in trends],
+            "size": [float(each.curve.max() - each.curve.min()) for each in trends],
+            "significant": [each.is_significant for each in trends],
+        }
+        return pd.DataFrame(columns)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -110,27 +112,21 @@ class Effects:
 
         Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
         ``effect`` (negative is better, unless higher values are) with the ends ``low`` and ``high``
-        of its 95% interval, which is that of repeating each run, the number of ``pairs``, whether
-        it is ``significant`` (the interval excludes zero; an interval from the differences between
-        the pairs must rest on at least 8), and the ``source`` of the interval. Where the effect
-        differs between the values of another parameter by as much as its mean or more,
-        ``depends_on`` names that parameter, and ``least`` and ``greatest`` are the effects at its
-        values. A cell with switches or options is compared at the best of them
+        of its 95% interval, the number of ``pairs``, whether it is ``significant``, and the
+        ``source`` of the interval. Where the effect depends on another parameter, ``depends_on``
+        names that, and ``least`` and ``greatest`` are the effects at its values
         (``docs/statistics.md``). Without matched pairs the effects are those of the additive model,
         which :attr:`trends` completes.
         """
-        rows = [
-            (
-                *_describe(each, each),
-                str(each.source),
-                condition.parameter if condition else "",
-                condition.least.mean if condition else math.nan,
-                condition.greatest.mean if condition else math.nan,
-            )
-            for each, condition in self._list_conditions()
-        ]
-        columns = [*_COLUMNS, "source", "depends_on", "least", "greatest"]
-        return pd.DataFrame(rows, columns=columns)
+        ranked = rank_effects(self.effects, self.conditional_effects)
+        found = {each.main.contrast: each.condition for each in ranked}
+        conditions = [found[each.contrast] for each in self.effects]
+        return _tabulate([(each, each) for each in self.effects]).assign(
+            source=[str(each.source) for each in self.effects],
+            depends_on=[each.parameter if each else "" for each in conditions],
+            least=[each.least.mean if each else math.nan for each in conditions],
+            greatest=[each.greatest.mean if each else math.nan for each in conditions],
+        )
 
     @property
     def conditional(self) -> pd.DataFrame:
@@ -140,37 +136,24 @@ class Effects:
         parameter ``by``; all values have the same pairs. ``range`` is the difference between the
         greatest and the least effect by this parameter, ``differs`` whether it is significant,
         ``rivals_main`` whether it is also at least as large as the main effect, and
-        ``opposite_signs`` whether significant effects have both signs. Significance is corrected
-        for the number of rows, or of ranges, by Holm's method; the intervals are not.
+        ``opposite_signs`` whether significant effects have both signs. ``docs/statistics.md`` says
+        how significance is corrected; the intervals are not.
         """
-        rows = [
-            (
-                *_describe(each.main, level),
-                each.parameter,
-                level.value,
-                each.difference.mean,
-                each.is_significant,
-                each.rivals_main,
-                each.has_opposite_signs,
-            )
-            for each in self.conditional_effects
-            for level in each.levels
-        ]
-        columns = ["by", "value", "range", "differs", "rivals_main", "opposite_signs"]
-        return pd.DataFrame(rows, columns=_COLUMNS + columns)
+        rows = [(each, level) for each in self.conditional_effects for level in each.levels]
+        return _tabulate([(each.main, level) for each, level in rows]).assign(
+            by=[each.parameter for each, _ in rows],
+            value=[level.value for _, level in rows],
+            range=[each.difference.mean for each, _ in rows],
+            differs=[each.is_significant for each, _ in rows],
+            rivals_main=[each.rivals_main for each, _ in rows],
+            opposite_signs=[each.has_opposite_signs for each, _ in rows],
+        )
 
     def plot(self) -> "go.Figure":
         """Plot each effect with its interval; a notebook displays the figure."""
         from reports.charts.effect_plots import plot_effects
 
         return plot_effects(self.effects, self.unit)
-
-    def _list_conditions(self) -> Iterator[tuple[Effect, ConditionalEffect | None]]:
-        """Yield each effect with the condition that rivals its mean most."""
-        ranked = rank_effects(self.effects, self.conditional_effects)
-        conditions = {each.main.contrast: each.condition for each in ranked}
-        for effect in self.effects:
-            yield effect, conditions[effect.contrast]
 
     def __repr__(self) -> str:
         numbers = ["effect", "low", "high", "least", "greatest"]
@@ -184,18 +167,19 @@ class Effects:
         return self.table.to_html(na_rep="") + warnings
 
 
-def _describe(main: Effect, effect: PairedDifference) -> tuple[object, ...]:
-    contrast = main.contrast
-    return (
-        contrast.parameter,
-        contrast.before,
-        contrast.after,
-        effect.mean,
-        effect.low,
-        effect.high,
-        effect.pairs,
-        effect.is_significant,
-    )
+def _tabulate(effects: Sequence[tuple[Effect, PairedDifference]]) -> pd.DataFrame:
+    """Return one row per difference, with the contrast of the main effect that it belongs to."""
+    columns = {
+        "parameter": [main.contrast.parameter for main, _ in effects],
+        "before": [main.contrast.before for main, _ in effects],
+        "after": [main.contrast.after for main, _ in effects],
+        "effect": [each.mean for _, each in effects],
+        "low": [each.low for _, each in effects],
+        "high": [each.high for _, each in effects],
+        "pairs": [each.pairs for _, each in effects],
+        "significant": [each.is_significant for _, each in effects],
+    }
+    return pd.DataFrame(columns)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -237,20 +221,17 @@ class Verdicts:
         in ``unit``, and the ``verdict``: ``worse``, ``as good`` (``at_most`` is below the margin)
         or ``undecided``; of the best mean ``best mean`` (``docs/statistics.md``).
         """
-        rows = [
-            (
-                each.label,
-                int(each.parameter_count),
-                each.runs,
-                each.mean,
-                each.mean - self.summary.best.mean,
-                each.bound,
-                "best mean" if each is self.summary.best else str(each.verdict),
-            )
-            for each in self.summary.entries
-        ]
-        columns = ["architecture", "parameters", "runs", "loss", "difference", "at_most", "verdict"]
-        return pd.DataFrame(rows, columns=columns)
+        best, entries = self.summary.best, self.summary.entries
+        columns = {
+            "architecture": [each.label for each in entries],
+            "parameters": [int(each.parameter_count) for each in entries],
+            "runs": [each.runs for each in entries],
+            "loss": [each.mean for each in entries],
+            "difference": [each.mean - best.mean for each in entries],
+            "at_most": [each.bound for each in entries],
+            "verdict": ["best mean" if each is best else str(each.verdict) for each in entries],
+        }
+        return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
         shown = format_table(self.table, ("loss", "difference", "at_most"), self.spec)
@@ -313,27 +294,14 @@ class Pareto:
         return self.table.to_html()
 
 
-def read_derived(url: str, source: str) -> list[Results]:
-    """Read the studies of replicates in a storage that derive from a study."""
-    derived = []
-    with closing(read_storage(url)) as storage:
-        for name in list_study_names(storage):
-            try:
-                refinement = read_study_record(load_study(storage, name)).config.refinement
-                if refinement and refinement.source == source and refinement.replicates > 1:
-                    derived.append(read_results(storage, name, (), False, False))
-            except (StudiesError, ReportError):  # of another program, damaged or deleted
-                continue
-    return derived
-
-
-def find_effects(results: Results, derived: Sequence[Results]) -> Effects:
+def find_effects(results: Results, storage: str) -> Effects:
     """Estimate the effects in a study's results, see :meth:`rnn_search.Study.effects`.
 
     Args:
         results: results with a complete trial.
-        derived: results of the studies of replicates that derive from it.
+        storage: URL of the storage, in which studies of replicates may derive from it.
     """
+    derived = _read_derived(storage, results.name)
     results = replace(results, replicates=find_replicates(results, derived))
     found = compute_study_effects(results)
     conditional = []
@@ -351,6 +319,16 @@ def find_effects(results: Results, derived: Sequence[Results]) -> Effects:
         warnings.append(describe_insignificance(effects))
     unit, spec = loss_unit(results.config), results.scale.value_spec
     return Effects(effects, unit, warnings, conditional, spec, model)
+
+
+def _read_derived(url: str, source: str) -> list[Results]:
+    """Read the studies of a storage that derive from a study."""
+    derived = []
+    with closing(read_storage(url)) as storage:
+        for name in list_derived(storage, source):
+            with suppress(StudiesError, ReportError):  # damaged, or deleted meanwhile
+                derived.append(read_results(storage, name, (), False, False))
+    return derived
 
 
 def find_verdicts(results: Results) -> Verdicts:
@@ -384,3 +362,146 @@ def find_pareto(results: Results, cost: Literal["parameters", "seconds"]) -> Par
             "with a held-out loss and different costs under the same conditions"
         )
     return Pareto(front, summary.is_replicated)
+
+
+# ------------------------------------------------------------------ planned looks
+
+
+@dataclass(frozen=True)
+class LookResult:
+    """What a look found.
+
+    Attributes:
+        lines: lines for the user.
+        is_last: whether no look follows.
+    """
+
+    lines: list[str]
+    is_last: bool
+
+
+def describe_plan(storage: str, name: str) -> str:
+    """Return one line on the looks of a study, and on the gaps that they find, before the first.
+
+    Returns:
+        "" for a study without looks, or after the first.
+    """
+    # Not read-only: closing such a file would release the locks that a search in this process has.
+    with closing(open_storage(storage)) as opened:
+        study = load_study(opened, name)
+        record = read_study_record(study)
+        count = len(group_by_architecture(read_trials(opened, study._study_id)))
+        refinement = record.config.refinement
+        if refinement is None or not refinement.looks or record.looks or count < 2:
+            return ""
+        noise = _expect_noise(opened, record, count)
+    measure = find_measure(record.config)
+    shares = ", ".join(f"{level:.2%}" for level in spend_error(refinement.looks))
+    line = (
+        f"looks at {', '.join(map(str, refinement.looks))} runs, which spend {shares} of error; "
+        f"margin {refinement.margin:g}"
+    )
+    if noise is None:
+        return line
+    gaps = _describe_gaps(noise, refinement.looks, count, measure.held_out_unit, measure)
+    return f"{line}; {gaps}"
+
+
+def take_due_look(storage: str, name: str) -> LookResult | None:
+    """Take the look that is due, and add the runs that it asks for.
+
+    Any number of processes may do so at the same moment: the first one stores the look and the
+    trials in one transaction, and the others find them.
+
+    Returns:
+        The look, which another process may have stored; None if trials are unfinished.
+    """
+    with closing(open_storage(storage)) as opened:
+        while True:
+            study = load_study(opened, name)
+            record = read_study_record(study)
+            if record.looks and not record.looks[-1].continued:
+                return LookResult(_describe_look(read_results(opened, name, ())), True)
+            results = read_results(opened, name, ())
+            if results.counts.finished < results.counts.planned:
+                return None
+            _, look = look_at_results(results, record.looks)
+            if record_look(opened, study, record, look) is not None:
+                results = read_results(opened, name, ())
+                return LookResult(_describe_look(results), not look.continued)
+
+
+def count_looks(storage: str, name: str) -> int:
+    """Return the number of looks that any process has taken at a study."""
+    with closing(open_storage(storage)) as opened:
+        return len(read_study_record(load_study(opened, name)).looks)
+
+
+def _describe_look(results: Results) -> list[str]:
+    """Describe the latest look of a study: verdicts, what follows, and the gaps that it finds."""
+    refinement, look = results.config.refinement, results.looks[-1]
+    summary = summarize_study(results)
+    judgement = summary.judgement
+    assert refinement is not None
+    assert judgement is not None
+    unit, count = results.metric.unit, judgement.comparison.count
+    verdicts = ", ".join(
+        f"{judgement.count(verdict)} {verdict}" for verdict in ("worse", "as good", "undecided")
+    )
+    line = (
+        f"look at {look.runs} runs, {look.level:.2%} of error: {verdicts}"
+        f"{judgement.without_run_text} "
+        f"(margin {f'{refinement.margin:g} {unit}'.rstrip()})"
+    )
+    noise = estimate_noise(judgement.comparison)
+    later = [runs for runs in refinement.looks if runs > look.runs]
+    if look.continued:
+        added = format_count(later[0] - look.runs, "more run")
+        line += f"; {len(look.continued)} of {count} architectures get {added}"
+        if noise is None:
+            return [line]
+        first = refinement.looks.index(later[0])
+        return [line, _describe_gaps(noise, refinement.looks, count, unit, results.measure, first)]
+    return [line, f"best mean: {summary.best.full_label}; {summary.describe_smallest()}"]
+
+
+def _describe_gaps(
+    noise: Noise, looks: list[int], count: int, unit: str, measure: Measure, first: int = 0
+) -> str:
+    """Say which gaps the looks from one on find, with a run noise."""
+    spec = ".3f" if measure.is_text else ".3g"
+    levels = spend_error(looks)
+    gaps = ", ".join(
+        f"{noise.find_gap(runs, count, level):{spec}} at {runs}"
+        for runs, level in list(zip(looks, levels, strict=True))[first:]
+    )
+    return (
+        f"gaps found with a probability of 80%, {noise.source} run noise "
+        f"{f'{noise.of_run:{spec}} {unit}'.rstrip()}: {gaps} runs"
+    )
+
+
+def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) -> Noise | None:
+    """Return the noise of runs in the source study, near its best, or that of other studies.
+
+    In tasks other than text it is None if the source study does not tell.
+    """
+    assumed = Noise(RUN_NOISE) if record.config.is_text else None
+    assert record.config.refinement is not None
+    try:
+        results = read_results(storage, record.config.refinement.source, (), False)
+    except (ReportError, StudiesError):  # deleted meanwhile
+        return assumed
+    if results.config.objective != "validation":  # the noise of the training loss is another one
+        return assumed
+    table = build_judged_table(results)
+    if table.noise is None:
+        return assumed
+    best = np.argsort(table.values)[:count]
+    variance = float(table.noise.variances[table.noise.regions[best]].mean())
+    if math.isnan(variance):
+        return assumed
+    of_run = math.sqrt(variance)
+    if record.config.is_text:  # from nats per token to bits per byte
+        of_run /= math.log(2) * record.tokenizer.bytes_per_token
+    return Noise(of_run, source=f"from {results.name!r} estimated")

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import click
 from torch import nn
 
+from reports.stats.scale import format_count
 from rnn.autograd import lockstep_obstacle
-from rnn.config import ParamValue, format_value
+from rnn.config import format_value
 from rnn.errors import RNNError
 from rnn.own_code import CodeSource, load_class, read_source
 from rnn.tasks.built_in import BUILT_IN_NAMES, find_built_in
@@ -30,16 +31,13 @@ from studies.text import shorten
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_MAX_DIGITS = 18
-"""Number of digits of a trial number, so that it fits 64 bits."""
-
 # ------------------------------------------------------------------ models
 
 
 def _parse_trial(context: click.Context, option: click.Parameter, text: str) -> int | None:
     if text == "best":
         return None
-    if not text.isdecimal() or len(text) > _MAX_DIGITS:
+    if not text.isdecimal() or len(text) > 18:  # a trial's number has 64 bits
         raise click.BadParameter(
             f"invalid value {shorten(text)!r}: expected best or a trial number"
         )
@@ -59,7 +57,7 @@ def _model_options(command: _F) -> _F:
     )(command)
 
 
-@click.command(help="Generate text with the model of a trial, if the study's task is text.")
+@click.command
 @study_argument
 @click.option(
     "--prompt", metavar="TEXT", type=click.UNPROCESSED, default="", help="Text to continue."
@@ -99,47 +97,36 @@ def sample(
     trial: int | None,
     storage: str,
     artifacts: str | None,
-    debug: bool,
-) -> int:
-    """Print the prompt and its continuation."""
+) -> None:
+    """Generate text with the model of a trial, if the study's task is text."""
     if math.isnan(temperature):  # click accepts NaN in any range
         raise click.BadParameter("--temperature is nan: expected 0 or more")
     model = load_trial_model(study, trial, storage, artifacts).model
     start = os.fsencode(prompt)  # the bytes as typed, even if they are not valid UTF-8
     text = sample_text(model, start, length, temperature, top_k, seed)
     click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))
-    return 0
 
 
-@click.command(
-    help="Export the model of a trial, its weights and its tokenizer or task to the folder DIR, "
-    "which depends on PyTorch only; that of a task other than text on NumPy as well."
-)
+@click.command
 @study_argument
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @_model_options
 def export(
-    study: str,
-    directory: Path,
-    trial: int | None,
-    storage: str,
-    artifacts: str | None,
-    debug: bool,
-) -> int:
-    """Export a model."""
+    study: str, directory: Path, trial: int | None, storage: str, artifacts: str | None
+) -> None:
+    """Export the model of a trial to the folder DIR, which depends on PyTorch only.
+
+    The folder has its weights and its tokenizer or task. That of a task other than text depends on
+    NumPy as well.
+    """
     export_trial(study, directory, trial, storage, artifacts)
     click.echo(directory)
-    return 0
 
 
 # ------------------------------------------------------------------ cells and tasks
 
 
-@click.command(
-    help="Check a cell of your own on tiny networks, or a task on small ones. SOURCE is "
-    "path/to/file.py:Class, package.module:Class of an installed package, or a built-in task such "
-    "as adding:50."
-)
+@click.command
 @click.argument("source")
 @click.option(
     "--set",
@@ -149,14 +136,17 @@ def export(
     help="Check with another value than the default of an option, as in depth=2; may be repeated.",
 )
 @debug_option
-def check(source: str, overrides: tuple[str, ...], debug: bool) -> int:
-    """Check a cell or a task."""
+def check(source: str, overrides: tuple[str, ...]) -> None:
+    """Check a cell of your own on tiny networks, or a task on small ones.
+
+    SOURCE is path/to/file.py:Class, package.module:Class of an installed package, or a built-in
+    task such as adding:50.
+    """
     options = load_overrides(overrides).settings
     if _is_cell(source):
         _check_cell(source, options)
     else:
         _check_task(source, options)
-    return 0
 
 
 def _is_cell(source: str) -> bool:
@@ -186,8 +176,10 @@ def _check_task(source: str, options: Mapping[str, Any]) -> None:
         click.echo(line)
     record = task.record
     click.echo(memory)
-    reads = f"one of {record.inputs} tokens" if record.reads_tokens else _numbers(record.inputs)
-    predicts = _numbers(record.outputs)
+    reads = format_count(record.inputs, "number")
+    if record.reads_tokens:
+        reads = f"one of {record.inputs} tokens"
+    predicts = format_count(record.outputs, "number")
     if record.predicts_classes:
         predicts = f"one of {record.outputs} classes"
     click.echo(
@@ -215,22 +207,15 @@ def _check_cell(cell: str, base: Mapping[str, Any]) -> None:
     else:
         click.echo(f"networks are trained one at a time ({obstacle})")
     click.echo(
-        f"{name} passed all checks with {len(networks)} combination"
-        f"{'s' * (len(networks) > 1)} of options; options: {_describe_options(record.options)}"
+        f"{name} passed all checks with {format_count(len(networks), 'combination')} of options; "
+        f"options: {_describe_options(record.options)}"
     )
-
-
-def _numbers(count: int) -> str:
-    return f"{count} number{'s' * (count > 1)}"
-
-
-def _quote(value: ParamValue) -> str:
-    return repr(value) if isinstance(value, str) else format_value(value)
 
 
 def _describe_options(options: Mapping[str, CellOption]) -> str:
-    described = (
-        f"{name} ({option.description}, default {_quote(option.default)})"
-        for name, option in options.items()
-    )
+    described = []
+    for name, option in options.items():
+        value = option.default
+        shown = repr(value) if isinstance(value, str) else format_value(value)
+        described.append(f"{name} ({option.description}, default {shown})")
     return ", ".join(described) or "none"

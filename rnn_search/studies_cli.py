@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
@@ -13,15 +13,15 @@ import click
 from click.core import ParameterSource
 
 from reports.output import find_reports
+from reports.stats.scale import format_count
 from studies.artifacts import StudyStores
 from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
 from studies.errors import ConfigError
 from studies.importing import ImportOptions, import_results
 from studies.management import ListedStudy, StudyManager, list_studies
 from studies.storage.changes import list_derived
-from studies.storage.counts import find_study
 from studies.storage.engine import parse_url, redact
-from studies.storage.open import read_storage
+from studies.storage.open import load_study, read_storage
 from studies.study_file import export_study, import_studies, is_exported_study
 from studies.text import format_bytes, to_line
 
@@ -39,12 +39,12 @@ def _manager(storage: str, artifacts: str | None = None, wait: bool = False) -> 
     return StudyManager(storage, artifacts, wait, lambda line: click.echo(line, err=True))
 
 
-@click.command("list", help="List the studies of a storage.")
+@click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 @artifacts_option
 @storage_options
-def list_command(as_json: bool, artifacts: str | None, storage: str, debug: bool) -> int:
-    """List studies."""
+def list_command(as_json: bool, artifacts: str | None, storage: str) -> None:
+    """List the studies of a storage."""
     with closing(read_storage(storage)) as opened:
         listed = list_studies(opened, StudyStores(artifacts, storage, read_only=True))
     if as_json:
@@ -53,16 +53,15 @@ def list_command(as_json: bool, artifacts: str | None, storage: str, debug: bool
         click.echo(_format_table(listed))
     else:
         click.echo(f"no study in {redact(parse_url(storage))}")
-    return 0
 
 
-@click.command(help="Rename the study OLD to NEW. Its files keep their places.")
+@click.command
 @click.argument("old")
 @click.argument("new")
 @_wait_option
 @storage_options
-def rename(old: str, new: str, wait: bool, storage: str, debug: bool) -> int:
-    """Rename a study."""
+def rename(old: str, new: str, wait: bool, storage: str) -> None:
+    """Rename the study OLD to NEW. Its files keep their places."""
     derived = _manager(storage, wait=wait).rename(old, new)
     names = f"; the source of {_list_names(derived)} is now {new!r}" if derived else ""
     click.echo(
@@ -70,13 +69,9 @@ def rename(old: str, new: str, wait: bool, storage: str, debug: bool) -> int:
         f"name, under which rnn-search run would create a new study: go on with "
         f"{_format_continue(new)}"
     )
-    return 0
 
 
-@click.command(
-    help="Copy the study NAME with its checkpoints, weights, cells and dashboard files, to another "
-    "storage or under another name; the study itself is unchanged."
-)
+@click.command
 @click.argument("name")
 @click.option(
     "--to",
@@ -100,35 +95,29 @@ def copy(
     wait: bool,
     artifacts: str | None,
     storage: str,
-    debug: bool,
-) -> int:
-    """Copy a study."""
+) -> None:
+    """Copy the study NAME with its files to another storage, or under another name.
+
+    The files are its checkpoints, weights, cells and those of the dashboard. The study itself is
+    unchanged.
+    """
     result = _manager(storage, artifacts, wait).copy(name, to, new_name, artifacts_to)
-    trials, values = result.rows["trials"], result.rows["trial_intermediate_values"]
     files = result.files
     command = ["rnn-search", "continue", result.name, "--storage", result.storage]
     if place := artifacts_to or artifacts:
         command += ["--artifacts", place]
     click.echo(
-        f"copied study {name!r} to {result.storage} as {result.name!r}: {trials:,} trials, "
-        f"{values:,} intermediate values, {files.count:,} files of {format_bytes(files.size)}, "
-        "counted and compared by their hashes"
+        f"copied study {name!r} to {result.storage} as {result.name!r}: {_count(result.rows)}, "
+        f"{format_count(files.count, 'file')} of {format_bytes(files.size)}, counted and compared "
+        "by their hashes"
     )
     if files.missing:
         click.echo(f"files of the dashboard that were missing: {files.missing}", err=True)
-    if result.missing_source:
-        click.echo(
-            f"it derives from {result.missing_source!r}, which is not there: copy that as well if "
-            "reports are to compare them"
-        )
+    _note_missing_source(result.missing_source, "copy")
     click.echo(f"go on with {shlex.join(command)}")
-    return 0
 
 
-@click.command(
-    help="Delete the study NAME with its checkpoints, weights, cells and other files. Reports are "
-    "kept."
-)
+@click.command
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Delete it although other studies derive from it.")
@@ -136,15 +125,12 @@ def copy(
 @artifacts_option
 @storage_options
 def delete(
-    name: str,
-    yes: bool,
-    force: bool,
-    wait: bool,
-    artifacts: str | None,
-    storage: str,
-    debug: bool,
+    name: str, yes: bool, force: bool, wait: bool, artifacts: str | None, storage: str
 ) -> int:
-    """Delete a study."""
+    """Delete the study NAME with its checkpoints, weights, cells and other files.
+
+    Reports are kept.
+    """
     manager = _manager(storage, artifacts, wait)
     if not yes and not _confirm(name, storage, artifacts):
         click.echo(f"study {name!r} is kept", err=True)
@@ -158,15 +144,9 @@ def delete(
 
 
 def _confirm(name: str, storage: str, artifacts: str | None) -> bool:
-    """Ask whether to delete a study.
-
-    Raises:
-        ConfigError: if the standard input is no terminal.
-        StudyNotFoundError: if the study does not exist.
-    """
+    """Ask whether to delete a study."""
     with closing(read_storage(storage)) as opened:
-        with opened.reading() as connection:
-            find_study(connection, name)
+        load_study(opened, name)
         stores = StudyStores(artifacts, storage, read_only=True)
         listed = [each for each in list_studies(opened, stores) if each.name == name]
         derived = list_derived(opened, name)
@@ -182,57 +162,51 @@ def _confirm(name: str, storage: str, artifacts: str | None) -> bool:
     return click.confirm(question)
 
 
-@click.command(
-    help="Set failed trials of the study NAME waiting again, with their retries counted from 0. "
-    "What each was is kept. Trials that diverged are retried on request only: divergence is a "
-    "result, and repeats unless the code or the hardware differs."
-)
+@click.command
 @click.argument("name")
 @click.option("--failed", is_flag=True, help="Trials that used up their retries; the default.")
 @click.option("--diverged", is_flag=True, help="Trials whose loss was not finite.")
 @_wait_option
 @storage_options
-def retry(name: str, failed: bool, diverged: bool, wait: bool, storage: str, debug: bool) -> int:
-    """Retry failed trials."""
+def retry(name: str, failed: bool, diverged: bool, wait: bool, storage: str) -> None:
+    """Set failed trials of the study NAME waiting again, with their retries counted from 0.
+
+    What each was is kept. Trials that diverged are retried on request only: divergence is a result,
+    and repeats unless the code or the hardware differs.
+    """
     kinds = [kind for kind, is_given in (("failed", failed), ("diverged", diverged)) if is_given]
     counts = _manager(storage, wait=wait).retry(name, kinds or ["failed"])
     listed = " and ".join(f"{count} {kind}" for kind, count in counts.items())
     if not any(counts.values()):
         click.echo(f"study {name!r} has no such trial: {listed}")
-        return 0
+        return
     click.echo(f"{listed} trials of study {name!r} wait again: go on with {_format_continue(name)}")
-    return 0
 
 
-@click.command(
-    "export-study",
-    help="Write the study STUDY to FILE, as compressed (.jsonl.gz) or plain JSON lines: its "
-    "settings, then a line for each trial, with its curve and its losses. Weights are not written, "
-    "nor names of users, machines and folders.",
-)
+@click.command("export-study")
 @study_argument
 @click.argument("file", type=click.Path(path_type=Path))
 @storage_options
-def export_command(study: str, file: Path, storage: str, debug: bool) -> int:
-    """Export a study."""
+def export_command(study: str, file: Path, storage: str) -> None:
+    """Write the study STUDY to FILE, as compressed (.jsonl.gz) or plain JSON lines.
+
+    The first line has its settings, each other one a trial, with its curve and its losses. Weights
+    are not written, nor names of users, machines and folders.
+    """
     result = export_study(storage, study, file)
     click.echo(
-        f"exported study {study!r} to {to_line(str(file))}: {result.trials:,} "
-        f"trial{'s' * (result.trials != 1)}, {format_bytes(result.size)}"
+        f"exported study {study!r} to {to_line(str(file))}: "
+        f"{format_count(result.trials, 'trial')}, {format_bytes(result.size)}"
     )
-    return 0
 
 
-@click.command(
-    help="Copy the SQLite file of --storage to the new file FILE, complete and consistent even "
-    "while searches run."
-)
+@click.command
 @click.argument("target", metavar="FILE", type=click.Path(path_type=Path))
 @storage_options
-def backup(target: Path, storage: str, debug: bool) -> int:
-    """Copy a storage."""
+def backup(target: Path, storage: str) -> None:
+    """Copy the SQLite file of --storage to the new file FILE, complete even while searches run."""
     content = _manager(storage).back_up(target)
-    studies = f"{content.studies} {'study' if content.studies == 1 else 'studies'}"
+    studies = format_count(content.studies, "study", "studies")
     line = f"{target}: {studies}, {content.finished} of {content.trials} trials finished"
     if content.finished < content.trials:
         source = parse_url(storage).database
@@ -241,7 +215,6 @@ def backup(target: Path, storage: str, debug: bool) -> int:
             "or unfinished trials restart from step 0"
         )
     click.echo(line)
-    return 0
 
 
 # ------------------------------------------------------------------ imports
@@ -265,13 +238,7 @@ def _split(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-@click.command(
-    "import",
-    help="Create a study from finished results, without training. SOURCE is a file that "
-    "export-study wrote; any table of parameters and values, as CSV or Parquet; or the URL of a "
-    "storage that has a study of plain Optuna, which is only read. Several exported files are "
-    "imported together, all or none; tables and Optuna studies are imported one at a time.",
-)
+@click.command("import")
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option(
     "--name",
@@ -287,29 +254,31 @@ def import_command(
     study: str | None,
     dry_run: bool,
     storage: str,
-    debug: bool,
     **columns: Any,
-) -> int:
-    """Import results."""
+) -> None:
+    """Create a study from finished results, without training.
+
+    SOURCE is a file that export-study wrote; any table of parameters and values, as CSV or Parquet;
+    or the URL of a storage that has a study of plain Optuna, which is only read. Several exported
+    files are imported together, all or none; tables and Optuna studies are imported one at a time.
+    """
     others = [each for each in sources if _is_url(each) or not is_exported_study(Path(each))]
     if not others:
-        given = [each for each in ("study", "dry_run", *columns) if _is_given(each)]
-        if given:
-            raise click.UsageError(
-                f"--{given[0].replace('_', '-')} is for results of other programs: {sources[0]} is "
-                "an exported study"
-            )
-        _import_exported(sources, name, storage)
-        return 0
+        for option in ("study", "dry_run", *columns):
+            if _is_given(option):
+                raise click.UsageError(
+                    f"--{option.replace('_', '-')} is for results of other programs: {sources[0]} "
+                    "is an exported study"
+                )
+        for result in import_studies(storage, [Path(each) for each in sources], name):
+            click.echo(f"imported study {result.name!r} to {result.storage}: {_count(result.rows)}")
+            _note_missing_source(result.missing_source, "import")
+        return
     if len(sources) > 1:
+        problem = "is not an exported study: expected it alone, because options describe it"
         if not _is_url(others[0]) and not Path(others[0]).exists():
-            raise click.UsageError(
-                f"{to_line(others[0])} does not exist: expected a file of a table"
-            )
-        raise click.UsageError(
-            f"{to_line(others[0])} is not an exported study: expected it alone, because options "
-            "say what its columns are"
-        )
+            problem = "does not exist: expected a file of a table"
+        raise click.UsageError(f"{to_line(others[0])} {problem}")
     imported = import_results(
         storage,
         others[0],
@@ -327,21 +296,19 @@ def import_command(
         click.echo(to_line(note), err=True)
     if not dry_run:
         click.echo(f"see it with {shlex.join(['rnn-search', 'report', imported.name])}")
-    return 0
 
 
-def _import_exported(sources: Sequence[str], name: str | None, storage: str) -> None:
-    for result in import_studies(storage, [Path(each) for each in sources], name):
-        values, trials = result.rows["trial_intermediate_values"], result.rows["trials"]
+def _count(rows: dict[str, int]) -> str:
+    trials, values = rows["trials"], rows["trial_intermediate_values"]
+    return f"{format_count(trials, 'trial')}, {format_count(values, 'intermediate value')}"
+
+
+def _note_missing_source(source: str | None, action: str) -> None:
+    if source:
         click.echo(
-            f"imported study {result.name!r} to {result.storage}: {trials:,} "
-            f"trial{'s' * (trials != 1)}, {values:,} intermediate values"
+            f"it derives from {source!r}, which is not there: {action} that as well if reports are "
+            "to compare them"
         )
-        if result.missing_source:
-            click.echo(
-                f"it derives from {result.missing_source!r}, which is not there: import that as "
-                "well if reports are to compare them"
-            )
 
 
 def _is_url(source: str) -> bool:
@@ -350,7 +317,7 @@ def _is_url(source: str) -> bool:
 
 def _is_given(name: str) -> bool:
     source = click.get_current_context().get_parameter_source(name)
-    return source is click.core.ParameterSource.COMMANDLINE
+    return source is ParameterSource.COMMANDLINE
 
 
 def _format_command() -> str:
@@ -361,7 +328,7 @@ def _format_command() -> str:
         words.append(redact(parse_url(source).set(password=None)) if _is_url(source) else source)
     for parameter in context.command.params:
         name = str(parameter.name)
-        if not isinstance(parameter, click.Option) or name in ("storage", "debug", "dry_run"):
+        if isinstance(parameter, click.Argument) or name in ("storage", "debug", "dry_run"):
             continue
         if _is_given(name):
             value, option = context.params[name], parameter.opts[0]
@@ -378,7 +345,7 @@ def _format_command() -> str:
 def _format_continue(name: str) -> str:
     """Return the command that continues a study, with the storage if this command line has it."""
     context, words = click.get_current_context(), ["rnn-search", "continue", name]
-    if context.get_parameter_source("storage") is ParameterSource.COMMANDLINE:
+    if _is_given("storage"):
         url = parse_url(context.params["storage"]).set(password=None)
         words += ["--storage", redact(url)]
     return shlex.join(words)

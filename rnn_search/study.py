@@ -24,7 +24,7 @@ from studies.management import CopyResult, ListedStudy, StudyManager
 from studies.management import list_studies as list_stored
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
-from studies.storage.engine import parse_url
+from studies.storage.engine import database_path, parse_url
 from studies.storage.open import DEFAULT_STORAGE, load_study, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -63,11 +63,10 @@ def load(name: str, *, storage: str | None = None, artifacts: str | Path | None 
     """
     if not isinstance(name, str):
         raise ConfigError(f"name is {shorten(repr(name))}: expected the name of a stored study")
-    study = Study(
-        name,
-        _to_absolute_url(storage_or_default(storage)),
-        _to_absolute_path(artifacts_or_default(artifacts)),
-    )
+    place = artifacts_or_default(artifacts)
+    if place is not None and "://" not in place:
+        place = str(Path(place).absolute())
+    study = Study(name, _to_absolute_url(storage_or_default(storage)), place)
     _ = study.config  # reports a study that is missing or cannot be read
     return study
 
@@ -160,23 +159,16 @@ class Study:
     def effects(self) -> "Effects":
         """Estimate the effect of each parameter over matched pairs of complete trials.
 
-        Architectures are compared at their best values of the nuisance parameters, corrected for
-        the luck of the best of several runs; a warning says where many are best at the lowest or
-        highest value tried. Each effect is also estimated within each value of the other
-        parameters. In a pruned study the effects are estimated from the predictions and the audited
-        trials; if they cannot be, the table is empty and a warning says why. Where no pairs match,
-        as in a random search, the first warning says so, and an additive model is fitted.
-
-        Replicates of its architectures in studies of the storage that derive from this one, with
-        the same training settings, give the noise between runs and so the intervals.
+        ``docs/statistics.md`` describes how: at the best values of the nuisance parameters, with
+        the replicates of studies of the storage that derive from this one, in pruned studies, and
+        by an additive model where no pairs match. If there are none, a warning says why.
 
         Raises:
             ReportError: if no trial is complete.
         """
-        from rnn_search.findings import find_effects, read_derived
+        from rnn_search.findings import find_effects
 
-        results = self._read_results(with_curves=False, require_complete=True)
-        return find_effects(results, read_derived(self.storage, self.name))
+        return find_effects(self._read_results(False, require_complete=True), self.storage)
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best one, whichever that is.
@@ -193,9 +185,7 @@ class Study:
     def pareto(self, cost: Literal["parameters", "seconds"] = "parameters") -> "Pareto":
         """Find the architectures that no other one beats at its cost, by their held-out loss.
 
-        Losses and gaps of text are in bits per byte, whatever the unit of the value, and those of
-        another task in its unit. Architectures are compared at their best values of the nuisance
-        parameters.
+        Architectures are compared at their best values of the nuisance parameters.
 
         Args:
             cost: number of parameters, or computing time of a run in seconds.
@@ -224,7 +214,7 @@ class Study:
         """
         from rnn_search.findings import count_outcomes
 
-        return count_outcomes(self._read_results(with_curves=False, require_complete=True))
+        return count_outcomes(self._read_results(False, require_complete=True))
 
     def hypotheses(self) -> "pd.DataFrame":
         """Test the hypotheses that the study stores.
@@ -292,7 +282,10 @@ class Study:
 class Trial:
     """A trial of a study: one network.
 
-    The methods need its weights, which are kept for the best trials (``keep_weights``).
+    The methods need its weights, which are kept for the best trials (``keep_weights``). They raise
+    ``WeightsNotFoundError`` if these are not stored, and ``SavedModelError``, ``TokenizerError`` or
+    ``ArtifactsError`` if they cannot be read. The source of a cell of one's own, which is stored
+    with them, is executed; that of a task is not.
 
     Attributes:
         study: the study.
@@ -314,12 +307,7 @@ class Trial:
         ``logits, states = network(tokens)`` reads tokens of the shape (time steps, streams) and
         returns the logits of the next token of each stream; ``network(tokens, states)`` reads on.
         Of another task than text, it reads standardized numbers of the shape (time steps, streams,
-        numbers of a step), or tokens, and returns outputs; :meth:`predict` converts both. The
-        source of a cell of one's own, which is stored with the weights, is executed.
-
-        Raises:
-            WeightsNotFoundError: if its weights are not stored.
-            SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
+        numbers of a step), or tokens, and returns outputs; :meth:`predict` converts both.
         """
         from rnn.export import build_trained_module
 
@@ -327,8 +315,6 @@ class Trial:
 
     def predict(self, inputs: "npt.ArrayLike") -> "npt.NDArray[Any]":
         """Predict from N sequences of T steps, or from one, in the units of the data.
-
-        The source of a cell of one's own is executed, that of a task is not.
 
         Args:
             inputs: tokens (T,) or (N, T); or numbers (T, d) or (N, T, d), of d for each step.
@@ -340,8 +326,6 @@ class Trial:
         Raises:
             ConfigError: if the network has other inputs.
             TaskError: if the study's task is text.
-            WeightsNotFoundError: if its weights are not stored.
-            SavedModelError, ArtifactsError: if they cannot be read.
         """
         import torch
 
@@ -384,8 +368,6 @@ class Trial:
         Raises:
             ConfigError: if a number has another type or is out of range.
             TaskError: if the study's task is another one than text.
-            WeightsNotFoundError: if its weights are not stored.
-            SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
         """
         from search.models import sample_text
 
@@ -401,20 +383,10 @@ class Trial:
         return sample_text(self._load(), os.fsencode(prompt), length, temperature, top_k, seed)
 
     def export(self, folder: str | Path) -> Path:
-        """Export network and tokenizer, or task, to a folder that depends on PyTorch only.
-
-        That of a task other than text depends on NumPy as well.
-
-        Args:
-            folder: path of the folder, which must be empty or not exist.
-
-        Returns:
-            The path of the folder.
+        """Export the network to a new or empty folder, as ``rnn-search export`` does; return it.
 
         Raises:
             ExportError: if the path is taken or cannot be written.
-            WeightsNotFoundError: if its weights are not stored.
-            SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
         """
         from search.models import export_trial
 
@@ -431,16 +403,14 @@ class Trial:
 
 # ------------------------------------------------------------------ management
 
+# Each function is the command of the same name, which docs/reference/command-line.md describes
+# with its options.
+
 
 def list_studies(
     storage: str | None = None, artifacts: str | Path | None = None
 ) -> list[ListedStudy]:
-    """List the studies of a storage by name, damaged ones and those of plain Optuna included.
-
-    Args:
-        storage: URL of the storage, as in :func:`rnn_search.load`.
-        artifacts: folder or ``s3://BUCKET`` of the artifacts, as in :func:`rnn_search.load`.
-    """
+    """List the studies of a storage by name, damaged ones and those of plain Optuna included."""
     url = storage_or_default(storage)
     with closing(read_storage(url)) as opened:
         stores = StudyStores(artifacts_or_default(artifacts), url, read_only=True)
@@ -448,13 +418,7 @@ def list_studies(
 
 
 def rename_study(old: str, new: str, *, storage: str | None = None, wait: bool = False) -> None:
-    """Rename a study, also where studies that derive from it name it.
-
-    Args:
-        old: name of the study.
-        new: new name.
-        storage: URL of the storage.
-        wait: whether to wait while workers hold trials of it.
+    """Rename a study, as ``rnn-search rename`` does; its files keep their places.
 
     Raises:
         StudiesError: if that is refused; nothing has changed.
@@ -472,16 +436,7 @@ def copy_study(
     artifacts_to: str | Path | None = None,
     wait: bool = False,
 ) -> CopyResult:
-    """Copy a study with its files, to another storage or under another name.
-
-    Args:
-        name: name of the study.
-        to: URL of the storage to copy it to; None for the same.
-        new_name: name of the copy; None for the same.
-        storage: URL of the storage that holds it.
-        artifacts: folder or ``s3://BUCKET`` of its artifacts.
-        artifacts_to: that of the copy; by default ``artifacts``, or else next to its storage.
-        wait: whether to wait while workers hold trials of it.
+    """Copy a study with its files, as ``rnn-search copy`` does: ``new_name`` is ``--as``.
 
     Raises:
         StudiesError: if that is refused, or fails; no part of a copy is left.
@@ -491,13 +446,7 @@ def copy_study(
 
 
 def export_study(name: str, file: str | Path, *, storage: str | None = None) -> ExportResult:
-    """Write a study to a file: compressed JSON lines, one for each trial.
-
-    Args:
-        name: name of the study.
-        file: file to write, whose name ends in ``.jsonl.gz`` or ``.jsonl``; an earlier one is
-            replaced.
-        storage: URL of the storage that holds it.
+    """Write a study to a file, as ``rnn-search export-study`` does; an earlier one is replaced.
 
     Raises:
         StudiesError: if it cannot be exported; an earlier file is unchanged.
@@ -508,10 +457,10 @@ def export_study(name: str, file: str | Path, *, storage: str | None = None) -> 
 def import_study(
     file: str | Path, *, name: str | None = None, storage: str | None = None
 ) -> ImportResult:
-    """Make a study of an exported one, without training.
+    """Make a study of a file that :func:`export_study` wrote; others: :func:`import_results`.
 
     Args:
-        file: file that :func:`export_study` wrote; others are for :func:`import_results`.
+        file: the file.
         name: name of the study; None for the name in the file.
         storage: URL of the storage, which is created if it does not exist.
 
@@ -531,7 +480,7 @@ def import_results(
     dry_run: bool = False,
     **options: Any,
 ) -> ImportedStudy:
-    """Make a study of the results of another program: of a table, or of a study of plain Optuna.
+    """Make a study of the results of another program, as ``rnn-search import`` does.
 
     Args:
         source: path of a table, CSV or Parquet; a DataFrame; a study of Optuna; or the URL of a
@@ -542,7 +491,7 @@ def import_results(
         dry_run: whether to write nothing: ``roles`` of the result say what the columns are.
         options: any of ``value``, ``maximize``, ``metric``, ``unit``, ``question``,
             ``parameters``, ``ignore``, ``replicate``, ``curve``, ``nuisance``, ``threshold`` and
-            ``hypotheses``, as those of ``rnn-search import``; several names are a list.
+            ``hypotheses``, as those of the command; several names are a list.
 
     Raises:
         StudiesError: if it cannot be imported; nothing has changed.
@@ -566,14 +515,7 @@ def delete_study(
     force: bool = False,
     wait: bool = False,
 ) -> None:
-    """Delete a study with its files, without asking; reports are kept.
-
-    Args:
-        name: name of the study.
-        storage: URL of the storage.
-        artifacts: folder or ``s3://BUCKET`` of its artifacts.
-        force: whether to delete it although other studies derive from it.
-        wait: whether to wait while workers hold trials of it.
+    """Delete a study with its files, as ``rnn-search delete --yes`` does: without asking.
 
     Raises:
         StudiesError: if that is refused; nothing has changed.
@@ -589,17 +531,7 @@ def retry_trials(
     storage: str | None = None,
     wait: bool = False,
 ) -> int:
-    """Set failed trials of a study waiting again; what each was is kept.
-
-    Args:
-        name: name of the study.
-        failed: whether to retry trials that used up their retries.
-        diverged: whether to retry trials whose loss was not finite.
-        storage: URL of the storage.
-        wait: whether to wait while workers hold trials of it.
-
-    Returns:
-        The number of trials.
+    """Set failed trials waiting again, as ``rnn-search retry`` does; return their number.
 
     Raises:
         StudiesError: if that is refused; nothing has changed.
@@ -627,11 +559,6 @@ def artifacts_or_default(artifacts: str | Path | None) -> str | None:
 
 
 def _require_integer(name: str, value: object, low: int = 1, high: int | None = None) -> None:
-    """Check an argument.
-
-    Raises:
-        ConfigError: if it is not an integer from ``low`` to ``high``.
-    """
     if type(value) is not int or value < low or (high is not None and value > high):
         bounds = f"of {low} or more" if high is None else f"from {low} to {high}"
         raise ConfigError(f"{name} is {shorten(repr(value))}: expected an integer {bounds}")
@@ -640,13 +567,7 @@ def _require_integer(name: str, value: object, low: int = 1, high: int | None = 
 def _to_absolute_url(storage: str) -> str:
     """Return the URL of a storage with the absolute path of its SQLite file."""
     url = parse_url(storage)
-    if url.get_backend_name() != "sqlite":
+    path = database_path(url)
+    if path is None:
         return storage
-    path = Path(str(url.database)).absolute()
-    return url.set(database=str(path)).render_as_string(hide_password=False)
-
-
-def _to_absolute_path(artifacts: str | None) -> str | None:
-    """Return a location of artifacts with the absolute path of a folder."""
-    is_folder = artifacts is not None and "://" not in artifacts
-    return str(Path(artifacts).absolute()) if artifacts and is_folder else artifacts
+    return url.set(database=str(path.absolute())).render_as_string(hide_password=False)

@@ -58,8 +58,16 @@ or a schema that was dropped."""
 
 
 debug_option = click.option(
-    "--debug", is_flag=True, help="Show the traceback of an error instead of one line."
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    help="Show the traceback of an error instead of one line.",
 )
+
+
+def is_debugging() -> bool:
+    """Return whether the command line has ``--debug``."""
+    return "--debug" in sys.argv
 
 
 def storage_options(command: _F) -> _F:
@@ -109,7 +117,7 @@ def run_command(command: click.Command, bad_input: tuple[type[Exception], ...]) 
     """Run a command and exit the process with the exit code that it returns.
 
     Args:
-        command: command that returns its exit code.
+        command: command that returns its exit code; None for 0.
         bad_input: exceptions that stand for invalid input; their message is printed in one line.
     """
     command = require_text(command)
@@ -153,11 +161,13 @@ def _require_text(name: str, value: Any) -> None:
             ) from error
 
 
-def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception], ...]) -> None:
+def run_with_exit_code(
+    main: Callable[[], int | None], bad_input: tuple[type[Exception], ...]
+) -> None:
     """Call a function and exit the process with its exit code, or with an error in one line.
 
     Args:
-        main: function that returns an exit code.
+        main: function that returns an exit code; None for 0.
         bad_input: exceptions that stand for invalid input; their message is printed in one line.
     """
     for name, level in _LOG_LEVELS.items():
@@ -174,7 +184,7 @@ def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception]
         if is_bug(error, bad_input):
             print_bug(error, "error")
             sys.exit(EXIT_FAILURE)
-        if "--debug" in sys.argv:
+        if is_debugging():
             traceback.print_exc()
         if isinstance(error, StorageUnavailableError):
             _exit(str(error), EXIT_FAILURE)

@@ -41,8 +41,6 @@ INVALID = {
     "run quick --cancel": "--cancel requires --launch slurm or ray",
     "status quick --launch elsewhere": "elsewhere",
     "run quick --frobnicate": "--frobnicate",
-    "run quick --until soon": "expected seconds, or a duration such as 45m, 3h or 1h30m",
-    "run quick --lockstep 0": "--lockstep is 0: ",
     f"run quick --lockstep {NINES}": "expected auto or a positive integer",
     # Where it is stored.
     "status quick": MISSING,

@@ -83,7 +83,7 @@ def test_moved_study_of_an_own_cell_continues_without_its_files(invoke, url, tex
     there, elsewhere = ("--storage", url), ("--artifacts", str(tmp_path / "there"))
     words = ("quick", "--storage", here, "--to", url, "--artifacts-to", elsewhere[1])
     done = invoke("copy", *words)
-    assert "2 trials, 0 intermediate values, 1 files" in done.stdout, done.stderr
+    assert "2 trials, 0 intermediate values, 1 file of" in done.stdout, done.stderr
     shutil.rmtree(tmp_path / "here")
     words = ("quick", *there, *elsewhere, "--threads=1")
     done = invoke("continue", *words, report=False)

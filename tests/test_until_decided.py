@@ -16,7 +16,7 @@ from process_runner import query, wait_until, wait_until_running
 import rnn_search
 import search.launch.jobs
 from reports.stats.planned_looks import spend_error
-from rnn_search import planned_looks
+from rnn_search import findings
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import read_study_record
 from studies.storage.open import load_study, read_storage
@@ -117,8 +117,8 @@ class Cluster:
 
     def submit(self, name, command, count):
         self.calls.append("submit")
-        # Unlike a worker, which would take the looks itself.
-        done = self._invoke("refine.py", self._file, *command.arguments[2:])
+        words = [word for word in command.arguments[2:] if word != "--until-decided"]
+        done = self._invoke("refine.py", self._file, *words)  # it takes no look itself
         assert done.returncode == 0, done.stderr
         return []
 
@@ -145,7 +145,7 @@ def test_one_launcher_serves_all_looks(place, command, invoke, monkeypatch, is_o
     def run_jobs(*arguments, run=search.launch.jobs.run_jobs):
         failure = run(*arguments)
         if is_overtaken:
-            planned_looks.take_due_look(place["storage"], "copies")
+            findings.take_due_look(place["storage"], "copies")
         return failure
 
     monkeypatch.setattr("rnn_search.api.prepare_launch", create_cluster)

@@ -26,6 +26,7 @@ from studies.cli import (
     artifacts_option,
     dashboard_port_option,
     is_bug,
+    is_debugging,
     print_bug,
     storage_options,
 )
@@ -99,9 +100,7 @@ def _is_dashboard(port: int) -> bool:
 @artifacts_option
 @dashboard_port_option
 @click.option("--inherited-socket", type=int, hidden=True)
-def dashboard(
-    storage: str, artifacts: str | None, port: int, inherited_socket: int | None, debug: bool
-) -> int:
+def dashboard(storage: str, artifacts: str | None, port: int, inherited_socket: int | None) -> int:
     """Serve until a signal arrives.
 
     Args:
@@ -111,7 +110,6 @@ def dashboard(
         inherited_socket: file descriptor of a listening socket, given by the search that started
             this process. The server then also stops at the end of its standard input, a pipe that
             closes when the search ends in any way.
-        debug: whether to print the tracebacks of requests that fail.
 
     Returns:
         The exit code.
@@ -122,10 +120,10 @@ def dashboard(
     with listener, contextlib.closing(open_storage(storage)) as opened:
         from optuna_dashboard import wsgi  # slow; not needed when the port is taken
 
-        if not debug:
+        if not is_debugging():
             logging.getLogger("optuna_dashboard").setLevel(logging.CRITICAL)
         application = PublishOnView(wsgi(opened, artifact_store=store), opened, store)
-        server = _Server(listener, same_origin_only(application), debug)
+        server = _Server(listener, same_origin_only(application))
         exit_codes: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -270,7 +268,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
 
-    def __init__(self, listener: socket.socket, application: Application, debug: bool) -> None:
+    def __init__(self, listener: socket.socket, application: Application) -> None:
         super().__init__((HOST, 0), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
@@ -279,11 +277,10 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = HOST, self.server_address[1]
         self.setup_environ()
         self.set_app(application)
-        self.debug = debug
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore connections that browsers closed, unless debugging."""
-        if self.debug:
+        if is_debugging():
             super().handle_error(request, client_address)
 
 
@@ -298,6 +295,4 @@ class _Handler(WSGIRequestHandler):
         super().end_headers()
 
     def get_stderr(self) -> Any:
-        server = self.server
-        assert isinstance(server, _Server)
-        return super().get_stderr() if server.debug else io.StringIO()
+        return super().get_stderr() if is_debugging() else io.StringIO()

@@ -40,6 +40,9 @@ DEFAULT_STORAGE = "sqlite:///studies/studies.db"
 CLAIM_INDEX = "ix_trials_study_id_state_number"
 """Index added to Optuna's tables, to find the next waiting trial in logarithmic time."""
 
+_TABLES = {*models.BaseModel.metadata.tables, "alembic_version"}
+"""Tables of Optuna."""
+
 
 def open_storage(url: str) -> LeasedRDBStorage:
     """Open a storage for writing, and create it if it does not exist.
@@ -145,7 +148,8 @@ def _open(url: URL) -> LeasedRDBStorage:
     """Open a storage after a check of its schema; Optuna would complete that of another program."""
     with _connect(url) as connection:
         tables, version = _read_schema(connection)
-    if not tables and url.get_backend_name() != "sqlite":
+    is_new = version is None and tables <= _TABLES  # another process may be creating them
+    if is_new and url.get_backend_name() != "sqlite":
         raise StorageNotFoundError(f"storage {redact(url)} holds no study yet: run a search first")
     if not tables >= {"studies", "trials", "trial_params", "version_info", "alembic_version"}:
         raise StorageError(
@@ -211,8 +215,7 @@ def _create_on_server(url: URL) -> bool:
         connection.execution_options(isolation_level="AUTOCOMMIT")
         tables, version = _read_schema(connection)
         # Tables without a version were left by a process that was killed: complete them.
-        is_other = not tables <= {*models.BaseModel.metadata.tables, "alembic_version"}
-        if version is not None or is_other:
+        if version is not None or not tables <= _TABLES:
             return True
         lock = 0x524E4E  # arbitrary key, held until the connection is closed
         if not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(lock))):

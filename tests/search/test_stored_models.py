@@ -128,7 +128,7 @@ def test_continuation_of_a_prompt_depends_on_the_seed(sqlite_url, tmp_path):
         done = CliRunner().invoke(
             sample, ["somewhere/made.toml", *places, *words], standalone_mode=False
         )
-        assert (done.return_value, done.stderr) == (0, ""), done.output
+        assert (done.exit_code, done.stderr) == (0, ""), done.output
         return done.stdout
 
     prompt = ("--prompt", "the hät", "--length", "40")

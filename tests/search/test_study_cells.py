@@ -317,7 +317,7 @@ def test_new_values_of_an_option_are_checked_before_a_study_is_extended(folder, 
 def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
     words = [f"{folder}/cells/mine.py:Mine", "--set", "depth=2"]
     done = CliRunner().invoke(check, words, standalone_mode=False)
-    assert done.return_value == 0, done.output
+    assert done.exit_code == 0, done.output
     *passed, lockstep, last = done.output.splitlines()
     assert len(passed) == 6
     assert all(line.startswith("passed: ") for line in passed)
