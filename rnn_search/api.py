@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from search.launch.jobs import cancel_pending, prepare_launch
 from search.launch.launcher import Launcher
 from search.options import RunOptions, build_options
 from search.run import RunResult, plans_looks, run_workers
+from search.study import StudyHandle
 from studies.errors import ConfigError
 from studies.files import MAX_DEPTH
-from studies.loader import read_study_record
-from studies.storage.open import load_study, read_storage
 from studies.text import shorten
 
 
@@ -162,7 +161,7 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
     if options.until_decided or (options.until_decided is None and options.by_name):
         result = _run_until_decided(options, server, cluster)
     else:
-        result = run_workers(options, server, launcher=cluster)
+        result = run_workers(options, lambda handle: server, launcher=cluster)
     if cluster is not None and result.is_finished:
         cancel_pending(cluster, result.artifact_folder, SafeConsole())
     if options.report and result.is_finished and not result.exit_code:
@@ -186,22 +185,26 @@ def _run_until_decided(
     with ExitStack() as stack:
 
         @contextmanager
-        def describe() -> Iterator[None]:
-            stack.enter_context(context)
-            with closing(read_storage(options.storage)) as storage:
-                has_looks = plans_looks(read_study_record(load_study(storage, name)))
-            if has_looks:
+        def describe(handle: StudyHandle) -> Iterator[None]:
+            if not is_described:
+                stack.enter_context(context)
+            has_looks = plans_looks(handle.record)
+            if options.until_decided and not has_looks:
+                raise ConfigError(
+                    f"--until-decided: study {name!r} was created without planned looks"
+                )
+            if has_looks and not is_described:
                 from rnn_search import findings  # slow: imports pandas
 
                 if line := findings.describe_plan(options.storage, name):
                     console.print_line(line)
             yield
 
-        opened: AbstractContextManager[None] = describe()
-        remaining, has_looked = options, False
+        remaining, has_looked, is_described = options, False, False
         while True:
-            result = run_workers(remaining, opened, launcher=cluster)
-            if result.failed_workers:
+            result = run_workers(remaining, describe, launcher=cluster)
+            is_described = True
+            if result.failed_workers and result.plans_looks:
                 console.print_line("not decided yet: run the same command to continue")
             if result.exit_code or not result.plans_looks:
                 return result
@@ -221,7 +224,7 @@ def _run_until_decided(
                 if looks == result.looks:
                     return result
                 # Another process took a look, and added trials, at the end of this run.
-            has_looked, opened = True, nullcontext()
+            has_looked = True
             if options.until is not None:
                 remaining = options.model_copy(update={"until": left})
 

@@ -148,7 +148,7 @@ def refine(**options: Any) -> int:
     metavar="KEY=VALUE",
     multiple=True,
     help="Setting that each worker chooses for itself, as in lease.seconds=30: of "
-    f"{', '.join(sorted(PER_WORKER))}; may be repeated.",
+    f"{', '.join(sorted(PER_WORKER))}, or task.source; may be repeated.",
 )
 @_options((*_RUN, "until_decided"))
 @_cancel_option

@@ -200,7 +200,7 @@ def _format_audit(status: Status) -> str:
         return "none: what pruning loses is not measured"
     text = f"{status.audited} trials"
     alarms = [look for look in status.looks.values() if look.alarm]
-    if looks := alarms or list(status.looks.values()):
+    if looks := alarms or [look for look in status.looks.values() if look.trials]:
         last = max(looks, key=lambda look: look.complete)
         text += f"{'; alarm' if alarms else ''}: {describe_look(last)}"
     return text

@@ -32,7 +32,7 @@ from studies.loader import (
 from studies.records import StrictModel, TaskRecord, first_message
 from studies.text import expect_one_of, shorten
 
-_TASK_SOURCE = "task.source"
+TASK_SOURCE = "task.source"
 """Setting by which a worker says where it has the source or the data of the study's task."""
 
 _Options = TypeVar("_Options", bound=StrictModel)
@@ -73,7 +73,7 @@ class WorkerOptions(StrictModel):
         lockstep: maximum number of networks to train in lockstep; None to choose it.
         until: seconds after which to stop.
         until_decided: whether to compare replicates at planned looks, and to add runs until they
-            are decided; None for what the study was created with.
+            are decided; None for no looks, and in a study that is opened by name for its own.
         report: whether to write the report of a finished study.
     """
 
@@ -183,7 +183,7 @@ class RunOptions(WorkerOptions):
     by_name: bool = False
     is_refinement: bool = False
     is_command: bool = True
-    workers: Annotated[int, Field(ge=1)] = _option(
+    workers: Annotated[int, Field(ge=1, le=10_000)] = _option(
         1, "Worker processes to start on this machine, or jobs on a cluster."
     )
     launch: str = _option(
@@ -207,7 +207,11 @@ class RunOptions(WorkerOptions):
         try:
             return parse_target(self.launch, self.launch_set)
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            message = str(error)
+            if not self.is_command:
+                message = message.replace("--launch-set", "launch_set")
+                message = message.replace("--launch", "launch")
+            raise ConfigError(message) from error
 
     @property
     def stored_name(self) -> str:
@@ -258,7 +262,11 @@ class RunOptions(WorkerOptions):
         return f"rnn_search.run({', '.join([repr(dict(self.settings or {})), *arguments])})"
 
     def for_worker(
-        self, stored: StudyConfig, config: StudyConfig, corpus: str | None
+        self,
+        stored: StudyConfig,
+        config: StudyConfig,
+        corpus: str | None,
+        task: TaskRecord | None,
     ) -> WorkerOptions:
         """Return the options of a worker that is given the name of the study.
 
@@ -266,6 +274,7 @@ class RunOptions(WorkerOptions):
             stored: config of the study.
             config: the same with what this process chose for itself.
             corpus: path of the file in which this process found the corpus, if it is one.
+            task: record of the task as this process found it; None for a text.
         """
         local = [
             f"{setting}{key}={json.dumps(value)}"
@@ -273,8 +282,9 @@ class RunOptions(WorkerOptions):
             if getattr(stored, setting) != getattr(config, setting)
             for key, value in _flatten(config.model_dump(mode="json")[setting])
         ]
-        if config.task_record != stored.task_record and config.task_record is not None:
-            local.append(f"{_TASK_SOURCE}={json.dumps(_locate(config.task_record))}")
+        known = stored.task_record
+        if task and known and (task.source, task.folder) != (known.source, known.folder):
+            local.append(f"{TASK_SOURCE}={json.dumps(_locate(task))}")
         options = {name: getattr(self, name) for name in WorkerOptions.model_fields}
         options |= {"overrides": tuple(local), "corpus": self.corpus if corpus is None else corpus}
         return WorkerOptions(**options | {"until_decided": bool(self.until_decided)})
@@ -327,7 +337,7 @@ def to_words(options: WorkerOptions, names: Iterable[str] | None = None) -> list
         elif isinstance(value, tuple):
             words += [word for each in value for word in (flag, each)]
         else:
-            words += [flag, f"{value:.3f}s" if name == "until" else str(value)]
+            words += [flag, f"{value:f}s" if name == "until" else str(value)]
     return words
 
 

@@ -132,14 +132,14 @@ class _Session:
 
 def run_workers(
     options: RunOptions,
-    context: AbstractContextManager[object] | None = None,
+    context: Callable[[StudyHandle], AbstractContextManager[object]] | None = None,
     launcher: Launcher | None = None,
 ) -> RunResult:
     """Create or join a study and run its trials until all are finished.
 
     Args:
         options: what the user asks for.
-        context: context manager entered once the study is open, for the rest of the run.
+        context: returns a context manager for the open study, entered for the rest of the run.
         launcher: launcher of the run, from :func:`search.launch.jobs.prepare_launch`; None for
             workers on this machine.
 
@@ -163,7 +163,8 @@ def run_workers(
         console.print_line(STOPPED_EARLY)
         return RunResult(name, 0, False, stop.signal)
     storage, has_trained = handle.storage, RawValue(c_bool, False)
-    with closing(storage), rescue_if_lost(storage), context or nullcontext():
+    during = nullcontext() if context is None else context(handle)
+    with closing(storage), rescue_if_lost(storage), during:
         _print_study(console, handle, device)
         checkpoints = open_store(options.artifacts, options.storage, "checkpoints")
         folder = local_folder(checkpoints, handle.artifact_folder)

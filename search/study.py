@@ -32,7 +32,7 @@ from search.extend import (
 )
 from search.grid import GridSampler, create_sampler, list_combinations
 from search.launch.shared_files import require_shared
-from search.options import RunOptions, WorkerOptions
+from search.options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.pruning.audit import draw_audited
 from search.task_check import certify_task
 from search.tasks import (
@@ -72,7 +72,7 @@ from studies.storage.open import list_study_names, load_study, open_storage, rea
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
-from studies.text import check_study_name, expect_one_of, shorten
+from studies.text import check_study_name, shorten
 from studies.training import WINDOW_PARAMS
 
 MAX_DIFFERENCES = 6
@@ -148,7 +148,8 @@ class StudyHandle:
         """Return the options of a worker that is given the name of the study."""
         has_file = self.corpus is not None and self.corpus.path is not None
         path = self.corpus.name if self.corpus is not None and has_file else None
-        return options.for_worker(self.record.config, self.config, path)
+        task = None if self.task is None else self.task.record
+        return options.for_worker(self.record.config, self.config, path, task)
 
 
 @dataclass(frozen=True)
@@ -214,14 +215,14 @@ def open_study(
         ConfigMismatchError: if corpus, cells or task are not those of the study.
         StorageError, StudyNotFoundError, StudyFormatError: if the study cannot be opened.
     """
-    given = load_overrides(options.overrides).settings
-    allowed = [*sorted(PER_WORKER), "task"]
-    if unknown := [setting for setting in given if setting not in allowed]:
-        raise ConfigError(
-            f"--set {shorten(unknown[0])}: the stored study decides it: "
-            f"{expect_one_of(allowed[:-1], unknown[0])}"
-        )
-    file = load_stored_config(name, url).with_overrides(given)
+    local = load_overrides(options.overrides)
+    for key in local.overridden:
+        if key != TASK_SOURCE and key.partition(".")[0] not in PER_WORKER:
+            raise ConfigError(
+                f"--set {shorten(key)}: the stored study decides it: expected one of "
+                f"{', '.join(sorted(PER_WORKER))}, or {TASK_SOURCE}"
+            )
+    file = load_stored_config(name, url).with_overrides(local.settings)
     if options.corpus is not None:
         file = file.with_overrides({"corpus": options.corpus})
     wanted = _resolve(name, url, file, options, device, trains)

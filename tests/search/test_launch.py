@@ -58,7 +58,7 @@ def test_worker_of_a_job_gets_the_name_of_the_study_and_a_marker(sqlite_url, tex
     with closing((handle := create_or_join(options)).storage):
         command = build_worker_command(options, handle)
         assert " ".join(command.arguments) == (
-            f"continue quick --storage {sqlite_url} --corpus {text} --threads 4 --until 60.000s "
+            f"continue quick --storage {sqlite_url} --corpus {text} --threads 4 --until 60.000000s "
             f"--no-until-decided --artifacts {tmp_path}/shared"
         )
         assert Path(command.marker.path).is_file()

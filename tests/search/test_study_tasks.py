@@ -9,8 +9,10 @@ from helpers import join_study
 from invocation import refused
 
 import rnn.own_code
+import search.study
 from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import TaskError
+from search.options import RunOptions
 from search.study import StudyHandle
 from studies.config import to_trial_config
 from studies.errors import ConfigError, ConfigMismatchError
@@ -212,4 +214,10 @@ def test_file_of_a_built_in_task_is_found_again(folder, monkeypatch):
     (folder / "data.csv").rename("moved.csv")
     with pytest.raises(TaskError, match="study 'mine' was trained on it: give its present place"):
         join("mine")
-    assert np.array_equal(draw(join("mine", "task.source='series:moved.csv'")), draw(handle))
+    moved = join("mine", "task.source='series:moved.csv'")
+    assert np.array_equal(draw(moved), draw(handle))
+    worker = moved.for_worker(RunOptions(study="mine", storage=url))
+    monkeypatch.chdir(folder)
+    opened = search.study.open_study("mine", url, worker)
+    opened.storage.close()
+    assert np.array_equal(draw(opened), draw(handle))
