@@ -165,7 +165,15 @@ def test_demo_prints_its_commands_and_takes_overrides_as_the_shell_reads_them(tm
         program.write_text('#!/bin/sh\nfor word; do printf "<%s>" "$word"; done; echo\n')
         program.chmod(0o755)
     # -o: take the virtual environment as installed
-    make = ["make", "-o", f"{tmp_path}/.installed", f"VENV={tmp_path}", "WORKERS=3", "demo"]
+    make = [
+        "make",
+        "--no-print-directory",
+        "-o",
+        f"{tmp_path}/.installed",
+        f"VENV={tmp_path}",
+        "WORKERS=3",
+        "demo",
+    ]
     done = subprocess.run(
         [*make, f"OVERRIDES={typed}"], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
