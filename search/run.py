@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from ctypes import c_bool
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -46,7 +46,7 @@ from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.worker import Worker
-from studies.artifacts import local_folder, open_store
+from studies.artifacts import Store, local_folder, open_store
 from studies.attributes import StudyRecord
 from studies.cli import EXIT_FAILURE, print_bug, run_with_exit_code
 from studies.errors import StorageLostError, StorageUnavailableError
@@ -153,7 +153,7 @@ def run_workers(
     device = find_device(options)
     try:
         with Ticker(console, f"preparing study {name} (storage, data and cells)"):
-            handle = wait_for_storage(
+            handle, reader = wait_for_storage(
                 lambda: _open(options, device),
                 lambda: _find_outage_seconds(options),
                 stop,
@@ -166,9 +166,6 @@ def run_workers(
     during = nullcontext() if context is None else context(handle)
     with closing(storage), rescue_if_lost(storage), during:
         _print_study(console, handle, device)
-        checkpoints = open_store(options.artifacts, options.storage, "checkpoints")
-        folder = local_folder(checkpoints, handle.artifact_folder)
-        reader = StatusReader(handle.study, storage, handle.config, options.workers, folder)
         was_finished = reader.recent_status().is_finished
         failed_workers, failure = 0, ""
         with (
@@ -223,13 +220,28 @@ def find_device(options: RunOptions) -> torch.device:
         return torch.device("cpu")
 
 
-def _open(options: RunOptions, device: torch.device) -> StudyHandle:
-    for kind in ("checkpoints", "weights"):  # refuses what cannot be used
-        open_store(options.artifacts, options.storage, kind)
+def _open(options: RunOptions, device: torch.device) -> tuple[StudyHandle, StatusReader]:
+    place = options.artifacts, options.storage
+    checkpoints = open_store(*place, "checkpoints")  # refuses what cannot be used
+    open_store(*place, "weights")
     if options.by_name:
         is_local = options.target.is_local
-        return open_study(options.study, options.storage, options, device, is_local)
-    return create_or_join(options, device)
+        handle = open_study(options.study, options.storage, options, device, is_local)
+    else:
+        handle = create_or_join(options, device)
+    return handle, _read(handle, options.workers, checkpoints)
+
+
+def _read(handle: StudyHandle, workers: int = 0, checkpoints: Store | None = None) -> StatusReader:
+    """Read the status of an open study, which is closed if that fails."""
+    with ExitStack() as on_error:
+        on_error.callback(handle.storage.close)
+        folder = None
+        if checkpoints is not None:
+            folder = local_folder(checkpoints, handle.artifact_folder)
+        reader = StatusReader(handle.study, handle.storage, handle.config, workers, folder)
+        on_error.pop_all()
+    return reader
 
 
 def _find_outage_seconds(options: RunOptions) -> float:
@@ -405,13 +417,14 @@ def run_worker_process(name: str, url: str, options: WorkerOptions, has_trained:
         device = resolve_device(options.device)
         outage_seconds = load_overrides(options.overrides).outage_seconds
         try:
-            handle = wait_for_storage(
-                lambda: open_study(name, url, options, device),
-                lambda: outage_seconds,
-                stop,
-                console.print_line,
+
+            def open_by_name() -> tuple[StudyHandle, StatusReader]:
+                handle = open_study(name, url, options, device)
+                return handle, _read(handle)
+
+            handle, reader = wait_for_storage(
+                open_by_name, lambda: outage_seconds, stop, console.print_line
             )
-            reader = StatusReader(handle.study, handle.storage, handle.config)
             with (
                 closing(handle.storage),
                 stop,

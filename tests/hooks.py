@@ -11,6 +11,7 @@ command; worker processes that this command spawns import this module first and 
 import importlib
 import json
 import os
+import runpy
 import signal
 import sys
 import time
@@ -247,6 +248,10 @@ ALIASES = {"run_search.py": "run", "refine.py": "refine"}
 
 def run_program(command: str = "", *arguments: str) -> int:
     """Run ``rnn-search COMMAND …`` in this process; return its exit code."""
+    if command.endswith(".py") and command not in ALIASES:  # a user's own script
+        sys.argv = [command, *arguments]
+        runpy.run_path(command, run_name="__main__")
+        return 0
     from rnn_search.console import main
 
     sys.argv = ["rnn-search", *filter(None, [ALIASES.get(command, command)]), *arguments]

@@ -95,11 +95,10 @@ def test_switch_is_added_in_the_files_of_its_recipe(with_switch, invoke, sqlite_
     assert run(with_switch, "-c", NETWORKS_WITHOUT_IT) == run(ROOT, "-c", NETWORKS_WITHOUT_IT)
 
     search = (
-        "-m", "rnn_search", "run", QUICK, *ONE_TRIAL,
-        "--name=added", f"--corpus={text}", f"--storage={sqlite_url}",
+        "run", QUICK, *ONE_TRIAL, "--name=added", f"--corpus={text}", f"--storage={sqlite_url}",
     )  # fmt: skip
     assert invoke(*search, report=False).returncode == 0
-    run(with_switch, *search, "--set=space.shortcut=[false, true]", "--extend")
+    run(with_switch, "-m", "rnn_search", *search, "--set=space.shortcut=[false, true]", "--extend")
     before, added = optuna.load_study(study_name="added", storage=sqlite_url).trials
     assert added.params == before.params | {"shortcut": True}
     assert added.value != before.value

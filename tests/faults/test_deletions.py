@@ -99,7 +99,7 @@ def test_file_that_is_deleted_at_the_end_of_a_training_is_rescued(
     search, held, search_url, file, gate, tmp_path, state
 ):
     """Before the trial is recorded as complete, or before the summary, which would count none."""
-    end = CallGate(tmp_path / "calls", "search.run:_run_worker")
+    end = CallGate(tmp_path / "calls", "search.run:_work")
     worker = held(**ONE) if state == "RUNNING" else search(calls=end, **ONE)
     wait_until_running([worker], lambda: gate.held or end.held)
     file.unlink()

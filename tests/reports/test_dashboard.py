@@ -685,7 +685,7 @@ def test_dashboard_ends_with_a_killed_search(runner, text, tmp_path, monkeypatch
     assert f"dashboard: http://127.0.0.1:{port}" in search.stdout
     (study,) = json.loads(fetch(port, "/api/studies"))["study_summaries"]
     commands = processes()
-    (served,) = (pid for pid in commands if f"reports.dashboard --port {port}" in commands[pid])
+    (served,) = (pid for pid in commands if f"rnn_search dashboard --port {port}" in commands[pid])
     assert not any(secret in command for command in commands.values())
     # While the page is open, the study is published by the process that serves it.
     fetch(port, f"/api/studies/{study['study_id']}")

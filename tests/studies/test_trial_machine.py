@@ -366,6 +366,7 @@ class TrialMachine(RuleBasedStateMachine):
                     with worker.awake(fault):
                         worker.work()
                     fault = None
+            self.database_is_as_expected()  # notes when each heartbeat was sent
 
     def is_silent(self, trial):
         """Whether the worker of a running trial sends no heartbeats."""
