@@ -6,7 +6,7 @@ need no PyTorch.
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -30,7 +30,7 @@ from studies.loader import (
     override_settings,
 )
 from studies.records import StrictModel, TaskRecord, first_message
-from studies.text import expect_one_of, shorten
+from studies.text import shorten
 
 TASK_SOURCE = "task.source"
 """Setting by which a worker says where it has the source or the data of the study's task."""
@@ -310,7 +310,9 @@ def _flatten(value: Any) -> Iterable[tuple[str, Any]]:
 
 def _locate(task: TaskRecord) -> str:
     """Return the source of a task with the absolute path of its file."""
-    if task.sha256 is None:  # a built-in one
+    if task.sha256 is None and task.data_sha256 is None:  # a built-in one without a file
+        return task.source
+    if task.sha256 is None:
         name, _, file = task.source.partition(":")
         return f"{name}:{Path(task.folder, file)}"
     place, _, name = task.source.rpartition(":")
@@ -364,22 +366,3 @@ def build_options(model: type[_Options], **values: Any) -> _Options:
     if isinstance(options, RunOptions):
         _ = options.target
     return options
-
-
-def override_local_settings(config: StudyConfig, overrides: Sequence[str]) -> StudyConfig:
-    """Return the config of a stored study with what one of its workers chooses for itself.
-
-    Raises:
-        ConfigError: if an override is malformed or invalid, or the study decides that setting.
-    """
-    given = load_overrides(overrides).settings
-    given = {name: value for name, value in given.items() if name != "task"}
-    if unknown := given.keys() - PER_WORKER:
-        setting = min(unknown)
-        raise ConfigError(
-            f"--set {setting}: the stored study decides it; a worker sets one of its own: "
-            f"{expect_one_of(sorted(PER_WORKER), setting)}"
-        )
-    file = ConfigFile(name="", origin="study", settings=config.model_dump(mode="json"))
-    local = file.model_copy(update={"is_stored": True}).with_overrides(given).resolve()
-    return config.model_copy(update={name: getattr(local, name) for name in PER_WORKER})
