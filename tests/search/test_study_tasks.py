@@ -197,7 +197,7 @@ def test_worker_whose_task_or_data_differ_is_refused(folder, monkeypatch):
 
 
 def test_worker_of_a_task_without_files_is_found_from_another_folder(folder, monkeypatch):
-    text = STUDY.replace("tasks/mine.py:Sum", "adding:50").partition("[space.task]")[0]
+    text = STUDY.replace("tasks/mine.py:Sum", "adding:6").partition("[space.task]")[0]
     url, handles = f"sqlite:///{folder}/studies.db", []
     for name in ("one", "two"):
         (folder / name).mkdir()
