@@ -230,7 +230,7 @@ class RunOptions(WorkerOptions):
         """
         if self.trial is not None:
             file = load_trial_config(study_name(self.study), self.trial)
-        elif self.is_stored:
+        elif self.is_stored or self.by_name:
             file = load_stored_config(self.study, self.storage)
         elif self.settings is not None:
             file = load_settings(self.study, self.settings)
