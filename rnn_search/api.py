@@ -67,15 +67,43 @@ def run(
     Worker processes do not import the script that calls this function, so that it needs no
     ``if __name__ == "__main__"``; it may be a notebook, too.
 
-    The arguments are the options of ``rnn-search run`` and ``refine``, which
-    ``docs/reference/command-line.md`` describes, with these differences: ``study`` is the name or
-    the path of a study file, the name of a stored study, or the settings themselves, as a study
-    file contains them, for which ``name`` is required. ``overrides`` has settings by dotted key, as
-    in ``{"training.steps": 500}``; None leaves one out, so that it has its default. ``launch_set``
-    is a dict, too. Numbers are numbers; ``until`` is a number of seconds or a text such as
-    ``"45m"``. No report is written unless ``report`` is true. On a cluster ``wait=False`` returns
-    when the jobs are submitted, and ``until`` counts from the start of each. Paths in a study file
-    are relative to the file, those in settings, overrides and ``corpus`` to the working directory.
+    Args:
+        study: name of a study file in ``studies/``, path of a study file, name of a stored study,
+            or the settings themselves, as a study file contains them, for which ``name`` is
+            required. Paths in a study file are relative to the file, those in settings, overrides
+            and ``corpus`` to the working directory.
+        storage: URL of the storage; by default ``$RNN_SEARCH_STORAGE``, or
+            ``sqlite:///studies/studies.db`` in the working directory.
+        name: name of the study; by default that of its file.
+        overrides: settings by dotted key, as in ``{"training.steps": 500}``; None leaves one of the
+            file out, so that it has its default.
+        workers: number of worker processes; 1 trains in this process.
+        threads: CPU threads per worker, 1 to 1024; by default a share of this machine's cores.
+        lockstep: maximum number of networks that a worker trains in lockstep; None to choose it.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        precision: precision of matrix products; fixed when the study is created.
+        corpus: ``stdlib``, ``enwik8``, ``recall:D`` or a file, instead of the study file's corpus.
+        prune: whether to prune trials that are unlikely to finish among the best.
+        extend: whether to add the trials of values that were added to the search space, to train
+            complete trials for more steps if ``training.steps`` is larger, and to store another
+            question, report threshold or nuisance.
+        partial: whether to derive from a source study that is not finished.
+        yes: whether to create more than 20,000 trials, which are refused otherwise.
+        wait: whether to wait for trials that other workers still run.
+        until: time after which to stop cleanly and return, in seconds or as in ``"45m"``.
+        artifacts: folder or ``s3://BUCKET`` of checkpoints and weights; by default
+            ``$RNN_SEARCH_ARTIFACTS``, or next to the storage.
+        report: whether to write the report of a finished study to ``reports/out/`` and publish the
+            study to optuna-dashboard, as the command line does.
+        until_decided: whether to compare replicated architectures at planned looks
+            (``refinement.looks``) and to add runs until each is worse than the best or as good, or
+            the last look is reached.
+        launch: where to start the workers: ``local``, ``slurm``, ``ray`` or ``ray://HOST:PORT``. On
+            a cluster each worker is a job, ``wait=False`` returns when they are submitted, and
+            ``until`` counts from the start of each.
+        launch_set: options of the cluster's jobs, as in ``{"partition": "gpu"}``.
+        trial: number of a trial of the stored study ``study`` to run once more, alone, in a study
+            that is named ``STUDY-trial-N`` by default.
 
     Returns:
         The study. Its trials are finished, unless ``until`` or ``wait`` says otherwise.
