@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,9 @@ START_ATTEMPTS = 5
 
 TOO_SLOW = "The current node timed out during startup"
 """Message of a node that has not started after half a minute, which Ray does not let one change."""
+
+NO_AGENT = "No available agent to submit job"
+"""Message of a cluster that has waited ten seconds for the process that starts jobs."""
 
 # Ray's nodes and workers are started by the tests: hooks reach a worker in its environment.
 SITE = f"""
@@ -56,7 +60,7 @@ class RayNode:
             [
                 str(COMMAND), "start", "--block", "--num-gpus=0", "--disable-usage-stats",
                 "--object-store-memory=100000000", f"--temp-dir={folder}",
-                f"--dashboard-agent-listen-port={free_port()}", *arguments,
+                "--dashboard-agent-listen-port=0", *arguments,
             ],
             env=environment,
             cwd=folder,
@@ -139,6 +143,29 @@ class RayCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RNN_SEARCH_SHARED": f"{ROOT}:{tempfile.gettempdir()}",
         }
+
+    def submit(self, folder: Path, *command: str) -> str:
+        """Submit a job whose working directory is uploaded from a folder; return the job's name."""
+
+        def submit() -> str | None:
+            submitted = subprocess.run(
+                [COMMAND, "job", "submit", "--no-wait", "--working-dir", ".", "--", *command],
+                cwd=folder,
+                env={**os.environ, **self.environment},
+                capture_output=True,
+                text=True,
+                timeout=HANG_TIMEOUT,
+            )
+            output = submitted.stdout + submitted.stderr
+            # A node takes jobs some time after it belongs to the cluster.
+            if submitted.returncode and NO_AGENT in output:
+                return None
+            assert submitted.returncode == 0, output
+            job = re.search(r"raysubmit_\w+", output)
+            assert job, output
+            return job[0]
+
+        return wait_until(submit)
 
     def add_node(self) -> RayNode:
         return self._add(

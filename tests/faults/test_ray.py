@@ -5,14 +5,13 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 
 import psutil
 import pytest
 from helpers import ROOT, copy_checkout
 from hooks import HANG_TIMEOUT, Hooks
 from process_runner import SETTINGS, query, search_starter, wait_until, wait_until_running
-from ray_service import COMMAND, NOT_HEAD, RayCluster
+from ray_service import NOT_HEAD, RayCluster
 from small_searches import (
     FOUR,
     RETRIES,
@@ -147,19 +146,9 @@ def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     (folder / "search.sh").write_text("\n".join([*exports, script]))
 
-    submitted = subprocess.run(
-        [COMMAND, "job", "submit", "--no-wait", "--working-dir", ".", "--", "bash", "search.sh"],
-        cwd=folder,
-        env={**os.environ, **cluster.environment},
-        capture_output=True,
-        text=True,
-        timeout=HANG_TIMEOUT,
-    )
-    assert submitted.returncode == 0, submitted.stderr
-    job = re.search(r"raysubmit_\w+", submitted.stdout + submitted.stderr)
-    assert job
+    job = cluster.submit(folder, "bash", "search.sh")
     (pid,) = wait_until(lambda: gate.held)
-    assert f"stopped {job[0]}" in finish(search("--cancel", "--name=stage-one", on=cluster))
+    assert f"stopped {job}" in finish(search("--cancel", "--name=stage-one", on=cluster))
     wait_until(lambda: not psutil.pid_exists(pid))
     assert query(postgresql_url, STATES) == [("WAITING",)]
 
