@@ -119,24 +119,24 @@ def run(
         OSError, sqlalchemy.exc.SQLAlchemyError: if a disk or a database fails; recorded results are
             kept.
     """
-    _check_arguments(study, overrides, launch_set)
-    settings, given = None, overrides or {}
+    settings = None
     if isinstance(study, Mapping):
         if trial is not None:
             raise ConfigError("trial is one of a stored study: expected its name, not settings")
         if name is None:
             raise ConfigError("settings have no name: expected run({...}, name='my-study')")
         settings, study, name = _to_plain("settings", study), name, None
-    options = build_options(
-        RunOptions,
+    elif not isinstance(study, str | Path):
+        raise ConfigError(
+            f"study is {shorten(repr(study))}: expected a name, a path or a dict of settings"
+        )
+    return run_with(
+        overrides,
+        launch_set,
         study=str(study),
         storage=storage_or_default(storage),
         name=name,
-        corpus=None if corpus is None else str(corpus),
-        overrides=tuple(
-            f"{key}={_to_toml(key, value)}" for key, value in given.items() if value is not None
-        ),
-        unset=tuple(key for key, value in given.items() if value is None),
+        corpus=corpus,
         workers=workers,
         threads=threads,
         lockstep=lockstep,
@@ -150,12 +150,51 @@ def run(
         artifacts=artifacts_or_default(artifacts),
         until=until,
         settings=settings,
-        is_command=False,
         until_decided=until_decided,
         launch=launch,
-        launch_set=tuple(f"{key}={value}" for key, value in (launch_set or {}).items()),
         trial=trial,
         report=report,
+    )
+
+
+def run_with(
+    overrides: Mapping[str, Any] | None,
+    launch_set: Mapping[str, str | int] | None,
+    *,
+    corpus: str | Path | None,
+    **values: Any,
+) -> Study:
+    """Run a search, and return its study; see :func:`run`, which lists the errors.
+
+    Args:
+        overrides: settings by dotted key.
+        launch_set: options of the cluster's jobs.
+        corpus: name or file of a corpus.
+        values: other fields of :class:`search.options.RunOptions`.
+    """
+    examples = {"overrides": "{'training.steps': 500}", "launch_set": "{'partition': 'gpu'}"}
+    for name, value in (("overrides", overrides), ("launch_set", launch_set)):
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{name} is {shorten(repr(value))}: expected a dict such as {examples[name]}"
+            )
+    given = overrides or {}
+    unset = tuple(key for key, value in given.items() if value is None)
+    if unset and values.get("by_name"):
+        raise ConfigError(f"{unset[0]} is None: the study stores all settings, expected a value")
+    options = build_options(
+        RunOptions,
+        **{
+            key: value.item() if isinstance(value, np.generic) else value
+            for key, value in values.items()
+        },
+        corpus=None if corpus is None else str(corpus),
+        overrides=tuple(
+            f"{key}={_to_toml(key, value)}" for key, value in given.items() if value is not None
+        ),
+        unset=unset,
+        launch_set=tuple(f"{key}={value}" for key, value in (launch_set or {}).items()),
+        is_command=False,
     )
     result = run_search_and_report(options)
     if result.signal is not None:
@@ -164,8 +203,8 @@ def run(
         raise SearchFailedError(result.failure)
     if result.failed_workers:
         raise SearchFailedError(
-            f"{result.failed_workers} of {workers} worker processes failed, each with a message on "
-            "its standard error: recorded results are kept, run again"
+            f"{result.failed_workers} of {options.workers} worker processes failed, each with a "
+            "message on its standard error: recorded results are kept, run again"
         )
     return load(result.study, storage=options.storage, artifacts=options.artifacts)
 
@@ -255,19 +294,6 @@ def _run_until_decided(
             has_looked = True
             if options.until is not None:
                 remaining = options.model_copy(update={"until": left})
-
-
-def _check_arguments(study: object, overrides: object, launch_set: object) -> None:
-    if not isinstance(study, str | Path | Mapping):
-        raise ConfigError(
-            f"study is {shorten(repr(study))}: expected a name, a path or a dict of settings"
-        )
-    examples = {"overrides": "{'training.steps': 500}", "launch_set": "{'partition': 'gpu'}"}
-    for name, value in (("overrides", overrides), ("launch_set", launch_set)):
-        if value is not None and not isinstance(value, Mapping):
-            raise ConfigError(
-                f"{name} is {shorten(repr(value))}: expected a dict such as {examples[name]}"
-            )
 
 
 def _to_plain(key: str, value: Any, depth: int = 0) -> Any:

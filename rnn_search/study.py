@@ -1,7 +1,7 @@
 """Stored studies: their results, their trained networks, and their management."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -87,6 +87,49 @@ class Study:
     name: str
     storage: str = field(repr=False)
     artifacts: str | None = field(default=None, repr=False)
+
+    def run(
+        self,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        corpus: str | Path | None = None,
+        workers: int = 1,
+        threads: int | None = None,
+        lockstep: int | None = None,
+        device: str = "auto",
+        wait: bool = True,
+        until: str | float | None = None,
+        until_decided: bool | None = None,
+        report: bool = False,
+        launch: str = "local",
+        launch_set: Mapping[str, str | int] | None = None,
+    ) -> "Study":
+        """Run the trials that are left with the stored settings; no study file is read.
+
+        Arguments, result and errors are those of :func:`rnn_search.run`. ``overrides`` are settings
+        that each worker chooses for itself, such as ``lease.seconds``. Planned looks are taken in a
+        study that has them, unless ``until_decided`` is False.
+        """
+        from rnn_search.api import run_with
+
+        return run_with(
+            overrides,
+            launch_set,
+            study=self.name,
+            storage=self.storage,
+            artifacts=self.artifacts,
+            by_name=True,
+            corpus=corpus,
+            workers=workers,
+            threads=threads,
+            lockstep=lockstep,
+            device=device,
+            wait=wait,
+            until=until,
+            until_decided=until_decided,
+            report=report,
+            launch=launch,
+        )
 
     @property
     def config(self) -> StudyConfig:
@@ -555,6 +598,10 @@ def storage_or_default(storage: str | None) -> str:
 
 def artifacts_or_default(artifacts: str | Path | None) -> str | None:
     """Return a location of artifacts, or the one that the command line uses."""
+    if not isinstance(artifacts, str | Path | None):
+        raise ConfigError(
+            f"artifacts is {shorten(repr(artifacts))}: expected a folder or 's3://BUCKET'"
+        )
     return str(artifacts) if artifacts else os.environ.get(ARTIFACTS_VARIABLE) or None
 
 

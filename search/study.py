@@ -219,7 +219,7 @@ def open_study(
     for key in local.overridden:
         if key != TASK_SOURCE and key.partition(".")[0] not in PER_WORKER:
             raise ConfigError(
-                f"--set {shorten(key)}: the stored study decides it: expected one of "
+                f"{shorten(key)} is a setting of the stored study: expected one of a worker, of "
                 f"{', '.join(sorted(PER_WORKER))}, or {TASK_SOURCE}"
             )
     file = load_stored_config(name, url).with_overrides(local.settings)

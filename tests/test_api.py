@@ -8,6 +8,7 @@ import threading
 import tomllib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import ROOT, TEXT
@@ -229,6 +230,15 @@ def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty)
     assert again.config == before
     assert (study.config.training.steps, study.config.keep_weights) == (6, 10)
     assert study.config.pruning.enabled
+    for name, value, message in (
+        ("training.steps", 8, "^training.steps is a setting of the stored study: expected one of"),
+        ("lease.seconds", None, "lease.seconds is None: the study stores all settings"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            study.run(overrides={name: value})
+    continued = study.run(workers=np.int64(1), overrides={"lease.seconds": 50}, lockstep=1)
+    assert continued == study
+    assert (study.counts.finished, study.config.lease.seconds) == (2, before.lease.seconds)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +247,8 @@ def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty)
         ({"name": None}, r"settings have no name: expected run\({...}, name='my-study'\)"),
         ({"trial": 1}, "trial is one of a stored study: expected its name, not settings"),
         ({"workers": True}, "workers is True: input should be a valid integer"),
+        ({"artifacts": 5}, "artifacts is 5: expected a folder or 's3://BUCKET'"),
+        ({"until": "1h1h"}, "until is '1h1h': invalid duration '1h1h': expected seconds, or a"),
         ({"until": -1}, "until is -1: expected seconds, or a duration"),
         ({"until": 1e300}, r"until is 1e\+300: expected seconds, .* at most ten years"),
         ({"study": None}, "study is None: expected a name, a path or a dict"),

@@ -86,10 +86,11 @@ def parse_duration(text: str) -> float:
         ValueError: if the text is not a positive duration.
     """
     units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-    if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
+    pattern = "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in units)
+    if not (text and (match := re.fullmatch(pattern, text))):
         raise ValueError(f"invalid duration {shorten(text)!r}")
-    parts = re.findall(r"([\d.]+)([dhms])", text)
-    seconds = sum(float(number) * units[unit] for number, unit in parts)
+    numbers = map(float, match.groups("0"))
+    seconds = sum(number * unit for number, unit in zip(numbers, units.values(), strict=True))
     if not seconds:
         raise ValueError(f"duration {shorten(text)!r} is zero")
     if seconds > MAX_SECONDS:
