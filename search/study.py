@@ -158,6 +158,7 @@ class _Wanted:
 
     Attributes:
         file: the settings, before validation.
+        origin: record of the stored study that the file names or derives from, if any.
         device: device on which this process trains.
         trains: whether it trains at all.
     """
@@ -165,6 +166,7 @@ class _Wanted:
     name: str
     url: str
     file: ConfigFile
+    origin: StudyRecord | None
     config: StudyConfig
     corpus: Corpus | None
     task: StudyTask | None
@@ -256,8 +258,10 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
         StudiesError: if the study cannot be extended because workers hold trials.
     """
     url, file = options.storage, options.load_file()
-    if options.is_refinement:
-        require_refinement(file)
+    if options.is_refinement and file.settings.get("refinement") is None:
+        raise ConfigError(f"study {file.name!r} has no [refinement]: use rnn-search run")
+    if options.is_refinement and file.source is None:
+        file.resolve()  # reports what is wrong with it
     name = options.name or file.name
     check_study_name(name)
     wanted = _resolve(name, url, load_cells(file), options, device, options.target.is_local)
@@ -287,20 +291,8 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
         handle = _open(storage, wanted, record, "; ".join(filter(None, notices)))
         on_error.pop_all()
     if created and wanted.corpus is not None:
-        return replace(handle, warning=describe_unsuitable(wanted.corpus))
-    return replace(handle, warning="") if created else handle
-
-
-def require_refinement(file: ConfigFile) -> None:
-    """Check that a study derives from another.
-
-    Raises:
-        ConfigError: if it does not.
-    """
-    if file.settings.get("refinement") is None:
-        raise ConfigError(f"study {file.name!r} has no [refinement]: use rnn-search run")
-    if file.source is None:
-        file.resolve()  # reports what is wrong with it
+        handle = replace(handle, warning=describe_unsuitable(wanted.corpus))
+    return handle
 
 
 def _resolve(
@@ -334,7 +326,7 @@ def _resolve(
     if task is not None:
         config = task.with_held_out(config)
     corpus = load_study_corpus(file, config) if task is None else None
-    return _Wanted(name, url, file, config, corpus, task, options.artifacts, device, trains)
+    return _Wanted(name, url, file, record, config, corpus, task, options.artifacts, device, trains)
 
 
 def _open(
@@ -393,7 +385,7 @@ def _check(wanted: _Wanted, options: RunOptions) -> None:
 
 def _check_new(wanted: _Wanted, options: RunOptions) -> Floors | None:
     """Check a study that does not exist yet; return the floors of its task."""
-    config, task = wanted.config, wanted.task
+    config, task, origin = wanted.config, wanted.task, wanted.origin
     if config.grid is not None:
         check_count(config.grid.count(), config.training.steps, options.yes)
     elif options.extend:
@@ -401,12 +393,9 @@ def _check_new(wanted: _Wanted, options: RunOptions) -> Floors | None:
     certify_cells(config)
     if task is None:
         return None
-    if config.refinement is not None:
-        with closing(read_storage(wanted.url)) as storage:
-            source = read_study_record(load_study(storage, config.refinement.source))
-        known = source.config.task_record
-        if known is not None and known.identity() == task.record.identity():
-            return source.floors
+    known = origin.config.task_record if origin is not None else None
+    if origin is not None and known is not None and known.identity() == task.record.identity():
+        return origin.floors
     floors, _ = certify_task(task, config.evaluation.windows)
     return floors
 
@@ -430,7 +419,7 @@ def _create(
     check_trials(config, wanted.task, params)
     tokenizer = TokenizerRecord()
     if corpus is not None:
-        tokens = tokenize(storage, config, corpus, params)
+        tokens = tokenize(config, corpus, params, wanted.origin)
         tokenizer = TokenizerRecord(
             size=tokens.tokenizer.size,
             bytes_per_token=corpus.split[0] / len(tokens.train),
@@ -527,10 +516,8 @@ def _follow_study(wanted: _Wanted, record: StudyRecord, options: RunOptions) -> 
 
 
 def _list_differences(wanted: _Wanted, record: StudyRecord) -> list[str]:
-    """List the settings in which a worker differs from its study; which cells, space says."""
     corpus = _describe_corpus(wanted.corpus)
-    differences = diff_configs(record.config, record.corpus, wanted.config, corpus)
-    return [line for line in differences if not line.startswith("cells.")]
+    return diff_configs(record.config, record.corpus, wanted.config, corpus)
 
 
 def _check_data(wanted: _Wanted, record: StudyRecord) -> None:

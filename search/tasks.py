@@ -38,11 +38,8 @@ from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError
-from studies.loader import read_study_record
 from studies.records import TEXT, TaskRecord, TaskSettings, first_message, read_task_options
 from studies.space import Params
-from studies.storage.open import load_study
-from studies.storage.storage import LeasedRDBStorage
 from studies.text import expect_one_of
 from studies.training import WINDOW_PARAMS
 
@@ -413,20 +410,19 @@ def describe_unsuitable(corpus: Corpus) -> str:
 
 
 def tokenize(
-    storage: LeasedRDBStorage, config: StudyConfig, corpus: Corpus, trials: Iterable[Params]
+    config: StudyConfig, corpus: Corpus, trials: Iterable[Params], source: StudyRecord | None
 ) -> TokenCorpus:
     """Return the token corpus of a new study.
 
     A refinement reuses the tokenizer of its source if kind and corpus are the same; otherwise a
-    tokenizer is trained on the training split.
+    tokenizer is trained on the training split. ``source`` is the record of the source.
 
     Raises:
         CorpusError: if the corpus is too short for the config or a trial, or is not that of a
             trial that is run once more.
     """
     tokens = None
-    if config.refinement is not None:
-        source = read_study_record(load_study(storage, config.refinement.source))
+    if config.refinement is not None and source is not None:
         earlier = source.corpus
         is_same_corpus = earlier is not None and earlier.sha256 == corpus.sha256
         if config.refinement.trial is not None and earlier is not None and not is_same_corpus:

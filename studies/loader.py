@@ -286,8 +286,9 @@ PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights", "keep_checkpoints
 DESCRIPTIVE = ("question", "report_threshold", "nuisance", "hypothesis")
 """Settings that describe what is asked and affect no result; an extension can change them."""
 
-_IGNORED = {"corpus", *DESCRIPTIVE, *PER_WORKER}
-"""Settings that do not affect results; the corpus is compared by its hash."""
+_IGNORED = {"corpus", "cells", *DESCRIPTIVE, *PER_WORKER}
+"""Settings that do not affect results; the corpus is compared by its hash, and so are the sources
+of cells, which the space names."""
 
 
 def diff_configs(
