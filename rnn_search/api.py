@@ -20,7 +20,7 @@ from search.errors import SearchFailedError
 from search.launch.jobs import cancel_pending, prepare_launch
 from search.launch.launcher import Launcher
 from search.options import RunOptions, build_options
-from search.run import RunResult, plans_looks, run_workers
+from search.run import RunResult, run_workers
 from search.study import StudyHandle
 from studies.errors import ConfigError
 from studies.files import MAX_DEPTH
@@ -229,8 +229,8 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
         result = _run_until_decided(options, server, cluster)
     else:
         result = run_workers(options, lambda handle: server, launcher=cluster)
-    if cluster is not None and result.is_finished:
-        cancel_pending(cluster, result.artifact_folder, SafeConsole())
+    if cluster is not None and result.is_finished and result.record is not None:
+        cancel_pending(cluster, result.record.artifact_folder, SafeConsole())
     if options.report and result.is_finished and not result.exit_code:
         with Ticker(SafeConsole(), "updating the report and the dashboard"):
             launcher.finalize_search(
@@ -255,7 +255,7 @@ def _run_until_decided(
         def describe(handle: StudyHandle) -> Iterator[None]:
             if not is_described:
                 stack.enter_context(context)
-            has_looks = plans_looks(handle.record)
+            has_looks = bool(handle.record.config.looks)
             if options.until_decided and not has_looks:
                 raise ConfigError(
                     f"--until-decided: study {name!r} was created without planned looks"
@@ -270,10 +270,12 @@ def _run_until_decided(
         remaining, has_looked, is_described = options, False, False
         while True:
             result = run_workers(remaining, describe, launcher=cluster)
-            is_described = True
-            if result.failed_workers and result.plans_looks:
+            is_described, record = True, result.record
+            if record is None or not record.config.looks:
+                return result
+            if result.failed_workers:
                 console.print_line("not decided yet: run the same command to continue")
-            if result.exit_code or not result.plans_looks:
+            if result.exit_code:
                 return result
             from rnn_search import findings
 
@@ -288,7 +290,7 @@ def _run_until_decided(
                 return replace(result, is_finished=False)
             if not result.is_finished:
                 looks = retry_outages(lambda: findings.count_looks(options.storage, name))
-                if looks == result.looks:
+                if looks == len(record.looks):
                     return result
                 # Another process took a look, and added trials, at the end of this run.
             has_looked = True

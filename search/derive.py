@@ -290,12 +290,12 @@ def join_looks(
     """
     if stored.refinement is None or config.refinement is None:
         return config
-    if until_decided and not stored.refinement.looks:
+    if until_decided and not stored.looks:
         raise ConfigMismatchError(
             f"study {name!r} was created with one comparison of all runs, which spends the whole "
             "error: expected no --until-decided, or another --name"
         )
-    if until_decided or not stored.refinement.looks:
+    if until_decided or not stored.looks:
         return config
     kept = {name: getattr(stored.refinement, name) for name in ("looks", "replicates")}
     return config.model_copy(update={"refinement": config.refinement.model_copy(update=kept)})
@@ -320,9 +320,7 @@ def record_look(
     written = {LOOKS: [*looks, look.model_dump(mode="json")]}
     trials: list[StoredTrial] = []
     if look.continued:
-        refinement = record.config.refinement
-        assert refinement is not None
-        runs = next(each for each in refinement.looks if each > look.runs)
+        runs = next(each for each in record.config.looks if each > look.runs)
         trials = plan_runs(
             read_trials(storage, study._study_id, is_strict=True), look.continued, runs
         )

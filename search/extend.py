@@ -54,7 +54,7 @@ def extend(
     """
     name, study_id, stored = study.study_name, study._study_id, record.config
     new_end = _plan_new_end(study, record, config, options)
-    if new_end is not None and stored.refinement is not None and stored.refinement.looks:
+    if new_end is not None and stored.looks:
         raise ConfigMismatchError(
             f"study {name!r} has planned looks, whose verdicts hold for its steps: --extend "
             "expected a study without; train longer under another --name"

@@ -13,11 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from ctypes import c_bool
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawValue
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -46,7 +47,7 @@ from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.worker import Worker
-from studies.artifacts import Store, local_folder, open_store
+from studies.artifacts import local_folder, open_store
 from studies.attributes import StudyRecord
 from studies.cli import EXIT_FAILURE, print_bug, run_with_exit_code
 from studies.errors import StorageLostError, StorageUnavailableError
@@ -87,9 +88,7 @@ class RunResult:
         failed_workers: number of worker processes that failed, after a warning for each.
         failure: why a finished study has no complete trial; "" otherwise.
         is_finished: whether it was finished when the run ended.
-        artifact_folder: its artifact folder; "" if the run ended before it was opened.
-        looks: number of planned looks taken at it when this process joined it.
-        plans_looks: whether it was created with planned looks.
+        record: what it stored when this process joined it; None if the run ended before.
     """
 
     study: str
@@ -99,9 +98,7 @@ class RunResult:
     failed_workers: int = 0
     failure: str = ""
     is_finished: bool = False
-    artifact_folder: str = ""
-    looks: int = 0
-    plans_looks: bool = False
+    record: StudyRecord | None = None
 
     @property
     def exit_code(self) -> int:
@@ -168,15 +165,9 @@ def run_workers(
         _print_study(console, handle, device)
         was_finished = reader.recent_status().is_finished
         failed_workers, failure = 0, ""
-        with (
-            stop,
-            create_display(console, reader, False) as display,
-            _claim_manager(handle, stop) as claims,
-        ):
-            reader.attach(claims)
-            session = _Session(
-                handle, options.storage, device, stop, reader, display, claims, has_trained
-            )
+        display = create_display(console, reader, False)
+        given = handle, options.storage, device, stop, reader, display, has_trained
+        with _start_session(*given) as session:
             if launcher is not None:
                 failure = run_jobs(options, launcher, handle, reader, stop, console, display)
             elif options.workers == 1:
@@ -198,16 +189,8 @@ def run_workers(
         failed_workers,
         failure,
         status.is_finished,
-        handle.artifact_folder,
-        len(handle.record.looks),
-        plans_looks(handle.record),
+        handle.record,
     )
-
-
-def plans_looks(record: StudyRecord) -> bool:
-    """Return whether a study was created with planned looks at its replicates."""
-    refinement = record.config.refinement
-    return refinement is not None and bool(refinement.looks)
 
 
 def find_device(options: RunOptions) -> torch.device:
@@ -229,19 +212,20 @@ def _open(options: RunOptions, device: torch.device) -> tuple[StudyHandle, Statu
         handle = open_study(options.study, options.storage, options, device, is_local)
     else:
         handle = create_or_join(options, device)
-    return handle, _read(handle, options.workers, checkpoints)
+    folder = local_folder(checkpoints, handle.artifact_folder)
+    return _with_reader(handle, options.workers, folder)
 
 
-def _read(handle: StudyHandle, workers: int = 0, checkpoints: Store | None = None) -> StatusReader:
+def _with_reader(
+    handle: StudyHandle, workers: int = 0, checkpoints: Path | None = None
+) -> tuple[StudyHandle, StatusReader]:
     """Read the status of an open study, which is closed if that fails."""
-    with ExitStack() as on_error:
-        on_error.callback(handle.storage.close)
-        folder = None
-        if checkpoints is not None:
-            folder = local_folder(checkpoints, handle.artifact_folder)
-        reader = StatusReader(handle.study, handle.storage, handle.config, workers, folder)
-        on_error.pop_all()
-    return reader
+    try:
+        reader = StatusReader(handle.study, handle.storage, handle.config, workers, checkpoints)
+    except BaseException:
+        handle.storage.close()
+        raise
+    return handle, reader
 
 
 def _find_outage_seconds(options: RunOptions) -> float:
@@ -308,9 +292,22 @@ def _name_worker() -> str:
     return name_worker(socket.gethostname(), os.getpid(), os.environ.get(JOB_VARIABLE))
 
 
-def _claim_manager(handle: StudyHandle, stop: ShutdownSignal) -> ClaimManager:
+@contextmanager
+def _start_session(
+    handle: StudyHandle,
+    url: str,
+    device: torch.device,
+    stop: ShutdownSignal,
+    reader: StatusReader,
+    display: QuietDisplay,
+    has_trained: c_bool,
+) -> Iterator[_Session]:
+    """Handle signals, show a display and claim trials until the session ends."""
     lease, outage = handle.config.lease.seconds, handle.config.outage.seconds
-    return ClaimManager(handle.storage, handle.study_id, _name_worker(), stop, lease, outage)
+    claims = ClaimManager(handle.storage, handle.study_id, _name_worker(), stop, lease, outage)
+    with stop, display, claims:
+        reader.attach(claims)
+        yield _Session(handle, url, device, stop, reader, display, claims, has_trained)
 
 
 def _work(session: _Session, options: WorkerOptions) -> None:
@@ -417,22 +414,15 @@ def run_worker_process(name: str, url: str, options: WorkerOptions, has_trained:
         device = resolve_device(options.device)
         outage_seconds = load_overrides(options.overrides).outage_seconds
         try:
-
-            def open_by_name() -> tuple[StudyHandle, StatusReader]:
-                handle = open_study(name, url, options, device)
-                return handle, _read(handle)
-
             handle, reader = wait_for_storage(
-                open_by_name, lambda: outage_seconds, stop, console.print_line
-            )
-            with (
-                closing(handle.storage),
+                lambda: _with_reader(open_study(name, url, options, device)),
+                lambda: outage_seconds,
                 stop,
-                create_display(console, reader, True) as display,
-                _claim_manager(handle, stop) as claims,
-            ):
-                reader.attach(claims)
-                session = _Session(handle, url, device, stop, reader, display, claims, has_trained)
+                console.print_line,
+            )
+            display = create_display(console, reader, True)
+            given = handle, url, device, stop, reader, display, has_trained
+            with closing(handle.storage), _start_session(*given) as session:
                 _work(session, options)
         except ShutdownRequestedError:
             pass

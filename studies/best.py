@@ -57,7 +57,7 @@ def rank_trials(
         replicate = int(trial.params.get(REPLICATE, 0))
         runs.append(Run(keys[trial.number], trial.number, replicate, value, loss))
     is_finished = all(trial.state.is_finished() for trial in trials)
-    planned = config.refinement.looks if config and config.refinement else []
+    planned = config.looks if config else []
     return rank_runs(runs, keys, planned, [look.continued for look in looks], is_finished)
 
 
@@ -162,6 +162,5 @@ class BestReader:
     def read_ranking(self) -> tuple[list[StoredTrial], list[RankedArchitecture]]:
         """Read the grid trials, by number, and the ranking of their architectures."""
         trials = self._trials.read()
-        has_looks = self._config.refinement is not None and self._config.refinement.looks
-        looks = read_study_record(self._study).looks if has_looks else []
+        looks = read_study_record(self._study).looks if self._config.looks else []
         return trials, rank_trials(trials, self._config, looks)

@@ -339,6 +339,11 @@ class StudyConfig(StrictModel):
         return f"bpe:{int(size)}"
 
     @property
+    def looks(self) -> list[int]:
+        """Numbers of runs at the planned looks of a study of replicates; empty without looks."""
+        return self.refinement.looks if self.refinement is not None else []
+
+    @property
     def token_name(self) -> str:
         """Name of one token: ``byte`` or ``token``; ``step`` in tasks other than text."""
         if self.task_record:

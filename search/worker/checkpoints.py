@@ -186,7 +186,7 @@ class BestTrialFiles:
         self._label = "weights" if files.kind == "safetensors" else "checkpoints"
         stored = handle.record.config
         self._best = BestReader(handle.study, handle.storage, stored)
-        self._keeps_each = bool(stored.refinement and stored.refinement.looks)
+        self._keeps_each = bool(stored.looks)
         setting = f"keep_{self._label}"
         self._count = _limit(getattr(handle.config, setting))
         # A worker that keeps fewer than the study's config leaves those of other workers.
