@@ -19,8 +19,9 @@ from rnn.network import Window
 from rnn.tasks.corpus import TextData, load_corpus
 from rnn.training.loop import TrainLoop
 from rnn.training.step import TrainStep
+from search.display import QuietDisplay, SafeConsole
 from search.options import RunOptions
-from search.status import StatusReader, WorkerCallbacks
+from search.status import StatusReader
 from search.study import create_or_join
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
@@ -126,7 +127,8 @@ def _search(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> N
     handle = create_or_join(options)
     checkpoints = open_store(str(folder), url, "checkpoints")
     weights = open_store(str(folder), url, "weights")
-    callbacks = WorkerCallbacks()
+    reader = StatusReader(handle.study, handle.storage, handle.config)
+    callbacks = QuietDisplay(SafeConsole(), reader)
     try:
         with (
             ShutdownSignal() as stop,
@@ -137,7 +139,6 @@ def _search(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> N
             trainer = Trainer(
                 handle, device, budget, checkpoints, weights, query, callbacks, "me", lockstep
             )
-            reader = StatusReader(handle.study, handle.storage, handle.config)
             Worker(claims, trainer, reader.count_trials, stop, callbacks).run()
     finally:
         optuna.delete_study(study_name=handle.name, storage=handle.storage)

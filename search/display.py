@@ -28,7 +28,6 @@ from search.status import (
     Status,
     StatusReader,
     TrialEvent,
-    WorkerCallbacks,
 )
 from studies.attributes import ERROR
 from studies.best import Best
@@ -325,8 +324,11 @@ class Ticker:
 # ------------------------------------------------------------------ displays
 
 
-class QuietDisplay(WorkerCallbacks, logging.Handler):
-    """Log messages and unusual outcomes only, for workers whose parent shows the progress."""
+class QuietDisplay(logging.Handler):
+    """Log messages and unusual outcomes only, for workers whose parent shows the progress.
+
+    A worker calls its methods ``on_…`` from its main thread.
+    """
 
     def __init__(self, console: SafeConsole, reader: StatusReader) -> None:
         super().__init__()
@@ -348,16 +350,19 @@ class QuietDisplay(WorkerCallbacks, logging.Handler):
             logger.handlers, logger.propagate = self._replaced.pop(), True
         self._print_pending()
 
+    def on_log(self, running: Sequence[RunningTrial]) -> None:
+        """Handle a log point of the running trials."""
+
     def on_poll(self) -> None:
-        """Print the messages of other threads."""
+        """Print the messages of other threads, several times a second during training."""
         self._print_pending()
 
     def on_wait(self) -> None:
-        """Print the messages of other threads."""
+        """Do the same while other workers run trials, with none left to claim."""
         self._print_pending()
 
     def on_trial_end(self, event: TrialEvent) -> None:
-        """Print the outcome unless the trial is complete or paused."""
+        """Print the end of a trial in this worker unless the trial is complete or paused."""
         if event.value is None and not event.is_paused:
             self._console.print_line(format_trial_end(event, self._reader.config))
 

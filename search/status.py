@@ -84,22 +84,6 @@ class TrialEvent:
     is_paused: bool = False
 
 
-class WorkerCallbacks:
-    """Hooks that a worker calls from its main thread; override those of interest."""
-
-    def on_log(self, running: Sequence[RunningTrial]) -> None:
-        """Handle a log point of the running trials."""
-
-    def on_poll(self) -> None:
-        """Handle a check of claims and signals, several times a second during training."""
-
-    def on_trial_end(self, event: TrialEvent) -> None:
-        """Handle the end of a trial in this worker: finished, paused, requeued or lost."""
-
-    def on_wait(self) -> None:
-        """Handle waiting for trials that other workers run, with none left to claim."""
-
-
 @dataclass(frozen=True)
 class FirstRung:
     """Trials of a pruned study at the first step at which they are compared.

@@ -21,9 +21,10 @@ from rnn.tasks.tokenizer import Tokenizer
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
+from search.display import QuietDisplay
 from search.errors import format_error
 from search.pruning.scheduler import compute_rungs
-from search.status import RunningTrial, WorkerCallbacks
+from search.status import RunningTrial
 from search.study import StudyHandle
 from search.worker.checkpoints import (
     BestTrialFiles,
@@ -60,7 +61,7 @@ class Trainer:
         checkpoints: store of the trials' checkpoints.
         weights: store of the weights of the best trials.
         query: runs a query of the storage; see :class:`BestTrialFiles`.
-        callbacks: called at log points.
+        callbacks: display of the running trials.
         worker: name of this worker.
         lockstep: maximum number of networks to train together; None to choose by device.
 
@@ -78,7 +79,7 @@ class Trainer:
         checkpoints: Store,
         weights: Store,
         query: StorageQuery,
-        callbacks: WorkerCallbacks,
+        callbacks: QuietDisplay,
         worker: str,
         lockstep: int | None = None,
     ) -> None:

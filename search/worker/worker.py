@@ -14,11 +14,12 @@ from optuna.exceptions import OptunaError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from search.display import QuietDisplay
 from search.errors import ShutdownRequestedError, format_error, is_bug
 from search.pruning.audit import describe_look
 from search.pruning.policy import Decisions, PruneDecision
 from search.pruning.scheduler import PauseResumeScheduler
-from search.status import TrialEvent, WorkerCallbacks
+from search.status import TrialEvent
 from search.worker.claims import SHUTDOWN_GRACE, Claim, ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import RETRY_COUNTS, Failure
@@ -88,7 +89,7 @@ class Worker:
         trainer: trains the trials.
         count_trials: reads the study's trial counts.
         stop: checked between steps.
-        callbacks: called at the worker's events.
+        callbacks: display that is told of the worker's events.
         wait: whether to stay until the trials that others run are finished too.
         scheduler: decides which trials are paused, resumed and pruned; None to train every trial to
             its end.
@@ -100,7 +101,7 @@ class Worker:
         trainer: "Trainer",
         count_trials: Callable[[], TrialCounts],
         stop: ShutdownSignal,
-        callbacks: WorkerCallbacks,
+        callbacks: QuietDisplay,
         wait: bool = True,
         scheduler: PauseResumeScheduler | None = None,
     ) -> None:
