@@ -14,11 +14,12 @@ from reports.stats.scale import format_count
 from rnn.autograd import lockstep_obstacle
 from rnn.config import format_value
 from rnn.errors import RNNError
+from rnn.export import generate
 from rnn.own_code import CodeSource, load_class, read_source
 from rnn.tasks.built_in import BUILT_IN_NAMES, find_built_in
 from search.cells import load_record
 from search.certification import check_networks, list_networks
-from search.models import export_trial, load_trial_model, sample_text
+from search.models import export_trial, load_trial_model
 from search.task_check import certify_task, describe_floors
 from search.tasks import load_task_of
 from studies.cli import artifacts_option, debug_option, storage_options, study_argument
@@ -27,7 +28,7 @@ from studies.errors import ConfigError
 from studies.loader import load_overrides
 from studies.records import CellOption
 from studies.space import BUILT_IN_CELLS, cell_name
-from studies.text import shorten
+from studies.text import shorten, to_printable
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -103,7 +104,7 @@ def sample(
         raise click.BadParameter("--temperature is nan: expected 0 or more")
     model = load_trial_model(study, trial, storage, artifacts).model
     start = os.fsencode(prompt)  # the bytes as typed, even if they are not valid UTF-8
-    text = sample_text(model, start, length, temperature, top_k, seed)
+    text = to_printable(start + generate(model, start, length, temperature, top_k, seed))
     click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))
 
 

@@ -31,7 +31,7 @@ from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
 from studies.study_file import ExportResult, ImportResult, import_studies, is_exported_study
 from studies.study_file import export_study as export_stored
-from studies.text import expect_one_of, shorten, to_line
+from studies.text import expect_one_of, shorten, to_line, to_printable
 
 if TYPE_CHECKING:  # slow to import
     import numpy.typing as npt
@@ -412,7 +412,7 @@ class Trial:
             ConfigError: if a number has another type or is out of range.
             TaskError: if the study's task is another one than text.
         """
-        from search.models import sample_text
+        from rnn.export import generate
 
         _require_integer("length", length)
         _require_integer("seed", seed, 0, 2**32 - 1)
@@ -423,7 +423,9 @@ class Trial:
             raise ConfigError(
                 f"temperature is {shorten(repr(temperature))}: expected a number of 0 or more"
             )
-        return sample_text(self._load(), os.fsencode(prompt), length, temperature, top_k, seed)
+        start = os.fsencode(prompt)
+        text = generate(self._load(), start, length, temperature, top_k, seed)
+        return to_printable(start + text)
 
     def export(self, folder: str | Path) -> Path:
         """Export the network to a new or empty folder, as ``rnn-search export`` does; return it.

@@ -1,4 +1,4 @@
-"""The trained model of a trial: load it, sample text from it, export it to a folder."""
+"""The trained model of a trial: load it, export it to a folder."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import SavedModelError
-from rnn.export import SavedModel, SavedTask, deserialize_model, export_files, generate
+from rnn.export import SavedModel, SavedTask, deserialize_model, export_files
 from search.errors import ExportError, WeightsNotFoundError
 from search.worker.checkpoints import TrialFiles
 from studies.artifacts import open_store
@@ -25,7 +25,7 @@ from studies.measure import find_measure
 from studies.storage.open import load_study, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.trials import StoredTrial
-from studies.text import format_trials, to_printable
+from studies.text import format_trials
 
 
 @dataclass(frozen=True)
@@ -120,18 +120,6 @@ def _explain_missing(
     if not all(state.is_finished() for state in states.values()):
         return f"{problem}: wait until a trial is complete, or check --artifacts"
     return f"{problem}: check --artifacts"
-
-
-def sample_text(
-    model: SavedModel,
-    prompt: bytes,
-    length: int,
-    temperature: float,
-    top_k: int | None,
-    seed: int,
-) -> str:
-    """Return a prompt and its continuation by :func:`rnn.export.generate` as printable text."""
-    return to_printable(prompt + generate(model, prompt, length, temperature, top_k, seed))
 
 
 # ------------------------------------------------------------------ exports
