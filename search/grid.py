@@ -177,13 +177,6 @@ def _stop(study: Study) -> None:
         study.stop()
 
 
-def create_sampler(config: StudyConfig) -> GridSampler:
-    """Return the sampler of a study with a search space."""
-    assert config.grid is not None
-    combinations = list_combinations(config)
-    return GridSampler(config.grid.search_space, config.seed, combinations=combinations)
-
-
 def list_combinations(config: StudyConfig) -> list[Params]:
     """Return the combinations of a study with a search space in the order in which they run."""
     assert config.grid is not None

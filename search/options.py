@@ -4,11 +4,9 @@ The command line, the Python API, worker processes and launchers derive from the
 need no PyTorch.
 """
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -17,11 +15,10 @@ from search.derive import MAX_UNCONFIRMED
 from search.launch.launcher import LaunchTarget, parse_target
 from search.worker.shutdown import MAX_SECONDS, parse_duration
 from studies.cli import study_name
-from studies.config import PrecisionSetting, StudyConfig
+from studies.config import PrecisionSetting
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError
 from studies.loader import (
-    PER_WORKER,
     load_config_file,
     load_overrides,
     load_settings,
@@ -29,7 +26,7 @@ from studies.loader import (
     load_trial_config,
     override_settings,
 )
-from studies.records import StrictModel, TaskRecord, first_message
+from studies.records import StrictModel, first_message
 from studies.text import shorten
 
 TASK_SOURCE = "task.source"
@@ -261,34 +258,6 @@ class RunOptions(WorkerOptions):
         arguments = [f"{name}={value!r}" for name, value in given.items() if value]
         return f"rnn_search.run({', '.join([repr(dict(self.settings or {})), *arguments])})"
 
-    def for_worker(
-        self,
-        stored: StudyConfig,
-        config: StudyConfig,
-        corpus: str | None,
-        task: TaskRecord | None,
-    ) -> WorkerOptions:
-        """Return the options of a worker that is given the name of the study.
-
-        Args:
-            stored: config of the study.
-            config: the same with what this process chose for itself.
-            corpus: path of the file in which this process found the corpus, if it is one.
-            task: record of the task as this process found it; None for a text.
-        """
-        local = [
-            f"{setting}{key}={json.dumps(value)}"
-            for setting in sorted(PER_WORKER)
-            if getattr(stored, setting) != getattr(config, setting)
-            for key, value in _flatten(config.model_dump(mode="json")[setting])
-        ]
-        known = stored.task_record
-        if task and known and (task.source, task.folder) != (known.source, known.folder):
-            local.append(f"{TASK_SOURCE}={json.dumps(_locate(task))}")
-        options = {name: getattr(self, name) for name in WorkerOptions.model_fields}
-        options |= {"overrides": tuple(local), "corpus": self.corpus if corpus is None else corpus}
-        return WorkerOptions(**options | {"until_decided": bool(self.until_decided)})
-
 
 _DEFINING = (
     "trial", "name", "corpus", "precision", "unset", "overrides", "prune", "extend", "partial",
@@ -298,25 +267,6 @@ _DEFINING = (
 
 _STATED = ("trial", "name", "unset", "overrides")
 """Those that a recorded call in Python states in another way."""
-
-
-def _flatten(value: Any) -> Iterable[tuple[str, Any]]:
-    return (
-        [(f".{key}", each) for key, each in value.items()]
-        if isinstance(value, dict)
-        else [("", value)]
-    )
-
-
-def _locate(task: TaskRecord) -> str:
-    """Return the source of a task with the absolute path of its file."""
-    if task.sha256 is None and task.data_sha256 is None:  # a built-in one without a file
-        return task.source
-    if task.sha256 is None:
-        name, _, file = task.source.partition(":")
-        return f"{name}:{Path(task.folder, file)}"
-    place, _, name = task.source.rpartition(":")
-    return f"{Path(task.folder, Path(place).name)}:{name}" if place.endswith(".py") else task.source
 
 
 def to_words(options: WorkerOptions, names: Iterable[str] | None = None) -> list[str]:

@@ -4,6 +4,7 @@ A worker does two steps: it creates or joins a study, for which alone a study fi
 works on the stored study. Further workers do the second step only, by the name of the study.
 """
 
+import json
 import re
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from search.extend import (
     has_earlier_grid,
     no_space_error,
 )
-from search.grid import GridSampler, create_sampler, list_combinations
+from search.grid import GridSampler, list_combinations
 from search.launch.shared_files import require_shared
 from search.options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.pruning.audit import draw_audited
@@ -44,6 +45,7 @@ from search.tasks import (
     describe_unsuitable,
     load_study_corpus,
     load_task,
+    locate_task,
     read_token_corpus,
     tokenize,
 )
@@ -57,6 +59,7 @@ from studies.hypotheses import Registration, update_records
 from studies.loader import (
     PER_WORKER,
     diff_configs,
+    flatten,
     list_descriptive_changes,
     load_overrides,
     load_stored_config,
@@ -145,11 +148,26 @@ class StudyHandle:
         return self.record.artifact_folder
 
     def for_worker(self, options: RunOptions) -> WorkerOptions:
-        """Return the options of a worker that is given the name of the study."""
-        has_file = self.corpus is not None and self.corpus.path is not None
-        path = self.corpus.name if self.corpus is not None and has_file else None
-        task = None if self.task is None else self.task.record
-        return options.for_worker(self.record.config, self.config, path, task)
+        """Return the options of a worker that is given the name of the study.
+
+        They have what this process has chosen for itself, and where it has found corpus and task.
+        """
+        stored, corpus = self.record.config, options.corpus
+        chosen = {
+            name: value
+            for name, value in self.config.model_dump(mode="json", include=PER_WORKER).items()
+            if getattr(stored, name) != getattr(self.config, name)
+        }
+        local = [f"{key}={json.dumps(value)}" for key, value in sorted(flatten(chosen))]
+        known = stored.task_record
+        task = self.task.record if self.task is not None else None
+        if task and known and (task.source, task.folder) != (known.source, known.folder):
+            local.append(f"{TASK_SOURCE}={json.dumps(locate_task(task))}")
+        if self.corpus is not None and self.corpus.path is not None:
+            corpus = self.corpus.name
+        given = {name: getattr(options, name) for name in WorkerOptions.model_fields}
+        given |= {"overrides": tuple(local), "corpus": corpus}
+        return WorkerOptions(**given | {"until_decided": bool(options.until_decided)})
 
 
 @dataclass(frozen=True)
@@ -358,10 +376,12 @@ def _open(
 
 
 def _create_sampler(storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> GridSampler:
-    if config.space is not None:
-        return create_sampler(config)
-    combinations = [trial.params for trial in read_trials(storage, study_id)]
-    return GridSampler(observed_search_space(combinations), combinations=combinations)
+    if config.grid is not None:
+        space, combinations = config.grid.search_space, list_combinations(config)
+    else:
+        combinations = [trial.params for trial in read_trials(storage, study_id)]
+        space = observed_search_space(combinations)
+    return GridSampler(space, config.seed, combinations=combinations)
 
 
 # ------------------------------------------------------------------ create
@@ -403,14 +423,7 @@ def _check_new(wanted: _Wanted, options: RunOptions) -> Floors | None:
 def _create(
     storage: LeasedRDBStorage, wanted: _Wanted, floors: Floors | None, options: RunOptions
 ) -> str:
-    """Store a study with all its trials; return a notice, or "" if another process was faster.
-
-    Raises:
-        CorpusError: if the corpus is too short.
-        ConfigError: if there are too many trials.
-        StudyNotFoundError, UnfinishedSourceError: if the source of a refinement is missing or not
-            finished.
-    """
+    """Store a study with all its trials; return a notice, or "" if another process was faster."""
     config, corpus, device = wanted.config, wanted.corpus, wanted.device
     planned, space = _plan_trials(storage, config, options)
     audit_nuisance = [] if config.grid is None else config.nuisance
@@ -488,10 +501,7 @@ def _describe_corpus(corpus: Corpus | None) -> CorpusRecord | None:
 
 
 def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:
-    """Keep a copy of the source of each cell and of the task of a study.
-
-    Cells that this process's file lacks are loaded.
-    """
+    """Keep a copy of the source of each cell and of the task of a study."""
     cells, task = record.config.cells, record.config.task_record
     if cells or (task is not None and task.sha256 is not None):
         store = open_store(wanted.artifacts, wanted.url, "cells")
@@ -534,10 +544,8 @@ def _check_data(wanted: _Wanted, record: StudyRecord) -> None:
 def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -> str:
     """Reject a worker whose settings, sources or data differ from the study's.
 
-    Those that ``--extend`` can change may differ with it, and in a file of before an extension.
-
-    Returns:
-        A notice on what is used in place of the values of such a file, or "".
+    Those that ``--extend`` can change may differ with it, and in a file of before an extension; a
+    notice says what is used in place of the values of such a file.
     """
     name, stored, config = wanted.name, record.config, wanted.config
     check_sources(name, stored, config)
@@ -578,9 +586,7 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
 def _describe_kept(wanted: _Wanted, record: StudyRecord) -> str:
     """Return a notice on descriptive settings that a worker states otherwise than its study.
 
-    Raises:
-        ConfigMismatchError: if its file states a hypothesis that the study has not stored. One that
-            was withdrawn is in the file of a worker from before.
+    Its file may state a hypothesis that was withdrawn since, but no new one.
     """
     name, stored, config = wanted.name, record.config, wanted.config
     known = [each.hypothesis for each in record.hypotheses]

@@ -139,16 +139,12 @@ def load_task(
     folder = Path(earlier.folder) if earlier else file.folder_of("task.source").absolute()
     code = None
     try:
-        is_own = find_built_in(settings.source, folder) is None
-        if is_own and earlier is not None and earlier.sha256 is not None:
+        if earlier is not None and earlier.sha256 is not None:
             assert open_store is not None
             code = open_store().read_source(
                 TaskSource, earlier.name, earlier.source, earlier.sha256
             )
-        elif is_own:
-            code = read_source(settings.source, folder, TaskSource)
-            folder = locate_source(settings.source, folder, TaskSource).parent
-        task = _describe(settings, code, folder)
+        task = load_task_of(settings.source, settings.options, folder, code)
     except TaskError as error:
         if earlier is None:
             raise
@@ -160,18 +156,38 @@ def load_task(
     return file.model_copy(update={"task": task.record}), task
 
 
-def load_task_of(source: str, options: Mapping[str, Any], folder: Path) -> StudyTask:
-    """Load a task that no study file names, from a source as study files state it.
+def load_task_of(
+    source: str, options: Mapping[str, Any], folder: Path, code: CodeSource | None = None
+) -> StudyTask:
+    """Load a task from a source as study files state it, and the values of its options.
+
+    Args:
+        source: the source.
+        options: values of options by name.
+        folder: folder that paths are relative to.
+        code: text of a user's own class; None to read it.
 
     Raises:
         TaskError, ConfigError: as of :func:`load_task`.
     """
     settings = TaskSettings.model_validate({"source": source, **options})
-    file = ConfigFile(name="", origin="", settings={"task": settings.model_dump()}, folder=folder)
-    _, task = load_task(file, None)
-    if task is None:
+    if settings.source == TEXT:
         raise TaskError(f"{source!r} is the task of a text: expected another one")
-    return task
+    if code is None and find_built_in(source, folder) is None:
+        code = read_source(source, folder, TaskSource)
+        folder = locate_source(source, folder, TaskSource).parent
+    return _describe(settings, code, folder)
+
+
+def locate_task(task: TaskRecord) -> str:
+    """Return the source of a task with the absolute path of its file, if it has one."""
+    if task.sha256 is None and task.data_sha256 is None:
+        return task.source
+    if task.sha256 is None:
+        name, _, file = task.source.partition(":")
+        return f"{name}:{Path(task.folder, file)}"
+    place, _, name = task.source.rpartition(":")
+    return f"{Path(task.folder, Path(place).name)}:{name}" if place.endswith(".py") else task.source
 
 
 def pack_task(task: StudyTask) -> str:
@@ -186,8 +202,7 @@ def unpack_task(packed: str) -> StudyTask:
     """Return the task that :func:`pack_task` has packed; the class of a user's own is executed."""
     source, values, folder, text = json.loads(packed)
     code = None if text is None else TaskSource(source, source.rpartition(":")[2], text)
-    settings = TaskSettings.model_validate({"source": source, **values})
-    return _describe(settings, code, Path(folder))
+    return load_task_of(source, values, Path(folder), code)
 
 
 def _describe(settings: TaskSettings, code: CodeSource | None, folder: Path) -> StudyTask:

@@ -306,8 +306,8 @@ def diff_configs(
     Returns:
         A line for each setting: its name, the study's value, the worker's.
     """
-    expected = dict(_flat(_identity(stored, stored_corpus)))
-    actual = dict(_flat(_identity(local, local_corpus)))
+    expected = dict(flatten(_identity(stored, stored_corpus)))
+    actual = dict(flatten(_identity(local, local_corpus)))
     if local.precision == "auto":
         actual["precision"] = expected["precision"]
     return [
@@ -343,9 +343,10 @@ def _identity(config: StudyConfig, corpus: CorpusRecord | None) -> dict[str, Any
     return settings
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of each setting in nested tables."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
