@@ -177,14 +177,9 @@ def _derive(
     refinement: Refinement,
     config: StudyConfig,
 ) -> list[StoredTrial]:
-    """Apply the variants to the best architectures; see :func:`derive_trials`.
+    """Apply the variants to the best architectures, the best first; see :func:`derive_trials`.
 
-    Args:
-        best: runs of each architecture, the best first.
-        first: number of the first replicate.
-        settings: training settings that are parameters of some of the source's trials.
-        refinement: variants and replicates.
-        config: config of the derived study.
+    Replicates are numbered from ``first``. Some trials of the source vary in the ``settings``.
     """
     derived: dict[Hashable, StoredTrial] = {}
     varied = settings.union(*refinement.variants)

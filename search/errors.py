@@ -1,17 +1,4 @@
-"""Exceptions of this package.
-
-::
-
-    SearchError
-    ├── UnfinishedSourceError    a source study is not finished, or has too few trials
-    ├── GridExhaustedError       (also optuna.TrialPruned) no grid trial is left
-    ├── ShutdownRequestedError   an operation was interrupted by a request to stop
-    ├── WeightsNotFoundError     the weights of a trial are not available
-    ├── TrialNotFoundError       a study does not have a trial
-    ├── SearchFailedError        a search ended, but without the results that it was run for
-    ├── LaunchError              a cluster cannot run workers as the command line says
-    └── ExportError              a folder cannot be written
-"""
+"""Exceptions of this package."""
 
 import optuna
 

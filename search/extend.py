@@ -153,14 +153,7 @@ def _describe_extension(
 def _plan_new_end(
     study: optuna.Study, record: StudyRecord, config: StudyConfig, options: RunOptions
 ) -> NewEnd | None:
-    """Plan the extension of a study to the steps of a config; None if it has or had them.
-
-    Raises:
-        ConfigMismatchError: if there are fewer, learning rates depend on the number of steps, or
-            the weights of the last steps before it would have to be averaged: a checkpoint does not
-            hold them.
-        ArtifactsError: if the checkpoints cannot be listed.
-    """
+    """Plan the extension of a study to the steps of a config; None if it has or had them."""
     name, old, new = study.study_name, record.config.training.steps, config.training.steps
     if new in record.steps:
         return None
@@ -260,11 +253,7 @@ def _plan_added(
     nuisance: Sequence[str],
     trials: Sequence[StoredTrial],
 ) -> list[StoredTrial]:
-    """Return the trials that an extended search space adds.
-
-    Raises:
-        ConfigMismatchError: if it is not an extension.
-    """
+    """Return the trials that an extended search space adds."""
     if extended.space == stored.space:
         return []
     if conflict := _find_conflict(stored, extended):
