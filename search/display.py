@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from typing import Any, Self
 
@@ -337,8 +337,10 @@ class QuietDisplay(logging.Handler):
         self._pending: deque[logging.LogRecord] = deque()  # of other threads than the main one
         self._bugs: list[list[str]] = []  # that were printed
         self._replaced: list[list[logging.Handler]] = []
+        self._background: AbstractContextManager[object] = nullcontext()  # a thread that draws
 
     def __enter__(self) -> Self:
+        self._background.__enter__()
         logging.getLogger("search").setLevel(logging.INFO)
         for logger in _LOGGERS:
             self._replaced.append(logger.handlers)
@@ -349,6 +351,7 @@ class QuietDisplay(logging.Handler):
         for logger in reversed(_LOGGERS):
             logger.handlers, logger.propagate = self._replaced.pop(), True
         self._print_pending()
+        self._background.__exit__(None, None, None)
 
     def on_log(self, running: Sequence[RunningTrial]) -> None:
         """Handle a log point of the running trials."""
@@ -437,15 +440,7 @@ class LogDisplay(ProgressDisplay):
         super().__init__(console, reader)
         self._has_waited = False
         self._leaders_at = -math.inf
-        self._ticker = Ticker(console, self._format_progress)
-
-    def __enter__(self) -> Self:
-        self._ticker.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._ticker.__exit__(*error)
+        self._background = Ticker(console, self._format_progress)
 
     def on_wait(self) -> None:
         """Print once that this worker waits for others."""
@@ -470,16 +465,11 @@ class LogDisplay(ProgressDisplay):
 class LiveDisplay(ProgressDisplay):
     """Display that is redrawn in place, for a terminal; lines scroll above it."""
 
-    def __enter__(self) -> Self:
-        self._live = Live(
-            get_renderable=self._draw, console=self._console, refresh_per_second=2, transient=True
+    def __init__(self, console: SafeConsole, reader: StatusReader) -> None:
+        super().__init__(console, reader)
+        self._background = Live(
+            get_renderable=self._draw, console=console, refresh_per_second=2, transient=True
         )
-        self._live.start()
-        return super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._live.stop()
 
 
 class NotebookDisplay(ProgressDisplay):
