@@ -17,7 +17,7 @@ from rnn.errors import RNNError
 from rnn.export import generate
 from rnn.own_code import CodeSource, load_class, read_source
 from rnn.tasks.built_in import BUILT_IN_NAMES, find_built_in
-from search.cells import load_record
+from search.cells import load_record, read_values
 from search.certification import check_networks, list_networks
 from search.models import export_trial, load_trial_model
 from search.task_check import certify_task, describe_floors
@@ -192,15 +192,11 @@ def _check_task(source: str, options: Mapping[str, Any]) -> None:
 def _check_cell(cell: str, base: Mapping[str, Any]) -> None:
     try:
         name = cell_name(cell)
-        record = load_record(cell, Path())
-        for option, value in base.items():
-            if option not in record.options:
-                known = ", ".join(record.options) or "none, it has none"
-                raise ValueError(f"cell {name} has no option {option}: expected {known}")
-            record.options[option].check(f"--set {option}", [value])
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    networks = list_networks(name, record, base=base)
+    record = load_record(cell, Path())
+    values = read_values(f"cell {name}", record.options, base)
+    networks = list_networks(name, record, base=values)
     check_networks(networks, lambda passed: click.echo(f"passed: {passed}"))
     obstacle = lockstep_obstacle(networks[0])
     if obstacle is None:

@@ -11,9 +11,11 @@ import contextlib
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
+from rnn.config import ParamValue
 from rnn.errors import CellError
 from rnn.own_code import (
     CellSource,
@@ -27,9 +29,10 @@ from studies.artifacts import Store, store_errors, store_location
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
-from studies.errors import ArtifactsError, ConfigMismatchError
-from studies.records import CellRecord, TaskRecord, read_options
+from studies.errors import ArtifactsError, ConfigError, ConfigMismatchError
+from studies.records import CellOption, CellRecord, TaskRecord, read_options
 from studies.space import cell_name
+from studies.text import expect_one_of
 
 
 def load_cells(file: ConfigFile) -> ConfigFile:
@@ -86,6 +89,28 @@ def check_option_names(subject: str, options: Iterable[str]) -> None:
                 f"{subject} has an option {name}, which is the name of another parameter or "
                 "result of a trial: rename the option"
             )
+
+
+def read_values(
+    subject: str, options: Mapping[str, CellOption], given: Mapping[str, Any]
+) -> dict[str, ParamValue]:
+    """Return the values that are given for options of a cell or a task, each in its option's type.
+
+    Raises:
+        ConfigError: if an option is unknown, or a value invalid; the message begins with the
+            subject.
+    """
+    values: dict[str, ParamValue] = {}
+    for name, value in given.items():
+        if name not in options:
+            expected = expect_one_of(options, name) if options else "it has no options"
+            raise ConfigError(f"{subject} has no option {name}: {expected}")
+        try:
+            options[name].check(f"{subject} has {name}", [value])
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        values[name] = options[name].convert(value)
+    return values
 
 
 class CodeStore:

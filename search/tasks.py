@@ -33,14 +33,13 @@ from rnn.tasks.built_in import find_built_in
 from rnn.tasks.corpus import Corpus, load_corpus
 from rnn.tasks.task import SequenceTask, is_built_in
 from rnn.tasks.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
-from search.cells import CodeStore, check_option_names
+from search.cells import CodeStore, check_option_names, read_values
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.records import TEXT, TaskRecord, TaskSettings, first_message, read_task_options
 from studies.space import Params
-from studies.text import expect_one_of
 from studies.training import WINDOW_PARAMS
 
 TaskOptions = tuple[tuple[str, ParamValue], ...]
@@ -141,9 +140,8 @@ def load_task(
     try:
         if earlier is not None and earlier.sha256 is not None:
             assert open_store is not None
-            code = open_store().read_source(
-                TaskSource, earlier.name, earlier.source, earlier.sha256
-            )
+            own = earlier.name, earlier.source, earlier.sha256
+            code = open_store().read_source(TaskSource, *own)
         task = load_task_of(settings.source, settings.options, folder, code)
     except TaskError as error:
         if earlier is None:
@@ -224,16 +222,7 @@ def _describe(settings: TaskSettings, code: CodeSource | None, folder: Path) -> 
     except ValueError as error:
         raise TaskError(str(error)) from error
     options = {each: option for each, option in options.items() if each not in fixed}
-    values = {}
-    for each, value in settings.options.items():
-        if each not in options:
-            expected = expect_one_of(options, each) if options else "it has no options"
-            raise ConfigError(f"task {name} has no option {each}: {expected}")
-        try:
-            options[each].check(f"task {name} has {each}", [value])
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        values[each] = options[each].convert(value)
+    values = read_values(f"task {name}", options, settings.options)
     if takes_folder:
         fixed["folder"] = folder
     task = _build(definition, fixed | values, name)

@@ -343,10 +343,10 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
         (("gru",), "gru is a built-in cell: expected a cell of your own"),
         (
             ("cells/mine.py:Mine", "--set", "size=3"),
-            "cell Mine has no option size: expected tanh",
+            "cell Mine has no option size: expected one of tanh",
         ),
         (("cells/mine.py:Mine", "--set", "kind=b"), "is not a TOML value"),
-        (("cells/mine.py:Mine", "--set", "kind='c'"), "--set kind = 'c': expected one of"),
+        (("cells/mine.py:Mine", "--set", "kind='c'"), "cell Mine has kind = 'c': expected one of"),
     ],
 )
 def test_invalid_input_of_check_is_rejected_in_one_line(folder, monkeypatch, words, reason):
