@@ -30,6 +30,7 @@ from search.worker.trainer import Trainer
 from search.worker.worker import Worker
 from studies.artifacts import open_store
 from studies.cli import STORAGE_VARIABLE
+from studies.storage.counts import count_trials
 
 ROUNDS = 5
 
@@ -139,7 +140,8 @@ def _search(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> N
             trainer = Trainer(
                 handle, device, budget, checkpoints, weights, query, callbacks, "me", lockstep
             )
-            Worker(claims, trainer, reader.count_trials, stop, callbacks).run()
+            count = partial(count_trials, handle.storage, handle.study_id)
+            Worker(claims, trainer, count, stop, callbacks).run()
     finally:
         optuna.delete_study(study_name=handle.name, storage=handle.storage)
         handle.storage.close()

@@ -4,8 +4,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,14 +221,18 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
     """
     storage, artifacts = options.storage, options.artifacts
     cluster = prepare_launch(options)
-    server: AbstractContextManager[None] = nullcontext()
-    if dashboard_port is not None:
-        server = launcher.serve_dashboard(storage, artifacts, dashboard_port)
-    # A study that is opened by name may have planned looks.
-    if options.until_decided or (options.until_decided is None and options.by_name):
-        result = _run_until_decided(options, server, cluster)
-    else:
-        result = run_workers(options, lambda handle: server, launcher=cluster)
+    with ExitStack() as stack:
+
+        def serve(_: StudyHandle) -> None:
+            if dashboard_port is not None:
+                server = launcher.serve_dashboard(storage, artifacts, dashboard_port)
+                stack.enter_context(server)
+
+        # A study that is opened by name may have planned looks.
+        if options.until_decided or (options.until_decided is None and options.by_name):
+            result = _run_until_decided(options, serve, cluster)
+        else:
+            result = run_workers(options, serve, cluster)
     if cluster is not None and result.is_finished and result.record is not None:
         cancel_pending(cluster, result.record.artifact_folder, SafeConsole())
     if options.report and result.is_finished and not result.exit_code:
@@ -240,7 +244,7 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
 
 
 def _run_until_decided(
-    options: RunOptions, context: AbstractContextManager[None], cluster: Launcher | None
+    options: RunOptions, serve: Callable[[StudyHandle], None], cluster: Launcher | None
 ) -> RunResult:
     """Run the trials of each planned look of a study, and take it, until the study is decided.
 
@@ -249,61 +253,53 @@ def _run_until_decided(
     """
     console, start = SafeConsole(), time.monotonic()
     name = options.stored_name
-    with ExitStack() as stack:
 
-        @contextmanager
-        def describe(handle: StudyHandle) -> Iterator[None]:
-            if not is_described:
-                stack.enter_context(context)
-            has_looks = bool(handle.record.config.looks)
-            if options.until_decided and not has_looks:
-                raise ConfigError(
-                    f"--until-decided: study {name!r} was created without planned looks"
-                )
-            if has_looks and not is_described:
-                from rnn_search import findings  # slow: imports pandas
+    def describe(handle: StudyHandle) -> None:
+        if is_described:
+            return
+        serve(handle)
+        has_looks = bool(handle.record.config.looks)
+        if options.until_decided and not has_looks:
+            raise ConfigError(f"--until-decided: study {name!r} was created without planned looks")
+        if has_looks:
+            from rnn_search import findings  # slow: imports pandas
 
-                if line := findings.describe_plan(options.storage, name):
-                    console.print_line(line)
-            yield
+            if line := findings.describe_plan(options.storage, name):
+                console.print_line(line)
 
-        remaining, has_looked, is_described = options, False, False
-        while True:
-            result = run_workers(remaining, describe, launcher=cluster)
-            is_described, record = True, result.record
-            if record is None or not record.config.looks:
+    remaining, has_looked, is_described = options, False, False
+    while True:
+        result = run_workers(remaining, describe, cluster)
+        is_described, record = True, result.record
+        if record is None or not record.config.looks:
+            return result
+        if result.failed_workers:
+            console.print_line("not decided yet: run the same command to continue")
+        if result.exit_code:
+            return result
+        from rnn_search import findings
+
+        left = math.inf if options.until is None else options.until - time.monotonic() + start
+        if result.is_finished:
+            look = retry_outages(lambda: findings.take_due_look(options.storage, name))
+            for line in look.lines if look is not None else ():
+                console.print_line(line)
+            if look is not None and look.is_last:
+                return replace(result, was_finished=result.was_finished and not has_looked)
+        if left <= 0:  # trials are left: other workers run them, or the look has added them
+            return replace(result, is_finished=False)
+        if not result.is_finished:
+            looks = retry_outages(lambda: findings.count_looks(options.storage, name))
+            if looks == len(record.looks):
                 return result
-            if result.failed_workers:
-                console.print_line("not decided yet: run the same command to continue")
-            if result.exit_code:
-                return result
-            from rnn_search import findings
-
-            left = math.inf if options.until is None else options.until - time.monotonic() + start
-            if result.is_finished:
-                look = retry_outages(lambda: findings.take_due_look(options.storage, name))
-                for line in look.lines if look is not None else ():
-                    console.print_line(line)
-                if look is not None and look.is_last:
-                    return replace(result, was_finished=result.was_finished and not has_looked)
-            if left <= 0:  # trials are left: other workers run them, or the look has added them
-                return replace(result, is_finished=False)
-            if not result.is_finished:
-                looks = retry_outages(lambda: findings.count_looks(options.storage, name))
-                if looks == len(record.looks):
-                    return result
-                # Another process took a look, and added trials, at the end of this run.
-            has_looked = True
-            if options.until is not None:
-                remaining = options.model_copy(update={"until": left})
+            # Another process took a look, and added trials, at the end of this run.
+        has_looked = True
+        if options.until is not None:
+            remaining = options.model_copy(update={"until": left})
 
 
 def _to_plain(key: str, value: Any, depth: int = 0) -> Any:
-    """Convert a setting to the types that TOML has; tuples, arrays and NumPy's numbers included.
-
-    Raises:
-        ConfigError: if it is of another type, or nested too deeply, as one that contains itself.
-    """
+    """Convert a setting to the types that TOML has; tuples, arrays and NumPy's numbers included."""
     if depth > MAX_DEPTH:
         raise ConfigError(
             f"{shorten(key)} is nested too deeply: expected at most {MAX_DEPTH} nested dicts and "

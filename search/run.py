@@ -13,11 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from ctypes import c_bool
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
-from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +54,7 @@ from studies.interrupts import EXIT_INTERRUPTED, blocked_interrupts, ignore_inte
 from studies.loader import load_overrides
 from studies.measure import find_measure
 from studies.storage.backup import merge_log, rescue_if_lost
+from studies.storage.counts import count_trials
 from studies.storage.engine import database_error, error_message, is_outage
 from studies.storage.reads import read_trials
 
@@ -114,7 +114,6 @@ class _Session:
 
     Attributes:
         claims: claims of this process, whose thread also reads for the display.
-        has_trained: flag in shared memory that is set once a process has trained a step.
     """
 
     handle: StudyHandle
@@ -124,19 +123,18 @@ class _Session:
     reader: StatusReader
     display: QuietDisplay
     claims: ClaimManager
-    has_trained: c_bool
 
 
 def run_workers(
     options: RunOptions,
-    context: Callable[[StudyHandle], AbstractContextManager[object]] | None = None,
+    on_open: Callable[[StudyHandle], object] = lambda _: None,
     launcher: Launcher | None = None,
 ) -> RunResult:
     """Create or join a study and run its trials until all are finished.
 
     Args:
         options: what the user asks for.
-        context: returns a context manager for the open study, entered for the rest of the run.
+        on_open: called with the open study.
         launcher: launcher of the run, from :func:`search.launch.jobs.prepare_launch`; None for
             workers on this machine.
 
@@ -159,15 +157,14 @@ def run_workers(
     except ShutdownRequestedError:
         console.print_line(STOPPED_EARLY)
         return RunResult(name, 0, False, stop.signal)
-    storage, has_trained = handle.storage, RawValue(c_bool, False)
-    during = nullcontext() if context is None else context(handle)
-    with closing(storage), rescue_if_lost(storage), during:
+    storage = handle.storage
+    with closing(storage), rescue_if_lost(storage):
+        on_open(handle)
         _print_study(console, handle, device)
         was_finished = reader.recent_status().is_finished
         failed_workers, failure = 0, ""
         display = create_display(console, reader, False)
-        given = handle, options.storage, device, stop, reader, display, has_trained
-        with _start_session(*given) as session:
+        with _start_session(handle, options.storage, device, stop, reader, display) as session:
             if launcher is not None:
                 failure = run_jobs(options, launcher, handle, reader, stop, console, display)
             elif options.workers == 1:
@@ -300,23 +297,19 @@ def _start_session(
     stop: ShutdownSignal,
     reader: StatusReader,
     display: QuietDisplay,
-    has_trained: c_bool,
 ) -> Iterator[_Session]:
     """Handle signals, show a display and claim trials until the session ends."""
     lease, outage = handle.config.lease.seconds, handle.config.outage.seconds
     claims = ClaimManager(handle.storage, handle.study_id, _name_worker(), stop, lease, outage)
     with stop, display, claims:
         reader.attach(claims)
-        yield _Session(handle, url, device, stop, reader, display, claims, has_trained)
+        yield _Session(handle, url, device, stop, reader, display, claims)
 
 
 def _work(session: _Session, options: WorkerOptions) -> None:
     """Run a worker in this process until no trial is left or a stop is requested."""
     handle, claims = session.handle, session.claims
-
-    def query(read: Callable[[], _T]) -> _T | None:
-        return claims.ask(read, after_flush=True, default=None)
-
+    query = partial(claims.ask, after_flush=True, default=None)
     scheduler = None
     if handle.config.pruning.enabled:
         scheduler = PauseResumeScheduler(handle.storage, handle.study_id, handle.config)
@@ -335,16 +328,13 @@ def _work(session: _Session, options: WorkerOptions) -> None:
         worker = Worker(
             claims,
             trainer,
-            session.reader.count_trials,
+            partial(count_trials, handle.storage, handle.study_id),
             session.stop,
             session.display,
             options.wait,
             scheduler,
         )
-        try:
-            worker.run()
-        finally:
-            session.has_trained.value = session.has_trained.value or trainer.has_trained
+        worker.run()
 
 
 def _print_study(console: SafeConsole, handle: StudyHandle, device: torch.device) -> None:
@@ -368,10 +358,11 @@ def _conclude(
     """Print the outcome of a run; return why a finished study has no complete trial, or ""."""
     console.print_line(f"study {status.name}: {format_progress(status)}")
     if session.stop.requested and not status.is_finished and launcher is None:
-        if session.has_trained.value:
-            console.print_line("stopped; progress is saved: run the same command to resume")
-        else:
+        counts = status.counts
+        if counts.waiting == counts.planned and not (counts.paused or status.retries):
             console.print_line(STOPPED_EARLY)
+        else:
+            console.print_line("stopped; progress is saved: run the same command to resume")
     if status.is_finished and not status.counts.complete + status.counts.pruned:
         trials = read_trials(session.handle.storage, session.handle.study_id)
         return explain_failure(status.name, trials, status.counts)
@@ -397,14 +388,13 @@ def _remove_leftovers(handle: StudyHandle, options: RunOptions) -> None:
 # ------------------------------------------------------------------ worker processes
 
 
-def run_worker_process(name: str, url: str, options: WorkerOptions, has_trained: c_bool) -> None:
+def run_worker_process(name: str, url: str, options: WorkerOptions) -> None:
     """Work on a stored study, quietly: the parent process shows the progress.
 
     Args:
         name: name of the study.
         url: URL of the storage.
         options: what this worker chooses for itself.
-        has_trained: flag in shared memory that is set once this process has trained a step.
     """
     # The parent reports an interrupt and ends the workers that are not ready for signals.
     ignore_interrupts()
@@ -421,9 +411,9 @@ def run_worker_process(name: str, url: str, options: WorkerOptions, has_trained:
                 console.print_line,
             )
             display = create_display(console, reader, True)
-            given = handle, url, device, stop, reader, display, has_trained
-            with closing(handle.storage), _start_session(*given) as session:
-                _work(session, options)
+            session = _start_session(handle, url, device, stop, reader, display)
+            with closing(handle.storage), session as opened:
+                _work(opened, options)
         except ShutdownRequestedError:
             pass
         except StorageLostError:  # reported by the parent
@@ -441,17 +431,13 @@ def _run_processes(session: _Session, options: RunOptions) -> int:
     worker = session.handle.for_worker(options).model_copy(update={"until": None})
     # Torch's threads and the storage's connections do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    processes: list[BaseProcess] = [
-        context.Process(
-            target=run_worker_process,
-            args=(
-                session.handle.name,
-                session.url,
-                worker.model_copy(update={"device": device}),
-                session.has_trained,
-            ),
-        )
+    options_of_each = [
+        worker.model_copy(update={"device": device})
         for device in assign_devices(options.device, options.workers)
+    ]
+    study = session.handle.name, session.url
+    processes: list[BaseProcess] = [
+        context.Process(target=run_worker_process, args=(*study, each)) for each in options_of_each
     ]
     warned: set[BaseProcess] = set()
     try:

@@ -289,10 +289,6 @@ class StatusReader:
         """Read through the storage thread of a claim manager, so that callers do not block."""
         self._claims = claims
 
-    def count_trials(self) -> TrialCounts:
-        """Count the study's trials; raises the storage's exceptions."""
-        return count_trials(self._storage, self._study._study_id)
-
     def read_status(self) -> Status:
         """Return the status, waiting up to :data:`READ_TIMEOUT`."""
         self._status = self._query(self._read, self._status)

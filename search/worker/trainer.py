@@ -66,7 +66,6 @@ class Trainer:
         lockstep: maximum number of networks to train together; None to choose by device.
 
     Attributes:
-        has_trained: whether at least one step was trained.
         min_keep_probability: keep probability from which a paused trial resumes together with
             another.
     """
@@ -88,7 +87,6 @@ class Trainer:
         self.config = config
         self.device = device
         self.callbacks = callbacks
-        self.has_trained = False
         self.min_keep_probability = min_keep_probability(device)
         self._worker = worker
         self._budget = budget
@@ -230,13 +228,9 @@ class Trainer:
                 self.save_checkpoints([claims[config] for config in loop.configs])
                 saved_at = time.monotonic()
 
-        def on_train_step() -> None:
-            self.has_trained = True
-            on_step()
-
         # A checkpoint may be of a trial that diverged while the storage was unavailable.
         yield from self._remove_diverged(loop)
-        for point in loop.train(on_train_step):
+        for point in loop.train(on_step):
             running = []
             for trial_config, loss in zip(loop.configs, point.ema_losses, strict=True):
                 claims[trial_config].report(point.step, loss)
