@@ -1,4 +1,4 @@
-"""What a study says: effects, verdicts, outcomes and the Pareto front, and what planned looks find.
+"""What a study says: effects, verdicts and the Pareto front, and what planned looks find.
 
 Planned looks are taken between two searches of a study of replicates, until it is decided. Slow to
 import: pandas.
@@ -17,7 +17,6 @@ import pandas as pd
 from reports.analysis.audited_effects import compute_study_effects
 from reports.analysis.leaderboard import StudySummary, look_at_results, summarize_study
 from reports.analysis.nuisance import build_judged_table, find_edges
-from reports.analysis.outcomes import build_outcome_table
 from reports.analysis.pareto_front import ParetoFront, summarize_costs
 from reports.analysis.sweeps import describe_sweep, fit_sweep
 from reports.data.replicates import find_replicates
@@ -34,7 +33,6 @@ from reports.stats.conditional_effects import (
     rank_effects,
 )
 from reports.stats.effects import Effect
-from reports.stats.outcome_table import compute_outcomes, to_frame
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.planned_looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.scale import format_count
@@ -340,14 +338,6 @@ def find_verdicts(results: Results) -> Verdicts:
             "refinement.replicates of 2 or more, and its first look if it has looks"
         )
     return Verdicts(summary, results.metric.unit, results.measure.spec)
-
-
-def count_outcomes(results: Results) -> pd.DataFrame:
-    """Count rescued and ruined pairs, see :meth:`rnn_search.Study.outcomes`."""
-    threshold = results.config.report_threshold
-    if threshold is None:
-        return to_frame([])
-    return to_frame(compute_outcomes(build_outcome_table(results, threshold)))
 
 
 def find_pareto(results: Results, cost: Literal["parameters", "seconds"]) -> Pareto:

@@ -255,9 +255,14 @@ class Study:
         Raises:
             ReportError: if no trial is complete.
         """
-        from rnn_search.findings import count_outcomes
+        from reports.analysis.outcomes import build_outcome_table
+        from reports.stats.outcome_table import compute_outcomes, to_frame
 
-        return count_outcomes(self._read_results(False, require_complete=True))
+        results = self._read_results(False, require_complete=True)
+        threshold = results.config.report_threshold
+        if threshold is None:
+            return to_frame([])
+        return to_frame(compute_outcomes(build_outcome_table(results, threshold)))
 
     def hypotheses(self) -> "pd.DataFrame":
         """Test the hypotheses that the study stores.
