@@ -53,13 +53,13 @@ def extend(
         StudiesError: if the study cannot be extended now.
     """
     name, study_id, stored = study.study_name, study._study_id, record.config
-    new_end = _plan_new_end(study, record, config, options)
+    trials = read_trials(storage, study_id, is_strict=True)
+    new_end = _plan_new_end(name, record, config, trials, options)
     if new_end is not None and stored.looks:
         raise ConfigMismatchError(
             f"study {name!r} has planned looks, whose verdicts hold for its steps: --extend "
             "expected a study without; train longer under another --name"
         )
-    trials = read_trials(storage, study_id, is_strict=True)
     if new_end is not None and stored.space is None:
         check_trials(config, task, [trial.params for trial in trials])
     changed = list_descriptive_changes(stored, config)
@@ -151,17 +151,21 @@ def _describe_extension(
 
 
 def _plan_new_end(
-    study: optuna.Study, record: StudyRecord, config: StudyConfig, options: RunOptions
+    name: str,
+    record: StudyRecord,
+    config: StudyConfig,
+    trials: Sequence[StoredTrial],
+    options: RunOptions,
 ) -> NewEnd | None:
     """Plan the extension of a study to the steps of a config; None if it has or had them."""
-    name, old, new = study.study_name, record.config.training.steps, config.training.steps
+    old, new = record.config.training.steps, config.training.steps
     if new in record.steps:
         return None
     if new < old:
         raise ConfigMismatchError(
             f"study {name!r} has training.steps = {old}, not {new}: --extend expected more steps"
         )
-    for trial in study.get_trials(deepcopy=False):
+    for trial in trials:
         schedule = training_settings(trial.params, record.config).schedule
         if schedule != "constant":
             raise ConfigMismatchError(

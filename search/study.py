@@ -248,9 +248,10 @@ def open_study(
     wanted = _resolve(name, url, file, options, device, trains)
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
-        record = read_study_record(load_study(storage, name))
+        study = load_study(storage, name)
+        record = read_study_record(study)
         _check_data(wanted, record)
-        handle = _open(storage, wanted, record)
+        handle = _open(study, storage, wanted, record)
         on_error.pop_all()
     return handle
 
@@ -304,9 +305,10 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
             notices += extended
         else:
             notices.append(_describe_kept(wanted, record))
-        record = read_study_record(load_study(storage, name))
+        study = load_study(storage, name)
+        record = read_study_record(study)
         _keep_sources(wanted, record)
-        handle = _open(storage, wanted, record, "; ".join(filter(None, notices)))
+        handle = _open(study, storage, wanted, record, "; ".join(filter(None, notices)))
         on_error.pop_all()
     if created and wanted.corpus is not None:
         handle = replace(handle, warning=describe_unsuitable(wanted.corpus))
@@ -348,20 +350,18 @@ def _resolve(
 
 
 def _open(
-    storage: LeasedRDBStorage, wanted: _Wanted, record: StudyRecord, notice: str = ""
+    study: optuna.Study,
+    storage: LeasedRDBStorage,
+    wanted: _Wanted,
+    record: StudyRecord,
+    notice: str = "",
 ) -> StudyHandle:
     """Open a stored study whose data this process has loaded."""
-    name, stored, corpus = wanted.name, record.config, wanted.corpus
+    study_id, stored, corpus = study._study_id, record.config, wanted.corpus
     wanted.check_precision(stored.precision)
-    study = load_study(storage, name)
-    identity = StudyIdentity(study._study_id, name, record.artifact_folder, stored.training.steps)
-    storage.require_study(identity)
-    study = optuna.load_study(
-        study_name=name,
-        storage=storage,
-        sampler=_create_sampler(storage, study._study_id, stored),
-        pruner=NopPruner(),
-    )
+    folder, steps = record.artifact_folder, stored.training.steps
+    storage.require_study(StudyIdentity(study_id, wanted.name, folder, steps))
+    study.sampler, study.pruner = _create_sampler(storage, study_id, stored), NopPruner()
     local = {setting: getattr(wanted.config, setting) for setting in PER_WORKER}
     return StudyHandle(
         study,
