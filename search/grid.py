@@ -64,11 +64,6 @@ class GridSampler(optuna.samplers.GridSampler):
         ]
         self._n_min_trials = len(self._all_grids)
 
-    @property
-    def combinations(self) -> list[Params]:
-        """The grid in the order in which it runs."""
-        return [self._to_params(values) for values in self._all_grids]
-
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Enqueue the grid if the study lacks it; reject a trial for which nothing is left.
 

@@ -67,11 +67,8 @@ class WorkerOptions(StrictModel):
     Attributes:
         overrides: settings that each worker chooses (:data:`studies.loader.PER_WORKER`), as
             ``KEY=VALUE``.
-        lockstep: maximum number of networks to train in lockstep; None to choose it.
         until: seconds after which to stop.
-        until_decided: whether to compare replicates at planned looks, and to add runs until they
-            are decided; None for no looks, and in a study that is opened by name for its own.
-        report: whether to write the report of a finished study.
+        until_decided: None for no looks, and in a study that is opened by name for its own.
     """
 
     overrides: tuple[str, ...] = _option(
@@ -122,21 +119,10 @@ class RunOptions(WorkerOptions):
     Attributes:
         study: name or path of a study file, or the name of a stored study.
         storage: URL of the storage.
-        trial: number of a trial of the stored study ``study`` to run once more, alone.
-        overrides: ``KEY=VALUE`` to set; see :func:`studies.loader.override_settings`.
-        unset: dotted keys to leave out.
         settings: settings of the study, named ``study``, in place of a file; None for the file.
-        extend: add the trials of values that were added to the search space, train complete trials
-            for more steps, and store changed descriptive settings.
-        partial: derive from a source study that is not finished.
-        yes: create any number of trials.
-        is_stored: whether ``study`` is the name of a stored study, whatever files there are.
         by_name: whether to work on the stored study ``study`` as it is: nothing is compared.
         is_refinement: whether the study must derive from another.
         is_command: whether the options come from a command line, which messages then name.
-        workers: number of worker processes, or of jobs of a cluster.
-        launch: where the workers run.
-        launch_set: options of the cluster's jobs.
     """
 
     study: str
