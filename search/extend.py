@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
@@ -21,7 +20,6 @@ from studies.attributes import AUDIT_NUISANCE, COMMANDS, CONFIG, HYPOTHESES, Ear
 from studies.config import StudyConfig, training_settings
 from studies.errors import ArtifactsError, ConfigMismatchError
 from studies.grid import Grid
-from studies.hypotheses import Registration, update_records
 from studies.loader import list_descriptive_changes, read_study_record
 from studies.space import Params, distributions, param_order
 from studies.storage.changes import NewEnd, extend_study
@@ -218,15 +216,8 @@ def _update_hypotheses(
     counts = count_trials(storage, study_id)
     # Trials that wait to be trained for more steps have been finished before.
     ended = max((len(end.values) for end in record.earlier_ends), default=0)
-    now = Registration(
-        time=datetime.now(UTC),
-        started=max(count_started(storage, study_id), ended),
-        finished=max(counts.finished, ended),
-        planned=counts.planned,
-        report_threshold=config.report_threshold,
-        nuisance=config.nuisance,
-    )
-    records = update_records(record.hypotheses, config.hypothesis, now)
+    started, finished = max(count_started(storage, study_id), ended), max(counts.finished, ended)
+    records = config.register_hypotheses(record.hypotheses, counts.planned, started, finished)
     return [each.model_dump(mode="json") for each in records]
 
 

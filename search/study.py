@@ -5,12 +5,9 @@ works on the stored study. Further workers do the second step only, by the name 
 """
 
 import json
-import re
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cached_property
-from uuid import uuid4
 
 import optuna
 import torch
@@ -55,7 +52,6 @@ from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError, StorageNotFoundError
-from studies.hypotheses import Registration, update_records
 from studies.loader import (
     PER_WORKER,
     diff_configs,
@@ -75,6 +71,7 @@ from studies.storage.open import list_study_names, load_study, open_storage, rea
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
+from studies.storage.whole_study import new_folder
 from studies.text import check_study_name, shorten
 from studies.training import WINDOW_PARAMS
 
@@ -200,6 +197,15 @@ class _Wanted:
                 return self.name in list_study_names(storage)
         except StorageNotFoundError:
             return False
+
+    @property
+    def corpus_record(self) -> CorpusRecord | None:
+        """What a study stores about the corpus."""
+        if (corpus := self.corpus) is None:
+            return None
+        return CorpusRecord(
+            name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
+        )
 
     @property
     def is_stored(self) -> bool:
@@ -441,21 +447,15 @@ def _create(
     precision = config.precision
     if precision == "auto":  # resolved once: results must not depend on the hardware of others
         precision = "bf16" if supports_bf16(device) else "fp32"
-    now = Registration(
-        time=datetime.now(UTC),
-        planned=len(planned),
-        report_threshold=config.report_threshold,
-        nuisance=config.nuisance,
-    )
     record = StudyRecord(
         config=config.model_copy(update={"precision": precision}),
-        corpus=_describe_corpus(corpus),
+        corpus=wanted.corpus_record,
         floors=floors,
         tokenizer=tokenizer,
         commands=[options.command],
-        artifact_folder=f"{re.sub('[^A-Za-z0-9_-]', '-', wanted.name)}-{uuid4().hex[:12]}",
+        artifact_folder=new_folder(wanted.name),
         created_with=current_versions(),
-        hypotheses=update_records([], config.hypothesis, now),
+        hypotheses=config.register_hypotheses([], len(planned)),
         audit_nuisance=audit_nuisance,
     )
     metric = find_measure(config).name
@@ -492,14 +492,6 @@ def _plan_trials(
     return planned, observed_search_space(trial.params for trial in planned)
 
 
-def _describe_corpus(corpus: Corpus | None) -> CorpusRecord | None:
-    if corpus is None:
-        return None
-    return CorpusRecord(
-        name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
-    )
-
-
 def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:
     """Keep a copy of the source of each cell and of the task of a study."""
     cells, task = record.config.cells, record.config.task_record
@@ -525,15 +517,11 @@ def _follow_study(wanted: _Wanted, record: StudyRecord, options: RunOptions) -> 
     return replace(wanted, config=config)
 
 
-def _list_differences(wanted: _Wanted, record: StudyRecord) -> list[str]:
-    corpus = _describe_corpus(wanted.corpus)
-    return diff_configs(record.config, record.corpus, wanted.config, corpus)
-
-
 def _check_data(wanted: _Wanted, record: StudyRecord) -> None:
     """Reject a worker that has other data, or other sources of cells and task, than its study."""
     check_sources(wanted.name, record.config, wanted.config)
-    if differences := _list_differences(wanted, record):
+    corpus = wanted.corpus_record
+    if differences := diff_configs(record.config, record.corpus, wanted.config, corpus):
         raise ConfigMismatchError(
             f"study {wanted.name!r} has other data: {'; '.join(differences[:MAX_DIFFERENCES])}; "
             "give the place of its own with --corpus, or with --set task.source"
@@ -549,7 +537,7 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
     """
     name, stored, config = wanted.name, record.config, wanted.config
     check_sources(name, stored, config)
-    differences = _list_differences(wanted, record)
+    differences = diff_configs(stored, record.corpus, config, wanted.corpus_record)
     others = [line for line in differences if not line.startswith(_EXTENSIBLE)]
     is_outdated = (
         len(others) < len(differences)

@@ -1,6 +1,7 @@
 """The config of a study: the validated form of a ``*.toml`` file."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import chain
 from operator import attrgetter
@@ -31,7 +32,14 @@ from rnn.config import (
 )
 from studies.errors import StudyFormatError
 from studies.grid import Grid
-from studies.hypotheses import Hypothesis, Settings, check_hypotheses
+from studies.hypotheses import (
+    Hypothesis,
+    HypothesisRecord,
+    Registration,
+    Settings,
+    check_hypotheses,
+    update_records,
+)
 from studies.records import (
     TEXT,
     UNITLESS_LOSSES,
@@ -52,6 +60,7 @@ from studies.space import (
     REPLICATE,
     Space,
     explain_value,
+    param_order,
 )
 from studies.text import expect_one_of, shorten
 from studies.training import (
@@ -60,6 +69,7 @@ from studies.training import (
     TrainingSettings,
     check_updates,
     check_window,
+    used_params,
     uses_setting,
 )
 
@@ -338,6 +348,31 @@ class StudyConfig(StrictModel):
             )
         return f"bpe:{int(size)}"
 
+    def register_hypotheses(
+        self,
+        records: Sequence[HypothesisRecord],
+        planned: int,
+        started: int = 0,
+        finished: int = 0,
+    ) -> list[HypothesisRecord]:
+        """Return the records of a study that stores these hypotheses now.
+
+        Args:
+            records: those that it has stored so far.
+            planned: number of its trials.
+            started: number of those that were started.
+            finished: number of those that are finished.
+        """
+        now = Registration(
+            time=datetime.now(UTC),
+            started=started,
+            finished=finished,
+            planned=planned,
+            report_threshold=self.report_threshold,
+            nuisance=self.nuisance,
+        )
+        return update_records(records, self.hypothesis, now)
+
     @property
     def looks(self) -> list[int]:
         """Numbers of runs at the planned looks of a study of replicates; empty without looks."""
@@ -583,6 +618,30 @@ def training_settings(params: Mapping[str, Any], config: StudyConfig) -> Trainin
     """Return the training settings of a trial: its study's, with its own parameters over them."""
     varied = dict(_select(params, TRAINING_PARAMS))
     return config.training.model_copy(update=varied) if varied else config.training
+
+
+def resolve_params(
+    params: Mapping[str, Any], config: StudyConfig, names: Collection[str]
+) -> dict[str, Any]:
+    """Return a trial's parameters, and of other names those that its study's config fixes.
+
+    What an imported trial lacks, no config fixes.
+    """
+    if config.results is not None:
+        known = (*config.results.parameters, REPLICATE)
+        return {name: params[name] for name in known if name in params}
+    cell = config.cells.get(params.get(CELL, GATED_CELL))
+    task, resolved = config.task_record, dict(params)
+    settings = {name: getattr(config.training, name) for name in names if name in TRAINING_PARAMS}
+    used = used_params(settings | resolved, config.training)
+    for name in names:
+        if name in used:
+            resolved.setdefault(name, used[name])
+        elif cell is not None and name in cell.options:
+            resolved.setdefault(name, cell.options[name].default)
+        elif task is not None and name in task.options:
+            resolved.setdefault(name, task.value(name))
+    return {name: resolved[name] for name in param_order(resolved)}
 
 
 def _to_network_config(params: Mapping[str, Any], config: StudyConfig) -> NetworkConfig:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from pydantic import ValidationError
 from studies.attributes import StudyRecord, is_grid_trial
 from studies.config import ImportedResults, StudyConfig
 from studies.errors import ConfigError, StudyExistsError, TableError
-from studies.hypotheses import Hypothesis, Registration, check_values, update_records
+from studies.hypotheses import Hypothesis, check_values
 from studies.loader import describe_mistake, load_hypotheses, parse_hypotheses
 from studies.result_table import ImportedRuns, read_frame, read_table, strip_prefix
 from studies.space import REPLICATE
@@ -284,15 +283,12 @@ def _store(
         for key, value in trial.params.items():
             values.setdefault(key, []).append(value)
     config = _build_config(runs, options, values)
-    registered = Registration(
-        time=datetime.now(UTC), started=len(trials), finished=len(trials), planned=len(trials),
-        report_threshold=config.report_threshold, nuisance=config.nuisance,
-    )  # fmt: skip
+    count = len(trials)
     record = StudyRecord(
         config=config,
         commands=[command] if command else [],
         artifact_folder=new_folder(name),
-        hypotheses=update_records([], config.hypothesis, registered),
+        hypotheses=config.register_hypotheses([], count, count, count),
     )
     if not dry_run:
         direction = StudyDirection.MAXIMIZE if runs.maximize else StudyDirection.MINIMIZE

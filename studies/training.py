@@ -1,9 +1,9 @@
 """Training settings of a study, and those of them that a grid can vary."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, create_model, model_validator
 
@@ -115,6 +115,13 @@ def uses_setting(optimizer: str, name: str, bptt_steps: ParamValue = 1) -> bool:
     if name == UPDATE_EVERY:
         return bptt_steps != SEQUENCE
     return name not in _SPECIFIC or name in OPTIMIZERS[optimizer].settings
+
+
+def used_params(params: Mapping[str, Any], training: TrainingSettings) -> dict[str, Any]:
+    """Return a trial's parameters without the training settings that it does not use."""
+    optimizer = str(params.get("optimizer", training.optimizer))
+    window = params.get("bptt_steps", training.bptt_steps)
+    return {name: each for name, each in params.items() if uses_setting(optimizer, name, window)}
 
 
 WINDOW_PARAMS = ("sequence_length", "warmup_steps", "bptt_steps", UPDATE_EVERY)
