@@ -8,12 +8,11 @@ from pydantic import ValidationError
 from search.errors import TrialNotFoundError, UnfinishedSourceError
 from studies.attributes import LOOKS, SOURCE_TRIALS, LookRecord, StudyRecord
 from studies.best import architecture_key, rank_trials
-from studies.config import DEFAULT_LOOKS, Refinement, StudyConfig, top_count
+from studies.config import DEFAULT_LOOKS, Refinement, StudyConfig, resolve_params, top_count
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.grid import MAX_COMBINATIONS
 from studies.records import first_message
 from studies.space import (
-    BPTT_STEPS,
     CELL,
     REPLICATE,
     Params,
@@ -26,7 +25,7 @@ from studies.storage.counts import TrialCounts
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
-from studies.training import TRAINING_PARAMS, uses_setting
+from studies.training import TRAINING_PARAMS, used_params
 
 MAX_UNCONFIRMED = 20_000
 """Number of new trials above which a user must confirm them with ``--yes``."""
@@ -209,20 +208,17 @@ def _derive(
 
 
 def _apply(
-    variant: Params, base: Params, varied: Iterable[str], config: StudyConfig
+    variant: Params, base: Params, varied: Collection[str], config: StudyConfig
 ) -> Params | None:
     """Return a trial's parameters with a variant's; None if it lacks one of the variant's.
 
     Of the names that vary, those that the trial does not state have the study's value, or its
     cell's default: equal trials state the same, also where a variant changes the optimizer.
     """
-    options = config.cells[cell].options if (cell := str(base.get(CELL))) in config.cells else {}
-    known: Params = {name: getattr(config.training, name) for name in TRAINING_PARAMS}
-    known |= {name: option.default for name, option in options.items()}
-    if config.task_record is not None:
-        options = options | config.task_record.options
-        known |= {name: config.task_record.value(name) for name in config.task_record.options}
-    params = {name: known[name] for name in varied if name in known} | base
+    settings = {name: value for name, value in variant.items() if name in TRAINING_PARAMS}
+    params = resolve_params(base | settings, config, varied)
+    cell, task = config.cells.get(str(base.get(CELL))), config.task_record
+    options = (cell.options if cell else {}) | (task.options if task else {})
     for name, value in variant.items():
         if name not in params:
             return None
@@ -231,14 +227,8 @@ def _apply(
                 return None
             value = options[name].convert(value)
         params[name] = value
-    optimizer = str(params.get("optimizer", config.training.optimizer))
-    window = params.get(BPTT_STEPS, config.training.bptt_steps)
-    if not all(uses_setting(optimizer, name, window) for name in variant):
-        return None
-    params = {
-        name: value for name, value in params.items() if uses_setting(optimizer, name, window)
-    }
-    return _without(params, ())
+    used = used_params(params, config.training)
+    return _without(used, ()) if used.keys() >= variant.keys() else None
 
 
 # ------------------------------------------------------------------ planned looks

@@ -26,6 +26,7 @@ from studies.training import (
     TRAINING_PARAMS,
     UPDATE_EVERY,
     TrainingSettings,
+    used_params,
     uses_setting,
 )
 
@@ -189,14 +190,7 @@ class Grid:
     ) -> Iterator[Params]:
         """Yield the combinations of values that a table does not exclude."""
         for combination in itertools.product(*values.values()):
-            params = dict(zip(values, combination, strict=True))
-            optimizer = str(params.get("optimizer", self._training.optimizer))
-            window = params.get(BPTT_STEPS, self._training.bptt_steps)
-            params = {
-                name: value
-                for name, value in params.items()
-                if uses_setting(optimizer, name, window)
-            }
+            params = used_params(dict(zip(values, combination, strict=True)), self._training)
             if not any(exclusion.items() <= params.items() for exclusion in space.exclude):
                 yield params
 

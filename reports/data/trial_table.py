@@ -23,7 +23,7 @@ from studies.attributes import (
     TrialColumns,
     TrialRecord,
 )
-from studies.config import StudyConfig, to_trial_config
+from studies.config import StudyConfig, resolve_params, to_trial_config
 from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.loader import read_study_record
 from studies.space import (
@@ -31,7 +31,6 @@ from studies.space import (
     BUILT_IN_CELLS,
     BUILT_IN_PARAMS,
     CELL,
-    GATED_CELL,
     REPLICATE,
     SWITCHES,
     param_order,
@@ -239,30 +238,6 @@ def list_nuisance(config: StudyConfig, params: Sequence[Mapping[str, Any]]) -> l
         key = frozenset(item for item in row.items() if item[0] not in (*names, REPLICATE))
         values.setdefault(key, set()).add(tuple(row.get(name) for name in names))
     return names if all(len(each) == 1 for each in values.values()) else []
-
-
-def resolve_params(
-    params: Mapping[str, Any], config: StudyConfig, names: Iterable[str]
-) -> dict[str, Any]:
-    """Return a trial's parameters, and of other names those that its study's config fixes.
-
-    What an imported trial lacks, no config fixes.
-    """
-    if config.results is not None:
-        known = (*config.results.parameters, REPLICATE)
-        return {name: params[name] for name in known if name in params}
-    optimizer = str(params.get("optimizer", config.training.optimizer))
-    cell = config.cells.get(params.get(CELL, GATED_CELL))
-    task, resolved = config.task_record, dict(params)
-    reach = params.get(BPTT_STEPS, config.training.bptt_steps)
-    for name in names:
-        if name in TRAINING_PARAMS and uses_setting(optimizer, name, reach):
-            resolved.setdefault(name, getattr(config.training, name))
-        elif cell is not None and name in cell.options:
-            resolved.setdefault(name, cell.options[name].default)
-        elif task is not None and name in task.options:
-            resolved.setdefault(name, task.value(name))
-    return {name: resolved[name] for name in param_order(resolved)}
 
 
 def find_traits(names: Iterable[str]) -> ParameterTraits:
