@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,12 @@ from rnn.autograd import AutogradStack
 from rnn.config import WHOLE_SEQUENCE, BaselineConfig, OptimizerConfig, TaskSpec, TrialConfig
 from rnn.engines import Engine
 from rnn.errors import TaskError
-from rnn.own_code import TaskSource
+from rnn.own_code import TaskSource, loaded_source
 from rnn.tasks.task import Batch, SequenceTask
 from rnn.training.evaluation import HeldOutResult, evaluate_sequences
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.certification import run_new_process
-from search.tasks import StudyTask, pack_task, unpack_task
+from search.tasks import StudyTask, load_task_of
 from studies.records import Floors
 
 _STREAMS = 32
@@ -113,7 +114,10 @@ def _require_same_in_new_process(task: StudyTask, expected: str, count: int) -> 
     options = ("-c", "from search.task_check import print_digest; print_digest()")
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
-    given = json.dumps([pack_task(task), count])
+    record, text = task.record, None
+    if record.sha256 is not None:
+        text = loaded_source(name, record.sha256, TaskSource).text
+    given = json.dumps([record.source, record.values, record.folder, text, count])
     printed = run_new_process(TaskSource, name, options, environment, given=given)
     if printed.split()[-1:] != [expected]:
         raise TaskError(
@@ -123,12 +127,10 @@ def _require_same_in_new_process(task: StudyTask, expected: str, count: int) -> 
 
 
 def print_digest() -> None:
-    """Print the digest of a task's batches: the program of the new process.
-
-    Standard input has the packed task and the number of held-out sequences, as JSON.
-    """
-    packed, count = json.load(sys.stdin)
-    print(_digest(unpack_task(packed).build(), count))
+    """Print the digest of the batches of the task in standard input: the new process's program."""
+    source, values, folder, text, count = json.load(sys.stdin)
+    code = None if text is None else TaskSource(source, source.rpartition(":")[2], text)
+    print(_digest(load_task_of(source, values, Path(folder), code).build(), count))
 
 
 def _require_disjoint(task: SequenceTask, count: int) -> None:

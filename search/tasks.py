@@ -25,7 +25,6 @@ from rnn.own_code import (
     TaskSource,
     describe_error,
     load_class,
-    loaded_source,
     locate_source,
     read_source,
 )
@@ -188,21 +187,6 @@ def locate_task(task: TaskRecord) -> str:
     return f"{Path(task.folder, Path(place).name)}:{name}" if place.endswith(".py") else task.source
 
 
-def pack_task(task: StudyTask) -> str:
-    """Return what another process needs to load the same task, wherever its source is."""
-    record, text = task.record, None
-    if record.sha256 is not None:
-        text = loaded_source(record.name, record.sha256, TaskSource).text
-    return json.dumps([record.source, record.values, record.folder, text])
-
-
-def unpack_task(packed: str) -> StudyTask:
-    """Return the task that :func:`pack_task` has packed; the class of a user's own is executed."""
-    source, values, folder, text = json.loads(packed)
-    code = None if text is None else TaskSource(source, source.rpartition(":")[2], text)
-    return load_task_of(source, values, Path(folder), code)
-
-
 def _describe(settings: TaskSettings, code: CodeSource | None, folder: Path) -> StudyTask:
     """Build a task with the options that a study sets, and describe it.
 
@@ -354,9 +338,7 @@ def check_held_out(study: str, stored: StudyConfig, local: StudyConfig) -> None:
     if stored.task_record is None or local.task_record is None:
         return
     old, new = stored.task_record.held_out, local.task_record.held_out
-    pairs = list(zip(old, new, strict=False))
-    differing = [each for each in pairs if abs(each[0] - each[1]) > _ROUNDING * max(map(abs, each))]
-    if differing or len(old) != len(new):
+    if len(old) != len(new) or not np.allclose(old, new, _ROUNDING, 0):
         raise ConfigMismatchError(
             f"study {study!r} was created with other held-out data of task "
             f"{stored.task_record.name}, although its source and files are the same: expected data "
