@@ -231,7 +231,11 @@ def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty)
     assert (study.config.training.steps, study.config.keep_weights) == (6, 10)
     assert study.config.pruning.enabled
     for name, value, message in (
-        ("training.steps", 8, "^training.steps is a setting of the stored study: expected one of"),
+        (
+            "training.steps",
+            8,
+            "^training.steps is a setting of the stored study: expected one that",
+        ),
         ("lease.seconds", None, "lease.seconds is None: the study stores all settings"),
     ):
         with pytest.raises(ConfigError, match=message):

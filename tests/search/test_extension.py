@@ -201,7 +201,7 @@ def test_descriptive_settings_change_with_the_steps_and_from_an_earlier_file(sql
     earlier = join(sqlite_url, text)
     assert earlier.notice.startswith(
         "study 'quick' was extended: using its stored 8 steps; study 'quick' keeps question = "
-        "'Q?' and report_threshold = 2.0 and nuisance = ['state_size']: --extend changes them"
+        "'Q?' and report_threshold = 2.0 and nuisance = ['state_size']: only --extend changes them"
     )
     assert read_study_record(earlier.study).config == stored
     earlier = join(sqlite_url, text, [*FOUR, "question='Q?'"], extend=True)
