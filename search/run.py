@@ -58,9 +58,6 @@ from studies.storage.counts import count_trials
 from studies.storage.engine import database_error, error_message, is_outage
 from studies.storage.reads import read_trials
 
-STOPPED_EARLY = "stopped before training began: run the same command to start"
-"""Message of a run that has nothing to resume."""
-
 RETRY_SECONDS = 5.0
 """Longest time between two attempts to reach an unavailable storage."""
 
@@ -102,10 +99,13 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """128 plus the signal's number, as in shells; 1 after a failure, else 0."""
+        """128 plus the signal's number, as in shells; 1 after a failure, else 0.
+
+        A worker that failed is none if others have finished the study.
+        """
         if self.signal is not None:
             return 128 + self.signal
-        return int(bool(self.failed_workers or self.failure))
+        return int(bool(self.failure or (self.failed_workers and not self.is_finished)))
 
 
 @dataclass(frozen=True)
@@ -155,13 +155,13 @@ def run_workers(
                 console.print_line,
             )
     except ShutdownRequestedError:
-        console.print_line(STOPPED_EARLY)
+        console.print_line(_describe_early_stop(stop))
         return RunResult(name, 0, False, stop.signal)
     storage = handle.storage
     with closing(storage), rescue_if_lost(storage):
         on_open(handle)
         _print_study(console, handle, device)
-        was_finished = reader.recent_status().is_finished
+        before = reader.recent_status()
         failed_workers, failure = 0, ""
         display = create_display(console, reader, False)
         with _start_session(handle, options.storage, device, stop, reader, display) as session:
@@ -176,12 +176,12 @@ def run_workers(
         merge_log(storage)
         if status.is_finished:
             _remove_leftovers(handle, options)
-        failure = failure or _conclude(console, session, status, launcher)
+        failure = failure or _conclude(console, session, before, status, launcher)
     trim_heap()  # a report, which may follow, needs as much memory
     return RunResult(
         status.name,
         status.counts.finished,
-        was_finished,
+        before.is_finished,
         stop.signal,
         failed_workers,
         failure,
@@ -353,20 +353,31 @@ def _print_study(console: SafeConsole, handle: StudyHandle, device: torch.device
 
 
 def _conclude(
-    console: SafeConsole, session: _Session, status: Status, launcher: Launcher | None
+    console: SafeConsole,
+    session: _Session,
+    before: Status,
+    status: Status,
+    launcher: Launcher | None,
 ) -> str:
     """Print the outcome of a run; return why a finished study has no complete trial, or ""."""
     console.print_line(f"study {status.name}: {format_progress(status)}")
     if session.stop.requested and not status.is_finished and launcher is None:
-        counts = status.counts
-        if counts.waiting == counts.planned and not (counts.paused or status.retries):
-            console.print_line(STOPPED_EARLY)
+        is_same = (status.counts, status.retries) == (before.counts, before.retries)
+        if is_same and status is not before:  # which it is if the storage does not answer
+            console.print_line(_describe_early_stop(session.stop))
         else:
             console.print_line("stopped; progress is saved: run the same command to resume")
     if status.is_finished and not status.counts.complete + status.counts.pruned:
         trials = read_trials(session.handle.storage, session.handle.study_id)
         return explain_failure(status.name, trials, status.counts)
     return ""
+
+
+def _describe_early_stop(stop: ShutdownSignal) -> str:
+    """Describe the end of a run that has nothing to resume."""
+    if stop.signal is None:
+        return "--until ended before training began: expected a longer time"
+    return "stopped before training began: run the same command to start"
 
 
 def _remove_leftovers(handle: StudyHandle, options: RunOptions) -> None:
