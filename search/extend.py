@@ -66,13 +66,10 @@ def extend(
         raise no_space_error(name)
     if len(record.commands) > 1 and has_earlier_grid(stored, config):
         config = config.model_copy(update={"space": stored.space, "cells": stored.cells})
-    old_grid, new_grid = stored.grid, config.grid
-    if old_grid is not None and new_grid is not None:
-        count = max(0, new_grid.count() - old_grid.count())
-        check_count(count, config.training.steps, options.yes)
-    certify_cells(config, stored)
     nuisance = _choose_audit_nuisance(record, config, trials)
     added = _plan_added(name, stored, config, nuisance, trials)
+    check_count(len(added), config.training.steps, options.yes)
+    certify_cells(config, stored)
     update: dict[str, Any] = {setting: getattr(config, setting) for setting in changed}
     is_larger = new_end is not None or config.space != stored.space
     if not (is_larger or update):  # extended before, by an attempt whose answer was lost
