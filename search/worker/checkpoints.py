@@ -443,7 +443,8 @@ def _quarantine(files: TrialFiles, number: int, content: bytes, error: Checkpoin
 def _report_resumed(states: Mapping[Claim, TrainState | None]) -> None:
     numbers: dict[int, list[int]] = {}
     for claim, state in states.items():
-        if state and state.step and not claim.was_paused:  # resuming those needs no message
+        # One that resumes after a pause needs no message.
+        if state and state.step not in (0, claim.trial.user_attrs.get(RUNG)):
             numbers.setdefault(state.step, []).append(claim.trial.number)
     for step, trials in sorted(numbers.items()):
         verb = "resume" if len(trials) > 1 else "resumes"

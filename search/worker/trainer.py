@@ -128,7 +128,7 @@ class Trainer:
 
         Args:
             claims: claims of the trials, to which values are reported. A trial that is lost
-                (``claim.lost``) is dropped without a result.
+                (``claim.is_lost``) is dropped without a result.
             poll: called often; returns whether the polling interval has passed, raises to end the
                 training.
             decide: called at every log point with the trials that have reached a rung there, often
@@ -141,7 +141,7 @@ class Trainer:
             group = {
                 claim: state
                 for claim, state in states.items()
-                if _step(state) == step and not claim.lost
+                if _step(state) == step and not claim.is_lost
             }
             if group:
                 yield from self._train_group(group, poll, decide)
@@ -223,7 +223,7 @@ class Trainer:
             if not poll():
                 return
             self._budget.apply()
-            if lost := [config for config in loop.configs if claims[config].lost]:
+            if lost := [config for config in loop.configs if claims[config].is_lost]:
                 loop.remove_configs(lost)
             if time.monotonic() - saved_at >= self.config.checkpoint.seconds:
                 self.save_checkpoints([claims[config] for config in loop.configs])
@@ -262,7 +262,7 @@ class Trainer:
         values = {
             claims[trial_config].trial.number: evaluation.value
             for trial_config, evaluation in zip(trial_configs, evaluations, strict=True)
-            if evaluation.value is not None and not claims[trial_config].lost
+            if evaluation.value is not None and not claims[trial_config].is_lost
         }
         selected, kept = self._best_weights.select(values), self._finals.select(values)
         eval_seconds = (time.monotonic() - started_at) / len(trial_configs)
@@ -270,7 +270,7 @@ class Trainer:
             trial_configs, evaluations, train_seconds, strict=True
         ):
             claim, rate = claims[trial_config], self._steps / seconds
-            if claim.lost:
+            if claim.is_lost:
                 continue
             if evaluation.value is None:  # after the last log point, or on held-out data
                 yield claim, self._diverged_result(trial_config, rate, seconds)
@@ -343,7 +343,7 @@ class Trainer:
         ]
         trial_configs, seconds, removed = loop.configs, list(loop.seconds), []
         for claim, decision in decide(at_rung).items():
-            if claim.lost:
+            if claim.is_lost:
                 continue
             index = indices[claim]
             trial_config = trial_configs[index]

@@ -273,7 +273,7 @@ class Worker:
             return
         self._failed_ids.add(claim.trial_id)
         self.manager.requeue_all([claim], cause, message)
-        if claim.lost:
+        if claim.is_lost:
             self._drop_lost()
             return
         self._end(claim, "failed, requeued for a retry")
@@ -295,7 +295,7 @@ class Worker:
 
     def _drop_lost(self) -> list[Claim]:
         """Drop the trials that another worker has claimed; return the active ones."""
-        for claim in [claim for claim in self._active if claim.lost]:
+        for claim in [claim for claim in self._active if claim.is_lost]:
             self._end(claim, "dropped: claimed by another worker after its lease expired")
         return list(self._active)
 
