@@ -20,7 +20,6 @@ import click
 import numpy as np
 import optuna
 import pandas as pd
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -28,7 +27,8 @@ from optuna.pruners import (
     PercentilePruner,
     SuccessiveHalvingPruner,
 )
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial, TrialState
 
 from search.pruning.regression import Floats
 from search.worker.cpu_budget import cores
@@ -156,49 +156,31 @@ def replay_in_optuna(
         concurrent: number of trials trained at a time.
         keep: fraction of the trials whose recall is counted.
     """
-    study = optuna.create_study(study_name="replay", pruner=pruner)
-    storage = study._storage
-    distributions: dict[str, BaseDistribution] = {
-        name: CategoricalDistribution(tuple(dict.fromkeys(p[name] for p in recorded.params)))
-        for name in recorded.params[0]
-    }
-    stops = [*checks, len(recorded.steps) - 1]
+    study = optuna.create_study(study_name="replay", sampler=RandomSampler(), pruner=pruner)
+    ends = np.array([0, *(place + 1 for place in checks), len(recorded.steps)])
+    stops = [0, *recorded.steps[ends[1:] - 1].tolist()]
     waiting = list(reversed(order))
-    running: list[tuple[int, int, int, int]] = []
+    running: list[tuple[int, int, int, int, optuna.Trial]] = []
     count = itertools.count()
     complete = np.zeros(len(order), dtype=bool)
     now = steps = 0
     while waiting or running:
         while waiting and len(running) < concurrent:
-            index = waiting.pop()
-            study.add_trial(
-                create_trial(
-                    state=TrialState.RUNNING,
-                    params=recorded.params[index],
-                    distributions=distributions,
-                )
-            )
-            trial_id = study.get_trials(deepcopy=False)[-1]._trial_id
-            at = now + int(recorded.steps[stops[0]])
-            heapq.heappush(running, (at, next(count), index, trial_id))
-        now, _, index, trial_id = heapq.heappop(running)
-        reported = len(storage.get_trial(trial_id).intermediate_values)
-        stop = next(stop for stop in stops if stop >= reported)
-        for log_point in range(reported, stop + 1):
-            loss = float(recorded.curves[index, log_point])
-            storage.set_trial_intermediate_value(trial_id, int(recorded.steps[log_point]), loss)
-        if stop == stops[-1]:
-            value = [float(recorded.values[index])]
-            storage.set_trial_state_values(trial_id, TrialState.COMPLETE, value)
+            start = now + stops[1], next(count), waiting.pop(), 1, study.ask()
+            heapq.heappush(running, start)
+        now, _, index, stop, trial = heapq.heappop(running)
+        for log_point in range(ends[stop - 1], ends[stop]):
+            trial.report(float(recorded.curves[index, log_point]), int(recorded.steps[log_point]))
+        if stop == len(stops) - 1:
+            study.tell(trial, float(recorded.values[index]))
             complete[index] = True
-        elif pruner.prune(study, storage.get_trial(trial_id)):
-            storage.set_trial_state_values(trial_id, TrialState.PRUNED)
+        elif trial.should_prune():
+            study.tell(trial, state=TrialState.PRUNED)
         else:
-            following = stops[stops.index(stop) + 1]
-            at = now + int(recorded.steps[following] - recorded.steps[stop])
-            heapq.heappush(running, (at, next(count), index, trial_id))
+            at = now + stops[stop + 1] - stops[stop]
+            heapq.heappush(running, (at, next(count), index, stop + 1, trial))
             continue
-        steps += int(recorded.steps[stop])
+        steps += stops[stop]
     return ReplayResult.summarize(recorded, keep, complete, steps, len(order))
 
 
