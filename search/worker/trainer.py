@@ -22,6 +22,7 @@ from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
 from search.errors import format_error
+from search.pruning.policy import ALWAYS_CONTINUE
 from search.pruning.scheduler import compute_rungs
 from search.status import RunningTrial, WorkerCallbacks
 from search.study import StudyHandle
@@ -37,7 +38,7 @@ from search.worker.checkpoints import (
 from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.evaluation import Evaluator
-from search.worker.lockstep import LockstepPlan, min_keep_probability, to_train_config
+from search.worker.lockstep import LockstepPlan, to_train_config
 from search.worker.worker import PrunerCallback, TrialResult
 from studies.artifacts import Store
 from studies.attributes import Failure, TrialRecord
@@ -48,6 +49,10 @@ SAMPLE_LENGTH = 300
 """Tokens of the text sample that a network generates for the report."""
 
 SAMPLE_TEMPERATURE = 0.8
+
+_MIN_ON_GPU = 0.01
+"""Keep probability from which a paused network resumes together with another on a GPU, whose steps
+are bound by kernel launches: another network in lockstep costs next to nothing."""
 
 
 class Trainer:
@@ -88,7 +93,8 @@ class Trainer:
         self.device = device
         self.callbacks = callbacks
         self.has_trained = False
-        self.min_keep_probability = min_keep_probability(device)
+        # On a CPU each network costs training time.
+        self.min_keep_probability = ALWAYS_CONTINUE if device.type == "cpu" else _MIN_ON_GPU
         self._worker = worker
         self._budget = budget
         self._precision: Precision = config.precision
