@@ -308,17 +308,17 @@ class ClaimManager:
     def claim(
         self,
         exclude: Collection[int] = (),
-        lockstep_params: Callable[[FrozenTrial], Sequence[str]] = lambda trial: (),
-        lockstep_size: Callable[[FrozenTrial], int] = lambda trial: 1,
+        lockstep_params: Callable[[Mapping[str, Any]], Sequence[str]] = lambda params: (),
+        lockstep_size: Callable[[Mapping[str, Any]], int] = lambda params: 1,
         paused_ids: Sequence[int] | None = None,
     ) -> list[Claim]:
         """Claim the next waiting trial, and others to train in lockstep with it.
 
         Args:
             exclude: ids of trials that are not claimed, except the first of ``paused_ids``, alone.
-            lockstep_params: returns the parameters in which the others must equal the first one;
-                one that it lacks they must lack, too.
-            lockstep_size: returns how many trials to claim in total, given the first one.
+            lockstep_params: returns, given the parameters of the first one, the names of those in
+                which the others must equal it; one that it lacks they must lack, too.
+            lockstep_size: returns, given the same, how many trials to claim in total.
             paused_ids: id of the paused trial to resume, followed by those that may resume with it;
                 None for trials that are not paused.
 
@@ -341,10 +341,10 @@ class ClaimManager:
 
         def claim_others(trial: FrozenTrial) -> list[int]:
             self._busy_since = None  # the size may take long, as when a library is compiled
-            limit = lockstep_size(trial) - 1
+            limit = lockstep_size(trial.params) - 1
             if limit < 1 or trial._trial_id in exclude or (paused_ids and not other_ids):
                 return []
-            names = lockstep_params(trial)
+            names = lockstep_params(trial.params)
             try:
                 return storage.claim_matching(
                     trial._trial_id, claim_token, limit, names, exclude, other_ids

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from rnn.config import Precision, TrialConfig
 from rnn.engines import build_network
@@ -71,6 +71,7 @@ class Trainer:
 
     Attributes:
         has_trained: whether at least one step was trained.
+        lockstep_plan: how many trials, and which, to train together.
         min_keep_probability: keep probability from which a paused trial resumes together with
             another.
     """
@@ -113,19 +114,11 @@ class Trainer:
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
-        self._lockstep_plan = LockstepPlan(config, device, self._spec, lockstep)
+        self.lockstep_plan = LockstepPlan(config, device, self._spec, lockstep)
         self._loop: TrainLoop | None = None
         self._claims: dict[TrialConfig, Claim] = {}  # of the current loop, as what follows
         self._lockstep = 0  # when it began
         self._earlier_versions: dict[TrialConfig, Mapping[str, list[str] | None]] = {}
-
-    def lockstep_size(self, trial: FrozenTrial) -> int:
-        """Return how many trials like this one, including it, to train together."""
-        return self._lockstep_plan.size(trial.params)
-
-    def lockstep_params(self, trial: FrozenTrial) -> Sequence[str]:
-        """Return the parameters that trials trained together with this one have in common."""
-        return self._lockstep_plan.common_params(trial.params)
 
     def train(
         self, claims: Sequence[Claim], poll: Callable[[], bool], decide: PrunerCallback
@@ -216,7 +209,7 @@ class Trainer:
             yield from self._train_and_evaluate(loop, poll, decide)
         except Exception as error:
             if is_out_of_memory(error):
-                self._lockstep_plan.reduce(params, len(claims))
+                self.lockstep_plan.reduce(params, len(claims))
             raise
 
     def _train_and_evaluate(

@@ -143,12 +143,12 @@ class Worker:
 
     def _claim(self) -> list[Claim]:
         """Claim waiting trials, else paused ones, else one that has failed in this process."""
-        names, size = self.trainer.lockstep_params, self.trainer.lockstep_size
-        claims = self.manager.claim(self._failed_ids, names, size)
+        plan = self.trainer.lockstep_plan
+        claims = self.manager.claim(self._failed_ids, plan.common_params, plan.size)
         for _ in range(MAX_SELECT_ATTEMPTS):
             if claims or self.scheduler is None or not (selected := self._select(self.scheduler)):
                 break
-            claims = self.manager.claim(self._failed_ids, names, size, selected)
+            claims = self.manager.claim(self._failed_ids, plan.common_params, plan.size, selected)
         return claims or (self.manager.claim() if self._failed_ids else [])
 
     def _decide(self, claims: Sequence[Claim]) -> Mapping[Claim, PruneDecision]:
