@@ -92,12 +92,12 @@ class Trainer:
         assert config.precision != "auto", "resolved when the study was created"
         self.config = config
         self.device = device
+        self.budget = budget
         self.callbacks = callbacks
         self.has_trained = False
         # On a CPU each network costs training time.
         self.min_keep_probability = ALWAYS_CONTINUE if device.type == "cpu" else _MIN_ON_GPU
         self._worker = worker
-        self._budget = budget
         self._precision: Precision = config.precision
         self._handle = handle
         self._spec = handle.spec
@@ -133,7 +133,7 @@ class Trainer:
             decide: called at every log point with the trials that have reached a rung there, often
                 none. Decisions may come late: those on trials that no longer train are ignored.
         """
-        self._budget.apply()
+        self.budget.apply()
         states = self._checkpoints.resume(claims)
         # Networks in lockstep are at one step: usually all, for they were interrupted together.
         for step in sorted({_step(state) for state in states.values()}):
@@ -145,10 +145,6 @@ class Trainer:
             if group:
                 yield from self._train_group(group, poll, decide)
         self._loop = None  # frees its memory
-
-    def release_cores(self) -> None:
-        """Leave the cores to the other workers of this machine until the next training."""
-        self._budget.release()
 
     def save_checkpoints(self, claims: Sequence[Claim]) -> None:
         """Write checkpoints of those of these trials that are being trained."""
@@ -221,7 +217,7 @@ class Trainer:
             nonlocal saved_at
             if not poll():
                 return
-            self._budget.apply()
+            self.budget.apply()
             if lost := [config for config in loop.configs if claims[config].is_lost]:
                 loop.remove_configs(lost)
             if time.monotonic() - saved_at >= self.config.checkpoint.seconds:

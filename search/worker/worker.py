@@ -134,7 +134,7 @@ class Worker:
                 return
             if not self.wait or counts.finished == counts.planned:
                 return
-            self.trainer.release_cores()
+            self.trainer.budget.release()  # until the next training
             self.callbacks.on_wait()
             shortest, longest = CLAIM_INTERVALS
             seconds = min(shortest + self._idle_seconds / 10, longest) * random.uniform(0.5, 1)
