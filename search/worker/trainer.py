@@ -70,7 +70,7 @@ class Trainer:
         lockstep: maximum number of networks to train together; None to choose by device.
 
     Attributes:
-        has_trained: whether at least one step was trained.
+        has_trained: whether at least one step was trained, or evaluated.
         lockstep_plan: how many trials, and which, to train together.
         min_keep_probability: keep probability from which a paused trial resumes together with
             another.
@@ -215,6 +215,7 @@ class Trainer:
 
         def on_step() -> None:
             nonlocal saved_at
+            self.has_trained = True
             if not poll():
                 return
             self.budget.apply()
@@ -224,13 +225,9 @@ class Trainer:
                 self.save_checkpoints([claims[config] for config in loop.configs])
                 saved_at = time.monotonic()
 
-        def on_train_step() -> None:
-            self.has_trained = True
-            on_step()
-
         # A checkpoint may be of a trial that diverged while the storage was unavailable.
         yield from self._remove_diverged(loop)
-        for point in loop.train(on_train_step):
+        for point in loop.train(on_step):
             running = []
             for trial_config, loss in zip(loop.configs, point.ema_losses, strict=True):
                 claims[trial_config].report(point.step, loss)
