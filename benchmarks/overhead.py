@@ -1,36 +1,27 @@
 """Share of a worker's training time outside of its steps: storage, text sampling, polling."""
 
+import contextlib
+import io
 import os
 import statistics
 import tempfile
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 from uuid import uuid4
 
 import numpy as np
 import optuna
-import torch
 
 from rnn.network import Window
 from rnn.tasks.corpus import TextData, load_corpus
 from rnn.training.loop import TrainLoop
 from rnn.training.step import TrainStep
-from search.display import QuietDisplay, SafeConsole
 from search.options import RunOptions
-from search.status import StatusReader
-from search.study import create_or_join
-from search.worker.claims import ClaimManager
-from search.worker.cpu_budget import ThreadBudget
-from search.worker.shutdown import ShutdownSignal
-from search.worker.trainer import Trainer
-from search.worker.worker import Worker
-from studies.artifacts import open_store
+from search.run import run_workers
 from studies.cli import STORAGE_VARIABLE
-from studies.storage.counts import count_trials
 
 ROUNDS = 5
 
@@ -124,24 +115,13 @@ def _search(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> N
         name=f"benchmark-{uuid4().hex}",
         overrides=(*SETTINGS, *settings),
         precision="fp32",
+        artifacts=str(folder),
+        device="cpu",
+        threads=1,
+        lockstep=lockstep,
     )
-    handle = create_or_join(options)
-    checkpoints = open_store(str(folder), url, "checkpoints")
-    weights = open_store(str(folder), url, "weights")
-    reader = StatusReader(handle.study, handle.storage, handle.config)
-    callbacks = QuietDisplay(SafeConsole(), reader)
     try:
-        with (
-            ShutdownSignal() as stop,
-            ThreadBudget(1) as budget,
-            ClaimManager(handle.storage, handle.study_id, "me", stop) as claims,
-        ):
-            device, query = torch.device("cpu"), partial(claims.ask, default=None)
-            trainer = Trainer(
-                handle, device, budget, checkpoints, weights, query, callbacks, "me", lockstep
-            )
-            count = partial(count_trials, handle.storage, handle.study_id)
-            Worker(claims, trainer, count, stop, callbacks).run()
+        with contextlib.redirect_stdout(io.StringIO()):
+            run_workers(options)
     finally:
-        optuna.delete_study(study_name=handle.name, storage=handle.storage)
-        handle.storage.close()
+        optuna.delete_study(study_name=options.stored_name, storage=url)

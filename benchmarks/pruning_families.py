@@ -15,7 +15,6 @@ import optuna
 
 from benchmarks.audited_pruning import AUDIT, CONCURRENT, KEEP, replay_audited
 from benchmarks.replay_pruning import (
-    check_points,
     keep_best_at_first_rung,
     optuna_pruners,
     replay_in_optuna,
@@ -196,7 +195,7 @@ def _replay_all(
     order = np.random.default_rng(seed).permutation(len(recorded.values)).tolist()
     for name in BASELINES:
         pruner = optuna_pruners(recorded.end)[name]()
-        other = replay_in_optuna(recorded, pruner, check_points(recorded), order, CONCURRENT, KEEP)
+        other = replay_in_optuna(recorded, pruner, order, CONCURRENT, KEEP)
         yield name, (other.cost, other.recall, math.nan)
 
 

@@ -20,8 +20,8 @@ from studies.config import StudyConfig
 from studies.errors import StudiesError
 from studies.space import GATED_PARAMS, distributions
 from studies.storage.changes import create_study
-from studies.storage.leases import PendingWrite
-from studies.storage.open import load_study, open_storage
+from studies.storage.open import open_storage
+from studies.storage.tables import utcnow
 from studies.storage.trials import StoredTrial
 
 VARIABLE = "RNN_SEARCH_PUBLISHED"
@@ -76,8 +76,26 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
         }
     )
     assert config.grid is not None
-    rows = table.to_dict("records")
-    params = [{name: row[name] for name in GATED_PARAMS} for row in rows]
+    trials = []
+    for row in table.to_dict("records"):
+        params = {name: row[name] for name in GATED_PARAMS}
+        attributes = {
+            "seconds": row["seconds"],
+            "steps_per_second": STEPS / row["seconds"],
+            "parameter_count": count_parameters(GatedConfig.from_params(params, "candidate")),
+        }
+        curve = {step: row[column] for column, step in steps.items()}
+        trials.append(
+            StoredTrial(
+                params,
+                attributes,
+                state=TrialState.COMPLETE,
+                value=row["min_loss"],
+                started=utcnow(),
+                completed=utcnow(),
+                curve=curve,
+            )
+        )
     storage = open_storage(url)
     is_new = create_study(
         storage,
@@ -85,25 +103,11 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
         OBJECTIVE_NAMES["training"],
         StudyRecord(config=config, corpus=ENWIK8, artifact_folder=name).attributes(),
         distributions(config.grid.search_space),
-        [StoredTrial(each) for each in params],
+        trials,
     )
-    if not is_new:
-        storage.close()
-        raise StudiesError(f"study {name!r} already exists: expected a storage without it")
-    study_id = load_study(storage, name)._study_id
-    for row, each in zip(rows, params, strict=True):
-        trial_id = storage.claim(study_id, "loader")
-        assert trial_id is not None
-        network = GatedConfig.from_params(each, config.gate_inputs)
-        attributes = {
-            "seconds": row["seconds"],
-            "steps_per_second": STEPS / row["seconds"],
-            "parameter_count": count_parameters(network),
-        }
-        curve = {step: row[column] for column, step in steps.items()}
-        storage.flush([PendingWrite(trial_id, "loader", curve)])
-        storage.finish(trial_id, "loader", TrialState.COMPLETE, row["min_loss"], attributes)
     storage.close()
+    if not is_new:
+        raise StudiesError(f"study {name!r} already exists: expected a storage without it")
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -10,17 +10,16 @@ import itertools
 import math
 import multiprocessing
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import optuna
 import pandas as pd
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -28,7 +27,8 @@ from optuna.pruners import (
     PercentilePruner,
     SuccessiveHalvingPruner,
 )
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial, TrialState
 
 from search.pruning.regression import Floats
 from search.worker.cpu_budget import cores
@@ -140,65 +140,47 @@ class ConformalPruner(BasePruner):
 def replay_in_optuna(
     recorded: RecordedCurves,
     pruner: BasePruner,
-    checks: Sequence[int],
     order: Sequence[int],
     concurrent: int,
     keep: float,
 ) -> ReplayResult:
     """Simulate a search with a pruner of plain Optuna, which stops trials for good.
 
+    It is called at most :data:`CHECKS` times per trial; earlier log points are reported before.
+
     Args:
         recorded: curves of the trials.
         pruner: pruner to simulate.
-        checks: indices of the log points at which the pruner is called; earlier log points are
-            reported before the call.
         order: order in which trials start.
         concurrent: number of trials trained at a time.
         keep: fraction of the trials whose recall is counted.
     """
-    study = optuna.create_study(study_name="replay", pruner=pruner)
-    storage = study._storage
-    distributions: dict[str, BaseDistribution] = {
-        name: CategoricalDistribution(tuple(dict.fromkeys(p[name] for p in recorded.params)))
-        for name in recorded.params[0]
-    }
-    stops = [*checks, len(recorded.steps) - 1]
+    study = optuna.create_study(study_name="replay", sampler=RandomSampler(), pruner=pruner)
+    places = np.linspace(0, len(recorded.steps) - 1, CHECKS + 1)[1:].astype(int)
+    ends = [0, *np.unique(places + 1).tolist()]  # log points before each call, and the end
+    stops = [0, *(int(recorded.steps[end - 1]) for end in ends[1:])]
     waiting = list(reversed(order))
-    running: list[tuple[int, int, int, int]] = []
+    running: list[tuple[int, int, int, int, optuna.Trial]] = []
     count = itertools.count()
     complete = np.zeros(len(order), dtype=bool)
     now = steps = 0
     while waiting or running:
         while waiting and len(running) < concurrent:
-            index = waiting.pop()
-            study.add_trial(
-                create_trial(
-                    state=TrialState.RUNNING,
-                    params=recorded.params[index],
-                    distributions=distributions,
-                )
-            )
-            trial_id = study.get_trials(deepcopy=False)[-1]._trial_id
-            at = now + int(recorded.steps[stops[0]])
-            heapq.heappush(running, (at, next(count), index, trial_id))
-        now, _, index, trial_id = heapq.heappop(running)
-        reported = len(storage.get_trial(trial_id).intermediate_values)
-        stop = next(stop for stop in stops if stop >= reported)
-        for log_point in range(reported, stop + 1):
-            loss = float(recorded.curves[index, log_point])
-            storage.set_trial_intermediate_value(trial_id, int(recorded.steps[log_point]), loss)
-        if stop == stops[-1]:
-            value = [float(recorded.values[index])]
-            storage.set_trial_state_values(trial_id, TrialState.COMPLETE, value)
+            start = now + stops[1], next(count), waiting.pop(), 1, study.ask()
+            heapq.heappush(running, start)
+        now, _, index, stop, trial = heapq.heappop(running)
+        for log_point in range(ends[stop - 1], ends[stop]):
+            trial.report(float(recorded.curves[index, log_point]), int(recorded.steps[log_point]))
+        if stop == len(stops) - 1:
+            study.tell(trial, float(recorded.values[index]))
             complete[index] = True
-        elif pruner.prune(study, storage.get_trial(trial_id)):
-            storage.set_trial_state_values(trial_id, TrialState.PRUNED)
+        elif trial.should_prune():
+            study.tell(trial, state=TrialState.PRUNED)
         else:
-            following = stops[stops.index(stop) + 1]
-            at = now + int(recorded.steps[following] - recorded.steps[stop])
-            heapq.heappush(running, (at, next(count), index, trial_id))
+            at = now + stops[stop + 1] - stops[stop]
+            heapq.heappush(running, (at, next(count), index, stop + 1, trial))
             continue
-        steps += int(recorded.steps[stop])
+        steps += stops[stop]
     return ReplayResult.summarize(recorded, keep, complete, steps, len(order))
 
 
@@ -239,61 +221,19 @@ def replay(
     if pruner == ONE_LOOK:
         return keep_best_at_first_rung(recorded, keep)
     baseline = optuna_pruners(recorded.end)[pruner]()
-    return replay_in_optuna(recorded, baseline, check_points(recorded), trials, concurrent, keep)
+    return replay_in_optuna(recorded, baseline, trials, concurrent, keep)
 
 
-def check_points(recorded: RecordedCurves) -> list[int]:
-    """Return the indices of the log points at which Optuna's pruners are called."""
-    places = np.linspace(0, len(recorded.steps) - 1, CHECKS + 1)[1:-1]
-    return sorted({int(index) for index in places})
+def _format_row(pruner: str, concurrent: int, results: Sequence[ReplayResult]) -> str:
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(result, name) for result in results]))
 
-
-def format_table(
-    path: Path,
-    pruners: Sequence[str],
-    orders: int,
-    concurrency: Sequence[int],
-    keep: float,
-    confidence: float,
-    nuisance: Sequence[str] = (),
-) -> Iterator[str]:
-    """Yield a header and one line per pruner and number of concurrent trials."""
-    recorded = read_curves(path, nuisance)
-    count = len(recorded.best)
-    among = f" of {count} architectures" if nuisance else ""
-    yield (
-        f"{path.name}: {len(recorded.values)} trials, {recorded.end:,} steps, "
-        f"top {top_count(keep, count)}{among}, {orders} orders"
+    winners = sum(result.has_winner for result in results)
+    return (
+        f"  {pruner:18} {concurrent:9} {mean('cost'):6.3f} {mean('recall'):7.3f} "
+        f"{min(result.recall for result in results):6.3f} {mean('recall_of_ten'):8.3f} "
+        f"{winners:3}/{len(results):<3} {mean('complete'):9.3f} {mean('starts'):6.2f}"
     )
-    yield (
-        f"  {'pruner':18} {'parallel':>9} {'cost':>6} {'recall':>7} {'worst':>6} {'best 10':>8} "
-        f"{'winner':>7} {'complete':>9} {'starts':>6}"
-    )
-    work = itertools.product(pruners, concurrency)
-    # Numerical libraries with several threads per process would compete for the cores.
-    os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
-    with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
-        for pruner, concurrent in work:
-            simulate = partial(
-                replay,
-                path,
-                pruner,
-                concurrent,
-                keep=keep,
-                confidence=confidence,
-                nuisance=nuisance,
-            )
-            results = list(pool.map(simulate, range(orders)))
-
-            def mean(name: str, results: Sequence[ReplayResult] = results) -> float:
-                return float(np.mean([getattr(result, name) for result in results]))
-
-            winners = sum(result.has_winner for result in results)
-            yield (
-                f"  {pruner:18} {concurrent:9} {mean('cost'):6.3f} {mean('recall'):7.3f} "
-                f"{min(result.recall for result in results):6.3f} {mean('recall_of_ten'):8.3f} "
-                f"{winners:3}/{orders:<3} {mean('complete'):9.3f} {mean('starts'):6.2f}"
-            )
 
 
 @click.command(help="Simulate pruners on recorded curves and print their cost and recall.")
@@ -344,11 +284,26 @@ def main(
     confidence: float,
     nuisance: tuple[str, ...],
 ) -> None:
-    """Print a table for each file."""
+    """Print a table for each file: a line per pruner and number of concurrent trials."""
+    # Numerical libraries with several threads per process would compete for the cores.
+    os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     for path in files:
-        for line in format_table(path, pruners, orders, concurrent, keep, confidence, nuisance):
-            click.echo(line)
-            sys.stdout.flush()
+        recorded = read_curves(path, nuisance)
+        count = len(recorded.best)
+        among = f" of {count} architectures" if nuisance else ""
+        click.echo(
+            f"{path.name}: {len(recorded.values)} trials, {recorded.end:,} steps, "
+            f"top {top_count(keep, count)}{among}, {orders} orders"
+        )
+        click.echo(
+            f"  {'pruner':18} {'parallel':>9} {'cost':>6} {'recall':>7} {'worst':>6} "
+            f"{'best 10':>8} {'winner':>7} {'complete':>9} {'starts':>6}"
+        )
+        settings: Any = {"keep": keep, "confidence": confidence, "nuisance": nuisance}
+        with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
+            for pruner, parallel in itertools.product(pruners, concurrent):
+                simulate = partial(replay, path, pruner, parallel, **settings)
+                click.echo(_format_row(pruner, parallel, list(pool.map(simulate, range(orders)))))
 
 
 if __name__ == "__main__":

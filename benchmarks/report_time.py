@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,8 +20,8 @@ from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS, distributions
 from studies.storage.changes import create_study
-from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.tables import utcnow
 from studies.storage.trials import StoredTrial
 
 LOG_POINTS = 200
@@ -74,28 +75,27 @@ def _create(url: str) -> None:
     assert config.grid is not None
     grid = list(config.grid.combinations())
     corpus = CorpusRecord(name="text", sha256="0" * 64, length=1000, split=(900, 950))
-    storage = open_storage(url)
-    create_study(
-        storage,
-        "stage-one",
-        OBJECTIVE_NAMES[config.objective],
-        StudyRecord(config=config, corpus=corpus, artifact_folder="stage-one").attributes(),
-        distributions(config.grid.search_space),
-        [StoredTrial(params) for params in grid],
-    )
-    study_id = load_study(storage, "stage-one")._study_id
     rng = np.random.default_rng(0)
     steps = 50 * np.arange(1, LOG_POINTS + 1)
-    for params in grid:
+    trials = []
+    for number, params in enumerate(grid):
         end = 2.2 - 0.1 * sum(params[name] is True for name in GATED_PARAMS) + rng.normal(0, 0.1)
         losses = end + 3 * np.exp(-steps / 1000) + rng.normal(0, 0.02, LOG_POINTS)
-        trial_id = storage.claim(study_id, "benchmark")
-        assert trial_id is not None
-        curve = dict(zip(steps.tolist(), losses.tolist(), strict=True))
-        storage.flush([PendingWrite(trial_id, "benchmark", curve)])
-        attributes = {"seconds": 60.0, "worker": f"host/{trial_id % 8}", "host": "host"}
-        storage.finish(trial_id, "benchmark", TrialState.COMPLETE, min(curve.values()), attributes)
-    storage.close()
+        trials.append(
+            StoredTrial(
+                params,
+                {"seconds": 60.0, "worker": f"host/{number % 8}", "host": "host"},
+                state=TrialState.COMPLETE,
+                value=float(losses.min()),
+                started=utcnow(),
+                completed=utcnow(),
+                curve=dict(zip(steps.tolist(), losses.tolist(), strict=True)),
+            )
+        )
+    record = StudyRecord(config=config, corpus=corpus, artifact_folder="stage-one")
+    metric, choices = OBJECTIVE_NAMES[config.objective], distributions(config.grid.search_space)
+    with closing(open_storage(url)) as storage:
+        create_study(storage, "stage-one", metric, record.attributes(), choices, trials)
 
 
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:

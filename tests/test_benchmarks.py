@@ -20,7 +20,6 @@ from benchmarks.gpu import estimate_seconds
 from benchmarks.pruning_families import FAMILIES, simulate_family
 from benchmarks.replay_pruning import (
     ConformalPruner,
-    check_points,
     keep_best_at_first_rung,
     replay_in_optuna,
 )
@@ -80,7 +79,7 @@ def test_conformal_pruner_prunes_bad_trials_only_once_it_is_calibrated():
     def replay(count):
         recorded, pruner = make_curves(count), ConformalPruner(100)
         order = np.random.default_rng(0).permutation(count).tolist()
-        return replay_in_optuna(recorded, pruner, check_points(recorded), order, 1, 0.1)
+        return replay_in_optuna(recorded, pruner, order, 1, 0.1)
 
     result = replay(200)
     assert result.recall == 1

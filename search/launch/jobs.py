@@ -16,10 +16,11 @@ from search.launch.launcher import (
     parse_job,
 )
 from search.launch.shared_files import (
+    ARTIFACTS_REMEDY,
+    find_checkpoints,
     mark_artifacts,
     require_server,
     require_shared,
-    require_shared_artifacts,
     warn_of_loopback,
 )
 from search.options import RunOptions, to_words
@@ -59,7 +60,8 @@ def prepare_launch(options: RunOptions) -> Launcher | None:
             "command that submitted them"
         )
     require_server(options.storage)
-    require_shared_artifacts(options.artifacts, options.storage)
+    if folder := find_checkpoints(options.artifacts, options.storage):
+        require_shared(folder, "folder of checkpoints", ARTIFACTS_REMEDY)
     if launcher.log_folder is not None:
         require_shared(launcher.log_folder, "folder of logs", "expected a shared working directory")
     launcher.check()

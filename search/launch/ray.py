@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+from ray.util import placement_group, placement_group_table, remove_placement_group
 from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 
 from search.errors import LaunchError
@@ -68,7 +69,8 @@ class RayLauncher:
 
     Ray ends the tasks of a command when the command ends. Until then it starts a task again, on
     another node if necessary, whenever its process or its node dies. What the workers do is read
-    from the study's leases: Ray's own lists need its dashboard, which a cluster may lack.
+    from the study's leases, and which tasks there are from placement groups with their names: Ray's
+    list of tasks needs its dashboard, which a cluster may lack.
     """
 
     ends_with_command = True
@@ -77,7 +79,7 @@ class RayLauncher:
     def __init__(self, address: str, settings: Mapping[str, str]) -> None:
         self._settings = {key: _parse_value(text) for key, text in settings.items()}
         self._dashboard = join_cluster(address)
-        self._tasks: dict[str, Any] = {}
+        self._tasks: dict[str, Any] = {}  # and the placement group of each
         self._taken: set[str] = set()
 
     def check(self) -> None:
@@ -101,7 +103,8 @@ class RayLauncher:
         with _explaining_refusal():
             for each in itertools.islice(free, count):
                 task = _create_task({**request, "name": each})
-                self._tasks[each] = task.remote(command, Path.cwd(), each, environment)
+                started = task.remote(command, Path.cwd(), each, environment)
+                self._tasks[each] = started, placement_group([{"memory": 1}], name=each)
         resources = ", ".join(f"{key}={value}" for key, value in request.items())
         lines = [
             f"submitted {count} task{'s' * (count > 1)} to Ray, each with {resources}; "
@@ -116,10 +119,12 @@ class RayLauncher:
 
     def list_jobs(self, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:
         self._log_failures()
-        jobs = {task: Job(task, "pending") for task in self._tasks}
+        prefix, groups = f"{name} worker ", placement_group_table().values()
+        submitted = [group["name"] for group in groups if group["state"] != "REMOVED"]
+        jobs = {task: Job(task, "pending") for task in submitted if task.startswith(prefix)}
         for worker in workers:
             job = parse_job(worker.name)
-            if job.startswith(f"{name} worker ") and not worker.is_expired:
+            if job.startswith(prefix) and not worker.is_expired:
                 jobs[job] = Job(job, "running", worker.host or "")
         self._taken = {*jobs}
         return sorted(jobs.values(), key=lambda job: (len(job.id), job.id))
@@ -150,9 +155,10 @@ class RayLauncher:
         return ""  # Ray ends the tasks with this command
 
     def leave(self, name: str) -> str:
-        tasks = [*self._tasks.values()]
-        for task in tasks:
+        tasks = [task for task, _ in self._tasks.values()]
+        for task, group in self._tasks.values():
             ray.cancel(task)
+            remove_placement_group(group)
         left = ray.wait(tasks, num_returns=len(tasks), timeout=STOP_SECONDS)[1] if tasks else []
         if left:
             return (
@@ -165,10 +171,11 @@ class RayLauncher:
 
     def _log_failures(self) -> None:
         """Forget the tasks that have ended, with a warning for each that failed."""
-        for name, task in [*self._tasks.items()]:
+        for name, (task, group) in [*self._tasks.items()]:
             if not ray.wait([task], timeout=0)[0]:
                 continue
             del self._tasks[name]
+            remove_placement_group(group)
             try:
                 ray.get(task)
             except Exception as error:

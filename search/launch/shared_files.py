@@ -19,7 +19,7 @@ Needed only for those on a disk of this machine, as on the server of a network f
 MARKER_PREFIX = ".shared-"
 """Start of the random name of a file by which workers recognize the folder of checkpoints."""
 
-_REMEDY = "expected --artifacts with a shared folder or s3://BUCKET"
+ARTIFACTS_REMEDY = "expected --artifacts with a shared folder or s3://BUCKET"
 
 
 def require_server(storage: str) -> None:
@@ -52,17 +52,6 @@ def warn_of_loopback(storage: str) -> str:
     return f"storage {redact(url)} is reached by workers on this machine only: name its host"
 
 
-def require_shared_artifacts(artifacts: str | None, storage: str) -> None:
-    """Check that workers on other machines find each other's checkpoints.
-
-    Raises:
-        LaunchError: if they are written to a disk of this machine.
-        ArtifactsError: if they cannot be written.
-    """
-    if folder := _find_folder(artifacts, storage):
-        require_shared(folder, "folder of checkpoints", _REMEDY)
-
-
 def mark_artifacts(artifacts: str | None, storage: str) -> Marker | None:
     """Return the marker in the folder of checkpoints, created by the first call; None for a bucket.
 
@@ -71,7 +60,7 @@ def mark_artifacts(artifacts: str | None, storage: str) -> Marker | None:
     Raises:
         LaunchError: if it cannot be written.
     """
-    if not (folder := _find_folder(artifacts, storage)):
+    if not (folder := find_checkpoints(artifacts, storage)):
         return None
     folder = folder.resolve()
     try:
@@ -80,12 +69,16 @@ def mark_artifacts(artifacts: str | None, storage: str) -> Marker | None:
         path.touch()
     except OSError as error:
         raise LaunchError(f"cannot write to the folder of checkpoints {folder}: {error}") from error
-    message = f"folder of checkpoints {folder} is not the same on all machines: {_REMEDY}"
+    message = f"folder of checkpoints {folder} is not the same on all machines: {ARTIFACTS_REMEDY}"
     return Marker(str(path), message)
 
 
-def _find_folder(artifacts: str | None, storage: str) -> Path | None:
-    """Return the folder of checkpoints; None if they are in a bucket."""
+def find_checkpoints(artifacts: str | None, storage: str) -> Path | None:
+    """Return the folder of checkpoints; None if they are in a bucket.
+
+    Raises:
+        ArtifactsError: if they cannot be written.
+    """
     store = open_store(artifacts, storage, "checkpoints", read_only=True)
     return store.path if isinstance(store, AtomicFileStore) else None
 

@@ -101,7 +101,7 @@ class AuditedTrials:
     ) -> None:
         self._prediction = prediction
         self._is_held = is_held
-        self._scores = prediction.select(is_held).compute_scores(values[is_held])
+        self._scores = prediction.compute_scores(values)[is_held]
         found, self._first, self._owners = np.unique(
             architectures[is_held], return_index=True, return_inverse=True
         )

@@ -23,7 +23,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,10 +187,6 @@ class Prediction:
     scale: Floats
     losses: LossScale = field(default_factory=LossScale)
 
-    def select(self, mask: Mask) -> "Prediction":
-        """Return the predictions of some trials."""
-        return replace(self, mean=self.mean[mask], scale=self.scale[mask])
-
     def correct(self, bias: Floats, factor: Floats) -> "Prediction":
         """Return predictions shifted by (N,) ``bias``, in scales, with scales times ``factor``."""
         compressed, slope = self.losses.compress(self.mean), self.losses.slope(self.mean)
@@ -330,12 +325,7 @@ class _RungData:
 
     def equals(self, other: "_RungData") -> bool:
         """Return whether all is equal, and the design the same object."""
-        if self.design is not other.design or len(self.groups) != len(other.groups):
-            return False
-        return all(
-            np.array_equal(one, another, equal_nan=one.dtype == np.float64)
-            for one, another in zip(self._arrays(), other._arrays(), strict=True)
-        )
+        return self.design is other.design and self._list_bytes() == other._list_bytes()
 
     def predict(self) -> tuple[Moments, Moments]:
         """Predict the final values of the new trials, and of those that are held out."""
@@ -364,9 +354,9 @@ class _RungData:
             (held_mean[held] + middle + self.loss[held], held_variance[held]),
         )
 
-    def _arrays(self) -> list[NDArray[Any]]:
-        rows = [self.curve, self.loss, self.mean, self.variance, self.usable]
-        return [*rows, self.new, self.held, self.is_held, *self.groups]
+    def _list_bytes(self) -> list[bytes]:
+        rows = self.curve, self.loss, self.mean, self.variance, self.usable
+        return [each.tobytes() for each in (*rows, self.new, self.held, self.is_held, *self.groups)]
 
     def _features(self, trials: Mask) -> Floats:
         """Return the features of some trials, (m, D)."""

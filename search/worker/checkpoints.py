@@ -303,14 +303,11 @@ class CheckpointManager:
 
     def _read(self, claim: Claim, missing: dict[str, list[FrozenTrial]]) -> TrainState | None:
         """Return the train state of a trial's checkpoint; add a missing one to ``missing``."""
-        config, number = self._handle.config, claim.trial.number
+        number = claim.trial.number
         try:
-            settings = to_train_config(config, claim.trial.params)
+            trial_config, settings = self._configs(claim)
             limit = max_checkpoint_size(
-                to_trial_config(claim.trial.params, config),
-                self._handle.spec,
-                settings.batch_size,
-                settings.steps,
+                trial_config, self._handle.spec, settings.batch_size, settings.steps
             )
             for files in self._files:
                 content = _read_with_retries(files, number, limit + 1)
@@ -342,8 +339,7 @@ class CheckpointManager:
             except CheckpointError as error:
                 errors.append(error)
                 continue
-            settings = to_train_config(self._handle.config, claim.trial.params)
-            return _continue_to_end(state, settings, steps)
+            return _continue_to_end(state, self._configs(claim)[1], steps)
         raise errors[0]
 
     def _report_missing(self, trials: Sequence[FrozenTrial], reason: str) -> None:
@@ -372,11 +368,13 @@ class CheckpointManager:
 
     def _identity(self, claim: Claim, steps: int | None = None) -> str:
         """Return the identity of a trial's training, or of that to an earlier end."""
-        config = self._handle.config
-        trial_config = to_trial_config(claim.trial.params, config)
-        train_config = to_train_config(config, claim.trial.params)
+        handle, (trial_config, train_config) = self._handle, self._configs(claim)
         train_config = replace(train_config, steps=steps or train_config.steps)
-        return checkpoint_identity(trial_config, config, train_config, self._handle.corpus)
+        return checkpoint_identity(trial_config, handle.config, train_config, handle.corpus)
+
+    def _configs(self, claim: Claim) -> tuple[TrialConfig, TrainConfig]:
+        config, params = self._handle.config, claim.trial.params
+        return to_trial_config(params, config), to_train_config(config, params)
 
 
 def checkpoint_identity(
@@ -443,7 +441,8 @@ def _quarantine(files: TrialFiles, number: int, content: bytes, error: Checkpoin
 def _report_resumed(states: Mapping[Claim, TrainState | None]) -> None:
     numbers: dict[int, list[int]] = {}
     for claim, state in states.items():
-        if state and state.step and not claim.was_paused:  # resuming those needs no message
+        # One that resumes after a pause needs no message.
+        if state and state.step not in (0, claim.trial.user_attrs.get(RUNG)):
             numbers.setdefault(state.step, []).append(claim.trial.number)
     for step, trials in sorted(numbers.items()):
         verb = "resume" if len(trials) > 1 else "resumes"

@@ -66,18 +66,14 @@ class Claim:
 
     Attributes:
         trial: the trial as it was claimed, with its curve and retry counts.
-        lost: set once another worker has claimed the trial.
+        is_lost: whether another worker has claimed the trial.
         has_reported: whether values may have been written since the trial was claimed.
-        was_paused: whether the trial was paused before.
     """
 
-    def __init__(
-        self, trial: FrozenTrial, claim_token: str, lease_seconds: float, was_paused: bool = False
-    ) -> None:
+    def __init__(self, trial: FrozenTrial, claim_token: str, lease_seconds: float) -> None:
         self.trial = trial
         self.claim_token = claim_token
-        self.was_paused = was_paused
-        self.lost: LeaseLostError | None = None
+        self.is_lost = False
         self.has_reported = False
         self._is_checkpointed = CHECKPOINTED in trial.system_attrs
         self._record_checkpoint = False
@@ -312,17 +308,17 @@ class ClaimManager:
     def claim(
         self,
         exclude: Collection[int] = (),
-        lockstep_params: Callable[[FrozenTrial], Sequence[str]] = lambda trial: (),
-        lockstep_size: Callable[[FrozenTrial], int] = lambda trial: 1,
+        lockstep_params: Callable[[Mapping[str, Any]], Sequence[str]] = lambda params: (),
+        lockstep_size: Callable[[Mapping[str, Any]], int] = lambda params: 1,
         paused_ids: Sequence[int] | None = None,
     ) -> list[Claim]:
         """Claim the next waiting trial, and others to train in lockstep with it.
 
         Args:
             exclude: ids of trials that are not claimed, except the first of ``paused_ids``, alone.
-            lockstep_params: returns the parameters in which the others must equal the first one;
-                one that it lacks they must lack, too.
-            lockstep_size: returns how many trials to claim in total, given the first one.
+            lockstep_params: returns, given the parameters of the first one, the names of those in
+                which the others must equal it; one that it lacks they must lack, too.
+            lockstep_size: returns, given the same, how many trials to claim in total.
             paused_ids: id of the paused trial to resume, followed by those that may resume with it;
                 None for trials that are not paused.
 
@@ -336,20 +332,19 @@ class ClaimManager:
         """
         storage, study_id = self._storage, self._study_id
         claim_token = f"{self._worker}/{uuid4().hex}"
-        was_paused = paused_ids is not None
         first_ids = None if paused_ids is None else paused_ids[:1]
         other_ids = None if paused_ids is None else paused_ids[1:]
 
         def read(trial_ids: Sequence[int]) -> list[Claim]:
             trials = self._read_claimed(trial_ids, claim_token)
-            return [Claim(each, claim_token, self._lease_seconds, was_paused) for each in trials]
+            return [Claim(each, claim_token, self._lease_seconds) for each in trials]
 
         def claim_others(trial: FrozenTrial) -> list[int]:
             self._busy_since = None  # the size may take long, as when a library is compiled
-            limit = lockstep_size(trial) - 1
-            if limit < 1 or trial._trial_id in exclude or (was_paused and not other_ids):
+            limit = lockstep_size(trial.params) - 1
+            if limit < 1 or trial._trial_id in exclude or (paused_ids and not other_ids):
                 return []
-            names = lockstep_params(trial)
+            names = lockstep_params(trial.params)
             try:
                 return storage.claim_matching(
                     trial._trial_id, claim_token, limit, names, exclude, other_ids
@@ -362,7 +357,7 @@ class ClaimManager:
             if self._is_retry:  # an earlier attempt may have been committed
                 leases = storage.running_leases(study_id).items()
                 trial_ids = [key for key, lease in leases if lease.claim_token == claim_token]
-            excluded = () if was_paused else exclude
+            excluded = exclude if paused_ids is None else ()
             while not (claims := read(trial_ids)):  # the next trial, unless it is damaged
                 first = storage.claim(
                     study_id, claim_token, self._lease_seconds, excluded, first_ids
@@ -449,8 +444,8 @@ class ClaimManager:
 
         try:
             self.ask(operation)
-        except LeaseLostError as lost:
-            claim.lost = lost
+        except LeaseLostError:
+            claim.is_lost = True
             raise
 
     # ------------------------------------------------------------------ the thread
@@ -532,9 +527,7 @@ class ClaimManager:
     def _mark_lost(self, claims: Sequence[Claim], lost_ids: Collection[int]) -> None:
         lost = [claim for claim in claims if claim.trial_id in lost_ids]
         for claim in lost:
-            claim.lost = LeaseLostError(
-                f"trial id {claim.trial_id} is no longer held by {claim.claim_token}"
-            )
+            claim.is_lost = True
         self._active.difference_update(lost)
 
     def _requeue_expired(self) -> None:

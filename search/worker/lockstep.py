@@ -23,7 +23,6 @@ from rnn.native.network import library_obstacle, pays_off
 from rnn.network import estimate_memory
 from rnn.training.devices import available_memory
 from rnn.training.loop import TrainConfig
-from search.pruning.policy import ALWAYS_CONTINUE
 from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.space import CELL, REPLICATE, SWITCHES
 from studies.training import OPTIMIZER_PARAMS
@@ -54,8 +53,6 @@ _WINDOW_LOCKSTEP = 8
 not measured."""
 
 _MEMORY_FRACTION = 0.8
-
-_MIN_GPU_KEEP_PROBABILITY = 0.01
 
 _logger = logging.getLogger(__name__)
 
@@ -216,15 +213,6 @@ def _native_lockstep(is_large: bool) -> int:
     # The library divides a large network between two threads or more.
     best = (threads + 1) // 2 if is_large else max(_MAX_NATIVE_LOCKSTEP, threads)
     return min(best, _MAX_CPU_LOCKSTEP)
-
-
-def min_keep_probability(device: torch.device) -> float:
-    """Return the keep probability from which a paused network resumes together with another.
-
-    On a CPU each network costs training time. On a GPU, whose steps are bound by kernel launches,
-    another network in lockstep costs next to nothing.
-    """
-    return ALWAYS_CONTINUE if device.type == "cpu" else _MIN_GPU_KEEP_PROBABILITY
 
 
 def to_train_config(

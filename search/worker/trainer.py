@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from rnn.config import Precision, TrialConfig
 from rnn.engines import build_network
@@ -23,6 +23,7 @@ from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
 from search.display import QuietDisplay
 from search.errors import format_error
+from search.pruning.policy import ALWAYS_CONTINUE
 from search.pruning.scheduler import compute_rungs
 from search.status import RunningTrial
 from search.study import StudyHandle
@@ -38,7 +39,7 @@ from search.worker.checkpoints import (
 from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.evaluation import Evaluator
-from search.worker.lockstep import LockstepPlan, min_keep_probability, to_train_config
+from search.worker.lockstep import LockstepPlan, to_train_config
 from search.worker.worker import PrunerCallback, TrialResult
 from studies.artifacts import Store
 from studies.attributes import Failure, TrialRecord
@@ -49,6 +50,10 @@ SAMPLE_LENGTH = 300
 """Tokens of the text sample that a network generates for the report."""
 
 SAMPLE_TEMPERATURE = 0.8
+
+_MIN_ON_GPU = 0.01
+"""Keep probability from which a paused network resumes together with another on a GPU, whose steps
+are bound by kernel launches: another network in lockstep costs next to nothing."""
 
 
 class Trainer:
@@ -66,6 +71,7 @@ class Trainer:
         lockstep: maximum number of networks to train together; None to choose by device.
 
     Attributes:
+        lockstep_plan: how many trials, and which, to train together.
         min_keep_probability: keep probability from which a paused trial resumes together with
             another.
     """
@@ -86,10 +92,11 @@ class Trainer:
         assert config.precision != "auto", "resolved when the study was created"
         self.config = config
         self.device = device
+        self.budget = budget
         self.callbacks = callbacks
-        self.min_keep_probability = min_keep_probability(device)
+        # On a CPU each network costs training time.
+        self.min_keep_probability = ALWAYS_CONTINUE if device.type == "cpu" else _MIN_ON_GPU
         self._worker = worker
-        self._budget = budget
         self._precision: Precision = config.precision
         self._handle = handle
         self._spec = handle.spec
@@ -106,19 +113,11 @@ class Trainer:
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
-        self._lockstep_plan = LockstepPlan(config, device, self._spec, lockstep)
+        self.lockstep_plan = LockstepPlan(config, device, self._spec, lockstep)
         self._loop: TrainLoop | None = None
         self._claims: dict[TrialConfig, Claim] = {}  # of the current loop, as what follows
         self._lockstep = 0  # when it began
         self._earlier_versions: dict[TrialConfig, Mapping[str, list[str] | None]] = {}
-
-    def lockstep_size(self, trial: FrozenTrial) -> int:
-        """Return how many trials like this one, including it, to train together."""
-        return self._lockstep_plan.size(trial.params)
-
-    def lockstep_params(self, trial: FrozenTrial) -> Sequence[str]:
-        """Return the parameters that trials trained together with this one have in common."""
-        return self._lockstep_plan.common_params(trial.params)
 
     def train(
         self, claims: Sequence[Claim], poll: Callable[[], bool], decide: PrunerCallback
@@ -127,28 +126,24 @@ class Trainer:
 
         Args:
             claims: claims of the trials, to which values are reported. A trial that is lost
-                (``claim.lost``) is dropped without a result.
+                (``claim.is_lost``) is dropped without a result.
             poll: called often; returns whether the polling interval has passed, raises to end the
                 training.
             decide: called at every log point with the trials that have reached a rung there, often
                 none. Decisions may come late: those on trials that no longer train are ignored.
         """
-        self._budget.apply()
+        self.budget.apply()
         states = self._checkpoints.resume(claims)
         # Networks in lockstep are at one step: usually all, for they were interrupted together.
         for step in sorted({_step(state) for state in states.values()}):
             group = {
                 claim: state
                 for claim, state in states.items()
-                if _step(state) == step and not claim.lost
+                if _step(state) == step and not claim.is_lost
             }
             if group:
                 yield from self._train_group(group, poll, decide)
         self._loop = None  # frees its memory
-
-    def release_cores(self) -> None:
-        """Leave the cores to the other workers of this machine until the next training."""
-        self._budget.release()
 
     def save_checkpoints(self, claims: Sequence[Claim]) -> None:
         """Write checkpoints of those of these trials that are being trained."""
@@ -209,7 +204,7 @@ class Trainer:
             yield from self._train_and_evaluate(loop, poll, decide)
         except Exception as error:
             if is_out_of_memory(error):
-                self._lockstep_plan.reduce(params, len(claims))
+                self.lockstep_plan.reduce(params, len(claims))
             raise
 
     def _train_and_evaluate(
@@ -221,8 +216,8 @@ class Trainer:
             nonlocal saved_at
             if not poll():
                 return
-            self._budget.apply()
-            if lost := [config for config in loop.configs if claims[config].lost]:
+            self.budget.apply()
+            if lost := [config for config in loop.configs if claims[config].is_lost]:
                 loop.remove_configs(lost)
             if time.monotonic() - saved_at >= self.config.checkpoint.seconds:
                 self.save_checkpoints([claims[config] for config in loop.configs])
@@ -257,7 +252,7 @@ class Trainer:
         values = {
             claims[trial_config].trial.number: evaluation.value
             for trial_config, evaluation in zip(trial_configs, evaluations, strict=True)
-            if evaluation.value is not None and not claims[trial_config].lost
+            if evaluation.value is not None and not claims[trial_config].is_lost
         }
         selected, kept = self._best_weights.select(values), self._finals.select(values)
         eval_seconds = (time.monotonic() - started_at) / len(trial_configs)
@@ -265,7 +260,7 @@ class Trainer:
             trial_configs, evaluations, train_seconds, strict=True
         ):
             claim, rate = claims[trial_config], self._steps / seconds
-            if claim.lost:
+            if claim.is_lost:
                 continue
             if evaluation.value is None:  # after the last log point, or on held-out data
                 yield claim, self._diverged_result(trial_config, rate, seconds)
@@ -338,7 +333,7 @@ class Trainer:
         ]
         trial_configs, seconds, removed = loop.configs, list(loop.seconds), []
         for claim, decision in decide(at_rung).items():
-            if claim.lost:
+            if claim.is_lost:
                 continue
             index = indices[claim]
             trial_config = trial_configs[index]

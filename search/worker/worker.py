@@ -135,7 +135,7 @@ class Worker:
                 return
             if not self.wait or counts.finished == counts.planned:
                 return
-            self.trainer.release_cores()
+            self.trainer.budget.release()  # until the next training
             self.callbacks.on_wait()
             shortest, longest = CLAIM_INTERVALS
             seconds = min(shortest + self._idle_seconds / 10, longest) * random.uniform(0.5, 1)
@@ -144,12 +144,12 @@ class Worker:
 
     def _claim(self) -> list[Claim]:
         """Claim waiting trials, else paused ones, else one that has failed in this process."""
-        names, size = self.trainer.lockstep_params, self.trainer.lockstep_size
-        claims = self.manager.claim(self._failed_ids, names, size)
+        plan = self.trainer.lockstep_plan
+        claims = self.manager.claim(self._failed_ids, plan.common_params, plan.size)
         for _ in range(MAX_SELECT_ATTEMPTS):
             if claims or self.scheduler is None or not (selected := self._select(self.scheduler)):
                 break
-            claims = self.manager.claim(self._failed_ids, names, size, selected)
+            claims = self.manager.claim(self._failed_ids, plan.common_params, plan.size, selected)
         return claims or (self.manager.claim() if self._failed_ids else [])
 
     def _decide(self, claims: Sequence[Claim]) -> Mapping[Claim, PruneDecision]:
@@ -274,7 +274,7 @@ class Worker:
             return
         self._failed_ids.add(claim.trial_id)
         self.manager.requeue_all([claim], cause, message)
-        if claim.lost:
+        if claim.is_lost:
             self._drop_lost()
             return
         self._end(claim, "failed, requeued for a retry")
@@ -296,7 +296,7 @@ class Worker:
 
     def _drop_lost(self) -> list[Claim]:
         """Drop the trials that another worker has claimed; return the active ones."""
-        for claim in [claim for claim in self._active if claim.lost]:
+        for claim in [claim for claim in self._active if claim.is_lost]:
             self._end(claim, "dropped: claimed by another worker after its lease expired")
         return list(self._active)
 

@@ -153,9 +153,13 @@ def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
     assert query(postgresql_url, STATES) == [("WAITING",)]
 
 
-def test_resources_that_no_node_has_are_warned_about(search):
+def test_tasks_that_wait_for_resources_are_warned_about_and_counted(search):
     command = search("--launch-set=num_gpus=8", "--launch-set=memory=1e12")
     wait_until_running([command], lambda: "no node has these resources" in command.stdout)
     assert "num_cpus=1, num_gpus=8, memory=1000000000000.0" in command.stdout
-    command.send(signal.SIGINT)
-    assert command.wait() == 130, command.output
+    other = search("--workers=2")
+    wait_until_running([other], lambda: "submitted 1 task " in other.stdout)
+    assert "jobs of this study already: 1 pending" in other.stdout
+    for each in (other, command):
+        each.send(signal.SIGINT)
+        assert each.wait() == 130, each.output

@@ -35,7 +35,7 @@ from search.worker.trainer import Trainer
 from studies.artifacts import open_store
 from studies.attributes import Failure, TrialRecord
 from studies.config import to_trial_config
-from studies.errors import LeaseLostError, StorageUnavailableError
+from studies.errors import StorageUnavailableError
 from studies.storage.counts import TimingStats, TrialCounts, count_retries, count_trials
 from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
@@ -458,7 +458,7 @@ def test_worker_that_loses_one_trial_continues_with_the_others(sqlite_url, text,
             )
             storage.claim(storage.get_study_id_from_name("quick"), "you", HANG_TIMEOUT)
             lost.append(claim.trial_id)
-            wait_until(lambda: claim.lost)
+            wait_until(lambda: claim.is_lost)
 
     monkeypatch.setattr(Trainer, "train", noted)
     monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
@@ -481,7 +481,7 @@ def test_trial_lost_during_evaluation_leaves_other_values_unchanged(
 
     def losing(self, run, on_step):
         first = self._claims[run.configs[0]]
-        first.lost = LeaseLostError("gone")
+        first.is_lost = True
         gone.append(first.trial_id)
         yield from evaluate(self, run, on_step)
 

@@ -298,7 +298,7 @@ class TrialMachine(RuleBasedStateMachine):
             with worker.awake(fault):
                 worker.ask(lambda: None, after_flush=True)
             for each in worker.holdings:
-                assert each.lost or self.is_held(each)
+                assert each.is_lost or self.is_held(each)
                 if self.is_held(each):
                     self.trial_of(each).curve = dict(worker.curves[each])
 
@@ -341,9 +341,9 @@ class TrialMachine(RuleBasedStateMachine):
         for claim in claims:
             if self.let_go(worker, claim, "WAITING"):
                 self.trial_of(claim).retries[cause] += 1
-                assert not claim.lost
+                assert not claim.is_lost
             elif fault is None:
-                assert claim.lost
+                assert claim.is_lost
 
     @precondition(lambda self: self.find("RUNNING"))
     @rule(place=WORKERS, is_killed=st.sampled_from([False, False, True]))
