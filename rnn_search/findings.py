@@ -386,9 +386,9 @@ def describe_plan(storage: str, name: str) -> str:
             return ""
         noise = _expect_noise(opened, record, count)
     measure = find_measure(record.config)
-    shares = " and ".join(f"{level:.2%}" for level in spend_error(refinement.looks))
+    shares = ", ".join(f"{level:.2%}" for level in spend_error(refinement.looks))
     line = (
-        f"looks at {' and '.join(map(str, refinement.looks))} runs, at error rates of {shares}; "
+        f"looks at {', '.join(map(str, refinement.looks))} runs, at error rates of {shares}; "
         f"margin {f'{refinement.margin:g} {measure.held_out_unit}'.rstrip()}"
     )
     if noise is None:
