@@ -59,15 +59,6 @@ def test_variants_are_applied_to_the_best_and_equal_trials_merged():
     assert sources == [[0], [0, 1], [0, 1], [0, 1], [1]]
 
 
-def test_bptt_steps_is_a_parameter_of_every_trial_if_it_varies():
-    variants = [{}, {"bptt_steps": 4}, {"bptt_steps": 16, "layers": 3}]
-    trials = derive_trials(source(), TrialCounts(40), config(top=1, variants=variants))
-    found = [(trial.params["bptt_steps"], trial.params["layers"]) for trial in trials]
-    assert found == [(1, 1), (4, 1), (16, 3)]
-    unchanged = derive_trials(source(), TrialCounts(40), config(top=1))
-    assert "bptt_steps" not in unchanged[0].params
-
-
 def test_source_with_replicates_is_ranked_by_mean_and_run_with_new_replicates():
     """The first architecture has the best run, the second the best mean."""
     combinations = list(SPACE.combinations())[:3]
