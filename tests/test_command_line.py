@@ -69,6 +69,7 @@ def test_unfinished_study_is_refined_only_with_partial(invoke, sqlite_url, creat
     for value in range(2):
         study.tell(study.ask(), float(value))
     refine = ("refine", "quick-refined", "--storage", sqlite_url, *TINY)
+    refine += ("--set=refinement.variants=[{}]",)
     line = require_refused(invoke(*refine), "--partial")
     assert "finished 2 of 8 trials (0 running, 6 waiting)" in line
     assert optuna.get_all_study_names(sqlite_url) == ["quick"]

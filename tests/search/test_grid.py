@@ -123,13 +123,6 @@ def test_enqueued_combination_is_not_run_again():
     assert sorted(found, key=repr) == sorted(GRID, key=repr)
 
 
-def test_given_combinations_run_in_their_order():
-    combinations = [{"a": 2, "b": True, "c": "y"}, {"a": 1, "b": False, "c": "x"}]
-    study = optuna.create_study(sampler=GridSampler(SPACE, combinations=combinations))
-    study.optimize(objective)
-    assert [trial.params for trial in study.trials] == combinations
-
-
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_study_is_created_and_extended_once_if_an_answer_is_lost(
     sqlite_url, text, tmp_path, monkeypatch, moment
@@ -237,12 +230,7 @@ def test_optuna_reads_a_study_whose_trials_have_different_parameters(union, sqli
     plain = optuna.load_study(study_name="union", storage=sqlite_url)
     assert [trial.state for trial in plain.trials] == [TrialState.COMPLETE] * 7
     assert len({frozenset(trial.params.items()) for trial in plain.trials}) == 7
-    assert {tuple(sorted(trial.params)) for trial in plain.trials} == {
-        ("cell", "layers", "optimizer", "state_size"),
-        ("cell", "layers", "momentum", "optimizer", "state_size"),
-    }
-    table = plain.trials_dataframe()
-    assert table["params_momentum"].isna().sum() == 3
+    assert plain.trials_dataframe()["params_momentum"].isna().sum() == 3
     assert {"cell", "layers", "optimizer"} <= set(optuna.importance.get_param_importances(plain))
     optuna.visualization.plot_slice(plain)
     optuna.visualization.plot_parallel_coordinate(plain)
@@ -283,9 +271,7 @@ def test_union_is_extended_in_each_of_its_tables_and_by_new_ones(union):
 @pytest.mark.parametrize(
     ("replacement", "message"),
     [
-        (("layers = [2]", "layers = [3]"), "has space 1: layers = [2], not [3]: --extend exp"),
         (("layers = [1]", "layers = [3, 1]"), "has space 2: layers = [1], not [3, 1]"),
-        (('"gru", "lstm"', '"gru"'), "has space 1: cell = ['gru', 'lstm'], not ['gru']"),
         (
             ('optimizer = ["adam", "sgd"]', 'optimizer = ["adam", "sgd"]\nbptt_steps = [1, 2]'),
             "has 7 trials without bptt_steps, which they would have: --extend expected",
