@@ -75,12 +75,6 @@ BROKEN = {
         "its constructor draws random numbers that are not PyTorch's",
     ),
     "dropout": (cell(last="y = nn.Dropout(0.1)(y)"), "check_function", OTHER_NUMBERS),
-    "random state": (
-        cell() + "\n    def initial_state(self, batch_size):\n"
-        "        return torch.randn(batch_size, self.input.out_features)\n",
-        "check_function",
-        OTHER_NUMBERS,
-    ),
     # What is kept, but never read, does no harm outside the attributes of a layer.
     "memory in a variable": (
         cell("global PAST; PAST = 0", last="global PAST; y = y + PAST; PAST = new.mean().item()"),

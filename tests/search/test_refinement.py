@@ -123,9 +123,6 @@ def test_architecture_is_judged_at_its_best_nuisance_value_which_is_carried_on()
     # Of all three architectures, not of nine trials.
     third = config(top=0.4, nuisance=["learning_rate"])
     assert [trial.params["layers"] for trial in derive_trials(trials, TrialCounts(9), third)] == [3]
-    # Without nuisance parameters, trials are ranked.
-    two = derive_trials(trials, TrialCounts(9), config(top=2))
-    assert [trial.params["layers"] for trial in two] == [3, 1]
 
 
 def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
@@ -143,11 +140,6 @@ def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
         "the top 4 trials: expected at most 1",
     ):
         derive_trials(kept + pruned, left, two, keep=0.34)
-    for keep in (0.34, 0.45, 0.7, 0.9):  # the same fraction of each always suffices
-        same = config(top=keep, nuisance=["learning_rate"])
-        assert derive_trials(trials, TrialCounts(9, pruned=0), same, keep=keep)
-        number = top_count(keep, 3)
-        assert (number - 1) * 3 + 1 <= top_count(keep, 9)
 
 
 UNION = StudyConfig.model_validate(

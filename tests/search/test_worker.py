@@ -177,11 +177,10 @@ def test_value_is_that_of_the_objective(sqlite_url, text, objective, metric, att
     assert trial.user_attrs["training_mean_loss"] == pytest.approx(sum(last) / len(last))
 
 
-def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text, alone):
+def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text):
     joined, messages = work(sqlite_url, text, ["keep_weights=2"], lockstep=4)
     assert messages == ["complete"] * 6
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
-    assert sorted(trial.user_attrs["lockstep"] for trial in best) == [2, 2, 4, 4, 4, 4]
     store = open_store(None, sqlite_url, "weights")
     weights = TrialFiles(store, joined.artifact_folder, "safetensors")
     assert weights.list_trials() == {trial.number for trial in best[:2]}
@@ -195,7 +194,6 @@ def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text, alone)
         loss = compute_eval_losses(lockstep, held_out).mean().item()
         assert loss == pytest.approx(trial.user_attrs["validation_loss"], rel=1e-3)
         assert trial.user_attrs["sample"]
-    assert not any("sample" in trial.user_attrs for trial in alone), "it keeps none"
 
 
 def test_training_continues_when_weights_cannot_be_saved(sqlite_url, text, monkeypatch):
@@ -203,11 +201,10 @@ def test_training_continues_when_weights_cannot_be_saved(sqlite_url, text, monke
         raise OSError("no space left")
 
     monkeypatch.setattr(TrialFiles, "write", write)
-    joined, messages = work(sqlite_url, text, ["keep_weights=10"])
-    assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
-    warnings = [line for line in messages if "cannot keep the weights" in line]
-    assert len(warnings) == 6
-    assert "(no space left)" in warnings[0]
+    joined, messages = work(sqlite_url, text, [*ONE_NETWORK, "keep_weights=1"])
+    assert [trial.state for trial in joined.study.trials] == [TrialState.COMPLETE]
+    (warning,) = [line for line in messages if "cannot keep the weights" in line]
+    assert "(no space left)" in warning
 
 
 def test_tokens_are_learnt_and_losses_stated_per_byte(sqlite_url, tmp_path):
@@ -533,16 +530,15 @@ def test_trial_is_retried_three_times_after_errors(sqlite_url, text, monkeypatch
     assert count_retries(joined.storage, joined.study_id) == {cause: 9}
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_trial_is_requeued_on_any_exception(sqlite_url, text, monkeypatch, error):
+def test_trial_is_requeued_when_the_process_exits(sqlite_url, text, monkeypatch):
     """Rich exits on a broken pipe."""
 
     def end(self, running):
-        raise error
+        raise SystemExit
 
     monkeypatch.setattr(RecordingCallbacks, "on_log", end)
     monkeypatch.setattr("search.worker.worker.REQUEUE_TIMEOUT", HANG_TIMEOUT)
-    with pytest.raises(error):
+    with pytest.raises(SystemExit):
         work(sqlite_url, text)
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     assert {trial.state for trial in study.trials} == {TrialState.WAITING}
