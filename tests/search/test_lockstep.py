@@ -90,20 +90,18 @@ def results(joined):
 
 VARIED = {
     "batch_size": [4, 6],
+    "sequence_length": [8, 5],
     "smoothing": [0.5, 0.25],
     "schedule": ["constant", "cosine"],
     "bptt_steps": [1, 2],
 }
-"""A setting of each kind: of the optimizer, of the train loop, and of the engine."""
+"""Settings of the train loop, one of the optimizer and one of the engine, and two values each."""
+
+OFTEN = ("batch_size", "bptt_steps")
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "batch_size",
-        "bptt_steps",
-        *(pytest.param(name, marks=pytest.mark.extended) for name in ("smoothing", "schedule")),
-    ],
+    "name", [pytest.param(x, marks=[pytest.mark.extended] * (x not in OFTEN)) for x in VARIED]
 )
 def test_trial_trains_by_its_own_settings(sqlite_url, text, study, name):
     """As the trial of a study in which that setting is the same for all."""
