@@ -22,7 +22,7 @@ from rnn.training.loop import TrainLoop
 from rnn_search import errors
 from rnn_search.api import _to_toml
 from rnn_search.errors import USER_ERRORS
-from search.errors import ExportError, SearchFailedError, TrialNotFoundError, WeightsNotFoundError
+from search.errors import ExportError, SearchFailedError, TrialNotFoundError
 from studies.errors import (
     ConfigError,
     ConfigMismatchError,
@@ -184,9 +184,6 @@ def test_study_is_found_after_a_change_of_the_working_directory(text, tmp_path, 
 def test_what_is_missing_is_named(study, place, tmp_path):
     with pytest.raises(TrialNotFoundError, match="trial 9 not found in study 'mine', which has 4"):
         study.trial(9)
-    worst = study.trial(int(study.results.index[-1]))
-    with pytest.raises(WeightsNotFoundError, match="are not stored"):
-        worst.network()
     with pytest.raises(StudyNotFoundError, match="existing studies: mine"):
         rnn_search.load("other", storage=place["storage"])
     with pytest.raises(StorageNotFoundError, match="run a search first"):

@@ -180,8 +180,6 @@ def test_wide_margin_decides_at_the_first_look_and_one_number_of_runs_takes_none
     assert read_record(place["storage"], "others").looks == []
     with pytest.raises(ConfigMismatchError, match="one comparison of all runs"):
         rnn_search.run(settings, name="others", until_decided=True, **place)
-    with pytest.raises(ConfigError, match="expected a study with"):
-        rnn_search.run(SOURCE, name="grid", until_decided=True, **place)
 
 
 @pytest.mark.extended
