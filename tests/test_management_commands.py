@@ -70,7 +70,7 @@ def test_name_of_a_study_of_plain_optuna_cannot_control_the_terminal(command, sq
 
 
 @pytest.mark.extended
-def test_moved_study_of_an_own_cell_continues_without_its_files(invoke, url, text, tmp_path):
+def test_moved_study_of_an_own_cell_continues_without_its_files(invoke, text, tmp_path):
     (tmp_path / "here").mkdir()
     shutil.copy(ROOT / "examples" / "cells" / "min_gru.py", tmp_path / "here")
     study = tmp_path / "here" / "quick.toml"  # also the name of a study file of the project
@@ -80,8 +80,9 @@ def test_moved_study_of_an_own_cell_continues_without_its_files(invoke, url, tex
     words = (str(study), "--storage", here, "--threads=1", "--until=0.000001s", *settings)
     done = invoke("run", *words, report=False)
     assert "created with 2 trials" in done.stdout, done.stderr
-    there, elsewhere = ("--storage", url), ("--artifacts", str(tmp_path / "there"))
-    words = ("quick", "--storage", here, "--to", url, "--artifacts-to", elsewhere[1])
+    there = ("--storage", f"sqlite:///{tmp_path}/moved.db")
+    elsewhere = ("--artifacts", str(tmp_path / "there"))
+    words = ("quick", "--storage", here, "--to", there[1], "--artifacts-to", elsewhere[1])
     done = invoke("copy", *words)
     assert "2 trials, 0 intermediate values, 1 file of" in done.stdout, done.stderr
     shutil.rmtree(tmp_path / "here")

@@ -226,7 +226,7 @@ def marker(folder) -> Path:
 
 @pytest.mark.extended
 def test_a_copy_is_executed_where_there_is_no_file_if_it_is_that_of_the_study(
-    search, run, folder, marker, create
+    search, folder, marker, create
 ):
     """In a refinement, and in a study that is opened by its name."""
     create()
@@ -240,10 +240,6 @@ def test_a_copy_is_executed_where_there_is_no_file_if_it_is_that_of_the_study(
     path.unlink()
 
     marker.unlink()
-    url = f"sqlite:///{folder}/studies.db"
-    assert run("status", "mine", "--storage", url).returncode == 0
-    assert not marker.exists()
-
     (folder / "next.toml").write_text("[refinement]\nsource = 'mine'\ntop = 1\nreplicates = 2\n")
     refinement = {"program": "refine.py", "study": str(folder / "next.toml")}
     done = search(**refinement)
