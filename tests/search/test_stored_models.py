@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from rnn.config import TrialConfig
 from rnn.engines import build_network
 from rnn.errors import SavedModelError, TaskError
-from rnn.export import SavedModel, SavedTask, serialize_model
+from rnn.export import SavedModel, SavedTask, deserialize_model, serialize_model
 from rnn.tasks.tokenizer import train_tokenizer
 from rnn_search import load
 from rnn_search.models_cli import export, sample
@@ -89,11 +89,13 @@ def test_best_trial_with_stored_weights_is_loaded(sqlite_url, tmp_path, capsys):
     assert (
         "using trial 3: better trials have no stored weights (trial 1)" in capsys.readouterr().err
     )
-    weights.write(2, weights.read(0))
-    with pytest.raises(
-        WeightsNotFoundError, match="weights of trial 2 of study 'made' belong to another run"
-    ):
-        load_trial_model("made", 2, sqlite_url, None)
+    first, third = (deserialize_model(weights.read(number)) for number in (0, 2))
+    for forged in (first, replace(first, metadata=third.metadata)):
+        weights.write(2, serialize_model(forged))
+        with pytest.raises(
+            WeightsNotFoundError, match="weights of trial 2 of study 'made' belong to another run"
+        ):
+            load_trial_model("made", 2, sqlite_url, None)
     for number, message in (
         (1, "weights of trial 1 of study 'made' are not stored"),
         (5, r"trial 5 of study 'made' is not complete \(state waiting\)"),
