@@ -105,7 +105,7 @@ def test_runs_are_added_until_the_last_look(place, capsys, monkeypatch):
     check_finished(place["storage"])
     printed = capsys.readouterr().out
     assert "report: " not in printed, "it was not finished"
-    assert "looks at 2, 3, 5 runs, which spend" in printed
+    assert "looks at 2 and 3 and 5 runs, at error rates of 2.62% and " in printed
     assert "look at 2 runs, at an error rate of 2.62%: 0 worse, 0 as good, 2 undecided" in printed
     assert "3 of 3 architectures get 1 more run" in printed
     assert "measured run noise" in printed
