@@ -22,7 +22,7 @@ from rnn.training.loop import TrainLoop
 from rnn_search import errors
 from rnn_search.api import _to_toml
 from rnn_search.errors import USER_ERRORS
-from search.errors import ExportError, SearchFailedError, TrialNotFoundError, WeightsNotFoundError
+from search.errors import ExportError, SearchFailedError, TrialNotFoundError
 from studies.errors import (
     ConfigError,
     ConfigMismatchError,
@@ -184,9 +184,6 @@ def test_study_is_found_after_a_change_of_the_working_directory(text, tmp_path, 
 def test_what_is_missing_is_named(study, place, tmp_path):
     with pytest.raises(TrialNotFoundError, match="trial 9 not found in study 'mine', which has 4"):
         study.trial(9)
-    worst = study.trial(int(study.results.index[-1]))
-    with pytest.raises(WeightsNotFoundError, match="are not stored"):
-        worst.network()
     with pytest.raises(StudyNotFoundError, match="existing studies: mine"):
         rnn_search.load("other", storage=place["storage"])
     with pytest.raises(StorageNotFoundError, match="run a search first"):
@@ -255,9 +252,7 @@ def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty)
         ({"trial": 1}, "trial is one of a stored study: expected its name, not settings"),
         ({"workers": True}, "workers is True: input should be a valid integer"),
         ({"artifacts": 5}, "artifacts is 5: expected a folder or 's3://BUCKET'"),
-        ({"until": "1h1h"}, "until is '1h1h': expected a duration with units, such as 90s, 45m"),
         ({"until": -1}, "until is -1: expected seconds, or a duration"),
-        ({"until": 1e300}, r"until is 1e\+300: expected seconds, .* at most ten years"),
         ({"study": None}, "study is None: expected a name, a path or a dict"),
         ({"overrides": ["training.steps=4"]}, "overrides is .*: expected a dict such as"),
         ({"study": SETTINGS | {"space": CIRCULAR}}, r"settings.space\..* is nested too deeply"),

@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from invocation import refused
 from optuna.trial import TrialState
-from test_pruned_search import GRID, LOG_EVERY, STEPS, TRIALS, search
+from test_pruned_search import GRID, STEPS, TRIALS, search
 from test_worker import create_study
 
 from search.pruning.audit import DIVISOR, describe_look
@@ -17,7 +16,7 @@ from studies.attributes import AUDIT, AUDIT_LOOKS, AuditLook, AuditState, TrialR
 from studies.errors import StudyFormatError
 from studies.storage.counts import count_audited, count_trials
 from studies.storage.reads import read_audit_looks
-from studies.storage.trials import TrialStatus
+from studies.storage.storage import AuditDecision
 
 AUDITED = 8
 
@@ -92,20 +91,17 @@ def audited_architectures(joined):
 @pytest.mark.parametrize(
     ("first", "then", "found"),
     [
-        ([], None, (AUDITED, True, {2})),
         ([], ["space.layers=[1, 2]"], (2 * AUDITED, True, {2})),
         # A rate that did not vary distinguishes no trials, so single trials were architectures.
         (["nuisance=[]", "space.training.learning_rate=[0.01]"], RATES, (AUDITED, True, {2})),
-        (["space.training.learning_rate=[0.01]"], RATES, (AUDITED, True, {2})),
         # Single trials were drawn: they remain so, and the study tells.
         (["nuisance=[]"], [*RATES, "space.layers=[1, 2]"], (None, False, {2})),
     ],
 )
 def test_all_trials_of_an_audited_architecture_are_audited(sqlite_url, text, first, then, found):
     settings = [AUDIT_EIGHT, *RATES, *first]
-    joined = create(sqlite_url, text, *settings)
-    if then is not None:
-        joined = create(sqlite_url, text, *settings, *then, extend=True)
+    create(sqlite_url, text, *settings)
+    joined = create(sqlite_url, text, *settings, *then, extend=True)
     count, is_pure, sizes = audited_architectures(joined)
     assert (is_pure, sizes) == found[1:]
     assert count == found[0] or found[0] is None
@@ -113,12 +109,10 @@ def test_all_trials_of_an_audited_architecture_are_audited(sqlite_url, text, fir
     assert stored == (["learning_rate"] if is_pure else [])
 
 
-@pytest.mark.parametrize(("audit", "count"), [(0, 0), (5, 2), (20, 2)])
-def test_at_most_a_tenth_of_the_trials_is_audited(sqlite_url, text, monkeypatch, audit, count):
+def test_at_most_a_tenth_of_the_trials_is_audited(sqlite_url, text, monkeypatch):
     monkeypatch.setattr("search.pruning.audit.DIVISOR", DIVISOR)
-    setting = f"pruning.audit={audit}"
-    assert len(audited(create(sqlite_url, text, setting))) == count
-    unpruned = create(sqlite_url, text, setting, name="not-pruned", prune=False)
+    assert len(audited(create(sqlite_url, text, "pruning.audit=20"))) == 2
+    unpruned = create(sqlite_url, text, "pruning.audit=20", name="not-pruned", prune=False)
     assert audited(unpruned) == []
 
 
@@ -143,47 +137,29 @@ def test_wrong_predictions_raise_the_alarm_and_stop_the_pruning(sqlite_url, text
     assert with_alarm < count_trials(without.storage, without.study_id).pruned
 
 
-def make_scheduler(sqlite_url, text):
+@pytest.fixture
+def scheduler(sqlite_url, text):
     joined = create(sqlite_url, text, AUDIT_EIGHT)
-    return joined, PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
+    return PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
 
 
-def test_pruner_sees_an_audited_trial_where_it_would_have_stopped_it(sqlite_url, text):
-    """Trained to its end, it is paused at the first rung in decisions, and resumes in them only."""
-    joined, scheduler = make_scheduler(sqlite_url, text)
-    storage, numbers = joined.storage, {trial.number for trial in audited(joined)}
-    ids = {}
-    while (trial_id := storage.claim(joined.study_id, "me/1")) is not None:
-        number = storage.get_trial(trial_id).number
-        ids[number] = trial_id
-        loss = 2 + number / 100
-        if number in numbers:
-            curve = dict.fromkeys(range(LOG_EVERY, STEPS + 1, LOG_EVERY), loss)
-            attributes = dict.fromkeys(("seconds", "steps_per_second"), 1.0)
-            storage.finish(trial_id, "me/1", TrialState.COMPLETE, loss, attributes, curve)
-        else:
-            storage.pause(trial_id, "me/1", {}, {LOG_EVERY: loss})
+def test_nothing_is_pruned_by_a_decision_on_an_earlier_state_of_an_audited_trial(scheduler):
     progress = scheduler.read()
-    policy = scheduler._build_policy(progress)
-    assert all(stage is TrialStatus.PAUSED for stage in policy.state.stages)
-    assert set(policy.state.rungs_reached.tolist()) == {1}
-    assert set(np.flatnonzero(policy.state.is_held).tolist()) == numbers
-    assert (policy.prediction.scale[sorted(numbers)] > 0).all()
-    selected = scheduler.select(progress, 0.0)
-    assert set(selected.audited) == {ids[number] for number in numbers}
-    scheduler.store(progress, selected)
-    scheduler.store(progress, selected)  # again, as another worker that read the same state
-    states = [trial.audit for trial in scheduler.read().trials if trial.audit]
-    assert states == [AuditState(rungs=2)] * AUDITED
-    # A decision on an earlier state is not stored, and nothing is pruned with it.
-    stops = {ids[number]: PruneDecision(True, {}) for number in ids.keys() - numbers}
-    last = Decisions(stops, audited=selected.audited, is_last=True)
+    for trial in progress.trials:
+        scheduler._storage.claim(scheduler._study_id, "me/1")
+        scheduler._storage.pause(trial.trial_id, "me/1", {})
+    chosen = {trial.trial_id: trial.audit for trial in progress.trials if trial.audit is not None}
+    stops = {trial.trial_id: PruneDecision(True, {}) for trial in progress.trials}
+    after = AuditState(rungs=2)
+    moved = {trial_id: AuditDecision(before, after) for trial_id, before in chosen.items()}
+    scheduler.store(progress, Decisions(audited=moved))
+    last = Decisions(stops, audited=moved, is_last=True)
     assert scheduler.store(progress, last) == []
-    assert len(scheduler.store(progress, replace(last, audited={}))) == TRIALS - AUDITED
+    assert [trial.audit for trial in scheduler.read().trials if trial.audit] == [after] * AUDITED
+    assert len(scheduler.store(progress, replace(last, audited={}))) == TRIALS
 
 
-def test_looks_are_stored_once(sqlite_url, text):
-    _, scheduler = make_scheduler(sqlite_url, text)
+def test_looks_are_stored_once(scheduler):
     first, progress = AuditLook(complete=3, trials=8, inside=1, alarm=True), scheduler.read()
     for inside in (1, 8):
         look = first.model_copy(update={"inside": inside})
@@ -193,8 +169,8 @@ def test_looks_are_stored_once(sqlite_url, text):
     assert "recalibrated" in describe_look(first)
 
 
-def test_damaged_audit_is_reported_in_one_line(sqlite_url, text):
-    joined, scheduler = make_scheduler(sqlite_url, text)
-    joined.storage.set_study_system_attr(joined.study_id, AUDIT_LOOKS, {"first": {"trials": -1}})
+def test_damaged_audit_is_reported_in_one_line(scheduler):
+    damaged = {"first": {"trials": -1}}
+    scheduler._storage.set_study_system_attr(scheduler._study_id, AUDIT_LOOKS, damaged)
     with refused(StudyFormatError, "attribute rnn_search:audit: "):
         scheduler.read()

@@ -1,7 +1,6 @@
 """Checkpoints and weights in folders and buckets: atomic writes, quarantine, eviction, removal."""
 
 import io
-import os
 
 import numpy as np
 import pytest
@@ -14,9 +13,6 @@ from search.worker.checkpoints import TrialFiles, checkpoint_identity
 from studies.artifacts import AtomicFileStore, open_store
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError
-
-LEFT = f"{'0123456789abcdef' * 2}.part"
-"""Suffix of the temporary file of a killed writer."""
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -55,36 +51,6 @@ def test_checkpoint_is_read_as_written_until_removed(store):
     assert others.read(3) == b"of another study"
 
 
-def test_checkpoints_of_a_finished_study_are_removed(tmp_path):
-    folder = tmp_path / "studies.db.checkpoints" / "quick-1"
-    checkpoints = checkpoints_in(
-        open_store(None, f"sqlite:///{tmp_path}/studies.db", "checkpoints")
-    )
-    checkpoints.clear()  # nothing to remove
-    checkpoints.write(3, b"one")
-    (folder / f"trial-4.checkpoint.{LEFT}").write_bytes(b"of a killed worker")
-    checkpoints.clear()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    checkpoints = checkpoints_in(AtomicFileStore(tmp_path, "checkpoints"))
-    checkpoints.write(1, b"whole")
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        checkpoints.write(1, b"new")
-    assert checkpoints.read(1) == b"whole"
-    assert len(list((tmp_path / "quick-1").iterdir())) == 1
-
-
-ESCAPES = ("../victim", "/victim", "s-1/..", "..", "", "s\0")
-"""What the name of an artifact folder in a database that others changed may be."""
-
-
 def acts_on(checkpoints):
     """Return what can be done to a checkpoint."""
     return (
@@ -95,22 +61,13 @@ def acts_on(checkpoints):
     )
 
 
-@pytest.mark.parametrize("folder", ESCAPES)
-def test_folder_that_leads_elsewhere_is_refused(store, tmp_path, folder):
-    (tmp_path / "victim").mkdir()
-    (tmp_path / "artifacts").mkdir(exist_ok=True)
-    victim = tmp_path / "victim" / "trial-1.checkpoint"
-    victim.write_bytes(b"of another program")
-    folder = folder.replace("/victim", f"{tmp_path}/victim") if folder[:1] == "/" else folder
-    checkpoints, weights = checkpoints_in(store, folder), weights_in(store, folder)
-    acts = [*acts_on(checkpoints), weights.list_trials, lambda: weights.evict([1], 0)]
-    if isinstance(store, AtomicFileStore):
-        acts += [checkpoints.clear, weights.clear]
-    for act in acts:
-        with pytest.raises(ArtifactsError, match="is not a valid name of an artifact"):
-            act()
-    assert victim.read_bytes() == b"of another program"
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [victim.name]
+def test_folder_that_leads_elsewhere_is_refused(store):
+    for folder in ("../victim", "/victim", "s-1/..", "..", "", "s\0"):
+        checkpoints, weights = checkpoints_in(store, folder), weights_in(store, folder)
+        acts = [*acts_on(checkpoints), weights.list_trials, lambda each=weights: each.evict([1], 0)]
+        for act in (*acts, *([weights.clear] if isinstance(store, AtomicFileStore) else [])):
+            with pytest.raises(ArtifactsError, match="is not a valid name of an artifact"):
+                act()
 
 
 def test_dashboard_cannot_reach_the_files_of_trials(artifacts):

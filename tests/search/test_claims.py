@@ -1,7 +1,5 @@
 """Claims of a worker: outages, silent and locked storages, and other workers."""
 
-import sqlite3
-import threading
 import time
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -121,48 +119,6 @@ def test_permanent_error_is_raised_at_once(study):
         claim.report(1, 1.0)
         with pytest.raises(sa.exc.SQLAlchemyError, match="trial_intermediate_values"):
             wait_until(lambda: manager.check())
-
-
-def test_training_continues_while_the_file_is_locked(
-    sqlite_url, tmp_path, clock, monkeypatch, caplog
-):
-    """The training thread never waits; and time in which it is suspended is no outage."""
-    monkeypatch.setattr("studies.storage.engine.SQLITE_BUSY_SECONDS", HANG_TIMEOUT)
-    monkeypatch.setattr("search.worker.claims.NO_RESPONSE_TIMEOUT", 5.0)
-    study = Study(sqlite_url)
-    with study.manager(outage=HANG_TIMEOUT) as manager:
-        (claim,) = manager.claim()
-        clock.advance(0, manager)
-        path = tmp_path / "studies.db"
-        other = sqlite3.connect(path, timeout=HANG_TIMEOUT, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        for step in range(3):
-            claim.report(step, 1.0)
-            manager.check()
-        wait_until(lambda: manager._busy_since is not None)
-        clock.advance(2 * HANG_TIMEOUT)
-        manager.check()
-        assert "storage slow or unavailable (it does not answer)" in caplog.text
-        assert study.trial(claim).intermediate_values == {}
-        other.execute("ROLLBACK")
-        other.close()
-        wait_until(lambda: len(study.trial(claim).intermediate_values) == 3)
-
-
-def test_claim_that_is_answered_after_a_shutdown_expires(study, clock, monkeypatch):
-    storage, is_open, stop = open_storage(study.url), threading.Event(), ShutdownSignal()
-    claim = storage.claim
-    monkeypatch.setattr(storage, "claim", lambda *args: is_open.wait(HANG_TIMEOUT) and claim(*args))
-    monkeypatch.setattr("search.worker.claims.SHUTDOWN_GRACE", 0.0)
-    with study.manager(storage=storage, stop=stop) as manager, study.manager("other") as other:
-        stop.signal = 15
-        with pytest.raises(ShutdownRequestedError):
-            manager.claim()
-        is_open.set()
-        wait_until(lambda: study.storage.running_leases(study.study_id))
-        for _ in range(10):
-            clock.advance(HANG_TIMEOUT / 4, manager, other)
-        assert other.claim()[0].trial.number == 0
 
 
 def test_what_is_reported_during_a_write_is_written_by_the_next_one(study, monkeypatch):

@@ -1,4 +1,7 @@
-"""The pruning policy keeps the best trials and stops or pauses the others."""
+"""The pruning policy takes any curves, and keeps the best trials.
+
+What it decides on given curves is in the golden results.
+"""
 
 import math
 from dataclasses import replace
@@ -23,14 +26,8 @@ from studies.config import StudyConfig
 from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
 from studies.storage.trials import TrialStatus
-from tests.simulations.pruned_search import RecordedCurves, Replay
 
-COMPLETE, PAUSED, RUNNING, WAITING = (
-    TrialStatus.COMPLETE,
-    TrialStatus.PAUSED,
-    TrialStatus.RUNNING,
-    TrialStatus.WAITING,
-)
+COMPLETE, PAUSED, RUNNING = TrialStatus.COMPLETE, TrialStatus.PAUSED, TrialStatus.RUNNING
 
 STEPS, LOG_EVERY = 1000, 40
 
@@ -63,7 +60,7 @@ def make_state(stages, reached=2, held=0):
     for i, stage in enumerate(stages):
         if stage is not COMPLETE:
             values[i] = math.nan
-            losses[i, 0 if stage is WAITING else reached :] = math.nan
+            losses[i, reached:] = math.nan
     places = np.arange(len(stages))
     return StudyState(
         stages,
@@ -74,41 +71,6 @@ def make_state(stages, reached=2, held=0):
         compute_steps_to_next_rung(compute_rungs(STEPS, LOG_EVERY)[:3], STEPS),
         np.where(places < held, 1, -1),
     )
-
-
-def make_policy(stages, reached=1):
-    return PruningPolicy(make_state(stages, reached), 0.1, 0.95)
-
-
-def test_every_trial_reaches_the_first_rung_before_any_is_promoted():
-    stages = [PAUSED] * 12
-    best = int(np.argmax(make_policy(stages).keep_probabilities))
-    stages[best] = RUNNING
-    assert make_policy(stages).should_continue(best)
-    policy = make_policy([*stages, WAITING])
-    assert not policy.should_continue(best)
-    assert policy.to_resume == policy.to_resume_ignoring_running == []
-    assert not policy.is_final
-
-
-def test_paused_trials_resume_in_order_of_promise():
-    policy = make_policy([PAUSED] * 60)
-    probabilities = policy.keep_probabilities[policy.to_resume]
-    assert len(probabilities) == 60
-    assert (np.diff(probabilities) <= 0).all()
-    assert probabilities[0] == policy.keep_probabilities.max()
-    # While others run, at most twice as many as are to be kept.
-    assert len(make_policy([PAUSED] * 59 + [RUNNING]).to_resume) in (11, 12)
-
-
-def test_trial_at_a_rung_pauses_for_a_more_promising_paused_one():
-    order = np.argsort(-make_policy([PAUSED] * 60).keep_probabilities)
-    for trial, continues in ((order[0], True), (order[1], False), (order[-1], False)):
-        stages = [PAUSED] * 60
-        stages[trial] = RUNNING
-        assert make_policy(stages).should_continue(trial) is continues
-    # It is outside the active set of twelve, though no other trial is paused.
-    assert not make_policy([RUNNING] * 60).should_continue(order[-1])
 
 
 @pytest.mark.parametrize(
@@ -167,14 +129,15 @@ def test_degenerate_curves_give_probabilities(kind, complete):
 
 
 def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
-    few = make_policy([COMPLETE] * 5 + [RUNNING] * 91, reached=2)
-    enough = make_policy([COMPLETE] * 20 + [RUNNING] * 76, reached=2)
+    few, enough = (
+        PruningPolicy(make_state([COMPLETE] * count + [RUNNING] * (96 - count)), 0.1, 0.95)
+        for count in (5, 20)
+    )
     worst = int(np.argmin(enough.keep_probabilities))
     assert enough.should_prune_now(worst)
     # Same keep probability, but too few complete trials.
     few.__dict__["keep_probabilities"] = enough.keep_probabilities
     assert not few.should_prune_now(worst)
-    assert not enough.should_prune_now(int(np.argmax(enough.keep_probabilities[20:])) + 20)
 
 
 def test_trial_without_a_loss_continues(sqlite_url):
@@ -193,31 +156,6 @@ def test_trial_without_a_loss_continues(sqlite_url):
     for curve, stopped in (({}, []), ({80: 1.0}, [trial_id])):
         storage.flush([PendingWrite(trial_id, "me/1", curve)])
         assert list(scheduler.decide(scheduler.read(), [trial_id]).stops) == stopped
-
-
-def record_curves(seed, sizes=(32,)):
-    """Simulate complete curves, 48 of each size."""
-    params, rungs, values = simulate_grid(seed, sizes=sizes)
-    steps = np.arange(LOG_EVERY, STEPS + 1, LOG_EVERY)
-    random = np.random.default_rng(seed)
-    fall = np.exp(-steps / 150)
-    lead = (rungs[:, 0] - values - 0.9)[:, None] * np.exp(-steps / 500)
-    curves = values[:, None] + lead + 1.2 * fall + random.normal(0, 0.01, (len(values), len(steps)))
-    return RecordedCurves(params, steps, curves, curves.min(axis=1))
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize(("concurrent", "sizes"), [(24, (32,)), (1, (32,)), (4, (32, 64))])
-def test_policy_keeps_the_best_tenth_at_a_fraction_of_the_cost(concurrent, sizes):
-    results = []
-    for seed in range(4):
-        recorded = record_curves(seed, sizes)
-        order = np.random.default_rng(seed).permutation(len(recorded.values)).tolist()
-        results.append(Replay(recorded, concurrent, 0.1, 0.95).run(order))
-    assert np.mean([result.recall for result in results]) >= 0.95
-    assert np.mean([result.cost for result in results]) <= 0.45
-    assert all(result.has_winner for result in results)
-    assert max(result.starts for result in results) < 5, "trials pause too often"
 
 
 @pytest.mark.extended

@@ -125,15 +125,6 @@ def test_expected_number_below_the_threshold_is_the_given_count(distributions, d
         assert probabilities.sum() == pytest.approx(count, abs=1e-3)
 
 
-@pytest.mark.parametrize("complete", [1, 3])
-def test_with_few_complete_trials_the_others_are_predicted_at_their_losses(complete):
-    losses = 3 + np.random.default_rng(0).normal(0, 0.1, 40)
-    values = np.where(np.arange(40) < complete, losses - 1, np.nan)
-    prediction = predict([{} for _ in values], losses[:, None], values)
-    assert prediction.mean[complete:] == pytest.approx(losses[complete:])
-    assert prediction.cdf(prediction.threshold_for_count(4)).sum() == pytest.approx(4)
-
-
 def test_networks_that_learn_nothing_do_not_exclude_the_middle_ones():
     """Bad networks stay where they are, good ones fall, and middle ones fall as good ones do."""
     random = np.random.default_rng(0)

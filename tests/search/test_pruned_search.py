@@ -233,8 +233,6 @@ def test_pruned_study_is_joined_with_the_same_pruning_settings_only(pruned, text
         ConfigMismatchError, match=r"pruning\.enabled: True in the study, False here"
     ):
         search(url, text, "pruning.enabled=false", prune=False)
-    with pytest.raises(ConfigMismatchError, match=r"pruning\.keep: 0\.1 in the study, 0\.2 here"):
-        search(url, text, "pruning.keep=0.2")
     with pytest.raises(StudiesError, match=r"^\d+ trials are pruned.*start a wider study under"):
         search(url, text, "space.layers=[1, 2]", extend=True)
 

@@ -59,15 +59,6 @@ def test_variants_are_applied_to_the_best_and_equal_trials_merged():
     assert sources == [[0], [0, 1], [0, 1], [0, 1], [1]]
 
 
-def test_bptt_steps_is_a_parameter_of_every_trial_if_it_varies():
-    variants = [{}, {"bptt_steps": 4}, {"bptt_steps": 16, "layers": 3}]
-    trials = derive_trials(source(), TrialCounts(40), config(top=1, variants=variants))
-    found = [(trial.params["bptt_steps"], trial.params["layers"]) for trial in trials]
-    assert found == [(1, 1), (4, 1), (16, 3)]
-    unchanged = derive_trials(source(), TrialCounts(40), config(top=1))
-    assert "bptt_steps" not in unchanged[0].params
-
-
 def test_source_with_replicates_is_ranked_by_mean_and_run_with_new_replicates():
     """The first architecture has the best run, the second the best mean."""
     combinations = list(SPACE.combinations())[:3]
@@ -132,9 +123,6 @@ def test_architecture_is_judged_at_its_best_nuisance_value_which_is_carried_on()
     # Of all three architectures, not of nine trials.
     third = config(top=0.4, nuisance=["learning_rate"])
     assert [trial.params["layers"] for trial in derive_trials(trials, TrialCounts(9), third)] == [3]
-    # Without nuisance parameters, trials are ranked.
-    two = derive_trials(trials, TrialCounts(9), config(top=2))
-    assert [trial.params["layers"] for trial in two] == [3, 1]
 
 
 def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
@@ -152,11 +140,6 @@ def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
         "the top 4 trials: expected at most 1",
     ):
         derive_trials(kept + pruned, left, two, keep=0.34)
-    for keep in (0.34, 0.45, 0.7, 0.9):  # the same fraction of each always suffices
-        same = config(top=keep, nuisance=["learning_rate"])
-        assert derive_trials(trials, TrialCounts(9, pruned=0), same, keep=keep)
-        number = top_count(keep, 3)
-        assert (number - 1) * 3 + 1 <= top_count(keep, 9)
 
 
 UNION = StudyConfig.model_validate(

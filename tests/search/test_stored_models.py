@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import ROOT, study_attributes
+from helpers import study_attributes
 from invocation import refused
 from optuna.trial import TrialState
 
 from rnn.config import TrialConfig
 from rnn.engines import build_network
 from rnn.errors import SavedModelError, TaskError
-from rnn.export import SavedModel, SavedTask, serialize_model
-from rnn.own_code import CellSource, load_class, read_source
+from rnn.export import SavedModel, SavedTask, deserialize_model, serialize_model
 from rnn.tasks.tokenizer import train_tokenizer
 from rnn_search import load
 from rnn_search.models_cli import export, sample
@@ -90,11 +89,13 @@ def test_best_trial_with_stored_weights_is_loaded(sqlite_url, tmp_path, capsys):
     assert (
         "using trial 3: better trials have no stored weights (trial 1)" in capsys.readouterr().err
     )
-    weights.write(2, weights.read(0))
-    with pytest.raises(
-        WeightsNotFoundError, match="weights of trial 2 of study 'made' belong to another run"
-    ):
-        load_trial_model("made", 2, sqlite_url, None)
+    first, third = (deserialize_model(weights.read(number)) for number in (0, 2))
+    for forged in (first, replace(first, metadata=third.metadata)):
+        weights.write(2, serialize_model(forged))
+        with pytest.raises(
+            WeightsNotFoundError, match="weights of trial 2 of study 'made' belong to another run"
+        ):
+            load_trial_model("made", 2, sqlite_url, None)
     for number, message in (
         (1, "weights of trial 1 of study 'made' are not stored"),
         (5, r"trial 5 of study 'made' is not complete \(state waiting\)"),
@@ -157,30 +158,6 @@ def test_pipe_in_place_of_weights_is_refused_in_one_line(sqlite_url, tmp_path):
 
 
 # ------------------------------------------------------------------ exports
-
-
-def test_network_of_a_users_own_cell_is_sampled_and_exported(sqlite_url, run, tmp_path):
-    """By processes that have not loaded the cell, and do not see its file."""
-    text = (ROOT / "examples" / "cells" / "min_gru.py").read_text("utf-8")
-    (tmp_path / "mine.py").write_text(text)
-    source = read_source("mine.py:MinGRU", tmp_path, CellSource)
-    load_class(source)
-    option = {"type": "bool", "default": False}
-    record = {"spec": source.spec, "sha256": source.sha256, "options": {"candidate_tanh": option}}
-    space = {"cell": [source.spec], "candidate_tanh": [False, True]}
-    space |= {"layers": [1], "state_size": [4, 8]}
-    make_study(sqlite_url, {1}, space=space, cells={"MinGRU": record})
-    (tmp_path / "mine.py").unlink()
-    done = run("sample", "made", "--storage", sqlite_url, "--length", "20")
-    assert (done.returncode, done.stderr) == (0, "")
-    directory = tmp_path / "new" / "network"
-    done = run("export", "made", str(directory), "--storage", sqlite_url)
-    assert (done.returncode, done.stdout) == (0, f"{directory}\n"), done.stderr
-    assert [path.name for path in directory.parent.iterdir()] == ["network"]
-    readme = (directory / "README.md").read_text("utf-8")
-    assert "- study: made\n- trial: 1\n- validation loss: 1.2000 nats per byte\n" in readme
-    assert (directory / "cell.py").read_text("utf-8") == text
-    assert "MinGRU(input_size=" in (directory / "network.py").read_text("utf-8")
 
 
 def test_network_of_a_task_predicts_and_is_exported_but_not_sampled(sqlite_url, tmp_path):

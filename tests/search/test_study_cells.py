@@ -1,8 +1,8 @@
 """Studies of users' own cells: which source is loaded, kept, executed and refused."""
 
 import contextlib
-import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 import optuna
@@ -10,12 +10,12 @@ import pytest
 from click import UsageError
 from click.testing import CliRunner
 from helpers import TINY, TINY_OVERRIDES, join_study
-from invocation import refused, require_refused, unchanged
+from invocation import refused, unchanged
 
 import rnn.own_code
 from reports.dashboard.publish import publish_study
+from rnn.engines import build_network
 from rnn.errors import CellError, CorpusError, RNNError
-from rnn.export import deserialize_model, serialize_model
 from rnn.network import count_parameters, network_shapes
 from rnn_search.models_cli import check
 from search.cells import load_cells
@@ -79,21 +79,6 @@ def folder(tmp_path, text) -> Path:
 
 
 @pytest.fixture
-def search(run, sqlite_url, text, folder):
-    """Run a search of the study to its end, with further arguments."""
-
-    def run_study(*words: str, program: str = "run_search.py", study: str = "", **options):
-        study = study or str(folder / "mine.toml")
-        common = ("--storage", sqlite_url, "--threads", "1", "--lockstep", "1")
-        common += ("--set=precision='fp32'",)
-        if program == "run_search.py":
-            common += ("--corpus", str(text))
-        return run(program, study, *common, *TINY, *words, **({"report": False} | options))
-
-    return run_study
-
-
-@pytest.fixture
 def few_checks(monkeypatch) -> None:
     """Check no cell in other processes, which takes seconds: tests here are about its source."""
     monkeypatch.setattr("search.certification.check_exports", lambda networks: None)
@@ -101,7 +86,7 @@ def few_checks(monkeypatch) -> None:
 
 @pytest.fixture
 def create(folder, few_checks):
-    """Create the study that ``search`` runs."""
+    """Create the study of the file."""
 
     return lambda: open_study(folder)
 
@@ -224,46 +209,46 @@ def marker(folder) -> Path:
     return marker
 
 
-@pytest.mark.extended
 def test_a_copy_is_executed_where_there_is_no_file_if_it_is_that_of_the_study(
-    search, run, folder, marker, create
+    folder, marker, create, monkeypatch
 ):
-    """In a refinement, and in a study that is opened by its name."""
-    create()
-    marker.unlink()
-    assert search().returncode == 0
-    assert marker.exists()
+    """In a study that is opened by its name, and in a refinement."""
+    source = create().study
+    source.tell(source.ask(), 1.0)
     path = folder / "cells" / "mine.py"
     _, copy = kept_copies(folder)
-    assert copy.name == "cell-Mine.py"
     assert copy.read_text() == path.read_text()
     path.unlink()
-
-    marker.unlink()
-    url = f"sqlite:///{folder}/studies.db"
-    assert run("status", "mine", "--storage", url).returncode == 0
-    assert not marker.exists()
-
     (folder / "next.toml").write_text("[refinement]\nsource = 'mine'\ntop = 1\nreplicates = 2\n")
-    refinement = {"program": "refine.py", "study": str(folder / "next.toml")}
-    done = search(**refinement)
-    assert done.returncode == 0, done.stderr
-    assert marker.exists()
-    marker.unlink()
-    assert search(study="mine").returncode == 0
-    assert marker.exists()
-    marker.unlink()
+    studies = {"mine": "mine", "new": folder / "next.toml"}
 
-    copy.write_text(f"{copy.read_text()}\n")
+    def build(name: str) -> None:
+        """Build a network of a study as in another process."""
+        monkeypatch.setattr(rnn.own_code, "_loaded", {})
+        for module in [each for each in sys.modules if each.startswith("cell_")]:
+            monkeypatch.delitem(sys.modules, module)
+        url = f"sqlite:///{folder}/studies.db"
+        joined = join_study(studies[name], url, corpus=folder / "text", name=name, partial=True)
+        build_network([to_trial_config(joined.study.trials[0].params, joined.config)], 0, "fp32")
+
+    marker.unlink()
     changed = "is not the file that the study was created with (SHA-256 "
-    with unchanged(folder):
-        require_refused(search(study="mine"), changed)
-        require_refused(search("--name", "new", **refinement), changed)
-    copy.unlink()
     missing = "is missing: check --artifacts, or use the study's own file"
-    with unchanged(folder):
-        require_refused(search(study="mine"), missing)
+    copy.write_text(f"{copy.read_text()}\n")
+    for name in studies:
+        with refused(CellError, changed, folder):
+            build(name)
+    content = copy.read_text().removesuffix("\n")
+    copy.unlink()
+    for name in studies:
+        with refused(CellError, missing, folder):
+            build(name)
     assert not marker.exists()
+    copy.write_text(content)
+    for name in studies:
+        build(name)
+        assert marker.exists()
+        marker.unlink()
 
 
 def test_missing_or_damaged_copy_is_written_by_a_worker_that_joins(folder, create):
@@ -356,10 +341,12 @@ def test_invalid_input_of_check_is_rejected_in_one_line(folder, monkeypatch, wor
 
 
 @pytest.mark.extended
-def test_reports_and_exports_execute_no_source(search, run, folder, marker, sqlite_url, create):
+def test_reports_and_exports_execute_no_source(run, folder, marker, sqlite_url, create):
     """They need neither the file nor its copy."""
     create()
-    done = search()
+    places = ("--storage", sqlite_url, "--corpus", str(folder / "text"))
+    settings = (*TINY, "--set=precision='fp32'")
+    done = run("run", str(folder / "mine.toml"), *places, *settings, report=False)
     assert done.returncode == 0, done.stderr
     (folder / "cells" / "mine.py").unlink()
     shutil.rmtree(folder / "studies.db.cells")
@@ -379,26 +366,3 @@ def test_reports_and_exports_execute_no_source(search, run, folder, marker, sqli
     done = run("sample", *common, "--length", "3")
     assert done.returncode == 0, done.stderr
     assert marker.exists()
-
-
-@pytest.mark.extended
-def test_source_in_a_model_file_is_executed_only_if_it_is_that_of_the_study(
-    search, run, folder, marker, sqlite_url, create
-):
-    create()
-    assert search().returncode == 0
-    marker.unlink()
-    (path,) = folder.glob("studies.db.weights/*/*")
-    model = deserialize_model(path.read_bytes())
-    source = dataclasses.replace(model.cell_source, text=f"{model.cell_source.text}\n")
-    other = dataclasses.replace(model.architecture, sha256=source.sha256)
-    for architecture, reason in (
-        (other, "belong to another run"),
-        (model.architecture, "the source of its cell is of another cell"),
-    ):
-        forged = dataclasses.replace(model, architecture=architecture, cell_source=source)
-        path.write_bytes(serialize_model(forged))
-        for command in (("sample", "mine"), ("export", "mine", str(folder / "exported"))):
-            require_refused(run(*command, "--storage", sqlite_url), reason)
-    assert not marker.exists()
-    assert not (folder / "exported").exists()
