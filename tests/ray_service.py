@@ -102,11 +102,12 @@ class RayNode:
 
 
 class RayCluster:
-    """Context that runs a Ray cluster of two nodes, with its own ports and folders."""
+    """Context that runs a Ray cluster on this machine, with its own ports and folders."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: int = 2, has_dashboard: bool = False) -> None:
         if not COMMAND.exists() or shutil.which(str(COMMAND)) is None:
             report_missing("Ray")
+        self._count, self._has_dashboard = nodes, has_dashboard
         self.nodes: list[RayNode] = []
 
     def __enter__(self) -> "RayCluster":
@@ -119,9 +120,10 @@ class RayCluster:
         try:
             self._add(
                 "--head", "--num-cpus=1", f"--port={port}", f"--ray-client-server-port={client}",
-                "--include-dashboard=True", f"--dashboard-port={dashboard}",
+                f"--include-dashboard={self._has_dashboard}", f"--dashboard-port={dashboard}",
             )  # fmt: skip
-            self.add_node()
+            for _ in range(1, self._count):
+                self.add_node()
         except BaseException:
             self.__exit__()
             raise

@@ -12,7 +12,6 @@ from helpers import ROOT, copy_checkout
 from hooks import HANG_TIMEOUT, Hooks
 from process_runner import SETTINGS, query, search_starter, wait_until, wait_until_running
 from ray_service import NOT_HEAD, RayCluster
-from services import free_port
 from small_searches import (
     FOUR,
     RETRIES,
@@ -30,8 +29,14 @@ ANYWHERE_BUT_HEAD = f"--launch-set=resources={json.dumps(NOT_HEAD)}"
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes and a dashboard."""
+    """Two nodes without a dashboard."""
     with RayCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def cluster_with_dashboard():
+    with RayCluster(nodes=1, has_dashboard=True) as cluster:
         yield cluster
 
 
@@ -40,9 +45,9 @@ def search(runner, cluster, postgresql_url, text, artifacts):
     """Return a function that starts a search of four trials on the cluster."""
     start = search_starter(runner, postgresql_url, text)
 
-    def search(*options, launch="ray", environment=cluster.environment, gate=None, **settings):
+    def search(*options, launch="ray", on=cluster, gate=None, **settings):
         options = (f"--artifacts={artifacts}", f"--launch={launch}", *options)
-        return start(*options, environment=environment, gate=gate, **FOUR | settings)
+        return start(*options, environment=on.environment, gate=gate, **FOUR | settings)
 
     return search
 
@@ -55,9 +60,7 @@ def test_tasks_on_two_nodes_finish_each_trial_once(runner, cluster, search, gate
     )
     shown = ("quick", "--storage", postgresql_url, "--launch=ray", "--json")
     jobs = json.loads(finish(runner.start("status", *shown, **cluster.environment)))["jobs"]
-    without = cluster.environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}"}
-    line = error_of(search("--cancel", environment=without), code=2)
-    assert "which --cancel needs, does not answer" in line
+    assert "which --cancel needs, does not answer" in error_of(search("--cancel"), code=2)
     follower = search("--workers=2", gate=gate)
     wait_until_running([follower], lambda: "jobs of this study already: 2" in follower.stdout)
     gate.open()
@@ -112,10 +115,12 @@ def test_interrupt_ends_the_workers_of_a_client_and_the_same_command_resumes(
     assert query(postgresql_url, RETRIES) == [('{"interrupted": 1}',)]
 
 
-def test_killed_command_leaves_no_worker_behind(search, gate, postgresql_url):
-    command = search(gate=gate)
+def test_killed_command_leaves_no_worker_behind(
+    search, cluster_with_dashboard, gate, postgresql_url
+):
+    command = search(on=cluster_with_dashboard, gate=gate)
     (pid,) = wait_until_running([command], lambda: gate.held)
-    line = error_of(search("--cancel"), code=2)
+    line = error_of(search("--cancel", on=cluster_with_dashboard), code=2)
     assert f"process {command.pid} on " in line, "press Ctrl-C there"
     command.send(signal.SIGKILL)
     wait_until(lambda: not psutil.pid_exists(pid))
@@ -123,8 +128,9 @@ def test_killed_command_leaves_no_worker_behind(search, gate, postgresql_url):
 
 
 def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
-    cluster, search, gate, postgresql_url, text, tmp_path
+    cluster_with_dashboard, search, gate, postgresql_url, text, tmp_path
 ):
+    cluster = cluster_with_dashboard
     folder = tmp_path / "clone"
     copy_checkout(folder)
     page = (ROOT / "docs" / "how-to" / "many-machines.md").read_text()
@@ -142,7 +148,7 @@ def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
 
     job = cluster.submit(folder, "bash", "search.sh")
     (pid,) = wait_until(lambda: gate.held)
-    assert f"stopped {job}" in finish(search("--cancel", "--name=stage-one"))
+    assert f"stopped {job}" in finish(search("--cancel", "--name=stage-one", on=cluster))
     wait_until(lambda: not psutil.pid_exists(pid))
     assert query(postgresql_url, STATES) == [("WAITING",)]
 
