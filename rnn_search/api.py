@@ -24,7 +24,7 @@ from search.run import RunResult, plans_looks, run_workers
 from search.study import StudyHandle
 from studies.errors import ConfigError
 from studies.files import MAX_DEPTH
-from studies.text import shorten
+from studies.text import check_study_name, shorten
 
 
 def run(
@@ -125,6 +125,7 @@ def run(
             raise ConfigError("trial is one of a stored study: expected its name, not settings")
         if name is None:
             raise ConfigError("settings have no name: expected run({...}, name='my-study')")
+        check_study_name(name)
         settings, study, name = _to_plain("settings", study), name, None
     elif not isinstance(study, str | Path):
         raise ConfigError(
@@ -150,7 +151,7 @@ def run(
         artifacts=artifacts_or_default(artifacts),
         until=until,
         settings=settings,
-        until_decided=until_decided,
+        until_decided=until_decided or None,
         launch=launch,
         trial=trial,
         report=report,
@@ -179,6 +180,11 @@ def run_with(
                 f"{name} is {shorten(repr(value))}: expected a dict such as {examples[name]}"
             )
     given = overrides or {}
+    for key in given:
+        if not isinstance(key, str) or not key or "=" in key:
+            raise ConfigError(
+                f"overrides has the key {shorten(repr(key))}: expected one such as 'training.steps'"
+            )
     unset = tuple(key for key, value in given.items() if value is None)
     if unset and values.get("by_name"):
         raise ConfigError(f"{unset[0]} is None: the study stores all settings, expected a value")
@@ -201,7 +207,7 @@ def run_with(
         signal.raise_signal(result.signal)
     if result.failure:
         raise SearchFailedError(result.failure)
-    if result.failed_workers:
+    if result.exit_code:
         raise SearchFailedError(
             f"{result.failed_workers} of {options.workers} worker processes failed, each with a "
             "message on its standard error: recorded results are kept, run again"
@@ -271,7 +277,7 @@ def _run_until_decided(
         while True:
             result = run_workers(remaining, describe, launcher=cluster)
             is_described = True
-            if result.failed_workers and result.plans_looks:
+            if result.failed_workers and result.exit_code and result.plans_looks:
                 console.print_line("not decided yet: run the same command to continue")
             if result.exit_code or not result.plans_looks:
                 return result

@@ -24,13 +24,13 @@ from studies.storage.open import load_study, read_storage
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _STUDY = (
-    "name", "trial", "overrides", "unset", "precision", "prune", "extend", "yes", "is_stored",
+    "name", "trial", "overrides", "unset", "corpus", "precision", "prune", "extend", "yes",
+    "is_stored",
 )  # fmt: skip
 """Options that say what a study is."""
 
 _RUN = (
-    "corpus", "workers", "launch", "launch_set", "threads", "lockstep", "device", "wait", "until",
-    "report",
+    "workers", "launch", "launch_set", "threads", "lockstep", "device", "wait", "until", "report",
 )  # fmt: skip
 """Options that say where and how long a search runs."""
 
@@ -147,8 +147,11 @@ def refine(**options: Any) -> int:
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Setting that each worker chooses for itself, as in lease.seconds=30: of "
-    f"{', '.join(sorted(PER_WORKER))}, or task.source; may be repeated.",
+    help="Setting of this worker, as in lease.seconds=30; may be repeated. A worker chooses "
+    f"{', '.join(sorted(PER_WORKER))} and task.source.",
+)
+@click.option(
+    "--corpus", metavar="PATH", help="Present place of the study's text, if that has moved."
 )
 @_options((*_RUN, "until_decided"))
 @_cancel_option

@@ -396,10 +396,10 @@ def describe_plan(storage: str, name: str) -> str:
             return ""
         noise = _expect_noise(opened, record, count)
     measure = find_measure(record.config)
-    shares = ", ".join(f"{level:.2%}" for level in spend_error(refinement.looks))
+    shares = " and ".join(f"{level:.2%}" for level in spend_error(refinement.looks))
     line = (
-        f"looks at {', '.join(map(str, refinement.looks))} runs, which spend {shares} of error; "
-        f"margin {refinement.margin:g}"
+        f"looks at {' and '.join(map(str, refinement.looks))} runs, at error rates of {shares}; "
+        f"margin {f'{refinement.margin:g} {measure.held_out_unit}'.rstrip()}"
     )
     if noise is None:
         return line
@@ -449,7 +449,7 @@ def _describe_look(results: Results) -> list[str]:
         f"{judgement.count(verdict)} {verdict}" for verdict in ("worse", "as good", "undecided")
     )
     line = (
-        f"look at {look.runs} runs, {look.level:.2%} of error: {verdicts}"
+        f"look at {look.runs} runs, at an error rate of {look.level:.2%}: {verdicts}"
         f"{judgement.without_run_text} "
         f"(margin {f'{refinement.margin:g} {unit}'.rstrip()})"
     )

@@ -151,7 +151,7 @@ def _confirm(name: str, storage: str, artifacts: str | None) -> bool:
         listed = [each for each in list_studies(opened, stores) if each.name == name]
         derived = list_derived(opened, name)
     if not sys.stdin.isatty():
-        raise ConfigError(f"study {name!r} is deleted with its files: confirm with --yes")
+        raise ConfigError(f"to delete study {name!r} with its files, confirm with --yes")
     question = f"delete study {name!r}"
     for study in listed:
         question += f", {study.counts.finished} of {study.counts.planned} trials finished"
@@ -178,7 +178,8 @@ def retry(name: str, failed: bool, diverged: bool, wait: bool, storage: str) -> 
     counts = _manager(storage, wait=wait).retry(name, kinds or ["failed"])
     listed = " and ".join(f"{count} {kind}" for kind, count in counts.items())
     if not any(counts.values()):
-        click.echo(f"study {name!r} has no such trial: {listed}")
+        hint = "" if diverged else "; --diverged retries those that diverged"
+        click.echo(f"study {name!r} has no trial to retry: {listed}{hint}")
         return
     click.echo(f"{listed} trials of study {name!r} wait again: go on with {_format_continue(name)}")
 

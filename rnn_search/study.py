@@ -61,8 +61,7 @@ def load(name: str, *, storage: str | None = None, artifacts: str | Path | None 
         StudyNotFoundError: if it has no such study.
         StudyFormatError: if another program, or another version of this one, stored the study.
     """
-    if not isinstance(name, str):
-        raise ConfigError(f"name is {shorten(repr(name))}: expected the name of a stored study")
+    _require_text(name=name)
     place = artifacts_or_default(artifacts)
     if place is not None and "://" not in place:
         place = str(Path(place).absolute())
@@ -290,11 +289,10 @@ class Study:
         """
         from reports.page.page import write_report
 
-        if isinstance(others, str):
+        if isinstance(others, str) or not isinstance(others, Sequence):
             raise ConfigError(f"others is {shorten(repr(others))}: expected a list of names")
-
-        names = [self.name, *others]
-        return write_report(self.storage, names, None if path is None else Path(path)).path
+        target = None if path is None else _to_path("path", path)
+        return write_report(self.storage, [self.name, *others], target).path
 
     @property
     def optuna(self) -> OptunaStudy:
@@ -414,6 +412,7 @@ class Trial:
         """
         from search.models import sample_text
 
+        _require_text(prompt=prompt)
         _require_integer("length", length)
         _require_integer("seed", seed, 0, 2**32 - 1)
         if top_k is not None:
@@ -433,9 +432,9 @@ class Trial:
         """
         from search.models import export_trial
 
-        study = self.study
-        export_trial(study.name, Path(folder), self.number, study.storage, study.artifacts)
-        return Path(folder)
+        study, path = self.study, _to_path("folder", folder)
+        export_trial(study.name, path, self.number, study.storage, study.artifacts)
+        return path
 
     def _load(self) -> "SavedModel":
         from search.models import load_trial_model
@@ -466,6 +465,7 @@ def rename_study(old: str, new: str, *, storage: str | None = None, wait: bool =
     Raises:
         StudiesError: if that is refused; nothing has changed.
     """
+    _require_text(old=old, new=new)
     _manager(storage, None, wait).rename(old, new)
 
 
@@ -484,6 +484,7 @@ def copy_study(
     Raises:
         StudiesError: if that is refused, or fails; no part of a copy is left.
     """
+    _require_text(name=name)
     place = None if artifacts_to is None else str(artifacts_to)
     return _manager(storage, artifacts, wait).copy(name, to, new_name, place)
 
@@ -494,7 +495,8 @@ def export_study(name: str, file: str | Path, *, storage: str | None = None) -> 
     Raises:
         StudiesError: if it cannot be exported; an earlier file is unchanged.
     """
-    return export_stored(storage_or_default(storage), name, Path(file))
+    _require_text(name=name)
+    return export_stored(storage_or_default(storage), name, _to_path("file", file))
 
 
 def import_study(
@@ -510,7 +512,7 @@ def import_study(
     Raises:
         StudiesError: if it cannot be imported; nothing has changed.
     """
-    (result,) = import_studies(storage_or_default(storage), [Path(file)], name)
+    (result,) = import_studies(storage_or_default(storage), [_to_path("file", file)], name)
     return result
 
 
@@ -563,6 +565,7 @@ def delete_study(
     Raises:
         StudiesError: if that is refused; nothing has changed.
     """
+    _require_text(name=name)
     _manager(storage, artifacts, wait).delete(name, force)
 
 
@@ -579,6 +582,7 @@ def retry_trials(
     Raises:
         StudiesError: if that is refused; nothing has changed.
     """
+    _require_text(name=name)
     kinds = {"failed": failed, "diverged": diverged}
     chosen = [kind for kind, is_chosen in kinds.items() if is_chosen]
     return sum(_manager(storage, None, wait).retry(name, chosen).values())
@@ -593,6 +597,8 @@ def _manager(storage: str | None, artifacts: str | Path | None, wait: bool) -> S
 
 def storage_or_default(storage: str | None) -> str:
     """Return the URL of a storage, or of the one that the command line uses."""
+    if storage is not None:
+        _require_text(storage=storage)
     return storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE
 
 
@@ -603,6 +609,18 @@ def artifacts_or_default(artifacts: str | Path | None) -> str | None:
             f"artifacts is {shorten(repr(artifacts))}: expected a folder or 's3://BUCKET'"
         )
     return str(artifacts) if artifacts else os.environ.get(ARTIFACTS_VARIABLE) or None
+
+
+def _require_text(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} is {shorten(repr(value))}: expected a text")
+
+
+def _to_path(name: str, value: object) -> Path:
+    if not isinstance(value, str | Path):
+        raise ConfigError(f"{name} is {shorten(repr(value))}: expected a path")
+    return Path(value)
 
 
 def _require_integer(name: str, value: object, low: int = 1, high: int | None = None) -> None:

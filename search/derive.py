@@ -292,8 +292,8 @@ def join_looks(
         return config
     if until_decided and not stored.refinement.looks:
         raise ConfigMismatchError(
-            f"study {name!r} was created with one comparison of all runs, which spends the whole "
-            "error: expected no --until-decided, or another --name"
+            f"study {name!r} was created without planned looks, and its one comparison uses the "
+            "whole error rate: expected no --until-decided, or another --name"
         )
     if until_decided or not stored.refinement.looks:
         return config

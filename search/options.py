@@ -52,15 +52,11 @@ def _parse_lockstep(value: object) -> object:
 
 
 def _parse_until(value: object) -> object:
-    expected = "expected seconds, or a duration such as 45m, 3h or 1h30m"
     if isinstance(value, str):
-        try:
-            return parse_duration(value)
-        except ValueError as error:
-            raise ValueError(f"{error}: {expected}") from error
+        return parse_duration(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is not None and not (is_number and 0 < value <= MAX_SECONDS):  # type: ignore[operator]
-        raise ValueError(f"{expected}, at most ten years")
+        raise ValueError("expected seconds, or a duration such as '45m', at most ten years")
     return value
 
 
@@ -216,7 +212,7 @@ class RunOptions(WorkerOptions):
     @property
     def stored_name(self) -> str:
         """Name of the study in the storage."""
-        name = study_name(self.study)
+        name = self.study if self.is_stored or self.by_name else study_name(self.study)
         return self.name or (
             name if self.trial is None else load_trial_config(name, self.trial).name
         )
@@ -229,6 +225,8 @@ class RunOptions(WorkerOptions):
                 :func:`studies.loader.load_config_file`.
         """
         if self.trial is not None:
+            if self.extend:
+                raise ConfigError("--trial runs a trial once more as it was: expected no --extend")
             file = load_trial_config(study_name(self.study), self.trial)
         elif self.is_stored or self.by_name:
             file = load_stored_config(self.study, self.storage)
@@ -249,7 +247,8 @@ class RunOptions(WorkerOptions):
         """Command line, or call in Python, that creates the same study in any storage."""
         if self.settings is not None:
             return self._call
-        words = ["rnn-search", "refine" if self.is_refinement else "run", self.study]
+        is_refinement = self.is_refinement or self.partial or self.until_decided
+        words = ["rnn-search", "refine" if is_refinement else "run", self.study]
         return shlex.join([*words, *to_words(self, _DEFINING)])
 
     @property
@@ -291,8 +290,8 @@ class RunOptions(WorkerOptions):
 
 
 _DEFINING = (
-    "trial", "name", "corpus", "precision", "unset", "overrides", "prune", "extend", "partial",
-    "yes", "until_decided",
+    "is_stored", "trial", "name", "corpus", "precision", "unset", "overrides", "prune", "extend",
+    "partial", "yes", "until_decided",
 )  # fmt: skip
 """Options that define a study, in the order of a recorded command."""
 

@@ -57,9 +57,6 @@ from studies.storage.backup import merge_log, rescue_if_lost
 from studies.storage.engine import database_error, error_message, is_outage
 from studies.storage.reads import read_trials
 
-STOPPED_EARLY = "stopped before training began: run the same command to start"
-"""Message of a run that has nothing to resume."""
-
 RETRY_SECONDS = 5.0
 """Longest time between two attempts to reach an unavailable storage."""
 
@@ -105,10 +102,13 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """128 plus the signal's number, as in shells; 1 after a failure, else 0."""
+        """128 plus the signal's number, as in shells; 1 after a failure, else 0.
+
+        A worker that failed is none if others have finished the study.
+        """
         if self.signal is not None:
             return 128 + self.signal
-        return int(bool(self.failed_workers or self.failure))
+        return int(bool(self.failure or (self.failed_workers and not self.is_finished)))
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def run_workers(
                 console.print_line,
             )
     except ShutdownRequestedError:
-        console.print_line(STOPPED_EARLY)
+        console.print_line(_describe_early_stop(stop))
         return RunResult(name, 0, False, stop.signal)
     storage, has_trained = handle.storage, RawValue(c_bool, False)
     during = nullcontext() if context is None else context(handle)
@@ -374,11 +374,18 @@ def _conclude(
         if session.has_trained.value:
             console.print_line("stopped; progress is saved: run the same command to resume")
         else:
-            console.print_line(STOPPED_EARLY)
+            console.print_line(_describe_early_stop(session.stop))
     if status.is_finished and not status.counts.complete + status.counts.pruned:
         trials = read_trials(session.handle.storage, session.handle.study_id)
         return explain_failure(status.name, trials, status.counts)
     return ""
+
+
+def _describe_early_stop(stop: ShutdownSignal) -> str:
+    """Describe the end of a run that has nothing to resume."""
+    if stop.signal is None:
+        return "--until ended before training began: expected a longer time"
+    return "stopped before training began: run the same command to start"
 
 
 def _remove_leftovers(handle: StudyHandle, options: RunOptions) -> None:

@@ -219,8 +219,8 @@ def open_study(
     for key in local.overridden:
         if key != TASK_SOURCE and key.partition(".")[0] not in PER_WORKER:
             raise ConfigError(
-                f"{shorten(key)} is a setting of the stored study: expected one of a worker, of "
-                f"{', '.join(sorted(PER_WORKER))}, or {TASK_SOURCE}"
+                f"{shorten(key)} is a setting of the stored study: expected one that a worker "
+                f"chooses: {', '.join(sorted(PER_WORKER))} or {TASK_SOURCE}"
             )
     file = load_stored_config(name, url).with_overrides(local.settings)
     if options.corpus is not None:
@@ -298,7 +298,10 @@ def require_refinement(file: ConfigFile) -> None:
         ConfigError: if it does not.
     """
     if file.settings.get("refinement") is None:
-        raise ConfigError(f"study {file.name!r} has no [refinement]: use rnn-search run")
+        raise ConfigError(
+            f"study {file.name!r} has no [refinement]: use rnn-search run, or derive a study from "
+            f"it as in rnn-search refine stage-two --set 'refinement.source=\"{file.name}\"'"
+        )
     if file.source is None:
         file.resolve()  # reports what is wrong with it
 
@@ -539,7 +542,7 @@ def _check_data(wanted: _Wanted, record: StudyRecord) -> None:
     if differences := _list_differences(wanted, record):
         raise ConfigMismatchError(
             f"study {wanted.name!r} has other data: {'; '.join(differences[:MAX_DIFFERENCES])}; "
-            "give the place of its own with --corpus, or with --set task.source"
+            "name its own text with --corpus, or its own task with --set task.source"
         )
     check_held_out(wanted.name, record.config, wanted.config)
 
@@ -609,4 +612,4 @@ def _describe_kept(wanted: _Wanted, record: StudyRecord) -> str:
         return ""
     kept = [f"{setting} = {format_setting(stored, setting)}" for setting in changed]
     it = "it" if len(kept) == 1 else "them"
-    return f"study {name!r} keeps its {' and '.join(kept)}: --extend changes {it}"
+    return f"study {name!r} keeps {' and '.join(kept)}: only --extend changes {it}"

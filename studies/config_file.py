@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from studies.config import OutageSettings, StudyConfig
 from studies.errors import ConfigError
-from studies.records import TEXT, CellRecord, TaskRecord
+from studies.records import TEXT, CellRecord, TaskRecord, message_of
 from studies.space import CELL, GATED_CELL, SWITCHES, Space, explain_key
 from studies.text import expect_one_of, shorten
 
@@ -228,8 +228,7 @@ class ConfigFile(BaseModel):
         if self._is_unknown(first):
             known = self._fields(first["loc"][:-1])
             return f"{where}unknown key {key}: {explain_key(str(first['loc'][-1]), known, _KEYS)}"
-        messages = dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in errors)
-        message = ", or ".join(each[0].lower() + each[1:] for each in messages)
+        message = ", or ".join(dict.fromkeys(map(message_of, errors)))
         if isinstance(first["input"], Mapping):
             return f"{where}{key + ': ' if key else ''}{message}"
         return f"{where}{key + ' ' if key else ''}is {first['input']!r}: {message}"

@@ -1,5 +1,6 @@
 """Loading of study configs: from TOML files with overrides, and from stored studies."""
 
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -236,7 +237,8 @@ def read_study_record(study: optuna.Study) -> StudyRecord:
     record = read_record(study)
     if not record.config.is_trained:
         raise ImportedStudyError(
-            f"study {study.study_name!r} was imported: there is nothing to train"
+            f"study {study.study_name!r} was imported: its trials cannot be trained or derived "
+            "from here"
         )
     return record
 
@@ -254,13 +256,15 @@ def parse_record(name: str, stored: Mapping[str, Any]) -> StudyRecord:
     """Validate the user attributes of a study, as :func:`read_record` does."""
     version = stored.get("schema_version")
     if version != SCHEMA_VERSION:
-        actual = (
-            "no schema version" if version is None else f"schema version {shorten(repr(version))}"
-        )
+        if version is None:
+            raise StudyFormatError(
+                f"study {name!r} has no schema version: another program created it; expected a "
+                "study of this one, as rnn-search import STORAGE --study "
+                f"{shlex.quote(name)} makes of it"
+            )
         raise StudyFormatError(
-            f"study {name!r} has {actual}, expected {SCHEMA_VERSION}: another program or another "
-            "version of this one created it; open it there, or choose another study, --name or "
-            "--storage"
+            f"study {name!r} has schema version {shorten(repr(version))}, expected "
+            f"{SCHEMA_VERSION}: another version of this program created it; open it there"
         )
     try:
         if IMPORTED in stored:  # by an earlier version

@@ -15,6 +15,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from rnn.config import ParamValue, TaskSpec
 from studies.text import shorten
@@ -53,7 +54,14 @@ class StrictModel(BaseModel):
 
 def first_message(error: ValidationError) -> str:
     """Return the message of the first mistake, as part of a line."""
-    message = error.errors()[0]["msg"].removeprefix("Value error, ")
+    return message_of(error.errors()[0])
+
+
+def message_of(error: ErrorDetails) -> str:
+    """Return the message of a mistake, as part of a line."""
+    if error["type"] == "model_type":  # pydantic names the class
+        return "expected a table of settings"
+    message = error["msg"].removeprefix("Value error, ")
     return message[0].lower() + message[1:]
 
 

@@ -90,8 +90,10 @@ def check_study_name(name: str) -> None:
     """Require a name that a storage can hold, and that messages and terminals can show.
 
     Raises:
-        ConfigError: if it is too long, blank or not printable.
+        ConfigError: if it is no text, too long, blank or not printable, or would name a file.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"study name is {shorten(repr(name))}: expected a text")
     if len(name) > MAX_NAME_LENGTH:
         raise ConfigError(
             f"study name of {len(name)} characters is too long: expected at most {MAX_NAME_LENGTH}"
@@ -100,3 +102,7 @@ def check_study_name(name: str) -> None:
         raise ConfigError(f"study name {name!r} is blank: expected printable characters")
     if not name.isprintable():
         raise ConfigError(f"study name {name!r} has control characters: expected printable ones")
+    if name.endswith(".toml"):
+        raise ConfigError(
+            f"study name {name!r} ends in .toml, as the names of study files do: expected another"
+        )

@@ -145,7 +145,7 @@ def test_question_of_a_derived_study_is_kept_until_it_is_extended(search, invoke
     derive += ("--set=refinement.top=1", "--set=refinement.variants=[{}]")
     assert invoke(*derive, report=False).returncode == 0
     done = invoke(*derive, "--set=question='Why?'", report=False)
-    assert re.search("study 'quick-refined' keeps its question = '.*': --extend", done.stdout)
+    assert re.search("study 'quick-refined' keeps question = '.*': only --extend", done.stdout)
     require_refused(invoke(*derive, "--extend"))  # it has no space to extend
     done = invoke(*derive, "--set=question='Why?'", "--extend", report=False)
     assert "changed question from" in done.stdout
@@ -335,8 +335,8 @@ def test_search_with_one_complete_trial_succeeds(search, sqlite_url):
 def test_duration_is_a_sum_of_units_up_to_ten_years():
     given = ("90s", "45m", "1.5h", "1d2h", "3650d")
     assert [*map(parse_duration, given)] == [90, 2700, 5400, 93600, 3650 * 86400]
-    for text in ("3651d", "0s", "90", "-1h", "h1"):
-        with pytest.raises(ValueError, match=text):
+    for text in ("3651d", "0s", "90", "-1h", "h1", "1h1h", ""):
+        with pytest.raises(ValueError, match="expected"):
             parse_duration(text)
 
 

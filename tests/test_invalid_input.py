@@ -23,6 +23,8 @@ INVALID = {
     "run quick --name 'a\nb'": r"'a\nb' has control characters",
     # Its settings.
     "run quick --set training.steps": "KEY=VALUE",
+    "run quick --set training=5": "training is 5: expected a table of settings",
+    "run quick --trial 0 --extend": "--trial runs a trial once more as it was: expected no --ext",
     r"""refine quick-refined --set 'refinement.source="a\u0000"'""": "printable",
     # The corpus.
     "run quick --corpus {tmp}/missing": "missing' not found",

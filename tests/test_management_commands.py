@@ -54,7 +54,7 @@ def test_study_is_listed_renamed_copied_retried_and_deleted(
     done = command("retry", "my study", "--failed", "--diverged", *target)
     assert done.stdout.startswith("1 failed and 1 diverged trials of study 'my study' wait again")
     done = command("retry", "my study", *target)
-    assert done.stdout == "study 'my study' has no such trial: 0 failed\n"
+    assert done.stdout.startswith("study 'my study' has no trial to retry: 0 failed; --diverged ")
     done = command("delete", "my study", "--yes", *made)
     assert done.stdout == "deleted study 'my study' and its files; reports are kept\n"
     assert command("list", *made).stdout == f"no study in {sqlite_url}\n"

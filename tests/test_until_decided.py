@@ -93,7 +93,7 @@ def test_runs_are_added_until_the_last_look(place, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "report: " not in printed, "it was not finished"
     assert "looks at 2, 3, 5 runs, which spend" in printed
-    assert "look at 2 runs, 2.62% of error: 0 worse, 0 as good, 2 undecided" in printed
+    assert "look at 2 runs, at an error rate of 2.62%: 0 worse, 0 as good, 2 undecided" in printed
     assert "3 of 3 architectures get 1 more run" in printed
     assert "measured run noise" in printed
     # Repeated, it finds what is stored and trains nothing.
@@ -167,7 +167,7 @@ def test_wide_margin_decides_at_the_first_look_and_one_number_of_runs_takes_none
     study = rnn_search.run(settings, name="others", **place)
     assert study.counts.complete == 6
     assert read_record(place["storage"], "others").looks == []
-    with pytest.raises(ConfigMismatchError, match="one comparison of all runs"):
+    with pytest.raises(ConfigMismatchError, match="created without planned looks"):
         rnn_search.run(settings, name="others", until_decided=True, **place)
     with pytest.raises(ConfigError, match="expected a study with"):
         rnn_search.run(SOURCE, name="grid", until_decided=True, **place)
@@ -208,7 +208,9 @@ def test_process_killed_after_a_look_loses_and_repeats_nothing(place, command, r
 
 
 @pytest.mark.extended
-def test_killed_worker_process_says_how_to_continue(place, command, runner, tmp_path):
+def test_killed_worker_process_leaves_runs_and_looks_to_the_others(
+    place, command, runner, tmp_path
+):
     gate = Gate(tmp_path / "gate", 2)
     words = (*command, "--set=lease.seconds=1", "--lockstep", "1")
     search = runner.start(*words, "--workers", "2", hooks=Hooks(report=False, gate=gate))
@@ -216,15 +218,11 @@ def test_killed_worker_process_says_how_to_continue(place, command, runner, tmp_
     os.kill(min(gate.held), signal.SIGKILL)
     wait_until(lambda: "warning" in search.stderr)  # while the other worker trains
     gate.open()
-    assert search.wait() == 1, search.output
+    assert search.wait() == 0, search.output
     assert search.stderr == (
         "warning: a worker was killed (Killed): the other workers continue the search; the same "
         "command in another terminal adds a worker\n"
     )
-    last = search.stdout.splitlines()[-1]
-    assert last == "not decided yet: run the same command to continue"
-    again = runner.run(*words, report=False)
-    assert again.returncode == 0, again.stderr
     check_finished(place["storage"])
 
 

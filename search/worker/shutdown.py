@@ -8,8 +8,6 @@ import time
 from types import FrameType
 from typing import Self
 
-from studies.text import shorten
-
 SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -88,11 +86,11 @@ def parse_duration(text: str) -> float:
     units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
     pattern = "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in units)
     if not (text and (match := re.fullmatch(pattern, text))):
-        raise ValueError(f"invalid duration {shorten(text)!r}")
+        raise ValueError("expected a duration with units, such as 90s, 45m, 3h or 1h30m")
     numbers = map(float, match.groups("0"))
     seconds = sum(number * unit for number, unit in zip(numbers, units.values(), strict=True))
     if not seconds:
-        raise ValueError(f"duration {shorten(text)!r} is zero")
+        raise ValueError("expected a duration of more than zero")
     if seconds > MAX_SECONDS:
-        raise ValueError(f"duration {shorten(text)!r} is longer than ten years")
+        raise ValueError("expected at most ten years")
     return seconds

@@ -166,6 +166,10 @@ def _open(url: URL) -> LeasedRDBStorage:
     return LeasedRDBStorage(url)
 
 
+_CREATE_ATTEMPTS = 100
+"""How often a file that disappears meanwhile is created again."""
+
+
 def _create_sqlite(url: URL) -> None:
     """Create an SQLite file atomically, complete with Optuna's tables."""
     path = Path(str(url.database))
@@ -187,6 +191,7 @@ def _create_sqlite(url: URL) -> None:
     with contextlib.closing(tables.engine.raw_connection()) as connection:
         source = connection.driver_connection
         assert isinstance(source, sqlite3.Connection)
+        attempts = _CREATE_ATTEMPTS
         while not path.exists():
             if not path.parent.is_dir():
                 raise StorageError(
@@ -194,8 +199,17 @@ def _create_sqlite(url: URL) -> None:
                     "use another file"
                 )
             # Another process may be faster, or remove the copy of one that stood still for long.
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
+            try:
                 copy_database(source, path)
+            except FileExistsError:
+                pass
+            except FileNotFoundError as error:
+                if attempts := attempts - 1:
+                    continue
+                raise StorageError(
+                    f"storage {redact(url)} cannot be created: {path.parent} takes no new file; "
+                    "use another folder"
+                ) from error
     tables.engine.dispose()
 
 

@@ -200,8 +200,8 @@ def test_descriptive_settings_change_with_the_steps_and_from_an_earlier_file(sql
     assert (stored.training.steps, stored.nuisance) == (8, ["state_size"])
     earlier = join(sqlite_url, text)
     assert earlier.notice.startswith(
-        "study 'quick' was extended: using its stored 8 steps; study 'quick' keeps its question = "
-        "'Q?' and report_threshold = 2.0 and nuisance = ['state_size']: --extend changes them"
+        "study 'quick' was extended: using its stored 8 steps; study 'quick' keeps question = "
+        "'Q?' and report_threshold = 2.0 and nuisance = ['state_size']: only --extend changes them"
     )
     assert read_study_record(earlier.study).config == stored
     earlier = join(sqlite_url, text, [*FOUR, "question='Q?'"], extend=True)
@@ -312,7 +312,7 @@ def test_new_hypothesis_is_refused_without_extend_and_a_removed_one_is_withdrawn
     assert extended.config.hypothesis == [first.hypothesis, second.hypothesis]
     assert joined.storage.get_trial(held).state is TrialState.RUNNING
     # A worker from before joins, and is told so.
-    assert "keeps its hypothesis = a list of 2: --extend changes it" in (
+    assert "keeps hypothesis = a list of 2: only --extend changes it" in (
         join(sqlite_url, text, STATED).notice
     )
     changed = join(sqlite_url, text, OTHER, extend=True)

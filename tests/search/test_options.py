@@ -5,7 +5,7 @@ import pytest
 from helpers import QUICK, TINY_OVERRIDES
 
 from rnn.errors import CorpusError
-from rnn_search.cli import continue_search
+from rnn_search.cli import continue_search, refine, run_search
 from search.options import RunOptions, WorkerOptions, build_options, to_words
 from search.study import create_or_join, open_study
 from studies.errors import ConfigError, ConfigMismatchError
@@ -56,3 +56,17 @@ def test_worker_by_name_sets_nothing_that_the_study_decides(sqlite_url, text):
     with pytest.raises(CorpusError, match="give its current path with --corpus"):
         open_study("quick", sqlite_url, WorkerOptions())
     assert open_study("quick", sqlite_url, WorkerOptions(corpus=str(moved))).corpus is not None
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "words"),
+    [
+        (run_search, {"is_stored": True, "prune": True}, "run mine --stored --prune"),
+        (refine, {"partial": True, "until_decided": True}, "refine mine --partial --until-decided"),
+    ],
+)
+def test_recorded_command_is_one_that_creates_the_same_study(command, given, words):
+    options = RunOptions(study="mine", storage="sqlite:///studies.db", **given)
+    assert options.command == f"rnn-search {words}"
+    params = command.make_context("", words.split()[1:]).params
+    assert {name: params[name] for name in given} == given

@@ -65,7 +65,7 @@ def test_worker_without_the_option_joins_a_study_with_looks():
     stored = derived(looks=[2, 4], replicates=4)
     assert join_looks("n", stored, derived(replicates=9), until_decided=False) == stored
     assert join_looks("n", stored, stored, until_decided=True) == stored
-    with pytest.raises(ConfigMismatchError, match="created with one comparison of all runs"):
+    with pytest.raises(ConfigMismatchError, match="created without planned looks"):
         join_looks("n", derived(replicates=4), stored, until_decided=True)
 
 

@@ -106,7 +106,7 @@ def test_imported_study_is_not_trained(table, target):
         lambda: load_stored_config("table", target),
         lambda: read_study_record(study),
     ):
-        with pytest.raises(ImportedStudyError, match="was imported: there is nothing to train"):
+        with pytest.raises(ImportedStudyError, match="was imported: its trials cannot be trained"):
             train()
     assert read_record(study).config.results.parameters == ["lr", "act"]
 
