@@ -563,7 +563,6 @@ def test_attributes_of_a_study_with_a_damaged_trial_are_replaced(damage):
 
 OF_NUMBER = "UPDATE trials SET number = NULL WHERE trial_id"
 CHOICE = "parameter state_size: its choice is 99.0 of 2, counted from 0"
-LONG = pytest.mark.extended
 
 
 @EACH_DATABASE
@@ -571,8 +570,10 @@ LONG = pytest.mark.extended
     ("change", "name", "reason", "words"),
     [
         (OF_SIZE, "trial 0", CHOICE, ()),
-        pytest.param(OF_SIZE, "trial 0", CHOICE, ("--workers", "2"), marks=LONG),
-        pytest.param(OF_NUMBER, "trial of id {}", "its number is None", ("--prune",), marks=LONG),
+        pytest.param(
+            *(OF_NUMBER, "trial of id {}", "its number is None", ("--prune", "--workers", "2")),
+            marks=pytest.mark.extended,
+        ),
     ],
 )
 def test_worker_fails_a_damaged_trial_and_trains_the_others(

@@ -117,7 +117,10 @@ SMALLER = {
     "stage-one": STAGE_ONE,
     "stage-one-rates": STAGE_ONE,
     "quick": (*TINY, *FEW),
-    "replicates": ("--set=refinement.top=2", "--set=refinement.replicates=2"),
+    "stage-two": (*TINY, "--set=refinement.variants=[{}, {state_size=33}]"),
+    "replicates": [
+        f"--set=refinement.{value}" for value in ("top=2", "replicates=2", "looks=[2, 3]")
+    ],
     "cells": (*TINY, "--set=space.state_size=[8]"),
     "baselines": (*TINY, "--set=space.layers=[1]", "--set=space.state_size=[8]"),
 }
@@ -221,7 +224,7 @@ def test_every_command_runs(sequence, environment, checkout, text, run, request,
             words[-1] = str(tmp_path / words[-1])
         if subcommand := read_subcommand(words):
             variables = {k: v for k, v in environment.items() if k.startswith("RNN_SEARCH_")}
-            done = run(*subcommand, cwd=checkout, **variables)
+            done = run(*subcommand, cwd=checkout, report=False, **variables)
         else:
             options = {"capture_output": True, "text": True}
             done = subprocess.run(words, cwd=checkout, env=environment, **options)

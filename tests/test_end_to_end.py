@@ -162,12 +162,11 @@ def test_report_of_a_finished_study_is_written_again(invoke, sqlite_url, text, t
         assert page.exists()
 
 
-@EACH_DATABASE
-def test_two_worker_processes_share_a_study(url, tmp_path, text, start, gate):
+def test_two_worker_processes_share_a_study(sqlite_url, tmp_path, text, start, gate):
     search = start(
         *("run", QUICK, "--corpus", str(text), *SMALL, "--workers", "2"),
         hooks=Hooks(gate=gate, report=False),
-        RNN_SEARCH_STORAGE=url,
+        RNN_SEARCH_STORAGE=sqlite_url,
         RNN_SEARCH_ARTIFACTS=str(tmp_path / "artifacts"),
     )
     wait_until_running([search], lambda: len(gate.held) == 2)
@@ -177,7 +176,7 @@ def test_two_worker_processes_share_a_study(url, tmp_path, text, start, gate):
     assert "starting 2 worker processes" in lines
     assert not [line for line in lines if line.startswith("trial ")], "a line for each trial"
     assert "15 of 15 finished" in search.stdout
-    study = optuna.load_study(study_name="quick", storage=url)
+    study = optuna.load_study(study_name="quick", storage=sqlite_url)
     ran = [trial.params for trial in study.trials if trial.state is TrialState.COMPLETE]
     assert sorted(ran, key=repr) == sorted(grid_combinations(SMALL), key=repr)
     assert len({trial.user_attrs["worker"] for trial in study.trials}) == 2

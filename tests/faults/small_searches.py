@@ -24,12 +24,13 @@ ONE = {
 }
 """One trial, with a lease that does not expire during a test."""
 
-BEATING = ONE | {"lease_seconds": 4}
-"""The same with a lease so short that its worker sends a heartbeat every second."""
+BEATING = ONE | {"lease_seconds": 1}
+"""The same with a lease so short that its worker soon sends a heartbeat."""
 
 TWO = ONE | {"space_residual": "[true, false]"}
 
-FOUR = ONE | {"space_state_size": "[6, 7]", "space_state_source": "['new', 'both']"}
+FOUR = TWO | {"space_state_source": "['new', 'both']"}
+"""Four trials of one shape."""
 
 FIVE = TWO | {
     "space_state_source": "['new', 'old', 'both']",

@@ -1,5 +1,6 @@
 """A database or a study that is deleted during a search ends it with 1; nothing is lost unsaid."""
 
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -63,9 +64,18 @@ def replace(file):
 
 
 @pytest.mark.parametrize("lose", [Path.unlink, pytest.param(replace, marks=pytest.mark.extended)])
-def test_lost_file_is_rescued_and_the_search_resumes(
-    search, held, search_url, file, reference_curves, lose
+def test_lost_file_is_rescued_and_a_moved_folder_found(
+    search, held, new_gate, search_url, file, reference_curves, lose
 ):
+    """Each time the search resumes; only a replaced file is moved before."""
+    if lose is replace:
+        worker = held(gate=new_gate(40), **BEATING)
+        moved = file.parent.rename(file.parent.with_name("elsewhere"))
+        line = error_of(worker)
+        assert line.startswith(f"error: {file} was deleted, moved or replaced")
+        assert f"its results are in {moved}/studies.db: move it" in line
+        assert list_rescued(moved / "studies.db") == []
+        moved.rename(file.parent)
     worker = held(**BEATING)
     lose(file)
     left = file.read_bytes() if file.exists() else None
@@ -79,18 +89,6 @@ def test_lost_file_is_rescued_and_the_search_resumes(
     Path(f"{file}.rescued").replace(file)
     assert f"trial 0 resumes from step {STEP}" in finish(search(**BEATING))
     assert_all_trials_match(search_url, reference_curves, ONE)
-
-
-@pytest.mark.extended
-def test_moved_folder_is_found(search, held, file):
-    worker = held(**BEATING)
-    moved = file.parent.rename(file.parent.with_name("elsewhere"))
-    line = error_of(worker)
-    assert line.startswith(f"error: {file} was deleted, moved or replaced")
-    assert f"its results are in {moved}/studies.db: move it" in line
-    assert list_rescued(moved / "studies.db") == []
-    moved.rename(file.parent)
-    assert f"trial 0 resumes from step {STEP}" in finish(search(**BEATING))
 
 
 @pytest.mark.extended
@@ -172,22 +170,22 @@ LOSSES = {
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("kind", LOSSES)
 def test_lost_or_damaged_log_costs_the_last_commits_at_most(
-    search, held, search_url, file, reference_curves, kind
+    search, held, search_url, file, tmp_path, reference_curves
 ):
-    settings = FOUR | {"lease_seconds": 1}
-    kill(held(**settings))
-    LOSSES[kind](Path(f"{file}-wal"), Path(f"{file}-shm"))
-    assert query(search_url, "SELECT count(*) FROM trials") == [(4,)]
-    assert "Traceback" not in finish(search(**settings))
-    assert query(search_url, "PRAGMA integrity_check") == [("ok",)]
-    assert_all_trials_match(search_url, reference_curves, FOUR)
+    """Copies of the folder of a killed search meet these losses; another search has their path."""
+    settings = ONE | {"lease_seconds": 1}
+    kill(held(f"--artifacts={file.parent}/artifacts", **settings))
+    for number, lose in enumerate(LOSSES.values()):
+        copy = shutil.copytree(file.parent, tmp_path / f"copy-{number}") / file.name
+        lose(Path(f"{copy}-wal"), Path(f"{copy}-shm"))
+        url = f"sqlite:///{copy}"
+        assert query(url, "SELECT count(*) FROM trials") == [(1,)]
+        resumed = finish(search(f"--artifacts={copy.parent}/artifacts", url=url, **settings))
+        assert "Traceback" not in resumed
+        assert query(url, "PRAGMA integrity_check") == [("ok",)]
+        assert_all_trials_match(url, reference_curves, ONE)
 
-
-@pytest.mark.extended
-def test_new_database_does_not_take_the_log_of_a_deleted_one(search, held, search_url, file):
-    kill(held(**FOUR))
     file.unlink()
     before = list_files(file.parent)
     line = error_of(search(**ONE), code=2)

@@ -4,6 +4,8 @@ import signal
 
 import pytest
 import small_searches
+from helpers import ONE_TRIAL, QUICK
+from invocation import require_refused
 from process_runner import CURVES, freeze_process, query
 from small_searches import assert_all_complete, error_of, finish, kill
 
@@ -44,11 +46,14 @@ def assert_equals_training_at_once(sqlite_url, reference_curves):
 
 
 @pytest.mark.extended
-def test_extended_trials_equal_those_trained_at_once(
+def test_extended_trials_equal_those_trained_at_once_and_a_frozen_worker_overwrites_nothing(
     search, held, new_gate, sqlite_url, list_final, reference_curves, assert_equals_training_at_once
 ):
-    """From two processes, one of which is killed while it trains to the new end."""
-    finish(*(search(ALL, **FIVE) for _ in range(2)))
+    """A worker is frozen before the extension, another killed while it trains to the new end."""
+    gate = new_gate(20)
+    frozen = held(ALL, SHORT_LEASE, gate=gate, **FIVE)
+    freeze_process(frozen, sqlite_url)
+    finish(search(ALL, **FIVE))
     assert list_final() == set(range(5))
     assert query(sqlite_url, RESULTS) == reference_curves(RESULTS, **FIVE)
     assert "--extend to train longer" in error_of(search(**LONGER), code=2)
@@ -61,40 +66,36 @@ def test_extended_trials_equal_those_trained_at_once(
     )
     assert "trial 0 resumes from step 40\n" in first.output
     finish(*(search(ALL, **LONGER) for _ in range(2)))
+    gate.open()
+    frozen.send(signal.SIGCONT)
+    assert error_of(frozen) == (
+        "error: study 'quick' was extended to 120 steps while this search used it: run the same "
+        "command to continue; recorded results are kept"
+    )
     assert_equals_training_at_once()
-
-    joined = finish(search(**FIVE))
-    assert "study 'quick' was extended: using its stored 120 steps" in joined
+    assert "study 'quick' was extended: using its stored 120 steps" in finish(search(**FIVE))
 
 
 @pytest.mark.extended
-def test_as_many_checkpoints_are_kept_as_asked_and_other_trials_restart(
-    search, sqlite_url, list_final, assert_equals_training_at_once
+def test_trials_of_damaged_and_of_missing_checkpoints_restart(
+    search, sqlite_url, artifacts, list_final, assert_equals_training_at_once
 ):
-    finish(*(search("--set=keep_checkpoints=2", **FIVE) for _ in range(2)))
-    best = sorted(query(sqlite_url, RESULTS), key=lambda trial: (trial[1], trial[0]))[:2]
-    assert list_final() == {number for number, *_ in best}
+    """Of those of the old end, which are kept for the best three."""
+    finish(*(search("--set=keep_checkpoints=3", **FIVE) for _ in range(2)))
+    best = sorted(query(sqlite_url, RESULTS), key=lambda trial: (trial[1], trial[0]))[:3]
+    damaged, removed, _ = numbers = [number for number, *_ in best]
+    assert list_final() == set(numbers)
+    path = next(artifacts.rglob(f"trial-{damaged}.final"))
+    path.write_bytes(path.read_bytes()[:-1])
+    next(artifacts.rglob(f"trial-{removed}.final")).unlink()
     said = finish(search("--extend", **LONGER))
     assert "trials that continue from their checkpoints: 2" in said
     assert "restart from step 0, because they have none: 3" in said
+    assert f"trial {damaged}: checkpoint is damaged" in said
     assert "no checkpoint of" not in said
-    assert said.count("from step 40") == 2
+    assert said.count("from step 40") == 1
     assert_equals_training_at_once()
     assert list_final() == set(), "this worker keeps none"
-
-
-@pytest.mark.extended
-def test_damaged_checkpoint_of_the_old_end_is_quarantined_and_its_trial_restarts(
-    search, artifacts, assert_equals_training_at_once
-):
-    finish(search(ALL, **FIVE))
-    path = next(artifacts.rglob("trial-3.final"))
-    path.write_bytes(path.read_bytes()[:-1])
-    next(artifacts.rglob("trial-1.final")).unlink()
-    said = finish(search("--extend", **LONGER))
-    assert "trial 3: checkpoint is damaged" in said
-    assert "trials that continue from their checkpoints: 4; trials that restart" in said
-    assert_equals_training_at_once()
 
 
 def test_trials_trained_in_lockstep_continue_in_lockstep(
@@ -114,52 +115,26 @@ def test_trials_trained_in_lockstep_continue_in_lockstep(
 
 
 @pytest.mark.extended
-def test_frozen_worker_that_wakes_after_an_extension_overwrites_nothing(
-    search, held, new_gate, sqlite_url, assert_equals_training_at_once
-):
-    gate = new_gate(20)
-    frozen = held(ALL, SHORT_LEASE, gate=gate, **FIVE)
-    freeze_process(frozen, sqlite_url)
-    finish(search(ALL, **FIVE))
-    finish(search("--extend", **LONGER))
-    gate.open()
-    frozen.send(signal.SIGCONT)
-    assert error_of(frozen) == (
-        "error: study 'quick' was extended to 120 steps while this search used it: run the same "
-        "command to continue; recorded results are kept"
+def test_derived_study_is_extended_and_its_report_written_again(invoke, sqlite_url, text, tmp_path):
+    (tmp_path / "again.toml").write_text(
+        "[refinement]\nsource = 'quick'\ntop = 1\nreplicates = 2\n"
     )
-    assert_equals_training_at_once()
+    common = ("--storage", sqlite_url, "--threads", "1", ALL)
 
+    def refine(*options, report=False):
+        return invoke("refine", "again.toml", *common, *options, cwd=tmp_path, report=report)
 
-REFINEMENT = """
-[refinement]
-source = "quick"
-top = 2
-replicates = 2
-"""
-
-
-@pytest.mark.extended
-def test_derived_study_is_extended_and_its_report_written_again(
-    runner, search, sqlite_url, tmp_path, artifacts
-):
-    finish(search(**FIVE))
-    (tmp_path / "again.toml").write_text(REFINEMENT)
-
-    def start(*options):
-        common = ("again.toml", "--storage", sqlite_url, "--threads", "1", ALL)
-        places = (f"--artifacts={artifacts}", "--set=precision='fp32'")
-        return runner.start("refine.py", *common, *places, *options, cwd=tmp_path)
-
-    longer = ("--extend", "--set=training.steps=80")
-    assert "is a refinement without" in error_of(start("--extend"), code=2)
-    finish(start())
+    search = ("run", QUICK, "--corpus", str(text), *common, *ONE_TRIAL)
+    assert invoke(*search, report=False).returncode == 0
+    longer = ("--extend", "--set=training.steps=8")
+    require_refused(refine("--extend"), "is a refinement without")
+    assert refine(report=True).returncode == 0
     (page,) = (tmp_path / "reports" / "out").glob("*.html")
-    assert "40 steps per trial" in page.read_text()
-    assert "or extend training.steps" in error_of(start("--extend"), code=2)
-    line = error_of(start(*longer, "--set=refinement.top=3"), code=2)
-    assert "refinement.top: 2 in the study" in line
-    assert "trials that continue from their checkpoints: 4\n" in finish(start(*longer))
-    assert "80 steps per trial" in page.read_text()
-    assert "extended from" not in finish(start(*longer))
-    assert "study 'again' was extended: using its stored 80 steps" in finish(start())
+    assert "4 steps per trial" in page.read_text()
+    require_refused(refine("--extend"), "or extend training.steps")
+    require_refused(refine(*longer, "--set=refinement.top=3"), "refinement.top: 1 in the study")
+    extended = refine(*longer, report=True)
+    assert "trials that continue from their checkpoints: 2\n" in extended.stdout
+    assert "8 steps per trial" in page.read_text()
+    assert "extended from" not in refine(*longer).stdout
+    assert "study 'again' was extended: using its stored 8 steps" in refine().stdout

@@ -4,6 +4,7 @@ import json
 import signal
 
 import pytest
+from helpers import EACH_DATABASE
 from hooks import CallGate, Hooks, StatementGate
 from managed_studies import FILES, create_with_everything, dump, folder_of, list_files
 from process_runner import query, wait_until_running
@@ -40,29 +41,23 @@ def source(tmp_path, artifacts):
     return url
 
 
-@pytest.mark.parametrize(
-    ("url", "is_within_files"),
-    [
-        ("sqlite", False),
-        pytest.param("sqlite", True, marks=pytest.mark.extended),
-        pytest.param("postgresql", False, marks=pytest.mark.extended),
-    ],
-    indirect=["url"],
-)
+@EACH_DATABASE
 def test_killed_copy_shows_nothing_and_the_next_one_removes_what_it_left(
-    start, end, source, url, tmp_path, artifacts, is_within_files
+    start, end, source, url, tmp_path, artifacts
 ):
-    """Killed after the first file is copied, or within the transaction."""
+    """Killed after the first file is copied, then within the transaction."""
     before, files, copies = dump(source), list_files(artifacts), tmp_path / "copies"
     places = ("--artifacts", str(artifacts), "--artifacts-to", str(copies))
     copy = ("copy", "made", "--storage", source, "--to", url, *places)
-    if is_within_files:
-        end(*copy, calls=CallGate(tmp_path / "gate", "studies.artifacts:_digest"))
-    else:
-        end(*copy, statements=StatementGate(tmp_path / "gate", "SELECT trial_intermediate"))
+    end(*copy, calls=CallGate(tmp_path / "files", "studies.artifacts:_digest"))
     assert query(url, COUNT) == [(0,)]
-    left = list_files(copies)
-    assert len(left) == (2 if is_within_files else 8)
+    first = list_files(copies)
+    assert len(first) == 2
+    end(*copy, statements=StatementGate(tmp_path / "rows", "SELECT trial_intermediate"))
+    assert query(url, COUNT) == [(0,)]
+    second = list_files(copies)
+    assert len(second) == 8
+    assert not first.keys() & second.keys()
     assert "4 trials, 8 intermediate values, 7 files" in finish(start(*copy))
     assert dump(url)["trial_intermediate_values"] == before["trial_intermediate_values"]
     assert (dump(source), list_files(artifacts)) == (before, files)
@@ -70,7 +65,7 @@ def test_killed_copy_shows_nothing_and_the_next_one_removes_what_it_left(
     expected = {f"{folder}/{name}" for names in FILES.values() for name in names}
     assert expected < found.keys()
     assert len(found) == 7
-    assert not found.keys() & left.keys()
+    assert not found.keys() & second.keys()
 
 
 @pytest.mark.extended
@@ -93,34 +88,28 @@ def test_import_that_is_ended_before_its_commit_leaves_nothing(
 
 
 @pytest.mark.extended
-def test_deletion_that_is_killed_before_its_commit_changes_nothing(
+def test_killed_deletion_changes_nothing_or_leaves_files_that_the_next_one_removes(
     start, end, url, tmp_path, artifacts
 ):
-    create_with_everything(url, artifacts)
+    """Killed before its commit, then after it."""
+    for name in ("made", "other"):
+        create_with_everything(url, artifacts, name)
     before, files = dump(url), list_files(artifacts)
-    arguments = ("delete", "made", "--yes", "--storage", url, "--artifacts", str(artifacts))
-    end(*arguments, statements=StatementGate(tmp_path / "gate", "DELETE FROM studies"))
+    common = ("--yes", "--storage", url, "--artifacts", str(artifacts))
+    rows = StatementGate(tmp_path / "rows", "DELETE FROM studies")
+    end("delete", "made", *common, statements=rows)
     assert (dump(url), list_files(artifacts)) == (before, files)
-    finish(start(*arguments))
-    assert query(url, COUNT) == [(0,)]
-    assert list_files(artifacts) == {}
-
-
-@pytest.mark.extended
-def test_files_that_a_killed_deletion_left_are_removed_by_the_next_one(
-    start, end, source, tmp_path, artifacts
-):
-    create_with_everything(source, artifacts, "other")
-    common = ("--yes", "--storage", source, "--artifacts", str(artifacts))
-    gate = CallGate(tmp_path / "gate", "studies.artifacts:StudyStores.mark_unowned")
-    end("delete", "made", *common, calls=gate)
-    assert query(source, "SELECT study_name FROM studies") == [("other",)]
+    removal = CallGate(tmp_path / "files", "studies.artifacts:StudyStores.mark_unowned")
+    end("delete", "made", *common, calls=removal)
+    assert query(url, "SELECT study_name FROM studies") == [("other",)]
     assert "made-folder/trial-0.final" in list_files(artifacts)
     line = error_of(start("delete", "missing", *common), code=2)
     assert line.startswith("error: study 'missing' is not in ")
     names = {f"other-folder/{name}" for names in FILES.values() for name in names}
     # The other study names the same files of the dashboard, as a copy by plain Optuna does.
     assert list_files(artifacts).keys() == {*names, "of-study", "of-trial"}
+    finish(start("delete", "other", *common))
+    assert (query(url, COUNT), list_files(artifacts)) == ([(0,)], {})
 
 
 @pytest.mark.extended

@@ -88,7 +88,7 @@ def read_only(server, url):
     server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     try:
         server.execute("SELECT pg_reload_conf()")
-        yield "read-only transaction"
+        yield "unavailable ("
     finally:
         server.execute("ALTER SYSTEM RESET default_transaction_read_only")
         server.execute("SELECT pg_reload_conf()")
@@ -114,25 +114,28 @@ def locked(server, url):
 
 
 @pytest.mark.parametrize(
-    "outage",
+    "outages",
     [
-        stopped,
-        *(pytest.param(each, marks=pytest.mark.extended) for each in (read_only, frozen, locked)),
+        (stopped,),
+        *(
+            pytest.param(each, marks=pytest.mark.extended)
+            for each in ((frozen, read_only), (locked,))
+        ),
     ],
 )
 def test_training_continues_during_an_outage_of_two_leases(
-    server, search_url, sqlite_url, held, gate, tmp_path, reference_curves, outage
+    server, search_url, sqlite_url, held, gate, tmp_path, reference_curves, outages
 ):
-    url = sqlite_url if outage is locked else search_url
+    url = sqlite_url if locked in outages else search_url
     clock = Clock(tmp_path / "clock")
-    # The error of a server that only reads must come before that of one that does not answer.
-    settings = FOUR | {"outage_seconds": 3600, "clock": clock, "patient": outage is read_only}
+    settings = FOUR | {"outage_seconds": 3600, "clock": clock, "patient": False}
     workers = [held(url=url, **settings) for _ in range(2)]
-    with outage(server, url) as message:
-        clock.advance(700)  # makes a heartbeat of both due, which fails
-        wait_for_message(message, *workers)
-        clock.advance(700)
-    wait_for_message("storage available again", *workers)
+    for number, outage in enumerate(outages, start=1):
+        with outage(server, url) as message:
+            clock.advance(700)  # makes a heartbeat of both due, which fails
+            wait_for_message(message, *workers, times=number)
+            clock.advance(700)
+        wait_for_message("storage available again", *workers, times=number)
     gate.open()
     finish(*workers)
     assert_all_trials_match(url, reference_curves, FOUR)
@@ -140,38 +143,32 @@ def test_training_continues_during_an_outage_of_two_leases(
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("step", [STEP, ONE["training_steps"]], ids=["midst", "last step"])
-def test_worker_exits_with_a_checkpoint_after_the_outage_limit(
-    server, held, search, search_url, new_gate, reference_curves, step
+def test_worker_exits_with_a_checkpoint_after_the_outage_limit_or_if_stopped_while_unresponsive(
+    server, held, search, search_url, new_gate, reference_curves
 ):
     """The next worker resumes the trial; after the last step it only evaluates and records."""
-    gate = new_gate(step)
     settings = BEATING | {"outage_seconds": 2, "checkpoint_seconds": 1000}
-    first = held(patient=False, gate=gate, **settings)
-    server.stop()
-    if step > STEP:
-        gate.open()
-    assert first.wait() == 1
-    last = first.output.strip().splitlines()[-1]
-    assert last.startswith("error: storage unavailable for")
-    assert last.endswith(
-        "longer than 2 s; recorded results are kept; restore it and run the same command to resume"
-    )
-    assert "Traceback" not in first.output
-    server.start()
-    assert f"trial 0 resumes from step {step}" in finish(search(**ONE))
-    assert_all_trials_match(search_url, reference_curves, ONE)
-
-
-@pytest.mark.extended
-def test_sigterm_exits_with_a_checkpoint_while_the_server_is_unresponsive(
-    server, held, search, search_url, reference_curves
-):
-    first = held(patient=False, **BEATING)
+    stopped = held(patient=False, gate=new_gate(40), **settings | {"outage_seconds": 600})
     with frozen(server):
-        stop(first)
-    assert "trial 0 not requeued in time; waiting for lease expiry" in first.output
-    assert f"trial 0 resumes from step {STEP}" in finish(search(**ONE))
+        stop(stopped)
+    assert "trial 0 not requeued in time; waiting for lease expiry" in stopped.output
+    for last_step, step in ((40, STEP), (STEP, ONE["training_steps"])):
+        gate = new_gate(step)
+        worker = held(patient=False, gate=gate, **settings)
+        server.stop()
+        if step > STEP:
+            gate.open()
+        assert worker.wait() == 1
+        assert f"trial 0 resumes from step {last_step}" in worker.output
+        line = worker.output.strip().splitlines()[-1]
+        assert line.startswith("error: storage unavailable for")
+        assert line.endswith(
+            "longer than 2 s; recorded results are kept; restore it and run the same command to "
+            "resume"
+        )
+        assert "Traceback" not in worker.output
+        server.start()
+    assert f"trial 0 resumes from step {step}" in finish(search(**ONE))
     assert_all_trials_match(search_url, reference_curves, ONE)
 
 

@@ -68,59 +68,51 @@ def logs(tmp_path):
     return lambda: "\n".join(path.read_text() for path in tmp_path.rglob("*_*.log"))
 
 
-def test_job_array_works_a_study_off(
+def test_jobs_work_a_study_off_and_one_that_still_waits_is_cancelled(
     launch, slurm, postgresql_server, postgresql_url, logs, tmp_path
 ):
+    """A job waits for a node that another program has; a further one is submitted and works."""
     password = "password-of-the-user"
     user, url = "cluster_user", postgresql_url.replace("tester@", "cluster_user@")
     postgresql_server.execute(f"CREATE ROLE {user} SUPERUSER LOGIN PASSWORD '{password}'")
     postgresql_server.require_password(user)
-    search = launch(
-        "--workers=2", "--launch-set=time=00:30:00", "--launch-set=cpus-per-task=2",
-        RNN_SEARCH_STORAGE=url, PGPASSWORD=password,
-    )  # fmt: skip
+    other = ("--job-name=other", "--nodelist=node1", "--exclusive", "--output=/dev/null")
+    slurm.run("sbatch", *other, "--wrap=sleep 10000")
+    wait_until(lambda: [*slurm.jobs().values()] == ["RUNNING"])
+    access = {"RNN_SEARCH_STORAGE": url, "PGPASSWORD": password}
+    finish(launch("--launch-set=nodelist=node1", "--no-wait", **access))
+    resources = ("--launch-set=time=00:30:00", "--launch-set=cpus-per-task=2")
+    search = launch("--launch-set=nodelist=node0", "--workers=2", *resources, **access)
 
     assert search.wait() == 0, search.output + logs() + slurm.log
     assert_all_complete(postgresql_url, TRIALS)
-    assert "submitted 2 jobs" in search.stdout
+    assert "jobs of this study already: 1 pending" in search.stdout
+    assert "submitted 1 job " in search.stdout
     assert f"study quick: {TRIALS} of {TRIALS} finished" in search.stdout
-    slurm.wait_for_no_job()
-    ended = slurm.run("scontrol", "show", "job", "--oneliner").splitlines()
-    ended = [line for line in ended if "JobName=quick-" in line][-2:]
+    assert "cancelled 1 job that had not started" in search.stdout
+    wait_until(lambda: len(slurm.jobs()) == 1)
+    shown = slurm.run("scontrol", "show", "job", "--oneliner").splitlines()
+    ended = [line for line in shown if "JobName=quick-" in line and " NodeList=node0" in line][-1]
     written = [path.read_bytes() for path in (tmp_path / "studies").rglob("*") if path.is_file()]
-    assert len(written) >= 2, "logs of two jobs"
+    assert written, "logs of jobs"
     assert not any(password.encode() in content for content in written)
-    assert all("JobState=COMPLETED" in line and "ExitCode=0:0" in line for line in ended), ended
-    assert all("NumCPUs=2" in line and "TimeLimit=00:30:00" in line for line in ended), ended
+    for state in ("JobState=COMPLETED", "ExitCode=0:0", "NumCPUs=2", "TimeLimit=00:30:00"):
+        assert state in ended
 
 
-def test_cancelled_job_leaves_its_trial_to_others(launch, slurm, postgresql_url, logs, tmp_path):
-    gate = Gate(tmp_path / "gate", 20)
-    search = launch("--workers=2", gate=gate)
-    wait_until_running([search], lambda: len(gate.held) == 2)
-
-    slurm.run("scancel", min(slurm.jobs()))
-    running = "SELECT count(*) FROM trials WHERE state = 'RUNNING'"
-    wait_until(lambda: query(postgresql_url, running) == [(1,)])
-    gate.open()
-
-    assert search.wait() == 0, search.output + logs()
-    assert_all_complete(postgresql_url, TRIALS)
-    assert "requeued" in logs()
-    refused = launch("--launch-set=partition=nowhere")
-    assert refused.wait() == 2
-    assert re.fullmatch(r"error: [^\n]*Invalid partition[^\n]*\n", refused.stderr)
-
-
-def test_job_that_is_ended_early_is_requeued_each_time_and_resumes(
+def test_cancelled_job_leaves_its_trial_to_one_that_is_requeued_when_it_is_ended_early(
     launch, slurm, postgresql_url, logs, tmp_path
 ):
     gate = Gate(tmp_path / "gate", 20)
-    search = launch("--launch-set=nodelist=node0", gate=gate)
-    ended: set[int] = set()
+    search = launch("--launch-set=nodelist=node0", "--workers=2", gate=gate)
+    wait_until_running([search], lambda: len(gate.held) == 2)
+    slurm.run("scancel", min(slurm.jobs()))
+    running = "SELECT count(*) FROM trials WHERE state = 'RUNNING'"
+    wait_until(lambda: query(postgresql_url, running) == [(1,)] and len(slurm.jobs()) == 1)
+    ((job, _),) = slurm.jobs().items()
+
+    ended: set[int] = set(gate.held)
     for restarts, cause in enumerate(("time limit", "time limit", "preemption"), start=1):
-        ended.update(wait_until_running([search], lambda: gate.held - ended))
-        (job,) = slurm.jobs()
         if cause == "time limit":
             slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
         else:
@@ -128,11 +120,15 @@ def test_job_that_is_ended_early_is_requeued_each_time_and_resumes(
             slurm.run("sbatch", *urgent, "--wrap=true")
         slurm.wait_for_restart(job, restarts)
         slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+        ended.update(wait_until_running([search], lambda: gate.held - ended))
     gate.open()
 
     assert search.wait() == 0, search.output + logs()
     assert_all_complete(postgresql_url, TRIALS)
-    assert len(re.findall("trial [0-9]+ resumes from step [1-9]", logs())) == 3, logs()
+    assert len(re.findall("trial [0-9]+ resumes from step [1-9]", logs())) == 4, logs()
+    refused = launch("--launch-set=partition=nowhere")
+    assert refused.wait() == 2
+    assert re.fullmatch(r"error: [^\n]*Invalid partition[^\n]*\n", refused.stderr)
 
 
 def test_jobs_outlive_ctrl_c_until_they_are_cancelled(
@@ -171,19 +167,3 @@ def test_jobs_outlive_ctrl_c_until_they_are_cancelled(
     # Requeued at once, not after a lease.
     assert query(postgresql_url, STATES) == [("WAITING",)]
     assert run("--cancel") == "no job to cancel\n"
-
-
-def test_job_that_waits_is_counted_and_cancelled_when_the_study_is_finished(
-    launch, slurm, postgresql_url, logs
-):
-    other = ("--job-name=other", "--nodelist=node1", "--exclusive", "--output=/dev/null")
-    slurm.run("sbatch", *other, "--wrap=sleep 10000")
-    wait_until(lambda: [*slurm.jobs().values()] == ["RUNNING"])
-    finish(launch("--launch-set=nodelist=node1", "--no-wait"))
-    search = launch("--launch-set=nodelist=node0", "--workers=2")
-
-    assert search.wait() == 0, search.output + logs()
-    assert_all_complete(postgresql_url, TRIALS)
-    assert "jobs of this study already: 1 pending" in search.stdout
-    assert "submitted 1 job " in search.stdout
-    assert "cancelled 1 job that had not started" in search.stdout

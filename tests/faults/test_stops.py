@@ -9,11 +9,11 @@ import pytest
 from hooks import HANG_TIMEOUT
 from process_runner import CURVES, query, wait_until
 from small_searches import (
+    FOUR,
     ONE,
     RETRIES,
     STATES,
     STEP,
-    TWO,
     assert_all_trials_match,
     finish,
     kill,
@@ -25,64 +25,59 @@ SELDOM = ONE | {"checkpoint_seconds": 1000}
 """One trial with a checkpoint at its stop only."""
 
 
-def list_names(folder):
-    return [path.name for path in folder.glob("*/*")]
+@pytest.fixture
+def list_names(artifacts):
+    """Function that lists the files of a study in a folder, or in the bucket."""
 
-
-OTHERS = [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
-
-
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.extended) for each in OTHERS)],
-)
-def test_trial_stopped_by_a_signal_resumes_at_its_last_step(
-    held, search, show_status, sqlite_url, artifacts, reference_curves, number
-):
-    first = held(**SELDOM)
-    stop(first, number)
-    assert "requeued" in first.output
-    assert query(sqlite_url, STATES) == [("WAITING",)]
-    assert max(step for _, step, _ in query(sqlite_url, CURVES)) == STEP
-    assert list_names(artifacts) == ["trial-0.checkpoint"]
-    status = finish(show_status())
-    assert "waiting   1\n" in status
-    assert "requeued  1 interrupted\n" in status
-    assert f"trial 0 resumes from step {STEP}" in finish(search(**ONE))
-    assert list_names(artifacts) == []
-    assert_all_trials_match(sqlite_url, reference_curves, ONE)
-    assert query(sqlite_url, RETRIES) == [('{"interrupted": 1}',)]
-
-
-@pytest.mark.extended
-def test_trial_resumes_from_a_checkpoint_in_a_bucket(
-    held, search, sqlite_url, reference_curves, bucket
-):
-    def list_names():
+    def list_names(place=str(artifacts)):
+        if place == str(artifacts):
+            return [path.name for path in artifacts.glob("*/*")]
         listed = boto3.client("s3").list_objects(Bucket="networks").get("Contents", ())
         return [entry["Key"].split("/")[1] for entry in listed]
 
+    return list_names
+
+
+OTHERS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "numbers"),
+    [
+        ("artifacts", (signal.SIGTERM,)),
+        pytest.param("bucket", OTHERS, marks=pytest.mark.extended),
+    ],
+)
+def test_trial_stopped_by_a_signal_resumes_from_a_folder_or_bucket(
+    request, held, search, show_status, new_gate, sqlite_url, reference_curves, list_names,
+    fixture, numbers,
+):  # fmt: skip
+    """With checkpoints in a folder, and in a bucket after several signals."""
+    place = str(request.getfixturevalue(fixture))
     aws = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
-    first = held(f"--artifacts={bucket}", environment=aws, **ONE)
-    stop(first)
-    assert list_names() == ["trial-0.checkpoint"]
-    output = finish(search(f"--artifacts={bucket}", environment=aws, **ONE))
-    assert "trial 0 resumes from step" in output
-    assert "s3cret" not in first.output + output
-    assert "trial-0.checkpoint" not in list_names()
+    output = ""
+    for step, number in zip(range(20, 200, 20), numbers, strict=False):
+        worker = held(f"--artifacts={place}", gate=new_gate(step), environment=aws, **SELDOM)
+        stop(worker, number)
+        assert "requeued" in worker.output
+        assert query(sqlite_url, STATES) == [("WAITING",)]
+        assert max(recorded for _, recorded, _ in query(sqlite_url, CURVES)) == step
+        assert list_names(place) == ["trial-0.checkpoint"]
+        output += worker.output
+    status = finish(show_status())
+    assert "waiting   1\n" in status
+    assert f"requeued  {len(numbers)} interrupted\n" in status
+    output += finish(search(f"--artifacts={place}", environment=aws, **ONE))
+    assert output.count("trial 0 resumes from step ") == len(numbers)
+    assert f"trial 0 resumes from step {step}" in output
+    assert "s3cret" not in output
+    assert list_names(place) == []
     assert_all_trials_match(sqlite_url, reference_curves, ONE)
-
-
-@pytest.mark.extended
-def test_worker_requeues_its_trial_at_its_time_limit(search, gate, sqlite_url, reference_curves):
-    assert "0 of 1 finished" in finish(search("--until", "2s", gate=gate, **ONE))
-    assert query(sqlite_url, STATES) == [("WAITING",)]
-    finish(search("--until", "10h", **ONE))
-    assert_all_trials_match(sqlite_url, reference_curves, ONE)
+    assert query(sqlite_url, RETRIES) == [(f'{{"interrupted": {len(numbers)}}}',)]
 
 
 def test_waiting_worker_resumes_the_trial_of_a_killed_worker(
-    held, search, sqlite_url, artifacts, reference_curves
+    held, search, sqlite_url, artifacts, reference_curves, list_names
 ):
     first = held(**ONE | {"lease_seconds": 1})
     wait_until(lambda: list_checkpoints(artifacts))
@@ -93,7 +88,7 @@ def test_waiting_worker_resumes_the_trial_of_a_killed_worker(
     assert "lease expired, its worker sent no heartbeat" in waiting.output
     assert f"trial 0 resumes from step {STEP}" in waiting.output
     assert_all_trials_match(sqlite_url, reference_curves, ONE)
-    assert list_names(artifacts) == []
+    assert list_names() == []
 
 
 @pytest.mark.extended
@@ -113,16 +108,21 @@ def test_trial_of_a_worker_killed_before_its_first_checkpoint_restarts_and_says_
 
 
 @pytest.mark.extended
-def test_second_interrupt_exits_at_once(
-    held, search, sqlite_url, tmp_path, artifacts, reference_curves
+def test_time_limit_requeues_a_trial_and_a_second_interrupt_exits_at_once(
+    held, search, new_gate, sqlite_url, tmp_path, artifacts, reference_curves
 ):
     """After the first interrupt, the worker waits for a file locked by another program."""
-    first = held(**SELDOM | {"lease_seconds": 1})
+    limited = search("--until", "2s", gate=new_gate(20), **SELDOM)
+    assert "0 of 1 finished" in finish(limited)
+    assert query(sqlite_url, STATES) == [("WAITING",)]
+    interrupted = held("--until", "10h", **SELDOM | {"lease_seconds": 1})
+    for checkpoint in list_checkpoints(artifacts):  # that it resumed from
+        checkpoint.unlink()
     other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=HANG_TIMEOUT)
     other.execute("BEGIN IMMEDIATE")
-    first.send(signal.SIGINT)
+    interrupted.send(signal.SIGINT)
     wait_until(lambda: list_checkpoints(artifacts))
-    stop(first, signal.SIGINT)
+    stop(interrupted, signal.SIGINT)
     other.close()
     finish(search(**ONE))
     assert_all_trials_match(sqlite_url, reference_curves, ONE)
@@ -137,30 +137,24 @@ def flip_bit(path):
     path.write_bytes(content)
 
 
-def enlarge(path):
-    os.truncate(path, 32 * 2**30)
-
-
-def give_to_the_other_trial(path):
-    path.rename(path.with_stem({"trial-0": "trial-1", "trial-1": "trial-0"}[path.stem]))
-
-
 @pytest.mark.extended
-@pytest.mark.parametrize(
-    ("damage", "warning", "suffixes"),
-    [
-        (flip_bit, ": checkpoint is damaged", [".quarantined"]),
-        (enlarge, "cannot read the checkpoint of trial ", []),
-        (give_to_the_other_trial, ": checkpoint belongs to another training", [".quarantined"]),
-    ],
-)
-def test_trial_of_an_unusable_checkpoint_restarts(
-    held, search, sqlite_url, artifacts, reference_curves, damage, warning, suffixes
+def test_trials_of_unusable_checkpoints_restart(
+    held, search, sqlite_url, artifacts, reference_curves
 ):
-    stop(held(**TWO))
-    (checkpoint,) = list_checkpoints(artifacts)
-    damage(checkpoint)
-    (line,) = [line for line in finish(search(**TWO)).splitlines() if warning in line]
-    assert line.startswith("warning: ")
-    assert_all_trials_match(sqlite_url, reference_curves, TWO)
-    assert [path.suffix for path in artifacts.glob("*/*")] == suffixes
+    stop(held("--set=checkpoint.seconds=1000", lockstep="4", **FOUR))
+    flipped, enlarged, *swapped = sorted(list_checkpoints(artifacts))
+    flip_bit(flipped)
+    os.truncate(enlarged, 32 * 2**30)
+    first, second = (path.read_bytes() for path in swapped)
+    swapped[0].write_bytes(second)
+    swapped[1].write_bytes(first)
+    output = finish(search(**FOUR))
+    warnings = [line for line in output.splitlines() if line.startswith("warning: ")]
+    assert "trial 0: checkpoint is damaged" in warnings[0]
+    assert "cannot read the checkpoint of trial 1" in warnings[1]
+    assert "trial 2: checkpoint belongs to another training" in warnings[2]
+    assert "trial 3: checkpoint belongs to another training" in warnings[3]
+    assert len(warnings) == 4
+    assert_all_trials_match(sqlite_url, reference_curves, FOUR)
+    names = sorted(path.name for path in artifacts.glob("*/*"))
+    assert names == [f"trial-{number}.quarantined" for number in (0, 2, 3)]
