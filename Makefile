@@ -35,15 +35,16 @@ demo: install ## search, refine and report on a small study: one to three minute
 	$(RUN) refine.py quick-refined --workers $(WORKERS) $(if $(OVERRIDES),--unset training)
 	$(VENV)/bin/rnn-search report quick quick-refined
 
-# One more process than cores: fault tests spend much of their time waiting for timeouts.
+# One more process than cores: fault tests spend much of their time waiting for timeouts. Those that
+# are extended wait for clusters as well.
 # Without bytecode files, each process would rewrite the assertions of all test files again.
-PYTEST = PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -n $$(( $(WORKERS) + 1 )) --dist loadfile --no-loadscope-reorder
+PYTEST = PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest --dist loadfile --no-loadscope-reorder
 
 test: install ## run the tests: some minutes on two cores
-	$(PYTEST) -m "not extended" $(TESTS)
+	$(PYTEST) -n $$(( $(WORKERS) + 1 )) -m "not extended" $(TESTS)
 
 test-all: test ## run the tests, then the long ones: crowds, chaos, the documents' commands, the browser
-	$(PYTEST) -m extended $(TESTS)
+	$(PYTEST) -n $$(( $(WORKERS) + 2 )) -m extended $(TESTS)
 
 # Python 3.11 has wheels of all of these versions.
 test-lowest: install ## run the tests with the lowest versions that pyproject.toml allows

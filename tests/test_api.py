@@ -409,6 +409,8 @@ def test_example_runs_as_a_notebook(example, runner, tmp_path):
 
     code = re.sub(r'("(?:steps|log_every)": )(\d+)', divide, example.read_text(encoding="utf-8"))
     code = code.replace('{"training.steps": 100}', str(SMALL_QUICK))
+    evaluated_less = '"evaluation": {"windows": 2}, "training": {"steps"'
+    code = code.replace('"training": {"steps"', evaluated_less)
     program, copy = tmp_path / "notebook.py", tmp_path / example.name
     program.write_text(NOTEBOOK)
     copy.write_text(code, encoding="utf-8")

@@ -163,7 +163,7 @@ def make_smaller(command: list[str], text: Path) -> list[str]:
             given = "--corpus" in words or name == "refine"
             return options if given else [*options, "--corpus", str(text)]
     return {
-        "make demo": [f"OVERRIDES={shlex.join(TINY)}", "WORKERS=1"],
+        "make demo": [f"OVERRIDES={shlex.join([*TINY, *FEW])}", "WORKERS=1"],
         "rnn-search dashboard": ["--help"],  # it would serve until it is stopped
         "make test": ["TESTS=tests/rnn/test_optimizer.py", "WORKERS=0"],
     }.get(" ".join(command[:2]), [])
