@@ -341,8 +341,11 @@ def test_documented_python_runs(sqlite_url, text, monkeypatch, tmp_path, capsys)
     small |= {"training.log_every": 2, "evaluation.windows": 2, "evaluation.window_length": 8}
     run = rnn_search.run
 
+    few = {f"space.{gate}_gate": [False] for gate in ("input", "forget", "output")}
+
     def run_small(study, overrides=(), workers=1, **options):
-        return run(study, overrides=dict(overrides) | small, corpus=text, **options)
+        changed = dict(overrides) | small | (few if study == "quick" else {})
+        return run(study, overrides=changed, corpus=text, **options)
 
     monkeypatch.setattr(rnn_search, "run", run_small, raising=False)
     for page in PYTHON_PAGES:
