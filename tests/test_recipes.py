@@ -59,6 +59,7 @@ def run(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.extended
 def test_optimizer_with_a_setting_of_its_own_is_added_in_two_files(tmp_path, sqlite_url, text):
     copy_checkout(tmp_path)
     insert(tmp_path / "rnn/config.py", OPTIMIZERS, "", TRAITS)
