@@ -86,6 +86,7 @@ def test_benchmark_that_needs_another_library_says_so():
     assert ended.stdout == ""
 
 
+@pytest.mark.extended
 def test_gpu_tests_need_nothing_else():
     """Those of the stand-in, in both files, are run; those of a GPU are collected with them."""
     words = "recorded and candidate and fp64 and (plain_module or again)"
