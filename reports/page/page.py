@@ -20,9 +20,9 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from reports import tables
 from reports.analysis.nuisance import describe_judged
 from reports.charts.chart import Chart
-from reports.charts.effect_plots import effect_color
 from reports.data.results import Results
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
@@ -35,10 +35,10 @@ from reports.formatting import (
     objective_name,
 )
 from reports.output import choose_path, default_path, identity_tags, report_identity
+from reports.page import task
 from reports.page.answer import format_headline
 from reports.page.first_screen import build_first_screen
 from reports.page.section import Section, build_sections
-from reports.page.task import describe_direction, describe_loss
 from reports.stats.scale import format_count, format_param, format_signed, format_value
 from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
 from rnn.source_code import generate_forward, generate_latex, generate_module
@@ -152,14 +152,15 @@ def _templates() -> jinja2.Environment:
     }
     environment.globals |= {
         "code_styles": _code_styles(),
-        "describe_direction": describe_direction,
+        "describe_direction": tables.describe_direction,
         "describe_judged": describe_judged,
-        "describe_loss": describe_loss,
-        "effect_color": effect_color,
+        "describe_loss": task.describe_loss,
         "equations": generate_latex,
         "layer_code": generate_forward,
         "module_code": generate_module,
         "first_screen": build_first_screen,
+        "tables": tables,
+        "task_tables": task,
         "format_value": format_value,
         "min_shrunk": MIN_ARCHITECTURES,
     }
