@@ -7,22 +7,19 @@ from typing import Any
 
 import tomli_w
 
-from reports.analysis.nuisance import describe_judged, join_names
-from reports.analysis.outcomes import build_outcome_table, describe_outcomes
-from reports.analysis.pruning_audit import audit_pruning
+from reports.analysis.nuisance import join_names
 from reports.analysis.ranking import rank_architectures
-from reports.analysis.sweeps import describe_sweep, fit_sweep
-from reports.data.results import Results
-from reports.formatting import (
-    effects_title,
-    escape_markdown,
-    format_number,
-    load_templates,
-    loss_unit,
+from reports.findings import StudyFindings
+from reports.formatting import effects_title, escape_markdown, format_number, load_templates
+from reports.narrative import (
+    describe_judged,
+    describe_outcomes,
+    describe_pruning,
+    list_warnings,
+    to_markdown,
+    to_sentence,
+    write_answer,
 )
-from reports.stats.conditional_effects import RankedEffect, describe_insignificance
-from reports.stats.outcome_table import compute_outcomes
-from reports.stats.scale import format_count
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
 from studies.measure import find_measure
@@ -30,9 +27,6 @@ from studies.storage.counts import TrialCounts
 
 N_BEST = 5
 """Number of best trials that the note lists and whose files are stored."""
-
-N_EFFECTS = 3
-"""Number of largest effects that the note lists."""
 
 SEPARATOR = "*Text above this line is kept. Everything below it is updated automatically.*"
 """Line between a user's text and the generated text."""
@@ -44,8 +38,7 @@ def render_note(
     corpus: CorpusRecord | None,
     commands: Sequence[str],
     counts: TrialCounts,
-    results: Results | None,
-    effects: Sequence[RankedEffect],
+    findings: StudyFindings | None,
 ) -> str:
     """Render the generated part of the note; equal states of a study give equal texts.
 
@@ -55,12 +48,10 @@ def render_note(
         corpus: corpus of the study; None for a task other than text.
         commands: commands that created and extended the study.
         counts: number of trials by state.
-        results: results of the same trials; None if no trial is complete.
-        effects: effects of the published figure, the largest first.
+        findings: findings on the same trials; None if no trial is complete.
     """
+    results = findings.results if findings else None
     best = [] if results is None else rank_architectures(results, N_BEST)
-    main = [each.main for each in effects]
-    model = fit_sweep(results, main) if results else None
     text = _TEMPLATES.get_template("note.md").render(
         name=name,
         config=config,
@@ -77,48 +68,17 @@ def render_note(
         has_networks=any(entry.architecture for entry in best),
         judged=describe_judged(results) if results else "",
         has_replicates=results is not None and results.has_replicates,
-        outcomes=_describe_outcomes(results),
-        audit=_describe_audit(results),
+        outcomes=describe_outcomes(findings) if findings else "",
+        pruning=describe_pruning(findings) if findings and findings.results.is_pruned else "",
         is_pruned=results is not None and results.is_pruned,
-        effects=main,
-        additive=describe_sweep(results, model, main) if results else [],
-        describe_insignificance=describe_insignificance,
-        largest_effects=[each.text for each in effects if each.is_significant][:N_EFFECTS],
+        effects=findings.effects if findings else [],
+        answer=write_answer(findings) if findings else [],
+        warnings=list_warnings(findings) if findings else [],
         nuisance=join_names(results.nuisance) if results else "",
         has_samples=any(entry.sample for entry in best),
         effects_title=effects_title(results is None or results.is_gated),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def _describe_outcomes(results: Results | None) -> str:
-    """Say which changes bring networks below the threshold; "" without one."""
-    if results is None or results.config.report_threshold is None:
-        return ""
-    table = build_outcome_table(results, results.config.report_threshold)
-    return describe_outcomes(compute_outcomes(table), results, loss_unit(results.config))
-
-
-def _describe_audit(results: Results | None) -> str:
-    """Say what the audited trials of a pruned study measure; "" if the study is not pruned."""
-    if results is None or not results.is_pruned:
-        return ""
-    audit = audit_pruning(results)
-    if audit is None:
-        return "No trial was audited: what pruning lost is not known."
-    counts = results.counts
-    drawn = format_count(audit.trials, "audited trial")
-    if counts.finished < counts.planned or not audit.is_valid or not audit.stopped:
-        return (
-            f"{drawn}: what pruning lost is not known{' yet' * (counts.finished < counts.planned)}."
-        )
-    best = f"best {audit.top_count} {results.judged_noun}s"
-    text = (
-        f"{drawn}: with 95% confidence at least {audit.recall_low:.0%} of the {best} are complete, "
-        f"and {audit.inside} of {audit.tested} finished within two scales of their predictions "
-        f"({audit.stated_share:.0%} expected)"
-    )
-    return f"{text}: **the predictions were not right**." if audit.is_alarm else f"{text}."
 
 
 def fingerprint(text: str) -> list[int | str]:
@@ -168,6 +128,8 @@ _TEMPLATES.filters |= {
     "count": "{:,}".format,
     "escape_markdown": escape_markdown,
     "fence": fence_code,
+    "marked": to_markdown,
     "number": format_number,
+    "sentence": to_sentence,
     "toml": to_toml,
 }

@@ -18,8 +18,7 @@ import optuna
 import pandas as pd
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-from reports.analysis.audited_effects import compute_study_effects
-from reports.analysis.nuisance import build_judged_table, join_names
+from reports.analysis.nuisance import join_names
 from reports.analysis.ranking import LeaderboardEntry, rank_architectures
 from reports.charts.effect_plots import plot_effects
 from reports.dashboard.note import (
@@ -31,12 +30,8 @@ from reports.dashboard.note import (
 )
 from reports.data.results import Results
 from reports.data.study_reader import StudyReader
+from reports.findings import StudyFindings
 from reports.formatting import effects_title, loss_unit
-from reports.stats.conditional_effects import (
-    RankedEffect,
-    compute_conditional_effects,
-    rank_effects,
-)
 from reports.stats.effects import Effect
 from rnn.source_code import generate_module
 from studies.artifacts import Store, artifact_id, store_errors
@@ -119,25 +114,20 @@ class StudyPublisher:
         if not is_forced and self._is_current(attrs, digest):
             return True
 
-        results, figure, files = None, None, {}
-        ranked: list[RankedEffect] = []
+        findings, figure, files = None, None, {}
         error: Exception | None = None
         if counts.complete:
-            results = self._reader.read(with_curves=(), with_windows=False)
-            counts = results.counts
-            effects = compute_study_effects(results).effects
-            conditional = []
-            if not results.is_pruned:
-                conditional = compute_conditional_effects(build_judged_table(results), effects)
-            ranked = rank_effects(effects, conditional)
-            figure = _plot_effects(results, effects) if effects else None
+            # Verdicts on replicates are those of a page, which compares them by window.
+            has_verdicts = record.config.refinement is not None
+            results = self._reader.read(with_curves=(), with_windows=has_verdicts)
+            counts, findings = results.counts, StudyFindings(results)
+            if findings.effects:
+                figure = _plot_effects(results, findings.effects)
             try:
                 files = self._write_files(results, record)
             except store_errors() as caught:
                 error = caught
-        text = render_note(
-            name, record.config, record.corpus, record.commands, counts, results, ranked
-        )
+        text = render_note(name, record.config, record.corpus, record.commands, counts, findings)
         published = {
             "digest": digest if error is None else "",
             "note": fingerprint(text),

@@ -37,6 +37,7 @@ from reports.dashboard import launcher, note, publish, server
 from reports.dashboard.publish import SAMPLES_FILE, StudyPublisher, publish_study
 from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
 from reports.errors import DashboardError
+from reports.findings import StudyFindings
 from studies.artifacts import open_store
 from studies.attributes import LOOKS, PUBLISHED, REPORT_CLAIM
 from studies.config import StudyConfig
@@ -267,7 +268,7 @@ def test_markup_in_names_is_escaped(sqlite_url):
     names = "a|b\n```" + results.table["architecture"]
     results = dataclasses.replace(results, table=results.table.assign(architecture=names))
     text = note.render_note(
-        "made", results.config, results.corpus, ["```"], TrialCounts(8), results, []
+        "made", results.config, results.corpus, ["```"], TrialCounts(8), StudyFindings(results)
     )
     assert r"&ensp;a\|b \`\`\`1×4 no gates, new state | 1.5000" in text
     assert "````sh\n```\n````" in text
