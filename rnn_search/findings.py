@@ -23,11 +23,10 @@ from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.findings import StudyFindings
 from reports.formatting import loss_unit
-from reports.narrative import (
+from reports.narrative import describe_insignificance, list_warnings
+from reports.phrases import (
     count_verdicts,
-    describe_insignificance,
     describe_smallest,
-    list_warnings,
     to_plain,
     write_additive,
 )

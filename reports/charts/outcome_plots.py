@@ -11,7 +11,7 @@ from reports.charts.chart import IMPROVES, NEUTRAL, ROW_HEIGHT, WORSENS, Chart
 from reports.charts.filtered_effects import SubsetFilter, describe_subset, list_subsets
 from reports.data.results import Results
 from reports.formatting import loss_unit
-from reports.narrative import count_pairs
+from reports.phrases import count_pairs
 from reports.stats.effects import FactorialTable
 from reports.stats.outcome_table import ContrastOutcomes, compute_outcomes
 

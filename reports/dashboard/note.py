@@ -11,14 +11,13 @@ from reports.analysis.nuisance import join_names
 from reports.analysis.ranking import rank_architectures
 from reports.findings import StudyFindings
 from reports.formatting import effects_title, escape_markdown, format_number, load_templates
-from reports.narrative import (
+from reports.narrative import list_warnings, write_answer
+from reports.phrases import (
     describe_judged,
     describe_outcomes,
     describe_pruning,
-    list_warnings,
     to_markdown,
     to_sentence,
-    write_answer,
 )
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig

@@ -10,14 +10,13 @@ from markupsafe import Markup
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.chart import Chart
 from reports.formatting import loss_unit
-from reports.narrative import (
+from reports.narrative import list_warnings, write_answer
+from reports.page.section import Section
+from reports.phrases import (
     describe_pruning,
-    list_warnings,
     to_html,
     to_sentence,
-    write_answer,
 )
-from reports.page.section import Section
 from reports.stats.run_noise import NoiseSource
 from reports.stats.scale import format_count
 

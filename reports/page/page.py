@@ -34,7 +34,13 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
-from reports.narrative import (
+from reports.narrative import write_headline
+from reports.output import choose_path, default_path, identity_tags, report_identity
+from reports.page.first_screen import build_first_screen
+from reports.page.section import Section
+from reports.page.sections import build_sections
+from reports.page.task import describe_direction, describe_loss
+from reports.phrases import (
     describe_best,
     describe_edge,
     describe_judged,
@@ -44,13 +50,7 @@ from reports.narrative import (
     to_html,
     to_sentence,
     write_additive,
-    write_headline,
 )
-from reports.output import choose_path, default_path, identity_tags, report_identity
-from reports.page.first_screen import build_first_screen
-from reports.page.section import Section
-from reports.page.sections import build_sections
-from reports.page.task import describe_direction, describe_loss
 from reports.stats.scale import format_count, format_param, format_signed, format_value
 from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
 from rnn.source_code import generate_forward, generate_latex, generate_module

@@ -7,8 +7,6 @@ import pandas as pd
 
 from reports.analysis.baseline_references import (
     BaselineReference,
-    describe_references,
-    describe_training_differences,
     find_references,
 )
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
@@ -54,6 +52,7 @@ from reports.data.results import Results
 from reports.findings import StudyFindings
 from reports.formatting import loss_unit, objective_name, value_axis_title
 from reports.page.section import Section
+from reports.phrases import describe_references, describe_training_differences
 from reports.stats.planned_looks import find_detectable_gap
 from studies.space import BPTT_STEPS, COST_PARAMS
 

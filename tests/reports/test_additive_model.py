@@ -10,9 +10,10 @@ import pytest
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.trend_plots import chart_levels, chart_trends
 from reports.data.study_reader import read_results
-from reports.narrative import describe_additive, write_additive_clause, write_answer, write_headline
+from reports.narrative import write_answer, write_headline
 from reports.page.page import render_page
 from reports.page.sections import build_section
+from reports.phrases import describe_additive, write_additive_clause
 from reports.stats.additive_model import fit_additive_model
 from reports.stats.scale import Scale
 from rnn_search import load

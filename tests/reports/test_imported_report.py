@@ -17,9 +17,10 @@ from reports.dashboard.publish import publish_study
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
 from reports.findings import StudyFindings
-from reports.narrative import describe_insignificance, to_html, write_answer, write_headline
+from reports.narrative import describe_insignificance, write_answer, write_headline
 from reports.page.page import render_page
 from reports.page.sections import build_section
+from reports.phrases import to_html
 from rnn_search import load
 from studies.importing import ImportOptions, import_results
 from studies.storage.open import load_study, open_storage, read_storage

@@ -12,6 +12,7 @@ from rich.console import Console
 from reports.dashboard.note import render_note
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
+from reports.findings import StudyFindings
 from reports.page.page import write_report
 from rnn_search import load
 from search.display import draw_status, format_status
@@ -103,7 +104,8 @@ def test_page_is_that_of_the_task(sqlite_url, tmp_path, loss, first, distance, b
     longest = f"{first + 11 * distance:.5g}".replace("-", "−")
     for value in (*values, longest):
         assert value in shown, value
-    assert f"best: 1×4 no gates, new state (trial 0), {best.split()[0]}" in written.headline
+    least = best.split()[0].replace("-", "−")
+    assert f"best: 1×4 no gates, new state (trial 0), {least}" in written.headline
 
 
 @EACH_TASK
@@ -129,7 +131,7 @@ def test_tables_and_lines_are_those_of_the_task(
     assert named in lines[0]
     assert f"best {named}" in lines[1]
     assert f"smoothed {NAMES.get(loss, loss)}" in lines[1]
-    note = render_note("made", study.config, None, [], study.counts, results, [])
+    note = render_note("made", study.config, None, [], study.counts, StudyFindings(results))
     assert "| accuracy |" in re.sub(r"&ensp;", "", note)
     settings = note.index("### Config")
     parts = [*lines, listed.best_text, note[:settings], " ".join(row), repr(study.effects())]
