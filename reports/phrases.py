@@ -144,7 +144,7 @@ def describe_outcomes(findings: StudyFindings) -> str:
     rescuing = [count_pairs(each) for each in significant if each.gain > 0]
     ruining = [count_pairs(each) for each in significant if each.gain <= 0]
     parts = [
-        f"{amount} with {', '.join(changes)}"
+        f"{amount} with {join(changes)}"
         for amount, changes in (("more", rescuing), ("fewer", ruining))
         if changes
     ]
