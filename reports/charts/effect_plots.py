@@ -1,5 +1,6 @@
 """Figures of main effects, interactions and variants."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,17 +9,34 @@ import plotly.graph_objects as go
 
 from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import SourceComparison
-from reports.charts.alt_text import format_effect, format_interaction, format_interval
-from reports.charts.chart import IMPROVES, NEUTRAL, PALETTE, ROW_HEIGHT, WORSENS
+from reports.charts.alt_text import (
+    describe_conditional_effects,
+    describe_effects,
+    describe_interactions,
+    format_effect,
+    format_interaction,
+    format_interval,
+)
+from reports.charts.chart import IMPROVES, NEUTRAL, PALETTE, ROW_HEIGHT, WORSENS, Chart
 from reports.formatting import escape_html
 from reports.stats.conditional_effects import ConditionalEffect
-from reports.stats.effects import Effect, Interaction
+from reports.stats.contrast import Contrast
+from reports.stats.effects import Effect, FactorialTable, Interaction
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.scale import NATS, add_unit, format_param, format_signed, format_value
 
 # Zero is a translucent gray: white or black would stand out on one of the page's two themes.
 DIVERGING_COLORS = [[0, IMPROVES], [0.5, "rgba(138, 144, 153, 0.12)"], [1, WORSENS]]
 """Color scale of differences in loss, centered at zero."""
+
+MAX_CONDITIONAL = 12
+"""Maximum number of rows of the chart of conditional effects."""
+
+MAX_CONDITIONS = 2
+"""Maximum number of these rows about one contrast."""
+
+MAX_CONTRASTS = 80
+"""Contrasts above which the chart of their interactions would be too large to read."""
 
 
 def interval_bars(
@@ -34,6 +52,13 @@ def interval_bars(
         "width": 5,
         "color": color,
     }
+
+
+def chart_effects(effects: Sequence[Effect], unit: str, title: str) -> Chart | None:
+    """Chart main effects; None without any."""
+    if not effects:
+        return None
+    return Chart(title, plot_effects(effects, unit), describe_effects(effects))
 
 
 def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
@@ -60,6 +85,31 @@ def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
         yaxis={"type": "category", "automargin": True},
         height=110 + ROW_HEIGHT * max(1, len(rows)),
         showlegend=False,
+    )
+
+
+def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str) -> Chart | None:
+    """Chart the effects that differ most between values; None if none differs significantly."""
+    differing = [each for each in conditional if each.is_significant]
+    if not differing:
+        return None
+    # Of each contrast the largest difference first, so that no contrast fills the chart.
+    differing.sort(key=lambda each: -each.difference.mean)
+    seen: Counter[Contrast] = Counter()
+    shown = []
+    for each in differing:
+        seen[each.contrast] += 1
+        if seen[each.contrast] <= MAX_CONDITIONS:
+            shown.append(each)
+    shown = shown[:MAX_CONDITIONAL]
+    return Chart(
+        "What the effects depend on",
+        plot_conditional_effects(shown, unit),
+        describe_conditional_effects(shown),
+        "Each row is the effect of one change at the values of one other parameter, written at the "
+        "markers, with 95% intervals. Triangles are significant after the correction for all "
+        "effects of this kind. Rows are those with the largest significant differences.",
+        width=340,
     )
 
 
@@ -130,6 +180,25 @@ def effect_symbol(effect: PairedDifference) -> str:
     if not effect.is_significant:
         return "circle-open"
     return "triangle-left" if effect.mean < 0 else "triangle-right"
+
+
+def chart_interactions(table: FactorialTable) -> Chart | None:
+    """Chart the two-way interactions; None without a quadruple of trials, or with too many."""
+    if len(table.list_contrasts()) > MAX_CONTRASTS:
+        return None
+    interactions = table.compute_interactions()
+    name = f"{table.scale.name[:1].upper()}{table.scale.name[1:]}"
+    if not interactions:
+        return None
+    return Chart(
+        "Two-way interactions",
+        plot_interactions(interactions),
+        describe_interactions(interactions),
+        f"{name} of two changes together, minus the sum of their separate effects. Blue: they "
+        "reinforce each other. Orange: they weaken each other. Zero: their effects add up.",
+        width=620,
+        max_width=900,
+    )
 
 
 def plot_interactions(interactions: Sequence[Interaction]) -> go.Figure:

@@ -12,7 +12,7 @@ from reports.charts.trend_plots import chart_levels, chart_trends
 from reports.data.study_reader import read_results
 from reports.page.answer import answer_question, format_headline
 from reports.page.page import render_page
-from reports.page.sections import build_section
+from reports.page.section import Section
 from reports.stats.additive_findings import describe_additive, format_additive_line
 from reports.stats.additive_model import fit_additive_model
 from reports.stats.scale import Scale
@@ -212,8 +212,8 @@ def test_sweep_without_pairs_says_so_first_and_shows_trends_and_effects(sqlite_u
         row["value"] += generator.gauss(0, 0.02)
     options = ImportOptions(maximize=True)
     import_results(sqlite_url, pd.DataFrame(rows), options, name="sweep")
-    section = build_section(read_results(read_storage(sqlite_url), "sweep"))
-    assert section.effects[0].effects == []
+    section = Section(read_results(read_storage(sqlite_url), "sweep"))
+    assert section.main_effects.effects == []
     assert answer_question(section)[0].startswith("There are no matched pairs")
     assert "; no matched pairs; if parameters act additively: rate: best" in format_headline(
         [section]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from factories import make_stated
 
-from reports.charts.filtered_effects import chart_conditional_effects
+from reports.charts.effect_plots import chart_conditional_effects
 from reports.data.trial_table import find_traits
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.contrast import Contrast

@@ -15,7 +15,7 @@ from reports.analysis.pareto_front import (
 )
 from reports.charts.pareto_plots import plot_front
 from reports.errors import ReportError
-from reports.page.sections import build_sections
+from reports.page.section import build_sections
 from rnn_search.study import load
 from studies.errors import ConfigError
 
