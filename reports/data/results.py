@@ -106,7 +106,7 @@ class Results:
             names = param_order([CELL, *names])
         return [name for name in names if name in self.table]
 
-    @property
+    @cached_property
     def parameters(self) -> list[str]:
         """Parameters that have several values in this study, nuisance parameters included.
 
@@ -267,7 +267,7 @@ class Results:
         ]
         return f"{' and '.join(titles)} with {', '.join(settings)}"
 
-    @property
+    @cached_property
     def metric(self) -> Metric:
         """Number by which the architectures are ranked.
 
@@ -387,7 +387,7 @@ class Results:
             self.nuisance
         )
 
-    @property
+    @cached_property
     def complete(self) -> pd.DataFrame:
         """Rows of the complete trials."""
         return self.table[self.table["state"] == TrialStatus.COMPLETE]

@@ -1,8 +1,9 @@
 """Render sections as one self-contained HTML page and write it."""
 
-import itertools
+import base64
 import json
 import shlex
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -49,6 +50,9 @@ from studies.text import format_duration, to_printable
 _BEGINNING = b"<!DOCTYPE html>"
 
 _THEMES = {"light": "plotly_white", "dark": "plotly_dark"}
+
+_GZIP_WINDOW = 31
+"""Parameter ``wbits`` of zlib that writes the header of gzip."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,8 @@ def render_page(sections: Sequence[Section], refresh_seconds: int | None = None)
             sections=sections,
             written=datetime.now().astimezone(),
             refresh_seconds=refresh_seconds,
-            next_id=itertools.count().__next__,
-            plotly_js=Markup(get_plotlyjs()),
+            figures=_Figures(),
+            plotly_js=_compress_plotly(),
             themes=_to_script_json({name: _theme(template) for name, template in _THEMES.items()}),
         )
     )
@@ -136,9 +140,7 @@ def _templates() -> jinja2.Environment:
         "code": _code,
         "count": format_count,
         "duration": format_duration,
-        "embedded": _to_script_json,
         "stderr": format_stderr,
-        "figure": _figure,
         "math": lambda latex: Markup(convert(latex)),
         "unit": loss_unit,
         "versions": format_versions,
@@ -166,17 +168,44 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def _figure(chart: Chart) -> Markup:
-    """Return a figure as JSON without its template, which the page holds once per theme."""
-    figure = json.loads(chart.figure.to_json())
-    figure["layout"].pop("template", None)
-    return _to_script_json(figure)
+class _Figures:
+    """Figures of a page, which follow its text as one compressed block."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def add(self, chart: Chart) -> int:
+        """Add the figure of a chart and return its place in the block."""
+        figure = json.loads(chart.figure.to_json())
+        figure["layout"].pop("template", None)  # the page holds one for each theme
+        figure["schemes"] = chart.color_scheme_data
+        self._texts.append(_to_json(figure))
+        return len(self._texts) - 1
+
+    def compress(self) -> Markup:
+        """Return all figures added so far as a compressed JSON list."""
+        return _compress(f"[{','.join(self._texts)}]")
+
+
+@cache
+def _compress_plotly() -> Markup:
+    return _compress(get_plotlyjs())
+
+
+def _compress(text: str) -> Markup:
+    """Return a text as gzip in Base64, which ``report.js`` reads."""
+    compressor = zlib.compressobj(9, wbits=_GZIP_WINDOW)
+    content = compressor.compress(text.encode()) + compressor.flush()
+    return Markup(base64.b64encode(content).decode("ascii"))
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _to_script_json(value: Any) -> Markup:
     """Return a value as JSON that cannot end the script element it is in."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    return Markup(text.replace("<", "\\u003c"))
+    return Markup(_to_json(value).replace("<", "\\u003c"))
 
 
 def _theme(template: str) -> dict[str, Any]:
