@@ -16,6 +16,8 @@ class Copy:
         target   - - - - - - - c a b
     """
 
+    solved = {"accuracy": 0.99}
+
     def __init__(self, *, delay: int = 10, items: int = 10, symbols: int = 8) -> None:
         check_range("delay", delay, 1, MAX_STEPS)
         check_range("items", items, 1, MAX_STEPS)
@@ -52,6 +54,8 @@ class Adding:
 
     input_size = 2
     output_size = 1
+    # A standard deviation of a tenth, where the mean's is 0.41.
+    solved = {"loss": 0.01}
 
     def __init__(self, *, length: int = 50) -> None:
         check_range("length", length, 2, MAX_STEPS)
@@ -77,6 +81,7 @@ class Parity:
 
     vocabulary = 2
     classes = 2
+    solved = {"accuracy": 0.99}
 
     def __init__(self, *, length: int = 40) -> None:
         check_range("length", length, 1, MAX_STEPS)
@@ -104,6 +109,8 @@ class AssociativeRecall:
 
     Results are recorded by the distance from pair to query, rounded down to a power of two.
     """
+
+    solved = {"accuracy": 0.99}
 
     def __init__(self, *, pairs: int = 8, length: int = 64, vocabulary: int = 64) -> None:
         check_range("pairs", pairs, 1, MAX_STEPS)
