@@ -15,6 +15,7 @@ from reports.analysis.pruning_audit import PruningAudit, PruningSummary
 from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import VariantEffect
 from reports.analysis.sweeps import describe_sweep
+from reports.analysis.tasks import TaskComparison
 from reports.charts.chart import Chart
 from reports.charts.filtered_effects import EffectSubset, SubsetFilter
 from reports.charts.importances import Importances
@@ -67,6 +68,8 @@ class Section:
         costs: computing time by the parameters that determine it; None if it is not recorded.
         costs_and_losses: Pareto fronts of loss and cost; None without held-out losses.
         cost_charts: chart of each front.
+        across_tasks: comparison with the tasks of the next sections; None but for the first of
+            several tasks.
     """
 
     results: Results
@@ -101,6 +104,7 @@ class Section:
     costs: pd.DataFrame | None = None
     costs_and_losses: CostSummary | None = None
     cost_charts: list[Chart] = field(default_factory=list)
+    across_tasks: TaskComparison | None = None
 
     @property
     def effects_title(self) -> str:

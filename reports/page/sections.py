@@ -23,6 +23,7 @@ from reports.analysis.refinement_effects import (
     compute_variant_effects,
 )
 from reports.analysis.sweeps import fit_sweep
+from reports.analysis.tasks import compare_across_tasks
 from reports.charts import alt_text
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import chart_differences, plot_replicates
@@ -65,13 +66,22 @@ from studies.space import BPTT_STEPS, COST_PARAMS
 
 
 def build_sections(results: Sequence[Results]) -> list[Section]:
-    """Build the sections of a page; each shows the baseline cells of the other studies."""
-    return [
+    """Build the sections of a page; each shows the baseline cells of the other studies.
+
+    A study of several tasks has one for each, the first of which compares them.
+    """
+    split = [study.split_tasks() for study in results]
+    parts = [part for of_study in split for part in of_study]
+    first = {id(of_study[0]): compare_across_tasks(of_study) for of_study in split if of_study}
+    sections = [
         build_section(
-            replace(study, replicates=find_replicates(study, results)),
-            find_references(study, results),
+            replace(part, replicates=find_replicates(part, parts)), find_references(part, parts)
         )
-        for study in results
+        for part in parts
+    ]
+    return [
+        replace(section, across_tasks=first.get(id(part)))
+        for section, part in zip(sections, parts, strict=True)
     ]
 
 
