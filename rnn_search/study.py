@@ -180,9 +180,15 @@ class Study:
 
         Raises:
             TrialNotFoundError: if no trial is complete yet.
+            ConfigError: if the study has several tasks; ``status.best_by_task`` has their best.
         """
         with self._open() as (storage, study):
             config = read_record(study).config
+            if config.task_names:
+                raise ConfigError(
+                    f"study {self.name!r} has several tasks, each with its best trial: expected "
+                    "status.best_by_task, or trial with a number"
+                )
             best = BestReader(study, storage, config).read()
             if best is None:
                 raise TrialNotFoundError(f"study {self.name!r} has no complete trial yet")

@@ -1,6 +1,6 @@
 """Extension of a study: trials of further values, more steps for its trials, other descriptions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -35,7 +35,7 @@ def extend(
     storage: LeasedRDBStorage,
     record: StudyRecord,
     config: StudyConfig,
-    task: StudyTask | None,
+    tasks: Mapping[str, StudyTask],
     options: RunOptions,
 ) -> list[str] | None:
     """Extend a study to a config that differs in space, steps and descriptive settings alone.
@@ -59,7 +59,7 @@ def extend(
             "expected a study without; train longer under another --name"
         )
     if new_end is not None and stored.space is None:
-        check_trials(config, task, [trial.params for trial in trials])
+        check_trials(config, tasks, [trial.params for trial in trials])
     changed = list_descriptive_changes(stored, config)
     is_same = not (new_end or changed or record.earlier_ends)
     if stored.space is None and (config.space is not None or is_same):

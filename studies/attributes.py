@@ -607,6 +607,8 @@ class StudyRecord(BaseModel):
     """Of text, the name, or path where it was found, SHA-256, length and split of the text."""
     floors: Floors | None = None
     """Losses without memory in a task other than text."""
+    task_floors: dict[str, Floors] = {}
+    """The same of each of several tasks, by name; absent from other studies."""
     tokenizer: TokenizerRecord = TokenizerRecord()
     """Size, bytes per token, and the serialized tokenizer."""
     commands: list[str] = []
@@ -650,4 +652,5 @@ class StudyRecord(BaseModel):
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""
-        return self.model_dump(mode="json")
+        absent = set() if self.task_floors else {"task_floors"}
+        return self.model_dump(mode="json", exclude=absent)

@@ -33,6 +33,7 @@ from reports.analysis.refinement_effects import (
     compute_variant_effects,
 )
 from reports.analysis.sweeps import describe_sweep, fit_sweep
+from reports.analysis.tasks import TaskComparison, compare_across_tasks
 from reports.charts import alt_text
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import chart_differences, plot_replicates
@@ -132,13 +133,20 @@ class MainEffects:
 
 
 def build_sections(results: Sequence[Results]) -> list["Section"]:
-    """Build the sections of a page; each shows the baseline cells of the other studies."""
+    """Build the sections of a page; each shows the baseline cells of the other studies.
+
+    A study of several tasks has one for each, the first of which compares them.
+    """
+    split = [study.split_tasks() for study in results]
+    parts = [part for of_study in split for part in of_study]
+    first = {id(of_study[0]): compare_across_tasks(of_study) for of_study in split}
     return [
         Section(
-            replace(study, replicates=find_replicates(study, results)),
-            find_references(study, results),
+            replace(part, replicates=find_replicates(part, parts)),
+            find_references(part, parts),
+            first.get(id(part)),
         )
-        for study in results
+        for part in parts
     ]
 
 
@@ -149,10 +157,13 @@ class Section:
     Attributes:
         results: results of the study.
         references: baseline cells of other studies, which its charts show.
+        across_tasks: comparison with the tasks of the next sections; None but for the first of
+            several tasks.
     """
 
     results: Results
     references: Sequence[BaselineReference] = ()
+    across_tasks: TaskComparison | None = None
 
     # ---------------------------------------------------------------- effects
 
