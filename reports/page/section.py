@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from reports.analysis.audited_effects import AuditedEffects
+from reports.analysis.budgets import BudgetComparison
 from reports.analysis.hypothesis_tests import HypothesisTest
 from reports.analysis.leaderboard import StudySummary
 from reports.analysis.nuisance import NuisanceSummary
@@ -50,12 +51,14 @@ class Section:
         audited_effects: effects of a pruned study, which replace all others; None without pruned or
             paused trials.
         early_effects: effects at the last step that all trials of a pruned study have reached.
+        budgets: effects at equal steps, tokens and updates; None if trials do not differ in these.
         interactions: chart of the two-way interactions.
         curves: chart of the training curves.
         summary: ranking and comparison of the architectures.
         replicates_chart: chart of the runs of each replicated architecture.
         pairwise_chart: chart of their pairwise comparison.
         context_chart: chart of the loss by the length of the context; None without such losses.
+        task_charts: charts of what the best networks of a task other than text predict.
         detectable_gap: gap that their comparison finds with a probability of 80%; None without one.
         importances: parameter importances: over all trials, among those that have parameters of
             their own, and within full-factorial blocks.
@@ -82,6 +85,7 @@ class Section:
     audit: PruningAudit | None = None
     audited_effects: AuditedEffects | None = None
     early_effects: EffectSubset | None = None
+    budgets: BudgetComparison | None = None
     additive: AdditiveModel | None = None
     trend_charts: list[Chart] = field(default_factory=list)
     levels_chart: Chart | None = None
@@ -91,6 +95,7 @@ class Section:
     replicates_chart: Chart | None
     pairwise_chart: Chart | None = None
     context_chart: Chart | None = None
+    task_charts: list[Chart] = field(default_factory=list)
     detectable_gap: float | None = None
     importances: list[Importances]
     has_blocks: bool

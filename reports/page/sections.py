@@ -12,6 +12,7 @@ from reports.analysis.baseline_references import (
     describe_training_differences,
     find_references,
 )
+from reports.analysis.budgets import compare_budgets
 from reports.analysis.hypothesis_tests import StudyTables
 from reports.analysis.leaderboard import summarize_study
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
@@ -46,6 +47,7 @@ from reports.charts.importances import (
 )
 from reports.charts.outcome_plots import compute_outcome_subsets
 from reports.charts.pareto_plots import chart_front
+from reports.charts.task_charts import chart_task
 from reports.charts.training_plots import (
     chart_timeline,
     describe_drawn_curves,
@@ -119,6 +121,7 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         pruning=pruning,
         audit=audit_pruning(results) if pruning else None,
         audited_effects=audited,
+        budgets=compare_budgets(results),
         early_effects=_compute_early_effects(results, pruning) if pruning else None,
         additive=additive,
         trend_charts=chart_trends(additive, scale) if additive else [],
@@ -133,6 +136,7 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         if summary.comparison
         else None,
         context_chart=chart_context(results, summary.entries),
+        task_charts=chart_task(results, summary.leaderboard),
         detectable_gap=find_detectable_gap(summary.comparison) if summary.comparison else None,
         importances=[
             *importances,
