@@ -32,7 +32,9 @@ _TITLE_ROOM = 40
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x")
-_LEGEND = {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "xanchor": "left"}
+_LEGEND = {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}
+"""Below the plot: at its side it leaves no room on a narrow screen."""
+
 _COUNT_COLORS = ((0.0, "rgba(47,127,209,0)"), (1.0, "#2f7fd1"))
 """Colors of no prediction, the background, and of all."""
 
@@ -113,12 +115,11 @@ def _plot_series(samples: Mapping[str, PredictionSample]) -> go.Figure:
             trace = go.Scatter(y=outputs, name=name, line=line, legendgroup=label, **style)
             figure.add_trace(trace, row, 1)
     figure.update_xaxes(title="step", row=len(panels), col=1)
-    height = 130 + 170 * len(panels) + 24 * len(samples)
     return figure.update_layout(
-        legend=_LEGEND | {"y": -60 / height},
+        legend=_LEGEND,
         hovermode="x unified",
         margin={"t": _TITLE_ROOM},
-        height=height,
+        height=130 + 170 * len(panels) + 24 * len(samples),
     )
 
 
@@ -150,8 +151,7 @@ def _plot_scatter(samples: Mapping[str, PredictionSample]) -> go.Figure:
             figure.add_trace(trace, row, 1)
     figure.update_xaxes(title="target").update_yaxes(title="predicted")
     height = 90 + 300 * len(first.names) + 24 * len(samples)
-    legend = _LEGEND | {"y": -60 / height}
-    return figure.update_layout(legend=legend, margin={"t": _TITLE_ROOM}, height=height)
+    return figure.update_layout(legend=_LEGEND, margin={"t": _TITLE_ROOM}, height=height)
 
 
 def _chart_confusion(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart | None:
@@ -196,7 +196,8 @@ def _chart_confusion(results: Results, entries: Sequence[LeaderboardEntry]) -> C
     figure.update_layout(
         xaxis={"type": "category", "title": "predicted class", "showgrid": False},
         yaxis={"type": "category", "title": "class", "autorange": "reversed", "showgrid": False},
-        height=170 + 26 * max(6, len(rows)),
+        margin={"t": 20},
+        height=120 + 26 * max(6, len(rows)),
     )
     return Chart(
         "Confused classes",
@@ -276,13 +277,13 @@ def _chart_lines(
         best, worst = min(values), max(values)
         ends = ", ".join(f"{values[i]:.4g} at {places[i]:,}" for i in (0, -1))
         parts.append(f"{label}: {ends}; from {best:.4g} to {worst:.4g}")
-    height = 330 + 24 * len(drawn)
     figure.update_layout(
         xaxis={"title": axis},
         yaxis={"title": add_unit(name, unit)},
-        legend=_LEGEND | {"y": -75 / height},
+        legend=_LEGEND,
         showlegend=True,
-        height=height,
+        margin={"t": 20},
+        height=330 + 24 * len(drawn),
     )
     title = f"{name[:1].upper()}{name[1:]} by {axis.partition(' (')[0]}"
     text = f"{title} of the best architectures. {'. '.join(parts)}."
