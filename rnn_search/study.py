@@ -216,7 +216,10 @@ class Study:
         """
         from rnn_search.findings import find_effects
 
-        return find_effects(self._read_results(False, require_complete=True), self.storage)
+        results = self._read_results(False, require_complete=True)
+        if results.varies_budget:
+            results = self._read_results(require_complete=True)
+        return find_effects(results, self.storage)
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best one, whichever that is.

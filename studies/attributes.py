@@ -174,8 +174,8 @@ _STORED = ConfigDict(strict=True, allow_inf_nan=False)
 class PredictionSample(BaseModel):
     """What a network predicts for the first validation targets of a task, which are numbers.
 
-    The targets are the same for every network of a study. Numbers have four significant digits and
-    the units of the data.
+    The targets are the same for every network of a study. Numbers have the units of the data, and
+    four significant digits of the targets' spread.
 
     Attributes:
         names: name of each output, of which only the first may be stored.

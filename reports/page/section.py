@@ -14,6 +14,7 @@ from reports.analysis.baseline_references import (
     describe_training_differences,
     find_references,
 )
+from reports.analysis.budgets import BudgetComparison, compare_budgets
 from reports.analysis.hypothesis_tests import HypothesisTest, StudyTables
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
@@ -53,6 +54,7 @@ from reports.charts.importances import (
     compute_importances,
 )
 from reports.charts.pareto_plots import chart_front
+from reports.charts.task_charts import chart_task
 from reports.charts.training_plots import (
     chart_timeline,
     describe_drawn_curves,
@@ -201,6 +203,11 @@ class Section:
         return MainEffects(effects, chart, scope, self.results.noun)
 
     @cached_property
+    def budgets(self) -> BudgetComparison | None:
+        """Effects at equal steps, tokens and updates; None if trials do not differ in these."""
+        return compare_budgets(self.results)
+
+    @cached_property
     def conditional(self) -> list[ConditionalEffect]:
         """Effects over the whole grid within each value of the other parameters."""
         if self.results.is_pruned:
@@ -333,6 +340,11 @@ class Section:
         """Chart of their pairwise comparison."""
         comparison, spec = self.summary.comparison, self.results.metric.scale.value_spec
         return chart_differences(comparison, spec) if comparison else None
+
+    @cached_property
+    def task_charts(self) -> list[Chart]:
+        """Charts of what the best networks of a task other than text predict."""
+        return chart_task(self.results, self.summary.leaderboard)
 
     @property
     def detectable_gap(self) -> float | None:

@@ -33,7 +33,7 @@ MAX_CLASSES = 20
 """Largest number of classes among which confusions are counted, the most frequent ones."""
 
 _DIGITS = 4
-"""Significant digits of kept predictions."""
+"""Significant digits of the spread of the targets, to which kept predictions are rounded."""
 
 MIN_CONTEXT_LENGTH = 3
 """Tokens of the shortest window with a second half to predict."""
@@ -236,17 +236,22 @@ class Predictions:
     def list_results(self) -> list[dict[str, Any]]:
         """Return what is recorded of each network; nothing if a number is not finite."""
         names = self._task.output_names or [f"output {i + 1}" for i in range(self._width)]
+        decimals = _count_decimals(self._targets)
+
+        def to_columns(values: npt.NDArray[np.float64]) -> list[list[float]]:
+            columns = zip(values.T.tolist(), decimals, strict=True)
+            return [[round(each, digits) for each in column] for column, digits in columns]
+
         common = {
             "names": names[: self._width],
             "sequences": self._sequences.tolist(),
             "steps": self._steps.tolist(),
-            "targets": _round_columns(self._targets),
+            "targets": to_columns(self._targets),
         }
+        is_finite = np.isfinite(self._outputs).all((1, 2)).tolist()
         return [
-            {"predictions": common | {"outputs": _round_columns(outputs)}}
-            if np.isfinite(outputs).all()
-            else {}
-            for outputs in self._outputs
+            {"predictions": common | {"outputs": to_columns(outputs)}} if finite else {}
+            for outputs, finite in zip(self._outputs, is_finite, strict=True)
         ]
 
 
@@ -291,9 +296,16 @@ class Confusion:
         ]
 
 
-def _round_columns(values: npt.NDArray[np.float64]) -> list[list[float]]:
-    """Return numbers (targets, outputs) with few digits, output by output."""
-    return [[float(f"{each:.{_DIGITS}g}") for each in column] for column in values.T.tolist()]
+def _count_decimals(targets: npt.NDArray[np.float64]) -> list[int]:
+    """Return the decimals to keep of each output; negative ones round to tens and more.
+
+    Args:
+        targets: (targets, outputs).
+    """
+    spread = targets.max(axis=0) - targets.min(axis=0)
+    spread = np.where(spread > 0, spread, np.maximum(np.abs(targets).max(axis=0), 1e-9))
+    decimals: list[int] = (_DIGITS - 1 - np.floor(np.log10(spread))).astype(int).tolist()
+    return decimals
 
 
 # ------------------------------------------------------------------ memory of networks

@@ -210,7 +210,9 @@ def test_predictions_have_a_bounded_size():
     sample = first["predictions"]
     assert len(sample["steps"]) == 150
     assert set(sample["sequences"]) == {0}
-    assert all(len(f"{abs(each):g}") <= 6 for column in sample["outputs"] for each in column)
+    spread = np.ptp(sample["targets"], axis=1)
+    assert (spread > 100).all()
+    assert all(len(str(each)) <= 7 for column in sample["outputs"] for each in column)
 
 
 @pytest.mark.parametrize("classes", [4, 30])
@@ -224,8 +226,5 @@ def test_confusion_counts_every_target_of_the_most_frequent_classes(classes):
         assert counts.shape == (min(classes, 20), 4 if classes == 4 else 21)
         assert counts.sum(1).tolist() == np.bincount(targets, minlength=classes)[kept].tolist()
         if classes == 4:
-            weights = batch.weights[batch.weights > 0]
-            assert set(weights.tolist()) == {1.0, 2.0}, "each target counts once"
-            assert counts.trace() / counts.sum() == pytest.approx(
-                result.metrics["accuracy"], abs=0.1
-            )
+            accuracy = counts.trace() / counts.sum()
+            assert accuracy == pytest.approx(result.metrics["accuracy"])
