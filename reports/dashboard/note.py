@@ -158,8 +158,10 @@ def fence_code(code: str, language: str) -> str:
 
 
 def to_toml(config: StudyConfig) -> str:
-    """Return a config as TOML that loads as an equal config, where its cells' files are."""
-    settings = config.model_dump(mode="json", exclude_none=True, exclude={"cells"})
+    """Return a config as TOML that loads as an equal config, where the files it names are."""
+    settings = config.model_dump(
+        mode="json", exclude_none=True, exclude={"cells", "task_record", "task_records"}
+    )
     return tomli_w.dumps(settings).strip()
 
 

@@ -125,6 +125,9 @@ class StudyPublisher:
         if counts.complete:
             results = self._reader.read(with_curves=(), with_windows=False)
             counts = results.counts
+        if results is not None and record.config.task_names:
+            results = None  # of several tasks, whose losses do not compare, the report shows each
+        if results is not None:
             effects = compute_study_effects(results).effects
             conditional = []
             if not results.is_pruned:
