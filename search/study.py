@@ -33,7 +33,7 @@ from search.grid import GridSampler, list_combinations
 from search.launch.shared_files import require_shared
 from search.options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.pruning.audit import draw_audited
-from search.task_check import certify_task
+from search.task_check import certify_tasks
 from search.tasks import (
     ONLY,
     StudyTask,
@@ -42,6 +42,7 @@ from search.tasks import (
     check_length,
     check_trials,
     describe_unsuitable,
+    load_recorded,
     load_study_corpus,
     load_tasks,
     locate_task,
@@ -320,6 +321,7 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
             notices.append(_describe_kept(wanted, record))
         study = load_study(storage, name)
         record = read_study_record(study)
+        wanted = _add_tasks(wanted, record)
         _keep_sources(wanted, record)
         handle = _open(study, storage, wanted, record, "; ".join(filter(None, notices)))
         on_error.pop_all()
@@ -429,21 +431,7 @@ def _check_new(wanted: _Wanted, options: RunOptions) -> dict[str, Floors]:
     elif options.extend:
         raise no_space_error(wanted.name)
     certify_cells(config)
-    return measure_floors(wanted.tasks, config.evaluation.windows, origin)
-
-
-def measure_floors(
-    tasks: Mapping[str, StudyTask], count: int, origin: StudyRecord | None
-) -> dict[str, Floors]:
-    """Certify tasks, but those of another study; return their floors by name."""
-    known = origin.config.list_tasks() if origin is not None else {}
-    floors: dict[str, Floors] = {}
-    for name, task in tasks.items():
-        if origin is None or name not in known or known[name].identity() != task.record.identity():
-            floors[name], _ = certify_task(task, count)
-        elif (found := origin.task_floors.get(name) if name else origin.floors) is not None:
-            floors[name] = found
-    return floors
+    return certify_tasks(wanted.tasks, config.evaluation.windows, origin)
 
 
 def _create(
@@ -511,6 +499,17 @@ def _plan_trials(
         record,
     )
     return planned, observed_search_space(trial.params for trial in planned)
+
+
+def _add_tasks(wanted: _Wanted, record: StudyRecord) -> _Wanted:
+    """Return what a process wants with the tasks that an extension has added to its study."""
+    stored = record.config.task_records
+    added = {name: each for name, each in stored.items() if name not in wanted.tasks}
+    if not added:
+        return wanted
+    store = open_store(wanted.artifacts, wanted.url, "cells", read_only=True)
+    tasks = load_recorded(added, CodeStore(store, record.artifact_folder))
+    return replace(wanted, tasks={**wanted.tasks, **tasks})
 
 
 def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:

@@ -131,17 +131,33 @@ def load_tasks(
     if not specs:
         file, task = load_task(file, stored, open_store)
         return file, {} if task is None else {ONLY: task}
-    tasks = {}
-    names_sources = "space.task" in file.overridden or not (file.is_stored or file.source)
-    for name, spec in specs.items():
-        record = None if names_sources else records.get(name)
-        code = None
-        if record is not None and record.sha256 is not None:
-            assert open_store is not None
-            code = open_store().read_source(TaskSource, name, record.source, record.sha256)
-        folder = Path(record.folder) if record else file.folder_of("space.task").absolute()
-        tasks[name] = load_task_of(spec, {}, folder, code)
+    if "space.task" in file.overridden or not (file.is_stored or file.source):
+        records = {}
+    known = {name: record for name, record in records.items() if name in specs}
+    found = {}
+    if known:
+        assert open_store is not None
+        found = load_recorded(known, open_store())
+    folder = file.folder_of("space.task").absolute()
+    tasks = {
+        name: found.get(name) or load_task_of(spec, {}, folder) for name, spec in specs.items()
+    }
     return file.model_copy(update={"tasks": {n: each.record for n, each in tasks.items()}}), tasks
+
+
+def load_recorded(records: Mapping[str, TaskRecord], sources: CodeStore) -> dict[str, StudyTask]:
+    """Load several tasks of a stored study by name, a user's class from its copy.
+
+    Raises:
+        TaskError: as of :func:`load_task`.
+    """
+    tasks = {}
+    for name, record in records.items():
+        code = None
+        if record.sha256 is not None:
+            code = sources.read_source(TaskSource, name, record.source, record.sha256)
+        tasks[name] = load_task_of(record.source, {}, Path(record.folder), code)
+    return tasks
 
 
 def load_task(

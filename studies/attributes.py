@@ -64,6 +64,9 @@ HYPOTHESES = "hypotheses"
 AUDIT_NUISANCE = "audit_nuisance"
 """Study attribute: nuisance parameters over which the audited architectures were drawn."""
 
+TASK_FLOORS = "task_floors"
+"""Study attribute: :class:`studies.records.Floors` by the name of the task, of several ones."""
+
 END = "rnn_search:end"
 """Study system attribute: steps of each trial, in a study whose steps were extended."""
 
@@ -652,5 +655,5 @@ class StudyRecord(BaseModel):
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""
-        absent = set() if self.task_floors else {"task_floors"}
+        absent = set() if self.task_floors else {TASK_FLOORS}
         return self.model_dump(mode="json", exclude=absent)

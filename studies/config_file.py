@@ -347,10 +347,9 @@ def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     merged = dict(base)
     for key, value in overrides.items():
         present = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(present, list) and present:
-            merged[key] = [
-                _merge(table, value) if isinstance(table, Mapping) else table for table in present
-            ]
+        are_tables = isinstance(present, list) and all(isinstance(t, Mapping) for t in present)
+        if isinstance(value, Mapping) and are_tables and present:
+            merged[key] = [_merge(table, value) for table in present]
             continue
         both = isinstance(present, Mapping) and isinstance(value, Mapping)
         merged[key] = _merge(present, value) if both else value  # type: ignore[arg-type]

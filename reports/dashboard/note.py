@@ -38,7 +38,7 @@ def render_note(results: Results, effects: Sequence[RankedEffect]) -> str:
         results: results of the study, of which no trial may be complete.
         effects: effects of the published figure, the largest first.
     """
-    has_complete = results.counts.complete > 0
+    has_complete = results.counts.complete > 0 and not results.config.task_names
     main = [each.main for each in effects]
     additive = describe_sweep(results, fit_sweep(results, main), main) if has_complete else []
     text = _TEMPLATES.get_template("note.md").render(
@@ -93,8 +93,10 @@ def _describe_audit(results: Results) -> str:
 
 
 def to_toml(config: StudyConfig) -> str:
-    """Return a config as TOML that loads as an equal config, where its cells' files are."""
-    settings = config.model_dump(mode="json", exclude_none=True, exclude={"cells"})
+    """Return a config as TOML that loads as an equal config, where the files it names are."""
+    settings = config.model_dump(
+        mode="json", exclude_none=True, exclude={"cells", "task_record", "task_records"}
+    )
     return tomli_w.dumps(settings).strip()
 
 

@@ -108,7 +108,8 @@ class StudyPublisher:
         effects: list[Effect] = []
         files: dict[str, str] = {}
         error: Exception | None = None
-        if results.counts.complete:
+        # The losses of several tasks do not compare: the report shows each task.
+        if results.counts.complete and not results.config.task_names:
             effects = compute_study_effects(results).effects
             try:
                 files = self._write_files(results)

@@ -122,10 +122,11 @@ class Results:
         """
         if not self.config.task_records or TASK not in self.table:
             return [self]
-        found = [self._select_task(name) for name in self.config.task_records]
+        found = [self.at_task(name) for name in self.config.task_records]
         return [each for each in found if len(each.complete)]
 
-    def _select_task(self, name: str) -> "Results":
+    def at_task(self, name: str) -> "Results":
+        """Return the results of one of several tasks, which may have no complete trial."""
         table = self.table[self.table[TASK] == name].drop(columns=TASK)
         config, curves, numbers = self.config.at_task(name), self.curves, table.index
         others = {
