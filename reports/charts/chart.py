@@ -71,11 +71,16 @@ class Chart:
 
     title: str
     figure: go.Figure
-    alt_text: str
+    alt_text: str = ""
     caption: str = ""
     width: int = 0
     max_width: int = COLUMN_WIDTH
     color_schemes: list[ColorScheme] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        from reports.charts.alt_text2 import describe_figure
+
+        object.__setattr__(self, "alt_text", describe_figure(self.figure))
 
     @property
     def height(self) -> int:

@@ -17,7 +17,7 @@ from reports.analysis.refinement_effects import VariantEffect
 from reports.analysis.sweeps import describe_sweep
 from reports.charts.chart import Chart
 from reports.charts.filtered_effects import EffectSubset, SubsetFilter
-from reports.charts.importances import Importances
+from reports.charts.optuna_plots import Importances
 from reports.charts.outcome_plots import OutcomeSubset
 from reports.data.drawn_trials import MAX_DRAWN
 from reports.data.results import Results

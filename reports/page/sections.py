@@ -37,7 +37,7 @@ from reports.charts.filtered_effects import (
     compute_effect_subsets,
     list_filters,
 )
-from reports.charts.importances import (
+from reports.charts.optuna_plots import (
     chart_parameters,
     chart_study,
     compute_block_importances,

@@ -13,7 +13,7 @@ from optuna.importance import (
 )
 from optuna.trial import TrialState
 
-from reports.charts.importances import compute_block_importances, compute_importances
+from reports.charts.optuna_plots import compute_block_importances, compute_importances
 from reports.charts.optuna_plots import to_optuna_study
 from reports.charts.training_plots import chart_timeline, list_color_schemes, plot_curves
 
