@@ -241,8 +241,8 @@ def compute_importances(
         ("fANOVA", sampled, fanova, variance),
     ):
         figure = visualization.plot_param_importances(each, evaluator=evaluator)
-        figure = _fit(figure, 120 + 30 * len(names))
-        charts.append(Chart(title, figure, caption=question))
+        figure.update_layout(margin={"r": 45})  # room for the number of the longest bar
+        charts.append(Chart(title, _fit(figure, 120 + 30 * len(names)), caption=question))
     count = format_count(len(numbers), "trial")
     return [Importances(f"{label} ({count})", caption.strip(), charts, names)]
 
@@ -312,7 +312,7 @@ def chart_parameters(
             "Slice: value of every trial over each parameter",
             plotted.update_layout(margin={"r": 110}),  # room for its color bar
             caption=(only if partial else "") + selection,
-            width=125 * len(shown),
+            width=100 * len(shown),
             max_width=FULL_WIDTH,
         )
     ]

@@ -21,7 +21,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from reports.analysis.nuisance import describe_judged, format_setting
+from reports.analysis.nuisance import describe_judged
 from reports.charts.chart import Chart
 from reports.charts.effect_plots import effect_color
 from reports.data.results import Results
@@ -38,8 +38,7 @@ from reports.formatting import (
 from reports.output import choose_path, default_path, identity_tags, report_identity
 from reports.page.answer import format_headline
 from reports.page.first_screen import build_first_screen
-from reports.page.section import Section
-from reports.page.sections import build_sections
+from reports.page.section import Section, build_sections
 from reports.page.task import describe_direction, describe_loss
 from reports.stats.scale import format_count, format_param, format_signed, format_value
 from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
@@ -163,7 +162,6 @@ def _templates() -> jinja2.Environment:
         "layer_code": generate_forward,
         "module_code": generate_module,
         "first_screen": build_first_screen,
-        "format_setting": format_setting,
         "format_value": format_value,
         "min_shrunk": MIN_ARCHITECTURES,
     }

@@ -193,24 +193,6 @@ contents.addEventListener("keydown", (event) => {
   contents.querySelector("summary").focus();
 });
 
-// ------------------------------------------------------------------ filters of the effects
-
-for (const chooser of document.querySelectorAll(".chooser")) {
-  const selects = [...chooser.querySelectorAll(".choices select")];
-  const chosen = chooser.querySelector(".chosen");
-  const whole = document.createElement("template");
-  whole.innerHTML = chosen.innerHTML;
-  for (const select of selects) {
-    select.addEventListener("change", () => {
-      const key = selects.map((each) => each.value).join("/");
-      const part = [...chooser.querySelectorAll("template")].find((t) => t.dataset.key === key);
-      for (const plot of chosen.querySelectorAll(".plot.drawn")) Plotly.purge(plot);
-      chosen.replaceChildren((part ?? whole).content.cloneNode(true));
-      for (const plot of chosen.querySelectorAll(".plot")) near.observe(plot);
-    });
-  }
-}
-
 // ------------------------------------------------------------------ curves
 
 const KINDS = { f4: Float32Array, f8: Float64Array, i1: Int8Array, i2: Int16Array, i4: Int32Array };
