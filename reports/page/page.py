@@ -217,7 +217,14 @@ def _theme(template: str) -> dict[str, Any]:
     theme["data"] = theme["data"] | {"bar": [bar]}
     # A name at an axis touches its bar otherwise.
     axis = theme["layout"]["yaxis"] | {"ticklabelstandoff": 4}
-    theme["layout"] = theme["layout"] | {"yaxis": axis}
+    # At the side of a figure, a legend or the title of a color bar leaves no room on a phone.
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    theme["layout"] = theme["layout"] | {"yaxis": axis, "legend": legend}
+    for kind in ("contour", "heatmap", "scatter"):
+        bar = {"title": {"side": "right"}, "thickness": 14}
+        style = theme["data"][kind][0]
+        place = style.setdefault("marker", {}) if kind == "scatter" else style
+        place["colorbar"] = place.get("colorbar", {}) | bar
     return theme
 
 

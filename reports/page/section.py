@@ -35,17 +35,22 @@ from reports.analysis.refinement_effects import (
 )
 from reports.analysis.sweeps import describe_sweep, fit_sweep
 from reports.analysis.tasks import TaskComparison, compare_across_tasks
-from reports.charts import alt_text
 from reports.charts.chart import FULL_WIDTH, Chart
-from reports.charts.comparison_plots import chart_differences, plot_replicates
-from reports.charts.context_plots import chart_context
+from reports.charts.comparison_plots import (
+    chart_context,
+    chart_differences,
+    chart_front,
+    plot_replicates,
+)
 from reports.charts.effect_plots import (
     chart_conditional_effects,
     chart_effects,
     chart_interactions,
+    chart_levels,
+    chart_trends,
     plot_variants,
 )
-from reports.charts.importances import (
+from reports.charts.optuna_plots import (
     Importances,
     chart_parameters,
     chart_study,
@@ -53,7 +58,6 @@ from reports.charts.importances import (
     compute_conditional_importances,
     compute_importances,
 )
-from reports.charts.pareto_plots import chart_front
 from reports.charts.task_charts import chart_task
 from reports.charts.training_plots import (
     chart_timeline,
@@ -61,7 +65,6 @@ from reports.charts.training_plots import (
     list_color_schemes,
     plot_curves,
 )
-from reports.charts.trend_plots import chart_levels, chart_trends
 from reports.data.drawn_trials import MAX_DRAWN
 from reports.data.replicates import find_replicates
 from reports.data.results import Results
@@ -330,8 +333,9 @@ class Section:
         return Chart(
             f"Runs of each {results.noun}",
             plot_replicates(entries, results.metric, self.references),
-            alt_text.describe_replicates(entries, results.metric) + legend,
-            f"{legend} {describe_training_differences(self.references)}".strip() if legend else "",
+            caption=f"{legend} {describe_training_differences(self.references)}".strip()
+            if legend
+            else "",
             width=640,
         )
 
@@ -422,9 +426,8 @@ class Section:
         return Chart(
             "From the source to each variant",
             plot_variants(comparison, value_axis_title(self.results.config)),
-            alt_text.describe_variants(comparison),
-            "Each line is an architecture: its loss in the source study on the left, its loss in "
-            "the variant on the right. The training budgets may differ.",
+            caption="Each line is an architecture: its loss in the source study on the left, its "
+            "loss in the variant on the right. The training budgets may differ.",
             width=170 * len(list(comparison.group_by_variant())),
         )
 
@@ -456,8 +459,7 @@ class Section:
         return Chart(
             "Training curves" if results.cells else "Curves",
             figure,
-            alt_text.describe_curves(results) + legend,
-            caption,
+            caption=caption,
             max_width=FULL_WIDTH,
             color_schemes=list_color_schemes(results),
         )

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from reports.charts.chart import IMPROVES, WORSENS
-from reports.charts.trend_plots import chart_levels, chart_trends
+from reports.charts.effect_plots import chart_levels, chart_trends
 from reports.data.study_reader import read_results
 from reports.page.answer import answer_question, format_headline
 from reports.page.page import render_page
@@ -196,7 +196,7 @@ def test_figures_show_axis_best_place_and_direction(sweep):
     *_, best = rate.figure.data
     assert best.x[0] - best.error_x.arrayminus[0] < BEST_RATE < best.x[0] + best.error_x.array[0]
     assert len(rate.figure.data) == len(charts["null rate"].figure.data) + 1
-    assert "60 runs on a logarithmic axis" in rate.alt_text
+    assert "learning rate, logarithmic" in rate.alt_text
     levels = chart_levels(sweep.model, LOSS)
     colors = dict(zip(levels.figure.data[0].y, levels.figure.data[0].marker.color, strict=True))
     assert (colors["optimizer adam → sgd"], colors["norm"]) == (WORSENS, IMPROVES)

@@ -73,7 +73,7 @@ def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):
              "1×4 LSTM, bptt_steps 16"]  # fmt: skip
     assert [shape.name for shape in shapes] == names
     assert [shape.y0 for shape in shapes] == pytest.approx([1.4, 1.5, 1.8, 1.9])
-    assert "1×4 LSTM, bptt_steps 16: 1.9000" in gated.curves.alt_text
+    assert "1×4 LSTM, bptt_steps 16: 1.9." in gated.curves.alt_text
     low, high = gated.curves.figure.layout.yaxis.range
     assert low < 1.4
     assert high > 1.9
