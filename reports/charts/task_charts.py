@@ -79,8 +79,7 @@ def _chart_forecasts(results: Results, entries: Sequence[LeaderboardEntry]) -> C
     return Chart(
         "Predictions and targets",
         figure,
-        f"{caption} Mean absolute error over {what}: {errors}.",
-        f"{caption} In the units of the data.",
+        caption=f"{caption} Mean absolute error in the units of the data over {what}: {errors}.",
         width=340,
     )
 
@@ -202,8 +201,8 @@ def _chart_confusion(results: Results, entries: Sequence[LeaderboardEntry]) -> C
     return Chart(
         "Confused classes",
         figure,
-        f"{best.full_label} predicts {right} right. Most confused: {most or 'none'}.",
-        f"Validation targets of {best.full_label} by their class and the predicted one.",
+        caption=f"Validation targets of {best.full_label} by their class and the predicted one: "
+        f"{right} are right. Most confused: {most or 'none'}.",
         width=340,
         max_width=240 + 40 * max(8, len(columns)),
     )
@@ -260,7 +259,7 @@ def _chart_lines(
     drawn = [(each, line) for each, line in lines.items() if len(line) >= MIN_VALUES][:BEST_LINES]
     if not drawn:
         return None
-    colors, figure, parts = category_colors([label for label, _ in drawn]), go.Figure(), []
+    colors, figure = category_colors([label for label, _ in drawn]), go.Figure()
     for k, (label, line) in enumerate(drawn):
         places = sorted(line)
         values = [line[place] for place in places]
@@ -274,9 +273,6 @@ def _chart_lines(
                 marker={"symbol": _SYMBOLS[k]},
             )
         )
-        best, worst = min(values), max(values)
-        ends = ", ".join(f"{values[i]:.4g} at {places[i]:,}" for i in (0, -1))
-        parts.append(f"{label}: {ends}; from {best:.4g} to {worst:.4g}")
     figure.update_layout(
         xaxis={"title": axis},
         yaxis={"title": add_unit(name, unit)},
@@ -286,5 +282,5 @@ def _chart_lines(
         height=330 + 24 * len(drawn),
     )
     title = f"{name[:1].upper()}{name[1:]} by {axis.partition(' (')[0]}"
-    text = f"{title} of the best architectures. {'. '.join(parts)}."
-    return Chart(title, figure, text, "On validation sequences.", width=340)
+    caption = "On validation sequences, of the best architectures."
+    return Chart(title, figure, caption=caption, width=340)
