@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from reports.analysis.nuisance import join_names
+from reports.analysis.tasks import TaskComparison
 from reports.data.results import Results
 from reports.findings import StudyFindings
 from reports.formatting import objective_name
@@ -34,6 +35,7 @@ from reports.phrases import (
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.effects import Effect
 from reports.stats.scale import format_count, format_param, format_signed
+from reports.stats.tasks import describe_agreement
 
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""
@@ -48,7 +50,7 @@ def write_answer(findings: StudyFindings) -> list[str]:
     The first names the largest effects with direction and size, the second the smaller ones and
     those that are undecided; of replicates they name the best and state the verdicts.
     """
-    if findings.summary.has_verdicts:
+    if findings.has_verdicts:
         return [to_sentence(describe_best(findings)), to_sentence(describe_verdicts(findings))]
     if not findings.ranked:
         said = write_additive(findings) or [to_sentence(explain_missing_effects(findings))]
@@ -60,14 +62,17 @@ def write_answer(findings: StudyFindings) -> list[str]:
     return [_state_largest(findings), _state_others(findings)]
 
 
-def write_headline(studies: Sequence[StudyFindings]) -> str:
+def write_headline(
+    studies: Sequence[StudyFindings], across_tasks: TaskComparison | None = None
+) -> str:
     """Name the best network and the largest significant effects; warnings follow, each on a line.
 
     The network is the best of all studies that are comparable with the first one. The effects are
-    those of the first study that has any.
+    those of the first study that has any. Of a study of several tasks the best of each is named.
 
     Args:
-        studies: findings of the studies of a report.
+        studies: findings of the studies of a report, of one with several tasks those of each.
+        across_tasks: comparison of the tasks of the first study; None if it has one.
     """
     in_study = "in study {!r}, " if len(studies) > 1 else ""
     warnings = [
@@ -75,7 +80,21 @@ def write_headline(studies: Sequence[StudyFindings]) -> str:
         for each in studies
         for warning in list_warnings(each)
     ]
-    return to_plain("\n".join([_write_line(studies), *warnings]))
+    line = _write_line(studies)
+    if across_tasks is not None:
+        line = _write_line_of_tasks(studies[: len(across_tasks.tasks)], across_tasks)
+    return to_plain("\n".join([line, *warnings]))
+
+
+def _write_line_of_tasks(tasks: Sequence[StudyFindings], comparison: TaskComparison) -> str:
+    """Name the best network of each task, and the changes that agree across tasks."""
+    bests = []
+    for each in tasks:
+        best, metric = each.summary.best, each.results.metric
+        value = f"{metric.scale.format_value(best.mean)} {metric.unit}".rstrip()
+        where = f"{each.results.task}: {best.full_label} (trial {best.number})"
+        bests.append(f"{where}, {value}, {metric.name}")
+    return f"best by task: {'; '.join(bests)}; {describe_agreement(comparison.contrasts)}"
 
 
 def _write_line(studies: Sequence[StudyFindings]) -> str:
@@ -92,15 +111,15 @@ def _write_line(studies: Sequence[StudyFindings]) -> str:
     value = f"{metric.scale.format_value(leader.mean)} {metric.unit}".rstrip()
     trial = f"trial {leader.number}{_of_study(best, studies)}"
     parts = [f"best: {leader.full_label} ({trial}), {value}, {metric.name}{runs}"]
-    if best.summary.has_verdicts:
+    if best.has_verdicts:
         parts.append(describe_smallest(best.summary, metric.unit))
     first = next((each for each in studies if each.ranked), None)
     if first is not None:
         parts.append(_list_largest(first, _of_study(first, studies)))
         parts += _list_uncompared(first)
-    elif best.additive and not best.summary.has_verdicts:
+    elif best.additive and not best.has_verdicts:
         parts.append(write_additive_clause(best.additive, best.results.scale))
-    elif not best.summary.has_verdicts:
+    elif not best.has_verdicts:
         parts.append(explain_missing_effects(best))
     return "; ".join(parts)
 

@@ -122,16 +122,13 @@ def describe_budget(budget: UnequalBudget) -> str:
     """Say that the values of a parameter get unequal budgets in the same number of steps."""
     name = format_param(budget.parameter)
     most, least = format_value(budget.most), format_value(budget.least)
-    ratio = f"{budget.ratio:.3g} times as"
+    ratio = f"{budget.ratio:.3g} times as many {budget.unit}"
     if budget.parameter == "batch_size":
         return (
             "larger batches read more data in the same number of steps: "
-            f"{ratio} much with {name} {most} as with {least}"
+            f"{ratio} with {name} {most} as with {least}"
         )
-    return (
-        f"the values of {name} differ in the number of updates in the same number of steps: "
-        f"{ratio} many with {most} as with {least}"
-    )
+    return f"in the same number of steps, {name} {most} has {ratio} as {least}"
 
 
 def describe_outcomes(findings: StudyFindings) -> str:

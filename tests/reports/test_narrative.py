@@ -105,9 +105,10 @@ def test_values_with_unequal_budgets_at_equal_steps_are_named(sqlite_url):
     budgets = {"batch_size": [16, 64], "update_every": [1, 4]}
     make_cells(sqlite_url, lambda p: 2 - p["batch_size"] / 100, **budgets)
     more_data, fewer_updates = list_warnings(findings_of(sqlite_url))
-    assert more_data.startswith("larger batches read more data in the same number of steps: 4 time")
-    assert "update every" in fewer_updates
-    assert "4 times as many with 1 as with 4" in fewer_updates
+    in_steps = "in the same number of steps"
+    data = "4 times as many bytes with batch size 64 as with 16"
+    assert more_data == f"larger batches read more data {in_steps}: {data}"
+    assert fewer_updates == f"{in_steps}, update every 1 has 4 times as many updates as 4"
 
 
 def test_line_and_table_say_why_nothing_is_tested(sqlite_url):
