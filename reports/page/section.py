@@ -14,6 +14,7 @@ from reports.analysis.baseline_references import (
     describe_training_differences,
     find_references,
 )
+from reports.analysis.budgets import BudgetComparison, compare_budgets
 from reports.analysis.hypothesis_tests import HypothesisTest, StudyTables
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
@@ -33,6 +34,7 @@ from reports.analysis.refinement_effects import (
     compute_variant_effects,
 )
 from reports.analysis.sweeps import describe_sweep, fit_sweep
+from reports.analysis.tasks import TaskComparison, compare_across_tasks
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import (
     chart_context,
@@ -56,6 +58,7 @@ from reports.charts.optuna_plots import (
     compute_conditional_importances,
     compute_importances,
 )
+from reports.charts.task_charts import chart_task
 from reports.charts.training_plots import (
     chart_timeline,
     describe_drawn_curves,
@@ -135,13 +138,20 @@ class MainEffects:
 
 
 def build_sections(results: Sequence[Results]) -> list["Section"]:
-    """Build the sections of a page; each shows the baseline cells of the other studies."""
+    """Build the sections of a page; each shows the baseline cells of the other studies.
+
+    A study of several tasks has one for each, the first of which compares them.
+    """
+    split = [study.split_tasks() for study in results]
+    parts = [part for of_study in split for part in of_study]
+    first = {id(of_study[0]): compare_across_tasks(of_study) for of_study in split}
     return [
         Section(
-            replace(study, replicates=find_replicates(study, results)),
-            find_references(study, results),
+            replace(part, replicates=find_replicates(part, parts)),
+            find_references(part, parts),
+            first.get(id(part)),
         )
-        for study in results
+        for part in parts
     ]
 
 
@@ -152,10 +162,13 @@ class Section:
     Attributes:
         results: results of the study.
         references: baseline cells of other studies, which its charts show.
+        across_tasks: comparison with the tasks of the next sections; None but for the first of
+            several tasks.
     """
 
     results: Results
     references: Sequence[BaselineReference] = ()
+    across_tasks: TaskComparison | None = None
 
     # ---------------------------------------------------------------- effects
 
@@ -191,6 +204,11 @@ class Section:
         chart = chart_effects(effects, loss_unit(self.results.config), title)
         scope = format_count(count, self.results.judged_noun)
         return MainEffects(effects, chart, scope, self.results.noun)
+
+    @cached_property
+    def budgets(self) -> BudgetComparison | None:
+        """Effects at equal steps, tokens and updates; None if trials do not differ in these."""
+        return compare_budgets(self.results)
 
     @cached_property
     def conditional(self) -> list[ConditionalEffect]:
@@ -326,6 +344,11 @@ class Section:
         """Chart of their pairwise comparison."""
         comparison, spec = self.summary.comparison, self.results.metric.scale.value_spec
         return chart_differences(comparison, spec) if comparison else None
+
+    @cached_property
+    def task_charts(self) -> list[Chart]:
+        """Charts of what the best networks of a task other than text predict."""
+        return chart_task(self.results, self.summary.leaderboard)
 
     @property
     def detectable_gap(self) -> float | None:
