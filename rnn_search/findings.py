@@ -302,7 +302,7 @@ class Pareto:
 
     def plot(self) -> "go.Figure":
         """Plot the loss of all architectures against the cost; a notebook displays the figure."""
-        from reports.charts.pareto_plots import plot_front
+        from reports.charts.comparison_plots import plot_front
 
         return plot_front(self.front)
 

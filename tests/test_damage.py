@@ -63,7 +63,7 @@ def _report_again(monkeypatch):
 def quiet(monkeypatch):
     """Draw none of Optuna's figures, and write no report after a search."""
     for name in ("compute_block_importances", "compute_importances"):
-        monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
+        monkeypatch.setattr(f"reports.page.section.{name}", lambda *results: [])
     monkeypatch.setattr("reports.dashboard.launcher.finalize_search", lambda *study: None)
 
 

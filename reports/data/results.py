@@ -114,7 +114,7 @@ class Results:
             names = param_order([CELL, *names])
         return [name for name in names if name in self.table]
 
-    @property
+    @cached_property
     def parameters(self) -> list[str]:
         """Parameters that have several values in this study, nuisance parameters included.
 
@@ -280,7 +280,7 @@ class Results:
         ]
         return f"{' and '.join(titles)} with {', '.join(settings)}"
 
-    @property
+    @cached_property
     def metric(self) -> Metric:
         """Number by which the architectures are ranked.
 
@@ -400,7 +400,7 @@ class Results:
             self.nuisance
         )
 
-    @property
+    @cached_property
     def complete(self) -> pd.DataFrame:
         """Rows of the complete trials."""
         return self.table[self.table["state"] == TrialStatus.COMPLETE]

@@ -14,7 +14,7 @@ from reports.dashboard.publish import StudyPublisher
 from reports.data import drawn_trials
 from reports.data.study_reader import StudyReader, read_results
 from reports.data.table_export import write_curves
-from reports.page.sections import build_section
+from reports.page.section import Section
 from search.status import read_status
 from studies.artifacts import open_store
 from studies.attributes import RESERVED_OPTION_NAMES
@@ -98,7 +98,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
         results = read_results(storage, NAME, drawn_only=True)
     trials = len(results.table)
     assert read[0] - read[1] > 40 * (trials - 20) - 2 * trials
-    section = build_section(results)
+    section = Section(results)
     traces = section.curves.figure.data
     assert len(traces) == 20
     assert sum(len(trace.y) for trace in traces) <= 200 + 2 * 20
