@@ -98,7 +98,7 @@ def _plot_series(samples: Mapping[str, PredictionSample]) -> go.Figure:
                 line=line,
             )
             figure.add_trace(trace, row, 1)
-        title = f"step of sequence {number + 1}, {first.names[i]}"
+        title = f"{first.names[i]}: steps of sequence {number + 1}"
         figure.update_xaxes(title=escape_html(title), row=row, col=1)
     return figure.update_layout(
         legend=_LEGEND,
