@@ -64,6 +64,9 @@ HYPOTHESES = "hypotheses"
 AUDIT_NUISANCE = "audit_nuisance"
 """Study attribute: nuisance parameters over which the audited architectures were drawn."""
 
+TASK_FLOORS = "task_floors"
+"""Study attribute: :class:`studies.records.Floors` by the name of the task, of several ones."""
+
 END = "rnn_search:end"
 """Study system attribute: steps of each trial, in a study whose steps were extended."""
 
@@ -607,6 +610,8 @@ class StudyRecord(BaseModel):
     """Of text, the name, or path where it was found, SHA-256, length and split of the text."""
     floors: Floors | None = None
     """Losses without memory in a task other than text."""
+    task_floors: dict[str, Floors] = {}
+    """The same of each of several tasks, by name; absent from other studies."""
     tokenizer: TokenizerRecord = TokenizerRecord()
     """Size, bytes per token, and the serialized tokenizer."""
     commands: list[str] = []
@@ -650,4 +655,5 @@ class StudyRecord(BaseModel):
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""
-        return self.model_dump(mode="json")
+        absent = set() if self.task_floors else {TASK_FLOORS}
+        return self.model_dump(mode="json", exclude=absent)

@@ -19,7 +19,7 @@ from process_runner import query
 
 import reports.cli
 import rnn_search.cli
-from reports.dashboard.publish import publish_study
+from reports.dashboard.publish import StudyPublisher
 from reports.errors import ReportError
 from rnn.config import LATER_SWITCHES
 from rnn_search import load
@@ -64,7 +64,7 @@ def quiet(monkeypatch):
     """Draw none of Optuna's figures, and write no report after a search."""
     for name in ("compute_block_importances", "compute_importances"):
         monkeypatch.setattr(f"reports.page.section.{name}", lambda *results: [])
-    monkeypatch.setattr("reports.dashboard.launcher.finalize_search", lambda *study: None)
+    monkeypatch.setattr("reports.cli.finalize_search", lambda *study: None)
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def call(folder, command, *words):
 def publish(folder):
     url = url_of(folder)
     with contextlib.closing(open_storage(url)) as storage:
-        publish_study(storage, "quick", lambda: open_store(None, url, "artifacts"))
+        StudyPublisher(storage, "quick", open_store(None, url, "artifacts")).publish()
 
 
 STATUS = (rnn_search.cli.status, "quick", "--json")

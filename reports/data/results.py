@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
@@ -33,7 +33,7 @@ from studies.config import StudyConfig
 from studies.hypotheses import HypothesisRecord
 from studies.measure import Measure, choose_split, find_measure
 from studies.records import Floors
-from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, param_order
+from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, TASK, param_order
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
 from studies.training import (
@@ -56,6 +56,8 @@ class Results:
         config: its configuration.
         corpus: the corpus that it was trained on; None for another task, and if it was imported.
         floors: losses without memory in a task other than text; None if they are not stored.
+        task_floors: the same of each of several tasks.
+        task: name of the task, in the results of one of several; else "".
         commands: commands that created and extended it; empty if unknown.
         table: one row per trial, indexed by its number, the best first: ``architecture`` (its
             label), ``label`` (with its nuisance values and the replicate), ``state``, ``value``,
@@ -88,6 +90,8 @@ class Results:
     curves: pd.DataFrame
     sources: pd.DataFrame
     floors: Floors | None = None
+    task_floors: dict[str, Floors] = field(default_factory=dict)
+    task: str = ""
     tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
     predictions: dict[int, PredictionSample | ConfusionCounts] = field(default_factory=dict)
@@ -105,6 +109,44 @@ class Results:
     def computed(self) -> dict[Any, Any]:
         """Statistics of these results that several parts of a page show, by what they are."""
         return {}
+
+    @property
+    def title(self) -> str:
+        """Name of the study, with the task of one of several."""
+        return f"{self.name}, task {self.task}" if self.task else self.name
+
+    def split_tasks(self) -> "list[Results]":
+        """Return the results of each of several tasks that has a complete trial; else these alone.
+
+        They are those of a study of that task, with the numbers of the trials of this one.
+        """
+        if not self.config.task_records or TASK not in self.table:
+            return [self]
+        found = [self.at_task(name) for name in self.config.task_records]
+        return [each for each in found if len(each.complete)]
+
+    def at_task(self, name: str) -> "Results":
+        """Return the results of one of several tasks, which may have no complete trial."""
+        table = self.table[self.table[TASK] == name].drop(columns=TASK)
+        config, curves, numbers = self.config.at_task(name), self.curves, table.index
+        others = {
+            metric_column(split, metric)
+            for record in self.config.task_records.values()
+            for metric in record.metrics.keys() - self.config.task_records[name].metrics.keys()
+            for split in ("validation", "test")
+        }
+        early, ends = self.stored_early_losses, self.stored_ends
+        return replace(
+            self,
+            config=config,
+            task=name,
+            table=table.drop(columns=others.intersection(table.columns)),
+            curves=curves[curves["number"].isin(numbers)],
+            floors=self.task_floors.get(name),
+            windows={each: self.windows[each] for each in numbers if each in self.windows},
+            stored_ends=None if ends is None else ends[ends.index.isin(numbers)],
+            stored_early_losses=None if early is None else early[early.index.isin(numbers)],
+        )
 
     @cached_property
     def all_parameters(self) -> list[str]:

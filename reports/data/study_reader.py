@@ -98,6 +98,7 @@ class StudyReader:
             curves=_to_frame([]),
             sources=read_source_trials(storage, config),
             floors=record.floors,
+            task_floors=record.task_floors,
             tokenizer=record.tokenizer,
             hypotheses=record.hypotheses,
             audit_looks=read_audit_looks(storage, self._study._study_id) if is_pruning else {},
@@ -144,7 +145,8 @@ def _add_drawn_curves(results: Results, storage: LeasedRDBStorage, study_id: int
     complete = results.complete
     unrecorded = complete.index[complete["training_loss"].isna()]
     with_curve = unrecorded.intersection(ends["number"].tolist())
-    wanted = {*select_drawn_curves(results), *with_curve.tolist()}
+    drawn = (number for each in results.split_tasks() for number in select_drawn_curves(each))
+    wanted = {*drawn, *with_curve.tolist()}
     is_few = len(wanted) <= _MAX_NAMED and not results.varies_budget
     numbers = wanted if is_few else None
     results = replace(results, curves=_to_frame(read_curves(storage, study_id, numbers)))

@@ -33,6 +33,7 @@ from studies.space import (
     CELL,
     REPLICATE,
     SWITCHES,
+    TASK,
     param_order,
 )
 from studies.storage.open import load_study
@@ -128,7 +129,8 @@ class TableBuilder:
         self._context, self._rows = context, rows
         absent = TASK_RESULTS if config.is_text else (*TEXT_RESULTS, *_CONTEXT_COLUMNS)
         made = [row for _, _, row in rows.values()]
-        return _arrange_rows(made, params, config.direction == "maximize", absent)
+        table = _arrange_rows(made, params, config.direction == "maximize", absent)
+        return table.sort_values(TASK, kind="stable") if config.task_names else table
 
 
 def _choose_names(

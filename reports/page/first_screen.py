@@ -208,7 +208,7 @@ def build_first_screen(section: Section) -> FirstScreen:
     """Build the first screen of a study."""
     chart, caption = _choose_chart(section)
     results = section.results
-    title = results.config.question or results.name
+    title = results.config.question or results.title
     if results.config.results and not results.config.question:
         title = f"Which parameters matter for {results.metric.name}?"
     return FirstScreen(title, answer_question(section), chart, caption, list_limits(section))

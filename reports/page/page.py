@@ -41,6 +41,7 @@ from reports.page.first_screen import build_first_screen
 from reports.page.section import Section, build_sections
 from reports.page.task import describe_direction, describe_loss
 from reports.stats.scale import format_count, format_param, format_signed, format_value
+from reports.stats.tasks import describe_agreement
 from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
 from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.files import atomic_write
@@ -114,15 +115,15 @@ def write_page(
 
 def render_page(sections: Sequence[Section], refresh_seconds: int | None = None) -> Iterator[str]:
     """Render the page; yield its HTML in pieces."""
-    identity = report_identity(section.results.identity for section in sections)
+    # A study of several tasks has several sections.
+    studies = {section.results.identity: section.results.folder for section in sections}
+    identity = report_identity(studies)
     return (
         _templates()
         .get_template("report.html")
         .generate(
-            identity_tags=Markup(
-                identity_tags(identity, (section.results.folder for section in sections))
-            ),
-            title=", ".join(section.results.name for section in sections),
+            identity_tags=Markup(identity_tags(identity, studies.values())),
+            title=", ".join(dict.fromkeys(section.results.name for section in sections)),
             sections=sections,
             written=datetime.now().astimezone(),
             refresh_seconds=refresh_seconds,
@@ -155,6 +156,7 @@ def _templates() -> jinja2.Environment:
     environment.globals |= {
         "code_styles": _code_styles(),
         "describe_direction": describe_direction,
+        "describe_agreement": describe_agreement,
         "describe_judged": describe_judged,
         "describe_loss": describe_loss,
         "effect_color": effect_color,

@@ -34,6 +34,7 @@ from reports.analysis.refinement_effects import (
     compute_variant_effects,
 )
 from reports.analysis.sweeps import describe_sweep, fit_sweep
+from reports.analysis.tasks import TaskComparison, compare_across_tasks
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import (
     chart_context,
@@ -137,13 +138,20 @@ class MainEffects:
 
 
 def build_sections(results: Sequence[Results]) -> list["Section"]:
-    """Build the sections of a page; each shows the baseline cells of the other studies."""
+    """Build the sections of a page; each shows the baseline cells of the other studies.
+
+    A study of several tasks has one for each, the first of which compares them.
+    """
+    split = [study.split_tasks() for study in results]
+    parts = [part for of_study in split for part in of_study]
+    first = {id(of_study[0]): compare_across_tasks(of_study) for of_study in split}
     return [
         Section(
-            replace(study, replicates=find_replicates(study, results)),
-            find_references(study, results),
+            replace(part, replicates=find_replicates(part, parts)),
+            find_references(part, parts),
+            first.get(id(part)),
         )
-        for study in results
+        for part in parts
     ]
 
 
@@ -154,10 +162,13 @@ class Section:
     Attributes:
         results: results of the study.
         references: baseline cells of other studies, which its charts show.
+        across_tasks: comparison with the tasks of the next sections; None but for the first of
+            several tasks.
     """
 
     results: Results
     references: Sequence[BaselineReference] = ()
+    across_tasks: TaskComparison | None = None
 
     # ---------------------------------------------------------------- effects
 
@@ -196,7 +207,7 @@ class Section:
 
     @cached_property
     def budgets(self) -> BudgetComparison | None:
-        """Effects at equal steps, tokens and updates; None if trials differ in neither."""
+        """Effects at equal steps, tokens and updates; None if trials do not differ in these."""
         return compare_budgets(self.results)
 
     @cached_property
@@ -334,6 +345,11 @@ class Section:
         comparison, spec = self.summary.comparison, self.results.metric.scale.value_spec
         return chart_differences(comparison, spec) if comparison else None
 
+    @cached_property
+    def task_charts(self) -> list[Chart]:
+        """Charts of what the best networks of a task other than text predict."""
+        return chart_task(self.results, self.summary.leaderboard)
+
     @property
     def detectable_gap(self) -> float | None:
         """Gap that their comparison finds with a probability of 80%; None without one."""
@@ -355,11 +371,6 @@ class Section:
     def context_chart(self) -> Chart | None:
         """Chart of the loss by the length of the context; None without such losses."""
         return chart_context(self.results, self.summary.entries)
-
-    @cached_property
-    def task_charts(self) -> list[Chart]:
-        """Charts of what the best networks of a task other than text predict."""
-        return chart_task(self.results, self.summary.leaderboard)
 
     @property
     def longest_context(self) -> int:

@@ -13,7 +13,7 @@ from optuna_dashboard import get_note
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import effect_color
 from reports.dashboard.note import render_note
-from reports.dashboard.publish import publish_study
+from reports.dashboard.publish import StudyPublisher
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
 from reports.page.answer import answer_question, format_headline
@@ -21,6 +21,7 @@ from reports.page.page import render_page
 from reports.page.section import Section
 from reports.stats.conditional_effects import describe_insignificance
 from rnn_search import load
+from studies.artifacts import open_store
 from studies.importing import ImportOptions, import_results
 from studies.storage.open import load_study, open_storage, read_storage
 
@@ -142,8 +143,7 @@ def main_of(section) -> str:
 
 
 def note_of(section) -> str:
-    read = section.results
-    return render_note("", read.config, None, [], read.counts, read, section.ranked_effects)
+    return render_note(section.results, section.ranked_effects)
 
 
 def test_higher_accuracy_is_better_everywhere(grid):
@@ -245,8 +245,9 @@ def test_table_and_api_have_parameters_and_values_only(grid, tmp_path):
 
 
 def test_dashboard_has_note_and_figure_of_an_imported_study(grid, tmp_path):
-    storage = open_storage(f"sqlite:///{tmp_path}/studies.db")
-    publish_study(storage, "table", pytest.fail)
+    url = f"sqlite:///{tmp_path}/studies.db"
+    storage = open_storage(url)
+    StudyPublisher(storage, "table", open_store(None, url, "artifacts")).publish()
     study = load_study(storage, "table")
     note = get_note(study)
     assert "## What makes it accurate?" in note

@@ -40,7 +40,7 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     assert format_progress(study.status).endswith(f"{line} ({BEST}, best run trial 0)")
     (listed,) = list_studies(storage=sqlite_url)
     assert (f"{listed.best:.4f}", listed.best_unit) == ("2.4081", "bits per byte")
-    note = render_note("", results.config, results.corpus, [], results.counts, results, [])
+    note = render_note(results, [])
     assert f"| 1 | 0 | &ensp;{BEST} | 2.4081 |" in note
 
 

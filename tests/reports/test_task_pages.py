@@ -146,7 +146,7 @@ def test_tables_and_lines_are_those_of_the_task(
     assert named in lines[0]
     assert f"best {named}" in lines[1]
     assert f"smoothed {NAMES.get(loss, loss)}" in lines[1]
-    note = render_note("made", study.config, None, [], study.counts, results, [])
+    note = render_note(results, [])
     assert "| accuracy |" in re.sub(r"&ensp;", "", note)
     settings = note.index("### Config")
     parts = [*lines, listed.best_text, note[:settings], " ".join(row), repr(study.effects())]
