@@ -263,4 +263,5 @@ def _chart_lines(
         height=330 + 24 * len(drawn),
     )
     title = f"{name[:1].upper()}{name[1:]} by {axis.partition(' (')[0]}"
-    return Chart(title, figure, caption="On validation sequences, of the best architectures.", width=340)
+    caption = "On validation sequences, of the best architectures."
+    return Chart(title, figure, caption=caption, width=340)
