@@ -23,7 +23,7 @@ from docs.generator.reference import PARTS, generate_parts
 from docs.generator.settings import STUDY_TABLES, describe_field
 from rnn_search.console import rnn_search_command
 from search.cells import load_cells
-from search.tasks import load_task
+from search.tasks import load_tasks
 from studies.attributes import StudyRecord, TrialRecord
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
@@ -280,7 +280,7 @@ def resolve_settings(text: str, folder: Path) -> StudyConfig:
     if "refinement" not in settings and isinstance(space, dict):
         settings["space"] = SMALL_SPACE | space
     file = ConfigFile(name="a", origin="a", settings=settings, folder=folder)
-    file, _ = load_task(load_cells(file), None)
+    file, _ = load_tasks(load_cells(file), None)
     return file.resolve()
 
 
