@@ -16,7 +16,7 @@ from reports.stats.additive_findings import describe_trend, format_additive_line
 from reports.stats.conditional_effects import RankedEffect, describe_insignificance
 from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.scale import format_count, format_param, format_signed
-from reports.stats.tasks import describe_agreement
+from reports.stats.task_contrasts import describe_agreement
 
 MAX_NAMED = 4
 """Undecided effects that are named; of more, the number is given."""

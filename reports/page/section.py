@@ -15,7 +15,7 @@ from reports.analysis.pruning_audit import PruningAudit, PruningSummary
 from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import VariantEffect
 from reports.analysis.sweeps import describe_sweep
-from reports.analysis.tasks import TaskComparison
+from reports.analysis.task_comparison import TaskComparison
 from reports.charts.chart import Chart
 from reports.charts.filtered_effects import EffectSubset, SubsetFilter
 from reports.charts.importances import Importances

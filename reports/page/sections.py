@@ -23,7 +23,7 @@ from reports.analysis.refinement_effects import (
     compute_variant_effects,
 )
 from reports.analysis.sweeps import fit_sweep
-from reports.analysis.tasks import compare_across_tasks
+from reports.analysis.task_comparison import compare_across_tasks
 from reports.charts import alt_text
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import chart_differences, plot_replicates
