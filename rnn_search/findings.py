@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from reports.analysis.audited_effects import compute_study_effects
+from reports.analysis.budgets import BudgetComparison, compare_budgets
 from reports.analysis.leaderboard import StudySummary, look_at_results, summarize_study
 from reports.analysis.nuisance import build_judged_table, find_edges
 from reports.analysis.pareto_front import ParetoFront, summarize_costs
@@ -74,6 +75,7 @@ class Effects:
         conditional_effects: the effects within each value of the other parameters.
         spec: format of an effect in the printed table.
         additive: additive model of trials that matched pairs do not compare; None if they do.
+        at_budgets: effects at equal steps, tokens and updates; None if trials differ in neither.
     """
 
     effects: list[Effect]
@@ -82,6 +84,7 @@ class Effects:
     conditional_effects: list[ConditionalEffect] = field(default_factory=list)
     spec: str = ".4f"
     additive: AdditiveModel | None = None
+    at_budgets: BudgetComparison | None = None
 
     @property
     def trends(self) -> pd.DataFrame:
@@ -147,6 +150,26 @@ class Effects:
             differs=[each.is_significant for each, _ in rows],
             rivals_main=[each.rivals_main for each, _ in rows],
             opposite_signs=[each.has_opposite_signs for each, _ in rows],
+        )
+
+    @property
+    def budgets(self) -> pd.DataFrame:
+        """One row per change of how much a step reads or how often it updates, and per budget.
+
+        Columns: those of a contrast, as in :attr:`table`, here of the smoothed training loss where
+        all compared trials have reached the same ``amount`` of ``equal``: ``steps``, ``updates``,
+        and ``bytes`` or ``tokens``, of tasks other than text ``inputs``. Empty for studies that do
+        not vary such a setting.
+        """
+        budgets = self.at_budgets.budgets if self.at_budgets else []
+        rows = [
+            (effect, budget)
+            for each in (self.at_budgets.rows if self.at_budgets else [])
+            for effect, budget in zip(each.effects, budgets, strict=True)
+        ]
+        return _tabulate([(each, each) for each, _ in rows]).assign(
+            equal=[budget.unit for _, budget in rows],
+            amount=[budget.amount for _, budget in rows],
         )
 
     def plot(self) -> "go.Figure":
@@ -330,7 +353,7 @@ class Pareto:
 
     def plot(self) -> "go.Figure":
         """Plot the loss of all architectures against the cost; a notebook displays the figure."""
-        from reports.charts.pareto_plots import plot_front
+        from reports.charts.comparison_plots import plot_front
 
         return plot_front(self.front)
 
@@ -367,7 +390,8 @@ def find_effects(results: Results, storage: str) -> Effects:
     elif not (found.reason or any(effect.is_decidable for effect in effects)):
         warnings.append(describe_insignificance(effects))
     unit, spec = loss_unit(results.config), results.scale.value_spec
-    return Effects(effects, unit, warnings, conditional, spec, model)
+    budgets = compare_budgets(results)
+    return Effects(effects, unit, warnings, conditional, spec, model, budgets)
 
 
 def compare_tasks(results: Results, storage: str) -> TaskEffects:

@@ -236,6 +236,8 @@ class Study:
         results = self._read_results(False, require_complete=True)
         if results.config.task_names:
             return compare_tasks(results, self.storage)
+        if results.varies_budget:
+            results = self._read_results(require_complete=True)
         return find_effects(results, self.storage)
 
     def verdicts(self) -> "Verdicts":

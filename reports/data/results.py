@@ -23,8 +23,10 @@ from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
     AuditLook,
+    ConfusionCounts,
     CorpusRecord,
     LookRecord,
+    PredictionSample,
     TokenizerRecord,
 )
 from studies.config import StudyConfig
@@ -36,9 +38,13 @@ from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
 from studies.training import (
     OPTIMIZER_PARAMS,
+    UPDATE_EVERY,
     TrainingSettings,
     uses_setting,
 )
+
+BUDGET_PARAMS = ("batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
+"""Parameters that may change how much data, or how many updates, a number of steps has."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Results:
             ``value``, by this study's objective, and the parameters.
         tokenizer: the tokenizer of the corpus.
         windows: held-out loss on each evaluation window, or sequence, by trial number.
+        predictions: what the best networks predict, of a task other than text, by trial number.
         hypotheses: the hypotheses that the study stores.
         audit_looks: planned looks at the audited trials of a pruned study, by name.
         audit_nuisance: nuisance parameters over which its audited architectures were drawn.
@@ -87,6 +94,7 @@ class Results:
     task: str = ""
     tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
+    predictions: dict[int, PredictionSample | ConfusionCounts] = field(default_factory=dict)
     hypotheses: list[HypothesisRecord] = field(default_factory=list)
     audit_looks: dict[str, AuditLook] = field(default_factory=dict)
     audit_nuisance: list[str] = field(default_factory=list)
@@ -148,7 +156,7 @@ class Results:
             names = param_order([CELL, *names])
         return [name for name in names if name in self.table]
 
-    @property
+    @cached_property
     def parameters(self) -> list[str]:
         """Parameters that have several values in this study, nuisance parameters included.
 
@@ -174,6 +182,11 @@ class Results:
         rows = self.table.to_dict("records")
         names = [*self.all_parameters, REPLICATE]
         return list_nuisance(self.config, [list_params(row, names) for row in rows])
+
+    @property
+    def varies_budget(self) -> bool:
+        """Whether architectures may read different amounts of data, or have different updates."""
+        return bool(self.cells) and any(name in BUDGET_PARAMS for name in self.judged_parameters)
 
     @property
     def judged_parameters(self) -> list[str]:
@@ -309,7 +322,7 @@ class Results:
         ]
         return f"{' and '.join(titles)} with {', '.join(settings)}"
 
-    @property
+    @cached_property
     def metric(self) -> Metric:
         """Number by which the architectures are ranked.
 
@@ -429,7 +442,7 @@ class Results:
             self.nuisance
         )
 
-    @property
+    @cached_property
     def complete(self) -> pd.DataFrame:
         """Rows of the complete trials."""
         return self.table[self.table["state"] == TrialStatus.COMPLETE]
