@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from reports.analysis.nuisance import join_names
-from reports.analysis.tasks import TaskComparison
+from reports.analysis.task_comparison import TaskComparison
 from reports.data.results import Results
 from reports.findings import StudyFindings
 from reports.formatting import objective_name

@@ -50,7 +50,7 @@ from reports.phrases import (
     write_additive,
 )
 from reports.stats.scale import format_count, format_param, format_signed, format_value
-from reports.stats.tasks import describe_agreement
+from reports.stats.task_contrasts import describe_agreement
 from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
 from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.files import atomic_write

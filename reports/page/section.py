@@ -29,7 +29,7 @@ from reports.analysis.refinement_effects import (
     compare_with_source,
     compute_variant_effects,
 )
-from reports.analysis.tasks import TaskComparison, compare_across_tasks
+from reports.analysis.task_comparison import TaskComparison, compare_across_tasks
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import (
     chart_context,
