@@ -35,7 +35,7 @@ from reports.phrases import (
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.effects import Effect
 from reports.stats.scale import format_count, format_param, format_signed
-from reports.stats.tasks import describe_agreement
+from reports.stats.task_contrasts import describe_agreement
 
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""
