@@ -7,7 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
-from reports.analysis.ranking import average_columns
+from reports.analysis.leaderboard import average_columns
 from reports.data.results import Results
 from reports.data.trial_table import list_conditions
 from reports.stats.scale import Scale

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.analysis.ranking import LeaderboardEntry
+from reports.analysis.leaderboard import LeaderboardEntry
 from reports.analysis.refinement_effects import SourceComparison
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous
@@ -15,7 +15,7 @@ from reports.stats.additive_model import Trend
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
 from reports.stats.paired_difference import PairedDifference
-from reports.stats.pairwise_comparison import Comparison, Difference
+from reports.stats.replicates import Comparison, Difference
 from reports.stats.run_noise import NoiseSource
 from reports.stats.scale import (
     NATS,

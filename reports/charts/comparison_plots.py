@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from reports.analysis.baseline_references import BaselineReference
-from reports.analysis.ranking import LeaderboardEntry
+from reports.analysis.leaderboard import LeaderboardEntry
 from reports.charts.alt_text import describe_differences, format_difference
 from reports.charts.chart import (
     COLUMN_WIDTH,
@@ -18,7 +18,7 @@ from reports.charts.chart import (
 )
 from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
 from reports.formatting import escape_html
-from reports.stats.pairwise_comparison import Comparison
+from reports.stats.replicates import Comparison
 from reports.stats.scale import Metric, format_signed
 
 MAX_IN_CHART = 20

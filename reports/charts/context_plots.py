@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from reports.analysis.ranking import LeaderboardEntry
+from reports.analysis.leaderboard import LeaderboardEntry
 from reports.charts.chart import Chart, category_colors
 from reports.data.results import Results
 from reports.formatting import escape_html

@@ -7,10 +7,10 @@ from typing import Any
 
 import tomli_w
 
+from reports.analysis.leaderboard import rank_architectures
 from reports.analysis.nuisance import describe_judged, join_names
 from reports.analysis.outcomes import build_outcome_table, describe_outcomes
 from reports.analysis.pruning_audit import audit_pruning
-from reports.analysis.ranking import rank_architectures
 from reports.analysis.sweeps import describe_sweep, fit_sweep
 from reports.data.results import Results
 from reports.formatting import (

@@ -19,8 +19,8 @@ import pandas as pd
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from reports.analysis.audited_effects import compute_study_effects
+from reports.analysis.leaderboard import LeaderboardEntry, rank_architectures
 from reports.analysis.nuisance import build_judged_table, join_names
-from reports.analysis.ranking import LeaderboardEntry, rank_architectures
 from reports.charts.effect_plots import plot_effects
 from reports.dashboard.note import (
     N_BEST,

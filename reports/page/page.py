@@ -41,7 +41,6 @@ from reports.page.section import Section
 from reports.page.sections import build_sections
 from reports.page.task import describe_direction, describe_loss
 from reports.stats.scale import format_count, format_param, format_signed, format_value
-from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
 from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.files import atomic_write
 from studies.storage.open import read_storage
@@ -163,7 +162,6 @@ def _templates() -> jinja2.Environment:
         "first_screen": build_first_screen,
         "format_setting": format_setting,
         "format_value": format_value,
-        "min_shrunk": MIN_ARCHITECTURES,
     }
     return environment
 

@@ -7,12 +7,11 @@ import pandas as pd
 
 from reports.analysis.audited_effects import AuditedEffects
 from reports.analysis.hypothesis_tests import HypothesisTest
-from reports.analysis.leaderboard import StudySummary
+from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.analysis.nuisance import NuisanceSummary
 from reports.analysis.outcomes import describe_outcomes
 from reports.analysis.pareto_front import CostSummary
 from reports.analysis.pruning_audit import PruningAudit, PruningSummary
-from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import VariantEffect
 from reports.analysis.sweeps import describe_sweep
 from reports.charts.chart import Chart

@@ -13,11 +13,10 @@ from reports.analysis.baseline_references import (
     find_references,
 )
 from reports.analysis.hypothesis_tests import StudyTables
-from reports.analysis.leaderboard import summarize_study
+from reports.analysis.leaderboard import LeaderboardEntry, summarize_study
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
 from reports.analysis.pareto_front import summarize_costs
 from reports.analysis.pruning_audit import PruningSummary, audit_pruning, summarize_pruning
-from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import (
     compare_with_source,
     compute_variant_effects,
@@ -60,7 +59,7 @@ from reports.page.section import Section
 from reports.stats.conditional_effects import (
     compute_conditional_effects,
 )
-from reports.stats.planned_looks import find_detectable_gap
+from reports.stats.looks import find_detectable_gap
 from studies.space import BPTT_STEPS, COST_PARAMS
 
 
