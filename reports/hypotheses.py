@@ -241,6 +241,11 @@ def write_hypotheses(
     tested = load_hypotheses(hypotheses)
     with closing(read_storage(storage_url)) as storage:
         results = [read_results(storage, name, with_curves=()) for name in dict.fromkeys(names)]
+    if several := [each.name for each in results if each.config.task_names]:
+        raise ReportError(
+            f"study {several[0]!r} has several tasks: expected a study of one; rnn-search report "
+            "tests the hypotheses that it stores in each of them"
+        )
     command = _format_command(results, margin, note, hypotheses)
     page = f"{render_page(results, tested, margin, note, command).rstrip()}\n".encode()
     identity = report_identity(each.identity for each in results)

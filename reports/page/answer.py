@@ -16,6 +16,7 @@ from reports.stats.additive_findings import describe_trend, format_additive_line
 from reports.stats.conditional_effects import RankedEffect, describe_insignificance
 from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.scale import format_count, format_param, format_signed
+from reports.stats.tasks import describe_agreement
 
 MAX_NAMED = 4
 """Undecided effects that are named; of more, the number is given."""
@@ -266,7 +267,23 @@ def format_headline(sections: Sequence[Section]) -> str:
         if section.nuisance
         for warning in section.nuisance.warnings
     ]
-    return "\n".join([_format_result(sections), *warnings])
+    result = _format_tasks(sections) if sections[0].across_tasks else _format_result(sections)
+    return "\n".join([result, *warnings])
+
+
+def _format_tasks(sections: Sequence[Section]) -> str:
+    """Name the best network of each task of the first study, and what agrees across tasks."""
+    comparison = sections[0].across_tasks
+    assert comparison is not None
+    bests = []
+    for section in sections[: len(comparison.tasks)]:
+        best, metric = section.summary.best, section.results.metric
+        value = f"{metric.scale.format_value(best.mean)} {metric.unit}".rstrip()
+        bests.append(
+            f"{section.results.task}: {best.full_label} (trial {best.number}), {value}, "
+            f"{metric.name}"
+        )
+    return f"best by task: {'; '.join(bests)}; {describe_agreement(comparison.contrasts)}"
 
 
 def _format_result(sections: Sequence[Section]) -> str:

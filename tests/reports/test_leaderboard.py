@@ -11,7 +11,7 @@ from reports.analysis.leaderboard import rank_architectures, summarize_study
 from reports.dashboard.note import render_note
 from reports.hypotheses import write_hypotheses
 from reports.page.page import render_page
-from reports.page.sections import build_section
+from reports.page.section import Section
 from rnn_search import list_studies, load
 from search.display import format_progress
 
@@ -39,7 +39,7 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     assert format_progress(study.status).endswith(f"{line} ({BEST}, best run trial 0)")
     (listed,) = list_studies(storage=sqlite_url)
     assert (f"{listed.best:.4f}", listed.best_unit) == ("2.4081", "bits per byte")
-    note = render_note("", results.config, results.corpus, [], results.counts, results, [])
+    note = render_note(results, [])
     assert f"| 1 | 0 | &ensp;{BEST} | 2.4081 |" in note
 
 
@@ -47,7 +47,7 @@ def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_ur
     lost, numbers = {"validation_bits_per_byte": None}, (0, 1, 2)
     runs = [(gated_params(n, replicate=i), n + i / 100, lost) for n in (1, 2) for i in numbers]
     make_runs(sqlite_url, "replicates", {"refinement": {"source": "made", "replicates": 3}}, runs)
-    section = build_section(results_of(sqlite_url, "replicates"))
+    section = Section(results_of(sqlite_url, "replicates"))
     assert section.results.metric.is_value
     assert [entry.mean for entry in section.summary.entries] == pytest.approx([1.01, 2.01])
     comparison = section.summary.comparison
@@ -80,7 +80,7 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url, tmp_path):
         for loss in [2 + layers * run % 4 / 100 if run <= count else math.nan]
     ]
     make_runs(sqlite_url, "replicates", {"refinement": {"source": "made", "replicates": 3}}, runs)
-    section = build_section(results_of(sqlite_url, "replicates"))
+    section = Section(results_of(sqlite_url, "replicates"))
     assert math.inf in [entry.bound for entry in section.summary.entries]
     page = "".join(render_page([section]))
     assert "1 without a complete run" in page
@@ -113,7 +113,7 @@ def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url):
         recorded["validation_bits_per_byte"] = 4 + worse
         runs.append((gated_params(1 + i), 1.5 + i / 10, recorded))
     make_runs(sqlite_url, "single", {"space": {"layers": [1], "state_size": [4]}}, runs)
-    section = build_section(results_of(sqlite_url, "single"))
+    section = Section(results_of(sqlite_url, "single"))
     _, second, third = (entry.label for entry in section.summary.entries)
     assert section.summary.best.gap is None
     gaps = {entry.label: entry.gap for entry in section.leaderboard if entry.gap}
@@ -140,7 +140,7 @@ def test_page_of_a_token_study_uses_its_unit_and_objective_and_escapes_its_sampl
     runs[0][2]["sample"] = "<b>it was</b>\n\x00 & so on"
     tokenizer = {"size": 290, "bytes_per_token": 2.5, "serialized": "{}"}
     make_runs(sqlite_url, "tokens", raw, runs, tokenizer=tokenizer)
-    section = build_section(results_of(sqlite_url, "tokens"))
+    section = Section(results_of(sqlite_url, "tokens"))
     page = "".join(render_page([section]))
     assert "nats per token" in page
     assert "nats per byte" not in page

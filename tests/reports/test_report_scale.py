@@ -14,7 +14,7 @@ from reports.dashboard.publish import StudyPublisher
 from reports.data import drawn_trials
 from reports.data.study_reader import StudyReader, read_results
 from reports.data.table_export import write_curves
-from reports.page.sections import build_section
+from reports.page.section import Section
 from search.status import read_status
 from studies.artifacts import open_store
 from studies.attributes import RESERVED_OPTION_NAMES
@@ -59,7 +59,7 @@ def test_publication_after_a_finished_trial_reads_few_rows_for_each_other_trial(
         make_large_study(url, tmp_path, trials, progress=0.5)
         with closing(open_storage(url)) as storage:
             store = open_store(str(tmp_path / "files"), url, "artifacts")
-            publisher = StudyPublisher(storage, NAME, lambda store=store: store)
+            publisher = StudyPublisher(storage, NAME, store)
             publisher.publish()
             finish_one(url, 1.0, name=NAME)
             use = DatabaseUse(storage)
@@ -98,7 +98,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
         results = read_results(storage, NAME, drawn_only=True)
     trials = len(results.table)
     assert read[0] - read[1] > 40 * (trials - 20) - 2 * trials
-    section = build_section(results)
+    section = Section(results)
     traces = section.curves.figure.data
     assert len(traces) == 20
     assert sum(len(trace.y) for trace in traces) <= 200 + 2 * 20
