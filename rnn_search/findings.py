@@ -34,8 +34,8 @@ from reports.stats.conditional_effects import (
     rank_effects,
 )
 from reports.stats.effects import Effect
+from reports.stats.looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.paired_difference import PairedDifference
-from reports.stats.planned_looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.scale import format_count
 from reports.stats.task_contrasts import TaskContrast, describe_agreement
 from search.derive import group_by_architecture, record_look

@@ -5,8 +5,8 @@ import shlex
 
 import tomli_w
 
+from reports.analysis.leaderboard import rank_architectures
 from reports.analysis.nuisance import join_names
-from reports.analysis.ranking import rank_architectures
 from reports.findings import StudyFindings
 from reports.formatting import effects_title, escape_markdown, format_number, load_templates
 from reports.narrative import list_warnings, write_answer

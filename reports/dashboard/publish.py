@@ -19,8 +19,8 @@ import optuna
 import pandas as pd
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
+from reports.analysis.leaderboard import rank_architectures
 from reports.analysis.nuisance import join_names
-from reports.analysis.ranking import rank_architectures
 from reports.charts.effect_plots import plot_effects
 from reports.dashboard.note import N_BEST, render_note
 from reports.data.results import Results
