@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from reports.cli import retry_outages
-from reports.dashboard import launcher
+import reports.cli
+from reports.dashboard.server import serve_dashboard
 from rnn_search.study import Study, artifacts_or_default, load, storage_or_default
 from search.display import SafeConsole, Ticker
 from search.errors import SearchFailedError
@@ -231,7 +231,7 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
 
         def serve(_: StudyHandle) -> None:
             if dashboard_port is not None:
-                server = launcher.serve_dashboard(storage, artifacts, dashboard_port)
+                server = serve_dashboard(storage, artifacts, dashboard_port)
                 stack.enter_context(server)
 
         # A study that is opened by name may have planned looks.
@@ -243,7 +243,7 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
         cancel_pending(cluster, result.record.artifact_folder, SafeConsole())
     if options.report and result.is_finished and not result.exit_code:
         with Ticker(SafeConsole(), "updating the report and the dashboard"):
-            launcher.finalize_search(
+            reports.cli.finalize_search(
                 storage, result.study, artifacts, result.finished, result.was_finished
             )
     return result
@@ -287,7 +287,7 @@ def _run_until_decided(
 
         left = math.inf if options.until is None else options.until - time.monotonic() + start
         if result.is_finished:
-            look = retry_outages(lambda: findings.take_due_look(options.storage, name))
+            look = reports.cli.retry_outages(lambda: findings.take_due_look(options.storage, name))
             for line in look.lines if look is not None else ():
                 console.print_line(line)
             if look is not None and look.is_last:
@@ -295,7 +295,7 @@ def _run_until_decided(
         if left <= 0:  # trials are left: other workers run them, or the look has added them
             return replace(result, is_finished=False)
         if not result.is_finished:
-            looks = retry_outages(lambda: findings.count_looks(options.storage, name))
+            looks = reports.cli.retry_outages(lambda: findings.count_looks(options.storage, name))
             if looks == len(record.looks):
                 return result
             # Another process took a look, and added trials, at the end of this run.

@@ -13,27 +13,33 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from reports.analysis.audited_effects import compute_study_effects
-from reports.analysis.leaderboard import StudySummary, look_at_results, summarize_study
-from reports.analysis.nuisance import build_judged_table, find_edges
+from reports.analysis.budgets import BudgetComparison, compare_budgets
+from reports.analysis.leaderboard import (
+    LeaderboardEntry,
+    StudySummary,
+    look_at_results,
+    summarize_study,
+)
+from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pareto_front import FrontMember, ParetoFront, summarize_costs
-from reports.analysis.ranking import LeaderboardEntry
-from reports.analysis.sweeps import describe_sweep, fit_sweep
+from reports.analysis.task_comparison import compare_across_tasks
 from reports.data.replicates import find_replicates
 from reports.data.results import Results
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
+from reports.findings import StudyFindings
 from reports.formatting import loss_unit
+from reports.narrative import describe_insignificance, list_warnings
+from reports.phrases import count_verdicts, describe_smallest, to_plain, write_additive
 from reports.stats.additive_findings import list_level_effects
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
     ConditionalEffect,
-    compute_conditional_effects,
-    describe_insignificance,
 )
 from reports.stats.effects import Effect
-from reports.stats.planned_looks import RUN_NOISE, Noise, estimate_noise, spend_error
+from reports.stats.looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.scale import format_count
+from reports.stats.task_contrasts import TaskContrast, describe_agreement
 from reports.tables import (
     Table,
     tabulate_conditional,
@@ -68,6 +74,7 @@ class Effects:
         conditional_effects: the effects within each value of the other parameters.
         spec: format of an effect in the printed table.
         additive: additive model of trials that matched pairs do not compare; None if they do.
+        at_budgets: effects at equal steps, tokens and updates; None if trials differ in neither.
     """
 
     effects: list[Effect]
@@ -76,6 +83,7 @@ class Effects:
     conditional_effects: list[ConditionalEffect] = field(default_factory=list)
     spec: str = ".4f"
     additive: AdditiveModel | None = None
+    at_budgets: BudgetComparison | None = None
 
     @property
     def trends(self) -> pd.DataFrame:
@@ -130,6 +138,28 @@ class Effects:
         """
         return tabulate_conditional(self.conditional_effects).to_frame()
 
+    @property
+    def budgets(self) -> pd.DataFrame:
+        """One row per change of how much a step reads or how often it updates, and per budget.
+
+        Columns: those of a contrast, as in :attr:`table`, here of the smoothed training loss where
+        all compared trials have reached the same ``amount`` of ``equal``: ``steps``, ``updates``,
+        and ``bytes`` or ``tokens``, of tasks other than text ``inputs``. Empty for studies that do
+        not vary such a setting.
+        """
+        budgets = self.at_budgets.budgets if self.at_budgets else []
+        rows = [
+            (effect, budget)
+            for each in (self.at_budgets.rows if self.at_budgets else [])
+            for effect, budget in zip(each.effects, budgets, strict=True)
+        ]
+        columns = ["parameter", "before", "after", "effect", "low", "high", "pairs", "significant"]
+        table = tabulate_effects([effect for effect, _ in rows]).to_frame()[columns]
+        return table.assign(
+            equal=[budget.unit for _, budget in rows],
+            amount=[budget.amount for _, budget in rows],
+        )
+
     def plot(self) -> "go.Figure":
         """Plot each effect with its interval; a notebook displays the figure."""
         from reports.charts.effect_plots import plot_effects
@@ -144,6 +174,55 @@ class Effects:
     def _repr_html_(self) -> str:
         warnings = "".join(f"<p><strong>{escape(each)}.</strong></p>" for each in self.warnings)
         return self._tabulate().__html__() + warnings
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskEffects:
+    """Main effects in each of several tasks; printed as their table.
+
+    Attributes:
+        by_task: effects in each task, by its name.
+        contrasts: what each change does in all tasks.
+    """
+
+    by_task: dict[str, Effects]
+    contrasts: list[TaskContrast]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per task and contrast: ``task``, then the columns of :attr:`Effects.table`."""
+        tables = [each.table.assign(task=name) for name, each in self.by_task.items()]
+        table = pd.concat(tables, ignore_index=True)
+        return table[["task", *table.columns.drop("task")]]
+
+    @property
+    def agreement(self) -> pd.DataFrame:
+        """One row per contrast: its values, and in how many ``tasks`` it ``helps`` and ``harms``.
+
+        It does so in the tasks where its effect is significant, corrected for all changes in all
+        tasks; ``agrees`` tells whether these are two or more, of one sign.
+        """
+        columns = ["parameter", "before", "after", "tasks", "helps", "harms", "agrees"]
+        rows = [
+            (
+                each.contrast.parameter,
+                each.contrast.before,
+                each.contrast.after,
+                len(each.by_task),
+                len(each.helps),
+                len(each.harms),
+                each.agrees,
+            )
+            for each in self.contrasts
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def __repr__(self) -> str:
+        named = [f"task {name}\n{each!r}" for name, each in self.by_task.items()]
+        return "\n".join([*named, describe_agreement(self.contrasts)])
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html(na_rep="")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -195,9 +274,8 @@ class Verdicts:
         return tabulate_leaderboard(self.results, self.summary, self.summary.entries)
 
     def __repr__(self) -> str:
-        margin = f"{self.margin:g} {self.unit}".rstrip()
         text = self._tabulate().to_text()
-        return f"{text}\n{self.summary.describe_smallest()} (margin {margin})"
+        return f"{text}\n{to_plain(describe_smallest(self.summary, self.unit))}"
 
     def _repr_html_(self) -> str:
         return self._tabulate().__html__()
@@ -234,7 +312,7 @@ class Pareto:
 
     def plot(self) -> "go.Figure":
         """Plot the loss of all architectures against the cost; a notebook displays the figure."""
-        from reports.charts.pareto_plots import plot_front
+        from reports.charts.comparison_plots import plot_front
 
         return plot_front(self.front)
 
@@ -253,23 +331,27 @@ def find_effects(results: Results, storage: str) -> Effects:
         storage: URL of the storage, in which studies of replicates may derive from it.
     """
     derived = _read_derived(storage, results.name)
-    results = replace(results, replicates=find_replicates(results, derived))
-    found = compute_study_effects(results)
-    conditional = []
-    if not results.is_pruned:
-        conditional = compute_conditional_effects(build_judged_table(results), found.effects)
-    warnings = [edge.warning for edge in find_edges(results) if edge.is_prominent]
-    if found.reason:
-        warnings.append(found.reason.rstrip("."))
-    model, effects = fit_sweep(results, found.effects), found.effects
+    findings = StudyFindings(replace(results, replicates=find_replicates(results, derived)))
+    model, effects = findings.additive, findings.effects
+    warnings = [each.rstrip(".") for each in write_additive(findings)]
+    warnings += map(to_plain, list_warnings(findings))
+    if findings.audited and findings.audited.reason:
+        warnings.append(findings.audited.reason.rstrip("."))
+    elif model is None and all(effect.reason for effect in effects):
+        warnings.append(describe_insignificance(effects))
     if model:
         effects = effects or list_level_effects(model, results.scale)
-        said = describe_sweep(results, model, found.effects)
-        warnings = [*(each.rstrip(".") for each in said), *warnings]
-    elif not (found.reason or any(effect.is_decidable for effect in effects)):
-        warnings.append(describe_insignificance(effects))
     unit, spec = loss_unit(results.config), results.scale.value_spec
-    return Effects(effects, unit, warnings, conditional, spec, model)
+    budgets = compare_budgets(results)
+    return Effects(effects, unit, warnings, findings.conditional, spec, model, budgets)
+
+
+def compare_tasks(results: Results, storage: str) -> TaskEffects:
+    """Estimate the effects in each of several tasks; arguments are those of `find_effects`."""
+    parts = results.split_tasks()
+    comparison = compare_across_tasks(parts)
+    by_task = {part.task: find_effects(part, storage) for part in parts}
+    return TaskEffects(by_task, comparison.contrasts if comparison else [])
 
 
 def _read_derived(url: str, source: str) -> list[Results]:
@@ -388,13 +470,8 @@ def _describe_look(results: Results) -> list[str]:
     assert refinement is not None
     assert judgement is not None
     unit, count = results.metric.unit, judgement.comparison.count
-    verdicts = ", ".join(
-        f"{judgement.count(verdict)} {verdict}" for verdict in ("worse", "as good", "undecided")
-    )
     line = (
-        f"look at {look.runs} runs, at an error rate of {look.level:.2%}: {verdicts}"
-        f"{judgement.without_run_text} "
-        f"(margin {f'{refinement.margin:g} {unit}'.rstrip()})"
+        f"look at {look.runs} runs, at an error rate of {look.level:.2%}: {count_verdicts(summary)}"
     )
     noise = estimate_noise(judgement.comparison)
     later = [runs for runs in refinement.looks if runs > look.runs]
@@ -405,7 +482,8 @@ def _describe_look(results: Results) -> list[str]:
             return [line]
         first = refinement.looks.index(later[0])
         return [line, _describe_gaps(noise, refinement.looks, count, unit, results.measure, first)]
-    return [line, f"best mean: {summary.best.full_label}; {summary.describe_smallest()}"]
+    smallest = to_plain(describe_smallest(summary, unit))
+    return [line, f"best mean: {summary.best.full_label}; {smallest}"]
 
 
 def _describe_gaps(

@@ -1,7 +1,7 @@
 """Names, units and columns of a study's losses: the one place that knows those of each task."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
@@ -71,6 +71,16 @@ def find_measure(config: StudyConfig) -> Measure:
         name, unit = config.results.metric, config.results.unit
         curve = "intermediate value"
         return Measure(name, unit, name, unit, ".6g", "loss", unit, is_text=False, curve=curve)
+    if config.task_records:
+        found = [find_measure(config.at_task(task)) for task in config.task_records]
+        first, is_same = found[0], len({(each.loss, each.unit) for each in found}) == 1
+        if is_same:
+            return first
+        # Losses of several kinds have no common name or unit.
+        name, curve = OBJECTIVE_NAMES[config.objective], "smoothed training loss"
+        return replace(
+            first, name=name, unit="", loss="loss", short_unit="", held_out_unit="", curve=curve
+        )
     name, task = OBJECTIVE_NAMES[config.objective], config.task_record
     if task is None:
         return Measure(name, f"nats per {config.token_name}")

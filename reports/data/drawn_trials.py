@@ -12,6 +12,9 @@ from reports.stats.scale import NATS, Scale
 MAX_DRAWN = 1000
 """Trials that a figure draws. Of more, it draws the best 500, and 500 spread over the others."""
 
+_BEST = 5
+"""Number of best networks of which a page may draw what they predict."""
+
 _T = TypeVar("_T")
 
 
@@ -57,6 +60,16 @@ def select_drawn_curves(results: Results) -> list[int]:
     """Select the numbers of the trials whose curves are drawn, the best first."""
     with_curve = set(results.curve_ends.index)
     return select_ranked([number for number in results.table.index if number in with_curve])
+
+
+def select_predictions(results: Results) -> list[int]:
+    """Select the numbers of the trials that may be drawn as the best network of an architecture.
+
+    These are few, unless architectures have several runs, of which any may have the best mean.
+    """
+    rows = results.judge(results.complete)
+    best = rows.index[~rows["architecture"].duplicated()]
+    return [int(number) for number in best[: MAX_DRAWN if results.has_replicates else _BEST]]
 
 
 def select_best_of_each(rows: pd.DataFrame, names: Iterable[str], scale: Scale = NATS) -> list[int]:

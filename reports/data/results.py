@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
@@ -23,22 +23,28 @@ from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
     AuditLook,
+    ConfusionCounts,
     CorpusRecord,
     LookRecord,
+    PredictionSample,
     TokenizerRecord,
 )
 from studies.config import StudyConfig
 from studies.hypotheses import HypothesisRecord
 from studies.measure import Measure, choose_split, find_measure
 from studies.records import Floors
-from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, param_order
+from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, TASK, param_order
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
 from studies.training import (
     OPTIMIZER_PARAMS,
+    UPDATE_EVERY,
     TrainingSettings,
     uses_setting,
 )
+
+BUDGET_PARAMS = ("batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
+"""Parameters that may change how much data, or how many updates, a number of steps has."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Results:
         config: its configuration.
         corpus: the corpus that it was trained on; None for another task, and if it was imported.
         floors: losses without memory in a task other than text; None if they are not stored.
+        task_floors: the same of each of several tasks.
+        task: name of the task, in the results of one of several; else "".
         commands: commands that created and extended it; empty if unknown.
         table: one row per trial, indexed by its number, the best first: ``architecture`` (its
             label), ``label`` (with its nuisance values and the replicate), ``state``, ``value``,
@@ -61,6 +69,7 @@ class Results:
             ``value``, by this study's objective, and the parameters.
         tokenizer: the tokenizer of the corpus.
         windows: held-out loss on each evaluation window, or sequence, by trial number.
+        predictions: what the best networks predict, of a task other than text, by trial number.
         hypotheses: the hypotheses that the study stores.
         audit_looks: planned looks at the audited trials of a pruned study, by name.
         audit_nuisance: nuisance parameters over which its audited architectures were drawn.
@@ -81,8 +90,11 @@ class Results:
     curves: pd.DataFrame
     sources: pd.DataFrame
     floors: Floors | None = None
+    task_floors: dict[str, Floors] = field(default_factory=dict)
+    task: str = ""
     tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
+    predictions: dict[int, PredictionSample | ConfusionCounts] = field(default_factory=dict)
     hypotheses: list[HypothesisRecord] = field(default_factory=list)
     audit_looks: dict[str, AuditLook] = field(default_factory=dict)
     audit_nuisance: list[str] = field(default_factory=list)
@@ -98,6 +110,44 @@ class Results:
         """Statistics of these results that several parts of a page show, by what they are."""
         return {}
 
+    @property
+    def title(self) -> str:
+        """Name of the study, with the task of one of several."""
+        return f"{self.name}, task {self.task}" if self.task else self.name
+
+    def split_tasks(self) -> "list[Results]":
+        """Return the results of each of several tasks that has a complete trial; else these alone.
+
+        They are those of a study of that task, with the numbers of the trials of this one.
+        """
+        if not self.config.task_records or TASK not in self.table:
+            return [self]
+        found = [self.at_task(name) for name in self.config.task_records]
+        return [each for each in found if len(each.complete)]
+
+    def at_task(self, name: str) -> "Results":
+        """Return the results of one of several tasks, which may have no complete trial."""
+        table = self.table[self.table[TASK] == name].drop(columns=TASK)
+        config, curves, numbers = self.config.at_task(name), self.curves, table.index
+        others = {
+            metric_column(split, metric)
+            for record in self.config.task_records.values()
+            for metric in record.metrics.keys() - self.config.task_records[name].metrics.keys()
+            for split in ("validation", "test")
+        }
+        early, ends = self.stored_early_losses, self.stored_ends
+        return replace(
+            self,
+            config=config,
+            task=name,
+            table=table.drop(columns=others.intersection(table.columns)),
+            curves=curves[curves["number"].isin(numbers)],
+            floors=self.task_floors.get(name),
+            windows={each: self.windows[each] for each in numbers if each in self.windows},
+            stored_ends=None if ends is None else ends[ends.index.isin(numbers)],
+            stored_early_losses=None if early is None else early[early.index.isin(numbers)],
+        )
+
     @cached_property
     def all_parameters(self) -> list[str]:
         """Parameters of the trials, without replicate; of networks BPTT steps are among them."""
@@ -106,7 +156,7 @@ class Results:
             names = param_order([CELL, *names])
         return [name for name in names if name in self.table]
 
-    @property
+    @cached_property
     def parameters(self) -> list[str]:
         """Parameters that have several values in this study, nuisance parameters included.
 
@@ -132,6 +182,11 @@ class Results:
         rows = self.table.to_dict("records")
         names = [*self.all_parameters, REPLICATE]
         return list_nuisance(self.config, [list_params(row, names) for row in rows])
+
+    @property
+    def varies_budget(self) -> bool:
+        """Whether architectures may read different amounts of data, or have different updates."""
+        return bool(self.cells) and any(name in BUDGET_PARAMS for name in self.judged_parameters)
 
     @property
     def judged_parameters(self) -> list[str]:
@@ -267,7 +322,7 @@ class Results:
         ]
         return f"{' and '.join(titles)} with {', '.join(settings)}"
 
-    @property
+    @cached_property
     def metric(self) -> Metric:
         """Number by which the architectures are ranked.
 
@@ -387,7 +442,7 @@ class Results:
             self.nuisance
         )
 
-    @property
+    @cached_property
     def complete(self) -> pd.DataFrame:
         """Rows of the complete trials."""
         return self.table[self.table["state"] == TrialStatus.COMPLETE]

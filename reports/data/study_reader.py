@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from reports.data.drawn_trials import select_drawn_curves
+from reports.data.drawn_trials import select_drawn_curves, select_predictions
 from reports.data.results import Results
 from reports.data.trial_table import TableBuilder, read_source_trials
 from reports.errors import ReportError
@@ -19,6 +19,7 @@ from studies.storage.reads import (
     read_curve_ends,
     read_curves,
     read_eval_windows,
+    read_predictions,
 )
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
@@ -72,6 +73,10 @@ class StudyReader:
             )
         if drawn_only:
             results = _add_drawn_curves(results, storage, study_id)
+            parts = [part for part in results.split_tasks() if part.config.task_record]
+            best = [number for part in parts for number in select_predictions(part)]
+            predictions = read_predictions(storage, study_id, best) if best else {}
+            results = replace(results, predictions=predictions)
         elif with_curves is None or with_curves:
             curves = _to_frame(read_curves(storage, study_id, with_curves))
             results = replace(results, curves=curves)
@@ -94,6 +99,7 @@ class StudyReader:
             curves=_to_frame([]),
             sources=read_source_trials(storage, config),
             floors=record.floors,
+            task_floors=record.task_floors,
             tokenizer=record.tokenizer,
             hypotheses=record.hypotheses,
             audit_looks=read_audit_looks(storage, self._study._study_id) if is_pruning else {},
@@ -121,7 +127,8 @@ def read_results(
         with_windows: whether the losses on each evaluation window are read.
         require_complete: whether to reject a study in which no trial is complete yet.
         drawn_only: whether of the curves only what a page needs is read: those that it draws, their
-            lengths, and the losses at the common step of a pruned study.
+            lengths, and the losses at the common step of a pruned study; and the predictions of the
+            best networks.
 
     Raises:
         StudyNotFoundError: if the study is missing.
@@ -139,8 +146,10 @@ def _add_drawn_curves(results: Results, storage: LeasedRDBStorage, study_id: int
     complete = results.complete
     unrecorded = complete.index[complete["training_loss"].isna()]
     with_curve = unrecorded.intersection(ends["number"].tolist())
-    wanted = {*select_drawn_curves(results), *with_curve.tolist()}
-    numbers = wanted if len(wanted) <= _MAX_NAMED else None
+    drawn = (number for each in results.split_tasks() for number in select_drawn_curves(each))
+    wanted = {*drawn, *with_curve.tolist()}
+    is_few = len(wanted) <= _MAX_NAMED and not results.varies_budget
+    numbers = wanted if is_few else None
     results = replace(results, curves=_to_frame(read_curves(storage, study_id, numbers)))
     if not results.config.pruning.enabled:
         return results

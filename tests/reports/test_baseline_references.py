@@ -11,11 +11,12 @@ from factories import (
     read_studies,
 )
 
-from reports.analysis.baseline_references import describe_training_differences, find_references
-from reports.analysis.ranking import rank_architectures
+from reports.analysis.baseline_references import find_references
+from reports.analysis.leaderboard import rank_architectures
 from reports.charts.comparison_plots import plot_replicates
 from reports.data.trial_table import decode_architecture
 from reports.page.section import Section, build_sections
+from reports.phrases import describe_training_differences
 from rnn.config import BaselineConfig
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -73,7 +74,7 @@ def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):
              "1×4 LSTM, bptt_steps 16"]  # fmt: skip
     assert [shape.name for shape in shapes] == names
     assert [shape.y0 for shape in shapes] == pytest.approx([1.4, 1.5, 1.8, 1.9])
-    assert "1×4 LSTM, bptt_steps 16: 1.9000" in gated.curves.alt_text
+    assert "1×4 LSTM, bptt_steps 16: 1.9." in gated.curves.alt_text
     low, high = gated.curves.figure.layout.yaxis.range
     assert low < 1.4
     assert high > 1.9

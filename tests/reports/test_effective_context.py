@@ -102,7 +102,8 @@ def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path):
     chart = section.context_chart
     assert [len(trace.x) for trace in chart.figure.data] == [7, 7]
     assert chart.width <= 390
-    assert f"effective context {best.context.estimate()} bytes" in chart.alt_text
+    assert "effective context (bytes)" in chart.alt_text
+    assert f"{best.context.estimate()}: {best.full_label}" in chart.alt_text
     assert "recall accuracy" in words
     write_csv([results_of(sqlite_url, "memory")], tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv")

@@ -59,7 +59,7 @@ def test_publication_after_a_finished_trial_reads_few_rows_for_each_other_trial(
         make_large_study(url, tmp_path, trials, progress=0.5)
         with closing(open_storage(url)) as storage:
             store = open_store(str(tmp_path / "files"), url, "artifacts")
-            publisher = StudyPublisher(storage, NAME, lambda store=store: store)
+            publisher = StudyPublisher(storage, NAME, store)
             publisher.publish()
             finish_one(url, 1.0, name=NAME)
             use = DatabaseUse(storage)
