@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from reports.analysis.ranking import LeaderboardEntry
+from reports.analysis.leaderboard import LeaderboardEntry
 from reports.charts.chart import NEUTRAL, PALETTE, Chart
 from reports.data.results import Results
 from reports.formatting import escape_html

@@ -12,6 +12,7 @@ from rich.console import Console
 from reports.dashboard.note import render_note
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
+from reports.findings import StudyFindings
 from reports.page.page import write_report
 from rnn_search import load
 from search.display import draw_status, format_status
@@ -120,7 +121,8 @@ def test_page_is_that_of_the_task(sqlite_url, tmp_path, loss, first, distance, b
     values += ["Confused classes"] if loss == "cross-entropy" else ["Predictions and targets"]
     for value in (*values, longest):
         assert value.replace("-", "−") in shown.replace("-", "−"), value
-    assert f"best: 1×4 no gates, new state (trial 0), {best.split()[0]}" in written.headline
+    least = best.split()[0].replace("-", "−")
+    assert f"best: 1×4 no gates, new state (trial 0), {least}" in written.headline
 
 
 @EACH_TASK
@@ -146,7 +148,7 @@ def test_tables_and_lines_are_those_of_the_task(
     assert named in lines[0]
     assert f"best {named}" in lines[1]
     assert f"smoothed {NAMES.get(loss, loss)}" in lines[1]
-    note = render_note(results, [])
+    note = render_note(StudyFindings(results))
     assert "| accuracy |" in re.sub(r"&ensp;", "", note)
     settings = note.index("### Config")
     parts = [*lines, listed.best_text, note[:settings], " ".join(row), repr(study.effects())]
