@@ -240,7 +240,7 @@ def write_hypotheses(
     path = output or (OUTPUT / "findings.md").absolute()
     tested = load_hypotheses(hypotheses)
     with closing(read_storage(storage_url)) as storage:
-        results = [read_results(storage, name, with_curves=()) for name in dict.fromkeys(names)]
+        results = [read_results(storage, name, with_curves=False) for name in dict.fromkeys(names)]
     command = _format_command(results, margin, note, hypotheses)
     page = f"{render_page(results, tested, margin, note, command).rstrip()}\n".encode()
     identity = report_identity(each.identity for each in results)

@@ -315,9 +315,7 @@ class Study:
         from reports.data.study_reader import read_results
 
         with closing(read_storage(self.storage)) as storage:
-            return read_results(
-                storage, self.name, None if with_curves else (), with_windows, require_complete
-            )
+            return read_results(storage, self.name, with_curves, with_windows, require_complete)
 
     def _trial(self, row: StoredTrial, config: StudyConfig) -> "Trial":
         label = label_trial(row.params, config)

@@ -30,13 +30,13 @@ from reports.charts.optuna_plots import (
     plot_slices,
     to_optuna_study,
 )
-from reports.data.drawn_trials import (
+from reports.data.results import (
+    Results,
     describe_selection,
     select_best_of_each,
     select_history,
     select_ranked,
 )
-from reports.data.results import Results
 from reports.data.trial_table import find_traits, is_continuous
 from reports.formatting import escape_html, value_axis_title
 from reports.stats.factorial_design import find_full_factorial_blocks

@@ -15,7 +15,7 @@ from reports.analysis.pareto_front import (
     ParetoFront,
 )
 from reports.charts.chart import CELL_COLORS, IMPROVES, NEUTRAL, Chart
-from reports.data.drawn_trials import MAX_DRAWN, select_evenly
+from reports.data.results import MAX_DRAWN, select_evenly
 from reports.formatting import escape_html
 from reports.stats.scale import add_unit, format_signed
 

@@ -104,7 +104,7 @@ class StudyPublisher:
         if not is_forced and self._is_current(attrs, digest):
             return True
 
-        results = self._reader.read(with_curves=(), with_windows=False, require_complete=False)
+        results = self._reader.read(with_curves=False, with_windows=False, require_complete=False)
         effects: list[Effect] = []
         files: dict[str, str] = {}
         error: Exception | None = None

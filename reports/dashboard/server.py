@@ -274,7 +274,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         # The classes between would open a socket, and look up this machine's name on the network.
         BaseServer.__init__(self, listener.getsockname(), _Handler)
         self.socket = listener
-        self.server_name, self.server_port = self.server_address
+        self.server_name, self.server_port = listener.getsockname()
         self.setup_environ()
         self.set_app(application)
 

@@ -1,12 +1,13 @@
 """Results of a stored study as frames: trials, curves, evaluation windows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from reports.data.trial_table import (
@@ -17,7 +18,16 @@ from reports.data.trial_table import (
 )
 from reports.formatting import loss_unit, objective_name
 from reports.stats.run_means import average_runs
-from reports.stats.scale import NATS, VALUE, Metric, Scale, format_param, format_value, order_values
+from reports.stats.scale import (
+    NATS,
+    VALUE,
+    Metric,
+    Scale,
+    format_param,
+    format_value,
+    is_missing,
+    order_values,
+)
 from rnn.config import OPTIMIZERS, TaskSpec
 from studies.attributes import (
     EARLIER_CODE,
@@ -40,6 +50,11 @@ from studies.training import (
     uses_setting,
 )
 
+MAX_DRAWN = 1000
+"""Trials that a figure draws. Of more, it draws the best 500, and 500 spread over the others."""
+
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class Results:
@@ -57,6 +72,10 @@ class Results:
             the attributes that the trial recorded.
         curves: one row per log point: ``number``, ``step``, ``loss`` (of text in nats per token),
             of the trials whose curves were read.
+        curve_ends: length of each curve, indexed by trial: ``points`` and ``last_step``; empty if
+            no curves were read.
+        early_losses: of a pruned study, loss of each trial at :attr:`common_step`, as far as it has
+            reached it.
         sources: of a refinement, one row per complete trial of its source, indexed by number:
             ``value``, by this study's objective, and the parameters.
         tokenizer: the tokenizer of the corpus.
@@ -67,10 +86,8 @@ class Results:
         identity: identity of the study, :func:`reports.output.study_identity`.
         folder: artifact folder of the study, a name that no other study has.
         replicates: further runs of its architectures, of other studies, see
-            :func:`reports.data.replicates.find_replicates`; None if there are none.
+            :func:`find_replicates`; None if there are none.
         looks: planned looks at replicates so far.
-        stored_ends: lengths of the curves of all trials; None if all curves were read.
-        stored_early_losses: loss of each trial at the common step; None if all curves were read.
     """
 
     name: str
@@ -79,6 +96,8 @@ class Results:
     commands: list[str]
     table: pd.DataFrame
     curves: pd.DataFrame
+    curve_ends: pd.DataFrame
+    early_losses: "pd.Series[float]"
     sources: pd.DataFrame
     floors: Floors | None = None
     tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
@@ -90,8 +109,6 @@ class Results:
     folder: str = ""
     replicates: pd.DataFrame | None = None
     looks: list[LookRecord] = field(default_factory=list)
-    stored_ends: pd.DataFrame | None = None
-    stored_early_losses: "pd.Series[float] | None" = None
 
     @cached_property
     def computed(self) -> dict[Any, Any]:
@@ -392,14 +409,6 @@ class Results:
         """Rows of the complete trials."""
         return self.table[self.table["state"] == TrialStatus.COMPLETE]
 
-    @cached_property
-    def curve_ends(self) -> pd.DataFrame:
-        """Length of each curve, indexed by trial: ``points`` and ``last_step``."""
-        if self.stored_ends is not None:
-            return self.stored_ends
-        by_trial = self.curves.groupby("number")["step"]
-        return pd.DataFrame({"points": by_trial.size(), "last_step": by_trial.max()})
-
     @property
     def common_step(self) -> int:
         """Last step that all trials with a curve have reached, failed ones aside; 0 for none."""
@@ -407,14 +416,6 @@ class Results:
         failed = self.table.index[has_failed]
         reached = self.curve_ends["last_step"].drop(failed, errors="ignore")
         return int(reached.min()) if len(reached) else 0
-
-    @property
-    def early_losses(self) -> "pd.Series[float]":
-        """Loss of each trial at the common step, as far as it has reached it."""
-        if self.stored_early_losses is not None:
-            return self.stored_early_losses
-        early = self.curves[self.curves["step"] == self.common_step]
-        return early.set_index("number")["loss"]
 
     @property
     def counts(self) -> TrialCounts:
@@ -428,3 +429,126 @@ def _number_groups(rows: pd.DataFrame, names: list[str]) -> "pd.Series[int]":
     if not names:
         return pd.Series(0, index=rows.index)
     return rows.groupby(names, dropna=False, sort=False).ngroup()
+
+
+# ------------------------------------------------------------------ further runs
+
+
+def find_replicates(results: Results, others: Sequence[Results]) -> pd.DataFrame | None:
+    """Find the replicates of a study's architectures in other studies.
+
+    Studies count that train with the same objective, data and training settings.
+    Nuisance parameters may have any value: a study of replicates has the best ones.
+
+    Args:
+        results: results of the study; one of replicates has its own runs.
+        others: studies on the same page.
+
+    Returns:
+        One row per complete trial with the parameters, ``replicate`` and ``value``; None without a
+        study of replicates.
+    """
+    if results.has_replicates:
+        return results.complete
+    found = [
+        _select_architectures(results, other)
+        for other in others
+        if other.has_replicates and _is_comparable(results, other)
+    ]
+    found = [rows for rows in found if len(rows)]
+    return pd.concat(found, ignore_index=True) if found else None
+
+
+def _is_comparable(results: Results, other: Results) -> bool:
+    """Return whether two studies train and judge a network alike, but for their parameters."""
+    ours, theirs = results.config, other.config
+    varied = {*results.all_parameters, *other.all_parameters, *ours.nuisance}
+    return (
+        results.data == other.data
+        and ours.objective == theirs.objective
+        and (ours.objective == "training" or ours.evaluation == theirs.evaluation)
+        and ours.gate_inputs == theirs.gate_inputs
+        and all(theirs.cells.get(name, cell) == cell for name, cell in ours.cells.items())
+        and ours.training.model_dump(exclude=varied) == theirs.training.model_dump(exclude=varied)
+    )
+
+
+def _select_architectures(results: Results, other: Results) -> pd.DataFrame:
+    """Return the runs that have the study's values of all parameters that it does not vary."""
+    rows = other.complete
+    defaults = {CELL: GATED_CELL} | results.config.training.model_dump()
+    names = {*results.all_parameters, *other.all_parameters}
+    for name in names.difference(results.axes, results.config.nuisance):
+        fixed = results.table[name].iloc[0] if name in results.table else defaults.get(name)
+        values = rows[name].tolist() if name in rows else [fixed] * len(rows)
+        rows = rows[[is_missing(v) if is_missing(fixed) else v == fixed for v in values]]
+    return rows
+
+
+# ------------------------------------------------------------------ trials that a page draws
+
+
+def select_ranked(ranked: Sequence[_T], limit: int | None = None) -> list[_T]:
+    """Select the best half of a limit, and others spread evenly; all if they are no more.
+
+    Args:
+        ranked: the best first.
+        limit: largest number to select; :data:`MAX_DRAWN` by default.
+    """
+    limit = MAX_DRAWN if limit is None else limit
+    if len(ranked) <= limit:
+        return list(ranked)
+    best, others = ranked[: limit // 2], ranked[limit // 2 :]
+    return [*best, *select_evenly(others, limit - len(best))]
+
+
+def select_evenly(items: Sequence[_T], limit: int | None = None) -> list[_T]:
+    """Select items that are spread evenly, the first and the last among them."""
+    limit = MAX_DRAWN if limit is None else limit
+    if len(items) <= limit:
+        return list(items)
+    places = np.linspace(0, len(items) - 1, limit).round().astype(int)
+    return [items[i] for i in places.tolist()]
+
+
+def select_history(
+    values: "pd.Series[float]", limit: int | None = None, scale: Scale = NATS
+) -> list[int]:
+    """Select the numbers of trials spread evenly, and of all that were the best so far.
+
+    Args:
+        values: value of each trial, by its number in ascending order.
+        limit: number of trials to spread; :data:`MAX_DRAWN` by default.
+        scale: says which of two values is better.
+    """
+    losses = scale.to_loss(values)
+    records = values.index[losses.cummin() == losses]
+    return sorted({*select_evenly(values.index.tolist(), limit), *_first(records, values)})
+
+
+def select_drawn_curves(results: Results) -> list[int]:
+    """Select the numbers of the trials whose curves are drawn, the best first."""
+    with_curve = set(results.curve_ends.index)
+    return select_ranked([number for number in results.table.index if number in with_curve])
+
+
+def select_best_of_each(rows: pd.DataFrame, names: Iterable[str], scale: Scale = NATS) -> list[int]:
+    """Select the number of the trial with the best value of each combination of parameters."""
+    ranked = rows.sort_values("value", kind="stable", key=scale.to_loss)
+    return [int(number) for number in ranked.drop_duplicates(list(names)).index]
+
+
+def describe_selection(drawn: int, total: int) -> str:
+    """Say which trials :func:`select_ranked` has selected; "" if all."""
+    if drawn >= total:
+        return ""
+    best = drawn // 2
+    return (
+        f" {drawn:,} of {total:,} trials are drawn: the best {best:,}, and {drawn - best:,} spread "
+        "evenly over the others."
+    )
+
+
+def _first(records: "pd.Index[int]", values: "pd.Series[float]") -> list[int]:
+    """Return the first trial of each best value."""
+    return [int(number) for number in values[records].drop_duplicates().index]

@@ -1,12 +1,11 @@
 """Reads the results of a stored study: once, or again after it has changed."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
 
-from reports.data.drawn_trials import select_drawn_curves
-from reports.data.results import Results
+from reports.data.results import Results, select_drawn_curves
 from reports.data.trial_table import TableBuilder, read_source_trials
 from reports.errors import ReportError
 from reports.output import study_identity
@@ -22,8 +21,6 @@ from studies.storage.reads import (
 )
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
-
-_END_COLUMNS = ("points", "last_step")
 
 _MAX_NAMED = 5000
 """Number of trials from which all curves are read: a statement names no more."""
@@ -49,7 +46,7 @@ class StudyReader:
 
     def read(
         self,
-        with_curves: Collection[int] | None = None,
+        with_curves: bool = True,
         with_windows: bool = True,
         require_complete: bool = True,
         drawn_only: bool = False,
@@ -70,11 +67,8 @@ class StudyReader:
             raise ReportError(
                 f"study {name!r} has no complete trial ({counts.describe()}): type {hint} {name}"
             )
-        if drawn_only:
-            results = _add_drawn_curves(results, storage, study_id)
-        elif with_curves is None or with_curves:
-            curves = _to_frame(read_curves(storage, study_id, with_curves))
-            results = replace(results, curves=curves)
+        if with_curves:
+            results = _add_curves(results, storage, study_id, drawn_only)
         if not with_windows:
             return results
         windows = read_eval_windows(storage, study_id, results.metric.split)
@@ -92,6 +86,8 @@ class StudyReader:
             commands=record.commands,
             table=self._table.build(trials, config),
             curves=_to_frame([]),
+            curve_ends=_index_ends([]),
+            early_losses=pd.Series(dtype=float),
             sources=read_source_trials(storage, config),
             floors=record.floors,
             tokenizer=record.tokenizer,
@@ -107,7 +103,7 @@ class StudyReader:
 def read_results(
     storage: LeasedRDBStorage,
     name: str,
-    with_curves: Collection[int] | None = None,
+    with_curves: bool = True,
     with_windows: bool = True,
     require_complete: bool = True,
     drawn_only: bool = False,
@@ -117,11 +113,11 @@ def read_results(
     Args:
         storage: storage of the study.
         name: name of the study.
-        with_curves: numbers of the trials whose curves are read; all by default.
+        with_curves: whether curves are read, their lengths, and of a pruned study the losses at
+            the common step.
         with_windows: whether the losses on each evaluation window are read.
         require_complete: whether to reject a study in which no trial is complete yet.
-        drawn_only: whether of the curves only what a page needs is read: those that it draws, their
-            lengths, and the losses at the common step of a pruned study.
+        drawn_only: whether only the curves that a page draws are read.
 
     Raises:
         StudyNotFoundError: if the study is missing.
@@ -132,21 +128,27 @@ def read_results(
     return reader.read(with_curves, with_windows, require_complete, drawn_only)
 
 
-def _add_drawn_curves(results: Results, storage: LeasedRDBStorage, study_id: int) -> Results:
-    """Read the curves that a page draws, and of the others what it says about them."""
-    ends = pd.DataFrame(read_curve_ends(storage, study_id), columns=["number", *_END_COLUMNS])
-    results = replace(results, stored_ends=ends.set_index("number"))
-    complete = results.complete
-    unrecorded = complete.index[complete["training_loss"].isna()]
-    with_curve = unrecorded.intersection(ends["number"].tolist())
-    wanted = {*select_drawn_curves(results), *with_curve.tolist()}
-    numbers = wanted if len(wanted) <= _MAX_NAMED else None
+def _add_curves(
+    results: Results, storage: LeasedRDBStorage, study_id: int, drawn_only: bool
+) -> Results:
+    results = replace(results, curve_ends=_index_ends(read_curve_ends(storage, study_id)))
+    numbers = None
+    if drawn_only:
+        complete = results.complete
+        unrecorded = complete.index[complete["training_loss"].isna()]
+        with_curve = unrecorded.intersection(results.curve_ends.index)
+        wanted = {*select_drawn_curves(results), *with_curve.tolist()}
+        numbers = wanted if len(wanted) <= _MAX_NAMED else None
     results = replace(results, curves=_to_frame(read_curves(storage, study_id, numbers)))
     if not results.config.pruning.enabled:
         return results
     early = read_curves(storage, study_id, step=results.common_step)
     losses = {number: loss for number, _, loss in early}
-    return replace(results, stored_early_losses=pd.Series(losses, dtype=float))
+    return replace(results, early_losses=pd.Series(losses, dtype=float))
+
+
+def _index_ends(ends: Sequence[tuple[int, int, int]]) -> pd.DataFrame:
+    return pd.DataFrame(ends, columns=["number", "points", "last_step"]).set_index("number")
 
 
 def _to_frame(points: Sequence[tuple[int, int, float]]) -> pd.DataFrame:

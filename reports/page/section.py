@@ -19,8 +19,7 @@ from reports.charts.chart import Chart
 from reports.charts.filtered_effects import EffectSubset, SubsetFilter
 from reports.charts.importances import Importances
 from reports.charts.outcome_plots import OutcomeSubset
-from reports.data.drawn_trials import MAX_DRAWN
-from reports.data.results import Results
+from reports.data.results import MAX_DRAWN, Results
 from reports.formatting import effects_title, loss_unit
 from reports.page.task import RECURRENT, FloorRow, list_floors
 from reports.stats.additive_model import AdditiveModel

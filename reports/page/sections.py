@@ -53,8 +53,7 @@ from reports.charts.training_plots import (
     plot_curves,
 )
 from reports.charts.trend_plots import chart_levels, chart_trends
-from reports.data.replicates import find_replicates
-from reports.data.results import Results
+from reports.data.results import Results, find_replicates
 from reports.formatting import loss_unit, objective_name, value_axis_title
 from reports.page.section import Section
 from reports.stats.conditional_effects import (
