@@ -1,7 +1,7 @@
 """Architectures of a study, ranked and compared on the same held-out text."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -58,20 +58,6 @@ class StudySummary:
     def is_best_smallest(self) -> bool:
         """Whether no architecture has fewer parameters than the best."""
         return self.best.parameter_count <= min(entry.parameter_count for entry in self.entries)
-
-    def describe_smallest(self, emphasize: Callable[[str], str] = str) -> str:
-        """Say which is the smallest architecture that is as good as the best, in a sentence.
-
-        Args:
-            emphasize: formats the name of the architecture.
-        """
-        if self.smallest:
-            counts = self.smallest.parameter_count, self.best.parameter_count
-            size = ", with {:,.0f} parameters instead of {:,.0f}".format(*counts)
-            return "the smallest as good is " + emphasize(self.smallest.full_label) + size
-        if self.is_best_smallest:
-            return "the best is the smallest"
-        return "no smaller one is shown to be as good"
 
     @property
     def comparison(self) -> Comparison | None:

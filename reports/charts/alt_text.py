@@ -10,7 +10,7 @@ from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import SourceComparison
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous
-from reports.stats.additive_findings import describe_trend, format_place
+from reports.narrative import describe_trend, format_place
 from reports.stats.additive_model import Trend
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction

@@ -11,6 +11,7 @@ from reports.charts.chart import IMPROVES, NEUTRAL, ROW_HEIGHT, WORSENS, Chart
 from reports.charts.filtered_effects import SubsetFilter, describe_subset, list_subsets
 from reports.data.results import Results
 from reports.formatting import loss_unit
+from reports.narrative import count_pairs
 from reports.stats.effects import FactorialTable
 from reports.stats.outcome_table import ContrastOutcomes, compute_outcomes
 
@@ -118,7 +119,7 @@ def plot_outcomes(outcomes: Sequence[ContrastOutcomes], side: str) -> go.Figure:
                 # A pale part shows the page's color, so that its numbers have the page's ink.
                 insidetextfont={} if color.startswith("rgba") else {"color": "#fff"},
                 textangle=0,
-                customdata=[each.counts for each in rows],
+                customdata=[count_pairs(each) for each in rows],
                 hovertemplate=f"%{{customdata}}<br>{name}: %{{x:,}}<extra></extra>",
             )
         )
@@ -136,7 +137,7 @@ def plot_outcomes(outcomes: Sequence[ContrastOutcomes], side: str) -> go.Figure:
 def describe_counts(outcomes: Sequence[ContrastOutcomes], side: str) -> str:
     """List the outcomes of every contrast."""
     parts = (
-        f"{each.counts}, {each.both_good:,} both {side}, {each.both_bad:,} neither {side}"
+        f"{count_pairs(each)}, {each.both_good:,} both {side}, {each.both_bad:,} neither {side}"
         + (f", {each.unknown:,} unknown" if each.unknown else "")
         for each in outcomes
     )

@@ -7,7 +7,8 @@ from reports.charts import alt_text
 from reports.charts.chart import BEST_COLOR, NEUTRAL, PALETTE, TRIAL_COLOR, Chart
 from reports.charts.effect_plots import plot_effects
 from reports.formatting import escape_html
-from reports.stats.additive_findings import describe_trend, list_level_effects
+from reports.narrative import describe_trend
+from reports.stats.additive_findings import list_level_effects
 from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.scale import Scale, add_unit, format_param
 

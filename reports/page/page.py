@@ -20,7 +20,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from reports.analysis.nuisance import describe_judged, format_setting
+from reports.analysis.nuisance import format_setting
 from reports.charts.chart import Chart
 from reports.charts.effect_plots import effect_color
 from reports.data.results import Results
@@ -34,8 +34,19 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
+from reports.narrative import (
+    describe_best,
+    describe_edge,
+    describe_judged,
+    describe_outcomes,
+    describe_verdicts,
+    list_notes,
+    to_html,
+    to_sentence,
+    write_additive,
+    write_headline,
+)
 from reports.output import choose_path, default_path, identity_tags, report_identity
-from reports.page.answer import format_headline
 from reports.page.first_screen import build_first_screen
 from reports.page.section import Section
 from reports.page.sections import build_sections
@@ -106,7 +117,7 @@ def write_page(
         raise ReportError(
             f"cannot write the report to {path} ({error.strerror}); choose another path"
         ) from error
-    return Report(path, note, format_headline(sections))
+    return Report(path, note, write_headline([each.findings for each in sections]))
 
 
 def render_page(sections: Sequence[Section], refresh_seconds: int | None = None) -> Iterator[str]:
@@ -150,11 +161,19 @@ def _templates() -> jinja2.Environment:
         "signed": format_signed,
         "value": format_value,
         "objective_name": objective_name,
+        "marked": to_html,
+        "sentence": to_sentence,
     }
     environment.globals |= {
         "code_styles": _code_styles(),
         "describe_direction": describe_direction,
+        "describe_best": describe_best,
+        "describe_edge": describe_edge,
         "describe_judged": describe_judged,
+        "describe_outcomes": describe_outcomes,
+        "describe_verdicts": describe_verdicts,
+        "list_notes": list_notes,
+        "write_additive": write_additive,
         "describe_loss": describe_loss,
         "effect_color": effect_color,
         "equations": generate_latex,

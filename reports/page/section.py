@@ -9,21 +9,20 @@ from reports.analysis.audited_effects import AuditedEffects
 from reports.analysis.hypothesis_tests import HypothesisTest
 from reports.analysis.leaderboard import StudySummary
 from reports.analysis.nuisance import NuisanceSummary
-from reports.analysis.outcomes import describe_outcomes
 from reports.analysis.pareto_front import CostSummary
 from reports.analysis.pruning_audit import PruningAudit, PruningSummary
 from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import VariantEffect
-from reports.analysis.sweeps import describe_sweep
 from reports.charts.chart import Chart
 from reports.charts.filtered_effects import EffectSubset, SubsetFilter
 from reports.charts.importances import Importances
 from reports.charts.outcome_plots import OutcomeSubset
 from reports.data.results import MAX_DRAWN, Results
-from reports.formatting import effects_title, loss_unit
+from reports.findings import StudyFindings
+from reports.formatting import effects_title
 from reports.page.task import RECURRENT, FloorRow, list_floors
 from reports.stats.additive_model import AdditiveModel
-from reports.stats.conditional_effects import ConditionalEffect, RankedEffect, rank_effects
+from reports.stats.conditional_effects import ConditionalEffect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +31,7 @@ class Section:
 
     Attributes:
         results: results of the study.
+        findings: what the study shows.
         is_complete: whether every combination of the grid has a value.
         filters: filters for the effects.
         hypotheses: the hypotheses that the study stores, and their tests.
@@ -69,6 +69,7 @@ class Section:
     """
 
     results: Results
+    findings: StudyFindings
     is_complete: bool
     filters: list[SubsetFilter] = field(default_factory=list)
     hypotheses: list[HypothesisTest] = field(default_factory=list)
@@ -115,19 +116,6 @@ class Section:
     def has_networks(self) -> bool:
         """Whether trials trained networks, of which the source code is known."""
         return self.summary.best.architecture is not None
-
-    @property
-    def additive_sentences(self) -> list[str]:
-        """What the additive model found; empty without one."""
-        return describe_sweep(self.results, self.additive, self.effects[0].effects)
-
-    @property
-    def outcome_sentence(self) -> str:
-        """Which changes bring networks below the threshold; "" without one."""
-        if not self.outcomes:
-            return ""
-        unit = loss_unit(self.results.config)
-        return describe_outcomes(self.outcomes[0].outcomes, self.results, unit)
 
     @property
     def leaderboard(self) -> list[LeaderboardEntry]:
@@ -178,22 +166,6 @@ class Section:
     def samples(self) -> list[LeaderboardEntry]:
         """Best architectures that generated a sample."""
         return [entry for entry in self.summary.leaderboard if entry.sample]
-
-    @property
-    def ranked_effects(self) -> list[RankedEffect]:
-        """Effects over the whole grid, the largest first, with the conditions that rival them."""
-        return rank_effects(self.effects[0].effects, self.conditional)
-
-    @property
-    def largest_effects(self) -> list[RankedEffect]:
-        """The three largest significant effects, and that with the largest mean; empty if none is.
-
-        The size of an effect that depends on a condition is that where it is largest.
-        """
-        significant = [each for each in self.ranked_effects if each.is_significant]
-        named = significant[:3]
-        by_mean = sorted(significant, key=lambda each: -abs(each.main.mean))
-        return named + [each for each in by_mean[:1] if id(each) not in map(id, named)]
 
     @property
     def contents(self) -> list[tuple[str, str]]:

@@ -5,24 +5,20 @@ from dataclasses import replace
 
 import pandas as pd
 
-from reports.analysis.audited_effects import estimate_audited_effects
 from reports.analysis.baseline_references import (
     BaselineReference,
     describe_references,
     describe_training_differences,
     find_references,
 )
-from reports.analysis.hypothesis_tests import StudyTables
-from reports.analysis.leaderboard import summarize_study
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
 from reports.analysis.pareto_front import summarize_costs
-from reports.analysis.pruning_audit import PruningSummary, audit_pruning, summarize_pruning
+from reports.analysis.pruning_audit import PruningSummary, summarize_pruning
 from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import (
     compare_with_source,
     compute_variant_effects,
 )
-from reports.analysis.sweeps import fit_sweep
 from reports.charts import alt_text
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import chart_differences, plot_replicates
@@ -54,11 +50,9 @@ from reports.charts.training_plots import (
 )
 from reports.charts.trend_plots import chart_levels, chart_trends
 from reports.data.results import Results, find_replicates
+from reports.findings import StudyFindings
 from reports.formatting import loss_unit, objective_name, value_axis_title
 from reports.page.section import Section
-from reports.stats.conditional_effects import (
-    compute_conditional_effects,
-)
 from reports.stats.planned_looks import find_detectable_gap
 from studies.space import BPTT_STEPS, COST_PARAMS
 
@@ -81,21 +75,17 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         results: results of the study.
         references: baseline cells to draw in its charts.
     """
-    grid = build_judged_table(results)
-    audited = estimate_audited_effects(results) if results.is_pruned else None
+    findings = StudyFindings(results)
+    audited = findings.audited
     filters = list_filters(results) if audited is None else []
     effects = (
         [compute_audited_subset(results, audited)]
         if audited is not None
         else list(compute_effect_subsets(results, filters))
     )
-    conditional_effects = (
-        compute_conditional_effects(grid, effects[0].effects) if audited is None else []
-    )
-    additive, scale = fit_sweep(results, effects[0].effects), results.scale
+    additive, scale, summary = findings.additive, results.scale, findings.summary
     complete = list(results.complete.index)
     source_comparison = compare_with_source(results)
-    summary = summarize_study(results)
     fronts = summarize_costs(results, summary, references)
     pruning = summarize_pruning(results)
     # Over the survivors of pruning, importances would mislead as effects would.
@@ -107,22 +97,25 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
     shown = {each.label for each in conditional}  # a cell's trials may be a full block as well
     return Section(
         results=results,
+        findings=findings,
         is_complete=not results.table["value"].isna().any(),
         filters=filters,
-        hypotheses=StudyTables(results).test_stored(),
+        hypotheses=findings.hypotheses,
         effects=effects,
-        conditional=conditional_effects,
-        conditional_chart=chart_conditional_effects(conditional_effects, loss_unit(results.config)),
+        conditional=findings.conditional,
+        conditional_chart=chart_conditional_effects(
+            findings.conditional, loss_unit(results.config)
+        ),
         outcomes=list(compute_outcome_subsets(results, filters)) if is_whole else [],
         nuisance=_summarize_nuisance(results),
         pruning=pruning,
-        audit=audit_pruning(results) if pruning else None,
+        audit=findings.audit,
         audited_effects=audited,
         early_effects=_compute_early_effects(results, pruning) if pruning else None,
         additive=additive,
         trend_charts=chart_trends(additive, scale) if additive else [],
         levels_chart=chart_levels(additive, scale) if additive else None,
-        interactions=chart_interactions(grid) if is_whole else None,
+        interactions=chart_interactions(build_judged_table(results)) if is_whole else None,
         curves=_chart_curves(results, references),
         summary=summary,
         replicates_chart=_chart_replicates(results, summary.entries, references)

@@ -148,14 +148,20 @@ class PairedDifference:
         return bool(self.scale.improves(self.mean))
 
     @property
-    def is_decidable(self) -> bool:
-        """Whether the interval can support a decision.
+    def reason(self) -> str:
+        """Why the interval supports no decision: ``too few pairs to test: 4 of 8``; "" if it does.
 
         Without another estimate of the noise, :data:`MIN_PAIRS` pairs are needed.
         """
-        if math.isnan(self.error):
-            return False
-        return self.source is not NoiseSource.PAIRS or self.pairs >= MIN_PAIRS
+        is_known = self.source is not NoiseSource.PAIRS or self.pairs >= MIN_PAIRS
+        if is_known and not math.isnan(self.error):
+            return ""
+        return f"too few pairs to test: {self.pairs} of {MIN_PAIRS}"
+
+    @property
+    def is_decidable(self) -> bool:
+        """Whether the interval can support a decision; :attr:`reason` says why not."""
+        return not self.reason
 
     @property
     def is_significant(self) -> bool:

@@ -10,10 +10,9 @@ import pytest
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.trend_plots import chart_levels, chart_trends
 from reports.data.study_reader import read_results
-from reports.page.answer import answer_question, format_headline
+from reports.narrative import describe_additive, write_additive_clause, write_answer, write_headline
 from reports.page.page import render_page
 from reports.page.sections import build_section
-from reports.stats.additive_findings import describe_additive, format_additive_line
 from reports.stats.additive_model import fit_additive_model
 from reports.stats.scale import Scale
 from rnn_search import load
@@ -110,7 +109,7 @@ def test_trend_without_a_turn_is_best_at_an_end_or_beyond(maximize):
     optimum = trend_of(model, "x").optimum
     assert optimum.low == optimum.high == optimum.value
     assert optimum.value == pytest.approx(max(columns["x"]) if maximize else min(columns["x"]))
-    line = format_additive_line(model, ACCURACY if maximize else LOSS)
+    line = write_additive_clause(model, ACCURACY if maximize else LOSS)
     assert f"x: best at the {'highest' if maximize else 'lowest'} value tried" in line
 
 
@@ -214,9 +213,9 @@ def test_sweep_without_pairs_says_so_first_and_shows_trends_and_effects(sqlite_u
     import_results(sqlite_url, pd.DataFrame(rows), options, name="sweep")
     section = build_section(read_results(read_storage(sqlite_url), "sweep"))
     assert section.effects[0].effects == []
-    assert answer_question(section)[0].startswith("There are no matched pairs")
-    assert "; no matched pairs; if parameters act additively: rate: best" in format_headline(
-        [section]
+    assert write_answer(section.findings)[0].startswith("There are no matched pairs")
+    assert "; no matched pairs; if parameters act additively: rate: best" in write_headline(
+        [section.findings]
     )
     page = "".join(render_page([section]))
     assert 'id="s1-additive"' in page

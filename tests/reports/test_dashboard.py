@@ -37,14 +37,11 @@ from sqlalchemy import Engine, event
 
 from reports import cli
 from reports.dashboard import publish, server
-from reports.dashboard.publish import SAMPLES_FILE, SEPARATOR, StudyPublisher
-from reports.dashboard.server import (
-    PublishOnView,
-    open_listener,
-    same_origin_only,
-    serve_dashboard,
-)
+from reports.dashboard.publish import SEPARATOR, StudyPublisher
+from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
 from reports.errors import DashboardError
+from reports.findings import StudyFindings
+from rnn_search.api import serve_dashboard
 from studies.artifacts import open_store
 from studies.attributes import LOOKS, PUBLISHED, REPORT_CLAIM
 from studies.config import StudyConfig
@@ -203,7 +200,7 @@ def test_samples_of_the_best_trials_are_one_file(sqlite_url, tmp_path):
     runs = [(gated_params(1 + i), 1.5 + i, {"sample": text}) for i, text in enumerate(samples)]
     make_runs(sqlite_url, "made", {"space": {"layers": [1, 2, 3], "state_size": [4]}}, runs)
     publish_study(sqlite_url, files)
-    written = read_files(sqlite_url, files)[SAMPLES_FILE]
+    written = read_files(sqlite_url, files)["best-samples.txt"]
     assert written.startswith("1: trial 0, 1×4 no gates, new state, 1.5000 nats per byte\n")
     assert "once <upon>\n a time\n" in written
     assert written.endswith("there was\n")
@@ -324,7 +321,9 @@ def test_markup_in_names_is_escaped(sqlite_url):
     results = results_of(sqlite_url, MARKUP)
     names = "a|b\n```" + results.table["architecture"]
     results = replace(results, table=results.table.assign(architecture=names))
-    assert f"&ensp;{ESCAPED}1×4 no gates, new state | 1.5000" in publish.render_note(results, [])
+    assert f"&ensp;{ESCAPED}1×4 no gates, new state | 1.5000" in publish.render_note(
+        StudyFindings(results)
+    )
 
 
 def finished_and_intact(url):
@@ -332,7 +331,8 @@ def finished_and_intact(url):
     found = query(url, "SELECT key, value_json FROM study_system_attributes")
     found = {key: json.loads(value) for key, value in found}
     body = "".join(value for key, value in sorted(found.items()) if "note_str" in key)
-    assert publish.is_intact(body, found[PUBLISHED]["note"])
+    generated = body.partition(f"{SEPARATOR}\n\n")[2]
+    assert publish.fingerprint(generated) == found[PUBLISHED]["note"]
     return int(re.search(r"(\d+) of 8 trials", body)[1])
 
 

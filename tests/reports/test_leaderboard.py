@@ -9,7 +9,8 @@ from factories import gated_params, make_replicates, make_runs, make_study, resu
 
 from reports.analysis.leaderboard import summarize_study
 from reports.analysis.ranking import rank_architectures
-from reports.dashboard.note import render_note
+from reports.dashboard.publish import render_note
+from reports.findings import StudyFindings
 from reports.hypotheses import write_hypotheses
 from reports.page.page import render_page
 from reports.page.sections import build_section
@@ -40,7 +41,7 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     assert format_progress(study.status).endswith(f"{line} ({BEST}, best run trial 0)")
     (listed,) = list_studies(storage=sqlite_url)
     assert (f"{listed.best:.4f}", listed.best_unit) == ("2.4081", "bits per byte")
-    note = render_note(results, [])
+    note = render_note(StudyFindings(results))
     assert f"| 1 | 0 | &ensp;{BEST} | 2.4081 |" in note
 
 

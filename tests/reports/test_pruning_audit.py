@@ -23,10 +23,10 @@ from reports.analysis.pruning_audit import (
 )
 from reports.charts.filtered_effects import compute_audited_subset
 from reports.errors import ReportError
+from reports.findings import StudyFindings
 from reports.hypotheses import HYPOTHESES
 from reports.hypotheses import render_page as render_hypotheses
-from reports.page.answer import format_headline
-from reports.page.sections import build_section
+from reports.narrative import write_headline
 from reports.stats.effects import FactorialTable
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook
@@ -173,7 +173,7 @@ def test_pruned_study_without_estimates_says_why(sqlite_url, options, reason):
     effects = load("made", storage=sqlite_url).effects()
     assert effects.effects == []
     assert reason in repr(effects)
-    headline = format_headline([build_section(results_of(sqlite_url, "made"))])
+    headline = write_headline([StudyFindings(results_of(sqlite_url, "made"))])
     assert headline.rpartition("; ")[2][0].islower()
 
 

@@ -125,7 +125,9 @@ def test_too_few_trials_leave_the_differences_between_pairs():
     assert effect.source is NoiseSource.PAIRS
     assert effect.is_significant
     few = FactorialTable.from_frame(pd.DataFrame(rows[:7] + rows[9:16]), ["a", "size"])
-    assert not few.compute_effect(Contrast("a", False, True)).is_significant
+    untested = few.compute_effect(Contrast("a", False, True))
+    assert not untested.is_significant
+    assert (effect.reason, untested.reason) == ("", "too few pairs to test: 7 of 8")
 
 
 def replicates_of(url, **config):

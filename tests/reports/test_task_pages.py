@@ -9,9 +9,10 @@ import pytest
 from factories import created_once, make_runs
 from rich.console import Console
 
-from reports.dashboard.note import render_note
+from reports.dashboard.publish import render_note
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
+from reports.findings import StudyFindings
 from reports.page.page import write_report
 from rnn_search import load
 from search.display import draw_status, format_status
@@ -129,7 +130,7 @@ def test_tables_and_lines_are_those_of_the_task(
     assert named in lines[0]
     assert f"best {named}" in lines[1]
     assert f"smoothed {NAMES.get(loss, loss)}" in lines[1]
-    note = render_note(results, [])
+    note = render_note(StudyFindings(results))
     assert "| accuracy |" in re.sub(r"&ensp;", "", note)
     settings = note.index("### Config")
     parts = [*lines, listed.best_text, note[:settings], " ".join(row), repr(study.effects())]

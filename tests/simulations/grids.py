@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-
 from reports.page.answer import N_EFFECTS
+
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.effects import FactorialTable
 from reports.stats.noise_regions import Runs
