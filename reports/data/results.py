@@ -216,14 +216,11 @@ class Results:
     @cached_property
     def scale(self) -> Scale:
         """Unit, direction and precision of ``value``."""
-        config = self.config
-        if config.is_text:
-            return NATS
-        unit, name = self.measure.short_unit, self.measure.loss
-        if config.task_record:  # its losses may have any size and sign
-            return Scale(unit, False, ".3g", self.measure.spec, name)
-        is_maximized = config.direction == "maximize"
-        return Scale.of_values(self.table["value"].dropna(), name, unit, is_maximized)
+        scale = self.measure.scale
+        if self.config.is_trained:
+            return scale
+        values = self.table["value"].dropna()
+        return Scale.of_values(values, scale.name, scale.unit, scale.higher_is_better)
 
     @cached_property
     def uncontrasted(self) -> frozenset[str]:
