@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -26,17 +25,16 @@ from process_runner import SETTINGS, query, wait_until, wait_until_running
 from services import free_port
 from sqlalchemy import Engine, event
 
-from reports import cli
 from reports.dashboard import publish, server
 from reports.dashboard.publish import SEPARATOR, StudyPublisher
 from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
 from reports.errors import DashboardError
 from rnn_search.api import serve_dashboard
 from studies.artifacts import open_store
-from studies.attributes import LOOKS, PUBLISHED, REPORT_CLAIM
+from studies.attributes import PUBLISHED
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError, StudiesError, StudyFormatError
-from studies.storage.changes import rename_study, retry_trials
+from studies.storage.changes import rename_study
 from studies.storage.open import load_study, open_storage
 
 
@@ -340,73 +338,6 @@ def test_publication_of_an_older_state_gives_way_to_a_newer_one(url, show):
     made.publish(SimpleNamespace(write=write_late))
     assert [made.attributes, made.files] == newer
     assert finished_and_intact(url) == 2
-
-
-@EACH_DATABASE
-def test_one_of_the_processes_that_see_a_search_end_writes_the_report(
-    url, show, monkeypatch, capsys
-):
-    make_study(url)
-    made = show(url)
-    monkeypatch.setattr(cli, "write_final_report", lambda *study: print("written"))
-
-    def end_on(host, was_finished=False):
-        monkeypatch.setattr(socket, "gethostname", lambda: host)
-        cli.finalize_search(url, "made", str(made.folder), 8, was_finished)
-        return capsys.readouterr().out
-
-    def retry():
-        retry_trials(made.storage, "made", ["diverged"])
-        finish_one(url, 1.3)
-
-    leaves_it = (
-        f"report: process one/{os.getpid()} writes it; for another copy: rnn-search report made\n"
-    )
-    assert end_on("one") == "written\n"
-    assert "8 of 8 trials" in made.note
-    monkeypatch.setattr(StudyPublisher, "publish", lambda _: None)
-    assert end_on("two") == leaves_it
-    assert end_on("one") == "written\n", "its first answer was lost"
-    assert end_on("two", was_finished=True) == "written\n"
-    earlier = {"finished": 8, "host": "two", "pid": 1, "path": "", "is_written": False}
-    for reach_state in (
-        retry,
-        lambda: made.study.set_user_attr(LOOKS, [{}]),
-        lambda: made.set(REPORT_CLAIM, earlier),
-    ):
-        assert end_on("two") == leaves_it
-        reach_state()
-        assert end_on("two") == "written\n"
-        assert end_on("one") == leaves_it.replace("one", "two")
-        made.set(REPORT_CLAIM, {})
-        assert end_on("one") == "written\n"
-
-
-def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
-    sqlite_url, monkeypatch, capsys
-):
-    make_study(sqlite_url)
-
-    def fail(*arguments):
-        raise error
-
-    def end():
-        cli.finalize_search(sqlite_url, "made", None, 8, False)
-        return capsys.readouterr()
-
-    error: Exception = OSError("disk full")
-    for place in ("page.page.write_report", "dashboard.publish.StudyPublisher.publish"):
-        monkeypatch.setattr(f"reports.{place}", fail)
-    not_updated = "warning: cannot update the dashboard: disk full\n"
-    assert end() == ("no report: disk full\n", not_updated)
-    error = KeyError("a defect")
-    out, err = end()
-    assert out == "no report: 'a defect'\n"
-    assert err.count("Traceback (most recent call last):") == 2
-    assert err.count("\nwarning: bug in rnn-search (KeyError: 'a defect'): please ") == 2
-    error = OSError("disk full")
-    monkeypatch.setattr(cli, "_claim_report", fail)
-    assert end() == ("no report: disk full\n", "")
 
 
 # ------------------------------------------------------------------ publication of what is viewed
