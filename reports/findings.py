@@ -8,18 +8,19 @@ so that none of them calls an effect significant that another one does not.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from reports.analysis.audited_effects import AuditedEffects, estimate_audited_effects
+from reports.analysis.budgets import find_rates
 from reports.analysis.hypothesis_tests import HypothesisTest, StudyTables
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import Edge, build_judged_table, find_edges
 from reports.analysis.outcomes import build_outcome_table
 from reports.analysis.pruning_audit import PruningAudit, audit_pruning
 from reports.analysis.sweeps import fit_sweep
-from reports.data.results import Results
+from reports.data.results import BUDGET_PARAMS, Results
 from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import (
     ConditionalEffect,
@@ -33,19 +34,9 @@ from reports.stats.outcome_table import ContrastOutcomes, compute_outcomes
 from reports.stats.scale import format_value
 from studies.space import CELL
 from studies.storage.trials import TrialStatus
-from studies.training import UPDATE_EVERY
 
 N_LARGEST = 3
 """Largest significant effects that are named."""
-
-_Quantity = Literal["inputs", "updates"]
-
-_BUDGETS: dict[str, _Quantity] = {
-    "batch_size": "inputs",
-    UPDATE_EVERY: "updates",
-    "sequence_length": "updates",
-}
-"""Parameters that may change what networks get in the same number of steps."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +60,14 @@ class UnequalBudget:
 
     Attributes:
         parameter: name of the parameter.
-        quantity: what is unequal: the ``inputs`` that are read, or the ``updates``.
+        unit: what is unequal: ``updates``, or what is read: ``bytes``, ``tokens`` or ``inputs``.
         least: value of the parameter with the smallest budget.
         most: value with the largest one.
         ratio: largest budget divided by the smallest.
     """
 
     parameter: str
-    quantity: _Quantity
+    unit: str
     least: Any
     most: Any
     ratio: float
@@ -96,6 +87,11 @@ class StudyFindings:
     def summary(self) -> StudySummary:
         """Ranking and comparison of the architectures."""
         return summarize_study(self.results)
+
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether replicated architectures are compared, which decides what the answer is about."""
+        return self.results.has_replicates and self.summary.has_verdicts
 
     @cached_property
     def audited(self) -> AuditedEffects | None:
@@ -234,21 +230,25 @@ def _count_divergences(rows: pd.DataFrame, groups: "pd.Series[Any]") -> list[Div
 def find_budgets(results: Results, parameters: Sequence[str]) -> list[UnequalBudget]:
     """Find the parameters whose values get unequal budgets in the same number of steps.
 
+    Values are compared among trials that are equal in all other parameters.
+
     Args:
         results: results of the study.
         parameters: parameters of which values are compared.
     """
-    found = []
-    for name in parameters:
-        quantity = _BUDGETS.get(name) if results.cells else None
-        if quantity is None:
-            continue
-        rows = results.table.dropna(subset=[name])
-        # A step reads one token or input of each stream; older trials have not recorded it.
-        recorded = rows[name] if quantity == "inputs" else rows[quantity]
-        budgets = pd.to_numeric(recorded).groupby(rows[name]).mean().dropna()
-        if len(budgets) > 1 and budgets.max() > 1.01 * budgets.min():
-            least, most = budgets.idxmin(), budgets.idxmax()
-            ratio = float(budgets[most] / budgets[least])
-            found.append(UnequalBudget(name, quantity, least, most, ratio))
+    names = [name for name in BUDGET_PARAMS if name in parameters]
+    if not (results.cells and names):
+        return []
+    rows, rates, found = results.complete, find_rates(results), []
+    for name in names:
+        others = [each for each in results.all_parameters if each != name]
+        alike = rows.groupby(others, dropna=False).ngroup() if others else pd.Series(0, rows.index)
+        for unit, rate in rates.drop(columns="steps").items():
+            of_pairs = rate.groupby(alike)
+            differs = of_pairs.transform("max") > 1.01 * of_pairs.transform("min")
+            means = rate[differs].groupby(rows[name][differs]).mean().sort_values()
+            if len(means) > 1:
+                least, most = means.index[0], means.index[-1]
+                ratio = float(means.iloc[-1] / means.iloc[0])
+                found.append(UnequalBudget(name, str(unit), least, most, ratio))
     return found

@@ -29,16 +29,16 @@ from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.findings import StudyFindings
 from reports.formatting import escape_markdown, format_number, load_templates
-from reports.narrative import (
+from reports.narrative import list_warnings
+from reports.output import OUTPUT, choose_path, identity_tags, report_identity
+from reports.phrases import (
     count_outcomes,
     describe_best,
     describe_verdicts,
     list_notes,
-    list_warnings,
     to_markdown,
     to_sentence,
 )
-from reports.output import OUTPUT, choose_path, identity_tags, report_identity
 from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
 from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.scale import format_count, format_signed
@@ -245,6 +245,11 @@ def write_hypotheses(
     tested = load_hypotheses(hypotheses)
     with closing(read_storage(storage_url)) as storage:
         results = [read_results(storage, name, with_curves=False) for name in dict.fromkeys(names)]
+    if several := [each.name for each in results if each.config.task_names]:
+        raise ReportError(
+            f"study {several[0]!r} has several tasks: expected a study of one; rnn-search report "
+            "tests the hypotheses that it stores in each of them"
+        )
     command = _format_command(results, margin, note, hypotheses)
     page = f"{render_page(results, tested, margin, note, command).rstrip()}\n".encode()
     identity = report_identity(each.identity for each in results)

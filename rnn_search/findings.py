@@ -14,22 +14,18 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from reports.analysis.budgets import BudgetComparison, compare_budgets
 from reports.analysis.leaderboard import StudySummary, look_at_results, summarize_study
 from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pareto_front import ParetoFront, summarize_costs
+from reports.analysis.tasks import compare_across_tasks
 from reports.data.results import Results, find_replicates
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.findings import StudyFindings
 from reports.formatting import loss_unit
-from reports.narrative import (
-    count_verdicts,
-    describe_insignificance,
-    describe_smallest,
-    list_warnings,
-    to_plain,
-    write_additive,
-)
+from reports.narrative import describe_insignificance, list_warnings
+from reports.phrases import count_verdicts, describe_smallest, to_plain, write_additive
 from reports.stats.additive_findings import list_level_effects
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
@@ -40,6 +36,7 @@ from reports.stats.effects import Effect
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.planned_looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.scale import format_count
+from reports.stats.tasks import TaskContrast, describe_agreement
 from search.derive import group_by_architecture, record_look
 from studies.attributes import StudyRecord
 from studies.errors import ConfigError, StudiesError
@@ -76,6 +73,7 @@ class Effects:
         conditional_effects: the effects within each value of the other parameters.
         spec: format of an effect in the printed table.
         additive: additive model of trials that matched pairs do not compare; None if they do.
+        at_budgets: effects at equal steps, tokens and updates; None if trials differ in neither.
     """
 
     effects: list[Effect]
@@ -84,6 +82,7 @@ class Effects:
     conditional_effects: list[ConditionalEffect] = field(default_factory=list)
     spec: str = ".4f"
     additive: AdditiveModel | None = None
+    at_budgets: BudgetComparison | None = None
 
     @property
     def trends(self) -> pd.DataFrame:
@@ -151,6 +150,26 @@ class Effects:
             opposite_signs=[each.has_opposite_signs for each, _ in rows],
         )
 
+    @property
+    def budgets(self) -> pd.DataFrame:
+        """One row per change of how much a step reads or how often it updates, and per budget.
+
+        Columns: those of a contrast, as in :attr:`table`, here of the smoothed training loss where
+        all compared trials have reached the same ``amount`` of ``equal``: ``steps``, ``updates``,
+        and ``bytes`` or ``tokens``, of tasks other than text ``inputs``. Empty for studies that do
+        not vary such a setting.
+        """
+        budgets = self.at_budgets.budgets if self.at_budgets else []
+        rows = [
+            (effect, budget)
+            for each in (self.at_budgets.rows if self.at_budgets else [])
+            for effect, budget in zip(each.effects, budgets, strict=True)
+        ]
+        return _tabulate([(each, each) for each, _ in rows]).assign(
+            equal=[budget.unit for _, budget in rows],
+            amount=[budget.amount for _, budget in rows],
+        )
+
     def plot(self) -> "go.Figure":
         """Plot each effect with its interval; a notebook displays the figure."""
         from reports.charts.effect_plots import plot_effects
@@ -167,6 +186,55 @@ class Effects:
     def _repr_html_(self) -> str:
         warnings = "".join(f"<p><strong>{escape(each)}.</strong></p>" for each in self.warnings)
         return self.table.to_html(na_rep="") + warnings
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskEffects:
+    """Main effects in each of several tasks; printed as their table.
+
+    Attributes:
+        by_task: effects in each task, by its name.
+        contrasts: what each change does in all tasks.
+    """
+
+    by_task: dict[str, Effects]
+    contrasts: list[TaskContrast]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per task and contrast: ``task``, then the columns of :attr:`Effects.table`."""
+        tables = [each.table.assign(task=name) for name, each in self.by_task.items()]
+        table = pd.concat(tables, ignore_index=True)
+        return table[["task", *table.columns.drop("task")]]
+
+    @property
+    def agreement(self) -> pd.DataFrame:
+        """One row per contrast: its values, and in how many ``tasks`` it ``helps`` and ``harms``.
+
+        It does so in the tasks where its effect is significant, corrected for all changes in all
+        tasks; ``agrees`` tells whether these are two or more, of one sign.
+        """
+        columns = ["parameter", "before", "after", "tasks", "helps", "harms", "agrees"]
+        rows = [
+            (
+                each.contrast.parameter,
+                each.contrast.before,
+                each.contrast.after,
+                len(each.by_task),
+                len(each.helps),
+                len(each.harms),
+                each.agrees,
+            )
+            for each in self.contrasts
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def __repr__(self) -> str:
+        named = [f"task {name}\n{each!r}" for name, each in self.by_task.items()]
+        return "\n".join([*named, describe_agreement(self.contrasts)])
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html(na_rep="")
 
 
 def _tabulate(effects: Sequence[tuple[Effect, PairedDifference]]) -> pd.DataFrame:
@@ -282,7 +350,7 @@ class Pareto:
 
     def plot(self) -> "go.Figure":
         """Plot the loss of all architectures against the cost; a notebook displays the figure."""
-        from reports.charts.pareto_plots import plot_front
+        from reports.charts.comparison_plots import plot_front
 
         return plot_front(self.front)
 
@@ -314,7 +382,16 @@ def find_effects(results: Results, storage: str) -> Effects:
     if model:
         effects = effects or list_level_effects(model, results.scale)
     unit, spec = loss_unit(results.config), results.scale.value_spec
-    return Effects(effects, unit, warnings, findings.conditional, spec, model)
+    budgets = compare_budgets(results)
+    return Effects(effects, unit, warnings, findings.conditional, spec, model, budgets)
+
+
+def compare_tasks(results: Results, storage: str) -> TaskEffects:
+    """Estimate the effects in each of several tasks; arguments are those of `find_effects`."""
+    parts = results.split_tasks()
+    comparison = compare_across_tasks(parts)
+    by_task = {part.task: find_effects(part, storage) for part in parts}
+    return TaskEffects(by_task, comparison.contrasts if comparison else [])
 
 
 def _read_derived(url: str, source: str) -> list[Results]:

@@ -1,7 +1,7 @@
 """Names, units, precision and columns of a study's losses: the one place that knows each task's."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reports.stats.scale import NATS, Scale
 from studies.attributes import OBJECTIVE_NAMES
@@ -80,6 +80,15 @@ def find_measure(config: StudyConfig) -> Measure:
         scale = Scale(unit, config.direction == "maximize", ".6g", ".6g", name)
         curve = "intermediate value"
         return Measure(name, unit, scale, "loss", unit, is_text=False, curve=curve)
+    if config.task_records:
+        found = [find_measure(config.at_task(task)) for task in config.task_records]
+        first, is_same = found[0], len({(each.loss, each.unit) for each in found}) == 1
+        if is_same:
+            return first
+        # Losses of several kinds have no common name or unit.
+        name, curve = OBJECTIVE_NAMES[config.objective], "smoothed training loss"
+        scale = replace(first.scale, name="loss", unit="")
+        return replace(first, name=name, unit="", scale=scale, held_out_unit="", curve=curve)
     name, task = OBJECTIVE_NAMES[config.objective], config.task_record
     if task is None:
         return Measure(name, f"nats per {config.token_name}")

@@ -31,7 +31,7 @@ from studies.artifacts import open_store
 from studies.attributes import (
     AUDIT,
     COMMANDS,
-    EVAL_WINDOWS,
+    LONG_RESULTS,
     LOOKS,
     SCHEMA_VERSION,
     SOURCE_TRIALS,
@@ -51,7 +51,7 @@ from studies.storage.trials import MAX_NAMED, DamagedTrials
 
 SETTINGS = (*ONE_TRIAL, "--set=space.state_size=[3, 4]", "--set=keep_weights=2")
 DERIVED = (*TINY, "--set=refinement.top=1", "--set=refinement.variants=[{}]", "--name", "derived")
-TRIAL_ATTRIBUTES = sorted({*TrialRecord.model_fields, SOURCE_TRIALS} - {*EVAL_WINDOWS.values()})
+TRIAL_ATTRIBUTES = sorted({*TrialRecord.model_fields, SOURCE_TRIALS} - {*LONG_RESULTS})
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def _report_again(monkeypatch):
 def quiet(monkeypatch):
     """Draw none of Optuna's figures, and write no report after a search."""
     for name in ("compute_block_importances", "compute_importances"):
-        monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
+        monkeypatch.setattr(f"reports.page.section.{name}", lambda *results: [])
     monkeypatch.setattr("reports.cli.finalize_search", lambda *study: None)
 
 

@@ -3,9 +3,6 @@
 See :mod:`reports.stats.outcome_table`.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -27,9 +24,7 @@ def list_outcomes(table: pd.DataFrame, threshold: float, scale: Scale = NATS) ->
     return pd.Series(outcomes, index=table.index, dtype=float)
 
 
-def build_outcome_table(
-    results: Results, threshold: float, fixed: Mapping[str, Any] | None = None
-) -> FactorialTable:
+def build_outcome_table(results: Results, threshold: float) -> FactorialTable:
     """Arrange the outcomes of the architectures, each at its best.
 
     Replicates count as one trial. It is good if all of those runs are that every architecture has:
@@ -38,21 +33,16 @@ def build_outcome_table(
     Args:
         results: results of the study; without nuisance parameters, each trial is judged.
         threshold: loss below which a trial is good.
-        fixed: values of nuisance parameters that the trials have.
     """
-    key = "outcomes", threshold, *(fixed or {}).items()
+    key = "outcomes", threshold
     if key not in results.computed:
-        results.computed[key] = _arrange_outcomes(results, threshold, fixed or {})
+        results.computed[key] = _arrange_outcomes(results, threshold)
     table: FactorialTable = results.computed[key]
     return table
 
 
-def _arrange_outcomes(
-    results: Results, threshold: float, fixed: Mapping[str, Any]
-) -> FactorialTable:
+def _arrange_outcomes(results: Results, threshold: float) -> FactorialTable:
     rows, parameters = results.table, results.judged_parameters
-    for name, value in fixed.items():
-        rows = rows[(rows[name] == value).fillna(False).astype(bool)]
     rows = results.judge(rows) if results.has_replicates else rows
     rows = rows.assign(value=list_outcomes(rows, threshold, results.scale))
     if not results.has_replicates:

@@ -110,8 +110,8 @@ class LeaderboardEntry:
 
     @property
     def full_label(self) -> str:
-        """The label, with the best values of the nuisance parameters."""
-        return self.label + format_settings(self.best_values, self.best_values)
+        """The label, with the best values of the nuisance parameters, rounded."""
+        return self.label + format_settings(self.best_values, self.best_values, True)
 
 
 def _rank(results: Results) -> list[RankedArchitecture]:

@@ -8,7 +8,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.analysis.baseline_references import BaselineReference
-from reports.charts.alt_text import describe_timeline
 from reports.charts.chart import (
     FULL_WIDTH,
     NEUTRAL,
@@ -21,7 +20,8 @@ from reports.charts.chart import (
     category_colors,
     sequential_colors,
 )
-from reports.data.results import Results, describe_selection, select_drawn_curves
+from reports.data.results import Results
+from reports.data.study_reader import describe_selection, select_drawn_curves
 from reports.data.trial_table import is_continuous
 from reports.formatting import escape_html, objective_name
 from reports.stats.interaction_model import Floats, Integers
@@ -180,8 +180,13 @@ def chart_timeline(results: Results) -> Chart | None:
             f" There are {trials:,} trials: a bar stands for all of the same end that a worker "
             "began within a short time, from the first start to the last end."
         )
-    figure, text = plot_timeline(bars), describe_timeline(results.table)
-    return Chart("Timeline of the workers", figure, text, caption, width=520, max_width=FULL_WIDTH)
+    return Chart(
+        "Timeline of the workers",
+        plot_timeline(bars),
+        caption=caption,
+        width=520,
+        max_width=FULL_WIDTH,
+    )
 
 
 def plot_timeline(bars: pd.DataFrame) -> go.Figure:

@@ -20,7 +20,7 @@ import pandas as pd
 import tomli_w
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-from reports import narrative
+from reports import narrative, phrases
 from reports.analysis.nuisance import join_names
 from reports.analysis.ranking import rank_architectures
 from reports.charts.effect_plots import plot_effects
@@ -32,7 +32,6 @@ from rnn.source_code import generate_module
 from studies.artifacts import Store, artifact_id, store_errors
 from studies.attributes import PUBLISHED
 from studies.errors import ArtifactsError
-from studies.loader import read_record
 from studies.storage.changes import update_system_attributes
 from studies.storage.counts import count_trials
 from studies.storage.open import load_study
@@ -48,6 +47,9 @@ SEPARATOR = "*Text above this line is kept. Everything below it is updated autom
 
 _FORMAT = 7
 """Version of the note, the figure and the files; raise it when any of them changes."""
+
+_OF_FILES = {"cells", "task_record", "task_records"}
+"""Parts of a config that follow from the files that it names."""
 
 _NOTE_VERSION = "dashboard:note_ver"
 _ATTEMPTS = 20
@@ -100,14 +102,15 @@ class StudyPublisher:
         if not is_forced and _is_current(attrs, digest):
             return True
 
-        # Verdicts on replicates are those of a page, which compares them by window.
-        with_windows = read_record(self._study).config.refinement is not None
-        findings = StudyFindings(self._reader.read(False, with_windows, require_complete=False))
+        results = self._reader.read(False, False, require_complete=False)
+        if results.has_replicates:  # verdicts are those of the report, which compares windows
+            results = self._reader.read(False, require_complete=False)
+        findings = StudyFindings(results)
         figure, text = _plot_effects(findings), render_note(findings)
         files: dict[str, str] = {}
         error: Exception | None = None
         try:
-            files = self._write_files(findings.results)
+            files = self._write_files(results)
         except store_errors() as caught:
             error, digest = caught, ""
         before = attrs.get(PUBLISHED, {})
@@ -137,7 +140,7 @@ class StudyPublisher:
     def _write_files(self, results: Results) -> dict[str, str]:
         """Write the files of the best trials; return the attributes that list them.
 
-        There are none of an imported study, and without complete trials.
+        There are none of an imported study, and without a ranking.
         """
         listed: dict[str, str] = {}
 
@@ -148,7 +151,7 @@ class StudyPublisher:
             listed[f"artifacts:{identifier}"] = json.dumps(entry | {"encoding": None})
             self._store.write(identifier, io.BytesIO(text.encode()))
 
-        if not (results.cells and results.counts.complete):
+        if not (results.cells and _has_ranking(results)):
             return listed
         best = rank_architectures(results, N_BEST)
         numbers, samples = [entry.number for entry in best], []
@@ -223,6 +226,11 @@ def merge_note(body: str, published: list[Any] | None, generated: str) -> str:
     return "\n\n".join([*kept, SEPARATOR, generated])
 
 
+def _has_ranking(results: Results) -> bool:
+    """Return whether trials are complete, and compare: losses of several tasks do not."""
+    return results.counts.complete > 0 and not results.config.task_names
+
+
 def render_note(findings: StudyFindings) -> str:
     """Render the generated part of a note; equal states of a study give equal texts.
 
@@ -230,21 +238,21 @@ def render_note(findings: StudyFindings) -> str:
         findings: findings on a study, of which no trial may be complete.
     """
     results, best, said = findings.results, [], []
-    if results.counts.complete:
+    if _has_ranking(results):
         best = rank_architectures(results, N_BEST)
-        said = [*narrative.write_answer(findings), narrative.describe_outcomes(findings)]
+        said = [*narrative.write_answer(findings), phrases.describe_outcomes(findings)]
         if results.is_pruned:
-            said.append(narrative.to_sentence(narrative.describe_pruning(findings)))
+            said.append(phrases.to_sentence(phrases.describe_pruning(findings)))
         said += [f"Warning: {each}." for each in narrative.list_warnings(findings)]
     text = _TEMPLATES.get_template("note.md").render(
         results=results,
         best=best,
-        sentences=[narrative.to_markdown(each) for each in said if each],
+        sentences=[phrases.to_markdown(each) for each in said if each],
         nuisance=join_names(results.nuisance),
         command=shlex.join(["rnn-search", "report", results.name]),
-        # It loads as an equal config where its cells' files are.
+        # It loads as an equal config where the files that it names are.
         toml=tomli_w.dumps(
-            results.config.model_dump(mode="json", exclude_none=True, exclude={"cells"})
+            results.config.model_dump(mode="json", exclude_none=True, exclude=_OF_FILES)
         ),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
@@ -257,7 +265,7 @@ _TEMPLATES.filters |= {"escape_markdown": escape_markdown, "number": format_numb
 def _plot_effects(findings: StudyFindings) -> Any:
     """Plot the main effects; None if there are none."""
     results = findings.results
-    if not (results.counts.complete and findings.effects):
+    if not (_has_ranking(results) and findings.effects):
         return None
     figure = plot_effects(findings.effects, results.measure.unit)
     figure.layout.template = None  # the browser has it; it is twice as long as the rest

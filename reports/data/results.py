@@ -1,13 +1,12 @@
 """Results of a stored study as frames: trials, curves, evaluation windows."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from reports.data.trial_table import (
@@ -19,7 +18,6 @@ from reports.data.trial_table import (
 from reports.formatting import loss_unit, objective_name
 from reports.stats.run_means import average_runs
 from reports.stats.scale import (
-    NATS,
     VALUE,
     Metric,
     Scale,
@@ -33,27 +31,28 @@ from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
     AuditLook,
+    ConfusionCounts,
     CorpusRecord,
     LookRecord,
+    PredictionSample,
     TokenizerRecord,
 )
 from studies.config import StudyConfig
 from studies.hypotheses import HypothesisRecord
 from studies.measure import Measure, choose_split, find_measure
 from studies.records import Floors
-from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, param_order
+from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, TASK, param_order
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
 from studies.training import (
     OPTIMIZER_PARAMS,
+    UPDATE_EVERY,
     TrainingSettings,
     uses_setting,
 )
 
-MAX_DRAWN = 1000
-"""Trials that a figure draws. Of more, it draws the best 500, and 500 spread over the others."""
-
-_T = TypeVar("_T")
+BUDGET_PARAMS = ("batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
+"""Parameters that may change how much data, or how many updates, a number of steps has."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ class Results:
         config: its configuration.
         corpus: the corpus that it was trained on; None for another task, and if it was imported.
         floors: losses without memory in a task other than text; None if they are not stored.
+        task_floors: the same of each of several tasks.
+        task: name of the task, in the results of one of several; else "".
         commands: commands that created and extended it; empty if unknown.
         table: one row per trial, indexed by its number, the best first: ``architecture`` (its
             label), ``label`` (with its nuisance values and the replicate), ``state``, ``value``,
@@ -80,6 +81,7 @@ class Results:
             ``value``, by this study's objective, and the parameters.
         tokenizer: the tokenizer of the corpus.
         windows: held-out loss on each evaluation window, or sequence, by trial number.
+        predictions: what the best networks predict, of a task other than text, by trial number.
         hypotheses: the hypotheses that the study stores.
         audit_looks: planned looks at the audited trials of a pruned study, by name.
         audit_nuisance: nuisance parameters over which its audited architectures were drawn.
@@ -100,8 +102,11 @@ class Results:
     early_losses: "pd.Series[float]"
     sources: pd.DataFrame
     floors: Floors | None = None
+    task_floors: dict[str, Floors] = field(default_factory=dict)
+    task: str = ""
     tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
+    predictions: dict[int, PredictionSample | ConfusionCounts] = field(default_factory=dict)
     hypotheses: list[HypothesisRecord] = field(default_factory=list)
     audit_looks: dict[str, AuditLook] = field(default_factory=dict)
     audit_nuisance: list[str] = field(default_factory=list)
@@ -115,6 +120,44 @@ class Results:
         """Statistics of these results that several parts of a page show, by what they are."""
         return {}
 
+    @property
+    def title(self) -> str:
+        """Name of the study, with the task of one of several."""
+        return f"{self.name}, task {self.task}" if self.task else self.name
+
+    def split_tasks(self) -> "list[Results]":
+        """Return the results of each of several tasks that has a complete trial; else these alone.
+
+        They are those of a study of that task, with the numbers of the trials of this one.
+        """
+        if not self.config.task_records or TASK not in self.table:
+            return [self]
+        found = [self.at_task(name) for name in self.config.task_records]
+        return [each for each in found if len(each.complete)]
+
+    def at_task(self, name: str) -> "Results":
+        """Return the results of one of several tasks, which may have no complete trial."""
+        table = self.table[self.table[TASK] == name].drop(columns=TASK)
+        config, curves, numbers = self.config.at_task(name), self.curves, table.index
+        others = {
+            metric_column(split, metric)
+            for record in self.config.task_records.values()
+            for metric in record.metrics.keys() - self.config.task_records[name].metrics.keys()
+            for split in ("validation", "test")
+        }
+        early, ends = self.early_losses, self.curve_ends
+        return replace(
+            self,
+            config=config,
+            task=name,
+            table=table.drop(columns=others.intersection(table.columns)),
+            curves=curves[curves["number"].isin(numbers)],
+            floors=self.task_floors.get(name),
+            windows={each: self.windows[each] for each in numbers if each in self.windows},
+            curve_ends=ends[ends.index.isin(numbers)],
+            early_losses=early[early.index.isin(numbers)],
+        )
+
     @cached_property
     def all_parameters(self) -> list[str]:
         """Parameters of the trials, without replicate; of networks BPTT steps are among them."""
@@ -123,7 +166,7 @@ class Results:
             names = param_order([CELL, *names])
         return [name for name in names if name in self.table]
 
-    @property
+    @cached_property
     def parameters(self) -> list[str]:
         """Parameters that have several values in this study, nuisance parameters included.
 
@@ -149,6 +192,11 @@ class Results:
         rows = self.table.to_dict("records")
         names = [*self.all_parameters, REPLICATE]
         return list_nuisance(self.config, [list_params(row, names) for row in rows])
+
+    @property
+    def varies_budget(self) -> bool:
+        """Whether architectures may read different amounts of data, or have different updates."""
+        return bool(self.cells) and any(name in BUDGET_PARAMS for name in self.judged_parameters)
 
     @property
     def judged_parameters(self) -> list[str]:
@@ -281,7 +329,7 @@ class Results:
         ]
         return f"{' and '.join(titles)} with {', '.join(settings)}"
 
-    @property
+    @cached_property
     def metric(self) -> Metric:
         """Number by which the architectures are ranked.
 
@@ -401,7 +449,7 @@ class Results:
             self.nuisance
         )
 
-    @property
+    @cached_property
     def complete(self) -> pd.DataFrame:
         """Rows of the complete trials."""
         return self.table[self.table["state"] == TrialStatus.COMPLETE]
@@ -480,72 +528,3 @@ def _select_architectures(results: Results, other: Results) -> pd.DataFrame:
         values = rows[name].tolist() if name in rows else [fixed] * len(rows)
         rows = rows[[is_missing(v) if is_missing(fixed) else v == fixed for v in values]]
     return rows
-
-
-# ------------------------------------------------------------------ trials that a page draws
-
-
-def select_ranked(ranked: Sequence[_T], limit: int | None = None) -> list[_T]:
-    """Select the best half of a limit, and others spread evenly; all if they are no more.
-
-    Args:
-        ranked: the best first.
-        limit: largest number to select; :data:`MAX_DRAWN` by default.
-    """
-    limit = MAX_DRAWN if limit is None else limit
-    if len(ranked) <= limit:
-        return list(ranked)
-    best, others = ranked[: limit // 2], ranked[limit // 2 :]
-    return [*best, *select_evenly(others, limit - len(best))]
-
-
-def select_evenly(items: Sequence[_T], limit: int | None = None) -> list[_T]:
-    """Select items that are spread evenly, the first and the last among them."""
-    limit = MAX_DRAWN if limit is None else limit
-    if len(items) <= limit:
-        return list(items)
-    places = np.linspace(0, len(items) - 1, limit).round().astype(int)
-    return [items[i] for i in places.tolist()]
-
-
-def select_history(
-    values: "pd.Series[float]", limit: int | None = None, scale: Scale = NATS
-) -> list[int]:
-    """Select the numbers of trials spread evenly, and of all that were the best so far.
-
-    Args:
-        values: value of each trial, by its number in ascending order.
-        limit: number of trials to spread; :data:`MAX_DRAWN` by default.
-        scale: says which of two values is better.
-    """
-    losses = scale.to_loss(values)
-    records = values.index[losses.cummin() == losses]
-    return sorted({*select_evenly(values.index.tolist(), limit), *_first(records, values)})
-
-
-def select_drawn_curves(results: Results) -> list[int]:
-    """Select the numbers of the trials whose curves are drawn, the best first."""
-    with_curve = set(results.curve_ends.index)
-    return select_ranked([number for number in results.table.index if number in with_curve])
-
-
-def select_best_of_each(rows: pd.DataFrame, names: Iterable[str], scale: Scale = NATS) -> list[int]:
-    """Select the number of the trial with the best value of each combination of parameters."""
-    ranked = rows.sort_values("value", kind="stable", key=scale.to_loss)
-    return [int(number) for number in ranked.drop_duplicates(list(names)).index]
-
-
-def describe_selection(drawn: int, total: int) -> str:
-    """Say which trials :func:`select_ranked` has selected; "" if all."""
-    if drawn >= total:
-        return ""
-    best = drawn // 2
-    return (
-        f" {drawn:,} of {total:,} trials are drawn: the best {best:,}, and {drawn - best:,} spread "
-        "evenly over the others."
-    )
-
-
-def _first(records: "pd.Index[int]", values: "pd.Series[float]") -> list[int]:
-    """Return the first trial of each best value."""
-    return [int(number) for number in values[records].drop_duplicates().index]

@@ -18,7 +18,7 @@ from rnn.config import OPTIMIZERS, NetworkConfig
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
-    EVAL_WINDOWS,
+    LONG_RESULTS,
     OBJECTIVE_ATTRIBUTES,
     SOURCE_TRIALS,
     TASK_RESULTS,
@@ -36,6 +36,7 @@ from studies.space import (
     CELL,
     REPLICATE,
     SWITCHES,
+    TASK,
     param_order,
 )
 from studies.storage.open import load_study
@@ -75,11 +76,9 @@ _METRICS = {"metrics": "validation", "test_metrics": "test"}
 """Split of each attribute with the metrics of a task, which have columns of their own."""
 
 _RECORDED = [
-    name
-    for name in TrialRecord.model_fields
-    if name not in (REPLICATE, *EVAL_WINDOWS.values(), *_METRICS)
+    name for name in TrialRecord.model_fields if name not in (REPLICATE, *LONG_RESULTS, *_METRICS)
 ]
-"""Recorded attributes in the table: the replicate is a parameter, evaluation windows are apart."""
+"""Recorded attributes in the table: the replicate is a parameter, long results are read apart."""
 
 _CONTEXT_COLUMNS = ("effective_context", "effective_context_low", "effective_context_high")
 
@@ -133,7 +132,8 @@ class TableBuilder:
         self._context, self._rows = context, rows
         absent = TASK_RESULTS if config.is_text else (*TEXT_RESULTS, *_CONTEXT_COLUMNS)
         made = [row for _, _, row in rows.values()]
-        return _arrange_rows(made, params, config.direction == "maximize", absent)
+        table = _arrange_rows(made, params, config.direction == "maximize", absent)
+        return table.sort_values(TASK, kind="stable") if config.task_names else table
 
 
 def _choose_names(
@@ -288,9 +288,18 @@ def decode_architecture(
     return to_trial_config(list_params(row, [CELL, *names]), config).architecture
 
 
-def format_settings(params: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Format the settings of a trial as they follow a label: ``, learning_rate 0.003``."""
-    return "".join(f", {name} {text}" for name in names if (text := str(params.get(name, ""))))
+def format_settings(params: Mapping[str, Any], names: Iterable[str], shortens: bool = False) -> str:
+    """Format the settings of a trial as they follow a label: ``, learning_rate 0.003``.
+
+    Args:
+        params: values of the settings.
+        names: names of those to format; some may have no value.
+        shortens: whether to round numbers to four digits, which may make two labels equal.
+    """
+    known = {name: params[name] for name in names if name in params}
+    if shortens:
+        known |= {n: float(f"{v:.4g}") for n, v in known.items() if isinstance(v, float)}
+    return "".join(f", {name} {value}" for name, value in known.items())
 
 
 def to_python(value: Any) -> Any:
@@ -304,7 +313,7 @@ def _make_row(
     architecture: str,
     nuisance: Collection[str],
 ) -> dict[str, Any]:
-    settings = format_settings(params, [name for name in params if name in nuisance])
+    settings = format_settings(params, [name for name in params if name in nuisance], True)
     replicate = f" #{params[REPLICATE]}" if REPLICATE in params else ""
     recorded = {name: trial.attributes.get(name) for name in _RECORDED}
     for name, split in _METRICS.items():

@@ -10,14 +10,9 @@ from markupsafe import Markup
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.chart import Chart
 from reports.formatting import loss_unit
-from reports.narrative import (
-    describe_pruning,
-    list_warnings,
-    to_html,
-    to_sentence,
-    write_answer,
-)
+from reports.narrative import list_warnings, write_answer
 from reports.page.section import Section
+from reports.phrases import describe_pruning, to_html, to_sentence
 from reports.stats.run_noise import NoiseSource
 from reports.stats.scale import format_count
 
@@ -88,7 +83,7 @@ def _describe_pruning(section: Section) -> Limit | None:
 
 def _measure_intervals(section: Section) -> Limit | None:
     """Return the typical half-width of an effect's interval."""
-    effects = section.effects[0].effects
+    effects = section.main_effects.effects
     widths = [each.high - each.mean for each in effects if not math.isnan(each.high)]
     if not widths:
         return None
@@ -119,7 +114,7 @@ def _measure_noise(section: Section) -> Limit:
     known = noise is not None and noise.degrees > 0
     if noise is None or not np.any(known):
         source = "differences between pairs"
-        if section.additive and not section.effects[0].effects:
+        if section.additive and not section.main_effects.effects:
             source = "residuals of the additive model"
         return Limit(name, "not known", detail=f"intervals use the {source} instead")
     low, high = (float(f(np.sqrt(noise.variances[known]))) for f in (np.min, np.max))
@@ -189,7 +184,6 @@ class FirstScreen:
         answer: sentences that answer it.
         warnings: sentences that a reader of the answer must know.
         chart: the figure that shows the answer; None if nothing can be drawn.
-        chart_title: its title.
         caption: what is drawn and what to see, one or two sentences.
         limits: numbers that limit the answer.
     """
@@ -198,7 +192,6 @@ class FirstScreen:
     answer: list[Markup]
     warnings: list[Markup]
     chart: Chart | None
-    chart_title: str
     caption: str
     limits: list[Limit]
 
@@ -207,20 +200,14 @@ def build_first_screen(section: Section) -> FirstScreen:
     """Build the first screen of a study."""
     chart, caption = _choose_chart(section)
     results = section.results
-    title = results.config.question or results.name
+    title = results.config.question or results.title
     if results.config.results and not results.config.question:
         title = f"Which parameters matter for {results.metric.name}?"
-    heading = chart.title if chart else ""
-    if chart is section.effects[0].chart:
-        heading = section.effects_title
-    elif section.pruning and section.early_effects and chart is section.early_effects.chart:
-        heading = f"{section.effects_title} after {section.pruning.common_step:,} steps"
     return FirstScreen(
         title=title,
         answer=list(map(to_html, write_answer(section.findings))),
         warnings=[to_html(to_sentence(each)) for each in list_warnings(section.findings)],
         chart=chart,
-        chart_title=heading,
         caption=caption,
         limits=list_limits(section),
     )
@@ -231,19 +218,19 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
     results = section.results
     unit, name = results.judged_noun, results.scale.name
     better, worse = ("rises", "falls") if results.scale.higher_is_better else ("falls", "rises")
-    has_effects = section.effects[0].chart and not section.summary.has_verdicts
+    has_effects = section.main_effects.chart and not section.summary.has_verdicts
     if section.replicates_chart and not has_effects:
         caption = (
             f"Every run of each {results.noun}, and the mean with its 95% interval. Means whose "
             "intervals overlap may differ by luck."
         )
         return section.replicates_chart, caption
-    if section.effects[0].chart:
+    if section.main_effects.chart:
         drawn = "95% interval"
         if section.audited_effects:
             drawn = "95% interval of drawing other audited trials"
         caption = f"Mean change of the {name} over all pairs of {unit}s that differ in this alone"
-        effects = section.effects[0].effects
+        effects = section.main_effects.effects
         if all(effect.reason for effect in effects):
             caption += ". There are too few pairs to test one."
         elif any(effect.is_significant for effect in effects):
@@ -253,7 +240,7 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
             )
         else:
             caption += f", with its {drawn}. None is significant."
-        return section.effects[0].chart, caption
+        return section.main_effects.chart, caption
     if section.additive:
         has_trend = any(trend.is_significant for trend in section.additive.trends)
         levels = [section.levels_chart] if section.levels_chart else []

@@ -11,7 +11,7 @@ from factories import make_study, results_of
 from reports.analysis.hypothesis_tests import StudyTables, to_frame
 from reports.errors import ReportError
 from reports.hypotheses import HYPOTHESES, evaluate_study, render_page
-from reports.narrative import list_notes
+from reports.phrases import list_notes
 from reports.stats.decision_rules import RULES, Verdict
 from reports.stats.outcome_table import OutcomeTable
 from reports.stats.paired_difference import Interval

@@ -11,10 +11,10 @@ from helpers import TEXT, DatabaseUse
 
 from reports.charts import training_plots
 from reports.dashboard.publish import StudyPublisher
-from reports.data import results as results_module
+from reports.data import study_reader
 from reports.data.study_reader import StudyReader, read_results
 from reports.data.table_export import write_curves
-from reports.page.sections import build_section
+from reports.page.section import Section
 from search.status import read_status
 from studies.artifacts import open_store
 from studies.attributes import RESERVED_OPTION_NAMES
@@ -88,7 +88,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
     sqlite_url, tmp_path, monkeypatch
 ):
     make_large_study(sqlite_url, tmp_path)
-    monkeypatch.setattr(results_module, "MAX_DRAWN", 20)
+    monkeypatch.setattr(study_reader, "MAX_DRAWN", 20)
     monkeypatch.setattr("reports.page.section.MAX_DRAWN", 20)
     monkeypatch.setattr(training_plots, "MAX_POINTS", 200)
     with closing(open_storage(sqlite_url)) as storage:
@@ -98,7 +98,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
         results = read_results(storage, NAME, drawn_only=True)
     trials = len(results.table)
     assert read[0] - read[1] > 40 * (trials - 20) - 2 * trials
-    section = build_section(results)
+    section = Section(results)
     traces = section.curves.figure.data
     assert len(traces) == 20
     assert sum(len(trace.y) for trace in traces) <= 200 + 2 * 20

@@ -44,6 +44,16 @@ EACH_TASK = pytest.mark.parametrize(
 
 NAMES = {"standardized squared error": "squared error", "own": "loss"}
 
+CONFUSED = {"confusion": {"classes": [0, 1, 2], "counts": [[5, 1, 0], [0, 4, 2], [0, 0, 0]]}}
+
+
+def predict(value, targets=(4.0, 6.0, 5.0, 7.0)):
+    """Return the predictions of a network for four steps of one sequence."""
+    steps = range(len(targets))
+    sample = {"names": ["level"], "sequences": [0 for _ in steps], "steps": list(steps)}
+    outputs = [[target + value / 1000 for target in targets]]
+    return {"predictions": sample | {"targets": [list(targets)], "outputs": outputs}}
+
 
 @created_once
 def make_task(url, loss, first, distance):
@@ -65,7 +75,10 @@ def make_task(url, loss, first, distance):
             "validation_windows": [value - distance * (i + 1), value + distance * (i + 1)],
             "metrics": {"accuracy": 0.9371 - i / 100, "mae": 12.75 + i},
             "length_losses": {40: value, 100: first + 11 * distance},
-            "slices": {"cue": {3: {"loss": value, "accuracy": 0.5132}}},
+            "slices": {
+                "cue": {n: {"loss": value, "accuracy": 0.5132 - n / 100} for n in (0, 3, 9)}
+            },
+            **(CONFUSED if loss == "cross-entropy" else predict(value)),
             "steps": 100,
             "updates": 2,
             "inputs": 1600,
@@ -102,9 +115,12 @@ def test_page_is_that_of_the_task(sqlite_url, tmp_path, loss, first, distance, b
     values = [f"validation {name}", best.replace("-3", "−3"), floor, "0.9371", "12.75", "0.5132"]
     values += ["0.8123", "0.3456", "higher is better", "tasks/mine.py:Mine", "cd" * 32, "40 steps"]
     longest = f"{first + 11 * distance:.5g}".replace("-", "−")
+    values += ["by length of a sequence", "Accuracy by cue"]
+    values += ["Confused classes"] if loss == "cross-entropy" else ["Predictions and targets"]
     for value in (*values, longest):
         assert value in shown, value
-    assert f"best: 1×4 no gates, new state (trial 0), {best.split()[0]}" in written.headline
+    least = best.split()[0].replace("-", "−")
+    assert f"best: 1×4 no gates, new state (trial 0), {least}" in written.headline
 
 
 @EACH_TASK
@@ -121,7 +137,7 @@ def test_tables_and_lines_are_those_of_the_task(
     write_csv([results], tmp_path / "trials.csv")
     (row, *_) = csv.DictReader(io.StringIO((tmp_path / "trials.csv").read_text()))
     assert (float(row["value"]), float(row["validation_accuracy"])) == (first, 0.9371)
-    assert row["slices"].startswith('{"cue": {"3": {')
+    assert row["slices"].startswith('{"cue": {"0": {')
     named = f"validation {NAMES.get(loss, loss)} {best}"
     running = [RunningTrial(1, to_trial_config(study.trial(1).params, study.config), 5, 9, first)]
     console = Console(width=200, file=io.StringIO())
