@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from reports.analysis.nuisance import join_names
-from reports.analysis.tasks import TaskComparison
+from reports.analysis.task_comparison import TaskComparison
 from reports.data.results import Results
 from reports.findings import StudyFindings
 from reports.formatting import objective_name
@@ -35,7 +35,7 @@ from reports.phrases import (
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.effects import Effect
 from reports.stats.scale import format_count, format_param, format_signed
-from reports.stats.tasks import describe_agreement
+from reports.stats.task_contrasts import describe_agreement
 
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""

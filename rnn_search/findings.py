@@ -18,7 +18,7 @@ from reports.analysis.budgets import BudgetComparison, compare_budgets
 from reports.analysis.leaderboard import StudySummary, look_at_results, summarize_study
 from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pareto_front import ParetoFront, summarize_costs
-from reports.analysis.tasks import compare_across_tasks
+from reports.analysis.task_comparison import compare_across_tasks
 from reports.data.results import Results, find_replicates
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
@@ -33,10 +33,10 @@ from reports.stats.conditional_effects import (
     rank_effects,
 )
 from reports.stats.effects import Effect
+from reports.stats.looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.paired_difference import PairedDifference
-from reports.stats.planned_looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.scale import format_count
-from reports.stats.tasks import TaskContrast, describe_agreement
+from reports.stats.task_contrasts import TaskContrast, describe_agreement
 from search.derive import group_by_architecture, record_look
 from studies.attributes import StudyRecord
 from studies.errors import ConfigError, StudiesError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from reports.analysis.ranking import average_columns
+from reports.analysis.leaderboard import average_columns
 from reports.data.results import Results
 from reports.data.trial_table import list_conditions
 from rnn.config import BASELINE_CELLS

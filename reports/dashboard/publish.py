@@ -21,8 +21,8 @@ import tomli_w
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from reports import narrative, phrases
+from reports.analysis.leaderboard import rank_architectures
 from reports.analysis.nuisance import join_names
-from reports.analysis.ranking import rank_architectures
 from reports.charts.effect_plots import plot_effects
 from reports.data.results import Results
 from reports.data.study_reader import StudyReader

@@ -81,8 +81,10 @@ class StudyReader:
             )
         if with_curves:
             results = _add_curves(results, storage, study_id, drawn_only)
-        if drawn_only and results.config.task_record is not None:
-            predictions = read_predictions(storage, study_id, select_predictions(results))
+        if drawn_only:
+            parts = [part for part in results.split_tasks() if part.config.task_record]
+            best = [number for part in parts for number in select_predictions(part)]
+            predictions = read_predictions(storage, study_id, best) if best else {}
             results = replace(results, predictions=predictions)
         if not with_windows:
             return results

@@ -50,8 +50,7 @@ from reports.phrases import (
     write_additive,
 )
 from reports.stats.scale import format_count, format_param, format_signed, format_value
-from reports.stats.tasks import describe_agreement
-from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
+from reports.stats.task_contrasts import describe_agreement
 from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.files import atomic_write
 from studies.storage.open import read_storage
@@ -182,7 +181,6 @@ def _templates() -> jinja2.Environment:
         "module_code": generate_module,
         "first_screen": build_first_screen,
         "format_value": format_value,
-        "min_shrunk": MIN_ARCHITECTURES,
     }
     return environment
 

@@ -14,7 +14,7 @@ from reports.analysis.baseline_references import (
 )
 from reports.analysis.budgets import BudgetComparison, compare_budgets
 from reports.analysis.hypothesis_tests import HypothesisTest
-from reports.analysis.leaderboard import StudySummary
+from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
 from reports.analysis.pareto_front import CostSummary, summarize_costs
 from reports.analysis.pruning_audit import (
@@ -22,14 +22,13 @@ from reports.analysis.pruning_audit import (
     PruningSummary,
     summarize_pruning,
 )
-from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import (
     SourceComparison,
     VariantEffect,
     compare_with_source,
     compute_variant_effects,
 )
-from reports.analysis.tasks import TaskComparison, compare_across_tasks
+from reports.analysis.task_comparison import TaskComparison, compare_across_tasks
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import (
     chart_context,
@@ -71,8 +70,8 @@ from reports.stats.conditional_effects import (
     ConditionalEffect,
 )
 from reports.stats.effects import Effect
+from reports.stats.looks import find_detectable_gap
 from reports.stats.outcome_table import ContrastOutcomes
-from reports.stats.planned_looks import find_detectable_gap
 from reports.stats.run_noise import NoiseSource
 from reports.stats.scale import format_count
 from studies.space import BPTT_STEPS, COST_PARAMS

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from reports.stats.contrast import REPLICATE, Contrast
-from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.paired_difference import CONFIDENCE, PairedDifference
+from reports.stats.replicates import adjust_by_holm
 
 
 @dataclass(frozen=True, kw_only=True)

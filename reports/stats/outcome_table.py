@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reports.stats.contrast import Contrast
-from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import CONFIDENCE, Interval
+from reports.stats.replicates import adjust_by_holm
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from factories import (
 )
 
 from reports.analysis.baseline_references import find_references
-from reports.analysis.ranking import rank_architectures
+from reports.analysis.leaderboard import rank_architectures
 from reports.charts.comparison_plots import plot_replicates
 from reports.data.trial_table import decode_architecture
 from reports.page.section import Section, build_sections

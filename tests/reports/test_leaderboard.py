@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
-from reports.analysis.leaderboard import summarize_study
-from reports.analysis.ranking import rank_architectures
+from reports.analysis.leaderboard import rank_architectures, summarize_study
 from reports.dashboard.publish import render_note
 from reports.findings import StudyFindings
 from reports.hypotheses import write_hypotheses
