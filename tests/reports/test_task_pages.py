@@ -9,7 +9,7 @@ import pytest
 from factories import created_once, make_runs
 from rich.console import Console
 
-from reports.dashboard.note import render_note
+from reports.dashboard.publish import render_note
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
 from reports.findings import StudyFindings
