@@ -245,7 +245,7 @@ def write_hypotheses(
     path = output or (OUTPUT / "findings.md").absolute()
     tested = load_hypotheses(hypotheses)
     with closing(read_storage(storage_url)) as storage:
-        results = [read_results(storage, name, with_curves=()) for name in dict.fromkeys(names)]
+        results = [read_results(storage, name, with_curves=False) for name in dict.fromkeys(names)]
     if several := [each.name for each in results if each.config.task_names]:
         raise ReportError(
             f"study {several[0]!r} has several tasks: expected a study of one; rnn-search report "

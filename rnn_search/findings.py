@@ -23,8 +23,7 @@ from reports.analysis.leaderboard import (
 from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pareto_front import FrontMember, ParetoFront, summarize_costs
 from reports.analysis.task_comparison import compare_across_tasks
-from reports.data.replicates import find_replicates
-from reports.data.results import Results
+from reports.data.results import Results, find_replicates
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.findings import StudyFindings
@@ -360,7 +359,7 @@ def _read_derived(url: str, source: str) -> list[Results]:
     with closing(read_storage(url)) as storage:
         for name in list_derived(storage, source):
             with suppress(StudiesError, ReportError):  # damaged, or deleted meanwhile
-                derived.append(read_results(storage, name, (), False, False))
+                derived.append(read_results(storage, name, False, False, False))
     return derived
 
 
@@ -446,13 +445,15 @@ def take_due_look(storage: str, name: str) -> LookResult | None:
             study = load_study(opened, name)
             record = read_study_record(study)
             if record.looks and not record.looks[-1].continued:
-                return LookResult(_describe_look(read_results(opened, name, ())), True)
-            results = read_results(opened, name, ())
+                return LookResult(
+                    _describe_look(read_results(opened, name, with_curves=False)), True
+                )
+            results = read_results(opened, name, with_curves=False)
             if results.counts.finished < results.counts.planned:
                 return None
             _, look = look_at_results(results, record.looks)
             if record_look(opened, study, record, look) is not None:
-                results = read_results(opened, name, ())
+                results = read_results(opened, name, with_curves=False)
                 return LookResult(_describe_look(results), not look.continued)
 
 
@@ -510,7 +511,7 @@ def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) ->
     assumed = Noise(RUN_NOISE) if record.config.is_text else None
     assert record.config.refinement is not None
     try:
-        results = read_results(storage, record.config.refinement.source, (), False)
+        results = read_results(storage, record.config.refinement.source, False, False)
     except (ReportError, StudiesError):  # deleted meanwhile
         return assumed
     if results.config.objective != "validation":  # the noise of the training loss is another one

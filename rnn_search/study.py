@@ -344,9 +344,7 @@ class Study:
         from reports.data.study_reader import read_results
 
         with closing(read_storage(self.storage)) as storage:
-            results = read_results(
-                storage, self.name, None if with_curves else (), with_windows, require_complete
-            )
+            results = read_results(storage, self.name, with_curves, with_windows, require_complete)
         return results.at_task(self.task) if self.task else results
 
     def _read_one_task(

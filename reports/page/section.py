@@ -59,9 +59,8 @@ from reports.charts.training_plots import (
     list_color_schemes,
     plot_curves,
 )
-from reports.data.drawn_trials import MAX_DRAWN
-from reports.data.replicates import find_replicates
-from reports.data.results import Results
+from reports.data.results import Results, find_replicates
+from reports.data.study_reader import MAX_DRAWN
 from reports.findings import StudyFindings
 from reports.formatting import effects_title, loss_unit, objective_name, value_axis_title
 from reports.page.task import RECURRENT, FloorRow, list_floors

@@ -8,7 +8,7 @@ import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
 from reports.analysis.leaderboard import rank_architectures, summarize_study
-from reports.dashboard.note import render_note
+from reports.dashboard.publish import render_note
 from reports.findings import StudyFindings
 from reports.hypotheses import write_hypotheses
 from reports.page.page import render_page
