@@ -1,7 +1,7 @@
 """Architectures of a study, ranked by the mean of their runs and compared on the same text."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from reports.data.context import ContextProfile, average_profiles, read_profile
 from reports.data.results import Results
 from reports.data.trial_table import (
+    ContextProfile,
+    average_profiles,
     decode_architecture,
     format_settings,
     list_params,
     metric_column,
+    read_profile,
 )
 from reports.stats.looks import PlannedLook, take_look
 from reports.stats.paired_difference import CONFIDENCE
@@ -133,8 +135,8 @@ class LeaderboardEntry:
 
     @property
     def full_label(self) -> str:
-        """The label, with the best values of the nuisance parameters."""
-        return self.label + format_settings(self.best_values, self.best_values)
+        """The label, with the best values of the nuisance parameters, rounded."""
+        return self.label + format_settings(self.best_values, self.best_values, True)
 
 
 @dataclass(frozen=True)
@@ -169,20 +171,6 @@ class StudySummary:
     def is_best_smallest(self) -> bool:
         """Whether no architecture has fewer parameters than the best."""
         return self.best.parameter_count <= min(entry.parameter_count for entry in self.entries)
-
-    def describe_smallest(self, emphasize: Callable[[str], str] = str) -> str:
-        """Say which is the smallest architecture that is as good as the best, in a sentence.
-
-        Args:
-            emphasize: formats the name of the architecture.
-        """
-        if self.smallest:
-            counts = self.smallest.parameter_count, self.best.parameter_count
-            size = ", with {:,.0f} parameters instead of {:,.0f}".format(*counts)
-            return "the smallest as good is " + emphasize(self.smallest.full_label) + size
-        if self.is_best_smallest:
-            return "the best is the smallest"
-        return "no smaller one is shown to be as good"
 
     @property
     def comparison(self) -> Comparison | None:

@@ -520,11 +520,6 @@ class Judgement:
     candidates: list[str]
     without_run: int = 0
 
-    @property
-    def without_run_text(self) -> str:
-        """Number of architectures without a complete run, to follow the verdicts; "" if none."""
-        return f", {self.without_run} without a complete run" if self.without_run else ""
-
     def count(self, verdict: str) -> int:
         """Return the number of architectures with a verdict, the best mean left out."""
         return sum(
