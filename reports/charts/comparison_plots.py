@@ -367,7 +367,7 @@ def plot_context(entries: Sequence[LeaderboardEntry], token: str) -> go.Figure:
         yaxis={"title": "bits per byte"},
         # Below the plot: a legend at its side leaves no room on a narrow screen.
         legend={
-            "title": {"text": f"effective context ({token}s)"},
+            "title": {"text": f"effective context ({token}s)", "side": "top"},
             "orientation": "h",
             "y": -0.2,
             "yanchor": "top",
