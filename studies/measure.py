@@ -74,10 +74,13 @@ def find_measure(config: StudyConfig) -> Measure:
     if config.task_records:
         found = [find_measure(config.at_task(task)) for task in config.task_records]
         first, is_same = found[0], len({(each.loss, each.unit) for each in found}) == 1
+        if is_same:
+            return first
         # Losses of several kinds have no common name or unit.
-        units = {"unit": "", "short_unit": "", "held_out_unit": ""}
-        common = {"name": OBJECTIVE_NAMES[config.objective], "loss": "loss", **units}
-        return first if is_same else replace(first, **common, curve="smoothed training loss")
+        name, curve = OBJECTIVE_NAMES[config.objective], "smoothed training loss"
+        return replace(
+            first, name=name, unit="", loss="loss", short_unit="", held_out_unit="", curve=curve
+        )
     name, task = OBJECTIVE_NAMES[config.objective], config.task_record
     if task is None:
         return Measure(name, f"nats per {config.token_name}")

@@ -10,7 +10,7 @@ from reports.analysis.outcomes import build_outcome_table
 from reports.data.results import Results
 from reports.data.trial_table import metric_column
 from reports.stats.outcome_table import compute_outcomes
-from reports.stats.tasks import TaskContrast, compare_tasks
+from reports.stats.task_contrasts import TaskContrast, compare_tasks
 from studies.records import TaskRecord
 
 _SOLVED, _UNSOLVED = 0.0, 1.0
