@@ -56,7 +56,7 @@ def _measure_published() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/studies.db"
         load_published(path, url)
-        results = read_results(read_storage(url), "published", with_curves=())
+        results = read_results(read_storage(url), "published", with_curves=False)
     yield "effects in the published results: mean in nats, 95% interval, lower in, pairs"
     axes = results.axes
     table = FactorialTable.from_frame(results.table, axes, traits=find_traits(axes))

@@ -223,7 +223,9 @@ def _write_tables(
     from reports.data.table_export import write_csv, write_curves, write_parquet
 
     with closing(read_storage(storage)) as opened:
-        results = [read_results(opened, name, (), with_windows=False) for name in names]
+        results = [
+            read_results(opened, name, with_curves=False, with_windows=False) for name in names
+        ]
         for path, write in ((csv, write_csv), (dataframe, write_parquet)):
             if path:
                 write(results, path)

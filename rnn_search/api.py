@@ -2,18 +2,22 @@
 
 import json
 import math
+import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 import reports.cli
-from reports.dashboard.server import serve_dashboard
+from reports.dashboard.server import HOST, open_listener
 from rnn_search.study import Study, artifacts_or_default, load, storage_or_default
 from search.display import SafeConsole, Ticker
 from search.errors import SearchFailedError
@@ -22,6 +26,7 @@ from search.launch.launcher import Launcher
 from search.options import RunOptions, build_options
 from search.run import RunResult, run_workers
 from search.study import StudyHandle
+from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.errors import ConfigError
 from studies.files import MAX_DEPTH
 from studies.text import check_study_name, shorten
@@ -247,6 +252,45 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
                 storage, result.study, artifacts, result.finished, result.was_finished
             )
     return result
+
+
+@contextmanager
+def serve_dashboard(storage: str, artifacts: str | None, port: int) -> Iterator[None]:
+    """Serve optuna-dashboard in a separate process while the context is active.
+
+    A failure is printed and does not end the search.
+
+    Args:
+        storage: URL of the storage.
+        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+        port: port to serve on.
+    """
+    with ExitStack() as stack:
+        with reports.cli.print_failures("no dashboard"):
+            server = stack.enter_context(_start_dashboard(storage, artifacts, port))
+            stack.callback(server.kill)  # it may be killed at any time, as a worker may
+            click.echo(f"dashboard: http://{HOST}:{port}")
+        yield
+
+
+def _start_dashboard(storage: str, artifacts: str | None, port: int) -> "subprocess.Popen[bytes]":
+    # URLs may contain passwords, and command lines are visible to all users of the machine.
+    environment = os.environ | {STORAGE_VARIABLE: storage}
+    if artifacts is not None:
+        environment[ARTIFACTS_VARIABLE] = artifacts
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    command = [sys.executable, "-P", "-m", "rnn_search", "dashboard", "--port", str(port)]
+    with open_listener(port) as listener:
+        return subprocess.Popen(
+            [*command, "--inherited-socket", str(listener.fileno())],
+            env=environment,
+            stdin=subprocess.PIPE,  # closes when this process ends, which stops the server
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # a Ctrl-C in the terminal is meant for the search
+        )
 
 
 def _run_until_decided(

@@ -282,13 +282,15 @@ class Study:
             ReportError: if no trial is complete.
         """
         from reports.analysis.outcomes import build_outcome_table
-        from reports.stats.outcome_table import compute_outcomes, to_frame
+        from reports.stats.outcome_table import compute_outcomes
+        from reports.tables import tabulate_outcomes
 
         results = self._read_one_task("outcomes")
         threshold = results.config.report_threshold
         if threshold is None:
-            return to_frame([])
-        return to_frame(compute_outcomes(build_outcome_table(results, threshold)))
+            return tabulate_outcomes([]).to_frame()
+        outcomes = compute_outcomes(build_outcome_table(results, threshold))
+        return tabulate_outcomes(outcomes).to_frame()
 
     def hypotheses(self) -> "pd.DataFrame":
         """Test the hypotheses that the study stores.
@@ -342,9 +344,7 @@ class Study:
         from reports.data.study_reader import read_results
 
         with closing(read_storage(self.storage)) as storage:
-            results = read_results(
-                storage, self.name, None if with_curves else (), with_windows, require_complete
-            )
+            results = read_results(storage, self.name, with_curves, with_windows, require_complete)
         return results.at_task(self.task) if self.task else results
 
     def _read_one_task(

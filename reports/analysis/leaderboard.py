@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from reports.data.context import ContextProfile, average_profiles, read_profile
 from reports.data.results import Results
 from reports.data.trial_table import (
+    ContextProfile,
+    average_profiles,
     decode_architecture,
     format_settings,
     list_params,
     metric_column,
+    read_profile,
 )
 from reports.stats.looks import PlannedLook, take_look
 from reports.stats.paired_difference import CONFIDENCE

@@ -21,8 +21,8 @@ from reports.charts.chart import (
     category_colors,
 )
 from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
-from reports.data.drawn_trials import MAX_DRAWN, select_evenly
 from reports.data.results import Results
+from reports.data.study_reader import MAX_DRAWN, select_evenly
 from reports.formatting import escape_html
 from reports.stats.replicates import Comparison, Difference
 from reports.stats.scale import Metric, add_unit, format_signed

@@ -23,8 +23,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from reports.charts.chart import FULL_WIDTH, Chart, sequential_colors
-from reports.data.drawn_trials import describe_selection, select_history, select_ranked
 from reports.data.results import Results
+from reports.data.study_reader import describe_selection, select_history, select_ranked
 from reports.data.trial_table import find_traits, is_continuous, list_params
 from reports.formatting import escape_html, value_axis_title
 from reports.stats.factorial_design import find_full_factorial_blocks

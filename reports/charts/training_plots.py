@@ -20,8 +20,8 @@ from reports.charts.chart import (
     category_colors,
     sequential_colors,
 )
-from reports.data.drawn_trials import describe_selection, select_drawn_curves
 from reports.data.results import Results
+from reports.data.study_reader import describe_selection, select_drawn_curves
 from reports.data.trial_table import is_continuous
 from reports.formatting import escape_html, objective_name
 from reports.stats.interaction_model import Floats, Integers

@@ -4,12 +4,12 @@ They depend on the study's state alone and are stored by one compare-and-set tra
 number of processes may publish the same study at once.
 """
 
-import copy
 import hashlib
 import io
 import json
 import random
 import re
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,17 +17,17 @@ from typing import Any
 
 import optuna
 import pandas as pd
+import tomli_w
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
+from reports import narrative, phrases
 from reports.analysis.leaderboard import rank_architectures
 from reports.analysis.nuisance import join_names
 from reports.charts.effect_plots import plot_effects
-from reports.dashboard.note import N_BEST, render_note
 from reports.data.results import Results
 from reports.data.study_reader import StudyReader
 from reports.findings import StudyFindings
-from reports.formatting import effects_title, loss_unit
-from reports.stats.effects import Effect
+from reports.formatting import effects_title, escape_markdown, format_number, load_templates
 from rnn.source_code import generate_module
 from studies.artifacts import Store, artifact_id, store_errors
 from studies.attributes import PUBLISHED
@@ -39,11 +39,8 @@ from studies.storage.reads import read_curves
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import to_printable
 
-FIGURE_ID = "effects"
-"""Identifier of the effects figure in the dashboard."""
-
-SAMPLES_FILE = "best-samples.txt"
-"""Name of the file with the samples of the best trials."""
+N_BEST = 5
+"""Number of best trials that the note lists and whose files are stored."""
 
 SEPARATOR = "*Text above this line is kept. Everything below it is updated automatically.*"
 """Line between a user's text and the generated text."""
@@ -51,8 +48,10 @@ SEPARATOR = "*Text above this line is kept. Everything below it is updated autom
 _FORMAT = 7
 """Version of the note, the figure and the files; raise it when any of them changes."""
 
+_OF_FILES = {"cells", "task_record", "task_records"}
+"""Parts of a config that follow from the files that it names."""
+
 _NOTE_VERSION = "dashboard:note_ver"
-_ARTIFACT_PREFIX = "artifacts:"
 _ATTEMPTS = 20
 
 
@@ -100,38 +99,37 @@ class StudyPublisher:
         counts = asdict(count_trials(self._storage, study_id))
         state = json.dumps([_FORMAT, name, self._study.user_attrs, counts], sort_keys=True)
         digest = hashlib.sha256(state.encode()).hexdigest()
-        if not is_forced and self._is_current(attrs, digest):
+        if not is_forced and _is_current(attrs, digest):
             return True
 
-        results = self._reader.read(with_curves=(), with_windows=False, require_complete=False)
+        results = self._reader.read(False, False, require_complete=False)
         if results.has_replicates:  # verdicts are those of the report, which compares windows
-            results = self._reader.read(with_curves=(), require_complete=False)
+            results = self._reader.read(False, require_complete=False)
         findings = StudyFindings(results)
-        figure = None
+        figure, text = _plot_effects(findings), render_note(findings)
         files: dict[str, str] = {}
         error: Exception | None = None
-        # The losses of several tasks do not compare: the report shows each task.
-        if results.counts.complete and not results.config.task_names:
-            if findings.effects:
-                figure = _plot_effects(results, findings.effects)
-            try:
-                files = self._write_files(results)
-            except store_errors() as caught:
-                error = caught
-        text = render_note(findings)
-        published = {
-            "digest": digest if error is None else "",
-            "note": fingerprint(text),
-            "files": list(files),
-        }
+        try:
+            files = self._write_files(results)
+        except store_errors() as caught:
+            error, digest = caught, ""
+        before = attrs.get(PUBLISHED, {})
+        published = {"digest": digest, "note": fingerprint(text), "files": list(files)}
         is_stored = False
 
         def update(current: dict[str, Any]) -> dict[str, Any]:
             nonlocal is_stored
-            is_stored = current.get(PUBLISHED) == attrs.get(PUBLISHED)
+            is_stored = current.get(PUBLISHED, {}) == before
             if not is_stored:
                 return {}
-            new = self._update_shown(current, text, figure) | files | {PUBLISHED: published}
+            draft = _Draft(current)
+            save_note(draft, merge_note(get_note(draft), before.get("note"), text))
+            if figure is not None:
+                save_plotly_graph_object(draft, figure, graph_object_id="effects")
+            new = draft.attrs | files | {PUBLISHED: published}
+            if _NOTE_VERSION in current:
+                # With a new version the dashboard would reject a note that a user is editing.
+                new[_NOTE_VERSION] = current[_NOTE_VERSION]
             return {key: value for key, value in new.items() if current.get(key) != value}
 
         update_system_attributes(self._storage, study_id, update)
@@ -139,48 +137,50 @@ class StudyPublisher:
             raise ArtifactsError(f"cannot write the study's files ({error})") from error
         return is_stored
 
-    def _is_current(self, attrs: Mapping[str, Any], digest: str) -> bool:
-        """Return whether a state is published, and nothing of it was changed in the dashboard."""
-        published = attrs.get(PUBLISHED, {})
-        return (
-            published.get("digest") == digest
-            # The dashboard sets the attribute of a deleted file to null, as JSON.
-            and all(json.loads(attrs.get(key, "null")) for key in published["files"])
-            and is_intact(get_note(self._draft(attrs)), published["note"])
-        )
-
     def _write_files(self, results: Results) -> dict[str, str]:
-        """Write the files; return the attributes that list them."""
-        entries = {}
-        for role, name, media_type, text in build_files(self._storage, self.key[0], results):
+        """Write the files of the best trials; return the attributes that list them.
+
+        There are none of an imported study, and without a ranking.
+        """
+        listed: dict[str, str] = {}
+
+        def write(role: str, name: str, media_type: str, text: str) -> None:
+            # A new file replaces the one of the same role.
             identifier = artifact_id(results.folder, role)
             entry = {"artifact_id": identifier, "filename": name, "mimetype": media_type}
-            entries[_ARTIFACT_PREFIX + identifier] = json.dumps(entry | {"encoding": None})
+            listed[f"artifacts:{identifier}"] = json.dumps(entry | {"encoding": None})
             self._store.write(identifier, io.BytesIO(text.encode()))
-        return entries
 
-    def _update_shown(self, current: Mapping[str, Any], text: str, figure: Any) -> dict[str, Any]:
-        """Return the system attributes with a new note and figure, as the dashboard stores them."""
-        draft = self._draft(current)
-        previous = current.get(PUBLISHED, {}).get("note")
-        save_note(draft, merge_note(get_note(draft), previous, text))
-        if figure is not None:
-            save_plotly_graph_object(draft, figure, graph_object_id=FIGURE_ID)
-        # With a new version the dashboard would reject a note that a user is editing.
-        kept = {key: current[key] for key in current.keys() & {_NOTE_VERSION}}
-        return draft._storage.get_study_system_attrs(draft._study_id) | kept
+        if not (results.cells and _has_ranking(results)):
+            return listed
+        best = rank_architectures(results, N_BEST)
+        numbers, samples = [entry.number for entry in best], []
+        points = read_curves(self._storage, self.key[0], numbers)
+        curves = pd.DataFrame(points, columns=["trial", "step", "loss"])
+        curves = curves.pivot(index="step", columns="trial", values="loss")
+        curves = curves.reindex(columns=numbers).add_prefix("trial ")
+        text = curves.to_csv(float_format="%.6f", lineterminator="\n")
+        write("curves.csv", "best-curves.csv", "text/csv", text)
+        for rank, entry in enumerate(best, 1):
+            assert entry.architecture is not None
+            code = generate_module(entry.architecture, results.spec, entry.bptt_steps)
+            write(f"best-{rank}", f"best-{rank}-trial-{entry.number}.py", "text/x-python", code)
+            if entry.sample is not None:
+                value = f"{entry.mean:.4f} {results.metric.unit}"
+                title = f"{rank}: trial {entry.sample_trial}, {entry.full_label}, {value}"
+                samples.append(f"{title}\n{'=' * len(title)}\n\n{to_printable(entry.sample)}\n")
+        if samples:
+            text = "\n\n".join(samples)
+            write("samples", "best-samples.txt", "text/plain; charset=utf-8", text)
+        return listed
 
-    def _draft(self, attrs: Mapping[str, Any]) -> optuna.Study:
-        """Return a copy of the study that reads and writes a copy of the given attributes."""
-        study = copy.copy(self._study)
-        study._storage = _AttrsOverlay(attrs)  # type: ignore[assignment]
-        return study
 
-
-class _AttrsOverlay:
-    """Stand-in for a storage: the two methods that the dashboard's functions use."""
+class _Draft(optuna.Study):
+    """Study, and its own storage, of which the dashboard's functions use the system attributes."""
 
     def __init__(self, attrs: Mapping[str, Any]) -> None:
+        self._storage = self  # type: ignore[assignment]
+        self._study_id = 0
         self.attrs = dict(attrs)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
@@ -188,6 +188,17 @@ class _AttrsOverlay:
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         self.attrs[key] = value
+
+
+def _is_current(attrs: Mapping[str, Any], digest: str) -> bool:
+    """Return whether a state is published, and nothing of it was changed in the dashboard."""
+    published = attrs.get(PUBLISHED, {})
+    if published.get("digest") != digest:
+        return False
+    body, listed = get_note(_Draft(attrs)), [attrs.get(key, "null") for key in published["files"]]
+    is_intact = fingerprint(body[-published["note"][0] :]) == published["note"]
+    # The dashboard sets the attribute of a deleted file to null, as JSON.
+    return is_intact and SEPARATOR in body and all(map(json.loads, listed))
 
 
 def fingerprint(text: str) -> list[int | str]:
@@ -215,55 +226,49 @@ def merge_note(body: str, published: list[Any] | None, generated: str) -> str:
     return "\n\n".join([*kept, SEPARATOR, generated])
 
 
-def is_intact(body: str, published: list[Any]) -> bool:
-    """Return whether the generated text of a note is as it was published, and below the line."""
-    _, separator, below = body.rpartition(SEPARATOR)
-    return bool(separator) and fingerprint(below.strip()) == published
+def _has_ranking(results: Results) -> bool:
+    """Return whether trials are complete, and compare: losses of several tasks do not."""
+    return results.counts.complete > 0 and not results.config.task_names
 
 
-def _plot_effects(results: Results, effects: list[Effect]) -> Any:
-    figure = plot_effects(effects, loss_unit(results.config))
+def render_note(findings: StudyFindings) -> str:
+    """Render the generated part of a note; equal states of a study give equal texts.
+
+    Args:
+        findings: findings on a study, of which no trial may be complete.
+    """
+    results, best, said = findings.results, [], []
+    if _has_ranking(results):
+        best = rank_architectures(results, N_BEST)
+        said = [*narrative.write_answer(findings), phrases.describe_outcomes(findings)]
+        if results.is_pruned:
+            said.append(phrases.to_sentence(phrases.describe_pruning(findings)))
+        said += [f"Warning: {each}." for each in narrative.list_warnings(findings)]
+    text = _TEMPLATES.get_template("note.md").render(
+        results=results,
+        best=best,
+        sentences=[phrases.to_markdown(each) for each in said if each],
+        nuisance=join_names(results.nuisance),
+        command=shlex.join(["rnn-search", "report", results.name]),
+        # It loads as an equal config where the files that it names are.
+        toml=tomli_w.dumps(
+            results.config.model_dump(mode="json", exclude_none=True, exclude=_OF_FILES)
+        ),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+_TEMPLATES = load_templates(escaping=False)
+_TEMPLATES.filters |= {"escape_markdown": escape_markdown, "number": format_number}
+
+
+def _plot_effects(findings: StudyFindings) -> Any:
+    """Plot the main effects; None if there are none."""
+    results = findings.results
+    if not (_has_ranking(results) and findings.effects):
+        return None
+    figure = plot_effects(findings.effects, results.measure.unit)
     figure.layout.template = None  # the browser has it; it is twice as long as the rest
     at_best = f" at its best {join_names(results.nuisance)}" if results.nuisance else ""
     title = f"{effects_title(results.is_gated)}{at_best}: {results.scale.better_sign} is better"
-    figure.update_layout(height=None, title=title)
-    return figure
-
-
-def build_files(
-    storage: LeasedRDBStorage, study_id: int, results: Results
-) -> list[tuple[str, str, str, str]]:
-    """Build the files of a study; none of an imported one.
-
-    Args:
-        storage: storage that holds the study.
-        study_id: identifier of the study.
-        results: results of the study, without curves.
-
-    Returns:
-        Role, name, media type and text of each. A new file replaces the one of the same role.
-    """
-    if not results.cells:
-        return []
-    best = rank_architectures(results, N_BEST)
-    curves: dict[int, dict[int, float]] = {entry.number: {} for entry in best}
-    for number, step, loss in read_curves(storage, study_id, list(curves)):
-        curves[number][step] = loss
-    columns = {f"trial {n}": pd.Series(curve, dtype=float) for n, curve in curves.items()}
-    table = pd.DataFrame(columns).sort_index()
-    text = table.to_csv(index_label="step", float_format="%.6f", lineterminator="\n")
-    files = [("curves.csv", "best-curves.csv", "text/csv", text)]
-    samples = []
-    for rank, entry in enumerate(best, 1):
-        assert entry.architecture is not None
-        code = generate_module(entry.architecture, results.spec, entry.bptt_steps)
-        name = f"best-{rank}-trial-{entry.number}.py"
-        files.append((f"best-{rank}", name, "text/x-python", code))
-        if entry.sample is not None:
-            title = f"{rank}: trial {entry.sample_trial}, {entry.full_label}, {entry.mean:.4f}"
-            title += f" {results.metric.unit}"
-            samples.append(f"{title}\n{'=' * len(title)}\n\n{to_printable(entry.sample)}\n")
-    if samples:
-        media_type = "text/plain; charset=utf-8"
-        files.append(("samples", SAMPLES_FILE, media_type, "\n\n".join(samples)))
-    return files
+    return figure.update_layout(height=None, title=title)

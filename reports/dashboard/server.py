@@ -8,24 +8,20 @@ import queue
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from socketserver import BaseServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import click
 
-from reports.cli import print_failure, print_failures
+from reports.cli import print_failure
 from reports.errors import USER_ERRORS, DashboardError
 from studies.artifacts import Store, open_store
 from studies.cli import (
-    ARTIFACTS_VARIABLE,
-    STORAGE_VARIABLE,
     artifacts_option,
     dashboard_port_option,
     is_debugging,
@@ -55,51 +51,6 @@ _STUDY_REQUEST = re.compile(r"/api/studies/(\d{1,18})(/|$)")
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-# ------------------------------------------------------------------ during a search
-
-
-@contextlib.contextmanager
-def serve_dashboard(storage: str, artifacts: str | None, port: int) -> Iterator[None]:
-    """Serve optuna-dashboard in a separate process while the context is active.
-
-    A failure is printed and does not end the search.
-
-    Args:
-        storage: URL of the storage.
-        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
-        port: port to serve on.
-    """
-    with contextlib.ExitStack() as stack:
-        with print_failures("no dashboard"):
-            server = stack.enter_context(_start_server(storage, artifacts, port))
-            stack.callback(server.kill)  # it can be killed at any time, as a worker can
-            click.echo(f"dashboard: http://{HOST}:{port}")
-        yield
-
-
-def _start_server(storage: str, artifacts: str | None, port: int) -> "subprocess.Popen[bytes]":
-    # URLs may contain passwords, and command lines are visible to all users of the machine.
-    environment = os.environ | {STORAGE_VARIABLE: storage}
-    if artifacts is not None:
-        environment[ARTIFACTS_VARIABLE] = artifacts
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [sys.executable, "-P", "-m", "rnn_search", "dashboard", "--port", str(port)]
-    with open_listener(port) as listener:
-        return subprocess.Popen(
-            [*command, "--inherited-socket", str(listener.fileno())],
-            env=environment,
-            stdin=subprocess.PIPE,  # closes when this process ends, which stops the server
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[listener.fileno()],
-            start_new_session=True,  # a Ctrl-C in the terminal is meant for the search
-        )
-
-
-# ------------------------------------------------------------------ the command
-
-
 def open_listener(port: int) -> socket.socket:
     """Open a listening socket on a port of this machine.
 
@@ -109,10 +60,8 @@ def open_listener(port: int) -> socket.socket:
     try:
         return socket.create_server((HOST, port))
     except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise DashboardError(
-            f"port {port} cannot be used ({reason}); choose another --port"
-        ) from error
+        line = f"port {port} cannot be used ({os.strerror(error.errno or 0)})"
+        raise DashboardError(f"{line}; choose another --port") from error
 
 
 @click.command(help="Serve optuna-dashboard for all studies of a storage, on this machine only.")
@@ -121,18 +70,10 @@ def open_listener(port: int) -> socket.socket:
 @dashboard_port_option
 @click.option("--inherited-socket", type=int, hidden=True)
 def dashboard(storage: str, artifacts: str | None, port: int, inherited_socket: int | None) -> int:
-    """Serve until a signal arrives.
+    """Serve until a signal arrives, and return the exit code.
 
-    Args:
-        storage: URL of the storage; created if it does not exist.
-        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
-        port: port to serve on.
-        inherited_socket: file descriptor of a listening socket, given by the search that started
-            this process. The server then also stops at the end of its standard input, a pipe that
-            closes when the search ends in any way.
-
-    Returns:
-        The exit code.
+    A search gives its child a listening socket, and a pipe as standard input that closes when the
+    search ends in any way: the child stops at its end as well.
     """
     is_child = inherited_socket is not None
     listener = socket.socket(fileno=inherited_socket) if is_child else open_listener(port)
@@ -145,24 +86,22 @@ def dashboard(storage: str, artifacts: str | None, port: int, inherited_socket: 
         application = PublishOnView(wsgi(opened, artifact_store=store), opened, store)
         server = _Server(listener, same_origin_only(application))
         exit_codes: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+        def stop_with_search() -> None:
+            sys.stdin.read()
+            exit_codes.put(0)
+
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, lambda number, _: exit_codes.put(128 + number))
         _start_thread(server.serve_forever)
         if is_child:
-            _start_thread(lambda: exit_codes.put(_wait_for_end_of_stdin()))
+            _start_thread(stop_with_search)
         else:
             click.echo(f"dashboard: http://{HOST}:{port} (stop with Ctrl-C)")
         code = exit_codes.get()
         server.shutdown()
     return code
-
-
-def _wait_for_end_of_stdin() -> int:
-    with contextlib.suppress(OSError):
-        while os.read(0, 1024):
-            pass
-    return 0
 
 
 def _start_thread(target: Callable[[], object]) -> None:

@@ -59,9 +59,8 @@ from reports.charts.training_plots import (
     list_color_schemes,
     plot_curves,
 )
-from reports.data.drawn_trials import MAX_DRAWN
-from reports.data.replicates import find_replicates
-from reports.data.results import Results
+from reports.data.results import Results, find_replicates
+from reports.data.study_reader import MAX_DRAWN
 from reports.findings import StudyFindings
 from reports.formatting import effects_title, loss_unit, objective_name, value_axis_title
 from reports.page.task import RECURRENT, FloorRow, list_floors
@@ -373,13 +372,11 @@ class Section:
         return min(floors, key=lambda row: row.loss, default=None)
 
     @property
-    def slice_columns(self) -> dict[str, list[int]]:
-        """Values of each slice by which the losses of the best networks are shown."""
-        columns: dict[str, set[int]] = {}
-        for entry in self.summary.leaderboard:
-            for name, values in entry.slices.items():
-                columns.setdefault(name, set()).update(values)
-        return {name: sorted(values) for name, values in columns.items()}
+    def slices(self) -> list[str]:
+        """Names of the slices by which the losses of the best networks are shown."""
+        return list(
+            dict.fromkeys(name for each in self.summary.leaderboard for name in each.slices)
+        )
 
     @cached_property
     def _source_comparison(self) -> SourceComparison | None:

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -10,8 +9,7 @@ import textwrap
 import threading
 import tomllib
 import urllib.request
-from contextlib import closing
-from dataclasses import replace
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
@@ -19,15 +17,7 @@ from uuid import uuid4
 import optuna
 import psutil
 import pytest
-from factories import (
-    extend_steps,
-    finish_one,
-    gated_params,
-    make_runs,
-    make_study,
-    make_union,
-    results_of,
-)
+from factories import extend_steps, finish_one, gated_params, make_runs, make_study, make_union
 from helpers import EACH_DATABASE, QUICK
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna_dashboard import get_note, save_note, wsgi
@@ -35,74 +25,74 @@ from process_runner import SETTINGS, query, wait_until, wait_until_running
 from services import free_port
 from sqlalchemy import Engine, event
 
-from reports import cli
 from reports.dashboard import publish, server
-from reports.dashboard.publish import SAMPLES_FILE, SEPARATOR, StudyPublisher
-from reports.dashboard.server import (
-    PublishOnView,
-    open_listener,
-    same_origin_only,
-    serve_dashboard,
-)
+from reports.dashboard.publish import SEPARATOR, StudyPublisher
+from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
 from reports.errors import DashboardError
-from reports.findings import StudyFindings
+from rnn_search.api import serve_dashboard
 from studies.artifacts import open_store
-from studies.attributes import LOOKS, PUBLISHED, REPORT_CLAIM
+from studies.attributes import PUBLISHED
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError, StudiesError, StudyFormatError
-from studies.storage.changes import rename_study, retry_trials
+from studies.storage.changes import rename_study
 from studies.storage.open import load_study, open_storage
 
-ESCAPED = r"a\|b \`\`\`"
-MARKUP = "<script>alert(1)</script> *a* | b"
+
+class Shown:
+    """A stored study, and what optuna-dashboard shows of it."""
+
+    def __init__(self, url, folder, name):
+        self.storage, self.folder = open_storage(url), folder
+        self.study = load_study(self.storage, name)
+        self.store = open_store(str(folder), url, "artifacts")
+
+    def publish(self, store=None):
+        StudyPublisher(self.storage, self.study.study_name, store or self.store).publish()
+
+    @property
+    def attributes(self):
+        return self.storage.get_study_system_attrs(self.study._study_id)
+
+    def set(self, key, value):
+        self.storage.set_study_system_attr(self.study._study_id, key, value)
+
+    @property
+    def note(self):
+        return get_note(self.study)
+
+    @note.setter
+    def note(self, body):
+        save_note(self.study, body)
+
+    @property
+    def files(self):
+        """Texts of the files by their names; all that are stored are listed."""
+        found = [each for key, each in self.attributes.items() if key.startswith("artifacts:")]
+        names = {each["artifact_id"]: each["filename"] for each in map(json.loads, found)}
+        paths = list(self.folder.iterdir()) if self.folder.exists() else []
+        assert {path.name for path in paths} == set(names)
+        return {names[path.name]: path.read_text("utf-8") for path in paths}
+
+    def assert_current(self):
+        """Check that publishing a study that has not changed renders and writes nothing."""
+        before = self.attributes
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(publish, "render_note", None)
+            self.publish()
+        assert self.attributes == before
 
 
-def change(url, function, name="made"):
-    """Call a function with the storage and a study."""
-    with closing(open_storage(url)) as storage:
-        return function(storage, load_study(storage, name))
+@pytest.fixture
+def show(tmp_path):
+    """Function that opens a stored study."""
+    with ExitStack() as stack:
 
+        def open_shown(url, name="made"):
+            shown = Shown(url, tmp_path / "files", name)
+            stack.callback(shown.storage.close)
+            return shown
 
-def attributes(url, name="made"):
-    return change(url, lambda storage, s: storage.get_study_system_attrs(s._study_id), name)
-
-
-def set_attribute(url, key, value):
-    """Set a system attribute of the study."""
-    change(url, lambda storage, s: storage.set_study_system_attr(s._study_id, key, value))
-
-
-def note_of(url, name="made"):
-    return change(url, lambda storage, study: get_note(study), name)
-
-
-def publish_study(url, files=None, name="made"):
-    store = open_store(files and str(files), url, "artifacts")
-    change(url, lambda storage, _: StudyPublisher(storage, name, store).publish(), name)
-
-
-def is_published(url):
-    return query(url, f"SELECT 1 FROM study_system_attributes WHERE key = '{PUBLISHED}'")
-
-
-def files_of(url, name="made"):
-    """Return the listed files of a study, by their names in the artifact store."""
-    values = [value for key, value in attributes(url, name).items() if key.startswith("artifacts:")]
-    return {each["artifact_id"]: each["filename"] for each in map(json.loads, values)}
-
-
-def read_files(url, folder):
-    """Return the texts of the stored files, all of which are listed, by their names."""
-    listed = files_of(url)
-    assert {path.name for path in folder.iterdir()} == set(listed)
-    return {name: (folder / key).read_text("utf-8") for key, name in listed.items()}
-
-
-def assert_current(url, files=None, name="made"):
-    """Check that publishing a study that has not changed renders nothing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publish, "render_note", None)
-        publish_study(url, files, name)
+        yield open_shown
 
 
 def ask(application, path):
@@ -114,145 +104,117 @@ def ask(application, path):
 # ------------------------------------------------------------------ what is published
 
 
-def test_plain_optuna_dashboard_shows_note_figure_and_files(sqlite_url):
+def test_plain_optuna_dashboard_shows_note_figure_and_files(sqlite_url, show):
     make_study(sqlite_url, finished=6)
-    publish_study(sqlite_url)
-    shown = ask(wsgi(sqlite_url), "/api/studies/1")
-    body = shown["note"]["body"]
-    assert "6 of 8" in body
-    assert "\n| 5 | 0 | 1 | 0 | 0 | 2 |\n" in body
-    assert "| 1 | 0 | &ensp;1×4 no gates, new state | 1.5000 |" in body
-    assert "4 of 6" in body, "are below the threshold"
-    assert "\n    rnn-search report made\n" in body
-    written = StudyConfig.model_validate(
-        tomllib.loads(textwrap.dedent(body.partition("### Config\n")[2]))
-    )
-    assert written == change(
-        sqlite_url, lambda _, study: StudyConfig.model_validate(study.user_attrs["config"])
-    )
-    assert [each["id"] for each in shown["plotly_graph_objects"]] == ["effects"]
-    assert "best-1-trial-0.py" in [each["filename"] for each in shown["artifacts"]]
+    made = show(sqlite_url)
+    made.publish()
+    answer = ask(wsgi(sqlite_url), "/api/studies/1")
+    body = answer["note"]["body"]
+    for part in (
+        "6 of 8",
+        "\n| 5 | 0 | 1 | 0 | 0 | 2 |\n",
+        "| 1 | 0 | &ensp;1×4 no gates, new state | 1.5000 |",
+        "4 of 6",  # trials below the threshold
+        "\n    rnn-search report made\n",
+    ):
+        assert part in body
+    written = tomllib.loads(textwrap.dedent(body.partition("### Config\n")[2]))
+    stored = made.study.user_attrs["config"]
+    assert StudyConfig.model_validate(written) == StudyConfig.model_validate(stored)
+    assert [each["id"] for each in answer["plotly_graph_objects"]] == ["effects"]
+    assert "best-1-trial-0.py" in [each["filename"] for each in answer["artifacts"]]
 
 
-def test_union_is_published_at_each_architectures_best(sqlite_url):
+def test_union_is_published_at_each_architectures_best(sqlite_url, show):
     make_union(sqlite_url)
-    publish_study(sqlite_url, name="union")
-    lines = note_of(sqlite_url, "union").splitlines()
-    best = [line for line in lines if "MinGRU, norm true" in line]
+    union = show(sqlite_url, "union")
+    union.publish()
+    rows = [line for line in union.note.splitlines() if line.startswith("| ")]
+    best = [row for row in rows if "MinGRU, norm true" in row]
     assert len(best) == len({line.partition(", learning")[0] for line in best}) > 1
-    assert "best-1-trial-57.py" in files_of(sqlite_url, "union").values()
+    assert "best-1-trial-57.py" in union.files
 
 
-def test_study_is_published_again_only_after_a_change(sqlite_url, tmp_path):
-    files = tmp_path / "files"
-    make_study(sqlite_url, finished=6)
-    publish_study(sqlite_url, files)
-    before = attributes(sqlite_url)
-    assert_current(sqlite_url, files)
-    assert attributes(sqlite_url) == before
-    finish_one(sqlite_url, 2.5)
-    publish_study(sqlite_url, files)
-    after = attributes(sqlite_url)
-    assert "7 of 8 trials" in note_of(sqlite_url)
+def test_study_is_published_again_only_after_a_change(sqlite_url, show):
+    make_study(sqlite_url, finished=0)
+    made = show(sqlite_url)
+    made.publish()
+    assert "0 of 8" in made.note
+    assert not any("plot_data" in key for key in made.attributes)
+    assert made.files == {}
+    finish_one(sqlite_url, 1.5)
+    made.publish()
+    before = made.attributes
+    assert {"best-curves.csv", "best-1-trial-0.py"} == made.files.keys()
+    made.assert_current()
+    best = finish_one(sqlite_url, 1.0)
+    made.publish()
+    assert "2 of 8 trials" in made.note
     # Otherwise a user who is editing the note could not save it.
-    assert after["dashboard:note_ver"] == before["dashboard:note_ver"]
-    assert max(len(str(value)) for value in after.values()) <= 2045
+    assert made.attributes["dashboard:note_ver"] == before["dashboard:note_ver"]
+    assert max(len(str(value)) for value in made.attributes.values()) <= 2045
+    compile(made.files[f"best-1-trial-{best}.py"], "best", "exec")
+    curves = made.files["best-curves.csv"].splitlines()
+    assert curves[0] == f"step,trial {best},trial 0"
+    assert curves[2] == "100,1.000000,1.500000"
 
 
-def test_study_extended_to_more_steps_is_published_again_with_its_files(sqlite_url, tmp_path):
+def test_study_extended_to_more_steps_is_published_again_with_its_files(sqlite_url, show):
     """All trials finish in the same order as before: numbers and file names are the same."""
-    files = tmp_path / "files"
     make_study(sqlite_url, diverged=None)
-    publish_study(sqlite_url, files)
-    assert "\n100,1.500000," in read_files(sqlite_url, files)["best-curves.csv"]
+    made = show(sqlite_url)
+    made.publish()
+    assert "\n100,1.500000," in made.files["best-curves.csv"]
     extend_steps(sqlite_url, 20_000, range(8))
     for number in range(8):
         finish_one(sqlite_url, 1.0 + number / 10)
-    publish_study(sqlite_url, files)
-    assert "1.0000 |" in note_of(sqlite_url)
-    assert "\n100,1.000000," in read_files(sqlite_url, files)["best-curves.csv"]
-    assert_current(sqlite_url, files)
+    made.publish()
+    assert "1.0000 |" in made.note
+    assert "\n100,1.000000," in made.files["best-curves.csv"]
+    made.assert_current()
 
 
-def test_study_without_complete_trials_has_only_a_note(sqlite_url, tmp_path):
-    files = tmp_path / "files"
-    make_study(sqlite_url, finished=0)
-    publish_study(sqlite_url, files)
-    assert "0 of 8" in note_of(sqlite_url)
-    assert_current(sqlite_url, files)
-    assert not any("plot_data" in key for key in attributes(sqlite_url))
-    assert files_of(sqlite_url) == {}
-    assert not files.exists()
-
-
-def test_new_files_replace_the_previous_ones(sqlite_url, tmp_path):
-    files = tmp_path / "files"
-    make_study(sqlite_url, finished=5)
-    publish_study(sqlite_url, files)
-    assert {"best-curves.csv", "best-1-trial-0.py"} <= read_files(sqlite_url, files).keys()
-    best = finish_one(sqlite_url, 1.0)
-    publish_study(sqlite_url, files)
-    content = read_files(sqlite_url, files)
-    compile(content[f"best-1-trial-{best}.py"], "best", "exec")
-    header, _, second, *_ = content["best-curves.csv"].splitlines()
-    assert header.startswith(f"step,trial {best},trial 0,")
-    assert second.startswith("100,1.000000,1.500000,")
-
-
-def test_samples_of_the_best_trials_are_one_file(sqlite_url, tmp_path):
-    files, samples = tmp_path / "files", ("once <upon>\n a time", None, "there was")
+def test_samples_of_the_best_trials_are_one_file(sqlite_url, show):
+    samples = ("once <upon>\n a time", None, "there was")
     runs = [(gated_params(1 + i), 1.5 + i, {"sample": text}) for i, text in enumerate(samples)]
     make_runs(sqlite_url, "made", {"space": {"layers": [1, 2, 3], "state_size": [4]}}, runs)
-    publish_study(sqlite_url, files)
-    written = read_files(sqlite_url, files)[SAMPLES_FILE]
+    made = show(sqlite_url)
+    made.publish()
+    written = made.files["best-samples.txt"]
     assert written.startswith("1: trial 0, 1×4 no gates, new state, 1.5000 nats per byte\n")
     assert "once <upon>\n a time\n" in written
     assert written.endswith("there was\n")
 
 
-def test_note_and_figure_are_published_without_a_place_for_files(sqlite_url, tmp_path):
-    (tmp_path / "file").touch()
-    nowhere = open_store(None, f"sqlite:///{tmp_path}/file/studies.db", "artifacts")
+def test_note_and_figure_are_published_without_a_place_for_files(sqlite_url, show, tmp_path):
     make_study(sqlite_url, finished=7)
+    made = show(sqlite_url)
+    (tmp_path / "file").touch()
     for _ in range(2):
         with pytest.raises(ArtifactsError, match="cannot write"):
-            change(sqlite_url, lambda s, _: StudyPublisher(s, "made", nowhere).publish())
-    assert "7 of 8 trials" in note_of(sqlite_url)
-    assert "dashboard:plot_data:effects:0" in attributes(sqlite_url)
-    assert files_of(sqlite_url) == {}
+            made.publish(open_store(None, f"sqlite:///{tmp_path}/file/x.db", "artifacts"))
+    assert "7 of 8 trials" in made.note
+    assert "dashboard:plot_data:effects:0" in made.attributes
+    assert made.files == {}
     # The files are written as soon as the store works.
-    publish_study(sqlite_url)
-    assert len(files_of(sqlite_url)) == 6
+    made.publish()
+    assert len(made.files) == 6
 
 
-def test_studies_of_other_programs_and_versions_are_left_alone(sqlite_url):
+def test_studies_of_other_programs_and_versions_are_left_alone(sqlite_url, show):
     make_study(sqlite_url)
-    change(
-        sqlite_url,
-        lambda _, study: study.set_user_attr("config", study.user_attrs["config"] | {"novelty": 1}),
-    )
     optuna.create_study(study_name="foreign", storage=sqlite_url)
+    made, foreign = show(sqlite_url), show(sqlite_url, "foreign")
+    made.study.set_user_attr("config", made.study.user_attrs["config"] | {"novelty": 1})
     with pytest.raises(StudiesError, match=r"invalid attribute config\.novelty"):
-        publish_study(sqlite_url)
+        made.publish()
     with pytest.raises(StudyFormatError, match="has no schema version"):
-        publish_study(sqlite_url, name="foreign")
-    assert note_of(sqlite_url) == ""
-    assert attributes(sqlite_url, "foreign") == {}
+        foreign.publish()
+    assert made.note == ""
+    assert foreign.attributes == {}
 
 
-def test_damaged_study_is_listed_and_leaves_the_others_to_be_viewed(sqlite_url):
-    make_study(sqlite_url)
-    make_study(sqlite_url, "damaged")
-    with closing(open_storage(sqlite_url)) as storage:
-        with storage.transaction() as connection:
-            damage = "UPDATE study_user_attributes SET value_json = '{' WHERE study_id = 2"
-            connection.exec_driver_sql(damage)
-        listed = ask(wsgi(storage), "/api/studies")["study_summaries"]
-        assert [each["study_name"] for each in listed] == ["made", "damaged"]
-        assert ask(wsgi(storage), "/api/studies/1")["best_trials"]
-
-
-# ------------------------------------------------------------------ the note is the user's as well
+# ------------------------------------------------------------------ the note
 
 EDITS = {
     "above": lambda body: f"My text\n\n{body}",
@@ -265,69 +227,66 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_text_of_a_user_is_kept(sqlite_url, edit):
+def test_text_of_a_user_is_kept(sqlite_url, show, edit):
     make_study(sqlite_url, finished=5)
-    publish_study(sqlite_url)
-    change(sqlite_url, lambda _, study: save_note(study, EDITS[edit](get_note(study))))
+    made = show(sqlite_url)
+    made.publish()
+    made.note = EDITS[edit](made.note)
     # What the version before has stored of a publication.
-    earlier = {"format": 6, "counts": {}, "note": attributes(sqlite_url)[PUBLISHED]["note"]}
-    for value, published in ((1.9, earlier), (1.95, None)):
-        if published:
-            set_attribute(sqlite_url, PUBLISHED, earlier)
+    made.set(PUBLISHED, {"format": 6, "counts": {}, "note": made.attributes[PUBLISHED]["note"]})
+    for value in (1.9, 1.95):
         finish_one(sqlite_url, value)
-        publish_study(sqlite_url)
-    above, _, below = note_of(sqlite_url).partition(SEPARATOR)
+        made.publish()
+    above, _, below = made.note.partition(SEPARATOR)
     assert "My text" in above
     assert above.count("trials are finished") == (edit == "within")
     assert "My text" not in below
     assert "\n7 of 8 trials" in below
 
 
-def delete_file(url):
-    """Delete a file as the dashboard does."""
-    key = next(each for each in attributes(url) if each.startswith("artifacts:"))
-    set_attribute(url, key, json.dumps(None))
-
-
-CHANGES = {
-    "note removed": lambda url: change(url, lambda _, study: save_note(study, "")),
-    "line removed": lambda url: change(
-        url, lambda _, study: save_note(study, get_note(study).replace(SEPARATOR, ""))
-    ),
-    "renamed": lambda url: change(url, lambda storage, _: rename_study(storage, "made", "other")),
-    "file deleted": delete_file,
-}
-
-
-@pytest.mark.parametrize("edit", CHANGES)
-def test_finished_study_is_published_again_after_a_change(sqlite_url, edit):
+def test_finished_study_is_published_again_after_a_change(sqlite_url, show):
     make_study(sqlite_url)
-    publish_study(sqlite_url)
-    files = files_of(sqlite_url)
-    CHANGES[edit](sqlite_url)
-    name = "other" if edit == "renamed" else "made"
-    publish_study(sqlite_url, name=name)
-    body = note_of(sqlite_url, name)
-    assert body.startswith(f"{SEPARATOR}\n\n## {name}\n\n8 of 8 trials")
-    assert body.count("\n## ") == 1
-    assert files_of(sqlite_url, name) == files
+    made = show(sqlite_url)
+
+    def delete_file():
+        """Delete a file as the dashboard does."""
+        made.set(next(key for key in made.attributes if key.startswith("artifacts:")), "null")
+
+    def remove_note():
+        made.note = ""
+
+    def remove_line():
+        made.note = made.note.replace(SEPARATOR, "")
+
+    made.publish()
+    body, files = made.note, made.files
+    assert body.startswith(f"{SEPARATOR}\n\n## made\n\n8 of 8 trials")
+    for edit in (delete_file, remove_note, remove_line):
+        edit()
+        made.publish()
+        assert (made.note, made.files) == (body, files), edit
+    rename_study(made.storage, "made", "other")
+    other = show(sqlite_url, "other")
+    other.publish()
+    assert other.note == body.replace("## made\n", "## other\n").replace(
+        "report made", "report other"
+    )
+    assert other.files == files
 
 
-def test_markup_in_names_is_escaped(sqlite_url):
-    make_study(sqlite_url, MARKUP, question="a|b\n```")
-    publish_study(sqlite_url, name=MARKUP)
-    body = note_of(sqlite_url, MARKUP)
-    assert f"\n## {ESCAPED}\n" in body
-    # Code is indented, so that no fence in it can end it.
-    marked = [line for line in body.splitlines() if "<script>" in line or "```" in line]
+def test_markup_in_names_is_escaped(sqlite_url, show):
+    name, escaped = "<script>alert(1)</script> *a* | b", r"a\|b \`\`\`"
+    make_study(sqlite_url, name, question="a|b\n```")
+    made = show(sqlite_url, name)
+    made.publish()
+    assert f"\n## {escaped}\n" in made.note
+    # Code is indented, so that nothing in it can end it.
+    marked = [line for line in made.note.splitlines() if "<script>" in line or "```" in line]
     assert marked
     assert all(line.startswith("    ") for line in marked)
-    results = results_of(sqlite_url, MARKUP)
-    names = "a|b\n```" + results.table["architecture"]
-    results = replace(results, table=results.table.assign(architecture=names))
-    assert f"&ensp;{ESCAPED}1×4 no gates, new state | 1.5000" in publish.render_note(
-        StudyFindings(results)
-    )
+
+
+# ------------------------------------------------------------------ several processes
 
 
 def finished_and_intact(url):
@@ -335,17 +294,18 @@ def finished_and_intact(url):
     found = query(url, "SELECT key, value_json FROM study_system_attributes")
     found = {key: json.loads(value) for key, value in found}
     body = "".join(value for key, value in sorted(found.items()) if "note_str" in key)
-    assert publish.is_intact(body, found[PUBLISHED]["note"])
+    generated = body.partition(f"{SEPARATOR}\n\n")[2]
+    assert publish.fingerprint(generated) == found[PUBLISHED]["note"]
     return int(re.search(r"(\d+) of 8 trials", body)[1])
 
 
 @EACH_DATABASE
-def test_publication_is_one_transaction(url, tmp_path):
+def test_publication_is_one_transaction(url, show):
     """A reader between any two statements sees either the old or the new publication."""
-    files, seen = tmp_path / "files", []
     make_study(url, finished=1)
-    change(url, lambda _, study: save_note(study, "A user's text. " * 200))
-    publish_study(url, files)
+    made, seen = show(url), []
+    made.note = "A user's text. " * 200
+    made.publish()
     finish_one(url, 1.3)
 
     def inspect(*statement):
@@ -353,7 +313,7 @@ def test_publication_is_one_transaction(url, tmp_path):
 
     event.listen(Engine, "after_cursor_execute", inspect)
     try:
-        publish_study(url, files)
+        made.publish()
     finally:
         event.remove(Engine, "after_cursor_execute", inspect)
     assert finished_and_intact(url) == 2
@@ -362,147 +322,69 @@ def test_publication_is_one_transaction(url, tmp_path):
 
 
 @EACH_DATABASE
-def test_publication_of_an_older_state_gives_way_to_a_newer_one(url, tmp_path):
+def test_publication_of_an_older_state_gives_way_to_a_newer_one(url, show):
     """Another process finishes a trial and publishes before this slow one writes its files."""
-    files = tmp_path / "files"
     make_study(url, finished=1)
-    store, newer = open_store(str(files), url, "artifacts"), []
+    made, newer = show(url), []
 
     def write_late(*file):
         if not newer:
             best = finish_one(url, 1.3)
-            publish_study(url, files)
-            newer.extend([attributes(url), read_files(url, files)])
-            assert f"best-1-trial-{best}.py" in newer[1]
-        store.write(*file)
+            made.publish()
+            newer.extend([made.attributes, made.files])
+            assert f"best-1-trial-{best}.py" in made.files
+        made.store.write(*file)
 
-    slow = SimpleNamespace(write=write_late)
-    change(url, lambda storage, _: StudyPublisher(storage, "made", slow).publish())
-    assert [attributes(url), read_files(url, files)] == newer
+    made.publish(SimpleNamespace(write=write_late))
+    assert [made.attributes, made.files] == newer
     assert finished_and_intact(url) == 2
-
-
-# ------------------------------------------------------------------ the end of a search
-
-
-def test_end_of_a_search_writes_the_report_and_publishes(sqlite_url, monkeypatch):
-    make_study(sqlite_url)
-    reported = []
-    monkeypatch.setattr(cli, "write_final_report", lambda *study: reported.append(study))
-    cli.finalize_search(sqlite_url, "made", None, 8, False)
-    assert reported == [(sqlite_url, "made")]
-    assert "8 of 8 trials" in note_of(sqlite_url)
-
-
-@EACH_DATABASE
-def test_one_of_the_processes_that_see_a_search_end_writes_the_report(url, monkeypatch, capsys):
-    make_study(url)
-    monkeypatch.setattr(cli, "write_final_report", lambda *_: print("written"))
-    monkeypatch.setattr(StudyPublisher, "publish", lambda _: None)
-
-    def end_on(host, was_finished=False):
-        monkeypatch.setattr(socket, "gethostname", lambda: host)
-        cli.finalize_search(url, "made", None, 8, was_finished)
-        return capsys.readouterr().out
-
-    def retry(storage, study):
-        retry_trials(storage, "made", ["diverged"])
-        finish_one(url, 1.3)
-
-    leaves_it = (
-        f"report: process one/{os.getpid()} writes it; for another copy: rnn-search report made\n"
-    )
-    assert end_on("one") == "written\n"
-    assert end_on("two") == leaves_it
-    assert end_on("one") == "written\n", "its first answer was lost"
-    assert end_on("two") == leaves_it
-    assert end_on("two", was_finished=True) == "written\n"
-    earlier = {"finished": 8, "host": "two", "pid": 1, "path": "", "is_written": False}
-    for reach_state in (
-        lambda: change(url, retry),
-        lambda: change(url, lambda _, study: study.set_user_attr(LOOKS, [{}])),
-        lambda: set_attribute(url, REPORT_CLAIM, earlier),
-    ):
-        assert end_on("two") == leaves_it
-        reach_state()
-        assert end_on("two") == "written\n"
-        assert end_on("one") == leaves_it.replace("one", "two")
-        set_attribute(url, REPORT_CLAIM, {})
-        assert end_on("one") == "written\n"
-
-
-def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
-    sqlite_url, monkeypatch, capsys
-):
-    make_study(sqlite_url)
-
-    def fail(*arguments):
-        raise error
-
-    error: Exception = OSError("disk full")
-    for place in ("page.page.write_report", "dashboard.publish.StudyPublisher.publish"):
-        monkeypatch.setattr(f"reports.{place}", fail)
-    cli.finalize_search(sqlite_url, "made", None, 8, False)
-    assert capsys.readouterr() == (
-        "no report: disk full\n",
-        "warning: cannot update the dashboard: disk full\n",
-    )
-    error = KeyError("a defect")
-    cli.finalize_search(sqlite_url, "made", None, 8, False)
-    printed = capsys.readouterr()
-    assert printed.out == "no report: 'a defect'\n"
-    assert printed.err.count("Traceback (most recent call last):") == 2
-    assert printed.err.count("\nwarning: bug in rnn-search (KeyError: 'a defect'): please ") == 2
-    error = OSError("disk full")
-    monkeypatch.setattr(cli, "_claim_report", fail)
-    cli.finalize_search(sqlite_url, "made", None, 8, False)
-    assert capsys.readouterr() == ("no report: disk full\n", "")
 
 
 # ------------------------------------------------------------------ publication of what is viewed
 
 
-def request(application, path):
-    return application({"PATH_INFO": path}, lambda *response: None)
-
-
 @pytest.fixture
-def viewed(sqlite_url):
+def viewed(sqlite_url, show):
     """Middleware over one study."""
     make_study(sqlite_url)
-    store = open_store(None, sqlite_url, "artifacts")
-    with closing(open_storage(sqlite_url)) as storage:
-        yield PublishOnView(lambda environ, start: [b"answer"], storage, store)
+    made = show(sqlite_url)
+    return PublishOnView(lambda environ, start: [b"answer"], made.storage, made.store)
 
 
-def test_viewed_study_is_published_in_the_background(viewed, sqlite_url):
-    for path in ("/", "/api/studies", "/dashboard/studies/1", "/api/trials/1"):
-        assert request(viewed, path) == [b"answer"]
-    assert not viewed._publishing.locked()
-    assert not is_published(sqlite_url)
-    request(viewed, "/api/studies/1")
-    wait_until(lambda: is_published(sqlite_url))
-    assert "8 of 8 trials" in note_of(sqlite_url)
+def view(middleware, path="/api/studies/1"):
+    assert middleware({"PATH_INFO": path}, lambda *response: None) == [b"answer"]
 
 
-def test_requests_do_not_wait_for_a_publication_and_ask_for_one_per_interval(viewed, monkeypatch):
+def is_published(url):
+    return query(url, f"SELECT 1 FROM study_system_attributes WHERE key = '{PUBLISHED}'")
+
+
+def test_viewed_study_is_published_in_the_background_once_per_interval(
+    viewed, show, sqlite_url, monkeypatch
+):
     calls, started, finish = [], threading.Event(), threading.Event()
+    publish_now = StudyPublisher.publish
 
     def publish_slowly(publisher):
         calls.append(publisher.key)
         started.set()
         finish.wait(HANG_TIMEOUT)
+        publish_now(publisher)
 
     monkeypatch.setattr(StudyPublisher, "publish", publish_slowly)
-    request(viewed, "/api/studies/1")
+    for path in ("/", "/api/studies", "/dashboard/studies/1", "/api/trials/1"):
+        view(viewed, path)
+    assert not viewed._publishing.locked()
+    view(viewed)
     assert started.wait(HANG_TIMEOUT)
-    assert request(viewed, "/api/studies/1") == [b"answer"]
+    view(viewed)
     finish.set()
     wait_until(lambda: viewed._due)
-    request(viewed, "/api/studies/1")
+    assert "8 of 8 trials" in show(sqlite_url).note
+    view(viewed)
     assert calls == [(1, "made")]
     viewed._due.clear()
-    request(viewed, "/api/studies/1/param_importances")
+    view(viewed, "/api/studies/1/param_importances")
     wait_until(lambda: len(calls) == 2)
 
 
@@ -510,16 +392,14 @@ def test_failed_publication_of_a_viewed_study_is_warned_of_once(viewed, monkeypa
     monkeypatch.setattr(server, "PUBLISH_INTERVAL_SECONDS", 0)
     attempts = []
 
-    def fail(*arguments):
-        attempts.append(arguments)
+    def fail(publisher):
+        attempts.append(publisher)
         raise KeyError("a defect")
 
     monkeypatch.setattr(StudyPublisher, "publish", fail)
     for n in (1, 2, 3):
-        wait_until(lambda: not viewed._publishing.locked())
-        request(viewed, "/api/studies/1")
-        wait_until(lambda n=n: len(attempts) == n)
-    wait_until(lambda: not viewed._publishing.locked())
+        view(viewed)
+        wait_until(lambda n=n: len(attempts) == n and not viewed._publishing.locked())
     printed = capsys.readouterr().err
     assert printed.startswith("warning: cannot publish a study: 'a defect'\nTraceback (")
     assert printed.count("Traceback (") == printed.count("bug in rnn-search (KeyError:") == 1
@@ -528,8 +408,9 @@ def test_failed_publication_of_a_viewed_study_is_warned_of_once(viewed, monkeypa
 # ------------------------------------------------------------------ the server
 
 LOCAL, OTHER = "127.0.0.1:8080", "http://elsewhere.example"
+LINK = {"SEC_FETCH_SITE": "cross-site", "SEC_FETCH_MODE": "navigate"}
 
-OWN_REQUESTS = {
+ANSWERED = {
     "plain client": {},
     "own page": {"ORIGIN": f"http://{LOCAL}", "SEC_FETCH_SITE": "same-origin"},
     "tunnel": {"HOST": "localhost:9000", "ORIGIN": "http://localhost:9000"},
@@ -537,19 +418,19 @@ OWN_REQUESTS = {
     "address bar": {"SEC_FETCH_SITE": "none"},
 }
 
-FOREIGN_REQUESTS = {
+REFUSED = {
     "script of another site": {"ORIGIN": OTHER, "SEC_FETCH_SITE": "cross-site"},
     "script of another port": {"SEC_FETCH_SITE": "same-site", "SEC_FETCH_MODE": "cors"},
     "another port": {"ORIGIN": "http://127.0.0.1:1"},
     "no port": {"ORIGIN": "http://127.0.0.1"},
     "another local name": {"ORIGIN": "http://localhost"},
     "page without an origin": {"ORIGIN": "null"},
-    "form": {"SEC_FETCH_SITE": "cross-site", "SEC_FETCH_MODE": "navigate"},
+    "form": LINK,
     "rebound name": {"HOST": "rebound.example", "ORIGIN": "http://rebound.example"},
     "longer name": {"HOST": "127.0.0.1.example"},
     "no address": {"HOST": "[::1"},
     "no host": {"HOST": ""},
-}
+} | {place: LINK | {"SEC_FETCH_DEST": place} for place in ("iframe", "frame", "embed", "object")}
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
@@ -562,67 +443,60 @@ def test_only_the_own_page_and_plain_clients_at_a_local_name_are_answered(method
         application({"REQUEST_METHOD": method} | environ, lambda line, _: statuses.append(line[:3]))
         return statuses
 
-    for kind, headers in OWN_REQUESTS.items():
+    for kind, headers in ANSWERED.items():
         assert answer(headers) == ["200"], kind
-    for kind, headers in FOREIGN_REQUESTS.items():
+    for kind, headers in REFUSED.items():
         assert answer(headers) == ["403"], kind
-    link = {"SEC_FETCH_SITE": "cross-site", "SEC_FETCH_MODE": "navigate"}
-    for place in ("iframe", "frame", "embed", "object"):
-        assert answer(link | {"SEC_FETCH_DEST": place}) == ["403"], place
-    assert answer(link | {"SEC_FETCH_DEST": "document"}) == ["200" if method == "GET" else "403"]
+    assert answer(LINK | {"SEC_FETCH_DEST": "document"}) == ["200" if method == "GET" else "403"]
 
 
-@pytest.fixture(scope="module")
-def served(runner, tmp_path_factory):
-    """URL and port of a dashboard, which ends without a word when it is told to."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('served')}/studies.db"
-    make_study(url)
-    port = free_port()
-    process = runner.start("dashboard", "--port", str(port), "--storage", url)
-    wait_until_running([process], lambda: answers(port))
-    yield url, port
-    process.send(signal.SIGTERM)
-    assert process.wait() == 128 + signal.SIGTERM
-    assert process.output == f"dashboard: http://127.0.0.1:{port} (stop with Ctrl-C)\n"
+def fetch(port, path):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=HANG_TIMEOUT) as response:
+        return response.read()
+
+
+def answers(port):
+    try:
+        return fetch(port, "/api/meta")
+    except OSError:
+        return False
 
 
 def send(port, method, path, **headers):
     """Send a request to the dashboard; return its status and headers."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_TIMEOUT)) as client:
-        client.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
+        client.request(method, path, headers=headers)
         response = client.getresponse()
         response.read()
         return response.status, response.headers
 
 
-def study_names(url):
-    return [name for (name,) in query(url, "SELECT study_name FROM studies ORDER BY study_id")]
-
-
-def test_only_the_dashboards_own_page_deletes_a_study(served):
-    url, port = served
-    make_study(url, "second")
-    assert send(port, "DELETE", "/api/studies/2", Origin=OTHER)[0] == 403
-    assert study_names(url) == ["made", "second"]
-    assert send(port, "DELETE", "/api/studies/2", Origin=f"http://127.0.0.1:{port}")[0] == 204
-    assert study_names(url) == ["made"]
-
-
-def test_no_response_may_be_shown_in_a_frame(served):
-    _, port = served
-    for path, sent, expected in (
-        ("/", {}, 302),
-        ("/dashboard", {}, 200),
-        ("/absent", {}, 404),
-        ("/dashboard", {"Host": "rebound.example"}, 403),
+def test_server_deletes_for_its_own_page_is_shown_in_no_frame_and_ends_silently(runner, sqlite_url):
+    make_study(sqlite_url)
+    port = free_port()
+    process = runner.start("dashboard", "--port", str(port), "--storage", sqlite_url)
+    wait_until_running([process], lambda: answers(port))
+    for method, path, sent, expected in (
+        ("GET", "/", {}, 302),
+        ("GET", "/dashboard", {}, 200),
+        ("GET", "/absent", {}, 404),
+        ("GET", "/dashboard", {"Host": "rebound.example"}, 403),
+        ("DELETE", "/api/studies/1", {"Origin": OTHER}, 403),
     ):
-        status, headers = send(port, "GET", path, **sent)
+        status, headers = send(port, method, path, **sent)
         assert status == expected
         assert headers.get_all("X-Frame-Options") == ["DENY"], status
         assert "frame-ancestors 'none'" in headers.get_all("Content-Security-Policy"), status
+    assert query(sqlite_url, "SELECT study_name FROM studies") == [("made",)]
+    own = f"http://127.0.0.1:{port}"
+    assert send(port, "DELETE", "/api/studies/1", Origin=own)[0] == 204
+    assert query(sqlite_url, "SELECT study_name FROM studies") == []
+    process.send(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+    assert process.output == f"dashboard: {own} (stop with Ctrl-C)\n"
 
 
-def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, invoke):
+def test_dashboard_is_served_as_long_as_the_search_runs(sqlite_url, monkeypatch, capsys, invoke):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         reason = f"port {port} cannot be used (Address already in use); choose another --port\n"
@@ -631,27 +505,18 @@ def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, in
         ended = invoke("dashboard", "--port", str(port), "--storage", sqlite_url)
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {reason}")
     assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
-
-
-def test_search_continues_without_a_dashboard_that_cannot_start(monkeypatch, capsys):
     monkeypatch.setattr("sys.executable", "/no/python")
-    with serve_dashboard("sqlite:///x.db", None, free_port()):
+    with serve_dashboard(sqlite_url, None, free_port()):
         (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("no dashboard: ")
     assert line.endswith("'/no/python'")
-
-
-def test_server_has_stopped_when_the_search_ends(sqlite_url):
+    monkeypatch.undo()
     port = free_port()
     in_use = pytest.raises(DashboardError, match=f"port {port}")
     with serve_dashboard(sqlite_url, None, port), in_use:
         open_listener(port)
+    assert capsys.readouterr().out == f"dashboard: http://127.0.0.1:{port}\n"
     open_listener(port).close()
-
-
-def fetch(port, path):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=HANG_TIMEOUT) as response:
-        return response.read()
 
 
 def processes():
@@ -681,16 +546,7 @@ def test_dashboard_ends_with_a_killed_search(runner, text, tmp_path, postgresql_
     # While the page is open, the study is published by the process that serves it.
     fetch(port, f"/api/studies/{study['study_id']}")
     wait_until_running([search], lambda: is_published(url))
-    with pytest.raises(DashboardError, match="in use"):
-        open_listener(port)
     search.send(signal.SIGKILL)
     assert search.wait() == -signal.SIGKILL
     wait_until(lambda: not psutil.pid_exists(served))
     open_listener(port).close()
-
-
-def answers(port):
-    try:
-        return fetch(port, "/api/meta")
-    except OSError:
-        return False

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from factories import gated_params, make_runs, make_study, results_of
 
-from reports.data.context import THRESHOLD, ContextProfile, average_profiles, read_profile
 from reports.data.table_export import write_csv
+from reports.data.trial_table import THRESHOLD, ContextProfile, average_profiles, read_profile
 from reports.page.page import render_page
 from reports.page.section import Section
 

@@ -12,8 +12,7 @@ from optuna_dashboard import get_note
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import effect_color
-from reports.dashboard.note import render_note
-from reports.dashboard.publish import StudyPublisher
+from reports.dashboard.publish import StudyPublisher, render_note
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
 from reports.findings import StudyFindings

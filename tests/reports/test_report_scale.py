@@ -11,7 +11,7 @@ from helpers import TEXT, DatabaseUse
 
 from reports.charts import training_plots
 from reports.dashboard.publish import StudyPublisher
-from reports.data import drawn_trials
+from reports.data import study_reader
 from reports.data.study_reader import StudyReader, read_results
 from reports.data.table_export import write_curves
 from reports.page.section import Section
@@ -75,8 +75,8 @@ def test_reader_returns_what_is_read_at_once(sqlite_url, tmp_path):
         study_id = load_study(storage, NAME)._study_id
         reader = StudyReader(storage, NAME)
         for _ in range(2):
-            found = reader.read(with_curves=())
-            expected = read_results(storage, NAME, with_curves=())
+            found = reader.read(with_curves=False)
+            expected = read_results(storage, NAME, with_curves=False)
             pd.testing.assert_frame_equal(found.table, expected.table)
             assert found.counts == expected.counts
             finish_one(sqlite_url, 1.0, name=NAME)
@@ -88,7 +88,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
     sqlite_url, tmp_path, monkeypatch
 ):
     make_large_study(sqlite_url, tmp_path)
-    monkeypatch.setattr(drawn_trials, "MAX_DRAWN", 20)
+    monkeypatch.setattr(study_reader, "MAX_DRAWN", 20)
     monkeypatch.setattr("reports.page.section.MAX_DRAWN", 20)
     monkeypatch.setattr(training_plots, "MAX_POINTS", 200)
     with closing(open_storage(sqlite_url)) as storage:

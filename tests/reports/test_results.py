@@ -92,7 +92,7 @@ def write_and_read(results, folder):
 
 
 def test_pandas_reads_the_written_tables(derived, tmp_path):
-    results = read_studies(derived, "made", "derived", with_curves=())
+    results = read_studies(derived, "made", "derived", with_curves=False)
     for rows in write_and_read(results, tmp_path):
         assert rows["study"].tolist() == ["made"] * 8 + ["derived"] * 3
         assert rows["value"].iloc[:3].tolist() == pytest.approx([1.5, 1.6, 1.7])
