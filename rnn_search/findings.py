@@ -14,29 +14,28 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from reports.analysis.audited_effects import compute_study_effects
 from reports.analysis.budgets import BudgetComparison, compare_budgets
 from reports.analysis.leaderboard import StudySummary, look_at_results, summarize_study
-from reports.analysis.nuisance import build_judged_table, find_edges
+from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pareto_front import ParetoFront, summarize_costs
-from reports.analysis.sweeps import describe_sweep, fit_sweep
 from reports.analysis.task_comparison import compare_across_tasks
 from reports.data.replicates import find_replicates
 from reports.data.results import Results
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
+from reports.findings import StudyFindings
 from reports.formatting import loss_unit
+from reports.narrative import describe_insignificance, list_warnings
+from reports.phrases import count_verdicts, describe_smallest, to_plain, write_additive
 from reports.stats.additive_findings import list_level_effects
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
     ConditionalEffect,
-    compute_conditional_effects,
-    describe_insignificance,
     rank_effects,
 )
 from reports.stats.effects import Effect
+from reports.stats.looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.paired_difference import PairedDifference
-from reports.stats.planned_looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.scale import format_count
 from reports.stats.task_contrasts import TaskContrast, describe_agreement
 from search.derive import group_by_architecture, record_look
@@ -307,8 +306,7 @@ class Verdicts:
 
     def __repr__(self) -> str:
         shown = format_table(self.table, ("loss", "difference", "at_most"), self.spec)
-        margin = f"{self.margin:g} {self.unit}".rstrip()
-        return f"{shown}\n{self.summary.describe_smallest()} (margin {margin})"
+        return f"{shown}\n{to_plain(describe_smallest(self.summary, self.unit))}"
 
     def _repr_html_(self) -> str:
         return self.table.to_html()
@@ -374,24 +372,19 @@ def find_effects(results: Results, storage: str) -> Effects:
         storage: URL of the storage, in which studies of replicates may derive from it.
     """
     derived = _read_derived(storage, results.name)
-    results = replace(results, replicates=find_replicates(results, derived))
-    found = compute_study_effects(results)
-    conditional = []
-    if not results.is_pruned:
-        conditional = compute_conditional_effects(build_judged_table(results), found.effects)
-    warnings = [edge.warning for edge in find_edges(results) if edge.is_prominent]
-    if found.reason:
-        warnings.append(found.reason.rstrip("."))
-    model, effects = fit_sweep(results, found.effects), found.effects
+    findings = StudyFindings(replace(results, replicates=find_replicates(results, derived)))
+    model, effects = findings.additive, findings.effects
+    warnings = [each.rstrip(".") for each in write_additive(findings)]
+    warnings += map(to_plain, list_warnings(findings))
+    if findings.audited and findings.audited.reason:
+        warnings.append(findings.audited.reason.rstrip("."))
+    elif model is None and all(effect.reason for effect in effects):
+        warnings.append(describe_insignificance(effects))
     if model:
         effects = effects or list_level_effects(model, results.scale)
-        said = describe_sweep(results, model, found.effects)
-        warnings = [*(each.rstrip(".") for each in said), *warnings]
-    elif not (found.reason or any(effect.is_decidable for effect in effects)):
-        warnings.append(describe_insignificance(effects))
     unit, spec = loss_unit(results.config), results.scale.value_spec
     budgets = compare_budgets(results)
-    return Effects(effects, unit, warnings, conditional, spec, model, budgets)
+    return Effects(effects, unit, warnings, findings.conditional, spec, model, budgets)
 
 
 def compare_tasks(results: Results, storage: str) -> TaskEffects:
@@ -518,13 +511,8 @@ def _describe_look(results: Results) -> list[str]:
     assert refinement is not None
     assert judgement is not None
     unit, count = results.metric.unit, judgement.comparison.count
-    verdicts = ", ".join(
-        f"{judgement.count(verdict)} {verdict}" for verdict in ("worse", "as good", "undecided")
-    )
     line = (
-        f"look at {look.runs} runs, at an error rate of {look.level:.2%}: {verdicts}"
-        f"{judgement.without_run_text} "
-        f"(margin {f'{refinement.margin:g} {unit}'.rstrip()})"
+        f"look at {look.runs} runs, at an error rate of {look.level:.2%}: {count_verdicts(summary)}"
     )
     noise = estimate_noise(judgement.comparison)
     later = [runs for runs in refinement.looks if runs > look.runs]
@@ -535,7 +523,8 @@ def _describe_look(results: Results) -> list[str]:
             return [line]
         first = refinement.looks.index(later[0])
         return [line, _describe_gaps(noise, refinement.looks, count, unit, results.measure, first)]
-    return [line, f"best mean: {summary.best.full_label}; {summary.describe_smallest()}"]
+    smallest = to_plain(describe_smallest(summary, unit))
+    return [line, f"best mean: {summary.best.full_label}; {smallest}"]
 
 
 def _describe_gaps(

@@ -234,10 +234,10 @@ class Study:
         from rnn_search.findings import compare_tasks, find_effects
 
         results = self._read_results(False, require_complete=True)
-        if results.config.task_names:
-            return compare_tasks(results, self.storage)
         if results.varies_budget:
             results = self._read_results(require_complete=True)
+        if results.config.task_names:
+            return compare_tasks(results, self.storage)
         return find_effects(results, self.storage)
 
     def verdicts(self) -> "Verdicts":

@@ -74,7 +74,7 @@ def compare_budgets(results: Results) -> BudgetComparison | None:
     }
     if len(curves) < len(complete):
         return None
-    rates = _find_rates(results)
+    rates = find_rates(results)
     ends = pd.Series({number: steps[-1] for number, (steps, _) in curves.items()})
     varied = [unit for unit in rates if unit == "steps" or rates[unit].nunique() > 1]
     contrasts = build_table(results, results.judge(results.table)).list_contrasts()
@@ -102,7 +102,7 @@ def compare_budgets(results: Results) -> BudgetComparison | None:
     return BudgetComparison(budgets, found) if found and len(budgets) > 1 else None
 
 
-def _find_rates(results: Results) -> pd.DataFrame:
+def find_rates(results: Results) -> pd.DataFrame:
     """Return how much of each budget a step of each complete trial has, by its unit."""
     complete, training = results.complete, results.config.training
     steps = complete["steps"].fillna(training.steps)

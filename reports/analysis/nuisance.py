@@ -23,7 +23,7 @@ from reports.stats.effects import FactorialTable
 from reports.stats.interaction_model import Floats, Integers
 from reports.stats.run_means import RunMeans
 from reports.stats.run_noise import RunNoise
-from reports.stats.scale import format_param, format_value
+from reports.stats.scale import format_param
 from reports.stats.selection_bias import estimate_selected
 from studies.space import REPLICATE
 
@@ -59,17 +59,6 @@ class Edge:
         """Whether the results may rest on it: of a tenth or more, or of the best architecture."""
         return self.has_best or self.count >= PROMINENT_SHARE * self.total
 
-    @property
-    def warning(self) -> str:
-        """The warning, a sentence without its final full stop."""
-        end, advice = ("highest", "higher") if self.is_highest else ("lowest", "lower")
-        is_are = f"{self.noun} is" if self.total == 1 else f"{self.noun}s are"
-        best = "; the best of all is among them" if self.has_best and self.total > 1 else ""
-        return (
-            f"{self.count:,} of {self.total:,} {is_are} best at {format_param(self.parameter)} "
-            f"{format_value(self.value)}, the {end} value tried: try {advice} ones{best}"
-        )
-
 
 @dataclass(frozen=True)
 class NuisanceSummary:
@@ -102,11 +91,6 @@ class NuisanceSummary:
         return join_names(self.parameters)
 
     @property
-    def warnings(self) -> list[str]:
-        """Warnings about the prominent edges, sentences without their final full stop."""
-        return [edge.warning for edge in self.edges if edge.is_prominent]
-
-    @property
     def is_fair(self) -> bool:
         """Whether each judged architecture has as many complete trials."""
         return self.fewest == self.most
@@ -115,13 +99,6 @@ class NuisanceSummary:
 def join_names(parameters: Sequence[str]) -> str:
     """Join the names of parameters, for a reader."""
     return " and ".join(map(format_param, parameters))
-
-
-def describe_judged(results: Results) -> str:
-    """Describe what matched pairs are of: ``trials``; of several trials each, which count."""
-    parts = [f"at its best {join_names(results.nuisance)}"] if results.nuisance else []
-    parts += ["the mean of its runs"] if results.has_replicates else []
-    return f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
 
 
 def build_judged_table(results: Results) -> FactorialTable:

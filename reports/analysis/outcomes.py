@@ -3,16 +3,14 @@
 See :mod:`reports.stats.outcome_table`.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
 from reports.data.results import Results
 from reports.data.trial_table import find_traits
 from reports.stats.effects import FactorialTable
-from reports.stats.outcome_table import BAD, GOOD, UNKNOWN, ContrastOutcomes
-from reports.stats.scale import NATS, Scale, format_count
+from reports.stats.outcome_table import BAD, GOOD, UNKNOWN
+from reports.stats.scale import NATS, Scale
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus
 
@@ -58,38 +56,3 @@ def _arrange_outcomes(results: Results, threshold: float) -> FactorialTable:
     return FactorialTable.from_frame(
         rows, parameters, is_grid=False, traits=find_traits(parameters)
     )
-
-
-def describe_outcomes(outcomes: Sequence[ContrastOutcomes], results: Results, unit: str) -> str:
-    """Say in a sentence which changes bring trials below the threshold; "" without one.
-
-    Args:
-        outcomes: outcomes of the contrasts over the whole grid.
-        results: results of the study.
-        unit: unit of the threshold.
-    """
-    threshold = results.config.report_threshold
-    if threshold is None:
-        return ""
-    found = build_outcome_table(results, threshold).values
-    known = int((found != UNKNOWN).sum())
-    judged, side = format_count(known, results.judged_noun), results.scale.good_side
-    limit = f"{threshold} {unit}".rstrip()
-    sentence = f"{int((found == GOOD).sum()):,} of {judged} are {side} {limit}"
-    significant = [each for each in outcomes if each.is_significant]
-    rescuing, ruining = (
-        ", ".join(
-            each.counts
-            for each in sorted(significant, key=lambda each: -abs(each.gain))
-            if (each.gain > 0) == is_rescuing
-        )
-        for is_rescuing in (True, False)
-    )
-    parts = [
-        f"{amount} with {counts}"
-        for amount, counts in (("more", rescuing), ("fewer", ruining))
-        if counts
-    ]
-    if parts:
-        return f"{sentence}, significantly {'; '.join(parts)}."
-    return f"{sentence}; no change makes a significant difference." if outcomes else f"{sentence}."

@@ -109,7 +109,9 @@ def _name_trace(trace: Any, layout: Mapping[str, Any]) -> str:
     if "xaxis2" not in layout:
         return trace.name or ""
     axis = layout.get(f"xaxis{(trace.xaxis or 'x')[1:]}", {})
-    return str(axis.get("title", {}).get("text", ""))
+    panel = str(axis.get("title", {}).get("text", ""))
+    # A panel has one trace, or one of each of several groups.
+    return f"{panel}, {trace.name}" if getattr(trace, "legendgroup", None) else panel
 
 
 def _describe_trace(trace: Any, layout: Mapping[str, Any], room: int) -> str:

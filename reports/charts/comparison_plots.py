@@ -8,8 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from reports.analysis.baseline_references import BaselineReference
+from reports.analysis.leaderboard import LeaderboardEntry
 from reports.analysis.pareto_front import Cost, CostedArchitecture, CostSummary, ParetoFront
-from reports.analysis.ranking import LeaderboardEntry
 from reports.charts.chart import (
     CELL_COLORS,
     COLUMN_WIDTH,
@@ -24,7 +24,7 @@ from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
 from reports.data.drawn_trials import MAX_DRAWN, select_evenly
 from reports.data.results import Results
 from reports.formatting import escape_html
-from reports.stats.pairwise_comparison import Comparison, Difference
+from reports.stats.replicates import Comparison, Difference
 from reports.stats.scale import Metric, add_unit, format_signed
 from rnn.config import BASELINE_CELLS, BaselineConfig
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.analysis.ranking import LeaderboardEntry
+from reports.analysis.leaderboard import LeaderboardEntry
 from reports.analysis.refinement_effects import SourceComparison
 from reports.charts.chart import (
     BEST_COLOR,
@@ -20,7 +20,8 @@ from reports.charts.chart import (
     Chart,
 )
 from reports.formatting import escape_html
-from reports.stats.additive_findings import describe_trend, list_level_effects
+from reports.phrases import describe_trend
+from reports.stats.additive_findings import list_level_effects
 from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.contrast import Contrast

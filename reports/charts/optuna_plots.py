@@ -41,8 +41,8 @@ FANOVA_TREES = 32
 MAX_CATEGORIES = 6
 """Values of a number up to which fANOVA takes them for categories: its time doubles with each."""
 
-MAX_RANKED = 400
-"""Trials that the chart of ranks draws, each nine times with its parameters."""
+MAX_LINES = 200
+"""Trials that parallel coordinates and ranks draw: each is a trace, or nine marks with texts."""
 
 SMALL_SAMPLE = 100
 """Trials below which the best tenth is too small for a reliable PED-ANOVA importance."""
@@ -299,18 +299,18 @@ def chart_parameters(
         find(results, numbers) for find in (list_varying_parameters, list_partial_parameters)
     )
     drawn = select_ranked(numbers)
-    study = to_optuna_study(results, sorted(drawn), names)
     axis, scale = escape_html(value_axis_title(results.config)), results.scale
     selection = describe_selection(len(drawn), len(numbers))
     shown = [name for name in results.parameters if name in (*names, *partial)]
     listed = ", ".join(map(format_param, partial))
     only = f"Only some trials have these parameters, which show those trials: {listed}."
-    slices = to_optuna_study(results, sorted(drawn), shown) if partial else study
-    plotted = _fit(visualization.plot_slice(slices, target_name=axis), 420)
+    slices = visualization.plot_slice(
+        to_optuna_study(results, sorted(drawn), shown), target_name=axis
+    )
     charts = [
         Chart(
             "Slice: value of every trial over each parameter",
-            plotted.update_layout(margin={"r": 110}),  # room for its color bar
+            _fit(slices, 420).update_layout(margin={"r": 110}),  # room for its color bar
             caption=(only if partial else "") + selection,
             width=100 * len(shown),
             max_width=FULL_WIDTH,
@@ -320,10 +320,12 @@ def chart_parameters(
     if len(top) < 2:
         return charts
     left_out = f" Parameters that only some trials have are left out: {listed}." if partial else ""
-    labels = list(map(format_label, top))
+    labels, lines = list(map(format_label, top)), select_ranked(numbers, MAX_LINES)
+    selection = describe_selection(len(lines), len(numbers))
+    study = to_optuna_study(results, sorted(lines), names)
     charts.append(
         Chart(
-            "Parallel coordinates: every trial as a line",
+            "Parallel coordinates: a trial is a line",
             plot_parallel_coordinates(study, escape_html(scale.name)),
             caption=f"The best trials are orange, and on top.{left_out}{selection}",
             width=95 * (1 + len(names)),
@@ -331,10 +333,8 @@ def chart_parameters(
         )
     )
     if any(is_continuous(results.table[name]) for name in top):  # else only the best are visible
-        of_ranks = select_ranked(numbers, MAX_RANKED)
-        ranked = to_optuna_study(
-            results, of_ranks[::-1], names
-        )  # the last is drawn over the others
+        # The last trials are drawn over the others.
+        ranked = to_optuna_study(results, lines[::-1], names)
         figure = visualization.plot_rank(ranked, params=labels, target_name=axis)
         figure.update_xaxes(categoryorder="category ascending")
         figure.update_yaxes(categoryorder="category ascending")
@@ -342,8 +342,7 @@ def chart_parameters(
             Chart(
                 f"Rank over the most important parameters ({', '.join(map(format_param, top))})",
                 _fit(figure, 640),
-                caption="Where trials coincide, the best is on top."
-                f"{left_out}{describe_selection(len(of_ranks), len(numbers))}",
+                caption=f"Where trials coincide, the best is on top.{left_out}{selection}",
                 width=640,
             )
         )

@@ -1,16 +1,17 @@
 """Figures of what networks predict: forecasts, confused classes, results by distance or length."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from reports.analysis.ranking import LeaderboardEntry
-from reports.charts.chart import NEUTRAL, Chart, category_colors
+from reports.analysis.leaderboard import LeaderboardEntry
+from reports.charts.chart import NEUTRAL, PALETTE, Chart
 from reports.data.results import Results
 from reports.formatting import escape_html
-from reports.stats.scale import add_unit, format_count, format_param
+from reports.stats.scale import add_unit, format_param
 from studies.attributes import ConfusionCounts, PredictionSample
 
 BEST_FORECASTS, BEST_LINES = 3, 5
@@ -26,9 +27,6 @@ _MAX_SEQUENCES = 3
 
 _MAX_PRINTED = 12
 """Number of classes up to which counts are printed in the cells."""
-
-_TITLE_ROOM = 40
-"""Height in pixels above the first panel, for its title."""
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x")
@@ -63,32 +61,17 @@ def _chart_forecasts(results: Results, entries: Sequence[LeaderboardEntry]) -> C
     if not samples:
         return None
     first = next(iter(samples.values()))
-    longest = max(np.bincount(first.sequences))
-    is_series = longest >= MIN_VALUES
-    figure = _plot_series(samples) if is_series else _plot_scatter(samples)
-    count = len(set(first.sequences))
-    what = f"{format_count(len(first.steps), 'target')} of {format_count(count, 'sequence')}"
-    errors = "; ".join(f"{label}: {_describe_errors(each)}" for label, each in samples.items())
+    is_series = np.bincount(first.sequences).max() >= MIN_VALUES
     caption = (
-        "Validation sequences, step by step: the target in grey and what the best networks predict "
-        "for it."
+        "Validation sequences, step by step: the target in gray, and what the best networks "
+        "predict. "
         if is_series
         else "Each marker is a validation target and what a network predicts for it; on the line "
-        "both are equal."
+        "both are equal. "
     )
-    return Chart(
-        "Predictions and targets",
-        figure,
-        caption=f"{caption} Mean absolute error in the units of the data over {what}: {errors}.",
-        width=340,
-    )
-
-
-def _describe_errors(sample: PredictionSample) -> str:
-    """Give the mean absolute error of each output."""
-    errors = np.abs(np.array(sample.outputs) - np.array(sample.targets)).mean(axis=1)
-    parts = zip(sample.names, errors.tolist(), strict=True)
-    return ", ".join(f"{name} {error:.4g}" for name, error in parts)
+    figure = _plot_series(samples) if is_series else _plot_scatter(samples)
+    caption += "In the units of the data."
+    return Chart("Predictions and targets", figure, caption=caption, width=340)
 
 
 def _plot_series(samples: Mapping[str, PredictionSample]) -> go.Figure:
@@ -97,60 +80,70 @@ def _plot_series(samples: Mapping[str, PredictionSample]) -> go.Figure:
     numbers = sorted(set(first.sequences))
     shown = numbers[: min(_MAX_SEQUENCES, max(1, _MAX_PANELS // len(first.names)))]
     panels = [(i, number) for i in range(len(first.names)) for number in shown][:_MAX_PANELS]
-    titles = [escape_html(f"{first.names[i]}, sequence {number + 1}") for i, number in panels]
-    spacing = 0.35 / len(panels)
-    figure = make_subplots(len(panels), 1, subplot_titles=titles, vertical_spacing=spacing)
+    figure = make_subplots(len(panels), 1, vertical_spacing=0.35 / len(panels))
     steps, sequences = np.array(first.steps) + 1, np.array(first.sequences)
-    colors = category_colors(list(samples))
     for row, (i, number) in enumerate(panels, 1):
         place = sequences == number
-        style = {"mode": "lines", "x": steps[place], "showlegend": row == 1}
-        target = {"name": "target", "line": {"color": NEUTRAL, "width": 4}, "opacity": 0.6}
-        trace = go.Scatter(y=np.array(first.targets[i])[place], legendgroup="", **style, **target)
-        figure.add_trace(trace, row, 1)
+        lines = [("target", first.targets[i], {"color": NEUTRAL, "width": 4})]
         for k, (label, sample) in enumerate(samples.items()):
-            line = {"color": colors[k], "dash": _DASHES[k], "width": 1.5}
-            outputs, name = np.array(sample.outputs[i])[place], escape_html(label)
-            trace = go.Scatter(y=outputs, name=name, line=line, legendgroup=label, **style)
+            lines.append((label, sample.outputs[i], _style_line(k)))
+        for label, values, line in lines:
+            trace = go.Scatter(
+                x=steps[place],
+                y=np.array(values)[place],
+                name=escape_html(label),
+                legendgroup=escape_html(label),
+                showlegend=row == 1,
+                mode="lines",
+                line=line,
+            )
             figure.add_trace(trace, row, 1)
-    figure.update_xaxes(title="step", row=len(panels), col=1)
+        title = f"{first.names[i]}: steps of sequence {number + 1}"
+        figure.update_xaxes(title=escape_html(title), row=row, col=1)
     return figure.update_layout(
         legend=_LEGEND,
         hovermode="x unified",
-        margin={"t": _TITLE_ROOM},
-        height=130 + 170 * len(panels) + 24 * len(samples),
+        margin={"t": 20},
+        height=110 + 190 * len(panels) + 24 * len(samples),
     )
 
 
 def _plot_scatter(samples: Mapping[str, PredictionSample]) -> go.Figure:
     """Plot outputs against targets, with a panel for each output."""
     first = next(iter(samples.values()))
-    figure = make_subplots(len(first.names), 1, subplot_titles=list(map(escape_html, first.names)))
-    colors = category_colors(list(samples))
-    for row in range(1, len(first.names) + 1):
-        targets = first.targets[row - 1]
+    figure = make_subplots(len(first.names), 1)
+    for row, (name, targets) in enumerate(zip(first.names, first.targets, strict=True), 1):
         ends = [min(targets), max(targets)]
         line = {"color": NEUTRAL, "width": 2}
-        figure.add_trace(
-            go.Scatter(x=ends, y=ends, mode="lines", line=line, hoverinfo="skip", showlegend=False),
-            row,
-            1,
-        )
+        figure.add_scatter(
+            x=ends, y=ends, mode="lines", line=line, hoverinfo="skip", showlegend=False,
+            row=row, col=1,
+        )  # fmt: skip
         for k, (label, sample) in enumerate(samples.items()):
             trace = go.Scatter(
                 x=targets,
                 y=sample.outputs[row - 1],
                 name=escape_html(label),
-                legendgroup=label,
+                legendgroup=escape_html(label),
                 showlegend=row == 1,
                 mode="markers",
-                marker={"color": colors[k], "symbol": _SYMBOLS[k], "size": 6, "opacity": 0.7},
+                marker=_style_marker(k) | {"opacity": 0.7},
                 hovertemplate="target %{x}, predicted %{y}",
             )
             figure.add_trace(trace, row, 1)
-    figure.update_xaxes(title="target").update_yaxes(title="predicted")
+        title = escape_html(f"target of {name}")
+        figure.update_xaxes(title=title, row=row, col=1).update_yaxes(title="predicted")
     height = 90 + 300 * len(first.names) + 24 * len(samples)
-    return figure.update_layout(legend=_LEGEND, margin={"t": _TITLE_ROOM}, height=height)
+    return figure.update_layout(legend=_LEGEND, margin={"t": 20}, height=height)
+
+
+def _style_line(place: int) -> dict[str, Any]:
+    """Return the line of one of the best architectures, by its place."""
+    return {"color": PALETTE[place], "dash": _DASHES[place], "width": 1.5}
+
+
+def _style_marker(place: int) -> dict[str, Any]:
+    return {"color": PALETTE[place], "symbol": _SYMBOLS[place], "size": 6}
 
 
 def _chart_confusion(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart | None:
@@ -164,14 +157,6 @@ def _chart_confusion(results: Results, entries: Sequence[LeaderboardEntry]) -> C
     shares = np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
     rows = list(map(str, confusion.classes))
     columns = rows + ["other"] * (counts.shape[1] - len(rows))
-    mistakes = counts.copy()
-    np.fill_diagonal(mistakes, 0)
-    worst = np.argsort(-mistakes, axis=None, kind="stable")[:5]
-    places = [divmod(int(place), counts.shape[1]) for place in worst if mistakes.flat[place]]
-    most = ", ".join(
-        f"{rows[i]} as {columns[j]} {counts[i, j]:,} of {totals[i, 0]:,} times" for i, j in places
-    )
-    right = f"{np.trace(counts):,} of {format_count(int(counts.sum()), 'target')}"
     figure = go.Figure(
         go.Heatmap(
             z=shares,
@@ -201,8 +186,7 @@ def _chart_confusion(results: Results, entries: Sequence[LeaderboardEntry]) -> C
     return Chart(
         "Confused classes",
         figure,
-        caption=f"Validation targets of {best.full_label} by their class and the predicted one: "
-        f"{right} are right. Most confused: {most or 'none'}.",
+        caption=f"Validation targets of {best.full_label} by their class and the predicted one.",
         width=340,
         max_width=240 + 40 * max(8, len(columns)),
     )
@@ -259,19 +243,16 @@ def _chart_lines(
     drawn = [(each, line) for each, line in lines.items() if len(line) >= MIN_VALUES][:BEST_LINES]
     if not drawn:
         return None
-    colors, figure = category_colors([label for label, _ in drawn]), go.Figure()
+    figure = go.Figure()
     for k, (label, line) in enumerate(drawn):
         places = sorted(line)
-        values = [line[place] for place in places]
-        figure.add_trace(
-            go.Scatter(
-                x=places,
-                y=values,
-                name=escape_html(label),
-                mode="lines+markers",
-                line={"color": colors[k], "dash": _DASHES[k]},
-                marker={"symbol": _SYMBOLS[k]},
-            )
+        figure.add_scatter(
+            x=places,
+            y=[line[place] for place in places],
+            name=escape_html(label),
+            mode="lines+markers",
+            line=_style_line(k),
+            marker=_style_marker(k),
         )
     figure.update_layout(
         xaxis={"title": axis},

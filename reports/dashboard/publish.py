@@ -19,15 +19,14 @@ import optuna
 import pandas as pd
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-from reports.analysis.audited_effects import compute_study_effects
-from reports.analysis.nuisance import build_judged_table, join_names
-from reports.analysis.ranking import rank_architectures
+from reports.analysis.leaderboard import rank_architectures
+from reports.analysis.nuisance import join_names
 from reports.charts.effect_plots import plot_effects
 from reports.dashboard.note import N_BEST, render_note
 from reports.data.results import Results
 from reports.data.study_reader import StudyReader
+from reports.findings import StudyFindings
 from reports.formatting import effects_title, loss_unit
-from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.effects import Effect
 from rnn.source_code import generate_module
 from studies.artifacts import Store, artifact_id, store_errors
@@ -105,21 +104,21 @@ class StudyPublisher:
             return True
 
         results = self._reader.read(with_curves=(), with_windows=False, require_complete=False)
-        effects: list[Effect] = []
+        if results.has_replicates:  # verdicts are those of the report, which compares windows
+            results = self._reader.read(with_curves=(), require_complete=False)
+        findings = StudyFindings(results)
+        figure = None
         files: dict[str, str] = {}
         error: Exception | None = None
         # The losses of several tasks do not compare: the report shows each task.
         if results.counts.complete and not results.config.task_names:
-            effects = compute_study_effects(results).effects
+            if findings.effects:
+                figure = _plot_effects(results, findings.effects)
             try:
                 files = self._write_files(results)
             except store_errors() as caught:
                 error = caught
-        conditional = []
-        if effects and not results.is_pruned:
-            conditional = compute_conditional_effects(build_judged_table(results), effects)
-        text = render_note(results, rank_effects(effects, conditional))
-        figure = _plot_effects(results, effects) if effects else None
+        text = render_note(findings)
         published = {
             "digest": digest if error is None else "",
             "note": fingerprint(text),

@@ -73,9 +73,10 @@ class StudyReader:
             )
         if drawn_only:
             results = _add_drawn_curves(results, storage, study_id)
-            if results.config.task_record is not None:
-                predictions = read_predictions(storage, study_id, select_predictions(results))
-                results = replace(results, predictions=predictions)
+            parts = [part for part in results.split_tasks() if part.config.task_record]
+            best = [number for part in parts for number in select_predictions(part)]
+            predictions = read_predictions(storage, study_id, best) if best else {}
+            results = replace(results, predictions=predictions)
         elif with_curves is None or with_curves:
             curves = _to_frame(read_curves(storage, study_id, with_curves))
             results = replace(results, curves=curves)

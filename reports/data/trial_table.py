@@ -285,9 +285,18 @@ def decode_architecture(
     return to_trial_config(list_params(row, [CELL, *names]), config).architecture
 
 
-def format_settings(params: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Format the settings of a trial as they follow a label: ``, learning_rate 0.003``."""
-    return "".join(f", {name} {text}" for name in names if (text := str(params.get(name, ""))))
+def format_settings(params: Mapping[str, Any], names: Iterable[str], shortens: bool = False) -> str:
+    """Format the settings of a trial as they follow a label: ``, learning_rate 0.003``.
+
+    Args:
+        params: values of the settings.
+        names: names of those to format; some may have no value.
+        shortens: whether to round numbers to four digits, which may make two labels equal.
+    """
+    known = {name: params[name] for name in names if name in params}
+    if shortens:
+        known |= {n: float(f"{v:.4g}") for n, v in known.items() if isinstance(v, float)}
+    return "".join(f", {name} {value}" for name, value in known.items())
 
 
 def to_python(value: Any) -> Any:
@@ -301,7 +310,7 @@ def _make_row(
     architecture: str,
     nuisance: Collection[str],
 ) -> dict[str, Any]:
-    settings = format_settings(params, [name for name in params if name in nuisance])
+    settings = format_settings(params, [name for name in params if name in nuisance], True)
     replicate = f" #{params[REPLICATE]}" if REPLICATE in params else ""
     recorded = {name: trial.attributes.get(name) for name in _RECORDED}
     for name, split in _METRICS.items():

@@ -10,17 +10,14 @@ from markupsafe import Markup
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.chart import Chart
 from reports.formatting import loss_unit
-from reports.page.answer import answer_question
+from reports.narrative import list_warnings, write_answer
 from reports.page.section import Section
+from reports.phrases import describe_pruning, to_html, to_sentence
 from reports.stats.run_noise import NoiseSource
 from reports.stats.scale import format_count
 
 _VARYING = 1.5
 """Ratio of two standard deviations from which they are given as a range."""
-
-
-_TELLING_RECALL = 0.5
-"""Lower bound of the recall below which the audit says little about it."""
 
 
 @dataclass(frozen=True)
@@ -70,25 +67,18 @@ def _count_runs(section: Section) -> Limit:
 
 def _describe_pruning(section: Section) -> Limit | None:
     """Say what was pruned, and what it is estimated to have lost."""
-    pruning, audit, counts = section.pruning, section.audit, section.results.counts
+    pruning, counts = section.pruning, section.results.counts
     if pruning is None:
         return None
-    value = f"{counts.pruned:,} of {counts.planned:,}"
-    steps = f"{100 * pruning.step_share:.0f}% of all steps were trained"
-    if counts.finished < counts.planned:
-        return Limit("Pruned so far", value, detail=f"{steps}; what is lost is measured at the end")
-    if not counts.pruned:
+    is_finished = counts.finished == counts.planned
+    if is_finished and not counts.pruned:
         return Limit("Pruned", "none", detail="pruning was on")
-    if not audit or not audit.is_valid or not audit.stopped:
-        return Limit("Pruned", value, detail=f"{steps}; what was lost is not measured")
-    if audit.recall_low < _TELLING_RECALL:
-        return Limit(
-            "Pruned",
-            value,
-            detail=f"{steps}; {audit.stopped} audited are too few to bound what was lost",
-        )
-    kept = f"at least {100 * audit.recall_low:.0f}% of the best {audit.top_count} are complete"
-    return Limit("Pruned", value, detail=f"{steps}; {kept}, by {audit.stopped} audited")
+    steps = f"{100 * pruning.step_share:.0f}% of all steps were trained"
+    return Limit(
+        "Pruned" if is_finished else "Pruned so far",
+        f"{counts.pruned:,} of {counts.planned:,}",
+        detail=f"{steps}; {describe_pruning(section.findings)}",
+    )
 
 
 def _measure_intervals(section: Section) -> Limit | None:
@@ -167,7 +157,7 @@ def _describe_training(section: Section) -> Limit | None:
 def _name_best(section: Section) -> Limit | None:
     """Name the best architecture, unless the answer is about it."""
     best, metric = section.summary.best, section.results.metric
-    if not section.ranked_effects or section.summary.has_verdicts:
+    if not section.findings.ranked or section.summary.has_verdicts:
         return None
     name = f"{metric.scale.best_name.capitalize()} {metric.name}"
     return Limit(name, metric.scale.format_value(best.mean), metric.unit, best.full_label)
@@ -192,6 +182,7 @@ class FirstScreen:
     Attributes:
         title: the question, or the name of the study if it has none.
         answer: sentences that answer it.
+        warnings: sentences that a reader of the answer must know.
         chart: the figure that shows the answer; None if nothing can be drawn.
         caption: what is drawn and what to see, one or two sentences.
         limits: numbers that limit the answer.
@@ -199,6 +190,7 @@ class FirstScreen:
 
     title: str
     answer: list[Markup]
+    warnings: list[Markup]
     chart: Chart | None
     caption: str
     limits: list[Limit]
@@ -211,7 +203,14 @@ def build_first_screen(section: Section) -> FirstScreen:
     title = results.config.question or results.title
     if results.config.results and not results.config.question:
         title = f"Which parameters matter for {results.metric.name}?"
-    return FirstScreen(title, answer_question(section), chart, caption, list_limits(section))
+    return FirstScreen(
+        title=title,
+        answer=list(map(to_html, write_answer(section.findings))),
+        warnings=[to_html(to_sentence(each)) for each in list_warnings(section.findings)],
+        chart=chart,
+        caption=caption,
+        limits=list_limits(section),
+    )
 
 
 def _choose_chart(section: Section) -> tuple[Chart | None, str]:
@@ -232,8 +231,8 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
             drawn = "95% interval of drawing other audited trials"
         caption = f"Mean change of the {name} over all pairs of {unit}s that differ in this alone"
         effects = section.main_effects.effects
-        if not any(effect.is_decidable for effect in effects):
-            caption += ". There are too few pairs to call one significant."
+        if all(effect.reason for effect in effects):
+            caption += ". There are too few pairs to test one."
         elif any(effect.is_significant for effect in effects):
             caption += (
                 f", with its {drawn}. Triangles: the interval excludes zero, in blue if the {name} "

@@ -21,7 +21,6 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from reports.analysis.nuisance import describe_judged
 from reports.charts.chart import Chart
 from reports.charts.effect_plots import effect_color
 from reports.data.results import Results
@@ -35,14 +34,23 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
+from reports.narrative import write_headline
 from reports.output import choose_path, default_path, identity_tags, report_identity
-from reports.page.answer import format_headline
 from reports.page.first_screen import build_first_screen
 from reports.page.section import Section, build_sections
 from reports.page.task import describe_direction, describe_loss
+from reports.phrases import (
+    describe_best,
+    describe_edge,
+    describe_judged,
+    describe_verdicts,
+    list_notes,
+    to_html,
+    to_sentence,
+    write_additive,
+)
 from reports.stats.scale import format_count, format_param, format_signed, format_value
 from reports.stats.task_contrasts import describe_agreement
-from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
 from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.files import atomic_write
 from studies.storage.open import read_storage
@@ -110,7 +118,8 @@ def write_page(
         raise ReportError(
             f"cannot write the report to {path} ({error.strerror}); choose another path"
         ) from error
-    return Report(path, note, format_headline(sections))
+    findings = [section.findings for section in sections]
+    return Report(path, note, write_headline(findings, sections[0].across_tasks))
 
 
 def render_page(sections: Sequence[Section], refresh_seconds: int | None = None) -> Iterator[str]:
@@ -152,12 +161,19 @@ def _templates() -> jinja2.Environment:
         "signed": format_signed,
         "value": format_value,
         "objective_name": objective_name,
+        "marked": to_html,
+        "sentence": to_sentence,
     }
     environment.globals |= {
         "code_styles": _code_styles(),
         "describe_direction": describe_direction,
         "describe_agreement": describe_agreement,
+        "describe_best": describe_best,
+        "describe_edge": describe_edge,
         "describe_judged": describe_judged,
+        "describe_verdicts": describe_verdicts,
+        "list_notes": list_notes,
+        "write_additive": write_additive,
         "describe_loss": describe_loss,
         "effect_color": effect_color,
         "equations": generate_latex,
@@ -165,7 +181,6 @@ def _templates() -> jinja2.Environment:
         "module_code": generate_module,
         "first_screen": build_first_screen,
         "format_value": format_value,
-        "min_shrunk": MIN_ARCHITECTURES,
     }
     return environment
 

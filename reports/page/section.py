@@ -7,33 +7,27 @@ from typing import Any
 
 import pandas as pd
 
-from reports.analysis.audited_effects import AuditedEffects, estimate_audited_effects
+from reports.analysis.audited_effects import AuditedEffects
 from reports.analysis.baseline_references import (
     BaselineReference,
-    describe_references,
-    describe_training_differences,
     find_references,
 )
 from reports.analysis.budgets import BudgetComparison, compare_budgets
-from reports.analysis.hypothesis_tests import HypothesisTest, StudyTables
-from reports.analysis.leaderboard import StudySummary, summarize_study
+from reports.analysis.hypothesis_tests import HypothesisTest
+from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
-from reports.analysis.outcomes import build_outcome_table, describe_outcomes
 from reports.analysis.pareto_front import CostSummary, summarize_costs
 from reports.analysis.pruning_audit import (
     PruningAudit,
     PruningSummary,
-    audit_pruning,
     summarize_pruning,
 )
-from reports.analysis.ranking import LeaderboardEntry
 from reports.analysis.refinement_effects import (
     SourceComparison,
     VariantEffect,
     compare_with_source,
     compute_variant_effects,
 )
-from reports.analysis.sweeps import describe_sweep, fit_sweep
 from reports.analysis.task_comparison import TaskComparison, compare_across_tasks
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import (
@@ -68,18 +62,17 @@ from reports.charts.training_plots import (
 from reports.data.drawn_trials import MAX_DRAWN
 from reports.data.replicates import find_replicates
 from reports.data.results import Results
+from reports.findings import StudyFindings
 from reports.formatting import effects_title, loss_unit, objective_name, value_axis_title
 from reports.page.task import RECURRENT, FloorRow, list_floors
+from reports.phrases import describe_outcomes, describe_references, describe_training_differences
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
     ConditionalEffect,
-    RankedEffect,
-    compute_conditional_effects,
-    rank_effects,
 )
 from reports.stats.effects import Effect
-from reports.stats.outcome_table import ContrastOutcomes, compute_outcomes
-from reports.stats.planned_looks import find_detectable_gap
+from reports.stats.looks import find_detectable_gap
+from reports.stats.outcome_table import ContrastOutcomes
 from reports.stats.run_noise import NoiseSource
 from reports.stats.scale import format_count
 from studies.space import BPTT_STEPS, COST_PARAMS
@@ -178,18 +171,22 @@ class Section:
         return not self.results.table["value"].isna().any()
 
     @cached_property
+    def findings(self) -> StudyFindings:
+        """What the study shows."""
+        return StudyFindings(self.results)
+
+    @property
     def audited_effects(self) -> AuditedEffects | None:
         """Effects of a pruned study, which replace all others; None without pruned trials."""
-        return estimate_audited_effects(self.results) if self.results.is_pruned else None
+        return self.findings.audited
 
     @cached_property
     def main_effects(self) -> MainEffects:
         """Effects over the whole grid, of a pruned study those that the audit supports."""
-        if self.audited_effects is not None:
-            count = len(self.results.judge())
-            return self._chart_effects(self.audited_effects.effects, count, self.effects_title)
-        table = build_judged_table(self.results)
-        return self._chart_effects(table.compute_effects(), table.value_count, self.effects_title)
+        is_audited = self.findings.audited is not None
+        table = None if is_audited else build_judged_table(self.results)
+        count = len(self.results.judge()) if table is None else table.value_count
+        return self._chart_effects(self.findings.effects, count, self.effects_title)
 
     @cached_property
     def early_effects(self) -> MainEffects | None:
@@ -210,13 +207,10 @@ class Section:
         """Effects at equal steps, tokens and updates; None if trials do not differ in these."""
         return compare_budgets(self.results)
 
-    @cached_property
+    @property
     def conditional(self) -> list[ConditionalEffect]:
         """Effects over the whole grid within each value of the other parameters."""
-        if self.results.is_pruned:
-            return []
-        table = build_judged_table(self.results)
-        return compute_conditional_effects(table, self.main_effects.effects)
+        return self.findings.conditional
 
     @cached_property
     def conditional_chart(self) -> Chart | None:
@@ -230,22 +224,6 @@ class Section:
             return None
         return chart_interactions(build_judged_table(self.results))
 
-    @cached_property
-    def ranked_effects(self) -> list[RankedEffect]:
-        """Effects over the whole grid, the largest first, with the conditions that rival them."""
-        return rank_effects(self.main_effects.effects, self.conditional)
-
-    @property
-    def largest_effects(self) -> list[RankedEffect]:
-        """The three largest significant effects, and that with the largest mean; empty if none is.
-
-        The size of an effect that depends on a condition is that where it is largest.
-        """
-        significant = [each for each in self.ranked_effects if each.is_significant]
-        named = significant[:3]
-        by_mean = sorted(significant, key=lambda each: -abs(each.main.mean))
-        return named + [each for each in by_mean[:1] if id(each) not in map(id, named)]
-
     @property
     def effects_title(self) -> str:
         """Heading of the main effects."""
@@ -256,15 +234,10 @@ class Section:
         """Whether there are effects, or a reason why they are not what they seem."""
         return bool(self.main_effects.effects or self.audited_effects or self.nuisance)
 
-    @cached_property
+    @property
     def additive(self) -> AdditiveModel | None:
         """Additive model of trials that matched pairs do not compare; None if they do."""
-        return fit_sweep(self.results, self.main_effects.effects)
-
-    @property
-    def additive_sentences(self) -> list[str]:
-        """What the additive model found; empty without one."""
-        return describe_sweep(self.results, self.additive, self.main_effects.effects)
+        return self.findings.additive
 
     @cached_property
     def trend_charts(self) -> list[Chart]:
@@ -281,25 +254,20 @@ class Section:
         """Summary of the nuisance parameters; None without them."""
         return summarize_nuisance(self.results)
 
-    @cached_property
+    @property
     def hypotheses(self) -> list[HypothesisTest]:
         """The hypotheses that the study stores, and their tests."""
-        return StudyTables(self.results).test_stored()
+        return self.findings.hypotheses
 
-    @cached_property
+    @property
     def outcomes(self) -> list[ContrastOutcomes]:
         """Outcomes of the matched pairs below and above the threshold; empty without one."""
-        threshold = self.results.config.report_threshold
-        if threshold is None or self.results.is_pruned:
-            return []
-        return compute_outcomes(build_outcome_table(self.results, threshold))
+        return self.findings.outcomes
 
     @property
     def outcome_sentence(self) -> str:
         """Which changes bring networks below the threshold; "" without one."""
-        if self.results.config.report_threshold is None or self.results.is_pruned:
-            return ""
-        return describe_outcomes(self.outcomes, self.results, loss_unit(self.results.config))
+        return "" if self.results.is_pruned else describe_outcomes(self.findings)
 
     @property
     def has_divided_pairs(self) -> bool:
@@ -312,10 +280,10 @@ class Section:
 
     # ---------------------------------------------------------------- architectures
 
-    @cached_property
+    @property
     def summary(self) -> StudySummary:
         """Ranking and comparison of the architectures."""
-        return summarize_study(self.results)
+        return self.findings.summary
 
     @property
     def leaderboard(self) -> list[LeaderboardEntry]:
@@ -469,10 +437,10 @@ class Section:
         """Summary of pruning; None if it was not enabled."""
         return summarize_pruning(self.results)
 
-    @cached_property
+    @property
     def audit(self) -> PruningAudit | None:
         """What the audited trials measure; None without them."""
-        return audit_pruning(self.results) if self.pruning else None
+        return self.findings.audit
 
     @cached_property
     def _importances_in_total(self) -> list[Importances]:

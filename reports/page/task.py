@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from reports.analysis.ranking import LeaderboardEntry
+from reports.analysis.leaderboard import LeaderboardEntry
 from studies.records import Direction, Floors, TaskRecord
 
 LOSS = "loss"

@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reports.stats.contrast import Contrast
-from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import CONFIDENCE, Interval
-from reports.stats.scale import format_count
+from reports.stats.replicates import adjust_by_holm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,14 +133,6 @@ class ContrastOutcomes(OutcomeTable):
     def is_significant(self) -> bool:
         """Whether the numbers of rescued and ruined pairs differ, corrected for all contrasts."""
         return self.p_adjusted < 1 - CONFIDENCE
-
-    @property
-    def counts(self) -> str:
-        """Numbers of rescued and of ruined pairs, for a reader."""
-        return (
-            f"{self.contrast.label} ({self.rescued:,} rescued, {self.ruined:,} ruined of "
-            f"{format_count(self.pairs, 'pair')})"
-        )
 
 
 def compute_outcomes(table: FactorialTable) -> list[ContrastOutcomes]:

@@ -7,7 +7,7 @@ const NEAR = "800px";
 // Width of a letter of an axis title, in pixels.
 const LETTER = 7.5;
 const CONFIG = {
-  displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+  displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"],
 };
 // Browsers limit a page to about sixteen WebGL contexts, and a chart takes three.
 const MAX_WEBGL_CHARTS = 4;
@@ -92,6 +92,7 @@ async function startDrawing() {
   document.head.append(script);
   figures = JSON.parse(data);
   for (const plot of document.querySelectorAll(".plot")) near.observe(plot);
+  if (root.dataset.printing) drawAll();
 }
 
 function figureOf(plot) { return figures[plot.dataset.figure]; }

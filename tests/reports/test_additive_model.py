@@ -10,10 +10,10 @@ import pytest
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import chart_levels, chart_trends
 from reports.data.study_reader import read_results
-from reports.page.answer import answer_question, format_headline
+from reports.narrative import write_answer, write_headline
 from reports.page.page import render_page
 from reports.page.section import Section
-from reports.stats.additive_findings import describe_additive, format_additive_line
+from reports.phrases import describe_additive, write_additive_clause
 from reports.stats.additive_model import fit_additive_model
 from reports.stats.scale import Scale
 from rnn_search import load
@@ -110,7 +110,7 @@ def test_trend_without_a_turn_is_best_at_an_end_or_beyond(maximize):
     optimum = trend_of(model, "x").optimum
     assert optimum.low == optimum.high == optimum.value
     assert optimum.value == pytest.approx(max(columns["x"]) if maximize else min(columns["x"]))
-    line = format_additive_line(model, ACCURACY if maximize else LOSS)
+    line = write_additive_clause(model, ACCURACY if maximize else LOSS)
     assert f"x: best at the {'highest' if maximize else 'lowest'} value tried" in line
 
 
@@ -214,9 +214,9 @@ def test_sweep_without_pairs_says_so_first_and_shows_trends_and_effects(sqlite_u
     import_results(sqlite_url, pd.DataFrame(rows), options, name="sweep")
     section = Section(read_results(read_storage(sqlite_url), "sweep"))
     assert section.main_effects.effects == []
-    assert answer_question(section)[0].startswith("There are no matched pairs")
-    assert "; no matched pairs; if parameters act additively: rate: best" in format_headline(
-        [section]
+    assert write_answer(section.findings)[0].startswith("There are no matched pairs")
+    assert "; no matched pairs; if parameters act additively: rate: best" in write_headline(
+        [section.findings]
     )
     page = "".join(render_page([section]))
     assert 'id="s1-additive"' in page

@@ -45,6 +45,7 @@ from reports.dashboard.server import (
     serve_dashboard,
 )
 from reports.errors import DashboardError
+from reports.findings import StudyFindings
 from studies.artifacts import open_store
 from studies.attributes import LOOKS, PUBLISHED, REPORT_CLAIM
 from studies.config import StudyConfig
@@ -324,7 +325,9 @@ def test_markup_in_names_is_escaped(sqlite_url):
     results = results_of(sqlite_url, MARKUP)
     names = "a|b\n```" + results.table["architecture"]
     results = replace(results, table=results.table.assign(architecture=names))
-    assert f"&ensp;{ESCAPED}1×4 no gates, new state | 1.5000" in publish.render_note(results, [])
+    assert f"&ensp;{ESCAPED}1×4 no gates, new state | 1.5000" in publish.render_note(
+        StudyFindings(results)
+    )
 
 
 def finished_and_intact(url):

@@ -16,10 +16,11 @@ from reports.dashboard.note import render_note
 from reports.dashboard.publish import StudyPublisher
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
-from reports.page.answer import answer_question, format_headline
+from reports.findings import StudyFindings
+from reports.narrative import describe_insignificance, write_answer, write_headline
 from reports.page.page import render_page
 from reports.page.section import Section
-from reports.stats.conditional_effects import describe_insignificance
+from reports.phrases import to_html
 from rnn_search import load
 from studies.artifacts import open_store
 from studies.importing import ImportOptions, import_results
@@ -143,7 +144,7 @@ def main_of(section) -> str:
 
 
 def note_of(section) -> str:
-    return render_note(section.results, section.ranked_effects)
+    return render_note(section.findings)
 
 
 def test_higher_accuracy_is_better_everywhere(grid):
@@ -155,7 +156,7 @@ def test_higher_accuracy_is_better_everywhere(grid):
     norm, optimizer = effects["batch norm"], effects["optimizer adam → sgd"]
     assert norm.improved_count / norm.pairs > 0.9
     assert (effect_color(norm), effect_color(optimizer)) == (IMPROVES, WORSENS)
-    line = format_headline([section])
+    line = write_headline([section.findings])
     assert f"{best.mean:.4f}, accuracy" in line
 
 
@@ -175,16 +176,17 @@ def test_metric_has_its_own_name_and_unit(results_of):
     assert '101.0 <span class="unit">s</span>' in text_of(results)
     assert results.metric.axis_title == "build time (s)"
     section = Section(results)
-    for text in (format_headline([section]), note_of(section)):
-        assert "hether any effect differs from zero cannot be decided: each has fewer" in text
-    first, *others = (each.main for each in section.ranked_effects)
-    assert "none is" in describe_insignificance([replace(first, pairs=8), *others])
+    for text in (write_headline([section.findings]), note_of(section)):
+        assert "too few pairs to test: 3 of 8 at most" in text
+    first, *others = section.findings.effects
+    mixed = describe_insignificance([replace(first, pairs=8), *others])
+    assert "no effect is significantly different from zero; 2 changes have too few pairs" in mixed
 
 
 def test_mean_that_is_adjusted_for_missing_runs_is_named_so(results_of):
     rows = [{"lr": lr, "seed": s, "value": lr + s} for lr, s in ((1, 1), (1, 2), (2, 1), (0, 2))]
     results = results_of(rows)
-    assert "1.500, value, adjusted mean of 1 run;" in format_headline([Section(results)])
+    assert "1.500, value, adjusted mean of 1 run;" in write_headline([StudyFindings(results)])
 
 
 def test_nuisance_of_replicates_has_the_value_of_the_best_mean(results_of):
@@ -208,11 +210,11 @@ def test_answer_hides_no_undecided_effect_and_no_parameter_that_is_not_compared(
         )
     ]
     section = Section(results_of(rows))
-    largest, others = answer_question(section)
+    largest, others = map(to_html, write_answer(section.findings))
     assert "falls with <strong>on" in largest
     assert "pochs 10 → 20</strong> (−0.1990 [−0.2071, −0.1909])" in others
     assert "<strong>decay</strong> and <strong>tied</strong> are not compared: no two" in others
-    assert "; decay and tied are not compared: no two" in format_headline([section])
+    assert "; decay and tied are not compared: no two" in write_headline([section.findings])
 
 
 def test_html_in_names_and_values_is_text(results_of):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
-from reports.analysis.leaderboard import summarize_study
-from reports.analysis.ranking import rank_architectures
+from reports.analysis.leaderboard import rank_architectures, summarize_study
 from reports.dashboard.note import render_note
+from reports.findings import StudyFindings
 from reports.hypotheses import write_hypotheses
 from reports.page.page import render_page
 from reports.page.section import Section
@@ -40,7 +40,7 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     assert format_progress(study.status).endswith(f"{line} ({BEST}, best run trial 0)")
     (listed,) = list_studies(storage=sqlite_url)
     assert (f"{listed.best:.4f}", listed.best_unit) == ("2.4081", "bits per byte")
-    note = render_note(results, [])
+    note = render_note(StudyFindings(results))
     assert f"| 1 | 0 | &ensp;{BEST} | 2.4081 |" in note
 
 
@@ -88,7 +88,7 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url, tmp_path):
     assert "+inf" not in page
     table = load("replicates", storage=sqlite_url).verdicts().table
     assert len(table) == 3
-    assert "the best is the smallest (" in repr(load("replicates", storage=sqlite_url).verdicts())
+    assert "\nthe best is the smallest" in repr(load("replicates", storage=sqlite_url).verdicts())
     assert list(table["difference"]) == pytest.approx(list(table["loss"] - table["loss"][0]))
     make_study(sqlite_url, "whole")
     path, _ = write_hypotheses(sqlite_url, ["whole", "replicates"], tmp_path / "note.md")
@@ -101,7 +101,9 @@ def test_margin_of_the_study_decides_who_is_as_good(sqlite_url):
     make_replicates(sqlite_url, "strict", gap=10)
     verdicts = load("strict", storage=sqlite_url).verdicts()
     assert verdicts.smallest is None
-    assert "no smaller one is shown to be as good (margin 0.02 bits per byte)" in repr(verdicts)
+    last = repr(verdicts).splitlines()[-1]
+    margin = "(at most 0.02 bits per byte worse)"
+    assert last == f"no smaller one is shown to be as good as the best {margin}"
     make_replicates(sqlite_url, "lenient", gap=10, margin=0.2)
     assert summarize_study(results_of(sqlite_url, "lenient")).smallest.label == SMALLER
 

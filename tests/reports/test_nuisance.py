@@ -17,8 +17,8 @@ from factories import (
     union_value,
 )
 
+from reports.analysis.leaderboard import rank_architectures
 from reports.analysis.nuisance import build_judged_table, summarize_nuisance
-from reports.analysis.ranking import rank_architectures
 from reports.analysis.refinement_effects import compare_with_source
 from reports.data.table_export import write_csv
 from reports.data.trial_table import find_traits

@@ -46,12 +46,13 @@ def page_file(tmp_path_factory):
 
 
 @contextmanager
-def opened(browser, path, width=1200, **options):
-    """Open a file offline; fail on console errors and network requests."""
+def opened(browser, path, width=1200, before="", **options):
+    """Open a file offline, after a script; fail on console errors and network requests."""
     context = browser.new_context(
         offline=True, viewport={"width": width, "height": 900}, accept_downloads=True, **options
     )
     page = context.new_page()
+    page.add_init_script(before)
     errors, requests = [], []
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -170,6 +171,15 @@ def test_every_chart_is_printed_on_white(browser, page_file, tmp_path):
         page.emulate_media(media="screen")
         page.evaluate("dispatchEvent(new Event('afterprint'))")
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_browser_that_cannot_decompress_says_so_and_shows_the_text_alternatives(browser, page_file):
+    with opened(browser, page_file, before="delete window.DecompressionStream") as page:
+        assert page.get_by_text("Figures are not drawn").is_visible()
+        texts = page.locator(".alt-text p")
+        assert all(text.is_visible() for text in texts.all())
+        assert texts.count() == page.locator(".plot").count()
+        assert not page.locator(".plot").first.is_visible()
 
 
 def test_markup_in_names_is_not_executed(browser, sqlite_url, tmp_path):

@@ -22,9 +22,10 @@ from reports.analysis.pruning_audit import (
     summarize_pruning,
 )
 from reports.errors import ReportError
+from reports.findings import StudyFindings
 from reports.hypotheses import HYPOTHESES
 from reports.hypotheses import render_page as render_hypotheses
-from reports.page.answer import format_headline
+from reports.narrative import write_headline
 from reports.page.section import Section
 from reports.stats.effects import FactorialTable
 from rnn_search import load
@@ -172,7 +173,7 @@ def test_pruned_study_without_estimates_says_why(sqlite_url, options, reason):
     effects = load("made", storage=sqlite_url).effects()
     assert effects.effects == []
     assert reason in repr(effects)
-    headline = format_headline([Section(results_of(sqlite_url, "made"))])
+    headline = write_headline([StudyFindings(results_of(sqlite_url, "made"))])
     assert headline.rpartition("; ")[2][0].islower()
 
 
