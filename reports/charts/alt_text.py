@@ -14,9 +14,9 @@ from reports.stats.additive_findings import describe_trend, format_place
 from reports.stats.additive_model import Trend
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
+from reports.stats.noise import NoiseSource
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.pairwise_comparison import Comparison, Difference
-from reports.stats.run_noise import NoiseSource
 from reports.stats.scale import (
     NATS,
     Metric,

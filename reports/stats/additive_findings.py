@@ -10,7 +10,7 @@ import numpy as np
 from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
 from reports.stats.contrast import Contrast
 from reports.stats.effects import Effect
-from reports.stats.run_noise import NoiseSource
+from reports.stats.noise import NoiseSource
 from reports.stats.scale import Scale, format_count, format_param, format_signed
 
 MAX_FINDINGS = 5
