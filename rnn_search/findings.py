@@ -520,10 +520,9 @@ def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) ->
     if table.noise is None:
         return assumed
     best = np.argsort(table.values)[:count]
-    variance = float(table.noise.variances[table.noise.regions[best]].mean())
-    if math.isnan(variance):
+    of_run = math.sqrt(float((table.noise.deviations.of_trials[best] ** 2).mean()))
+    if math.isnan(of_run):
         return assumed
-    of_run = math.sqrt(variance)
     if record.config.is_text:  # from nats per token to bits per byte
         of_run /= math.log(2) * record.tokenizer.bytes_per_token
     return Noise(of_run, source=f"from {results.name!r} estimated")
