@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from reports.stats.contrast import Contrast
-from reports.stats.interaction_model import Integers
+from reports.stats.noise import Integers
 from reports.stats.run_means import average_runs
 from studies.config import DEFAULT_LOOKS
 from tests.simulations.grids import (
@@ -123,10 +123,10 @@ def _judge_intervals(study: Simulation) -> Iterator[tuple[float, ...]]:
 
 def measure_uneven_noise() -> Iterator[str]:
     """Yield the tables of studies in which some networks are noisier than others."""
-    yield "40 simulated studies each"
+    yield "200 simulated studies each"
     yield "architectures of three layers | their noise | covered | differs | opposite signs"
     for deep, factor in itertools.product((4, 8), (1, 3, 10)):
-        found = count_findings(list(simulate_regions(deep, factor, 40)))
+        found = count_findings(list(simulate_regions(deep, factor, 200)))
         yield (
             f"{deep} | ×{factor} | {found.covered:.1%} | {found.differs:.1%} | {found.opposite:.1%}"
         )

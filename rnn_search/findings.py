@@ -153,13 +153,10 @@ class Effects:
             for effect, budget in zip(each.effects, budgets, strict=True)
         ]
         columns = ["parameter", "before", "after", "effect", "low", "high", "pairs", "significant"]
-        return (
-            tabulate_effects([each for each, _ in rows])
-            .to_frame()[columns]
-            .assign(
-                equal=[budget.unit for _, budget in rows],
-                amount=[budget.amount for _, budget in rows],
-            )
+        table = tabulate_effects([effect for effect, _ in rows]).to_frame()[columns]
+        return table.assign(
+            equal=[budget.unit for _, budget in rows],
+            amount=[budget.amount for _, budget in rows],
         )
 
     def plot(self) -> "go.Figure":
@@ -523,10 +520,9 @@ def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) ->
     if table.noise is None:
         return assumed
     best = np.argsort(table.values)[:count]
-    variance = float(table.noise.variances[table.noise.regions[best]].mean())
-    if math.isnan(variance):
+    of_run = math.sqrt(float((table.noise.deviations.of_trials[best] ** 2).mean()))
+    if math.isnan(of_run):
         return assumed
-    of_run = math.sqrt(variance)
     if record.config.is_text:  # from nats per token to bits per byte
         of_run /= math.log(2) * record.tokenizer.bytes_per_token
     return Noise(of_run, source=f"from {results.name!r} estimated")

@@ -20,9 +20,8 @@ import pandas as pd
 from reports.data.results import Results
 from reports.data.trial_table import find_traits, is_continuous, list_params
 from reports.stats.effects import FactorialTable
-from reports.stats.interaction_model import Floats, Integers
+from reports.stats.noise import Deviations, Floats, Integers, Slopes
 from reports.stats.run_means import RunMeans
-from reports.stats.run_noise import RunNoise
 from reports.stats.scale import format_param
 from reports.stats.selection_bias import estimate_selected
 from studies.space import REPLICATE
@@ -109,8 +108,8 @@ def build_judged_table(results: Results) -> FactorialTable:
     """
     key = "judged table"
     if key not in results.computed:
-        judged, noise = _judge_unbiased(results, results.table, results.replicates)
-        results.computed[key] = build_table(results, judged, results.replicates, noise)
+        judged, slopes = _judge_unbiased(results, results.table, results.replicates)
+        results.computed[key] = build_table(results, judged, results.replicates, slopes)
     table: FactorialTable = results.computed[key]
     return table
 
@@ -119,7 +118,7 @@ def build_table(
     results: Results,
     rows: pd.DataFrame,
     replicates: pd.DataFrame | None = None,
-    noise: RunNoise | None = None,
+    slopes: Slopes | None = None,
 ) -> FactorialTable:
     """Arrange some rows of a study by architecture.
 
@@ -130,7 +129,7 @@ def build_table(
         rows: the rows, one per architecture and replicate; their ``value`` may be another than that
             of the objective.
         replicates: further runs of the architectures, with the same ``value``.
-        noise: noise of the values; by default it is estimated.
+        slopes: how the values depend on estimated standard deviations; None if they do not.
     """
     parameters = results.judged_parameters
     traits = find_traits(parameters)
@@ -142,7 +141,7 @@ def build_table(
         parameters,
         replicates,
         results.is_grid,
-        noise=noise,
+        slopes=slopes,
         scale=results.scale,
         traits=traits,
     )
@@ -151,7 +150,7 @@ def build_table(
 
 def _judge_unbiased(
     results: Results, rows: pd.DataFrame, replicates: pd.DataFrame | None = None
-) -> tuple[pd.DataFrame, RunNoise | None]:
+) -> tuple[pd.DataFrame, Slopes | None]:
     """Judge the architectures at their best, each by the loss of another run that is expected.
 
     Args:
@@ -160,22 +159,22 @@ def _judge_unbiased(
         replicates: further runs of the architectures, from which the noise is estimated.
 
     Returns:
-        The rows of :meth:`~reports.data.results.Results.judge`, and their noise, that of the
-        selected run. Their ``value`` is corrected where the noise of all runs of the architecture
-        is known, and stays the best otherwise. None if there is nothing to select, if no noise can
-        be estimated, and for replicates, which have their own.
+        The rows of :meth:`~reports.data.results.Results.judge`, and how their values depend on the
+        noise. Their ``value`` is corrected where the noise of all runs of the architecture is
+        known, and stays the best otherwise. None if there is nothing to select, if no noise can be
+        estimated, and for replicates.
     """
     judged = results.judge(rows)
     if len(judged) == len(rows):
         return judged, None
-    noise = _estimate_noise(results, replicates)
-    if noise is None:
+    known_deviations = _measure_deviations(results, replicates)
+    if known_deviations is None:
         return judged, None
     places = pd.Series(range(len(results.table)), results.table.index)
     known, scale = rows[rows["value"].notna()], results.scale
     architectures = np.array(results.number_architectures(known), dtype=np.int64)
     losses = scale.to_loss(known["value"].to_numpy(dtype=float))
-    deviations = np.sqrt(noise.variances[noise.regions[places[known.index].to_numpy()]])
+    deviations = known_deviations.of_trials[places[known.index].to_numpy()]
     if results.has_replicates:
         luck = _estimate_luck(results, known, losses, deviations, architectures)
         shift = pd.Series(luck[architectures], known.index).reindex(judged.index)
@@ -184,8 +183,8 @@ def _judge_unbiased(
     values = scale.to_loss(expected)
     frame = pd.DataFrame({"value": values[architectures], "slope": slopes[architectures]})
     frame = frame.set_index(known.index).reindex(judged.index)
-    regions = noise.regions[places[judged.index].to_numpy()]
-    selected = replace(noise, regions=regions, slopes=frame["slope"].fillna(0).to_numpy())
+    groups = known_deviations.groups[places[judged.index].to_numpy()]
+    selected = Slopes(frame["slope"].fillna(0).to_numpy(), groups, known_deviations.degrees)
     return judged.assign(value=frame["value"]), selected
 
 
@@ -214,17 +213,17 @@ def _estimate_luck(
     return expected - pd.Series(means).groupby(groups).min().to_numpy()
 
 
-def _estimate_noise(results: Results, replicates: pd.DataFrame | None) -> RunNoise | None:
-    """Estimate the noise of all trials, of which the rows may be those at some nuisance values."""
+def _measure_deviations(results: Results, replicates: pd.DataFrame | None) -> Deviations | None:
+    """Measure the noise of all trials, of which the rows may be those at some nuisance values."""
     key = "noise of all trials", replicates is None
     if key not in results.computed:
         is_grid, traits = results.has_all_combinations(results.axes), find_traits(results.axes)
         table = FactorialTable.from_frame(
             results.table, results.axes, replicates, is_grid, traits=traits
         )
-        results.computed[key] = table.noise
-    noise: RunNoise | None = results.computed[key]
-    return noise
+        results.computed[key] = table.noise.deviations if table.noise else None
+    deviations: Deviations | None = results.computed[key]
+    return deviations
 
 
 def summarize_nuisance(results: Results) -> NuisanceSummary | None:

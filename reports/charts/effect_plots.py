@@ -26,8 +26,8 @@ from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.contrast import Contrast
 from reports.stats.effects import Effect, FactorialTable, Interaction
+from reports.stats.noise import NoiseSource
 from reports.stats.paired_difference import PairedDifference
-from reports.stats.run_noise import NoiseSource
 from reports.stats.scale import (
     NATS,
     Scale,

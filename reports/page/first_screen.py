@@ -13,7 +13,6 @@ from reports.formatting import loss_unit
 from reports.narrative import list_warnings, write_answer
 from reports.page.section import Section
 from reports.phrases import describe_pruning, to_html, to_sentence
-from reports.stats.run_noise import NoiseSource
 from reports.stats.scale import format_count
 
 _VARYING = 1.5
@@ -111,21 +110,18 @@ def _measure_noise(section: Section) -> Limit:
             name, "not measured", detail="intervals leave out what another run would change"
         )
     noise = build_judged_table(results).noise
-    known = noise is not None and noise.degrees > 0
-    if noise is None or not np.any(known):
+    if noise is None:
         source = "differences between pairs"
         if section.additive and not section.main_effects.effects:
             source = "residuals of the additive model"
         return Limit(name, "not known", detail=f"intervals use the {source} instead")
-    low, high = (float(f(np.sqrt(noise.variances[known]))) for f in (np.min, np.max))
+    low, high = (float(f(noise.deviations.deviations)) for f in (np.nanmin, np.nanmax))
     spec = results.scale.spec
     text = f"{low:{spec}} to {high:{spec}}"
     if high < _VARYING * low:
         text = f"{high:{spec}}"
-    sources = {source for source in noise.sources if source is not NoiseSource.PAIRS}
-    source = sources.pop() if len(sources) == 1 else NoiseSource.MIXED
     unit = loss_unit(results.config)
-    return Limit(name, text, unit, f"standard deviation, from {source}")
+    return Limit(name, text, unit, f"standard deviation, from {noise.source}")
 
 
 def _count_replicates(section: Section) -> Limit:

@@ -71,8 +71,8 @@ from reports.stats.conditional_effects import (
 )
 from reports.stats.effects import Effect
 from reports.stats.looks import find_detectable_gap
+from reports.stats.noise import NoiseSource
 from reports.stats.outcome_table import ContrastOutcomes
-from reports.stats.run_noise import NoiseSource
 from reports.stats.scale import format_count
 from studies.space import BPTT_STEPS, COST_PARAMS
 
@@ -106,20 +106,16 @@ class MainEffects:
                 "where the effect differs between contexts. An effect of fewer than eight pairs is "
                 "not called significant."
             )
-        from_trials = sources - {NoiseSource.PAIRS, NoiseSource.PARTIAL}
-        source = from_trials.pop() if len(from_trials) == 1 else NoiseSource.MIXED
-        # An effect of both kinds of pairs does not say where the known variances are from.
-        named = "the other trials" if sources == {NoiseSource.PARTIAL} else source
-        text = f"The noise between runs is estimated from {named}"
+        source = min(sources - {NoiseSource.PAIRS})
+        text = f"The noise between runs is estimated from {source}"
         if source is NoiseSource.REPLICATES:
             text += f" of these {self.noun}s."
         else:
             text += "; interactions that exist make it look larger, never smaller."
-        if sources & {NoiseSource.PAIRS, NoiseSource.PARTIAL}:
+        if NoiseSource.PAIRS in sources:
             text += (
-                f" Some {self.noun}s vary more than others, or may do so, and have too few runs to "
-                "say how much: there the differences between the pairs are used, and an effect "
-                "that only has such pairs, fewer than eight, is not called significant."
+                f" Where few {self.noun}s carry an effect, the differences between the pairs are "
+                "used, and an effect of fewer than eight such pairs is not called significant."
             )
         return text
 

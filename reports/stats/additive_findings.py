@@ -3,7 +3,7 @@
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.contrast import Contrast
 from reports.stats.effects import Effect
-from reports.stats.run_noise import NoiseSource
+from reports.stats.noise import NoiseSource
 from reports.stats.scale import Scale
 
 

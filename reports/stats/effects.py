@@ -18,9 +18,9 @@ import numpy as np
 
 from reports.stats.contrast import NO_TRAITS, REPLICATE, Contrast, ParameterTraits
 from reports.stats.factorial_design import FactorialDesign, encode, encode_runs
+from reports.stats.noise import RunNoise, Slopes, estimate_run_noise
 from reports.stats.paired_difference import Floats, Integers, PairedDifference
 from reports.stats.run_means import RunMeans
-from reports.stats.run_noise import RunNoise, estimate_run_noise
 from reports.stats.scale import NATS, Scale, format_param, format_value
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class FactorialTable(FactorialDesign):
 
     Attributes:
         values: (trials,), their values; NaN where there is none.
-        noise: variance of the values between runs; None if it cannot be estimated.
+        noise: noise of the values between runs; None if it cannot be estimated.
         scale: unit, direction and precision of the values.
         uncontrasted: parameters of which no two values are compared; trials of a pair have the same
             value of them.
@@ -110,7 +110,7 @@ class FactorialTable(FactorialDesign):
         replicates: "pd.DataFrame | None" = None,
         is_grid: bool = True,
         means: RunMeans | None = None,
-        noise: RunNoise | None = None,
+        slopes: Slopes | None = None,
         scale: Scale = NATS,
         traits: ParameterTraits = NO_TRAITS,
     ) -> "FactorialTable":
@@ -124,7 +124,7 @@ class FactorialTable(FactorialDesign):
                 other architectures are left out.
             is_grid: whether they are a grid; others have no noise from interactions.
             means: how the values depend on several runs of each trial; see :meth:`from_runs`.
-            noise: noise of the values; by default it is estimated.
+            slopes: how the values depend on estimated standard deviations; None if they do not.
             scale: unit, direction and precision of the values.
             traits: what else is known of the parameters.
         """
@@ -132,13 +132,15 @@ class FactorialTable(FactorialDesign):
         axes = {name: traits.sort_values(name, values) for name, values in known.items()}
         codes, values = encode(table, axes), table["value"].to_numpy(dtype=float)
         places = [i for i, name in enumerate(axes) if name != REPLICATE]
-        noise = noise or estimate_run_noise(
+        noise = estimate_run_noise(
             codes[:, places],
             values,
             None if replicates is None else encode_runs(replicates, axes, places),
             means,
             is_grid,
         )
+        if noise is not None:
+            noise = replace(noise, slopes=slopes)
         return cls(axes, codes, traits, values, noise, scale)
 
     @classmethod

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reports.stats.contrast import REPLICATE, Contrast, ParameterTraits
-from reports.stats.interaction_model import Integers
-from reports.stats.noise_regions import Runs
+from reports.stats.noise import Integers, Runs
 from reports.stats.scale import format_param, format_value
 
 if TYPE_CHECKING:

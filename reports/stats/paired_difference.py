@@ -5,21 +5,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from reports.stats.run_noise import NoiseSource, RunNoise
+from reports.stats.noise import Floats, Integers, NoiseSource, RunNoise
 from reports.stats.scale import NATS, Scale
 
 CONFIDENCE = 0.95
 
 MIN_PAIRS = 8
 """Pairs needed to call an effect significant whose noise is only known from its own pairs."""
-
-MIN_UNKNOWN_PAIRS = 3
-"""Pairs of unknown noise needed to estimate their part of an error from their differences."""
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 
 class Interval(NamedTuple):
@@ -102,16 +95,11 @@ class PairedDifference:
         count = used.shape[1]
         differences = np.array(signs) @ values[used] if count else np.empty(0)
         if noise is not None and count:
-            is_known = noise.is_known[used].all(axis=0)
             # A trial that occurs in several pairs has the sum of their weights.
             weights = np.zeros(len(values))
-            np.add.at(weights, used[:, is_known], np.array(signs)[:, None] / count)
-            estimates = noise.compute_error(weights) if is_known.any() else None
-            others = differences[~is_known]
-            if estimates and len(others):
-                estimates = _add_pairs(estimates, others, count)
-            if estimates:
-                attributes |= dict(zip(("error", "degrees", "source"), estimates, strict=True))
+            np.add.at(weights, used, np.array(signs)[:, None] / count)
+            if found := noise.compute_error(weights):
+                attributes |= found._asdict()
         return cls.from_differences(differences, **attributes)
 
     def compute_interval(self, confidence: float = CONFIDENCE) -> Interval:
@@ -167,24 +155,3 @@ class PairedDifference:
     def is_significant(self) -> bool:
         """Whether the interval excludes zero and can support a decision."""
         return self.is_decidable and (self.low > 0 or self.high < 0)
-
-
-def _add_pairs(
-    estimates: tuple[float, float, NoiseSource], others: Floats, count: int
-) -> tuple[float, float, NoiseSource] | None:
-    """Add the variance of pairs of unknown noise to the error of the mean over the other pairs.
-
-    Args:
-        estimates: error, degrees of freedom and source of the other pairs' part of the mean.
-        others: (pairs of unknown noise,), their differences.
-        count: number of all pairs.
-
-    Returns:
-        Error, degrees of freedom by Satterthwaite, and source; None if these pairs are too few.
-    """
-    if len(others) < MIN_UNKNOWN_PAIRS:
-        return None
-    parts = np.array([estimates[0] ** 2, len(others) * others.var(ddof=1) / count**2])
-    spread = float((parts**2 / np.array([estimates[1], len(others) - 1])).sum())
-    degrees = float(parts.sum() ** 2) / spread if spread > 0 else estimates[1]
-    return math.sqrt(parts.sum()), degrees, NoiseSource.PARTIAL

@@ -18,7 +18,7 @@ from y, so that the estimate is a little high where values are about two standar
 
 import numpy as np
 
-from reports.stats.interaction_model import Floats, Integers
+from reports.stats.noise import Floats, Integers
 
 _GRID = np.linspace(-6, 6, 193)
 """Points of the integral over the noise of one run, in standard deviations."""

@@ -26,7 +26,7 @@ def test_answer_names_the_largest_effects_with_direction_and_size(build_page):
     # No effect is claimed under a condition where it is not significant.
     size = r"state size 8 → 16 \(no significant effect without residual, −0.898 nats"
     assert re.search(f"falls most with {size}", largest)
-    assert "new state (−0.399 nats [−0.404, −0.393])" in largest
+    assert "new state (−0.399 nats [−0.402, −0.395])" in largest
     assert re.search(r"falls or rises, .* with residual \(\+0.299", largest)
     assert others.startswith("Old state, forget gate and input gate are undecided")
     assert page.html.count(">Hypotheses</h2>") == 1

@@ -12,105 +12,86 @@ from reports.analysis.nuisance import build_judged_table
 from reports.data.results import find_replicates
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
-from reports.stats.noise_regions import Runs
-from reports.stats.paired_difference import PairedDifference
-from reports.stats.run_means import RunMeans
-from reports.stats.run_noise import NoiseSource, RunNoise, estimate_run_noise
+from reports.stats.noise import NoiseSource, estimate_run_noise
 from rnn_search import load
 from studies.space import REPLICATE
-from tests.simulations.grids import NOISE, Scenario, simulate
+from tests.simulations.grids import GRID, NOISE, Scenario, simulate
 
 
-def test_regions_are_split_where_the_noise_differs():
-    (study,) = simulate(Scenario(name="noise by size", noise_by_size=(1, 1, 20)), 1)
-    noise = study.observed.noise
-    column = list(study.observed.axes).index("state_size")
-    deviations = {
-        size: math.sqrt(noise.variances[noise.regions[study.observed.codes[:, column] == size][0]])
-        for size in range(3)
-    }
-    assert deviations[0] == pytest.approx(NOISE, rel=0.8)
-    assert deviations[2] == pytest.approx(20 * NOISE, rel=0.8)
+def test_error_allows_for_the_noise_of_each_trial():
+    """Of 192 trials those of one state size vary twenty times as much as the others."""
+    grid = GRID | {"gate_e": [False, True]}
+    (study,) = simulate(Scenario(name="by size", noise_by_size=(1, 1, 20), grid=grid), 1)
+    table = study.observed
+    small, large = (table.subset({"state_size": size}) for size in (16, 64))
+    contrast = Contrast("gate_a", False, True)
+    for part, noise in ((small, NOISE), (large, 20 * NOISE)):
+        effect = part.compute_effect(contrast)
+        assert effect.error == pytest.approx(noise * math.sqrt(2 / effect.pairs), rel=0.5)
+        assert effect.source is NoiseSource.INTERACTIONS
+    deviations = table.noise.deviations.of_trials
+    sizes = table.codes[:, list(table.axes).index("state_size")]
+    assert deviations[sizes == 0][0] == pytest.approx(NOISE, rel=0.5)
+    assert deviations[sizes == 2][0] == pytest.approx(20 * NOISE, rel=0.5)
 
 
-def test_pairs_of_unknown_noise_add_the_variance_of_their_differences():
-    noise = RunNoise(
-        regions=np.repeat([0, 1], [4, 8]),
-        variances=np.array([2.0, math.nan]),
-        degrees=np.array([10.0, 0.0]),
-        sources=(NoiseSource.INTERACTIONS, NoiseSource.PAIRS),
-    )
-    values = np.array([0, 0, 0, 0, 0, 0, 0, 0, 1.0, 2.0, 6.0, 3.0])
-    trials = np.array([[0, 1, 4, 5, 6, 7], [2, 3, 8, 9, 10, 11]])
-    found = PairedDifference.from_trials(values, trials, (-1, 1), noise)
-    known, others = 4 * 2 / 36, 4 * np.var([1, 2, 6, 3], ddof=1) / 36
-    assert found.error == pytest.approx(math.sqrt(known + others))
-    assert found.degrees == pytest.approx((known + others) ** 2 / (known**2 / 10 + others**2 / 3))
-    assert found.source is NoiseSource.PARTIAL
-    assert found.is_decidable
-    alone = PairedDifference.from_trials(values, trials[:, 2:], (-1, 1), noise)
-    assert (alone.source, alone.is_decidable) == (NoiseSource.PAIRS, False)
-    # Two pairs do not tell their variance: all pairs are used.
-    few = PairedDifference.from_trials(values, trials[:, :4], (-1, 1), noise)
-    assert (few.source, few.degrees) == (NoiseSource.PAIRS, 3)
+def test_degrees_of_freedom_equal_the_formula():
+    codes = np.array(list(np.ndindex(2, 2, 2, 2, 2)))
+    values = np.random.default_rng(0).normal(size=len(codes))
+    close, fit = estimate_run_noise(codes, values).fits
+    weights = np.where(codes[:, 1] == 0, codes[:, 0] - 0.5, 0) / 4
+    # Leverages of 26 / 32 are too high for residuals to stand for the noise of single trials.
+    assert close.estimate_variance(weights) is None
+    projection = np.eye(len(codes)) - fit.basis @ fit.basis.T
+    product = np.diag(weights**2 / np.diag(projection)) @ projection
+    residuals = projection @ values
+    expected = weights**2 @ (residuals**2 / np.diag(projection))
+    variance, degrees = fit.estimate_variance(weights)
+    assert variance == pytest.approx(expected)
+    assert degrees == pytest.approx(np.trace(product) ** 2 / np.trace(product @ product))
 
 
-def test_error_of_a_sum_uses_each_trials_variance_and_satterthwaites_degrees():
-    noise = RunNoise(
-        regions=np.array([0, 0, 1]),
-        variances=np.array([4.0, 9.0]),
-        degrees=np.array([5.0, 10.0]),
-        sources=(NoiseSource.REPLICATES, NoiseSource.INTERACTIONS),
-    )
-    error, degrees, source = noise.compute_error(np.array([1.0, -1.0, 0.0]))
-    assert (error, degrees, source) == (pytest.approx(math.sqrt(4 + 4)), 5, NoiseSource.REPLICATES)
-    error, degrees, source = noise.compute_error(np.array([0.0, 1.0, -2.0]))
-    assert error == pytest.approx(math.sqrt(4 + 36))
-    assert degrees == pytest.approx(40**2 / (4**2 / 5 + 36**2 / 10))
-    assert source is NoiseSource.MIXED
-    # A trial that occurs in two pairs has twice the weight.
-    pairs = np.array([[0, 0], [1, 2]])
-    found = PairedDifference.from_trials(np.array([1.0, 2.0, 4.0]), pairs, (-1, 1), noise)
-    assert found.mean == pytest.approx(2)
-    assert found.error == pytest.approx(math.sqrt(4 + 4 / 4 + 9 / 4))
-    # Means over four and two runs of the first two trials are compared over their two common runs;
-    # those of the second and third have no replicate in common but for the runs of the first.
-    means = RunMeans.fit(np.array([0, 0, 0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 3, 0, 1, 2, 3]))
-    noise = replace(noise, means=means, run_regions=noise.regions[means.architectures])
-    error, *_ = noise.compute_error(np.array([1.0, -1.0, 0.0]))
-    assert error == pytest.approx(math.sqrt(4 / 2 + 4 / 2))
-    error, *_ = noise.compute_error(np.array([0.0, 1.0, -1.0]))
-    assert error == pytest.approx(math.sqrt(4 / 2 + 9 / 2 + 4 / 2 + 4 / 2))
-    error, *_ = noise.select(np.array([False, True, True])).compute_error(np.array([1.0, -1.0]))
-    assert error == pytest.approx(math.sqrt(4 / 2 + 9 / 2 + 4 / 2 + 4 / 2))
-
-
-def test_what_a_text_order_changes_for_all_runs_is_not_noise():
-    codes = np.arange(6)[:, None].repeat(4, axis=0)
-    replicates = np.tile(np.arange(4), 6)
-    values = codes[:, 0] + 100.0 * replicates
-    noise = np.random.default_rng(0).normal(size=24)
-    runs = Runs(codes, replicates, values + noise)
-    found = estimate_run_noise(np.arange(6)[:, None], np.zeros(6), runs, is_grid=False)
-    assert found.sources == (NoiseSource.REPLICATES,)
-    assert found.degrees[0] == 24 - 6 - 4 + 1
-    assert found.variances[0] == pytest.approx(1, rel=0.8)
-
-
-def test_runs_of_unknown_variance_that_adjust_means_leave_the_error_unknown():
-    """Networks of three layers have half of the runs and vary ten times as much."""
-    contrast, sources = Contrast("layers", 1, 2), []
-    for seed in range(10):
-        generator = np.random.default_rng(seed)
-        runs = pd.DataFrame(np.argwhere(np.ones((3, 2, 6))), columns=["layers", "size", REPLICATE])
-        runs["layers"] += 1
-        noise = generator.normal(size=36) * np.where(runs["layers"] == 3, 0.1, 0.01)
-        is_lost = np.where(runs["layers"] == 3, runs[REPLICATE] >= 3, generator.random(36) < 0.25)
-        runs["value"] = (2 + 0.05 * runs[REPLICATE] + noise).mask(is_lost)
-        sources.append(
-            FactorialTable.from_runs(runs, ["layers", "size"]).compute_effect(contrast).source
+def test_few_trials_of_high_leverage_leave_the_differences_between_pairs():
+    """Four networks of three layers tell their own mean and interactions, not their noise."""
+    rows = [
+        {"a": a, "b": b, "c": c, "d": d, "layers": layers, "value": value}
+        for (a, b, c, d, layers), value in zip(
+            np.argwhere(np.ones((2, 2, 2, 2, 3))).tolist(),
+            np.random.default_rng(1).normal(size=48),
+            strict=True,
         )
-    assert sources.count(NoiseSource.PAIRS) >= 8
+        if layers < 2 or not (a or b)
+    ]
+    table = FactorialTable.from_frame(pd.DataFrame(rows), ["a", "b", "c", "d", "layers"])
+    found = {each.contrast.label: each for each in table.compute_effects()}
+    assert found["layers 0 → 1"].source is NoiseSource.INTERACTIONS
+    deep = found["layers 1 → 2"]
+    assert (deep.source, deep.reason) == (NoiseSource.PAIRS, "too few pairs to test: 4 of 8")
+
+
+def test_error_of_adjusted_means_is_that_of_their_runs():
+    """What an order of the text changes for all runs alike is not noise."""
+    generator = np.random.default_rng(0)
+    runs = pd.DataFrame(np.argwhere(np.ones((6, 4))), columns=["a", REPLICATE])
+    runs["value"] = runs["a"] + 100.0 * runs[REPLICATE] + generator.normal(size=24)
+    table = FactorialTable.from_runs(runs.assign(b=0), ["a", "b"])
+    noise = table.noise
+    assert noise.source is NoiseSource.REPLICATES
+    assert noise.deviations.of_trials[0] == pytest.approx(1, rel=0.5)
+    error, degrees, _ = noise.compute_error(np.array([1.0, -1, 0, 0, 0, 0]))
+    assert error == pytest.approx(math.sqrt(2 / 4), rel=0.6)
+    assert 4 < degrees < 24 - 6 - 4 + 1
+    kept = noise.select(np.array([True, True, False, False, False, False]))
+    assert kept.compute_error(np.array([1.0, -1])).error == error
+
+
+def test_replicates_give_one_variance_unless_the_noise_differs():
+    """Replicates of the best nine say little of other networks, which may vary more or less."""
+    equal = Scenario(name="equal", scales=(0.2, 0.1, 0.05, 0.02), replicates=3)
+    (study,) = simulate(equal, 1)
+    assert {each.source for each in study.observed.compute_effects()} == {NoiseSource.REPLICATES}
+    (study,) = simulate(replace(equal, noise_by_size=(1, 4, 16)), 1)
+    assert {each.source for each in study.observed.compute_effects()} == {NoiseSource.INTERACTIONS}
 
 
 def test_too_few_trials_leave_the_differences_between_pairs():

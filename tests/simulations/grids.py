@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from reports.narrative import N_IN_LINE
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.effects import FactorialTable
-from reports.stats.noise_regions import Runs
-from reports.stats.run_noise import estimate_run_noise
+from reports.stats.noise import Runs, estimate_run_noise
 
 GRID: Mapping[str, Sequence[bool | int]] = {
     **{f"gate_{letter}": [False, True] for letter in "abcd"},

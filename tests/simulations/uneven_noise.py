@@ -9,8 +9,7 @@ import pandas as pd
 
 from reports.analysis.refinement_effects import UNCHANGED, SourceComparison, compute_variant_effects
 from reports.stats.effects import FactorialTable
-from reports.stats.interaction_model import Integers
-from reports.stats.run_noise import estimate_run_noise
+from reports.stats.noise import Integers, Slopes, estimate_run_noise
 from reports.stats.selection_bias import estimate_selected
 from tests.simulations.grids import NOISE, Floats, draw_values, find_flags
 
@@ -103,14 +102,16 @@ def simulate_tuned(gaps: Gaps, factor: float, count: int, seed: int = 0) -> Iter
         assert noise is not None
         expected, slopes = estimate_selected(
             values.ravel(),
-            np.sqrt(noise.variances[noise.regions]),
+            noise.deviations.of_trials,
             np.repeat(np.arange(size), RATES),
         )
-        regions = noise.regions[np.arange(size) * RATES + values.argmin(axis=1)]
-        noise = replace(noise, regions=regions, slopes=slopes)
+        groups = noise.deviations.groups[np.arange(size) * RATES + values.argmin(axis=1)]
+        noise_at_best = estimate_run_noise(empty.codes, expected)
+        assert noise_at_best is not None
+        slopes_at_best = Slopes(slopes, groups, noise.deviations.degrees)
         yield (
             replace(empty, values=means.min(axis=1)),
-            replace(empty, values=expected, noise=noise),
+            replace(empty, values=expected, noise=replace(noise_at_best, slopes=slopes_at_best)),
         )
 
 
