@@ -44,7 +44,7 @@ def measure() -> Iterator[str]:
         ratio = optuna_reading / reading
         yield f"  reading {reading:.2f} s; through Optuna's objects {ratio:.1f} times as long"
         yield f"  computing and writing {writing:.1f} s"
-        yield f"  total {reading + writing:.1f} s (limit 20), {size:.1f} MB (limit 15)"
+        yield f"  total {reading + writing:.1f} s (limit 10), {size:.1f} MB (limit 3.5)"
     yield from _measure_published()
 
 
