@@ -42,6 +42,7 @@ from reports.phrases import (
 from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
 from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.scale import format_count, format_signed
+from reports.tables import tabulate_findings, tabulate_leaderboard
 from studies.cli import storage_options, studies_argument
 from studies.files import atomic_write
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
@@ -298,6 +299,10 @@ _TEMPLATES.filters |= {
     "best": describe_best,
     "verdicts": describe_verdicts,
     "escaped": escape_markdown,
+    "findings": lambda tests, results: tabulate_findings(list(tests), results).to_markdown(),
+    "leaderboard": lambda summary, results: tabulate_leaderboard(
+        results, summary, summary.entries
+    ).to_markdown(),
     "region": describe_region,
     "number": format_number,
     "signed": format_signed,

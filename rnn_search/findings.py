@@ -5,7 +5,6 @@ import: pandas.
 """
 
 import math
-from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -15,9 +14,14 @@ import numpy as np
 import pandas as pd
 
 from reports.analysis.budgets import BudgetComparison, compare_budgets
-from reports.analysis.leaderboard import StudySummary, look_at_results, summarize_study
+from reports.analysis.leaderboard import (
+    LeaderboardEntry,
+    StudySummary,
+    look_at_results,
+    summarize_study,
+)
 from reports.analysis.nuisance import build_judged_table
-from reports.analysis.pareto_front import ParetoFront, summarize_costs
+from reports.analysis.pareto_front import FrontMember, ParetoFront, summarize_costs
 from reports.analysis.task_comparison import compare_across_tasks
 from reports.data.results import Results, find_replicates
 from reports.data.study_reader import read_results
@@ -30,13 +34,18 @@ from reports.stats.additive_findings import list_level_effects
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
     ConditionalEffect,
-    rank_effects,
 )
 from reports.stats.effects import Effect
 from reports.stats.looks import RUN_NOISE, Noise, estimate_noise, spend_error
-from reports.stats.paired_difference import PairedDifference
 from reports.stats.scale import format_count
 from reports.stats.task_contrasts import TaskContrast, describe_agreement
+from reports.tables import (
+    Table,
+    tabulate_conditional,
+    tabulate_effects,
+    tabulate_front,
+    tabulate_leaderboard,
+)
 from search.derive import group_by_architecture, record_look
 from studies.attributes import StudyRecord
 from studies.errors import ConfigError, StudiesError
@@ -50,15 +59,6 @@ from studies.text import shorten
 
 if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
-
-
-def format_table(table: pd.DataFrame, losses: Iterable[str], spec: str, na_rep: str = "NaN") -> str:
-    """Format a table as text, and the columns of losses and differences by a specification."""
-    if spec.endswith("f"):
-        digits = dict.fromkeys(losses, int(spec[1:-1]))
-        return table.round(digits).to_string(index=False, na_rep=na_rep)
-    formatters = dict.fromkeys(losses, f"{{:{spec}}}".format)
-    return table.to_string(index=False, na_rep=na_rep, formatters=formatters)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,21 +113,16 @@ class Effects:
 
         Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
         ``effect`` (negative is better, unless higher values are) with the ends ``low`` and ``high``
-        of its 95% interval, the number of ``pairs``, whether it is ``significant``, and the
-        ``source`` of the interval. Where the effect depends on another parameter, ``depends_on``
-        names that, and ``least`` and ``greatest`` are the effects at its values
-        (``docs/statistics.md``). Without matched pairs the effects are those of the additive model,
-        which :attr:`trends` completes.
+        of its 95% interval, the number of ``pairs``, whether it is ``significant``, the ``reason``
+        why it is not tested, and the ``source`` of the interval. Where the effect depends on
+        another parameter, ``depends_on`` names that, and ``least`` and ``greatest`` are the effects
+        at its values (``docs/statistics.md``). Without matched pairs the effects are those of the
+        additive model, which :attr:`trends` completes.
         """
-        ranked = rank_effects(self.effects, self.conditional_effects)
-        found = {each.main.contrast: each.condition for each in ranked}
-        conditions = [found[each.contrast] for each in self.effects]
-        return _tabulate([(each, each) for each in self.effects]).assign(
-            source=[str(each.source) for each in self.effects],
-            depends_on=[each.parameter if each else "" for each in conditions],
-            least=[each.least.mean if each else math.nan for each in conditions],
-            greatest=[each.greatest.mean if each else math.nan for each in conditions],
-        )
+        return self._tabulate().to_frame()
+
+    def _tabulate(self) -> Table[Effect]:
+        return tabulate_effects(self.effects, self.conditional_effects, spec=self.spec)
 
     @property
     def conditional(self) -> pd.DataFrame:
@@ -140,15 +135,7 @@ class Effects:
         ``opposite_signs`` whether significant effects have both signs. ``docs/statistics.md`` says
         how significance is corrected; the intervals are not.
         """
-        rows = [(each, level) for each in self.conditional_effects for level in each.levels]
-        return _tabulate([(each.main, level) for each, level in rows]).assign(
-            by=[each.parameter for each, _ in rows],
-            value=[level.value for _, level in rows],
-            range=[each.difference.mean for each, _ in rows],
-            differs=[each.is_significant for each, _ in rows],
-            rivals_main=[each.rivals_main for each, _ in rows],
-            opposite_signs=[each.has_opposite_signs for each, _ in rows],
-        )
+        return tabulate_conditional(self.conditional_effects).to_frame()
 
     @property
     def budgets(self) -> pd.DataFrame:
@@ -165,9 +152,14 @@ class Effects:
             for each in (self.at_budgets.rows if self.at_budgets else [])
             for effect, budget in zip(each.effects, budgets, strict=True)
         ]
-        return _tabulate([(each, each) for each, _ in rows]).assign(
-            equal=[budget.unit for _, budget in rows],
-            amount=[budget.amount for _, budget in rows],
+        columns = ["parameter", "before", "after", "effect", "low", "high", "pairs", "significant"]
+        return (
+            tabulate_effects([each for each, _ in rows])
+            .to_frame()[columns]
+            .assign(
+                equal=[budget.unit for _, budget in rows],
+                amount=[budget.amount for _, budget in rows],
+            )
         )
 
     def plot(self) -> "go.Figure":
@@ -177,15 +169,13 @@ class Effects:
         return plot_effects(self.effects, self.unit)
 
     def __repr__(self) -> str:
-        numbers = ["effect", "low", "high", "least", "greatest"]
         # The source is the same in each row of most tables, and long.
-        shown = self.table.drop(columns="source")
-        text = [format_table(shown, numbers, self.spec, "")] if self.effects else []
+        text = [self._tabulate().to_text("source")] if self.effects else []
         return "\n".join([*text, *(f"warning: {each}" for each in self.warnings)])
 
     def _repr_html_(self) -> str:
         warnings = "".join(f"<p><strong>{escape(each)}.</strong></p>" for each in self.warnings)
-        return self.table.to_html(na_rep="") + warnings
+        return self._tabulate().__html__() + warnings
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -237,34 +227,22 @@ class TaskEffects:
         return self.table.to_html(na_rep="")
 
 
-def _tabulate(effects: Sequence[tuple[Effect, PairedDifference]]) -> pd.DataFrame:
-    """Return one row per difference, with the contrast of the main effect that it belongs to."""
-    columns = {
-        "parameter": [main.contrast.parameter for main, _ in effects],
-        "before": [main.contrast.before for main, _ in effects],
-        "after": [main.contrast.after for main, _ in effects],
-        "effect": [each.mean for _, each in effects],
-        "low": [each.low for _, each in effects],
-        "high": [each.high for _, each in effects],
-        "pairs": [each.pairs for _, each in effects],
-        "significant": [each.is_significant for _, each in effects],
-    }
-    return pd.DataFrame(columns)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Verdicts:
     """Verdicts on the replicated architectures of a study; printed as their table.
 
     Attributes:
         summary: the architectures, ranked and compared.
-        unit: unit of the losses and differences; "" for none.
-        spec: format of the losses in the printed table.
+        results: results of the study.
     """
 
     summary: StudySummary
-    unit: str
-    spec: str = ".4f"
+    results: Results
+
+    @property
+    def unit(self) -> str:
+        """Unit of the losses and differences; "" for none."""
+        return self.results.metric.unit
 
     @property
     def margin(self) -> float:
@@ -285,30 +263,24 @@ class Verdicts:
     def table(self) -> pd.DataFrame:
         """One row per architecture, the best mean first.
 
-        Columns: ``architecture``, ``parameters``, ``runs``, mean ``loss`` (adjusted for the order
-        of the data where numbers of runs differ), ``difference`` to the best mean, ``at_most``:
-        upper confidence bound of the difference to the best architecture, whichever that is, all
-        in ``unit``, and the ``verdict``: ``worse``, ``as good`` (``at_most`` is below the margin)
-        or ``undecided``; of the best mean ``best mean`` (``docs/statistics.md``).
+        Columns: ``architecture``, ``runs``, mean ``loss`` (adjusted for the order of the data where
+        numbers of runs differ) with the ends ``low`` and ``high`` of its 95% interval,
+        ``difference`` to the best mean, the ``verdict``: ``worse``, ``as good`` (``at_most`` is
+        below the margin) or ``undecided``, of the best mean ``best mean``; ``at_most``: upper
+        confidence bound of the difference to the best architecture, whichever that is; and
+        ``parameters`` (``docs/statistics.md``). Losses and differences are in ``unit``.
         """
-        best, entries = self.summary.best, self.summary.entries
-        columns = {
-            "architecture": [each.label for each in entries],
-            "parameters": [int(each.parameter_count) for each in entries],
-            "runs": [each.runs for each in entries],
-            "loss": [each.mean for each in entries],
-            "difference": [each.mean - best.mean for each in entries],
-            "at_most": [each.bound for each in entries],
-            "verdict": ["best mean" if each is best else str(each.verdict) for each in entries],
-        }
-        return pd.DataFrame(columns)
+        return self._tabulate().to_frame()
+
+    def _tabulate(self) -> Table[LeaderboardEntry]:
+        return tabulate_leaderboard(self.results, self.summary, self.summary.entries)
 
     def __repr__(self) -> str:
-        shown = format_table(self.table, ("loss", "difference", "at_most"), self.spec)
-        return f"{shown}\n{to_plain(describe_smallest(self.summary, self.unit))}"
+        text = self._tabulate().to_text()
+        return f"{text}\n{to_plain(describe_smallest(self.summary, self.unit))}"
 
     def _repr_html_(self) -> str:
-        return self.table.to_html()
+        return self._tabulate().__html__()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -335,18 +307,10 @@ class Pareto:
         and ``cheapest_not_worse``: the cheapest architecture that costs less and is not
         significantly worse; None if all of these are.
         """
-        rows = []
-        for member in self.front.members:
-            each, gap = member.architecture, member.gap
-            interval = (gap.mean, gap.low, gap.high) if gap else (float("nan"),) * 3
-            cheaper = member.cheaper.label if member.cheaper else None
-            costs = (each.parameters, each.seconds, each.loss)
-            rows.append((each.label, each.number, *costs, *interval, cheaper))
-        columns = [
-            "architecture", "trial", "parameters", "seconds", self.front.measure.held_out, "gap",
-            "low", "high", "cheapest_not_worse",
-        ]  # fmt: skip
-        return pd.DataFrame(rows, columns=columns)
+        return self._tabulate().to_frame()
+
+    def _tabulate(self) -> Table[FrontMember]:
+        return tabulate_front(self.front, is_replicated=self.is_replicated)
 
     def plot(self) -> "go.Figure":
         """Plot the loss of all architectures against the cost; a notebook displays the figure."""
@@ -355,12 +319,10 @@ class Pareto:
         return plot_front(self.front)
 
     def __repr__(self) -> str:
-        losses = [self.front.measure.held_out, "gap", "low", "high"]
-        table = self.table.round({"seconds": 2})
-        return format_table(table, losses, self.front.measure.spec)
+        return self._tabulate().to_text()
 
     def _repr_html_(self) -> str:
-        return self.table.to_html()
+        return self._tabulate().__html__()
 
 
 def find_effects(results: Results, storage: str) -> Effects:
@@ -412,7 +374,7 @@ def find_verdicts(results: Results) -> Verdicts:
             f"study {results.name!r} has no replicates to compare: expected one derived with "
             "refinement.replicates of 2 or more, and its first look if it has looks"
         )
-    return Verdicts(summary, results.metric.unit, results.measure.spec)
+    return Verdicts(summary, results)
 
 
 def find_pareto(results: Results, cost: Literal["parameters", "seconds"]) -> Pareto:

@@ -282,13 +282,15 @@ class Study:
             ReportError: if no trial is complete.
         """
         from reports.analysis.outcomes import build_outcome_table
-        from reports.stats.outcome_table import compute_outcomes, to_frame
+        from reports.stats.outcome_table import compute_outcomes
+        from reports.tables import tabulate_outcomes
 
         results = self._read_one_task("outcomes")
         threshold = results.config.report_threshold
         if threshold is None:
-            return to_frame([])
-        return to_frame(compute_outcomes(build_outcome_table(results, threshold)))
+            return tabulate_outcomes([]).to_frame()
+        outcomes = compute_outcomes(build_outcome_table(results, threshold))
+        return tabulate_outcomes(outcomes).to_frame()
 
     def hypotheses(self) -> "pd.DataFrame":
         """Test the hypotheses that the study stores.

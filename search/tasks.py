@@ -290,6 +290,7 @@ def _describe(settings: TaskSettings, code: CodeSource | None, folder: Path) -> 
             metrics=task.metrics,
             eval_lengths=task.eval_lengths,
             solved=task.solved,
+            unit=task.loss_unit,
             folder=str(folder),
         )
     except ValidationError as error:

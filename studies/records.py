@@ -265,6 +265,7 @@ class TaskRecord(StrictModel):
         eval_lengths: further lengths at which networks are evaluated.
         solved: bounds from which a network has solved the task, of metrics or of ``loss``; empty
             for a task that is not solved or unsolved.
+        unit: unit of a loss that has no fixed one; "" for none.
         folder: absolute path of the folder in which the task finds its files.
         held_out: a few sums over the data of validation and test.
     """
@@ -284,6 +285,7 @@ class TaskRecord(StrictModel):
     metrics: dict[str, Direction] = {}
     eval_lengths: list[_Size] = []
     solved: dict[str, float] = {}
+    unit: str = ""
     folder: str = ""
     held_out: list[float] = []
 
@@ -305,7 +307,7 @@ class TaskRecord(StrictModel):
 
     def identity(self) -> dict[str, Any]:
         """Return what makes results comparable, wherever the files of the task are."""
-        places = {"source", "options", "folder", "held_out", "solved"}
+        places = {"source", "options", "folder", "held_out", "solved", "unit"}
         return {"name": self.kind, **self.model_dump(mode="json", exclude=places)}
 
     def has_solved(self, measured: Mapping[str, float]) -> bool:
@@ -342,7 +344,7 @@ class TaskRecord(StrictModel):
     def loss_unit(self) -> str:
         """Unit of the loss; "" for one without a unit."""
         units = {"cross-entropy": "nat/target", "standardized squared error": "variance"}
-        return units.get(self.loss, "")
+        return units.get(self.loss, self.unit)
 
 
 Options = Mapping[str, Sequence[CellOption]]

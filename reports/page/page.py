@@ -21,8 +21,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from reports import tables
 from reports.charts.chart import Chart
-from reports.charts.effect_plots import effect_color
 from reports.data.results import Results
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
@@ -36,9 +36,9 @@ from reports.formatting import (
 )
 from reports.narrative import write_headline
 from reports.output import choose_path, default_path, identity_tags, report_identity
+from reports.page import task
 from reports.page.first_screen import build_first_screen
 from reports.page.section import Section, build_sections
-from reports.page.task import describe_direction, describe_loss
 from reports.phrases import (
     describe_best,
     describe_edge,
@@ -166,7 +166,7 @@ def _templates() -> jinja2.Environment:
     }
     environment.globals |= {
         "code_styles": _code_styles(),
-        "describe_direction": describe_direction,
+        "describe_direction": tables.describe_direction,
         "describe_agreement": describe_agreement,
         "describe_best": describe_best,
         "describe_edge": describe_edge,
@@ -174,12 +174,13 @@ def _templates() -> jinja2.Environment:
         "describe_verdicts": describe_verdicts,
         "list_notes": list_notes,
         "write_additive": write_additive,
-        "describe_loss": describe_loss,
-        "effect_color": effect_color,
+        "describe_loss": task.describe_loss,
         "equations": generate_latex,
         "layer_code": generate_forward,
         "module_code": generate_module,
         "first_screen": build_first_screen,
+        "tables": tables,
+        "task_tables": task,
         "format_value": format_value,
     }
     return environment

@@ -372,13 +372,11 @@ class Section:
         return min(floors, key=lambda row: row.loss, default=None)
 
     @property
-    def slice_columns(self) -> dict[str, list[int]]:
-        """Values of each slice by which the losses of the best networks are shown."""
-        columns: dict[str, set[int]] = {}
-        for entry in self.summary.leaderboard:
-            for name, values in entry.slices.items():
-                columns.setdefault(name, set()).update(values)
-        return {name: sorted(values) for name, values in columns.items()}
+    def slices(self) -> list[str]:
+        """Names of the slices by which the losses of the best networks are shown."""
+        return list(
+            dict.fromkeys(name for each in self.summary.leaderboard for name in each.slices)
+        )
 
     @cached_property
     def _source_comparison(self) -> SourceComparison | None:

@@ -405,9 +405,13 @@ def compare_pairwise(
     """
     names = list(losses)
     count = count or len(names)
+    arrays = [
+        (np.array([*runs], dtype=np.int64), np.array([*runs.values()], dtype=float))
+        for runs in losses.values()
+    ]
     indices = [(j, i) for i, j in itertools.combinations(range(len(names)), 2)]
     pairs = [(names[i], names[j]) for i, j in indices]
-    differences = [_subtract(losses[first], losses[second]) for first, second in pairs]
+    differences = [_subtract(*arrays[i], *arrays[j]) for i, j in indices]
     found = _estimate(differences, np.array(indices, dtype=np.int64).reshape(-1, 2).T)
     if found:
         p = compute_p_values(*_stack(found))
@@ -436,13 +440,10 @@ def compare_single_runs(
     return _estimate(differences, np.zeros((2, len(differences)), dtype=np.int64))
 
 
-def _subtract(first: LossesByRun, second: LossesByRun) -> Floats:
+def _subtract(runs: Integers, losses: Floats, other_runs: Integers, others: Floats) -> Floats:
     """Return the differences (R, W) of two architectures over their common runs."""
-    common = sorted(first.keys() & second.keys())
-    if not common:
-        return np.empty((0, 0))
-    d = np.array([[*first[run]] for run in common], dtype=float)
-    return np.asarray(d - np.array([[*second[run]] for run in common], dtype=float))
+    common, first, second = np.intersect1d(runs, other_runs, return_indices=True)
+    return np.asarray(losses[first] - others[second]) if len(common) else np.empty((0, 0))
 
 
 def _estimate(differences: Sequence[Floats], pairs: Integers) -> list[Difference]:

@@ -313,6 +313,21 @@ for (const curves of document.querySelectorAll(".curves")) {
 
 // ------------------------------------------------------------------ tables
 
+for (const table of document.querySelectorAll("table.sortable")) {
+  for (const header of table.tHead.rows[0].cells) {
+    const button = document.createElement("button");
+    button.className = "sort";
+    button.append(...header.childNodes);
+    header.append(button);
+  }
+  const tools = document.createElement("div"), button = document.createElement("button");
+  tools.className = "tools";
+  button.className = "csv";
+  button.textContent = "Download as CSV";
+  tools.append(button);
+  table.parentElement.after(tools);
+}
+
 function sortKey(cell) {
   const key = cell.dataset.sort ?? cell.textContent.trim();
   return key === "" || Number.isNaN(Number(key)) ? key : Number(key);
@@ -345,7 +360,9 @@ function csv(table) {
     const runs = /^[=+\-@]/.test(text) && Number.isNaN(Number(text));
     return quoted(runs ? `'${text}` : text);
   };
-  return [...table.rows].map((row) => [...row.cells].map(field).join(",")).join("\r\n") + "\r\n";
+  // An interval in a cell is two columns of the file.
+  const fields = (cell) => [field(cell), ...cell.dataset.ends?.split(",") ?? []];
+  return [...table.rows].map((row) => [...row.cells].flatMap(fields).join(",")).join("\r\n") + "\r\n";
 }
 
 function download(name, text) {
@@ -360,7 +377,8 @@ document.addEventListener("click", async (event) => {
   const button = event.target.closest("button");
   if (button?.matches(".sort")) sort(button.closest("th"));
   if (button?.matches(".csv")) {
-    download(button.dataset.name, csv(button.closest(".tools").previousElementSibling.querySelector("table")));
+    const table = button.closest(".tools").previousElementSibling.querySelector("table");
+    download(table.caption.textContent, csv(table));
   }
   if (button?.matches(".copy")) {
     await navigator.clipboard.writeText(button.closest("details").querySelector("code").textContent);

@@ -150,6 +150,7 @@ class SequenceTask:
         metrics: whether to maximize or minimize each metric, by name.
         eval_lengths: further lengths at which networks are evaluated.
         solved: bounds from which a network has solved the task, of metrics or of ``loss``.
+        loss_unit: unit of a loss that has no fixed one; "" for none.
         output_names: a name for each number to predict, if the definition has any.
         is_standardized: whether numbers are standardized.
 
@@ -197,6 +198,11 @@ class SequenceTask:
                 raise TaskError(
                     f"task {name} has the metric {metric}, the name of another result: rename it"
                 )
+        self.loss_unit = getattr(definition, "loss_unit", "")
+        if not isinstance(self.loss_unit, str) or not self.loss_unit.isprintable():
+            raise TaskError(
+                f"task {name} has loss_unit {self.loss_unit!r:.40}: expected a text, such as '°C²'"
+            )
         for measured, bound in self.solved.items():
             is_number = isinstance(bound, int | float) and not isinstance(bound, bool)
             if measured not in (*self.metrics, "loss") or not is_number:

@@ -235,7 +235,8 @@ class Predictions:
 
     def list_results(self) -> list[dict[str, Any]]:
         """Return what is recorded of each network; nothing if a number is not finite."""
-        names = self._task.output_names or [f"output {i + 1}" for i in range(self._width)]
+        stated = [str(name) for name in self._task.output_names]
+        names = stated or [f"output {i + 1}" for i in range(self._width)]
         decimals = _count_decimals(self._targets)
 
         def to_columns(values: npt.NDArray[np.float64]) -> list[list[float]]:

@@ -59,4 +59,4 @@ def test_change_that_only_reads_or_updates_more_has_no_effect_at_that_budget(
     assert set(rows.index.get_level_values(0)) == {"batch_size", "update_every"}, "no residual"
     if driver == "tokens":
         page = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text()
-        assert "at equal bytes" in page
+        assert "At equal steps, bytes and updates" in page

@@ -92,8 +92,8 @@ def test_union_with_a_nuisance_parameter_and_a_cell_of_a_users_own(browser, sqli
     path = write_report(sqlite_url, ["union"], tmp_path / "page.html").path
     with opened(browser, path, width=390) as page:
         assert scroll_to_every_chart(page) >= 10
-        first = page.locator("table.effects tbody tr").first
-        assert first.locator("td").first.inner_text() == "+0.100"
+        first = page.get_by_role("table", name="union effects").locator("tbody tr").first
+        assert first.locator("td").first.inner_text().startswith("+0.100")
 
 
 def test_curve_is_named_isolated_and_colored(browser, page_file):
@@ -131,7 +131,7 @@ def test_curve_is_named_isolated_and_colored(browser, page_file):
 
 def test_tables_are_sorted_and_downloaded(browser, page_file, tmp_path):
     with opened(browser, page_file) as page:
-        table = page.locator("table.leaderboard").first
+        table = page.get_by_role("table", name="made leaderboard")
         losses = table.locator("tbody tr td:nth-child(3)")
         shown = losses.all_inner_texts()
         assert shown == sorted(shown)

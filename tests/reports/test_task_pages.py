@@ -38,7 +38,7 @@ EACH_TASK = pytest.mark.parametrize(
     [
         ("cross-entropy", 0.25, 0.0625, "0.25 nats", "0.6875"),
         ("standardized squared error", 3e-5, 1e-6, "3e-05 of the variance", "3.7e-05"),
-        ("own", -30123.5, 4000.0, "-30124", "−2123.5"),
+        ("own", -30123.5, 4000.0, "-30124 points", "−2123.5"),
     ],
 )
 
@@ -62,7 +62,7 @@ def make_task(url, loss, first, distance):
     space |= {f"{gate}_gate": [False] for gate in ("input", "forget", "output", "state")}
     raw = {
         "space": space | {"state_source": ["new"]},
-        "task_record": TASK | {"loss": loss},
+        "task_record": TASK | {"loss": loss, "unit": "points"},
         "task": {"source": TASK["source"], "distance": 9},
         "report_threshold": first + distance / 2,
     }
