@@ -379,9 +379,10 @@ def test_viewed_study_is_published_in_the_background_once_per_interval(
     assert started.wait(HANG_TIMEOUT)
     view(viewed)
     finish.set()
-    wait_until(lambda: viewed._due)
+    wait_until(lambda: not viewed._publishing.locked())
     assert "8 of 8 trials" in show(sqlite_url).note
     view(viewed)
+    wait_until(lambda: not viewed._publishing.locked())
     assert calls == [(1, "made")]
     viewed._due.clear()
     view(viewed, "/api/studies/1/param_importances")
