@@ -28,6 +28,7 @@ from tests.simulations.replicates import (
     ARCHITECTURES,
     MARGIN,
     NOISES,
+    TEXT_NOISES,
     Floats,
     count_false_as_good,
     count_false_worse,
@@ -38,10 +39,12 @@ from tests.simulations.replicates import (
 )
 from tests.simulations.sweeps import measure_rates, simulate_sweeps
 from tests.simulations.unequal_runs import (
+    LOST_RUNS,
     ORDER_NOISE,
     RUN_NOISE,
     SCENARIOS,
     simulate_differences,
+    simulate_lost_runs,
 )
 from tests.simulations.uneven_noise import (
     Tables,
@@ -169,6 +172,10 @@ def measure_unequal_runs(studies: int = 500) -> Iterator[str]:
     yield "one of ten architectures lost its hardest run of three: worse by | has the best mean"
     for gap in (0.0, 0.01, 0.02):
         yield f"{gap} | {_simulate_leaders(gap, studies):.1%}"
+    yield "one of ten equal architectures has | text noise | false difference"
+    for scenario, text_noise in itertools.product(LOST_RUNS, TEXT_NOISES):
+        false = simulate_lost_runs(scenario, text_noise, 2 * studies)
+        yield f"{scenario} | {text_noise} | {false:.1%}"
 
 
 def _simulate_leaders(gap: float, studies: int) -> float:
@@ -191,33 +198,38 @@ def _simulate_leaders(gap: float, studies: int) -> float:
     return found / studies
 
 
-def measure_replicates(studies: int = 2000) -> Iterator[str]:
-    """Yield the tables of verdicts on replicated architectures; takes about five minutes."""
-    equal = np.zeros(ARCHITECTURES)
-    at_margin = np.where(np.arange(ARCHITECTURES) == 0, 0.0, MARGIN)
+def measure_replicates(studies: int = 1000) -> Iterator[str]:
+    """Yield the tables of verdicts on replicated architectures; takes about ten minutes."""
+    places = np.arange(ARCHITECTURES)
+    equal, at_margin = np.zeros(ARCHITECTURES), np.where(places == 0, 0.0, MARGIN)
+    small, large = (np.where(places == ARCHITECTURES - 1, gap, 0.0) for gap in (0.03, 0.06))
+    designs = equal, at_margin, small, large
     yield f"{ARCHITECTURES} architectures, margin {MARGIN}, {studies} simulated studies each"
-    yield "runs | noise | false difference | false as good"
-    for runs, (name, noise) in itertools.product((2, 3, 5, 10), NOISES.items()):
-        worse = count_false_worse(simulate_looks(equal, noise, runs, studies), equal)
-        good = count_false_as_good(simulate_looks(at_margin, noise, runs, studies), at_margin)
-        yield f"{runs} | {name} | {worse:.1%} | {good:.1%}"
-    yield "runs | gap | found"
-    for runs, gap in itertools.product((3, 5, 10), (0.03, 0.06)):
-        gaps = np.where(np.arange(ARCHITECTURES) == ARCHITECTURES - 1, gap, 0.0)
-        look = simulate_looks(gaps, NOISES["equal"], runs, studies)
-        yield f"{runs} | {gap} | {look.is_worse[:, -1, 0].mean():.2f}"
-    ramp = np.linspace(0, 0.01 * (ARCHITECTURES - 1), ARCHITECTURES)
+    yield (
+        "runs | noise | text noise | false difference | false as good | gap of 0.03 found | "
+        "of 0.06 | of 0.06, against the best"
+    )
+    for runs, (name, noise), text in itertools.product((2, 3, 5, 10), NOISES.items(), TEXT_NOISES):
+        looks = simulate_looks(designs, noise, runs, studies, text)
+        worse, good = count_false_worse(looks[0], equal), count_false_as_good(looks[1], at_margin)
+        found = [look.is_worse[:, -1].any(axis=1).mean() for look in looks[2:]]
+        of_pair = looks[3].is_worse[:, -1, 0].mean()
+        yield (
+            f"{runs} | {name} | {text} | {worse:.1%} | {good:.1%} | {found[0]:.2f} | "
+            f"{found[1]:.2f} | {of_pair:.2f}"
+        )
+    ramp = 0.01 * places
     yield "smallest architecture, each 0.01 worse than the next larger one"
     yield "runs | named beyond the margin | smaller than the best mean"
     for runs in (3, 5, 10, 20):
-        look = simulate_looks(ramp, NOISES["equal"], runs, studies)
+        (look,) = simulate_looks([ramp], NOISES["equal"], runs, studies)
         best = look.means.argmin(axis=1)
         # The smallest that is as good as the best; later ones are smaller.
-        smallest = np.where(look.is_as_good, np.arange(ARCHITECTURES), -1).max(axis=1)
+        smallest = np.where(look.is_as_good, places, -1).max(axis=1)
         is_smaller = smallest > best
         wrong = (ramp[np.maximum(smallest, best)] >= MARGIN) & is_smaller
         yield f"{runs} | {wrong.mean():.1%} | {is_smaller.mean():.1%}"
-    yield from _measure_looks(400)
+    yield from _measure_looks(studies)
 
 
 def _measure_looks(studies: int) -> Iterator[str]:
@@ -233,8 +245,8 @@ def _measure_looks(studies: int) -> Iterator[str]:
         generator = np.random.default_rng(1)
         found = []
         for _ in range(studies):
-            losses = simulate_losses(generator, gaps, NOISES[kind], DEFAULT_LOOKS[-1], 1)
-            found.append(run_until_decided(losses[0]))
+            losses = simulate_losses(generator, NOISES[kind], DEFAULT_LOOKS[-1], 1)
+            found.append(run_until_decided(losses[0] + gaps[:, None, None]))
         false = np.mean([has_false_verdict(each, gaps) for each in found])
         undecided = np.mean([each.verdicts.count("undecided") for each in found])
         runs, looks = (np.mean([getattr(each, n) for each in found]) for n in ("runs", "looks"))

@@ -229,7 +229,7 @@ def _prepare_publication(database: Database) -> Callable[[], None]:
     from reports.dashboard.publish import StudyPublisher
 
     store = open_store(str(database.folder / "artifacts"), database.url, "artifacts")
-    return StudyPublisher(open_storage(database.url), NAME, lambda: store).publish
+    return StudyPublisher(open_storage(database.url), NAME, store).publish
 
 
 def _write_report(database: Database) -> Iterator[None]:

@@ -1,10 +1,13 @@
 """The command ``rnn-search report``, and the report at the end of a search."""
 
+import os
+import shlex
+import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import tenacity
@@ -12,9 +15,14 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from reports.errors import USER_ERRORS, OutputTakenError, ReportError
+from studies.artifacts import open_store
+from studies.attributes import LOOKS, REPORT_CLAIM
 from studies.cli import is_bug, print_bug, storage_options, studies_argument
 from studies.errors import StudiesError, StudyFormatError
+from studies.storage.changes import update_system_attributes
+from studies.storage.counts import read_times
 from studies.storage.engine import error_message, is_transient
+from studies.storage.open import load_study, open_storage, read_storage
 
 if TYPE_CHECKING:  # slow to import; commands that are refused do not need them
     from reports.page.page import Report
@@ -28,26 +36,97 @@ OUTAGE_SECONDS = 60
 """How long the report at the end of a search waits for an unavailable storage."""
 
 
-def write_final_report(storage: str, names: list[str]) -> None:
-    """Write the report of a finished search; print its path and its main result.
+def print_failure(error: Exception, label: str, err: bool = False) -> None:
+    """Print an error in one line, and the traceback of a bug.
 
-    A failure is printed and not raised: the results are recorded.
+    Args:
+        error: the error.
+        label: what could not be done.
+        err: whether the line goes to the standard error.
     """
+    click.echo(f"{label}: {error_message(error)}", err=err)
+    if is_bug(error, USER_ERRORS):
+        print_bug(error)
 
-    def write() -> "Report":
+
+@contextmanager
+def print_failures(label: str, err: bool = False) -> Iterator[None]:
+    """Print a failure instead of raising it, see :func:`print_failure`."""
+    try:
+        yield
+    except Exception as error:
+        print_failure(error, label, err)
+
+
+# ------------------------------------------------------------------ the end of a search
+
+
+def finalize_search(
+    storage: str, study: str, artifacts: str | None, finished: int, was_finished: bool
+) -> None:
+    """Write the report of a search that has ended, print its main result, and publish its study.
+
+    If another process that saw the search end does so, only print which. A process that joined a
+    finished study writes its report in any case. A failure is printed and not raised: the results
+    are recorded.
+
+    Args:
+        storage: URL of the storage.
+        study: name of the study.
+        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+        finished: number of finished trials.
+        was_finished: whether the study was finished when this process joined it.
+    """
+    with print_failures("no report"):
+        other = None
+        if not was_finished:
+            other = retry_outages(lambda: _claim_report(storage, study, finished))
+        if other is not None:
+            command = shlex.join(["rnn-search", "report", study])
+            click.echo(f"report: process {other} writes it; for another copy: {command}")
+            return
+        write_final_report(storage, study)
+        with print_failures("warning: cannot update the dashboard", err=True):
+            from reports.dashboard.publish import StudyPublisher  # slow: imports pandas and plotly
+
+            store = open_store(artifacts, storage, "artifacts")
+            with closing(open_storage(storage)) as opened:
+                StudyPublisher(opened, study, store).publish()
+
+
+def _claim_report(storage: str, study: str, finished: int) -> str | None:
+    """Claim the report of a study's state; return the process that did so before, if any.
+
+    The state contains the time of the last change, so trials that end later make it another one.
+    """
+    worker, other = f"{socket.gethostname()}/{os.getpid()}", None
+    with closing(open_storage(storage)) as opened:
+        loaded = load_study(opened, study)
+        with opened.reading() as connection:
+            _, changed = read_times(connection, loaded._study_id)
+        state = [str(changed), finished, len(loaded.user_attrs.get(LOOKS, ()))]
+
+        def update(attributes: dict[str, Any]) -> dict[str, Any]:
+            nonlocal other
+            mark = attributes.get(REPORT_CLAIM, {})
+            # It is this process's own mark if the answer to an earlier attempt was lost.
+            if mark.get("state") == state and mark["worker"] != worker:
+                other = mark["worker"]
+                return {}
+            return {REPORT_CLAIM: {"state": state, "worker": worker}}
+
+        update_system_attributes(opened, loaded._study_id, update)
+    return other
+
+
+def write_final_report(storage: str, study: str) -> None:
+    """Write the report of a finished search; print its path and its main result, or the failure."""
+    with print_failures("no report"):
         from reports.page.page import write_report
 
-        return write_report(storage, names)
-
-    try:
-        report = retry_outages(write)
-    except Exception as error:
-        click.echo(f"no report: {error_message(error)}")
-        if is_bug(error, USER_ERRORS):
-            print_bug(error)
-        return
-    click.echo(f"report: {report.path}")
-    _print_headline(report)
+        report = retry_outages(lambda: write_report(storage, [study]))
+        click.echo(f"report: {report.path}")
+        _print_headline(report)
 
 
 def retry_outages(function: Callable[[], _T]) -> _T:
@@ -142,10 +221,11 @@ def _write_tables(
 ) -> None:
     from reports.data.study_reader import read_results
     from reports.data.table_export import write_csv, write_curves, write_parquet
-    from studies.storage.open import read_storage
 
     with closing(read_storage(storage)) as opened:
-        results = [read_results(opened, name, (), with_windows=False) for name in names]
+        results = [
+            read_results(opened, name, with_curves=False, with_windows=False) for name in names
+        ]
         for path, write in ((csv, write_csv), (dataframe, write_parquet)):
             if path:
                 write(results, path)
@@ -159,7 +239,6 @@ def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
     """Update the report until all trials are finished; errors of the storage are retried."""
     from reports.data.study_reader import read_results
     from reports.page.page import write_page
-    from studies.storage.open import read_storage
 
     last_line = note = ""
     while True:

@@ -21,19 +21,28 @@ from reports.analysis.hypothesis_tests import (
     StudyTables,
     describe_comparison,
     describe_region,
+    list_unknown,
 )
-from reports.analysis.leaderboard import summarize_study
-from reports.analysis.nuisance import find_edges, join_names
-from reports.analysis.outcomes import describe_outcomes
-from reports.analysis.testability import list_unknown
+from reports.analysis.nuisance import join_names
 from reports.data.results import Results
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
-from reports.formatting import escape_markdown, format_number, load_templates, loss_unit
+from reports.findings import StudyFindings
+from reports.formatting import escape_markdown, format_number, load_templates
+from reports.narrative import list_warnings
 from reports.output import OUTPUT, choose_path, identity_tags, report_identity
+from reports.phrases import (
+    count_outcomes,
+    describe_best,
+    describe_verdicts,
+    list_notes,
+    to_markdown,
+    to_sentence,
+)
 from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
 from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.scale import format_count, format_signed
+from reports.tables import tabulate_findings, tabulate_leaderboard
 from studies.cli import storage_options, studies_argument
 from studies.files import atomic_write
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
@@ -68,13 +77,12 @@ class StudyTests:
     @property
     def below_threshold(self) -> str:
         """How many trials are on the good side of the threshold, in a sentence; "" without one."""
-        sentence = describe_outcomes([], self.results, loss_unit(self.results.config))
+        clause = count_outcomes(self.results)
         verdicts = [
             finding.outcome_verdict for test in self.tests.values() for finding in test.findings
         ]
-        if sentence and not any(verdicts):
-            return f"{sentence.removesuffix('.')}, so no verdict is about that."
-        return sentence
+        nothing = "" if any(verdicts) else ", so no verdict is about that"
+        return f"{clause}{nothing}." if clause else ""
 
     def list_verdicts(self) -> Iterator[tuple[int, str, str]]:
         """Yield each verdict with the number of its hypothesis and what it is about, in words."""
@@ -190,7 +198,7 @@ def render_page(
         outcome_margin=f"{OUTCOME_MARGIN:.0%}",
         unit="nats per token" if is_text else "the unit of each study’s value",
         studies=[each for each in tested if each.has_findings],
-        others=[(each, summarize_study(each.results)) for each in tested if not each.has_findings],
+        others=[(each, StudyFindings(each.results)) for each in tested if not each.has_findings],
         provenance=[(each, _describe_provenance(each)) for each in studies],
         note=note,
         command=command,
@@ -201,10 +209,7 @@ def render_page(
             for each in studies
             if each.nuisance
         ],
-        warnings={
-            each.name: [edge.warning for edge in find_edges(each) if edge.is_prominent]
-            for each in studies
-        },
+        warnings={each.name: list_warnings(StudyFindings(each)) for each in studies},
         columns=list(dict.fromkeys(key for cells in verdicts.values() for key in cells)),
         verdicts=verdicts,
     )
@@ -240,7 +245,12 @@ def write_hypotheses(
     path = output or (OUTPUT / "findings.md").absolute()
     tested = load_hypotheses(hypotheses)
     with closing(read_storage(storage_url)) as storage:
-        results = [read_results(storage, name, with_curves=()) for name in dict.fromkeys(names)]
+        results = [read_results(storage, name, with_curves=False) for name in dict.fromkeys(names)]
+    if several := [each.name for each in results if each.config.task_names]:
+        raise ReportError(
+            f"study {several[0]!r} has several tasks: expected a study of one; rnn-search report "
+            "tests the hypotheses that it stores in each of them"
+        )
     command = _format_command(results, margin, note, hypotheses)
     page = f"{render_page(results, tested, margin, note, command).rstrip()}\n".encode()
     identity = report_identity(each.identity for each in results)
@@ -283,7 +293,16 @@ def _describe_provenance(results: Results) -> str:
 _TEMPLATES = load_templates(escaping=False)
 _TEMPLATES.filters |= {
     "comparison": describe_comparison,
+    "marked": to_markdown,
+    "notes": list_notes,
+    "sentence": to_sentence,
+    "best": describe_best,
+    "verdicts": describe_verdicts,
     "escaped": escape_markdown,
+    "findings": lambda tests, results: tabulate_findings(list(tests), results).to_markdown(),
+    "leaderboard": lambda summary, results: tabulate_leaderboard(
+        results, summary, summary.entries
+    ).to_markdown(),
     "region": describe_region,
     "number": format_number,
     "signed": format_signed,

@@ -8,6 +8,7 @@ executed: reports need neither PyTorch nor a user's code.
 import ast
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from textwrap import dedent, indent
@@ -194,7 +195,8 @@ def _specialize_method(
     function: ast.FunctionDef, specializer: "_Specializer", source: str
 ) -> _Method:
     begin, end = function.lineno - 1, function.body[0].lineno - 1
-    signature = dedent("\n".join(source.splitlines()[begin:end]))
+    lines = source.splitlines()
+    signature = dedent("\n".join(lines[begin:end]))
     if function.args.kwonlyargs:
         function.args.kwonlyargs, function.args.kw_defaults = [], []
         signature = ast.unparse(function).partition("\n")[0]
@@ -203,14 +205,15 @@ def _specialize_method(
     if function.name != "__init__":  # whose copies name sizes
         _inline_copies(statements)
     statements = _remove_unused(statements)
-    code = [signature, *(f"    {_to_text(each, source)}" for each in statements)]
+    code = [signature, *(f"    {_to_text(each, lines)}" for each in statements)]
     return _Method("\n".join(code), statements)
 
 
-def _to_text(statement: ast.stmt, source: str) -> str:
+def _to_text(statement: ast.stmt, lines: Sequence[str]) -> str:
     """Return a statement with its comment, as it was written if it did not change."""
-    code = ast.get_source_segment(source, statement) or ""
-    comment = re.search(r"  # .+$", source.splitlines()[(statement.end_lineno or 0) - 1])
+    written = "\n".join(lines[statement.lineno - 1 : statement.end_lineno])
+    comment = re.search(r"  # .+$", written)
+    code = written[statement.col_offset : comment.start() if comment else None]
     if ast.dump(ast.parse(code).body[0]) != ast.dump(statement):
         code = ast.unparse(statement)
     return code + (comment[0] if comment else "")

@@ -2,18 +2,22 @@
 
 import json
 import math
+import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
-from reports.cli import retry_outages
-from reports.dashboard import launcher
+import reports.cli
+from reports.dashboard.server import HOST, open_listener
 from rnn_search.study import Study, artifacts_or_default, load, storage_or_default
 from search.display import SafeConsole, Ticker
 from search.errors import SearchFailedError
@@ -22,6 +26,7 @@ from search.launch.launcher import Launcher
 from search.options import RunOptions, build_options
 from search.run import RunResult, run_workers
 from search.study import StudyHandle
+from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.errors import ConfigError
 from studies.files import MAX_DEPTH
 from studies.text import check_study_name, shorten
@@ -231,7 +236,7 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
 
         def serve(_: StudyHandle) -> None:
             if dashboard_port is not None:
-                server = launcher.serve_dashboard(storage, artifacts, dashboard_port)
+                server = serve_dashboard(storage, artifacts, dashboard_port)
                 stack.enter_context(server)
 
         # A study that is opened by name may have planned looks.
@@ -243,10 +248,49 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
         cancel_pending(cluster, result.record.artifact_folder, SafeConsole())
     if options.report and result.is_finished and not result.exit_code:
         with Ticker(SafeConsole(), "updating the report and the dashboard"):
-            launcher.finalize_search(
+            reports.cli.finalize_search(
                 storage, result.study, artifacts, result.finished, result.was_finished
             )
     return result
+
+
+@contextmanager
+def serve_dashboard(storage: str, artifacts: str | None, port: int) -> Iterator[None]:
+    """Serve optuna-dashboard in a separate process while the context is active.
+
+    A failure is printed and does not end the search.
+
+    Args:
+        storage: URL of the storage.
+        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+        port: port to serve on.
+    """
+    with ExitStack() as stack:
+        with reports.cli.print_failures("no dashboard"):
+            server = stack.enter_context(_start_dashboard(storage, artifacts, port))
+            stack.callback(server.kill)  # it may be killed at any time, as a worker may
+            click.echo(f"dashboard: http://{HOST}:{port}")
+        yield
+
+
+def _start_dashboard(storage: str, artifacts: str | None, port: int) -> "subprocess.Popen[bytes]":
+    # URLs may contain passwords, and command lines are visible to all users of the machine.
+    environment = os.environ | {STORAGE_VARIABLE: storage}
+    if artifacts is not None:
+        environment[ARTIFACTS_VARIABLE] = artifacts
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    command = [sys.executable, "-P", "-m", "rnn_search", "dashboard", "--port", str(port)]
+    with open_listener(port) as listener:
+        return subprocess.Popen(
+            [*command, "--inherited-socket", str(listener.fileno())],
+            env=environment,
+            stdin=subprocess.PIPE,  # closes when this process ends, which stops the server
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # a Ctrl-C in the terminal is meant for the search
+        )
 
 
 def _run_until_decided(
@@ -287,7 +331,7 @@ def _run_until_decided(
 
         left = math.inf if options.until is None else options.until - time.monotonic() + start
         if result.is_finished:
-            look = retry_outages(lambda: findings.take_due_look(options.storage, name))
+            look = reports.cli.retry_outages(lambda: findings.take_due_look(options.storage, name))
             for line in look.lines if look is not None else ():
                 console.print_line(line)
             if look is not None and look.is_last:
@@ -295,7 +339,7 @@ def _run_until_decided(
         if left <= 0:  # trials are left: other workers run them, or the look has added them
             return replace(result, is_finished=False)
         if not result.is_finished:
-            looks = retry_outages(lambda: findings.count_looks(options.storage, name))
+            looks = reports.cli.retry_outages(lambda: findings.count_looks(options.storage, name))
             if looks == len(record.looks):
                 return result
             # Another process took a look, and added trials, at the end of this run.

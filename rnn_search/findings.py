@@ -5,7 +5,6 @@ import: pandas.
 """
 
 import math
-from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -14,28 +13,39 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from reports.analysis.audited_effects import compute_study_effects
-from reports.analysis.leaderboard import StudySummary, look_at_results, summarize_study
-from reports.analysis.nuisance import build_judged_table, find_edges
-from reports.analysis.pareto_front import ParetoFront, summarize_costs
-from reports.analysis.sweeps import describe_sweep, fit_sweep
-from reports.data.replicates import find_replicates
-from reports.data.results import Results
+from reports.analysis.budgets import BudgetComparison, compare_budgets
+from reports.analysis.leaderboard import (
+    LeaderboardEntry,
+    StudySummary,
+    look_at_results,
+    summarize_study,
+)
+from reports.analysis.nuisance import build_judged_table
+from reports.analysis.pareto_front import FrontMember, ParetoFront, summarize_costs
+from reports.analysis.task_comparison import compare_across_tasks
+from reports.data.results import Results, find_replicates
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
+from reports.findings import StudyFindings
 from reports.formatting import loss_unit
+from reports.narrative import describe_insignificance, list_warnings
+from reports.phrases import count_verdicts, describe_smallest, to_plain, write_additive
 from reports.stats.additive_findings import list_level_effects
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
     ConditionalEffect,
-    compute_conditional_effects,
-    describe_insignificance,
-    rank_effects,
 )
 from reports.stats.effects import Effect
-from reports.stats.paired_difference import PairedDifference
-from reports.stats.planned_looks import RUN_NOISE, Noise, estimate_noise, spend_error
+from reports.stats.looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.scale import format_count
+from reports.stats.task_contrasts import TaskContrast, describe_agreement
+from reports.tables import (
+    Table,
+    tabulate_conditional,
+    tabulate_effects,
+    tabulate_front,
+    tabulate_leaderboard,
+)
 from search.derive import group_by_architecture, record_look
 from studies.attributes import StudyRecord
 from studies.errors import ConfigError, StudiesError
@@ -51,15 +61,6 @@ if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
 
 
-def format_table(table: pd.DataFrame, losses: Iterable[str], spec: str, na_rep: str = "NaN") -> str:
-    """Format a table as text, and the columns of losses and differences by a specification."""
-    if spec.endswith("f"):
-        digits = dict.fromkeys(losses, int(spec[1:-1]))
-        return table.round(digits).to_string(index=False, na_rep=na_rep)
-    formatters = dict.fromkeys(losses, f"{{:{spec}}}".format)
-    return table.to_string(index=False, na_rep=na_rep, formatters=formatters)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Effects:
     """Main effects of the parameters of a study; printed as their table.
@@ -72,6 +73,7 @@ class Effects:
         conditional_effects: the effects within each value of the other parameters.
         spec: format of an effect in the printed table.
         additive: additive model of trials that matched pairs do not compare; None if they do.
+        at_budgets: effects at equal steps, tokens and updates; None if trials differ in neither.
     """
 
     effects: list[Effect]
@@ -80,6 +82,7 @@ class Effects:
     conditional_effects: list[ConditionalEffect] = field(default_factory=list)
     spec: str = ".4f"
     additive: AdditiveModel | None = None
+    at_budgets: BudgetComparison | None = None
 
     @property
     def trends(self) -> pd.DataFrame:
@@ -110,21 +113,16 @@ class Effects:
 
         Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
         ``effect`` (negative is better, unless higher values are) with the ends ``low`` and ``high``
-        of its 95% interval, the number of ``pairs``, whether it is ``significant``, and the
-        ``source`` of the interval. Where the effect depends on another parameter, ``depends_on``
-        names that, and ``least`` and ``greatest`` are the effects at its values
-        (``docs/statistics.md``). Without matched pairs the effects are those of the additive model,
-        which :attr:`trends` completes.
+        of its 95% interval, the number of ``pairs``, whether it is ``significant``, the ``reason``
+        why it is not tested, and the ``source`` of the interval. Where the effect depends on
+        another parameter, ``depends_on`` names that, and ``least`` and ``greatest`` are the effects
+        at its values (``docs/statistics.md``). Without matched pairs the effects are those of the
+        additive model, which :attr:`trends` completes.
         """
-        ranked = rank_effects(self.effects, self.conditional_effects)
-        found = {each.main.contrast: each.condition for each in ranked}
-        conditions = [found[each.contrast] for each in self.effects]
-        return _tabulate([(each, each) for each in self.effects]).assign(
-            source=[str(each.source) for each in self.effects],
-            depends_on=[each.parameter if each else "" for each in conditions],
-            least=[each.least.mean if each else math.nan for each in conditions],
-            greatest=[each.greatest.mean if each else math.nan for each in conditions],
-        )
+        return self._tabulate().to_frame()
+
+    def _tabulate(self) -> Table[Effect]:
+        return tabulate_effects(self.effects, self.conditional_effects, spec=self.spec)
 
     @property
     def conditional(self) -> pd.DataFrame:
@@ -137,14 +135,31 @@ class Effects:
         ``opposite_signs`` whether significant effects have both signs. ``docs/statistics.md`` says
         how significance is corrected; the intervals are not.
         """
-        rows = [(each, level) for each in self.conditional_effects for level in each.levels]
-        return _tabulate([(each.main, level) for each, level in rows]).assign(
-            by=[each.parameter for each, _ in rows],
-            value=[level.value for _, level in rows],
-            range=[each.difference.mean for each, _ in rows],
-            differs=[each.is_significant for each, _ in rows],
-            rivals_main=[each.rivals_main for each, _ in rows],
-            opposite_signs=[each.has_opposite_signs for each, _ in rows],
+        return tabulate_conditional(self.conditional_effects).to_frame()
+
+    @property
+    def budgets(self) -> pd.DataFrame:
+        """One row per change of how much a step reads or how often it updates, and per budget.
+
+        Columns: those of a contrast, as in :attr:`table`, here of the smoothed training loss where
+        all compared trials have reached the same ``amount`` of ``equal``: ``steps``, ``updates``,
+        and ``bytes`` or ``tokens``, of tasks other than text ``inputs``. Empty for studies that do
+        not vary such a setting.
+        """
+        budgets = self.at_budgets.budgets if self.at_budgets else []
+        rows = [
+            (effect, budget)
+            for each in (self.at_budgets.rows if self.at_budgets else [])
+            for effect, budget in zip(each.effects, budgets, strict=True)
+        ]
+        columns = ["parameter", "before", "after", "effect", "low", "high", "pairs", "significant"]
+        return (
+            tabulate_effects([each for each, _ in rows])
+            .to_frame()[columns]
+            .assign(
+                equal=[budget.unit for _, budget in rows],
+                amount=[budget.amount for _, budget in rows],
+            )
         )
 
     def plot(self) -> "go.Figure":
@@ -154,30 +169,62 @@ class Effects:
         return plot_effects(self.effects, self.unit)
 
     def __repr__(self) -> str:
-        numbers = ["effect", "low", "high", "least", "greatest"]
         # The source is the same in each row of most tables, and long.
-        shown = self.table.drop(columns="source")
-        text = [format_table(shown, numbers, self.spec, "")] if self.effects else []
+        text = [self._tabulate().to_text("source")] if self.effects else []
         return "\n".join([*text, *(f"warning: {each}" for each in self.warnings)])
 
     def _repr_html_(self) -> str:
         warnings = "".join(f"<p><strong>{escape(each)}.</strong></p>" for each in self.warnings)
-        return self.table.to_html(na_rep="") + warnings
+        return self._tabulate().__html__() + warnings
 
 
-def _tabulate(effects: Sequence[tuple[Effect, PairedDifference]]) -> pd.DataFrame:
-    """Return one row per difference, with the contrast of the main effect that it belongs to."""
-    columns = {
-        "parameter": [main.contrast.parameter for main, _ in effects],
-        "before": [main.contrast.before for main, _ in effects],
-        "after": [main.contrast.after for main, _ in effects],
-        "effect": [each.mean for _, each in effects],
-        "low": [each.low for _, each in effects],
-        "high": [each.high for _, each in effects],
-        "pairs": [each.pairs for _, each in effects],
-        "significant": [each.is_significant for _, each in effects],
-    }
-    return pd.DataFrame(columns)
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskEffects:
+    """Main effects in each of several tasks; printed as their table.
+
+    Attributes:
+        by_task: effects in each task, by its name.
+        contrasts: what each change does in all tasks.
+    """
+
+    by_task: dict[str, Effects]
+    contrasts: list[TaskContrast]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per task and contrast: ``task``, then the columns of :attr:`Effects.table`."""
+        tables = [each.table.assign(task=name) for name, each in self.by_task.items()]
+        table = pd.concat(tables, ignore_index=True)
+        return table[["task", *table.columns.drop("task")]]
+
+    @property
+    def agreement(self) -> pd.DataFrame:
+        """One row per contrast: its values, and in how many ``tasks`` it ``helps`` and ``harms``.
+
+        It does so in the tasks where its effect is significant, corrected for all changes in all
+        tasks; ``agrees`` tells whether these are two or more, of one sign.
+        """
+        columns = ["parameter", "before", "after", "tasks", "helps", "harms", "agrees"]
+        rows = [
+            (
+                each.contrast.parameter,
+                each.contrast.before,
+                each.contrast.after,
+                len(each.by_task),
+                len(each.helps),
+                len(each.harms),
+                each.agrees,
+            )
+            for each in self.contrasts
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def __repr__(self) -> str:
+        named = [f"task {name}\n{each!r}" for name, each in self.by_task.items()]
+        return "\n".join([*named, describe_agreement(self.contrasts)])
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html(na_rep="")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -186,13 +233,16 @@ class Verdicts:
 
     Attributes:
         summary: the architectures, ranked and compared.
-        unit: unit of the losses and differences; "" for none.
-        spec: format of the losses in the printed table.
+        results: results of the study.
     """
 
     summary: StudySummary
-    unit: str
-    spec: str = ".4f"
+    results: Results
+
+    @property
+    def unit(self) -> str:
+        """Unit of the losses and differences; "" for none."""
+        return self.results.metric.unit
 
     @property
     def margin(self) -> float:
@@ -213,31 +263,24 @@ class Verdicts:
     def table(self) -> pd.DataFrame:
         """One row per architecture, the best mean first.
 
-        Columns: ``architecture``, ``parameters``, ``runs``, mean ``loss`` (adjusted for the order
-        of the data where numbers of runs differ), ``difference`` to the best mean, ``at_most``:
-        upper confidence bound of the difference to the best architecture, whichever that is, all
-        in ``unit``, and the ``verdict``: ``worse``, ``as good`` (``at_most`` is below the margin)
-        or ``undecided``; of the best mean ``best mean`` (``docs/statistics.md``).
+        Columns: ``architecture``, ``runs``, mean ``loss`` (adjusted for the order of the data where
+        numbers of runs differ) with the ends ``low`` and ``high`` of its 95% interval,
+        ``difference`` to the best mean, the ``verdict``: ``worse``, ``as good`` (``at_most`` is
+        below the margin) or ``undecided``, of the best mean ``best mean``; ``at_most``: upper
+        confidence bound of the difference to the best architecture, whichever that is; and
+        ``parameters`` (``docs/statistics.md``). Losses and differences are in ``unit``.
         """
-        best, entries = self.summary.best, self.summary.entries
-        columns = {
-            "architecture": [each.label for each in entries],
-            "parameters": [int(each.parameter_count) for each in entries],
-            "runs": [each.runs for each in entries],
-            "loss": [each.mean for each in entries],
-            "difference": [each.mean - best.mean for each in entries],
-            "at_most": [each.bound for each in entries],
-            "verdict": ["best mean" if each is best else str(each.verdict) for each in entries],
-        }
-        return pd.DataFrame(columns)
+        return self._tabulate().to_frame()
+
+    def _tabulate(self) -> Table[LeaderboardEntry]:
+        return tabulate_leaderboard(self.results, self.summary, self.summary.entries)
 
     def __repr__(self) -> str:
-        shown = format_table(self.table, ("loss", "difference", "at_most"), self.spec)
-        margin = f"{self.margin:g} {self.unit}".rstrip()
-        return f"{shown}\n{self.summary.describe_smallest()} (margin {margin})"
+        text = self._tabulate().to_text()
+        return f"{text}\n{to_plain(describe_smallest(self.summary, self.unit))}"
 
     def _repr_html_(self) -> str:
-        return self.table.to_html()
+        return self._tabulate().__html__()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -264,32 +307,22 @@ class Pareto:
         and ``cheapest_not_worse``: the cheapest architecture that costs less and is not
         significantly worse; None if all of these are.
         """
-        rows = []
-        for member in self.front.members:
-            each, gap = member.architecture, member.gap
-            interval = (gap.mean, gap.low, gap.high) if gap else (float("nan"),) * 3
-            cheaper = member.cheaper.label if member.cheaper else None
-            costs = (each.parameters, each.seconds, each.loss)
-            rows.append((each.label, each.number, *costs, *interval, cheaper))
-        columns = [
-            "architecture", "trial", "parameters", "seconds", self.front.measure.held_out, "gap",
-            "low", "high", "cheapest_not_worse",
-        ]  # fmt: skip
-        return pd.DataFrame(rows, columns=columns)
+        return self._tabulate().to_frame()
+
+    def _tabulate(self) -> Table[FrontMember]:
+        return tabulate_front(self.front, is_replicated=self.is_replicated)
 
     def plot(self) -> "go.Figure":
         """Plot the loss of all architectures against the cost; a notebook displays the figure."""
-        from reports.charts.pareto_plots import plot_front
+        from reports.charts.comparison_plots import plot_front
 
         return plot_front(self.front)
 
     def __repr__(self) -> str:
-        losses = [self.front.measure.held_out, "gap", "low", "high"]
-        table = self.table.round({"seconds": 2})
-        return format_table(table, losses, self.front.measure.spec)
+        return self._tabulate().to_text()
 
     def _repr_html_(self) -> str:
-        return self.table.to_html()
+        return self._tabulate().__html__()
 
 
 def find_effects(results: Results, storage: str) -> Effects:
@@ -300,23 +333,27 @@ def find_effects(results: Results, storage: str) -> Effects:
         storage: URL of the storage, in which studies of replicates may derive from it.
     """
     derived = _read_derived(storage, results.name)
-    results = replace(results, replicates=find_replicates(results, derived))
-    found = compute_study_effects(results)
-    conditional = []
-    if not results.is_pruned:
-        conditional = compute_conditional_effects(build_judged_table(results), found.effects)
-    warnings = [edge.warning for edge in find_edges(results) if edge.is_prominent]
-    if found.reason:
-        warnings.append(found.reason.rstrip("."))
-    model, effects = fit_sweep(results, found.effects), found.effects
+    findings = StudyFindings(replace(results, replicates=find_replicates(results, derived)))
+    model, effects = findings.additive, findings.effects
+    warnings = [each.rstrip(".") for each in write_additive(findings)]
+    warnings += map(to_plain, list_warnings(findings))
+    if findings.audited and findings.audited.reason:
+        warnings.append(findings.audited.reason.rstrip("."))
+    elif model is None and all(effect.reason for effect in effects):
+        warnings.append(describe_insignificance(effects))
     if model:
         effects = effects or list_level_effects(model, results.scale)
-        said = describe_sweep(results, model, found.effects)
-        warnings = [*(each.rstrip(".") for each in said), *warnings]
-    elif not (found.reason or any(effect.is_decidable for effect in effects)):
-        warnings.append(describe_insignificance(effects))
     unit, spec = loss_unit(results.config), results.scale.value_spec
-    return Effects(effects, unit, warnings, conditional, spec, model)
+    budgets = compare_budgets(results)
+    return Effects(effects, unit, warnings, findings.conditional, spec, model, budgets)
+
+
+def compare_tasks(results: Results, storage: str) -> TaskEffects:
+    """Estimate the effects in each of several tasks; arguments are those of `find_effects`."""
+    parts = results.split_tasks()
+    comparison = compare_across_tasks(parts)
+    by_task = {part.task: find_effects(part, storage) for part in parts}
+    return TaskEffects(by_task, comparison.contrasts if comparison else [])
 
 
 def _read_derived(url: str, source: str) -> list[Results]:
@@ -325,7 +362,7 @@ def _read_derived(url: str, source: str) -> list[Results]:
     with closing(read_storage(url)) as storage:
         for name in list_derived(storage, source):
             with suppress(StudiesError, ReportError):  # damaged, or deleted meanwhile
-                derived.append(read_results(storage, name, (), False, False))
+                derived.append(read_results(storage, name, False, False, False))
     return derived
 
 
@@ -337,7 +374,7 @@ def find_verdicts(results: Results) -> Verdicts:
             f"study {results.name!r} has no replicates to compare: expected one derived with "
             "refinement.replicates of 2 or more, and its first look if it has looks"
         )
-    return Verdicts(summary, results.metric.unit, results.measure.spec)
+    return Verdicts(summary, results)
 
 
 def find_pareto(results: Results, cost: Literal["parameters", "seconds"]) -> Pareto:
@@ -411,13 +448,15 @@ def take_due_look(storage: str, name: str) -> LookResult | None:
             study = load_study(opened, name)
             record = read_study_record(study)
             if record.looks and not record.looks[-1].continued:
-                return LookResult(_describe_look(read_results(opened, name, ())), True)
-            results = read_results(opened, name, ())
+                return LookResult(
+                    _describe_look(read_results(opened, name, with_curves=False)), True
+                )
+            results = read_results(opened, name, with_curves=False)
             if results.counts.finished < results.counts.planned:
                 return None
             _, look = look_at_results(results, record.looks)
             if record_look(opened, study, record, look) is not None:
-                results = read_results(opened, name, ())
+                results = read_results(opened, name, with_curves=False)
                 return LookResult(_describe_look(results), not look.continued)
 
 
@@ -435,13 +474,8 @@ def _describe_look(results: Results) -> list[str]:
     assert refinement is not None
     assert judgement is not None
     unit, count = results.metric.unit, judgement.comparison.count
-    verdicts = ", ".join(
-        f"{judgement.count(verdict)} {verdict}" for verdict in ("worse", "as good", "undecided")
-    )
     line = (
-        f"look at {look.runs} runs, at an error rate of {look.level:.2%}: {verdicts}"
-        f"{judgement.without_run_text} "
-        f"(margin {f'{refinement.margin:g} {unit}'.rstrip()})"
+        f"look at {look.runs} runs, at an error rate of {look.level:.2%}: {count_verdicts(summary)}"
     )
     noise = estimate_noise(judgement.comparison)
     later = [runs for runs in refinement.looks if runs > look.runs]
@@ -452,7 +486,8 @@ def _describe_look(results: Results) -> list[str]:
             return [line]
         first = refinement.looks.index(later[0])
         return [line, _describe_gaps(noise, refinement.looks, count, unit, results.measure, first)]
-    return [line, f"best mean: {summary.best.full_label}; {summary.describe_smallest()}"]
+    smallest = to_plain(describe_smallest(summary, unit))
+    return [line, f"best mean: {summary.best.full_label}; {smallest}"]
 
 
 def _describe_gaps(
@@ -479,7 +514,7 @@ def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) ->
     assumed = Noise(RUN_NOISE) if record.config.is_text else None
     assert record.config.refinement is not None
     try:
-        results = read_results(storage, record.config.refinement.source, (), False)
+        results = read_results(storage, record.config.refinement.source, False, False)
     except (ReportError, StudiesError):  # deleted meanwhile
         return assumed
     if results.config.objective != "validation":  # the noise of the training loss is another one

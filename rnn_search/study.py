@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # slow to import
 
     from reports.data.results import Results
     from rnn.export import SavedModel
-    from rnn_search.findings import Effects, Pareto, Verdicts
+    from rnn_search.findings import Effects, Pareto, TaskEffects, Verdicts
     from search.status import Status
 
 
@@ -81,11 +81,13 @@ class Study:
         name: name of the study.
         storage: URL of the storage; the path of an SQLite file is absolute.
         artifacts: location of the artifacts, a folder with its absolute path; None for the default.
+        task: name of the one of several tasks whose results these are; "" for all.
     """
 
     name: str
     storage: str = field(repr=False)
     artifacts: str | None = field(default=None, repr=False)
+    task: str = field(default="", repr=False)
 
     def run(
         self,
@@ -136,9 +138,24 @@ class Study:
         with self._open() as (_, study):
             return read_record(study).config
 
+    def at_task(self, name: str) -> "Study":
+        """Return the study as far as it is of one of its several tasks.
+
+        Results, curves, the best trial, effects, Pareto front, outcomes and hypotheses are those of
+        this task; everything else is that of the whole study.
+
+        Raises:
+            ConfigError: if the study does not have several tasks, or no such task.
+        """
+        tasks = self.config.task_names
+        if name not in tasks:
+            expected = expect_one_of(tasks, name) if tasks else "it has one task"
+            raise ConfigError(f"study {self.name!r} has no task {shorten(repr(name))}: {expected}")
+        return replace(self, task=name)
+
     @property
     def results(self) -> "pd.DataFrame":
-        """Table of the trials, the best first, indexed by their numbers.
+        """Table of the trials, the best first, indexed by their numbers; of several tasks by task.
 
         Columns: ``label`` of the network, ``state``, ``value``, the metrics of a task and the
         parameters that vary, and all others: ``docs/reference/stored-data.md`` describes what a
@@ -180,10 +197,14 @@ class Study:
 
         Raises:
             TrialNotFoundError: if no trial is complete yet.
+            ConfigError: if the study has several tasks, each with its best trial.
         """
         with self._open() as (storage, study):
             config = read_record(study).config
-            best = BestReader(study, storage, config).read()
+            reader = BestReader(study, storage, config)
+            if config.task_names and not self.task:
+                raise self._several_tasks(config, "best")
+            best = reader.read_tasks().get(self.task) if self.task else reader.read()
             if best is None:
                 raise TrialNotFoundError(f"study {self.name!r} has no complete trial yet")
             return self._trial(best.trial, config)
@@ -198,8 +219,10 @@ class Study:
             row = find_trial(read_trials(storage, study._study_id), number, self.name)
             return self._trial(row, read_record(study).config)
 
-    def effects(self) -> "Effects":
+    def effects(self) -> "Effects | TaskEffects":
         """Estimate the effect of each parameter over matched pairs of complete trials.
+
+        Of several tasks in each, and whether they agree.
 
         ``docs/statistics.md`` describes how: at the best values of the nuisance parameters, with
         the replicates of studies of the storage that derive from this one, in pruned studies, and
@@ -208,9 +231,14 @@ class Study:
         Raises:
             ReportError: if no trial is complete.
         """
-        from rnn_search.findings import find_effects
+        from rnn_search.findings import compare_tasks, find_effects
 
-        return find_effects(self._read_results(False, require_complete=True), self.storage)
+        results = self._read_results(False, require_complete=True)
+        if results.varies_budget:
+            results = self._read_results(require_complete=True)
+        if results.config.task_names:
+            return compare_tasks(results, self.storage)
+        return find_effects(results, self.storage)
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best one, whichever that is.
@@ -222,7 +250,7 @@ class Study:
         """
         from rnn_search.findings import find_verdicts
 
-        return find_verdicts(self._read_results(False, require_complete=True, with_windows=True))
+        return find_verdicts(self._read_one_task("verdicts", with_windows=True))
 
     def pareto(self, cost: Literal["parameters", "seconds"] = "parameters") -> "Pareto":
         """Find the architectures that no other one beats at its cost, by their held-out loss.
@@ -239,8 +267,7 @@ class Study:
         """
         from rnn_search.findings import find_pareto
 
-        results = self._read_results(False, require_complete=True, with_windows=True)
-        return find_pareto(results, cost)
+        return find_pareto(self._read_one_task("pareto", with_windows=True), cost)
 
     def outcomes(self) -> "pd.DataFrame":
         """Count, for each change, the matched pairs that it brings below ``report_threshold``.
@@ -255,13 +282,15 @@ class Study:
             ReportError: if no trial is complete.
         """
         from reports.analysis.outcomes import build_outcome_table
-        from reports.stats.outcome_table import compute_outcomes, to_frame
+        from reports.stats.outcome_table import compute_outcomes
+        from reports.tables import tabulate_outcomes
 
-        results = self._read_results(False, require_complete=True)
+        results = self._read_one_task("outcomes")
         threshold = results.config.report_threshold
         if threshold is None:
-            return to_frame([])
-        return to_frame(compute_outcomes(build_outcome_table(results, threshold)))
+            return tabulate_outcomes([]).to_frame()
+        outcomes = compute_outcomes(build_outcome_table(results, threshold))
+        return tabulate_outcomes(outcomes).to_frame()
 
     def hypotheses(self) -> "pd.DataFrame":
         """Test the hypotheses that the study stores.
@@ -275,7 +304,7 @@ class Study:
         """
         from reports.analysis.hypothesis_tests import StudyTables, to_frame
 
-        results = self._read_results(with_curves=False)
+        results = self._read_one_task("hypotheses", require_complete=False)
         return to_frame(StudyTables(results).test_stored())
 
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
@@ -315,9 +344,23 @@ class Study:
         from reports.data.study_reader import read_results
 
         with closing(read_storage(self.storage)) as storage:
-            return read_results(
-                storage, self.name, None if with_curves else (), with_windows, require_complete
-            )
+            results = read_results(storage, self.name, with_curves, with_windows, require_complete)
+        return results.at_task(self.task) if self.task else results
+
+    def _read_one_task(
+        self, what: str, with_windows: bool = False, require_complete: bool = True
+    ) -> "Results":
+        """Read results without curves; refuse those of several tasks."""
+        results = self._read_results(False, require_complete, with_windows)
+        if results.config.task_names:
+            raise self._several_tasks(results.config, what)
+        return results
+
+    def _several_tasks(self, config: StudyConfig, what: str) -> ConfigError:
+        return ConfigError(
+            f"study {self.name!r} has several tasks: expected one, as in "
+            f"study.at_task({config.task_names[0]!r}).{what}"
+        )
 
     def _trial(self, row: StoredTrial, config: StudyConfig) -> "Trial":
         label = label_trial(row.params, config)

@@ -120,8 +120,8 @@ class CodeStore:
         self._store = store
         self._folder = folder
 
-    def save(self, cells: Mapping[str, CellRecord], task: TaskRecord | None = None) -> None:
-        """Write the sources of cells, and of the class of a task, which are loaded.
+    def save(self, cells: Mapping[str, CellRecord], tasks: Iterable[TaskRecord] = ()) -> None:
+        """Write the sources of cells, and of the classes of tasks, which are loaded.
 
         Raises:
             ArtifactsError: if one cannot be written.
@@ -129,8 +129,9 @@ class CodeStore:
         sources: list[CodeSource] = [
             loaded_source(name, record.sha256) for name, record in cells.items()
         ]
-        if task is not None and task.sha256 is not None:
-            sources.append(loaded_source(task.name, task.sha256, TaskSource))
+        for task in tasks:
+            if task.sha256 is not None:
+                sources.append(loaded_source(task.name, task.sha256, TaskSource))
         for source in sources:
             content = io.BytesIO(source.text.encode())
             try:
@@ -197,9 +198,10 @@ def check_sources(study: str, stored: StudyConfig, local: StudyConfig) -> None:
         for name, cell in stored.cells.items()
         if name in local.cells
     ]
-    task, local_task = stored.task_record, local.task_record
-    if task and local_task and task.name == local_task.name:
-        pairs.append((task.name, task.source, task.sha256, local_task.sha256))
+    known = local.list_tasks()
+    for name, task in stored.list_tasks().items():
+        if name in known and task.name == known[name].name:
+            pairs.append((task.name, task.source, task.sha256, known[name].sha256))
     for name, spec, old, new in pairs:
         if old and new and old != new:
             raise ConfigMismatchError(

@@ -66,7 +66,8 @@ WAITING = "the remaining trials are running in other workers; waiting for them"
 def format_trial_end(event: TrialEvent, config: StudyConfig) -> str:
     """Format the outcome of a trial: ``trial 14  1×32 GRU  complete 1.4321 nats  55.3 s``."""
     label = to_trial_config(event.trial.params, config).label
-    value = "" if event.value is None else find_measure(config).describe(event.value)
+    measure = find_measure(config.of_trial(event.trial.params))
+    value = "" if event.value is None else measure.describe(event.value)
     outcome = " ".join(filter(None, (event.message, value)))
     return f"trial {event.trial.number}  {label}  {outcome}  {event.seconds:.1f} s"
 
@@ -127,6 +128,10 @@ def format_status(status: Status, config: StudyConfig) -> str:
     if best := status.best:
         direction = "highest " if config.direction == "maximize" else ""
         rows.append(("best", f"{direction}{best.text}, {_name_trial(best)}"))
+    lines = [
+        f"{name}: {each.text}, {_name_trial(each)}" for name, each in status.best_by_task.items()
+    ]
+    rows += _list_lines("best", lines)
     if config.pruning.enabled:
         keep = top_count(config.pruning.keep, counts.planned)
         rows.append(("to keep", f"top {keep}, with confidence {config.pruning.confidence:g}"))

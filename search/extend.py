@@ -1,6 +1,6 @@
 """Extension of a study: trials of further values, more steps for its trials, other descriptions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -12,11 +12,20 @@ from search.derive import check_count
 from search.grid import list_combinations, subtract
 from search.options import RunOptions
 from search.pruning.audit import draw_audited, number_architectures
+from search.task_check import certify_tasks
 from search.tasks import StudyTask, check_trials
 from search.worker.checkpoints import TrialFiles
 from search.worker.lockstep import to_train_config
 from studies.artifacts import open_store, store_errors
-from studies.attributes import AUDIT_NUISANCE, COMMANDS, CONFIG, HYPOTHESES, EarlierEnd, StudyRecord
+from studies.attributes import (
+    AUDIT_NUISANCE,
+    COMMANDS,
+    CONFIG,
+    HYPOTHESES,
+    TASK_FLOORS,
+    EarlierEnd,
+    StudyRecord,
+)
 from studies.config import StudyConfig, training_settings
 from studies.errors import ArtifactsError, ConfigMismatchError
 from studies.grid import Grid
@@ -35,7 +44,7 @@ def extend(
     storage: LeasedRDBStorage,
     record: StudyRecord,
     config: StudyConfig,
-    task: StudyTask | None,
+    tasks: Mapping[str, StudyTask],
     options: RunOptions,
 ) -> list[str] | None:
     """Extend a study to a config that differs in space, steps and descriptive settings alone.
@@ -59,23 +68,27 @@ def extend(
             "expected a study without; train longer under another --name"
         )
     if new_end is not None and stored.space is None:
-        check_trials(config, task, [trial.params for trial in trials])
+        check_trials(config, tasks, [trial.params for trial in trials])
     changed = list_descriptive_changes(stored, config)
     is_same = not (new_end or changed or record.earlier_ends)
     if stored.space is None and (config.space is not None or is_same):
         raise no_space_error(name)
     if len(record.commands) > 1 and has_earlier_grid(stored, config):
-        config = config.model_copy(update={"space": stored.space, "cells": stored.cells})
+        names = ("space", "cells", "task_records")
+        config = config.model_copy(update={name: getattr(stored, name) for name in names})
     nuisance = _choose_audit_nuisance(record, config, trials)
     added = _plan_added(name, stored, config, nuisance, trials)
     check_count(len(added), config.training.steps, options.yes)
     certify_cells(config, stored)
+    new_tasks = {name: tasks[name] for name in config.task_names if name not in stored.task_records}
+    floors = record.task_floors | certify_tasks(new_tasks, config.evaluation.windows)
     update: dict[str, Any] = {setting: getattr(config, setting) for setting in changed}
     is_larger = new_end is not None or config.space != stored.space
     if not (is_larger or update):  # extended before, by an attempt whose answer was lost
         return []
     if is_larger:
         update |= {"space": config.space, "cells": stored.cells | config.cells}
+        update |= {"task_records": stored.task_records | config.task_records}
     if new_end is not None:
         update["training"] = stored.training.model_copy(update={"steps": new_end.steps})
     raw = study.user_attrs[CONFIG]  # perhaps stored by an earlier version
@@ -85,6 +98,8 @@ def extend(
     written: dict[str, Any] = {CONFIG: extended.model_dump(mode="json")}
     if "hypothesis" in changed:
         written[HYPOTHESES] = _update_hypotheses(storage, study_id, record, extended)
+    if new_tasks:
+        written[TASK_FLOORS] = {name: each.model_dump() for name, each in floors.items()}
     choices = {}
     if is_larger:
         written |= {COMMANDS: [*record.commands, options.command], AUDIT_NUISANCE: nuisance}

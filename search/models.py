@@ -58,6 +58,11 @@ def load_trial_model(
         store = open_store(artifacts, storage, "weights", read_only=True)
         weights = TrialFiles(store, record.artifact_folder, "safetensors")
         trials = read_trials(opened, loaded._study_id)
+    if trial is None and config.task_names:
+        raise WeightsNotFoundError(
+            f"study {study!r} has several tasks ({', '.join(config.task_names)}), each with its "
+            "best trial: expected the number of one, as rnn-search status lists them"
+        )
     complete = {row.number: row for row in trials if row.state is TrialState.COMPLETE}
     ranking = rank_trials(trials, config, record.looks)
     ranked = [complete.pop(run.number) for each in ranking for run in each.runs]
@@ -176,7 +181,8 @@ def _check_is_free(directory: Path) -> None:
 
 def _describe(loaded: LoadedModel, bptt_steps: int) -> dict[str, str]:
     """Return what the exported ``README.md`` lists about the model."""
-    config, trial, task = loaded.config, loaded.trial, loaded.model.task
+    trial, task = loaded.trial, loaded.model.task
+    config = loaded.config.of_trial(trial.params)
     measure = find_measure(config)
     metadata = {"study": loaded.study, "trial": str(trial.number)}
     if trial.value is not None:

@@ -340,6 +340,8 @@ def _work(session: _Session, options: WorkerOptions) -> None:
 def _print_study(console: SafeConsole, handle: StudyHandle, device: torch.device) -> None:
     config = handle.config
     data = f"task {config.task.source}, {find_measure(config).name}"
+    if config.task_records:
+        data = f"tasks {', '.join(config.task_records)}"
     if handle.corpus is not None:
         data = f"{handle.corpus.name}, {len(handle.corpus.text):,} bytes"
     console.print_line(

@@ -125,7 +125,7 @@ class Status:
     Attributes:
         name: name of the study.
         counts: number of grid trials by state.
-        best: what is best so far; None before the first complete trial.
+        best: what is best so far; None before the first complete trial, and of several tasks.
         seconds_left: estimated time with the current workers; None if unknown.
         retries: number of requeued trials, by reason.
         audited: number of trials that are trained to the end whatever the pruner decides.
@@ -134,6 +134,7 @@ class Status:
         first_rung: trials at the first rung; None without pruning, and once every trial has begun
             and one is complete.
         checkpoint_bytes: size of the checkpoints; None if it is not measured, as in a bucket.
+        best_by_task: what is best so far in each of several tasks, by name.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Status:
     workers: Sequence[ActiveWorker] = ()
     first_rung: FirstRung | None = None
     checkpoint_bytes: int | None = None
+    best_by_task: Mapping[str, Best] = field(default_factory=dict)
 
     @property
     def is_finished(self) -> bool:
@@ -154,7 +156,8 @@ class Status:
 
     def as_json(self) -> dict[str, Any]:
         """Return the status as printed by ``--json``."""
-        return {
+        of_tasks = {name: best.as_json() for name, best in self.best_by_task.items()}
+        return ({"best_by_task": of_tasks} if of_tasks else {}) | {
             "study": self.name,
             "planned": self.counts.planned,
             **asdict(self.counts),
@@ -190,7 +193,8 @@ def read_status(
         with contextlib.suppress(KeyError):  # it was deleted
             name = storage.get_study_name_from_id(study_id)
         counts = count_trials(storage, study_id)
-        best = (best_reader or BestReader(study, storage, config)).read()
+        best_reader = best_reader or BestReader(study, storage, config)
+        best, best_by_task = best_reader.read(), best_reader.read_tasks()
         holders = read_active_workers(connection, study_id)
         # Of programs without a lease, each is taken to run one trial.
         alive = [each for each in holders if not each.is_expired]
@@ -218,6 +222,7 @@ def read_status(
         holders,
         first_rung,
         None if checkpoints is None else measure_folder(checkpoints),
+        best_by_task,
     )
 
 

@@ -5,8 +5,9 @@ works on the stored study. Further workers do the second step only, by the name 
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import optuna
@@ -32,19 +33,22 @@ from search.grid import GridSampler, list_combinations
 from search.launch.shared_files import require_shared
 from search.options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.pruning.audit import draw_audited
-from search.task_check import certify_task
+from search.task_check import certify_tasks
 from search.tasks import (
+    ONLY,
     StudyTask,
     TaskOptions,
     check_held_out,
     check_length,
     check_trials,
     describe_unsuitable,
+    load_recorded,
     load_study_corpus,
-    load_task,
+    load_tasks,
     locate_task,
     read_token_corpus,
     tokenize,
+    with_held_out,
 )
 from search.worker.checkpoints import current_versions, describe_study_mixing
 from studies.artifacts import open_store
@@ -63,7 +67,7 @@ from studies.loader import (
 )
 from studies.measure import find_measure
 from studies.records import Floors
-from studies.space import SearchSpace, distributions, observed_search_space
+from studies.space import TASK, SearchSpace, distributions, observed_search_space
 from studies.storage.backup import StudyIdentity
 from studies.storage.changes import create_study
 from studies.storage.counts import count_trials
@@ -95,7 +99,7 @@ class StudyHandle:
             kept weights.
         corpus: corpus of the study; None in tasks other than text.
         token_corpus: the corpus under the study's tokenizer.
-        task: task of the study; None for a text.
+        tasks: tasks of the study by name, as :func:`search.tasks.load_tasks` returns them.
         notice: message for the user about how the study was created or joined, or "".
         warning: warning that other versions of the code or of PyTorch trained the study, or that
             the text of a new one is hardly meant as such, or "".
@@ -106,7 +110,7 @@ class StudyHandle:
     config: StudyConfig
     corpus: Corpus | None
     token_corpus: TokenCorpus | None
-    task: StudyTask | None = None
+    tasks: Mapping[str, StudyTask] = field(default_factory=dict)
     notice: str = ""
     warning: str = ""
 
@@ -125,19 +129,20 @@ class StudyHandle:
         """What the study stored about itself when this was first read: before the training."""
         return read_study_record(self.study)
 
-    @property
-    def spec(self) -> TaskSpec:
-        """What the study's networks read and predict."""
+    def spec_of(self, options: TaskOptions) -> TaskSpec:
+        """Return what a trial's network reads and predicts, given its options of the task."""
         if self.token_corpus is not None:  # whose splits are encoded at their first use
             return TaskSpec.of_text(self.token_corpus.tokenizer.size)
-        return self.training_data(()).spec
+        # The options of one task change its training data alone.
+        return self.training_data(() if ONLY in self.tasks else options).spec
 
     def training_data(self, options: TaskOptions) -> TrainingData:
         """Return what a trial is trained on, given the options of the task in which it varies."""
-        if self.task is not None:
-            return self.task.build(options)
-        assert self.token_corpus is not None
-        return self.token_corpus.training_data
+        if self.token_corpus is not None:
+            return self.token_corpus.training_data
+        if ONLY in self.tasks:
+            return self.tasks[ONLY].build(options)
+        return self.tasks[str(dict(options)[TASK])].build()
 
     @property
     def artifact_folder(self) -> str:
@@ -157,7 +162,7 @@ class StudyHandle:
         }
         local = [f"{key}={json.dumps(value)}" for key, value in sorted(flatten(chosen))]
         known = stored.task_record
-        task = self.task.record if self.task is not None else None
+        task = self.tasks[ONLY].record if ONLY in self.tasks else None
         if task and known and (task.source, task.folder) != (known.source, known.folder):
             local.append(f"{TASK_SOURCE}={json.dumps(locate_task(task))}")
         if self.corpus is not None and self.corpus.path is not None:
@@ -184,7 +189,7 @@ class _Wanted:
     origin: StudyRecord | None
     config: StudyConfig
     corpus: Corpus | None
-    task: StudyTask | None
+    tasks: Mapping[str, StudyTask]
     artifacts: str | None
     device: torch.device
     trains: bool
@@ -296,7 +301,7 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
     wanted = replace(wanted, config=plan_looks(wanted.config, bool(options.until_decided)))
     _check(wanted, options)
     is_new = not (wanted.is_stored or wanted.exists)
-    floors = _check_new(wanted, options) if is_new else None
+    floors = _check_new(wanted, options) if is_new else {}
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
         created = ""
@@ -308,7 +313,7 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
         wanted = _follow_study(wanted, record, options)
         notices = [wanted.file.left_out, created, _check_settings(wanted, record, options)]
         if options.extend:
-            extended = extend(study, storage, record, wanted.config, wanted.task, options)
+            extended = extend(study, storage, record, wanted.config, wanted.tasks, options)
             if extended is None:  # another process has just extended it
                 return create_or_join(options, device)
             notices += extended
@@ -316,6 +321,7 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
             notices.append(_describe_kept(wanted, record))
         study = load_study(storage, name)
         record = read_study_record(study)
+        wanted = _add_tasks(wanted, record)
         _keep_sources(wanted, record)
         handle = _open(study, storage, wanted, record, "; ".join(filter(None, notices)))
         on_error.pop_all()
@@ -344,7 +350,7 @@ def _resolve(
         store = open_store(options.artifacts, url, "cells", read_only=True)
         return CodeStore(store, record.artifact_folder)
 
-    file, task = load_task(file, record, open_sources)
+    file, tasks = load_tasks(file, record, open_sources)
     if record is None or file.is_stored:
         config = file.resolve()
     else:
@@ -352,10 +358,11 @@ def _resolve(
     inherited = {name: cell for name, cell in config.cells.items() if name not in file.cells}
     if inherited:
         open_sources().load(inherited)
-    if task is not None:
-        config = task.with_held_out(config)
-    corpus = load_study_corpus(file, config) if task is None else None
-    return _Wanted(name, url, file, record, config, corpus, task, options.artifacts, device, trains)
+    if tasks:
+        config = with_held_out(config, tasks)
+    corpus = None if tasks else load_study_corpus(file, config)
+    place = options.artifacts
+    return _Wanted(name, url, file, record, config, corpus, tasks, place, device, trains)
 
 
 def _open(
@@ -378,7 +385,7 @@ def _open(
         stored.model_copy(update=local),
         corpus,
         None if corpus is None else read_token_corpus(record, corpus),
-        wanted.task,
+        wanted.tasks,
         notice,
         describe_study_mixing(study, storage),
     )
@@ -398,39 +405,37 @@ def _create_sampler(storage: LeasedRDBStorage, study_id: int, config: StudyConfi
 
 def _check(wanted: _Wanted, options: RunOptions) -> None:
     """Check what a process needs to create or to join a study, before a storage is written."""
-    config, task, corpus = wanted.config, wanted.task, wanted.corpus
+    config, tasks, corpus = wanted.config, wanted.tasks, wanted.corpus
     wanted.check_precision(config.precision)
     if not options.target.is_local:
-        for path in task.files if task else [corpus.path] if corpus and corpus.path else []:
-            require_shared(path, "file of the task" if task else "corpus")
+        for path in (path for task in tasks.values() for path in task.files):
+            require_shared(path, "file of the task")
+        if corpus is not None and corpus.path is not None:
+            require_shared(corpus.path, "corpus")
     if corpus is not None:
         # A corpus has at most as many tokens as bytes, so no tokenizer is needed.
         check_length(TokenCorpus(corpus, ByteTokenizer()), config)
-    elif task is not None and config.grid is not None:
-        check_trials(config, task, config.grid.project([*WINDOW_PARAMS, *task.record.options]))
+    elif tasks and config.grid is not None:
+        options_of_tasks = [name for task in tasks.values() for name in task.record.options]
+        names = [TASK, *WINDOW_PARAMS, *options_of_tasks]
+        check_trials(config, tasks, config.grid.project(names))
     if config.cells:
         open_store(wanted.artifacts, wanted.url, "cells")  # refuses what cannot be used
 
 
-def _check_new(wanted: _Wanted, options: RunOptions) -> Floors | None:
-    """Check a study that does not exist yet; return the floors of its task."""
-    config, task, origin = wanted.config, wanted.task, wanted.origin
+def _check_new(wanted: _Wanted, options: RunOptions) -> dict[str, Floors]:
+    """Check a study that does not exist yet; return the floors of its tasks by name."""
+    config, origin = wanted.config, wanted.origin
     if config.grid is not None:
         check_count(config.grid.count(), config.training.steps, options.yes)
     elif options.extend:
         raise no_space_error(wanted.name)
     certify_cells(config)
-    if task is None:
-        return None
-    known = origin.config.task_record if origin is not None else None
-    if origin is not None and known is not None and known.identity() == task.record.identity():
-        return origin.floors
-    floors, _ = certify_task(task, config.evaluation.windows)
-    return floors
+    return certify_tasks(wanted.tasks, config.evaluation.windows, origin)
 
 
 def _create(
-    storage: LeasedRDBStorage, wanted: _Wanted, floors: Floors | None, options: RunOptions
+    storage: LeasedRDBStorage, wanted: _Wanted, floors: dict[str, Floors], options: RunOptions
 ) -> str:
     """Store a study with all its trials; return a notice, or "" if another process was faster."""
     config, corpus, device = wanted.config, wanted.corpus, wanted.device
@@ -438,7 +443,7 @@ def _create(
     audit_nuisance = [] if config.grid is None else config.nuisance
     planned = draw_audited(planned, config, audit_nuisance)
     params = [trial.params for trial in planned]
-    check_trials(config, wanted.task, params)
+    check_trials(config, wanted.tasks, params)
     tokenizer = TokenizerRecord()
     if corpus is not None:
         tokens = tokenize(config, corpus, params, wanted.origin)
@@ -453,7 +458,8 @@ def _create(
     record = StudyRecord(
         config=config.model_copy(update={"precision": precision}),
         corpus=wanted.corpus_record,
-        floors=floors,
+        floors=floors.pop(ONLY, None),
+        task_floors=floors,
         tokenizer=tokenizer,
         commands=[options.command],
         artifact_folder=new_folder(wanted.name),
@@ -495,14 +501,25 @@ def _plan_trials(
     return planned, observed_search_space(trial.params for trial in planned)
 
 
+def _add_tasks(wanted: _Wanted, record: StudyRecord) -> _Wanted:
+    """Return what a process wants with the tasks that an extension has added to its study."""
+    stored = record.config.task_records
+    added = {name: each for name, each in stored.items() if name not in wanted.tasks}
+    if not added:
+        return wanted
+    store = open_store(wanted.artifacts, wanted.url, "cells", read_only=True)
+    tasks = load_recorded(added, CodeStore(store, record.artifact_folder))
+    return replace(wanted, tasks={**wanted.tasks, **tasks})
+
+
 def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:
     """Keep a copy of the source of each cell and of the task of a study."""
-    cells, task = record.config.cells, record.config.task_record
-    if cells or (task is not None and task.sha256 is not None):
+    cells, tasks = record.config.cells, record.config.list_tasks().values()
+    if cells or any(task.sha256 is not None for task in tasks):
         store = open_store(wanted.artifacts, wanted.url, "cells")
         sources = CodeStore(store, record.artifact_folder)
         sources.load(cells)  # one that another process added
-        sources.save(cells, task)
+        sources.save(cells, tasks)
 
 
 # ------------------------------------------------------------------ join

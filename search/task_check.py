@@ -28,6 +28,7 @@ from rnn.training.evaluation import HeldOutResult, evaluate_sequences
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.certification import run_new_process
 from search.tasks import StudyTask, load_task_of
+from studies.attributes import StudyRecord
 from studies.records import Floors
 
 _STREAMS = 32
@@ -83,6 +84,24 @@ def certify_task(
     _require_finite(task.record.name, floors)
     on_passed("losses and metrics of small networks are finite")
     return floors, _describe_memory(floors, is_better)
+
+
+def certify_tasks(
+    tasks: Mapping[str, StudyTask], count: int, origin: StudyRecord | None = None
+) -> dict[str, Floors]:
+    """Certify tasks, as :func:`certify_task`, but those that another study has as well.
+
+    Returns:
+        Their floors by name.
+    """
+    known = origin.config.list_tasks() if origin is not None else {}
+    floors: dict[str, Floors] = {}
+    for name, task in tasks.items():
+        if origin is None or name not in known or known[name].identity() != task.record.identity():
+            floors[name], _ = certify_task(task, count)
+        elif (found := origin.task_floors.get(name, origin.floors)) is not None:
+            floors[name] = found
+    return floors
 
 
 def _digest(task: SequenceTask, count: int) -> str:

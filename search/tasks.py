@@ -1,4 +1,4 @@
-"""The data of a study: its task, with its class and its options, or its text.
+"""The data of a study: its task or tasks, each with its class and its options, or its text.
 
 As with cells, the file of a task that the user names is executed, and otherwise the copy that the
 study keeps.
@@ -38,11 +38,15 @@ from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.records import TEXT, TaskRecord, TaskSettings, first_message, read_task_options
-from studies.space import Params
+from studies.space import TASK, Params
 from studies.training import WINDOW_PARAMS
 
 TaskOptions = tuple[tuple[str, ParamValue], ...]
-"""Names and values of the options of the task in which the trials of a study differ."""
+"""Names and values of the options of the task in which the trials of a study differ; of several
+tasks the name of one, as the parameter ``task``."""
+
+ONLY = ""
+"""Name of the task of a study that has one."""
 
 _ROUNDING = 1e-5
 """Relative difference between sums over the same data that other processors may compute."""
@@ -97,11 +101,63 @@ class StudyTask:
         """Paths of the files that the task reads."""
         return _list_files(self.build(), self.record.folder)
 
-    def with_held_out(self, config: StudyConfig) -> StudyConfig:
-        """Return a config whose record of the task has sums over the held-out data."""
+    def describe_held_out(self, config: StudyConfig) -> TaskRecord:
+        """Return the record with sums over the held-out data."""
         sums = self.build().summarize_held_out(config.evaluation.windows)
-        record = self.record.model_copy(update={"held_out": sums})
-        return config.model_copy(update={"task_record": record})
+        return self.record.model_copy(update={"held_out": sums})
+
+
+def with_held_out(config: StudyConfig, tasks: Mapping[str, StudyTask]) -> StudyConfig:
+    """Return a config whose records of the tasks have sums over the held-out data."""
+    records = {name: task.describe_held_out(config) for name, task in tasks.items()}
+    if ONLY in records:
+        return config.model_copy(update={"task_record": records[ONLY]})
+    return config.model_copy(update={"task_records": records})
+
+
+def load_tasks(
+    file: ConfigFile,
+    stored: StudyRecord | None,
+    open_store: Callable[[], CodeStore] | None = None,
+) -> tuple[ConfigFile, dict[str, StudyTask]]:
+    """Load the tasks of a config file; return the file with their records, and the tasks.
+
+    They are those of :meth:`studies.config_file.ConfigFile.task_specs` by name, or the study's only
+    one, as :data:`ONLY`; none for a text. Arguments and errors are those of :func:`load_task`.
+    """
+    specs, records = file.task_specs, stored.config.task_records if stored else {}
+    if not specs and file.source is not None:  # a trial of one of them is run once more
+        specs = {name: record.source for name, record in records.items()}
+    if not specs:
+        file, task = load_task(file, stored, open_store)
+        return file, {} if task is None else {ONLY: task}
+    if "space.task" in file.overridden or not (file.is_stored or file.source):
+        records = {}
+    known = {name: record for name, record in records.items() if name in specs}
+    found = {}
+    if known:
+        assert open_store is not None
+        found = load_recorded(known, open_store())
+    folder = file.folder_of("space.task").absolute()
+    tasks = {
+        name: found.get(name) or load_task_of(spec, {}, folder) for name, spec in specs.items()
+    }
+    return file.model_copy(update={"tasks": {n: each.record for n, each in tasks.items()}}), tasks
+
+
+def load_recorded(records: Mapping[str, TaskRecord], sources: CodeStore) -> dict[str, StudyTask]:
+    """Load several tasks of a stored study by name, a user's class from its copy.
+
+    Raises:
+        TaskError: as of :func:`load_task`.
+    """
+    tasks = {}
+    for name, record in records.items():
+        code = None
+        if record.sha256 is not None:
+            code = sources.read_source(TaskSource, name, record.source, record.sha256)
+        tasks[name] = load_task_of(record.source, {}, Path(record.folder), code)
+    return tasks
 
 
 def load_task(
@@ -109,7 +165,7 @@ def load_task(
     stored: StudyRecord | None,
     open_store: Callable[[], CodeStore] | None = None,
 ) -> tuple[ConfigFile, StudyTask | None]:
-    """Load the task of a config file; return the file with its record, and the task.
+    """Load the only task of a config file; return the file with its record, and the task.
 
     Args:
         file: the file.
@@ -233,6 +289,8 @@ def _describe(settings: TaskSettings, code: CodeSource | None, folder: Path) -> 
             loss=loss,
             metrics=task.metrics,
             eval_lengths=task.eval_lengths,
+            solved=task.solved,
+            unit=task.loss_unit,
             folder=str(folder),
         )
     except ValidationError as error:
@@ -274,7 +332,9 @@ def _hash_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def check_trials(config: StudyConfig, task: StudyTask | None, trials: Iterable[Params]) -> None:
+def check_trials(
+    config: StudyConfig, tasks: Mapping[str, StudyTask], trials: Iterable[Params]
+) -> None:
     """Check the updates of trials, and the options of the task in which they differ.
 
     Raises:
@@ -282,6 +342,22 @@ def check_trials(config: StudyConfig, task: StudyTask | None, trials: Iterable[P
             trial contradict its log points.
         TaskError: if the task cannot be built with the options of a trial.
     """
+    by_task: dict[str, list[Params]] = {name: [] for name in tasks or (ONLY,)}
+    for params in trials:
+        by_task[str(params[TASK]) if config.task_records else ONLY].append(params)
+    windows: list[tuple[Params, int | None]] = []
+    for name, each in by_task.items():
+        windows += _list_windows(config, tasks.get(name), each)
+    try:
+        config.check_updates(windows)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _list_windows(
+    config: StudyConfig, task: StudyTask | None, trials: Iterable[Params]
+) -> list[tuple[Params, int | None]]:
+    """Check the options of a task; return what determines the updates of its trials."""
     groups: dict[TaskOptions, list[Params]] = {}
     for params in trials:
         names = task.record.options if task else ()
@@ -306,10 +382,7 @@ def check_trials(config: StudyConfig, task: StudyTask | None, trials: Iterable[P
     for options, group in groups.items():
         steps = None if task is None else task.build(options).steps
         windows += [(settings, steps) for settings in group]
-    try:
-        config.check_updates(windows)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    return windows
 
 
 def _list_common(config: StudyConfig, task: SequenceTask) -> list[Any]:
@@ -335,15 +408,17 @@ def check_held_out(study: str, stored: StudyConfig, local: StudyConfig) -> None:
     Raises:
         ConfigMismatchError: if they differ by more than rounding.
     """
-    if stored.task_record is None or local.task_record is None:
-        return
-    old, new = stored.task_record.held_out, local.task_record.held_out
-    if len(old) != len(new) or not np.allclose(old, new, _ROUNDING, 0):
-        raise ConfigMismatchError(
-            f"study {study!r} was created with other held-out data of task "
-            f"{stored.task_record.name}, although its source and files are the same: expected data "
-            "that depend on the arguments of sample alone, and the study's version of NumPy"
-        )
+    known = local.list_tasks()
+    for name, record in stored.list_tasks().items():
+        if name not in known:
+            continue
+        old, new = record.held_out, known[name].held_out
+        if len(old) != len(new) or not np.allclose(old, new, _ROUNDING, 0):
+            raise ConfigMismatchError(
+                f"study {study!r} was created with other held-out data of task {record.name}, "
+                "although its source and files are the same: expected data that depend on the "
+                "arguments of sample alone, and the study's version of NumPy"
+            )
 
 
 # ------------------------------------------------------------------ text

@@ -138,15 +138,26 @@ class BestReader:
         """Whether architectures have several runs."""
         return has_replicates(self._storage, self._study._study_id)
 
+    def read_tasks(self) -> dict[str, Best]:
+        """Read what is best now in each of several tasks that has a complete trial, by name."""
+        best = {name: self._read_trial(place) for place, name in enumerate(self._config.task_names)}
+        return {name: each for name, each in best.items() if each is not None}
+
+    def _read_trial(self, task: int | None = None) -> Best | None:
+        row = read_best_trial(self._storage, self._study._study_id, task)
+        if row is None or row.value is None:
+            return None
+        config = self._config.of_trial(row.params)
+        label, measure = label_trial(row.params, config), find_measure(config)
+        return Best(row, label, row.value, measure.unit, measure.name, losses=measure)
+
     def read(self) -> Best | None:
-        """Read what is best now; None before the first complete trial."""
+        """Read what is best now; None before the first complete trial, and of several tasks."""
         config, measure = self._config, find_measure(self._config)
+        if config.task_names:
+            return None
         if not self.has_replicates:
-            row = read_best_trial(self._storage, self._study._study_id)
-            if row is None or row.value is None:
-                return None
-            label = label_trial(row.params, config)
-            return Best(row, label, row.value, measure.unit, measure.name, losses=measure)
+            return self._read_trial()
         trials, ranking = self.read_ranking()
         if not ranking:
             return None

@@ -58,6 +58,7 @@ from studies.space import (
     GATED_CELL,
     GATED_PARAMS,
     REPLICATE,
+    TASK,
     Space,
     explain_value,
     param_order,
@@ -253,8 +254,9 @@ class StudyConfig(StrictModel):
     """A study: a grid to search, trials derived from another study, or imported results.
 
     It has one of ``space``, ``refinement`` and ``results``. ``cells`` holds the users' cells that
-    the grid, or a source study, names, and ``task_record`` the task, unless it is a text. The
-    program fills these two and ``results``, which is judged by the descriptive settings alone.
+    the grid, or a source study, names, and ``task_record`` the task, unless it is a text, or
+    ``task_records`` the tasks by name if the grid crosses several. The program fills these and
+    ``results``, which is judged by the descriptive settings alone.
     """
 
     question: str = ""
@@ -301,6 +303,7 @@ class StudyConfig(StrictModel):
     file."""
     cells: dict[str, CellRecord] = {}
     task_record: TaskRecord | None = None
+    task_records: dict[str, TaskRecord] = {}
     space: Annotated[tuple[Space, ...], BeforeValidator(_list_tables)] | None = None
     refinement: Refinement | None = None
     results: ImportedResults | None = None
@@ -308,8 +311,9 @@ class StudyConfig(StrictModel):
     @model_serializer(mode="wrap")
     def _serialize(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         settings: dict[str, Any] = dump(self)
-        if settings.get("results", self) is None:  # earlier versions open a study that has none
-            del settings["results"]
+        for name in ("results", "task_records"):  # earlier versions open a study that has none
+            if not settings.get(name, self):
+                del settings[name]
         return settings
 
     @property
@@ -327,7 +331,44 @@ class StudyConfig(StrictModel):
         """The grid of the tables ``[space]``."""
         if self.space is None:
             return None
-        return Grid(self.space, self.training, self.cells, self.task_record)
+        return Grid(self.space, self.training, self.cells, self.task_record, self.task_records)
+
+    def at_task(self, name: str) -> "StudyConfig":
+        """Return the config of a study of one of the tasks alone; of a study of one task, itself.
+
+        Raises:
+            StudyFormatError: if the study does not know the task.
+        """
+        if not self.task_records:
+            return self
+        if name not in self.task_records:
+            raise StudyFormatError(
+                f"a trial has the task {shorten(repr(name))}, which its study does not know: "
+                "restore the storage from a backup, or choose another study"
+            )
+        record = self.task_records[name]
+        tables = None if self.space is None else [table.at_task(name) for table in self.space]
+        return self.model_copy(
+            update={
+                "task": TaskSettings.model_validate({"source": record.source, **record.values}),
+                "task_record": record,
+                "task_records": {},
+                "space": tables and tuple(table for table in tables if table is not None),
+            }
+        )
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks that the grid crosses, in the order of their choices."""
+        return list(dict.fromkeys(name for table in self.space or () for name in table.task_names))
+
+    def list_tasks(self) -> dict[str, TaskRecord]:
+        """Return the records of all tasks by name, of the only one as ``""``; none for a text."""
+        return self.task_records or ({"": self.task_record} if self.task_record else {})
+
+    def of_trial(self, params: Mapping[str, Any]) -> "StudyConfig":
+        """Return the config of a study of a trial's task alone."""
+        return self.at_task(str(params.get(TASK))) if self.task_records else self
 
     def varies(self, setting: str) -> bool:
         """Return whether a training setting has several values in the grid; True without one."""
@@ -381,28 +422,34 @@ class StudyConfig(StrictModel):
     @property
     def token_name(self) -> str:
         """Name of one token: ``byte`` or ``token``; ``step`` in tasks other than text."""
-        if self.task_record:
+        if self.task_record or self.task_records:
             return "step"
         return "byte" if self.tokenizer == "bytes" else "token"
 
     @property
     def is_text(self) -> bool:
         """Whether networks learn the next token of a text."""
-        return self.task_record is None and self.is_trained
+        return not (self.task_record or self.task_records) and self.is_trained
 
     @model_validator(mode="after")
     def _check_task(self) -> "StudyConfig":
-        if self.task.source == TEXT and self.task_record is None:
+        if any(table.task_names for table in self.space or ()) and self.task != TaskSettings():
+            raise ValueError(
+                f"has the task {self.task.source!r} and a list of tasks in space.task: expected "
+                "the list alone"
+            )
+        if self.task.source == TEXT and self.task_record is None and not self.task_records:
             return self
-        if self.task_record is None or self.task.source == TEXT:
+        if (self.task_record is None or self.task.source == TEXT) and not self.task_records:
             raise ValueError(f"has the task {self.task.source!r}, which is not loaded")
+        task = f"the task {self.task_record.name}" if self.task_record else "tasks in space.task"
         defaults = type(self).model_construct()
         given = [k for k in _TEXT_SETTINGS if attrgetter(k)(self) != attrgetter(k)(defaults)]
         if any(table.values("sequence_length") for table in self.space or ()):
             given.append("space.training.sequence_length")
         if given:
             raise ValueError(
-                f"has {given[0]} and the task {self.task_record.name}: expected no {given[0]}, "
+                f"has {given[0]} and {task}: expected no {given[0]}, "
                 f"because {_TEXT_SETTINGS[given[0].removeprefix('space.')]}"
             )
         return self
@@ -412,9 +459,13 @@ class StudyConfig(StrictModel):
     def _require_margins(cls, raw: Any) -> Any:
         """Require margins where the value has no unit, or any, so that no default suits it."""
         raw_config = raw if isinstance(raw, Mapping) else {}
-        record = raw_config.get("task_record")
-        loss = record.loss if isinstance(record, TaskRecord) else (record or {}).get("loss")
-        if loss not in UNITLESS_LOSSES and not raw_config.get("results"):
+        records = [raw_config.get("task_record"), *(raw_config.get("task_records") or {}).values()]
+        losses = [
+            record.loss if isinstance(record, TaskRecord) else record.get("loss")
+            for record in records
+            if record
+        ]
+        if not set(losses).intersection(UNITLESS_LOSSES) and not raw_config.get("results"):
             return raw
         for number, hypothesis in enumerate(raw.get("hypothesis") or (), 1):
             if not _states_margin(hypothesis):
@@ -443,6 +494,8 @@ class StudyConfig(StrictModel):
         if (self.space is None) == (refinement is None) and not is_imported:
             given = "neither" if self.space is None else "both"
             raise ValueError(f"has {given} of [space] and [refinement]: expected one of them")
+        if self.task_records:
+            self._check_tasks()
         task_options = self.task_record.options if self.task_record else {}
         for name, cell in self.cells.items():
             for option in cell.options.keys() & task_options.keys():
@@ -467,6 +520,19 @@ class StudyConfig(StrictModel):
                 "at most half of steps"
             )
         return self
+
+    def _check_tasks(self) -> None:
+        """Refuse what would compare losses of different tasks."""
+        several = f"several tasks ({', '.join(self.task_records)}), whose losses do not compare"
+        if self.pruning.enabled:
+            raise ValueError(f"has pruning.enabled and {several}: expected a study of each task")
+        if self.refinement is not None and self.refinement.trial is None:
+            raise ValueError(
+                f"derives from the best of {several}: expected refinement.trial, or a source of "
+                "one task"
+            )
+        if TASK in self.nuisance:
+            raise ValueError(f"nuisance names {TASK!r} of {several}: expected other parameters")
 
     @model_validator(mode="after")
     def _check_grid(self) -> "StudyConfig":
@@ -510,7 +576,8 @@ class StudyConfig(StrictModel):
     def _check_hypotheses(self) -> "StudyConfig":
         # Trials of a derived study have one value of each nuisance parameter, which may vary.
         nuisance = [] if self.refinement else self.nuisance
-        names, options = self.list_params(), None
+        # Each hypothesis is tested in each task.
+        names, options = [name for name in self.list_params() if name != TASK], None
         if self.is_trained:
             cells: list[ParamValue] = [*BUILT_IN_CELLS, *self.cells]
             cell = CellOption(type="str", choices=cells, default=GATED_CELL)
@@ -559,7 +626,8 @@ class StudyConfig(StrictModel):
         """List the parameters that a trial can have, the name of the cell aside."""
         if self.results is not None:
             return self.results.parameters
-        return list(dict.fromkeys((*GATED_PARAMS, *self.options, *TRAINING_PARAMS)))
+        tasks = [TASK] if self.task_records else []
+        return list(dict.fromkeys((*tasks, *GATED_PARAMS, *self.options, *TRAINING_PARAMS)))
 
     def check_updates(self, trials: Iterable[tuple[Mapping[str, Any], int | None]]) -> None:
         """Check the updates of trials, as :func:`studies.training.check_updates` does.
@@ -578,8 +646,11 @@ def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConf
     """Resolve a trial's parameters over its study's config.
 
     Raises:
-        StudyFormatError: if one is missing, or its cell unknown.
+        StudyFormatError: if one is missing, or its cell or task unknown.
     """
+    if config.task_records:
+        resolved = to_trial_config(params, config.of_trial(params))
+        return resolved._replace(task_options=_select(params, (TASK,)))
     try:
         architecture = _to_network_config(params, config)
     except KeyError as error:
@@ -630,6 +701,7 @@ def resolve_params(
     if config.results is not None:
         known = (*config.results.parameters, REPLICATE)
         return {name: params[name] for name in known if name in params}
+    config = config.of_trial(params)
     cell = config.cells.get(params.get(CELL, GATED_CELL))
     task, resolved = config.task_record, dict(params)
     settings = {name: getattr(config.training, name) for name in names if name in TRAINING_PARAMS}

@@ -1,6 +1,7 @@
 """The settings of a study before validation, and the description of their mistakes."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from pydantic_core import ErrorDetails
 from studies.config import OutageSettings, StudyConfig
 from studies.errors import ConfigError
 from studies.records import TEXT, CellRecord, TaskRecord, message_of
-from studies.space import CELL, GATED_CELL, SWITCHES, Space, explain_key
+from studies.space import CELL, GATED_CELL, SWITCHES, TASK, Space, explain_key, task_name
 from studies.text import expect_one_of, shorten
 
-_FILLED = ("cells", "task_record", "results")
+_FILLED = ("cells", "task_record", "task_records", "results")
 """Keys of a stored config that the program fills."""
 
 _Place = tuple[str, str]
@@ -34,6 +35,7 @@ class ConfigFile(BaseModel):
         folder: folder of the file; None for a stored study.
         cells: records of the users' cells that the settings, or the original ones, name.
         task: record of the task; None for a text, and before it is loaded.
+        tasks: records of several tasks, by name.
         left_out: what :meth:`with_cells` has left out, for the user; "" for nothing.
     """
 
@@ -48,6 +50,7 @@ class ConfigFile(BaseModel):
     folder: Path | None = None
     cells: dict[str, CellRecord] = {}
     task: TaskRecord | None = None
+    tasks: dict[str, TaskRecord] = {}
     left_out: str = ""
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "ConfigFile":
@@ -122,6 +125,18 @@ class ConfigFile(BaseModel):
     def cell_specs(self) -> list[str]:
         """The users' cells that the settings name, as they name them; malformed ones are absent."""
         return [spec for spec in dict.fromkeys(_list_cells(self.settings)) if ":" in spec]
+
+    @property
+    def task_specs(self) -> dict[str, str]:
+        """The tasks of which the tables ``[space]`` have a list, by name."""
+        tables = self.settings.get("space")
+        specs: dict[str, str] = {}
+        for table in tables if isinstance(tables, list) else [tables]:
+            named = table.get(TASK) if isinstance(table, Mapping) else None
+            for spec in named if isinstance(named, list) else ():
+                with suppress(ValueError, AttributeError):  # reported with the other settings
+                    specs.setdefault(task_name(spec), spec)
+        return specs
 
     @property
     def removed_specs(self) -> list[str]:
@@ -219,6 +234,8 @@ class ConfigFile(BaseModel):
             **settings,
             "cells": {**settings.get("cells", {}), **records},
             "task_record": (None if source == TEXT else self.task or settings.get("task_record")),
+            # Of a trial that is run once more, the source study knows them.
+            "task_records": self.tasks if self.task_specs else settings.get("task_records", {}),
         }
 
     def _describe(self, place: _Place, errors: Sequence[ErrorDetails]) -> str:
@@ -330,10 +347,9 @@ def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     merged = dict(base)
     for key, value in overrides.items():
         present = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(present, list) and present:
-            merged[key] = [
-                _merge(table, value) if isinstance(table, Mapping) else table for table in present
-            ]
+        are_tables = isinstance(present, list) and all(isinstance(t, Mapping) for t in present)
+        if isinstance(value, Mapping) and are_tables and present:
+            merged[key] = [_merge(table, value) for table in present]
             continue
         both = isinstance(present, Mapping) and isinstance(value, Mapping)
         merged[key] = _merge(present, value) if both else value  # type: ignore[arg-type]

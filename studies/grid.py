@@ -12,6 +12,7 @@ from studies.space import (
     CELL,
     GATED_CELL,
     SWITCHES,
+    TASK,
     Params,
     SearchSpace,
     Space,
@@ -48,6 +49,7 @@ class Grid:
         training: training settings of the study.
         cells: users' cells by name.
         task: record of the task; None for a text.
+        tasks: records of several tasks by name.
 
     Attributes:
         search_space: each parameter's values, in the order of the file.
@@ -63,16 +65,18 @@ class Grid:
         training: TrainingSettings,
         cells: Mapping[str, CellRecord],
         task: TaskRecord | None = None,
+        tasks: Mapping[str, TaskRecord] | None = None,
     ) -> None:
         self._spaces = spaces
         self._training = training
         self._cells = cells
         self._task = task
+        self._tasks = tasks or {}
         self._has_cell = any(space.cell is not None for space in spaces)
         self._varied = {
             name
             for space in spaces
-            for name in (*TRAINING_PARAMS, *space.options, *space.task)
+            for name in (*TRAINING_PARAMS, *space.options, *space.task_options)
             if space.values(name) is not None
         }
         if not spaces:
@@ -85,6 +89,7 @@ class Grid:
             self._check_cells(table, space)
             self._check_options(table, space)
             self._check_task(table, space)
+            self._check_tasks(table, space)
         self._check_use(tables)
         self._check_types()
         self._blocks = [
@@ -104,6 +109,11 @@ class Grid:
             for name, each in values.items():
                 found.setdefault(name, {}).update(dict.fromkeys(each))
         self.search_space: SearchSpace = {name: list(found[name]) for name in param_order(found)}
+        trained = {params.get(TASK) for params in self.project([TASK])}
+        if excluded := [name for name in self.search_space.get(TASK, ()) if name not in trained]:
+            raise ValueError(
+                f"space has no combination of task {excluded[0]} that exclude leaves: expected one"
+            )
 
     def count(self) -> int:
         """Count the combinations that are not excluded."""
@@ -196,7 +206,11 @@ class Grid:
 
     def _values(self, space: Space, cell: str) -> dict[str, Sequence[ParamValue]]:
         """Return the values of the parameters that one cell of a table has."""
-        values: dict[str, Sequence[ParamValue]] = {CELL: [cell]} if self._has_cell else {}
+        values: dict[str, Sequence[ParamValue]] = {}
+        if space.task_names:
+            values[TASK] = space.task_names
+        if self._has_cell:
+            values[CELL] = [cell]
         if cell == GATED_CELL:
             values |= {name: getattr(space, name) for name in SWITCHES}
         options = self._cells[cell].options if cell in self._cells else {}
@@ -254,13 +268,28 @@ class Grid:
 
     def _check_task(self, table: str, space: Space) -> None:
         task, known = (self._task.name, self._task.options) if self._task else ("text", {})
-        for name, values in space.task.items():
+        for name, values in space.task_options.items():
             if name not in known:
                 expected = expect_one_of(known, name) if known else "it has none"
                 raise ValueError(
                     f"{table} has the option task.{name} of the task {task}: {expected}"
                 )
             known[name].check(f"{table}: task {task} has {name}", values)
+
+    def _check_tasks(self, table: str, space: Space) -> None:
+        if bool(self._tasks) != bool(space.task_names):
+            raise ValueError(
+                f"{table} has no list of tasks, but another table has: expected one in each table, "
+                "and no options of a task as axes"
+            )
+        for spec, name in zip(space.task, space.task_names, strict=False):
+            if name not in self._tasks:
+                raise ValueError(f"{table} has the task {spec!r}, which is not loaded")
+            if self._tasks[name].source != spec:
+                raise ValueError(
+                    f"{table} has the task {spec!r}, but {self._tasks[name].source!r} is named "
+                    f"{name} as well: expected distinct names"
+                )
 
     def _check_types(self) -> None:
         """Require one type of an option's values in all cells: equal values are one choice."""

@@ -22,7 +22,7 @@ from studies.errors import (
 from studies.files import MAX_DEPTH, parse_toml, read_toml
 from studies.hypotheses import Hypothesis
 from studies.records import StrictModel, first_message
-from studies.space import cell_name
+from studies.space import cell_name, task_name
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
 from studies.storage.storage import LeasedRDBStorage
@@ -312,6 +312,10 @@ def diff_configs(
     """
     expected = dict(flatten(_identity(stored, stored_corpus)))
     actual = dict(flatten(_identity(local, local_corpus)))
+    # A task that one of them lacks is a difference of the space.
+    for name in stored.task_records.keys() & local.task_records.keys():
+        expected |= flatten(stored.task_records[name].identity(), f"task {name}.")
+        actual |= flatten(local.task_records[name].identity(), f"task {name}.")
     if local.precision == "auto":
         actual["precision"] = expected["precision"]
     return [
@@ -332,6 +336,8 @@ def _identity(config: StudyConfig, corpus: CorpusRecord | None) -> dict[str, Any
     for table in tables:
         if table["cell"]:  # by name: other machines have the files elsewhere
             table["cell"] = list(map(cell_name, table["cell"]))
+        if isinstance(table["task"], list):
+            table["task"] = list(map(task_name, table["task"]))
         # The order of exclusions is irrelevant.
         table["exclude"].sort(key=lambda exclusion: sorted(map(repr, exclusion.items())))
     if len(tables) == 1:
@@ -339,6 +345,7 @@ def _identity(config: StudyConfig, corpus: CorpusRecord | None) -> dict[str, Any
     elif tables:
         settings["space"] = {str(number): table for number, table in enumerate(tables, start=1)}
     del settings["task_record"]
+    settings.pop("task_records", None)
     if config.task_record is not None:
         identity = config.task_record.identity()
         settings["task"] = identity.pop("values") | identity

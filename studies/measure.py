@@ -1,8 +1,9 @@
-"""Names, units and columns of a study's losses: the one place that knows those of each task."""
+"""Names, units, precision and columns of a study's losses: the one place that knows each task's."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from reports.stats.scale import NATS, Scale
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
 
@@ -20,9 +21,8 @@ class Measure:
     Attributes:
         name: name of a trial's value: ``validation loss``.
         unit: unit of a value: ``nats per byte``; "" for none.
-        loss: name of the loss on any data, as in "training loss".
-        short_unit: unit in a short line, and of a difference: ``nats``; "" for none.
-        spec: format of a value. That of losses whose scale is not known has significant digits.
+        scale: name of the loss on any data, unit of a difference, direction and precision. Losses
+            that may have any size and sign have significant digits.
         held_out: end of the names of the attributes with the losses on held-out data.
         held_out_unit: unit of these losses; "" for none.
         data: what a network is evaluated on: ``text``.
@@ -33,15 +33,23 @@ class Measure:
 
     name: str
     unit: str
-    loss: str = "loss"
-    short_unit: str = "nats"
-    spec: str = ".4f"
+    scale: Scale = NATS
     held_out: str = "bits_per_byte"
     held_out_unit: str = "bits per byte"
     data: str = "text"
     window: str = "evaluation window"
     is_text: bool = True
     curve: str = "smoothed training loss"
+
+    @property
+    def loss(self) -> str:
+        """Name of the loss on any data, as in "training loss"."""
+        return self.scale.name
+
+    @property
+    def spec(self) -> str:
+        """Format of a value."""
+        return self.scale.value_spec
 
     def column(self, split: str) -> str:
         """Return the attribute of a trial with its loss on a held-out split."""
@@ -52,8 +60,8 @@ class Measure:
         return f"{split} {self.loss}"
 
     def format(self, value: float, unit: str | None = None) -> str:
-        """Format a value with its short unit, or with another one."""
-        unit = self.short_unit if unit is None else unit
+        """Format a value with the unit of a difference, or with another one."""
+        unit = self.scale.unit if unit is None else unit
         return f"{value:{self.spec}} {unit}".rstrip()
 
     def describe(self, value: float) -> str:
@@ -69,8 +77,18 @@ def find_measure(config: StudyConfig) -> Measure:
     """Return how the losses of a study are named and measured."""
     if config.results is not None:
         name, unit = config.results.metric, config.results.unit
+        scale = Scale(unit, config.direction == "maximize", ".6g", ".6g", name)
         curve = "intermediate value"
-        return Measure(name, unit, name, unit, ".6g", "loss", unit, is_text=False, curve=curve)
+        return Measure(name, unit, scale, "loss", unit, is_text=False, curve=curve)
+    if config.task_records:
+        found = [find_measure(config.at_task(task)) for task in config.task_records]
+        first, is_same = found[0], len({(each.loss, each.unit) for each in found}) == 1
+        if is_same:
+            return first
+        # Losses of several kinds have no common name or unit.
+        name, curve = OBJECTIVE_NAMES[config.objective], "smoothed training loss"
+        scale = replace(first.scale, name="loss", unit="")
+        return replace(first, name=name, unit="", scale=scale, held_out_unit="", curve=curve)
     name, task = OBJECTIVE_NAMES[config.objective], config.task_record
     if task is None:
         return Measure(name, f"nats per {config.token_name}")
@@ -78,7 +96,8 @@ def find_measure(config: StudyConfig) -> Measure:
     loss, data, window = task.loss_name, "sequences", "held-out sequence"
     name = name.replace("loss", loss)
     curve = f"smoothed training {loss}"
-    return Measure(name, unit, loss, short_unit, ".5g", "loss", unit, data, window, False, curve)
+    scale = Scale(short_unit, False, ".3g", ".5g", loss)
+    return Measure(name, unit, scale, "loss", unit, data, window, False, curve)
 
 
 def choose_split(measure: Measure, has_loss: Callable[[str], bool]) -> str | None:

@@ -263,6 +263,9 @@ class TaskRecord(StrictModel):
             error of standardized numbers, or the task's own loss.
         metrics: what networks are measured by besides, and whether more or less is better.
         eval_lengths: further lengths at which networks are evaluated.
+        solved: bounds from which a network has solved the task, of metrics or of ``loss``; empty
+            for a task that is not solved or unsolved.
+        unit: unit of a loss that has no fixed one; "" for none.
         folder: absolute path of the folder in which the task finds its files.
         held_out: a few sums over the data of validation and test.
     """
@@ -281,6 +284,8 @@ class TaskRecord(StrictModel):
     loss: Literal["cross-entropy", "squared error", "standardized squared error", "own"]
     metrics: dict[str, Direction] = {}
     eval_lengths: list[_Size] = []
+    solved: dict[str, float] = {}
+    unit: str = ""
     folder: str = ""
     held_out: list[float] = []
 
@@ -302,8 +307,27 @@ class TaskRecord(StrictModel):
 
     def identity(self) -> dict[str, Any]:
         """Return what makes results comparable, wherever the files of the task are."""
-        places = {"source", "options", "folder", "held_out"}
+        places = {"source", "options", "folder", "held_out", "solved", "unit"}
         return {"name": self.kind, **self.model_dump(mode="json", exclude=places)}
+
+    def has_solved(self, measured: Mapping[str, float]) -> bool:
+        """Return whether metrics, and the ``loss``, of a network reach the bounds of the task."""
+        return all(
+            measured[name] >= bound
+            if self.metrics.get(name) == "maximize"
+            else measured[name] <= bound
+            for name, bound in self.solved.items()
+        )
+
+    @property
+    def solved_text(self) -> str:
+        """When a network has solved the task: ``accuracy of at least 0.99``; "" if it cannot."""
+        bounds = (
+            f"{self.loss_name if name == 'loss' else name} of at "
+            f"{'least' if self.metrics.get(name) == 'maximize' else 'most'} {bound:g}"
+            for name, bound in self.solved.items()
+        )
+        return " and ".join(bounds)
 
     def value(self, option: str) -> ParamValue:
         """Return the value of an option: the study's, or its default."""
@@ -320,7 +344,7 @@ class TaskRecord(StrictModel):
     def loss_unit(self) -> str:
         """Unit of the loss; "" for one without a unit."""
         units = {"cross-entropy": "nat/target", "standardized squared error": "variance"}
-        return units.get(self.loss, "")
+        return units.get(self.loss, self.unit)
 
 
 Options = Mapping[str, Sequence[CellOption]]

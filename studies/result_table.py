@@ -389,7 +389,7 @@ def _read_runs(table: _Table, options: "ImportOptions") -> ImportedRuns:
         "value": f"{metric} ({'higher' if options.maximize else 'lower'} is better)",
         "parameters": _join(names.values(), 100),
         "replicates": _join(keys),
-        "states": states,
+        "states": None if states == "state" else states,  # Optuna's name says it
         "curve": _join(curve, 3),
     }
     listed = [f"left out: {_join(each)}, because {why}" for why, each in left_out.items() if each]

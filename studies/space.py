@@ -10,7 +10,9 @@ from optuna.distributions import CategoricalDistribution
 from pydantic import (
     AfterValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     TypeAdapter,
     ValidationError,
     create_model,
@@ -26,7 +28,7 @@ from rnn.config import (
     GatedConfig,
     ParamValue,
 )
-from studies.records import Options, StrictModel, first_message, with_bounds
+from studies.records import TEXT, Options, StrictModel, first_message, with_bounds
 from studies.text import expect_one_of
 from studies.training import TRAINING_PARAMS, UPDATE_EVERY, TrainingSettings
 
@@ -35,6 +37,9 @@ Params = dict[str, ParamValue]
 
 SearchSpace = dict[str, list[ParamValue]]
 """Each parameter's values, in the order of Optuna's choices."""
+
+TASK = "task"
+"""Parameter: name of the task, in studies of several tasks."""
 
 CELL = "cell"
 """Parameter: name of the cell, in studies of other cells than the gated one."""
@@ -62,11 +67,12 @@ it."""
 REPLICATE = "replicate"
 """Parameter: number of the replicate, in studies that have replicates."""
 
-BUILT_IN_PARAMS = (CELL, *SWITCHES, "layers", "state_size", *TRAINING_PARAMS, REPLICATE)
+BUILT_IN_PARAMS = (TASK, CELL, *SWITCHES, "layers", "state_size", *TRAINING_PARAMS, REPLICATE)
 """All parameters in the order in which they are listed, but for the options of users' cells and of
 the task."""
 
 _EXAMPLES = {
+    TASK: TEXT,
     CELL: GATED_CELL,
     **{name: values[0] for name, values in GATED_OPTIONS.items()},
     **TrainingSettings().model_dump(),
@@ -78,6 +84,7 @@ COST_PARAMS = (*BASELINE_PARAMS, "batch_size", "sequence_length", BPTT_STEPS, UP
 """Parameters that determine most of the cost of a training step."""
 
 _TYPES: dict[str, Any] = {
+    TASK: str,
     CELL: str,
     **{
         field.name: with_bounds(field.type)
@@ -148,6 +155,33 @@ def cell_name(spec: str) -> str:
 _CellSpec = Annotated[str, AfterValidator(lambda spec: cell_name(spec) and spec)]
 
 
+def task_name(spec: str) -> str:
+    """Return the name of one of several tasks: that of a user's class, or ``series:FILE.csv``.
+
+    It is the same wherever the files of the task are.
+
+    Raises:
+        ValueError: if the task cannot be one of several.
+    """
+    if not spec or not spec.isprintable():
+        raise ValueError("expected tasks such as copy:10, or my_task.py:Adding")
+    if spec == TEXT:
+        raise ValueError("text cannot be one of several tasks: expected a study of its own for it")
+    place, _, name = spec.rpartition(":")
+    if name.isidentifier():
+        return name
+    return f"{place}:{name.rpartition('/')[2]}" if place else name
+
+
+_TaskSpec = Annotated[str, AfterValidator(lambda spec: task_name(spec) and spec)]
+
+_TaskAxis = Annotated[
+    Annotated[dict[str, Values[ParamValue]], Tag("[options]")]
+    | Annotated[Values[_TaskSpec], Tag("[axis]")],
+    Discriminator(lambda raw: "[axis]" if isinstance(raw, list) else "[options]"),
+]
+
+
 class Space(_NetworkValues):
     """One table ``[space]``: the values of each parameter, less the excluded combinations.
 
@@ -163,8 +197,10 @@ class Space(_NetworkValues):
     """[Cells](#cells): built-in ones, and your own as `FILE.py:Class`; without it, the gated
     cell."""
     training: TrainingSpace = TrainingSpace()
-    task: dict[str, Values[ParamValue]] = {}
-    """Options of the [task](#task) that vary; only the training's data may depend on them."""
+    task: _TaskAxis = {}
+    """Options of the [task](#task) that vary, as a table; only the training's data may depend on
+    them. Or a list of tasks, on each of which every architecture is trained, in place of `[task]`:
+    see [Several tasks](#several-tasks)."""
     exclude: list[dict[str, ParamValue]] = []
     """Combinations of values that are no trials, as in
     `[{ state_size = 32, residual = false }]`."""
@@ -196,6 +232,16 @@ class Space(_NetworkValues):
         return tuple(map(cell_name, self.cell or (GATED_CELL,)))
 
     @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks, of several ones."""
+        return tuple(map(task_name, self.task)) if isinstance(self.task, list) else ()
+
+    @property
+    def task_options(self) -> dict[str, list[ParamValue]]:
+        """Values of the options of the task, of one only."""
+        return {} if isinstance(self.task, list) else self.task
+
+    @property
     def varied_switches(self) -> list[str]:
         """Switches whose values differ from the default."""
         # A stored config lists every switch, at its default where the study does not vary it.
@@ -204,13 +250,26 @@ class Space(_NetworkValues):
 
     def values(self, parameter: str) -> Sequence[ParamValue] | None:
         """Return a parameter's values in the order of the file; None if the table has none."""
+        if parameter == TASK:
+            return self.task_names or None
         if parameter == CELL:
             return None if self.cell is None else self.cell_names
         if parameter in TRAINING_PARAMS:
             return getattr(self.training, parameter)  # type: ignore[no-any-return]
         if parameter in GATED_PARAMS:
             return getattr(self, parameter)  # type: ignore[no-any-return]
-        return {**self.__pydantic_extra__, **self.task}.get(parameter)
+        return {**self.__pydantic_extra__, **self.task_options}.get(parameter)
+
+    def at_task(self, name: str) -> "Space | None":
+        """Return the table of one of its tasks alone; None without a combination of it."""
+        if name not in self.task_names:
+            return None
+        exclude = [
+            {key: value for key, value in each.items() if key != TASK}
+            for each in self.exclude
+            if each.get(TASK, name) == name
+        ]
+        return self.model_copy(update={"task": {}, "exclude": exclude}) if all(exclude) else None
 
 
 def explain_key(key: str, known: Iterable[str], others: Iterable[str] = ()) -> str:

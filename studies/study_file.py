@@ -276,17 +276,26 @@ def _anonymize_record(record: StudyRecord) -> dict[str, Any]:
         cell["spec"] = shorten_paths(cell["spec"])
     for space in config["space"] or ():
         space["cell"] = space["cell"] and list(map(shorten_paths, space["cell"]))
+        if isinstance(space["task"], list):
+            space["task"] = list(map(shorten_paths, space["task"]))
     if results := config.get("results"):
         source = re.sub("sqlite:///.*/", "sqlite:///", results["source"])
         results["source"] = source if "sqlite:///" in source else shorten_paths(source)
+    for task in config.get("task_records", {}).values():
+        _anonymize_task(task)
     if task := config["task_record"]:
-        values = {
-            name: shorten_paths(value) if isinstance(value, str) else value
-            for name, value in task["values"].items()
-        }
-        task |= {"source": shorten_paths(task["source"]), "values": values, "folder": ""}
-        config["task"] = {"source": task["source"], **values}
+        _anonymize_task(task)
+        config["task"] = {"source": task["source"], **task["values"]}
     return attributes
+
+
+def _anonymize_task(task: dict[str, Any]) -> None:
+    """Remove the folders of a task's files from its record."""
+    values = {
+        name: shorten_paths(value) if isinstance(value, str) else value
+        for name, value in task["values"].items()
+    }
+    task |= {"source": shorten_paths(task["source"]), "values": values, "folder": ""}
 
 
 class _MachineNames:

@@ -128,8 +128,7 @@ def install() -> None:
     if settings["patient"]:
         make_patient()
     if not settings["report"]:
-        launcher = importlib.import_module("reports.dashboard.launcher")
-        launcher.finalize_search = lambda *study: None
+        importlib.import_module("reports.cli").finalize_search = lambda *study: None
     # No test looks at the floors that a command measures.
     importlib.import_module("search.task_check")._MAX_UPDATES = 20
     if settings["half_report"]:

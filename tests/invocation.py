@@ -24,7 +24,7 @@ import torch
 from click.testing import CliRunner
 from hooks import run_program
 
-import reports.dashboard.launcher
+import reports.cli
 from search.worker.shutdown import SIGNALS
 from studies.storage.trials import DamagedTrials
 
@@ -43,7 +43,7 @@ def invoke_command(
         CliRunner().isolation(env=environment) as (out, err, _),
     ):
         if not report:
-            reports.dashboard.launcher.finalize_search = lambda *study: None
+            reports.cli.finalize_search = lambda *study: None
         code = run_program(*arguments)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -112,7 +112,7 @@ def restored_process() -> Iterator[None]:
     """Restore what a command changes in its process."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     argv, hook, variables = sys.argv, sys.unraisablehook, dict(os.environ)
-    threads, finalize = torch.get_num_threads(), reports.dashboard.launcher.finalize_search
+    threads, finalize = torch.get_num_threads(), reports.cli.finalize_search
     reported, DamagedTrials._reported = DamagedTrials._reported, {}
     loggers = [each for each in logging.root.manager.loggerDict.values() if hasattr(each, "level")]
     settings = [(each, each.level, [*each.handlers], each.propagate) for each in loggers]
@@ -125,7 +125,7 @@ def restored_process() -> Iterator[None]:
         os.environ.clear()
         os.environ.update(variables)
         torch.set_num_threads(threads)
-        reports.dashboard.launcher.finalize_search = finalize
+        reports.cli.finalize_search = finalize
         DamagedTrials._reported = reported
         for logger, level, its_handlers, propagate in settings:
             logger.setLevel(level)

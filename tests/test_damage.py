@@ -19,7 +19,7 @@ from process_runner import query
 
 import reports.cli
 import rnn_search.cli
-from reports.dashboard.publish import publish_study
+from reports.dashboard.publish import StudyPublisher
 from reports.errors import ReportError
 from rnn.config import LATER_SWITCHES
 from rnn_search import load
@@ -31,7 +31,7 @@ from studies.artifacts import open_store
 from studies.attributes import (
     AUDIT,
     COMMANDS,
-    EVAL_WINDOWS,
+    LONG_RESULTS,
     LOOKS,
     SCHEMA_VERSION,
     SOURCE_TRIALS,
@@ -51,7 +51,7 @@ from studies.storage.trials import MAX_NAMED, DamagedTrials
 
 SETTINGS = (*ONE_TRIAL, "--set=space.state_size=[3, 4]", "--set=keep_weights=2")
 DERIVED = (*TINY, "--set=refinement.top=1", "--set=refinement.variants=[{}]", "--name", "derived")
-TRIAL_ATTRIBUTES = sorted({*TrialRecord.model_fields, SOURCE_TRIALS} - {*EVAL_WINDOWS.values()})
+TRIAL_ATTRIBUTES = sorted({*TrialRecord.model_fields, SOURCE_TRIALS} - {*LONG_RESULTS})
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +63,8 @@ def _report_again(monkeypatch):
 def quiet(monkeypatch):
     """Draw none of Optuna's figures, and write no report after a search."""
     for name in ("compute_block_importances", "compute_importances"):
-        monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
-    monkeypatch.setattr("reports.dashboard.launcher.finalize_search", lambda *study: None)
+        monkeypatch.setattr(f"reports.page.section.{name}", lambda *results: [])
+    monkeypatch.setattr("reports.cli.finalize_search", lambda *study: None)
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def call(folder, command, *words):
 def publish(folder):
     url = url_of(folder)
     with contextlib.closing(open_storage(url)) as storage:
-        publish_study(storage, "quick", lambda: open_store(None, url, "artifacts"))
+        StudyPublisher(storage, "quick", open_store(None, url, "artifacts")).publish()
 
 
 STATUS = (rnn_search.cli.status, "quick", "--json")

@@ -141,7 +141,7 @@ print(*sys.modules)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
-    assert "reports.stats.verdicts" in loaded
+    assert "reports.stats.replicates" in loaded
     others = PACKAGES | {"optuna", "pandas", "pydantic", "scipy", "threadpoolctl", "torch"}
     found = {name for name in loaded if name.partition(".")[0] in others}
     assert {name for name in found if not f"{name}.".startswith("reports.stats.")} == {"reports"}

@@ -17,7 +17,7 @@ from process_runner import wait_until, wait_until_running
 
 import rnn_search
 import search.launch.jobs
-from reports.stats.planned_looks import spend_error
+from reports.stats.looks import spend_error
 from rnn_search import findings
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import read_study_record

@@ -119,7 +119,7 @@ def _format_default(field: dict[str, Any], is_required: bool) -> str:
 
 
 def _describe_type(field: dict[str, Any]) -> str:
-    if choices := field.get("anyOf"):
+    if choices := field.get("anyOf", field.get("oneOf")):
         kinds = [_describe_type(choice) for choice in choices if choice.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))
     if "enum" in field or "const" in field:

@@ -3,14 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import pandas as pd
 
-from reports.analysis.ranking import average_columns
+from reports.analysis.leaderboard import average_columns
 from reports.data.results import Results
 from reports.data.trial_table import list_conditions
-from reports.stats.scale import Scale
 from rnn.config import BASELINE_CELLS
 from studies.space import BPTT_STEPS, CELL
 from studies.training import TrainingSettings
@@ -65,30 +63,6 @@ def find_references(results: Results, others: Sequence[Results]) -> list[Baselin
         for study in studies
         for reference in _find_in_study(results, study, wanted, names_study=len(studies) > 1)
     ]
-
-
-def describe_references(
-    references: Sequence[BaselineReference],
-    kind: Literal["training_loss", "metric"],
-    scale: Scale,
-) -> str:
-    """Return the name and loss of each reference line; "" if there is none."""
-    lines = [
-        f"{reference.label}: {getattr(reference, kind):{scale.value_spec}}"
-        for reference in references
-        if math.isfinite(getattr(reference, kind))
-    ]
-    return f" Dashed lines: the best of each baseline cell: {'; '.join(lines)}." if lines else ""
-
-
-def describe_training_differences(references: Sequence[BaselineReference]) -> str:
-    """Return how the training of the references differs; "" if it does not."""
-    differences = {each.study: each.training_differences for each in references}
-    return " ".join(
-        f"The cells of {study} were trained differently: {difference}."
-        for study, difference in differences.items()
-        if difference
-    )
 
 
 def _find_in_study(

@@ -1,20 +1,57 @@
-"""Hypotheses tested on a study: those that it stores, and others, which are exploratory."""
+"""Hypotheses tested on a study: those that it stores, and others, which are exploratory.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+A hypothesis is tested by mean differences over matched pairs. So is the question which of two
+switches has the larger effect: in a two-by-two design the difference of their main effects is the
+difference between trials with the first switch alone and trials with the second alone (Box, Hunter
+& Hunter, *Statistics for Experimenters*, 2nd edition, chapter 5).
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pandas as pd
 
-from reports.analysis.findings import Finding, estimate_findings, name_contrast, shorten_contrast
 from reports.analysis.nuisance import build_judged_table
 from reports.analysis.outcomes import build_outcome_table
-from reports.analysis.testability import find_gaps, list_unknown
 from reports.data.results import Results
-from reports.stats.decision_rules import RULES, DecisionRule, Verdict
+from reports.data.trial_table import find_traits
+from reports.stats.conditional_effects import ConditionalEffect, find_reversal
+from reports.stats.contrast import Contrast
+from reports.stats.decision_rules import LEAST_FAVORABLE_LAST, RULES, DecisionRule, Verdict
 from reports.stats.effects import FactorialTable
+from reports.stats.outcome_table import BAD, GOOD, OutcomeTable
+from reports.stats.paired_difference import Interval, PairedDifference
 from reports.stats.scale import format_param, format_value
-from studies.hypotheses import Hypothesis, HypothesisRecord, Region
+from rnn.config import BASELINE_CELLS, ParamValue
+from studies.hypotheses import Hypothesis, HypothesisRecord, Region, SettingContrast
+from studies.space import CELL, GATED_CELL, REPLICATE
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Estimates of one contrast and the verdicts on its hypothesis.
+
+    Attributes:
+        contrast: name of the contrast.
+        effect: mean difference of the loss.
+        verdict: verdict on the mean loss; None for a contrast that does not decide it.
+        outcomes: outcomes of the pairs; None in a study without a threshold.
+        outcome_verdict: verdict on the outcomes; None for a contrast that does not decide it, and
+            where all trials are on one side of the threshold.
+        reversal: conditional effect with opposite signs; of several the one that differs most.
+        conjunction: number of contrasts of the conjunction that it decides; 1 without one.
+    """
+
+    contrast: str
+    effect: PairedDifference
+    verdict: Verdict | None
+    outcomes: OutcomeTable | None
+    outcome_verdict: Verdict | None = None
+    reversal: ConditionalEffect | None = None
+    conjunction: int = 1
 
 
 @dataclass(frozen=True)
@@ -168,3 +205,235 @@ def to_frame(tests: Sequence[HypothesisTest]) -> pd.DataFrame:
                 | {"sign_depends_on": finding.reversal.parameter if finding.reversal else ""}
             )
     return pd.DataFrame(rows, columns=columns)
+
+
+# ------------------------------------------------------------------ estimates of contrasts
+
+
+def estimate_findings(
+    results: Results,
+    hypothesis: Hypothesis,
+    values: FactorialTable,
+    outcomes: FactorialTable | None,
+) -> list[Finding]:
+    """Estimate the contrasts of a hypothesis on a finished study, and decide.
+
+    Args:
+        results: results of the study.
+        hypothesis: the hypothesis.
+        values: values of the architectures.
+        outcomes: outcomes of the architectures; None without a threshold.
+
+    Returns:
+        The context contrasts, then those that are tested; empty if no contrast has a pair.
+    """
+    contrasted, margin = list_contrasted(results), hypothesis.with_margin().margin
+    assert margin is not None
+    fixed = resolve_region(results, hypothesis.region)
+    if fixed is None or not contrasted:
+        return []
+    table = values.subset(fixed)
+    outcome_table = None if outcomes is None else outcomes.subset(fixed)
+    # Where all trials are on one side of the threshold, no change could move one across it.
+    has_both = outcome_table is not None and bool({GOOD, BAD} <= set(outcome_table.values.flat))
+
+    def estimate(contrasts: Iterable[SettingContrast]) -> Iterator[Finding]:
+        for contrast in contrasts:
+            sides = contrast.before, contrast.after
+            effect, counts = table.compute_difference(*sides), None
+            if outcome_table is not None:
+                counts = OutcomeTable.from_outcomes(*outcome_table.match_pairs(*sides))
+            has_pairs = effect.pairs or (counts is not None and counts.pairs)
+            if has_pairs and contrast.before.keys() <= contrasted:
+                name, reversal = name_contrast(contrast), None
+                if len(contrast.before) == 1:
+                    reversal = find_reversal(table, _to_contrast(contrast))
+                yield Finding(name, effect, None, counts, None, reversal)
+
+    rule, tested = RULES[hypothesis.rule], list(estimate(list_contrasts(hypothesis, table)))
+    count = len(tested) if hypothesis.conjunction else 1
+    tested = [
+        replace(
+            each,
+            verdict=rule.decide_mean(each.effect, margin, count),
+            outcome_verdict=(
+                rule.decide_outcome(each.outcomes, count, table.scale.higher_is_better)
+                if each.outcomes and has_both
+                else None
+            ),
+            conjunction=count,
+        )
+        for each in tested
+    ]
+    if hypothesis.conjunction:
+        tested = _keep_least_favorable(tested, rule)
+    return [*estimate(hypothesis.context), *tested] if tested else []
+
+
+def list_contrasts(hypothesis: Hypothesis, table: FactorialTable) -> Iterator[SettingContrast]:
+    """Yield the contrasts of a hypothesis that a table can test."""
+    yield from hypothesis.contrasts
+    if larger := hypothesis.larger_than:
+        before, after = larger.contrast.before, larger.contrast.after
+        for switch in larger.switches:
+            # The switch alone against the contrast alone, each set to what lowers the value, or
+            # raises it if the rule is about that.
+            mean = table.compute_difference({switch: False}, {switch: True}).mean
+            is_better_on = not (mean < 0 if hypothesis.is_about_rise else mean > 0)
+            yield SettingContrast(
+                label=f"{shorten_contrast(larger.contrast)} against "
+                f"{'' if is_better_on else 'no '}{format_param(switch)}",
+                before={**before, switch: is_better_on},
+                after={**after, switch: not is_better_on},
+            )
+    if name := hypothesis.consecutive:
+        for less, more in itertools.pairwise(table.axes.get(name, ())):
+            yield SettingContrast(before={name: less}, after={name: more})
+
+
+def name_contrast(contrast: SettingContrast) -> str:
+    """Return the label of a contrast, or else the changes of its parameters."""
+    changes = (
+        Contrast(name, before, contrast.after[name]).description
+        for name, before in contrast.before.items()
+    )
+    return contrast.label or ", ".join(changes)
+
+
+def _to_contrast(contrast: SettingContrast) -> Contrast:
+    """Return the contrast of a parameter that changes alone."""
+    ((name, before),) = contrast.before.items()
+    return find_traits([name]).name_contrast(name, before, contrast.after[name])
+
+
+def shorten_contrast(contrast: SettingContrast) -> str:
+    """Return the label of a contrast, or the short name of a parameter that changes alone."""
+    if contrast.label or len(contrast.before) > 1:
+        return name_contrast(contrast)
+    single = _to_contrast(contrast)
+    return f"no {single.label}" if single.after is False else single.label
+
+
+def _keep_least_favorable(findings: Sequence[Finding], rule: DecisionRule) -> list[Finding]:
+    """Return the finding that decides on the mean, and that which decides on the outcomes."""
+
+    def rank(verdict: Verdict | None, interval: Interval) -> tuple[int, float]:
+        opposition = rule.opposition(interval)
+        place = -1 if verdict is None else LEAST_FAVORABLE_LAST.index(verdict)
+        return place, math.inf if math.isnan(opposition) else opposition
+
+    def rank_outcome(finding: Finding) -> tuple[int, float]:
+        gain = finding.outcomes.gain if finding.outcomes else math.nan
+        change = gain if finding.effect.scale.higher_is_better else -gain
+        return rank(finding.outcome_verdict, Interval(change, change))
+
+    if not findings:
+        return []
+    mean = max(findings, key=lambda each: rank(each.verdict, each.effect.compute_interval()))
+    outcome = max(findings, key=rank_outcome)
+    if outcome is mean or outcome.outcome_verdict is None:
+        return [mean]
+    return [replace(mean, outcome_verdict=None), replace(outcome, verdict=None)]
+
+
+# ------------------------------------------------------------------ what a study can test
+
+
+_Wanted = Mapping[str, Sequence[ParamValue]]
+"""Values that a comparison needs of each parameter; any two or more where there are none."""
+
+
+def list_contrasted(results: Results) -> set[str]:
+    """List the parameters that hypotheses about a study may contrast.
+
+    In a refinement these are the parameters that its variants change: its other differences are a
+    result of the selection of its source trials. Baseline cells test no hypothesis, and neither do
+    the survivors of pruning.
+    """
+    if results.is_pruned or _has_only_baselines(results):
+        return set()
+    names, refinement = set(results.judged_parameters), results.config.refinement
+    return names if refinement is None else names & set().union(*refinement.variants)
+
+
+def list_unknown(results: Results, hypothesis: Hypothesis) -> list[str]:
+    """List the parameters of a hypothesis that no study of this kind has."""
+    known = {CELL, REPLICATE, *results.config.list_params()}
+    return [name for name in hypothesis.parameters if name not in known]
+
+
+def find_gaps(results: Results, hypothesis: Hypothesis) -> list[str]:
+    """Say of each comparison of a hypothesis why no study of this grid can make it.
+
+    Returns:
+        A reason such as ``layers has one value`` for each contrast, consecutive parameter and
+        switch; "" for those that the grid has, though it may lack all of their pairs.
+    """
+    region = _find_region_gap(results, hypothesis.region)
+    return [region or _find_gap(results, wanted) for wanted in _list_comparisons(hypothesis)]
+
+
+def resolve_region(results: Results, region: Region) -> dict[str, list[ParamValue]] | None:
+    """Return the values of the parameters that vary; None if no trial is in the region."""
+    if _find_region_gap(results, region):
+        return None
+    return {name: each for name, each in region.items() if name in results.judged_parameters}
+
+
+def _list_comparisons(hypothesis: Hypothesis) -> Iterator[_Wanted]:
+    for contrast in hypothesis.contrasts:
+        yield {name: [value, contrast.after[name]] for name, value in contrast.before.items()}
+    if hypothesis.consecutive:
+        yield {hypothesis.consecutive: []}
+    if larger := hypothesis.larger_than:
+        contrast = larger.contrast
+        sides = {name: [value, contrast.after[name]] for name, value in contrast.before.items()}
+        yield from (sides | {switch: [False, True]} for switch in larger.switches)
+
+
+def _find_gap(results: Results, wanted: _Wanted) -> str:
+    contrasted = list_contrasted(results)
+    for name, needed in wanted.items():
+        values = _list_values(results, name)
+        if len(values) < 2:
+            return f"{name} has {'one' if values else 'no'} value"
+        if missing := [value for value in needed if value not in values]:
+            return f"{name} has no value {format_value(missing[0])}"
+        if name not in contrasted:
+            return _explain_exclusion(results, name)
+    return ""
+
+
+def _explain_exclusion(results: Results, name: str) -> str:
+    """Say why a study with several values of a parameter does not contrast them."""
+    if results.is_pruned:
+        return "trials were pruned, and those that remain are a selection"
+    if _has_only_baselines(results):
+        return "the study has baseline cells only"
+    return f"{name} is {'a nuisance parameter' if name in results.nuisance else 'in no variant'}"
+
+
+def _find_region_gap(results: Results, region: Region) -> str:
+    for name, wanted in region.items():
+        values = _list_values(results, name)
+        if not any(each in values for each in wanted):
+            return f"{name} has no value {' or '.join(map(format_value, wanted))}"
+        if name in results.judged_parameters:
+            continue
+        if name in results.table and not results.table[name].isin(wanted).all():
+            return f"{name} does not distinguish the architectures"
+    return ""
+
+
+def _list_values(results: Results, name: str) -> list[ParamValue]:
+    """List the values of a parameter in a study, whether it varies or not."""
+    if name in results.table:
+        return results.table[name].dropna().unique().tolist()
+    if not results.cells:
+        return []
+    settings = {CELL: GATED_CELL} | results.config.training.model_dump()
+    return [settings[name]] if name in settings else []
+
+
+def _has_only_baselines(results: Results) -> bool:
+    return bool(results.cells) and set(results.cells) <= set(BASELINE_CELLS)

@@ -10,7 +10,7 @@ Space Odyssey*, 2017, tune the learning rate for each of their architectures).
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +19,11 @@ import pandas as pd
 
 from reports.data.results import Results
 from reports.data.trial_table import find_traits, is_continuous, list_params
-from reports.stats.effects import Effect, FactorialTable
+from reports.stats.effects import FactorialTable
 from reports.stats.noise import Deviations, Floats, Integers, Slopes
 from reports.stats.run_means import RunMeans
-from reports.stats.scale import format_param, format_value
+from reports.stats.scale import format_param
 from reports.stats.selection_bias import estimate_selected
-from studies.config import top_count
 from studies.space import REPLICATE
 
 PROMINENT_SHARE = 0.1
@@ -59,59 +58,6 @@ class Edge:
         """Whether the results may rest on it: of a tenth or more, or of the best architecture."""
         return self.has_best or self.count >= PROMINENT_SHARE * self.total
 
-    @property
-    def warning(self) -> str:
-        """The warning, a sentence without its final full stop."""
-        end, advice = ("highest", "higher") if self.is_highest else ("lowest", "lower")
-        is_are = f"{self.noun} is" if self.total == 1 else f"{self.noun}s are"
-        best = "; the best of all is among them" if self.has_best and self.total > 1 else ""
-        return (
-            f"{self.count:,} of {self.total:,} {is_are} best at {format_param(self.parameter)} "
-            f"{format_value(self.value)}, the {end} value tried: try {advice} ones{best}"
-        )
-
-
-@dataclass(frozen=True)
-class SettingRanking:
-    """How the architectures rank at a single setting, next to their ranks at their best.
-
-    Attributes:
-        best_count: number of architectures that are best at this setting.
-        complete: number of architectures with a value at this setting.
-        correlation: Spearman's correlation of these values with the values at the best; NaN if
-            there are fewer than three or if all are equal.
-        shared: number of architectures of the best tenth that are in the best tenth here.
-    """
-
-    best_count: int
-    complete: int
-    correlation: float
-    shared: int
-
-
-@dataclass(frozen=True)
-class EffectAtBest:
-    """A contrast's effect at each architecture's best, and at each single setting.
-
-    Attributes:
-        best: effect at each architecture's best.
-        single: effect at each setting; None without a pair.
-    """
-
-    best: Effect
-    single: list[Effect | None]
-
-    def find_disagreement(self, index: int) -> str:
-        """Return in what the effect at a single setting differs: sign, significance, or ""."""
-        effect = self.single[index]
-        if effect is None:
-            return ""
-        differs = {
-            "sign": np.sign(effect.mean) != np.sign(self.best.mean),
-            "significance": effect.is_significant != self.best.is_significant,
-        }
-        return " and ".join(name for name, found in differs.items() if found)
-
 
 @dataclass(frozen=True)
 class NuisanceSummary:
@@ -119,33 +65,24 @@ class NuisanceSummary:
 
     Attributes:
         parameters: names of the nuisance parameters.
-        settings: combinations of their values that occur; without those that a trial lacks.
-        rankings: ranking of the architectures at each setting; none, as of ``effects`` at each, if
-            there are too many values to compare them one by one.
-        best_tenth: number of architectures in the best tenth.
+        settings: number of combinations of their values that occur.
         trials: number of trials.
         architectures: number of architectures.
         judged: number of architectures with a complete trial.
         incomplete: number of these that lack a value at one of their settings or more.
         fewest, most: least and largest number of complete trials of a judged architecture.
-        planned: least and largest number of settings that the study has for an architecture.
         edges: architectures that are best at an end of the values tried.
-        effects: effects of each contrast.
     """
 
     parameters: list[str]
-    settings: list[dict[str, Any]]
-    rankings: list[SettingRanking]
-    best_tenth: int
+    settings: int
     trials: int
     architectures: int
     judged: int
     incomplete: int
     fewest: int
     most: int
-    planned: tuple[int, int]
     edges: list[Edge]
-    effects: list[EffectAtBest]
 
     @property
     def names(self) -> str:
@@ -153,23 +90,9 @@ class NuisanceSummary:
         return join_names(self.parameters)
 
     @property
-    def warnings(self) -> list[str]:
-        """Warnings about the prominent edges, sentences without their final full stop."""
-        return [edge.warning for edge in self.edges if edge.is_prominent]
-
-    @property
     def is_fair(self) -> bool:
         """Whether each judged architecture has as many complete trials."""
         return self.fewest == self.most
-
-    @property
-    def disagreeing(self) -> list[EffectAtBest]:
-        """Contrasts of which an effect at a single setting differs in sign or significance."""
-        return [
-            each
-            for each in self.effects
-            if any(map(each.find_disagreement, range(len(each.single))))
-        ]
 
 
 def join_names(parameters: Sequence[str]) -> str:
@@ -177,41 +100,18 @@ def join_names(parameters: Sequence[str]) -> str:
     return " and ".join(map(format_param, parameters))
 
 
-def describe_judged(results: Results) -> str:
-    """Describe what matched pairs are of: ``trials``; of several trials each, which count."""
-    parts = [f"at its best {join_names(results.nuisance)}"] if results.nuisance else []
-    parts += ["the mean of its runs"] if results.has_replicates else []
-    return f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
-
-
-def format_setting(setting: Mapping[str, Any]) -> str:
-    """Format a combination of values: ``0.001``; of several parameters with their names."""
-    if len(setting) == 1:
-        return format_value(next(iter(setting.values())))
-    return ", ".join(f"{format_param(name)} {format_value(v)}" for name, v in setting.items())
-
-
-def build_judged_table(results: Results, fixed: Mapping[str, Any] | None = None) -> FactorialTable:
+def build_judged_table(results: Results) -> FactorialTable:
     """Arrange the values of the architectures, each at its best and corrected for selection.
 
     Args:
         results: results of the study; without nuisance parameters, each trial is judged.
-        fixed: values of nuisance parameters; the best is chosen among the trials that have them.
     """
-    key = "judged table", *(fixed or {}).items()
+    key = "judged table"
     if key not in results.computed:
-        results.computed[key] = _arrange_judged(results, fixed)
+        judged, slopes = _judge_unbiased(results, results.table, results.replicates)
+        results.computed[key] = build_table(results, judged, results.replicates, slopes)
     table: FactorialTable = results.computed[key]
     return table
-
-
-def _arrange_judged(results: Results, fixed: Mapping[str, Any] | None) -> FactorialTable:
-    rows = results.table
-    for name, value in (fixed or {}).items():
-        rows = rows[(rows[name] == value).fillna(False).astype(bool)]
-    replicates = None if fixed else results.replicates
-    judged, slopes = _judge_unbiased(results, rows, replicates)
-    return build_table(results, judged, replicates, slopes)
 
 
 def build_table(
@@ -332,46 +232,22 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
     if not names:
         return None
     table = results.table
-    rows = [list_params(row, names) for _, row in table.iterrows()]
-    traits = find_traits(names)
-    order = {name: traits.sort_values(name, table[name].dropna().tolist()) for name in names}
-    settings = sorted(
-        {tuple(row.items()): row for row in rows}.values(),
-        key=lambda row: [order[n].index(row[n]) if n in row else -1 for n in names],
-    )
-    place = pd.Series([settings.index(row) for row in rows], index=table.index)
+    settings = {tuple(list_params(row, names).items()) for _, row in table.iterrows()}
     architecture = results.number_architectures(table)
     has_value = table["value"].notna()
     complete = has_value.groupby(architecture).sum()
     planned = architecture.value_counts()
     judged = complete[complete > 0]
-    best = results.judge(table[has_value])
-    is_listed = tries_same_values(results)
-    at_setting = [table[place == i] for i in range(len(settings))] if is_listed else []
-    single = [build_table(results, rows) for rows in at_setting]
-    values = [best, *(rows[rows["value"].notna()] for rows in at_setting)]
-    losses = (results.scale.to_loss(rows["value"]) for rows in values)
-    at_best, *at_single = (each.groupby(architecture[each.index]).mean() for each in losses)
-    chosen = place[best.index].groupby(architecture[best.index]).first()
-    best_tenth = top_count(0.1, len(judged))
-    effects = build_judged_table(results).compute_effects()
     return NuisanceSummary(
         parameters=names,
-        settings=settings,
-        rankings=[
-            _rank(at_best, values, best_tenth, int((chosen == i).sum()))
-            for i, values in enumerate(at_single)
-        ],
-        best_tenth=best_tenth,
+        settings=len(settings),
         trials=len(table),
         architectures=len(planned),
         judged=len(judged),
         incomplete=int((judged < planned[judged.index]).sum()),
         fewest=int(judged.min()),
         most=int(judged.max()),
-        planned=(int(planned.min()), int(planned.max())),
         edges=find_edges(results),
-        effects=[_compare_settings(effect, single) for effect in effects],
     )
 
 
@@ -393,21 +269,6 @@ def find_edges(results: Results) -> list[Edge]:
         if tries_same_values(results)
         for edge in _find_edges(table, best, architecture, name)
     ]
-
-
-def _rank(
-    at_best: "pd.Series[float]", at_setting: "pd.Series[float]", top: int, best_count: int
-) -> SettingRanking:
-    """Compare the losses of the architectures at a setting with those at their best."""
-    pairs = pd.DataFrame({"best": at_best[at_setting.index], "setting": at_setting})
-    correlation = float(pairs.corr("spearman", min_periods=3).to_numpy()[0, 1])
-    shared = at_best.nsmallest(top).index.intersection(at_setting.nsmallest(top).index)
-    return SettingRanking(best_count, len(pairs), correlation, len(shared))
-
-
-def _compare_settings(best: Effect, tables: Sequence[FactorialTable]) -> EffectAtBest:
-    single = (table.compute_effect(best.contrast) for table in tables)
-    return EffectAtBest(best, [effect if effect.pairs else None for effect in single])
 
 
 def _find_edges(

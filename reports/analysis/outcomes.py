@@ -3,17 +3,14 @@
 See :mod:`reports.stats.outcome_table`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
 from reports.data.results import Results
 from reports.data.trial_table import find_traits
 from reports.stats.effects import FactorialTable
-from reports.stats.outcome_table import BAD, GOOD, UNKNOWN, ContrastOutcomes
-from reports.stats.scale import NATS, Scale, format_count
+from reports.stats.outcome_table import BAD, GOOD, UNKNOWN
+from reports.stats.scale import NATS, Scale
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus
 
@@ -27,9 +24,7 @@ def list_outcomes(table: pd.DataFrame, threshold: float, scale: Scale = NATS) ->
     return pd.Series(outcomes, index=table.index, dtype=float)
 
 
-def build_outcome_table(
-    results: Results, threshold: float, fixed: Mapping[str, Any] | None = None
-) -> FactorialTable:
+def build_outcome_table(results: Results, threshold: float) -> FactorialTable:
     """Arrange the outcomes of the architectures, each at its best.
 
     Replicates count as one trial. It is good if all of those runs are that every architecture has:
@@ -38,21 +33,16 @@ def build_outcome_table(
     Args:
         results: results of the study; without nuisance parameters, each trial is judged.
         threshold: loss below which a trial is good.
-        fixed: values of nuisance parameters that the trials have.
     """
-    key = "outcomes", threshold, *(fixed or {}).items()
+    key = "outcomes", threshold
     if key not in results.computed:
-        results.computed[key] = _arrange_outcomes(results, threshold, fixed or {})
+        results.computed[key] = _arrange_outcomes(results, threshold)
     table: FactorialTable = results.computed[key]
     return table
 
 
-def _arrange_outcomes(
-    results: Results, threshold: float, fixed: Mapping[str, Any]
-) -> FactorialTable:
+def _arrange_outcomes(results: Results, threshold: float) -> FactorialTable:
     rows, parameters = results.table, results.judged_parameters
-    for name, value in fixed.items():
-        rows = rows[(rows[name] == value).fillna(False).astype(bool)]
     rows = results.judge(rows) if results.has_replicates else rows
     rows = rows.assign(value=list_outcomes(rows, threshold, results.scale))
     if not results.has_replicates:
@@ -66,38 +56,3 @@ def _arrange_outcomes(
     return FactorialTable.from_frame(
         rows, parameters, is_grid=False, traits=find_traits(parameters)
     )
-
-
-def describe_outcomes(outcomes: Sequence[ContrastOutcomes], results: Results, unit: str) -> str:
-    """Say in a sentence which changes bring trials below the threshold; "" without one.
-
-    Args:
-        outcomes: outcomes of the contrasts over the whole grid.
-        results: results of the study.
-        unit: unit of the threshold.
-    """
-    threshold = results.config.report_threshold
-    if threshold is None:
-        return ""
-    found = build_outcome_table(results, threshold).values
-    known = int((found != UNKNOWN).sum())
-    judged, side = format_count(known, results.judged_noun), results.scale.good_side
-    limit = f"{threshold} {unit}".rstrip()
-    sentence = f"{int((found == GOOD).sum()):,} of {judged} are {side} {limit}"
-    significant = [each for each in outcomes if each.is_significant]
-    rescuing, ruining = (
-        ", ".join(
-            each.counts
-            for each in sorted(significant, key=lambda each: -abs(each.gain))
-            if (each.gain > 0) == is_rescuing
-        )
-        for is_rescuing in (True, False)
-    )
-    parts = [
-        f"{amount} with {counts}"
-        for amount, counts in (("more", rescuing), ("fewer", ruining))
-        if counts
-    ]
-    if parts:
-        return f"{sentence}, significantly {'; '.join(parts)}."
-    return f"{sentence}; no change makes a significant difference." if outcomes else f"{sentence}."

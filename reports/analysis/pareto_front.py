@@ -6,7 +6,7 @@ whenever its run happens to be better. So each member is compared with the cheap
 and each architecture off the front with the member that costs as much or less.
 
 Replicated architectures are compared by run and window, corrected for all pairs of the study
-(:mod:`reports.stats.pairwise_comparison`). Single runs are compared over the evaluation windows:
+(:mod:`reports.stats.replicates`). Single runs are compared over the evaluation windows:
 their interval covers other text, but no other run.
 """
 
@@ -14,24 +14,23 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
 from reports.analysis.baseline_references import BaselineReference
-from reports.analysis.leaderboard import StudySummary
-from reports.analysis.ranking import LeaderboardEntry
+from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.data.results import Results
 from reports.data.trial_table import list_conditions
 from reports.stats.paired_difference import CONFIDENCE
-from reports.stats.pairwise_comparison import (
+from reports.stats.replicates import (
     Comparison,
     Difference,
-    compute_difference,
+    Verdict,
+    compare_single_runs,
     find_difference,
 )
-from reports.stats.verdicts import Verdict
 from studies.measure import TEXT, Measure
 
 Cost = Literal["parameters", "seconds"]
@@ -156,7 +155,7 @@ def summarize_costs(
         for entry in summary.entries
     }
     costed = {label: each for label, each in costed.items() if np.isfinite(each.loss)}
-    compared: Comparisons | None = None
+    compared: ReplicatedComparisons | SingleRunComparisons | None = None
     if is_replicated:
         worse = [each.label for each in summary.entries if each.verdict is Verdict.WORSE]
         compared = ReplicatedComparisons(summary.comparisons, worse)
@@ -181,22 +180,6 @@ def summarize_costs(
     fronts = [find_front(cost, costed, compared, drawn) for cost in ("parameters", "seconds")]
     known_fronts = [replace(front, measure=results.measure) for front in fronts if front]
     return CostSummary(known_fronts, metric.split, is_replicated, common)
-
-
-class Comparisons(Protocol):
-    """Which architectures are significantly worse than others."""
-
-    def knows(self, label: str) -> bool:
-        """Return whether an architecture can be compared."""
-        ...
-
-    def gap(self, label: str, best: str) -> Difference | None:
-        """Return the difference of an architecture to the best."""
-        ...
-
-    def find_worse(self, label: str) -> set[str]:
-        """Return the architectures that are significantly worse than one."""
-        ...
 
 
 class ReplicatedComparisons:
@@ -248,8 +231,9 @@ class SingleRunComparisons:
 
     def gap(self, label: str, best: str) -> Difference | None:
         """Return the difference of an architecture to the best."""
-        first, second = ({0: self._losses[self._places[each]].tolist()} for each in (label, best))
-        return compute_difference(first, second)
+        first, second = (self._losses[self._places[each]].tolist() for each in (label, best))
+        (difference,) = compare_single_runs([first], second)
+        return difference
 
     def find_worse(self, label: str) -> set[str]:
         """Return the architectures that are worse than one beyond the variation over windows."""
@@ -278,7 +262,7 @@ def _windows(
 def find_front(
     cost: Cost,
     costed: Mapping[str, CostedArchitecture],
-    compared: Comparisons,
+    compared: ReplicatedComparisons | SingleRunComparisons,
     references: Sequence[CostedArchitecture] = (),
 ) -> ParetoFront | None:
     """Find the front by one cost; None if fewer than two costs are known.

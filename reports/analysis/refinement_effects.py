@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.analysis.ranking import average_columns
+from reports.analysis.leaderboard import average_columns
 from reports.data.results import Results
 from reports.data.trial_table import list_params
 from reports.stats.effects import FactorialTable

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from reports.data.results import Results
 from reports.data.trial_table import is_continuous, to_python
-from reports.stats.additive_findings import describe_additive
 from reports.stats.additive_model import AdditiveModel, fit_additive_model
 from reports.stats.effects import Effect
 from reports.stats.scale import is_missing
@@ -39,10 +38,3 @@ def fit_sweep(results: Results, effects: Sequence[Effect]) -> AdditiveModel | No
     settings = results.number_settings(rows).to_numpy()
     maximize = results.scale.higher_is_better
     return fit_additive_model(columns, rows["value"].to_numpy(dtype=float), settings, maximize)
-
-
-def describe_sweep(
-    results: Results, model: AdditiveModel | None, effects: Sequence[Effect]
-) -> list[str]:
-    """Describe a model in sentences, of which the first says what it assumes."""
-    return describe_additive(model, results.scale, bool(effects)) if model else []

@@ -1,250 +1,256 @@
-"""Text alternatives of the figures, for screen readers and for print."""
+"""Text alternatives, for screen readers and for print, from the data of the figures alone."""
 
-from collections.abc import Callable, Sequence
+import html
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
+import numpy as np
 import plotly.graph_objects as go
 
-from reports.analysis.ranking import LeaderboardEntry
-from reports.analysis.refinement_effects import SourceComparison
-from reports.data.results import Results
-from reports.data.trial_table import is_continuous
-from reports.stats.additive_findings import describe_trend, format_place
-from reports.stats.additive_model import Trend
-from reports.stats.conditional_effects import ConditionalEffect
-from reports.stats.effects import Effect, Interaction
-from reports.stats.noise import NoiseSource
-from reports.stats.paired_difference import PairedDifference
-from reports.stats.pairwise_comparison import Comparison, Difference
-from reports.stats.scale import (
-    NATS,
-    Metric,
-    Scale,
-    format_count,
-    format_param,
-    format_signed,
-    format_value,
-)
+_ROOM = 3000
+"""Characters in which the marks of a figure are listed; of more there are quartiles."""
 
-_MAX_ITEMS = 5
-"""Items that are listed of a long list."""
+_MAX_POINTS = 24
+"""Points of a line that are listed; of more, five at even distances."""
 
-_MAX_COMBINATIONS = 100
-"""Combinations of values that are all listed."""
+_MAX_TRACES = 24
+"""Traces above which a figure is described as a bundle of lines."""
+
+_MAX_GROUPS = 12
+"""Places on an axis up to which each has its median."""
+
+_EXTREMES = 3
+"""Marks that are named at each end."""
+
+_VARIABLE = re.compile(r"%\{(\w+)(?:\.\w+)?(?:\[(\d+)\])?(?::([^}]*))?\}")
+"""Variable in a template of hover texts, with its index and its format."""
+
+_TAG = re.compile(r"<[^>]*>")
 
 
-def format_effect(effect: Effect) -> str:
-    """Return an effect in one line."""
-    text = (
-        f"{effect.description}: {effect.scale.format_difference(effect.mean)}"
-        f"{format_interval(effect)}"
-    )
-    if effect.source is NoiseSource.ADDITIVE:  # there are no pairs
-        return text
-    return (
-        f"{text}, better in {effect.improved_count / effect.pairs:.0%} of "
-        f"{format_count(effect.pairs, 'pair')}"
-    )
+@dataclass(frozen=True)
+class _Mark:
+    """A point, a bar or a cell.
+
+    Attributes:
+        place: place on the other axis, or the row and the column of a cell.
+        value: number that it shows; None where both axes have names.
+        text: what a reader sees who points at it.
+    """
+
+    place: Any
+    value: float | None
+    text: str
 
 
-def describe_effects(effects: Sequence[Effect]) -> str:
-    """List every effect."""
-    return "; ".join(map(format_effect, effects)) + "."
+def describe_figure(figure: go.Figure) -> str:
+    """Describe a figure for a reader who does not see it: its axes, and what its marks say.
 
-
-def describe_curve(trend: Trend, scale: Scale) -> str:
-    """State the fitted values at both ends of a trend and at its best place, and what they mean."""
-    ends = (
-        f"{scale.add_unit(scale.format_value(float(trend.curve[i])))} at {format_place(x, trend)}"
-        for i, x in ((0, trend.low), (-1, trend.high))
-    )
-    axis = "logarithmic axis" if trend.is_log else "linear axis"
-    return (
-        f"{format_count(len(trend.points), 'run')} on a {axis}. Fitted {scale.name}: "
-        f"{' and '.join(ends)}. {describe_trend(trend, scale)}."
-    )
-
-
-def describe_conditional_effects(conditional: Sequence[ConditionalEffect]) -> str:
-    """List the effect at each value of the other parameter."""
-    parts = []
-    for each in conditional:
-        levels = (
-            f"{format_value(level.value)} {format_signed(level.mean, level.scale.spec)}"
-            f"{format_interval(level)}"
-            for level in each.levels
-        )
-        parts.append(
-            f"{each.contrast.label} by {format_param(each.parameter)}: {', '.join(levels)}"
-        )
-    scale = conditional[0].main.scale if conditional else NATS
-    return scale.add_unit("; ".join(parts)) + "."
-
-
-def format_interaction(interaction: Interaction) -> str:
-    """Return an interaction in one line."""
-    return (
-        f"{interaction.first.label} with {interaction.second.label}: "
-        f"{interaction.scale.format_difference(interaction.mean)}{format_interval(interaction)} in "
-        f"addition to their separate effects, over "
-        f"{format_count(interaction.quadruples, 'quadruple')}"
-    )
-
-
-def describe_interactions(interactions: Sequence[Interaction]) -> str:
-    """List the largest interactions."""
-    largest = sorted(interactions, key=lambda each: -abs(each.mean))[:_MAX_ITEMS]
-    return "The largest: " + "; ".join(map(format_interaction, largest)) + "."
-
-
-def describe_importances(figure: go.Figure) -> str:
-    """List every parameter's importance, the greatest first."""
-    (bars,) = figure.data
-    pairs = sorted(zip(bars.x, bars.y, strict=True), reverse=True)
-    return ", ".join(f"{name} {value:.3f}" for value, name in pairs) + "."
-
-
-def describe_medians(rows: pd.DataFrame, parameters: Sequence[str], scale: Scale = NATS) -> str:
-    """List the median value of the trials by each parameter, of many values by quarters."""
-    parts = []
-    for name in parameters:
-        known = rows.dropna(subset=name)
-        groups: Any = known[name]
-        label: Callable[[Any], str] = format_value
-        if is_continuous(known[name]):
-            groups = pd.qcut(known[name].astype(float), 4, duplicates="drop")
-            label = _format_range
-        medians = known.groupby(groups, observed=True)["value"].median()
-        values = (f"{label(value)} {median:{scale.spec}}" for value, median in medians.items())
-        parts.append(f"{format_param(name)}: {', '.join(values)}")
-    return f"Median {scale.name} by value: " + "; ".join(parts) + "."
-
-
-def _format_range(interval: Any) -> str:
-    return f"up to {interval.right:.3g}"
-
-
-def describe_best(rows: pd.DataFrame, parameters: Sequence[str], scale: Scale = NATS) -> str:
-    """List the best value of the trials by combinations of parameters; of many the best."""
-    groups = rows.groupby(list(parameters))["value"]
-    best = groups.max() if scale.higher_is_better else groups.min()
-    listed, more = best, ""
-    if len(best) > _MAX_COMBINATIONS:
-        listed = best.sort_values(ascending=not scale.higher_is_better).head(_MAX_ITEMS)
-        more = f"; and {len(best) - len(listed):,} more combinations"
-    parts = []
-    for values, value in listed.items():
-        assert isinstance(values, tuple)
-        settings = (
-            f"{format_param(name)} {format_value(each)}"
-            for name, each in zip(parameters, values, strict=True)
-        )
-        parts.append(f"{' and '.join(settings)} {value:{scale.spec}}")
-    return f"{scale.best_name.capitalize()} {scale.name}: " + "; ".join(parts) + f"{more}."
-
-
-def describe_distribution(rows: pd.DataFrame, scale: Scale = NATS) -> str:
-    """List the quartiles of the values."""
-    ends = rows["value"].quantile([0, 0.25, 0.5, 0.75, 1])
-    lowest, lower, middle, upper, highest = (f"{end:{scale.spec}}" for end in ends)
-    return (
-        f"From {lowest} to {scale.add_unit(highest)}; a quarter of the trials is below {lower}, "
-        f"half below {middle}, three quarters below {upper}."
-    )
-
-
-def describe_history(rows: pd.DataFrame, scale: Scale = NATS) -> str:
-    """List the trials that were the best so far."""
-    by_number = rows["value"].sort_index()
-    losses = scale.to_loss(by_number)
-    best = by_number[losses.cummin() == losses].drop_duplicates()
-    items = ", ".join(f"{value:{scale.spec}} at trial {number}" for number, value in best.items())
-    return f"Best so far: {items}."
-
-
-def describe_curves(results: Results) -> str:
-    """List the least losses, or the best imported values, of the best trials' curves."""
-    rows, scale = results.complete, results.scale
-    read = results.curves.groupby("number")["loss"]
-    known = read.max() if scale.higher_is_better else read.min()
-    rows = rows.assign(best=known.reindex(rows.index).fillna(rows["training_loss"]))
-    best = rows["best"]
-    items = "; ".join(
-        f"{row.label} {row.best:{scale.value_spec}}"
-        for row in rows.dropna(subset="best").head(_MAX_ITEMS).itertuples()
-    )
-    ends = f"{best.min():{scale.spec}} to {best.max():{scale.spec}}"
-    return (
-        f"{format_count(len(results.curve_ends), 'curve')} of the {results.measure.curve} with "
-        f"{'maxima' if scale.higher_is_better else 'minima'} from {scale.add_unit(ends)}. "
-        f"The best: {items}."
-    )
-
-
-def describe_timeline(table: pd.DataFrame) -> str:
-    """Return the time span and the number of trials by worker."""
-    rows = table.dropna(subset=["started", "completed", "worker"])
-    counts = rows["worker"].value_counts()
-    items = ", ".join(f"{worker} {count:,}" for worker, count in counts.head(_MAX_ITEMS).items())
-    more = f", and {len(counts) - _MAX_ITEMS} more workers" if len(counts) > _MAX_ITEMS else ""
-    return (
-        f"From {rows['started'].min():%Y-%m-%d %H:%M} to "
-        f"{rows['completed'].max():%Y-%m-%d %H:%M} UTC. Trials by worker: {items}{more}."
-    )
-
-
-def describe_variants(comparison: SourceComparison) -> str:
-    """Return how often each variant improves on the source, and its best architecture."""
-    parts, scale = [], comparison.scale
-    for variant, rows in comparison.group_by_variant():
-        best = rows.sort_values("value").iloc[0]
-        improved = int((rows["value"] < rows["source_value"]).sum())
-        parts.append(
-            f"{variant}: lower than in {comparison.source} for {improved} of {len(rows)}, the best "
-            f"{best['label']} with {scale.add_unit(scale.format_value(best['value']))}"
-        )
-    return "; ".join(parts) + "."
-
-
-def describe_replicates(entries: Sequence[LeaderboardEntry], metric: Metric) -> str:
-    """List each architecture's mean and standard deviation."""
-    spec = metric.scale.value_spec
-    parts = (
-        f"{each.label}: {each.mean:{spec}}"
-        + ("" if each.std != each.std else f" ± {each.std:{spec}}")
-        for each in entries
-    )
-    return f"Mean and standard deviation of the {metric.axis_title}: " + "; ".join(parts) + "."
-
-
-def format_difference(first: str, second: str, difference: Difference, spec: str = ".4f") -> str:
-    """Return the difference of two architectures in one line."""
-    interval = ""
-    if difference.half_width == difference.half_width:
-        ends = (format_signed(end, spec) for end in (difference.low, difference.high))
-        interval = f" [{', '.join(ends)}]"
-    verdict = "significant" if difference.is_significant else "not significant"
-    return f"{first} minus {second}: {format_signed(difference.mean, spec)}{interval}, {verdict}"
-
-
-def describe_differences(comparison: Comparison, names: Sequence[str]) -> str:
-    """List the architectures that each architecture is significantly better than."""
-    parts = []
-    for i, name in enumerate(names[:-1], 1):
-        worse = [
-            str(j)
-            for j, other in enumerate(names[i:], i + 1)
-            if comparison.is_significant(name, other)
+    All marks are listed where that is short; of more there are quartiles, medians and extremes.
+    """
+    layout = figure.layout.to_plotly_json()
+    traces = [trace for trace in figure.data if trace.hoverinfo not in ("skip", "none")]
+    parts = [_describe_axes(layout)]
+    if len(traces) > _MAX_TRACES:
+        parts.append(_describe_bundle(traces, layout))
+    else:
+        # The panels of a figure may show the same points.
+        distinct = {getattr(trace, "hovertext", None) or i: trace for i, trace in enumerate(traces)}
+        room = _ROOM // max(1, len(distinct))
+        texts = [
+            (_name_trace(trace, layout), _describe_trace(trace, layout, room))
+            for trace in distinct.values()
         ]
-        parts.append(f"{i}, {name}: {', '.join(worse) or 'none'}")
-    parts.append(f"{len(names)}, {names[-1]}, is the last")
-    return f"Each architecture, and those it is significantly better than: {'; '.join(parts)}."
+        known = [(name, text) for name, text in texts if text]
+        parts += [f"{name}: {text}" if name and len(known) > 1 else text for name, text in known]
+    for shape in layout.get("shapes", ()):
+        if "name" in shape:
+            place = shape["x0"] if shape["x0"] == shape["x1"] else shape["y0"]
+            parts.append(f"{shape['name']}: {_format(place)}")
+    return " ".join(f"{_clean(part)}." for part in parts if part)
 
 
-def format_interval(difference: PairedDifference) -> str:
-    """Return the interval of a difference to follow its mean; "" if it is unknown."""
-    if difference.low != difference.low:
+def _describe_axes(layout: Mapping[str, Any]) -> str:
+    """Name the axes that have a title, and what the names of the traces are."""
+    legend = layout.get("legend", {}).get("title", {}).get("text")
+    texts = [f"legend: {legend}"] if legend else []
+    for letter, direction in (("x", "horizontal"), ("y", "vertical")):
+        axes = [axis for name, axis in layout.items() if name.startswith(f"{letter}axis")]
+        titles = [
+            axis["title"]["text"] + (", logarithmic" if axis.get("type") == "log" else "")
+            for axis in axes
+            if axis.get("title", {}).get("text")
+        ]
+        if titles:
+            texts.append(f"{direction} axis: {', '.join(dict.fromkeys(titles))}")
+    text = "; ".join(texts)
+    return text[:1].upper() + text[1:]
+
+
+def _describe_bundle(traces: Sequence[Any], layout: Mapping[str, Any]) -> str:
+    """Describe many lines by where they end."""
+    count = f"{len(traces):,} lines"
+    if layout.get("yaxis", {}).get("visible") is False:  # each place has a scale of its own
+        return f"{count} through {', '.join(layout['xaxis'].get('ticktext', ()))}"
+    ends = []
+    for trace in traces:
+        values = np.asarray(trace.y, dtype=float)
+        known = values[np.isfinite(values)].tolist()
+        if known:
+            ends.append(_Mark(trace.name, known[-1], f"{trace.name}, {_format(known[-1])}"))
+    return f"{count}, which end at {_summarize(ends)}"
+
+
+def _name_trace(trace: Any, layout: Mapping[str, Any]) -> str:
+    """Return the name of a trace, or of its panel if there are several."""
+    if "xaxis2" not in layout:
+        return trace.name or ""
+    axis = layout.get(f"xaxis{(trace.xaxis or 'x')[1:]}", {})
+    panel = str(axis.get("title", {}).get("text", ""))
+    # A panel has one trace, or one of each of several groups.
+    return f"{panel}, {trace.name}" if getattr(trace, "legendgroup", None) else panel
+
+
+def _describe_trace(trace: Any, layout: Mapping[str, Any], room: int) -> str:
+    """Describe a trace: by its marks if these need no more than some characters."""
+    marks = _list_marks(trace)
+    if trace.type != "heatmap" and _is_upwards(trace, layout):
+        marks.reverse()
+    shown = marks
+    if getattr(trace, "mode", "") == "lines" and marks:
+        # Where a line is level, its next point says nothing new.
+        shown = [each for i, each in enumerate(marks) if not i or each.value != marks[i - 1].value]
+        if len(shown) > _MAX_POINTS:
+            shown = [shown[round(i * (len(shown) - 1) / 4)] for i in range(5)]
+    text = "; ".join(dict.fromkeys(each.text for each in shown))
+    return text if len(text) <= room else _count_spans(trace) or _summarize(marks)
+
+
+def _count_spans(trace: Any) -> str:
+    """Count the bars of a timeline in each row; "" for other traces."""
+    if trace.type != "bar" or trace.base is None:
         return ""
-    spec = difference.scale.spec
-    return f" [{format_signed(difference.low, spec)}, {format_signed(difference.high, spec)}]"
+    rows = Counter(trace.y).most_common()
+    counts = ", ".join(f"{row} {count:,}" for row, count in rows[:_MAX_GROUPS])
+    more = f" and {len(rows) - _MAX_GROUPS} more rows" if len(rows) > _MAX_GROUPS else ""
+    return f"{counts}{more}; the first begins at {min(trace.base)}, the last at {max(trace.base)}"
+
+
+def _list_marks(trace: Any) -> list[_Mark]:
+    """List the marks of a trace that have a value, or a name on both axes."""
+    xs, ys = _to_list(trace.x), _to_list(trace.y)
+    if trace.type in ("heatmap", "contour"):
+        cells = [
+            ((y, x), trace.z[i][j], (i, j)) for i, y in enumerate(ys) for j, x in enumerate(xs)
+        ]
+        found = [
+            _Mark(place, float(value), _hover(trace, index, place, value))
+            for place, value, index in cells
+            if _is_number(value)
+        ]
+        return list({mark.text: mark for mark in found}.values())  # a symmetric map has each twice
+    count = max(len(xs), len(ys))
+    if trace.type in ("scatter", "scattergl"):  # evenly spaced places are a start and a distance
+        xs = xs or [(trace.x0 or 0) + i * (trace.dx or 1) for i in range(count)]
+    xs, ys = xs or [trace.name] * count, ys or [trace.name] * count
+    is_sideways = any(isinstance(y, str) for y in ys)
+    places, values = (ys, xs) if is_sideways else (xs, ys)
+    if any(isinstance(value, str) for value in values):
+        both = enumerate(zip(places, values, strict=True))
+        return [_Mark(each, None, _hover(trace, (i,), each[:1], each[1])) for i, each in both]
+    return [
+        _Mark(place, float(value), _hover(trace, (i,), (place,), value))
+        for i, (place, value) in enumerate(zip(places, values, strict=True))
+        if _is_number(value)
+    ]
+
+
+def _hover(trace: Any, index: tuple[int, ...], place: tuple[Any, ...], value: Any) -> str:
+    """Return what a reader sees who points at a mark."""
+    template = trace.hovertemplate
+    if not isinstance(template, str) or getattr(trace, "mode", "") == "lines":
+        return f"{', '.join(map(_format, place))}: {_format(value)}"
+
+    def insert(match: re.Match[str]) -> str:
+        name, item, spec = match.groups()
+        found = {"z": value}.get(name, getattr(trace, name, None))
+        if name in ("x", "y") and len(index) == 2:
+            found = place[name == "x"]
+        elif name != "z":
+            for each in index:
+                found = found[each]
+        if item is not None:
+            found = found[int(item)]
+        return _format(found, spec) if spec else str(found)
+
+    return _VARIABLE.sub(insert, template.partition("<extra>")[0])
+
+
+def _summarize(marks: Sequence[_Mark]) -> str:
+    """Summarize marks by quartiles and extremes; without values, by those drawn first and last."""
+    values = [mark.value for mark in marks if mark.value is not None]
+    if not values:
+        return (
+            f"{len(marks):,} points. The first drawn: {_join(marks[:_EXTREMES])}. The last, over "
+            f"the others: {_join(marks[-_EXTREMES:])}"
+        )
+    least, *quartiles, greatest = map(_format, np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
+    text = f"{len(values):,} values from {least} to {greatest}, quartiles {', '.join(quartiles)}"
+    if groups := _group(marks):
+        medians = (f"{place}: {_format(np.median(group))}" for place, group in groups.items())
+        return f"{text}. Medians: {'; '.join(medians)}"
+    ranked = sorted(marks, key=lambda mark: mark.value or 0.0)
+    return f"{text}. Least: {_join(ranked[:_EXTREMES])}. Greatest: {_join(ranked[-_EXTREMES:])}"
+
+
+def _group(marks: Sequence[_Mark]) -> dict[str, list[float]]:
+    """Group values by their places, of many numbers by quarters; {} if there are many names."""
+    places = [mark.place for mark in marks]
+    is_numeric = all(map(_is_number, places))
+    if len(set(places)) <= _MAX_GROUPS:
+        names = [_format(place) for place in places]
+    elif is_numeric:
+        edges = np.unique(np.quantile(places, [0.25, 0.5, 0.75, 1]))
+        names = [f"up to {_format(edges[np.searchsorted(edges, place)])}" for place in places]
+    else:
+        return {}
+    order = sorted(range(len(marks)), key=places.__getitem__) if is_numeric else range(len(marks))
+    groups: dict[str, list[float]] = {}
+    for i in order:
+        groups.setdefault(names[i], []).append(marks[i].value or 0.0)
+    return groups
+
+
+def _join(marks: Sequence[_Mark]) -> str:
+    return "; ".join(mark.text for mark in marks)
+
+
+def _is_upwards(trace: Any, layout: Mapping[str, Any]) -> bool:
+    """Whether the first of the names on a vertical axis is at its bottom, as Plotly draws it."""
+    return any(isinstance(y, str) for y in _to_list(trace.y)) and (
+        layout.get("yaxis", {}).get("autorange") != "reversed"
+    )
+
+
+def _to_list(values: Any) -> list[Any]:
+    return [] if values is None else np.asarray(values, dtype=object).tolist()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and bool(np.isfinite(value))
+
+
+def _format(value: Any, spec: str = "") -> str:
+    """Format a place or a value: numbers with four digits, of large ones all."""
+    if not _is_number(value):
+        return str(value)
+    spec = spec or (",.4g" if abs(value) < 1000 else ",.0f")
+    return f"{value:{spec}}".replace("-", "−")
+
+
+def _clean(text: str) -> str:
+    """Return a text of a figure without markup and repeated spaces."""
+    return " ".join(html.unescape(_TAG.sub(" ", text.replace("<br>", ", "))).split())

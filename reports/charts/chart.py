@@ -7,7 +7,8 @@ readers can distinguish, and visible on white and on black. No figure relies on 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from reports.analysis.baseline_references import BaselineReference
+from reports.charts.alt_text import describe_figure
 from reports.formatting import escape_html
 
 IMPROVES, WORSENS, NEUTRAL = "#2f7fd1", "#d55e00", "#8a9099"
@@ -62,7 +64,6 @@ class Chart:
     Attributes:
         title: title of the figure.
         figure: the Plotly figure.
-        alt_text: text alternative, with the figure's main numbers.
         caption: how to read the figure.
         width: width in pixels below which the figure scrolls instead of shrinking; 0 for none.
         max_width: width in pixels above which the figure does not grow.
@@ -71,11 +72,16 @@ class Chart:
 
     title: str
     figure: go.Figure
-    alt_text: str
+    _: KW_ONLY
     caption: str = ""
     width: int = 0
     max_width: int = COLUMN_WIDTH
     color_schemes: list[ColorScheme] = field(default_factory=list)
+
+    @cached_property
+    def alt_text(self) -> str:
+        """Text alternative, with the numbers of the figure."""
+        return describe_figure(self.figure)
 
     @property
     def height(self) -> int:

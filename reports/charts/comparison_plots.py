@@ -1,28 +1,49 @@
-"""Figures that compare replicated architectures."""
+"""Figures that compare architectures: their runs, differences, costs and memory."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from reports.analysis.baseline_references import BaselineReference
-from reports.analysis.ranking import LeaderboardEntry
-from reports.charts.alt_text import describe_differences, format_difference
+from reports.analysis.leaderboard import LeaderboardEntry
+from reports.analysis.pareto_front import Cost, CostedArchitecture, CostSummary, ParetoFront
 from reports.charts.chart import (
+    CELL_COLORS,
     COLUMN_WIDTH,
     IMPROVES,
     NEUTRAL,
     ROW_HEIGHT,
     Chart,
     add_reference_lines,
+    category_colors,
 )
 from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
+from reports.data.results import Results
+from reports.data.study_reader import MAX_DRAWN, select_evenly
 from reports.formatting import escape_html
-from reports.stats.pairwise_comparison import Comparison
-from reports.stats.scale import Metric, format_signed
+from reports.stats.replicates import Comparison, Difference
+from reports.stats.scale import Metric, add_unit, format_signed
+from rnn.config import BASELINE_CELLS, BaselineConfig
 
 MAX_IN_CHART = 20
 """Architectures in the chart of pairwise differences."""
+
+AXIS_TITLES: dict[Cost, str] = {
+    "parameters": "parameters",
+    "seconds": "computing time of a run (s)",
+}
+"""Title of the axis of each cost."""
+
+_SHOWN_QUANTILE = 0.75
+"""Share of the architectures within the range of the losses at first: bad ones hide the front."""
+
+BEST_PROFILES = 5
+"""Number of best architectures that are drawn; the best of each baseline cell is drawn as well."""
+
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 def plot_replicates(
@@ -96,11 +117,20 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
     return Chart(
         "Pairwise differences",
         plot_differences(comparison, names, spec),
-        describe_differences(comparison, names),
-        caption,
+        caption=caption,
         width=340 + 62 * len(names),
         max_width=max(COLUMN_WIDTH, 340 + 80 * len(names)),
     )
+
+
+def format_difference(first: str, second: str, difference: Difference, spec: str = ".4f") -> str:
+    """Return the difference of two architectures in one line."""
+    interval = ""
+    if difference.half_width == difference.half_width:
+        ends = (format_signed(end, spec) for end in (difference.low, difference.high))
+        interval = f" [{', '.join(ends)}]"
+    verdict = "significant" if difference.is_significant else "not significant"
+    return f"{first} minus {second}: {format_signed(difference.mean, spec)}{interval}, {verdict}"
 
 
 def plot_differences(comparison: Comparison, names: Sequence[str], spec: str = ".4f") -> go.Figure:
@@ -147,3 +177,219 @@ def plot_differences(comparison: Comparison, names: Sequence[str], spec: str = "
         yaxis={"type": "category", "automargin": True, "autorange": "reversed", "showgrid": False},
         height=110 + 32 * len(names),
     )
+
+
+def chart_front(front: ParetoFront, summary: CostSummary) -> Chart:
+    """Chart the losses of a study against one cost."""
+    noun = "parameters" if front.cost == "parameters" else "training time"
+    title = f"{front.measure.loss.capitalize()} against {noun}"
+    caption = (
+        "Line and diamonds: the Pareto front; no architecture that costs as much or less has a "
+        f"lower {front.measure.loss}. Circles: {_describe_similar(summary)} Gray: worse."
+    )
+    others = len(front.similar) + len(front.worse)
+    drawn = min(len(front.similar), MAX_DRAWN) + min(len(front.worse), MAX_DRAWN)
+    if drawn < others:
+        caption += f" {drawn:,} of the {others:,} off the front are drawn, spread over the costs."
+    if front.references:
+        caption += " Crosses: the best of each baseline cell of the other studies on this page."
+    return Chart(title, plot_front(front), caption=caption)
+
+
+def plot_front(front: ParetoFront) -> go.Figure:
+    """Plot each architecture's held-out loss against its cost, on a logarithmic axis."""
+    members = [member.architecture for member in front.members]
+    everything = [*members, *front.similar, *front.worse]
+    costs = [each.cost(front.cost) for each in [*everything, *front.references]]
+    losses = [each.loss for each in everything]
+    figure = go.Figure(
+        [
+            _trace(front, select_evenly(front.worse), "worse", color=NEUTRAL, size=5, opacity=0.55),
+            _trace(
+                front,
+                select_evenly(front.similar),
+                "not distinguishable from the front",
+                symbol="circle-open",
+                color=IMPROVES,
+                size=9,
+                line={"width": 2},
+            ),
+            go.Scatter(
+                x=[each.cost(front.cost) for each in members] + [max(costs)],
+                y=[each.loss for each in members] + [members[-1].loss],
+                mode="lines",
+                line={"shape": "hv", "color": IMPROVES, "width": 2},
+                hoverinfo="skip",
+                showlegend=False,
+            ),
+            _trace(front, members, "front", symbol="diamond", color=IMPROVES, size=11),
+            *(
+                _trace(
+                    front,
+                    [each],
+                    escape_html(each.label),
+                    symbol="x",
+                    color=CELL_COLORS[each.cell],
+                    size=10,
+                )
+                for each in front.references
+            ),
+        ]
+    )
+    shown = [*(each.loss for each in [*members, *front.similar, *front.references])]
+    top = max([float(np.quantile(losses, _SHOWN_QUANTILE)), *shown])
+    bottom = min([*losses, *shown])
+    room = 0.06 * (top - bottom)
+    return figure.update_layout(
+        xaxis={"title": AXIS_TITLES[front.cost]} | _scale(min(costs), max(costs)),
+        yaxis={
+            "title": add_unit(front.measure.name_loss("held-out"), front.measure.held_out_unit),
+            "range": [bottom - room, top + room],
+        },
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        height=460,
+    )
+
+
+def _scale(low: float, high: float) -> dict[str, Any]:
+    """Return the settings of an axis of costs: linear within a factor of five, else logarithmic."""
+    if low <= 0 or high < 5 * low:
+        room = 0.06 * (high - low)
+        return {"range": [low - room, high + room], "nticks": 5, "tickformat": ",~r"}
+    first, last = math.log10(low), math.log10(high)
+    room = 0.06 * (last - first)
+    factors = (1, 3) if last - first > 1.5 else (1, 2, 5)
+    ticks = [f * 10**e for e in range(math.floor(first), math.ceil(last) + 1) for f in factors]
+    return {
+        "type": "log",
+        "range": [first - room, last + room],
+        "tickvals": ticks,
+        "ticktext": [f"{tick:,}" if tick >= 1 else f"{tick:.6g}" for tick in ticks],
+    }
+
+
+def _describe_similar(summary: CostSummary) -> str:
+    if summary.is_replicated:
+        return "not significantly worse than the front at their cost, corrected for all pairs."
+    data = f"over the {summary.fronts[0].measure.data} of these single runs."
+    return f"not distinguishable from the front at their cost, {data}"
+
+
+def _trace(
+    front: ParetoFront, points: Sequence[CostedArchitecture], name: str, **marker: object
+) -> go.Scatter:
+    cost = front.cost
+    unit = " parameters" if cost == "parameters" else " s"
+    spec = ",.0f" if cost == "parameters" else ",.2f"
+    return go.Scatter(
+        x=[each.cost(cost) for each in points],
+        y=[each.loss for each in points],
+        mode="markers",
+        marker=marker,
+        name=name,
+        text=[
+            escape_html(each.label + (f" (trial {each.number})" if each.number is not None else ""))
+            for each in points
+        ],
+        hovertemplate=f"%{{text}}<br>%{{x:{spec}}}{unit}<br>%{{y:{front.measure.spec}}}<extra></extra>",
+        showlegend=bool(points),
+    )
+
+
+def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart | None:
+    """Chart the loss by the length of the context of the best architectures and baseline cells.
+
+    Args:
+        results: results of the study.
+        entries: its architectures, the best first.
+
+    Returns:
+        The chart; None if no trial recorded the losses, as in older studies.
+    """
+    drawn = select_profiles(entries)
+    if not drawn:
+        return None
+    token = results.config.token_name
+    return Chart(
+        "Loss by length of the context",
+        plot_context(drawn, token),
+        width=340,
+    )
+
+
+def select_profiles(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEntry]:
+    """Return the best architectures that have a profile, and the best of each baseline cell."""
+    known = [entry for entry in entries if entry.context is not None]
+    selected = known[:BEST_PROFILES]
+    for cell in BASELINE_CELLS:
+        of_cell = [
+            entry
+            for entry in known
+            if isinstance(entry.architecture, BaselineConfig) and entry.architecture.cell == cell
+        ]
+        selected += [entry for entry in of_cell[:1] if entry not in selected]
+    return selected
+
+
+def plot_context(entries: Sequence[LeaderboardEntry], token: str) -> go.Figure:
+    """Plot the loss by the length of the context; the legend has the effective context.
+
+    The loss with a context is that with the long context plus the excess, so that all points of a
+    line refer to the same text.
+
+    Args:
+        entries: architectures that have a profile.
+        token: name of one token.
+    """
+    figure = go.Figure()
+    colors = category_colors([_find_category(entry) for entry in entries])
+    for i, entry in enumerate(entries):
+        assert entry.context is not None
+        profile, effective = entry.context, entry.context.estimate()
+        ranges = _format_ranges(profile.bins)
+        style = {"color": colors[i], "dash": _DASHES[i % len(_DASHES)]}
+        figure.add_trace(
+            go.Scatter(
+                x=profile.centers,
+                y=profile.loss + profile.excess,
+                error_y={"array": 1.96 * profile.stderr, "thickness": 1, "width": 2},
+                customdata=ranges,
+                name=escape_html(f"{effective}: {entry.full_label}"),
+                mode="lines+markers",
+                line=style,
+                hovertemplate=f"%{{customdata}} {token}s: %{{y:.4f}} bits per byte"
+                "<extra>%{fullData.name}</extra>",
+                hoverlabel={"namelength": -1},
+            )
+        )
+    return figure.update_layout(
+        xaxis={"type": "log", "title": f"context ({token}s)", "dtick": math.log10(2)},
+        yaxis={"title": "bits per byte"},
+        # Below the plot: a legend at its side leaves no room on a narrow screen.
+        legend={
+            "title": {"text": f"effective context ({token}s)"},
+            "orientation": "h",
+            "y": -0.2,
+            "yanchor": "top",
+            "x": 0,
+            "xanchor": "left",
+        },
+        showlegend=True,
+        margin={"l": 55, "r": 10, "t": 20},
+        height=360 + 24 * len(entries),
+    )
+
+
+def _find_category(entry: LeaderboardEntry) -> str:
+    """Return what the color of an architecture stands for: its baseline cell, or itself."""
+    if isinstance(entry.architecture, BaselineConfig):
+        return entry.architecture.cell
+    return entry.full_label
+
+
+def _format_ranges(bins: Sequence[int]) -> list[str]:
+    """Return the range of each bin: ``1``, ``2``, ``3–4``, ``5–8``."""
+    first = [1, *(each + 1 for each in bins[:-1])]
+    return [
+        str(high) if low == high else f"{low}–{high}" for low, high in zip(first, bins, strict=True)
+    ]

@@ -1,24 +1,55 @@
-"""Figures of main effects, interactions and variants."""
+"""Figures of effects: of changes and their interactions, of variants, and of an additive model."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.analysis.ranking import LeaderboardEntry
+from reports.analysis.leaderboard import LeaderboardEntry
 from reports.analysis.refinement_effects import SourceComparison
-from reports.charts.alt_text import format_effect, format_interaction, format_interval
-from reports.charts.chart import IMPROVES, NEUTRAL, PALETTE, ROW_HEIGHT, WORSENS
+from reports.charts.chart import (
+    BEST_COLOR,
+    IMPROVES,
+    NEUTRAL,
+    PALETTE,
+    ROW_HEIGHT,
+    TRIAL_COLOR,
+    WORSENS,
+    Chart,
+)
 from reports.formatting import escape_html
+from reports.phrases import describe_trend
+from reports.stats.additive_findings import list_level_effects
+from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect
-from reports.stats.effects import Effect, Interaction
+from reports.stats.contrast import Contrast
+from reports.stats.effects import Effect, FactorialTable, Interaction
+from reports.stats.noise import NoiseSource
 from reports.stats.paired_difference import PairedDifference
-from reports.stats.scale import NATS, add_unit, format_param, format_signed, format_value
+from reports.stats.scale import (
+    NATS,
+    Scale,
+    add_unit,
+    format_count,
+    format_param,
+    format_signed,
+    format_value,
+)
 
 # Zero is a translucent gray: white or black would stand out on one of the page's two themes.
 DIVERGING_COLORS = [[0, IMPROVES], [0.5, "rgba(138, 144, 153, 0.12)"], [1, WORSENS]]
 """Color scale of differences in loss, centered at zero."""
+
+MAX_CONDITIONAL = 12
+"""Maximum number of rows of the chart of conditional effects."""
+
+MAX_CONDITIONS = 2
+"""Maximum number of these rows about one contrast."""
+
+MAX_CONTRASTS = 80
+"""Contrasts above which the chart of their interactions would be too large to read."""
 
 
 def interval_bars(
@@ -34,6 +65,35 @@ def interval_bars(
         "width": 5,
         "color": color,
     }
+
+
+def chart_effects(effects: Sequence[Effect], unit: str, title: str) -> Chart | None:
+    """Chart main effects; None without any."""
+    if not effects:
+        return None
+    return Chart(title, plot_effects(effects, unit))
+
+
+def format_effect(effect: Effect) -> str:
+    """Return an effect in one line."""
+    text = (
+        f"{effect.description}: {effect.scale.format_difference(effect.mean)}"
+        f"{format_interval(effect)}"
+    )
+    if effect.source is NoiseSource.ADDITIVE:  # there are no pairs
+        return text
+    return (
+        f"{text}, better in {effect.improved_count / effect.pairs:.0%} of "
+        f"{format_count(effect.pairs, 'pair')}"
+    )
+
+
+def format_interval(difference: PairedDifference) -> str:
+    """Return the interval of a difference to follow its mean; "" if it is unknown."""
+    if difference.low != difference.low:
+        return ""
+    spec = difference.scale.spec
+    return f" [{format_signed(difference.low, spec)}, {format_signed(difference.high, spec)}]"
 
 
 def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
@@ -60,6 +120,31 @@ def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
         yaxis={"type": "category", "automargin": True},
         height=110 + ROW_HEIGHT * max(1, len(rows)),
         showlegend=False,
+    )
+
+
+def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str) -> Chart | None:
+    """Chart the effects that differ most between values; None if none differs significantly."""
+    differing = [each for each in conditional if each.is_significant]
+    if not differing:
+        return None
+    # Of each contrast the largest difference first, so that no contrast fills the chart.
+    differing.sort(key=lambda each: -each.difference.mean)
+    seen: Counter[Contrast] = Counter()
+    shown = []
+    for each in differing:
+        seen[each.contrast] += 1
+        if seen[each.contrast] <= MAX_CONDITIONS:
+            shown.append(each)
+    shown = shown[:MAX_CONDITIONAL]
+    return Chart(
+        "What the effects depend on",
+        plot_conditional_effects(shown, unit),
+        caption="Each row is the effect of one change at the values of one other parameter, "
+        "written at the markers, with 95% intervals. Triangles are significant after the "
+        "correction for all effects of this kind. Rows are those with the largest "
+        "significant differences.",
+        width=340,
     )
 
 
@@ -130,6 +215,34 @@ def effect_symbol(effect: PairedDifference) -> str:
     if not effect.is_significant:
         return "circle-open"
     return "triangle-left" if effect.mean < 0 else "triangle-right"
+
+
+def chart_interactions(table: FactorialTable) -> Chart | None:
+    """Chart the two-way interactions; None without a quadruple of trials, or with too many."""
+    if len(table.list_contrasts()) > MAX_CONTRASTS:
+        return None
+    interactions = table.compute_interactions()
+    name = f"{table.scale.name[:1].upper()}{table.scale.name[1:]}"
+    if not interactions:
+        return None
+    return Chart(
+        "Two-way interactions",
+        plot_interactions(interactions),
+        caption=f"{name} of two changes together, minus the sum of their separate effects. Blue: "
+        "they reinforce each other. Orange: they weaken each other. Zero: their effects add up.",
+        width=620,
+        max_width=900,
+    )
+
+
+def format_interaction(interaction: Interaction) -> str:
+    """Return an interaction in one line."""
+    return (
+        f"{interaction.first.label} with {interaction.second.label}: "
+        f"{interaction.scale.format_difference(interaction.mean)}{format_interval(interaction)} in "
+        f"addition to their separate effects, over "
+        f"{format_count(interaction.quadruples, 'quadruple')}"
+    )
 
 
 def plot_interactions(interactions: Sequence[Interaction]) -> go.Figure:
@@ -216,4 +329,76 @@ def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
         showlegend=False,
         hovermode="closest",
         height=520,
+    )
+
+
+def chart_trends(model: AdditiveModel, scale: Scale) -> list[Chart]:
+    """Chart each trend, the significant ones first."""
+    ordered = sorted(model.trends, key=lambda trend: (not trend.is_significant, trend.p))
+    return [
+        Chart(
+            format_param(trend.parameter),
+            plot_trend(trend, scale),
+            caption="Points: runs without the fitted effects of all other parameters. Line: fitted "
+            "trend. Diamond: best place with its 95% interval.",
+        )
+        for trend in ordered
+    ]
+
+
+def chart_levels(model: AdditiveModel, scale: Scale) -> Chart | None:
+    """Chart the differences between the levels of all parameters; None if there are none."""
+    effects = list_level_effects(model, scale)
+    if not effects:
+        return None
+    return Chart(
+        "Effects in the additive model",
+        plot_effects(effects, scale.unit),
+        caption="Difference to the first value, with its 95% interval, other parameters being "
+        "equal. Filled triangles: the interval excludes zero, without correction for their number.",
+    )
+
+
+def plot_trend(trend: Trend, scale: Scale) -> go.Figure:
+    """Plot the runs, the fitted trend, and the best place with its interval."""
+    name = escape_html(format_param(trend.parameter))
+    figure = go.Figure()
+    figure.add_scatter(
+        x=trend.points,
+        y=trend.partials,
+        mode="markers",
+        marker={"size": 6, "color": TRIAL_COLOR, "opacity": 0.6},
+        hovertemplate=f"{name} %{{x}}: %{{y:{scale.value_spec}}}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=trend.places,
+        y=trend.curve,
+        mode="lines",
+        line={"color": PALETTE[0] if trend.is_significant else NEUTRAL, "width": 2},
+        hovertemplate=f"fitted %{{y:{scale.value_spec}}} at %{{x:.3g}}<extra></extra>",
+    )
+    optimum = trend.optimum
+    if not optimum.reason:
+        figure.add_scatter(
+            x=[optimum.value],
+            y=[float(np.interp(optimum.value, trend.places, trend.curve))],
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [optimum.high - optimum.value],
+                "arrayminus": [optimum.value - optimum.low],
+                "thickness": 3,
+                "width": 6,
+                "color": BEST_COLOR,
+            },
+            mode="markers",
+            marker={"symbol": "diamond", "size": 12, "color": BEST_COLOR},
+            customdata=[escape_html(describe_trend(trend, scale))],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
+    return figure.update_layout(
+        xaxis={"title": {"text": name}, "type": "log" if trend.is_log else "linear"},
+        yaxis_title=escape_html(add_unit(scale.name, scale.unit)),
+        showlegend=False,
+        hovermode="closest",
     )

@@ -1,10 +1,15 @@
-"""Optuna's figures of a study, with readable names and the colors of the report."""
+"""Parameter importances, and Optuna's figures of a study as :mod:`optuna.visualization` draws them.
 
-from collections.abc import Collection, Container, Mapping, Sequence
+Only what a reader of the page needs is changed: names, heights, and in parallel coordinates the
+colors that would be invisible on a dark page.
+"""
+
+import random
+from collections.abc import Collection, Container, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
-import pandas as pd
 import plotly.graph_objects as go
 from optuna import visualization
 from optuna.distributions import (
@@ -14,24 +19,36 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
-from optuna.importance._base import BaseImportanceEvaluator
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
-from reports.charts.chart import BEST_COLOR, TRIAL_COLOR, sequential_colors
+from reports.charts.chart import FULL_WIDTH, Chart, sequential_colors
 from reports.data.results import Results
-from reports.data.trial_table import is_continuous, list_params
-from reports.formatting import escape_html
-from reports.stats.scale import Scale, format_param, format_value, order_values
+from reports.data.study_reader import describe_selection, select_history, select_ranked
+from reports.data.trial_table import find_traits, is_continuous, list_params
+from reports.formatting import escape_html, value_axis_title
+from reports.stats.factorial_design import find_full_factorial_blocks
+from reports.stats.scale import format_count, format_param, format_value, order_values
 from rnn.config import ParamValue
+from studies.space import CELL
+
+MAX_FANOVA_TRIALS = 500
+"""Trials from which fANOVA is computed: its time grows with the square of their number."""
+
+FANOVA_TREES = 32
+"""Trees of fANOVA's forest. Optuna's 64 take twice the time, and vary as much between seeds."""
+
+MAX_CATEGORIES = 6
+"""Values of a number up to which fANOVA takes them for categories: its time doubles with each."""
+
+MAX_LINES = 200
+"""Trials that parallel coordinates and ranks draw: each is a trace, or nine marks with texts."""
+
+SMALL_SAMPLE = 100
+"""Trials below which the best tenth is too small for a reliable PED-ANOVA importance."""
 
 _WIDE = 100
 """Ratio of the ends of a range from which its axis is logarithmic."""
-
-
-# Translucent, so that numbers are readable on light and on dark paper; the best is the darkest.
-BEST_COLORS = [[0, "rgba(230, 159, 0, 0.75)"], [1, "rgba(230, 159, 0, 0.04)"]]
-"""Color scale of losses, from the least to the greatest."""
 
 
 class _DrawnStudy(optuna.Study):
@@ -52,8 +69,8 @@ class _DrawnStudy(optuna.Study):
 
 def to_optuna_study(
     results: Results,
-    numbers: Collection[int],
-    parameters: list[str],
+    numbers: Sequence[int],
+    parameters: Sequence[str],
     ordinal_above: int | None = None,
 ) -> optuna.Study:
     """Convert some trials to an in-memory study for Optuna's figures.
@@ -62,36 +79,37 @@ def to_optuna_study(
 
     Args:
         results: results of the study.
-        numbers: numbers of complete trials.
+        numbers: numbers of complete trials, in the order in which they are drawn.
         parameters: parameters to keep, under readable names; a trial may lack some.
         ordinal_above: number of values above which a number is replaced by its place among them.
     """
-    choices = {
-        name: [
-            _format_choice(value)
-            for value in order_values(results.table[name].dropna().unique().tolist())
-        ]
-        for name in parameters
-    }
-    ranges = {name for name in parameters if is_continuous(results.table[name])}
-    ordinal = {
-        name
-        for name, values in choices.items()
-        if ordinal_above is not None
-        and len(values) > ordinal_above
-        and not isinstance(values[-1], str)
-    }
-    distributions: dict[str, BaseDistribution] = {
-        name: IntDistribution(0, len(values) - 1)
-        if name in ordinal
-        else _create_range(values)
-        if name in ranges
-        else CategoricalDistribution(values)
-        for name, values in choices.items()
-    }
-    rows = results.table.loc[sorted(numbers)]
+    distributions: dict[str, BaseDistribution] = {}
+    places: dict[str, dict[ParamValue, int]] = {}
+    for name in parameters:
+        values = order_values(results.table[name].dropna().unique().tolist())
+        is_many = ordinal_above is not None and len(values) > ordinal_above
+        if is_many and not isinstance(values[-1], str):
+            places[name] = {value: place for place, value in enumerate(values)}
+            distributions[name] = IntDistribution(0, len(values) - 1)
+        elif is_continuous(results.table[name]):
+            distributions[name] = _create_range(values)
+        else:
+            distributions[name] = CategoricalDistribution([_format_choice(v) for v in values])
+    labels = {name: format_label(name) for name in parameters}
+    rows = results.table.loc[list(numbers)]
     # By "records", some versions of pandas give no row for a table without columns.
-    records = rows[parameters].astype(object).to_dict("index")
+    records = rows[list(parameters)].astype(object).to_dict("index")
+    trials = []
+    for number, value, record in zip(rows.index, rows["value"], records.values(), strict=True):
+        params = {
+            name: places[name][each] if name in places else _format_choice(each)
+            for name, each in list_params(record, parameters).items()
+        }
+        trials.append(_create_trial(int(number), value, params, labels, distributions))
+    return _create_study(results, trials)
+
+
+def _create_study(results: Results, trials: Sequence[FrozenTrial]) -> optuna.Study:
     is_maximized = results.scale.higher_is_better
     direction = StudyDirection.MAXIMIZE if is_maximized else StudyDirection.MINIMIZE
     verbosity = optuna.logging.get_verbosity()
@@ -101,18 +119,31 @@ def to_optuna_study(
     finally:
         optuna.logging.set_verbosity(verbosity)
     study = _DrawnStudy(created.study_name, created._storage)
-    trials = []
-    for number, value, record in zip(rows.index, rows["value"], records.values(), strict=True):
-        params = {k: _format_choice(v) for k, v in list_params(record, parameters).items()}
-        params |= {k: choices[k].index(v) for k, v in params.items() if k in ordinal}
-        trials.append(_create_trial(int(number), value, params, distributions))
     study.drawn = trials
     return study
 
 
-def format_label(name: str) -> str:
-    """Return the name of a parameter in Optuna's figures."""
-    return escape_html(format_param(name))
+def _create_trial(
+    number: int,
+    value: float | None,
+    params: dict[str, Any],
+    labels: dict[str, str],
+    distributions: dict[str, BaseDistribution],
+) -> FrozenTrial:
+    """Create a complete trial, or one that failed if it has no value."""
+    return FrozenTrial(
+        number=number,
+        state=TrialState.FAIL if value is None else TrialState.COMPLETE,
+        value=value,
+        datetime_start=None,
+        datetime_complete=None,
+        params={labels[name]: each for name, each in params.items()},
+        distributions={labels[name]: distributions[name] for name in params},
+        user_attrs={},
+        system_attrs={},
+        intermediate_values={},
+        trial_id=number,  # by which PED-ANOVA distinguishes trials
+    )
 
 
 def _create_range(values: Sequence[Any]) -> BaseDistribution:
@@ -124,19 +155,14 @@ def _create_range(values: Sequence[Any]) -> BaseDistribution:
     return FloatDistribution(float(low), float(high), log=is_wide)
 
 
-def _create_trial(
-    number: int,
-    value: float,
-    params: Mapping[str, ParamValue],
-    distributions: Mapping[str, BaseDistribution],
-) -> FrozenTrial:
-    trial = create_trial(
-        value=value,
-        params={format_label(name): params[name] for name in params},
-        distributions={format_label(name): distributions[name] for name in params},
-    )
-    trial.number = trial._trial_id = number  # PED-ANOVA distinguishes trials by their id
-    return trial
+def _format_choice(value: ParamValue) -> ParamValue:
+    """Return the readable form of a value; numbers stay numbers, which Optuna keeps in order."""
+    return escape_html(format_value(value)) if isinstance(value, bool | str) else value
+
+
+def format_label(name: str) -> str:
+    """Return the name of a parameter in Optuna's figures."""
+    return escape_html(format_param(name))
 
 
 def list_varying_parameters(results: Results, numbers: Collection[int]) -> list[str]:
@@ -153,158 +179,236 @@ def list_partial_parameters(results: Results, numbers: Collection[int]) -> list[
     return [name for name in names if rows[name].nunique() > 1 and rows[name].isna().any()]
 
 
-def has_enough_trials(results: Results, numbers: Collection[int]) -> bool:
-    """Return whether trials are enough, and differ enough, for Optuna's figures."""
-    rows = results.table.loc[list(numbers)]
-    return (
-        len(rows) >= 4
-        and bool(list_varying_parameters(results, numbers))
-        and rows["value"].nunique() > 1
-    )
+# ---------------------------------------------------------------------- importances
 
 
-def create_importance_evaluators() -> dict[str, BaseImportanceEvaluator]:
-    """Create the evaluators of both importances by name."""
-    return {"PED-ANOVA": PedAnovaImportanceEvaluator(), "fANOVA": FanovaImportanceEvaluator(seed=0)}
+@dataclass(frozen=True)
+class Importances:
+    """Parameter importances by PED-ANOVA and fANOVA over some of the trials.
+
+    Attributes:
+        label: name of the subset of trials.
+        caption: how to read the charts.
+        charts: one chart per method, PED-ANOVA first.
+        parameters: the parameters.
+    """
+
+    label: str
+    caption: str
+    charts: list[Chart]
+    parameters: Sequence[str] = ()
+
+    @property
+    def top_params(self) -> list[str]:
+        """The parameters, ordered by their fANOVA importance."""
+        bars = self.charts[-1].figure.data[0]
+        by_label = {format_label(name): name for name in self.parameters}
+        ranked = sorted(zip(bars.x, bars.y, strict=True), reverse=True)
+        return [by_label[label] for _, label in ranked]
 
 
-def plot_importances(study: optuna.Study, evaluator: BaseImportanceEvaluator) -> go.Figure:
-    """Plot the importance of each parameter."""
-    figure = visualization.plot_param_importances(study, evaluator=evaluator, target_name="value")
-    bars = len(figure.data[0].y)
-    # Importances are not more precise than three digits.
-    figure.update_traces(marker_color=TRIAL_COLOR, texttemplate="%{x:.3f}", cliponaxis=False)
-    figure.update_layout(
-        title=None,
-        height=90 + 30 * bars,
-        xaxis_title="importance",
-        yaxis_title=None,
-        margin={"r": 50},
-    )
-    return figure
+def compute_importances(
+    results: Results, numbers: Collection[int], label: str, caption: str = ""
+) -> list[Importances]:
+    """Compute the importances over some trials; empty if these are too few or too similar.
 
-
-def plot_slices(study: optuna.Study, axis: str) -> go.Figure:
-    """Plot every trial's value over each parameter."""
-    figure = visualization.plot_slice(study, target_name=axis)
-    for trace in figure.data:  # Optuna quotes strings
-        trace.x = [x.strip("'") if isinstance(x, str) else x for x in trace.x]
-    figure.for_each_xaxis(
-        lambda axis: axis.update(
-            categoryarray=axis.categoryarray
-            and [x.strip("'") if isinstance(x, str) else x for x in axis.categoryarray]
+    Args:
+        results: results of the study.
+        numbers: numbers of the trials.
+        label: name of the trials.
+        caption: how to read the charts.
+    """
+    numbers, names = sorted(numbers), list_varying_parameters(results, numbers)
+    if len(numbers) < 4 or not names or results.table.loc[numbers, "value"].nunique() < 2:
+        return []
+    if len(numbers) < SMALL_SAMPLE:
+        tenth = format_count(max(1, len(numbers) // 10), "trial")
+        caption += f" The best tenth has only {tenth}: PED-ANOVA is unreliable for so few."
+    tenths = "Which parameters separate the best tenth of the trials from the rest?"
+    variance = f"Which parameters explain the variance of the {results.scale.name}?"
+    sample = numbers
+    if len(numbers) > MAX_FANOVA_TRIALS:
+        sample = sorted(random.Random(0).sample(numbers, MAX_FANOVA_TRIALS))
+        variance += (
+            f" Computed from a random sample of {len(sample):,} of the {len(numbers):,} trials."
         )
-    )
-    figure.update_layout(title=None, height=420, width=None)
-    # Optuna shades by trial number, which means nothing in a shuffled grid.
-    figure.update_traces(marker={"color": TRIAL_COLOR, "opacity": 0.5, "showscale": False})
-    return figure
+    study = to_optuna_study(results, numbers, names)
+    sampled = to_optuna_study(results, sample, names, MAX_CATEGORIES)
+    fanova = FanovaImportanceEvaluator(n_trees=FANOVA_TREES, seed=0)
+    charts = []
+    for title, each, evaluator, question in (
+        ("PED-ANOVA", study, PedAnovaImportanceEvaluator(), tenths),
+        ("fANOVA", sampled, fanova, variance),
+    ):
+        figure = visualization.plot_param_importances(each, evaluator=evaluator)
+        figure.update_layout(margin={"r": 45})  # room for the number of the longest bar
+        charts.append(Chart(title, _fit(figure, 120 + 30 * len(names)), caption=question))
+    count = format_count(len(numbers), "trial")
+    return [Importances(f"{label} ({count})", caption.strip(), charts, names)]
 
 
-def plot_ranks(study: optuna.Study, parameters: list[str], axis: str) -> go.Figure:
-    """Plot the trials' ranks over each two of some parameters, the best trials on top."""
-    figure = visualization.plot_rank(study, params=parameters, target_name=axis)
-    values = [trial.values[0] for trial in study.get_trials(states=(TrialState.COMPLETE,))]
-    is_maximized = study.direction == StudyDirection.MAXIMIZE
-    order = sorted(range(len(values)), key=lambda i: values[i], reverse=not is_maximized)
-    for trace in figure.data:
-        if trace.x is None or len(trace.x) != len(order):  # color bar
+def compute_conditional_importances(results: Results) -> list[Importances]:
+    """Compute the importances among the trials of each cell that has parameters of its own.
+
+    The same for each optimizer. Over all trials, these parameters have no importance.
+    """
+    complete, found = results.complete, []
+    for owner in (CELL, "optimizer"):
+        if owner not in results.parameters:
             continue
-        trace.update(
-            x=[trace.x[i] for i in order],
-            y=[trace.y[i] for i in order],
-            hovertext=[trace.hovertext[i] for i in order],
-            marker={"color": [trace.marker.color[i] for i in order]},
+        own = find_traits(list_partial_parameters(results, complete.index)).owned[owner]
+        for value, rows in complete.groupby(owner):
+            if any(rows[name].nunique() > 1 for name in own):
+                label = f"where {format_param(owner)} is {format_value(value)}"
+                caption = "These trials have parameters that others lack."
+                found += compute_importances(results, rows.index, label, caption)
+    return found
+
+
+def compute_block_importances(results: Results) -> list[Importances]:
+    """Compute the importances within each full-factorial block of an incomplete design."""
+    names = list_varying_parameters(results, results.table.index)
+    blocks = find_full_factorial_blocks(results.table, names)
+    complete = results.complete.index
+    return [
+        importances
+        for name, block in blocks.items()
+        for importances in compute_importances(
+            results, block.index.intersection(complete), f"where {name}"
         )
-    figure.update_layout(title=None, height=640, width=None)
-    return figure
+    ]
+
+
+# ---------------------------------------------------------------------- Optuna's other figures
+
+
+def chart_parameters(
+    results: Results, numbers: Sequence[int], importances: Sequence[Importances]
+) -> list[Chart]:
+    """Chart the values of some trials over their parameters.
+
+    Args:
+        results: results of the study.
+        numbers: numbers of the trials, the best first.
+        importances: importances over the trials, of which the first select the most important
+            parameters; without them there are no charts.
+    """
+    if not importances:
+        return []
+    names, partial = (
+        find(results, numbers) for find in (list_varying_parameters, list_partial_parameters)
+    )
+    drawn = select_ranked(numbers)
+    axis, scale = escape_html(value_axis_title(results.config)), results.scale
+    selection = describe_selection(len(drawn), len(numbers))
+    shown = [name for name in results.parameters if name in (*names, *partial)]
+    listed = ", ".join(map(format_param, partial))
+    only = f"Only some trials have these parameters, which show those trials: {listed}."
+    slices = visualization.plot_slice(
+        to_optuna_study(results, sorted(drawn), shown), target_name=axis
+    )
+    charts = [
+        Chart(
+            "Slice: value of every trial over each parameter",
+            _fit(slices, 420).update_layout(margin={"r": 110}),  # room for its color bar
+            caption=(only if partial else "") + selection,
+            width=100 * len(shown),
+            max_width=FULL_WIDTH,
+        )
+    ]
+    top = importances[0].top_params[:3]
+    if len(top) < 2:
+        return charts
+    left_out = f" Parameters that only some trials have are left out: {listed}." if partial else ""
+    labels, lines = list(map(format_label, top)), select_ranked(numbers, MAX_LINES)
+    selection = describe_selection(len(lines), len(numbers))
+    study = to_optuna_study(results, sorted(lines), names)
+    charts.append(
+        Chart(
+            "Parallel coordinates: a trial is a line",
+            plot_parallel_coordinates(study, escape_html(scale.name)),
+            caption=f"The best trials are orange, and on top.{left_out}{selection}",
+            width=95 * (1 + len(names)),
+            max_width=FULL_WIDTH,
+        )
+    )
+    if any(is_continuous(results.table[name]) for name in top):  # else only the best are visible
+        # The last trials are drawn over the others.
+        ranked = to_optuna_study(results, lines[::-1], names)
+        figure = visualization.plot_rank(ranked, params=labels, target_name=axis)
+        figure.update_xaxes(categoryorder="category ascending")
+        figure.update_yaxes(categoryorder="category ascending")
+        charts.append(
+            Chart(
+                f"Rank over the most important parameters ({', '.join(map(format_param, top))})",
+                _fit(figure, 640),
+                caption=f"Where trials coincide, the best is on top.{left_out}{selection}",
+                width=640,
+            )
+        )
+    everything = to_optuna_study(results, sorted(numbers), names)
+    figure = visualization.plot_contour(everything, params=labels[:2], target_name=axis)
+    pair = ", ".join(map(format_param, top[:2]))
+    caption = f"{scale.best_name.capitalize()} {scale.name} of the trials with the same two "
+    charts.append(
+        Chart(
+            f"Contour over the two most important parameters ({pair})",
+            _fit(figure, 460),
+            caption=f"{caption}parameters.{left_out}",
+        )
+    )
+    return charts
 
 
 def plot_parallel_coordinates(study: optuna.Study, name: str) -> go.Figure:
     """Plot each trial as a line through its parameters' values and its value, of this name."""
     figure = visualization.plot_parallel_coordinate(study, target_name=name)
     *lines, color_bar = figure.data
-    is_maximized = study.direction == StudyDirection.MAXIMIZE
-    lines.sort(key=lambda line: line.y[0], reverse=not is_maximized)  # the best on top
-    # Optuna's blue lines, white background and gray text suit a white page only.
+    # Optuna's dark blue lines, white background and gray text suit a white page only.
     scale = sequential_colors(10)
-    scale = scale[::-1] if is_maximized else scale
+    scale = scale[::-1] if study.direction == StudyDirection.MAXIMIZE else scale
     for line in lines:
         line.line.color = scale[min(9, int(10 * line.y[0]))]
+    lines.sort(key=lambda line: line.y[0], reverse=study.direction == StudyDirection.MINIMIZE)
+    figure.data = (*lines, color_bar)  # the best on top
     color_bar.marker.update(colorscale=scale, reversescale=False)
-    figure.data = []
-    figure.add_traces([*lines, color_bar])
     figure.update_annotations(font={"size": 11, "color": None})
-    figure.update_layout(title=None, height=460, plot_bgcolor=None)
-    return figure
+    figure.update_layout(plot_bgcolor=None)
+    return _fit(figure, 460)
 
 
-def plot_best(rows: pd.DataFrame, parameters: Sequence[str], scale: Scale) -> go.Figure:
-    """Plot the best value of the trials with each two values of two parameters as a heat map."""
-    groups = rows.groupby(list(parameters))["value"]
-    best = (groups.max() if scale.higher_is_better else groups.min()).unstack()
-    names = [[escape_html(format_value(value)) for value in axis] for axis in best.axes]
-    losses = scale.to_loss(best.to_numpy(dtype=float))
-    figure = go.Figure(
-        go.Heatmap(
-            z=losses,
-            x=names[1],
-            y=names[0],
-            text=[[f"{v:{scale.spec}}" if v == v else "" for v in row] for row in best.values],
-            texttemplate="%{text}",
-            colorscale=BEST_COLORS,
-            hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
-            hoverongaps=False,
-            showscale=False,
-            xgap=2,
-            ygap=2,
-        )
+def chart_study(results: Results) -> list[Chart]:
+    """Chart the distribution and the history of a study's values."""
+    complete, axis = results.complete, escape_html(value_axis_title(results.config))
+    scale = results.scale
+    study = to_optuna_study(results, complete.index.tolist(), [])
+    in_time = select_history(complete["value"].dropna().sort_index(), scale=scale)
+    order = (
+        "Trials are in the order of the source."
+        if results.config.results
+        else "Trials are in random order: the best value so far falls by chance, not by learning."
     )
-    titles = [escape_html(format_param(name)) for name in parameters]
-    return figure.update_layout(
-        xaxis={"type": "category", "title": titles[1], "showgrid": False},
-        yaxis={"type": "category", "title": titles[0], "automargin": True, "showgrid": False},
-        height=130 + 44 * len(best),
+    if len(in_time) < len(complete):
+        order += f" {len(in_time):,} of {len(complete):,} trials are drawn, all of the best so far."
+    history = visualization.plot_optimization_history(
+        _fill_gaps(results, in_time), target_name=axis
     )
+    return [
+        Chart(
+            f"Empirical distribution of the {scale.name}",
+            _fit(visualization.plot_edf(study, target_name=axis), 400),
+        ),
+        Chart("Optimization history", _fit(history, 400), caption=order),
+    ]
 
 
-def plot_contour(study: optuna.Study, parameters: list[str], axis: str) -> go.Figure:
-    """Plot the value over two parameters."""
-    figure = visualization.plot_contour(study, params=parameters, target_name=axis)
-    figure.update_layout(title=None, height=460)
-    return figure
+def _fill_gaps(results: Results, numbers: Sequence[int]) -> optuna.Study:
+    """Return a study of some trials in which others have failed: Optuna counts them all."""
+    values = results.table.loc[list(numbers), "value"].to_dict()
+    trials = [_create_trial(n, values.get(n), {}, {}, {}) for n in range(max(numbers) + 1)]
+    return _create_study(results, trials)
 
 
-def plot_distribution(study: optuna.Study, axis: str) -> go.Figure:
-    """Plot the cumulative distribution of the values."""
-    figure = visualization.plot_edf(study, target_name=axis)
-    figure.update_traces(line={"color": TRIAL_COLOR})
-    figure.update_layout(title=None, height=400, yaxis_title="share of trials")
-    # The zeros of both axes meet in the corner otherwise.
-    figure.update_yaxes(range=[-0.03, 1.03])
-    return figure
-
-
-def plot_history(study: optuna.Study, axis: str) -> go.Figure:
-    """Plot the values, and the best so far, by trial number."""
-    complete = study.get_trials(states=(TrialState.COMPLETE,))
-    # Optuna takes the numbers of the trials for their places in the list.
-    placed = _DrawnStudy(study.study_name, study._storage)
-    placed.drawn = [create_trial(value=trial.value) for trial in complete]
-    for place, trial in enumerate(placed.drawn):
-        trial.number = place
-    figure = visualization.plot_optimization_history(placed, target_name=axis)
-    for trace in figure.data:
-        trace.x = [complete[place].number for place in trace.x]
-    figure.update_traces({"name": "trial", "marker.color": TRIAL_COLOR}, {"mode": "markers"})
-    best = {"name": "best so far", "line.color": BEST_COLOR, "line.shape": "hv"}
-    figure.update_traces(best, {"name": "Best Value"})
-    figure.update_layout(
-        title=None, height=400, xaxis_title="trial", legend={"orientation": "h", "y": 1.1}
-    )
-    return figure
-
-
-def _format_choice(value: ParamValue) -> ParamValue:
-    """Return the readable form of a value; numbers stay numbers, which Optuna keeps in order."""
-    return escape_html(format_value(value)) if isinstance(value, bool | str) else value
+def _fit(figure: go.Figure, height: int) -> go.Figure:
+    """Give a figure of Optuna the height of its place on a page, which has its title."""
+    return figure.update_layout(title=None, width=None, height=height)

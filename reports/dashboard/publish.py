@@ -4,45 +4,34 @@ They depend on the study's state alone and are stored by one compare-and-set tra
 number of processes may publish the same study at once.
 """
 
-import copy
 import hashlib
 import io
 import json
 import random
+import re
+import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import optuna
 import pandas as pd
+import tomli_w
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-from reports.analysis.audited_effects import compute_study_effects
-from reports.analysis.nuisance import build_judged_table, join_names
-from reports.analysis.ranking import LeaderboardEntry, rank_architectures
+from reports import narrative, phrases
+from reports.analysis.leaderboard import rank_architectures
+from reports.analysis.nuisance import join_names
 from reports.charts.effect_plots import plot_effects
-from reports.dashboard.note import (
-    N_BEST,
-    fingerprint,
-    is_intact,
-    merge_note,
-    render_note,
-)
 from reports.data.results import Results
 from reports.data.study_reader import StudyReader
-from reports.formatting import effects_title, loss_unit
-from reports.stats.conditional_effects import (
-    RankedEffect,
-    compute_conditional_effects,
-    rank_effects,
-)
-from reports.stats.effects import Effect
+from reports.findings import StudyFindings
+from reports.formatting import effects_title, escape_markdown, format_number, load_templates
 from rnn.source_code import generate_module
 from studies.artifacts import Store, artifact_id, store_errors
-from studies.attributes import PUBLISHED, StudyRecord
+from studies.attributes import PUBLISHED
 from studies.errors import ArtifactsError
-from studies.loader import read_record
 from studies.storage.changes import update_system_attributes
 from studies.storage.counts import count_trials
 from studies.storage.open import load_study
@@ -50,25 +39,20 @@ from studies.storage.reads import read_curves
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import to_printable
 
-FIGURE_ID = "effects"
-"""Identifier of the effects figure in the dashboard."""
+N_BEST = 5
+"""Number of best trials that the note lists and whose files are stored."""
 
-_FORMAT = 6
+SEPARATOR = "*Text above this line is kept. Everything below it is updated automatically.*"
+"""Line between a user's text and the generated text."""
+
+_FORMAT = 7
 """Version of the note, the figure and the files; raise it when any of them changes."""
 
+_OF_FILES = {"cells", "task_record", "task_records"}
+"""Parts of a config that follow from the files that it names."""
+
 _NOTE_VERSION = "dashboard:note_ver"
-_ARTIFACT_PREFIX = "artifacts:"
 _ATTEMPTS = 20
-
-SAMPLES_FILE = "best-samples.txt"
-"""Name of the file with the samples of the best trials."""
-
-
-def publish_study(
-    storage: LeasedRDBStorage, study_name: str, open_store: Callable[[], Store]
-) -> None:
-    """Publish a study once; see :class:`StudyPublisher`."""
-    StudyPublisher(storage, study_name, open_store).publish()
 
 
 class StudyPublisher:
@@ -77,19 +61,21 @@ class StudyPublisher:
     Args:
         storage: storage that holds the study.
         study_name: name of the study.
-        open_store: returns the artifact store for the files; called if there are files to write.
+        store: artifact store for the files.
+
+    Attributes:
+        key: identifier and name of the study.
 
     Raises:
         StudiesError: if the study does not exist.
     """
 
-    def __init__(
-        self, storage: LeasedRDBStorage, study_name: str, open_store: Callable[[], Store]
-    ) -> None:
-        self.storage = storage
-        self.study = load_study(storage, study_name)
-        self.open_store = open_store
+    def __init__(self, storage: LeasedRDBStorage, study_name: str, store: Store) -> None:
+        self._storage = storage
+        self._study = load_study(storage, study_name)
+        self._store = store
         self._reader = StudyReader(storage, study_name)
+        self.key = (self._study._study_id, study_name)
 
     def publish(self) -> None:
         """Publish the study if it has changed since the last publication.
@@ -107,119 +93,94 @@ class StudyPublisher:
 
     def _try_publish(self, is_forced: bool) -> bool:
         """Publish once; return False if another process published in the meantime."""
-        name, study_id = self.study.study_name, self.study._study_id
+        study_id, name = self.key
         # The attributes are read before the state: an older state never replaces a newer one.
-        attrs = self.storage.get_study_system_attrs(study_id)
-        stored = self.study.user_attrs
-        record = read_record(self.study)
-        counts = count_trials(self.storage, study_id)
-        # These counts contain damaged trials, which results leave out.
-        state = json.dumps([_FORMAT, name, stored, asdict(counts)], sort_keys=True)
+        attrs = self._storage.get_study_system_attrs(study_id)
+        counts = asdict(count_trials(self._storage, study_id))
+        state = json.dumps([_FORMAT, name, self._study.user_attrs, counts], sort_keys=True)
         digest = hashlib.sha256(state.encode()).hexdigest()
-        if not is_forced and self._is_current(attrs, digest):
+        if not is_forced and _is_current(attrs, digest):
             return True
 
-        results, figure, files = None, None, {}
-        ranked: list[RankedEffect] = []
+        results = self._reader.read(False, False, require_complete=False)
+        if results.has_replicates:  # verdicts are those of the report, which compares windows
+            results = self._reader.read(False, require_complete=False)
+        findings = StudyFindings(results)
+        figure, text = _plot_effects(findings), render_note(findings)
+        files: dict[str, str] = {}
         error: Exception | None = None
-        if counts.complete:
-            results = self._reader.read(with_curves=(), with_windows=False)
-            counts = results.counts
-            effects = compute_study_effects(results).effects
-            conditional = []
-            if not results.is_pruned:
-                conditional = compute_conditional_effects(build_judged_table(results), effects)
-            ranked = rank_effects(effects, conditional)
-            figure = _plot_effects(results, effects) if effects else None
-            try:
-                files = self._write_files(results, record)
-            except store_errors() as caught:
-                error = caught
-        text = render_note(
-            name, record.config, record.corpus, record.commands, counts, results, ranked
-        )
-        published = {
-            "digest": digest if error is None else "",
-            "note": fingerprint(text),
-            "files": list(files),
-        }
+        try:
+            files = self._write_files(results)
+        except store_errors() as caught:
+            error, digest = caught, ""
+        before = attrs.get(PUBLISHED, {})
+        published = {"digest": digest, "note": fingerprint(text), "files": list(files)}
         is_stored = False
 
         def update(current: dict[str, Any]) -> dict[str, Any]:
             nonlocal is_stored
-            is_stored = current.get(PUBLISHED) == attrs.get(PUBLISHED)
-            return self._changed_attrs(current, text, figure, files, published) if is_stored else {}
+            is_stored = current.get(PUBLISHED, {}) == before
+            if not is_stored:
+                return {}
+            draft = _Draft(current)
+            save_note(draft, merge_note(get_note(draft), before.get("note"), text))
+            if figure is not None:
+                save_plotly_graph_object(draft, figure, graph_object_id="effects")
+            new = draft.attrs | files | {PUBLISHED: published}
+            if _NOTE_VERSION in current:
+                # With a new version the dashboard would reject a note that a user is editing.
+                new[_NOTE_VERSION] = current[_NOTE_VERSION]
+            return {key: value for key, value in new.items() if current.get(key) != value}
 
-        update_system_attributes(self.storage, study_id, update)
+        update_system_attributes(self._storage, study_id, update)
         if is_stored and error is not None:
             raise ArtifactsError(f"cannot write the study's files ({error})") from error
         return is_stored
 
-    def _is_current(self, attrs: Mapping[str, Any], digest: str) -> bool:
-        """Return whether a state is published, and nothing of it was changed in the dashboard."""
-        published = attrs.get(PUBLISHED, {})
-        return (
-            published.get("digest") == digest
-            # The dashboard sets the attribute of a deleted file to null, as JSON.
-            and all(json.loads(attrs.get(key, "null")) for key in published["files"])
-            and is_intact(get_note(self._study_over(attrs)), published["note"])
-        )
+    def _write_files(self, results: Results) -> dict[str, str]:
+        """Write the files of the best trials; return the attributes that list them.
 
-    def _write_files(self, results: Results, record: StudyRecord) -> dict[str, str]:
-        """Write the files; return the attributes that list them."""
-        files = {
-            artifact_id(record.artifact_folder, file.role): file
-            for file in build_files(self.storage, self.study._study_id, results)
-        }
-        entries = {
-            _ARTIFACT_PREFIX + identifier: json.dumps(
-                {
-                    "artifact_id": identifier,
-                    "filename": file.name,
-                    "mimetype": file.media_type,
-                    "encoding": None,
-                }
-            )
-            for identifier, file in files.items()
-        }
-        if files:
-            store = self.open_store()
-            for identifier, file in files.items():
-                store.write(identifier, io.BytesIO(file.content.encode()))
-        return entries
+        There are none of an imported study, and without a ranking.
+        """
+        listed: dict[str, str] = {}
 
-    def _changed_attrs(
-        self,
-        current: dict[str, Any],
-        text: str,
-        figure: Any,
-        files: Mapping[str, str],
-        published: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        """Return the system attributes to write, in the formats of Optuna and its dashboard."""
-        study = self._study_over(current)
-        previous = current.get(PUBLISHED, {}).get("note")
-        save_note(study, merge_note(get_note(study), previous, text))
-        if figure is not None:
-            save_plotly_graph_object(study, figure, graph_object_id=FIGURE_ID)
-        new = study._storage.get_study_system_attrs(study._study_id)
-        new = {**new, **files, PUBLISHED: published}
-        if _NOTE_VERSION in current:
-            # With a new version the dashboard would reject a note that a user is editing.
-            new[_NOTE_VERSION] = current[_NOTE_VERSION]
-        return {key: value for key, value in new.items() if current.get(key) != value}
+        def write(role: str, name: str, media_type: str, text: str) -> None:
+            # A new file replaces the one of the same role.
+            identifier = artifact_id(results.folder, role)
+            entry = {"artifact_id": identifier, "filename": name, "mimetype": media_type}
+            listed[f"artifacts:{identifier}"] = json.dumps(entry | {"encoding": None})
+            self._store.write(identifier, io.BytesIO(text.encode()))
 
-    def _study_over(self, attrs: Mapping[str, Any]) -> optuna.Study:
-        """Return a copy of the study that reads and writes a copy of the given attributes."""
-        study = copy.copy(self.study)
-        study._storage = _AttrsOverlay(attrs)  # type: ignore[assignment]
-        return study
+        if not (results.cells and _has_ranking(results)):
+            return listed
+        best = rank_architectures(results, N_BEST)
+        numbers, samples = [entry.number for entry in best], []
+        points = read_curves(self._storage, self.key[0], numbers)
+        curves = pd.DataFrame(points, columns=["trial", "step", "loss"])
+        curves = curves.pivot(index="step", columns="trial", values="loss")
+        curves = curves.reindex(columns=numbers).add_prefix("trial ")
+        text = curves.to_csv(float_format="%.6f", lineterminator="\n")
+        write("curves.csv", "best-curves.csv", "text/csv", text)
+        for rank, entry in enumerate(best, 1):
+            assert entry.architecture is not None
+            code = generate_module(entry.architecture, results.spec, entry.bptt_steps)
+            write(f"best-{rank}", f"best-{rank}-trial-{entry.number}.py", "text/x-python", code)
+            if entry.sample is not None:
+                value = f"{entry.mean:.4f} {results.metric.unit}"
+                title = f"{rank}: trial {entry.sample_trial}, {entry.full_label}, {value}"
+                samples.append(f"{title}\n{'=' * len(title)}\n\n{to_printable(entry.sample)}\n")
+        if samples:
+            text = "\n\n".join(samples)
+            write("samples", "best-samples.txt", "text/plain; charset=utf-8", text)
+        return listed
 
 
-class _AttrsOverlay:
-    """Stand-in for a storage: the two methods that the dashboard's functions use."""
+class _Draft(optuna.Study):
+    """Study, and its own storage, of which the dashboard's functions use the system attributes."""
 
     def __init__(self, attrs: Mapping[str, Any]) -> None:
+        self._storage = self  # type: ignore[assignment]
+        self._study_id = 0
         self.attrs = dict(attrs)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
@@ -229,73 +190,85 @@ class _AttrsOverlay:
         self.attrs[key] = value
 
 
-def _plot_effects(results: Results, effects: list[Effect]) -> Any:
-    figure = plot_effects(effects, loss_unit(results.config))
+def _is_current(attrs: Mapping[str, Any], digest: str) -> bool:
+    """Return whether a state is published, and nothing of it was changed in the dashboard."""
+    published = attrs.get(PUBLISHED, {})
+    if published.get("digest") != digest:
+        return False
+    body, listed = get_note(_Draft(attrs)), [attrs.get(key, "null") for key in published["files"]]
+    is_intact = fingerprint(body[-published["note"][0] :]) == published["note"]
+    # The dashboard sets the attribute of a deleted file to null, as JSON.
+    return is_intact and SEPARATOR in body and all(map(json.loads, listed))
+
+
+def fingerprint(text: str) -> list[int | str]:
+    """Return the length and digest by which a published text is recognised, as JSON stores them."""
+    return [len(text), hashlib.sha256(text.encode()).hexdigest()[:16]]
+
+
+def merge_note(body: str, published: list[Any] | None, generated: str) -> str:
+    """Replace the generated text of a note, and keep everything else above it.
+
+    Text is a user's unless it is exactly as it was published, also if it was edited since.
+
+    Args:
+        body: current note.
+        published: fingerprint of the generated text in it; None if there was none.
+        generated: new generated text, which begins with a heading.
+    """
+    length = published[0] if published else 0
+    for heading in re.finditer("^## ", body, re.MULTILINE):
+        start, end = heading.start(), heading.start() + length
+        if fingerprint(body[start:end]) == published:
+            body = body[:start] + SEPARATOR + body[end:]
+            break
+    kept = filter(None, map(str.strip, body.split(SEPARATOR)))
+    return "\n\n".join([*kept, SEPARATOR, generated])
+
+
+def _has_ranking(results: Results) -> bool:
+    """Return whether trials are complete, and compare: losses of several tasks do not."""
+    return results.counts.complete > 0 and not results.config.task_names
+
+
+def render_note(findings: StudyFindings) -> str:
+    """Render the generated part of a note; equal states of a study give equal texts.
+
+    Args:
+        findings: findings on a study, of which no trial may be complete.
+    """
+    results, best, said = findings.results, [], []
+    if _has_ranking(results):
+        best = rank_architectures(results, N_BEST)
+        said = [*narrative.write_answer(findings), phrases.describe_outcomes(findings)]
+        if results.is_pruned:
+            said.append(phrases.to_sentence(phrases.describe_pruning(findings)))
+        said += [f"Warning: {each}." for each in narrative.list_warnings(findings)]
+    text = _TEMPLATES.get_template("note.md").render(
+        results=results,
+        best=best,
+        sentences=[phrases.to_markdown(each) for each in said if each],
+        nuisance=join_names(results.nuisance),
+        command=shlex.join(["rnn-search", "report", results.name]),
+        # It loads as an equal config where the files that it names are.
+        toml=tomli_w.dumps(
+            results.config.model_dump(mode="json", exclude_none=True, exclude=_OF_FILES)
+        ),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+_TEMPLATES = load_templates(escaping=False)
+_TEMPLATES.filters |= {"escape_markdown": escape_markdown, "number": format_number}
+
+
+def _plot_effects(findings: StudyFindings) -> Any:
+    """Plot the main effects; None if there are none."""
+    results = findings.results
+    if not (_has_ranking(results) and findings.effects):
+        return None
+    figure = plot_effects(findings.effects, results.measure.unit)
     figure.layout.template = None  # the browser has it; it is twice as long as the rest
     at_best = f" at its best {join_names(results.nuisance)}" if results.nuisance else ""
     title = f"{effects_title(results.is_gated)}{at_best}: {results.scale.better_sign} is better"
-    figure.update_layout(height=None, title=title)
-    return figure
-
-
-@dataclass(frozen=True)
-class StudyFile:
-    """File that belongs to a study.
-
-    Attributes:
-        role: purpose of the file; a new file replaces the one of the same role.
-        name: file name shown in the dashboard.
-        media_type: media type, as in an HTTP header.
-        content: text of the file.
-    """
-
-    role: str
-    name: str
-    media_type: str
-    content: str
-
-
-def build_files(storage: LeasedRDBStorage, study_id: int, results: Results) -> list[StudyFile]:
-    """Build the files of a study.
-
-    Args:
-        storage: storage that holds the study.
-        study_id: identifier of the study.
-        results: results of the study, without curves.
-    """
-    best = rank_architectures(results, N_BEST)
-    networks = [entry.architecture for entry in best if entry.architecture]
-    if not networks:  # imported
-        return []
-    curves = _format_curves(storage, study_id, best)
-    files = [StudyFile("curves.csv", "best-curves.csv", "text/csv", curves)]
-    for rank, (entry, network) in enumerate(zip(best, networks, strict=True), 1):
-        code = generate_module(network, results.spec, entry.bptt_steps)
-        name = f"best-{rank}-trial-{entry.number}.py"
-        files.append(StudyFile(f"best-{rank}", name, "text/x-python", code))
-    if samples := _format_samples(results, best):
-        files.append(StudyFile("samples", SAMPLES_FILE, "text/plain; charset=utf-8", samples))
-    return files
-
-
-def _format_curves(
-    storage: LeasedRDBStorage, study_id: int, best: Sequence[LeaderboardEntry]
-) -> str:
-    """Return the curves as CSV: one row per step, one column per trial, the best first."""
-    curves: dict[int, dict[int, float]] = {entry.number: {} for entry in best}
-    for number, step, loss in read_curves(storage, study_id, list(curves)):
-        curves[number][step] = loss
-    columns = {f"trial {n}": pd.Series(curve, dtype=float) for n, curve in curves.items()}
-    table = pd.DataFrame(columns).sort_index()
-    return table.to_csv(index_label="step", float_format="%.6f", lineterminator="\n")
-
-
-def _format_samples(results: Results, best: Sequence[LeaderboardEntry]) -> str:
-    """Return the samples of the best trials, each under a heading; "" if there are none."""
-    unit, parts = results.metric.unit, []
-    for rank, entry in enumerate(best, 1):
-        if entry.sample is not None:
-            trial = f"trial {entry.sample_trial}, {entry.full_label}"
-            heading = f"{rank}: {trial}, {entry.mean:.4f} {unit}"
-            parts.append(f"{heading}\n{'=' * len(heading)}\n\n{to_printable(entry.sample)}\n")
-    return "\n\n".join(parts)
+    return figure.update_layout(height=None, title=title)

@@ -1,37 +1,32 @@
-"""Serve optuna-dashboard on this machine and publish the studies that are viewed."""
+"""Serve optuna-dashboard on this machine, and publish the studies that are viewed."""
 
 import contextlib
-import http.client
 import io
-import json
 import logging
 import os
 import queue
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from socketserver import ThreadingMixIn
+from socketserver import BaseServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import click
 
+from reports.cli import print_failure
 from reports.errors import USER_ERRORS, DashboardError
 from studies.artifacts import Store, open_store
 from studies.cli import (
     artifacts_option,
     dashboard_port_option,
-    is_bug,
     is_debugging,
-    print_bug,
     storage_options,
 )
-from studies.errors import StudiesError
-from studies.storage.engine import error_message
 from studies.storage.open import open_storage
 from studies.storage.storage import LeasedRDBStorage
 
@@ -44,10 +39,7 @@ HOST = "127.0.0.1"
 PUBLISH_INTERVAL_SECONDS = 10.0
 """Minimum time between the end of a study's publication and the start of the next one."""
 
-PROBE_TIMEOUT_SECONDS = 2.0
-"""How long to wait for an answer on a port that is taken, to see if it is a dashboard's."""
-
-_LOCAL_NAMES = {HOST, "localhost", "::1"}
+_LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")
 _FRAME_HEADERS = [
     ("X-Frame-Options", "DENY"),
     ("Content-Security-Policy", "frame-ancestors 'none'"),
@@ -55,16 +47,8 @@ _FRAME_HEADERS = [
 """Headers with which a browser shows no response in a frame of any page."""
 
 _STUDY_REQUEST = re.compile(r"/api/studies/(\d{1,18})(/|$)")
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-
-
-def dashboard_url(port: int) -> str:
-    """Return the URL of the dashboard on a port."""
-    return f"http://{HOST}:{port}"
 
 
 def open_listener(port: int) -> socket.socket:
@@ -76,23 +60,8 @@ def open_listener(port: int) -> socket.socket:
     try:
         return socket.create_server((HOST, port))
     except OSError as error:
-        if _is_dashboard(port):
-            raise DashboardError(
-                f"port {port} is in use by another optuna-dashboard ({dashboard_url(port)}); "
-                "choose another --port"
-            ) from error
-        raise DashboardError(
-            f"port {port} cannot be used ({os.strerror(error.errno or 0)}); choose another --port"
-        ) from error
-
-
-def _is_dashboard(port: int) -> bool:
-    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-        connection = http.client.HTTPConnection(HOST, port, timeout=PROBE_TIMEOUT_SECONDS)
-        with contextlib.closing(connection):
-            connection.request("GET", "/api/meta")
-            return "artifact_is_available" in json.loads(connection.getresponse().read(10_000))
-    return False
+        line = f"port {port} cannot be used ({os.strerror(error.errno or 0)})"
+        raise DashboardError(f"{line}; choose another --port") from error
 
 
 @click.command(help="Serve optuna-dashboard for all studies of a storage, on this machine only.")
@@ -101,21 +70,13 @@ def _is_dashboard(port: int) -> bool:
 @dashboard_port_option
 @click.option("--inherited-socket", type=int, hidden=True)
 def dashboard(storage: str, artifacts: str | None, port: int, inherited_socket: int | None) -> int:
-    """Serve until a signal arrives.
+    """Serve until a signal arrives, and return the exit code.
 
-    Args:
-        storage: URL of the storage; created if it does not exist.
-        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
-        port: port to serve on.
-        inherited_socket: file descriptor of a listening socket, given by the search that started
-            this process. The server then also stops at the end of its standard input, a pipe that
-            closes when the search ends in any way.
-
-    Returns:
-        The exit code.
+    A search gives its child a listening socket, and a pipe as standard input that closes when the
+    search ends in any way: the child stops at its end as well.
     """
     is_child = inherited_socket is not None
-    listener = open_listener(port) if not is_child else socket.socket(fileno=inherited_socket)
+    listener = socket.socket(fileno=inherited_socket) if is_child else open_listener(port)
     store = open_store(artifacts, storage, "artifacts")
     with listener, contextlib.closing(open_storage(storage)) as opened:
         from optuna_dashboard import wsgi  # slow; not needed when the port is taken
@@ -125,24 +86,22 @@ def dashboard(storage: str, artifacts: str | None, port: int, inherited_socket: 
         application = PublishOnView(wsgi(opened, artifact_store=store), opened, store)
         server = _Server(listener, same_origin_only(application))
         exit_codes: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for number in _SIGNALS:
+
+        def stop_with_search() -> None:
+            sys.stdin.read()
+            exit_codes.put(0)
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, lambda number, _: exit_codes.put(128 + number))
         _start_thread(server.serve_forever)
         if is_child:
-            _start_thread(lambda: exit_codes.put(_wait_for_end_of_stdin()))
+            _start_thread(stop_with_search)
         else:
-            click.echo(f"dashboard: {dashboard_url(port)} (stop with Ctrl-C)")
+            click.echo(f"dashboard: http://{HOST}:{port} (stop with Ctrl-C)")
         code = exit_codes.get()
         server.shutdown()
     return code
-
-
-def _wait_for_end_of_stdin() -> int:
-    with contextlib.suppress(OSError):
-        while os.read(0, 1024):
-            pass
-    return 0
 
 
 def _start_thread(target: Callable[[], object]) -> None:
@@ -161,7 +120,7 @@ def same_origin_only(application: Application) -> Application:
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             return start_response(status, [*headers, *_FRAME_HEADERS], *error)
 
-        if not _is_local(environ.get("HTTP_HOST", "")):
+        if not _LOCAL_HOST.fullmatch(environ.get("HTTP_HOST", "")):
             reason = "This dashboard answers to 127.0.0.1 and localhost only."
         elif not _is_same_origin(environ):
             reason = "This dashboard does not answer to other web pages."
@@ -171,13 +130,6 @@ def same_origin_only(application: Application) -> Application:
         return [f"{reason}\n".encode()]
 
     return serve
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return urlsplit(f"//{host}").hostname in _LOCAL_NAMES
-    except ValueError:
-        return False
 
 
 def _is_same_origin(environ: Mapping[str, Any]) -> bool:
@@ -210,7 +162,7 @@ class PublishOnView:
         self._store = store
         self._publishing = threading.Lock()
         self._due: dict[int, float] = {}
-        self._publishers: dict[tuple[int, str], StudyPublisher] = {}
+        self._publisher: StudyPublisher | None = None
         self._has_warned = False
 
     def __call__(
@@ -228,21 +180,18 @@ class PublishOnView:
         from reports.dashboard.publish import StudyPublisher  # slow: imports pandas and plotly
 
         try:
-            if (name := self._find_name(study_id)) is None:
-                return
-            publisher = self._publishers.get((study_id, name))
-            if publisher is None:
-                publisher = StudyPublisher(self._storage, name, lambda: self._store)
-            # What it has read is kept for one study, the one that is viewed.
-            self._publishers = {(study_id, name): publisher}
-            publisher.publish()
-        except StudiesError as error:  # not a study of this version and program
-            logging.getLogger(__name__).debug("not published: %s", error)
-        except KeyError as error:
-            if self._find_name(study_id) is not None:  # else it was deleted meanwhile
-                self._warn(error)
+            if (name := self._find_name(study_id)) is not None:
+                # What was read is kept for one study, the one that is viewed.
+                if self._publisher is None or self._publisher.key != (study_id, name):
+                    self._publisher = StudyPublisher(self._storage, name, self._store)
+                self._publisher.publish()
+        except USER_ERRORS:
+            pass  # not a study of this version and program
         except Exception as error:  # the dashboard is served nevertheless
-            self._warn(error)
+            is_deleted = isinstance(error, KeyError) and self._find_name(study_id) is None
+            if not (is_deleted or self._has_warned):
+                self._has_warned = True
+                print_failure(error, "warning: cannot publish a study", err=True)
         finally:
             self._due[study_id] = time.monotonic() + PUBLISH_INTERVAL_SECONDS
             self._publishing.release()
@@ -254,14 +203,6 @@ class PublishOnView:
         except KeyError:
             return None
 
-    def _warn(self, error: Exception) -> None:
-        """Print the first failure, and the traceback of a bug."""
-        if not self._has_warned:
-            self._has_warned = True
-            click.echo(f"warning: cannot publish a study: {error_message(error)}", err=True)
-            if is_bug(error, USER_ERRORS):
-                print_bug(error)
-
 
 class _Server(ThreadingMixIn, WSGIServer):
     """Threaded HTTP server on a socket that is already listening."""
@@ -269,12 +210,10 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def __init__(self, listener: socket.socket, application: Application) -> None:
-        super().__init__((HOST, 0), _Handler, bind_and_activate=False)
-        self.socket.close()
+        # The classes between would open a socket, and look up this machine's name on the network.
+        BaseServer.__init__(self, listener.getsockname(), _Handler)
         self.socket = listener
-        self.server_address = listener.getsockname()
-        # The base class would look up this machine's name on the network.
-        self.server_name, self.server_port = HOST, self.server_address[1]
+        self.server_name, self.server_port = listener.getsockname()
         self.setup_environ()
         self.set_app(application)
 
@@ -287,12 +226,6 @@ class _Server(ThreadingMixIn, WSGIServer):
 class _Handler(WSGIRequestHandler):
     def log_message(self, *args: Any) -> None:
         """Log no requests."""
-
-    def end_headers(self) -> None:
-        """End the headers of an error; those of a response are not sent here."""
-        for header in _FRAME_HEADERS:
-            self.send_header(*header)
-        super().end_headers()
 
     def get_stderr(self) -> Any:
         return super().get_stderr() if is_debugging() else io.StringIO()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
@@ -17,28 +17,42 @@ from reports.data.trial_table import (
 )
 from reports.formatting import loss_unit, objective_name
 from reports.stats.run_means import average_runs
-from reports.stats.scale import NATS, VALUE, Metric, Scale, format_param, format_value, order_values
+from reports.stats.scale import (
+    VALUE,
+    Metric,
+    Scale,
+    format_param,
+    format_value,
+    is_missing,
+    order_values,
+)
 from rnn.config import OPTIMIZERS, TaskSpec
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
     AuditLook,
+    ConfusionCounts,
     CorpusRecord,
     LookRecord,
+    PredictionSample,
     TokenizerRecord,
 )
 from studies.config import StudyConfig
 from studies.hypotheses import HypothesisRecord
 from studies.measure import Measure, choose_split, find_measure
 from studies.records import Floors
-from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, param_order
+from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, TASK, param_order
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
 from studies.training import (
     OPTIMIZER_PARAMS,
+    UPDATE_EVERY,
     TrainingSettings,
     uses_setting,
 )
+
+BUDGET_PARAMS = ("batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
+"""Parameters that may change how much data, or how many updates, a number of steps has."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,8 @@ class Results:
         config: its configuration.
         corpus: the corpus that it was trained on; None for another task, and if it was imported.
         floors: losses without memory in a task other than text; None if they are not stored.
+        task_floors: the same of each of several tasks.
+        task: name of the task, in the results of one of several; else "".
         commands: commands that created and extended it; empty if unknown.
         table: one row per trial, indexed by its number, the best first: ``architecture`` (its
             label), ``label`` (with its nuisance values and the replicate), ``state``, ``value``,
@@ -57,20 +73,23 @@ class Results:
             the attributes that the trial recorded.
         curves: one row per log point: ``number``, ``step``, ``loss`` (of text in nats per token),
             of the trials whose curves were read.
+        curve_ends: length of each curve, indexed by trial: ``points`` and ``last_step``; empty if
+            no curves were read.
+        early_losses: of a pruned study, loss of each trial at :attr:`common_step`, as far as it has
+            reached it.
         sources: of a refinement, one row per complete trial of its source, indexed by number:
             ``value``, by this study's objective, and the parameters.
         tokenizer: the tokenizer of the corpus.
         windows: held-out loss on each evaluation window, or sequence, by trial number.
+        predictions: what the best networks predict, of a task other than text, by trial number.
         hypotheses: the hypotheses that the study stores.
         audit_looks: planned looks at the audited trials of a pruned study, by name.
         audit_nuisance: nuisance parameters over which its audited architectures were drawn.
         identity: identity of the study, :func:`reports.output.study_identity`.
         folder: artifact folder of the study, a name that no other study has.
         replicates: further runs of its architectures, of other studies, see
-            :func:`reports.data.replicates.find_replicates`; None if there are none.
+            :func:`find_replicates`; None if there are none.
         looks: planned looks at replicates so far.
-        stored_ends: lengths of the curves of all trials; None if all curves were read.
-        stored_early_losses: loss of each trial at the common step; None if all curves were read.
     """
 
     name: str
@@ -79,10 +98,15 @@ class Results:
     commands: list[str]
     table: pd.DataFrame
     curves: pd.DataFrame
+    curve_ends: pd.DataFrame
+    early_losses: "pd.Series[float]"
     sources: pd.DataFrame
     floors: Floors | None = None
+    task_floors: dict[str, Floors] = field(default_factory=dict)
+    task: str = ""
     tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
+    predictions: dict[int, PredictionSample | ConfusionCounts] = field(default_factory=dict)
     hypotheses: list[HypothesisRecord] = field(default_factory=list)
     audit_looks: dict[str, AuditLook] = field(default_factory=dict)
     audit_nuisance: list[str] = field(default_factory=list)
@@ -90,13 +114,49 @@ class Results:
     folder: str = ""
     replicates: pd.DataFrame | None = None
     looks: list[LookRecord] = field(default_factory=list)
-    stored_ends: pd.DataFrame | None = None
-    stored_early_losses: "pd.Series[float] | None" = None
 
     @cached_property
     def computed(self) -> dict[Any, Any]:
         """Statistics of these results that several parts of a page show, by what they are."""
         return {}
+
+    @property
+    def title(self) -> str:
+        """Name of the study, with the task of one of several."""
+        return f"{self.name}, task {self.task}" if self.task else self.name
+
+    def split_tasks(self) -> "list[Results]":
+        """Return the results of each of several tasks that has a complete trial; else these alone.
+
+        They are those of a study of that task, with the numbers of the trials of this one.
+        """
+        if not self.config.task_records or TASK not in self.table:
+            return [self]
+        found = [self.at_task(name) for name in self.config.task_records]
+        return [each for each in found if len(each.complete)]
+
+    def at_task(self, name: str) -> "Results":
+        """Return the results of one of several tasks, which may have no complete trial."""
+        table = self.table[self.table[TASK] == name].drop(columns=TASK)
+        config, curves, numbers = self.config.at_task(name), self.curves, table.index
+        others = {
+            metric_column(split, metric)
+            for record in self.config.task_records.values()
+            for metric in record.metrics.keys() - self.config.task_records[name].metrics.keys()
+            for split in ("validation", "test")
+        }
+        early, ends = self.early_losses, self.curve_ends
+        return replace(
+            self,
+            config=config,
+            task=name,
+            table=table.drop(columns=others.intersection(table.columns)),
+            curves=curves[curves["number"].isin(numbers)],
+            floors=self.task_floors.get(name),
+            windows={each: self.windows[each] for each in numbers if each in self.windows},
+            curve_ends=ends[ends.index.isin(numbers)],
+            early_losses=early[early.index.isin(numbers)],
+        )
 
     @cached_property
     def all_parameters(self) -> list[str]:
@@ -106,7 +166,7 @@ class Results:
             names = param_order([CELL, *names])
         return [name for name in names if name in self.table]
 
-    @property
+    @cached_property
     def parameters(self) -> list[str]:
         """Parameters that have several values in this study, nuisance parameters included.
 
@@ -132,6 +192,11 @@ class Results:
         rows = self.table.to_dict("records")
         names = [*self.all_parameters, REPLICATE]
         return list_nuisance(self.config, [list_params(row, names) for row in rows])
+
+    @property
+    def varies_budget(self) -> bool:
+        """Whether architectures may read different amounts of data, or have different updates."""
+        return bool(self.cells) and any(name in BUDGET_PARAMS for name in self.judged_parameters)
 
     @property
     def judged_parameters(self) -> list[str]:
@@ -199,14 +264,11 @@ class Results:
     @cached_property
     def scale(self) -> Scale:
         """Unit, direction and precision of ``value``."""
-        config = self.config
-        if config.is_text:
-            return NATS
-        unit, name = self.measure.short_unit, self.measure.loss
-        if config.task_record:  # its losses may have any size and sign
-            return Scale(unit, False, ".3g", self.measure.spec, name)
-        is_maximized = config.direction == "maximize"
-        return Scale.of_values(self.table["value"].dropna(), name, unit, is_maximized)
+        scale = self.measure.scale
+        if self.config.is_trained:
+            return scale
+        values = self.table["value"].dropna()
+        return Scale.of_values(values, scale.name, scale.unit, scale.higher_is_better)
 
     @cached_property
     def uncontrasted(self) -> frozenset[str]:
@@ -267,7 +329,7 @@ class Results:
         ]
         return f"{' and '.join(titles)} with {', '.join(settings)}"
 
-    @property
+    @cached_property
     def metric(self) -> Metric:
         """Number by which the architectures are ranked.
 
@@ -387,18 +449,10 @@ class Results:
             self.nuisance
         )
 
-    @property
+    @cached_property
     def complete(self) -> pd.DataFrame:
         """Rows of the complete trials."""
         return self.table[self.table["state"] == TrialStatus.COMPLETE]
-
-    @cached_property
-    def curve_ends(self) -> pd.DataFrame:
-        """Length of each curve, indexed by trial: ``points`` and ``last_step``."""
-        if self.stored_ends is not None:
-            return self.stored_ends
-        by_trial = self.curves.groupby("number")["step"]
-        return pd.DataFrame({"points": by_trial.size(), "last_step": by_trial.max()})
 
     @property
     def common_step(self) -> int:
@@ -407,14 +461,6 @@ class Results:
         failed = self.table.index[has_failed]
         reached = self.curve_ends["last_step"].drop(failed, errors="ignore")
         return int(reached.min()) if len(reached) else 0
-
-    @property
-    def early_losses(self) -> "pd.Series[float]":
-        """Loss of each trial at the common step, as far as it has reached it."""
-        if self.stored_early_losses is not None:
-            return self.stored_early_losses
-        early = self.curves[self.curves["step"] == self.common_step]
-        return early.set_index("number")["loss"]
 
     @property
     def counts(self) -> TrialCounts:
@@ -428,3 +474,57 @@ def _number_groups(rows: pd.DataFrame, names: list[str]) -> "pd.Series[int]":
     if not names:
         return pd.Series(0, index=rows.index)
     return rows.groupby(names, dropna=False, sort=False).ngroup()
+
+
+# ------------------------------------------------------------------ further runs
+
+
+def find_replicates(results: Results, others: Sequence[Results]) -> pd.DataFrame | None:
+    """Find the replicates of a study's architectures in other studies.
+
+    Studies count that train with the same objective, data and training settings.
+    Nuisance parameters may have any value: a study of replicates has the best ones.
+
+    Args:
+        results: results of the study; one of replicates has its own runs.
+        others: studies on the same page.
+
+    Returns:
+        One row per complete trial with the parameters, ``replicate`` and ``value``; None without a
+        study of replicates.
+    """
+    if results.has_replicates:
+        return results.complete
+    found = [
+        _select_architectures(results, other)
+        for other in others
+        if other.has_replicates and _is_comparable(results, other)
+    ]
+    found = [rows for rows in found if len(rows)]
+    return pd.concat(found, ignore_index=True) if found else None
+
+
+def _is_comparable(results: Results, other: Results) -> bool:
+    """Return whether two studies train and judge a network alike, but for their parameters."""
+    ours, theirs = results.config, other.config
+    varied = {*results.all_parameters, *other.all_parameters, *ours.nuisance}
+    return (
+        results.data == other.data
+        and ours.objective == theirs.objective
+        and (ours.objective == "training" or ours.evaluation == theirs.evaluation)
+        and ours.gate_inputs == theirs.gate_inputs
+        and all(theirs.cells.get(name, cell) == cell for name, cell in ours.cells.items())
+        and ours.training.model_dump(exclude=varied) == theirs.training.model_dump(exclude=varied)
+    )
+
+
+def _select_architectures(results: Results, other: Results) -> pd.DataFrame:
+    """Return the runs that have the study's values of all parameters that it does not vary."""
+    rows = other.complete
+    defaults = {CELL: GATED_CELL} | results.config.training.model_dump()
+    names = {*results.all_parameters, *other.all_parameters}
+    for name in names.difference(results.axes, results.config.nuisance):
+        fixed = results.table[name].iloc[0] if name in results.table else defaults.get(name)
+        values = rows[name].tolist() if name in rows else [fixed] * len(rows)
+        rows = rows[[is_missing(v) if is_missing(fixed) else v == fixed for v in values]]
+    return rows

@@ -1,15 +1,17 @@
-"""Reads the results of a stored study: once, or again after it has changed."""
+"""Reads the results of a study, once or again after it has changed, and selects what is drawn."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
+import numpy as np
 import pandas as pd
 
-from reports.data.drawn_trials import select_drawn_curves
 from reports.data.results import Results
 from reports.data.trial_table import TableBuilder, read_source_trials
 from reports.errors import ReportError
 from reports.output import study_identity
+from reports.stats.scale import NATS, Scale
 from studies.attributes import StudyRecord
 from studies.loader import read_record
 from studies.storage.open import load_study
@@ -19,14 +21,21 @@ from studies.storage.reads import (
     read_curve_ends,
     read_curves,
     read_eval_windows,
+    read_predictions,
 )
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
 
-_END_COLUMNS = ("points", "last_step")
+MAX_DRAWN = 1000
+"""Trials that a figure draws. Of more, it draws the best 500, and 500 spread over the others."""
+
+_BEST = 5
+"""Number of best networks of which a page may draw what they predict."""
 
 _MAX_NAMED = 5000
 """Number of trials from which all curves are read: a statement names no more."""
+
+_T = TypeVar("_T")
 
 
 class StudyReader:
@@ -49,7 +58,7 @@ class StudyReader:
 
     def read(
         self,
-        with_curves: Collection[int] | None = None,
+        with_curves: bool = True,
         with_windows: bool = True,
         require_complete: bool = True,
         drawn_only: bool = False,
@@ -70,11 +79,13 @@ class StudyReader:
             raise ReportError(
                 f"study {name!r} has no complete trial ({counts.describe()}): type {hint} {name}"
             )
+        if with_curves:
+            results = _add_curves(results, storage, study_id, drawn_only)
         if drawn_only:
-            results = _add_drawn_curves(results, storage, study_id)
-        elif with_curves is None or with_curves:
-            curves = _to_frame(read_curves(storage, study_id, with_curves))
-            results = replace(results, curves=curves)
+            parts = [part for part in results.split_tasks() if part.config.task_record]
+            best = [number for part in parts for number in select_predictions(part)]
+            predictions = read_predictions(storage, study_id, best) if best else {}
+            results = replace(results, predictions=predictions)
         if not with_windows:
             return results
         windows = read_eval_windows(storage, study_id, results.metric.split)
@@ -92,8 +103,11 @@ class StudyReader:
             commands=record.commands,
             table=self._table.build(trials, config),
             curves=_to_frame([]),
+            curve_ends=_index_ends([]),
+            early_losses=pd.Series(dtype=float),
             sources=read_source_trials(storage, config),
             floors=record.floors,
+            task_floors=record.task_floors,
             tokenizer=record.tokenizer,
             hypotheses=record.hypotheses,
             audit_looks=read_audit_looks(storage, self._study._study_id) if is_pruning else {},
@@ -107,7 +121,7 @@ class StudyReader:
 def read_results(
     storage: LeasedRDBStorage,
     name: str,
-    with_curves: Collection[int] | None = None,
+    with_curves: bool = True,
     with_windows: bool = True,
     require_complete: bool = True,
     drawn_only: bool = False,
@@ -117,11 +131,12 @@ def read_results(
     Args:
         storage: storage of the study.
         name: name of the study.
-        with_curves: numbers of the trials whose curves are read; all by default.
+        with_curves: whether curves are read, their lengths, and of a pruned study the losses at
+            the common step.
         with_windows: whether the losses on each evaluation window are read.
         require_complete: whether to reject a study in which no trial is complete yet.
-        drawn_only: whether of the curves only what a page needs is read: those that it draws, their
-            lengths, and the losses at the common step of a pruned study.
+        drawn_only: whether only the curves that a page draws are read, and the predictions of the
+            best networks.
 
     Raises:
         StudyNotFoundError: if the study is missing.
@@ -132,22 +147,108 @@ def read_results(
     return reader.read(with_curves, with_windows, require_complete, drawn_only)
 
 
-def _add_drawn_curves(results: Results, storage: LeasedRDBStorage, study_id: int) -> Results:
-    """Read the curves that a page draws, and of the others what it says about them."""
-    ends = pd.DataFrame(read_curve_ends(storage, study_id), columns=["number", *_END_COLUMNS])
-    results = replace(results, stored_ends=ends.set_index("number"))
-    complete = results.complete
-    unrecorded = complete.index[complete["training_loss"].isna()]
-    with_curve = unrecorded.intersection(ends["number"].tolist())
-    wanted = {*select_drawn_curves(results), *with_curve.tolist()}
-    numbers = wanted if len(wanted) <= _MAX_NAMED else None
+def _add_curves(
+    results: Results, storage: LeasedRDBStorage, study_id: int, drawn_only: bool
+) -> Results:
+    results = replace(results, curve_ends=_index_ends(read_curve_ends(storage, study_id)))
+    numbers = None
+    if drawn_only and not results.varies_budget:
+        complete = results.complete
+        unrecorded = complete.index[complete["training_loss"].isna()]
+        with_curve = unrecorded.intersection(results.curve_ends.index)
+        drawn = (number for each in results.split_tasks() for number in select_drawn_curves(each))
+        wanted = {*drawn, *with_curve.tolist()}
+        numbers = wanted if len(wanted) <= _MAX_NAMED else None
     results = replace(results, curves=_to_frame(read_curves(storage, study_id, numbers)))
     if not results.config.pruning.enabled:
         return results
     early = read_curves(storage, study_id, step=results.common_step)
     losses = {number: loss for number, _, loss in early}
-    return replace(results, stored_early_losses=pd.Series(losses, dtype=float))
+    return replace(results, early_losses=pd.Series(losses, dtype=float))
+
+
+def _index_ends(ends: Sequence[tuple[int, int, int]]) -> pd.DataFrame:
+    return pd.DataFrame(ends, columns=["number", "points", "last_step"]).set_index("number")
 
 
 def _to_frame(points: Sequence[tuple[int, int, float]]) -> pd.DataFrame:
     return pd.DataFrame(points, columns=["number", "step", "loss"])
+
+
+# ------------------------------------------------------------------ trials that a page draws
+
+
+def select_ranked(ranked: Sequence[_T], limit: int | None = None) -> list[_T]:
+    """Select the best half of a limit, and others spread evenly; all if they are no more.
+
+    Args:
+        ranked: the best first.
+        limit: largest number to select; :data:`MAX_DRAWN` by default.
+    """
+    limit = MAX_DRAWN if limit is None else limit
+    if len(ranked) <= limit:
+        return list(ranked)
+    best, others = ranked[: limit // 2], ranked[limit // 2 :]
+    return [*best, *select_evenly(others, limit - len(best))]
+
+
+def select_evenly(items: Sequence[_T], limit: int | None = None) -> list[_T]:
+    """Select items that are spread evenly, the first and the last among them."""
+    limit = MAX_DRAWN if limit is None else limit
+    if len(items) <= limit:
+        return list(items)
+    places = np.linspace(0, len(items) - 1, limit).round().astype(int)
+    return [items[i] for i in places.tolist()]
+
+
+def select_history(
+    values: "pd.Series[float]", limit: int | None = None, scale: Scale = NATS
+) -> list[int]:
+    """Select the numbers of trials spread evenly, and of all that were the best so far.
+
+    Args:
+        values: value of each trial, by its number in ascending order.
+        limit: number of trials to spread; :data:`MAX_DRAWN` by default.
+        scale: says which of two values is better.
+    """
+    losses = scale.to_loss(values)
+    records = values.index[losses.cummin() == losses]
+    return sorted({*select_evenly(values.index.tolist(), limit), *_first(records, values)})
+
+
+def select_drawn_curves(results: Results) -> list[int]:
+    """Select the numbers of the trials whose curves are drawn, the best first."""
+    with_curve = set(results.curve_ends.index)
+    return select_ranked([number for number in results.table.index if number in with_curve])
+
+
+def select_predictions(results: Results) -> list[int]:
+    """Select the numbers of the trials that may be drawn as the best network of an architecture.
+
+    These are few, unless architectures have several runs, of which any may have the best mean.
+    """
+    rows = results.judge(results.complete)
+    best = rows.index[~rows["architecture"].duplicated()]
+    return [int(number) for number in best[: MAX_DRAWN if results.has_replicates else _BEST]]
+
+
+def select_best_of_each(rows: pd.DataFrame, names: Iterable[str], scale: Scale = NATS) -> list[int]:
+    """Select the number of the trial with the best value of each combination of parameters."""
+    ranked = rows.sort_values("value", kind="stable", key=scale.to_loss)
+    return [int(number) for number in ranked.drop_duplicates(list(names)).index]
+
+
+def describe_selection(drawn: int, total: int) -> str:
+    """Say which trials :func:`select_ranked` has selected; "" if all."""
+    if drawn >= total:
+        return ""
+    best = drawn // 2
+    return (
+        f" {drawn:,} of {total:,} trials are drawn: the best {best:,}, and {drawn - best:,} spread "
+        "evenly over the others."
+    )
+
+
+def _first(records: "pd.Index[int]", values: "pd.Series[float]") -> list[int]:
+    """Return the first trial of each best value."""
+    return [int(number) for number in values[records].drop_duplicates().index]

@@ -1,21 +1,24 @@
-"""Stored trials as a frame with one row per trial."""
+"""Stored trials as a frame with one row per trial, and the context that their networks use."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from scipy.optimize import isotonic_regression
 
-from reports.data.context import read_profile
 from reports.stats.contrast import ParameterTraits
 from reports.stats.scale import format_count, format_param, format_value, is_missing
 from rnn.config import OPTIMIZERS, NetworkConfig
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
-    EVAL_WINDOWS,
+    LONG_RESULTS,
     OBJECTIVE_ATTRIBUTES,
     SOURCE_TRIALS,
     TASK_RESULTS,
@@ -33,6 +36,7 @@ from studies.space import (
     CELL,
     REPLICATE,
     SWITCHES,
+    TASK,
     param_order,
 )
 from studies.storage.open import load_study
@@ -72,11 +76,9 @@ _METRICS = {"metrics": "validation", "test_metrics": "test"}
 """Split of each attribute with the metrics of a task, which have columns of their own."""
 
 _RECORDED = [
-    name
-    for name in TrialRecord.model_fields
-    if name not in (REPLICATE, *EVAL_WINDOWS.values(), *_METRICS)
+    name for name in TrialRecord.model_fields if name not in (REPLICATE, *LONG_RESULTS, *_METRICS)
 ]
-"""Recorded attributes in the table: the replicate is a parameter, evaluation windows are apart."""
+"""Recorded attributes in the table: the replicate is a parameter, long results are read apart."""
 
 _CONTEXT_COLUMNS = ("effective_context", "effective_context_low", "effective_context_high")
 
@@ -130,7 +132,8 @@ class TableBuilder:
         self._context, self._rows = context, rows
         absent = TASK_RESULTS if config.is_text else (*TEXT_RESULTS, *_CONTEXT_COLUMNS)
         made = [row for _, _, row in rows.values()]
-        return _arrange_rows(made, params, config.direction == "maximize", absent)
+        table = _arrange_rows(made, params, config.direction == "maximize", absent)
+        return table.sort_values(TASK, kind="stable") if config.task_names else table
 
 
 def _choose_names(
@@ -285,9 +288,18 @@ def decode_architecture(
     return to_trial_config(list_params(row, [CELL, *names]), config).architecture
 
 
-def format_settings(params: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Format the settings of a trial as they follow a label: ``, learning_rate 0.003``."""
-    return "".join(f", {name} {text}" for name in names if (text := str(params.get(name, ""))))
+def format_settings(params: Mapping[str, Any], names: Iterable[str], shortens: bool = False) -> str:
+    """Format the settings of a trial as they follow a label: ``, learning_rate 0.003``.
+
+    Args:
+        params: values of the settings.
+        names: names of those to format; some may have no value.
+        shortens: whether to round numbers to four digits, which may make two labels equal.
+    """
+    known = {name: params[name] for name in names if name in params}
+    if shortens:
+        known |= {n: float(f"{v:.4g}") for n, v in known.items() if isinstance(v, float)}
+    return "".join(f", {name} {value}" for name, value in known.items())
 
 
 def to_python(value: Any) -> Any:
@@ -301,7 +313,7 @@ def _make_row(
     architecture: str,
     nuisance: Collection[str],
 ) -> dict[str, Any]:
-    settings = format_settings(params, [name for name in params if name in nuisance])
+    settings = format_settings(params, [name for name in params if name in nuisance], True)
     replicate = f" #{params[REPLICATE]}" if REPLICATE in params else ""
     recorded = {name: trial.attributes.get(name) for name in _RECORDED}
     for name, split in _METRICS.items():
@@ -375,3 +387,133 @@ def has_levels(values: Sequence[Any]) -> bool:
     """Return whether the distinct values of a parameter are few enough to contrast them."""
     is_text = bool(values) and isinstance(values[0], str)
     return len(values) <= (MAX_TEXTS if is_text else MAX_LEVELS)
+
+
+# ------------------------------------------------------------------ effective context
+
+THRESHOLD = math.log2(1.01)
+"""Excess loss in bits per byte below which a longer context makes no difference: 1% of perplexity,
+the threshold of Khandelwal et al., *Sharp Nearby, Fuzzy Far Away: How Neural Language Models Use
+Context*, 2018, section 3."""
+
+_QUANTILE = 1.96
+
+_LEAST = THRESHOLD / 10
+"""Least excess that is interpolated, for bins without any."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class EffectiveContext:
+    """Number of tokens of context beyond which the loss falls by less than :data:`THRESHOLD`.
+
+    Attributes:
+        size: the estimate, 1 or more; infinite if it exceeds ``longest``.
+        low: lower end of its 95% interval over the evaluation windows; NaN with a single window.
+        high: upper end of the interval; infinite if it exceeds ``longest``.
+        longest: largest number of tokens that was measured, half of an evaluation window.
+    """
+
+    size: float
+    low: float
+    high: float
+    longest: int
+
+    def __str__(self) -> str:
+        size = _format_size(self.size, self.longest)
+        if self.low != self.low:
+            return size
+        return f"{size} [{_format_size(self.low, self.longest)}, " + (
+            f"{_format_size(self.high, self.longest)}]"
+        )
+
+
+@dataclass(frozen=True)
+class ContextProfile:
+    """Loss of a network by the number of tokens of context, on the same text.
+
+    Attributes:
+        bins: largest number of tokens of context in each bin.
+        excess: loss with a context of each bin minus that with half a window more (bins,), in bits
+            per byte.
+        stderr: standard error of each over the evaluation windows (bins,); NaN if unknown.
+        loss: loss with the long context, in bits per byte.
+    """
+
+    bins: tuple[int, ...]
+    excess: Floats
+    stderr: Floats
+    loss: float
+
+    @property
+    def centers(self) -> Floats:
+        """Geometric mean of the smallest and the largest number of tokens in each bin (bins,)."""
+        smallest = np.array([1, *(each + 1 for each in self.bins[:-1])])
+        centers: Floats = np.sqrt(smallest * np.array(self.bins))
+        return centers
+
+    def estimate(self) -> EffectiveContext:
+        """Estimate the effective context.
+
+        In expectation the excess does not rise with the context, so an isotonic regression,
+        weighted by the inverse variances, smooths the noise of single bins. The estimate is where
+        it crosses the threshold, interpolated linearly between the logarithms of excess and
+        context. The interval is where the excess plus and minus 1.96 standard errors cross it; it
+        does not cover the interpolation's error, some 5%.
+        """
+        margin = _QUANTILE * self.stderr
+        low, size, high = (self._cross(self.excess + shift) for shift in (-margin, 0, margin))
+        return EffectiveContext(size, low, high, self.bins[-1])
+
+    def _cross(self, excess: Floats) -> float:
+        """Return the context at which a decreasing fit crosses the threshold; NaN if unknown."""
+        if np.isnan(excess).any():
+            return math.nan
+        known = np.isfinite(self.stderr) & (self.stderr > 0)
+        weights = 1 / self.stderr**2 if known.all() else None
+        fit = isotonic_regression(excess, weights=weights, increasing=False).x
+        below = np.flatnonzero(fit < THRESHOLD)
+        if not len(below):
+            return math.inf
+        if (first := int(below[0])) == 0:
+            return 1.0
+        places = np.log(self.centers[[first, first - 1]])
+        levels = np.log(np.maximum(fit[[first, first - 1]], _LEAST))
+        return float(np.exp(np.interp(math.log(THRESHOLD), levels, places)))
+
+
+def read_profile(recorded: Mapping[Any, Any]) -> ContextProfile | None:
+    """Return the profile of a trial's attributes; None if it has none, as older trials."""
+    bins, loss = recorded.get("context_bins"), recorded.get("context_loss")
+    stated = recorded.get("context_excess")
+    if not isinstance(bins, Sequence) or not isinstance(stated, Sequence):
+        return None
+    if not isinstance(loss, float):
+        return None
+    stderr = recorded.get("context_stderr")
+    excess = np.array(stated, dtype=float)
+    return ContextProfile(
+        tuple(bins),
+        excess,
+        np.array(stderr) if isinstance(stderr, Sequence) else np.full_like(excess, np.nan),
+        loss,
+    )
+
+
+def average_profiles(profiles: Sequence[ContextProfile]) -> ContextProfile:
+    """Return the mean of the profiles of several runs, all of the same bins.
+
+    The runs read the same windows, so their errors are taken to be fully correlated: the mean has
+    the mean standard error.
+    """
+    return ContextProfile(
+        profiles[0].bins,
+        np.mean([each.excess for each in profiles], axis=0),
+        np.mean([each.stderr for each in profiles], axis=0),
+        float(np.mean([each.loss for each in profiles])),
+    )
+
+
+def _format_size(size: float, longest: int) -> str:
+    return f"{size:.0f}" if math.isfinite(size) else f"> {longest}"

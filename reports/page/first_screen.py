@@ -10,16 +10,13 @@ from markupsafe import Markup
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.chart import Chart
 from reports.formatting import loss_unit
-from reports.page.answer import answer_question
+from reports.narrative import list_warnings, write_answer
 from reports.page.section import Section
+from reports.phrases import describe_pruning, to_html, to_sentence
 from reports.stats.scale import format_count
 
 _VARYING = 1.5
 """Ratio of two standard deviations from which they are given as a range."""
-
-
-_TELLING_RECALL = 0.5
-"""Lower bound of the recall below which the audit says little about it."""
 
 
 @dataclass(frozen=True)
@@ -69,30 +66,23 @@ def _count_runs(section: Section) -> Limit:
 
 def _describe_pruning(section: Section) -> Limit | None:
     """Say what was pruned, and what it is estimated to have lost."""
-    pruning, audit, counts = section.pruning, section.audit, section.results.counts
+    pruning, counts = section.pruning, section.results.counts
     if pruning is None:
         return None
-    value = f"{counts.pruned:,} of {counts.planned:,}"
-    steps = f"{100 * pruning.step_share:.0f}% of all steps were trained"
-    if counts.finished < counts.planned:
-        return Limit("Pruned so far", value, detail=f"{steps}; what is lost is measured at the end")
-    if not counts.pruned:
+    is_finished = counts.finished == counts.planned
+    if is_finished and not counts.pruned:
         return Limit("Pruned", "none", detail="pruning was on")
-    if not audit or not audit.is_valid or not audit.stopped:
-        return Limit("Pruned", value, detail=f"{steps}; what was lost is not measured")
-    if audit.recall_low < _TELLING_RECALL:
-        return Limit(
-            "Pruned",
-            value,
-            detail=f"{steps}; {audit.stopped} audited are too few to bound what was lost",
-        )
-    kept = f"at least {100 * audit.recall_low:.0f}% of the best {audit.top_count} are complete"
-    return Limit("Pruned", value, detail=f"{steps}; {kept}, by {audit.stopped} audited")
+    steps = f"{100 * pruning.step_share:.0f}% of all steps were trained"
+    return Limit(
+        "Pruned" if is_finished else "Pruned so far",
+        f"{counts.pruned:,} of {counts.planned:,}",
+        detail=f"{steps}; {describe_pruning(section.findings)}",
+    )
 
 
 def _measure_intervals(section: Section) -> Limit | None:
     """Return the typical half-width of an effect's interval."""
-    effects = section.effects[0].effects
+    effects = section.main_effects.effects
     widths = [each.high - each.mean for each in effects if not math.isnan(each.high)]
     if not widths:
         return None
@@ -122,7 +112,7 @@ def _measure_noise(section: Section) -> Limit:
     noise = build_judged_table(results).noise
     if noise is None:
         source = "differences between pairs"
-        if section.additive and not section.effects[0].effects:
+        if section.additive and not section.main_effects.effects:
             source = "residuals of the additive model"
         return Limit(name, "not known", detail=f"intervals use the {source} instead")
     low, high = (float(f(noise.deviations.deviations)) for f in (np.nanmin, np.nanmax))
@@ -163,7 +153,7 @@ def _describe_training(section: Section) -> Limit | None:
 def _name_best(section: Section) -> Limit | None:
     """Name the best architecture, unless the answer is about it."""
     best, metric = section.summary.best, section.results.metric
-    if not section.ranked_effects or section.summary.has_verdicts:
+    if not section.findings.ranked or section.summary.has_verdicts:
         return None
     name = f"{metric.scale.best_name.capitalize()} {metric.name}"
     return Limit(name, metric.scale.format_value(best.mean), metric.unit, best.full_label)
@@ -188,16 +178,16 @@ class FirstScreen:
     Attributes:
         title: the question, or the name of the study if it has none.
         answer: sentences that answer it.
+        warnings: sentences that a reader of the answer must know.
         chart: the figure that shows the answer; None if nothing can be drawn.
-        chart_title: its title.
         caption: what is drawn and what to see, one or two sentences.
         limits: numbers that limit the answer.
     """
 
     title: str
     answer: list[Markup]
+    warnings: list[Markup]
     chart: Chart | None
-    chart_title: str
     caption: str
     limits: list[Limit]
 
@@ -206,16 +196,16 @@ def build_first_screen(section: Section) -> FirstScreen:
     """Build the first screen of a study."""
     chart, caption = _choose_chart(section)
     results = section.results
-    title = results.config.question or results.name
+    title = results.config.question or results.title
     if results.config.results and not results.config.question:
         title = f"Which parameters matter for {results.metric.name}?"
-    heading = chart.title if chart else ""
-    if chart is section.effects[0].chart:
-        heading = section.effects_title
-    elif section.pruning and section.early_effects and chart is section.early_effects.chart:
-        heading = f"{section.effects_title} after {section.pruning.common_step:,} steps"
     return FirstScreen(
-        title, answer_question(section), chart, heading, caption, list_limits(section)
+        title=title,
+        answer=list(map(to_html, write_answer(section.findings))),
+        warnings=[to_html(to_sentence(each)) for each in list_warnings(section.findings)],
+        chart=chart,
+        caption=caption,
+        limits=list_limits(section),
     )
 
 
@@ -224,21 +214,21 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
     results = section.results
     unit, name = results.judged_noun, results.scale.name
     better, worse = ("rises", "falls") if results.scale.higher_is_better else ("falls", "rises")
-    has_effects = section.effects[0].chart and not section.summary.has_verdicts
+    has_effects = section.main_effects.chart and not section.summary.has_verdicts
     if section.replicates_chart and not has_effects:
         caption = (
             f"Every run of each {results.noun}, and the mean with its 95% interval. Means whose "
             "intervals overlap may differ by luck."
         )
         return section.replicates_chart, caption
-    if section.effects[0].chart:
+    if section.main_effects.chart:
         drawn = "95% interval"
         if section.audited_effects:
             drawn = "95% interval of drawing other audited trials"
         caption = f"Mean change of the {name} over all pairs of {unit}s that differ in this alone"
-        effects = section.effects[0].effects
-        if not any(effect.is_decidable for effect in effects):
-            caption += ". There are too few pairs to call one significant."
+        effects = section.main_effects.effects
+        if all(effect.reason for effect in effects):
+            caption += ". There are too few pairs to test one."
         elif any(effect.is_significant for effect in effects):
             caption += (
                 f", with its {drawn}. Triangles: the interval excludes zero, in blue if the {name} "
@@ -246,7 +236,7 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
             )
         else:
             caption += f", with its {drawn}. None is significant."
-        return section.effects[0].chart, caption
+        return section.main_effects.chart, caption
     if section.additive:
         has_trend = any(trend.is_significant for trend in section.additive.trends)
         levels = [section.levels_chart] if section.levels_chart else []

@@ -1,8 +1,9 @@
 """Render sections as one self-contained HTML page and write it."""
 
-import itertools
+import base64
 import json
 import shlex
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,9 +21,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from reports.analysis.nuisance import describe_judged, format_setting
+from reports import tables
 from reports.charts.chart import Chart
-from reports.charts.effect_plots import effect_color
 from reports.data.results import Results
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
@@ -34,14 +34,23 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
+from reports.narrative import write_headline
 from reports.output import choose_path, default_path, identity_tags, report_identity
-from reports.page.answer import format_headline
+from reports.page import task
 from reports.page.first_screen import build_first_screen
-from reports.page.section import Section
-from reports.page.sections import build_sections
-from reports.page.task import describe_direction, describe_loss
+from reports.page.section import Section, build_sections
+from reports.phrases import (
+    describe_best,
+    describe_edge,
+    describe_judged,
+    describe_verdicts,
+    list_notes,
+    to_html,
+    to_sentence,
+    write_additive,
+)
 from reports.stats.scale import format_count, format_param, format_signed, format_value
-from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
+from reports.stats.task_contrasts import describe_agreement
 from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.files import atomic_write
 from studies.storage.open import read_storage
@@ -50,6 +59,9 @@ from studies.text import format_duration, to_printable
 _BEGINNING = b"<!DOCTYPE html>"
 
 _THEMES = {"light": "plotly_white", "dark": "plotly_dark"}
+
+_GZIP_WINDOW = 31
+"""Parameter ``wbits`` of zlib that writes the header of gzip."""
 
 
 @dataclass(frozen=True)
@@ -106,25 +118,26 @@ def write_page(
         raise ReportError(
             f"cannot write the report to {path} ({error.strerror}); choose another path"
         ) from error
-    return Report(path, note, format_headline(sections))
+    findings = [section.findings for section in sections]
+    return Report(path, note, write_headline(findings, sections[0].across_tasks))
 
 
 def render_page(sections: Sequence[Section], refresh_seconds: int | None = None) -> Iterator[str]:
     """Render the page; yield its HTML in pieces."""
-    identity = report_identity(section.results.identity for section in sections)
+    # A study of several tasks has several sections.
+    studies = {section.results.identity: section.results.folder for section in sections}
+    identity = report_identity(studies)
     return (
         _templates()
         .get_template("report.html")
         .generate(
-            identity_tags=Markup(
-                identity_tags(identity, (section.results.folder for section in sections))
-            ),
-            title=", ".join(section.results.name for section in sections),
+            identity_tags=Markup(identity_tags(identity, studies.values())),
+            title=", ".join(dict.fromkeys(section.results.name for section in sections)),
             sections=sections,
             written=datetime.now().astimezone(),
             refresh_seconds=refresh_seconds,
-            next_id=itertools.count().__next__,
-            plotly_js=Markup(get_plotlyjs()),
+            figures=_Figures(),
+            plotly_js=_compress_plotly(),
             themes=_to_script_json({name: _theme(template) for name, template in _THEMES.items()}),
         )
     )
@@ -137,9 +150,7 @@ def _templates() -> jinja2.Environment:
         "code": _code,
         "count": format_count,
         "duration": format_duration,
-        "embedded": _to_script_json,
         "stderr": format_stderr,
-        "figure": _figure,
         "math": lambda latex: Markup(convert(latex)),
         "unit": loss_unit,
         "versions": format_versions,
@@ -150,35 +161,69 @@ def _templates() -> jinja2.Environment:
         "signed": format_signed,
         "value": format_value,
         "objective_name": objective_name,
+        "marked": to_html,
+        "sentence": to_sentence,
     }
     environment.globals |= {
         "code_styles": _code_styles(),
-        "describe_direction": describe_direction,
+        "describe_direction": tables.describe_direction,
+        "describe_agreement": describe_agreement,
+        "describe_best": describe_best,
+        "describe_edge": describe_edge,
         "describe_judged": describe_judged,
-        "describe_loss": describe_loss,
-        "effect_color": effect_color,
+        "describe_verdicts": describe_verdicts,
+        "list_notes": list_notes,
+        "write_additive": write_additive,
+        "describe_loss": task.describe_loss,
         "equations": generate_latex,
         "layer_code": generate_forward,
         "module_code": generate_module,
         "first_screen": build_first_screen,
-        "format_setting": format_setting,
+        "tables": tables,
+        "task_tables": task,
         "format_value": format_value,
-        "min_shrunk": MIN_ARCHITECTURES,
     }
     return environment
 
 
-def _figure(chart: Chart) -> Markup:
-    """Return a figure as JSON without its template, which the page holds once per theme."""
-    figure = json.loads(chart.figure.to_json())
-    figure["layout"].pop("template", None)
-    return _to_script_json(figure)
+class _Figures:
+    """Figures of a page, which follow its text as one compressed block."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def add(self, chart: Chart) -> int:
+        """Add the figure of a chart and return its place in the block."""
+        figure = json.loads(chart.figure.to_json())
+        figure["layout"].pop("template", None)  # the page holds one for each theme
+        figure["schemes"] = chart.color_scheme_data
+        self._texts.append(_to_json(figure))
+        return len(self._texts) - 1
+
+    def compress(self) -> Markup:
+        """Return all figures added so far as a compressed JSON list."""
+        return _compress(f"[{','.join(self._texts)}]")
+
+
+@cache
+def _compress_plotly() -> Markup:
+    return _compress(get_plotlyjs())
+
+
+def _compress(text: str) -> Markup:
+    """Return a text as gzip in Base64, which ``report.js`` reads."""
+    compressor = zlib.compressobj(9, wbits=_GZIP_WINDOW)
+    content = compressor.compress(text.encode()) + compressor.flush()
+    return Markup(base64.b64encode(content).decode("ascii"))
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _to_script_json(value: Any) -> Markup:
     """Return a value as JSON that cannot end the script element it is in."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    return Markup(text.replace("<", "\\u003c"))
+    return Markup(_to_json(value).replace("<", "\\u003c"))
 
 
 def _theme(template: str) -> dict[str, Any]:
@@ -188,7 +233,14 @@ def _theme(template: str) -> dict[str, Any]:
     theme["data"] = theme["data"] | {"bar": [bar]}
     # A name at an axis touches its bar otherwise.
     axis = theme["layout"]["yaxis"] | {"ticklabelstandoff": 4}
-    theme["layout"] = theme["layout"] | {"yaxis": axis}
+    # At the side of a figure, a legend or the title of a color bar leaves no room on a phone.
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    theme["layout"] = theme["layout"] | {"yaxis": axis, "legend": legend}
+    for kind in ("contour", "heatmap", "scatter"):
+        bar = {"title": {"side": "right"}, "thickness": 14}
+        style = theme["data"][kind][0]
+        place = style.setdefault("marker", {}) if kind == "scatter" else style
+        place["colorbar"] = place.get("colorbar", {}) | bar
     return theme
 
 

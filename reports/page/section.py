@@ -1,106 +1,223 @@
-"""What the page shows of one study."""
+"""What the page shows of one study: statistics, charts and text alternatives."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from reports.analysis.audited_effects import AuditedEffects
+from reports.analysis.baseline_references import (
+    BaselineReference,
+    find_references,
+)
+from reports.analysis.budgets import BudgetComparison, compare_budgets
 from reports.analysis.hypothesis_tests import HypothesisTest
-from reports.analysis.leaderboard import StudySummary
-from reports.analysis.nuisance import NuisanceSummary
-from reports.analysis.outcomes import describe_outcomes
-from reports.analysis.pareto_front import CostSummary
-from reports.analysis.pruning_audit import PruningAudit, PruningSummary
-from reports.analysis.ranking import LeaderboardEntry
-from reports.analysis.refinement_effects import VariantEffect
-from reports.analysis.sweeps import describe_sweep
-from reports.charts.chart import Chart
-from reports.charts.filtered_effects import EffectSubset, SubsetFilter
-from reports.charts.importances import Importances
-from reports.charts.outcome_plots import OutcomeSubset
-from reports.data.drawn_trials import MAX_DRAWN
-from reports.data.results import Results
-from reports.formatting import effects_title, loss_unit
+from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
+from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
+from reports.analysis.pareto_front import CostSummary, summarize_costs
+from reports.analysis.pruning_audit import (
+    PruningAudit,
+    PruningSummary,
+    summarize_pruning,
+)
+from reports.analysis.refinement_effects import (
+    SourceComparison,
+    VariantEffect,
+    compare_with_source,
+    compute_variant_effects,
+)
+from reports.analysis.task_comparison import TaskComparison, compare_across_tasks
+from reports.charts.chart import FULL_WIDTH, Chart
+from reports.charts.comparison_plots import (
+    chart_context,
+    chart_differences,
+    chart_front,
+    plot_replicates,
+)
+from reports.charts.effect_plots import (
+    chart_conditional_effects,
+    chart_effects,
+    chart_interactions,
+    chart_levels,
+    chart_trends,
+    plot_variants,
+)
+from reports.charts.optuna_plots import (
+    Importances,
+    chart_parameters,
+    chart_study,
+    compute_block_importances,
+    compute_conditional_importances,
+    compute_importances,
+)
+from reports.charts.task_charts import chart_task
+from reports.charts.training_plots import (
+    chart_timeline,
+    describe_drawn_curves,
+    list_color_schemes,
+    plot_curves,
+)
+from reports.data.results import Results, find_replicates
+from reports.data.study_reader import MAX_DRAWN
+from reports.findings import StudyFindings
+from reports.formatting import effects_title, loss_unit, objective_name, value_axis_title
 from reports.page.task import RECURRENT, FloorRow, list_floors
+from reports.phrases import describe_outcomes, describe_references, describe_training_differences
 from reports.stats.additive_model import AdditiveModel
-from reports.stats.conditional_effects import ConditionalEffect, RankedEffect, rank_effects
+from reports.stats.conditional_effects import (
+    ConditionalEffect,
+)
+from reports.stats.effects import Effect
+from reports.stats.looks import find_detectable_gap
+from reports.stats.noise import NoiseSource
+from reports.stats.outcome_table import ContrastOutcomes
+from reports.stats.scale import format_count
+from studies.space import BPTT_STEPS, COST_PARAMS
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class MainEffects:
+    """Main effects of a study.
+
+    Attributes:
+        effects: effects of the contrasts with a pair.
+        chart: chart of the effects; None without effects.
+        scope: number of trials, or of architectures at their best, with a value.
+        noun: what the parameters describe: an architecture, or a configuration of anything.
+    """
+
+    effects: Sequence[Effect]
+    chart: Chart | None
+    scope: str
+    noun: str
+
+    @property
+    def interval_text(self) -> str:
+        """What the intervals were estimated from, in one or two sentences."""
+        sources = {effect.source for effect in self.effects}
+        if NoiseSource.AUDIT in sources:
+            return "It does not contain the noise between runs."
+        if sources == {NoiseSource.PAIRS}:
+            return (
+                "The noise between runs cannot be estimated from these trials, so the interval is "
+                "that of the differences between the pairs. It contains the noise and is too wide "
+                "where the effect differs between contexts. An effect of fewer than eight pairs is "
+                "not called significant."
+            )
+        source = min(sources - {NoiseSource.PAIRS})
+        text = f"The noise between runs is estimated from {source}"
+        if source is NoiseSource.REPLICATES:
+            text += f" of these {self.noun}s."
+        else:
+            text += "; interactions that exist make it look larger, never smaller."
+        if NoiseSource.PAIRS in sources:
+            text += (
+                f" Where few {self.noun}s carry an effect, the differences between the pairs are "
+                "used, and an effect of fewer than eight such pairs is not called significant."
+            )
+        return text
+
+    @property
+    def best_of(self) -> list[str]:
+        """Descriptions of the effects that compare a cell or an optimizer at its best."""
+        return [effect.description for effect in self.effects if max(effect.variants) > 1]
+
+
+def build_sections(results: Sequence[Results]) -> list["Section"]:
+    """Build the sections of a page; each shows the baseline cells of the other studies.
+
+    A study of several tasks has one for each, the first of which compares them.
+    """
+    split = [study.split_tasks() for study in results]
+    parts = [part for of_study in split for part in of_study]
+    first = {id(of_study[0]): compare_across_tasks(of_study) for of_study in split}
+    return [
+        Section(
+            replace(part, replicates=find_replicates(part, parts)),
+            find_references(part, parts),
+            first.get(id(part)),
+        )
+        for part in parts
+    ]
+
+
+@dataclass(frozen=True, eq=False)
 class Section:
-    """Part of the page about one study.
+    """Part of the page about one study; each attribute is computed when it is first read.
 
     Attributes:
         results: results of the study.
-        is_complete: whether every combination of the grid has a value.
-        filters: filters for the effects.
-        hypotheses: the hypotheses that the study stores, and their tests.
-        additive: additive model of trials that matched pairs do not compare; None if they do.
-        trend_charts: charts of its trends, the significant ones first.
-        levels_chart: chart of its effects.
-        effects: effects within each combination of filters; the whole grid comes first.
-        conditional: effects over the whole grid within each value of the other parameters.
-        conditional_chart: chart of those that differ between the values; None without any.
-        outcomes: outcomes of the pairs below and above the threshold within each combination;
-            empty without a threshold.
-        nuisance: summary of the nuisance parameters; None without them.
-        pruning: summary of pruning; None if it was not enabled.
-        audit: what the audited trials measure; None without them.
-        audited_effects: effects of a pruned study, which replace all others; None without pruned or
-            paused trials.
-        early_effects: effects at the last step that all trials of a pruned study have reached.
-        interactions: chart of the two-way interactions.
-        curves: chart of the training curves.
-        summary: ranking and comparison of the architectures.
-        replicates_chart: chart of the runs of each replicated architecture.
-        pairwise_chart: chart of their pairwise comparison.
-        context_chart: chart of the loss by the length of the context; None without such losses.
-        detectable_gap: gap that their comparison finds with a probability of 80%; None without one.
-        importances: parameter importances: over all trials, among those that have parameters of
-            their own, and within full-factorial blocks.
-        has_blocks: whether some of them are those of full-factorial blocks.
-        optuna_charts: Optuna's other charts.
-        slopes: chart of a refinement's architectures in the source and in each variant.
-        variants: effect of each variant of a refinement.
-        timeline: chart of the trials by worker and time.
-        costs: computing time by the parameters that determine it; None if it is not recorded.
-        costs_and_losses: Pareto fronts of loss and cost; None without held-out losses.
-        cost_charts: chart of each front.
+        references: baseline cells of other studies, which its charts show.
+        across_tasks: comparison with the tasks of the next sections; None but for the first of
+            several tasks.
     """
 
     results: Results
-    is_complete: bool
-    filters: list[SubsetFilter] = field(default_factory=list)
-    hypotheses: list[HypothesisTest] = field(default_factory=list)
-    effects: list[EffectSubset]
-    conditional: list[ConditionalEffect]
-    conditional_chart: Chart | None
-    outcomes: list[OutcomeSubset] = field(default_factory=list)
-    nuisance: NuisanceSummary | None = None
-    pruning: PruningSummary | None = None
-    audit: PruningAudit | None = None
-    audited_effects: AuditedEffects | None = None
-    early_effects: EffectSubset | None = None
-    additive: AdditiveModel | None = None
-    trend_charts: list[Chart] = field(default_factory=list)
-    levels_chart: Chart | None = None
-    interactions: Chart | None
-    curves: Chart | None
-    summary: StudySummary
-    replicates_chart: Chart | None
-    pairwise_chart: Chart | None = None
-    context_chart: Chart | None = None
-    detectable_gap: float | None = None
-    importances: list[Importances]
-    has_blocks: bool
-    optuna_charts: list[Chart]
-    slopes: Chart | None = None
-    variants: list[VariantEffect] = field(default_factory=list)
-    timeline: Chart | None = None
-    costs: pd.DataFrame | None = None
-    costs_and_losses: CostSummary | None = None
-    cost_charts: list[Chart] = field(default_factory=list)
+    references: Sequence[BaselineReference] = ()
+    across_tasks: TaskComparison | None = None
+
+    # ---------------------------------------------------------------- effects
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every combination of the grid has a value."""
+        return not self.results.table["value"].isna().any()
+
+    @cached_property
+    def findings(self) -> StudyFindings:
+        """What the study shows."""
+        return StudyFindings(self.results)
+
+    @property
+    def audited_effects(self) -> AuditedEffects | None:
+        """Effects of a pruned study, which replace all others; None without pruned trials."""
+        return self.findings.audited
+
+    @cached_property
+    def main_effects(self) -> MainEffects:
+        """Effects over the whole grid, of a pruned study those that the audit supports."""
+        is_audited = self.findings.audited is not None
+        table = None if is_audited else build_judged_table(self.results)
+        count = len(self.results.judge()) if table is None else table.value_count
+        return self._chart_effects(self.findings.effects, count, self.effects_title)
+
+    @cached_property
+    def early_effects(self) -> MainEffects | None:
+        """Effects at the last step that all trials of a pruned study have reached."""
+        if self.pruning is None:
+            return None
+        table, step = self.pruning.early_table, self.pruning.common_step
+        effects, title = table.compute_effects(), f"{self.effects_title} after {step:,} steps"
+        return self._chart_effects(effects, table.value_count, title) if effects else None
+
+    def _chart_effects(self, effects: Sequence[Effect], count: int, title: str) -> MainEffects:
+        chart = chart_effects(effects, loss_unit(self.results.config), title)
+        scope = format_count(count, self.results.judged_noun)
+        return MainEffects(effects, chart, scope, self.results.noun)
+
+    @cached_property
+    def budgets(self) -> BudgetComparison | None:
+        """Effects at equal steps, tokens and updates; None if trials do not differ in these."""
+        return compare_budgets(self.results)
+
+    @property
+    def conditional(self) -> list[ConditionalEffect]:
+        """Effects over the whole grid within each value of the other parameters."""
+        return self.findings.conditional
+
+    @cached_property
+    def conditional_chart(self) -> Chart | None:
+        """Chart of those that differ between the values; None without any."""
+        return chart_conditional_effects(self.conditional, loss_unit(self.results.config))
+
+    @cached_property
+    def interactions(self) -> Chart | None:
+        """Heat map of the two-way interactions."""
+        if self.results.is_pruned:
+            return None
+        return chart_interactions(build_judged_table(self.results))
 
     @property
     def effects_title(self) -> str:
@@ -110,25 +227,58 @@ class Section:
     @property
     def shows_effects(self) -> bool:
         """Whether there are effects, or a reason why they are not what they seem."""
-        return bool(self.effects[0].effects or self.audited_effects or self.nuisance)
+        return bool(self.main_effects.effects or self.audited_effects or self.nuisance)
 
     @property
-    def has_networks(self) -> bool:
-        """Whether trials trained networks, of which the source code is known."""
-        return self.summary.best.architecture is not None
+    def additive(self) -> AdditiveModel | None:
+        """Additive model of trials that matched pairs do not compare; None if they do."""
+        return self.findings.additive
+
+    @cached_property
+    def trend_charts(self) -> list[Chart]:
+        """Charts of its trends, the significant ones first."""
+        return chart_trends(self.additive, self.results.scale) if self.additive else []
+
+    @cached_property
+    def levels_chart(self) -> Chart | None:
+        """Chart of its effects."""
+        return chart_levels(self.additive, self.results.scale) if self.additive else None
+
+    @cached_property
+    def nuisance(self) -> NuisanceSummary | None:
+        """Summary of the nuisance parameters; None without them."""
+        return summarize_nuisance(self.results)
 
     @property
-    def additive_sentences(self) -> list[str]:
-        """What the additive model found; empty without one."""
-        return describe_sweep(self.results, self.additive, self.effects[0].effects)
+    def hypotheses(self) -> list[HypothesisTest]:
+        """The hypotheses that the study stores, and their tests."""
+        return self.findings.hypotheses
+
+    @property
+    def outcomes(self) -> list[ContrastOutcomes]:
+        """Outcomes of the matched pairs below and above the threshold; empty without one."""
+        return self.findings.outcomes
 
     @property
     def outcome_sentence(self) -> str:
         """Which changes bring networks below the threshold; "" without one."""
-        if not self.outcomes:
-            return ""
-        unit = loss_unit(self.results.config)
-        return describe_outcomes(self.outcomes[0].outcomes, self.results, unit)
+        return "" if self.results.is_pruned else describe_outcomes(self.findings)
+
+    @property
+    def has_divided_pairs(self) -> bool:
+        """Whether some trials of the pairs are below the threshold, and some are not."""
+        divided = any(each.rescued or each.ruined for each in self.outcomes)
+        good, bad = (
+            any(getattr(each, name) for each in self.outcomes) for name in ("both_good", "both_bad")
+        )
+        return divided or (good and bad)
+
+    # ---------------------------------------------------------------- architectures
+
+    @property
+    def summary(self) -> StudySummary:
+        """Ranking and comparison of the architectures."""
+        return self.findings.summary
 
     @property
     def leaderboard(self) -> list[LeaderboardEntry]:
@@ -136,19 +286,75 @@ class Section:
         summary = self.summary
         return summary.entries if self.results.has_replicates else summary.leaderboard
 
-    @property
-    def listed_trials(self) -> list[dict[Any, Any]]:
-        """Rows of the trials that the page lists, the best first."""
-        rows: list[dict[Any, Any]] = (
-            self.results.table.head(MAX_DRAWN).reset_index().to_dict("records")
+    @cached_property
+    def replicates_chart(self) -> Chart | None:
+        """Chart of the runs of each replicated architecture."""
+        results, entries = self.results, self.summary.entries
+        if not results.has_replicates:
+            return None
+        legend = describe_references(self.references, "metric", results.scale)
+        return Chart(
+            f"Runs of each {results.noun}",
+            plot_replicates(entries, results.metric, self.references),
+            caption=f"{legend} {describe_training_differences(self.references)}".strip()
+            if legend
+            else "",
+            width=640,
         )
-        return rows
+
+    @cached_property
+    def pairwise_chart(self) -> Chart | None:
+        """Chart of their pairwise comparison."""
+        comparison, spec = self.summary.comparison, self.results.metric.scale.value_spec
+        return chart_differences(comparison, spec) if comparison else None
+
+    @cached_property
+    def task_charts(self) -> list[Chart]:
+        """Charts of what the best networks of a task other than text predict."""
+        return chart_task(self.results, self.summary.leaderboard)
+
+    @property
+    def detectable_gap(self) -> float | None:
+        """Gap that their comparison finds with a probability of 80%; None without one."""
+        comparison = self.summary.comparison
+        return find_detectable_gap(comparison) if comparison else None
+
+    @cached_property
+    def costs_and_losses(self) -> CostSummary | None:
+        """Pareto fronts of loss and cost; None without held-out losses."""
+        return summarize_costs(self.results, self.summary, self.references)
+
+    @cached_property
+    def cost_charts(self) -> list[Chart]:
+        """Chart of each front."""
+        fronts = self.costs_and_losses
+        return [chart_front(front, fronts) for front in fronts.fronts] if fronts else []
+
+    @cached_property
+    def context_chart(self) -> Chart | None:
+        """Chart of the loss by the length of the context; None without such losses."""
+        return chart_context(self.results, self.summary.entries)
+
+    @property
+    def longest_context(self) -> int:
+        """Largest number of tokens of context of which losses were recorded."""
+        return max(entry.context.bins[-1] for entry in self.summary.entries if entry.context)
 
     @property
     def has_recall(self) -> bool:
         """Whether the corpus is ``recall:D``, and trials recorded their accuracy."""
         rows = self.results.complete
         return "recall_accuracy" in rows and bool(rows["recall_accuracy"].notna().any())
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether trials trained networks, of which the source code is known."""
+        return self.summary.best.architecture is not None
+
+    @property
+    def samples(self) -> list[LeaderboardEntry]:
+        """Best architectures that generated a sample."""
+        return [entry for entry in self.summary.leaderboard if entry.sample]
 
     @property
     def floors(self) -> list[FloorRow]:
@@ -162,39 +368,136 @@ class Section:
         return min(floors, key=lambda row: row.loss, default=None)
 
     @property
-    def slice_columns(self) -> dict[str, list[int]]:
-        """Values of each slice by which the losses of the best networks are shown."""
-        columns: dict[str, set[int]] = {}
-        for entry in self.summary.leaderboard:
-            for name, values in entry.slices.items():
-                columns.setdefault(name, set()).update(values)
-        return {name: sorted(values) for name, values in columns.items()}
+    def slices(self) -> list[str]:
+        """Names of the slices by which the losses of the best networks are shown."""
+        return list(
+            dict.fromkeys(name for each in self.summary.leaderboard for name in each.slices)
+        )
+
+    @cached_property
+    def _source_comparison(self) -> SourceComparison | None:
+        return compare_with_source(self.results)
+
+    @cached_property
+    def slopes(self) -> Chart | None:
+        """Chart of a refinement's architectures in the source and in each variant."""
+        comparison = self._source_comparison
+        if comparison is None:
+            return None
+        return Chart(
+            "From the source to each variant",
+            plot_variants(comparison, value_axis_title(self.results.config)),
+            caption="Each line is an architecture: its loss in the source study on the left, its "
+            "loss in the variant on the right. The training budgets may differ.",
+            width=170 * len(list(comparison.group_by_variant())),
+        )
+
+    @cached_property
+    def variants(self) -> list[VariantEffect]:
+        """Effect of each variant of a refinement."""
+        return compute_variant_effects(self._source_comparison) if self._source_comparison else []
+
+    # ---------------------------------------------------------------- trials
+
+    @cached_property
+    def curves(self) -> Chart | None:
+        """Chart of the training curves."""
+        results = self.results
+        if results.curves.empty:
+            return None
+        figure = plot_curves(results, self.references)
+        name = results.measure.curve
+        caption = (
+            f"{name[:1].upper()}{name[1:]}. Hover to see the {results.noun}; "
+            "click a curve to isolate it, and press Escape or click elsewhere to show all again. "
+            f"Thick lines: the ten of {'highest' if results.scale.higher_is_better else 'lowest'} "
+            f"{objective_name(results.config)}."
+        )
+        caption += describe_drawn_curves(results, figure)
+        legend = describe_references(self.references, "training_loss", results.scale)
+        if legend:
+            caption = f"{caption}{legend} {describe_training_differences(self.references)}".strip()
+        return Chart(
+            "Training curves" if results.cells else "Curves",
+            figure,
+            caption=caption,
+            max_width=FULL_WIDTH,
+            color_schemes=list_color_schemes(results),
+        )
+
+    @cached_property
+    def pruning(self) -> PruningSummary | None:
+        """Summary of pruning; None if it was not enabled."""
+        return summarize_pruning(self.results)
 
     @property
-    def longest_context(self) -> int:
-        """Largest number of tokens of context of which losses were recorded."""
-        return max(entry.context.bins[-1] for entry in self.summary.entries if entry.context)
+    def audit(self) -> PruningAudit | None:
+        """What the audited trials measure; None without them."""
+        return self.findings.audit
+
+    @cached_property
+    def _importances_in_total(self) -> list[Importances]:
+        # Over the survivors of pruning, importances would mislead as effects would.
+        if self.results.is_pruned:
+            return []
+        complete = list(self.results.complete.index)
+        return compute_importances(self.results, complete, "all complete trials")
+
+    @cached_property
+    def _block_importances(self) -> list[Importances]:
+        # With too many values of a parameter, each trial would be a block.
+        is_design = not (self.results.is_pruned or self.results.uncontrasted)
+        return compute_block_importances(self.results) if is_design else []
+
+    @cached_property
+    def importances(self) -> list[Importances]:
+        """Over all trials, among those with parameters of their own, and within full blocks."""
+        results = self.results
+        conditional = [] if results.is_pruned else compute_conditional_importances(results)
+        shown = {each.label for each in conditional}  # a cell's trials may be a full block as well
+        blocks = [each for each in self._block_importances if each.label not in shown]
+        return [*self._importances_in_total, *conditional, *blocks]
 
     @property
-    def samples(self) -> list[LeaderboardEntry]:
-        """Best architectures that generated a sample."""
-        return [entry for entry in self.summary.leaderboard if entry.sample]
+    def has_blocks(self) -> bool:
+        """Whether there are importances of full-factorial blocks."""
+        return bool(self._block_importances)
+
+    @cached_property
+    def optuna_charts(self) -> list[Chart]:
+        """Optuna's other charts."""
+        complete = list(self.results.complete.index)
+        parameters = chart_parameters(self.results, complete, self._importances_in_total)
+        return parameters + chart_study(self.results)
+
+    @cached_property
+    def timeline(self) -> Chart | None:
+        """Chart of the trials by worker and time."""
+        return chart_timeline(self.results)
+
+    @cached_property
+    def costs(self) -> pd.DataFrame | None:
+        """Computing time by the parameters that determine it; None if it is not recorded."""
+        rows = self.results.table.dropna(subset=["seconds"])
+        if rows.empty:
+            return None
+        varied = [name for name in COST_PARAMS if name in self.results.parameters]
+        first = ("cell", BPTT_STEPS)
+        names = [name for name in first if name in varied] + ["layers", "state_size"]
+        names += [name for name in varied if name not in names]
+        groups = rows.groupby(names, dropna=False)  # without update_every: whole sequences
+        costs = groups["seconds"].agg(["count", "mean", "sum"])
+        costs["steps_per_second"] = groups["steps_per_second"].median()
+        costs["share"] = costs["sum"] / costs["sum"].sum()
+        return costs
 
     @property
-    def ranked_effects(self) -> list[RankedEffect]:
-        """Effects over the whole grid, the largest first, with the conditions that rival them."""
-        return rank_effects(self.effects[0].effects, self.conditional)
-
-    @property
-    def largest_effects(self) -> list[RankedEffect]:
-        """The three largest significant effects, and that with the largest mean; empty if none is.
-
-        The size of an effect that depends on a condition is that where it is largest.
-        """
-        significant = [each for each in self.ranked_effects if each.is_significant]
-        named = significant[:3]
-        by_mean = sorted(significant, key=lambda each: -abs(each.main.mean))
-        return named + [each for each in by_mean[:1] if id(each) not in map(id, named)]
+    def listed_trials(self) -> list[dict[Any, Any]]:
+        """Rows of the trials that the page lists, the best first."""
+        rows: list[dict[Any, Any]] = (
+            self.results.table.head(MAX_DRAWN).reset_index().to_dict("records")
+        )
+        return rows
 
     @property
     def contents(self) -> list[tuple[str, str]]:
@@ -207,7 +510,7 @@ class Section:
             "additive": ("Additive model", self.additive),
             "nuisance": (f"Best {nuisance.names}" if nuisance else "", nuisance),
             "hypotheses": ("Hypotheses", self.hypotheses),
-            "outcomes": ("Rescued and ruined", self.outcomes),
+            "outcomes": ("Rescued and ruined", self.outcome_sentence),
             "curves": (self.curves.title if self.curves else "", self.curves),
             "leaderboard": ("Leaderboard", True),
             "task": ("Task", self.results.config.task_record),

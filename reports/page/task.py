@@ -1,9 +1,16 @@
-"""What a report says about a task other than text."""
+"""What a report says about a task other than text: its loss, floors, lengths and slices."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from reports.analysis.ranking import LeaderboardEntry
-from studies.records import Direction, Floors, TaskRecord
+from reports.analysis.leaderboard import LeaderboardEntry
+from reports.data.results import Results
+from reports.formatting import format_number
+from reports.stats.scale import format_count
+from reports.tables import TEXT, Column, Table, metric_columns
+from studies.records import Floors, TaskRecord
 
 LOSS = "loss"
 """Name of the loss among the numbers of floors and slices."""
@@ -60,11 +67,71 @@ def list_floors(floors: Floors | None, best: LeaderboardEntry) -> list[FloorRow]
     return rows
 
 
-def describe_direction(direction: Direction) -> str:
-    """Say whether a higher or a lower value of a metric is better."""
-    return "higher is better" if direction == "maximize" else "lower is better"
-
-
 def describe_loss(task: TaskRecord) -> str:
     """Describe the loss of a task."""
     return _LOSSES[task.loss]
+
+
+def tabulate_floors(floors: Sequence[FloorRow], results: Results, name: str = "") -> Table[Any]:
+    """Tabulate the best network of a task, and what predictions without memory reach."""
+    measure, task = results.measure, results.config.task_record
+    return Table(
+        name,
+        floors,
+        [
+            Column("prediction", lambda row: row.name),
+            Column(measure.name_loss("validation"), lambda row: row.loss, results.scale.value_spec,
+                   unit=measure.held_out_unit),
+            *metric_columns(task.metrics if task else (), results, lambda row: row.metrics),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_lengths(
+    entries: Sequence[LeaderboardEntry], results: Results, name: str = ""
+) -> Table[LeaderboardEntry]:
+    """Tabulate the losses of the best networks on sequences of other lengths than in training."""
+    task, spec = results.config.task_record, results.scale.value_spec
+    measured = [entry for entry in entries if entry.length_losses]
+    lengths = list(measured[0].length_losses) if measured else []
+
+    def get(length: int, entry: LeaderboardEntry) -> float | None:
+        return entry.length_losses.get(length)
+
+    return Table(
+        name,
+        measured,
+        [
+            Column("architecture", lambda e: e.full_label),
+            Column("trial", lambda e: e.number, "d"),
+            Column(format_count(task.steps, "step") if task else "", lambda e: e.validation_loss,
+                   spec, unit="as in training"),
+            *(Column(format_count(length, "step"), partial(get, length), spec)
+              for length in lengths),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_slices(
+    entries: Sequence[LeaderboardEntry], results: Results, slice_name: str, name: str = ""
+) -> Table[tuple[LeaderboardEntry, str]]:
+    """Tabulate loss and metrics of the best networks on the targets of each value of a slice."""
+    loss, spec = results.measure.loss, results.scale.value_spec
+    measured = [(entry, found) for entry in entries if (found := entry.slices.get(slice_name))]
+    values = sorted({value for _, found in measured for value in found})
+
+    def get(value: int, row: tuple[LeaderboardEntry, str]) -> str:
+        entry, quantity = row
+        number = entry.slices[slice_name].get(value, {}).get(quantity)
+        return format_number(number, spec if quantity == LOSS else ".4g")
+
+    return Table(
+        name,
+        [(entry, quantity) for entry, found in measured for quantity in found[min(found)]],
+        [
+            Column("architecture", lambda row: row[0].full_label),
+            Column("trial", lambda row: row[0].number, "d"),
+            Column("quantity", lambda row: loss if row[1] == LOSS else row[1]),
+            *(Column(str(value), partial(get, value), TEXT) for value in values),
+        ],
+    )  # fmt: skip

@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from reports.stats.contrast import REPLICATE, Contrast
-from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import Effect, FactorialTable
-from reports.stats.paired_difference import CONFIDENCE, MIN_PAIRS, PairedDifference
-from reports.stats.scale import format_param, format_signed, format_value
+from reports.stats.paired_difference import CONFIDENCE, PairedDifference
+from reports.stats.replicates import adjust_by_holm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,29 +97,16 @@ class ConditionalEffect:
         return self.is_significant and self.difference.mean >= abs(self.main.mean)
 
     @property
-    def text(self) -> str:
-        """The change with its extreme effects, see :attr:`extremes`."""
-        return f"{self.contrast.label}: {self.extremes}"
+    def extremes(self) -> tuple[LevelEffect, LevelEffect]:
+        """The least and the greatest effect, or the greatest and the least, by their values.
 
-    @property
-    def extremes(self) -> str:
-        """The least and the greatest effect: ``−0.530 nats without residual, −0.015 with it``.
-
-        Where only one of them is significant, the other one is named so.
+        Where signs are opposite, the effects are significant.
         """
-        first, last = (each for each in self.levels if each in (self.least, self.greatest))
-        name = format_param(self.parameter)
-        if isinstance(first.value, bool):
-            places = f"without {name}", "with it"
-        else:
-            places = f"with {name} {format_value(first.value)}", f"with {format_value(last.value)}"
-        scale = self.main.scale
-        sizes = [scale.format_difference(first.mean), format_signed(last.mean, scale.spec)]
-        if first.is_significant < last.is_significant:
-            sizes = ["no significant effect", scale.format_difference(last.mean)]
-        elif last.is_significant < first.is_significant:
-            sizes[1] = "no significant effect"
-        return f"{sizes[0]} {places[0]}, {sizes[1]} {places[1]}"
+        shown = [each for each in self.levels if each.is_significant]
+        levels = shown if self.has_opposite_signs else self.levels
+        ends = [choose(levels, key=lambda level: level.mean) for choose in (min, max)]
+        first, last = sorted(ends, key=self.levels.index)
+        return first, last
 
 
 @dataclass(frozen=True)
@@ -129,7 +115,8 @@ class RankedEffect:
 
     Attributes:
         main: the main effect.
-        condition: its largest interaction that rivals it; None if there is none.
+        condition: its largest interaction that rivals it, before others one that reverses it; None
+            if there is none.
         p_adjusted: p-value of the main effect after Holm's correction for all main effects.
     """
 
@@ -143,26 +130,22 @@ class RankedEffect:
         return self.condition.size if self.condition else abs(self.main.mean)
 
     @property
+    def has_significant_mean(self) -> bool:
+        """Whether the mean itself is significant, whatever it depends on."""
+        return self.main.is_significant and self.p_adjusted < (1 - CONFIDENCE) / 2
+
+    @property
     def is_significant(self) -> bool:
         """Whether the effect is significant, or differs significantly under the condition.
 
         Both p-values are corrected, because the largest of many effects are often significant by
         chance, and each has half of the error: in 95% of the studies without any effect, none is.
+        Opposite signs, for which two effects within a value have to be significant, are rarer.
         """
-        error = (1 - CONFIDENCE) / 2
-        is_main = self.main.is_significant and self.p_adjusted < error
-        return is_main or (self.condition is not None and self.condition.p_adjusted < error)
-
-    @property
-    def text(self) -> str:
-        """The effect under the condition, or else the mean with its interval."""
-        if self.condition:
-            return self.condition.text
-        main, interval, scale = self.main, "", self.main.scale
-        if not math.isnan(main.low):
-            ends = (format_signed(end, scale.spec) for end in (main.low, main.high))
-            interval = f" [{', '.join(ends)}]"
-        return f"{main.contrast.label} {scale.format_difference(main.mean)}{interval}"
+        if self.has_significant_mean or self.condition is None:
+            return self.has_significant_mean
+        is_different = self.condition.p_adjusted < (1 - CONFIDENCE) / 2
+        return is_different or self.condition.has_opposite_signs
 
 
 def rank_effects(
@@ -172,26 +155,12 @@ def rank_effects(
     ranked = []
     adjusted = adjust_by_holm(np.array([effect.p for effect in effects]))
     for effect, p in zip(effects, adjusted, strict=True):
-        rivals = [each for each in conditional if each.main is effect and each.rivals_main]
-        rivals.sort(key=lambda each: -each.difference.mean)
+        rivals = [
+            e for e in conditional if e.main is effect and (e.rivals_main or e.has_opposite_signs)
+        ]
+        rivals.sort(key=lambda each: (not each.has_opposite_signs, -each.difference.mean))
         ranked.append(RankedEffect(effect, rivals[0] if rivals else None, float(p)))
     return sorted(ranked, key=lambda each: -each.size)
-
-
-def describe_insignificance(effects: Sequence[Effect]) -> str:
-    """Say that no effect is significant, or why that is not known, in one clause."""
-    tested = sum(effect.is_decidable for effect in effects)
-    few = f"fewer than {MIN_PAIRS} matched pairs"
-    if not effects:
-        return "no effect can be estimated: no two complete trials differ in one parameter only"
-    if not tested:
-        return f"whether any effect differs from zero cannot be decided: each has {few}"
-    if others := len(effects) - tested:
-        return (
-            f"of {len(effects)} effects none is significantly different from zero, and {others} "
-            f"{'has' if others == 1 else 'have'} {few}, too few to decide"
-        )
-    return "no effect is significantly different from zero"
 
 
 def compute_conditional_effects(

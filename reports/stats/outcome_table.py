@@ -16,21 +16,16 @@ most trials would end on the same side.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reports.stats.contrast import Contrast
-from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import CONFIDENCE, Interval
-from reports.stats.scale import format_count
-
-if TYPE_CHECKING:
-    import pandas as pd
+from reports.stats.replicates import adjust_by_holm
 
 GOOD, UNKNOWN, BAD = 0.0, 1.0, 2.0
 """Outcomes as values of a table. The least of several is that of an architecture at its best: good
@@ -135,14 +130,6 @@ class ContrastOutcomes(OutcomeTable):
         """Whether the numbers of rescued and ruined pairs differ, corrected for all contrasts."""
         return self.p_adjusted < 1 - CONFIDENCE
 
-    @property
-    def counts(self) -> str:
-        """Numbers of rescued and of ruined pairs, for a reader."""
-        return (
-            f"{self.contrast.label} ({self.rescued:,} rescued, {self.ruined:,} ruined of "
-            f"{format_count(self.pairs, 'pair')})"
-        )
-
 
 def compute_outcomes(table: FactorialTable) -> list[ContrastOutcomes]:
     """Count the outcomes of each contrast that has a pair.
@@ -157,30 +144,3 @@ def compute_outcomes(table: FactorialTable) -> list[ContrastOutcomes]:
     found = [each for each in found if each.pairs]
     adjusted = adjust_by_holm(np.array([each.p for each in found]))
     return [replace(each, p_adjusted=float(p)) for each, p in zip(found, adjusted, strict=True)]
-
-
-def to_frame(outcomes: Sequence[ContrastOutcomes]) -> "pd.DataFrame":
-    """Return one row per contrast: its values, the counts of its pairs and the sign test."""
-    import pandas as pd
-
-    columns = [
-        "parameter", "before", "after", "both_good", "rescued", "ruined", "both_bad", "unknown",
-        "p", "p_adjusted", "significant",
-    ]  # fmt: skip
-    rows = [
-        (
-            each.contrast.parameter,
-            each.contrast.before,
-            each.contrast.after,
-            each.both_good,
-            each.rescued,
-            each.ruined,
-            each.both_bad,
-            each.unknown,
-            each.p,
-            each.p_adjusted,
-            each.is_significant,
-        )
-        for each in outcomes
-    ]
-    return pd.DataFrame(rows, columns=columns)

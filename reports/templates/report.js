@@ -1,11 +1,14 @@
 "use strict";
-// Draws charts when they are about to be seen, and handles the controls. All data are in the page.
+// Draws charts when they are about to be seen, and handles the controls. All data are in the page;
+// Plotly and the figures are compressed.
 
 const themes = JSON.parse(document.getElementById("themes").textContent);
 const NEAR = "800px";
 // Width of a letter of an axis title, in pixels.
 const LETTER = 7.5;
-const CONFIG = { displaylogo: false, responsive: true };
+const CONFIG = {
+  displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"],
+};
 // Browsers limit a page to about sixteen WebGL contexts, and a chart takes three.
 const MAX_WEBGL_CHARTS = 4;
 
@@ -68,17 +71,31 @@ system.addEventListener("change", applyTheme);
 
 // ------------------------------------------------------------------ drawing
 
-const figures = new Map();
+let figures = [];
 let withWebGL = [];
 
-function figureOf(plot) {
-  const id = plot.dataset.figure;
-  if (!figures.has(id)) {
-    const data = plot.closest(".chart").querySelector(`script[id="${id}"]`);
-    figures.set(id, JSON.parse(data.textContent));
-  }
-  return figures.get(id);
+async function decompress(id) {
+  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
 }
+
+// Everything at once: printing draws all figures, and cannot wait for them.
+async function startDrawing() {
+  if (!root.classList.contains("drawing")) {
+    for (const details of document.querySelectorAll(".alt-text")) details.open = true;
+    return;
+  }
+  const [library, data] = await Promise.all(["plotly", "figures"].map(decompress));
+  const script = document.createElement("script");
+  script.textContent = library;
+  document.head.append(script);
+  figures = JSON.parse(data);
+  for (const plot of document.querySelectorAll(".plot")) near.observe(plot);
+  if (root.dataset.printing) drawAll();
+}
+
+function figureOf(plot) { return figures[plot.dataset.figure]; }
 
 async function draw(plot) {
   if (plot.classList.contains("begun")) return;
@@ -114,10 +131,6 @@ const near = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: NEAR });
 
-function watch(within) {
-  for (const plot of within.querySelectorAll(".plot:not(.begun)")) near.observe(plot);
-}
-
 // All at once: the browser prints as soon as the event handler has returned.
 function drawAll() {
   return Promise.all([...document.querySelectorAll(".plot:not(.begun)")].map(draw));
@@ -127,7 +140,7 @@ addEventListener("beforeprint", () => {
   root.dataset.printing = "yes";
   for (const details of document.querySelectorAll(".code-of-best")) details.open = true;
   applyTheme();
-  drawAll();
+  if (figures.length) drawAll();
   for (const plot of document.querySelectorAll(".plot.drawn")) Plotly.Plots.resize(plot);
 });
 addEventListener("afterprint", () => {
@@ -181,24 +194,6 @@ contents.addEventListener("keydown", (event) => {
   contents.querySelector("summary").focus();
 });
 
-// ------------------------------------------------------------------ filters of the effects
-
-for (const chooser of document.querySelectorAll(".chooser")) {
-  const selects = [...chooser.querySelectorAll(".choices select")];
-  const chosen = chooser.querySelector(".chosen");
-  const whole = document.createElement("template");
-  whole.innerHTML = chosen.innerHTML;
-  for (const select of selects) {
-    select.addEventListener("change", () => {
-      const key = selects.map((each) => each.value).join("/");
-      const part = [...chooser.querySelectorAll("template")].find((t) => t.dataset.key === key);
-      for (const plot of chosen.querySelectorAll(".plot.drawn")) Plotly.purge(plot);
-      chosen.replaceChildren((part ?? whole).content.cloneNode(true));
-      watch(chosen);
-    });
-  }
-}
-
 // ------------------------------------------------------------------ curves
 
 const KINDS = { f4: Float32Array, f8: Float64Array, i1: Int8Array, i2: Int16Array, i4: Int32Array };
@@ -213,9 +208,8 @@ function stepsOf(curve, count) {
   return curve.x ? numbers(curve.x) : Float64Array.from({ length: count }, (_, i) => curve.x0 + i * curve.dx);
 }
 
-function selectedScheme(curves) {
-  const all = JSON.parse(curves.querySelector(".color-schemes").textContent);
-  return all[curves.querySelector(".coloring").selectedIndex];
+function selectedScheme(curves, figure) {
+  return figure.schemes[curves.querySelector(".coloring").selectedIndex];
 }
 
 // One trace per color, its curves separated by gaps: the cost per trace is paid a dozen times only.
@@ -263,7 +257,7 @@ function showLegend(curves, { legend }) {
 }
 
 async function recolor(curves, plot) {
-  const figure = figureOf(plot), scheme = selectedScheme(curves);
+  const figure = figureOf(plot), scheme = selectedScheme(curves, figure);
   showLegend(curves, scheme);
   await Plotly.react(plot, bundleByColor(figure, scheme), wrapAxisTitles(layoutOf(figure), plot), CONFIG);
 }
@@ -319,6 +313,21 @@ for (const curves of document.querySelectorAll(".curves")) {
 
 // ------------------------------------------------------------------ tables
 
+for (const table of document.querySelectorAll("table.sortable")) {
+  for (const header of table.tHead.rows[0].cells) {
+    const button = document.createElement("button");
+    button.className = "sort";
+    button.append(...header.childNodes);
+    header.append(button);
+  }
+  const tools = document.createElement("div"), button = document.createElement("button");
+  tools.className = "tools";
+  button.className = "csv";
+  button.textContent = "Download as CSV";
+  tools.append(button);
+  table.parentElement.after(tools);
+}
+
 function sortKey(cell) {
   const key = cell.dataset.sort ?? cell.textContent.trim();
   return key === "" || Number.isNaN(Number(key)) ? key : Number(key);
@@ -351,7 +360,9 @@ function csv(table) {
     const runs = /^[=+\-@]/.test(text) && Number.isNaN(Number(text));
     return quoted(runs ? `'${text}` : text);
   };
-  return [...table.rows].map((row) => [...row.cells].map(field).join(",")).join("\r\n") + "\r\n";
+  // An interval in a cell is two columns of the file.
+  const fields = (cell) => [field(cell), ...cell.dataset.ends?.split(",") ?? []];
+  return [...table.rows].map((row) => [...row.cells].flatMap(fields).join(",")).join("\r\n") + "\r\n";
 }
 
 function download(name, text) {
@@ -366,7 +377,8 @@ document.addEventListener("click", async (event) => {
   const button = event.target.closest("button");
   if (button?.matches(".sort")) sort(button.closest("th"));
   if (button?.matches(".csv")) {
-    download(button.dataset.name, csv(button.closest(".tools").previousElementSibling.querySelector("table")));
+    const table = button.closest(".tools").previousElementSibling.querySelector("table");
+    download(table.caption.textContent, csv(table));
   }
   if (button?.matches(".copy")) {
     await navigator.clipboard.writeText(button.closest("details").querySelector("code").textContent);
@@ -386,4 +398,4 @@ if (seconds) {
 applyTheme();
 arrangeContents();
 markCurrent();
-watch(document);
+startDrawing();

@@ -17,3 +17,4 @@ function isDark() {
 
 root.dataset.theme = isDark() ? "dark" : "light";
 root.classList.add("scripted");
+if ("DecompressionStream" in window) root.classList.add("drawing");

@@ -1,5 +1,7 @@
 """Synthetic tasks, each of which needs one kind of memory."""
 
+from typing import ClassVar
+
 import numpy as np
 
 from rnn.tasks.task import MAX_STEPS, Array, Sample, Split, check_range
@@ -15,6 +17,8 @@ class Copy:
         input    c a b . . . ? . . .
         target   - - - - - - - c a b
     """
+
+    solved: ClassVar = {"accuracy": 0.99}
 
     def __init__(self, *, delay: int = 10, items: int = 10, symbols: int = 8) -> None:
         check_range("delay", delay, 1, MAX_STEPS)
@@ -52,6 +56,8 @@ class Adding:
 
     input_size = 2
     output_size = 1
+    # A standard deviation of a tenth, where the mean's is 0.41.
+    solved: ClassVar = {"loss": 0.01}
 
     def __init__(self, *, length: int = 50) -> None:
         check_range("length", length, 2, MAX_STEPS)
@@ -77,6 +83,7 @@ class Parity:
 
     vocabulary = 2
     classes = 2
+    solved: ClassVar = {"accuracy": 0.99}
 
     def __init__(self, *, length: int = 40) -> None:
         check_range("length", length, 1, MAX_STEPS)
@@ -104,6 +111,8 @@ class AssociativeRecall:
 
     Results are recorded by the distance from pair to query, rounded down to a power of two.
     """
+
+    solved: ClassVar = {"accuracy": 0.99}
 
     def __init__(self, *, pairs: int = 8, length: int = 64, vocabulary: int = 64) -> None:
         check_range("pairs", pairs, 1, MAX_STEPS)

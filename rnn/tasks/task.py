@@ -149,6 +149,8 @@ class SequenceTask:
         initial_loss: None: the smoothed loss starts at the first loss.
         metrics: whether to maximize or minimize each metric, by name.
         eval_lengths: further lengths at which networks are evaluated.
+        solved: bounds from which a network has solved the task, of metrics or of ``loss``.
+        loss_unit: unit of a loss that has no fixed one; "" for none.
         output_names: a name for each number to predict, if the definition has any.
         is_standardized: whether numbers are standardized.
 
@@ -167,9 +169,10 @@ class SequenceTask:
             self.metrics: dict[str, Direction] = dict(getattr(definition, "metrics", default))
             self.eval_lengths = list(getattr(definition, "eval_lengths", ()))
             self.output_names = list(getattr(definition, "output_names", ()))
+            self.solved: dict[str, float] = dict(getattr(definition, "solved", {}))
         except (TypeError, ValueError) as error:
             raise TaskError(
-                f"task {name}: {error}: expected metrics to be a dict, eval_lengths and "
+                f"task {name}: {error}: expected metrics and solved to be dicts, eval_lengths and "
                 "output_names to be lists"
             ) from error
         self.is_standardized = bool(getattr(definition, "standardize", False))
@@ -194,6 +197,18 @@ class SequenceTask:
             if metric in _RESERVED_METRICS:
                 raise TaskError(
                     f"task {name} has the metric {metric}, the name of another result: rename it"
+                )
+        self.loss_unit = getattr(definition, "loss_unit", "")
+        if not isinstance(self.loss_unit, str) or not self.loss_unit.isprintable():
+            raise TaskError(
+                f"task {name} has loss_unit {self.loss_unit!r:.40}: expected a text, such as '°C²'"
+            )
+        for measured, bound in self.solved.items():
+            is_number = isinstance(bound, int | float) and not isinstance(bound, bool)
+            if measured not in (*self.metrics, "loss") or not is_number:
+                raise TaskError(
+                    f"task {name} is solved at {measured!r}: {bound!r}: expected a dict from loss, "
+                    "or a metric, to a number"
                 )
         if self.output_names and len(self.output_names) != self._outputs:
             raise TaskError(

@@ -46,6 +46,7 @@ from studies.best import BestReader
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import ArtifactsError
 from studies.loader import read_study_record
+from studies.space import TASK
 from studies.storage.counts import count_trials, distinct_versions, top_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import format_trials
@@ -170,7 +171,7 @@ class BestTrialFiles:
     (:mod:`studies.best`), then the second best runs. The losses that rank the architectures are
     known at the end of a trial only, so that each run's file is written. The means change with each
     run: until all are finished, and with planned looks until the end, no best run of an
-    architecture is removed.
+    architecture is removed. Of several tasks, as many files are kept of each.
 
     Args:
         handle: the study.
@@ -204,7 +205,9 @@ class BestTrialFiles:
             return set()
         if self._count == _ALL or self._best.has_replicates:
             return set(values)
-        candidates = [*(self._read_ranking(self._count) or []), *values.items()]
+        candidates = [*values.items()]
+        if values:  # of one task
+            candidates += self._read_ranking(self._count, next(iter(values))) or []
         ranking = sorted(candidates, key=lambda trial: (trial[1], trial[0]))
         return {number for number, _ in ranking[: self._count]} & values.keys()
 
@@ -227,7 +230,7 @@ class BestTrialFiles:
                 return
             if self._best.has_replicates:
                 self._evict_runs(count)
-            elif is_written and (ranking := self._read_ranking(count + EVICTION_MARGIN)):
+            elif is_written and (ranking := self._read_ranking(count + EVICTION_MARGIN, number)):
                 self._files.evict([number for number, _ in ranking], count)
 
     def _evict_runs(self, count: int) -> None:
@@ -240,10 +243,19 @@ class BestTrialFiles:
             count = max(count, len(ranking))
         self._files.evict(order, count)
 
-    def _read_ranking(self, count: int) -> list[tuple[int, float]] | None:
+    def _read_ranking(self, count: int, number: int) -> list[tuple[int, float]] | None:
+        """Read the best trials, of several tasks those of the task of the trial with a number."""
         storage, study_id = self._handle.storage, self._handle.study_id
-        ranking: list[tuple[int, float]] | None
-        ranking = self._query(lambda: top_trials(storage, study_id, count))
+        names = self._handle.config.task_names
+
+        def read() -> list[tuple[int, float]]:
+            place = None
+            if names:
+                trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+                place = names.index(storage.get_trial(trial_id).params[TASK])
+            return top_trials(storage, study_id, count, place)
+
+        ranking: list[tuple[int, float]] | None = self._query(read)
         return ranking
 
 
@@ -306,9 +318,8 @@ class CheckpointManager:
         number = claim.trial.number
         try:
             trial_config, settings = self._configs(claim)
-            limit = max_checkpoint_size(
-                trial_config, self._handle.spec, settings.batch_size, settings.steps
-            )
+            spec = self._handle.spec_of(trial_config.task_options)
+            limit = max_checkpoint_size(trial_config, spec, settings.batch_size, settings.steps)
             for files in self._files:
                 content = _read_with_retries(files, number, limit + 1)
                 if content is None:
@@ -407,8 +418,11 @@ def checkpoint_identity(
     if corpus is not None:
         fields |= {"corpus_sha256": corpus.sha256, "corpus_split": corpus.split}
     else:
-        assert config.task_record is not None
-        fields["task"] = config.task_record.identity() | dict(trial_config.task_options)
+        options = dict(trial_config.task_options)
+        record = config.of_trial(options).task_record
+        assert record is not None
+        # The identity says which of several tasks it is.
+        fields["task"] = record.identity() | {n: v for n, v in options.items() if n != TASK}
     return json.dumps(fields, sort_keys=True)
 
 

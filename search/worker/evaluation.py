@@ -14,8 +14,9 @@ from rnn.tasks.corpus import TokenArray
 from rnn.tasks.task import SequenceTask
 from rnn.training.evaluation import (
     MIN_CONTEXT_LENGTH,
+    Confusion,
     ContextLosses,
-    HeldOutResult,
+    Predictions,
     RecallAccuracy,
     compute_eval_losses,
     evaluate_sequences,
@@ -89,13 +90,14 @@ class Evaluator:
         """Return the attributes of each network on a split of a task other than text."""
         count = self._config.evaluation.windows
 
-        def evaluate(length: int | None = None) -> list[HeldOutResult]:
-            batch = self._held_out(task, split, count, length)
-            return evaluate_sequences(stack, task, batch, count, on_step)
-
         is_test = split == "test"
+        held_out, networks = self._held_out(task, split, count, None), len(stack.configs)
+        kind = Confusion if task.spec.predicts_classes else Predictions
+        observer = None if is_test else kind(networks, task, held_out)
+        evaluated = evaluate_sequences(stack, task, held_out, count, on_step, observer)
+        observed = observer.list_results() if observer else [{}] * networks
         attributes: list[dict[str, Any]] = []
-        for result in evaluate():
+        for result, predictions in zip(evaluated, observed, strict=True):
             losses = result.losses
             measured: dict[str, Any] = {
                 f"{split}_loss": float(losses.mean()),
@@ -106,9 +108,11 @@ class Evaluator:
                 measured[f"{split}_stderr"] = float(_stderr(losses))
             if result.slices and not is_test:
                 measured["slices"] = result.slices
-            attributes.append(measured)
+            attributes.append(measured | predictions)
         for length in () if is_test else task.eval_lengths:
-            for measured, result in zip(attributes, evaluate(length), strict=True):
+            batch = self._held_out(task, split, count, length)
+            evaluated = evaluate_sequences(stack, task, batch, count, on_step)
+            for measured, result in zip(attributes, evaluated, strict=True):
                 loss = float(result.losses.mean())
                 measured.setdefault("length_losses", {})[length] = loss
         return attributes

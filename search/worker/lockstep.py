@@ -1,7 +1,7 @@
 """Which trials of a study a worker trains in lockstep, how many, and by which settings."""
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +23,7 @@ from rnn.native.network import library_obstacle, pays_off
 from rnn.network import estimate_memory
 from rnn.training.devices import available_memory
 from rnn.training.loop import TrainConfig
+from search.tasks import TaskOptions
 from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.space import CELL, REPLICATE, SWITCHES
 from studies.training import OPTIMIZER_PARAMS
@@ -63,18 +64,22 @@ class LockstepPlan:
     Args:
         config: config of the study.
         device: device to train on.
-        spec: what the networks read and predict.
+        spec_of: returns what the networks with some options of the task read and predict.
         limit: maximum number of networks to train together; None to choose by device.
     """
 
     def __init__(
-        self, config: StudyConfig, device: torch.device, spec: TaskSpec, limit: int | None
+        self,
+        config: StudyConfig,
+        device: torch.device,
+        spec_of: Callable[[TaskOptions], TaskSpec],
+        limit: int | None,
     ) -> None:
         assert config.precision != "auto", "resolved when the study was created"
         self._config = config
         self._precision: Precision = config.precision
         self._device = device
-        self._spec = spec
+        self._spec_of = spec_of
         self._limit = limit
         grid = config.grid  # None for a derived study
         self._param_names = (
@@ -102,10 +107,11 @@ class LockstepPlan:
         On a fast path they are of one shape and read one text; in the autograd engine they are of
         one architecture and may read several. See :func:`rnn.engines.stack_key`.
         """
-        differing = {*OPTIMIZER_PARAMS}
-        if has_fast_path(to_trial_config(params, self._config), self._spec):
+        differing, trial_config = {*OPTIMIZER_PARAMS}, to_trial_config(params, self._config)
+        spec = self._spec_of(trial_config.task_options)
+        if has_fast_path(trial_config, spec):
             differing |= {*SWITCHES}
-        elif self._spec.is_dense:
+        elif spec.is_dense:
             differing |= {REPLICATE}
         return [name for name in self._param_names if name not in differing]
 
@@ -114,13 +120,13 @@ class LockstepPlan:
         self._max_by_shape[self._shape(params)] = max(1, count // 2)
 
     def _best_size(self, trial_config: TrialConfig, params: Mapping[str, Any]) -> int:
-        settings, task = training_settings(params, self._config), self._config.task_record
+        settings = training_settings(params, self._config)
+        task = self._config.of_trial(params).task_record
+        spec = self._spec_of(trial_config.task_options)
         streams, steps = settings.batch_size, task.steps if task else settings.sequence_length - 1
-        if self._spec.is_text:
+        if spec.is_text:
             streams = max(streams, self._config.evaluation.windows)
-        return auto_lockstep(
-            trial_config, streams, self._precision, self._device, self._spec, steps
-        )
+        return auto_lockstep(trial_config, streams, self._precision, self._device, spec, steps)
 
     def _is_stackable(self, trial_config: TrialConfig) -> bool:
         """Return whether a network can train in lockstep; log once if a user's cell cannot."""
@@ -142,7 +148,8 @@ class LockstepPlan:
         network = trial_config.architecture
         if self._has_noted_slowness or self._device.type != "cpu":
             return
-        if not isinstance(network, GatedConfig) or not has_fast_path(trial_config, self._spec):
+        spec = self._spec_of(trial_config.task_options)
+        if not isinstance(network, GatedConfig) or not has_fast_path(trial_config, spec):
             return
         if (reason := library_obstacle(network.state_size, self._precision)) is not None:
             self._has_noted_slowness = True
@@ -158,7 +165,8 @@ class LockstepPlan:
         cell = type(architecture) if isinstance(architecture, GatedConfig) else architecture
         window = trial_config.bptt_steps, trial_config.update_every
         size = architecture.layers, architecture.state_size, *window
-        return cell, *size, training_settings(params, self._config).batch_size
+        task = trial_config.task_options if self._config.task_records else ()
+        return cell, *size, *task, training_settings(params, self._config).batch_size
 
 
 def auto_lockstep(

@@ -99,7 +99,6 @@ class Trainer:
         self._worker = worker
         self._precision: Precision = config.precision
         self._handle = handle
-        self._spec = handle.spec
         self._evaluator = Evaluator(handle)
         folder = handle.artifact_folder
         final_checkpoints = TrialFiles(checkpoints, folder, "final")
@@ -113,7 +112,7 @@ class Trainer:
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
-        self.lockstep_plan = LockstepPlan(config, device, self._spec, lockstep)
+        self.lockstep_plan = LockstepPlan(config, device, handle.spec_of, lockstep)
         self._loop: TrainLoop | None = None
         self._claims: dict[TrialConfig, Claim] = {}  # of the current loop, as what follows
         self._lockstep = 0  # when it began
@@ -194,7 +193,7 @@ class Trainer:
                 list(claims),
                 self.config.seed,
                 self._precision,
-                self._spec,
+                self._handle.spec_of(next(iter(claims)).task_options),
                 self.device,
                 {trial_config: state.weights for trial_config, state in resumed.items()},
             )
@@ -383,7 +382,8 @@ class Trainer:
 
     def _count_parameters(self, trial_config: TrialConfig) -> int:
         try:
-            return count_parameters(trial_config.architecture, self._spec)
+            spec = self._handle.spec_of(trial_config.task_options)
+            return count_parameters(trial_config.architecture, spec)
         except CellError:  # of a trial that fails because its cell cannot be built
             return 0
 

@@ -25,9 +25,9 @@ from studies.attributes import (
     EARLIER_ENDS,
     EARLIER_FAILURES,
     END,
-    EVAL_WINDOWS,
     FOLDER_NAME,
     LEASE,
+    LONG_RESULTS,
     LOOKS,
     PAUSED,
     AuditState,
@@ -356,7 +356,7 @@ def _read_grid_trials(
 def _describe(trial: StoredTrial) -> dict[str, Any]:
     """Return what a trial was, for the attribute that keeps it."""
     attributes = {key: each for key, each in trial.attributes.items() if key in _RECORDED}
-    for key in EVAL_WINDOWS.values():
+    for key in LONG_RESULTS:
         if key in trial.system_attributes:
             attributes[key] = trial.system_attributes[key]
     return {
@@ -384,7 +384,7 @@ def _reopen(
         (each.trial_id, name) for each in trials for name in each.attributes.keys() & _RECORDED
     ]
     delete_attrs(connection, TRIAL_USER_ATTRS, stored)
-    removed = (LEASE, CHECKPOINTED, *EVAL_WINDOWS.values())
+    removed = (LEASE, CHECKPOINTED, *LONG_RESULTS)
     delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(key, name) for key in ids for name in removed])
     undecided = {AUDIT: AuditState().model_dump()}
     write_attrs(connection, TRIAL_SYSTEM_ATTRS, dict.fromkeys(audited, undecided))

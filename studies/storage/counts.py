@@ -32,7 +32,7 @@ from studies.attributes import (
     parse_trial_attribute,
 )
 from studies.errors import RowError, StudyHeldError, StudyNotFoundError
-from studies.space import COST_PARAMS, REPLICATE
+from studies.space import COST_PARAMS, REPLICATE, TASK
 from studies.storage.engine import redact
 from studies.storage.leases import Lease, LeaseMonitor, database_seconds
 from studies.storage.reads import read_trials
@@ -271,16 +271,26 @@ def _count_distinct(
     return [each for each in found if each[1] is not None]
 
 
-def top_trials(storage: "LeasedRDBStorage", study_id: int, limit: int) -> list[tuple[int, float]]:
-    """Return the numbers and values of at most ``limit`` best trials, best first."""
-    return [(number, value) for _, number, value in _rank(storage, study_id, limit)]
+def top_trials(
+    storage: "LeasedRDBStorage", study_id: int, limit: int, task: int | None = None
+) -> list[tuple[int, float]]:
+    """Return the numbers and values of at most ``limit`` best trials, best first.
+
+    Of a study of several tasks those of one, by the place of its choice.
+    """
+    return [(number, value) for _, number, value in _rank(storage, study_id, limit, task)]
 
 
-def read_best_trial(storage: "LeasedRDBStorage", study_id: int) -> StoredTrial | None:
-    """Read a study's best trial that is not damaged, the first of equals; None without any."""
+def read_best_trial(
+    storage: "LeasedRDBStorage", study_id: int, task: int | None = None
+) -> StoredTrial | None:
+    """Read a study's best trial that is not damaged, the first of equals; None without any.
+
+    Of a study of several tasks that of one, by the place of its choice.
+    """
     limit = 1
     while True:
-        ids = [trial_id for trial_id, _, _ in _rank(storage, study_id, limit)]
+        ids = [trial_id for trial_id, _, _ in _rank(storage, study_id, limit, task)]
         trials = {trial.trial_id: trial for trial in read_trials(storage, study_id, ids)}
         if found := [trials[trial_id] for trial_id in ids if trial_id in trials]:
             return found[0]
@@ -415,7 +425,9 @@ def read_times(connection: Connection, study_id: int) -> tuple[datetime | None, 
     return times[0], max((each for each in times[1:] if each is not None), default=None)
 
 
-def _rank(storage: "LeasedRDBStorage", study_id: int, limit: int) -> list[tuple[int, int, float]]:
+def _rank(
+    storage: "LeasedRDBStorage", study_id: int, limit: int, task: int | None
+) -> list[tuple[int, int, float]]:
     """Return id, number and value of at most ``limit`` complete trials, the best first."""
     is_of_study = STUDY_DIRECTIONS.c.study_id == study_id
     direction = sa.select(raw(STUDY_DIRECTIONS.c.direction)).where(is_of_study)
@@ -431,6 +443,10 @@ def _rank(storage: "LeasedRDBStorage", study_id: int, limit: int) -> list[tuple[
             is_grid_trial(),
         )
     )
+    if task is not None:
+        param = TRIAL_PARAMS.c
+        is_task = sa.and_(param.trial_id == TRIALS.c.trial_id, param.param_name == TASK)
+        query = query.join(TRIAL_PARAMS, is_task).where(param.param_value == task)
     with storage.reading() as connection:
         is_maximized = "MAXIMIZE" in connection.scalars(direction)
         order = value.desc() if is_maximized else value

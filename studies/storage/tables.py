@@ -17,7 +17,7 @@ from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from sqlalchemy.engine import Connection
 
-from studies.attributes import AUDIT, EVAL_WINDOWS, IMPORTED, IS_GRID_TRIAL
+from studies.attributes import AUDIT, IMPORTED, IS_GRID_TRIAL, LONG_RESULTS
 from studies.errors import StorageError
 from studies.storage.engine import redact
 from studies.storage.trials import StoredTrial
@@ -185,11 +185,12 @@ def write_attrs(
 
 
 def write_user_attrs(connection: Connection, attributes: Mapping[int, Mapping[str, Any]]) -> None:
-    """Write user attributes by trial id; losses of evaluation windows become system attributes."""
-    windows = set(EVAL_WINDOWS.values())
+    """Write user attributes by trial id; long results become system attributes."""
     for table, is_system in ((TRIAL_USER_ATTRS, False), (TRIAL_SYSTEM_ATTRS, True)):
         written = {
-            trial_id: {key: each for key, each in values.items() if (key in windows) == is_system}
+            trial_id: {
+                key: each for key, each in values.items() if (key in LONG_RESULTS) == is_system
+            }
             for trial_id, values in attributes.items()
         }
         write_attrs(connection, table, written)

@@ -201,7 +201,7 @@ def test_final_report_waits_for_an_unavailable_server(
     monkeypatch.chdir(tmp_path)
     server.stop()
     monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 1)
-    write_final_report(search_url, ["quick"])
+    write_final_report(search_url, "quick")
     assert capsys.readouterr().out.splitlines()[-1].startswith("no report: storage postgresql")
 
     printed = []
@@ -213,7 +213,7 @@ def test_final_report_waits_for_an_unavailable_server(
 
     monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 600)
     monkeypatch.setattr("reports.cli.click.echo", echo)
-    write_final_report(search_url, ["quick"])
+    write_final_report(search_url, "quick")
     assert printed[0] == "waiting for the storage to write the report"
     assert printed[1].startswith("report: ")
 

@@ -16,7 +16,13 @@ from typing import Any
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 
-MODULES = ("golden_statistics", "golden_pruning", "golden_training", "golden_storage")
+MODULES = (
+    "golden_statistics",
+    "golden_narrative",
+    "golden_pruning",
+    "golden_training",
+    "golden_storage",
+)
 """Modules of this folder with a list ``GOLDEN``."""
 
 SIGNIFICANT_DIGITS = 12
@@ -41,7 +47,7 @@ class Golden:
         return json.loads(self.path.read_text()) if self.path.is_file() else None
 
     def write(self, result: Any) -> None:
-        self.path.write_text(json.dumps(_round(result), indent=1) + "\n")
+        self.path.write_text(json.dumps(_round(result), indent=1, ensure_ascii=False) + "\n")
 
     def differences(self, expected: Any, actual: Any, path: str = "") -> Iterator[str]:
         """Yield a line for each value of ``actual`` that differs from the one in ``expected``."""

@@ -27,8 +27,8 @@ ROOT = FOLDER.parents[1]
 
 PYTEST = ("-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not extended")
 
-LIMIT = 600.0
-"""Seconds after which tests of a mutant count as hanging, which is an error."""
+LIMIT = 300.0
+"""Seconds after which the tests of a mutant count as hanging, which users would notice as well."""
 
 KILLED, SURVIVED, ERROR = "killed", "SURVIVED", "ERROR"
 
@@ -189,9 +189,10 @@ class Outcome:
             return KILLED, self.failed[0]
         if self.code == 0:
             return SURVIVED, ""
-        reason = f"exit code {self.code}" if self.code is not None else f"no end in {LIMIT:.0f} s"
+        if self.code is None:
+            return KILLED, f"the tests did not end in {LIMIT:.0f} s"
         last = (self.output.strip().splitlines() or [""])[-1]
-        return ERROR, f"{reason}: no test failed; {last}"
+        return ERROR, f"exit code {self.code}: no test failed; {last}"
 
 
 def main() -> int:

@@ -14,7 +14,6 @@ from services import report_missing
 
 from reports.page.page import render_page
 from reports.page.section import Section
-from reports.page.sections import build_section
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]  # fmt: skip
@@ -53,7 +52,7 @@ def without_optuna_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def draw_no_optuna_figures(patch: pytest.MonkeyPatch) -> None:
     names = ("chart_parameters", "chart_study", "compute_block_importances", "compute_importances")
     for name in names:
-        patch.setattr(f"reports.page.sections.{name}", lambda *results: [])
+        patch.setattr(f"reports.page.section.{name}", lambda *results: [])
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def build_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BuiltP
         results = results_of(url, name, drawn_only=True)
         with pytest.MonkeyPatch.context() as patch:
             draw_no_optuna_figures(patch)
-            section = build_section(results)
+            section = Section(results)
             return BuiltPage(section, "".join(render_page([section])))
 
     return build

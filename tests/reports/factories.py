@@ -240,12 +240,17 @@ def make_replicates(
     second, of one layer, has half its parameters.
     """
     runs = []
-    shapes = ((2, 4, 0.0, 2.0, 200), (1, 4, gap / 200, 1.9, 100), (1, 8, gap, 1.8, 150))
-    for layers, size, worse, value, count in shapes:
+    shapes = (
+        (2, 4, 0.0, 0.0, 2.0, 200),
+        (1, 4, gap / 200, 0.004, 1.9, 100),
+        (1, 8, gap, 0.0, 1.8, 150),
+    )
+    for layers, size, worse, scatter, value, count in shapes:
         for run in range(3):
             # Effects of the run and of the window, and some noise.
             noise = [(7 * run + 3 * window + 5 * size * layers) % 11 / 700 for window in range(4)]
-            losses = [2 + worse + run / 10 + window / 5 + noise[window] for window in range(4)]
+            mean = 2 + worse + run / 10 + scatter * (run - 1)
+            losses = [mean + window / 5 + noise[window] for window in range(4)]
             recorded = {
                 "parameter_count": count,
                 "training_loss": value + run / 100,

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from reports.charts.chart import IMPROVES, WORSENS
-from reports.charts.trend_plots import chart_levels, chart_trends
+from reports.charts.effect_plots import chart_levels, chart_trends
 from reports.data.study_reader import read_results
-from reports.page.answer import answer_question, format_headline
+from reports.narrative import write_answer, write_headline
 from reports.page.page import render_page
-from reports.page.sections import build_section
-from reports.stats.additive_findings import describe_additive, format_additive_line
+from reports.page.section import Section
+from reports.phrases import describe_additive, write_additive_clause
 from reports.stats.additive_model import fit_additive_model
 from reports.stats.scale import Scale
 from rnn_search import load
@@ -110,7 +110,7 @@ def test_trend_without_a_turn_is_best_at_an_end_or_beyond(maximize):
     optimum = trend_of(model, "x").optimum
     assert optimum.low == optimum.high == optimum.value
     assert optimum.value == pytest.approx(max(columns["x"]) if maximize else min(columns["x"]))
-    line = format_additive_line(model, ACCURACY if maximize else LOSS)
+    line = write_additive_clause(model, ACCURACY if maximize else LOSS)
     assert f"x: best at the {'highest' if maximize else 'lowest'} value tried" in line
 
 
@@ -196,7 +196,7 @@ def test_figures_show_axis_best_place_and_direction(sweep):
     *_, best = rate.figure.data
     assert best.x[0] - best.error_x.arrayminus[0] < BEST_RATE < best.x[0] + best.error_x.array[0]
     assert len(rate.figure.data) == len(charts["null rate"].figure.data) + 1
-    assert "60 runs on a logarithmic axis" in rate.alt_text
+    assert "learning rate, logarithmic" in rate.alt_text
     levels = chart_levels(sweep.model, LOSS)
     colors = dict(zip(levels.figure.data[0].y, levels.figure.data[0].marker.color, strict=True))
     assert (colors["optimizer adam → sgd"], colors["norm"]) == (WORSENS, IMPROVES)
@@ -212,11 +212,11 @@ def test_sweep_without_pairs_says_so_first_and_shows_trends_and_effects(sqlite_u
         row["value"] += generator.gauss(0, 0.02)
     options = ImportOptions(maximize=True)
     import_results(sqlite_url, pd.DataFrame(rows), options, name="sweep")
-    section = build_section(read_results(read_storage(sqlite_url), "sweep"))
-    assert section.effects[0].effects == []
-    assert answer_question(section)[0].startswith("There are no matched pairs")
-    assert "; no matched pairs; if parameters act additively: rate: best" in format_headline(
-        [section]
+    section = Section(read_results(read_storage(sqlite_url), "sweep"))
+    assert section.main_effects.effects == []
+    assert write_answer(section.findings)[0].startswith("There are no matched pairs")
+    assert "; no matched pairs; if parameters act additively: rate: best" in write_headline(
+        [section.findings]
     )
     page = "".join(render_page([section]))
     assert 'id="s1-additive"' in page

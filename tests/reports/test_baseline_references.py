@@ -11,11 +11,12 @@ from factories import (
     read_studies,
 )
 
-from reports.analysis.baseline_references import describe_training_differences, find_references
-from reports.analysis.ranking import rank_architectures
+from reports.analysis.baseline_references import find_references
+from reports.analysis.leaderboard import rank_architectures
 from reports.charts.comparison_plots import plot_replicates
 from reports.data.trial_table import decode_architecture
-from reports.page.sections import build_section, build_sections
+from reports.page.section import Section, build_sections
+from reports.phrases import describe_training_differences
 from rnn.config import BaselineConfig
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -28,10 +29,11 @@ def test_study_of_baseline_cells_has_no_switches(sqlite_url):
     row = results.complete.iloc[0]
     assert row["label"] == "1×4 GRU, bptt_steps 1"
     assert decode_architecture(row, results.config) == BaselineConfig("gru", 1, 4)
-    section = build_section(results)
-    labels = [effect.contrast.label for effect in section.effects[0].effects]
+    section = Section(results)
+    labels = [effect.contrast.label for effect in section.main_effects.effects]
     assert labels == ["cell GRU → LSTM", "state size 4 → 8", "bptt steps 1 → 16"]
-    assert [effect.mean for effect in section.effects[0].effects] == pytest.approx([0.4, 0.2, 0.1])
+    means = [effect.mean for effect in section.main_effects.effects]
+    assert means == pytest.approx([0.4, 0.2, 0.1])
 
 
 def test_refinement_is_compared_with_a_source_of_other_bptt_steps(sqlite_url):
@@ -42,7 +44,7 @@ def test_refinement_is_compared_with_a_source_of_other_bptt_steps(sqlite_url):
     make_runs(sqlite_url, "windows", raw, runs, sources=[0])
     (results,) = read_studies(sqlite_url, "windows")
     # The source does not vary it: its value is in the configuration.
-    effects = {effect.variant: effect for effect in build_section(results).variants}
+    effects = {effect.variant: effect for effect in Section(results).variants}
     assert list(effects) == ["unchanged", "bptt steps 4"]
     assert effects["bptt steps 4"].source_difference == pytest.approx(1.2 - 1.5)
     assert effects["bptt steps 4"].mean == pytest.approx(1.2 - 1.4)
@@ -72,7 +74,7 @@ def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):
              "1×4 LSTM, bptt_steps 16"]  # fmt: skip
     assert [shape.name for shape in shapes] == names
     assert [shape.y0 for shape in shapes] == pytest.approx([1.4, 1.5, 1.8, 1.9])
-    assert "1×4 LSTM, bptt_steps 16: 1.9000" in gated.curves.alt_text
+    assert "1×4 LSTM, bptt_steps 16: 1.9." in gated.curves.alt_text
     low, high = gated.curves.figure.layout.yaxis.range
     assert low < 1.4
     assert high > 1.9

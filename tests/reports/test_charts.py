@@ -1,9 +1,10 @@
-"""Figures of importances, curves and the timeline."""
+"""Figures of importances, curves and the timeline, and the text alternatives of all figures."""
 
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from factories import make_study, results_of
 from optuna.importance import (
@@ -13,8 +14,14 @@ from optuna.importance import (
 )
 from optuna.trial import TrialState
 
-from reports.charts.importances import compute_block_importances, compute_importances
-from reports.charts.optuna_plots import to_optuna_study
+from reports.charts.alt_text import describe_figure
+from reports.charts.optuna_plots import (
+    FANOVA_TREES,
+    chart_study,
+    compute_block_importances,
+    compute_importances,
+    to_optuna_study,
+)
 from reports.charts.training_plots import chart_timeline, list_color_schemes, plot_curves
 
 
@@ -39,7 +46,7 @@ def test_importances_equal_optunas(results):
     assert found.label == "all complete trials (7 trials)"
     for name, evaluator in (
         ("PED-ANOVA", PedAnovaImportanceEvaluator()),
-        ("fANOVA", FanovaImportanceEvaluator(seed=0)),
+        ("fANOVA", FanovaImportanceEvaluator(n_trees=FANOVA_TREES, seed=0)),
     ):
         (chart,) = [chart for chart in found.charts if chart.title == name]
         bars = chart.figure.data[0]
@@ -47,11 +54,12 @@ def test_importances_equal_optunas(results):
         assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(expected)
 
 
-def test_fanova_of_many_trials_is_that_of_a_sample(results):
+def test_fanova_of_many_trials_is_that_of_a_sample(results, monkeypatch):
     numbers = list(results.complete.index)
+    monkeypatch.setattr("reports.charts.optuna_plots.MAX_FANOVA_TRIALS", 5)
 
     def compute():
-        (found,) = compute_importances(results, numbers, "all", max_trials=5)
+        (found,) = compute_importances(results, numbers, "all")
         ped, fanova = found.charts
         assert "sample" not in ped.caption
         assert "sample of 5 of the 7 trials" in fanova.caption
@@ -100,3 +108,67 @@ def test_bars_of_a_timeline_with_many_trials_stand_for_several(results, monkeypa
     (bars,) = chart.figure.data
     assert sorted(bars.y) == ["a", "a", "b", "b"], "the first and the second half of each worker"
     assert max(bars.x) == 150_000
+
+
+def test_history_of_some_trials_has_their_numbers_and_the_best_so_far(results, monkeypatch):
+    monkeypatch.setattr("reports.data.study_reader.MAX_DRAWN", 3)
+    history = chart_study(results)[1]
+    values, best, *_ = history.figure.data
+    drawn = list(values.x)
+    assert 3 <= len(drawn) < 7
+    assert list(values.y) == results.table.loc[drawn, "value"].tolist()
+    assert min(best.y) == results.complete["value"].min()
+    assert f"{len(drawn)} of 7 trials are drawn" in history.caption
+
+
+# ---------------------------------------------------------------------- text alternatives
+
+
+def test_alternative_of_a_small_figure_says_what_a_reader_sees_who_points_at_it():
+    figure = go.Figure(
+        go.Scatter(
+            x=[-0.25, 0.5],
+            y=["layers", "gate &lt;a&gt;"],
+            customdata=["one", "two"],
+            hovertemplate="%{y}, %{customdata}: %{x:.3f}<br>nats<extra></extra>",
+        )
+    )
+    figure.add_vline(x=2, name="LSTM").add_vline(x=0)
+    figure.update_layout(xaxis_title="difference (nats)")
+    assert describe_figure(figure) == (
+        "Horizontal axis: difference (nats). gate <a>, two: 0.500, nats; "
+        "layers, one: −0.250, nats. LSTM: 2."
+    )
+
+
+def test_alternative_of_many_marks_has_quartiles_medians_and_extremes():
+    rng = np.random.default_rng(0)
+    places, values = rng.uniform(0, 4, 500), np.arange(500)
+    figure = go.Figure([go.Scatter(x=places, y=values, name="run"), go.Bar(x=["a"], y=[2])])
+    text = describe_figure(figure)
+    assert "500 values from 0 to 499, quartiles 124.8, 249.5, 374.2" in text
+    assert text.count("up to ") == 4, "medians in quarters of the places"
+    assert text.endswith("a: 2.")
+    names = describe_figure(go.Figure(go.Bar(x=[f"name {i}" for i in values], y=values)))
+    assert "Least: name 0: 0; name 1: 1; name 2: 2. Greatest: name 497: 497" in names
+    grouped = describe_figure(go.Figure(go.Scatter(x=["a", "b"] * 250, y=values, mode="markers")))
+    assert "Medians: a: 249; b: 250." in grouped
+    assert max(map(len, (text, names, grouped))) < 400
+
+
+def test_alternative_of_a_map_names_its_cells_and_each_pair_once():
+    z = [[None, 0.5], [0.5, None]]
+    symmetric = go.Heatmap(z=z, x=["a", "b"], y=["a", "b"], hovertemplate="%{customdata}")
+    symmetric.customdata = [["", "a and b"], ["a and b", ""]]
+    assert describe_figure(go.Figure(symmetric)) == "a and b."
+    plain = go.Figure(go.Heatmap(z=[[1, 2]], x=["a", "b"], y=["row"]))
+    assert describe_figure(plain) == "row, a: 1; row, b: 2."
+
+
+def test_alternative_of_lines_leaves_out_level_parts_and_counts_many():
+    line = go.Scatter(x0=10, dx=10, y=[3, 3, 2, 2, 2, 1], mode="lines")
+    assert describe_figure(go.Figure(line)) == "10: 3; 30: 2; 60: 1."
+    many = [go.Scattergl(y=[9, end, None], name=f"trial {end}", mode="lines") for end in range(40)]
+    text = describe_figure(go.Figure(many))
+    assert text.startswith("40 lines, which end at 40 values from 0 to 39")
+    assert "Least: trial 0, 0; trial 1, 1; trial 2, 2." in text

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from factories import gated_params, make_runs, make_study, results_of
 
-from reports.data.context import THRESHOLD, ContextProfile, average_profiles, read_profile
 from reports.data.table_export import write_csv
+from reports.data.trial_table import THRESHOLD, ContextProfile, average_profiles, read_profile
 from reports.page.page import render_page
-from reports.page.sections import build_section
+from reports.page.section import Section
 
 BINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -93,7 +93,7 @@ def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path):
     ]
     raw = {"space": {"layers": [1, 2, 3], "state_size": [4]}}
     make_runs(sqlite_url, "memory", raw, runs)
-    section = build_section(results_of(sqlite_url, "memory"))
+    section = Section(results_of(sqlite_url, "memory"))
     words = "".join(render_page([section]))
     best, second, old = section.summary.entries
     assert best.context.estimate().size < second.context.estimate().size
@@ -102,7 +102,8 @@ def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path):
     chart = section.context_chart
     assert [len(trace.x) for trace in chart.figure.data] == [7, 7]
     assert chart.width <= 390
-    assert f"effective context {best.context.estimate()} bytes" in chart.alt_text
+    assert "effective context (bytes)" in chart.alt_text
+    assert f"{best.context.estimate()}: {best.full_label}" in chart.alt_text
     assert "recall accuracy" in words
     write_csv([results_of(sqlite_url, "memory")], tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from factories import make_stated
 
-from reports.charts.filtered_effects import chart_conditional_effects
+from reports.charts.effect_plots import chart_conditional_effects
 from reports.data.trial_table import find_traits
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.contrast import Contrast
@@ -233,6 +233,6 @@ def test_values_are_compared_over_the_contexts_they_have_in_common():
 def test_chart_names_the_value_at_each_marker_and_in_the_text_alternative():
     found = list(conditional(make_table(reversing)).values())
     chart = chart_conditional_effects(found, "nats per byte")
-    assert "forget gate by residual: off −0.3" in chart.alt_text
+    assert "forget gate by residual off: −0.3" in chart.alt_text
     additive = list(conditional(make_table(lambda row: row["layers"])).values())
     assert chart_conditional_effects(additive, "nats") is None

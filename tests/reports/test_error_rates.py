@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from reports.stats.contrast import Contrast
+from reports.stats.looks import Noise
 from reports.stats.outcome_table import BAD, GOOD, OutcomeTable
-from reports.stats.pairwise_comparison import compare_pairwise
-from reports.stats.planned_looks import Noise
 from tests.simulations.grids import SMALL_GRID, Scenario, find_flags, names_zero, simulate
 from tests.simulations.pareto import simulate_fronts
 from tests.simulations.replicates import (
@@ -22,7 +21,12 @@ from tests.simulations.replicates import (
     simulate_losses,
 )
 from tests.simulations.sweeps import measure_rates, simulate_sweeps
-from tests.simulations.unequal_runs import SCENARIOS, simulate_differences
+from tests.simulations.unequal_runs import (
+    LOST_RUNS,
+    SCENARIOS,
+    simulate_differences,
+    simulate_lost_runs,
+)
 from tests.simulations.uneven_noise import (
     count_findings,
     cover_effects,
@@ -40,6 +44,7 @@ NOISY = Scenario(name="noise by size", scales=(0.1,), noise_by_size=(1, 2, 4))
 REPLICATED = Scenario(name="replicates", scales=(0.2, 0.1, 0.05, 0.03), replicates=4)
 ONE_SIGN = Scenario(name="one sign or none", scales=(), joint=-0.2)
 REVERSAL = Scenario(name="opposite signs", scales=(), reversal=0.03)
+*_, UNSTABLE = LOST_RUNS
 NOTHING = Scenario(name="nothing", scales=(), grid=SMALL_GRID)
 
 
@@ -78,16 +83,17 @@ def find_tuned(*arguments) -> float:
 
 
 def find_worse(noise: str, runs: int) -> float:
-    return count_false_worse(simulate_looks(EQUAL, NOISES[noise], runs, 200), EQUAL)
+    (look,) = simulate_looks([EQUAL], NOISES[noise], runs, 200)
+    return count_false_worse(look, EQUAL)
 
 
 def find_as_good(noise: str, runs: int) -> float:
-    look = simulate_looks(AT_MARGIN, NOISES[noise], runs, 200)
+    (look,) = simulate_looks([AT_MARGIN], NOISES[noise], runs, 200)
     return count_false_as_good(look, AT_MARGIN)
 
 
 def exceed_bounds() -> float:
-    look = simulate_looks(SPREAD, NOISES["half fourfold"], 5, 200)
+    (look,) = simulate_looks([SPREAD], NOISES["half fourfold"], 5, 200)
     return (look.bounds < SPREAD).any(axis=1).mean()
 
 
@@ -95,7 +101,8 @@ def find_gap(runs: int) -> float:
     """Return how often a gap is found that is to be found in four of five studies."""
     gaps = np.zeros(10)
     gaps[-1] = Noise(RUN_NOISE, 2**0.5 * TEXT_NOISE).find_gap(runs, 10, 0.05)
-    return simulate_looks(gaps, NOISES["equal"], runs, 150).is_worse[:, -1, 0].mean()
+    (look,) = simulate_looks([gaps], NOISES["equal"], runs, 150)
+    return look.is_worse[:, -1, 0].mean()
 
 
 def err_in_looks(gap: float) -> float:
@@ -103,21 +110,14 @@ def err_in_looks(gap: float) -> float:
     gaps = np.full(6, gap)
     gaps[0] = 0
     generator, noise = np.random.default_rng(2), NOISES["half fourfold"][2:8]
-    studies = (simulate_losses(generator, gaps, noise, 10, 1, 8)[0] for _ in range(100))
-    return np.mean(
-        [has_false_verdict(run_until_decided(each, [3, 5, 10]), gaps) for each in studies]
-    )
+    studies = (simulate_losses(generator, noise, 10, 1, 8)[0] for _ in range(100))
+    runs = (run_until_decided(each + gaps[:, None, None], [3, 5, 10]) for each in studies)
+    return np.mean([has_false_verdict(each, gaps) for each in runs])
 
 
-def differ_by_lost_runs() -> float:
-    """One of six equal architectures varies twelve times as much and has two of five runs."""
-    generator, found = np.random.default_rng(0), []
-    noise = np.array([12, 1, 1, 1, 1, 1])[:, None, None] * 0.02
-    for _ in range(200):
-        losses = generator.normal(0, 0.05, (6, 5, 8)) + noise * generator.normal(size=(6, 5, 1))
-        runs = {str(i): dict(enumerate(each[: 5 if i else 2])) for i, each in enumerate(losses)}
-        found.append(any(each.is_significant for each in compare_pairwise(runs).pairs.values()))
-    return np.mean(found)
+def lose_runs(scenario: str) -> float:
+    """Return how often equal architectures differ of which one lost runs."""
+    return simulate_lost_runs(scenario, TEXT_NOISE, 100)
 
 
 def rescue(effect: float, what: str) -> float:
@@ -167,7 +167,11 @@ OTHERS = {
     "lost run is an effect": (0, 0.112, lambda: simulate_differences(SCENARIOS[3], 200)),
     "effect in unequal runs": (0.7, 1, lambda: simulate_differences(SCENARIOS[1], 40, -0.02)),
     "unstable variant differs": (0, 0.15, lambda: np.mean(list(simulate_variants(12, 60)))),
-    "unstable architecture that lost runs differs": (0, 0.09, differ_by_lost_runs),
+    "unstable architecture that lost runs differs": (
+        0,
+        0.09,
+        lambda: simulate_lost_runs(UNSTABLE, 0.002, 100),
+    ),
     "two equal runs differ": (0, 0.1, lambda: find_worse("equal", 2)),
     "ten equal runs differ": (0, 0.1, lambda: find_worse("best fourfold", 10)),
     "distance of the margin is as good": (0, 0.1, lambda: find_as_good("half fourfold", 3)),

@@ -36,7 +36,7 @@ def test_answer_claims_nothing_where_no_effect_can_be_decided(build_page):
     nothing, bounds = answer_of(build_page(make_study, "made", finished=5))
     assert "5 of 8 trials" in nothing
     assert "whether any change has an effect on the validation loss is not known" in nothing
-    assert "fewer than 8 pairs" in bounds
+    assert "too few pairs to test: 1 of 8" in bounds
 
 
 def test_limits_say_what_was_not_measured(build_page):

@@ -1,5 +1,7 @@
 """The report as HTML: well-formed and self-contained."""
 
+import base64
+import gzip
 import json
 from html.parser import HTMLParser
 
@@ -7,7 +9,7 @@ import pytest
 from factories import make_refinement, make_union, read_studies
 
 from reports.page.page import render_page
-from reports.page.sections import build_sections
+from reports.page.section import build_sections
 
 VOID = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 """Elements without an end tag."""
@@ -47,9 +49,9 @@ class Page(HTMLParser):
         """Return all values of an attribute."""
         return [found for _, attributes in self.elements if (found := attributes.get(name))]
 
-    def embedded(self, identifier: str) -> dict:
-        """Return the data in a script element."""
-        return json.loads("".join(self.texts[identifier]))
+    def decompress(self, identifier: str) -> str:
+        """Return the text of a compressed script element."""
+        return gzip.decompress(base64.b64decode("".join(self.texts[identifier]))).decode()
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +80,16 @@ def test_page_of_a_union_is_well_formed(build_page):
 
 
 def test_every_chart_has_data_and_a_text_alternative(page):
+    figures = json.loads(page.decompress("figures"))
     plots = [found for _, found in page.elements if "plot" in (found.get("class") or "").split()]
-    assert len(plots) >= 20
-    assert len({plot["data-figure"] for plot in plots}) == len(plots)
+    assert len(plots) >= 17
+    assert [int(plot["data-figure"]) for plot in plots] == list(range(len(figures)))
     titles = {plot["aria-label"].partition(". ")[0] for plot in plots}
     assert {"PED-ANOVA", "fANOVA", "Training curves", "From the source to each variant"} <= (titles)
     for plot in plots:
         _, _, alt_text = plot["aria-label"].partition(". ")
-        assert alt_text.strip()
-        traces = page.embedded(plot["data-figure"])["data"]
+        assert 20 < len(alt_text) < 4000
+        traces = figures[int(plot["data-figure"])]["data"]
         assert any(trace.get(name) for trace in traces for name in ("x", "y", "z", "dimensions"))
-    assert set(page.embedded("themes")) == {"light", "dark"}
+    assert set(json.loads("".join(page.texts["themes"]))) == {"light", "dark"}
+    assert "plotly.js" in page.decompress("plotly")[:200]

@@ -11,6 +11,7 @@ from factories import make_study, results_of
 from reports.analysis.hypothesis_tests import StudyTables, to_frame
 from reports.errors import ReportError
 from reports.hypotheses import HYPOTHESES, evaluate_study, render_page
+from reports.phrases import list_notes
 from reports.stats.decision_rules import RULES, Verdict
 from reports.stats.outcome_table import OutcomeTable
 from reports.stats.paired_difference import Interval
@@ -156,7 +157,7 @@ def test_each_contrast_fails_a_conjunction_at_its_share_of_the_error(planned):
     results = dataclasses.replace(results, hypotheses=[record(alone), record(both)])
     (single,), (joint,) = (each.findings for each in StudyTables(results).test_stored())
     assert (single.verdict, joint.verdict) == ("does not hold", "undecided")
-    assert (single.notes, joint.contrast, len(joint.notes)) == ([], single.contrast, 1)
+    assert (list_notes(single), joint.contrast, len(list_notes(joint))) == ([], single.contrast, 1)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 5.0])
@@ -341,7 +342,7 @@ def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
     )
     (residual,), (forget_gate,) = (each.findings for each in StudyTables(results).test_stored())
     assert forget_gate.reversal is None
-    assert "depends on state size" in residual.reversal_text
+    assert "depends on state size" in list_notes(residual)[0]
     within = PUBLISHED[6].model_copy(update={"region": {"state_size": [16]}})
     (fixed,) = StudyTables(results).test(within).findings
     assert fixed.reversal is None, "within one size it has one sign"

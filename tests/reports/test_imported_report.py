@@ -12,15 +12,16 @@ from optuna_dashboard import get_note
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import effect_color
-from reports.dashboard.note import render_note
-from reports.dashboard.publish import publish_study
+from reports.dashboard.publish import StudyPublisher, render_note
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
-from reports.page.answer import answer_question, format_headline
+from reports.findings import StudyFindings
+from reports.narrative import describe_insignificance, write_answer, write_headline
 from reports.page.page import render_page
-from reports.page.sections import build_section
-from reports.stats.conditional_effects import describe_insignificance
+from reports.page.section import Section
+from reports.phrases import to_html
 from rnn_search import load
+from studies.artifacts import open_store
 from studies.importing import ImportOptions, import_results
 from studies.storage.open import load_study, open_storage, read_storage
 
@@ -119,12 +120,10 @@ def test_negated_study_that_is_maximized_has_mirrored_findings(results_of, tmp_p
     assert tested["verdict"].tolist() == ["holds", "holds", "does not hold"]
     assert tested["outcome_verdict"].tolist() == reversed_["outcome_verdict"].tolist()
     assert tested["rescued"].tolist() == reversed_["ruined"].tolist()
-    sections = [build_section(each) for each in results]
+    sections = [Section(each) for each in results]
     best, same = (section.summary.best for section in sections)
     assert (best.label, best.best_values, best.runs) == (same.label, same.best_values, seeds)
-    summary, other = (replace(section.nuisance, effects=[]) for section in sections)
-    assert summary == other
-    assert summary.rankings[-1].best_count >= 8
+    assert sections[0].nuisance == sections[1].nuisance
     for section, words in zip(sections, ("is at or above", "is at or below"), strict=True):
         text = main_of(section)
         for word in FOREIGN_WORDS:
@@ -135,7 +134,7 @@ def test_negated_study_that_is_maximized_has_mirrored_findings(results_of, tmp_p
 
 
 def text_of(results) -> str:
-    return main_of(build_section(results))
+    return main_of(Section(results))
 
 
 def main_of(section) -> str:
@@ -144,20 +143,19 @@ def main_of(section) -> str:
 
 
 def note_of(section) -> str:
-    read = section.results
-    return render_note("", read.config, None, [], read.counts, read, section.ranked_effects)
+    return render_note(section.findings)
 
 
 def test_higher_accuracy_is_better_everywhere(grid):
-    section = build_section(grid)
+    section = Section(grid)
     best = section.summary.best
     assert best.mean == max(row["accuracy"] for row in grid_rows())
     assert grid.table["value"].is_monotonic_decreasing
-    effects = {each.contrast.label: each for each in section.effects[0].effects}
+    effects = {each.contrast.label: each for each in section.main_effects.effects}
     norm, optimizer = effects["batch norm"], effects["optimizer adam → sgd"]
     assert norm.improved_count / norm.pairs > 0.9
     assert (effect_color(norm), effect_color(optimizer)) == (IMPROVES, WORSENS)
-    line = format_headline([section])
+    line = write_headline([section.findings])
     assert f"{best.mean:.4f}, accuracy" in line
 
 
@@ -176,17 +174,18 @@ def test_metric_has_its_own_name_and_unit(results_of):
     results = results_of(rows, value="time", metric="build time", unit="s")
     assert '101.0 <span class="unit">s</span>' in text_of(results)
     assert results.metric.axis_title == "build time (s)"
-    section = build_section(results)
-    for text in (format_headline([section]), note_of(section)):
-        assert "hether any effect differs from zero cannot be decided: each has fewer" in text
-    first, *others = (each.main for each in section.ranked_effects)
-    assert "none is" in describe_insignificance([replace(first, pairs=8), *others])
+    section = Section(results)
+    for text in (write_headline([section.findings]), note_of(section)):
+        assert "too few pairs to test: 3 of 8 at most" in text
+    first, *others = section.findings.effects
+    mixed = describe_insignificance([replace(first, pairs=8), *others])
+    assert "no effect is significantly different from zero; 2 changes have too few pairs" in mixed
 
 
 def test_mean_that_is_adjusted_for_missing_runs_is_named_so(results_of):
     rows = [{"lr": lr, "seed": s, "value": lr + s} for lr, s in ((1, 1), (1, 2), (2, 1), (0, 2))]
     results = results_of(rows)
-    assert "1.500, value, adjusted mean of 1 run;" in format_headline([build_section(results)])
+    assert "1.500, value, adjusted mean of 1 run;" in write_headline([StudyFindings(results)])
 
 
 def test_nuisance_of_replicates_has_the_value_of_the_best_mean(results_of):
@@ -197,7 +196,7 @@ def test_nuisance_of_replicates_has_the_value_of_the_best_mean(results_of):
         for rate, values in runs.items()
         for seed, value in enumerate(values)
     ]
-    best = build_section(results_of(rows, maximize=True, nuisance=["rate"])).summary.best
+    best = Section(results_of(rows, maximize=True, nuisance=["rate"])).summary.best
     assert (best.label, best.best_values, best.losses) == ("width 2", {"rate": 0.2}, [2.7, 2.6])
 
 
@@ -209,12 +208,12 @@ def test_answer_hides_no_undecided_effect_and_no_parameter_that_is_not_compared(
             itertools.product((10, 20, 40), (1, 5, 25), ("no", "yes"))
         )
     ]
-    section = build_section(results_of(rows))
-    largest, others = answer_question(section)
+    section = Section(results_of(rows))
+    largest, others = map(to_html, write_answer(section.findings))
     assert "falls with <strong>on" in largest
     assert "pochs 10 → 20</strong> (−0.1990 [−0.2071, −0.1909])" in others
     assert "<strong>decay</strong> and <strong>tied</strong> are not compared: no two" in others
-    assert "; decay and tied are not compared: no two" in format_headline([section])
+    assert "; decay and tied are not compared: no two" in write_headline([section.findings])
 
 
 def test_html_in_names_and_values_is_text(results_of):
@@ -247,8 +246,9 @@ def test_table_and_api_have_parameters_and_values_only(grid, tmp_path):
 
 
 def test_dashboard_has_note_and_figure_of_an_imported_study(grid, tmp_path):
-    storage = open_storage(f"sqlite:///{tmp_path}/studies.db")
-    publish_study(storage, "table", pytest.fail)
+    url = f"sqlite:///{tmp_path}/studies.db"
+    storage = open_storage(url)
+    StudyPublisher(storage, "table", open_store(None, url, "artifacts")).publish()
     study = load_study(storage, "table")
     note = get_note(study)
     assert "## What makes it accurate?" in note

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
-from reports.analysis.leaderboard import summarize_study
-from reports.analysis.ranking import rank_architectures
-from reports.dashboard.note import render_note
+from reports.analysis.leaderboard import rank_architectures, summarize_study
+from reports.dashboard.publish import render_note
+from reports.findings import StudyFindings
 from reports.hypotheses import write_hypotheses
 from reports.page.page import render_page
-from reports.page.sections import build_section
+from reports.page.section import Section
 from rnn_search import list_studies, load
 from search.display import format_progress
 
@@ -40,7 +40,7 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     assert format_progress(study.status).endswith(f"{line} ({BEST}, best run trial 0)")
     (listed,) = list_studies(storage=sqlite_url)
     assert (f"{listed.best:.4f}", listed.best_unit) == ("2.4081", "bits per byte")
-    note = render_note("", results.config, results.corpus, [], results.counts, results, [])
+    note = render_note(StudyFindings(results))
     assert f"| 1 | 0 | &ensp;{BEST} | 2.4081 |" in note
 
 
@@ -48,7 +48,7 @@ def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_ur
     lost, numbers = {"validation_bits_per_byte": None}, (0, 1, 2)
     runs = [(gated_params(n, replicate=i), n + i / 100, lost) for n in (1, 2) for i in numbers]
     make_runs(sqlite_url, "replicates", {"refinement": {"source": "made", "replicates": 3}}, runs)
-    section = build_section(results_of(sqlite_url, "replicates"))
+    section = Section(results_of(sqlite_url, "replicates"))
     assert section.results.metric.is_value
     assert [entry.mean for entry in section.summary.entries] == pytest.approx([1.01, 2.01])
     comparison = section.summary.comparison
@@ -66,7 +66,7 @@ def test_page_names_the_smallest_architecture_that_is_as_good(build_page):
     # Differences that are not significant are in parentheses and not colored.
     assert heat.text[0][1].startswith("(−") and heat.z[0][1] == 0  # noqa: PT018
     assert heat.text[0][2].startswith("−0.5") and heat.z[0][2] < -0.4  # noqa: PT018
-    table = page.html.partition('leaderboard">\n<thead>')[2].partition("</table>")[0]
+    table = page.html.partition("leaderboard</caption>")[2].partition("</table>")[0]
     pattern = r"<th scope=\"row\">(.*?)</th>.*?<td>([a-z ]+)</td>"
     rows = re.findall(pattern, table, re.DOTALL)
     assert rows == [(BEST, "best mean"), (SMALLER, "as good"), (WORST, "worse")]
@@ -81,14 +81,14 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url, tmp_path):
         for loss in [2 + layers * run % 4 / 100 if run <= count else math.nan]
     ]
     make_runs(sqlite_url, "replicates", {"refinement": {"source": "made", "replicates": 3}}, runs)
-    section = build_section(results_of(sqlite_url, "replicates"))
+    section = Section(results_of(sqlite_url, "replicates"))
     assert math.inf in [entry.bound for entry in section.summary.entries]
     page = "".join(render_page([section]))
     assert "1 without a complete run" in page
     assert "+inf" not in page
     table = load("replicates", storage=sqlite_url).verdicts().table
     assert len(table) == 3
-    assert "the best is the smallest (" in repr(load("replicates", storage=sqlite_url).verdicts())
+    assert "\nthe best is the smallest" in repr(load("replicates", storage=sqlite_url).verdicts())
     assert list(table["difference"]) == pytest.approx(list(table["loss"] - table["loss"][0]))
     make_study(sqlite_url, "whole")
     path, _ = write_hypotheses(sqlite_url, ["whole", "replicates"], tmp_path / "note.md")
@@ -101,7 +101,9 @@ def test_margin_of_the_study_decides_who_is_as_good(sqlite_url):
     make_replicates(sqlite_url, "strict", gap=10)
     verdicts = load("strict", storage=sqlite_url).verdicts()
     assert verdicts.smallest is None
-    assert "no smaller one is shown to be as good (margin 0.02 bits per byte)" in repr(verdicts)
+    last = repr(verdicts).splitlines()[-1]
+    margin = "(at most 0.02 bits per byte worse)"
+    assert last == f"no smaller one is shown to be as good as the best {margin}"
     make_replicates(sqlite_url, "lenient", gap=10, margin=0.2)
     assert summarize_study(results_of(sqlite_url, "lenient")).smallest.label == SMALLER
 
@@ -114,7 +116,7 @@ def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url):
         recorded["validation_bits_per_byte"] = 4 + worse
         runs.append((gated_params(1 + i), 1.5 + i / 10, recorded))
     make_runs(sqlite_url, "single", {"space": {"layers": [1], "state_size": [4]}}, runs)
-    section = build_section(results_of(sqlite_url, "single"))
+    section = Section(results_of(sqlite_url, "single"))
     _, second, third = (entry.label for entry in section.summary.entries)
     assert section.summary.best.gap is None
     gaps = {entry.label: entry.gap for entry in section.leaderboard if entry.gap}
@@ -141,7 +143,7 @@ def test_page_of_a_token_study_uses_its_unit_and_objective_and_escapes_its_sampl
     runs[0][2]["sample"] = "<b>it was</b>\n\x00 & so on"
     tokenizer = {"size": 290, "bytes_per_token": 2.5, "serialized": "{}"}
     make_runs(sqlite_url, "tokens", raw, runs, tokenizer=tokenizer)
-    section = build_section(results_of(sqlite_url, "tokens"))
+    section = Section(results_of(sqlite_url, "tokens"))
     page = "".join(render_page([section]))
     assert "nats per token" in page
     assert "nats per byte" not in page

@@ -11,7 +11,7 @@ from scipy.stats import binom
 from reports.analysis.outcomes import build_outcome_table
 from reports.data.trial_table import find_traits
 from reports.page.page import render_page
-from reports.page.sections import build_section
+from reports.page.section import Section
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.outcome_table import (
@@ -91,10 +91,10 @@ def test_p_values_are_corrected_for_the_number_of_contrasts():
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
-def test_outcomes_are_not_drawn_where_all_are_on_one_side(sqlite_url, build_page):
+def test_outcomes_have_no_table_where_all_are_on_one_side(sqlite_url, build_page):
     make_study(sqlite_url, report_threshold=0.1)
-    section = build_section(results_of(sqlite_url))
+    section = Section(results_of(sqlite_url))
     assert section.outcomes
-    drawn = 'class="sortable outcomes"'
+    drawn = "outcomes</caption>"
     assert drawn not in "".join(render_page([section]))
     assert drawn in build_page(make_study, "made").html

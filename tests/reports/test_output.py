@@ -2,21 +2,28 @@
 
 import os
 import re
+import socket
 from contextlib import closing
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from factories import finish_one, gated_params, make_runs, make_study
+from helpers import EACH_DATABASE
+from optuna_dashboard import get_note
 from sqlalchemy.engine import make_url
 
+from reports import cli
 from reports.cli import reports
+from reports.dashboard.publish import StudyPublisher
 from reports.errors import OutputTakenError
 from reports.hypotheses import hypotheses_command
 from reports.output import default_path, study_identity
 from reports.page.page import write_report
 from rnn_search.studies_cli import delete, rename
-from studies.storage.open import open_storage
+from studies.attributes import LOOKS, REPORT_CLAIM
+from studies.storage.changes import retry_trials
+from studies.storage.open import load_study, open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -226,3 +233,78 @@ def test_watched_report_is_updated_until_the_study_is_finished(
     for html, is_finished in zip(pages[1:], (False, True), strict=True):
         assert ("Unfinished: 1 of 8 trials." not in html) == is_finished
         assert ("data-refresh-seconds=" not in html) == is_finished
+
+
+# ------------------------------------------------------------------ the end of a search
+
+
+@EACH_DATABASE
+def test_one_of_the_processes_that_see_a_search_end_writes_the_report(
+    url, tmp_path, monkeypatch, capsys
+):
+    make_study(url)
+    storage = open_storage(url)
+    study = load_study(storage, "made")
+    monkeypatch.setattr(cli, "write_final_report", lambda *study: print("written"))
+
+    def end_on(host, was_finished=False):
+        monkeypatch.setattr(socket, "gethostname", lambda: host)
+        cli.finalize_search(url, "made", str(tmp_path), 8, was_finished)
+        return capsys.readouterr().out
+
+    def retry():
+        retry_trials(storage, "made", ["diverged"])
+        finish_one(url, 1.3)
+
+    def mark(value):
+        storage.set_study_system_attr(study._study_id, REPORT_CLAIM, value)
+
+    leaves_it = (
+        f"report: process one/{os.getpid()} writes it; for another copy: rnn-search report made\n"
+    )
+    assert end_on("one") == "written\n"
+    assert "8 of 8 trials" in get_note(study)
+    monkeypatch.setattr(StudyPublisher, "publish", lambda _: None)
+    assert end_on("two") == leaves_it
+    assert end_on("one") == "written\n", "its first answer was lost"
+    assert end_on("two", was_finished=True) == "written\n"
+    earlier = {"finished": 8, "host": "two", "pid": 1, "path": "", "is_written": False}
+    for reach_state in (
+        retry,
+        lambda: study.set_user_attr(LOOKS, [{}]),
+        lambda: mark(earlier),
+    ):
+        assert end_on("two") == leaves_it
+        reach_state()
+        assert end_on("two") == "written\n"
+        assert end_on("one") == leaves_it.replace("one", "two")
+        mark({})
+        assert end_on("one") == "written\n"
+    storage.close()
+
+
+def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
+    sqlite_url, monkeypatch, capsys
+):
+    make_study(sqlite_url)
+
+    def fail(*arguments):
+        raise error
+
+    def end():
+        cli.finalize_search(sqlite_url, "made", None, 8, False)
+        return capsys.readouterr()
+
+    error: Exception = OSError("disk full")
+    for place in ("page.page.write_report", "dashboard.publish.StudyPublisher.publish"):
+        monkeypatch.setattr(f"reports.{place}", fail)
+    not_updated = "warning: cannot update the dashboard: disk full\n"
+    assert end() == ("no report: disk full\n", not_updated)
+    error = KeyError("a defect")
+    out, err = end()
+    assert out == "no report: 'a defect'\n"
+    assert err.count("Traceback (most recent call last):") == 2
+    assert err.count("\nwarning: bug in rnn-search (KeyError: 'a defect'): please ") == 2
+    error = OSError("disk full")
+    monkeypatch.setattr(cli, "_claim_report", fail)
+    assert end() == ("no report: disk full\n", "")

@@ -13,9 +13,9 @@ from reports.analysis.pareto_front import (
     find_front,
     summarize_costs,
 )
-from reports.charts.pareto_plots import plot_front
+from reports.charts.comparison_plots import plot_front
 from reports.errors import ReportError
-from reports.page.sections import build_sections
+from reports.page.section import build_sections
 from rnn_search.study import load
 from studies.errors import ConfigError
 

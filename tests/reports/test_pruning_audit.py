@@ -21,12 +21,12 @@ from reports.analysis.pruning_audit import (
     measure_recall,
     summarize_pruning,
 )
-from reports.charts.filtered_effects import compute_audited_subset
 from reports.errors import ReportError
+from reports.findings import StudyFindings
 from reports.hypotheses import HYPOTHESES
 from reports.hypotheses import render_page as render_hypotheses
-from reports.page.answer import format_headline
-from reports.page.sections import build_section
+from reports.narrative import write_headline
+from reports.page.section import Section
 from reports.stats.effects import FactorialTable
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook
@@ -150,7 +150,7 @@ def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url):
     # Of the predictions alone it would be -0.45; no two complete trials differ in it.
     assert means["residual"] == pytest.approx(-0.4, abs=0.03)
     assert means["input gate"] == pytest.approx(-0.2, abs=0.05)
-    assert compute_audited_subset(results, found).effects == found.effects
+    assert Section(results).main_effects.effects == found.effects
     study = load("made", storage=sqlite_url)
     table = study.effects().table.set_index("parameter")
     assert table.loc["residual", "effect"] == pytest.approx(means["residual"])
@@ -173,7 +173,7 @@ def test_pruned_study_without_estimates_says_why(sqlite_url, options, reason):
     effects = load("made", storage=sqlite_url).effects()
     assert effects.effects == []
     assert reason in repr(effects)
-    headline = format_headline([build_section(results_of(sqlite_url, "made"))])
+    headline = write_headline([StudyFindings(results_of(sqlite_url, "made"))])
     assert headline.rpartition("; ")[2][0].islower()
 
 

@@ -8,7 +8,7 @@ from factories import gated_params, make_replicates, make_runs, make_study, resu
 
 from reports.analysis.refinement_effects import compare_with_source, compute_variant_effects
 from reports.page.page import render_page
-from reports.page.sections import build_section
+from reports.page.section import Section
 from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -34,7 +34,7 @@ def test_variants_are_compared_with_their_source_trials(derived):
         2,
     )
     assert wider.mean == pytest.approx((-0.2 - 0.1) / 2)
-    figure = build_section(results).slopes.figure
+    figure = Section(results).slopes.figure
     assert [trace.name for trace in figure.data] == ["unchanged", "state size 16"]
     assert list(figure.data[1].y) == [1.5, 1.2, None, 1.6, 1.2, None]
 
@@ -73,8 +73,8 @@ def test_variant_with_fewer_runs_is_compared_without_the_order_of_the_text(sqlit
     deeper = variants["layers 3"]
     assert (deeper.pairs, deeper.mean) == (2, pytest.approx(0.01, abs=0.002))
     assert deeper.is_significant
-    section = build_section(results)
-    effect = next(e for e in section.effects[0].effects if e.contrast.parameter == "layers")
+    section = Section(results)
+    effect = next(e for e in section.main_effects.effects if e.contrast.parameter == "layers")
     assert (effect.pairs, effect.mean) == (2, pytest.approx(0.01, abs=0.002))
     # By plain means three layers would lead.
     labels = [entry.label for entry in section.leaderboard]
@@ -85,6 +85,6 @@ def test_refinement_is_reported_without_its_deleted_source(derived):
     storage = open_storage(derived)
     storage.delete_study(storage.get_study_id_from_name("made"))
     storage.close()
-    section = build_section(results_of(derived, "derived"))
+    section = Section(results_of(derived, "derived"))
     assert section.slopes is None
     assert "refinement.top=2" in "".join(render_page([section]))

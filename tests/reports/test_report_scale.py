@@ -11,10 +11,10 @@ from helpers import TEXT, DatabaseUse
 
 from reports.charts import training_plots
 from reports.dashboard.publish import StudyPublisher
-from reports.data import drawn_trials
+from reports.data import study_reader
 from reports.data.study_reader import StudyReader, read_results
 from reports.data.table_export import write_curves
-from reports.page.sections import build_section
+from reports.page.section import Section
 from search.status import read_status
 from studies.artifacts import open_store
 from studies.attributes import RESERVED_OPTION_NAMES
@@ -59,7 +59,7 @@ def test_publication_after_a_finished_trial_reads_few_rows_for_each_other_trial(
         make_large_study(url, tmp_path, trials, progress=0.5)
         with closing(open_storage(url)) as storage:
             store = open_store(str(tmp_path / "files"), url, "artifacts")
-            publisher = StudyPublisher(storage, NAME, lambda store=store: store)
+            publisher = StudyPublisher(storage, NAME, store)
             publisher.publish()
             finish_one(url, 1.0, name=NAME)
             use = DatabaseUse(storage)
@@ -75,8 +75,8 @@ def test_reader_returns_what_is_read_at_once(sqlite_url, tmp_path):
         study_id = load_study(storage, NAME)._study_id
         reader = StudyReader(storage, NAME)
         for _ in range(2):
-            found = reader.read(with_curves=())
-            expected = read_results(storage, NAME, with_curves=())
+            found = reader.read(with_curves=False)
+            expected = read_results(storage, NAME, with_curves=False)
             pd.testing.assert_frame_equal(found.table, expected.table)
             assert found.counts == expected.counts
             finish_one(sqlite_url, 1.0, name=NAME)
@@ -88,7 +88,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
     sqlite_url, tmp_path, monkeypatch
 ):
     make_large_study(sqlite_url, tmp_path)
-    monkeypatch.setattr(drawn_trials, "MAX_DRAWN", 20)
+    monkeypatch.setattr(study_reader, "MAX_DRAWN", 20)
     monkeypatch.setattr("reports.page.section.MAX_DRAWN", 20)
     monkeypatch.setattr(training_plots, "MAX_POINTS", 200)
     with closing(open_storage(sqlite_url)) as storage:
@@ -98,7 +98,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
         results = read_results(storage, NAME, drawn_only=True)
     trials = len(results.table)
     assert read[0] - read[1] > 40 * (trials - 20) - 2 * trials
-    section = build_section(results)
+    section = Section(results)
     traces = section.curves.figure.data
     assert len(traces) == 20
     assert sum(len(trace.y) for trace in traces) <= 200 + 2 * 20

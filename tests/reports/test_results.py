@@ -13,7 +13,7 @@ from helpers import EACH_DATABASE
 from reports.data.table_export import write_csv, write_parquet
 from reports.errors import ReportError
 from reports.page.page import render_page
-from reports.page.sections import build_section
+from reports.page.section import Section
 from search.status import read_status
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.storage.counts import count_trials
@@ -42,7 +42,7 @@ def test_report_and_csv_list_which_versions_trained_which_trials(sqlite_url, tmp
     ]
     raw = {"refinement": {"source": "none"}}
     make_runs(sqlite_url, "made", raw, runs)
-    html = "".join(render_page([build_section(results_of(sqlite_url))]))
+    html = "".join(render_page([Section(results_of(sqlite_url))]))
     (code,) = re.findall(r"Training code</th><td>(.*?)</td>", html)
     assert code == "first (trial 0), second (trials 0-2), third (trial 0)"
     (torch,) = re.findall(r"PyTorch</th><td>(.*?)</td>", html)
@@ -92,7 +92,7 @@ def write_and_read(results, folder):
 
 
 def test_pandas_reads_the_written_tables(derived, tmp_path):
-    results = read_studies(derived, "made", "derived", with_curves=())
+    results = read_studies(derived, "made", "derived", with_curves=False)
     for rows in write_and_read(results, tmp_path):
         assert rows["study"].tolist() == ["made"] * 8 + ["derived"] * 3
         assert rows["value"].iloc[:3].tolist() == pytest.approx([1.5, 1.6, 1.7])

@@ -9,7 +9,7 @@ import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, read_studies, results_of
 
 from reports.analysis.nuisance import build_judged_table
-from reports.data.replicates import find_replicates
+from reports.data.results import find_replicates
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.noise import NoiseSource, estimate_run_noise
@@ -120,7 +120,7 @@ def replicates_of(url, **config):
         for run, noise in enumerate(noises, 1)
     ]
     make_runs(url, "again", {"refinement": {"source": "made", "replicates": 3}} | config, runs)
-    return read_studies(url, "made", "again", with_curves=())
+    return read_studies(url, "made", "again", with_curves=False)
 
 
 def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
@@ -145,5 +145,5 @@ def test_replicates_that_are_trained_or_judged_otherwise_do_not_count(sqlite_url
 
 def test_study_of_replicates_has_its_own_noise(sqlite_url):
     make_replicates(sqlite_url)
-    results = results_of(sqlite_url, "replicates", with_curves=())
+    results = results_of(sqlite_url, "replicates", with_curves=False)
     assert len(find_replicates(results, [results])) == 9

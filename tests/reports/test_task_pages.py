@@ -9,9 +9,10 @@ import pytest
 from factories import created_once, make_runs
 from rich.console import Console
 
-from reports.dashboard.note import render_note
+from reports.dashboard.publish import render_note
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
+from reports.findings import StudyFindings
 from reports.page.page import write_report
 from rnn_search import load
 from search.display import draw_status, format_status
@@ -37,11 +38,21 @@ EACH_TASK = pytest.mark.parametrize(
     [
         ("cross-entropy", 0.25, 0.0625, "0.25 nats", "0.6875"),
         ("standardized squared error", 3e-5, 1e-6, "3e-05 of the variance", "3.7e-05"),
-        ("own", -30123.5, 4000.0, "-30124", "−2123.5"),
+        ("own", -30123.5, 4000.0, "-30124 points", "−2123.5"),
     ],
 )
 
 NAMES = {"standardized squared error": "squared error", "own": "loss"}
+
+CONFUSED = {"confusion": {"classes": [0, 1, 2], "counts": [[5, 1, 0], [0, 4, 2], [0, 0, 0]]}}
+
+
+def predict(value, targets=(4.0, 6.0, 5.0, 7.0)):
+    """Return the predictions of a network for four steps of one sequence."""
+    steps = range(len(targets))
+    sample = {"names": ["level"], "sequences": [0 for _ in steps], "steps": list(steps)}
+    outputs = [[target + value / 1000 for target in targets]]
+    return {"predictions": sample | {"targets": [list(targets)], "outputs": outputs}}
 
 
 @created_once
@@ -51,7 +62,7 @@ def make_task(url, loss, first, distance):
     space |= {f"{gate}_gate": [False] for gate in ("input", "forget", "output", "state")}
     raw = {
         "space": space | {"state_source": ["new"]},
-        "task_record": TASK | {"loss": loss},
+        "task_record": TASK | {"loss": loss, "unit": "points"},
         "task": {"source": TASK["source"], "distance": 9},
         "report_threshold": first + distance / 2,
     }
@@ -64,7 +75,10 @@ def make_task(url, loss, first, distance):
             "validation_windows": [value - distance * (i + 1), value + distance * (i + 1)],
             "metrics": {"accuracy": 0.9371 - i / 100, "mae": 12.75 + i},
             "length_losses": {40: value, 100: first + 11 * distance},
-            "slices": {"cue": {3: {"loss": value, "accuracy": 0.5132}}},
+            "slices": {
+                "cue": {n: {"loss": value, "accuracy": 0.5132 - n / 100} for n in (0, 3, 9)}
+            },
+            **(CONFUSED if loss == "cross-entropy" else predict(value)),
             "steps": 100,
             "updates": 2,
             "inputs": 1600,
@@ -90,7 +104,9 @@ def test_page_is_that_of_the_task(sqlite_url, tmp_path, loss, first, distance, b
     make_task(sqlite_url, loss, first, distance)
     written = write_report(sqlite_url, ["made"], tmp_path / "page.html")
     page = written.path.read_text()
-    body = page[page.index("<main>") : page.index("</main>")].replace("Text alternative", "")
+    body = re.sub(
+        "text alternative", "", page[page.index("<main>") : page.index("</main>")], flags=re.I
+    )
     shown = re.sub(r"<script.*?</script>|<pre.*?</pre>|<[^>]*>", " ", body, flags=re.S)
     attributes = " ".join(re.findall(r'(?:title|aria-label|data-name)="([^"]*)"', body))
     # The keys of a figure are Plotly's.
@@ -98,12 +114,15 @@ def test_page_is_that_of_the_task(sqlite_url, tmp_path, loss, first, distance, b
     for part in (shown, attributes, " ".join(figures).replace("%{text}", ""), written.headline):
         assert not find_words(part, loss)
     name = NAMES.get(loss, loss)
-    values = [f"validation {name}", best.replace("-3", "−3"), floor, "0.9371", "12.75", "0.5132"]
+    values = [f"validation {name}", *best.split(" ", 1), floor, "0.9371", "12.75", "0.5132"]
     values += ["0.8123", "0.3456", "higher is better", "tasks/mine.py:Mine", "cd" * 32, "40 steps"]
-    longest = f"{first + 11 * distance:.5g}".replace("-", "−")
+    longest = f"{first + 11 * distance:.5g}"
+    values += ["by length of a sequence", "Accuracy by cue"]
+    values += ["Confused classes"] if loss == "cross-entropy" else ["Predictions and targets"]
     for value in (*values, longest):
-        assert value in shown, value
-    assert f"best: 1×4 no gates, new state (trial 0), {best.split()[0]}" in written.headline
+        assert value.replace("-", "−") in shown.replace("-", "−"), value
+    least = best.split()[0].replace("-", "−")
+    assert f"best: 1×4 no gates, new state (trial 0), {least}" in written.headline
 
 
 @EACH_TASK
@@ -120,7 +139,7 @@ def test_tables_and_lines_are_those_of_the_task(
     write_csv([results], tmp_path / "trials.csv")
     (row, *_) = csv.DictReader(io.StringIO((tmp_path / "trials.csv").read_text()))
     assert (float(row["value"]), float(row["validation_accuracy"])) == (first, 0.9371)
-    assert row["slices"].startswith('{"cue": {"3": {')
+    assert row["slices"].startswith('{"cue": {"0": {')
     named = f"validation {NAMES.get(loss, loss)} {best}"
     running = [RunningTrial(1, to_trial_config(study.trial(1).params, study.config), 5, 9, first)]
     console = Console(width=200, file=io.StringIO())
@@ -129,7 +148,7 @@ def test_tables_and_lines_are_those_of_the_task(
     assert named in lines[0]
     assert f"best {named}" in lines[1]
     assert f"smoothed {NAMES.get(loss, loss)}" in lines[1]
-    note = render_note("made", study.config, None, [], study.counts, results, [])
+    note = render_note(StudyFindings(results))
     assert "| accuracy |" in re.sub(r"&ensp;", "", note)
     settings = note.index("### Config")
     parts = [*lines, listed.best_text, note[:settings], " ".join(row), repr(study.effects())]

@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from rnn.config import GatedConfig, TrialConfig
+from rnn.config import BaselineConfig, GatedConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.tasks.recall import CHANCE, generate_recall
+from rnn.tasks.task import SequenceTask
 from rnn.training.evaluation import (
+    Confusion,
     ContextLosses,
+    Predictions,
     RecallAccuracy,
     compute_eval_losses,
+    evaluate_sequences,
     list_context_bins,
     select_eval_windows,
     to_bits_per_byte,
@@ -141,3 +145,86 @@ def test_losses_with_a_short_context_are_those_of_windows_of_half_the_length():
 def test_bins_are_at_most_twelve_powers_of_two_up_to_the_longest_context():
     assert list_context_bins(99) == [1, 2, 4, 8, 16, 32, 64, 99]
     assert list_context_bins(10**6) == [*(2**power for power in range(11)), 10**6]
+
+
+class Walk:
+    """Random walks far from 0; a step without a target has a weight of 0."""
+
+    input_size = 1
+    output_size = 2
+    standardize = True
+
+    def __init__(self, steps=7):
+        self.steps = steps
+
+    def sample(self, split, rng, count):
+        values = 1000 + 50 * rng.normal(size=(count, self.steps, 2)).cumsum(1)
+        mask = rng.integers(0, 2, (count, self.steps))
+        return {"inputs": values[..., :1], "targets": values, "mask": mask}
+
+
+class Signs:
+    """Classes of which the rarest are not among the most frequent 20."""
+
+    vocabulary = 3
+
+    def __init__(self, classes=30):
+        self.classes = classes
+
+    def sample(self, split, rng, count):
+        targets = np.minimum(rng.geometric(0.15, (count, 9)) - 1, self.classes - 1)
+        mask = rng.integers(0, 2, (count, 9))
+        return {"inputs": rng.integers(0, 3, (count, 9)), "targets": targets, "mask": mask}
+
+
+def evaluate_with(kind, definition, count, streams):
+    """Return the results of two networks, and what the observer has found of each."""
+    task = SequenceTask(definition, "made")
+    batch = task.held_out("validation", count)
+    configs = [TrialConfig(BaselineConfig("gru", 1, 4), replicate=i) for i in (0, 1)]
+    stack = build_network(configs, 0, "fp32", task.spec)
+    observer = kind(2, task, batch)
+    results = evaluate_sequences(stack, task, batch, streams, observer=observer)
+    assert results[0].losses.equal(evaluate_sequences(stack, task, batch, streams)[0].losses)
+    return batch, results, observer.list_results()
+
+
+def test_predictions_are_those_that_the_metrics_measure():
+    batch, results, found = evaluate_with(Predictions, Walk(), 16, streams=5)
+    steps, sequences = np.nonzero(batch.weights)
+    first, second = (each["predictions"] for each in found)
+    assert sorted(zip(first["steps"], first["sequences"], strict=True)) == sorted(
+        zip(steps.tolist(), sequences.tolist(), strict=True)
+    ), "steps without a target are left out"
+    assert first["sequences"] == sorted(first["sequences"])
+    assert first["names"] == ["output 1", "output 2"]
+    assert (first["targets"], first["outputs"]) != (second["targets"], second["outputs"])
+    assert first["targets"] == second["targets"]
+    for result, sample in zip(results, (first, second), strict=True):
+        errors = np.abs(np.array(sample["outputs"]) - np.array(sample["targets"]))
+        assert errors.mean() == pytest.approx(result.metrics["mae"], rel=0.01)
+
+
+def test_predictions_have_a_bounded_size():
+    _, _, (first, _) = evaluate_with(Predictions, Walk(steps=1000), 3, streams=3)
+    sample = first["predictions"]
+    assert len(sample["steps"]) == 150
+    assert set(sample["sequences"]) == {0}
+    spread = np.ptp(sample["targets"], axis=1)
+    assert (spread > 100).all()
+    assert all(len(str(each)) <= 7 for column in sample["outputs"] for each in column)
+
+
+@pytest.mark.parametrize("classes", [4, 30])
+def test_confusion_counts_every_target_of_the_most_frequent_classes(classes):
+    batch, results, found = evaluate_with(Confusion, Signs(classes), 40, streams=16)
+    targets = batch.targets[batch.weights > 0]
+    for result, each in zip(results, found, strict=True):
+        confusion = each["confusion"]
+        counts = np.array(confusion["counts"])
+        kept = confusion["classes"]
+        assert counts.shape == (min(classes, 20), 4 if classes == 4 else 21)
+        assert counts.sum(1).tolist() == np.bincount(targets, minlength=classes)[kept].tolist()
+        if classes == 4:
+            accuracy = counts.trace() / counts.sum()
+            assert accuracy == pytest.approx(result.metrics["accuracy"])

@@ -13,7 +13,7 @@ from helpers import TINY, TINY_OVERRIDES, join_study
 from invocation import refused, unchanged
 
 import rnn.own_code
-from reports.dashboard.publish import publish_study
+from reports.dashboard.publish import StudyPublisher
 from rnn.engines import build_network
 from rnn.errors import CellError, CorpusError, RNNError
 from rnn.network import count_parameters, network_shapes
@@ -361,7 +361,7 @@ def test_reports_and_exports_execute_no_source(run, folder, marker, sqlite_url, 
         done = run(*command)
         assert done.returncode == 0, done.stderr
     with contextlib.closing(open_storage(sqlite_url)) as storage:
-        publish_study(storage, "mine", lambda: open_store(None, sqlite_url, "artifacts"))
+        StudyPublisher(storage, "mine", open_store(None, sqlite_url, "artifacts")).publish()
     assert not marker.exists()
     done = run("sample", *common, "--length", "3")
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from reports.analysis.pareto_front import (
     SingleRunComparisons,
     find_front,
 )
-from reports.stats.pairwise_comparison import compare_pairwise
+from reports.stats.replicates import compare_pairwise
 
 WINDOWS = 64
 """Evaluation windows of a simulated run."""

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.stats.crossed_model import (
+from reports.stats.looks import PlannedLook, take_look
+from reports.stats.replicates import (
+    LEVEL,
     adjust_by_holm,
-    compute_mean_squares,
+    bound_distances,
+    compute_moments,
     compute_p_values,
     compute_widths,
-    estimate_errors,
+    estimate_variances,
 )
-from reports.stats.pairwise_comparison import LEVEL
-from reports.stats.planned_looks import PlannedLook, take_look
-from reports.stats.verdicts import bound_distances
 from studies.config import DEFAULT_LOOKS
 
 Floats = NDArray[np.float64]
@@ -31,6 +31,9 @@ Booleans = NDArray[np.bool_]
 RUN_NOISE, TEXT_NOISE, REST = 0.02, 0.002, 0.05
 """Bits per byte: standard deviation of a run; standard error of an architecture's mean over the
 windows; standard deviation of one window of one run."""
+
+TEXT_NOISES = (0.0, TEXT_NOISE, 0.01)
+"""Standard errors over the windows of which tables are printed: none, as measured, and large."""
 
 MARGIN = 0.02
 ARCHITECTURES = 10
@@ -62,48 +65,74 @@ class Look:
 
 def simulate_losses(
     generator: np.random.Generator,
-    gaps: Floats,
     noise: Floats,
     runs: int,
     studies: int,
     windows: int = 64,
+    text_noise: float = TEXT_NOISE,
 ) -> Floats:
-    """Simulate the losses (S, K, R, W), without what all architectures have in common.
+    """Simulate the losses (S, K, R, W) of equal architectures, without what all have in common.
 
-    ``gaps`` (K,) are true distances from the best; ``noise`` (K,), relative deviations of runs.
+    ``noise`` (K,) are relative deviations of runs.
     """
-    draw, size = generator.normal, len(gaps)
+    draw, size = generator.normal, len(noise)
     losses = draw(scale=REST, size=(studies, size, runs, windows))
     losses += draw(size=(studies, size, runs, 1)) * RUN_NOISE * noise[:, None, None]
-    losses += draw(scale=TEXT_NOISE * windows**0.5, size=(studies, size, 1, windows))
-    return losses + gaps[:, None, None]
+    losses += draw(scale=text_noise * windows**0.5, size=(studies, size, 1, windows))
+    return losses
 
 
-def compare(losses: Floats) -> Look:
-    """Compare the architectures of many studies by their losses (S, K, R, W)."""
+def compare(losses: Floats, designs: Sequence[Floats]) -> list[Look]:
+    """Compare the architectures of many studies by their losses (S, K, R, W).
+
+    Args:
+        losses: losses of equal architectures.
+        designs: true distances from the best (K,) that are added, for each of the results.
+    """
     studies, size, runs, windows = losses.shape
-    first, second = np.array(list(itertools.combinations(range(size), 2))).T
-    d = losses[:, first] - losses[:, second]
-    count = np.full(len(first), runs)
-    squares = compute_mean_squares(d)
-    errors, freedom = estimate_errors(squares, count, windows, size)
-    p = adjust_by_holm(compute_p_values(squares.mean, errors, freedom), len(first))
-    widths = compute_widths(errors, freedom, LEVEL / (size - 1))
-    is_worse = np.zeros((studies, size, size), dtype=bool)
-    is_worse[:, first, second] = (p < LEVEL) & (squares.mean > 0)
-    is_worse[:, second, first] = (p < LEVEL) & (squares.mean < 0)
-    upper = np.zeros((studies, size, size))
-    upper[:, first, second], upper[:, second, first] = widths + squares.mean, widths - squares.mean
-    return Look(losses.mean(axis=(2, 3)), is_worse, bound_distances(upper)[0])
+    pairs = np.array(list(itertools.combinations(range(size), 2))).T
+    first, second = pairs
+    moments = compute_moments(losses[:, first] - losses[:, second])
+    parts = estimate_variances(moments, np.full(len(first), runs), windows, pairs)
+    alone, widths = (compute_widths(*parts, tail) for tail in (LEVEL / 2, LEVEL / (size - 1)))
+    looks = []
+    for gaps in designs:
+        mean, p = moments.mean + gaps[first] - gaps[second], np.ones(moments.mean.shape)
+        found = np.abs(mean) > alone  # the others are not significant after a correction either
+        p[found] = compute_p_values(mean[found], *(part[found] for part in parts))
+        is_different = adjust_by_holm(p) < LEVEL
+        is_worse, upper = (
+            np.zeros((studies, size, size), dtype=bool),
+            np.zeros((studies, size, size)),
+        )
+        is_worse[:, first, second] = is_different & (mean > 0)
+        is_worse[:, second, first] = is_different & (mean < 0)
+        upper[:, first, second], upper[:, second, first] = widths + mean, widths - mean
+        means = losses.mean(axis=(2, 3)) + gaps
+        looks.append(Look(means, is_worse, bound_distances(upper)[0]))
+    return looks
 
 
-def simulate_looks(gaps: Floats, noise: Floats, runs: int, studies: int, seed: int = 1) -> Look:
-    generator = np.random.default_rng(seed)
+def simulate_looks(
+    designs: Sequence[Floats],
+    noise: Floats,
+    runs: int,
+    studies: int,
+    text_noise: float = TEXT_NOISE,
+) -> list[Look]:
+    """Compare all runs of many studies, for each design; see :func:`compare`."""
+    generator = np.random.default_rng(1)
     chunks = [
-        compare(simulate_losses(generator, gaps, noise, runs, min(CHUNK, studies - i)))
+        compare(
+            simulate_losses(generator, noise, runs, min(CHUNK, studies - i), text_noise=text_noise),
+            designs,
+        )
         for i in range(0, studies, CHUNK)
     ]
-    return Look(*(np.concatenate([getattr(c, name) for c in chunks]) for name in vars(chunks[0])))
+    return [
+        Look(*(np.concatenate([getattr(each, name) for each in looks]) for name in vars(looks[0])))
+        for looks in zip(*chunks, strict=True)
+    ]
 
 
 def count_false_worse(look: Look, gaps: Floats) -> float:

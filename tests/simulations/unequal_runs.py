@@ -1,4 +1,4 @@
-"""Simulated studies of unequal numbers of runs.
+"""Simulated studies of unequal numbers of runs: effects of a switch, and verdicts.
 
 All runs of a replicate read the text in the same order, which moves their losses by a common
 effect.
@@ -12,6 +12,8 @@ import pandas as pd
 
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
+from reports.stats.replicates import compare_pairwise
+from tests.simulations.replicates import ARCHITECTURES, simulate_losses
 
 ORDER_NOISE, RUN_NOISE = 0.02, 0.01
 """Standard deviation of the common effect of an order of the text, and of a run, in nats."""
@@ -66,4 +68,37 @@ def simulate_differences(
         runs = draw_study(scenario, effect, generator)
         table = FactorialTable.from_runs(runs, ["switch", "context"])
         found += table.compute_effect(SWITCH).is_significant
+    return found / studies
+
+
+LOST_RUNS = {
+    "3 runs, one lost": (3, 1, 1),
+    "5 runs, three lost": (5, 3, 1),
+    "5 runs, three lost, 144 times the variance": (5, 3, 12),
+}
+"""Number of runs, number of those that one of ten architectures lost, and its noise."""
+
+
+def simulate_lost_runs(
+    scenario: str, text_noise: float, studies: int, architectures: int = ARCHITECTURES
+) -> float:
+    """Return the share of studies in which two of some equal architectures differ.
+
+    Args:
+        scenario: name of one of :data:`LOST_RUNS`.
+        text_noise: standard error of an architecture's mean over the windows.
+        studies: number of studies.
+        architectures: number of architectures.
+    """
+    generator = np.random.default_rng(1)
+    runs, lost, factor = LOST_RUNS[scenario]
+    noise = np.where(np.arange(architectures) == 0, factor, 1.0)
+    found = 0
+    for _ in range(studies):
+        losses = simulate_losses(generator, noise, runs, 1, 16, text_noise)[0]
+        by_run = {
+            str(i): dict(enumerate(each[: runs if i else runs - lost]))
+            for i, each in enumerate(losses)
+        }
+        found += compare_pairwise(by_run).significant_count > 0
     return found / studies

@@ -18,10 +18,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from reports.stats.pairwise_comparison import LEVEL, Comparison, LossesByRun, compare_pairwise
+from reports.stats.replicates import (
+    LEVEL,
+    Comparison,
+    Judgement,
+    LossesByRun,
+    Verdict,
+    compare_pairwise,
+    compute_widths,
+    expect_degrees,
+    judge,
+)
 from reports.stats.run_means import average_runs
-from reports.stats.variance_shrinkage import expect_freedom
-from reports.stats.verdicts import Judgement, Verdict, judge
 
 POWER = 0.8
 """Probability with which a look finds a gap that it is said to find."""
@@ -56,17 +64,19 @@ class Noise:
             architectures: number of architectures that are compared.
             level: error that the look spends.
         """
-        from scipy import optimize, special, stats
+        from scipy import optimize, special
 
-        freedom = expect_freedom(runs, architectures)
+        degrees = expect_degrees(runs, architectures)
         tail = level / math.comb(architectures, 2) / 2
-        error = math.sqrt(2 * self.of_run**2 / runs + self.of_text**2)
-        critical = float(stats.t.isf(tail, freedom))
+        variances = np.array([2 * self.of_run**2 / runs, self.of_text**2])
+        # Of the text there are so many windows that its part is known well.
+        width = float(compute_widths(variances, np.array([degrees, np.inf]), tail))
+        error = math.sqrt(variances.sum())
 
         def miss(shift: float) -> float:
-            return float(special.nctdtr(freedom, shift, critical)) - (1 - POWER)
+            return float(special.nctdtr(degrees, shift, width / error)) - (1 - POWER)
 
-        return error * float(optimize.brentq(miss, 0, 2 * critical + 10))
+        return error * float(optimize.brentq(miss, 0, 2 * width / error + 10))
 
 
 @dataclass(frozen=True)
@@ -101,11 +111,10 @@ def estimate_noise(comparison: Comparison) -> Noise | None:
     pairs = [each for each in comparison.pairs.values() if each.runs > 1]
     if not pairs:
         return None
-    # Variances of the mean in the crossed model, and over the runs alone.
-    crossed, runs = np.array([[error for error, _ in each.errors[:2]] for each in pairs]).T ** 2
-    counts = np.array([each.runs for each in pairs])
-    of_text = max(0.0, float(np.mean(crossed - runs)))
-    return Noise(math.sqrt(float(np.mean(runs * counts)) / 2), math.sqrt(of_text), "measured")
+    runs = np.array([each.runs for each in pairs])
+    of_runs, of_text = np.array([each.variances for each in pairs]).T
+    of_run = math.sqrt(float(np.mean(of_runs * runs)) / 2)
+    return Noise(of_run, math.sqrt(float(np.mean(of_text))), "measured")
 
 
 def find_detectable_gap(comparison: Comparison) -> float | None:
@@ -130,7 +139,7 @@ def take_look(
         losses: losses of each architecture with complete runs; later runs are left out.
         numbers: number of the first trial of each architecture of the study.
         looks: number of runs at each look.
-        margin: see :func:`reports.stats.verdicts.judge`.
+        margin: see :func:`reports.stats.replicates.judge`.
         earlier: results of the earlier looks.
 
     Returns:

@@ -1,0 +1,331 @@
+"""What a study shows, as sentences: its answer, its last line and its warnings.
+
+The only writer of the first screen of a page, the last line of a search, the note of the dashboard
+and the warnings in printed tables, so that they agree. The findings are data
+(:mod:`reports.findings`), each of them is put into words by :mod:`reports.phrases`.
+"""
+
+import math
+from collections.abc import Sequence
+
+from reports.analysis.nuisance import join_names
+from reports.analysis.task_comparison import TaskComparison
+from reports.data.results import Results
+from reports.findings import StudyFindings
+from reports.formatting import objective_name
+from reports.phrases import (
+    describe_best,
+    describe_budget,
+    describe_divergence,
+    describe_edge,
+    describe_effect,
+    describe_holding,
+    describe_reversal,
+    describe_smallest,
+    describe_trend,
+    describe_verdicts,
+    format_progress,
+    join,
+    strong,
+    to_plain,
+    to_sentence,
+    write_additive,
+    write_additive_clause,
+)
+from reports.stats.conditional_effects import RankedEffect
+from reports.stats.effects import Effect
+from reports.stats.scale import format_count, format_param, format_signed
+from reports.stats.task_contrasts import describe_agreement
+
+MAX_NAMED = 4
+"""Undecided effects, divergences and the like that are named; of more, the number is given."""
+
+N_IN_LINE = 2
+"""Largest number of main effects in the last line of a search."""
+
+
+def write_answer(findings: StudyFindings) -> list[str]:
+    """Answer the question of a study in two sentences, marked.
+
+    The first names the largest effects with direction and size, the second the smaller ones and
+    those that are undecided; of replicates they name the best and state the verdicts.
+    """
+    if findings.has_verdicts:
+        return [to_sentence(describe_best(findings)), to_sentence(describe_verdicts(findings))]
+    if not findings.ranked:
+        said = write_additive(findings) or [to_sentence(explain_missing_effects(findings))]
+        return [*said, to_sentence(describe_best(findings))]
+    if not findings.largest:
+        rest = [_describe_undecided(findings.ranked, findings.ranked), *_list_uncompared(findings)]
+        rest += describe_holding(findings.holding)
+        return [_state_nothing(findings), to_sentence("; ".join(rest))]
+    return [_state_largest(findings), _state_others(findings)]
+
+
+def write_headline(
+    studies: Sequence[StudyFindings], across_tasks: TaskComparison | None = None
+) -> str:
+    """Name the best network and the largest significant effects; warnings follow, each on a line.
+
+    The network is the best of all studies that are comparable with the first one. The effects are
+    those of the first study that has any. Of a study of several tasks the best of each is named.
+
+    Args:
+        studies: findings of the studies of a report, of one with several tasks those of each.
+        across_tasks: comparison of the tasks of the first study; None if it has one.
+    """
+    in_study = "in study {!r}, " if len(studies) > 1 else ""
+    warnings = [
+        f"warning: {in_study.format(each.results.name)}{warning}"
+        for each in studies
+        for warning in list_warnings(each)
+    ]
+    line = _write_line(studies)
+    if across_tasks is not None:
+        line = _write_line_of_tasks(studies[: len(across_tasks.tasks)], across_tasks)
+    return to_plain("\n".join([line, *warnings]))
+
+
+def _write_line_of_tasks(tasks: Sequence[StudyFindings], comparison: TaskComparison) -> str:
+    """Name the best network of each task, and the changes that agree across tasks."""
+    bests = []
+    for each in tasks:
+        best, metric = each.summary.best, each.results.metric
+        value = f"{metric.scale.format_value(best.mean)} {metric.unit}".rstrip()
+        where = f"{each.results.task}: {best.full_label} (trial {best.number})"
+        bests.append(f"{where}, {value}, {metric.name}")
+    return f"best by task: {'; '.join(bests)}; {describe_agreement(comparison.contrasts)}"
+
+
+def _write_line(studies: Sequence[StudyFindings]) -> str:
+    key = _comparison_key(studies[0].results)
+    best = min(
+        (each for each in studies if _comparison_key(each.results) == key),
+        key=lambda each: each.results.scale.to_loss(each.summary.best.mean),
+    )
+    leader, metric = best.summary.best, best.results.metric
+    runs = ""
+    if leader.runs > 1 or leader.is_adjusted:
+        mean = "adjusted mean" if leader.is_adjusted else "mean"
+        runs = f", {mean} of {format_count(leader.runs, 'run')}"
+    value = f"{metric.scale.format_value(leader.mean)} {metric.unit}".rstrip()
+    trial = f"trial {leader.number}{_of_study(best, studies)}"
+    parts = [f"best: {leader.full_label} ({trial}), {value}, {metric.name}{runs}"]
+    if best.has_verdicts:
+        parts.append(describe_smallest(best.summary, metric.unit))
+    first = next((each for each in studies if each.ranked), None)
+    if first is not None:
+        parts.append(_list_largest(first, _of_study(first, studies)))
+        parts += _list_uncompared(first)
+    elif best.additive and not best.has_verdicts:
+        parts.append(write_additive_clause(best.additive, best.results.scale))
+    elif not best.has_verdicts:
+        parts.append(explain_missing_effects(best))
+    return "; ".join(parts)
+
+
+def _comparison_key(results: Results) -> tuple[object, ...]:
+    """Return what comparable studies have in common."""
+    return results.metric.column, results.metric.name, results.metric.unit, results.data
+
+
+def _of_study(findings: StudyFindings, studies: Sequence[StudyFindings]) -> str:
+    return f" of {findings.results.name!r}" if len(studies) > 1 else ""
+
+
+def _list_largest(findings: StudyFindings, study: str) -> str:
+    """List the largest effects in a clause, and all changes that help here and harm there."""
+    if not (findings.largest or findings.reversals):
+        return f"{describe_insignificance(findings.effects)}{study}"
+    named = findings.largest[:N_IN_LINE]
+    parts = [describe_effect(each) for each in named]
+    reversals = [each for each in findings.reversals if each not in named]
+    listed = f"largest significant effects{study}: {'; '.join(parts)}" if parts else ""
+    return "; ".join(filter(None, [listed, *map(describe_reversal, reversals)]))
+
+
+def list_warnings(findings: StudyFindings) -> list[str]:
+    """List what a reader of the answer must know, clauses without a final full stop."""
+    named, more = findings.divergences[:MAX_NAMED], findings.divergences[MAX_NAMED:]
+    warnings = [*map(describe_edge, findings.edges), *map(describe_divergence, named)]
+    if more:
+        count = format_count(len(more), "other architecture")
+        warnings.append(
+            f"{count} diverged in most of {'its' if len(more) == 1 else 'their'} trials"
+        )
+    return [*warnings, *map(describe_budget, findings.budgets)]
+
+
+def _state_nothing(findings: StudyFindings) -> str:
+    ranked = findings.ranked
+    nothing = "no change has a significant effect on the {}"
+    if not any(each.main.is_decidable for each in ranked):
+        nothing = "whether any change has an effect on the {} is not known"
+    name, first = objective_name(findings.results.config), ranked[0]
+    # The next sentence gives the sizes of those whose interval excludes zero.
+    largest = "" if _excludes_zero(first) else f"; the largest is {describe_effect(first)}"
+    return to_sentence(f"{_format_scope(findings)}{nothing.format(name)}{largest}")
+
+
+def _excludes_zero(effect: RankedEffect) -> bool:
+    return effect.main.low > 0 or effect.main.high < 0
+
+
+def _state_largest(findings: StudyFindings) -> str:
+    """State the largest significant effects, by their direction."""
+    most = "most " if findings.ranked[0].is_significant else ""  # else a larger one is undecided
+    by_verb: dict[str, list[str]] = {}
+    for effect in findings.largest:
+        by_verb.setdefault(_find_verb(effect), []).append(describe_effect(effect))
+    phrases = [
+        f"{verb} {'' if i else most}with {join(effects)}"
+        for i, (verb, effects) in enumerate(by_verb.items())
+    ]
+    name = objective_name(findings.results.config)
+    return to_sentence(f"{_format_scope(findings)}the {name} {', and '.join(phrases)}")
+
+
+def _state_others(findings: StudyFindings) -> str:
+    """Name what depends on another parameter, count smaller effects, and name undecided ones."""
+    named = set(map(id, [*findings.largest, *findings.reversals]))
+    others = [each for each in findings.ranked if id(each) not in named]
+    smaller = [each for each in others if each.has_significant_mean]
+    conditional = [e for e in others if e.is_significant and not e.has_significant_mean]
+    undecided = [each for each in others if not each.is_significant]
+    parts = [describe_reversal(each) for each in findings.reversals if each not in findings.largest]
+    if smaller:
+        one = "other change has a smaller significant effect"
+        several = "other changes have smaller significant effects"
+        parts.append(format_count(len(smaller), one, several))
+    if conditional:
+        parts.append(_describe_conditional(conditional))
+    if undecided:
+        parts.append(_describe_undecided(undecided, findings.ranked))
+    parts += _list_uncompared(findings)
+    return to_sentence("; ".join(parts) or "no other change was tried")
+
+
+def _find_verb(effect: RankedEffect) -> str:
+    """Return what the loss does with a change, under each condition where it is significant."""
+    means = [effect.main.mean]
+    if effect.condition:
+        shown = effect.condition.extremes
+        # If neither is, their difference is: both sizes are shown.
+        means = [each.mean for each in shown if each.is_significant] or [e.mean for e in shown]
+    if max(means) < 0:
+        return "falls"
+    if min(means) > 0 or effect.condition is None:
+        return "rises"
+    return f"falls or rises, depending on {format_param(effect.condition.parameter)},"
+
+
+def _describe_conditional(effects: Sequence[RankedEffect]) -> str:
+    """Name effects that are significant under a condition alone."""
+    listed = join([describe_effect(each) for each in effects[:MAX_NAMED]])
+    if len(effects) > MAX_NAMED:
+        count = format_count(len(effects), "change")
+        return f"{count} have a significant effect under a condition only, such as {listed}"
+    verb = "has" if len(effects) == 1 else "have"
+    return f"{listed} {verb} a significant effect under that condition only"
+
+
+def _describe_undecided(effects: Sequence[RankedEffect], tried: Sequence[RankedEffect]) -> str:
+    """Name effects that are not significant, and the range of their intervals.
+
+    Args:
+        effects: the effects.
+        tried: all effects, for the number of which the tests are corrected.
+    """
+    # A reader sees these intervals exclude zero, which a range of several would hide.
+    apart = list(filter(_excludes_zero, effects))[:MAX_NAMED]
+    labels = [strong(each.main.contrast.label) for each in effects]
+    names = join(
+        [
+            describe_effect(each) if each in apart else label
+            for each, label in zip(effects, labels, strict=True)
+        ]
+    )
+    is_all = len(effects) == len(tried)
+    if len(effects) > MAX_NAMED:
+        names = f"{'all ' if is_all else ''}{len(effects)} changes"
+        if apart:
+            names += f", {join(list(map(describe_effect, apart)))} among them,"
+    text = f"{names} {'is' if len(effects) == 1 else 'are'} undecided"
+    untested = [each.main for each in effects if each.main.reason]
+    if len(untested) == len(effects):
+        return f"{text} ({_join_reasons(untested)})"
+    if len(tried) > 1:
+        text += f" after correction for {'their number' if is_all else f'{len(tried)} changes'}"
+    if untested:
+        return f"{text}; {_count_untested(untested)}"
+    bounds = [bound for each in effects for bound in (each.main.low, each.main.high)]
+    if apart or any(map(math.isnan, bounds)):
+        return text
+    spec = effects[0].main.scale.spec
+    low, high = (format_signed(end, spec) for end in (min(bounds), max(bounds)))
+    intervals = "the 95% interval reaches" if len(effects) == 1 else "the 95% intervals reach"
+    return f"{text} ({intervals} from {low} to {high})"
+
+
+def describe_insignificance(effects: Sequence[Effect]) -> str:
+    """Say that no effect is significant, or why that is not known, in one clause."""
+    untested = [each for each in effects if each.reason]
+    if not effects:
+        return "no effect can be estimated: no two complete trials differ in one parameter only"
+    if len(untested) == len(effects):
+        return f"whether any effect differs from zero is not known ({_join_reasons(untested)})"
+    none = "no effect is significantly different from zero"
+    return f"{none}; {_count_untested(untested)}" if untested else none
+
+
+def _join_reasons(effects: Sequence[Effect]) -> str:
+    """Return the reason of most effects, which they have in common but for their numbers."""
+    return max(effects, key=lambda each: each.pairs).reason + " at most" * (
+        len({each.reason for each in effects}) > 1
+    )
+
+
+def _count_untested(effects: Sequence[Effect]) -> str:
+    return f"{format_count(len(effects), 'change has', 'changes have')} {_join_reasons(effects)}"
+
+
+def _list_uncompared(findings: StudyFindings) -> list[str]:
+    """Say what is known of the parameters that no matched pair compares, a clause for each."""
+    scale, names = findings.results.scale, findings.uncompared
+    clauses = [f"by an additive model, {describe_trend(e, scale)}" for e in findings.trends]
+    if not names:
+        return clauses
+    listed = join([strong(format_param(name)) for name in names])
+    verb, it = ("is", "it") if len(names) == 1 else ("are", "one of them")
+    reason = f"no two trials differ in {it} alone"
+    if findings.results.uncontrasted.issuperset(names):
+        reason = "too many values"
+    return [*clauses, f"{listed} {verb} not compared: {reason}"]
+
+
+def explain_missing_effects(findings: StudyFindings) -> str:
+    """Say why the study has no effects, in one clause."""
+    counts, audited = findings.results.counts, findings.audited
+    if audited is None:
+        return describe_insignificance([])
+    if counts.finished < counts.planned:
+        return (
+            "there is no answer yet: the effects of a pruned study are estimated once its search "
+            f"is finished, and {counts.finished:,} of {counts.planned:,} trials are"
+        )
+    return audited.reason[:1].lower() + audited.reason[1:].removesuffix(".")
+
+
+def _format_scope(findings: StudyFindings) -> str:
+    """Return for which trials the statement holds, to begin a sentence; "" for a whole grid."""
+    results = findings.results
+    parts = []
+    refinement = results.config.refinement
+    if refinement is not None and refinement.trial is None:
+        parts.append(f"among the best of {refinement.source}")
+    if results.nuisance:
+        parts.append(f"at each {results.noun}’s best {join_names(results.nuisance)}")
+    if findings.audited:
+        pruned = results.counts.pruned
+        parts.append(f"by predictions for the {pruned:,} pruned trials, corrected by an audit")
+    return format_progress(findings) + (f"{', '.join(parts)}, " if parts else "")

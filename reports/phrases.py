@@ -1,0 +1,475 @@
+"""Findings in words, one at a time: changes, architectures, hypotheses, additive models.
+
+What is emphasised is marked by :func:`strong`; :func:`to_plain`, :func:`to_html` and
+:func:`to_markdown` render the marks and escape the text. :mod:`reports.narrative` joins them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from reports.analysis.baseline_references import BaselineReference
+from reports.analysis.hypothesis_tests import Finding, HypothesisTest
+from reports.analysis.leaderboard import StudySummary
+from reports.analysis.nuisance import Edge, join_names
+from reports.analysis.outcomes import build_outcome_table
+from reports.data.results import Results
+from reports.findings import Divergence, StudyFindings, UnequalBudget
+from reports.formatting import escape_markdown, loss_unit
+from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
+from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
+from reports.stats.contrast import Contrast
+from reports.stats.decision_rules import Verdict, compute_fail_error
+from reports.stats.outcome_table import GOOD, UNKNOWN, ContrastOutcomes
+from reports.stats.paired_difference import PairedDifference
+from reports.stats.scale import Scale, format_count, format_param, format_signed, format_value
+
+MAX_TERMS = 5
+"""Significant terms of an additive model that are listed, the largest first."""
+
+TELLING_RECALL = 0.5
+"""Lower bound of the recall below which an audit says little about it."""
+
+# ------------------------------------------------------------------ emphasis
+
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+"""Marks around what is emphasised: noncharacters, which no text contains (Unicode 23.7)."""
+
+
+def strong(text: str) -> str:
+    """Mark a text as emphasised."""
+    return f"{_OPEN}{text}{_CLOSE}"
+
+
+def to_plain(text: str) -> str:
+    """Return a marked text without emphasis."""
+    return text.replace(_OPEN, "").replace(_CLOSE, "")
+
+
+def to_html(text: str) -> Markup:
+    """Return a marked text as HTML."""
+    html = str(escape(text)).replace(_OPEN, "<strong>").replace(_CLOSE, "</strong>")
+    return Markup(html)  # escaped above
+
+
+def to_markdown(text: str) -> str:
+    """Return a marked text as one line of Markdown."""
+    return escape_markdown(text).replace(_OPEN, "**").replace(_CLOSE, "**")
+
+
+def to_sentence(clause: str) -> str:
+    """Return a clause with an upper-case first letter and a full stop."""
+    start = len(_OPEN) if clause.startswith(_OPEN) else 0
+    return f"{clause[:start]}{clause[start : start + 1].upper()}{clause[start + 1 :]}."
+
+
+def join(parts: Sequence[str]) -> str:
+    """Join phrases: ``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+# ------------------------------------------------------------------ changes
+
+
+def format_estimate(difference: PairedDifference) -> str:
+    """Format a mean difference with its unit and interval: ``−0.399 nats [−0.404, −0.393]``."""
+    scale, interval = difference.scale, ""
+    if not math.isnan(difference.low):
+        ends = (format_signed(end, scale.spec) for end in (difference.low, difference.high))
+        interval = f" [{', '.join(ends)}]"
+    return f"{scale.format_difference(difference.mean)}{interval}"
+
+
+def describe_effect(effect: RankedEffect) -> str:
+    """Return a change with its size: under its condition, or else the mean with its interval."""
+    condition = effect.condition
+    size = describe_condition(condition) if condition else format_estimate(effect.main)
+    return f"{strong(effect.main.contrast.label)} ({size})"
+
+
+def describe_condition(condition: ConditionalEffect) -> str:
+    """Return the extreme effects: ``−0.530 nats without residual, −0.015 with it``.
+
+    Where only one of them is significant, the other one is named so.
+    """
+    first, last = condition.extremes
+    name = format_param(condition.parameter)
+    if isinstance(first.value, bool):
+        places = f"without {name}", "with it"
+    else:
+        places = f"with {name} {format_value(first.value)}", f"with {format_value(last.value)}"
+    scale = condition.main.scale
+    sizes = [scale.format_difference(first.mean), format_signed(last.mean, scale.spec)]
+    if first.is_significant < last.is_significant:
+        sizes = ["no significant effect", scale.format_difference(last.mean)]
+    elif last.is_significant < first.is_significant:
+        sizes[1] = "no significant effect"
+    return f"{sizes[0]} {places[0]}, {sizes[1]} {places[1]}"
+
+
+def describe_reversal(effect: RankedEffect) -> str:
+    """Name a change that helps at one value of another parameter and harms at another."""
+    assert effect.condition is not None
+    parameter = format_param(effect.condition.parameter)
+    size = describe_condition(effect.condition)
+    return f"{strong(effect.main.contrast.label)} helps or harms, by {parameter} ({size})"
+
+
+def describe_budget(budget: UnequalBudget) -> str:
+    """Say that the values of a parameter get unequal budgets in the same number of steps."""
+    name = format_param(budget.parameter)
+    most, least = format_value(budget.most), format_value(budget.least)
+    ratio = f"{budget.ratio:.3g} times as many {budget.unit}"
+    if budget.parameter == "batch_size":
+        return (
+            "larger batches read more data in the same number of steps: "
+            f"{ratio} with {name} {most} as with {least}"
+        )
+    return f"in the same number of steps, {name} {most} has {ratio} as {least}"
+
+
+def describe_outcomes(findings: StudyFindings) -> str:
+    """Say in a sentence which changes bring trials below the threshold; "" without one."""
+    sentence, outcomes = count_outcomes(findings.results), findings.outcomes
+    if not sentence:
+        return ""
+    significant = [each for each in outcomes if each.is_significant]
+    significant.sort(key=lambda each: -abs(each.gain))
+    rescuing = [count_pairs(each) for each in significant if each.gain > 0]
+    ruining = [count_pairs(each) for each in significant if each.gain <= 0]
+    parts = [
+        f"{amount} with {join(changes)}"
+        for amount, changes in (("more", rescuing), ("fewer", ruining))
+        if changes
+    ]
+    if parts:
+        return f"{sentence}, significantly {'; '.join(parts)}."
+    if not any(each.rescued or each.ruined for each in outcomes):
+        return f"{sentence}."
+    nothing = "no change makes a significant difference to that"
+    if len(outcomes) > 1:
+        nothing += f" after correction for {len(outcomes)} changes"
+    holding = [
+        test
+        for test in findings.holding
+        if any(each.outcome_verdict is Verdict.HOLDS for each in test.findings)
+    ]
+    return f"{'; '.join([sentence, nothing, *describe_holding(holding)])}."
+
+
+def count_outcomes(results: Results) -> str:
+    """Say how many trials are on the good side of the threshold, in a clause; "" without one."""
+    threshold, scale = results.config.report_threshold, results.scale
+    if threshold is None:
+        return ""
+    found = build_outcome_table(results, threshold).values
+    judged = format_count(int((found != UNKNOWN).sum()), results.judged_noun)
+    limit = f"{threshold} {loss_unit(results.config)}".rstrip()
+    good = format_count(int((found == GOOD).sum()), f"of {judged} is", f"of {judged} are")
+    return f"{good} {scale.good_side} {limit}"
+
+
+def count_pairs(outcomes: ContrastOutcomes) -> str:
+    """Count the rescued and the ruined pairs of a change."""
+    return (
+        f"{outcomes.contrast.label} ({outcomes.rescued:,} rescued, {outcomes.ruined:,} ruined of "
+        f"{format_count(outcomes.pairs, 'pair')})"
+    )
+
+
+# ------------------------------------------------------------------ architectures
+
+
+def format_progress(findings: StudyFindings) -> str:
+    """Return how much of an unfinished study is known, to begin a sentence."""
+    counts = findings.results.counts
+    if counts.finished >= counts.planned:
+        return ""
+    if findings.audited is not None:  # another sentence has the numbers
+        return "so far, "
+    return f"so far, with {counts.finished:,} of {counts.planned:,} trials finished, "
+
+
+def describe_best(findings: StudyFindings) -> str:
+    """Name the best architecture, with its loss, in a clause."""
+    best, metric = findings.summary.best, findings.results.metric
+    name, interval, format_loss = metric.name, "", metric.scale.format_value
+    if best.runs > 1:
+        mean = "adjusted mean" if best.is_adjusted else "mean"
+        name = f"{mean} {name} of {best.runs} runs"
+        interval = f", 95% interval {format_loss(best.low)} to {format_loss(best.high)}"
+    value = f"{format_loss(best.mean)} {metric.unit}".strip()
+    return (
+        f"{format_progress(findings)}the {metric.scale.best_name} {name} is {value}{interval}, of "
+        f"{strong(best.full_label)} (trial {best.number})"
+    )
+
+
+def describe_verdicts(findings: StudyFindings) -> str:
+    """State how many replicated architectures are worse than the best or as good, in a clause."""
+    summary = findings.summary
+    assert summary.judgement is not None
+    verdicts = count_verdicts(summary)
+    return f"of the others {verdicts}; {describe_smallest(summary, findings.results.metric.unit)}"
+
+
+def count_verdicts(summary: StudySummary) -> str:
+    """Count the verdicts on all architectures but the best mean."""
+    judgement = summary.judgement
+    assert judgement is not None
+    counts = [f"{judgement.count(each)} {each}" for each in ("worse", "as good", "undecided")]
+    without_run = judgement.without_run
+    return ", ".join(counts) + (f", {without_run} without a complete run" if without_run else "")
+
+
+def describe_smallest(summary: StudySummary, unit: str) -> str:
+    """Say which is the smallest architecture that is as good as the best, in a clause.
+
+    Args:
+        summary: ranking and comparison of replicated architectures.
+        unit: unit of the margin; "" for none.
+    """
+    assert summary.judgement is not None
+    margin = f"at most {f'{summary.judgement.margin:g} {unit}'.rstrip()} worse"
+    if smallest := summary.smallest:
+        name = strong(smallest.full_label)
+        size = f"{smallest.parameter_count:,.0f} parameters instead of "
+        return (
+            f"the smallest that is as good as the best ({margin}) is {name}, with {size}"
+            f"{summary.best.parameter_count:,.0f}"
+        )
+    if summary.is_best_smallest:
+        return "the best is the smallest"
+    return f"no smaller one is shown to be as good as the best ({margin})"
+
+
+def describe_edge(edge: Edge) -> str:
+    """Warn that architectures are best at an end of the values tried, in a clause."""
+    end, advice = ("highest", "higher") if edge.is_highest else ("lowest", "lower")
+    is_are = f"{edge.noun} is" if edge.total == 1 else f"{edge.noun}s are"
+    best = "; the best of all is among them" if edge.has_best and edge.total > 1 else ""
+    return (
+        f"{edge.count:,} of {edge.total:,} {is_are} best at {format_param(edge.parameter)} "
+        f"{format_value(edge.value)}, the {end} value tried: try {advice} ones{best}"
+    )
+
+
+def describe_divergence(divergence: Divergence) -> str:
+    """Say how often a cell or an architecture diverged, in a clause."""
+    trials = format_count(divergence.ended, "trial")
+    return f"{strong(divergence.name)} diverged in {divergence.diverged:,} of {trials}"
+
+
+def describe_judged(results: Results) -> str:
+    """Describe what matched pairs are of: ``trials``; of several trials each, which count."""
+    parts = [f"at its best {join_names(results.nuisance)}"] if results.nuisance else []
+    parts += ["the mean of its runs"] if results.has_replicates else []
+    return f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
+
+
+def describe_pruning(findings: StudyFindings) -> str:
+    """Say what the audited trials show about what pruning lost, in a clause."""
+    audit, counts = findings.audit, findings.results.counts
+    if counts.finished < counts.planned:
+        return "what is lost is measured at the end"
+    if not audit or not audit.is_valid or not audit.stopped:
+        return "what was lost is not measured"
+    if audit.recall_low < TELLING_RECALL:
+        return f"{audit.stopped} audited are too few to bound what was lost"
+    kept = f"at least {audit.recall_low:.0%} of the best {audit.top_count} are complete"
+    wrong = "; their predictions were not right" if audit.is_alarm else ""
+    return f"{kept}, by {audit.stopped} audited{wrong}"
+
+
+def describe_references(
+    references: Sequence[BaselineReference],
+    kind: Literal["training_loss", "metric"],
+    scale: Scale,
+) -> str:
+    """Return the name and loss of each reference line; "" if there is none."""
+    lines = [
+        f"{reference.label}: {getattr(reference, kind):{scale.value_spec}}"
+        for reference in references
+        if math.isfinite(getattr(reference, kind))
+    ]
+    return f" Dashed lines: the best of each baseline cell: {'; '.join(lines)}." if lines else ""
+
+
+def describe_training_differences(references: Sequence[BaselineReference]) -> str:
+    """Return how the training of the references differs; "" if it does not."""
+    differences = {each.study: each.training_differences for each in references}
+    return " ".join(
+        f"The cells of {study} were trained differently: {difference}."
+        for study, difference in differences.items()
+        if difference
+    )
+
+
+# ------------------------------------------------------------------ hypotheses
+
+
+def describe_holding(tests: Sequence[HypothesisTest]) -> list[str]:
+    """Say why hypotheses hold although no change is significant, in a clause; none without any."""
+    if not tests:
+        return []
+    claims = join([f"“{each.hypothesis.claim.rstrip('.')}”" for each in tests])
+    it_holds = "a hypothesis, holds" if len(tests) == 1 else "hypotheses, hold"
+    return [f"{claims}, {it_holds} by a test of its own, not corrected for the other changes"]
+
+
+def list_notes(finding: Finding) -> list[str]:
+    """List what a reader needs to know besides the verdicts on a contrast, in sentences."""
+    notes = []
+    if finding.conjunction > 1 and finding.verdict and not math.isnan(finding.effect.error):
+        confidence = 1 - compute_fail_error(finding.conjunction)
+        ends = finding.effect.compute_interval(confidence)
+        low, high = (format_signed(end, finding.effect.scale.spec) for end in ends)
+        notes.append(
+            f"Of {finding.conjunction} contrasts, “{finding.contrast}” is the least favorable; its "
+            f"interval of {100 * confidence:.4g}% is {low} to {high}."
+        )
+    if reversal := finding.reversal:
+        name = format_param(reversal.parameter)
+        size = describe_condition(reversal)
+        notes.append(f"The sign of “{finding.contrast}” depends on {name}: {size}.")
+    return notes
+
+
+# ------------------------------------------------------------------ additive model
+
+_NO_PAIRS = (
+    "There are no matched pairs: a sampler drew the values, or a parameter has too many, so no two "
+    "runs differ in one parameter alone."
+)
+_FEW_PAIRS = "Matched pairs do not compare every parameter well."
+_ASSUMPTION = (
+    "What follows assumes that parameters act additively, that is, that the effect of each is the "
+    "same whatever the others are."
+)
+
+
+def write_additive(findings: StudyFindings) -> list[str]:
+    """Describe the additive model of a study in sentences; none without one."""
+    if findings.additive is None:
+        return []
+    return describe_additive(findings.additive, findings.results.scale, bool(findings.effects))
+
+
+def describe_additive(model: AdditiveModel, scale: Scale, has_pairs: bool = False) -> list[str]:
+    """Describe a model in sentences: the assumption, the findings, what is not known, its fit.
+
+    Args:
+        model: the model.
+        scale: unit, direction and precision of the values.
+        has_pairs: whether matched pairs compare some parameters.
+    """
+    sentences = [f"{_FEW_PAIRS if has_pairs else _NO_PAIRS} {_ASSUMPTION}"]
+    if model.reason:
+        return [*sentences, f"Nothing can be estimated: {model.reason}."]
+    found, more = _list_terms(model, scale), ""
+    if len(found) > MAX_TERMS:
+        more = f"; and {format_count(len(found) - MAX_TERMS, 'smaller one')}"
+    if found:
+        listed = "; ".join(found[:MAX_TERMS])
+        sentences.append(f"Significant, the largest first: {listed}{more}.")
+    else:
+        sentences.append("No parameter has a significant effect.")
+    tests: list[LevelDifference | Trend] = [e for e in model.levels if not e.estimate.reason]
+    tests += model.trends
+    names = {each.parameter for each in tests if each.is_significant}
+    undecided = dict.fromkeys(each.parameter for each in tests if each.parameter not in names)
+    if undecided:
+        listed = ", ".join(map(format_param, undecided))
+        sentences.append(f"Not significant after correction: {listed}.")
+    unknown = dict(model.reasons)
+    unknown |= {e.parameter: e.estimate.reason for e in model.levels if e.estimate.reason}
+    if unknown:
+        listed = ", ".join(f"{format_param(name)} ({each})" for name, each in unknown.items())
+        sentences.append(f"Not estimated: {listed}.")
+    return [*sentences, _describe_fit(model)]
+
+
+def write_additive_clause(model: AdditiveModel, scale: Scale) -> str:
+    """Describe a model in one clause, for the last line of a search."""
+    if model.reason:
+        return f"no matched pairs, and no additive model: {model.reason}"
+    listed = "; ".join(_list_terms(model, scale)[:3])
+    return (
+        "no matched pairs; if parameters act additively: "
+        f"{listed or 'no parameter has a significant effect'}"
+    )
+
+
+def _list_terms(model: AdditiveModel, scale: Scale) -> list[str]:
+    """Return a clause for each significant term, the largest first."""
+    sized = [
+        (abs(each.estimate.mean), _describe_level(each, scale))
+        for each in model.levels
+        if each.is_significant
+    ]
+    sized += [
+        (float(np.ptp(each.curve)), describe_trend(each, scale))
+        for each in model.trends
+        if each.is_significant
+    ]
+    return [text for _, text in sorted(sized, key=lambda each: -each[0])]
+
+
+def describe_trend(trend: Trend, scale: Scale) -> str:
+    """Say where a parameter is best, with the interval, and how much that changes."""
+    name, optimum = format_param(trend.parameter), trend.optimum
+    if not trend.is_significant:
+        return f"{name}: no significant trend"
+    size = scale.add_unit(f"{float(np.ptp(trend.curve)):{scale.spec}}")
+    changes = f"fitted {scale.name} varies by {size}"
+    if optimum.reason:
+        return f"{name}: {changes}; where it is best is not determined: {optimum.reason}"
+    best, low, high = (format_place(x, trend) for x in (optimum.value, optimum.low, optimum.high))
+    end = "lowest" if optimum.is_open_below else "highest"
+    if optimum.low == optimum.high:
+        return f"{name}: best at the {end} value tried, {best}, or beyond; {changes}"
+    if optimum.is_open_below or optimum.is_open_above:
+        bound = f"at most {high}" if optimum.is_open_below else f"at least {low}"
+        place = f"best near {best}, {bound}; it may lie beyond the {end} value tried"
+        return f"{name}: {place}; {changes}"
+    return f"{name}: best near {best} [{low}, {high}]; {changes}"
+
+
+def format_place(value: float, trend: Trend) -> str:
+    """Format a value of a parameter with two significant digits, or three on a linear axis."""
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.1e}"
+    digits = 2 if trend.is_log else 3
+    text: str = np.format_float_positional(
+        value, precision=digits, unique=False, fractional=False, trim="-"
+    )
+    return text
+
+
+def _describe_level(each: LevelDifference, scale: Scale) -> str:
+    """State one difference with its interval and direction."""
+    mean, low, high = each.estimate.mean, each.estimate.low, each.estimate.high
+    ends = (format_signed(end, scale.spec) for end in (low, high))
+    direction = "better" if scale.improves(mean) else "worse"
+    description = Contrast(each.parameter, each.before, each.after).description
+    return f"{description} {scale.format_difference(mean)} [{', '.join(ends)}], {direction}"
+
+
+def _describe_fit(model: AdditiveModel) -> str:
+    """Say how well the model predicts configurations that it was not fitted to."""
+    share = model.predicted_share
+    count = format_count(model.configurations, "configuration")
+    if math.isnan(share):
+        return f"How well the model predicts the {count} is not known."
+    if share <= 0:
+        return (
+            f"Of {count}, each left out in turn, the model predicts the values no better than "
+            "their mean: it describes little, and parameters may not act additively."
+        )
+    return (
+        f"The model predicts {share:.0%} of the variance of {count}, each left out in turn: the "
+        "rest is noise, or parameters that do not act additively."
+    )

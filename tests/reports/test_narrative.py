@@ -1,0 +1,134 @@
+"""What the answer, the last line and the warnings about a study must say, and must not."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from factories import make_replicates, make_runs, make_stated, make_study, results_of
+
+from reports.findings import StudyFindings
+from reports.narrative import list_warnings, write_answer, write_headline
+from reports.phrases import describe_outcomes, strong, to_html, to_markdown, to_plain
+from reports.stats.decision_rules import Verdict
+from rnn_search import load
+from studies.config import StudyConfig
+
+
+def findings_of(url, name="made"):
+    return StudyFindings(results_of(url, name))
+
+
+def plain_answer(findings):
+    return [to_plain(sentence) for sentence in write_answer(findings)]
+
+
+def make_cells(url, value, **training):
+    """Make a study of two cells, three sizes and two depths; None is a diverged trial."""
+    space = {"cell": ["elman", "gru"], "layers": [1, 2], "state_size": [4, 8, 16]}
+    raw = {
+        "space": space | {"training": training},
+        "training": {"sequence_length": 1001, "log_every": 100},
+    }
+    generator = random.Random(0)
+    runs = []
+    for params in StudyConfig.model_validate(raw).grid.combinations():
+        found = value(params)
+        loss = math.nan if found is None else found + generator.gauss(0, 0.004)
+        runs.append((params, loss, {"updates": 1000 // params.get("update_every", 1)}))
+    make_runs(url, "made", raw, runs)
+
+
+@pytest.fixture
+def stated(sqlite_url):
+    make_stated(sqlite_url)
+    return findings_of(sqlite_url, "stated")
+
+
+def below_larger_ones(findings, effect):
+    """Return findings of three changes with a large significant mean, and one more."""
+    larger = replace(findings.ranked[0], condition=None, p_adjusted=0.0)
+    made = StudyFindings(findings.results)
+    made.__dict__["ranked"] = [*(replace(larger) for _ in range(3)), effect]
+    assert effect not in made.largest
+    return made
+
+
+def test_change_that_helps_here_and_harms_there_is_named_with_its_condition(stated):
+    (reversal,) = stated.reversals
+    findings = below_larger_ones(stated, reversal)
+    clause = (
+        "residual helps or harms, by state size (+0.299 nats with state size 8, −0.597 with 16)"
+    )
+    assert clause in write_headline([findings])
+    assert plain_answer(findings)[1] == f"R{clause[1:]}."
+
+
+def test_no_change_counts_as_significant_whose_mean_is_not(stated):
+    """The effect depends on the state size, and is not significant at any one."""
+    (reversal,) = stated.reversals
+    levels = tuple(replace(each, p_adjusted=1.0) for each in reversal.condition.levels)
+    condition = replace(reversal.condition, levels=levels)
+    main = replace(reversal.main, error=9.0)
+    effect = replace(reversal, main=main, p_adjusted=1.0, condition=condition)
+    assert effect.is_significant
+    _, others = plain_answer(below_larger_ones(stated, effect))
+    size = "(+0.299 nats with state size 8, −0.597 with 16)"
+    assert others == f"Residual {size} has a significant effect under that condition only."
+
+
+def test_cell_that_diverged_in_half_of_its_trials_is_not_named(sqlite_url):
+    make_cells(sqlite_url, lambda p: None if p["cell"] == "elman" and p["layers"] == 1 else 2.0)
+    assert list_warnings(findings_of(sqlite_url)) == []
+
+
+def test_cell_that_diverged_in_most_trials_is_named_in_line_and_table(sqlite_url):
+    make_cells(sqlite_url, lambda p: None if p["cell"] == "elman" and p["state_size"] != 8 else 2.0)
+    findings, warning = findings_of(sqlite_url), "Elman diverged in 4 of 6 trials"
+    assert write_headline([findings]).endswith(f"\nwarning: {warning}")
+    assert f"warning: {warning}" in repr(load("made", storage=sqlite_url).effects())
+
+
+def test_architecture_whose_replicates_diverged_is_named(sqlite_url):
+    make_replicates(sqlite_url)
+    results = results_of(sqlite_url, "replicates")
+    rows = results.table
+    is_lost = (rows["architecture"] == rows["architecture"].iloc[-1]) & (rows["replicate"] > 1)
+    lost = rows.assign(
+        state=rows["state"].mask(is_lost, "DIVERGED"), value=rows["value"].mask(is_lost)
+    )
+    (divergence,) = StudyFindings(replace(results, table=lost)).divergences
+    assert (divergence.diverged, divergence.ended) == (2, 3)
+
+
+def test_values_with_unequal_budgets_at_equal_steps_are_named(sqlite_url):
+    budgets = {"batch_size": [16, 64], "update_every": [1, 4]}
+    make_cells(sqlite_url, lambda p: 2 - p["batch_size"] / 100, **budgets)
+    more_data, fewer_updates = list_warnings(findings_of(sqlite_url))
+    in_steps = "in the same number of steps"
+    data = "4 times as many bytes with batch size 64 as with 16"
+    assert more_data == f"larger batches read more data {in_steps}: {data}"
+    assert fewer_updates == f"{in_steps}, update every 1 has 4 times as many updates as 4"
+
+
+def test_line_and_table_say_why_nothing_is_tested(sqlite_url):
+    make_study(sqlite_url)
+    assert "too few pairs to test: 3 of 8" in write_headline([findings_of(sqlite_url)])
+    assert "too few pairs to test: 3 of 8" in repr(load("made", storage=sqlite_url).effects())
+
+
+def test_hypothesis_that_holds_next_to_no_significant_change_is_explained(stated):
+    stated.__dict__["outcomes"] = [replace(each, p_adjusted=1.0) for each in stated.outcomes]
+    holding = next(test for test in stated.hypotheses if test.findings)
+    holding.findings[-1] = replace(holding.findings[-1], outcome_verdict=Verdict.HOLDS)
+    text = describe_outcomes(stated)
+    claim = holding.hypothesis.claim.rstrip(".")
+    assert "no change makes a significant difference to that after correction for" in text
+    assert f"“{claim}”, a hypothesis, holds by a test of its own" in text
+
+
+def test_names_are_text_in_each_form():
+    marked = f"{strong('<b>*a*</b>')} & more"
+    assert to_plain(marked) == "<b>*a*</b> & more"
+    assert to_html(marked) == "<strong>&lt;b&gt;*a*&lt;/b&gt;</strong> &amp; more"
+    assert to_markdown(marked) == r"**\<b\>\*a\*\</b\>** \& more"

@@ -1,0 +1,269 @@
+"""Differences between replicated architectures: by hand, against other tests; and verdicts."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from reports.stats.replicates import (
+    Verdict,
+    adjust_by_holm,
+    bound_distances,
+    compare_pairwise,
+    compare_single_runs,
+    compute_p_values,
+    compute_widths,
+    expect_degrees,
+    judge,
+    moderate_variances,
+)
+
+
+def as_runs(losses):
+    return dict(enumerate(np.asarray(losses).tolist()))
+
+
+def compare_two(first, second):
+    """Return the tested difference of two architectures, the second of which is better."""
+    (difference,) = compare_pairwise({"second": second, "first": first}).pairs.values()
+    return difference
+
+
+def test_difference_equals_a_calculation_by_hand():
+    # Mean 3; run means 2 and 4, window means 1, 3 and 5; the residual is ±1 in four cells.
+    d = [[1, 2, 3], [1, 4, 7]]
+    found = compare_two(as_runs(d), as_runs(np.zeros((2, 3))))
+    of_runs, of_windows, of_rest = 3 * 2 / 1, 2 * 8 / 2, 4 / 2
+    expected = of_runs / 6, (of_windows - of_rest) / 6
+    assert found.mean == pytest.approx(3)
+    assert found.variances == pytest.approx(expected)
+    assert found.degrees == (1, 2)
+    quantiles = stats.t.ppf(0.975, [1, 2])
+    half_width = math.sqrt(quantiles**2 @ expected)
+    assert (found.low, found.high) == pytest.approx((3 - half_width, 3 + half_width))
+    # The p-value is that of the interval which ends at zero.
+    at_zero = stats.t.isf(found.p / 2, [1, 2]) ** 2 @ expected
+    assert at_zero == pytest.approx(3**2)
+    assert (found.runs, found.windows) == (2, 3)
+
+
+def test_windows_add_nothing_beyond_the_noise_of_single_runs():
+    d = [[1.0, -1.0, 0.0], [-1.0, 1.0, 0.3]]
+    found = compare_two(as_runs(d), as_runs(np.zeros((2, 3))))
+    assert found.variances == pytest.approx((0.1**2 / 4, 0))
+    assert found.p == pytest.approx(2 * stats.t.sf(0.05 / 0.05, 1))
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (7, 1)])
+def test_interval_of_one_run_or_one_window_is_students(shape):
+    generator = np.random.default_rng(3)
+    one, other = generator.normal(size=shape), generator.normal(0.8, size=shape)
+    found = compare_two(as_runs(one), as_runs(other))
+    expected = stats.ttest_rel(one.ravel(), other.ravel())
+    assert found.p == pytest.approx(expected.pvalue if shape == (7, 1) else 1)
+    low, high = expected.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    (single,) = compare_single_runs([one.ravel()], other.ravel())
+    assert single.mean == pytest.approx(found.mean)
+
+
+def test_only_common_runs_are_compared():
+    found = compare_two({1: [1.0], 2: [2.0], 3: [9.0]}, {2: [1.5], 1: [0.5], 4: [0.0]})
+    assert (found.runs, found.mean) == (2, 0.5)
+    # Both runs differ by the same, and nothing says how much others would.
+    assert (found.half_width, found.p) == (0, 0)
+    none = compare_two({1: [1.0]}, {2: [1.0]})
+    assert (none.runs, none.p, none.is_significant) == (0, 1, False)
+    single = compare_two({1: [1.0]}, {1: [2.0]})
+    assert (single.mean, single.p) == (-1, 1)
+    assert math.isnan(single.low)
+
+
+def test_p_value_holds_for_any_ratio_of_runs_and_text():
+    """Satterthwaite's degrees of freedom do not, where two runs happen to agree."""
+    random, studies = np.random.default_rng(0), 4000
+    variances = np.array([1.0, 0.5]) * random.chisquare([1, 63], (studies, 2)) / [1, 63]
+    mean = random.normal(0, 1.5**0.5, studies)
+    degrees = np.broadcast_to([1.0, 63.0], (studies, 2))
+    p = compute_p_values(mean, variances, degrees)
+    assert 0.01 < (p < 0.05).mean() < 0.05
+    assert ((p < 0.05) == (np.abs(mean) > compute_widths(variances, degrees, 0.025))).all()
+
+
+def test_p_values_are_corrected_by_holms_method():
+    # Each alone is below 5%. Holm: 0.01 · 3, 0.02 · 2, and at least as much for 0.03.
+    p = np.array([0.02, 0.03, 0.01])
+    assert adjust_by_holm(p, 3) == pytest.approx([0.04, 0.04, 0.03])
+    assert adjust_by_holm(p, 5) == pytest.approx([0.08, 0.09, 0.05]), "two were tested before"
+    many = np.random.default_rng(0).uniform(size=50) ** 4
+    assert adjust_by_holm(many) == pytest.approx(multipletests(many, method="holm")[1])
+    # A row for each study.
+    assert adjust_by_holm(np.array([p, 10 * p]), 3)[1].tolist() == pytest.approx([0.4, 0.4, 0.3])
+
+
+def test_a_comparison_is_corrected_for_the_architectures_that_were_left_out():
+    runs = np.random.default_rng(4).normal(size=(3, 6, 1)) + np.array([0, 0, 9])[:, None, None]
+    losses = {name: as_runs(each) for name, each in zip("abc", runs, strict=True)}
+    alone, of_ten = (compare_pairwise(losses, count=count).pairs["c", "a"] for count in (3, 10))
+    assert alone.p == of_ten.p
+    # The second of 3 and of 45.
+    assert of_ten.p_adjusted == pytest.approx(alone.p_adjusted * 44 / 2)
+
+
+def test_single_runs_never_differ_significantly():
+    """They differ clearly on every window, which says nothing about another run."""
+    losses = np.random.default_rng(0).normal(scale=0.01, size=(3, 1, 40))
+    losses += np.arange(3)[:, None, None]
+    comparison = compare_pairwise({str(i): as_runs(each) for i, each in enumerate(losses)})
+    assert all(pair.low > 0.9 for pair in comparison.pairs.values())
+    assert not any(pair.is_significant for pair in comparison.pairs.values())
+
+
+def list_pairs(size):
+    return np.array([(i, j) for i in range(size) for j in range(i + 1, size)]).T
+
+
+PAIRS = list_pairs(10)
+
+
+def test_variances_of_pairs_are_moderated_by_the_prior_of_architectures():
+    """Smyth's prior has five degrees of freedom, and a variance 1; each has seven runs."""
+    random, size, prior = np.random.default_rng(0), 60, 5
+    deviations = np.sqrt(prior / random.chisquare(prior, size))
+    runs = random.normal(size=(size, 7)) * deviations[:, None] + random.normal(size=7)
+    first, second = list_pairs(size)
+    variances = (runs[first] - runs[second]).var(axis=1, ddof=1)
+    moderated, degrees = moderate_variances(
+        variances, np.full(len(first), 6.0), np.array([first, second])
+    )
+    assert len(set(degrees)) == 1
+    assert degrees[0] - 6 == pytest.approx(prior, rel=0.25)
+    found = degrees[0] - 6
+    scale = (moderated * degrees[0] - 6 * variances) / found
+    assert scale == pytest.approx(np.full(len(scale), scale[0]))
+    assert scale[0] == pytest.approx(2, rel=0.25)
+
+
+def test_one_noisy_architecture_does_not_hide_that_the_others_agree():
+    variances = np.where((PAIRS == 0).any(axis=0), 2501.0, 2.0)
+    moderated, degrees = moderate_variances(variances, np.full(45, 4.0), PAIRS)
+    assert moderated[-1] < 3
+    assert degrees[-1] > 4
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_few_architectures_are_not_moderated(size):
+    pairs = list_pairs(size)
+    variances, given = np.arange(1.0, 1 + pairs.shape[1]), np.full(pairs.shape[1], 2.0)
+    moderated, degrees = moderate_variances(variances, given, pairs)
+    assert (moderated.tolist(), degrees.tolist()) == (variances.tolist(), given.tolist())
+
+
+def test_identical_runs_are_not_moderated():
+    moderated, degrees = moderate_variances(np.zeros(45), np.full(45, 2.0), PAIRS)
+    assert (set(moderated), set(degrees)) == ({0}, {2})
+
+
+def test_pairs_with_fewer_runs_than_most_are_not_moderated():
+    variances = np.random.default_rng(3).chisquare(4, PAIRS.shape[1])
+    is_short = (PAIRS == 0).any(axis=0)  # the first architecture lost three of five runs
+    degrees = np.where(is_short, 1.0, 4.0)
+    moderated, found = moderate_variances(variances, degrees, PAIRS)
+    assert moderated[is_short].tolist() == variances[is_short].tolist()
+    assert set(found[is_short]) == {1}
+    assert (found[~is_short] > 4).all()
+
+
+@pytest.mark.parametrize(("runs", "size"), [(3, 10), (5, 10), (10, 6), (3, 4), (2, 10), (3, 2)])
+def test_expected_degrees_are_those_of_equal_variances(runs, size):
+    expected = expect_degrees(runs, size)
+    assert runs - 1 <= expected <= (size - 1) * (runs - 1)
+    assert (expected > runs - 1) == (size >= 5)
+    assert expect_degrees(runs, 20) >= expect_degrees(runs, 6)
+
+
+# ------------------------------------------------------------------ verdicts
+
+
+def runs_around(mean, scale, count=12, seed=0):
+    """Return runs with exactly this mean, and one window."""
+    noise = np.random.default_rng(seed).normal(scale=scale, size=count)
+    return {i: [value] for i, value in enumerate((noise - noise.mean() + mean).tolist())}
+
+
+def judge_runs(margin=0.02, **losses):
+    return judge(compare_pairwise(losses), margin)
+
+
+def test_three_verdicts():
+    judgement = judge_runs(
+        best=runs_around(1, 0.001, seed=1),
+        near=runs_around(1.01, 0.001, seed=2),
+        noisy=runs_around(1.012, 0.05, seed=3),
+        far=runs_around(1.2, 0.001, seed=4),
+    )
+    assert judgement.comparison.is_significant("near", "best")
+    assert judgement.verdicts == {
+        "best": Verdict.UNDECIDED,  # "noisy" may be better
+        "near": Verdict.WORSE,
+        "noisy": Verdict.UNDECIDED,
+        "far": Verdict.WORSE,
+    }
+    assert set(judgement.candidates) == {"best", "noisy"}
+    without = judge_runs(
+        best=runs_around(1, 0.001, seed=1),
+        near=runs_around(1.01, 0.001, seed=2),
+        far=runs_around(1.2, 0.001, seed=4),
+    )
+    assert without.comparison.is_significant("near", "best")
+    assert without.verdicts == {
+        "best": Verdict.AS_GOOD,
+        "near": Verdict.AS_GOOD,  # significantly worse, by less than the margin
+        "far": Verdict.WORSE,
+    }
+    assert without.bounds["best"] == 0, "it is shown to be the best"
+    assert 0.01 < without.bounds["near"] < 0.02
+    assert [without.count(verdict) for verdict in Verdict] == [1, 1, 0]
+
+
+def test_bound_of_two_architectures_is_students():
+    first, second = runs_around(1, 0.01, seed=1), runs_around(1.004, 0.01, seed=2)
+    judgement = judge_runs(best=first, other=second)
+    d = np.ravel([*second.values()]) - np.ravel([*first.values()])
+    expected = d.mean() + stats.t.ppf(0.95, 11) * d.std(ddof=1) / 12**0.5
+    assert judgement.bounds["other"] == pytest.approx(expected)
+
+
+def test_distances_are_bounded_to_those_that_may_be_the_best():
+    # The third is worse than the first, so that the wide bound to it does not count.
+    upper = np.array([[0.0, 0.3, -0.1], [0.2, 0.0, 0.9], [1.2, 1.0, 0.0]])
+    bounds, may_be_best = bound_distances(upper)
+    assert may_be_best.tolist() == [True, True, False]
+    assert bounds == pytest.approx([0.3, 0.2, 1.2])
+
+
+def test_smallest_is_one_that_is_shown_to_be_as_good():
+    losses = {
+        "best": runs_around(1, 0.001, seed=1),
+        "near": runs_around(1.005, 0.001, seed=2),
+        "far": runs_around(1.2, 0.001, seed=3),
+    }
+    judgement = judge_runs(**losses)
+    assert judgement.find_smallest_as_good({"best": 30, "near": 20, "far": 10}) == "near"
+    assert judgement.find_smallest_as_good({"best": 20, "near": 20, "far": 10}) is None
+    few = {name: {run: runs[run] for run in (0, 1)} for name, runs in losses.items()}
+    few["near"] = {0: [1.05], 1: [0.96]}
+    assert judge_runs(**few).find_smallest_as_good({"best": 3, "near": 2, "far": 1}) is None
+
+
+def test_architecture_of_a_single_run_does_not_withhold_the_verdicts_of_others():
+    judgement = judge_runs(
+        best=runs_around(1, 0.001, seed=1),
+        near=runs_around(1.005, 0.001, seed=2),
+        diverged={0: [1.0]},
+    )
+    assert judgement.verdicts["near"] is Verdict.AS_GOOD
+    assert judgement.verdicts["diverged"] is Verdict.UNDECIDED
+    assert judgement.bounds["diverged"] == np.inf

@@ -1,0 +1,249 @@
+"""Studies that cross architectures with several tasks: what is trained, kept, refused and found."""
+
+import shutil
+from contextlib import closing
+
+import pytest
+from invocation import refused
+
+import rnn.own_code
+import rnn_search
+from reports.data.study_reader import read_results
+from rnn.errors import TaskError
+from search.errors import WeightsNotFoundError
+from search.models import export_trial
+from search.options import RunOptions
+from search.study import create_or_join, open_study
+from studies.attributes import StudyRecord
+from studies.config import StudyConfig
+from studies.errors import ConfigError, ConfigMismatchError
+from studies.records import Floors
+from studies.storage.open import read_storage
+from studies.storage.reads import read_predictions
+
+SUM = """
+class Sum:
+    input_size = 2
+    output_size = 1
+
+    def sample(self, split, rng, count):
+        values = rng.normal(size=(count, 10, 2))
+        return {"inputs": values, "targets": values.sum((1, 2))[:, None]}
+"""
+
+STUDY = """
+keep_weights = 1
+precision = "fp32"
+
+[training]
+steps = 40
+log_every = 20
+batch_size = 4
+bptt_steps = 5
+update_every = 5
+
+[evaluation]
+windows = 8
+
+[space]
+task = ["adding:10", "my_tasks.py:Sum"]
+cell = ["elman", "gru"]
+layers = [1]
+state_size = [3, 4]
+"""
+
+FLOORS = Floors(constant={"loss": 2.0}, memoryless={"loss": 1.5}, recurrent={"loss": 0.5})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a study file and a task; tasks are not checked."""
+    monkeypatch.setattr("search.task_check.certify_task", lambda *_: (FLOORS, ""))
+    (tmp_path / "my_tasks.py").write_text(SUM)
+    (tmp_path / "mine.toml").write_text(STUDY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with the finished study."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("search.task_check.certify_task", lambda *_: (FLOORS, ""))
+        patch.chdir(folder)
+        (folder / "my_tasks.py").write_text(SUM)
+        (folder / "mine.toml").write_text(STUDY)
+        run()
+    return folder
+
+
+@pytest.fixture
+def study(folder, trained):
+    """The finished study, in a copy of its folder."""
+    shutil.copytree(trained, folder, dirs_exist_ok=True)
+    return rnn_search.load("mine", storage="sqlite:///studies.db")
+
+
+def run(study="mine.toml", **options):
+    return rnn_search.run(study, storage="sqlite:///studies.db", device="cpu", **options)
+
+
+def join(*overrides, **options):
+    given = {"study": "mine.toml", "storage": "sqlite:///studies.db", "overrides": overrides}
+    handle = create_or_join(RunOptions(**given | options))
+    handle.storage.close()
+    return handle
+
+
+def test_each_architecture_is_trained_once_on_each_task_as_in_a_study_of_the_task(study):
+    results = study.results
+    combinations = results[["task", "cell", "state_size"]]
+    assert len(combinations) == len(combinations.drop_duplicates()) == 8
+    assert set(results["task"]) == {"adding:10", "Sum"}
+    assert study.counts.complete == 8
+    for task, source in (("adding:10", "adding:10"), ("Sum", "my_tasks.py:Sum")):
+        # In lockstep or not, with whatever is trained before.
+        alone = run(
+            name=f"{task.replace(':', '-')} alone",
+            overrides={"space.task": None, "task.source": source},
+            lockstep=1,
+        )
+        columns = ["cell", "state_size", "value", "training_loss", "parameter_count"]
+        expected = alone.results[columns].sort_values(columns[:2]).to_numpy().tolist()
+        found = results[results["task"] == task][columns].sort_values(columns[:2])
+        for row, other in zip(found.to_numpy().tolist(), expected, strict=True):
+            assert row[:2] == other[:2]
+            assert row[2:] == pytest.approx(other[2:], rel=1e-5)
+
+
+def test_weights_of_the_best_of_each_task_are_kept_and_exported_by_number(study, folder):
+    best = study.status.best_by_task
+    assert list(best) == ["adding:10", "Sum"]
+    for task, each in best.items():
+        assert each.value == study.results.query("task == @task")["value"].min()
+        assert study.at_task(task).best.number == each.number
+        assert study.trial(each.number).network() is not None
+    export_trial("mine", folder / "exported", best["Sum"].number, study.storage, None)
+    assert (folder / "exported" / "README.md").read_text().count("Sum") > 0
+    with pytest.raises(WeightsNotFoundError, match=r"several tasks \(adding:10, Sum\), each"):
+        export_trial("mine", folder / "other", None, study.storage, None)
+    with pytest.raises(ConfigError, match=r"expected one, as in study\.at_task\('adding:10'\)\.be"):
+        _ = study.best
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "reason"),
+    [
+        ("space.task=['adding:10', 'text']", ConfigError, "text cannot be one of several tasks"),
+        ("space.task=['adding:10', 'adding:10']", ConfigError, "expected distinct values"),
+        ("space.task=['a/x.py:Sum', 'my_tasks.py:Sum']", TaskError, "expected a file"),
+        ("space.task=['nothing:1']", TaskError, "task 'nothing:1' not found"),
+        ("task.source='copy:10'", ConfigError, "and a list of tasks in space.task"),
+        ("pruning.enabled=true", ConfigError, "has pruning.enabled and several tasks"),
+        ("nuisance=['task']", ConfigError, "nuisance names 'task' of several tasks"),
+        ("corpus='enwik8'", ConfigError, "because the task has its own data"),
+        ("training.log_every=12", ConfigError, "expected multiples of 5"),
+        ("space.exclude=[{task='Sum'}]", ConfigError, "no combination of task Sum that exclude"),
+        ("space.exclude=[{task='Som'}]", ConfigError, "excludes task = 'Som': expected one of"),
+        ("hypothesis=[{claim='c', rule='lowers', consecutive='layers'}]", ConfigError, "no margin"),
+    ],
+)
+def test_setting_that_does_not_suit_several_tasks_is_rejected_in_one_line(
+    folder, override, error, reason
+):
+    with refused(error, reason, folder):
+        join(override)
+
+
+def test_options_of_a_task_are_no_axes_next_to_several_tasks(folder):
+    table = "\n[[space]]\ncell = ['gru']\nlayers = [1]\nstate_size = [5]\n"
+    text = STUDY.replace("[space]", "[[space]]") + table
+    (folder / "mine.toml").write_text(f"{text}task = {{ length = [4] }}\n")
+    with refused(ConfigError, "space 2 has the option task.length of the task text", folder):
+        join()
+    (folder / "mine.toml").write_text(text)
+    with refused(ConfigError, "space 2 has no list of tasks, but another table has", folder):
+        join()
+
+
+def test_tasks_are_part_of_what_makes_results_comparable(folder, monkeypatch):
+    join()
+    with pytest.raises(ConfigMismatchError, match=r"space\.task: \['adding:10', 'Sum'\] in the"):
+        join("space.task=['adding:10', 'adding:20']")
+    (folder / "my_tasks.py").write_text(f"{SUM}    # other\n")
+    with pytest.raises(ConfigMismatchError, match="with another version of Sum"):
+        join()
+    # By its name a worker opens the copy of the class.
+    (folder / "my_tasks.py").unlink()
+    monkeypatch.setattr(rnn.own_code, "_loaded", {})
+    options = RunOptions(study="mine", storage="sqlite:///studies.db")
+    handle = open_study("mine", options.storage, options)
+    handle.storage.close()
+    assert handle.training_data((("task", "Sum"),)).spec.outputs == 1
+
+
+def test_extension_adds_a_task(study, folder):
+    before = study.results
+    tasks = {"space.task": ["adding:10", "my_tasks.py:Sum", "adding:5"]}
+    run(overrides=tasks, extend=True)
+    assert study.counts.complete == 12
+    assert study.results.loc[before.index, "value"].equals(before["value"])
+    handle = join()  # with the file of before
+    assert "was extended: using its stored grid of 12 trials" in handle.notice
+    assert set(handle.tasks) == set(handle.record.task_floors) == {*before["task"], "adding:5"}
+
+
+def test_study_of_several_tasks_is_copied_exported_and_continued(trained, folder):
+    join()
+    study = rnn_search.load("mine", storage=f"sqlite:///{trained}/studies.db")
+    place = {"storage": "sqlite:///studies.db"}
+    rnn_search.copy_study("mine", new_name="copied", **place)
+    rnn_search.export_study("copied", folder / "mine.jsonl", **place)
+    assert str(folder) not in (folder / "mine.jsonl").read_text()
+    rnn_search.import_study(folder / "mine.jsonl", name="imported", **place)
+    continued = run(name="imported")
+    values, others = (each.results.sort_index()["value"].tolist() for each in (continued, study))
+    assert values == pytest.approx(others, rel=1e-5)
+    assert join(study="copied").tasks.keys() == {"adding:10", "Sum"}
+
+
+def test_predictions_next_to_the_same_targets_are_stored_exported_and_read_of_the_best(
+    study, folder
+):
+    place = {"storage": "sqlite:///studies.db"}
+    rnn_search.export_study("mine", folder / "mine.jsonl", **place)
+    rnn_search.import_study(folder / "mine.jsonl", name="imported", **place)
+    found = {}
+    for name in ("mine", "imported"):
+        with closing(read_storage("sqlite:///studies.db")) as storage:
+            study_id = storage.get_study_id_from_name(name)
+            found[name] = read_predictions(storage, study_id, range(8))
+            drawn = read_results(storage, name, drawn_only=True)
+        parts = drawn.split_tasks()
+        assert {part.table.index[0] for part in parts} <= drawn.predictions.keys()
+    assert found["imported"] == found["mine"]
+    for _, rows in study.results.groupby("task"):
+        samples = [found["mine"][number] for number in rows.index]
+        assert len(rows) == len({str(each.outputs) for each in samples}) == 4
+        assert all(each.targets == samples[0].targets for each in samples)
+        # Of eight sequences, each with one target, at its last step.
+        assert (samples[0].sequences, set(samples[0].steps)) == ([*range(8)], {9})
+
+
+def test_trial_of_one_task_runs_once_more_but_no_refinement_selects_across_tasks(study, folder):
+    again = run("mine", trial=7)
+    (row,) = again.results.to_dict("records")
+    assert row["value"] == pytest.approx(study.results.loc[7, "value"], rel=1e-5)
+    (folder / "next.toml").write_text("[refinement]\nsource = 'mine'\ntop = 2\n")
+    with refused(ConfigError, "derives from the best of several tasks", folder):
+        join(study="next.toml", is_refinement=True)
+
+
+def test_study_of_the_version_before_opens_and_stores_no_tasks(folder):
+    attributes = join("task.source='adding:10'", unset=("space.task",)).record.attributes()
+    assert "task_floors" not in attributes
+    assert "task_records" not in attributes["config"]
+    assert StudyRecord.model_validate(attributes).config.task_names == []
+    del attributes["config"]["task_record"]["solved"]
+    assert StudyConfig.model_validate(attributes["config"]).task_record.solved == {}
