@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
+from reports.analysis.budgets import BudgetComparison, BudgetEffect
 from reports.analysis.hypothesis_tests import Finding, HypothesisTest
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.analysis.pareto_front import FrontMember, ParetoFront
@@ -235,7 +236,7 @@ def tabulate_effects(
         [
             Column("change", lambda e: e.contrast.label, hint=lambda e: e.description),
             *_contrast_columns(lambda e: e.contrast),
-            _estimate("mean difference", lambda e: e, scale.unit, f"+{spec}", name="effect"),
+            estimate_column("mean difference", lambda e: e, scale.unit, f"+{spec}", name="effect"),
             Column("improved", _improved_share, ".0f", unit="%"),
             Column("pairs", lambda e: e.pairs, ",d", name="pairs"),
             Column("missing", lambda e: e.missing_pairs, ",d", hint=describe_missing),
@@ -269,7 +270,7 @@ def tabulate_conditional(
             *_contrast_columns(lambda row: row[0].contrast),
             Column("by", lambda row: format_param(row[0].parameter)),
             Column("value", lambda row: format_value(row[1].value), TEXT),
-            _estimate("effect", lambda row: row[1], scale.unit, f"+{spec}", name="effect"),
+            estimate_column("effect", lambda row: row[1], scale.unit, f"+{spec}", name="effect"),
             Column("pairs", lambda row: row[1].pairs, ",d", name="pairs"),
             Column("", lambda row: row[1].is_significant, name="significant"),
             Column("", lambda row: row[0].parameter, name="by"),
@@ -342,10 +343,28 @@ def tabulate_variants(
             Column("trials", lambda e: e.count, ",d"),
             Column("best", lambda e: e.best, scale.value_spec, unit=unit),
             Column("vs. source", lambda e: e.source_difference, f"+{scale.spec}", unit=scale.unit),
-            _estimate("vs. unchanged", lambda e: e, scale.unit, f"+{scale.spec}",
+            estimate_column("vs. unchanged", lambda e: e, scale.unit, f"+{scale.spec}",
                       condition=has_pairs),
             Column("improved", lambda e: _improved_share(e), ".0f", unit="%", condition=has_pairs),
             Column("pairs", lambda e: e.pairs or None, ",d", condition=has_pairs),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_budgets(comparison: BudgetComparison, scale: Scale, name: str = "") -> Table[Any]:
+    """Tabulate effects at equal steps, next to those at equal tokens and at equal updates."""
+
+    def get(index: int, row: BudgetEffect) -> Effect:
+        return row.effects[index]
+
+    return Table(
+        name,
+        comparison.rows,
+        [
+            Column("change", lambda row: row.contrast.label),
+            *(estimate_column(f"at equal {budget.unit}", partial(get, i), scale.unit,
+                              f"+{scale.spec}")
+              for i, budget in enumerate(comparison.budgets)),
         ],
     )  # fmt: skip
 
@@ -417,8 +436,13 @@ def _contrast_columns(contrast: Callable[[Any], Any]) -> list[Column[Any]]:
     ]
 
 
-def _estimate(
-    title: str, estimate: Callable[[Any], Any], unit: str, spec: str, **attributes: Any
+def estimate_column(
+    title: str,
+    estimate: Callable[[Any], Any],
+    unit: str,
+    spec: str,
+    note: Callable[[Any], str] | None = None,
+    **attributes: Any,
 ) -> Column[Any]:
     """Return the column of an estimate with its interval, marked where it is significant.
 
@@ -427,6 +451,7 @@ def _estimate(
         estimate: returns the estimate of a row; None without one.
         unit: unit of the estimate.
         spec: its format.
+        note: what follows it; by default a mark where it is significant.
         attributes: other attributes of the column.
     """
 
@@ -439,7 +464,7 @@ def _estimate(
         spec,
         unit=unit,
         ends=lambda row: (get(row, "low"), get(row, "high")),
-        note=lambda row: MARK if getattr(estimate(row), "is_significant", False) else "",
+        note=note or (lambda row: MARK if getattr(estimate(row), "is_significant", False) else ""),
         **attributes,
     )
 
@@ -491,7 +516,7 @@ def tabulate_leaderboard(
             Column(measure.name_loss("validation"), lambda e: e.validation_loss, held_out_spec,
                    unit=unit, note=lambda e: format_stderr(e.validation_stderr, held_out_spec),
                    condition=results.shows_validation),
-            _estimate("vs. best", lambda e: e.gap, unit, f"+{spec}",
+            estimate_column("vs. best", lambda e: e.gap, unit, f"+{spec}",
                       condition=summary.compares_single_runs),
             Column("effective context", lambda e: str(e.context.estimate()) if e.context else "",
                    TEXT, unit=f"{results.config.token_name}s",
@@ -531,7 +556,7 @@ def tabulate_front(
             Column("time", lambda e: e.architecture.seconds, ",.2f", unit="s", name="seconds"),
             Column(measure.loss, lambda e: e.architecture.loss, measure.spec, unit=unit,
                    name=measure.held_out),
-            _estimate("vs. best", lambda e: e.gap, unit, f"+{measure.spec}", name="gap"),
+            estimate_column("vs. best", lambda e: e.gap, unit, f"+{measure.spec}", name="gap"),
             Column(f"cheapest that is not {worse} worse", lambda e: name_cheaper(e) or "none"),
             Column("", name_cheaper, name="cheapest_not_worse"),
         ],

@@ -153,13 +153,10 @@ class Effects:
             for effect, budget in zip(each.effects, budgets, strict=True)
         ]
         columns = ["parameter", "before", "after", "effect", "low", "high", "pairs", "significant"]
-        return (
-            tabulate_effects([each for each, _ in rows])
-            .to_frame()[columns]
-            .assign(
-                equal=[budget.unit for _, budget in rows],
-                amount=[budget.amount for _, budget in rows],
-            )
+        table = tabulate_effects([effect for effect, _ in rows]).to_frame()[columns]
+        return table.assign(
+            equal=[budget.unit for _, budget in rows],
+            amount=[budget.amount for _, budget in rows],
         )
 
     def plot(self) -> "go.Figure":

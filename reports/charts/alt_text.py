@@ -176,7 +176,7 @@ def _hover(trace: Any, index: tuple[int, ...], place: tuple[Any, ...], value: An
 
     def insert(match: re.Match[str]) -> str:
         name, item, spec = match.groups()
-        found = {"z": value}.get(name, getattr(trace, name, None))
+        found: Any = {"z": value}.get(name, getattr(trace, name, None))
         if name in ("x", "y") and len(index) == 2:
             found = place[name == "x"]
         elif name != "z":

@@ -59,12 +59,14 @@ def plot_replicates(
         references: baseline cells, drawn as vertical lines.
     """
     entries = entries[::-1]  # Plotly's first row is at the bottom
-    labels, spec = [escape_html(entry.label) for entry in entries], metric.scale.value_spec
+    # On two lines, labels leave room for the runs on a narrow screen.
+    labels = [escape_html(entry.label).replace(", ", "<br>", 1) for entry in entries]
+    spec = metric.scale.value_spec
     figure = go.Figure(
         [
             go.Scatter(
                 x=[loss for entry in entries for loss in entry.losses],
-                y=[escape_html(entry.label) for entry in entries for _ in entry.losses],
+                y=[label for label, e in zip(labels, entries, strict=True) for _ in e.losses],
                 mode="markers",
                 marker={"size": 6, "color": NEUTRAL, "opacity": 0.6},
                 name="run",
@@ -94,7 +96,7 @@ def plot_replicates(
         },
         yaxis={"type": "category", "automargin": True},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        height=150 + ROW_HEIGHT * (len(entries) + len(references)),
+        height=150 + 40 * len(entries) + ROW_HEIGHT * len(references),
     )
 
 
@@ -367,7 +369,8 @@ def plot_context(entries: Sequence[LeaderboardEntry], token: str) -> go.Figure:
         yaxis={"title": "bits per byte"},
         # Below the plot: a legend at its side leaves no room on a narrow screen.
         legend={
-            "title": {"text": f"effective context ({token}s)"},
+            "title": {"text": f"effective context ({token}s)", "side": "top"},
+            "font": {"size": 11},
             "orientation": "h",
             "y": -0.2,
             "yanchor": "top",

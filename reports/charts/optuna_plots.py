@@ -307,6 +307,7 @@ def chart_parameters(
     slices = visualization.plot_slice(
         to_optuna_study(results, sorted(drawn), shown), target_name=axis
     )
+    slices.update_xaxes(title={"font": {"size": 11}})  # else long names overlap
     charts = [
         Chart(
             "Slice: value of every trial over each parameter",

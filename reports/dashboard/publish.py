@@ -48,9 +48,6 @@ SEPARATOR = "*Text above this line is kept. Everything below it is updated autom
 _FORMAT = 7
 """Version of the note, the figure and the files; raise it when any of them changes."""
 
-_OF_FILES = {"cells", "task_record", "task_records"}
-"""Parts of a config that follow from the files that it names."""
-
 _NOTE_VERSION = "dashboard:note_ver"
 _ATTEMPTS = 20
 
@@ -138,10 +135,7 @@ class StudyPublisher:
         return is_stored
 
     def _write_files(self, results: Results) -> dict[str, str]:
-        """Write the files of the best trials; return the attributes that list them.
-
-        There are none of an imported study, and without a ranking.
-        """
+        """Write the files of the best networks, if any; return the attributes that list them."""
         listed: dict[str, str] = {}
 
         def write(role: str, name: str, media_type: str, text: str) -> None:
@@ -244,16 +238,16 @@ def render_note(findings: StudyFindings) -> str:
         if results.is_pruned:
             said.append(phrases.to_sentence(phrases.describe_pruning(findings)))
         said += [f"Warning: {each}." for each in narrative.list_warnings(findings)]
+    # Without what follows from the files that it names, it loads as an equal config.
+    derived = {"cells", "task_record", "task_records"}
+    settings = results.config.model_dump(mode="json", exclude_none=True, exclude=derived)
     text = _TEMPLATES.get_template("note.md").render(
         results=results,
         best=best,
         sentences=[phrases.to_markdown(each) for each in said if each],
         nuisance=join_names(results.nuisance),
         command=shlex.join(["rnn-search", "report", results.name]),
-        # It loads as an equal config where the files that it names are.
-        toml=tomli_w.dumps(
-            results.config.model_dump(mode="json", exclude_none=True, exclude=_OF_FILES)
-        ),
+        toml=tomli_w.dumps(settings),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 

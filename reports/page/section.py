@@ -299,7 +299,7 @@ class Section:
             caption=f"{legend} {describe_training_differences(self.references)}".strip()
             if legend
             else "",
-            width=640,
+            width=360,
         )
 
     @cached_property

@@ -6,10 +6,13 @@ from functools import partial
 from typing import Any
 
 from reports.analysis.leaderboard import LeaderboardEntry
+from reports.analysis.task_comparison import TaskComparison
 from reports.data.results import Results
 from reports.formatting import format_number
-from reports.stats.scale import format_count
-from reports.tables import TEXT, Column, Table, metric_columns
+from reports.stats.effects import Effect
+from reports.stats.scale import NATS, format_count
+from reports.stats.task_contrasts import TaskContrast
+from reports.tables import MARK, TEXT, Column, Table, estimate_column, metric_columns
 from studies.records import Floors, TaskRecord
 
 LOSS = "loss"
@@ -135,3 +138,70 @@ def tabulate_slices(
             *(Column(str(value), partial(get, value), TEXT) for value in values),
         ],
     )  # fmt: skip
+
+
+def tabulate_across_tasks(comparison: TaskComparison) -> Table[TaskContrast]:
+    """Tabulate the effect of each change in each task, and whether their signs agree."""
+
+    def get(task: str, row: TaskContrast) -> Effect | None:
+        return row.by_task[task].effect if task in row.by_task else None
+
+    def mark(task: str, row: TaskContrast) -> str:
+        return MARK if task in row.by_task and row.by_task[task].is_significant else ""
+
+    def spec(task: str) -> str:
+        found = (effect.scale for row in comparison.contrasts if (effect := get(task, row)))
+        return f"+{next(found, NATS).spec}"
+
+    return Table(
+        f"{comparison.name} across tasks",
+        comparison.contrasts,
+        [
+            Column("change", lambda row: row.contrast.label,
+                   hint=lambda row: row.contrast.description),
+            *(estimate_column(task, partial(get, task),
+                              ", ".join(filter(None, [record.loss_name, record.loss_unit])),
+                              spec(task), note=partial(mark, task))
+              for task, record in comparison.tasks.items()),
+            Column("signs", lambda row: row.agreement),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_solved(comparison: TaskComparison) -> Table[TaskContrast]:
+    """Tabulate the shares of networks that solve each task before and after each change."""
+
+    def show(task: str, row: TaskContrast) -> str:
+        found = row.by_task.get(task)
+        if found is None or found.solved is None or found.shares is None:
+            return ""
+        before, after = (f"{100 * share:.0f}" for share in found.shares)
+        return f"{before} → {after}{MARK if found.solved.is_significant else ''}"
+
+    def describe(task: str, row: TaskContrast) -> str:
+        found = row.by_task.get(task)
+        if found is None or found.solved is None:
+            return ""
+        return (
+            f"{found.solved.rescued} of {found.solved.pairs} pairs solved after the change only, "
+            f"{found.solved.ruined} before it only"
+        )
+
+    def get_p(task: str, row: TaskContrast) -> float | None:
+        found = row.by_task.get(task)
+        return found.solved.p_adjusted if found and found.solved and found.shares else None
+
+    columns = [
+        column
+        for task in comparison.solved
+        for column in (
+            Column(task, partial(show, task), TEXT, unit="% solved, before → after",
+                   hint=partial(describe, task)),
+            Column("p", partial(get_p, task), ".2g", unit="McNemar, corrected"),
+        )
+    ]  # fmt: skip
+    return Table(
+        f"{comparison.name} solved",
+        comparison.contrasts,
+        [Column("change", lambda row: row.contrast.label), *columns],
+    )

@@ -57,12 +57,11 @@ LEVEL = 0.05
 CAUTION = 0.5
 """Standard errors by which the scatter of the variances is raised before they are moderated.
 
-Chosen by ``python -m benchmarks replicates``: without it, half of ten architectures with four times
-the variance of the others have 5% false differences in studies of five runs; with it, 4%."""
+Chosen by ``python -m benchmarks replicates``: where half of ten architectures have four times the
+variance of the others, studies of five runs have 5% false differences without it, 4% with it."""
 
 MIN_ARCHITECTURES = 5
-"""Architectures needed to moderate variances: of three or four that are equal, 7 to 8% of studies
-would have a false difference (docs/statistics.md)."""
+"""Architectures needed to moderate variances: three or four have 6 to 9% false differences."""
 
 
 # ------------------------------------------------------------------ differences
@@ -117,7 +116,7 @@ def estimate_variances(
     degrees = np.broadcast_to(np.maximum(runs - 1.0, 0), of_runs.shape).copy()
     is_repeated = runs > 1
     of_runs[..., is_repeated], degrees[..., is_repeated] = moderate_variances(
-        of_runs[..., is_repeated], runs[is_repeated] - 1.0, pairs[:, is_repeated]
+        of_runs[..., is_repeated], runs.astype(float)[is_repeated] - 1, pairs[:, is_repeated]
     )
     variances = np.stack([of_runs / np.maximum(runs, 1), moments.of_windows], axis=-1)
     both = np.stack([degrees, np.full(of_runs.shape, max(0.0, windows - 1.0))], axis=-1)
@@ -138,7 +137,7 @@ def compute_widths(variances: Floats, degrees: Floats, tail: float | Floats) -> 
 
     degrees = np.where(degrees > 0, degrees, np.nan)
     parts = np.sqrt(variances) * special.stdtrit(degrees, np.asarray(tail)[..., None])
-    return np.hypot(parts[..., 0], parts[..., 1])
+    return np.asarray(np.hypot(parts[..., 0], parts[..., 1]))
 
 
 def compute_p_values(mean: Floats, variances: Floats, degrees: Floats) -> Floats:
@@ -225,7 +224,7 @@ def _separate_variances(between: Floats) -> Floats:
         middle = np.median(own, axis=-1, keepdims=True)
         weights = 1 / np.where(middle > 0, own + middle, 1.0)
         weights /= weights.sum(axis=-1, keepdims=True)
-    return own
+    return np.asarray(own)
 
 
 def expect_degrees(runs: int, architectures: int) -> float:
@@ -368,11 +367,6 @@ class Comparison:
     def generalizes_over_text(self) -> bool:
         """Whether the comparison covers the variation between texts."""
         return any(each.windows > 1 for each in self.pairs.values())
-
-    @property
-    def significant_count(self) -> int:
-        """Number of pairs that differ significantly."""
-        return sum(each.is_significant for each in self.pairs.values())
 
     def between(self, first: str, second: str) -> Difference | None:
         """Return the difference of the first minus the second; None if not compared."""
@@ -566,8 +560,9 @@ def judge(comparison: Comparison, margin: float) -> Judgement:
     np.fill_diagonal(upper, 0)
     is_worse = np.zeros(upper.shape, dtype=bool)
     if tested:
-        mean, *parts = _stack(tested.values())
-        widths = compute_widths(*parts, comparison.level / max(1, comparison.count - 1))
+        mean, variances, degrees = _stack(tested.values())
+        tail = comparison.level / max(1, comparison.count - 1)
+        widths = compute_widths(variances, degrees, tail)
         rows, columns = np.array([[places[name] for name in pair] for pair in tested]).T
         upper[rows, columns], upper[columns, rows] = widths + mean, widths - mean
         is_significant = np.array([each.is_significant for each in tested.values()])

@@ -37,7 +37,8 @@ function wrapAxisTitles(layout, plot) {
   for (const [name, axis] of Object.entries(layout)) {
     const text = axis?.title?.text;
     if (!/^[xy]axis\d*$/.test(name) || !text || text.includes("<br>")) continue;
-    const isX = name[0] === "x", room = isX ? plot.clientWidth - 130 : layout.height - 90;
+    const isX = name[0] === "x", besides = layout.yaxis?.automargin ? 250 : 130;
+    const room = isX ? plot.clientWidth - besides : layout.height - 90;
     if (text.length * LETTER <= room) continue;
     layout[name] = { ...axis, title: { ...axis.title, text: text.replace(" (", "<br>(") } };
     const side = isX ? "b" : "l";

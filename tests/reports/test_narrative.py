@@ -4,6 +4,7 @@ import math
 import random
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from factories import make_replicates, make_runs, make_stated, make_study, results_of
 
@@ -11,7 +12,7 @@ from reports.findings import StudyFindings
 from reports.narrative import list_warnings, write_answer, write_headline
 from reports.phrases import describe_outcomes, strong, to_html, to_markdown, to_plain
 from reports.stats.decision_rules import Verdict
-from rnn_search import load
+from rnn_search import import_results, load
 from studies.config import StudyConfig
 
 
@@ -115,6 +116,14 @@ def test_line_and_table_say_why_nothing_is_tested(sqlite_url):
     make_study(sqlite_url)
     assert "too few pairs to test: 3 of 8" in write_headline([findings_of(sqlite_url)])
     assert "too few pairs to test: 3 of 8" in repr(load("made", storage=sqlite_url).effects())
+
+
+def test_labels_round_the_values_of_nuisance_parameters(sqlite_url):
+    rows = [{"width": w, "rate": r / 3000, "loss": w + r} for w in (1, 2) for r in (1, 2)]
+    import_results(
+        pd.DataFrame(rows), storage=sqlite_url, name="rates", value="loss", nuisance=["rate"]
+    )
+    assert "best: width 1, rate 0.0003333 (" in write_headline([findings_of(sqlite_url, "rates")])
 
 
 def test_hypothesis_that_holds_next_to_no_significant_change_is_explained(stated):

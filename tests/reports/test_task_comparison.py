@@ -70,6 +70,10 @@ def test_signs_of_significant_effects_are_compared_and_shares_of_solved_networks
     assert describe_agreement(comparison.contrasts) == (
         "residual helps in 2 of 2 tasks; 1 change of opposite signs: layers 1 → 2"
     )
+    effects = [each for contrast in found.values() for each in contrast.by_task.values()]
+    least = min(effects, key=lambda each: each.effect.p)
+    assert len(effects) == 2 * 5
+    assert least.p_adjusted == pytest.approx(10 * least.effect.p, abs=0)
     assert comparison.solved == {"copy:10": (6, 16)}
     solved = found["residual"].by_task["copy:10"]
     assert solved.shares == (0, 6 / 8)
