@@ -36,8 +36,7 @@ from reports.data.results import Results
 from reports.data.trial_table import find_traits
 from reports.stats.contrast import Contrast
 from reports.stats.effects import Effect, FactorialTable
-from reports.stats.noise import NoiseSource
-from reports.stats.paired_difference import Floats
+from reports.stats.noise import Floats, NoiseSource
 from reports.stats.scale import NATS, Scale
 
 MIN_STOPPED = 6

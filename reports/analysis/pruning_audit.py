@@ -21,7 +21,8 @@ from reports.analysis.nuisance import build_table
 from reports.data.results import Results
 from reports.stats.calibration import INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
 from reports.stats.effects import FactorialTable
-from reports.stats.paired_difference import CONFIDENCE, Floats
+from reports.stats.noise import Floats
+from reports.stats.paired_difference import CONFIDENCE
 from studies.attributes import AuditLook
 from studies.config import top_count
 from studies.storage.trials import TrialStatus

@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.stats.paired_difference import CONFIDENCE, Floats, Integers
+from reports.stats.noise import Floats, Integers
+from reports.stats.paired_difference import CONFIDENCE
 from reports.stats.replicates import adjust_by_holm
 from reports.stats.scale import is_missing, order_values
 

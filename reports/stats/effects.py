@@ -18,8 +18,8 @@ import numpy as np
 
 from reports.stats.contrast import NO_TRAITS, REPLICATE, Contrast, ParameterTraits
 from reports.stats.factorial_design import FactorialDesign, encode, encode_runs
-from reports.stats.noise import RunNoise, Slopes, estimate_run_noise
-from reports.stats.paired_difference import Floats, Integers, PairedDifference
+from reports.stats.noise import Floats, Integers, RunNoise, Slopes, estimate_run_noise
+from reports.stats.paired_difference import PairedDifference
 from reports.stats.run_means import RunMeans
 from reports.stats.scale import NATS, Scale, format_param, format_value
 
