@@ -25,9 +25,9 @@ from reports.analysis.pruning_audit import (
     judge_architectures,
     measure_recall,
 )
-from reports.data.trial_table import find_traits
 from reports.stats.calibration import INTERVAL_SCALES, compute_outside_p_value
 from reports.stats.effects import Effect, FactorialTable
+from reports.trial_table import find_traits
 from search.pruning.audit import DIVISOR, number_architectures
 from search.pruning.regression import DesignMatrix, Mask
 from search.worker.cpu_budget import cores

@@ -13,10 +13,10 @@ import pandas as pd
 from reports.analysis.audited_effects import compute_study_effects
 from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pruning_audit import audit_pruning, summarize_pruning
-from reports.data.results import Results
-from reports.data.study_reader import read_results
 from reports.errors import ReportError
+from reports.results import Results
 from reports.stats.calibration import INTERVAL_SCALES, STATED_SHARE
+from reports.study_reader import read_results
 from studies.cli import run_command
 from studies.config import top_count
 from studies.errors import StudiesError

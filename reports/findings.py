@@ -20,7 +20,7 @@ from reports.analysis.nuisance import Edge, build_judged_table, find_edges
 from reports.analysis.outcomes import build_outcome_table
 from reports.analysis.pruning_audit import PruningAudit, audit_pruning
 from reports.analysis.sweeps import fit_sweep
-from reports.data.results import BUDGET_PARAMS, Results
+from reports.results import BUDGET_PARAMS, Results
 from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import (
     ConditionalEffect,

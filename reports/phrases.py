@@ -16,9 +16,9 @@ from reports.analysis.hypothesis_tests import Finding, HypothesisTest
 from reports.analysis.leaderboard import StudySummary
 from reports.analysis.nuisance import Edge, join_names
 from reports.analysis.outcomes import build_outcome_table
-from reports.data.results import Results
 from reports.findings import Divergence, StudyFindings, UnequalBudget
 from reports.formatting import escape_markdown, loss_unit
+from reports.results import Results
 from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.contrast import Contrast

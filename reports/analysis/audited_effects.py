@@ -32,12 +32,12 @@ import pandas as pd
 
 from reports.analysis.nuisance import build_judged_table, join_names
 from reports.analysis.pruning_audit import judge_architectures
-from reports.data.results import Results
-from reports.data.trial_table import find_traits
+from reports.results import Results
 from reports.stats.contrast import Contrast
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.noise import Floats, NoiseSource
 from reports.stats.scale import NATS, Scale
+from reports.trial_table import find_traits
 
 MIN_STOPPED = 6
 """Audited architectures with another value than number, from which effects are estimated."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from reports.analysis.leaderboard import average_columns
-from reports.data.results import Results
-from reports.data.trial_table import list_conditions
+from reports.results import Results
+from reports.trial_table import list_conditions
 from rnn.config import BASELINE_CELLS
 from studies.space import BPTT_STEPS, CELL
 from studies.training import TrainingSettings
@@ -29,7 +29,7 @@ class BaselineReference:
             windows.
         parameter_count: number of weights and biases.
         seconds: mean computing time of a run.
-        conditions: what the time depends on, :func:`reports.data.trial_table.list_conditions`.
+        conditions: what the time depends on, :func:`reports.trial_table.list_conditions`.
     """
 
     label: str

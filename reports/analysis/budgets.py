@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from reports.analysis.nuisance import build_table
-from reports.data.results import BUDGET_PARAMS, Results
+from reports.results import BUDGET_PARAMS, Results
 from reports.stats.contrast import Contrast
 from reports.stats.effects import Effect
 

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.data.results import Results
-from reports.data.trial_table import find_traits, is_continuous, list_params
+from reports.results import Results
 from reports.stats.effects import FactorialTable
 from reports.stats.noise import Deviations, Floats, Integers, Slopes
 from reports.stats.run_means import RunMeans
 from reports.stats.scale import format_param
 from reports.stats.selection_bias import estimate_selected
+from reports.trial_table import find_traits, is_continuous, list_params
 from studies.space import REPLICATE
 
 PROMINENT_SHARE = 0.1
@@ -159,7 +159,7 @@ def _judge_unbiased(
         replicates: further runs of the architectures, from which the noise is estimated.
 
     Returns:
-        The rows of :meth:`~reports.data.results.Results.judge`, and how their values depend on the
+        The rows of :meth:`~reports.results.Results.judge`, and how their values depend on the
         noise. Their ``value`` is corrected where the noise of all runs of the architecture is
         known, and stays the best otherwise. None if there is nothing to select, if no noise can be
         estimated, and for replicates.

@@ -6,11 +6,11 @@ See :mod:`reports.stats.outcome_table`.
 import numpy as np
 import pandas as pd
 
-from reports.data.results import Results
-from reports.data.trial_table import find_traits
+from reports.results import Results
 from reports.stats.effects import FactorialTable
 from reports.stats.outcome_table import BAD, GOOD, UNKNOWN
 from reports.stats.scale import NATS, Scale
+from reports.trial_table import find_traits
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from reports.analysis.nuisance import build_table
-from reports.data.results import Results
+from reports.results import Results
 from reports.stats.calibration import INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
 from reports.stats.effects import FactorialTable
 from reports.stats.noise import Floats

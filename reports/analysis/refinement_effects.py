@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from reports.analysis.leaderboard import average_columns
-from reports.data.results import Results
-from reports.data.trial_table import list_params
+from reports.results import Results
 from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.run_means import average_runs
 from reports.stats.scale import NATS, Scale, format_param, format_value
+from reports.trial_table import list_params
 from studies.attributes import SOURCE_TRIALS
 from studies.config import resolve_params
 from studies.space import REPLICATE

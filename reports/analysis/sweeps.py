@@ -5,11 +5,11 @@ See :mod:`reports.stats.additive_model`.
 
 from collections.abc import Sequence
 
-from reports.data.results import Results
-from reports.data.trial_table import is_continuous, to_python
+from reports.results import Results
 from reports.stats.additive_model import AdditiveModel, fit_additive_model
 from reports.stats.effects import Effect
 from reports.stats.scale import is_missing
+from reports.trial_table import is_continuous, to_python
 
 
 def fit_sweep(results: Results, effects: Sequence[Effect]) -> AdditiveModel | None:

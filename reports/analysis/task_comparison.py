@@ -7,10 +7,10 @@ import numpy as np
 
 from reports.analysis.audited_effects import compute_study_effects
 from reports.analysis.outcomes import build_outcome_table
-from reports.data.results import Results
-from reports.data.trial_table import metric_column
+from reports.results import Results
 from reports.stats.outcome_table import compute_outcomes
 from reports.stats.task_contrasts import TaskContrast, compare_tasks
+from reports.trial_table import metric_column
 from studies.records import TaskRecord
 
 _SOLVED, _UNSOLVED = 0.0, 1.0

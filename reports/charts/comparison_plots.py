@@ -21,11 +21,11 @@ from reports.charts.chart import (
     category_colors,
 )
 from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
-from reports.data.results import Results
-from reports.data.study_reader import MAX_DRAWN, select_evenly
 from reports.formatting import escape_html
+from reports.results import Results
 from reports.stats.replicates import Comparison, Difference
 from reports.stats.scale import Metric, add_unit, format_signed
+from reports.study_reader import MAX_DRAWN, select_evenly
 from rnn.config import BASELINE_CELLS, BaselineConfig
 
 MAX_IN_CHART = 20

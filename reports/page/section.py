@@ -59,12 +59,11 @@ from reports.charts.training_plots import (
     list_color_schemes,
     plot_curves,
 )
-from reports.data.results import Results, find_replicates
-from reports.data.study_reader import MAX_DRAWN
 from reports.findings import StudyFindings
 from reports.formatting import effects_title, loss_unit, objective_name, value_axis_title
 from reports.page.task import RECURRENT, FloorRow, list_floors
 from reports.phrases import describe_outcomes, describe_references, describe_training_differences
+from reports.results import Results, find_replicates
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
     ConditionalEffect,
@@ -74,6 +73,7 @@ from reports.stats.looks import find_detectable_gap
 from reports.stats.noise import NoiseSource
 from reports.stats.outcome_table import ContrastOutcomes
 from reports.stats.scale import format_count
+from reports.study_reader import MAX_DRAWN
 from studies.space import BPTT_STEPS, COST_PARAMS
 
 
