@@ -18,10 +18,10 @@ from optuna.trial import TrialState
 
 from benchmarks.published_runs import published_file
 from benchmarks.replay_pruning import read_curves
-from reports.analysis.audited_effects import estimate_effects
-from reports.analysis.pruning_audit import (
+from reports.analysis.pruning import (
     ALARM_LEVEL,
     compare_predictions,
+    estimate_effects,
     judge_architectures,
     measure_recall,
 )

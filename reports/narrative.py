@@ -9,8 +9,7 @@ import math
 from collections.abc import Sequence
 
 from reports.analysis.nuisance import join_names
-from reports.analysis.task_comparison import TaskComparison
-from reports.findings import StudyFindings
+from reports.findings import StudyFindings, TaskComparison
 from reports.formatting import objective_name
 from reports.phrases import (
     describe_best,

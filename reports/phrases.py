@@ -11,11 +11,10 @@ from typing import Literal
 import numpy as np
 from markupsafe import Markup, escape
 
-from reports.analysis.baseline_references import BaselineReference
 from reports.analysis.hypothesis_tests import Finding, HypothesisTest
 from reports.analysis.leaderboard import StudySummary
-from reports.analysis.nuisance import Edge, join_names
-from reports.analysis.outcomes import build_outcome_table
+from reports.analysis.nuisance import Edge, build_outcome_table, join_names
+from reports.analysis.other_studies import BaselineReference
 from reports.findings import Divergence, StudyFindings, UnequalBudget
 from reports.formatting import escape_markdown, loss_unit
 from reports.results import Results

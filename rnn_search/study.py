@@ -281,7 +281,7 @@ class Study:
         Raises:
             ReportError: if no trial is complete.
         """
-        from reports.analysis.outcomes import build_outcome_table
+        from reports.analysis.nuisance import build_outcome_table
         from reports.stats.outcome_table import compute_outcomes
         from reports.tables import tabulate_outcomes
 

@@ -14,8 +14,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from reports.analysis.nuisance import build_judged_table
-from reports.analysis.outcomes import build_outcome_table
+from reports.analysis.nuisance import build_judged_table, build_outcome_table
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, find_reversal
 from reports.stats.contrast import Contrast

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from reports.analysis.baseline_references import BaselineReference
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
+from reports.analysis.other_studies import BaselineReference
 from reports.results import Results
 from reports.stats.paired_difference import CONFIDENCE
 from reports.stats.replicates import (

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.analysis.baseline_references import BaselineReference
 from reports.analysis.leaderboard import LeaderboardEntry
+from reports.analysis.other_studies import BaselineReference
 from reports.analysis.pareto_front import Cost, CostedArchitecture, CostSummary, ParetoFront
 from reports.charts.chart import (
     CELL_COLORS,

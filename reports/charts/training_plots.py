@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.analysis.baseline_references import BaselineReference
+from reports.analysis.other_studies import BaselineReference
 from reports.charts.chart import (
     FULL_WIDTH,
     NEUTRAL,

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from reports.analysis.leaderboard import LeaderboardEntry
-from reports.analysis.task_comparison import TaskComparison
+from reports.findings import TaskComparison
 from reports.formatting import format_number
 from reports.results import Results
 from reports.stats.effects import Effect

@@ -11,8 +11,8 @@ from factories import (
     read_studies,
 )
 
-from reports.analysis.baseline_references import find_references
 from reports.analysis.leaderboard import rank_architectures
+from reports.analysis.other_studies import find_references
 from reports.charts.comparison_plots import plot_replicates
 from reports.page.section import Section, build_sections
 from reports.phrases import describe_training_differences

@@ -8,7 +8,7 @@ import pytest
 from factories import make_study, make_union, results_of
 from scipy.stats import binom
 
-from reports.analysis.outcomes import build_outcome_table
+from reports.analysis.nuisance import build_outcome_table
 from reports.page.page import render_page
 from reports.page.section import Section
 from reports.stats.contrast import Contrast

@@ -7,9 +7,9 @@ import pytest
 from factories import created_once, make_runs
 from invocation import refused
 
-from reports.analysis.task_comparison import compare_across_tasks
 from reports.dashboard.publish import StudyPublisher
 from reports.errors import ReportError
+from reports.findings import compare_across_tasks
 from reports.hypotheses import write_hypotheses
 from reports.output import report_identity
 from reports.page.page import write_report
