@@ -28,9 +28,8 @@ from reports.stats.conditional_effects import (
     compute_conditional_effects,
     rank_effects,
 )
-from reports.stats.decision_rules import Verdict
 from reports.stats.effects import Effect
-from reports.stats.outcome_table import ContrastOutcomes, compute_outcomes
+from reports.stats.hypotheses import ContrastOutcomes, Verdict, compute_outcomes
 from reports.stats.scale import format_value
 from studies.space import CELL
 from studies.storage.trials import TrialStatus

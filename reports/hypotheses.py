@@ -39,8 +39,8 @@ from reports.phrases import (
     to_markdown,
     to_sentence,
 )
-from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
-from reports.stats.paired_difference import MIN_PAIRS
+from reports.stats.effects import MIN_PAIRS
+from reports.stats.hypotheses import OUTCOME_MARGIN, RULES, Verdict
 from reports.stats.scale import format_count, format_signed
 from reports.tables import tabulate_findings, tabulate_leaderboard
 from studies.cli import storage_options, studies_argument

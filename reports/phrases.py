@@ -21,10 +21,9 @@ from reports.findings import Divergence, StudyFindings, UnequalBudget
 from reports.formatting import escape_markdown, loss_unit
 from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
-from reports.stats.contrast import Contrast
-from reports.stats.decision_rules import Verdict, compute_fail_error
-from reports.stats.outcome_table import GOOD, UNKNOWN, ContrastOutcomes
-from reports.stats.paired_difference import PairedDifference
+from reports.stats.design import Contrast
+from reports.stats.effects import PairedDifference
+from reports.stats.hypotheses import GOOD, UNKNOWN, ContrastOutcomes, Verdict, compute_fail_error
 from reports.stats.scale import Scale, format_count, format_param, format_signed, format_value
 
 MAX_TERMS = 5

@@ -30,10 +30,8 @@ from reports.formatting import (
 )
 from reports.stats.additive_model import AdditiveModel, LevelDifference
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect, rank_effects
-from reports.stats.decision_rules import Verdict
-from reports.stats.effects import Effect
-from reports.stats.outcome_table import ContrastOutcomes
-from reports.stats.paired_difference import PairedDifference
+from reports.stats.effects import Effect, PairedDifference
+from reports.stats.hypotheses import ContrastOutcomes, Verdict
 from reports.stats.scale import NATS, Scale, add_unit, format_param, format_value
 from studies.records import Direction
 from studies.space import CELL

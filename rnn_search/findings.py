@@ -30,8 +30,7 @@ from reports.findings import StudyFindings
 from reports.formatting import loss_unit
 from reports.narrative import describe_insignificance, list_warnings
 from reports.phrases import count_verdicts, describe_smallest, to_plain, write_additive
-from reports.stats.additive_findings import list_level_effects
-from reports.stats.additive_model import AdditiveModel
+from reports.stats.additive_model import AdditiveModel, list_level_effects
 from reports.stats.conditional_effects import (
     ConditionalEffect,
 )

@@ -34,9 +34,10 @@ from reports.analysis.nuisance import build_judged_table, join_names
 from reports.analysis.pruning_audit import judge_architectures
 from reports.data.results import Results
 from reports.data.trial_table import find_traits
-from reports.stats.contrast import Contrast
+from reports.stats import Floats
+from reports.stats.design import Contrast
 from reports.stats.effects import Effect, FactorialTable
-from reports.stats.noise import Floats, NoiseSource
+from reports.stats.noise import NoiseSource
 from reports.stats.scale import NATS, Scale
 
 MIN_STOPPED = 6

@@ -13,7 +13,7 @@ import pandas as pd
 
 from reports.analysis.nuisance import build_table
 from reports.data.results import BUDGET_PARAMS, Results
-from reports.stats.contrast import Contrast
+from reports.stats.design import Contrast
 from reports.stats.effects import Effect
 
 

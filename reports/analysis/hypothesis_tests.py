@@ -19,11 +19,17 @@ from reports.analysis.outcomes import build_outcome_table
 from reports.data.results import Results
 from reports.data.trial_table import find_traits
 from reports.stats.conditional_effects import ConditionalEffect, find_reversal
-from reports.stats.contrast import Contrast
-from reports.stats.decision_rules import LEAST_FAVORABLE_LAST, RULES, DecisionRule, Verdict
-from reports.stats.effects import FactorialTable
-from reports.stats.outcome_table import BAD, GOOD, OutcomeTable
-from reports.stats.paired_difference import Interval, PairedDifference
+from reports.stats.design import Contrast
+from reports.stats.effects import FactorialTable, Interval, PairedDifference
+from reports.stats.hypotheses import (
+    BAD,
+    GOOD,
+    LEAST_FAVORABLE_LAST,
+    RULES,
+    DecisionRule,
+    OutcomeTable,
+    Verdict,
+)
 from reports.stats.scale import format_param, format_value
 from rnn.config import BASELINE_CELLS, ParamValue
 from studies.hypotheses import Hypothesis, HypothesisRecord, Region, SettingContrast

@@ -20,8 +20,8 @@ from reports.data.trial_table import (
     metric_column,
     read_profile,
 )
+from reports.stats.effects import CONFIDENCE
 from reports.stats.looks import PlannedLook, take_look
-from reports.stats.paired_difference import CONFIDENCE
 from reports.stats.replicates import (
     Comparison,
     Difference,

@@ -1,6 +1,6 @@
 """Which trials of a study are below its threshold, and which changes bring them there.
 
-See :mod:`reports.stats.outcome_table`.
+See :mod:`reports.stats.hypotheses`.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import pandas as pd
 from reports.data.results import Results
 from reports.data.trial_table import find_traits
 from reports.stats.effects import FactorialTable
-from reports.stats.outcome_table import BAD, GOOD, UNKNOWN
+from reports.stats.hypotheses import BAD, GOOD, UNKNOWN
 from reports.stats.scale import NATS, Scale
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus

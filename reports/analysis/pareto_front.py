@@ -23,7 +23,7 @@ from reports.analysis.baseline_references import BaselineReference
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.data.results import Results
 from reports.data.trial_table import list_conditions
-from reports.stats.paired_difference import CONFIDENCE
+from reports.stats.effects import CONFIDENCE
 from reports.stats.replicates import (
     Comparison,
     Difference,

@@ -19,10 +19,9 @@ from scipy import stats
 
 from reports.analysis.nuisance import build_table
 from reports.data.results import Results
+from reports.stats import Floats
 from reports.stats.calibration import INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
-from reports.stats.effects import FactorialTable
-from reports.stats.noise import Floats
-from reports.stats.paired_difference import CONFIDENCE
+from reports.stats.effects import CONFIDENCE, FactorialTable
 from studies.attributes import AuditLook
 from studies.config import top_count
 from studies.storage.trials import TrialStatus

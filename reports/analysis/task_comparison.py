@@ -9,7 +9,7 @@ from reports.analysis.audited_effects import compute_study_effects
 from reports.analysis.outcomes import build_outcome_table
 from reports.data.results import Results
 from reports.data.trial_table import metric_column
-from reports.stats.outcome_table import compute_outcomes
+from reports.stats.hypotheses import compute_outcomes
 from reports.stats.task_contrasts import TaskContrast, compare_tasks
 from studies.records import TaskRecord
 

@@ -21,13 +21,11 @@ from reports.charts.chart import (
 )
 from reports.formatting import escape_html
 from reports.phrases import describe_trend
-from reports.stats.additive_findings import list_level_effects
-from reports.stats.additive_model import AdditiveModel, Trend
+from reports.stats.additive_model import AdditiveModel, Trend, list_level_effects
 from reports.stats.conditional_effects import ConditionalEffect
-from reports.stats.contrast import Contrast
-from reports.stats.effects import Effect, FactorialTable, Interaction
+from reports.stats.design import Contrast
+from reports.stats.effects import Effect, FactorialTable, Interaction, PairedDifference
 from reports.stats.noise import NoiseSource
-from reports.stats.paired_difference import PairedDifference
 from reports.stats.scale import (
     NATS,
     Scale,

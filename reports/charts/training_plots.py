@@ -24,7 +24,7 @@ from reports.data.results import Results
 from reports.data.study_reader import describe_selection, select_drawn_curves
 from reports.data.trial_table import is_continuous
 from reports.formatting import escape_html, objective_name
-from reports.stats.noise import Floats, Integers
+from reports.stats import Floats, Integers
 from reports.stats.scale import (
     add_unit,
     format_count,

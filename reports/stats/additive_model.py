@@ -30,12 +30,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.stats.noise import Floats, Integers
-from reports.stats.paired_difference import CONFIDENCE
+from reports.stats import Booleans, Floats, Integers
+from reports.stats.design import Contrast
+from reports.stats.effects import CONFIDENCE, Effect
+from reports.stats.noise import NoiseSource
 from reports.stats.replicates import adjust_by_holm
-from reports.stats.scale import is_missing, order_values
-
-Booleans = NDArray[np.bool_]
+from reports.stats.scale import Scale, is_missing, order_values
 
 MAX_LEVELS = 5
 """Number of values of a number up to which each has an effect of its own."""
@@ -256,6 +256,27 @@ def fit_additive_model(
     unknown = Optimum(reason="its trend is not significant")
     trends = [each if each.is_significant else replace(each, optimum=unknown) for each in trends]
     return AdditiveModel(configurations, tuple(levels), tuple(trends), fit.predicted_share, reasons)
+
+
+def list_level_effects(model: AdditiveModel, scale: Scale) -> list[Effect]:
+    """Return the differences between levels that can be estimated, for tables and figures."""
+    return [
+        Effect(
+            contrast=Contrast(each.parameter, each.before, each.after),
+            pairs=0,
+            mean=each.estimate.mean,
+            error=each.estimate.error,
+            degrees=each.estimate.degrees,
+            source=NoiseSource.ADDITIVE,
+            improved_count=0,
+            scale=scale,
+            only_before=0,
+            only_after=0,
+            neither=0,
+        )
+        for each in model.levels
+        if not each.estimate.reason
+    ]
 
 
 @dataclass(frozen=True, eq=False)

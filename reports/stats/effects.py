@@ -12,21 +12,178 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from reports.stats.contrast import NO_TRAITS, REPLICATE, Contrast, ParameterTraits
-from reports.stats.factorial_design import FactorialDesign, encode, encode_runs
-from reports.stats.noise import Floats, Integers, RunNoise, Slopes, estimate_run_noise
-from reports.stats.paired_difference import PairedDifference
+from reports.stats import Booleans, Floats, Integers
+from reports.stats.design import (
+    NO_TRAITS,
+    REPLICATE,
+    Contrast,
+    ParameterTraits,
+    encode,
+    encode_runs,
+)
+from reports.stats.noise import NoiseSource, RunNoise, Slopes, estimate_run_noise
 from reports.stats.run_means import RunMeans
 from reports.stats.scale import NATS, Scale, format_param, format_value
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_D = TypeVar("_D", bound=PairedDifference)
+_D = TypeVar("_D", bound="PairedDifference")
+
+CONFIDENCE = 0.95
+
+MIN_PAIRS = 8
+"""Pairs needed to call an effect significant whose noise is only known from its own pairs."""
+
+_MAX_KEY = 2**62
+"""Product of the parameters' values up to which contexts are numbered at once."""
+
+
+class Interval(NamedTuple):
+    """Ends of a confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """Mean difference over matched pairs, with the noise between runs.
+
+    The mean over the pairs is exact for these runs. Its 95% interval answers what the mean would be
+    if each network were trained again.
+
+    Attributes:
+        pairs: number of pairs with two values.
+        mean: mean of value after minus value before. NaN without pairs.
+        error: standard error of the mean; NaN if unknown.
+        degrees: degrees of freedom of the error; 0 if it is unknown.
+        source: what the error was estimated from. Estimated from the differences between the pairs
+            it is an upper bound: differences of the effect between contexts count as noise.
+        improved_count: number of pairs in which the value improves.
+        scale: unit, direction and precision of the mean.
+    """
+
+    pairs: int
+    mean: float
+    error: float
+    degrees: float
+    source: NoiseSource
+    improved_count: int
+    scale: Scale = NATS
+
+    @classmethod
+    def from_differences(cls, differences: Floats, scale: Scale = NATS, **attributes: Any) -> Self:
+        """Estimate the mean of some differences, and its error from these alone.
+
+        Args:
+            differences: one per pair, in an array of any shape; NaN where a value is missing.
+            scale: unit, direction and precision of the values.
+            attributes: other attributes, of a subclass.
+        """
+        differences = differences[~np.isnan(differences)]
+        count = len(differences)
+        attributes.setdefault(
+            "error", float(differences.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+        )
+        attributes.setdefault("degrees", float(max(0, count - 1)))
+        attributes.setdefault("source", NoiseSource.PAIRS)
+        return cls(
+            pairs=count,
+            mean=float(differences.mean()) if count else math.nan,
+            improved_count=int(scale.improves(differences).sum()),
+            scale=scale,
+            **attributes,
+        )
+
+    @classmethod
+    def from_trials(
+        cls,
+        values: Floats,
+        trials: Integers,
+        signs: tuple[int, ...],
+        noise: RunNoise | None,
+        **attributes: Any,
+    ) -> Self:
+        """Estimate the mean of some differences between trials.
+
+        Args:
+            values: (trials,), the values of all trials; NaN where there is none.
+            trials: (signs, pairs), indices of the trials of each pair; -1 where there is none.
+            signs: sign of each trial of a pair in the difference: (-1, 1) for before and after.
+            noise: noise of the values; None estimates it from the differences.
+            attributes: other attributes, of a subclass.
+        """
+        has_values = (trials >= 0).all(axis=0) & ~np.isnan(values[trials]).any(axis=0)
+        used = trials[:, has_values]
+        count = used.shape[1]
+        differences = np.array(signs) @ values[used] if count else np.empty(0)
+        if noise is not None and count:
+            # A trial that occurs in several pairs has the sum of their weights.
+            weights = np.zeros(len(values))
+            np.add.at(weights, used, np.array(signs)[:, None] / count)
+            if found := noise.compute_error(weights):
+                attributes |= found._asdict()
+        return cls.from_differences(differences, **attributes)
+
+    def compute_interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Compute Student's interval of the mean; NaN if the error is unknown."""
+        from scipy import stats
+
+        half_width = float(stats.t.ppf((1 + confidence) / 2, self.degrees)) * self.error
+        return Interval(self.mean - half_width, self.mean + half_width)
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95% interval of the mean; NaN if the error is unknown."""
+        return self.compute_interval().low
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.compute_interval().high
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of a zero mean; 1 if the error is unknown or from too few pairs."""
+        from scipy import stats
+
+        if not self.is_decidable:
+            return 1.0
+        if self.error == 0:
+            return float(self.mean == 0)
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.degrees))
+
+    @property
+    def is_improvement(self) -> bool:
+        """Whether the mean is better than no difference."""
+        return bool(self.scale.improves(self.mean))
+
+    @property
+    def reason(self) -> str:
+        """Why the interval supports no decision: ``too few pairs to test: 4 of 8``; "" if it does.
+
+        Without another estimate of the noise, :data:`MIN_PAIRS` pairs are needed.
+        """
+        is_known = self.source is not NoiseSource.PAIRS or self.pairs >= MIN_PAIRS
+        if is_known and not math.isnan(self.error):
+            return ""
+        return f"too few pairs to test: {self.pairs} of {MIN_PAIRS}"
+
+    @property
+    def is_decidable(self) -> bool:
+        """Whether the interval can support a decision; :attr:`reason` says why not."""
+        return not self.reason
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the interval excludes zero and can support a decision."""
+        return self.is_decidable and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +243,13 @@ class Interaction(PairedDifference):
 
 
 @dataclass(frozen=True)
-class FactorialTable(FactorialDesign):
-    """Values of a study's trials by their parameters.
+class FactorialTable:
+    """Values of a study's trials by their parameters; a design, or a union of several.
 
     Attributes:
+        axes: values of each parameter in order, over the trials that have it.
+        codes: (trials, parameters), indices into these values; -1 where a trial lacks a parameter.
+        traits: what else is known of the parameters.
         values: (trials,), their values; NaN where there is none.
         noise: noise of the values between runs; None if it cannot be estimated.
         scale: unit, direction and precision of the values.
@@ -97,6 +257,9 @@ class FactorialTable(FactorialDesign):
             value of them.
     """
 
+    axes: Mapping[str, Sequence[Any]]
+    codes: Integers
+    traits: ParameterTraits
     values: Floats
     noise: RunNoise | None = None
     scale: Scale = NATS
@@ -190,9 +353,58 @@ class FactorialTable(FactorialDesign):
         return replace(self, codes=codes, values=values, noise=noise)
 
     def list_contrasts(self) -> list[Contrast]:
-        """List the contrasts to estimate, without those of uncontrasted parameters."""
-        contrasts = super().list_contrasts()
-        return [each for each in contrasts if each.parameter not in self.uncontrasted]
+        """List the contrasts to estimate, see :meth:`ParameterTraits.list_contrasts`."""
+        return [
+            contrast
+            for name, values in self.axes.items()
+            if name != REPLICATE and name not in self.uncontrasted
+            for contrast in self.traits.list_contrasts(name, values)
+        ]
+
+    def find(self, fixed: Mapping[str, Any]) -> Booleans:
+        """Return which trials have the given value of each parameter, or one of those in a list."""
+        found = np.ones(len(self.codes), dtype=bool)
+        for parameter, value in fixed.items():
+            values = list(self.axes.get(parameter, ()))
+            wanted = value if isinstance(value, list) else [value]
+            codes = [values.index(each) for each in wanted if each in values]
+            if not codes:
+                return np.zeros(len(self.codes), dtype=bool)
+            column = self.codes[:, list(self.axes).index(parameter)]
+            found &= column == codes[0] if len(codes) == 1 else np.isin(column, codes)
+        return found
+
+    def number_contexts(self, without: frozenset[str]) -> Integers:
+        """Number the trials: equal numbers for equal values of the remaining parameters."""
+        if without not in self._contexts:
+            keys, bound = np.zeros(len(self.codes), dtype=np.int64), 1
+            for i, (name, values) in enumerate(self.axes.items()):
+                if name not in without:
+                    if bound > _MAX_KEY // (len(values) + 1):
+                        keys = np.unique(keys, return_inverse=True)[1]
+                        bound = len(keys)
+                    keys = keys * (len(values) + 1) + self.codes[:, i] + 1
+                    bound *= len(values) + 1
+            self._contexts[without] = np.unique(keys, return_inverse=True)[1]
+        return self._contexts[without]
+
+    def list_own(self, contrast: Contrast) -> frozenset[str]:
+        """Return the parameters that only one side of a contrast has, because of the contrast."""
+        owned = self.traits.owned.get(contrast.parameter, ())
+        columns = [i for i, name in enumerate(self.axes) if name in owned]
+        if not columns:
+            return frozenset()
+        has_before, has_after = (
+            (self.codes[self.find({contrast.parameter: value})][:, columns] >= 0).any(axis=0)
+            for value in (contrast.before, contrast.after)
+        )
+        names = list(self.axes)
+        return frozenset(names[columns[i]] for i in np.flatnonzero(has_before != has_after))
+
+    @cached_property
+    def _contexts(self) -> dict[frozenset[str], Integers]:
+        """Numbers of the trials that were computed before."""
+        return {}
 
     def compute_difference(
         self, before: Mapping[str, Any], after: Mapping[str, Any]

@@ -10,10 +10,10 @@ from factories import make_stated
 
 from reports.charts.effect_plots import chart_conditional_effects
 from reports.data.trial_table import find_traits
+from reports.phrases import describe_effect
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
-from reports.stats.contrast import Contrast
+from reports.stats.design import Contrast, find_full_factorial_blocks
 from reports.stats.effects import FactorialTable
-from reports.stats.factorial_design import find_full_factorial_blocks
 from rnn_search import load
 
 A = Contrast("a", False, True)
@@ -201,10 +201,10 @@ def test_condition_comes_first_where_the_mean_hides_it():
     table = make_table(reversing)
     effects = table.compute_effects()
     ranked = rank_effects(effects, compute_conditional_effects(table, effects))
-    texts = {each.main.contrast.label: each.text for each in ranked}
+    texts = {each.main.contrast.label: describe_effect(each) for each in ranked}
     assert list(texts)[:2] == ["residual", "forget gate"]  # by their size, not by their means
     assert "without residual" in texts["forget gate"]
-    assert texts["layers 1 → 2"].startswith("layers 1 → 2 −0.2")
+    assert "(−0.2" in texts["layers 1 → 2"]
 
 
 def test_table_of_effects_names_the_parameter_that_an_effect_depends_on(sqlite_url):

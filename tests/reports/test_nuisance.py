@@ -25,7 +25,7 @@ from reports.data.trial_table import find_traits
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from reports.stats.effects import FactorialTable
-from reports.stats.selection_bias import estimate_selected
+from reports.stats.run_means import estimate_selected
 from rnn_search.study import load
 from studies.config import StudyConfig
 

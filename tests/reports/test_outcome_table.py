@@ -12,9 +12,9 @@ from reports.analysis.outcomes import build_outcome_table
 from reports.data.trial_table import find_traits
 from reports.page.page import render_page
 from reports.page.section import Section
-from reports.stats.contrast import Contrast
+from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
-from reports.stats.outcome_table import (
+from reports.stats.hypotheses import (
     BAD,
     GOOD,
     UNKNOWN,
