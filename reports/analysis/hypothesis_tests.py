@@ -248,7 +248,9 @@ def estimate_findings(
             sides = contrast.before, contrast.after
             effect, counts = table.compute_difference(*sides), None
             if outcome_table is not None:
-                counts = OutcomeTable.from_outcomes(*outcome_table.match_pairs(*sides))
+                counts = OutcomeTable.from_outcomes(
+                    *outcome_table.values[outcome_table.match(*sides)]
+                )
             has_pairs = effect.pairs or (counts is not None and counts.pairs)
             if has_pairs and contrast.before.keys() <= contrasted:
                 name, reversal = name_contrast(contrast), None

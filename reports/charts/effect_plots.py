@@ -239,7 +239,7 @@ def format_interaction(interaction: Interaction) -> str:
         f"{interaction.first.label} with {interaction.second.label}: "
         f"{interaction.scale.format_difference(interaction.mean)}{format_interval(interaction)} in "
         f"addition to their separate effects, over "
-        f"{format_count(interaction.quadruples, 'quadruple')}"
+        f"{format_count(interaction.pairs, 'quadruple')}"
     )
 
 

@@ -270,9 +270,6 @@ def list_level_effects(model: AdditiveModel, scale: Scale) -> list[Effect]:
             source=NoiseSource.ADDITIVE,
             improved_count=0,
             scale=scale,
-            only_before=0,
-            only_after=0,
-            neither=0,
         )
         for each in model.levels
         if not each.estimate.reason

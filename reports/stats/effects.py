@@ -26,7 +26,7 @@ from reports.stats.design import (
     encode,
     encode_runs,
 )
-from reports.stats.noise import NoiseSource, RunNoise, Slopes, estimate_run_noise
+from reports.stats.noise import NoiseError, NoiseSource, RunNoise, Slopes, estimate_run_noise
 from reports.stats.run_means import RunMeans
 from reports.stats.scale import NATS, Scale, format_param, format_value
 
@@ -78,36 +78,13 @@ class PairedDifference:
     scale: Scale = NATS
 
     @classmethod
-    def from_differences(cls, differences: Floats, scale: Scale = NATS, **attributes: Any) -> Self:
-        """Estimate the mean of some differences, and its error from these alone.
-
-        Args:
-            differences: one per pair, in an array of any shape; NaN where a value is missing.
-            scale: unit, direction and precision of the values.
-            attributes: other attributes, of a subclass.
-        """
-        differences = differences[~np.isnan(differences)]
-        count = len(differences)
-        attributes.setdefault(
-            "error", float(differences.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-        )
-        attributes.setdefault("degrees", float(max(0, count - 1)))
-        attributes.setdefault("source", NoiseSource.PAIRS)
-        return cls(
-            pairs=count,
-            mean=float(differences.mean()) if count else math.nan,
-            improved_count=int(scale.improves(differences).sum()),
-            scale=scale,
-            **attributes,
-        )
-
-    @classmethod
     def from_trials(
         cls,
         values: Floats,
         trials: Integers,
         signs: tuple[int, ...],
         noise: RunNoise | None,
+        scale: Scale = NATS,
         **attributes: Any,
     ) -> Self:
         """Estimate the mean of some differences between trials.
@@ -117,19 +94,27 @@ class PairedDifference:
             trials: (signs, pairs), indices of the trials of each pair; -1 where there is none.
             signs: sign of each trial of a pair in the difference: (-1, 1) for before and after.
             noise: noise of the values; None estimates it from the differences.
+            scale: unit, direction and precision of the values.
             attributes: other attributes, of a subclass.
         """
-        has_values = (trials >= 0).all(axis=0) & ~np.isnan(values[trials]).any(axis=0)
-        used = trials[:, has_values]
+        used = _select_known(values, trials)
         count = used.shape[1]
         differences = np.array(signs) @ values[used] if count else np.empty(0)
+        found = None
         if noise is not None and count:
-            # A trial that occurs in several pairs has the sum of their weights.
-            weights = np.zeros(len(values))
-            np.add.at(weights, used, np.array(signs)[:, None] / count)
-            if found := noise.compute_error(weights):
-                attributes |= found._asdict()
-        return cls.from_differences(differences, **attributes)
+            found = noise.compute_error(_weigh(used, signs, len(values)))
+        if found is None:
+            deviation = float(differences.std(ddof=1)) if count > 1 else math.nan
+            error = deviation / math.sqrt(max(1, count))
+            found = NoiseError(error, float(max(0, count - 1)), NoiseSource.PAIRS)
+        return cls(
+            pairs=count,
+            mean=float(differences.mean()) if count else math.nan,
+            improved_count=int(scale.improves(differences).sum()),
+            scale=scale,
+            **found._asdict(),
+            **attributes,
+        )
 
     def compute_interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Compute Student's interval of the mean; NaN if the error is unknown."""
@@ -186,6 +171,19 @@ class PairedDifference:
         return self.is_decidable and (self.low > 0 or self.high < 0)
 
 
+def _select_known(values: Floats, trials: Integers) -> Integers:
+    """Return those of some pairs (signs, pairs) all of whose trials have values."""
+    return trials[:, (trials >= 0).all(axis=0) & ~np.isnan(values[trials]).any(axis=0)]
+
+
+def _weigh(trials: Integers, signs: tuple[int, ...], size: int) -> Floats:
+    """Return the weight of each of some trials (size,) in the mean over pairs (signs, pairs)."""
+    weights = np.zeros(size)
+    # A trial that occurs in several pairs has the sum of their weights.
+    np.add.at(weights, trials, np.array(signs)[:, None] / max(1, trials.shape[1]))
+    return weights
+
+
 @dataclass(frozen=True, kw_only=True)
 class Effect(PairedDifference):
     """Main effect of a contrast.
@@ -200,10 +198,10 @@ class Effect(PairedDifference):
     """
 
     contrast: Contrast
-    only_before: int
-    only_after: int
-    neither: int
-    variants: tuple[int, int] = (1, 1)
+    only_before: int = 0
+    only_after: int = 0
+    neither: int = 0
+    variants: tuple[int, ...] = (1, 1)
 
     @property
     def missing_pairs(self) -> int:
@@ -235,11 +233,6 @@ class Interaction(PairedDifference):
 
     first: Contrast
     second: Contrast
-
-    @property
-    def quadruples(self) -> int:
-        """Number of sets of four trials, equal in all other parameters, with four values."""
-        return self.pairs
 
 
 @dataclass(frozen=True)
@@ -340,11 +333,6 @@ class FactorialTable:
         """Number of trials with a value."""
         return int((~np.isnan(self.values)).sum())
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether every planned trial has a value."""
-        return not np.isnan(self.values).any()
-
     def subset(self, fixed: Mapping[str, Any]) -> "FactorialTable":
         """Keep the trials with the given value of each parameter, or one of those in a list."""
         is_kept = self.find(fixed)
@@ -418,8 +406,7 @@ class FactorialTable:
         Returns:
             The difference; it has no pairs if the table lacks one of the values.
         """
-        trials = np.array([self._match(before).trials, self._match(after).trials])
-        return self.estimate(PairedDifference, trials, (-1, 1))
+        return self.estimate(PairedDifference, self.match(before, after), (-1, 1))
 
     def compute_effect(self, contrast: Contrast) -> Effect:
         """Estimate the main effect of a contrast.
@@ -427,11 +414,10 @@ class FactorialTable:
         A value that has parameters which the other one lacks, such as a cell with its switches, is
         compared at the best of them.
         """
-        own = self.list_own(contrast)
-        before, after = self._match_contrast(contrast, own)
-        trials = np.array([before.trials, after.trials])
-        planned = (trials >= 0).all(axis=0)
-        has_before, has_after = ~np.isnan(self.values[trials]) & planned
+        trials = self.match_contrast(contrast)
+        has_before, has_after = ~np.isnan(self.values[trials])
+        contexts = self.number_contexts(self.list_own(contrast) | {contrast.parameter})
+        sides = (self.find({contrast.parameter: v}) for v in (contrast.before, contrast.after))
         return self.estimate(
             Effect,
             trials,
@@ -439,8 +425,8 @@ class FactorialTable:
             contrast=contrast,
             only_before=int((has_before & ~has_after).sum()),
             only_after=int((has_after & ~has_before).sum()),
-            neither=int((planned & ~has_before & ~has_after).sum()),
-            variants=(before.variants, after.variants),
+            neither=int((~has_before & ~has_after).sum()),
+            variants=tuple(int(np.bincount(contexts[side]).max(initial=0)) for side in sides),
         )
 
     def estimate(
@@ -466,9 +452,7 @@ class FactorialTable:
         own = self.list_own(contrast)
         if parameter in own:
             return {}
-        pairs = np.array([side.trials for side in self._match_contrast(contrast, own)])
-        pairs = pairs[:, (pairs >= 0).all(axis=0)]
-        pairs = pairs[:, ~np.isnan(self.values[pairs]).any(axis=0)]
+        pairs = _select_known(self.values, self.match_contrast(contrast))
         codes = self.codes[pairs[0], list(self.axes).index(parameter)]
         found = np.unique(codes[codes >= 0])
         contexts = self.number_contexts(own | {contrast.parameter, parameter})
@@ -484,40 +468,23 @@ class FactorialTable:
 
     def compute_weights(self, contrast: Contrast) -> Floats:
         """Return the weight of each trial's value in the main effect of a contrast, (trials,)."""
-        sides = self._match_contrast(contrast, self.list_own(contrast))
-        pairs = np.array([side.trials for side in sides])
-        used = pairs[:, (pairs >= 0).all(axis=0) & ~np.isnan(self.values[pairs]).any(axis=0)]
-        weights = np.zeros(len(self.values))
-        np.add.at(weights, used, np.array([[-1.0], [1.0]]) / max(1, used.shape[1]))
-        return weights
+        used = _select_known(self.values, self.match_contrast(contrast))
+        return _weigh(used, (-1, 1), len(self.values))
 
     def compute_effects(self) -> list[Effect]:
         """Estimate the main effect of each contrast that has a pair."""
         effects = (self.compute_effect(contrast) for contrast in self.list_contrasts())
         return [effect for effect in effects if effect.pairs]
 
-    def match_pairs(
-        self, before: Mapping[str, Any], after: Mapping[str, Any]
-    ) -> tuple[Floats, Floats]:
-        """Return the values before and after of all pairs of two settings, each (pairs,)."""
-        return self._pair_values(self._match(before), self._match(after))
-
-    def match_contrast(self, contrast: Contrast) -> tuple[Floats, Floats]:
-        """Return the values before and after of all pairs of a contrast, each (pairs,).
-
-        The pairs are those of :meth:`compute_effect`.
-        """
-        return self._pair_values(*self._match_contrast(contrast, self.list_own(contrast)))
-
     def compute_interaction(self, first: Contrast, second: Contrast) -> Interaction:
         """Estimate the interaction of two contrasts of different parameters."""
-        trials = [
-            self._match({first.parameter: one, second.parameter: other}).trials
+        settings = (
+            {first.parameter: one, second.parameter: other}
             for one in (first.before, first.after)
             for other in (second.before, second.after)
-        ]
+        )
         return self.estimate(
-            Interaction, np.array(trials), (1, -1, -1, 1), first=first, second=second
+            Interaction, self.match(*settings), (1, -1, -1, 1), first=first, second=second
         )
 
     def compute_interactions(self) -> list[Interaction]:
@@ -529,44 +496,26 @@ class FactorialTable:
         )
         return [interaction for interaction in interactions if interaction.pairs]
 
-    def _match_contrast(self, contrast: Contrast, own: frozenset[str]) -> list["_Side"]:
-        """Return the trials before and after a contrast; see :meth:`_match`."""
-        values = contrast.before, contrast.after
-        return [self._match({contrast.parameter: value}, own) for value in values]
+    def match_contrast(self, contrast: Contrast) -> Integers:
+        """Return the trials (2, pairs) before and after a contrast; see :meth:`match`."""
+        before, after = ({contrast.parameter: v} for v in (contrast.before, contrast.after))
+        return self.match(before, after, own=self.list_own(contrast))
 
-    def _match(self, fixed: Mapping[str, Any], own: frozenset[str] = frozenset()) -> "_Side":
-        """Return the trials with the given values, by their values of all other parameters.
+    def match(self, *settings: Mapping[str, Any], own: frozenset[str] = frozenset()) -> Integers:
+        """Return the trials (settings, pairs) that differ in nothing but some settings.
 
         Args:
-            fixed: parameter values.
+            settings: values of some parameters, the same ones in each.
             own: parameters that are ignored: of the trials that differ in these alone, the best
                 one is returned.
         """
-        contexts = self.number_contexts(own.union(fixed))
-        found = self.find(fixed)
-        # The best value of each context is written last, and missing values first.
-        rows = np.flatnonzero(found)
-        values = self.scale.to_loss(self.values[rows])
-        values = np.where(np.isnan(values), math.inf, values)
-        rows = rows[np.argsort(-values, kind="stable")]
-        trials = np.full(int(contexts.max(initial=-1)) + 1, -1, dtype=np.int64)
-        trials[contexts[rows]] = rows
-        counts = np.bincount(contexts[rows], minlength=len(trials))
-        return _Side(trials, int(counts.max(initial=0)))
-
-    def _pair_values(self, before: "_Side", after: "_Side") -> tuple[Floats, Floats]:
-        trials = np.array([before.trials, after.trials])
-        first, second = self.values[trials[:, (trials >= 0).all(axis=0)]]
-        return first, second
-
-
-class _Side(NamedTuple):
-    """One side of all pairs, by context: the values of all other parameters.
-
-    Attributes:
-        trials: (contexts,), index of the trial with the least value; -1 where the study has none.
-        variants: largest number of trials of which one is the best.
-    """
-
-    trials: Integers
-    variants: int
+        contexts = self.number_contexts(own.union(*settings))
+        trials = np.full((len(settings), int(contexts.max(initial=-1)) + 1), -1, dtype=np.int64)
+        for side, fixed in zip(trials, settings, strict=True):
+            # The best value of each context is written last, and missing values first.
+            rows = np.flatnonzero(self.find(fixed))
+            values = self.scale.to_loss(self.values[rows])
+            values = np.where(np.isnan(values), math.inf, values)
+            rows = rows[np.argsort(-values, kind="stable")]
+            side[contexts[rows]] = rows
+        return trials[:, (trials >= 0).all(axis=0)]

@@ -151,7 +151,9 @@ def compute_outcomes(table: FactorialTable) -> list[ContrastOutcomes]:
         table: outcomes of the trials.
     """
     found = [
-        ContrastOutcomes.from_outcomes(*table.match_contrast(contrast), contrast=contrast)
+        ContrastOutcomes.from_outcomes(
+            *table.values[table.match_contrast(contrast)], contrast=contrast
+        )
         for contrast in table.list_contrasts()
     ]
     found = [each for each in found if each.pairs]

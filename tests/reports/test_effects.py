@@ -34,7 +34,6 @@ def by_hand():
 
 def test_effects_equal_a_calculation_by_hand():
     table = table_of(by_hand())
-    assert table.is_complete
     effects = {effect.contrast: effect for effect in table.compute_effects()}
     assert list(effects) == [A, SIZE, Contrast("size", 2, 3)]
     switch = effects[A]
@@ -48,7 +47,7 @@ def test_interaction_is_the_difference_of_two_differences():
     table = table_of(by_hand())
     found = table.compute_interaction(A, SIZE)
     assert found.mean == pytest.approx(-0.1 - -0.5)
-    assert found.quadruples == 1
+    assert found.pairs == 1
     assert math.isnan(found.low)
     assert table.compute_interaction(SIZE, A).mean == pytest.approx(found.mean)
     named = {(each.first, each.second) for each in table.compute_interactions()}
@@ -60,7 +59,6 @@ def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
     rows[1]["value"] = math.nan  # with the switch, size 1
     rows[2]["value"] = math.nan  # without it, size 2
     table = table_of(rows)
-    assert not table.is_complete
     effect = table.compute_effect(A)
     assert effect.mean == pytest.approx(0.3)
     assert (effect.pairs, effect.improved_count) == (1, 0)
@@ -73,7 +71,6 @@ def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
 
 def test_table_without_parameters_has_no_effects():
     table = table_of([{"value": 1.5}], parameters=())
-    assert table.is_complete
     assert (table.value_count, table.compute_effects(), table.compute_interactions()) == (1, [], [])
     assert table.subset({}).value_count == 1
 
