@@ -36,5 +36,4 @@ def fit_sweep(results: Results, effects: Sequence[Effect]) -> AdditiveModel | No
         for name in names
     }
     settings = results.number_settings(rows).to_numpy()
-    maximize = results.scale.higher_is_better
-    return fit_additive_model(columns, rows["value"].to_numpy(dtype=float), settings, maximize)
+    return fit_additive_model(columns, rows["value"].to_numpy(dtype=float), settings, results.scale)

@@ -21,7 +21,7 @@ from reports.charts.chart import (
 )
 from reports.formatting import escape_html
 from reports.phrases import describe_trend
-from reports.stats.additive_model import AdditiveModel, Trend, list_level_effects
+from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.design import Contrast
 from reports.stats.effects import Effect, FactorialTable, Interaction, PairedDifference
@@ -346,7 +346,7 @@ def chart_trends(model: AdditiveModel, scale: Scale) -> list[Chart]:
 
 def chart_levels(model: AdditiveModel, scale: Scale) -> Chart | None:
     """Chart the differences between the levels of all parameters; None if there are none."""
-    effects = list_level_effects(model, scale)
+    effects = [each.effect for each in model.levels]
     if not effects:
         return None
     return Chart(
