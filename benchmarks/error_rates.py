@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from reports.stats.contrast import Contrast
-from reports.stats.noise import Integers
+from reports.stats import Integers
+from reports.stats.design import Contrast
 from reports.stats.run_means import average_runs
 from studies.config import DEFAULT_LOOKS
 from tests.simulations.grids import (

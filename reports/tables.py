@@ -30,10 +30,8 @@ from reports.formatting import (
 from reports.results import Results
 from reports.stats.additive_model import AdditiveModel, LevelDifference
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect, rank_effects
-from reports.stats.decision_rules import Verdict
-from reports.stats.effects import Effect
-from reports.stats.outcome_table import ContrastOutcomes
-from reports.stats.paired_difference import PairedDifference
+from reports.stats.effects import Effect, PairedDifference
+from reports.stats.hypotheses import ContrastOutcomes, Verdict
 from reports.stats.scale import NATS, Scale, add_unit, format_param, format_value
 from studies.records import Direction
 from studies.space import CELL
@@ -317,18 +315,13 @@ def tabulate_levels(
     model: AdditiveModel, scale: Scale, name: str = "additive model"
 ) -> Table[LevelDifference]:
     """Tabulate the differences between the levels of parameters in an additive model."""
-
-    def describe(each: LevelDifference) -> str:
-        before, after = format_value(each.before), format_value(each.after)
-        return f"{format_param(each.parameter)}: {after} against {before}"
-
     return Table(
         name,
-        [each for each in model.levels if not each.estimate.reason],
+        model.levels,
         [
-            Column("change", describe),
-            Column("mean difference", lambda e: e.estimate.mean, f"+{scale.spec}", unit=scale.unit,
-                   ends=lambda e: (e.estimate.low, e.estimate.high),
+            Column("change", lambda e: e.effect.contrast.description),
+            Column("mean difference", lambda e: e.effect.mean, f"+{scale.spec}", unit=scale.unit,
+                   ends=lambda e: (e.effect.low, e.effect.high),
                    note=lambda e: MARK if e.is_significant else ""),
             Column("p", lambda e: e.adjusted_p, ".2g", unit="corrected"),
         ],

@@ -27,7 +27,6 @@ from reports.formatting import loss_unit
 from reports.narrative import describe_insignificance, list_warnings
 from reports.phrases import count_verdicts, describe_smallest, to_plain, write_additive
 from reports.results import Results, find_replicates
-from reports.stats.additive_findings import list_level_effects
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
     ConditionalEffect,
@@ -337,7 +336,7 @@ def find_effects(results: Results, storage: str) -> Effects:
     elif model is None and all(effect.reason for effect in effects):
         warnings.append(describe_insignificance(effects))
     if model:
-        effects = effects or list_level_effects(model, results.scale)
+        effects = effects or [each.effect for each in model.levels]
     unit, spec = loss_unit(results.config), results.scale.value_spec
     budgets = compare_budgets(results)
     return Effects(effects, unit, warnings, findings.conditional, spec, model, budgets)

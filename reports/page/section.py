@@ -71,9 +71,9 @@ from reports.stats.conditional_effects import (
     ConditionalEffect,
 )
 from reports.stats.effects import Effect
+from reports.stats.hypotheses import ContrastOutcomes
 from reports.stats.looks import find_detectable_gap
 from reports.stats.noise import NoiseSource
-from reports.stats.outcome_table import ContrastOutcomes
 from reports.stats.scale import format_count
 from reports.study_reader import MAX_DRAWN
 from studies.space import BPTT_STEPS, COST_PARAMS
