@@ -38,10 +38,10 @@ from reports.charts.comparison_plots import (
 )
 from reports.charts.effect_plots import (
     chart_conditional_effects,
-    chart_effects,
     chart_interactions,
     chart_levels,
     chart_trends,
+    plot_effects,
     plot_variants,
 )
 from reports.charts.optuna_plots import (
@@ -193,7 +193,8 @@ class Section:
         return self._chart_effects(effects, table.value_count, title) if effects else None
 
     def _chart_effects(self, effects: Sequence[Effect], count: int, title: str) -> MainEffects:
-        chart = chart_effects(effects, loss_unit(self.results.config), title)
+        unit = loss_unit(self.results.config)
+        chart = Chart(title, plot_effects(effects, unit)) if effects else None
         scope = format_count(count, self.results.judged_noun)
         return MainEffects(effects, chart, scope, self.results.noun)
 
