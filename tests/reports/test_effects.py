@@ -9,11 +9,11 @@ import pytest
 from factories import make_stated
 
 from reports.charts.effect_plots import chart_conditional_effects
-from reports.data.trial_table import find_traits
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.factorial_design import find_full_factorial_blocks
+from reports.trial_table import find_traits
 from rnn_search import load
 
 A = Contrast("a", False, True)
