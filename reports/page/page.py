@@ -34,7 +34,7 @@ from reports.formatting import (
 )
 from reports.narrative import write_headline
 from reports.output import choose_path, default_path, identity_tags, report_identity
-from reports.page import task
+from reports.page import page_tables
 from reports.page.first_screen import build_first_screen
 from reports.page.section import Section, build_sections
 from reports.phrases import to_html, to_sentence
@@ -164,7 +164,7 @@ def _templates() -> jinja2.Environment:
         "first_screen": build_first_screen,
         "phrases": phrases,
         "tables": tables,
-        "task_tables": task,
+        "page_tables": page_tables,
     }
     return environment
 

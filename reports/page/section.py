@@ -60,7 +60,7 @@ from reports.findings import (
     compare_budgets,
 )
 from reports.formatting import effects_title, loss_unit, objective_name, value_axis_title
-from reports.page.task import RECURRENT, FloorRow, list_floors
+from reports.page.page_tables import RECURRENT, FloorRow, list_floors
 from reports.phrases import describe_outcomes, describe_references, describe_training_differences
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
