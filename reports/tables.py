@@ -234,7 +234,7 @@ def tabulate_effects(
         effects,
         [
             Column("change", lambda e: e.contrast.label, hint=lambda e: e.description),
-            *_contrast_columns(lambda e: e.contrast),
+            *contrast_columns(lambda e: e.contrast),
             estimate_column("mean difference", lambda e: e, scale.unit, f"+{spec}", name="effect"),
             Column("improved", improved_share, ".0f", unit="%"),
             Column("pairs", lambda e: e.pairs, ",d", name="pairs"),
@@ -266,7 +266,7 @@ def tabulate_conditional(
         [(each, level) for each in conditional for level in each.levels],
         [
             Column("change", lambda row: row[0].contrast.label),
-            *_contrast_columns(lambda row: row[0].contrast),
+            *contrast_columns(lambda row: row[0].contrast),
             Column("by", lambda row: format_param(row[0].parameter)),
             Column("value", lambda row: format_value(row[1].value), TEXT),
             estimate_column("effect", lambda row: row[1], scale.unit, f"+{spec}", name="effect"),
@@ -291,7 +291,7 @@ def tabulate_outcomes(outcomes: Sequence[ContrastOutcomes], name: str = "") -> T
         outcomes,
         [
             Column("change", lambda e: e.contrast.label, hint=lambda e: e.contrast.description),
-            *_contrast_columns(lambda e: e.contrast),
+            *contrast_columns(lambda e: e.contrast),
             Column("", lambda e: e.both_good, name="both_good"),
             Column("rescued", lambda e: e.rescued, ",d", name="rescued"),
             Column("ruined", lambda e: e.ruined, ",d", name="ruined"),
@@ -320,8 +320,8 @@ def tabulate_findings(
     scale, threshold = results.scale, results.config.report_threshold
     has_threshold, is_list = threshold is not None, any(number for number, _ in tests)
 
-    def effect(row: Any, attribute: str) -> Any:
-        return getattr(row[2].effect, attribute) if row[2] and row[2].effect.pairs else None
+    def effect(row: Any) -> Effect | None:
+        return row[2].effect if row[2] and row[2].effect.pairs else None
 
     def count(row: Any, attribute: str) -> Any:
         return getattr(row[2].outcomes, attribute) if row[2] and row[2].outcomes else None
@@ -341,9 +341,8 @@ def tabulate_findings(
         [
             Column("number", lambda row: row[0], "d", condition=is_list),
             Column("comparison", lambda row: row[2].contrast if row[2] else row[1].problem),
-            Column("mean difference", lambda row: effect(row, "mean"), f"+{scale.spec}",
-                   unit=scale.unit,
-                   ends=lambda row: (effect(row, "low"), effect(row, "high"))),
+            estimate_column("mean difference", effect, scale.unit, f"+{scale.spec}",
+                            note=lambda row: ""),
             Column("pairs", lambda row: row[2].effect.pairs if row[2] else 0, ",d"),
             Column("improved", lambda row: improved_share(row[2].effect) if row[2] else None,
                    ".0f", unit="%"),
@@ -366,7 +365,8 @@ def _list_findings(test: HypothesisTest) -> Sequence[Finding | None]:
     return test.findings or ([None] if test.is_untestable else [])
 
 
-def _contrast_columns(contrast: Callable[[Any], Any]) -> list[Column[Any]]:
+def contrast_columns(contrast: Callable[[Any], Any]) -> list[Column[Any]]:
+    """Return the columns of a data frame that name the contrast of a row."""
     return [
         Column("", lambda row: contrast(row).parameter, name="parameter"),
         Column("", lambda row: contrast(row).before, name="before"),

@@ -179,7 +179,9 @@ class _Figures:
         """Add the figure of a chart and return its place in the block."""
         figure = json.loads(chart.figure.to_json())
         figure["layout"].pop("template", None)  # the page holds one for each theme
-        figure["schemes"] = chart.color_scheme_data
+        figure["schemes"] = [
+            {"legend": each.legend, "of": each.indices} for each in chart.color_schemes
+        ]
         self._texts.append(_to_json(figure))
         return len(self._texts) - 1
 

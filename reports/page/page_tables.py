@@ -240,9 +240,8 @@ def tabulate_levels(
         [each for each in model.levels if not each.estimate.reason],
         [
             Column("change", describe),
-            Column("mean difference", lambda e: e.estimate.mean, f"+{scale.spec}", unit=scale.unit,
-                   ends=lambda e: (e.estimate.low, e.estimate.high),
-                   note=lambda e: MARK if e.is_significant else ""),
+            estimate_column("mean difference", lambda e: e.estimate, scale.unit, f"+{scale.spec}",
+                            note=lambda e: MARK if e.is_significant else ""),
             Column("p", lambda e: e.adjusted_p, ".2g", unit="corrected"),
         ],
     )  # fmt: skip

@@ -154,11 +154,6 @@ class Section:
 
     # ---------------------------------------------------------------- effects
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether every combination of the grid has a value."""
-        return not self.results.table["value"].isna().any()
-
     @cached_property
     def findings(self) -> StudyFindings:
         """What the study shows."""
@@ -305,11 +300,6 @@ class Section:
     def context_chart(self) -> Chart | None:
         """Chart of the loss by the length of the context; None without such losses."""
         return chart_context(self.results, self.summary.entries)
-
-    @property
-    def longest_context(self) -> int:
-        """Largest number of tokens of context of which losses were recorded."""
-        return max(entry.context.bins[-1] for entry in self.summary.entries if entry.context)
 
     @property
     def has_recall(self) -> bool:
