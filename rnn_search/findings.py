@@ -37,7 +37,9 @@ from reports.stats.scale import format_count
 from reports.stats.task_contrasts import TaskContrast, describe_agreement
 from reports.study_reader import read_results
 from reports.tables import (
+    Column,
     Table,
+    contrast_columns,
     tabulate_conditional,
     tabulate_effects,
     tabulate_front,
@@ -198,20 +200,14 @@ class TaskEffects:
         It does so in the tasks where its effect is significant, corrected for all changes in all
         tasks; ``agrees`` tells whether these are two or more, of one sign.
         """
-        columns = ["parameter", "before", "after", "tasks", "helps", "harms", "agrees"]
-        rows = [
-            (
-                each.contrast.parameter,
-                each.contrast.before,
-                each.contrast.after,
-                len(each.by_task),
-                len(each.helps),
-                len(each.harms),
-                each.agrees,
-            )
-            for each in self.contrasts
+        columns = [
+            *contrast_columns(lambda row: row.contrast),
+            Column("", lambda row: len(row.by_task), name="tasks"),
+            Column("", lambda row: len(row.helps), name="helps"),
+            Column("", lambda row: len(row.harms), name="harms"),
+            Column("", lambda row: row.agrees, name="agrees"),
         ]
-        return pd.DataFrame(rows, columns=columns)
+        return Table("agreement", self.contrasts, columns).to_frame()
 
     def __repr__(self) -> str:
         named = [f"task {name}\n{each!r}" for name, each in self.by_task.items()]
