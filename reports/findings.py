@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.analysis.hypothesis_tests import HypothesisTest, StudyTables
+from reports.analysis.hypothesis_tests import HypothesisTest, run_stored_tests
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import (
     Edge,
@@ -188,7 +188,7 @@ class StudyFindings:
     @cached_property
     def hypotheses(self) -> list[HypothesisTest]:
         """The hypotheses that the study stores, and their tests."""
-        return StudyTables(self.results).test_stored()
+        return run_stored_tests(self.results)
 
     @property
     def holding(self) -> list[HypothesisTest]:
