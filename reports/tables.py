@@ -97,6 +97,11 @@ class Column(Generic[Row]):
         ]
 
 
+def _to_int(value: float) -> int | None:
+    """Return a count as an integer; None where it is not known."""
+    return None if math.isnan(value) else int(value)
+
+
 def _format(value: Any, spec: str) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
@@ -525,7 +530,7 @@ def tabulate_leaderboard(
                    condition=any(each.recall_accuracy >= 0 for each in entries)),
             Column(objective_name(results.config), lambda e: e.value, spec,
                    unit=loss_unit(results.config), condition=not metric.is_value),
-            Column("parameters", lambda e: int(e.parameter_count), ",d", name="parameters",
+            Column("parameters", lambda e: _to_int(e.parameter_count), ",d", name="parameters",
                    condition=has_networks),
             Column("time", lambda e: e.seconds, ",.1f", unit="s", condition=has_networks),
             Column("source trials", lambda e: ", ".join(map(str, e.source_trials)),

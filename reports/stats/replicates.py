@@ -368,6 +368,11 @@ class Comparison:
         """Whether the comparison covers the variation between texts."""
         return any(each.windows > 1 for each in self.pairs.values())
 
+    @property
+    def significant_count(self) -> int:
+        """Number of pairs that differ significantly."""
+        return sum(each.is_significant for each in self.pairs.values())
+
     def between(self, first: str, second: str) -> Difference | None:
         """Return the difference of the first minus the second; None if not compared."""
         if (first, second) in self.pairs:

@@ -249,7 +249,7 @@ class Predictions:
             "steps": self._steps.tolist(),
             "targets": to_columns(self._targets),
         }
-        is_finite = np.isfinite(self._outputs).all((1, 2)).tolist()
+        is_finite: list[bool] = np.atleast_1d(np.isfinite(self._outputs).all((1, 2))).tolist()
         return [
             {"predictions": common | {"outputs": to_columns(outputs)}} if finite else {}
             for outputs, finite in zip(self._outputs, is_finite, strict=True)

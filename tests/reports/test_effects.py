@@ -201,10 +201,10 @@ def test_condition_comes_first_where_the_mean_hides_it():
     table = make_table(reversing)
     effects = table.compute_effects()
     ranked = rank_effects(effects, compute_conditional_effects(table, effects))
-    texts = {each.main.contrast.label: each.text for each in ranked}
-    assert list(texts)[:2] == ["residual", "forget gate"]  # by their size, not by their means
-    assert "without residual" in texts["forget gate"]
-    assert texts["layers 1 → 2"].startswith("layers 1 → 2 −0.2")
+    conditions = {each.main.contrast.label: each.condition for each in ranked}
+    assert list(conditions)[:2] == ["residual", "forget gate"]  # by their size, not by their means
+    assert conditions["forget gate"].parameter == "residual"
+    assert conditions["layers 1 → 2"] is None
 
 
 def test_table_of_effects_names_the_parameter_that_an_effect_depends_on(sqlite_url):
