@@ -19,12 +19,11 @@ from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.analysis.other_studies import VariantEffect
 from reports.analysis.pareto_front import FrontMember, ParetoFront
 from reports.analysis.pruning import PruningSummary
-from reports.findings import BudgetComparison, BudgetEffect
+from reports.findings import BudgetComparison
 from reports.formatting import (
     escape_markdown,
     format_number,
     format_stderr,
-    loss_unit,
     objective_name,
 )
 from reports.results import Results
@@ -358,18 +357,14 @@ def tabulate_variants(
 
 def tabulate_budgets(comparison: BudgetComparison, scale: Scale, name: str = "") -> Table[Any]:
     """Tabulate effects at equal steps, next to those at equal tokens and at equal updates."""
-
-    def get(index: int, row: BudgetEffect) -> Effect:
-        return row.effects[index]
-
     return Table(
         name,
         comparison.rows,
         [
-            Column("change", lambda row: row.contrast.label),
-            *(estimate_column(f"at equal {budget.unit}", partial(get, i), scale.unit,
+            Column("change", lambda row: row[0].contrast.label),
+            *(estimate_column(f"at equal {unit}", itemgetter(i), scale.unit,
                               f"+{scale.spec}")
-              for i, budget in enumerate(comparison.budgets)),
+              for i, unit in enumerate(comparison.budgets)),
         ],
     )  # fmt: skip
 
@@ -529,7 +524,7 @@ def tabulate_leaderboard(
             Column("recall accuracy", lambda e: 100 * e.recall_accuracy, ".1f", unit="%",
                    condition=any(each.recall_accuracy >= 0 for each in entries)),
             Column(objective_name(results.config), lambda e: e.value, spec,
-                   unit=loss_unit(results.config), condition=not metric.is_value),
+                   unit=results.measure.unit, condition=not metric.is_value),
             Column("parameters", lambda e: _to_int(e.parameter_count), ",d", name="parameters",
                    condition=has_networks),
             Column("time", lambda e: e.seconds, ",.1f", unit="s", condition=has_networks),
@@ -663,7 +658,7 @@ def tabulate_trials(
                    lambda row: row["state"].lower() + (", audited" if row["audited"] else ""),
                    hint=itemgetter("reason")),
             Column(measure.loss, itemgetter("value"), scale.value_spec,
-                   unit="" if config.is_text else loss_unit(config)),
+                   unit="" if config.is_text else measure.unit),
             Column("paused at step", itemgetter("rung"), ",.0f", condition=is_pruned),
             Column(f"predicted {measure.loss}", itemgetter("predicted_value"), scale.spec,
                    condition=is_pruned),
