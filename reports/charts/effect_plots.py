@@ -257,7 +257,7 @@ def _describe_interaction(interaction: Interaction) -> str:
         f"{interaction.first.label} with {interaction.second.label}: "
         f"{interaction.scale.format_difference(interaction.mean)}{_format_interval(interaction)} "
         "in addition to their separate effects, over "
-        f"{format_count(interaction.quadruples, 'quadruple')}"
+        f"{format_count(interaction.pairs, 'quadruple')}"
     )
 
 

@@ -230,16 +230,11 @@ def tabulate_levels(
     model: AdditiveModel, scale: Scale, name: str = "additive model"
 ) -> Table[LevelDifference]:
     """Tabulate the differences between the levels of parameters in an additive model."""
-
-    def describe(each: LevelDifference) -> str:
-        before, after = format_value(each.before), format_value(each.after)
-        return f"{format_param(each.parameter)}: {after} against {before}"
-
     return Table(
         name,
         model.levels,
         [
-            Column("change", describe),
+            Column("change", lambda e: e.effect.contrast.description),
             estimate_column("mean difference", lambda e: e.effect, scale.unit, f"+{scale.spec}",
                             note=lambda e: MARK if e.is_significant else ""),
             Column("p", lambda e: e.adjusted_p, ".2g", unit="corrected"),
