@@ -204,7 +204,7 @@ def test_three_verdicts():
         noisy=runs_around(1.012, 0.05, seed=3),
         far=runs_around(1.2, 0.001, seed=4),
     )
-    assert judgement.comparison.is_significant("near", "best")
+    assert judgement.comparison.between("near", "best").is_significant
     assert judgement.verdicts == {
         "best": Verdict.UNDECIDED,  # "noisy" may be better
         "near": Verdict.WORSE,
@@ -217,7 +217,7 @@ def test_three_verdicts():
         near=runs_around(1.01, 0.001, seed=2),
         far=runs_around(1.2, 0.001, seed=4),
     )
-    assert without.comparison.is_significant("near", "best")
+    assert without.comparison.between("near", "best").is_significant
     assert without.verdicts == {
         "best": Verdict.AS_GOOD,
         "near": Verdict.AS_GOOD,  # significantly worse, by less than the margin
