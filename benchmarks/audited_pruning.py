@@ -18,16 +18,16 @@ from optuna.trial import TrialState
 
 from benchmarks.published_runs import published_file
 from benchmarks.replay_pruning import read_curves
-from reports.analysis.audited_effects import estimate_effects
-from reports.analysis.pruning_audit import (
+from reports.analysis.pruning import (
     ALARM_LEVEL,
     compare_predictions,
+    estimate_effects,
     judge_architectures,
     measure_recall,
 )
-from reports.data.trial_table import find_traits
 from reports.stats.calibration import INTERVAL_SCALES, compute_outside_p_value
 from reports.stats.effects import Effect, FactorialTable
+from reports.trial_table import find_traits
 from search.pruning.audit import DIVISOR, number_architectures
 from search.pruning.regression import DesignMatrix, Mask
 from search.worker.cpu_budget import cores

@@ -10,13 +10,16 @@ from contextlib import closing
 import click
 import pandas as pd
 
-from reports.analysis.audited_effects import compute_study_effects
 from reports.analysis.nuisance import build_judged_table
-from reports.analysis.pruning_audit import audit_pruning, summarize_pruning
-from reports.data.results import Results
-from reports.data.study_reader import read_results
+from reports.analysis.pruning import (
+    audit_pruning,
+    estimate_audited_effects,
+    summarize_pruning,
+)
 from reports.errors import ReportError
+from reports.results import Results
 from reports.stats.calibration import INTERVAL_SCALES, STATED_SHARE
+from reports.study_reader import read_results
 from studies.cli import run_command
 from studies.config import top_count
 from studies.errors import StudiesError
@@ -68,10 +71,10 @@ def compare_twins(pruned: Results, twin: Results) -> Iterator[str]:
             f"({audit.stated_share:.0%} expected, p = {audit.p_value:.2g}); "
             f"{'held back during the search' if audit.has_held_back else 'no alarm in the search'}"
         )
-    found = compute_study_effects(pruned)
+    found = estimate_audited_effects(pruned)
     if found.reason:
         yield f"effects: {found.reason}"
-    truth = {effect.contrast: effect for effect in compute_study_effects(twin).effects}
+    truth = {effect.contrast: effect for effect in build_judged_table(twin).compute_effects()}
     survivors = {each.contrast: each for each in build_judged_table(pruned).compute_effects()}
     if found.effects:
         yield f"  {'change':44} {'twin':>8} {'estimate':>9} {'95% interval':>20} {'survivors':>10}"

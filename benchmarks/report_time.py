@@ -11,10 +11,10 @@ import numpy as np
 from optuna.trial import TrialState
 
 from benchmarks.published_runs import VARIABLE, load_published, published_file
-from reports.data.study_reader import read_results
-from reports.data.trial_table import find_traits
 from reports.page.page import write_page
 from reports.stats.effects import FactorialTable
+from reports.study_reader import read_results
+from reports.trial_table import find_traits
 from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS, distributions

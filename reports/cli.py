@@ -219,8 +219,8 @@ def _write_tables(
     dataframe: Path | None,
     curves: Path | None,
 ) -> None:
-    from reports.data.study_reader import read_results
-    from reports.data.table_export import write_csv, write_curves, write_parquet
+    from reports.study_reader import read_results
+    from reports.table_export import write_csv, write_curves, write_parquet
 
     with closing(read_storage(storage)) as opened:
         results = [
@@ -237,8 +237,8 @@ def _write_tables(
 
 def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
     """Update the report until all trials are finished; errors of the storage are retried."""
-    from reports.data.study_reader import read_results
     from reports.page.page import write_page
+    from reports.study_reader import read_results
 
     last_line = note = ""
     while True:

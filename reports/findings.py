@@ -3,34 +3,51 @@
 A finding about a change is a :class:`reports.stats.conditional_effects.RankedEffect`: estimate,
 interval and the condition on which it depends. Page, note, terminal and Python take the same ones,
 so that none of them calls an effect significant that another one does not.
+
+At equal steps a larger batch has read more tokens, and a longer distance between updates has had
+fewer of them. The curves say what each network reached earlier: at the largest number of tokens,
+or of updates, that all compared trials have reached (Shallue et al., *Measuring the Effects of Data
+Parallelism on Neural Network Training*, 2019, compare batch sizes by steps and by examples).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from reports.analysis.audited_effects import AuditedEffects, estimate_audited_effects
-from reports.analysis.budgets import find_rates
 from reports.analysis.hypothesis_tests import HypothesisTest, StudyTables
 from reports.analysis.leaderboard import StudySummary, summarize_study
-from reports.analysis.nuisance import Edge, build_judged_table, find_edges
-from reports.analysis.outcomes import build_outcome_table
-from reports.analysis.pruning_audit import PruningAudit, audit_pruning
-from reports.analysis.sweeps import fit_sweep
-from reports.data.results import BUDGET_PARAMS, Results
-from reports.stats.additive_model import AdditiveModel, Trend
+from reports.analysis.nuisance import (
+    Edge,
+    build_judged_table,
+    build_outcome_table,
+    build_table,
+    find_edges,
+)
+from reports.analysis.pruning import (
+    AuditedEffects,
+    PruningAudit,
+    audit_pruning,
+    estimate_audited_effects,
+)
+from reports.results import BUDGET_PARAMS, Results
+from reports.stats.additive_model import AdditiveModel, Trend, fit_additive_model
 from reports.stats.conditional_effects import (
     ConditionalEffect,
     RankedEffect,
     compute_conditional_effects,
     rank_effects,
 )
+from reports.stats.design import Contrast
 from reports.stats.effects import Effect
 from reports.stats.hypotheses import ContrastOutcomes, Verdict, compute_outcomes
-from reports.stats.scale import format_value
+from reports.stats.scale import format_value, is_missing
+from reports.stats.task_contrasts import TaskContrast, compare_tasks
+from reports.trial_table import is_continuous, metric_column, to_python
+from studies.records import TaskRecord
 from studies.space import CELL
 from studies.storage.trials import TrialStatus
 
@@ -251,3 +268,203 @@ def find_budgets(results: Results, parameters: Sequence[str]) -> list[UnequalBud
                 ratio = float(means.iloc[-1] / means.iloc[0])
                 found.append(UnequalBudget(name, str(unit), least, most, ratio))
     return found
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An amount of training at which networks are compared.
+
+    Attributes:
+        unit: what is counted: ``steps``, ``updates``, and ``tokens`` or ``inputs``.
+        amount: the largest number that all compared trials have reached.
+    """
+
+    unit: str
+    amount: float
+
+
+@dataclass(frozen=True)
+class BudgetEffect:
+    """Effects of one change on the smoothed training loss, at several budgets.
+
+    Attributes:
+        contrast: the change.
+        effects: effect at each budget, in their order.
+    """
+
+    contrast: Contrast
+    effects: list[Effect]
+
+
+@dataclass(frozen=True)
+class BudgetComparison:
+    """Effects at equal steps, next to those at equal tokens and at equal updates.
+
+    Attributes:
+        budgets: the budgets, steps first; others only where trials differ in them at equal steps.
+        rows: effects of each change that such a budget depends on.
+    """
+
+    budgets: list[Budget]
+    rows: list[BudgetEffect]
+
+
+def compare_budgets(results: Results) -> BudgetComparison | None:
+    """Compare the effects of batch size and update distance at equal budgets.
+
+    Only complete trials are compared, each at its curve's value, interpolated between log points.
+
+    Returns:
+        None if no trials differ in a budget, if some were pruned, or without their curves.
+    """
+    if not results.varies_budget or results.is_pruned:
+        return None
+    complete = results.complete
+    curves = {
+        number: (points["step"].to_numpy(dtype=float), points["loss"].to_numpy(dtype=float))
+        for number, points in results.curves.groupby("number")
+        if number in complete.index
+    }
+    if len(curves) < len(complete):
+        return None
+    rates = find_rates(results)
+    ends = pd.Series({number: steps[-1] for number, (steps, _) in curves.items()})
+    varied = [unit for unit in rates if unit == "steps" or rates[unit].nunique() > 1]
+    contrasts = build_table(results, results.judge(results.table)).list_contrasts()
+    changed = [
+        contrast
+        for contrast in contrasts
+        if contrast.parameter in BUDGET_PARAMS
+        and any(_differs(complete, rates[unit], contrast) for unit in varied)
+    ]
+    budgets, tables = [], []
+    for unit in varied:
+        amount = float((ends * rates[unit]).min())
+        losses = {
+            number: np.interp(amount / rates[unit][number], steps, values, left=np.nan)
+            for number, (steps, values) in curves.items()
+        }
+        rows = results.table.assign(value=pd.Series(losses).reindex(results.table.index))
+        budgets.append(Budget(unit, amount))
+        tables.append(build_table(results, results.judge(rows)))
+    found = [
+        BudgetEffect(contrast, [table.compute_effect(contrast) for table in tables])
+        for contrast in changed
+    ]
+    found = [row for row in found if all(effect.pairs for effect in row.effects)]
+    return BudgetComparison(budgets, found) if found and len(budgets) > 1 else None
+
+
+def find_rates(results: Results) -> pd.DataFrame:
+    """Return how much of each budget a step of each complete trial has, by its unit."""
+    complete, training = results.complete, results.config.training
+    steps = complete["steps"].fillna(training.steps)
+    sizes = complete.get("batch_size", training.batch_size)
+    data = f"{results.config.token_name}s" if results.config.is_text else "inputs"
+    rates = {
+        "steps": pd.Series(1.0, complete.index),
+        data: (complete["inputs"] / steps).fillna(sizes),
+        "updates": (complete["updates"] / steps).fillna(1),  # older studies: one for each step
+    }
+    return pd.DataFrame(rates).astype(float)
+
+
+def _differs(complete: pd.DataFrame, rates: "pd.Series[float]", contrast: Contrast) -> bool:
+    """Return whether trials before and after a change differ in a budget at equal steps."""
+    column = complete[contrast.parameter]
+    before, after = (
+        {round(rate, 9) for rate in rates[(column == value).fillna(False).astype(bool)]}
+        for value in (contrast.before, contrast.after)
+    )
+    return before != after
+
+
+_SOLVED, _UNSOLVED = 0.0, 1.0
+"""Stand for values: of outcomes, the lower is the better."""
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """What a study of several tasks says about all of them.
+
+    Attributes:
+        name: name of the study.
+        tasks: records of the tasks that have complete trials, by name.
+        contrasts: the changes.
+        solved: numbers of complete networks that have solved a task, and of all, by task.
+    """
+
+    name: str
+    tasks: dict[str, TaskRecord]
+    contrasts: list[TaskContrast]
+    solved: dict[str, tuple[int, int]]
+
+
+def compare_across_tasks(results: Iterable[Results]) -> TaskComparison | None:
+    """Compare the results of each of several tasks; None for those of one.
+
+    Args:
+        results: results of each task of a study, of :meth:`Results.split_tasks`.
+    """
+    tasks = {each.task: each for each in results if each.task}
+    if not tasks:
+        return None
+    judged = {name: judged for name, each in tasks.items() if (judged := _judge_solved(each))}
+    return TaskComparison(
+        next(iter(tasks.values())).name,
+        {name: each.config.list_tasks()[""] for name, each in tasks.items()},
+        compare_tasks(
+            {name: StudyFindings(each).effects for name, each in tasks.items()},
+            {
+                name: compute_outcomes(build_outcome_table(each, (_SOLVED + _UNSOLVED) / 2))
+                for name, each in judged.items()
+            },
+        ),
+        {
+            name: (int((each.complete["value"] == _SOLVED).sum()), len(each.complete))
+            for name, each in judged.items()
+        },
+    )
+
+
+def _judge_solved(results: Results) -> Results | None:
+    """Return results with outcomes as values; None if the task does not say when it is solved."""
+    task, table = results.config.task_record, results.table
+    if task is None or not task.solved:
+        return None
+    columns = {name: metric_column("validation", name) for name in task.solved}
+    if any(column not in table for column in columns.values()):
+        return None
+    solved = [
+        task.has_solved({name: row[column] for name, column in columns.items()})
+        for row in table[list(columns.values())].to_dict("records")
+    ]
+    values = np.where(table["value"].notna(), np.where(solved, _SOLVED, _UNSOLVED), np.nan)
+    return replace(results, table=table.assign(value=values))
+
+
+def fit_sweep(results: Results, effects: Sequence[Effect]) -> AdditiveModel | None:
+    """Fit an additive model to the complete trials; None where matched pairs suffice.
+
+    They do not if a parameter has too many values, or if trials are no grid and have too few of
+    them. Trials that were selected by their results, by pruning or from another study, have no
+    model.
+
+    Args:
+        results: results of the study.
+        effects: its effects over matched pairs.
+    """
+    names, config = results.parameters, results.config
+    is_swept = any(is_continuous(results.table[name]) for name in names)
+    has_too_few = not (results.is_grid or any(effect.is_decidable for effect in effects))
+    if not names or not (is_swept or has_too_few):
+        return None
+    if results.is_pruned or config.refinement is not None or not results.is_finished:
+        return None
+    rows = results.complete
+    columns = {
+        name: [None if is_missing(value) else to_python(value) for value in rows[name]]
+        for name in names
+    }
+    settings = results.number_settings(rows).to_numpy()
+    return fit_additive_model(columns, rows["value"].to_numpy(dtype=float), settings, results.scale)

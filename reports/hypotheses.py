@@ -24,8 +24,6 @@ from reports.analysis.hypothesis_tests import (
     list_unknown,
 )
 from reports.analysis.nuisance import join_names
-from reports.data.results import Results
-from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.findings import StudyFindings
 from reports.formatting import escape_markdown, format_number, load_templates
@@ -39,9 +37,11 @@ from reports.phrases import (
     to_markdown,
     to_sentence,
 )
+from reports.results import Results
 from reports.stats.effects import MIN_PAIRS
 from reports.stats.hypotheses import OUTCOME_MARGIN, RULES, Verdict
 from reports.stats.scale import format_count, format_signed
+from reports.study_reader import read_results
 from reports.tables import tabulate_findings, tabulate_leaderboard
 from studies.cli import storage_options, studies_argument
 from studies.files import atomic_write

@@ -9,9 +9,7 @@ import math
 from collections.abc import Sequence
 
 from reports.analysis.nuisance import join_names
-from reports.analysis.task_comparison import TaskComparison
-from reports.data.results import Results
-from reports.findings import StudyFindings
+from reports.findings import StudyFindings, TaskComparison
 from reports.formatting import objective_name
 from reports.phrases import (
     describe_best,
@@ -32,6 +30,7 @@ from reports.phrases import (
     write_additive,
     write_additive_clause,
 )
+from reports.results import Results
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.effects import Effect
 from reports.stats.scale import format_count, format_param, format_signed

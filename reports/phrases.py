@@ -11,14 +11,13 @@ from typing import Literal
 import numpy as np
 from markupsafe import Markup, escape
 
-from reports.analysis.baseline_references import BaselineReference
 from reports.analysis.hypothesis_tests import Finding, HypothesisTest
 from reports.analysis.leaderboard import StudySummary
-from reports.analysis.nuisance import Edge, join_names
-from reports.analysis.outcomes import build_outcome_table
-from reports.data.results import Results
+from reports.analysis.nuisance import Edge, build_outcome_table, join_names
+from reports.analysis.other_studies import BaselineReference
 from reports.findings import Divergence, StudyFindings, UnequalBudget
 from reports.formatting import escape_markdown, loss_unit
+from reports.results import Results
 from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.effects import Effect, PairedDifference

@@ -14,13 +14,12 @@ from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
-from reports.analysis.budgets import BudgetComparison, BudgetEffect
 from reports.analysis.hypothesis_tests import Finding, HypothesisTest
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
+from reports.analysis.other_studies import VariantEffect
 from reports.analysis.pareto_front import FrontMember, ParetoFront
-from reports.analysis.pruning_audit import PruningSummary
-from reports.analysis.refinement_effects import VariantEffect
-from reports.data.results import Results
+from reports.analysis.pruning import PruningSummary
+from reports.findings import BudgetComparison, BudgetEffect
 from reports.formatting import (
     escape_markdown,
     format_number,
@@ -28,6 +27,7 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
+from reports.results import Results
 from reports.stats.additive_model import AdditiveModel, LevelDifference
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect, rank_effects
 from reports.stats.effects import Effect, PairedDifference

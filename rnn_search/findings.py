@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from reports.analysis.budgets import BudgetComparison, compare_budgets
 from reports.analysis.leaderboard import (
     LeaderboardEntry,
     StudySummary,
@@ -22,14 +21,12 @@ from reports.analysis.leaderboard import (
 )
 from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pareto_front import FrontMember, ParetoFront, summarize_costs
-from reports.analysis.task_comparison import compare_across_tasks
-from reports.data.results import Results, find_replicates
-from reports.data.study_reader import read_results
 from reports.errors import ReportError
-from reports.findings import StudyFindings
+from reports.findings import BudgetComparison, StudyFindings, compare_across_tasks, compare_budgets
 from reports.formatting import loss_unit
 from reports.narrative import describe_insignificance, list_warnings
 from reports.phrases import count_verdicts, describe_smallest, to_plain, write_additive
+from reports.results import Results, find_replicates
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
     ConditionalEffect,
@@ -38,6 +35,7 @@ from reports.stats.effects import Effect
 from reports.stats.looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.scale import format_count
 from reports.stats.task_contrasts import TaskContrast, describe_agreement
+from reports.study_reader import read_results
 from reports.tables import (
     Table,
     tabulate_conditional,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # slow to import
     import pandas as pd
     from torch import nn
 
-    from reports.data.results import Results
+    from reports.results import Results
     from rnn.export import SavedModel
     from rnn_search.findings import Effects, Pareto, TaskEffects, Verdicts
     from search.status import Status
@@ -281,7 +281,7 @@ class Study:
         Raises:
             ReportError: if no trial is complete.
         """
-        from reports.analysis.outcomes import build_outcome_table
+        from reports.analysis.nuisance import build_outcome_table
         from reports.stats.hypotheses import compute_outcomes
         from reports.tables import tabulate_outcomes
 
@@ -341,7 +341,7 @@ class Study:
     def _read_results(
         self, with_curves: bool = True, require_complete: bool = False, with_windows: bool = False
     ) -> "Results":
-        from reports.data.study_reader import read_results
+        from reports.study_reader import read_results
 
         with closing(read_storage(self.storage)) as storage:
             results = read_results(storage, self.name, with_curves, with_windows, require_complete)

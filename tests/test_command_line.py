@@ -354,7 +354,7 @@ def read_missing_key(*arguments: object, **options: object) -> None:
 
 BUGS = {
     "status quick": ("search.status.read_status", read_missing_key),
-    "report quick --watch": ("reports.data.study_reader.read_results", read_wrong_column),
+    "report quick --watch": ("reports.study_reader.read_results", read_wrong_column),
     "run quick --stored": ("search.run.format_progress", read_missing_key),
 }
 """Command lines, a function that each of them calls, and a bug in its place."""

@@ -14,10 +14,8 @@ from functools import cached_property
 
 import pandas as pd
 
-from reports.analysis.nuisance import build_judged_table
-from reports.analysis.outcomes import build_outcome_table
-from reports.data.results import Results
-from reports.data.trial_table import find_traits
+from reports.analysis.nuisance import build_judged_table, build_outcome_table
+from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, find_reversal
 from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable, Interval, PairedDifference
@@ -31,6 +29,7 @@ from reports.stats.hypotheses import (
     Verdict,
 )
 from reports.stats.scale import format_param, format_value
+from reports.trial_table import find_traits
 from rnn.config import BASELINE_CELLS, ParamValue
 from studies.hypotheses import Hypothesis, HypothesisRecord, Region, SettingContrast
 from studies.space import CELL, GATED_CELL, REPLICATE

@@ -10,16 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from reports.data.results import Results
-from reports.data.trial_table import (
-    ContextProfile,
-    average_profiles,
-    decode_architecture,
-    format_settings,
-    list_params,
-    metric_column,
-    read_profile,
-)
+from reports.results import Results
 from reports.stats.effects import CONFIDENCE
 from reports.stats.looks import PlannedLook, take_look
 from reports.stats.replicates import (
@@ -34,6 +25,15 @@ from reports.stats.replicates import (
     judge,
 )
 from reports.stats.run_means import RankedArchitecture, Run, average_runs, find_look, rank_runs
+from reports.trial_table import (
+    ContextProfile,
+    average_profiles,
+    decode_architecture,
+    format_settings,
+    list_params,
+    metric_column,
+    read_profile,
+)
 from rnn.config import NetworkConfig
 from studies.attributes import SOURCE_TRIALS, LookRecord
 from studies.config import training_settings

@@ -1,4 +1,4 @@
-"""Effects where each architecture is judged at its own best values of the nuisance parameters.
+"""Values and outcomes of architectures, each at its own best values of the nuisance parameters.
 
 A nuisance parameter, such as the learning rate, has to be set but is not what is asked about. An
 architecture is a combination of all other parameters. It is judged at its best: by the best value
@@ -6,7 +6,8 @@ among its complete trials, over all values of the nuisance parameters. An effect
 mean difference over pairs of architectures that differ in one parameter alone, each at its best,
 corrected for the luck of the best of several runs (:mod:`reports.stats.run_means`); an
 effect at a single value is that over the trials with this value (Greff et al., *LSTM: A Search
-Space Odyssey*, 2017, tune the learning rate for each of their architectures).
+Space Odyssey*, 2017, tune the learning rate for each of their architectures). Outcomes say which
+architectures are below the threshold of the study (:mod:`reports.stats.hypotheses`).
 """
 
 from collections import Counter
@@ -17,14 +18,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.data.results import Results
-from reports.data.trial_table import find_traits, is_continuous, list_params
+from reports.results import Results
 from reports.stats import Floats, Integers
 from reports.stats.effects import FactorialTable
+from reports.stats.hypotheses import BAD, GOOD, UNKNOWN
 from reports.stats.noise import Deviations, Slopes
 from reports.stats.run_means import RunMeans, estimate_selected
-from reports.stats.scale import format_param
+from reports.stats.scale import NATS, Scale, format_param
+from reports.trial_table import find_traits, is_continuous, list_params
 from studies.space import REPLICATE
+from studies.storage.trials import TrialStatus
 
 PROMINENT_SHARE = 0.1
 """Share of the architectures at one end of the values tried from which a report warns of it."""
@@ -159,7 +162,7 @@ def _judge_unbiased(
         replicates: further runs of the architectures, from which the noise is estimated.
 
     Returns:
-        The rows of :meth:`~reports.data.results.Results.judge`, and how their values depend on the
+        The rows of :meth:`~reports.results.Results.judge`, and how their values depend on the
         noise. Their ``value`` is corrected where the noise of all runs of the architecture is
         known, and stays the best otherwise. None if there is nothing to select, if no noise can be
         estimated, and for replicates.
@@ -299,3 +302,46 @@ def _find_edges(
             has_best = best.index[0] in at_edge.index[at_edge == value]
             edges.append(Edge(name, exact[value], column == "max", count, len(chosen), has_best))
     return edges
+
+
+def list_outcomes(table: pd.DataFrame, threshold: float, scale: Scale = NATS) -> "pd.Series[float]":
+    """List the outcome of each row of a trial table."""
+    is_complete = table["state"] == TrialStatus.COMPLETE
+    is_good = is_complete & (scale.to_loss(table["value"]) < scale.to_loss(threshold))
+    is_bad = (is_complete & ~is_good) | (table["state"] == TrialStatus.DIVERGED)
+    outcomes = np.select([is_good, is_bad], [GOOD, BAD], UNKNOWN)
+    return pd.Series(outcomes, index=table.index, dtype=float)
+
+
+def build_outcome_table(results: Results, threshold: float) -> FactorialTable:
+    """Arrange the outcomes of the architectures, each at its best.
+
+    Replicates count as one trial. It is good if all of those runs are that every architecture has:
+    of more runs, one is bad more easily.
+
+    Args:
+        results: results of the study; without nuisance parameters, each trial is judged.
+        threshold: loss below which a trial is good.
+    """
+    key = "outcomes", threshold
+    if key not in results.computed:
+        results.computed[key] = _arrange_outcomes(results, threshold)
+    table: FactorialTable = results.computed[key]
+    return table
+
+
+def _arrange_outcomes(results: Results, threshold: float) -> FactorialTable:
+    rows, parameters = results.table, results.judged_parameters
+    rows = results.judge(rows) if results.has_replicates else rows
+    rows = rows.assign(value=list_outcomes(rows, threshold, results.scale))
+    if not results.has_replicates:
+        rows = results.judge(rows, NATS)  # of outcomes the least is the best
+    else:
+        counts = rows.groupby(REPLICATE)["architecture"].nunique()
+        shared = counts.index[counts == rows["architecture"].nunique()]
+        rows = rows[rows[REPLICATE].isin(shared)].sort_values("value", ascending=False)
+        rows = rows.drop_duplicates("architecture")
+    # Outcomes have no noise to estimate, as those of a grid would.
+    return FactorialTable.from_frame(
+        rows, parameters, is_grid=False, traits=find_traits(parameters)
+    )

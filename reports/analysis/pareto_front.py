@@ -19,10 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from reports.analysis.baseline_references import BaselineReference
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
-from reports.data.results import Results
-from reports.data.trial_table import list_conditions
+from reports.analysis.other_studies import BaselineReference
+from reports.results import Results
 from reports.stats.effects import CONFIDENCE
 from reports.stats.replicates import (
     Comparison,
@@ -31,6 +30,7 @@ from reports.stats.replicates import (
     compare_single_runs,
     find_difference,
 )
+from reports.trial_table import list_conditions
 from studies.measure import TEXT, Measure
 
 Cost = Literal["parameters", "seconds"]

@@ -15,7 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from reports.analysis.baseline_references import BaselineReference
+from reports.analysis.other_studies import BaselineReference
 from reports.charts.alt_text import describe_figure
 from reports.formatting import escape_html
 

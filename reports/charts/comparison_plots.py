@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.analysis.baseline_references import BaselineReference
 from reports.analysis.leaderboard import LeaderboardEntry
+from reports.analysis.other_studies import BaselineReference
 from reports.analysis.pareto_front import Cost, CostedArchitecture, CostSummary, ParetoFront
 from reports.charts.chart import (
     CELL_COLORS,
@@ -21,11 +21,11 @@ from reports.charts.chart import (
     category_colors,
 )
 from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
-from reports.data.results import Results
-from reports.data.study_reader import MAX_DRAWN, select_evenly
 from reports.formatting import escape_html
+from reports.results import Results
 from reports.stats.replicates import Comparison, Difference
 from reports.stats.scale import Metric, add_unit, format_signed
+from reports.study_reader import MAX_DRAWN, select_evenly
 from rnn.config import BASELINE_CELLS, BaselineConfig
 
 MAX_IN_CHART = 20

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from reports.analysis.leaderboard import LeaderboardEntry
-from reports.analysis.refinement_effects import SourceComparison
+from reports.analysis.other_studies import SourceComparison
 from reports.charts.chart import (
     BEST_COLOR,
     IMPROVES,

@@ -9,8 +9,8 @@ from plotly.subplots import make_subplots
 
 from reports.analysis.leaderboard import LeaderboardEntry
 from reports.charts.chart import NEUTRAL, PALETTE, Chart
-from reports.data.results import Results
 from reports.formatting import escape_html
+from reports.results import Results
 from reports.stats.scale import add_unit, format_param
 from studies.attributes import ConfusionCounts, PredictionSample
 

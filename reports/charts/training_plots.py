@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.analysis.baseline_references import BaselineReference
+from reports.analysis.other_studies import BaselineReference
 from reports.charts.chart import (
     FULL_WIDTH,
     NEUTRAL,
@@ -20,10 +20,8 @@ from reports.charts.chart import (
     category_colors,
     sequential_colors,
 )
-from reports.data.results import Results
-from reports.data.study_reader import describe_selection, select_drawn_curves
-from reports.data.trial_table import is_continuous
 from reports.formatting import escape_html, objective_name
+from reports.results import Results
 from reports.stats import Floats, Integers
 from reports.stats.scale import (
     add_unit,
@@ -33,6 +31,8 @@ from reports.stats.scale import (
     is_missing,
     order_values,
 )
+from reports.study_reader import describe_selection, select_drawn_curves
+from reports.trial_table import is_continuous
 from studies.text import format_duration
 
 MAX_POINTS = 200_000

@@ -24,10 +24,10 @@ from reports import narrative, phrases
 from reports.analysis.leaderboard import rank_architectures
 from reports.analysis.nuisance import join_names
 from reports.charts.effect_plots import plot_effects
-from reports.data.results import Results
-from reports.data.study_reader import StudyReader
 from reports.findings import StudyFindings
 from reports.formatting import effects_title, escape_markdown, format_number, load_templates
+from reports.results import Results
+from reports.study_reader import StudyReader
 from rnn.source_code import generate_module
 from studies.artifacts import Store, artifact_id, store_errors
 from studies.attributes import PUBLISHED

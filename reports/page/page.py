@@ -23,8 +23,6 @@ from pygments.lexers import PythonLexer
 
 from reports import tables
 from reports.charts.chart import Chart
-from reports.data.results import Results
-from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.formatting import (
     format_number,
@@ -49,8 +47,10 @@ from reports.phrases import (
     to_sentence,
     write_additive,
 )
+from reports.results import Results
 from reports.stats.scale import format_count, format_param, format_signed, format_value
 from reports.stats.task_contrasts import describe_agreement
+from reports.study_reader import read_results
 from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.files import atomic_write
 from studies.storage.open import read_storage

@@ -7,28 +7,24 @@ from typing import Any
 
 import pandas as pd
 
-from reports.analysis.audited_effects import AuditedEffects
-from reports.analysis.baseline_references import (
-    BaselineReference,
-    find_references,
-)
-from reports.analysis.budgets import BudgetComparison, compare_budgets
 from reports.analysis.hypothesis_tests import HypothesisTest
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
-from reports.analysis.pareto_front import CostSummary, summarize_costs
-from reports.analysis.pruning_audit import (
-    PruningAudit,
-    PruningSummary,
-    summarize_pruning,
-)
-from reports.analysis.refinement_effects import (
+from reports.analysis.other_studies import (
+    BaselineReference,
     SourceComparison,
     VariantEffect,
     compare_with_source,
     compute_variant_effects,
+    find_references,
 )
-from reports.analysis.task_comparison import TaskComparison, compare_across_tasks
+from reports.analysis.pareto_front import CostSummary, summarize_costs
+from reports.analysis.pruning import (
+    AuditedEffects,
+    PruningAudit,
+    PruningSummary,
+    summarize_pruning,
+)
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import (
     chart_context,
@@ -59,12 +55,17 @@ from reports.charts.training_plots import (
     list_color_schemes,
     plot_curves,
 )
-from reports.data.results import Results, find_replicates
-from reports.data.study_reader import MAX_DRAWN
-from reports.findings import StudyFindings
+from reports.findings import (
+    BudgetComparison,
+    StudyFindings,
+    TaskComparison,
+    compare_across_tasks,
+    compare_budgets,
+)
 from reports.formatting import effects_title, loss_unit, objective_name, value_axis_title
 from reports.page.task import RECURRENT, FloorRow, list_floors
 from reports.phrases import describe_outcomes, describe_references, describe_training_differences
+from reports.results import Results, find_replicates
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
     ConditionalEffect,
@@ -74,6 +75,7 @@ from reports.stats.hypotheses import ContrastOutcomes
 from reports.stats.looks import find_detectable_gap
 from reports.stats.noise import NoiseSource
 from reports.stats.scale import format_count
+from reports.study_reader import MAX_DRAWN
 from studies.space import BPTT_STEPS, COST_PARAMS
 
 

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from reports.analysis.leaderboard import LeaderboardEntry
-from reports.analysis.task_comparison import TaskComparison
-from reports.data.results import Results
+from reports.findings import TaskComparison
 from reports.formatting import format_number
+from reports.results import Results
 from reports.stats.effects import Effect
 from reports.stats.scale import NATS, format_count
 from reports.stats.task_contrasts import TaskContrast

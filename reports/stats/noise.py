@@ -434,12 +434,12 @@ def _fit_interactions(codes: Integers, values: Floats, rows: Integers) -> tuple[
     sizes = [int(column.max()) for column in varied]
     fits = []
     for order in ORDERS:
-        distinct = _list_columns(varied, len(values), order)
-        if distinct is None:
-            continue
-        if _count_contrasts(sizes, order) <= len(distinct):
+        if _count_contrasts(sizes, order) <= MAX_COLUMNS:
             design = _build_contrasts(varied, len(values), order)
         else:  # parameters that only some trials have give equal columns
+            distinct = _list_columns(varied, len(values), order)
+            if distinct is None:
+                continue
             design = np.array([places == code for places, code in distinct], dtype=float).T
         fit = ResidualFit.fit(design, values)
         if fit.degrees >= MIN_DEGREES:

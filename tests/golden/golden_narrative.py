@@ -13,11 +13,11 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 from golden import FOLDER, Golden
 
-from reports.data.results import Results
-from reports.data.study_reader import read_results
 from reports.findings import StudyFindings
 from reports.narrative import list_warnings, write_answer, write_headline
 from reports.phrases import describe_outcomes, describe_pruning, describe_verdicts, to_markdown
+from reports.results import Results
+from reports.study_reader import read_results
 from rnn_search import import_results, import_study
 from studies.storage.open import read_storage
 

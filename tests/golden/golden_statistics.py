@@ -23,9 +23,9 @@ from golden import FOLDER, Golden
 from reports.analysis.hypothesis_tests import StudyTables, to_frame
 from reports.analysis.leaderboard import summarize_study
 from reports.analysis.nuisance import build_judged_table
-from reports.analysis.pruning_audit import audit_pruning
+from reports.analysis.pruning import audit_pruning
 from reports.charts.optuna_plots import compute_importances
-from reports.data.study_reader import read_results
+from reports.study_reader import read_results
 from rnn_search import ReportError, import_results, import_study, load
 from studies.loader import load_hypotheses
 from studies.storage.open import read_storage

@@ -15,8 +15,8 @@ from helpers import study_attributes
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from reports.data.results import Results
-from reports.data.study_reader import read_results
+from reports.results import Results
+from reports.study_reader import read_results
 from studies.attributes import CONFIG, OBJECTIVE_NAMES, AuditState, TokenizerRecord
 from studies.config import StudyConfig
 from studies.hypotheses import Registration, update_records
@@ -358,7 +358,7 @@ def extend_steps(url: str, steps: int, trials: Sequence[int]) -> None:
 
 
 def read_studies(url: str, *names: str, **options: Any) -> list[Results]:
-    """Read the results of studies, see :func:`reports.data.study_reader.read_results`."""
+    """Read the results of studies, see :func:`reports.study_reader.read_results`."""
     with closing(read_storage(url)) as storage:
         return [read_results(storage, name, **options) for name in names]
 

@@ -9,13 +9,13 @@ import pytest
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import chart_levels, chart_trends
-from reports.data.study_reader import read_results
 from reports.narrative import write_answer, write_headline
 from reports.page.page import render_page
 from reports.page.section import Section
 from reports.phrases import describe_additive, write_additive_clause
 from reports.stats.additive_model import fit_additive_model
 from reports.stats.scale import Scale
+from reports.study_reader import read_results
 from rnn_search import load
 from studies.importing import ImportOptions, import_results
 from studies.storage.open import read_storage

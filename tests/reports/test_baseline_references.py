@@ -11,12 +11,12 @@ from factories import (
     read_studies,
 )
 
-from reports.analysis.baseline_references import find_references
 from reports.analysis.leaderboard import rank_architectures
+from reports.analysis.other_studies import find_references
 from reports.charts.comparison_plots import plot_replicates
-from reports.data.trial_table import decode_architecture
 from reports.page.section import Section, build_sections
 from reports.phrases import describe_training_differences
+from reports.trial_table import decode_architecture
 from rnn.config import BaselineConfig
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")

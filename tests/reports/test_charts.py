@@ -111,7 +111,7 @@ def test_bars_of_a_timeline_with_many_trials_stand_for_several(results, monkeypa
 
 
 def test_history_of_some_trials_has_their_numbers_and_the_best_so_far(results, monkeypatch):
-    monkeypatch.setattr("reports.data.study_reader.MAX_DRAWN", 3)
+    monkeypatch.setattr("reports.study_reader.MAX_DRAWN", 3)
     history = chart_study(results)[1]
     values, best, *_ = history.figure.data
     drawn = list(values.x)

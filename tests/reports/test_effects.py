@@ -9,11 +9,11 @@ import pytest
 from factories import make_stated
 
 from reports.charts.effect_plots import chart_conditional_effects
-from reports.data.trial_table import find_traits
 from reports.phrases import describe_effect
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.design import Contrast, find_full_factorial_blocks
 from reports.stats.effects import FactorialTable
+from reports.trial_table import find_traits
 from rnn_search import load
 
 A = Contrast("a", False, True)

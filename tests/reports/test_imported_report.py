@@ -13,13 +13,13 @@ from optuna_dashboard import get_note
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import effect_color
 from reports.dashboard.publish import StudyPublisher, render_note
-from reports.data.study_reader import read_results
-from reports.data.table_export import write_csv
 from reports.findings import StudyFindings
 from reports.narrative import describe_insignificance, write_answer, write_headline
 from reports.page.page import render_page
 from reports.page.section import Section
 from reports.phrases import to_html
+from reports.study_reader import read_results
+from reports.table_export import write_csv
 from rnn_search import load
 from studies.artifacts import open_store
 from studies.importing import ImportOptions, import_results

@@ -19,13 +19,13 @@ from factories import (
 
 from reports.analysis.leaderboard import rank_architectures
 from reports.analysis.nuisance import build_judged_table, summarize_nuisance
-from reports.analysis.refinement_effects import compare_with_source
-from reports.data.table_export import write_csv
-from reports.data.trial_table import find_traits
+from reports.analysis.other_studies import compare_with_source
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from reports.stats.effects import FactorialTable
 from reports.stats.run_means import estimate_selected
+from reports.table_export import write_csv
+from reports.trial_table import find_traits
 from rnn_search.study import load
 from studies.config import StudyConfig
 

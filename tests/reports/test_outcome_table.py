@@ -8,8 +8,7 @@ import pytest
 from factories import make_study, make_union, results_of
 from scipy.stats import binom
 
-from reports.analysis.outcomes import build_outcome_table
-from reports.data.trial_table import find_traits
+from reports.analysis.nuisance import build_outcome_table
 from reports.page.page import render_page
 from reports.page.section import Section
 from reports.stats.design import Contrast
@@ -21,6 +20,7 @@ from reports.stats.hypotheses import (
     OutcomeTable,
     compute_outcomes,
 )
+from reports.trial_table import find_traits
 
 
 def test_counts_equal_a_calculation_by_hand(sqlite_url):

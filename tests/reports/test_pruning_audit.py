@@ -9,14 +9,12 @@ from factories import created_once, make_runs, make_study, results_of
 from optuna.trial import TrialState
 from scipy import stats
 
-from reports.analysis.audited_effects import (
+from reports.analysis.pruning import (
     MIN_STOPPED,
-    estimate_audited_effects,
-    estimate_effects,
-)
-from reports.analysis.pruning_audit import (
     audit_pruning,
     bound_lost,
+    estimate_audited_effects,
+    estimate_effects,
     judge_architectures,
     measure_recall,
     summarize_pruning,

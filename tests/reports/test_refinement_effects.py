@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
-from reports.analysis.refinement_effects import compare_with_source, compute_variant_effects
+from reports.analysis.other_studies import compare_with_source, compute_variant_effects
 from reports.page.page import render_page
 from reports.page.section import Section
 from studies.storage.open import open_storage

@@ -9,12 +9,12 @@ import pytest
 from factories import finish_one
 from helpers import TEXT, DatabaseUse
 
+from reports import study_reader
 from reports.charts import training_plots
 from reports.dashboard.publish import StudyPublisher
-from reports.data import study_reader
-from reports.data.study_reader import StudyReader, read_results
-from reports.data.table_export import write_curves
 from reports.page.section import Section
+from reports.study_reader import StudyReader, read_results
+from reports.table_export import write_curves
 from search.status import read_status
 from studies.artifacts import open_store
 from studies.attributes import RESERVED_OPTION_NAMES
@@ -114,7 +114,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
 
 def test_all_curves_are_exported_whatever_is_drawn(sqlite_url, tmp_path, monkeypatch):
     make_large_study(sqlite_url, tmp_path, progress=0.9)
-    monkeypatch.setattr("reports.data.table_export._BATCH", 7)
+    monkeypatch.setattr("reports.table_export._BATCH", 7)
     with closing(read_storage(sqlite_url)) as storage:
         results = read_results(storage, NAME, with_windows=False)
         write_curves(storage, results, tmp_path / "curves.csv")

@@ -10,10 +10,10 @@ import pytest
 from factories import MIN_GRU, gated_params, make_runs, make_study, read_studies, results_of
 from helpers import EACH_DATABASE
 
-from reports.data.table_export import write_csv, write_parquet
 from reports.errors import ReportError
 from reports.page.page import render_page
 from reports.page.section import Section
+from reports.table_export import write_csv, write_parquet
 from search.status import read_status
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.storage.counts import count_trials

@@ -9,7 +9,7 @@ import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, read_studies, results_of
 
 from reports.analysis.nuisance import build_judged_table
-from reports.data.results import find_replicates
+from reports.results import find_replicates
 from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.noise import NoiseSource, estimate_run_noise

@@ -7,14 +7,14 @@ import pytest
 from factories import created_once, make_runs
 from invocation import refused
 
-from reports.analysis.task_comparison import compare_across_tasks
 from reports.dashboard.publish import StudyPublisher
-from reports.data.study_reader import read_results
 from reports.errors import ReportError
+from reports.findings import compare_across_tasks
 from reports.hypotheses import write_hypotheses
 from reports.output import report_identity
 from reports.page.page import write_report
 from reports.stats.task_contrasts import describe_agreement
+from reports.study_reader import read_results
 from rnn_search import load
 from studies.config import StudyConfig
 from studies.storage.open import load_study, open_storage, read_storage

@@ -10,10 +10,10 @@ from factories import created_once, make_runs
 from rich.console import Console
 
 from reports.dashboard.publish import render_note
-from reports.data.study_reader import read_results
-from reports.data.table_export import write_csv
 from reports.findings import StudyFindings
 from reports.page.page import write_report
+from reports.study_reader import read_results
+from reports.table_export import write_csv
 from rnn_search import load
 from search.display import draw_status, format_status
 from search.status import RunningTrial

@@ -8,7 +8,7 @@ from invocation import refused
 
 import rnn.own_code
 import rnn_search
-from reports.data.study_reader import read_results
+from reports.study_reader import read_results
 from rnn.errors import TaskError
 from search.errors import WeightsNotFoundError
 from search.models import export_trial

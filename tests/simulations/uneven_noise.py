@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from reports.analysis.refinement_effects import UNCHANGED, SourceComparison, compute_variant_effects
+from reports.analysis.other_studies import UNCHANGED, SourceComparison, compute_variant_effects
 from reports.stats import Integers
 from reports.stats.effects import FactorialTable
 from reports.stats.noise import Slopes, estimate_run_noise

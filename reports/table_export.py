@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 from pandas.api.types import infer_dtype
 
-from reports.data.results import Results
 from reports.errors import ReportError
+from reports.results import Results
 from studies.attributes import CONTEXT_LISTS, RETRY_COUNTS, SOURCE_TRIALS
 from studies.files import atomic_write, compress, require_regular
 from studies.space import BPTT_STEPS, REPLICATE

@@ -7,11 +7,11 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from reports.data.results import Results
-from reports.data.trial_table import TableBuilder, read_source_trials
 from reports.errors import ReportError
 from reports.output import study_identity
+from reports.results import Results
 from reports.stats.scale import NATS, Scale
+from reports.trial_table import TableBuilder, read_source_trials
 from studies.attributes import StudyRecord
 from studies.loader import read_record
 from studies.storage.open import load_study

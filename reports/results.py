@@ -9,12 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from reports.data.trial_table import (
-    has_levels,
-    list_nuisance,
-    list_params,
-    metric_column,
-)
 from reports.formatting import loss_unit, objective_name
 from reports.stats.run_means import average_runs
 from reports.stats.scale import (
@@ -25,6 +19,12 @@ from reports.stats.scale import (
     format_value,
     is_missing,
     order_values,
+)
+from reports.trial_table import (
+    has_levels,
+    list_nuisance,
+    list_params,
+    metric_column,
 )
 from rnn.config import OPTIMIZERS, TaskSpec
 from studies.attributes import (

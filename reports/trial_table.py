@@ -99,7 +99,7 @@ MAX_TEXTS = 10
 
 
 class TableBuilder:
-    """Builds the trial table of a study, see :class:`reports.data.results.Results`.
+    """Builds the trial table of a study, see :class:`reports.results.Results`.
 
     Rows of trials that are the same objects as in the last call are not built again.
     """

@@ -1,1 +1,0 @@
-"""Studies read into frames, and tables written to files."""
