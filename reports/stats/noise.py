@@ -353,7 +353,9 @@ def _measure_deviations(
     tests = []
     for i in range(codes.shape[1]):
         places = np.unique(unit_codes[:, i], return_inverse=True)[1]
-        parts, degrees = (np.bincount(places, each) for each in (squares, shares))
+        parts, degrees = (
+            np.bincount(places, each).astype(np.float64) for each in (squares, shares)
+        )
         known = (degrees >= MIN_DEGREES) & (parts > 0)
         if known.sum() > 1:
             tests.append((compare_variances(parts[known], degrees[known]), i))
