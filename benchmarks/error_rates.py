@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from reports.stats import Integers
+from reports.stats import Floats, Integers
 from reports.stats.design import Contrast
 from reports.stats.run_means import average_runs
 from studies.config import DEFAULT_LOOKS
@@ -29,7 +29,6 @@ from tests.simulations.replicates import (
     MARGIN,
     NOISES,
     TEXT_NOISES,
-    Floats,
     count_false_as_good,
     count_false_worse,
     has_false_verdict,
