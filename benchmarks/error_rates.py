@@ -172,9 +172,9 @@ def measure_unequal_runs(studies: int = 500) -> Iterator[str]:
     for gap in (0.0, 0.01, 0.02):
         yield f"{gap} | {_simulate_leaders(gap, studies):.1%}"
     yield "one of ten equal architectures has | text noise | false difference"
-    for scenario, text_noise in itertools.product(LOST_RUNS, TEXT_NOISES):
-        false = simulate_lost_runs(scenario, text_noise, 2 * studies)
-        yield f"{scenario} | {text_noise} | {false:.1%}"
+    for lost, text_noise in itertools.product(LOST_RUNS, TEXT_NOISES):
+        false = simulate_lost_runs(lost, text_noise, 2 * studies)
+        yield f"{lost} | {text_noise} | {false:.1%}"
 
 
 def _simulate_leaders(gap: float, studies: int) -> float:
@@ -217,11 +217,11 @@ def measure_replicates(studies: int = 1000) -> Iterator[str]:
             f"{runs} | {name} | {text} | {worse:.1%} | {good:.1%} | {found[0]:.2f} | "
             f"{found[1]:.2f} | {of_pair:.2f}"
         )
-    ramp = 0.01 * places
+    ramp: Floats = 0.01 * places.astype(np.float64)
     yield "smallest architecture, each 0.01 worse than the next larger one"
     yield "runs | named beyond the margin | smaller than the best mean"
     for runs in (3, 5, 10, 20):
-        (look,) = simulate_looks([ramp], NOISES["equal"], runs, studies)
+        (look,) = simulate_looks([np.asarray(ramp)], NOISES["equal"], runs, studies)
         best = look.means.argmin(axis=1)
         # The smallest that is as good as the best; later ones are smaller.
         smallest = np.where(look.is_as_good, places, -1).max(axis=1)

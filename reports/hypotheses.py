@@ -18,10 +18,10 @@ import click
 
 from reports.analysis.hypothesis_tests import (
     HypothesisTest,
-    StudyTables,
     describe_comparison,
     describe_region,
     list_unknown,
+    run_test,
 )
 from reports.analysis.nuisance import join_names
 from reports.errors import ReportError
@@ -139,8 +139,8 @@ def evaluate_study(
             f"study {results.name!r} has finished {counts.finished:,} of {counts.planned:,} "
             "trials: run it to its end first"
         )
-    tables, stored = StudyTables(results), [record.hypothesis for record in results.hypotheses]
-    tests = (tables.test(each.with_margin(margin)) for each in hypotheses)
+    stored = [record.hypothesis for record in results.hypotheses]
+    tests = (run_test(results, each.with_margin(margin)) for each in hypotheses)
     return StudyTests(
         results,
         {

@@ -16,7 +16,7 @@ from reports.analysis.leaderboard import StudySummary
 from reports.analysis.nuisance import Edge, build_outcome_table, join_names
 from reports.analysis.other_studies import BaselineReference
 from reports.findings import Divergence, StudyFindings, UnequalBudget
-from reports.formatting import escape_markdown, loss_unit
+from reports.formatting import escape_markdown
 from reports.results import Results
 from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
@@ -164,7 +164,7 @@ def count_outcomes(results: Results) -> str:
         return ""
     found = build_outcome_table(results, threshold).values
     judged = format_count(int((found != UNKNOWN).sum()), results.judged_noun)
-    limit = f"{threshold} {loss_unit(results.config)}".rstrip()
+    limit = f"{threshold} {results.measure.unit}".rstrip()
     good = format_count(int((found == GOOD).sum()), f"of {judged} is", f"of {judged} are")
     return f"{good} {scale.good_side} {limit}"
 

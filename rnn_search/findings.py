@@ -23,7 +23,6 @@ from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pareto_front import FrontMember, ParetoFront, summarize_costs
 from reports.errors import ReportError
 from reports.findings import BudgetComparison, StudyFindings, compare_across_tasks, compare_budgets
-from reports.formatting import loss_unit
 from reports.narrative import describe_insignificance, list_warnings
 from reports.phrases import count_verdicts, describe_smallest, to_plain, write_additive
 from reports.results import Results, find_replicates
@@ -37,7 +36,9 @@ from reports.stats.scale import format_count
 from reports.stats.task_contrasts import TaskContrast, describe_agreement
 from reports.study_reader import read_results
 from reports.tables import (
+    Column,
     Table,
+    contrast_columns,
     tabulate_conditional,
     tabulate_effects,
     tabulate_front,
@@ -143,17 +144,17 @@ class Effects:
         and ``bytes`` or ``tokens``, of tasks other than text ``inputs``. Empty for studies that do
         not vary such a setting.
         """
-        budgets = self.at_budgets.budgets if self.at_budgets else []
+        budgets = self.at_budgets.budgets if self.at_budgets else {}
         rows = [
             (effect, budget)
-            for each in (self.at_budgets.rows if self.at_budgets else [])
-            for effect, budget in zip(each.effects, budgets, strict=True)
+            for effects in (self.at_budgets.rows if self.at_budgets else [])
+            for effect, budget in zip(effects, budgets.items(), strict=True)
         ]
         columns = ["parameter", "before", "after", "effect", "low", "high", "pairs", "significant"]
         table = tabulate_effects([effect for effect, _ in rows]).to_frame()[columns]
         return table.assign(
-            equal=[budget.unit for _, budget in rows],
-            amount=[budget.amount for _, budget in rows],
+            equal=[unit for _, (unit, _) in rows],
+            amount=[amount for _, (_, amount) in rows],
         )
 
     def plot(self) -> "go.Figure":
@@ -198,20 +199,14 @@ class TaskEffects:
         It does so in the tasks where its effect is significant, corrected for all changes in all
         tasks; ``agrees`` tells whether these are two or more, of one sign.
         """
-        columns = ["parameter", "before", "after", "tasks", "helps", "harms", "agrees"]
-        rows = [
-            (
-                each.contrast.parameter,
-                each.contrast.before,
-                each.contrast.after,
-                len(each.by_task),
-                len(each.helps),
-                len(each.harms),
-                each.agrees,
-            )
-            for each in self.contrasts
+        columns = [
+            *contrast_columns(lambda row: row.contrast),
+            Column("", lambda row: len(row.by_task), name="tasks"),
+            Column("", lambda row: len(row.helps), name="helps"),
+            Column("", lambda row: len(row.harms), name="harms"),
+            Column("", lambda row: row.agrees, name="agrees"),
         ]
-        return pd.DataFrame(rows, columns=columns)
+        return Table("agreement", self.contrasts, columns).to_frame()
 
     def __repr__(self) -> str:
         named = [f"task {name}\n{each!r}" for name, each in self.by_task.items()]
@@ -337,7 +332,7 @@ def find_effects(results: Results, storage: str) -> Effects:
         warnings.append(describe_insignificance(effects))
     if model:
         effects = effects or [each.effect for each in model.levels]
-    unit, spec = loss_unit(results.config), results.scale.value_spec
+    unit, spec = results.measure.unit, results.scale.value_spec
     budgets = compare_budgets(results)
     return Effects(effects, unit, warnings, findings.conditional, spec, model, budgets)
 

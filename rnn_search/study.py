@@ -302,10 +302,10 @@ class Study:
         which the effect has opposite signs. While trials are unfinished, and if the study cannot
         test a hypothesis, it has one row: ``problem`` says why.
         """
-        from reports.analysis.hypothesis_tests import StudyTables, to_frame
+        from reports.analysis.hypothesis_tests import run_stored_tests, to_frame
 
         results = self._read_one_task("hypotheses", require_complete=False)
-        return to_frame(StudyTables(results).test_stored())
+        return to_frame(run_stored_tests(results))
 
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.

@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.chart import Chart
-from reports.formatting import loss_unit
 from reports.narrative import list_warnings, write_answer
 from reports.page.section import Section
 from reports.phrases import describe_pruning, to_html, to_sentence
@@ -88,7 +87,7 @@ def _measure_intervals(section: Section) -> Limit | None:
         return None
     spec = section.results.scale.spec
     detail = f"median; from {min(widths):{spec}} to {max(widths):{spec}}"
-    unit = loss_unit(section.results.config)
+    unit = section.results.measure.unit
     return Limit("95% interval of an effect", f"± {median(widths):{spec}}", unit, detail)
 
 
@@ -105,14 +104,14 @@ def _measure_noise(section: Section) -> Limit:
         unit = results.metric.unit
         spec = results.metric.scale.value_spec
         return Limit(name, f"{value:{spec}}", unit, f"standard deviation over {runs:,} runs")
-    if section.audited_effects is not None:
+    if section.findings.audited is not None:
         return Limit(
             name, "not measured", detail="intervals leave out what another run would change"
         )
     noise = build_judged_table(results).noise
     if noise is None:
         source = "differences between pairs"
-        if section.additive and not section.main_effects.effects:
+        if section.findings.additive and not section.main_effects.effects:
             source = "residuals of the additive model"
         return Limit(name, "not known", detail=f"intervals use the {source} instead")
     low, high = (float(f(noise.deviations.deviations)) for f in (np.nanmin, np.nanmax))
@@ -120,7 +119,7 @@ def _measure_noise(section: Section) -> Limit:
     text = f"{low:{spec}} to {high:{spec}}"
     if high < _VARYING * low:
         text = f"{high:{spec}}"
-    unit = loss_unit(results.config)
+    unit = results.measure.unit
     return Limit(name, text, unit, f"standard deviation, from {noise.source}")
 
 
@@ -223,7 +222,7 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
         return section.replicates_chart, caption
     if section.main_effects.chart:
         drawn = "95% interval"
-        if section.audited_effects:
+        if section.findings.audited:
             drawn = "95% interval of drawing other audited trials"
         caption = f"Mean change of the {name} over all pairs of {unit}s that differ in this alone"
         effects = section.main_effects.effects
@@ -237,8 +236,8 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
         else:
             caption += f", with its {drawn}. None is significant."
         return section.main_effects.chart, caption
-    if section.additive:
-        has_trend = any(trend.is_significant for trend in section.additive.trends)
+    if section.findings.additive:
+        has_trend = any(trend.is_significant for trend in section.findings.additive.trends)
         levels = [section.levels_chart] if section.levels_chart else []
         charts = [*section.trend_charts, *levels] if has_trend else [*levels, *section.trend_charts]
         if charts:
