@@ -217,7 +217,7 @@ def measure_replicates(studies: int = 1000) -> Iterator[str]:
             f"{runs} | {name} | {text} | {worse:.1%} | {good:.1%} | {found[0]:.2f} | "
             f"{found[1]:.2f} | {of_pair:.2f}"
         )
-    ramp = 0.01 * places
+    ramp: Floats = 0.01 * places.astype(np.float64)
     yield "smallest architecture, each 0.01 worse than the next larger one"
     yield "runs | named beyond the margin | smaller than the best mean"
     for runs in (3, 5, 10, 20):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reports.stats import Integers
-from reports.stats.noise import Runs
 from reports.stats.scale import format_param, format_value, order_values
 
 if TYPE_CHECKING:
@@ -114,18 +113,6 @@ def encode(table: "pd.DataFrame", axes: Mapping[str, Sequence[Any]]) -> Integers
             known = [place.get(value, -2) for value in found.tolist()]
             codes[:, i] = np.array([*known, -1])[indices]
     return codes
-
-
-def encode_runs(
-    replicates: "pd.DataFrame", axes: Mapping[str, Sequence[Any]], places: Sequence[int]
-) -> Runs:
-    """Encode further runs of the same architectures; ``places`` are the axes to keep."""
-    rows = replicates[replicates["value"].notna()]
-    return Runs(
-        encode(rows, axes)[:, places],
-        rows[REPLICATE].to_numpy(dtype=np.int64),
-        rows["value"].to_numpy(dtype=float),
-    )
 
 
 def find_full_factorial_blocks(

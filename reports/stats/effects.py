@@ -24,9 +24,8 @@ from reports.stats.design import (
     Contrast,
     ParameterTraits,
     encode,
-    encode_runs,
 )
-from reports.stats.noise import NoiseError, NoiseSource, RunNoise, Slopes, estimate_run_noise
+from reports.stats.noise import NoiseError, NoiseSource, RunNoise, Runs, Slopes, estimate_run_noise
 from reports.stats.run_means import RunMeans
 from reports.stats.scale import NATS, Scale, format_param, format_value
 
@@ -288,13 +287,15 @@ class FactorialTable:
         axes = {name: traits.sort_values(name, values) for name, values in known.items()}
         codes, values = encode(table, axes), table["value"].to_numpy(dtype=float)
         places = [i for i, name in enumerate(axes) if name != REPLICATE]
-        noise = estimate_run_noise(
-            codes[:, places],
-            values,
-            None if replicates is None else encode_runs(replicates, axes, places),
-            means,
-            is_grid,
-        )
+        runs = None
+        if replicates is not None:
+            rows = replicates[replicates["value"].notna()]
+            runs = Runs(
+                encode(rows, axes)[:, places],
+                rows[REPLICATE].to_numpy(dtype=np.int64),
+                rows["value"].to_numpy(dtype=float),
+            )
+        noise = estimate_run_noise(codes[:, places], values, runs, means, is_grid)
         if noise is not None:
             noise = replace(noise, slopes=slopes)
         return cls(axes, codes, traits, values, noise, scale)

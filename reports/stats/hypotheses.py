@@ -85,14 +85,14 @@ class OutcomeTable:
             **attributes,
         )
 
-    def exchange_sides(self) -> "OutcomeTable":
+    def exchange_sides(self) -> Self:
         """Return the table in which good and bad are exchanged."""
-        return OutcomeTable(
+        return replace(
+            self,
             both_good=self.both_bad,
             rescued=self.ruined,
             ruined=self.rescued,
             both_bad=self.both_good,
-            unknown=self.unknown,
         )
 
     @property
@@ -262,17 +262,6 @@ def _changes_outcomes(outcomes: OutcomeTable, error: float) -> bool:
     return outcomes.p < error and abs(outcomes.gain) >= OUTCOME_MARGIN
 
 
-def _excludes_gain(outcomes: OutcomeTable, error: float) -> bool:
-    """Return whether the interval of the gain excludes one that matters."""
-    return outcomes.compute_interval(1 - error).high < OUTCOME_MARGIN
-
-
-def _excludes_change(outcomes: OutcomeTable, error: float) -> bool:
-    """Return whether the interval of the gain excludes one that matters, of either sign."""
-    low, high = outcomes.compute_interval(1 - error)
-    return low > -OUTCOME_MARGIN and high < OUTCOME_MARGIN
-
-
 _LOWERS = Condition(
     lambda interval, margin: interval.high < -margin,
     lambda outcomes, error: _changes_outcomes(outcomes, error) and outcomes.gain > 0,
@@ -280,7 +269,7 @@ _LOWERS = Condition(
 )
 _DOES_NOT_LOWER = Condition(
     lambda interval, margin: interval.low > -margin,
-    _excludes_gain,
+    lambda outcomes, error: outcomes.compute_interval(1 - error).high < OUTCOME_MARGIN,
     "the interval lies above −{margin}",
 )
 _RAISES = Condition(
@@ -290,12 +279,14 @@ _RAISES = Condition(
 )
 _DOES_NOT_RAISE = Condition(
     lambda interval, margin: interval.high < margin,
-    lambda outcomes, error: _excludes_gain(outcomes.exchange_sides(), error),
+    lambda outcomes, error: outcomes.compute_interval(1 - error).low > -OUTCOME_MARGIN,
     "the interval lies below {margin}",
 )
 _MAKES_NO_DIFFERENCE = Condition(
     lambda interval, margin: -margin < interval.low and interval.high < margin,
-    _excludes_change,
+    lambda outcomes, error: all(
+        each.outcome(outcomes, error) for each in (_DOES_NOT_LOWER, _DOES_NOT_RAISE)
+    ),
     "the interval lies within ±{margin}",
 )
 _MAKES_A_DIFFERENCE = Condition(

@@ -353,7 +353,9 @@ def _measure_deviations(
     tests = []
     for i in range(codes.shape[1]):
         places = np.unique(unit_codes[:, i], return_inverse=True)[1]
-        parts, degrees = (_sum_by(places, each) for each in (squares, shares))
+        parts, degrees = (
+            np.bincount(places, each).astype(np.float64) for each in (squares, shares)
+        )
         known = (degrees >= MIN_DEGREES) & (parts > 0)
         if known.sum() > 1:
             tests.append((compare_variances(parts[known], degrees[known]), i))
@@ -368,12 +370,6 @@ def _measure_deviations(
             degrees[i] = own.degrees
             deviations[i] = math.sqrt(float(own.residuals @ own.residuals) / own.degrees)
     return Deviations(groups, deviations, degrees)
-
-
-def _sum_by(places: Integers, values: Floats) -> Floats:
-    """Sum values by their place."""
-    sums: Floats = np.bincount(places, values).astype(np.float64)
-    return sums
 
 
 def _fit_groups(

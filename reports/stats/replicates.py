@@ -377,11 +377,6 @@ class Comparison:
         reverse = self.pairs.get((second, first))
         return reverse.negated if reverse else None
 
-    def is_significant(self, first: str, second: str) -> bool:
-        """Return whether two architectures differ significantly."""
-        difference = self.between(first, second)
-        return difference is not None and difference.is_significant
-
     def is_better(self, first: str, second: str) -> bool:
         """Return whether the first architecture is significantly better than the second."""
         difference = self.between(first, second)

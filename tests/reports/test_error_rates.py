@@ -115,11 +115,6 @@ def err_in_looks(gap: float) -> float:
     return np.mean([has_false_verdict(each, gaps) for each in runs])
 
 
-def lose_runs(scenario: str) -> float:
-    """Return how often equal architectures differ of which one lost runs."""
-    return simulate_lost_runs(scenario, TEXT_NOISE, 100)
-
-
 def rescue(effect: float, what: str) -> float:
     """Return how often a change of 48 networks is significant, or is in its interval."""
     generator, found = np.random.default_rng(1), []

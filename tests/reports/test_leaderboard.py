@@ -60,7 +60,10 @@ def test_page_names_the_smallest_architecture_that_is_as_good(build_page):
     section = page.section
     comparison = section.summary.comparison
     assert comparison.between(WORST, BEST).windows == 4
-    assert [comparison.is_significant(name, BEST) for name in (SMALLER, WORST)] == [False, True]
+    assert [comparison.between(name, BEST).is_significant for name in (SMALLER, WORST)] == [
+        False,
+        True,
+    ]
     assert section.summary.smallest.label == SMALLER
     heat = section.pairwise_chart.figure.data[0]
     # Differences that are not significant are in parentheses and not colored.

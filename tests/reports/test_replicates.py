@@ -19,6 +19,7 @@ from reports.stats.replicates import (
     judge,
     moderate_variances,
 )
+from reports.stats.run_means import Run, RunMeans, average_runs, rank_runs
 
 
 def as_runs(losses):
@@ -76,9 +77,9 @@ def test_only_common_runs_are_compared():
     assert (found.half_width, found.p) == (0, 0)
     none = compare_two({1: [1.0]}, {2: [1.0]})
     assert (none.runs, none.p, none.is_significant) == (0, 1, False)
-    single = compare_two({1: [1.0]}, {1: [2.0]})
-    assert (single.mean, single.p) == (-1, 1)
-    assert math.isnan(single.low)
+    single = compare_two({1: [1.0, 1.1]}, {1: [2.0, 2.1]})
+    assert (single.mean, single.p, single.is_significant) == (-1, 1, False), "of one run"
+    assert math.isnan(compare_two({1: [1.0]}, {1: [2.0]}).low)
 
 
 def test_p_value_holds_for_any_ratio_of_runs_and_text():
@@ -110,15 +111,6 @@ def test_a_comparison_is_corrected_for_the_architectures_that_were_left_out():
     assert alone.p == of_ten.p
     # The second of 3 and of 45.
     assert of_ten.p_adjusted == pytest.approx(alone.p_adjusted * 44 / 2)
-
-
-def test_single_runs_never_differ_significantly():
-    """They differ clearly on every window, which says nothing about another run."""
-    losses = np.random.default_rng(0).normal(scale=0.01, size=(3, 1, 40))
-    losses += np.arange(3)[:, None, None]
-    comparison = compare_pairwise({str(i): as_runs(each) for i, each in enumerate(losses)})
-    assert all(pair.low > 0.9 for pair in comparison.pairs.values())
-    assert not any(pair.is_significant for pair in comparison.pairs.values())
 
 
 def list_pairs(size):
@@ -153,17 +145,12 @@ def test_one_noisy_architecture_does_not_hide_that_the_others_agree():
     assert degrees[-1] > 4
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_few_architectures_are_not_moderated(size):
+@pytest.mark.parametrize(("size", "scale"), [(2, 1.0), (4, 1.0), (10, 0.0)])
+def test_few_architectures_and_identical_runs_are_not_moderated(size, scale):
     pairs = list_pairs(size)
-    variances, given = np.arange(1.0, 1 + pairs.shape[1]), np.full(pairs.shape[1], 2.0)
+    variances, given = scale * np.arange(1.0, 1 + pairs.shape[1]), np.full(pairs.shape[1], 2.0)
     moderated, degrees = moderate_variances(variances, given, pairs)
     assert (moderated.tolist(), degrees.tolist()) == (variances.tolist(), given.tolist())
-
-
-def test_identical_runs_are_not_moderated():
-    moderated, degrees = moderate_variances(np.zeros(45), np.full(45, 2.0), PAIRS)
-    assert (set(moderated), set(degrees)) == ({0}, {2})
 
 
 def test_pairs_with_fewer_runs_than_most_are_not_moderated():
@@ -204,7 +191,7 @@ def test_three_verdicts():
         noisy=runs_around(1.012, 0.05, seed=3),
         far=runs_around(1.2, 0.001, seed=4),
     )
-    assert judgement.comparison.is_significant("near", "best")
+    assert judgement.comparison.between("near", "best").is_significant
     assert judgement.verdicts == {
         "best": Verdict.UNDECIDED,  # "noisy" may be better
         "near": Verdict.WORSE,
@@ -217,7 +204,7 @@ def test_three_verdicts():
         near=runs_around(1.01, 0.001, seed=2),
         far=runs_around(1.2, 0.001, seed=4),
     )
-    assert without.comparison.is_significant("near", "best")
+    assert without.comparison.between("near", "best").is_significant
     assert without.verdicts == {
         "best": Verdict.AS_GOOD,
         "near": Verdict.AS_GOOD,  # significantly worse, by less than the margin
@@ -267,3 +254,44 @@ def test_architecture_of_a_single_run_does_not_withhold_the_verdicts_of_others()
     assert judgement.verdicts["near"] is Verdict.AS_GOOD
     assert judgement.verdicts["diverged"] is Verdict.UNDECIDED
     assert judgement.bounds["diverged"] == np.inf
+
+
+# ------------------------------------------------------------------ means over runs
+
+
+def test_means_are_those_of_a_least_squares_fit_of_architecture_and_replicate():
+    generator = np.random.default_rng(0)
+    runs = [(i, run) for i, count in enumerate((20, 20, 3, 5)) for run in range(count)]
+    architectures, replicates = np.array(runs).T
+    losses = generator.normal(size=len(runs))
+    means = RunMeans.fit(architectures, replicates, 5)
+    design = np.hstack(
+        [architectures[:, None] == np.arange(4), replicates[:, None] == np.arange(20)]
+    )
+    fitted = np.linalg.lstsq(design.astype(float), losses, rcond=None)[0]
+    expected = fitted[:4] + fitted[4:].mean()
+    assert means.compute(losses)[:4] == pytest.approx(expected)
+    assert np.isnan(means.compute(losses)[4])
+    weights = np.array([1.0, -0.5, 2.0, 0.25, 0.0])
+    assert means.spread(weights) @ losses == pytest.approx(weights[:4] @ expected)
+    kept = means.select(np.array([True, False, True, False, False]))
+    assert kept.compute(losses) == pytest.approx(expected[[0, 2]])
+    assert kept.spread(weights[[0, 2]]) @ losses == pytest.approx(expected[0] + 2 * expected[2])
+
+
+def test_architecture_that_lost_its_hardest_run_does_not_win():
+    """Replicate 2 is harder by 1 for both; the worse one lacks it."""
+    runs = [("good", 1, 1.0), ("good", 2, 2.0), ("worse", 1, 1.1)]
+    assert average_runs(runs) == pytest.approx({"good": 1.5, "worse": 1.6})
+    balanced = [("a", 1, 0.1), ("b", 1, 0.3), ("a", 2, 0.2), ("b", 2, 0.4)]
+    assert average_runs(balanced) == {"a": (0.1 + 0.2) / 2, "b": (0.3 + 0.4) / 2}
+    assert average_runs([]) == {}
+
+
+def test_best_of_a_planned_look_is_one_of_those_that_it_compares_over_its_runs():
+    rows = [("stopped", 2, 1.0), ("a", 2, 2.0), *(("b", i, 1.5) for i in (2, 3, 4))]
+    rows += [("b", 5, 9.0), ("late", 5, 0.0)]
+    runs = [Run(name, i, replicate, loss, loss) for i, (name, replicate, loss) in enumerate(rows)]
+    names = {run.number: run.architecture for run in runs}
+    ranked = rank_runs(runs, names, [2, 3, 4], [[1, 2]], is_finished=True)
+    assert [each.architecture for each in ranked] == ["b", "stopped", "a", "late"]
