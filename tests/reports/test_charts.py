@@ -13,7 +13,7 @@ from optuna.importance import (
     get_param_importances,
 )
 
-from reports.charts.alt_text import describe_figure
+from reports.charts.chart import describe_figure
 from reports.charts.optuna_plots import (
     FANOVA_TREES,
     chart_study,
