@@ -10,7 +10,7 @@ or of updates, that all compared trials have reached (Shallue et al., *Measuring
 Parallelism on Neural Network Training*, 2019, compare batch sizes by steps and by examples).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.analysis.hypothesis_tests import HypothesisTest, StudyTables
+from reports.analysis.hypothesis_tests import HypothesisTest, run_stored_tests
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import (
     Edge,
@@ -41,10 +41,9 @@ from reports.stats.conditional_effects import (
     compute_conditional_effects,
     rank_effects,
 )
-from reports.stats.contrast import Contrast
-from reports.stats.decision_rules import Verdict
+from reports.stats.design import Contrast
 from reports.stats.effects import Effect
-from reports.stats.outcome_table import ContrastOutcomes, compute_outcomes
+from reports.stats.hypotheses import ContrastOutcomes, Verdict, compute_outcomes
 from reports.stats.scale import format_value, is_missing
 from reports.stats.task_contrasts import TaskContrast, compare_tasks
 from reports.trial_table import is_continuous, metric_column, to_python
@@ -157,8 +156,28 @@ class StudyFindings:
 
     @cached_property
     def additive(self) -> AdditiveModel | None:
-        """Additive model of trials that matched pairs do not compare; None if they do."""
-        return fit_sweep(self.results, self.effects)
+        """Additive model of complete trials that matched pairs do not compare; None if they do.
+
+        They do not if a parameter has too many values, or if trials are no grid and have too few
+        of them. Trials that were selected by their results, by pruning or from another study, have
+        no model.
+        """
+        results, names = self.results, self.results.parameters
+        is_swept = any(is_continuous(results.table[name]) for name in names)
+        has_too_few = not (results.is_grid or any(each.is_decidable for each in self.effects))
+        if not names or not (is_swept or has_too_few):
+            return None
+        is_derived = results.config.refinement is not None
+        if results.is_pruned or is_derived or not results.is_finished:
+            return None
+        rows = results.complete
+        columns = {
+            name: [None if is_missing(value) else to_python(value) for value in rows[name]]
+            for name in names
+        }
+        settings = results.number_settings(rows).to_numpy()
+        values = rows["value"].to_numpy(dtype=float)
+        return fit_additive_model(columns, values, settings, results.scale)
 
     @property
     def trends(self) -> list[Trend]:
@@ -188,7 +207,7 @@ class StudyFindings:
     @cached_property
     def hypotheses(self) -> list[HypothesisTest]:
         """The hypotheses that the study stores, and their tests."""
-        return StudyTables(self.results).test_stored()
+        return run_stored_tests(self.results)
 
     @property
     def holding(self) -> list[HypothesisTest]:
@@ -206,32 +225,49 @@ class StudyFindings:
 
     @cached_property
     def divergences(self) -> list[Divergence]:
-        """Cells, and architectures of other cells, that diverged in most of their trials."""
-        return find_divergences(self.results)
+        """Cells, and architectures of other cells, that diverged in most of two or more trials.
+
+        An architecture has several trials where it is replicated, or has nuisance parameters.
+        """
+        results = self.results
+        ended = (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.DIVERGED)
+        rows = results.table[results.table["state"].isin(ended)]
+        if not results.cells or not (rows["state"] == TrialStatus.DIVERGED).any():
+            return []
+        cells = rows[CELL] if CELL in rows else pd.Series(results.cells[0], rows.index)
+        by_cell = _count_divergences(rows, cells)
+        is_left = ~cells.isin([each.name for each in by_cell])
+        by_architecture = _count_divergences(rows[is_left], rows["architecture"][is_left])
+        named = [Divergence(format_value(e.name), e.diverged, e.ended) for e in by_cell]
+        return named + by_architecture
 
     @cached_property
     def budgets(self) -> list[UnequalBudget]:
-        """Parameters whose values get unequal budgets and are compared nevertheless."""
-        names = [each.contrast.parameter for each in self.effects]
-        names += [each.parameter for each in self.additive.trends] if self.additive else []
-        return find_budgets(self.results, list(dict.fromkeys(names)))
+        """Parameters whose values get unequal budgets and are compared nevertheless.
 
-
-def find_divergences(results: Results) -> list[Divergence]:
-    """Find what diverged in most of two or more trials; the architectures of a cell are left out.
-
-    An architecture has several trials where it is replicated, or has nuisance parameters.
-    """
-    ended = (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.DIVERGED)
-    rows = results.table[results.table["state"].isin(ended)]
-    if not results.cells or not (rows["state"] == TrialStatus.DIVERGED).any():
-        return []
-    cells = rows[CELL] if CELL in rows else pd.Series(results.cells[0], rows.index)
-    by_cell = _count_divergences(rows, cells)
-    is_left = ~cells.isin([each.name for each in by_cell])
-    by_architecture = _count_divergences(rows[is_left], rows["architecture"][is_left])
-    named = [Divergence(format_value(e.name), e.diverged, e.ended) for e in by_cell]
-    return named + by_architecture
+        Values are compared among trials that are equal in all other parameters.
+        """
+        compared = {each.contrast.parameter for each in self.effects}
+        compared |= {each.parameter for each in self.additive.trends} if self.additive else set()
+        names = [name for name in BUDGET_PARAMS if name in compared]
+        results, found = self.results, []
+        if not (results.cells and names):
+            return []
+        rows, rates = results.complete, find_rates(results)
+        for name in names:
+            others = [each for each in results.all_parameters if each != name]
+            alike = pd.Series(0, rows.index)
+            if others:
+                alike = rows.groupby(others, dropna=False).ngroup()
+            for unit, rate in rates.drop(columns="steps").items():
+                of_pairs = rate.groupby(alike)
+                differs = of_pairs.transform("max") > 1.01 * of_pairs.transform("min")
+                means = rate[differs].groupby(rows[name][differs]).mean().sort_values()
+                if len(means) > 1:
+                    least, most = means.index[0], means.index[-1]
+                    ratio = float(means.iloc[-1] / means.iloc[0])
+                    found.append(UnequalBudget(name, str(unit), least, most, ratio))
+        return found
 
 
 def _count_divergences(rows: pd.DataFrame, groups: "pd.Series[Any]") -> list[Divergence]:
@@ -244,70 +280,20 @@ def _count_divergences(rows: pd.DataFrame, groups: "pd.Series[Any]") -> list[Div
     ]
 
 
-def find_budgets(results: Results, parameters: Sequence[str]) -> list[UnequalBudget]:
-    """Find the parameters whose values get unequal budgets in the same number of steps.
-
-    Values are compared among trials that are equal in all other parameters.
-
-    Args:
-        results: results of the study.
-        parameters: parameters of which values are compared.
-    """
-    names = [name for name in BUDGET_PARAMS if name in parameters]
-    if not (results.cells and names):
-        return []
-    rows, rates, found = results.complete, find_rates(results), []
-    for name in names:
-        others = [each for each in results.all_parameters if each != name]
-        alike = rows.groupby(others, dropna=False).ngroup() if others else pd.Series(0, rows.index)
-        for unit, rate in rates.drop(columns="steps").items():
-            of_pairs = rate.groupby(alike)
-            differs = of_pairs.transform("max") > 1.01 * of_pairs.transform("min")
-            means = rate[differs].groupby(rows[name][differs]).mean().sort_values()
-            if len(means) > 1:
-                least, most = means.index[0], means.index[-1]
-                ratio = float(means.iloc[-1] / means.iloc[0])
-                found.append(UnequalBudget(name, str(unit), least, most, ratio))
-    return found
-
-
-@dataclass(frozen=True)
-class Budget:
-    """An amount of training at which networks are compared.
-
-    Attributes:
-        unit: what is counted: ``steps``, ``updates``, and ``tokens`` or ``inputs``.
-        amount: the largest number that all compared trials have reached.
-    """
-
-    unit: str
-    amount: float
-
-
-@dataclass(frozen=True)
-class BudgetEffect:
-    """Effects of one change on the smoothed training loss, at several budgets.
-
-    Attributes:
-        contrast: the change.
-        effects: effect at each budget, in their order.
-    """
-
-    contrast: Contrast
-    effects: list[Effect]
-
-
 @dataclass(frozen=True)
 class BudgetComparison:
     """Effects at equal steps, next to those at equal tokens and at equal updates.
 
     Attributes:
-        budgets: the budgets, steps first; others only where trials differ in them at equal steps.
-        rows: effects of each change that such a budget depends on.
+        budgets: the largest number of steps, updates, and tokens or inputs that all compared
+            trials have reached, by the unit; steps first, others only where trials differ in them
+            at equal steps.
+        rows: effects on the smoothed training loss of each change that such a budget depends on,
+            one at each budget.
     """
 
-    budgets: list[Budget]
-    rows: list[BudgetEffect]
+    budgets: dict[str, float]
+    rows: list[list[Effect]]
 
 
 def compare_budgets(results: Results) -> BudgetComparison | None:
@@ -338,21 +324,17 @@ def compare_budgets(results: Results) -> BudgetComparison | None:
         if contrast.parameter in BUDGET_PARAMS
         and any(_differs(complete, rates[unit], contrast) for unit in varied)
     ]
-    budgets, tables = [], []
+    budgets, tables = {}, []
     for unit in varied:
-        amount = float((ends * rates[unit]).min())
+        amount = budgets[str(unit)] = float((ends * rates[unit]).min())
         losses = {
             number: np.interp(amount / rates[unit][number], steps, values, left=np.nan)
             for number, (steps, values) in curves.items()
         }
         rows = results.table.assign(value=pd.Series(losses).reindex(results.table.index))
-        budgets.append(Budget(unit, amount))
         tables.append(build_table(results, results.judge(rows)))
-    found = [
-        BudgetEffect(contrast, [table.compute_effect(contrast) for table in tables])
-        for contrast in changed
-    ]
-    found = [row for row in found if all(effect.pairs for effect in row.effects)]
+    found = [[table.compute_effect(contrast) for table in tables] for contrast in changed]
+    found = [row for row in found if all(effect.pairs for effect in row)]
     return BudgetComparison(budgets, found) if found and len(budgets) > 1 else None
 
 
@@ -442,31 +424,3 @@ def _judge_solved(results: Results) -> Results | None:
     ]
     values = np.where(table["value"].notna(), np.where(solved, _SOLVED, _UNSOLVED), np.nan)
     return replace(results, table=table.assign(value=values))
-
-
-def fit_sweep(results: Results, effects: Sequence[Effect]) -> AdditiveModel | None:
-    """Fit an additive model to the complete trials; None where matched pairs suffice.
-
-    They do not if a parameter has too many values, or if trials are no grid and have too few of
-    them. Trials that were selected by their results, by pruning or from another study, have no
-    model.
-
-    Args:
-        results: results of the study.
-        effects: its effects over matched pairs.
-    """
-    names, config = results.parameters, results.config
-    is_swept = any(is_continuous(results.table[name]) for name in names)
-    has_too_few = not (results.is_grid or any(effect.is_decidable for effect in effects))
-    if not names or not (is_swept or has_too_few):
-        return None
-    if results.is_pruned or config.refinement is not None or not results.is_finished:
-        return None
-    rows = results.complete
-    columns = {
-        name: [None if is_missing(value) else to_python(value) for value in rows[name]]
-        for name in names
-    }
-    settings = results.number_settings(rows).to_numpy()
-    maximize = results.scale.higher_is_better
-    return fit_additive_model(columns, rows["value"].to_numpy(dtype=float), settings, maximize)

@@ -22,14 +22,9 @@ def objective_name(config: StudyConfig) -> str:
     return f"minimum {measure.name}" if config.objective == "training" else measure.name
 
 
-def loss_unit(config: StudyConfig) -> str:
-    """Return the unit of a value, as in ``nats per byte``; "" for none."""
-    return find_measure(config).unit
-
-
 def value_axis_title(config: StudyConfig) -> str:
     """Return the title of an axis of trial values."""
-    return add_unit(objective_name(config), loss_unit(config))
+    return add_unit(objective_name(config), find_measure(config).unit)
 
 
 def effects_title(is_gated: bool) -> str:

@@ -18,10 +18,10 @@ import click
 
 from reports.analysis.hypothesis_tests import (
     HypothesisTest,
-    StudyTables,
     describe_comparison,
     describe_region,
     list_unknown,
+    run_test,
 )
 from reports.analysis.nuisance import join_names
 from reports.errors import ReportError
@@ -38,8 +38,8 @@ from reports.phrases import (
     to_sentence,
 )
 from reports.results import Results
-from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
-from reports.stats.paired_difference import MIN_PAIRS
+from reports.stats.effects import MIN_PAIRS
+from reports.stats.hypotheses import OUTCOME_MARGIN, RULES, Verdict
 from reports.stats.scale import format_count, format_signed
 from reports.study_reader import read_results
 from reports.tables import tabulate_findings, tabulate_leaderboard
@@ -139,8 +139,8 @@ def evaluate_study(
             f"study {results.name!r} has finished {counts.finished:,} of {counts.planned:,} "
             "trials: run it to its end first"
         )
-    tables, stored = StudyTables(results), [record.hypothesis for record in results.hypotheses]
-    tests = (tables.test(each.with_margin(margin)) for each in hypotheses)
+    stored = [record.hypothesis for record in results.hypotheses]
+    tests = (run_test(results, each.with_margin(margin)) for each in hypotheses)
     return StudyTests(
         results,
         {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.formatting import loss_unit, objective_name
+from reports.formatting import objective_name
 from reports.stats.run_means import average_runs
 from reports.stats.scale import (
     VALUE,
@@ -342,7 +342,7 @@ class Results:
         if split is not None:
             column, name = self.measure.column(split), self.measure.name_loss(split)
             return Metric(column, name, self.measure.held_out_unit, split, self.scale)
-        name, unit = objective_name(self.config), loss_unit(self.config)
+        name, unit = objective_name(self.config), self.measure.unit
         return Metric(VALUE, name, unit, "validation", self.scale)
 
     @property

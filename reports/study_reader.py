@@ -1,6 +1,6 @@
 """Reads the results of a study, once or again after it has changed, and selects what is drawn."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -212,8 +212,8 @@ def select_history(
         scale: says which of two values is better.
     """
     losses = scale.to_loss(values)
-    records = values.index[losses.cummin() == losses]
-    return sorted({*select_evenly(values.index.tolist(), limit), *_first(records, values)})
+    records = values[losses.cummin() == losses].drop_duplicates()  # of equal values the first
+    return sorted({*select_evenly(values.index.tolist(), limit), *map(int, records.index)})
 
 
 def select_drawn_curves(results: Results) -> list[int]:
@@ -232,12 +232,6 @@ def select_predictions(results: Results) -> list[int]:
     return [int(number) for number in best[: MAX_DRAWN if results.has_replicates else _BEST]]
 
 
-def select_best_of_each(rows: pd.DataFrame, names: Iterable[str], scale: Scale = NATS) -> list[int]:
-    """Select the number of the trial with the best value of each combination of parameters."""
-    ranked = rows.sort_values("value", kind="stable", key=scale.to_loss)
-    return [int(number) for number in ranked.drop_duplicates(list(names)).index]
-
-
 def describe_selection(drawn: int, total: int) -> str:
     """Say which trials :func:`select_ranked` has selected; "" if all."""
     if drawn >= total:
@@ -247,8 +241,3 @@ def describe_selection(drawn: int, total: int) -> str:
         f" {drawn:,} of {total:,} trials are drawn: the best {best:,}, and {drawn - best:,} spread "
         "evenly over the others."
     )
-
-
-def _first(records: "pd.Index[int]", values: "pd.Series[float]") -> list[int]:
-    """Return the first trial of each best value."""
-    return [int(number) for number in values[records].drop_duplicates().index]

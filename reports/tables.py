@@ -20,15 +20,12 @@ from reports.formatting import (
     escape_markdown,
     format_number,
     format_stderr,
-    loss_unit,
     objective_name,
 )
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect, rank_effects
-from reports.stats.decision_rules import Verdict
-from reports.stats.effects import Effect
-from reports.stats.outcome_table import ContrastOutcomes
-from reports.stats.paired_difference import PairedDifference
+from reports.stats.effects import Effect, PairedDifference
+from reports.stats.hypotheses import ContrastOutcomes, Verdict
 from reports.stats.scale import NATS, add_unit, format_param, format_value
 from studies.records import Direction
 
@@ -463,7 +460,7 @@ def tabulate_leaderboard(
             Column("recall accuracy", lambda e: 100 * e.recall_accuracy, ".1f", unit="%",
                    condition=any(each.recall_accuracy >= 0 for each in entries)),
             Column(objective_name(results.config), lambda e: e.value, spec,
-                   unit=loss_unit(results.config), condition=not metric.is_value),
+                   unit=results.measure.unit, condition=not metric.is_value),
             Column("parameters", lambda e: _to_int(e.parameter_count), ",d", name="parameters",
                    condition=has_networks),
             Column("time", lambda e: e.seconds, ",.1f", unit="s", condition=has_networks),

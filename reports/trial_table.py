@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from reports.stats.contrast import ParameterTraits
+from reports.stats.design import ParameterTraits
 from reports.stats.scale import format_count, format_param, format_value, is_missing
 from rnn.config import OPTIMIZERS, NetworkConfig
 from studies.attributes import (
@@ -358,23 +358,19 @@ def list_conditions(rows: pd.DataFrame) -> dict[str, str]:
     names = ["device", "host", "precision", "threads", "lockstep"]
     recorded = rows.reindex(columns=names)
     recorded["lockstep"] = pd.to_numeric(recorded["lockstep"]).fillna(1)
-    found: dict[str, set[tuple[Any, ...]]] = {}
+    found: dict[str, set[str]] = {}
     for label, *conditions in zip(
         rows["architecture"], *(recorded[name].tolist() for name in names), strict=True
     ):
-        is_known = not any(map(is_missing, conditions))
-        found.setdefault(str(label), set()).add(tuple(conditions) if is_known else ())
-    return {
-        label: _format_conditions(*next(iter(each))) if len(each) == 1 and () not in each else ""
-        for label, each in found.items()
-    }
-
-
-def _format_conditions(device: str, host: str, precision: str, threads: int, lockstep: int) -> str:
-    return (
-        f"{device} of {host}, {precision}, {format_count(int(threads), 'thread')}, "
-        f"{format_count(int(lockstep), 'network')} in lockstep"
-    )
+        text = ""
+        if not any(map(is_missing, conditions)):
+            device, host, precision, threads, lockstep = conditions
+            text = (
+                f"{device} of {host}, {precision}, {format_count(int(threads), 'thread')}, "
+                f"{format_count(int(lockstep), 'network')} in lockstep"
+            )
+        found.setdefault(str(label), set()).add(text)
+    return {label: min(each) if len(each) == 1 else "" for label, each in found.items()}
 
 
 def is_continuous(column: "pd.Series[Any]") -> bool:

@@ -23,11 +23,9 @@ from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pareto_front import FrontMember, ParetoFront, summarize_costs
 from reports.errors import ReportError
 from reports.findings import BudgetComparison, StudyFindings, compare_across_tasks, compare_budgets
-from reports.formatting import loss_unit
 from reports.narrative import describe_insignificance, list_warnings
 from reports.phrases import count_verdicts, describe_smallest, to_plain, write_additive
 from reports.results import Results, find_replicates
-from reports.stats.additive_findings import list_level_effects
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
     ConditionalEffect,
@@ -146,17 +144,17 @@ class Effects:
         and ``bytes`` or ``tokens``, of tasks other than text ``inputs``. Empty for studies that do
         not vary such a setting.
         """
-        budgets = self.at_budgets.budgets if self.at_budgets else []
+        budgets = self.at_budgets.budgets if self.at_budgets else {}
         rows = [
             (effect, budget)
-            for each in (self.at_budgets.rows if self.at_budgets else [])
-            for effect, budget in zip(each.effects, budgets, strict=True)
+            for effects in (self.at_budgets.rows if self.at_budgets else [])
+            for effect, budget in zip(effects, budgets.items(), strict=True)
         ]
         columns = ["parameter", "before", "after", "effect", "low", "high", "pairs", "significant"]
         table = tabulate_effects([effect for effect, _ in rows]).to_frame()[columns]
         return table.assign(
-            equal=[budget.unit for _, budget in rows],
-            amount=[budget.amount for _, budget in rows],
+            equal=[unit for _, (unit, _) in rows],
+            amount=[amount for _, (_, amount) in rows],
         )
 
     def plot(self) -> "go.Figure":
@@ -333,8 +331,8 @@ def find_effects(results: Results, storage: str) -> Effects:
     elif model is None and all(effect.reason for effect in effects):
         warnings.append(describe_insignificance(effects))
     if model:
-        effects = effects or list_level_effects(model, results.scale)
-    unit, spec = loss_unit(results.config), results.scale.value_spec
+        effects = effects or [each.effect for each in model.levels]
+    unit, spec = results.measure.unit, results.scale.value_spec
     budgets = compare_budgets(results)
     return Effects(effects, unit, warnings, findings.conditional, spec, model, budgets)
 

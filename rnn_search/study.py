@@ -282,7 +282,7 @@ class Study:
             ReportError: if no trial is complete.
         """
         from reports.analysis.nuisance import build_outcome_table
-        from reports.stats.outcome_table import compute_outcomes
+        from reports.stats.hypotheses import compute_outcomes
         from reports.tables import tabulate_outcomes
 
         results = self._read_one_task("outcomes")
@@ -302,10 +302,10 @@ class Study:
         which the effect has opposite signs. While trials are unfinished, and if the study cannot
         test a hypothesis, it has one row: ``problem`` says why.
         """
-        from reports.analysis.hypothesis_tests import StudyTables, to_frame
+        from reports.analysis.hypothesis_tests import run_stored_tests, to_frame
 
         results = self._read_one_task("hypotheses", require_complete=False)
-        return to_frame(StudyTables(results).test_stored())
+        return to_frame(run_stored_tests(results))
 
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.

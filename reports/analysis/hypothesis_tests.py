@@ -10,18 +10,23 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import pandas as pd
 
 from reports.analysis.nuisance import build_judged_table, build_outcome_table
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, find_reversal
-from reports.stats.contrast import Contrast
-from reports.stats.decision_rules import LEAST_FAVORABLE_LAST, RULES, DecisionRule, Verdict
-from reports.stats.effects import FactorialTable
-from reports.stats.outcome_table import BAD, GOOD, OutcomeTable
-from reports.stats.paired_difference import Interval, PairedDifference
+from reports.stats.design import Contrast
+from reports.stats.effects import FactorialTable, Interval, PairedDifference
+from reports.stats.hypotheses import (
+    BAD,
+    GOOD,
+    LEAST_FAVORABLE_LAST,
+    RULES,
+    DecisionRule,
+    OutcomeTable,
+    Verdict,
+)
 from reports.stats.scale import format_param, format_value
 from reports.trial_table import find_traits
 from rnn.config import BASELINE_CELLS, ParamValue
@@ -90,69 +95,51 @@ class HypothesisTest:
         return describe_region(self.hypothesis.region)
 
 
-@dataclass(frozen=True)
-class StudyTables:
-    """Values and outcomes of a study's architectures, computed when a test needs them.
+def run_stored_tests(results: Results) -> list[HypothesisTest]:
+    """Test the hypotheses that a study stores; without findings while it is not finished."""
+    return [_test_record(results, record) for record in results.hypotheses]
 
-    Replicates count as one trial. Each architecture is judged at its best values of the nuisance
-    parameters.
-    """
 
-    results: Results
+def run_test(results: Results, hypothesis: Hypothesis) -> HypothesisTest:
+    """Test a hypothesis, which is exploratory unless the study stores one with its test."""
+    same = [each for each in results.hypotheses if each.hypothesis.has_same_test(hypothesis)]
+    if not same:
+        return _test(results, hypothesis, "exploratory", True)
+    in_same_words = [record for record in same if record.hypothesis == hypothesis]
+    record = (in_same_words or same)[-1]
+    # What else is shown was not stated before the first trial.
+    context = {"context": record.hypothesis.context}
+    return _test_record(results, record, hypothesis.model_copy(update=context))
 
-    @cached_property
-    def values(self) -> FactorialTable:
-        """Values of the architectures."""
-        return build_judged_table(self.results)
 
-    @cached_property
-    def outcomes(self) -> FactorialTable | None:
-        """Outcomes of the architectures; None without a threshold."""
-        threshold = self.results.config.report_threshold
-        return None if threshold is None else build_outcome_table(self.results, threshold)
+def _test_record(
+    results: Results, record: HypothesisRecord, hypothesis: Hypothesis | None = None
+) -> HypothesisTest:
+    config, mark = results.config, record.mark
+    changed = record.find_changes(config.report_threshold, config.nuisance)
+    if changed:
+        has = "have" if len(changed) > 1 else "has"
+        mark += f"; {' and '.join(changed)} {has} changed since"
+    is_exploratory = bool(changed or record.withdrawn) or not record.is_preregistered
+    return _test(results, hypothesis or record.hypothesis, mark, is_exploratory)
 
-    def test_stored(self) -> list[HypothesisTest]:
-        """Test the hypotheses that the study stores; without findings while it is not finished."""
-        return [self._test_record(record) for record in self.results.hypotheses]
 
-    def test(self, hypothesis: Hypothesis) -> HypothesisTest:
-        """Test a hypothesis, which is exploratory unless the study stores one with its test."""
-        stored = self.results.hypotheses
-        same = [record for record in stored if record.hypothesis.has_same_test(hypothesis)]
-        if not same:
-            return self._test(hypothesis, "exploratory", True)
-        in_same_words = [record for record in same if record.hypothesis == hypothesis]
-        record = (in_same_words or same)[-1]
-        # What else is shown was not stated before the first trial.
-        context = {"context": record.hypothesis.context}
-        return self._test_record(record, hypothesis.model_copy(update=context))
-
-    def _test_record(
-        self, record: HypothesisRecord, hypothesis: Hypothesis | None = None
-    ) -> HypothesisTest:
-        config, mark = self.results.config, record.mark
-        changed = record.find_changes(config.report_threshold, config.nuisance)
-        if changed:
-            has = "have" if len(changed) > 1 else "has"
-            mark += f"; {' and '.join(changed)} {has} changed since"
-        is_exploratory = bool(changed or record.withdrawn) or not record.is_preregistered
-        return self._test(hypothesis or record.hypothesis, mark, is_exploratory)
-
-    def _test(self, hypothesis: Hypothesis, mark: str, is_exploratory: bool) -> HypothesisTest:
-        findings: list[Finding] = []
-        results, counts = self.results, self.results.counts
-        gaps = find_gaps(results, hypothesis)
-        problem = "; ".join(filter(None, dict.fromkeys(gaps)))
-        if unknown := list_unknown(results, hypothesis):
-            problem = f"no parameter {', '.join(map(repr, unknown))}"
-        is_untestable = bool(unknown) or all(gaps)
-        if not is_untestable and counts.finished < counts.planned:
-            problem = f"{counts.finished:,} of {counts.planned:,} trials are finished"
-        elif not is_untestable:
-            findings = estimate_findings(results, hypothesis, self.values, self.outcomes)
-            is_untestable = not findings
-            problem = problem or ("" if findings else "no pair to compare")
-        return HypothesisTest(hypothesis, mark, is_exploratory, findings, problem, is_untestable)
+def _test(
+    results: Results, hypothesis: Hypothesis, mark: str, is_exploratory: bool
+) -> HypothesisTest:
+    findings: list[Finding] = []
+    counts, gaps = results.counts, _find_gaps(results, hypothesis)
+    problem = "; ".join(filter(None, dict.fromkeys(gaps)))
+    if unknown := list_unknown(results, hypothesis):
+        problem = f"no parameter {', '.join(map(repr, unknown))}"
+    is_untestable = bool(unknown) or all(gaps)
+    if not is_untestable and counts.finished < counts.planned:
+        problem = f"{counts.finished:,} of {counts.planned:,} trials are finished"
+    elif not is_untestable:
+        findings = _estimate_findings(results, hypothesis)
+        is_untestable = not findings
+        problem = problem or ("" if findings else "no pair to compare")
+    return HypothesisTest(hypothesis, mark, is_exploratory, findings, problem, is_untestable)
 
 
 def describe_comparison(hypothesis: Hypothesis) -> str:
@@ -209,30 +196,24 @@ def to_frame(tests: Sequence[HypothesisTest]) -> pd.DataFrame:
 # ------------------------------------------------------------------ estimates of contrasts
 
 
-def estimate_findings(
-    results: Results,
-    hypothesis: Hypothesis,
-    values: FactorialTable,
-    outcomes: FactorialTable | None,
-) -> list[Finding]:
+def _estimate_findings(results: Results, hypothesis: Hypothesis) -> list[Finding]:
     """Estimate the contrasts of a hypothesis on a finished study, and decide.
 
-    Args:
-        results: results of the study.
-        hypothesis: the hypothesis.
-        values: values of the architectures.
-        outcomes: outcomes of the architectures; None without a threshold.
+    Replicates count as one trial. Each architecture is judged at its best values of the nuisance
+    parameters.
 
     Returns:
         The context contrasts, then those that are tested; empty if no contrast has a pair.
     """
     contrasted, margin = list_contrasted(results), hypothesis.with_margin().margin
     assert margin is not None
-    fixed = resolve_region(results, hypothesis.region)
-    if fixed is None or not contrasted:
+    if not contrasted or _find_region_gap(results, hypothesis.region):
         return []
-    table = values.subset(fixed)
-    outcome_table = None if outcomes is None else outcomes.subset(fixed)
+    varied, threshold = results.judged_parameters, results.config.report_threshold
+    fixed = {name: each for name, each in hypothesis.region.items() if name in varied}
+    table, outcome_table = build_judged_table(results).subset(fixed), None
+    if threshold is not None:
+        outcome_table = build_outcome_table(results, threshold).subset(fixed)
     # Where all trials are on one side of the threshold, no change could move one across it.
     has_both = outcome_table is not None and bool({GOOD, BAD} <= set(outcome_table.values.flat))
 
@@ -241,7 +222,9 @@ def estimate_findings(
             sides = contrast.before, contrast.after
             effect, counts = table.compute_difference(*sides), None
             if outcome_table is not None:
-                counts = OutcomeTable.from_outcomes(*outcome_table.match_pairs(*sides))
+                counts = OutcomeTable.from_outcomes(
+                    *outcome_table.values[outcome_table.match(*sides)]
+                )
             has_pairs = effect.pairs or (counts is not None and counts.pairs)
             if has_pairs and contrast.before.keys() <= contrasted:
                 name, reversal = name_contrast(contrast), None
@@ -361,7 +344,7 @@ def list_unknown(results: Results, hypothesis: Hypothesis) -> list[str]:
     return [name for name in hypothesis.parameters if name not in known]
 
 
-def find_gaps(results: Results, hypothesis: Hypothesis) -> list[str]:
+def _find_gaps(results: Results, hypothesis: Hypothesis) -> list[str]:
     """Say of each comparison of a hypothesis why no study of this grid can make it.
 
     Returns:
@@ -370,13 +353,6 @@ def find_gaps(results: Results, hypothesis: Hypothesis) -> list[str]:
     """
     region = _find_region_gap(results, hypothesis.region)
     return [region or _find_gap(results, wanted) for wanted in _list_comparisons(hypothesis)]
-
-
-def resolve_region(results: Results, region: Region) -> dict[str, list[ParamValue]] | None:
-    """Return the values of the parameters that vary; None if no trial is in the region."""
-    if _find_region_gap(results, region):
-        return None
-    return {name: each for name, each in region.items() if name in results.judged_parameters}
 
 
 def _list_comparisons(hypothesis: Hypothesis) -> Iterator[_Wanted]:

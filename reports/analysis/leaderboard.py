@@ -11,8 +11,8 @@ import pandas as pd
 from scipy import special
 
 from reports.results import Results
+from reports.stats.effects import CONFIDENCE
 from reports.stats.looks import PlannedLook, take_look
-from reports.stats.paired_difference import CONFIDENCE
 from reports.stats.replicates import (
     Comparison,
     Difference,
@@ -410,29 +410,14 @@ def _compare_with_best(
 
 
 def list_losses(results: Results) -> dict[str, LossesByRun]:
-    """Return the losses of each architecture: by window, or the metric of each run."""
-    return _losses_by_window(results) or _losses_by_metric(results)
+    """Return the losses of each architecture by run.
 
-
-def _losses_by_window(results: Results) -> dict[str, LossesByRun] | None:
-    """Return each architecture's losses by window; None unless all runs have the same windows."""
-    windows = [results.windows.get(int(number), []) for number in results.complete.index]
-    counts = set(map(len, windows))
-    return (
-        _group_by_architecture(results, windows) if len(counts) == 1 and 0 not in counts else None
-    )
-
-
-def _losses_by_metric(results: Results) -> dict[str, LossesByRun]:
-    """Return one number for each run of each architecture."""
-    values = results.complete[results.metric.column]
-    return _group_by_architecture(results, [[value] for value in values])
-
-
-def _group_by_architecture(
-    results: Results, losses: Sequence[Sequence[float]]
-) -> dict[str, LossesByRun]:
+    They are those by window if all runs have the same windows, and one number, the metric, if not.
+    """
     rows = results.complete
+    losses = [results.windows.get(int(number), []) for number in rows.index]
+    if len(set(map(len, losses))) > 1 or not any(losses):
+        losses = [[value] for value in rows[results.metric.column]]
     replicates = rows[REPLICATE] if REPLICATE in rows else np.zeros(len(rows))
     grouped: dict[str, dict[int, Sequence[float]]] = {}
     for name, replicate, run in zip(rows["architecture"], replicates, losses, strict=True):

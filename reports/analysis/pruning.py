@@ -39,11 +39,11 @@ from scipy import stats
 
 from reports.analysis.nuisance import build_table, join_names
 from reports.results import Results
+from reports.stats import Floats
 from reports.stats.calibration import INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
-from reports.stats.contrast import Contrast
-from reports.stats.effects import Effect, FactorialTable
-from reports.stats.noise import Floats, NoiseSource
-from reports.stats.paired_difference import CONFIDENCE
+from reports.stats.design import Contrast
+from reports.stats.effects import CONFIDENCE, Effect, FactorialTable
+from reports.stats.noise import NoiseSource
 from reports.stats.scale import NATS, Scale
 from reports.trial_table import find_traits
 from studies.attributes import AuditLook
@@ -55,7 +55,26 @@ ALARM_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class PruningAudit:
+class Recall:
+    """How many of the best architectures the pruner lost.
+
+    Attributes:
+        pruned: number of architectures with a pruned trial.
+        stopped: number of audited architectures with a trial that would have been pruned.
+        lost: number of these that are better than the last of the best that the pruner kept, by a
+            trial that it would have pruned.
+        lost_high: upper bound of the number of such architectures among the pruned, with 95%
+            confidence.
+    """
+
+    pruned: int
+    stopped: int
+    lost: int
+    lost_high: int
+
+
+@dataclass(frozen=True)
+class PruningAudit(Recall):
     """What the audited trials of a study measure.
 
     Attributes:
@@ -64,12 +83,6 @@ class PruningAudit:
         planned: number of architectures of the study.
         looks: planned looks at the audited trials during the search, by name.
         top_count: number of best architectures that are to be kept.
-        pruned: number of architectures with a pruned trial.
-        stopped: number of audited architectures with a trial that would have been pruned.
-        lost: number of these that are better than the last of the best that the pruner kept, by a
-            trial that it would have pruned.
-        lost_high: upper bound of the number of such architectures among the pruned, with 95%
-            confidence.
         tested: number of audited architectures with a trial that would have been pruned and has a
             value; one such trial of each is compared with its prediction.
         inside: number of these trials whose value is within two scales of the prediction.
@@ -85,10 +98,6 @@ class PruningAudit:
     planned: int
     looks: Mapping[str, AuditLook]
     top_count: int
-    pruned: int
-    stopped: int
-    lost: int
-    lost_high: int
     tested: int
     inside: int
     bias: float
@@ -129,19 +138,15 @@ def audit_pruning(results: Results) -> PruningAudit | None:
         return None
     architectures = judge_architectures(table, results.judged_axes)
     kept = top_count(results.config.pruning.keep, len(architectures))
-    recall = measure_recall(architectures, kept)
     errors, is_inside = compare_predictions(table, results.judged_axes)
     mean, low, high = _mean_interval(errors)
     return PruningAudit(
+        **vars(measure_recall(architectures, kept)),
         trials=int(table["audited"].sum()),
         architectures=int(architectures["audited"].sum()),
         planned=len(architectures),
         looks=results.audit_looks,
         top_count=kept,
-        pruned=recall.pruned,
-        stopped=recall.stopped,
-        lost=recall.lost,
-        lost_high=recall.lost_high,
         tested=len(errors),
         inside=int(is_inside.sum()),
         bias=mean,
@@ -194,16 +199,6 @@ def judge_architectures(table: pd.DataFrame, parameters: Sequence[str]) -> pd.Da
     judged["audited"] = ~judged.pop("unaudited")
     judged["estimate"] = judged["estimate"].mask(judged["audited"] & judged["value"].isna())
     return judged
-
-
-@dataclass(frozen=True)
-class Recall:
-    """How many of the best architectures the pruner lost; see :class:`PruningAudit`."""
-
-    pruned: int
-    stopped: int
-    lost: int
-    lost_high: int
 
 
 def measure_recall(architectures: pd.DataFrame, kept: int) -> Recall:

@@ -21,13 +21,11 @@ from reports.charts.chart import (
 )
 from reports.formatting import escape_html
 from reports.phrases import describe_trend
-from reports.stats.additive_findings import list_level_effects
 from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect
-from reports.stats.contrast import Contrast
-from reports.stats.effects import Effect, FactorialTable, Interaction
+from reports.stats.design import Contrast
+from reports.stats.effects import Effect, FactorialTable, Interaction, PairedDifference
 from reports.stats.noise import NoiseSource
-from reports.stats.paired_difference import PairedDifference
 from reports.stats.scale import (
     Scale,
     add_unit,
@@ -259,7 +257,7 @@ def _describe_interaction(interaction: Interaction) -> str:
         f"{interaction.first.label} with {interaction.second.label}: "
         f"{interaction.scale.format_difference(interaction.mean)}{_format_interval(interaction)} "
         "in addition to their separate effects, over "
-        f"{format_count(interaction.quadruples, 'quadruple')}"
+        f"{format_count(interaction.pairs, 'quadruple')}"
     )
 
 
@@ -326,7 +324,7 @@ def chart_trends(model: AdditiveModel, scale: Scale) -> list[Chart]:
 
 def chart_levels(model: AdditiveModel, scale: Scale) -> Chart | None:
     """Chart the differences between the levels of all parameters; None if there are none."""
-    effects = list_level_effects(model, scale)
+    effects = [each.effect for each in model.levels]
     if not effects:
         return None
     return Chart(

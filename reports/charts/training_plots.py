@@ -27,7 +27,7 @@ from reports.charts.chart import (
 )
 from reports.formatting import escape_html, objective_name
 from reports.results import Results
-from reports.stats.noise import Floats, Integers
+from reports.stats import Floats, Integers
 from reports.stats.scale import (
     add_unit,
     format_count,

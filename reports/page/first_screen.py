@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.chart import Chart
-from reports.formatting import loss_unit
 from reports.narrative import list_warnings, write_answer
 from reports.page.section import Section
 from reports.phrases import describe_pruning, to_html, to_sentence
@@ -88,7 +87,7 @@ def _measure_intervals(section: Section) -> Limit | None:
         return None
     spec = section.results.scale.spec
     detail = f"median; from {min(widths):{spec}} to {max(widths):{spec}}"
-    unit = loss_unit(section.results.config)
+    unit = section.results.measure.unit
     return Limit("95% interval of an effect", f"± {median(widths):{spec}}", unit, detail)
 
 
@@ -120,7 +119,7 @@ def _measure_noise(section: Section) -> Limit:
     text = f"{low:{spec}} to {high:{spec}}"
     if high < _VARYING * low:
         text = f"{high:{spec}}"
-    unit = loss_unit(results.config)
+    unit = results.measure.unit
     return Limit(name, text, unit, f"standard deviation, from {noise.source}")
 
 

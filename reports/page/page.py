@@ -29,7 +29,6 @@ from reports.formatting import (
     format_stderr,
     format_versions,
     load_templates,
-    loss_unit,
     objective_name,
 )
 from reports.narrative import write_headline
@@ -143,7 +142,6 @@ def _templates() -> jinja2.Environment:
         "duration": format_duration,
         "stderr": format_stderr,
         "math": lambda latex: Markup(convert(latex)),
-        "unit": loss_unit,
         "versions": format_versions,
         "number": format_number,
         "parameter": format_param,

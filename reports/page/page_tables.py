@@ -11,8 +11,8 @@ import pandas as pd
 from reports.analysis.leaderboard import LeaderboardEntry
 from reports.analysis.other_studies import VariantEffect
 from reports.analysis.pruning import PruningSummary
-from reports.findings import BudgetComparison, BudgetEffect, TaskComparison
-from reports.formatting import format_number, format_stderr, loss_unit
+from reports.findings import BudgetComparison, TaskComparison
+from reports.formatting import format_number, format_stderr
 from reports.results import Results
 from reports.stats.additive_model import AdditiveModel, LevelDifference
 from reports.stats.effects import Effect
@@ -230,17 +230,12 @@ def tabulate_levels(
     model: AdditiveModel, scale: Scale, name: str = "additive model"
 ) -> Table[LevelDifference]:
     """Tabulate the differences between the levels of parameters in an additive model."""
-
-    def describe(each: LevelDifference) -> str:
-        before, after = format_value(each.before), format_value(each.after)
-        return f"{format_param(each.parameter)}: {after} against {before}"
-
     return Table(
         name,
-        [each for each in model.levels if not each.estimate.reason],
+        model.levels,
         [
-            Column("change", describe),
-            estimate_column("mean difference", lambda e: e.estimate, scale.unit, f"+{scale.spec}",
+            Column("change", lambda e: e.effect.contrast.description),
+            estimate_column("mean difference", lambda e: e.effect, scale.unit, f"+{scale.spec}",
                             note=lambda e: MARK if e.is_significant else ""),
             Column("p", lambda e: e.adjusted_p, ".2g", unit="corrected"),
         ],
@@ -270,18 +265,13 @@ def tabulate_variants(
 
 def tabulate_budgets(comparison: BudgetComparison, scale: Scale, name: str = "") -> Table[Any]:
     """Tabulate effects at equal steps, next to those at equal tokens and at equal updates."""
-
-    def get(index: int, row: BudgetEffect) -> Effect:
-        return row.effects[index]
-
     return Table(
         name,
         comparison.rows,
         [
-            Column("change", lambda row: row.contrast.label),
-            *(estimate_column(f"at equal {budget.unit}", partial(get, i), scale.unit,
-                              f"+{scale.spec}")
-              for i, budget in enumerate(comparison.budgets)),
+            Column("change", lambda row: row[0].contrast.label),
+            *(estimate_column(f"at equal {unit}", itemgetter(i), scale.unit, f"+{scale.spec}")
+              for i, unit in enumerate(comparison.budgets)),
         ],
     )  # fmt: skip
 
@@ -333,7 +323,7 @@ def tabulate_trials(
                    lambda row: row["state"].lower() + (", audited" if row["audited"] else ""),
                    hint=itemgetter("reason")),
             Column(measure.loss, itemgetter("value"), scale.value_spec,
-                   unit="" if config.is_text else loss_unit(config)),
+                   unit="" if config.is_text else measure.unit),
             Column("paused at step", itemgetter("rung"), ",.0f", condition=is_pruned),
             Column(f"predicted {measure.loss}", itemgetter("predicted_value"), scale.spec,
                    condition=is_pruned),

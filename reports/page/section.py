@@ -59,7 +59,7 @@ from reports.findings import (
     compare_across_tasks,
     compare_budgets,
 )
-from reports.formatting import effects_title, loss_unit, objective_name, value_axis_title
+from reports.formatting import effects_title, objective_name, value_axis_title
 from reports.page.page_tables import RECURRENT, FloorRow, list_floors
 from reports.phrases import describe_outcomes, describe_references, describe_training_differences
 from reports.results import Results, find_replicates
@@ -177,7 +177,7 @@ class Section:
         return self._chart_effects(effects, table.value_count, title) if effects else None
 
     def _chart_effects(self, effects: Sequence[Effect], count: int, title: str) -> MainEffects:
-        unit = loss_unit(self.results.config)
+        unit = self.results.measure.unit
         chart = Chart(title, plot_effects(effects, unit)) if effects else None
         scope = format_count(count, self.results.judged_noun)
         return MainEffects(effects, chart, scope, self.results.noun)
@@ -190,7 +190,7 @@ class Section:
     @cached_property
     def conditional_chart(self) -> Chart | None:
         """Chart of those that differ between the values; None without any."""
-        return chart_conditional_effects(self.findings.conditional, loss_unit(self.results.config))
+        return chart_conditional_effects(self.findings.conditional, self.results.measure.unit)
 
     @cached_property
     def interactions(self) -> Chart | None:

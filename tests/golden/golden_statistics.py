@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from golden import FOLDER, Golden
 
-from reports.analysis.hypothesis_tests import StudyTables, to_frame
+from reports.analysis.hypothesis_tests import run_test, to_frame
 from reports.analysis.leaderboard import summarize_study
 from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pruning import audit_pruning
@@ -79,9 +79,8 @@ class StoredStudy:
             return None
 
     def test_hypotheses(self) -> list[pd.DataFrame]:
-        tables = StudyTables(self.results)
         hypotheses = load_hypotheses(INPUTS / "hypotheses.toml")
-        return [to_frame([tables.test(each)]) for each in hypotheses]
+        return [to_frame([run_test(self.results, each)]) for each in hypotheses]
 
     def list_outcomes(self) -> pd.DataFrame:
         has_threshold = getattr(self.results.config, "report_threshold", None) is not None

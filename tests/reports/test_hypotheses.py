@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from factories import make_study, results_of
 
-from reports.analysis.hypothesis_tests import StudyTables, to_frame
+from reports.analysis.hypothesis_tests import run_stored_tests, run_test, to_frame
 from reports.errors import ReportError
 from reports.hypotheses import HYPOTHESES, evaluate_study, render_page
 from reports.phrases import list_notes
-from reports.stats.decision_rules import RULES, Verdict
-from reports.stats.outcome_table import OutcomeTable
-from reports.stats.paired_difference import Interval
+from reports.stats.effects import Interval
+from reports.stats.hypotheses import RULES, OutcomeTable, Verdict
 from studies.config import StudyConfig
 from studies.hypotheses import Hypothesis, HypothesisRecord, Registration
 from studies.loader import load_hypotheses
@@ -154,7 +153,7 @@ def test_each_contrast_fails_a_conjunction_at_its_share_of_the_error(planned):
         for each in (hypothesis_on("residual", False, True), conjunction_of("lowers"))
     )
     results = dataclasses.replace(results, hypotheses=[record(alone), record(both)])
-    (single,), (joint,) = (each.findings for each in StudyTables(results).test_stored())
+    (single,), (joint,) = (each.findings for each in run_stored_tests(results))
     assert (single.verdict, joint.verdict) == ("does not hold", "undecided")
     assert (list_notes(single), joint.contrast, len(list_notes(joint))) == ([], single.contrast, 1)
 
@@ -211,7 +210,7 @@ def test_change_of_the_threshold_makes_a_stored_hypothesis_exploratory(planned):
     stored = [record(PUBLISHED[6], report_threshold=1.4)]
     for threshold, is_exploratory in ((1.4, False), (1.3, True), (None, True)):
         results = finished(planned, AS_SAID, report_threshold=threshold)
-        (test,) = StudyTables(dataclasses.replace(results, hypotheses=stored)).test_stored()
+        (test,) = run_stored_tests(dataclasses.replace(results, hypotheses=stored))
         assert test.is_exploratory == is_exploratory
         assert ("report_threshold has changed since" in test.mark) == is_exploratory
 
@@ -292,7 +291,7 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
     partly = pinned.model_copy(update={"contrasts": [*PUBLISHED[6].contrasts, *pinned.contrasts]})
     stored = [*map(record, [*untestable.values(), partly])]
     results = dataclasses.replace(finished(planned, AS_SAID), hypotheses=stored)
-    tests = StudyTables(results).test_stored()
+    tests = run_stored_tests(results)
     assert [(each.is_untestable, each.problem) for each in tests] == [
         *((True, reason) for reason in untestable),
         (False, "learning_rate has one value"),
@@ -302,7 +301,7 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
     assert evaluate_study(results, [pinned], margin=0.1).tests == {}, "of a file alone"
     # Before the end, what the grid lacks is known already.
     unfinished = dataclasses.replace(planned, hypotheses=stored)
-    assert [each.problem for each in StudyTables(unfinished).test_stored()] == [
+    assert [each.problem for each in run_stored_tests(unfinished)] == [
         *untestable, "1 of 384 trials are finished"]  # fmt: skip
 
 
@@ -325,9 +324,9 @@ def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
     results = dataclasses.replace(
         finished(planned, effects), hypotheses=[record(each) for each in hypotheses]
     )
-    (residual,), (forget_gate,) = (each.findings for each in StudyTables(results).test_stored())
+    (residual,), (forget_gate,) = (each.findings for each in run_stored_tests(results))
     assert forget_gate.reversal is None
     assert "depends on state size" in list_notes(residual)[0]
     within = PUBLISHED[6].model_copy(update={"region": {"state_size": [16]}})
-    (fixed,) = StudyTables(results).test(within).findings
+    (fixed,) = run_test(results, within).findings
     assert fixed.reversal is None, "within one size it has one sign"

@@ -11,9 +11,9 @@ from scipy.stats import binom
 from reports.analysis.nuisance import build_outcome_table
 from reports.page.page import render_page
 from reports.page.section import Section
-from reports.stats.contrast import Contrast
+from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
-from reports.stats.outcome_table import (
+from reports.stats.hypotheses import (
     BAD,
     GOOD,
     UNKNOWN,
