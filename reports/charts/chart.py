@@ -1,12 +1,17 @@
 """Charts of the report: a figure with its text alternative, and the colors of all figures.
 
+Text alternatives, for screen readers and for print, are from the data of the figures alone.
+
 The colors are close to those of Okabe and Ito (*Color Universal Design*, 2008), which color-blind
 readers can distinguish, and visible on white and on black. No figure relies on color alone.
 """
 
+import html
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +21,6 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from reports.analysis.other_studies import BaselineReference
-from reports.charts.alt_text import describe_figure
 from reports.formatting import escape_html
 
 IMPROVES, WORSENS, NEUTRAL = "#2f7fd1", "#d55e00", "#8a9099"
@@ -39,7 +43,8 @@ ROW_HEIGHT = 28
 COLUMN_WIDTH, FULL_WIDTH = 760, 1160
 """Largest width in pixels of a figure of a few rows or lines, and of one of many."""
 
-_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+"""Styles of lines, so that no figure relies on color alone."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def add_reference_lines(
             continue
         line = {
             "color": CELL_COLORS[reference.cell],
-            "dash": _DASHES[i % len(_DASHES)],
+            "dash": DASHES[1 + i % (len(DASHES) - 1)],
             "width": 2,
         }
         style = {"line": line, "name": escape_html(reference.label), "showlegend": True}
@@ -134,3 +139,251 @@ def add_reference_lines(
             figure.add_hline(y=loss, **style)
         else:
             figure.add_vline(x=loss, **style)
+
+
+# ---------------------------------------------------------------- text alternatives
+
+_ROOM = 3000
+"""Characters in which the marks of a figure are listed; of more there are quartiles."""
+
+_MAX_POINTS = 24
+"""Points of a line that are listed; of more, five at even distances."""
+
+_MAX_TRACES = 24
+"""Traces above which a figure is described as a bundle of lines."""
+
+_MAX_GROUPS = 12
+"""Places on an axis up to which each has its median."""
+
+_EXTREMES = 3
+"""Marks that are named at each end."""
+
+_VARIABLE = re.compile(r"%\{(\w+)(?:\.\w+)?(?:\[(\d+)\])?(?::([^}]*))?\}")
+"""Variable in a template of hover texts, with its index and its format."""
+
+_TAG = re.compile(r"<[^>]*>")
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A point, a bar or a cell.
+
+    Attributes:
+        place: place on the other axis, or the row and the column of a cell.
+        value: number that it shows; None where both axes have names.
+        text: what a reader sees who points at it.
+    """
+
+    place: Any
+    value: float | None
+    text: str
+
+
+def describe_figure(figure: go.Figure) -> str:
+    """Describe a figure for a reader who does not see it: its axes, and what its marks say.
+
+    All marks are listed where that is short; of more there are quartiles, medians and extremes.
+    """
+    layout = figure.layout.to_plotly_json()
+    traces = [trace for trace in figure.data if trace.hoverinfo not in ("skip", "none")]
+    parts = [_describe_axes(layout)]
+    if len(traces) > _MAX_TRACES:
+        parts.append(_describe_bundle(traces, layout))
+    else:
+        # The panels of a figure may show the same points.
+        distinct = {getattr(trace, "hovertext", None) or i: trace for i, trace in enumerate(traces)}
+        room = _ROOM // max(1, len(distinct))
+        texts = [
+            (_name_trace(trace, layout), _describe_trace(trace, layout, room))
+            for trace in distinct.values()
+        ]
+        known = [(name, text) for name, text in texts if text]
+        parts += [f"{name}: {text}" if name and len(known) > 1 else text for name, text in known]
+    for shape in layout.get("shapes", ()):
+        if "name" in shape:
+            place = shape["x0"] if shape["x0"] == shape["x1"] else shape["y0"]
+            parts.append(f"{shape['name']}: {_format(place)}")
+    return " ".join(f"{_clean(part)}." for part in parts if part)
+
+
+def _describe_axes(layout: Mapping[str, Any]) -> str:
+    """Name the axes that have a title, and what the names of the traces are."""
+    legend = layout.get("legend", {}).get("title", {}).get("text")
+    texts = [f"legend: {legend}"] if legend else []
+    for letter, direction in (("x", "horizontal"), ("y", "vertical")):
+        axes = [axis for name, axis in layout.items() if name.startswith(f"{letter}axis")]
+        titles = [
+            axis["title"]["text"] + (", logarithmic" if axis.get("type") == "log" else "")
+            for axis in axes
+            if axis.get("title", {}).get("text")
+        ]
+        if titles:
+            texts.append(f"{direction} axis: {', '.join(dict.fromkeys(titles))}")
+    text = "; ".join(texts)
+    return text[:1].upper() + text[1:]
+
+
+def _describe_bundle(traces: Sequence[Any], layout: Mapping[str, Any]) -> str:
+    """Describe many lines by where they end."""
+    count = f"{len(traces):,} lines"
+    if layout.get("yaxis", {}).get("visible") is False:  # each place has a scale of its own
+        return f"{count} through {', '.join(layout['xaxis'].get('ticktext', ()))}"
+    ends = []
+    for trace in traces:
+        values = np.asarray(trace.y, dtype=float)
+        known = values[np.isfinite(values)].tolist()
+        if known:
+            ends.append(_Mark(trace.name, known[-1], f"{trace.name}, {_format(known[-1])}"))
+    return f"{count}, which end at {_summarize(ends)}"
+
+
+def _name_trace(trace: Any, layout: Mapping[str, Any]) -> str:
+    """Return the name of a trace, or of its panel if there are several."""
+    if "xaxis2" not in layout:
+        return trace.name or ""
+    axis = layout.get(f"xaxis{(trace.xaxis or 'x')[1:]}", {})
+    panel = str(axis.get("title", {}).get("text", ""))
+    # A panel has one trace, or one of each of several groups.
+    return f"{panel}, {trace.name}" if getattr(trace, "legendgroup", None) else panel
+
+
+def _describe_trace(trace: Any, layout: Mapping[str, Any], room: int) -> str:
+    """Describe a trace: by its marks if these need no more than some characters."""
+    marks = _list_marks(trace)
+    if trace.type != "heatmap" and _is_upwards(trace, layout):
+        marks.reverse()
+    shown = marks
+    if getattr(trace, "mode", "") == "lines" and marks:
+        # Where a line is level, its next point says nothing new.
+        shown = [each for i, each in enumerate(marks) if not i or each.value != marks[i - 1].value]
+        if len(shown) > _MAX_POINTS:
+            shown = [shown[round(i * (len(shown) - 1) / 4)] for i in range(5)]
+    text = "; ".join(dict.fromkeys(each.text for each in shown))
+    return text if len(text) <= room else _count_spans(trace) or _summarize(marks)
+
+
+def _count_spans(trace: Any) -> str:
+    """Count the bars of a timeline in each row; "" for other traces."""
+    if trace.type != "bar" or trace.base is None:
+        return ""
+    rows = Counter(trace.y).most_common()
+    counts = ", ".join(f"{row} {count:,}" for row, count in rows[:_MAX_GROUPS])
+    more = f" and {len(rows) - _MAX_GROUPS} more rows" if len(rows) > _MAX_GROUPS else ""
+    return f"{counts}{more}; the first begins at {min(trace.base)}, the last at {max(trace.base)}"
+
+
+def _list_marks(trace: Any) -> list[_Mark]:
+    """List the marks of a trace that have a value, or a name on both axes."""
+    xs, ys = _to_list(trace.x), _to_list(trace.y)
+    if trace.type in ("heatmap", "contour"):
+        cells = [
+            ((y, x), trace.z[i][j], (i, j)) for i, y in enumerate(ys) for j, x in enumerate(xs)
+        ]
+        found = [
+            _Mark(place, float(value), _hover(trace, index, place, value))
+            for place, value, index in cells
+            if _is_number(value)
+        ]
+        return list({mark.text: mark for mark in found}.values())  # a symmetric map has each twice
+    count = max(len(xs), len(ys))
+    if trace.type in ("scatter", "scattergl"):  # evenly spaced places are a start and a distance
+        xs = xs or [(trace.x0 or 0) + i * (trace.dx or 1) for i in range(count)]
+    xs, ys = xs or [trace.name] * count, ys or [trace.name] * count
+    is_sideways = any(isinstance(y, str) for y in ys)
+    places, values = (ys, xs) if is_sideways else (xs, ys)
+    if any(isinstance(value, str) for value in values):
+        both = enumerate(zip(places, values, strict=True))
+        return [_Mark(each, None, _hover(trace, (i,), each[:1], each[1])) for i, each in both]
+    return [
+        _Mark(place, float(value), _hover(trace, (i,), (place,), value))
+        for i, (place, value) in enumerate(zip(places, values, strict=True))
+        if _is_number(value)
+    ]
+
+
+def _hover(trace: Any, index: tuple[int, ...], place: tuple[Any, ...], value: Any) -> str:
+    """Return what a reader sees who points at a mark."""
+    template = trace.hovertemplate
+    if not isinstance(template, str) or getattr(trace, "mode", "") == "lines":
+        return f"{', '.join(map(_format, place))}: {_format(value)}"
+
+    def insert(match: re.Match[str]) -> str:
+        name, item, spec = match.groups()
+        found: Any = {"z": value}.get(name, getattr(trace, name, None))
+        if name in ("x", "y") and len(index) == 2:
+            found = place[name == "x"]
+        elif name != "z":
+            for each in index:
+                found = found[each]
+        if item is not None:
+            found = found[int(item)]
+        return _format(found, spec) if spec else str(found)
+
+    return _VARIABLE.sub(insert, template.partition("<extra>")[0])
+
+
+def _summarize(marks: Sequence[_Mark]) -> str:
+    """Summarize marks by quartiles and extremes; without values, by those drawn first and last."""
+    values = [mark.value for mark in marks if mark.value is not None]
+    if not values:
+        return (
+            f"{len(marks):,} points. The first drawn: {_join(marks[:_EXTREMES])}. The last, over "
+            f"the others: {_join(marks[-_EXTREMES:])}"
+        )
+    least, *quartiles, greatest = map(_format, np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
+    text = f"{len(values):,} values from {least} to {greatest}, quartiles {', '.join(quartiles)}"
+    if groups := _group(marks):
+        medians = (f"{place}: {_format(np.median(group))}" for place, group in groups.items())
+        return f"{text}. Medians: {'; '.join(medians)}"
+    ranked = sorted(marks, key=lambda mark: mark.value or 0.0)
+    return f"{text}. Least: {_join(ranked[:_EXTREMES])}. Greatest: {_join(ranked[-_EXTREMES:])}"
+
+
+def _group(marks: Sequence[_Mark]) -> dict[str, list[float]]:
+    """Group values by their places, of many numbers by quarters; {} if there are many names."""
+    places = [mark.place for mark in marks]
+    is_numeric = all(map(_is_number, places))
+    if len(set(places)) <= _MAX_GROUPS:
+        names = [_format(place) for place in places]
+    elif is_numeric:
+        edges = np.unique(np.quantile(places, [0.25, 0.5, 0.75, 1]))
+        names = [f"up to {_format(edges[np.searchsorted(edges, place)])}" for place in places]
+    else:
+        return {}
+    order = sorted(range(len(marks)), key=places.__getitem__) if is_numeric else range(len(marks))
+    groups: dict[str, list[float]] = {}
+    for i in order:
+        groups.setdefault(names[i], []).append(marks[i].value or 0.0)
+    return groups
+
+
+def _join(marks: Sequence[_Mark]) -> str:
+    return "; ".join(mark.text for mark in marks)
+
+
+def _is_upwards(trace: Any, layout: Mapping[str, Any]) -> bool:
+    """Whether the first of the names on a vertical axis is at its bottom, as Plotly draws it."""
+    return any(isinstance(y, str) for y in _to_list(trace.y)) and (
+        layout.get("yaxis", {}).get("autorange") != "reversed"
+    )
+
+
+def _to_list(values: Any) -> list[Any]:
+    return [] if values is None else np.asarray(values, dtype=object).tolist()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and bool(np.isfinite(value))
+
+
+def _format(value: Any, spec: str = "") -> str:
+    """Format a place or a value: numbers with four digits, of large ones all."""
+    if not _is_number(value):
+        return str(value)
+    spec = spec or (",.4g" if abs(value) < 1000 else ",.0f")
+    return f"{value:{spec}}".replace("-", "−")
+
+
+def _clean(text: str) -> str:
+    """Return a text of a figure without markup and repeated spaces."""
+    return " ".join(html.unescape(_TAG.sub(" ", text.replace("<br>", ", "))).split())

@@ -13,6 +13,7 @@ from reports.analysis.pareto_front import Cost, CostedArchitecture, CostSummary,
 from reports.charts.chart import (
     CELL_COLORS,
     COLUMN_WIDTH,
+    DASHES,
     IMPROVES,
     NEUTRAL,
     ROW_HEIGHT,
@@ -42,8 +43,6 @@ _SHOWN_QUANTILE = 0.75
 
 BEST_PROFILES = 5
 """Number of best architectures that are drawn; the best of each baseline cell is drawn as well."""
-
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 def plot_replicates(
@@ -309,7 +308,7 @@ def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
     for i, entry in enumerate(drawn):
         assert entry.context is not None
         profile, effective = entry.context, entry.context.estimate()
-        style = {"color": colors[i], "dash": _DASHES[i % len(_DASHES)]}
+        style = {"color": colors[i], "dash": DASHES[i % len(DASHES)]}
         figure.add_trace(
             go.Scatter(
                 x=profile.centers,

@@ -45,8 +45,8 @@ from reports.charts.optuna_plots import (
     compute_conditional_importances,
     compute_importances,
 )
-from reports.charts.task_charts import chart_task
 from reports.charts.training_plots import (
+    chart_task,
     chart_timeline,
     describe_drawn_curves,
     list_color_schemes,

@@ -160,9 +160,6 @@ def test_leaderboard_judges_each_architecture_at_its_best(sqlite_url):
     assert entries[0].mean == pytest.approx(
         min(union_value(params) for params in StudyConfig.model_validate(UNION).grid.combinations())
     )
-    summary = summarize_nuisance(results)
-    assert (summary.trials, summary.architectures) == (63, 21)
-    assert (summary.fewest, summary.most) == (2, 3)
 
 
 def test_derived_study_carries_on_the_best_values(sqlite_url):
@@ -191,7 +188,7 @@ def test_derived_study_carries_on_the_best_values(sqlite_url):
     assert row["source_value"] == pytest.approx(1.9 - 0.1 - 0.08)
 
 
-def make_edges(url, at_highest):
+def make_edges(url, at_highest, name="edges"):
     """Create 12 architectures, the best first, of which one is best at the highest rate."""
     space = {name: [False] for name in list(gated_params())[:4]}
     space |= {"state_source": ["new"], "layers": [1, 2, 3], "state_size": [4, 8]}
@@ -205,7 +202,7 @@ def make_edges(url, at_highest):
         best = RATES[-1] if place == at_highest else RATES[1]
         value = 2 + 0.01 * place + 0.2 * (params["learning_rate"] != best)
         trials.append((params, value, {}))
-    make_runs(url, "edges", raw, trials)
+    make_runs(url, name, raw, trials)
 
 
 def test_best_architecture_at_the_highest_value_tried_is_warned_of(sqlite_url, tmp_path):
@@ -217,8 +214,5 @@ def test_best_architecture_at_the_highest_value_tried_is_warned_of(sqlite_url, t
     page, _ = write_hypotheses(sqlite_url, ["edges"], tmp_path / "page.md")
     for path in (report.path, page):
         assert warning in path.read_text("utf-8")
-
-
-def test_edge_of_fewer_than_a_tenth_is_not_warned_of(sqlite_url):
-    make_edges(sqlite_url, at_highest=7)
-    assert len(load("edges", storage=sqlite_url).effects().warnings) == 1, "of too few pairs"
+    make_edges(sqlite_url, at_highest=7, name="few")
+    assert len(load("few", storage=sqlite_url).effects().warnings) == 1, "of too few pairs"

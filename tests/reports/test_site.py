@@ -152,9 +152,6 @@ def test_gallery_describes_each_of_its_studies():
         name = path.name.removesuffix(ENDING)
         section = page.partition(f"\n## `{name}`\n")[2].partition("\n## ")[0]
         assert f"]({path.name})" in section
-
-
-def test_shared_pages_of_the_gallery_are_valid():
     pages = SharedPages.model_validate(read_toml(DATA / "pages.toml"))
     assert [page.file for page in (*pages.report, *pages.hypotheses)]
 
