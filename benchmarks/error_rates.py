@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from reports.stats.contrast import Contrast
-from reports.stats.noise import Integers
+from reports.stats import Floats, Integers
+from reports.stats.design import Contrast
 from reports.stats.run_means import average_runs
 from studies.config import DEFAULT_LOOKS
 from tests.simulations.grids import (
@@ -29,7 +29,6 @@ from tests.simulations.replicates import (
     MARGIN,
     NOISES,
     TEXT_NOISES,
-    Floats,
     count_false_as_good,
     count_false_worse,
     has_false_verdict,
@@ -173,9 +172,9 @@ def measure_unequal_runs(studies: int = 500) -> Iterator[str]:
     for gap in (0.0, 0.01, 0.02):
         yield f"{gap} | {_simulate_leaders(gap, studies):.1%}"
     yield "one of ten equal architectures has | text noise | false difference"
-    for scenario, text_noise in itertools.product(LOST_RUNS, TEXT_NOISES):
-        false = simulate_lost_runs(scenario, text_noise, 2 * studies)
-        yield f"{scenario} | {text_noise} | {false:.1%}"
+    for lost, text_noise in itertools.product(LOST_RUNS, TEXT_NOISES):
+        false = simulate_lost_runs(lost, text_noise, 2 * studies)
+        yield f"{lost} | {text_noise} | {false:.1%}"
 
 
 def _simulate_leaders(gap: float, studies: int) -> float:
@@ -222,7 +221,7 @@ def measure_replicates(studies: int = 1000) -> Iterator[str]:
     yield "smallest architecture, each 0.01 worse than the next larger one"
     yield "runs | named beyond the margin | smaller than the best mean"
     for runs in (3, 5, 10, 20):
-        (look,) = simulate_looks([ramp], NOISES["equal"], runs, studies)
+        (look,) = simulate_looks([np.asarray(ramp)], NOISES["equal"], runs, studies)
         best = look.means.argmin(axis=1)
         # The smallest that is as good as the best; later ones are smaller.
         smallest = np.where(look.is_as_good, places, -1).max(axis=1)

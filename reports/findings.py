@@ -41,10 +41,9 @@ from reports.stats.conditional_effects import (
     compute_conditional_effects,
     rank_effects,
 )
-from reports.stats.contrast import Contrast
-from reports.stats.decision_rules import Verdict
+from reports.stats.design import Contrast
 from reports.stats.effects import Effect
-from reports.stats.outcome_table import ContrastOutcomes, compute_outcomes
+from reports.stats.hypotheses import ContrastOutcomes, Verdict, compute_outcomes
 from reports.stats.scale import format_value, is_missing
 from reports.stats.task_contrasts import TaskContrast, compare_tasks
 from reports.trial_table import is_continuous, metric_column, to_python
@@ -177,8 +176,8 @@ class StudyFindings:
             for name in names
         }
         settings = results.number_settings(rows).to_numpy()
-        maximize = results.scale.higher_is_better
-        return fit_additive_model(columns, rows["value"].to_numpy(dtype=float), settings, maximize)
+        values = rows["value"].to_numpy(dtype=float)
+        return fit_additive_model(columns, values, settings, results.scale)
 
     @property
     def trends(self) -> list[Trend]:

@@ -38,8 +38,8 @@ from reports.phrases import (
     to_sentence,
 )
 from reports.results import Results
-from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
-from reports.stats.paired_difference import MIN_PAIRS
+from reports.stats.effects import MIN_PAIRS
+from reports.stats.hypotheses import OUTCOME_MARGIN, RULES, Verdict
 from reports.stats.scale import format_count, format_signed
 from reports.study_reader import read_results
 from reports.tables import tabulate_findings, tabulate_leaderboard

@@ -20,10 +20,8 @@ from reports.formatting import escape_markdown
 from reports.results import Results
 from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
-from reports.stats.contrast import Contrast
-from reports.stats.decision_rules import Verdict, compute_fail_error
-from reports.stats.outcome_table import GOOD, UNKNOWN, ContrastOutcomes
-from reports.stats.paired_difference import PairedDifference
+from reports.stats.effects import Effect, PairedDifference
+from reports.stats.hypotheses import GOOD, UNKNOWN, ContrastOutcomes, Verdict, compute_fail_error
 from reports.stats.scale import Scale, format_count, format_param, format_signed, format_value
 
 MAX_TERMS = 5
@@ -376,17 +374,14 @@ def describe_additive(model: AdditiveModel, scale: Scale, has_pairs: bool = Fals
         sentences.append(f"Significant, the largest first: {listed}{more}.")
     else:
         sentences.append("No parameter has a significant effect.")
-    tests: list[LevelDifference | Trend] = [e for e in model.levels if not e.estimate.reason]
-    tests += model.trends
+    tests: list[LevelDifference | Trend] = [*model.levels, *model.trends]
     names = {each.parameter for each in tests if each.is_significant}
     undecided = dict.fromkeys(each.parameter for each in tests if each.parameter not in names)
     if undecided:
         listed = ", ".join(map(format_param, undecided))
         sentences.append(f"Not significant after correction: {listed}.")
-    unknown = dict(model.reasons)
-    unknown |= {e.parameter: e.estimate.reason for e in model.levels if e.estimate.reason}
-    if unknown:
-        listed = ", ".join(f"{format_param(name)} ({each})" for name, each in unknown.items())
+    if model.reasons:
+        listed = ", ".join(f"{format_param(name)} ({each})" for name, each in model.reasons.items())
         sentences.append(f"Not estimated: {listed}.")
     return [*sentences, _describe_fit(model)]
 
@@ -405,7 +400,7 @@ def write_additive_clause(model: AdditiveModel, scale: Scale) -> str:
 def _list_terms(model: AdditiveModel, scale: Scale) -> list[str]:
     """Return a clause for each significant term, the largest first."""
     sized = [
-        (abs(each.estimate.mean), _describe_level(each, scale))
+        (abs(each.effect.mean), _describe_level(each.effect))
         for each in model.levels
         if each.is_significant
     ]
@@ -448,13 +443,10 @@ def format_place(value: float, trend: Trend) -> str:
     return text
 
 
-def _describe_level(each: LevelDifference, scale: Scale) -> str:
+def _describe_level(effect: Effect) -> str:
     """State one difference with its interval and direction."""
-    mean, low, high = each.estimate.mean, each.estimate.low, each.estimate.high
-    ends = (format_signed(end, scale.spec) for end in (low, high))
-    direction = "better" if scale.improves(mean) else "worse"
-    description = Contrast(each.parameter, each.before, each.after).description
-    return f"{description} {scale.format_difference(mean)} [{', '.join(ends)}], {direction}"
+    direction = "better" if effect.is_improvement else "worse"
+    return f"{effect.contrast.description} {format_estimate(effect)}, {direction}"
 
 
 def _describe_fit(model: AdditiveModel) -> str:

@@ -9,17 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from html import escape
-from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
 from reports.analysis.hypothesis_tests import Finding, HypothesisTest
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
-from reports.analysis.other_studies import VariantEffect
 from reports.analysis.pareto_front import FrontMember, ParetoFront
-from reports.analysis.pruning import PruningSummary
-from reports.findings import BudgetComparison
 from reports.formatting import (
     escape_markdown,
     format_number,
@@ -27,15 +23,11 @@ from reports.formatting import (
     objective_name,
 )
 from reports.results import Results
-from reports.stats.additive_model import AdditiveModel, LevelDifference
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect, rank_effects
-from reports.stats.decision_rules import Verdict
-from reports.stats.effects import Effect
-from reports.stats.outcome_table import ContrastOutcomes
-from reports.stats.paired_difference import PairedDifference
-from reports.stats.scale import NATS, Scale, add_unit, format_param, format_value
+from reports.stats.effects import Effect, PairedDifference
+from reports.stats.hypotheses import ContrastOutcomes, Verdict
+from reports.stats.scale import NATS, add_unit, format_param, format_value
 from studies.records import Direction
-from studies.space import CELL
 
 Row = TypeVar("Row")
 
@@ -239,9 +231,9 @@ def tabulate_effects(
         effects,
         [
             Column("change", lambda e: e.contrast.label, hint=lambda e: e.description),
-            *_contrast_columns(lambda e: e.contrast),
+            *contrast_columns(lambda e: e.contrast),
             estimate_column("mean difference", lambda e: e, scale.unit, f"+{spec}", name="effect"),
-            Column("improved", _improved_share, ".0f", unit="%"),
+            Column("improved", improved_share, ".0f", unit="%"),
             Column("pairs", lambda e: e.pairs, ",d", name="pairs"),
             Column("missing", lambda e: e.missing_pairs, ",d", hint=describe_missing),
             Column("", lambda e: e.is_significant, name="significant"),
@@ -271,7 +263,7 @@ def tabulate_conditional(
         [(each, level) for each in conditional for level in each.levels],
         [
             Column("change", lambda row: row[0].contrast.label),
-            *_contrast_columns(lambda row: row[0].contrast),
+            *contrast_columns(lambda row: row[0].contrast),
             Column("by", lambda row: format_param(row[0].parameter)),
             Column("value", lambda row: format_value(row[1].value), TEXT),
             estimate_column("effect", lambda row: row[1], scale.unit, f"+{spec}", name="effect"),
@@ -296,7 +288,7 @@ def tabulate_outcomes(outcomes: Sequence[ContrastOutcomes], name: str = "") -> T
         outcomes,
         [
             Column("change", lambda e: e.contrast.label, hint=lambda e: e.contrast.description),
-            *_contrast_columns(lambda e: e.contrast),
+            *contrast_columns(lambda e: e.contrast),
             Column("", lambda e: e.both_good, name="both_good"),
             Column("rescued", lambda e: e.rescued, ",d", name="rescued"),
             Column("ruined", lambda e: e.ruined, ",d", name="ruined"),
@@ -308,63 +300,6 @@ def tabulate_outcomes(outcomes: Sequence[ContrastOutcomes], name: str = "") -> T
             Column("p", lambda e: e.p_adjusted, ".2g", unit="sign test, corrected",
                    name="p_adjusted", note=lambda e: MARK if e.is_significant else ""),
             Column("", lambda e: e.is_significant, name="significant"),
-        ],
-    )  # fmt: skip
-
-
-def tabulate_levels(
-    model: AdditiveModel, scale: Scale, name: str = "additive model"
-) -> Table[LevelDifference]:
-    """Tabulate the differences between the levels of parameters in an additive model."""
-
-    def describe(each: LevelDifference) -> str:
-        before, after = format_value(each.before), format_value(each.after)
-        return f"{format_param(each.parameter)}: {after} against {before}"
-
-    return Table(
-        name,
-        [each for each in model.levels if not each.estimate.reason],
-        [
-            Column("change", describe),
-            Column("mean difference", lambda e: e.estimate.mean, f"+{scale.spec}", unit=scale.unit,
-                   ends=lambda e: (e.estimate.low, e.estimate.high),
-                   note=lambda e: MARK if e.is_significant else ""),
-            Column("p", lambda e: e.adjusted_p, ".2g", unit="corrected"),
-        ],
-    )  # fmt: skip
-
-
-def tabulate_variants(
-    variants: Sequence[VariantEffect], scale: Scale, unit: str, name: str = "variants"
-) -> Table[VariantEffect]:
-    """Tabulate the variants of a derived study."""
-    has_pairs = any(each.pairs for each in variants)
-    return Table(
-        name,
-        variants,
-        [
-            Column("variant", lambda e: e.variant),
-            Column("trials", lambda e: e.count, ",d"),
-            Column("best", lambda e: e.best, scale.value_spec, unit=unit),
-            Column("vs. source", lambda e: e.source_difference, f"+{scale.spec}", unit=scale.unit),
-            estimate_column("vs. unchanged", lambda e: e, scale.unit, f"+{scale.spec}",
-                      condition=has_pairs),
-            Column("improved", lambda e: _improved_share(e), ".0f", unit="%", condition=has_pairs),
-            Column("pairs", lambda e: e.pairs or None, ",d", condition=has_pairs),
-        ],
-    )  # fmt: skip
-
-
-def tabulate_budgets(comparison: BudgetComparison, scale: Scale, name: str = "") -> Table[Any]:
-    """Tabulate effects at equal steps, next to those at equal tokens and at equal updates."""
-    return Table(
-        name,
-        comparison.rows,
-        [
-            Column("change", lambda row: row[0].contrast.label),
-            *(estimate_column(f"at equal {unit}", itemgetter(i), scale.unit,
-                              f"+{scale.spec}")
-              for i, unit in enumerate(comparison.budgets)),
         ],
     )  # fmt: skip
 
@@ -382,8 +317,8 @@ def tabulate_findings(
     scale, threshold = results.scale, results.config.report_threshold
     has_threshold, is_list = threshold is not None, any(number for number, _ in tests)
 
-    def effect(row: Any, attribute: str) -> Any:
-        return getattr(row[2].effect, attribute) if row[2] and row[2].effect.pairs else None
+    def effect(row: Any) -> Effect | None:
+        return row[2].effect if row[2] and row[2].effect.pairs else None
 
     def count(row: Any, attribute: str) -> Any:
         return getattr(row[2].outcomes, attribute) if row[2] and row[2].outcomes else None
@@ -403,11 +338,10 @@ def tabulate_findings(
         [
             Column("number", lambda row: row[0], "d", condition=is_list),
             Column("comparison", lambda row: row[2].contrast if row[2] else row[1].problem),
-            Column("mean difference", lambda row: effect(row, "mean"), f"+{scale.spec}",
-                   unit=scale.unit,
-                   ends=lambda row: (effect(row, "low"), effect(row, "high"))),
+            estimate_column("mean difference", effect, scale.unit, f"+{scale.spec}",
+                            note=lambda row: ""),
             Column("pairs", lambda row: row[2].effect.pairs if row[2] else 0, ",d"),
-            Column("improved", lambda row: _improved_share(row[2].effect) if row[2] else None,
+            Column("improved", lambda row: improved_share(row[2].effect) if row[2] else None,
                    ".0f", unit="%"),
             Column("verdict", lambda row: row[2].verdict if row[2] else Verdict.NOT_TESTABLE,
                    is_strong=True),
@@ -428,7 +362,8 @@ def _list_findings(test: HypothesisTest) -> Sequence[Finding | None]:
     return test.findings or ([None] if test.is_untestable else [])
 
 
-def _contrast_columns(contrast: Callable[[Any], Any]) -> list[Column[Any]]:
+def contrast_columns(contrast: Callable[[Any], Any]) -> list[Column[Any]]:
+    """Return the columns of a data frame that name the contrast of a row."""
     return [
         Column("", lambda row: contrast(row).parameter, name="parameter"),
         Column("", lambda row: contrast(row).before, name="before"),
@@ -469,7 +404,8 @@ def estimate_column(
     )
 
 
-def _improved_share(effect: PairedDifference) -> float | None:
+def improved_share(effect: PairedDifference) -> float | None:
+    """Return the percentage of pairs that a change improves; None without pairs."""
     return 100 * effect.improved_count / effect.pairs if effect.pairs else None
 
 
@@ -494,7 +430,7 @@ def tabulate_leaderboard(
     spec, unit = metric.scale.value_spec, measure.held_out_unit
     is_replicated, has_networks = results.has_replicates, best.architecture is not None
     margin = f"margin {summary.judgement.margin}" if summary.judgement else ""
-    held_out_spec = _held_out_spec(results)
+    held_out_spec = find_held_out_spec(results)
     return Table(
         name,
         entries,
@@ -598,83 +534,6 @@ def describe_direction(direction: Direction) -> str:
     return "higher is better" if direction == "maximize" else "lower is better"
 
 
-def _held_out_spec(results: Results) -> str:
+def find_held_out_spec(results: Results) -> str:
     """Return the format of a loss on held-out data: of text with a digit less."""
     return ".3f" if results.config.is_text else results.scale.value_spec
-
-
-# ---------------------------------------------------------------- trials and costs
-
-
-def tabulate_rungs(pruning: PruningSummary, name: str = "rungs") -> Table[Any]:
-    """Tabulate after which steps trials were pruned."""
-    return Table(
-        name,
-        pruning.rungs.to_dict("records"),
-        [
-            Column("pruned after step", itemgetter("step"), ",.0f"),
-            Column("trials", itemgetter("trials"), ",.0f"),
-            Column("of the best", itemgetter("keep_probability"), ".2f",
-                   unit="expected number"),
-        ],
-    )  # fmt: skip
-
-
-def tabulate_costs(costs: pd.DataFrame, name: str = "time") -> Table[Any]:
-    """Tabulate the computing time of networks by their shape."""
-    return Table(
-        name,
-        costs.reset_index().to_dict("records"),
-        [
-            *(Column(format_param(each), partial(_format_item, each), "" if each == CELL else TEXT)
-              for each in map(str, costs.index.names)),
-            Column("trials", itemgetter("count"), ",d"),
-            Column("mean", itemgetter("mean"), ",.1f", unit="s"),
-            Column("steps per second", itemgetter("steps_per_second"), ",.1f"),
-            Column("total", itemgetter("sum"), ",.0f", unit="s"),
-            Column("share", lambda row: 100 * row["share"], ".0f", unit="%"),
-        ],
-    )  # fmt: skip
-
-
-def _format_item(name: str, row: Mapping[Any, Any]) -> str:
-    """Format the value of a parameter in a row of trials."""
-    return format_value(row[name])
-
-
-def tabulate_trials(
-    results: Results, rows: Sequence[Mapping[Any, Any]], name: str = "trials"
-) -> Table[Any]:
-    """Tabulate trials, as rows of a study's table."""
-    config, measure, scale = results.config, results.measure, results.scale
-    validation, spec = measure.column("validation"), _held_out_spec(results)
-    is_pruned, has_networks = config.pruning.enabled, bool(results.cells)
-    return Table(
-        name,
-        rows,
-        [
-            Column("trial", itemgetter("number"), "d"),
-            Column("state",
-                   lambda row: row["state"].lower() + (", audited" if row["audited"] else ""),
-                   hint=itemgetter("reason")),
-            Column(measure.loss, itemgetter("value"), scale.value_spec,
-                   unit="" if config.is_text else measure.unit),
-            Column("paused at step", itemgetter("rung"), ",.0f", condition=is_pruned),
-            Column(f"predicted {measure.loss}", itemgetter("predicted_value"), scale.spec,
-                   condition=is_pruned),
-            Column("keep probability", itemgetter("keep_probability"), ".2g",
-                   condition=is_pruned),
-            Column(measure.name_loss("validation"), lambda row: row[validation], spec,
-                   unit=measure.held_out_unit,
-                   note=lambda row: format_stderr(row["validation_stderr"], spec),
-                   condition=config.is_text or results.shows_validation),
-            *(Column(metric, itemgetter(column), ".4g")
-              for metric, column in results.metric_columns.items()),
-            *(Column(format_param(axis), partial(_format_item, axis))
-              for axis in results.axes),
-            Column("parameters", itemgetter("parameter_count"), ".0f",
-                   condition=has_networks),
-            Column("time", itemgetter("seconds"), ".1f", unit="s", condition=has_networks),
-            Column("worker", itemgetter("worker"), condition=has_networks),
-        ],
-    )  # fmt: skip

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from reports.stats.contrast import ParameterTraits
+from reports.stats.design import ParameterTraits
 from reports.stats.scale import format_count, format_param, format_value, is_missing
 from rnn.config import OPTIMIZERS, NetworkConfig
 from studies.attributes import (

@@ -26,7 +26,6 @@ from reports.findings import BudgetComparison, StudyFindings, compare_across_tas
 from reports.narrative import describe_insignificance, list_warnings
 from reports.phrases import count_verdicts, describe_smallest, to_plain, write_additive
 from reports.results import Results, find_replicates
-from reports.stats.additive_findings import list_level_effects
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
     ConditionalEffect,
@@ -37,7 +36,9 @@ from reports.stats.scale import format_count
 from reports.stats.task_contrasts import TaskContrast, describe_agreement
 from reports.study_reader import read_results
 from reports.tables import (
+    Column,
     Table,
+    contrast_columns,
     tabulate_conditional,
     tabulate_effects,
     tabulate_front,
@@ -198,20 +199,14 @@ class TaskEffects:
         It does so in the tasks where its effect is significant, corrected for all changes in all
         tasks; ``agrees`` tells whether these are two or more, of one sign.
         """
-        columns = ["parameter", "before", "after", "tasks", "helps", "harms", "agrees"]
-        rows = [
-            (
-                each.contrast.parameter,
-                each.contrast.before,
-                each.contrast.after,
-                len(each.by_task),
-                len(each.helps),
-                len(each.harms),
-                each.agrees,
-            )
-            for each in self.contrasts
+        columns = [
+            *contrast_columns(lambda row: row.contrast),
+            Column("", lambda row: len(row.by_task), name="tasks"),
+            Column("", lambda row: len(row.helps), name="helps"),
+            Column("", lambda row: len(row.harms), name="harms"),
+            Column("", lambda row: row.agrees, name="agrees"),
         ]
-        return pd.DataFrame(rows, columns=columns)
+        return Table("agreement", self.contrasts, columns).to_frame()
 
     def __repr__(self) -> str:
         named = [f"task {name}\n{each!r}" for name, each in self.by_task.items()]
@@ -336,7 +331,7 @@ def find_effects(results: Results, storage: str) -> Effects:
     elif model is None and all(effect.reason for effect in effects):
         warnings.append(describe_insignificance(effects))
     if model:
-        effects = effects or list_level_effects(model, results.scale)
+        effects = effects or [each.effect for each in model.levels]
     unit, spec = results.measure.unit, results.scale.value_spec
     budgets = compare_budgets(results)
     return Effects(effects, unit, warnings, findings.conditional, spec, model, budgets)

@@ -282,7 +282,7 @@ class Study:
             ReportError: if no trial is complete.
         """
         from reports.analysis.nuisance import build_outcome_table
-        from reports.stats.outcome_table import compute_outcomes
+        from reports.stats.hypotheses import compute_outcomes
         from reports.tables import tabulate_outcomes
 
         results = self._read_one_task("outcomes")

@@ -1,6 +1,6 @@
 """Hypotheses of a study: claims about its parameters, stated before its first trial.
 
-A hypothesis is data; :mod:`reports.stats.decision_rules` decides whether it holds. A study keeps
+A hypothesis is data; :mod:`reports.stats.hypotheses` decides whether it holds. A study keeps
 records of when it stored each of them, and of what was known then: they tell a reader a prediction
 from an explanation (Nosek et al., *The Preregistration Revolution*, 2018).
 """

@@ -16,11 +16,17 @@ import pandas as pd
 from reports.analysis.nuisance import build_judged_table, build_outcome_table
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, find_reversal
-from reports.stats.contrast import Contrast
-from reports.stats.decision_rules import LEAST_FAVORABLE_LAST, RULES, DecisionRule, Verdict
-from reports.stats.effects import FactorialTable
-from reports.stats.outcome_table import BAD, GOOD, OutcomeTable
-from reports.stats.paired_difference import Interval, PairedDifference
+from reports.stats.design import Contrast
+from reports.stats.effects import FactorialTable, Interval, PairedDifference
+from reports.stats.hypotheses import (
+    BAD,
+    GOOD,
+    LEAST_FAVORABLE_LAST,
+    RULES,
+    DecisionRule,
+    OutcomeTable,
+    Verdict,
+)
 from reports.stats.scale import format_param, format_value
 from reports.trial_table import find_traits
 from rnn.config import BASELINE_CELLS, ParamValue
@@ -216,7 +222,9 @@ def _estimate_findings(results: Results, hypothesis: Hypothesis) -> list[Finding
             sides = contrast.before, contrast.after
             effect, counts = table.compute_difference(*sides), None
             if outcome_table is not None:
-                counts = OutcomeTable.from_outcomes(*outcome_table.match_pairs(*sides))
+                counts = OutcomeTable.from_outcomes(
+                    *outcome_table.values[outcome_table.match(*sides)]
+                )
             has_pairs = effect.pairs or (counts is not None and counts.pairs)
             if has_pairs and contrast.before.keys() <= contrasted:
                 name, reversal = name_contrast(contrast), None

@@ -11,8 +11,8 @@ import pandas as pd
 from scipy import special
 
 from reports.results import Results
+from reports.stats.effects import CONFIDENCE
 from reports.stats.looks import PlannedLook, take_look
-from reports.stats.paired_difference import CONFIDENCE
 from reports.stats.replicates import (
     Comparison,
     Difference,

@@ -4,10 +4,10 @@ A nuisance parameter, such as the learning rate, has to be set but is not what i
 architecture is a combination of all other parameters. It is judged at its best: by the best value
 among its complete trials, over all values of the nuisance parameters. An effect at the best is the
 mean difference over pairs of architectures that differ in one parameter alone, each at its best,
-corrected for the luck of the best of several runs (:mod:`reports.stats.selection_bias`); an
+corrected for the luck of the best of several runs (:mod:`reports.stats.run_means`); an
 effect at a single value is that over the trials with this value (Greff et al., *LSTM: A Search
 Space Odyssey*, 2017, tune the learning rate for each of their architectures). Outcomes say which
-architectures are below the threshold of the study (:mod:`reports.stats.outcome_table`).
+architectures are below the threshold of the study (:mod:`reports.stats.hypotheses`).
 """
 
 from collections import Counter
@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 
 from reports.results import Results
+from reports.stats import Floats, Integers
 from reports.stats.effects import FactorialTable
-from reports.stats.noise import Deviations, Floats, Integers, Slopes
-from reports.stats.outcome_table import BAD, GOOD, UNKNOWN
-from reports.stats.run_means import RunMeans
+from reports.stats.hypotheses import BAD, GOOD, UNKNOWN
+from reports.stats.noise import Deviations, Slopes
+from reports.stats.run_means import RunMeans, estimate_selected
 from reports.stats.scale import NATS, Scale, format_param
-from reports.stats.selection_bias import estimate_selected
 from reports.trial_table import find_traits, is_continuous, list_params
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus

@@ -10,8 +10,7 @@ import pandas as pd
 
 from reports.analysis.leaderboard import average_columns
 from reports.results import Results
-from reports.stats.effects import FactorialTable
-from reports.stats.paired_difference import PairedDifference
+from reports.stats.effects import FactorialTable, PairedDifference
 from reports.stats.run_means import average_runs
 from reports.stats.scale import NATS, Scale, format_param, format_value
 from reports.trial_table import list_conditions, list_params

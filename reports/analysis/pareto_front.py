@@ -22,7 +22,7 @@ from scipy import stats
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.analysis.other_studies import BaselineReference
 from reports.results import Results
-from reports.stats.paired_difference import CONFIDENCE
+from reports.stats.effects import CONFIDENCE
 from reports.stats.replicates import (
     Comparison,
     Difference,

@@ -39,11 +39,11 @@ from scipy import stats
 
 from reports.analysis.nuisance import build_table, join_names
 from reports.results import Results
+from reports.stats import Floats
 from reports.stats.calibration import INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
-from reports.stats.contrast import Contrast
-from reports.stats.effects import Effect, FactorialTable
-from reports.stats.noise import Floats, NoiseSource
-from reports.stats.paired_difference import CONFIDENCE
+from reports.stats.design import Contrast
+from reports.stats.effects import CONFIDENCE, Effect, FactorialTable
+from reports.stats.noise import NoiseSource
 from reports.stats.scale import NATS, Scale
 from reports.trial_table import find_traits
 from studies.attributes import AuditLook

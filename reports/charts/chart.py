@@ -89,11 +89,6 @@ class Chart:
         return int(self.figure.layout.height or 450)
 
     @property
-    def color_scheme_data(self) -> list[dict[str, Any]]:
-        """Color schemes in the form that the page's script reads."""
-        return [{"legend": each.legend, "of": each.indices} for each in self.color_schemes]
-
-    @property
     def uses_webgl(self) -> bool:
         """Whether the figure needs a WebGL context, of which a browser grants only a few."""
         return any(trace.type == "scattergl" for trace in self.figure.data)

@@ -110,39 +110,6 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
     names = comparison.names[:MAX_IN_CHART]
     if len(names) < 2:
         return None
-    caption = (
-        "Each cell is the row minus the column, numbered as in the table. Blue: the row is better; "
-        "orange: the column is better; in parentheses and gray: the difference is not significant."
-    )
-    if len(names) < len(comparison.names):
-        caption += f" The best {MAX_IN_CHART} of {len(comparison.names)} architectures are shown."
-    return Chart(
-        "Pairwise differences",
-        plot_differences(comparison, names, spec),
-        caption=caption,
-        width=340 + 62 * len(names),
-        max_width=max(COLUMN_WIDTH, 340 + 80 * len(names)),
-    )
-
-
-def format_difference(first: str, second: str, difference: Difference, spec: str = ".4f") -> str:
-    """Return the difference of two architectures in one line."""
-    interval = ""
-    if difference.half_width == difference.half_width:
-        ends = (format_signed(end, spec) for end in (difference.low, difference.high))
-        interval = f" [{', '.join(ends)}]"
-    verdict = "significant" if difference.is_significant else "not significant"
-    return f"{first} minus {second}: {format_signed(difference.mean, spec)}{interval}, {verdict}"
-
-
-def plot_differences(comparison: Comparison, names: Sequence[str], spec: str = ".4f") -> go.Figure:
-    """Plot pairwise differences as a heat map.
-
-    Args:
-        comparison: comparison of at least these architectures.
-        names: names of the architectures, the best first.
-        spec: format of a difference.
-    """
     means = np.full((len(names), len(names)), np.nan)
     labels, texts = (np.full(means.shape, "", dtype=object) for _ in range(2))
     for i, row in enumerate(names):
@@ -154,7 +121,7 @@ def plot_differences(comparison: Comparison, names: Sequence[str], spec: str = "
             means[i, j] = difference.mean if difference.is_significant else 0
             number = format_signed(difference.mean, spec)
             labels[i, j] = number if difference.is_significant else f"({number})"
-            texts[i, j] = format_difference(row, column, difference, spec)
+            texts[i, j] = _describe_difference(row, column, difference, spec)
     bound = float(np.nanmax(np.abs(means), initial=0)) or 1.0
     figure = go.Figure(
         go.Heatmap(
@@ -174,11 +141,33 @@ def plot_differences(comparison: Comparison, names: Sequence[str], spec: str = "
             showscale=False,
         )
     )
-    return figure.update_layout(
+    figure.update_layout(
         xaxis={"type": "category", "showgrid": False, "side": "top"},
         yaxis={"type": "category", "automargin": True, "autorange": "reversed", "showgrid": False},
         height=110 + 32 * len(names),
     )
+    caption = (
+        "Each cell is the row minus the column, numbered as in the table. Blue: the row is better; "
+        "orange: the column is better; in parentheses and gray: the difference is not significant."
+    )
+    if len(names) < len(comparison.names):
+        caption += f" The best {MAX_IN_CHART} of {len(comparison.names)} architectures are shown."
+    return Chart(
+        "Pairwise differences",
+        figure,
+        caption=caption,
+        width=340 + 62 * len(names),
+        max_width=max(COLUMN_WIDTH, 340 + 80 * len(names)),
+    )
+
+
+def _describe_difference(first: str, second: str, difference: Difference, spec: str) -> str:
+    interval = ""
+    if not math.isnan(difference.half_width):
+        ends = (format_signed(end, spec) for end in (difference.low, difference.high))
+        interval = f" [{', '.join(ends)}]"
+    verdict = "significant" if difference.is_significant else "not significant"
+    return f"{first} minus {second}: {format_signed(difference.mean, spec)}{interval}, {verdict}"
 
 
 def chart_front(front: ParetoFront, summary: CostSummary) -> Chart:
@@ -299,63 +288,34 @@ def _trace(
 
 
 def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart | None:
-    """Chart the loss by the length of the context of the best architectures and baseline cells.
+    """Chart the loss by the length of the context; the legend has the effective context.
+
+    The loss with a context is that with the long context plus the excess, so that all points of a
+    line refer to the same text.
 
     Args:
         results: results of the study.
         entries: its architectures, the best first.
 
     Returns:
-        The chart; None if no trial recorded the losses, as in older studies.
+        The chart of the best architectures and baseline cells; None if no trial recorded the
+        losses, as in older studies.
     """
-    drawn = select_profiles(entries)
+    drawn, token = _select_profiles(entries), results.config.token_name
     if not drawn:
         return None
-    token = results.config.token_name
-    return Chart(
-        "Loss by length of the context",
-        plot_context(drawn, token),
-        width=340,
-    )
-
-
-def select_profiles(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEntry]:
-    """Return the best architectures that have a profile, and the best of each baseline cell."""
-    known = [entry for entry in entries if entry.context is not None]
-    selected = known[:BEST_PROFILES]
-    for cell in BASELINE_CELLS:
-        of_cell = [
-            entry
-            for entry in known
-            if isinstance(entry.architecture, BaselineConfig) and entry.architecture.cell == cell
-        ]
-        selected += [entry for entry in of_cell[:1] if entry not in selected]
-    return selected
-
-
-def plot_context(entries: Sequence[LeaderboardEntry], token: str) -> go.Figure:
-    """Plot the loss by the length of the context; the legend has the effective context.
-
-    The loss with a context is that with the long context plus the excess, so that all points of a
-    line refer to the same text.
-
-    Args:
-        entries: architectures that have a profile.
-        token: name of one token.
-    """
     figure = go.Figure()
-    colors = category_colors([_find_category(entry) for entry in entries])
-    for i, entry in enumerate(entries):
+    colors = category_colors([_find_category(entry) for entry in drawn])
+    for i, entry in enumerate(drawn):
         assert entry.context is not None
         profile, effective = entry.context, entry.context.estimate()
-        ranges = _format_ranges(profile.bins)
         style = {"color": colors[i], "dash": _DASHES[i % len(_DASHES)]}
         figure.add_trace(
             go.Scatter(
                 x=profile.centers,
                 y=profile.loss + profile.excess,
                 error_y={"array": 1.96 * profile.stderr, "thickness": 1, "width": 2},
-                customdata=ranges,
+                customdata=_format_ranges(profile.bins),
                 name=escape_html(f"{effective}: {entry.full_label}"),
                 mode="lines+markers",
                 line=style,
@@ -364,7 +324,7 @@ def plot_context(entries: Sequence[LeaderboardEntry], token: str) -> go.Figure:
                 hoverlabel={"namelength": -1},
             )
         )
-    return figure.update_layout(
+    figure.update_layout(
         xaxis={"type": "log", "title": f"context ({token}s)", "dtick": math.log10(2)},
         yaxis={"title": "bits per byte"},
         # Below the plot: a legend at its side leaves no room on a narrow screen.
@@ -379,8 +339,23 @@ def plot_context(entries: Sequence[LeaderboardEntry], token: str) -> go.Figure:
         },
         showlegend=True,
         margin={"l": 55, "r": 10, "t": 20},
-        height=360 + 24 * len(entries),
+        height=360 + 24 * len(drawn),
     )
+    return Chart("Loss by length of the context", figure, width=340)
+
+
+def _select_profiles(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEntry]:
+    """Return the best architectures that have a profile, and the best of each baseline cell."""
+    known = [entry for entry in entries if entry.context is not None]
+    selected = known[:BEST_PROFILES]
+    for cell in BASELINE_CELLS:
+        of_cell = [
+            entry
+            for entry in known
+            if isinstance(entry.architecture, BaselineConfig) and entry.architecture.cell == cell
+        ]
+        selected += [entry for entry in of_cell[:1] if entry not in selected]
+    return selected
 
 
 def _find_category(entry: LeaderboardEntry) -> str:

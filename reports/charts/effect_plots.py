@@ -21,15 +21,12 @@ from reports.charts.chart import (
 )
 from reports.formatting import escape_html
 from reports.phrases import describe_trend
-from reports.stats.additive_findings import list_level_effects
 from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect
-from reports.stats.contrast import Contrast
-from reports.stats.effects import Effect, FactorialTable, Interaction
+from reports.stats.design import Contrast
+from reports.stats.effects import Effect, FactorialTable, Interaction, PairedDifference
 from reports.stats.noise import NoiseSource
-from reports.stats.paired_difference import PairedDifference
 from reports.stats.scale import (
-    NATS,
     Scale,
     add_unit,
     format_count,
@@ -67,18 +64,10 @@ def interval_bars(
     }
 
 
-def chart_effects(effects: Sequence[Effect], unit: str, title: str) -> Chart | None:
-    """Chart main effects; None without any."""
-    if not effects:
-        return None
-    return Chart(title, plot_effects(effects, unit))
-
-
-def format_effect(effect: Effect) -> str:
-    """Return an effect in one line."""
+def _describe_effect(effect: Effect) -> str:
     text = (
         f"{effect.description}: {effect.scale.format_difference(effect.mean)}"
-        f"{format_interval(effect)}"
+        f"{_format_interval(effect)}"
     )
     if effect.source is NoiseSource.ADDITIVE:  # there are no pairs
         return text
@@ -88,7 +77,7 @@ def format_effect(effect: Effect) -> str:
     )
 
 
-def format_interval(difference: PairedDifference) -> str:
+def _format_interval(difference: PairedDifference) -> str:
     """Return the interval of a difference to follow its mean; "" if it is unknown."""
     if difference.low != difference.low:
         return ""
@@ -108,9 +97,9 @@ def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
             marker={
                 "size": 11,
                 "color": [effect_color(effect) for effect in rows],
-                "symbol": [effect_symbol(effect) for effect in rows],
+                "symbol": [_effect_symbol(effect) for effect in rows],
             },
-            customdata=[escape_html(format_effect(effect)) for effect in rows],
+            customdata=[escape_html(_describe_effect(effect)) for effect in rows],
             hovertemplate="%{customdata}<extra></extra>",
         )
     )
@@ -136,24 +125,7 @@ def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: st
         seen[each.contrast] += 1
         if seen[each.contrast] <= MAX_CONDITIONS:
             shown.append(each)
-    shown = shown[:MAX_CONDITIONAL]
-    return Chart(
-        "What the effects depend on",
-        plot_conditional_effects(shown, unit),
-        caption="Each row is the effect of one change at the values of one other parameter, "
-        "written at the markers, with 95% intervals. Triangles are significant after the "
-        "correction for all effects of this kind. Rows are those with the largest "
-        "significant differences.",
-        width=340,
-    )
-
-
-def plot_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str) -> go.Figure:
-    """Plot the effects within each value of another parameter, one row per change and parameter.
-
-    The value is written at the marker, above and below in turn, since two may be close.
-    """
-    rows = list(reversed(conditional))
+    rows = list(reversed(shown[:MAX_CONDITIONAL]))
     figure = go.Figure()
     names = [
         (escape_html(each.contrast.label), escape_html(format_param(each.parameter)))
@@ -173,24 +145,24 @@ def plot_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str
                 marker={
                     "size": 11,
                     "color": [effect_color(level) for level in effects],
-                    "symbol": [effect_symbol(level) for level in effects],
+                    "symbol": [_effect_symbol(level) for level in effects],
                 },
                 text=texts,
-                textposition=[
+                textposition=[  # in turn, since two markers may be close
                     "top center" if i % 2 == 0 else "bottom center" for i in range(len(effects))
                 ],
                 textfont={"size": 11},
                 cliponaxis=False,
                 customdata=[
                     f"{name} {text}: {level.scale.format_difference(level.mean)}"
-                    f"{format_interval(level)}, {level.pairs:,} pairs"
+                    f"{_format_interval(level)}, {level.pairs:,} pairs"
                     for level, text in zip(effects, texts, strict=True)
                 ],
                 hovertemplate="%{customdata}<extra></extra>",
             )
         )
     figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
-    return figure.update_layout(
+    figure.update_layout(
         xaxis_title=add_unit("mean difference", unit),
         yaxis={
             "tickvals": list(range(len(rows))),
@@ -201,6 +173,15 @@ def plot_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str
         height=120 + 2 * ROW_HEIGHT * len(rows),
         showlegend=False,
     )
+    return Chart(
+        "What the effects depend on",
+        figure,
+        caption="Each row is the effect of one change at the values of one other parameter, "
+        "written at the markers, with 95% intervals. Triangles are significant after the "
+        "correction for all effects of this kind. Rows are those with the largest "
+        "significant differences.",
+        width=340,
+    )
 
 
 def effect_color(effect: PairedDifference) -> str:
@@ -210,7 +191,7 @@ def effect_color(effect: PairedDifference) -> str:
     return IMPROVES if effect.is_improvement else WORSENS
 
 
-def effect_symbol(effect: PairedDifference) -> str:
+def _effect_symbol(effect: PairedDifference) -> str:
     """Return the marker of an effect, which points to lower or higher values."""
     if not effect.is_significant:
         return "circle-open"
@@ -222,31 +203,8 @@ def chart_interactions(table: FactorialTable) -> Chart | None:
     if len(table.list_contrasts()) > MAX_CONTRASTS:
         return None
     interactions = table.compute_interactions()
-    name = f"{table.scale.name[:1].upper()}{table.scale.name[1:]}"
     if not interactions:
         return None
-    return Chart(
-        "Two-way interactions",
-        plot_interactions(interactions),
-        caption=f"{name} of two changes together, minus the sum of their separate effects. Blue: "
-        "they reinforce each other. Orange: they weaken each other. Zero: their effects add up.",
-        width=620,
-        max_width=900,
-    )
-
-
-def format_interaction(interaction: Interaction) -> str:
-    """Return an interaction in one line."""
-    return (
-        f"{interaction.first.label} with {interaction.second.label}: "
-        f"{interaction.scale.format_difference(interaction.mean)}{format_interval(interaction)} in "
-        f"addition to their separate effects, over "
-        f"{format_count(interaction.quadruples, 'quadruple')}"
-    )
-
-
-def plot_interactions(interactions: Sequence[Interaction]) -> go.Figure:
-    """Plot two-way interactions as a heat map."""
     contrasts = list(dict.fromkeys(c for each in interactions for c in (each.first, each.second)))
     place = {contrast: i for i, contrast in enumerate(contrasts)}
     means = np.full((len(contrasts), len(contrasts)), np.nan)
@@ -254,11 +212,11 @@ def plot_interactions(interactions: Sequence[Interaction]) -> go.Figure:
     for each in interactions:
         for first, second in ((each.first, each.second), (each.second, each.first)):
             means[place[first], place[second]] = each.mean
-            texts[place[first], place[second]] = escape_html(format_interaction(each))
-    scale = interactions[0].scale if interactions else NATS
+            texts[place[first], place[second]] = escape_html(_describe_interaction(each))
+    scale = interactions[0].scale
     numbers = [[format_signed(z, scale.rough_spec) if z == z else "" for z in row] for row in means]
     labels = [escape_html(contrast.label) for contrast in contrasts]
-    bound = float(np.nanmax(np.abs(means))) if len(interactions) else 1.0
+    bound = float(np.nanmax(np.abs(means)))
     figure = go.Figure(
         go.Heatmap(
             z=means,
@@ -278,10 +236,28 @@ def plot_interactions(interactions: Sequence[Interaction]) -> go.Figure:
             colorbar={"title": {"text": scale.unit, "side": "right"}, "thickness": 14},
         )
     )
-    return figure.update_layout(
+    figure.update_layout(
         xaxis={"automargin": True, "tickangle": -40, "showgrid": False},
         yaxis={"automargin": True, "autorange": "reversed", "showgrid": False},
         height=190 + 36 * len(contrasts),
+    )
+    return Chart(
+        "Two-way interactions",
+        figure,
+        caption=f"{scale.name[:1].upper()}{scale.name[1:]} of two changes together, minus the sum "
+        "of their separate effects. Blue: they reinforce each other. Orange: they weaken each "
+        "other. Zero: their effects add up.",
+        width=620,
+        max_width=900,
+    )
+
+
+def _describe_interaction(interaction: Interaction) -> str:
+    return (
+        f"{interaction.first.label} with {interaction.second.label}: "
+        f"{interaction.scale.format_difference(interaction.mean)}{_format_interval(interaction)} "
+        "in addition to their separate effects, over "
+        f"{format_count(interaction.pairs, 'quadruple')}"
     )
 
 
@@ -338,7 +314,7 @@ def chart_trends(model: AdditiveModel, scale: Scale) -> list[Chart]:
     return [
         Chart(
             format_param(trend.parameter),
-            plot_trend(trend, scale),
+            _plot_trend(trend, scale),
             caption="Points: runs without the fitted effects of all other parameters. Line: fitted "
             "trend. Diamond: best place with its 95% interval.",
         )
@@ -348,7 +324,7 @@ def chart_trends(model: AdditiveModel, scale: Scale) -> list[Chart]:
 
 def chart_levels(model: AdditiveModel, scale: Scale) -> Chart | None:
     """Chart the differences between the levels of all parameters; None if there are none."""
-    effects = list_level_effects(model, scale)
+    effects = [each.effect for each in model.levels]
     if not effects:
         return None
     return Chart(
@@ -359,7 +335,7 @@ def chart_levels(model: AdditiveModel, scale: Scale) -> Chart | None:
     )
 
 
-def plot_trend(trend: Trend, scale: Scale) -> go.Figure:
+def _plot_trend(trend: Trend, scale: Scale) -> go.Figure:
     """Plot the runs, the fitted trend, and the best place with its interval."""
     name = escape_html(format_param(trend.parameter))
     figure = go.Figure()

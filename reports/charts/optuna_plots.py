@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from reports.charts.chart import FULL_WIDTH, Chart, sequential_colors
 from reports.formatting import escape_html, value_axis_title
 from reports.results import Results
-from reports.stats.factorial_design import find_full_factorial_blocks
+from reports.stats.design import find_full_factorial_blocks
 from reports.stats.scale import format_count, format_param, format_value, order_values
 from reports.study_reader import describe_selection, select_history, select_ranked
 from reports.trial_table import find_traits, is_continuous, list_params

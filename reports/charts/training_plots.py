@@ -22,7 +22,7 @@ from reports.charts.chart import (
 )
 from reports.formatting import escape_html, objective_name
 from reports.results import Results
-from reports.stats.noise import Floats, Integers
+from reports.stats import Floats, Integers
 from reports.stats.scale import (
     add_unit,
     format_count,
@@ -57,13 +57,13 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
     drawn, curves = select_drawn_curves(results), []
     by_number = dict(iter(results.curves.groupby("number")))
     best = set(results.complete.index[:HIGHLIGHTED_CURVES])
-    labels, stride = results.table["label"].to_dict(), find_stride(results)
+    labels, stride = results.table["label"].to_dict(), _find_stride(results)
     scale = results.scale
     value = scale.add_unit(f"%{{y:{scale.value_spec}}}")
     hover = f"step %{{x:,}}: {escape_html(value)}<extra>%{{fullData.name}}</extra>"
     for number in reversed(drawn):
         steps, losses = (by_number[number][name].to_numpy() for name in ("step", "loss"))
-        points = thin_curve(scale.to_loss(losses), stride)
+        points = _thin_curve(scale.to_loss(losses), stride)
         is_best = number in best
         # As dicts, hundreds of curves take half of the time.
         curves.append(
@@ -101,7 +101,7 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
     )
 
 
-def find_stride(results: Results) -> int:
+def _find_stride(results: Results) -> int:
     """Find how many log points apart those that are drawn have to be; 1 to draw all of them."""
     points = int(results.curve_ends["points"].reindex(select_drawn_curves(results)).sum())
     return math.ceil(points / MAX_POINTS)
@@ -114,7 +114,7 @@ def describe_drawn_curves(results: Results, figure: go.Figure) -> str:
     if points == everything.sum():
         return ""
     text = describe_selection(drawn, len(everything)).replace(" trials are", " curves are")
-    if find_stride(results) > 1:
+    if _find_stride(results) > 1:
         text += " Of each curve, log points at even distances, the least and the last are drawn."
     return (
         f"{text} That is {points:,} of {everything.sum():,} log points; rnn-search report with "
@@ -122,7 +122,7 @@ def describe_drawn_curves(results: Results, figure: go.Figure) -> str:
     )
 
 
-def thin_curve(losses: Floats, stride: int) -> Integers:
+def _thin_curve(losses: Floats, stride: int) -> Integers:
     """Choose the places of the log points to draw: evenly spaced, the least loss, and the last."""
     places = np.arange(0, len(losses), stride)
     if stride == 1 or np.isnan(losses).all():
@@ -172,27 +172,10 @@ def _encode_steps(steps: np.ndarray) -> dict[str, object]:
 
 
 def chart_timeline(results: Results) -> Chart | None:
-    """Chart the timeline; None if no trial has recorded its worker and its times."""
-    bars, trials = group_trials(results.table)
+    """Chart the timeline, one row per worker; None if no trial has recorded it and its times."""
+    bars, count = _group_trials(results.table)
     if bars.empty:
         return None
-    caption = "A trial that was resumed is drawn where it ended."
-    if len(bars) < trials:
-        caption += (
-            f" There are {trials:,} trials: a bar stands for all of the same end that a worker "
-            "began within a short time, from the first start to the last end."
-        )
-    return Chart(
-        "Timeline of the workers",
-        plot_timeline(bars),
-        caption=caption,
-        width=520,
-        max_width=FULL_WIDTH,
-    )
-
-
-def plot_timeline(bars: pd.DataFrame) -> go.Figure:
-    """Plot the bars of :func:`group_trials`, one row per worker."""
     figure = go.Figure()
     for state, color in _COLORS.items():
         trials = bars[bars["state"] == state]
@@ -214,16 +197,29 @@ def plot_timeline(bars: pd.DataFrame) -> go.Figure:
                 hovertemplate="%{customdata}<extra></extra>",
             )
         )
-    return figure.update_layout(
+    figure.update_layout(
         barmode="overlay",
         xaxis={"type": "date", "title": "time (UTC)"},
         yaxis={"type": "category", "automargin": True, "autorange": "reversed"},
         legend={"orientation": "h", "y": 1.15},
         height=130 + ROW_HEIGHT * max(1, bars["worker"].nunique()),
     )
+    caption = "A trial that was resumed is drawn where it ended."
+    if len(bars) < count:
+        caption += (
+            f" There are {count:,} trials: a bar stands for all of the same end that a worker "
+            "began within a short time, from the first start to the last end."
+        )
+    return Chart(
+        "Timeline of the workers",
+        figure,
+        caption=caption,
+        width=520,
+        max_width=FULL_WIDTH,
+    )
 
 
-def group_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+def _group_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Group the trials of a table into the bars of a timeline.
 
     There is a bar for each trial, or, if these are too many, for the trials of one state that a

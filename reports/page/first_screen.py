@@ -104,14 +104,14 @@ def _measure_noise(section: Section) -> Limit:
         unit = results.metric.unit
         spec = results.metric.scale.value_spec
         return Limit(name, f"{value:{spec}}", unit, f"standard deviation over {runs:,} runs")
-    if section.audited_effects is not None:
+    if section.findings.audited is not None:
         return Limit(
             name, "not measured", detail="intervals leave out what another run would change"
         )
     noise = build_judged_table(results).noise
     if noise is None:
         source = "differences between pairs"
-        if section.additive and not section.main_effects.effects:
+        if section.findings.additive and not section.main_effects.effects:
             source = "residuals of the additive model"
         return Limit(name, "not known", detail=f"intervals use the {source} instead")
     low, high = (float(f(noise.deviations.deviations)) for f in (np.nanmin, np.nanmax))
@@ -222,7 +222,7 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
         return section.replicates_chart, caption
     if section.main_effects.chart:
         drawn = "95% interval"
-        if section.audited_effects:
+        if section.findings.audited:
             drawn = "95% interval of drawing other audited trials"
         caption = f"Mean change of the {name} over all pairs of {unit}s that differ in this alone"
         effects = section.main_effects.effects
@@ -236,8 +236,8 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
         else:
             caption += f", with its {drawn}. None is significant."
         return section.main_effects.chart, caption
-    if section.additive:
-        has_trend = any(trend.is_significant for trend in section.additive.trends)
+    if section.findings.additive:
+        has_trend = any(trend.is_significant for trend in section.findings.additive.trends)
         levels = [section.levels_chart] if section.levels_chart else []
         charts = [*section.trend_charts, *levels] if has_trend else [*levels, *section.trend_charts]
         if charts:

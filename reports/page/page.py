@@ -21,7 +21,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from reports import tables
+from reports import phrases, tables
 from reports.charts.chart import Chart
 from reports.errors import ReportError
 from reports.formatting import (
@@ -33,19 +33,10 @@ from reports.formatting import (
 )
 from reports.narrative import write_headline
 from reports.output import choose_path, default_path, identity_tags, report_identity
-from reports.page import task
+from reports.page import page_tables
 from reports.page.first_screen import build_first_screen
 from reports.page.section import Section, build_sections
-from reports.phrases import (
-    describe_best,
-    describe_edge,
-    describe_judged,
-    describe_verdicts,
-    list_notes,
-    to_html,
-    to_sentence,
-    write_additive,
-)
+from reports.phrases import to_html, to_sentence
 from reports.results import Results
 from reports.stats.scale import format_count, format_param, format_signed, format_value
 from reports.stats.task_contrasts import describe_agreement
@@ -164,22 +155,14 @@ def _templates() -> jinja2.Environment:
     }
     environment.globals |= {
         "code_styles": _code_styles(),
-        "describe_direction": tables.describe_direction,
         "describe_agreement": describe_agreement,
-        "describe_best": describe_best,
-        "describe_edge": describe_edge,
-        "describe_judged": describe_judged,
-        "describe_verdicts": describe_verdicts,
-        "list_notes": list_notes,
-        "write_additive": write_additive,
-        "describe_loss": task.describe_loss,
         "equations": generate_latex,
         "layer_code": generate_forward,
         "module_code": generate_module,
         "first_screen": build_first_screen,
+        "phrases": phrases,
         "tables": tables,
-        "task_tables": task,
-        "format_value": format_value,
+        "page_tables": page_tables,
     }
     return environment
 
@@ -194,7 +177,9 @@ class _Figures:
         """Add the figure of a chart and return its place in the block."""
         figure = json.loads(chart.figure.to_json())
         figure["layout"].pop("template", None)  # the page holds one for each theme
-        figure["schemes"] = chart.color_scheme_data
+        figure["schemes"] = [
+            {"legend": each.legend, "of": each.indices} for each in chart.color_schemes
+        ]
         self._texts.append(_to_json(figure))
         return len(self._texts) - 1
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from reports.analysis.hypothesis_tests import HypothesisTest
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
 from reports.analysis.other_studies import (
@@ -20,8 +19,6 @@ from reports.analysis.other_studies import (
 )
 from reports.analysis.pareto_front import CostSummary, summarize_costs
 from reports.analysis.pruning import (
-    AuditedEffects,
-    PruningAudit,
     PruningSummary,
     summarize_pruning,
 )
@@ -34,10 +31,10 @@ from reports.charts.comparison_plots import (
 )
 from reports.charts.effect_plots import (
     chart_conditional_effects,
-    chart_effects,
     chart_interactions,
     chart_levels,
     chart_trends,
+    plot_effects,
     plot_variants,
 )
 from reports.charts.optuna_plots import (
@@ -63,17 +60,12 @@ from reports.findings import (
     compare_budgets,
 )
 from reports.formatting import effects_title, objective_name, value_axis_title
-from reports.page.task import RECURRENT, FloorRow, list_floors
+from reports.page.page_tables import RECURRENT, FloorRow, list_floors
 from reports.phrases import describe_outcomes, describe_references, describe_training_differences
 from reports.results import Results, find_replicates
-from reports.stats.additive_model import AdditiveModel
-from reports.stats.conditional_effects import (
-    ConditionalEffect,
-)
 from reports.stats.effects import Effect
 from reports.stats.looks import find_detectable_gap
 from reports.stats.noise import NoiseSource
-from reports.stats.outcome_table import ContrastOutcomes
 from reports.stats.scale import format_count
 from reports.study_reader import MAX_DRAWN
 from studies.space import BPTT_STEPS, COST_PARAMS
@@ -162,20 +154,10 @@ class Section:
 
     # ---------------------------------------------------------------- effects
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether every combination of the grid has a value."""
-        return not self.results.table["value"].isna().any()
-
     @cached_property
     def findings(self) -> StudyFindings:
         """What the study shows."""
         return StudyFindings(self.results)
-
-    @property
-    def audited_effects(self) -> AuditedEffects | None:
-        """Effects of a pruned study, which replace all others; None without pruned trials."""
-        return self.findings.audited
 
     @cached_property
     def main_effects(self) -> MainEffects:
@@ -195,7 +177,8 @@ class Section:
         return self._chart_effects(effects, table.value_count, title) if effects else None
 
     def _chart_effects(self, effects: Sequence[Effect], count: int, title: str) -> MainEffects:
-        chart = chart_effects(effects, self.results.measure.unit, title)
+        unit = self.results.measure.unit
+        chart = Chart(title, plot_effects(effects, unit)) if effects else None
         scope = format_count(count, self.results.judged_noun)
         return MainEffects(effects, chart, scope, self.results.noun)
 
@@ -204,15 +187,10 @@ class Section:
         """Effects at equal steps, tokens and updates; None if trials do not differ in these."""
         return compare_budgets(self.results)
 
-    @property
-    def conditional(self) -> list[ConditionalEffect]:
-        """Effects over the whole grid within each value of the other parameters."""
-        return self.findings.conditional
-
     @cached_property
     def conditional_chart(self) -> Chart | None:
         """Chart of those that differ between the values; None without any."""
-        return chart_conditional_effects(self.conditional, self.results.measure.unit)
+        return chart_conditional_effects(self.findings.conditional, self.results.measure.unit)
 
     @cached_property
     def interactions(self) -> Chart | None:
@@ -229,37 +207,24 @@ class Section:
     @property
     def shows_effects(self) -> bool:
         """Whether there are effects, or a reason why they are not what they seem."""
-        return bool(self.main_effects.effects or self.audited_effects or self.nuisance)
-
-    @property
-    def additive(self) -> AdditiveModel | None:
-        """Additive model of trials that matched pairs do not compare; None if they do."""
-        return self.findings.additive
+        return bool(self.main_effects.effects or self.findings.audited or self.nuisance)
 
     @cached_property
     def trend_charts(self) -> list[Chart]:
         """Charts of its trends, the significant ones first."""
-        return chart_trends(self.additive, self.results.scale) if self.additive else []
+        model = self.findings.additive
+        return chart_trends(model, self.results.scale) if model else []
 
     @cached_property
     def levels_chart(self) -> Chart | None:
         """Chart of its effects."""
-        return chart_levels(self.additive, self.results.scale) if self.additive else None
+        model = self.findings.additive
+        return chart_levels(model, self.results.scale) if model else None
 
     @cached_property
     def nuisance(self) -> NuisanceSummary | None:
         """Summary of the nuisance parameters; None without them."""
         return summarize_nuisance(self.results)
-
-    @property
-    def hypotheses(self) -> list[HypothesisTest]:
-        """The hypotheses that the study stores, and their tests."""
-        return self.findings.hypotheses
-
-    @property
-    def outcomes(self) -> list[ContrastOutcomes]:
-        """Outcomes of the matched pairs below and above the threshold; empty without one."""
-        return self.findings.outcomes
 
     @property
     def outcome_sentence(self) -> str:
@@ -269,10 +234,9 @@ class Section:
     @property
     def has_divided_pairs(self) -> bool:
         """Whether some trials of the pairs are below the threshold, and some are not."""
-        divided = any(each.rescued or each.ruined for each in self.outcomes)
-        good, bad = (
-            any(getattr(each, name) for each in self.outcomes) for name in ("both_good", "both_bad")
-        )
+        outcomes = self.findings.outcomes
+        divided = any(each.rescued or each.ruined for each in outcomes)
+        good, bad = (any(getattr(e, name) for e in outcomes) for name in ("both_good", "both_bad"))
         return divided or (good and bad)
 
     # ---------------------------------------------------------------- architectures
@@ -336,11 +300,6 @@ class Section:
     def context_chart(self) -> Chart | None:
         """Chart of the loss by the length of the context; None without such losses."""
         return chart_context(self.results, self.summary.entries)
-
-    @property
-    def longest_context(self) -> int:
-        """Largest number of tokens of context of which losses were recorded."""
-        return max(entry.context.bins[-1] for entry in self.summary.entries if entry.context)
 
     @property
     def has_recall(self) -> bool:
@@ -432,11 +391,6 @@ class Section:
         """Summary of pruning; None if it was not enabled."""
         return summarize_pruning(self.results)
 
-    @property
-    def audit(self) -> PruningAudit | None:
-        """What the audited trials measure; None without them."""
-        return self.findings.audit
-
     @cached_property
     def _importances_in_total(self) -> list[Importances]:
         # Over the survivors of pruning, importances would mislead as effects would.
@@ -508,10 +462,10 @@ class Section:
         headings = {
             "summary": ("Summary", True),
             "effects": (self.effects_title, self.shows_effects),
-            "conditional": ("What the effects depend on", self.conditional),
-            "additive": ("Additive model", self.additive),
+            "conditional": ("What the effects depend on", self.findings.conditional),
+            "additive": ("Additive model", self.findings.additive),
             "nuisance": (f"Best {nuisance.names}" if nuisance else "", nuisance),
-            "hypotheses": ("Hypotheses", self.hypotheses),
+            "hypotheses": ("Hypotheses", self.findings.hypotheses),
             "outcomes": ("Rescued and ruined", self.outcome_sentence),
             "curves": (self.curves.title if self.curves else "", self.curves),
             "leaderboard": ("Leaderboard", True),

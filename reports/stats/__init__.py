@@ -2,3 +2,10 @@
 
 Its modules import NumPy alone, and pandas and SciPy, which are slow to import, where they are used.
 """
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]

@@ -30,12 +30,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.stats.noise import Floats, Integers
-from reports.stats.paired_difference import CONFIDENCE
+from reports.stats import Booleans, Floats, Integers
+from reports.stats.design import Contrast
+from reports.stats.effects import CONFIDENCE, Effect
+from reports.stats.noise import MIN_DEGREES, NoiseSource
 from reports.stats.replicates import adjust_by_holm
-from reports.stats.scale import is_missing, order_values
-
-Booleans = NDArray[np.bool_]
+from reports.stats.scale import NATS, Scale, is_missing, order_values
 
 MAX_LEVELS = 5
 """Number of values of a number up to which each has an effect of its own."""
@@ -48,10 +48,6 @@ LOG_DECADES = 1.5
 
 MIN_RESIDUAL = 5
 """Configurations needed in addition to one for each coefficient."""
-
-MIN_DEGREES = 4.0
-"""Degrees of freedom needed: with fewer, Satterthwaite's approximation fails (Tipton, *Small
-Sample Adjustments for Robust Variance Estimation with Meta-Regression*, 2015)."""
 
 MIN_SIDE = 10
 """Runs on each side of a place that a curvature of its own needs."""
@@ -72,17 +68,11 @@ _CANDIDATES = np.linspace(-1, 1, 41)
 """Places that are tested for the best one."""
 
 
-class Estimate(NamedTuple):
-    """A difference of expected values with its 95% interval, or an array of several.
+class _Estimate(NamedTuple):
+    """Some differences of expected values with their 95% intervals, each an array (m,).
 
-    Attributes:
-        mean: the difference.
-        error: standard error.
-        degrees: degrees of freedom of the error.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        p: two-sided p-value of no difference; 1 if it cannot be estimated.
-        reason: why it cannot be estimated, in one clause; "" if it can.
+    The p-values are two-sided, of no difference. Where the differences cannot be estimated, the
+    reason says why in one clause.
     """
 
     mean: Any = math.nan
@@ -99,18 +89,18 @@ class LevelDifference:
     """Difference of a level of a parameter to its first level.
 
     Attributes:
-        parameter: name of the parameter.
-        before: the first level: False, the least number, or the first text in the alphabet.
-        after: the other level.
-        estimate: expected value with ``after`` minus that with ``before``.
+        effect: expected value with the level minus that with the first one, which is False, the
+            least number, or the first text in the alphabet. It has no pairs.
         adjusted_p: p-value, corrected for the number of all tests of the model by Holm's method.
     """
 
-    parameter: str
-    before: Any
-    after: Any
-    estimate: Estimate
+    effect: Effect
     adjusted_p: float = 1.0
+
+    @property
+    def parameter(self) -> str:
+        """Name of the parameter."""
+        return self.effect.contrast.parameter
 
     @property
     def is_significant(self) -> bool:
@@ -187,7 +177,7 @@ class AdditiveModel:
             configurations that it was not fitted to, by leaving out one at a time: 1 minus the
             ratio of the squared errors of the model and of the mean. Below zero the mean predicts
             better. NaN if unknown.
-        reasons: why a parameter has no term, in one clause, by its name.
+        reasons: why a parameter, or a level of it, is not estimated, in one clause, by its name.
         reason: why nothing is estimated, in one clause; "" if something is.
     """
 
@@ -203,7 +193,7 @@ def fit_additive_model(
     columns: Mapping[str, Sequence[Any] | NDArray[Any]],
     values: Sequence[float] | Floats,
     clusters: Sequence[Any] | NDArray[Any] | None = None,
-    maximize: bool = False,
+    scale: Scale = NATS,
 ) -> AdditiveModel:
     """Fit the values of runs as a sum of one term for each parameter.
 
@@ -211,7 +201,7 @@ def fit_additive_model(
         columns: the parameter of each run, (runs,) by name; None or NaN where a run lacks it.
         values: (runs,); runs without a finite value are left out.
         clusters: (runs,), equal for the runs of one configuration; None if each run has its own.
-        maximize: whether a higher value is better.
+        scale: unit, direction and precision of the values.
     """
     y = np.asarray(values, dtype=np.float64)
     rows = np.flatnonzero(np.isfinite(y))
@@ -236,7 +226,7 @@ def fit_additive_model(
         reason = f"{configurations} configurations are too few: the model needs at least {needed}"
         return AdditiveModel(configurations, reasons=reasons, reason=reason)
 
-    searched = [_search_optimum(fit, term, maximize) for term in terms]
+    searched = [_search_optimum(fit, term, scale) for term in terms]
     drawn = _Fit([each.term for each in searched], fit.values, groups)
     if configurations >= drawn.rank + MIN_RESIDUAL:
         fit = drawn
@@ -244,12 +234,16 @@ def fit_additive_model(
     trends: list[Trend] = []
     for term, search in zip(fit.terms, searched, strict=True):
         if term.levels:
-            levels += _compare_levels(fit, term)
+            for found in _compare_levels(fit, term, scale):
+                if isinstance(found, str):
+                    reasons[term.parameter] = found
+                else:
+                    levels.append(LevelDifference(found))
         elif reason := fit.estimate(term, np.eye(term.size)).reason:
             reasons[term.parameter] = reason
         else:
             trends.append(_build_trend(fit, term, search, y))
-    tests = np.array([*(each.estimate.p for each in levels), *(each.p for each in trends)])
+    tests = np.array([*(each.effect.p for each in levels), *(each.p for each in trends)])
     adjusted = iter(adjust_by_holm(tests).tolist())
     levels = [replace(each, adjusted_p=next(adjusted)) for each in levels]
     trends = [replace(each, adjusted_p=next(adjusted)) for each in trends]
@@ -402,7 +396,7 @@ class _Fit:
         terms = [other if each is term else each for each in self.terms]
         return _Fit(terms, self.values, self.groups)
 
-    def estimate(self, term: _Term, contrasts: Floats) -> Estimate:
+    def estimate(self, term: _Term, contrasts: Floats) -> _Estimate:
         """Estimate contrasts (m, coefficients) of a term."""
         from scipy import special
 
@@ -415,7 +409,7 @@ class _Fit:
             names = [name for name, span in spans.items() if lost[:, span].any()]
             others = ", ".join(name for name in names if name != term.parameter)
             reason = f"it cannot be separated from {others}" if others else "its values are too few"
-            return Estimate(reason=reason)
+            return _Estimate(reason=reason)
 
         # The parts of the robust variance have the covariances M (clusters, clusters) under equal
         # noise: trace(M)² / trace(M²) degrees of freedom. Both traces are quadratic in products of
@@ -435,7 +429,7 @@ class _Fit:
         traces = products @ (spreads - overlaps).sum(axis=0).ravel()
         if (traces < (1 - _TOLERANCE) * (products @ (weights @ weights.T).ravel())).any():
             reason = "it rests on a configuration that nothing else can be compared with"
-            return Estimate(reason=reason)
+            return _Estimate(reason=reason)
         # Values without noise differ from their fit by rounding alone, which is no measure of it.
         least = (_ROUNDING * np.ptp(self.values)) ** 2 * traces
         variances = np.maximum(products @ (scores.T @ scores).ravel(), least)
@@ -446,7 +440,7 @@ class _Fit:
         half = np.where(is_known, errors * special.stdtrit(degrees, (1 + CONFIDENCE) / 2), np.inf)
         ratios = np.abs(means) / np.maximum(errors, np.finfo(np.float64).tiny)
         p = np.where(is_known, 2 * special.stdtr(degrees, -ratios), 1.0)
-        return Estimate(means, errors, degrees, means - half, means + half, p)
+        return _Estimate(means, errors, degrees, means - half, means + half, p)
 
     def _sum(self, columns: Floats) -> Floats:
         """Sum columns (runs, …) over the runs of each cluster."""
@@ -462,7 +456,7 @@ class _Search(NamedTuple):
     optimum: Optimum = Optimum()
 
 
-def _search_optimum(fit: _Fit, term: _Term, maximize: bool) -> _Search:
+def _search_optimum(fit: _Fit, term: _Term, scale: Scale) -> _Search:
     """Test a trend and find where it is best, with an interval by inverting tests.
 
     A place is excluded if another one is significantly better, which close to it is a test of its
@@ -476,7 +470,7 @@ def _search_optimum(fit: _Fit, term: _Term, maximize: bool) -> _Search:
     p = min(1.0, 2 * float(np.min(fit.estimate(term, parts).p)))
     if p >= 1 - CONFIDENCE:
         return _Search(term, p)
-    judged = [_judge_place(fit, term, place, maximize) for place in _CANDIDATES.tolist()]
+    judged = [_judge_place(fit, term, place, scale) for place in _CANDIDATES.tolist()]
     ratios = np.array([ratio for _, ratio in judged])
     best, end = int(ratios.argmin()), len(ratios) - 1
     drawn, possible = judged[best][0], np.flatnonzero(ratios <= 1).tolist()
@@ -494,7 +488,7 @@ def _search_optimum(fit: _Fit, term: _Term, maximize: bool) -> _Search:
     return _Search(drawn, p, Optimum(value, low, high, first == 0, last == end))
 
 
-def _judge_place(fit: _Fit, term: _Term, place: float, maximize: bool) -> tuple[_Term, float]:
+def _judge_place(fit: _Fit, term: _Term, place: float, scale: Scale) -> tuple[_Term, float]:
     """Return a trend that changes at a place, and how much better another place is.
 
     That is, the largest difference in units of half the width of its interval: the place is
@@ -509,20 +503,30 @@ def _judge_place(fit: _Fit, term: _Term, place: float, maximize: bool) -> tuple[
     found = refit.estimate(model, model.evaluate(np.array([place])) - model.evaluate(others))
     if found.reason:
         return model, 0.0
-    losses, half_widths = -found.mean if maximize else found.mean, found.high - found.mean
+    losses, half_widths = scale.to_loss(found.mean), found.high - found.mean
     ratios = np.divide(losses, half_widths, out=np.zeros_like(losses), where=half_widths > 0)
     return model, float(ratios.max())
 
 
-def _compare_levels(fit: _Fit, term: _Term) -> Iterator[LevelDifference]:
-    """Yield the difference of each level of a term to the first one."""
+def _compare_levels(fit: _Fit, term: _Term, scale: Scale) -> Iterator[Effect | str]:
+    """Yield the difference of each level of a term to the first one, or why there is none."""
     for level, contrast in zip(term.levels[1:], np.eye(term.size), strict=True):
-        estimate = fit.estimate(term, contrast[None])
-        if not estimate.reason:
-            estimate = Estimate._make([*(float(each[0]) for each in estimate[:6]), ""])
-            if estimate.degrees < MIN_DEGREES:
-                estimate = Estimate(reason="too few configurations tell how much it varies")
-        yield LevelDifference(term.parameter, term.levels[0], level, estimate)
+        found = fit.estimate(term, contrast[None])
+        if found.reason:
+            yield found.reason
+        elif found.degrees[0] < MIN_DEGREES:
+            yield "too few configurations tell how much it varies"
+        else:
+            yield Effect(
+                contrast=Contrast(term.parameter, term.levels[0], level),
+                pairs=0,
+                mean=float(found.mean[0]),
+                error=float(found.error[0]),
+                degrees=float(found.degrees[0]),
+                source=NoiseSource.ADDITIVE,
+                improved_count=0,
+                scale=scale,
+            )
 
 
 def _build_trend(fit: _Fit, term: _Term, search: _Search, values: Floats) -> Trend:

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from reports.stats.contrast import REPLICATE, Contrast
-from reports.stats.effects import Effect, FactorialTable
-from reports.stats.paired_difference import CONFIDENCE, PairedDifference
+from reports.stats.design import REPLICATE, Contrast
+from reports.stats.effects import CONFIDENCE, Effect, FactorialTable, PairedDifference
 from reports.stats.replicates import adjust_by_holm
 
 

@@ -12,21 +12,176 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from reports.stats.contrast import NO_TRAITS, REPLICATE, Contrast, ParameterTraits
-from reports.stats.factorial_design import FactorialDesign, encode, encode_runs
-from reports.stats.noise import Floats, Integers, RunNoise, Slopes, estimate_run_noise
-from reports.stats.paired_difference import PairedDifference
+from reports.stats import Booleans, Floats, Integers
+from reports.stats.design import (
+    NO_TRAITS,
+    REPLICATE,
+    Contrast,
+    ParameterTraits,
+    encode,
+    encode_runs,
+)
+from reports.stats.noise import NoiseError, NoiseSource, RunNoise, Slopes, estimate_run_noise
 from reports.stats.run_means import RunMeans
 from reports.stats.scale import NATS, Scale, format_param, format_value
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_D = TypeVar("_D", bound=PairedDifference)
+_D = TypeVar("_D", bound="PairedDifference")
+
+CONFIDENCE = 0.95
+
+MIN_PAIRS = 8
+"""Pairs needed to call an effect significant whose noise is only known from its own pairs."""
+
+_MAX_KEY = 2**62
+"""Product of the parameters' values up to which contexts are numbered at once."""
+
+
+class Interval(NamedTuple):
+    """Ends of a confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """Mean difference over matched pairs, with the noise between runs.
+
+    The mean over the pairs is exact for these runs. Its 95% interval answers what the mean would be
+    if each network were trained again.
+
+    Attributes:
+        pairs: number of pairs with two values.
+        mean: mean of value after minus value before. NaN without pairs.
+        error: standard error of the mean; NaN if unknown.
+        degrees: degrees of freedom of the error; 0 if it is unknown.
+        source: what the error was estimated from. Estimated from the differences between the pairs
+            it is an upper bound: differences of the effect between contexts count as noise.
+        improved_count: number of pairs in which the value improves.
+        scale: unit, direction and precision of the mean.
+    """
+
+    pairs: int
+    mean: float
+    error: float
+    degrees: float
+    source: NoiseSource
+    improved_count: int
+    scale: Scale = NATS
+
+    @classmethod
+    def from_trials(
+        cls,
+        values: Floats,
+        trials: Integers,
+        signs: tuple[int, ...],
+        noise: RunNoise | None,
+        scale: Scale = NATS,
+        **attributes: Any,
+    ) -> Self:
+        """Estimate the mean of some differences between trials.
+
+        Args:
+            values: (trials,), the values of all trials; NaN where there is none.
+            trials: (signs, pairs), indices of the trials of each pair; -1 where there is none.
+            signs: sign of each trial of a pair in the difference: (-1, 1) for before and after.
+            noise: noise of the values; None estimates it from the differences.
+            scale: unit, direction and precision of the values.
+            attributes: other attributes, of a subclass.
+        """
+        used = _select_known(values, trials)
+        count = used.shape[1]
+        differences = np.array(signs) @ values[used] if count else np.empty(0)
+        found = None
+        if noise is not None and count:
+            found = noise.compute_error(_weigh(used, signs, len(values)))
+        if found is None:
+            deviation = float(differences.std(ddof=1)) if count > 1 else math.nan
+            error = deviation / math.sqrt(max(1, count))
+            found = NoiseError(error, float(max(0, count - 1)), NoiseSource.PAIRS)
+        return cls(
+            pairs=count,
+            mean=float(differences.mean()) if count else math.nan,
+            improved_count=int(scale.improves(differences).sum()),
+            scale=scale,
+            **found._asdict(),
+            **attributes,
+        )
+
+    def compute_interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Compute Student's interval of the mean; NaN if the error is unknown."""
+        from scipy import stats
+
+        half_width = float(stats.t.ppf((1 + confidence) / 2, self.degrees)) * self.error
+        return Interval(self.mean - half_width, self.mean + half_width)
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95% interval of the mean; NaN if the error is unknown."""
+        return self.compute_interval().low
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.compute_interval().high
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of a zero mean; 1 if the error is unknown or from too few pairs."""
+        from scipy import stats
+
+        if not self.is_decidable:
+            return 1.0
+        if self.error == 0:
+            return float(self.mean == 0)
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.degrees))
+
+    @property
+    def is_improvement(self) -> bool:
+        """Whether the mean is better than no difference."""
+        return bool(self.scale.improves(self.mean))
+
+    @property
+    def reason(self) -> str:
+        """Why the interval supports no decision: ``too few pairs to test: 4 of 8``; "" if it does.
+
+        Without another estimate of the noise, :data:`MIN_PAIRS` pairs are needed.
+        """
+        is_known = self.source is not NoiseSource.PAIRS or self.pairs >= MIN_PAIRS
+        if is_known and not math.isnan(self.error):
+            return ""
+        return f"too few pairs to test: {self.pairs} of {MIN_PAIRS}"
+
+    @property
+    def is_decidable(self) -> bool:
+        """Whether the interval can support a decision; :attr:`reason` says why not."""
+        return not self.reason
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the interval excludes zero and can support a decision."""
+        return self.is_decidable and (self.low > 0 or self.high < 0)
+
+
+def _select_known(values: Floats, trials: Integers) -> Integers:
+    """Return those of some pairs (signs, pairs) all of whose trials have values."""
+    return trials[:, (trials >= 0).all(axis=0) & ~np.isnan(values[trials]).any(axis=0)]
+
+
+def _weigh(trials: Integers, signs: tuple[int, ...], size: int) -> Floats:
+    """Return the weight of each of some trials (size,) in the mean over pairs (signs, pairs)."""
+    weights = np.zeros(size)
+    # A trial that occurs in several pairs has the sum of their weights.
+    np.add.at(weights, trials, np.array(signs)[:, None] / max(1, trials.shape[1]))
+    return weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +198,10 @@ class Effect(PairedDifference):
     """
 
     contrast: Contrast
-    only_before: int
-    only_after: int
-    neither: int
-    variants: tuple[int, int] = (1, 1)
+    only_before: int = 0
+    only_after: int = 0
+    neither: int = 0
+    variants: tuple[int, ...] = (1, 1)
 
     @property
     def missing_pairs(self) -> int:
@@ -79,17 +234,15 @@ class Interaction(PairedDifference):
     first: Contrast
     second: Contrast
 
-    @property
-    def quadruples(self) -> int:
-        """Number of sets of four trials, equal in all other parameters, with four values."""
-        return self.pairs
-
 
 @dataclass(frozen=True)
-class FactorialTable(FactorialDesign):
-    """Values of a study's trials by their parameters.
+class FactorialTable:
+    """Values of a study's trials by their parameters; a design, or a union of several.
 
     Attributes:
+        axes: values of each parameter in order, over the trials that have it.
+        codes: (trials, parameters), indices into these values; -1 where a trial lacks a parameter.
+        traits: what else is known of the parameters.
         values: (trials,), their values; NaN where there is none.
         noise: noise of the values between runs; None if it cannot be estimated.
         scale: unit, direction and precision of the values.
@@ -97,6 +250,9 @@ class FactorialTable(FactorialDesign):
             value of them.
     """
 
+    axes: Mapping[str, Sequence[Any]]
+    codes: Integers
+    traits: ParameterTraits
     values: Floats
     noise: RunNoise | None = None
     scale: Scale = NATS
@@ -177,11 +333,6 @@ class FactorialTable(FactorialDesign):
         """Number of trials with a value."""
         return int((~np.isnan(self.values)).sum())
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether every planned trial has a value."""
-        return not np.isnan(self.values).any()
-
     def subset(self, fixed: Mapping[str, Any]) -> "FactorialTable":
         """Keep the trials with the given value of each parameter, or one of those in a list."""
         is_kept = self.find(fixed)
@@ -190,9 +341,58 @@ class FactorialTable(FactorialDesign):
         return replace(self, codes=codes, values=values, noise=noise)
 
     def list_contrasts(self) -> list[Contrast]:
-        """List the contrasts to estimate, without those of uncontrasted parameters."""
-        contrasts = super().list_contrasts()
-        return [each for each in contrasts if each.parameter not in self.uncontrasted]
+        """List the contrasts to estimate, see :meth:`ParameterTraits.list_contrasts`."""
+        return [
+            contrast
+            for name, values in self.axes.items()
+            if name != REPLICATE and name not in self.uncontrasted
+            for contrast in self.traits.list_contrasts(name, values)
+        ]
+
+    def find(self, fixed: Mapping[str, Any]) -> Booleans:
+        """Return which trials have the given value of each parameter, or one of those in a list."""
+        found = np.ones(len(self.codes), dtype=bool)
+        for parameter, value in fixed.items():
+            values = list(self.axes.get(parameter, ()))
+            wanted = value if isinstance(value, list) else [value]
+            codes = [values.index(each) for each in wanted if each in values]
+            if not codes:
+                return np.zeros(len(self.codes), dtype=bool)
+            column = self.codes[:, list(self.axes).index(parameter)]
+            found &= column == codes[0] if len(codes) == 1 else np.isin(column, codes)
+        return found
+
+    def number_contexts(self, without: frozenset[str]) -> Integers:
+        """Number the trials: equal numbers for equal values of the remaining parameters."""
+        if without not in self._contexts:
+            keys, bound = np.zeros(len(self.codes), dtype=np.int64), 1
+            for i, (name, values) in enumerate(self.axes.items()):
+                if name not in without:
+                    if bound > _MAX_KEY // (len(values) + 1):
+                        keys = np.unique(keys, return_inverse=True)[1]
+                        bound = len(keys)
+                    keys = keys * (len(values) + 1) + self.codes[:, i] + 1
+                    bound *= len(values) + 1
+            self._contexts[without] = np.unique(keys, return_inverse=True)[1]
+        return self._contexts[without]
+
+    def list_own(self, contrast: Contrast) -> frozenset[str]:
+        """Return the parameters that only one side of a contrast has, because of the contrast."""
+        owned = self.traits.owned.get(contrast.parameter, ())
+        columns = [i for i, name in enumerate(self.axes) if name in owned]
+        if not columns:
+            return frozenset()
+        has_before, has_after = (
+            (self.codes[self.find({contrast.parameter: value})][:, columns] >= 0).any(axis=0)
+            for value in (contrast.before, contrast.after)
+        )
+        names = list(self.axes)
+        return frozenset(names[columns[i]] for i in np.flatnonzero(has_before != has_after))
+
+    @cached_property
+    def _contexts(self) -> dict[frozenset[str], Integers]:
+        """Numbers of the trials that were computed before."""
+        return {}
 
     def compute_difference(
         self, before: Mapping[str, Any], after: Mapping[str, Any]
@@ -206,8 +406,7 @@ class FactorialTable(FactorialDesign):
         Returns:
             The difference; it has no pairs if the table lacks one of the values.
         """
-        trials = np.array([self._match(before).trials, self._match(after).trials])
-        return self.estimate(PairedDifference, trials, (-1, 1))
+        return self.estimate(PairedDifference, self.match(before, after), (-1, 1))
 
     def compute_effect(self, contrast: Contrast) -> Effect:
         """Estimate the main effect of a contrast.
@@ -215,11 +414,10 @@ class FactorialTable(FactorialDesign):
         A value that has parameters which the other one lacks, such as a cell with its switches, is
         compared at the best of them.
         """
-        own = self.list_own(contrast)
-        before, after = self._match_contrast(contrast, own)
-        trials = np.array([before.trials, after.trials])
-        planned = (trials >= 0).all(axis=0)
-        has_before, has_after = ~np.isnan(self.values[trials]) & planned
+        trials = self.match_contrast(contrast)
+        has_before, has_after = ~np.isnan(self.values[trials])
+        contexts = self.number_contexts(self.list_own(contrast) | {contrast.parameter})
+        sides = (self.find({contrast.parameter: v}) for v in (contrast.before, contrast.after))
         return self.estimate(
             Effect,
             trials,
@@ -227,8 +425,8 @@ class FactorialTable(FactorialDesign):
             contrast=contrast,
             only_before=int((has_before & ~has_after).sum()),
             only_after=int((has_after & ~has_before).sum()),
-            neither=int((planned & ~has_before & ~has_after).sum()),
-            variants=(before.variants, after.variants),
+            neither=int((~has_before & ~has_after).sum()),
+            variants=tuple(int(np.bincount(contexts[side]).max(initial=0)) for side in sides),
         )
 
     def estimate(
@@ -254,9 +452,7 @@ class FactorialTable(FactorialDesign):
         own = self.list_own(contrast)
         if parameter in own:
             return {}
-        pairs = np.array([side.trials for side in self._match_contrast(contrast, own)])
-        pairs = pairs[:, (pairs >= 0).all(axis=0)]
-        pairs = pairs[:, ~np.isnan(self.values[pairs]).any(axis=0)]
+        pairs = _select_known(self.values, self.match_contrast(contrast))
         codes = self.codes[pairs[0], list(self.axes).index(parameter)]
         found = np.unique(codes[codes >= 0])
         contexts = self.number_contexts(own | {contrast.parameter, parameter})
@@ -272,40 +468,23 @@ class FactorialTable(FactorialDesign):
 
     def compute_weights(self, contrast: Contrast) -> Floats:
         """Return the weight of each trial's value in the main effect of a contrast, (trials,)."""
-        sides = self._match_contrast(contrast, self.list_own(contrast))
-        pairs = np.array([side.trials for side in sides])
-        used = pairs[:, (pairs >= 0).all(axis=0) & ~np.isnan(self.values[pairs]).any(axis=0)]
-        weights = np.zeros(len(self.values))
-        np.add.at(weights, used, np.array([[-1.0], [1.0]]) / max(1, used.shape[1]))
-        return weights
+        used = _select_known(self.values, self.match_contrast(contrast))
+        return _weigh(used, (-1, 1), len(self.values))
 
     def compute_effects(self) -> list[Effect]:
         """Estimate the main effect of each contrast that has a pair."""
         effects = (self.compute_effect(contrast) for contrast in self.list_contrasts())
         return [effect for effect in effects if effect.pairs]
 
-    def match_pairs(
-        self, before: Mapping[str, Any], after: Mapping[str, Any]
-    ) -> tuple[Floats, Floats]:
-        """Return the values before and after of all pairs of two settings, each (pairs,)."""
-        return self._pair_values(self._match(before), self._match(after))
-
-    def match_contrast(self, contrast: Contrast) -> tuple[Floats, Floats]:
-        """Return the values before and after of all pairs of a contrast, each (pairs,).
-
-        The pairs are those of :meth:`compute_effect`.
-        """
-        return self._pair_values(*self._match_contrast(contrast, self.list_own(contrast)))
-
     def compute_interaction(self, first: Contrast, second: Contrast) -> Interaction:
         """Estimate the interaction of two contrasts of different parameters."""
-        trials = [
-            self._match({first.parameter: one, second.parameter: other}).trials
+        settings = (
+            {first.parameter: one, second.parameter: other}
             for one in (first.before, first.after)
             for other in (second.before, second.after)
-        ]
+        )
         return self.estimate(
-            Interaction, np.array(trials), (1, -1, -1, 1), first=first, second=second
+            Interaction, self.match(*settings), (1, -1, -1, 1), first=first, second=second
         )
 
     def compute_interactions(self) -> list[Interaction]:
@@ -317,44 +496,26 @@ class FactorialTable(FactorialDesign):
         )
         return [interaction for interaction in interactions if interaction.pairs]
 
-    def _match_contrast(self, contrast: Contrast, own: frozenset[str]) -> list["_Side"]:
-        """Return the trials before and after a contrast; see :meth:`_match`."""
-        values = contrast.before, contrast.after
-        return [self._match({contrast.parameter: value}, own) for value in values]
+    def match_contrast(self, contrast: Contrast) -> Integers:
+        """Return the trials (2, pairs) before and after a contrast; see :meth:`match`."""
+        before, after = ({contrast.parameter: v} for v in (contrast.before, contrast.after))
+        return self.match(before, after, own=self.list_own(contrast))
 
-    def _match(self, fixed: Mapping[str, Any], own: frozenset[str] = frozenset()) -> "_Side":
-        """Return the trials with the given values, by their values of all other parameters.
+    def match(self, *settings: Mapping[str, Any], own: frozenset[str] = frozenset()) -> Integers:
+        """Return the trials (settings, pairs) that differ in nothing but some settings.
 
         Args:
-            fixed: parameter values.
+            settings: values of some parameters, the same ones in each.
             own: parameters that are ignored: of the trials that differ in these alone, the best
                 one is returned.
         """
-        contexts = self.number_contexts(own.union(fixed))
-        found = self.find(fixed)
-        # The best value of each context is written last, and missing values first.
-        rows = np.flatnonzero(found)
-        values = self.scale.to_loss(self.values[rows])
-        values = np.where(np.isnan(values), math.inf, values)
-        rows = rows[np.argsort(-values, kind="stable")]
-        trials = np.full(int(contexts.max(initial=-1)) + 1, -1, dtype=np.int64)
-        trials[contexts[rows]] = rows
-        counts = np.bincount(contexts[rows], minlength=len(trials))
-        return _Side(trials, int(counts.max(initial=0)))
-
-    def _pair_values(self, before: "_Side", after: "_Side") -> tuple[Floats, Floats]:
-        trials = np.array([before.trials, after.trials])
-        first, second = self.values[trials[:, (trials >= 0).all(axis=0)]]
-        return first, second
-
-
-class _Side(NamedTuple):
-    """One side of all pairs, by context: the values of all other parameters.
-
-    Attributes:
-        trials: (contexts,), index of the trial with the least value; -1 where the study has none.
-        variants: largest number of trials of which one is the best.
-    """
-
-    trials: Integers
-    variants: int
+        contexts = self.number_contexts(own.union(*settings))
+        trials = np.full((len(settings), int(contexts.max(initial=-1)) + 1), -1, dtype=np.int64)
+        for side, fixed in zip(trials, settings, strict=True):
+            # The best value of each context is written last, and missing values first.
+            rows = np.flatnonzero(self.find(fixed))
+            values = self.scale.to_loss(self.values[rows])
+            values = np.where(np.isnan(values), math.inf, values)
+            rows = rows[np.argsort(-values, kind="stable")]
+            side[contexts[rows]] = rows
+        return trials[:, (trials >= 0).all(axis=0)]

@@ -28,6 +28,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from reports.stats import Floats, Integers
 from reports.stats.run_means import RunMeans
 
 ORDERS = (3, 2)
@@ -53,9 +54,6 @@ _LEVEL = 0.05
 
 _MARKS = 2**36
 """Number of random marks of a trial: sums of 100,000 of them are exact in double precision."""
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 
 class NoiseSource(StrEnum):

@@ -42,11 +42,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Booleans = NDArray[np.bool_]
+from reports.stats import Booleans, Floats, Integers
 
 LossesByRun = Mapping[int, Sequence[float]]
 """An architecture's loss on each evaluation window (W,), by replicate; W is 1 for a mean loss."""

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from reports.stats.contrast import Contrast
-from reports.stats.effects import Effect
-from reports.stats.outcome_table import ContrastOutcomes
-from reports.stats.paired_difference import CONFIDENCE
+from reports.stats.design import Contrast
+from reports.stats.effects import CONFIDENCE, Effect
+from reports.stats.hypotheses import ContrastOutcomes
 from reports.stats.replicates import adjust_by_holm
 from reports.stats.scale import format_count
 

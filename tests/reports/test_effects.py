@@ -9,10 +9,10 @@ import pytest
 from factories import make_stated
 
 from reports.charts.effect_plots import chart_conditional_effects
+from reports.phrases import describe_effect
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
-from reports.stats.contrast import Contrast
+from reports.stats.design import Contrast, find_full_factorial_blocks
 from reports.stats.effects import FactorialTable
-from reports.stats.factorial_design import find_full_factorial_blocks
 from reports.trial_table import find_traits
 from rnn_search import load
 
@@ -34,7 +34,6 @@ def by_hand():
 
 def test_effects_equal_a_calculation_by_hand():
     table = table_of(by_hand())
-    assert table.is_complete
     effects = {effect.contrast: effect for effect in table.compute_effects()}
     assert list(effects) == [A, SIZE, Contrast("size", 2, 3)]
     switch = effects[A]
@@ -48,7 +47,7 @@ def test_interaction_is_the_difference_of_two_differences():
     table = table_of(by_hand())
     found = table.compute_interaction(A, SIZE)
     assert found.mean == pytest.approx(-0.1 - -0.5)
-    assert found.quadruples == 1
+    assert found.pairs == 1
     assert math.isnan(found.low)
     assert table.compute_interaction(SIZE, A).mean == pytest.approx(found.mean)
     named = {(each.first, each.second) for each in table.compute_interactions()}
@@ -60,7 +59,6 @@ def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
     rows[1]["value"] = math.nan  # with the switch, size 1
     rows[2]["value"] = math.nan  # without it, size 2
     table = table_of(rows)
-    assert not table.is_complete
     effect = table.compute_effect(A)
     assert effect.mean == pytest.approx(0.3)
     assert (effect.pairs, effect.improved_count) == (1, 0)
@@ -73,7 +71,6 @@ def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
 
 def test_table_without_parameters_has_no_effects():
     table = table_of([{"value": 1.5}], parameters=())
-    assert table.is_complete
     assert (table.value_count, table.compute_effects(), table.compute_interactions()) == (1, [], [])
     assert table.subset({}).value_count == 1
 
@@ -201,10 +198,10 @@ def test_condition_comes_first_where_the_mean_hides_it():
     table = make_table(reversing)
     effects = table.compute_effects()
     ranked = rank_effects(effects, compute_conditional_effects(table, effects))
-    conditions = {each.main.contrast.label: each.condition for each in ranked}
-    assert list(conditions)[:2] == ["residual", "forget gate"]  # by their size, not by their means
-    assert conditions["forget gate"].parameter == "residual"
-    assert conditions["layers 1 → 2"] is None
+    texts = {each.main.contrast.label: describe_effect(each) for each in ranked}
+    assert list(texts)[:2] == ["residual", "forget gate"]  # by their size, not by their means
+    assert "without residual" in texts["forget gate"]
+    assert "(−0.2" in texts["layers 1 → 2"]
 
 
 def test_table_of_effects_names_the_parameter_that_an_effect_depends_on(sqlite_url):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from reports.stats.contrast import Contrast
+from reports.stats.design import Contrast
+from reports.stats.hypotheses import BAD, GOOD, OutcomeTable
 from reports.stats.looks import Noise
-from reports.stats.outcome_table import BAD, GOOD, OutcomeTable
 from tests.simulations.grids import SMALL_GRID, Scenario, find_flags, names_zero, simulate
 from tests.simulations.pareto import simulate_fronts
 from tests.simulations.replicates import (

@@ -12,9 +12,8 @@ from reports.analysis.hypothesis_tests import run_stored_tests, run_test, to_fra
 from reports.errors import ReportError
 from reports.hypotheses import HYPOTHESES, evaluate_study, render_page
 from reports.phrases import list_notes
-from reports.stats.decision_rules import RULES, Verdict
-from reports.stats.outcome_table import OutcomeTable
-from reports.stats.paired_difference import Interval
+from reports.stats.effects import Interval
+from reports.stats.hypotheses import RULES, OutcomeTable, Verdict
 from studies.config import StudyConfig
 from studies.errors import ConfigError
 from studies.hypotheses import Hypothesis, HypothesisRecord, Registration

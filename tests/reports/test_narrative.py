@@ -11,7 +11,7 @@ from factories import make_replicates, make_runs, make_stated, results_of
 from reports.findings import StudyFindings
 from reports.narrative import list_warnings, write_answer, write_headline
 from reports.phrases import describe_outcomes, strong, to_html, to_markdown, to_plain
-from reports.stats.decision_rules import Verdict
+from reports.stats.hypotheses import Verdict
 from rnn_search import import_results, load
 from studies.config import StudyConfig
 

@@ -11,9 +11,9 @@ from scipy.stats import binom
 from reports.analysis.nuisance import build_outcome_table
 from reports.page.page import render_page
 from reports.page.section import Section
-from reports.stats.contrast import Contrast
+from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
-from reports.stats.outcome_table import (
+from reports.stats.hypotheses import (
     BAD,
     GOOD,
     UNKNOWN,
@@ -94,7 +94,7 @@ def test_p_values_are_corrected_for_the_number_of_contrasts():
 def test_outcomes_have_no_table_where_all_are_on_one_side(sqlite_url, build_page):
     make_study(sqlite_url, report_threshold=0.1)
     section = Section(results_of(sqlite_url))
-    assert section.outcomes
+    assert section.findings.outcomes
     drawn = "outcomes</caption>"
     assert drawn not in "".join(render_page([section]))
     assert drawn in build_page(make_study, "made").html

@@ -10,7 +10,7 @@ from factories import gated_params, make_replicates, make_runs, make_study, read
 
 from reports.analysis.nuisance import build_judged_table
 from reports.results import find_replicates
-from reports.stats.contrast import Contrast
+from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.noise import NoiseSource, estimate_run_noise
 from rnn_search import load

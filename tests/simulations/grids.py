@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reports.narrative import N_IN_LINE
+from reports.stats import Floats
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.effects import FactorialTable
 from reports.stats.noise import Runs, estimate_run_noise
@@ -22,8 +23,6 @@ GRID: Mapping[str, Sequence[bool | int]] = {
 
 NOISE = 0.02
 """Standard deviation between runs, in nats, as between replicates of small networks."""
-
-Floats = NDArray[np.float64]
 
 
 SMALL_GRID: Mapping[str, Sequence[bool | int]] = {

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from reports.stats import Booleans, Floats
 from reports.stats.looks import PlannedLook, take_look
 from reports.stats.replicates import (
     LEVEL,
@@ -24,9 +24,6 @@ from reports.stats.replicates import (
     estimate_variances,
 )
 from studies.config import DEFAULT_LOOKS
-
-Floats = NDArray[np.float64]
-Booleans = NDArray[np.bool_]
 
 RUN_NOISE, TEXT_NOISE, REST = 0.02, 0.002, 0.05
 """Bits per byte: standard deviation of a run; standard error of an architecture's mean over the

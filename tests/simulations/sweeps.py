@@ -115,10 +115,9 @@ def measure_rates(sweeps: Iterable[Sweep]) -> Rates:
     covered, covered_best, decades, false, false_corrected = [], [], [], [], []
     for sweep in sweeps:
         trends = {each.parameter: each for each in sweep.model.trends}
-        levels = [each for each in sweep.model.levels if not each.estimate.reason]
-        for each in levels:
+        for each in sweep.model.levels:
             truth = sweep.differences[each.parameter]
-            covered.append(each.estimate.low <= truth <= each.estimate.high)
+            covered.append(each.effect.low <= truth <= each.effect.high)
         rate = trends["learning_rate"]
         low, high = rate.low, rate.high
         if not rate.optimum.reason:
@@ -127,8 +126,8 @@ def measure_rates(sweeps: Iterable[Sweep]) -> Rates:
         is_above = low <= BEST_RATE or rate.optimum.is_open_below or bool(rate.optimum.reason)
         is_below = high >= BEST_RATE or rate.optimum.is_open_above or bool(rate.optimum.reason)
         covered_best.append(is_above and is_below)
-        null = [each for each in levels if each.parameter == "null"]
-        false += [trends["null_rate"].p < 0.05, *(each.estimate.p < 0.05 for each in null)]
+        null = [each for each in sweep.model.levels if each.parameter == "null"]
+        false += [trends["null_rate"].p < 0.05, *(each.effect.p < 0.05 for each in null)]
         adjusted = [trends["null_rate"].adjusted_p, *(each.adjusted_p for each in null)]
         false_corrected.append(min(adjusted) < 0.05)
     return Rates(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from reports.stats.contrast import Contrast
+from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.replicates import compare_pairwise
 from tests.simulations.replicates import ARCHITECTURES, simulate_losses

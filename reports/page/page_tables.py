@@ -1,19 +1,35 @@
-"""What a report says about a task other than text: its loss, floors, lengths and slices."""
+"""Tables that only the page shows: of an additive model, trials and times, and of tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
+import pandas as pd
+
 from reports.analysis.leaderboard import LeaderboardEntry
-from reports.findings import TaskComparison
-from reports.formatting import format_number
+from reports.analysis.other_studies import VariantEffect
+from reports.analysis.pruning import PruningSummary
+from reports.findings import BudgetComparison, TaskComparison
+from reports.formatting import format_number, format_stderr
 from reports.results import Results
+from reports.stats.additive_model import AdditiveModel, LevelDifference
 from reports.stats.effects import Effect
-from reports.stats.scale import NATS, format_count
+from reports.stats.scale import NATS, Scale, format_count, format_param, format_value
 from reports.stats.task_contrasts import TaskContrast
-from reports.tables import MARK, TEXT, Column, Table, estimate_column, metric_columns
+from reports.tables import (
+    MARK,
+    TEXT,
+    Column,
+    Table,
+    estimate_column,
+    find_held_out_spec,
+    improved_share,
+    metric_columns,
+)
 from studies.records import Floors, TaskRecord
+from studies.space import CELL
 
 LOSS = "loss"
 """Name of the loss among the numbers of floors and slices."""
@@ -205,3 +221,130 @@ def tabulate_solved(comparison: TaskComparison) -> Table[TaskContrast]:
         comparison.contrasts,
         [Column("change", lambda row: row.contrast.label), *columns],
     )
+
+
+# ---------------------------------------------------------------- effects, costs and trials
+
+
+def tabulate_levels(
+    model: AdditiveModel, scale: Scale, name: str = "additive model"
+) -> Table[LevelDifference]:
+    """Tabulate the differences between the levels of parameters in an additive model."""
+    return Table(
+        name,
+        model.levels,
+        [
+            Column("change", lambda e: e.effect.contrast.description),
+            estimate_column("mean difference", lambda e: e.effect, scale.unit, f"+{scale.spec}",
+                            note=lambda e: MARK if e.is_significant else ""),
+            Column("p", lambda e: e.adjusted_p, ".2g", unit="corrected"),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_variants(
+    variants: Sequence[VariantEffect], scale: Scale, unit: str, name: str = "variants"
+) -> Table[VariantEffect]:
+    """Tabulate the variants of a derived study."""
+    has_pairs = any(each.pairs for each in variants)
+    return Table(
+        name,
+        variants,
+        [
+            Column("variant", lambda e: e.variant),
+            Column("trials", lambda e: e.count, ",d"),
+            Column("best", lambda e: e.best, scale.value_spec, unit=unit),
+            Column("vs. source", lambda e: e.source_difference, f"+{scale.spec}", unit=scale.unit),
+            estimate_column("vs. unchanged", lambda e: e, scale.unit, f"+{scale.spec}",
+                      condition=has_pairs),
+            Column("improved", improved_share, ".0f", unit="%", condition=has_pairs),
+            Column("pairs", lambda e: e.pairs or None, ",d", condition=has_pairs),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_budgets(comparison: BudgetComparison, scale: Scale, name: str = "") -> Table[Any]:
+    """Tabulate effects at equal steps, next to those at equal tokens and at equal updates."""
+    return Table(
+        name,
+        comparison.rows,
+        [
+            Column("change", lambda row: row[0].contrast.label),
+            *(estimate_column(f"at equal {unit}", itemgetter(i), scale.unit, f"+{scale.spec}")
+              for i, unit in enumerate(comparison.budgets)),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_rungs(pruning: PruningSummary, name: str = "rungs") -> Table[Any]:
+    """Tabulate after which steps trials were pruned."""
+    return Table(
+        name,
+        pruning.rungs.to_dict("records"),
+        [
+            Column("pruned after step", itemgetter("step"), ",.0f"),
+            Column("trials", itemgetter("trials"), ",.0f"),
+            Column("of the best", itemgetter("keep_probability"), ".2f",
+                   unit="expected number"),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_costs(costs: pd.DataFrame, name: str = "time") -> Table[Any]:
+    """Tabulate the computing time of networks by their shape."""
+    return Table(
+        name,
+        costs.reset_index().to_dict("records"),
+        [
+            *(Column(format_param(each), partial(_format_item, each), "" if each == CELL else TEXT)
+              for each in map(str, costs.index.names)),
+            Column("trials", itemgetter("count"), ",d"),
+            Column("mean", itemgetter("mean"), ",.1f", unit="s"),
+            Column("steps per second", itemgetter("steps_per_second"), ",.1f"),
+            Column("total", itemgetter("sum"), ",.0f", unit="s"),
+            Column("share", lambda row: 100 * row["share"], ".0f", unit="%"),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_trials(
+    results: Results, rows: Sequence[Mapping[Any, Any]], name: str = "trials"
+) -> Table[Any]:
+    """Tabulate trials, as rows of a study's table."""
+    config, measure, scale = results.config, results.measure, results.scale
+    validation, spec = measure.column("validation"), find_held_out_spec(results)
+    is_pruned, has_networks = config.pruning.enabled, bool(results.cells)
+    return Table(
+        name,
+        rows,
+        [
+            Column("trial", itemgetter("number"), "d"),
+            Column("state",
+                   lambda row: row["state"].lower() + (", audited" if row["audited"] else ""),
+                   hint=itemgetter("reason")),
+            Column(measure.loss, itemgetter("value"), scale.value_spec,
+                   unit="" if config.is_text else measure.unit),
+            Column("paused at step", itemgetter("rung"), ",.0f", condition=is_pruned),
+            Column(f"predicted {measure.loss}", itemgetter("predicted_value"), scale.spec,
+                   condition=is_pruned),
+            Column("keep probability", itemgetter("keep_probability"), ".2g",
+                   condition=is_pruned),
+            Column(measure.name_loss("validation"), lambda row: row[validation], spec,
+                   unit=measure.held_out_unit,
+                   note=lambda row: format_stderr(row["validation_stderr"], spec),
+                   condition=config.is_text or results.shows_validation),
+            *(Column(metric, itemgetter(column), ".4g")
+              for metric, column in results.metric_columns.items()),
+            *(Column(format_param(axis), partial(_format_item, axis))
+              for axis in results.axes),
+            Column("parameters", itemgetter("parameter_count"), ".0f",
+                   condition=has_networks),
+            Column("time", itemgetter("seconds"), ".1f", unit="s", condition=has_networks),
+            Column("worker", itemgetter("worker"), condition=has_networks),
+        ],
+    )  # fmt: skip
+
+
+def _format_item(name: str, row: Mapping[Any, Any]) -> str:
+    """Format the value of a parameter in a row of trials."""
+    return format_value(row[name])

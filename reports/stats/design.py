@@ -1,11 +1,19 @@
-"""Contrasts: changes of one parameter, and which changes of each parameter are estimated."""
+"""The design of a study: contrasts of its parameters, codes of its trials, full blocks."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence, Set
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from reports.stats import Integers
+from reports.stats.noise import Runs
 from reports.stats.scale import format_param, format_value, order_values
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REPLICATE = "replicate"
 """Column of the number of the replicate, which is a parameter that is not contrasted."""
@@ -92,3 +100,74 @@ class ParameterTraits:
 
 NO_TRAITS = ParameterTraits()
 """Traits of parameters of which nothing but the values is known."""
+
+
+def encode(table: "pd.DataFrame", axes: Mapping[str, Sequence[Any]]) -> Integers:
+    """Return the index of each row's value of each axis; -1 where missing, -2 where unknown."""
+    import pandas as pd
+
+    codes = np.full((len(table), len(axes)), -1, dtype=np.int64)
+    for i, (name, values) in enumerate(axes.items()):
+        if name in table:
+            place = {value: code for code, value in enumerate(values)}
+            indices, found = pd.factorize(table[name])  # -1 where missing
+            known = [place.get(value, -2) for value in found.tolist()]
+            codes[:, i] = np.array([*known, -1])[indices]
+    return codes
+
+
+def encode_runs(
+    replicates: "pd.DataFrame", axes: Mapping[str, Sequence[Any]], places: Sequence[int]
+) -> Runs:
+    """Encode further runs of the same architectures; ``places`` are the axes to keep."""
+    rows = replicates[replicates["value"].notna()]
+    return Runs(
+        encode(rows, axes)[:, places],
+        rows[REPLICATE].to_numpy(dtype=np.int64),
+        rows["value"].to_numpy(dtype=float),
+    )
+
+
+def find_full_factorial_blocks(
+    table: "pd.DataFrame", parameters: Sequence[str]
+) -> "dict[str, pd.DataFrame]":
+    """Find the largest blocks of an incomplete factorial design that lack no combination.
+
+    Where combinations are excluded, a parameter's effect is confounded with the effects of the
+    parameters that the exclusion ties it to; within a full block it is not.
+
+    Args:
+        table: one row per trial, with a column for each parameter.
+        parameters: parameters that vary.
+
+    Returns:
+        Rows by the name of the block, such as ``state size is 256``; empty if the design is full,
+        or if no single parameter splits it into full blocks.
+    """
+    if _is_full(table, parameters):
+        return {}
+    candidates = dict(
+        itertools.chain.from_iterable(
+            _split_if_full(table, name, parameters) for name in parameters
+        )
+    )
+    rows = {name: set(block.index) for name, block in candidates.items()}
+    return {
+        name: block
+        for name, block in candidates.items()
+        if not any(rows[name] < rows[other] for other in candidates)
+    }
+
+
+def _split_if_full(
+    table: "pd.DataFrame", parameter: str, parameters: Sequence[str]
+) -> "Iterator[tuple[str, pd.DataFrame]]":
+    blocks = dict(iter(table.groupby(parameter)))
+    if len(blocks) > 1 and all(_is_full(block, parameters) for block in blocks.values()):
+        for value, block in blocks.items():
+            yield f"{format_param(parameter)} is {format_value(value)}", block
+
+
+def _is_full(table: "pd.DataFrame", parameters: Sequence[str]) -> bool:
+    combinations = math.prod(table[name].nunique() for name in parameters)
+    return not parameters or len(table.drop_duplicates(list(parameters))) == combinations
