@@ -8,7 +8,6 @@ import socket
 import textwrap
 import threading
 import tomllib
-import urllib.request
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,12 +94,6 @@ def show(tmp_path):
         yield open_shown
 
 
-def ask(application, path):
-    """Return what optuna-dashboard, as the WSGI application that it is, answers to a GET."""
-    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": "after=0"}
-    return json.loads(b"".join(application(environ, lambda *response: None)))
-
-
 # ------------------------------------------------------------------ what is published
 
 
@@ -108,7 +101,8 @@ def test_plain_optuna_dashboard_shows_note_figure_and_files(sqlite_url, show):
     make_study(sqlite_url, finished=6)
     made = show(sqlite_url)
     made.publish()
-    answer = ask(wsgi(sqlite_url), "/api/studies/1")
+    request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies/1", "QUERY_STRING": "after=0"}
+    answer = json.loads(b"".join(wsgi(sqlite_url)(request, lambda *response: None)))
     body = answer["note"]["body"]
     for part in (
         "6 of 8",
@@ -436,25 +430,19 @@ def test_only_the_own_page_and_plain_clients_at_a_local_name_are_answered(method
     assert answer(LINK | {"SEC_FETCH_DEST": "document"}) == ["200" if method == "GET" else "403"]
 
 
-def fetch(port, path):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=HANG_TIMEOUT) as response:
-        return response.read()
+def send(port, method, path, **headers):
+    """Send a request to the dashboard; return its status, headers and content."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_TIMEOUT)) as client:
+        client.request(method, path, headers=headers)
+        response = client.getresponse()
+        return response.status, response.headers, response.read()
 
 
 def answers(port):
     try:
-        return fetch(port, "/api/meta")
+        return send(port, "GET", "/api/meta")[0] == 200
     except OSError:
         return False
-
-
-def send(port, method, path, **headers):
-    """Send a request to the dashboard; return its status and headers."""
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_TIMEOUT)) as client:
-        client.request(method, path, headers=headers)
-        response = client.getresponse()
-        response.read()
-        return response.status, response.headers
 
 
 def test_server_deletes_for_its_own_page_is_shown_in_no_frame_and_ends_silently(runner, sqlite_url):
@@ -469,7 +457,7 @@ def test_server_deletes_for_its_own_page_is_shown_in_no_frame_and_ends_silently(
         ("GET", "/dashboard", {"Host": "rebound.example"}, 403),
         ("DELETE", "/api/studies/1", {"Origin": OTHER}, 403),
     ):
-        status, headers = send(port, method, path, **sent)
+        status, headers, _ = send(port, method, path, **sent)
         assert status == expected
         assert headers.get_all("X-Frame-Options") == ["DENY"], status
         assert "frame-ancestors 'none'" in headers.get_all("Content-Security-Policy"), status
@@ -525,12 +513,12 @@ def test_dashboard_ends_with_a_killed_search(runner, text, tmp_path, postgresql_
     )
     wait_until_running([search], lambda: gate.held)
     assert f"dashboard: http://127.0.0.1:{port}" in search.stdout
-    (study,) = json.loads(fetch(port, "/api/studies"))["study_summaries"]
+    (study,) = json.loads(send(port, "GET", "/api/studies")[2])["study_summaries"]
     commands = processes()
     (served,) = (pid for pid in commands if f"rnn_search dashboard --port {port}" in commands[pid])
     assert not any(secret in command for command in commands.values())
     # While the page is open, the study is published by the process that serves it.
-    fetch(port, f"/api/studies/{study['study_id']}")
+    send(port, "GET", f"/api/studies/{study['study_id']}")
     wait_until_running([search], lambda: is_published(url))
     search.send(signal.SIGKILL)
     assert search.wait() == -signal.SIGKILL
