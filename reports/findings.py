@@ -104,11 +104,6 @@ class StudyFindings:
         """Ranking and comparison of the architectures."""
         return summarize_study(self.results)
 
-    @property
-    def has_verdicts(self) -> bool:
-        """Whether replicated architectures are compared, which decides what the answer is about."""
-        return self.results.has_replicates and self.summary.has_verdicts
-
     @cached_property
     def audited(self) -> AuditedEffects | None:
         """Effects of a pruned study, or why there are none; None unless trials were pruned."""

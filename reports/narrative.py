@@ -12,6 +12,7 @@ from reports.analysis.nuisance import join_names
 from reports.findings import StudyFindings, TaskComparison
 from reports.formatting import objective_name
 from reports.phrases import (
+    describe_agreement,
     describe_best,
     describe_budget,
     describe_divergence,
@@ -34,7 +35,6 @@ from reports.results import Results
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.effects import Effect
 from reports.stats.scale import format_count, format_param, format_signed
-from reports.stats.task_contrasts import describe_agreement
 
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""
@@ -49,7 +49,7 @@ def write_answer(findings: StudyFindings) -> list[str]:
     The first names the largest effects with direction and size, the second the smaller ones and
     those that are undecided; of replicates they name the best and state the verdicts.
     """
-    if findings.has_verdicts:
+    if findings.summary.has_verdicts:
         return [to_sentence(describe_best(findings)), to_sentence(describe_verdicts(findings))]
     if not findings.ranked:
         said = write_additive(findings) or [to_sentence(explain_missing_effects(findings))]
@@ -110,15 +110,15 @@ def _write_line(studies: Sequence[StudyFindings]) -> str:
     value = f"{metric.scale.format_value(leader.mean)} {metric.unit}".rstrip()
     trial = f"trial {leader.number}{_of_study(best, studies)}"
     parts = [f"best: {leader.full_label} ({trial}), {value}, {metric.name}{runs}"]
-    if best.has_verdicts:
+    if best.summary.has_verdicts:
         parts.append(describe_smallest(best.summary, metric.unit))
     first = next((each for each in studies if each.ranked), None)
     if first is not None:
         parts.append(_list_largest(first, _of_study(first, studies)))
         parts += _list_uncompared(first)
-    elif best.additive and not best.has_verdicts:
+    elif best.additive and not best.summary.has_verdicts:
         parts.append(write_additive_clause(best.additive, best.results.scale))
-    elif not best.has_verdicts:
+    elif not best.summary.has_verdicts:
         parts.append(explain_missing_effects(best))
     return "; ".join(parts)
 

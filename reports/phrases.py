@@ -23,6 +23,7 @@ from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.effects import Effect, PairedDifference
 from reports.stats.hypotheses import GOOD, UNKNOWN, ContrastOutcomes, Verdict, compute_fail_error
 from reports.stats.scale import Scale, format_count, format_param, format_signed, format_value
+from reports.stats.task_contrasts import TaskContrast
 
 MAX_TERMS = 5
 """Significant terms of an additive model that are listed, the largest first."""
@@ -175,6 +176,20 @@ def count_pairs(outcomes: ContrastOutcomes) -> str:
         f"{outcomes.contrast.label} ({outcomes.rescued:,} rescued, {outcomes.ruined:,} ruined of "
         f"{format_count(outcomes.pairs, 'pair')})"
     )
+
+
+def describe_agreement(contrasts: Sequence[TaskContrast]) -> str:
+    """Say in a clause which changes have the same effect across tasks."""
+    agreeing = [each for each in contrasts if each.agrees]
+    mixed = [each for each in contrasts if each.helps and each.harms]
+    parts = [f"{each.contrast.label} {each.agreement} tasks" for each in agreeing]
+    if not parts:
+        parts = ["no change has significant effects of the same sign in two tasks or more"]
+    if mixed:
+        count = format_count(len(mixed), "change")
+        names = ", ".join(each.contrast.label for each in mixed)
+        parts.append(f"{count} of opposite signs: {names}")
+    return "; ".join(parts)
 
 
 # ------------------------------------------------------------------ architectures

@@ -24,7 +24,13 @@ from reports.analysis.pareto_front import FrontMember, ParetoFront, summarize_co
 from reports.errors import ReportError
 from reports.findings import BudgetComparison, StudyFindings, compare_across_tasks, compare_budgets
 from reports.narrative import describe_insignificance, list_warnings
-from reports.phrases import count_verdicts, describe_smallest, to_plain, write_additive
+from reports.phrases import (
+    count_verdicts,
+    describe_agreement,
+    describe_smallest,
+    to_plain,
+    write_additive,
+)
 from reports.results import Results, find_replicates
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import (
@@ -33,7 +39,7 @@ from reports.stats.conditional_effects import (
 from reports.stats.effects import Effect
 from reports.stats.looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.scale import format_count
-from reports.stats.task_contrasts import TaskContrast, describe_agreement
+from reports.stats.task_contrasts import TaskContrast
 from reports.study_reader import read_results
 from reports.tables import (
     Column,

@@ -39,7 +39,6 @@ from reports.page.section import Section, build_sections
 from reports.phrases import to_html, to_sentence
 from reports.results import Results
 from reports.stats.scale import format_count, format_param, format_signed, format_value
-from reports.stats.task_contrasts import describe_agreement
 from reports.study_reader import read_results
 from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.files import atomic_write
@@ -155,7 +154,6 @@ def _templates() -> jinja2.Environment:
     }
     environment.globals |= {
         "code_styles": _code_styles(),
-        "describe_agreement": describe_agreement,
         "equations": generate_latex,
         "layer_code": generate_forward,
         "module_code": generate_module,

@@ -5,7 +5,7 @@ different tasks do not compare, so no mean is taken over tasks: the signs of the
 are compared, and shares of solved networks where a task is solved or not.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,6 @@ from reports.stats.design import Contrast
 from reports.stats.effects import CONFIDENCE, Effect
 from reports.stats.hypotheses import ContrastOutcomes
 from reports.stats.replicates import adjust_by_holm
-from reports.stats.scale import format_count
 
 MIN_AGREEING = 2
 """Tasks with a significant effect of one sign from which a change is said to agree across tasks."""
@@ -126,18 +125,3 @@ def compare_tasks(
         changes.setdefault(each.contrast, {})[task] = effect
     found = [TaskContrast(contrast, by_task) for contrast, by_task in changes.items()]
     return sorted(found, key=lambda each: -len(each.helps) - len(each.harms))
-
-
-def describe_agreement(contrasts: Iterable[TaskContrast]) -> str:
-    """Say in a clause which changes have the same effect across tasks."""
-    found = list(contrasts)
-    agreeing = [each for each in found if each.agrees]
-    mixed = [each for each in found if each.helps and each.harms]
-    parts = [f"{each.contrast.label} {each.agreement} tasks" for each in agreeing]
-    if not parts:
-        parts = ["no change has significant effects of the same sign in two tasks or more"]
-    if mixed:
-        count = format_count(len(mixed), "change")
-        names = ", ".join(each.contrast.label for each in mixed)
-        parts.append(f"{count} of opposite signs: {names}")
-    return "; ".join(parts)

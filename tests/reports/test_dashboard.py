@@ -8,7 +8,6 @@ import socket
 import textwrap
 import threading
 import tomllib
-import urllib.request
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,12 +94,6 @@ def show(tmp_path):
         yield open_shown
 
 
-def ask(application, path):
-    """Return what optuna-dashboard, as the WSGI application that it is, answers to a GET."""
-    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": "after=0"}
-    return json.loads(b"".join(application(environ, lambda *response: None)))
-
-
 # ------------------------------------------------------------------ what is published
 
 
@@ -108,7 +101,8 @@ def test_plain_optuna_dashboard_shows_note_figure_and_files(sqlite_url, show):
     make_study(sqlite_url, finished=6)
     made = show(sqlite_url)
     made.publish()
-    answer = ask(wsgi(sqlite_url), "/api/studies/1")
+    request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies/1", "QUERY_STRING": "after=0"}
+    answer = json.loads(b"".join(wsgi(sqlite_url)(request, lambda *response: None)))
     body = answer["note"]["body"]
     for part in (
         "6 of 8",
@@ -135,7 +129,7 @@ def test_union_is_published_at_each_architectures_best(sqlite_url, show):
     assert "best-1-trial-57.py" in union.files
 
 
-def test_study_is_published_again_only_after_a_change(sqlite_url, show):
+def test_study_is_published_again_only_after_a_change_such_as_an_extension(sqlite_url, show):
     make_study(sqlite_url, finished=0)
     made = show(sqlite_url)
     made.publish()
@@ -157,33 +151,19 @@ def test_study_is_published_again_only_after_a_change(sqlite_url, show):
     curves = made.files["best-curves.csv"].splitlines()
     assert curves[0] == f"step,trial {best},trial 0"
     assert curves[2] == "100,1.000000,1.500000"
-
-
-def test_study_extended_to_more_steps_is_published_again_with_its_files(sqlite_url, show):
-    """All trials finish in the same order as before: numbers and file names are the same."""
-    make_study(sqlite_url, diverged=None)
-    made = show(sqlite_url)
+    # All trials finish again, in the same order: numbers and file names stay the same.
+    for _ in range(6):
+        finish_one(sqlite_url, 1.6)
     made.publish()
-    assert "\n100,1.500000," in made.files["best-curves.csv"]
+    names = made.files.keys()
     extend_steps(sqlite_url, 20_000, range(8))
     for number in range(8):
-        finish_one(sqlite_url, 1.0 + number / 10)
+        finish_one(sqlite_url, 0.8 + 0.1 * (number != best))
     made.publish()
-    assert "1.0000 |" in made.note
-    assert "\n100,1.000000," in made.files["best-curves.csv"]
+    assert "0.8000 |" in made.note
+    assert "\n100,0.800000," in made.files["best-curves.csv"]
+    assert made.files.keys() == names
     made.assert_current()
-
-
-def test_samples_of_the_best_trials_are_one_file(sqlite_url, show):
-    samples = ("once <upon>\n a time", None, "there was")
-    runs = [(gated_params(1 + i), 1.5 + i, {"sample": text}) for i, text in enumerate(samples)]
-    make_runs(sqlite_url, "made", {"space": {"layers": [1, 2, 3], "state_size": [4]}}, runs)
-    made = show(sqlite_url)
-    made.publish()
-    written = made.files["best-samples.txt"]
-    assert written.startswith("1: trial 0, 1×4 no gates, new state, 1.5000 nats per byte\n")
-    assert "once <upon>\n a time\n" in written
-    assert written.endswith("there was\n")
 
 
 def test_note_and_figure_are_published_without_a_place_for_files(sqlite_url, show, tmp_path):
@@ -248,23 +228,15 @@ def test_finished_study_is_published_again_after_a_change(sqlite_url, show):
     make_study(sqlite_url)
     made = show(sqlite_url)
 
-    def delete_file():
-        """Delete a file as the dashboard does."""
-        made.set(next(key for key in made.attributes if key.startswith("artifacts:")), "null")
-
-    def remove_note():
-        made.note = ""
-
-    def remove_line():
-        made.note = made.note.replace(SEPARATOR, "")
-
     made.publish()
     body, files = made.note, made.files
     assert body.startswith(f"{SEPARATOR}\n\n## made\n\n8 of 8 trials")
-    for edit in (delete_file, remove_note, remove_line):
-        edit()
+    for edited in ("", body.replace(SEPARATOR, ""), body):
+        made.note = edited
+        # As the dashboard deletes a file.
+        made.set(next(key for key in made.attributes if key.startswith("artifacts:")), "null")
         made.publish()
-        assert (made.note, made.files) == (body, files), edit
+        assert (made.note, made.files) == (body, files), edited
     rename_study(made.storage, "made", "other")
     other = show(sqlite_url, "other")
     other.publish()
@@ -274,11 +246,18 @@ def test_finished_study_is_published_again_after_a_change(sqlite_url, show):
     assert other.files == files
 
 
-def test_markup_in_names_is_escaped(sqlite_url, show):
+def test_samples_are_one_file_and_markup_in_names_is_escaped(sqlite_url, show):
     name, escaped = "<script>alert(1)</script> *a* | b", r"a\|b \`\`\`"
-    make_study(sqlite_url, name, question="a|b\n```")
+    samples = ("once <upon>\n a time", None, "there was")
+    runs = [(gated_params(1 + i), 1.5 + i, {"sample": text}) for i, text in enumerate(samples)]
+    raw = {"space": {"layers": [1, 2, 3], "state_size": [4]}, "question": "a|b\n```"}
+    make_runs(sqlite_url, name, raw, runs)
     made = show(sqlite_url, name)
     made.publish()
+    written = made.files["best-samples.txt"]
+    assert written.startswith("1: trial 0, 1×4 no gates, new state, 1.5000 nats per byte\n")
+    assert "once <upon>\n a time\n" in written
+    assert written.endswith("there was\n")
     assert f"\n## {escaped}\n" in made.note
     # Code is indented, so that nothing in it can end it.
     marked = [line for line in made.note.splitlines() if "<script>" in line or "```" in line]
@@ -451,25 +430,19 @@ def test_only_the_own_page_and_plain_clients_at_a_local_name_are_answered(method
     assert answer(LINK | {"SEC_FETCH_DEST": "document"}) == ["200" if method == "GET" else "403"]
 
 
-def fetch(port, path):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=HANG_TIMEOUT) as response:
-        return response.read()
+def send(port, method, path, **headers):
+    """Send a request to the dashboard; return its status, headers and content."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_TIMEOUT)) as client:
+        client.request(method, path, headers=headers)
+        response = client.getresponse()
+        return response.status, response.headers, response.read()
 
 
 def answers(port):
     try:
-        return fetch(port, "/api/meta")
+        return send(port, "GET", "/api/meta")[0] == 200
     except OSError:
         return False
-
-
-def send(port, method, path, **headers):
-    """Send a request to the dashboard; return its status and headers."""
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_TIMEOUT)) as client:
-        client.request(method, path, headers=headers)
-        response = client.getresponse()
-        response.read()
-        return response.status, response.headers
 
 
 def test_server_deletes_for_its_own_page_is_shown_in_no_frame_and_ends_silently(runner, sqlite_url):
@@ -484,7 +457,7 @@ def test_server_deletes_for_its_own_page_is_shown_in_no_frame_and_ends_silently(
         ("GET", "/dashboard", {"Host": "rebound.example"}, 403),
         ("DELETE", "/api/studies/1", {"Origin": OTHER}, 403),
     ):
-        status, headers = send(port, method, path, **sent)
+        status, headers, _ = send(port, method, path, **sent)
         assert status == expected
         assert headers.get_all("X-Frame-Options") == ["DENY"], status
         assert "frame-ancestors 'none'" in headers.get_all("Content-Security-Policy"), status
@@ -540,12 +513,12 @@ def test_dashboard_ends_with_a_killed_search(runner, text, tmp_path, postgresql_
     )
     wait_until_running([search], lambda: gate.held)
     assert f"dashboard: http://127.0.0.1:{port}" in search.stdout
-    (study,) = json.loads(fetch(port, "/api/studies"))["study_summaries"]
+    (study,) = json.loads(send(port, "GET", "/api/studies")[2])["study_summaries"]
     commands = processes()
     (served,) = (pid for pid in commands if f"rnn_search dashboard --port {port}" in commands[pid])
     assert not any(secret in command for command in commands.values())
     # While the page is open, the study is published by the process that serves it.
-    fetch(port, f"/api/studies/{study['study_id']}")
+    send(port, "GET", f"/api/studies/{study['study_id']}")
     wait_until_running([search], lambda: is_published(url))
     search.send(signal.SIGKILL)
     assert search.wait() == -signal.SIGKILL

@@ -45,20 +45,14 @@ def test_effective_context_of_a_simulated_network_is_recovered(decay):
     assert estimate.low / 1.15 <= truth <= estimate.high * 1.15
 
 
-def test_network_without_memory_has_an_effective_context_of_one():
+def test_context_is_one_without_memory_open_beyond_half_a_window_and_of_a_window_uncertain():
     rng = np.random.default_rng(1)
     flat = [simulate(0.05, rng).estimate() for _ in range(20)]
     assert np.mean([each.size == 1 for each in flat]) > 0.9
     assert all(each.low == 1 for each in flat)
-
-
-def test_memory_beyond_half_a_window_is_said_to_be_longer():
     estimate = simulate(1000, np.random.default_rng(2)).estimate()
     assert (estimate.size, estimate.high) == (math.inf, math.inf)
     assert str(estimate) == "> 256 [> 256, > 256]"
-
-
-def test_single_window_gives_no_interval():
     profile = read_profile({"context_bins": [1, 2], "context_excess": [0.5, 0.0],
                             "context_loss": 2.0})  # fmt: skip
     estimate = profile.estimate()
@@ -85,7 +79,7 @@ def profile_attributes(decay, **more):
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
-def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path):
+def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path, build_page):
     runs = [
         (gated_params(1), 1.0, profile_attributes(2, recall_accuracy=0.5)),
         (gated_params(2), 1.5, profile_attributes(6, recall_accuracy=0.25)),
@@ -110,9 +104,4 @@ def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path):
     assert rows["effective_context"][0] == pytest.approx(best.context.estimate().size)
     assert rows["effective_context"].isna().tolist() == [False, False, True]
     assert rows["context_bins"][0] == "[1, 2, 4, 8, 16, 32, 64]"
-
-
-def test_older_study_has_no_section_about_memory(build_page):
-    page = build_page(make_study, "made")
-    assert page.section.context_chart is None
-    assert "effective context" not in page.words
+    assert "effective context" not in build_page(make_study, "made").words, "an older study"

@@ -84,26 +84,19 @@ def test_output_of_another_storage_is_not_replaced(folder, urls, capsys):
     write(hypotheses_command, capsys, *arguments, urls[0])
 
 
-def test_page_of_a_deleted_study_is_kept(folder, sqlite_url, capsys):
-    """A study that is deleted and recreated has the same name and another folder."""
-    paths = []
-    for unique in ("made-1", "made-2"):
-        make_study(sqlite_url)
-        with closing(open_storage(sqlite_url)) as storage:
-            study_id = storage.get_study_id_from_name("made")
-            storage.set_study_user_attr(study_id, "artifact_folder", unique)
-        paths.append(write(reports, capsys, "made", "--storage", sqlite_url)[0])
-        delete.main(["made", "--yes", "--storage", sqlite_url], standalone_mode=False)
-        assert capsys.readouterr().out.endswith(f"files; reports are kept: {paths[-1]}\n")
-    assert len(set(paths)) == 2
+def test_deletion_keeps_and_names_the_reports_of_all_names_of_a_study_alone(
+    folder, sqlite_url, capsys
+):
+    """A study that is deleted and created again has the same name and another folder."""
 
-
-def test_deletion_names_the_reports_of_all_names_of_a_study_alone(folder, sqlite_url, capsys):
-    for name in ("made", "other"):
+    def make(name, folder):
         make_study(sqlite_url, name)
         with closing(open_storage(sqlite_url)) as storage:
             study_id = storage.get_study_id_from_name(name)
-            storage.set_study_user_attr(study_id, "artifact_folder", f"{name}-1")
+            storage.set_study_user_attr(study_id, "artifact_folder", folder)
+
+    make("made", "made-1")
+    make("other", "other-1")
     at = ("--storage", sqlite_url)
     both = write(reports, capsys, "made", "other", *at)[0]
     before = write(reports, capsys, "made", *at)[0]
@@ -114,6 +107,8 @@ def test_deletion_names_the_reports_of_all_names_of_a_study_alone(folder, sqlite
     (line,) = capsys.readouterr().out.splitlines()[-1:]
     told = line.partition("reports are kept: ")[2].split(", ")
     assert sorted(told) == sorted([both, before, after])
+    make("better", "better-1")
+    assert write(reports, capsys, "better", *at)[0] not in told
 
 
 @pytest.mark.parametrize("content", ["<!DOCTYPE html>\n<title>an old report</title>\n", "notes\n"])
@@ -130,22 +125,19 @@ def test_file_without_an_identity_is_kept(folder, urls, capsys, content):
     assert taken.read_text() == content
 
 
-def test_same_file_by_another_path_is_the_same_storage(folder, urls, tmp_path, capsys):
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path)
-    spellings = [urls[0], urls[0].replace("one.db", "link/one.db"), "sqlite:///../one.db"]
-    paths = {write(hypotheses_command, capsys, "made", "--storage", url)[0] for url in spellings}
-    assert len(paths) == 1
+def test_identity_of_a_storage_depends_on_neither_spelling_nor_password(folder, tmp_path):
+    def identify(*urls):
+        return [study_identity(make_url(url), "made", "made-1") for url in urls]
 
-
-def test_identity_of_a_server_does_not_depend_on_the_password():
-    addresses = (
+    (tmp_path / "link").symlink_to(tmp_path)
+    files = (f"{tmp_path}/one.db", f"{tmp_path}/link/one.db", "../one.db")
+    assert len(set(identify(*(f"sqlite:///{file}" for file in files)))) == 1
+    found = identify(
         "postgresql+psycopg://me@host/studies?sslmode=require",
         "postgresql+psycopg://me:s3cret@host/studies?sslmode=require&sslpassword=s3cret",
         "postgresql+psycopg://me@elsewhere/studies?sslmode=require",
         "postgresql+psycopg://me@host/others?sslmode=require",
     )
-    found = [study_identity(make_url(url), "made", "made-1") for url in addresses]
     assert found[0] == found[1]
     assert len(set(found)) == 3
 
@@ -198,7 +190,6 @@ def test_study_names_are_escaped_and_distinguished_in_paths(sqlite_url, tmp_path
     assert default_path(["a b"]) != default_path(["a_b"])
 
 
-@pytest.mark.usefixtures("without_optuna_figures")
 def test_page_and_tables_are_written_and_their_paths_printed(sqlite_url, tmp_path, invoke):
     make_study(sqlite_url)
     command = ("report", "made", "--storage", sqlite_url)
@@ -210,7 +201,6 @@ def test_page_and_tables_are_written_and_their_paths_printed(sqlite_url, tmp_pat
     assert len(pd.read_csv(rows[0])) == len(pd.read_parquet(rows[1])) == 8
 
 
-@pytest.mark.usefixtures("without_optuna_figures")
 def test_watched_report_is_updated_until_the_study_is_finished(
     sqlite_url, tmp_path, monkeypatch, capsys
 ):

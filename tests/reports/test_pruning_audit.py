@@ -1,6 +1,7 @@
 """Pruned studies: their summary, and what audited trials measure of recall and effects."""
 
 import math
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -102,16 +103,12 @@ def test_audit_measures_recall_and_the_predictions(sqlite_url):
     assert (found.inside, found.is_alarm) == (found.stopped, False)
     assert found.bias == pytest.approx(ERROR)
     assert found.recall_low == pytest.approx(max(0, 1 - found.lost_high / found.top_count))
-
-
-def test_wrong_predictions_are_reported_as_such(sqlite_url):
-    make_pruned(sqlite_url, audited=EVEN, scale=0.01)
-    storage = open_storage(sqlite_url)
-    study_id = storage.get_study_id_from_name("made")
+    make_pruned(sqlite_url, "wrong", audited=EVEN, scale=0.01)
     look = AuditLook(complete=16, trials=8, inside=1, alarm=True)
-    storage.set_study_system_attr(study_id, AUDIT_LOOKS, {"last": look.model_dump()})
-    storage.close()
-    found = audit_pruning(results_of(sqlite_url))
+    with closing(open_storage(sqlite_url)) as storage:
+        study_id = storage.get_study_id_from_name("wrong")
+        storage.set_study_system_attr(study_id, AUDIT_LOOKS, {"last": look.model_dump()})
+    found = audit_pruning(results_of(sqlite_url, "wrong"))
     assert (found.inside, found.is_alarm, found.has_held_back) == (0, True, True)
 
 
@@ -189,11 +186,8 @@ def test_architectures_of_a_pruned_study_are_audited_at_their_best(sqlite_url):
     assert (found.tested, found.inside) == (4, 4)  # one of each
     assert found.bias == pytest.approx(ERROR)
     assert estimate_audited_effects(results).effects == [], "four are too few"
-
-
-def test_effects_of_a_pruned_study_are_those_of_architectures_at_their_best(sqlite_url):
-    make_pruned(sqlite_url, audited=range(32), nuisance=["state_size"], drawn_over=["state_size"])
-    found = estimate_audited_effects(results_of(sqlite_url))
+    make_pruned(sqlite_url, "all", **(options | {"audited": range(32)}))
+    found = estimate_audited_effects(results_of(sqlite_url, "all"))
     means = {effect.contrast.label: effect.mean for effect in found.effects}
     assert (found.audited, found.stopped) == (16, 8)
     assert [effect.error for effect in found.effects] == [0] * 4, "all are audited"
@@ -276,6 +270,8 @@ def test_summary_counts_pruned_trials_and_steps(sqlite_url):
     means = {effect.contrast.label: effect.mean for effect in effects}
     assert means["residual"] == pytest.approx(-0.4, abs=0.02)
     assert means["input gate"] == pytest.approx(-0.2, abs=0.02)
+    make_study(sqlite_url, "unpruned")
+    assert summarize_pruning(results_of(sqlite_url, "unpruned")) is None
 
 
 @pytest.mark.parametrize(
@@ -295,8 +291,3 @@ def test_page_of_a_pruned_study_names_the_steps_and_the_reason_of_each_trial(bui
     page = build_page(make_pruned, "made", audited=())
     assert "75% of the steps" in page.words
     assert f'title="{REASON}">pruned' in " ".join(page.html.split())
-
-
-def test_study_without_pruning_has_no_summary(sqlite_url):
-    make_study(sqlite_url)
-    assert summarize_pruning(results_of(sqlite_url)) is None

@@ -20,7 +20,7 @@ from studies.storage.counts import count_trials
 from studies.storage.open import read_storage
 
 
-def test_trial_table_has_the_best_first_and_trials_without_a_value_last(sqlite_url):
+def test_results_equal_the_trials_that_optuna_reads_the_best_first(sqlite_url):
     make_study(sqlite_url, finished=6)
     results = results_of(sqlite_url)
     assert list(results.table.index) == [0, 1, 2, 4, 5, 3, 6, 7]
@@ -29,8 +29,17 @@ def test_trial_table_has_the_best_first_and_trials_without_a_value_last(sqlite_u
     assert results.table.loc[0, "label"] == "1×4 no gates, new state"
     assert results.parameters == ["residual", "layers", "state_size"]
     storage = read_storage(sqlite_url)
-    assert results.counts == count_trials(storage, storage.get_study_id_from_name("made"))
+    study_id = storage.get_study_id_from_name("made")
+    assert results.counts == count_trials(storage, study_id)
     assert (results.counts.planned, results.counts.diverged) == (8, 1)
+    for trial in storage.get_all_trials(study_id):
+        row = results.table.loc[trial.number]
+        assert {name: row[name] for name in trial.params} == trial.params
+        curve = results.curves[results.curves["number"] == trial.number]
+        assert dict(zip(curve["step"], curve["loss"], strict=True)) == trial.intermediate_values
+        if trial.state.is_finished():
+            assert row["completed"] == trial.datetime_complete
+            assert trial.number == 3 or row["value"] == trial.value
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
@@ -52,22 +61,6 @@ def test_report_and_csv_list_which_versions_trained_which_trials(sqlite_url, tmp
     assert rows.loc[0, "earlier_code"] == "first, second"
     assert rows.loc[1, "earlier_torch"] == 2
     assert pd.isna(rows.loc[1, "earlier_code"])
-
-
-def test_results_equal_the_trials_that_optuna_reads(sqlite_url):
-    make_study(sqlite_url, finished=5)
-    storage = read_storage(sqlite_url)
-    results = results_of(sqlite_url)
-    trials = storage.get_all_trials(storage.get_study_id_from_name("made"))
-    for trial in trials:
-        row = results.table.loc[trial.number]
-        assert {name: row[name] for name in trial.params} == trial.params
-        assert row["state"] == ("DIVERGED" if trial.number == 3 else trial.state.name)
-        curve = results.curves[results.curves["number"] == trial.number]
-        assert dict(zip(curve["step"], curve["loss"], strict=True)) == trial.intermediate_values
-        if trial.state.is_finished():
-            assert row["completed"] == trial.datetime_complete
-            assert trial.number == 3 or row["value"] == trial.value
 
 
 @EACH_DATABASE

@@ -13,7 +13,7 @@ from reports.findings import compare_across_tasks
 from reports.hypotheses import write_hypotheses
 from reports.output import report_identity
 from reports.page.page import write_report
-from reports.stats.task_contrasts import describe_agreement
+from reports.phrases import describe_agreement
 from reports.study_reader import read_results
 from rnn_search import load
 from studies.config import StudyConfig
