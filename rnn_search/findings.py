@@ -117,8 +117,9 @@ class Effects:
 
         Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
         ``effect`` (negative is better, unless higher values are) with the ends ``low`` and ``high``
-        of its 95% interval, the number of ``pairs``, whether it is ``significant``, the ``reason``
-        why it is not tested, and the ``source`` of the interval. Where the effect depends on
+        of its 95% interval, the number of ``pairs``, whether it is ``significant``: whether the
+        interval excludes zero, without a correction for the number of effects, the ``reason`` why
+        it is not tested, and the ``source`` of the interval. Where the effect depends on
         another parameter, ``depends_on`` names that, and ``least`` and ``greatest`` are the effects
         at its values (``docs/statistics.md``). Without matched pairs the effects are those of the
         additive model, which :attr:`trends` completes.

@@ -279,6 +279,8 @@ def _find_edges(
 ) -> list[Edge]:
     """Count the architectures whose best value of a parameter is the lowest or highest tried.
 
+    Of an unfinished study these are architectures with complete trials at two values or more.
+
     Args:
         table: the trials.
         best: best trial of each architecture, the best architecture first.
@@ -290,6 +292,8 @@ def _find_edges(
         return []
     tried = values.astype(float).groupby(architecture[values.index]).agg(["min", "max", "nunique"])
     chosen = best[name].dropna().astype(float)
+    complete = values[table["value"][values.index].notna()]
+    tried["nunique"] = complete.groupby(architecture[complete.index]).nunique()
     tried = tried.reindex(architecture[chosen.index]).set_axis(chosen.index)
     chosen, tried = chosen[tried["nunique"] > 1], tried[tried["nunique"] > 1]
     exact = {float(value): value for value in values.tolist()}

@@ -12,6 +12,7 @@ from reports.charts.chart import Chart
 from reports.narrative import list_warnings, write_answer
 from reports.page.section import Section
 from reports.phrases import describe_pruning, to_html, to_sentence
+from reports.stats.noise import NoiseSource
 from reports.stats.scale import format_count
 
 _VARYING = 1.5
@@ -109,9 +110,10 @@ def _measure_noise(section: Section) -> Limit:
             name, "not measured", detail="intervals leave out what another run would change"
         )
     noise = build_judged_table(results).noise
-    if noise is None:
+    effects = section.main_effects.effects
+    if noise is None or (effects and all(e.source is NoiseSource.PAIRS for e in effects)):
         source = "differences between pairs"
-        if section.findings.additive and not section.main_effects.effects:
+        if section.findings.additive and not effects:
             source = "residuals of the additive model"
         return Limit(name, "not known", detail=f"intervals use the {source} instead")
     low, high = (float(f(noise.deviations.deviations)) for f in (np.nanmin, np.nanmax))
@@ -141,7 +143,7 @@ def _describe_training(section: Section) -> Limit | None:
     """Return how long each network was trained, and on what."""
     corpus, config = section.results.corpus, section.results.config
     if corpus is not None:
-        on = f"on {corpus.length:,} bytes of {section.results.data_name}"
+        on = f"on {corpus.split[0]:,} bytes of {section.results.data_name}"
     elif task := config.task_record:
         on = f"on {task.name}, sequences of {format_count(task.steps, 'step')}"
     else:
@@ -216,8 +218,8 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
     has_effects = section.main_effects.chart and not section.summary.has_verdicts
     if section.replicates_chart and not has_effects:
         caption = (
-            f"Every run of each {results.noun}, and the mean with its 95% interval. Means whose "
-            "intervals overlap may differ by luck."
+            f"Every run of each {results.noun}, and the mean with its 95% interval. Verdicts are "
+            "of runs in pairs: two may differ significantly although their intervals overlap."
         )
         return section.replicates_chart, caption
     if section.main_effects.chart:

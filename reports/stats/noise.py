@@ -360,16 +360,17 @@ def _measure_deviations(
         if known.sum() > 1:
             tests.append((compare_variances(parts[known], degrees[known]), i))
     p, column = min(tests, default=(1.0, -1))
+    everything = np.zeros(len(codes), dtype=np.int64)
+    common = Deviations(everything, np.sqrt([squares.sum() / fit.degrees]), np.array([fit.degrees]))
     if p * len(tests) >= _LEVEL or column < 0:
-        groups = np.zeros(len(codes), dtype=np.int64)
-        return Deviations(groups, np.sqrt([squares.sum() / fit.degrees]), np.array([fit.degrees]))
+        return common
     found, groups = np.unique(codes[:, column], return_inverse=True)
     deviations, degrees = np.full(len(found), math.nan), np.zeros(len(found))
     for i, code in enumerate(found):
         for own in refit(np.flatnonzero(unit_codes[:, column] == code))[:1]:
             degrees[i] = own.degrees
             deviations[i] = math.sqrt(float(own.residuals @ own.residuals) / own.degrees)
-    return Deviations(groups, deviations, degrees)
+    return Deviations(groups, deviations, degrees) if degrees.any() else common
 
 
 def _fit_groups(

@@ -14,6 +14,9 @@ _SIGNIFICANT = 3
 
 _MAX_DIGITS = 9
 
+_HUGE = 1e7
+"""Difference from which digits say nothing: of training that went astray without diverging."""
+
 VALUE = "value"
 """Column of the value of the study's objective."""
 
@@ -54,6 +57,7 @@ def add_unit(name: str, unit: str) -> str:
 
 def format_signed(value: float, spec: str = ".3f") -> str:
     """Format a difference with its sign, using a minus sign of the width of a plus."""
+    spec = ".3g" if abs(value) >= _HUGE else spec
     return f"{value:+{spec}}".replace("-", "−")
 
 
