@@ -417,8 +417,11 @@ class FactorialTable:
         """
         trials = self.match_contrast(contrast)
         has_before, has_after = ~np.isnan(self.values[trials])
-        contexts = self.number_contexts(self.list_own(contrast) | {contrast.parameter})
-        sides = (self.find({contrast.parameter: v}) for v in (contrast.before, contrast.after))
+        variants: tuple[int, ...] = (1, 1)
+        if own := self.list_own(contrast):
+            contexts = self.number_contexts(own | {contrast.parameter})
+            sides = (self.find({contrast.parameter: v}) for v in (contrast.before, contrast.after))
+            variants = tuple(int(np.bincount(contexts[side]).max(initial=0)) for side in sides)
         return self.estimate(
             Effect,
             trials,
@@ -427,7 +430,7 @@ class FactorialTable:
             only_before=int((has_before & ~has_after).sum()),
             only_after=int((has_after & ~has_before).sum()),
             neither=int((~has_before & ~has_after).sum()),
-            variants=tuple(int(np.bincount(contexts[side]).max(initial=0)) for side in sides),
+            variants=variants,
         )
 
     def estimate(
