@@ -75,12 +75,12 @@ def write_headline(
     """
     in_study = "in study {!r}, " if len(studies) > 1 else ""
     warnings = [
-        f"warning: {in_study.format(each.results.name)}{warning}"
+        f"warning: {in_study.format(each.results.title)}{warning}"
         for each in studies
         for warning in list_warnings(each)
     ]
     line = _write_line(studies)
-    if across_tasks is not None:
+    if across_tasks is not None and len(across_tasks.tasks) > 1:
         line = _write_line_of_tasks(studies[: len(across_tasks.tasks)], across_tasks)
     return to_plain("\n".join([line, *warnings]))
 

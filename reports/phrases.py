@@ -180,6 +180,10 @@ def count_pairs(outcomes: ContrastOutcomes) -> str:
 
 def describe_agreement(contrasts: Sequence[TaskContrast]) -> str:
     """Say in a clause which changes have the same effect across tasks."""
+    effects = [each.effect for contrast in contrasts for each in contrast.by_task.values()]
+    if effects and all(each.reason for each in effects):
+        most = max(effects, key=lambda each: each.pairs)
+        return f"whether a change has the same effect in several tasks is not known ({most.reason})"
     agreeing = [each for each in contrasts if each.agrees]
     mixed = [each for each in contrasts if each.helps and each.harms]
     parts = [f"{each.contrast.label} {each.agreement} tasks" for each in agreeing]

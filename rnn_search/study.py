@@ -149,7 +149,7 @@ class Study:
         """
         tasks = self.config.task_names
         if name not in tasks:
-            expected = expect_one_of(tasks, name) if tasks else "it has one task"
+            expected = expect_one_of(tasks, str(name)) if tasks else "it has one task"
             raise ConfigError(f"study {self.name!r} has no task {shorten(repr(name))}: {expected}")
         return replace(self, task=name)
 

@@ -531,6 +531,8 @@ class StudyConfig(StrictModel):
                 f"derives from the best of {several}: expected refinement.trial, or a source of "
                 "one task"
             )
+        if self.report_threshold is not None:
+            raise ValueError(f"has report_threshold and {several}: expected a study of each task")
         if TASK in self.nuisance:
             raise ValueError(f"nuisance names {TASK!r} of {several}: expected other parameters")
 

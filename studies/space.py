@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from optuna.distributions import CategoricalDistribution
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -173,12 +174,19 @@ def task_name(spec: str) -> str:
     return f"{place}:{name.rpartition('/')[2]}" if place else name
 
 
+def _require_list_or_table(raw: Any) -> Any:
+    if isinstance(raw, list | dict):
+        return raw
+    raise ValueError("expected a list of tasks, or a table of options; one task is task.source")
+
+
 _TaskSpec = Annotated[str, AfterValidator(lambda spec: task_name(spec) and spec)]
 
 _TaskAxis = Annotated[
     Annotated[dict[str, Values[ParamValue]], Tag("[options]")]
     | Annotated[Values[_TaskSpec], Tag("[axis]")],
     Discriminator(lambda raw: "[axis]" if isinstance(raw, list) else "[options]"),
+    BeforeValidator(_require_list_or_table),
 ]
 
 
