@@ -188,8 +188,11 @@ def test_derived_study_carries_on_the_best_values(sqlite_url):
     assert row["source_value"] == pytest.approx(1.9 - 0.1 - 0.08)
 
 
-def make_edges(url, at_highest, name="edges"):
-    """Create 12 architectures, the best first, of which one is best at the highest rate."""
+def make_edges(url, at_highest, name="edges", without=0):
+    """Create 12 architectures, the best first, of which one is best at the highest rate.
+
+    Some have no value at the other rates yet.
+    """
     space = {name: [False] for name in list(gated_params())[:4]}
     space |= {"state_source": ["new"], "layers": [1, 2, 3], "state_size": [4, 8]}
     space |= {"training": {"learning_rate": RATES}}
@@ -201,8 +204,9 @@ def make_edges(url, at_highest, name="edges"):
         place = places.setdefault(key, len(places))
         best = RATES[-1] if place == at_highest else RATES[1]
         value = 2 + 0.01 * place + 0.2 * (params["learning_rate"] != best)
-        trials.append((params, value, {}))
-    make_runs(url, name, raw, trials)
+        is_waiting = place < without and params["learning_rate"] != RATES[0]
+        trials.append((params, None if is_waiting else value, {}))
+    make_runs(url, name, raw, sorted(trials, key=lambda trial: trial[1] is None))
 
 
 def test_best_architecture_at_the_highest_value_tried_is_warned_of(sqlite_url, tmp_path):
@@ -214,5 +218,7 @@ def test_best_architecture_at_the_highest_value_tried_is_warned_of(sqlite_url, t
     page, _ = write_hypotheses(sqlite_url, ["edges"], tmp_path / "page.md")
     for path in (report.path, page):
         assert warning in path.read_text("utf-8")
+    make_edges(sqlite_url, at_highest=None, name="one rate", without=3)
+    assert "lowest" not in str(load("one rate", storage=sqlite_url).effects().warnings)
     make_edges(sqlite_url, at_highest=7, name="few")
     assert len(load("few", storage=sqlite_url).effects().warnings) == 1, "of too few pairs"
