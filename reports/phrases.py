@@ -113,7 +113,7 @@ def describe_reversal(effect: RankedEffect) -> str:
     assert effect.condition is not None
     parameter = format_param(effect.condition.parameter)
     size = describe_condition(effect.condition)
-    return f"{strong(effect.main.contrast.label)} helps or harms, by {parameter} ({size})"
+    return f"{strong(effect.main.contrast.label)} helps or harms, depending on {parameter} ({size})"
 
 
 def describe_budget(budget: UnequalBudget) -> str:

@@ -59,7 +59,7 @@ def test_change_that_helps_here_and_harms_there_is_named_with_its_condition(stat
     (reversal,) = stated.reversals
     findings = below_larger_ones(stated, reversal)
     clause = (
-        "residual helps or harms, by state size (+0.299 nats with state size 8, −0.597 with 16)"
+        "residual helps or harms, depending on state size (+0.299 nats with state size 8, −0.597 with 16)"
     )
     assert clause in write_headline([findings])
     assert plain_answer(findings)[1] == f"R{clause[1:]}."
