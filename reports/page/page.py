@@ -101,8 +101,9 @@ def write_page(
     sections = build_sections(results)
     try:
         path, note = choose_path(path, output is None, identity, _BEGINNING)
-        # In pieces: several copies of a page of some megabytes would be in memory otherwise.
-        atomic_write(path, (piece.encode() for piece in render_page(sections, refresh_seconds)))
+        # Rendered first: a process that is killed meanwhile leaves no part of a file behind.
+        pieces = [piece.encode() for piece in render_page(sections, refresh_seconds)]
+        atomic_write(path, pieces)
     except OSError as error:
         raise ReportError(
             f"cannot write the report to {path} ({error.strerror}); choose another path"
