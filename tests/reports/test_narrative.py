@@ -58,7 +58,8 @@ def below_larger_ones(findings, effect):
 def test_change_that_helps_here_and_harms_there_is_named_with_its_condition(stated):
     (reversal,) = stated.reversals
     findings = below_larger_ones(stated, reversal)
-    clause = "residual helps or harms, depending on state size (+0.299 nats with state size 8, −0.597 with 16)"
+    sizes = "+0.299 nats with state size 8, −0.597 with 16"
+    clause = f"residual helps or harms, depending on state size ({sizes})"
     assert clause in write_headline([findings])
     assert plain_answer(findings)[1] == f"R{clause[1:]}."
 
