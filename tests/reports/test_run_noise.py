@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from factories import gated_params, make_replicates, make_runs, make_study, read_studies, results_of
+from factories import gated_params, make_runs, make_study, read_studies
 
 from reports.analysis.nuisance import build_judged_table
 from reports.results import find_replicates
@@ -94,23 +94,6 @@ def test_replicates_give_one_variance_unless_the_noise_differs():
     assert {each.source for each in study.observed.compute_effects()} == {NoiseSource.INTERACTIONS}
 
 
-def test_too_few_trials_leave_the_differences_between_pairs():
-    rows = [
-        {"a": a, "size": size, "value": float(a) + size % 3}
-        for a in (False, True)
-        for size in range(9)
-    ]
-    table = FactorialTable.from_frame(pd.DataFrame(rows), ["a", "size"])
-    assert table.noise is None
-    effect = table.compute_effect(Contrast("a", False, True))
-    assert effect.source is NoiseSource.PAIRS
-    assert effect.is_significant
-    few = FactorialTable.from_frame(pd.DataFrame(rows[:7] + rows[9:16]), ["a", "size"])
-    untested = few.compute_effect(Contrast("a", False, True))
-    assert not untested.is_significant
-    assert (effect.reason, untested.reason) == ("", "too few pairs to test: 7 of 8")
-
-
 def replicates_of(url, **config):
     make_study(url, diverged=None)
     runs = [
@@ -141,9 +124,3 @@ def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
 def test_replicates_that_are_trained_or_judged_otherwise_do_not_count(sqlite_url, changed):
     made, again = replicates_of(sqlite_url, **changed)
     assert find_replicates(made, [made, again]) is None
-
-
-def test_study_of_replicates_has_its_own_noise(sqlite_url):
-    make_replicates(sqlite_url)
-    results = results_of(sqlite_url, "replicates", with_curves=False)
-    assert len(find_replicates(results, [results])) == 9
