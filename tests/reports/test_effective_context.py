@@ -54,12 +54,9 @@ def test_context_is_one_without_memory_open_beyond_half_a_window_and_of_a_window
     assert 1 < estimate.size < 2
     assert math.isnan(estimate.low)
     assert "[" not in str(estimate)
-
-
-def test_runs_of_an_architecture_are_averaged():
-    short, long = (simulate(decay, np.random.default_rng(4)) for decay in (3, 30))
+    short, long = simulate(3, rng), simulate(30, rng)
     sizes = [each.estimate().size for each in (short, average_profiles([short, long]), long)]
-    assert sizes == sorted(sizes)
+    assert sizes == sorted(sizes), "runs of an architecture are averaged"
 
 
 def profile_attributes(decay):

@@ -11,7 +11,7 @@ from factories import created_once, make_runs
 from reports.charts.effect_plots import chart_conditional_effects
 from reports.page.page import write_report
 from reports.stats.conditional_effects import compute_conditional_effects
-from reports.stats.design import Contrast, find_full_factorial_blocks
+from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
 from reports.trial_table import find_traits
 from rnn_search import load
@@ -45,33 +45,18 @@ def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
         row["value"] = math.nan
     effect = table_of(rows).compute_effect(A)
     assert (effect.only_before, effect.only_after, effect.neither) == (0, 1, 1)
-
-
-def test_subset_is_selected_by_one_or_several_values_of_a_parameter():
-    table = table_of(by_hand())
-    assert table.subset({"size": 1}).compute_effect(A).mean == pytest.approx(-0.5)
-    assert [effect.contrast for effect in table.subset({"size": 1}).compute_effects()] == [A]
-    two = table.subset({"size": [2, 3]})
-    assert (two.value_count, two.compute_effect(A).pairs) == (4, 2)
-    assert two.compute_effect(A).mean == pytest.approx((-0.1 + 0.3) / 2)
-    assert table.subset({"size": [4]}).compute_effects() == []
-    none = table_of([{"value": 1.5}], parameters=()).subset({})
+    none = table_of([{"value": 1.5}], parameters=())
     assert (none.value_count, none.compute_effects(), none.compute_interactions()) == (1, [], [])
 
 
-def test_texts_are_compared_each_two_but_state_sources_as_two_switches():
-    rows = [
-        {"state_source": source, "engine": source, "value": value}
-        for source, value in (("new", 1.0), ("old", 3.0), ("both", 1.25))
-    ]
-    effects = table_of(rows, ["state_source"]).compute_effects()
+def test_state_sources_are_compared_as_two_switches_if_there_are_three():
+    rows = [{"state_source": "new", "value": 1.0}, {"state_source": "old", "value": 3.0}]
+    both = {"state_source": "both", "value": 1.25}
+    effects = table_of([*rows, both], ["state_source"]).compute_effects()
     found = {effect.contrast.label: effect.mean for effect in effects}
     assert found == pytest.approx({"new state": 1.25 - 3.0, "old state": 1.25 - 1.0})
-    (two,) = table_of(rows[1::-1], ["state_source"]).compute_effects()
+    (two,) = table_of(rows, ["state_source"]).compute_effects()
     assert (two.contrast.label, two.mean) == ("state source old → new", pytest.approx(-2.0))
-    engines = [each.contrast for each in table_of(rows, ["engine"]).compute_effects()]
-    pairs = itertools.combinations(("both", "new", "old"), 2)
-    assert engines == [Contrast("engine", *pair) for pair in pairs]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -98,18 +83,6 @@ def test_effects_equal_a_brute_force_calculation(seed):
         if len(differences):
             assert effect.mean == pytest.approx(differences.mean())
             assert math.isnan(effect.error) or effect.low <= effect.high
-
-
-def test_design_with_exclusions_has_full_factorial_blocks():
-    rows = [{"a": a, "b": b, "c": c} for a in (1, 2) for b in (1, 2) for c in (1, 2, 3)]
-    full = pd.DataFrame(rows)
-    assert find_full_factorial_blocks(full, ["a", "b", "c"]) == {}
-    parted = full[~((full["a"] == 1) & (full["b"] == 2))]
-    # The block a = 1 is contained in b = 1, and b = 2 in a = 2.
-    blocks = find_full_factorial_blocks(parted, ["a", "b", "c"])
-    assert {name: len(block) for name, block in blocks.items()} == {"a is 2": 6, "b is 1": 6}
-    ragged = full.drop(index=[0, 5])
-    assert find_full_factorial_blocks(ragged, ["a", "b", "c"]) == {}
 
 
 GRID = {
