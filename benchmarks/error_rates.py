@@ -23,16 +23,18 @@ from tests.simulations.grids import (
     names_zero,
     simulate,
 )
-from tests.simulations.pareto import RUN_STD, WINDOWS, simulate_fronts
 from tests.simulations.replicates import (
     ARCHITECTURES,
     MARGIN,
     NOISES,
+    RUN_STD,
     TEXT_NOISES,
+    WINDOWS,
     count_false_as_good,
     count_false_worse,
     has_false_verdict,
     run_until_decided,
+    simulate_fronts,
     simulate_looks,
     simulate_losses,
 )

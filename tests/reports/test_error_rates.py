@@ -7,7 +7,6 @@ from reports.stats.design import Contrast
 from reports.stats.hypotheses import BAD, GOOD, OutcomeTable
 from reports.stats.looks import Noise
 from tests.simulations.grids import SMALL_GRID, Scenario, find_flags, names_zero, simulate
-from tests.simulations.pareto import simulate_fronts
 from tests.simulations.replicates import (
     MARGIN,
     NOISES,
@@ -17,6 +16,7 @@ from tests.simulations.replicates import (
     count_false_worse,
     has_false_verdict,
     run_until_decided,
+    simulate_fronts,
     simulate_looks,
     simulate_losses,
 )

@@ -79,20 +79,17 @@ LOST_RUNS = {
 """Number of runs, number of those that one of ten architectures lost, and its noise."""
 
 
-def simulate_lost_runs(
-    scenario: str, text_noise: float, studies: int, architectures: int = ARCHITECTURES
-) -> float:
-    """Return the share of studies in which two of some equal architectures differ.
+def simulate_lost_runs(scenario: str, text_noise: float, studies: int) -> float:
+    """Return the share of studies in which two of ten equal architectures differ.
 
     Args:
         scenario: name of one of :data:`LOST_RUNS`.
         text_noise: standard error of an architecture's mean over the windows.
         studies: number of studies.
-        architectures: number of architectures.
     """
     generator = np.random.default_rng(1)
     runs, lost, factor = LOST_RUNS[scenario]
-    noise = np.where(np.arange(architectures) == 0, factor, 1.0)
+    noise = np.where(np.arange(ARCHITECTURES) == 0, factor, 1.0)
     found = 0
     for _ in range(studies):
         losses = simulate_losses(generator, noise, runs, 1, 16, text_noise)[0]
