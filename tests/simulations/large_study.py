@@ -5,9 +5,8 @@ the switches, their pairs and noise; trials have the attributes that a worker re
 """
 
 import itertools
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from optuna.trial import TrialState
-from sqlalchemy.engine import Connection
 
 from rnn.network import count_parameters
 from search.options import RunOptions
@@ -23,7 +21,6 @@ from search.pruning.regression import DesignMatrix, Floats, Mask
 from search.pruning.scheduler import compute_rungs
 from search.study import StudyHandle, create_or_join
 from studies.attributes import (
-    AUDIT,
     CHECKPOINTED,
     FAILURE,
     LEASE,
@@ -34,16 +31,11 @@ from studies.attributes import (
     TrialRecord,
 )
 from studies.config import StudyConfig, to_trial_config
+from studies.space import distributions
 from studies.storage.leases import Lease
 from studies.storage.reads import Rung, read_trials
-from studies.storage.tables import (
-    INTERMEDIATE_VALUES,
-    TRIAL_SYSTEM_ATTRS,
-    TRIAL_USER_ATTRS,
-    TRIAL_VALUES,
-    TRIALS,
-    delete_attrs,
-)
+from studies.storage.tables import TRIAL_TABLES, TRIALS, insert_trials, select_trial_ids
+from studies.storage.trials import StoredTrial
 
 NAME = "large"
 """Name of the study."""
@@ -69,8 +61,8 @@ class TrialOutcome:
     log_points: int = 0
     rung: int | None = None  # step at which the pruner has stopped it
     is_paused: bool = False
-    user: dict[str, Any] = field(default_factory=dict)
-    system: dict[str, Any] = field(default_factory=dict)
+    audit: AuditState | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 def create_large_study(
@@ -103,15 +95,21 @@ def create_large_study(
     handle = create_or_join(options)
     random = np.random.default_rng(0)
     rows = read_trials(handle.storage, handle.study_id)
-    params = [row.params for row in rows]
-    curves, values = simulate_losses(params, log_points, random)
+    curves, values = simulate_losses([row.params for row in rows], log_points, random)
     rungs = compute_rungs(log_points * LOG_EVERY, LOG_EVERY)
     if pruning:
         is_audited = np.array([row.is_audited for row in rows])
         outcomes = simulate_pruned_search(values, is_audited, rungs, log_points, progress, random)
     else:
         outcomes = simulate_search(len(rows), log_points, progress, random)
-    _write(handle, params, outcomes, curves, values)
+    assert handle.config.grid is not None
+    choices = distributions(handle.config.grid.search_space)
+    old = select_trial_ids(handle.study_id)
+    trials = _list_trials(handle.config, rows, outcomes, curves, values)
+    with handle.storage.transaction() as connection:
+        for table in (*TRIAL_TABLES, TRIALS):
+            connection.execute(sa.delete(table).where(table.c.trial_id.in_(old)))
+        insert_trials(connection, handle.study_id, choices, trials)
     return handle
 
 
@@ -164,12 +162,12 @@ def simulate_search(
         if number < finished:
             outcome.state, outcome.log_points = TrialState.COMPLETE, log_points
             if number % 50 == 49:
-                outcome.state, outcome.user = TrialState.FAIL, {FAILURE: Failure.DIVERGED}
+                outcome.state, outcome.attributes = TrialState.FAIL, {FAILURE: Failure.DIVERGED}
                 outcome.log_points = int(random.integers(1, log_points + 1))
         elif number < finished + WORKERS:
             outcome.state, outcome.log_points = TrialState.RUNNING, int(random.integers(log_points))
         if number < finished + 2 * WORKERS and number % 20 == 19:
-            outcome.user[RETRY_COUNTS] = {Failure.INTERRUPTED: 1}
+            outcome.attributes[RETRY_COUNTS] = {Failure.INTERRUPTED: 1}
             outcome.log_points = outcome.log_points or int(random.integers(log_points))
     return outcomes
 
@@ -205,7 +203,7 @@ def simulate_pruned_search(
         if is_audited[number]:
             granted = stop or len(rungs) + 1
             is_pruned = progress >= 1 and bool(stop)
-            outcome.system[AUDIT] = AuditState(rungs=granted, pruned=is_pruned).model_dump()
+            outcome.audit = AuditState(rungs=granted, pruned=is_pruned)
         if is_complete:
             continue
         if progress >= 1 or ranks[number] > 1 - 0.1 * promoted:
@@ -213,54 +211,43 @@ def simulate_pruned_search(
         elif number in running:
             outcome.state = TrialState.RUNNING
         else:
-            outcome.is_paused, outcome.system = True, {PAUSED: BEGIN.isoformat()}
-        outcome.user = {
+            outcome.is_paused = True
+        outcome.attributes = {
             "keep_probability": float(1 - ranks[number]) / 10,
             "predicted_value": float(values[number]),
             "predicted_scale": 0.02,
         }
         if outcome.state is TrialState.PRUNED:
-            outcome.user["reason"] = f"at step {at * LOG_EVERY}: predicted {values[number]:.3f}"
+            reason = f"at step {at * LOG_EVERY}: predicted {values[number]:.3f}"
+            outcome.attributes["reason"] = reason
     return outcomes
 
 
-def _write(
-    handle: StudyHandle,
-    params: Sequence[Mapping[str, Any]],
+def _list_trials(
+    config: StudyConfig,
+    rows: Sequence[StoredTrial],
     outcomes: Sequence[TrialOutcome],
     curves: Floats,
     values: Floats,
-) -> None:
-    query = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == handle.study_id)
-    with handle.storage.transaction() as connection:
-        ids = list(connection.scalars(query.order_by(TRIALS.c.number)))
-        state_rows, user, system, value_rows = [], [], [], []
-        for number, (trial_id, outcome) in enumerate(zip(ids, outcomes, strict=True)):
-            loss = float(values[number])
-            own = _attributes(handle.config, params[number], outcome, number, loss)
-            user += [(trial_id, key, json.dumps(value)) for key, value in own.items()]
-            system += [
-                (trial_id, key, json.dumps(value))
-                for key, value in _system_attributes(outcome, number, loss).items()
-            ]
-            start = BEGIN + timedelta(minutes=number // WORKERS)
-            if outcome.log_points:
-                end = start + timedelta(minutes=1) if outcome.state.is_finished() else None
-                is_queued = outcome.state is TrialState.WAITING and not outcome.is_paused
-                row = {"old_trial_id": trial_id, "state": outcome.state, "datetime_complete": end}
-                state_rows.append(row | {"datetime_start": None if is_queued else start})
-            if outcome.state is TrialState.COMPLETE:
-                value_rows.append((trial_id, 0, loss, "FINITE"))
-        if state_rows:
-            of_trial = TRIALS.c.trial_id == sa.bindparam("old_trial_id")
-            connection.execute(sa.update(TRIALS).where(of_trial), state_rows)
-        audited = [(trial_id, key) for trial_id, key, _ in system if key == AUDIT]
-        delete_attrs(connection, TRIAL_SYSTEM_ATTRS, audited)
-        _insert(connection, TRIAL_USER_ATTRS, "trial_id, key, value_json", user)
-        _insert(connection, TRIAL_SYSTEM_ATTRS, "trial_id, key, value_json", system)
-        _insert(connection, TRIAL_VALUES, "trial_id, objective, value, value_type", value_rows)
-        columns = "trial_id, step, intermediate_value, intermediate_value_type"
-        _insert(connection, INTERMEDIATE_VALUES, columns, _curve_rows(ids, outcomes, curves))
+) -> Iterator[StoredTrial]:
+    """Yield the trials of a study, in place of the waiting ones that it was created with."""
+    steps = (LOG_EVERY * np.arange(1, curves.shape[1] + 1)).tolist()
+    for number, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
+        loss, start = float(values[number]), BEGIN + timedelta(minutes=number // WORKERS)
+        is_ended = outcome.state.is_finished() and outcome.log_points > 0
+        is_queued = outcome.state is TrialState.WAITING and not outcome.is_paused
+        passed = curves[number, : outcome.log_points].tolist()
+        yield StoredTrial(
+            params=row.params,
+            attributes=_attributes(config, row.params, outcome, number, loss),
+            audit=outcome.audit or row.audit,
+            state=outcome.state,
+            value=loss if outcome.state is TrialState.COMPLETE else None,
+            started=start if outcome.log_points and not is_queued else None,
+            completed=start + timedelta(minutes=1) if is_ended else None,
+            system_attributes=_system_attributes(outcome, number, loss),
+            curve=dict(zip(steps, passed, strict=False)),
+        )
 
 
 def _attributes(
@@ -268,7 +255,7 @@ def _attributes(
 ) -> dict[str, Any]:
     is_ended = outcome.state.is_finished() or outcome.is_paused
     if not is_ended and outcome.rung is None:
-        return outcome.user
+        return outcome.attributes
     results: dict[str, Any] = {}
     if outcome.state is TrialState.COMPLETE:
         bits = loss / math.log(2)
@@ -302,11 +289,11 @@ def _attributes(
         rung=outcome.rung,
         **results,
     )
-    return record.attributes() | outcome.user
+    return record.attributes() | outcome.attributes
 
 
 def _system_attributes(outcome: TrialOutcome, number: int, loss: float) -> dict[str, Any]:
-    found = dict(outcome.system)
+    found: dict[str, Any] = {PAUSED: BEGIN.isoformat()} if outcome.is_paused else {}
     if outcome.log_points:
         found[CHECKPOINTED] = True
     is_pruned = outcome.state is TrialState.PRUNED
@@ -318,26 +305,3 @@ def _system_attributes(outcome: TrialOutcome, number: int, loss: float) -> dict[
         windows = [round(bits + 0.3 * math.sin(number + each), 5) for each in range(64)]
         found["validation_windows"] = windows
     return found
-
-
-def _curve_rows(
-    ids: Sequence[int], outcomes: Sequence[TrialOutcome], curves: Floats
-) -> Iterator[tuple[int, int, float, str]]:
-    """Yield the rows of all log points; the trials of several workers alternate."""
-    for first in range(0, len(ids), WORKERS):
-        group = range(first, min(first + WORKERS, len(ids)))
-        lists = {number: curves[number].tolist() for number in group}
-        for point in range(curves.shape[1]):
-            for number in group:
-                if point < outcomes[number].log_points:
-                    loss = lists[number][point]
-                    yield ids[number], (point + 1) * LOG_EVERY, loss, "FINITE"
-
-
-def _insert(
-    connection: Connection, table: sa.Table, columns: str, rows: Iterable[tuple[Any, ...]]
-) -> None:
-    """Insert many rows, several times as fast as through SQLAlchemy."""
-    cursor: Any = connection.connection.cursor()
-    places = ", ".join("?" * (columns.count(",") + 1))
-    cursor.executemany(f"INSERT INTO {table.name} ({columns}) VALUES ({places})", rows)
