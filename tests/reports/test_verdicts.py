@@ -20,6 +20,7 @@ from reports.stats.looks import (
 from reports.stats.replicates import (
     Verdict,
     adjust_by_holm,
+    bound_distances,
     compare_pairwise,
     compare_single_runs,
     expect_degrees,
@@ -102,6 +103,14 @@ def test_p_values_are_corrected_by_holms_method():
     assert adjust_by_holm(many) == pytest.approx(multipletests(many, method="holm")[1])
     # A row for each study.
     assert adjust_by_holm(np.array([p, 10 * p]), 3)[1].tolist() == pytest.approx([0.4, 0.4, 0.3])
+
+
+def test_a_comparison_is_corrected_for_the_architectures_that_were_left_out():
+    runs = np.random.default_rng(4).normal(size=(3, 6, 1)) + np.array([0, 0, 9])[:, None, None]
+    losses = {name: as_runs(each) for name, each in zip("abc", runs, strict=True)}
+    alone, of_ten = (compare_pairwise(losses, count=count).pairs["c", "a"] for count in (3, 10))
+    # The second of 3 and of 45.
+    assert of_ten.p_adjusted == pytest.approx(alone.p_adjusted * 44 / 2)
 
 
 def list_pairs(size):
@@ -207,6 +216,14 @@ def test_three_verdicts():
     assert 0.01 < without.bounds["near"] < 0.02
     assert without.bounds["single"] == math.inf
     assert [without.count(verdict) for verdict in Verdict] == [1, 1, 1]
+
+
+def test_distances_are_bounded_to_those_that_may_be_the_best():
+    # The third is worse than the first, so that the wide bound to it does not count.
+    upper = np.array([[0.0, 0.3, -0.1], [0.2, 0.0, 0.9], [1.2, 1.0, 0.0]])
+    bounds, may_be_best = bound_distances(upper)
+    assert may_be_best.tolist() == [True, True, False]
+    assert bounds == pytest.approx([0.3, 0.2, 1.2])
 
 
 # ------------------------------------------------------------------ means over runs
