@@ -22,9 +22,9 @@ from reports.analysis.hypothesis_tests import HypothesisTest, run_stored_tests
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import (
     Edge,
-    build_judged_table,
     build_outcome_table,
     build_table,
+    estimate_effects,
     find_edges,
 )
 from reports.analysis.pruning import (
@@ -38,7 +38,6 @@ from reports.stats.additive_model import AdditiveModel, Trend, fit_additive_mode
 from reports.stats.conditional_effects import (
     ConditionalEffect,
     RankedEffect,
-    compute_conditional_effects,
     rank_effects,
 )
 from reports.stats.design import Contrast
@@ -119,14 +118,14 @@ class StudyFindings:
         """Main effects: over matched pairs or, of a pruned study, estimated."""
         if self.audited is not None:
             return self.audited.effects
-        return build_judged_table(self.results).compute_effects()
+        return estimate_effects(self.results)[0]
 
     @cached_property
     def conditional(self) -> list[ConditionalEffect]:
         """Effects within each value of the other parameters; none of a pruned study."""
         if self.audited is not None:
             return []
-        return compute_conditional_effects(build_judged_table(self.results), self.effects)
+        return estimate_effects(self.results)[1]
 
     @cached_property
     def ranked(self) -> list[RankedEffect]:

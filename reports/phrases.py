@@ -116,6 +116,15 @@ def describe_reversal(effect: RankedEffect) -> str:
     return f"{strong(effect.main.contrast.label)} helps or harms, depending on {parameter} ({size})"
 
 
+def describe_dependence(effect: RankedEffect) -> str:
+    """Name a change whose effect differs between two values and is significant at neither."""
+    assert effect.condition is not None
+    parameter = format_param(effect.condition.parameter)
+    return (
+        f"the effect of {describe_effect(effect)} differs with {parameter}, significant at neither"
+    )
+
+
 def describe_budget(budget: UnequalBudget) -> str:
     """Say that the values of a parameter get unequal budgets in the same number of steps."""
     name = format_param(budget.parameter)
