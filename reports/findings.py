@@ -53,6 +53,16 @@ from studies.storage.trials import TrialStatus
 N_LARGEST = 3
 """Largest significant effects that are named."""
 
+MAX_DISTANCE = 1000.0
+"""Distance of a value from the median, in median distances, from which a warning names it: of
+normally distributed values 670 standard deviations."""
+
+MIN_VALUES = 5
+"""Values from which their median distance is used."""
+
+MAX_START_SHARE = 0.05
+"""Largest share of its start in a smoothed loss that is compared: 0.95ⁿ is less from 59 steps."""
+
 
 @dataclass(frozen=True)
 class Divergence:
@@ -236,6 +246,21 @@ class StudyFindings:
         return named + by_architecture
 
     @cached_property
+    def outliers(self) -> "pd.Series[float]":
+        """Values of complete trials that went astray without diverging, the farthest first.
+
+        They are further than :data:`MAX_DISTANCE` times the median distance from the median, which
+        half of all values do not move (Hampel, *The Influence Curve and its Role in Robust
+        Estimation*, 1974). Where half of the values are equal, none is.
+        """
+        values = self.results.complete["value"].astype(float)
+        distances = (values - values.median()).abs().sort_values(ascending=False)
+        typical = float(distances.median())
+        if len(values) < MIN_VALUES or not typical:
+            return values[:0]
+        return values[distances.index[distances > MAX_DISTANCE * typical]]
+
+    @cached_property
     def budgets(self) -> list[UnequalBudget]:
         """Parameters whose values get unequal budgets and are compared nevertheless.
 
@@ -294,6 +319,8 @@ def compare_budgets(results: Results) -> BudgetComparison | None:
     """Compare the effects of batch size and update distance at equal budgets.
 
     Only complete trials are compared, each at its curve's value, interpolated between log points.
+    A budget is left out that some trials reach so early that their smoothed losses still depend on
+    where they start, which is alike for all trials: by more than :data:`MAX_START_SHARE`.
 
     Returns:
         None if no trials differ in a budget, if some were pruned, or without their curves.
@@ -318,9 +345,13 @@ def compare_budgets(results: Results) -> BudgetComparison | None:
         if contrast.parameter in BUDGET_PARAMS
         and any(_differs(complete, rates[unit], contrast) for unit in varied)
     ]
+    smoothing = complete.get("smoothing", results.config.training.smoothing)
     budgets, tables = {}, []
     for unit in varied:
-        amount = budgets[str(unit)] = float((ends * rates[unit]).min())
+        amount = float((ends * rates[unit]).min())
+        if (smoothing ** (amount / rates[unit])).max() > MAX_START_SHARE:
+            continue
+        budgets[str(unit)] = amount
         losses = {
             number: np.interp(amount / rates[unit][number], steps, values, left=np.nan)
             for number, (steps, values) in curves.items()

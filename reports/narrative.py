@@ -20,6 +20,7 @@ from reports.phrases import (
     describe_edge,
     describe_effect,
     describe_holding,
+    describe_outliers,
     describe_reversal,
     describe_smallest,
     describe_trend,
@@ -51,7 +52,8 @@ def write_answer(findings: StudyFindings) -> list[str]:
     those that are undecided; of replicates they name the best and state the verdicts.
     """
     if findings.summary.has_verdicts:
-        return [to_sentence(describe_best(findings)), to_sentence(describe_verdicts(findings))]
+        verdicts = [describe_verdicts(findings), *_list_uncompared(findings)]
+        return [to_sentence(describe_best(findings)), to_sentence("; ".join(verdicts))]
     if not findings.ranked:
         said = write_additive(findings) or [to_sentence(explain_missing_effects(findings))]
         return [*said, to_sentence(describe_best(findings))]
@@ -154,6 +156,8 @@ def list_warnings(findings: StudyFindings) -> list[str]:
         warnings.append(
             f"{count} diverged in most of {'its' if len(more) == 1 else 'their'} trials"
         )
+    if len(findings.outliers):
+        warnings.append(describe_outliers(findings))
     return [*warnings, *map(describe_budget, findings.budgets)]
 
 

@@ -13,7 +13,7 @@ STEPS = range(50, 1001, 50)
 
 
 @created_once
-def make_batches(url, driver, name="made"):
+def make_batches(url, driver, name="made", smoothing=0.95):
     """Store a study whose loss falls with the number of tokens, or of updates, and nothing else."""
     generator, runs = random.Random(0), []
     for size in (4, 8):
@@ -34,7 +34,7 @@ def make_batches(url, driver, name="made"):
     space |= {"training": {"batch_size": [16, 24], "update_every": [1, 2]}}
     raw = {
         "space": space,
-        "training": {"steps": 1000, "sequence_length": 1001},
+        "training": {"steps": 1000, "sequence_length": 1001, "smoothing": smoothing},
         "objective": "training",
     }
     make_runs(url, name, raw, runs)
@@ -60,3 +60,10 @@ def test_change_that_only_reads_or_updates_more_has_no_effect_at_that_budget(
     if driver == "tokens":
         page = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text()
         assert "At equal steps, bytes and updates" in page
+
+
+def test_budget_at_which_the_smoothed_loss_still_depends_on_its_start_is_left_out(sqlite_url):
+    """Half of the trials have 500 updates at step 500, of which the start has 8%."""
+    make_batches(sqlite_url, "tokens", smoothing=0.995)
+    budgets = load("made", storage=sqlite_url).effects().budgets
+    assert set(budgets["equal"]) == {"steps", "bytes"}

@@ -104,6 +104,25 @@ def test_cell_that_diverged_in_more_than_half_of_its_trials_is_named(sqlite_url)
     assert f"warning: {warning}" in repr(load("made", storage=sqlite_url).effects())
 
 
+def test_value_that_went_astray_is_named(sqlite_url):
+    is_lost = {"cell": "gru", "layers": 2, "state_size": 16}
+    make_cells(sqlite_url, lambda p: 1e13 if p == is_lost else 2 - p["state_size"] / 100)
+    (warning,) = list_warnings(findings_of(sqlite_url))
+    assert warning == (
+        "1 of 12 complete trials has a value over 1,000 times as far from the median as half of "
+        "them (trial 11: 1e+13 nats per byte): it dominates every mean that contains it"
+    )
+
+
+def test_answer_about_replicates_names_parameters_that_are_not_compared(sqlite_url):
+    make_replicates(sqlite_url)
+    results = results_of(sqlite_url, "replicates")
+    others = results.table[results.table["parameter_count"] != 100]
+    _, verdicts = plain_answer(StudyFindings(replace(results, table=others)))
+    clause = "; layers and state size are not compared: no two trials differ in one of them alone."
+    assert verdicts.endswith(clause)
+
+
 def test_architecture_whose_replicates_diverged_is_named(sqlite_url):
     make_replicates(sqlite_url)
     results = results_of(sqlite_url, "replicates")
