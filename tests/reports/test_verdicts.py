@@ -9,8 +9,7 @@ from factories import gated_params, make_runs, results_of
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from reports.analysis.leaderboard import summarize_study
-from reports.analysis.leaderboard import summarize_costs
+from reports.analysis.leaderboard import summarize_costs, summarize_study
 from reports.stats.looks import (
     PlannedLook,
     estimate_noise,
