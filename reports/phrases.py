@@ -297,8 +297,8 @@ def describe_outliers(findings: StudyFindings) -> str:
     if len(outliers) == 1:
         lies, dominate = "has a value", "it dominates every mean that contains it"
     return (
-        f"{len(outliers):,} of {count} {lies} over {MAX_DISTANCE:,.0f} times as far from the median "
-        f"as half of them (trial {outliers.index[0]}: {value}): {dominate}"
+        f"{len(outliers):,} of {count} {lies} over {MAX_DISTANCE:,.0f} times as far from the "
+        f"median as half of them (trial {outliers.index[0]}: {value}): {dominate}"
     )
 
 

@@ -149,7 +149,7 @@ def make_batches(url, driver, name="made", smoothing=0.95):
     space |= {f"{gate}_gate": [False] for gate in ("input", "forget", "output", "state")}
     space |= {"state_source": ["new"]}
     space |= {"training": {"batch_size": [16, 24], "update_every": [1, 2]}}
-    training = {"steps": 1000, "sequence_length": 1001}
+    training = {"steps": 1000, "sequence_length": 1001, "smoothing": smoothing}
     raw = {"space": space, "training": training, "objective": "training"}
     generator, runs = np.random.default_rng(1), []
     for params in StudyConfig.model_validate(raw).grid.combinations():
