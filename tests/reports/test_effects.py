@@ -228,13 +228,13 @@ STEPS = range(50, 1001, 50)
 
 
 @created_once
-def make_batches(url, driver, name="made"):
+def make_batches(url, driver, name="made", smoothing=0.95):
     """Store a study whose loss falls with the number of tokens, or of updates, and nothing else."""
     space = {"state_size": [4, 8], "layers": [1], "residual": [False, True]}
     space |= {f"{gate}_gate": [False] for gate in ("input", "forget", "output", "state")}
     space |= {"state_source": ["new"]}
     space |= {"training": {"batch_size": [16, 24], "update_every": [1, 2]}}
-    training = {"steps": 1000, "sequence_length": 1001}
+    training = {"steps": 1000, "sequence_length": 1001, "smoothing": smoothing}
     raw = {"space": space, "training": training, "objective": "training"}
     generator, runs = np.random.default_rng(1), []
     for params in StudyConfig.model_validate(raw).grid.combinations():
@@ -269,3 +269,10 @@ def test_change_that_only_reads_or_updates_more_has_no_effect_at_that_budget(
     if driver == "tokens":
         page = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text()
         assert "At equal steps, bytes and updates" in page
+
+
+def test_budget_at_which_the_smoothed_loss_still_depends_on_its_start_is_left_out(sqlite_url):
+    """Half of the trials have 500 updates at step 500, of which the start has 8%."""
+    make_batches(sqlite_url, "tokens", smoothing=0.995)
+    budgets = load("made", storage=sqlite_url).effects().budgets
+    assert set(budgets["equal"]) == {"steps", "bytes"}

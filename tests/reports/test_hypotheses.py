@@ -12,6 +12,7 @@ from scipy.stats import binom
 
 from reports.analysis.hypothesis_tests import run_stored_tests, run_test, to_frame
 from reports.errors import ReportError
+from reports.findings import StudyFindings
 from reports.hypotheses import HYPOTHESES, evaluate_study, render_page
 from reports.page.page import render_page as render_report
 from reports.page.section import Section
@@ -302,6 +303,13 @@ def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
     )
     assert "depends on state size" in list_notes(residual)[0]
     assert list_notes(forget_gate) == []
+    within = PUBLISHED[6].model_copy(update={"region": {"state_size": [16]}})
+    (fixed,) = run_test(results, within).findings
+    assert fixed.reversal is None, "within one size it has one sign"
+    # Significant after the correction for the effects of this gate, and not for all in the table.
+    small = finished(planned, {"forget_gate": 0.0018, "forget_gate wide": -0.0036})
+    assert StudyFindings(small).reversals == []
+    assert [each.reversal for each in run_test(small, PUBLISHED[0]).findings] == [None]
 
 
 # ------------------------------------------------------------------ outcomes of matched pairs
