@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from reports.stats.design import Contrast
-from reports.stats.hypotheses import BAD, GOOD, OutcomeTable
 from reports.stats.looks import Noise
 from tests.simulations.grids import SMALL_GRID, Scenario, find_flags, names_zero, simulate
 from tests.simulations.replicates import (
@@ -115,20 +114,6 @@ def err_in_looks(gap: float) -> float:
     return np.mean([has_false_verdict(each, gaps) for each in runs])
 
 
-def rescue(effect: float, what: str) -> float:
-    """Return how often a change of 48 networks is significant, or is in its interval."""
-    generator, found = np.random.default_rng(1), []
-    for _ in range(300):
-        before = generator.beta(0.4, 0.4, 48)
-        after = np.clip(before + effect, 0, 1)
-        draws = (np.where(generator.random(48) < p, GOOD, BAD) for p in (before, after))
-        table = OutcomeTable.from_outcomes(*draws)
-        low, high = table.compute_interval()
-        is_covered = low <= (after - before).mean() <= high
-        found.append(is_covered if what == "covered" else table.p < 0.05)
-    return np.mean(found)
-
-
 def gain(gap: float) -> float:
     """Return how often the larger of four architectures is said to be better."""
     return simulate_fronts(100, architectures=4, runs=5, gap=gap, seed=1).significant
@@ -176,9 +161,6 @@ OTHERS = {
     "look at a distance of the margin errs": (0, 0.12, lambda: err_in_looks(MARGIN)),
     "larger architecture of equal loss is better": (0, 0.12, lambda: gain(0.0)),
     "larger and better architecture is better": (0.8, 1, lambda: gain(0.05)),
-    "change without an effect rescues": (0, 0.1, lambda: rescue(0.0, "found")),
-    "change with an effect rescues": (0.6, 1, lambda: rescue(0.35, "found")),
-    "interval of outcomes covers": (0.9, 1, lambda: rescue(0.35, "covered")),
     "interval of a sweep covers": (0.9, 0.99, lambda: judge_sweeps("covered")),
     "interval of the best rate covers": (0.88, 1, lambda: judge_sweeps("covered_best")),
     "interval of a skewed best rate covers": (0.88, 1, lambda: judge_sweeps("covered_best", True)),
