@@ -20,6 +20,7 @@ from reports.stats.noise import NoiseSource
 from reports.trial_table import find_traits
 from rnn_search import load
 from studies.config import StudyConfig
+from studies.space import REPLICATE
 from tests.simulations import grids
 from tests.simulations.grids import NOISE, Scenario, simulate
 
@@ -173,22 +174,16 @@ def test_error_allows_for_the_noise_of_each_trial():
     assert deviations[sizes == 2][0] == pytest.approx(20 * NOISE, rel=0.5)
 
 
-def test_few_trials_of_high_leverage_leave_the_differences_between_pairs():
-    """Four networks of three layers tell their own mean and interactions, not their noise."""
-    rows = [
-        {"a": a, "b": b, "c": c, "d": d, "layers": layers, "value": value}
-        for (a, b, c, d, layers), value in zip(
-            np.argwhere(np.ones((2, 2, 2, 2, 3))).tolist(),
-            np.random.default_rng(1).normal(size=48),
-            strict=True,
-        )
-        if layers < 2 or not (a or b)
-    ]
-    table = FactorialTable.from_frame(pd.DataFrame(rows), ["a", "b", "c", "d", "layers"])
-    found = {each.contrast.label: each for each in table.compute_effects()}
-    assert found["layers 0 → 1"].source is NoiseSource.INTERACTIONS
-    deep = found["layers 1 → 2"]
-    assert (deep.source, deep.reason) == (NoiseSource.PAIRS, "too few pairs to test: 4 of 8")
+def test_error_of_adjusted_means_is_that_of_their_runs_in_a_part_as_well():
+    """What an order of the text changes for all runs alike is not noise."""
+    runs = pd.DataFrame(np.argwhere(np.ones((6, 4))), columns=["a", REPLICATE])
+    runs["value"] = 100.0 * runs[REPLICATE] + np.random.default_rng(0).normal(size=24)
+    table = FactorialTable.from_runs(runs.assign(b=0), ["a", "b"])
+    contrast = Contrast("a", 0, 1)
+    effect = table.compute_effect(contrast)
+    assert effect.source is NoiseSource.REPLICATES
+    assert effect.error == pytest.approx(math.sqrt(2 / 4), rel=0.6)
+    assert table.subset({"a": [0, 1]}).compute_effect(contrast).error == effect.error
 
 
 def test_replicates_give_one_variance_unless_the_noise_differs():
