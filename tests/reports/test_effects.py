@@ -157,6 +157,18 @@ def test_chart_names_the_value_at_each_marker_and_in_the_text_alternative():
 # ------------------------------------------------------------------ noise of runs
 
 
+@pytest.mark.parametrize(("pairs", "reason"), [(8, ""), (7, "too few pairs to test: 7 of 8")])
+def test_fewer_than_eight_pairs_are_no_test_without_other_noise(pairs, reason):
+    rows = [
+        {"a": a, "size": size, "value": float(a) + size % 3}
+        for a in (False, True)
+        for size in range(pairs)
+    ]
+    effect = table_of(rows).compute_effect(A)
+    assert (effect.source, effect.reason) == (NoiseSource.PAIRS, reason)
+    assert effect.is_significant == (pairs == 8)
+
+
 def test_error_allows_for_the_noise_of_each_trial():
     """Of 192 trials those of one state size vary twenty times as much as the others."""
     grid = grids.GRID | {"gate_e": [False, True]}
