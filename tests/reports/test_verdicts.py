@@ -138,14 +138,7 @@ def test_variances_of_pairs_are_moderated_by_the_prior_of_architectures():
     assert scale[0] == pytest.approx(2, rel=0.25)
 
 
-def test_one_noisy_architecture_does_not_hide_that_the_others_agree():
-    variances = np.where((PAIRS == 0).any(axis=0), 2501.0, 2.0)
-    moderated, degrees = moderate_variances(variances, np.full(45, 4.0), PAIRS)
-    assert moderated[-1] < 3
-    assert degrees[-1] > 4
-
-
-@pytest.mark.parametrize(("size", "scale"), [(2, 1.0), (4, 1.0), (10, 0.0)])
+@pytest.mark.parametrize(("size", "scale"), [(4, 1.0), (10, 0.0)])
 def test_few_architectures_and_identical_runs_are_not_moderated(size, scale):
     pairs = list_pairs(size)
     variances, given = scale * np.arange(1.0, 1 + pairs.shape[1]), np.full(pairs.shape[1], 2.0)
