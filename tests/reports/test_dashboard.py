@@ -119,16 +119,6 @@ def test_plain_optuna_dashboard_shows_note_figure_and_files(sqlite_url, show):
     assert "best-1-trial-0.py" in [each["filename"] for each in answer["artifacts"]]
 
 
-def test_union_is_published_at_each_architectures_best(sqlite_url, show):
-    make_union(sqlite_url)
-    union = show(sqlite_url, "union")
-    union.publish()
-    rows = [line for line in union.note.splitlines() if line.startswith("| ")]
-    best = [row for row in rows if "MinGRU, norm true" in row]
-    assert len(best) == len({line.partition(", learning")[0] for line in best}) > 1
-    assert "best-1-trial-57.py" in union.files
-
-
 def test_study_is_published_again_only_after_a_change_such_as_an_extension(sqlite_url, show):
     make_study(sqlite_url, finished=0)
     made = show(sqlite_url)
@@ -196,41 +186,42 @@ def test_studies_of_other_programs_and_versions_are_left_alone(sqlite_url, show)
 
 # ------------------------------------------------------------------ the note
 
-EDITS = {
-    "above": lambda body: f"My text\n\n{body}",
-    "below": lambda body: f"{body}\n\nMy text",
-    "within": lambda body: body.replace("5 of 8", "My text, 5 of 8"),
-    "replaces all": lambda body: "My text",
-    "line edited": lambda body: body.replace(SEPARATOR, f"My text\n{SEPARATOR[:-9]}"),
-    "line removed": lambda body: body.replace(SEPARATOR, "") + "\n\nMy text",
-}
+EDITS = [
+    lambda body: "text 0",
+    lambda body: f"text 1\n\n{body}",
+    lambda body: f"{body}\n\ntext 2",
+    lambda body: body.replace(SEPARATOR, f"text 3\n{SEPARATOR[:-9]}"),
+    lambda body: body.replace(SEPARATOR, "") + "\n\ntext 4",
+    lambda body: body.replace("of 8 trials", "of 8 trials (text 5)"),
+]
+"""Each edits the note: everywhere, above and below the line, the line, and the generated text."""
 
 
-@pytest.mark.parametrize("edit", EDITS)
-def test_text_of_a_user_is_kept(sqlite_url, show, edit):
-    make_study(sqlite_url, finished=5)
+def test_text_of_a_user_is_kept(sqlite_url, show):
+    make_study(sqlite_url, finished=1)
     made = show(sqlite_url)
     made.publish()
-    made.note = EDITS[edit](made.note)
-    # What the version before has stored of a publication.
-    made.set(PUBLISHED, {"format": 6, "counts": {}, "note": made.attributes[PUBLISHED]["note"]})
-    for value in (1.9, 1.95):
-        finish_one(sqlite_url, value)
+    for number, edit in enumerate(EDITS):
+        made.note = edit(made.note)
+        # What the version before has stored of a publication.
+        made.set(PUBLISHED, {"format": 6, "note": made.attributes[PUBLISHED]["note"]})
+        finish_one(sqlite_url, 1.9)
         made.publish()
-    above, _, below = made.note.partition(SEPARATOR)
-    assert "My text" in above
-    assert above.count("trials are finished") == (edit == "within")
-    assert "My text" not in below
-    assert "\n7 of 8 trials" in below
+        above, _, below = made.note.partition(SEPARATOR)
+        assert {f"text {n}" for n in range(number + 1)} == set(re.findall(r"text \d", above))
+        assert not re.search(r"text \d", below)
+        assert f"\n{number + 2} of 8 trials" in below
 
 
 def test_finished_study_is_published_again_after_a_change(sqlite_url, show):
-    make_study(sqlite_url)
+    make_union(sqlite_url, "made")
     made = show(sqlite_url)
-
     made.publish()
     body, files = made.note, made.files
-    assert body.startswith(f"{SEPARATOR}\n\n## made\n\n8 of 8 trials")
+    assert body.startswith(f"{SEPARATOR}\n\n## made\n\n63 of 63 trials")
+    best = re.findall(r"&ensp;(.*), learning", body)
+    assert len(best) == len(set(best)) == 5, "each architecture at its best rate"
+    assert "best-1-trial-57.py" in files
     for edited in ("", body.replace(SEPARATOR, ""), body):
         made.note = edited
         # As the dashboard deletes a file.
@@ -240,10 +231,8 @@ def test_finished_study_is_published_again_after_a_change(sqlite_url, show):
     rename_study(made.storage, "made", "other")
     other = show(sqlite_url, "other")
     other.publish()
-    assert other.note == body.replace("## made\n", "## other\n").replace(
-        "report made", "report other"
-    )
-    assert other.files == files
+    renamed = body.replace("## made\n", "## other\n").replace("report made", "report other")
+    assert (other.note, other.files) == (renamed, files)
 
 
 def test_samples_are_one_file_and_markup_in_names_is_escaped(sqlite_url, show):
