@@ -30,7 +30,7 @@ def results(sqlite_url):
     return results_of(sqlite_url)
 
 
-def test_importances_equal_optunas(results):
+def test_importances_equal_optunas_and_fanova_of_many_trials_is_of_a_sample(results, monkeypatch):
     complete = list(results.complete.index)
     study = to_optuna_study(results, complete, results.parameters)
     assert study.get_trials()[0].params == {"residual": "off", "layers": 1, "state size": 4}
@@ -44,20 +44,12 @@ def test_importances_equal_optunas(results):
         bars = chart.figure.data[0]
         expected = get_param_importances(study, evaluator=evaluator)
         assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(expected)
-
-
-def test_fanova_of_many_trials_is_that_of_a_sample(results, monkeypatch):
-    numbers = list(results.complete.index)
+        assert "sample" not in chart.caption
     monkeypatch.setattr("reports.charts.optuna_plots.MAX_FANOVA_TRIALS", 5)
-
-    def compute():
-        (found,) = compute_importances(results, numbers, "all")
-        ped, fanova = found.charts
-        assert "sample" not in ped.caption
-        assert "sample of 5 of the 7 trials" in fanova.caption
-        return list(fanova.figure.data[0].x)
-
-    assert compute() == compute(), "always the same sample"
+    found, again = (compute_importances(results, complete, "all")[0].charts for _ in range(2))
+    assert "sample" not in found[0].caption
+    assert "sample of 5 of the 7 trials" in found[1].caption
+    assert list(found[1].figure.data[0].x) == list(again[1].figure.data[0].x)
 
 
 def test_importances_are_computed_for_blocks_of_a_design_with_exclusions(sqlite_url):
