@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
-import optuna
 import psutil
 import pytest
 from factories import extend_steps, finish_one, gated_params, make_runs, make_study, make_union
@@ -32,7 +31,7 @@ from rnn_search.api import serve_dashboard
 from studies.artifacts import open_store
 from studies.attributes import PUBLISHED
 from studies.config import StudyConfig
-from studies.errors import ArtifactsError, StudiesError, StudyFormatError
+from studies.errors import ArtifactsError
 from studies.storage.changes import rename_study
 from studies.storage.open import load_study, open_storage
 
@@ -169,19 +168,6 @@ def test_note_and_figure_are_published_without_a_place_for_files(sqlite_url, sho
     # The files are written as soon as the store works.
     made.publish()
     assert len(made.files) == 6
-
-
-def test_studies_of_other_programs_and_versions_are_left_alone(sqlite_url, show):
-    make_study(sqlite_url)
-    optuna.create_study(study_name="foreign", storage=sqlite_url)
-    made, foreign = show(sqlite_url), show(sqlite_url, "foreign")
-    made.study.set_user_attr("config", made.study.user_attrs["config"] | {"novelty": 1})
-    with pytest.raises(StudiesError, match=r"invalid attribute config\.novelty"):
-        made.publish()
-    with pytest.raises(StudyFormatError, match="has no schema version"):
-        foreign.publish()
-    assert made.note == ""
-    assert foreign.attributes == {}
 
 
 # ------------------------------------------------------------------ the note

@@ -4,7 +4,7 @@ import re
 from contextlib import closing
 
 import pytest
-from factories import created_once, make_runs
+from factories import SMALL_GRID, created_once, make_runs
 from invocation import refused
 
 from reports.dashboard.publish import StudyPublisher
@@ -30,9 +30,7 @@ NUMBERS = {"source": "my_task.py:Sum", "sha256": "ab" * 32, "steps": 10, "inputs
 @created_once
 def make_tasks(url):
     """Store a study of two tasks, of which a residual helps both, and layers each in one way."""
-    space = {f"{gate}_gate": [False] for gate in ("input", "forget", "output", "state")}
-    space |= {"state_source": ["new"], "layers": [1, 2], "state_size": [4, 8, 16, 32]}
-    space |= {"residual": [False, True], "task": ["copy:10", "my_task.py:Sum"]}
+    space = SMALL_GRID | {"state_size": [4, 8, 16, 32], "task": ["copy:10", "my_task.py:Sum"]}
     records = {"copy:10": CLASSES, "Sum": NUMBERS}
     raw = {"space": space, "task_records": records, "question": "Does it help?"}
     runs = []

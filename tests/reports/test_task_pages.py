@@ -6,7 +6,7 @@ import re
 from contextlib import closing
 
 import pytest
-from factories import created_once, make_runs
+from factories import SMALL_GRID, created_once, make_runs
 from rich.console import Console
 
 from reports.dashboard.publish import render_note
@@ -48,10 +48,8 @@ def predict(value, targets=(4.0, 6.0, 5.0, 7.0)):
 @created_once
 def make_task(url, loss, first, distance):
     """Store a study of eight networks with losses from ``first`` on, at equal distances."""
-    space = {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
-    space |= {f"{gate}_gate": [False] for gate in ("input", "forget", "output", "state")}
     raw = {
-        "space": space | {"state_source": ["new"]},
+        "space": SMALL_GRID,
         "task_record": TASK | {"loss": loss, "unit": "points"},
         "task": {"source": TASK["source"], "distance": 9},
         "report_threshold": first + distance / 2,
