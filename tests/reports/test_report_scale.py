@@ -35,7 +35,7 @@ def make_large_study(url, tmp_path, trials=96, log_points=40, progress=1.0):
     handle.storage.close()
 
 
-def test_status_and_publication_read_few_rows_of_a_large_study(sqlite_url, tmp_path):
+def test_status_and_publication_read_few_rows_of_a_large_study(tmp_path):
     status, publication = [], []
     for trials, log_points in ((48, 10), (192, 20)):
         url = f"sqlite:///{tmp_path}/{trials}.db"
@@ -50,26 +50,20 @@ def test_status_and_publication_read_few_rows_of_a_large_study(sqlite_url, tmp_p
             use = DatabaseUse(storage)
             status.append(use.measure(partial(read_status, study, storage, config)))
             publication.append(use.measure(publisher.publish))
+            reader = StudyReader(storage, NAME)
+            for _ in range(2):
+                found = reader.read(with_curves=False)
+                expected = read_results(storage, NAME, with_curves=False)
+                pd.testing.assert_frame_equal(found.table, expected.table)
+                assert found.counts == expected.counts
+                finish_one(url, 1.0, name=NAME)
+                storage.claim(study._study_id, "me")
     assert status[0][0] == status[1][0]
     # One for each shape and each running trial, none for each of the others.
     assert status[1][1] < 100
     assert publication[1][0] < 60
     # The stamp of each trial, and neither parameters, attributes nor curves.
     assert publication[1][1] - publication[0][1] < 1.5 * (192 - 48)
-
-
-def test_reader_returns_what_is_read_at_once(sqlite_url, tmp_path):
-    make_large_study(sqlite_url, tmp_path, progress=0.5)
-    with closing(open_storage(sqlite_url)) as storage:
-        study_id = load_study(storage, NAME)._study_id
-        reader = StudyReader(storage, NAME)
-        for _ in range(2):
-            found = reader.read(with_curves=False)
-            expected = read_results(storage, NAME, with_curves=False)
-            pd.testing.assert_frame_equal(found.table, expected.table)
-            assert found.counts == expected.counts
-            finish_one(sqlite_url, 1.0, name=NAME)
-            storage.claim(study_id, "me")
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
