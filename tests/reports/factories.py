@@ -75,7 +75,6 @@ def make_study(
     exclude: Sequence[dict] = (),
     diverged: int | None = 3,
     worker: str = "w",
-    question: str = "",
     **config: Any,
 ) -> None:
     """Create a study of eight trials with values 1.5, 1.6, …; the fourth one diverged.
@@ -83,7 +82,7 @@ def make_study(
     Some may be unfinished; ``config`` has all other settings.
     """
     space = SMALL_GRID | {"exclude": list(exclude)}
-    raw = {"space": space, "report_threshold": report_threshold, "question": question} | config
+    raw = {"space": space, "report_threshold": report_threshold} | config
     runs: list = []
     for i, params in enumerate(StudyConfig.model_validate(raw).grid.combinations()):
         value = 1.5 + i / 10

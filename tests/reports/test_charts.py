@@ -136,18 +136,17 @@ def test_alternative_of_many_marks_has_quartiles_medians_and_extremes():
     assert max(map(len, (text, names, grouped))) < 400
 
 
-def test_alternative_of_a_map_names_its_cells_and_each_pair_once():
-    z = [[None, 0.5], [0.5, None]]
-    symmetric = go.Heatmap(z=z, x=["a", "b"], y=["a", "b"], hovertemplate="%{customdata}")
-    symmetric.customdata = [["", "a and b"], ["a and b", ""]]
-    assert describe_figure(go.Figure(symmetric)) == "a and b."
-    plain = go.Figure(go.Heatmap(z=[[1, 2]], x=["a", "b"], y=["row"]))
-    assert describe_figure(plain) == "row, a: 1; row, b: 2."
-
-
-def test_alternative_of_lines_leaves_out_level_parts_and_counts_many():
+def test_alternative_names_each_pair_of_a_map_once_and_leaves_out_level_parts_of_lines():
+    pairs = {"x": ["a", "b"], "y": ["a", "b"], "customdata": [["", "a and b"], ["a and b", ""]]}
+    symmetric = go.Heatmap(z=[[None, 0.5], [0.5, None]], hovertemplate="%{customdata}", **pairs)
+    plain = go.Heatmap(z=[[1, 2]], x=["a", "b"], y=["row"])
     line = go.Scatter(x0=10, dx=10, y=[3, 3, 2, 2, 2, 1], mode="lines")
-    assert describe_figure(go.Figure(line)) == "10: 3; 30: 2; 60: 1."
+    for trace, text in (
+        (symmetric, "a and b."),
+        (plain, "row, a: 1; row, b: 2."),
+        (line, "10: 3; 30: 2; 60: 1."),
+    ):
+        assert describe_figure(go.Figure(trace)) == text
     many = [go.Scattergl(y=[9, end, None], name=f"trial {end}", mode="lines") for end in range(40)]
     text = describe_figure(go.Figure(many))
     assert text.startswith("40 lines, which end at 40 values from 0 to 39")
