@@ -3,11 +3,10 @@
 import json
 import math
 import random
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from studies.space import GATED_PARAMS
 from studies.storage.changes import NewEnd, create_study, extend_study
 from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
-from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
 
 RECORDED = {"host": "h", "device": "cpu", "threads": 1, "precision": "fp32", "seed": 0,
@@ -34,44 +32,38 @@ RECORDED = {"host": "h", "device": "cpu", "threads": 1, "precision": "fp32", "se
 """Attributes of every finished trial."""
 
 
-@cache
-def database(make: Callable[..., object], settings: str = "[[], {}]") -> bytes:
-    """Return the content of an SQLite file, which is created once and cached."""
-    arguments, options = json.loads(settings)
-    with tempfile.TemporaryDirectory() as folder:
-        make(f"sqlite:///{folder}/studies.db", *arguments, **options)
-        return Path(folder, "studies.db").read_bytes()
+NO_GATES = {name: [False] for name in GATED_PARAMS[:4]} | {"state_source": ["new"]}
+"""Part of a search space: the switches that do not vary in a small grid."""
+
+SMALL_GRID = NO_GATES | {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
+"""Search space of eight gated networks."""
+
+RATES = [0.001, 0.003, 0.01]
 
 
 def created_once(make: Callable[..., None]) -> Callable[..., None]:
-    """Copy the file that a function of a URL has created, where there is none yet."""
+    """Copy the SQLite file that a function of a URL has created, where there is none yet."""
+    files: dict[str, bytes] = {}
 
     @wraps(make)
     def create(url: str, *arguments: Any, **options: Any) -> None:
-        if path := new_file(url):
-            path.write_bytes(database(make, json.dumps([arguments, options], default=list)))
+        path = Path(url.removeprefix("sqlite:///"))
+        key = json.dumps([arguments, options], default=list)
+        if not url.startswith("sqlite:") or path.exists():
+            make(url, *arguments, **options)
+        elif key in files:
+            path.write_bytes(files[key])
         else:
             make(url, *arguments, **options)
+            files[key] = path.read_bytes()
 
     return create
 
 
+@created_once
 def make_empty(url: str) -> None:
     """Create a storage without studies."""
     open_storage(url).close()
-
-
-def new_file(url: str) -> Path | None:
-    """Return the SQLite file of a URL if it does not exist yet."""
-    path = Path(url.removeprefix("sqlite:///"))
-    return path if url.startswith("sqlite:") and not path.exists() else None
-
-
-def open_new(url: str) -> LeasedRDBStorage:
-    """Open a storage, and create it if necessary."""
-    if path := new_file(url):
-        path.write_bytes(database(make_empty))
-    return open_storage(url)
 
 
 @created_once
@@ -83,17 +75,14 @@ def make_study(
     exclude: Sequence[dict] = (),
     diverged: int | None = 3,
     worker: str = "w",
-    question: str = "",
     **config: Any,
 ) -> None:
     """Create a study of eight trials with values 1.5, 1.6, …; the fourth one diverged.
 
     Some may be unfinished; ``config`` has all other settings.
     """
-    space = {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
-    space |= {p: [False] for p in GATED_PARAMS[:4]} | {"state_source": ["new"]}
-    space |= {"exclude": list(exclude)}
-    raw = {"space": space, "report_threshold": report_threshold, "question": question} | config
+    space = SMALL_GRID | {"exclude": list(exclude)}
+    raw = {"space": space, "report_threshold": report_threshold} | config
     runs: list = []
     for i, params in enumerate(StudyConfig.model_validate(raw).grid.combinations()):
         value = 1.5 + i / 10
@@ -163,7 +152,9 @@ def make_runs(
     distributions = distributions_of([params for params, _, _ in runs])
     objective = OBJECTIVE_NAMES[config.objective]
     attributes = study_attributes(config, text, **record)
-    storage = open_new(url)
+    if not Path(url.removeprefix("sqlite:///")).exists():
+        make_empty(url)
+    storage = open_storage(url)
     create_study(storage, name, objective, attributes, distributions, trials)
     study_id = storage.get_study_id_from_name(name)
     for _, value, recorded in runs:
@@ -292,25 +283,22 @@ UNION = {
     "space": [
         {
             "cell": ["gated", "gru", "cells/min_gru.py:MinGRU"],
+            **NO_GATES,
             "layers": [1, 2],
             "state_size": [4, 8],
-            **{name: [False] for name in GATED_PARAMS[:4]},
-            "state_source": ["new"],
             "norm": [False, True],
-            "training": {"learning_rate": [0.001, 0.003, 0.01]},
+            "training": {"learning_rate": RATES},
         },
         {
             "cell": ["cells/min_gru.py:MinGRU"],
             "layers": [1],
             "state_size": [4],
             "expansion": [0.5],
-            "training": {"learning_rate": [0.001, 0.003, 0.01]},
+            "training": {"learning_rate": RATES},
         },
     ],
 }
 """Config of a union of three cells at three learning rates; ``residual`` and ``norm`` vary."""
-
-RATES = [0.001, 0.003, 0.01]
 
 
 def union_value(params: dict) -> float:

@@ -30,7 +30,7 @@ def results(sqlite_url):
     return results_of(sqlite_url)
 
 
-def test_importances_equal_optunas(results):
+def test_importances_equal_optunas_and_fanova_of_many_trials_is_of_a_sample(results, monkeypatch):
     complete = list(results.complete.index)
     study = to_optuna_study(results, complete, results.parameters)
     assert study.get_trials()[0].params == {"residual": "off", "layers": 1, "state size": 4}
@@ -44,20 +44,12 @@ def test_importances_equal_optunas(results):
         bars = chart.figure.data[0]
         expected = get_param_importances(study, evaluator=evaluator)
         assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(expected)
-
-
-def test_fanova_of_many_trials_is_that_of_a_sample(results, monkeypatch):
-    numbers = list(results.complete.index)
+        assert "sample" not in chart.caption
     monkeypatch.setattr("reports.charts.optuna_plots.MAX_FANOVA_TRIALS", 5)
-
-    def compute():
-        (found,) = compute_importances(results, numbers, "all")
-        ped, fanova = found.charts
-        assert "sample" not in ped.caption
-        assert "sample of 5 of the 7 trials" in fanova.caption
-        return list(fanova.figure.data[0].x)
-
-    assert compute() == compute(), "always the same sample"
+    found, again = (compute_importances(results, complete, "all")[0].charts for _ in range(2))
+    assert "sample" not in found[0].caption
+    assert "sample of 5 of the 7 trials" in found[1].caption
+    assert list(found[1].figure.data[0].x) == list(again[1].figure.data[0].x)
 
 
 def test_importances_are_computed_for_blocks_of_a_design_with_exclusions(sqlite_url):
@@ -144,18 +136,17 @@ def test_alternative_of_many_marks_has_quartiles_medians_and_extremes():
     assert max(map(len, (text, names, grouped))) < 400
 
 
-def test_alternative_of_a_map_names_its_cells_and_each_pair_once():
-    z = [[None, 0.5], [0.5, None]]
-    symmetric = go.Heatmap(z=z, x=["a", "b"], y=["a", "b"], hovertemplate="%{customdata}")
-    symmetric.customdata = [["", "a and b"], ["a and b", ""]]
-    assert describe_figure(go.Figure(symmetric)) == "a and b."
-    plain = go.Figure(go.Heatmap(z=[[1, 2]], x=["a", "b"], y=["row"]))
-    assert describe_figure(plain) == "row, a: 1; row, b: 2."
-
-
-def test_alternative_of_lines_leaves_out_level_parts_and_counts_many():
+def test_alternative_names_each_pair_of_a_map_once_and_leaves_out_level_parts_of_lines():
+    pairs = {"x": ["a", "b"], "y": ["a", "b"], "customdata": [["", "a and b"], ["a and b", ""]]}
+    symmetric = go.Heatmap(z=[[None, 0.5], [0.5, None]], hovertemplate="%{customdata}", **pairs)
+    plain = go.Heatmap(z=[[1, 2]], x=["a", "b"], y=["row"])
     line = go.Scatter(x0=10, dx=10, y=[3, 3, 2, 2, 2, 1], mode="lines")
-    assert describe_figure(go.Figure(line)) == "10: 3; 30: 2; 60: 1."
+    for trace, text in (
+        (symmetric, "a and b."),
+        (plain, "row, a: 1; row, b: 2."),
+        (line, "10: 3; 30: 2; 60: 1."),
+    ):
+        assert describe_figure(go.Figure(trace)) == text
     many = [go.Scattergl(y=[9, end, None], name=f"trial {end}", mode="lines") for end in range(40)]
     text = describe_figure(go.Figure(many))
     assert text.startswith("40 lines, which end at 40 values from 0 to 39")

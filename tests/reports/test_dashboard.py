@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
-import optuna
 import psutil
 import pytest
 from factories import extend_steps, finish_one, gated_params, make_runs, make_study, make_union
@@ -32,7 +31,7 @@ from rnn_search.api import serve_dashboard
 from studies.artifacts import open_store
 from studies.attributes import PUBLISHED
 from studies.config import StudyConfig
-from studies.errors import ArtifactsError, StudiesError, StudyFormatError
+from studies.errors import ArtifactsError
 from studies.storage.changes import rename_study
 from studies.storage.open import load_study, open_storage
 
@@ -119,16 +118,6 @@ def test_plain_optuna_dashboard_shows_note_figure_and_files(sqlite_url, show):
     assert "best-1-trial-0.py" in [each["filename"] for each in answer["artifacts"]]
 
 
-def test_union_is_published_at_each_architectures_best(sqlite_url, show):
-    make_union(sqlite_url)
-    union = show(sqlite_url, "union")
-    union.publish()
-    rows = [line for line in union.note.splitlines() if line.startswith("| ")]
-    best = [row for row in rows if "MinGRU, norm true" in row]
-    assert len(best) == len({line.partition(", learning")[0] for line in best}) > 1
-    assert "best-1-trial-57.py" in union.files
-
-
 def test_study_is_published_again_only_after_a_change_such_as_an_extension(sqlite_url, show):
     make_study(sqlite_url, finished=0)
     made = show(sqlite_url)
@@ -166,71 +155,51 @@ def test_study_is_published_again_only_after_a_change_such_as_an_extension(sqlit
     made.assert_current()
 
 
-def test_note_and_figure_are_published_without_a_place_for_files(sqlite_url, show, tmp_path):
-    make_study(sqlite_url, finished=7)
+# ------------------------------------------------------------------ the note
+
+EDITS = [
+    lambda body: "text 0",
+    lambda body: f"text 1\n\n{body}",
+    lambda body: f"{body}\n\ntext 2",
+    lambda body: body.replace(SEPARATOR, f"text 3\n{SEPARATOR[:-9]}"),
+    lambda body: body.replace(SEPARATOR, "") + "\n\ntext 4",
+    lambda body: body.replace("of 8 trials", "of 8 trials (text 5)"),
+]
+"""Each edits the note: everywhere, above and below the line, the line, and the generated text."""
+
+
+def test_text_of_a_user_is_kept(sqlite_url, show):
+    make_study(sqlite_url, finished=1)
+    made = show(sqlite_url)
+    made.publish()
+    for number, edit in enumerate(EDITS):
+        made.note = edit(made.note)
+        # What the version before has stored of a publication.
+        made.set(PUBLISHED, {"format": 6, "note": made.attributes[PUBLISHED]["note"]})
+        finish_one(sqlite_url, 1.9)
+        made.publish()
+        above, _, below = made.note.partition(SEPARATOR)
+        assert {f"text {n}" for n in range(number + 1)} == set(re.findall(r"text \d", above))
+        assert not re.search(r"text \d", below)
+        assert f"\n{number + 2} of 8 trials" in below
+
+
+def test_finished_study_is_published_again_after_a_change(sqlite_url, show, tmp_path):
+    make_union(sqlite_url, "made")
     made = show(sqlite_url)
     (tmp_path / "file").touch()
-    for _ in range(2):
-        with pytest.raises(ArtifactsError, match="cannot write"):
-            made.publish(open_store(None, f"sqlite:///{tmp_path}/file/x.db", "artifacts"))
-    assert "7 of 8 trials" in made.note
+    with pytest.raises(ArtifactsError, match="cannot write"):
+        made.publish(open_store(None, f"sqlite:///{tmp_path}/file/x.db", "artifacts"))
+    assert "63 of 63 trials" in made.note
     assert "dashboard:plot_data:effects:0" in made.attributes
     assert made.files == {}
     # The files are written as soon as the store works.
     made.publish()
-    assert len(made.files) == 6
-
-
-def test_studies_of_other_programs_and_versions_are_left_alone(sqlite_url, show):
-    make_study(sqlite_url)
-    optuna.create_study(study_name="foreign", storage=sqlite_url)
-    made, foreign = show(sqlite_url), show(sqlite_url, "foreign")
-    made.study.set_user_attr("config", made.study.user_attrs["config"] | {"novelty": 1})
-    with pytest.raises(StudiesError, match=r"invalid attribute config\.novelty"):
-        made.publish()
-    with pytest.raises(StudyFormatError, match="has no schema version"):
-        foreign.publish()
-    assert made.note == ""
-    assert foreign.attributes == {}
-
-
-# ------------------------------------------------------------------ the note
-
-EDITS = {
-    "above": lambda body: f"My text\n\n{body}",
-    "below": lambda body: f"{body}\n\nMy text",
-    "within": lambda body: body.replace("5 of 8", "My text, 5 of 8"),
-    "replaces all": lambda body: "My text",
-    "line edited": lambda body: body.replace(SEPARATOR, f"My text\n{SEPARATOR[:-9]}"),
-    "line removed": lambda body: body.replace(SEPARATOR, "") + "\n\nMy text",
-}
-
-
-@pytest.mark.parametrize("edit", EDITS)
-def test_text_of_a_user_is_kept(sqlite_url, show, edit):
-    make_study(sqlite_url, finished=5)
-    made = show(sqlite_url)
-    made.publish()
-    made.note = EDITS[edit](made.note)
-    # What the version before has stored of a publication.
-    made.set(PUBLISHED, {"format": 6, "counts": {}, "note": made.attributes[PUBLISHED]["note"]})
-    for value in (1.9, 1.95):
-        finish_one(sqlite_url, value)
-        made.publish()
-    above, _, below = made.note.partition(SEPARATOR)
-    assert "My text" in above
-    assert above.count("trials are finished") == (edit == "within")
-    assert "My text" not in below
-    assert "\n7 of 8 trials" in below
-
-
-def test_finished_study_is_published_again_after_a_change(sqlite_url, show):
-    make_study(sqlite_url)
-    made = show(sqlite_url)
-
-    made.publish()
     body, files = made.note, made.files
-    assert body.startswith(f"{SEPARATOR}\n\n## made\n\n8 of 8 trials")
+    assert body.startswith(f"{SEPARATOR}\n\n## made\n\n63 of 63 trials")
+    best = re.findall(r"&ensp;(.*), learning", body)
+    assert len(best) == len(set(best)) == 5, "each architecture at its best rate"
+    assert "best-1-trial-57.py" in files
     for edited in ("", body.replace(SEPARATOR, ""), body):
         made.note = edited
         # As the dashboard deletes a file.
@@ -240,10 +209,8 @@ def test_finished_study_is_published_again_after_a_change(sqlite_url, show):
     rename_study(made.storage, "made", "other")
     other = show(sqlite_url, "other")
     other.publish()
-    assert other.note == body.replace("## made\n", "## other\n").replace(
-        "report made", "report other"
-    )
-    assert other.files == files
+    renamed = body.replace("## made\n", "## other\n").replace("report made", "report other")
+    assert (other.note, other.files) == (renamed, files)
 
 
 def test_samples_are_one_file_and_markup_in_names_is_escaped(sqlite_url, show):
@@ -279,32 +246,19 @@ def finished_and_intact(url):
 
 
 @EACH_DATABASE
-def test_publication_is_one_transaction(url, show):
-    """A reader between any two statements sees either the old or the new publication."""
+def test_publication_is_one_transaction_and_gives_way_to_a_newer_one(url, show):
+    """Another process finishes a trial and publishes before this slow one writes its files.
+
+    A reader between any two statements sees either the old or the new publication.
+    """
     make_study(url, finished=1)
-    made, seen = show(url), []
+    made, seen, newer = show(url), [], []
     made.note = "A user's text. " * 200
     made.publish()
-    finish_one(url, 1.3)
+    finish_one(url, 1.4)
 
     def inspect(*statement):
         seen.append(finished_and_intact(url))
-
-    event.listen(Engine, "after_cursor_execute", inspect)
-    try:
-        made.publish()
-    finally:
-        event.remove(Engine, "after_cursor_execute", inspect)
-    assert finished_and_intact(url) == 2
-    assert len(seen) > 5
-    assert seen == sorted(seen)
-
-
-@EACH_DATABASE
-def test_publication_of_an_older_state_gives_way_to_a_newer_one(url, show):
-    """Another process finishes a trial and publishes before this slow one writes its files."""
-    make_study(url, finished=1)
-    made, newer = show(url), []
 
     def write_late(*file):
         if not newer:
@@ -314,9 +268,14 @@ def test_publication_of_an_older_state_gives_way_to_a_newer_one(url, show):
             assert f"best-1-trial-{best}.py" in made.files
         made.store.write(*file)
 
-    made.publish(SimpleNamespace(write=write_late))
+    event.listen(Engine, "after_cursor_execute", inspect)
+    try:
+        made.publish(SimpleNamespace(write=write_late))
+    finally:
+        event.remove(Engine, "after_cursor_execute", inspect)
     assert [made.attributes, made.files] == newer
-    assert finished_and_intact(url) == 2
+    assert seen == sorted(seen)
+    assert {*seen} == {1, 3}
 
 
 # ------------------------------------------------------------------ publication of what is viewed

@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 import re
+from contextlib import closing
 from dataclasses import replace
 
 import pandas as pd
@@ -153,19 +154,46 @@ def test_higher_accuracy_is_better_everywhere(grid):
     assert f"{best.mean:.4f}, accuracy" in line
 
 
-def test_page_of_a_grid_says_nothing_about_networks(grid):
+def test_page_note_and_table_of_a_grid_say_nothing_about_networks(grid, tmp_path):
     page = text_of(Section(grid))
     assert "What makes it accurate?" in page
     assert "rnn-search import table.csv" in page
     for anchor in ("curves", "code", "cost", "memory", "samples", "hypotheses"):
         assert f'id="s1-{anchor}"' not in page
+    url = f"sqlite:///{tmp_path}/studies.db"
+    with closing(open_storage(url)) as storage:
+        StudyPublisher(storage, "table", open_store(None, url, "artifacts")).publish()
+        published = storage.get_study_system_attrs(load_study(storage, "table")._study_id)
+        note = get_note(load_study(storage, "table"))
+    assert "## What makes it accurate?" in note
+    assert f"{max(row['accuracy'] for row in grid_rows()):.4f}" in note
+    assert not [word for word in FOREIGN_WORDS if word in note]
+    assert any("plot_data" in key for key in published)
+    study = load("table", storage=url)
+    assert list(study.results.columns[:3]) == ["label", "state", "value"]
+    assert study.best.value == study.results["value"].max()
+    table = study.effects().table
+    assert table.loc[table["parameter"] == "batch norm", "effect"].item() > 0
+    assert study.status.is_finished
+    write_csv([grid], tmp_path / "out.csv")
+    columns = set(pd.read_csv(tmp_path / "out.csv").columns)
+    assert "optimizer" in columns
+    assert not {"seconds", "parameter_count", "torch"} & columns
 
 
 def test_metric_has_its_own_name_and_unit_and_few_pairs_are_no_test(results_of, tmp_path):
-    rows = [{"n": n, "k": k, "time": 100 * n + k} for n in (1, 2, 3) for k in (1, 2)]
+    """Names and values are text, even if they look like HTML."""
+    rows = [
+        {"<b>n</b>": n, "k": k, "time": 100 * n + len(k)}
+        for n in (1, 2, 3)
+        for k in ("x", "<script>")
+    ]
     results = results_of(rows, value="time", metric="build time", unit="s")
     section = Section(results)
-    assert '101.0 <span class="unit">s</span>' in text_of(section)
+    page = text_of(section)
+    assert '101.0 <span class="unit">s</span>' in page
+    assert "<b>n</b>" not in page
+    assert "<script>, " not in page
     assert results.metric.axis_title == "build time (s)"
     effects = load("table", storage=f"sqlite:///{tmp_path}/studies.db").effects()
     for text in (write_headline([section.findings]), render_note(section.findings), repr(effects)):
@@ -209,13 +237,6 @@ def test_answer_hides_no_undecided_effect_and_no_parameter_that_is_not_compared(
     assert "; decay and tied are not compared: no two" in write_headline([section.findings])
 
 
-def test_html_in_names_and_values_is_text(results_of):
-    rows = [{"<b>x</b>": x, "y": y, "value": y} for x in ("<script>", "x") for y in (1, 2)]
-    page = text_of(Section(results_of(rows)))
-    assert "<script>, " not in page
-    assert "<b>x</b>" not in page
-
-
 def test_pruned_trials_of_a_sampler_are_called_a_selection(results_of):
     rows = [{"params_n": n, "state": "COMPLETE", "loss_1": n, "value": n} for n in range(6)]
     rows += [{"params_n": n, "state": "PRUNED", "loss_1": n} for n in (6, 7)]
@@ -223,31 +244,3 @@ def test_pruned_trials_of_a_sampler_are_called_a_selection(results_of):
     assert re.search("2 trials were pruned.* selection", page)
     assert "A sampler may have chosen later trials" in page
     assert 'id="s1-curves"' in page
-
-
-def test_table_and_api_have_parameters_and_values_only(grid, tmp_path):
-    write_csv([grid], tmp_path / "out.csv")
-    columns = set(pd.read_csv(tmp_path / "out.csv").columns)
-    assert "optimizer" in columns
-    assert not {"seconds", "parameter_count", "torch"} & columns
-    study = load("table", storage=f"sqlite:///{tmp_path}/studies.db")
-    assert list(study.results.columns[:3]) == ["label", "state", "value"]
-    assert study.best.value == study.results["value"].max()
-    table = study.effects().table
-    assert table.loc[table["parameter"] == "batch norm", "effect"].item() > 0
-    assert study.status.is_finished
-
-
-def test_dashboard_has_note_and_figure_of_an_imported_study(grid, tmp_path):
-    url = f"sqlite:///{tmp_path}/studies.db"
-    storage = open_storage(url)
-    StudyPublisher(storage, "table", open_store(None, url, "artifacts")).publish()
-    study = load_study(storage, "table")
-    note = get_note(study)
-    assert "## What makes it accurate?" in note
-    assert f"{max(row['accuracy'] for row in grid_rows()):.4f}" in note
-    for word in FOREIGN_WORDS:
-        assert word not in note, word
-    attributes = storage.get_study_system_attrs(study._study_id)
-    assert any("plot_data" in key for key in attributes)
-    storage.close()

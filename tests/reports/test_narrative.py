@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from factories import make_replicates, make_runs, make_stated, results_of
+from factories import (
+    gated_params,
+    make_replicates,
+    make_runs,
+    make_stated,
+    make_study,
+    results_of,
+)
 
 from reports.findings import StudyFindings
 from reports.narrative import list_warnings, write_answer, write_headline
@@ -151,6 +158,19 @@ def test_labels_round_the_values_of_nuisance_parameters(sqlite_url):
         pd.DataFrame(rows), storage=sqlite_url, name="rates", value="loss", nuisance=["rate"]
     )
     assert "best: width 1, rate 0.0003333 (" in write_headline([findings_of(sqlite_url, "rates")])
+
+
+def test_headline_names_the_best_of_comparable_studies(sqlite_url):
+    make_study(sqlite_url)
+    raw = {"space": {"layers": [1], "state_size": [4]}}
+    make_runs(sqlite_url, "better", raw, [(gated_params(3), 1.25, {})])
+    make_runs(sqlite_url, "of-other-text", raw, [(gated_params(3), 1.0, {})], text="cd")
+    made, better, other = (findings_of(sqlite_url, n) for n in ("made", "better", "of-other-text"))
+    headline = write_headline([better, made])
+    assert "3×4 no gates, new state (trial 0 of 'better'), 1.2500 nats" in headline
+    assert "(trial 0 of 'made'), 1.5000 nats" in write_headline([made, other])
+    alone = "best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte, "
+    assert write_headline([made]).startswith(alone)
 
 
 def test_hypothesis_that_holds_next_to_no_significant_change_is_explained(stated):

@@ -6,9 +6,8 @@ import socket
 from contextlib import closing
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
-from factories import finish_one, gated_params, make_runs, make_study
+from factories import finish_one, make_study
 from helpers import EACH_DATABASE
 from optuna_dashboard import get_note
 from sqlalchemy.engine import make_url
@@ -55,33 +54,33 @@ def write(command, capsys, *arguments):
 
 
 @pytest.mark.parametrize("command", [reports, hypotheses_command], ids=["reports", "hypotheses"])
-def test_studies_of_one_name_in_two_storages_have_two_files(command, folder, urls, capsys):
+def test_report_of_other_studies_is_not_replaced(command, folder, urls, capsys):
     first, note = write(command, capsys, "made", "--storage", urls[0])
     assert note == ""
     before = (folder / first).read_bytes()
     second, note = write(command, capsys, "made", "--storage", urls[1])
-    assert second != first
     assert re.fullmatch(r"(made|findings)-[0-9a-f]{8}\.(html|md)", second.split("/")[-1])
     assert note.startswith(f"{first} is not a report of these studies")
     assert (folder / first).read_bytes() == before
-    assert len(list((folder / "reports" / "out").iterdir())) == 2
     # Each is replaced when it is written again.
-    again = [write(command, capsys, "made", "--storage", url)[0] for url in urls]
-    assert again == [first, second]
+    assert [write(command, capsys, "made", "--storage", url)[0] for url in urls] == [first, second]
     assert len(list((folder / "reports" / "out").iterdir())) == 2
+    with pytest.raises(OutputTakenError, match=f"{first} is a report of other studies"):
+        write(command, capsys, "made", "--storage", urls[1], "--output", first)
 
 
-def test_output_of_another_storage_is_not_replaced(folder, urls, capsys):
-    arguments = ("made", "--output", "page", "--storage")
-    path, _ = write(hypotheses_command, capsys, *arguments, urls[0])
-    assert path == "page"
-    before = (folder / path).read_bytes()
-    with pytest.raises(OutputTakenError, match="page is a report of other studies"):
-        write(hypotheses_command, capsys, *arguments, urls[1])
-    with pytest.raises(OutputTakenError):
-        write(reports, capsys, "--watch", *arguments, urls[1])
-    assert (folder / path).read_bytes() == before
-    write(hypotheses_command, capsys, *arguments, urls[0])
+@pytest.mark.parametrize("content", ["<!DOCTYPE html>\n<title>an old report</title>\n", "notes\n"])
+def test_file_without_an_identity_is_kept(folder, urls, capsys, content):
+    taken = folder / "reports" / "out" / "made.html"
+    taken.parent.mkdir(parents=True)
+    taken.write_text(content)
+    path, note = write(reports, capsys, "made", "--storage", urls[0])
+    assert path != str(taken)
+    assert str(taken) in note
+    assert taken.read_text() == content
+    with pytest.raises(OutputTakenError, match="choose another path"):
+        write(reports, capsys, "made", "--storage", urls[0], "--output", str(taken), "--watch")
+    assert taken.read_text() == content
 
 
 def test_deletion_keeps_and_names_the_reports_of_all_names_of_a_study_alone(
@@ -98,31 +97,17 @@ def test_deletion_keeps_and_names_the_reports_of_all_names_of_a_study_alone(
     make("made", "made-1")
     make("other", "other-1")
     at = ("--storage", sqlite_url)
-    both = write(reports, capsys, "made", "other", *at)[0]
+    both = write(hypotheses_command, capsys, "made", "other", *at)[0]
     before = write(reports, capsys, "made", *at)[0]
-    write(reports, capsys, "other", *at)
+    write(hypotheses_command, capsys, "other", *at)
     rename.main(["made", "better", *at], standalone_mode=False)
-    after = write(reports, capsys, "better", *at)[0]
+    after = write(hypotheses_command, capsys, "better", *at)[0]
     delete.main(["better", "--yes", *at], standalone_mode=False)
     (line,) = capsys.readouterr().out.splitlines()[-1:]
     told = line.partition("reports are kept: ")[2].split(", ")
     assert sorted(told) == sorted([both, before, after])
     make("better", "better-1")
-    assert write(reports, capsys, "better", *at)[0] not in told
-
-
-@pytest.mark.parametrize("content", ["<!DOCTYPE html>\n<title>an old report</title>\n", "notes\n"])
-def test_file_without_an_identity_is_kept(folder, urls, capsys, content):
-    taken = folder / "reports" / "out" / "made.html"
-    taken.parent.mkdir(parents=True)
-    taken.write_text(content)
-    path, note = write(reports, capsys, "made", "--storage", urls[0])
-    assert path != str(taken)
-    assert str(taken) in note
-    assert taken.read_text() == content
-    with pytest.raises(OutputTakenError, match="choose another path"):
-        write(reports, capsys, "made", "--storage", urls[0], "--output", str(taken))
-    assert taken.read_text() == content
+    assert write(hypotheses_command, capsys, "better", *at)[0] not in told
 
 
 def test_identity_of_a_storage_depends_on_neither_spelling_nor_password(folder, tmp_path):
@@ -140,24 +125,6 @@ def test_identity_of_a_storage_depends_on_neither_spelling_nor_password(folder, 
     )
     assert found[0] == found[1]
     assert len(set(found)) == 3
-
-
-def headline_for(capsys, url, *names):
-    reports.main([*names, "--storage", url], standalone_mode=False)
-    return capsys.readouterr().out.splitlines()[1]
-
-
-def test_headline_names_the_best_of_comparable_studies(folder, sqlite_url, capsys):
-    make_study(sqlite_url)
-    raw = {"space": {"layers": [1], "state_size": [4]}}
-    make_runs(sqlite_url, "better", raw, [(gated_params(3), 1.25, {})])
-    make_runs(sqlite_url, "of-other-text", raw, [(gated_params(3), 1.0, {})], text="cd")
-    headline = headline_for(capsys, sqlite_url, "better", "made")
-    assert "3×4 no gates, new state (trial 0 of 'better'), 1.2500 nats" in headline
-    headline = headline_for(capsys, sqlite_url, "made", "of-other-text")
-    assert "(trial 0 of 'made'), 1.5000 nats" in headline
-    alone = "best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte, "
-    assert headline_for(capsys, sqlite_url, "made").startswith(alone)
 
 
 def test_pipe_in_place_of_an_output_file_is_refused_at_once(folder, urls, invoke):
@@ -188,17 +155,6 @@ def test_study_names_are_escaped_and_distinguished_in_paths(sqlite_url, tmp_path
     assert "&lt;script&gt;alert(1)" in html
     assert default_path(["a_b"]).name == "a_b.html"
     assert default_path(["a b"]) != default_path(["a_b"])
-
-
-def test_page_and_tables_are_written_and_their_paths_printed(sqlite_url, tmp_path, invoke):
-    make_study(sqlite_url)
-    command = ("report", "made", "--storage", sqlite_url)
-    done = invoke(*command, "--output", str(tmp_path / "new" / "page.html"))
-    assert (done.returncode, done.stdout.split()[0]) == (0, f"{tmp_path}/new/page.html")
-    rows = [str(tmp_path / "rows.csv"), str(tmp_path / "rows.parquet")]
-    done = invoke(*command, "--csv", rows[0], "--dataframe", rows[1])
-    assert (done.returncode, done.stdout.split()) == (0, rows)
-    assert len(pd.read_csv(rows[0])) == len(pd.read_parquet(rows[1])) == 8
 
 
 def test_watched_report_is_updated_until_the_study_is_finished(
@@ -246,30 +202,26 @@ def test_one_of_the_processes_that_see_a_search_end_writes_the_report(
         retry_trials(storage, "made", ["diverged"])
         finish_one(url, 1.3)
 
-    def mark(value):
-        storage.set_study_system_attr(study._study_id, REPORT_CLAIM, value)
+    def leave_a_claim_of_the_version_before():
+        claim = {"finished": 8, "host": "two", "pid": 1, "path": "", "is_written": False}
+        storage.set_study_system_attr(study._study_id, REPORT_CLAIM, claim)
 
-    leaves_it = (
-        f"report: process one/{os.getpid()} writes it; for another copy: rnn-search report made\n"
-    )
+    command = "for another copy: rnn-search report made\n"
     assert end_on("one") == "written\n"
     assert "8 of 8 trials" in get_note(study)
     monkeypatch.setattr(StudyPublisher, "publish", lambda _: None)
-    assert end_on("two") == leaves_it
     assert end_on("one") == "written\n", "its first answer was lost"
     assert end_on("two", was_finished=True) == "written\n"
-    earlier = {"finished": 8, "host": "two", "pid": 1, "path": "", "is_written": False}
+    writer, other = "one", "two"
     for reach_state in (
         retry,
         lambda: study.set_user_attr(LOOKS, [{}]),
-        lambda: mark(earlier),
+        leave_a_claim_of_the_version_before,
     ):
-        assert end_on("two") == leaves_it
+        assert end_on(other) == f"report: process {writer}/{os.getpid()} writes it; {command}"
         reach_state()
-        assert end_on("two") == "written\n"
-        assert end_on("one") == leaves_it.replace("one", "two")
-        mark({})
-        assert end_on("one") == "written\n"
+        assert end_on(other) == "written\n"
+        writer, other = other, writer
     storage.close()
 
 

@@ -26,61 +26,44 @@ SMALL = ["training.batch_size=2", "training.sequence_length=10", "evaluation.win
          "evaluation.window_length=10"]  # fmt: skip
 
 
-def make_large_study(url, tmp_path, trials=96, log_points=40, progress=1.0, name=NAME):
+def make_large_study(url, tmp_path, trials=96, log_points=40, progress=1.0):
     text = tmp_path / "text.txt"
     text.write_bytes(TEXT)
     handle = create_large_study(
-        url, trials, log_points, progress=progress, corpus=str(text), overrides=SMALL, name=name
+        url, trials, log_points, progress=progress, corpus=str(text), overrides=SMALL
     )
     handle.storage.close()
 
 
-def test_status_reads_as_many_rows_of_any_number_of_trials(sqlite_url, tmp_path):
-    make_large_study(sqlite_url, tmp_path, 48, 10, 0.5, "small")
-    make_large_study(sqlite_url, tmp_path, 192, 20, 0.5, "large")
-    with closing(open_storage(sqlite_url)) as storage:
-        use = DatabaseUse(storage)
-        counts = {}
-        for name in ("small", "large"):
-            study = load_study(storage, name)
-            config = read_study_record(study).config
-            counts[name] = use.measure(partial(read_status, study, storage, config))
-    assert counts["small"][0] == counts["large"][0]
-    # One for each shape and each running trial, none for each of the others.
-    assert counts["large"][1] < 100
-
-
-def test_publication_after_a_finished_trial_reads_few_rows_for_each_other_trial(
-    sqlite_url, tmp_path
-):
-    rows = {}
-    for trials in (96, 192):
+def test_status_and_publication_read_few_rows_of_a_large_study(tmp_path):
+    status, publication = [], []
+    for trials, log_points in ((48, 10), (192, 20)):
         url = f"sqlite:///{tmp_path}/{trials}.db"
-        make_large_study(url, tmp_path, trials, progress=0.5)
+        make_large_study(url, tmp_path, trials, log_points, progress=0.5)
         with closing(open_storage(url)) as storage:
+            study = load_study(storage, NAME)
+            config = read_study_record(study).config
             store = open_store(str(tmp_path / "files"), url, "artifacts")
             publisher = StudyPublisher(storage, NAME, store)
             publisher.publish()
             finish_one(url, 1.0, name=NAME)
             use = DatabaseUse(storage)
-            statements, rows[trials] = use.measure(publisher.publish)
-            assert statements < 60
+            status.append(use.measure(partial(read_status, study, storage, config)))
+            publication.append(use.measure(publisher.publish))
+            reader = StudyReader(storage, NAME)
+            for _ in range(2):
+                found = reader.read(with_curves=False)
+                expected = read_results(storage, NAME, with_curves=False)
+                pd.testing.assert_frame_equal(found.table, expected.table)
+                assert found.counts == expected.counts
+                finish_one(url, 1.0, name=NAME)
+                storage.claim(study._study_id, "me")
+    assert status[0][0] == status[1][0]
+    # One for each shape and each running trial, none for each of the others.
+    assert status[1][1] < 100
+    assert publication[1][0] < 60
     # The stamp of each trial, and neither parameters, attributes nor curves.
-    assert rows[192] - rows[96] < 1.5 * (192 - 96)
-
-
-def test_reader_returns_what_is_read_at_once(sqlite_url, tmp_path):
-    make_large_study(sqlite_url, tmp_path, progress=0.5)
-    with closing(open_storage(sqlite_url)) as storage:
-        study_id = load_study(storage, NAME)._study_id
-        reader = StudyReader(storage, NAME)
-        for _ in range(2):
-            found = reader.read(with_curves=False)
-            expected = read_results(storage, NAME, with_curves=False)
-            pd.testing.assert_frame_equal(found.table, expected.table)
-            assert found.counts == expected.counts
-            finish_one(sqlite_url, 1.0, name=NAME)
-            storage.claim(study_id, "me")
+    assert publication[1][1] - publication[0][1] < 1.5 * (192 - 48)
 
 
 @pytest.mark.usefixtures("without_optuna_figures")

@@ -12,7 +12,6 @@ from factories import make_refinement, make_stated, make_study
 from helpers import ROOT, copy_checkout
 
 from docs.generator.gallery import DATA, ENDING, MARK, SharedPages
-from docs.generator.source_pages import rewrite_links
 from docs.generator.tables import escape_pipes, make_table
 from studies.files import read_toml
 from studies.study_file import export_study
@@ -99,36 +98,17 @@ def test_gallery_has_a_report_of_each_study_and_of_several(site):
 
 
 @pytest.mark.extended
-def test_site_opens_from_a_file_without_a_network(site, browser):
+def test_site_opens_and_is_searched_from_files_without_a_network(site, open_page):
     """On a phone: every page fits its width, and asks for nothing but files."""
-    context = browser.new_context(viewport={"width": 390, "height": 800}, offline=True)
-    page = context.new_page()
-    requested, problems = [], []
-    page.on("request", lambda request: requested.append(request.url))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("requestfailed", lambda request: problems.append(f"{request.url} {request.failure}"))
-    for name in (*PAGES, *(f"gallery/{each}.html" for each in REPORTS)):
-        page.goto((site / name).as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
-    context.close()
-    assert len(requested) > len(PAGES)
-    assert [
-        url for url in requested if not url.startswith(("file:", "data:", "blob:", "about:"))
-    ] == []
-    # The browser aborts what it still loads, such as the icon, when it goes to the next page.
-    assert [problem for problem in problems if "net::ERR_ABORTED" not in problem] == []
-
-
-@pytest.mark.extended
-def test_search_finds_a_page_from_a_file(site, browser):
-    context = browser.new_context(viewport={"width": 1200, "height": 800}, offline=True)
-    page = context.new_page()
-    page.goto((site / "index.html").as_uri())
-    page.click(".md-search__input")
-    page.keyboard.type("heartbeat")
-    page.locator(".md-search-result__link[href*='/reliability.html']:visible").first.click()
-    page.wait_for_url("**/reliability.html*")
-    context.close()
+    with open_page(site / "index.html", width=390) as page:
+        for name in (*PAGES, *(f"gallery/{each}.html" for each in REPORTS)):
+            page.goto((site / name).as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+    with open_page(site / "index.html") as page:
+        page.click(".md-search__input")
+        page.keyboard.type("heartbeat")
+        page.locator(".md-search-result__link[href*='/reliability.html']:visible").first.click()
+        page.wait_for_url("**/reliability.html*")
 
 
 @pytest.mark.extended
@@ -155,23 +135,6 @@ def test_gallery_describes_each_of_its_studies():
         assert f"]({path.name})" in section
     pages = SharedPages.model_validate(read_toml(DATA / "pages.toml"))
     assert [page.file for page in (*pages.report, *pages.hypotheses)]
-
-
-@pytest.mark.parametrize(
-    ("link", "expected"),
-    [
-        ("../pruning.md#audit", "../pruning.md#audit"),
-        ("../../CONTRIBUTING.md", "../source/CONTRIBUTING.md"),
-        ("../../studies/quick.toml", "../source/studies/quick.toml.md"),
-        ("../../examples/cells", "../source/examples/cells/index.md"),
-        ("../../absent.py", "../../absent.py"),
-        ("https://optuna.org", "https://optuna.org"),
-    ],
-)
-def test_links_to_files_outside_of_the_documents_lead_to_their_pages(link, expected):
-    assert rewrite_links(f"[a]({link})", "docs/how-to/prune.md") == f"[a]({expected})"
-    outside = rewrite_links("[a](docs/design.md#layers), [b](README.md)", "CONTRIBUTING.md")
-    assert outside == "[a](../design.md#layers), [b](README.md)"
 
 
 def test_pipe_in_the_code_of_a_table_has_no_backslash_in_the_site():

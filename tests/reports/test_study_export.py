@@ -8,12 +8,12 @@ import pytest
 from factories import (
     extend_steps,
     finish_one,
+    make_empty,
     make_refinement,
     make_replicates,
     make_stated,
     make_study,
     make_union,
-    open_new,
     results_of,
 )
 from managed_studies import create_with_everything
@@ -29,7 +29,7 @@ from studies.study_file import export_study, import_studies
 
 def make_retried(url: str) -> None:
     """Complete and paused trials, and failed ones that wait again and keep what they were."""
-    open_new(url).close()
+    make_empty(url)
     create_with_everything(url, Path(url.removeprefix("sqlite:///")).parent / "files")
     StudyManager(url).retry("made", ["failed", "diverged"])
 

@@ -6,7 +6,7 @@ import re
 from contextlib import closing
 
 import pytest
-from factories import created_once, make_runs
+from factories import SMALL_GRID, created_once, make_runs
 from rich.console import Console
 
 from reports.dashboard.publish import render_note
@@ -14,11 +14,10 @@ from reports.findings import StudyFindings
 from reports.page.page import write_report
 from reports.study_reader import read_results
 from reports.table_export import write_csv
-from rnn_search import load
+from rnn_search import list_studies, load
 from search.display import draw_status, format_status
 from search.status import RunningTrial
 from studies.config import StudyConfig, to_trial_config
-from studies.management import list_studies
 from studies.storage.open import read_storage
 from studies.study_file import export_study
 
@@ -32,15 +31,6 @@ WORDS = re.compile(
     r"\b(bytes?|bits?|corpus|text|nats?|tokens?|windows?|context|samples?|bpb|recall|undefined|nan)\b"
 )
 """Words of studies of text, and of values that are missing."""
-
-EACH_TASK = pytest.mark.parametrize(
-    ("loss", "first", "distance", "best", "floor"),
-    [
-        ("cross-entropy", 0.25, 0.0625, "0.25 nats", "0.6875"),
-        ("standardized squared error", 3e-5, 1e-6, "3e-05 of the variance", "3.7e-05"),
-        ("own", -30123.5, 4000.0, "-30124 points", "−2123.5"),
-    ],
-)
 
 NAMES = {"standardized squared error": "squared error", "own": "loss"}
 
@@ -58,10 +48,8 @@ def predict(value, targets=(4.0, 6.0, 5.0, 7.0)):
 @created_once
 def make_task(url, loss, first, distance):
     """Store a study of eight networks with losses from ``first`` on, at equal distances."""
-    space = {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
-    space |= {f"{gate}_gate": [False] for gate in ("input", "forget", "output", "state")}
     raw = {
-        "space": space | {"state_source": ["new"]},
+        "space": SMALL_GRID,
         "task_record": TASK | {"loss": loss, "unit": "points"},
         "task": {"source": TASK["source"], "distance": 9},
         "report_threshold": first + distance / 2,
@@ -99,9 +87,19 @@ def find_words(text, loss):
     return {*WORDS.findall(text.lower())} - ({"nats"} if loss == "cross-entropy" else set())
 
 
-@EACH_TASK
-def test_page_is_that_of_the_task(sqlite_url, tmp_path, loss, first, distance, best, floor):
+@pytest.mark.parametrize(
+    ("loss", "first", "distance", "best", "floor"),
+    [
+        ("cross-entropy", 0.25, 0.0625, "0.25 nats", "0.6875"),
+        ("standardized squared error", 3e-5, 1e-6, "3e-05 of the variance", "3.7e-05"),
+        ("own", -30123.5, 4000.0, "-30124 points", "−2123.5"),
+    ],
+)
+def test_page_tables_and_lines_are_those_of_the_task(
+    sqlite_url, tmp_path, loss, first, distance, best, floor
+):
     make_task(sqlite_url, loss, first, distance)
+    name = NAMES.get(loss, loss)
     written = write_report(sqlite_url, ["made"], tmp_path / "page.html")
     page = written.path.read_text()
     body = re.sub(
@@ -113,59 +111,39 @@ def test_page_is_that_of_the_task(sqlite_url, tmp_path, loss, first, distance, b
     figures = re.findall(r'"(?:text|title|name|hovertemplate)":("[^"]*")', body)
     for part in (shown, attributes, " ".join(figures).replace("%{text}", ""), written.headline):
         assert not find_words(part, loss)
-    name = NAMES.get(loss, loss)
     values = [f"validation {name}", *best.split(" ", 1), floor, "0.9371", "12.75", "0.5132"]
     values += ["0.8123", "0.3456", "higher is better", "tasks/mine.py:Mine", "cd" * 32, "40 steps"]
-    longest = f"{first + 11 * distance:.5g}"
-    values += ["by length of a sequence", "Accuracy by cue"]
+    values += [f"{first + 11 * distance:.5g}", "by length of a sequence", "Accuracy by cue"]
     values += ["Confused classes"] if loss == "cross-entropy" else ["Predictions and targets"]
-    for value in (*values, longest):
+    for value in values:
         assert value.replace("-", "−") in shown.replace("-", "−"), value
     least = best.split()[0].replace("-", "−")
     assert f"best: 1×4 no gates, new state (trial 0), {least}" in written.headline
 
-
-@EACH_TASK
-def test_tables_and_lines_are_those_of_the_task(
-    sqlite_url, tmp_path, loss, first, distance, best, floor
-):
-    make_task(sqlite_url, loss, first, distance)
     study = load("made", storage=sqlite_url)
-    columns = {"validation_accuracy", "validation_mae", "validation_loss", "steps", "updates"}
-    assert columns | {"inputs"} <= set(study.results.columns)
-    with closing(read_storage(sqlite_url)) as storage:
-        results = read_results(storage, "made")
-        (listed,) = list_studies(storage, _Stores())
-    write_csv([results], tmp_path / "trials.csv")
-    (row, *_) = csv.DictReader(io.StringIO((tmp_path / "trials.csv").read_text()))
-    assert (float(row["value"]), float(row["validation_accuracy"])) == (first, 0.9371)
-    assert row["slices"].startswith('{"cue": {"0": {')
-    named = f"validation {NAMES.get(loss, loss)} {best}"
     running = [RunningTrial(1, to_trial_config(study.trial(1).params, study.config), 5, 9, first)]
     console = Console(width=200, file=io.StringIO())
     console.print(draw_status(study.status, running, study.config))
     lines = [format_status(study.status, study.config), console.file.getvalue()]
-    assert named in lines[0]
-    assert f"best {named}" in lines[1]
-    assert f"smoothed {NAMES.get(loss, loss)}" in lines[1]
-    note = render_note(StudyFindings(results))
-    assert "| accuracy |" in re.sub(r"&ensp;", "", note)
-    settings = note.index("### Config")
-    parts = [*lines, listed.best_text, note[:settings], " ".join(row), repr(study.effects())]
+    assert f"validation {name} {best}" in lines[0]
+    assert f"best validation {name} {best}" in lines[1]
+    assert f"smoothed {name}" in lines[1]
+    with closing(read_storage(sqlite_url)) as storage:
+        results = read_results(storage, "made")
+    write_csv([results], tmp_path / "trials.csv")
+    (row, *_) = csv.DictReader(io.StringIO((tmp_path / "trials.csv").read_text()))
+    assert (float(row["value"]), float(row["validation_accuracy"])) == (first, 0.9371)
+    assert row["slices"].startswith('{"cue": {"0": {')
+    columns = {"validation_accuracy", "validation_mae", "validation_loss", "steps", "updates"}
+    assert columns | {"inputs"} <= set(study.results.columns)
+    note, _, _ = render_note(StudyFindings(results)).partition("### Config")
+    assert "| accuracy |" in note.replace("&ensp;", "")
+    (listed,) = list_studies(storage=sqlite_url)
+    parts = [*lines, listed.best_text, note, " ".join(row), repr(study.effects())]
     for part in (*parts, repr(study.pareto()).replace("NaN", ""), study.status.best.unit):
         assert not find_words(part.replace("_", " "), loss), part
     assert first in study.pareto().table["loss"].tolist()
 
-
-class _Stores:
-    """Stand-in for the stores of artifacts, of which none has any file."""
-
-    def measure(self, folder):
-        return 0
-
-
-def test_exported_task_has_no_folder(sqlite_url, tmp_path):
-    make_task(sqlite_url, "own", -30123.5, 4000.0)
     export_study(sqlite_url, "made", tmp_path / "made.jsonl")
     content = (tmp_path / "made.jsonl").read_text()
     assert "mine.py:Mine" in content
