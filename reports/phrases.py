@@ -15,6 +15,7 @@ from reports.analysis.hypothesis_tests import Finding, HypothesisTest
 from reports.analysis.leaderboard import StudySummary
 from reports.analysis.nuisance import Edge, build_outcome_table, join_names
 from reports.analysis.other_studies import BaselineReference
+from reports.analysis.pareto_front import CostSummary
 from reports.findings import Divergence, StudyFindings, UnequalBudget
 from reports.formatting import escape_markdown
 from reports.results import Results
@@ -22,7 +23,14 @@ from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.effects import Effect, PairedDifference
 from reports.stats.hypotheses import GOOD, UNKNOWN, ContrastOutcomes, Verdict, compute_fail_error
-from reports.stats.scale import Scale, format_count, format_param, format_signed, format_value
+from reports.stats.scale import (
+    Scale,
+    format_count,
+    format_interval,
+    format_param,
+    format_signed,
+    format_value,
+)
 from reports.stats.task_contrasts import TaskContrast
 
 MAX_TERMS = 5
@@ -74,10 +82,8 @@ def join(parts: Sequence[str]) -> str:
 
 def format_estimate(difference: PairedDifference) -> str:
     """Format a mean difference with its unit and interval: ``−0.399 nats [−0.404, −0.393]``."""
-    scale, interval = difference.scale, ""
-    if not math.isnan(difference.low):
-        ends = (format_signed(end, scale.spec) for end in (difference.low, difference.high))
-        interval = f" [{', '.join(ends)}]"
+    scale = difference.scale
+    interval = format_interval(difference.low, difference.high, scale.spec)
     return f"{scale.format_difference(difference.mean)}{interval}"
 
 
@@ -298,6 +304,14 @@ def describe_pruning(findings: StudyFindings) -> str:
     kept = f"at least {audit.recall_low:.0%} of the best {audit.top_count} are complete"
     wrong = "; their predictions were not right" if audit.is_alarm else ""
     return f"{kept}, by {audit.stopped} audited{wrong}"
+
+
+def describe_similar(costs: CostSummary) -> str:
+    """Say what the architectures have in common that are as good as those of a Pareto front."""
+    if costs.is_replicated:
+        return "not significantly worse than the front at their cost, corrected for all pairs"
+    data = costs.fronts[0].measure.data
+    return f"not distinguishable from the front at their cost, over the {data} of these single runs"
 
 
 def describe_references(

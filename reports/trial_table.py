@@ -445,9 +445,18 @@ class ContextProfile:
     @property
     def centers(self) -> Floats:
         """Geometric mean of the smallest and the largest number of tokens in each bin (bins,)."""
-        smallest = np.array([1, *(each + 1 for each in self.bins[:-1])])
-        centers: Floats = np.sqrt(smallest * np.array(self.bins))
+        centers: Floats = np.sqrt(np.multiply(self._smallest, self.bins))
         return centers
+
+    @property
+    def ranges(self) -> list[str]:
+        """Numbers of tokens in each bin, as texts: ``1``, ``2``, ``3–4``, ``5–8``."""
+        pairs = zip(self._smallest, self.bins, strict=True)
+        return [str(high) if low == high else f"{low}–{high}" for low, high in pairs]
+
+    @property
+    def _smallest(self) -> list[int]:
+        return [1, *(each + 1 for each in self.bins[:-1])]
 
     def estimate(self) -> EffectiveContext:
         """Estimate the effective context.

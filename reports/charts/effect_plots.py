@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.analysis.leaderboard import LeaderboardEntry
 from reports.analysis.other_studies import SourceComparison
 from reports.charts.chart import (
     BEST_COLOR,
+    HOVER_TEXTS,
     IMPROVES,
     NEUTRAL,
     PALETTE,
@@ -18,13 +18,15 @@ from reports.charts.chart import (
     TRIAL_COLOR,
     WORSENS,
     Chart,
+    interval_bars,
+    plot_matrix,
 )
 from reports.formatting import escape_html
-from reports.phrases import describe_trend
+from reports.phrases import describe_trend, format_estimate
 from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.design import Contrast
-from reports.stats.effects import Effect, FactorialTable, Interaction, PairedDifference
+from reports.stats.effects import Effect, FactorialTable, PairedDifference
 from reports.stats.noise import NoiseSource
 from reports.stats.scale import (
     Scale,
@@ -35,10 +37,6 @@ from reports.stats.scale import (
     format_value,
 )
 
-# Zero is a translucent gray: white or black would stand out on one of the page's two themes.
-DIVERGING_COLORS = [[0, IMPROVES], [0.5, "rgba(138, 144, 153, 0.12)"], [1, WORSENS]]
-"""Color scale of differences in loss, centered at zero."""
-
 MAX_CONDITIONAL = 12
 """Maximum number of rows of the chart of conditional effects."""
 
@@ -47,141 +45,6 @@ MAX_CONDITIONS = 2
 
 MAX_CONTRASTS = 80
 """Contrasts above which the chart of their interactions would be too large to read."""
-
-
-def interval_bars(
-    estimates: Sequence[PairedDifference] | Sequence[LeaderboardEntry], color: str = NEUTRAL
-) -> dict[str, Any]:
-    """Return Plotly's ``error_x`` of the intervals of some means."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [each.high - each.mean for each in estimates],
-        "arrayminus": [each.mean - each.low for each in estimates],
-        "thickness": 2,
-        "width": 5,
-        "color": color,
-    }
-
-
-def _describe_effect(effect: Effect) -> str:
-    text = (
-        f"{effect.description}: {effect.scale.format_difference(effect.mean)}"
-        f"{_format_interval(effect)}"
-    )
-    if effect.source is NoiseSource.ADDITIVE:  # there are no pairs
-        return text
-    return (
-        f"{text}, better in {effect.improved_count / effect.pairs:.0%} of "
-        f"{format_count(effect.pairs, 'pair')}"
-    )
-
-
-def _format_interval(difference: PairedDifference) -> str:
-    """Return the interval of a difference to follow its mean; "" if it is unknown."""
-    if difference.low != difference.low:
-        return ""
-    spec = difference.scale.spec
-    return f" [{format_signed(difference.low, spec)}, {format_signed(difference.high, spec)}]"
-
-
-def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
-    """Plot each effect as a marker with its interval."""
-    rows = list(reversed(effects))  # Plotly's first row is at the bottom
-    figure = go.Figure(
-        go.Scatter(
-            x=[effect.mean for effect in rows],
-            y=[escape_html(effect.contrast.label) for effect in rows],
-            error_x=interval_bars(rows),
-            mode="markers",
-            marker={
-                "size": 11,
-                "color": [effect_color(effect) for effect in rows],
-                "symbol": [_effect_symbol(effect) for effect in rows],
-            },
-            customdata=[escape_html(_describe_effect(effect)) for effect in rows],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
-    )
-    figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
-    return figure.update_layout(
-        xaxis_title=add_unit("mean difference", unit),
-        yaxis={"type": "category", "automargin": True},
-        height=110 + ROW_HEIGHT * max(1, len(rows)),
-        showlegend=False,
-    )
-
-
-def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str) -> Chart | None:
-    """Chart the effects that differ most between values; None if none differs significantly."""
-    differing = [each for each in conditional if each.is_significant]
-    if not differing:
-        return None
-    # Of each contrast the largest difference first, so that no contrast fills the chart.
-    differing.sort(key=lambda each: -each.difference.mean)
-    seen: Counter[Contrast] = Counter()
-    shown = []
-    for each in differing:
-        seen[each.contrast] += 1
-        if seen[each.contrast] <= MAX_CONDITIONS:
-            shown.append(each)
-    rows = list(reversed(shown[:MAX_CONDITIONAL]))
-    figure = go.Figure()
-    names = [
-        (escape_html(each.contrast.label), escape_html(format_param(each.parameter)))
-        for each in rows
-    ]
-    for y, each in enumerate(rows):
-        effects = sorted(each.levels, key=lambda level: level.mean)
-        name = " by ".join(names[y])
-        texts = [escape_html(format_value(level.value)) for level in effects]
-        figure.add_trace(
-            go.Scatter(
-                x=[level.mean for level in effects],
-                y=[y] * len(effects),
-                error_x=interval_bars(effects),
-                mode="lines+markers+text",
-                line={"color": NEUTRAL, "width": 1},
-                marker={
-                    "size": 11,
-                    "color": [effect_color(level) for level in effects],
-                    "symbol": [_effect_symbol(level) for level in effects],
-                },
-                text=texts,
-                textposition=[  # in turn, since two markers may be close
-                    "top center" if i % 2 == 0 else "bottom center" for i in range(len(effects))
-                ],
-                textfont={"size": 11},
-                cliponaxis=False,
-                customdata=[
-                    f"{name} {text}: {level.scale.format_difference(level.mean)}"
-                    f"{_format_interval(level)}, {level.pairs:,} pairs"
-                    for level, text in zip(effects, texts, strict=True)
-                ],
-                hovertemplate="%{customdata}<extra></extra>",
-            )
-        )
-    figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
-    figure.update_layout(
-        xaxis_title=add_unit("mean difference", unit),
-        yaxis={
-            "tickvals": list(range(len(rows))),
-            "ticktext": ["<br>by ".join(name) for name in names],
-            "range": [-0.7, len(rows) - 0.3],
-            "automargin": True,
-        },
-        height=120 + 2 * ROW_HEIGHT * len(rows),
-        showlegend=False,
-    )
-    return Chart(
-        "What the effects depend on",
-        figure,
-        caption="Each row is the effect of one change at the values of one other parameter, "
-        "written at the markers, with 95% intervals. Triangles are significant after the "
-        "correction for all effects of this kind. Rows are those with the largest "
-        "significant differences.",
-        width=340,
-    )
 
 
 def effect_color(effect: PairedDifference) -> str:
@@ -198,6 +61,103 @@ def _effect_symbol(effect: PairedDifference) -> str:
     return "triangle-left" if effect.mean < 0 else "triangle-right"
 
 
+def _describe_effect(effect: Effect) -> str:
+    text = f"{effect.description}: {format_estimate(effect)}"
+    if effect.source is NoiseSource.ADDITIVE:  # there are no pairs
+        return text
+    share = effect.improved_count / effect.pairs
+    return f"{text}, better in {share:.0%} of {format_count(effect.pairs, 'pair')}"
+
+
+def _add_effects(
+    figure: go.Figure,
+    effects: Sequence[PairedDifference],
+    rows: Sequence[str],
+    texts: Sequence[str],
+    **style: Any,
+) -> None:
+    """Add effects as markers with their intervals, in some rows and with some hover texts."""
+    means, lows, highs = ([getattr(e, name) for e in effects] for name in ("mean", "low", "high"))
+    figure.add_scatter(
+        x=means,
+        y=rows,
+        error_x=interval_bars(means, lows, highs),
+        marker={
+            "size": 11,
+            "color": list(map(effect_color, effects)),
+            "symbol": list(map(_effect_symbol, effects)),
+        },
+        customdata=list(map(escape_html, texts)),
+        hovertemplate=HOVER_TEXTS,
+        **{"mode": "markers"} | style,
+    )
+
+
+def _finish_effects(figure: go.Figure, unit: str, height: int) -> go.Figure:
+    """Add the line of no effect and the axes to a figure of effects, whose first row is on top."""
+    figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
+    return figure.update_layout(
+        xaxis_title=add_unit("mean difference", unit),
+        yaxis={"type": "category", "automargin": True, "autorange": "reversed"},
+        height=height,
+        showlegend=False,
+    )
+
+
+def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
+    """Plot each effect as a marker with its interval."""
+    figure, rows = go.Figure(), [escape_html(effect.contrast.label) for effect in effects]
+    _add_effects(figure, effects, rows, list(map(_describe_effect, effects)))
+    return _finish_effects(figure, unit, 110 + ROW_HEIGHT * max(1, len(effects)))
+
+
+def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str) -> Chart | None:
+    """Chart the effects that differ most between values; None if none differs significantly."""
+    differing = [each for each in conditional if each.is_significant]
+    if not differing:
+        return None
+    # Of each contrast the largest difference first, so that no contrast fills the chart.
+    differing.sort(key=lambda each: -each.difference.mean)
+    seen: Counter[Contrast] = Counter()
+    shown = []
+    for each in differing:
+        seen[each.contrast] += 1
+        if seen[each.contrast] <= MAX_CONDITIONS:
+            shown.append(each)
+    figure = go.Figure()
+    for each in shown[:MAX_CONDITIONAL]:
+        effects = sorted(each.levels, key=lambda level: level.mean)
+        label, parameter = each.contrast.label, format_param(each.parameter)
+        values = [format_value(level.value) for level in effects]
+        texts = [
+            f"{label} by {parameter} {value}: {format_estimate(level)}, {level.pairs:,} pairs"
+            for value, level in zip(values, effects, strict=True)
+        ]
+        sides = ["top center", "bottom center"] * len(effects)  # since two markers may be close
+        _add_effects(
+            figure,
+            effects,
+            [f"{escape_html(label)}<br>by {escape_html(parameter)}"] * len(effects),
+            texts,
+            mode="lines+markers+text",
+            line={"color": NEUTRAL, "width": 1},
+            text=list(map(escape_html, values)),
+            textposition=sides[: len(effects)],
+            textfont={"size": 11},
+            cliponaxis=False,
+        )
+    _finish_effects(figure, unit, 120 + 2 * ROW_HEIGHT * len(figure.data))
+    return Chart(
+        "What the effects depend on",
+        figure,
+        caption="Each row is the effect of one change at the values of one other parameter, "
+        "written at the markers, with 95% intervals. Triangles are significant after the "
+        "correction for all effects of this kind. Rows are those with the largest "
+        "significant differences.",
+        width=340,
+    )
+
+
 def chart_interactions(table: FactorialTable) -> Chart | None:
     """Chart the two-way interactions; None without a quadruple of trials, or with too many."""
     if len(table.list_contrasts()) > MAX_CONTRASTS:
@@ -207,40 +167,21 @@ def chart_interactions(table: FactorialTable) -> Chart | None:
         return None
     contrasts = list(dict.fromkeys(c for each in interactions for c in (each.first, each.second)))
     place = {contrast: i for i, contrast in enumerate(contrasts)}
-    means = np.full((len(contrasts), len(contrasts)), np.nan)
-    texts = np.full(means.shape, "", dtype=object)
-    for each in interactions:
-        for first, second in ((each.first, each.second), (each.second, each.first)):
-            means[place[first], place[second]] = each.mean
-            texts[place[first], place[second]] = escape_html(_describe_interaction(each))
     scale = interactions[0].scale
-    numbers = [[format_signed(z, scale.rough_spec) if z == z else "" for z in row] for row in means]
-    labels = [escape_html(contrast.label) for contrast in contrasts]
-    bound = float(np.nanmax(np.abs(means)))
-    figure = go.Figure(
-        go.Heatmap(
-            z=means,
-            x=labels,
-            y=labels,
-            zmin=-bound,
-            zmax=bound,
-            colorscale=DIVERGING_COLORS,
-            reversescale=scale.higher_is_better,
-            customdata=texts,
-            text=numbers,
-            texttemplate="%{text}",
-            hovertemplate="%{customdata}<extra></extra>",
-            hoverongaps=False,
-            xgap=2,
-            ygap=2,
-            colorbar={"title": {"text": scale.unit, "side": "right"}, "thickness": 14},
+    cells = {}
+    for each in interactions:
+        text = (
+            f"{each.first.label} with {each.second.label}: {format_estimate(each)} in addition to "
+            f"their separate effects, over {format_count(each.pairs, 'quadruple')}"
         )
+        cell = each.mean, format_signed(each.mean, scale.rough_spec), escape_html(text)
+        i, j = place[each.first], place[each.second]
+        cells |= {(i, j): cell, (j, i): cell}
+    labels = [escape_html(contrast.label) for contrast in contrasts]
+    figure = plot_matrix(
+        labels, labels, cells, reversescale=scale.higher_is_better, colorbar_title=scale.unit
     )
-    figure.update_layout(
-        xaxis={"automargin": True, "tickangle": -40, "showgrid": False},
-        yaxis={"automargin": True, "autorange": "reversed", "showgrid": False},
-        height=190 + 36 * len(contrasts),
-    )
+    figure.update_layout(xaxis_tickangle=-40, height=190 + 36 * len(contrasts))
     return Chart(
         "Two-way interactions",
         figure,
@@ -252,15 +193,6 @@ def chart_interactions(table: FactorialTable) -> Chart | None:
     )
 
 
-def _describe_interaction(interaction: Interaction) -> str:
-    return (
-        f"{interaction.first.label} with {interaction.second.label}: "
-        f"{interaction.scale.format_difference(interaction.mean)}{_format_interval(interaction)} "
-        "in addition to their separate effects, over "
-        f"{format_count(interaction.pairs, 'quadruple')}"
-    )
-
-
 def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
     """Plot a slope for each source architecture and variant, from the source to the new loss."""
     figure = go.Figure()
@@ -268,43 +200,43 @@ def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
     scale = comparison.scale
     for i, (variant, rows) in enumerate(comparison.group_by_variant()):
         left, right = i * 1.5, i * 1.5 + 1
-        ticks |= {
-            left: escape_html(comparison.source),
-            right: f"{escape_html(comparison.study)}<br>{variant}",
-        }
-        xs: list[Any] = []
-        ys: list[Any] = []
-        texts: list[str] = []
-        for row in rows.itertuples():
-            xs += [left, right, None]
-            ys += [row.source_value, row.value, None]
-            change = f"{row.source_value:{scale.value_spec}} → {row.value:{scale.value_spec}}"
-            text = f"{row.label}: {scale.add_unit(change)}"
-            texts += [text, text, ""]
-        figure.add_trace(
-            go.Scatter(
-                x=xs,
-                y=ys,
-                mode="lines+markers",
-                name=variant,
-                line={"width": 1.5, "color": PALETTE[i % len(PALETTE)]},
-                marker={"size": 6},
-                opacity=0.75,
-                customdata=texts,
-                hovertemplate="%{customdata}<extra></extra>",
-            )
+        ticks[left] = escape_html(comparison.source)
+        ticks[right] = f"{escape_html(comparison.study)}<br>{variant}"
+        slopes = list(zip(rows["label"], rows["source_value"], rows["value"], strict=True))
+        texts = [
+            f"{escape_html(label)}: {scale.add_unit(' → '.join(map(scale.format_value, ends)))}"
+            for label, *ends in slopes
+        ]
+        figure.add_scatter(
+            x=[left, right, None] * len(slopes),
+            y=[end for _, *ends in slopes for end in (*ends, None)],
+            mode="lines+markers",
+            name=variant,
+            line={"width": 1.5, "color": PALETTE[i % len(PALETTE)]},
+            marker={"size": 6},
+            opacity=0.75,
+            customdata=[text for text in texts for _ in range(3)],
+            hovertemplate=HOVER_TEXTS,
         )
+    names = list(ticks.values())
     return figure.update_layout(
-        xaxis={
-            "tickvals": list(ticks),
-            "ticktext": list(ticks.values()),
-            "showgrid": False,
-            "zeroline": False,
-        },
+        xaxis={"tickvals": list(ticks), "ticktext": names, "showgrid": False, "zeroline": False},
         yaxis_title=axis_title,
         showlegend=False,
-        hovermode="closest",
         height=520,
+    )
+
+
+def chart_levels(model: AdditiveModel, scale: Scale) -> Chart | None:
+    """Chart the differences between the levels of all parameters; None if there are none."""
+    effects = [each.effect for each in model.levels]
+    if not effects:
+        return None
+    return Chart(
+        "Effects in the additive model",
+        plot_effects(effects, scale.unit),
+        caption="Difference to the first value, with its 95% interval, other parameters being "
+        "equal. Filled triangles: the interval excludes zero, without correction for their number.",
     )
 
 
@@ -320,19 +252,6 @@ def chart_trends(model: AdditiveModel, scale: Scale) -> list[Chart]:
         )
         for trend in ordered
     ]
-
-
-def chart_levels(model: AdditiveModel, scale: Scale) -> Chart | None:
-    """Chart the differences between the levels of all parameters; None if there are none."""
-    effects = [each.effect for each in model.levels]
-    if not effects:
-        return None
-    return Chart(
-        "Effects in the additive model",
-        plot_effects(effects, scale.unit),
-        caption="Difference to the first value, with its 95% interval, other parameters being "
-        "equal. Filled triangles: the interval excludes zero, without correction for their number.",
-    )
 
 
 def _plot_trend(trend: Trend, scale: Scale) -> go.Figure:
@@ -353,28 +272,19 @@ def _plot_trend(trend: Trend, scale: Scale) -> go.Figure:
         line={"color": PALETTE[0] if trend.is_significant else NEUTRAL, "width": 2},
         hovertemplate=f"fitted %{{y:{scale.value_spec}}} at %{{x:.3g}}<extra></extra>",
     )
-    optimum = trend.optimum
-    if not optimum.reason:
+    best = trend.optimum
+    if not best.reason:
         figure.add_scatter(
-            x=[optimum.value],
-            y=[float(np.interp(optimum.value, trend.places, trend.curve))],
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [optimum.high - optimum.value],
-                "arrayminus": [optimum.value - optimum.low],
-                "thickness": 3,
-                "width": 6,
-                "color": BEST_COLOR,
-            },
+            x=[best.value],
+            y=[float(np.interp(best.value, trend.places, trend.curve))],
+            error_x=interval_bars([best.value], [best.low], [best.high], BEST_COLOR),
             mode="markers",
             marker={"symbol": "diamond", "size": 12, "color": BEST_COLOR},
             customdata=[escape_html(describe_trend(trend, scale))],
-            hovertemplate="%{customdata}<extra></extra>",
+            hovertemplate=HOVER_TEXTS,
         )
     return figure.update_layout(
-        xaxis={"title": {"text": name}, "type": "log" if trend.is_log else "linear"},
+        xaxis={"title": name, "type": "log" if trend.is_log else "linear"},
         yaxis_title=escape_html(add_unit(scale.name, scale.unit)),
         showlegend=False,
-        hovermode="closest",
     )
