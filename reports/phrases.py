@@ -12,10 +12,9 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from reports.analysis.hypothesis_tests import Finding, HypothesisTest
-from reports.analysis.leaderboard import StudySummary
+from reports.analysis.leaderboard import CostSummary, StudySummary
 from reports.analysis.nuisance import Edge, build_outcome_table, join_names
 from reports.analysis.other_studies import BaselineReference
-from reports.analysis.pareto_front import CostSummary
 from reports.findings import Divergence, StudyFindings, UnequalBudget
 from reports.formatting import escape_markdown
 from reports.results import Results
@@ -310,8 +309,8 @@ def describe_similar(costs: CostSummary) -> str:
     """Say what the architectures have in common that are as good as those of a Pareto front."""
     if costs.is_replicated:
         return "not significantly worse than the front at their cost, corrected for all pairs"
-    data = costs.fronts[0].measure.data
-    return f"not distinguishable from the front at their cost, over the {data} of these single runs"
+    data = f"over the {costs.measure.data} of these single runs"
+    return f"not distinguishable from the front at their cost, {data}"
 
 
 def describe_references(

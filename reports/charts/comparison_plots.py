@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.analysis.leaderboard import LeaderboardEntry
+from reports.analysis.leaderboard import CostSummary, LeaderboardEntry
 from reports.analysis.other_studies import BaselineReference
-from reports.analysis.pareto_front import Cost, CostedArchitecture, CostSummary, ParetoFront
 from reports.charts.chart import (
     CELL_COLORS,
     COLUMN_WIDTH,
@@ -28,10 +27,12 @@ from reports.charts.chart import (
 from reports.formatting import escape_html
 from reports.phrases import describe_similar
 from reports.results import Results
+from reports.stats.pareto import Cost, ParetoFront
 from reports.stats.replicates import Comparison
 from reports.stats.scale import Metric, add_unit, format_interval, format_signed
 from reports.study_reader import MAX_DRAWN, select_evenly
 from rnn.config import BASELINE_CELLS, BaselineConfig
+from studies.measure import Measure
 
 MAX_IN_CHART = 20
 """Architectures in the chart of pairwise differences."""
@@ -141,7 +142,7 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
 
 def chart_front(front: ParetoFront, summary: CostSummary) -> Chart:
     """Chart the losses of a study against one cost."""
-    loss, (noun, *_) = front.measure.loss, _COSTS[front.cost]
+    loss, (noun, *_) = summary.measure.loss, _COSTS[front.cost]
     caption = (
         "Line and diamonds: the Pareto front; no architecture that costs as much or less has a "
         f"lower {loss}. Circles: {describe_similar(summary)}. Gray: worse."
@@ -152,22 +153,17 @@ def chart_front(front: ParetoFront, summary: CostSummary) -> Chart:
         caption += f" {drawn:,} of the {others:,} off the front are drawn, spread over the costs."
     if front.references:
         caption += " Crosses: the best of each baseline cell of the other studies on this page."
-    return Chart(f"{loss.capitalize()} against {noun}", plot_front(front), caption=caption)
+    figure = plot_front(front, summary.measure)
+    return Chart(f"{loss.capitalize()} against {noun}", figure, caption=caption)
 
 
-def plot_front(front: ParetoFront) -> go.Figure:
+def plot_front(front: ParetoFront, measure: Measure) -> go.Figure:
     """Plot each architecture's held-out loss against its cost, on a logarithmic axis."""
+    _, cost_title, cost_text = _COSTS[front.cost]
     members = [member.architecture for member in front.members]
     everything = [*members, *front.similar, *front.worse]
     costs = [each.cost(front.cost) for each in [*everything, *front.references]]
-    similar = {"color": IMPROVES, "size": 9, "symbol": "circle-open", "line": {"width": 2}}
     figure = go.Figure()
-    _add_architectures(
-        figure, front, "worse", select_evenly(front.worse), color=NEUTRAL, size=5, opacity=0.55
-    )
-    _add_architectures(
-        figure, front, "not distinguishable from the front", select_evenly(front.similar), **similar
-    )
     figure.add_scatter(
         x=[each.cost(front.cost) for each in members] + [max(costs)],
         y=[each.loss for each in members] + [members[-1].loss],
@@ -176,40 +172,36 @@ def plot_front(front: ParetoFront) -> go.Figure:
         hoverinfo="skip",
         showlegend=False,
     )
-    _add_architectures(figure, front, "front", members, color=IMPROVES, size=11, symbol="diamond")
+    similar = {"symbol": "circle-open", "color": IMPROVES, "size": 9, "line": {"width": 2}}
+    groups = [
+        ("worse", select_evenly(front.worse), {"color": NEUTRAL, "size": 5, "opacity": 0.55}),
+        ("not distinguishable from the front", select_evenly(front.similar), similar),
+        ("front", members, {"symbol": "diamond", "color": IMPROVES, "size": 11}),
+    ]
     for each in front.references:
-        color = CELL_COLORS[each.cell]
-        _add_architectures(figure, front, each.label, [each], color=color, size=10, symbol="x")
+        marker = {"symbol": "x", "color": CELL_COLORS[each.cell], "size": 10}
+        groups.append((escape_html(each.label), [each], marker))
+    for name, points, marker in groups:
+        trials = ["" if each.number is None else f" (trial {each.number})" for each in points]
+        figure.add_scatter(
+            x=[each.cost(front.cost) for each in points],
+            y=[each.loss for each in points],
+            mode="markers",
+            marker=marker,
+            name=name,
+            text=[escape_html(e.label + trial) for e, trial in zip(points, trials, strict=True)],
+            hovertemplate=f"%{{text}}<br>{cost_text}<br>%{{y:{measure.spec}}}<extra></extra>",
+            showlegend=bool(points),
+        )
     losses = [each.loss for each in everything]
     shown = [each.loss for each in [*members, *front.similar, *front.references]]
     shown += [min(losses), float(np.quantile(losses, _SHOWN_QUANTILE))]
-    title = add_unit(front.measure.name_loss("held-out"), front.measure.held_out_unit)
+    title = add_unit(measure.name_loss("held-out"), measure.held_out_unit)
     return figure.update_layout(
-        xaxis={"title": _COSTS[front.cost][1]} | _scale_costs(min(costs), max(costs)),
+        xaxis={"title": cost_title} | _scale_costs(min(costs), max(costs)),
         yaxis={"title": title, "range": find_range(shown)},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         height=460,
-    )
-
-
-def _add_architectures(
-    figure: go.Figure,
-    front: ParetoFront,
-    name: str,
-    points: Sequence[CostedArchitecture],
-    **marker: Any,
-) -> None:
-    trials = ["" if each.number is None else f" (trial {each.number})" for each in points]
-    hover = f"%{{text}}<br>{_COSTS[front.cost][2]}<br>%{{y:{front.measure.spec}}}<extra></extra>"
-    figure.add_scatter(
-        x=[each.cost(front.cost) for each in points],
-        y=[each.loss for each in points],
-        mode="markers",
-        marker=marker,
-        name=escape_html(name),
-        text=[escape_html(each.label + trial) for each, trial in zip(points, trials, strict=True)],
-        hovertemplate=hover,
-        showlegend=bool(points),
     )
 
 

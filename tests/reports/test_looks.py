@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from factories import gated_params, make_runs, results_of
 
-from reports.analysis.leaderboard import summarize_study
-from reports.analysis.pareto_front import summarize_costs
+from reports.analysis.leaderboard import summarize_costs, summarize_study
 from reports.stats.looks import (
     PlannedLook,
     estimate_noise,

@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 from factories import RATES, gated_params, make_runs, read_studies, results_of
 
-from reports.analysis.leaderboard import summarize_study
-from reports.analysis.pareto_front import (
-    CostedArchitecture,
-    SingleRunComparisons,
-    find_front,
-    summarize_costs,
-)
-from reports.charts.comparison_plots import plot_front
+from reports.analysis.leaderboard import summarize_costs, summarize_study
 from reports.errors import ReportError
 from reports.page.section import build_sections
+from reports.stats.pareto import CostedArchitecture, SingleRunComparisons, find_front
 from rnn_search.study import load
 from studies.errors import ConfigError
 
@@ -137,6 +131,6 @@ def test_baseline_cells_of_other_studies_are_drawn(sqlite_url):
     front = section.costs_and_losses.front("parameters")
     (reference,) = front.references
     assert (reference.label, reference.parameters, reference.loss) == ("1×4 GRU", 150, 2.1)
-    assert plot_front(front).data[-1].name == "1×4 GRU"
+    assert section.cost_charts[0].figure.data[-1].name == "1×4 GRU"
     # It is no member: another study trained it.
     assert "1×4 GRU" not in [each.architecture.label for each in front.members]
