@@ -37,11 +37,8 @@ from reports.stats.scale import (
     format_value,
 )
 
-MAX_CONDITIONAL = 12
-"""Maximum number of rows of the chart of conditional effects."""
-
-MAX_CONDITIONS = 2
-"""Maximum number of these rows about one contrast."""
+MAX_CONDITIONAL, MAX_CONDITIONS = 12, 2
+"""Numbers of rows of the chart of conditional effects, and of these about one contrast."""
 
 MAX_CONTRASTS = 80
 """Contrasts above which the chart of their interactions would be too large to read."""

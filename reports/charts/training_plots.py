@@ -68,20 +68,21 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
     drawn, curves = select_drawn_curves(results), []
     by_number = dict(iter(results.curves.groupby("number")))
     best = set(results.complete.index[:HIGHLIGHTED_CURVES])
-    labels, stride = results.table["label"].to_dict(), _find_stride(results)
+    labels, points = results.table["label"].to_dict(), results.curve_ends["points"]
+    stride = math.ceil(points.reindex(drawn).sum() / MAX_POINTS)
     scale = results.scale
     value = scale.add_unit(f"%{{y:{scale.value_spec}}}")
     hover = f"step %{{x:,}}: {escape_html(value)}<extra>%{{fullData.name}}</extra>"
     for number in reversed(drawn):
         steps, losses = (by_number[number][name].to_numpy() for name in ("step", "loss"))
-        points = _thin_curve(scale.to_loss(losses), stride)
+        places = _thin_curve(scale.to_loss(losses), stride)
         is_best = number in best
         # As dicts, hundreds of curves take half of the time.
         curves.append(
             {
                 "type": "scattergl",
-                **_encode_steps(steps[points]),
-                "y": losses[points].astype(np.float32),
+                **_encode_steps(steps[places]),
+                "y": losses[places].astype(np.float32),
                 "name": f"trial {number}: {labels[number]}",
                 "mode": "lines",
                 "line": {"width": 2.5 if is_best else 1, "color": NEUTRAL},
@@ -104,20 +105,14 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
     )
 
 
-def _find_stride(results: Results) -> int:
-    """Find how many log points apart those that are drawn have to be; 1 to draw all of them."""
-    points = int(results.curve_ends["points"].reindex(select_drawn_curves(results)).sum())
-    return math.ceil(points / MAX_POINTS)
-
-
 def describe_drawn_curves(results: Results, figure: go.Figure) -> str:
     """Say how much of the curves a figure of them draws; "" for everything."""
-    drawn, points = len(figure.data), sum(len(trace.y) for trace in figure.data)
+    drawn, points = select_drawn_curves(results), sum(len(trace.y) for trace in figure.data)
     everything = results.curve_ends["points"]
     if points == everything.sum():
         return ""
-    text = describe_selection(drawn, len(everything)).replace(" trials are", " curves are")
-    if _find_stride(results) > 1:
+    text = describe_selection(len(drawn), len(everything)).replace(" trials are", " curves are")
+    if points < everything.reindex(drawn).sum():
         text += " Of each curve, log points at even distances, the least and the last are drawn."
     return (
         f"{text} That is {points:,} of {everything.sum():,} log points; rnn-search report with "
@@ -233,10 +228,8 @@ def _group_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     if len(bars) <= MAX_BARS:
         return bars, len(rows)
     spans = max(1, MAX_BARS // (rows["worker"].nunique() * rows["state"].nunique()))
-    begin, end = rows["started"].min(), rows["started"].max()
-    width = max((end - begin).total_seconds(), 1.0) / spans
-    place = ((rows["started"] - begin).dt.total_seconds() / width).map(math.floor)
-    groups = bars.groupby(["worker", "state", place.clip(upper=spans - 1)], sort=False)
+    place = pd.cut(rows["started"], spans, labels=False)
+    groups = bars.groupby(["worker", "state", place], sort=False)
     found = groups.agg(started=("started", "min"), completed=("completed", "max"))
     found["text"] = [format_count(int(size), "trial") for size in groups.size()]
     return found.reset_index(["worker", "state"]), len(rows)
@@ -250,10 +243,8 @@ BEST_FORECASTS, BEST_LINES = 3, 5
 MIN_VALUES = 3
 """Number of distances or lengths from which results by these are a line rather than a table."""
 
-_MAX_PANELS = 4
-"""Number of panels of a figure of forecasts, one for each output and sequence."""
-
-_MAX_SEQUENCES = 3
+_MAX_PANELS, _MAX_SEQUENCES = 4, 3
+"""Numbers of panels of a figure of forecasts, one for each output and sequence, and of these."""
 
 _MAX_PRINTED = 12
 """Number of classes up to which counts are printed in the cells."""
