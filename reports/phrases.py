@@ -31,6 +31,7 @@ from reports.stats.scale import (
     format_value,
 )
 from reports.stats.task_contrasts import TaskContrast
+from reports.study_reader import describe_selection, select_drawn_curves
 
 MAX_TERMS = 5
 """Significant terms of an additive model that are listed, the largest first."""
@@ -334,6 +335,20 @@ def describe_training_differences(references: Sequence[BaselineReference]) -> st
         f"The cells of {study} were trained differently: {difference}."
         for study, difference in differences.items()
         if difference
+    )
+
+
+def describe_drawn_curves(results: Results, points: int) -> str:
+    """Say how much of the training curves a figure of so many log points draws; "" for all."""
+    drawn, everything = select_drawn_curves(results), results.curve_ends["points"]
+    if points == everything.sum():
+        return ""
+    text = describe_selection(len(drawn), len(everything)).replace(" trials are", " curves are")
+    if points < everything.reindex(drawn).sum():
+        text += " Of each curve, log points at even distances, the least and the last are drawn."
+    return (
+        f"{text} That is {points:,} of {everything.sum():,} log points; rnn-search report with "
+        "--curves writes all of them."
     )
 
 

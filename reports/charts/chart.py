@@ -288,11 +288,10 @@ def _describe_axes(layout: Mapping[str, Any]) -> str:
     legend = layout.get("legend", {}).get("title", {}).get("text")
     texts = [f"legend: {legend}"] if legend else []
     for letter, direction in (("x", "horizontal"), ("y", "vertical")):
-        axes = [axis for name, axis in layout.items() if name.startswith(f"{letter}axis")]
         titles = [
             axis["title"]["text"] + (", logarithmic" if axis.get("type") == "log" else "")
-            for axis in axes
-            if axis.get("title", {}).get("text")
+            for name, axis in layout.items()
+            if name.startswith(f"{letter}axis") and axis.get("title", {}).get("text")
         ]
         if titles:
             texts.append(f"{direction} axis: {', '.join(dict.fromkeys(titles))}")
@@ -332,10 +331,16 @@ def _describe_trace(trace: Any, layout: Mapping[str, Any], room: int) -> str:
         shown = [each for i, each in enumerate(marks) if not i or each.value != marks[i - 1].value]
         if len(shown) > _MAX_LISTED:
             shown = [shown[round(i * (len(shown) - 1) / 4)] for i in range(5)]
-    elif trace.type != "heatmap" and _is_upwards(trace, layout):
+    elif _is_upwards(trace, layout):
         marks.reverse()
     text = "; ".join(dict.fromkeys(mark.text for mark in shown))
     return text if len(text) <= room else _count_spans(trace) or _summarize(marks)
+
+
+def _is_upwards(trace: Any, layout: Mapping[str, Any]) -> bool:
+    """Whether the first of the names on a vertical axis is at its bottom, as Plotly draws it."""
+    is_reversed = layout.get("yaxis", {}).get("autorange") == "reversed"
+    return trace.type != "heatmap" and not is_reversed and _has_names(trace.y)
 
 
 def _count_spans(trace: Any) -> str:
@@ -428,11 +433,6 @@ def _group(marks: Sequence[_Mark]) -> dict[str, list[float]]:
 
 def _join(marks: Sequence[_Mark]) -> str:
     return "; ".join(mark.text for mark in marks)
-
-
-def _is_upwards(trace: Any, layout: Mapping[str, Any]) -> bool:
-    """Whether the first of the names on a vertical axis is at its bottom, as Plotly draws it."""
-    return _has_names(trace.y) and layout.get("yaxis", {}).get("autorange") != "reversed"
 
 
 def _has_names(values: Any) -> bool:

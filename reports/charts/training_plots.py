@@ -41,7 +41,7 @@ from reports.stats.scale import (
     is_missing,
     order_values,
 )
-from reports.study_reader import describe_selection, select_drawn_curves
+from reports.study_reader import select_drawn_curves
 from reports.trial_table import is_continuous
 from studies.attributes import ConfusionCounts, PredictionSample
 from studies.text import format_duration
@@ -102,21 +102,6 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
         yaxis_title=add_unit(results.measure.curve, results.measure.unit),
         showlegend=any(map(math.isfinite, lines)),
         height=620,
-    )
-
-
-def describe_drawn_curves(results: Results, figure: go.Figure) -> str:
-    """Say how much of the curves a figure of them draws; "" for everything."""
-    drawn, points = select_drawn_curves(results), sum(len(trace.y) for trace in figure.data)
-    everything = results.curve_ends["points"]
-    if points == everything.sum():
-        return ""
-    text = describe_selection(len(drawn), len(everything)).replace(" trials are", " curves are")
-    if points < everything.reindex(drawn).sum():
-        text += " Of each curve, log points at even distances, the least and the last are drawn."
-    return (
-        f"{text} That is {points:,} of {everything.sum():,} log points; rnn-search report with "
-        "--curves writes all of them."
     )
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from factories import make_stated
 
-from reports.charts.effect_plots import chart_conditional_effects
+from reports.charts.comparison_plots import chart_conditional_effects
 from reports.phrases import describe_effect
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.design import Contrast, find_full_factorial_blocks
