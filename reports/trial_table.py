@@ -289,7 +289,7 @@ def decode_architecture(
 
 
 def format_settings(params: Mapping[str, Any], names: Iterable[str], shortens: bool = False) -> str:
-    """Format the settings of a trial as they follow a label: ``, learning_rate 0.003``.
+    """Format the settings of a trial as they follow a label: ``, learning rate 0.003``.
 
     Args:
         params: values of the settings.
@@ -299,7 +299,7 @@ def format_settings(params: Mapping[str, Any], names: Iterable[str], shortens: b
     known = {name: params[name] for name in names if name in params}
     if shortens:
         known |= {n: float(f"{v:.4g}") for n, v in known.items() if isinstance(v, float)}
-    return "".join(f", {name} {value}" for name, value in known.items())
+    return "".join(f", {format_param(name)} {value}" for name, value in known.items())
 
 
 def to_python(value: Any) -> Any:

@@ -43,6 +43,9 @@ ROW_HEIGHT = 28
 COLUMN_WIDTH, FULL_WIDTH = 760, 1160
 """Largest width in pixels of a figure of a few rows or lines, and of one of many."""
 
+LEGEND_WIDTH = 40
+"""Characters of a line of a legend that a phone has room for."""
+
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 """Styles of lines, so that no figure relies on color alone."""
 
@@ -139,6 +142,27 @@ def add_reference_lines(
             figure.add_hline(y=loss, **style)
         else:
             figure.add_vline(x=loss, **style)
+
+
+def wrap_label(label: str, width: int = 26) -> str:
+    """Return a label as HTML for Plotly, in lines that leave room for a figure on a phone.
+
+    Args:
+        label: the label, which is broken at its commas.
+        width: characters of a line, unless one of its parts is longer.
+    """
+    lines: list[str] = []
+    for part in label.split(", "):
+        if lines and len(lines[-1]) + len(part) < width:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(part)
+    return "<br>".join(map(escape_html, lines))
+
+
+def find_row_height(labels: Sequence[str]) -> int:
+    """Return the height in pixels of a row of a category axis with such labels."""
+    return 8 + 16 * (1 + max((label.count("<br>") for label in labels), default=0))
 
 
 # ---------------------------------------------------------------- text alternatives

@@ -14,18 +14,21 @@ from reports.charts.chart import (
     COLUMN_WIDTH,
     DASHES,
     IMPROVES,
+    LEGEND_WIDTH,
     NEUTRAL,
     ROW_HEIGHT,
     Chart,
     add_reference_lines,
     category_colors,
+    find_row_height,
+    wrap_label,
 )
-from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
+from reports.charts.effect_plots import DIVERGING_COLORS, ZERO_COLOR, interval_bars
 from reports.formatting import escape_html
 from reports.results import Results
 from reports.stats.pareto import Cost, CostedArchitecture, ParetoFront
 from reports.stats.replicates import Comparison, Difference
-from reports.stats.scale import Metric, add_unit, format_signed
+from reports.stats.scale import Metric, add_unit, format_count, format_signed
 from reports.study_reader import MAX_DRAWN, select_evenly
 from rnn.config import BASELINE_CELLS, BaselineConfig
 from studies.measure import Measure
@@ -59,8 +62,7 @@ def plot_replicates(
         references: baseline cells, drawn as vertical lines.
     """
     entries = entries[::-1]  # Plotly's first row is at the bottom
-    # On two lines, labels leave room for the runs on a narrow screen.
-    labels = [escape_html(entry.label).replace(", ", "<br>", 1) for entry in entries]
+    labels = [wrap_label(entry.label) for entry in entries]
     spec = metric.scale.value_spec
     figure = go.Figure(
         [
@@ -96,7 +98,7 @@ def plot_replicates(
         },
         yaxis={"type": "category", "automargin": True},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        height=150 + 40 * len(entries) + ROW_HEIGHT * len(references),
+        height=150 + find_row_height(labels) * len(entries) + ROW_HEIGHT * len(references),
     )
 
 
@@ -110,41 +112,51 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
     names = comparison.names[:MAX_IN_CHART]
     if len(names) < 2:
         return None
-    means = np.full((len(names), len(names)), np.nan)
-    labels, texts = (np.full(means.shape, "", dtype=object) for _ in range(2))
+    # Only significant differences are colored.
+    means = {
+        is_significant: np.full((len(names), len(names)), np.nan)
+        for is_significant in (False, True)
+    }
+    labels, texts = (np.full((len(names), len(names)), "", dtype=object) for _ in range(2))
     for i, row in enumerate(names):
         for j, column in enumerate(names):
             difference = comparison.between(row, column)
             if difference is None or not difference.runs:
                 continue
-            # Only significant differences are colored.
-            means[i, j] = difference.mean if difference.is_significant else 0
+            means[difference.is_significant][i, j] = difference.mean
             number = format_signed(difference.mean, spec)
             labels[i, j] = number if difference.is_significant else f"({number})"
             texts[i, j] = _describe_difference(row, column, difference, spec)
-    bound = float(np.nanmax(np.abs(means), initial=0)) or 1.0
+    rows = [wrap_label(f"{i}: {name}") for i, name in enumerate(names, 1)]
+    bound = float(np.nanmax(np.abs(means[True]), initial=0)) or 1.0
     figure = go.Figure(
-        go.Heatmap(
-            z=means,
-            x=[f"{i}" for i in range(1, len(names) + 1)],
-            y=[f"{i}: {escape_html(name)}" for i, name in enumerate(names, 1)],
-            zmin=-bound,
-            zmax=bound,
-            colorscale=DIVERGING_COLORS,
-            text=labels,
-            texttemplate="%{text}",
-            customdata=texts,
-            hovertemplate="%{customdata}<extra></extra>",
-            hoverongaps=False,
-            xgap=2,
-            ygap=2,
-            showscale=False,
-        )
+        [
+            go.Heatmap(
+                name="significant" if is_significant else "not significant",
+                z=z,
+                x=[f"{i}" for i in range(1, len(names) + 1)],
+                y=rows,
+                zmin=-bound,
+                zmax=bound,
+                colorscale=DIVERGING_COLORS
+                if is_significant
+                else [[0, ZERO_COLOR], [1, ZERO_COLOR]],
+                text=np.where(np.isnan(z), "", labels),
+                texttemplate="%{text}",
+                customdata=texts,
+                hovertemplate="%{customdata}<extra></extra>",
+                hoverongaps=False,
+                xgap=2,
+                ygap=2,
+                showscale=False,
+            )
+            for is_significant, z in means.items()
+        ]
     )
     figure.update_layout(
         xaxis={"type": "category", "showgrid": False, "side": "top"},
         yaxis={"type": "category", "automargin": True, "autorange": "reversed", "showgrid": False},
-        height=110 + 32 * len(names),
+        height=110 + find_row_height(rows) * len(names),
     )
     caption = (
         "Each cell is the row minus the column, numbered as in the table. Blue: the row is better; "
@@ -156,8 +168,8 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
         "Pairwise differences",
         figure,
         caption=caption,
-        width=340 + 62 * len(names),
-        max_width=max(COLUMN_WIDTH, 340 + 80 * len(names)),
+        width=200 + 62 * len(names),
+        max_width=max(COLUMN_WIDTH, 200 + 80 * len(names)),
     )
 
 
@@ -315,11 +327,11 @@ def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
                 x=profile.centers,
                 y=profile.loss + profile.excess,
                 error_y={"array": 1.96 * profile.stderr, "thickness": 1, "width": 2},
-                customdata=_format_ranges(profile.bins),
-                name=escape_html(f"{effective}: {entry.full_label}"),
+                customdata=_format_ranges(profile.bins, token),
+                name=wrap_label(f"{effective}: {entry.full_label}", LEGEND_WIDTH),
                 mode="lines+markers",
                 line=style,
-                hovertemplate=f"%{{customdata}} {token}s: %{{y:.4f}} bits per byte"
+                hovertemplate="%{customdata}: %{y:.4f} bits per byte"
                 "<extra>%{fullData.name}</extra>",
                 hoverlabel={"namelength": -1},
             )
@@ -365,9 +377,10 @@ def _find_category(entry: LeaderboardEntry) -> str:
     return entry.full_label
 
 
-def _format_ranges(bins: Sequence[int]) -> list[str]:
-    """Return the range of each bin: ``1``, ``2``, ``3–4``, ``5–8``."""
+def _format_ranges(bins: Sequence[int], token: str) -> list[str]:
+    """Return the range of each bin: ``1 byte``, ``2 bytes``, ``3–4 bytes``."""
     first = [1, *(each + 1 for each in bins[:-1])]
     return [
-        str(high) if low == high else f"{low}–{high}" for low, high in zip(first, bins, strict=True)
+        format_count(high, token) if low == high else f"{low:,}–{high:,} {token}s"
+        for low, high in zip(first, bins, strict=True)
     ]

@@ -35,8 +35,10 @@ from reports.stats.scale import (
     format_value,
 )
 
-# Zero is a translucent gray: white or black would stand out on one of the page's two themes.
-DIVERGING_COLORS = [[0, IMPROVES], [0.5, "rgba(138, 144, 153, 0.12)"], [1, WORSENS]]
+ZERO_COLOR = "rgba(138, 144, 153, 0.12)"
+"""A translucent gray: white or black would stand out on one of the page's two themes."""
+
+DIVERGING_COLORS = [[0, IMPROVES], [0.5, ZERO_COLOR], [1, WORSENS]]
 """Color scale of differences in loss, centered at zero."""
 
 MAX_CONDITIONAL = 12
@@ -47,6 +49,9 @@ MAX_CONDITIONS = 2
 
 MAX_CONTRASTS = 80
 """Contrasts above which the chart of their interactions would be too large to read."""
+
+MAX_NUMBERED = 20
+"""Contrasts up to which its cells have room for their numbers."""
 
 
 def interval_bars(
@@ -214,7 +219,7 @@ def chart_interactions(table: FactorialTable) -> Chart | None:
             means[place[first], place[second]] = each.mean
             texts[place[first], place[second]] = escape_html(_describe_interaction(each))
     scale = interactions[0].scale
-    numbers = [[format_signed(z, scale.rough_spec) if z == z else "" for z in row] for row in means]
+    numbers = [[format_signed(z, scale.spec) if z == z else "" for z in row] for row in means]
     labels = [escape_html(contrast.label) for contrast in contrasts]
     bound = float(np.nanmax(np.abs(means)))
     figure = go.Figure(
@@ -228,7 +233,7 @@ def chart_interactions(table: FactorialTable) -> Chart | None:
             reversescale=scale.higher_is_better,
             customdata=texts,
             text=numbers,
-            texttemplate="%{text}",
+            texttemplate="%{text}" if len(contrasts) <= MAX_NUMBERED else "",
             hovertemplate="%{customdata}<extra></extra>",
             hoverongaps=False,
             xgap=2,
@@ -247,8 +252,8 @@ def chart_interactions(table: FactorialTable) -> Chart | None:
         caption=f"{scale.name[:1].upper()}{scale.name[1:]} of two changes together, minus the sum "
         "of their separate effects. Blue: they reinforce each other. Orange: they weaken each "
         "other. Zero: their effects add up.",
-        width=620,
-        max_width=900,
+        width=200 + 52 * min(MAX_NUMBERED, len(contrasts)),
+        max_width=max(620, 200 + 70 * min(MAX_NUMBERED, len(contrasts))),
     )
 
 
@@ -373,7 +378,11 @@ def _plot_trend(trend: Trend, scale: Scale) -> go.Figure:
             hovertemplate="%{customdata}<extra></extra>",
         )
     return figure.update_layout(
-        xaxis={"title": {"text": name}, "type": "log" if trend.is_log else "linear"},
+        xaxis={
+            "title": {"text": name},
+            "type": "log" if trend.is_log else "linear",
+            "exponentformat": "power",
+        },
         yaxis_title=escape_html(add_unit(scale.name, scale.unit)),
         showlegend=False,
         hovermode="closest",

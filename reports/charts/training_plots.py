@@ -14,6 +14,7 @@ from reports.analysis.other_studies import BaselineReference
 from reports.charts.chart import (
     DASHES,
     FULL_WIDTH,
+    LEGEND_WIDTH,
     NEUTRAL,
     PALETTE,
     ROW_HEIGHT,
@@ -24,6 +25,7 @@ from reports.charts.chart import (
     add_reference_lines,
     category_colors,
     sequential_colors,
+    wrap_label,
 )
 from reports.formatting import escape_html, objective_name
 from reports.results import Results
@@ -220,7 +222,7 @@ def chart_timeline(results: Results) -> Chart | None:
         "Timeline of the workers",
         figure,
         caption=caption,
-        width=520,
+        width=340,
         max_width=FULL_WIDTH,
     )
 
@@ -329,7 +331,7 @@ def _plot_series(samples: Mapping[str, PredictionSample]) -> go.Figure:
             trace = go.Scatter(
                 x=steps[place],
                 y=np.array(values)[place],
-                name=escape_html(label),
+                name=wrap_label(label, LEGEND_WIDTH),
                 legendgroup=escape_html(label),
                 showlegend=row == 1,
                 mode="lines",
@@ -361,7 +363,7 @@ def _plot_scatter(samples: Mapping[str, PredictionSample]) -> go.Figure:
             trace = go.Scatter(
                 x=targets,
                 y=sample.outputs[row - 1],
-                name=escape_html(label),
+                name=wrap_label(label, LEGEND_WIDTH),
                 legendgroup=escape_html(label),
                 showlegend=row == 1,
                 mode="markers",
@@ -487,7 +489,7 @@ def _chart_lines(
         figure.add_scatter(
             x=places,
             y=[line[place] for place in places],
-            name=escape_html(label),
+            name=wrap_label(label, LEGEND_WIDTH),
             mode="lines+markers",
             line=_style_line(k),
             marker=_style_marker(k),
