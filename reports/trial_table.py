@@ -289,7 +289,7 @@ def decode_architecture(
 
 
 def format_settings(params: Mapping[str, Any], names: Iterable[str], shortens: bool = False) -> str:
-    """Format the settings of a trial as they follow a label: ``, learning_rate 0.003``.
+    """Format the settings of a trial as they follow a label: ``, learning rate 0.003``.
 
     Args:
         params: values of the settings.
@@ -299,7 +299,7 @@ def format_settings(params: Mapping[str, Any], names: Iterable[str], shortens: b
     known = {name: params[name] for name in names if name in params}
     if shortens:
         known |= {n: float(f"{v:.4g}") for n, v in known.items() if isinstance(v, float)}
-    return "".join(f", {name} {value}" for name, value in known.items())
+    return "".join(f", {format_param(name)} {value}" for name, value in known.items())
 
 
 def to_python(value: Any) -> Any:
@@ -448,11 +448,12 @@ class ContextProfile:
         centers: Floats = np.sqrt(np.multiply(self._smallest, self.bins))
         return centers
 
-    @property
-    def ranges(self) -> list[str]:
-        """Numbers of tokens in each bin, as texts: ``1``, ``2``, ``3–4``, ``5–8``."""
-        pairs = zip(self._smallest, self.bins, strict=True)
-        return [str(high) if low == high else f"{low}–{high}" for low, high in pairs]
+    def format_ranges(self, token: str) -> list[str]:
+        """Format the numbers of tokens in each bin: ``1 byte``, ``2 bytes``, ``3–4 bytes``."""
+        return [
+            format_count(high, token) if low == high else f"{low:,}–{high:,} {token}s"
+            for low, high in zip(self._smallest, self.bins, strict=True)
+        ]
 
     @property
     def _smallest(self) -> list[int]:

@@ -37,8 +37,10 @@ PALETTE = (
 CELL_COLORS = {"gated": "#2f7fd1", "gru": "#009e73", "lstm": "#cc79a7", "elman": "#56b4e9"}
 """Colors of the built-in cells, the same in all figures."""
 
-# Zero is a translucent gray: white or black would stand out on one of the page's two themes.
-DIVERGING_COLORS = [[0, IMPROVES], [0.5, "rgba(138, 144, 153, 0.12)"], [1, WORSENS]]
+ZERO_COLOR = "rgba(138, 144, 153, 0.12)"
+"""A translucent gray: white or black would stand out on one of the page's two themes."""
+
+DIVERGING_COLORS = [[0, IMPROVES], [0.5, ZERO_COLOR], [1, WORSENS]]
 """Color scale of differences in loss, centered at zero."""
 
 ROW_HEIGHT = 28
@@ -47,8 +49,15 @@ ROW_HEIGHT = 28
 COLUMN_WIDTH, FULL_WIDTH = 760, 1160
 """Largest width in pixels of a figure of a few rows or lines, and of one of many."""
 
+LEGEND_WIDTH = 40
+"""Characters of a line of a legend that a phone has room for."""
+
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 """Styles of lines, so that no figure relies on color alone."""
+
+Cells = dict[tuple[int, int], tuple[float, str, str]]
+"""Cells of a heat map by row and column: the value that the color shows, the number that is
+printed, and what a reader sees who points at the cell."""
 
 HOVER_TEXTS = "%{customdata}<extra></extra>"
 """Template of hover texts that a trace has as its custom data."""
@@ -186,15 +195,16 @@ def place_legend_below(figure: go.Figure, height: int, **legend: Any) -> go.Figu
     """
     place = {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}
     entries = {trace.name for trace in figure.data if trace.showlegend is not False}
+    height += sum(find_row_height([name]) for name in entries)
     return figure.update_layout(
-        legend=place | legend, showlegend=True, margin={"t": 20}, height=height + 24 * len(entries)
+        legend=place | legend, showlegend=True, margin={"t": 20}, height=height
     )
 
 
 def plot_matrix(
     rows: Sequence[str],
     columns: Sequence[str],
-    cells: Mapping[tuple[int, int], tuple[float, str, str]],
+    cells: Cells,
     **style: Any,
 ) -> go.Figure:
     """Plot a heat map with its first row at the top.
@@ -202,8 +212,7 @@ def plot_matrix(
     Args:
         rows: names of the rows.
         columns: names of the columns.
-        cells: by row and column, the value that the color shows, by default a difference; the
-            number that is printed; and what a reader sees who points at the cell.
+        cells: the cells; their values are differences, unless the style is for others.
         style: other attributes of the heat map.
     """
     values = np.full((len(rows), len(columns)), np.nan)
@@ -219,6 +228,27 @@ def plot_matrix(
         go.Heatmap(x=columns, y=rows, z=values, **colors | printed | hover | style),
         {"xaxis": axis, "yaxis": axis | {"autorange": "reversed"}},
     )
+
+
+def wrap_label(label: str, width: int = 26) -> str:
+    """Return a label as HTML for Plotly, in lines that leave room for a figure on a phone.
+
+    Args:
+        label: the label, which is broken at its commas.
+        width: characters of a line, unless one of its parts is longer.
+    """
+    lines: list[str] = []
+    for part in label.split(", "):
+        if lines and len(lines[-1]) + len(part) < width:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(part)
+    return "<br>".join(map(escape_html, lines))
+
+
+def find_row_height(labels: Sequence[str]) -> int:
+    """Return the height in pixels of a row of a category axis with such labels."""
+    return 8 + 16 * (1 + max((label.count("<br>") for label in labels), default=0))
 
 
 # ---------------------------------------------------------------- text alternatives

@@ -17,18 +17,23 @@ from reports.charts.chart import (
     DASHES,
     HOVER_TEXTS,
     IMPROVES,
+    LEGEND_WIDTH,
     NEUTRAL,
     PALETTE,
     ROW_HEIGHT,
     TRIAL_COLOR,
     WORSENS,
+    ZERO_COLOR,
+    Cells,
     Chart,
     add_reference_lines,
     category_colors,
     find_range,
+    find_row_height,
     interval_bars,
     place_legend_below,
     plot_matrix,
+    wrap_label,
 )
 from reports.formatting import escape_html
 from reports.phrases import describe_similar, describe_trend, format_estimate
@@ -57,8 +62,8 @@ from studies.measure import Measure
 MAX_CONDITIONAL, MAX_CONDITIONS = 12, 2
 """Numbers of rows of the chart of conditional effects, and of these about one contrast."""
 
-MAX_CONTRASTS = 80
-"""Contrasts above which the chart of their interactions would be too large to read."""
+MAX_CONTRASTS, MAX_NUMBERED = 80, 20
+"""Contrasts up to which their interactions are drawn, and the cells have room for numbers."""
 
 MAX_IN_CHART = 20
 """Architectures in the chart of pairwise differences."""
@@ -200,18 +205,23 @@ def chart_interactions(table: FactorialTable) -> Chart | None:
     contrasts = list(dict.fromkeys(c for each in interactions for c in (each.first, each.second)))
     place = {contrast: i for i, contrast in enumerate(contrasts)}
     scale = interactions[0].scale
-    cells: dict[tuple[int, int], tuple[float, str, str]] = {}
+    cells: Cells = {}
     for each in interactions:
         text = (
             f"{each.first.label} with {each.second.label}: {format_estimate(each)} in addition to "
             f"their separate effects, over {format_count(each.pairs, 'quadruple')}"
         )
-        cell = each.mean, format_signed(each.mean, scale.rough_spec), escape_html(text)
+        cell = each.mean, format_signed(each.mean, scale.spec), escape_html(text)
         i, j = place[each.first], place[each.second]
         cells |= {(i, j): cell, (j, i): cell}
     labels = [escape_html(contrast.label) for contrast in contrasts]
     figure = plot_matrix(
-        labels, labels, cells, reversescale=scale.higher_is_better, colorbar_title=scale.unit
+        labels,
+        labels,
+        cells,
+        reversescale=scale.higher_is_better,
+        colorbar_title=scale.unit,
+        texttemplate="%{text}" if len(contrasts) <= MAX_NUMBERED else "",
     )
     figure.update_layout(xaxis_tickangle=-40, height=190 + 36 * len(contrasts))
     return Chart(
@@ -220,8 +230,8 @@ def chart_interactions(table: FactorialTable) -> Chart | None:
         caption=f"{scale.name[:1].upper()}{scale.name[1:]} of two changes together, minus the sum "
         "of their separate effects. Blue: they reinforce each other. Orange: they weaken each "
         "other. Zero: their effects add up.",
-        width=620,
-        max_width=900,
+        width=200 + 52 * min(MAX_NUMBERED, len(contrasts)),
+        max_width=max(620, 200 + 70 * min(MAX_NUMBERED, len(contrasts))),
     )
 
 
@@ -282,7 +292,11 @@ def _plot_trend(trend: Trend, scale: Scale) -> go.Figure:
             hovertemplate=HOVER_TEXTS,
         )
     return figure.update_layout(
-        xaxis={"title": name, "type": "log" if trend.is_log else "linear"},
+        xaxis={
+            "title": name,
+            "type": "log" if trend.is_log else "linear",
+            "exponentformat": "power",
+        },
         yaxis_title=escape_html(add_unit(scale.name, scale.unit)),
         showlegend=False,
     )
@@ -303,8 +317,7 @@ def plot_replicates(
         metric: metric of the losses.
         references: baseline cells, drawn as vertical lines.
     """
-    # On two lines, labels leave room for the runs on a narrow screen.
-    labels = [escape_html(entry.label).replace(", ", "<br>", 1) for entry in entries]
+    labels = [wrap_label(entry.label) for entry in entries]
     means, lows, highs = ([getattr(e, name) for e in entries] for name in ("mean", "low", "high"))
     losses = [loss for entry in entries for loss in entry.losses]
     spec = metric.scale.value_spec
@@ -334,7 +347,7 @@ def plot_replicates(
     return figure.update_layout(
         xaxis_title=metric.axis_title,
         yaxis={"type": "category", "autorange": "reversed"},
-        height=150 + 40 * len(entries) + ROW_HEIGHT * len(references),
+        height=150 + find_row_height(labels) * len(entries) + ROW_HEIGHT * len(references),
     )
 
 
@@ -348,7 +361,8 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
     names = comparison.names[:MAX_IN_CHART]
     if len(names) < 2:
         return None
-    cells = {}
+    significant: Cells = {}
+    others: Cells = {}
     for i, row in enumerate(names):
         for j, column in enumerate(names):
             difference = comparison.between(row, column)
@@ -357,15 +371,18 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
             number = format_signed(difference.mean, spec)
             text = f"{row} minus {column}: {number}"
             text += format_interval(difference.low, difference.high, spec)
-            # Only significant differences are colored.
             if difference.is_significant:
-                cells[i, j] = difference.mean, number, f"{text}, significant"
+                significant[i, j] = difference.mean, number, f"{text}, significant"
             else:
-                cells[i, j] = 0.0, f"({number})", f"{text}, not significant"
-    rows = [f"{i}: {escape_html(name)}" for i, name in enumerate(names, 1)]
+                others[i, j] = difference.mean, f"({number})", f"{text}, not significant"
+    rows = [wrap_label(f"{i}: {name}") for i, name in enumerate(names, 1)]
     columns = [f"{i}" for i in range(1, len(names) + 1)]
-    figure = plot_matrix(rows, columns, cells, showscale=False)
-    figure.update_layout(xaxis_side="top", height=110 + 32 * len(names))
+    figure = plot_matrix(
+        rows, columns, others, colorscale=[[0, ZERO_COLOR], [1, ZERO_COLOR]], name="not significant"
+    )
+    figure.add_traces(plot_matrix(rows, columns, significant, name="significant").data)
+    figure.update_traces(showscale=False)
+    figure.update_layout(xaxis_side="top", height=110 + find_row_height(rows) * len(names))
     caption = (
         "Each cell is the row minus the column, numbered as in the table. Blue: the row is better; "
         "orange: the column is better; in parentheses and gray: the difference is not significant."
@@ -376,8 +393,8 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
         "Pairwise differences",
         figure,
         caption=caption,
-        width=340 + 62 * len(names),
-        max_width=max(COLUMN_WIDTH, 340 + 80 * len(names)),
+        width=200 + 62 * len(names),
+        max_width=max(COLUMN_WIDTH, 200 + 80 * len(names)),
     )
 
 
@@ -493,12 +510,11 @@ def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
             x=profile.centers,
             y=profile.loss + profile.excess,
             error_y={"array": 1.96 * profile.stderr, "thickness": 1, "width": 2},
-            customdata=profile.ranges,
-            name=escape_html(f"{profile.estimate()}: {entry.full_label}"),
+            customdata=profile.format_ranges(token),
+            name=wrap_label(f"{profile.estimate()}: {entry.full_label}", LEGEND_WIDTH),
             mode="lines+markers",
             line={"color": colors[k], "dash": DASHES[k % len(DASHES)]},
-            hovertemplate=f"%{{customdata}} {token}s: %{{y:.4f}} bits per byte"
-            "<extra>%{fullData.name}</extra>",
+            hovertemplate="%{customdata}: %{y:.4f} bits per byte<extra>%{fullData.name}</extra>",
             hoverlabel={"namelength": -1},
         )
     title = {"text": f"effective context ({token}s)", "side": "top"}

@@ -17,6 +17,7 @@ from reports.charts.chart import (
     FULL_WIDTH,
     HOVER_TEXTS,
     IMPROVES,
+    LEGEND_WIDTH,
     NEUTRAL,
     PALETTE,
     ROW_HEIGHT,
@@ -29,6 +30,7 @@ from reports.charts.chart import (
     place_legend_below,
     plot_matrix,
     sequential_colors,
+    wrap_label,
 )
 from reports.formatting import escape_html, objective_name
 from reports.results import Results
@@ -191,7 +193,7 @@ def chart_timeline(results: Results) -> Chart | None:
         "Timeline of the workers",
         figure,
         caption=caption,
-        width=520,
+        width=340,
         max_width=FULL_WIDTH,
     )
 
@@ -327,7 +329,7 @@ def _plot_panels(panels: Mapping[str, Sequence[go.Scatter]], height: int) -> go.
     figure = make_subplots(len(panels), 1, vertical_spacing=0.35 / len(panels))
     for row, (title, traces) in enumerate(panels.items(), 1):
         for trace in traces:
-            name = trace.name and escape_html(trace.name)
+            name = trace.name and wrap_label(trace.name, LEGEND_WIDTH)
             trace.update(name=name, legendgroup=name, showlegend=row == 1 and bool(name))
             figure.add_trace(trace, row, 1)
         figure.update_xaxes(title=escape_html(title), row=row, col=1)

@@ -101,11 +101,6 @@ class Scale:
         return cls(unit, higher_is_better, f".{digits}f", f".{digits}f", name)
 
     @property
-    def rough_spec(self) -> str:
-        """Format of a difference where there is little room: with a digit less."""
-        return f".{max(0, int(self.spec[1:-1]) - 1)}{self.spec[-1]}"
-
-    @property
     def better_sign(self) -> str:
         """Sign of a difference that is better: ``negative`` or ``positive``."""
         return "positive" if self.higher_is_better else "negative"

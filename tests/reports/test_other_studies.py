@@ -131,7 +131,7 @@ def test_study_of_baseline_cells_has_no_switches(sqlite_url):
     (results,) = read_studies(sqlite_url, "cells")
     assert results.parameters == ["cell", "state_size", "bptt_steps"]
     row = results.complete.iloc[0]
-    assert row["label"] == "1×4 GRU, bptt_steps 1"
+    assert row["label"] == "1×4 GRU, bptt steps 1"
     assert decode_architecture(row, results.config) == BaselineConfig("gru", 1, 4)
     section = Section(results)
     labels = [effect.contrast.label for effect in section.main_effects.effects]
@@ -143,11 +143,11 @@ def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):
     make_baselines(sqlite_url)
     gated, cells = build_sections(read_studies(sqlite_url, "made", "cells"))
     shapes = gated.curves.figure.layout.shapes
-    names = ["1×4 GRU, bptt_steps 1", "1×4 GRU, bptt_steps 16", "1×4 LSTM, bptt_steps 1",
-             "1×4 LSTM, bptt_steps 16"]  # fmt: skip
+    names = ["1×4 GRU, bptt steps 1", "1×4 GRU, bptt steps 16", "1×4 LSTM, bptt steps 1",
+             "1×4 LSTM, bptt steps 16"]  # fmt: skip
     assert [shape.name for shape in shapes] == names
     assert [shape.y0 for shape in shapes] == pytest.approx([1.4, 1.5, 1.8, 1.9])
-    assert "1×4 LSTM, bptt_steps 16: 1.9." in gated.curves.alt_text
+    assert "1×4 LSTM, bptt steps 16: 1.9." in gated.curves.alt_text
     low, high = gated.curves.figure.layout.yaxis.range
     assert low < 1.4 < 1.9 < high
     assert not cells.curves.figure.layout.shapes

@@ -28,9 +28,9 @@ def test_html_escapes_names_and_leaves_missing_numbers_empty(table):
     first, second = table.__html__().partition("<tbody>")[2].strip().splitlines()[:2]
     assert first == (
         '<tr><th scope="row">a|b &lt;i&gt;</th><td class="number" data-sort="-1.25" '
-        'data-ends="-1.5,-1">−1.25 * <small>[−1.50, −1.00]</small></td></tr>'
+        'data-more="-1.5,-1,*">−1.25 * <small>[−1.50, −1.00]</small></td></tr>'
     )
-    assert second.endswith('<td class="number" data-sort="" data-ends=","></td></tr>')
+    assert second.endswith('<td class="number" data-sort="" data-more=",,"></td></tr>')
     assert "<caption>one &amp; two</caption>" in table.__html__()
 
 
