@@ -202,10 +202,7 @@ def place_legend_below(figure: go.Figure, height: int, **legend: Any) -> go.Figu
 
 
 def plot_matrix(
-    rows: Sequence[str],
-    columns: Sequence[str],
-    cells: Cells,
-    **style: Any,
+    rows: Sequence[str], columns: Sequence[str], cells: Cells, **style: Any
 ) -> go.Figure:
     """Plot a heat map with its first row at the top.
 
