@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from reports.analysis.hypothesis_tests import Finding, HypothesisTest
-from reports.analysis.leaderboard import StudySummary
+from reports.analysis.leaderboard import CostSummary, StudySummary
 from reports.analysis.nuisance import Edge, build_outcome_table, join_names
 from reports.analysis.other_studies import BaselineReference
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, UnequalBudget
@@ -22,8 +22,16 @@ from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.effects import Effect, PairedDifference
 from reports.stats.hypotheses import GOOD, UNKNOWN, ContrastOutcomes, Verdict, compute_fail_error
-from reports.stats.scale import Scale, format_count, format_param, format_signed, format_value
+from reports.stats.scale import (
+    Scale,
+    format_count,
+    format_interval,
+    format_param,
+    format_signed,
+    format_value,
+)
 from reports.stats.task_contrasts import TaskContrast
+from reports.study_reader import describe_selection, select_drawn_curves
 
 MAX_TERMS = 5
 """Significant terms of an additive model that are listed, the largest first."""
@@ -74,10 +82,8 @@ def join(parts: Sequence[str]) -> str:
 
 def format_estimate(difference: PairedDifference) -> str:
     """Format a mean difference with its unit and interval: ``−0.399 nats [−0.404, −0.393]``."""
-    scale, interval = difference.scale, ""
-    if not math.isnan(difference.low):
-        ends = (format_signed(end, scale.spec) for end in (difference.low, difference.high))
-        interval = f" [{', '.join(ends)}]"
+    scale = difference.scale
+    interval = format_interval(difference.low, difference.high, scale.spec)
     return f"{scale.format_difference(difference.mean)}{interval}"
 
 
@@ -323,6 +329,14 @@ def describe_pruning(findings: StudyFindings) -> str:
     return f"{kept}, by {audit.stopped} audited{wrong}"
 
 
+def describe_similar(costs: CostSummary) -> str:
+    """Say what the architectures have in common that are as good as those of a Pareto front."""
+    if costs.is_replicated:
+        return "not significantly worse than the front at their cost, corrected for all pairs"
+    data = f"over the {costs.measure.data} of these single runs"
+    return f"not distinguishable from the front at their cost, {data}"
+
+
 def describe_references(
     references: Sequence[BaselineReference],
     kind: Literal["training_loss", "metric"],
@@ -344,6 +358,20 @@ def describe_training_differences(references: Sequence[BaselineReference]) -> st
         f"The cells of {study} were trained differently: {difference}."
         for study, difference in differences.items()
         if difference
+    )
+
+
+def describe_drawn_curves(results: Results, points: int) -> str:
+    """Say how much of the training curves a figure of so many log points draws; "" for all."""
+    drawn, everything = select_drawn_curves(results), results.curve_ends["points"]
+    if points == everything.sum():
+        return ""
+    text = describe_selection(len(drawn), len(everything)).replace(" trials are", " curves are")
+    if points < everything.reindex(drawn).sum():
+        text += " Of each curve, log points at even distances, the least and the last are drawn."
+    return (
+        f"{text} That is {points:,} of {everything.sum():,} log points; rnn-search report with "
+        "--curves writes all of them."
     )
 
 

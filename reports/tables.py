@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from html import escape
+from itertools import count, repeat
 from typing import Any, Generic, TypeVar
 
 import pandas as pd
@@ -36,6 +37,9 @@ TEXT = "s"
 
 MARK = " *"
 """Follows an estimate that is significant."""
+
+LONG = 24
+"""Characters from which a text wants a wide column: it would make a row high in a narrow one."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,12 @@ class Column(Generic[Row]):
         if self.ends:
             low, high = (_format(end, self.spec) for end in self.ends(row))
             ends = f" [{low}, {high}]" if low and high else ""
-        note = self.note(row) if self.note and text else ""
-        return (text + note).replace("-", "−") if self.spec else text + note, ends.replace("-", "−")
+        text += self.format_note(row)
+        return text.replace("-", "−") if self.spec else text, ends.replace("-", "−")
+
+    def format_note(self, row: Row) -> str:
+        """Return what follows the value of a cell; "" where there is none."""
+        return self.note(row) if self.note and _format(self.value(row), self.spec) else ""
 
     def expand(self) -> "list[tuple[str, Callable[[Row], Any], str]]":
         """Return the name, value and format of each of its columns in a data frame."""
@@ -117,12 +125,14 @@ class Table(Generic[Row]):
         """Return the table as HTML that scrolls within its own width.
 
         The first column is the heading of its row if it is text. ``data-`` attributes hold full
-        numbers, by which a page sorts, and which it writes as CSV.
+        numbers, by which a page sorts, and which it writes as CSV: ``data-more`` is what this file
+        has in further columns, the ends of an interval and what follows a value.
         """
         shown = [column for column in self.columns if column.title]
-        heads = "".join(map(_render_head, shown))
+        noted = [any(map(column.format_note, self.rows)) for column in shown]
+        heads = "".join(map(_render_head, shown, noted))
         rows = "\n".join(
-            f"<tr>{''.join(_render_cell(column, row, i) for i, column in enumerate(shown))}</tr>"
+            f"<tr>{''.join(map(_render_cell, shown, repeat(row), count(), noted))}</tr>"
             for row in self.rows
         )
         return (
@@ -164,23 +174,28 @@ class Table(Generic[Row]):
         return frame.to_string(index=False)
 
 
-def _render_head(column: Column[Any]) -> str:
+def _render_head(column: Column[Any], is_noted: bool) -> str:
     unit = f" <small>{escape(column.unit)}</small>" if column.unit else ""
-    ends = ' data-ends="from,to"' if column.ends else ""
+    more = _render_more((["from", "to"] if column.ends else []) + (["note"] if is_noted else []))
     style = ' class="number"' if column.spec else ""
-    return f'<th scope="col"{style}{ends}><span>{escape(column.title)}</span>{unit}</th>'
+    return f'<th scope="col"{style}{more}><span>{escape(column.title)}</span>{unit}</th>'
 
 
-def _render_cell(column: Column[Row], row: Row, index: int) -> str:
+def _render_more(fields: Sequence[str]) -> str:
+    return f' data-more="{escape(",".join(fields))}"' if fields else ""
+
+
+def _render_cell(column: Column[Row], row: Row, index: int, is_noted: bool) -> str:
     text, ends = (escape(part) for part in column.format(row))
     if column.is_strong and text:
         text = f"<strong>{text}</strong>"
     attributes = ""
     if column.spec:
         attributes += f' class="number" data-sort="{escape(_format(column.value(row), ".10g"))}"'
-    if column.ends:
-        low, high = (_format(end, ".10g") for end in column.ends(row))
-        attributes += f' data-ends="{low},{high}"'
+    elif index and len(text) > LONG:
+        attributes += ' class="long"'
+    more = [_format(end, ".10g") for end in column.ends(row)] if column.ends else []
+    attributes += _render_more(more + ([column.format_note(row).strip()] if is_noted else []))
     if column.hint and (hint := _format(column.hint(row), "")):
         attributes += f' title="{escape(hint)}"'
     ends = f" <small>{ends.strip()}</small>" if ends else ""
@@ -351,7 +366,7 @@ def tabulate_findings(
                    condition=has_threshold),
             Column(f"verdict {scale.good_side} {threshold}",
                    lambda row: row[2].outcome_verdict if row[2] else None, is_strong=True,
-                   condition=has_threshold),
+                   condition=any(e.outcome_verdict for _, test in tests for e in test.findings)),
             Column("status", lambda row: state(row[1]), condition=is_list),
         ],
     )  # fmt: skip

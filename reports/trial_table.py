@@ -289,7 +289,7 @@ def decode_architecture(
 
 
 def format_settings(params: Mapping[str, Any], names: Iterable[str], shortens: bool = False) -> str:
-    """Format the settings of a trial as they follow a label: ``, learning_rate 0.003``.
+    """Format the settings of a trial as they follow a label: ``, learning rate 0.003``.
 
     Args:
         params: values of the settings.
@@ -299,7 +299,7 @@ def format_settings(params: Mapping[str, Any], names: Iterable[str], shortens: b
     known = {name: params[name] for name in names if name in params}
     if shortens:
         known |= {n: float(f"{v:.4g}") for n, v in known.items() if isinstance(v, float)}
-    return "".join(f", {name} {value}" for name, value in known.items())
+    return "".join(f", {format_param(name)} {value}" for name, value in known.items())
 
 
 def to_python(value: Any) -> Any:
@@ -445,9 +445,19 @@ class ContextProfile:
     @property
     def centers(self) -> Floats:
         """Geometric mean of the smallest and the largest number of tokens in each bin (bins,)."""
-        smallest = np.array([1, *(each + 1 for each in self.bins[:-1])])
-        centers: Floats = np.sqrt(smallest * np.array(self.bins))
+        centers: Floats = np.sqrt(np.multiply(self._smallest, self.bins))
         return centers
+
+    def format_ranges(self, token: str) -> list[str]:
+        """Format the numbers of tokens in each bin: ``1 byte``, ``2 bytes``, ``3–4 bytes``."""
+        return [
+            format_count(high, token) if low == high else f"{low:,}–{high:,} {token}s"
+            for low, high in zip(self._smallest, self.bins, strict=True)
+        ]
+
+    @property
+    def _smallest(self) -> list[int]:
+        return [1, *(each + 1 for each in self.bins[:-1])]
 
     def estimate(self) -> EffectiveContext:
         """Estimate the effective context.

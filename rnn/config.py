@@ -391,7 +391,9 @@ class TrialConfig(NamedTuple):
     def label(self) -> str:
         """Short name: the architecture, the training settings that vary, the replicate above 0."""
         varied = (*self.task_options, *self.varied)
-        settings = "".join(f", {name} {format_value(value)}" for name, value in varied)
+        settings = "".join(
+            f", {name.replace('_', ' ')} {format_value(value)}" for name, value in varied
+        )
         replicate = f" #{self.replicate}" if self.replicate else ""
         return f"{self.architecture.label}{settings}{replicate}"
 

@@ -168,7 +168,7 @@ class Effects:
 
     def plot(self) -> "go.Figure":
         """Plot each effect with its interval; a notebook displays the figure."""
-        from reports.charts.effect_plots import plot_effects
+        from reports.charts.comparison_plots import plot_effects
 
         return plot_effects(self.effects, self.unit)
 

@@ -1,4 +1,4 @@
-"""Charts of the report: a figure with its text alternative, and the colors of all figures.
+"""Charts of the report: a figure with its text alternative, and what all figures have in common.
 
 Text alternatives, for screen readers and for print, are from the data of the figures alone.
 
@@ -37,14 +37,30 @@ PALETTE = (
 CELL_COLORS = {"gated": "#2f7fd1", "gru": "#009e73", "lstm": "#cc79a7", "elman": "#56b4e9"}
 """Colors of the built-in cells, the same in all figures."""
 
+ZERO_COLOR = "rgba(138, 144, 153, 0.12)"
+"""A translucent gray: white or black would stand out on one of the page's two themes."""
+
+DIVERGING_COLORS = [[0, IMPROVES], [0.5, ZERO_COLOR], [1, WORSENS]]
+"""Color scale of differences in loss, centered at zero."""
+
 ROW_HEIGHT = 28
 """Height in pixels of a row of a category axis."""
 
 COLUMN_WIDTH, FULL_WIDTH = 760, 1160
 """Largest width in pixels of a figure of a few rows or lines, and of one of many."""
 
+LEGEND_WIDTH = 40
+"""Characters of a line of a legend that a phone has room for."""
+
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 """Styles of lines, so that no figure relies on color alone."""
+
+Cells = dict[tuple[int, int], tuple[float, str, str]]
+"""Cells of a heat map by row and column: the value that the color shows, the number that is
+printed, and what a reader sees who points at the cell."""
+
+HOVER_TEXTS = "%{customdata}<extra></extra>"
+"""Template of hover texts that a trace has as its custom data."""
 
 
 @dataclass(frozen=True)
@@ -115,30 +131,121 @@ def category_colors(values: Sequence[Any]) -> list[str]:
     return [CELL_COLORS[value] if value in CELL_COLORS else next(rest) for value in values]
 
 
+# ---------------------------------------------------------------- parts of figures
+
+
+def find_range(values: Sequence[float]) -> list[float] | None:
+    """Return the range of an axis that shows some values with room; None if all are the same."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    room = 0.05 * (high - low)
+    return [low - room, high + room] if room else None
+
+
+def interval_bars(
+    means: Sequence[float], lows: Sequence[float], highs: Sequence[float], color: str = NEUTRAL
+) -> dict[str, Any]:
+    """Return Plotly's ``error_x`` of the intervals of some means."""
+    return {
+        "array": np.subtract(highs, means).tolist(),
+        "arrayminus": np.subtract(means, lows).tolist(),
+        "thickness": 2,
+        "width": 5,
+        "color": color,
+    }
+
+
 def add_reference_lines(
-    figure: go.Figure, references: Sequence[BaselineReference], losses: Sequence[float], axis: str
+    figure: go.Figure,
+    references: Sequence[BaselineReference],
+    losses: Sequence[float],
+    axis: str,
+    bounds: Sequence[float],
 ) -> None:
     """Add a dashed line with a legend entry for each reference whose loss is known.
+
+    The axis is given a range, for which Plotly ignores lines across the figure.
 
     Args:
         figure: figure that is changed.
         references: the references.
         losses: their positions; NaN if unknown.
         axis: axis of the losses, ``x`` or ``y``.
+        bounds: values that are within the range of the axis, as the lines are.
     """
+    add_line = figure.add_hline if axis == "y" else figure.add_vline
     for i, (reference, loss) in enumerate(zip(references, losses, strict=True)):
-        if not math.isfinite(loss):
-            continue
-        line = {
-            "color": CELL_COLORS[reference.cell],
-            "dash": DASHES[1 + i % (len(DASHES) - 1)],
-            "width": 2,
-        }
-        style = {"line": line, "name": escape_html(reference.label), "showlegend": True}
-        if axis == "y":
-            figure.add_hline(y=loss, **style)
+        if math.isfinite(loss):
+            dash = DASHES[1 + i % (len(DASHES) - 1)]
+            add_line(
+                **{axis: loss},
+                line={"color": CELL_COLORS[reference.cell], "dash": dash, "width": 2},
+                name=escape_html(reference.label),
+                showlegend=True,
+            )
+    figure.update_layout({f"{axis}axis": {"range": find_range([*bounds, *losses])}})
+
+
+def place_legend_below(figure: go.Figure, height: int, **legend: Any) -> go.Figure:
+    """Place the legend below a figure: at its side it leaves no room on a narrow screen.
+
+    Args:
+        figure: figure that is changed.
+        height: height without the legend, in pixels.
+        legend: other settings of the legend.
+    """
+    place = {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}
+    entries = {trace.name for trace in figure.data if trace.showlegend is not False}
+    height += sum(find_row_height([name]) for name in entries)
+    return figure.update_layout(
+        legend=place | legend, showlegend=True, margin={"t": 20}, height=height
+    )
+
+
+def plot_matrix(
+    rows: Sequence[str], columns: Sequence[str], cells: Cells, **style: Any
+) -> go.Figure:
+    """Plot a heat map with its first row at the top.
+
+    Args:
+        rows: names of the rows.
+        columns: names of the columns.
+        cells: the cells; their values are differences, unless the style is for others.
+        style: other attributes of the heat map.
+    """
+    values = np.full((len(rows), len(columns)), np.nan)
+    numbers, texts = np.full((2, *values.shape), "", dtype=object)
+    for place, cell in cells.items():
+        values[place], numbers[place], texts[place] = cell
+    bound = float(np.nanmax(np.abs(values), initial=0)) or 1.0
+    colors = {"colorscale": DIVERGING_COLORS, "zmin": -bound, "zmax": bound, "hoverongaps": False}
+    printed = {"text": numbers, "texttemplate": "%{text}", "xgap": 2, "ygap": 2}
+    hover = {"customdata": texts, "hovertemplate": HOVER_TEXTS}
+    axis = {"type": "category", "showgrid": False}
+    return go.Figure(
+        go.Heatmap(x=columns, y=rows, z=values, **colors | printed | hover | style),
+        {"xaxis": axis, "yaxis": axis | {"autorange": "reversed"}},
+    )
+
+
+def wrap_label(label: str, width: int = 26) -> str:
+    """Return a label as HTML for Plotly, in lines that leave room for a figure on a phone.
+
+    Args:
+        label: the label, which is broken at its commas.
+        width: characters of a line, unless one of its parts is longer.
+    """
+    lines: list[str] = []
+    for part in label.split(", "):
+        if lines and len(lines[-1]) + len(part) < width:
+            lines[-1] += f", {part}"
         else:
-            figure.add_vline(x=loss, **style)
+            lines.append(part)
+    return "<br>".join(map(escape_html, lines))
+
+
+def find_row_height(labels: Sequence[str]) -> int:
+    """Return the height in pixels of a row of a category axis with such labels."""
+    return 8 + 16 * (1 + max((label.count("<br>") for label in labels), default=0))
 
 
 # ---------------------------------------------------------------- text alternatives
@@ -146,11 +253,8 @@ def add_reference_lines(
 _ROOM = 3000
 """Characters in which the marks of a figure are listed; of more there are quartiles."""
 
-_MAX_POINTS = 24
-"""Points of a line that are listed; of more, five at even distances."""
-
-_MAX_TRACES = 24
-"""Traces above which a figure is described as a bundle of lines."""
+_MAX_LISTED = 24
+"""Lines that are described one by one, and points of a line; of more points, five."""
 
 _MAX_GROUPS = 12
 """Places on an axis up to which each has its median."""
@@ -158,8 +262,8 @@ _MAX_GROUPS = 12
 _EXTREMES = 3
 """Marks that are named at each end."""
 
-_VARIABLE = re.compile(r"%\{(\w+)(?:\.\w+)?(?:\[(\d+)\])?(?::([^}]*))?\}")
-"""Variable in a template of hover texts, with its index and its format."""
+_VARIABLE = re.compile(r"%\{(\w+)(?::([^}]*))?\}")
+"""Variable in a template of hover texts, with its format."""
 
 _TAG = re.compile(r"<[^>]*>")
 
@@ -169,7 +273,7 @@ class _Mark:
     """A point, a bar or a cell.
 
     Attributes:
-        place: place on the other axis, or the row and the column of a cell.
+        place: place on the other axis, of a cell its row and column.
         value: number that it shows; None where both axes have names.
         text: what a reader sees who points at it.
     """
@@ -187,7 +291,7 @@ def describe_figure(figure: go.Figure) -> str:
     layout = figure.layout.to_plotly_json()
     traces = [trace for trace in figure.data if trace.hoverinfo not in ("skip", "none")]
     parts = [_describe_axes(layout)]
-    if len(traces) > _MAX_TRACES:
+    if len(traces) > _MAX_LISTED:
         parts.append(_describe_bundle(traces, layout))
     else:
         # The panels of a figure may show the same points.
@@ -211,11 +315,10 @@ def _describe_axes(layout: Mapping[str, Any]) -> str:
     legend = layout.get("legend", {}).get("title", {}).get("text")
     texts = [f"legend: {legend}"] if legend else []
     for letter, direction in (("x", "horizontal"), ("y", "vertical")):
-        axes = [axis for name, axis in layout.items() if name.startswith(f"{letter}axis")]
         titles = [
             axis["title"]["text"] + (", logarithmic" if axis.get("type") == "log" else "")
-            for axis in axes
-            if axis.get("title", {}).get("text")
+            for name, axis in layout.items()
+            if name.startswith(f"{letter}axis") and axis.get("title", {}).get("text")
         ]
         if titles:
             texts.append(f"{direction} axis: {', '.join(dict.fromkeys(titles))}")
@@ -249,17 +352,22 @@ def _name_trace(trace: Any, layout: Mapping[str, Any]) -> str:
 
 def _describe_trace(trace: Any, layout: Mapping[str, Any], room: int) -> str:
     """Describe a trace: by its marks if these need no more than some characters."""
-    marks = _list_marks(trace)
-    if trace.type != "heatmap" and _is_upwards(trace, layout):
-        marks.reverse()
-    shown = marks
-    if getattr(trace, "mode", "") == "lines" and marks:
+    shown = marks = _list_marks(trace)
+    if getattr(trace, "mode", "") == "lines":
         # Where a line is level, its next point says nothing new.
         shown = [each for i, each in enumerate(marks) if not i or each.value != marks[i - 1].value]
-        if len(shown) > _MAX_POINTS:
+        if len(shown) > _MAX_LISTED:
             shown = [shown[round(i * (len(shown) - 1) / 4)] for i in range(5)]
-    text = "; ".join(dict.fromkeys(each.text for each in shown))
+    elif _is_upwards(trace, layout):
+        marks.reverse()
+    text = "; ".join(dict.fromkeys(mark.text for mark in shown))
     return text if len(text) <= room else _count_spans(trace) or _summarize(marks)
+
+
+def _is_upwards(trace: Any, layout: Mapping[str, Any]) -> bool:
+    """Whether the first of the names on a vertical axis is at its bottom, as Plotly draws it."""
+    is_reversed = layout.get("yaxis", {}).get("autorange") == "reversed"
+    return trace.type != "heatmap" and not is_reversed and _has_names(trace.y)
 
 
 def _count_spans(trace: Any) -> str:
@@ -276,47 +384,40 @@ def _list_marks(trace: Any) -> list[_Mark]:
     """List the marks of a trace that have a value, or a name on both axes."""
     xs, ys = _to_list(trace.x), _to_list(trace.y)
     if trace.type in ("heatmap", "contour"):
-        cells = [
-            ((y, x), trace.z[i][j], (i, j)) for i, y in enumerate(ys) for j, x in enumerate(xs)
-        ]
+        cells = [((i, j), x, y, trace.z[i][j]) for i, y in enumerate(ys) for j, x in enumerate(xs)]
         found = [
-            _Mark(place, float(value), _hover(trace, index, place, value))
-            for place, value, index in cells
-            if _is_number(value)
+            _Mark(f"{_format(y)}, {_format(x)}", float(z), _hover(trace, index, x, y, z))
+            for index, x, y, z in cells
+            if _is_number(z)
         ]
         return list({mark.text: mark for mark in found}.values())  # a symmetric map has each twice
     count = max(len(xs), len(ys))
     if trace.type in ("scatter", "scattergl"):  # evenly spaced places are a start and a distance
         xs = xs or [(trace.x0 or 0) + i * (trace.dx or 1) for i in range(count)]
     xs, ys = xs or [trace.name] * count, ys or [trace.name] * count
-    is_sideways = any(isinstance(y, str) for y in ys)
-    places, values = (ys, xs) if is_sideways else (xs, ys)
-    if any(isinstance(value, str) for value in values):
-        both = enumerate(zip(places, values, strict=True))
-        return [_Mark(each, None, _hover(trace, (i,), each[:1], each[1])) for i, each in both]
+    places, values = (ys, xs) if _has_names(ys) else (xs, ys)
+    is_named = _has_names(values)
     return [
-        _Mark(place, float(value), _hover(trace, (i,), (place,), value))
+        _Mark(place, None if is_named else float(value), _hover(trace, (i,), xs[i], ys[i]))
         for i, (place, value) in enumerate(zip(places, values, strict=True))
-        if _is_number(value)
+        if is_named or _is_number(value)
     ]
 
 
-def _hover(trace: Any, index: tuple[int, ...], place: tuple[Any, ...], value: Any) -> str:
+def _hover(trace: Any, index: tuple[int, ...], x: Any, y: Any, z: Any = None) -> str:
     """Return what a reader sees who points at a mark."""
     template = trace.hovertemplate
     if not isinstance(template, str) or getattr(trace, "mode", "") == "lines":
-        return f"{', '.join(map(_format, place))}: {_format(value)}"
+        shown = (y, x, z) if z is not None else (y, x) if isinstance(y, str) else (x, y)
+        return f"{', '.join(map(_format, shown[:-1]))}: {_format(shown[-1])}"
 
     def insert(match: re.Match[str]) -> str:
-        name, item, spec = match.groups()
-        found: Any = {"z": value}.get(name, getattr(trace, name, None))
-        if name in ("x", "y") and len(index) == 2:
-            found = place[name == "x"]
-        elif name != "z":
+        name, spec = match.groups()
+        found: Any = {"x": x, "y": y, "z": z}.get(name)
+        if found is None:
+            found = getattr(trace, name)
             for each in index:
                 found = found[each]
-        if item is not None:
-            found = found[int(item)]
         return _format(found, spec) if spec else str(found)
 
     return _VARIABLE.sub(insert, template.partition("<extra>")[0])
@@ -341,19 +442,19 @@ def _summarize(marks: Sequence[_Mark]) -> str:
 
 def _group(marks: Sequence[_Mark]) -> dict[str, list[float]]:
     """Group values by their places, of many numbers by quarters; {} if there are many names."""
+    is_numeric = all(_is_number(mark.place) for mark in marks)
+    if is_numeric:
+        marks = sorted(marks, key=lambda mark: mark.place)
     places = [mark.place for mark in marks]
-    is_numeric = all(map(_is_number, places))
-    if len(set(places)) <= _MAX_GROUPS:
-        names = [_format(place) for place in places]
-    elif is_numeric:
+    names = list(map(_format, places))
+    if len(set(places)) > _MAX_GROUPS:
+        if not is_numeric:
+            return {}
         edges = np.unique(np.quantile(places, [0.25, 0.5, 0.75, 1]))
-        names = [f"up to {_format(edges[np.searchsorted(edges, place)])}" for place in places]
-    else:
-        return {}
-    order = sorted(range(len(marks)), key=places.__getitem__) if is_numeric else range(len(marks))
+        names = [f"up to {_format(edge)}" for edge in edges[np.searchsorted(edges, places)]]
     groups: dict[str, list[float]] = {}
-    for i in order:
-        groups.setdefault(names[i], []).append(marks[i].value or 0.0)
+    for name, mark in zip(names, marks, strict=True):
+        groups.setdefault(name, []).append(mark.value or 0.0)
     return groups
 
 
@@ -361,11 +462,8 @@ def _join(marks: Sequence[_Mark]) -> str:
     return "; ".join(mark.text for mark in marks)
 
 
-def _is_upwards(trace: Any, layout: Mapping[str, Any]) -> bool:
-    """Whether the first of the names on a vertical axis is at its bottom, as Plotly draws it."""
-    return any(isinstance(y, str) for y in _to_list(trace.y)) and (
-        layout.get("yaxis", {}).get("autorange") != "reversed"
-    )
+def _has_names(values: Any) -> bool:
+    return any(isinstance(value, str) for value in _to_list(values))
 
 
 def _to_list(values: Any) -> list[Any]:

@@ -1,6 +1,7 @@
-"""Figures that compare architectures: their runs, differences, costs and memory."""
+"""Figures of comparisons: of changes, by their effects; of architectures; and of studies."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,42 +9,300 @@ import numpy as np
 import plotly.graph_objects as go
 
 from reports.analysis.leaderboard import CostSummary, LeaderboardEntry
-from reports.analysis.other_studies import BaselineReference
+from reports.analysis.other_studies import BaselineReference, SourceComparison
 from reports.charts.chart import (
+    BEST_COLOR,
     CELL_COLORS,
     COLUMN_WIDTH,
     DASHES,
+    HOVER_TEXTS,
     IMPROVES,
+    LEGEND_WIDTH,
     NEUTRAL,
+    PALETTE,
     ROW_HEIGHT,
+    TRIAL_COLOR,
+    WORSENS,
+    ZERO_COLOR,
+    Cells,
     Chart,
     add_reference_lines,
     category_colors,
+    find_range,
+    find_row_height,
+    interval_bars,
+    place_legend_below,
+    plot_matrix,
+    wrap_label,
 )
-from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
 from reports.formatting import escape_html
+from reports.phrases import describe_similar, describe_trend, format_estimate
 from reports.results import Results
-from reports.stats.pareto import Cost, CostedArchitecture, ParetoFront
-from reports.stats.replicates import Comparison, Difference
-from reports.stats.scale import Metric, add_unit, format_signed
+from reports.stats.additive_model import AdditiveModel, Trend
+from reports.stats.conditional_effects import ConditionalEffect
+from reports.stats.design import Contrast
+from reports.stats.effects import Effect, FactorialTable, PairedDifference
+from reports.stats.noise import NoiseSource
+from reports.stats.pareto import Cost, ParetoFront
+from reports.stats.replicates import Comparison
+from reports.stats.scale import (
+    Metric,
+    Scale,
+    add_unit,
+    format_count,
+    format_interval,
+    format_param,
+    format_signed,
+    format_value,
+)
 from reports.study_reader import MAX_DRAWN, select_evenly
 from rnn.config import BASELINE_CELLS, BaselineConfig
 from studies.measure import Measure
 
+MAX_CONDITIONAL, MAX_CONDITIONS = 12, 2
+"""Numbers of rows of the chart of conditional effects, and of these about one contrast."""
+
+MAX_CONTRASTS, MAX_NUMBERED = 80, 20
+"""Contrasts up to which their interactions are drawn, and the cells have room for numbers."""
+
 MAX_IN_CHART = 20
 """Architectures in the chart of pairwise differences."""
 
-AXIS_TITLES: dict[Cost, str] = {
-    "parameters": "parameters",
-    "seconds": "computing time of a run (s)",
+_COSTS: dict[Cost, tuple[str, str, str]] = {
+    "parameters": ("parameters", "parameters", "%{x:,.0f} parameters"),
+    "seconds": ("training time", "computing time of a run (s)", "%{x:,.2f} s"),
 }
-"""Title of the axis of each cost."""
+"""Name of each cost, title of its axis, and its text in a template of hover texts."""
 
 _SHOWN_QUANTILE = 0.75
 """Share of the architectures within the range of the losses at first: bad ones hide the front."""
 
 BEST_PROFILES = 5
 """Number of best architectures that are drawn; the best of each baseline cell is drawn as well."""
+
+
+# ---------------------------------------------------------------- changes
+
+
+def effect_color(effect: PairedDifference) -> str:
+    """Return the color of an effect, by its direction if it is significant."""
+    if not effect.is_significant:
+        return NEUTRAL
+    return IMPROVES if effect.is_improvement else WORSENS
+
+
+def _effect_symbol(effect: PairedDifference) -> str:
+    """Return the marker of an effect, which points to lower or higher values."""
+    if not effect.is_significant:
+        return "circle-open"
+    return "triangle-left" if effect.mean < 0 else "triangle-right"
+
+
+def _describe_effect(effect: Effect) -> str:
+    text = f"{effect.description}: {format_estimate(effect)}"
+    if effect.source is NoiseSource.ADDITIVE:  # there are no pairs
+        return text
+    share = effect.improved_count / effect.pairs
+    return f"{text}, better in {share:.0%} of {format_count(effect.pairs, 'pair')}"
+
+
+def _add_effects(
+    figure: go.Figure,
+    effects: Sequence[PairedDifference],
+    rows: Sequence[str],
+    texts: Sequence[str],
+    **style: Any,
+) -> None:
+    """Add effects as markers with their intervals, in some rows and with some hover texts."""
+    means, lows, highs = ([getattr(e, name) for e in effects] for name in ("mean", "low", "high"))
+    figure.add_scatter(
+        x=means,
+        y=rows,
+        error_x=interval_bars(means, lows, highs),
+        marker={
+            "size": 11,
+            "color": list(map(effect_color, effects)),
+            "symbol": list(map(_effect_symbol, effects)),
+        },
+        customdata=list(map(escape_html, texts)),
+        hovertemplate=HOVER_TEXTS,
+        **{"mode": "markers"} | style,
+    )
+
+
+def _finish_effects(figure: go.Figure, unit: str, height: int) -> go.Figure:
+    """Add the line of no effect and the axes to a figure of effects, whose first row is on top."""
+    figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
+    return figure.update_layout(
+        xaxis_title=add_unit("mean difference", unit),
+        yaxis={"type": "category", "automargin": True, "autorange": "reversed"},
+        height=height,
+        showlegend=False,
+    )
+
+
+def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
+    """Plot each effect as a marker with its interval."""
+    figure, rows = go.Figure(), [escape_html(effect.contrast.label) for effect in effects]
+    _add_effects(figure, effects, rows, list(map(_describe_effect, effects)))
+    return _finish_effects(figure, unit, 110 + ROW_HEIGHT * max(1, len(effects)))
+
+
+def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str) -> Chart | None:
+    """Chart the effects that differ most between values; None if none differs significantly."""
+    differing = [each for each in conditional if each.is_significant]
+    if not differing:
+        return None
+    # Of each contrast the largest difference first, so that no contrast fills the chart.
+    differing.sort(key=lambda each: -each.difference.mean)
+    seen: Counter[Contrast] = Counter()
+    shown = []
+    for each in differing:
+        seen[each.contrast] += 1
+        if seen[each.contrast] <= MAX_CONDITIONS:
+            shown.append(each)
+    figure = go.Figure()
+    for each in shown[:MAX_CONDITIONAL]:
+        effects = sorted(each.levels, key=lambda level: level.mean)
+        label, parameter = each.contrast.label, format_param(each.parameter)
+        values = [format_value(level.value) for level in effects]
+        texts = [
+            f"{label} by {parameter} {value}: {format_estimate(level)}, {level.pairs:,} pairs"
+            for value, level in zip(values, effects, strict=True)
+        ]
+        sides = ["top center", "bottom center"] * len(effects)  # since two markers may be close
+        _add_effects(
+            figure,
+            effects,
+            [f"{escape_html(label)}<br>by {escape_html(parameter)}"] * len(effects),
+            texts,
+            mode="lines+markers+text",
+            line={"color": NEUTRAL, "width": 1},
+            text=list(map(escape_html, values)),
+            textposition=sides[: len(effects)],
+            textfont={"size": 11},
+            cliponaxis=False,
+        )
+    _finish_effects(figure, unit, 120 + 2 * ROW_HEIGHT * len(figure.data))
+    return Chart(
+        "What the effects depend on",
+        figure,
+        caption="Each row is the effect of one change at the values of one other parameter, "
+        "written at the markers, with 95% intervals. Triangles are significant after the "
+        "correction for all effects of this kind. Rows are those with the largest "
+        "significant differences.",
+        width=340,
+    )
+
+
+def chart_interactions(table: FactorialTable) -> Chart | None:
+    """Chart the two-way interactions; None without a quadruple of trials, or with too many."""
+    if len(table.list_contrasts()) > MAX_CONTRASTS:
+        return None
+    interactions = table.compute_interactions()
+    if not interactions:
+        return None
+    contrasts = list(dict.fromkeys(c for each in interactions for c in (each.first, each.second)))
+    place = {contrast: i for i, contrast in enumerate(contrasts)}
+    scale = interactions[0].scale
+    cells: Cells = {}
+    for each in interactions:
+        text = (
+            f"{each.first.label} with {each.second.label}: {format_estimate(each)} in addition to "
+            f"their separate effects, over {format_count(each.pairs, 'quadruple')}"
+        )
+        cell = each.mean, format_signed(each.mean, scale.spec), escape_html(text)
+        i, j = place[each.first], place[each.second]
+        cells |= {(i, j): cell, (j, i): cell}
+    labels = [escape_html(contrast.label) for contrast in contrasts]
+    figure = plot_matrix(
+        labels,
+        labels,
+        cells,
+        reversescale=scale.higher_is_better,
+        colorbar_title=scale.unit,
+        texttemplate="%{text}" if len(contrasts) <= MAX_NUMBERED else "",
+    )
+    figure.update_layout(xaxis_tickangle=-40, height=190 + 36 * len(contrasts))
+    return Chart(
+        "Two-way interactions",
+        figure,
+        caption=f"{scale.name[:1].upper()}{scale.name[1:]} of two changes together, minus the sum "
+        "of their separate effects. Blue: they reinforce each other. Orange: they weaken each "
+        "other. Zero: their effects add up.",
+        width=200 + 52 * min(MAX_NUMBERED, len(contrasts)),
+        max_width=max(620, 200 + 70 * min(MAX_NUMBERED, len(contrasts))),
+    )
+
+
+def chart_levels(model: AdditiveModel, scale: Scale) -> Chart | None:
+    """Chart the differences between the levels of all parameters; None if there are none."""
+    effects = [each.effect for each in model.levels]
+    if not effects:
+        return None
+    return Chart(
+        "Effects in the additive model",
+        plot_effects(effects, scale.unit),
+        caption="Difference to the first value, with its 95% interval, other parameters being "
+        "equal. Filled triangles: the interval excludes zero, without correction for their number.",
+    )
+
+
+def chart_trends(model: AdditiveModel, scale: Scale) -> list[Chart]:
+    """Chart each trend, the significant ones first."""
+    ordered = sorted(model.trends, key=lambda trend: (not trend.is_significant, trend.p))
+    return [
+        Chart(
+            format_param(trend.parameter),
+            _plot_trend(trend, scale),
+            caption="Points: runs without the fitted effects of all other parameters. Line: fitted "
+            "trend. Diamond: best place with its 95% interval.",
+        )
+        for trend in ordered
+    ]
+
+
+def _plot_trend(trend: Trend, scale: Scale) -> go.Figure:
+    """Plot the runs, the fitted trend, and the best place with its interval."""
+    name = escape_html(format_param(trend.parameter))
+    figure = go.Figure()
+    figure.add_scatter(
+        x=trend.points,
+        y=trend.partials,
+        mode="markers",
+        marker={"size": 6, "color": TRIAL_COLOR, "opacity": 0.6},
+        hovertemplate=f"{name} %{{x}}: %{{y:{scale.value_spec}}}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=trend.places,
+        y=trend.curve,
+        mode="lines",
+        line={"color": PALETTE[0] if trend.is_significant else NEUTRAL, "width": 2},
+        hovertemplate=f"fitted %{{y:{scale.value_spec}}} at %{{x:.3g}}<extra></extra>",
+    )
+    best = trend.optimum
+    if not best.reason:
+        figure.add_scatter(
+            x=[best.value],
+            y=[float(np.interp(best.value, trend.places, trend.curve))],
+            error_x=interval_bars([best.value], [best.low], [best.high], BEST_COLOR),
+            mode="markers",
+            marker={"symbol": "diamond", "size": 12, "color": BEST_COLOR},
+            customdata=[escape_html(describe_trend(trend, scale))],
+            hovertemplate=HOVER_TEXTS,
+        )
+    return figure.update_layout(
+        xaxis={
+            "title": name,
+            "type": "log" if trend.is_log else "linear",
+            "exponentformat": "power",
+        },
+        yaxis_title=escape_html(add_unit(scale.name, scale.unit)),
+        showlegend=False,
+    )
+
+
+# ---------------------------------------------------------------- architectures
 
 
 def plot_replicates(
@@ -58,24 +317,24 @@ def plot_replicates(
         metric: metric of the losses.
         references: baseline cells, drawn as vertical lines.
     """
-    entries = entries[::-1]  # Plotly's first row is at the bottom
-    # On two lines, labels leave room for the runs on a narrow screen.
-    labels = [escape_html(entry.label).replace(", ", "<br>", 1) for entry in entries]
+    labels = [wrap_label(entry.label) for entry in entries]
+    means, lows, highs = ([getattr(e, name) for e in entries] for name in ("mean", "low", "high"))
+    losses = [loss for entry in entries for loss in entry.losses]
     spec = metric.scale.value_spec
     figure = go.Figure(
         [
             go.Scatter(
-                x=[loss for entry in entries for loss in entry.losses],
-                y=[label for label, e in zip(labels, entries, strict=True) for _ in e.losses],
+                x=losses,
+                y=np.repeat(labels, [entry.runs for entry in entries]).tolist(),
                 mode="markers",
                 marker={"size": 6, "color": NEUTRAL, "opacity": 0.6},
                 name="run",
                 hovertemplate=f"%{{y}}: %{{x:{spec}}}<extra></extra>",
             ),
             go.Scatter(
-                x=[entry.mean for entry in entries],
+                x=means,
                 y=labels,
-                error_x=interval_bars(entries, IMPROVES),
+                error_x=interval_bars(means, lows, highs, IMPROVES),
                 mode="markers",
                 marker={"size": 10, "color": IMPROVES, "symbol": "diamond"},
                 name="mean, 95% interval",
@@ -84,19 +343,11 @@ def plot_replicates(
         ]
     )
     lines = [each.metric for each in references]
-    add_reference_lines(figure, references, lines, "x")
-    # Plotly ignores lines across the figure when it chooses a range.
-    bounds = [bound for e in entries for bound in (*e.losses, e.low, e.high)]
-    lowest, highest = np.nanmin([*bounds, *lines]), np.nanmax([*bounds, *lines])
-    room = 0.05 * (highest - lowest)
+    add_reference_lines(figure, references, lines, "x", [*losses, *lows, *highs])
     return figure.update_layout(
-        xaxis={
-            "title": metric.axis_title,
-            "range": [lowest - room, highest + room] if room else None,
-        },
-        yaxis={"type": "category", "automargin": True},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        height=150 + 40 * len(entries) + ROW_HEIGHT * len(references),
+        xaxis_title=metric.axis_title,
+        yaxis={"type": "category", "autorange": "reversed"},
+        height=150 + find_row_height(labels) * len(entries) + ROW_HEIGHT * len(references),
     )
 
 
@@ -110,42 +361,28 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
     names = comparison.names[:MAX_IN_CHART]
     if len(names) < 2:
         return None
-    means = np.full((len(names), len(names)), np.nan)
-    labels, texts = (np.full(means.shape, "", dtype=object) for _ in range(2))
+    significant: Cells = {}
+    others: Cells = {}
     for i, row in enumerate(names):
         for j, column in enumerate(names):
             difference = comparison.between(row, column)
             if difference is None or not difference.runs:
                 continue
-            # Only significant differences are colored.
-            means[i, j] = difference.mean if difference.is_significant else 0
             number = format_signed(difference.mean, spec)
-            labels[i, j] = number if difference.is_significant else f"({number})"
-            texts[i, j] = _describe_difference(row, column, difference, spec)
-    bound = float(np.nanmax(np.abs(means), initial=0)) or 1.0
-    figure = go.Figure(
-        go.Heatmap(
-            z=means,
-            x=[f"{i}" for i in range(1, len(names) + 1)],
-            y=[f"{i}: {escape_html(name)}" for i, name in enumerate(names, 1)],
-            zmin=-bound,
-            zmax=bound,
-            colorscale=DIVERGING_COLORS,
-            text=labels,
-            texttemplate="%{text}",
-            customdata=texts,
-            hovertemplate="%{customdata}<extra></extra>",
-            hoverongaps=False,
-            xgap=2,
-            ygap=2,
-            showscale=False,
-        )
+            text = f"{row} minus {column}: {number}"
+            text += format_interval(difference.low, difference.high, spec)
+            if difference.is_significant:
+                significant[i, j] = difference.mean, number, f"{text}, significant"
+            else:
+                others[i, j] = difference.mean, f"({number})", f"{text}, not significant"
+    rows = [wrap_label(f"{i}: {name}") for i, name in enumerate(names, 1)]
+    columns = [f"{i}" for i in range(1, len(names) + 1)]
+    figure = plot_matrix(
+        rows, columns, others, colorscale=[[0, ZERO_COLOR], [1, ZERO_COLOR]], name="not significant"
     )
-    figure.update_layout(
-        xaxis={"type": "category", "showgrid": False, "side": "top"},
-        yaxis={"type": "category", "automargin": True, "autorange": "reversed", "showgrid": False},
-        height=110 + 32 * len(names),
-    )
+    figure.add_traces(plot_matrix(rows, columns, significant, name="significant").data)
+    figure.update_traces(showscale=False)
+    figure.update_layout(xaxis_side="top", height=110 + find_row_height(rows) * len(names))
     caption = (
         "Each cell is the row minus the column, numbered as in the table. Blue: the row is better; "
         "orange: the column is better; in parentheses and gray: the difference is not significant."
@@ -156,27 +393,17 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
         "Pairwise differences",
         figure,
         caption=caption,
-        width=340 + 62 * len(names),
-        max_width=max(COLUMN_WIDTH, 340 + 80 * len(names)),
+        width=200 + 62 * len(names),
+        max_width=max(COLUMN_WIDTH, 200 + 80 * len(names)),
     )
-
-
-def _describe_difference(first: str, second: str, difference: Difference, spec: str) -> str:
-    interval = ""
-    if not math.isnan(difference.half_width):
-        ends = (format_signed(end, spec) for end in (difference.low, difference.high))
-        interval = f" [{', '.join(ends)}]"
-    verdict = "significant" if difference.is_significant else "not significant"
-    return f"{first} minus {second}: {format_signed(difference.mean, spec)}{interval}, {verdict}"
 
 
 def chart_front(front: ParetoFront, summary: CostSummary) -> Chart:
     """Chart the losses of a study against one cost."""
-    noun = "parameters" if front.cost == "parameters" else "training time"
-    title = f"{summary.measure.loss.capitalize()} against {noun}"
+    loss, (noun, *_) = summary.measure.loss, _COSTS[front.cost]
     caption = (
         "Line and diamonds: the Pareto front; no architecture that costs as much or less has a "
-        f"lower {summary.measure.loss}. Circles: {_describe_similar(summary)} Gray: worse."
+        f"lower {loss}. Circles: {describe_similar(summary)}. Gray: worse."
     )
     others = len(front.similar) + len(front.worse)
     drawn = min(len(front.similar), MAX_DRAWN) + min(len(front.worse), MAX_DRAWN)
@@ -184,107 +411,71 @@ def chart_front(front: ParetoFront, summary: CostSummary) -> Chart:
         caption += f" {drawn:,} of the {others:,} off the front are drawn, spread over the costs."
     if front.references:
         caption += " Crosses: the best of each baseline cell of the other studies on this page."
-    return Chart(title, plot_front(front, summary.measure), caption=caption)
+    figure = plot_front(front, summary.measure)
+    return Chart(f"{loss.capitalize()} against {noun}", figure, caption=caption)
 
 
 def plot_front(front: ParetoFront, measure: Measure) -> go.Figure:
     """Plot each architecture's held-out loss against its cost, on a logarithmic axis."""
-    axes = front.cost, measure
+    _, cost_title, cost_text = _COSTS[front.cost]
     members = [member.architecture for member in front.members]
     everything = [*members, *front.similar, *front.worse]
     costs = [each.cost(front.cost) for each in [*everything, *front.references]]
-    losses = [each.loss for each in everything]
-    figure = go.Figure(
-        [
-            _trace(*axes, select_evenly(front.worse), "worse", color=NEUTRAL, size=5, opacity=0.55),
-            _trace(
-                *axes,
-                select_evenly(front.similar),
-                "not distinguishable from the front",
-                symbol="circle-open",
-                color=IMPROVES,
-                size=9,
-                line={"width": 2},
-            ),
-            go.Scatter(
-                x=[each.cost(front.cost) for each in members] + [max(costs)],
-                y=[each.loss for each in members] + [members[-1].loss],
-                mode="lines",
-                line={"shape": "hv", "color": IMPROVES, "width": 2},
-                hoverinfo="skip",
-                showlegend=False,
-            ),
-            _trace(*axes, members, "front", symbol="diamond", color=IMPROVES, size=11),
-            *(
-                _trace(
-                    *axes,
-                    [each],
-                    escape_html(each.label),
-                    symbol="x",
-                    color=CELL_COLORS[each.cell],
-                    size=10,
-                )
-                for each in front.references
-            ),
-        ]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[each.cost(front.cost) for each in members] + [max(costs)],
+        y=[each.loss for each in members] + [members[-1].loss],
+        mode="lines",
+        line={"shape": "hv", "color": IMPROVES, "width": 2},
+        hoverinfo="skip",
+        showlegend=False,
     )
-    shown = [*(each.loss for each in [*members, *front.similar, *front.references])]
-    top = max([float(np.quantile(losses, _SHOWN_QUANTILE)), *shown])
-    bottom = min([*losses, *shown])
-    room = 0.06 * (top - bottom)
+    similar = {"symbol": "circle-open", "color": IMPROVES, "size": 9, "line": {"width": 2}}
+    groups = [
+        ("worse", select_evenly(front.worse), {"color": NEUTRAL, "size": 5, "opacity": 0.55}),
+        ("not distinguishable from the front", select_evenly(front.similar), similar),
+        ("front", members, {"symbol": "diamond", "color": IMPROVES, "size": 11}),
+    ]
+    for each in front.references:
+        marker = {"symbol": "x", "color": CELL_COLORS[each.cell], "size": 10}
+        groups.append((escape_html(each.label), [each], marker))
+    for name, points, marker in groups:
+        trials = ["" if each.number is None else f" (trial {each.number})" for each in points]
+        figure.add_scatter(
+            x=[each.cost(front.cost) for each in points],
+            y=[each.loss for each in points],
+            mode="markers",
+            marker=marker,
+            name=name,
+            text=[escape_html(e.label + trial) for e, trial in zip(points, trials, strict=True)],
+            hovertemplate=f"%{{text}}<br>{cost_text}<br>%{{y:{measure.spec}}}<extra></extra>",
+            showlegend=bool(points),
+        )
+    losses = [each.loss for each in everything]
+    shown = [each.loss for each in [*members, *front.similar, *front.references]]
+    shown += [min(losses), float(np.quantile(losses, _SHOWN_QUANTILE))]
+    title = add_unit(measure.name_loss("held-out"), measure.held_out_unit)
     return figure.update_layout(
-        xaxis={"title": AXIS_TITLES[front.cost]} | _scale(min(costs), max(costs)),
-        yaxis={
-            "title": add_unit(measure.name_loss("held-out"), measure.held_out_unit),
-            "range": [bottom - room, top + room],
-        },
+        xaxis={"title": cost_title} | _scale_costs(min(costs), max(costs)),
+        yaxis={"title": title, "range": find_range(shown)},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         height=460,
     )
 
 
-def _scale(low: float, high: float) -> dict[str, Any]:
+def _scale_costs(low: float, high: float) -> dict[str, Any]:
     """Return the settings of an axis of costs: linear within a factor of five, else logarithmic."""
     if low <= 0 or high < 5 * low:
-        room = 0.06 * (high - low)
-        return {"range": [low - room, high + room], "nticks": 5, "tickformat": ",~r"}
+        return {"range": find_range([low, high]), "nticks": 5, "tickformat": ",~r"}
     first, last = math.log10(low), math.log10(high)
-    room = 0.06 * (last - first)
     factors = (1, 3) if last - first > 1.5 else (1, 2, 5)
     ticks = [f * 10**e for e in range(math.floor(first), math.ceil(last) + 1) for f in factors]
     return {
         "type": "log",
-        "range": [first - room, last + room],
+        "range": find_range([first, last]),
         "tickvals": ticks,
         "ticktext": [f"{tick:,}" if tick >= 1 else f"{tick:.6g}" for tick in ticks],
     }
-
-
-def _describe_similar(summary: CostSummary) -> str:
-    if summary.is_replicated:
-        return "not significantly worse than the front at their cost, corrected for all pairs."
-    data = f"over the {summary.measure.data} of these single runs."
-    return f"not distinguishable from the front at their cost, {data}"
-
-
-def _trace(
-    cost: Cost, measure: Measure, points: Sequence[CostedArchitecture], name: str, **marker: object
-) -> go.Scatter:
-    unit = " parameters" if cost == "parameters" else " s"
-    spec = ",.0f" if cost == "parameters" else ",.2f"
-    return go.Scatter(
-        x=[each.cost(cost) for each in points],
-        y=[each.loss for each in points],
-        mode="markers",
-        marker=marker,
-        name=name,
-        text=[
-            escape_html(each.label + (f" (trial {each.number})" if each.number is not None else ""))
-            for each in points
-        ],
-        hovertemplate=f"%{{text}}<br>%{{x:{spec}}}{unit}<br>%{{y:{measure.spec}}}<extra></extra>",
-        showlegend=bool(points),
-    )
 
 
 def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart | None:
@@ -298,76 +489,72 @@ def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
         entries: its architectures, the best first.
 
     Returns:
-        The chart of the best architectures and baseline cells; None if no trial recorded the
-        losses, as in older studies.
+        The chart of the best architectures and of the best of each baseline cell; None if no trial
+        recorded the losses, as in older studies.
     """
-    drawn, token = _select_profiles(entries), results.config.token_name
+    token = results.config.token_name
+    known = [(entry, entry.context) for entry in entries if entry.context is not None]
+    cells = [
+        entry.architecture.cell if isinstance(entry.architecture, BaselineConfig) else ""
+        for entry, _ in known
+    ]
+    best = {cells.index(cell) for cell in BASELINE_CELLS if cell in cells}
+    drawn = [i for i in range(len(known)) if i < BEST_PROFILES or i in best]
     if not drawn:
         return None
     figure = go.Figure()
-    colors = category_colors([_find_category(entry) for entry in drawn])
-    for i, entry in enumerate(drawn):
-        assert entry.context is not None
-        profile, effective = entry.context, entry.context.estimate()
-        style = {"color": colors[i], "dash": DASHES[i % len(DASHES)]}
-        figure.add_trace(
-            go.Scatter(
-                x=profile.centers,
-                y=profile.loss + profile.excess,
-                error_y={"array": 1.96 * profile.stderr, "thickness": 1, "width": 2},
-                customdata=_format_ranges(profile.bins),
-                name=escape_html(f"{effective}: {entry.full_label}"),
-                mode="lines+markers",
-                line=style,
-                hovertemplate=f"%{{customdata}} {token}s: %{{y:.4f}} bits per byte"
-                "<extra>%{fullData.name}</extra>",
-                hoverlabel={"namelength": -1},
-            )
+    colors = category_colors([cells[i] or known[i][0].full_label for i in drawn])
+    for k, i in enumerate(drawn):
+        entry, profile = known[i]
+        figure.add_scatter(
+            x=profile.centers,
+            y=profile.loss + profile.excess,
+            error_y={"array": 1.96 * profile.stderr, "thickness": 1, "width": 2},
+            customdata=profile.format_ranges(token),
+            name=wrap_label(f"{profile.estimate()}: {entry.full_label}", LEGEND_WIDTH),
+            mode="lines+markers",
+            line={"color": colors[k], "dash": DASHES[k % len(DASHES)]},
+            hovertemplate="%{customdata}: %{y:.4f} bits per byte<extra>%{fullData.name}</extra>",
+            hoverlabel={"namelength": -1},
         )
-    figure.update_layout(
+    title = {"text": f"effective context ({token}s)", "side": "top"}
+    place_legend_below(figure, 360, title=title, font={"size": 11}).update_layout(
         xaxis={"type": "log", "title": f"context ({token}s)", "dtick": math.log10(2)},
-        yaxis={"title": "bits per byte"},
-        # Below the plot: a legend at its side leaves no room on a narrow screen.
-        legend={
-            "title": {"text": f"effective context ({token}s)", "side": "top"},
-            "font": {"size": 11},
-            "orientation": "h",
-            "y": -0.2,
-            "yanchor": "top",
-            "x": 0,
-            "xanchor": "left",
-        },
-        showlegend=True,
-        margin={"l": 55, "r": 10, "t": 20},
-        height=360 + 24 * len(drawn),
+        yaxis_title="bits per byte",
+        margin={"l": 55, "r": 10},
     )
     return Chart("Loss by length of the context", figure, width=340)
 
 
-def _select_profiles(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEntry]:
-    """Return the best architectures that have a profile, and the best of each baseline cell."""
-    known = [entry for entry in entries if entry.context is not None]
-    selected = known[:BEST_PROFILES]
-    for cell in BASELINE_CELLS:
-        of_cell = [
-            entry
-            for entry in known
-            if isinstance(entry.architecture, BaselineConfig) and entry.architecture.cell == cell
+def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
+    """Plot a slope for each source architecture and variant, from the source to the new loss."""
+    figure = go.Figure()
+    ticks: dict[float, str] = {}
+    scale = comparison.scale
+    for i, (variant, rows) in enumerate(comparison.group_by_variant()):
+        left, right = i * 1.5, i * 1.5 + 1
+        ticks[left] = escape_html(comparison.source)
+        ticks[right] = f"{escape_html(comparison.study)}<br>{variant}"
+        slopes = list(zip(rows["label"], rows["source_value"], rows["value"], strict=True))
+        texts = [
+            f"{escape_html(label)}: {scale.add_unit(' → '.join(map(scale.format_value, ends)))}"
+            for label, *ends in slopes
         ]
-        selected += [entry for entry in of_cell[:1] if entry not in selected]
-    return selected
-
-
-def _find_category(entry: LeaderboardEntry) -> str:
-    """Return what the color of an architecture stands for: its baseline cell, or itself."""
-    if isinstance(entry.architecture, BaselineConfig):
-        return entry.architecture.cell
-    return entry.full_label
-
-
-def _format_ranges(bins: Sequence[int]) -> list[str]:
-    """Return the range of each bin: ``1``, ``2``, ``3–4``, ``5–8``."""
-    first = [1, *(each + 1 for each in bins[:-1])]
-    return [
-        str(high) if low == high else f"{low}–{high}" for low, high in zip(first, bins, strict=True)
-    ]
+        figure.add_scatter(
+            x=[left, right, None] * len(slopes),
+            y=[end for _, *ends in slopes for end in (*ends, None)],
+            mode="lines+markers",
+            name=variant,
+            line={"width": 1.5, "color": PALETTE[i % len(PALETTE)]},
+            marker={"size": 6},
+            opacity=0.75,
+            customdata=[text for text in texts for _ in range(3)],
+            hovertemplate=HOVER_TEXTS,
+        )
+    names = list(ticks.values())
+    return figure.update_layout(
+        xaxis={"tickvals": list(ticks), "ticktext": names, "showgrid": False, "zeroline": False},
+        yaxis_title=axis_title,
+        showlegend=False,
+        height=520,
+    )

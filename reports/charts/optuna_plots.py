@@ -5,10 +5,12 @@ colors that would be invisible on a dark page.
 """
 
 import random
+from ast import literal_eval
 from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import optuna
 import plotly.graph_objects as go
 from optuna import visualization
@@ -43,6 +45,12 @@ MAX_CATEGORIES = 6
 
 MAX_LINES = 200
 """Trials that parallel coordinates and ranks draw: each is a trace, or nine marks with texts."""
+
+FEW_LINES = 60
+"""Lines up to which those of parallel coordinates are thick."""
+
+SPREAD = 0.03
+"""Largest distance of a line from its value, as a share of an axis of parallel coordinates."""
 
 SMALL_SAMPLE = 100
 """Trials below which the best tenth is too small for a reliable PED-ANOVA importance."""
@@ -308,6 +316,9 @@ def chart_parameters(
         to_optuna_study(results, sorted(drawn), shown), target_name=axis
     )
     slices.update_xaxes(title={"font": {"size": 11}})  # else long names overlap
+    _remove_quotes(slices)
+    # Of Optuna's blues some are invisible on a white page, others on a dark one.
+    slices.update_traces(marker={"colorscale": sequential_colors(10)})
     charts = [
         Chart(
             "Slice: value of every trial over each parameter",
@@ -361,6 +372,17 @@ def chart_parameters(
     return charts
 
 
+def _remove_quotes(figure: go.Figure) -> None:
+    """Remove the quotes that Optuna writes around texts on the axes of slices."""
+
+    def strip(values: Sequence[Any]) -> list[Any]:
+        return [str(literal_eval(each)) if isinstance(each, str) else each for each in values]
+
+    figure.for_each_trace(lambda trace: trace.update(x=strip(trace.x)))
+    for axis in figure.select_xaxes(lambda axis: axis.categoryarray):
+        axis.update(categoryarray=strip(axis.categoryarray))
+
+
 def plot_parallel_coordinates(study: optuna.Study, name: str) -> go.Figure:
     """Plot each trial as a line through its parameters' values and its value, of this name."""
     figure = visualization.plot_parallel_coordinate(study, target_name=name)
@@ -368,14 +390,32 @@ def plot_parallel_coordinates(study: optuna.Study, name: str) -> go.Figure:
     # Optuna's dark blue lines, white background and gray text suit a white page only.
     scale = sequential_colors(10)
     scale = scale[::-1] if study.direction == StudyDirection.MAXIMIZE else scale
-    for line in lines:
-        line.line.color = scale[min(9, int(10 * line.y[0]))]
     lines.sort(key=lambda line: line.y[0], reverse=study.direction == StudyDirection.MINIMIZE)
+    places = _spread(np.array([line.y for line in lines], dtype=float))
+    width, opacity = (1.2, 0.5) if len(lines) > FEW_LINES else (2, 0.9)
+    for line, ys in zip(lines, places, strict=True):
+        color = scale[min(9, int(10 * line.y[0]))]
+        line.update(y=ys.tolist(), line={"color": color, "width": width}, opacity=opacity)
     figure.data = (*lines, color_bar)  # the best on top
     color_bar.marker.update(colorscale=scale, reversescale=False)
     figure.update_annotations(font={"size": 11, "color": None})
     figure.update_layout(plot_bgcolor=None)
     return _fit(figure, 460)
+
+
+def _spread(places: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Move lines apart where several meet at a value of a parameter, else only the last is seen.
+
+    Args:
+        places: place of each line (rows) on each axis (columns), the first of which is the value's.
+    """
+    spread = places.copy()
+    for axis in range(1, places.shape[1]):
+        for value in np.unique(places[:, axis]):
+            meeting = np.flatnonzero(places[:, axis] == value)
+            if len(meeting) > 1:
+                spread[meeting, axis] += np.linspace(SPREAD, -SPREAD, len(meeting))
+    return spread
 
 
 def chart_study(results: Results) -> list[Chart]:
@@ -412,4 +452,7 @@ def _fill_gaps(results: Results, numbers: Sequence[int]) -> optuna.Study:
 
 def _fit(figure: go.Figure, height: int) -> go.Figure:
     """Give a figure of Optuna the height of its place on a page, which has its title."""
+    # Between powers of ten, and with prefixes of units, labels overlap.
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(dtick=1, exponentformat="power", selector={"type": "log"})
     return figure.update_layout(title=None, width=None, height=height)

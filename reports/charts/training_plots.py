@@ -1,5 +1,6 @@
 """Figures of training curves, of the workers' timeline, and of what networks predict."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,9 @@ from reports.analysis.other_studies import BaselineReference
 from reports.charts.chart import (
     DASHES,
     FULL_WIDTH,
+    HOVER_TEXTS,
+    IMPROVES,
+    LEGEND_WIDTH,
     NEUTRAL,
     PALETTE,
     ROW_HEIGHT,
@@ -23,7 +27,10 @@ from reports.charts.chart import (
     ColorScheme,
     add_reference_lines,
     category_colors,
+    place_legend_below,
+    plot_matrix,
     sequential_colors,
+    wrap_label,
 )
 from reports.formatting import escape_html, objective_name
 from reports.results import Results
@@ -36,7 +43,7 @@ from reports.stats.scale import (
     is_missing,
     order_values,
 )
-from reports.study_reader import describe_selection, select_drawn_curves
+from reports.study_reader import select_drawn_curves
 from reports.trial_table import is_continuous
 from studies.attributes import ConfusionCounts, PredictionSample
 from studies.text import format_duration
@@ -63,20 +70,21 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
     drawn, curves = select_drawn_curves(results), []
     by_number = dict(iter(results.curves.groupby("number")))
     best = set(results.complete.index[:HIGHLIGHTED_CURVES])
-    labels, stride = results.table["label"].to_dict(), _find_stride(results)
+    labels, points = results.table["label"].to_dict(), results.curve_ends["points"]
+    stride = math.ceil(points.reindex(drawn).sum() / MAX_POINTS)
     scale = results.scale
     value = scale.add_unit(f"%{{y:{scale.value_spec}}}")
     hover = f"step %{{x:,}}: {escape_html(value)}<extra>%{{fullData.name}}</extra>"
     for number in reversed(drawn):
         steps, losses = (by_number[number][name].to_numpy() for name in ("step", "loss"))
-        points = _thin_curve(scale.to_loss(losses), stride)
+        places = _thin_curve(scale.to_loss(losses), stride)
         is_best = number in best
         # As dicts, hundreds of curves take half of the time.
         curves.append(
             {
                 "type": "scattergl",
-                **_encode_steps(steps[points]),
-                "y": losses[points].astype(np.float32),
+                **_encode_steps(steps[places]),
+                "y": losses[places].astype(np.float32),
                 "name": f"trial {number}: {labels[number]}",
                 "mode": "lines",
                 "line": {"width": 2.5 if is_best else 1, "color": NEUTRAL},
@@ -88,43 +96,14 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
         )
     figure = go.Figure(curves)
     # The steep descent of the first steps, common to all, is outside of the initial range.
-    ends = [0.02, 1] if scale.higher_is_better else [0, 0.98]
-    lowest, highest = results.curves["loss"].quantile(ends)
-    lines = [each.training_loss for each in references if math.isfinite(each.training_loss)]
-    lowest, highest = min([lowest, *lines]), max([highest, *lines])
-    add_reference_lines(figure, references, [each.training_loss for each in references], "y")
-    room = 0.05 * (highest - lowest)
+    ends = results.curves["loss"].quantile([0.02, 1] if scale.higher_is_better else [0, 0.98])
+    lines = [each.training_loss for each in references]
+    add_reference_lines(figure, references, lines, "y", ends.tolist())
     return figure.update_layout(
         xaxis_title="step",
-        yaxis={
-            "title": add_unit(results.measure.curve, results.measure.unit),
-            "range": [lowest - room, highest + room] if room else None,
-        },
-        hovermode="closest",
-        showlegend=bool(lines),
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        yaxis_title=add_unit(results.measure.curve, results.measure.unit),
+        showlegend=any(map(math.isfinite, lines)),
         height=620,
-    )
-
-
-def _find_stride(results: Results) -> int:
-    """Find how many log points apart those that are drawn have to be; 1 to draw all of them."""
-    points = int(results.curve_ends["points"].reindex(select_drawn_curves(results)).sum())
-    return math.ceil(points / MAX_POINTS)
-
-
-def describe_drawn_curves(results: Results, figure: go.Figure) -> str:
-    """Say how much of the curves a figure of them draws; "" for everything."""
-    drawn, points = len(figure.data), sum(len(trace.y) for trace in figure.data)
-    everything = results.curve_ends["points"]
-    if points == everything.sum():
-        return ""
-    text = describe_selection(drawn, len(everything)).replace(" trials are", " curves are")
-    if _find_stride(results) > 1:
-        text += " Of each curve, log points at even distances, the least and the last are drawn."
-    return (
-        f"{text} That is {points:,} of {everything.sum():,} log points; rnn-search report with "
-        "--curves writes all of them."
     )
 
 
@@ -149,19 +128,16 @@ def list_color_schemes(results: Results) -> list[ColorScheme]:
         )
     ]
     for name in results.parameters:
-        values = order_values(results.table[name].dropna().unique().tolist())
+        column = results.table[name]
+        values = order_values(column.dropna().unique().tolist())
         is_ordered = not isinstance(values[-1], bool | str) and len(values) > 1
         colors = sequential_colors(len(values)) if is_ordered else category_colors(values)
-        # Of a continuous parameter the legend names the ends.
-        is_named = [
-            not is_continuous(results.table[name]) or v in values[:: len(values) - 1]
-            for v in values
-        ]
+        named = (values[0], values[-1]) if is_continuous(column) else values
         legend = [
-            (format_value(value) if is_named[i] else "", colors[i])
-            for i, value in enumerate(values)
+            (format_value(value) if value in named else "", color)
+            for value, color in zip(values, colors, strict=True)
         ]
-        rows = results.table.loc[numbers, name].tolist()
+        rows = column[numbers].tolist()
         if any(map(is_missing, rows)):
             legend.append((f"without {format_param(name)}", _ABSENT_COLOR))
         indices = [len(values) if is_missing(v) else values.index(v) for v in rows]
@@ -185,14 +161,12 @@ def chart_timeline(results: Results) -> Chart | None:
     figure = go.Figure()
     for state, color in _COLORS.items():
         trials = bars[bars["state"] == state]
-        if trials.empty:
-            continue
         lengths = (trials["completed"] - trials["started"]).dt.total_seconds()
-        figure.add_trace(
-            go.Bar(
+        if not trials.empty:
+            figure.add_bar(
                 base=trials["started"].dt.strftime("%Y-%m-%dT%H:%M:%S.%f").tolist(),
                 x=(1000 * lengths).round().tolist(),  # milliseconds, the unit of a date axis
-                y=[escape_html(worker) for worker in trials["worker"]],
+                y=list(map(escape_html, trials["worker"])),
                 orientation="h",
                 name=state.lower() if state != "FAIL" else "failed",
                 marker={"color": color, "line": {"width": 0.5, "color": "rgba(255,255,255,0.6)"}},
@@ -200,14 +174,13 @@ def chart_timeline(results: Results) -> Chart | None:
                     f"{text}, {format_duration(seconds)}"
                     for text, seconds in zip(trials["text"], lengths, strict=True)
                 ],
-                hovertemplate="%{customdata}<extra></extra>",
+                hovertemplate=HOVER_TEXTS,
             )
-        )
     figure.update_layout(
         barmode="overlay",
         xaxis={"type": "date", "title": "time (UTC)"},
-        yaxis={"type": "category", "automargin": True, "autorange": "reversed"},
-        legend={"orientation": "h", "y": 1.15},
+        yaxis={"type": "category", "autorange": "reversed"},
+        legend_y=1.15,
         height=130 + ROW_HEIGHT * max(1, bars["worker"].nunique()),
     )
     caption = "A trial that was resumed is drawn where it ended."
@@ -220,7 +193,7 @@ def chart_timeline(results: Results) -> Chart | None:
         "Timeline of the workers",
         figure,
         caption=caption,
-        width=520,
+        width=340,
         max_width=FULL_WIDTH,
     )
 
@@ -242,10 +215,8 @@ def _group_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     if len(bars) <= MAX_BARS:
         return bars, len(rows)
     spans = max(1, MAX_BARS // (rows["worker"].nunique() * rows["state"].nunique()))
-    begin, end = rows["started"].min(), rows["started"].max()
-    width = max((end - begin).total_seconds(), 1.0) / spans
-    place = ((rows["started"] - begin).dt.total_seconds() / width).map(math.floor)
-    groups = bars.groupby(["worker", "state", place.clip(upper=spans - 1)], sort=False)
+    place = pd.cut(rows["started"], spans, labels=False)
+    groups = bars.groupby(["worker", "state", place], sort=False)
     found = groups.agg(started=("started", "min"), completed=("completed", "max"))
     found["text"] = [format_count(int(size), "trial") for size in groups.size()]
     return found.reset_index(["worker", "state"]), len(rows)
@@ -259,20 +230,13 @@ BEST_FORECASTS, BEST_LINES = 3, 5
 MIN_VALUES = 3
 """Number of distances or lengths from which results by these are a line rather than a table."""
 
-_MAX_PANELS = 4
-"""Number of panels of a figure of forecasts, one for each output and sequence."""
-
-_MAX_SEQUENCES = 3
+_MAX_PANELS, _MAX_SEQUENCES = 4, 3
+"""Numbers of panels of a figure of forecasts, one for each output and sequence, and of these."""
 
 _MAX_PRINTED = 12
 """Number of classes up to which counts are printed in the cells."""
 
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x")
-_LEGEND = {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}
-"""Below the plot: at its side it leaves no room on a narrow screen."""
-
-_COUNT_COLORS = ((0.0, "rgba(47,127,209,0)"), (1.0, "#2f7fd1"))
-"""Colors of no prediction, the background, and of all."""
 
 
 def chart_task(results: Results, entries: Sequence[LeaderboardEntry]) -> list[Chart]:
@@ -285,7 +249,7 @@ def chart_task(results: Results, entries: Sequence[LeaderboardEntry]) -> list[Ch
     if results.config.task_record is None:
         return []
     charts = [_chart_forecasts(results, entries), _chart_confusion(results, entries)]
-    charts += [_chart_lengths(results, entries), *_chart_slices(results, entries)]
+    charts += _chart_numbers(results, entries)
     return [chart for chart in charts if chart is not None]
 
 
@@ -299,80 +263,77 @@ def _chart_forecasts(results: Results, entries: Sequence[LeaderboardEntry]) -> C
     if not samples:
         return None
     first = next(iter(samples.values()))
-    is_series = np.bincount(first.sequences).max() >= MIN_VALUES
-    caption = (
-        "Validation sequences, step by step: the target in gray, and what the best networks "
-        "predict. "
-        if is_series
-        else "Each marker is a validation target and what a network predicts for it; on the line "
-        "both are equal. "
-    )
-    figure = _plot_series(samples) if is_series else _plot_scatter(samples)
-    caption += "In the units of the data."
+    if np.bincount(first.sequences).max() >= MIN_VALUES:
+        caption = (
+            "Validation sequences, step by step: the target in gray, and what the best networks "
+            "predict."
+        )
+        figure = _plot_series(first, samples)
+    else:
+        caption = (
+            "Each marker is a validation target and what a network predicts for it; on the line "
+            "both are equal."
+        )
+        figure = _plot_pairs(first, samples)
+    caption += " In the units of the data."
     return Chart("Predictions and targets", figure, caption=caption, width=340)
 
 
-def _plot_series(samples: Mapping[str, PredictionSample]) -> go.Figure:
+def _plot_series(first: PredictionSample, samples: Mapping[str, PredictionSample]) -> go.Figure:
     """Plot outputs and targets by step, with a panel for each output of the first sequences."""
-    first = next(iter(samples.values()))
     numbers = sorted(set(first.sequences))
     shown = numbers[: min(_MAX_SEQUENCES, max(1, _MAX_PANELS // len(first.names)))]
-    panels = [(i, number) for i in range(len(first.names)) for number in shown][:_MAX_PANELS]
-    figure = make_subplots(len(panels), 1, vertical_spacing=0.35 / len(panels))
     steps, sequences = np.array(first.steps) + 1, np.array(first.sequences)
-    for row, (i, number) in enumerate(panels, 1):
+    panels = {}
+    for i, number in list(itertools.product(range(len(first.names)), shown))[:_MAX_PANELS]:
         place = sequences == number
         lines = [("target", first.targets[i], {"color": NEUTRAL, "width": 4})]
-        for k, (label, sample) in enumerate(samples.items()):
-            lines.append((label, sample.outputs[i], _style_line(k)))
-        for label, values, line in lines:
-            trace = go.Scatter(
-                x=steps[place],
-                y=np.array(values)[place],
-                name=escape_html(label),
-                legendgroup=escape_html(label),
-                showlegend=row == 1,
-                mode="lines",
-                line=line,
+        lines += [
+            (label, sample.outputs[i], _style_line(k))
+            for k, (label, sample) in enumerate(samples.items())
+        ]
+        panels[f"{first.names[i]}: steps of sequence {number + 1}"] = [
+            go.Scatter(
+                x=steps[place], y=np.array(values)[place], name=label, mode="lines", line=line
             )
-            figure.add_trace(trace, row, 1)
-        title = f"{first.names[i]}: steps of sequence {number + 1}"
-        figure.update_xaxes(title=escape_html(title), row=row, col=1)
-    return figure.update_layout(
-        legend=_LEGEND,
-        hovermode="x unified",
-        margin={"t": 20},
-        height=110 + 190 * len(panels) + 24 * len(samples),
-    )
+            for label, values, line in lines
+        ]
+    return _plot_panels(panels, 190).update_layout(hovermode="x unified")
 
 
-def _plot_scatter(samples: Mapping[str, PredictionSample]) -> go.Figure:
+def _plot_pairs(first: PredictionSample, samples: Mapping[str, PredictionSample]) -> go.Figure:
     """Plot outputs against targets, with a panel for each output."""
-    first = next(iter(samples.values()))
-    figure = make_subplots(len(first.names), 1)
-    for row, (name, targets) in enumerate(zip(first.names, first.targets, strict=True), 1):
+    panels = {}
+    for i, (name, targets) in enumerate(zip(first.names, first.targets, strict=True)):
         ends = [min(targets), max(targets)]
         line = {"color": NEUTRAL, "width": 2}
-        figure.add_scatter(
-            x=ends, y=ends, mode="lines", line=line, hoverinfo="skip", showlegend=False,
-            row=row, col=1,
-        )  # fmt: skip
-        for k, (label, sample) in enumerate(samples.items()):
-            trace = go.Scatter(
-                x=targets,
-                y=sample.outputs[row - 1],
-                name=escape_html(label),
-                legendgroup=escape_html(label),
-                showlegend=row == 1,
-                mode="markers",
-                marker=_style_marker(k) | {"opacity": 0.7},
-                hovertemplate="target %{x}, predicted %{y}",
-            )
+        panels[f"target of {name}"] = [
+            go.Scatter(x=ends, y=ends, mode="lines", line=line, hoverinfo="skip"),
+            *(
+                go.Scatter(
+                    x=targets,
+                    y=sample.outputs[i],
+                    name=label,
+                    mode="markers",
+                    marker=_style_marker(k) | {"opacity": 0.7},
+                    hovertemplate="target %{x}, predicted %{y}",
+                )
+                for k, (label, sample) in enumerate(samples.items())
+            ),
+        ]
+    return _plot_panels(panels, 300).update_yaxes(title="predicted")
+
+
+def _plot_panels(panels: Mapping[str, Sequence[go.Scatter]], height: int) -> go.Figure:
+    """Plot panels of some height below each other; the legend has the traces of the first."""
+    figure = make_subplots(len(panels), 1, vertical_spacing=0.35 / len(panels))
+    for row, (title, traces) in enumerate(panels.items(), 1):
+        for trace in traces:
+            name = trace.name and wrap_label(trace.name, LEGEND_WIDTH)
+            trace.update(name=name, legendgroup=name, showlegend=row == 1 and bool(name))
             figure.add_trace(trace, row, 1)
-        title = escape_html(f"target of {name}")
-        figure.update_xaxes(title=title, row=row, col=1).update_yaxes(title="predicted")
-    height = 90 + 300 * len(first.names) + 24 * len(samples)
-    return figure.update_layout(legend=_LEGEND, margin={"t": 20}, height=height)
+        figure.update_xaxes(title=escape_html(title), row=row, col=1)
+    return place_legend_below(figure, 90 + height * len(panels))
 
 
 def _style_line(place: int) -> dict[str, Any]:
@@ -390,34 +351,28 @@ def _chart_confusion(results: Results, entries: Sequence[LeaderboardEntry]) -> C
     confusion = results.predictions.get(best.number)
     if not isinstance(confusion, ConfusionCounts):
         return None
-    counts = np.array(confusion.counts)
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
     rows = list(map(str, confusion.classes))
-    columns = rows + ["other"] * (counts.shape[1] - len(rows))
-    figure = go.Figure(
-        go.Heatmap(
-            z=shares,
-            x=columns,
-            y=rows,
-            zmin=0,
-            zmax=1,
-            colorscale=_COUNT_COLORS,
-            text=[[f"{n:,}" if n else "" for n in row] for row in counts.tolist()],
-            texttemplate="%{text}" if len(rows) <= _MAX_PRINTED else None,
-            customdata=np.broadcast_to(totals, counts.shape),
-            hovertemplate="class %{y} predicted as %{x}: %{text} of %{customdata:,}"
-            "<extra></extra>",
-            hoverongaps=False,
-            xgap=1,
-            ygap=1,
-            colorbar={"title": {"text": "share of the class", "side": "right"}, "thickness": 14,
-                      "tickformat": ".0%"},
-        )
-    )  # fmt: skip
+    columns = rows + ["other"] * (len(confusion.counts[0]) - len(rows))
+    cells = {}
+    for i, counts in enumerate(confusion.counts):
+        total = sum(counts)
+        for j, count in enumerate(counts):
+            text = f"class {rows[i]} predicted as {columns[j]}: {count:,} of {total:,}"
+            share = count / total if total else math.nan
+            cells[i, j] = share, f"{count:,}" if count else "", text
+    figure = plot_matrix(
+        rows,
+        columns,
+        cells,
+        texttemplate="%{text}" if len(rows) <= _MAX_PRINTED else None,
+        zmin=0,
+        zmax=1,
+        colorscale=[[0, "rgba(47, 127, 209, 0)"], [1, IMPROVES]],  # none is the background
+        colorbar={"title": {"text": "share of the class"}, "tickformat": ".0%"},
+    )
     figure.update_layout(
-        xaxis={"type": "category", "title": "predicted class", "showgrid": False},
-        yaxis={"type": "category", "title": "class", "autorange": "reversed", "showgrid": False},
+        xaxis_title="predicted class",
+        yaxis_title="class",
         margin={"t": 20},
         height=120 + 26 * max(6, len(rows)),
     )
@@ -430,8 +385,12 @@ def _chart_confusion(results: Results, entries: Sequence[LeaderboardEntry]) -> C
     )
 
 
-def _chart_lengths(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart | None:
-    """Chart the loss by the length of a sequence; None for too few lengths."""
+def _chart_numbers(results: Results, entries: Sequence[LeaderboardEntry]) -> list[Chart | None]:
+    """Chart the loss by the length of a sequence, and results by the values of each slice.
+
+    These are of the first metric, or the loss. Classes are no amounts: figures of confusions show
+    them.
+    """
     task, measure = results.config.task_record, results.measure
     assert task is not None
     lines = {
@@ -439,20 +398,10 @@ def _chart_lengths(results: Results, entries: Sequence[LeaderboardEntry]) -> Cha
         for entry in entries
         if entry.length_losses
     }
-    name = measure.name_loss("validation")
-    return _chart_lines(lines, "length of a sequence (steps)", name, measure.held_out_unit)
-
-
-def _chart_slices(results: Results, entries: Sequence[LeaderboardEntry]) -> list[Chart | None]:
-    """Chart the first metric, or the loss, by each number that the task divides its targets by.
-
-    Classes are no amounts: figures of confusions show them.
-    """
-    task, measure = results.config.task_record, results.measure
-    assert task is not None
+    name, unit = measure.name_loss("validation"), measure.held_out_unit
+    charts = [_chart_lines(lines, "length of a sequence (steps)", name, unit)]
     metric = next(iter(task.metrics), "loss")
-    name, unit = (metric, "") if task.metrics else (measure.loss, measure.held_out_unit)
-    charts = []
+    name, unit = (metric, "") if task.metrics else (measure.loss, unit)
     for each in dict.fromkeys(name for entry in entries for name in entry.slices):
         lines = {
             entry.full_label: {
@@ -481,25 +430,13 @@ def _chart_lines(
     drawn = [(each, line) for each, line in lines.items() if len(line) >= MIN_VALUES][:BEST_LINES]
     if not drawn:
         return None
-    figure = go.Figure()
+    traces = []
     for k, (label, line) in enumerate(drawn):
         places = sorted(line)
-        figure.add_scatter(
-            x=places,
-            y=[line[place] for place in places],
-            name=escape_html(label),
-            mode="lines+markers",
-            line=_style_line(k),
-            marker=_style_marker(k),
-        )
-    figure.update_layout(
-        xaxis={"title": axis},
-        yaxis={"title": add_unit(name, unit)},
-        legend=_LEGEND,
-        showlegend=True,
-        margin={"t": 20},
-        height=330 + 24 * len(drawn),
-    )
+        values = [line[place] for place in places]
+        style = {"line": _style_line(k), "marker": _style_marker(k)}
+        traces.append(go.Scatter(x=places, y=values, name=label, mode="lines+markers", **style))
+    figure = _plot_panels({axis: traces}, 240).update_yaxes(title=add_unit(name, unit))
     title = f"{name[:1].upper()}{name[1:]} by {axis.partition(' (')[0]}"
     caption = "On validation sequences, of the best architectures."
     return Chart(title, figure, caption=caption, width=340)

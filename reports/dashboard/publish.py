@@ -23,7 +23,7 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from reports import narrative, phrases
 from reports.analysis.leaderboard import rank_architectures
 from reports.analysis.nuisance import join_names
-from reports.charts.effect_plots import plot_effects
+from reports.charts.comparison_plots import plot_effects
 from reports.findings import StudyFindings
 from reports.formatting import effects_title, escape_markdown, format_number, load_templates
 from reports.results import Results

@@ -28,6 +28,7 @@ from reports.tables import (
     improved_share,
     metric_columns,
 )
+from reports.trial_table import is_continuous
 from studies.records import Floors, TaskRecord
 from studies.space import CELL
 
@@ -165,10 +166,11 @@ def tabulate_across_tasks(comparison: TaskComparison) -> Table[TaskContrast]:
     def mark(task: str, row: TaskContrast) -> str:
         return MARK if task in row.by_task and row.by_task[task].is_significant else ""
 
-    def spec(task: str) -> str:
+    def find_scale(task: str) -> Scale:
         found = (effect.scale for row in comparison.contrasts if (effect := get(task, row)))
-        return f"+{next(found, NATS).spec}"
+        return next(found, NATS)
 
+    scales = {task: find_scale(task) for task in comparison.tasks}
     return Table(
         f"{comparison.name} across tasks",
         comparison.contrasts,
@@ -176,8 +178,8 @@ def tabulate_across_tasks(comparison: TaskComparison) -> Table[TaskContrast]:
             Column("change", lambda row: row.contrast.label,
                    hint=lambda row: row.contrast.description),
             *(estimate_column(task, partial(get, task),
-                              ", ".join(filter(None, [record.loss_name, record.loss_unit])),
-                              spec(task), note=partial(mark, task))
+                              ", ".join(filter(None, [record.loss_name, scales[task].unit])),
+                              f"+{scales[task].spec}", note=partial(mark, task))
               for task, record in comparison.tasks.items()),
             Column("signs", lambda row: row.agreement),
         ],
@@ -322,11 +324,10 @@ def tabulate_trials(
             Column("state",
                    lambda row: row["state"].lower() + (", audited" if row["audited"] else ""),
                    hint=itemgetter("reason")),
-            Column(measure.loss, itemgetter("value"), scale.value_spec,
-                   unit="" if config.is_text else measure.unit),
+            Column(measure.loss, itemgetter("value"), scale.value_spec, unit=measure.unit),
             Column("paused at step", itemgetter("rung"), ",.0f", condition=is_pruned),
             Column(f"predicted {measure.loss}", itemgetter("predicted_value"), scale.spec,
-                   condition=is_pruned),
+                   unit=measure.unit, condition=is_pruned),
             Column("keep probability", itemgetter("keep_probability"), ".2g",
                    condition=is_pruned),
             Column(measure.name_loss("validation"), lambda row: row[validation], spec,
@@ -335,7 +336,9 @@ def tabulate_trials(
                    condition=config.is_text or results.shows_validation),
             *(Column(metric, itemgetter(column), ".4g")
               for metric, column in results.metric_columns.items()),
-            *(Column(format_param(axis), partial(_format_item, axis))
+            *(Column(format_param(axis), itemgetter(axis), ".6g")
+              if is_continuous(results.table[axis])
+              else Column(format_param(axis), partial(_format_item, axis))
               for axis in results.axes),
             Column("parameters", itemgetter("parameter_count"), ".0f",
                    condition=has_networks),

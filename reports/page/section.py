@@ -28,17 +28,15 @@ from reports.analysis.pruning import (
 )
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import (
+    chart_conditional_effects,
     chart_context,
     chart_differences,
     chart_front,
-    plot_replicates,
-)
-from reports.charts.effect_plots import (
-    chart_conditional_effects,
     chart_interactions,
     chart_levels,
     chart_trends,
     plot_effects,
+    plot_replicates,
     plot_variants,
 )
 from reports.charts.optuna_plots import (
@@ -52,7 +50,6 @@ from reports.charts.optuna_plots import (
 from reports.charts.training_plots import (
     chart_task,
     chart_timeline,
-    describe_drawn_curves,
     list_color_schemes,
     plot_curves,
 )
@@ -65,7 +62,12 @@ from reports.findings import (
 )
 from reports.formatting import effects_title, objective_name, value_axis_title
 from reports.page.page_tables import RECURRENT, FloorRow, list_floors
-from reports.phrases import describe_outcomes, describe_references, describe_training_differences
+from reports.phrases import (
+    describe_drawn_curves,
+    describe_outcomes,
+    describe_references,
+    describe_training_differences,
+)
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
 from reports.stats.looks import find_detectable_gap
@@ -378,7 +380,8 @@ class Section:
             f"Thick lines: the ten of {'highest' if results.scale.higher_is_better else 'lowest'} "
             f"{objective_name(results.config)}."
         )
-        caption += describe_drawn_curves(results, figure)
+        points = sum(len(trace.y) for trace in figure.data)
+        caption += describe_drawn_curves(results, points)
         legend = describe_references(self.references, "training_loss", results.scale)
         if legend:
             caption = f"{caption}{legend} {describe_training_differences(self.references)}".strip()

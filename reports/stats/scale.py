@@ -61,6 +61,11 @@ def format_signed(value: float, spec: str = ".3f") -> str:
     return f"{value:+{spec}}".replace("-", "−")
 
 
+def format_interval(low: float, high: float, spec: str) -> str:
+    """Format the ends of an interval to follow its estimate; "" if they are unknown."""
+    return "" if is_missing(low) else f" [{format_signed(low, spec)}, {format_signed(high, spec)}]"
+
+
 def format_count(count: int, singular: str, plural: str | None = None) -> str:
     """Format a count with its noun: ``1 pair``, ``1,200 pairs``."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
@@ -94,11 +99,6 @@ class Scale:
         place = round(math.log10(spread)) if spread > 0 else 0
         digits = min(_MAX_DIGITS, max(0, _SIGNIFICANT - place))
         return cls(unit, higher_is_better, f".{digits}f", f".{digits}f", name)
-
-    @property
-    def rough_spec(self) -> str:
-        """Format of a difference where there is little room: with a digit less."""
-        return f".{max(0, int(self.spec[1:-1]) - 1)}{self.spec[-1]}"
 
     @property
     def better_sign(self) -> str:

@@ -4,8 +4,6 @@
 
 const themes = JSON.parse(document.getElementById("themes").textContent);
 const NEAR = "800px";
-// Width of a letter of an axis title, in pixels.
-const LETTER = 7.5;
 const CONFIG = {
   displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"],
 };
@@ -23,7 +21,9 @@ function cssVariable(name) {
 function layoutOf(figure) {
   const theme = structuredClone(themes[isDark() ? "dark" : "light"]);
   Object.assign(theme.layout, {
-    paper_bgcolor: cssVariable("--paper"), plot_bgcolor: cssVariable("--paper"),
+    paper_bgcolor: "transparent", plot_bgcolor: "transparent",
+    // The numbers at parallel coordinates lie on their lines.
+    annotationdefaults: { bgcolor: cssVariable("--paper") },
     font: { family: "system-ui, sans-serif", color: cssVariable("--ink"), size: 13 },
   });
   // Names at an axis need as much room as they take, numbers always the same.
@@ -33,18 +33,18 @@ function layoutOf(figure) {
 }
 
 // Plotly cuts off the title of an axis that is longer than the figure: its unit gets a second line.
-function wrapAxisTitles(layout, plot) {
-  for (const [name, axis] of Object.entries(layout)) {
-    const text = axis?.title?.text;
-    if (!/^[xy]axis\d*$/.test(name) || !text || text.includes("<br>")) continue;
-    const isX = name[0] === "x", besides = layout.yaxis?.automargin ? 250 : 130;
-    const room = isX ? plot.clientWidth - besides : layout.height - 90;
-    if (text.length * LETTER <= room) continue;
-    layout[name] = { ...axis, title: { ...axis.title, text: text.replace(" (", "<br>(") } };
-    const side = isX ? "b" : "l";
-    layout.margin = { ...layout.margin, [side]: layout.margin[side] + 18 };
+function wrapAxisTitles(plot) {
+  const { left, right, top, bottom } = plot.getBoundingClientRect(), layout = plot._fullLayout, changes = {};
+  for (const name of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
+    const { text } = layout[name].title, title = plot.querySelector(`.${layout[name]._id}title`);
+    if (!title || !text.includes(" (") || text.includes("<br>")) continue;
+    const box = title.getBoundingClientRect();
+    if (box.left >= left && box.right <= right && box.top >= top && box.bottom <= bottom) continue;
+    const side = name[0] === "x" ? "b" : "l";
+    changes[`${name}.title.text`] = text.replace(" (", "<br>(");
+    changes[`margin.${side}`] = layout.margin[side] + 18;
   }
-  return layout;
+  if (Object.keys(changes).length) Plotly.relayout(plot, changes);
 }
 
 // Plotly chooses the wrong text color on half-transparent cells.
@@ -112,8 +112,10 @@ async function draw(plot) {
     listenToCurves(curves, plot);
   } else {
     setTextColor(figure);
-    await Plotly.newPlot(plot, figure.data, wrapAxisTitles(layoutOf(figure), plot), CONFIG);
+    await Plotly.newPlot(plot, figure.data, layoutOf(figure), CONFIG);
   }
+  wrapAxisTitles(plot);
+  plot.on("plotly_afterplot", () => wrapAxisTitles(plot));
   plot.classList.add("drawn");
 }
 
@@ -260,7 +262,7 @@ function showLegend(curves, { legend }) {
 async function recolor(curves, plot) {
   const figure = figureOf(plot), scheme = selectedScheme(curves, figure);
   showLegend(curves, scheme);
-  await Plotly.react(plot, bundleByColor(figure, scheme), wrapAxisTitles(layoutOf(figure), plot), CONFIG);
+  await Plotly.react(plot, bundleByColor(figure, scheme), layoutOf(figure), CONFIG);
 }
 
 function listenToCurves(curves, plot) {
@@ -361,15 +363,15 @@ function csv(table) {
     const runs = /^[=+\-@]/.test(text) && Number.isNaN(Number(text));
     return quoted(runs ? `'${text}` : text);
   };
-  // An interval in a cell is two columns of the file.
-  const fields = (cell) => [field(cell), ...cell.dataset.ends?.split(",") ?? []];
+  // An interval in a cell is two columns of the file, and what follows it another one.
+  const fields = (cell) => [field(cell), ...cell.dataset.more?.split(",") ?? []];
   return [...table.rows].map((row) => [...row.cells].flatMap(fields).join(",")).join("\r\n") + "\r\n";
 }
 
 function download(name, text) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-  link.download = `${name.replaceAll(/[^\p{L}\p{N}.-]+/gu, "-")}.csv`;
+  link.download = `${name.replaceAll(/[^\p{L}\p{N}.-]+/gu, "-").replace(/[.-]+$/, "")}.csv`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }

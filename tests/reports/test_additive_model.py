@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from reports.charts.chart import IMPROVES, WORSENS
-from reports.charts.effect_plots import chart_levels, chart_trends
+from reports.charts.comparison_plots import chart_levels, chart_trends
 from reports.narrative import write_answer, write_headline
 from reports.page.page import render_page
 from reports.page.section import Section

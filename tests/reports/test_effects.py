@@ -10,7 +10,7 @@ import pytest
 from factories import created_once, gated_params, make_runs, make_study, read_studies
 
 from reports.analysis.nuisance import build_judged_table
-from reports.charts.effect_plots import chart_conditional_effects
+from reports.charts.comparison_plots import chart_conditional_effects
 from reports.page.page import write_report
 from reports.results import find_replicates
 from reports.stats.conditional_effects import compute_conditional_effects

@@ -12,7 +12,7 @@ import pytest
 from optuna_dashboard import get_note
 
 from reports.charts.chart import IMPROVES, WORSENS
-from reports.charts.effect_plots import effect_color
+from reports.charts.comparison_plots import effect_color
 from reports.dashboard.publish import StudyPublisher, render_note
 from reports.findings import StudyFindings
 from reports.narrative import describe_insignificance, write_answer, write_headline

@@ -65,10 +65,16 @@ def test_page_names_the_smallest_architecture_that_is_as_good(build_page):
         True,
     ]
     assert section.summary.smallest.label == SMALLER
-    heat = section.pairwise_chart.figure.data[0]
+    chart = section.pairwise_chart
+    gray, colored = chart.figure.data
     # Differences that are not significant are in parentheses and not colored.
-    assert heat.text[0][1].startswith("(−") and heat.z[0][1] == 0  # noqa: PT018
-    assert heat.text[0][2].startswith("−0.5") and heat.z[0][2] < -0.4  # noqa: PT018
+    assert gray.text[0][1].startswith("(−0.00")
+    assert gray.z[0][1] < 0
+    assert math.isnan(gray.z[0][2])
+    assert colored.text[0][2].startswith("−0.5")
+    assert colored.z[0][2] < -0.4
+    assert math.isnan(colored.z[0][1])
+    assert f"not significant: {BEST} minus {SMALLER}: −0.0" in chart.alt_text
     table = page.html.partition("leaderboard</caption>")[2].partition("</table>")[0]
     pattern = r"<th scope=\"row\">(.*?)</th>.*?<td>([a-z ]+)</td>"
     rows = re.findall(pattern, table, re.DOTALL)

@@ -74,7 +74,7 @@ def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url):
     assert others["norm"].isna().all()
     row = results.complete.iloc[0]
     assert row["architecture"] == "2×8 MinGRU, norm true, expansion 1.0"
-    assert row["label"] == "2×8 MinGRU, norm true, expansion 1.0, learning_rate 0.001"
+    assert row["label"] == "2×8 MinGRU, norm true, expansion 1.0, learning rate 0.001"
 
 
 def test_effects_of_a_union_compare_like_with_like(sqlite_url):

@@ -132,11 +132,11 @@ def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):
     make_baselines(sqlite_url)
     gated, cells = build_sections(read_studies(sqlite_url, "made", "cells"))
     shapes = gated.curves.figure.layout.shapes
-    names = ["1×4 GRU, bptt_steps 1", "1×4 GRU, bptt_steps 16", "1×4 LSTM, bptt_steps 1",
-             "1×4 LSTM, bptt_steps 16"]  # fmt: skip
+    names = ["1×4 GRU, bptt steps 1", "1×4 GRU, bptt steps 16", "1×4 LSTM, bptt steps 1",
+             "1×4 LSTM, bptt steps 16"]  # fmt: skip
     assert [shape.name for shape in shapes] == names
     assert [shape.y0 for shape in shapes] == pytest.approx([1.4, 1.5, 1.8, 1.9])
-    assert "1×4 LSTM, bptt_steps 16: 1.9." in gated.curves.alt_text
+    assert "1×4 LSTM, bptt steps 16: 1.9." in gated.curves.alt_text
     low, high = gated.curves.figure.layout.yaxis.range
     assert low < 1.4 < 1.9 < high
     assert not cells.curves.figure.layout.shapes

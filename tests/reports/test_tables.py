@@ -24,9 +24,9 @@ def test_page_and_note_escape_names_and_leave_missing_numbers_empty():
     first, second = html.partition("<tbody>")[2].strip().splitlines()[:2]
     assert first == (
         '<tr><th scope="row">a|b &lt;i&gt;</th><td class="number" data-sort="-1.25" '
-        'data-ends="-1.5,-1">−1.25 * <small>[−1.50, −1.00]</small></td></tr>'
+        'data-more="-1.5,-1,*">−1.25 * <small>[−1.50, −1.00]</small></td></tr>'
     )
-    assert second.endswith('<td class="number" data-sort="" data-ends=","></td></tr>')
+    assert second.endswith('<td class="number" data-sort="" data-more=",,"></td></tr>')
     assert "<caption>one &amp; two</caption>" in html
     assert TABLE.to_markdown().splitlines() == [
         "| what | size (nats) |",

@@ -61,7 +61,7 @@ def test_bptt_steps_and_gate_inputs_come_from_the_trial_or_else_from_the_study()
     space = {"cell": ["gru"], "layers": [1], "state_size": [8]}
     varied = study_config(space | {"bptt_steps": [1, 16]})
     configs = [to_trial_config(params, varied) for params in varied.grid.combinations()]
-    assert [config.label[9:] for config in configs] == ["bptt_steps 1", "bptt_steps 16"]
+    assert [config.label[9:] for config in configs] == ["bptt steps 1", "bptt steps 16"]
     settings = {"training": {"bptt_steps": 4}, "gate_inputs": "candidate"}
     fixed = StudyConfig.model_validate({"space": space | {"cell": ["gated"]}} | settings)
     config = to_trial_config(next(fixed.grid.combinations()), fixed)
