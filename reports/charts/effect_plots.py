@@ -303,6 +303,8 @@ def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
         xaxis={
             "tickvals": list(ticks),
             "ticktext": list(ticks.values()),
+            # Plotly hides a name that is cut off.
+            "range": [-0.3, max(ticks) + 0.3],
             "showgrid": False,
             "zeroline": False,
         },
