@@ -157,7 +157,7 @@ CUT_OFF = """() => {
         const isText = plot && element.matches('text:not(.hoverlayer *)');
         if (element.parentElement.closest('.scroll') ? isText && (outside(box, figure)
             || box.top < figure.top - 30 || box.bottom > figure.bottom + 1) : outside(box, page))
-            found.push(`${element.tagName} ${element.className} ${element.textContent}`);
+            found.push([element.tagName, element.textContent, plot?.ariaLabel]);
     }
     return found;
 }"""
