@@ -553,7 +553,13 @@ def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
         )
     names = list(ticks.values())
     return figure.update_layout(
-        xaxis={"tickvals": list(ticks), "ticktext": names, "showgrid": False, "zeroline": False},
+        xaxis={
+            "tickvals": list(ticks),
+            "ticktext": names,
+            "range": [-0.3, max(ticks) + 0.3],  # Plotly hides a name that is cut off
+            "showgrid": False,
+            "zeroline": False,
+        },
         yaxis_title=axis_title,
         showlegend=False,
         height=520,
