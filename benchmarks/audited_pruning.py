@@ -289,7 +289,7 @@ def _replay_kind(kind: str, audit: int, seed: int) -> AuditedReplay:
     return replay_audited(recorded, audit, seed)
 
 
-def measure(searches: int = 4, published_searches: int = 4, studies: int = 20) -> Iterator[str]:
+def measure(searches: int = 4, published_searches: int = 4, studies: int = 5) -> Iterator[str]:
     """Yield tables: searches on each kind of curves, and effects of more audits of given stops.
 
     Args:
