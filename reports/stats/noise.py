@@ -275,9 +275,6 @@ def estimate_run_noise(
 ) -> RunNoise | None:
     """Estimate the noise between runs.
 
-    Replicates of some trials, from another study, give one variance to all trials, unless residuals
-    show that the noise differs between values of a parameter.
-
     Args:
         codes: (trials, parameters), index of each parameter's value; -1 where a trial lacks it.
         values: (trials,), NaN where there is none.
@@ -428,9 +425,7 @@ def _fit_interactions(codes: Integers, values: Floats, rows: Integers) -> tuple[
     """Fit some trials by the model of each order that leaves enough degrees of freedom.
 
     The model of order k has a column for each combination of values of each k or fewer parameters.
-    With the switches of a study alone these are hundreds of columns that depend on each other, so
-    the same space is spanned by fewer: orthonormal contrasts of each parameter's values, and their
-    products. In a balanced design these columns are orthogonal.
+    These depend on each other; fewer columns, contrasts and their products, span the same space.
     """
     if not rows.size:
         return ()
@@ -505,17 +500,15 @@ def _count_contrasts(sizes: list[int], order: int) -> int:
 
 
 def _build_contrasts(parameters: list[Integers], count: int, order: int) -> Floats:
-    """Return the products (trials, columns) of the contrasts of up to some parameters."""
-    single = [_contrast(int(codes.max()) + 1)[codes] for codes in parameters]
+    """Return the products (trials, columns) of orthonormal contrasts of up to some parameters."""
+    single = []
+    for codes in parameters:
+        levels = int(codes.max()) + 1
+        basis = np.linalg.qr(np.hstack([np.ones((levels, 1)), np.eye(levels)[:, 1:]]))[0]
+        single.append(basis[codes, 1:] * math.sqrt(levels))  # a mean square of 1
     products: dict[tuple[int, ...], Floats] = {(): np.ones((count, 1))}
     for size in range(1, order + 1):
         for chosen in itertools.combinations(range(len(single)), size):
             pair = products[chosen[:-1]][:, :, None] * single[chosen[-1]][:, None, :]
             products[chosen] = pair.reshape(count, -1)
     return np.hstack(list(products.values()))
-
-
-def _contrast(levels: int) -> Floats:
-    """Return orthonormal contrasts (levels, levels - 1), scaled to a mean square of 1."""
-    basis = np.linalg.qr(np.hstack([np.ones((levels, 1)), np.eye(levels)[:, 1:]]))[0]
-    return np.asarray(basis[:, 1:] * math.sqrt(levels))
