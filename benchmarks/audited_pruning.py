@@ -29,9 +29,12 @@ from reports.stats.calibration import INTERVAL_SCALES, compute_outside_p_value
 from reports.stats.effects import Effect, FactorialTable
 from reports.trial_table import find_traits
 from search.pruning.audit import DIVISOR, number_architectures
-from search.pruning.regression import DesignMatrix, Mask
+from search.pruning.policy import PruningPolicy, StudyState
+from search.pruning.regression import DesignMatrix, Indices, Mask
+from search.pruning.scheduler import compute_steps_to_next_rung
 from search.worker.cpu_budget import cores
 from studies.config import top_count
+from studies.storage.trials import TrialStatus
 from tests.simulations.pruned_search import RecordedCurves, Replay
 
 KINDS = ("ordinary", "late by a switch", "late by three switches", "late at random", "noisy")
@@ -202,6 +205,76 @@ def replay_audited(recorded: RecordedCurves, audit: int, seed: int) -> AuditedRe
     )
 
 
+SAMPLES = 6
+"""Number of audits of the same simulated stops."""
+
+_SHARES = (0.75, 0.55, 0.45, 0.4, 0.35)
+"""Share of the trials that continues after each rung."""
+
+_RANK_NOISE = (0.15, 0.1, 0.08, 0.06, 0.05)
+"""Standard deviation, in nats, of the values by which trials are ranked at each rung."""
+
+
+def redraw_audits(kind: str, seed: int, samples: int = SAMPLES) -> list[bool]:
+    """Return whether intervals of effects have the effect, over audits of the same stops.
+
+    At each rung the trials with the worst final values stop, up to noise, whatever is audited.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        seed: seed of the curves, the stops and the audits.
+        samples: number of audits.
+    """
+    recorded, random = simulate_curves(kind, seed), np.random.default_rng(seed)
+    count = len(recorded.values)
+    reached = np.full(count, len(recorded.rungs))
+    continues = np.ones(count, dtype=bool)
+    for rung, (share, noise) in enumerate(zip(_SHARES, _RANK_NOISE, strict=True)):
+        rank = recorded.values + random.normal(0, noise, count)
+        best = np.argsort(np.where(continues, rank, np.inf))[: int(share * count)]
+        reached[continues & ~np.isin(np.arange(count), best)] = rung + 1
+        continues = np.isin(np.arange(count), best)
+    names = list(recorded.params[0])
+    whole = pd.DataFrame(recorded.params).assign(value=recorded.values)
+    truth = FactorialTable.from_frame(whole, names, traits=find_traits(names))
+    covered = []
+    for _ in range(samples):
+        drawn = random.choice(count, min(AUDIT, count // DIVISOR), replace=False)
+        is_audited = np.isin(np.arange(count), drawn)
+        policy = PruningPolicy(_stop(recorded, reached, ~continues, is_audited), KEEP, CONFIDENCE)
+        predicted = policy.prediction.mean.copy()
+        for trial in np.flatnonzero(is_audited & ~continues):
+            predicted[trial] = policy.leave_out(int(trial)).prediction.mean[trial]
+        is_lost = ~continues & ~is_audited
+        table = whole.assign(
+            state=np.where(is_lost, TrialState.PRUNED.name, TrialState.COMPLETE.name),
+            value=whole["value"].mask(is_lost),
+            audited=is_audited,
+            reason=pd.Series("pruned", whole.index).mask(continues),
+            predicted_value=np.where(continues, np.nan, predicted),
+        )
+        estimates = estimate_effects(judge_architectures(table, names), names).effects
+        covered += _cover(truth, estimates)
+    return covered
+
+
+def _stop(
+    recorded: RecordedCurves, reached: Indices, is_stopped: Mask, is_audited: Mask
+) -> StudyState:
+    """Return the state of a search whose trials stopped after some rungs, unless audited."""
+    rungs = np.arange(len(recorded.rungs))
+    is_hidden = (is_stopped & ~is_audited)[:, None] & (rungs >= reached[:, None])
+    return StudyState(
+        [TrialStatus.PRUNED if each else TrialStatus.COMPLETE for each in is_stopped],
+        np.where(is_hidden, np.nan, recorded.losses),
+        np.where(is_stopped & ~is_audited, np.nan, recorded.values),
+        recorded.design,
+        np.arange(len(reached)),
+        compute_steps_to_next_rung(recorded.rungs, recorded.end),
+        np.where(is_stopped & is_audited, reached, -1),
+    )
+
+
 def _cover(truth: FactorialTable, effects: Sequence[Effect]) -> list[bool]:
     """Return whether the interval of each effect has the effect of the whole grid."""
     return [
@@ -216,12 +289,13 @@ def _replay_kind(kind: str, audit: int, seed: int) -> AuditedReplay:
     return replay_audited(recorded, audit, seed)
 
 
-def measure(searches: int = 4, published_searches: int = 4) -> Iterator[str]:
-    """Yield a table: without and with audited trials, on each kind of curves.
+def measure(searches: int = 4, published_searches: int = 4, studies: int = 5) -> Iterator[str]:
+    """Yield tables: searches on each kind of curves, and effects of more audits of given stops.
 
     Args:
-        searches: number of simulated searches of each kind.
+        searches: number of simulated searches of each kind, without and with audited trials.
         published_searches: the same on the published curves, in other orders with other samples.
+        studies: number of studies with given stops of each kind.
     """
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     published = published_file()
@@ -239,6 +313,12 @@ def measure(searches: int = 4, published_searches: int = 4) -> Iterator[str]:
             for audit in (0, AUDIT):
                 run = partial(_replay_kind, kind, audit)
                 yield _format(Path(kind).name, audit, list(pool.map(run, range(searches))))
+        if published is not None:
+            return
+        yield f"{SAMPLES} audits each of {studies} studies with given stops: intervals that cover"
+        for kind in KINDS:
+            covered = list(pool.map(partial(redraw_audits, kind), range(studies)))
+            yield f"  {kind:36} {np.mean([each for study in covered for each in study]):6.3f}"
 
 
 def _format(kind: str, audit: int, results: Sequence[AuditedReplay]) -> str:

@@ -131,7 +131,7 @@ def measure_uneven_noise() -> Iterator[str]:
         yield (
             f"{deep} | ×{factor} | {found.covered:.1%} | {found.differs:.1%} | {found.opposite:.1%}"
         )
-    yield "60 simulated studies each, effects at the best of three rates"
+    yield "60 simulated studies each, 200 of close rates, effects at the best of three rates"
     yield "rates | noise of three layers | effects covered | bias of layers 2 → 3 | significant"
     rates = {
         "equal": equal_rates,
@@ -140,7 +140,7 @@ def measure_uneven_noise() -> Iterator[str]:
         "close": _close_rates,
     }
     for name, factor in itertools.product(rates, (1, 4)):
-        studies = list(simulate_tuned(rates[name], factor, 60))
+        studies = list(simulate_tuned(rates[name], factor, 200 if name == "close" else 60))
         yield f"{name} | ×{factor} | {_judge_tuned(studies)}"
     yield "400 simulated derived studies each"
     yield "noise of one variant | its effect significant"

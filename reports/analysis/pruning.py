@@ -20,9 +20,9 @@ unbiased whatever the predictions are worth (Särndal, Swensson & Wretman, *Mode
 Sampling*, 1992, section 6.3; as prediction-powered inference: Angelopoulos et al., *Science* 382,
 2023). So the least of several predictions may be biased. The variance of the estimator is
 N² (1 − n / N) s² / n, with the sample variance s² of cᵢ (yᵢ − mᵢ). Where the pruner would have
-trained the best trial of an audited architecture, the difference is 0; the degrees of freedom of
-the interval are those of the other audited architectures alone. The interval is that of drawing
-other audited architectures. It does not contain the noise between runs.
+trained the best trial of an audited architecture, and where it is in no pair of the contrast, this
+is 0; the degrees of freedom of the interval are those of the other audited architectures alone. The
+interval is that of drawing other audited architectures. It does not contain the noise between runs.
 
 A pruned trial without a prediction, such as one that plain Optuna has pruned, has no number; an
 architecture with no other trial is left out, as one whose trials have failed.
@@ -406,30 +406,23 @@ def estimate_effects(
     effects = [
         effect
         for contrast in grid.list_contrasts()
-        if (
-            effect := estimate_effect(
-                grid, contrast, residuals.to_numpy(dtype=float), numbers["stopped"]
-            )
-        )
-        is not None
+        if (effect := estimate_effect(grid, contrast, residuals.to_numpy(dtype=float))) is not None
     ]
     reason = "" if effects else "No two architectures differ in one parameter only."
     return AuditedEffects(effects, reason, **numbers)
 
 
-def estimate_effect(
-    grid: FactorialTable, contrast: Contrast, residuals: Floats, stopped: int
-) -> Effect | None:
+def estimate_effect(grid: FactorialTable, contrast: Contrast, residuals: Floats) -> Effect | None:
     """Estimate the main effect of a contrast by the difference estimator.
 
     Args:
         grid: the architectures with their numbers mᵢ.
         contrast: the contrast.
         residuals: (N,) yᵢ − mᵢ of audited architectures; NaN for the others.
-        stopped: number of audited architectures of which this is not 0.
 
     Returns:
-        None if the table has no pair, or compares the best of several trials.
+        None if the table has no pair, compares the best of several trials, or fewer than two
+        audited architectures say how far the numbers are wrong.
     """
     effect = grid.compute_effect(contrast)
     if not effect.pairs or max(effect.variants) > 1:
@@ -439,11 +432,14 @@ def estimate_effect(
     population, sample = int(has_value.sum()), has_value & ~np.isnan(residuals)
     count = int(sample.sum())
     differences = weights[sample] * residuals[sample]
+    telling = int((differences != 0).sum())
+    if count < population and telling < 2:
+        return None
     variance = population**2 * (1 - count / population) * differences.var(ddof=1) / count
     return replace(
         effect,
         mean=effect.mean + population / count * float(differences.sum()),
         error=math.sqrt(variance),
-        degrees=float(stopped - 1),
+        degrees=max(1.0, telling - 1.0),
         source=NoiseSource.AUDIT,
     )

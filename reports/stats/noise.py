@@ -123,6 +123,11 @@ class ResidualFit:
         return float(len(self.residuals) - self.basis.shape[1])
 
     @property
+    def variance(self) -> float:
+        """Variance of a residual, by its degrees of freedom."""
+        return float(self.residuals @ self.residuals) / self.degrees
+
+    @property
     def is_sharp(self) -> bool:
         """Whether every residual tells the noise of its unit."""
         return self.degrees >= MIN_DEGREES and bool(self.leverages.max() <= MAX_LEVERAGE)
@@ -270,9 +275,6 @@ def estimate_run_noise(
 ) -> RunNoise | None:
     """Estimate the noise between runs.
 
-    Replicates of some trials, from another study, give one variance to all trials, unless residuals
-    show that the noise differs between values of a parameter.
-
     Args:
         codes: (trials, parameters), index of each parameter's value; -1 where a trial lacks it.
         values: (trials,), NaN where there is none.
@@ -289,23 +291,20 @@ def estimate_run_noise(
     units = np.full(len(values), -1, dtype=np.int64)
     pooled, source = None, NoiseSource.INTERACTIONS
     if means is not None and runs is not None:
-        unit_codes, source = codes[means.architectures], NoiseSource.REPLICATES
-        refit = partial(_fit_replicates, means.architectures, means.replicates, runs.values)
+        owners, source = means.architectures, NoiseSource.REPLICATES
+        refit = partial(_fit_replicates, owners, means.replicates, runs.values)
     else:
-        known = np.flatnonzero(~np.isnan(values))
-        units[known] = np.arange(len(known))
-        unit_codes = codes[known]
-        refit = partial(_fit_interactions, unit_codes, values[known])
+        owners = np.flatnonzero(~np.isnan(values))
+        units[owners] = np.arange(len(owners))
+        refit = partial(_fit_interactions, codes[owners], values[owners])
     # The matrices are small: threads would wait for each other far longer than they compute.
     with threadpool_limits(limits=1, user_api="blas"):
-        fits = refit(np.arange(len(unit_codes))) if means is not None or is_grid else ()
+        fits = refit(np.arange(len(owners))) if means is not None or is_grid else ()
         if runs is not None:
             pooled = _pool_replicates(codes, runs)
-        deviations = _measure_deviations(codes, unit_codes, fits, refit) if fits else None
-        if deviations is not None and len(deviations.degrees) > 1:
-            pooled = None
-            owners = units >= 0 if means is None else means.architectures
-            fits = _fit_groups(deviations.groups[owners], len(fits), refit), *fits
+        deviations, own = _fit_values(codes, owners, fits, refit) if fits else (None, None)
+    if own is not None:
+        pooled, fits = None, (own, *fits)
     if pooled is not None:
         everything, source = np.zeros(len(values), dtype=np.int64), NoiseSource.REPLICATES
         deviations = Deviations(everything, np.sqrt(pooled[:1]), np.array(pooled[1:]))
@@ -314,15 +313,82 @@ def estimate_run_noise(
     return RunNoise(fits, units, deviations, source, means, pooled)
 
 
-def compare_variances(squares: Floats, degrees: Floats) -> float:
+def _fit_values(
+    codes: Integers,
+    owners: Integers,
+    fits: tuple[ResidualFit, ...],
+    refit: Callable[[Integers], tuple[ResidualFit, ...]],
+) -> tuple[Deviations, ResidualFit | None]:
+    """Fit each value alone of the parameter between whose values the noise differs most.
+
+    In a common fit, residuals of noisy units spread to others.
+
+    Args:
+        codes: (trials, parameters), index of each parameter's value.
+        owners: (units,), trial of each row of the fits.
+        fits: fits of all units.
+        refit: fits some units alone.
+
+    Returns:
+        The standard deviations, and one fit of all units, in which those of a value that is too
+        rare for the terms of the common fit have a leverage of 1. If the noise differs between the
+        values of no parameter, all trials have the same deviation, and there is no such fit.
+    """
+    fit = next((each for each in fits if each.is_sharp), fits[-1])
+    column = _find_uneven(codes[owners], fit)
+    if column is not None:
+        found, groups = np.unique(codes[:, column], return_inverse=True)
+        deviations, degrees = np.full(len(found), math.nan), np.zeros(len(found))
+        residuals, leverages = np.zeros(len(owners)), np.ones(len(owners))
+        bases = [np.empty((len(owners), 0))]
+        for i in range(len(found)):
+            rows = np.flatnonzero(groups[owners] == i)
+            own = refit(rows)
+            if own:
+                deviations[i], degrees[i] = math.sqrt(own[0].variance), own[0].degrees
+            if len(own) == len(fits) and own[0].is_sharp:
+                bases.append(np.zeros((len(owners), own[0].basis.shape[1])))
+                bases[-1][rows] = own[0].basis
+                residuals[rows], leverages[rows] = own[0].residuals, own[0].leverages
+        if degrees.any():
+            alone = ResidualFit(np.hstack(bases), residuals, leverages)
+            return Deviations(groups, deviations, degrees), alone
+    everything = np.zeros(len(codes), dtype=np.int64)
+    return Deviations(everything, np.sqrt([fit.variance]), np.array([fit.degrees])), None
+
+
+def _find_uneven(codes: Integers, fit: ResidualFit) -> int | None:
+    """Return the parameter between whose values the noise differs most; None if it does not differ.
+
+    Args:
+        codes: (units, parameters), index of each parameter's value.
+        fit: fit of all units.
+    """
+    squares, shares = fit.residuals**2, 1 - fit.leverages
+    tests = []
+    for i, column in enumerate(codes.T):
+        places = np.unique(column, return_inverse=True)[1]
+        parts, degrees = (
+            np.bincount(places, each).astype(np.float64) for each in (squares, shares)
+        )
+        known = (degrees >= MIN_DEGREES) & (parts > 0)
+        if known.sum() > 1:
+            tests.append((_compare_variances(parts[known], degrees[known]), i))
+    if not tests:
+        return None
+    p, found = min(tests)
+    return found if p * len(tests) < _LEVEL else None
+
+
+def _compare_variances(squares: Floats, degrees: Floats) -> float:
     """Return the p-value of Bartlett's test that variances are equal.
+
+    Bartlett, *Properties of Sufficiency and Statistical Tests*, 1937. ``scipy.stats.bartlett``
+    takes samples; these are sums of squares of residuals, each with its degrees of freedom.
 
     Args:
         squares: (parts,), residual sum of squares of each part.
         degrees: (parts,), its degrees of freedom.
-
-    Bartlett, *Properties of Sufficiency and Statistical Tests*, 1937. ``scipy.stats.bartlett``
-    takes samples; these are sums of squares of residuals, each with its degrees of freedom.
     """
     from scipy import stats
 
@@ -330,72 +396,6 @@ def compare_variances(squares: Floats, degrees: Floats) -> float:
     statistic = total * math.log(squares.sum() / total) - degrees @ np.log(squares / degrees)
     correction = 1 + ((1 / degrees).sum() - 1 / total) / (3 * (k - 1))
     return float(stats.chi2.sf(statistic / correction, k - 1))
-
-
-def _measure_deviations(
-    codes: Integers,
-    unit_codes: Integers,
-    fits: tuple[ResidualFit, ...],
-    refit: Callable[[Integers], tuple[ResidualFit, ...]],
-) -> Deviations:
-    """Measure standard deviations by the values of the parameter between which they differ most.
-
-    Without a significant difference between the values of any, all trials have the same.
-
-    Args:
-        codes: (trials, parameters), index of each parameter's value.
-        unit_codes: (units, parameters), the same of the rows of the fits.
-        fits: fits of all units.
-        refit: fits some units alone: in a common fit, residuals of noisy units spread to others.
-    """
-    fit = next((each for each in fits if each.is_sharp), fits[-1])
-    squares, shares = fit.residuals**2, 1 - fit.leverages
-    tests = []
-    for i in range(codes.shape[1]):
-        places = np.unique(unit_codes[:, i], return_inverse=True)[1]
-        parts, degrees = (
-            np.bincount(places, each).astype(np.float64) for each in (squares, shares)
-        )
-        known = (degrees >= MIN_DEGREES) & (parts > 0)
-        if known.sum() > 1:
-            tests.append((compare_variances(parts[known], degrees[known]), i))
-    p, column = min(tests, default=(1.0, -1))
-    everything = np.zeros(len(codes), dtype=np.int64)
-    common = Deviations(everything, np.sqrt([squares.sum() / fit.degrees]), np.array([fit.degrees]))
-    if p * len(tests) >= _LEVEL or column < 0:
-        return common
-    found, groups = np.unique(codes[:, column], return_inverse=True)
-    deviations, degrees = np.full(len(found), math.nan), np.zeros(len(found))
-    for i, code in enumerate(found):
-        for own in refit(np.flatnonzero(unit_codes[:, column] == code))[:1]:
-            degrees[i] = own.degrees
-            deviations[i] = math.sqrt(float(own.residuals @ own.residuals) / own.degrees)
-    return Deviations(groups, deviations, degrees) if degrees.any() else common
-
-
-def _fit_groups(
-    groups: Integers, orders: int, refit: Callable[[Integers], tuple[ResidualFit, ...]]
-) -> ResidualFit:
-    """Fit the units of each group alone, so that noisy ones do not widen the errors of others.
-
-    Units of a group that is too small for the terms of the common fit have a leverage of 1.
-
-    Args:
-        groups: (units,), index of the group of each unit.
-        orders: number of forms of the common fit.
-        refit: fits some units alone.
-    """
-    residuals, leverages = np.zeros(len(groups)), np.ones(len(groups))
-    bases = []
-    for group in np.unique(groups):
-        rows = np.flatnonzero(groups == group)
-        found = refit(rows)
-        if len(found) == orders and found[0].is_sharp:
-            basis = np.zeros((len(groups), found[0].basis.shape[1]))
-            basis[rows] = found[0].basis
-            bases.append(basis)
-            residuals[rows], leverages[rows] = found[0].residuals, found[0].leverages
-    return ResidualFit(np.hstack([np.empty((len(groups), 0)), *bases]), residuals, leverages)
 
 
 def _fit_replicates(
@@ -418,16 +418,14 @@ def _pool_replicates(codes: Integers, runs: Runs) -> tuple[float, float] | None:
     is_known = np.array([tuple(row) in known for row in runs.codes.tolist()], dtype=bool)
     architectures = np.unique(runs.codes, axis=0, return_inverse=True)[1].ravel()
     fits = _fit_replicates(architectures, runs.replicates, runs.values, np.flatnonzero(is_known))
-    return next(((float(f.residuals @ f.residuals) / f.degrees, f.degrees) for f in fits), None)
+    return next(((fit.variance, fit.degrees) for fit in fits), None)
 
 
 def _fit_interactions(codes: Integers, values: Floats, rows: Integers) -> tuple[ResidualFit, ...]:
     """Fit some trials by the model of each order that leaves enough degrees of freedom.
 
     The model of order k has a column for each combination of values of each k or fewer parameters.
-    With the switches of a study alone these are hundreds of columns that depend on each other, so
-    the same space is spanned by fewer: orthonormal contrasts of each parameter's values, and their
-    products. In a balanced design these columns are orthogonal.
+    These depend on each other; fewer columns, contrasts and their products, span the same space.
     """
     if not rows.size:
         return ()
@@ -502,17 +500,15 @@ def _count_contrasts(sizes: list[int], order: int) -> int:
 
 
 def _build_contrasts(parameters: list[Integers], count: int, order: int) -> Floats:
-    """Return the products (trials, columns) of the contrasts of up to some parameters."""
-    single = [_contrast(int(codes.max()) + 1)[codes] for codes in parameters]
+    """Return the products (trials, columns) of orthonormal contrasts of up to some parameters."""
+    single = []
+    for codes in parameters:
+        levels = int(codes.max()) + 1
+        basis = np.linalg.qr(np.hstack([np.ones((levels, 1)), np.eye(levels)[:, 1:]]))[0]
+        single.append(basis[codes, 1:] * math.sqrt(levels))  # a mean square of 1
     products: dict[tuple[int, ...], Floats] = {(): np.ones((count, 1))}
     for size in range(1, order + 1):
         for chosen in itertools.combinations(range(len(single)), size):
             pair = products[chosen[:-1]][:, :, None] * single[chosen[-1]][:, None, :]
             products[chosen] = pair.reshape(count, -1)
     return np.hstack(list(products.values()))
-
-
-def _contrast(levels: int) -> Floats:
-    """Return orthonormal contrasts (levels, levels - 1), scaled to a mean square of 1."""
-    basis = np.linalg.qr(np.hstack([np.ones((levels, 1)), np.eye(levels)[:, 1:]]))[0]
-    return np.asarray(basis[:, 1:] * math.sqrt(levels))

@@ -7,20 +7,16 @@ and the mean of an architecture is what it predicts over all replicates: a least
 (Searle, Speed & Milliken, *Population Marginal Means in the Linear Model*, The American
 Statistician 34, 1980). Where each architecture has each replicate it is the plain mean.
 
-*The best of several runs* is lucky as well as good. Of runs at several values of the nuisance
-parameters the one with the least loss is selected, of replicates the values of the least mean;
-where a higher value is better, its negative is the loss. The selected loss is lower than that of
-another run at the same values, by up to 0.85 standard deviations of the noise between runs for
-three values that are equally good, and not at all where one is clearly the best. In a difference
-this does not cancel if the noise, or the distance between the values, differs between both sides.
-
-The expected loss of another run at the selected values is estimated by the coupled bootstrap
-(Oliveira, Lei & Tibshirani, *Unbiased Risk Estimation in the Normal Means Problem via Coupled
-Bootstrap Techniques*, 2024). With noise z of the same variance as that between runs, y + z and y −
-z are independent: one selects, the other is an unbiased estimate of what was selected. The mean
-over z is an integral over one dimension. What is not known of the noise is part of the error of the
-estimate, by the delta method. A selection from y + z errs slightly more often than one from y, so
-that the estimate is a little high where values are about two standard deviations apart.
+*The best of several runs* is lucky as well as good (docs/statistics.md, nuisance parameters). Of
+runs at several values of the nuisance parameters the one with the least loss is selected, of
+replicates the values of the least mean. The expected loss of another run at the selected values is
+estimated by the coupled bootstrap (Oliveira, Lei & Tibshirani, *Unbiased Risk Estimation in the
+Normal Means Problem via Coupled Bootstrap Techniques*, 2024). With noise z of the same variance as
+that between runs, y + z and y − z are independent: one selects, the other is an unbiased estimate
+of what was selected. The mean over z is an integral over one dimension. What is not known of the
+noise is part of the error of the estimate, by the delta method. A selection from y + z errs
+slightly more often than one from y, so that the estimate is a little high where values are about
+two standard deviations apart.
 """
 
 import math
@@ -255,17 +251,16 @@ def _integrate(values: Floats, deviations: Floats, groups: Integers) -> Floats:
     """Integrate over the noise of the selected run, see :func:`estimate_selected`."""
     from scipy.special import ndtr
 
-    count = int(groups.max(initial=-1)) + 1
     order = np.argsort(groups, kind="stable")
-    sizes = np.bincount(groups, minlength=count)
+    sizes = np.bincount(groups)
     places = np.arange(len(values)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     # (groups, most runs), padded by runs that are never selected.
-    observed = np.full((count, int(sizes.max(initial=0))), np.inf)
+    observed = np.full((len(sizes), int(sizes.max(initial=0))), np.inf)
     spread = np.full(observed.shape, _TINY)
     observed[groups[order], places] = values[order]
     spread[groups[order], places] = np.maximum(deviations[order], _TINY)
     spread[np.isnan(spread).any(axis=1)] = _TINY
-    expected = np.zeros(count)
+    expected = np.zeros(len(sizes))
     for i in range(observed.shape[1]):
         exists = np.isfinite(observed[:, i])
         own, noise = observed[exists, i], spread[exists, i]

@@ -133,6 +133,17 @@ class StudyState:
             stages[index] = TrialStatus.PRUNED if audit.pruned else paused
         return replace(self, stages=stages, losses=losses, held_out=held_out)
 
+    def leave_out(self, trial: int) -> "StudyState":
+        """Return the state without the values of the held trials of a trial's architecture."""
+        left_out = self.is_held & (self.architectures == self.architectures[trial])
+        is_later = np.arange(self.losses.shape[1]) >= self.held_out[:, None]
+        return replace(
+            self,
+            losses=np.where(left_out[:, None] & is_later, math.nan, self.losses),
+            values=np.where(left_out, math.nan, self.values),
+            held_out=np.where(left_out, -1, self.held_out),
+        )
+
     def in_stage(self, *stages: TrialStatus) -> Mask:
         """Return which trials are in one of these stages, (N,)."""
         return np.isin(self._names, stages)
@@ -182,11 +193,25 @@ class PruningPolicy:
         memory: PredictionMemory | None = None,
     ) -> None:
         self.state = state
+        self._keep = keep
+        self._confidence = confidence
         self._recalibrate = recalibrate
         self._memory = {} if memory is None else memory
         self.count = len(state.stages) + state.failed
         self.top_count = top_count(keep, self.count)
         self.loss_budget = (1 - confidence) * self.top_count
+
+    def leave_out(self, trial: int) -> "PruningPolicy":
+        """Return the policy as if an audited trial were trained no further than in decisions.
+
+        In :attr:`prediction` the trial's value has a part in its own prediction: it is data for
+        trials that stopped at later rungs, whose predictions are data for this one. What is
+        recorded to be compared with the value must not depend on it.
+        """
+        if not self.state.is_held[trial]:
+            return self
+        state = self.state.leave_out(trial)
+        return PruningPolicy(state, self._keep, self._confidence, self._recalibrate)
 
     @cached_property
     def prediction(self) -> Prediction:

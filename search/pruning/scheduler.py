@@ -258,7 +258,7 @@ class PauseResumeScheduler:
 
     def _record_pruned(self, policy: PruningPolicy, index: int, audit: AuditState) -> AuditDecision:
         """Return the decision that an audited trial would have been pruned."""
-        attributes = dict(self._stop(policy, index, is_final=True).attributes)
+        attributes = dict(self._stop(policy.leave_out(index), index, is_final=True).attributes)
         attributes["reason"] = f"audited; would have been pruned {attributes['reason']}"
         return AuditDecision(audit, audit.model_copy(update={"pruned": True}), attributes)
 

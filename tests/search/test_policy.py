@@ -97,6 +97,22 @@ def test_decisions_do_not_depend_on_the_unit_of_the_losses(change, complete):
     assert other.look() == one.look()
 
 
+def test_prediction_to_record_for_an_audited_trial_does_not_depend_on_its_value():
+    """Its value is data for trials that stopped later, whose predictions are data for its own."""
+    state = make_state([COMPLETE] * 12 + [PAUSED] * 40, held=4)
+    values, losses = state.values.copy(), state.losses.copy()
+    values[0] += 0.5
+    losses[0, 1:] += 0.5
+    moved = replace(state, values=values, losses=losses)
+    one, other = (PruningPolicy(each, 0.1, 0.95) for each in (state, moved))
+    assert one.prediction.mean[0] != pytest.approx(other.prediction.mean[0], abs=1e-3)
+    recorded, expected = (each.leave_out(0).prediction for each in (other, one))
+    assert recorded.mean[0] == pytest.approx(expected.mean[0], abs=1e-9)
+    # The other audited trials remain data.
+    assert recorded.mean[20] != pytest.approx(one.prediction.mean[20], abs=1e-6)
+    assert one.leave_out(20) is one
+
+
 def make_odd_losses(kind, random):
     """Return losses (96, 3) and values of curves that are degenerate somehow."""
     losses = random.lognormal(0, 1, (96, 4))

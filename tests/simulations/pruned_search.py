@@ -174,6 +174,8 @@ class Replay:
 
     def _record(self, policy: PruningPolicy, trial: int) -> None:
         """Record that a trial is pruned, or, if it is audited, would be."""
+        if trial in self.audits:
+            policy = policy.leave_out(trial)
         self.predictions[trial] = (
             float(policy.prediction.mean[trial]),
             float(policy.prediction.scale[trial]),
