@@ -84,19 +84,20 @@ def write_headline(
     ]
     line = _write_line(studies)
     if across_tasks is not None and len(across_tasks.tasks) > 1:
-        line = _write_line_of_tasks(studies[: len(across_tasks.tasks)], across_tasks)
+        line = _write_line_of_tasks(studies, across_tasks)
     return to_plain("\n".join([line, *warnings]))
 
 
-def _write_line_of_tasks(tasks: Sequence[StudyFindings], comparison: TaskComparison) -> str:
-    """Name the best network of each task, and the changes that agree across tasks."""
-    bests = []
+def _write_line_of_tasks(studies: Sequence[StudyFindings], comparison: TaskComparison) -> str:
+    """Name the best network of each task of the first study, and what agrees across tasks."""
+    tasks, bests = studies[: len(comparison.tasks)], []
     for each in tasks:
         best, metric = each.summary.best, each.results.metric
         value = f"{metric.scale.format_value(best.mean)} {metric.unit}".rstrip()
         where = f"{each.results.task}: {best.full_label} (trial {best.number})"
         bests.append(f"{where}, {value}, {metric.name}")
-    return f"best by task: {'; '.join(bests)}; {describe_agreement(comparison.contrasts)}"
+    study = _of_study(studies[0], studies[len(tasks) - 1 :])
+    return f"best by task{study}: {'; '.join(bests)}; {describe_agreement(comparison.contrasts)}"
 
 
 def _write_line(studies: Sequence[StudyFindings]) -> str:

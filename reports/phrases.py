@@ -22,6 +22,7 @@ from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.effects import Effect, PairedDifference
 from reports.stats.hypotheses import GOOD, UNKNOWN, ContrastOutcomes, Verdict, compute_fail_error
+from reports.stats.noise import NoiseSource
 from reports.stats.scale import Scale, format_count, format_param, format_signed, format_value
 from reports.stats.task_contrasts import TaskContrast
 
@@ -79,6 +80,11 @@ def format_estimate(difference: PairedDifference) -> str:
         ends = (format_signed(end, scale.spec) for end in (difference.low, difference.high))
         interval = f" [{', '.join(ends)}]"
     return f"{scale.format_difference(difference.mean)}{interval}"
+
+
+def name_unit(values: str, unit: str) -> str:
+    """Name the unit of a table's values in a clause; "" for none."""
+    return f"{values} in {unit}" if unit else ""
 
 
 def describe_effect(effect: RankedEffect) -> str:
@@ -205,6 +211,36 @@ def describe_agreement(contrasts: Sequence[TaskContrast]) -> str:
     return "; ".join(parts)
 
 
+def describe_noise(findings: StudyFindings) -> list[str]:
+    """Say in sentences what the intervals of the effects were estimated from; none without any."""
+    sources, noun = {effect.source for effect in findings.effects}, findings.results.noun
+    if not sources:
+        return []
+    if NoiseSource.AUDIT in sources:
+        return ["The interval does not contain the noise between runs."]
+    if sources == {NoiseSource.PAIRS}:
+        return [
+            "The noise between runs cannot be estimated from these trials, so the interval is that "
+            "of the differences between the pairs.",
+            "It contains the noise and is too wide where the effect differs between contexts.",
+            "An effect of fewer than eight pairs is not called significant.",
+        ]
+    source = min(sources - {NoiseSource.PAIRS})
+    text = f"The noise between runs is estimated from {source}"
+    if source is NoiseSource.REPLICATES:
+        studies = [f"study {name!r}" for name in findings.results.replicate_studies]
+        text += f" of these {noun}s{f' in {join(studies)}' if studies else ''}."
+    else:
+        text += "; interactions that exist make it look larger, never smaller."
+    if NoiseSource.PAIRS not in sources:
+        return [text]
+    return [
+        text,
+        f"Where few {noun}s carry an effect, the differences between the pairs are used, and an "
+        "effect of fewer than eight such pairs is not called significant.",
+    ]
+
+
 # ------------------------------------------------------------------ architectures
 
 
@@ -297,8 +333,8 @@ def describe_outliers(findings: StudyFindings) -> str:
     if len(outliers) == 1:
         lies, dominate = "has a value", "it dominates every mean that contains it"
     return (
-        f"{len(outliers):,} of {count} {lies} over {MAX_DISTANCE:,.0f} times as far from the median "
-        f"as half of them (trial {outliers.index[0]}: {value}): {dominate}"
+        f"{len(outliers):,} of {count} {lies} over {MAX_DISTANCE:,.0f} times as far from the "
+        f"median as half of them (trial {outliers.index[0]}: {value}): {dominate}"
     )
 
 

@@ -5,10 +5,12 @@ import: pandas.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from html import escape
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,19 +26,19 @@ from reports.analysis.leaderboard import (
 from reports.analysis.nuisance import build_judged_table
 from reports.errors import ReportError
 from reports.findings import BudgetComparison, StudyFindings, compare_across_tasks, compare_budgets
-from reports.narrative import describe_insignificance, list_warnings
+from reports.narrative import describe_insignificance, explain_missing_effects, list_warnings
 from reports.phrases import (
     count_verdicts,
     describe_agreement,
+    describe_noise,
     describe_smallest,
+    name_unit,
     to_plain,
     write_additive,
 )
 from reports.results import Results, find_replicates
 from reports.stats.additive_model import AdditiveModel
-from reports.stats.conditional_effects import (
-    ConditionalEffect,
-)
+from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect
 from reports.stats.looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from reports.stats.pareto import FrontMember, ParetoFront
@@ -67,28 +69,78 @@ if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
 
 
+class _Printed:
+    """Findings that are printed as their table, with remarks below it."""
+
+    _left_out: ClassVar[tuple[str, ...]] = ()
+    """Columns of data frames that are not printed."""
+
+    def __repr__(self) -> str:
+        text = self._tabulate().to_text(*self._left_out)
+        return "\n".join(filter(None, [text, *self._list_remarks()]))
+
+    def _repr_html_(self) -> str:
+        remarks = "".join(f"<p>{escape(each)}</p>" for each in self._list_remarks())
+        return self._tabulate().__html__() + remarks
+
+    def _tabulate(self) -> Table[Any]:
+        """Return the table."""
+        raise NotImplementedError
+
+    def _list_remarks(self) -> list[str]:
+        """Return the lines below the table, the unit first; empty ones are left out."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Effects:
+class Effects(_Printed):
     """Main effects of the parameters of a study; printed as their table.
 
     Attributes:
-        effects: the effects, with their contrasts.
-        unit: unit of the effects.
-        warnings: nuisance parameters of which many architectures are best at an end of the values
-            tried, and why no effect is known, in sentences.
-        conditional_effects: the effects within each value of the other parameters.
-        spec: format of an effect in the printed table.
-        additive: additive model of trials that matched pairs do not compare; None if they do.
-        at_budgets: effects at equal steps, tokens and updates; None if trials differ in neither.
+        findings: findings of the study, with the replicates of studies that derive from it.
     """
 
-    effects: list[Effect]
-    unit: str
-    warnings: list[str] = field(default_factory=list)
-    conditional_effects: list[ConditionalEffect] = field(default_factory=list)
-    spec: str = ".4f"
-    additive: AdditiveModel | None = None
-    at_budgets: BudgetComparison | None = None
+    findings: StudyFindings
+
+    _left_out = ("source",)  # the same in each row of most tables, and a remark says it
+
+    @cached_property
+    def effects(self) -> list[Effect]:
+        """The effects, with their contrasts; without matched pairs those of the additive model."""
+        levels = self.additive.levels if self.additive else []
+        return self.findings.effects or [each.effect for each in levels]
+
+    @property
+    def unit(self) -> str:
+        """Unit of the effects; "" for none."""
+        return self.findings.results.measure.unit
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the effects must know, such as why there are none, in clauses."""
+        warnings = [each.rstrip(".") for each in write_additive(self.findings)]
+        warnings += map(to_plain, list_warnings(self.findings))
+        is_untested = all(effect.reason for effect in self.effects)
+        if self.findings.audited and not self.effects:
+            warnings.append(explain_missing_effects(self.findings))
+        elif self.additive is None and is_untested:
+            warnings.append(describe_insignificance(self.effects))
+        return warnings
+
+    @property
+    def conditional_effects(self) -> list[ConditionalEffect]:
+        """The effects within each value of the other parameters."""
+        return self.findings.conditional
+
+    @property
+    def additive(self) -> AdditiveModel | None:
+        """Additive model of trials that matched pairs do not compare; None if they do."""
+        return self.findings.additive
+
+    @cached_property
+    def at_budgets(self) -> BudgetComparison | None:
+        """Effects at equal steps, tokens and updates; None if trials differ in neither."""
+        return compare_budgets(self.findings.results)
 
     @property
     def trends(self) -> pd.DataFrame:
@@ -129,7 +181,8 @@ class Effects:
         return self._tabulate().to_frame()
 
     def _tabulate(self) -> Table[Effect]:
-        return tabulate_effects(self.effects, self.conditional_effects, spec=self.spec)
+        spec = self.findings.results.scale.value_spec
+        return tabulate_effects(self.effects, self.conditional_effects, spec=spec)
 
     @property
     def conditional(self) -> pd.DataFrame:
@@ -172,14 +225,13 @@ class Effects:
 
         return plot_effects(self.effects, self.unit)
 
-    def __repr__(self) -> str:
-        # The source is the same in each row of most tables, and long.
-        text = [self._tabulate().to_text("source")] if self.effects else []
-        return "\n".join([*text, *(f"warning: {each}" for each in self.warnings)])
-
-    def _repr_html_(self) -> str:
-        warnings = "".join(f"<p><strong>{escape(each)}.</strong></p>" for each in self.warnings)
-        return self._tabulate().__html__() + warnings
+    def _list_remarks(self) -> list[str]:
+        unit = name_unit("effects", self.unit) if self.effects else ""
+        return [
+            unit,
+            *describe_noise(self.findings)[:1],
+            *(f"warning: {each}" for each in self.warnings),
+        ]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -196,8 +248,23 @@ class TaskEffects:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per task and contrast: ``task``, then the columns of :attr:`Effects.table`."""
-        tables = [each.table.assign(task=name) for name, each in self.by_task.items()]
+        """One row per task and contrast: ``task``, then the columns of :attr:`Effects.table`.
+
+        ``p_adjusted`` is the p-value corrected for all changes in all tasks, by which a change
+        helps or harms in :attr:`agreement`.
+        """
+        p_values = {
+            (task, each.contrast): found.p_adjusted
+            for each in self.contrasts
+            for task, found in each.by_task.items()
+        }
+        tables = [
+            each.table.assign(
+                task=task,
+                p_adjusted=[p_values.get((task, e.contrast), math.nan) for e in each.effects],
+            )
+            for task, each in self.by_task.items()
+        ]
         table = pd.concat(tables, ignore_index=True)
         return table[["task", *table.columns.drop("task")]]
 
@@ -226,7 +293,7 @@ class TaskEffects:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Verdicts:
+class Verdicts(_Printed):
     """Verdicts on the replicated architectures of a study; printed as their table.
 
     Attributes:
@@ -273,16 +340,13 @@ class Verdicts:
     def _tabulate(self) -> Table[LeaderboardEntry]:
         return tabulate_leaderboard(self.results, self.summary, self.summary.entries)
 
-    def __repr__(self) -> str:
-        text = self._tabulate().to_text()
-        return f"{text}\n{to_plain(describe_smallest(self.summary, self.unit))}"
-
-    def _repr_html_(self) -> str:
-        return self._tabulate().__html__()
+    def _list_remarks(self) -> list[str]:
+        smallest = to_plain(describe_smallest(self.summary, self.unit))
+        return [name_unit("losses and differences", self.unit), smallest]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Pareto:
+class Pareto(_Printed):
     """Architectures that no other one beats at its cost; printed as their table.
 
     Attributes:
@@ -316,11 +380,8 @@ class Pareto:
 
         return plot_front(self.front, self.summary.measure)
 
-    def __repr__(self) -> str:
-        return self._tabulate().to_text()
-
-    def _repr_html_(self) -> str:
-        return self._tabulate().__html__()
+    def _list_remarks(self) -> list[str]:
+        return [name_unit("losses and gaps", self.summary.measure.held_out_unit)]
 
 
 def find_effects(results: Results, storage: str) -> Effects:
@@ -330,28 +391,22 @@ def find_effects(results: Results, storage: str) -> Effects:
         results: results with a complete trial.
         storage: URL of the storage, in which studies of replicates may derive from it.
     """
-    derived = _read_derived(storage, results.name)
-    findings = StudyFindings(replace(results, replicates=find_replicates(results, derived)))
-    model, effects = findings.additive, findings.effects
-    warnings = [each.rstrip(".") for each in write_additive(findings)]
-    warnings += map(to_plain, list_warnings(findings))
-    if findings.audited and findings.audited.reason:
-        warnings.append(findings.audited.reason.rstrip("."))
-    elif model is None and all(effect.reason for effect in effects):
-        warnings.append(describe_insignificance(effects))
-    if model:
-        effects = effects or [each.effect for each in model.levels]
-    unit, spec = results.measure.unit, results.scale.value_spec
-    budgets = compare_budgets(results)
-    return Effects(effects, unit, warnings, findings.conditional, spec, model, budgets)
+    (findings,) = _add_replicates([results], storage)
+    return Effects(findings)
 
 
 def compare_tasks(results: Results, storage: str) -> TaskEffects:
     """Estimate the effects in each of several tasks; arguments are those of `find_effects`."""
-    parts = results.split_tasks()
-    comparison = compare_across_tasks(parts)
-    by_task = {part.task: find_effects(part, storage) for part in parts}
+    found = _add_replicates(results.split_tasks(), storage)
+    comparison = compare_across_tasks(each.results for each in found)
+    by_task = {each.results.task: Effects(each) for each in found}
     return TaskEffects(by_task, comparison.contrasts if comparison else [])
+
+
+def _add_replicates(parts: Sequence[Results], storage: str) -> list[StudyFindings]:
+    """Return findings that know the replicates in studies of a storage that derive from a study."""
+    derived = _read_derived(storage, parts[0].name)
+    return [StudyFindings(replace(e, replicates=find_replicates(e, derived))) for e in parts]
 
 
 def _read_derived(url: str, source: str) -> list[Results]:
