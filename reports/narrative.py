@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from reports.analysis.nuisance import join_names
+from reports.analysis.pruning import MIN_STOPPED, Obstacle, PruningAudit
 from reports.findings import StudyFindings, TaskComparison
 from reports.formatting import objective_name
 from reports.phrases import (
@@ -36,10 +37,14 @@ from reports.phrases import (
 from reports.results import Results
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.effects import Effect
+from reports.stats.noise import NoiseSource
 from reports.stats.scale import format_count, format_param, format_signed
 
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""
+
+TELLING_RECALL = 0.5
+"""Lower bound of the recall below which an audit says little about it."""
 
 N_IN_LINE = 2
 """Largest number of main effects in the last line of a search."""
@@ -313,15 +318,30 @@ def _list_uncompared(findings: StudyFindings) -> list[str]:
 
 def explain_missing_effects(findings: StudyFindings) -> str:
     """Say why the study has no effects, in one clause."""
-    counts, audited = findings.results.counts, findings.audited
-    if audited is None:
+    results, audited = findings.results, findings.audited
+    if audited is None or audited.obstacle is None:
         return describe_insignificance([])
-    if counts.finished < counts.planned:
+    if audited.obstacle is Obstacle.NO_AUDIT:
+        return "no trial was audited, so no effect can be estimated"
+    if audited.obstacle is Obstacle.OTHER_SAMPLE:
+        unit = join_names(results.audit_nuisance)
+        drawn = f"architectures, each at all values of {unit}" if unit else "single trials"
+        judged = f"at its best {join_names(results.nuisance)}" if results.nuisance else "by trial"
+        return (
+            f"the audited trials were drawn as {drawn}, and each architecture is now judged "
+            f"{judged}: they are no sample of what is compared"
+        )
+    if audited.obstacle is Obstacle.UNFINISHED:
         return (
             "there is no answer yet: the effects of a pruned study are estimated once its search "
-            f"is finished, and {counts.finished:,} of {counts.planned:,} trials are"
+            f"is finished, and {results.counts.finished:,} of {results.counts.planned:,} trials are"
         )
-    return audited.reason[:1].lower() + audited.reason[1:].removesuffix(".")
+    if audited.obstacle is Obstacle.NO_PAIRS:
+        return "no two architectures differ in one parameter only"
+    return (
+        f"pruning would have changed the value of {audited.stopped} of the {audited.audited} "
+        f"audited architectures: at least {MIN_STOPPED} are needed to estimate an effect"
+    )
 
 
 def _format_scope(findings: StudyFindings) -> str:
@@ -337,3 +357,148 @@ def _format_scope(findings: StudyFindings) -> str:
         pruned = results.counts.pruned
         parts.append(f"by predictions for the {pruned:,} pruned trials, corrected by an audit")
     return format_progress(findings) + (f"{', '.join(parts)}, " if parts else "")
+
+
+def describe_noise(findings: StudyFindings) -> list[str]:
+    """Say in sentences what the intervals of the effects were estimated from; none without any."""
+    sources, noun = {effect.source for effect in findings.effects}, findings.results.noun
+    if not sources:
+        return []
+    if NoiseSource.AUDIT in sources:
+        return ["The interval does not contain the noise between runs."]
+    if sources == {NoiseSource.PAIRS}:
+        return [
+            "The noise between runs cannot be estimated from these trials, so the interval is that "
+            "of the differences between the pairs.",
+            "It contains the noise and is too wide where the effect differs between contexts.",
+            "An effect of fewer than eight pairs is not called significant.",
+        ]
+    source = min(sources - {NoiseSource.PAIRS})
+    text = f"The noise between runs is estimated from {source}"
+    if source is NoiseSource.REPLICATES:
+        studies = [f"study {name!r}" for name in findings.results.replicate_studies]
+        text += f" of these {noun}s{f' in {join(studies)}' if studies else ''}."
+    else:
+        text += "; interactions that exist make it look larger, never smaller."
+    if NoiseSource.PAIRS not in sources:
+        return [text]
+    return [
+        text,
+        f"Where few {noun}s carry an effect, the differences between the pairs are used, and an "
+        "effect of fewer than eight such pairs is not called significant.",
+    ]
+
+
+# ------------------------------------------------------------------ pruning
+
+
+def describe_pruning(findings: StudyFindings) -> str:
+    """Say what the audited trials show about what pruning lost, in a clause."""
+    audit, counts = findings.audit, findings.results.counts
+    if counts.finished < counts.planned:
+        return "what is lost is measured at the end"
+    if not audit or not audit.is_valid or not audit.stopped:
+        return "what was lost is not measured"
+    if audit.recall_low < TELLING_RECALL:
+        return f"{audit.stopped} audited are too few to bound what was lost"
+    kept = f"at least {audit.recall_low:.0%} of the best {audit.top_count} are complete"
+    wrong = "; their predictions were not right" if audit.is_alarm else ""
+    return f"{kept}, by {audit.stopped} audited{wrong}"
+
+
+def describe_audit(findings: StudyFindings) -> str:
+    """Say in sentences, marked, which trials were audited and what they can measure."""
+    audit, results = findings.audit, findings.results
+    if audit is None:
+        return (
+            "No trial was audited: what pruning lost, and whether its predictions were right, is "
+            "not known. The setting pruning.audit has a random sample trained to the end."
+        )
+    trials, best = format_count(audit.trials, "trial"), join_names(results.nuisance)
+    sample = f"{trials} of {results.counts.planned}"
+    if best:
+        architectures = format_count(audit.architectures, "architecture")
+        sample = f"{architectures} of {audit.planned}, with {trials}"
+    was = "was" if audit.trials == 1 else "were"
+    parts = [
+        f"{sample}, chosen at random, {was} to be trained to the end whatever the pruner decided."
+    ]
+    if audit.has_held_back:
+        parts.append(
+            strong(
+                "During the search too few of them finished where they were predicted, so pruning "
+                "was held back: the predictions were recalibrated on them."
+            )
+        )
+    if not results.is_finished:
+        parts.append("What they measure is shown once the search is finished.")
+    elif not audit.is_valid:
+        parts.append(
+            "They were drawn before the nuisance parameters of this study were changed, or as "
+            "single trials: they are no sample of the architectures as these are judged now, and "
+            "measure nothing about them."
+        )
+    elif not audit.stopped:
+        pruned = _count_pruned(audit, bool(best))
+        parts.append(
+            f"None of them would have been pruned, so they measure nothing about the {pruned}."
+        )
+    elif best:
+        have = "has" if audit.stopped == 1 else "have"
+        parts.append(
+            f"{audit.stopped} of them {have} a trial that would have been pruned. Each is judged "
+            f"at its best {best}."
+        )
+    else:
+        parts.append(f"{audit.stopped} of them would have been pruned.")
+    return " ".join(parts)
+
+
+def list_audit_findings(findings: StudyFindings) -> list[str]:
+    """List what the audited trials show, marked: recall, predictions and bias; may be empty."""
+    audit, results = findings.audit, findings.results
+    if not (audit and results.is_finished and audit.is_valid and audit.stopped):
+        return []
+    has_nuisance, scale = bool(results.nuisance), results.scale
+    by_trial, best_trials, architectures, of_each = "", "", "", ""
+    if has_nuisance:
+        by_trial, best_trials = ", by a trial that would have been pruned", "the best trials of "
+        architectures, of_each = " architectures", "of one trial of each, "
+    found = [
+        f"Recall: {audit.lost} of these {audit.stopped} {'is' if audit.lost == 1 else 'are'} "
+        f"better than the last of the best {audit.top_count} that the pruner kept{by_trial}. With "
+        f"95% confidence this is so of at most {audit.lost_high} of the "
+        f"{_count_pruned(audit, has_nuisance)}, so {best_trials}at least {audit.recall_low:.0%} of "
+        f"the best {audit.top_count}{architectures} are complete."
+    ]
+    if audit.recall_low < TELLING_RECALL:
+        found[0] += f" So few audited {architectures.strip() or 'trials'} say little about recall."
+    if not audit.tested:
+        return found
+    predictions = (
+        f"Predictions: {of_each}{audit.inside} of {audit.tested} finished within two scales of the "
+        f"recorded prediction, {audit.stated_share:.0%} expected (exact test, p = "
+        f"{audit.p_value:.2g})."
+    )
+    if audit.is_alarm:
+        warning = (
+            "The predictions were not right: do not rely on what was pruned, and search without "
+            "pruning if every trial of the best counts."
+        )
+        predictions += f" {strong(warning)}"
+    interval = ""
+    if not math.isnan(audit.bias_low):
+        ends = (format_signed(end, scale.spec) for end in (audit.bias_low, audit.bias_high))
+        interval = f" [{', '.join(ends)}]"
+    bias = (
+        f"Bias: they finished {scale.format_difference(audit.bias)}{interval} from their "
+        "predictions on average; negative is better than predicted."
+    )
+    return [*found, predictions, bias]
+
+
+def _count_pruned(audit: PruningAudit, has_nuisance: bool) -> str:
+    if has_nuisance:
+        one, several = "architecture with a pruned trial", "architectures with a pruned trial"
+        return format_count(audit.pruned, one, several)
+    return format_count(audit.pruned, "pruned trial")

@@ -22,15 +22,11 @@ from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.effects import Effect, PairedDifference
 from reports.stats.hypotheses import GOOD, UNKNOWN, ContrastOutcomes, Verdict, compute_fail_error
-from reports.stats.noise import NoiseSource
 from reports.stats.scale import Scale, format_count, format_param, format_signed, format_value
 from reports.stats.task_contrasts import TaskContrast
 
 MAX_TERMS = 5
 """Significant terms of an additive model that are listed, the largest first."""
-
-TELLING_RECALL = 0.5
-"""Lower bound of the recall below which an audit says little about it."""
 
 # ------------------------------------------------------------------ emphasis
 
@@ -211,36 +207,6 @@ def describe_agreement(contrasts: Sequence[TaskContrast]) -> str:
     return "; ".join(parts)
 
 
-def describe_noise(findings: StudyFindings) -> list[str]:
-    """Say in sentences what the intervals of the effects were estimated from; none without any."""
-    sources, noun = {effect.source for effect in findings.effects}, findings.results.noun
-    if not sources:
-        return []
-    if NoiseSource.AUDIT in sources:
-        return ["The interval does not contain the noise between runs."]
-    if sources == {NoiseSource.PAIRS}:
-        return [
-            "The noise between runs cannot be estimated from these trials, so the interval is that "
-            "of the differences between the pairs.",
-            "It contains the noise and is too wide where the effect differs between contexts.",
-            "An effect of fewer than eight pairs is not called significant.",
-        ]
-    source = min(sources - {NoiseSource.PAIRS})
-    text = f"The noise between runs is estimated from {source}"
-    if source is NoiseSource.REPLICATES:
-        studies = [f"study {name!r}" for name in findings.results.replicate_studies]
-        text += f" of these {noun}s{f' in {join(studies)}' if studies else ''}."
-    else:
-        text += "; interactions that exist make it look larger, never smaller."
-    if NoiseSource.PAIRS not in sources:
-        return [text]
-    return [
-        text,
-        f"Where few {noun}s carry an effect, the differences between the pairs are used, and an "
-        "effect of fewer than eight such pairs is not called significant.",
-    ]
-
-
 # ------------------------------------------------------------------ architectures
 
 
@@ -343,20 +309,6 @@ def describe_judged(results: Results) -> str:
     parts = [f"at its best {join_names(results.nuisance)}"] if results.nuisance else []
     parts += ["the mean of its runs"] if results.has_replicates else []
     return f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
-
-
-def describe_pruning(findings: StudyFindings) -> str:
-    """Say what the audited trials show about what pruning lost, in a clause."""
-    audit, counts = findings.audit, findings.results.counts
-    if counts.finished < counts.planned:
-        return "what is lost is measured at the end"
-    if not audit or not audit.is_valid or not audit.stopped:
-        return "what was lost is not measured"
-    if audit.recall_low < TELLING_RECALL:
-        return f"{audit.stopped} audited are too few to bound what was lost"
-    kept = f"at least {audit.recall_low:.0%} of the best {audit.top_count} are complete"
-    wrong = "; their predictions were not right" if audit.is_alarm else ""
-    return f"{kept}, by {audit.stopped} audited{wrong}"
 
 
 def describe_references(

@@ -26,11 +26,15 @@ from reports.analysis.leaderboard import (
 from reports.analysis.nuisance import build_judged_table
 from reports.errors import ReportError
 from reports.findings import BudgetComparison, StudyFindings, compare_across_tasks, compare_budgets
-from reports.narrative import describe_insignificance, explain_missing_effects, list_warnings
+from reports.narrative import (
+    describe_insignificance,
+    describe_noise,
+    explain_missing_effects,
+    list_warnings,
+)
 from reports.phrases import (
     count_verdicts,
     describe_agreement,
-    describe_noise,
     describe_smallest,
     name_unit,
     to_plain,

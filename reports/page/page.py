@@ -21,7 +21,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from reports import phrases, tables
+from reports import narrative, phrases, tables
 from reports.charts.chart import Chart
 from reports.errors import ReportError
 from reports.formatting import (
@@ -159,6 +159,7 @@ def _templates() -> jinja2.Environment:
         "layer_code": generate_forward,
         "module_code": generate_module,
         "first_screen": build_first_screen,
+        "narrative": narrative,
         "phrases": phrases,
         "tables": tables,
         "page_tables": page_tables,

@@ -14,8 +14,8 @@ import pandas as pd
 from golden import FOLDER, Golden
 
 from reports.findings import StudyFindings
-from reports.narrative import list_warnings, write_answer, write_headline
-from reports.phrases import describe_outcomes, describe_pruning, describe_verdicts, to_markdown
+from reports.narrative import describe_pruning, list_warnings, write_answer, write_headline
+from reports.phrases import describe_outcomes, describe_verdicts, to_markdown
 from reports.results import Results
 from reports.study_reader import read_results
 from rnn_search import import_results, import_study
