@@ -33,8 +33,9 @@ from reports.narrative import (
     list_warnings,
 )
 from reports.phrases import (
-    count_verdicts,
     describe_agreement,
+    describe_look,
+    describe_looks,
     describe_smallest,
     name_unit,
     to_plain,
@@ -44,9 +45,8 @@ from reports.results import Results, find_replicates
 from reports.stats.additive_model import AdditiveModel
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect
-from reports.stats.looks import RUN_NOISE, Noise, estimate_noise, spend_error
+from reports.stats.looks import RUN_NOISE, Noise
 from reports.stats.pareto import FrontMember, ParetoFront
-from reports.stats.scale import format_count
 from reports.stats.task_contrasts import TaskContrast
 from reports.study_reader import read_results
 from reports.tables import (
@@ -62,7 +62,7 @@ from search.derive import group_by_architecture, record_look
 from studies.attributes import StudyRecord
 from studies.errors import ConfigError, StudiesError
 from studies.loader import read_study_record
-from studies.measure import Measure, find_measure
+from studies.measure import find_measure
 from studies.storage.changes import list_derived
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.reads import read_trials
@@ -479,16 +479,7 @@ def describe_plan(storage: str, name: str) -> str:
         if refinement is None or not refinement.looks or record.looks or count < 2:
             return ""
         noise = _expect_noise(opened, record, count)
-    measure = find_measure(record.config)
-    shares = ", ".join(f"{level:.2%}" for level in spend_error(refinement.looks))
-    line = (
-        f"looks at {', '.join(map(str, refinement.looks))} runs, at error rates of {shares}; "
-        f"margin {f'{refinement.margin:g} {measure.held_out_unit}'.rstrip()}"
-    )
-    if noise is None:
-        return line
-    gaps = _describe_gaps(noise, refinement.looks, count, measure.held_out_unit, measure)
-    return f"{line}; {gaps}"
+    return describe_looks(refinement, noise, count, find_measure(record.config))
 
 
 def take_due_look(storage: str, name: str) -> LookResult | None:
@@ -504,63 +495,21 @@ def take_due_look(storage: str, name: str) -> LookResult | None:
         while True:
             study = load_study(opened, name)
             record = read_study_record(study)
-            if record.looks and not record.looks[-1].continued:
-                return LookResult(
-                    _describe_look(read_results(opened, name, with_curves=False)), True
-                )
             results = read_results(opened, name, with_curves=False)
+            if record.looks and not record.looks[-1].continued:
+                return LookResult(describe_look(results), True)
             if results.counts.finished < results.counts.planned:
                 return None
             _, look = look_at_results(results, record.looks)
             if record_look(opened, study, record, look) is not None:
                 results = read_results(opened, name, with_curves=False)
-                return LookResult(_describe_look(results), not look.continued)
+                return LookResult(describe_look(results), not look.continued)
 
 
 def count_looks(storage: str, name: str) -> int:
     """Return the number of looks that any process has taken at a study."""
     with closing(open_storage(storage)) as opened:
         return len(read_study_record(load_study(opened, name)).looks)
-
-
-def _describe_look(results: Results) -> list[str]:
-    """Describe the latest look of a study: verdicts, what follows, and the gaps that it finds."""
-    refinement, look = results.config.refinement, results.looks[-1]
-    summary = summarize_study(results)
-    judgement = summary.judgement
-    assert refinement is not None
-    assert judgement is not None
-    unit, count = results.metric.unit, judgement.comparison.count
-    line = (
-        f"look at {look.runs} runs, at an error rate of {look.level:.2%}: {count_verdicts(summary)}"
-    )
-    noise = estimate_noise(judgement.comparison)
-    later = [runs for runs in refinement.looks if runs > look.runs]
-    if look.continued:
-        added = format_count(later[0] - look.runs, "more run")
-        line += f"; {len(look.continued)} of {count} architectures get {added}"
-        if noise is None:
-            return [line]
-        first = refinement.looks.index(later[0])
-        return [line, _describe_gaps(noise, refinement.looks, count, unit, results.measure, first)]
-    smallest = to_plain(describe_smallest(summary, unit))
-    return [line, f"best mean: {summary.best.full_label}; {smallest}"]
-
-
-def _describe_gaps(
-    noise: Noise, looks: list[int], count: int, unit: str, measure: Measure, first: int = 0
-) -> str:
-    """Say which gaps the looks from one on find, with a run noise."""
-    spec = ".3f" if measure.is_text else ".3g"
-    levels = spend_error(looks)
-    gaps = ", ".join(
-        f"{noise.find_gap(runs, count, level):{spec}} at {runs}"
-        for runs, level in list(zip(looks, levels, strict=True))[first:]
-    )
-    return (
-        f"gaps found with a probability of 80%, {noise.source} run noise "
-        f"{f'{noise.of_run:{spec}} {unit}'.rstrip()}: {gaps} runs"
-    )
 
 
 def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) -> Noise | None:
