@@ -95,14 +95,21 @@ def write_headline(
 
 def _write_line_of_tasks(studies: Sequence[StudyFindings], comparison: TaskComparison) -> str:
     """Name the best network of each task of the first study, and what agrees across tasks."""
-    tasks, bests = studies[: len(comparison.tasks)], []
-    for each in tasks:
-        best, metric = each.summary.best, each.results.metric
-        value = f"{metric.scale.format_value(best.mean)} {metric.unit}".rstrip()
-        where = f"{each.results.task}: {best.full_label} (trial {best.number})"
-        bests.append(f"{where}, {value}, {metric.name}")
+    tasks = studies[: len(comparison.tasks)]
     study = _of_study(studies[0], studies[len(tasks) - 1 :])
-    return f"best by task{study}: {'; '.join(bests)}; {describe_agreement(comparison.contrasts)}"
+    bests = "; ".join(f"{each.results.task}: {_name_best(each)}" for each in tasks)
+    return f"best by task{study}: {bests}; {describe_agreement(comparison.contrasts)}"
+
+
+def _name_best(findings: StudyFindings, study: str = "") -> str:
+    """Name the best network and its loss in a line."""
+    best, metric = findings.summary.best, findings.results.metric
+    runs = ""
+    if best.runs > 1 or best.is_adjusted:
+        mean = "adjusted mean" if best.is_adjusted else "mean"
+        runs = f", {mean} of {format_count(best.runs, 'run')}"
+    value = f"{metric.scale.format_value(best.mean)} {metric.unit}".rstrip()
+    return f"{best.full_label} (trial {best.number}{study}), {value}, {metric.name}{runs}"
 
 
 def _write_line(studies: Sequence[StudyFindings]) -> str:
@@ -111,23 +118,18 @@ def _write_line(studies: Sequence[StudyFindings]) -> str:
         (each for each in studies if _comparison_key(each.results) == key),
         key=lambda each: each.results.scale.to_loss(each.summary.best.mean),
     )
-    leader, metric = best.summary.best, best.results.metric
-    runs = ""
-    if leader.runs > 1 or leader.is_adjusted:
-        mean = "adjusted mean" if leader.is_adjusted else "mean"
-        runs = f", {mean} of {format_count(leader.runs, 'run')}"
-    value = f"{metric.scale.format_value(leader.mean)} {metric.unit}".rstrip()
-    trial = f"trial {leader.number}{_of_study(best, studies)}"
-    parts = [f"best: {leader.full_label} ({trial}), {value}, {metric.name}{runs}"]
+    parts = [f"best: {_name_best(best, _of_study(best, studies))}"]
     if best.summary.has_verdicts:
-        parts.append(describe_smallest(best.summary, metric.unit))
+        parts.append(describe_smallest(best.summary, best.results.metric.unit))
     first = next((each for each in studies if each.ranked), None)
     if first is not None:
         parts.append(_list_largest(first, _of_study(first, studies)))
         parts += _list_uncompared(first)
-    elif best.additive and not best.summary.has_verdicts:
+    elif best.summary.has_verdicts:
+        parts += _list_uncompared(best)
+    elif best.additive:
         parts.append(write_additive_clause(best.additive, best.results.scale))
-    elif not best.summary.has_verdicts:
+    else:
         parts.append(explain_missing_effects(best))
     return "; ".join(parts)
 

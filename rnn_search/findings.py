@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -42,8 +41,6 @@ from reports.phrases import (
     write_additive,
 )
 from reports.results import Results, find_replicates
-from reports.stats.additive_model import AdditiveModel
-from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect
 from reports.stats.looks import RUN_NOISE, Noise
 from reports.stats.pareto import FrontMember, ParetoFront
@@ -108,10 +105,10 @@ class Effects(_Printed):
 
     _left_out = ("source",)  # the same in each row of most tables, and a remark says it
 
-    @cached_property
+    @property
     def effects(self) -> list[Effect]:
         """The effects, with their contrasts; without matched pairs those of the additive model."""
-        levels = self.additive.levels if self.additive else []
+        levels = self.findings.additive.levels if self.findings.additive else []
         return self.findings.effects or [each.effect for each in levels]
 
     @property
@@ -122,29 +119,14 @@ class Effects(_Printed):
     @property
     def warnings(self) -> list[str]:
         """What a reader of the effects must know, such as why there are none, in clauses."""
-        warnings = [each.rstrip(".") for each in write_additive(self.findings)]
-        warnings += map(to_plain, list_warnings(self.findings))
-        is_untested = all(effect.reason for effect in self.effects)
-        if self.findings.audited and not self.effects:
-            warnings.append(explain_missing_effects(self.findings))
-        elif self.additive is None and is_untested:
-            warnings.append(describe_insignificance(self.effects))
+        findings, effects = self.findings, self.effects
+        warnings = [each.rstrip(".") for each in write_additive(findings)]
+        warnings += map(to_plain, list_warnings(findings))
+        if not effects and findings.additive is None:
+            warnings.append(explain_missing_effects(findings))
+        elif findings.additive is None and all(effect.reason for effect in effects):
+            warnings.append(describe_insignificance(effects))
         return warnings
-
-    @property
-    def conditional_effects(self) -> list[ConditionalEffect]:
-        """The effects within each value of the other parameters."""
-        return self.findings.conditional
-
-    @property
-    def additive(self) -> AdditiveModel | None:
-        """Additive model of trials that matched pairs do not compare; None if they do."""
-        return self.findings.additive
-
-    @cached_property
-    def at_budgets(self) -> BudgetComparison | None:
-        """Effects at equal steps, tokens and updates; None if trials differ in neither."""
-        return compare_budgets(self.findings.results)
 
     @property
     def trends(self) -> pd.DataFrame:
@@ -156,7 +138,7 @@ class Effects(_Printed):
         ``significant``, corrected for the number of all tests of the additive model. Empty for
         studies whose matched pairs compare all parameters.
         """
-        trends = self.additive.trends if self.additive else []
+        trends = self.findings.additive.trends if self.findings.additive else []
         columns = {
             "parameter": [each.parameter for each in trends],
             "low": [each.low for each in trends],
@@ -186,7 +168,7 @@ class Effects(_Printed):
 
     def _tabulate(self) -> Table[Effect]:
         spec = self.findings.results.scale.value_spec
-        return tabulate_effects(self.effects, self.conditional_effects, spec=spec)
+        return tabulate_effects(self.effects, self.findings.conditional, spec=spec)
 
     @property
     def conditional(self) -> pd.DataFrame:
@@ -199,7 +181,7 @@ class Effects(_Printed):
         ``opposite_signs`` whether significant effects have both signs. ``docs/statistics.md`` says
         how significance is corrected; the intervals are not.
         """
-        return tabulate_conditional(self.conditional_effects).to_frame()
+        return tabulate_conditional(self.findings.conditional).to_frame()
 
     @property
     def budgets(self) -> pd.DataFrame:
@@ -210,11 +192,11 @@ class Effects(_Printed):
         and ``bytes`` or ``tokens``, of tasks other than text ``inputs``. Empty for studies that do
         not vary such a setting.
         """
-        budgets = self.at_budgets.budgets if self.at_budgets else {}
+        found = compare_budgets(self.findings.results) or BudgetComparison({}, [])
         rows = [
             (effect, budget)
-            for effects in (self.at_budgets.rows if self.at_budgets else [])
-            for effect, budget in zip(effects, budgets.items(), strict=True)
+            for effects in found.rows
+            for effect, budget in zip(effects, found.budgets.items(), strict=True)
         ]
         columns = ["parameter", "before", "after", "effect", "low", "high", "pairs", "significant"]
         table = tabulate_effects([effect for effect, _ in rows]).to_frame()[columns]
