@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from reports.analysis.nuisance import join_names
-from reports.analysis.pruning import MIN_STOPPED, Obstacle, PruningAudit
+from reports.analysis.pruning import MIN_STOPPED, Obstacle
 from reports.findings import StudyFindings, TaskComparison
 from reports.formatting import objective_name
 from reports.phrases import (
@@ -409,21 +409,18 @@ def describe_pruning(findings: StudyFindings) -> str:
 
 
 def describe_audit(findings: StudyFindings) -> str:
-    """Say in sentences, marked, which trials were audited and what they can measure."""
+    """Say in sentences, marked, what was audited and what that can measure."""
     audit, results = findings.audit, findings.results
     if audit is None:
         return (
             "No trial was audited: what pruning lost, and whether its predictions were right, is "
             "not known. The setting pruning.audit has a random sample trained to the end."
         )
-    trials, best = format_count(audit.trials, "trial"), join_names(results.nuisance)
-    sample = f"{trials} of {results.counts.planned}"
-    if best:
-        architectures = format_count(audit.architectures, "architecture")
-        sample = f"{architectures} of {audit.planned}, with {trials}"
-    was = "was" if audit.trials == 1 else "were"
+    sample = format_count(audit.architectures, results.judged_noun)
+    was = "was" if audit.architectures == 1 else "were"
     parts = [
-        f"{sample}, chosen at random, {was} to be trained to the end whatever the pruner decided."
+        f"{sample} of {audit.planned}, chosen at random, {was} to be trained to the end whatever "
+        "the pruner decided."
     ]
     if audit.has_held_back:
         parts.append(
@@ -441,18 +438,11 @@ def describe_audit(findings: StudyFindings) -> str:
             "measure nothing about them."
         )
     elif not audit.stopped:
-        pruned = _count_pruned(audit, bool(best))
-        parts.append(
-            f"None of them would have been pruned, so they measure nothing about the {pruned}."
-        )
-    elif best:
-        have = "has" if audit.stopped == 1 else "have"
-        parts.append(
-            f"{audit.stopped} of them {have} a trial that would have been pruned. Each is judged "
-            f"at its best {best}."
-        )
+        parts.append("None of them would have been pruned, so they measure nothing.")
     else:
-        parts.append(f"{audit.stopped} of them would have been pruned.")
+        best = join_names(results.nuisance)
+        judged = f" at some {best}; each is judged at its best one" if best else ""
+        parts.append(f"{audit.stopped} of them would have been pruned{judged}.")
     return " ".join(parts)
 
 
@@ -461,24 +451,20 @@ def list_audit_findings(findings: StudyFindings) -> list[str]:
     audit, results = findings.audit, findings.results
     if not (audit and results.is_finished and audit.is_valid and audit.stopped):
         return []
-    has_nuisance, scale = bool(results.nuisance), results.scale
-    by_trial, best_trials, architectures, of_each = "", "", "", ""
-    if has_nuisance:
-        by_trial, best_trials = ", by a trial that would have been pruned", "the best trials of "
-        architectures, of_each = " architectures", "of one trial of each, "
-    found = [
+    noun, scale = results.judged_noun, results.scale
+    recall = (
         f"Recall: {audit.lost} of these {audit.stopped} {'is' if audit.lost == 1 else 'are'} "
-        f"better than the last of the best {audit.top_count} that the pruner kept{by_trial}. With "
-        f"95% confidence this is so of at most {audit.lost_high} of the "
-        f"{_count_pruned(audit, has_nuisance)}, so {best_trials}at least {audit.recall_low:.0%} of "
-        f"the best {audit.top_count}{architectures} are complete."
-    ]
+        f"better than the last of the best {audit.top_count} that the pruner kept. With 95% "
+        f"confidence this is so of at most {audit.lost_high} of the "
+        f"{format_count(audit.pruned, f'pruned {noun}')}, so at least {audit.recall_low:.0%} of "
+        f"the best {audit.top_count} are complete."
+    )
     if audit.recall_low < TELLING_RECALL:
-        found[0] += f" So few audited {architectures.strip() or 'trials'} say little about recall."
+        recall += f" So few audited {noun}s say little about recall."
     if not audit.tested:
-        return found
+        return [recall]
     predictions = (
-        f"Predictions: {of_each}{audit.inside} of {audit.tested} finished within two scales of the "
+        f"Predictions: {audit.inside} of {audit.tested} trials finished within two scales of the "
         f"recorded prediction, {audit.stated_share:.0%} expected (exact test, p = "
         f"{audit.p_value:.2g})."
     )
@@ -496,11 +482,4 @@ def list_audit_findings(findings: StudyFindings) -> list[str]:
         f"Bias: they finished {scale.format_difference(audit.bias)}{interval} from their "
         "predictions on average; negative is better than predicted."
     )
-    return [*found, predictions, bias]
-
-
-def _count_pruned(audit: PruningAudit, has_nuisance: bool) -> str:
-    if has_nuisance:
-        one, several = "architecture with a pruned trial", "architectures with a pruned trial"
-        return format_count(audit.pruned, one, several)
-    return format_count(audit.pruned, "pruned trial")
+    return [recall, predictions, bias]
