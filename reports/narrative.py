@@ -9,11 +9,10 @@ import math
 from collections.abc import Sequence
 
 from reports.analysis.nuisance import join_names
-from reports.analysis.pruning import PruningAudit
+from reports.analysis.pruning import MIN_STOPPED, Obstacle
 from reports.findings import StudyFindings, TaskComparison
 from reports.formatting import objective_name
 from reports.phrases import (
-    TELLING_RECALL,
     describe_agreement,
     describe_best,
     describe_budget,
@@ -38,10 +37,14 @@ from reports.phrases import (
 from reports.results import Results
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.effects import Effect
-from reports.stats.scale import Scale, format_count, format_param, format_signed
+from reports.stats.noise import NoiseSource
+from reports.stats.scale import format_count, format_param, format_signed
 
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""
+
+TELLING_RECALL = 0.5
+"""Lower bound of the recall below which an audit says little about it."""
 
 N_IN_LINE = 2
 """Largest number of main effects in the last line of a search."""
@@ -86,19 +89,27 @@ def write_headline(
     ]
     line = _write_line(studies)
     if across_tasks is not None and len(across_tasks.tasks) > 1:
-        line = _write_line_of_tasks(studies[: len(across_tasks.tasks)], across_tasks)
+        line = _write_line_of_tasks(studies, across_tasks)
     return to_plain("\n".join([line, *warnings]))
 
 
-def _write_line_of_tasks(tasks: Sequence[StudyFindings], comparison: TaskComparison) -> str:
-    """Name the best network of each task, and the changes that agree across tasks."""
-    bests = []
-    for each in tasks:
-        best, metric = each.summary.best, each.results.metric
-        value = f"{metric.scale.format_value(best.mean)} {metric.unit}".rstrip()
-        where = f"{each.results.task}: {best.full_label} (trial {best.number})"
-        bests.append(f"{where}, {value}, {metric.name}")
-    return f"best by task: {'; '.join(bests)}; {describe_agreement(comparison.contrasts)}"
+def _write_line_of_tasks(studies: Sequence[StudyFindings], comparison: TaskComparison) -> str:
+    """Name the best network of each task of the first study, and what agrees across tasks."""
+    tasks = studies[: len(comparison.tasks)]
+    study = _of_study(studies[0], studies[len(tasks) - 1 :])
+    bests = "; ".join(f"{each.results.task}: {_name_best(each)}" for each in tasks)
+    return f"best by task{study}: {bests}; {describe_agreement(comparison.contrasts)}"
+
+
+def _name_best(findings: StudyFindings, study: str = "") -> str:
+    """Name the best network and its loss in a line."""
+    best, metric = findings.summary.best, findings.results.metric
+    runs = ""
+    if best.runs > 1 or best.is_adjusted:
+        mean = "adjusted mean" if best.is_adjusted else "mean"
+        runs = f", {mean} of {format_count(best.runs, 'run')}"
+    value = f"{metric.scale.format_value(best.mean)} {metric.unit}".rstrip()
+    return f"{best.full_label} (trial {best.number}{study}), {value}, {metric.name}{runs}"
 
 
 def _write_line(studies: Sequence[StudyFindings]) -> str:
@@ -107,23 +118,18 @@ def _write_line(studies: Sequence[StudyFindings]) -> str:
         (each for each in studies if _comparison_key(each.results) == key),
         key=lambda each: each.results.scale.to_loss(each.summary.best.mean),
     )
-    leader, metric = best.summary.best, best.results.metric
-    runs = ""
-    if leader.runs > 1 or leader.is_adjusted:
-        mean = "adjusted mean" if leader.is_adjusted else "mean"
-        runs = f", {mean} of {format_count(leader.runs, 'run')}"
-    value = f"{metric.scale.format_value(leader.mean)} {metric.unit}".rstrip()
-    trial = f"trial {leader.number}{_of_study(best, studies)}"
-    parts = [f"best: {leader.full_label} ({trial}), {value}, {metric.name}{runs}"]
+    parts = [f"best: {_name_best(best, _of_study(best, studies))}"]
     if best.summary.has_verdicts:
-        parts.append(describe_smallest(best.summary, metric.unit))
+        parts.append(describe_smallest(best.summary, best.results.metric.unit))
     first = next((each for each in studies if each.ranked), None)
     if first is not None:
         parts.append(_list_largest(first, _of_study(first, studies)))
         parts += _list_uncompared(first)
-    elif best.additive and not best.summary.has_verdicts:
+    elif best.summary.has_verdicts:
+        parts += _list_uncompared(best)
+    elif best.additive:
         parts.append(write_additive_clause(best.additive, best.results.scale))
-    elif not best.summary.has_verdicts:
+    else:
         parts.append(explain_missing_effects(best))
     return "; ".join(parts)
 
@@ -314,15 +320,30 @@ def _list_uncompared(findings: StudyFindings) -> list[str]:
 
 def explain_missing_effects(findings: StudyFindings) -> str:
     """Say why the study has no effects, in one clause."""
-    counts, audited = findings.results.counts, findings.audited
-    if audited is None:
+    results, audited = findings.results, findings.audited
+    if audited is None or audited.obstacle is None:
         return describe_insignificance([])
-    if counts.finished < counts.planned:
+    if audited.obstacle is Obstacle.NO_AUDIT:
+        return "no trial was audited, so no effect can be estimated"
+    if audited.obstacle is Obstacle.OTHER_SAMPLE:
+        unit = join_names(results.audit_nuisance)
+        drawn = f"architectures, each at all values of {unit}" if unit else "single trials"
+        judged = f"at its best {join_names(results.nuisance)}" if results.nuisance else "by trial"
+        return (
+            f"the audited trials were drawn as {drawn}, and each architecture is now judged "
+            f"{judged}: they are no sample of what is compared"
+        )
+    if audited.obstacle is Obstacle.UNFINISHED:
         return (
             "there is no answer yet: the effects of a pruned study are estimated once its search "
-            f"is finished, and {counts.finished:,} of {counts.planned:,} trials are"
+            f"is finished, and {results.counts.finished:,} of {results.counts.planned:,} trials are"
         )
-    return audited.reason[:1].lower() + audited.reason[1:].removesuffix(".")
+    if audited.obstacle is Obstacle.NO_PAIRS:
+        return "no two architectures differ in one parameter only"
+    return (
+        f"pruning would have changed the value of {audited.stopped} of the {audited.audited} "
+        f"audited architectures: at least {MIN_STOPPED} are needed to estimate an effect"
+    )
 
 
 def _format_scope(findings: StudyFindings) -> str:
@@ -340,101 +361,125 @@ def _format_scope(findings: StudyFindings) -> str:
     return format_progress(findings) + (f"{', '.join(parts)}, " if parts else "")
 
 
-def write_audit(findings: StudyFindings) -> tuple[str, list[str]]:
-    """Say what the audited trials of a pruned study measure.
+def describe_noise(findings: StudyFindings) -> list[str]:
+    """Say in sentences what the intervals of the effects were estimated from; none without any."""
+    sources, noun = {effect.source for effect in findings.effects}, findings.results.noun
+    if not sources:
+        return []
+    if NoiseSource.AUDIT in sources:
+        return ["The interval does not contain the noise between runs."]
+    if sources == {NoiseSource.PAIRS}:
+        return [
+            "The noise between runs cannot be estimated from these trials, so the interval is that "
+            "of the differences between the pairs.",
+            "It contains the noise and is too wide where the effect differs between contexts.",
+            "An effect of fewer than eight pairs is not called significant.",
+        ]
+    source = min(sources - {NoiseSource.PAIRS})
+    text = f"The noise between runs is estimated from {source}"
+    if source is NoiseSource.REPLICATES:
+        studies = [f"study {name!r}" for name in findings.results.replicate_studies]
+        text += f" of these {noun}s{f' in {join(studies)}' if studies else ''}."
+    else:
+        text += "; interactions that exist make it look larger, never smaller."
+    if NoiseSource.PAIRS not in sources:
+        return [text]
+    return [
+        text,
+        f"Where few {noun}s carry an effect, the differences between the pairs are used, and an "
+        "effect of fewer than eight such pairs is not called significant.",
+    ]
 
-    Returns:
-        A paragraph, marked, and what follows from the trials, a point for each; may be empty.
-    """
+
+# ------------------------------------------------------------------ pruning
+
+
+def describe_pruning(findings: StudyFindings) -> str:
+    """Say what the audited trials show about what pruning lost, in a clause."""
+    audit, counts = findings.audit, findings.results.counts
+    if counts.finished < counts.planned:
+        return "what is lost is measured at the end"
+    if not audit or not audit.is_valid or not audit.stopped:
+        return "what was lost is not measured"
+    if audit.recall_low < TELLING_RECALL:
+        return f"{audit.stopped} audited are too few to bound what was lost"
+    kept = f"at least {audit.recall_low:.0%} of the best {audit.top_count} are complete"
+    wrong = "; their predictions were not right" if audit.is_alarm else ""
+    return f"{kept}, by {audit.stopped} audited{wrong}"
+
+
+def describe_audit(findings: StudyFindings) -> str:
+    """Say in sentences, marked, what was audited and what that can measure."""
     audit, results = findings.audit, findings.results
     if audit is None:
         return (
             "No trial was audited: what pruning lost, and whether its predictions were right, is "
-            "not known. pruning.audit has a random sample trained to the end.",
-            [],
+            "not known. The setting pruning.audit has a random sample trained to the end."
         )
-    names, counts = join_names(results.nuisance), results.counts
-    trials, pruned = format_count(audit.trials, "trial"), format_count(audit.pruned, "pruned trial")
-    sample = f"{trials} of {counts.planned}"
-    if names:
-        architectures = format_count(audit.architectures, "architecture")
-        sample = f"{architectures} of {audit.planned}, with {trials}"
-        several = "architectures with a pruned trial"
-        pruned = format_count(audit.pruned, "architecture with a pruned trial", several)
-    were = "was" if audit.trials == 1 else "were"
-    text = (
-        f"{sample}, chosen at random, {were} to be trained to the end whatever the pruner decided. "
-    )
+    sample = format_count(audit.architectures, results.judged_noun)
+    was = "was" if audit.architectures == 1 else "were"
+    parts = [
+        f"{sample} of {audit.planned}, chosen at random, {was} to be trained to the end whatever "
+        "the pruner decided."
+    ]
     if audit.has_held_back:
-        held_back = (
-            "During the search too few of them finished where they were predicted, so pruning was "
-            "held back: the predictions were recalibrated on them."
+        parts.append(
+            strong(
+                "During the search too few of them finished where they were predicted, so pruning "
+                "was held back: the predictions were recalibrated on them."
+            )
         )
-        text += f"{strong(held_back)} "
-    if counts.finished < counts.planned:
-        return f"{text}What they measure is shown once the search is finished.", []
-    if not audit.is_valid:
-        invalid = (
+    if not results.is_finished:
+        parts.append("What they measure is shown once the search is finished.")
+    elif not audit.is_valid:
+        parts.append(
             "They were drawn before the nuisance parameters of this study were changed, or as "
             "single trials: they are no sample of the architectures as these are judged now, and "
             "measure nothing about them."
         )
-        return text + invalid, []
-    if not audit.stopped:
-        nothing = "None of them would have been pruned, so they measure nothing about the"
-        return f"{text}{nothing} {pruned}.", []
-    if names:
-        have = "has" if audit.stopped == 1 else "have"
-        text += (
-            f"{audit.stopped} of them {have} a trial that would have been pruned. Each is judged "
-            f"at its best {names}."
-        )
+    elif not audit.stopped:
+        parts.append("None of them would have been pruned, so they measure nothing.")
     else:
-        text += f"{audit.stopped} of them would have been pruned."
-    points = [_describe_recall(audit, pruned, bool(names))]
-    if audit.tested:
-        points += [_describe_predictions(audit, bool(names)), _describe_bias(audit, results.scale)]
-    return text, points
+        best = join_names(results.nuisance)
+        judged = f" at some {best}; each is judged at its best one" if best else ""
+        parts.append(f"{audit.stopped} of them would have been pruned{judged}.")
+    return " ".join(parts)
 
 
-def _describe_recall(audit: PruningAudit, pruned: str, has_nuisance: bool) -> str:
-    are = "is" if audit.lost == 1 else "are"
-    by, of, which, unit = "", "", "", "trial"
-    if has_nuisance:
-        by, of = ", by a trial that would have been pruned", "the best trials of "
-        which, unit = " architectures", "architecture"
-    text = (
-        f"Recall: {audit.lost} of these {audit.stopped} {are} better than the last of the best "
-        f"{audit.top_count} that the pruner kept{by}. With 95% confidence this is so of at most "
-        f"{audit.lost_high} of the {pruned}, so {of}at least {100 * audit.recall_low:.0f}% of the "
-        f"best {audit.top_count}{which} are complete."
+def list_audit_findings(findings: StudyFindings) -> list[str]:
+    """List what the audited trials show, marked: recall, predictions and bias; may be empty."""
+    audit, results = findings.audit, findings.results
+    if not (audit and results.is_finished and audit.is_valid and audit.stopped):
+        return []
+    noun, scale = results.judged_noun, results.scale
+    recall = (
+        f"Recall: {audit.lost} of these {audit.stopped} {'is' if audit.lost == 1 else 'are'} "
+        f"better than the last of the best {audit.top_count} that the pruner kept. With 95% "
+        f"confidence this is so of at most {audit.lost_high} of the "
+        f"{format_count(audit.pruned, f'pruned {noun}')}, so at least {audit.recall_low:.0%} of "
+        f"the best {audit.top_count} are complete."
     )
     if audit.recall_low < TELLING_RECALL:
-        text += f" So few audited {unit}s say little about recall."
-    return text
-
-
-def _describe_predictions(audit: PruningAudit, has_nuisance: bool) -> str:
-    text = (
-        f"Predictions: {'of one trial of each, ' if has_nuisance else ''}{audit.inside} of "
-        f"{audit.tested} finished within two scales of the recorded prediction, "
-        f"{100 * audit.stated_share:.0f}% expected (exact test, p = {audit.p_value:.2g})."
+        recall += f" So few audited {noun}s say little about recall."
+    if not audit.tested:
+        return [recall]
+    predictions = (
+        f"Predictions: {audit.inside} of {audit.tested} trials finished within two scales of the "
+        f"recorded prediction, {audit.stated_share:.0%} expected (exact test, p = "
+        f"{audit.p_value:.2g})."
     )
-    if not audit.is_alarm:
-        return text
-    alarm = (
-        "The predictions were not right: do not rely on what was pruned, and search without "
-        "pruning if every trial of the best counts."
-    )
-    return f"{text} {strong(alarm)}"
-
-
-def _describe_bias(audit: PruningAudit, scale: Scale) -> str:
+    if audit.is_alarm:
+        warning = (
+            "The predictions were not right: do not rely on what was pruned, and search without "
+            "pruning if every trial of the best counts."
+        )
+        predictions += f" {strong(warning)}"
     interval = ""
     if not math.isnan(audit.bias_low):
         ends = (format_signed(end, scale.spec) for end in (audit.bias_low, audit.bias_high))
         interval = f" [{', '.join(ends)}]"
-    return (
+    bias = (
         f"Bias: they finished {scale.format_difference(audit.bias)}{interval} from their "
         "predictions on average; negative is better than predicted."
     )
+    return [recall, predictions, bias]

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from reports.analysis.hypothesis_tests import Finding, HypothesisTest
-from reports.analysis.leaderboard import CostSummary, StudySummary
+from reports.analysis.leaderboard import CostSummary, StudySummary, summarize_study
 from reports.analysis.nuisance import Edge, build_outcome_table, join_names
 from reports.analysis.other_studies import BaselineReference
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, UnequalBudget
@@ -22,6 +22,7 @@ from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.effects import Effect, PairedDifference
 from reports.stats.hypotheses import GOOD, UNKNOWN, ContrastOutcomes, Verdict, compute_fail_error
+from reports.stats.looks import POWER, Noise, estimate_noise, spend_error
 from reports.stats.scale import (
     Scale,
     format_count,
@@ -32,12 +33,11 @@ from reports.stats.scale import (
 )
 from reports.stats.task_contrasts import TaskContrast
 from reports.study_reader import describe_selection, select_drawn_curves
+from studies.config import Refinement
+from studies.measure import Measure
 
 MAX_TERMS = 5
 """Significant terms of an additive model that are listed, the largest first."""
-
-TELLING_RECALL = 0.5
-"""Lower bound of the recall below which an audit says little about it."""
 
 # ------------------------------------------------------------------ emphasis
 
@@ -85,6 +85,11 @@ def format_estimate(difference: PairedDifference) -> str:
     scale = difference.scale
     interval = format_interval(difference.low, difference.high, scale.spec)
     return f"{scale.format_difference(difference.mean)}{interval}"
+
+
+def name_unit(values: str, unit: str) -> str:
+    """Name the unit of a table's values in a clause; "" for none."""
+    return f"{values} in {unit}" if unit else ""
 
 
 def describe_effect(effect: RankedEffect) -> str:
@@ -277,6 +282,67 @@ def describe_smallest(summary: StudySummary, unit: str) -> str:
     return f"no smaller one is shown to be as good as the best ({margin})"
 
 
+def describe_looks(
+    refinement: Refinement, noise: Noise | None, count: int, measure: Measure
+) -> str:
+    """Say in a clause when replicates are looked at, and which gaps that finds.
+
+    Args:
+        refinement: settings with looks.
+        noise: noise that is expected; None if nothing is known of it.
+        count: number of architectures.
+        measure: measure of the study's losses.
+    """
+    looks, unit = refinement.looks, measure.held_out_unit
+    shares = ", ".join(f"{level:.2%}" for level in spend_error(looks))
+    line = (
+        f"looks at {', '.join(map(str, looks))} runs, at error rates of {shares}; "
+        f"margin {f'{refinement.margin:g} {unit}'.rstrip()}"
+    )
+    gaps = [_describe_gaps(noise, looks, count, unit, measure)] if noise else []
+    return "; ".join([line, *gaps])
+
+
+def describe_look(results: Results) -> list[str]:
+    """Describe the latest look of a study: verdicts, what follows, and the gaps that it finds."""
+    refinement, look = results.config.refinement, results.looks[-1]
+    summary = summarize_study(results)
+    judgement = summary.judgement
+    assert refinement is not None
+    assert judgement is not None
+    unit, count = results.metric.unit, judgement.comparison.count
+    line = (
+        f"look at {look.runs} runs, at an error rate of {look.level:.2%}: {count_verdicts(summary)}"
+    )
+    if not look.continued:
+        smallest = to_plain(describe_smallest(summary, unit))
+        return [line, f"best mean: {summary.best.full_label}; {smallest}"]
+    later = [runs for runs in refinement.looks if runs > look.runs]
+    added = format_count(later[0] - look.runs, "more run")
+    line += f"; {len(look.continued)} of {count} architectures get {added}"
+    noise = estimate_noise(judgement.comparison)
+    if noise is None:
+        return [line]
+    first = refinement.looks.index(later[0])
+    return [line, _describe_gaps(noise, refinement.looks, count, unit, results.measure, first)]
+
+
+def _describe_gaps(
+    noise: Noise, looks: list[int], count: int, unit: str, measure: Measure, first: int = 0
+) -> str:
+    """Say which gaps the looks from one on find, with a run noise."""
+    spec = ".3f" if measure.is_text else ".3g"
+    levels = spend_error(looks)
+    gaps = ", ".join(
+        f"{noise.find_gap(runs, count, level):{spec}} at {runs}"
+        for runs, level in list(zip(looks, levels, strict=True))[first:]
+    )
+    return (
+        f"gaps found with a probability of {POWER:.0%}, {noise.source} run noise "
+        f"{f'{noise.of_run:{spec}} {unit}'.rstrip()}: {gaps} runs"
+    )
+
+
 def describe_edge(edge: Edge) -> str:
     """Warn that architectures are best at an end of the values tried, in a clause."""
     end, advice = ("highest", "higher") if edge.is_highest else ("lowest", "lower")
@@ -313,20 +379,6 @@ def describe_judged(results: Results) -> str:
     parts = [f"at its best {join_names(results.nuisance)}"] if results.nuisance else []
     parts += ["the mean of its runs"] if results.has_replicates else []
     return f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
-
-
-def describe_pruning(findings: StudyFindings) -> str:
-    """Say what the audited trials show about what pruning lost, in a clause."""
-    audit, counts = findings.audit, findings.results.counts
-    if counts.finished < counts.planned:
-        return "what is lost is measured at the end"
-    if not audit or not audit.is_valid or not audit.stopped:
-        return "what was lost is not measured"
-    if audit.recall_low < TELLING_RECALL:
-        return f"{audit.stopped} audited are too few to bound what was lost"
-    kept = f"at least {audit.recall_low:.0%} of the best {audit.top_count} are complete"
-    wrong = "; their predictions were not right" if audit.is_alarm else ""
-    return f"{kept}, by {audit.stopped} audited{wrong}"
 
 
 def describe_similar(costs: CostSummary) -> str:

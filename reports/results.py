@@ -381,6 +381,12 @@ class Results:
         return {version: sorted(trials[version]) for version in sorted(trials)}
 
     @property
+    def replicate_studies(self) -> list[str]:
+        """Names of the other studies with further runs of the architectures."""
+        rows = self.replicates
+        return [] if rows is None or "study" not in rows else list(rows["study"].unique())
+
+    @property
     def axes(self) -> list[str]:
         """Parameters that distinguish any two trials: those with several values, and replicate."""
         return self.parameters + ([REPLICATE] if REPLICATE in self.table else [])
@@ -490,13 +496,13 @@ def find_replicates(results: Results, others: Sequence[Results]) -> pd.DataFrame
         others: studies on the same page.
 
     Returns:
-        One row per complete trial with the parameters, ``replicate`` and ``value``; None without a
-        study of replicates.
+        One row per complete trial with the parameters, ``replicate`` and ``value``, and those of
+        other studies with ``study``, its name; None without a study of replicates.
     """
     if results.has_replicates:
         return results.complete
     found = [
-        _select_architectures(results, other)
+        _select_architectures(results, other).assign(study=other.name)
         for other in others
         if other.has_replicates and _is_comparable(results, other)
     ]

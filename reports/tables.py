@@ -158,20 +158,26 @@ class Table(Generic[Row]):
 
     def to_frame(self) -> pd.DataFrame:
         """Return the table as a data frame, with full numbers."""
-        named = [each for column in self.columns if column.name for each in column.expand()]
-        return pd.DataFrame({name: [value(row) for row in self.rows] for name, value, _ in named})
+        named = self._list_named()
+        frame = pd.DataFrame({name: [value(row) for row in self.rows] for name, value, _ in named})
+        counts = [name for name, _, spec in named if spec.endswith("d")]
+        return frame.astype({name: "Int64" for name in counts if frame[name].hasnans})
 
     def to_text(self, *left_out: str) -> str:
-        """Return the data frame as text, with formatted numbers.
+        """Return the data frame as text, with formatted numbers; "" without rows.
 
         Args:
             left_out: names of columns that are not shown.
         """
-        frame = self.to_frame().drop(columns=list(left_out))
-        specs = {name: spec for column in self.columns for name, _, spec in column.expand()}
-        for name in frame:
-            frame[name] = [_format(value, specs[str(name)]) for value in frame[name].tolist()]
-        return frame.to_string(index=False)
+        texts = {
+            name: [_format(value(row), spec) for row in self.rows]
+            for name, value, spec in self._list_named()
+            if name not in left_out
+        }
+        return pd.DataFrame(texts).to_string(index=False) if self.rows else ""
+
+    def _list_named(self) -> list[tuple[str, Callable[[Row], Any], str]]:
+        return [each for column in self.columns if column.name for each in column.expand()]
 
 
 def _render_head(column: Column[Any], is_noted: bool) -> str:
@@ -503,7 +509,8 @@ def tabulate_front(
             Column("on the front", lambda e: e.architecture.label, name="architecture"),
             Column("", lambda e: e.architecture.number, name="trial"),
             *_best_values(members, "", lambda e: e.architecture.best_values),
-            Column("parameters", lambda e: e.architecture.parameters, ",.0f", name="parameters"),
+            Column("parameters", lambda e: _to_int(e.architecture.parameters), ",d",
+                   name="parameters"),
             Column("time", lambda e: e.architecture.seconds, ",.2f", unit="s", name="seconds"),
             Column(measure.loss, lambda e: e.architecture.loss, measure.spec, unit=unit,
                    name=measure.held_out),

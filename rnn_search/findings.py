@@ -5,10 +5,11 @@ import: pandas.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from html import escape
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,23 +25,25 @@ from reports.analysis.leaderboard import (
 from reports.analysis.nuisance import build_judged_table
 from reports.errors import ReportError
 from reports.findings import BudgetComparison, StudyFindings, compare_across_tasks, compare_budgets
-from reports.narrative import describe_insignificance, list_warnings
+from reports.narrative import (
+    describe_insignificance,
+    describe_noise,
+    explain_missing_effects,
+    list_warnings,
+)
 from reports.phrases import (
-    count_verdicts,
     describe_agreement,
+    describe_look,
+    describe_looks,
     describe_smallest,
+    name_unit,
     to_plain,
     write_additive,
 )
 from reports.results import Results, find_replicates
-from reports.stats.additive_model import AdditiveModel
-from reports.stats.conditional_effects import (
-    ConditionalEffect,
-)
 from reports.stats.effects import Effect
-from reports.stats.looks import RUN_NOISE, Noise, estimate_noise, spend_error
+from reports.stats.looks import RUN_NOISE, Noise
 from reports.stats.pareto import FrontMember, ParetoFront
-from reports.stats.scale import format_count
 from reports.stats.task_contrasts import TaskContrast
 from reports.study_reader import read_results
 from reports.tables import (
@@ -56,7 +59,7 @@ from search.derive import group_by_architecture, record_look
 from studies.attributes import StudyRecord
 from studies.errors import ConfigError, StudiesError
 from studies.loader import read_study_record
-from studies.measure import Measure, find_measure
+from studies.measure import find_measure
 from studies.storage.changes import list_derived
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.reads import read_trials
@@ -67,28 +70,63 @@ if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
 
 
+class _Printed:
+    """Findings that are printed as their table, with remarks below it."""
+
+    _left_out: ClassVar[tuple[str, ...]] = ()
+    """Columns of data frames that are not printed."""
+
+    def __repr__(self) -> str:
+        text = self._tabulate().to_text(*self._left_out)
+        return "\n".join(filter(None, [text, *self._list_remarks()]))
+
+    def _repr_html_(self) -> str:
+        remarks = "".join(f"<p>{escape(each)}</p>" for each in self._list_remarks())
+        return self._tabulate().__html__() + remarks
+
+    def _tabulate(self) -> Table[Any]:
+        """Return the table."""
+        raise NotImplementedError
+
+    def _list_remarks(self) -> list[str]:
+        """Return the lines below the table, the unit first; empty ones are left out."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Effects:
+class Effects(_Printed):
     """Main effects of the parameters of a study; printed as their table.
 
     Attributes:
-        effects: the effects, with their contrasts.
-        unit: unit of the effects.
-        warnings: nuisance parameters of which many architectures are best at an end of the values
-            tried, and why no effect is known, in sentences.
-        conditional_effects: the effects within each value of the other parameters.
-        spec: format of an effect in the printed table.
-        additive: additive model of trials that matched pairs do not compare; None if they do.
-        at_budgets: effects at equal steps, tokens and updates; None if trials differ in neither.
+        findings: findings of the study, with the replicates of studies that derive from it.
     """
 
-    effects: list[Effect]
-    unit: str
-    warnings: list[str] = field(default_factory=list)
-    conditional_effects: list[ConditionalEffect] = field(default_factory=list)
-    spec: str = ".4f"
-    additive: AdditiveModel | None = None
-    at_budgets: BudgetComparison | None = None
+    findings: StudyFindings
+
+    _left_out = ("source",)  # the same in each row of most tables, and a remark says it
+
+    @property
+    def effects(self) -> list[Effect]:
+        """The effects, with their contrasts; without matched pairs those of the additive model."""
+        levels = self.findings.additive.levels if self.findings.additive else []
+        return self.findings.effects or [each.effect for each in levels]
+
+    @property
+    def unit(self) -> str:
+        """Unit of the effects; "" for none."""
+        return self.findings.results.measure.unit
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the effects must know, such as why there are none, in clauses."""
+        findings, effects = self.findings, self.effects
+        warnings = [each.rstrip(".") for each in write_additive(findings)]
+        warnings += map(to_plain, list_warnings(findings))
+        if not effects and findings.additive is None:
+            warnings.append(explain_missing_effects(findings))
+        elif findings.additive is None and all(effect.reason for effect in effects):
+            warnings.append(describe_insignificance(effects))
+        return warnings
 
     @property
     def trends(self) -> pd.DataFrame:
@@ -100,7 +138,7 @@ class Effects:
         ``significant``, corrected for the number of all tests of the additive model. Empty for
         studies whose matched pairs compare all parameters.
         """
-        trends = self.additive.trends if self.additive else []
+        trends = self.findings.additive.trends if self.findings.additive else []
         columns = {
             "parameter": [each.parameter for each in trends],
             "low": [each.low for each in trends],
@@ -129,7 +167,8 @@ class Effects:
         return self._tabulate().to_frame()
 
     def _tabulate(self) -> Table[Effect]:
-        return tabulate_effects(self.effects, self.conditional_effects, spec=self.spec)
+        spec = self.findings.results.scale.value_spec
+        return tabulate_effects(self.effects, self.findings.conditional, spec=spec)
 
     @property
     def conditional(self) -> pd.DataFrame:
@@ -142,7 +181,7 @@ class Effects:
         ``opposite_signs`` whether significant effects have both signs. ``docs/statistics.md`` says
         how significance is corrected; the intervals are not.
         """
-        return tabulate_conditional(self.conditional_effects).to_frame()
+        return tabulate_conditional(self.findings.conditional).to_frame()
 
     @property
     def budgets(self) -> pd.DataFrame:
@@ -153,11 +192,11 @@ class Effects:
         and ``bytes`` or ``tokens``, of tasks other than text ``inputs``. Empty for studies that do
         not vary such a setting.
         """
-        budgets = self.at_budgets.budgets if self.at_budgets else {}
+        found = compare_budgets(self.findings.results) or BudgetComparison({}, [])
         rows = [
             (effect, budget)
-            for effects in (self.at_budgets.rows if self.at_budgets else [])
-            for effect, budget in zip(effects, budgets.items(), strict=True)
+            for effects in found.rows
+            for effect, budget in zip(effects, found.budgets.items(), strict=True)
         ]
         columns = ["parameter", "before", "after", "effect", "low", "high", "pairs", "significant"]
         table = tabulate_effects([effect for effect, _ in rows]).to_frame()[columns]
@@ -172,14 +211,13 @@ class Effects:
 
         return plot_effects(self.effects, self.unit)
 
-    def __repr__(self) -> str:
-        # The source is the same in each row of most tables, and long.
-        text = [self._tabulate().to_text("source")] if self.effects else []
-        return "\n".join([*text, *(f"warning: {each}" for each in self.warnings)])
-
-    def _repr_html_(self) -> str:
-        warnings = "".join(f"<p><strong>{escape(each)}.</strong></p>" for each in self.warnings)
-        return self._tabulate().__html__() + warnings
+    def _list_remarks(self) -> list[str]:
+        unit = name_unit("effects", self.unit) if self.effects else ""
+        return [
+            unit,
+            *describe_noise(self.findings)[:1],
+            *(f"warning: {each}" for each in self.warnings),
+        ]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -196,8 +234,23 @@ class TaskEffects:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per task and contrast: ``task``, then the columns of :attr:`Effects.table`."""
-        tables = [each.table.assign(task=name) for name, each in self.by_task.items()]
+        """One row per task and contrast: ``task``, then the columns of :attr:`Effects.table`.
+
+        ``p_adjusted`` is the p-value corrected for all changes in all tasks, by which a change
+        helps or harms in :attr:`agreement`.
+        """
+        p_values = {
+            (task, each.contrast): found.p_adjusted
+            for each in self.contrasts
+            for task, found in each.by_task.items()
+        }
+        tables = [
+            each.table.assign(
+                task=task,
+                p_adjusted=[p_values.get((task, e.contrast), math.nan) for e in each.effects],
+            )
+            for task, each in self.by_task.items()
+        ]
         table = pd.concat(tables, ignore_index=True)
         return table[["task", *table.columns.drop("task")]]
 
@@ -226,7 +279,7 @@ class TaskEffects:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Verdicts:
+class Verdicts(_Printed):
     """Verdicts on the replicated architectures of a study; printed as their table.
 
     Attributes:
@@ -273,16 +326,13 @@ class Verdicts:
     def _tabulate(self) -> Table[LeaderboardEntry]:
         return tabulate_leaderboard(self.results, self.summary, self.summary.entries)
 
-    def __repr__(self) -> str:
-        text = self._tabulate().to_text()
-        return f"{text}\n{to_plain(describe_smallest(self.summary, self.unit))}"
-
-    def _repr_html_(self) -> str:
-        return self._tabulate().__html__()
+    def _list_remarks(self) -> list[str]:
+        smallest = to_plain(describe_smallest(self.summary, self.unit))
+        return [name_unit("losses and differences", self.unit), smallest]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Pareto:
+class Pareto(_Printed):
     """Architectures that no other one beats at its cost; printed as their table.
 
     Attributes:
@@ -316,11 +366,8 @@ class Pareto:
 
         return plot_front(self.front, self.summary.measure)
 
-    def __repr__(self) -> str:
-        return self._tabulate().to_text()
-
-    def _repr_html_(self) -> str:
-        return self._tabulate().__html__()
+    def _list_remarks(self) -> list[str]:
+        return [name_unit("losses and gaps", self.summary.measure.held_out_unit)]
 
 
 def find_effects(results: Results, storage: str) -> Effects:
@@ -330,28 +377,22 @@ def find_effects(results: Results, storage: str) -> Effects:
         results: results with a complete trial.
         storage: URL of the storage, in which studies of replicates may derive from it.
     """
-    derived = _read_derived(storage, results.name)
-    findings = StudyFindings(replace(results, replicates=find_replicates(results, derived)))
-    model, effects = findings.additive, findings.effects
-    warnings = [each.rstrip(".") for each in write_additive(findings)]
-    warnings += map(to_plain, list_warnings(findings))
-    if findings.audited and findings.audited.reason:
-        warnings.append(findings.audited.reason.rstrip("."))
-    elif model is None and all(effect.reason for effect in effects):
-        warnings.append(describe_insignificance(effects))
-    if model:
-        effects = effects or [each.effect for each in model.levels]
-    unit, spec = results.measure.unit, results.scale.value_spec
-    budgets = compare_budgets(results)
-    return Effects(effects, unit, warnings, findings.conditional, spec, model, budgets)
+    (findings,) = _add_replicates([results], storage)
+    return Effects(findings)
 
 
 def compare_tasks(results: Results, storage: str) -> TaskEffects:
     """Estimate the effects in each of several tasks; arguments are those of `find_effects`."""
-    parts = results.split_tasks()
-    comparison = compare_across_tasks(parts)
-    by_task = {part.task: find_effects(part, storage) for part in parts}
+    found = _add_replicates(results.split_tasks(), storage)
+    comparison = compare_across_tasks(each.results for each in found)
+    by_task = {each.results.task: Effects(each) for each in found}
     return TaskEffects(by_task, comparison.contrasts if comparison else [])
+
+
+def _add_replicates(parts: Sequence[Results], storage: str) -> list[StudyFindings]:
+    """Return findings that know the replicates in studies of a storage that derive from a study."""
+    derived = _read_derived(storage, parts[0].name)
+    return [StudyFindings(replace(e, replicates=find_replicates(e, derived))) for e in parts]
 
 
 def _read_derived(url: str, source: str) -> list[Results]:
@@ -420,16 +461,7 @@ def describe_plan(storage: str, name: str) -> str:
         if refinement is None or not refinement.looks or record.looks or count < 2:
             return ""
         noise = _expect_noise(opened, record, count)
-    measure = find_measure(record.config)
-    shares = ", ".join(f"{level:.2%}" for level in spend_error(refinement.looks))
-    line = (
-        f"looks at {', '.join(map(str, refinement.looks))} runs, at error rates of {shares}; "
-        f"margin {f'{refinement.margin:g} {measure.held_out_unit}'.rstrip()}"
-    )
-    if noise is None:
-        return line
-    gaps = _describe_gaps(noise, refinement.looks, count, measure.held_out_unit, measure)
-    return f"{line}; {gaps}"
+    return describe_looks(refinement, noise, count, find_measure(record.config))
 
 
 def take_due_look(storage: str, name: str) -> LookResult | None:
@@ -445,63 +477,21 @@ def take_due_look(storage: str, name: str) -> LookResult | None:
         while True:
             study = load_study(opened, name)
             record = read_study_record(study)
-            if record.looks and not record.looks[-1].continued:
-                return LookResult(
-                    _describe_look(read_results(opened, name, with_curves=False)), True
-                )
             results = read_results(opened, name, with_curves=False)
+            if record.looks and not record.looks[-1].continued:
+                return LookResult(describe_look(results), True)
             if results.counts.finished < results.counts.planned:
                 return None
             _, look = look_at_results(results, record.looks)
             if record_look(opened, study, record, look) is not None:
                 results = read_results(opened, name, with_curves=False)
-                return LookResult(_describe_look(results), not look.continued)
+                return LookResult(describe_look(results), not look.continued)
 
 
 def count_looks(storage: str, name: str) -> int:
     """Return the number of looks that any process has taken at a study."""
     with closing(open_storage(storage)) as opened:
         return len(read_study_record(load_study(opened, name)).looks)
-
-
-def _describe_look(results: Results) -> list[str]:
-    """Describe the latest look of a study: verdicts, what follows, and the gaps that it finds."""
-    refinement, look = results.config.refinement, results.looks[-1]
-    summary = summarize_study(results)
-    judgement = summary.judgement
-    assert refinement is not None
-    assert judgement is not None
-    unit, count = results.metric.unit, judgement.comparison.count
-    line = (
-        f"look at {look.runs} runs, at an error rate of {look.level:.2%}: {count_verdicts(summary)}"
-    )
-    noise = estimate_noise(judgement.comparison)
-    later = [runs for runs in refinement.looks if runs > look.runs]
-    if look.continued:
-        added = format_count(later[0] - look.runs, "more run")
-        line += f"; {len(look.continued)} of {count} architectures get {added}"
-        if noise is None:
-            return [line]
-        first = refinement.looks.index(later[0])
-        return [line, _describe_gaps(noise, refinement.looks, count, unit, results.measure, first)]
-    smallest = to_plain(describe_smallest(summary, unit))
-    return [line, f"best mean: {summary.best.full_label}; {smallest}"]
-
-
-def _describe_gaps(
-    noise: Noise, looks: list[int], count: int, unit: str, measure: Measure, first: int = 0
-) -> str:
-    """Say which gaps the looks from one on find, with a run noise."""
-    spec = ".3f" if measure.is_text else ".3g"
-    levels = spend_error(looks)
-    gaps = ", ".join(
-        f"{noise.find_gap(runs, count, level):{spec}} at {runs}"
-        for runs, level in list(zip(looks, levels, strict=True))[first:]
-    )
-    return (
-        f"gaps found with a probability of 80%, {noise.source} run noise "
-        f"{f'{noise.of_run:{spec}} {unit}'.rstrip()}: {gaps} runs"
-    )
 
 
 def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) -> Noise | None:

@@ -31,13 +31,14 @@ architecture with no other trial is left out, as one whose trials have failed.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from reports.analysis.nuisance import build_table, join_names
+from reports.analysis.nuisance import build_table
 from reports.results import Results
 from reports.stats import Floats
 from reports.stats.calibration import INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
@@ -338,6 +339,18 @@ MIN_STOPPED = 6
 """Audited architectures with another value than number, from which effects are estimated."""
 
 
+class Obstacle(Enum):
+    """Why the effects of a pruned study cannot be estimated."""
+
+    NO_AUDIT = auto()
+    OTHER_SAMPLE = auto()
+    """The audited trials were drawn over other nuisance parameters than the study has now."""
+    UNFINISHED = auto()
+    FEW_STOPPED = auto()
+    """Fewer than :data:`MIN_STOPPED` audited architectures would have another value."""
+    NO_PAIRS = auto()
+
+
 @dataclass(frozen=True)
 class AuditedEffects:
     """Effects in a pruned study.
@@ -345,36 +358,27 @@ class AuditedEffects:
     Attributes:
         effects: the effects; those of contrasts that compare the best of several trials have no
             such estimate and are left out.
-        reason: why there are none, a sentence; "" if there are.
+        obstacle: why there are none; None if there are.
         audited: number of audited architectures with a value.
         stopped: number of these whose value the pruner would have replaced by another number.
     """
 
     effects: list[Effect]
-    reason: str = ""
+    obstacle: Obstacle | None = None
     audited: int = 0
     stopped: int = 0
 
 
 def estimate_audited_effects(results: Results) -> AuditedEffects:
     """Estimate the main effects in a pruned study."""
-    table, counts = results.table, results.counts
-    if not table["audited"].any():
-        return AuditedEffects([], "No trial was audited, so no effect can be estimated.")
+    if not results.table["audited"].any():
+        return AuditedEffects([], Obstacle.NO_AUDIT)
     if not results.has_valid_audit:
-        unit = join_names(results.audit_nuisance)
-        drawn = f"architectures, each at all values of {unit}" if unit else "single trials"
-        judged = f"at its best {join_names(results.nuisance)}" if results.nuisance else "by trial"
-        reason = (
-            f"The audited trials were drawn as {drawn}, and each architecture is now judged "
-            f"{judged}: they are no sample of what is compared."
-        )
-        return AuditedEffects([], reason)
-    if counts.finished < counts.planned:
-        return AuditedEffects([], "Effects are estimated once the search is finished.")
-    return estimate_effects(
-        judge_architectures(table, results.judged_axes), results.judged_axes, results.scale
-    )
+        return AuditedEffects([], Obstacle.OTHER_SAMPLE)
+    if not results.is_finished:
+        return AuditedEffects([], Obstacle.UNFINISHED)
+    architectures = judge_architectures(results.table, results.judged_axes)
+    return estimate_effects(architectures, results.judged_axes, results.scale)
 
 
 def estimate_effects(
@@ -391,12 +395,7 @@ def estimate_effects(
     residuals = (architectures["value"] - architectures["estimate"]).where(audited)
     numbers = {"audited": int(audited.sum()), "stopped": int((residuals.dropna() != 0).sum())}
     if numbers["stopped"] < MIN_STOPPED:
-        reason = (
-            f"Pruning would have changed the value of {numbers['stopped']} of the "
-            f"{numbers['audited']} audited architectures: at least {MIN_STOPPED} are needed to "
-            "estimate an effect."
-        )
-        return AuditedEffects([], reason, **numbers)
+        return AuditedEffects([], Obstacle.FEW_STOPPED, **numbers)
     grid = FactorialTable.from_frame(
         architectures.assign(value=architectures["estimate"]),
         parameters,
@@ -408,8 +407,7 @@ def estimate_effects(
         for contrast in grid.list_contrasts()
         if (effect := estimate_effect(grid, contrast, residuals.to_numpy(dtype=float))) is not None
     ]
-    reason = "" if effects else "No two architectures differ in one parameter only."
-    return AuditedEffects(effects, reason, **numbers)
+    return AuditedEffects(effects, None if effects else Obstacle.NO_PAIRS, **numbers)
 
 
 def estimate_effect(grid: FactorialTable, contrast: Contrast, residuals: Floats) -> Effect | None:

@@ -236,7 +236,7 @@ def render_note(findings: StudyFindings) -> str:
         best = rank_architectures(results, N_BEST)
         said = [*narrative.write_answer(findings), phrases.describe_outcomes(findings)]
         if results.is_pruned:
-            said.append(phrases.to_sentence(phrases.describe_pruning(findings)))
+            said.append(phrases.to_sentence(narrative.describe_pruning(findings)))
         said += [f"Warning: {each}." for each in narrative.list_warnings(findings)]
     # Without what follows from the files that it names, it loads as an equal config.
     derived = {"cells", "task_record", "task_records"}

@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.chart import Chart
-from reports.narrative import list_warnings, write_answer
+from reports.narrative import describe_pruning, list_warnings, write_answer
 from reports.page.section import Section
-from reports.phrases import describe_pruning, to_html, to_sentence
+from reports.phrases import to_html, to_sentence
 from reports.stats.noise import NoiseSource
 from reports.stats.scale import format_count
 

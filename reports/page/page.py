@@ -21,7 +21,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from reports import phrases, tables
+from reports import narrative, phrases, tables
 from reports.charts.chart import Chart
 from reports.errors import ReportError
 from reports.formatting import (
@@ -31,7 +31,7 @@ from reports.formatting import (
     load_templates,
     objective_name,
 )
-from reports.narrative import write_audit, write_headline
+from reports.narrative import write_headline
 from reports.output import choose_path, default_path, identity_tags, report_identity
 from reports.page import page_tables
 from reports.page.first_screen import build_first_screen
@@ -159,10 +159,10 @@ def _templates() -> jinja2.Environment:
         "layer_code": generate_forward,
         "module_code": generate_module,
         "first_screen": build_first_screen,
+        "narrative": narrative,
         "phrases": phrases,
         "tables": tables,
         "page_tables": page_tables,
-        "write_audit": write_audit,
     }
     return environment
 

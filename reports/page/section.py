@@ -71,7 +71,6 @@ from reports.phrases import (
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
 from reports.stats.looks import find_detectable_gap
-from reports.stats.noise import NoiseSource
 from reports.stats.scale import format_count
 from reports.study_reader import MAX_DRAWN
 from studies.space import BPTT_STEPS, COST_PARAMS
@@ -85,39 +84,11 @@ class MainEffects:
         effects: effects of the contrasts with a pair.
         chart: chart of the effects; None without effects.
         scope: number of trials, or of architectures at their best, with a value.
-        noun: what the parameters describe: an architecture, or a configuration of anything.
     """
 
     effects: Sequence[Effect]
     chart: Chart | None
     scope: str
-    noun: str
-
-    @property
-    def interval_text(self) -> str:
-        """What the intervals were estimated from, in one or two sentences."""
-        sources = {effect.source for effect in self.effects}
-        if NoiseSource.AUDIT in sources:
-            return "It does not contain the noise between runs."
-        if sources == {NoiseSource.PAIRS}:
-            return (
-                "The noise between runs cannot be estimated from these trials, so the interval is "
-                "that of the differences between the pairs. It contains the noise and is too wide "
-                "where the effect differs between contexts. An effect of fewer than eight pairs is "
-                "not called significant."
-            )
-        source = min(sources - {NoiseSource.PAIRS})
-        text = f"The noise between runs is estimated from {source}"
-        if source is NoiseSource.REPLICATES:
-            text += f" of these {self.noun}s."
-        else:
-            text += "; interactions that exist make it look larger, never smaller."
-        if NoiseSource.PAIRS in sources:
-            text += (
-                f" Where few {self.noun}s carry an effect, the differences between the pairs are "
-                "used, and an effect of fewer than eight such pairs is not called significant."
-            )
-        return text
 
     @property
     def best_of(self) -> list[str]:
@@ -132,15 +103,14 @@ def build_sections(results: Sequence[Results]) -> list["Section"]:
     """
     split = [study.split_tasks() for study in results]
     parts = [part for of_study in split for part in of_study]
-    first = {id(of_study[0]): compare_across_tasks(of_study) for of_study in split}
-    return [
-        Section(
-            replace(part, replicates=find_replicates(part, parts)),
-            find_references(part, parts),
-            first.get(id(part)),
-        )
-        for part in parts
-    ]
+    sections = []
+    for of_study in split:
+        found = [replace(part, replicates=find_replicates(part, parts)) for part in of_study]
+        across_tasks = compare_across_tasks(found)
+        for part in found:
+            sections.append(Section(part, find_references(part, parts), across_tasks))
+            across_tasks = None
+    return sections
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +156,7 @@ class Section:
         unit = self.results.measure.unit
         chart = Chart(title, plot_effects(effects, unit)) if effects else None
         scope = format_count(count, self.results.judged_noun)
-        return MainEffects(effects, chart, scope, self.results.noun)
+        return MainEffects(effects, chart, scope)
 
     @cached_property
     def budgets(self) -> BudgetComparison | None:

@@ -14,8 +14,16 @@ import pandas as pd
 from golden import FOLDER, Golden
 
 from reports.findings import StudyFindings
-from reports.narrative import list_warnings, write_answer, write_headline
-from reports.phrases import describe_outcomes, describe_pruning, describe_verdicts, to_markdown
+from reports.narrative import (
+    describe_audit,
+    describe_noise,
+    describe_pruning,
+    list_audit_findings,
+    list_warnings,
+    write_answer,
+    write_headline,
+)
+from reports.phrases import describe_outcomes, describe_verdicts, to_markdown
 from reports.results import Results
 from reports.study_reader import read_results
 from rnn_search import import_results, import_study
@@ -89,6 +97,8 @@ def write_sentences() -> dict[str, str]:
         "diverged": diverged,
         "larger batches": larger_batches,
         "pruned": describe_pruning(pruned),
+        "audit": " ".join([describe_audit(pruned), *list_audit_findings(pruned)]),
+        "noise": " ".join(describe_noise(grid)),
         "estimated": write_answer(pruned)[0],
         "nuisance edge": edge,
         "additive trend": write_answer(search_at_random())[1],

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ from factories import created_once, gated_params, make_runs, make_study, read_st
 
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.comparison_plots import chart_conditional_effects
-from reports.page.page import write_report
+from reports.page.page import render_page, write_report
+from reports.page.section import build_sections
 from reports.results import find_replicates
 from reports.stats.conditional_effects import compute_conditional_effects
 from reports.stats.design import Contrast, find_full_factorial_blocks
@@ -226,7 +228,16 @@ def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
     table = build_judged_table(replace(made, replicates=rows))
     assert {effect.source for effect in table.compute_effects()} == {NoiseSource.REPLICATES}
     assert build_judged_table(made).noise is None
-    assert set(load("made", storage=sqlite_url).effects().table["source"]) == {"replicates"}
+    effects = load("made", storage=sqlite_url).effects()
+    assert set(effects.table["source"]) == {"replicates"}
+    source = "replicates of these architectures in study 'again'."
+    assert f"\nThe noise between runs is estimated from {source}" in repr(effects)
+    page, alone = (
+        unescape("".join(render_page(build_sections(studies)[:1])))
+        for studies in ([made, again], [made])
+    )
+    assert source in page
+    assert source not in alone
 
 
 @pytest.mark.parametrize(

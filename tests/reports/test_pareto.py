@@ -94,7 +94,9 @@ def test_study_has_a_front_for_each_cost_at_the_best_values_of_nuisance_paramete
     study = load("sizes", storage=sqlite_url)
     table = study.pareto().table
     assert list(table["architecture"]) == ["1×4 no gates, new state", "2×4 no gates, new state"]
-    assert list(table["parameters"]) == [100, 200]
+    assert table["parameters"].tolist() == [100, 200]
+    assert table["parameters"].dtype == int
+    assert repr(study.pareto()).endswith("\nlosses and gaps in bits per byte")
     assert list(table["bits_per_byte"]) == pytest.approx([2.5, 2.2])  # at the best rate
     assert table["cheapest_not_worse"].isna().all()
     # The deepest is the fastest here: nothing that costs more is better beyond noise.

@@ -145,7 +145,7 @@ def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"audited": ()}, "No trial was audited"),
+        ({"audited": ()}, "no trial was audited"),
         ({"audited": (1, 2, 3)}, "at least 6"),
         ({"finished": False}, "finished"),
         ({"audited": EVEN, "nuisance": ["layers"]}, "single trials"),

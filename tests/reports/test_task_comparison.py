@@ -4,7 +4,7 @@ import re
 from contextlib import closing
 
 import pytest
-from factories import SMALL_GRID, created_once, make_runs
+from factories import SMALL_GRID, created_once, make_runs, make_study
 from invocation import refused
 
 from reports.dashboard.publish import StudyPublisher
@@ -100,6 +100,9 @@ def test_report_has_a_section_for_each_task_after_one_that_compares_them(url, tm
         report.headline,
     )
     assert report_identity([read(url).identity]) in page  # so that the next one replaces it
+    make_study(url, "other")
+    two = write_report(url, ["made", "other"], tmp_path / "two.html").headline
+    assert two.startswith("best by task of 'made': copy:10: ")
 
 
 def test_python_has_the_effects_of_each_task(url):
@@ -107,6 +110,14 @@ def test_python_has_the_effects_of_each_task(url):
     effects = study.effects()
     assert effects.table.columns[0] == "task"
     assert set(effects.table["task"]) == {"copy:10", "Sum"}
+    p_values = {
+        (task, each.contrast.parameter): found.p_adjusted
+        for each in effects.contrasts
+        for task, found in each.by_task.items()
+        if each.contrast.parameter != "state_size"
+    }
+    rows = effects.table.set_index(["task", "parameter"])["p_adjusted"]
+    assert {key: rows[key] for key in p_values} == p_values
     agrees = effects.agreement.set_index("parameter")["agrees"]
     assert agrees["residual"]
     assert not agrees["layers"]
