@@ -66,15 +66,15 @@ def grid(results_of):
     )
 
 
-def tuned_rows(seeds: int = 1) -> list[dict]:
+def tuned_rows() -> list[dict]:
     """Return runs that are best at the highest rate with norm, and at any without."""
     generator = random.Random(2)
-    grid = itertools.product(range(1, 9), (2, 4), (False, True), (0.01, 0.1, 1.0), range(seeds))
+    grid = itertools.product(range(1, 9), (2, 4), (False, True), (0.01, 0.1, 1.0))
     return [
-        {"width": width, "depth": depth, "norm": norm, "rate": rate, "seed": seed}
+        {"width": width, "depth": depth, "norm": norm, "rate": rate}
         | {"value": 2 - 0.05 * width - 0.2 * norm + (depth == 4) * (0.5 - 0.6 * norm)
            - norm * 0.25 * math.log10(rate) + generator.gauss(0, 0.02)}
-        for width, depth, norm, rate, seed in grid
+        for width, depth, norm, rate in grid
     ]  # fmt: skip
 
 
@@ -86,11 +86,10 @@ def claim(rule: str, is_reversed: bool, **region) -> dict:
     return {"claim": claim, "rule": rule, "margin": 0.05, "contrasts": contrasts, "region": region}
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_negated_study_that_is_maximized_has_mirrored_findings(results_of, tmp_path, seeds):
+def test_negated_study_that_is_maximized_has_mirrored_findings(results_of, tmp_path):
     results = [
         results_of(
-            [row | {"value": sign * row["value"]} for row in tuned_rows(seeds)],
+            [row | {"value": sign * row["value"]} for row in tuned_rows()],
             f"twin{sign}",
             maximize=sign < 0,
             threshold=1.7 * sign,
@@ -123,7 +122,7 @@ def test_negated_study_that_is_maximized_has_mirrored_findings(results_of, tmp_p
     assert tested["rescued"].tolist() == reversed_["ruined"].tolist()
     sections = [Section(each) for each in results]
     best, same = (section.summary.best for section in sections)
-    assert (best.label, best.best_values, best.runs) == (same.label, same.best_values, seeds)
+    assert (best.label, best.best_values) == (same.label, same.best_values)
     assert sections[0].nuisance == sections[1].nuisance
     for section, words in zip(sections, ("is at or above", "is at or below"), strict=True):
         text = text_of(section)
