@@ -105,11 +105,11 @@ def create_large_study(
     assert handle.config.grid is not None
     choices = distributions(handle.config.grid.search_space)
     old = select_trial_ids(handle.study_id)
-    trials = _list_trials(handle.config, rows, outcomes, curves, values)
+    simulated = _list_trials(handle.config, rows, outcomes, curves, values)
     with handle.storage.transaction() as connection:
         for table in (*TRIAL_TABLES, TRIALS):
             connection.execute(sa.delete(table).where(table.c.trial_id.in_(old)))
-        insert_trials(connection, handle.study_id, choices, trials)
+        insert_trials(connection, handle.study_id, choices, simulated)
     return handle
 
 
