@@ -33,6 +33,7 @@ from reports.phrases import (
     count_outcomes,
     describe_best,
     describe_verdicts,
+    explain_single_runs,
     list_notes,
     to_markdown,
     to_sentence,
@@ -180,7 +181,7 @@ def render_page(
             f"no hypothesis is tested by {names}: expected a gated study with several values of a "
             "parameter in the hypotheses"
         )
-    is_text = all(each.config.is_text for each in studies)
+    units = {each.measure.unit for each in studies}
     verdicts: dict[int, dict[tuple[str, str], list[str]]] = {}
     for study in tested:
         for number, subject, verdict in study.list_verdicts():
@@ -196,7 +197,8 @@ def render_page(
         has_regions=any(each.region for each in listed),
         min_pairs=MIN_PAIRS,
         outcome_margin=f"{OUTCOME_MARGIN:.0%}",
-        unit="nats per token" if is_text else "the unit of each study’s value",
+        unit=units.pop() if len(units) == 1 and all(units) else "the unit of each study’s value",
+        data="text" if all(each.config.is_text for each in studies) else "data",
         studies=[each for each in tested if each.has_findings],
         others=[(each, StudyFindings(each.results)) for each in tested if not each.has_findings],
         provenance=[(each, _describe_provenance(each)) for each in studies],
@@ -297,6 +299,7 @@ _TEMPLATES.filters |= {
     "notes": list_notes,
     "sentence": to_sentence,
     "best": describe_best,
+    "single_runs": explain_single_runs,
     "verdicts": describe_verdicts,
     "escaped": escape_markdown,
     "findings": lambda tests, results: tabulate_findings(list(tests), results).to_markdown(),

@@ -9,9 +9,11 @@ import math
 from collections.abc import Sequence
 
 from reports.analysis.nuisance import join_names
+from reports.analysis.pruning import PruningAudit
 from reports.findings import StudyFindings, TaskComparison
 from reports.formatting import objective_name
 from reports.phrases import (
+    TELLING_RECALL,
     describe_agreement,
     describe_best,
     describe_budget,
@@ -36,7 +38,7 @@ from reports.phrases import (
 from reports.results import Results
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.effects import Effect
-from reports.stats.scale import format_count, format_param, format_signed
+from reports.stats.scale import Scale, format_count, format_param, format_signed
 
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""
@@ -336,3 +338,103 @@ def _format_scope(findings: StudyFindings) -> str:
         pruned = results.counts.pruned
         parts.append(f"by predictions for the {pruned:,} pruned trials, corrected by an audit")
     return format_progress(findings) + (f"{', '.join(parts)}, " if parts else "")
+
+
+def write_audit(findings: StudyFindings) -> tuple[str, list[str]]:
+    """Say what the audited trials of a pruned study measure.
+
+    Returns:
+        A paragraph, marked, and what follows from the trials, a point for each; may be empty.
+    """
+    audit, results = findings.audit, findings.results
+    if audit is None:
+        return (
+            "No trial was audited: what pruning lost, and whether its predictions were right, is "
+            "not known. pruning.audit has a random sample trained to the end.",
+            [],
+        )
+    names, counts = join_names(results.nuisance), results.counts
+    trials, pruned = format_count(audit.trials, "trial"), format_count(audit.pruned, "pruned trial")
+    sample = f"{trials} of {counts.planned}"
+    if names:
+        architectures = format_count(audit.architectures, "architecture")
+        sample = f"{architectures} of {audit.planned}, with {trials}"
+        several = "architectures with a pruned trial"
+        pruned = format_count(audit.pruned, "architecture with a pruned trial", several)
+    were = "was" if audit.trials == 1 else "were"
+    text = (
+        f"{sample}, chosen at random, {were} to be trained to the end whatever the pruner decided. "
+    )
+    if audit.has_held_back:
+        held_back = (
+            "During the search too few of them finished where they were predicted, so pruning was "
+            "held back: the predictions were recalibrated on them."
+        )
+        text += f"{strong(held_back)} "
+    if counts.finished < counts.planned:
+        return f"{text}What they measure is shown once the search is finished.", []
+    if not audit.is_valid:
+        invalid = (
+            "They were drawn before the nuisance parameters of this study were changed, or as "
+            "single trials: they are no sample of the architectures as these are judged now, and "
+            "measure nothing about them."
+        )
+        return text + invalid, []
+    if not audit.stopped:
+        nothing = "None of them would have been pruned, so they measure nothing about the"
+        return f"{text}{nothing} {pruned}.", []
+    if names:
+        have = "has" if audit.stopped == 1 else "have"
+        text += (
+            f"{audit.stopped} of them {have} a trial that would have been pruned. Each is judged "
+            f"at its best {names}."
+        )
+    else:
+        text += f"{audit.stopped} of them would have been pruned."
+    points = [_describe_recall(audit, pruned, bool(names))]
+    if audit.tested:
+        points += [_describe_predictions(audit, bool(names)), _describe_bias(audit, results.scale)]
+    return text, points
+
+
+def _describe_recall(audit: PruningAudit, pruned: str, has_nuisance: bool) -> str:
+    are = "is" if audit.lost == 1 else "are"
+    by, of, which, unit = "", "", "", "trial"
+    if has_nuisance:
+        by, of = ", by a trial that would have been pruned", "the best trials of "
+        which, unit = " architectures", "architecture"
+    text = (
+        f"Recall: {audit.lost} of these {audit.stopped} {are} better than the last of the best "
+        f"{audit.top_count} that the pruner kept{by}. With 95% confidence this is so of at most "
+        f"{audit.lost_high} of the {pruned}, so {of}at least {100 * audit.recall_low:.0f}% of the "
+        f"best {audit.top_count}{which} are complete."
+    )
+    if audit.recall_low < TELLING_RECALL:
+        text += f" So few audited {unit}s say little about recall."
+    return text
+
+
+def _describe_predictions(audit: PruningAudit, has_nuisance: bool) -> str:
+    text = (
+        f"Predictions: {'of one trial of each, ' if has_nuisance else ''}{audit.inside} of "
+        f"{audit.tested} finished within two scales of the recorded prediction, "
+        f"{100 * audit.stated_share:.0f}% expected (exact test, p = {audit.p_value:.2g})."
+    )
+    if not audit.is_alarm:
+        return text
+    alarm = (
+        "The predictions were not right: do not rely on what was pruned, and search without "
+        "pruning if every trial of the best counts."
+    )
+    return f"{text} {strong(alarm)}"
+
+
+def _describe_bias(audit: PruningAudit, scale: Scale) -> str:
+    interval = ""
+    if not math.isnan(audit.bias_low):
+        ends = (format_signed(end, scale.spec) for end in (audit.bias_low, audit.bias_high))
+        interval = f" [{', '.join(ends)}]"
+    return (
+        f"Bias: they finished {scale.format_difference(audit.bias)}{interval} from their "
+        "predictions on average; negative is better than predicted."
+    )

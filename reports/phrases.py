@@ -337,6 +337,17 @@ def describe_similar(costs: CostSummary) -> str:
     return f"not distinguishable from the front at their cost, {data}"
 
 
+def explain_single_runs(findings: StudyFindings) -> str:
+    """Say what a comparison of single runs over held-out data covers, in sentences."""
+    measure, complete = findings.results.measure, findings.results.counts.complete
+    return (
+        f"The difference to the best is over the same {measure.window}s, with Student’s 95% "
+        f"interval. It covers the variation over {measure.data} of these two runs only, not "
+        f"another training run, nor the selection of the best of {complete}. Replicate "
+        "architectures to compare them."
+    )
+
+
 def describe_references(
     references: Sequence[BaselineReference],
     kind: Literal["training_loss", "metric"],

@@ -128,7 +128,7 @@ def test_outcomes_and_hypotheses_are_tables(study, place):
     effect = stated.effects().table.set_index("parameter").loc["residual"]
     assert table.loc["residual", "effect"] == pytest.approx(effect["effect"])
     assert table.loc["input_gate", "verdict"] == "not testable"
-    assert table.loc["input_gate", "problem"] == "input_gate has one value"
+    assert table.loc["input_gate", "problem"] == "input gate has one value"
 
 
 def test_trained_network_is_a_module_that_writes_the_sample(study):

@@ -376,9 +376,9 @@ def _find_gap(results: Results, wanted: _Wanted) -> str:
     for name, needed in wanted.items():
         values = _list_values(results, name)
         if len(values) < 2:
-            return f"{name} has {'one' if values else 'no'} value"
+            return f"{format_param(name)} has {'one' if values else 'no'} value"
         if missing := [value for value in needed if value not in values]:
-            return f"{name} has no value {format_value(missing[0])}"
+            return f"{format_param(name)} has no value {format_value(missing[0])}"
         if name not in contrasted:
             return _explain_exclusion(results, name)
     return ""
@@ -390,18 +390,19 @@ def _explain_exclusion(results: Results, name: str) -> str:
         return "trials were pruned, and those that remain are a selection"
     if _has_only_baselines(results):
         return "the study has baseline cells only"
-    return f"{name} is {'a nuisance parameter' if name in results.nuisance else 'in no variant'}"
+    place = "a nuisance parameter" if name in results.nuisance else "in no variant"
+    return f"{format_param(name)} is {place}"
 
 
 def _find_region_gap(results: Results, region: Region) -> str:
     for name, wanted in region.items():
         values = _list_values(results, name)
         if not any(each in values for each in wanted):
-            return f"{name} has no value {' or '.join(map(format_value, wanted))}"
+            return f"{format_param(name)} has no value {' or '.join(map(format_value, wanted))}"
         if name in results.judged_parameters:
             continue
         if name in results.table and not results.table[name].isin(wanted).all():
-            return f"{name} does not distinguish the architectures"
+            return f"{format_param(name)} does not distinguish the architectures"
     return ""
 
 

@@ -551,9 +551,15 @@ def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
             customdata=[text for text in texts for _ in range(3)],
             hovertemplate=HOVER_TEXTS,
         )
-    names = list(ticks.values())
     return figure.update_layout(
-        xaxis={"tickvals": list(ticks), "ticktext": names, "showgrid": False, "zeroline": False},
+        xaxis={
+            "tickvals": list(ticks),
+            "ticktext": list(ticks.values()),
+            # Plotly hides a name that is cut off.
+            "range": [-0.3, max(ticks) + 0.3],
+            "showgrid": False,
+            "zeroline": False,
+        },
         yaxis_title=axis_title,
         showlegend=False,
         height=520,

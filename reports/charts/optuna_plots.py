@@ -315,7 +315,7 @@ def chart_parameters(
     slices = visualization.plot_slice(
         to_optuna_study(results, sorted(drawn), shown), target_name=axis
     )
-    slices.update_xaxes(title={"font": {"size": 11}})  # else long names overlap
+    slices.update_xaxes(title={"font": {"size": 11}}, nticks=4)  # else labels overlap
     _remove_quotes(slices)
     # Of Optuna's blues some are invisible on a white page, others on a dark one.
     slices.update_traces(marker={"colorscale": sequential_colors(10)})
@@ -324,7 +324,7 @@ def chart_parameters(
             "Slice: value of every trial over each parameter",
             _fit(slices, 420).update_layout(margin={"r": 110}),  # room for its color bar
             caption=(only if partial else "") + selection,
-            width=100 * len(shown),
+            width=120 * len(shown),
             max_width=FULL_WIDTH,
         )
     ]

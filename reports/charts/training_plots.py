@@ -59,6 +59,9 @@ _RANK_COLORS = 10
 _ABSENT_COLOR = "#b9bec6"
 """Color of the trials that lack a parameter."""
 
+MAX_LABEL = 28
+"""Characters of the name of a worker on the axis of a timeline."""
+
 MAX_BARS = 2000
 """Bars of the timeline. Where there are more trials, a bar stands for those of a span of time."""
 
@@ -166,7 +169,7 @@ def chart_timeline(results: Results) -> Chart | None:
             figure.add_bar(
                 base=trials["started"].dt.strftime("%Y-%m-%dT%H:%M:%S.%f").tolist(),
                 x=(1000 * lengths).round().tolist(),  # milliseconds, the unit of a date axis
-                y=list(map(escape_html, trials["worker"])),
+                y=[escape_html(_shorten(worker)) for worker in trials["worker"]],
                 orientation="h",
                 name=state.lower() if state != "FAIL" else "failed",
                 marker={"color": color, "line": {"width": 0.5, "color": "rgba(255,255,255,0.6)"}},
@@ -178,7 +181,8 @@ def chart_timeline(results: Results) -> Chart | None:
             )
     figure.update_layout(
         barmode="overlay",
-        xaxis={"type": "date", "title": "time (UTC)"},
+        # Turned labels would be cut off below.
+        xaxis={"type": "date", "title": "time (UTC)", "tickangle": 0, "nticks": 4},
         yaxis={"type": "category", "autorange": "reversed"},
         legend_y=1.15,
         height=130 + ROW_HEIGHT * max(1, bars["worker"].nunique()),
@@ -196,6 +200,11 @@ def chart_timeline(results: Results) -> Chart | None:
         width=340,
         max_width=FULL_WIDTH,
     )
+
+
+def _shorten(worker: str) -> str:
+    """Return the name of a worker without its middle if an axis has no room for all of it."""
+    return worker if len(worker) <= MAX_LABEL else f"{worker[:12]}…{worker[13 - MAX_LABEL :]}"
 
 
 def _group_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:

@@ -31,7 +31,7 @@ from reports.formatting import (
     load_templates,
     objective_name,
 )
-from reports.narrative import write_headline
+from reports.narrative import write_audit, write_headline
 from reports.output import choose_path, default_path, identity_tags, report_identity
 from reports.page import page_tables
 from reports.page.first_screen import build_first_screen
@@ -162,6 +162,7 @@ def _templates() -> jinja2.Environment:
         "phrases": phrases,
         "tables": tables,
         "page_tables": page_tables,
+        "write_audit": write_audit,
     }
     return environment
 

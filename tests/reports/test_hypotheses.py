@@ -260,8 +260,8 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
     pinned = hypothesis_on("learning_rate", 0.001, 0.003)
     deeper = hypothesis_on("residual", False, True, region={"layers": [4, 5]})
     untestable = {
-        "learning_rate has one value": pinned,
-        "state_size has no value 32": hypothesis_on("state_size", 8, 32),
+        "learning rate has one value": pinned,
+        "state size has no value 32": hypothesis_on("state_size", 8, 32),
         "layers has no value 4 or 5": deeper,
         "no parameter 'residuals'": hypothesis_on("residuals", False, True),
     }
@@ -271,7 +271,7 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
     tests = run_stored_tests(results)
     assert [(each.is_untestable, each.problem) for each in tests] == [
         *((True, reason) for reason in untestable),
-        (False, "learning_rate has one value"),
+        (False, "learning rate has one value"),
     ]
     assert [each.verdict for each in tests[-1].findings] == ["holds"]
     assert list(to_frame(tests)["verdict"]) == 4 * ["not testable"] + ["holds"]

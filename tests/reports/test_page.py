@@ -146,6 +146,23 @@ MARKS = """async (plot) => {
 }"""
 
 
+# What lies outside its place: the page, or of a text in a figure the figure; both may scroll.
+CUT_OFF = """() => {
+    const outside = (inner, outer) => inner.left < outer.left - 1 || inner.right > outer.right + 1;
+    const page = { left: 0, right: document.documentElement.clientWidth }, found = [];
+    for (const element of document.querySelectorAll('main *:not(caption), footer *')) {
+        const box = element.getBoundingClientRect(), plot = element.closest('.plot.drawn');
+        if (!box.width || !box.height) continue;
+        const figure = plot?.getBoundingClientRect();
+        const isText = plot && element.matches('text:not(.hoverlayer *)');
+        if (element.parentElement.closest('.scroll') ? isText && (outside(box, figure)
+            || box.top < figure.top - 30 || box.bottom > figure.bottom + 1) : outside(box, page))
+            found.push([element.tagName, element.textContent, plot?.ariaLabel]);
+    }
+    return found;
+}"""
+
+
 def bottom_of(element):
     box = element.bounding_box()
     return box["y"] + box["height"]
@@ -185,6 +202,10 @@ def test_page_begins_with_the_answer_and_draws_every_chart_offline(
         assert page.locator("img").count() == 0
         first = page.get_by_role("table", name=f"{MARKUP} effects").locator("tbody tr").first
         assert first.locator("td").first.inner_text().startswith("+0.100")
+        page.evaluate(
+            "for (const each of document.querySelectorAll('main details')) each.open = true"
+        )
+        assert page.evaluate(CUT_OFF) == []
 
 
 @pytest.mark.extended
@@ -235,16 +256,26 @@ def test_tables_are_sorted_and_downloaded(open_page, page_file, tmp_path):
         assert losses.all_inner_texts() == shown[::-1]
         assert table.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
 
-        trials = page.locator("details.all-trials").nth(1)
-        trials.evaluate("details => details.open = true")
-        with page.expect_download() as download:
-            trials.locator("button.csv").click()
-        assert download.value.suggested_filename == "made-trials.csv"
-        download.value.save_as(tmp_path / "trials.csv")
-        rows = list(csv.DictReader((tmp_path / "trials.csv").open(encoding="utf-8")))
+        def read_csv(table, name):
+            button = table.locator("xpath=../following-sibling::div[@class='tools']/button")
+            with page.expect_download() as download:
+                button.first.click()
+            assert download.value.suggested_filename == name
+            download.value.save_as(tmp_path / name)
+            return list(csv.DictReader((tmp_path / name).open(encoding="utf-8")))
+
+        page.locator("details.all-trials").nth(1).evaluate("details => details.open = true")
+        rows = read_csv(page.get_by_role("table", name="made trials"), "made-trials.csv")
         assert [row["trial"] for row in rows] == ["0", "1", "2", "4", "5", "6", "7", "3"]
-        assert [row["loss"] for row in rows] == ["1.5", "1.6", "1.7", "1.9", "2", "2.1", "2.2", ""]
+        losses = [row["loss nats per byte"] for row in rows]
+        assert losses == ["1.5", "1.6", "1.7", "1.9", "2", "2.1", "2.2", ""]
         assert {row["residual"] for row in rows} == {"on", "off"}
+        rows = read_csv(page.get_by_role("table", name="stated effects"), "stated-effects.csv")
+        assert {row["change"] for row in rows if row["note"] == "*"} == {
+            "residual", "new state", "state size 8 → 16"
+        }  # fmt: skip
+        claim = "The residual lowers the loss"
+        read_csv(page.get_by_role("table", name=claim), f"{claim.replace(' ', '-')}.csv")
 
 
 @pytest.mark.extended
