@@ -551,7 +551,6 @@ def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
             customdata=[text for text in texts for _ in range(3)],
             hovertemplate=HOVER_TEXTS,
         )
-    names = list(ticks.values())
     return figure.update_layout(
         xaxis={
             "tickvals": list(ticks),
