@@ -7,6 +7,7 @@
 import itertools
 import math
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import numpy as np
 
@@ -230,7 +231,19 @@ def measure_replicates(studies: int = 1000) -> Iterator[str]:
         is_smaller = smallest > best
         wrong = (ramp[np.maximum(smallest, best)] >= MARGIN) & is_smaller
         yield f"{runs} | {wrong.mean():.1%} | {is_smaller.mean():.1%}"
+    yield from _measure_few(3 * studies)
     yield from _measure_looks(studies)
+
+
+def _measure_few(studies: int) -> Iterator[str]:
+    """Yield false differences between few architectures if their variances were moderated."""
+    yield f"few equal architectures, all moderated, {studies} simulated studies each"
+    yield "architectures | runs | variance of one | false difference"
+    with patch("reports.stats.replicates.MIN_ARCHITECTURES", 3):
+        for size, runs, factor in itertools.product((4, 5, 6), (3, 5), (1, 4)):
+            noise = np.where(np.arange(size) == 0, math.sqrt(factor), 1.0)
+            (look,) = simulate_looks([np.zeros(size)], noise, runs, studies)
+            yield f"{size} | {runs} | ×{factor} | {count_false_worse(look, np.zeros(size)):.1%}"
 
 
 def _measure_looks(studies: int) -> Iterator[str]:

@@ -554,7 +554,7 @@ def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
     return figure.update_layout(
         xaxis={
             "tickvals": list(ticks),
-            "ticktext": names,
+            "ticktext": list(ticks.values()),
             "range": [-0.3, max(ticks) + 0.3],  # Plotly hides a name that is cut off
             "showgrid": False,
             "zeroline": False,

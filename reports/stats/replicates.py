@@ -57,8 +57,9 @@ CAUTION = 0.5
 Chosen by ``python -m benchmarks replicates``: where half of ten architectures have four times the
 variance of the others, studies of five runs have 5% false differences without it, 4% with it."""
 
-MIN_ARCHITECTURES = 5
-"""Architectures needed to moderate variances: three or four have 6 to 9% false differences."""
+MIN_ARCHITECTURES = 6
+"""Architectures needed to moderate variances: five have 5 to 7% false differences, six 3 to 5%
+(``python -m benchmarks replicates``, table of few architectures)."""
 
 
 # ------------------------------------------------------------------ differences

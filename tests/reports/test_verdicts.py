@@ -160,7 +160,7 @@ def test_pairs_with_fewer_runs_than_most_are_not_moderated():
 def test_expected_degrees_are_those_of_equal_variances(runs, size):
     expected = expect_degrees(runs, size)
     assert runs - 1 <= expected <= (size - 1) * (runs - 1)
-    assert (expected > runs - 1) == (size >= 5)
+    assert (expected > runs - 1) == (size >= 6)
     assert expect_degrees(runs, 20) >= expect_degrees(runs, 6)
 
 
