@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from reports.stats.design import Contrast
-from reports.stats.hypotheses import BAD, GOOD, OutcomeTable
+from reports.stats.effects import PairedDifference
 from reports.stats.looks import Noise
+from reports.stats.scale import BAD, GOOD, OUTCOMES
 from tests.simulations.grids import SMALL_GRID, Scenario, find_flags, names_zero, simulate
 from tests.simulations.pareto import simulate_fronts
 from tests.simulations.replicates import (
@@ -121,11 +122,11 @@ def rescue(effect: float, what: str) -> float:
     for _ in range(300):
         before = generator.beta(0.4, 0.4, 48)
         after = np.clip(before + effect, 0, 1)
-        draws = (np.where(generator.random(48) < p, GOOD, BAD) for p in (before, after))
-        table = OutcomeTable.from_outcomes(*draws)
-        low, high = table.compute_interval()
-        is_covered = low <= (after - before).mean() <= high
-        found.append(is_covered if what == "covered" else table.p < 0.05)
+        draws = [np.where(generator.random(48) < p, GOOD, BAD) for p in (before, after)]
+        pairs = np.arange(96).reshape(2, 48)
+        each = PairedDifference.from_trials(np.hstack(draws), pairs, (-1, 1), None, OUTCOMES)
+        is_covered = each.low <= (before - after).mean() <= each.high
+        found.append(is_covered if what == "covered" else each.is_significant)
     return np.mean(found)
 
 
