@@ -25,6 +25,7 @@ from reports.analysis.nuisance import (
     build_outcome_table,
     build_table,
     estimate_effects,
+    estimate_outcomes,
     find_edges,
 )
 from reports.analysis.pruning import (
@@ -41,9 +42,9 @@ from reports.stats.conditional_effects import (
     rank_effects,
 )
 from reports.stats.design import Contrast
-from reports.stats.effects import Effect
-from reports.stats.hypotheses import ContrastOutcomes, Verdict, compute_outcomes
-from reports.stats.scale import format_value, is_missing
+from reports.stats.effects import AdjustedEffect, Effect
+from reports.stats.hypotheses import Verdict
+from reports.stats.scale import BAD, GOOD, format_value, is_missing
 from reports.stats.task_contrasts import TaskContrast, compare_tasks
 from reports.trial_table import is_continuous, metric_column, to_python
 from studies.records import TaskRecord
@@ -201,12 +202,9 @@ class StudyFindings:
         return [name for name in self.results.judged_parameters if name not in compared]
 
     @cached_property
-    def outcomes(self) -> list[ContrastOutcomes]:
-        """Which changes bring trials below the threshold; none without one, or if pruned."""
-        threshold = self.results.config.report_threshold
-        if threshold is None or self.results.is_pruned:
-            return []
-        return compute_outcomes(build_outcome_table(self.results, threshold))
+    def outcomes(self) -> list[AdjustedEffect]:
+        """Effects on whether a trial is below the threshold; none without one, or if pruned."""
+        return [] if self.results.is_pruned else estimate_outcomes(self.results)
 
     @cached_property
     def hypotheses(self) -> list[HypothesisTest]:
@@ -219,7 +217,7 @@ class StudyFindings:
         return [
             test
             for test in self.hypotheses
-            if any(Verdict.HOLDS in (e.verdict, e.outcome_verdict) for e in test.findings)
+            if any(verdict is Verdict.HOLDS for e in test.findings for verdict, _ in e.judged)
         ]
 
     @cached_property
@@ -387,10 +385,6 @@ def _differs(complete: pd.DataFrame, rates: "pd.Series[float]", contrast: Contra
     return before != after
 
 
-_SOLVED, _UNSOLVED = 0.0, 1.0
-"""Stand for values: of outcomes, the lower is the better."""
-
-
 @dataclass(frozen=True)
 class TaskComparison:
     """What a study of several tasks says about all of them.
@@ -424,12 +418,12 @@ def compare_across_tasks(results: Iterable[Results]) -> TaskComparison | None:
         compare_tasks(
             {name: StudyFindings(each).effects for name, each in tasks.items()},
             {
-                name: compute_outcomes(build_outcome_table(each, (_SOLVED + _UNSOLVED) / 2))
+                name: build_outcome_table(each, (GOOD + BAD) / 2).compute_effects()
                 for name, each in judged.items()
             },
         ),
         {
-            name: (int((each.complete["value"] == _SOLVED).sum()), len(each.complete))
+            name: (int((each.complete["value"] == GOOD).sum()), len(each.complete))
             for name, each in judged.items()
         },
     )
@@ -447,5 +441,5 @@ def _judge_solved(results: Results) -> Results | None:
         task.has_solved({name: row[column] for name, column in columns.items()})
         for row in table[list(columns.values())].to_dict("records")
     ]
-    values = np.where(table["value"].notna(), np.where(solved, _SOLVED, _UNSOLVED), np.nan)
+    values = np.where(table["value"].notna(), np.where(solved, GOOD, BAD), np.nan)
     return replace(results, table=table.assign(value=values))

@@ -9,41 +9,35 @@ comparison of their architectures.
 
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import click
 
+from reports import phrases, tables
 from reports.analysis.hypothesis_tests import (
     HypothesisTest,
     describe_comparison,
     describe_region,
+    describe_rule,
     list_unknown,
     run_test,
 )
-from reports.analysis.nuisance import join_names
 from reports.errors import ReportError
 from reports.findings import StudyFindings
 from reports.formatting import escape_markdown, format_number, load_templates
 from reports.narrative import list_warnings
 from reports.output import OUTPUT, choose_path, identity_tags, report_identity
-from reports.phrases import (
-    count_outcomes,
-    describe_best,
-    describe_verdicts,
-    explain_single_runs,
-    list_notes,
-    to_markdown,
-    to_sentence,
-)
+from reports.phrases import count_outcomes, format_estimate, strong, to_markdown, to_sentence
 from reports.results import Results
 from reports.stats.effects import MIN_PAIRS
-from reports.stats.hypotheses import OUTCOME_MARGIN, RULES, Verdict
-from reports.stats.scale import format_count, format_signed
+from reports.stats.hypotheses import OUTCOME_MARGIN, Verdict
+from reports.stats.scale import format_count
 from reports.study_reader import read_results
-from reports.tables import tabulate_findings, tabulate_leaderboard
+from reports.tables import Column, Table
 from studies.cli import storage_options, studies_argument
 from studies.files import atomic_write
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
@@ -70,8 +64,13 @@ class StudyTests:
     results: Results
     tests: dict[int, HypothesisTest]
 
+    @cached_property
+    def findings(self) -> StudyFindings:
+        """What the study shows besides."""
+        return StudyFindings(self.results)
+
     @property
-    def has_findings(self) -> bool:
+    def is_tested(self) -> bool:
         """Whether it tests a hypothesis."""
         return any(test.findings for test in self.tests.values())
 
@@ -79,29 +78,32 @@ class StudyTests:
     def below_threshold(self) -> str:
         """How many trials are on the good side of the threshold, in a sentence; "" without one."""
         clause = count_outcomes(self.results)
-        verdicts = [
-            finding.outcome_verdict for test in self.tests.values() for finding in test.findings
-        ]
-        nothing = "" if any(verdicts) else ", so no verdict is about that"
+        has_verdict = any(self.describe_verdicts(number, True) for number in self.tests)
+        nothing = "" if has_verdict else ", so no verdict is about that"
         return f"{clause}{nothing}." if clause else ""
 
-    def list_verdicts(self) -> Iterator[tuple[int, str, str]]:
-        """Yield each verdict with the number of its hypothesis and what it is about, in words."""
-        threshold, side = self.results.config.report_threshold, self.results.scale.good_side
-        for number, test in self.tests.items():
-            for finding in test.findings:
-                effect, outcomes = finding.effect, finding.outcomes
-                if finding.verdict:
-                    ends = effect.mean, effect.low, effect.high
-                    mean, low, high = (format_signed(end, effect.scale.spec) for end in ends)
-                    numbers = "" if math.isnan(effect.mean) else f": {mean}"
-                    if not math.isnan(effect.low):
-                        numbers += f" ({low} to {high})"
-                    subject = f"mean {self.results.measure.loss}"
-                    yield number, subject, f"**{finding.verdict}**{numbers}"
-                if finding.outcome_verdict and outcomes:
-                    numbers = f": {outcomes.rescued} rescued, {outcomes.ruined} ruined"
-                    yield number, f"{side} {threshold}", f"**{finding.outcome_verdict}**{numbers}"
+    @property
+    def failures(self) -> list[str]:
+        """Say which hypotheses do not hold, and by which estimates, in sentences."""
+        return [
+            f"{self.results.name}: “{test.hypothesis.claim}” does not hold ({finding.contrast}: "
+            f"{format_estimate(estimate)})."
+            for test in self.tests.values()
+            for finding in test.findings
+            for verdict, estimate in finding.judged
+            if verdict is Verdict.FAILS
+        ]
+
+    def describe_verdicts(self, number: int, on_outcomes: bool) -> str:
+        """Return the verdicts on a hypothesis with their estimates, for a reader; "" for none."""
+        findings = self.tests[number].findings if number in self.tests else []
+        verdicts = [
+            f"{strong(verdict)}: {format_estimate(estimate)}"
+            for finding in findings
+            for verdict, estimate in finding.judged
+            if estimate.scale.is_outcome == on_outcomes
+        ]
+        return "; ".join(dict.fromkeys(verdicts))
 
 
 def list_hypotheses(
@@ -120,16 +122,10 @@ def list_hypotheses(
     return listed
 
 
-def evaluate_study(
-    results: Results, hypotheses: Sequence[Hypothesis], margin: float = DEFAULT_MARGIN
-) -> StudyTests:
+def evaluate_study(results: Results, hypotheses: Sequence[Hypothesis]) -> StudyTests:
     """Test hypotheses on a finished study.
 
-    Args:
-        results: results of the study.
-        hypotheses: hypotheses of :func:`list_hypotheses`; of those that a study stores, only the
-            study itself is tested.
-        margin: largest difference that counts as none unless a hypothesis says otherwise.
+    Of those that studies store, only these studies are tested.
 
     Raises:
         ReportError: if the study is not finished.
@@ -141,12 +137,12 @@ def evaluate_study(
             "trials: run it to its end first"
         )
     stored = [record.hypothesis for record in results.hypotheses]
-    tests = (run_test(results, each.with_margin(margin)) for each in hypotheses)
+    tests = enumerate((run_test(results, each) for each in hypotheses), 1)
     return StudyTests(
         results,
         {
             number: test
-            for number, test in enumerate(tests, 1)
+            for number, test in tests
             if test.findings
             or any(each.has_same_test(test.hypothesis) for each in stored)
             or list_unknown(results, test.hypothesis)
@@ -175,46 +171,75 @@ def render_page(
     """
     listed = list_hypotheses(studies, hypotheses, margin)
     tested = [evaluate_study(each, listed) for each in studies]
-    if not any(each.has_findings for each in tested):
+    if not any(each.is_tested for each in tested):
         names = ", ".join(repr(each.name) for each in studies)
         raise ReportError(
             f"no hypothesis is tested by {names}: expected a gated study with several values of a "
             "parameter in the hypotheses"
         )
-    units = {each.measure.unit for each in studies}
-    verdicts: dict[int, dict[tuple[str, str], list[str]]] = {}
-    for study in tested:
-        for number, subject, verdict in study.list_verdicts():
-            cells = verdicts.setdefault(number, {})
-            cells.setdefault((study.results.name, subject), []).append(verdict)
     return _TEMPLATES.get_template("hypotheses.md").render(
         heading=_HEADING,
         identity_tags=identity_tags(
             report_identity(each.identity for each in studies), (each.folder for each in studies)
         ),
-        hypotheses=list(enumerate(listed, 1)),
-        rules=RULES,
-        has_regions=any(each.region for each in listed),
+        verdicts=tabulate_verdicts(tested, listed),
+        rules=tabulate_rules(listed),
         min_pairs=MIN_PAIRS,
         outcome_margin=f"{OUTCOME_MARGIN:.0%}",
-        unit=units.pop() if len(units) == 1 and all(units) else "the unit of each study’s value",
-        data="text" if all(each.config.is_text for each in studies) else "data",
-        studies=[each for each in tested if each.has_findings],
-        others=[(each, StudyFindings(each.results)) for each in tested if not each.has_findings],
+        studies=sorted(tested, key=lambda each: not each.is_tested),
         provenance=[(each, _describe_provenance(each)) for each in studies],
         note=note,
         command=command,
-        has_untestable=any(test.is_untestable for each in tested for test in each.tests.values()),
-        not_testable=Verdict.NOT_TESTABLE,
-        nuisance=[
-            f"{escape_markdown(each.name)}: {join_names(each.nuisance)}"
-            for each in studies
-            if each.nuisance
-        ],
-        warnings={each.name: list_warnings(StudyFindings(each)) for each in studies},
-        columns=list(dict.fromkeys(key for cells in verdicts.values() for key in cells)),
-        verdicts=verdicts,
+        list_warnings=list_warnings,
+        phrases=phrases,
+        tables=tables,
     )
+
+
+def tabulate_verdicts(
+    studies: Sequence[StudyTests], hypotheses: Sequence[Hypothesis]
+) -> Table[tuple[int, Hypothesis]]:
+    """Tabulate the verdicts on hypotheses in each study."""
+
+    def show(study: StudyTests, on_outcomes: bool, row: tuple[int, Hypothesis]) -> str:
+        return study.describe_verdicts(row[0], on_outcomes)
+
+    rows = list(enumerate(hypotheses, 1))
+    columns = [
+        Column(f"{study.results.name}, {subject}", partial(show, study, on_outcomes))
+        for study in studies
+        for on_outcomes, subject in (
+            (False, f"mean {study.results.measure.loss}"),
+            (True, f"{study.results.scale.good_side} {study.results.config.report_threshold}"),
+        )
+    ]
+    columns = [each for each in columns if any(map(each.value, rows))]
+    tested = [row for row in rows if any(each.value(row) for each in columns)]
+    return Table("verdicts", tested, [*_name_columns(), *columns])
+
+
+def tabulate_rules(hypotheses: Sequence[Hypothesis]) -> Table[tuple[int, Hypothesis]]:
+    """Tabulate when each hypothesis holds."""
+    return Table(
+        "rules",
+        enumerate(hypotheses, 1),
+        [
+            *_name_columns(),
+            Column("comparison", lambda row: describe_comparison(row[1])),
+            Column("region", lambda row: describe_region(row[1]),
+                   condition=any(each.region for each in hypotheses)),
+            Column("margin", lambda row: row[1].margin, "g"),
+            Column("holds if", lambda row: describe_rule(row[1])[0]),
+            Column("does not hold if", lambda row: describe_rule(row[1])[1]),
+        ],
+    )  # fmt: skip
+
+
+def _name_columns() -> list[Column[tuple[int, Hypothesis]]]:
+    return [
+        Column("number", lambda row: row[0], "d"),
+        Column("hypothesis", lambda row: row[1].claim),
+    ]
 
 
 def write_hypotheses(
@@ -294,21 +319,10 @@ def _describe_provenance(results: Results) -> str:
 
 _TEMPLATES = load_templates(escaping=False)
 _TEMPLATES.filters |= {
-    "comparison": describe_comparison,
-    "marked": to_markdown,
-    "notes": list_notes,
-    "sentence": to_sentence,
-    "best": describe_best,
-    "single_runs": explain_single_runs,
-    "verdicts": describe_verdicts,
     "escaped": escape_markdown,
-    "findings": lambda tests, results: tabulate_findings(list(tests), results).to_markdown(),
-    "leaderboard": lambda summary, results: tabulate_leaderboard(
-        results, summary, summary.entries
-    ).to_markdown(),
-    "region": describe_region,
+    "marked": to_markdown,
     "number": format_number,
-    "signed": format_signed,
+    "sentence": to_sentence,
 }
 
 

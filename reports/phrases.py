@@ -11,19 +11,26 @@ from typing import Literal
 import numpy as np
 from markupsafe import Markup, escape
 
-from reports.analysis.hypothesis_tests import Finding, HypothesisTest
+from reports.analysis.hypothesis_tests import (
+    Finding,
+    HypothesisTest,
+    describe_comparison,
+    describe_region,
+    describe_rule,
+)
 from reports.analysis.leaderboard import CostSummary, StudySummary, summarize_study
 from reports.analysis.nuisance import Edge, build_outcome_table, join_names
 from reports.analysis.other_studies import BaselineReference
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, UnequalBudget
 from reports.formatting import escape_markdown
 from reports.results import Results
-from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
+from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
-from reports.stats.effects import Effect, PairedDifference
-from reports.stats.hypotheses import GOOD, UNKNOWN, ContrastOutcomes, Verdict, compute_fail_error
+from reports.stats.effects import AdjustedEffect, Effect, PairedDifference
+from reports.stats.hypotheses import Verdict, compute_fail_error
 from reports.stats.looks import POWER, Noise, estimate_noise, spend_error
 from reports.stats.scale import (
+    GOOD,
     Scale,
     format_count,
     format_interval,
@@ -81,8 +88,16 @@ def join(parts: Sequence[str]) -> str:
 
 
 def format_estimate(difference: PairedDifference) -> str:
-    """Format a mean difference with its unit and interval: ``−0.399 nats [−0.404, −0.393]``."""
+    """Format a mean difference with its unit and interval: ``−0.399 nats [−0.404, −0.393]``.
+
+    Of outcomes: ``20 rescued, 1 ruined of 48 pairs``.
+    """
     scale = difference.scale
+    if math.isnan(difference.mean):
+        return "no pair"
+    if scale.is_outcome:
+        counts = f"{difference.improved_count:,} rescued, {difference.worsened_count:,} ruined"
+        return f"{counts} of {format_count(difference.pairs, 'pair')}"
     interval = format_interval(difference.low, difference.high, scale.spec)
     return f"{scale.format_difference(difference.mean)}{interval}"
 
@@ -154,10 +169,16 @@ def describe_outcomes(findings: StudyFindings) -> str:
     sentence, outcomes = count_outcomes(findings.results), findings.outcomes
     if not sentence:
         return ""
-    significant = [each for each in outcomes if each.is_significant]
-    significant.sort(key=lambda each: -abs(each.gain))
-    rescuing = [count_pairs(each) for each in significant if each.gain > 0]
-    ruining = [count_pairs(each) for each in significant if each.gain <= 0]
+    significant = [each.effect for each in outcomes if each.is_significant]
+    significant.sort(key=lambda each: -abs(each.mean))
+    rescuing, ruining = (
+        [
+            f"{each.contrast.label} ({format_estimate(each)})"
+            for each in significant
+            if each.is_improvement == is_better
+        ]
+        for is_better in (True, False)
+    )
     parts = [
         f"{amount} with {join(changes)}"
         for amount, changes in (("more", rescuing), ("fewer", ruining))
@@ -165,7 +186,7 @@ def describe_outcomes(findings: StudyFindings) -> str:
     ]
     if parts:
         return f"{sentence}, significantly {'; '.join(parts)}."
-    if not any(each.rescued or each.ruined for each in outcomes):
+    if not any(each.effect.improved_count or each.effect.worsened_count for each in outcomes):
         return f"{sentence}."
     nothing = "no change makes a significant difference to that"
     if len(outcomes) > 1:
@@ -183,19 +204,11 @@ def count_outcomes(results: Results) -> str:
     threshold, scale = results.config.report_threshold, results.scale
     if threshold is None:
         return ""
-    found = build_outcome_table(results, threshold).values
-    judged = format_count(int((found != UNKNOWN).sum()), results.judged_noun)
+    table = build_outcome_table(results, threshold)
+    judged = format_count(table.value_count, results.judged_noun)
     limit = f"{threshold} {results.measure.unit}".rstrip()
-    good = format_count(int((found == GOOD).sum()), f"of {judged} is", f"of {judged} are")
+    good = format_count(int((table.values == GOOD).sum()), f"of {judged} is", f"of {judged} are")
     return f"{good} {scale.good_side} {limit}"
-
-
-def count_pairs(outcomes: ContrastOutcomes) -> str:
-    """Count the rescued and the ruined pairs of a change."""
-    return (
-        f"{outcomes.contrast.label} ({outcomes.rescued:,} rescued, {outcomes.ruined:,} ruined of "
-        f"{format_count(outcomes.pairs, 'pair')})"
-    )
 
 
 def describe_agreement(contrasts: Sequence[TaskContrast]) -> str:
@@ -450,6 +463,18 @@ def describe_holding(tests: Sequence[HypothesisTest]) -> list[str]:
     return [f"{claims}, {it_holds} by a test of its own, not corrected for the other changes"]
 
 
+def describe_test(test: HypothesisTest, scale: Scale) -> str:
+    """Say when a hypothesis was stated, what it compares and when it holds, in sentences."""
+    hypothesis, region = test.hypothesis, describe_region(test.hypothesis)
+    only = f" (only {region})" if region else ""
+    holds, fails = describe_rule(hypothesis)
+    return (
+        f"{'Exploratory, ' if test.is_exploratory else 'It was '}{test.mark}. Compared: "
+        f"{describe_comparison(hypothesis)}{only}. It holds if {scale.add_unit(holds)}, and does "
+        f"not if {fails}."
+    )
+
+
 def list_notes(finding: Finding) -> list[str]:
     """List what a reader needs to know besides the verdicts on a contrast, in sentences."""
     notes = []
@@ -507,7 +532,7 @@ def describe_additive(model: AdditiveModel, scale: Scale, has_pairs: bool = Fals
         sentences.append(f"Significant, the largest first: {listed}{more}.")
     else:
         sentences.append("No parameter has a significant effect.")
-    tests: list[LevelDifference | Trend] = [*model.levels, *model.trends]
+    tests: list[AdjustedEffect | Trend] = [*model.levels, *model.trends]
     names = {each.parameter for each in tests if each.is_significant}
     undecided = dict.fromkeys(each.parameter for each in tests if each.parameter not in names)
     if undecided:

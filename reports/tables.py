@@ -14,18 +14,13 @@ from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
-from reports.analysis.hypothesis_tests import Finding, HypothesisTest
+from reports.analysis.hypothesis_tests import Finding, HypothesisTest, describe_region
 from reports.analysis.leaderboard import CostSummary, LeaderboardEntry, StudySummary
-from reports.formatting import (
-    escape_markdown,
-    format_number,
-    format_stderr,
-    objective_name,
-)
+from reports.formatting import escape_markdown, format_number, format_stderr, objective_name
+from reports.phrases import strong, to_html, to_markdown
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect, rank_effects
-from reports.stats.effects import Effect, PairedDifference
-from reports.stats.hypotheses import ContrastOutcomes, Verdict
+from reports.stats.effects import AdjustedEffect, Effect, PairedDifference
 from reports.stats.pareto import FrontMember, ParetoFront
 from reports.stats.scale import NATS, add_unit, format_param, format_value
 from studies.records import Direction
@@ -72,13 +67,17 @@ class Column(Generic[Row]):
     is_strong: bool = False
 
     def format(self, row: Row) -> tuple[str, str]:
-        """Return a cell for a reader: the value, and what follows it; "" for what is missing."""
+        """Return a cell for a reader: the value, and what follows it; "" for what is missing.
+
+        It may have marks of :func:`reports.phrases.strong`.
+        """
         text, ends = _format(self.value(row), self.spec), ""
         if self.ends:
             low, high = (_format(end, self.spec) for end in self.ends(row))
             ends = f" [{low}, {high}]" if low and high else ""
         text += self.format_note(row)
-        return text.replace("-", "−") if self.spec else text, ends.replace("-", "−")
+        text = text.replace("-", "−") if self.spec else text
+        return strong(text) if self.is_strong and text else text, ends.replace("-", "−")
 
     def format_note(self, row: Row) -> str:
         """Return what follows the value of a cell; "" where there is none."""
@@ -147,13 +146,7 @@ class Table(Generic[Row]):
         lines = [[add_unit(escape_markdown(each.title), each.unit) for each in shown]]
         lines.append(["---:" if each.spec else ":---" for each in shown])
         for row in self.rows:
-            cells = [escape_markdown("".join(column.format(row))) for column in shown]
-            lines.append(
-                [
-                    f"**{text}**" if column.is_strong and text else text
-                    for column, text in zip(shown, cells, strict=True)
-                ]
-            )
+            lines.append([to_markdown("".join(column.format(row))) for column in shown])
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
     def to_frame(self) -> pd.DataFrame:
@@ -192,9 +185,7 @@ def _render_more(fields: Sequence[str]) -> str:
 
 
 def _render_cell(column: Column[Row], row: Row, index: int, is_noted: bool) -> str:
-    text, ends = (escape(part) for part in column.format(row))
-    if column.is_strong and text:
-        text = f"<strong>{text}</strong>"
+    text, ends = (str(to_html(part)) for part in column.format(row))
     attributes = ""
     if column.spec:
         attributes += f' class="number" data-sort="{escape(_format(column.value(row), ".10g"))}"'
@@ -239,24 +230,15 @@ def tabulate_effects(
         condition = found.get(each.contrast)
         return getattr(condition, name).mean if condition else math.nan
 
-    def describe_missing(each: Effect) -> str:
-        if not each.missing_pairs:
-            return ""
-        return (
-            f"pairs with a value before the change only: {each.only_before}; after the change "
-            f"only: {each.only_after}; neither: {each.neither}"
-        )
-
     return Table(
         name,
         effects,
         [
-            Column("change", lambda e: e.contrast.label, hint=lambda e: e.description),
-            *contrast_columns(lambda e: e.contrast),
+            *change_columns(lambda e: e),
             estimate_column("mean difference", lambda e: e, scale.unit, f"+{spec}", name="effect"),
             Column("improved", improved_share, ".0f", unit="%"),
             Column("pairs", lambda e: e.pairs, ",d", name="pairs"),
-            Column("missing", lambda e: e.missing_pairs, ",d", hint=describe_missing),
+            Column("missing", lambda e: e.missing_pairs, ",d", hint=_describe_missing),
             Column("", lambda e: e.is_significant, name="significant"),
             Column("not tested" if any(e.reason for e in effects) else "", lambda e: e.reason,
                    name="reason"),
@@ -283,8 +265,7 @@ def tabulate_conditional(
         name,
         [(each, level) for each in conditional for level in each.levels],
         [
-            Column("change", lambda row: row[0].contrast.label),
-            *contrast_columns(lambda row: row[0].contrast),
+            *change_columns(lambda row: row[0].main),
             Column("by", lambda row: format_param(row[0].parameter)),
             Column("value", lambda row: format_value(row[1].value), TEXT),
             estimate_column("effect", lambda row: row[1], scale.unit, f"+{spec}", name="effect"),
@@ -302,22 +283,29 @@ def tabulate_conditional(
     )  # fmt: skip
 
 
-def tabulate_outcomes(outcomes: Sequence[ContrastOutcomes], name: str = "") -> Table[Any]:
+def tabulate_outcomes(outcomes: Sequence[AdjustedEffect], name: str = "") -> Table[AdjustedEffect]:
     """Tabulate which changes bring trials below a threshold."""
+
+    def count_both_bad(each: Effect) -> int:
+        return round(each.pairs * each.mean_before) - each.improved_count
+
+    def count_both_good(each: Effect) -> int:
+        return each.pairs - each.improved_count - each.worsened_count - count_both_bad(each)
+
+    has_missing = any(e.effect.missing_pairs for e in outcomes)
     return Table(
         name,
         outcomes,
         [
-            Column("change", lambda e: e.contrast.label, hint=lambda e: e.contrast.description),
-            *contrast_columns(lambda e: e.contrast),
-            Column("", lambda e: e.both_good, name="both_good"),
-            Column("rescued", lambda e: e.rescued, ",d", name="rescued"),
-            Column("ruined", lambda e: e.ruined, ",d", name="ruined"),
-            Column("", lambda e: e.both_bad, name="both_bad"),
-            Column("pairs", lambda e: e.pairs, ",d"),
-            Column("unknown" if any(e.unknown for e in outcomes) else "", lambda e: e.unknown, ",d",
-                   name="unknown"),
-            Column("", lambda e: e.p, name="p"),
+            *change_columns(lambda e: e.effect),
+            Column("", lambda e: count_both_good(e.effect), name="both_good"),
+            Column("rescued", lambda e: e.effect.improved_count, ",d", name="rescued"),
+            Column("ruined", lambda e: e.effect.worsened_count, ",d", name="ruined"),
+            Column("", lambda e: count_both_bad(e.effect), name="both_bad"),
+            Column("pairs", lambda e: e.effect.pairs, ",d"),
+            Column("unknown" if has_missing else "", lambda e: e.effect.missing_pairs, ",d",
+                   name="unknown", hint=lambda e: _describe_missing(e.effect)),
+            Column("", lambda e: e.effect.p, name="p"),
             Column("p", lambda e: e.p_adjusted, ".2g", unit="sign test, corrected",
                    name="p_adjusted", note=lambda e: MARK if e.is_significant else ""),
             Column("", lambda e: e.is_significant, name="significant"),
@@ -326,23 +314,24 @@ def tabulate_outcomes(outcomes: Sequence[ContrastOutcomes], name: str = "") -> T
 
 
 def tabulate_findings(
-    tests: Sequence[tuple[int | None, HypothesisTest]], results: Results, name: str = "hypotheses"
-) -> Table[tuple[int | None, HypothesisTest, Finding | None]]:
-    """Tabulate the findings about hypotheses.
+    tests: Mapping[int | None, HypothesisTest], results: Results, name: str = "hypotheses"
+) -> Table[tuple[int | None, HypothesisTest, Finding]]:
+    """Tabulate the findings about hypotheses: a row for each contrast, or one if there is none.
 
     Args:
-        tests: tests of hypotheses, with their numbers; None where a page has one of them.
+        tests: tests of hypotheses by their numbers; None where a page has one of them.
         results: results of the study.
         name: name of the table.
     """
     scale, threshold = results.scale, results.config.report_threshold
-    has_threshold, is_list = threshold is not None, any(number for number, _ in tests)
+    is_list = None not in tests
+    is_judged = any(each.outcome_verdict for test in tests.values() for each in test.findings)
 
-    def effect(row: Any) -> Effect | None:
-        return row[2].effect if row[2] and row[2].effect.pairs else None
+    def title(text: str) -> str:
+        return "" if threshold is None else text
 
-    def count(row: Any, attribute: str) -> Any:
-        return getattr(row[2].outcomes, attribute) if row[2] and row[2].outcomes else None
+    def count(row: Any, attribute: str) -> int | None:
+        return getattr(row[2].outcomes, attribute) if row[2].outcomes else None
 
     def state(test: HypothesisTest) -> str:
         if not test.is_exploratory:
@@ -351,36 +340,42 @@ def tabulate_findings(
 
     return Table(
         name,
+        [(number, test, row) for number, test in tests.items() for row in test.rows],
         [
-            (number, test, finding)
-            for number, test in tests
-            for finding in _list_findings(test)
-        ],
-        [
+            Column("", lambda row: row[1].hypothesis.claim, name="claim"),
+            Column("", lambda row: row[1].mark, name="status"),
+            Column("", lambda row: row[1].is_exploratory, name="exploratory"),
             Column("number", lambda row: row[0], "d", condition=is_list),
-            Column("comparison", lambda row: row[2].contrast if row[2] else row[1].problem),
-            estimate_column("mean difference", effect, scale.unit, f"+{scale.spec}",
-                            note=lambda row: ""),
-            Column("pairs", lambda row: row[2].effect.pairs if row[2] else 0, ",d"),
-            Column("improved", lambda row: improved_share(row[2].effect) if row[2] else None,
-                   ".0f", unit="%"),
-            Column("verdict", lambda row: row[2].verdict if row[2] else Verdict.NOT_TESTABLE,
-                   is_strong=True),
-            Column("rescued", lambda row: count(row, "rescued"), ",d", condition=has_threshold),
-            Column("ruined", lambda row: count(row, "ruined"), ",d", condition=has_threshold),
-            Column("of", lambda row: count(row, "pairs"), ",d", unit="pairs",
-                   condition=has_threshold),
-            Column(f"verdict {scale.good_side} {threshold}",
-                   lambda row: row[2].outcome_verdict if row[2] else None, is_strong=True,
-                   condition=any(e.outcome_verdict for _, test in tests for e in test.findings)),
+            Column("comparison", lambda row: row[2].contrast or row[1].problem),
+            Column("", lambda row: row[2].contrast or None, name="contrast"),
+            Column("", lambda row: describe_region(row[1].hypothesis), name="region"),
+            Column("", lambda row: row[1].hypothesis.margin, name="margin"),
+            estimate_column("mean difference", lambda row: row[2].effect, scale.unit,
+                            f"+{scale.spec}", note=lambda row: "", name="effect"),
+            Column("pairs", lambda row: row[2].effect.pairs or None, ",d", name="pairs"),
+            Column("improved", lambda row: improved_share(row[2].effect), ".0f", unit="%"),
+            Column("verdict", lambda row: row[2].verdict, name="verdict", is_strong=True),
+            Column(title("rescued"), lambda row: count(row, "improved_count"), ",d",
+                   name="rescued"),
+            Column(title("ruined"), lambda row: count(row, "worsened_count"), ",d", name="ruined"),
+            Column(title("of"), lambda row: count(row, "pairs"), ",d", unit="pairs"),
+            Column(title(f"verdict {scale.good_side} {threshold}") if is_judged else "",
+                   lambda row: row[2].outcome_verdict, name="outcome_verdict", is_strong=True),
             Column("status", lambda row: state(row[1]), condition=is_list),
+            Column("", lambda row: row[2].reversal.parameter if row[2].reversal else "",
+                   name="sign_depends_on"),
+            Column("", lambda row: row[1].problem, name="problem"),
         ],
     )  # fmt: skip
 
 
-def _list_findings(test: HypothesisTest) -> Sequence[Finding | None]:
-    """Return the findings of a test; None in their place if it is not testable."""
-    return test.findings or ([None] if test.is_untestable else [])
+def change_columns(effect: Callable[[Row], Effect]) -> list[Column[Row]]:
+    """Return the columns that name the change of a row."""
+    return [
+        Column("change", lambda row: effect(row).contrast.label,
+               hint=lambda row: effect(row).description),
+        *contrast_columns(lambda row: effect(row).contrast),
+    ]  # fmt: skip
 
 
 def contrast_columns(contrast: Callable[[Any], Any]) -> list[Column[Any]]:
@@ -422,6 +417,15 @@ def estimate_column(
         ends=lambda row: (get(row, "low"), get(row, "high")),
         note=note or (lambda row: MARK if getattr(estimate(row), "is_significant", False) else ""),
         **attributes,
+    )
+
+
+def _describe_missing(effect: Effect) -> str:
+    if not effect.missing_pairs:
+        return ""
+    return (
+        f"pairs with a value before the change only: {effect.only_before}; after the change only: "
+        f"{effect.only_after}; neither: {effect.neither}"
     )
 
 

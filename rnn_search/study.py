@@ -281,16 +281,10 @@ class Study:
         Raises:
             ReportError: if no trial is complete.
         """
-        from reports.analysis.nuisance import build_outcome_table
-        from reports.stats.hypotheses import compute_outcomes
+        from reports.analysis.nuisance import estimate_outcomes
         from reports.tables import tabulate_outcomes
 
-        results = self._read_one_task("outcomes")
-        threshold = results.config.report_threshold
-        if threshold is None:
-            return tabulate_outcomes([]).to_frame()
-        outcomes = compute_outcomes(build_outcome_table(results, threshold))
-        return tabulate_outcomes(outcomes).to_frame()
+        return tabulate_outcomes(estimate_outcomes(self._read_one_task("outcomes"))).to_frame()
 
     def hypotheses(self) -> "pd.DataFrame":
         """Test the hypotheses that the study stores.
@@ -302,10 +296,11 @@ class Study:
         which the effect has opposite signs. While trials are unfinished, and if the study cannot
         test a hypothesis, it has one row: ``problem`` says why.
         """
-        from reports.analysis.hypothesis_tests import run_stored_tests, to_frame
+        from reports.analysis.hypothesis_tests import run_stored_tests
+        from reports.tables import tabulate_findings
 
         results = self._read_one_task("hypotheses", require_complete=False)
-        return to_frame(run_stored_tests(results))
+        return tabulate_findings(dict(enumerate(run_stored_tests(results))), results).to_frame()
 
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.

@@ -11,8 +11,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pandas as pd
-
 from reports.analysis.nuisance import (
     build_judged_table,
     build_outcome_table,
@@ -21,21 +19,29 @@ from reports.analysis.nuisance import (
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, find_reversal
 from reports.stats.design import Contrast
-from reports.stats.effects import FactorialTable, Interval, PairedDifference
+from reports.stats.effects import FactorialTable, PairedDifference
 from reports.stats.hypotheses import (
-    BAD,
-    GOOD,
     LEAST_FAVORABLE_LAST,
+    OUTCOME_MARGIN,
     RULES,
     DecisionRule,
-    OutcomeTable,
     Verdict,
 )
-from reports.stats.scale import format_param, format_value
+from reports.stats.noise import NoiseSource
+from reports.stats.scale import BAD, GOOD, format_param, format_value
 from reports.trial_table import find_traits
 from rnn.config import BASELINE_CELLS, ParamValue
-from studies.hypotheses import Hypothesis, HypothesisRecord, Region, SettingContrast
+from studies.hypotheses import Hypothesis, HypothesisRecord, SettingContrast
 from studies.space import CELL, GATED_CELL, REPLICATE
+
+_NO_PAIRS = PairedDifference(
+    pairs=0,
+    mean=math.nan,
+    error=math.nan,
+    degrees=0,
+    source=NoiseSource.PAIRS,
+    improved_count=0,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Finding:
         contrast: name of the contrast.
         effect: mean difference of the loss.
         verdict: verdict on the mean loss; None for a contrast that does not decide it.
-        outcomes: outcomes of the pairs; None in a study without a threshold.
+        outcomes: mean difference of the outcomes; None in a study without a threshold.
         outcome_verdict: verdict on the outcomes; None for a contrast that does not decide it, and
             where all trials are on one side of the threshold.
         reversal: conditional effect with opposite signs; of several the one that differs most.
@@ -55,11 +61,17 @@ class Finding:
 
     contrast: str
     effect: PairedDifference
-    verdict: Verdict | None
-    outcomes: OutcomeTable | None
+    verdict: Verdict | None = None
+    outcomes: PairedDifference | None = None
     outcome_verdict: Verdict | None = None
     reversal: ConditionalEffect | None = None
     conjunction: int = 1
+
+    @property
+    def judged(self) -> list[tuple[Verdict, PairedDifference]]:
+        """Its verdicts, each with the estimate that it is about."""
+        both = (self.verdict, self.effect), (self.outcome_verdict, self.outcomes)
+        return [(verdict, estimate) for verdict, estimate in both if verdict and estimate]
 
 
 @dataclass(frozen=True)
@@ -84,24 +96,15 @@ class HypothesisTest:
     is_untestable: bool = False
 
     @property
-    def rule(self) -> DecisionRule:
-        """The decision rule."""
-        return RULES[self.hypothesis.rule]
-
-    @property
-    def comparison(self) -> str:
-        """What is compared, for a reader."""
-        return self.hypothesis.comparison or describe_comparison(self.hypothesis)
-
-    @property
-    def region(self) -> str:
-        """The region of the grid, for a reader; "" for the whole grid."""
-        return describe_region(self.hypothesis.region)
+    def rows(self) -> list[Finding]:
+        """Its findings; without any one that has the verdict alone, for tables."""
+        verdict = Verdict.NOT_TESTABLE if self.is_untestable else None
+        return self.findings or [Finding("", _NO_PAIRS, verdict)]
 
 
 def run_stored_tests(results: Results) -> list[HypothesisTest]:
     """Test the hypotheses that a study stores; without findings while it is not finished."""
-    return [_test_record(results, record) for record in results.hypotheses]
+    return [_test_record(results, each, each.hypothesis) for each in results.hypotheses]
 
 
 def run_test(results: Results, hypothesis: Hypothesis) -> HypothesisTest:
@@ -117,7 +120,7 @@ def run_test(results: Results, hypothesis: Hypothesis) -> HypothesisTest:
 
 
 def _test_record(
-    results: Results, record: HypothesisRecord, hypothesis: Hypothesis | None = None
+    results: Results, record: HypothesisRecord, hypothesis: Hypothesis
 ) -> HypothesisTest:
     config, mark = results.config, record.mark
     changed = record.find_changes(config.report_threshold, config.nuisance)
@@ -125,7 +128,7 @@ def _test_record(
         has = "have" if len(changed) > 1 else "has"
         mark += f"; {' and '.join(changed)} {has} changed since"
     is_exploratory = bool(changed or record.withdrawn) or not record.is_preregistered
-    return _test(results, hypothesis or record.hypothesis, mark, is_exploratory)
+    return _test(results, hypothesis, mark, is_exploratory)
 
 
 def _test(
@@ -133,10 +136,7 @@ def _test(
 ) -> HypothesisTest:
     findings: list[Finding] = []
     counts, gaps = results.counts, _find_gaps(results, hypothesis)
-    problem = "; ".join(filter(None, dict.fromkeys(gaps)))
-    if unknown := list_unknown(results, hypothesis):
-        problem = f"no parameter {', '.join(map(repr, unknown))}"
-    is_untestable = bool(unknown) or all(gaps)
+    problem, is_untestable = "; ".join(filter(None, dict.fromkeys(gaps))), all(gaps)
     if not is_untestable and counts.finished < counts.planned:
         problem = f"{counts.finished:,} of {counts.planned:,} trials are finished"
     elif not is_untestable:
@@ -147,54 +147,29 @@ def _test(
 
 
 def describe_comparison(hypothesis: Hypothesis) -> str:
-    """Describe what a hypothesis compares."""
+    """Describe what a hypothesis compares, in its own words if it has some."""
     parts = list(map(name_contrast, hypothesis.contrasts))
     if name := hypothesis.consecutive:
         parts.append(f"each {format_param(name)} against the next smaller one")
     if larger := hypothesis.larger_than:
         switches = ", ".join(map(format_param, larger.switches))
-        parts.append(f"{shorten_contrast(larger.contrast)} against each of {switches}")
-    return "; ".join(parts)
+        parts.append(f"{name_contrast(larger.contrast, True)} against each of {switches}")
+    return hypothesis.comparison or "; ".join(parts)
 
 
-def describe_region(region: Region) -> str:
-    """Describe a region of the grid: ``state size 256``, ``layers 2 or 3``; "" for all of it."""
+def describe_rule(hypothesis: Hypothesis) -> tuple[str, str]:
+    """Describe when a hypothesis holds and when not."""
+    margin = hypothesis.with_margin().margin
+    assert margin is not None
+    return RULES[hypothesis.rule].describe(margin, hypothesis.conjunction)
+
+
+def describe_region(hypothesis: Hypothesis) -> str:
+    """Describe the region of a hypothesis: ``state size 256, layers 2 or 3``; "" for all trials."""
     return ", ".join(
         f"{format_param(name)} {' or '.join(map(format_value, values))}"
-        for name, values in region.items()
+        for name, values in hypothesis.region.items()
     )
-
-
-def to_frame(tests: Sequence[HypothesisTest]) -> pd.DataFrame:
-    """Return one row per contrast of each hypothesis, or one without values if there are none."""
-    columns = [
-        "claim", "status", "exploratory", "contrast", "region", "margin", "effect", "low", "high",
-        "pairs", "verdict", "rescued", "ruined", "outcome_verdict", "sign_depends_on", "problem",
-    ]  # fmt: skip
-    rows: list[dict[str, object]] = []
-    for test in tests:
-        stated = {
-            "claim": test.hypothesis.claim,
-            "status": test.mark,
-            "exploratory": test.is_exploratory,
-            "region": test.region,
-            "margin": test.hypothesis.margin,
-            "problem": test.problem,
-        }
-        if not test.findings:
-            verdict = Verdict.NOT_TESTABLE if test.is_untestable else None
-            rows.append(stated | {"verdict": verdict, "sign_depends_on": ""})
-        for finding in test.findings:
-            effect, outcomes = finding.effect, finding.outcomes
-            counts = {"rescued": outcomes.rescued, "ruined": outcomes.ruined} if outcomes else {}
-            rows.append(
-                stated
-                | {name: getattr(effect, name) for name in ("low", "high", "pairs")}
-                | {"contrast": finding.contrast, "effect": effect.mean, **counts}
-                | {"verdict": finding.verdict, "outcome_verdict": finding.outcome_verdict}
-                | {"sign_depends_on": finding.reversal.parameter if finding.reversal else ""}
-            )
-    return pd.DataFrame(rows, columns=columns)
 
 
 # ------------------------------------------------------------------ estimates of contrasts
@@ -209,42 +184,39 @@ def _estimate_findings(results: Results, hypothesis: Hypothesis) -> list[Finding
     Returns:
         The context contrasts, then those that are tested; empty if no contrast has a pair.
     """
-    contrasted, margin = list_contrasted(results), hypothesis.with_margin().margin
+    margin, threshold = hypothesis.with_margin().margin, results.config.report_threshold
     assert margin is not None
-    if not contrasted or _find_region_gap(results, hypothesis.region):
-        return []
-    varied, threshold = results.judged_parameters, results.config.report_threshold
+    varied = results.judged_parameters
     fixed = {name: each for name, each in hypothesis.region.items() if name in varied}
     table, outcome_table = build_judged_table(results).subset(fixed), None
     if threshold is not None:
         outcome_table = build_outcome_table(results, threshold).subset(fixed)
     # Where all trials are on one side of the threshold, no change could move one across it.
-    has_both = outcome_table is not None and bool({GOOD, BAD} <= set(outcome_table.values.flat))
+    has_both = outcome_table is not None and {GOOD, BAD} <= set(outcome_table.values.flat)
 
     def estimate(contrasts: Iterable[SettingContrast]) -> Iterator[Finding]:
         for contrast in contrasts:
-            sides = contrast.before, contrast.after
-            effect, counts = table.compute_difference(*sides), None
-            if outcome_table is not None:
-                counts = OutcomeTable.from_outcomes(
-                    *outcome_table.values[outcome_table.match(*sides)]
-                )
-            has_pairs = effect.pairs or (counts is not None and counts.pairs)
-            if has_pairs and contrast.before.keys() <= contrasted:
+            sides, changes = (contrast.before, contrast.after), _list_changes(contrast)
+            effect = table.compute_difference(*sides)
+            outcomes = outcome_table.compute_difference(*sides) if outcome_table else None
+            has_pairs = effect.pairs or (outcomes and outcomes.pairs)
+            if has_pairs and not any(_explain_exclusion(results, name) for name in sides[0]):
                 name, reversal = name_contrast(contrast), None
-                if len(contrast.before) == 1:
+                if len(changes) == 1:
                     known = () if fixed else estimate_effects(results)[1]
-                    reversal = find_reversal(table, _to_contrast(contrast), known)
-                yield Finding(name, effect, None, counts, None, reversal)
+                    reversal = find_reversal(table, changes[0], known)
+                yield Finding(name, effect, outcomes=outcomes, reversal=reversal)
 
-    rule, tested = RULES[hypothesis.rule], list(estimate(list_contrasts(hypothesis, table)))
-    count = len(tested) if hypothesis.conjunction else 1
+    tested = list(estimate(list_contrasts(hypothesis, table)))
+    rule, count = RULES[hypothesis.rule], len(tested) if hypothesis.conjunction else 1
+    # Rules are about the value. Outcomes are better where they are lower.
+    outcome_rule = rule.mirror() if results.scale.higher_is_better else rule
     tested = [
         replace(
             each,
-            verdict=rule.decide_mean(each.effect, margin, count),
+            verdict=rule.decide(each.effect, margin, count),
             outcome_verdict=(
-                rule.decide_outcome(each.outcomes, count, table.scale.higher_is_better)
+                outcome_rule.decide(each.outcomes, OUTCOME_MARGIN, count)
                 if each.outcomes and has_both
                 else None
             ),
@@ -252,8 +224,8 @@ def _estimate_findings(results: Results, hypothesis: Hypothesis) -> list[Finding
         )
         for each in tested
     ]
-    if hypothesis.conjunction:
-        tested = _keep_least_favorable(tested, rule)
+    if tested and hypothesis.conjunction:
+        tested = _keep_least_favorable(tested, rule, outcome_rule)
     return [*estimate(hypothesis.context), *tested] if tested else []
 
 
@@ -268,7 +240,7 @@ def list_contrasts(hypothesis: Hypothesis, table: FactorialTable) -> Iterator[Se
             mean = table.compute_difference({switch: False}, {switch: True}).mean
             is_better_on = not (mean < 0 if hypothesis.is_about_rise else mean > 0)
             yield SettingContrast(
-                label=f"{shorten_contrast(larger.contrast)} against "
+                label=f"{name_contrast(larger.contrast, True)} against "
                 f"{'' if is_better_on else 'no '}{format_param(switch)}",
                 before={**before, switch: is_better_on},
                 after={**after, switch: not is_better_on},
@@ -278,69 +250,49 @@ def list_contrasts(hypothesis: Hypothesis, table: FactorialTable) -> Iterator[Se
             yield SettingContrast(before={name: less}, after={name: more})
 
 
-def name_contrast(contrast: SettingContrast) -> str:
-    """Return the label of a contrast, or else the changes of its parameters."""
-    changes = (
-        Contrast(name, before, contrast.after[name]).description
+def name_contrast(contrast: SettingContrast, is_short: bool = False) -> str:
+    """Return the label of a contrast, or else the changes of its parameters.
+
+    Args:
+        contrast: the contrast.
+        is_short: whether a parameter that changes alone is given by its short name.
+    """
+    changes = _list_changes(contrast)
+    if is_short and len(changes) == 1 and not contrast.label:
+        return f"no {changes[0].label}" if changes[0].after is False else changes[0].label
+    return contrast.label or ", ".join(each.description for each in changes)
+
+
+def _list_changes(contrast: SettingContrast) -> list[Contrast]:
+    traits = find_traits(contrast.before)
+    return [
+        traits.name_contrast(name, before, contrast.after[name])
         for name, before in contrast.before.items()
-    )
-    return contrast.label or ", ".join(changes)
+    ]
 
 
-def _to_contrast(contrast: SettingContrast) -> Contrast:
-    """Return the contrast of a parameter that changes alone."""
-    ((name, before),) = contrast.before.items()
-    return find_traits([name]).name_contrast(name, before, contrast.after[name])
-
-
-def shorten_contrast(contrast: SettingContrast) -> str:
-    """Return the label of a contrast, or the short name of a parameter that changes alone."""
-    if contrast.label or len(contrast.before) > 1:
-        return name_contrast(contrast)
-    single = _to_contrast(contrast)
-    return f"no {single.label}" if single.after is False else single.label
-
-
-def _keep_least_favorable(findings: Sequence[Finding], rule: DecisionRule) -> list[Finding]:
+def _keep_least_favorable(
+    findings: Sequence[Finding], rule: DecisionRule, outcome_rule: DecisionRule
+) -> list[Finding]:
     """Return the finding that decides on the mean, and that which decides on the outcomes."""
 
-    def rank(verdict: Verdict | None, interval: Interval) -> tuple[int, float]:
-        opposition = rule.opposition(interval)
-        place = -1 if verdict is None else LEAST_FAVORABLE_LAST.index(verdict)
+    def rank(judged: tuple[Verdict, PairedDifference]) -> tuple[int, float]:
+        verdict, estimate = judged
+        opposition = (outcome_rule if estimate.scale.is_outcome else rule).measure_opposition(
+            estimate
+        )
+        place = LEAST_FAVORABLE_LAST.index(verdict)
         return place, math.inf if math.isnan(opposition) else opposition
 
-    def rank_outcome(finding: Finding) -> tuple[int, float]:
-        gain = finding.outcomes.gain if finding.outcomes else math.nan
-        change = gain if finding.effect.scale.higher_is_better else -gain
-        return rank(finding.outcome_verdict, Interval(change, change))
-
-    if not findings:
-        return []
-    mean = max(findings, key=lambda each: rank(each.verdict, each.effect.compute_interval()))
-    outcome = max(findings, key=rank_outcome)
-    if outcome is mean or outcome.outcome_verdict is None:
+    mean, *outcome = (
+        max(findings, key=lambda each: rank(each.judged[i])) for i in range(len(findings[0].judged))
+    )
+    if outcome in ([], [mean]):
         return [mean]
-    return [replace(mean, outcome_verdict=None), replace(outcome, verdict=None)]
+    return [replace(mean, outcome_verdict=None), replace(outcome[0], verdict=None)]
 
 
 # ------------------------------------------------------------------ what a study can test
-
-
-_Wanted = Mapping[str, Sequence[ParamValue]]
-"""Values that a comparison needs of each parameter; any two or more where there are none."""
-
-
-def list_contrasted(results: Results) -> set[str]:
-    """List the parameters that hypotheses about a study may contrast.
-
-    In a refinement these are the parameters that its variants change: its other differences are a
-    result of the selection of its source trials. Baseline cells test no hypothesis, and neither do
-    the survivors of pruning.
-    """
-    if results.is_pruned or _has_only_baselines(results):
-        return set()
-    names, refinement = set(results.judged_parameters), results.config.refinement
-    return names if refinement is None else names & set().union(*refinement.variants)
 
 
 def list_unknown(results: Results, hypothesis: Hypothesis) -> list[str]:
@@ -356,45 +308,54 @@ def _find_gaps(results: Results, hypothesis: Hypothesis) -> list[str]:
         A reason such as ``layers has one value`` for each contrast, consecutive parameter and
         switch; "" for those that the grid has, though it may lack all of their pairs.
     """
-    region = _find_region_gap(results, hypothesis.region)
-    return [region or _find_gap(results, wanted) for wanted in _list_comparisons(hypothesis)]
-
-
-def _list_comparisons(hypothesis: Hypothesis) -> Iterator[_Wanted]:
-    for contrast in hypothesis.contrasts:
-        yield {name: [value, contrast.after[name]] for name, value in contrast.before.items()}
+    # Values that a comparison needs of each parameter; any two or more where there are none.
+    needed: list[Mapping[str, Sequence[ParamValue]]] = [
+        {each.parameter: (each.before, each.after) for each in _list_changes(contrast)}
+        for contrast in hypothesis.contrasts
+    ]
     if hypothesis.consecutive:
-        yield {hypothesis.consecutive: []}
+        needed.append({hypothesis.consecutive: ()})
     if larger := hypothesis.larger_than:
-        contrast = larger.contrast
-        sides = {name: [value, contrast.after[name]] for name, value in contrast.before.items()}
-        yield from (sides | {switch: [False, True]} for switch in larger.switches)
+        changes = _list_changes(larger.contrast)
+        sides = {each.parameter: (each.before, each.after) for each in changes}
+        needed += [sides | {switch: (False, True)} for switch in larger.switches]
+    unknown = list_unknown(results, hypothesis)
+    problem = f"no parameter {', '.join(map(repr, unknown))}" if unknown else ""
+    problem = problem or _find_region_gap(results, hypothesis.region)
+    return [problem or _find_gap(results, each) for each in needed]
 
 
-def _find_gap(results: Results, wanted: _Wanted) -> str:
-    contrasted = list_contrasted(results)
-    for name, needed in wanted.items():
+def _find_gap(results: Results, needed: Mapping[str, Sequence[ParamValue]]) -> str:
+    for name, wanted in needed.items():
         values = _list_values(results, name)
         if len(values) < 2:
             return f"{format_param(name)} has {'one' if values else 'no'} value"
-        if missing := [value for value in needed if value not in values]:
+        if missing := [value for value in wanted if value not in values]:
             return f"{format_param(name)} has no value {format_value(missing[0])}"
-        if name not in contrasted:
-            return _explain_exclusion(results, name)
+        if reason := _explain_exclusion(results, name):
+            return reason
     return ""
 
 
 def _explain_exclusion(results: Results, name: str) -> str:
-    """Say why a study with several values of a parameter does not contrast them."""
+    """Say why a study does not contrast a parameter that has several values; "" if it does.
+
+    In a refinement hypotheses contrast the parameters that its variants change: its other
+    differences are a result of the selection of its source trials. Baseline cells test no
+    hypothesis, and neither do the survivors of pruning.
+    """
+    refinement = results.config.refinement
     if results.is_pruned:
         return "trials were pruned, and those that remain are a selection"
-    if _has_only_baselines(results):
+    if results.cells and set(results.cells) <= set(BASELINE_CELLS):
         return "the study has baseline cells only"
-    place = "a nuisance parameter" if name in results.nuisance else "in no variant"
-    return f"{format_param(name)} is {place}"
+    if name in results.nuisance:
+        return f"{format_param(name)} is a nuisance parameter"
+    is_changed = refinement is None or any(name in variant for variant in refinement.variants)
+    return "" if is_changed else f"{format_param(name)} is in no variant"
 
 
-def _find_region_gap(results: Results, region: Region) -> str:
+def _find_region_gap(results: Results, region: Mapping[str, Sequence[ParamValue]]) -> str:
     for name, wanted in region.items():
         values = _list_values(results, name)
         if not any(each in values for each in wanted):
@@ -414,7 +375,3 @@ def _list_values(results: Results, name: str) -> list[ParamValue]:
         return []
     settings = {CELL: GATED_CELL} | results.config.training.model_dump()
     return [settings[name]] if name in settings else []
-
-
-def _has_only_baselines(results: Results) -> bool:
-    return bool(results.cells) and set(results.cells) <= set(BASELINE_CELLS)

@@ -7,7 +7,7 @@ mean difference over pairs of architectures that differ in one parameter alone, 
 corrected for the luck of the best of several runs (:mod:`reports.stats.run_means`); an
 effect at a single value is that over the trials with this value (Greff et al., *LSTM: A Search
 Space Odyssey*, 2017, tune the learning rate for each of their architectures). Outcomes say which
-architectures are below the threshold of the study (:mod:`reports.stats.hypotheses`).
+architectures are below the threshold of the study.
 """
 
 from collections import Counter
@@ -21,11 +21,10 @@ import pandas as pd
 from reports.results import Results
 from reports.stats import Floats, Integers
 from reports.stats.conditional_effects import ConditionalEffect, compute_conditional_effects
-from reports.stats.effects import Effect, FactorialTable
-from reports.stats.hypotheses import BAD, GOOD, UNKNOWN
+from reports.stats.effects import AdjustedEffect, Effect, FactorialTable, adjust_effects
 from reports.stats.noise import Deviations, Slopes
 from reports.stats.run_means import RunMeans, estimate_selected
-from reports.stats.scale import NATS, Scale, format_param
+from reports.stats.scale import BAD, GOOD, OUTCOMES, UNKNOWN, format_param
 from reports.trial_table import find_traits, is_continuous, list_params
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus
@@ -320,13 +319,12 @@ def _find_edges(
     return edges
 
 
-def list_outcomes(table: pd.DataFrame, threshold: float, scale: Scale = NATS) -> "pd.Series[float]":
-    """List the outcome of each row of a trial table."""
-    is_complete = table["state"] == TrialStatus.COMPLETE
-    is_good = is_complete & (scale.to_loss(table["value"]) < scale.to_loss(threshold))
-    is_bad = (is_complete & ~is_good) | (table["state"] == TrialStatus.DIVERGED)
-    outcomes = np.select([is_good, is_bad], [GOOD, BAD], UNKNOWN)
-    return pd.Series(outcomes, index=table.index, dtype=float)
+def estimate_outcomes(results: Results) -> list[AdjustedEffect]:
+    """Estimate which changes bring architectures below the threshold; none without one."""
+    threshold = results.config.report_threshold
+    if threshold is None:
+        return []
+    return adjust_effects(build_outcome_table(results, threshold).compute_effects())
 
 
 def build_outcome_table(results: Results, threshold: float) -> FactorialTable:
@@ -347,17 +345,21 @@ def build_outcome_table(results: Results, threshold: float) -> FactorialTable:
 
 
 def _arrange_outcomes(results: Results, threshold: float) -> FactorialTable:
-    rows, parameters = results.table, results.judged_parameters
-    rows = results.judge(rows) if results.has_replicates else rows
-    rows = rows.assign(value=list_outcomes(rows, threshold, results.scale))
+    parameters, to_loss = results.judged_parameters, results.scale.to_loss
+    rows = results.judge() if results.has_replicates else results.table
+    is_complete = rows["state"] == TrialStatus.COMPLETE
+    is_good = is_complete & (to_loss(rows["value"]) < to_loss(threshold))
+    is_judged = is_complete | (rows["state"] == TrialStatus.DIVERGED)
+    rows = rows.assign(value=np.select([is_good, is_judged], [GOOD, BAD], UNKNOWN))
     if not results.has_replicates:
-        rows = results.judge(rows, NATS)  # of outcomes the least is the best
+        rows = results.judge(rows, OUTCOMES)
     else:
         counts = rows.groupby(REPLICATE)["architecture"].nunique()
         shared = counts.index[counts == rows["architecture"].nunique()]
         rows = rows[rows[REPLICATE].isin(shared)].sort_values("value", ascending=False)
         rows = rows.drop_duplicates("architecture")
+    rows = rows.assign(value=rows["value"].where(rows["value"] != UNKNOWN))
     # Outcomes have no noise to estimate, as those of a grid would.
     return FactorialTable.from_frame(
-        rows, parameters, is_grid=False, traits=find_traits(parameters)
+        rows, parameters, is_grid=False, scale=OUTCOMES, traits=find_traits(parameters)
     )

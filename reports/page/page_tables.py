@@ -14,8 +14,8 @@ from reports.analysis.pruning import PruningSummary
 from reports.findings import BudgetComparison, TaskComparison
 from reports.formatting import format_number, format_stderr
 from reports.results import Results
-from reports.stats.additive_model import AdditiveModel, LevelDifference
-from reports.stats.effects import Effect
+from reports.stats.additive_model import AdditiveModel
+from reports.stats.effects import AdjustedEffect, Effect
 from reports.stats.scale import NATS, Scale, format_count, format_param, format_value
 from reports.stats.task_contrasts import TaskContrast
 from reports.tables import (
@@ -190,24 +190,22 @@ def tabulate_solved(comparison: TaskComparison) -> Table[TaskContrast]:
     """Tabulate the shares of networks that solve each task before and after each change."""
 
     def show(task: str, row: TaskContrast) -> str:
-        found = row.by_task.get(task)
-        if found is None or found.solved is None or found.shares is None:
+        if (found := row.solved.get(task)) is None:
             return ""
-        before, after = (f"{100 * share:.0f}" for share in found.shares)
-        return f"{before} → {after}{MARK if found.solved.is_significant else ''}"
+        unsolved = found.effect.mean_before
+        shares = (round(100 * (1 - each)) for each in (unsolved, unsolved + found.effect.mean))
+        return f"{' → '.join(map(str, shares))}{MARK if found.is_significant else ''}"
 
     def describe(task: str, row: TaskContrast) -> str:
-        found = row.by_task.get(task)
-        if found is None or found.solved is None:
+        if (found := row.solved.get(task)) is None:
             return ""
         return (
-            f"{found.solved.rescued} of {found.solved.pairs} pairs solved after the change only, "
-            f"{found.solved.ruined} before it only"
+            f"{found.effect.improved_count} of {found.effect.pairs} pairs solved after the change "
+            f"only, {found.effect.worsened_count} before it only"
         )
 
     def get_p(task: str, row: TaskContrast) -> float | None:
-        found = row.by_task.get(task)
-        return found.solved.p_adjusted if found and found.solved and found.shares else None
+        return row.solved[task].p_adjusted if task in row.solved else None
 
     columns = [
         column
@@ -230,7 +228,7 @@ def tabulate_solved(comparison: TaskComparison) -> Table[TaskContrast]:
 
 def tabulate_levels(
     model: AdditiveModel, scale: Scale, name: str = "additive model"
-) -> Table[LevelDifference]:
+) -> Table[AdjustedEffect]:
     """Tabulate the differences between the levels of parameters in an additive model."""
     return Table(
         name,
@@ -239,7 +237,7 @@ def tabulate_levels(
             Column("change", lambda e: e.effect.contrast.description),
             estimate_column("mean difference", lambda e: e.effect, scale.unit, f"+{scale.spec}",
                             note=lambda e: MARK if e.is_significant else ""),
-            Column("p", lambda e: e.adjusted_p, ".2g", unit="corrected"),
+            Column("p", lambda e: e.p_adjusted, ".2g", unit="corrected"),
         ],
     )  # fmt: skip
 

@@ -71,7 +71,7 @@ from reports.phrases import (
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
 from reports.stats.looks import find_detectable_gap
-from reports.stats.scale import format_count
+from reports.stats.scale import BAD, GOOD, format_count
 from reports.study_reader import MAX_DRAWN
 from studies.space import BPTT_STEPS, COST_PARAMS
 
@@ -210,10 +210,9 @@ class Section:
     @property
     def has_divided_pairs(self) -> bool:
         """Whether some trials of the pairs are below the threshold, and some are not."""
-        outcomes = self.findings.outcomes
-        divided = any(each.rescued or each.ruined for each in outcomes)
-        good, bad = (any(getattr(e, name) for e in outcomes) for name in ("both_good", "both_bad"))
-        return divided or (good and bad)
+        effects = [each.effect for each in self.findings.outcomes]
+        shares = {share for e in effects for share in (e.mean_before, e.mean_before + e.mean)}
+        return len(shares) > 1 or not shares <= {GOOD, BAD}
 
     # ---------------------------------------------------------------- architectures
 

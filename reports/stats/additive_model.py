@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from reports.stats import Booleans, Floats, Integers
 from reports.stats.design import Contrast
-from reports.stats.effects import CONFIDENCE, Effect
+from reports.stats.effects import CONFIDENCE, AdjustedEffect, Effect
 from reports.stats.noise import MIN_DEGREES, NoiseSource
 from reports.stats.replicates import adjust_by_holm
 from reports.stats.scale import NATS, Scale, is_missing, order_values
@@ -85,30 +85,6 @@ class _Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LevelDifference:
-    """Difference of a level of a parameter to its first level.
-
-    Attributes:
-        effect: expected value with the level minus that with the first one, which is False, the
-            least number, or the first text in the alphabet. It has no pairs.
-        adjusted_p: p-value, corrected for the number of all tests of the model by Holm's method.
-    """
-
-    effect: Effect
-    adjusted_p: float = 1.0
-
-    @property
-    def parameter(self) -> str:
-        """Name of the parameter."""
-        return self.effect.contrast.parameter
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether it differs from zero after correction."""
-        return self.adjusted_p < 1 - CONFIDENCE
-
-
-@dataclass(frozen=True)
 class Optimum:
     """Where a trend is best within the values tried, with a 95% interval of the place.
 
@@ -144,7 +120,7 @@ class Trend:
         curve: (101,), fitted values there, at the average of all other terms.
         points: (runs that have the parameter,), their values of it.
         partials: values of these runs without the effects of other terms.
-        adjusted_p: ``p``, corrected for the number of all tests of the model.
+        p_adjusted: ``p``, corrected for the number of all tests of the model.
     """
 
     parameter: str
@@ -157,12 +133,12 @@ class Trend:
     curve: Floats
     points: Floats
     partials: Floats
-    adjusted_p: float = 1.0
+    p_adjusted: float = 1.0
 
     @property
     def is_significant(self) -> bool:
         """Whether there is any trend, after correction."""
-        return self.adjusted_p < 1 - CONFIDENCE
+        return self.p_adjusted < 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -182,7 +158,7 @@ class AdditiveModel:
     """
 
     configurations: int
-    levels: tuple[LevelDifference, ...] = ()
+    levels: tuple[AdjustedEffect, ...] = ()
     trends: tuple[Trend, ...] = ()
     predicted_share: float = math.nan
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -230,7 +206,7 @@ def fit_additive_model(
     drawn = _Fit([each.term for each in searched], fit.values, groups)
     if configurations >= drawn.rank + MIN_RESIDUAL:
         fit = drawn
-    levels: list[LevelDifference] = []
+    found_levels: list[Effect] = []
     trends: list[Trend] = []
     for term, search in zip(fit.terms, searched, strict=True):
         if term.levels:
@@ -238,18 +214,18 @@ def fit_additive_model(
                 if isinstance(found, str):
                     reasons[term.parameter] = found
                 else:
-                    levels.append(LevelDifference(found))
+                    found_levels.append(found)
         elif reason := fit.estimate(term, np.eye(term.size)).reason:
             reasons[term.parameter] = reason
         else:
             trends.append(_build_trend(fit, term, search, y))
-    tests = np.array([*(each.effect.p for each in levels), *(each.p for each in trends)])
+    tests = np.array([*(each.p for each in found_levels), *(each.p for each in trends)])
     adjusted = iter(adjust_by_holm(tests).tolist())
-    levels = [replace(each, adjusted_p=next(adjusted)) for each in levels]
-    trends = [replace(each, adjusted_p=next(adjusted)) for each in trends]
+    levels = tuple(AdjustedEffect(each, next(adjusted)) for each in found_levels)
+    trends = [replace(each, p_adjusted=next(adjusted)) for each in trends]
     unknown = Optimum(reason="its trend is not significant")
     trends = [each if each.is_significant else replace(each, optimum=unknown) for each in trends]
-    return AdditiveModel(configurations, tuple(levels), tuple(trends), fit.predicted_share, reasons)
+    return AdditiveModel(configurations, levels, tuple(trends), fit.predicted_share, reasons)
 
 
 @dataclass(frozen=True, eq=False)

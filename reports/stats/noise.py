@@ -68,6 +68,7 @@ class NoiseSource(StrEnum):
     PAIRS = "differences between the pairs"
     AUDIT = "audited trials"
     ADDITIVE = "an additive model"
+    SIGNS = "the numbers of improved and worsened pairs"
 
 
 class NoiseError(NamedTuple):

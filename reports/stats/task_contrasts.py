@@ -6,46 +6,13 @@ are compared, and shares of solved networks where a task is solved or not.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from reports.stats.design import Contrast
-from reports.stats.effects import CONFIDENCE, Effect
-from reports.stats.hypotheses import ContrastOutcomes
-from reports.stats.replicates import adjust_by_holm
+from reports.stats.effects import AdjustedEffect, Effect, adjust_effects
 
 MIN_AGREEING = 2
 """Tasks with a significant effect of one sign from which a change is said to agree across tasks."""
-
-
-@dataclass(frozen=True)
-class TaskEffect:
-    """A change in one task.
-
-    Attributes:
-        effect: its effect.
-        p_adjusted: p-value after Holm's correction for all changes in all tasks.
-        solved: its matched pairs by whether each network has solved the task, their p-value
-            corrected in the same way; None for a task that is not solved or unsolved.
-    """
-
-    effect: Effect
-    p_adjusted: float
-    solved: ContrastOutcomes | None = None
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the effect is significant, corrected for all changes in all tasks."""
-        return self.effect.is_significant and self.p_adjusted < 1 - CONFIDENCE
-
-    @property
-    def shares(self) -> tuple[float, float] | None:
-        """Shares of the pairs whose network has solved the task before and after the change."""
-        if self.solved is None or not self.solved.pairs:
-            return None
-        both, pairs = self.solved.both_good, self.solved.pairs
-        return (both + self.solved.ruined) / pairs, (both + self.solved.rescued) / pairs
 
 
 @dataclass(frozen=True)
@@ -54,11 +21,14 @@ class TaskContrast:
 
     Attributes:
         contrast: the change.
-        by_task: what it does, by the name of the task.
+        by_task: its effect by the name of the task, corrected for all changes in all tasks.
+        solved: its effect on whether each network has solved the task, corrected in the same way,
+            by the name of each task that is solved or not.
     """
 
     contrast: Contrast
-    by_task: Mapping[str, TaskEffect]
+    by_task: Mapping[str, AdjustedEffect]
+    solved: Mapping[str, AdjustedEffect]
 
     @property
     def helps(self) -> list[str]:
@@ -98,30 +68,33 @@ class TaskContrast:
 
 
 def compare_tasks(
-    effects: Mapping[str, Sequence[Effect]],
-    solved: Mapping[str, Sequence[ContrastOutcomes]],
+    effects: Mapping[str, Sequence[Effect]], solved: Mapping[str, Sequence[Effect]]
 ) -> list[TaskContrast]:
     """Arrange the effects of changes by change and task.
 
     Args:
         effects: effects in each task.
-        solved: matched pairs by whether each network has solved the task, of the tasks for which
-            that is known.
+        solved: effects on whether each network has solved the task, of the tasks for which that is
+            known.
 
     Returns:
         The changes, those with significant effects in most tasks first.
     """
-    outcomes = [(task, each) for task, found in solved.items() for each in found]
-    p_solved = adjust_by_holm(np.array([each.p for _, each in outcomes]))
-    known = {
-        (task, each.contrast): replace(each, p_adjusted=float(p))
-        for (task, each), p in zip(outcomes, p_solved, strict=True)
-    }
-    listed = [(task, each) for task, found in effects.items() for each in found]
-    p_effects = adjust_by_holm(np.array([each.p for _, each in listed]))
-    changes: dict[Contrast, dict[str, TaskEffect]] = {}
-    for (task, each), p in zip(listed, p_effects, strict=True):
-        effect = TaskEffect(each, float(p), known.get((task, each.contrast)))
-        changes.setdefault(each.contrast, {})[task] = effect
-    found = [TaskContrast(contrast, by_task) for contrast, by_task in changes.items()]
+    of_outcomes = _adjust(solved)
+    found = [
+        TaskContrast(contrast, by_task, of_outcomes.get(contrast, {}))
+        for contrast, by_task in _adjust(effects).items()
+    ]
     return sorted(found, key=lambda each: -len(each.helps) - len(each.harms))
+
+
+def _adjust(
+    effects: Mapping[str, Sequence[Effect]],
+) -> dict[Contrast, dict[str, AdjustedEffect]]:
+    """Correct effects for all changes in all tasks, and arrange them by change and task."""
+    tasks = [task for task, found in effects.items() for _ in found]
+    adjusted = adjust_effects([each for found in effects.values() for each in found])
+    changes: dict[Contrast, dict[str, AdjustedEffect]] = {}
+    for task, each in zip(tasks, adjusted, strict=True):
+        changes.setdefault(each.effect.contrast, {})[task] = each
+    return changes

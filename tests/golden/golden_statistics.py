@@ -20,12 +20,13 @@ import numpy as np
 import pandas as pd
 from golden import FOLDER, Golden
 
-from reports.analysis.hypothesis_tests import run_test, to_frame
+from reports.analysis.hypothesis_tests import run_test
 from reports.analysis.leaderboard import summarize_study
 from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pruning import audit_pruning
 from reports.charts.optuna_plots import compute_importances
 from reports.study_reader import read_results
+from reports.tables import tabulate_findings
 from rnn_search import ReportError, import_results, import_study, load
 from studies.loader import load_hypotheses
 from studies.storage.open import read_storage
@@ -80,7 +81,8 @@ class StoredStudy:
 
     def test_hypotheses(self) -> list[pd.DataFrame]:
         hypotheses = load_hypotheses(INPUTS / "hypotheses.toml")
-        return [to_frame([run_test(self.results, each)]) for each in hypotheses]
+        tests = [run_test(self.results, each) for each in hypotheses]
+        return [tabulate_findings({0: each}, self.results).to_frame() for each in tests]
 
     def list_outcomes(self) -> pd.DataFrame:
         has_threshold = getattr(self.results.config, "report_threshold", None) is not None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from datetime import UTC, datetime
 
 import numpy as np
@@ -10,24 +11,19 @@ import pytest
 from factories import make_study, results_of
 from scipy.stats import binom
 
-from reports.analysis.hypothesis_tests import run_stored_tests, run_test, to_frame
+from reports.analysis.hypothesis_tests import run_stored_tests, run_test
 from reports.errors import ReportError
 from reports.findings import StudyFindings
-from reports.hypotheses import HYPOTHESES, evaluate_study, render_page
+from reports.hypotheses import HYPOTHESES, evaluate_study, list_hypotheses, render_page
 from reports.page.page import render_page as render_report
 from reports.page.section import Section
 from reports.phrases import list_notes
 from reports.stats.design import Contrast
-from reports.stats.effects import FactorialTable, Interval
-from reports.stats.hypotheses import (
-    BAD,
-    GOOD,
-    RULES,
-    UNKNOWN,
-    OutcomeTable,
-    Verdict,
-    compute_outcomes,
-)
+from reports.stats.effects import FactorialTable, PairedDifference
+from reports.stats.hypotheses import OUTCOME_MARGIN, RULES, Verdict
+from reports.stats.noise import NoiseSource
+from reports.stats.scale import BAD, GOOD, OUTCOMES
+from reports.tables import tabulate_findings
 from reports.trial_table import find_traits
 from studies.config import StudyConfig
 from studies.hypotheses import Hypothesis, HypothesisRecord, Registration
@@ -69,9 +65,9 @@ CONTRARY = {"forget_gate": 0.05, "input_gate": -0.1, "output_gate": -0.1, "new":
             "old": 0.1, "state_gate": -0.3, "residual": 0.1, "deep": -0.1, "wide": 0.1}  # fmt: skip
 
 
-def findings_of(results, hypotheses=PUBLISHED, **options):
+def findings_of(results, hypotheses=PUBLISHED, margin=0.02):
     """Return (number, finding) of each contrast."""
-    tests = evaluate_study(results, hypotheses, **options).tests
+    tests = evaluate_study(results, [each.with_margin(margin) for each in hypotheses]).tests
     return [(number, each) for number, test in tests.items() for each in test.findings]
 
 
@@ -97,34 +93,56 @@ def test_margin_decides_what_counts_as_no_difference(planned):
     assert (narrow[7], wide[7]) == ("holds", "does not hold")
 
 
+def difference_of(low, high):
+    """Return a difference whose interval has some ends."""
+    half = (high - low) / 2 / 2.571  # Student's quantile at 5 degrees of freedom
+    return PairedDifference(pairs=9, mean=(low + high) / 2, error=half, degrees=5,
+                            source=NoiseSource.REPLICATES, improved_count=0)  # fmt: skip
+
+
+def outcomes_of(rescued, ruined, both_good=99, both_bad=9):
+    """Return the effect of a change on some pairs."""
+    counts = rescued, ruined, both_good, both_bad
+    before, after = np.repeat([[BAD, GOOD, GOOD, BAD], [GOOD, BAD, GOOD, BAD]], counts, axis=1)
+    pairs = np.arange(2 * sum(counts)).reshape(2, -1)
+    values = np.concatenate([before, after])
+    return PairedDifference.from_trials(values, pairs, (-1, 1), None, OUTCOMES)
+
+
 @pytest.mark.parametrize(
-    ("name", "of_a_rise"),
+    ("name", "of_a_rise", "of_a_fall"),
     [
-        ("lowers", "raises"),
-        ("does-not-lower", "does-not-raise"),
-        ("makes-no-difference", "makes-no-difference"),
+        ("lowers", "raises", "holds"),
+        ("does-not-lower", "does-not-raise", "does not hold"),
+        ("makes-no-difference", "makes-no-difference", "does not hold"),
     ],
 )
-def test_conditions_of_a_rule_exclude_each_other_and_mirror_those_about_a_rise(name, of_a_rise):
-    rule, mirrored, seen = RULES[name], RULES[of_a_rise], set()
-    ends = [-0.1, -0.021, -0.02, -0.01, 0.0, 0.01, 0.02, 0.021, 0.1]
-    for low, high in itertools.combinations_with_replacement(ends, 2):
-        interval, opposite = Interval(low, high), Interval(-high, -low)
-        holds, fails = (each.mean(interval, 0.02) for each in (rule.holds, rule.fails))
-        assert not (holds and fails)
-        assert holds == mirrored.holds.mean(opposite, 0.02)
-        assert rule.opposition(interval) == mirrored.opposition(opposite)
-        seen.add((holds, fails))
-    assert len(seen) == 3
-    verdicts = set()
-    for rescued, ruined in itertools.product(range(0, 100, 48), repeat=2):
-        table = OutcomeTable(both_good=99, rescued=rescued, ruined=ruined, both_bad=9, unknown=0)
-        assert not (rule.holds.outcome(table, 0.05) and rule.fails.outcome(table, 0.05))
-        verdict = rule.decide_outcome(table)
-        assert verdict == mirrored.decide_outcome(table, higher_is_better=True)
-        assert verdict == mirrored.decide_outcome(table.exchange_sides())
-        verdicts.add(verdict)
-    assert verdicts == {"holds", "does not hold", "undecided"}
+def test_conditions_of_a_rule_exclude_each_other_and_mirror_those_about_a_rise(
+    name, of_a_rise, of_a_fall
+):
+    rule, mirrored = RULES[name], RULES[of_a_rise]
+    contrary = dataclasses.replace(rule, expects_change=not rule.expects_change)
+    exchanged = {"holds": "does not hold", "does not hold": "holds", "undecided": "undecided"}
+    ends = [-0.1, -0.021, -0.019, -0.01, 0.0, 0.01, 0.019, 0.021, 0.1]
+    differences = [
+        (difference_of(low, high), difference_of(-high, -low))
+        for low, high in itertools.combinations_with_replacement(ends, 2)
+    ]
+    outcomes = [
+        (outcomes_of(rescued, ruined), outcomes_of(ruined, rescued))
+        for rescued, ruined in itertools.product((96, 48, 0), (0, 48, 96))
+    ]
+    for effects, margin in ((differences, 0.02), (outcomes, OUTCOME_MARGIN)):
+        verdicts = []
+        for effect, opposite in effects:
+            verdicts.append(rule.decide(effect, margin))
+            assert contrary.decide(effect, margin) == exchanged[verdicts[-1]]
+            for each in (mirrored, rule.mirror()):
+                assert each.decide(opposite, margin) == verdicts[-1]
+            opposition = mirrored.measure_opposition(opposite)
+            assert rule.measure_opposition(effect) == pytest.approx(opposition)
+        assert set(verdicts) == set(exchanged)
+        assert verdicts[0] == of_a_fall
 
 
 def test_least_favorable_contrast_decides_a_conjunction(planned):
@@ -162,7 +180,7 @@ def test_verdict_on_outcomes_is_that_of_networks_that_cross_the_threshold(planne
     (found,) = (each for number, each in findings_of(results) if number == 2)
     assert (found.verdict, found.outcome_verdict) == ("does not hold", "holds")
     # All 192 pairs count: those of the old state alone stay above, all others below.
-    assert (found.outcomes.both_good, found.outcomes.both_bad) == (128, 64)
+    assert (found.outcomes.pairs, found.outcomes.mean, found.outcomes.p) == (192, 0, 1)
     # Where none or all are below, no change would seem to rescue any.
     for threshold in (0.1, 5.0):
         nowhere = finished(planned, {"new": -1.0}, report_threshold=threshold)
@@ -187,14 +205,14 @@ def test_stored_hypotheses_are_told_from_exploratory_ones(planned):
     )
     stored = [record(PUBLISHED[6]), record(late, 12, 12), withdrawn]
     results = dataclasses.replace(finished(planned, AS_SAID), hypotheses=stored)
-    tests = evaluate_study(results, [PUBLISHED[6], PUBLISHED[7], late]).tests
+    tests = evaluate_study(results, [PUBLISHED[6].with_margin(), PUBLISHED[7], late]).tests
     assert [(each.is_exploratory, each.mark) for each in tests.values()] == [
         (False, "pre-registered at 2026-11-26 17:00 UTC"),
         (True, "exploratory"),
         (True, "added on 2026-11-26 17:00 UTC, after 12 of 384 trials were finished"),
     ]
     # With another margin it is another hypothesis.
-    (other,) = evaluate_study(results, [PUBLISHED[6]], margin=0.1).tests.values()
+    (other,) = evaluate_study(results, [PUBLISHED[6].with_margin(0.1)]).tests.values()
     assert other.mark == "exploratory"
     page = render_page([results], [PUBLISHED[7]])
     for kind in ("exploratory", "pre-registered", "withdrawn on 2026-11-27"):
@@ -274,8 +292,9 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
         (False, "learning rate has one value"),
     ]
     assert [each.verdict for each in tests[-1].findings] == ["holds"]
-    assert list(to_frame(tests)["verdict"]) == 4 * ["not testable"] + ["holds"]
-    assert evaluate_study(results, [pinned], margin=0.1).tests == {}, "of a file alone"
+    frame = tabulate_findings(dict(enumerate(tests)), results).to_frame()
+    assert list(frame["verdict"]) == 4 * ["not testable"] + ["holds"]
+    assert evaluate_study(results, [pinned.with_margin(0.1)]).tests == {}, "of a file alone"
     # Before the end, what the grid lacks is known already.
     unfinished = dataclasses.replace(planned, hypotheses=stored)
     assert [each.problem for each in run_stored_tests(unfinished)] == [
@@ -289,7 +308,7 @@ def test_hypothesis_stored_in_other_words_is_the_same(planned):
     )
     registered = [record(stored), record(PUBLISHED[6])]
     results = dataclasses.replace(finished(planned, AS_SAID), hypotheses=registered)
-    tests = evaluate_study(results, PUBLISHED).tests
+    tests = evaluate_study(results, list_hypotheses([], PUBLISHED)).tests
     assert {number for number, each in tests.items() if not each.is_exploratory} == {4, 7}
     assert tests[4].hypothesis == PUBLISHED[3].with_margin().model_copy(update={"context": []})
 
@@ -316,36 +335,32 @@ def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
 
 
 def test_best_of_several_trials_is_unknown_while_it_may_become_good():
-    names = ["cell", "residual", "size"]
+    names, unknown = ["cell", "residual", "size"], math.nan
     rows = [
-        ("gated", False, 1, BAD), ("gated", True, 1, UNKNOWN), ("gru", None, 1, BAD),
+        ("gated", False, 1, BAD), ("gated", True, 1, unknown), ("gru", None, 1, BAD),
         ("gated", False, 2, BAD), ("gated", True, 2, GOOD), ("gru", None, 2, BAD),
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=[*names, "value"])
-    table = FactorialTable.from_frame(frame, names, traits=find_traits(names))
-    (cells,) = (
-        each
-        for each in compute_outcomes(table)
-        if each.contrast == Contrast("cell", "gated", "gru")
-    )
-    assert (cells.unknown, cells.ruined, cells.pairs) == (1, 1, 1)
+    table = FactorialTable.from_frame(frame, names, scale=OUTCOMES, traits=find_traits(names))
+    cells = table.compute_effect(Contrast("cell", "gated", "gru"))
+    assert (cells.missing_pairs, cells.worsened_count, cells.pairs) == (1, 1, 1)
 
 
 def test_sign_test_and_interval_are_exact_and_few_pairs_decide_nothing():
-    table = OutcomeTable(both_good=40, rescued=9, ruined=1, both_bad=50, unknown=3)
-    assert table.pairs == 100
-    assert table.gain == pytest.approx(0.08)
-    assert table.p == pytest.approx(2 * binom.cdf(1, 10, 0.5))
-    low, high = table.compute_interval()
+    effect = outcomes_of(9, 1, 40, 50)
+    assert (effect.pairs, effect.improved_count, effect.worsened_count) == (100, 9, 1)
+    assert effect.mean == pytest.approx(-0.08)
+    assert effect.p == pytest.approx(2 * binom.cdf(1, 10, 0.5))
+    assert effect.is_significant
     # Each end is that of two one-sided intervals with an error of 1.25% each.
     rescued_low = next(p for p in np.linspace(0, 1, 2001) if binom.sf(8, 100, p) >= 0.0125)
     ruined_high = next(p for p in np.linspace(1, 0, 2001) if binom.cdf(1, 100, p) >= 0.0125)
-    assert low == pytest.approx(rescued_low - ruined_high, abs=2e-3)
-    assert low < table.gain < high
-    assert OutcomeTable(both_good=0, rescued=0, ruined=0, both_bad=9, unknown=0).p == 1
-    few = OutcomeTable(both_good=0, rescued=7, ruined=0, both_bad=0, unknown=90)
+    assert effect.high == pytest.approx(ruined_high - rescued_low, abs=2e-3)
+    assert effect.low < effect.mean < effect.high
+    assert outcomes_of(0, 0).p == 1
+    few = outcomes_of(7, 0, 0, 0)
     assert few.p < 0.05
-    assert RULES["lowers"].decide_outcome(few) is Verdict.UNDECIDED
+    assert RULES["lowers"].decide(few, OUTCOME_MARGIN) is Verdict.UNDECIDED
 
 
 @pytest.mark.usefixtures("without_optuna_figures")

@@ -69,12 +69,11 @@ def test_signs_of_significant_effects_are_compared_and_shares_of_solved_networks
     assert len(effects) == 2 * 5
     assert least.p_adjusted == pytest.approx(10 * least.effect.p, abs=0)
     assert comparison.solved == {"copy:10": (6, 16)}
-    solved = found["residual"].by_task["copy:10"]
-    assert solved.shares == (0, 6 / 8)
-    assert (solved.solved.rescued, solved.solved.ruined) == (6, 0)
+    ((task, solved),) = found["residual"].solved.items()
+    assert (task, solved.effect.mean_before, solved.effect.mean) == ("copy:10", 1, -6 / 8)
+    assert (solved.effect.improved_count, solved.effect.worsened_count) == (6, 0)
     # Of five changes in one task, each with its exact p-value.
-    assert solved.solved.p_adjusted == pytest.approx(5 * 2 / 2**6)
-    assert found["residual"].by_task["Sum"].shares is None
+    assert solved.p_adjusted == pytest.approx(5 * 2 / 2**6)
 
 
 def test_report_has_a_section_for_each_task_after_one_that_compares_them(url, tmp_path):

@@ -128,7 +128,7 @@ def measure_rates(sweeps: Iterable[Sweep]) -> Rates:
         covered_best.append(is_above and is_below)
         null = [each for each in sweep.model.levels if each.parameter == "null"]
         false += [trends["null_rate"].p < 0.05, *(each.effect.p < 0.05 for each in null)]
-        adjusted = [trends["null_rate"].adjusted_p, *(each.adjusted_p for each in null)]
+        adjusted = [trends["null_rate"].p_adjusted, *(each.p_adjusted for each in null)]
         false_corrected.append(min(adjusted) < 0.05)
     return Rates(
         *(float(np.mean(e)) for e in (covered, covered_best, decades, false, false_corrected))
