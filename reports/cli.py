@@ -15,7 +15,6 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from reports.errors import USER_ERRORS, OutputTakenError, ReportError
-from studies.artifacts import open_store
 from studies.attributes import LOOKS, REPORT_CLAIM
 from studies.cli import is_bug, print_bug, storage_options, studies_argument
 from studies.errors import StudiesError, StudyFormatError
@@ -88,6 +87,7 @@ def finalize_search(
         write_final_report(storage, study)
         with print_failures("warning: cannot update the dashboard", err=True):
             from reports.dashboard.publish import StudyPublisher  # slow: imports pandas and plotly
+            from studies.artifacts import open_store  # slow: imports boto3
 
             store = open_store(artifacts, storage, "artifacts")
             with closing(open_storage(storage)) as opened:
