@@ -4,14 +4,19 @@ Only what a reader of the page needs is changed: names, heights, and in parallel
 colors that would be invisible on a dark page.
 """
 
+import importlib
+import itertools
 import random
+import sys
 from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import optuna
 import plotly.graph_objects as go
-from optuna import visualization
+from optuna._imports import _LazyImport
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -19,18 +24,43 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
+from optuna.importance._fanova._fanova import _Fanova
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from reports.charts.chart import FULL_WIDTH, Chart, sequential_colors
 from reports.formatting import escape_html, value_axis_title
 from reports.results import Results
+from reports.stats import Floats
 from reports.stats.design import find_full_factorial_blocks
 from reports.stats.scale import format_count, format_param, format_value, order_values
 from reports.study_reader import describe_selection, select_history, select_ranked
 from reports.trial_table import find_traits, is_continuous, list_params
 from rnn.config import ParamValue
 from studies.space import CELL
+
+_MATPLOTLIB = "optuna.visualization.matplotlib"
+
+
+def _import_visualization() -> ModuleType:
+    """Import Optuna's Plotly figures without its Matplotlib figures, which are imported when used.
+
+    Both come at once otherwise, and Matplotlib takes a tenth of the time of a report.
+    """
+    if "matplotlib" in sys.modules or "optuna.visualization" in sys.modules:
+        return importlib.import_module("optuna.visualization")
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # cannot be imported
+    try:
+        imported = importlib.import_module("optuna.visualization")
+    finally:
+        del sys.modules["matplotlib"]
+    for name in [each for each in sys.modules if each.startswith(_MATPLOTLIB)]:
+        del sys.modules[name]
+    imported.matplotlib = _LazyImport(_MATPLOTLIB)
+    return imported
+
+
+visualization = _import_visualization()
 
 MAX_FANOVA_TRIALS = 500
 """Trials from which fANOVA is computed: its time grows with the square of their number."""
@@ -182,6 +212,82 @@ def list_partial_parameters(results: Results, numbers: Collection[int]) -> list[
 # ---------------------------------------------------------------------- importances
 
 
+class _LeafTree:
+    """Tree of fANOVA's forest, as the boxes of its leaves.
+
+    Optuna walks through a tree once for each value of a parameter, which takes a fifth of the time
+    of a report. Here all leaves and values are one matrix product, with the same result.
+
+    Attributes:
+        low, high: (leaves, columns), bounds of the leaves.
+        means: (leaves,), predictions.
+        edges: values of each column that divide it into parts of equal predictions, and its bounds.
+        variance: variance of the predictions over the space.
+    """
+
+    def __init__(self, tree: Any, space: Floats) -> None:
+        columns, thresholds = tree.feature, tree.threshold
+        low, high = np.tile(space.T[:, None], (1, tree.node_count, 1))
+        nodes = np.array([0])
+        while nodes.size:
+            nodes = nodes[columns[nodes] >= 0]
+            left, right = tree.children_left[nodes], tree.children_right[nodes]
+            for children in (left, right):
+                low[children], high[children] = low[nodes], high[nodes]
+            high[left, columns[nodes]] = low[right, columns[nodes]] = thresholds[nodes]
+            nodes = np.concatenate([left, right])
+        leaves = columns < 0
+        self.low, self.high = low[leaves], high[leaves]
+        self.means = tree.value[leaves, 0, 0]
+        self.variance = _weighted_variance(self.means, (self.high - self.low).prod(axis=1))
+        self.edges = [
+            np.unique([*bounds, *thresholds[columns == i]]) for i, bounds in enumerate(space)
+        ]
+
+    def get_marginal_variance(self, columns: Sequence[int]) -> float:
+        """Return the variance of the mean prediction at each value of a parameter.
+
+        Args:
+            columns: columns of the parameter: one of a number, one for each category.
+
+        Source: Hutter et al., *An efficient approach for assessing hyperparameter importance*
+        (2014), algorithm 2.
+        """
+        low, high = self.low[:, columns], self.high[:, columns]
+        edges = [self.edges[column] for column in columns]
+        centers = np.array(list(itertools.product(*((e[1:] + e[:-1]) / 2 for e in edges))))
+        sizes = np.array(list(itertools.product(*map(np.diff, edges)))).prod(axis=1)
+        inside = np.ones((len(centers), len(low)), dtype=bool)
+        for i, values in enumerate(centers.T):
+            inside &= (low[:, i] < values[:, None]) & (values[:, None] <= high[:, i])
+        rest = np.delete(self.high - self.low, columns, axis=1).prod(axis=1)
+        weights, sums = (inside @ np.stack([rest, rest * self.means], axis=1)).T
+        return _weighted_variance(sums / weights, sizes * weights)
+
+
+def _weighted_variance(values: Floats, weights: Floats) -> float:
+    return float(np.average((values - np.average(values, weights=weights)) ** 2, weights=weights))
+
+
+class _Forest(_Fanova):
+    """Forest of Optuna's fANOVA, with the same trees."""
+
+    def fit(
+        self,
+        X: Floats,  # noqa: N803 (the name is Optuna's)
+        y: Floats,
+        search_spaces: Floats,
+        column_to_encoded_columns: list[Any],
+    ) -> None:
+        """Fit the forest."""
+        self._forest.fit(X, y)
+        trees = (_LeafTree(each.tree_, search_spaces) for each in self._forest.estimators_)
+        self._trees, self._variances = list(trees), {}
+        self._column_to_encoded_columns = column_to_encoded_columns
+        if all(tree.variance == 0 for tree in self._trees):
+            raise RuntimeError("Encountered zero total variance in all trees.")
+
+
 @dataclass(frozen=True)
 class Importances:
     """Parameter importances by PED-ANOVA and fANOVA over some of the trials.
@@ -234,7 +340,8 @@ def compute_importances(
         )
     study = to_optuna_study(results, numbers, names)
     sampled = to_optuna_study(results, sample, names, MAX_CATEGORIES)
-    fanova = FanovaImportanceEvaluator(n_trees=FANOVA_TREES, seed=0)
+    fanova = FanovaImportanceEvaluator()
+    fanova._evaluator = _Forest(FANOVA_TREES, 64, min_samples_split=2, min_samples_leaf=1, seed=0)
     charts = []
     for title, each, evaluator, question in (
         ("PED-ANOVA", study, PedAnovaImportanceEvaluator(), tenths),
