@@ -1,5 +1,6 @@
 """The command ``rnn-search report``, and the report at the end of a search."""
 
+import gc
 import os
 import shlex
 import socket
@@ -206,6 +207,7 @@ def reports(
     else:
         from reports.page.page import write_report
 
+        gc.freeze()  # else each collection looks through all imported modules
         report = write_report(storage, studies, output)
         click.echo(report.path)
         _print_headline(report)
