@@ -46,20 +46,6 @@ def test_importances_equal_optunas(results):
         assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(expected)
 
 
-def test_fanova_of_many_trials_is_that_of_a_sample(results, monkeypatch):
-    numbers = list(results.complete.index)
-    monkeypatch.setattr("reports.charts.optuna_plots.MAX_FANOVA_TRIALS", 5)
-
-    def compute():
-        (found,) = compute_importances(results, numbers, "all")
-        ped, fanova = found.charts
-        assert "sample" not in ped.caption
-        assert "sample of 5 of the 7 trials" in fanova.caption
-        return list(fanova.figure.data[0].x)
-
-    assert compute() == compute(), "always the same sample"
-
-
 def test_importances_are_computed_for_blocks_of_a_design_with_exclusions(sqlite_url):
     make_study(sqlite_url, exclude=[{"state_size": 4, "residual": False}], diverged=None)
     found = compute_block_importances(results_of(sqlite_url))
