@@ -22,9 +22,9 @@ from reports.analysis.hypothesis_tests import HypothesisTest, run_stored_tests
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import (
     Edge,
-    build_judged_table,
     build_outcome_table,
     build_table,
+    estimate_effects,
     find_edges,
 )
 from reports.analysis.pruning import (
@@ -38,7 +38,6 @@ from reports.stats.additive_model import AdditiveModel, Trend, fit_additive_mode
 from reports.stats.conditional_effects import (
     ConditionalEffect,
     RankedEffect,
-    compute_conditional_effects,
     rank_effects,
 )
 from reports.stats.design import Contrast
@@ -53,6 +52,16 @@ from studies.storage.trials import TrialStatus
 
 N_LARGEST = 3
 """Largest significant effects that are named."""
+
+MAX_DISTANCE = 1000.0
+"""Distance of a value from the median, in median distances, from which a warning names it: of
+normally distributed values 670 standard deviations."""
+
+MIN_VALUES = 5
+"""Values from which their median distance is used."""
+
+MAX_START_SHARE = 0.05
+"""Largest share of its start in a smoothed loss that is compared: 0.95ⁿ is less from 59 steps."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +128,14 @@ class StudyFindings:
         """Main effects: over matched pairs or, of a pruned study, estimated."""
         if self.audited is not None:
             return self.audited.effects
-        return build_judged_table(self.results).compute_effects()
+        return estimate_effects(self.results)[0]
 
     @cached_property
     def conditional(self) -> list[ConditionalEffect]:
         """Effects within each value of the other parameters; none of a pruned study."""
         if self.audited is not None:
             return []
-        return compute_conditional_effects(build_judged_table(self.results), self.effects)
+        return estimate_effects(self.results)[1]
 
     @cached_property
     def ranked(self) -> list[RankedEffect]:
@@ -237,6 +246,21 @@ class StudyFindings:
         return named + by_architecture
 
     @cached_property
+    def outliers(self) -> "pd.Series[float]":
+        """Values of complete trials that went astray without diverging, the farthest first.
+
+        They are further than :data:`MAX_DISTANCE` times the median distance from the median, which
+        half of all values do not move (Hampel, *The Influence Curve and its Role in Robust
+        Estimation*, 1974). Where half of the values are equal, none is.
+        """
+        values = self.results.complete["value"].astype(float)
+        distances = (values - values.median()).abs().sort_values(ascending=False)
+        typical = float(distances.median())
+        if len(values) < MIN_VALUES or not typical:
+            return values[:0]
+        return values[distances.index[distances > MAX_DISTANCE * typical]]
+
+    @cached_property
     def budgets(self) -> list[UnequalBudget]:
         """Parameters whose values get unequal budgets and are compared nevertheless.
 
@@ -295,6 +319,8 @@ def compare_budgets(results: Results) -> BudgetComparison | None:
     """Compare the effects of batch size and update distance at equal budgets.
 
     Only complete trials are compared, each at its curve's value, interpolated between log points.
+    A budget is left out that some trials reach so early that their smoothed losses still depend on
+    where they start, which is alike for all trials: by more than :data:`MAX_START_SHARE`.
 
     Returns:
         None if no trials differ in a budget, if some were pruned, or without their curves.
@@ -319,9 +345,13 @@ def compare_budgets(results: Results) -> BudgetComparison | None:
         if contrast.parameter in BUDGET_PARAMS
         and any(_differs(complete, rates[unit], contrast) for unit in varied)
     ]
+    smoothing = complete.get("smoothing", results.config.training.smoothing)
     budgets, tables = {}, []
     for unit in varied:
-        amount = budgets[str(unit)] = float((ends * rates[unit]).min())
+        amount = float((ends * rates[unit]).min())
+        if (smoothing ** (amount / rates[unit])).max() > MAX_START_SHARE:
+            continue
+        budgets[str(unit)] = amount
         losses = {
             number: np.interp(amount / rates[unit][number], steps, values, left=np.nan)
             for number, (steps, values) in curves.items()

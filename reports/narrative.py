@@ -15,10 +15,12 @@ from reports.phrases import (
     describe_agreement,
     describe_best,
     describe_budget,
+    describe_dependence,
     describe_divergence,
     describe_edge,
     describe_effect,
     describe_holding,
+    describe_outliers,
     describe_reversal,
     describe_smallest,
     describe_trend,
@@ -50,7 +52,8 @@ def write_answer(findings: StudyFindings) -> list[str]:
     those that are undecided; of replicates they name the best and state the verdicts.
     """
     if findings.summary.has_verdicts:
-        return [to_sentence(describe_best(findings)), to_sentence(describe_verdicts(findings))]
+        verdicts = [describe_verdicts(findings), *_list_uncompared(findings)]
+        return [to_sentence(describe_best(findings)), to_sentence("; ".join(verdicts))]
     if not findings.ranked:
         said = write_additive(findings) or [to_sentence(explain_missing_effects(findings))]
         return [*said, to_sentence(describe_best(findings))]
@@ -137,10 +140,11 @@ def _list_largest(findings: StudyFindings, study: str) -> str:
     if not (findings.largest or findings.reversals):
         return f"{describe_insignificance(findings.effects)}{study}"
     named = findings.largest[:N_IN_LINE]
-    parts = [describe_effect(each) for each in named]
-    reversals = [each for each in findings.reversals if each not in named]
-    listed = f"largest significant effects{study}: {'; '.join(parts)}" if parts else ""
-    return "; ".join(filter(None, [listed, *map(describe_reversal, reversals)]))
+    directed = [describe_effect(each) for each in named if _find_verb(each)]
+    listed = f"largest significant effects{study}: {'; '.join(directed)}" if directed else ""
+    dependent = [describe_dependence(each) for each in named if not _find_verb(each)]
+    reversals = [describe_reversal(each) for each in findings.reversals if each not in named]
+    return "; ".join(filter(None, [listed, *dependent, *reversals]))
 
 
 def list_warnings(findings: StudyFindings) -> list[str]:
@@ -152,6 +156,8 @@ def list_warnings(findings: StudyFindings) -> list[str]:
         warnings.append(
             f"{count} diverged in most of {'its' if len(more) == 1 else 'their'} trials"
         )
+    if len(findings.outliers):
+        warnings.append(describe_outliers(findings))
     return [*warnings, *map(describe_budget, findings.budgets)]
 
 
@@ -172,16 +178,20 @@ def _excludes_zero(effect: RankedEffect) -> bool:
 
 def _state_largest(findings: StudyFindings) -> str:
     """State the largest significant effects, by their direction."""
-    most = "most " if findings.ranked[0].is_significant else ""  # else a larger one is undecided
+    largest, name = findings.largest, objective_name(findings.results.config)
+    directed = [each for each in largest if _find_verb(each)]
+    # Else a larger one is undecided, or has no direction.
+    most = "most " if directed[:1] == findings.ranked[:1] else ""
     by_verb: dict[str, list[str]] = {}
-    for effect in findings.largest:
+    for effect in directed:
         by_verb.setdefault(_find_verb(effect), []).append(describe_effect(effect))
     phrases = [
         f"{verb} {'' if i else most}with {join(effects)}"
         for i, (verb, effects) in enumerate(by_verb.items())
     ]
-    name = objective_name(findings.results.config)
-    return to_sentence(f"{_format_scope(findings)}the {name} {', and '.join(phrases)}")
+    parts = [f"the {name} {', and '.join(phrases)}"] if phrases else []
+    parts += [describe_dependence(each) for each in largest if each not in directed]
+    return to_sentence(_format_scope(findings) + "; ".join(parts))
 
 
 def _state_others(findings: StudyFindings) -> str:
@@ -190,6 +200,8 @@ def _state_others(findings: StudyFindings) -> str:
     others = [each for each in findings.ranked if id(each) not in named]
     smaller = [each for each in others if each.has_significant_mean]
     conditional = [e for e in others if e.is_significant and not e.has_significant_mean]
+    dependent = [each for each in conditional if not each.direction]
+    conditional = [each for each in conditional if each.direction]
     undecided = [each for each in others if not each.is_significant]
     parts = [describe_reversal(each) for each in findings.reversals if each not in findings.largest]
     if smaller:
@@ -198,6 +210,7 @@ def _state_others(findings: StudyFindings) -> str:
         parts.append(format_count(len(smaller), one, several))
     if conditional:
         parts.append(_describe_conditional(conditional))
+    parts += map(describe_dependence, dependent)
     if undecided:
         parts.append(_describe_undecided(undecided, findings.ranked))
     parts += _list_uncompared(findings)
@@ -205,16 +218,11 @@ def _state_others(findings: StudyFindings) -> str:
 
 
 def _find_verb(effect: RankedEffect) -> str:
-    """Return what the loss does with a change, under each condition where it is significant."""
-    means = [effect.main.mean]
-    if effect.condition:
-        shown = effect.condition.extremes
-        # If neither is, their difference is: both sizes are shown.
-        means = [each.mean for each in shown if each.is_significant] or [e.mean for e in shown]
-    if max(means) < 0:
-        return "falls"
-    if min(means) > 0 or effect.condition is None:
-        return "rises"
+    """Return what the loss does with a change where it is significant; "" if that is nowhere."""
+    if effect.direction:
+        return "falls" if effect.direction < 0 else "rises"
+    if effect.condition is None or not effect.condition.has_opposite_signs:
+        return ""
     return f"falls or rises, depending on {format_param(effect.condition.parameter)},"
 
 

@@ -15,7 +15,7 @@ from reports.analysis.hypothesis_tests import Finding, HypothesisTest
 from reports.analysis.leaderboard import StudySummary
 from reports.analysis.nuisance import Edge, build_outcome_table, join_names
 from reports.analysis.other_studies import BaselineReference
-from reports.findings import Divergence, StudyFindings, UnequalBudget
+from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, UnequalBudget
 from reports.formatting import escape_markdown
 from reports.results import Results
 from reports.stats.additive_model import AdditiveModel, LevelDifference, Trend
@@ -114,6 +114,15 @@ def describe_reversal(effect: RankedEffect) -> str:
     parameter = format_param(effect.condition.parameter)
     size = describe_condition(effect.condition)
     return f"{strong(effect.main.contrast.label)} helps or harms, depending on {parameter} ({size})"
+
+
+def describe_dependence(effect: RankedEffect) -> str:
+    """Name a change whose effect differs between two values and is significant at neither."""
+    assert effect.condition is not None
+    parameter = format_param(effect.condition.parameter)
+    return (
+        f"the effect of {describe_effect(effect)} differs with {parameter}, significant at neither"
+    )
 
 
 def describe_budget(budget: UnequalBudget) -> str:
@@ -277,6 +286,20 @@ def describe_divergence(divergence: Divergence) -> str:
     """Say how often a cell or an architecture diverged, in a clause."""
     trials = format_count(divergence.ended, "trial")
     return f"{strong(divergence.name)} diverged in {divergence.diverged:,} of {trials}"
+
+
+def describe_outliers(findings: StudyFindings) -> str:
+    """Say how many values lie far from all others, and name the farthest, in a clause."""
+    outliers, measure = findings.outliers, findings.results.measure
+    count = format_count(len(findings.results.complete), "complete trial")
+    value = f"{outliers.iloc[0]:.3g} {measure.unit}".rstrip()
+    lies, dominate = "have values", "they dominate every mean that contains one"
+    if len(outliers) == 1:
+        lies, dominate = "has a value", "it dominates every mean that contains it"
+    return (
+        f"{len(outliers):,} of {count} {lies} over {MAX_DISTANCE:,.0f} times as far from the "
+        f"median as half of them (trial {outliers.index[0]}: {value}): {dominate}"
+    )
 
 
 def describe_judged(results: Results) -> str:

@@ -14,8 +14,7 @@ from typing import Any, Generic, TypeVar
 import pandas as pd
 
 from reports.analysis.hypothesis_tests import Finding, HypothesisTest
-from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
-from reports.analysis.pareto_front import FrontMember, ParetoFront
+from reports.analysis.leaderboard import CostSummary, LeaderboardEntry, StudySummary
 from reports.formatting import (
     escape_markdown,
     format_number,
@@ -26,6 +25,7 @@ from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect, rank_effects
 from reports.stats.effects import Effect, PairedDifference
 from reports.stats.hypotheses import ContrastOutcomes, Verdict
+from reports.stats.pareto import FrontMember, ParetoFront
 from reports.stats.scale import NATS, add_unit, format_param, format_value
 from studies.records import Direction
 
@@ -471,12 +471,12 @@ def tabulate_leaderboard(
 
 
 def tabulate_front(
-    front: ParetoFront, name: str = "Pareto front", is_replicated: bool = True
+    front: ParetoFront, summary: CostSummary, name: str = "Pareto front"
 ) -> Table[FrontMember]:
     """Tabulate the architectures on a Pareto front, the cheapest first."""
-    measure, unit = front.measure, front.measure.held_out_unit
+    measure, unit = summary.measure, summary.measure.held_out_unit
     members = [each.architecture for each in front.members]
-    worse = "significantly" if is_replicated else "distinguishably"
+    worse = "significantly" if summary.is_replicated else "distinguishably"
 
     def name_cheaper(member: FrontMember) -> str | None:
         return member.cheaper.label if member.cheaper else None

@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 
 from reports.analysis.leaderboard import (
+    CostSummary,
     LeaderboardEntry,
     StudySummary,
     look_at_results,
+    summarize_costs,
     summarize_study,
 )
 from reports.analysis.nuisance import build_judged_table
-from reports.analysis.pareto_front import FrontMember, ParetoFront, summarize_costs
 from reports.errors import ReportError
 from reports.findings import BudgetComparison, StudyFindings, compare_across_tasks, compare_budgets
 from reports.narrative import describe_insignificance, list_warnings
@@ -38,6 +39,7 @@ from reports.stats.conditional_effects import (
 )
 from reports.stats.effects import Effect
 from reports.stats.looks import RUN_NOISE, Noise, estimate_noise, spend_error
+from reports.stats.pareto import FrontMember, ParetoFront
 from reports.stats.scale import format_count
 from reports.stats.task_contrasts import TaskContrast
 from reports.study_reader import read_results
@@ -285,12 +287,12 @@ class Pareto:
 
     Attributes:
         front: the front, and the architectures off it.
-        is_replicated: whether architectures were compared over several runs, corrected for all
-            pairs; else over the evaluation windows of single runs, without a correction.
+        summary: how they were compared, over several runs or the evaluation windows of single
+            ones, and the measure of their losses.
     """
 
     front: ParetoFront
-    is_replicated: bool
+    summary: CostSummary
 
     @property
     def table(self) -> pd.DataFrame:
@@ -306,13 +308,13 @@ class Pareto:
         return self._tabulate().to_frame()
 
     def _tabulate(self) -> Table[FrontMember]:
-        return tabulate_front(self.front, is_replicated=self.is_replicated)
+        return tabulate_front(self.front, self.summary)
 
     def plot(self) -> "go.Figure":
         """Plot the loss of all architectures against the cost; a notebook displays the figure."""
         from reports.charts.comparison_plots import plot_front
 
-        return plot_front(self.front)
+        return plot_front(self.front, self.summary.measure)
 
     def __repr__(self) -> str:
         return self._tabulate().to_text()
@@ -384,7 +386,7 @@ def find_pareto(results: Results, cost: Literal["parameters", "seconds"]) -> Par
             f"study {results.name!r} has no front by {cost}: expected two or more architectures "
             "with a held-out loss and different costs under the same conditions"
         )
-    return Pareto(front, summary.is_replicated)
+    return Pareto(front, summary)
 
 
 # ------------------------------------------------------------------ planned looks

@@ -13,7 +13,11 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from reports.analysis.nuisance import build_judged_table, build_outcome_table
+from reports.analysis.nuisance import (
+    build_judged_table,
+    build_outcome_table,
+    estimate_effects,
+)
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, find_reversal
 from reports.stats.design import Contrast
@@ -229,7 +233,8 @@ def _estimate_findings(results: Results, hypothesis: Hypothesis) -> list[Finding
             if has_pairs and contrast.before.keys() <= contrasted:
                 name, reversal = name_contrast(contrast), None
                 if len(contrast.before) == 1:
-                    reversal = find_reversal(table, _to_contrast(contrast))
+                    known = () if fixed else estimate_effects(results)[1]
+                    reversal = find_reversal(table, _to_contrast(contrast), known)
                 yield Finding(name, effect, None, counts, None, reversal)
 
     rule, tested = RULES[hypothesis.rule], list(estimate(list_contrasts(hypothesis, table)))

@@ -20,7 +20,8 @@ import pandas as pd
 
 from reports.results import Results
 from reports.stats import Floats, Integers
-from reports.stats.effects import FactorialTable
+from reports.stats.conditional_effects import ConditionalEffect, compute_conditional_effects
+from reports.stats.effects import Effect, FactorialTable
 from reports.stats.hypotheses import BAD, GOOD, UNKNOWN
 from reports.stats.noise import Deviations, Slopes
 from reports.stats.run_means import RunMeans, estimate_selected
@@ -115,6 +116,17 @@ def build_judged_table(results: Results) -> FactorialTable:
         results.computed[key] = build_table(results, judged, results.replicates, slopes)
     table: FactorialTable = results.computed[key]
     return table
+
+
+def estimate_effects(results: Results) -> tuple[list[Effect], list[ConditionalEffect]]:
+    """Estimate the effects of the judged table, and those within values of other parameters."""
+    key = "effects"
+    if key not in results.computed:
+        table = build_judged_table(results)
+        effects = table.compute_effects()
+        results.computed[key] = effects, compute_conditional_effects(table, effects)
+    found: tuple[list[Effect], list[ConditionalEffect]] = results.computed[key]
+    return found
 
 
 def build_table(

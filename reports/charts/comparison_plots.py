@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.analysis.leaderboard import LeaderboardEntry
+from reports.analysis.leaderboard import CostSummary, LeaderboardEntry
 from reports.analysis.other_studies import BaselineReference
-from reports.analysis.pareto_front import Cost, CostedArchitecture, CostSummary, ParetoFront
 from reports.charts.chart import (
     CELL_COLORS,
     COLUMN_WIDTH,
@@ -24,10 +23,12 @@ from reports.charts.chart import (
 from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
 from reports.formatting import escape_html
 from reports.results import Results
+from reports.stats.pareto import Cost, CostedArchitecture, ParetoFront
 from reports.stats.replicates import Comparison, Difference
 from reports.stats.scale import Metric, add_unit, format_signed
 from reports.study_reader import MAX_DRAWN, select_evenly
 from rnn.config import BASELINE_CELLS, BaselineConfig
+from studies.measure import Measure
 
 MAX_IN_CHART = 20
 """Architectures in the chart of pairwise differences."""
@@ -172,10 +173,10 @@ def _describe_difference(first: str, second: str, difference: Difference, spec: 
 def chart_front(front: ParetoFront, summary: CostSummary) -> Chart:
     """Chart the losses of a study against one cost."""
     noun = "parameters" if front.cost == "parameters" else "training time"
-    title = f"{front.measure.loss.capitalize()} against {noun}"
+    title = f"{summary.measure.loss.capitalize()} against {noun}"
     caption = (
         "Line and diamonds: the Pareto front; no architecture that costs as much or less has a "
-        f"lower {front.measure.loss}. Circles: {_describe_similar(summary)} Gray: worse."
+        f"lower {summary.measure.loss}. Circles: {_describe_similar(summary)} Gray: worse."
     )
     others = len(front.similar) + len(front.worse)
     drawn = min(len(front.similar), MAX_DRAWN) + min(len(front.worse), MAX_DRAWN)
@@ -183,20 +184,21 @@ def chart_front(front: ParetoFront, summary: CostSummary) -> Chart:
         caption += f" {drawn:,} of the {others:,} off the front are drawn, spread over the costs."
     if front.references:
         caption += " Crosses: the best of each baseline cell of the other studies on this page."
-    return Chart(title, plot_front(front), caption=caption)
+    return Chart(title, plot_front(front, summary.measure), caption=caption)
 
 
-def plot_front(front: ParetoFront) -> go.Figure:
+def plot_front(front: ParetoFront, measure: Measure) -> go.Figure:
     """Plot each architecture's held-out loss against its cost, on a logarithmic axis."""
+    axes = front.cost, measure
     members = [member.architecture for member in front.members]
     everything = [*members, *front.similar, *front.worse]
     costs = [each.cost(front.cost) for each in [*everything, *front.references]]
     losses = [each.loss for each in everything]
     figure = go.Figure(
         [
-            _trace(front, select_evenly(front.worse), "worse", color=NEUTRAL, size=5, opacity=0.55),
+            _trace(*axes, select_evenly(front.worse), "worse", color=NEUTRAL, size=5, opacity=0.55),
             _trace(
-                front,
+                *axes,
                 select_evenly(front.similar),
                 "not distinguishable from the front",
                 symbol="circle-open",
@@ -212,10 +214,10 @@ def plot_front(front: ParetoFront) -> go.Figure:
                 hoverinfo="skip",
                 showlegend=False,
             ),
-            _trace(front, members, "front", symbol="diamond", color=IMPROVES, size=11),
+            _trace(*axes, members, "front", symbol="diamond", color=IMPROVES, size=11),
             *(
                 _trace(
-                    front,
+                    *axes,
                     [each],
                     escape_html(each.label),
                     symbol="x",
@@ -233,7 +235,7 @@ def plot_front(front: ParetoFront) -> go.Figure:
     return figure.update_layout(
         xaxis={"title": AXIS_TITLES[front.cost]} | _scale(min(costs), max(costs)),
         yaxis={
-            "title": add_unit(front.measure.name_loss("held-out"), front.measure.held_out_unit),
+            "title": add_unit(measure.name_loss("held-out"), measure.held_out_unit),
             "range": [bottom - room, top + room],
         },
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
@@ -261,14 +263,13 @@ def _scale(low: float, high: float) -> dict[str, Any]:
 def _describe_similar(summary: CostSummary) -> str:
     if summary.is_replicated:
         return "not significantly worse than the front at their cost, corrected for all pairs."
-    data = f"over the {summary.fronts[0].measure.data} of these single runs."
+    data = f"over the {summary.measure.data} of these single runs."
     return f"not distinguishable from the front at their cost, {data}"
 
 
 def _trace(
-    front: ParetoFront, points: Sequence[CostedArchitecture], name: str, **marker: object
+    cost: Cost, measure: Measure, points: Sequence[CostedArchitecture], name: str, **marker: object
 ) -> go.Scatter:
-    cost = front.cost
     unit = " parameters" if cost == "parameters" else " s"
     spec = ",.0f" if cost == "parameters" else ",.2f"
     return go.Scatter(
@@ -281,7 +282,7 @@ def _trace(
             escape_html(each.label + (f" (trial {each.number})" if each.number is not None else ""))
             for each in points
         ],
-        hovertemplate=f"%{{text}}<br>%{{x:{spec}}}{unit}<br>%{{y:{front.measure.spec}}}<extra></extra>",
+        hovertemplate=f"%{{text}}<br>%{{x:{spec}}}{unit}<br>%{{y:{measure.spec}}}<extra></extra>",
         showlegend=bool(points),
     )
 

@@ -7,7 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
+from reports.analysis.leaderboard import (
+    CostSummary,
+    LeaderboardEntry,
+    StudySummary,
+    summarize_costs,
+)
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
 from reports.analysis.other_studies import (
     BaselineReference,
@@ -17,7 +22,6 @@ from reports.analysis.other_studies import (
     compute_variant_effects,
     find_references,
 )
-from reports.analysis.pareto_front import CostSummary, summarize_costs
 from reports.analysis.pruning import (
     PruningSummary,
     summarize_pruning,

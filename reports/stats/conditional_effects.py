@@ -134,6 +134,18 @@ class RankedEffect:
         return self.main.is_significant and self.p_adjusted < (1 - CONFIDENCE) / 2
 
     @property
+    def direction(self) -> int:
+        """Sign of the significant effects that are shown; 0 if these have both signs, or none is.
+
+        Where only the difference between two values is significant, no test supports a sign.
+        """
+        shown = self.condition.extremes if self.condition else ()
+        means = [each.mean for each in shown if each.is_significant]
+        if not means and (self.condition is None or self.has_significant_mean):
+            means = [self.main.mean]
+        return int(min(means, default=0) > 0) - int(max(means, default=0) < 0)
+
+    @property
     def is_significant(self) -> bool:
         """Whether the effect is significant, or differs significantly under the condition.
 
@@ -198,12 +210,19 @@ def compute_conditional_effects(
     ]
 
 
-def find_reversal(table: FactorialTable, contrast: Contrast) -> ConditionalEffect | None:
+def find_reversal(
+    table: FactorialTable, contrast: Contrast, known: Sequence[ConditionalEffect] = ()
+) -> ConditionalEffect | None:
     """Find the parameter on which the sign of a contrast's effect depends most; None if on none.
 
-    The tests are corrected for the values of all other parameters.
+    Args:
+        table: values of the trials.
+        contrast: the contrast.
+        known: conditional effects in this table. For a contrast that they lack, the tests are
+            corrected for the values of all other parameters alone.
     """
-    found = compute_conditional_effects(table, [table.compute_effect(contrast)])
+    found = [each for each in known if each.contrast == contrast]
+    found = found or compute_conditional_effects(table, [table.compute_effect(contrast)])
     reversals = [each for each in found if each.has_opposite_signs]
     return max(reversals, key=lambda each: each.difference.mean, default=None)
 

@@ -3,12 +3,14 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import make_refinement, results_of
+from factories import make_refinement, make_study, results_of
 from hooks import HANG_TIMEOUT
 from services import report_missing
 
@@ -27,20 +29,36 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        patience = 1000 * HANG_TIMEOUT
         started = playwright.chromium.launch(
-            executable_path=executable, args=FLAGS, timeout=patience
+            executable_path=executable, args=FLAGS, timeout=1000 * HANG_TIMEOUT
         )
-        new_context = started.new_context
-
-        def new_patient_context(**options):
-            context = new_context(**options)
-            context.set_default_timeout(patience)
-            return context
-
-        started.new_context = new_patient_context
         yield started
         started.close()
+
+
+@pytest.fixture
+def open_page(browser) -> Callable[..., AbstractContextManager]:
+    """Context that opens a file offline; it fails on errors, network requests and wide pages."""
+
+    @contextmanager
+    def open_file(path: Path, width: int = 1200, height: int = 900, before: str = "", **options):
+        viewport = {"width": width, "height": height}
+        context = browser.new_context(offline=True, viewport=viewport, **options)
+        context.set_default_timeout(1000 * HANG_TIMEOUT)
+        page = context.new_page()
+        page.add_init_script(before)
+        errors, requests = [], []
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        yield page
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert errors == []
+        assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+        context.close()
+
+    return open_file
 
 
 @pytest.fixture
@@ -88,5 +106,6 @@ def build_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BuiltP
 @pytest.fixture
 def derived(sqlite_url):
     """URL of a storage with the studies ``made`` and ``derived``."""
+    make_study(sqlite_url, diverged=None)
     make_refinement(sqlite_url)
     return sqlite_url

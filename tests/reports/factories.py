@@ -105,9 +105,8 @@ def make_study(
 
 
 @created_once
-def make_refinement(sqlite_url: str) -> None:
+def make_refinement(url: str) -> None:
     """Create a refinement of two trials of ``made``: unchanged, and with a state size of 16."""
-    make_study(sqlite_url, diverged=None)
     raw = {"refinement": {"source": "made", "variants": [{}, {"state_size": 16}]}}
     runs = [
         (gated_params(state_size=4), 1.4, {"source_trials": [0]}),
@@ -115,7 +114,7 @@ def make_refinement(sqlite_url: str) -> None:
         (gated_params(state_size=16), 1.2, {"source_trials": [0, 1]}),  # derived from both
     ]
     commands = ["python refine.py derived --set 'refinement.top=2'"]
-    make_runs(sqlite_url, "derived", raw, runs, commands=commands)
+    make_runs(url, "derived", raw, runs, commands=commands)
 
 
 def make_runs(
@@ -188,7 +187,7 @@ def make_runs(
 
 
 @created_once
-def make_stated(url: str, name: str = "stated") -> None:
+def make_stated(url: str, name: str = "stated", **config: Any) -> None:
     """Create a finished study of 48 networks with hypotheses and a threshold.
 
     The residual lowers the loss of wide networks by 0.6 and raises that of narrow ones by 0.3; the
@@ -212,7 +211,7 @@ def make_stated(url: str, name: str = "stated") -> None:
         "space": space,
         "report_threshold": 1.7,
         "hypothesis": [each | {"rule": "lowers"} for each in hypotheses],
-    }
+    } | config
     generator = random.Random(0)
     runs = []
     for params in StudyConfig.model_validate(raw).grid.combinations():

@@ -19,7 +19,7 @@ from reports.study_reader import read_results
 from rnn_search import load
 from studies.importing import ImportOptions, import_results
 from studies.storage.open import read_storage
-from tests.simulations.sweeps import BEST_RATE, NAMES, Sweep, simulate_sweeps
+from tests.simulations.sweeps import BEST_RATE, Sweep, simulate_sweeps
 
 LOSS = Scale(name="loss")
 ACCURACY = Scale("", True, name="accuracy")
@@ -73,20 +73,6 @@ def test_runs_that_lack_a_parameter_have_an_effect_of_their_own():
     assert next(errors) == pytest.approx(next(errors))
 
 
-def test_higher_is_better_mirrors_everything_but_the_best_place(sweep):
-    columns = {name: [row.get(name) for row in sweep.rows] for name in NAMES}
-    rate = find_term(sweep.model, "learning_rate")
-    losses = rate.partials
-    least = find_term(fit_additive_model(columns, losses), "learning_rate").optimum
-    mirrored = fit_additive_model(columns, 2 - losses, scale=ACCURACY)
-    greatest = find_term(mirrored, "learning_rate").optimum
-    assert least.low < BEST_RATE < least.high
-    ends = (greatest.value, greatest.low, greatest.high)
-    assert ends == pytest.approx((least.value, least.low, least.high))
-    worst = find_term(fit_additive_model(columns, losses, scale=ACCURACY), "learning_rate").optimum
-    assert worst.reason or worst.is_open_below
-
-
 def test_trend_without_a_turn_is_best_at_an_end_or_beyond():
     """Also where the values have no noise."""
     columns, values = draw(60)
@@ -108,32 +94,25 @@ def test_interval_has_the_best_value_at_a_kink():
     assert 1.4 < optimum.low < 1.6 < optimum.high < 1.9
 
 
-def test_parameters_that_change_together_are_not_separated():
-    columns, values = draw(40)
-    tied = columns | {"tied": np.where(columns["on"], "a", "b")}
-    model = fit_additive_model(tied, values)
-    assert not model.levels
-    assert "on (it cannot be separated from tied)" in " ".join(describe_additive(model, LOSS))
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"c": [1] * 40}, "c: it has one value"),
-        ({"c": [None] * 40}, "c: it has no values"),
-        ({"c": [f"run {i}" for i in range(40)]}, "c: fewer than two of its values"),
-        ({"c": [float("inf"), *range(39)]}, "c: it has infinite values"),
+        ([1] * 40, "it has one value"),
+        ([None] * 40, "it has no values"),
+        ([f"run {i}" for i in range(40)], "fewer than two of its values"),
+        ([float("inf"), *range(39)], "it has infinite values"),
+        (["a", "b"] * 20, "it cannot be separated from on"),
     ],
 )
 def test_parameter_without_a_term_has_a_reason(change, reason):
     columns, values = draw(40)
-    model = fit_additive_model(columns | change, values)
-    name, text = reason.split(": ")
-    assert text in model.reasons[name]
+    model = fit_additive_model(columns | {"c": change}, values)
+    assert reason in model.reasons["c"]
+    assert "c (" in " ".join(describe_additive(model, LOSS))
     assert find_term(model, "x").is_significant
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 7, 10])
+@pytest.mark.parametrize("count", [0, 2, 10])
 def test_few_runs_give_a_reason_and_no_estimate(count):
     columns, values = draw(count)
     model = fit_additive_model(columns, values)
@@ -163,17 +142,6 @@ def test_replicates_of_a_configuration_are_no_new_configurations():
     assert naive.error < 0.6 * single.error
 
 
-def test_sentences_begin_with_the_assumption_and_have_direction_and_unit(sweep):
-    first, found, *rest = describe_additive(sweep.model, LOSS)
-    assert "no matched pairs" in first
-    assert "act additively" in first
-    assert "learning rate: best near 0.00" in found
-    assert "optimizer: sgd against adam +0.09" in found
-    assert "nats [+0." in found
-    assert found.index("worse") < found.index("norm: on against off −0.0") < found.index("better")
-    assert "null rate" in rest[0]
-
-
 def test_figures_show_axis_best_place_and_direction(sweep):
     charts = {chart.title: chart for chart in chart_trends(sweep.model, LOSS)}
     rate = charts["learning rate"]
@@ -181,7 +149,6 @@ def test_figures_show_axis_best_place_and_direction(sweep):
     assert rate.figure.layout.xaxis.type == "log"
     *_, best = rate.figure.data
     assert best.x[0] - best.error_x.arrayminus[0] < BEST_RATE < best.x[0] + best.error_x.array[0]
-    assert len(rate.figure.data) == len(charts["null rate"].figure.data) + 1
     assert "learning rate, logarithmic" in rate.alt_text
     levels = chart_levels(sweep.model, LOSS)
     colors = dict(zip(levels.figure.data[0].y, levels.figure.data[0].marker.color, strict=True))
@@ -200,7 +167,9 @@ def test_sweep_without_pairs_says_so_first_and_shows_trends_and_effects(sqlite_u
     import_results(sqlite_url, pd.DataFrame(rows), options, name="sweep")
     section = Section(read_results(read_storage(sqlite_url), "sweep"))
     assert section.main_effects.effects == []
-    assert write_answer(section.findings)[0].startswith("There are no matched pairs")
+    first, *_ = write_answer(section.findings)
+    assert first.startswith("There are no matched pairs")
+    assert "act additively" in first
     assert "; no matched pairs; if parameters act additively: rate: best" in write_headline(
         [section.findings]
     )

@@ -16,14 +16,14 @@ from reports.trial_table import THRESHOLD, ContextProfile, average_profiles, rea
 BINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-def simulate(decay, rng, windows=128, largest=1.5, bins=BINS):
+def simulate(decay, rng, windows=128, bins=BINS):
     """Simulate a network whose excess loss falls exponentially with the context.
 
     The difference of the two losses of a target scatters by twice its expectation and 0.05 bits.
     """
     low, mean, stderr = 0, [], []
     for high in bins:
-        expected = largest * np.exp(-(np.arange(low, high) + 1) / decay)
+        expected = 1.5 * np.exp(-(np.arange(low, high) + 1) / decay)
         scatter = 2 * expected + 0.05
         losses = (expected + rng.normal(0, 1, (windows, high - low)) * scatter).mean(1)
         mean.append(losses.mean())
@@ -32,14 +32,9 @@ def simulate(decay, rng, windows=128, largest=1.5, bins=BINS):
     return ContextProfile(bins, np.array(mean), np.array(stderr), 2.0)
 
 
-def true_context(decay, largest=1.5):
-    """Return the context at which the simulated excess is the threshold."""
-    return decay * math.log(largest / THRESHOLD)
-
-
 @pytest.mark.parametrize("decay", [1, 10])
 def test_effective_context_of_a_simulated_network_is_recovered(decay):
-    truth = true_context(decay)
+    truth = decay * math.log(1.5 / THRESHOLD)  # at which the simulated excess is the threshold
     estimate = simulate(decay, np.random.default_rng(decay), windows=8192).estimate()
     assert estimate.size == pytest.approx(truth, rel=0.15), "bins are a factor of two wide"
     assert estimate.low / 1.15 <= truth <= estimate.high * 1.15
@@ -59,30 +54,27 @@ def test_context_is_one_without_memory_open_beyond_half_a_window_and_of_a_window
     assert 1 < estimate.size < 2
     assert math.isnan(estimate.low)
     assert "[" not in str(estimate)
+    short, long = simulate(3, rng), simulate(30, rng)
+    sizes = [each.estimate().size for each in (short, average_profiles([short, long]), long)]
+    assert sizes == sorted(sizes), "runs of an architecture are averaged"
 
 
-def test_runs_of_an_architecture_are_averaged():
-    rng = np.random.default_rng(4)
-    mean = average_profiles([simulate(3, rng), simulate(30, rng)])
-    assert true_context(3) < mean.estimate().size < true_context(30)
-
-
-def profile_attributes(decay, **more):
+def profile_attributes(decay):
     profile = simulate(decay, np.random.default_rng(5), bins=BINS[:7])
     return {
         "context_bins": list(profile.bins),
         "context_excess": profile.excess.tolist(),
         "context_stderr": profile.stderr.tolist(),
         "context_loss": profile.loss,
-        **more,
+        "recall_accuracy": 0.5,
     }
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
 def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path, build_page):
     runs = [
-        (gated_params(1), 1.0, profile_attributes(2, recall_accuracy=0.5)),
-        (gated_params(2), 1.5, profile_attributes(6, recall_accuracy=0.25)),
+        (gated_params(1), 1.0, profile_attributes(2)),
+        (gated_params(2), 1.5, profile_attributes(6)),
         (gated_params(3), 2.0, {}),  # trained before these losses were recorded
     ]
     raw = {"space": {"layers": [1, 2, 3], "state_size": [4]}}
@@ -99,9 +91,8 @@ def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path, build_
     assert "effective context (bytes)" in chart.alt_text
     assert f"{best.context.estimate()}: {best.full_label}" in chart.alt_text
     assert "recall accuracy" in words
-    write_csv([results_of(sqlite_url, "memory")], tmp_path / "rows.csv")
+    write_csv([section.results], tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv")
     assert rows["effective_context"][0] == pytest.approx(best.context.estimate().size)
     assert rows["effective_context"].isna().tolist() == [False, False, True]
-    assert rows["context_bins"][0] == "[1, 2, 4, 8, 16, 32, 64]"
     assert "effective context" not in build_page(make_study, "made").words, "an older study"

@@ -1,4 +1,4 @@
-"""Effects, interactions and conditional effects: by hand and by brute force."""
+"""Effects and conditional effects, by hand and by brute force; effects at equal budgets."""
 
 import itertools
 import math
@@ -6,18 +6,18 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from factories import make_stated
+from factories import created_once, make_runs
 
 from reports.charts.effect_plots import chart_conditional_effects
-from reports.phrases import describe_effect
-from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
-from reports.stats.design import Contrast, find_full_factorial_blocks
+from reports.page.page import write_report
+from reports.stats.conditional_effects import compute_conditional_effects
+from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
 from reports.trial_table import find_traits
 from rnn_search import load
+from studies.config import StudyConfig
 
 A = Contrast("a", False, True)
-SIZE = Contrast("size", 1, 2)
 
 
 def table_of(rows, parameters=("a", "size")):
@@ -30,17 +30,6 @@ def by_hand():
     values = {(False, 1): 2.0, (True, 1): 1.5, (False, 2): 1.8, (True, 2): 1.7,
               (False, 3): 1.0, (True, 3): 1.3}  # fmt: skip
     return [{"a": a, "size": size, "value": value} for (a, size), value in values.items()]
-
-
-def test_interaction_is_the_difference_of_two_differences():
-    table = table_of(by_hand())
-    found = table.compute_interaction(A, SIZE)
-    assert found.mean == pytest.approx(-0.1 - -0.5)
-    assert found.pairs == 1
-    assert math.isnan(found.low)
-    assert table.compute_interaction(SIZE, A).mean == pytest.approx(found.mean)
-    named = {(each.first, each.second) for each in table.compute_interactions()}
-    assert named == {(A, SIZE), (A, Contrast("size", 2, 3))}
 
 
 def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
@@ -56,33 +45,18 @@ def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
         row["value"] = math.nan
     effect = table_of(rows).compute_effect(A)
     assert (effect.only_before, effect.only_after, effect.neither) == (0, 1, 1)
-
-
-def test_subset_is_selected_by_one_or_several_values_of_a_parameter():
-    table = table_of(by_hand())
-    assert table.subset({"size": 1}).compute_effect(A).mean == pytest.approx(-0.5)
-    assert [effect.contrast for effect in table.subset({"size": 1}).compute_effects()] == [A]
-    two = table.subset({"size": [2, 3]})
-    assert (two.value_count, two.compute_effect(A).pairs) == (4, 2)
-    assert two.compute_effect(A).mean == pytest.approx((-0.1 + 0.3) / 2)
-    assert table.subset({"size": [4]}).compute_effects() == []
-    none = table_of([{"value": 1.5}], parameters=()).subset({})
+    none = table_of([{"value": 1.5}], parameters=())
     assert (none.value_count, none.compute_effects(), none.compute_interactions()) == (1, [], [])
 
 
-def test_texts_are_compared_each_two_but_state_sources_as_two_switches():
-    rows = [
-        {"state_source": source, "engine": source, "value": value}
-        for source, value in (("new", 1.0), ("old", 3.0), ("both", 1.25))
-    ]
-    effects = table_of(rows, ["state_source"]).compute_effects()
+def test_state_sources_are_compared_as_two_switches_if_there_are_three():
+    rows = [{"state_source": "new", "value": 1.0}, {"state_source": "old", "value": 3.0}]
+    both = {"state_source": "both", "value": 1.25}
+    effects = table_of([*rows, both], ["state_source"]).compute_effects()
     found = {effect.contrast.label: effect.mean for effect in effects}
     assert found == pytest.approx({"new state": 1.25 - 3.0, "old state": 1.25 - 1.0})
-    (two,) = table_of(rows[1::-1], ["state_source"]).compute_effects()
+    (two,) = table_of(rows, ["state_source"]).compute_effects()
     assert (two.contrast.label, two.mean) == ("state source old → new", pytest.approx(-2.0))
-    engines = [each.contrast for each in table_of(rows, ["engine"]).compute_effects()]
-    pairs = itertools.combinations(("both", "new", "old"), 2)
-    assert engines == [Contrast("engine", *pair) for pair in pairs]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -109,18 +83,6 @@ def test_effects_equal_a_brute_force_calculation(seed):
         if len(differences):
             assert effect.mean == pytest.approx(differences.mean())
             assert math.isnan(effect.error) or effect.low <= effect.high
-
-
-def test_design_with_exclusions_has_full_factorial_blocks():
-    rows = [{"a": a, "b": b, "c": c} for a in (1, 2) for b in (1, 2) for c in (1, 2, 3)]
-    full = pd.DataFrame(rows)
-    assert find_full_factorial_blocks(full, ["a", "b", "c"]) == {}
-    parted = full[~((full["a"] == 1) & (full["b"] == 2))]
-    # The block a = 1 is contained in b = 1, and b = 2 in a = 2.
-    blocks = find_full_factorial_blocks(parted, ["a", "b", "c"])
-    assert {name: len(block) for name, block in blocks.items()} == {"a is 2": 6, "b is 1": 6}
-    ragged = full.drop(index=[0, 5])
-    assert find_full_factorial_blocks(ragged, ["a", "b", "c"]) == {}
 
 
 GRID = {
@@ -152,43 +114,6 @@ def reversing(row):
     return row["forget_gate"] * (0.1 if row["residual"] else -0.3) - 0.2 * row["layers"]
 
 
-def test_effects_within_each_value_are_those_of_the_pairs_there():
-    table = make_table(reversing)
-    found = conditional(table)["forget gate", "residual"]
-    assert [level.value for level in found.levels] == [False, True]
-    for level in found.levels:
-        within = table.subset({"residual": level.value}).compute_effect(found.contrast)
-        assert (level.mean, level.error, level.pairs) == (
-            pytest.approx(within.mean), pytest.approx(within.error), within.pairs)  # fmt: skip
-    low, high = found.levels
-    assert found.difference.mean == pytest.approx(high.mean - low.mean)
-    assert found.difference.error == pytest.approx(math.hypot(low.error, high.error))
-    assert ("forget gate", "forget_gate") not in conditional(table)
-
-
-def test_condition_comes_first_where_the_mean_hides_it():
-    table = make_table(reversing)
-    found = conditional(table)
-    place = "forget gate", "residual"
-    assert {key for key, each in found.items() if each.has_opposite_signs} == {place}
-    rivals = {key for key, each in found.items() if each.rivals_main}
-    assert rivals == {place, ("residual", "forget_gate")}
-    effects = table.compute_effects()
-    ranked = rank_effects(effects, compute_conditional_effects(table, effects))
-    texts = {each.main.contrast.label: describe_effect(each) for each in ranked}
-    assert list(texts)[:2] == ["residual", "forget gate"]  # by their size, not by their means
-    assert "without residual" in texts["forget gate"]
-    assert "(−0.2" in texts["layers 1 → 2"]
-
-
-def test_table_of_effects_names_the_parameter_that_an_effect_depends_on(sqlite_url):
-    make_stated(sqlite_url)
-    table = load("stated", storage=sqlite_url).effects().table.set_index("parameter")
-    assert table.loc["residual", "depends_on"] == "state_size"
-    assert list(table.loc["residual", ["least", "greatest"]]) == pytest.approx([-0.6, 0.3], abs=0.1)
-    assert table.loc["state_source", "depends_on"].unique().tolist() == [""]
-
-
 def test_values_are_compared_over_the_contexts_they_have_in_common():
     # Without the residual there are only wide networks, in which the gate has another effect.
     def by_size(row):
@@ -210,3 +135,59 @@ def test_chart_names_the_value_at_each_marker_and_in_the_text_alternative():
     assert "forget gate by residual off: −0.3" in chart.alt_text
     additive = list(conditional(make_table(lambda row: row["layers"])).values())
     assert chart_conditional_effects(additive, "nats") is None
+
+
+# ------------------------------------------------------------------ equal budgets
+
+STEPS = range(50, 1001, 50)
+
+
+@created_once
+def make_batches(url, driver, name="made", smoothing=0.95):
+    """Store a study whose loss falls with the number of tokens, or of updates, and nothing else."""
+    space = {"state_size": [4, 8], "layers": [1], "residual": [False, True]}
+    space |= {f"{gate}_gate": [False] for gate in ("input", "forget", "output", "state")}
+    space |= {"state_source": ["new"]}
+    space |= {"training": {"batch_size": [16, 24], "update_every": [1, 2]}}
+    training = {"steps": 1000, "sequence_length": 1001, "smoothing": smoothing}
+    raw = {"space": space, "training": training, "objective": "training"}
+    generator, runs = np.random.default_rng(1), []
+    for params in StudyConfig.model_validate(raw).grid.combinations():
+        batch, every = params["batch_size"], params["update_every"]
+        noise = generator.normal(0, 0.001) + 0.1 * params["residual"]
+        rate = {"tokens": batch, "updates": 16 / every}[driver]
+        curve = {step: 3 - 0.2 * math.log(step * rate) + noise for step in STEPS}
+        recorded = {"curve": curve, "training_loss": curve[1000]}
+        recorded |= {"steps": 1000, "updates": 1000 // every, "inputs": 1000 * batch}
+        runs.append((params, curve[1000], recorded))
+    make_runs(url, name, raw, runs)
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+@pytest.mark.parametrize(
+    ("driver", "parameter", "budget"),
+    [("tokens", "batch_size", "bytes"), ("updates", "update_every", "updates")],
+)
+def test_change_that_only_reads_or_updates_more_has_no_effect_at_that_budget(
+    sqlite_url, tmp_path, driver, parameter, budget
+):
+    make_batches(sqlite_url, driver)
+    rows = load("made", storage=sqlite_url).effects().budgets.set_index(["parameter", "equal"])
+    more = -0.2 * math.log(1.5) if driver == "tokens" else 0.2 * math.log(2)
+    assert rows["effect"][parameter, "steps"] == pytest.approx(more, abs=0.002)
+    assert rows["significant"][parameter, "steps"]
+    assert rows["effect"][parameter, budget] == pytest.approx(0, abs=0.002)
+    assert not rows["significant"][parameter, budget]
+    # What all of the compared trials have reached; 16,000 bytes are between two log points of 24.
+    assert rows["amount"][parameter].to_dict() == {"steps": 1000, "bytes": 16000, "updates": 500}
+    assert set(rows.index.get_level_values(0)) == {"batch_size", "update_every"}, "no residual"
+    if driver == "tokens":
+        page = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text()
+        assert "At equal steps, bytes and updates" in page
+
+
+def test_budget_at_which_the_smoothed_loss_still_depends_on_its_start_is_left_out(sqlite_url):
+    """Half of the trials have 500 updates at step 500, of which the start has 8%."""
+    make_batches(sqlite_url, "tokens", smoothing=0.995)
+    budgets = load("made", storage=sqlite_url).effects().budgets
+    assert set(budgets["equal"]) == {"steps", "bytes"}

@@ -1,19 +1,34 @@
-"""Verdicts on hypotheses, the file they are read from, and the page about them."""
+"""Verdicts on hypotheses, the page about them, and the outcomes of matched pairs."""
 
 import dataclasses
 import itertools
 from datetime import UTC, datetime
 
 import numpy as np
+import pandas as pd
 import pytest
 from factories import make_study, results_of
+from scipy.stats import binom
 
 from reports.analysis.hypothesis_tests import run_stored_tests, run_test, to_frame
 from reports.errors import ReportError
+from reports.findings import StudyFindings
 from reports.hypotheses import HYPOTHESES, evaluate_study, render_page
+from reports.page.page import render_page as render_report
+from reports.page.section import Section
 from reports.phrases import list_notes
-from reports.stats.effects import Interval
-from reports.stats.hypotheses import RULES, OutcomeTable, Verdict
+from reports.stats.design import Contrast
+from reports.stats.effects import FactorialTable, Interval
+from reports.stats.hypotheses import (
+    BAD,
+    GOOD,
+    RULES,
+    UNKNOWN,
+    OutcomeTable,
+    Verdict,
+    compute_outcomes,
+)
+from reports.trial_table import find_traits
 from studies.config import StudyConfig
 from studies.hypotheses import Hypothesis, HypothesisRecord, Registration
 from studies.loader import load_hypotheses
@@ -80,51 +95,36 @@ def test_margin_decides_what_counts_as_no_difference(planned):
     assert (narrow[5], wide[5]) == ("does not hold", "holds")
     # A significant reduction that is not worthwhile.
     assert (narrow[7], wide[7]) == ("holds", "does not hold")
-    # A margin of its own counts more.
-    results = finished(planned, {}, noise=0.05)
-    strict = [PUBLISHED[1].with_margin(0.0001)]
-    assert [each.verdict for _, each in findings_of(results, strict, margin=0.05)] == ["undecided"]
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_conditions_of_a_rule_exclude_each_other(rule):
+@pytest.mark.parametrize(
+    ("name", "of_a_rise"),
+    [
+        ("lowers", "raises"),
+        ("does-not-lower", "does-not-raise"),
+        ("makes-no-difference", "makes-no-difference"),
+    ],
+)
+def test_conditions_of_a_rule_exclude_each_other_and_mirror_those_about_a_rise(name, of_a_rise):
+    rule, mirrored, seen = RULES[name], RULES[of_a_rise], set()
     ends = [-0.1, -0.021, -0.02, -0.01, 0.0, 0.01, 0.02, 0.021, 0.1]
-    for margin in (0.0, 0.02):
-        seen = set()
-        for low, high in ((low, high) for low in ends for high in ends if low <= high):
-            interval = Interval(low, high)
-            holds, fails = (each.mean(interval, margin) for each in (rule.holds, rule.fails))
-            assert not (holds and fails)
-            seen.add((holds, fails))
-        assert len(seen) == 3 or not margin
-    seen = set()
-    for rescued, ruined in itertools.product(range(0, 100, 24), repeat=2):
-        table = OutcomeTable(both_good=100, rescued=rescued, ruined=ruined, both_bad=100, unknown=0)
-        assert not (rule.holds.outcome(table, 0.05) and rule.fails.outcome(table, 0.05))
-        seen.add(rule.decide_outcome(table))
-    assert seen == {"holds", "does not hold", "undecided"}
-
-
-def test_few_pairs_decide_nothing_about_outcomes():
-    table = OutcomeTable(both_good=0, rescued=7, ruined=0, both_bad=0, unknown=90)
-    assert table.p < 0.05
-    assert RULES["lowers"].decide_outcome(table) is Verdict.UNDECIDED
-
-
-@pytest.mark.parametrize("rule", ["", "does-not-"])
-def test_rules_about_a_rise_mirror_those_about_a_fall(rule):
-    falls, rises = (
-        RULES[f"{rule}lower{'' if rule else 's'}"],
-        RULES[f"{rule}raise{'' if rule else 's'}"],
-    )
-    for low, high in itertools.product((-0.1, -0.01, 0.01, 0.1), repeat=2):
-        interval, mirrored = Interval(low, high), Interval(-high, -low)
-        assert falls.holds.mean(interval, 0.02) == rises.holds.mean(mirrored, 0.02)
-        assert falls.opposition(interval) == rises.opposition(mirrored)
-    for rescued, ruined in itertools.product(range(0, 100, 24), repeat=2):
+    for low, high in itertools.combinations_with_replacement(ends, 2):
+        interval, opposite = Interval(low, high), Interval(-high, -low)
+        holds, fails = (each.mean(interval, 0.02) for each in (rule.holds, rule.fails))
+        assert not (holds and fails)
+        assert holds == mirrored.holds.mean(opposite, 0.02)
+        assert rule.opposition(interval) == mirrored.opposition(opposite)
+        seen.add((holds, fails))
+    assert len(seen) == 3
+    verdicts = set()
+    for rescued, ruined in itertools.product(range(0, 100, 48), repeat=2):
         table = OutcomeTable(both_good=99, rescued=rescued, ruined=ruined, both_bad=9, unknown=0)
-        assert falls.decide_outcome(table) == rises.decide_outcome(table, higher_is_better=True)
-        assert falls.decide_outcome(table) == rises.decide_outcome(table.exchange_sides())
+        assert not (rule.holds.outcome(table, 0.05) and rule.fails.outcome(table, 0.05))
+        verdict = rule.decide_outcome(table)
+        assert verdict == mirrored.decide_outcome(table, higher_is_better=True)
+        assert verdict == mirrored.decide_outcome(table.exchange_sides())
+        verdicts.add(verdict)
+    assert verdicts == {"holds", "does not hold", "undecided"}
 
 
 def test_least_favorable_contrast_decides_a_conjunction(planned):
@@ -135,44 +135,39 @@ def test_least_favorable_contrast_decides_a_conjunction(planned):
     assert found.verdict == "holds"
     effects["output_gate"] = 0.4
     assert verdicts_of(finished(planned, effects))[4] == "does not hold"
-    # What is least favorable depends on the rule.
-    both = conjunction_of("does-not-lower")
-    for effect, other in ((0.1, 0.2), (0.3, 0.2)):
-        results = finished(planned, {"residual": effect, "input_gate": other})
-        ((_, found),) = findings_of(results, [both])
-        assert (found.verdict, round(found.effect.mean, 1)) == ("holds", min(effect, other))
+
+
+def hypothesis_on(name, before, after, **settings):
+    contrast = {"before": {name: before}, "after": {name: after}}
+    return Hypothesis(claim=name, rule="lowers", contrasts=[contrast], **settings)
 
 
 def test_each_contrast_fails_a_conjunction_at_its_share_of_the_error(planned):
     """The residual lowers the loss by less than the margin: significantly so, but barely."""
     results = finished(planned, {"input_gate": -0.3, "residual": -0.1}, noise=0.1)
-    effect = findings_of(results, [hypothesis_on("residual", False, True)])[0][1].effect
-    margin = -(effect.low + effect.compute_interval(0.975).low) / 2
-    alone, both = (
-        each.model_copy(update={"margin": margin})
-        for each in (hypothesis_on("residual", False, True), conjunction_of("lowers"))
-    )
+    alone, other = (hypothesis_on(name, False, True) for name in ("residual", "input_gate"))
+    effect = findings_of(results, [alone])[0][1].effect
+    alone = alone.with_margin(-(effect.low + effect.compute_interval(0.975).low) / 2)
+    contrasts = [*alone.contrasts, *other.contrasts]
+    both = alone.model_copy(update={"contrasts": contrasts, "conjunction": True})
     results = dataclasses.replace(results, hypotheses=[record(alone), record(both)])
     (single,), (joint,) = (each.findings for each in run_stored_tests(results))
     assert (single.verdict, joint.verdict) == ("does not hold", "undecided")
     assert (list_notes(single), joint.contrast, len(list_notes(joint))) == ([], single.contrast, 1)
 
 
-@pytest.mark.parametrize("threshold", [0.3, 5.0])
-def test_no_verdict_is_on_a_threshold_that_no_network_crosses(planned, threshold):
-    """None below it, or all: otherwise no change would seem to rescue any."""
-    results = finished(planned, AS_SAID, report_threshold=threshold)
-    assert verdicts_of(results, "outcome_verdict") == {}
-    assert len(verdicts_of(results)) == len(PUBLISHED)
-
-
-def test_verdict_on_outcomes_may_differ_from_that_on_the_mean(planned):
+def test_verdict_on_outcomes_is_that_of_networks_that_cross_the_threshold(planned):
     """The input gate lowers the loss of networks that stay above the threshold."""
     results = finished(planned, {"new": -1.0, "input_gate": -0.2}, report_threshold=0.9)
     (found,) = (each for number, each in findings_of(results) if number == 2)
     assert (found.verdict, found.outcome_verdict) == ("does not hold", "holds")
     # All 192 pairs count: those of the old state alone stay above, all others below.
     assert (found.outcomes.both_good, found.outcomes.both_bad) == (128, 64)
+    # Where none or all are below, no change would seem to rescue any.
+    for threshold in (0.1, 5.0):
+        nowhere = finished(planned, {"new": -1.0}, report_threshold=threshold)
+        assert verdicts_of(nowhere, "outcome_verdict") == {}
+        assert len(verdicts_of(nowhere)) == len(PUBLISHED)
 
 
 def record(hypothesis, started=0, finished=0, **others):
@@ -204,32 +199,28 @@ def test_stored_hypotheses_are_told_from_exploratory_ones(planned):
     page = render_page([results], [PUBLISHED[7]])
     for kind in ("exploratory", "pre-registered", "withdrawn on 2026-11-27"):
         assert kind in page
-
-
-def test_change_of_the_threshold_makes_a_stored_hypothesis_exploratory(planned):
+    # So is one where the threshold has changed since.
     stored = [record(PUBLISHED[6], report_threshold=1.4)]
-    for threshold, is_exploratory in ((1.4, False), (1.3, True), (None, True)):
-        results = finished(planned, AS_SAID, report_threshold=threshold)
-        (test,) = run_stored_tests(dataclasses.replace(results, hypotheses=stored))
-        assert test.is_exploratory == is_exploratory
-        assert ("report_threshold has changed since" in test.mark) == is_exploratory
+    for threshold, has_changed in ((1.4, False), (1.3, True), (None, True)):
+        changed = dataclasses.replace(
+            finished(planned, AS_SAID, report_threshold=threshold), hypotheses=stored
+        )
+        (test,) = run_stored_tests(changed)
+        assert test.is_exploratory == has_changed
+        assert ("report_threshold has changed since" in test.mark) == has_changed
 
 
-def test_refinement_tests_only_what_its_variants_change(planned):
+def test_hypotheses_are_tested_where_a_study_varies_what_they_name(planned):
+    """A refinement by its variants alone; baseline cells have no switches."""
     refinement = {"source": "s", "variants": [{}, {"state_size": 16}, {"layers": 3}]}
     config = StudyConfig.model_validate({"refinement": refinement})
     results = finished(planned, AS_SAID, refinement=config.refinement)
     assert verdicts_of(results) == {8: "holds", 9: "holds"}
-
-
-def test_baseline_cells_test_no_hypothesis(planned):
-    results = finished(planned, AS_SAID)
     switches = [name for name in GATED_PARAMS if name not in BASELINE_PARAMS]
-    known = results.table.drop(columns=switches).assign(cell="gru")
-    known = known.drop_duplicates(["layers", "state_size"])
-    assert findings_of(dataclasses.replace(results, table=known)) == []
+    cells = planned.table.drop(columns=switches).assign(cell="gru", value=1.0, state="COMPLETE")
+    cells = cells.drop_duplicates(["layers", "state_size"])
     with pytest.raises(ReportError, match="no hypothesis is tested by 'planned': expected"):
-        render_page([dataclasses.replace(results, table=known)], PUBLISHED)
+        render_page([dataclasses.replace(planned, table=cells)], PUBLISHED)
 
 
 HYPOTHESIS = """
@@ -254,29 +245,15 @@ def test_page_is_written_and_replaced_and_other_studies_are_refused(sqlite_url, 
         done = invoke("hypotheses", "made", *options, *given)
         assert (done.returncode, done.stdout) == (0, f"{page}\n")
         assert expected in page.read_text()
-    written, wrong = page.read_text(), tmp_path / "wrong.toml"
-    wrong.write_text(HYPOTHESIS.replace("lowers", "moves"))
+    written = page.read_text()
     for arguments, line in (
         (("open",), "study 'open' has finished 6 of 8 trials: run it to its end first"),
         (("made", "--margin", "0"), "0.0 is not in the range x>0"),
-        (("made", "--hypotheses", str(wrong)), "hypothesis.1.rule: input should be 'lowers'"),
     ):
         done = invoke("hypotheses", *arguments, *options)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), arguments
         assert line in done.stderr
     assert page.read_text() == written
-
-
-def conjunction_of(rule):
-    """Return a hypothesis about both the residual and the input gate."""
-    names = "residual", "input_gate"
-    contrasts = [{"before": {name: False}, "after": {name: True}} for name in names]
-    return Hypothesis(claim="Both", rule=rule, contrasts=contrasts, conjunction=True)
-
-
-def hypothesis_on(name, before, after, **settings):
-    contrast = {"before": {name: before}, "after": {name: after}}
-    return Hypothesis(claim=name, rule="lowers", contrasts=[contrast], **settings)
 
 
 def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(planned):
@@ -320,13 +297,62 @@ def test_hypothesis_stored_in_other_words_is_the_same(planned):
 def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
     """The residual helps wide networks and harms narrow ones; the forget gate helps all."""
     effects = {"residual": 0.1, "residual wide": -0.3, "forget_gate": -0.1}
-    hypotheses = [PUBLISHED[6], PUBLISHED[0]]
-    results = dataclasses.replace(
-        finished(planned, effects), hypotheses=[record(each) for each in hypotheses]
+    results = finished(planned, effects)
+    (residual,), (forget_gate,) = (
+        run_test(results, each).findings for each in (PUBLISHED[6], PUBLISHED[0])
     )
-    (residual,), (forget_gate,) = (each.findings for each in run_stored_tests(results))
-    assert forget_gate.reversal is None
     assert "depends on state size" in list_notes(residual)[0]
+    assert list_notes(forget_gate) == []
     within = PUBLISHED[6].model_copy(update={"region": {"state_size": [16]}})
     (fixed,) = run_test(results, within).findings
     assert fixed.reversal is None, "within one size it has one sign"
+    # Significant after the correction for the effects of this gate, and not for all in the table.
+    small = finished(planned, {"forget_gate": 0.0018, "forget_gate wide": -0.0036})
+    assert StudyFindings(small).reversals == []
+    assert [each.reversal for each in run_test(small, PUBLISHED[0]).findings] == [None]
+
+
+# ------------------------------------------------------------------ outcomes of matched pairs
+
+
+def test_best_of_several_trials_is_unknown_while_it_may_become_good():
+    names = ["cell", "residual", "size"]
+    rows = [
+        ("gated", False, 1, BAD), ("gated", True, 1, UNKNOWN), ("gru", None, 1, BAD),
+        ("gated", False, 2, BAD), ("gated", True, 2, GOOD), ("gru", None, 2, BAD),
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=[*names, "value"])
+    table = FactorialTable.from_frame(frame, names, traits=find_traits(names))
+    (cells,) = (
+        each
+        for each in compute_outcomes(table)
+        if each.contrast == Contrast("cell", "gated", "gru")
+    )
+    assert (cells.unknown, cells.ruined, cells.pairs) == (1, 1, 1)
+
+
+def test_sign_test_and_interval_are_exact_and_few_pairs_decide_nothing():
+    table = OutcomeTable(both_good=40, rescued=9, ruined=1, both_bad=50, unknown=3)
+    assert table.pairs == 100
+    assert table.gain == pytest.approx(0.08)
+    assert table.p == pytest.approx(2 * binom.cdf(1, 10, 0.5))
+    low, high = table.compute_interval()
+    # Each end is that of two one-sided intervals with an error of 1.25% each.
+    rescued_low = next(p for p in np.linspace(0, 1, 2001) if binom.sf(8, 100, p) >= 0.0125)
+    ruined_high = next(p for p in np.linspace(1, 0, 2001) if binom.cdf(1, 100, p) >= 0.0125)
+    assert low == pytest.approx(rescued_low - ruined_high, abs=2e-3)
+    assert low < table.gain < high
+    assert OutcomeTable(both_good=0, rescued=0, ruined=0, both_bad=9, unknown=0).p == 1
+    few = OutcomeTable(both_good=0, rescued=7, ruined=0, both_bad=0, unknown=90)
+    assert few.p < 0.05
+    assert RULES["lowers"].decide_outcome(few) is Verdict.UNDECIDED
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_outcomes_have_no_table_where_all_are_on_one_side(sqlite_url, build_page):
+    make_study(sqlite_url, report_threshold=0.1)
+    section = Section(results_of(sqlite_url))
+    assert section.findings.outcomes
+    drawn = "outcomes</caption>"
+    assert drawn not in "".join(render_report([section]))
+    assert drawn in build_page(make_study, "made").html

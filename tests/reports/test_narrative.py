@@ -64,17 +64,32 @@ def test_change_that_helps_here_and_harms_there_is_named_with_its_condition(stat
     assert plain_answer(findings)[1] == f"R{clause[1:]}."
 
 
-def test_no_change_counts_as_significant_whose_mean_is_not(stated):
-    """The effect depends on the state size, and is not significant at any one."""
+def test_effect_that_only_differs_between_two_values_has_no_direction(stated):
+    """It depends on the state size, and is not significant at any one."""
     (reversal,) = stated.reversals
-    levels = tuple(replace(each, p_adjusted=1.0) for each in reversal.condition.levels)
-    condition = replace(reversal.condition, levels=levels)
+    condition = reversal.condition
+    least, greatest = (replace(each, p_adjusted=1.0) for each in condition.levels)
     main = replace(reversal.main, error=9.0)
-    effect = replace(reversal, main=main, p_adjusted=1.0, condition=condition)
+    clause = (
+        "he effect of residual (+0.299 nats with state size 8, −0.597 with 16) differs with state "
+        "size, significant at neither"
+    )
+    effect = replace(
+        reversal,
+        main=main,
+        p_adjusted=1.0,
+        condition=replace(condition, main=main, levels=(least, greatest)),
+    )
     assert effect.is_significant
-    _, others = plain_answer(below_larger_ones(stated, effect))
-    size = "(+0.299 nats with state size 8, −0.597 with 16)"
-    assert others == f"Residual {size} has a significant effect under that condition only."
+    assert plain_answer(below_larger_ones(stated, effect))[1] == f"T{clause}."
+    stated.__dict__["ranked"] = [effect]
+    assert plain_answer(stated)[0] == f"T{clause}."
+    assert f"; t{clause}" in write_headline([stated])
+    # Where one of both is significant, it gives the direction.
+    one = replace(effect.condition, levels=(least, replace(greatest, p_adjusted=0.01)))
+    stated.__dict__["ranked"] = [replace(effect, condition=one)]
+    size = "(no significant effect with state size 8, −0.597 nats with 16)"
+    assert f"falls most with residual {size}" in plain_answer(stated)[0]
 
 
 def test_cell_that_diverged_in_more_than_half_of_its_trials_is_named(sqlite_url):
@@ -87,6 +102,25 @@ def test_cell_that_diverged_in_more_than_half_of_its_trials_is_named(sqlite_url)
     findings, warning = findings_of(sqlite_url), "Elman diverged in 4 of 6 trials"
     assert write_headline([findings]).endswith(f"\nwarning: {warning}")
     assert f"warning: {warning}" in repr(load("made", storage=sqlite_url).effects())
+
+
+def test_value_that_went_astray_is_named(sqlite_url):
+    is_lost = {"cell": "gru", "layers": 2, "state_size": 16}
+    make_cells(sqlite_url, lambda p: 1e13 if p == is_lost else 2 - p["state_size"] / 100)
+    (warning,) = list_warnings(findings_of(sqlite_url))
+    assert warning == (
+        "1 of 12 complete trials has a value over 1,000 times as far from the median as half of "
+        "them (trial 11: 1e+13 nats per byte): it dominates every mean that contains it"
+    )
+
+
+def test_answer_about_replicates_names_parameters_that_are_not_compared(sqlite_url):
+    make_replicates(sqlite_url)
+    results = results_of(sqlite_url, "replicates")
+    others = results.table[results.table["parameter_count"] != 100]
+    _, verdicts = plain_answer(StudyFindings(replace(results, table=others)))
+    clause = "; layers and state size are not compared: no two trials differ in one of them alone."
+    assert verdicts.endswith(clause)
 
 
 def test_architecture_whose_replicates_diverged_is_named(sqlite_url):

@@ -1,6 +1,5 @@
 """Effects at each architecture's best learning rate, and reports of unions of grids."""
 
-import math
 import re
 
 import numpy as np
@@ -24,38 +23,11 @@ from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from reports.stats.effects import FactorialTable
 from reports.stats.run_means import estimate_selected
-from reports.table_export import write_csv
 from reports.trial_table import find_traits
 from rnn_search.study import load
 from studies.config import StudyConfig
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
-
-
-def test_pairs_at_the_best_equal_a_calculation_by_pandas(sqlite_url):
-    """Random values, two nuisance parameters, and some trials without a value."""
-    draw = np.random.default_rng(0)
-    space = {name: [False] for name in list(gated_params())[:4]}
-    space |= {"state_source": ["new"], "layers": [1, 2, 3], "state_size": [4, 8]}
-    space |= {"training": {"learning_rate": RATES, "batch_size": [8, 16]}}
-    raw = {"nuisance": ["learning_rate", "batch_size"], "space": space}
-    trials = list(StudyConfig.model_validate(raw).grid.combinations())
-    values = [math.nan if draw.random() < 0.5 else float(draw.normal(2)) for _ in trials]
-    make_runs(sqlite_url, "random", raw, [(p, v, {}) for p, v in zip(trials, values, strict=True)])
-    results = results_of(sqlite_url, "random")
-    effects = build_judged_table(results).compute_effects()
-    assert [each.contrast.label for each in effects] == [
-        "residual", "layers 1 → 2", "layers 2 → 3", "state size 4 → 8"]  # fmt: skip
-    frame = pd.DataFrame(trials).assign(value=values)
-    best = frame.groupby(["residual", "layers", "state_size"])["value"].min()
-    for each in effects:
-        levels = best.unstack(each.contrast.parameter)
-        pairs = (levels[each.contrast.after] - levels[each.contrast.before]).dropna()
-        assert each.pairs == len(pairs)
-    summary = summarize_nuisance(results)
-    complete = frame.groupby(["residual", "layers", "state_size"])["value"].count()
-    assert (summary.trials, summary.architectures, summary.settings) == (72, 12, 6)
-    assert (summary.fewest, summary.most) == (complete.min(), complete.max())
 
 
 @pytest.mark.parametrize("gap", [0.0, 10.0], ids=["equal values", "one clearly the best"])
@@ -88,18 +60,17 @@ def test_much_noisier_run_among_several_needs_no_finer_integral(gap):
     assert slopes == pytest.approx([0.04], abs=0.005)
 
 
-def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url, tmp_path):
+def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url):
     make_union(sqlite_url)
     results = results_of(sqlite_url, "union")
     assert results.parameters[:4] == ["cell", "residual", "norm", "expansion"]
     assert results.parameters[4:] == ["layers", "state_size", "learning_rate"]
     assert results.cells == ["MinGRU", "gated", "gru"]
     assert (results.has_gated, results.is_gated) == (True, False)
-    write_csv([results], tmp_path / "rows.csv")
-    rows = pd.read_csv(tmp_path / "rows.csv")
-    own, others = rows[rows["cell"] == "MinGRU"], rows[rows["cell"] != "MinGRU"]
+    own = results.table[results.table["cell"] == "MinGRU"]
+    others = results.table.drop(own.index)
     assert own["input_gate"].isna().all()
-    assert {bool(each) for each in own["norm"]} == {False, True}
+    assert set(own["norm"]) == {False, True}
     assert others["norm"].isna().all()
     row = results.complete.iloc[0]
     assert row["architecture"] == "2×8 MinGRU, norm true, expansion 1.0"
@@ -220,5 +191,8 @@ def test_best_architecture_at_the_highest_value_tried_is_warned_of(sqlite_url, t
         assert warning in path.read_text("utf-8")
     make_edges(sqlite_url, at_highest=None, name="one rate", without=3)
     assert "lowest" not in str(load("one rate", storage=sqlite_url).effects().warnings)
+    summary = summarize_nuisance(results_of(sqlite_url, "one rate"))
+    assert (summary.trials, summary.architectures, summary.settings) == (36, 12, 3)
+    assert (summary.fewest, summary.most) == (1, 3)
     make_edges(sqlite_url, at_highest=7, name="few")
     assert len(load("few", storage=sqlite_url).effects().warnings) == 1, "of too few pairs"

@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 from factories import RATES, gated_params, make_runs, read_studies, results_of
 
-from reports.analysis.leaderboard import summarize_study
-from reports.analysis.pareto_front import (
-    CostedArchitecture,
-    SingleRunComparisons,
-    find_front,
-    summarize_costs,
-)
-from reports.charts.comparison_plots import plot_front
+from reports.analysis.leaderboard import summarize_costs, summarize_study
 from reports.errors import ReportError
 from reports.page.section import build_sections
+from reports.stats.pareto import CostedArchitecture, SingleRunComparisons, find_front
 from rnn_search.study import load
 from studies.errors import ConfigError
 
@@ -70,8 +64,11 @@ SPACE = {
 }
 
 
-def make_sizes(url, name="sizes", **conditions):
-    """Create three sizes at three rates: the second is best by far, the third like it."""
+def make_sizes(url, name="sizes"):
+    """Create three sizes at three rates: the second is best by far, the third like it.
+
+    The first was trained on other threads.
+    """
     raw = {"nuisance": ["learning_rate"], "objective": "validation"}
     raw["space"] = SPACE | {"training": {"learning_rate": RATES}}
     runs = []
@@ -85,8 +82,8 @@ def make_sizes(url, name="sizes", **conditions):
                 "parameter_count": 100 * layers,
                 "seconds": 5.0 - layers,
                 "lockstep": 1,
+                "threads": 8 if layers == 1 else 1,
             }
-            recorded |= conditions if layers == 1 else {}
             params = gated_params(layers, learning_rate=rate)
             runs.append((params, float(np.mean(windows)), recorded))
     make_runs(url, name, raw, runs)
@@ -107,15 +104,11 @@ def test_study_has_a_front_for_each_cost_at_the_best_values_of_nuisance_paramete
     assert len(study.pareto().plot().data) == 4
     with pytest.raises(ConfigError, match="cost is 'money': expected 'parameters' or 'seconds'"):
         study.pareto("money")
-
-
-def test_seconds_are_compared_under_the_same_conditions_only(sqlite_url):
-    make_sizes(sqlite_url, threads=8)
+    # Seconds are compared under the same conditions only.
     results = results_of(sqlite_url, "sizes")
     costs = summarize_costs(results, summarize_study(results))
     assert costs.conditions == "cpu of h, fp32, 1 thread, 1 network in lockstep"
-    seconds, parameters = costs.front("seconds"), costs.front("parameters")
-    assert (seconds.left_out, parameters.left_out) == (1, 0)
+    assert [costs.front(each).left_out for each in ("seconds", "parameters")] == [1, 0]
 
 
 def test_study_without_windows_has_no_front(sqlite_url):
@@ -137,6 +130,6 @@ def test_baseline_cells_of_other_studies_are_drawn(sqlite_url):
     front = section.costs_and_losses.front("parameters")
     (reference,) = front.references
     assert (reference.label, reference.parameters, reference.loss) == ("1×4 GRU", 150, 2.1)
-    assert plot_front(front).data[-1].name == "1×4 GRU"
+    assert section.cost_charts[0].figure.data[-1].name == "1×4 GRU"
     # It is no member: another study trained it.
     assert "1×4 GRU" not in [each.architecture.label for each in front.members]

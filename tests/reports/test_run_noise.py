@@ -6,15 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from factories import gated_params, make_replicates, make_runs, make_study, read_studies, results_of
+from factories import gated_params, make_runs, make_study, read_studies
 
 from reports.analysis.nuisance import build_judged_table
 from reports.results import find_replicates
 from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
-from reports.stats.noise import NoiseSource, estimate_run_noise
+from reports.stats.noise import NoiseSource
 from rnn_search import load
-from studies.space import REPLICATE
 from tests.simulations.grids import GRID, NOISE, Scenario, simulate
 
 
@@ -35,22 +34,6 @@ def test_error_allows_for_the_noise_of_each_trial():
     assert deviations[sizes == 2][0] == pytest.approx(20 * NOISE, rel=0.5)
 
 
-def test_degrees_of_freedom_equal_the_formula():
-    codes = np.array(list(np.ndindex(2, 2, 2, 2, 2)))
-    values = np.random.default_rng(0).normal(size=len(codes))
-    close, fit = estimate_run_noise(codes, values).fits
-    weights = np.where(codes[:, 1] == 0, codes[:, 0] - 0.5, 0) / 4
-    # Leverages of 26 / 32 are too high for residuals to stand for the noise of single trials.
-    assert close.estimate_variance(weights) is None
-    projection = np.eye(len(codes)) - fit.basis @ fit.basis.T
-    product = np.diag(weights**2 / np.diag(projection)) @ projection
-    residuals = projection @ values
-    expected = weights**2 @ (residuals**2 / np.diag(projection))
-    variance, degrees = fit.estimate_variance(weights)
-    assert variance == pytest.approx(expected)
-    assert degrees == pytest.approx(np.trace(product) ** 2 / np.trace(product @ product))
-
-
 def test_few_trials_of_high_leverage_leave_the_differences_between_pairs():
     """Four networks of three layers tell their own mean and interactions, not their noise."""
     rows = [
@@ -69,22 +52,6 @@ def test_few_trials_of_high_leverage_leave_the_differences_between_pairs():
     assert (deep.source, deep.reason) == (NoiseSource.PAIRS, "too few pairs to test: 4 of 8")
 
 
-def test_error_of_adjusted_means_is_that_of_their_runs():
-    """What an order of the text changes for all runs alike is not noise."""
-    generator = np.random.default_rng(0)
-    runs = pd.DataFrame(np.argwhere(np.ones((6, 4))), columns=["a", REPLICATE])
-    runs["value"] = runs["a"] + 100.0 * runs[REPLICATE] + generator.normal(size=24)
-    table = FactorialTable.from_runs(runs.assign(b=0), ["a", "b"])
-    noise = table.noise
-    assert noise.source is NoiseSource.REPLICATES
-    assert noise.deviations.of_trials[0] == pytest.approx(1, rel=0.5)
-    error, degrees, _ = noise.compute_error(np.array([1.0, -1, 0, 0, 0, 0]))
-    assert error == pytest.approx(math.sqrt(2 / 4), rel=0.6)
-    assert 4 < degrees < 24 - 6 - 4 + 1
-    kept = noise.select(np.array([True, True, False, False, False, False]))
-    assert kept.compute_error(np.array([1.0, -1])).error == error
-
-
 def test_replicates_give_one_variance_unless_the_noise_differs():
     """Replicates of the best nine say little of other networks, which may vary more or less."""
     equal = Scenario(name="equal", scales=(0.2, 0.1, 0.05, 0.02), replicates=3)
@@ -92,23 +59,6 @@ def test_replicates_give_one_variance_unless_the_noise_differs():
     assert {each.source for each in study.observed.compute_effects()} == {NoiseSource.REPLICATES}
     (study,) = simulate(replace(equal, noise_by_size=(1, 4, 16)), 1)
     assert {each.source for each in study.observed.compute_effects()} == {NoiseSource.INTERACTIONS}
-
-
-def test_too_few_trials_leave_the_differences_between_pairs():
-    rows = [
-        {"a": a, "size": size, "value": float(a) + size % 3}
-        for a in (False, True)
-        for size in range(9)
-    ]
-    table = FactorialTable.from_frame(pd.DataFrame(rows), ["a", "size"])
-    assert table.noise is None
-    effect = table.compute_effect(Contrast("a", False, True))
-    assert effect.source is NoiseSource.PAIRS
-    assert effect.is_significant
-    few = FactorialTable.from_frame(pd.DataFrame(rows[:7] + rows[9:16]), ["a", "size"])
-    untested = few.compute_effect(Contrast("a", False, True))
-    assert not untested.is_significant
-    assert (effect.reason, untested.reason) == ("", "too few pairs to test: 7 of 8")
 
 
 def replicates_of(url, **config):
@@ -141,9 +91,3 @@ def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
 def test_replicates_that_are_trained_or_judged_otherwise_do_not_count(sqlite_url, changed):
     made, again = replicates_of(sqlite_url, **changed)
     assert find_replicates(made, [made, again]) is None
-
-
-def test_study_of_replicates_has_its_own_noise(sqlite_url):
-    make_replicates(sqlite_url)
-    results = results_of(sqlite_url, "replicates", with_curves=False)
-    assert len(find_replicates(results, [results])) == 9

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from factories import make_refinement, make_stated
+from factories import make_refinement, make_stated, make_study
 from helpers import ROOT, copy_checkout
 
 from docs.generator.gallery import DATA, ENDING, MARK, SharedPages
@@ -75,6 +75,7 @@ def site(project, tmp_path_factory) -> Path:
     copy = folder / "project"
     shutil.copytree(project, copy)
     storage = f"sqlite:///{folder / 'studies.db'}"
+    make_study(storage, diverged=None)
     make_refinement(storage)
     make_stated(storage)
     for name in ("made", "derived", "stated"):

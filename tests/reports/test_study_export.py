@@ -8,7 +8,6 @@ import pytest
 from factories import (
     extend_steps,
     finish_one,
-    make_baselines,
     make_refinement,
     make_replicates,
     make_stated,
@@ -20,23 +19,18 @@ from factories import (
 from managed_studies import create_with_everything
 from test_pruning_audit import make_pruned
 
-from search.status import read_status
+from rnn_search import list_studies, load
 from studies.attributes import AuditState
 from studies.management import StudyManager
-from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.open import load_study, open_storage
 from studies.storage.storage import AuditDecision
 from studies.study_file import export_study, import_studies
 
 
-def make_failed(url: str) -> None:
-    """A complete, a diverged, a failed and a paused trial, with points that are no numbers."""
+def make_retried(url: str) -> None:
+    """Complete and paused trials, and failed ones that wait again and keep what they were."""
     open_new(url).close()
     create_with_everything(url, Path(url.removeprefix("sqlite:///")).parent / "files")
-
-
-def make_retried(url: str) -> None:
-    """The failed ones of these trials wait again, and keep what they were."""
-    make_failed(url)
     StudyManager(url).retry("made", ["failed", "diverged"])
 
 
@@ -60,69 +54,36 @@ def make_extended(url: str) -> None:
         finish_one(url, 1.2 + number / 7, start=100)
 
 
-STUDIES = {
-    "failed": (make_failed, ["made"]),
-    "retried": (make_retried, ["made"]),
-    "audited": (make_audited, ["made"]),
-    "extended": (make_extended, ["made"]),
-    "derived": (make_refinement, ["made", "derived"]),
-    "replicates": (make_replicates, ["replicates"]),
-    "own cells": (make_union, ["union"]),
-    "baselines": (make_baselines, ["cells"]),
-    "hypotheses": (make_stated, ["stated"]),
-}
+def make_several(url: str) -> None:
+    """A study and its refinement, replicates, cells of a user's own, and hypotheses."""
+    make_study(url, diverged=None)
+    make_refinement(url)
+    make_replicates(url)
+    make_union(url)
+    make_stated(url)
 
 
-@pytest.fixture
-def export(tmp_path):
-    """Export studies to files, one of each name."""
-
-    def write(url, names, folder="files"):
-        paths = [tmp_path / folder / f"{name}.jsonl.gz" for name in names]
-        for name, path in zip(names, paths, strict=True):
-            export_study(url, name, path)
-        return paths
-
-    return write
-
-
-@pytest.mark.extended
-def test_export_of_a_study_that_postgresql_holds_is_the_same_file(
-    sqlite_url, export, postgresql_url
-):
-    make_failed(sqlite_url)
-    (before,) = export(sqlite_url, ["made"])
-    import_studies(postgresql_url, [before])
-    (after,) = export(postgresql_url, ["made"], "again")
-    assert after.read_bytes() == before.read_bytes()
-
-
-@pytest.mark.parametrize("kind", STUDIES)
-def test_imported_study_has_the_results_and_the_export_of_the_study(
-    kind, sqlite_url, export, tmp_path
-):
-    make, names = STUDIES[kind]
+@pytest.mark.parametrize("make", [make_retried, make_audited, make_extended, make_several])
+def test_imported_study_has_the_results_and_the_export_of_the_study(make, sqlite_url, tmp_path):
     make(sqlite_url)
-    files = export(sqlite_url, names)
+    names = [each.name for each in list_studies(storage=sqlite_url)]
+    files = [tmp_path / f"{name}.jsonl.gz" for name in names]
+    for name, file in zip(names, files, strict=True):
+        export_study(sqlite_url, name, file)
     other = f"sqlite:///{tmp_path}/imported.db"
     assert [each.name for each in import_studies(other, files)] == names
-    for before, after in zip(files, export(other, names, "again"), strict=True):
-        assert after.read_bytes() == before.read_bytes()
-    for name in names:
-        before, after = (
-            results_of(url, name, require_complete=False) for url in (sqlite_url, other)
-        )
-        renamed = ["host", "worker"]
+    for name, file in zip(names, files, strict=True):
+        export_study(other, name, tmp_path / "again.jsonl.gz")
+        assert (tmp_path / "again.jsonl.gz").read_bytes() == file.read_bytes()
+        (tmp_path / "again.jsonl.gz").unlink()
+        old, new = (results_of(url, name, require_complete=False) for url in (sqlite_url, other))
         for frame in ("table", "curves", "sources"):
-            expected, found = getattr(before, frame), getattr(after, frame)
-            expected = expected.drop(columns=renamed, errors="ignore")
-            found = found.drop(columns=renamed, errors="ignore")
+            found, expected = (
+                getattr(each, frame).drop(columns=["host", "worker"], errors="ignore")
+                for each in (new, old)
+            )
             pd.testing.assert_frame_equal(found, expected)
         for field in ("windows", "tokenizer", "hypotheses", "audit_looks", "looks", "counts"):
-            assert getattr(after, field) == getattr(before, field), field
-        with closing(read_storage(sqlite_url)) as old, closing(read_storage(other)) as new:
-            shown = [
-                read_status(load_study(storage, name), storage, results.config).as_json()
-                for storage, results in ((old, before), (new, after))
-            ]
-        assert shown[1] == shown[0]
+            assert getattr(new, field) == getattr(old, field), field
+        shown, expected = (load(name, storage=url).status for url in (sqlite_url, other))
+        assert shown.as_json() == expected.as_json()

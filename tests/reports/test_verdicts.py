@@ -1,25 +1,36 @@
-"""Differences between replicated architectures: by hand, against other tests; and verdicts."""
+"""Differences between replicated architectures: by hand, against other tests; verdicts, looks."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from factories import gated_params, make_runs, results_of
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from reports.analysis.leaderboard import summarize_costs, summarize_study
+from reports.stats.looks import (
+    PlannedLook,
+    estimate_noise,
+    find_detectable_gap,
+    spend_error,
+    take_look,
+)
 from reports.stats.replicates import (
     Verdict,
     adjust_by_holm,
-    bound_distances,
     compare_pairwise,
     compare_single_runs,
-    compute_p_values,
-    compute_widths,
     expect_degrees,
     judge,
     moderate_variances,
 )
-from reports.stats.run_means import Run, RunMeans, average_runs, rank_runs
+from reports.stats.run_means import Run, RunMeans, rank_runs
+from rnn_search import load
+from studies.attributes import LookRecord
+from studies.config import DEFAULT_LOOKS
+from tests.simulations.replicates import MARGIN, NOISES, RUN_NOISE, TEXT_NOISE, simulate_losses
 
 
 def as_runs(losses):
@@ -82,17 +93,6 @@ def test_only_common_runs_are_compared():
     assert math.isnan(compare_two({1: [1.0]}, {1: [2.0]}).low)
 
 
-def test_p_value_holds_for_any_ratio_of_runs_and_text():
-    """Satterthwaite's degrees of freedom do not, where two runs happen to agree."""
-    random, studies = np.random.default_rng(0), 4000
-    variances = np.array([1.0, 0.5]) * random.chisquare([1, 63], (studies, 2)) / [1, 63]
-    mean = random.normal(0, 1.5**0.5, studies)
-    degrees = np.broadcast_to([1.0, 63.0], (studies, 2))
-    p = compute_p_values(mean, variances, degrees)
-    assert 0.01 < (p < 0.05).mean() < 0.05
-    assert ((p < 0.05) == (np.abs(mean) > compute_widths(variances, degrees, 0.025))).all()
-
-
 def test_p_values_are_corrected_by_holms_method():
     # Each alone is below 5%. Holm: 0.01 · 3, 0.02 · 2, and at least as much for 0.03.
     p = np.array([0.02, 0.03, 0.01])
@@ -102,15 +102,6 @@ def test_p_values_are_corrected_by_holms_method():
     assert adjust_by_holm(many) == pytest.approx(multipletests(many, method="holm")[1])
     # A row for each study.
     assert adjust_by_holm(np.array([p, 10 * p]), 3)[1].tolist() == pytest.approx([0.4, 0.4, 0.3])
-
-
-def test_a_comparison_is_corrected_for_the_architectures_that_were_left_out():
-    runs = np.random.default_rng(4).normal(size=(3, 6, 1)) + np.array([0, 0, 9])[:, None, None]
-    losses = {name: as_runs(each) for name, each in zip("abc", runs, strict=True)}
-    alone, of_ten = (compare_pairwise(losses, count=count).pairs["c", "a"] for count in (3, 10))
-    assert alone.p == of_ten.p
-    # The second of 3 and of 45.
-    assert of_ten.p_adjusted == pytest.approx(alone.p_adjusted * 44 / 2)
 
 
 def list_pairs(size):
@@ -180,8 +171,8 @@ def runs_around(mean, scale, count=12, seed=0):
     return {i: [value] for i, value in enumerate((noise - noise.mean() + mean).tolist())}
 
 
-def judge_runs(margin=0.02, **losses):
-    return judge(compare_pairwise(losses), margin)
+def judge_runs(**losses):
+    return judge(compare_pairwise(losses), 0.02)
 
 
 def test_three_verdicts():
@@ -203,57 +194,19 @@ def test_three_verdicts():
         best=runs_around(1, 0.001, seed=1),
         near=runs_around(1.01, 0.001, seed=2),
         far=runs_around(1.2, 0.001, seed=4),
+        single={0: [1.0]},
     )
     assert without.comparison.between("near", "best").is_significant
     assert without.verdicts == {
         "best": Verdict.AS_GOOD,
         "near": Verdict.AS_GOOD,  # significantly worse, by less than the margin
         "far": Verdict.WORSE,
+        "single": Verdict.UNDECIDED,  # and withholds no verdict on the others
     }
     assert without.bounds["best"] == 0, "it is shown to be the best"
     assert 0.01 < without.bounds["near"] < 0.02
-    assert [without.count(verdict) for verdict in Verdict] == [1, 1, 0]
-
-
-def test_bound_of_two_architectures_is_students():
-    first, second = runs_around(1, 0.01, seed=1), runs_around(1.004, 0.01, seed=2)
-    judgement = judge_runs(best=first, other=second)
-    d = np.ravel([*second.values()]) - np.ravel([*first.values()])
-    expected = d.mean() + stats.t.ppf(0.95, 11) * d.std(ddof=1) / 12**0.5
-    assert judgement.bounds["other"] == pytest.approx(expected)
-
-
-def test_distances_are_bounded_to_those_that_may_be_the_best():
-    # The third is worse than the first, so that the wide bound to it does not count.
-    upper = np.array([[0.0, 0.3, -0.1], [0.2, 0.0, 0.9], [1.2, 1.0, 0.0]])
-    bounds, may_be_best = bound_distances(upper)
-    assert may_be_best.tolist() == [True, True, False]
-    assert bounds == pytest.approx([0.3, 0.2, 1.2])
-
-
-def test_smallest_is_one_that_is_shown_to_be_as_good():
-    losses = {
-        "best": runs_around(1, 0.001, seed=1),
-        "near": runs_around(1.005, 0.001, seed=2),
-        "far": runs_around(1.2, 0.001, seed=3),
-    }
-    judgement = judge_runs(**losses)
-    assert judgement.find_smallest_as_good({"best": 30, "near": 20, "far": 10}) == "near"
-    assert judgement.find_smallest_as_good({"best": 20, "near": 20, "far": 10}) is None
-    few = {name: {run: runs[run] for run in (0, 1)} for name, runs in losses.items()}
-    few["near"] = {0: [1.05], 1: [0.96]}
-    assert judge_runs(**few).find_smallest_as_good({"best": 3, "near": 2, "far": 1}) is None
-
-
-def test_architecture_of_a_single_run_does_not_withhold_the_verdicts_of_others():
-    judgement = judge_runs(
-        best=runs_around(1, 0.001, seed=1),
-        near=runs_around(1.005, 0.001, seed=2),
-        diverged={0: [1.0]},
-    )
-    assert judgement.verdicts["near"] is Verdict.AS_GOOD
-    assert judgement.verdicts["diverged"] is Verdict.UNDECIDED
-    assert judgement.bounds["diverged"] == np.inf
+    assert without.bounds["single"] == math.inf
+    assert [without.count(verdict) for verdict in Verdict] == [1, 1, 1]
 
 
 # ------------------------------------------------------------------ means over runs
@@ -279,15 +232,6 @@ def test_means_are_those_of_a_least_squares_fit_of_architecture_and_replicate():
     assert kept.spread(weights[[0, 2]]) @ losses == pytest.approx(expected[0] + 2 * expected[2])
 
 
-def test_architecture_that_lost_its_hardest_run_does_not_win():
-    """Replicate 2 is harder by 1 for both; the worse one lacks it."""
-    runs = [("good", 1, 1.0), ("good", 2, 2.0), ("worse", 1, 1.1)]
-    assert average_runs(runs) == pytest.approx({"good": 1.5, "worse": 1.6})
-    balanced = [("a", 1, 0.1), ("b", 1, 0.3), ("a", 2, 0.2), ("b", 2, 0.4)]
-    assert average_runs(balanced) == {"a": (0.1 + 0.2) / 2, "b": (0.3 + 0.4) / 2}
-    assert average_runs([]) == {}
-
-
 def test_best_of_a_planned_look_is_one_of_those_that_it_compares_over_its_runs():
     rows = [("stopped", 2, 1.0), ("a", 2, 2.0), *(("b", i, 1.5) for i in (2, 3, 4))]
     rows += [("b", 5, 9.0), ("late", 5, 0.0)]
@@ -295,3 +239,134 @@ def test_best_of_a_planned_look_is_one_of_those_that_it_compares_over_its_runs()
     names = {run.number: run.architecture for run in runs}
     ranked = rank_runs(runs, names, [2, 3, 4], [[1, 2]], is_finished=True)
     assert [each.architecture for each in ranked] == ["b", "stopped", "a", "late"]
+
+
+# ------------------------------------------------------------------ planned looks
+
+NAMES = {"a": 0, "b": 2, "c": 4, "d": 6}
+"""First trial of each architecture."""
+
+
+def make_losses(runs, **means):
+    """Return losses of one window; the scatter of the runs is the same at each number of runs."""
+    generator = np.random.default_rng(0)
+    return {
+        name: {run + 1: [mean + 0.01 * generator.normal()] for run in range(runs)}
+        for name, mean in means.items()
+    }
+
+
+def test_looks_spend_five_percent_by_pococks_function():
+    levels = spend_error(DEFAULT_LOOKS)
+    assert sum(levels) == pytest.approx(0.05)
+    assert levels[0] == pytest.approx(0.05 * math.log(1 + (math.e - 1) * 3 / 20))
+    assert [round(100 * level, 2) for level in levels] == [1.15, 0.64, 1.31, 1.9]
+    assert spend_error([10]) == pytest.approx([0.05])
+
+
+def test_measured_noise_is_that_of_runs_and_text():
+    losses = simulate_losses(np.random.default_rng(0), NOISES["equal"], 20, 1)[0]
+    comparison = compare_pairwise({str(i): dict(enumerate(each)) for i, each in enumerate(losses)})
+    noise = estimate_noise(comparison)
+    # The noise of single windows is part of that of a run.
+    assert noise.of_run == pytest.approx(RUN_NOISE, rel=0.2)
+    assert noise.of_text == pytest.approx(2**0.5 * TEXT_NOISE, rel=0.6)
+    assert find_detectable_gap(comparison) == pytest.approx(noise.find_gap(20, 10, 0.05))
+    single = compare_pairwise({"a": {1: [1.0]}, "b": {1: [2.0]}})
+    assert (estimate_noise(single), find_detectable_gap(single)) == (None, None)
+
+
+def test_only_undecided_architectures_and_rivals_of_the_best_continue():
+    losses = make_losses(3, a=1.0, b=1.01, c=1.02, d=3.0)
+    names = NAMES | {"without a complete run": 8}
+    judgement, look = take_look(losses, names, [3, 5], MARGIN, [])
+    assert (look.runs, look.level) == (3, pytest.approx(spend_error([3, 5])[0]))
+    assert (look.verdicts[6], look.verdicts[8]) == ("worse", "undecided")
+    assert look.continued == [0, 2, 4]
+    assert judgement.verdicts["d"] == "worse"
+    assert (len(judgement.verdicts), judgement.count("undecided")) == (4, 2)
+    more = make_losses(5, a=1.0, b=1.01, c=1.02) | {"d": losses["d"]}
+    judgement, last = take_look(more, names, [3, 5], MARGIN, [look])
+    assert last.continued == []
+    assert last.verdicts[6] == "worse", "verdicts are final"
+    assert "d" not in judgement.comparison.names
+    assert judgement.comparison.count == 5, "the correction is for all"
+    assert judgement.comparison.pairs["b", "a"].runs == 5
+
+
+def test_rival_of_the_best_continues_while_another_is_undecided():
+    """Bounds on the distance from the best must cover it, although it is as good already."""
+    noise = np.array([-1.0, 0.0, 1.0])
+    shapes = {"a": 0 * noise, "b": 0.001 * noise + 0.001, "c": 0.1 * noise[[1, 2, 0]] + 0.05}
+    losses = {name: {i: [1 + d] for i, d in enumerate(each)} for name, each in shapes.items()}
+    earlier = PlannedLook(
+        runs=2,
+        level=0.01,
+        verdicts={0: "undecided", 2: "as good", 4: "undecided", 6: "worse"},
+        continued=[0, 2, 4],
+    )
+    _, look = take_look(losses, NAMES, [2, 3, 5], MARGIN, [earlier])
+    assert (look.verdicts[2], look.verdicts[4]) == ("as good", "undecided")
+    assert look.continued == [0, 2, 4]
+
+
+def read_looked(url, runs, looks=()):
+    """Create and read a study of three architectures with looks at 3 and 5 runs.
+
+    The first two have so many complete runs. The third has the three of the easiest texts, is far
+    worse and the smallest.
+    """
+    generator = np.random.default_rng(5)
+    trials = []
+    for layers, worse, count in ((3, 0.0, runs), (2, 0.01, runs), (1, 2.0, 3)):
+        for run in range(count):
+            mean = 2 + worse + 0.1 * run + 0.02 * generator.normal()
+            recorded = {"test_bits_per_byte": mean, "test_windows": [mean] * 2}
+            recorded["parameter_count"] = 10 * layers
+            trials.append((gated_params(layers, replicate=run + 1), float(layers), recorded))
+    refinement = {"source": "made", "replicates": 5, "looks": [3, 5]}
+    raw = {"eval_split": "test", "refinement": refinement}
+    make_runs(url, "looked", raw, trials, looks=list(looks))
+    return results_of(url, "looked")
+
+
+FIRST_LOOK = LookRecord(
+    runs=3,
+    level=spend_error([3, 5])[0],
+    verdicts={0: "undecided", 5: "undecided", 10: "worse"},
+    continued=[0, 5],
+)
+"""The third architecture stops, the others get two more runs."""
+
+
+def test_report_of_a_later_look_keeps_the_architectures_that_stopped(sqlite_url):
+    results = read_looked(sqlite_url, 5, [FIRST_LOOK])
+    summary = summarize_study(results)
+    assert summary.look.runs == 5
+    assert [entry.runs for entry in summary.entries] == [5, 5, 3]
+    assert [entry.verdict for entry in summary.entries][2] == "worse"
+    best = load("looked", storage=sqlite_url).status.best
+    assert (best.number, best.value, best.runs) == (0, summary.best.mean, 5)
+    assert summary.entries[2].gap.runs == 3
+    # All are ranked over their common runs.
+    best = summary.best.mean
+    assert [entry.mean - best for entry in summary.entries] == pytest.approx([0, 0, 2], abs=0.1)
+    # The bound of the architecture that stopped is that of its last look.
+    assert 1.9 < summary.entries[2].bound < math.inf
+    # On the front it has no cheaper one that beats it.
+    (front,) = summarize_costs(results, summary).fronts
+    assert front.members[0].architecture.label.startswith("1×4")
+    assert (front.left_out, front.members[0].gap.runs) == (0, 3)
+    assert len(front.members) + len(front.similar) + len(front.worse) == 3
+
+
+def test_runs_after_the_latest_look_do_not_change_the_order(sqlite_url):
+    """A later look is under way: of the runs that it asked for, one is waiting."""
+    results = read_looked(sqlite_url, 5, [FIRST_LOOK])
+    table = results.table.copy()
+    table.loc[4, ["state", "value"]] = ["WAITING", math.nan]
+    summary = summarize_study(replace(results, table=table))
+    assert summary.look == FIRST_LOOK
+    assert [entry.runs for entry in summary.entries] == [3, 3, 3]
+    assert [entry.verdict for entry in summary.entries] == ["undecided", "undecided", "worse"]
+    assert {each.runs for each in summary.comparison.pairs.values()} == {3}

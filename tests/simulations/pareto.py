@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.analysis.pareto_front import (
+from reports.stats.pareto import (
     CostedArchitecture,
     ReplicatedComparisons,
     SingleRunComparisons,

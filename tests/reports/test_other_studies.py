@@ -1,5 +1,8 @@
-"""Studies of baseline cells, and their losses as references for gated studies."""
+"""Other studies in a report: sources of a refinement, and baseline cells as references."""
 
+import math
+
+import numpy as np
 import pytest
 from factories import (
     gated_params,
@@ -9,31 +12,89 @@ from factories import (
     make_study,
     make_union,
     read_studies,
+    results_of,
 )
 
 from reports.analysis.leaderboard import rank_architectures
-from reports.analysis.other_studies import find_references
+from reports.analysis.other_studies import (
+    compare_with_source,
+    compute_variant_effects,
+    find_references,
+)
 from reports.charts.comparison_plots import plot_replicates
+from reports.page.page import render_page
 from reports.page.section import Section, build_sections
 from reports.phrases import describe_training_differences
 from reports.trial_table import decode_architecture
 from rnn.config import BaselineConfig
+from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
 
-def test_study_of_baseline_cells_has_no_switches(sqlite_url):
-    make_baselines(sqlite_url)
-    (results,) = read_studies(sqlite_url, "cells")
-    assert results.parameters == ["cell", "state_size", "bptt_steps"]
-    row = results.complete.iloc[0]
-    assert row["label"] == "1×4 GRU, bptt_steps 1"
-    assert decode_architecture(row, results.config) == BaselineConfig("gru", 1, 4)
-    section = Section(results)
-    labels = [effect.contrast.label for effect in section.main_effects.effects]
-    assert labels == ["cell GRU → LSTM", "state size 4 → 8", "bptt steps 1 → 16"]
-    means = [effect.mean for effect in section.main_effects.effects]
-    assert means == pytest.approx([0.4, 0.2, 0.1])
+def test_variants_are_compared_with_their_source_trials(derived):
+    results = results_of(derived, "derived")
+    comparison = compare_with_source(results)
+    rows = comparison.rows[["origin", "source_value", "variant", "value"]].to_numpy().tolist()
+    assert sorted(rows) == [
+        [0, 1.5, "state size 16", 1.2],
+        [0, 1.5, "unchanged", 1.4],
+        [1, 1.6, "state size 16", 1.2],
+        [1, 1.6, "unchanged", 1.3],
+    ]
+    unchanged, wider = compute_variant_effects(comparison)
+    assert (unchanged.variant, unchanged.pairs) == ("unchanged", 0)
+    assert unchanged.source_difference == pytest.approx((-0.1 - 0.3) / 2)
+    assert (wider.variant, wider.pairs, wider.improved_count) == ("state size 16", 2, 2)
+    assert wider.mean == pytest.approx((-0.2 - 0.1) / 2)
+    figure = Section(results).slopes.figure
+    assert [trace.name for trace in figure.data] == ["unchanged", "state size 16"]
+    assert list(figure.data[1].y) == [1.5, 1.2, None, 1.6, 1.2, None]
+    # It is reported without its source as well.
+    storage = open_storage(derived)
+    storage.delete_study(storage.get_study_id_from_name("made"))
+    storage.close()
+    section = Section(results_of(derived, "derived"))
+    assert section.slopes is None
+    assert "refinement.top=2" in "".join(render_page([section]))
+
+
+def test_replicates_of_a_source_architecture_count_once(sqlite_url):
+    make_replicates(sqlite_url)
+    raw = {"refinement": {"source": "replicates", "variants": [{}, {"layers": 3}]}}
+    runs = [(gated_params(2), 1.8, {}), (gated_params(3), 1.7, {})]
+    make_runs(sqlite_url, "derived", raw, runs, sources=[0, 1, 2])
+    comparison = compare_with_source(results_of(sqlite_url, "derived"))
+    rows = comparison.rows[["origin", "source_value", "variant", "value"]].to_numpy().tolist()
+    assert rows == [
+        [0, pytest.approx(2.01), "layers 3", 1.7],
+        [0, pytest.approx(2.01), "unchanged", 1.8],
+    ]
+
+
+def test_variant_with_fewer_runs_is_compared_without_the_order_of_the_text(sqlite_url):
+    """The variants have the runs of the easiest texts; each is worse by 0.01."""
+    make_study(sqlite_url, diverged=None)
+    generator = np.random.default_rng(0)
+    runs = [
+        (gated_params(layers, size, replicate=run), loss, {"validation_bits_per_byte": loss})
+        for size in (4, 8)
+        for layers, count in ((1, 12), (3, 3))
+        for run in range(1, count + 1)
+        for loss in [size + 0.01 * (layers == 3) + 0.1 * run + 0.001 * generator.normal()]
+    ]
+    runs[3] = (runs[3][0], math.nan, {})  # diverged
+    refinement = {"source": "made", "variants": [{}, {"layers": 3}], "replicates": 12}
+    make_runs(sqlite_url, "derived", {"refinement": refinement}, runs, sources=[0, 1])
+    section = Section(results_of(sqlite_url, "derived"))
+    (deeper,) = (each for each in section.variants if each.variant == "layers 3")
+    assert deeper.is_significant
+    effect = next(e for e in section.main_effects.effects if e.contrast.parameter == "layers")
+    for each in (deeper, effect):
+        assert (each.pairs, each.mean) == (2, pytest.approx(0.01, abs=0.002))
+    # By plain means three layers would lead.
+    labels = [entry.label for entry in section.leaderboard]
+    assert [label[:3] for label in labels] == ["1×4", "3×4", "1×8", "3×8"]
 
 
 def test_refinement_is_compared_with_a_source_of_other_bptt_steps(sqlite_url):
@@ -65,6 +126,18 @@ def test_source_values_use_the_objective_of_the_refinement(sqlite_url):
     assert tokens.sources.empty
 
 
+def test_study_of_baseline_cells_has_no_switches(sqlite_url):
+    make_baselines(sqlite_url)
+    (results,) = read_studies(sqlite_url, "cells")
+    assert results.parameters == ["cell", "state_size", "bptt_steps"]
+    row = results.complete.iloc[0]
+    assert row["label"] == "1×4 GRU, bptt_steps 1"
+    assert decode_architecture(row, results.config) == BaselineConfig("gru", 1, 4)
+    section = Section(results)
+    labels = [effect.contrast.label for effect in section.main_effects.effects]
+    assert labels == ["cell GRU → LSTM", "state size 4 → 8", "bptt steps 1 → 16"]
+
+
 def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):
     make_study(sqlite_url, finished=2)
     make_baselines(sqlite_url)
@@ -76,8 +149,7 @@ def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):
     assert [shape.y0 for shape in shapes] == pytest.approx([1.4, 1.5, 1.8, 1.9])
     assert "1×4 LSTM, bptt_steps 16: 1.9." in gated.curves.alt_text
     low, high = gated.curves.figure.layout.yaxis.range
-    assert low < 1.4
-    assert high > 1.9
+    assert low < 1.4 < 1.9 < high
     assert not cells.curves.figure.layout.shapes
 
 
@@ -99,17 +171,9 @@ def test_replicates_show_comparable_references_only(sqlite_url):
     assert not drawn(validated, [elsewhere]).shapes, "evaluated on other windows"
 
 
-def test_gated_trials_are_compared_with_the_baselines_of_a_union(sqlite_url):
-    make_union(sqlite_url)
-    make_study(sqlite_url)
-    gated, union = read_studies(sqlite_url, "made", "union")
-    (reference,) = find_references(gated, [gated, union])
-    assert (reference.label, reference.training_loss) == ("2×8 GRU", 1.72)
-    assert find_references(union, [gated, union]) == [], "it has its own"
-
-
 def test_references_share_the_corpus_and_state_training_differences(sqlite_url):
     make_study(sqlite_url)
+    make_union(sqlite_url)
     make_baselines(sqlite_url, "elsewhere", text="cd")
     make_baselines(sqlite_url, "tokens", tokenizer="bpe:300")
     space = {"cell": ["gru", "lstm"], "layers": [1], "state_size": [4]}
@@ -123,3 +187,7 @@ def test_references_share_the_corpus_and_state_training_differences(sqlite_url):
     assert "learning_rate 0.002 against 0.001 here, bptt_steps 4 against 1 here" in words
     assert {each.label for each in references} == {"1×4 GRU", "1×4 LSTM"}, "no setting varies"
     assert find_references(others[0], [gated, *others]) == []
+    (union,) = read_studies(sqlite_url, "union")
+    (gru,) = find_references(gated, [gated, union])
+    assert (gru.label, gru.training_loss) == ("2×8 GRU", 1.72)
+    assert find_references(union, [gated, union]) == [], "it has its own"

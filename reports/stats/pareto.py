@@ -6,32 +6,23 @@ whenever its run happens to be better. So each member is compared with the cheap
 and each architecture off the front with the member that costs as much or less.
 
 Replicated architectures are compared by run and window, corrected for all pairs of the study
-(:mod:`reports.stats.replicates`). Single runs are compared over the evaluation windows:
-their interval covers other text, but no other run.
+(:mod:`reports.stats.replicates`). Single runs are compared over the evaluation windows: Student's
+interval of their differences covers other text, but no other run.
 """
 
-import math
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
-from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
-from reports.analysis.other_studies import BaselineReference
-from reports.results import Results
 from reports.stats.effects import CONFIDENCE
 from reports.stats.replicates import (
     Comparison,
     Difference,
-    Verdict,
     compare_single_runs,
     find_difference,
 )
-from reports.trial_table import list_conditions
-from studies.measure import TEXT, Measure
 
 Cost = Literal["parameters", "seconds"]
 """Cost of an architecture: its weights and biases, or the computing time of a run in seconds."""
@@ -93,7 +84,6 @@ class ParetoFront:
         worse: architectures that are.
         references: baseline cells of other studies.
         left_out: number of architectures whose cost is not comparable.
-        measure: unit and format of the losses.
     """
 
     cost: Cost
@@ -102,84 +92,6 @@ class ParetoFront:
     worse: list[CostedArchitecture]
     references: list[CostedArchitecture]
     left_out: int
-    measure: Measure = TEXT
-
-
-@dataclass(frozen=True)
-class CostSummary:
-    """Fronts of a study.
-
-    Attributes:
-        fronts: front by parameters, and by seconds where they are comparable.
-        split: held-out split of the losses.
-        is_replicated: whether the comparisons cover other runs, and are corrected for their number.
-        conditions: device, precision, threads and lockstep of the runs whose seconds are compared.
-    """
-
-    fronts: list[ParetoFront]
-    split: str
-    is_replicated: bool
-    conditions: str
-
-    def front(self, cost: Cost) -> ParetoFront | None:
-        """Return the front by a cost; None if it is not comparable."""
-        return next((front for front in self.fronts if front.cost == cost), None)
-
-
-def summarize_costs(
-    results: Results, summary: StudySummary, references: Sequence[BaselineReference] = ()
-) -> CostSummary | None:
-    """Find the fronts of a study; None if its losses or windows are not recorded.
-
-    Args:
-        results: results of the study; each architecture counts at its best values of the nuisance
-            parameters.
-        summary: ranking and comparison of its architectures.
-        references: baseline cells of other studies.
-    """
-    metric = results.metric
-    comparison = summary.comparison
-    is_replicated = comparison is not None and comparison.generalizes_over_runs
-    conditions = list_conditions(results.judge(results.complete))
-    known = Counter(text for text in conditions.values() if text)
-    (common, _), *_ = known.most_common(1) or [("", 0)]
-    costed = {
-        entry.label: CostedArchitecture(
-            entry.label,
-            entry.number,
-            entry.parameter_count,
-            entry.seconds if conditions[entry.label] == common != "" else math.nan,
-            entry.validation_loss if metric.is_value else entry.mean,
-            entry.best_values,
-        )
-        for entry in summary.entries
-    }
-    costed = {label: each for label, each in costed.items() if np.isfinite(each.loss)}
-    compared: ReplicatedComparisons | SingleRunComparisons | None = None
-    if is_replicated:
-        worse = [each.label for each in summary.entries if each.verdict is Verdict.WORSE]
-        compared = ReplicatedComparisons(summary.comparisons, worse)
-    elif windows := _windows(results, summary.entries, costed):
-        compared = SingleRunComparisons(windows)
-    if compared is None:
-        return None
-    costed = {label: each for label, each in costed.items() if compared.knows(label)}
-    if len(costed) < 2:
-        return None
-    drawn = [
-        CostedArchitecture(
-            each.label,
-            None,
-            each.parameter_count,
-            each.seconds if each.conditions == common != "" else math.nan,
-            each.held_out_loss,
-            cell=each.cell,
-        )
-        for each in references
-    ]
-    fronts = [find_front(cost, costed, compared, drawn) for cost in ("parameters", "seconds")]
-    known_fronts = [replace(front, measure=results.measure) for front in fronts if front]
-    return CostSummary(known_fronts, metric.split, is_replicated, common)
 
 
 class ReplicatedComparisons:
@@ -237,26 +149,12 @@ class SingleRunComparisons:
 
     def find_worse(self, label: str) -> set[str]:
         """Return the architectures that are worse than one beyond the variation over windows."""
+        from scipy import special
+
         d = self._losses - self._losses[self._places[label]]  # (N, W)
         count = d.shape[1]
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * d.std(axis=1, ddof=1) / count**0.5
+        half = special.stdtrit(count - 1, (1 + CONFIDENCE) / 2) * d.std(axis=1, ddof=1) / count**0.5
         return {self._labels[i] for i in np.flatnonzero(d.mean(axis=1) > half)}
-
-
-def _windows(
-    results: Results, entries: Sequence[LeaderboardEntry], labels: Collection[str]
-) -> dict[str, list[float]]:
-    """Return the losses on each window of the architectures that have the most common number."""
-    found = {
-        entry.label: results.windows.get(entry.number, [])
-        for entry in entries
-        if entry.label in labels
-    }
-    lengths = Counter(len(each) for each in found.values() if len(each) > 1)
-    if not lengths:
-        return {}
-    (length, _), *_ = lengths.most_common(1)
-    return {label: each for label, each in found.items() if len(each) == length}
 
 
 def find_front(
