@@ -373,6 +373,10 @@ def test_package_is_imported_without_slow_libraries():
     code = """if True:
         import sys, rnn_search, rnn_search.console
         assert not {"torch", "pandas", "plotly"} & sys.modules.keys()
+        import optuna, reports.cli, reports.page.page
+        assert reports.charts.optuna_plots.visualization.plot_slice
+        assert not {"torch", "matplotlib", "boto3"} & sys.modules.keys()
+        assert optuna.visualization.matplotlib.plot_slice, "imported when it is used"
     """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
