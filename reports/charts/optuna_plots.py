@@ -56,7 +56,7 @@ def _import_visualization() -> ModuleType:
         del sys.modules["matplotlib"]
     for name in [each for each in sys.modules if each.startswith(_MATPLOTLIB)]:
         del sys.modules[name]
-    imported.matplotlib = _LazyImport(_MATPLOTLIB)
+    imported.matplotlib = _LazyImport(_MATPLOTLIB)  # type: ignore[attr-defined]
     return imported
 
 
@@ -279,8 +279,8 @@ class _Forest(_Fanova):
     ) -> None:
         """Fit the forest."""
         self._forest.fit(X, y)
-        trees = (_LeafTree(each.tree_, search_spaces) for each in self._forest.estimators_)
-        self._trees, self._variances = list(trees), {}
+        trees: list[Any] = [_LeafTree(e.tree_, search_spaces) for e in self._forest.estimators_]
+        self._trees, self._variances = trees, {}
         self._column_to_encoded_columns = column_to_encoded_columns
 
 
