@@ -1,5 +1,6 @@
 """The command ``rnn-search report``, and the report at the end of a search."""
 
+import gc
 import os
 import shlex
 import socket
@@ -15,7 +16,6 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from reports.errors import USER_ERRORS, OutputTakenError, ReportError
-from studies.artifacts import open_store
 from studies.attributes import LOOKS, REPORT_CLAIM
 from studies.cli import is_bug, print_bug, storage_options, studies_argument
 from studies.errors import StudiesError, StudyFormatError
@@ -88,6 +88,7 @@ def finalize_search(
         write_final_report(storage, study)
         with print_failures("warning: cannot update the dashboard", err=True):
             from reports.dashboard.publish import StudyPublisher  # slow: imports pandas and plotly
+            from studies.artifacts import open_store  # slow: imports boto3
 
             store = open_store(artifacts, storage, "artifacts")
             with closing(open_storage(storage)) as opened:
@@ -206,6 +207,7 @@ def reports(
     else:
         from reports.page.page import write_report
 
+        gc.freeze()  # else each collection looks through all imported modules
         report = write_report(storage, studies, output)
         click.echo(report.path)
         _print_headline(report)

@@ -418,13 +418,18 @@ def describe_references(
     kind: Literal["training_loss", "metric"],
     scale: Scale,
 ) -> str:
-    """Return the name and loss of each reference line; "" if there is none."""
+    """Return the name and loss of each reference line, and what differs; "" if there is none."""
     lines = [
         f"{reference.label}: {getattr(reference, kind):{scale.value_spec}}"
         for reference in references
         if math.isfinite(getattr(reference, kind))
     ]
-    return f" Dashed lines: the best of each baseline cell: {'; '.join(lines)}." if lines else ""
+    if not lines:
+        return ""
+    differences = describe_training_differences(references)
+    return (
+        f"Dashed lines: the best of each baseline cell: {'; '.join(lines)}. {differences}".strip()
+    )
 
 
 def describe_training_differences(references: Sequence[BaselineReference]) -> str:

@@ -13,7 +13,6 @@ import click
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
 
-from studies.artifacts import store_errors
 from studies.errors import StorageUnavailableError
 from studies.interrupts import EXIT_INTERRUPTED, exit_silently_on_interrupt, raise_on_interrupt
 from studies.storage.engine import database_error, error_message, is_transient
@@ -219,6 +218,8 @@ def is_bug(error: BaseException, expected: tuple[type[Exception], ...]) -> bool:
         error: the exception.
         expected: exceptions that stand for invalid input.
     """
+    from studies.artifacts import store_errors  # slow: imports boto3
+
     if isinstance(error, (*expected, *store_errors(), MemoryError)) or is_transient(error):
         return False
     error = database_error(error)

@@ -373,6 +373,8 @@ def test_package_is_imported_without_slow_libraries():
     code = """if True:
         import sys, rnn_search, rnn_search.console
         assert not {"torch", "pandas", "plotly"} & sys.modules.keys()
+        import reports.cli, reports.page.page
+        assert not {"torch", "boto3"} & sys.modules.keys()
     """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

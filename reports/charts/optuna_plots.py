@@ -173,18 +173,12 @@ def format_label(name: str) -> str:
     return escape_html(format_param(name))
 
 
-def list_varying_parameters(results: Results, numbers: Collection[int]) -> list[str]:
-    """List the parameters that all of some trials have, with several values among them."""
+def split_parameters(results: Results, numbers: Collection[int]) -> tuple[list[str], list[str]]:
+    """List the parameters with several values among some trials: those of all, and of a part."""
     rows = results.table.loc[list(numbers)]
-    names = results.parameters
-    return [name for name in names if rows[name].nunique() > 1 and rows[name].notna().all()]
-
-
-def list_partial_parameters(results: Results, numbers: Collection[int]) -> list[str]:
-    """List the parameters that only a part of some trials have, with several values among them."""
-    rows = results.table.loc[list(numbers)]
-    names = results.parameters
-    return [name for name in names if rows[name].nunique() > 1 and rows[name].isna().any()]
+    varying = [name for name in results.parameters if rows[name].nunique() > 1]
+    partial = [name for name in varying if rows[name].isna().any()]
+    return [name for name in varying if name not in partial], partial
 
 
 # ---------------------------------------------------------------------- importances
@@ -226,7 +220,7 @@ def compute_importances(
         label: name of the trials.
         caption: how to read the charts.
     """
-    numbers, names = sorted(numbers), list_varying_parameters(results, numbers)
+    numbers, (names, _) = sorted(numbers), split_parameters(results, numbers)
     if len(numbers) < 4 or not names or results.table.loc[numbers, "value"].nunique() < 2:
         return []
     if len(numbers) < SMALL_SAMPLE:
@@ -264,7 +258,7 @@ def compute_conditional_importances(results: Results) -> list[Importances]:
     for owner in (CELL, "optimizer"):
         if owner not in results.parameters:
             continue
-        own = find_traits(list_partial_parameters(results, complete.index)).owned[owner]
+        own = find_traits(split_parameters(results, complete.index)[1]).owned[owner]
         for value, rows in complete.groupby(owner):
             if any(rows[name].nunique() > 1 for name in own):
                 label = f"where {format_param(owner)} is {format_value(value)}"
@@ -275,7 +269,7 @@ def compute_conditional_importances(results: Results) -> list[Importances]:
 
 def compute_block_importances(results: Results) -> list[Importances]:
     """Compute the importances within each full-factorial block of an incomplete design."""
-    names = list_varying_parameters(results, results.table.index)
+    names, _ = split_parameters(results, results.table.index)
     blocks = find_full_factorial_blocks(results.table, names)
     complete = results.complete.index
     return [
@@ -303,9 +297,7 @@ def chart_parameters(
     """
     if not importances:
         return []
-    names, partial = (
-        find(results, numbers) for find in (list_varying_parameters, list_partial_parameters)
-    )
+    names, partial = split_parameters(results, numbers)
     drawn = select_ranked(numbers)
     axis, scale = escape_html(value_axis_title(results.config)), results.scale
     selection = describe_selection(len(drawn), len(numbers))

@@ -1,9 +1,8 @@
 """Render sections as one self-contained HTML page and write it."""
 
 import base64
-import json
+import gzip
 import shlex
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,10 +15,12 @@ import jinja2
 import plotly.io
 from latex2mathml.converter import convert
 from markupsafe import Markup
+from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
+from threadpoolctl import threadpool_limits
 
 from reports import narrative, phrases, tables
 from reports.charts.chart import Chart
@@ -48,9 +49,6 @@ from studies.text import format_duration, to_printable
 _BEGINNING = b"<!DOCTYPE html>"
 
 _THEMES = {"light": "plotly_white", "dark": "plotly_dark"}
-
-_GZIP_WINDOW = 31
-"""Parameter ``wbits`` of zlib that writes the header of gzip."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,9 @@ def write_page(
     sections = build_sections(results)
     try:
         path, note = choose_path(path, output is None, identity, _BEGINNING)
-        # Rendered first: a process that is killed meanwhile leaves no part of a file behind.
-        pieces = [piece.encode() for piece in render_page(sections, refresh_seconds)]
+        with threadpool_limits(limits=1):  # threads would wait for each other: matrices are small
+            # Rendered first: a process that is killed meanwhile leaves no part of a file behind.
+            pieces = [piece.encode() for piece in render_page(sections, refresh_seconds)]
         atomic_write(path, pieces)
     except OSError as error:
         raise ReportError(
@@ -128,7 +127,7 @@ def render_page(sections: Sequence[Section], refresh_seconds: int | None = None)
             refresh_seconds=refresh_seconds,
             figures=_Figures(),
             plotly_js=_compress_plotly(),
-            themes=_to_script_json({name: _theme(template) for name, template in _THEMES.items()}),
+            themes=Markup(to_json_plotly({name: _theme(each) for name, each in _THEMES.items()})),
         )
     )
 
@@ -175,12 +174,12 @@ class _Figures:
 
     def add(self, chart: Chart) -> int:
         """Add the figure of a chart and return its place in the block."""
-        figure = json.loads(chart.figure.to_json())
+        figure = chart.figure.to_dict()
         figure["layout"].pop("template", None)  # the page holds one for each theme
         figure["schemes"] = [
             {"legend": each.legend, "of": each.indices} for each in chart.color_schemes
         ]
-        self._texts.append(_to_json(figure))
+        self._texts.append(to_json_plotly(figure))
         return len(self._texts) - 1
 
     def compress(self) -> Markup:
@@ -195,18 +194,7 @@ def _compress_plotly() -> Markup:
 
 def _compress(text: str) -> Markup:
     """Return a text as gzip in Base64, which ``report.js`` reads."""
-    compressor = zlib.compressobj(9, wbits=_GZIP_WINDOW)
-    content = compressor.compress(text.encode()) + compressor.flush()
-    return Markup(base64.b64encode(content).decode("ascii"))
-
-
-def _to_json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def _to_script_json(value: Any) -> Markup:
-    """Return a value as JSON that cannot end the script element it is in."""
-    return Markup(_to_json(value).replace("<", "\\u003c"))
+    return Markup(base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode("ascii"))
 
 
 def _theme(template: str) -> dict[str, Any]:

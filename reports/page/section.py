@@ -62,12 +62,7 @@ from reports.findings import (
 )
 from reports.formatting import effects_title, objective_name, value_axis_title
 from reports.page.page_tables import RECURRENT, FloorRow, list_floors
-from reports.phrases import (
-    describe_drawn_curves,
-    describe_outcomes,
-    describe_references,
-    describe_training_differences,
-)
+from reports.phrases import describe_drawn_curves, describe_outcomes, describe_references
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
 from reports.stats.looks import find_detectable_gap
@@ -233,13 +228,10 @@ class Section:
         results, entries = self.results, self.summary.entries
         if not results.has_replicates:
             return None
-        legend = describe_references(self.references, "metric", results.scale)
         return Chart(
             f"Runs of each {results.noun}",
             plot_replicates(entries, results.metric, self.references),
-            caption=f"{legend} {describe_training_differences(self.references)}".strip()
-            if legend
-            else "",
+            caption=describe_references(self.references, "metric", results.scale),
             width=360,
         )
 
@@ -352,12 +344,10 @@ class Section:
         points = sum(len(trace.y) for trace in figure.data)
         caption += describe_drawn_curves(results, points)
         legend = describe_references(self.references, "training_loss", results.scale)
-        if legend:
-            caption = f"{caption}{legend} {describe_training_differences(self.references)}".strip()
         return Chart(
             "Training curves" if results.cells else "Curves",
             figure,
-            caption=caption,
+            caption=f"{caption} {legend}".strip(),
             max_width=FULL_WIDTH,
             color_schemes=list_color_schemes(results),
         )
