@@ -1,6 +1,7 @@
 """Statistics as functions of arrays and frames: a leaf, imported by search and studies as well.
 
-Its modules import NumPy alone, and pandas and SciPy, which are slow to import, where they are used.
+Its modules import NumPy alone, and pandas, SciPy and scikit-learn, which are slow to import, where
+they are used.
 """
 
 import numpy as np

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import optuna
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
@@ -16,6 +17,7 @@ from optuna.importance import (
 from reports.charts.chart import describe_figure
 from reports.charts.optuna_plots import (
     FANOVA_TREES,
+    FanovaEvaluator,
     chart_study,
     compute_block_importances,
     compute_importances,
@@ -30,7 +32,7 @@ def results(sqlite_url):
     return results_of(sqlite_url)
 
 
-def test_importances_equal_optunas_and_fanova_of_many_trials_is_of_a_sample(results, monkeypatch):
+def test_importances_equal_optunas(results):
     complete = list(results.complete.index)
     study = to_optuna_study(results, complete, results.parameters)
     assert study.get_trials()[0].params == {"residual": "off", "layers": 1, "state size": 4}
@@ -43,13 +45,33 @@ def test_importances_equal_optunas_and_fanova_of_many_trials_is_of_a_sample(resu
         (chart,) = [chart for chart in found.charts if chart.title == name]
         bars = chart.figure.data[0]
         expected = get_param_importances(study, evaluator=evaluator)
-        assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(expected)
-        assert "sample" not in chart.caption
-    monkeypatch.setattr("reports.charts.optuna_plots.MAX_FANOVA_TRIALS", 5)
-    found, again = (compute_importances(results, complete, "all")[0].charts for _ in range(2))
-    assert "sample" not in found[0].caption
-    assert "sample of 5 of the 7 trials" in found[1].caption
-    assert list(found[1].figure.data[0].x) == list(again[1].figure.data[0].x)
+        assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(expected, rel=1e-9)
+
+
+def train(trial):
+    cell = trial.suggest_categorical("cell", ["gated", "gru", "lstm"])
+    switch = trial.suggest_categorical("switch", ["on", "off"])
+    layers = trial.suggest_int("layers", 1, 9)
+    rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
+    return (cell == "gru") * layers + (switch == "on") * np.log(rate)
+
+
+def train_one_parameter(trial):
+    return trial.suggest_float("rate", 1e-4, 1e-1, log=True) ** 2
+
+
+@pytest.mark.parametrize("objective", [train, train_one_parameter])
+def test_fanova_equals_optunas(objective):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(objective, n_trials=30)
+    expected = FanovaImportanceEvaluator(n_trees=FANOVA_TREES, seed=0).evaluate(study)
+    assert FanovaEvaluator().evaluate(study) == pytest.approx(expected, rel=1e-9)
+
+
+def test_fanova_of_equal_values_is_zero():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(lambda trial: train(trial) * 1e-12, n_trials=5)
+    assert set(FanovaEvaluator().evaluate(study).values()) == {0.0}
 
 
 def test_importances_are_computed_for_blocks_of_a_design_with_exclusions(sqlite_url):
