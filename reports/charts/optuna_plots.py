@@ -40,7 +40,7 @@ FANOVA_TREES = 32
 """Trees of fANOVA's forest. Optuna's 64 take twice the time, and vary as much between seeds."""
 
 MAX_CATEGORIES = 6
-"""Values of a number up to which fANOVA takes them for categories: its grid doubles with each."""
+"""Values of a number up to which fANOVA takes them for categories; places of more are better."""
 
 MAX_LINES = 200
 """Trials that parallel coordinates and ranks draw: each is a trace, or nine marks with texts."""
