@@ -97,11 +97,13 @@ def _measure_noise(section: Section) -> Limit:
     name = "Noise between runs"
     results = section.results
     if results.has_replicates:
-        deviations = [each.std for each in section.summary.entries if not math.isnan(each.std)]
+        deviations = [
+            each.std for each in section.findings.summary.entries if not math.isnan(each.std)
+        ]
         if not deviations:
             return Limit(name, "not known", detail=f"no {results.noun} has two complete runs")
         value = math.sqrt(fmean(each**2 for each in deviations))
-        runs = sum(each.runs for each in section.summary.entries)
+        runs = sum(each.runs for each in section.findings.summary.entries)
         unit = results.metric.unit
         spec = results.metric.scale.value_spec
         return Limit(name, f"{value:{spec}}", unit, f"standard deviation over {runs:,} runs")
@@ -129,7 +131,7 @@ def _count_replicates(section: Section) -> Limit:
     """Return how often each architecture was run."""
     results = section.results
     if results.has_replicates:
-        counts = [each.runs for each in section.summary.entries]
+        counts = [each.runs for each in section.findings.summary.entries]
         least, most = min(counts), max(counts)
         count = format_count(most, "run") if least == most else f"{least} to {most} runs"
         return Limit("Replicates", count, detail=f"of each {results.noun}")
@@ -153,8 +155,8 @@ def _describe_training(section: Section) -> Limit | None:
 
 def _name_best(section: Section) -> Limit | None:
     """Name the best architecture, unless the answer is about it."""
-    best, metric = section.summary.best, section.results.metric
-    if not section.findings.ranked or section.summary.has_verdicts:
+    best, metric = section.findings.summary.best, section.results.metric
+    if not section.findings.ranked or section.findings.summary.has_verdicts:
         return None
     name = f"{metric.scale.best_name.capitalize()} {metric.name}"
     return Limit(name, metric.scale.format_value(best.mean), metric.unit, best.full_label)
@@ -167,7 +169,7 @@ def _state_floor(section: Section) -> Limit | None:
         return None
     loss = section.results.scale.format_value(least.loss)
     detail = f"{measure.name_loss('validation')} of the {least.name}"
-    if least.loss <= section.summary.best.validation_loss:
+    if least.loss <= section.findings.summary.best.validation_loss:
         detail += "; no network is better"
     return Limit("Without memory", loss, measure.held_out_unit, detail)
 
@@ -215,7 +217,7 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
     results = section.results
     unit, name = results.judged_noun, results.scale.name
     better, worse = ("rises", "falls") if results.scale.higher_is_better else ("falls", "rises")
-    has_effects = section.main_effects.chart and not section.summary.has_verdicts
+    has_effects = section.main_effects.chart and not section.findings.summary.has_verdicts
     if section.replicates_chart and not has_effects:
         caption = (
             f"Every run of each {results.noun}, and the mean with its 95% interval. Verdicts are "

@@ -125,6 +125,7 @@ def render_page(sections: Sequence[Section], refresh_seconds: int | None = None)
             sections=sections,
             written=datetime.now().astimezone(),
             refresh_seconds=refresh_seconds,
+            contents=_Contents(),
             figures=_Figures(),
             plotly_js=_compress_plotly(),
             themes=Markup(to_json_plotly({name: _theme(each) for name, each in _THEMES.items()})),
@@ -164,6 +165,22 @@ def _templates() -> jinja2.Environment:
         "page_tables": page_tables,
     }
     return environment
+
+
+class _Contents:
+    """Headings of a page, in the order in which its sections are rendered."""
+
+    def __init__(self) -> None:
+        self._headings: list[tuple[str, str, str]] = []
+
+    def add(self, prefix: str, name: str, title: str) -> str:
+        """Add a heading of the section whose ids have a prefix; return its id."""
+        self._headings.append((prefix, f"{prefix}-{name}", title))
+        return f"{prefix}-{name}"
+
+    def of(self, prefix: str) -> list[tuple[str, str]]:
+        """Return id and title of each heading of a section."""
+        return [(anchor, title) for found, anchor, title in self._headings if found == prefix]
 
 
 class _Figures:

@@ -3,14 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
-
-import pandas as pd
 
 from reports.analysis.leaderboard import (
     CostSummary,
-    LeaderboardEntry,
-    StudySummary,
     summarize_costs,
 )
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
@@ -62,13 +57,11 @@ from reports.findings import (
 )
 from reports.formatting import effects_title, objective_name, value_axis_title
 from reports.page.page_tables import RECURRENT, FloorRow, list_floors
-from reports.phrases import describe_drawn_curves, describe_outcomes, describe_references
+from reports.phrases import describe_drawn_curves, describe_references
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
 from reports.stats.looks import find_detectable_gap
 from reports.stats.scale import BAD, GOOD, format_count
-from reports.study_reader import MAX_DRAWN
-from studies.space import BPTT_STEPS, COST_PARAMS
 
 
 @dataclass(frozen=True)
@@ -175,11 +168,6 @@ class Section:
         """Heading of the main effects."""
         return effects_title(self.results.is_gated)
 
-    @property
-    def shows_effects(self) -> bool:
-        """Whether there are effects, or a reason why they are not what they seem."""
-        return bool(self.main_effects.effects or self.findings.audited or self.nuisance)
-
     @cached_property
     def trend_charts(self) -> list[Chart]:
         """Charts of its trends, the significant ones first."""
@@ -198,11 +186,6 @@ class Section:
         return summarize_nuisance(self.results)
 
     @property
-    def outcome_sentence(self) -> str:
-        """Which changes bring networks below the threshold; "" without one."""
-        return "" if self.results.is_pruned else describe_outcomes(self.findings)
-
-    @property
     def has_divided_pairs(self) -> bool:
         """Whether some trials of the pairs are below the threshold, and some are not."""
         effects = [each.effect for each in self.findings.outcomes]
@@ -211,21 +194,10 @@ class Section:
 
     # ---------------------------------------------------------------- architectures
 
-    @property
-    def summary(self) -> StudySummary:
-        """Ranking and comparison of the architectures."""
-        return self.findings.summary
-
-    @property
-    def leaderboard(self) -> list[LeaderboardEntry]:
-        """Best architectures; of replicated studies all of them."""
-        summary = self.summary
-        return summary.entries if self.results.has_replicates else summary.leaderboard
-
     @cached_property
     def replicates_chart(self) -> Chart | None:
         """Chart of the runs of each replicated architecture."""
-        results, entries = self.results, self.summary.entries
+        results, entries = self.results, self.findings.summary.entries
         if not results.has_replicates:
             return None
         return Chart(
@@ -238,24 +210,24 @@ class Section:
     @cached_property
     def pairwise_chart(self) -> Chart | None:
         """Chart of their pairwise comparison."""
-        comparison, spec = self.summary.comparison, self.results.metric.scale.value_spec
+        comparison, spec = self.findings.summary.comparison, self.results.metric.scale.value_spec
         return chart_differences(comparison, spec) if comparison else None
 
     @cached_property
     def task_charts(self) -> list[Chart]:
         """Charts of what the best networks of a task other than text predict."""
-        return chart_task(self.results, self.summary.leaderboard)
+        return chart_task(self.results, self.findings.summary.leaderboard)
 
     @property
     def detectable_gap(self) -> float | None:
         """Gap that their comparison finds with a probability of 80%; None without one."""
-        comparison = self.summary.comparison
+        comparison = self.findings.summary.comparison
         return find_detectable_gap(comparison) if comparison else None
 
     @cached_property
     def costs_and_losses(self) -> CostSummary | None:
         """Pareto fronts of loss and cost; None without held-out losses."""
-        return summarize_costs(self.results, self.summary, self.references)
+        return summarize_costs(self.results, self.findings.summary, self.references)
 
     @cached_property
     def cost_charts(self) -> list[Chart]:
@@ -266,28 +238,17 @@ class Section:
     @cached_property
     def context_chart(self) -> Chart | None:
         """Chart of the loss by the length of the context; None without such losses."""
-        return chart_context(self.results, self.summary.entries)
-
-    @property
-    def has_recall(self) -> bool:
-        """Whether the corpus is ``recall:D``, and trials recorded their accuracy."""
-        rows = self.results.complete
-        return "recall_accuracy" in rows and bool(rows["recall_accuracy"].notna().any())
+        return chart_context(self.results, self.findings.summary.entries)
 
     @property
     def has_networks(self) -> bool:
         """Whether trials trained networks, of which the source code is known."""
-        return self.summary.best.architecture is not None
-
-    @property
-    def samples(self) -> list[LeaderboardEntry]:
-        """Best architectures that generated a sample."""
-        return [entry for entry in self.summary.leaderboard if entry.sample]
+        return self.findings.summary.best.architecture is not None
 
     @property
     def floors(self) -> list[FloorRow]:
         """The best network of a task other than text, and what needs no memory; may be empty."""
-        return list_floors(self.results.floors, self.summary.best)
+        return list_floors(self.results.floors, self.findings.summary.best)
 
     @property
     def least_floor(self) -> FloorRow | None:
@@ -298,9 +259,8 @@ class Section:
     @property
     def slices(self) -> list[str]:
         """Names of the slices by which the losses of the best networks are shown."""
-        return list(
-            dict.fromkeys(name for each in self.summary.leaderboard for name in each.slices)
-        )
+        entries = self.findings.summary.leaderboard
+        return list(dict.fromkeys(name for each in entries for name in each.slices))
 
     @cached_property
     def _source_comparison(self) -> SourceComparison | None:
@@ -366,8 +326,8 @@ class Section:
         return compute_importances(self.results, complete, "all complete trials")
 
     @cached_property
-    def _block_importances(self) -> list[Importances]:
-        # With too many values of a parameter, each trial would be a block.
+    def block_importances(self) -> list[Importances]:
+        """Importances within full-factorial blocks; none where each trial would be one."""
         is_design = not (self.results.is_pruned or self.results.uncontrasted)
         return compute_block_importances(self.results) if is_design else []
 
@@ -377,13 +337,8 @@ class Section:
         results = self.results
         conditional = [] if results.is_pruned else compute_conditional_importances(results)
         shown = {each.label for each in conditional}  # a cell's trials may be a full block as well
-        blocks = [each for each in self._block_importances if each.label not in shown]
+        blocks = [each for each in self.block_importances if each.label not in shown]
         return [*self._importances_in_total, *conditional, *blocks]
-
-    @property
-    def has_blocks(self) -> bool:
-        """Whether there are importances of full-factorial blocks."""
-        return bool(self._block_importances)
 
     @cached_property
     def optuna_charts(self) -> list[Chart]:
@@ -396,52 +351,3 @@ class Section:
     def timeline(self) -> Chart | None:
         """Chart of the trials by worker and time."""
         return chart_timeline(self.results)
-
-    @cached_property
-    def costs(self) -> pd.DataFrame | None:
-        """Computing time by the parameters that determine it; None if it is not recorded."""
-        rows = self.results.table.dropna(subset=["seconds"])
-        if rows.empty:
-            return None
-        varied = [name for name in COST_PARAMS if name in self.results.parameters]
-        first = ("cell", BPTT_STEPS)
-        names = [name for name in first if name in varied] + ["layers", "state_size"]
-        names += [name for name in varied if name not in names]
-        groups = rows.groupby(names, dropna=False)  # without update_every: whole sequences
-        costs = groups["seconds"].agg(["count", "mean", "sum"])
-        costs["steps_per_second"] = groups["steps_per_second"].median()
-        costs["share"] = costs["sum"] / costs["sum"].sum()
-        return costs
-
-    @property
-    def listed_trials(self) -> list[dict[Any, Any]]:
-        """Rows of the trials that the page lists, the best first."""
-        rows: list[dict[Any, Any]] = (
-            self.results.table.head(MAX_DRAWN).reset_index().to_dict("records")
-        )
-        return rows
-
-    @property
-    def contents(self) -> list[tuple[str, str]]:
-        """Headings of the section: the end of the element's id, and the text."""
-        nuisance = self.nuisance
-        headings = {
-            "summary": ("Summary", True),
-            "effects": (self.effects_title, self.shows_effects),
-            "conditional": ("What the effects depend on", self.findings.conditional),
-            "additive": ("Additive model", self.findings.additive),
-            "nuisance": (f"Best {nuisance.names}" if nuisance else "", nuisance),
-            "hypotheses": ("Hypotheses", self.findings.hypotheses),
-            "outcomes": ("Rescued and ruined", self.outcome_sentence),
-            "curves": (self.curves.title if self.curves else "", self.curves),
-            "leaderboard": ("Leaderboard", True),
-            "task": ("Task", self.results.config.task_record),
-            "cost": ("Equal cost", self.costs_and_losses),
-            "memory": ("Memory", self.context_chart),
-            "code": ("Source code of the best", self.has_networks),
-            "samples": ("Samples", self.samples),
-            "importances": ("Importances", True),
-            "comparison": ("Comparison", self.slopes or self.pairwise_chart),
-            "accounting": ("Accounting", True),
-        }
-        return [(name, title) for name, (title, is_shown) in headings.items() if is_shown]

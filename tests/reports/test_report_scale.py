@@ -12,6 +12,7 @@ from helpers import TEXT, DatabaseUse
 from reports import study_reader
 from reports.charts import training_plots
 from reports.dashboard.publish import StudyPublisher
+from reports.page.page_tables import tabulate_trials
 from reports.page.section import Section
 from reports.study_reader import StudyReader, read_results
 from reports.table_export import write_curves
@@ -72,7 +73,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
 ):
     make_large_study(sqlite_url, tmp_path)
     monkeypatch.setattr(study_reader, "MAX_DRAWN", 20)
-    monkeypatch.setattr("reports.page.section.MAX_DRAWN", 20)
+    monkeypatch.setattr("reports.page.page_tables.MAX_DRAWN", 20)
     monkeypatch.setattr(training_plots, "MAX_POINTS", 200)
     with closing(open_storage(sqlite_url)) as storage:
         use = DatabaseUse(storage)
@@ -90,7 +91,8 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
         number = int(trace.name.split(":")[0].removeprefix("trial "))
         assert (min(trace.y), trace.y[-1]) == tuple(losses.loc[number])
     assert f"20 of {trials}" in section.curves.caption
-    assert [row["number"] for row in section.listed_trials] == results.table.index[:20].tolist()
+    listed = tabulate_trials(results).rows
+    assert [row["number"] for row in listed] == results.table.index[:20].tolist()
     for chart in section.cost_charts:
         assert sum(len(trace.x) for trace in chart.figure.data) < 100
 
@@ -102,10 +104,7 @@ def test_all_curves_are_exported_whatever_is_drawn(sqlite_url, tmp_path, monkeyp
         results = read_results(storage, NAME, with_windows=False)
         write_curves(storage, results, tmp_path / "curves.csv")
         write_curves(storage, results, tmp_path / "curves.csv.gz")
-    rows, compressed = (
-        pd.read_csv(tmp_path / name)
-        for name in ("curves.csv", "curves.csv.gz")
-    )
+    rows, compressed = (pd.read_csv(tmp_path / name) for name in ("curves.csv", "curves.csv.gz"))
     pd.testing.assert_frame_equal(rows, compressed)
     complete = results.complete.sort_index()
     assert rows["min_loss"].tolist() == complete["value"].tolist()
