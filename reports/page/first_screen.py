@@ -10,6 +10,7 @@ from markupsafe import Markup
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.chart import Chart
 from reports.narrative import describe_pruning, list_warnings, write_answer
+from reports.page.page_tables import RECURRENT
 from reports.page.section import Section
 from reports.phrases import to_html, to_sentence
 from reports.stats.noise import NoiseSource
@@ -164,9 +165,11 @@ def _name_best(section: Section) -> Limit | None:
 
 def _state_floor(section: Section) -> Limit | None:
     """Return the least loss of a task without memory."""
-    least, measure = section.least_floor, section.results.measure
-    if least is None:
+    floors, measure = section.floors[1:], section.results.measure
+    without_memory = [row for row in floors if row.name != RECURRENT]
+    if not without_memory:
         return None
+    least = min(without_memory, key=lambda row: row.loss)
     loss = section.results.scale.format_value(least.loss)
     detail = f"{measure.name_loss('validation')} of the {least.name}"
     if least.loss <= section.findings.summary.best.validation_loss:

@@ -23,11 +23,12 @@ from pygments.lexers import PythonLexer
 from threadpoolctl import threadpool_limits
 
 from reports import narrative, phrases, tables
+from reports.charts import comparison_plots, training_plots
 from reports.charts.chart import Chart
 from reports.errors import ReportError
+from reports.findings import compare_budgets
 from reports.formatting import (
     format_number,
-    format_stderr,
     format_versions,
     load_templates,
     objective_name,
@@ -39,7 +40,7 @@ from reports.page.first_screen import build_first_screen
 from reports.page.section import Section, build_sections
 from reports.phrases import to_html, to_sentence
 from reports.results import Results
-from reports.stats.scale import format_count, format_param, format_signed, format_value
+from reports.stats.scale import format_count, format_param, format_value
 from reports.study_reader import read_results
 from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.files import atomic_write
@@ -140,14 +141,12 @@ def _templates() -> jinja2.Environment:
         "code": _code,
         "count": format_count,
         "duration": format_duration,
-        "stderr": format_stderr,
         "math": lambda latex: Markup(convert(latex)),
         "versions": format_versions,
         "number": format_number,
         "parameter": format_param,
         "shell": shlex.quote,
         "printable": to_printable,
-        "signed": format_signed,
         "value": format_value,
         "objective_name": objective_name,
         "marked": to_html,
@@ -163,6 +162,9 @@ def _templates() -> jinja2.Environment:
         "phrases": phrases,
         "tables": tables,
         "page_tables": page_tables,
+        "comparison_plots": comparison_plots,
+        "training_plots": training_plots,
+        "compare_budgets": compare_budgets,
     }
     return environment
 

@@ -28,19 +28,20 @@ from reports.tables import (
     metric_columns,
 )
 from reports.trial_table import is_continuous
-from studies.records import Floors, TaskRecord
+from studies.records import Floors
 from studies.space import BPTT_STEPS, CELL, COST_PARAMS
 
 LOSS = "loss"
 """Name of the loss among the numbers of floors and slices."""
 
-_LOSSES = {
+LOSSES = {
     "cross-entropy": "cross-entropy of the classes, in nats per target",
     "squared error": "mean squared error, in the square of the data’s units",
     "standardized squared error": "mean squared error of targets with mean 0 and standard "
     "deviation 1 on the training split: a fraction of their variance",
     "own": "that of the task’s own method loss",
 }
+"""Description of each loss of a task."""
 
 RECURRENT = "small network with memory"
 """Name of the one floor that keeps its states."""
@@ -84,11 +85,6 @@ def list_floors(floors: Floors | None, best: LeaderboardEntry) -> list[FloorRow]
             metrics = {metric: value for metric, value in numbers.items() if metric != LOSS}
             rows.append(FloorRow(name, numbers[LOSS], metrics))
     return rows
-
-
-def describe_loss(task: TaskRecord) -> str:
-    """Describe the loss of a task."""
-    return _LOSSES[task.loss]
 
 
 def tabulate_floors(floors: Sequence[FloorRow], results: Results, name: str = "") -> Table[Any]:

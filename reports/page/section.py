@@ -23,7 +23,6 @@ from reports.analysis.pruning import (
 )
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import (
-    chart_conditional_effects,
     chart_context,
     chart_differences,
     chart_front,
@@ -43,20 +42,16 @@ from reports.charts.optuna_plots import (
     compute_importances,
 )
 from reports.charts.training_plots import (
-    chart_task,
-    chart_timeline,
     list_color_schemes,
     plot_curves,
 )
 from reports.findings import (
-    BudgetComparison,
     StudyFindings,
     TaskComparison,
     compare_across_tasks,
-    compare_budgets,
 )
 from reports.formatting import effects_title, objective_name, value_axis_title
-from reports.page.page_tables import RECURRENT, FloorRow, list_floors
+from reports.page.page_tables import FloorRow, list_floors
 from reports.phrases import describe_drawn_curves, describe_references
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
@@ -147,16 +142,6 @@ class Section:
         return MainEffects(effects, chart, scope)
 
     @cached_property
-    def budgets(self) -> BudgetComparison | None:
-        """Effects at equal steps, tokens and updates; None if trials do not differ in these."""
-        return compare_budgets(self.results)
-
-    @cached_property
-    def conditional_chart(self) -> Chart | None:
-        """Chart of those that differ between the values; None without any."""
-        return chart_conditional_effects(self.findings.conditional, self.results.measure.unit)
-
-    @cached_property
     def interactions(self) -> Chart | None:
         """Heat map of the two-way interactions."""
         if self.results.is_pruned:
@@ -213,11 +198,6 @@ class Section:
         comparison, spec = self.findings.summary.comparison, self.results.metric.scale.value_spec
         return chart_differences(comparison, spec) if comparison else None
 
-    @cached_property
-    def task_charts(self) -> list[Chart]:
-        """Charts of what the best networks of a task other than text predict."""
-        return chart_task(self.results, self.findings.summary.leaderboard)
-
     @property
     def detectable_gap(self) -> float | None:
         """Gap that their comparison finds with a probability of 80%; None without one."""
@@ -249,12 +229,6 @@ class Section:
     def floors(self) -> list[FloorRow]:
         """The best network of a task other than text, and what needs no memory; may be empty."""
         return list_floors(self.results.floors, self.findings.summary.best)
-
-    @property
-    def least_floor(self) -> FloorRow | None:
-        """The floor of the least loss among those without memory; None if none are stored."""
-        floors = [row for row in self.floors[1:] if row.name != RECURRENT]
-        return min(floors, key=lambda row: row.loss, default=None)
 
     @property
     def slices(self) -> list[str]:
@@ -346,8 +320,3 @@ class Section:
         complete = list(self.results.complete.index)
         parameters = chart_parameters(self.results, complete, self._importances_in_total)
         return parameters + chart_study(self.results)
-
-    @cached_property
-    def timeline(self) -> Chart | None:
-        """Chart of the trials by worker and time."""
-        return chart_timeline(self.results)
