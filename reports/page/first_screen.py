@@ -10,7 +10,7 @@ from markupsafe import Markup
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.chart import Chart
 from reports.narrative import describe_pruning, list_warnings, write_answer
-from reports.page.page_tables import RECURRENT
+from reports.page.page_tables import RECURRENT, list_floors
 from reports.page.section import Section
 from reports.phrases import to_html, to_sentence
 from reports.stats.noise import NoiseSource
@@ -54,10 +54,9 @@ def list_limits(section: Section) -> list[Limit]:
 
 def _count_runs(section: Section) -> Limit:
     counts = section.results.counts
-    names = ("running", "waiting", "diverged", "failed")
+    names = ("running", "waiting", "diverged", "failed", "paused")
     others = {name: getattr(counts, name) for name in names}
     others["waiting"] -= counts.paused
-    others |= {"paused": counts.paused}
     parts = [f"{count:,} {name}" for name, count in others.items() if count]
     if section.pruning is None:
         parts.append(f"{counts.pruned:,} pruned" if counts.pruned else "none pruned")
@@ -165,14 +164,15 @@ def _name_best(section: Section) -> Limit | None:
 
 def _state_floor(section: Section) -> Limit | None:
     """Return the least loss of a task without memory."""
-    floors, measure = section.floors[1:], section.results.measure
+    best, measure = section.findings.summary.best, section.results.measure
+    floors = list_floors(section.results.floors, best)[1:]
     without_memory = [row for row in floors if row.name != RECURRENT]
     if not without_memory:
         return None
     least = min(without_memory, key=lambda row: row.loss)
     loss = section.results.scale.format_value(least.loss)
     detail = f"{measure.name_loss('validation')} of the {least.name}"
-    if least.loss <= section.findings.summary.best.validation_loss:
+    if least.loss <= best.validation_loss:
         detail += "; no network is better"
     return Limit("Without memory", loss, measure.held_out_unit, detail)
 

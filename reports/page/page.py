@@ -40,6 +40,7 @@ from reports.page.first_screen import build_first_screen
 from reports.page.section import Section, build_sections
 from reports.phrases import to_html, to_sentence
 from reports.results import Results
+from reports.stats.looks import find_detectable_gap
 from reports.stats.scale import format_count, format_param, format_value
 from reports.study_reader import read_results
 from rnn.source_code import generate_forward, generate_latex, generate_module
@@ -165,6 +166,7 @@ def _templates() -> jinja2.Environment:
         "comparison_plots": comparison_plots,
         "training_plots": training_plots,
         "compare_budgets": compare_budgets,
+        "find_detectable_gap": find_detectable_gap,
     }
     return environment
 
@@ -218,9 +220,6 @@ def _compress(text: str) -> Markup:
 
 def _theme(template: str) -> dict[str, Any]:
     theme: dict[str, Any] = plotly.io.templates[template].to_plotly_json()
-    # Plotly chooses the ink of a number in a bar by the bar's color, as if that were opaque.
-    bar = theme["data"]["bar"][0] | {"insidetextfont": {"color": theme["layout"]["font"]["color"]}}
-    theme["data"] = theme["data"] | {"bar": [bar]}
     # A name at an axis touches its bar otherwise.
     axis = theme["layout"]["yaxis"] | {"ticklabelstandoff": 4}
     # At the side of a figure, a legend or the title of a color bar leaves no room on a phone.

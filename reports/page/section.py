@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from reports.analysis.leaderboard import (
-    CostSummary,
-    summarize_costs,
-)
+from reports.analysis.leaderboard import CostSummary, summarize_costs
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
 from reports.analysis.other_studies import (
     BaselineReference,
@@ -17,15 +14,10 @@ from reports.analysis.other_studies import (
     compute_variant_effects,
     find_references,
 )
-from reports.analysis.pruning import (
-    PruningSummary,
-    summarize_pruning,
-)
+from reports.analysis.pruning import PruningSummary, summarize_pruning
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import (
     chart_context,
-    chart_differences,
-    chart_front,
     chart_interactions,
     chart_levels,
     chart_trends,
@@ -51,11 +43,9 @@ from reports.findings import (
     compare_across_tasks,
 )
 from reports.formatting import effects_title, objective_name, value_axis_title
-from reports.page.page_tables import FloorRow, list_floors
 from reports.phrases import describe_drawn_curves, describe_references
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
-from reports.stats.looks import find_detectable_gap
 from reports.stats.scale import BAD, GOOD, format_count
 
 
@@ -193,27 +183,9 @@ class Section:
         )
 
     @cached_property
-    def pairwise_chart(self) -> Chart | None:
-        """Chart of their pairwise comparison."""
-        comparison, spec = self.findings.summary.comparison, self.results.metric.scale.value_spec
-        return chart_differences(comparison, spec) if comparison else None
-
-    @property
-    def detectable_gap(self) -> float | None:
-        """Gap that their comparison finds with a probability of 80%; None without one."""
-        comparison = self.findings.summary.comparison
-        return find_detectable_gap(comparison) if comparison else None
-
-    @cached_property
     def costs_and_losses(self) -> CostSummary | None:
         """Pareto fronts of loss and cost; None without held-out losses."""
         return summarize_costs(self.results, self.findings.summary, self.references)
-
-    @cached_property
-    def cost_charts(self) -> list[Chart]:
-        """Chart of each front."""
-        fronts = self.costs_and_losses
-        return [chart_front(front, fronts) for front in fronts.fronts] if fronts else []
 
     @cached_property
     def context_chart(self) -> Chart | None:
@@ -224,11 +196,6 @@ class Section:
     def has_networks(self) -> bool:
         """Whether trials trained networks, of which the source code is known."""
         return self.findings.summary.best.architecture is not None
-
-    @property
-    def floors(self) -> list[FloorRow]:
-        """The best network of a task other than text, and what needs no memory; may be empty."""
-        return list_floors(self.results.floors, self.findings.summary.best)
 
     @property
     def slices(self) -> list[str]:

@@ -26,6 +26,8 @@ function layoutOf(figure) {
     annotationdefaults: { bgcolor: cssVariable("--paper") },
     font: { family: "system-ui, sans-serif", color: cssVariable("--ink"), size: 13 },
   });
+  // Plotly chooses the wrong text color on half-transparent cells.
+  theme.data.heatmap[0].textfont = { color: cssVariable("--ink") };
   // Names at an axis need as much room as they take, numbers always the same.
   const l = figure.layout.yaxis?.automargin ? 5 : 60;
   const margin = { l, r: 20, t: 10, b: 60, ...figure.layout.margin };
@@ -47,17 +49,9 @@ function wrapAxisTitles(plot) {
   if (Object.keys(changes).length) Plotly.relayout(plot, changes);
 }
 
-// Plotly chooses the wrong text color on half-transparent cells.
-function setTextColor(figure) {
-  for (const trace of figure.data) {
-    if (trace.type === "heatmap") trace.textfont = { color: cssVariable("--ink") };
-  }
-}
-
 function applyTheme() {
   root.dataset.theme = isDark() ? "dark" : "light";
   for (const plot of document.querySelectorAll(".plot.drawn")) {
-    setTextColor(figureOf(plot));
     Plotly.relayout(plot, { template: layoutOf(figureOf(plot)).template });
   }
 }
@@ -111,7 +105,6 @@ async function draw(plot) {
     await recolor(curves, plot);
     listenToCurves(curves, plot);
   } else {
-    setTextColor(figure);
     await Plotly.newPlot(plot, figure.data, layoutOf(figure), CONFIG);
   }
   wrapAxisTitles(plot);
@@ -159,8 +152,6 @@ const wide = matchMedia("(min-width: 64rem)");
 const links = [...contents.querySelectorAll("a")];
 const targets = links.map((link) => document.getElementById(link.hash.slice(1)));
 
-function arrangeContents() { contents.open = wide.matches; }
-
 function markCurrent() {
   // The last target above this line is read; at the end of the page the last one.
   const line = 0.25 * innerHeight;
@@ -190,7 +181,13 @@ addEventListener("scroll", () => {
   isMarking = true;
   requestAnimationFrame(() => { isMarking = false; markCurrent(); });
 }, { passive: true });
-wide.addEventListener("change", () => { arrangeContents(); markCurrent(); });
+
+function arrangeContents() {
+  contents.open = wide.matches;
+  markCurrent();
+}
+
+wide.addEventListener("change", arrangeContents);
 contents.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || wide.matches) return;
   contents.open = false;
@@ -398,7 +395,5 @@ if (seconds) {
   setInterval(() => { if (document.getElementById("reload").checked) location.reload(); }, 1000 * seconds);
 }
 
-applyTheme();
 arrangeContents();
-markCurrent();
 startDrawing();

@@ -8,6 +8,7 @@ import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
 from reports.analysis.leaderboard import rank_architectures
+from reports.charts.comparison_plots import chart_differences
 from reports.dashboard.publish import render_note
 from reports.findings import StudyFindings
 from reports.hypotheses import write_hypotheses
@@ -65,7 +66,7 @@ def test_page_names_the_smallest_architecture_that_is_as_good(build_page):
         True,
     ]
     assert section.findings.summary.smallest.label == SMALLER
-    chart = section.pairwise_chart
+    chart = chart_differences(comparison, ".4f")
     gray, colored = chart.figure.data
     # Differences that are not significant are in parentheses and not colored.
     assert gray.text[0][1].startswith("(−0.00")
