@@ -94,23 +94,18 @@ def _measure_intervals(section: Section) -> Limit | None:
 
 def _measure_noise(section: Section) -> Limit:
     """Return the standard deviation between runs of one architecture, and how it is known."""
-    name = "Noise between runs"
-    results = section.results
+    name, results = "Noise between runs", section.results
     if results.has_replicates:
-        deviations = [
-            each.std for each in section.findings.summary.entries if not math.isnan(each.std)
-        ]
+        entries = section.findings.summary.entries
+        deviations = [each.std for each in entries if not math.isnan(each.std)]
         if not deviations:
             return Limit(name, "not known", detail=f"no {results.noun} has two complete runs")
         value = math.sqrt(fmean(each**2 for each in deviations))
-        runs = sum(each.runs for each in section.findings.summary.entries)
-        unit = results.metric.unit
-        spec = results.metric.scale.value_spec
-        return Limit(name, f"{value:{spec}}", unit, f"standard deviation over {runs:,} runs")
+        detail = f"standard deviation over {sum(each.runs for each in entries):,} runs"
+        return Limit(name, results.metric.scale.format_value(value), results.metric.unit, detail)
     if section.findings.audited is not None:
-        return Limit(
-            name, "not measured", detail="intervals leave out what another run would change"
-        )
+        detail = "intervals leave out what another run would change"
+        return Limit(name, "not measured", detail=detail)
     noise = build_judged_table(results).noise
     effects = section.main_effects.effects
     if noise is None or (effects and all(e.source is NoiseSource.PAIRS for e in effects)):
@@ -120,11 +115,8 @@ def _measure_noise(section: Section) -> Limit:
         return Limit(name, "not known", detail=f"intervals use the {source} instead")
     low, high = (float(f(noise.deviations.deviations)) for f in (np.nanmin, np.nanmax))
     spec = results.scale.spec
-    text = f"{low:{spec}} to {high:{spec}}"
-    if high < _VARYING * low:
-        text = f"{high:{spec}}"
-    unit = results.measure.unit
-    return Limit(name, text, unit, f"standard deviation, from {noise.source}")
+    text = f"{high:{spec}}" if high < _VARYING * low else f"{low:{spec}} to {high:{spec}}"
+    return Limit(name, text, results.measure.unit, f"standard deviation, from {noise.source}")
 
 
 def _count_replicates(section: Section) -> Limit:
@@ -166,10 +158,10 @@ def _state_floor(section: Section) -> Limit | None:
     """Return the least loss of a task without memory."""
     best, measure = section.findings.summary.best, section.results.measure
     floors = list_floors(section.results.floors, best)[1:]
-    without_memory = [row for row in floors if row.name != RECURRENT]
-    if not without_memory:
+    without_memory = (row for row in floors if row.name != RECURRENT)
+    least = min(without_memory, key=lambda row: row.loss, default=None)
+    if least is None:
         return None
-    least = min(without_memory, key=lambda row: row.loss)
     loss = section.results.scale.format_value(least.loss)
     detail = f"{measure.name_loss('validation')} of the {least.name}"
     if least.loss <= best.validation_loss:

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import shlex
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def render_page(sections: Sequence[Section], refresh_seconds: int | None = None)
 def _templates() -> jinja2.Environment:
     environment = load_templates()
     environment.filters |= {
-        "code": _code,
+        "code": lambda source: Markup(highlight(source, PythonLexer(), HtmlFormatter(nowrap=True))),
         "count": format_count,
         "duration": format_duration,
         "math": lambda latex: Markup(convert(latex)),
@@ -175,16 +176,12 @@ class _Contents:
     """Headings of a page, in the order in which its sections are rendered."""
 
     def __init__(self) -> None:
-        self._headings: list[tuple[str, str, str]] = []
+        self.headings: defaultdict[str, dict[str, str]] = defaultdict(dict)
 
     def add(self, prefix: str, name: str, title: str) -> str:
         """Add a heading of the section whose ids have a prefix; return its id."""
-        self._headings.append((prefix, f"{prefix}-{name}", title))
+        self.headings[prefix][f"{prefix}-{name}"] = title
         return f"{prefix}-{name}"
-
-    def of(self, prefix: str) -> list[tuple[str, str]]:
-        """Return id and title of each heading of a section."""
-        return [(anchor, title) for found, anchor, title in self._headings if found == prefix]
 
 
 class _Figures:
@@ -231,11 +228,6 @@ def _theme(template: str) -> dict[str, Any]:
         place = style.setdefault("marker", {}) if kind == "scatter" else style
         place["colorbar"] = place.get("colorbar", {}) | bar
     return theme
-
-
-def _code(source: str) -> Markup:
-    """Return Python code as highlighted HTML."""
-    return Markup(highlight(source, PythonLexer(), HtmlFormatter(nowrap=True)))
 
 
 def _code_styles() -> Markup:

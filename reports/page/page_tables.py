@@ -161,11 +161,10 @@ def tabulate_across_tasks(comparison: TaskComparison) -> Table[TaskContrast]:
     def mark(task: str, row: TaskContrast) -> str:
         return MARK if task in row.by_task and row.by_task[task].is_significant else ""
 
-    def find_scale(task: str) -> Scale:
-        found = (effect.scale for row in comparison.contrasts if (effect := get(task, row)))
-        return next(found, NATS)
-
-    scales = {task: find_scale(task) for task in comparison.tasks}
+    scales = {
+        task: next((each.scale for row in comparison.contrasts if (each := get(task, row))), NATS)
+        for task in comparison.tasks
+    }
     return Table(
         f"{comparison.name} across tasks",
         comparison.contrasts,

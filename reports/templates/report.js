@@ -160,14 +160,10 @@ function markCurrent() {
     : targets.findLastIndex((target) => target.getBoundingClientRect().top <= line);
   // A study and its summary begin together.
   if (current < 1) current = Math.min(1, links.length - 1);
-  links.forEach((link, i) => {
-    if (i === current) link.setAttribute("aria-current", "true");
-    else link.removeAttribute("aria-current");
-  });
-  for (const study of contents.querySelectorAll(".of-study")) {
-    study.classList.toggle("current", study.contains(links[current]));
-  }
   const link = links[current];
+  contents.querySelector("[aria-current]")?.removeAttribute("aria-current");
+  link.setAttribute("aria-current", "true");
+  for (const study of contents.querySelectorAll(".of-study")) study.classList.toggle("current", study.contains(link));
   contents.querySelector(".here").textContent = link.textContent;
   if (wide.matches) {
     const bar = contents.closest(".bar"), box = link.getBoundingClientRect();
@@ -334,7 +330,6 @@ function sortKey(cell) {
 }
 
 function compare(a, b) {
-  if (a === "" || b === "") return (a === "") - (b === "");
   if (typeof a === "number" && typeof b === "number") return a - b;
   return String(a).localeCompare(String(b), "en", { numeric: true });
 }
@@ -345,10 +340,8 @@ function sort(header) {
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", upwards ? "ascending" : "descending");
   const rows = [...table.tBodies[0].rows].map((row) => [sortKey(row.cells[column]), row]);
-  rows.sort(([a], [b]) => {
-    const empty = a === "" || b === "";  // empty cells come last in either order
-    return upwards || empty ? compare(a, b) : compare(b, a);
-  });
+  // Empty cells come last in either order.
+  rows.sort(([a], [b]) => (a === "") - (b === "") || (upwards ? compare(a, b) : compare(b, a)));
   table.tBodies[0].append(...rows.map(([, row]) => row));
 }
 
