@@ -165,7 +165,7 @@ def _state_floor(section: Section) -> Limit | None:
     loss = section.results.scale.format_value(least.loss)
     detail = f"{measure.name_loss('validation')} of the {least.name}"
     if least.loss <= best.validation_loss:
-        detail += "; no network is better"
+        detail += "; no network is better: none has learned to use its memory"
     return Limit("Without memory", loss, measure.held_out_unit, detail)
 
 
