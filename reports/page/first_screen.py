@@ -10,6 +10,7 @@ from markupsafe import Markup
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.chart import Chart
 from reports.narrative import describe_pruning, list_warnings, write_answer
+from reports.page.page_tables import RECURRENT, list_floors
 from reports.page.section import Section
 from reports.phrases import to_html, to_sentence
 from reports.stats.noise import NoiseSource
@@ -53,10 +54,9 @@ def list_limits(section: Section) -> list[Limit]:
 
 def _count_runs(section: Section) -> Limit:
     counts = section.results.counts
-    names = ("running", "waiting", "diverged", "failed")
+    names = ("running", "waiting", "diverged", "failed", "paused")
     others = {name: getattr(counts, name) for name in names}
     others["waiting"] -= counts.paused
-    others |= {"paused": counts.paused}
     parts = [f"{count:,} {name}" for name, count in others.items() if count]
     if section.pruning is None:
         parts.append(f"{counts.pruned:,} pruned" if counts.pruned else "none pruned")
@@ -94,21 +94,18 @@ def _measure_intervals(section: Section) -> Limit | None:
 
 def _measure_noise(section: Section) -> Limit:
     """Return the standard deviation between runs of one architecture, and how it is known."""
-    name = "Noise between runs"
-    results = section.results
+    name, results = "Noise between runs", section.results
     if results.has_replicates:
-        deviations = [each.std for each in section.summary.entries if not math.isnan(each.std)]
+        entries = section.findings.summary.entries
+        deviations = [each.std for each in entries if not math.isnan(each.std)]
         if not deviations:
             return Limit(name, "not known", detail=f"no {results.noun} has two complete runs")
         value = math.sqrt(fmean(each**2 for each in deviations))
-        runs = sum(each.runs for each in section.summary.entries)
-        unit = results.metric.unit
-        spec = results.metric.scale.value_spec
-        return Limit(name, f"{value:{spec}}", unit, f"standard deviation over {runs:,} runs")
+        detail = f"standard deviation over {sum(each.runs for each in entries):,} runs"
+        return Limit(name, results.metric.scale.format_value(value), results.metric.unit, detail)
     if section.findings.audited is not None:
-        return Limit(
-            name, "not measured", detail="intervals leave out what another run would change"
-        )
+        detail = "intervals leave out what another run would change"
+        return Limit(name, "not measured", detail=detail)
     noise = build_judged_table(results).noise
     effects = section.main_effects.effects
     if noise is None or (effects and all(e.source is NoiseSource.PAIRS for e in effects)):
@@ -118,18 +115,15 @@ def _measure_noise(section: Section) -> Limit:
         return Limit(name, "not known", detail=f"intervals use the {source} instead")
     low, high = (float(f(noise.deviations.deviations)) for f in (np.nanmin, np.nanmax))
     spec = results.scale.spec
-    text = f"{low:{spec}} to {high:{spec}}"
-    if high < _VARYING * low:
-        text = f"{high:{spec}}"
-    unit = results.measure.unit
-    return Limit(name, text, unit, f"standard deviation, from {noise.source}")
+    text = f"{high:{spec}}" if high < _VARYING * low else f"{low:{spec}} to {high:{spec}}"
+    return Limit(name, text, results.measure.unit, f"standard deviation, from {noise.source}")
 
 
 def _count_replicates(section: Section) -> Limit:
     """Return how often each architecture was run."""
     results = section.results
     if results.has_replicates:
-        counts = [each.runs for each in section.summary.entries]
+        counts = [each.runs for each in section.findings.summary.entries]
         least, most = min(counts), max(counts)
         count = format_count(most, "run") if least == most else f"{least} to {most} runs"
         return Limit("Replicates", count, detail=f"of each {results.noun}")
@@ -153,8 +147,8 @@ def _describe_training(section: Section) -> Limit | None:
 
 def _name_best(section: Section) -> Limit | None:
     """Name the best architecture, unless the answer is about it."""
-    best, metric = section.summary.best, section.results.metric
-    if not section.findings.ranked or section.summary.has_verdicts:
+    best, metric = section.findings.summary.best, section.results.metric
+    if not section.findings.ranked or section.findings.summary.has_verdicts:
         return None
     name = f"{metric.scale.best_name.capitalize()} {metric.name}"
     return Limit(name, metric.scale.format_value(best.mean), metric.unit, best.full_label)
@@ -162,13 +156,16 @@ def _name_best(section: Section) -> Limit | None:
 
 def _state_floor(section: Section) -> Limit | None:
     """Return the least loss of a task without memory."""
-    least, measure = section.least_floor, section.results.measure
+    best, measure = section.findings.summary.best, section.results.measure
+    floors = list_floors(section.results.floors, best)[1:]
+    without_memory = (row for row in floors if row.name != RECURRENT)
+    least = min(without_memory, key=lambda row: row.loss, default=None)
     if least is None:
         return None
     loss = section.results.scale.format_value(least.loss)
     detail = f"{measure.name_loss('validation')} of the {least.name}"
-    if least.loss <= section.summary.best.validation_loss:
-        detail += "; no network is better"
+    if least.loss <= best.validation_loss:
+        detail += "; no network is better: none has learned to use its memory"
     return Limit("Without memory", loss, measure.held_out_unit, detail)
 
 
@@ -215,7 +212,7 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
     results = section.results
     unit, name = results.judged_noun, results.scale.name
     better, worse = ("rises", "falls") if results.scale.higher_is_better else ("falls", "rises")
-    has_effects = section.main_effects.chart and not section.summary.has_verdicts
+    has_effects = section.main_effects.chart and not section.findings.summary.has_verdicts
     if section.replicates_chart and not has_effects:
         caption = (
             f"Every run of each {results.noun}, and the mean with its 95% interval. Verdicts are "

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import shlex
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ from pygments.lexers import PythonLexer
 from threadpoolctl import threadpool_limits
 
 from reports import narrative, phrases, tables
+from reports.charts import comparison_plots, training_plots
 from reports.charts.chart import Chart
 from reports.errors import ReportError
+from reports.findings import compare_budgets
 from reports.formatting import (
     format_number,
-    format_stderr,
     format_versions,
     load_templates,
     objective_name,
@@ -39,7 +41,8 @@ from reports.page.first_screen import build_first_screen
 from reports.page.section import Section, build_sections
 from reports.phrases import to_html, to_sentence
 from reports.results import Results
-from reports.stats.scale import format_count, format_param, format_signed, format_value
+from reports.stats.looks import find_detectable_gap
+from reports.stats.scale import format_count, format_param, format_value
 from reports.study_reader import read_results
 from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.files import atomic_write
@@ -125,6 +128,7 @@ def render_page(sections: Sequence[Section], refresh_seconds: int | None = None)
             sections=sections,
             written=datetime.now().astimezone(),
             refresh_seconds=refresh_seconds,
+            contents=_Contents(),
             figures=_Figures(),
             plotly_js=_compress_plotly(),
             themes=Markup(to_json_plotly({name: _theme(each) for name, each in _THEMES.items()})),
@@ -136,17 +140,15 @@ def render_page(sections: Sequence[Section], refresh_seconds: int | None = None)
 def _templates() -> jinja2.Environment:
     environment = load_templates()
     environment.filters |= {
-        "code": _code,
+        "code": lambda source: Markup(highlight(source, PythonLexer(), HtmlFormatter(nowrap=True))),
         "count": format_count,
         "duration": format_duration,
-        "stderr": format_stderr,
         "math": lambda latex: Markup(convert(latex)),
         "versions": format_versions,
         "number": format_number,
         "parameter": format_param,
         "shell": shlex.quote,
         "printable": to_printable,
-        "signed": format_signed,
         "value": format_value,
         "objective_name": objective_name,
         "marked": to_html,
@@ -162,8 +164,24 @@ def _templates() -> jinja2.Environment:
         "phrases": phrases,
         "tables": tables,
         "page_tables": page_tables,
+        "comparison_plots": comparison_plots,
+        "training_plots": training_plots,
+        "compare_budgets": compare_budgets,
+        "find_detectable_gap": find_detectable_gap,
     }
     return environment
+
+
+class _Contents:
+    """Headings of a page, in the order in which its sections are rendered."""
+
+    def __init__(self) -> None:
+        self.headings: defaultdict[str, dict[str, str]] = defaultdict(dict)
+
+    def add(self, prefix: str, name: str, title: str) -> str:
+        """Add a heading of the section whose ids have a prefix; return its id."""
+        self.headings[prefix][f"{prefix}-{name}"] = title
+        return f"{prefix}-{name}"
 
 
 class _Figures:
@@ -199,9 +217,6 @@ def _compress(text: str) -> Markup:
 
 def _theme(template: str) -> dict[str, Any]:
     theme: dict[str, Any] = plotly.io.templates[template].to_plotly_json()
-    # Plotly chooses the ink of a number in a bar by the bar's color, as if that were opaque.
-    bar = theme["data"]["bar"][0] | {"insidetextfont": {"color": theme["layout"]["font"]["color"]}}
-    theme["data"] = theme["data"] | {"bar": [bar]}
     # A name at an axis touches its bar otherwise.
     axis = theme["layout"]["yaxis"] | {"ticklabelstandoff": 4}
     # At the side of a figure, a legend or the title of a color bar leaves no room on a phone.
@@ -213,11 +228,6 @@ def _theme(template: str) -> dict[str, Any]:
         place = style.setdefault("marker", {}) if kind == "scatter" else style
         place["colorbar"] = place.get("colorbar", {}) | bar
     return theme
-
-
-def _code(source: str) -> Markup:
-    """Return Python code as highlighted HTML."""
-    return Markup(highlight(source, PythonLexer(), HtmlFormatter(nowrap=True)))
 
 
 def _code_styles() -> Markup:

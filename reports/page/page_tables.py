@@ -6,8 +6,6 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-import pandas as pd
-
 from reports.analysis.leaderboard import LeaderboardEntry
 from reports.analysis.other_studies import VariantEffect
 from reports.analysis.pruning import PruningSummary
@@ -18,6 +16,7 @@ from reports.stats.additive_model import AdditiveModel
 from reports.stats.effects import AdjustedEffect, Effect
 from reports.stats.scale import NATS, Scale, format_count, format_param, format_value
 from reports.stats.task_contrasts import TaskContrast
+from reports.study_reader import MAX_DRAWN
 from reports.tables import (
     MARK,
     TEXT,
@@ -29,19 +28,20 @@ from reports.tables import (
     metric_columns,
 )
 from reports.trial_table import is_continuous
-from studies.records import Floors, TaskRecord
-from studies.space import CELL
+from studies.records import Floors
+from studies.space import BPTT_STEPS, CELL, COST_PARAMS
 
 LOSS = "loss"
 """Name of the loss among the numbers of floors and slices."""
 
-_LOSSES = {
+LOSSES = {
     "cross-entropy": "cross-entropy of the classes, in nats per target",
     "squared error": "mean squared error, in the square of the data’s units",
     "standardized squared error": "mean squared error of targets with mean 0 and standard "
     "deviation 1 on the training split: a fraction of their variance",
     "own": "that of the task’s own method loss",
 }
+"""Description of each loss of a task."""
 
 RECURRENT = "small network with memory"
 """Name of the one floor that keeps its states."""
@@ -85,11 +85,6 @@ def list_floors(floors: Floors | None, best: LeaderboardEntry) -> list[FloorRow]
             metrics = {metric: value for metric, value in numbers.items() if metric != LOSS}
             rows.append(FloorRow(name, numbers[LOSS], metrics))
     return rows
-
-
-def describe_loss(task: TaskRecord) -> str:
-    """Describe the loss of a task."""
-    return _LOSSES[task.loss]
 
 
 def tabulate_floors(floors: Sequence[FloorRow], results: Results, name: str = "") -> Table[Any]:
@@ -166,11 +161,10 @@ def tabulate_across_tasks(comparison: TaskComparison) -> Table[TaskContrast]:
     def mark(task: str, row: TaskContrast) -> str:
         return MARK if task in row.by_task and row.by_task[task].is_significant else ""
 
-    def find_scale(task: str) -> Scale:
-        found = (effect.scale for row in comparison.contrasts if (effect := get(task, row)))
-        return next(found, NATS)
-
-    scales = {task: find_scale(task) for task in comparison.tasks}
+    scales = {
+        task: next((each.scale for row in comparison.contrasts if (each := get(task, row))), NATS)
+        for task in comparison.tasks
+    }
     return Table(
         f"{comparison.name} across tasks",
         comparison.contrasts,
@@ -290,33 +284,39 @@ def tabulate_rungs(pruning: PruningSummary, name: str = "rungs") -> Table[Any]:
     )  # fmt: skip
 
 
-def tabulate_costs(costs: pd.DataFrame, name: str = "time") -> Table[Any]:
-    """Tabulate the computing time of networks by their shape."""
+def tabulate_costs(results: Results, name: str = "time") -> Table[Any]:
+    """Tabulate the computing time of networks by the parameters that determine it."""
+    varied = [each for each in COST_PARAMS if each in results.parameters]
+    names = [each for each in (CELL, BPTT_STEPS) if each in varied] + ["layers", "state_size"]
+    names += [each for each in varied if each not in names]
+    rows = results.table.dropna(subset=["seconds"])
+    groups = rows.groupby(names, dropna=False)  # without update_every: whole sequences
+    costs = groups["seconds"].agg(["count", "mean", "sum"])
+    costs["steps_per_second"] = groups["steps_per_second"].median()
+    costs["share"] = 100 * costs["sum"] / costs["sum"].sum()
     return Table(
         name,
         costs.reset_index().to_dict("records"),
         [
             *(Column(format_param(each), partial(_format_item, each), "" if each == CELL else TEXT)
-              for each in map(str, costs.index.names)),
+              for each in names),
             Column("trials", itemgetter("count"), ",d"),
             Column("mean", itemgetter("mean"), ",.1f", unit="s"),
             Column("steps per second", itemgetter("steps_per_second"), ",.1f"),
             Column("total", itemgetter("sum"), ",.0f", unit="s"),
-            Column("share", lambda row: 100 * row["share"], ".0f", unit="%"),
+            Column("share", itemgetter("share"), ".0f", unit="%"),
         ],
     )  # fmt: skip
 
 
-def tabulate_trials(
-    results: Results, rows: Sequence[Mapping[Any, Any]], name: str = "trials"
-) -> Table[Any]:
-    """Tabulate trials, as rows of a study's table."""
+def tabulate_trials(results: Results, name: str = "trials") -> Table[Any]:
+    """Tabulate the trials, of too many the best."""
     config, measure, scale = results.config, results.measure, results.scale
     validation, spec = measure.column("validation"), find_held_out_spec(results)
     is_pruned, has_networks = config.pruning.enabled, bool(results.cells)
     return Table(
         name,
-        rows,
+        results.table.head(MAX_DRAWN).reset_index().to_dict("records"),
         [
             Column("trial", itemgetter("number"), "d"),
             Column("state",

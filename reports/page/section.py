@@ -3,16 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
-import pandas as pd
-
-from reports.analysis.leaderboard import (
-    CostSummary,
-    LeaderboardEntry,
-    StudySummary,
-    summarize_costs,
-)
+from reports.analysis.leaderboard import CostSummary, summarize_costs
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
 from reports.analysis.other_studies import (
     BaselineReference,
@@ -22,16 +14,10 @@ from reports.analysis.other_studies import (
     compute_variant_effects,
     find_references,
 )
-from reports.analysis.pruning import (
-    PruningSummary,
-    summarize_pruning,
-)
+from reports.analysis.pruning import PruningSummary, summarize_pruning
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import (
-    chart_conditional_effects,
     chart_context,
-    chart_differences,
-    chart_front,
     chart_interactions,
     chart_levels,
     chart_trends,
@@ -48,27 +34,19 @@ from reports.charts.optuna_plots import (
     compute_importances,
 )
 from reports.charts.training_plots import (
-    chart_task,
-    chart_timeline,
     list_color_schemes,
     plot_curves,
 )
 from reports.findings import (
-    BudgetComparison,
     StudyFindings,
     TaskComparison,
     compare_across_tasks,
-    compare_budgets,
 )
 from reports.formatting import effects_title, objective_name, value_axis_title
-from reports.page.page_tables import RECURRENT, FloorRow, list_floors
-from reports.phrases import describe_drawn_curves, describe_outcomes, describe_references
+from reports.phrases import describe_drawn_curves, describe_references
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
-from reports.stats.looks import find_detectable_gap
 from reports.stats.scale import BAD, GOOD, format_count
-from reports.study_reader import MAX_DRAWN
-from studies.space import BPTT_STEPS, COST_PARAMS
 
 
 @dataclass(frozen=True)
@@ -154,16 +132,6 @@ class Section:
         return MainEffects(effects, chart, scope)
 
     @cached_property
-    def budgets(self) -> BudgetComparison | None:
-        """Effects at equal steps, tokens and updates; None if trials do not differ in these."""
-        return compare_budgets(self.results)
-
-    @cached_property
-    def conditional_chart(self) -> Chart | None:
-        """Chart of those that differ between the values; None without any."""
-        return chart_conditional_effects(self.findings.conditional, self.results.measure.unit)
-
-    @cached_property
     def interactions(self) -> Chart | None:
         """Heat map of the two-way interactions."""
         if self.results.is_pruned:
@@ -174,11 +142,6 @@ class Section:
     def effects_title(self) -> str:
         """Heading of the main effects."""
         return effects_title(self.results.is_gated)
-
-    @property
-    def shows_effects(self) -> bool:
-        """Whether there are effects, or a reason why they are not what they seem."""
-        return bool(self.main_effects.effects or self.findings.audited or self.nuisance)
 
     @cached_property
     def trend_charts(self) -> list[Chart]:
@@ -198,11 +161,6 @@ class Section:
         return summarize_nuisance(self.results)
 
     @property
-    def outcome_sentence(self) -> str:
-        """Which changes bring networks below the threshold; "" without one."""
-        return "" if self.results.is_pruned else describe_outcomes(self.findings)
-
-    @property
     def has_divided_pairs(self) -> bool:
         """Whether some trials of the pairs are below the threshold, and some are not."""
         effects = [each.effect for each in self.findings.outcomes]
@@ -211,21 +169,10 @@ class Section:
 
     # ---------------------------------------------------------------- architectures
 
-    @property
-    def summary(self) -> StudySummary:
-        """Ranking and comparison of the architectures."""
-        return self.findings.summary
-
-    @property
-    def leaderboard(self) -> list[LeaderboardEntry]:
-        """Best architectures; of replicated studies all of them."""
-        summary = self.summary
-        return summary.entries if self.results.has_replicates else summary.leaderboard
-
     @cached_property
     def replicates_chart(self) -> Chart | None:
         """Chart of the runs of each replicated architecture."""
-        results, entries = self.results, self.summary.entries
+        results, entries = self.results, self.findings.summary.entries
         if not results.has_replicates:
             return None
         return Chart(
@@ -236,71 +183,25 @@ class Section:
         )
 
     @cached_property
-    def pairwise_chart(self) -> Chart | None:
-        """Chart of their pairwise comparison."""
-        comparison, spec = self.summary.comparison, self.results.metric.scale.value_spec
-        return chart_differences(comparison, spec) if comparison else None
-
-    @cached_property
-    def task_charts(self) -> list[Chart]:
-        """Charts of what the best networks of a task other than text predict."""
-        return chart_task(self.results, self.summary.leaderboard)
-
-    @property
-    def detectable_gap(self) -> float | None:
-        """Gap that their comparison finds with a probability of 80%; None without one."""
-        comparison = self.summary.comparison
-        return find_detectable_gap(comparison) if comparison else None
-
-    @cached_property
     def costs_and_losses(self) -> CostSummary | None:
         """Pareto fronts of loss and cost; None without held-out losses."""
-        return summarize_costs(self.results, self.summary, self.references)
-
-    @cached_property
-    def cost_charts(self) -> list[Chart]:
-        """Chart of each front."""
-        fronts = self.costs_and_losses
-        return [chart_front(front, fronts) for front in fronts.fronts] if fronts else []
+        return summarize_costs(self.results, self.findings.summary, self.references)
 
     @cached_property
     def context_chart(self) -> Chart | None:
         """Chart of the loss by the length of the context; None without such losses."""
-        return chart_context(self.results, self.summary.entries)
-
-    @property
-    def has_recall(self) -> bool:
-        """Whether the corpus is ``recall:D``, and trials recorded their accuracy."""
-        rows = self.results.complete
-        return "recall_accuracy" in rows and bool(rows["recall_accuracy"].notna().any())
+        return chart_context(self.results, self.findings.summary.entries)
 
     @property
     def has_networks(self) -> bool:
         """Whether trials trained networks, of which the source code is known."""
-        return self.summary.best.architecture is not None
-
-    @property
-    def samples(self) -> list[LeaderboardEntry]:
-        """Best architectures that generated a sample."""
-        return [entry for entry in self.summary.leaderboard if entry.sample]
-
-    @property
-    def floors(self) -> list[FloorRow]:
-        """The best network of a task other than text, and what needs no memory; may be empty."""
-        return list_floors(self.results.floors, self.summary.best)
-
-    @property
-    def least_floor(self) -> FloorRow | None:
-        """The floor of the least loss among those without memory; None if none are stored."""
-        floors = [row for row in self.floors[1:] if row.name != RECURRENT]
-        return min(floors, key=lambda row: row.loss, default=None)
+        return self.findings.summary.best.architecture is not None
 
     @property
     def slices(self) -> list[str]:
         """Names of the slices by which the losses of the best networks are shown."""
-        return list(
-            dict.fromkeys(name for each in self.summary.leaderboard for name in each.slices)
-        )
+        entries = self.findings.summary.leaderboard
+        return list(dict.fromkeys(name for each in entries for name in each.slices))
 
     @cached_property
     def _source_comparison(self) -> SourceComparison | None:
@@ -366,8 +267,8 @@ class Section:
         return compute_importances(self.results, complete, "all complete trials")
 
     @cached_property
-    def _block_importances(self) -> list[Importances]:
-        # With too many values of a parameter, each trial would be a block.
+    def block_importances(self) -> list[Importances]:
+        """Importances within full-factorial blocks; none where each trial would be one."""
         is_design = not (self.results.is_pruned or self.results.uncontrasted)
         return compute_block_importances(self.results) if is_design else []
 
@@ -377,13 +278,8 @@ class Section:
         results = self.results
         conditional = [] if results.is_pruned else compute_conditional_importances(results)
         shown = {each.label for each in conditional}  # a cell's trials may be a full block as well
-        blocks = [each for each in self._block_importances if each.label not in shown]
+        blocks = [each for each in self.block_importances if each.label not in shown]
         return [*self._importances_in_total, *conditional, *blocks]
-
-    @property
-    def has_blocks(self) -> bool:
-        """Whether there are importances of full-factorial blocks."""
-        return bool(self._block_importances)
 
     @cached_property
     def optuna_charts(self) -> list[Chart]:
@@ -391,57 +287,3 @@ class Section:
         complete = list(self.results.complete.index)
         parameters = chart_parameters(self.results, complete, self._importances_in_total)
         return parameters + chart_study(self.results)
-
-    @cached_property
-    def timeline(self) -> Chart | None:
-        """Chart of the trials by worker and time."""
-        return chart_timeline(self.results)
-
-    @cached_property
-    def costs(self) -> pd.DataFrame | None:
-        """Computing time by the parameters that determine it; None if it is not recorded."""
-        rows = self.results.table.dropna(subset=["seconds"])
-        if rows.empty:
-            return None
-        varied = [name for name in COST_PARAMS if name in self.results.parameters]
-        first = ("cell", BPTT_STEPS)
-        names = [name for name in first if name in varied] + ["layers", "state_size"]
-        names += [name for name in varied if name not in names]
-        groups = rows.groupby(names, dropna=False)  # without update_every: whole sequences
-        costs = groups["seconds"].agg(["count", "mean", "sum"])
-        costs["steps_per_second"] = groups["steps_per_second"].median()
-        costs["share"] = costs["sum"] / costs["sum"].sum()
-        return costs
-
-    @property
-    def listed_trials(self) -> list[dict[Any, Any]]:
-        """Rows of the trials that the page lists, the best first."""
-        rows: list[dict[Any, Any]] = (
-            self.results.table.head(MAX_DRAWN).reset_index().to_dict("records")
-        )
-        return rows
-
-    @property
-    def contents(self) -> list[tuple[str, str]]:
-        """Headings of the section: the end of the element's id, and the text."""
-        nuisance = self.nuisance
-        headings = {
-            "summary": ("Summary", True),
-            "effects": (self.effects_title, self.shows_effects),
-            "conditional": ("What the effects depend on", self.findings.conditional),
-            "additive": ("Additive model", self.findings.additive),
-            "nuisance": (f"Best {nuisance.names}" if nuisance else "", nuisance),
-            "hypotheses": ("Hypotheses", self.findings.hypotheses),
-            "outcomes": ("Rescued and ruined", self.outcome_sentence),
-            "curves": (self.curves.title if self.curves else "", self.curves),
-            "leaderboard": ("Leaderboard", True),
-            "task": ("Task", self.results.config.task_record),
-            "cost": ("Equal cost", self.costs_and_losses),
-            "memory": ("Memory", self.context_chart),
-            "code": ("Source code of the best", self.has_networks),
-            "samples": ("Samples", self.samples),
-            "importances": ("Importances", True),
-            "comparison": ("Comparison", self.slopes or self.pairwise_chart),
-            "accounting": ("Accounting", True),
-        }
-        return [(name, title) for name, (title, is_shown) in headings.items() if is_shown]

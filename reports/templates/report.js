@@ -26,6 +26,8 @@ function layoutOf(figure) {
     annotationdefaults: { bgcolor: cssVariable("--paper") },
     font: { family: "system-ui, sans-serif", color: cssVariable("--ink"), size: 13 },
   });
+  // Plotly chooses the wrong text color on half-transparent cells.
+  theme.data.heatmap[0].textfont = { color: cssVariable("--ink") };
   // Names at an axis need as much room as they take, numbers always the same.
   const l = figure.layout.yaxis?.automargin ? 5 : 60;
   const margin = { l, r: 20, t: 10, b: 60, ...figure.layout.margin };
@@ -47,17 +49,9 @@ function wrapAxisTitles(plot) {
   if (Object.keys(changes).length) Plotly.relayout(plot, changes);
 }
 
-// Plotly chooses the wrong text color on half-transparent cells.
-function setTextColor(figure) {
-  for (const trace of figure.data) {
-    if (trace.type === "heatmap") trace.textfont = { color: cssVariable("--ink") };
-  }
-}
-
 function applyTheme() {
   root.dataset.theme = isDark() ? "dark" : "light";
   for (const plot of document.querySelectorAll(".plot.drawn")) {
-    setTextColor(figureOf(plot));
     Plotly.relayout(plot, { template: layoutOf(figureOf(plot)).template });
   }
 }
@@ -111,7 +105,6 @@ async function draw(plot) {
     await recolor(curves, plot);
     listenToCurves(curves, plot);
   } else {
-    setTextColor(figure);
     await Plotly.newPlot(plot, figure.data, layoutOf(figure), CONFIG);
   }
   wrapAxisTitles(plot);
@@ -159,8 +152,6 @@ const wide = matchMedia("(min-width: 64rem)");
 const links = [...contents.querySelectorAll("a")];
 const targets = links.map((link) => document.getElementById(link.hash.slice(1)));
 
-function arrangeContents() { contents.open = wide.matches; }
-
 function markCurrent() {
   // The last target above this line is read; at the end of the page the last one.
   const line = 0.25 * innerHeight;
@@ -169,14 +160,10 @@ function markCurrent() {
     : targets.findLastIndex((target) => target.getBoundingClientRect().top <= line);
   // A study and its summary begin together.
   if (current < 1) current = Math.min(1, links.length - 1);
-  links.forEach((link, i) => {
-    if (i === current) link.setAttribute("aria-current", "true");
-    else link.removeAttribute("aria-current");
-  });
-  for (const study of contents.querySelectorAll(".of-study")) {
-    study.classList.toggle("current", study.contains(links[current]));
-  }
   const link = links[current];
+  contents.querySelector("[aria-current]")?.removeAttribute("aria-current");
+  link.setAttribute("aria-current", "true");
+  for (const study of contents.querySelectorAll(".of-study")) study.classList.toggle("current", study.contains(link));
   contents.querySelector(".here").textContent = link.textContent;
   if (wide.matches) {
     const bar = contents.closest(".bar"), box = link.getBoundingClientRect();
@@ -190,7 +177,13 @@ addEventListener("scroll", () => {
   isMarking = true;
   requestAnimationFrame(() => { isMarking = false; markCurrent(); });
 }, { passive: true });
-wide.addEventListener("change", () => { arrangeContents(); markCurrent(); });
+
+function arrangeContents() {
+  contents.open = wide.matches;
+  markCurrent();
+}
+
+wide.addEventListener("change", arrangeContents);
 contents.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || wide.matches) return;
   contents.open = false;
@@ -337,7 +330,6 @@ function sortKey(cell) {
 }
 
 function compare(a, b) {
-  if (a === "" || b === "") return (a === "") - (b === "");
   if (typeof a === "number" && typeof b === "number") return a - b;
   return String(a).localeCompare(String(b), "en", { numeric: true });
 }
@@ -348,10 +340,8 @@ function sort(header) {
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", upwards ? "ascending" : "descending");
   const rows = [...table.tBodies[0].rows].map((row) => [sortKey(row.cells[column]), row]);
-  rows.sort(([a], [b]) => {
-    const empty = a === "" || b === "";  // empty cells come last in either order
-    return upwards || empty ? compare(a, b) : compare(b, a);
-  });
+  // Empty cells come last in either order.
+  rows.sort(([a], [b]) => (a === "") - (b === "") || (upwards ? compare(a, b) : compare(b, a)));
   table.tBodies[0].append(...rows.map(([, row]) => row));
 }
 
@@ -398,7 +388,5 @@ if (seconds) {
   setInterval(() => { if (document.getElementById("reload").checked) location.reload(); }, 1000 * seconds);
 }
 
-applyTheme();
 arrangeContents();
-markCurrent();
 startDrawing();

@@ -81,7 +81,7 @@ def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path, build_
     make_runs(sqlite_url, "memory", raw, runs)
     section = Section(results_of(sqlite_url, "memory"))
     words = "".join(render_page([section]))
-    best, second, old = section.summary.entries
+    best, second, old = section.findings.summary.entries
     assert best.context.estimate().size < second.context.estimate().size
     assert old.context is None
     assert escape(str(second.context.estimate())) in words

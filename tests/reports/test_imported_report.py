@@ -121,7 +121,7 @@ def test_negated_study_that_is_maximized_has_mirrored_findings(results_of, tmp_p
     assert tested["outcome_verdict"].tolist() == reversed_["outcome_verdict"].tolist()
     assert tested["rescued"].tolist() == reversed_["ruined"].tolist()
     sections = [Section(each) for each in results]
-    best, same = (section.summary.best for section in sections)
+    best, same = (section.findings.summary.best for section in sections)
     assert (best.label, best.best_values) == (same.label, same.best_values)
     assert sections[0].nuisance == sections[1].nuisance
     for section, words in zip(sections, ("is at or above", "is at or below"), strict=True):
@@ -142,7 +142,7 @@ def text_of(section) -> str:
 
 def test_higher_accuracy_is_better_everywhere(grid):
     section = Section(grid)
-    best = section.summary.best
+    best = section.findings.summary.best
     assert best.mean == max(row["accuracy"] for row in grid_rows())
     assert grid.table["value"].is_monotonic_decreasing
     effects = {each.contrast.label: each for each in section.main_effects.effects}
@@ -216,7 +216,7 @@ def test_nuisance_of_replicates_has_the_value_of_the_best_mean(results_of):
         for rate, values in runs.items()
         for seed, value in enumerate(values)
     ]
-    best = Section(results_of(rows, maximize=True, nuisance=["rate"])).summary.best
+    best = Section(results_of(rows, maximize=True, nuisance=["rate"])).findings.summary.best
     assert (best.label, best.best_values, best.losses) == ("width 2", {"rate": 0.2}, [2.7, 2.6])
 
 

@@ -8,6 +8,7 @@ import pytest
 from factories import gated_params, make_replicates, make_runs, make_study, results_of
 
 from reports.analysis.leaderboard import rank_architectures
+from reports.charts.comparison_plots import chart_differences
 from reports.dashboard.publish import render_note
 from reports.findings import StudyFindings
 from reports.hypotheses import write_hypotheses
@@ -50,22 +51,22 @@ def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_ur
     make_runs(sqlite_url, "replicates", {"refinement": {"source": "made", "replicates": 3}}, runs)
     section = Section(results_of(sqlite_url, "replicates"))
     assert section.results.metric.is_value
-    assert [entry.mean for entry in section.summary.entries] == pytest.approx([1.01, 2.01])
-    comparison = section.summary.comparison
+    assert [entry.mean for entry in section.findings.summary.entries] == pytest.approx([1.01, 2.01])
+    comparison = section.findings.summary.comparison
     assert (comparison.generalizes_over_runs, comparison.generalizes_over_text) == (True, False)
 
 
 def test_page_names_the_smallest_architecture_that_is_as_good(build_page):
     page = build_page(make_replicates, "replicates")
     section = page.section
-    comparison = section.summary.comparison
+    comparison = section.findings.summary.comparison
     assert comparison.between(WORST, BEST).windows == 4
     assert [comparison.between(name, BEST).is_significant for name in (SMALLER, WORST)] == [
         False,
         True,
     ]
-    assert section.summary.smallest.label == SMALLER
-    chart = section.pairwise_chart
+    assert section.findings.summary.smallest.label == SMALLER
+    chart = chart_differences(comparison, ".4f")
     gray, colored = chart.figure.data
     # Differences that are not significant are in parentheses and not colored.
     assert gray.text[0][1].startswith("(−0.00")
@@ -112,11 +113,11 @@ def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url):
         runs.append((gated_params(1 + i), 1.5 + i / 10, recorded))
     make_runs(sqlite_url, "single", {"space": {"layers": [1], "state_size": [4]}}, runs)
     section = Section(results_of(sqlite_url, "single"))
-    best, second, third = (entry.gap for entry in section.leaderboard)
+    best, second, third = (entry.gap for entry in section.findings.summary.leaderboard)
     assert best is None
     assert (second.mean, third.mean) == pytest.approx((0.001, 0.5))
     assert second.low < 0 < second.high
-    assert (section.summary.judgement, section.summary.smallest) == (None, None)
+    assert (section.findings.summary.judgement, section.findings.summary.smallest) == (None, None)
     page = "".join(render_page([section]))
     assert "4.000 ± 0.250" in page
     # Single runs have no significance.

@@ -93,7 +93,7 @@ def test_variant_with_fewer_runs_is_compared_without_the_order_of_the_text(sqlit
     for each in (deeper, effect):
         assert (each.pairs, each.mean) == (2, pytest.approx(0.01, abs=0.002))
     # By plain means three layers would lead.
-    labels = [entry.label for entry in section.leaderboard]
+    labels = [entry.label for entry in section.findings.summary.leaderboard]
     assert [label[:3] for label in labels] == ["1×4", "3×4", "1×8", "3×8"]
 
 

@@ -7,6 +7,7 @@ import pytest
 from factories import RATES, gated_params, make_runs, read_studies, results_of
 
 from reports.analysis.leaderboard import summarize_costs, summarize_study
+from reports.charts.comparison_plots import chart_front
 from reports.errors import ReportError
 from reports.page.section import build_sections
 from reports.stats.pareto import CostedArchitecture, SingleRunComparisons, find_front
@@ -132,6 +133,7 @@ def test_baseline_cells_of_other_studies_are_drawn(sqlite_url):
     front = section.costs_and_losses.front("parameters")
     (reference,) = front.references
     assert (reference.label, reference.parameters, reference.loss) == ("1×4 GRU", 150, 2.1)
-    assert section.cost_charts[0].figure.data[-1].name == "1×4 GRU"
+    chart = chart_front(front, section.costs_and_losses)
+    assert chart.figure.data[-1].name == "1×4 GRU"
     # It is no member: another study trained it.
     assert "1×4 GRU" not in [each.architecture.label for each in front.members]

@@ -11,7 +11,9 @@ from helpers import TEXT, DatabaseUse
 
 from reports import study_reader
 from reports.charts import training_plots
+from reports.charts.comparison_plots import chart_front
 from reports.dashboard.publish import StudyPublisher
+from reports.page.page_tables import tabulate_trials
 from reports.page.section import Section
 from reports.study_reader import StudyReader, read_results
 from reports.table_export import write_curves
@@ -72,7 +74,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
 ):
     make_large_study(sqlite_url, tmp_path)
     monkeypatch.setattr(study_reader, "MAX_DRAWN", 20)
-    monkeypatch.setattr("reports.page.section.MAX_DRAWN", 20)
+    monkeypatch.setattr("reports.page.page_tables.MAX_DRAWN", 20)
     monkeypatch.setattr(training_plots, "MAX_POINTS", 200)
     with closing(open_storage(sqlite_url)) as storage:
         use = DatabaseUse(storage)
@@ -90,9 +92,11 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
         number = int(trace.name.split(":")[0].removeprefix("trial "))
         assert (min(trace.y), trace.y[-1]) == tuple(losses.loc[number])
     assert f"20 of {trials}" in section.curves.caption
-    assert [row["number"] for row in section.listed_trials] == results.table.index[:20].tolist()
-    for chart in section.cost_charts:
-        assert sum(len(trace.x) for trace in chart.figure.data) < 100
+    listed = tabulate_trials(results).rows
+    assert [row["number"] for row in listed] == results.table.index[:20].tolist()
+    costs = section.costs_and_losses
+    for front in costs.fronts:
+        assert sum(len(trace.x) for trace in chart_front(front, costs).figure.data) < 100
 
 
 def test_all_curves_are_exported_whatever_is_drawn(sqlite_url, tmp_path, monkeypatch):
