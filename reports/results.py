@@ -429,7 +429,7 @@ class Results:
         """Number the rows by all of their parameters that are no nuisance."""
         return _number_groups(rows, [n for n in self.all_parameters if n not in self.nuisance])
 
-    @property
+    @cached_property
     def has_replicates(self) -> bool:
         """Whether each architecture is run several times."""
         return REPLICATE in self.table and self.table[REPLICATE].nunique() > 1
@@ -468,7 +468,7 @@ class Results:
         reached = self.curve_ends["last_step"].drop(failed, errors="ignore")
         return int(reached.min()) if len(reached) else 0
 
-    @property
+    @cached_property
     def counts(self) -> TrialCounts:
         """Number of trials in each state."""
         counts = self.table["state"].value_counts()
