@@ -45,7 +45,6 @@ class Edge:
         count: number of these architectures.
         total: number of architectures that were tried at several values of the parameter.
         has_best: whether the best architecture of the study is one of them.
-        noun: what an architecture is called.
     """
 
     parameter: str
@@ -54,7 +53,6 @@ class Edge:
     count: int
     total: int
     has_best: bool
-    noun: str
 
     @property
     def is_prominent(self) -> bool:
@@ -67,39 +65,23 @@ class NuisanceSummary:
     """Where architectures have their best values, and what follows for the effects.
 
     Attributes:
-        parameters: names of the nuisance parameters.
-        settings: number of combinations of their values that occur.
-        trials: number of trials.
+        settings: number of combinations of values of the nuisance parameters that occur.
         architectures: number of architectures.
         judged: number of architectures with a complete trial.
         incomplete: number of these that lack a value at one of their settings or more.
         fewest, most: least and largest number of complete trials of a judged architecture.
-        edges: architectures that are best at an end of the values tried.
     """
 
-    parameters: list[str]
     settings: int
-    trials: int
     architectures: int
     judged: int
     incomplete: int
     fewest: int
     most: int
-    edges: list[Edge]
-
-    @property
-    def names(self) -> str:
-        """Names of the parameters, for a reader: ``learning rate``."""
-        return join_names(self.parameters)
-
-    @property
-    def is_fair(self) -> bool:
-        """Whether each judged architecture has as many complete trials."""
-        return self.fewest == self.most
 
 
 def join_names(parameters: Sequence[str]) -> str:
-    """Join the names of parameters, for a reader."""
+    """Join the names of parameters, for a reader: ``learning rate and momentum``."""
     return " and ".join(map(format_param, parameters))
 
 
@@ -226,8 +208,7 @@ def _measure_noise(results: Results) -> RunNoise | None:
 
 def summarize_nuisance(results: Results) -> NuisanceSummary | None:
     """Summarize the nuisance parameters of a study; None if it has none."""
-    names = results.nuisance
-    if not names:
+    if not results.nuisance:
         return None
     table = results.table
     architecture = results.number_architectures(table)
@@ -236,15 +217,12 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
     planned = architecture.value_counts()
     judged = complete[complete > 0]
     return NuisanceSummary(
-        parameters=names,
-        settings=len(table.drop_duplicates(names)),
-        trials=len(table),
+        settings=len(table.drop_duplicates(results.nuisance)),
         architectures=len(planned),
         judged=len(judged),
         incomplete=int((judged < planned[judged.index]).sum()),
         fewest=int(judged.min()),
         most=int(judged.max()),
-        edges=find_edges(results),
     )
 
 
@@ -261,24 +239,23 @@ def find_edges(results: Results) -> list[Edge]:
     best = results.judge(table[table["value"].notna()])
     best = best[~architecture[best.index].duplicated()]  # of replicates one run
     return [
-        edge for name in results.nuisance for edge in _find_edges(results, best, architecture, name)
+        edge for name in results.nuisance for edge in _find_edges(table, best, architecture, name)
     ]
 
 
 def _find_edges(
-    results: Results, best: pd.DataFrame, architecture: "pd.Series[int]", name: str
+    table: pd.DataFrame, best: pd.DataFrame, architecture: "pd.Series[int]", name: str
 ) -> list[Edge]:
     """Count the architectures whose best value of a parameter is the lowest or highest tried.
 
     Of an unfinished study these are architectures with complete trials at two values or more.
 
     Args:
-        results: results of the study.
+        table: the trials.
         best: best trial of each architecture, the best architecture first.
         architecture: index of each trial's architecture.
         name: name of the parameter.
     """
-    table = results.table
     values = table[name].dropna()
     if any(isinstance(value, bool | str) for value in values.tolist()):  # without an order
         return []
@@ -296,8 +273,7 @@ def _find_edges(
             at_edge = at_edge[at_edge > 0]
         for value, count in sorted(Counter(at_edge.tolist()).items()):
             has_best = best.index[0] in at_edge.index[at_edge == value]
-            place = exact[value], column == "max"
-            edges.append(Edge(name, *place, count, len(chosen), has_best, results.noun))
+            edges.append(Edge(name, exact[value], column == "max", count, len(chosen), has_best))
     return edges
 
 

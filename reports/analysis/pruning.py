@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from reports.analysis.nuisance import build_table
-from reports.results import Results
+from reports.results import Results, number_groups
 from reports.stats import Floats
 from reports.stats.calibration import INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
 from reports.stats.design import Contrast
@@ -191,7 +191,7 @@ def judge_architectures(table: pd.DataFrame, parameters: Sequence[str]) -> pd.Da
         stopped=is_stopped,
         failed=is_failed & is_stopped,
     )
-    groups = _group(rows, parameters)
+    groups = number_groups(rows, parameters)
     judged = rows.groupby(groups).agg(
         dict.fromkeys(parameters, "first")
         | {"value": "min", "kept": "min", "estimate": "min"}
@@ -239,17 +239,10 @@ def compare_predictions(
         Values minus predictions, and which of them are within two scales.
     """
     rows = table[find_stopped(table) & table["value"].notna()].sort_index()
-    rows = rows[~_group(rows, parameters).duplicated()]
+    rows = rows[~number_groups(rows, parameters).duplicated()]
     errors = (rows["value"] - rows["predicted_value"]).to_numpy(dtype=float)
     scales = rows["predicted_scale"].to_numpy(dtype=float)
     return errors, np.abs(errors) <= INTERVAL_SCALES * scales
-
-
-def _group(table: pd.DataFrame, parameters: Sequence[str]) -> "pd.Series[int]":
-    """Return the number of each trial's architecture."""
-    if not len(table):
-        return pd.Series(dtype=int)
-    return table.groupby(list(parameters), dropna=False, sort=False).ngroup()
 
 
 def bound_lost(pruned: int, sample: int, found: int, confidence: float = CONFIDENCE) -> int:

@@ -13,7 +13,12 @@ from reports.analysis.leaderboard import (
     StudySummary,
     summarize_costs,
 )
-from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
+from reports.analysis.nuisance import (
+    NuisanceSummary,
+    build_judged_table,
+    join_names,
+    summarize_nuisance,
+)
 from reports.analysis.other_studies import (
     BaselineReference,
     SourceComparison,
@@ -60,7 +65,7 @@ from reports.findings import (
     compare_across_tasks,
     compare_budgets,
 )
-from reports.formatting import effects_title, objective_name, value_axis_title
+from reports.formatting import objective_name, value_axis_title
 from reports.page.page_tables import RECURRENT, FloorRow, list_floors
 from reports.phrases import describe_drawn_curves, describe_outcomes, describe_references
 from reports.results import Results, find_replicates
@@ -136,7 +141,7 @@ class Section:
         is_audited = self.findings.audited is not None
         table = None if is_audited else build_judged_table(self.results)
         count = len(self.results.judge()) if table is None else table.value_count
-        return self._chart_effects(self.findings.effects, count, self.effects_title)
+        return self._chart_effects(self.findings.effects, count, self.results.effects_title)
 
     @cached_property
     def early_effects(self) -> MainEffects | None:
@@ -144,7 +149,8 @@ class Section:
         if self.pruning is None:
             return None
         table, step = self.pruning.early_table, self.pruning.common_step
-        effects, title = table.compute_effects(), f"{self.effects_title} after {step:,} steps"
+        effects = table.compute_effects()
+        title = f"{self.results.effects_title} after {step:,} steps"
         return self._chart_effects(effects, table.value_count, title) if effects else None
 
     def _chart_effects(self, effects: Sequence[Effect], count: int, title: str) -> MainEffects:
@@ -169,11 +175,6 @@ class Section:
         if self.results.is_pruned:
             return None
         return chart_interactions(build_judged_table(self.results))
-
-    @property
-    def effects_title(self) -> str:
-        """Heading of the main effects."""
-        return effects_title(self.results.is_gated)
 
     @property
     def shows_effects(self) -> bool:
@@ -424,13 +425,12 @@ class Section:
     @property
     def contents(self) -> list[tuple[str, str]]:
         """Headings of the section: the end of the element's id, and the text."""
-        nuisance = self.nuisance
         headings = {
             "summary": ("Summary", True),
-            "effects": (self.effects_title, self.shows_effects),
+            "effects": (self.results.effects_title, self.shows_effects),
             "conditional": ("What the effects depend on", self.findings.conditional),
             "additive": ("Additive model", self.findings.additive),
-            "nuisance": (f"Best {nuisance.names}" if nuisance else "", nuisance),
+            "nuisance": (f"Best {join_names(self.results.nuisance)}", self.nuisance),
             "hypotheses": ("Hypotheses", self.findings.hypotheses),
             "outcomes": ("Rescued and ruined", self.outcome_sentence),
             "curves": (self.curves.title if self.curves else "", self.curves),
