@@ -18,14 +18,15 @@ from optuna.trial import TrialState
 
 from benchmarks.published_runs import published_file
 from benchmarks.replay_pruning import read_curves
-from reports.analysis.pruning import (
-    ALARM_LEVEL,
+from reports.analysis.pruning import ALARM_LEVEL
+from reports.stats.audit import (
+    INTERVAL_SCALES,
     compare_predictions,
-    estimate_effects,
+    compute_outside_p_value,
+    estimate_with_audit,
     judge_architectures,
     measure_recall,
 )
-from reports.stats.calibration import INTERVAL_SCALES, compute_outside_p_value
 from reports.stats.effects import Effect, FactorialTable
 from reports.trial_table import find_traits
 from search.pruning.audit import DIVISOR, number_architectures
@@ -201,7 +202,7 @@ def replay_audited(recorded: RecordedCurves, audit: int, seed: int) -> AuditedRe
         has_failed_test=compute_outside_p_value(len(is_inside), int(is_inside.sum())) < ALARM_LEVEL,
         bound_holds=lost - recall.lost <= recall.lost_high if audit else None,
         survivors=_cover(truth, survivors),
-        estimates=_cover(truth, estimate_effects(known, names).effects),
+        estimates=_cover(truth, estimate_with_audit(known, names, traits=traits).effects),
     )
 
 
@@ -253,7 +254,9 @@ def redraw_audits(kind: str, seed: int, samples: int = SAMPLES) -> list[bool]:
             reason=pd.Series("pruned", whole.index).mask(continues),
             predicted_value=np.where(continues, np.nan, predicted),
         )
-        estimates = estimate_effects(judge_architectures(table, names), names).effects
+        estimates = estimate_with_audit(
+            judge_architectures(table, names), names, traits=find_traits(names)
+        ).effects
         covered += _cover(truth, estimates)
     return covered
 

@@ -18,7 +18,7 @@ from reports.analysis.pruning import (
 )
 from reports.errors import ReportError
 from reports.results import Results
-from reports.stats.calibration import INTERVAL_SCALES, STATED_SHARE
+from reports.stats.audit import INTERVAL_SCALES, STATED_SHARE
 from reports.study_reader import read_results
 from studies.cli import run_command
 from studies.config import top_count
@@ -72,8 +72,8 @@ def compare_twins(pruned: Results, twin: Results) -> Iterator[str]:
             f"{'held back during the search' if audit.has_held_back else 'no alarm in the search'}"
         )
     found = estimate_audited_effects(pruned)
-    if found.reason:
-        yield f"effects: {found.reason}"
+    if found.obstacle:
+        yield f"effects: {found.obstacle.name}"
     truth = {effect.contrast: effect for effect in build_judged_table(twin).compute_effects()}
     survivors = {each.contrast: each for each in build_judged_table(pruned).compute_effects()}
     if found.effects:

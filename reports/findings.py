@@ -29,13 +29,13 @@ from reports.analysis.nuisance import (
     find_edges,
 )
 from reports.analysis.pruning import (
-    AuditedEffects,
     PruningAudit,
     audit_pruning,
     estimate_audited_effects,
 )
 from reports.results import BUDGET_PARAMS, Results, number_groups
 from reports.stats.additive_model import AdditiveModel, Trend, fit_additive_model
+from reports.stats.audit import AuditedEffects
 from reports.stats.conditional_effects import (
     ConditionalEffect,
     RankedEffect,

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 from reports.analysis.nuisance import join_names
-from reports.analysis.pruning import MIN_STOPPED, Obstacle
 from reports.findings import StudyFindings, TaskComparison
 from reports.formatting import objective_name
 from reports.phrases import (
@@ -35,6 +34,7 @@ from reports.phrases import (
     write_additive_clause,
 )
 from reports.results import Results
+from reports.stats.audit import MIN_STOPPED, Obstacle
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.effects import Effect
 from reports.stats.noise import NoiseSource

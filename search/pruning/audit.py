@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.stats.calibration import (
+from reports.stats.audit import (
     DEGREES,
     INTERVAL_SCALES,
     STATED_SHARE,

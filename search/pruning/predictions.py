@@ -27,7 +27,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.stats.calibration import DEGREES
+from reports.stats.audit import DEGREES
 from search.pruning.regression import (
     CONSTANT,
     CURVE,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.stats.calibration import DEGREES
+from reports.stats.audit import DEGREES
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -12,11 +12,7 @@ from scipy import stats
 
 from reports.analysis.pruning import (
     audit_pruning,
-    bound_lost,
     estimate_audited_effects,
-    estimate_effects,
-    judge_architectures,
-    measure_recall,
     summarize_pruning,
 )
 from reports.errors import ReportError
@@ -25,6 +21,12 @@ from reports.hypotheses import HYPOTHESES
 from reports.hypotheses import render_page as render_hypotheses
 from reports.narrative import write_headline
 from reports.page.section import Section
+from reports.stats.audit import (
+    bound_lost,
+    estimate_with_audit,
+    judge_architectures,
+    measure_recall,
+)
 from reports.stats.effects import FactorialTable
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook
@@ -209,7 +211,7 @@ def test_audited_trials_cover_the_effects_and_the_losses_of_the_whole_grid():
             names,
         )
         truth = FactorialTable.from_frame(whole, names)
-        for effect in estimate_effects(known, names).effects:
+        for effect in estimate_with_audit(known, names).effects:
             exact = truth.compute_effect(effect.contrast).mean
             covered.append(effect.low <= exact <= effect.high)
         recall = measure_recall(known, 19)

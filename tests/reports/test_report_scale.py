@@ -102,10 +102,7 @@ def test_all_curves_are_exported_whatever_is_drawn(sqlite_url, tmp_path, monkeyp
         results = read_results(storage, NAME, with_windows=False)
         write_curves(storage, results, tmp_path / "curves.csv")
         write_curves(storage, results, tmp_path / "curves.csv.gz")
-    rows, compressed = (
-        pd.read_csv(tmp_path / name)
-        for name in ("curves.csv", "curves.csv.gz")
-    )
+    rows, compressed = (pd.read_csv(tmp_path / name) for name in ("curves.csv", "curves.csv.gz"))
     pd.testing.assert_frame_equal(rows, compressed)
     complete = results.complete.sort_index()
     assert rows["min_loss"].tolist() == complete["value"].tolist()
