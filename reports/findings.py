@@ -33,7 +33,7 @@ from reports.analysis.pruning import (
     audit_pruning,
     estimate_audited_effects,
 )
-from reports.results import BUDGET_PARAMS, Results
+from reports.results import BUDGET_PARAMS, Results, number_groups
 from reports.stats.additive_model import AdditiveModel, Trend, fit_additive_model
 from reports.stats.audit import AuditedEffects
 from reports.stats.conditional_effects import (
@@ -185,21 +185,13 @@ class StudyFindings:
         return fit_additive_model(columns, values, settings, results.scale)
 
     @property
-    def trends(self) -> list[Trend]:
-        """Trends of parameters of which matched pairs compare no values."""
-        names = self._list_uncompared()
-        trends = self.additive.trends if self.additive else []
-        return [each for each in trends if each.parameter in names]
-
-    @property
-    def uncompared(self) -> list[str]:
-        """Parameters of which nothing is known: no matched pair compares them, and no trend."""
-        known = {each.parameter for each in self.trends}
-        return [name for name in self._list_uncompared() if name not in known]
-
-    def _list_uncompared(self) -> list[str]:
+    def uncompared(self) -> dict[str, Trend | None]:
+        """Parameters that no matched pair compares, each with its trend if that is known."""
         compared = {each.contrast.parameter for each in self.effects}
-        return [name for name in self.results.judged_parameters if name not in compared]
+        trends = self.additive.trends if self.additive else []
+        known = {each.parameter: each for each in trends}
+        names = self.results.judged_parameters
+        return {name: known.get(name) for name in names if name not in compared}
 
     @cached_property
     def outcomes(self) -> list[AdjustedEffect]:
@@ -222,8 +214,8 @@ class StudyFindings:
 
     @cached_property
     def edges(self) -> list[Edge]:
-        """Ends of the nuisance values at which many architectures, or the best, are best."""
-        return [edge for edge in find_edges(self.results) if edge.is_prominent]
+        """Ends of the nuisance values at which some architectures are best."""
+        return find_edges(self.results)
 
     @cached_property
     def divergences(self) -> list[Divergence]:
@@ -237,11 +229,10 @@ class StudyFindings:
         if not results.cells or not (rows["state"] == TrialStatus.DIVERGED).any():
             return []
         cells = rows[CELL] if CELL in rows else pd.Series(results.cells[0], rows.index)
+        cells = cells.map(format_value)
         by_cell = _count_divergences(rows, cells)
         is_left = ~cells.isin([each.name for each in by_cell])
-        by_architecture = _count_divergences(rows[is_left], rows["architecture"][is_left])
-        named = [Divergence(format_value(e.name), e.diverged, e.ended) for e in by_cell]
-        return named + by_architecture
+        return by_cell + _count_divergences(rows[is_left], rows["architecture"][is_left])
 
     @cached_property
     def outliers(self) -> "pd.Series[float]":
@@ -273,9 +264,7 @@ class StudyFindings:
         rows, rates = results.complete, find_rates(results)
         for name in names:
             others = [each for each in results.all_parameters if each != name]
-            alike = pd.Series(0, rows.index)
-            if others:
-                alike = rows.groupby(others, dropna=False).ngroup()
+            alike = number_groups(rows, others)
             for unit, rate in rates.drop(columns="steps").items():
                 of_pairs = rate.groupby(alike)
                 differs = of_pairs.transform("max") > 1.01 * of_pairs.transform("min")

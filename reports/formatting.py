@@ -27,11 +27,6 @@ def value_axis_title(config: StudyConfig) -> str:
     return add_unit(objective_name(config), find_measure(config).unit)
 
 
-def effects_title(is_gated: bool) -> str:
-    """Return the title of the main effects."""
-    return f"Effect of each {'switch' if is_gated else 'parameter'}"
-
-
 def escape_html(text: object) -> str:
     """Escape a text for Plotly, which renders some HTML."""
     return escape(str(text), quote=False)

@@ -87,18 +87,14 @@ def write_headline(
         for each in studies
         for warning in list_warnings(each)
     ]
-    line = _write_line(studies)
     if across_tasks is not None and len(across_tasks.tasks) > 1:
-        line = _write_line_of_tasks(studies, across_tasks)
+        tasks = studies[: len(across_tasks.tasks)]
+        study = _of_study(studies[0], studies[len(tasks) - 1 :])
+        bests = "; ".join(f"{each.results.task}: {_name_best(each)}" for each in tasks)
+        line = f"best by task{study}: {bests}; {describe_agreement(across_tasks.contrasts)}"
+    else:
+        line = _write_line(studies)
     return to_plain("\n".join([line, *warnings]))
-
-
-def _write_line_of_tasks(studies: Sequence[StudyFindings], comparison: TaskComparison) -> str:
-    """Name the best network of each task of the first study, and what agrees across tasks."""
-    tasks = studies[: len(comparison.tasks)]
-    study = _of_study(studies[0], studies[len(tasks) - 1 :])
-    bests = "; ".join(f"{each.results.task}: {_name_best(each)}" for each in tasks)
-    return f"best by task{study}: {bests}; {describe_agreement(comparison.contrasts)}"
 
 
 def _name_best(findings: StudyFindings, study: str = "") -> str:
@@ -158,7 +154,9 @@ def _list_largest(findings: StudyFindings, study: str) -> str:
 def list_warnings(findings: StudyFindings) -> list[str]:
     """List what a reader of the answer must know, clauses without a final full stop."""
     named, more = findings.divergences[:MAX_NAMED], findings.divergences[MAX_NAMED:]
-    warnings = [*map(describe_edge, findings.edges), *map(describe_divergence, named)]
+    edges, noun = [each for each in findings.edges if each.is_prominent], findings.results.noun
+    warnings = [describe_edge(each, noun) for each in edges]
+    warnings += map(describe_divergence, named)
     if more:
         count = format_count(len(more), "other architecture")
         warnings.append(
@@ -306,8 +304,10 @@ def _count_untested(effects: Sequence[Effect]) -> str:
 
 def _list_uncompared(findings: StudyFindings) -> list[str]:
     """Say what is known of the parameters that no matched pair compares, a clause for each."""
-    scale, names = findings.results.scale, findings.uncompared
-    clauses = [f"by an additive model, {describe_trend(e, scale)}" for e in findings.trends]
+    scale, uncompared = findings.results.scale, findings.uncompared
+    trends = filter(None, uncompared.values())
+    clauses = [f"by an additive model, {describe_trend(each, scale)}" for each in trends]
+    names = [name for name, trend in uncompared.items() if trend is None]
     if not names:
         return clauses
     listed = join([strong(format_param(name)) for name in names])

@@ -26,7 +26,7 @@ from reports.formatting import escape_markdown
 from reports.results import Results
 from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
-from reports.stats.effects import AdjustedEffect, Effect, PairedDifference
+from reports.stats.effects import AdjustedEffect, PairedDifference
 from reports.stats.hypotheses import Verdict, compute_fail_error
 from reports.stats.looks import POWER, Noise, estimate_noise, spend_error
 from reports.stats.scale import (
@@ -171,19 +171,15 @@ def describe_outcomes(findings: StudyFindings) -> str:
         return ""
     significant = [each.effect for each in outcomes if each.is_significant]
     significant.sort(key=lambda each: -abs(each.mean))
-    rescuing, ruining = (
-        [
+    parts = []
+    for amount, is_better in (("more", True), ("fewer", False)):
+        changes = [
             f"{each.contrast.label} ({format_estimate(each)})"
             for each in significant
             if each.is_improvement == is_better
         ]
-        for is_better in (True, False)
-    )
-    parts = [
-        f"{amount} with {join(changes)}"
-        for amount, changes in (("more", rescuing), ("fewer", ruining))
-        if changes
-    ]
+        if changes:
+            parts.append(f"{amount} with {join(changes)}")
     if parts:
         return f"{sentence}, significantly {'; '.join(parts)}."
     if not any(each.effect.improved_count or each.effect.worsened_count for each in outcomes):
@@ -290,7 +286,7 @@ def describe_smallest(summary: StudySummary, unit: str) -> str:
             f"the smallest that is as good as the best ({margin}) is {name}, with {size}"
             f"{summary.best.parameter_count:,.0f}"
         )
-    if summary.is_best_smallest:
+    if summary.best.parameter_count <= min(each.parameter_count for each in summary.entries):
         return "the best is the smallest"
     return f"no smaller one is shown to be as good as the best ({margin})"
 
@@ -356,10 +352,10 @@ def _describe_gaps(
     )
 
 
-def describe_edge(edge: Edge) -> str:
+def describe_edge(edge: Edge, noun: str) -> str:
     """Warn that architectures are best at an end of the values tried, in a clause."""
     end, advice = ("highest", "higher") if edge.is_highest else ("lowest", "lower")
-    is_are = f"{edge.noun} is" if edge.total == 1 else f"{edge.noun}s are"
+    is_are = f"{noun} is" if edge.total == 1 else f"{noun}s are"
     best = "; the best of all is among them" if edge.has_best and edge.total > 1 else ""
     return (
         f"{edge.count:,} of {edge.total:,} {is_are} best at {format_param(edge.parameter)} "
@@ -426,20 +422,14 @@ def describe_references(
     ]
     if not lines:
         return ""
-    differences = describe_training_differences(references)
-    return (
-        f"Dashed lines: the best of each baseline cell: {'; '.join(lines)}. {differences}".strip()
-    )
-
-
-def describe_training_differences(references: Sequence[BaselineReference]) -> str:
-    """Return how the training of the references differs; "" if it does not."""
     differences = {each.study: each.training_differences for each in references}
-    return " ".join(
+    sentences = [
         f"The cells of {study} were trained differently: {difference}."
         for study, difference in differences.items()
         if difference
-    )
+    ]
+    drawn = f"Dashed lines: the best of each baseline cell: {'; '.join(lines)}."
+    return " ".join([drawn, *sentences])
 
 
 def describe_drawn_curves(results: Results, points: int) -> str:
@@ -562,10 +552,14 @@ def write_additive_clause(model: AdditiveModel, scale: Scale) -> str:
 
 def _list_terms(model: AdditiveModel, scale: Scale) -> list[str]:
     """Return a clause for each significant term, the largest first."""
+    levels = [each.effect for each in model.levels if each.is_significant]
     sized = [
-        (abs(each.effect.mean), _describe_level(each.effect))
-        for each in model.levels
-        if each.is_significant
+        (
+            abs(effect.mean),
+            f"{effect.contrast.description} {format_estimate(effect)}, "
+            f"{'better' if effect.is_improvement else 'worse'}",
+        )
+        for effect in levels
     ]
     sized += [
         (float(np.ptp(each.curve)), describe_trend(each, scale))
@@ -604,12 +598,6 @@ def format_place(value: float, trend: Trend) -> str:
         value, precision=digits, unique=False, fractional=False, trim="-"
     )
     return text
-
-
-def _describe_level(effect: Effect) -> str:
-    """State one difference with its interval and direction."""
-    direction = "better" if effect.is_improvement else "worse"
-    return f"{effect.contrast.description} {format_estimate(effect)}, {direction}"
 
 
 def _describe_fit(model: AdditiveModel) -> str:

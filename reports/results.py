@@ -28,8 +28,6 @@ from reports.trial_table import (
 )
 from rnn.config import OPTIMIZERS, TaskSpec
 from studies.attributes import (
-    EARLIER_CODE,
-    EARLIER_TORCH,
     AuditLook,
     ConfusionCounts,
     CorpusRecord,
@@ -223,14 +221,14 @@ class Results:
         return column in self.table and bool(self.table[column].notna().any())
 
     @property
-    def is_gated(self) -> bool:
-        """Whether all networks are gated."""
-        return self.cells == [GATED_CELL]
-
-    @property
     def has_gated(self) -> bool:
         """Whether some networks are gated."""
         return GATED_CELL in self.cells
+
+    @property
+    def effects_title(self) -> str:
+        """Title of the main effects: of gated networks alone, each parameter is a switch."""
+        return f"Effect of each {'switch' if self.cells == [GATED_CELL] else 'parameter'}"
 
     @property
     def noun(self) -> str:
@@ -363,22 +361,16 @@ class Results:
             return False
         return bool(self.complete[column].notna().any())
 
-    @property
-    def training_code(self) -> dict[str, list[int]]:
-        """Numbers of the trials that each version of the code trained, by source hash."""
-        return self._trials_by_version("code", EARLIER_CODE)
+    def list_trials_by_version(self, column: str, earlier: str) -> dict[str, list[int]]:
+        """List the numbers of the trials that each version of the code, or of PyTorch, trained.
 
-    @property
-    def torch_versions(self) -> dict[str, list[int]]:
-        """Numbers of the trials that each version of PyTorch trained."""
-        return self._trials_by_version("torch", EARLIER_TORCH)
-
-    def _trials_by_version(self, *columns: str) -> dict[str, list[int]]:
-        trials: dict[str, list[int]] = {}
-        for number, recorded in pd.concat([self.table[name] for name in columns]).dropna().items():
-            for version in recorded.split(", "):
-                trials.setdefault(version, []).append(number)
-        return {version: sorted(trials[version]) for version in sorted(trials)}
+        Args:
+            column: column of the versions that trained the trials to their ends.
+            earlier: column of those that trained them before.
+        """
+        recorded = pd.concat([self.table[column], self.table[earlier]]).dropna().astype(str)
+        versions = recorded.str.split(", ").explode()
+        return {str(name): sorted(each.index) for name, each in versions.groupby(versions)}
 
     @property
     def replicate_studies(self) -> list[str]:
@@ -423,13 +415,13 @@ class Results:
 
     def number_settings(self, rows: pd.DataFrame) -> "pd.Series[int]":
         """Number the rows by their parameters, replicates alike."""
-        return _number_groups(rows, self.all_parameters)
+        return number_groups(rows, self.all_parameters)
 
     def number_architectures(self, rows: pd.DataFrame) -> "pd.Series[int]":
         """Number the rows by all of their parameters that are no nuisance."""
-        return _number_groups(rows, [n for n in self.all_parameters if n not in self.nuisance])
+        return number_groups(rows, [n for n in self.all_parameters if n not in self.nuisance])
 
-    @property
+    @cached_property
     def has_replicates(self) -> bool:
         """Whether each architecture is run several times."""
         return REPLICATE in self.table and self.table[REPLICATE].nunique() > 1
@@ -468,18 +460,18 @@ class Results:
         reached = self.curve_ends["last_step"].drop(failed, errors="ignore")
         return int(reached.min()) if len(reached) else 0
 
-    @property
+    @cached_property
     def counts(self) -> TrialCounts:
         """Number of trials in each state."""
         counts = self.table["state"].value_counts()
         return count_statuses({status: int(counts.get(status, 0)) for status in TrialStatus})
 
 
-def _number_groups(rows: pd.DataFrame, names: list[str]) -> "pd.Series[int]":
+def number_groups(rows: pd.DataFrame, names: Sequence[str]) -> "pd.Series[int]":
     """Number the combinations of some columns, in the order of the rows."""
     if not names:
         return pd.Series(0, index=rows.index)
-    return rows.groupby(names, dropna=False, sort=False).ngroup()
+    return rows.groupby(list(names), dropna=False, sort=False).ngroup()
 
 
 # ------------------------------------------------------------------ further runs

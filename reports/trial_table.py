@@ -212,7 +212,9 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
             is_comparable = source_config.tokenizer == config.tokenizer
             if is_comparable and source_config.task_record == config.task_record:
                 for trial in read_trials(storage, source._study_id):
-                    value = _value_by(config.objective, trial, source_config)
+                    value = trial.value
+                    if value is not None and source_config.objective != config.objective:
+                        value = trial.attributes.get(OBJECTIVE_ATTRIBUTES[config.objective])
                     if value is not None:
                         params.append(resolve_params(trial.params, source_config, TRAINING_PARAMS))
                         rows.append({"number": trial.number, "value": value} | params[-1])
@@ -342,14 +344,6 @@ def _make_row(
     return {**recorded, **columns, **params}
 
 
-def _value_by(objective: str, trial: StoredTrial, config: StudyConfig) -> float | None:
-    """Return the value of a complete trial by an objective that may not be its study's."""
-    if trial.value is None or config.objective == objective:
-        return trial.value
-    recorded: float | None = trial.attributes.get(OBJECTIVE_ATTRIBUTES[objective])
-    return recorded
-
-
 def list_conditions(rows: pd.DataFrame) -> dict[str, str]:
     """List what the computing time of each architecture's runs depends on.
 
@@ -417,12 +411,11 @@ class EffectiveContext:
     longest: int
 
     def __str__(self) -> str:
-        size = _format_size(self.size, self.longest)
-        if self.low != self.low:
-            return size
-        return f"{size} [{_format_size(self.low, self.longest)}, " + (
-            f"{_format_size(self.high, self.longest)}]"
+        size, low, high = (
+            f"{each:.0f}" if math.isfinite(each) else f"> {self.longest}"
+            for each in (self.size, self.low, self.high)
         )
+        return size if math.isnan(self.low) else f"{size} [{low}, {high}]"
 
 
 @dataclass(frozen=True)
@@ -519,7 +512,3 @@ def average_profiles(profiles: Sequence[ContextProfile]) -> ContextProfile:
         np.mean([each.stderr for each in profiles], axis=0),
         float(np.mean([each.loss for each in profiles])),
     )
-
-
-def _format_size(size: float, longest: int) -> str:
-    return f"{size:.0f}" if math.isfinite(size) else f"> {longest}"

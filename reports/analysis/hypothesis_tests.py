@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from reports.analysis.nuisance import (
     build_judged_table,
     build_outcome_table,
@@ -27,21 +29,13 @@ from reports.stats.hypotheses import (
     DecisionRule,
     Verdict,
 )
-from reports.stats.noise import NoiseSource
 from reports.stats.scale import BAD, GOOD, format_param, format_value
 from reports.trial_table import find_traits
 from rnn.config import BASELINE_CELLS, ParamValue
 from studies.hypotheses import Hypothesis, HypothesisRecord, SettingContrast
 from studies.space import CELL, GATED_CELL, REPLICATE
 
-_NO_PAIRS = PairedDifference(
-    pairs=0,
-    mean=math.nan,
-    error=math.nan,
-    degrees=0,
-    source=NoiseSource.PAIRS,
-    improved_count=0,
-)
+_NO_PAIRS = PairedDifference.from_trials(np.empty(0), np.empty((2, 0), np.int64), (-1, 1), None)
 
 
 @dataclass(frozen=True)

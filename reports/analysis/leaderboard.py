@@ -1,10 +1,9 @@
 """Architectures of a study: ranked by the mean of their runs, compared on the same text, costs."""
 
 import math
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean
+from statistics import fmean, mode
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -182,11 +181,6 @@ class StudySummary:
         return self.entries[0]
 
     @property
-    def is_best_smallest(self) -> bool:
-        """Whether no architecture has fewer parameters than the best."""
-        return self.best.parameter_count <= min(entry.parameter_count for entry in self.entries)
-
-    @property
     def comparison(self) -> Comparison | None:
         """Pairwise comparison of replicated architectures; None for single runs."""
         return self.judgement.comparison if self.judgement else None
@@ -200,11 +194,6 @@ class StudySummary:
     def leaderboard(self) -> list[LeaderboardEntry]:
         """The best architectures, at most :data:`LEADERBOARD_SIZE`."""
         return self.entries[:LEADERBOARD_SIZE]
-
-    @property
-    def has_adjusted_means(self) -> bool:
-        """Whether the architectures have different replicates."""
-        return any(entry.is_adjusted for entry in self.entries)
 
     @property
     def compares_single_runs(self) -> bool:
@@ -227,8 +216,8 @@ def _rank(results: Results) -> list[RankedArchitecture]:
 
 def list_first_trials(results: Results) -> dict[str, int]:
     """Return the number of the first trial of each architecture."""
-    firsts = results.table.reset_index().groupby("architecture")["number"].min()
-    return {str(name): int(number) for name, number in firsts.items()}
+    firsts = results.table["architecture"].sort_index().drop_duplicates()
+    return dict(zip(firsts.tolist(), firsts.index.tolist(), strict=True))
 
 
 def rank_architectures(results: Results, count: int | None = None) -> list[LeaderboardEntry]:
@@ -477,11 +466,8 @@ def summarize_costs(
         references: baseline cells of other studies.
     """
     metric = results.metric
-    comparison = summary.comparison
-    is_replicated = comparison is not None and comparison.generalizes_over_runs
     conditions = list_conditions(results.judge(results.complete))
-    known = Counter(text for text in conditions.values() if text)
-    (common, _), *_ = known.most_common(1) or [("", 0)]
+    common = mode([text for text in conditions.values() if text] or [""])
     costed = {
         entry.label: CostedArchitecture(
             entry.label,
@@ -495,7 +481,7 @@ def summarize_costs(
     }
     costed = {label: each for label, each in costed.items() if np.isfinite(each.loss)}
     compared: ReplicatedComparisons | SingleRunComparisons | None = None
-    if is_replicated:
+    if summary.has_verdicts:
         worse = [each.label for each in summary.entries if each.verdict is Verdict.WORSE]
         compared = ReplicatedComparisons(summary.comparisons, worse)
     elif windows := _windows(results, summary.entries, costed):
@@ -506,19 +492,12 @@ def summarize_costs(
     if len(costed) < 2:
         return None
     drawn = [
-        CostedArchitecture(
-            each.label,
-            None,
-            each.parameter_count,
-            each.seconds if each.conditions == common != "" else math.nan,
-            each.held_out_loss,
-            cell=each.cell,
-        )
+        each if each.conditions == common != "" else replace(each, seconds=math.nan)
         for each in references
     ]
     fronts = [find_front(cost, costed, compared, drawn) for cost in ("parameters", "seconds")]
     known_fronts = [front for front in fronts if front]
-    return CostSummary(known_fronts, results.measure, metric.split, is_replicated, common)
+    return CostSummary(known_fronts, results.measure, metric.split, summary.has_verdicts, common)
 
 
 def _windows(
@@ -530,8 +509,5 @@ def _windows(
         for entry in entries
         if entry.label in labels
     }
-    lengths = Counter(len(each) for each in found.values() if len(each) > 1)
-    if not lengths:
-        return {}
-    (length, _), *_ = lengths.most_common(1)
-    return {label: each for label, each in found.items() if len(each) == length}
+    length = mode([len(each) for each in found.values() if len(each) > 1] or [0])
+    return {label: each for label, each in found.items() if len(each) == length > 0}

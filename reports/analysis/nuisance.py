@@ -22,10 +22,10 @@ from reports.results import Results
 from reports.stats import Floats, Integers
 from reports.stats.conditional_effects import ConditionalEffect, compute_conditional_effects
 from reports.stats.effects import AdjustedEffect, Effect, FactorialTable, adjust_effects
-from reports.stats.noise import Deviations, Slopes
+from reports.stats.noise import RunNoise, Slopes
 from reports.stats.run_means import RunMeans, estimate_selected
 from reports.stats.scale import BAD, GOOD, OUTCOMES, UNKNOWN, format_param
-from reports.trial_table import find_traits, is_continuous, list_params
+from reports.trial_table import find_traits, is_continuous
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus
 
@@ -45,7 +45,6 @@ class Edge:
         count: number of these architectures.
         total: number of architectures that were tried at several values of the parameter.
         has_best: whether the best architecture of the study is one of them.
-        noun: what an architecture is called.
     """
 
     parameter: str
@@ -54,7 +53,6 @@ class Edge:
     count: int
     total: int
     has_best: bool
-    noun: str = "architecture"
 
     @property
     def is_prominent(self) -> bool:
@@ -67,39 +65,23 @@ class NuisanceSummary:
     """Where architectures have their best values, and what follows for the effects.
 
     Attributes:
-        parameters: names of the nuisance parameters.
-        settings: number of combinations of their values that occur.
-        trials: number of trials.
+        settings: number of combinations of values of the nuisance parameters that occur.
         architectures: number of architectures.
         judged: number of architectures with a complete trial.
         incomplete: number of these that lack a value at one of their settings or more.
         fewest, most: least and largest number of complete trials of a judged architecture.
-        edges: architectures that are best at an end of the values tried.
     """
 
-    parameters: list[str]
     settings: int
-    trials: int
     architectures: int
     judged: int
     incomplete: int
     fewest: int
     most: int
-    edges: list[Edge]
-
-    @property
-    def names(self) -> str:
-        """Names of the parameters, for a reader: ``learning rate``."""
-        return join_names(self.parameters)
-
-    @property
-    def is_fair(self) -> bool:
-        """Whether each judged architecture has as many complete trials."""
-        return self.fewest == self.most
 
 
 def join_names(parameters: Sequence[str]) -> str:
-    """Join the names of parameters, for a reader."""
+    """Join the names of parameters, for a reader: ``learning rate and momentum``."""
     return " and ".join(map(format_param, parameters))
 
 
@@ -111,7 +93,7 @@ def build_judged_table(results: Results) -> FactorialTable:
     """
     key = "judged table"
     if key not in results.computed:
-        judged, slopes = _judge_unbiased(results, results.table, results.replicates)
+        judged, slopes = _judge_unbiased(results)
         results.computed[key] = build_table(results, judged, results.replicates, slopes)
     table: FactorialTable = results.computed[key]
     return table
@@ -145,32 +127,19 @@ def build_table(
         replicates: further runs of the architectures, with the same ``value``.
         slopes: how the values depend on estimated standard deviations; None if they do not.
     """
-    parameters = results.judged_parameters
+    parameters, scale = results.judged_parameters, results.scale
     traits = find_traits(parameters)
     if results.has_replicates:
-        table = FactorialTable.from_runs(rows, parameters, results.scale, traits)
-        return replace(table, uncontrasted=results.uncontrasted)
-    table = FactorialTable.from_frame(
-        rows,
-        parameters,
-        replicates,
-        results.is_grid,
-        slopes=slopes,
-        scale=results.scale,
-        traits=traits,
-    )
+        table = FactorialTable.from_runs(rows, parameters, scale, traits)
+    else:
+        table = FactorialTable.from_frame(
+            rows, parameters, replicates, results.is_grid, slopes=slopes, scale=scale, traits=traits
+        )
     return replace(table, uncontrasted=results.uncontrasted)
 
 
-def _judge_unbiased(
-    results: Results, rows: pd.DataFrame, replicates: pd.DataFrame | None = None
-) -> tuple[pd.DataFrame, Slopes | None]:
+def _judge_unbiased(results: Results) -> tuple[pd.DataFrame, Slopes | None]:
     """Judge the architectures at their best, each by the loss of another run that is expected.
-
-    Args:
-        results: results of the study.
-        rows: the trials among which the best are selected.
-        replicates: further runs of the architectures, from which the noise is estimated.
 
     Returns:
         The rows of :meth:`~reports.results.Results.judge`, and how their values depend on the
@@ -178,13 +147,14 @@ def _judge_unbiased(
         known, and stays the best otherwise. None if there is nothing to select, if no noise can be
         estimated, and for replicates.
     """
-    judged = results.judge(rows)
+    rows, judged = results.table, results.judge()
     if len(judged) == len(rows):
         return judged, None
-    known_deviations = _measure_deviations(results, replicates)
-    if known_deviations is None:
+    noise = _measure_noise(results)
+    if noise is None:
         return judged, None
-    places = pd.Series(range(len(results.table)), results.table.index)
+    known_deviations = noise.deviations
+    places = pd.Series(range(len(rows)), rows.index)
     known, scale = rows[rows["value"].notna()], results.scale
     architectures = np.array(results.number_architectures(known), dtype=np.int64)
     losses = scale.to_loss(known["value"].to_numpy(dtype=float))
@@ -227,61 +197,49 @@ def _estimate_luck(
     return expected - pd.Series(means).groupby(groups).min().to_numpy()
 
 
-def _measure_deviations(results: Results, replicates: pd.DataFrame | None) -> Deviations | None:
-    """Measure the noise of all trials, of which the rows may be those at some nuisance values."""
-    key = "noise of all trials", replicates is None
-    if key not in results.computed:
-        is_grid, traits = results.has_all_combinations(results.axes), find_traits(results.axes)
-        table = FactorialTable.from_frame(
-            results.table, results.axes, replicates, is_grid, traits=traits
-        )
-        results.computed[key] = table.noise.deviations if table.noise else None
-    deviations: Deviations | None = results.computed[key]
-    return deviations
+def _measure_noise(results: Results) -> RunNoise | None:
+    """Measure the noise of all trials, at whichever nuisance values."""
+    axes, is_grid = results.axes, results.has_all_combinations(results.axes)
+    traits = find_traits(axes)
+    return FactorialTable.from_frame(
+        results.table, axes, results.replicates, is_grid, traits=traits
+    ).noise
 
 
 def summarize_nuisance(results: Results) -> NuisanceSummary | None:
     """Summarize the nuisance parameters of a study; None if it has none."""
-    names = results.nuisance
-    if not names:
+    if not results.nuisance:
         return None
     table = results.table
-    settings = {tuple(list_params(row, names).items()) for _, row in table.iterrows()}
     architecture = results.number_architectures(table)
     has_value = table["value"].notna()
     complete = has_value.groupby(architecture).sum()
     planned = architecture.value_counts()
     judged = complete[complete > 0]
     return NuisanceSummary(
-        parameters=names,
-        settings=len(settings),
-        trials=len(table),
+        settings=len(table.drop_duplicates(results.nuisance)),
         architectures=len(planned),
         judged=len(judged),
         incomplete=int((judged < planned[judged.index]).sum()),
         fewest=int(judged.min()),
         most=int(judged.max()),
-        edges=find_edges(results),
     )
 
 
-def tries_same_values(results: Results) -> bool:
-    """Return whether architectures were tried at the same values, and not at those of a sampler."""
-    is_drawn = any(is_continuous(results.table[name]) for name in results.nuisance)
-    return not is_drawn or results.has_all_combinations(results.parameters)
-
-
 def find_edges(results: Results) -> list[Edge]:
-    """Find the ends of the values tried at which some architectures have their best value."""
+    """Find the ends of the values tried at which some architectures have their best value.
+
+    There are none if a sampler drew the values: architectures were not tried at the same ones.
+    """
     table = results.table
+    is_drawn = any(is_continuous(table[name]) for name in results.nuisance)
+    if is_drawn and not results.has_all_combinations(results.parameters):
+        return []
     architecture = results.number_architectures(table)
     best = results.judge(table[table["value"].notna()])
     best = best[~architecture[best.index].duplicated()]  # of replicates one run
     return [
-        replace(edge, noun=results.noun)
-        for name in results.nuisance
-        if tries_same_values(results)
-        for edge in _find_edges(table, best, architecture, name)
+        edge for name in results.nuisance for edge in _find_edges(table, best, architecture, name)
     ]
 
 
@@ -338,13 +296,9 @@ def build_outcome_table(results: Results, threshold: float) -> FactorialTable:
         threshold: loss below which a trial is good.
     """
     key = "outcomes", threshold
-    if key not in results.computed:
-        results.computed[key] = _arrange_outcomes(results, threshold)
-    table: FactorialTable = results.computed[key]
-    return table
-
-
-def _arrange_outcomes(results: Results, threshold: float) -> FactorialTable:
+    if key in results.computed:
+        table: FactorialTable = results.computed[key]
+        return table
     parameters, to_loss = results.judged_parameters, results.scale.to_loss
     rows = results.judge() if results.has_replicates else results.table
     is_complete = rows["state"] == TrialStatus.COMPLETE
@@ -360,6 +314,7 @@ def _arrange_outcomes(results: Results, threshold: float) -> FactorialTable:
         rows = rows.drop_duplicates("architecture")
     rows = rows.assign(value=rows["value"].where(rows["value"] != UNKNOWN))
     # Outcomes have no noise to estimate, as those of a grid would.
-    return FactorialTable.from_frame(
+    results.computed[key] = table = FactorialTable.from_frame(
         rows, parameters, is_grid=False, scale=OUTCOMES, traits=find_traits(parameters)
     )
+    return table

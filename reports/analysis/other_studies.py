@@ -11,6 +11,7 @@ import pandas as pd
 from reports.analysis.leaderboard import average_columns
 from reports.results import Results
 from reports.stats.effects import FactorialTable, PairedDifference
+from reports.stats.pareto import CostedArchitecture
 from reports.stats.run_means import average_runs
 from reports.stats.scale import NATS, Scale, format_param, format_value
 from reports.trial_table import list_conditions, list_params
@@ -179,33 +180,24 @@ def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]
     return effects
 
 
-@dataclass(frozen=True)
-class BaselineReference:
-    """Losses of the best architecture of one baseline cell, trained with one ``bptt_steps``.
+@dataclass(frozen=True, kw_only=True)
+class BaselineReference(CostedArchitecture):
+    """Best architecture of one baseline cell, trained with one ``bptt_steps``.
+
+    Its loss is NaN if it was evaluated on other windows than the study that it is a reference for.
 
     Attributes:
-        label: name of the architecture.
-        cell: name of the cell.
         study: name of the study that trained it.
         training_loss: least smoothed training loss; NaN if unknown.
-        metric: loss by the metric of the study that it is a reference for; NaN if not comparable.
+        metric: loss by the metric of that study; NaN if not comparable.
         training_differences: settings in which its training differs from that study's; may be "".
-        held_out_loss: loss on the held-out split of that study; NaN if it was evaluated on other
-            windows.
-        parameter_count: number of weights and biases.
-        seconds: mean computing time of a run.
-        conditions: what the time depends on, :func:`reports.trial_table.list_conditions`.
+        conditions: what the computing time depends on, :func:`reports.trial_table.list_conditions`.
     """
 
-    label: str
-    cell: str
     study: str
     training_loss: float
     metric: float
     training_differences: str
-    held_out_loss: float
-    parameter_count: float
-    seconds: float
     conditions: str
 
 
@@ -252,16 +244,17 @@ def _find_in_study(
     differences = _list_training_differences(results, other)
     return [
         BaselineReference(
-            f"{row['architecture']} ({other.name})" if names_study else row["architecture"],
-            row[CELL],
-            other.name,
-            row["training_loss"],
-            row[metric.column] if is_comparable else math.nan,
-            differences,
-            row[held_out] if ours.evaluation == theirs.evaluation else math.nan,
-            row["parameter_count"],
-            row["seconds"],
-            conditions[row["architecture"]],
+            label=row["architecture"] + (f" ({other.name})" if names_study else ""),
+            number=None,
+            parameters=row["parameter_count"],
+            seconds=row["seconds"],
+            loss=row[held_out] if ours.evaluation == theirs.evaluation else math.nan,
+            cell=row[CELL],
+            study=other.name,
+            training_loss=row["training_loss"],
+            metric=row[metric.column] if is_comparable else math.nan,
+            training_differences=differences,
+            conditions=conditions[row["architecture"]],
         )
         for row in best.to_dict("records")
     ]
@@ -279,13 +272,12 @@ def _least_training_losses(results: Results) -> "pd.Series[float]":
 def _list_training_differences(results: Results, other: Results) -> str:
     # A setting that a study varies is part of its labels, or a nuisance parameter.
     varied = {*results.parameters, *other.parameters}
-    values = {
-        name: (other.values_of(name), results.values_of(name))
+    different = [
+        name
         for name in TrainingSettings.model_fields
-        if name not in varied
-    }
+        if name not in varied and other.values_of(name) != results.values_of(name)
+    ]
     return ", ".join(
-        f"{name} {theirs} against {ours} here"
-        for name, (theirs, ours) in values.items()
-        if theirs != ours
+        f"{name} {other.values_of(name)} against {results.values_of(name)} here"
+        for name in different
     )

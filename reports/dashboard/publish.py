@@ -25,7 +25,7 @@ from reports.analysis.leaderboard import rank_architectures
 from reports.analysis.nuisance import join_names
 from reports.charts.comparison_plots import plot_effects
 from reports.findings import StudyFindings
-from reports.formatting import effects_title, escape_markdown, format_number, load_templates
+from reports.formatting import escape_markdown, format_number, load_templates
 from reports.results import Results
 from reports.study_reader import StudyReader
 from rnn.source_code import generate_module
@@ -264,5 +264,5 @@ def _plot_effects(findings: StudyFindings) -> Any:
     figure = plot_effects(findings.effects, results.measure.unit)
     figure.layout.template = None  # the browser has it; it is twice as long as the rest
     at_best = f" at its best {join_names(results.nuisance)}" if results.nuisance else ""
-    title = f"{effects_title(results.is_gated)}{at_best}: {results.scale.better_sign} is better"
+    title = f"{results.effects_title}{at_best}: {results.scale.better_sign} is better"
     return figure.update_layout(height=None, title=title)

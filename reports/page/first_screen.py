@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 import numpy as np
-from markupsafe import Markup
 
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.chart import Chart
-from reports.narrative import describe_pruning, list_warnings, write_answer
+from reports.narrative import describe_pruning
 from reports.page.page_tables import RECURRENT, list_floors
 from reports.page.section import Section
-from reports.phrases import to_html, to_sentence
+from reports.results import Results
 from reports.stats.noise import NoiseSource
 from reports.stats.scale import format_count
 
@@ -169,46 +168,20 @@ def _state_floor(section: Section) -> Limit | None:
     return Limit("Without memory", loss, measure.held_out_unit, detail)
 
 
-@dataclass(frozen=True)
-class FirstScreen:
-    """What a reader sees first of a study.
+def choose_title(results: Results) -> str:
+    """Choose the title of a study: its question, or its name if it has none."""
+    config = results.config
+    if config.results and not config.question:
+        return f"Which parameters matter for {results.metric.name}?"
+    return config.question or results.title
 
-    Attributes:
-        title: the question, or the name of the study if it has none.
-        answer: sentences that answer it.
-        warnings: sentences that a reader of the answer must know.
-        chart: the figure that shows the answer; None if nothing can be drawn.
-        caption: what is drawn and what to see, one or two sentences.
-        limits: numbers that limit the answer.
+
+def choose_chart(section: Section) -> tuple[Chart | None, str]:
+    """Choose the chart that answers the question, and say what to see in it.
+
+    Returns:
+        The chart, None if nothing can be drawn, and its caption.
     """
-
-    title: str
-    answer: list[Markup]
-    warnings: list[Markup]
-    chart: Chart | None
-    caption: str
-    limits: list[Limit]
-
-
-def build_first_screen(section: Section) -> FirstScreen:
-    """Build the first screen of a study."""
-    chart, caption = _choose_chart(section)
-    results = section.results
-    title = results.config.question or results.title
-    if results.config.results and not results.config.question:
-        title = f"Which parameters matter for {results.metric.name}?"
-    return FirstScreen(
-        title=title,
-        answer=list(map(to_html, write_answer(section.findings))),
-        warnings=[to_html(to_sentence(each)) for each in list_warnings(section.findings)],
-        chart=chart,
-        caption=caption,
-        limits=list_limits(section),
-    )
-
-
-def _choose_chart(section: Section) -> tuple[Chart | None, str]:
-    """Choose the chart that answers the question, and say what to see in it."""
     results = section.results
     unit, name = results.judged_noun, results.scale.name
     better, worse = ("rises", "falls") if results.scale.higher_is_better else ("falls", "rises")

@@ -36,8 +36,7 @@ from reports.formatting import (
 )
 from reports.narrative import write_headline
 from reports.output import choose_path, default_path, identity_tags, report_identity
-from reports.page import page_tables
-from reports.page.first_screen import build_first_screen
+from reports.page import first_screen, page_tables
 from reports.page.section import Section, build_sections
 from reports.phrases import to_html, to_sentence
 from reports.results import Results
@@ -159,7 +158,7 @@ def _templates() -> jinja2.Environment:
         "equations": generate_latex,
         "layer_code": generate_forward,
         "module_code": generate_module,
-        "first_screen": build_first_screen,
+        "first_screen": first_screen,
         "narrative": narrative,
         "phrases": phrases,
         "tables": tables,

@@ -42,7 +42,7 @@ from reports.findings import (
     TaskComparison,
     compare_across_tasks,
 )
-from reports.formatting import effects_title, objective_name, value_axis_title
+from reports.formatting import objective_name, value_axis_title
 from reports.phrases import describe_drawn_curves, describe_references
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
@@ -114,7 +114,7 @@ class Section:
         is_audited = self.findings.audited is not None
         table = None if is_audited else build_judged_table(self.results)
         count = len(self.results.judge()) if table is None else table.value_count
-        return self._chart_effects(self.findings.effects, count, self.effects_title)
+        return self._chart_effects(self.findings.effects, count, self.results.effects_title)
 
     @cached_property
     def early_effects(self) -> MainEffects | None:
@@ -122,7 +122,8 @@ class Section:
         if self.pruning is None:
             return None
         table, step = self.pruning.early_table, self.pruning.common_step
-        effects, title = table.compute_effects(), f"{self.effects_title} after {step:,} steps"
+        effects = table.compute_effects()
+        title = f"{self.results.effects_title} after {step:,} steps"
         return self._chart_effects(effects, table.value_count, title) if effects else None
 
     def _chart_effects(self, effects: Sequence[Effect], count: int, title: str) -> MainEffects:
@@ -137,11 +138,6 @@ class Section:
         if self.results.is_pruned:
             return None
         return chart_interactions(build_judged_table(self.results))
-
-    @property
-    def effects_title(self) -> str:
-        """Heading of the main effects."""
-        return effects_title(self.results.is_gated)
 
     @cached_property
     def trend_charts(self) -> list[Chart]:

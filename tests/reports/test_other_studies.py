@@ -24,7 +24,7 @@ from reports.analysis.other_studies import (
 from reports.charts.comparison_plots import plot_replicates
 from reports.page.page import render_page
 from reports.page.section import Section, build_sections
-from reports.phrases import describe_training_differences
+from reports.phrases import describe_references
 from reports.trial_table import decode_architecture
 from rnn.config import BaselineConfig
 from studies.storage.open import open_storage
@@ -174,7 +174,7 @@ def test_references_share_the_corpus_and_state_training_differences(sqlite_url):
     gated, *others = read_studies(sqlite_url, "made", "elsewhere", "tokens", "longer")
     references = find_references(gated, others)
     assert {each.study for each in references} == {"longer"}
-    words = describe_training_differences(references)
+    words = describe_references(references, "training_loss", gated.scale)
     assert "steps 20,000 against 10,000 here" in words
     assert "learning_rate 0.002 against 0.001 here, bptt_steps 4 against 1 here" in words
     assert {each.label for each in references} == {"1×4 GRU", "1×4 LSTM"}, "no setting varies"
