@@ -11,9 +11,10 @@ import math
 import shlex
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import mode
 
 import click
 
@@ -32,7 +33,7 @@ from reports.formatting import escape_markdown, format_number, load_templates
 from reports.narrative import list_warnings
 from reports.output import OUTPUT, choose_path, identity_tags, report_identity
 from reports.phrases import count_outcomes, format_estimate, strong, to_markdown, to_sentence
-from reports.results import Results
+from reports.results import Results, find_replicates
 from reports.stats.effects import MIN_PAIRS
 from reports.stats.hypotheses import OUTCOME_MARGIN, Verdict
 from reports.stats.scale import format_count
@@ -173,9 +174,10 @@ def render_page(
     tested = [evaluate_study(each, listed) for each in studies]
     if not any(each.is_tested for each in tested):
         names = ", ".join(repr(each.name) for each in studies)
+        problems = [run_test(each, hypothesis).problem for each in studies for hypothesis in listed]
         raise ReportError(
-            f"no hypothesis is tested by {names}: expected a gated study with several values of a "
-            "parameter in the hypotheses"
+            f"no hypothesis is tested by {names} ({mode(problems)}): choose other studies, or "
+            "state hypotheses about these with --hypotheses"
         )
     return _TEMPLATES.get_template("hypotheses.md").render(
         heading=_HEADING,
@@ -273,6 +275,7 @@ def write_hypotheses(
     tested = load_hypotheses(hypotheses)
     with closing(read_storage(storage_url)) as storage:
         results = [read_results(storage, name, with_curves=False) for name in dict.fromkeys(names)]
+    results = [replace(each, replicates=find_replicates(each, results)) for each in results]
     if several := [each.name for each in results if each.config.task_names]:
         raise ReportError(
             f"study {several[0]!r} has several tasks: expected a study of one; rnn-search report "

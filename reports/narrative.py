@@ -57,8 +57,7 @@ def write_answer(findings: StudyFindings) -> list[str]:
     those that are undecided; of replicates they name the best and state the verdicts.
     """
     if findings.summary.has_verdicts:
-        verdicts = [describe_verdicts(findings), *_list_uncompared(findings)]
-        return [to_sentence(describe_best(findings)), to_sentence("; ".join(verdicts))]
+        return [to_sentence(describe_best(findings)), to_sentence(describe_verdicts(findings))]
     if not findings.ranked:
         said = write_additive(findings) or [to_sentence(explain_missing_effects(findings))]
         return [*said, to_sentence(describe_best(findings))]
@@ -121,11 +120,9 @@ def _write_line(studies: Sequence[StudyFindings]) -> str:
     if first is not None:
         parts.append(_list_largest(first, _of_study(first, studies)))
         parts += _list_uncompared(first)
-    elif best.summary.has_verdicts:
-        parts += _list_uncompared(best)
-    elif best.additive:
+    elif best.additive and not best.summary.has_verdicts:
         parts.append(write_additive_clause(best.additive, best.results.scale))
-    else:
+    elif not best.summary.has_verdicts:
         parts.append(explain_missing_effects(best))
     return "; ".join(parts)
 
@@ -142,7 +139,7 @@ def _of_study(findings: StudyFindings, studies: Sequence[StudyFindings]) -> str:
 def _list_largest(findings: StudyFindings, study: str) -> str:
     """List the largest effects in a clause, and all changes that help here and harm there."""
     if not (findings.largest or findings.reversals):
-        return f"{describe_insignificance(findings.effects)}{study}"
+        return f"{describe_insignificance(findings.effects)}{study.replace(' of ', ' in ', 1)}"
     named = findings.largest[:N_IN_LINE]
     directed = [describe_effect(each) for each in named if _find_verb(each)]
     listed = f"largest significant effects{study}: {'; '.join(directed)}" if directed else ""

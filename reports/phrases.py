@@ -103,7 +103,9 @@ def format_estimate(difference: PairedDifference) -> str:
 
 
 def name_unit(values: str, unit: str) -> str:
-    """Name the unit of a table's values in a clause; "" for none."""
+    """Name the unit of a table's values in a clause, such as ``of the variance``; "" for none."""
+    if unit.startswith("of "):
+        return f"{values} {unit}"
     return f"{values} in {unit}" if unit else ""
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from reports.stats.scale import NATS, Scale
 from reports.trial_table import TableBuilder, read_source_trials
 from studies.attributes import StudyRecord
 from studies.loader import read_record
+from studies.space import TASK
 from studies.storage.open import load_study
 from studies.storage.reads import (
     TrialReader,
@@ -88,7 +89,10 @@ class StudyReader:
             results = replace(results, predictions=predictions)
         if not with_windows:
             return results
-        windows = read_eval_windows(storage, study_id, results.metric.split)
+        tasks: dict[Any, str] = {}
+        if results.config.task_records:
+            tasks = results.table[TASK].to_dict()
+        windows = read_eval_windows(storage, study_id, results.metric.split, tasks)
         return replace(results, windows=windows)
 
     def _build(self, record: StudyRecord, trials: Sequence[StoredTrial]) -> Results:

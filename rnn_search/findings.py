@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 
+from reports.analysis.hypothesis_tests import HypothesisTest
 from reports.analysis.leaderboard import (
     CostSummary,
     LeaderboardEntry,
@@ -52,6 +53,7 @@ from reports.tables import (
     contrast_columns,
     tabulate_conditional,
     tabulate_effects,
+    tabulate_findings,
     tabulate_front,
     tabulate_leaderboard,
 )
@@ -353,7 +355,7 @@ class Pareto(_Printed):
         of a task other than text, its ``gap`` to the best with the ends ``low`` and ``high`` of its
         95% interval, in the same unit (NaN for the best),
         and ``cheapest_not_worse``: the cheapest architecture that costs less and is not
-        significantly worse; None if all of these are.
+        significantly worse; missing if all of these are.
         """
         return self._tabulate().to_frame()
 
@@ -379,6 +381,13 @@ def find_effects(results: Results, storage: str) -> Effects:
     """
     (findings,) = _add_replicates([results], storage)
     return Effects(findings)
+
+
+def find_hypotheses(results: Results, storage: str) -> pd.DataFrame:
+    """Test the hypotheses that a study stores; arguments are those of `find_effects`."""
+    (findings,) = _add_replicates([results], storage)
+    tests: dict[int | None, HypothesisTest] = dict(enumerate(findings.hypotheses))
+    return tabulate_findings(tests, findings.results).to_frame()
 
 
 def compare_tasks(results: Results, storage: str) -> TaskEffects:

@@ -296,11 +296,10 @@ class Study:
         which the effect has opposite signs. While trials are unfinished, and if the study cannot
         test a hypothesis, it has one row: ``problem`` says why.
         """
-        from reports.analysis.hypothesis_tests import run_stored_tests
-        from reports.tables import tabulate_findings
+        from rnn_search.findings import find_hypotheses
 
         results = self._read_one_task("hypotheses", require_complete=False)
-        return tabulate_findings(dict(enumerate(run_stored_tests(results))), results).to_frame()
+        return find_hypotheses(results, self.storage)
 
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.

@@ -291,7 +291,7 @@ def describe_figure(figure: go.Figure) -> str:
     layout = figure.layout.to_plotly_json()
     traces = [trace for trace in figure.data if trace.hoverinfo not in ("skip", "none")]
     parts = [_describe_axes(layout)]
-    if len(traces) > _MAX_LISTED:
+    if len(traces) > _MAX_LISTED or _has_many_scales(layout):
         parts.append(_describe_bundle(traces, layout))
     else:
         # The panels of a figure may show the same points.
@@ -326,10 +326,15 @@ def _describe_axes(layout: Mapping[str, Any]) -> str:
     return text[:1].upper() + text[1:]
 
 
+def _has_many_scales(layout: Mapping[str, Any]) -> bool:
+    """Return whether each place on the horizontal axis has a scale of its own."""
+    return layout.get("yaxis", {}).get("visible") is False
+
+
 def _describe_bundle(traces: Sequence[Any], layout: Mapping[str, Any]) -> str:
     """Describe many lines by where they end."""
     count = f"{len(traces):,} lines"
-    if layout.get("yaxis", {}).get("visible") is False:  # each place has a scale of its own
+    if _has_many_scales(layout):
         return f"{count} through {', '.join(layout['xaxis'].get('ticktext', ()))}"
     ends = []
     for trace in traces:

@@ -6,6 +6,7 @@ Damaged trials are left out with a warning that names them; see :mod:`studies.st
 import contextlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -550,9 +551,17 @@ def _select_points(study_id: int) -> sa.Select[Any]:
 
 
 def read_eval_windows(
-    storage: "LeasedRDBStorage", study_id: int, split: str
+    storage: "LeasedRDBStorage", study_id: int, split: str, tasks: Mapping[int, str]
 ) -> dict[int, list[float]]:
-    """Read the losses on each evaluation window of ``validation`` or ``test``, by trial number."""
+    """Read the losses on each evaluation window of ``validation`` or ``test``, by trial number.
+
+    Args:
+        storage: storage of the study.
+        study_id: identifier of the study.
+        split: the held-out split.
+        tasks: task of each trial, by its number, in a study of several tasks; empty in others.
+            Trials of one task have the same number of windows.
+    """
     query = (
         sa.select(TRIALS.c.number, TRIAL_SYSTEM_ATTRS.c.value_json)
         .join(TRIALS, TRIALS.c.trial_id == TRIAL_SYSTEM_ATTRS.c.trial_id)
@@ -567,10 +576,12 @@ def read_eval_windows(
                 windows[number] = parse_trial_attribute(EVAL_WINDOWS[split], stored) or []
             except RowError as error:
                 damaged.add(number, number, error)
-    lengths = [len(losses) for losses in windows.values()]
-    usual = max(lengths, key=lengths.count, default=0) if len(set(lengths)) > 1 else None
+    lengths: dict[str | None, Counter[int]] = {}
+    for number, losses in windows.items():
+        lengths.setdefault(tasks.get(number), Counter())[len(losses)] += 1
     for number, losses in list(windows.items()):
-        if usual is not None and len(losses) != usual:
+        ((usual, _),) = lengths[tasks.get(number)].most_common(1)
+        if len(losses) != usual:
             found = f"it has {len(losses)} {split} windows, others have {usual}"
             damaged.add(number, number, RowError(found))
             del windows[number]

@@ -121,16 +121,6 @@ def test_value_that_went_astray_is_named(sqlite_url):
     )
 
 
-def test_answer_about_replicates_names_parameters_that_are_not_compared(sqlite_url):
-    make_replicates(sqlite_url)
-    results = results_of(sqlite_url, "replicates")
-    others = results.table[results.table["parameter_count"] != 100]
-    findings = StudyFindings(replace(results, table=others))
-    clause = "; layers and state size are not compared: no two trials differ in one of them alone"
-    assert plain_answer(findings)[1].endswith(f"{clause}.")
-    assert write_headline([findings]).endswith(clause)
-
-
 def test_architecture_whose_replicates_diverged_is_named(sqlite_url):
     make_replicates(sqlite_url)
     results = results_of(sqlite_url, "replicates")

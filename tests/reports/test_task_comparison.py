@@ -40,6 +40,7 @@ def make_tasks(url):
         is_solved = is_copy and params["residual"] and params["state_size"] > 4
         metrics = {"accuracy": 0.95 if is_solved else 0.2} if is_copy else {"mae": value / 3}
         recorded = {"validation_loss": value, "metrics": metrics, "parameter_count": 10 + i}
+        recorded["validation_windows"] = [value, value + noise] * (2 if is_copy else 3)
         runs.append((params, value, recorded))
     floors = {"constant": {"loss": 3.0}, "memoryless": {"loss": 2.5}, "recurrent": {"loss": 2.4}}
     make_runs(url, "made", raw, runs, task_floors={"copy:10": floors})
@@ -55,6 +56,11 @@ def url(tmp_path) -> str:
 def read(url):
     with closing(read_storage(url)) as storage:
         return read_results(storage, "made", ())
+
+
+def test_tasks_may_have_different_numbers_of_held_out_sequences(url):
+    windows = read(url).windows
+    assert sorted(map(len, windows.values())) == [4] * 16 + [6] * 16
 
 
 def test_signs_of_significant_effects_are_compared_and_shares_of_solved_networks(url):
