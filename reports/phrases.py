@@ -243,14 +243,14 @@ def format_progress(findings: StudyFindings) -> str:
 def describe_best(findings: StudyFindings) -> str:
     """Name the best architecture, with its loss, in a clause."""
     best, metric = findings.summary.best, findings.results.metric
-    name, interval, format_loss = metric.name, "", metric.scale.format_value
+    name, interval, format_loss = metric.best_name, "", metric.scale.format_value
     if best.runs > 1:
         mean = "adjusted mean" if best.is_adjusted else "mean"
-        name = f"{mean} {name} of {best.runs} runs"
+        name = f"{metric.scale.best_name} {mean} {metric.name} of {best.runs} runs"
         interval = f", 95% interval {format_loss(best.low)} to {format_loss(best.high)}"
     value = f"{format_loss(best.mean)} {metric.unit}".strip()
     return (
-        f"{format_progress(findings)}the {metric.scale.best_name} {name} is {value}{interval}, of "
+        f"{format_progress(findings)}the {name} is {value}{interval}, of "
         f"{strong(best.full_label)} (trial {best.number})"
     )
 

@@ -149,8 +149,13 @@ def _name_best(section: Section) -> Limit | None:
     best, metric = section.findings.summary.best, section.results.metric
     if not section.findings.ranked or section.findings.summary.has_verdicts:
         return None
-    name = f"{metric.scale.best_name.capitalize()} {metric.name}"
-    return Limit(name, metric.scale.format_value(best.mean), metric.unit, best.full_label)
+    name = metric.best_name
+    return Limit(
+        name[:1].upper() + name[1:],
+        metric.scale.format_value(best.mean),
+        metric.unit,
+        best.full_label,
+    )
 
 
 def _state_floor(section: Section) -> Limit | None:

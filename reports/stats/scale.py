@@ -178,6 +178,11 @@ class Metric:
         return add_unit(self.name, self.unit)
 
     @property
+    def best_name(self) -> str:
+        """Name of its best value: ``least smoothed training loss``."""
+        return f"{self.scale.best_name} {self.name.removeprefix('minimum ')}"
+
+    @property
     def is_value(self) -> bool:
         """Whether it is the value of the study's objective."""
         return self.column == VALUE

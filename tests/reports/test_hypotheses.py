@@ -237,7 +237,9 @@ def test_hypotheses_are_tested_where_a_study_varies_what_they_name(planned):
     switches = [name for name in GATED_PARAMS if name not in BASELINE_PARAMS]
     cells = planned.table.drop(columns=switches).assign(cell="gru", value=1.0, state="COMPLETE")
     cells = cells.drop_duplicates(["layers", "state_size"])
-    with pytest.raises(ReportError, match="tested by 'planned' .forget gate has no value.: choose"):
+    with pytest.raises(
+        ReportError, match=r"tested by 'planned' .forget gate has no value.: choose"
+    ):
         render_page([dataclasses.replace(planned, table=cells)], PUBLISHED)
 
 
