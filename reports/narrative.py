@@ -118,7 +118,7 @@ def _write_line(studies: Sequence[StudyFindings]) -> str:
         parts.append(describe_smallest(best.summary, best.results.metric.unit))
     first = next((each for each in studies if each.ranked), None)
     if first is not None:
-        parts.append(_list_largest(first, _of_study(first, studies)))
+        parts.append(_list_largest(first, _of_study(first, studies, "in")))
         parts += _list_uncompared(first)
     elif best.additive and not best.summary.has_verdicts:
         parts.append(write_additive_clause(best.additive, best.results.scale))
@@ -132,14 +132,14 @@ def _comparison_key(results: Results) -> tuple[object, ...]:
     return results.metric.column, results.metric.name, results.metric.unit, results.data
 
 
-def _of_study(findings: StudyFindings, studies: Sequence[StudyFindings]) -> str:
-    return f" of {findings.results.name!r}" if len(studies) > 1 else ""
+def _of_study(findings: StudyFindings, studies: Sequence[StudyFindings], of: str = "of") -> str:
+    return f" {of} {findings.results.name!r}" if len(studies) > 1 else ""
 
 
 def _list_largest(findings: StudyFindings, study: str) -> str:
     """List the largest effects in a clause, and all changes that help here and harm there."""
     if not (findings.largest or findings.reversals):
-        return f"{describe_insignificance(findings.effects)}{study.replace(' of ', ' in ', 1)}"
+        return f"{describe_insignificance(findings.effects)}{study}"
     named = findings.largest[:N_IN_LINE]
     directed = [describe_effect(each) for each in named if _find_verb(each)]
     listed = f"largest significant effects{study}: {'; '.join(directed)}" if directed else ""
@@ -366,9 +366,10 @@ def describe_noise(findings: StudyFindings) -> list[str]:
     if NoiseSource.AUDIT in sources:
         return ["The interval does not contain the noise between runs."]
     if sources == {NoiseSource.PAIRS}:
+        trials = f"{noun}s at their best" if findings.results.nuisance else "trials"
         return [
-            "The noise between runs cannot be estimated from these trials, so the interval is that "
-            "of the differences between the pairs.",
+            f"The noise between runs cannot be estimated from these {trials}, so the interval is "
+            "that of the differences between the pairs.",
             "It contains the noise and is too wide where the effect differs between contexts.",
             "An effect of fewer than eight pairs is not called significant.",
         ]

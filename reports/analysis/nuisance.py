@@ -150,7 +150,7 @@ def _judge_unbiased(results: Results) -> tuple[pd.DataFrame, Slopes | None]:
     rows, judged = results.table, results.judge()
     if len(judged) == len(rows):
         return judged, None
-    noise = _measure_noise(results)
+    noise = measure_noise(results)
     if noise is None:
         return judged, None
     known_deviations = noise.deviations
@@ -197,7 +197,7 @@ def _estimate_luck(
     return expected - pd.Series(means).groupby(groups).min().to_numpy()
 
 
-def _measure_noise(results: Results) -> RunNoise | None:
+def measure_noise(results: Results) -> RunNoise | None:
     """Measure the noise of all trials, at whichever nuisance values."""
     axes, is_grid = results.axes, results.has_all_combinations(results.axes)
     traits = find_traits(axes)

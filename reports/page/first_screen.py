@@ -6,7 +6,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-from reports.analysis.nuisance import build_judged_table
+from reports.analysis.nuisance import build_judged_table, measure_noise
 from reports.charts.chart import Chart
 from reports.narrative import describe_pruning
 from reports.page.page_tables import RECURRENT, list_floors
@@ -86,9 +86,10 @@ def _measure_intervals(section: Section) -> Limit | None:
     if not widths:
         return None
     spec = section.results.scale.spec
-    detail = f"median; from {min(widths):{spec}} to {max(widths):{spec}}"
+    least, typical, most = (f"{f(widths):{spec}}" for f in (min, median, max))
+    detail = f"median; from {least} to {most}" if least != most else ""
     unit = section.results.measure.unit
-    return Limit("95% interval of an effect", f"± {median(widths):{spec}}", unit, detail)
+    return Limit("95% interval of an effect", f"± {typical}", unit, detail)
 
 
 def _measure_noise(section: Section) -> Limit:
@@ -105,9 +106,12 @@ def _measure_noise(section: Section) -> Limit:
     if section.findings.audited is not None:
         detail = "intervals leave out what another run would change"
         return Limit(name, "not measured", detail=detail)
-    noise = build_judged_table(results).noise
+    noise, whose = build_judged_table(results).noise, ""
     effects = section.main_effects.effects
-    if noise is None or (effects and all(e.source is NoiseSource.PAIRS for e in effects)):
+    is_unused = noise is None or (effects and all(e.source is NoiseSource.PAIRS for e in effects))
+    if is_unused and results.nuisance:  # it corrects the best of several runs
+        noise, whose = measure_noise(results), " of all trials"
+    if noise is None or (is_unused and not whose):
         source = "differences between pairs"
         if section.findings.additive and not effects:
             source = "residuals of the additive model"
@@ -115,7 +119,8 @@ def _measure_noise(section: Section) -> Limit:
     low, high = (float(f(noise.deviations.deviations)) for f in (np.nanmin, np.nanmax))
     spec = results.scale.spec
     text = f"{high:{spec}}" if high < _VARYING * low else f"{low:{spec}} to {high:{spec}}"
-    return Limit(name, text, results.measure.unit, f"standard deviation, from {noise.source}")
+    detail = f"standard deviation, from {noise.source}{whose}"
+    return Limit(name, text, results.measure.unit, detail)
 
 
 def _count_replicates(section: Section) -> Limit:
