@@ -21,7 +21,6 @@ import pandas as pd
 from reports.analysis.hypothesis_tests import HypothesisTest, run_stored_tests
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import (
-    Edge,
     build_outcome_table,
     build_table,
     estimate_effects,
@@ -44,6 +43,7 @@ from reports.stats.conditional_effects import (
 from reports.stats.design import Contrast
 from reports.stats.effects import AdjustedEffect, Effect
 from reports.stats.hypotheses import Verdict
+from reports.stats.judged import Edge
 from reports.stats.scale import BAD, GOOD, format_value, is_missing
 from reports.stats.task_contrasts import TaskContrast, compare_tasks
 from reports.trial_table import is_continuous, metric_column, to_python

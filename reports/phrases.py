@@ -19,7 +19,7 @@ from reports.analysis.hypothesis_tests import (
     describe_rule,
 )
 from reports.analysis.leaderboard import CostSummary, StudySummary, summarize_study
-from reports.analysis.nuisance import Edge, build_outcome_table, join_names
+from reports.analysis.nuisance import build_outcome_table, join_names
 from reports.analysis.other_studies import BaselineReference
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, UnequalBudget
 from reports.formatting import escape_markdown
@@ -28,6 +28,7 @@ from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.effects import AdjustedEffect, PairedDifference
 from reports.stats.hypotheses import Verdict, compute_fail_error
+from reports.stats.judged import Edge
 from reports.stats.looks import POWER, Noise, estimate_noise, spend_error
 from reports.stats.scale import (
     GOOD,

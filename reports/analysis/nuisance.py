@@ -4,16 +4,14 @@ A nuisance parameter, such as the learning rate, has to be set but is not what i
 architecture is a combination of all other parameters. It is judged at its best: by the best value
 among its complete trials, over all values of the nuisance parameters. An effect at the best is the
 mean difference over pairs of architectures that differ in one parameter alone, each at its best,
-corrected for the luck of the best of several runs (:mod:`reports.stats.run_means`); an
+corrected for the luck of the best of several runs (:mod:`reports.stats.judged`); an
 effect at a single value is that over the trials with this value (Greff et al., *LSTM: A Search
 Space Odyssey*, 2017, tune the learning rate for each of their architectures). Outcomes say which
 architectures are below the threshold of the study.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,42 +20,13 @@ from reports.results import Results
 from reports.stats import Floats, Integers
 from reports.stats.conditional_effects import ConditionalEffect, compute_conditional_effects
 from reports.stats.effects import AdjustedEffect, Effect, FactorialTable, adjust_effects
+from reports.stats.judged import Edge, count_edges, estimate_selected
 from reports.stats.noise import RunNoise, Slopes
-from reports.stats.run_means import RunMeans, estimate_selected
+from reports.stats.run_means import RunMeans
 from reports.stats.scale import BAD, GOOD, OUTCOMES, UNKNOWN, format_param
 from reports.trial_table import find_traits, is_continuous
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus
-
-PROMINENT_SHARE = 0.1
-"""Share of the architectures at one end of the values tried from which a report warns of it."""
-
-
-@dataclass(frozen=True)
-class Edge:
-    """Architectures whose best value is the lowest or the highest one tried.
-
-    Attributes:
-        parameter: name of the nuisance parameter.
-        value: the value.
-        is_highest: whether it is the highest that these architectures were tried at, rather than
-            the lowest.
-        count: number of these architectures.
-        total: number of architectures that were tried at several values of the parameter.
-        has_best: whether the best architecture of the study is one of them.
-    """
-
-    parameter: str
-    value: Any
-    is_highest: bool
-    count: int
-    total: int
-    has_best: bool
-
-    @property
-    def is_prominent(self) -> bool:
-        """Whether the results may rest on it: of a tenth or more, or of the best architecture."""
-        return self.has_best or self.count >= PROMINENT_SHARE * self.total
 
 
 @dataclass(frozen=True)
@@ -239,42 +208,8 @@ def find_edges(results: Results) -> list[Edge]:
     best = results.judge(table[table["value"].notna()])
     best = best[~architecture[best.index].duplicated()]  # of replicates one run
     return [
-        edge for name in results.nuisance for edge in _find_edges(table, best, architecture, name)
+        edge for name in results.nuisance for edge in count_edges(table, best, architecture, name)
     ]
-
-
-def _find_edges(
-    table: pd.DataFrame, best: pd.DataFrame, architecture: "pd.Series[int]", name: str
-) -> list[Edge]:
-    """Count the architectures whose best value of a parameter is the lowest or highest tried.
-
-    Of an unfinished study these are architectures with complete trials at two values or more.
-
-    Args:
-        table: the trials.
-        best: best trial of each architecture, the best architecture first.
-        architecture: index of each trial's architecture.
-        name: name of the parameter.
-    """
-    values = table[name].dropna()
-    if any(isinstance(value, bool | str) for value in values.tolist()):  # without an order
-        return []
-    tried = values.astype(float).groupby(architecture[values.index]).agg(["min", "max", "nunique"])
-    chosen = best[name].dropna().astype(float)
-    complete = values[table["value"][values.index].notna()]
-    tried["nunique"] = complete.groupby(architecture[complete.index]).nunique()
-    tried = tried.reindex(architecture[chosen.index]).set_axis(chosen.index)
-    chosen, tried = chosen[tried["nunique"] > 1], tried[tried["nunique"] > 1]
-    exact = {float(value): value for value in values.tolist()}
-    edges = []
-    for column in ("min", "max"):
-        at_edge = chosen[chosen == tried[column]]
-        if column == "min":  # nothing is below zero
-            at_edge = at_edge[at_edge > 0]
-        for value, count in sorted(Counter(at_edge.tolist()).items()):
-            has_best = best.index[0] in at_edge.index[at_edge == value]
-            edges.append(Edge(name, exact[value], column == "max", count, len(chosen), has_best))
-    return edges
 
 
 def estimate_outcomes(results: Results) -> list[AdjustedEffect]:

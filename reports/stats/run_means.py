@@ -1,22 +1,11 @@
-"""Losses of architectures with several runs: adjusted means, ranking, and the best of several.
+"""Losses of architectures with several runs: adjusted means, and ranking by them.
 
-*Means.* Runs of equal replicate number read the text in the same order, which changes all losses
+Runs of equal replicate number read the text in the same order, which changes all losses
 alike. An architecture whose runs had the harder orders would look worse, and one that lost its
 hardest run better. So an additive model of architecture and replicate is fitted by least squares,
 and the mean of an architecture is what it predicts over all replicates: a least-squares mean
 (Searle, Speed & Milliken, *Population Marginal Means in the Linear Model*, The American
 Statistician 34, 1980). Where each architecture has each replicate it is the plain mean.
-
-*The best of several runs* is lucky as well as good (docs/statistics.md, nuisance parameters). Of
-runs at several values of the nuisance parameters the one with the least loss is selected, of
-replicates the values of the least mean. The expected loss of another run at the selected values is
-estimated by the coupled bootstrap (Oliveira, Lei & Tibshirani, *Unbiased Risk Estimation in the
-Normal Means Problem via Coupled Bootstrap Techniques*, 2024). With noise z of the same variance as
-that between runs, y + z and y − z are independent: one selects, the other is an unbiased estimate
-of what was selected. The mean over z is an integral over one dimension. What is not known of the
-noise is part of the error of the estimate, by the delta method. A selection from y + z errs
-slightly more often than one from y, so that the estimate is a little high where values are about
-two standard deviations apart.
 """
 
 import math
@@ -31,14 +20,6 @@ from numpy.typing import NDArray
 from reports.stats import Floats, Integers
 
 Name = TypeVar("Name", bound=Hashable)
-
-_GRID = np.linspace(-6, 6, 193)
-"""Points of the integral over the noise of one run, in standard deviations."""
-
-_DENSITY = np.exp(-(_GRID**2) / 2) / np.exp(-(_GRID**2) / 2).sum()
-
-_TINY = 1e-12
-"""Standard deviation of runs without noise, of which the least is selected."""
 
 
 @dataclass(frozen=True)
@@ -223,53 +204,3 @@ def find_look(
     if not planned or not (continued or is_due):
         return None
     return len(continued) if is_due else len(continued) - 1
-
-
-def estimate_selected(
-    values: Floats, deviations: Floats, groups: Integers
-) -> tuple[Floats, Floats]:
-    """Estimate the value expected of another run of the best of each group.
-
-    Args:
-        values: (runs,), observed values.
-        deviations: (runs,), standard deviation of each between runs; NaN if unknown.
-        groups: (runs,), index of the group of each run; 0, 1, ….
-
-    Returns:
-        The expected values (groups,), the least observed value where a deviation of the group is
-        unknown; and their derivatives by the logarithm of the deviations, (groups,).
-    """
-    least = np.full(int(groups.max(initial=-1)) + 1, np.inf)
-    np.minimum.at(least, groups, values)
-    # The probabilities sum to 1 up to errors of the grid, which would multiply the common level.
-    excess = values - least[groups]
-    low, high = (_integrate(excess, deviations * factor, groups) for factor in (0.95, 1.05))
-    return least + _integrate(excess, deviations, groups), (high - low) / 0.1
-
-
-def _integrate(values: Floats, deviations: Floats, groups: Integers) -> Floats:
-    """Integrate over the noise of the selected run, see :func:`estimate_selected`."""
-    from scipy.special import ndtr
-
-    order = np.argsort(groups, kind="stable")
-    sizes = np.bincount(groups)
-    places = np.arange(len(values)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    # (groups, most runs), padded by runs that are never selected.
-    observed = np.full((len(sizes), int(sizes.max(initial=0))), np.inf)
-    spread = np.full(observed.shape, _TINY)
-    observed[groups[order], places] = values[order]
-    spread[groups[order], places] = np.maximum(deviations[order], _TINY)
-    spread[np.isnan(spread).any(axis=1)] = _TINY
-    expected = np.zeros(len(sizes))
-    for i in range(observed.shape[1]):
-        exists = np.isfinite(observed[:, i])
-        own, noise = observed[exists, i], spread[exists, i]
-        perturbed = own[:, None] + noise[:, None] * _GRID  # (groups, points)
-        is_least = np.tile(_DENSITY, (len(own), 1))
-        for j in range(observed.shape[1]):
-            if j != i:
-                others, scale = observed[exists, j, None], spread[exists, j, None]
-                is_least *= ndtr((others - perturbed) / scale)
-        # y − z where y + z is the least.
-        expected[exists] += own * is_least.sum(axis=1) - noise * (is_least @ _GRID)
-    return expected

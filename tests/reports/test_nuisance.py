@@ -22,7 +22,7 @@ from reports.analysis.other_studies import compare_with_source
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from reports.stats.effects import FactorialTable
-from reports.stats.run_means import estimate_selected
+from reports.stats.judged import estimate_selected
 from reports.trial_table import find_traits
 from rnn_search.study import load
 from studies.config import StudyConfig

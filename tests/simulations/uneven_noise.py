@@ -10,8 +10,8 @@ import pandas as pd
 from reports.analysis.other_studies import UNCHANGED, SourceComparison, compute_variant_effects
 from reports.stats import Floats, Integers
 from reports.stats.effects import FactorialTable
+from reports.stats.judged import estimate_selected
 from reports.stats.noise import Slopes, estimate_run_noise
-from reports.stats.run_means import estimate_selected
 from tests.simulations.grids import NOISE, draw_values, find_flags
 
 SWITCHES: Mapping[str, Sequence[bool | int]] = {f"gate_{each}": [False, True] for each in "abcd"}
