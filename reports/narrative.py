@@ -38,7 +38,7 @@ from reports.stats.audit import MIN_STOPPED, Obstacle
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.effects import Effect
 from reports.stats.noise import NoiseSource
-from reports.stats.scale import format_count, format_param, format_signed
+from reports.stats.scale import format_count, format_interval, format_param, format_signed
 
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""
@@ -472,10 +472,7 @@ def list_audit_findings(findings: StudyFindings) -> list[str]:
             "pruning if every trial of the best counts."
         )
         predictions += f" {strong(warning)}"
-    interval = ""
-    if not math.isnan(audit.bias_low):
-        ends = (format_signed(end, scale.spec) for end in (audit.bias_low, audit.bias_high))
-        interval = f" [{', '.join(ends)}]"
+    interval = format_interval(audit.bias_low, audit.bias_high, scale.spec)
     bias = (
         f"Bias: they finished {scale.format_difference(audit.bias)}{interval} from their "
         "predictions on average; negative is better than predicted."

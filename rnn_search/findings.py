@@ -5,6 +5,7 @@ import: pandas.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -72,7 +73,7 @@ if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
 
 
-class _Printed:
+class _Printed(ABC):
     """Findings that are printed as their table, with remarks below it."""
 
     _left_out: ClassVar[tuple[str, ...]] = ()
@@ -86,13 +87,13 @@ class _Printed:
         remarks = "".join(f"<p>{escape(each)}</p>" for each in self._list_remarks())
         return self._tabulate().__html__() + remarks
 
+    @abstractmethod
     def _tabulate(self) -> Table[Any]:
         """Return the table."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _list_remarks(self) -> list[str]:
         """Return the lines below the table, the unit first; empty ones are left out."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -161,7 +161,7 @@ def chart_timeline(results: Results) -> Chart | None:
     bars, count = _group_trials(results.table)
     if bars.empty:
         return None
-    figure = go.Figure()
+    figure, workers = go.Figure(), bars["worker"].unique().tolist()
     for state, color in _COLORS.items():
         trials = bars[bars["state"] == state]
         lengths = (trials["completed"] - trials["started"]).dt.total_seconds()
@@ -169,7 +169,7 @@ def chart_timeline(results: Results) -> Chart | None:
             figure.add_bar(
                 base=trials["started"].dt.strftime("%Y-%m-%dT%H:%M:%S.%f").tolist(),
                 x=(1000 * lengths).round().tolist(),  # milliseconds, the unit of a date axis
-                y=[escape_html(_shorten(worker)) for worker in trials["worker"]],
+                y=list(map(escape_html, trials["worker"])),
                 orientation="h",
                 name=state.lower() if state != "FAIL" else "failed",
                 marker={"color": color, "line": {"width": 0.5, "color": "rgba(255,255,255,0.6)"}},
@@ -183,9 +183,14 @@ def chart_timeline(results: Results) -> Chart | None:
         barmode="overlay",
         # Turned labels would be cut off below.
         xaxis={"type": "date", "title": "time (UTC)", "tickangle": 0, "nticks": 4},
-        yaxis={"type": "category", "autorange": "reversed"},
+        yaxis={
+            "type": "category",
+            "autorange": "reversed",
+            "tickvals": list(map(escape_html, workers)),
+            "ticktext": [escape_html(_shorten(worker)) for worker in workers],
+        },
         legend_y=1.15,
-        height=130 + ROW_HEIGHT * max(1, bars["worker"].nunique()),
+        height=130 + ROW_HEIGHT * len(workers),
     )
     caption = "A trial that was resumed is drawn where it ended."
     if len(bars) < count:

@@ -104,11 +104,12 @@ def test_bars_of_a_timeline_are_trials_or_stand_for_several_of_many(results, mon
     starts = begin + pd.to_timedelta(np.arange(8) * 60, unit="s")
     ends = starts + pd.Timedelta(seconds=30)
     table = results.table.sort_index().assign(started=starts, completed=ends)
-    table["worker"] = ["a", "b"] * 4
+    names = [f"a-node-with-a-long-name-{i}.example.org/1234" for i in (1, 2)]
+    table["worker"] = names * 4
     monkeypatch.setattr("reports.charts.training_plots.MAX_BARS", 4)
     chart = chart_timeline(replace(results, table=table[table["state"] == "COMPLETE"]))
     (bars,) = chart.figure.data
-    assert sorted(bars.y) == ["a", "a", "b", "b"], "the first and the second half of each worker"
+    assert sorted(bars.y) == sorted(names * 2), "the first and the second half of each worker"
     assert max(bars.x) == 150_000
 
 
