@@ -1,4 +1,4 @@
-"""The C library of the training step: compiled on this machine, for its CPU, and loaded.
+"""The C library of the training step: compiled once on a machine, for its CPU, and loaded.
 
 A compiler is not required: without one, or if ``RNN_SEARCH_NATIVE=0`` is set, the stacked engine
 trains the same networks.
@@ -47,6 +47,7 @@ _FLAGS = [
     "-std=gnu11",
     "-O3",
     "-march=native",
+    "-mprefer-vector-width=512",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fPIC",
@@ -72,7 +73,7 @@ def _load(precision: Precision) -> tuple[ctypes.CDLL | None, str | None]:
     if not supported or os.environ.get(SWITCH) == "0":
         return None, None
     try:
-        return _open(_compiled(["-DBF16"] if precision == "bf16" else [])), None
+        return _open(_compiled(_definitions(precision))), None
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
         return None, _describe(error)
 
@@ -84,9 +85,8 @@ def _open(path: Path) -> ctypes.CDLL:
     library.rnn_step.restype = ctypes.c_int
     library.rnn_scratch_size.argtypes = [ctypes.c_void_p]
     library.rnn_scratch_size.restype = ctypes.c_int64
-    library.rnn_blocks.argtypes = [ctypes.c_int64]
-    library.rnn_blocks.restype = ctypes.c_int64
-    library.rnn_tile_columns.restype = ctypes.c_int
+    library.rnn_packed_size.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    library.rnn_packed_size.restype = ctypes.c_int64
     return library
 
 
@@ -94,8 +94,20 @@ def _multiplies_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
+@cache
+def multiplies_tiles() -> bool:
+    """Return whether the CPU has AMX for bfloat16, and the system lets this process use it."""
+    return bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
+
+
+def _definitions(precision: Precision) -> list[str]:
+    if precision == "fp32":
+        return []
+    return ["-DBF16"] if multiplies_tiles() else ["-DBF16", "-DNO_AMX"]
+
+
 def _compiled(definitions: Sequence[str]) -> Path:
-    """Return the compiled library, from the cache if it is there."""
+    """Return the compiled library, from the user's cache if it is there."""
     variable = os.environ.get("CC", "cc")
     try:
         compiler = shlex.split(variable)
@@ -104,18 +116,24 @@ def _compiled(definitions: Sequence[str]) -> Path:
     if not compiler or shutil.which(compiler[0]) is None:
         raise FileNotFoundError(f"no C compiler {' '.join(compiler)!r}: install one, or set CC")
     name = f"step-{_identity(compiler, definitions)}.so"
-    cached = _FOLDER / "__pycache__" / name
-    if cached.is_file():
-        return cached
     try:
-        cached.parent.mkdir(exist_ok=True)
+        cached = _cache_folder() / name
+        if cached.is_file():
+            return cached
+        cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A folder of its own, from which the finished file is moved: several workers may compile.
         with tempfile.TemporaryDirectory(dir=cached.parent, prefix="step-") as folder:
             return _compile(compiler, definitions, Path(folder) / name).replace(cached)
-    except OSError:  # the package is installed for all users, or the disk is read-only
+    except (OSError, RuntimeError):  # the user has no home, or one that cannot be written to
         # Nobody else can write to it. It is removed at the end of the process.
         _temporary.append(tempfile.TemporaryDirectory(prefix="rnn-search-"))
         return _compile(compiler, definitions, Path(_temporary[-1].name) / name)
+
+
+def _cache_folder() -> Path:
+    """Return the folder of this user's caches (XDG Base Directory Specification)."""
+    folder = os.environ.get("XDG_CACHE_HOME")
+    return (Path(folder) if folder else Path.home() / ".cache") / "rnn-search"
 
 
 _temporary: list["tempfile.TemporaryDirectory[str]"] = []

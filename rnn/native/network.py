@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rnn.autograd import AutogradStack
 from rnn.config import BYTES, GatedConfig, Precision, TaskSpec, TrialConfig
-from rnn.native.library import MAPS, OPTIONS, library_error, load_library
+from rnn.native.library import MAPS, OPTIONS, library_error, load_library, multiplies_tiles
 from rnn.network import NamedTensors, Window, draw_initial_weights, network_shapes
 from rnn.parameters import Parameters, align
 from rnn.stacked.network import require_one_shape
@@ -22,8 +22,8 @@ from rnn.stacked.network import require_one_shape
 _MAX_STATE_SIZE: dict[Precision, int] = {"fp32": 256, "bf16": 384}
 """State size up to which the library is faster than PyTorch on CPUs with AVX-512."""
 
-_MAX_AMX_STATE_SIZE = 128
-"""The same in bfloat16 on CPUs with AMX instructions, which PyTorch uses and the library lacks."""
+_MAX_AMX_STATE_SIZE = 1024
+"""The same in bfloat16 on CPUs with AMX instructions, which both use."""
 
 # ------------------------------------------------------------------ structs of the library
 
@@ -58,9 +58,9 @@ class _Step(ctypes.Structure):
 
     _fields_ = [
         *_numbers("count", "layers", "n", "vocabulary", "streams", "size"),
-        *_numbers("threads", "parts", "most_packed", "scratch_size"),
-        *_pointers("networks", "weights", "grads", "part_grads", "states", "next_states"),
-        *_pointers("tokens", "targets", "logits", "losses", "packed", "scratch"),
+        *_numbers("threads", "most_packed", "scratch_size"),
+        *_pointers("networks", "weights", "grads", "states", "next_states"),
+        *_pointers("tokens", "targets", "logits", "losses", "scratch"),
     ]
 
 
@@ -187,12 +187,7 @@ class NativeStack:
     def _allocate(self, streams: int, threads: int, is_training: bool) -> _Buffers:
         """Allocate the memory of a step, which every step of as many streams reuses."""
         count, values, grads = len(self.configs), self.parameters.values, self.parameters.grads
-        # Blocks of streams are divided among threads where whole networks would leave some idle.
-        is_divided = count % threads != 0 and count < 2 * threads
-        parts = self._library.rnn_blocks(streams) if is_divided else 1
         most_packed = max(network.packed_size for network in self._networks)
-        part_grads = torch.empty((parts - 1) * is_training, len(values))
-        packed = torch.empty(count if parts > 1 else 0, most_packed)
         output = torch.empty(count, streams, *([] if is_training else [self._spec.outputs]))
         next_states = self.init_state(streams)
         addresses = ctypes.c_void_p * self._layers
@@ -206,39 +201,35 @@ class NativeStack:
             streams=streams,
             size=len(values),
             threads=threads,
-            parts=parts,
             most_packed=most_packed,
             networks=ctypes.addressof(self._networks),
             weights=values.data_ptr(),
             grads=grads.data_ptr() if is_training else None,
-            part_grads=part_grads.data_ptr(),
             states=ctypes.addressof(state_addresses),
             next_states=ctypes.addressof(next_addresses),
             logits=None if is_training else output.data_ptr(),
             losses=output.data_ptr() if is_training else None,
-            packed=packed.data_ptr(),
         )
         step.scratch_size = self._library.rnn_scratch_size(ctypes.addressof(step))
         scratch = torch.empty(threads, step.scratch_size)
         step.scratch = scratch.data_ptr()
-        others = part_grads, packed, scratch, next_addresses
+        others = scratch, next_addresses
         return _Buffers(step, next_states, output, state_addresses, others)
 
     def _describe(self, k: int, architecture: GatedConfig) -> None:
         """Write the structs that tell the library where the weights of network k are."""
-        columns = self._library.rnn_tile_columns()
-        pair = 2 if self._precision == "bf16" else 1  # numbers that a factor holds in 32 bits
+        packed_size = self._library.rnn_packed_size
         views, n = self.parameters.views(self.parameters.values, k), self._state_size
         maps: dict[str, _Map] = {}
         packed = 0
         linear_maps = network_shapes(architecture, self._spec).linear_maps
         for name, (inputs, outputs) in linear_maps.items():
             parts = 0 if name == "embedding" else inputs // n
-            transposed = packed + parts * -(-n // pair) * _round_up(outputs, columns)
+            transposed = packed + parts * packed_size(n, outputs)
             weight, bias = views[f"{name}.weight"], views[f"{name}.bias"]
             places = weight.storage_offset(), bias.storage_offset()
             maps[name] = _Map(*places, inputs, outputs, packed, transposed)
-            packed = transposed + parts * -(-outputs // pair) * _round_up(n, columns)
+            packed = transposed + parts * packed_size(outputs, n)
         first = k * self._layers * len(MAPS)
         names = [f"layers.{index}.{name}" for index in range(self._layers) for name in MAPS]
         for place, name in enumerate(names, first):
@@ -253,10 +244,6 @@ class NativeStack:
             layers=ctypes.addressof(self._maps[first]),
             **{name: getattr(architecture, name) for name in OPTIONS},
         )
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
 
 
 # ------------------------------------------------------------------ where it is used
@@ -291,7 +278,7 @@ def library_obstacle(state_size: int, precision: Precision) -> str | None:
 
 def _is_small(state_size: int, precision: Precision) -> bool:
     limit = _MAX_STATE_SIZE.get(precision, 0)
-    if precision == "bf16" and torch.cpu._is_amx_tile_supported():
+    if precision == "bf16" and multiplies_tiles():
         limit = _MAX_AMX_STATE_SIZE
     return state_size <= limit
 

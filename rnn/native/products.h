@@ -2,6 +2,8 @@
 //
 // All matrices are row-major. A product reads its factors as Numbers of 32 bits: float32 numbers or,
 // with BF16, pairs of bfloat16 numbers that are neighbours along the sum. Sums are float32 in both.
+// In bfloat16 the tiles of a processor with AMX take the place of its vectors; factors then end with
+// zeros along the sum, up to a whole number of tiles.
 
 #include <stdint.h>
 #include <string.h>
@@ -21,12 +23,33 @@ enum { TILE_VECTORS = 2, TILE_COLUMNS = TILE_VECTORS * LANES };
 // the second factor's TILE_COLUMNS stay in the first cache.
 enum { DEPTH = 128 };
 
+// Most streams of a block, over which gradients are summed in one product. With more of them a weight
+// is read for longer, with fewer the results stay in the second cache.
+#ifndef BLOCK_STREAMS
+#ifdef BF16
+enum { BLOCK_STREAMS = 128 };
+#else
+enum { BLOCK_STREAMS = 256 };
+#endif
+#endif
+enum { MAX_ALONG = BLOCK_STREAMS / 2 };
+
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float))));
 
+static int64_t round_up(int64_t size, int64_t multiple)
+{
+    return (size + multiple - 1) / multiple * multiple;
+}
+
 #ifdef BF16
 #include <immintrin.h>
+
+#if defined(__AMX_BF16__) && !defined(NO_AMX)
+#define AMX
+enum { SIDE = 16 };  // rows of a tile, and its columns of 32 bits
+#endif
 
 typedef uint32_t Number;
 
@@ -61,15 +84,33 @@ typedef struct {
     int64_t along_stride;
     Number *across;                // of the stride of the values
     const struct Repeated *among;  // the different rows, whose factors are used instead, or NULL
+    const int32_t *index;          // if so, the place of each row among them
 } Rows;
 
 #define ROW(rows, b) ((rows).values + (b) * (rows).stride)
 
+// Return the rows from `first` on, an even number.
+INLINE Rows rows_from(Rows x, int64_t first)
+{
+    if (x.values != NULL) {
+        x.values += first * x.stride;
+        x.along += first * x.along_stride;
+        x.across += numbers(first) * x.stride;
+        x.index += x.among == NULL ? 0 : first;
+    }
+    return x;
+}
+
 static const Rows NO_ROWS;
 
-static int64_t round_up(int64_t size, int64_t multiple)
+// Numbers that hold `count` neighbours along a sum, with the zeros at its end.
+static int64_t depth_of(int64_t count)
 {
-    return (size + multiple - 1) / multiple * multiple;
+#ifdef AMX
+    return round_up(numbers(count), SIDE);
+#else
+    return numbers(count);
+#endif
 }
 
 // Distance of rows: whole vectors, and no power of two, at which they would share places in caches.
@@ -80,13 +121,14 @@ static int64_t row_stride(int64_t columns)
 }
 
 #ifdef BF16
-// Round 16 or fewer numbers of two rows; the second is NULL after the last of an odd number.
+// Round 16 or fewer numbers of two rows; the second is NULL after the last of an odd number. The
+// first `written` Numbers along are written.
 INLINE void round_pair(
-    const float *even, const float *odd, int64_t count, Number *along, Number *along_odd,
-    Number *across)
+    const float *even, const float *odd, int64_t count, int64_t written, Number *along,
+    Number *along_odd, Number *across)
 {
     __mmask16 mask = count < 16 ? (1u << count) - 1 : 0xffff;
-    __mmask8 pairs = count < 16 ? (1u << numbers(count)) - 1 : 0xff;
+    __mmask8 pairs = written < 8 ? (1u << written) - 1 : 0xff;
     __m256i first = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, even));
     __m256i second = _mm256_setzero_si256();
     _mm256_mask_storeu_epi32(along, pairs, first);
@@ -106,23 +148,23 @@ static void round_rows(int64_t rows, int64_t columns, Rows x)
         const float *even = ROW(x, b), *odd = even + x.stride;
         Number *along = x.along + b * x.along_stride, *along_odd = along + x.along_stride;
         Number *across = x.across + b / 2 * x.stride;
-        int64_t j = 0;
+        int64_t j = 0, depth = depth_of(columns);
         if (b + 1 < rows)
             for (; j + 16 <= columns; j += 16)  // compiled without masks
-                round_pair(even + j, odd + j, 16, along + j / 2, along_odd + j / 2, across + j);
-        for (; j < columns; j += 16)
-            round_pair(even + j, b + 1 < rows ? odd + j : NULL, columns - j, along + j / 2,
-                along_odd + j / 2, across + j);
+                round_pair(even + j, odd + j, 16, 8, along + j / 2, along_odd + j / 2, across + j);
+        for (; j / 2 < depth; j += 16)
+            round_pair(even + j, b + 1 < rows ? odd + j : NULL, columns > j ? columns - j : 0,
+                depth - j / 2, along + j / 2, along_odd + j / 2, across + j);
     }
 }
 
-// Take memory for the forms as a factor from *next on.
+// Take memory for the forms as a factor from *next on; each half of the columns may be a factor.
 static void take_factors(Number **next, int64_t rows, int64_t columns, Rows *x)
 {
-    x->along_stride = row_stride(numbers(columns));
+    x->along_stride = row_stride(2 * depth_of((columns + 1) / 2));
     x->along = *next;
     x->across = x->along + rows * x->along_stride;
-    *next = x->across + numbers(rows) * x->stride;
+    *next = x->across + depth_of(rows) * x->stride;
 }
 #else
 static void round_rows(int64_t rows, int64_t columns, Rows x)
@@ -158,8 +200,8 @@ static Rows rows_of(Number **next, float *values, int64_t rows, int64_t columns)
 // Return the columns from `first` on; they are rounded separately from those before.
 INLINE Rows columns_from(Rows x, int64_t first)
 {
-    return (Rows){x.values + first, x.stride, x.along + numbers(first), x.along_stride,
-        x.across + first, NULL};
+    return (Rows){.values = x.values + first, .stride = x.stride, .along = x.along + depth_of(first),
+        .along_stride = x.along_stride, .across = x.across + first};
 }
 
 // The element (i, p) of a first factor is at values[i * row_stride + p * column_stride].
@@ -178,13 +220,35 @@ typedef struct {
     int64_t panel_stride, row_stride;
 } Panels;
 
+INLINE Factor rows_of_factor(Factor a, int64_t first)
+{
+    a.values += first * a.row_stride;
+    return a;
+}
+
+// What a product is added to: rows that begin `stride` numbers apart, or nothing.
+typedef struct {
+    const float *values;
+    int64_t stride;
+} Start;
+
+static const float zeros[TILE_COLUMNS];
+
+static const Start NOTHING = {zeros, 0};
+
+INLINE Start start_at(Start start, int64_t row, int64_t column)
+{
+    if (start.values != zeros)
+        start.values += row * start.stride + column;
+    return start;
+}
+
 INLINE void multiply_tile(
     int rows, int columns, int64_t depth, Factor a, const Number *b, int64_t row_stride,
-    const float *bias, float *c, int64_t stride)
+    Start start, float *c, int64_t stride)
 {
     Vector sums[TILE_ROWS][TILE_VECTORS];
     float partial[TILE_ROWS][TILE_COLUMNS];
-    // Added to what is there at the end: so the sum of a block of streams does not depend on it.
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < TILE_VECTORS; j++)
             sums[i][j] = (Vector){0};
@@ -198,79 +262,102 @@ INLINE void multiply_tile(
                 sums[i][j] = multiply_add(sums[i][j], factor, vectors[j]);
         }
     }
-    const float *first = bias ? bias : c;
-    int64_t first_stride = bias ? 0 : stride;
     if (columns < TILE_COLUMNS) {
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < TILE_VECTORS; j++)
                 *(Vector *)(partial[i] + j * LANES) = sums[i][j];
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < columns; j++)
-                c[i * stride + j] = first[i * first_stride + j] + partial[i][j];
+                c[i * stride + j] = start.values[i * start.stride + j] + partial[i][j];
         return;
     }
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < TILE_VECTORS; j++)
             *(Vector *)(c + i * stride + j * LANES)
-                = *(const Vector *)(first + i * first_stride + j * LANES) + sums[i][j];
+                = *(const Vector *)(start.values + i * start.stride + j * LANES) + sums[i][j];
 }
 
 // The result (rows, up to TILE_COLUMNS) of one panel.
 INLINE void multiply_panel(
     int columns, int64_t rows, int64_t depth, Factor a, const Number *b, int64_t row_stride,
-    const float *bias, float *c, int64_t stride)
+    Start start, float *c, int64_t stride)
 {
-    for (; rows >= TILE_ROWS; rows -= TILE_ROWS) {
-        multiply_tile(TILE_ROWS, columns, depth, a, b, row_stride, bias, c, stride);
-        a.values += TILE_ROWS * a.row_stride;
-        c += TILE_ROWS * stride;
-    }
-    for (; rows >= 4; rows -= 4) {
-        multiply_tile(4, columns, depth, a, b, row_stride, bias, c, stride);
-        a.values += 4 * a.row_stride;
-        c += 4 * stride;
-    }
-    for (; rows; rows--) {
-        multiply_tile(1, columns, depth, a, b, row_stride, bias, c, stride);
-        a.values += a.row_stride;
-        c += stride;
-    }
+    int64_t i = 0;
+    for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
+        multiply_tile(TILE_ROWS, columns, depth, rows_of_factor(a, i), b, row_stride,
+            start_at(start, i, 0), c + i * stride, stride);
+    for (; i + 4 <= rows; i += 4)
+        multiply_tile(4, columns, depth, rows_of_factor(a, i), b, row_stride,
+            start_at(start, i, 0), c + i * stride, stride);
+    for (; i < rows; i++)
+        multiply_tile(1, columns, depth, rows_of_factor(a, i), b, row_stride,
+            start_at(start, i, 0), c + i * stride, stride);
 }
 
-// c (rows, columns) ← bias + a · b, with a (rows, depth) and b (depth, columns) in Numbers; without
-// a bias, c += a · b.
-static void multiply(
-    int64_t rows, int64_t columns, int64_t depth, Factor a, Panels b, const float *bias, float *c,
+static void multiply_by_vectors(
+    int64_t rows, int64_t columns, int64_t depth, Factor a, Panels b, Start start, float *c,
     int64_t stride)
 {
     for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
         const Number *panel = b.values + j / TILE_COLUMNS * b.panel_stride;
-        const float *panel_bias = bias ? bias + j : NULL;
+        Start from = start_at(start, 0, j);
         for (int64_t p = 0; p < depth; p += DEPTH) {
             Factor part = {a.values + p * a.column_stride, a.row_stride, a.column_stride};
             int64_t part_depth = depth - p < DEPTH ? depth - p : DEPTH;
             const Number *rows_of_b = panel + p * b.row_stride;
             if (columns - j >= TILE_COLUMNS)
                 multiply_panel(TILE_COLUMNS, rows, part_depth, part, rows_of_b, b.row_stride,
-                    panel_bias, c + j, stride);
+                    from, c + j, stride);
             else
                 multiply_panel((int)(columns - j), rows, part_depth, part, rows_of_b, b.row_stride,
-                    panel_bias, c + j, stride);
-            panel_bias = NULL;
+                    from, c + j, stride);
+            from = (Start){c + j, stride};
         }
     }
 }
 
-// Numbers that a second factor (rows, columns) fills as panels.
-static int64_t packed_size(int64_t rows, int64_t columns)
+#ifdef AMX
+#include "tiles.h"
+#else
+static void configure_tiles(void) {}
+static void release_tiles(void) {}
+#endif
+
+// c (rows, columns) ← start + a · b, with a (rows, depth) and b (depth, columns) in Numbers.
+static void multiply(
+    int64_t rows, int64_t columns, int64_t depth, Factor a, Panels b, Start start, float *c,
+    int64_t stride)
 {
-    return rows * round_up(columns, TILE_COLUMNS);
+#ifdef AMX
+    int64_t whole = rows / SIDE * SIDE;
+    multiply_by_tiles(whole, columns, depth, a, b, start, c, stride);
+    if (whole == rows)
+        return;
+    a = rows_of_factor(a, whole);
+    start = start_at(start, whole, 0);
+    c += whole * stride;
+    rows -= whole;
+#endif
+    multiply_by_vectors(rows, columns, depth, a, b, start, c, stride);
 }
 
-// Write a matrix (rows, columns) of Numbers as panels.
-static void pack(int64_t rows, int64_t columns, const Number *from, Number *to)
+// Numbers that a second factor fills as panels, with `count` neighbours along the sum.
+static int64_t packed_size(int64_t count, int64_t columns)
 {
-    for (int64_t j = 0; j < columns; j += TILE_COLUMNS)
+    return depth_of(count) * round_up(columns, TILE_COLUMNS);
+}
+
+// Write the zeros at the end of a panel of `rows` rows; return the panel's end.
+static Number *end_panel(int64_t rows, int64_t depth, Number *to)
+{
+    memset(to, 0, (depth - rows) * TILE_COLUMNS * sizeof(Number));
+    return to + (depth - rows) * TILE_COLUMNS;
+}
+
+// Write a matrix (rows, columns) of Numbers as panels of `depth` rows.
+static void pack(int64_t rows, int64_t columns, int64_t depth, const Number *from, Number *to)
+{
+    for (int64_t j = 0; j < columns; j += TILE_COLUMNS, to = end_panel(rows, depth, to))
         for (int64_t p = 0; p < rows; p++, to += TILE_COLUMNS)
             if (columns - j >= TILE_COLUMNS)
                 memcpy(to, from + p * columns + j, TILE_COLUMNS * sizeof(Number));
@@ -289,11 +376,11 @@ typedef int32_t FourIndices __attribute__((vector_size(16)));
 #endif
 
 // Write the transposed (columns, rows) of a matrix of Numbers, whose rows begin `stride` apart, as
-// panels.
+// panels of `depth` rows.
 static void pack_transposed(
-    int64_t rows, int64_t columns, const Number *from, int64_t stride, Number *to)
+    int64_t rows, int64_t columns, int64_t depth, const Number *from, int64_t stride, Number *to)
 {
-    for (int64_t j = 0; j < rows; j += TILE_COLUMNS, to += columns * TILE_COLUMNS)
+    for (int64_t j = 0; j < rows; j += TILE_COLUMNS) {
         for (int64_t i = 0; i < TILE_COLUMNS; i += 4)
             for (int64_t p = 0; p < columns; p += 4) {
                 if (j + i + 4 > rows || p + 4 > columns) {
@@ -315,4 +402,6 @@ static void pack_transposed(
                 *(Four *)(target + 2 * TILE_COLUMNS) = SHUFFLE(ab_high, cd_high, 0, 1, 4, 5);
                 *(Four *)(target + 3 * TILE_COLUMNS) = SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
             }
+        to = end_panel(columns, depth, to + columns * TILE_COLUMNS);
+    }
 }

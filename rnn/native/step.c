@@ -5,10 +5,9 @@
 // networks, B the number of streams, n the state size, V the vocabulary size, P the size of the
 // flat values of all networks.
 //
-// Streams are independent but for the sums over them in the gradients of the weights. A network is
-// therefore computed in blocks of a few streams whose intermediate results stay in the first and
-// second cache. Networks are divided among threads; where that would leave threads without work, the
-// streams of each are, and every part has gradients of its own, which are added at the end.
+// Streams are independent but for the sums over them in the gradients of the weights. Networks are
+// divided among threads; where that would leave threads without work, the threads share the streams of
+// one network after another.
 
 #include <math.h>
 #ifdef _OPENMP
@@ -17,58 +16,35 @@
 
 #include "layer.h"
 
-// Most streams of a block. More use a packed weight for longer, fewer stay in the second cache.
-#ifndef BLOCK_STREAMS
-enum { BLOCK_STREAMS = 128 };
-#endif
-
 typedef struct {
     int64_t count, layers, n, vocabulary, streams;  // K, layers, n, V, B
     int64_t size;                                   // P
-    int64_t threads, parts;                         // parts of the streams of a network
+    int64_t threads;
     int64_t most_packed;                            // most of the networks' packed_size
     int64_t scratch_size;                           // rnn_scratch_size
     const Network *networks;                        // (K)
     const float *weights;                           // (P)
     float *grads;                                   // (P); NULL without a backward pass
-    float *part_grads;                              // (parts − 1, P)
     float *const *states, *const *next_states;      // (layers) of (K, B, n)
     const int64_t *tokens, *targets;                // (B)
     float *logits;                                  // (K, B, V); NULL with a backward pass
     float *losses;                                  // (K, B); NULL without a backward pass
-    Number *packed;                                 // (K, most_packed) if parts > 1
     Number *scratch;                                // (threads, scratch_size)
 } Step;
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Return the Numbers of memory that each thread needs.
-int64_t rnn_scratch_size(const Step *step)
-{
-    int64_t n = row_stride(step->n), twice = row_stride(2 * step->n);
-    int64_t vocabulary = row_stride(step->vocabulary), widest = vocabulary > twice ? vocabulary : twice;
-    int64_t per_layer = 9 * n + 2 * twice, gradients = 5 * n + 2 * twice;
-    int64_t inputs = 3 * n + twice;
-    int64_t block = BLOCK_STREAMS * (inputs + per_layer * step->layers + gradients + vocabulary);
-    int64_t forms = numbers(2) == 2 ? 1 : 3;  // a matrix, and its forms as a factor
-    return round_up(forms * block + vocabulary + 2 * (step->n + 1) * widest + 64, 64) + round_up(step->most_packed, 64);
-}
+int64_t rnn_packed_size(int64_t count, int64_t columns) { return packed_size(count, columns); }
 
 // Streams of a block: of the number of streams alone, so that threads do not change the sums.
 static int64_t block_size(int64_t streams)
 {
-    int64_t half = (streams + 1) / 2;
-    return half < 32 ? 32 : least(half, BLOCK_STREAMS);
+    int64_t blocks = (streams + BLOCK_STREAMS - 1) / BLOCK_STREAMS;
+    return round_up((streams + blocks - 1) / blocks, 32);
 }
 
-// Return the number of blocks, into which the streams of a network can be divided as parts.
-int64_t rnn_blocks(int64_t streams)
-{
-    int64_t size = block_size(streams);
-    return (streams + size - 1) / size;
-}
-
-int rnn_tile_columns(void) { return TILE_COLUMNS; }
+// Rows of a factor along whose sum are `count` numbers, with those of zeros at its end.
+static int64_t padded(int64_t count) { return numbers(2) == 2 ? count : 2 * depth_of(count); }
 
 // ------------------------------------------------------------------------------ packed weights
 
@@ -86,11 +62,11 @@ static void pack_one(
         Rows weight = rows_of(
             &next, (float *)step->weights + map->weight + part * n * outputs, n, outputs);
         round_rows(n, outputs, weight);
-        pack(numbers(n), outputs, weight.across,
-            packed + map->packed + part * packed_size(numbers(n), outputs));
+        pack(numbers(n), outputs, depth_of(n), weight.across,
+            packed + map->packed + part * packed_size(n, outputs));
         if (step->grads != NULL)
-            pack_transposed(n, along, weight.along, weight.along_stride,
-                packed + map->transposed + part * packed_size(along, n));
+            pack_transposed(n, along, depth_of(outputs), weight.along, weight.along_stride,
+                packed + map->transposed + part * packed_size(outputs, n));
     }
 }
 
@@ -160,55 +136,56 @@ static void embed(
         for (int64_t j = 0; j < block->n; j++)
             ROW(x, b)[j] = row[j] + bias[j];
     }
-    round_rows(count, block->n, x);
 }
 
 // Add the gradients dx of the streams' inputs to those of the different tokens' rows, and these to
 // the gradients of the embedding.
 static void embedding_grads(
-    const Block *block, const Network *network, const Repeated *among, const int64_t *different,
-    Rows dx)
+    const Block *block, const Network *network, const Repeated *among, const int32_t *index,
+    int64_t count, const int64_t *different, Rows dx)
 {
     for (int64_t b = 0; b < block->streams; b++) {
-        float *row = ROW(among->grads, among->index[b]);
+        float *row = ROW(among->grads, index[b]);
         for (int64_t j = 0; j < block->n; j++)
             row[j] += ROW(dx, b)[j];
     }
-    add_sum(among->count, block->n, among->grads, block->grads + network->embedding.bias);
-    for (int64_t u = 0; u < among->count; u++) {
+    add_sum(count, block->n, among->grads, 0, block->grads + network->embedding.bias);
+    for (int64_t u = 0; u < count; u++) {
         float *row = block->grads + network->embedding.weight + different[u] * block->n;
         for (int64_t j = 0; j < block->n; j++)
             row[j] += ROW(among->grads, u)[j];
     }
 }
 
-// Take memory for the results of layer l of network k, for the block's streams from `first` on.
-static Activations take_activations(
-    const Step *step, const Block *block, int64_t k, int64_t l, int64_t first, Number **next)
-{
-    int64_t n = block->n, streams = block->streams, place = (k * step->streams + first) * n;
-    return (Activations){
-        .h = rows_of(next, step->states[l] + place, streams, n),
-        .u = rows_of(next, step->next_states[l] + place, streams, n),
-        .i = take_rows(next, streams, 2 * n),
-        .c = take_rows(next, streams, 2 * n),
-        .candidate = take_rows(next, streams, n),
-        .z = take_rows(next, streams, n),
-        .mixed = take_rows(next, streams, n),
-        .f = take_rows(next, streams, n),
-        .o = take_rows(next, streams, n),
-        .gate = take_rows(next, streams, n),
-        .y = take_rows(next, streams, n),
-    };
-}
+// Memory of the results of a block of streams, and of the tokens.
+typedef struct {
+    Rows x, rows, grads, products, logits;  // rows, grads and products are of the different tokens
+    Gradients d;
+    int32_t *places;     // (V)
+    int32_t *index;      // (streams)
+    int64_t *different;  // (streams)
+    int64_t *count;      // of different tokens
+} Memory;
 
-// Add the gradients of all weights but the embedding, and return those of the first layer's input.
-static Rows block_backward(
-    const Step *step, const Network *network, const Block *block, const Activations *layers,
-    Rows logits, Number *next)
+// Take memory for a block from `next` on; return its end.
+static Number *take_memory(
+    const Step *step, int64_t streams, Number *next, Memory *memory, Activations *layers)
 {
-    int64_t n = block->n, streams = block->streams;
-    Gradients d = {
+    int64_t n = step->n, rows = padded(streams);
+    memory->count = (int64_t *)next;
+    next += 16;
+    memory->different = (int64_t *)next;
+    next += 2 * round_up(streams, 16);
+    memory->index = (int32_t *)next;
+    next += round_up(streams, 16);
+    memory->places = (int32_t *)next;
+    next += round_up(step->vocabulary, 16);
+    memory->x = take_rows(&next, streams, n);
+    memory->rows = take_rows(&next, rows, n);
+    memory->grads = take_rows(&next, rows, n);
+    memory->products = take_rows(&next, rows, 2 * n);
+    memory->logits = take_rows(&next, streams, step->vocabulary);
+    memory->d = (Gradients){
         .y = take_rows(&next, streams, n),
         .x = take_rows(&next, streams, n),
         .u = take_rows(&next, streams, n),
@@ -217,96 +194,213 @@ static Rows block_backward(
         .c = take_rows(&next, streams, 2 * n),
         .gate = take_rows(&next, streams, 2 * n),
     };
-    round_rows(streams, step->vocabulary, logits);
-    bias_grad(block, &network->head, logits);
-    clear(streams, n, d.x);
-    part_grads(block, &network->head, 0, layers[step->layers - 1].y, logits, d.x);
-    for (int64_t l = step->layers - 1; l >= 0; l--) {
-        Rows d_output = d.x;
-        d.x = d.y;
-        d.y = d_output;
-        layer_backward(block, network, network->layers + l, layers + l, &d);
-        if (!network->output_depends_on_input)
-            break;  // d.x is zero, and so is every gradient of the layers below
-    }
-    return d.x;
+    for (int64_t l = 0; l < step->layers; l++)
+        layers[l] = (Activations){
+            .h = rows_of(&next, NULL, streams, n),
+            .u = rows_of(&next, NULL, streams, n),
+            .i = take_rows(&next, streams, 2 * n),
+            .c = take_rows(&next, streams, 2 * n),
+            .candidate = take_rows(&next, streams, n),
+            .z = take_rows(&next, streams, n),
+            .mixed = take_rows(&next, streams, n),
+            .f = take_rows(&next, streams, n),
+            .o = take_rows(&next, streams, n),
+            .gate = take_rows(&next, streams, n),
+            .y = take_rows(&next, streams, n),
+        };
+    return next + TILE_COLUMNS;  // which the last columns of a product may read
 }
 
-// Compute the streams of network k from `first` on.
+// Set the states of a layer, and what stands for the results of gates that it lacks.
+static void complete_activations(
+    const Step *step, const Layer *layer, int64_t l, int64_t place, Activations *a)
+{
+    a->h.values = (float *)step->states[l] + place;
+    a->u.values = step->next_states[l] + place;
+    if (numbers(2) == 2) {  // the forms as a factor are the values
+        a->h.along = a->h.across = (Number *)a->h.values;
+        a->u.along = a->u.across = (Number *)a->u.values;
+    }
+    a->gated_x = a->x;
+    a->gated_h = a->h;
+    if (has(&layer->input_gate)) {
+        a->gated_x = a->c;
+        a->gated_h = columns_from(a->c, step->n);
+    }
+    if (!has(&layer->forget_gate))
+        a->mixed = a->u;
+    if (!has(&layer->state_gate))
+        a->candidate = a->mixed;
+}
+
+// Embed the tokens of a block.
+static void embed_streams(
+    const Step *step, const Network *network, const Block *block, const int64_t *tokens,
+    const Memory *memory, Repeated *among, Rows *x)
+{
+    int64_t streams = block->streams;
+    if (block->thread == 0)
+        *memory->count
+            = find_different(tokens, streams, memory->places, memory->index, memory->different);
+    sync(block);
+    int64_t count = *memory->count;
+    among->count = padded(count);
+    among->rows = memory->rows;
+    among->grads = memory->grads;
+    among->products = memory->products;
+    *x = memory->x;
+    if (4 * count <= 3 * streams) {  // else too few repeat for their products to be worth sharing
+        x->among = among;
+        x->index = memory->index;
+    }
+    if (block->thread == 0) {
+        clear(among->count, step->n, among->grads);
+        if (x->among != NULL) {
+            embed(block, network, memory->different, count, among->rows);
+            Rows rest = {.values = ROW(among->rows, count), .stride = among->rows.stride};
+            clear(among->count - count, step->n, rest);
+            round_rows(among->count, step->n, among->rows);
+        }
+    }
+    int64_t first;
+    Block chunk = chunk_of(block, &first);
+    embed(&chunk, network, tokens + first, chunk.streams, rows_from(*x, first));
+    round_rows(chunk.streams, step->n, rows_from(*x, first));
+}
+
+// Compute the logits, and with gradients the losses and the gradients of the head, of which all_d is
+// that of its input.
+static void head_step(
+    const Step *step, const Network *network, const Block *block, int64_t row,
+    const int64_t *targets, Rows all_y, Rows all_logits, Rows all_d)
+{
+    int64_t vocabulary = step->vocabulary, first;
+    Block chunk = chunk_of(block, &first);
+    Rows y = rows_from(all_y, first), logits = rows_from(all_logits, first);
+    map_part(&chunk, &network->head, 0, y, logits);
+    if (block->grads == NULL)
+        return;
+    for (int64_t b = 0; b < chunk.streams; b++)
+        step->losses[row + first + b] = cross_entropy(
+            ROW(logits, b), vocabulary, targets[first + b], 1.0f / step->streams);
+    Rows d = rows_from(all_d, first);
+    round_rows(chunk.streams, vocabulary, logits);
+    clear(chunk.streams, chunk.n, d);
+    input_grads(&chunk, &network->head, 0, y, logits, d);
+    sync(block);
+    bias_grads(block, &network->head, all_logits);
+    weight_grads(block, &network->head, 0, all_y, all_logits);
+}
+
+// Compute the streams of network k from `first` on, in memory from `next` on.
 static void block_step(const Step *step, int64_t k, int64_t first, const Block *block, Number *next)
 {
     const Network *network = step->networks + k;
-    const int64_t *tokens = step->tokens + first;
-    int64_t vocabulary = step->vocabulary, row = k * step->streams + first;
-    int64_t n = block->n, streams = block->streams;
+    int64_t row = k * step->streams + first, place = row * step->n;
     Activations layers[step->layers];
-    Rows x = take_rows(&next, streams, n);
-    int32_t *places = (int32_t *)next, index[BLOCK_STREAMS];
-    int64_t different[BLOCK_STREAMS];
-    next += round_up(vocabulary, 16);
-    int64_t count = find_different(tokens, streams, places, index, different);
-    Repeated among = {
-        .count = count,
-        .index = index,
-        .rows = take_rows(&next, count, n),
-        .grads = take_rows(&next, count, n),
-        .products = take_rows(&next, count, 2 * n),
-    };
-    if (4 * count <= 3 * streams) {  // else too few repeat for their products to be worth sharing
-        embed(block, network, different, count, among.rows);
-        for (int64_t b = 0; b < streams; b++)
-            memcpy(ROW(x, b), ROW(among.rows, index[b]), n * sizeof(float));
-        x.among = &among;
-    } else {
-        embed(block, network, tokens, streams, x);
+    Memory memory;
+    Number *end = take_memory(step, block->streams, next, &memory, layers);
+    if (padded(block->streams) != block->streams) {  // zeros at the end of sums over the streams
+        if (block->thread == 0)
+            memset(next, 0, (end - next) * sizeof(Number));
+        sync(block);
     }
+    Repeated among;
+    Rows x;
+    embed_streams(step, network, block, step->tokens + first, &memory, &among, &x);
+    Pass pass = {.network = network, .block = *block, .whole_d = memory.d};
     for (int64_t l = 0; l < step->layers; l++) {
-        layers[l] = take_activations(step, block, k, l, first, &next);
         layers[l].x = x;
-        layer_forward(block, network, network->layers + l, layers + l);
+        complete_activations(step, network->layers + l, l, place, layers + l);
+        pass.layer = network->layers + l;
+        pass.whole = layers[l];
+        divide(&pass);
+        layer_forward(&pass);
         x = layers[l].y;
     }
+    Rows logits = memory.logits;
     if (block->grads == NULL) {
-        Rows logits = {.values = step->logits + row * vocabulary, .stride = vocabulary};
-        map_part(block, &network->head, 0, x, logits);
-        return;
+        logits.values = step->logits + row * step->vocabulary;
+        logits.stride = step->vocabulary;
     }
-    Rows logits = take_rows(&next, streams, vocabulary);
-    map_part(block, &network->head, 0, x, logits);
-    for (int64_t b = 0; b < streams; b++)
-        step->losses[row + b] = cross_entropy(
-            ROW(logits, b), vocabulary, step->targets[first + b], 1.0f / step->streams);
-    clear(count, n, among.grads);
-    Rows dx = block_backward(step, network, block, layers, logits, next);
-    embedding_grads(block, network, &among, different, dx);
+    head_step(step, network, block, row, step->targets + first, x, logits, memory.d.x);
+    if (block->grads == NULL)
+        return;
+    for (int64_t l = step->layers - 1; l >= 0; l--) {
+        Rows d_output = pass.whole_d.x;
+        pass.whole_d.x = pass.whole_d.y;
+        pass.whole_d.y = d_output;
+        pass.layer = network->layers + l;
+        pass.whole = layers[l];
+        divide(&pass);
+        layer_backward(&pass);
+        if (!network->output_depends_on_input)
+            break;  // d.x is zero, and so is every gradient of the layers below
+    }
+    sync(block);
+    if (block->thread == 0)
+        embedding_grads(
+            block, network, &among, memory.index, *memory.count, memory.different,
+            pass.whole_d.x);
 }
 
 // ------------------------------------------------------------------------------ all networks
 
-static float *grads_of(const Step *step, int64_t part)
+// Return the Numbers of memory that a network needs, or the packing of one of its weights.
+static int64_t results_size(const Step *step)
 {
-    return part ? step->part_grads + (part - 1) * step->size : step->grads;
+    Activations layers[step->layers];
+    Memory memory;
+    Number *start = (Number *)step, *next = start;  // only distances count
+    take_rows(&next, step->n, 2 * step->n > step->vocabulary ? 2 * step->n : step->vocabulary);
+    int64_t packing = next - start, streams = least(block_size(step->streams), step->streams);
+    int64_t block = take_memory(step, streams, start, &memory, layers) - start;
+    return round_up(packing > block ? packing : block, 64);
 }
 
-// Compute one part of the streams of network k, and the gradients of the part.
-static void part_step(const Step *step, int64_t k, int64_t part, const Number *packed, Number *scratch)
+// Return the Numbers of memory that each thread needs.
+int64_t rnn_scratch_size(const Step *step)
+{
+    return results_size(step) + round_up(step->most_packed, 64);
+}
+
+// Compute network k as one of the threads that share it, with memory for the network, and for the
+// packing of a weight.
+static void network_step(
+    const Step *step, int64_t k, int64_t thread, int64_t threads, Number *memory, Number *packing)
 {
     const Network *network = step->networks + k;
-    int64_t size = block_size(step->streams), blocks = rnn_blocks(step->streams);
-    float *grads = step->grads ? grads_of(step, part) : NULL;
-    if (grads)
-        memset(grads + network->begin, 0, (network->end - network->begin) * sizeof(float));
-    for (int64_t block = blocks * part / step->parts; block < blocks * (part + 1) / step->parts;
-         block++) {
-        int64_t first = block * size;
-        Block each = {
-            .n = step->n,
-            .streams = least(step->streams - first, size),
-            .weights = step->weights,
-            .packed = packed,
-            .grads = grads,
-        };
-        block_step(step, k, first, &each, scratch);
+    Number *packed = memory + results_size(step);
+    Block block = {
+        .n = step->n,
+        .thread = thread,
+        .threads = threads,
+        .weights = step->weights,
+        .packed = packed,
+        .grads = step->grads,
+        .is_first = 1,
+    };
+    sync(&block);  // the memory is that of the network before
+    for (int64_t index = thread; index < 1 + MAP_COUNT * step->layers; index += threads)
+        pack_one(step, network, index, packed, packing);
+    if (step->grads != NULL && thread == 0) {
+        int is_whole = network->output_depends_on_input
+            && (network->reads_new_state || network->has_previous_state_grad);
+        int64_t weights = step->vocabulary * step->n;  // of the embedding
+        if (is_whole) {  // every other gradient is written
+            memset(step->grads + network->embedding.weight, 0, weights * sizeof(float));
+            memset(step->grads + network->embedding.bias, 0, step->n * sizeof(float));
+        } else {
+            memset(step->grads + network->begin, 0,
+                (network->end - network->begin) * sizeof(float));
+        }
+    }
+    int64_t size = block_size(step->streams);
+    for (int64_t first = 0; first < step->streams; first += size) {
+        sync(&block);
+        block.streams = least(step->streams - first, size);
+        block_step(step, k, first, &block, memory);
+        block.is_first = 0;
     }
 }
 
@@ -318,38 +412,25 @@ int rnn_step(const Step *step)
         if ((uint64_t)step->tokens[b] >= (uint64_t)step->vocabulary
             || (step->grads && (uint64_t)step->targets[b] >= (uint64_t)step->vocabulary))
             return 1;
-    int64_t maps = 1 + MAP_COUNT * step->layers, most = step->most_packed;
+    int is_shared = step->count % step->threads != 0 && step->count < 2 * step->threads;
     #pragma omp parallel num_threads(step->threads)
     {
-        int thread = 0;
+        int64_t thread = 0, threads = 1;
 #ifdef _OPENMP
         thread = omp_get_thread_num();
+        threads = omp_get_num_threads();
 #endif
         Number *scratch = step->scratch + thread * step->scratch_size;
-        if (step->parts == 1) {
-            Number *packed = scratch + step->scratch_size - round_up(most, 64);
-            #pragma omp for schedule(dynamic)
-            for (int64_t k = 0; k < step->count; k++) {
-                for (int64_t index = 0; index < maps; index++)
-                    pack_one(step, step->networks + k, index, packed, scratch);
-                part_step(step, k, 0, packed, scratch);
-            }
+        configure_tiles();
+        if (is_shared) {
+            for (int64_t k = 0; k < step->count; k++)
+                network_step(step, k, thread, threads, step->scratch, scratch);
         } else {
             #pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < step->count * maps; i++)
-                pack_one(step, step->networks + i / maps, i % maps, step->packed + i / maps * most,
-                    scratch);
-            #pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < step->count * step->parts; i++)
-                part_step(step, i / step->parts, i % step->parts,
-                    step->packed + i / step->parts * most, scratch);
-            for (int64_t part = 1; step->grads && part < step->parts; part++) {
-                const float *grads = grads_of(step, part);
-                #pragma omp for
-                for (int64_t i = 0; i < step->size; i++)
-                    step->grads[i] += grads[i];
-            }
+            for (int64_t k = 0; k < step->count; k++)
+                network_step(step, k, 0, 1, scratch, scratch);
         }
+        release_tiles();
     }
     return 0;
 }

@@ -2,6 +2,7 @@
 
 import ctypes
 import random
+import shutil
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,7 @@ from rnn.native.network import NativeStack, computes_correctly, library_obstacle
 from rnn.network import Window
 
 each_precision = pytest.mark.parametrize("precision", NATIVE_PRECISIONS)
+needs_bf16 = pytest.mark.skipif("bf16" not in NATIVE_PRECISIONS, reason="no bfloat16 in the CPU")
 needs_compiler = pytest.mark.skipif(load_library("fp32") is None, reason="no compiler")
 
 # Sizes that fill whole vectors and tiles, and sizes that do not; streams of one block, of two.
@@ -123,7 +125,7 @@ def load_again():
         ("CC", "cc 'unfinished", 'CC is "cc \'unfinished": expected a command'),
         ("CC", "sh -c 'printf \"\\377 error\" >&2; exit 1'", "sh failed: \ufffd error"),
         ("CC", "cc -fvisibility=hidden", "undefined symbol: rnn_"),
-        ("CC", "cc -c", "rnn/native/__pycache__/step-"),
+        ("CC", "cc -c", "rnn-search/step-"),
         (SWITCH, "0", "None"),
     ],
 )
@@ -159,49 +161,61 @@ def test_library_that_computes_wrong_numbers_is_not_used(monkeypatch, load_again
 
 
 @needs_compiler
-def test_compiled_library_is_kept_beside_the_source_or_else_in_a_private_folder(
+def test_library_is_compiled_once_for_all_checkouts_or_else_into_a_private_folder(
     monkeypatch, tmp_path
 ):
-    for name in ("step.c", "layer.h", "products.h"):
-        (tmp_path / name).write_bytes((library._FOLDER / name).read_bytes())
-    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    checkouts = [tmp_path / "first", tmp_path / "second"]
+    for checkout in checkouts:
+        shutil.copytree(library._FOLDER, checkout)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(library, "_FLAGS", [*library._FLAGS, "-O0"])  # compiles sooner
+    monkeypatch.setattr(library, "_FOLDER", checkouts[0])
     path = library._compiled([])
-    assert path.parent == tmp_path / "__pycache__"
+    assert path.parent == tmp_path / "cache/rnn-search"
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     changed = path.stat().st_mtime_ns
+    monkeypatch.setattr(library, "_FOLDER", checkouts[1])
     assert library._compiled([]) == path
     assert path.stat().st_mtime_ns == changed, "compiled once"
 
-    (tmp_path / "step.c").write_text((tmp_path / "step.c").read_text() + "\n")
+    source = checkouts[1] / "step.c"
+    source.write_text(source.read_text() + "\n")
 
     def refuse(*args, **kwargs):
         raise PermissionError
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     private = library._compiled([])
-    assert private.parent.parent != tmp_path / "__pycache__"
+    assert private.parent.parent != path.parent
     assert private.parent.stat().st_mode & 0o077 == 0
-    assert ctypes.CDLL(str(private)).rnn_tile_columns() > 0
+    assert ctypes.CDLL(str(private)).rnn_packed_size(1, 1) > 0
 
 
 @needs_compiler
-@pytest.mark.parametrize("flags", [["-mno-avx512f"], ["-mno-avx512f", "-mno-avx"]], ids=" ".join)
-def test_library_is_right_without_some_instructions(monkeypatch, load_again, flags):
-    """As compiled for CPUs that have no AVX-512, or no AVX."""
+@pytest.mark.parametrize(
+    ("precision", "flags"),
+    [
+        ("fp32", ["-mno-avx512f"]),
+        ("fp32", ["-mno-avx512f", "-mno-avx"]),
+        pytest.param("bf16", ["-DNO_AMX"], marks=needs_bf16),
+    ],
+)
+def test_library_is_right_without_some_instructions(monkeypatch, load_again, precision, flags):
+    """As compiled for CPUs that have no AVX-512, no AVX, or no AMX."""
     monkeypatch.setattr(library, "_FLAGS", [*library._FLAGS, *flags])
     configs = random.Random(1).sample(gated_configs(2, 21, ["candidate"]), 4)
-    network = NativeStack(list(map(TrialConfig, configs)), 3, "fp32", TaskSpec.of_text(50))
-    assert_trains_as_plain_modules(network, "fp32", 19, TaskSpec.of_text(50), lengths=[3])
+    network = NativeStack(list(map(TrialConfig, configs)), 3, precision, TaskSpec.of_text(50))
+    assert_trains_as_plain_modules(network, precision, 19, TaskSpec.of_text(50), lengths=[3])
 
 
 def test_large_networks_and_other_devices_and_precisions_use_pytorch(monkeypatch):
     assert not pays_off(257, "fp32")
+    monkeypatch.setattr("rnn.native.network.multiplies_tiles", lambda: False)
     assert not pays_off(385, "bf16")
     assert not pays_off(32, "fp64")
     monkeypatch.setattr("rnn.native.network.library_error", lambda precision: "no C compiler")
     assert library_obstacle(256, "fp32") == "no C compiler"
     assert library_obstacle(257, "fp32") is None, "nothing is missing for networks of this size"
     assert not pays_off(32, "fp32", torch.device("cuda"))
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
-    assert not pays_off(256, "bf16"), "PyTorch has the faster instructions of such a CPU"
+    monkeypatch.setattr("rnn.native.network.multiplies_tiles", lambda: True)
+    assert not pays_off(1025, "bf16")
