@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reports.errors import USER_ERRORS, OutputTakenError, ReportError
 from studies.attributes import LOOKS, REPORT_CLAIM
-from studies.cli import is_bug, print_bug, storage_options, studies_argument
+from studies.cli import BY_OBJECTIVE, is_bug, print_bug, storage_options, studies_argument
 from studies.errors import StudiesError, StudyFormatError
 from studies.storage.changes import update_system_attributes
 from studies.storage.counts import read_times
@@ -153,7 +153,7 @@ def _print_headline(report: "Report") -> None:
         click.echo(report.note, err=True)
 
 
-@click.command(help="Write a self-contained HTML report of one or several studies.")
+@click.command(help=f"Write a self-contained HTML report of one or several studies. {BY_OBJECTIVE}")
 @studies_argument
 @storage_options
 @click.option(
@@ -221,13 +221,11 @@ def _write_tables(
     dataframe: Path | None,
     curves: Path | None,
 ) -> None:
-    from reports.study_reader import read_results
+    from reports.study_reader import read_studies
     from reports.table_export import write_csv, write_curves, write_parquet
 
     with closing(read_storage(storage)) as opened:
-        results = [
-            read_results(opened, name, with_curves=False, with_windows=False) for name in names
-        ]
+        results = read_studies(opened, names, with_curves=False, with_windows=False)
         for path, write in ((csv, write_csv), (dataframe, write_parquet)):
             if path:
                 write(results, path)
@@ -240,13 +238,13 @@ def _write_tables(
 def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
     """Update the report until all trials are finished; errors of the storage are retried."""
     from reports.page.page import write_page
-    from reports.study_reader import read_results
+    from reports.study_reader import read_studies
 
     last_line = note = ""
     while True:
         try:
             with closing(read_storage(storage)) as opened:
-                results = [read_results(opened, name, drawn_only=True) for name in names]
+                results = read_studies(opened, names, drawn_only=True)
             finished = sum(study.counts.finished for study in results)
             planned = sum(study.counts.planned for study in results)
             is_done = finished == planned

@@ -60,6 +60,7 @@ from reports.tables import (
 )
 from search.derive import group_by_architecture, record_look
 from studies.attributes import StudyRecord
+from studies.config import Objective
 from studies.errors import ConfigError, StudiesError
 from studies.loader import read_study_record
 from studies.measure import find_measure
@@ -401,17 +402,19 @@ def compare_tasks(results: Results, storage: str) -> TaskEffects:
 
 def _add_replicates(parts: Sequence[Results], storage: str) -> list[StudyFindings]:
     """Return findings that know the replicates in studies of a storage that derive from a study."""
-    derived = _read_derived(storage, parts[0].name)
+    derived = _read_derived(storage, parts[0].name, parts[0].config.objective)
     return [StudyFindings(replace(e, replicates=find_replicates(e, derived))) for e in parts]
 
 
-def _read_derived(url: str, source: str) -> list[Results]:
-    """Read the studies of a storage that derive from a study."""
+def _read_derived(url: str, source: str, objective: Objective) -> list[Results]:
+    """Read the studies of a storage that derive from a study, judged by the same objective."""
     derived = []
     with closing(read_storage(url)) as storage:
         for name in list_derived(storage, source):
             with suppress(StudiesError, ReportError):  # damaged, or deleted meanwhile
-                derived.append(read_results(storage, name, False, False, False))
+                derived.append(
+                    read_results(storage, name, False, False, False, objective=objective)
+                )
     return derived
 
 

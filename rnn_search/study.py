@@ -13,9 +13,10 @@ from rnn.errors import TaskError
 from search.derive import find_trial
 from search.errors import TrialNotFoundError
 from studies.artifacts import StudyStores
+from studies.attributes import OBJECTIVE_NAMES
 from studies.best import BestReader
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
-from studies.config import StudyConfig, label_trial
+from studies.config import Objective, StudyConfig, label_trial
 from studies.errors import ConfigError
 from studies.importing import ImportedStudy, ImportOptions
 from studies.importing import import_results as import_stored
@@ -45,7 +46,13 @@ if TYPE_CHECKING:  # slow to import
     from search.status import Status
 
 
-def load(name: str, *, storage: str | None = None, artifacts: str | Path | None = None) -> "Study":
+def load(
+    name: str,
+    *,
+    storage: str | None = None,
+    artifacts: str | Path | None = None,
+    objective: Objective | None = None,
+) -> "Study":
     """Open a stored study without changing it.
 
     Args:
@@ -54,18 +61,24 @@ def load(name: str, *, storage: str | None = None, artifacts: str | Path | None 
             ``sqlite:///studies/studies.db`` in the working directory.
         artifacts: folder or ``s3://BUCKET`` of its weights; by default ``$RNN_SEARCH_ARTIFACTS``,
             or next to the storage. Relative paths are those of the working directory at this call.
+        objective: loss by which its results are judged, of those that each trial records:
+            ``validation``, ``training`` or ``training-mean``; None for the study's own.
 
     Raises:
-        ConfigError: if the name is not a text.
+        ConfigError: if the name is not a text, or the objective is another one.
         StorageError: if the storage does not exist or cannot be opened.
         StudyNotFoundError: if it has no such study.
         StudyFormatError: if another program, or another version of this one, stored the study.
     """
     _require_text(name=name)
+    if objective is not None and objective not in OBJECTIVE_NAMES:
+        expected = expect_one_of([*OBJECTIVE_NAMES], str(objective))
+        raise ConfigError(f"unknown objective {shorten(repr(objective))}: {expected}")
     place = artifacts_or_default(artifacts)
     if place is not None and "://" not in place:
         place = str(Path(place).absolute())
-    study = Study(name, _to_absolute_url(storage_or_default(storage)), place)
+    url = _to_absolute_url(storage_or_default(storage))
+    study = Study(name, url, place, objective=objective)
     _ = study.config  # reports a study that is missing or cannot be read
     return study
 
@@ -82,12 +95,16 @@ class Study:
         storage: URL of the storage; the path of an SQLite file is absolute.
         artifacts: location of the artifacts, a folder with its absolute path; None for the default.
         task: name of the one of several tasks whose results these are; "" for all.
+        objective: the objective that results, the best trial, effects, Pareto front, outcomes,
+            hypotheses and report are judged by; None for that of the study. Progress and settings
+            are those of the study.
     """
 
     name: str
     storage: str = field(repr=False)
     artifacts: str | None = field(default=None, repr=False)
     task: str = field(default="", repr=False)
+    objective: Objective | None = field(default=None, repr=False)
 
     def run(
         self,
@@ -199,6 +216,8 @@ class Study:
             TrialNotFoundError: if no trial is complete yet.
             ConfigError: if the study has several tasks, each with its best trial.
         """
+        if self.objective is not None:
+            return self._find_best()
         with self._open() as (storage, study):
             config = read_record(study).config
             reader = BestReader(study, storage, config)
@@ -208,6 +227,15 @@ class Study:
             if best is None:
                 raise TrialNotFoundError(f"study {self.name!r} has no complete trial yet")
             return self._trial(best.trial, config)
+
+    def _find_best(self) -> "Trial":
+        """Return the best trial by the objective of this object, as the report names it."""
+        from reports.analysis.leaderboard import summarize_study
+
+        results = self._read_one_task("best", require_complete=False)
+        if results.complete.empty:
+            raise TrialNotFoundError(f"study {self.name!r} has no complete trial yet")
+        return self.trial(summarize_study(results).best.number)
 
     def trial(self, number: int) -> "Trial":
         """Return a trial by its number.
@@ -306,7 +334,8 @@ class Study:
 
         Args:
             path: file to write; by default in ``reports/out/`` of the working directory.
-            others: names of further studies of the storage to show on the same page.
+            others: names of further studies of the storage to show on the same page, or
+                ``NAME:OBJECTIVE``, as for ``rnn-search report``.
 
         Returns:
             The path of the file.
@@ -315,12 +344,16 @@ class Study:
             ConfigError: if ``others`` is a single text.
             ReportError: if no trial is complete, or the file cannot be written or replaced.
         """
-        from reports.page.page import write_report
+        from reports.page.page import write_page
+        from reports.study_reader import read_results, read_studies
 
         if isinstance(others, str) or not isinstance(others, Sequence):
             raise ConfigError(f"others is {shorten(repr(others))}: expected a list of names")
         target = None if path is None else _to_path("path", path)
-        return write_report(self.storage, [self.name, *others], target).path
+        with closing(read_storage(self.storage)) as storage:
+            own = read_results(storage, self.name, drawn_only=True, objective=self.objective)
+            results = [own, *read_studies(storage, others, drawn_only=True)]
+        return write_page(results, target).path
 
     @property
     def optuna(self) -> OptunaStudy:
@@ -338,7 +371,14 @@ class Study:
         from reports.study_reader import read_results
 
         with closing(read_storage(self.storage)) as storage:
-            results = read_results(storage, self.name, with_curves, with_windows, require_complete)
+            results = read_results(
+                storage,
+                self.name,
+                with_curves,
+                with_windows,
+                require_complete,
+                objective=self.objective,
+            )
         return results.at_task(self.task) if self.task else results
 
     def _read_one_task(
@@ -357,8 +397,12 @@ class Study:
         )
 
     def _trial(self, row: StoredTrial, config: StudyConfig) -> "Trial":
-        label = label_trial(row.params, config)
-        return Trial(self, row.number, row.params, row.value, label)
+        label, value = label_trial(row.params, config), row.value
+        if self.objective is not None:
+            from reports.trial_table import judge_by  # slow to import: pandas
+
+            value = judge_by(row, config.objective, self.objective).value
+        return Trial(self, row.number, row.params, value, label)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,9 @@ from studies.training import (
     uses_setting,
 )
 
+Objective = Literal["validation", "training", "training-mean"]
+"""What a trial's value is, see :data:`studies.attributes.OBJECTIVE_NAMES`."""
+
 PrecisionSetting = Literal["auto", TrainingPrecision]
 """Precision of a study; ``auto`` becomes ``bf16`` or ``fp32`` when the study is created."""
 
@@ -270,7 +273,7 @@ class StudyConfig(StrictModel):
     tokenizer: str = "bytes"
     """`bytes`, or `bpe:N`: at most N tokens, 257 to 65,536, bytes and byte pairs, learned from the
     training split."""
-    objective: Literal["validation", "training", "training-mean"] = "validation"
+    objective: Objective = "validation"
     """A trial's value. `validation`: the loss on held-out data, which ranks single runs best;
     `training`: the minimum of the smoothed training loss; `training-mean`: its mean over the last
     quarter of the steps."""

@@ -34,7 +34,8 @@ class _SharedPage(StrictModel):
     Attributes:
         file: name of the page, without its end.
         title: what the page is.
-        studies: names of the studies. A page of which one is missing is left out.
+        studies: names of the studies, or ``NAME:OBJECTIVE``. A page of which one is missing is left
+            out.
     """
 
     file: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
@@ -102,7 +103,10 @@ def _write_pages(files: tuple[tuple[Path, int], ...]) -> tuple[GalleryPage, ...]
 
 
 def _available(pages: Iterable[_SharedPage], names: Sequence[str]) -> list[_SharedPage]:
-    return [page for page in pages if set(page.studies) <= set(names)]
+    def is_available(reference: str) -> bool:
+        return reference in names or reference.rpartition(":")[0] in names
+
+    return [page for page in pages if all(map(is_available, page.studies))]
 
 
 def _write_study(

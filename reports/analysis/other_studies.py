@@ -207,13 +207,20 @@ def find_references(results: Results, others: Sequence[Results]) -> list[Baselin
     Args:
         results: results of the study. One of baseline cells alone has no references, and none has
             a cell of its own as a reference.
-        others: studies on the same page. Those with other data are ignored.
+        others: studies on the same page. Those with other data are ignored. Of a study that is
+            judged by several objectives, the results by that of ``results`` are taken.
     """
     if set(results.cells) <= set(BASELINE_CELLS):
         return []
     wanted = {str(cell) for cell in BASELINE_CELLS if cell not in results.cells}
+    objective = results.config.objective
+    judged_alike = {other.folder for other in others if other.config.objective == objective}
     studies = [
-        other for other in others if wanted & set(other.cells) and other.data == results.data
+        other
+        for other in others
+        if wanted & set(other.cells)
+        and other.data == results.data
+        and (other.config.objective == objective or other.folder not in judged_alike)
     ]
     return [
         reference

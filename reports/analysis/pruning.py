@@ -159,7 +159,11 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     table, counts = results.table, results.counts
     kept = top_count(settings.keep, len(table))
     pruned = table[table["state"] == TrialStatus.PRUNED]
-    rungs = pruned.groupby("rung")["keep_probability"].agg(["size", "sum"]).reset_index()
+    rungs = (
+        pruned.groupby("rung")["keep_probability"]
+        .agg(size="size", sum=lambda each: each.sum(min_count=1))
+        .reset_index()
+    )
     last_steps, common_step = results.curve_ends["last_step"], results.common_step
     failed = table.index[table["state"].isin([TrialStatus.DIVERGED, TrialStatus.FAIL])]
     reached = last_steps.drop(failed, errors="ignore")
@@ -184,6 +188,8 @@ def estimate_audited_effects(results: Results) -> AuditedEffects:
     """Estimate the main effects in a pruned study."""
     if not results.table["audited"].any():
         return AuditedEffects([], Obstacle.NO_AUDIT)
+    if results.has_other_objective:
+        return AuditedEffects([], Obstacle.OTHER_OBJECTIVE)
     if not results.has_valid_audit:
         return AuditedEffects([], Obstacle.OTHER_SAMPLE)
     if not results.is_finished:

@@ -122,7 +122,7 @@ def _create_study(results: Results, trials: Sequence[FrozenTrial]) -> optuna.Stu
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the study is no news for a user
     try:
-        created = optuna.create_study(study_name=escape_html(results.name), direction=direction)
+        created = optuna.create_study(study_name=escape_html(results.label), direction=direction)
     finally:
         optuna.logging.set_verbosity(verbosity)
     study = _DrawnStudy(created.study_name, created._storage)

@@ -42,7 +42,7 @@ from reports.phrases import to_html, to_sentence
 from reports.results import Results
 from reports.stats.looks import find_detectable_gap
 from reports.stats.scale import format_count, format_param, format_value
-from reports.study_reader import read_results
+from reports.study_reader import read_studies
 from rnn.source_code import generate_forward, generate_latex, generate_module
 from studies.files import atomic_write
 from studies.storage.open import read_storage
@@ -78,7 +78,8 @@ def write_report(
 
     Args:
         storage_url: URL of the storage, which is opened read-only.
-        names: names of the studies, in the order of the page.
+        names: names of the studies, in the order of the page, or ``NAME:OBJECTIVE``, see
+            :func:`reports.study_reader.split_objective`.
         output: file to write; by default that of :func:`reports.output.default_path`, see
             :func:`reports.output.choose_path`.
         refresh_seconds: interval after which the page reloads itself; None for never.
@@ -88,7 +89,7 @@ def write_report(
         ReportError: if a study has no complete trial, or the file cannot be written or replaced.
     """
     with closing(read_storage(storage_url)) as storage:
-        results = [read_results(storage, name, drawn_only=True) for name in names]
+        results = read_studies(storage, names, drawn_only=True)
     return write_page(results, output, refresh_seconds)
 
 
@@ -97,7 +98,7 @@ def write_page(
 ) -> Report:
     """Write the report of results in memory; see :func:`write_report`."""
     identity = report_identity(each.identity for each in results)
-    path = output or default_path([each.name for each in results])
+    path = output or default_path([each.reference for each in results])
     sections = build_sections(results)
     try:
         path, note = choose_path(path, output is None, identity, _BEGINNING)
@@ -123,7 +124,7 @@ def render_page(sections: Sequence[Section], refresh_seconds: int | None = None)
         .get_template("report.html")
         .generate(
             identity_tags=Markup(identity_tags(identity, studies.values())),
-            title=", ".join(dict.fromkeys(section.results.name for section in sections)),
+            title=", ".join(dict.fromkeys(section.results.label for section in sections)),
             sections=sections,
             written=datetime.now().astimezone(),
             refresh_seconds=refresh_seconds,

@@ -168,7 +168,8 @@ def compare_predictions(
     """Compare one trial of each audited architecture with the prediction recorded for it.
 
     Errors of trials of one architecture are alike. Of those that would have been pruned and have a
-    value, the one with the least number is taken: trials are created in random order.
+    value and a prediction, the one with the least number is taken: trials are created in random
+    order.
 
     Args:
         table: as of :func:`judge_architectures`, indexed by the number of the trial, and
@@ -178,7 +179,8 @@ def compare_predictions(
     Returns:
         Values minus predictions, and which of them are within two scales.
     """
-    rows = table[find_stopped(table) & table["value"].notna()].sort_index()
+    is_known = table["value"].notna() & table["predicted_value"].notna()
+    rows = table[find_stopped(table) & is_known].sort_index()
     rows = rows[~_group(rows, parameters).duplicated()]
     errors = (rows["value"] - rows["predicted_value"]).to_numpy(dtype=float)
     scales = rows["predicted_scale"].to_numpy(dtype=float)
@@ -221,6 +223,8 @@ class Obstacle(Enum):
     """Why the effects of a pruned study cannot be estimated."""
 
     NO_AUDIT = auto()
+    OTHER_OBJECTIVE = auto()
+    """The trials are judged by another loss than the one that the pruner predicted."""
     OTHER_SAMPLE = auto()
     """The audited trials were drawn over other nuisance parameters than the study has now."""
     UNFINISHED = auto()

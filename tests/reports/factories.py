@@ -14,8 +14,8 @@ from helpers import study_attributes
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
+from reports import study_reader
 from reports.results import Results
-from reports.study_reader import read_results
 from studies.attributes import CONFIG, OBJECTIVE_NAMES, AuditState, TokenizerRecord
 from studies.config import StudyConfig
 from studies.hypotheses import Registration, update_records
@@ -345,9 +345,9 @@ def extend_steps(url: str, steps: int, trials: Sequence[int]) -> None:
 
 
 def read_studies(url: str, *names: str, **options: Any) -> list[Results]:
-    """Read the results of studies, see :func:`reports.study_reader.read_results`."""
+    """Read the results of studies, see :func:`reports.study_reader.read_studies`."""
     with closing(read_storage(url)) as storage:
-        return [read_results(storage, name, **options) for name in names]
+        return study_reader.read_studies(storage, names, **options)
 
 
 def results_of(url: str, name: str = "made", **options: Any) -> Results:

@@ -25,8 +25,10 @@ from reports.charts.comparison_plots import plot_replicates
 from reports.page.page import render_page
 from reports.page.section import Section, build_sections
 from reports.phrases import describe_references
+from reports.results import find_replicates
 from reports.trial_table import decode_architecture
 from rnn.config import BaselineConfig
+from rnn_search import load
 from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -124,6 +126,33 @@ def test_source_values_use_the_objective_of_the_refinement(sqlite_url):
     assert measured.sources["value"].tolist() == [2.25]
     assert mean.sources["value"].tolist() == [1.5]
     assert tokens.sources.empty
+
+
+def test_replicates_and_references_are_those_by_the_same_objective(sqlite_url):
+    space = {"layers": [1], "state_size": [4]}
+    runs = [(gated_params(), 2.0, {"training_loss": 1.5})]
+    make_runs(sqlite_url, "made", {"space": space}, runs)
+    replicates = [
+        (gated_params(replicate=run), 2.1, {"training_loss": 1.6, "validation_loss": 2.1})
+        for run in (1, 2)
+    ]
+    raw = {"refinement": {"source": "made", "replicates": 2}}
+    make_runs(sqlite_url, "again", raw, replicates)
+    make_baselines(sqlite_url)
+    names = ("made:training", "again:training", "again", "cells", "cells:training")
+    made, again, own, cells, cells_by = read_studies(sqlite_url, *names)
+    found = find_replicates(made, [own, again])
+    assert list(found["value"]) == [1.6, 1.6]
+    assert set(found["study"]) == {"again by smoothed training loss"}
+    assert find_replicates(made, [own]) is None
+    effects = load("made", storage=sqlite_url, objective="training").effects()
+    assert list(effects.findings.results.replicates["value"]) == [1.6, 1.6]
+    references = find_references(made, [cells, cells_by])
+    assert [each.metric for each in references] == [
+        each.metric for each in find_references(made, [cells_by])
+    ]
+    assert not any(math.isnan(each.metric) for each in references)
+    assert all(math.isnan(each.metric) for each in find_references(made, [cells]))
 
 
 def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):

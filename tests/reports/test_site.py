@@ -39,7 +39,7 @@ studies = ["made", "nothing"]
 [[hypotheses]]
 file = "claims"
 title = "Claims"
-studies = ["stated"]
+studies = ["stated:validation"]
 """
 
 REPORTS = ["made", "derived", "stated", "made-and-derived", "claims"]
