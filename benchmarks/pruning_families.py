@@ -1,8 +1,9 @@
 """``python -m benchmarks pruning-families``: pruners on curves for which none was tuned.
 
-Each family draws 128 complete curves that do something that predictions may miss. The definitions
-were fixed before any pruner was run on them. The pruner has changed since the first six were
-looked at; the last four were added after that.
+Each family draws 128 complete curves, or 144, that do something that predictions may miss. The
+definitions were fixed before any pruner was run on them. The pruner has changed since the first six
+of :data:`FAMILIES` were looked at; the last four were added after that, and :data:`NEW_FAMILIES`
+before the widths of predictions were learnt from all curves.
 """
 
 import itertools
@@ -30,9 +31,9 @@ _COUNT = 2**_SWITCHES
 
 
 def simulate_family(name: str, seed: int) -> RecordedCurves:
-    """Simulate the curves of one of :data:`FAMILIES`."""
+    """Simulate the curves of one of :data:`FAMILIES` or of :data:`NEW_FAMILIES`."""
     random = np.random.default_rng(seed)
-    params, curves = FAMILIES[name](random, _TIMES)
+    params, curves = {**FAMILIES, **NEW_FAMILIES}[name](random, _TIMES)
     curves += random.normal(0, 0.01, curves.shape)
     steps = np.arange(LOG_EVERY, STEPS + 1, LOG_EVERY)
     return RecordedCurves(params, steps, curves, curves[:, -5:].mean(axis=1))
@@ -146,6 +147,76 @@ def _wandering(random: np.random.Generator, times: Floats) -> Family:
     return params, curves + random.normal(0, 0.03, curves.shape)
 
 
+def _close_finish(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate slow smooth falls to values of which the best third differ by the noise of a run.
+
+    As a refined study of long trainings: 144 networks near good ones.
+    """
+    grid = list(itertools.product((1, 2, 3), (128, 192, 256, 384), (False, True), range(6)))
+    names = ("layers", "state_size", "residual", "gates")
+    params = [dict(zip(names, each, strict=True)) for each in grid]
+    effects = [
+        dict(zip(levels, random.normal(0, 1, len(levels)), strict=True))
+        for levels in (dict.fromkeys(each) for each in zip(*grid, strict=True))
+    ]
+    quality = np.array(
+        [sum(e[v] for e, v in zip(effects, each, strict=True)) for each in grid]
+    ) + random.normal(0, 0.5, len(grid))
+    place = np.argsort(np.argsort(quality)) / len(grid)  # from 0 for the best
+    run = random.normal(0, 0.008, len(grid))
+    values = 1.2 + 0.25 * place**2.5 + run
+    exponent = 0.5 + 0.01 * random.normal(0, 1, (len(grid), 1))
+    lead = 0.01 * random.normal(0, 1, (len(grid), 1)) * np.exp(-2 * times)
+    return params, values[:, None] + 0.2 * ((times + 0.01) ** -exponent - 1) + lead
+
+
+def _growing_gaps(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate curves that are alike early, with gaps that grow as the logarithm of the steps."""
+    params, values = _simulate_switches(random)
+    growth = np.log1p(20 * times) / math.log(21)
+    private = random.normal(0, 0.03, (_COUNT, 1)) * times
+    return params, 2 + (values[:, None] - 2) * growth + private + 1.2 * np.exp(-8 * times)
+
+
+def _decayed_rate(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate a learning rate that falls to 0: noisy networks gain most in the last third."""
+    params, values = _simulate_switches(random)
+    is_fast = np.array([each["switch_1"] for each in params])
+    temperature = np.where(is_fast, 0.25, 0.1) * random.lognormal(0, 0.2, _COUNT)
+    rate = np.where(times < 0.6, 1, (1 - times) / 0.4)
+    curves = values[:, None] + temperature[:, None] * rate
+    return params, curves + 0.8 * np.exp(-np.where(is_fast, 14, 8)[:, None] * times)
+
+
+def _three_way_speed(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate falls that are slow where three switches agree, which no pair explains."""
+    params, values = _simulate_switches(random)
+    agree = np.array([each["switch_0"] ^ each["switch_2"] ^ each["switch_4"] for each in params])
+    speed = np.where(agree, 3, 8) * random.lognormal(0, 0.25, _COUNT)
+    return params, values[:, None] + 0.9 * np.exp(-speed[:, None] * times)
+
+
+def _spikes(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate curves of which a third rise suddenly, once, and recover in a tenth of the steps."""
+    params, values = _simulate_switches(random)
+    has_spike = random.random((_COUNT, 1)) < 1 / 3
+    moment = random.uniform(0.02, 0.95, (_COUNT, 1))
+    height = random.exponential(0.3, (_COUNT, 1)) * has_spike
+    since = np.clip(times - moment, 0, None)
+    spike = height * np.exp(-since / 0.04) * (times >= moment)
+    return params, values[:, None] + spike + 1.2 * np.exp(-9 * times)
+
+
+def _solved_by_some(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate losses above a floor that the better networks reach, by factors of ten."""
+    params, values = _simulate_switches(random)
+    place = (values - values.mean()) / values.std()
+    speed = 3 * np.exp(-place - 0.7 + random.normal(0, 0.3, _COUNT))
+    logarithm = -np.minimum(speed[:, None] * times**1.5, 7)
+    jitter = random.normal(0, 0.1, (_COUNT, len(times)))
+    return params, 0.05 + np.exp(logarithm + jitter)
+
+
 FAMILIES: dict[str, Callable[[np.random.Generator, Floats], Family]] = {
     "power laws": _power_laws,
     "fast and slow": _fast_and_slow,
@@ -159,6 +230,15 @@ FAMILIES: dict[str, Callable[[np.random.Generator, Floats], Family]] = {
     "wandering": _wandering,
 }
 
+NEW_FAMILIES: dict[str, Callable[[np.random.Generator, Floats], Family]] = {
+    "close finish": _close_finish,
+    "growing gaps": _growing_gaps,
+    "decayed rate": _decayed_rate,
+    "three-way speed": _three_way_speed,
+    "spikes": _spikes,
+    "solved by some": _solved_by_some,
+}
+
 BASELINES = ("Percentile(25)", "conformal")
 
 
@@ -169,9 +249,9 @@ def measure(searches: int = 16) -> Iterator[str]:
         searches: number of simulated searches of each family.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield f"{searches} searches of {_COUNT} trials of each family, best tenth to be kept"
+    yield f"{searches} searches of {_COUNT} trials or 144 of each family, best tenth to be kept"
     yield f"  {'curves':24} {'pruner':26} {'cost':>6} {'recall':>7} {'error':>6} {'stated':>7}"
-    for family in FAMILIES:
+    for family in (*FAMILIES, *NEW_FAMILIES):
         found: dict[str, list[tuple[float, float, float]]] = {}
         for seed in range(searches):
             recorded = simulate_family(family, seed)
