@@ -471,13 +471,10 @@ def list_audit_findings(findings: StudyFindings) -> list[str]:
         f"{format_count(audit.pruned, f'pruned {noun}')}, so at least {audit.recall_low:.0%} of "
         f"the best {audit.top_count} are complete."
     )
-    if audit.lost < audit.stopped:
-        recall += (
-            f" The pruner cannot see a fall of the curve after the step at which a trial was "
-            f"pruned: {audit.lost or 'none'} of the {audit.stopped} audited {noun}s ended among "
-            f"the best by one, so with 95% confidence at most {audit.unseen_share:.0%} of the "
-            f"pruned {noun}s would have."
-        )
+    recall += (
+        f" They are the only {noun}s that show whether a loss falls after the step at which its "
+        f"{noun} was pruned."
+    )
     if audit.recall_low < TELLING_RECALL:
         recall += f" So few audited {noun}s say little about recall."
     if not audit.tested:

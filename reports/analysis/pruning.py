@@ -69,15 +69,6 @@ class PruningAudit(Recall):
         return max(0.0, 1 - self.lost_high / self.top_count)
 
     @property
-    def unseen_share(self) -> float:
-        """Upper bound of the share of what is stopped that belongs to the best, 95% confidence.
-
-        A curve that falls after it was stopped is seen in audited trials alone. The bound is that
-        of Clopper & Pearson, 1934; with none lost among n it is 1 − 0.05^(1/n).
-        """
-        return float(stats.beta.ppf(CONFIDENCE, self.lost + 1, self.stopped - self.lost))
-
-    @property
     def p_value(self) -> float:
         """Probability of so many values outside or more, if the predictions are calibrated."""
         return compute_outside_p_value(self.tested, self.inside)
