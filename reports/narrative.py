@@ -472,8 +472,8 @@ def list_audit_findings(findings: StudyFindings) -> list[str]:
         f"the best {audit.top_count} are complete."
     )
     recall += (
-        f" They are the only {noun}s that show whether a loss falls after the step at which its "
-        f"{noun} was pruned."
+        f" Only audited {noun}s show whether a loss falls after the step at which its {noun} was "
+        f"pruned."
     )
     if audit.recall_low < TELLING_RECALL:
         recall += f" So few audited {noun}s say little about recall."
