@@ -213,11 +213,24 @@ class PruningPolicy:
         state = self.state.leave_out(trial)
         return PruningPolicy(state, self._keep, self._confidence, self._recalibrate)
 
+    def predict_to_record(self) -> Prediction:
+        """Predict the final values once more, to be recorded with the last paused trials, (N,).
+
+        Each audited trial is predicted as by :meth:`leave_out`, and these errors set the width of
+        all predictions. Those in decisions are too small for that, because the trial's value has a
+        part in them. It takes a regression for each audited trial.
+        """
+        found = self._uncorrected
+        mean, scale = found.mean.copy(), found.scale.copy()
+        for trial in np.flatnonzero(self.state.is_held).tolist():
+            alone = self.leave_out(trial)._uncorrected
+            mean[trial], scale[trial] = alone.mean[trial], alone.scale[trial]
+        return self._correct(replace(found, mean=mean, scale=scale))
+
     @cached_property
     def prediction(self) -> Prediction:
         """Final value of each trial, (N,)."""
-        audited = self._audit(self._uncorrected)
-        return audited.recalibrate() if self._recalibrate else audited.adjust_scale()
+        return self._correct(self._uncorrected)
 
     @cached_property
     def top_threshold(self) -> float:
@@ -338,6 +351,10 @@ class PruningPolicy:
             state.architectures,
             self._memory,
         )
+
+    def _correct(self, prediction: Prediction) -> Prediction:
+        audited = self._audit(prediction)
+        return audited.recalibrate() if self._recalibrate else audited.adjust_scale()
 
     def _audit(self, prediction: Prediction) -> AuditedTrials:
         state = self.state

@@ -10,7 +10,7 @@ import numpy as np
 
 from search.pruning.audit import number_architectures
 from search.pruning.policy import Decisions, PruneDecision, PruningPolicy, StudyState, is_stopped
-from search.pruning.predictions import MIN_COMPLETE, PredictionMemory
+from search.pruning.predictions import MIN_COMPLETE, Prediction, PredictionMemory
 from search.pruning.regression import DesignMatrix, Floats, Indices
 from studies.attributes import AUDIT_LOOKS, AUDIT_NUISANCE, RUNG, AuditLook, AuditState
 from studies.config import StudyConfig
@@ -153,9 +153,10 @@ class PauseResumeScheduler:
                 continue
             is_final = can_prune and policy.should_prune_now(index)
             if audit is None:
-                stops[trial_id] = self._stop(policy, index, is_final)
+                stops[trial_id] = self._stop(policy, policy.prediction, index, is_final)
             elif is_final:
-                audited[trial_id] = self._record_pruned(policy, index, audit)
+                left_out = policy.leave_out(index)
+                audited[trial_id] = self._record_pruned(left_out, left_out.prediction, index, audit)
         return Decisions(stops, audited=audited)
 
     def select(
@@ -202,12 +203,15 @@ class PauseResumeScheduler:
             return Decisions()
         stops: dict[int, PruneDecision] = {}
         audited: dict[int, AuditDecision] = {}
+        prediction = policy.predict_to_record()
         for index in np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist():
             trial = trials[index]
             if trial.audit is None:
-                stops[trial.trial_id] = self._stop(policy, index, is_final=True)
+                stops[trial.trial_id] = self._stop(policy, prediction, index, is_final=True)
             else:
-                audited[trial.trial_id] = self._record_pruned(policy, index, trial.audit)
+                audited[trial.trial_id] = self._record_pruned(
+                    policy, prediction, index, trial.audit
+                )
         return Decisions(stops, audited=audited, is_last=True)
 
     def store(self, progress: StudyProgress, decisions: Decisions) -> list[int]:
@@ -256,22 +260,28 @@ class PauseResumeScheduler:
         has_alarm = any(look.alarm for look in progress.looks.values())
         return PruningPolicy(state, keep, confidence, has_alarm, self._memory)
 
-    def _record_pruned(self, policy: PruningPolicy, index: int, audit: AuditState) -> AuditDecision:
+    def _record_pruned(
+        self, policy: PruningPolicy, prediction: Prediction, index: int, audit: AuditState
+    ) -> AuditDecision:
         """Return the decision that an audited trial would have been pruned."""
-        attributes = dict(self._stop(policy.leave_out(index), index, is_final=True).attributes)
+        attributes = dict(self._stop(policy, prediction, index, is_final=True).attributes)
         attributes["reason"] = f"audited; would have been pruned {attributes['reason']}"
         return AuditDecision(audit, audit.model_copy(update={"pruned": True}), attributes)
 
-    def _stop(self, policy: PruningPolicy, index: int, is_final: bool) -> PruneDecision:
-        """Return the decision that a trial is paused or pruned, with the reason."""
+    def _stop(
+        self, policy: PruningPolicy, prediction: Prediction, index: int, is_final: bool
+    ) -> PruneDecision:
+        """Return the decision that a trial is paused or pruned, with the reason.
+
+        ``prediction`` is recorded with the probability by which the policy has decided.
+        """
         state = policy.state
         step = [0, *(rung.step for rung in self._rungs)][state.rungs_reached[index]]
         attributes: dict[str, Any] = {RUNG: step}
         if state.complete < MIN_COMPLETE and not is_final:
             # Without a regression there is no prediction to record.
             return PruneDecision(is_final, attributes)
-        mean = float(policy.prediction.mean[index])
-        scale = float(policy.prediction.scale[index])
+        mean, scale = float(prediction.mean[index]), float(prediction.scale[index])
         keep_probability = float(policy.keep_probabilities[index])
         attributes |= {
             "keep_probability": keep_probability,

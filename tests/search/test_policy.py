@@ -113,6 +113,17 @@ def test_prediction_to_record_for_an_audited_trial_does_not_depend_on_its_value(
     assert one.leave_out(20) is one
 
 
+def test_width_of_what_is_recorded_at_the_end_follows_from_predictions_that_know_no_value():
+    state = make_state([COMPLETE] * 12 + [PAUSED] * 40, held=4)
+    values = state.values.copy()
+    values[0] += 2
+    one, other = (PruningPolicy(each, 0.1, 0.95) for each in (state, replace(state, values=values)))
+    expected, found = (each.predict_to_record() for each in (one, other))
+    assert found.mean[0] == pytest.approx(expected.mean[0], abs=1e-9)
+    assert abs(values[0] - found.mean[0]) > 2 * found.scale[0]
+    assert (found.scale[12:] > 1.2 * expected.scale[12:]).all()
+
+
 def make_odd_losses(kind, random):
     """Return losses (96, 3) and values of curves that are degenerate somehow."""
     losses = random.lognormal(0, 1, (96, 4))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from search.pruning.audit import number_architectures
 from search.pruning.policy import PruningPolicy, StudyState
-from search.pruning.predictions import PredictionMemory
+from search.pruning.predictions import Prediction, PredictionMemory
 from search.pruning.regression import DesignMatrix, Floats, Mask
 from search.pruning.scheduler import compute_rungs, compute_steps_to_next_rung
 from studies.attributes import AuditLook, AuditState
@@ -135,8 +135,9 @@ class Replay:
                 now, _, trial = heapq.heappop(self.running)
                 self._reach_rung(trial, now)
         policy = self.evaluate_policy()
+        prediction = policy.predict_to_record()
         for trial in np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist():
-            self._record(policy, trial)
+            self._record(policy, prediction, trial)
         complete = np.array([stage is TrialStatus.COMPLETE for stage in self.stages])
         return ReplayResult.summarize(self.recorded, self.keep, complete, self.steps, self.starts)
 
@@ -172,13 +173,11 @@ class Replay:
             self._grant(chosen[0])
         return chosen
 
-    def _record(self, policy: PruningPolicy, trial: int) -> None:
+    def _record(self, policy: PruningPolicy, prediction: Prediction, trial: int) -> None:
         """Record that a trial is pruned, or, if it is audited, would be."""
-        if trial in self.audits:
-            policy = policy.leave_out(trial)
         self.predictions[trial] = (
-            float(policy.prediction.mean[trial]),
-            float(policy.prediction.scale[trial]),
+            float(prediction.mean[trial]),
+            float(prediction.scale[trial]),
             float(policy.keep_probabilities[trial]),
         )
         if trial in self.audits:
@@ -213,6 +212,7 @@ class Replay:
             else:
                 self._advance(trial, now)
         elif policy.should_prune_now(trial):
-            self._record(policy, trial)
+            left_out = policy.leave_out(trial)
+            self._record(left_out, left_out.prediction, trial)
         elif not is_audited:
             self.stages[trial] = TrialStatus.PAUSED
