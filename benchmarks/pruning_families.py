@@ -3,7 +3,7 @@
 Each family draws 128 complete curves, or 144, that do something that predictions may miss. The
 definitions were fixed before any pruner was run on them. The pruner has changed since the first six
 of :data:`FAMILIES` were looked at; the last four were added after that, and :data:`NEW_FAMILIES`
-before the widths of predictions were learnt from all curves.
+before other widths of predictions were tried.
 """
 
 import itertools

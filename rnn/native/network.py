@@ -57,7 +57,7 @@ class _Step(ctypes.Structure):
     """Struct Step of step.c."""
 
     _fields_ = [
-        *_numbers("count", "layers", "n", "vocabulary", "streams", "size"),
+        *_numbers("count", "layers", "n", "vocabulary", "streams"),
         *_numbers("threads", "most_packed", "scratch_size"),
         *_pointers("networks", "weights", "grads", "states", "next_states"),
         *_pointers("tokens", "targets", "logits", "losses", "scratch"),
@@ -199,7 +199,6 @@ class NativeStack:
             n=self._state_size,
             vocabulary=self._spec.inputs,
             streams=streams,
-            size=len(values),
             threads=threads,
             most_packed=most_packed,
             networks=ctypes.addressof(self._networks),

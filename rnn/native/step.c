@@ -18,7 +18,6 @@
 
 typedef struct {
     int64_t count, layers, n, vocabulary, streams;  // K, layers, n, V, B
-    int64_t size;                                   // P
     int64_t threads;
     int64_t most_packed;                            // most of the networks' packed_size
     int64_t scratch_size;                           // rnn_scratch_size
