@@ -14,7 +14,7 @@ import numpy as np
 from reports.stats import Floats, Integers
 from reports.stats.design import Contrast
 from reports.stats.run_means import average_runs
-from studies.config import DEFAULT_LOOKS
+from studies.settings import DEFAULT_LOOKS
 from tests.simulations.grids import (
     NOISE,
     SMALL_GRID,

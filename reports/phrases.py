@@ -41,8 +41,8 @@ from reports.stats.scale import (
 )
 from reports.stats.task_contrasts import TaskContrast
 from reports.study_reader import describe_selection, select_drawn_curves
-from studies.config import Refinement
 from studies.measure import Measure
+from studies.settings import Refinement
 
 MAX_TERMS = 5
 """Significant terms of an additive model that are listed, the largest first."""

@@ -19,26 +19,31 @@ if TYPE_CHECKING:
     from rnn.errors import RNNError
     from rnn_search.api import run
     from rnn_search.findings import Effects, Pareto
-    from rnn_search.study import (
-        Study,
-        Trial,
+    from rnn_search.management import (
         copy_study,
         delete_study,
         export_study,
         import_results,
         import_study,
         list_studies,
-        load,
         rename_study,
         retry_trials,
     )
+    from rnn_search.study import Study, Trial, load
     from search.errors import SearchError
     from studies.errors import StudiesError
 
 __version__ = "0.1.0"
 
-_MODULES = {"run": "api", "Effects": "findings", "Pareto": "findings"}
-"""Modules of the names of ``__all__`` that are not errors and not in ``study``."""
+_MODULES = {
+    "run": "api",
+    "Effects": "findings",
+    "Pareto": "findings",
+    "Study": "study",
+    "Trial": "study",
+    "load": "study",
+}
+"""Modules of the names of ``__all__`` that are not errors and not in ``management``."""
 
 __all__ = [
     "Effects",
@@ -65,7 +70,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a name when it is used first: PyTorch and pandas take seconds."""
     if name in __all__:
-        module = "errors" if name.endswith("Error") else _MODULES.get(name, "study")
+        module = "errors" if name.endswith("Error") else _MODULES.get(name, "management")
         return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

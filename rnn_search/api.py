@@ -18,7 +18,8 @@ import numpy as np
 
 import reports.cli
 from reports.dashboard.server import HOST, open_listener
-from rnn_search.study import Study, artifacts_or_default, load, storage_or_default
+from rnn_search.arguments import artifacts_or_default, storage_or_default
+from rnn_search.study import Study, load
 from search.display import SafeConsole, Ticker
 from search.errors import SearchFailedError
 from search.launch.jobs import cancel_pending, prepare_launch

@@ -23,10 +23,10 @@ from search.models import export_trial, load_trial_model
 from search.task_check import certify_task, describe_floors
 from search.tasks import load_task_of
 from studies.cli import artifacts_option, debug_option, storage_options, study_argument
-from studies.config import EvaluationSettings
 from studies.errors import ConfigError
 from studies.loader import load_overrides
 from studies.records import CellOption
+from studies.settings import EvaluationSettings
 from studies.space import BUILT_IN_CELLS, cell_name
 from studies.text import shorten, to_printable
 

@@ -1,42 +1,40 @@
-"""Stored studies: their results, their trained networks, and their management."""
+"""Stored studies: their results, and their trained networks."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optuna import Study as OptunaStudy
 
 from rnn.errors import TaskError
+from rnn_search.arguments import (
+    artifacts_or_default,
+    require_integer,
+    require_text,
+    storage_or_default,
+    to_path,
+)
 from search.derive import find_trial
 from search.errors import TrialNotFoundError
-from studies.artifacts import StudyStores
 from studies.attributes import OBJECTIVE_NAMES
 from studies.best import BestReader
-from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.config import Objective, StudyConfig, label_trial
 from studies.errors import ConfigError
-from studies.importing import ImportedStudy, ImportOptions
-from studies.importing import import_results as import_stored
 from studies.loader import read_record
-from studies.management import CopyResult, ListedStudy, StudyManager
-from studies.management import list_studies as list_stored
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.engine import database_path, parse_url
-from studies.storage.open import DEFAULT_STORAGE, load_study, read_storage
+from studies.storage.open import load_study, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
-from studies.study_file import ExportResult, ImportResult, import_studies, is_exported_study
-from studies.study_file import export_study as export_stored
-from studies.text import expect_one_of, shorten, to_line, to_printable
+from studies.text import expect_one_of, shorten, to_printable
 
 if TYPE_CHECKING:  # slow to import
     import numpy.typing as npt
-    import optuna
     import pandas as pd
     from torch import nn
 
@@ -70,7 +68,7 @@ def load(
         StudyNotFoundError: if it has no such study.
         StudyFormatError: if another program, or another version of this one, stored the study.
     """
-    _require_text(name=name)
+    require_text(name=name)
     if objective is not None and objective not in OBJECTIVE_NAMES:
         expected = expect_one_of([*OBJECTIVE_NAMES], str(objective))
         raise ConfigError(f"unknown objective {shorten(repr(objective))}: {expected}")
@@ -349,7 +347,7 @@ class Study:
 
         if isinstance(others, str) or not isinstance(others, Sequence):
             raise ConfigError(f"others is {shorten(repr(others))}: expected a list of names")
-        target = None if path is None else _to_path("path", path)
+        target = None if path is None else to_path("path", path)
         with closing(read_storage(self.storage)) as storage:
             own = read_results(storage, self.name, drawn_only=True, objective=self.objective)
             results = [own, *read_studies(storage, others, drawn_only=True)]
@@ -498,11 +496,11 @@ class Trial:
         """
         from rnn.export import generate
 
-        _require_text(prompt=prompt)
-        _require_integer("length", length)
-        _require_integer("seed", seed, 0, 2**32 - 1)
+        require_text(prompt=prompt)
+        require_integer("length", length)
+        require_integer("seed", seed, 0, 2**32 - 1)
         if top_k is not None:
-            _require_integer("top_k", top_k)
+            require_integer("top_k", top_k)
         is_number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
         if not (is_number and temperature >= 0):
             raise ConfigError(
@@ -520,7 +518,7 @@ class Trial:
         """
         from search.models import export_trial
 
-        study, path = self.study, _to_path("folder", folder)
+        study, path = self.study, to_path("folder", folder)
         export_trial(study.name, path, self.number, study.storage, study.artifacts)
         return path
 
@@ -529,192 +527,6 @@ class Trial:
 
         study = self.study
         return load_trial_model(study.name, self.number, study.storage, study.artifacts).model
-
-
-# ------------------------------------------------------------------ management
-
-# Each function is the command of the same name, which docs/reference/command-line.md describes
-# with its options.
-
-
-def list_studies(
-    storage: str | None = None, artifacts: str | Path | None = None
-) -> list[ListedStudy]:
-    """List the studies of a storage by name, damaged ones and those of plain Optuna included."""
-    url = storage_or_default(storage)
-    with closing(read_storage(url)) as opened:
-        stores = StudyStores(artifacts_or_default(artifacts), url, read_only=True)
-        return list_stored(opened, stores)
-
-
-def rename_study(old: str, new: str, *, storage: str | None = None, wait: bool = False) -> None:
-    """Rename a study, as ``rnn-search rename`` does; its files keep their places.
-
-    Raises:
-        StudiesError: if that is refused; nothing has changed.
-    """
-    _require_text(old=old, new=new)
-    _manager(storage, None, wait).rename(old, new)
-
-
-def copy_study(
-    name: str,
-    to: str | None = None,
-    *,
-    new_name: str | None = None,
-    storage: str | None = None,
-    artifacts: str | Path | None = None,
-    artifacts_to: str | Path | None = None,
-    wait: bool = False,
-) -> CopyResult:
-    """Copy a study with its files, as ``rnn-search copy`` does: ``new_name`` is ``--as``.
-
-    Raises:
-        StudiesError: if that is refused, or fails; no part of a copy is left.
-    """
-    _require_text(name=name)
-    place = None if artifacts_to is None else str(artifacts_to)
-    return _manager(storage, artifacts, wait).copy(name, to, new_name, place)
-
-
-def export_study(name: str, file: str | Path, *, storage: str | None = None) -> ExportResult:
-    """Write a study to a file, as ``rnn-search export-study`` does; an earlier one is replaced.
-
-    Raises:
-        StudiesError: if it cannot be exported; an earlier file is unchanged.
-    """
-    _require_text(name=name)
-    return export_stored(storage_or_default(storage), name, _to_path("file", file))
-
-
-def import_study(
-    file: str | Path, *, name: str | None = None, storage: str | None = None
-) -> ImportResult:
-    """Make a study of a file that :func:`export_study` wrote; others: :func:`import_results`.
-
-    Args:
-        file: the file.
-        name: name of the study; None for the name in the file.
-        storage: URL of the storage, which is created if it does not exist.
-
-    Raises:
-        StudiesError: if it cannot be imported; nothing has changed.
-    """
-    (result,) = import_studies(storage_or_default(storage), [_to_path("file", file)], name)
-    return result
-
-
-def import_results(
-    source: "str | Path | pd.DataFrame | optuna.Study",
-    *,
-    study: str | None = None,
-    name: str | None = None,
-    storage: str | None = None,
-    dry_run: bool = False,
-    **options: Any,
-) -> ImportedStudy:
-    """Make a study of the results of another program, as ``rnn-search import`` does.
-
-    Args:
-        source: path of a table, CSV or Parquet; a DataFrame; a study of Optuna; or the URL of a
-            storage of Optuna, which is only read.
-        study: name of the study in that storage; None if it has one only.
-        name: name of the new study; None for that of the file or of Optuna's study.
-        storage: URL of the storage to write, which is created if it does not exist.
-        dry_run: whether to write nothing: ``roles`` of the result say what the columns are.
-        options: any of ``value``, ``maximize``, ``metric``, ``unit``, ``question``,
-            ``parameters``, ``ignore``, ``replicate``, ``curve``, ``nuisance``, ``threshold`` and
-            ``hypotheses``, as those of the command; several names are a list.
-
-    Raises:
-        StudiesError: if it cannot be imported; nothing has changed.
-    """
-    known = [each.name for each in fields(ImportOptions)]
-    if unknown := [each for each in options if each not in known]:
-        raise ConfigError(f"unknown option {unknown[0]}: {expect_one_of(known, unknown[0])}")
-    chosen = ImportOptions(**options)
-    is_path = isinstance(source, str | Path) and "://" not in str(source)
-    if is_path and study is None and is_exported_study(Path(str(source))):
-        raise ConfigError(f"{to_line(str(source))} is an exported study: expected import_study")
-    url = storage_or_default(storage)
-    return import_stored(url, source, chosen, study=study, name=name, dry_run=dry_run)
-
-
-def delete_study(
-    name: str,
-    *,
-    storage: str | None = None,
-    artifacts: str | Path | None = None,
-    force: bool = False,
-    wait: bool = False,
-) -> None:
-    """Delete a study with its files, as ``rnn-search delete --yes`` does: without asking.
-
-    Raises:
-        StudiesError: if that is refused; nothing has changed.
-    """
-    _require_text(name=name)
-    _manager(storage, artifacts, wait).delete(name, force)
-
-
-def retry_trials(
-    name: str,
-    *,
-    failed: bool = True,
-    diverged: bool = False,
-    storage: str | None = None,
-    wait: bool = False,
-) -> int:
-    """Set failed trials waiting again, as ``rnn-search retry`` does; return their number.
-
-    Raises:
-        StudiesError: if that is refused; nothing has changed.
-    """
-    _require_text(name=name)
-    kinds = {"failed": failed, "diverged": diverged}
-    chosen = [kind for kind, is_chosen in kinds.items() if is_chosen]
-    return sum(_manager(storage, None, wait).retry(name, chosen).values())
-
-
-def _manager(storage: str | None, artifacts: str | Path | None, wait: bool) -> StudyManager:
-    return StudyManager(storage_or_default(storage), artifacts_or_default(artifacts), wait, print)
-
-
-# ------------------------------------------------------------------ arguments
-
-
-def storage_or_default(storage: str | None) -> str:
-    """Return the URL of a storage, or of the one that the command line uses."""
-    if storage is not None:
-        _require_text(storage=storage)
-    return storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE
-
-
-def artifacts_or_default(artifacts: str | Path | None) -> str | None:
-    """Return a location of artifacts, or the one that the command line uses."""
-    if not isinstance(artifacts, str | Path | None):
-        raise ConfigError(
-            f"artifacts is {shorten(repr(artifacts))}: expected a folder or 's3://BUCKET'"
-        )
-    return str(artifacts) if artifacts else os.environ.get(ARTIFACTS_VARIABLE) or None
-
-
-def _require_text(**values: object) -> None:
-    for name, value in values.items():
-        if not isinstance(value, str):
-            raise ConfigError(f"{name} is {shorten(repr(value))}: expected a text")
-
-
-def _to_path(name: str, value: object) -> Path:
-    if not isinstance(value, str | Path):
-        raise ConfigError(f"{name} is {shorten(repr(value))}: expected a path")
-    return Path(value)
-
-
-def _require_integer(name: str, value: object, low: int = 1, high: int | None = None) -> None:
-    if type(value) is not int or value < low or (high is not None and value > high):
-        bounds = f"of {low} or more" if high is None else f"from {low} to {high}"
-        raise ConfigError(f"{name} is {shorten(repr(value))}: expected an integer {bounds}")
 
 
 def _to_absolute_url(storage: str) -> str:

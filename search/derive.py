@@ -8,10 +8,11 @@ from pydantic import ValidationError
 from search.errors import TrialNotFoundError, UnfinishedSourceError
 from studies.attributes import LOOKS, SOURCE_TRIALS, LookRecord, StudyRecord
 from studies.best import architecture_key, rank_trials
-from studies.config import DEFAULT_LOOKS, Refinement, StudyConfig, resolve_params, top_count
+from studies.config import StudyConfig, resolve_params, top_count
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.grid import MAX_COMBINATIONS
 from studies.records import first_message
+from studies.settings import DEFAULT_LOOKS, Refinement
 from studies.space import (
     CELL,
     REPLICATE,

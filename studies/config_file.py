@@ -8,9 +8,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from studies.config import OutageSettings, StudyConfig
+from studies.config import StudyConfig
 from studies.errors import ConfigError
 from studies.records import TEXT, CellRecord, TaskRecord, message_of
+from studies.settings import OutageSettings
 from studies.space import CELL, GATED_CELL, SWITCHES, TASK, Space, explain_key, task_name
 from studies.text import expect_one_of, shorten
 

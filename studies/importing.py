@@ -19,11 +19,12 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from studies.attributes import StudyRecord, is_grid_trial
-from studies.config import ImportedResults, StudyConfig
+from studies.config import StudyConfig
 from studies.errors import ConfigError, StudyExistsError, TableError
 from studies.hypotheses import Hypothesis, check_values
 from studies.loader import describe_mistake, load_hypotheses, parse_hypotheses
 from studies.result_table import ImportedRuns, read_frame, read_table, strip_prefix
+from studies.settings import ImportedResults
 from studies.space import REPLICATE
 from studies.storage.changes import create_study
 from studies.storage.counts import count_statuses

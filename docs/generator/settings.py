@@ -11,17 +11,17 @@ from docs.generator.source_pages import ROOT
 from docs.generator.tables import make_table
 from rnn.config import OPTIMIZERS, GatedConfig, OptimizerConfig
 from studies.attributes import StudyRecord, TrialRecord
-from studies.config import (
+from studies.config import StudyConfig
+from studies.hypotheses import Hypothesis
+from studies.records import TaskSettings
+from studies.settings import (
     CheckpointSettings,
     EvaluationSettings,
     LeaseSettings,
     OutageSettings,
     PruningSettings,
     Refinement,
-    StudyConfig,
 )
-from studies.hypotheses import Hypothesis
-from studies.records import TaskSettings
 from studies.space import GATED_PARAMS, Space
 from studies.training import OPTIMIZER_PARAMS, TrainingSettings
 

@@ -25,8 +25,8 @@ from optuna.trial import FrozenTrial, TrialState
 from search.errors import ShutdownRequestedError
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import CHECKPOINTED, ERROR, FAILURE, Failure
-from studies.config import DEFAULT_LEASE_SECONDS
 from studies.errors import LeaseLostError, StorageLostError, StorageUnavailableError
+from studies.settings import DEFAULT_LEASE_SECONDS
 from studies.storage.engine import error_message, is_transient
 from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.storage import LeasedRDBStorage

@@ -27,8 +27,8 @@ from studies.attributes import (
     Failure,
     parse_trial_attribute,
 )
-from studies.config import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
 from studies.errors import RowError
+from studies.settings import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
 from studies.storage.tables import (
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,

@@ -25,8 +25,8 @@ from studies.attributes import (
     Failure,
     parse_trial_system_attribute,
 )
-from studies.config import DEFAULT_LEASE_SECONDS
 from studies.errors import LeaseLostError, RowError, StorageLostError
+from studies.settings import DEFAULT_LEASE_SECONDS
 from studies.storage.backup import DatabaseFile, StudyIdentity
 from studies.storage.counts import count_where
 from studies.storage.engine import begin_as, configure, engine_options

@@ -30,7 +30,7 @@ from reports.stats.replicates import (
 from reports.stats.run_means import Run, RunMeans, rank_runs
 from rnn_search import load
 from studies.attributes import LookRecord
-from studies.config import DEFAULT_LOOKS
+from studies.settings import DEFAULT_LOOKS
 from tests.simulations.replicates import MARGIN, NOISES, RUN_NOISE, TEXT_NOISE, simulate_losses
 
 

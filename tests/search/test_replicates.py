@@ -12,9 +12,10 @@ from search.study import StudyHandle
 from search.worker.checkpoints import BestTrialFiles, TrialFiles
 from studies.artifacts import open_store
 from studies.attributes import LookRecord
-from studies.config import DEFAULT_LOOKS, StudyConfig
+from studies.config import StudyConfig
 from studies.errors import ConfigError, StudiesError
 from studies.loader import read_study_record
+from studies.settings import DEFAULT_LOOKS
 from studies.space import distributions, observed_search_space
 from studies.storage.changes import create_study
 from studies.storage.open import load_study, open_storage

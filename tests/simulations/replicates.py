@@ -30,7 +30,7 @@ from reports.stats.replicates import (
     compute_widths,
     estimate_variances,
 )
-from studies.config import DEFAULT_LOOKS
+from studies.settings import DEFAULT_LOOKS
 
 RUN_NOISE, TEXT_NOISE, REST = 0.02, 0.002, 0.05
 """Bits per byte: standard deviation of a run; standard error of an architecture's mean over the

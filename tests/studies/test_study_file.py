@@ -15,8 +15,9 @@ from optuna.trial import TrialState
 from process_runner import query
 
 from studies import errors
-from studies.config import ImportedResults, StudyConfig
+from studies.config import StudyConfig
 from studies.management import StudyManager
+from studies.settings import ImportedResults
 from studies.storage.changes import create_study
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.trials import StoredTrial

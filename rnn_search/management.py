@@ -1,0 +1,169 @@
+"""The commands on stored studies, as functions: list, rename, copy, delete, export, import, retry.
+
+Each function is the command of the same name, which docs/reference/command-line.md describes with
+its options.
+"""
+
+from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rnn_search.arguments import artifacts_or_default, require_text, storage_or_default, to_path
+from studies.artifacts import StudyStores
+from studies.errors import ConfigError
+from studies.importing import ImportedStudy, ImportOptions
+from studies.importing import import_results as import_stored
+from studies.management import CopyResult, ListedStudy, StudyManager
+from studies.management import list_studies as list_stored
+from studies.storage.open import read_storage
+from studies.study_file import ExportResult, ImportResult, import_studies, is_exported_study
+from studies.study_file import export_study as export_stored
+from studies.text import expect_one_of, to_line
+
+if TYPE_CHECKING:  # slow to import
+    import optuna
+    import pandas as pd
+
+
+def list_studies(
+    storage: str | None = None, artifacts: str | Path | None = None
+) -> list[ListedStudy]:
+    """List the studies of a storage by name, damaged ones and those of plain Optuna included."""
+    url = storage_or_default(storage)
+    with closing(read_storage(url)) as opened:
+        stores = StudyStores(artifacts_or_default(artifacts), url, read_only=True)
+        return list_stored(opened, stores)
+
+
+def rename_study(old: str, new: str, *, storage: str | None = None, wait: bool = False) -> None:
+    """Rename a study, as ``rnn-search rename`` does; its files keep their places.
+
+    Raises:
+        StudiesError: if that is refused; nothing has changed.
+    """
+    require_text(old=old, new=new)
+    _manager(storage, None, wait).rename(old, new)
+
+
+def copy_study(
+    name: str,
+    to: str | None = None,
+    *,
+    new_name: str | None = None,
+    storage: str | None = None,
+    artifacts: str | Path | None = None,
+    artifacts_to: str | Path | None = None,
+    wait: bool = False,
+) -> CopyResult:
+    """Copy a study with its files, as ``rnn-search copy`` does: ``new_name`` is ``--as``.
+
+    Raises:
+        StudiesError: if that is refused, or fails; no part of a copy is left.
+    """
+    require_text(name=name)
+    place = None if artifacts_to is None else str(artifacts_to)
+    return _manager(storage, artifacts, wait).copy(name, to, new_name, place)
+
+
+def export_study(name: str, file: str | Path, *, storage: str | None = None) -> ExportResult:
+    """Write a study to a file, as ``rnn-search export-study`` does; an earlier one is replaced.
+
+    Raises:
+        StudiesError: if it cannot be exported; an earlier file is unchanged.
+    """
+    require_text(name=name)
+    return export_stored(storage_or_default(storage), name, to_path("file", file))
+
+
+def import_study(
+    file: str | Path, *, name: str | None = None, storage: str | None = None
+) -> ImportResult:
+    """Make a study of a file that :func:`export_study` wrote; others: :func:`import_results`.
+
+    Args:
+        file: the file.
+        name: name of the study; None for the name in the file.
+        storage: URL of the storage, which is created if it does not exist.
+
+    Raises:
+        StudiesError: if it cannot be imported; nothing has changed.
+    """
+    (result,) = import_studies(storage_or_default(storage), [to_path("file", file)], name)
+    return result
+
+
+def import_results(
+    source: "str | Path | pd.DataFrame | optuna.Study",
+    *,
+    study: str | None = None,
+    name: str | None = None,
+    storage: str | None = None,
+    dry_run: bool = False,
+    **options: Any,
+) -> ImportedStudy:
+    """Make a study of the results of another program, as ``rnn-search import`` does.
+
+    Args:
+        source: path of a table, CSV or Parquet; a DataFrame; a study of Optuna; or the URL of a
+            storage of Optuna, which is only read.
+        study: name of the study in that storage; None if it has one only.
+        name: name of the new study; None for that of the file or of Optuna's study.
+        storage: URL of the storage to write, which is created if it does not exist.
+        dry_run: whether to write nothing: ``roles`` of the result say what the columns are.
+        options: any of ``value``, ``maximize``, ``metric``, ``unit``, ``question``,
+            ``parameters``, ``ignore``, ``replicate``, ``curve``, ``nuisance``, ``threshold`` and
+            ``hypotheses``, as those of the command; several names are a list.
+
+    Raises:
+        StudiesError: if it cannot be imported; nothing has changed.
+    """
+    known = [each.name for each in fields(ImportOptions)]
+    if unknown := [each for each in options if each not in known]:
+        raise ConfigError(f"unknown option {unknown[0]}: {expect_one_of(known, unknown[0])}")
+    chosen = ImportOptions(**options)
+    is_path = isinstance(source, str | Path) and "://" not in str(source)
+    if is_path and study is None and is_exported_study(Path(str(source))):
+        raise ConfigError(f"{to_line(str(source))} is an exported study: expected import_study")
+    url = storage_or_default(storage)
+    return import_stored(url, source, chosen, study=study, name=name, dry_run=dry_run)
+
+
+def delete_study(
+    name: str,
+    *,
+    storage: str | None = None,
+    artifacts: str | Path | None = None,
+    force: bool = False,
+    wait: bool = False,
+) -> None:
+    """Delete a study with its files, as ``rnn-search delete --yes`` does: without asking.
+
+    Raises:
+        StudiesError: if that is refused; nothing has changed.
+    """
+    require_text(name=name)
+    _manager(storage, artifacts, wait).delete(name, force)
+
+
+def retry_trials(
+    name: str,
+    *,
+    failed: bool = True,
+    diverged: bool = False,
+    storage: str | None = None,
+    wait: bool = False,
+) -> int:
+    """Set failed trials waiting again, as ``rnn-search retry`` does; return their number.
+
+    Raises:
+        StudiesError: if that is refused; nothing has changed.
+    """
+    require_text(name=name)
+    kinds = {"failed": failed, "diverged": diverged}
+    chosen = [kind for kind, is_chosen in kinds.items() if is_chosen]
+    return sum(_manager(storage, None, wait).retry(name, chosen).values())
+
+
+def _manager(storage: str | None, artifacts: str | Path | None, wait: bool) -> StudyManager:
+    return StudyManager(storage_or_default(storage), artifacts_or_default(artifacts), wait, print)
