@@ -1,8 +1,9 @@
-"""Comparisons with other studies: the source of a refinement, and the best baseline cells."""
+"""Comparisons with other studies: sources of refinements, baseline cells, and the same networks."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,12 @@ from studies.attributes import SOURCE_TRIALS
 from studies.config import resolve_params
 from studies.space import BPTT_STEPS, CELL, REPLICATE
 from studies.training import TrainingSettings
+
+BEST = 10
+"""Number of the best architectures of two studies, of which some are in both."""
+
+MIN_COMMON = 2 * BEST
+"""Number of common architectures from which two studies are compared."""
 
 UNCHANGED = "unchanged"
 """Name of the variant that changes nothing."""
@@ -288,3 +295,58 @@ def _list_training_differences(results: Results, other: Results) -> str:
         f"{name} {other.values_of(name)} against {results.values_of(name)} here"
         for name in different
     )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two studies agree on the architectures that are complete in both.
+
+    Attributes:
+        first: one of the studies.
+        second: the other one.
+        common: number of these architectures.
+        rank_correlation: Spearman's coefficient of their values, positive where both agree.
+        common_best: number of the best :data:`BEST` of one that are among those of the other.
+        sides: numbers of those on the good side of the threshold of both studies, of the first
+            alone, and of the second alone; None unless both have one.
+    """
+
+    first: Results
+    second: Results
+    common: int
+    rank_correlation: float
+    common_best: int
+    sides: tuple[int, int, int] | None
+
+
+def compare_rankings(studies: Sequence[Results]) -> list[Agreement]:
+    """Compare each two studies with :data:`MIN_COMMON` complete architectures in common or more.
+
+    Architectures are the same that have the same description, whatever the training. Each is judged
+    at its best nuisance values, by its mean over replicates.
+    """
+    losses = [_mean_losses(each) for each in studies]
+    return [
+        _compare_rankings(first, second, pd.DataFrame({"first": a, "second": b}).dropna())
+        for (first, a), (second, b) in combinations(zip(studies, losses, strict=True), 2)
+        if len(a.index.intersection(b.index)) >= MIN_COMMON
+    ]
+
+
+def _compare_rankings(first: Results, second: Results, losses: pd.DataFrame) -> Agreement:
+    best = [set(losses[name].nsmallest(BEST).index) for name in losses]
+    sides, thresholds = None, [each.config.report_threshold for each in (first, second)]
+    if None not in thresholds:
+        a, b = (
+            losses[name] < study.scale.to_loss(study.config.report_threshold)
+            for name, study in (("first", first), ("second", second))
+        )
+        sides = int((a & b).sum()), int((a & ~b).sum()), int((b & ~a).sum())
+    correlation = losses["first"].corr(losses["second"], method="spearman")
+    return Agreement(first, second, len(losses), float(correlation), len(best[0] & best[1]), sides)
+
+
+def _mean_losses(results: Results) -> "pd.Series[float]":
+    """Return the mean value of each complete architecture, such that less is better."""
+    means = average_columns(results.judge(results.complete), ["value"])["value"].dropna()
+    return pd.Series(results.scale.to_loss(means), means.index)
