@@ -217,7 +217,9 @@ def _format_time_left(status: Status, config: StudyConfig) -> str:
         return f"{text} with the current workers"
     if config.pruning.enabled and status.counts.waiting:
         return "unknown: pruning decides how many of the waiting trials are needed"
-    return "unknown: no active worker, or too few complete trials"
+    if not status.workers:
+        return "unknown: no active worker"
+    return "unknown: no trial of some size is complete yet"
 
 
 def _format_seconds_left(status: Status) -> str:

@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -26,10 +27,11 @@ from search.display import (
     Ticker,
     format_status,
 )
-from search.status import RECENT_TIMEOUT, StatusReader, estimate_first_rung, read_status
+from search.status import RECENT_TIMEOUT, Status, StatusReader, estimate_first_rung, read_status
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
-from studies.storage.counts import RungCounts
+from studies.config import StudyConfig
+from studies.storage.counts import ActiveWorker, RungCounts, TrialCounts
 from tests.simulations.large_study import create_large_study
 
 SMALL = ["training.batch_size=2", "training.sequence_length=10", "evaluation.windows=2",
@@ -123,6 +125,14 @@ def test_time_to_the_first_rung_is_a_lower_bound_while_some_size_was_not_measure
     rung = estimate_first_rung([measured, RungCounts(waiting=5)], 100, 1000, workers=2)
     assert (rung.seconds_left, rung.seconds_to_end) == (pytest.approx(70), None)
     assert rung.is_at_least
+
+
+def test_status_says_why_the_time_left_is_not_known():
+    config = StudyConfig(space={"layers": [1], "state_size": [256]})
+    status = Status("grid", TrialCounts(running=1, waiting=9), None, None, {})
+    assert "time left unknown: no active worker" in format_status(status, config)
+    busy = replace(status, workers=[ActiveWorker("host/1", [0], 1.0, 120.0)])
+    assert "time left unknown: no trial of some size" in format_status(busy, config)
 
 
 def test_search_stops_when_the_reader_of_its_output_exits(runner, sqlite_url, text, tmp_path):
