@@ -6,6 +6,7 @@ Where PyTorch, numpy and pytest are all that is installed, the tests of :mod:`te
 
 import os
 import signal
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no GPU: PyTorch finds none"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out the long tests that would begin after RNN_SEARCH_EXTENDED_UNTIL, a Unix time."""
+    until = float(os.environ.get("RNN_SEARCH_EXTENDED_UNTIL", "inf"))
+    if time.time() > until and item.get_closest_marker("extended"):
+        pytest.skip("the time for long tests is over")
 
 
 @pytest.hookimpl(optionalhook=True)
