@@ -14,7 +14,7 @@ import pandas as pd
 from rnn_search import import_study, load
 
 GALLERY = Path(__file__).parents[1] / "gallery"
-STUDY = "grid-full"
+STUDY = "full-size"
 PICTURE = GALLERY.parent / "effects.svg"
 
 LABELS: dict[tuple[str, object], str] = {
