@@ -95,15 +95,12 @@ class AuditedReplay:
     estimates: list[bool]
 
 
-def simulate_curves(
-    kind: str, seed: int, sizes: Sequence[int] = (16, 32, 64, 128)
-) -> RecordedCurves:
+def simulate_curves(kind: str, seed: int) -> RecordedCurves:
     """Simulate the complete curves of a grid: 48 architectures of each size.
 
     Args:
         kind: one of :data:`KINDS`, with :data:`RATES` after it or not.
         seed: random seed.
-        sizes: values of the state size.
     """
     random = np.random.default_rng(seed)
     rates = (0.3, 1.0, 3.0) if kind.endswith(RATES) else ()
@@ -112,7 +109,7 @@ def simulate_curves(
         | {"state_source": source, "state_size": size}
         for index in range(16)
         for source in ("new", "old", "both")
-        for size in sizes
+        for size in (16, 32, 64, 128)
     ]
     design, count = DesignMatrix.from_params(networks), len(networks)
     values = 2 + design.main_effects @ random.normal(0, 0.1, design.main_effects.shape[1])
@@ -216,7 +213,7 @@ _RANK_NOISE = (0.15, 0.1, 0.08, 0.06, 0.05)
 """Standard deviation, in nats, of the values by which trials are ranked at each rung."""
 
 
-def redraw_audits(kind: str, seed: int, samples: int = SAMPLES) -> list[bool]:
+def redraw_audits(kind: str, seed: int) -> list[bool]:
     """Return whether intervals of effects have the effect, over audits of the same stops.
 
     At each rung the trials with the worst final values stop, up to noise, whatever is audited.
@@ -224,7 +221,6 @@ def redraw_audits(kind: str, seed: int, samples: int = SAMPLES) -> list[bool]:
     Args:
         kind: one of :data:`KINDS`.
         seed: seed of the curves, the stops and the audits.
-        samples: number of audits.
     """
     recorded, random = simulate_curves(kind, seed), np.random.default_rng(seed)
     count = len(recorded.values)
@@ -239,7 +235,7 @@ def redraw_audits(kind: str, seed: int, samples: int = SAMPLES) -> list[bool]:
     whole = pd.DataFrame(recorded.params).assign(value=recorded.values)
     truth = FactorialTable.from_frame(whole, names, traits=find_traits(names))
     covered = []
-    for _ in range(samples):
+    for _ in range(SAMPLES):
         drawn = random.choice(count, min(AUDIT, count // DIVISOR), replace=False)
         is_audited = np.isin(np.arange(count), drawn)
         policy = PruningPolicy(_stop(recorded, reached, ~continues, is_audited), KEEP, CONFIDENCE)

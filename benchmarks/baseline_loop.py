@@ -76,20 +76,6 @@ class PlainTraining:
         self.smoothed = decay * self.smoothed + (1 - decay) * loss.item()
 
 
-def train_plain(config: GatedConfig, text: TokenArray, settings: TrainConfig) -> float:
-    """Train one network; return the minimum of the smoothed loss over the log points."""
-    training = PlainTraining(config, text, settings)
-    best = float("inf")
-    for step in range(settings.steps):
-        number, t = divmod(step, settings.sequence_length - 1)
-        if t == 0:
-            training.begin_sequence(number)
-        training.step(t)
-        if (step + 1) % settings.log_every == 0:
-            best = min(best, training.smoothed)
-    return best
-
-
 def main() -> None:
     """Train the networks of the command line on one thread."""
     steps, params = int(sys.argv[1]), json.loads(sys.argv[2])
@@ -97,7 +83,10 @@ def main() -> None:
     text = load_corpus("stdlib").train
     for each in params:
         settings = TrainConfig(steps, 256, steps + 1, 50, 0.95, 0)
-        train_plain(GatedConfig.from_params(each, "state"), text, settings)
+        training = PlainTraining(GatedConfig.from_params(each, "state"), text, settings)
+        training.begin_sequence(0)
+        for t in range(steps):
+            training.step(t)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def _train(checkout: Path, scenario: str) -> Curves:
             "--threads=1",
             "--device=cpu",
             "--precision=fp32",
-            f"{lockstep_option(checkout)}={together}",
+            f"--lockstep={together}",
         ]
         if scenario == "interrupted":
             for count in range(INTERRUPTIONS):
@@ -113,13 +113,6 @@ def _train(checkout: Path, scenario: str) -> Curves:
             for trial in trials
             if trial.state is TrialState.COMPLETE
         }
-
-
-def lockstep_option(checkout: Path) -> str:
-    """Return the name of the option: ``--population`` in earlier versions."""
-    command = [sys.executable, str(checkout / "run_search.py"), "--help"]
-    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return "--lockstep" if "--lockstep" in shown else "--population"
 
 
 def _interrupt(command: Sequence[str], folder: str, url: str, done: int) -> None:

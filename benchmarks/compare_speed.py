@@ -38,15 +38,12 @@ from itertools import product
 import torch
 from rnn.config import STATE_SOURCES, BaselineConfig, GatedConfig as G, TrialConfig
 from rnn.engines import build_network
+from rnn.network import Window
 from rnn.training.step import TrainStep
-try:
-    from rnn.network import Window
-except ImportError:  # before updates read windows
-    Window = None
 networks, precision, bptt_steps, batch, threads = eval(sys.argv[1])
 torch.set_num_threads(threads)
 configs = [TrialConfig(each, bptt_steps=bptt_steps) for each in networks]
-step = TrainStep(build_network(configs, 0, precision), batch, 0.9, *[3.0] * bool(Window))
+step = TrainStep(build_network(configs, 0, precision), batch, 0.9, 3.0)
 step.begin_sequence()
 text = torch.randint(256, (400 + bptt_steps, batch), generator=torch.Generator().manual_seed(0))
 t = 0
@@ -54,10 +51,7 @@ for line in sys.stdin:
     begin = time.perf_counter()
     for _ in range(int(line)):
         first, last = t % 400, t % 400 + bptt_steps
-        if Window:
-            step.step(Window(text[first:last], text[last : last + 1]))
-        else:
-            step.step(text[last - 1], text[last])
+        step.step(Window(text[first:last], text[last : last + 1]))
         t += 1
     print((time.perf_counter() - begin) / int(line), flush=True)
 """
@@ -80,11 +74,8 @@ class _Training:
     """A process that trains in a checkout."""
 
     def __init__(self, checkout: Path, case: str) -> None:
-        # Before rnn/engines.py the function was in rnn/models/factory.py.
-        is_old = not (checkout / "rnn/engines.py").exists()
-        program = _PROGRAM.replace("rnn.engines", "rnn.models.factory") if is_old else _PROGRAM
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program, case],
+            [sys.executable, "-c", _PROGRAM, case],
             cwd=checkout,  # which is searched for modules first
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

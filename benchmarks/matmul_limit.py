@@ -21,33 +21,18 @@ _FREE_OPERATIONS = {
 """Operations that compute nothing; views are recognized by their schema."""
 
 
-class MatmulCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Context that counts matrix products by shape; a batch of R counts as R."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: Counter[Shape] = Counter()
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Count an operation and run it."""
-        name = function.overloadpacket.__name__
-        if name in ("mm", "bmm", "addmm", "baddbmm"):
-            first, second = [a for a in args if isinstance(a, torch.Tensor)][-2:]
-            batch = len(first) if first.dim() == 3 else 1
-            self.counts[*first.shape[-2:], second.shape[-1]] += batch
-        elif name in ("matmul", "linear", "einsum", "dot", "mv", "convolution"):
-            raise AssertionError(f"unexpected operation {name}")
-        return function(*args, **(kwargs or {}))
-
-
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Context that counts operations that compute or copy: on a GPU, about the kernel launches."""
+    """Context that counts operations that compute or copy: on a GPU, about the kernel launches.
+
+    Attributes:
+        operations: number of operations by name.
+        products: number of matrix products by shape; a batch of R counts as R.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: Counter[str] = Counter()
+        self.operations: Counter[str] = Counter()
+        self.products: Counter[Shape] = Counter()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -55,7 +40,13 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count an operation and run it."""
         name = function.overloadpacket.__name__
         if not function.is_view and name not in _FREE_OPERATIONS:
-            self.counts[name] += 1
+            self.operations[name] += 1
+        if name in ("mm", "bmm", "addmm", "baddbmm"):
+            first, second = [a for a in args if isinstance(a, torch.Tensor)][-2:]
+            batch = len(first) if first.dim() == 3 else 1
+            self.products[*first.shape[-2:], second.shape[-1]] += batch
+        elif name in ("matmul", "linear", "einsum", "dot", "mv", "convolution"):
+            raise AssertionError(f"unexpected operation {name}")
         return function(*args, **(kwargs or {}))
 
 
@@ -64,28 +55,23 @@ def count_operations(work: Callable[[], object]) -> int:
     counter = OperationCounter()
     with counter:
         work()
-    return counter.counts.total()
+    return counter.operations.total()
 
 
 def matmul_shapes(run: TrainLoop) -> Counter[Shape]:
     """Run the next step of a train loop; return its products."""
     window, _ = next(run._windows())
-    counter = MatmulCounter()
+    counter = OperationCounter()
     with counter:
         run._train_step.step(window)
-    return counter.counts
+    return counter.products
 
 
-def count_flops(shapes: Counter[Shape]) -> int:
-    """Return the floating-point operations of products: a multiplication and an addition each."""
-    return sum(2 * i * j * k * count for (i, j, k), count in shapes.items())
-
-
-def min_seconds(shapes: Counter[Shape], dtype: torch.dtype, repeat: int = 5) -> float:
+def min_seconds(shapes: Counter[Shape], dtype: torch.dtype) -> float:
     """Measure the time of products alone, with factors in the cache: the machine's limit.
 
     Returns:
-        Sum over all products of the minimum time for their shape.
+        Sum over all products of the lesser of two times for their shape.
     """
     if dtype is torch.float32:
         configure_matmul("fp32", torch.device("cpu"))
@@ -95,7 +81,7 @@ def min_seconds(shapes: Counter[Shape], dtype: torch.dtype, repeat: int = 5) -> 
         out = torch.empty(i, k, dtype=dtype)
         repetitions = max(1, int(5e8 / (2 * i * j * k)))
         minimum = float("inf")
-        for _ in range(repeat + 1):
+        for _ in range(2):
             start = time.perf_counter()
             for _ in range(repetitions):
                 torch.mm(a, b, out=out)

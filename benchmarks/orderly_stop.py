@@ -19,8 +19,6 @@ from typing import Any
 import click
 import sqlalchemy as sa
 
-from benchmarks.compare_checkouts import lockstep_option
-
 ROOT = Path(__file__).parents[1]
 
 ROUND_TRIPS = (0.0, 0.001, 0.01, 0.03)
@@ -73,7 +71,7 @@ def _stop(checkout: Path, url: str, slow_url: str) -> tuple[int, int, float]:
                 "quick",
                 f"--storage={slow_url}",
                 f"--artifacts={folder}/artifacts",
-                f"{lockstep_option(checkout)}={NETWORKS}",
+                f"--lockstep={NETWORKS}",
                 *SETTINGS,
             ],
             cwd=folder,

@@ -46,12 +46,11 @@ def measure() -> Iterator[str]:
         )
 
 
-def sample_stratified(count: int, seed: int = 0) -> list[Params]:
+def sample_stratified(count: int) -> list[Params]:
     """Sample parameter sets of stage one, proportionally by number of layers and state size.
 
     Args:
         count: number of parameter sets; must be divisible among the shapes.
-        seed: random seed.
 
     Returns:
         Parameter sets in random order.
@@ -62,7 +61,7 @@ def sample_stratified(count: int, seed: int = 0) -> list[Params]:
     for params in grid.combinations():
         shapes.setdefault((params["layers"], params["state_size"]), []).append(params)
     total = sum(map(len, shapes.values()))
-    rng = random.Random(seed)
+    rng = random.Random(0)
     chosen: list[Params] = []
     for stratum in shapes.values():
         chosen += rng.sample(stratum, round(count * len(stratum) / total))

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import optuna
 
 from benchmarks.audited_pruning import AUDIT, CONCURRENT, KEEP, replay_audited
 from benchmarks.replay_pruning import (
@@ -248,7 +247,6 @@ def measure(searches: int = 16) -> Iterator[str]:
     Args:
         searches: number of simulated searches of each family.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     yield f"{searches} searches of {_COUNT} trials or 144 of each family, best tenth to be kept"
     yield f"  {'curves':24} {'pruner':26} {'cost':>6} {'recall':>7} {'error':>6} {'stated':>7}"
     for family in (*FAMILIES, *NEW_FAMILIES):

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from rnn.config import GatedConfig
 from rnn.network import count_parameters
+from rnn.tasks.corpus import ENWIK8_SHA256
 from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
 from studies.cli import run_command
 from studies.config import StudyConfig
@@ -27,11 +28,14 @@ from studies.storage.trials import StoredTrial
 VARIABLE = "RNN_SEARCH_PUBLISHED"
 """The environment variable that names the file."""
 
+NAME = "published"
+"""Name of the study."""
+
 STEPS = 10_989
 
 ENWIK8 = CorpusRecord(
     name="enwik8",
-    sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+    sha256=ENWIK8_SHA256,
     length=100_000_000,
     split=(90_000_000, 95_000_000),
 )
@@ -43,13 +47,12 @@ def published_file() -> Path | None:
     return Path(path) if path else None
 
 
-def load_published(path: Path, url: str, name: str = "published") -> None:
+def load_published(path: Path, url: str) -> None:
     """Store the published results as a finished study.
 
     Args:
         path: CSV file.
         url: URL of the storage, which is created if it does not exist.
-        name: name of the new study.
 
     Raises:
         StudiesError: if the file is not such a table, the study exists, or the storage cannot be
@@ -99,15 +102,15 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
     storage = open_storage(url)
     is_new = create_study(
         storage,
-        name,
+        NAME,
         OBJECTIVE_NAMES["training"],
-        StudyRecord(config=config, corpus=ENWIK8, artifact_folder=name).attributes(),
+        StudyRecord(config=config, corpus=ENWIK8, artifact_folder=NAME).attributes(),
         distributions(config.grid.search_space),
         trials,
     )
     storage.close()
     if not is_new:
-        raise StudiesError(f"study {name!r} already exists: expected a storage without it")
+        raise StudiesError(f"study {NAME!r} already exists: expected a storage without it")
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -3,27 +3,16 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
-from optuna.trial import TrialState
 
 from benchmarks.published_runs import VARIABLE, load_published, published_file
 from reports.page.page import write_page
 from reports.stats.effects import FactorialTable
 from reports.study_reader import read_results
 from reports.trial_table import find_traits
-from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
-from studies.loader import load_config_file
-from studies.space import GATED_PARAMS, distributions
-from studies.storage.changes import create_study
-from studies.storage.open import load_study, open_storage, read_storage
-from studies.storage.tables import utcnow
-from studies.storage.trials import StoredTrial
-
-LOG_POINTS = 200
+from studies.storage.open import load_study, read_storage
+from tests.simulations.large_study import LOG_POINTS, create_large_study
 
 _T = TypeVar("_T")
 
@@ -32,7 +21,7 @@ def measure() -> Iterator[str]:
     """Yield a line for each part of the work, then the effects in the published results."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/studies.db"
-        _create(url)
+        create_large_study(url, 432, progress=1, name="stage-one").storage.close()
         storage = read_storage(url)
         results, reading = _timed(lambda: read_results(storage, "stage-one"))
         report, writing = _timed(lambda: write_page([results], Path(folder) / "report.html"))
@@ -65,35 +54,6 @@ def _measure_published() -> Iterator[str]:
             f"  {effect.contrast.label:20} {effect.mean:+.3f}  [{effect.low:+.3f}, "
             f"{effect.high:+.3f}]  {effect.improved_count / effect.pairs:4.0%}  {effect.pairs}"
         )
-
-
-def _create(url: str) -> None:
-    """Store a study of stage one's size with simulated curves, lower for each switch that is on."""
-    config = load_config_file("stage-one").resolve()
-    assert config.grid is not None
-    grid = list(config.grid.combinations())
-    corpus = CorpusRecord(name="text", sha256="0" * 64, length=1000, split=(900, 950))
-    rng = np.random.default_rng(0)
-    steps = 50 * np.arange(1, LOG_POINTS + 1)
-    trials = []
-    for number, params in enumerate(grid):
-        end = 2.2 - 0.1 * sum(params[name] is True for name in GATED_PARAMS) + rng.normal(0, 0.1)
-        losses = end + 3 * np.exp(-steps / 1000) + rng.normal(0, 0.02, LOG_POINTS)
-        trials.append(
-            StoredTrial(
-                params,
-                {"seconds": 60.0, "worker": f"host/{number % 8}", "host": "host"},
-                state=TrialState.COMPLETE,
-                value=float(losses.min()),
-                started=utcnow(),
-                completed=utcnow(),
-                curve=dict(zip(steps.tolist(), losses.tolist(), strict=True)),
-            )
-        )
-    record = StudyRecord(config=config, corpus=corpus, artifact_folder="stage-one")
-    metric, choices = OBJECTIVE_NAMES[config.objective], distributions(config.grid.search_space)
-    with closing(open_storage(url)) as storage:
-        create_study(storage, "stage-one", metric, record.attributes(), choices, trials)
 
 
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:

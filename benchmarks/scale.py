@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,22 +112,9 @@ def _create(database: Database) -> Iterator[None]:
     _open_study("stage-one", overrides, database, NAME)
 
 
-def _join(database: Database) -> Iterator[None]:
-    overrides = grid_overrides(database.trials)
+def _derive(study: str, name: str, database: Database) -> Iterator[None]:
     yield
-    _open_study("stage-one", overrides, database, NAME)
-
-
-def _derive(database: Database) -> Iterator[None]:
-    overrides = [f'refinement.source="{NAME}"']
-    yield
-    _open_study("stage-two", overrides, database, "derived")
-
-
-def _derive_replicates(database: Database) -> Iterator[None]:
-    overrides = [f'refinement.source="{NAME}"']
-    yield
-    _open_study("replicates", overrides, database, "replicated")
+    _open_study(study, [f'refinement.source="{NAME}"'], database, name)
 
 
 def _open_study(study: str, overrides: Sequence[str], database: Database, name: str) -> None:
@@ -241,7 +229,7 @@ def _write_report(database: Database) -> Iterator[None]:
 
 MEASUREMENTS: dict[str, tuple[str, Callable[[Database], Iterator[None]]]] = {
     "create": ("new", _create),
-    "join": ("running", _join),
+    "join": ("running", _create),
     f"{OPERATIONS} claims": ("new", _claim),
     f"{OPERATIONS} reports": ("running", _report),
     f"{OPERATIONS // 10} finished trials": ("running", _finish),
@@ -249,8 +237,8 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[Database], Iterator[None]]]] = {
     "status of a pruned study": ("pruned", _show_status),
     "first pruning decision": ("pruned", _decide_first),
     f"{DECISIONS} pruning decisions": ("pruned", _decide),
-    "derive the next study": ("finished", _derive),
-    "derive replicates": ("finished", _derive_replicates),
+    "derive the next study": ("finished", partial(_derive, "stage-two", "derived")),
+    "derive replicates": ("finished", partial(_derive, "replicates", "replicated")),
     "publish first": ("finished", _publish_first),
     "publish after a change": ("finished", _publish),
     "report": ("running", _write_report),

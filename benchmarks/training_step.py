@@ -112,7 +112,7 @@ def _compare(
         seconds = _step_seconds(stack, text, steps, batch_size)
         if round_:  # the first is a warm-up
             to_plain.append(plain * len(configs) / seconds)
-            shares.append(min_seconds(products, dtype, 1) / seconds)
+            shares.append(min_seconds(products, dtype) / seconds)
             to_pytorch.append(before / seconds)
     return f"{_spread(to_plain)}×  {_spread(shares)} of the limit  {_spread(to_pytorch)}× PyTorch"
 

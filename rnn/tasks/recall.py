@@ -30,9 +30,6 @@ LETTERS = np.frombuffer(b"abcdefgh", np.uint8)
 ANSWERS = np.frombuffer(b"ABCDEFGH", np.uint8)
 """The bytes of letters and of their answers, in the same order."""
 
-CHANCE = 1 / len(ANSWERS)
-"""Accuracy at recall positions without memory."""
-
 
 def parse_distance(name: str) -> int | None:
     """Return the distance D of ``recall:D``; None for the name of another corpus.

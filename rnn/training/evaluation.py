@@ -377,8 +377,8 @@ class ContextLosses:
 class RecallAccuracy:
     """Share of the recall positions at which the most probable answer is the right one.
 
-    Chance is :data:`rnn.tasks.recall.CHANCE`: the most probable of the answers counts, whatever the
-    probability of letters.
+    Chance is one in eight: the most probable of the answers counts, whatever the probability of
+    letters.
 
     Args:
         stack: the K networks.

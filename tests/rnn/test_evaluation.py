@@ -9,7 +9,7 @@ import torch
 
 from rnn.config import BaselineConfig, GatedConfig, TrialConfig
 from rnn.engines import build_network
-from rnn.tasks.recall import CHANCE, generate_recall
+from rnn.tasks.recall import ANSWERS, generate_recall
 from rnn.tasks.task import SequenceTask
 from rnn.training.evaluation import (
     Confusion,
@@ -90,7 +90,7 @@ def test_network_that_remembers_the_distance_recalls_every_answer(distance):
         (accuracy[assumed],) = recall.accuracy
         assert recall.count == pytest.approx(64 * (200 - distance) / 4, rel=0.1)
     assert accuracy[distance] == 1
-    assert accuracy[distance + 1] == pytest.approx(CHANCE, abs=0.03), "3,000 positions"
+    assert accuracy[distance + 1] == pytest.approx(1 / len(ANSWERS), abs=0.03), "3,000 positions"
 
 
 def test_letters_that_are_more_probable_than_answers_do_not_count():
