@@ -377,7 +377,7 @@ def _open(
     wanted.check_precision(stored.precision)
     folder, steps = record.artifact_folder, stored.training.steps
     storage.require_study(StudyIdentity(study_id, wanted.name, folder, steps))
-    study.sampler, study.pruner = _create_sampler(storage, study_id, stored), NopPruner()
+    study.sampler, study.pruner = GridSampler(), NopPruner()
     local = {setting: getattr(wanted.config, setting) for setting in PER_WORKER}
     return StudyHandle(
         study,
@@ -389,15 +389,6 @@ def _open(
         notice,
         describe_study_mixing(study, storage),
     )
-
-
-def _create_sampler(storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> GridSampler:
-    if config.grid is not None:
-        space, combinations = config.grid.search_space, list_combinations(config)
-    else:
-        combinations = [trial.params for trial in read_trials(storage, study_id)]
-        space = observed_search_space(combinations)
-    return GridSampler(space, config.seed, combinations=combinations)
 
 
 # ------------------------------------------------------------------ create

@@ -10,10 +10,9 @@ from hooks import HANG_TIMEOUT
 from invocation import refused
 from optuna.trial import TrialState
 
-from rnn.config import LATER_SWITCHES
 from rnn.errors import CorpusError
 from search.errors import GridExhaustedError
-from search.grid import NO_TRIAL_LEFT, GridSampler
+from search.grid import NO_TRIAL_LEFT
 from search.run import wait_for_storage
 from search.worker.shutdown import ShutdownSignal
 from studies.errors import ConfigError, ConfigMismatchError
@@ -33,17 +32,6 @@ OVERRIDES = [
     "training.sequence_length=8",
 ]
 """Sixteen of 32 combinations."""
-
-SPACE = {"a": [1, 2, 3], "b": [True, False], "c": ["x", "y"]}
-EXCLUDE = [{"a": 3, "b": True}]
-GRID = {(a, b, c) for a in SPACE["a"] for b in SPACE["b"] for c in SPACE["c"] if not (a == 3 and b)}
-
-
-def objective(trial: optuna.Trial) -> float:
-    a = trial.suggest_categorical("a", SPACE["a"])
-    b = trial.suggest_categorical("b", SPACE["b"])
-    c = trial.suggest_categorical("c", SPACE["c"])
-    return a + b + len(c)
 
 
 @pytest.fixture
@@ -83,7 +71,7 @@ def test_optimize_with_threads_runs_each_combination_once(study, sqlite_url):
     check_each_ran_once(sqlite_url)
 
 
-def test_finished_study_has_no_trial_for_plain_optuna(study, sqlite_url, monkeypatch):
+def test_finished_study_has_no_trial_for_plain_optuna(study):
     """A trial that fails does not skip others."""
 
     def fails_once(trial: optuna.Trial) -> float:
@@ -91,6 +79,7 @@ def test_finished_study_has_no_trial_for_plain_optuna(study, sqlite_url, monkeyp
             raise RuntimeError("once")
         return objective_of_stored_params(trial)
 
+    assert not study.sampler.is_exhausted(study)
     study.optimize(fails_once, catch=(RuntimeError,))
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.FAIL if n == 5 else TrialState.COMPLETE for n in range(16)]
@@ -99,23 +88,6 @@ def test_finished_study_has_no_trial_for_plain_optuna(study, sqlite_url, monkeyp
     with pytest.raises(GridExhaustedError, match="no trial of study 'stage-one' is left"):
         study.ask()
     assert study.trials[-1].state is TrialState.PRUNED, "nothing waits for it"
-    monkeypatch.setitem(LATER_SWITCHES, "input_gate", False)
-    with sa.create_engine(sqlite_url).begin() as connection:
-        connection.execute(sa.text("DELETE FROM trial_params WHERE param_name = 'input_gate'"))
-    earlier = optuna.load_study(study_name="stage-one", storage=sqlite_url, sampler=study.sampler)
-    assert study.sampler.is_exhausted(earlier), "stored before there was a switch"
-
-
-# ------------------------------------------------------------------ other studies
-
-
-def test_enqueued_combination_is_not_run_again():
-    study = optuna.create_study(sampler=GridSampler(SPACE, exclude=EXCLUDE))
-    study.enqueue_trial({"a": 1, "b": True, "c": "x"})
-    study.optimize(objective, n_trials=1)
-    study.optimize(objective)
-    found = [(*trial.params.values(),) for trial in study.get_trials(states=[TrialState.COMPLETE])]
-    assert sorted(found, key=repr) == sorted(GRID, key=repr)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
