@@ -68,7 +68,7 @@ def compare_twins(pruned: Results, twin: Results) -> Iterator[str]:
         )
         yield (
             f"predictions: {audit.inside} of {audit.tested} within two scales "
-            f"({audit.stated_share:.0%} expected, p = {audit.p_value:.2g}); "
+            f"({STATED_SHARE:.0%} expected, p = {audit.p_value:.2g}); "
             f"{'held back during the search' if audit.has_held_back else 'no alarm in the search'}"
         )
     found = estimate_audited_effects(pruned)

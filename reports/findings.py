@@ -32,7 +32,7 @@ from reports.analysis.pruning import (
     audit_pruning,
     estimate_audited_effects,
 )
-from reports.results import BUDGET_PARAMS, Results, number_groups
+from reports.results import BUDGET_PARAMS, Results
 from reports.stats.additive_model import AdditiveModel, Trend, fit_additive_model
 from reports.stats.audit import AuditedEffects
 from reports.stats.conditional_effects import (
@@ -40,7 +40,7 @@ from reports.stats.conditional_effects import (
     RankedEffect,
     rank_effects,
 )
-from reports.stats.design import Contrast
+from reports.stats.design import Contrast, number_groups
 from reports.stats.effects import AdjustedEffect, Effect
 from reports.stats.hypotheses import Verdict
 from reports.stats.judged import Edge

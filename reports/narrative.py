@@ -34,7 +34,7 @@ from reports.phrases import (
     write_additive_clause,
 )
 from reports.results import Results
-from reports.stats.audit import MIN_STOPPED, Obstacle
+from reports.stats.audit import MIN_STOPPED, STATED_SHARE, Obstacle
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.effects import Effect
 from reports.stats.noise import NoiseSource
@@ -481,7 +481,7 @@ def list_audit_findings(findings: StudyFindings) -> list[str]:
         return [recall]
     predictions = (
         f"Predictions: {audit.inside} of {audit.tested} trials finished within two scales of the "
-        f"recorded prediction, {audit.stated_share:.0%} expected (exact test, p = "
+        f"recorded prediction, {STATED_SHARE:.0%} expected (exact test, p = "
         f"{audit.p_value:.2g})."
     )
     if audit.is_alarm:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from reports.formatting import objective_name
+from reports.stats.design import number_groups
 from reports.stats.run_means import average_runs
 from reports.stats.scale import (
     VALUE,
@@ -241,10 +242,6 @@ class Results:
             return [str(name) for name in self.table]
         columns = ("architecture", "label", "state", "value", "started", "completed")
         return [*columns, *self.all_parameters, *self.axes[len(self.parameters) :]]
-
-    def has(self, column: str) -> bool:
-        """Return whether a trial recorded something."""
-        return column in self.table and bool(self.table[column].notna().any())
 
     @property
     def has_gated(self) -> bool:
@@ -491,13 +488,6 @@ class Results:
         """Number of trials in each state."""
         counts = self.table["state"].value_counts()
         return count_statuses({status: int(counts.get(status, 0)) for status in TrialStatus})
-
-
-def number_groups(rows: pd.DataFrame, names: Sequence[str]) -> "pd.Series[int]":
-    """Number the combinations of some columns, in the order of the rows."""
-    if not names:
-        return pd.Series(0, index=rows.index)
-    return rows.groupby(list(names), dropna=False, sort=False).ngroup()
 
 
 # ------------------------------------------------------------------ further runs

@@ -226,9 +226,9 @@ def tabulate_effects(
     def depends_on(each: Effect) -> str:
         return found[each.contrast].parameter if each.contrast in found else ""
 
-    def extreme(each: Effect, name: str) -> float:
+    def extreme(each: Effect, choose: Callable[[Iterable[float]], float]) -> float:
         condition = found.get(each.contrast)
-        return getattr(condition, name).mean if condition else math.nan
+        return choose(level.mean for level in condition.levels) if condition else math.nan
 
     return Table(
         name,
@@ -244,18 +244,18 @@ def tabulate_effects(
                    name="reason"),
             Column("", lambda e: str(e.source), name="source"),
             Column("", depends_on, name="depends_on"),
-            Column("", lambda e: extreme(e, "least"), f"+{spec}", name="least"),
-            Column("", lambda e: extreme(e, "greatest"), f"+{spec}", name="greatest"),
+            Column("", lambda e: extreme(e, min), f"+{spec}", name="least"),
+            Column("", lambda e: extreme(e, max), f"+{spec}", name="greatest"),
         ],
     )  # fmt: skip
 
 
 def tabulate_conditional(
-    conditional: Sequence[ConditionalEffect], name: str = "conditional effects", spec: str = ""
+    conditional: Sequence[ConditionalEffect], name: str = "conditional effects"
 ) -> Table[tuple[ConditionalEffect, LevelEffect]]:
     """Tabulate the effects within each value of the other parameters, a row for each value."""
     scale = conditional[0].main.scale if conditional else NATS
-    spec = spec or scale.spec
+    spec = scale.spec
 
     def describe_finding(each: ConditionalEffect) -> str:
         parts = ["opposite signs"] if each.has_opposite_signs else []

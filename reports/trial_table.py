@@ -8,10 +8,10 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
+from reports.stats import Floats
 from reports.stats.design import ParameterTraits
 from reports.stats.scale import format_count, format_param, format_value, is_missing
 from rnn.config import OPTIMIZERS, NetworkConfig
@@ -409,8 +409,6 @@ _QUANTILE = 1.96
 
 _LEAST = THRESHOLD / 10
 """Least excess that is interpolated, for bins without any."""
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from reports.stats.conditional_effects import ConditionalEffect, find_reversal
 from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable, PairedDifference
 from reports.stats.hypotheses import (
-    LEAST_FAVORABLE_LAST,
     OUTCOME_MARGIN,
     RULES,
     DecisionRule,
@@ -278,7 +277,7 @@ def _keep_least_favorable(
         opposition = (outcome_rule if estimate.scale.is_outcome else rule).measure_opposition(
             estimate
         )
-        place = LEAST_FAVORABLE_LAST.index(verdict)
+        place = list(Verdict).index(verdict)
         return place, math.inf if math.isnan(opposition) else opposition
 
     mean, *outcome = (

@@ -11,7 +11,6 @@ from reports.analysis.nuisance import build_table
 from reports.results import Results
 from reports.stats import Floats
 from reports.stats.audit import (
-    STATED_SHARE,
     AuditedEffects,
     Obstacle,
     Recall,
@@ -82,11 +81,6 @@ class PruningAudit(Recall):
     def has_held_back(self) -> bool:
         """Whether a look during the search failed, and the predictions were recalibrated."""
         return any(look.alarm for look in self.looks.values())
-
-    @property
-    def stated_share(self) -> float:
-        """Share of the values that the intervals are to cover."""
-        return STATED_SHARE
 
 
 def audit_pruning(results: Results) -> PruningAudit | None:

@@ -444,7 +444,7 @@ def chart_study(results: Results) -> list[Chart]:
     complete, axis = results.complete, escape_html(value_axis_title(results.config))
     scale = results.scale
     study = to_optuna_study(results, complete.index.tolist(), [])
-    in_time = select_history(complete["value"].dropna().sort_index(), scale=scale)
+    in_time = select_history(complete["value"].dropna().sort_index(), scale)
     order = (
         "Trials are in the order of the source."
         if results.config.results

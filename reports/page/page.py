@@ -68,12 +68,7 @@ class Report:
     headline: str
 
 
-def write_report(
-    storage_url: str,
-    names: Sequence[str],
-    output: Path | None = None,
-    refresh_seconds: int | None = None,
-) -> Report:
+def write_report(storage_url: str, names: Sequence[str], output: Path | None = None) -> Report:
     """Write the report of one or several studies.
 
     Args:
@@ -82,7 +77,6 @@ def write_report(
             :func:`reports.study_reader.split_objective`.
         output: file to write; by default that of :func:`reports.output.default_path`, see
             :func:`reports.output.choose_path`.
-        refresh_seconds: interval after which the page reloads itself; None for never.
 
     Raises:
         StudiesError: if the storage or a study does not exist.
@@ -90,13 +84,16 @@ def write_report(
     """
     with closing(read_storage(storage_url)) as storage:
         results = read_studies(storage, names, drawn_only=True)
-    return write_page(results, output, refresh_seconds)
+    return write_page(results, output)
 
 
 def write_page(
     results: Sequence[Results], output: Path | None = None, refresh_seconds: int | None = None
 ) -> Report:
-    """Write the report of results in memory; see :func:`write_report`."""
+    """Write the report of results in memory; see :func:`write_report`.
+
+    The page reloads itself after an interval, None for never.
+    """
     identity = report_identity(each.identity for each in results)
     path = output or default_path([each.reference for each in results])
     sections = build_sections(results)

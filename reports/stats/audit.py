@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reports.stats import Booleans, Floats
-from reports.stats.design import NO_TRAITS, Contrast, ParameterTraits
+from reports.stats.design import NO_TRAITS, Contrast, ParameterTraits, number_groups
 from reports.stats.effects import CONFIDENCE, Effect, FactorialTable
 from reports.stats.noise import NoiseSource
 from reports.stats.scale import NATS, Scale
@@ -97,12 +97,6 @@ class Recall:
     lost_high: int
 
 
-def find_stopped(table: "pd.DataFrame") -> "pd.Series[bool]":
-    """Return which audited trials would have been pruned."""
-    is_stopped: pd.Series[bool] = table["audited"] & table["reason"].notna()
-    return is_stopped
-
-
 def judge_architectures(table: "pd.DataFrame", parameters: Sequence[str]) -> "pd.DataFrame":
     """Judge each architecture of a pruned study at its best trial, with and without the pruner.
 
@@ -120,7 +114,7 @@ def judge_architectures(table: "pd.DataFrame", parameters: Sequence[str]) -> "pd
         architecture without a value is missing.
     """
     is_pruned = table["state"] == "PRUNED"
-    is_stopped = is_pruned | find_stopped(table)
+    is_stopped = is_pruned | (table["audited"] & table["reason"].notna())
     # A trial that failed may have had a value: what the pruner lost by it is not known.
     is_failed = table["state"] == "FAIL"
     rows = table[list(parameters)].assign(
@@ -131,7 +125,7 @@ def judge_architectures(table: "pd.DataFrame", parameters: Sequence[str]) -> "pd
         stopped=is_stopped,
         failed=is_failed & is_stopped,
     )
-    groups = _group(rows, parameters)
+    groups = number_groups(rows, parameters)
     judged = rows.groupby(groups).agg(
         dict.fromkeys(parameters, "first")
         | {"value": "min", "kept": "min", "estimate": "min"}
@@ -180,28 +174,20 @@ def compare_predictions(
         Values minus predictions, and which of them are within two scales.
     """
     is_known = table["value"].notna() & table["predicted_value"].notna()
-    rows = table[find_stopped(table) & is_known].sort_index()
-    rows = rows[~_group(rows, parameters).duplicated()]
+    rows = table[table["audited"] & table["reason"].notna() & is_known].sort_index()
+    rows = rows[~number_groups(rows, parameters).duplicated()]
     errors = (rows["value"] - rows["predicted_value"]).to_numpy(dtype=float)
     scales = rows["predicted_scale"].to_numpy(dtype=float)
     return errors, np.abs(errors) <= INTERVAL_SCALES * scales
 
 
-def _group(table: "pd.DataFrame", parameters: Sequence[str]) -> "pd.Series[int]":
-    """Return the number of each trial's architecture."""
-    if not len(table):
-        return table.index.to_series()
-    return table.groupby(list(parameters), dropna=False, sort=False).ngroup()
-
-
-def bound_lost(pruned: int, sample: int, found: int, confidence: float = CONFIDENCE) -> int:
-    """Return an exact upper bound of the number of marked items outside a random sample.
+def bound_lost(pruned: int, sample: int, found: int) -> int:
+    """Return an exact 95% upper bound of the number of marked items outside a random sample.
 
     Args:
         pruned: number of items outside the sample.
         sample: size of the sample.
         found: number of marked items in the sample.
-        confidence: probability with which the bound holds, at least.
     """
     from scipy import stats
 
@@ -209,7 +195,7 @@ def bound_lost(pruned: int, sample: int, found: int, confidence: float = CONFIDE
         return 0
     total = pruned + sample
     marked = np.arange(found, found + pruned + 1)  # possible numbers in all
-    plausible = stats.hypergeom.cdf(found, total, marked, sample) >= 1 - confidence
+    plausible = stats.hypergeom.cdf(found, total, marked, sample) >= 1 - CONFIDENCE
     return int(marked[plausible].max()) - found
 
 

@@ -65,21 +65,6 @@ class ConditionalEffect:
         return self.main.contrast
 
     @property
-    def least(self) -> LevelEffect:
-        """The least effect, the most negative one."""
-        return min(self.levels, key=lambda level: level.mean)
-
-    @property
-    def greatest(self) -> LevelEffect:
-        """The greatest effect."""
-        return max(self.levels, key=lambda level: level.mean)
-
-    @property
-    def size(self) -> float:
-        """Absolute value of the largest effect within a value."""
-        return max(abs(level.mean) for level in self.levels)
-
-    @property
     def is_significant(self) -> bool:
         """Whether the effect differs significantly between two of the values."""
         return self.p_adjusted < 1 - CONFIDENCE
@@ -126,7 +111,8 @@ class RankedEffect:
     @property
     def size(self) -> float:
         """Absolute value of the effect, or of the largest one under the condition."""
-        return self.condition.size if self.condition else abs(self.main.mean)
+        shown = self.condition.levels if self.condition else [self.main]
+        return max(abs(each.mean) for each in shown)
 
     @property
     def has_significant_mean(self) -> bool:
@@ -194,8 +180,6 @@ def compute_conditional_effects(
         if name not in (effect.contrast.parameter, REPLICATE)
         if (conditional := _compute_conditional_effect(table, effect, name))
     ]
-    if not found:
-        return []
     counts = [math.comb(len(each.levels), 2) for each in found]
     p = np.array([each.difference.p for each in found]) * counts
     adjusted = adjust_by_holm(np.minimum(1, p))

@@ -18,6 +18,15 @@ REPLICATE = "replicate"
 """Column of the number of the replicate, which is a parameter that is not contrasted."""
 
 
+def number_groups(rows: "pd.DataFrame", names: Sequence[str]) -> "pd.Series[int]":
+    """Number the combinations of some columns, in the order of the rows."""
+    import pandas as pd
+
+    if not names:
+        return pd.Series(0, index=rows.index)
+    return rows.groupby(list(names), dropna=False, sort=False).ngroup()
+
+
 @dataclass(frozen=True)
 class Contrast:
     """A change of one parameter, all others being equal.

@@ -34,6 +34,7 @@ from reports.stats.design import (
     Contrast,
     ParameterTraits,
     encode,
+    number_groups,
 )
 from reports.stats.noise import NoiseError, NoiseSource, RunNoise, Runs, Slopes, estimate_run_noise
 from reports.stats.replicates import adjust_by_holm
@@ -379,9 +380,7 @@ class FactorialTable:
             scale: unit, direction and precision of the values.
             traits: what else is known of the parameters.
         """
-        index = np.zeros(len(runs), dtype=np.int64)  # one architecture
-        if parameters:
-            index[:] = runs.groupby(list(parameters), dropna=False, sort=False).ngroup()
+        index = np.array(number_groups(runs, parameters), dtype=np.int64)
         firsts, has_value = np.unique(index, return_index=True)[1], runs["value"].notna().to_numpy()
         complete = runs[has_value]
         replicates = complete[REPLICATE].to_numpy(dtype=np.int64)

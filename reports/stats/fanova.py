@@ -15,7 +15,6 @@ def compute_variance_shares(
     bounds: Floats,
     parameters: Sequence[Sequence[int]],
     trees: int,
-    seed: int = 0,
 ) -> Floats:
     """Compute the share of the variance of the values that each parameter explains alone.
 
@@ -32,7 +31,6 @@ def compute_variance_shares(
         bounds: (columns, 2), the least and the greatest value of each column, which differ.
         parameters: columns of each parameter: one of a number, one for each category.
         trees: number of trees.
-        seed: seed of the forest.
 
     Returns:
         (parameters,), means over the trees whose predictions vary. If none do, as where all values
@@ -40,7 +38,7 @@ def compute_variance_shares(
     """
     from sklearn.ensemble import RandomForestRegressor
 
-    forest = RandomForestRegressor(trees, max_depth=64, random_state=seed).fit(columns, values)
+    forest = RandomForestRegressor(trees, max_depth=64, random_state=0).fit(columns, values)
     shares = [
         _compute_tree_shares(each.tree_, bounds, parameters)
         for each in forest.estimators_

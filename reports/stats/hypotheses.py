@@ -23,16 +23,13 @@ OUTCOME_MARGIN = 0.1
 
 
 class Verdict(StrEnum):
-    """Verdict on a hypothesis."""
+    """Verdict on a hypothesis, the least favorable of those that are testable last."""
 
     HOLDS = "holds"
     UNDECIDED = "undecided"
     FAILS = "does not hold"
     NOT_TESTABLE = "not testable"
     """The study lacks a parameter that the hypothesis names, or every pair that it compares."""
-
-
-LEAST_FAVORABLE_LAST = [Verdict.HOLDS, Verdict.UNDECIDED, Verdict.FAILS]
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,8 @@ from functools import partial
 from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from reports.stats import Floats, Integers
+from reports.stats import Booleans, Floats, Integers
 from reports.stats.run_means import RunMeans
 
 ORDERS = (3, 2)
@@ -222,7 +221,7 @@ class RunNoise:
     pooled: tuple[float, float] | None = None
     slopes: Slopes | None = None
 
-    def select(self, rows: NDArray[np.bool_]) -> "RunNoise":
+    def select(self, rows: Booleans) -> "RunNoise":
         """Keep some trials; the fits remain those of all."""
         deviations = self.deviations._replace(groups=self.deviations.groups[rows])
         means = self.means.select(rows) if self.means else None

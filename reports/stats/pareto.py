@@ -120,7 +120,10 @@ class ReplicatedComparisons:
     def find_worse(self, label: str) -> set[str]:
         """Return the architectures that are significantly worse than one, at any look."""
         worse = {
-            name for each in self._comparisons for name in each.names if each.is_better(label, name)
+            name
+            for each in self._comparisons
+            for name in each.names
+            if (found := each.between(label, name)) and found.is_significant and found.mean < 0
         }
         return worse | self._worse if label == self._comparisons[0].best else worse
 

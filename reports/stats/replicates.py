@@ -329,11 +329,6 @@ class Difference:
         """Upper end of the interval."""
         return self.mean + self.half_width
 
-    @property
-    def negated(self) -> "Difference":
-        """The difference of the second minus the first."""
-        return replace(self, mean=-self.mean)
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -376,12 +371,7 @@ class Comparison:
         if (first, second) in self.pairs:
             return self.pairs[first, second]
         reverse = self.pairs.get((second, first))
-        return reverse.negated if reverse else None
-
-    def is_better(self, first: str, second: str) -> bool:
-        """Return whether the first architecture is significantly better than the second."""
-        difference = self.between(first, second)
-        return difference is not None and difference.is_significant and difference.mean < 0
+        return replace(reverse, mean=-reverse.mean) if reverse else None
 
 
 def compare_pairwise(

@@ -15,9 +15,8 @@ from statistics import fmean
 from typing import Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from reports.stats import Floats, Integers
+from reports.stats import Booleans, Floats, Integers
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -85,7 +84,7 @@ class RunMeans:
         own = full / np.maximum(1, self.counts) + self.shares @ effects
         return np.asarray(own[self.architectures] - effects[self.replicates])
 
-    def select(self, rows: NDArray[np.bool_]) -> Self:
+    def select(self, rows: Booleans) -> Self:
         """Keep some architectures; the fit remains that of all runs."""
         return replace(self, rows=self.rows[rows])
 
