@@ -20,7 +20,7 @@ from reports.errors import ReportError
 from reports.results import Results
 from reports.stats.audit import INTERVAL_SCALES, STATED_SHARE
 from reports.study_reader import read_results
-from studies.cli import run_command
+from studies.cli import run_with_exit_code
 from studies.config import top_count
 from studies.errors import StudiesError
 from studies.storage.open import read_storage
@@ -137,4 +137,4 @@ def main(storage: str, pruned: str, twin: str) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, (ReportError, StudiesError))
+    run_with_exit_code(lambda: main(standalone_mode=False), (ReportError, StudiesError))

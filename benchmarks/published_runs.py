@@ -16,7 +16,7 @@ from rnn.config import GatedConfig
 from rnn.network import count_parameters
 from rnn.tasks.corpus import ENWIK8_SHA256
 from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
-from studies.cli import run_command
+from studies.cli import run_with_exit_code
 from studies.config import StudyConfig
 from studies.errors import StudiesError
 from studies.space import GATED_PARAMS, distributions
@@ -139,4 +139,4 @@ def main(file: Path, url: str) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, (StudiesError,))
+    run_with_exit_code(lambda: main(standalone_mode=False), (StudiesError,))

@@ -357,7 +357,7 @@ class QuietDisplay(logging.Handler):
     def __exit__(self, *error: object) -> None:
         for logger in reversed(_LOGGERS):
             logger.handlers, logger.propagate = self._replaced.pop(), True
-        self._print_pending()
+        self.on_poll()
         self._background.__exit__(None, None, None)
 
     def on_log(self, running: Sequence[RunningTrial]) -> None:
@@ -365,11 +365,12 @@ class QuietDisplay(logging.Handler):
 
     def on_poll(self) -> None:
         """Print the messages of other threads, several times a second during training."""
-        self._print_pending()
+        while self._pending:
+            self.emit(self._pending.popleft())
 
     def on_wait(self) -> None:
         """Do the same while other workers run trials, with none left to claim."""
-        self._print_pending()
+        self.on_poll()
 
     def on_trial_end(self, event: TrialEvent) -> None:
         """Print the end of a trial in this worker unless the trial is complete or paused."""
@@ -397,10 +398,6 @@ class QuietDisplay(logging.Handler):
         self._bugs.append(lines)
         for line in lines:
             self._console.print_line(line)
-
-    def _print_pending(self) -> None:
-        while self._pending:
-            self.emit(self._pending.popleft())
 
 
 class ProgressDisplay(QuietDisplay):
@@ -500,10 +497,8 @@ class NotebookDisplay(ProgressDisplay):
             self._output.update(self._draw())
 
 
-def create_display(console: SafeConsole, reader: StatusReader, is_subprocess: bool) -> QuietDisplay:
-    """Return the display that suits the console; a parent process shows that of a subprocess."""
-    if is_subprocess:
-        return QuietDisplay(console, reader)
+def create_display(console: SafeConsole, reader: StatusReader) -> QuietDisplay:
+    """Return the display that suits the console."""
     if console.is_notebook:
         return NotebookDisplay(console, reader)
     is_live = console.is_terminal and not console.is_dumb_terminal

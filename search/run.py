@@ -4,11 +4,9 @@ Worker processes and jobs get the name of the stored study, and open it.
 """
 
 import multiprocessing
-import os
 import random
 import re
 import signal
-import socket
 import sys
 import threading
 import time
@@ -35,7 +33,7 @@ from search.display import (
 )
 from search.errors import USER_ERRORS, ShutdownRequestedError, is_bug
 from search.launch.jobs import run_jobs
-from search.launch.launcher import JOB_VARIABLE, Launcher, name_worker
+from search.launch.launcher import Launcher, name_worker
 from search.options import RunOptions, WorkerOptions
 from search.pruning.scheduler import PauseResumeScheduler
 from search.status import Status, StatusReader
@@ -163,7 +161,7 @@ def run_workers(
         _print_study(console, handle, device)
         before = reader.recent_status()
         failed_workers, failure = 0, ""
-        display = create_display(console, reader, False)
+        display = create_display(console, reader)
         with _start_session(handle, options.storage, device, stop, reader, display) as session:
             if launcher is not None:
                 failure = run_jobs(options, launcher, handle, reader, stop, console, display)
@@ -285,10 +283,6 @@ def wait_for_storage(
 # ------------------------------------------------------------------ one worker
 
 
-def _name_worker() -> str:
-    return name_worker(socket.gethostname(), os.getpid(), os.environ.get(JOB_VARIABLE))
-
-
 @contextmanager
 def _start_session(
     handle: StudyHandle,
@@ -300,7 +294,7 @@ def _start_session(
 ) -> Iterator[_Session]:
     """Handle signals, show a display and claim trials until the session ends."""
     lease, outage = handle.config.lease.seconds, handle.config.outage.seconds
-    claims = ClaimManager(handle.storage, handle.study_id, _name_worker(), stop, lease, outage)
+    claims = ClaimManager(handle.storage, handle.study_id, name_worker(), stop, lease, outage)
     with stop, display, claims:
         reader.attach(claims)
         yield _Session(handle, url, device, stop, reader, display, claims)
@@ -322,7 +316,7 @@ def _work(session: _Session, options: WorkerOptions) -> None:
             open_store(options.artifacts, session.url, "weights"),
             query,
             session.display,
-            _name_worker(),
+            name_worker(),
             options.lockstep,
         )
         worker = Worker(
@@ -423,7 +417,7 @@ def run_worker_process(name: str, url: str, options: WorkerOptions) -> None:
                 stop,
                 console.print_line,
             )
-            display = create_display(console, reader, True)
+            display = QuietDisplay(console, reader)  # the parent process shows the rest
             session = _start_session(handle, url, device, stop, reader, display)
             with closing(handle.storage), session as opened:
                 _work(opened, options)

@@ -101,15 +101,14 @@ class StudyTask:
         """Paths of the files that the task reads."""
         return _list_files(self.build(), self.record.folder)
 
-    def describe_held_out(self, config: StudyConfig) -> TaskRecord:
-        """Return the record with sums over the held-out data."""
-        sums = self.build().summarize_held_out(config.evaluation.windows)
-        return self.record.model_copy(update={"held_out": sums})
-
 
 def with_held_out(config: StudyConfig, tasks: Mapping[str, StudyTask]) -> StudyConfig:
     """Return a config whose records of the tasks have sums over the held-out data."""
-    records = {name: task.describe_held_out(config) for name, task in tasks.items()}
+    windows = config.evaluation.windows
+    records = {
+        name: task.record.model_copy(update={"held_out": task.build().summarize_held_out(windows)})
+        for name, task in tasks.items()
+    }
     if ONLY in records:
         return config.model_copy(update={"task_record": records[ONLY]})
     return config.model_copy(update={"task_records": records})
@@ -226,36 +225,16 @@ def load_task_of(
     settings = TaskSettings.model_validate({"source": source, **options})
     if settings.source == TEXT:
         raise TaskError(f"{source!r} is the task of a text: expected another one")
-    if code is None and find_built_in(source, folder) is None:
-        code = read_source(source, folder, TaskSource)
-        folder = locate_source(source, folder, TaskSource).parent
-    return _describe(settings, code, folder)
-
-
-def locate_task(task: TaskRecord) -> str:
-    """Return the source of a task with the absolute path of its file, if it has one."""
-    if task.sha256 is None and task.data_sha256 is None:
-        return task.source
-    if task.sha256 is None:
-        name, _, file = task.source.partition(":")
-        return f"{name}:{Path(task.folder, file)}"
-    place, _, name = task.source.rpartition(":")
-    return f"{Path(task.folder, Path(place).name)}:{name}" if place.endswith(".py") else task.source
-
-
-def _describe(settings: TaskSettings, code: CodeSource | None, folder: Path) -> StudyTask:
-    """Build a task with the options that a study sets, and describe it.
-
-    Without code it is a built-in one. The folder is that of the files that it reads.
-    """
+    built_in = find_built_in(source, folder) if code is None else None
     fixed: dict[str, Any] = {}
-    if code is not None:
-        definition, sha256, name = load_class(code), code.sha256, code.name
-    else:
-        built_in = find_built_in(settings.source, folder)
-        assert built_in is not None
-        (definition, given), sha256, name = built_in, None, settings.source
+    if built_in is not None:
+        (definition, given), sha256, name = built_in, None, source
         fixed |= given
+    else:
+        if code is None:
+            code = read_source(source, folder, TaskSource)
+            folder = locate_source(source, folder, TaskSource).parent
+        definition, sha256, name = load_class(code), code.sha256, code.name
     try:
         options, takes_folder = read_task_options(definition)
         check_option_names(f"task {name}", options)
@@ -300,6 +279,17 @@ def _describe(settings: TaskSettings, code: CodeSource | None, folder: Path) -> 
             f"task {name}: {place} is {first['input']!r}: {first_message(error)}"
         ) from error
     return StudyTask(definition, record, fixed, {(): task})
+
+
+def locate_task(task: TaskRecord) -> str:
+    """Return the source of a task with the absolute path of its file, if it has one."""
+    if task.sha256 is None and task.data_sha256 is None:
+        return task.source
+    if task.sha256 is None:
+        name, _, file = task.source.partition(":")
+        return f"{name}:{Path(task.folder, file)}"
+    place, _, name = task.source.rpartition(":")
+    return f"{Path(task.folder, Path(place).name)}:{name}" if place.endswith(".py") else task.source
 
 
 def _build(definition: type[Any], arguments: Mapping[str, Any], name: str) -> SequenceTask:

@@ -6,7 +6,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, TypedDict
 
-from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from rnn.config import BYTE_VOCAB_SIZE, GatedConfig
@@ -143,11 +142,6 @@ CONTEXT_LISTS = ("context_bins", "context_excess", "context_stderr")
 def earlier_end_key(steps: int) -> str:
     """Return the system attribute of what a trial was when it had ended after these steps."""
     return f"earlier_end:{steps}"
-
-
-def is_grid_trial(trial: FrozenTrial) -> bool:
-    """Return whether a trial belongs to the study's grid."""
-    return IS_GRID_TRIAL in trial.system_attrs
 
 
 class Failure(StrEnum):

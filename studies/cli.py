@@ -118,17 +118,6 @@ dashboard_port_option = click.option(
 )
 
 
-def run_command(command: click.Command, bad_input: tuple[type[Exception], ...]) -> None:
-    """Run a command and exit the process with the exit code that it returns.
-
-    Args:
-        command: command that returns its exit code; None for 0.
-        bad_input: exceptions that stand for invalid input; their message is printed in one line.
-    """
-    command = require_text(command)
-    run_with_exit_code(lambda: command.main(standalone_mode=False), bad_input)
-
-
 def require_text(command: click.Command) -> click.Command:
     """Return a command that may be interrupted, and rejects arguments that are not valid UTF-8.
 

@@ -18,7 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from studies.attributes import StudyRecord, is_grid_trial
+from studies.attributes import IS_GRID_TRIAL, StudyRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError, StudyExistsError, TableError
 from studies.hypotheses import Hypothesis, check_values
@@ -190,7 +190,7 @@ def _read_study(study: optuna.Study, where: str, options: ImportOptions) -> Impo
     import pandas as pd
 
     trials, source = study.get_trials(deepcopy=False), f"study {to_line(study.study_name)}{where}"
-    if any(map(is_grid_trial, trials)):
+    if any(IS_GRID_TRIAL in trial.system_attrs for trial in trials):
         raise ConfigError(
             f"{source} is one of this program: copy it with rnn-search copy {study.study_name} "
             "--to URL"

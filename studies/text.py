@@ -53,12 +53,13 @@ def to_line(text: str) -> str:
     )
 
 
-def format_trials(numbers: Iterable[int], limit: int = 20) -> str:
-    """Format the numbers of trials: ``trial 3`` or ``trials 0-31, 40``.
+_MAX_RANGES = 20
 
-    Args:
-        numbers: the numbers, in any order.
-        limit: number of ranges to list; with more, the total follows.
+
+def format_trials(numbers: Iterable[int]) -> str:
+    """Format the numbers of trials, in any order: ``trial 3`` or ``trials 0-31, 40``.
+
+    With more than :data:`_MAX_RANGES` the total follows.
     """
     ranges: list[list[int]] = []
     count = 0
@@ -68,8 +69,8 @@ def format_trials(numbers: Iterable[int], limit: int = 20) -> str:
             ranges[-1][1:] = [number]
         else:
             ranges.append([number])
-    shown = ", ".join("-".join(map(str, each)) for each in ranges[:limit])
-    others = f" and others, {count:,} in all" if len(ranges) > limit else ""
+    shown = ", ".join("-".join(map(str, each)) for each in ranges[:_MAX_RANGES])
+    others = f" and others, {count:,} in all" if len(ranges) > _MAX_RANGES else ""
     return f"trial{'s' * (count > 1)} {shown}{others}"
 
 

@@ -1,5 +1,7 @@
 """What a launcher does: start, list and end the workers of a study on a cluster."""
 
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,9 +201,10 @@ def count_states(jobs: Sequence[Job]) -> str:
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
-def name_worker(host: str, pid: int, job: str | None) -> str:
-    """Return the name of a worker in its leases: ``host/pid``, or ``host/pid/job`` on a cluster."""
-    return f"{host}/{pid}/{job}" if job else f"{host}/{pid}"
+def name_worker() -> str:
+    """Name this process in its leases: ``host/pid``, or ``host/pid/job`` on a cluster."""
+    name, job = f"{socket.gethostname()}/{os.getpid()}", os.environ.get(JOB_VARIABLE)
+    return f"{name}/{job}" if job else name
 
 
 def parse_job(worker: str | None) -> str:

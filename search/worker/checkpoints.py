@@ -81,6 +81,13 @@ _VERSION_LABELS = {"code": "training code", "torch": "PyTorch"}
 StorageQuery = Callable[[Callable[[], Any]], Any]
 """Runs a query of the storage; returns None if that does not answer soon."""
 
+_retry = tenacity.Retrying(
+    retry=tenacity.retry_if_not_exception_type(ArtifactsError),
+    stop=tenacity.stop_after_attempt(3),
+    wait=tenacity.wait_fixed(0.5),
+    reraise=True,
+)
+
 _logger = logging.getLogger(__name__)
 
 
@@ -321,7 +328,7 @@ class CheckpointManager:
             spec = self._handle.spec_of(trial_config.task_options)
             limit = max_checkpoint_size(trial_config, spec, settings.batch_size, settings.steps)
             for files in self._files:
-                content = _read_with_retries(files, number, limit + 1)
+                content = _retry(files.read, number, limit + 1)
                 if content is None:
                     continue
                 if len(content) > limit:
@@ -478,16 +485,6 @@ def _explain_missing(claim: Claim) -> str | None:
     if was_written or Failure.INTERRUPTED in causes or not causes:
         return _LOST
     return _KILLED if Failure.LEASE_EXPIRED in causes else None
-
-
-@tenacity.retry(
-    retry=tenacity.retry_if_not_exception_type(ArtifactsError),
-    stop=tenacity.stop_after_attempt(3),
-    wait=tenacity.wait_fixed(0.5),
-    reraise=True,
-)
-def _read_with_retries(files: TrialFiles, number: int, max_bytes: int) -> bytes | None:
-    return files.read(number, max_bytes)
 
 
 # ------------------------------------------------------------------ versions

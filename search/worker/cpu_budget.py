@@ -42,8 +42,7 @@ def cores() -> int:
 
 def lock_dir() -> Path:
     """Return the folder of lock files of this user's workers on this machine."""
-    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    return Path(tempfile.gettempdir()) / f"rnn-search-workers-{user}"
+    return Path(tempfile.gettempdir()) / f"rnn-search-workers-{os.getuid()}"
 
 
 class ThreadBudget:
@@ -147,8 +146,7 @@ def _require_private(folder: Path) -> None:
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(f"{folder} is not a folder")
-    # Windows has a temporary folder for each user.
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o077):
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise PermissionError(f"{folder} is open to other users")
 
 
