@@ -394,9 +394,12 @@ def _add_verdicts(
         )
         for entry in sorted(entries, key=lambda entry: entry.label != best)
     ]
-    sizes = {entry.label: entry.parameter_count for entry in entries}
-    label = judgement.find_smallest_as_good(sizes)
-    smallest = next((entry for entry in entries if entry.label == label), None)
+    smaller = [
+        entry
+        for entry in entries
+        if entry.verdict is Verdict.AS_GOOD and entry.parameter_count < entries[0].parameter_count
+    ]
+    smallest = min(smaller, key=lambda entry: entry.parameter_count, default=None)
     return StudySummary(entries, judgement, smallest, look, comparisons)
 
 

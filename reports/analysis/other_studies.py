@@ -172,12 +172,10 @@ def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]
             before = unchanged.reindex(group["origin"], fill_value=-1)
             pairs = np.array([before, trials[group.index]])
         effects.append(
-            VariantEffect.from_trials(
-                architectures.values,
+            architectures.estimate(
+                VariantEffect,
                 pairs,
                 (-1, 1),
-                architectures.noise,
-                scale=comparison.scale,
                 variant=variant,
                 count=len(group),
                 best=float(group["value"].min()),

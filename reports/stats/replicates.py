@@ -514,23 +514,6 @@ class Judgement:
             each == verdict for name, each in self.verdicts.items() if name != self.comparison.best
         )
 
-    def find_smallest_as_good(self, sizes: Mapping[str, float]) -> str | None:
-        """Return the smallest architecture that is as good as the best.
-
-        Args:
-            sizes: number of parameters by name.
-
-        Returns:
-            None if none that is smaller than that of the best mean is shown to be as good.
-        """
-        best = sizes[self.comparison.best]
-        smaller = [
-            name
-            for name, verdict in self.verdicts.items()
-            if verdict is Verdict.AS_GOOD and sizes[name] < best
-        ]
-        return min(smaller, key=sizes.__getitem__, default=None)
-
 
 def judge(comparison: Comparison, margin: float) -> Judgement:
     """Compare each architecture with the best, whichever that is.
