@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import GridExhaustedError
+from studies.attributes import IS_GRID_TRIAL
 from studies.config import StudyConfig
 from studies.space import Params, complete_params
 
@@ -83,9 +84,13 @@ class GridSampler(optuna.samplers.GridSampler):
             study.stop()
 
     def _get_unvisited_grid_ids(self, study: Study) -> list[int]:
-        """Return the numbers of unfinished trials, for Optuna's ``is_exhausted``."""
+        """Return the numbers of unfinished grid trials, for Optuna's ``is_exhausted``."""
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        return [trial.number for trial in trials if not trial.state.is_finished()]
+        return [
+            trial.number
+            for trial in trials
+            if IS_GRID_TRIAL in trial.system_attrs and not trial.state.is_finished()
+        ]
 
 
 def list_combinations(config: StudyConfig) -> list[Params]:

@@ -54,12 +54,13 @@ def to_line(text: str) -> str:
 
 
 _MAX_RANGES = 20
+"""Ranges of numbers of trials that a message lists."""
 
 
 def format_trials(numbers: Iterable[int]) -> str:
     """Format the numbers of trials, in any order: ``trial 3`` or ``trials 0-31, 40``.
 
-    With more than :data:`_MAX_RANGES` the total follows.
+    Of more than 20 ranges the first are listed, and the total follows.
     """
     ranges: list[list[int]] = []
     count = 0

@@ -92,7 +92,7 @@ def write_page(
 ) -> Report:
     """Write the report of results in memory; see :func:`write_report`.
 
-    The page reloads itself after an interval, None for never.
+    The page reloads itself every ``refresh_seconds``; None for never.
     """
     identity = report_identity(each.identity for each in results)
     path = output or default_path([each.reference for each in results])
