@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import optuna
+
 from benchmarks.published_runs import VARIABLE, load_published, published_file
 from reports.page.page import write_page
 from reports.stats.effects import FactorialTable
 from reports.study_reader import read_results
 from reports.trial_table import find_traits
-from studies.storage.open import load_study, read_storage
+from studies.storage.open import read_storage
 from tests.simulations.large_study import LOG_POINTS, create_large_study
 
 _T = TypeVar("_T")
@@ -25,9 +27,9 @@ def measure() -> Iterator[str]:
         storage = read_storage(url)
         results, reading = _timed(lambda: read_results(storage, "stage-one"))
         report, writing = _timed(lambda: write_page([results], Path(folder) / "report.html"))
-        optuna_trials, optuna_reading = _timed(
-            lambda: load_study(storage, "stage-one").get_trials(deepcopy=False)
-        )
+        # By the address: with our storage, Optuna's study would read as fast as we do.
+        study = optuna.load_study(study_name="stage-one", storage=url)
+        optuna_trials, optuna_reading = _timed(lambda: study.get_trials(deepcopy=False))
         size = report.path.stat().st_size / 1e6
         yield f"report of {len(optuna_trials)} trials × {LOG_POINTS} log points, SQLite"
         ratio = optuna_reading / reading
