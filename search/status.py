@@ -357,15 +357,17 @@ def estimate_seconds_left(
     """Estimate the remaining time from the durations of complete trials of the same shape.
 
     Returns:
-        Seconds. None without workers or complete trials, and in the first half of a study while
-        some shape has no complete trial: small networks may run first, and the estimate would be
-        far too low.
+        Seconds. None without workers or complete trials, and while shapes without a complete trial
+        are unfinished in the first half of a study, or are most of what is left: small networks may
+        run first, and the estimate would be far too low.
     """
     if counts.finished == counts.planned:
         return 0.0
     complete = sum(shape.complete for shape in shapes)
-    is_unknown = any(shape.waiting and not shape.complete for shape in shapes)
-    if not workers or not complete or (is_unknown and counts.finished < counts.planned / 2):
+    unknown = sum(shape.waiting + shape.running for shape in shapes if not shape.complete)
+    unfinished = sum(shape.waiting + shape.running for shape in shapes)
+    is_guess = unknown > 0 and (counts.finished < counts.planned / 2 or unknown > unfinished / 2)
+    if not workers or not complete or is_guess:
         return None
     mean = sum(shape.seconds * shape.complete for shape in shapes) / complete
     seconds = sum(

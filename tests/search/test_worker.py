@@ -554,3 +554,5 @@ def test_remaining_time_is_estimated_by_shape():
     assert estimate_seconds_left(shapes, some, workers=0) is None
     unknown = [*shapes, TimingStats(waiting=1)]
     assert estimate_seconds_left(unknown, TrialCounts(complete=3, waiting=7), workers=1) is None
+    slow = [TimingStats(complete=1, seconds=10.0), TimingStats(running=1)]
+    assert estimate_seconds_left(slow, TrialCounts(complete=1, running=1), workers=1) is None
