@@ -53,6 +53,9 @@ AUDIT, KEEP, CONFIDENCE, CONCURRENT = 20, 0.1, 0.95, 4
 
 STEPS, LOG_EVERY = 1000, 40
 
+FORECAST_SHARES = (0.25, 0.5, 0.75)
+"""Shares of a search's steps after which the rest is forecast."""
+
 NUISANCE = "learning_rate"
 
 SWITCHES = ("input_gate", "forget_gate", "output_gate", "state_gate")
@@ -79,6 +82,8 @@ class AuditedReplay:
             whole grid.
         estimates: the same of the effects that the audited trials estimate; empty if they are too
             few.
+        forecasts: low, likely and high forecast of the steps that are left, relative to them, by
+            the share of the search's steps that were trained; only where there is a forecast.
     """
 
     cost: float
@@ -93,6 +98,7 @@ class AuditedReplay:
     bound_holds: bool | None
     survivors: list[bool]
     estimates: list[bool]
+    forecasts: dict[float, tuple[float, float, float]]
 
 
 def simulate_curves(kind: str, seed: int) -> RecordedCurves:
@@ -200,7 +206,18 @@ def replay_audited(recorded: RecordedCurves, audit: int, seed: int) -> AuditedRe
         bound_holds=lost - recall.lost <= recall.lost_high if audit else None,
         survivors=_cover(truth, survivors),
         estimates=_cover(truth, estimate_with_audit(known, names, traits=traits).effects),
+        forecasts=_compare_forecasts(search),
     )
+
+
+def _compare_forecasts(search: Replay) -> dict[float, tuple[float, float, float]]:
+    """Return the forecasts of a simulated search relative to the steps that were left."""
+    found = {share: search.forecast_rest(share) for share in FORECAST_SHARES}
+    return {
+        share: (forecast.low / left, forecast.likely / left, forecast.high / left)
+        for share, (forecast, left) in found.items()
+        if forecast is not None and left
+    }
 
 
 SAMPLES = 6
@@ -271,6 +288,7 @@ def _stop(
         np.arange(len(reached)),
         compute_steps_to_next_rung(recorded.rungs, recorded.end),
         np.where(is_stopped & is_audited, reached, -1),
+        np.full(len(reached), np.nan),
     )
 
 

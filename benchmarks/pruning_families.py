@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.audited_pruning import AUDIT, CONCURRENT, KEEP, replay_audited
+from benchmarks.audited_pruning import (
+    AUDIT,
+    CONCURRENT,
+    FORECAST_SHARES,
+    KEEP,
+    AuditedReplay,
+    replay_audited,
+)
 from benchmarks.replay_pruning import (
     keep_best_at_first_rung,
     optuna_pruners,
@@ -248,26 +255,30 @@ def measure(searches: int = 16) -> Iterator[str]:
         searches: number of simulated searches of each family.
     """
     yield f"{searches} searches of {_COUNT} trials or 144 of each family, best tenth to be kept"
+    yield "steps left after a quarter, a half and three quarters of a search: forecast / truth"
+    yield "(range), and how many ranges contain the truth"
     yield f"  {'curves':24} {'pruner':26} {'cost':>6} {'recall':>7} {'error':>6} {'stated':>7}"
     for family in (*FAMILIES, *NEW_FAMILIES):
         found: dict[str, list[tuple[float, float, float]]] = {}
+        audited = []
         for seed in range(searches):
             recorded = simulate_family(family, seed)
-            for pruner, result in _replay_all(recorded, seed):
+            ours = replay_audited(recorded, AUDIT, seed)
+            audited.append(ours)
+            found.setdefault("ours", []).append((ours.cost, ours.recall, ours.stated))
+            for pruner, result in _replay_others(recorded, seed):
                 found.setdefault(pruner, []).append(result)
         for pruner, results in found.items():
             yield _format(family, pruner, results)
+        yield f"  {family:24} left: {', '.join(_format_forecasts(audited))}"
 
 
-def _replay_all(
+def _replay_others(
     recorded: RecordedCurves, seed: int
 ) -> Iterator[tuple[str, tuple[float, float, float]]]:
-    """Yield each pruner with its cost, its recall and the recall that it states, NaN if none."""
-    for audited in (AUDIT, 0):
-        ours = replay_audited(recorded, audited, seed)
-        stated = ours.stated if audited else math.nan
-        name = "ours" if audited else "ours, none audited"
-        yield name, (ours.cost, ours.recall, stated)
+    """Yield each other pruner with its cost, its recall and NaN: it states no recall."""
+    ours = replay_audited(recorded, 0, seed)
+    yield "ours, none audited", (ours.cost, ours.recall, math.nan)
     look = keep_best_at_first_rung(recorded, KEEP)
     yield "best after a look", (look.cost, look.recall, math.nan)
     order = np.random.default_rng(seed).permutation(len(recorded.values)).tolist()
@@ -275,6 +286,17 @@ def _replay_all(
         pruner = optuna_pruners(recorded.end)[name]()
         other = replay_in_optuna(recorded, pruner, order, CONCURRENT, KEEP)
         yield name, (other.cost, other.recall, math.nan)
+
+
+def _format_forecasts(replays: Sequence[AuditedReplay]) -> Iterator[str]:
+    """Yield the geometric means of forecasts, relative to the truth, after each share."""
+    for share in FORECAST_SHARES:
+        rows = [replay.forecasts[share] for replay in replays if share in replay.forecasts]
+        if rows:
+            found = np.array(rows)
+            low, likely, high = np.exp(np.log(found).mean(axis=0))
+            inside = int(((found[:, 0] <= 1) & (found[:, 2] >= 1)).sum())
+            yield f"{likely:.2f} ({low:.2f} to {high:.2f}) {inside}/{len(found)}"
 
 
 def _format(family: str, pruner: str, results: Sequence[tuple[float, float, float]]) -> str:

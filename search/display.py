@@ -215,20 +215,22 @@ def _format_time_left(status: Status, config: StudyConfig) -> str:
         return "none: every trial is finished"
     if text := _format_seconds_left(status):
         return f"{text} with the current workers"
-    if config.pruning.enabled and status.counts.waiting:
-        return "unknown: pruning decides how many of the waiting trials are needed"
     if not status.workers:
         return "unknown: no active worker"
+    if config.pruning.enabled and status.counts.waiting:
+        return "unknown: too few trials are complete to predict the others"
     return "unknown: no trial of some size is complete yet"
 
 
 def _format_seconds_left(status: Status) -> str:
-    """Format the time left, of a pruned study the most that it can be; empty if it is unknown."""
-    if status.seconds_left:
-        return f"about {format_duration(status.seconds_left)}"
-    if status.first_rung and status.first_rung.seconds_to_end:
-        return f"at most {format_duration(status.first_rung.seconds_to_end)}"
-    return ""
+    """Format the time left, of a search that prunes with its range; empty if it is unknown."""
+    if not status.seconds_left:
+        return ""
+    text = f"about {format_duration(status.seconds_left)}"
+    if status.seconds_range is None:
+        return text
+    low, high = map(format_duration, status.seconds_range)
+    return text if low == high else f"{text} ({low} to {high})"
 
 
 # ------------------------------------------------------------------ console

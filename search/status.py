@@ -1,6 +1,7 @@
 """Progress of a study, read from its storage, and what a worker reports of its trials."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +10,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
 from rnn.config import TrialConfig
-from search.pruning.scheduler import compute_rungs
+from search.pruning.forecast import Forecast, forecast_training, measure_pace
+from search.pruning.scheduler import PauseResumeScheduler, compute_rungs
 from search.worker.claims import ClaimManager
-from studies.attributes import AuditLook, Failure
+from studies.attributes import STEPS_PER_SECOND, AuditLook, Failure
 from studies.best import Best, BestReader
 from studies.config import StudyConfig, to_trial_config
 from studies.space import COST_PARAMS
@@ -32,7 +35,7 @@ from studies.storage.counts import (
     read_leaders,
     timing_by_shape,
 )
-from studies.storage.reads import read_audit_looks, read_last_losses
+from studies.storage.reads import read_audit_looks, read_last_losses, read_numbers
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
 
@@ -46,7 +49,7 @@ REFRESH_SECONDS = 2.0
 """Interval between reads of the status for a display that is redrawn."""
 
 MEASURE_SECONDS = 10.0
-"""Shortest time between two measurements of the checkpoints."""
+"""Shortest time between two measurements of the checkpoints, and between two forecasts."""
 
 LEADERS = 3
 """Number of trials that a status names at the first rung."""
@@ -94,8 +97,6 @@ class FirstRung:
         leaders: those with the lowest losses there, the best first.
         seconds_left: estimated time until all have; None if unknown.
         is_at_least: whether that leaves out networks of sizes whose pace is not known yet.
-        seconds_to_end: time with the current workers if every trial were trained to the end; None
-            if unknown.
     """
 
     step: int
@@ -103,7 +104,6 @@ class FirstRung:
     leaders: Sequence[RunningTrial] = ()
     seconds_left: float | None = None
     is_at_least: bool = False
-    seconds_to_end: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the rung as ``--json`` prints it."""
@@ -127,6 +127,7 @@ class Status:
         counts: number of grid trials by state.
         best: what is best so far; None before the first complete trial, and of several tasks.
         seconds_left: estimated time with the current workers; None if unknown.
+        seconds_range: of a search that prunes, the least and the most that it is likely to be.
         retries: number of requeued trials, by reason.
         audited: number of trials that are trained to the end whatever the pruner decides.
         looks: planned looks at these trials so far, by name.
@@ -148,6 +149,7 @@ class Status:
     first_rung: FirstRung | None = None
     checkpoint_bytes: int | None = None
     best_by_task: Mapping[str, Best] = field(default_factory=dict)
+    seconds_range: tuple[float, float] | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -163,6 +165,7 @@ class Status:
             **asdict(self.counts),
             "best": self.best.as_json() if self.best else None,
             "seconds_left": self.seconds_left,
+            "seconds_range": self.seconds_range,
             "first_rung": self.first_rung.as_json() if self.first_rung else None,
             "checkpoint_bytes": self.checkpoint_bytes,
             "retries": dict(self.retries),
@@ -181,11 +184,12 @@ def read_status(
     workers: int = 0,
     best_reader: BestReader | None = None,
     checkpoints: Path | None = None,
+    forecaster: "Forecaster | None" = None,
 ) -> Status:
     """Read the progress of a study, and measure the folder of its checkpoints, if one is given.
 
     There are at least so many ``workers``, including those that hold no trial just now. A caller
-    keeps the reader of the best for further calls.
+    keeps the reader of the best and the forecaster for further calls.
     """
     study_id = study._study_id
     with storage.reading() as connection:  # one for all queries
@@ -201,8 +205,14 @@ def read_status(
         active = sum(1 if each.name else len(each.trials) for each in alive)
         active = max(active, workers)
         is_pruned = config.pruning.enabled
-        seconds_left = first_rung = None
-        if not (is_pruned and counts.waiting):  # else pruning decides how many are needed
+        seconds_left = seconds_range = first_rung = None
+        if is_pruned and counts.waiting:  # pruning decides how many are needed
+            forecaster = forecaster or Forecaster(storage, study_id, config)
+            forecast = forecaster.read() if active else None
+            if forecast is not None:
+                seconds_left = forecast.likely / active
+                seconds_range = forecast.low / active, forecast.high / active
+        else:
             timing = timing_by_shape(storage, study_id, _list_cost_params(config))
             seconds_left = estimate_seconds_left(timing, counts, active)
         has_unstarted = counts.waiting > counts.paused
@@ -223,7 +233,39 @@ def read_status(
         first_rung,
         None if checkpoints is None else measure_folder(checkpoints),
         best_by_task,
+        seconds_range,
     )
+
+
+class Forecaster:
+    """Forecasts the rest of a search that prunes, in at most one percent of the time."""
+
+    def __init__(self, storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> None:
+        self._storage = storage
+        self._study_id = study_id
+        self._scheduler = PauseResumeScheduler(storage, study_id, config)
+        self._forecast: Forecast | None = None
+        self._due_at = -math.inf
+
+    def read(self) -> Forecast | None:
+        """Return the forecast, computed anew if that is due; None if nothing is known yet."""
+        started_at = time.monotonic()
+        if started_at >= self._due_at:
+            self._forecast = self._compute()
+            now = time.monotonic()
+            self._due_at = now + max(MEASURE_SECONDS, 100 * (now - started_at))
+        return self._forecast
+
+    def _compute(self) -> Forecast | None:
+        progress = self._scheduler.read()
+        rates = read_numbers(self._storage, self._study_id, STEPS_PER_SECOND)
+        pace = measure_pace(
+            [trial.params for trial in progress.trials],
+            [rates.get(trial.trial_id) for trial in progress.trials],
+        )
+        is_audited = np.array([trial.is_audited for trial in progress.trials], dtype=bool)
+        policy = self._scheduler.build_policy(progress)
+        return forecast_training(policy, progress.state, is_audited, pace)
 
 
 def _read_first_rung(
@@ -286,6 +328,7 @@ class StatusReader:
         self._checkpoint_bytes: int | None = None
         self._measure_at = self._read_at = 0.0
         self._best_reader = BestReader(study, storage, config)
+        self._forecaster = Forecaster(storage, study._study_id, config)
         self._claims: ClaimManager | None = None
         self._status = self._read()
         self._running: list[RunningTrial] = []
@@ -327,7 +370,12 @@ class StatusReader:
 
     def _read(self) -> Status:
         status = read_status(
-            self._study, self._storage, self.config, self._workers, self._best_reader
+            self._study,
+            self._storage,
+            self.config,
+            self._workers,
+            self._best_reader,
+            forecaster=self._forecaster,
         )
         return replace(status, checkpoint_bytes=self._checkpoint_bytes)
 
@@ -381,28 +429,23 @@ def estimate_seconds_left(
 def estimate_first_rung(
     shapes: Sequence[RungCounts], step: int, steps: int, workers: int
 ) -> FirstRung:
-    """Estimate the time to the first rung, and the most that the study can take.
+    """Estimate the time to the first rung.
 
     The pace of a shape is that of its trials that were paused or have ended. ``step`` is that of
     the rung, ``steps`` are those of a whole training.
 
     Returns:
-        The rung, without leaders. Without workers or any pace it has no times, and without the
-        pace of each shape that has unfinished trials no time to the end.
+        The rung, without leaders; without workers or any pace it has no time.
     """
     reached = sum(shape.reached for shape in shapes)
     known = [shape for shape in shapes if shape.seconds_per_step is not None]
-    is_at_least = any(
-        shape.running + shape.waiting + shape.ahead for shape in shapes if shape not in known
-    )
+    is_at_least = any(shape.running + shape.waiting for shape in shapes if shape not in known)
     if not (workers and known):
         return FirstRung(step, reached)
-    to_rung = to_end = 0.0
+    to_rung = 0.0
     for shape in known:
         pace = (shape.seconds_per_step or 0.0) / workers
         # Running trials are half done on average. The audited ones train to the end at once.
         to_rung += pace * step * (shape.running / 2 + shape.waiting)
         to_rung += pace * (steps - step) * shape.audited
-        to_end += pace * steps * (shape.running + shape.waiting)
-        to_end += pace * (steps - step) * shape.ahead
-    return FirstRung(step, reached, (), to_rung, is_at_least, None if is_at_least else to_end)
+    return FirstRung(step, reached, (), to_rung, is_at_least)

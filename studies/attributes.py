@@ -116,6 +116,10 @@ STEPS_PER_SECOND = "steps_per_second"
 RUNG = "rung"
 """User attribute: step at which the pruner last paused the trial."""
 
+KEEP_PROBABILITY = "keep_probability"
+"""User attribute: probability of the trial to finish among the best, at the pruner's last decision
+to stop it."""
+
 EARLIER_CODE = "earlier_code"
 """User attribute: hashes of the other training code that the trial was resumed from."""
 

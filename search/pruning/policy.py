@@ -44,8 +44,8 @@ FIRST_LOOK, LAST_LOOK = "first", "last"
 """Planned looks at the audited trials: once as many trials are complete as are to be kept, before
 which none is pruned, and before the paused trials are pruned."""
 
-HOPELESS_SHARE = 0.1
-"""Share of the loss budget that trials pruned before the end of the search may use."""
+SPENDING_EXPONENT = 2.0
+"""How late the loss budget is spent: see :meth:`PruningPolicy.to_prune`."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,17 @@ class Decisions:
 
     Attributes:
         stops: trials at a rung that are paused or pruned, by id; trials that continue are absent.
+        pruned: paused trials that are pruned, by id.
         resumed: ids of paused trials to resume, the most promising first.
         audited: decisions about audited trials to store, by id.
         looks: planned looks at the audited trials to store before anything is pruned, by name.
-        is_last: whether no paused trial will resume: ``stops`` are all of them.
     """
 
     stops: Mapping[int, PruneDecision] = field(default_factory=dict)
+    pruned: Mapping[int, PruneDecision] = field(default_factory=dict)
     resumed: Sequence[int] = ()
     audited: Mapping[int, AuditDecision] = field(default_factory=dict)
     looks: Mapping[str, AuditLook] = field(default_factory=dict)
-    is_last: bool = False
 
 
 def is_stopped(audit: AuditState, losses: Sequence[float]) -> bool:
@@ -100,6 +100,7 @@ class StudyState:
         steps_to_next_rung: (R + 1,) steps from the start and from each rung to the next.
         held_out: (N,) number of rungs after which an audited trial with a value is paused or pruned
             in decisions; -1 for all other trials.
+        pruned_at: (N,) keep probability recorded when a trial was last stopped; NaN without one.
         failed: number of trials that failed, which rank last.
     """
 
@@ -110,6 +111,7 @@ class StudyState:
     architectures: Indices
     steps_to_next_rung: Floats
     held_out: Rungs
+    pruned_at: Floats
     failed: int = 0
 
     def stop_audited(
@@ -308,19 +310,63 @@ class PruningPolicy:
         return bool(is_needed and self.promotion_scores[trial] >= best_paused)
 
     def should_prune_now(self, trial: int) -> bool:
-        """Return whether a trial at a rung can be pruned whatever the results of the others.
+        """Return whether a paused trial, or a running one at a rung, is pruned while others run."""
+        return trial in self.to_prune
 
-        Only once as many trials are complete as are to be kept. Together, trials pruned so use at
-        most :data:`HOPELESS_SHARE` of the loss budget.
+    @cached_property
+    def to_prune(self) -> Collection[int]:
+        """Indices of the trials that will not train on, whatever the results of the others.
+
+        With a loss budget of B, and L of the best expected among the unfinished and the pruned
+        trials, B · (B / L)² may be spent so far (as by the spending functions of Lan & DeMets,
+        *Discrete Sequential Boundaries for Clinical Trials*, 1983): little while much is open, all
+        of it at the end. The least probable trials are pruned for it, none that is to train on.
+        Keep probabilities of calibrated predictions are a martingale, so what the best are expected
+        to lose is what is spent, whatever evidence comes later.
+
+        Empty until as many trials are complete as are to be kept and all have reached a rung.
         """
-        bound = HOPELESS_SHARE * self.loss_budget / self.count
-        return self._has_enough_complete and bool(self.keep_probabilities[trial] <= bound)
+        if not self._has_enough_complete or self.state.in_stage(TrialStatus.WAITING).any():
+            return ()
+        unfinished = self.state.in_stage(TrialStatus.PAUSED, TrialStatus.RUNNING)
+        at_stake = self._pruned_loss + float(self.keep_probabilities[unfinished].sum())
+        share = min(1.0, self.loss_budget / at_stake) ** SPENDING_EXPONENT
+        unfinished[self.to_train] = False
+        candidates = np.flatnonzero(unfinished)
+        order = candidates[np.argsort(self.keep_probabilities[candidates], kind="stable")]
+        spent = self._pruned_loss + self.keep_probabilities[order].cumsum()
+        return frozenset(order[spent <= share * self.loss_budget].tolist())
+
+    @cached_property
+    def to_train(self) -> list[int]:
+        """Indices of the trials that train on if predictions stay as they are.
+
+        They are running and paused ones, the most promising first. Among the others and the pruned
+        ones, no more of the best are expected than the loss budget.
+        """
+        unfinished = self.state.in_stage(TrialStatus.PAUSED, TrialStatus.RUNNING)
+        candidates = np.flatnonzero(unfinished)
+        order = candidates[np.argsort(-self.promotion_scores[candidates], kind="stable")]
+        probabilities = self.keep_probabilities[order]
+        lost = self._pruned_loss + probabilities[::-1].cumsum()[::-1]  # from each trial on
+        return [int(trial) for trial in order[lost > self.loss_budget]]
 
     @cached_property
     def _lost(self) -> float:
         """Number of the best that are expected among the paused and the pruned trials."""
-        stopped = self.state.in_stage(TrialStatus.PAUSED, TrialStatus.PRUNED)
-        return float(self.keep_probabilities[stopped].sum())
+        paused = self.state.in_stage(TrialStatus.PAUSED)
+        return self._pruned_loss + float(self.keep_probabilities[paused].sum())
+
+    @cached_property
+    def _pruned_loss(self) -> float:
+        """Number of the best that were expected among the pruned trials when they were pruned.
+
+        Later evidence about them does not count: it cannot bring them back, and the expected number
+        of losses is that at the time of each decision.
+        """
+        pruned_at = self.state.pruned_at
+        expected = np.where(np.isnan(pruned_at), self.keep_probabilities, pruned_at)
+        return float(expected[self.state.in_stage(TrialStatus.PRUNED)].sum())
 
     @cached_property
     def _is_active(self) -> Mask:

@@ -203,7 +203,7 @@ class Prediction:
 
     def cdf(self, threshold: float) -> Floats:
         """Return the probability of each trial to finish below a threshold, (N,)."""
-        return _cumulate(self.compute_scores(np.array(threshold)))
+        return cumulate(self.compute_scores(np.array(threshold)))
 
     def threshold_for_count(self, count: int) -> float:
         """Return the threshold below which ``count`` of the trials are expected to finish."""
@@ -214,7 +214,7 @@ class Prediction:
         low, high = mean.min() - reach, mean.max() + reach
         for _ in range(60):
             middle = (low + high) / 2
-            expected = _cumulate((middle - mean) / scale).sum()
+            expected = cumulate((middle - mean) / scale).sum()
             low, high = (middle, high) if expected < count else (low, middle)
         return float(self.losses.expand(np.array(high)))
 
@@ -227,7 +227,7 @@ class Prediction:
         return mean, np.maximum(self.scale * self.losses.slope(self.mean), least)
 
 
-def _cumulate(scores: Floats) -> Floats:
+def cumulate(scores: Floats) -> Floats:
     """Return the distribution function of Student's t at some scores, (N,)."""
     # Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3, for five degrees.
     angle = np.arctan(scores / math.sqrt(DEGREES))

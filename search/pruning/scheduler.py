@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +12,17 @@ from search.pruning.audit import number_architectures
 from search.pruning.policy import Decisions, PruneDecision, PruningPolicy, StudyState, is_stopped
 from search.pruning.predictions import MIN_COMPLETE, Prediction, PredictionMemory
 from search.pruning.regression import DesignMatrix, Floats, Indices
-from studies.attributes import AUDIT_LOOKS, AUDIT_NUISANCE, RUNG, AuditLook, AuditState
+from studies.attributes import (
+    AUDIT_LOOKS,
+    AUDIT_NUISANCE,
+    KEEP_PROBABILITY,
+    RUNG,
+    AuditLook,
+    AuditState,
+)
 from studies.config import StudyConfig
 from studies.storage.changes import update_system_attributes
-from studies.storage.reads import Rung, TrialReader, read_audit_looks
+from studies.storage.reads import Rung, TrialReader, read_audit_looks, read_numbers
 from studies.storage.storage import AuditDecision, LeasedRDBStorage
 from studies.storage.tables import TRIAL_PARAMS, TRIAL_VALUES
 from studies.storage.trials import StoredTrial, TrialStatus
@@ -66,6 +73,11 @@ class StudyProgress:
     damaged_paused: Sequence[int]
 
     @property
+    def can_prune(self) -> bool:
+        """Whether trials may be pruned: the first look comes before."""
+        return not self.is_audited or bool(self.looks)
+
+    @property
     def is_idle(self) -> bool:
         """Whether every trial is finished or paused."""
         return all(trial.is_paused or trial.state.is_finished() for trial in self.trials)
@@ -104,6 +116,7 @@ class PauseResumeScheduler:
             self._architectures = architectures[mask]
             self._encoded = encoded
         trials = list(itertools.compress(stored, is_viable))
+        pruned_at = read_numbers(self._storage, self._study_id, KEEP_PROBABILITY)
         state = StudyState(
             [trial.status for trial in trials],
             np.array([trial.losses for trial in trials]).reshape(len(trials), len(self._rungs)),
@@ -112,6 +125,7 @@ class PauseResumeScheduler:
             self._architectures,
             compute_steps_to_next_rung(self._rungs, self._steps),
             np.full(len(trials), -1),
+            np.array([pruned_at.get(trial.trial_id, math.nan) for trial in trials]),
             is_viable.count(False),
         )
         return StudyProgress(
@@ -135,8 +149,7 @@ class PauseResumeScheduler:
             for index, trial in enumerate(progress.trials)
             if trial.trial_id in trial_ids
         }
-        policy = self._build_policy(progress, deferred, asked.values())
-        can_prune = not progress.is_audited or bool(progress.looks)
+        policy = self.build_policy(progress, deferred, asked.values())
         stops: dict[int, PruneDecision] = {}
         audited: dict[int, AuditDecision] = {}
         for trial_id, index in asked.items():
@@ -151,7 +164,7 @@ class PauseResumeScheduler:
                 if audit is not None:
                     audited[trial_id] = _let_continue(audit)
                 continue
-            is_final = can_prune and policy.should_prune_now(index)
+            is_final = progress.can_prune and policy.should_prune_now(index)
             if audit is None:
                 stops[trial_id] = self._stop(policy, policy.prediction, index, is_final)
             elif is_final:
@@ -166,7 +179,7 @@ class PauseResumeScheduler:
         deferred: Collection[int] = (),
         ignore_running: bool = False,
     ) -> Decisions:
-        """Select the paused trials to resume in one batch, or to prune if none of them will resume.
+        """Select the paused trials to resume in one batch, and those to prune.
 
         Args:
             progress: state of the study.
@@ -176,49 +189,38 @@ class PauseResumeScheduler:
             ignore_running: resume even if results of running trials are still expected.
 
         Returns:
-            Trials at one rung to resume; or all to prune, in ``stops``, with ``is_last``. With
-            ``audited`` or ``looks`` alone, there is more to decide once these are stored.
+            Trials at one rung to resume, and trials to prune: once none will resume, all that are
+            paused. With ``audited`` or ``looks``, there may be more to decide once these are
+            stored.
         """
         if progress.damaged_paused:  # a worker that claims a damaged trial fails it
             return Decisions(resumed=list(progress.damaged_paused))
-        trials, policy = progress.trials, self._build_policy(progress, deferred)
+        policy = self.build_policy(progress, deferred)
         look = policy.due_look(progress.looks, progress.is_idle) if progress.is_audited else None
         if look is not None:
             return Decisions(looks={look: policy.look()})
+        paused = np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist()
+        if policy.is_final and (progress.is_idle or not progress.is_audited):
+            return self._prune(progress, policy, paused, policy.predict_to_record())
+        chosen: list[int] = []
+        if progress.can_prune:
+            chosen = [index for index in paused if policy.should_prune_now(index)]
         to_resume = policy.to_resume_ignoring_running if ignore_running else policy.to_resume
-        if to_resume:
-            reached, probabilities = policy.state.rungs_reached, policy.keep_probabilities
-            first, *others = to_resume
-            chosen = [first] + [
-                index
-                for index in others
-                if reached[index] == reached[first] and probabilities[index] >= min_keep_probability
-            ]
-            audits = {trials[index].trial_id: trials[index].audit for index in chosen}
-            return Decisions(
-                resumed=[trial_id for trial_id, audit in audits.items() if audit is None],
-                audited={key: _let_continue(audit) for key, audit in audits.items() if audit},
-            )
-        if not policy.is_final:
-            return Decisions()
-        stops: dict[int, PruneDecision] = {}
-        audited: dict[int, AuditDecision] = {}
-        prediction = policy.predict_to_record()
-        for index in np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist():
-            trial = trials[index]
-            if trial.audit is None:
-                stops[trial.trial_id] = self._stop(policy, prediction, index, is_final=True)
-            else:
-                audited[trial.trial_id] = self._record_pruned(
-                    policy, prediction, index, trial.audit
-                )
-        return Decisions(stops, audited=audited, is_last=True)
+        batch = self._choose_batch(policy, to_resume, min_keep_probability)
+        pruned = self._prune(progress, policy, set(chosen).difference(batch))
+        audits = {progress.trials[index].trial_id: progress.trials[index].audit for index in batch}
+        resumed = {key: _let_continue(audit) for key, audit in audits.items() if audit is not None}
+        return replace(
+            pruned,
+            resumed=[trial_id for trial_id, audit in audits.items() if audit is None],
+            audited={**pruned.audited, **resumed},
+        )
 
     def store(self, progress: StudyProgress, decisions: Decisions) -> list[int]:
-        """Store decisions about audited trials and looks at them, and prune the last paused trials.
+        """Store decisions about audited trials and looks at them, and prune paused trials.
 
-        What another worker has stored since is kept: its decisions, its looks, and all paused
-        trials if the study was extended, a trial resumed, or an audited one decided about.
+        What another worker has stored since is kept: its decisions, its looks, trials that it has
+        resumed, and all paused trials if the study was extended.
 
         Returns:
             Numbers of the trials pruned by this call.
@@ -230,19 +232,15 @@ class PauseResumeScheduler:
                 return {AUDIT_LOOKS: {**new, **stored.get(AUDIT_LOOKS, {})}}
 
             update_system_attributes(self._storage, self._study_id, add)
-        if not decisions.is_last:
-            if decisions.audited:
-                self._storage.write_audit(decisions.audited)
+        if decisions.audited:
+            self._storage.write_audit(decisions.audited)
+        if not decisions.pruned:
             return []
-        if not (decisions.stops or decisions.audited):
-            return []
-        attributes = {trial_id: stop.attributes for trial_id, stop in decisions.stops.items()}
-        pruned = self._storage.prune_paused(
-            self._study_id, progress.planned, attributes, decisions.audited
-        )
+        attributes = {trial_id: stop.attributes for trial_id, stop in decisions.pruned.items()}
+        pruned = self._storage.prune_paused(self._study_id, progress.planned, attributes)
         return [trial.number for trial in progress.trials if trial.trial_id in {*pruned}]
 
-    def _build_policy(
+    def build_policy(
         self,
         progress: StudyProgress,
         deferred: Collection[int] = (),
@@ -259,6 +257,47 @@ class PauseResumeScheduler:
         keep, confidence = self._settings.keep, self._settings.confidence
         has_alarm = any(look.alarm for look in progress.looks.values())
         return PruningPolicy(state, keep, confidence, has_alarm, self._memory)
+
+    def _choose_batch(
+        self, policy: PruningPolicy, to_resume: Sequence[int], min_keep_probability: float
+    ) -> list[int]:
+        """Return the first trial to resume, and those at its rung that are likely to be kept."""
+        if not to_resume:
+            return []
+        reached, probabilities = policy.state.rungs_reached, policy.keep_probabilities
+        first, *others = to_resume
+        return [first] + [
+            index
+            for index in others
+            if reached[index] == reached[first] and probabilities[index] >= min_keep_probability
+        ]
+
+    def _prune(
+        self,
+        progress: StudyProgress,
+        policy: PruningPolicy,
+        indices: Iterable[int],
+        prediction: Prediction | None = None,
+    ) -> Decisions:
+        """Return the decisions that paused trials are pruned, audited ones in decisions alone.
+
+        ``prediction`` is recorded; by default that of the policy, which for an audited trial is
+        computed as if its value did not exist.
+        """
+        pruned: dict[int, PruneDecision] = {}
+        audited: dict[int, AuditDecision] = {}
+        for index in indices:
+            trial = progress.trials[index]
+            if trial.audit is None:
+                pruned[trial.trial_id] = self._stop(
+                    policy, prediction or policy.prediction, index, is_final=True
+                )
+            else:
+                known = policy if prediction else policy.leave_out(index)
+                audited[trial.trial_id] = self._record_pruned(
+                    known, prediction or known.prediction, index, trial.audit
+                )
+        return Decisions(pruned=pruned, audited=audited)
 
     def _record_pruned(
         self, policy: PruningPolicy, prediction: Prediction, index: int, audit: AuditState
@@ -284,7 +323,7 @@ class PauseResumeScheduler:
         mean, scale = float(prediction.mean[index]), float(prediction.scale[index])
         keep_probability = float(policy.keep_probabilities[index])
         attributes |= {
-            "keep_probability": keep_probability,
+            KEEP_PROBABILITY: keep_probability,
             "predicted_value": mean,
             "predicted_scale": scale,
         }

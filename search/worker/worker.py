@@ -181,7 +181,7 @@ class Worker:
         return {claimed[trial_id]: stop for trial_id, stop in stops.items()}
 
     def _select(self, scheduler: PauseResumeScheduler) -> Sequence[int]:
-        """Select the paused trials to resume, by id; prune them if none of them will resume.
+        """Select the paused trials to resume, by id; prune those that will not.
 
         Without a decision, because it failed, they resume one by one: the study still finishes.
         """
@@ -203,8 +203,7 @@ class Worker:
             for look in decisions.looks.values():
                 if look.alarm:
                     _logger.warning(f"pruning held back: {describe_look(look)}")
-            has_more = not decisions.is_last and (decisions.audited or decisions.looks)
-            if decisions.resumed or not has_more:
+            if decisions.resumed or not (decisions.audited or decisions.looks):
                 return decisions.resumed
 
     def _run_batch(self, claims: list[Claim]) -> None:

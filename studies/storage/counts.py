@@ -132,7 +132,6 @@ class RungCounts:
         reached: number of trials that have trained to the rung.
         running: number of running trials that have not.
         waiting: number of waiting trials that have not.
-        ahead: number of unfinished trials that have.
         audited: number of unfinished trials that no rung stops.
         seconds_per_step: mean over the trials that were paused or have ended; None without any.
     """
@@ -140,7 +139,6 @@ class RungCounts:
     reached: int = 0
     running: int = 0
     waiting: int = 0
-    ahead: int = 0
     audited: int = 0
     seconds_per_step: float | None = None
 
@@ -346,7 +344,6 @@ def count_at_rung(
         has_point,
         is_running & ~has_point,
         is_waiting & ~has_point,
-        is_unfinished & has_point,
         is_unfinished & has_system_attr(AUDIT),
     ]
     columns: list[sa.ColumnElement[Any]] = [

@@ -52,6 +52,7 @@ from studies.storage.tables import (
     is_attr,
     is_grid_trial,
     list_columns,
+    of_study,
     raw,
     read_study_attrs,
     select_trial_ids,
@@ -627,6 +628,21 @@ def read_audit_looks(storage: "LeasedRDBStorage", study_id: int) -> dict[str, Au
             return {}
         looks: dict[str, AuditLook] = parse_study_system_attribute(AUDIT_LOOKS, stored[AUDIT_LOOKS])
         return looks
+
+
+def read_numbers(storage: "LeasedRDBStorage", study_id: int, key: str) -> dict[int, float]:
+    """Read a user attribute that is a number, of all trials that have it, by trial id."""
+    stored = TRIAL_USER_ATTRS.c.value_json
+    query = sa.select(TRIAL_USER_ATTRS.c.trial_id, stored)
+    query = query.where(of_study(TRIAL_USER_ATTRS, study_id), TRIAL_USER_ATTRS.c.key == key)
+    numbers: dict[int, float] = {}
+    with storage.reading() as connection:
+        for trial_id, text in connection.execute(query):
+            with contextlib.suppress(RowError):  # reading the whole trial reports it
+                value = parse_trial_attribute(key, text)
+                if value is not None:
+                    numbers[trial_id] = float(value)
+    return numbers
 
 
 def read_distributions(connection: Connection, study_id: int) -> dict[str, str]:

@@ -53,7 +53,6 @@ from studies.storage.tables import (
     TRIAL_VALUES,
     TRIALS,
     delete_attrs,
-    has_system_attr,
     insert,
     raw,
     read_attribute,
@@ -480,16 +479,23 @@ class LeasedRDBStorage(RDBStorage):
             Ids of the trials whose decision is stored: it is not if another was stored before.
         """
         with self.transaction() as connection:
-            return _write_audit(connection, decisions)
+            lock_trials(connection, decisions)
+            stored = read_attribute(connection, TRIAL_SYSTEM_ATTRS, AUDIT, decisions)
+            valid = []
+            for trial_id in sorted(decisions.keys() & stored.keys()):
+                with contextlib.suppress(RowError):  # damaged since it was read
+                    before = parse_trial_system_attribute(AUDIT, stored[trial_id])
+                    if before == decisions[trial_id].before:
+                        valid.append(trial_id)
+            after = {key: {AUDIT: decisions[key].after.model_dump()} for key in valid}
+            write_attrs(connection, TRIAL_SYSTEM_ATTRS, after)
+            write_user_attrs(connection, {key: decisions[key].attributes for key in valid})
+        return valid
 
     def prune_paused(
-        self,
-        study_id: int,
-        planned: int,
-        trials: Mapping[int, Mapping[str, Any]],
-        audited: Mapping[int, AuditDecision] = MappingProxyType({}),
+        self, study_id: int, planned: int, trials: Mapping[int, Mapping[str, Any]]
     ) -> list[int]:
-        """Prune paused trials in one transaction, if every other grid trial is finished.
+        """Prune those of some trials that are still paused, in one transaction.
 
         They end as of the times of their pauses.
 
@@ -497,16 +503,15 @@ class LeasedRDBStorage(RDBStorage):
             study_id: id of the study.
             planned: expected number of grid trials; with any other number nothing is done.
             trials: user attributes to write, by trial id.
-            audited: decisions about audited trials to store, by trial id; if others were stored
-                before, nothing is done.
 
         Returns:
             Ids of the trials that were pruned, in ascending order.
         """
         with self.transaction() as connection:
-            if not _are_finished_or_paused(connection, study_id, planned):
-                return []
-            if len(_write_audit(connection, audited, require_all=True)) < len(audited):
+            # The study's row stays locked, so it is not extended meanwhile.
+            study = sa.select(STUDIES).where(STUDIES.c.study_id == study_id)
+            connection.execute(study.with_for_update())
+            if count_where(connection, study_id) != planned:
                 return []
             states = lock_trials(connection, trials)
             since = read_attribute(connection, TRIAL_SYSTEM_ATTRS, PAUSED, states)
@@ -599,36 +604,3 @@ def _decode_pause(stored: str) -> datetime:
         return decode_time(decode_json(stored, PAUSED)) or utcnow()
     except RowError:
         return utcnow()
-
-
-def _write_audit(
-    connection: Connection, decisions: Mapping[int, AuditDecision], require_all: bool = False
-) -> list[int]:
-    """Store decisions as :meth:`LeasedRDBStorage.write_audit`, with ``require_all`` all or none."""
-    lock_trials(connection, decisions)
-    stored = read_attribute(connection, TRIAL_SYSTEM_ATTRS, AUDIT, decisions)
-    valid = []
-    for trial_id in sorted(decisions.keys() & stored.keys()):
-        with contextlib.suppress(RowError):  # damaged since it was read
-            if parse_trial_system_attribute(AUDIT, stored[trial_id]) == decisions[trial_id].before:
-                valid.append(trial_id)
-    if require_all and len(valid) < len(decisions):
-        return []
-    after = {trial_id: {AUDIT: decisions[trial_id].after.model_dump()} for trial_id in valid}
-    write_attrs(connection, TRIAL_SYSTEM_ATTRS, after)
-    write_user_attrs(connection, {key: decisions[key].attributes for key in valid})
-    return valid
-
-
-def _are_finished_or_paused(connection: Connection, study_id: int, planned: int) -> bool:
-    """Return whether a study has ``planned`` grid trials, each finished or paused.
-
-    The study's row stays locked until the transaction ends, so it is not extended meanwhile.
-    """
-    connection.execute(sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update())
-    is_paused = (TRIALS.c.state == TrialState.WAITING) & has_system_attr(PAUSED)
-    is_unfinished = TRIALS.c.state.in_([TrialState.RUNNING, TrialState.WAITING]) & ~is_paused
-    return (
-        count_where(connection, study_id) == planned
-        and count_where(connection, study_id, is_unfinished) == 0
-    )

@@ -105,7 +105,7 @@ class StoredSearch:
             if decisions.resumed:
                 trial = self.storage.claim(self.study_id, WORKER, paused_ids=decisions.resumed)
                 self._note(trial, "resumes")
-            elif decisions.is_last or not (decisions.audited or decisions.looks):
+            elif not (decisions.audited or decisions.looks):
                 return None
         return int(trial)
 
@@ -143,10 +143,9 @@ class StoredSearch:
     def _store(self, progress: StudyProgress, decisions: Decisions) -> None:
         self._note_decisions(decisions)
         self.scheduler.store(progress, decisions)
-        if decisions.is_last:
-            for trial, stop in decisions.stops.items():
-                self._note(trial, TrialState.PRUNED.name)
-                self._note_prediction(trial, stop.attributes)
+        for trial, stop in decisions.pruned.items():
+            self._note(trial, TrialState.PRUNED.name)
+            self._note_prediction(trial, stop.attributes)
 
     def _note_decisions(self, decisions: Decisions) -> None:
         """Note decisions about audited trials, and looks at them."""

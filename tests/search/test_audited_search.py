@@ -1,7 +1,5 @@
 """A search that prunes trains a random sample of its trials to the end, and learns from it."""
 
-from dataclasses import replace
-
 import pytest
 from invocation import refused
 from optuna.trial import TrialState
@@ -143,20 +141,30 @@ def scheduler(sqlite_url, text):
     return PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
 
 
-def test_nothing_is_pruned_by_a_decision_on_an_earlier_state_of_an_audited_trial(scheduler):
-    progress = scheduler.read()
+def test_decision_on_an_earlier_state_of_a_trial_changes_nothing(scheduler):
+    storage, progress = scheduler._storage, scheduler.read()
     for trial in progress.trials:
-        scheduler._storage.claim(scheduler._study_id, "me/1")
-        scheduler._storage.pause(trial.trial_id, "me/1", {})
-    chosen = {trial.trial_id: trial.audit for trial in progress.trials if trial.audit is not None}
-    stops = {trial.trial_id: PruneDecision(True, {}) for trial in progress.trials}
+        storage.claim(scheduler._study_id, "me/1")
+        storage.pause(trial.trial_id, "me/1", {})
+    audits = {trial.trial_id: trial.audit for trial in progress.trials if trial.audit is not None}
+    resumed = next(trial for trial in progress.trials if trial.trial_id not in audits)
+    stops = {
+        trial.trial_id: PruneDecision(True, {})
+        for trial in progress.trials
+        if trial.trial_id not in audits
+    }
     after = AuditState(rungs=2)
-    moved = {trial_id: AuditDecision(before, after) for trial_id, before in chosen.items()}
+    moved = {trial_id: AuditDecision(before, after) for trial_id, before in audits.items()}
+    dropped = {
+        trial_id: AuditDecision(before, AuditState(pruned=True))
+        for trial_id, before in audits.items()
+    }
     scheduler.store(progress, Decisions(audited=moved))
-    last = Decisions(stops, audited=moved, is_last=True)
-    assert scheduler.store(progress, last) == []
+    storage.claim(scheduler._study_id, "me/1", paused_ids=[resumed.trial_id])
+    pruned = scheduler.store(progress, Decisions(pruned=stops, audited=dropped))
+    assert resumed.number not in pruned
+    assert len(pruned) == TRIALS - AUDITED - 1
     assert [trial.audit for trial in scheduler.read().trials if trial.audit] == [after] * AUDITED
-    assert len(scheduler.store(progress, replace(last, audited={}))) == TRIALS
 
 
 def test_looks_are_stored_once(scheduler):

@@ -64,7 +64,7 @@ def test_damaged_trial_does_not_keep_paused_trials_from_being_pruned(handle):
     progress = scheduler.read()
     assert len(progress.trials) + progress.state.failed == 95
     stops = dict.fromkeys(paused_ids(progress), PruneDecision(True, {}))
-    assert len(scheduler.store(progress, Decisions(stops, is_last=True))) == len(stops) > 0
+    assert len(scheduler.store(progress, Decisions(pruned=stops))) == len(stops) > 0
 
 
 def test_paused_trial_whose_number_is_damaged_is_failed_by_the_worker_that_resumes_it(handle):

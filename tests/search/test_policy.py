@@ -70,6 +70,7 @@ def make_state(stages, reached=2, held=0):
         places,
         compute_steps_to_next_rung(compute_rungs(STEPS, LOG_EVERY)[:3], STEPS),
         np.where(places < held, 1, -1),
+        np.full(len(stages), math.nan),
     )
 
 
@@ -157,14 +158,46 @@ def test_degenerate_curves_give_probabilities(kind, complete):
 
 def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
     few, enough = (
-        PruningPolicy(make_state([COMPLETE] * count + [RUNNING] * (96 - count)), 0.1, 0.95)
+        PruningPolicy(make_state([COMPLETE] * count + [PAUSED] * (96 - count)), 0.1, 0.95)
         for count in (5, 20)
     )
-    worst = int(np.argmin(enough.keep_probabilities))
+    worst = 20 + int(np.argmin(enough.keep_probabilities[20:]))
     assert enough.should_prune_now(worst)
-    # Same keep probability, but too few complete trials.
+    # Same keep probabilities, but too few complete trials.
     few.__dict__["keep_probabilities"] = enough.keep_probabilities
     assert not few.should_prune_now(worst)
+
+
+def test_least_probable_paused_trials_are_pruned_while_others_train():
+    state = make_state([COMPLETE] * 12 + [PAUSED] * 50 + [RUNNING] * 10)
+    policy = PruningPolicy(state, 0.1, 0.95)
+    pruned = [trial for trial in range(12, 62) if policy.should_prune_now(trial)]
+    kept = sorted({*range(12, 62)} - {*pruned} - {*policy.to_train})
+    expected = policy.keep_probabilities
+    assert 0 < len(pruned) < 50
+    assert not {*pruned} & {*policy.to_train}
+    assert expected[pruned].max() <= expected[kept].min()
+    assert expected[pruned].sum() <= policy.loss_budget
+    waiting = replace(state, stages=[*state.stages[:-1], TrialStatus.WAITING])
+    assert not PruningPolicy(waiting, 0.1, 0.95).to_prune
+
+
+def test_all_paused_trials_are_pruned_once_the_loss_budget_covers_them():
+    state = make_state([COMPLETE] * 12 + [PAUSED] * 60)
+    policy = PruningPolicy(state, 0.1, 0.5)
+    assert policy.is_final
+    assert {*policy.to_prune} == {*range(12, 72)}
+
+
+def test_later_evidence_about_pruned_trials_resumes_no_others():
+    state = make_state([COMPLETE] * 12 + [TrialStatus.PRUNED] * 20 + [PAUSED] * 40)
+    policy = PruningPolicy(state, 0.1, 0.999)
+    assert policy.to_resume
+    # As many of the best are expected among the pruned ones, but none was when they were pruned.
+    pruned_at = np.where(np.arange(72) < 32, 0.0, math.nan)
+    budget = 1 - policy.keep_probabilities[32:].sum() / policy.top_count - 1e-9
+    assert PruningPolicy(state, 0.1, budget).to_resume
+    assert not PruningPolicy(replace(state, pruned_at=pruned_at), 0.1, budget).to_resume
 
 
 def test_trial_without_a_loss_continues(sqlite_url):

@@ -148,7 +148,7 @@ def test_paused_trials_do_not_wait_for_one_that_failed_here(sqlite_url, text):
         storage.pause(trial_id, "me/1", {}, {LOG_EVERY: trial_id / 10})
     storage.requeue_all([PendingWrite(failed, "me/1")], Failure.EXCEPTION)
     scheduler = PauseResumeScheduler(storage, joined.study_id, joined.config)
-    assert scheduler.select(scheduler.read(), 0.0).resumed == ()
+    assert not scheduler.select(scheduler.read(), 0.0).resumed
     assert scheduler.select(scheduler.read(), 0.0, [failed]).resumed
 
 
@@ -193,7 +193,7 @@ def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypa
     assert counts.running == 1
     assert counts.complete >= KEPT
     scheduler = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
-    assert scheduler.select(scheduler.read(), 0, (), True).resumed == ()
+    assert not scheduler.select(scheduler.read(), 0, (), True).resumed
 
 
 @pytest.mark.extended

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.pruning.audit import number_architectures
+from search.pruning.forecast import Forecast, forecast_training
 from search.pruning.policy import PruningPolicy, StudyState
 from search.pruning.predictions import Prediction, PredictionMemory
 from search.pruning.regression import DesignMatrix, Floats, Mask
@@ -117,13 +118,15 @@ class Replay:
         # Mean, scale and keep probability of those that were pruned, or would have been.
         self.predictions: dict[int, tuple[float, float, float]] = {}
         self.looks: dict[str, AuditLook] = {}
+        # Steps that were trained, and those that are forecast, at each decision.
+        self.forecasts: list[tuple[int, Forecast]] = []
 
     def run(self, order: Sequence[int]) -> ReplayResult:
         waiting = list(reversed(order))
         now = 0
         while True:
             while len(self.running) < self.concurrent:
-                chosen = [waiting.pop()] if waiting else self._select_to_resume()
+                chosen = [waiting.pop()] if waiting else self._select_to_resume(now)
                 if not chosen:
                     break
                 self.starts += 1
@@ -143,15 +146,7 @@ class Replay:
 
     def evaluate_policy(self, at_rung: int | None = None) -> PruningPolicy:
         """Return the policy, where an audited trial may just have reached a rung."""
-        state = StudyState(
-            self.stages,
-            self.losses,
-            self.values,
-            self.recorded.design,
-            self.architectures,
-            self.steps_to_next_rung,
-            np.full(len(self.stages), -1),
-        ).stop_audited(self.audits, () if at_rung is None else (at_rung,))
+        state = self._state().stop_audited(self.audits, () if at_rung is None else (at_rung,))
         has_alarm = any(look.alarm for look in self.looks.values())
         policy = PruningPolicy(state, self.keep, self.confidence, has_alarm, self.memory)
         if self.audits and (name := policy.due_look(self.looks, not self.running)) is not None:
@@ -160,18 +155,52 @@ class Replay:
                 return self.evaluate_policy(at_rung)
         return policy
 
+    def forecast_rest(self, share: float) -> tuple[Forecast | None, int]:
+        """Return the forecast after a share of the search's steps, and the steps that were left."""
+        trained, forecast = next(
+            (each for each in self.forecasts if each[0] >= share * self.steps), (self.steps, None)
+        )
+        return forecast, self.steps - trained
+
+    def _state(self) -> StudyState:
+        pruned_at = np.full(len(self.stages), math.nan)
+        for trial, (_, _, probability) in self.predictions.items():
+            pruned_at[trial] = probability
+        return StudyState(
+            self.stages,
+            self.losses,
+            self.values,
+            self.recorded.design,
+            self.architectures,
+            self.steps_to_next_rung,
+            np.full(len(self.stages), -1),
+            pruned_at,
+        )
+
+    def _forecast(self, policy: PruningPolicy, now: int) -> None:
+        is_audited = np.isin(np.arange(len(self.stages)), list(self.audits))
+        found = forecast_training(policy, self._state(), is_audited, np.ones(len(self.stages)))
+        if found is not None:
+            left = sum(end - now for end, _, _ in self.running)
+            self.forecasts.append((self.steps - left, found))
+
     def _grant(self, trial: int) -> None:
         """Let an audited trial train to its next rung in decisions."""
         audit = self.audits[trial]
         self.audits[trial] = audit.model_copy(update={"rungs": audit.rungs + 1})
 
-    def _select_to_resume(self) -> list[int]:
+    def _select_to_resume(self, now: int) -> list[int]:
         """Return the paused trial to resume, after audited ones before it resumed in decisions."""
-        while chosen := self.evaluate_policy().to_resume[:1]:
-            if chosen[0] not in self.audits:
-                break
+        while True:
+            policy = self.evaluate_policy()
+            self._forecast(policy, now)
+            paused = np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist()
+            for trial in filter(policy.should_prune_now, paused):
+                left_out = policy.leave_out(trial)
+                self._record(left_out, left_out.prediction, trial)
+            if not (chosen := policy.to_resume[:1]) or chosen[0] not in self.audits:
+                return chosen
             self._grant(chosen[0])
-        return chosen
 
     def _record(self, policy: PruningPolicy, prediction: Prediction, trial: int) -> None:
         """Record that a trial is pruned, or, if it is audited, would be."""
@@ -206,6 +235,7 @@ class Replay:
             if self.audits[trial].pruned or self.audits[trial].rungs != rung + 1:
                 return
         policy = self.evaluate_policy(trial)
+        self._forecast(policy, now)
         if policy.should_continue(trial):
             if is_audited:
                 self._grant(trial)

@@ -399,7 +399,7 @@ class TrialMachine(RuleBasedStateMachine):
         paused, planned = self.find("PAUSED"), len(self.trials) + planned
         reasons = {trial_id: {"rung": 20} for trial_id in self.list_ids(paused)}
         pruned = self.storages.main.prune_paused(self.study.study_id, planned, reasons)
-        if self.find("RUNNING", "WAITING") or planned > len(self.trials):
+        if planned > len(self.trials):
             paused, reasons = [], {}
         assert pruned == [*reasons]
         for number in paused:
