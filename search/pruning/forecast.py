@@ -1,10 +1,10 @@
 """Forecast how long a search that prunes still trains.
 
 A trial trains on from a rung as long as its keep probability is not below that of the least
-promising trial that trains on now. The prediction of its final value moves until then: of a
-calibrated prediction the mean is a martingale, and what is left of its variance is taken to shrink
-with the steps that are left. So the mean moves as a Brownian motion does, and the chance to train
-on from a later rung follows from the keep probability.
+promising trial that trains on. Until it reaches that rung, the prediction of its final value moves.
+The mean of a calibrated prediction is a martingale, and its variance is taken to shrink with the
+steps that are left, so the mean moves as a Brownian motion does, and the chance to train on from
+the rung follows from the keep probability of now.
 """
 
 import math
@@ -20,30 +20,44 @@ from search.pruning.regression import Floats, Mask
 from studies.space import COST_PARAMS
 from studies.storage.trials import TrialStatus
 
+_RESOLVED = 0.8
+"""Share of the keep probability of trials that train on which is not left where they pause again.
+Chosen on simulated searches (``python -m benchmarks pruning-families``): with 1, forecasts are a
+fifth too low."""
+
+
+_MAX_RATIO = 2.0
+"""Greatest ratio of the ends of a range to the estimate: few searches differ more from it."""
+
 
 @dataclass(frozen=True)
 class Forecast:
     """Time that a search still trains, in seconds of one worker.
 
     Attributes:
-        low: if each trial trained to its end with its probability of finishing among the best.
-        high: if results of other trials did not change a prediction: they narrow it, by so much the
-            more as fewer are complete.
+        likely: the estimate.
+        low: least of a range that contains most outcomes.
+        high: most of this range.
     """
 
+    likely: float
     low: float
     high: float
 
-    @property
-    def likely(self) -> float:
-        """Geometric mean of both."""
-        return math.sqrt(self.low * self.high)
+    @classmethod
+    def from_bounds(cls, least: float, most: float) -> "Forecast":
+        """Return the geometric mean of two extremes, and the part of them that is near it."""
+        likely = math.sqrt(least * most)
+        return cls(likely, max(least, likely / _MAX_RATIO), min(most, likely * _MAX_RATIO))
 
 
 def forecast_training(
     policy: PruningPolicy, stored: StudyState, is_audited: Mask, seconds_per_step: Floats
 ) -> Forecast | None:
     """Forecast the rest of a search.
+
+    The least is that each trial trains to its end with its probability to finish among the best.
+    The most is that results of other trials change no prediction: they narrow it.
 
     Args:
         policy: the pruning policy for the state of the study, with N trials.
@@ -57,39 +71,45 @@ def forecast_training(
     if np.isfinite(stored.values).sum() < MIN_COMPLETE:
         return None
     unfinished = stored.in_stage(TrialStatus.WAITING, TrialStatus.RUNNING, TrialStatus.PAUSED)
-    # (N, R + 1) each row: from the start and from each rung to the next.
+    reached = stored.rungs_reached[:, None]
+    places = np.arange(len(stored.steps_to_next_rung))  # of the rungs from which trials train on
+    is_left = unfinished[:, None] & (places >= reached)  # (N, R + 1)
+    is_next = unfinished[:, None] & (places == reached)
+    is_running = stored.in_stage(TrialStatus.RUNNING)[:, None]
+    is_paused = stored.in_stage(TrialStatus.PAUSED)[:, None]
+    is_sure = (is_next & ~is_paused) | (is_left & is_audited[:, None])
     seconds = seconds_per_step[:, None] * stored.steps_to_next_rung
-    places = np.arange(seconds.shape[1])
-    is_left = unfinished[:, None] & (places >= stored.rungs_reached[:, None])
-    is_next = unfinished[:, None] & (places == stored.rungs_reached[:, None])
-    is_running = stored.in_stage(TrialStatus.RUNNING)
-    seconds = np.where(is_next & is_running[:, None], seconds / 2, seconds)  # half done on average
-    is_sure = is_next & ~stored.in_stage(TrialStatus.PAUSED)[:, None]
-    is_sure |= is_left & is_audited[:, None]
-    low = np.where(is_sure, 1.0, policy.keep_probabilities[:, None])
-    high = np.maximum(low, np.where(is_sure, 1.0, _chances_to_train(policy)))
-    if np.isnan(seconds[is_left & (high > 0)]).any():
+    seconds = np.where(is_next & is_running, seconds / 2, seconds)  # half done on average
+    least = np.where(is_sure, 1.0, policy.keep_probabilities[:, None])
+    most = np.where(is_sure, 1.0, np.maximum(least, _chances_to_train(policy)))
+    if np.isnan(seconds[is_left]).any():
         return None
-    totals = [float((chance * seconds)[is_left & (high > 0)].sum()) for chance in (low, high)]
-    return Forecast(*totals)
+    return Forecast.from_bounds(
+        float((least * seconds)[is_left].sum()), float((most * seconds)[is_left].sum())
+    )
 
 
 def _chances_to_train(policy: PruningPolicy) -> Floats:
-    """Return the chance of each trial to train from the start and from each rung on, (N, R + 1)."""
-    state = policy.state
+    """Return the chance of each trial to train on from the start and from each rung, (N, R + 1).
+
+    The probability of a paused trial that is not to train on, p, rises to that of those that are,
+    q, with a chance of p / q at most (Ville, *Étude critique de la notion de collectif*, 1939).
+    """
+    state, probabilities = policy.state, policy.keep_probabilities
+    planned = policy.plan_training(_RESOLVED)
+    resumes = np.minimum(1.0, probabilities / probabilities[planned].min(initial=1.0))
+    resumes[planned] = 1.0
+    resumes[state.in_stage(TrialStatus.WAITING, TrialStatus.RUNNING)] = 1.0
     reached = state.rungs_reached[:, None]
     ends = np.cumsum(state.steps_to_next_rung)
     left = 1 - np.concatenate([[0.0], ends[:-1]]) / ends[-1]  # (R + 1,) share of the steps
-    scores = policy.prediction.compute_scores(np.array(policy.top_threshold))
-    places = np.arange(len(left))
+    is_later = np.arange(len(left)) > reached
     ratio = np.sqrt(left / left[reached])  # of the scale at a later rung to that at this one
-    later = places > reached
-    moved = np.sqrt(1 - np.where(later, ratio, 0.0) ** 2)
-    least = scores[policy.to_train].min(initial=math.inf)
-    chances = cumulate((scores[:, None] - ratio * least) / moved)
-    is_next = np.zeros(len(scores))
-    is_next[policy.to_train] = 1.0
-    chances = np.where(later, chances, is_next[:, None])
+    moved = np.sqrt(1 - np.where(is_later, ratio, 0.0) ** 2)
+    scores = policy.prediction.compute_scores(np.array(policy.top_threshold))
+    least = scores[planned].min(initial=math.inf)
+    continues = cumulate((scores[:, None] - ratio * least) / moved)
+    chances = np.where(is_later, continues, 1.0) * resumes[:, None]
     return np.minimum.accumulate(chances, axis=1)
 
 

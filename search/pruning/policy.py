@@ -321,8 +321,8 @@ class PruningPolicy:
         trials, B · (B / L)² may be spent so far (as by the spending functions of Lan & DeMets,
         *Discrete Sequential Boundaries for Clinical Trials*, 1983): little while much is open, all
         of it at the end. The least probable trials are pruned for it, none that is to train on.
-        Keep probabilities of calibrated predictions are a martingale, so what the best are expected
-        to lose is what is spent, whatever evidence comes later.
+        Keep probabilities of calibrated predictions are a martingale, so as many of the best are
+        expected to be lost as are spent, whatever evidence comes later.
 
         Empty until as many trials are complete as are to be kept and all have reached a rung.
         """
@@ -344,11 +344,22 @@ class PruningPolicy:
         They are running and paused ones, the most promising first. Among the others and the pruned
         ones, no more of the best are expected than the loss budget.
         """
+        return self.plan_training()
+
+    def plan_training(self, resolved: float = 1.0) -> list[int]:
+        """Return the trials to train, as :attr:`to_train`.
+
+        Args:
+            resolved: share of the keep probability of a paused trial that is no longer lost once it
+                has trained on: the others pause again with what is left.
+        """
         unfinished = self.state.in_stage(TrialStatus.PAUSED, TrialStatus.RUNNING)
         candidates = np.flatnonzero(unfinished)
         order = candidates[np.argsort(-self.promotion_scores[candidates], kind="stable")]
         probabilities = self.keep_probabilities[order]
-        lost = self._pruned_loss + probabilities[::-1].cumsum()[::-1]  # from each trial on
+        is_likely = probabilities >= ALWAYS_CONTINUE
+        saved = np.where(is_likely, probabilities, resolved * probabilities)
+        lost = self._pruned_loss + probabilities.sum() - (saved.cumsum() - saved)
         return [int(trial) for trial in order[lost > self.loss_budget]]
 
     @cached_property
