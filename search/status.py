@@ -251,7 +251,9 @@ class Forecaster:
         """Return the forecast, computed anew if that is due; None if nothing is known yet."""
         started_at = time.monotonic()
         if started_at >= self._due_at:
-            self._forecast = self._compute()
+            # A forecast that fails must not end a search whose decisions may fail.
+            with contextlib.suppress(np.linalg.LinAlgError, MemoryError):
+                self._forecast = self._compute()
             now = time.monotonic()
             self._due_at = now + max(MEASURE_SECONDS, 100 * (now - started_at))
         return self._forecast

@@ -309,13 +309,9 @@ class PruningPolicy:
         is_needed = self._lost + keep_probability > self.loss_budget
         return bool(is_needed and self.promotion_scores[trial] >= best_paused)
 
-    def should_prune_now(self, trial: int) -> bool:
-        """Return whether a paused trial, or a running one at a rung, is pruned while others run."""
-        return trial in self.to_prune
-
     @cached_property
     def to_prune(self) -> Collection[int]:
-        """Indices of the trials that will not train on, whatever the results of the others.
+        """Indices of the paused trials, and of running ones at a rung, that are pruned now.
 
         With a loss budget of B, and L of the best expected among the unfinished and the pruned
         trials, B · (B / L)² may be spent so far (as by the spending functions of Lan & DeMets,

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -164,7 +164,7 @@ class PauseResumeScheduler:
                 if audit is not None:
                     audited[trial_id] = _let_continue(audit)
                 continue
-            is_final = progress.can_prune and policy.should_prune_now(index)
+            is_final = progress.can_prune and index in policy.to_prune
             if audit is None:
                 stops[trial_id] = self._stop(policy, policy.prediction, index, is_final)
             elif is_final:
@@ -202,12 +202,12 @@ class PauseResumeScheduler:
         paused = np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist()
         if policy.is_final and (progress.is_idle or not progress.is_audited):
             return self._prune(progress, policy, paused, policy.predict_to_record())
-        chosen: list[int] = []
-        if progress.can_prune:
-            chosen = [index for index in paused if policy.should_prune_now(index)]
         to_resume = policy.to_resume_ignoring_running if ignore_running else policy.to_resume
-        batch = self._choose_batch(policy, to_resume, min_keep_probability)
-        pruned = self._prune(progress, policy, set(chosen).difference(batch))
+        batch = _choose_batch(policy, to_resume, min_keep_probability)
+        chosen = policy.to_prune if progress.can_prune else ()
+        pruned = self._prune(
+            progress, policy, [index for index in paused if index in chosen and index not in batch]
+        )
         audits = {progress.trials[index].trial_id: progress.trials[index].audit for index in batch}
         resumed = {key: _let_continue(audit) for key, audit in audits.items() if audit is not None}
         return replace(
@@ -258,25 +258,11 @@ class PauseResumeScheduler:
         has_alarm = any(look.alarm for look in progress.looks.values())
         return PruningPolicy(state, keep, confidence, has_alarm, self._memory)
 
-    def _choose_batch(
-        self, policy: PruningPolicy, to_resume: Sequence[int], min_keep_probability: float
-    ) -> list[int]:
-        """Return the first trial to resume, and those at its rung that are likely to be kept."""
-        if not to_resume:
-            return []
-        reached, probabilities = policy.state.rungs_reached, policy.keep_probabilities
-        first, *others = to_resume
-        return [first] + [
-            index
-            for index in others
-            if reached[index] == reached[first] and probabilities[index] >= min_keep_probability
-        ]
-
     def _prune(
         self,
         progress: StudyProgress,
         policy: PruningPolicy,
-        indices: Iterable[int],
+        indices: Sequence[int],
         prediction: Prediction | None = None,
     ) -> Decisions:
         """Return the decisions that paused trials are pruned, audited ones in decisions alone.
@@ -347,3 +333,17 @@ def _has_failed(trial: StoredTrial) -> bool:
 def _let_continue(audit: AuditState) -> AuditDecision:
     """Return the decision that an audited trial would have trained to its next rung."""
     return AuditDecision(audit, audit.model_copy(update={"rungs": audit.rungs + 1}))
+
+
+def _choose_batch(
+    policy: PruningPolicy, to_resume: Sequence[int], min_keep_probability: float
+) -> list[int]:
+    """Return the first trial to resume, and those at its rung that are likely to be kept."""
+    first, others = to_resume[:1], to_resume[1:]
+    rung = policy.state.rungs_reached[first]
+    return [*first] + [
+        index
+        for index in others
+        if policy.state.rungs_reached[index] == rung
+        and policy.keep_probabilities[index] >= min_keep_probability
+    ]

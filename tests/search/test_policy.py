@@ -162,16 +162,16 @@ def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
         for count in (5, 20)
     )
     worst = 20 + int(np.argmin(enough.keep_probabilities[20:]))
-    assert enough.should_prune_now(worst)
+    assert worst in enough.to_prune
     # Same keep probabilities, but too few complete trials.
     few.__dict__["keep_probabilities"] = enough.keep_probabilities
-    assert not few.should_prune_now(worst)
+    assert not few.to_prune
 
 
 def test_least_probable_paused_trials_are_pruned_while_others_train():
     state = make_state([COMPLETE] * 12 + [PAUSED] * 50 + [RUNNING] * 10)
     policy = PruningPolicy(state, 0.1, 0.95)
-    pruned = [trial for trial in range(12, 62) if policy.should_prune_now(trial)]
+    pruned = sorted({*range(12, 62)} & {*policy.to_prune})
     kept = sorted({*range(12, 62)} - {*pruned} - {*policy.to_train})
     expected = policy.keep_probabilities
     assert 0 < len(pruned) < 50

@@ -195,7 +195,7 @@ class Replay:
             policy = self.evaluate_policy()
             self._forecast(policy, now)
             paused = np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist()
-            for trial in filter(policy.should_prune_now, paused):
+            for trial in sorted({*paused} & {*policy.to_prune}):
                 left_out = policy.leave_out(trial)
                 self._record(left_out, left_out.prediction, trial)
             if not (chosen := policy.to_resume[:1]) or chosen[0] not in self.audits:
@@ -241,7 +241,7 @@ class Replay:
                 self._grant(trial)
             else:
                 self._advance(trial, now)
-        elif policy.should_prune_now(trial):
+        elif trial in policy.to_prune:
             left_out = policy.leave_out(trial)
             self._record(left_out, left_out.prediction, trial)
         elif not is_audited:
