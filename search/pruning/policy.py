@@ -216,7 +216,7 @@ class PruningPolicy:
         return PruningPolicy(state, self._keep, self._confidence, self._recalibrate)
 
     def predict_to_record(self) -> Prediction:
-        """Predict the final values once more, to be recorded with the last paused trials, (N,).
+        """Predict the final values once more, to be recorded with paused trials to prune, (N,).
 
         Each audited trial is predicted as by :meth:`leave_out`, and these errors set the width of
         all predictions. Those in decisions are too small for that, because the trial's value has a

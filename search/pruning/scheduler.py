@@ -201,7 +201,7 @@ class PauseResumeScheduler:
             return Decisions(looks={look: policy.look()})
         paused = np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist()
         if policy.is_final and (progress.is_idle or not progress.is_audited):
-            return self._prune(progress, policy, paused, policy.predict_to_record())
+            return self._prune(progress, policy, paused)
         to_resume = policy.to_resume_ignoring_running if ignore_running else policy.to_resume
         batch = _choose_batch(policy, to_resume, min_keep_probability)
         chosen = policy.to_prune if progress.can_prune else ()
@@ -259,29 +259,21 @@ class PauseResumeScheduler:
         return PruningPolicy(state, keep, confidence, has_alarm, self._memory)
 
     def _prune(
-        self,
-        progress: StudyProgress,
-        policy: PruningPolicy,
-        indices: Sequence[int],
-        prediction: Prediction | None = None,
+        self, progress: StudyProgress, policy: PruningPolicy, indices: Sequence[int]
     ) -> Decisions:
-        """Return the decisions that paused trials are pruned, audited ones in decisions alone.
-
-        ``prediction`` is recorded; by default that of the policy, which for an audited trial is
-        computed as if its value did not exist.
-        """
+        """Return the decisions that paused trials are pruned, audited ones in decisions alone."""
+        if not indices:
+            return Decisions()
+        prediction = policy.predict_to_record()
         pruned: dict[int, PruneDecision] = {}
         audited: dict[int, AuditDecision] = {}
         for index in indices:
             trial = progress.trials[index]
             if trial.audit is None:
-                pruned[trial.trial_id] = self._stop(
-                    policy, prediction or policy.prediction, index, is_final=True
-                )
+                pruned[trial.trial_id] = self._stop(policy, prediction, index, is_final=True)
             else:
-                known = policy if prediction else policy.leave_out(index)
                 audited[trial.trial_id] = self._record_pruned(
-                    known, prediction or known.prediction, index, trial.audit
+                    policy, prediction, index, trial.audit
                 )
         return Decisions(pruned=pruned, audited=audited)
 

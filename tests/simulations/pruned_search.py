@@ -138,9 +138,7 @@ class Replay:
                 now, _, trial = heapq.heappop(self.running)
                 self._reach_rung(trial, now)
         policy = self.evaluate_policy()
-        prediction = policy.predict_to_record()
-        for trial in np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist():
-            self._record(policy, prediction, trial)
+        self._prune(policy, np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist())
         complete = np.array([stage is TrialStatus.COMPLETE for stage in self.stages])
         return ReplayResult.summarize(self.recorded, self.keep, complete, self.steps, self.starts)
 
@@ -194,13 +192,17 @@ class Replay:
         while True:
             policy = self.evaluate_policy()
             self._forecast(policy, now)
-            paused = np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist()
-            for trial in sorted({*paused} & {*policy.to_prune}):
-                left_out = policy.leave_out(trial)
-                self._record(left_out, left_out.prediction, trial)
+            paused = np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED))
+            self._prune(policy, [trial for trial in paused.tolist() if trial in policy.to_prune])
             if not (chosen := policy.to_resume[:1]) or chosen[0] not in self.audits:
                 return chosen
             self._grant(chosen[0])
+
+    def _prune(self, policy: PruningPolicy, trials: Sequence[int]) -> None:
+        if trials:
+            prediction = policy.predict_to_record()
+            for trial in trials:
+                self._record(policy, prediction, trial)
 
     def _record(self, policy: PruningPolicy, prediction: Prediction, trial: int) -> None:
         """Record that a trial is pruned, or, if it is audited, would be."""
