@@ -147,7 +147,7 @@ def test_decision_on_an_earlier_state_of_a_trial_changes_nothing(scheduler):
         storage.claim(scheduler._study_id, "me/1")
         storage.pause(trial.trial_id, "me/1", {})
     audits = {trial.trial_id: trial.audit for trial in progress.trials if trial.audit is not None}
-    resumed = next(trial for trial in progress.trials if trial.trial_id not in audits)
+    resumed, started, *_ = (trial for trial in progress.trials if trial.trial_id not in audits)
     stops = {
         trial.trial_id: PruneDecision(True, {})
         for trial in progress.trials
@@ -161,9 +161,10 @@ def test_decision_on_an_earlier_state_of_a_trial_changes_nothing(scheduler):
     }
     scheduler.store(progress, Decisions(audited=moved))
     storage.claim(scheduler._study_id, "me/1", paused_ids=[resumed.trial_id])
+    storage.set_trial_state_values(started.trial_id, TrialState.RUNNING)  # as plain Optuna does
     pruned = scheduler.store(progress, Decisions(pruned=stops, audited=dropped))
-    assert resumed.number not in pruned
-    assert len(pruned) == TRIALS - AUDITED - 1
+    assert not {resumed.number, started.number} & {*pruned}
+    assert len(pruned) == TRIALS - AUDITED - 2
     assert [trial.audit for trial in scheduler.read().trials if trial.audit] == [after] * AUDITED
 
 
