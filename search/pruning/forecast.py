@@ -25,7 +25,6 @@ _RESOLVED = 0.8
 Chosen on simulated searches (``python -m benchmarks pruning-families``): with 1, forecasts are a
 fifth too low."""
 
-
 _MAX_RATIO = 2.0
 """Greatest ratio of the ends of a range to the estimate: few searches differ more from it."""
 
@@ -97,7 +96,8 @@ def _chances_to_train(policy: PruningPolicy) -> Floats:
     """
     state, probabilities = policy.state, policy.keep_probabilities
     planned = policy.plan_training(_RESOLVED)
-    resumes = np.minimum(1.0, probabilities / probabilities[planned].min(initial=1.0))
+    least_probable = max(probabilities[planned].min(initial=1.0), np.finfo(np.float64).tiny)
+    resumes = np.minimum(1.0, probabilities / least_probable)
     resumes[planned] = 1.0
     resumes[state.in_stage(TrialStatus.WAITING, TrialStatus.RUNNING)] = 1.0
     reached = state.rungs_reached[:, None]

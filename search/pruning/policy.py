@@ -326,7 +326,7 @@ class PruningPolicy:
             return ()
         unfinished = self.state.in_stage(TrialStatus.PAUSED, TrialStatus.RUNNING)
         at_stake = self._pruned_loss + float(self.keep_probabilities[unfinished].sum())
-        share = min(1.0, self.loss_budget / at_stake) ** SPENDING_EXPONENT
+        share = (self.loss_budget / max(at_stake, self.loss_budget)) ** SPENDING_EXPONENT
         unfinished[self.to_train] = False
         candidates = np.flatnonzero(unfinished)
         order = candidates[np.argsort(self.keep_probabilities[candidates], kind="stable")]

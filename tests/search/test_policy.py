@@ -15,6 +15,7 @@ from test_predictions import simulate_grid
 
 from benchmarks.audited_pruning import replay_audited
 from benchmarks.replay_pruning import read_curves
+from search.pruning.forecast import forecast_training
 from search.pruning.policy import PruningPolicy, StudyState
 from search.pruning.regression import DesignMatrix
 from search.pruning.scheduler import (
@@ -154,6 +155,9 @@ def test_degenerate_curves_give_probabilities(kind, complete):
     assert np.isfinite(policy.prediction.scale).all()
     assert ((policy.keep_probabilities >= 0) & (policy.keep_probabilities <= 1)).all()
     policy.look()
+    assert not {*policy.to_prune} & {*policy.to_train}
+    found = forecast_training(policy, policy.state, np.zeros(96, dtype=bool), np.ones(96))
+    assert complete == 2 or 0 <= found.low <= found.likely <= found.high
 
 
 def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
@@ -187,6 +191,12 @@ def test_all_paused_trials_are_pruned_once_the_loss_budget_covers_them():
     policy = PruningPolicy(state, 0.1, 0.5)
     assert policy.is_final
     assert {*policy.to_prune} == {*range(12, 72)}
+
+
+def test_nothing_is_at_stake_once_all_are_complete():
+    policy = PruningPolicy(make_state([COMPLETE] * 40), 0.1, 0.95)
+    assert not policy.to_prune
+    assert not policy.to_train
 
 
 def test_later_evidence_about_pruned_trials_resumes_no_others():
