@@ -231,7 +231,11 @@ def test_trial_without_a_loss_continues(sqlite_url):
 @pytest.mark.extended
 @pytest.mark.parametrize("task", ["adding", "parity", "series"])
 def test_policy_keeps_the_best_tenth_of_recorded_networks(task):
-    """Squared errors and cross-entropies that fall over decades, and log-likelihoods."""
-    result = replay_audited(read_curves(CURVES / f"{task}.csv.gz"), 20, seed=0)
-    assert result.recall >= 0.95
-    assert result.cost <= 0.5
+    """Squared errors and cross-entropies that fall over decades, and log-likelihoods.
+
+    Of nine or ten networks to be kept, a search may lose one now and then.
+    """
+    recorded = read_curves(CURVES / f"{task}.csv.gz")
+    results = [replay_audited(recorded, 20, seed) for seed in range(3)]
+    assert np.mean([result.recall for result in results]) >= 0.95
+    assert max(result.cost for result in results) <= 0.5
