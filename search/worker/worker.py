@@ -195,11 +195,8 @@ class Worker:
             )
             if decisions is None:
                 return [trial.trial_id for trial in progress.trials if trial.is_paused][:1]
-            pruned = self.manager.ask(partial(scheduler.store, progress, decisions))
-            for number in pruned:
+            for number in self.manager.ask(partial(scheduler.store, progress, decisions)):
                 self.trainer.clean_up(number)
-            if pruned:
-                _logger.info(f"pruned {len(pruned)} paused trial{'s' * (len(pruned) > 1)}")
             for look in decisions.looks.values():
                 if look.alarm:
                     _logger.warning(f"pruning held back: {describe_look(look)}")
