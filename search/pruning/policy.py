@@ -4,8 +4,8 @@ Trials are compared at *rungs*, fixed fractions of the training. Predictions of 
 (:mod:`search.pruning.predictions`) give the probability of each trial to finish among the best that
 are to be kept. As in freeze-thaw Bayesian optimization (Swersky, Snoek & Adams, arXiv:1406.3896),
 every trial is trained to the first rung; then the most promising are promoted from rung to rung,
-and their results improve the predictions of the others. The search is complete when less than the
-allowed share of the best is expected among the paused trials; these are then pruned.
+and their results improve the predictions of the others. The least promising are pruned meanwhile,
+as far as the allowed loss of the best permits, and all that are paused once it covers them.
 
 Decisions depend on the stored state of the study alone. Audited trials
 (:mod:`search.pruning.audit`) are, in decisions, where the policy would have stopped them.

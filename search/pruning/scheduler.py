@@ -247,16 +247,20 @@ class PauseResumeScheduler:
         asked: Collection[int] = (),
     ) -> PruningPolicy:
         """Return the policy for the state of a study; ``asked`` are indices of trials."""
-        trials, stages = progress.trials, list(progress.state.stages)
-        for index, trial in enumerate(trials):
+        stages = list(progress.state.stages)
+        for index, trial in enumerate(progress.trials):
             # A deferred trial is retried last, but is unfinished like a running one.
             if trial.status is TrialStatus.WAITING and trial.trial_id in deferred:
                 stages[index] = TrialStatus.RUNNING
-        audits = {index: each.audit for index, each in enumerate(trials) if each.audit is not None}
+        audits = {
+            index: trial.audit
+            for index, trial in enumerate(progress.trials)
+            if trial.audit is not None
+        }
         state = replace(progress.state, stages=stages).stop_audited(audits, asked)
-        keep, confidence = self._settings.keep, self._settings.confidence
         has_alarm = any(look.alarm for look in progress.looks.values())
-        return PruningPolicy(state, keep, confidence, has_alarm, self._memory)
+        settings = self._settings
+        return PruningPolicy(state, settings.keep, settings.confidence, has_alarm, self._memory)
 
     def _prune(
         self, progress: StudyProgress, policy: PruningPolicy, indices: Sequence[int]
