@@ -1,4 +1,4 @@
-"""The code and the equations of a network, without the options that are off.
+"""The code of a network, without the options that are off.
 
 The template of a built-in cell is its class in ``rnn/cells.py``: read as text, with all that
 depends on options alone evaluated. A user's cell is its own source file. Nothing is imported or
@@ -7,7 +7,6 @@ executed: reports need neither PyTorch nor a user's code.
 
 import ast
 import re
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -18,8 +17,6 @@ from typing import Any, NamedTuple
 from rnn.config import (
     BYTES,
     WHOLE_SEQUENCE,
-    BaselineCell,
-    BaselineConfig,
     CellConfig,
     GatedConfig,
     NetworkConfig,
@@ -105,7 +102,7 @@ def generate_module(config: NetworkConfig, spec: TaskSpec = BYTES, bptt_steps: i
     else:
         label, cell = config.label, _specialize(config)
         name, init_state = cell.name, _STATES_OF_CELL if "initial_state" in cell.methods else _ZEROS
-        code = "\n\n".join([cell.description, *(each.code for each in cell.methods.values())])
+        code = "\n\n".join([cell.description, *cell.methods.values()])
         layer = f"class {name}(nn.Module):\n{indent(code, '    ')}"
         head = f"import torch\nfrom torch import Tensor, nn\n\n\n{layer}"
     gradient = "without gradients across time steps"
@@ -146,27 +143,10 @@ def _describe(spec: TaskSpec) -> dict[str, str]:
 # ------------------------------------------------------------------ one layer
 
 
-def generate_forward(config: NetworkConfig) -> str:
-    """Generate the methods by which one layer advances by a time step.
-
-    Returns:
-        The source of ``forward`` and of the method that it calls, not indented, without a final
-        newline. Each line that makes a tensor ends with its shape.
-    """
-    methods = _specialize(config).methods.items()
-    shown = [each.code for name, each in methods if name not in ("__init__", "initial_state")]
-    return "\n\n".join(shown)
-
-
-class _Method(NamedTuple):
-    code: str
-    statements: list[ast.stmt]
-
-
 class _Cell(NamedTuple):
     name: str
     description: str
-    methods: dict[str, _Method]
+    methods: dict[str, str]
 
 
 @cache
@@ -187,13 +167,14 @@ def _specialize(config: NetworkConfig) -> _Cell:
     if options:  # the rest describes all of them
         description = description.splitlines()[0] + '"""'
     specializer = _Specializer({name: getattr(config, name) for name in options})
-    methods = {each.name: _specialize_method(each, specializer, source) for each in functions}
+    methods = {
+        function.name: _specialize_method(function, specializer, source) for function in functions
+    }
     return _Cell(found.name, description, methods)
 
 
-def _specialize_method(
-    function: ast.FunctionDef, specializer: "_Specializer", source: str
-) -> _Method:
+def _specialize_method(function: ast.FunctionDef, specializer: "_Specializer", source: str) -> str:
+    """Return the source of a method with the options that a specializer knows."""
     begin, end = function.lineno - 1, function.body[0].lineno - 1
     lines = source.splitlines()
     signature = dedent("\n".join(lines[begin:end]))
@@ -205,8 +186,8 @@ def _specialize_method(
     if function.name != "__init__":  # whose copies name sizes
         _inline_copies(statements)
     statements = _remove_unused(statements)
-    code = [signature, *(f"    {_to_text(each, lines)}" for each in statements)]
-    return _Method("\n".join(code), statements)
+    body = [f"    {_to_text(statement, lines)}" for statement in statements]
+    return "\n".join([signature, *body])
 
 
 def _to_text(statement: ast.stmt, lines: Sequence[str]) -> str:
@@ -305,99 +286,3 @@ def _remove_unused(statements: list[ast.stmt]) -> list[ast.stmt]:
             read = (read - {*new}) | {each.id for each in _names(statement, ast.Load)}
             kept.append(statement)
     return kept[::-1]
-
-
-# ------------------------------------------------------------------ equations
-
-_BASELINE_EQUATIONS: dict[BaselineCell, list[str]] = {
-    "elman": [r"y = \tanh(x W_u + b_u + h V_u + d_u)"],
-    "gru": [
-        r"r = \sigma(x W_r + b_r + h V_r + d_r)",
-        r"z = \sigma(x W_z + b_z + h V_z + d_z)",
-        r"u = \tanh(x W_u + b_u + r \odot (h V_u + d_u))",
-        r"y = (1 - z) \odot u + z \odot h",
-    ],
-    "lstm": [
-        r"i = \sigma(x W_i + b_i + h V_i + d_i)",
-        r"f = \sigma(x W_f + b_f + h V_f + d_f)",
-        r"u = \tanh(x W_u + b_u + h V_u + d_u)",
-        r"o = \sigma(x W_o + b_o + h V_o + d_o)",
-        r"m \leftarrow f \odot m + i \odot u",
-        r"y = o \odot \tanh(m)",
-    ],
-}
-
-_ACCENTS = (r"\tilde", r"\hat", r"\bar", r"\check")
-"""Accents of a name that is assigned several times; the last time it has none."""
-
-_LETTERS = {"gated_h": "h'", "_": "x'"}
-
-
-def generate_latex(config: NetworkConfig, bptt_steps: int = 1) -> list[str]:
-    r"""Generate the equations of one layer in LaTeX.
-
-    The letters are those of the cell's code. A tensor that replaces another of its name has the
-    plain letter, those before it have accents: :math:`\tilde u` is the candidate where gates
-    follow.
-
-    Args:
-        config: network of the layer.
-        bptt_steps: steps that a gradient passed through in training.
-
-    Returns:
-        The equations in the order of computation, without delimiters: from the input x and the
-        previous state h to the output y and, in the last equation, the next h.
-    """
-    statements = _specialize(config).methods["forward"].statements
-    if isinstance(config, BaselineConfig):
-        return [*_BASELINE_EQUATIONS[config.cell], r"h \leftarrow y"]
-    assignments = [each for each in statements if isinstance(each, ast.Assign)]
-    remaining = Counter(name for each in assignments for name in _assigned(each))
-    accents = {name: iter(_ACCENTS) for name in remaining}
-    letters, lines = {"x": "x", "h": "h"}, []
-    for assignment in assignments:
-        new = _assigned(assignment)
-        formula = _to_latex(assignment.value, letters, new[0])
-        for name in new:
-            remaining[name] -= 1
-            accent = f"{next(accents[name])} " if remaining[name] else ""
-            letters[name] = accent + _LETTERS.get(name, name)
-        lines.append(f"{_latex_concat([letters[name] for name in new])} = {formula}")
-    next_state = r"\operatorname{detach}(u)" if bptt_steps == 1 else "u"
-    return [*lines, rf"h \leftarrow {next_state}"]
-
-
-def _to_latex(node: ast.expr, letters: dict[str, str], target: str) -> str:
-    """Return an expression in LaTeX; the weights of a linear map have the target's letter."""
-
-    def convert(part: ast.expr) -> str:
-        return _to_latex(part, letters, target)
-
-    def factor(part: ast.expr) -> str:
-        is_sum = isinstance(part, ast.BinOp) and not isinstance(part.op, ast.Mult)
-        return f"({convert(part)})" if is_sum else convert(part)
-
-    match node:
-        case ast.Name(id=name):
-            return letters[name]
-        case ast.Constant(value=value):
-            return str(value)
-        case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            return rf"{factor(left)} \odot {factor(right)}"
-        case ast.BinOp(left=left, op=op, right=right):
-            return f"{convert(left)} {'+' if isinstance(op, ast.Add) else '-'} {convert(right)}"
-        case ast.Call(func=ast.Attribute(value=ast.Name(id="self")), args=[x]):
-            return f"{convert(x)} W_{target} + b_{target}"
-        case ast.Call(func=ast.Attribute(attr="sigmoid"), args=[x]):
-            return rf"\sigma({convert(x)})"
-        case ast.Call(func=ast.Attribute(attr="tanh"), args=[x]):
-            return rf"\tanh({convert(x)})"
-        case ast.Call(func=ast.Attribute(attr="cat"), args=[ast.Tuple(elts=parts), _]):
-            return _latex_concat(list(map(convert, parts)))
-        case ast.Call(func=ast.Attribute(value=x, attr="chunk")):
-            return convert(x)
-    raise NotImplementedError(f"no LaTeX of {ast.unparse(node)}")
-
-
-def _latex_concat(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else "[" + r" \,;\, ".join(parts) + "]"

@@ -14,7 +14,6 @@ from typing import Any
 
 import jinja2
 import plotly.io
-from latex2mathml.converter import convert
 from markupsafe import Markup
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
@@ -43,7 +42,7 @@ from reports.results import Results
 from reports.stats.looks import find_detectable_gap
 from reports.stats.scale import format_count, format_param, format_value
 from reports.study_reader import read_studies
-from rnn.source_code import generate_forward, generate_latex, generate_module
+from rnn.source_code import generate_module
 from studies.files import atomic_write
 from studies.storage.open import read_storage
 from studies.text import format_duration, to_printable
@@ -140,7 +139,6 @@ def _templates() -> jinja2.Environment:
         "code": lambda source: Markup(highlight(source, PythonLexer(), HtmlFormatter(nowrap=True))),
         "count": format_count,
         "duration": format_duration,
-        "math": lambda latex: Markup(convert(latex)),
         "versions": format_versions,
         "number": format_number,
         "parameter": format_param,
@@ -153,8 +151,6 @@ def _templates() -> jinja2.Environment:
     }
     environment.globals |= {
         "code_styles": _code_styles(),
-        "equations": generate_latex,
-        "layer_code": generate_forward,
         "module_code": generate_module,
         "first_screen": first_screen,
         "narrative": narrative,

@@ -134,7 +134,6 @@ function drawAll() {
 
 addEventListener("beforeprint", () => {
   root.dataset.printing = "yes";
-  for (const details of document.querySelectorAll(".code-of-best")) details.open = true;
   applyTheme();
   if (figures.length) drawAll();
   for (const plot of document.querySelectorAll(".plot.drawn")) Plotly.Plots.resize(plot);
@@ -374,7 +373,7 @@ document.addEventListener("click", async (event) => {
     download(table.caption.textContent, csv(table));
   }
   if (button?.matches(".copy")) {
-    await navigator.clipboard.writeText(button.closest("details").querySelector("code").textContent);
+    await navigator.clipboard.writeText(button.closest(".source").querySelector("code").textContent);
     button.textContent = "Copied";
   }
   const isOutside = !contents.contains(event.target) || event.target.closest("a");
