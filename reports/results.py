@@ -31,10 +31,8 @@ from rnn.config import OPTIMIZERS, TaskSpec
 from studies.attributes import (
     OBJECTIVE_NAMES,
     AuditLook,
-    ConfusionCounts,
     CorpusRecord,
     LookRecord,
-    PredictionSample,
     TokenizerRecord,
 )
 from studies.config import StudyConfig
@@ -83,7 +81,6 @@ class Results:
             ``value``, by this study's objective, and the parameters.
         tokenizer: the tokenizer of the corpus.
         windows: held-out loss on each evaluation window, or sequence, by trial number.
-        predictions: what the best networks predict, of a task other than text, by trial number.
         hypotheses: the hypotheses that the study stores.
         audit_looks: planned looks at the audited trials of a pruned study, by name.
         audit_nuisance: nuisance parameters over which its audited architectures were drawn.
@@ -109,7 +106,6 @@ class Results:
     task: str = ""
     tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
-    predictions: dict[int, PredictionSample | ConfusionCounts] = field(default_factory=dict)
     hypotheses: list[HypothesisRecord] = field(default_factory=list)
     audit_looks: dict[str, AuditLook] = field(default_factory=dict)
     audit_nuisance: list[str] = field(default_factory=list)

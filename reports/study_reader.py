@@ -24,16 +24,12 @@ from studies.storage.reads import (
     read_curve_ends,
     read_curves,
     read_eval_windows,
-    read_predictions,
 )
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
 
 MAX_DRAWN = 1000
 """Trials that a figure draws. Of more, it draws the best 500, and 500 spread over the others."""
-
-_BEST = 5
-"""Number of best networks of which a page may draw what they predict."""
 
 _MAX_NAMED = 5000
 """Number of trials from which all curves are read: a statement names no more."""
@@ -89,11 +85,6 @@ class StudyReader:
             )
         if with_curves:
             results = _add_curves(results, storage, study_id, drawn_only)
-        if drawn_only:
-            parts = [part for part in results.split_tasks() if part.config.task_record]
-            best = [number for part in parts for number in select_predictions(part)]
-            predictions = read_predictions(storage, study_id, best) if best else {}
-            results = replace(results, predictions=predictions)
         if not with_windows:
             return results
         tasks: dict[Any, str] = {}
@@ -289,16 +280,6 @@ def select_drawn_curves(results: Results) -> list[int]:
     """Select the numbers of the trials whose curves are drawn, the best first."""
     with_curve = set(results.curve_ends.index)
     return select_ranked([number for number in results.table.index if number in with_curve])
-
-
-def select_predictions(results: Results) -> list[int]:
-    """Select the numbers of the trials that may be drawn as the best network of an architecture.
-
-    These are few, unless architectures have several runs, of which any may have the best mean.
-    """
-    rows = results.judge(results.complete)
-    best = rows.index[~rows["architecture"].duplicated()]
-    return [int(number) for number in best[: MAX_DRAWN if results.has_replicates else _BEST]]
 
 
 def describe_selection(drawn: int, total: int) -> str:

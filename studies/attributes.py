@@ -132,10 +132,7 @@ SOURCE_TRIALS = "source_trials"
 EVAL_WINDOWS = {"validation": "validation_windows", "test": "test_windows"}
 """System attributes: bits per byte on each evaluation window, in text order, by split."""
 
-PREDICTIONS, CONFUSION = "predictions", "confusion"
-"""System attributes: :class:`PredictionSample`, and :class:`ConfusionCounts`."""
-
-LONG_RESULTS = (*EVAL_WINDOWS.values(), PREDICTIONS, CONFUSION)
+LONG_RESULTS = tuple(EVAL_WINDOWS.values())
 """Fields of :class:`TrialRecord` that are stored as system attributes. As user attributes they
 would be most of what a dashboard loads."""
 
@@ -170,60 +167,6 @@ class Failure(StrEnum):
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Amount = Annotated[float, Field(ge=0)]
 _STORED = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-class PredictionSample(BaseModel):
-    """What a network predicts for the first validation targets of a task, which are numbers.
-
-    The targets are the same for every network of a study. Numbers have the units of the data, and
-    four significant digits of the targets' spread.
-
-    Attributes:
-        names: name of each output, of which only the first may be stored.
-        sequences: number of the sequence of each target (targets,).
-        steps: its step in the sequence (targets,), from 0.
-        outputs: what the network predicts (outputs, targets).
-        targets: what was to be predicted (outputs, targets).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, **_STORED)
-
-    names: list[str]
-    sequences: list[_Count]
-    steps: list[_Count]
-    outputs: list[list[float]]
-    targets: list[list[float]]
-
-    @model_validator(mode="after")
-    def _check_shapes(self) -> "PredictionSample":
-        count = len(self.sequences)
-        for rows in (self.outputs, self.targets):
-            if len(rows) != len(self.names) or {*map(len, rows), len(self.steps)} != {count}:
-                raise ValueError("expected a number of each output for each target")
-        return self
-
-
-class ConfusionCounts(BaseModel):
-    """How often a network predicts each class for the targets of each class.
-
-    Attributes:
-        classes: the classes, or the most frequent of them.
-        counts: number of targets by their class and the predicted one (classes, classes); of a task
-            with more classes there is a last column, for predictions of the others.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, **_STORED)
-
-    classes: list[_Count]
-    counts: list[list[_Count]]
-
-    @model_validator(mode="after")
-    def _check_shapes(self) -> "ConfusionCounts":
-        count = len(self.classes)
-        widths = set(map(len, self.counts))
-        if len(self.counts) != count or len(widths) != 1 or not widths <= {count, count + 1}:
-            raise ValueError("expected a count for each two classes")
-        return self
 
 
 class TrialRecord(BaseModel):
@@ -267,11 +210,6 @@ class TrialRecord(BaseModel):
     """Loss on the validation split at each further length of the task."""
     slices: dict[str, dict[int, dict[str, float]]] | None = None
     """Loss and metrics on the targets of each value of each slice of the task."""
-    predictions: PredictionSample | None = None
-    """Predictions next to the first validation targets, of a task that predicts numbers."""
-    confusion: ConfusionCounts | None = None
-    """Number of validation targets by their class and the predicted one, of a task that predicts
-    classes."""
     recall_accuracy: float | None = None
     """Share of right answers on the corpus `recall:D`."""
     sample: str | None = None

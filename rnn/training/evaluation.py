@@ -6,7 +6,7 @@ Their loss with a limited context and their recall of single tokens are observed
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,21 +19,6 @@ from rnn.tasks.recall import ANSWERS, find_recall_positions
 from rnn.tasks.task import Batch, SequenceTask
 
 MAX_BINS = 12
-
-MAX_PREDICTIONS = 300
-"""Largest number of predicted numbers that are kept of each network."""
-
-MAX_SEQUENCE_STEPS = 200
-"""Largest number of targets of one sequence among them."""
-
-MAX_OUTPUTS = 4
-"""Largest number of outputs of which predictions are kept, the first ones."""
-
-MAX_CLASSES = 20
-"""Largest number of classes among which confusions are counted, the most frequent ones."""
-
-_DIGITS = 4
-"""Significant digits of the spread of the targets, to which kept predictions are rounded."""
 
 MIN_CONTEXT_LENGTH = 3
 """Tokens of the shortest window with a second half to predict."""
@@ -139,7 +124,6 @@ def evaluate_sequences(
     batch: Batch,
     streams: int,
     on_step: Callable[[], None] = lambda: None,
-    observer: "Predictions | Confusion | None" = None,
 ) -> list[HeldOutResult]:
     """Evaluate every network on held-out sequences of a task.
 
@@ -149,7 +133,6 @@ def evaluate_sequences(
         batch: the sequences, of :meth:`rnn.tasks.task.SequenceTask.held_out`.
         streams: number of sequences to read at once.
         on_step: callback after every step; an exception that it raises ends the evaluation.
-        observer: what else is computed from the outputs of every step that has targets.
 
     Returns:
         A result for each network.
@@ -182,8 +165,6 @@ def evaluate_sequences(
                 for place, name in enumerate(names, 1):
                     measured = task.measure(name, outputs, target).cpu().double()
                     values[:, place, row, chosen] = measured
-                if observer is not None:
-                    observer.observe(t, first, outputs)
             on_step()
     values = torch.where(weights > 0, values * weights, 0.0)
     counts = weights.sum(0)  # (sequences,)
@@ -202,111 +183,6 @@ def evaluate_sequences(
         metrics = dict(zip(names, means[k, 1:].tolist(), strict=True))
         results.append(HeldOutResult(losses[k], metrics, slices))
     return results
-
-
-class Predictions:
-    """What networks predict for the first targets of held-out sequences, which are numbers.
-
-    Args:
-        count: K, the number of networks.
-        task: the task.
-        batch: the sequences.
-    """
-
-    def __init__(self, count: int, task: SequenceTask, batch: Batch) -> None:
-        self._task = task
-        self._width = min(MAX_OUTPUTS, task.spec.outputs)
-        has_target = batch.weights > 0
-        has_target &= np.cumsum(has_target, axis=0) <= MAX_SEQUENCE_STEPS
-        sequences, steps = np.nonzero(has_target.T)
-        places = slice(MAX_PREDICTIONS // self._width)
-        self._sequences, self._steps = sequences[places], steps[places]
-        targets = batch.targets[self._steps, self._sequences].astype(np.float64)
-        self._targets = task.to_units(targets)[:, : self._width]  # (targets, outputs)
-        self._outputs = np.zeros((count, *self._targets.shape))
-
-    def observe(self, t: int, first: int, outputs: Tensor) -> None:
-        """Keep the outputs (K, streams, outputs) of step t, of sequences from ``first`` on."""
-        streams = self._sequences - first
-        is_here = (self._steps == t) & (streams >= 0) & (streams < outputs.shape[1])
-        if is_here.any():
-            found = outputs[:, streams[is_here].tolist()].double().cpu().numpy()
-            self._outputs[:, is_here] = self._task.to_units(found)[..., : self._width]
-
-    def list_results(self) -> list[dict[str, Any]]:
-        """Return what is recorded of each network; nothing if a number is not finite."""
-        stated = [str(name) for name in self._task.output_names]
-        names = stated or [f"output {i + 1}" for i in range(self._width)]
-        decimals = _count_decimals(self._targets)
-
-        def to_columns(values: npt.NDArray[np.float64]) -> list[list[float]]:
-            columns = zip(values.T.tolist(), decimals, strict=True)
-            return [[round(each, digits) for each in column] for column, digits in columns]
-
-        common = {
-            "names": names[: self._width],
-            "sequences": self._sequences.tolist(),
-            "steps": self._steps.tolist(),
-            "targets": to_columns(self._targets),
-        }
-        is_finite: list[bool] = np.atleast_1d(np.isfinite(self._outputs).all((1, 2))).tolist()
-        return [
-            {"predictions": common | {"outputs": to_columns(outputs)}} if finite else {}
-            for outputs, finite in zip(self._outputs, is_finite, strict=True)
-        ]
-
-
-class Confusion:
-    """How often networks predict each class for the held-out targets of each class.
-
-    The predicted class is that of the largest output, as in the accuracy.
-
-    Args:
-        count: K, the number of networks.
-        task: the task.
-        batch: the sequences.
-    """
-
-    def __init__(self, count: int, task: SequenceTask, batch: Batch) -> None:
-        self._targets, self._is_scored = batch.targets, batch.weights > 0
-        size = task.spec.outputs
-        frequencies = np.bincount(batch.targets[self._is_scored], minlength=size)
-        most = np.argsort(-frequencies, kind="stable")[:MAX_CLASSES]
-        self._classes = np.sort(most)
-        self._places = np.full(size, len(most))  # of any other class
-        self._places[self._classes] = np.arange(len(most))
-        self._counts = np.zeros((count, len(most) + 1, len(most) + 1), np.int64)
-
-    def observe(self, t: int, first: int, outputs: Tensor) -> None:
-        """Count the predictions of step t, from the outputs (K, streams, C)."""
-        chosen = slice(first, first + outputs.shape[1])
-        is_scored = self._is_scored[t, chosen]
-        predicted = self._places[outputs.argmax(-1).cpu().numpy()[:, is_scored]]  # (K, targets)
-        targets = self._places[self._targets[t, chosen][is_scored]]
-        networks = np.arange(len(predicted))[:, None]
-        np.add.at(self._counts, (networks, targets, predicted), 1)
-
-    def list_results(self) -> list[dict[str, Any]]:
-        """Return what is recorded of each network."""
-        count = len(self._classes)
-        width = count + (len(self._places) > count)
-        classes = self._classes.tolist()
-        return [
-            {"confusion": {"classes": classes, "counts": counts[:count, :width].tolist()}}
-            for counts in self._counts
-        ]
-
-
-def _count_decimals(targets: npt.NDArray[np.float64]) -> list[int]:
-    """Return the decimals to keep of each output; negative ones round to tens and more.
-
-    Args:
-        targets: (targets, outputs).
-    """
-    spread = targets.max(axis=0) - targets.min(axis=0)
-    spread = np.where(spread > 0, spread, np.maximum(np.abs(targets).max(axis=0), 1e-9))
-    decimals: list[int] = (_DIGITS - 1 - np.floor(np.log10(spread))).astype(int).tolist()
-    return decimals
 
 
 # ------------------------------------------------------------------ memory of networks

@@ -14,9 +14,7 @@ from rnn.tasks.corpus import TokenArray
 from rnn.tasks.task import SequenceTask
 from rnn.training.evaluation import (
     MIN_CONTEXT_LENGTH,
-    Confusion,
     ContextLosses,
-    Predictions,
     RecallAccuracy,
     compute_eval_losses,
     evaluate_sequences,
@@ -89,15 +87,10 @@ class Evaluator:
     ) -> list[dict[str, Any]]:
         """Return the attributes of each network on a split of a task other than text."""
         count = self._config.evaluation.windows
-
         is_test = split == "test"
-        held_out, networks = self._held_out(task, split, count, None), len(stack.configs)
-        kind = Confusion if task.spec.predicts_classes else Predictions
-        observer = None if is_test else kind(networks, task, held_out)
-        evaluated = evaluate_sequences(stack, task, held_out, count, on_step, observer)
-        observed = observer.list_results() if observer else [{}] * networks
+        held_out = self._held_out(task, split, count, None)
         attributes: list[dict[str, Any]] = []
-        for result, predictions in zip(evaluated, observed, strict=True):
+        for result in evaluate_sequences(stack, task, held_out, count, on_step):
             losses = result.losses
             measured: dict[str, Any] = {
                 f"{split}_loss": float(losses.mean()),
@@ -108,7 +101,7 @@ class Evaluator:
                 measured[f"{split}_stderr"] = float(_stderr(losses))
             if result.slices and not is_test:
                 measured["slices"] = result.slices
-            attributes.append(measured | predictions)
+            attributes.append(measured)
         for length in () if is_test else task.eval_lengths:
             batch = self._held_out(task, split, count, length)
             evaluated = evaluate_sequences(stack, task, batch, count, on_step)

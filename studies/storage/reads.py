@@ -21,16 +21,12 @@ from sqlalchemy.engine import Connection
 from studies.attributes import (
     AUDIT,
     AUDIT_LOOKS,
-    CONFUSION,
     EVAL_WINDOWS,
     IMPORTED,
     IS_GRID_TRIAL,
     LEASE,
     PAUSED,
-    PREDICTIONS,
     AuditLook,
-    ConfusionCounts,
-    PredictionSample,
     is_result,
     parse_study_system_attribute,
     parse_trial_attribute,
@@ -588,31 +584,6 @@ def read_eval_windows(
             del windows[number]
     damaged.report(storage, study_id)
     return windows
-
-
-def read_predictions(
-    storage: "LeasedRDBStorage", study_id: int, numbers: Collection[int]
-) -> dict[int, PredictionSample | ConfusionCounts]:
-    """Read what the networks of some trials predict, by trial number; absent from older trials."""
-    query = (
-        sa.select(TRIALS.c.number, TRIAL_SYSTEM_ATTRS.c.key, TRIAL_SYSTEM_ATTRS.c.value_json)
-        .join(TRIALS, TRIALS.c.trial_id == TRIAL_SYSTEM_ATTRS.c.trial_id)
-        .where(
-            TRIALS.c.study_id == study_id,
-            TRIALS.c.number.in_(numbers),
-            TRIAL_SYSTEM_ATTRS.c.key.in_((PREDICTIONS, CONFUSION)),
-        )
-    )
-    damaged = DamagedTrials()
-    found: dict[int, PredictionSample | ConfusionCounts] = {}
-    with storage.reading() as connection:
-        for number, key, stored in connection.execute(query):
-            try:
-                found[number] = parse_trial_attribute(key, stored)
-            except RowError as error:
-                damaged.add(number, number, error)
-    damaged.report(storage, study_id)
-    return found
 
 
 def read_audit_looks(storage: "LeasedRDBStorage", study_id: int) -> dict[str, AuditLook]:

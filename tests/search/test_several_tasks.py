@@ -1,14 +1,12 @@
 """Studies that cross architectures with several tasks: what is trained, kept, refused and found."""
 
 import shutil
-from contextlib import closing
 
 import pytest
 from invocation import refused
 
 import rnn.own_code
 import rnn_search
-from reports.study_reader import read_results
 from rnn.errors import TaskError
 from search.errors import WeightsNotFoundError
 from search.models import export_trial
@@ -18,8 +16,6 @@ from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.records import Floors
-from studies.storage.open import read_storage
-from studies.storage.reads import read_predictions
 
 SUM = """
 class Sum:
@@ -208,29 +204,6 @@ def test_study_of_several_tasks_is_copied_exported_and_continued(trained, folder
     values, others = (each.results.sort_index()["value"].tolist() for each in (continued, study))
     assert values == pytest.approx(others, rel=1e-5)
     assert join(study="copied").tasks.keys() == {"adding:10", "Sum"}
-
-
-def test_predictions_next_to_the_same_targets_are_stored_exported_and_read_of_the_best(
-    study, folder
-):
-    place = {"storage": "sqlite:///studies.db"}
-    rnn_search.export_study("mine", folder / "mine.jsonl", **place)
-    rnn_search.import_study(folder / "mine.jsonl", name="imported", **place)
-    found = {}
-    for name in ("mine", "imported"):
-        with closing(read_storage("sqlite:///studies.db")) as storage:
-            study_id = storage.get_study_id_from_name(name)
-            found[name] = read_predictions(storage, study_id, range(8))
-            drawn = read_results(storage, name, drawn_only=True)
-        parts = drawn.split_tasks()
-        assert {part.table.index[0] for part in parts} <= drawn.predictions.keys()
-    assert found["imported"] == found["mine"]
-    for _, rows in study.results.groupby("task"):
-        samples = [found["mine"][number] for number in rows.index]
-        assert len(rows) == len({str(each.outputs) for each in samples}) == 4
-        assert all(each.targets == samples[0].targets for each in samples)
-        # Of eight sequences, each with one target, at its last step.
-        assert (samples[0].sequences, set(samples[0].steps)) == ([*range(8)], {9})
 
 
 def test_trial_of_one_task_runs_once_more_but_no_refinement_selects_across_tasks(study, folder):
