@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
 from html import escape
 
 import jinja2
@@ -10,7 +9,6 @@ import jinja2
 from reports.stats.scale import add_unit
 from studies.config import StudyConfig
 from studies.measure import find_measure
-from studies.text import format_trials
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 """Characters with a meaning in Markdown, in a line of text or a table."""
@@ -46,19 +44,6 @@ def format_stderr(error: float | None, spec: str) -> str:
     """Format a standard error to follow its estimate; None and NaN give ""."""
     text = format_number(error, spec)
     return text and f" ± {text}"
-
-
-def format_versions(trials: Mapping[str, Sequence[int]]) -> str:
-    """Format which trials each version trained: ``2.7.0 (trials 0-3, 5), 2.8.0 (trial 4)``.
-
-    A single version trained all trials; it is given without them.
-
-    Args:
-        trials: numbers of trials in ascending order, by version.
-    """
-    if len(trials) == 1:
-        return next(iter(trials))
-    return ", ".join(f"{version} ({format_trials(numbers)})" for version, numbers in trials.items())
 
 
 def load_templates(escaping: bool = True) -> jinja2.Environment:

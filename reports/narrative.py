@@ -166,7 +166,20 @@ def list_warnings(findings: StudyFindings) -> list[str]:
             f"trials were pruned by their {findings.results.own_measure.name}: some of the best by "
             f"{findings.results.measure.name} may be among them"
         )
+    warnings += _warn_of_versions(findings.results)
     return [*warnings, *map(describe_budget, findings.budgets)]
+
+
+def _warn_of_versions(results: Results) -> list[str]:
+    """Warn if more than one version of the training code or PyTorch trained complete trials."""
+    counts = {
+        "the training code": results.count_versions("code"),
+        "PyTorch": results.count_versions("torch"),
+    }
+    mixed = [f"{count} versions of {name}" for name, count in counts.items() if count > 1]
+    if not mixed:
+        return []
+    return [f"the trials were trained by {' and '.join(mixed)}"]
 
 
 def _state_nothing(findings: StudyFindings) -> str:

@@ -380,16 +380,15 @@ class Results:
             return False
         return bool(self.complete[column].notna().any())
 
-    def list_trials_by_version(self, column: str, earlier: str) -> dict[str, list[int]]:
-        """List the numbers of the trials that each version of the code, or of PyTorch, trained.
+    def count_versions(self, name: str) -> int:
+        """Return how many versions trained the complete trials.
 
         Args:
-            column: column of the versions that trained the trials to their ends.
-            earlier: column of those that trained them before.
+            name: ``code`` for versions of the training code, ``torch`` for those of PyTorch.
         """
-        recorded = pd.concat([self.table[column], self.table[earlier]]).dropna().astype(str)
-        versions = recorded.str.split(", ").explode()
-        return {str(name): sorted(each.index) for name, each in versions.groupby(versions)}
+        recorded = pd.concat([self.complete[name], self.complete[f"earlier_{name}"]]).dropna()
+        versions = recorded.astype(str).str.split(", ").explode()
+        return int(versions.nunique())
 
     @property
     def replicate_studies(self) -> list[str]:

@@ -29,7 +29,6 @@ from reports.errors import ReportError
 from reports.findings import compare_budgets
 from reports.formatting import (
     format_number,
-    format_versions,
     load_templates,
     objective_name,
 )
@@ -139,7 +138,6 @@ def _templates() -> jinja2.Environment:
         "code": lambda source: Markup(highlight(source, PythonLexer(), HtmlFormatter(nowrap=True))),
         "count": format_count,
         "duration": format_duration,
-        "versions": format_versions,
         "number": format_number,
         "parameter": format_param,
         "shell": shlex.quote,
