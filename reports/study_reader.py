@@ -10,7 +10,7 @@ import pandas as pd
 from reports.errors import ReportError
 from reports.output import study_identity
 from reports.results import Results
-from reports.stats.scale import Scale, format_count
+from reports.stats.scale import format_count
 from reports.trial_table import TableBuilder, judge_by, read_source_trials
 from studies.attributes import OBJECTIVE_NAMES, StudyRecord
 from studies.config import Objective
@@ -262,18 +262,6 @@ def select_evenly(items: Sequence[_T], limit: int | None = None) -> list[_T]:
         return list(items)
     places = np.linspace(0, len(items) - 1, limit).round().astype(int)
     return [items[i] for i in places.tolist()]
-
-
-def select_history(values: "pd.Series[float]", scale: Scale) -> list[int]:
-    """Select the numbers of trials spread evenly, and of all that were the best so far.
-
-    Args:
-        values: value of each trial, by its number in ascending order.
-        scale: says which of two values is better.
-    """
-    losses = scale.to_loss(values)
-    records = values[losses.cummin() == losses].drop_duplicates()  # of equal values the first
-    return sorted({*select_evenly(values.index.tolist()), *map(int, records.index)})
 
 
 def select_drawn_curves(results: Results) -> list[int]:

@@ -62,8 +62,7 @@ def _report_again(monkeypatch):
 @pytest.fixture
 def quiet(monkeypatch):
     """Draw none of Optuna's figures, and write no report after a search."""
-    for name in ("compute_block_importances", "compute_importances"):
-        monkeypatch.setattr(f"reports.page.section.{name}", lambda *results: [])
+    monkeypatch.setattr("reports.page.section.chart_importances", lambda results: [])
     monkeypatch.setattr("reports.cli.finalize_search", lambda *study: None)
 
 

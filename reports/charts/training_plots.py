@@ -1,21 +1,14 @@
-"""Figures of training curves and of the workers' timeline."""
+"""Figures of training curves."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
 from reports.analysis.other_studies import BaselineReference
 from reports.charts.chart import (
-    FULL_WIDTH,
-    HOVER_TEXTS,
     NEUTRAL,
-    ROW_HEIGHT,
-    TRIAL_COLOR,
-    WORSENS,
-    Chart,
     ColorScheme,
     add_reference_lines,
     category_colors,
@@ -26,7 +19,6 @@ from reports.results import Results
 from reports.stats import Floats, Integers
 from reports.stats.scale import (
     add_unit,
-    format_count,
     format_param,
     format_value,
     is_missing,
@@ -34,7 +26,6 @@ from reports.stats.scale import (
 )
 from reports.study_reader import select_drawn_curves
 from reports.trial_table import is_continuous
-from studies.text import format_duration
 
 MAX_POINTS = 200_000
 """Log points drawn at once. Of more, those of each curve are thinned; its least loss is kept."""
@@ -46,14 +37,6 @@ _RANK_COLORS = 10
 
 _ABSENT_COLOR = "#b9bec6"
 """Color of the trials that lack a parameter."""
-
-MAX_LABEL = 28
-"""Characters of the name of a worker on the axis of a timeline."""
-
-MAX_BARS = 2000
-"""Bars of the timeline. Where there are more trials, a bar stands for those of a span of time."""
-
-_COLORS = {"COMPLETE": TRIAL_COLOR, "PRUNED": "#56b4e9", "DIVERGED": WORSENS, "FAIL": "#cc79a7"}
 
 
 def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) -> go.Figure:
@@ -142,83 +125,3 @@ def _encode_steps(steps: np.ndarray) -> dict[str, object]:
     if len(distances) == 1:
         return {"x0": int(steps[0]), "dx": int(distances[0])}
     return {"x": steps.astype(np.int32)}
-
-
-def chart_timeline(results: Results) -> Chart | None:
-    """Chart the timeline, one row per worker; None if no trial has recorded it and its times."""
-    bars, count = _group_trials(results.table)
-    if bars.empty:
-        return None
-    figure, workers = go.Figure(), bars["worker"].unique().tolist()
-    for state, color in _COLORS.items():
-        trials = bars[bars["state"] == state]
-        lengths = (trials["completed"] - trials["started"]).dt.total_seconds()
-        if not trials.empty:
-            figure.add_bar(
-                base=trials["started"].dt.strftime("%Y-%m-%dT%H:%M:%S.%f").tolist(),
-                x=(1000 * lengths).round().tolist(),  # milliseconds, the unit of a date axis
-                y=list(map(escape_html, trials["worker"])),
-                orientation="h",
-                name=state.lower() if state != "FAIL" else "failed",
-                marker={"color": color, "line": {"width": 0.5, "color": "rgba(255,255,255,0.6)"}},
-                customdata=[
-                    f"{text}, {format_duration(seconds)}"
-                    for text, seconds in zip(trials["text"], lengths, strict=True)
-                ],
-                hovertemplate=HOVER_TEXTS,
-            )
-    figure.update_layout(
-        barmode="overlay",
-        # Turned labels would be cut off below.
-        xaxis={"type": "date", "title": "time (UTC)", "tickangle": 0, "nticks": 4},
-        yaxis={
-            "type": "category",
-            "autorange": "reversed",
-            "tickvals": list(map(escape_html, workers)),
-            "ticktext": [escape_html(_shorten(worker)) for worker in workers],
-        },
-        legend_y=1.15,
-        height=130 + ROW_HEIGHT * len(workers),
-    )
-    caption = "A trial that was resumed is drawn where it ended."
-    if len(bars) < count:
-        caption += (
-            f" There are {count:,} trials: a bar stands for all of the same end that a worker "
-            "began within a short time, from the first start to the last end."
-        )
-    return Chart(
-        "Timeline of the workers",
-        figure,
-        caption=caption,
-        width=340,
-        max_width=FULL_WIDTH,
-    )
-
-
-def _shorten(worker: str) -> str:
-    """Return the name of a worker without its middle if an axis has no room for all of it."""
-    return worker if len(worker) <= MAX_LABEL else f"{worker[:12]}…{worker[13 - MAX_LABEL :]}"
-
-
-def _group_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Group the trials of a table into the bars of a timeline.
-
-    There is a bar for each trial, or, if these are too many, for the trials of one state that a
-    worker began within the same of equal spans of time.
-
-    Returns:
-        The bars, with ``worker``, ``state``, ``started``, ``completed`` and ``text``, and the
-        number of their trials.
-    """
-    rows = table.dropna(subset=["started", "completed", "worker"])
-    rows = rows[rows["state"].isin(list(_COLORS))]
-    names = [f"trial {number}: {label}" for number, label in rows["label"].items()]
-    bars = rows[["worker", "state", "started", "completed"]].assign(text=names)
-    if len(bars) <= MAX_BARS:
-        return bars, len(rows)
-    spans = max(1, MAX_BARS // (rows["worker"].nunique() * rows["state"].nunique()))
-    place = pd.cut(rows["started"], spans, labels=False)
-    groups = bars.groupby(["worker", "state", place], sort=False)
-    found = groups.agg(started=("started", "min"), completed=("completed", "max"))
-    found["text"] = [format_count(int(size), "trial") for size in groups.size()]
-    return found.reset_index(["worker", "state"]), len(rows)

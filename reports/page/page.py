@@ -213,7 +213,7 @@ def _theme(template: str) -> dict[str, Any]:
     # At the side of a figure, a legend or the title of a color bar leaves no room on a phone.
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
     theme["layout"] = theme["layout"] | {"yaxis": axis, "legend": legend}
-    for kind in ("contour", "heatmap", "scatter"):
+    for kind in ("heatmap", "scatter"):
         bar = {"title": {"side": "right"}, "thickness": 14}
         style = theme["data"][kind][0]
         place = style.setdefault("marker", {}) if kind == "scatter" else style

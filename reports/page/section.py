@@ -25,14 +25,7 @@ from reports.charts.comparison_plots import (
     plot_replicates,
     plot_variants,
 )
-from reports.charts.optuna_plots import (
-    Importances,
-    chart_parameters,
-    chart_study,
-    compute_block_importances,
-    compute_conditional_importances,
-    compute_importances,
-)
+from reports.charts.optuna_plots import chart_importances
 from reports.charts.training_plots import (
     list_color_schemes,
     plot_curves,
@@ -255,31 +248,6 @@ class Section:
         return summarize_pruning(self.results)
 
     @cached_property
-    def _importances_in_total(self) -> list[Importances]:
-        # Over the survivors of pruning, importances would mislead as effects would.
-        if self.results.is_pruned:
-            return []
-        complete = list(self.results.complete.index)
-        return compute_importances(self.results, complete, "all complete trials")
-
-    @cached_property
-    def block_importances(self) -> list[Importances]:
-        """Importances within full-factorial blocks; none where each trial would be one."""
-        is_design = not (self.results.is_pruned or self.results.uncontrasted)
-        return compute_block_importances(self.results) if is_design else []
-
-    @cached_property
-    def importances(self) -> list[Importances]:
-        """Over all trials, among those with parameters of their own, and within full blocks."""
-        results = self.results
-        conditional = [] if results.is_pruned else compute_conditional_importances(results)
-        shown = {each.label for each in conditional}  # a cell's trials may be a full block as well
-        blocks = [each for each in self.block_importances if each.label not in shown]
-        return [*self._importances_in_total, *conditional, *blocks]
-
-    @cached_property
-    def optuna_charts(self) -> list[Chart]:
-        """Optuna's other charts."""
-        complete = list(self.results.complete.index)
-        parameters = chart_parameters(self.results, complete, self._importances_in_total)
-        return parameters + chart_study(self.results)
+    def importances(self) -> list[Chart]:
+        """Charts of the importances by PED-ANOVA and fANOVA, and of the slices; may be empty."""
+        return chart_importances(self.results)

@@ -22,8 +22,6 @@ function layoutOf(figure) {
   const theme = structuredClone(themes[isDark() ? "dark" : "light"]);
   Object.assign(theme.layout, {
     paper_bgcolor: "transparent", plot_bgcolor: "transparent",
-    // The numbers at parallel coordinates lie on their lines.
-    annotationdefaults: { bgcolor: cssVariable("--paper") },
     font: { family: "system-ui, sans-serif", color: cssVariable("--ink"), size: 13 },
   });
   // Plotly chooses the wrong text color on half-transparent cells.

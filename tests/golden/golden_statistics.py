@@ -24,7 +24,7 @@ from reports.analysis.hypothesis_tests import run_test
 from reports.analysis.leaderboard import summarize_study
 from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pruning import audit_pruning
-from reports.charts.optuna_plots import compute_importances
+from reports.charts.optuna_plots import chart_importances
 from reports.study_reader import read_results
 from reports.tables import tabulate_findings
 from rnn_search import ReportError, import_results, import_study, load
@@ -93,8 +93,8 @@ class StoredStudy:
 
     @cached_property
     def importances(self) -> dict[str, dict[str, float]]:
-        (found,) = compute_importances(self.results, list(self.results.complete.index), "all")
-        bars = {chart.title: chart.figure.data[0] for chart in found.charts}
+        charts = chart_importances(self.results)[:2]
+        bars = {chart.title: chart.figure.data[0] for chart in charts}
         return {name: dict(sorted(zip(bar.y, bar.x, strict=True))) for name, bar in bars.items()}
 
 
@@ -138,13 +138,13 @@ def compute_statistics(name: str) -> dict[str, Any]:
             _to_plain(frame[list(TESTED)].to_dict("records")) for frame in stored.test_hypotheses()
         ],
         "audit": _pick(stored.audit(), AUDIT),
-        "PED-ANOVA": _to_plain(stored.importances["PED-ANOVA"]),
+        "PED-ANOVA": _to_plain(stored.importances.get("PED-ANOVA", {})),
     }
 
 
 def compute_fanova() -> dict[str, Any]:
     """Return the fANOVA importances of the parameters of all studies."""
-    return {name: _to_plain(_open_study(name).importances["fANOVA"]) for name in STUDIES}
+    return {name: _to_plain(_open_study(name).importances.get("fANOVA", {})) for name in STUDIES}
 
 
 def _list_effects(stored: StoredStudy) -> dict[str, Any]:

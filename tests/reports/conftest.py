@@ -68,9 +68,7 @@ def without_optuna_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def draw_no_optuna_figures(patch: pytest.MonkeyPatch) -> None:
-    names = ("chart_parameters", "chart_study", "compute_block_importances", "compute_importances")
-    for name in names:
-        patch.setattr(f"reports.page.section.{name}", lambda *results: [])
+    patch.setattr("reports.page.section.chart_importances", lambda results: [])
 
 
 @dataclass(frozen=True)

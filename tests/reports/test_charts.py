@@ -1,4 +1,4 @@
-"""Figures of importances, curves and the timeline, and the text alternatives of all figures."""
+"""Figures of importances and curves, and the text alternatives of all figures."""
 
 from dataclasses import replace
 
@@ -15,15 +15,9 @@ from optuna.importance import (
 )
 
 from reports.charts.chart import describe_figure
-from reports.charts.optuna_plots import (
-    FANOVA_TREES,
-    FanovaEvaluator,
-    chart_study,
-    compute_block_importances,
-    compute_importances,
-    to_optuna_study,
-)
-from reports.charts.training_plots import chart_timeline, list_color_schemes, plot_curves
+from reports.charts.optuna_plots import FANOVA_TREES, chart_importances, to_optuna_study
+from reports.charts.training_plots import list_color_schemes, plot_curves
+from studies.importing import ImportOptions, import_results
 
 
 @pytest.fixture
@@ -32,55 +26,63 @@ def results(sqlite_url):
     return results_of(sqlite_url)
 
 
-def test_importances_equal_optunas(results):
-    complete = list(results.complete.index)
-    study = to_optuna_study(results, complete, results.parameters)
-    assert study.get_trials()[0].params == {"residual": "off", "layers": 1, "state size": 4}
-    (found,) = compute_importances(results, complete, "all complete trials")
-    assert found.label == "all complete trials (7 trials)"
-    for name, evaluator in (
-        ("PED-ANOVA", PedAnovaImportanceEvaluator()),
-        ("fANOVA", FanovaImportanceEvaluator(n_trees=FANOVA_TREES, seed=0)),
-    ):
-        (chart,) = [chart for chart in found.charts if chart.title == name]
-        bars = chart.figure.data[0]
-        expected = get_param_importances(study, evaluator=evaluator)
-        assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(expected, rel=1e-9)
-
-
 def train(trial):
-    cell = trial.suggest_categorical("cell", ["gated", "gru", "lstm"])
-    switch = trial.suggest_categorical("switch", ["on", "off"])
-    layers = trial.suggest_int("layers", 1, 9)
+    cell = trial.suggest_categorical("cell", ["gated", "gru"])
+    is_on = trial.suggest_categorical("is_on", [False, True])
     rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
-    return (cell == "gru") * layers + (switch == "on") * np.log(rate)
+    gain = trial.suggest_float("gain", 0, 1) if cell == "gru" else 0.0
+    return is_on * np.log(rate) + gain
 
 
-def train_one_parameter(trial):
-    return trial.suggest_float("rate", 1e-4, 1e-1, log=True) ** 2
-
-
-@pytest.mark.parametrize("objective", [train, train_one_parameter])
-def test_fanova_equals_optunas(objective):
+def import_sweep(url, count):
+    """Import trials that Optuna drew at random."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.optimize(objective, n_trials=30)
-    expected = FanovaImportanceEvaluator(n_trees=FANOVA_TREES, seed=0).evaluate(study)
-    assert FanovaEvaluator().evaluate(study) == pytest.approx(expected, rel=1e-9)
+    study.optimize(train, n_trials=count)
+    rows = [trial.params | {"value": trial.value} for trial in study.trials]
+    import_results(url, pd.DataFrame(rows), ImportOptions(), name="sweep")
+    return results_of(url, "sweep")
 
 
-def test_fanova_of_equal_values_is_zero():
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.optimize(lambda trial: train(trial) * 1e-12, n_trials=5)
-    assert set(FanovaEvaluator().evaluate(study).values()) == {0.0}
+def test_importances_and_slices_are_optunas(sqlite_url):
+    results = import_sweep(sqlite_url, 40)
+    *pair, slices = chart_importances(results)
+    study = to_optuna_study(results, results.complete.sort_index(), results.parameters)
+    trial = study.trials[0]
+    assert trial.value == results.table["value"][0]
+    assert trial.params["is on"] == ("on" if results.table["is_on"][0] else "off")
+    evaluators = {
+        "PED-ANOVA": PedAnovaImportanceEvaluator(),
+        "fANOVA": FanovaImportanceEvaluator(n_trees=FANOVA_TREES, seed=0),
+    }
+    assert [chart.title for chart in pair] == list(evaluators)
+    for chart in pair:
+        (bars,) = chart.figure.data
+        expected = get_param_importances(
+            study, evaluator=evaluators[chart.title], params=["cell", "is on", "rate"]
+        )
+        assert dict(zip(bars.y, bars.x, strict=True)) == expected
+        assert "only some trials have are left out: gain." in chart.caption
+    assert "The best tenth has only 4 trials" in pair[0].caption
+    panels = {axis.title.text: axis for axis in slices.figure.select_xaxes()}
+    assert list(panels) == ["cell", "gain", "is on", "rate"]
+    assert panels["is on"].categoryarray == ("off", "on")
+    assert panels["rate"].type == "log"
 
 
-def test_importances_are_computed_for_blocks_of_a_design_with_exclusions(sqlite_url):
-    make_study(sqlite_url, exclude=[{"state_size": 4, "residual": False}], diverged=None)
-    found = compute_block_importances(results_of(sqlite_url))
-    assert [each.label for each in found] == [
-        "where residual is on (4 trials)",
-        "where state size is 8 (4 trials)",
-    ]
+def test_importances_of_many_trials_are_those_of_a_sample(sqlite_url, monkeypatch):
+    results = import_sweep(sqlite_url, 60)
+    monkeypatch.setattr("reports.charts.optuna_plots.MAX_TRIALS", 20)
+    charts, again = chart_importances(results), chart_importances(results)
+    assert all(chart.caption.endswith("20 of 60 trials, drawn at random.") for chart in charts)
+    assert [chart.figure for chart in charts] == [chart.figure for chart in again]
+    assert len(charts[2].figure.data[0].x) == 20
+
+
+def test_trials_that_are_few_or_alike_have_no_importances(results):
+    table = results.table
+    assert chart_importances(replace(results, table=table.tail(4))) == []
+    assert chart_importances(replace(results, table=table.assign(value=1.0))) == []
+    assert len(chart_importances(results)) == 3
 
 
 def test_curves_have_the_best_on_top_and_color_schemes(results):
@@ -93,35 +95,6 @@ def test_curves_have_the_best_on_top_and_color_schemes(results):
     assert list(by_label) == ["validation loss", "residual", "layers", "state size"]
     by_loss = by_label["validation loss"]
     assert by_loss.indices == sorted(by_loss.indices, reverse=True)
-
-
-def test_bars_of_a_timeline_are_trials_or_stand_for_several_of_many(results, monkeypatch):
-    chart = chart_timeline(results)
-    (bars,) = chart.figure.data
-    assert (bars.name, len(bars.x), set(bars.y)) == ("complete", 7, {"w"})
-    assert "stands for" not in chart.caption
-    begin = pd.Timestamp("2026-11-01")
-    starts = begin + pd.to_timedelta(np.arange(8) * 60, unit="s")
-    ends = starts + pd.Timedelta(seconds=30)
-    table = results.table.sort_index().assign(started=starts, completed=ends)
-    names = [f"a-node-with-a-long-name-{i}.example.org/1234" for i in (1, 2)]
-    table["worker"] = names * 4
-    monkeypatch.setattr("reports.charts.training_plots.MAX_BARS", 4)
-    chart = chart_timeline(replace(results, table=table[table["state"] == "COMPLETE"]))
-    (bars,) = chart.figure.data
-    assert sorted(bars.y) == sorted(names * 2), "the first and the second half of each worker"
-    assert max(bars.x) == 150_000
-
-
-def test_history_of_some_trials_has_their_numbers_and_the_best_so_far(results, monkeypatch):
-    monkeypatch.setattr("reports.study_reader.MAX_DRAWN", 3)
-    history = chart_study(results)[1]
-    values, best, *_ = history.figure.data
-    drawn = list(values.x)
-    assert 3 <= len(drawn) < 7
-    assert list(values.y) == results.table.loc[drawn, "value"].tolist()
-    assert min(best.y) == results.complete["value"].min()
-    assert f"{len(drawn)} of 7 trials are drawn" in history.caption
 
 
 # ---------------------------------------------------------------------- text alternatives

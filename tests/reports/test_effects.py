@@ -16,7 +16,7 @@ from reports.page.page import render_page, write_report
 from reports.page.section import build_sections
 from reports.results import find_replicates
 from reports.stats.conditional_effects import compute_conditional_effects
-from reports.stats.design import Contrast, find_full_factorial_blocks
+from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.noise import NoiseSource
 from reports.trial_table import find_traits
@@ -92,16 +92,6 @@ def test_effects_equal_a_brute_force_calculation(seed):
         if len(differences):
             assert effect.mean == pytest.approx(differences.mean())
             assert math.isnan(effect.error) or effect.low <= effect.high
-
-
-def test_design_with_exclusions_has_full_factorial_blocks():
-    names, grid = ["a", "b", "c"], itertools.product((1, 2), (1, 2), (1, 2, 3))
-    full = pd.DataFrame(grid, columns=names)
-    assert find_full_factorial_blocks(full, names) == {}
-    # The block a = 1 is contained in b = 1, and b = 2 in a = 2.
-    blocks = find_full_factorial_blocks(full[(full["a"] == 2) | (full["b"] == 1)], names)
-    assert {name: len(block) for name, block in blocks.items()} == {"a is 2": 6, "b is 1": 6}
-    assert find_full_factorial_blocks(full.drop(index=[0, 5]), names) == {}
 
 
 GRID = {
