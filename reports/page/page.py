@@ -23,7 +23,7 @@ from pygments.lexers import PythonLexer
 from threadpoolctl import threadpool_limits
 
 from reports import narrative, phrases, tables
-from reports.charts import comparison_plots, training_plots
+from reports.charts import comparison_plots
 from reports.charts.chart import Chart
 from reports.errors import ReportError
 from reports.findings import compare_budgets
@@ -156,7 +156,6 @@ def _templates() -> jinja2.Environment:
         "tables": tables,
         "page_tables": page_tables,
         "comparison_plots": comparison_plots,
-        "training_plots": training_plots,
         "compare_budgets": compare_budgets,
         "find_detectable_gap": find_detectable_gap,
     }
