@@ -28,7 +28,6 @@ BENCHMARKS = {
     "orderly-stop": "orderly_stop:measure",
     "replicates": "error_rates:measure_replicates",
     "report-time": "report_time:measure",
-    "pareto": "error_rates:measure_pareto",
     "scale": "scale:measure",
     "effects": "error_rates:measure_effects",
     "sweeps": "error_rates:measure_sweeps",

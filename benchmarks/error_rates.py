@@ -1,6 +1,6 @@
 """Error rates and power of the statistics of reports, in the simulated studies of the tests.
 
-``python -m benchmarks effects``, ``uneven-noise``, ``unequal-runs``, ``replicates``, ``pareto`` and
+``python -m benchmarks effects``, ``uneven-noise``, ``unequal-runs``, ``replicates`` and
 ``sweeps`` print the tables of docs/statistics.md.
 """
 
@@ -28,14 +28,11 @@ from tests.simulations.replicates import (
     ARCHITECTURES,
     MARGIN,
     NOISES,
-    RUN_STD,
     TEXT_NOISES,
-    WINDOWS,
     count_false_as_good,
     count_false_worse,
     has_false_verdict,
     run_until_decided,
-    simulate_fronts,
     simulate_looks,
     simulate_losses,
 )
@@ -265,27 +262,6 @@ def _measure_looks(studies: int) -> Iterator[str]:
         undecided = np.mean([each.verdicts.count("undecided") for each in found])
         runs, looks = (np.mean([getattr(each, n) for each in found]) for n in ("runs", "looks"))
         yield f"{design} | {kind} | {false:.1%} | {runs:.0f} | {looks:.1f} | {undecided:.1f}"
-
-
-def measure_pareto(studies: int = 1000) -> Iterator[str]:
-    """Yield how often a Pareto front claims that a larger architecture is better."""
-    yield f"a larger architecture is said to be better, of {studies:,} studies; {WINDOWS} windows"
-    yield "architectures | runs | standard deviation of a run | gap | on the front | significant"
-    for architectures, runs, run_std, gap in (
-        (4, 5, RUN_STD, 0.0),
-        (4, 3, RUN_STD, 0.0),
-        (10, 5, RUN_STD, 0.0),
-        (4, 5, RUN_STD, 0.05),
-        (10, 5, RUN_STD, 0.05),
-        (4, 1, 0.0, 0.0),
-        (4, 1, RUN_STD, 0.0),
-        (10, 1, RUN_STD, 0.0),
-    ):
-        claims = simulate_fronts(studies, architectures, runs, gap, 0, run_std)
-        yield (
-            f"{architectures} | {runs} | {run_std} | {gap} | {claims.front:.1%} | "
-            f"{claims.significant:.1%}"
-        )
 
 
 def measure_sweeps(studies: int = 200) -> Iterator[str]:

@@ -23,7 +23,7 @@ print(study.results[["label", "value"]].head())
 # are compared in pairs. A negative effect lowers the loss.
 print(study.effects())
 
-# %% The networks that no smaller one beats, and the cheapest one that is not worse.
+# %% The networks that no smaller one beats.
 print(study.pareto())
 
 # %% The same as a figure. A notebook displays it as the last expression of a cell.

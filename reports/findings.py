@@ -3,11 +3,6 @@
 A finding about a change is a :class:`reports.stats.conditional_effects.RankedEffect`: estimate,
 interval and the condition on which it depends. Page, note, terminal and Python take the same ones,
 so that none of them calls an effect significant that another one does not.
-
-At equal steps a larger batch has read more tokens, and a longer distance between updates has had
-fewer of them. The curves say what each network reached earlier: at the largest number of tokens,
-or of updates, that all compared trials have reached (Shallue et al., *Measuring the Effects of Data
-Parallelism on Neural Network Training*, 2019, compare batch sizes by steps and by examples).
 """
 
 from collections.abc import Iterable
@@ -22,7 +17,6 @@ from reports.analysis.hypothesis_tests import HypothesisTest, run_stored_tests
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import (
     build_outcome_table,
-    build_table,
     estimate_effects,
     estimate_outcomes,
     find_edges,
@@ -40,7 +34,7 @@ from reports.stats.conditional_effects import (
     RankedEffect,
     rank_effects,
 )
-from reports.stats.design import Contrast, number_groups
+from reports.stats.design import number_groups
 from reports.stats.effects import AdjustedEffect, Effect
 from reports.stats.hypotheses import Verdict
 from reports.stats.judged import Edge
@@ -61,8 +55,8 @@ normally distributed values 670 standard deviations."""
 MIN_VALUES = 5
 """Values from which their median distance is used."""
 
-MAX_START_SHARE = 0.05
-"""Largest share of its start in a smoothed loss that is compared: 0.95ⁿ is less from 59 steps."""
+MIN_BUDGET_RATIO = 1.01
+"""Ratio of two budgets from which they are unequal: a last sequence may be shorter."""
 
 
 @dataclass(frozen=True)
@@ -251,29 +245,32 @@ class StudyFindings:
 
     @cached_property
     def budgets(self) -> list[UnequalBudget]:
-        """Parameters whose values get unequal budgets and are compared nevertheless.
-
-        Values are compared among trials that are equal in all other parameters.
-        """
-        compared = {each.contrast.parameter for each in self.effects}
-        compared |= {each.parameter for each in self.additive.trends} if self.additive else set()
+        """Compared parameters whose values get unequal budgets at equal steps."""
+        compared = {effect.contrast.parameter for effect in self.effects}
+        if self.additive:
+            compared |= {trend.parameter for trend in self.additive.trends}
         names = [name for name in BUDGET_PARAMS if name in compared]
-        results, found = self.results, []
-        if not (results.cells and names):
-            return []
-        rows, rates = results.complete, find_rates(results)
-        for name in names:
-            others = [each for each in results.all_parameters if each != name]
-            alike = number_groups(rows, others)
-            for unit, rate in rates.drop(columns="steps").items():
-                of_pairs = rate.groupby(alike)
-                differs = of_pairs.transform("max") > 1.01 * of_pairs.transform("min")
-                means = rate[differs].groupby(rows[name][differs]).mean().sort_values()
-                if len(means) > 1:
-                    least, most = means.index[0], means.index[-1]
-                    ratio = float(means.iloc[-1] / means.iloc[0])
-                    found.append(UnequalBudget(name, str(unit), least, most, ratio))
-        return found
+        found = [_find_unequal_budget(self.results, name) for name in names]
+        return [budget for budget in found if budget]
+
+
+def _find_unequal_budget(results: Results, name: str) -> UnequalBudget | None:
+    """Find the values of a parameter with the most and the least data or updates in a step.
+
+    Trials that are equal in all other parameters are compared.
+    """
+    rows = results.complete
+    alike = number_groups(rows, [other for other in results.all_parameters if other != name])
+    data = f"{results.config.token_name}s" if results.config.is_text else "inputs"
+    for column, unit in (("inputs", data), ("updates", "updates")):
+        rates = rows[column] / rows["steps"]
+        ratios = rates / rates.groupby(alike).transform("min")
+        differs = ratios.groupby(alike).transform("max") > MIN_BUDGET_RATIO
+        largest = ratios[differs].groupby(rows[name][differs]).max().sort_values()
+        if len(largest) > 1:
+            least, most = largest.index[0], largest.index[-1]
+            return UnequalBudget(name, unit, least, most, float(largest.iloc[-1]))
+    return None
 
 
 def _count_divergences(rows: pd.DataFrame, groups: "pd.Series[Any]") -> list[Divergence]:
@@ -284,94 +281,6 @@ def _count_divergences(rows: pd.DataFrame, groups: "pd.Series[Any]") -> list[Div
         Divergence(str(name), int(diverged), int(ended))
         for name, diverged, ended in counts.sort_values("sum", ascending=False).itertuples()
     ]
-
-
-@dataclass(frozen=True)
-class BudgetComparison:
-    """Effects at equal steps, next to those at equal tokens and at equal updates.
-
-    Attributes:
-        budgets: the largest number of steps, updates, and tokens or inputs that all compared
-            trials have reached, by the unit; steps first, others only where trials differ in them
-            at equal steps.
-        rows: effects on the smoothed training loss of each change that such a budget depends on,
-            one at each budget.
-    """
-
-    budgets: dict[str, float]
-    rows: list[list[Effect]]
-
-
-def compare_budgets(results: Results) -> BudgetComparison | None:
-    """Compare the effects of batch size and update distance at equal budgets.
-
-    Only complete trials are compared, each at its curve's value, interpolated between log points.
-    A budget is left out that some trials reach so early that their smoothed losses still depend on
-    where they start, which is alike for all trials: by more than :data:`MAX_START_SHARE`.
-
-    Returns:
-        None if no trials differ in a budget, if some were pruned, or without their curves.
-    """
-    if not results.varies_budget or results.is_pruned:
-        return None
-    complete = results.complete
-    curves = {
-        number: (points["step"].to_numpy(dtype=float), points["loss"].to_numpy(dtype=float))
-        for number, points in results.curves.groupby("number")
-        if number in complete.index
-    }
-    if len(curves) < len(complete):
-        return None
-    rates = find_rates(results)
-    ends = pd.Series({number: steps[-1] for number, (steps, _) in curves.items()})
-    varied = [unit for unit in rates if unit == "steps" or rates[unit].nunique() > 1]
-    contrasts = build_table(results, results.judge(results.table)).list_contrasts()
-    changed = [
-        contrast
-        for contrast in contrasts
-        if contrast.parameter in BUDGET_PARAMS
-        and any(_differs(complete, rates[unit], contrast) for unit in varied)
-    ]
-    smoothing = complete.get("smoothing", results.config.training.smoothing)
-    budgets, tables = {}, []
-    for unit in varied:
-        amount = float((ends * rates[unit]).min())
-        if (smoothing ** (amount / rates[unit])).max() > MAX_START_SHARE:
-            continue
-        budgets[str(unit)] = amount
-        losses = {
-            number: np.interp(amount / rates[unit][number], steps, values, left=np.nan)
-            for number, (steps, values) in curves.items()
-        }
-        rows = results.table.assign(value=pd.Series(losses).reindex(results.table.index))
-        tables.append(build_table(results, results.judge(rows)))
-    found = [[table.compute_effect(contrast) for table in tables] for contrast in changed]
-    found = [row for row in found if all(effect.pairs for effect in row)]
-    return BudgetComparison(budgets, found) if found and len(budgets) > 1 else None
-
-
-def find_rates(results: Results) -> pd.DataFrame:
-    """Return how much of each budget a step of each complete trial has, by its unit."""
-    complete, training = results.complete, results.config.training
-    steps = complete["steps"].fillna(training.steps)
-    sizes = complete.get("batch_size", training.batch_size)
-    data = f"{results.config.token_name}s" if results.config.is_text else "inputs"
-    rates = {
-        "steps": pd.Series(1.0, complete.index),
-        data: (complete["inputs"] / steps).fillna(sizes),
-        "updates": (complete["updates"] / steps).fillna(1),  # older studies: one for each step
-    }
-    return pd.DataFrame(rates).astype(float)
-
-
-def _differs(complete: pd.DataFrame, rates: "pd.Series[float]", contrast: Contrast) -> bool:
-    """Return whether trials before and after a change differ in a budget at equal steps."""
-    column = complete[contrast.parameter]
-    before, after = (
-        {round(rate, 9) for rate in rates[(column == value).fillna(False).astype(bool)]}
-        for value in (contrast.before, contrast.after)
-    )
-    return before != after
 
 
 @dataclass(frozen=True)

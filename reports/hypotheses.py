@@ -9,7 +9,7 @@ comparison of their architectures.
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -27,7 +27,6 @@ from reports.analysis.hypothesis_tests import (
     list_unknown,
     run_test,
 )
-from reports.analysis.other_studies import BEST, Agreement, compare_rankings
 from reports.errors import ReportError
 from reports.findings import StudyFindings
 from reports.formatting import escape_markdown, format_number, load_templates
@@ -187,7 +186,6 @@ def render_page(
             report_identity(each.identity for each in studies), (each.folder for each in studies)
         ),
         verdicts=tabulate_verdicts(tested, listed),
-        agreements=tabulate_agreements(compare_rankings(studies)),
         rules=tabulate_rules(listed),
         min_pairs=MIN_PAIRS,
         outcome_margin=f"{OUTCOME_MARGIN:.0%}",
@@ -240,29 +238,6 @@ def tabulate_rules(hypotheses: Sequence[Hypothesis]) -> Table[tuple[int, Hypothe
             Column("margin", lambda row: row[1].margin, "g"),
             Column("holds if", lambda row: describe_rule(row[1])[0]),
             Column("does not hold if", lambda row: describe_rule(row[1])[1]),
-        ],
-    )  # fmt: skip
-
-
-def tabulate_agreements(agreements: Sequence[Agreement]) -> Table[Agreement]:
-    """Tabulate how far studies of the same networks agree."""
-
-    def count_side(place: int) -> Callable[[Agreement], int | None]:
-        return lambda row: row.sides[place] if row.sides else None
-
-    has_sides = any(each.sides for each in agreements)
-    return Table(
-        "agreement",
-        agreements,
-        [
-            Column("study", lambda row: row.first.label),
-            Column("other study", lambda row: row.second.label),
-            Column("complete in both", lambda row: row.common, "d"),
-            Column("rank correlation", lambda row: row.rank_correlation, ".2f"),
-            Column(f"best {BEST} in common", lambda row: row.common_best, "d"),
-            Column("better than both thresholds", count_side(0), "d", condition=has_sides),
-            Column("than that of the study alone", count_side(1), "d", condition=has_sides),
-            Column("than that of the other alone", count_side(2), "d", condition=has_sides),
         ],
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ What is emphasised is marked by :func:`strong`; :func:`to_plain`, :func:`to_html
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -18,9 +17,8 @@ from reports.analysis.hypothesis_tests import (
     describe_region,
     describe_rule,
 )
-from reports.analysis.leaderboard import CostSummary, StudySummary, summarize_study
+from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import build_outcome_table, join_names
-from reports.analysis.other_studies import BaselineReference
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, UnequalBudget
 from reports.formatting import escape_markdown
 from reports.results import Results
@@ -393,14 +391,6 @@ def describe_judged(results: Results) -> str:
     return f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
 
 
-def describe_similar(costs: CostSummary) -> str:
-    """Say what the architectures have in common that are as good as those of a Pareto front."""
-    if costs.is_replicated:
-        return "not significantly worse than the front at their cost, corrected for all pairs"
-    data = f"over the {costs.measure.data} of these single runs"
-    return f"not distinguishable from the front at their cost, {data}"
-
-
 def explain_single_runs(findings: StudyFindings) -> str:
     """Say what a comparison of single runs over held-out data covers, in sentences."""
     measure, complete = findings.results.measure, findings.results.counts.complete
@@ -410,29 +400,6 @@ def explain_single_runs(findings: StudyFindings) -> str:
         f"another training run, nor the selection of the best of {complete}. Replicate "
         "architectures to compare them."
     )
-
-
-def describe_references(
-    references: Sequence[BaselineReference],
-    kind: Literal["training_loss", "metric"],
-    scale: Scale,
-) -> str:
-    """Return the name and loss of each reference line, and what differs; "" if there is none."""
-    lines = [
-        f"{reference.label}: {getattr(reference, kind):{scale.value_spec}}"
-        for reference in references
-        if math.isfinite(getattr(reference, kind))
-    ]
-    if not lines:
-        return ""
-    differences = {each.study: each.training_differences for each in references}
-    sentences = [
-        f"The cells of {study} were trained differently: {difference}."
-        for study, difference in differences.items()
-        if difference
-    ]
-    drawn = f"Dashed lines: the best of each baseline cell: {'; '.join(lines)}."
-    return " ".join([drawn, *sentences])
 
 
 def describe_drawn_curves(results: Results, points: int) -> str:

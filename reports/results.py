@@ -215,11 +215,6 @@ class Results:
         return list_nuisance(self.config, [list_params(row, names) for row in rows])
 
     @property
-    def varies_budget(self) -> bool:
-        """Whether architectures may read different amounts of data, or have different updates."""
-        return bool(self.cells) and any(name in BUDGET_PARAMS for name in self.judged_parameters)
-
-    @property
     def judged_parameters(self) -> list[str]:
         """Parameters that distinguish architectures: those with several values, less nuisance."""
         return [name for name in self.parameters if name not in self.nuisance]

@@ -215,13 +215,10 @@ def _add_curves(
 ) -> Results:
     results = replace(results, curve_ends=_index_ends(read_curve_ends(storage, study_id)))
     numbers = None
-    if drawn_only and not results.varies_budget:
-        complete = results.complete
-        unrecorded = complete.index[complete["training_loss"].isna()]
-        with_curve = unrecorded.intersection(results.curve_ends.index)
-        drawn = (number for each in results.split_tasks() for number in select_drawn_curves(each))
-        wanted = {*drawn, *with_curve.tolist()}
-        numbers = wanted if len(wanted) <= _MAX_NAMED else None
+    if drawn_only:
+        parts = results.split_tasks()
+        drawn = {number for part in parts for number in select_drawn_curves(part)}
+        numbers = drawn if len(drawn) <= _MAX_NAMED else None
     results = replace(results, curves=_to_frame(read_curves(storage, study_id, numbers)))
     if not results.config.pruning.enabled:
         return results

@@ -15,13 +15,12 @@ from typing import Any, Generic, TypeVar
 import pandas as pd
 
 from reports.analysis.hypothesis_tests import Finding, HypothesisTest, describe_region
-from reports.analysis.leaderboard import CostSummary, LeaderboardEntry, StudySummary
+from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.formatting import escape_markdown, format_number, format_stderr, objective_name
 from reports.phrases import strong, to_html, to_markdown
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect, rank_effects
 from reports.stats.effects import AdjustedEffect, Effect, PairedDifference
-from reports.stats.pareto import FrontMember, ParetoFront
 from reports.stats.scale import NATS, add_unit, format_param, format_value
 from studies.records import Direction
 
@@ -495,45 +494,11 @@ def tabulate_leaderboard(
     )  # fmt: skip
 
 
-def tabulate_front(
-    front: ParetoFront, summary: CostSummary, name: str = "Pareto front"
-) -> Table[FrontMember]:
-    """Tabulate the architectures on a Pareto front, the cheapest first."""
-    measure, unit = summary.measure, summary.measure.held_out_unit
-    members = [each.architecture for each in front.members]
-    worse = "significantly" if summary.is_replicated else "distinguishably"
-
-    def name_cheaper(member: FrontMember) -> str | None:
-        return member.cheaper.label if member.cheaper else None
-
-    return Table(
-        name,
-        front.members,
-        [
-            Column("on the front", lambda e: e.architecture.label, name="architecture"),
-            Column("", lambda e: e.architecture.number, name="trial"),
-            *_best_values(members, "", lambda e: e.architecture.best_values),
-            Column("parameters", lambda e: _to_int(e.architecture.parameters), ",d",
-                   name="parameters"),
-            Column("time", lambda e: e.architecture.seconds, ",.2f", unit="s", name="seconds"),
-            Column(measure.loss, lambda e: e.architecture.loss, measure.spec, unit=unit,
-                   name=measure.held_out),
-            estimate_column("vs. best", lambda e: e.gap, unit, f"+{measure.spec}", name="gap"),
-            Column(f"cheapest that is not {worse} worse", lambda e: name_cheaper(e) or "none"),
-            Column("", name_cheaper, name="cheapest_not_worse"),
-        ],
-    )  # fmt: skip
-
-
-def _best_values(
-    entries: Sequence[Any],
-    prefix: str,
-    values: Callable[[Any], Mapping[str, Any]] = lambda entry: entry.best_values,
-) -> list[Column[Any]]:
+def _best_values(entries: Sequence[LeaderboardEntry], prefix: str) -> list[Column[Any]]:
     """Return a column for each nuisance parameter of which architectures have their best value."""
 
-    def get(name: str, row: Any) -> str:
-        return format_value(values(row).get(name))
+    def get(name: str, row: LeaderboardEntry) -> str:
+        return format_value(row.best_values.get(name))
 
     names = dict.fromkeys(name for each in entries for name in each.best_values)
     return [Column(prefix + format_param(name), partial(get, name), TEXT) for name in names]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reports.errors import ReportError
     from rnn.errors import RNNError
     from rnn_search.api import run
-    from rnn_search.findings import Effects, Pareto
+    from rnn_search.findings import Effects
     from rnn_search.management import (
         copy_study,
         delete_study,
@@ -38,7 +38,6 @@ __version__ = "0.1.0"
 _MODULES = {
     "run": "api",
     "Effects": "findings",
-    "Pareto": "findings",
     "Study": "study",
     "Trial": "study",
     "load": "study",
@@ -47,7 +46,6 @@ _MODULES = {
 
 __all__ = [
     "Effects",
-    "Pareto",
     "RNNError",
     "ReportError",
     "SearchError",

@@ -1,4 +1,4 @@
-"""What a study says: effects, verdicts and the Pareto front, and what planned looks find.
+"""What a study says: effects and verdicts, and what planned looks find.
 
 Planned looks are taken between two searches of a study of replicates, until it is decided. Slow to
 import: pandas.
@@ -10,23 +10,21 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from html import escape
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from reports.analysis.hypothesis_tests import HypothesisTest
 from reports.analysis.leaderboard import (
-    CostSummary,
     LeaderboardEntry,
     StudySummary,
     look_at_results,
-    summarize_costs,
     summarize_study,
 )
 from reports.analysis.nuisance import build_judged_table
 from reports.errors import ReportError
-from reports.findings import BudgetComparison, StudyFindings, compare_across_tasks, compare_budgets
+from reports.findings import StudyFindings, compare_across_tasks
 from reports.narrative import (
     describe_insignificance,
     describe_noise,
@@ -45,7 +43,6 @@ from reports.phrases import (
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
 from reports.stats.looks import RUN_NOISE, Noise
-from reports.stats.pareto import FrontMember, ParetoFront
 from reports.stats.task_contrasts import TaskContrast
 from reports.study_reader import read_results
 from reports.tables import (
@@ -55,20 +52,18 @@ from reports.tables import (
     tabulate_conditional,
     tabulate_effects,
     tabulate_findings,
-    tabulate_front,
     tabulate_leaderboard,
 )
 from search.derive import group_by_architecture, record_look
 from studies.attributes import StudyRecord
 from studies.config import Objective
-from studies.errors import ConfigError, StudiesError
+from studies.errors import StudiesError
 from studies.loader import read_study_record
 from studies.measure import find_measure
 from studies.storage.changes import list_derived
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
-from studies.text import shorten
 
 if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
@@ -186,28 +181,6 @@ class Effects(_Printed):
         how significance is corrected; the intervals are not.
         """
         return tabulate_conditional(self.findings.conditional).to_frame()
-
-    @property
-    def budgets(self) -> pd.DataFrame:
-        """One row per change of how much a step reads or how often it updates, and per budget.
-
-        Columns: those of a contrast, as in :attr:`table`, here of the smoothed training loss where
-        all compared trials have reached the same ``amount`` of ``equal``: ``steps``, ``updates``,
-        and ``bytes`` or ``tokens``, of tasks other than text ``inputs``. Empty for studies that do
-        not vary such a setting.
-        """
-        found = compare_budgets(self.findings.results) or BudgetComparison({}, [])
-        rows = [
-            (effect, budget)
-            for effects in found.rows
-            for effect, budget in zip(effects, found.budgets.items(), strict=True)
-        ]
-        columns = ["parameter", "before", "after", "effect", "low", "high", "pairs", "significant"]
-        table = tabulate_effects([effect for effect, _ in rows]).to_frame()[columns]
-        return table.assign(
-            equal=[unit for _, (unit, _) in rows],
-            amount=[amount for _, (_, amount) in rows],
-        )
 
     def plot(self) -> "go.Figure":
         """Plot each effect with its interval; a notebook displays the figure."""
@@ -335,45 +308,6 @@ class Verdicts(_Printed):
         return [name_unit("losses and differences", self.unit), smallest]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Pareto(_Printed):
-    """Architectures that no other one beats at its cost; printed as their table.
-
-    Attributes:
-        front: the front, and the architectures off it.
-        summary: how they were compared, over several runs or the evaluation windows of single
-            ones, and the measure of their losses.
-    """
-
-    front: ParetoFront
-    summary: CostSummary
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row per architecture on the front, the cheapest first.
-
-        Columns: ``architecture``, its ``trial``, ``parameters``, ``seconds`` of a run (NaN where
-        they are not comparable), the held-out loss in ``bits_per_byte``, or as ``loss`` in the unit
-        of a task other than text, its ``gap`` to the best with the ends ``low`` and ``high`` of its
-        95% interval, in the same unit (NaN for the best),
-        and ``cheapest_not_worse``: the cheapest architecture that costs less and is not
-        significantly worse; missing if all of these are.
-        """
-        return self._tabulate().to_frame()
-
-    def _tabulate(self) -> Table[FrontMember]:
-        return tabulate_front(self.front, self.summary)
-
-    def plot(self) -> "go.Figure":
-        """Plot the loss of all architectures against the cost; a notebook displays the figure."""
-        from reports.charts.comparison_plots import plot_front
-
-        return plot_front(self.front, self.summary.measure)
-
-    def _list_remarks(self) -> list[str]:
-        return [name_unit("losses and gaps", self.summary.measure.held_out_unit)]
-
-
 def find_effects(results: Results, storage: str) -> Effects:
     """Estimate the effects in a study's results, see :meth:`rnn_search.Study.effects`.
 
@@ -427,20 +361,6 @@ def find_verdicts(results: Results) -> Verdicts:
             "refinement.replicates of 2 or more, and its first look if it has looks"
         )
     return Verdicts(summary, results)
-
-
-def find_pareto(results: Results, cost: Literal["parameters", "seconds"]) -> Pareto:
-    """Find the architectures worth their cost, see :meth:`rnn_search.Study.pareto`."""
-    if cost not in ("parameters", "seconds"):
-        raise ConfigError(f"cost is {shorten(repr(cost))}: expected 'parameters' or 'seconds'")
-    summary = summarize_costs(results, summarize_study(results))
-    front = summary.front(cost) if summary else None
-    if summary is None or front is None:
-        raise ReportError(
-            f"study {results.name!r} has no front by {cost}: expected two or more architectures "
-            "with a held-out loss and different costs under the same conditions"
-        )
-    return Pareto(front, summary)
 
 
 # ------------------------------------------------------------------ planned looks

@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # slow to import
 
     from reports.results import Results
     from rnn.export import SavedModel
-    from rnn_search.findings import Effects, Pareto, TaskEffects, Verdicts
+    from rnn_search.findings import Effects, TaskEffects, Verdicts
     from search.status import Status
 
 
@@ -260,8 +260,6 @@ class Study:
         from rnn_search.findings import compare_tasks, find_effects
 
         results = self._read_results(False, require_complete=True)
-        if results.varies_budget:
-            results = self._read_results(require_complete=True)
         if results.config.task_names:
             return compare_tasks(results, self.storage)
         return find_effects(results, self.storage)
@@ -278,22 +276,31 @@ class Study:
 
         return find_verdicts(self._read_one_task("verdicts", with_windows=True))
 
-    def pareto(self, cost: Literal["parameters", "seconds"] = "parameters") -> "Pareto":
+    def pareto(self, cost: Literal["parameters", "seconds"] = "parameters") -> "pd.DataFrame":
         """Find the architectures that no other one beats at its cost, by their held-out loss.
 
-        Architectures are compared at their best values of the nuisance parameters.
+        One row per architecture, the cheapest first: ``architecture``, its ``trial``,
+        ``parameters``, ``seconds`` of a run and the held-out ``loss``. Each is at its best values
+        of the nuisance parameters. By seconds, only runs under the same conditions are compared:
+        those that most architectures have; others have no ``seconds``. The table is empty without
+        held-out losses. Close losses may differ by noise alone.
 
         Args:
             cost: number of parameters, or computing time of a run in seconds.
 
         Raises:
             ConfigError: if the cost is another one.
-            ReportError: if no trial is complete, or fewer than two architectures have a held-out
-                loss and a comparable cost.
+            ReportError: if no trial is complete.
         """
-        from rnn_search.findings import find_pareto
+        from reports.analysis.costs import COSTS, find_front, list_costs
+        from reports.analysis.leaderboard import rank_architectures
 
-        return find_pareto(self._read_one_task("pareto", with_windows=True), cost)
+        if cost not in COSTS:
+            raise ConfigError(f"cost is {shorten(repr(cost))}: expected 'parameters' or 'seconds'")
+        results = self._read_one_task("pareto")
+        table, _ = list_costs(results, rank_architectures(results))
+        front = find_front(table[cost].to_numpy(dtype=float), table["loss"].to_numpy(dtype=float))
+        return table.iloc[front].reset_index(drop=True).astype({"parameters": int})
 
     def outcomes(self) -> "pd.DataFrame":
         """Count, for each change, the matched pairs that it brings below ``report_threshold``.

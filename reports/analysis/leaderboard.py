@@ -1,10 +1,10 @@
-"""Architectures of a study: ranked by the mean of their runs, compared on the same text, costs."""
+"""Architectures of a study: ranked by the mean of their runs, compared on the same text."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean, mode
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,14 +13,6 @@ from scipy import special
 from reports.results import Results
 from reports.stats.effects import CONFIDENCE
 from reports.stats.looks import PlannedLook, take_look
-from reports.stats.pareto import (
-    Cost,
-    CostedArchitecture,
-    ParetoFront,
-    ReplicatedComparisons,
-    SingleRunComparisons,
-    find_front,
-)
 from reports.stats.replicates import (
     Comparison,
     Difference,
@@ -38,7 +30,6 @@ from reports.trial_table import (
     average_profiles,
     decode_architecture,
     format_settings,
-    list_conditions,
     list_params,
     metric_column,
     read_profile,
@@ -46,11 +37,7 @@ from reports.trial_table import (
 from rnn.config import NetworkConfig
 from studies.attributes import SOURCE_TRIALS, LookRecord
 from studies.config import training_settings
-from studies.measure import Measure
 from studies.space import BPTT_STEPS, REPLICATE
-
-if TYPE_CHECKING:
-    from reports.analysis.other_studies import BaselineReference
 
 LEADERBOARD_SIZE = 10
 """Number of architectures on the report's leaderboard, each with its code."""
@@ -429,88 +416,3 @@ def list_losses(results: Results) -> dict[str, LossesByRun]:
     for name, replicate, run in zip(rows["architecture"], replicates, losses, strict=True):
         grouped.setdefault(name, {})[int(replicate)] = run
     return dict(grouped)
-
-
-# ------------------------------------------------------------------ costs
-
-
-@dataclass(frozen=True)
-class CostSummary:
-    """Fronts of a study.
-
-    Attributes:
-        fronts: front by parameters, and by seconds where they are comparable.
-        measure: names, unit and format of the losses.
-        split: held-out split of the losses.
-        is_replicated: whether the comparisons cover other runs, and are corrected for their number.
-        conditions: device, precision, threads and lockstep of the runs whose seconds are compared.
-    """
-
-    fronts: list[ParetoFront]
-    measure: Measure
-    split: str
-    is_replicated: bool
-    conditions: str
-
-    def front(self, cost: Cost) -> ParetoFront | None:
-        """Return the front by a cost; None if it is not comparable."""
-        return next((front for front in self.fronts if front.cost == cost), None)
-
-
-def summarize_costs(
-    results: Results, summary: StudySummary, references: "Sequence[BaselineReference]" = ()
-) -> CostSummary | None:
-    """Find the fronts of a study; None if its losses or windows are not recorded.
-
-    Args:
-        results: results of the study; each architecture counts at its best values of the nuisance
-            parameters.
-        summary: ranking and comparison of its architectures.
-        references: baseline cells of other studies.
-    """
-    metric = results.metric
-    conditions = list_conditions(results.judge(results.complete))
-    common = mode([text for text in conditions.values() if text] or [""])
-    costed = {
-        entry.label: CostedArchitecture(
-            entry.label,
-            entry.number,
-            entry.parameter_count,
-            entry.seconds if conditions[entry.label] == common != "" else math.nan,
-            entry.validation_loss if metric.is_value else entry.mean,
-            entry.best_values,
-        )
-        for entry in summary.entries
-    }
-    costed = {label: each for label, each in costed.items() if np.isfinite(each.loss)}
-    compared: ReplicatedComparisons | SingleRunComparisons | None = None
-    if summary.has_verdicts:
-        worse = [each.label for each in summary.entries if each.verdict is Verdict.WORSE]
-        compared = ReplicatedComparisons(summary.comparisons, worse)
-    elif windows := _windows(results, summary.entries, costed):
-        compared = SingleRunComparisons(windows)
-    if compared is None:
-        return None
-    costed = {label: each for label, each in costed.items() if compared.knows(label)}
-    if len(costed) < 2:
-        return None
-    drawn = [
-        each if each.conditions == common != "" else replace(each, seconds=math.nan)
-        for each in references
-    ]
-    fronts = [find_front(cost, costed, compared, drawn) for cost in ("parameters", "seconds")]
-    known_fronts = [front for front in fronts if front]
-    return CostSummary(known_fronts, results.measure, metric.split, summary.has_verdicts, common)
-
-
-def _windows(
-    results: Results, entries: Sequence[LeaderboardEntry], labels: Collection[str]
-) -> dict[str, list[float]]:
-    """Return the losses on each window of the architectures that have the most common number."""
-    found = {
-        entry.label: results.windows.get(entry.number, [])
-        for entry in entries
-        if entry.label in labels
-    }
-    length = mode([len(each) for each in found.values() if len(each) > 1] or [0])
-    return {label: each for label, each in found.items() if len(each) == length > 0}

@@ -8,7 +8,6 @@ readers can distinguish, and visible on white and on black. No figure relies on 
 
 import html
 import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,6 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from reports.analysis.other_studies import BaselineReference
 from reports.formatting import escape_html
 
 IMPROVES, WORSENS, NEUTRAL = "#2f7fd1", "#d55e00", "#8a9099"
@@ -152,37 +150,6 @@ def interval_bars(
         "width": 5,
         "color": color,
     }
-
-
-def add_reference_lines(
-    figure: go.Figure,
-    references: Sequence[BaselineReference],
-    losses: Sequence[float],
-    axis: str,
-    bounds: Sequence[float],
-) -> None:
-    """Add a dashed line with a legend entry for each reference whose loss is known.
-
-    The axis is given a range, for which Plotly ignores lines across the figure.
-
-    Args:
-        figure: figure that is changed.
-        references: the references.
-        losses: their positions; NaN if unknown.
-        axis: axis of the losses, ``x`` or ``y``.
-        bounds: values that are within the range of the axis, as the lines are.
-    """
-    add_line = figure.add_hline if axis == "y" else figure.add_vline
-    for i, (reference, loss) in enumerate(zip(references, losses, strict=True)):
-        if math.isfinite(loss):
-            dash = DASHES[1 + i % (len(DASHES) - 1)]
-            add_line(
-                **{axis: loss},
-                line={"color": CELL_COLORS[reference.cell], "dash": dash, "width": 2},
-                name=escape_html(reference.label),
-                showlegend=True,
-            )
-    figure.update_layout({f"{axis}axis": {"range": find_range([*bounds, *losses])}})
 
 
 def place_legend_below(figure: go.Figure, height: int, **legend: Any) -> go.Figure:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
-from reports.analysis.leaderboard import CostSummary, LeaderboardEntry
-from reports.analysis.other_studies import BaselineReference, SourceComparison
+from reports.analysis.costs import Cost, find_front
+from reports.analysis.leaderboard import LeaderboardEntry
+from reports.analysis.refinement import SourceComparison
 from reports.charts.chart import (
     BEST_COLOR,
-    CELL_COLORS,
     COLUMN_WIDTH,
     DASHES,
     HOVER_TEXTS,
@@ -26,7 +27,6 @@ from reports.charts.chart import (
     ZERO_COLOR,
     Cells,
     Chart,
-    add_reference_lines,
     category_colors,
     find_range,
     find_row_height,
@@ -36,14 +36,13 @@ from reports.charts.chart import (
     wrap_label,
 )
 from reports.formatting import escape_html
-from reports.phrases import describe_similar, describe_trend, format_estimate
+from reports.phrases import describe_trend, format_estimate
 from reports.results import Results
 from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.design import Contrast
 from reports.stats.effects import Effect, FactorialTable, PairedDifference
 from reports.stats.noise import NoiseSource
-from reports.stats.pareto import Cost, ParetoFront
 from reports.stats.replicates import Comparison
 from reports.stats.scale import (
     Metric,
@@ -55,7 +54,7 @@ from reports.stats.scale import (
     format_signed,
     format_value,
 )
-from reports.study_reader import MAX_DRAWN, select_evenly
+from reports.study_reader import select_evenly
 from rnn.config import BASELINE_CELLS, BaselineConfig
 from studies.measure import Measure
 
@@ -305,17 +304,12 @@ def _plot_trend(trend: Trend, scale: Scale) -> go.Figure:
 # ---------------------------------------------------------------- architectures
 
 
-def plot_replicates(
-    entries: Sequence[LeaderboardEntry],
-    metric: Metric,
-    references: Sequence[BaselineReference] = (),
-) -> go.Figure:
+def plot_replicates(entries: Sequence[LeaderboardEntry], metric: Metric) -> go.Figure:
     """Plot each architecture's runs, and their mean with its 95% interval.
 
     Args:
         entries: the architectures, the best first.
         metric: metric of the losses.
-        references: baseline cells, drawn as vertical lines.
     """
     labels = [wrap_label(entry.label) for entry in entries]
     means, lows, highs = ([getattr(e, name) for e in entries] for name in ("mean", "low", "high"))
@@ -342,12 +336,10 @@ def plot_replicates(
             ),
         ]
     )
-    lines = [each.metric for each in references]
-    add_reference_lines(figure, references, lines, "x", [*losses, *lows, *highs])
     return figure.update_layout(
         xaxis_title=metric.axis_title,
         yaxis={"type": "category", "autorange": "reversed"},
-        height=150 + find_row_height(labels) * len(entries) + ROW_HEIGHT * len(references),
+        height=150 + find_row_height(labels) * len(entries),
     )
 
 
@@ -398,62 +390,72 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
     )
 
 
-def chart_front(front: ParetoFront, summary: CostSummary) -> Chart:
-    """Chart the losses of a study against one cost."""
-    loss, (noun, *_) = summary.measure.loss, _COSTS[front.cost]
+def chart_costs(costs: pd.DataFrame, cost: Cost, measure: Measure, split: str) -> Chart | None:
+    """Chart the held-out losses of architectures against one cost, with the front as a line.
+
+    Args:
+        costs: table of :func:`reports.analysis.costs.list_costs`.
+        cost: the cost.
+        measure: names, unit and format of the losses.
+        split: held-out split of the losses.
+
+    Returns:
+        The chart; None if fewer than two costs are known.
+    """
+    known = costs[costs[cost].notna()]
+    if known[cost].nunique() < 2:
+        return None
+    noun, *_ = _COSTS[cost]
+    front = find_front(known[cost].to_numpy(dtype=float), known["loss"].to_numpy(dtype=float))
+    count = format_count(len(front), "architecture is", "architectures are")
     caption = (
-        "Line and diamonds: the Pareto front; no architecture that costs as much or less has a "
-        f"lower {loss}. Circles: {describe_similar(summary)}. Gray: worse."
+        f"Loss on the {split} split. {count} on the line: no other one of the same cost or less "
+        f"has a lower {measure.loss}. Close ones may be equal: a difference may be noise."
     )
-    others = len(front.similar) + len(front.worse)
-    drawn = min(len(front.similar), MAX_DRAWN) + min(len(front.worse), MAX_DRAWN)
-    if drawn < others:
-        caption += f" {drawn:,} of the {others:,} off the front are drawn, spread over the costs."
-    if front.references:
-        caption += " Crosses: the best of each baseline cell of the other studies on this page."
-    figure = plot_front(front, summary.measure)
-    return Chart(f"{loss.capitalize()} against {noun}", figure, caption=caption)
+    others = known.drop(known.index[front])
+    drawn = others.iloc[select_evenly(list(range(len(others))))]
+    if len(drawn) < len(others):
+        caption += f" {len(drawn):,} of the {len(others):,} others are drawn."
+    figure = _plot_costs(known.iloc[front], drawn, cost, measure)
+    return Chart(f"{measure.loss.capitalize()} against {noun}", figure, caption=caption)
 
 
-def plot_front(front: ParetoFront, measure: Measure) -> go.Figure:
-    """Plot each architecture's held-out loss against its cost, on a logarithmic axis."""
-    _, cost_title, cost_text = _COSTS[front.cost]
-    members = [member.architecture for member in front.members]
-    everything = [*members, *front.similar, *front.worse]
-    costs = [each.cost(front.cost) for each in [*everything, *front.references]]
+def _plot_costs(
+    front: pd.DataFrame, others: pd.DataFrame, cost: Cost, measure: Measure
+) -> go.Figure:
+    """Plot architectures as markers, and those on the front on a line of steps."""
+    _, cost_title, cost_text = _COSTS[cost]
+    costs = [*front[cost], *others[cost]]
     figure = go.Figure()
     figure.add_scatter(
-        x=[each.cost(front.cost) for each in members] + [max(costs)],
-        y=[each.loss for each in members] + [members[-1].loss],
+        x=[*front[cost], max(costs)],
+        y=[*front["loss"], front["loss"].min()],
         mode="lines",
         line={"shape": "hv", "color": IMPROVES, "width": 2},
         hoverinfo="skip",
         showlegend=False,
     )
-    similar = {"symbol": "circle-open", "color": IMPROVES, "size": 9, "line": {"width": 2}}
-    groups = [
-        ("worse", select_evenly(front.worse), {"color": NEUTRAL, "size": 5, "opacity": 0.55}),
-        ("not distinguishable from the front", select_evenly(front.similar), similar),
-        ("front", members, {"symbol": "diamond", "color": IMPROVES, "size": 11}),
-    ]
-    for each in front.references:
-        marker = {"symbol": "x", "color": CELL_COLORS[each.cell], "size": 10}
-        groups.append((escape_html(each.label), [each], marker))
-    for name, points, marker in groups:
-        trials = ["" if each.number is None else f" (trial {each.number})" for each in points]
+    markers = {
+        "others": {"color": NEUTRAL, "size": 5, "opacity": 0.55},
+        "front": {"symbol": "diamond", "color": IMPROVES, "size": 11},
+    }
+    for name, rows in (("others", others), ("front", front)):
+        texts = [
+            escape_html(f"{label} (trial {trial})")
+            for label, trial in zip(rows["architecture"], rows["trial"], strict=True)
+        ]
         figure.add_scatter(
-            x=[each.cost(front.cost) for each in points],
-            y=[each.loss for each in points],
+            x=rows[cost].tolist(),
+            y=rows["loss"].tolist(),
             mode="markers",
-            marker=marker,
+            marker=markers[name],
             name=name,
-            text=[escape_html(e.label + trial) for e, trial in zip(points, trials, strict=True)],
+            text=texts,
             hovertemplate=f"%{{text}}<br>{cost_text}<br>%{{y:{measure.spec}}}<extra></extra>",
-            showlegend=bool(points),
+            showlegend=bool(len(rows)),
         )
-    losses = [each.loss for each in everything]
-    shown = [each.loss for each in [*members, *front.similar, *front.references]]
-    shown += [min(losses), float(np.quantile(losses, _SHOWN_QUANTILE))]
+    losses = [*front["loss"], *others["loss"]]
+    shown = [*front["loss"], float(np.quantile(losses, _SHOWN_QUANTILE))]
     title = add_unit(measure.name_loss("held-out"), measure.held_out_unit)
     return figure.update_layout(
         xaxis={"title": cost_title} | _scale_costs(min(costs), max(costs)),

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.analysis.other_studies import BaselineReference
 from reports.charts.chart import (
     NEUTRAL,
     ColorScheme,
-    add_reference_lines,
     category_colors,
+    find_range,
     sequential_colors,
 )
 from reports.formatting import escape_html, objective_name
@@ -39,8 +38,8 @@ _ABSENT_COLOR = "#b9bec6"
 """Color of the trials that lack a parameter."""
 
 
-def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) -> go.Figure:
-    """Plot every training curve, the best on top, with the baseline cells as lines."""
+def plot_curves(results: Results) -> go.Figure:
+    """Plot every training curve, the best on top."""
     drawn, curves = select_drawn_curves(results), []
     by_number = dict(iter(results.curves.groupby("number")))
     best = set(results.complete.index[:HIGHLIGHTED_CURVES])
@@ -71,12 +70,11 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
     figure = go.Figure(curves)
     # The steep descent of the first steps, common to all, is outside of the initial range.
     ends = results.curves["loss"].quantile([0.02, 1] if scale.higher_is_better else [0, 0.98])
-    lines = [each.training_loss for each in references]
-    add_reference_lines(figure, references, lines, "y", ends.tolist())
+    title = add_unit(results.measure.curve, results.measure.unit)
     return figure.update_layout(
         xaxis_title="step",
-        yaxis_title=add_unit(results.measure.curve, results.measure.unit),
-        showlegend=any(map(math.isfinite, lines)),
+        yaxis={"title": title, "range": find_range(ends.tolist())},
+        showlegend=False,
         height=620,
     )
 

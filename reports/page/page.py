@@ -26,7 +26,6 @@ from reports import narrative, phrases, tables
 from reports.charts import comparison_plots
 from reports.charts.chart import Chart
 from reports.errors import ReportError
-from reports.findings import compare_budgets
 from reports.formatting import (
     format_number,
     load_templates,
@@ -156,7 +155,6 @@ def _templates() -> jinja2.Environment:
         "tables": tables,
         "page_tables": page_tables,
         "comparison_plots": comparison_plots,
-        "compare_budgets": compare_budgets,
         "find_detectable_gap": find_detectable_gap,
     }
     return environment

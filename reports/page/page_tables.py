@@ -7,9 +7,9 @@ from operator import itemgetter
 from typing import Any
 
 from reports.analysis.leaderboard import LeaderboardEntry
-from reports.analysis.other_studies import VariantEffect
 from reports.analysis.pruning import PruningSummary
-from reports.findings import BudgetComparison, TaskComparison
+from reports.analysis.refinement import VariantEffect
+from reports.findings import TaskComparison
 from reports.formatting import format_number, format_stderr
 from reports.results import Results
 from reports.stats.additive_model import AdditiveModel
@@ -253,19 +253,6 @@ def tabulate_variants(
                       condition=has_pairs),
             Column("improved", improved_share, ".0f", unit="%", condition=has_pairs),
             Column("pairs", lambda e: e.pairs or None, ",d", condition=has_pairs),
-        ],
-    )  # fmt: skip
-
-
-def tabulate_budgets(comparison: BudgetComparison, scale: Scale, name: str = "") -> Table[Any]:
-    """Tabulate effects at equal steps, next to those at equal tokens and at equal updates."""
-    return Table(
-        name,
-        comparison.rows,
-        [
-            Column("change", lambda row: row[0].contrast.label),
-            *(estimate_column(f"at equal {unit}", itemgetter(i), scale.unit, f"+{scale.spec}")
-              for i, unit in enumerate(comparison.budgets)),
         ],
     )  # fmt: skip
 

@@ -4,20 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from reports.analysis.leaderboard import CostSummary, summarize_costs
+import pandas as pd
+
+from reports.analysis.costs import COSTS, list_costs
 from reports.analysis.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
-from reports.analysis.other_studies import (
-    BaselineReference,
+from reports.analysis.pruning import PruningSummary, summarize_pruning
+from reports.analysis.refinement import (
     SourceComparison,
     VariantEffect,
     compare_with_source,
     compute_variant_effects,
-    find_references,
 )
-from reports.analysis.pruning import PruningSummary, summarize_pruning
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import (
     chart_context,
+    chart_costs,
     chart_interactions,
     chart_levels,
     chart_trends,
@@ -36,7 +37,7 @@ from reports.findings import (
     compare_across_tasks,
 )
 from reports.formatting import objective_name, value_axis_title
-from reports.phrases import describe_drawn_curves, describe_references
+from reports.phrases import describe_drawn_curves
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
 from reports.stats.scale import BAD, GOOD, format_count
@@ -63,7 +64,7 @@ class MainEffects:
 
 
 def build_sections(results: Sequence[Results]) -> list["Section"]:
-    """Build the sections of a page; each shows the baseline cells of the other studies.
+    """Build the sections of a page.
 
     A study of several tasks has one for each, the first of which compares them.
     """
@@ -74,7 +75,7 @@ def build_sections(results: Sequence[Results]) -> list["Section"]:
         found = [replace(part, replicates=find_replicates(part, parts)) for part in of_study]
         across_tasks = compare_across_tasks(found)
         for part in found:
-            sections.append(Section(part, find_references(part, parts), across_tasks))
+            sections.append(Section(part, across_tasks))
             across_tasks = None
     return sections
 
@@ -85,13 +86,11 @@ class Section:
 
     Attributes:
         results: results of the study.
-        references: baseline cells of other studies, which its charts show.
         across_tasks: comparison with the tasks of the next sections; None but for the first of
             several tasks.
     """
 
     results: Results
-    references: Sequence[BaselineReference] = ()
     across_tasks: TaskComparison | None = None
 
     # ---------------------------------------------------------------- effects
@@ -166,15 +165,28 @@ class Section:
             return None
         return Chart(
             f"Runs of each {results.noun}",
-            plot_replicates(entries, results.metric, self.references),
-            caption=describe_references(self.references, "metric", results.scale),
+            plot_replicates(entries, results.metric),
             width=360,
         )
 
     @cached_property
-    def costs_and_losses(self) -> CostSummary | None:
-        """Pareto fronts of loss and cost; None without held-out losses."""
-        return summarize_costs(self.results, self.findings.summary, self.references)
+    def cost_charts(self) -> dict[str, Chart]:
+        """Charts of the held-out losses against each cost that is known, by the cost."""
+        results = self.results
+        charts = {
+            cost: chart_costs(self._costs[0], cost, results.measure, results.metric.split)
+            for cost in COSTS
+        }
+        return {cost: chart for cost, chart in charts.items() if chart}
+
+    @property
+    def cost_conditions(self) -> str:
+        """Conditions of the runs whose computing times are compared."""
+        return self._costs[1]
+
+    @cached_property
+    def _costs(self) -> tuple[pd.DataFrame, str]:
+        return list_costs(self.results, self.findings.summary.entries)
 
     @cached_property
     def context_chart(self) -> Chart | None:
@@ -223,7 +235,7 @@ class Section:
         results = self.results
         if results.curves.empty:
             return None
-        figure = plot_curves(results, self.references)
+        figure = plot_curves(results)
         name = results.measure.curve
         caption = (
             f"{name[:1].upper()}{name[1:]}. Hover to see the {results.noun}; "
@@ -233,11 +245,10 @@ class Section:
         )
         points = sum(len(trace.y) for trace in figure.data)
         caption += describe_drawn_curves(results, points)
-        legend = describe_references(self.references, "training_loss", results.scale)
         return Chart(
             "Training curves" if results.cells else "Curves",
             figure,
-            caption=f"{caption} {legend}".strip(),
+            caption=caption,
             max_width=FULL_WIDTH,
             color_schemes=list_color_schemes(results),
         )

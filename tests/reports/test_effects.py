@@ -1,4 +1,4 @@
-"""Effects and conditional effects, by hand and by brute force; their noise; equal budgets."""
+"""Effects and conditional effects, by hand and by brute force; their noise."""
 
 import itertools
 import math
@@ -8,11 +8,11 @@ from html import unescape
 import numpy as np
 import pandas as pd
 import pytest
-from factories import created_once, gated_params, make_runs, make_study, read_studies
+from factories import gated_params, make_runs, make_study, read_studies
 
 from reports.analysis.nuisance import build_judged_table
 from reports.charts.comparison_plots import chart_conditional_effects
-from reports.page.page import render_page, write_report
+from reports.page.page import render_page
 from reports.page.section import build_sections
 from reports.results import find_replicates
 from reports.stats.conditional_effects import compute_conditional_effects
@@ -21,7 +21,6 @@ from reports.stats.effects import FactorialTable
 from reports.stats.noise import NoiseSource
 from reports.trial_table import find_traits
 from rnn_search import load
-from studies.config import StudyConfig
 from studies.space import REPLICATE
 from tests.simulations import grids
 from tests.simulations.grids import NOISE, Scenario, simulate
@@ -238,59 +237,3 @@ def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
 def test_replicates_that_are_trained_or_judged_otherwise_do_not_count(sqlite_url, changed):
     made, again = replicates_of(sqlite_url, **changed)
     assert find_replicates(made, [made, again]) is None
-
-
-# ------------------------------------------------------------------ equal budgets
-
-STEPS = range(50, 1001, 50)
-
-
-@created_once
-def make_batches(url, driver, name="made", smoothing=0.95):
-    """Store a study whose loss falls with the number of tokens, or of updates, and nothing else."""
-    space = {"state_size": [4, 8], "layers": [1], "residual": [False, True]}
-    space |= {f"{gate}_gate": [False] for gate in ("input", "forget", "output", "state")}
-    space |= {"state_source": ["new"]}
-    space |= {"training": {"batch_size": [16, 24], "update_every": [1, 2]}}
-    training = {"steps": 1000, "sequence_length": 1001, "smoothing": smoothing}
-    raw = {"space": space, "training": training, "objective": "training"}
-    generator, runs = np.random.default_rng(1), []
-    for params in StudyConfig.model_validate(raw).grid.combinations():
-        batch, every = params["batch_size"], params["update_every"]
-        noise = generator.normal(0, 0.001) + 0.1 * params["residual"]
-        rate = {"tokens": batch, "updates": 16 / every}[driver]
-        curve = {step: 3 - 0.2 * math.log(step * rate) + noise for step in STEPS}
-        recorded = {"curve": curve, "training_loss": curve[1000]}
-        recorded |= {"steps": 1000, "updates": 1000 // every, "inputs": 1000 * batch}
-        runs.append((params, curve[1000], recorded))
-    make_runs(url, name, raw, runs)
-
-
-@pytest.mark.usefixtures("without_optuna_figures")
-@pytest.mark.parametrize(
-    ("driver", "parameter", "budget"),
-    [("tokens", "batch_size", "bytes"), ("updates", "update_every", "updates")],
-)
-def test_change_that_only_reads_or_updates_more_has_no_effect_at_that_budget(
-    sqlite_url, tmp_path, driver, parameter, budget
-):
-    make_batches(sqlite_url, driver)
-    rows = load("made", storage=sqlite_url).effects().budgets.set_index(["parameter", "equal"])
-    more = -0.2 * math.log(1.5) if driver == "tokens" else 0.2 * math.log(2)
-    assert rows["effect"][parameter, "steps"] == pytest.approx(more, abs=0.002)
-    assert rows["significant"][parameter, "steps"]
-    assert rows["effect"][parameter, budget] == pytest.approx(0, abs=0.002)
-    assert not rows["significant"][parameter, budget]
-    # What all of the compared trials have reached; 16,000 bytes are between two log points of 24.
-    assert rows["amount"][parameter].to_dict() == {"steps": 1000, "bytes": 16000, "updates": 500}
-    assert set(rows.index.get_level_values(0)) == {"batch_size", "update_every"}, "no residual"
-    if driver == "tokens":
-        page = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text()
-        assert "At equal steps, bytes and updates" in page
-
-
-def test_budget_at_which_the_smoothed_loss_still_depends_on_its_start_is_left_out(sqlite_url):
-    """Half of the trials have 500 updates at step 500, of which the start has 8%."""
-    make_batches(sqlite_url, "tokens", smoothing=0.995)
-    budgets = load("made", storage=sqlite_url).effects().budgets
-    assert set(budgets["equal"]) == {"steps", "bytes"}

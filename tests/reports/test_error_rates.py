@@ -15,7 +15,6 @@ from tests.simulations.replicates import (
     count_false_worse,
     has_false_verdict,
     run_until_decided,
-    simulate_fronts,
     simulate_looks,
     simulate_losses,
 )
@@ -114,11 +113,6 @@ def err_in_looks(gap: float) -> float:
     return np.mean([has_false_verdict(each, gaps) for each in runs])
 
 
-def gain(gap: float) -> float:
-    """Return how often the larger of four architectures is said to be better."""
-    return simulate_fronts(100, architectures=4, runs=5, gap=gap, seed=1).significant
-
-
 def judge_sweeps(what: str, is_skewed: bool = False) -> float:
     """Judge additive models of sweeps of 40 runs at random."""
     return getattr(measure_rates(simulate_sweeps("random", 40, 60, is_skewed)), what)
@@ -159,8 +153,6 @@ OTHERS = {
     "stated gap is found": (0.6, 0.95, lambda: find_gap(3)),
     "look at equal architectures errs": (0, 0.12, lambda: err_in_looks(0.0)),
     "look at a distance of the margin errs": (0, 0.12, lambda: err_in_looks(MARGIN)),
-    "larger architecture of equal loss is better": (0, 0.12, lambda: gain(0.0)),
-    "larger and better architecture is better": (0.8, 1, lambda: gain(0.05)),
     "interval of a sweep covers": (0.9, 0.99, lambda: judge_sweeps("covered")),
     "interval of the best rate covers": (0.88, 1, lambda: judge_sweeps("covered_best")),
     "interval of a skewed best rate covers": (0.88, 1, lambda: judge_sweeps("covered_best", True)),

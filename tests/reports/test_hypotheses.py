@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from factories import make_runs, make_study, results_of
-from scipy.stats import binom, spearmanr
+from scipy.stats import binom
 
 from reports.analysis.hypothesis_tests import run_stored_tests, run_test
-from reports.analysis.other_studies import compare_rankings
 from reports.errors import ReportError
 from reports.findings import StudyFindings
 from reports.hypotheses import HYPOTHESES, evaluate_study, list_hypotheses, render_page
@@ -409,30 +408,3 @@ def test_outcomes_have_no_table_where_all_are_on_one_side(sqlite_url, build_page
     drawn = "outcomes</caption>"
     assert drawn not in "".join(render_report([section]))
     assert drawn in build_page(make_study, "made").html
-
-
-def test_studies_of_the_same_networks_are_compared_by_rank(planned):
-    first = finished(planned, AS_SAID, name="first", report_threshold=1.2)
-    values = first.table["value"]
-    others = {
-        "shifted": np.where(values == values.min(), values.median(), values + 0.1),
-        "reversed": -values,
-    }
-    shifted, backwards = (
-        dataclasses.replace(first, name=name, table=first.table.assign(value=each).iloc[::-1])
-        for name, each in others.items()
-    )
-    found, opposite = compare_rankings([first, shifted, backwards])[:2]
-    rank = spearmanr(values, others["shifted"]).statistic
-    assert (found.common, found.common_best) == (len(values), 9)
-    assert found.rank_correlation == pytest.approx(rank)
-    good, other_good = values < 1.2, others["shifted"] < 1.2
-    counts = (good & other_good).sum(), (good & ~other_good).sum(), (other_good & ~good).sum()
-    assert found.sides == counts
-    assert counts[0] > 0 < counts[1]
-    assert (opposite.rank_correlation, opposite.common_best) == (pytest.approx(-1), 0)
-    row = f"| first | shifted | {len(values)} | {rank:.2f} | 9 | {counts[0]} | {counts[1]} | 0 |"
-    assert row in render_page([first, shifted], PUBLISHED)
-    few = dataclasses.replace(shifted, table=shifted.table[:19])
-    assert compare_rankings([first, few]) == []
-    assert "Agreement" not in render_page([first], PUBLISHED)

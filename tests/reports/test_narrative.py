@@ -43,7 +43,9 @@ def make_cells(url, value, name="made", **training):
     for params in StudyConfig.model_validate(raw).grid.combinations():
         found = value(params)
         loss = math.nan if found is None else found + generator.gauss(0, 0.004)
-        runs.append((params, loss, {"updates": 1000 // params.get("update_every", 1)}))
+        inputs = 1000 * params.get("batch_size", 256)
+        updates = 1000 // params.get("update_every", 1)
+        runs.append((params, loss, {"steps": 1000, "inputs": inputs, "updates": updates}))
     make_runs(url, name, raw, runs)
 
 

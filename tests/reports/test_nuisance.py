@@ -18,7 +18,7 @@ from factories import (
 
 from reports.analysis.leaderboard import rank_architectures
 from reports.analysis.nuisance import build_judged_table, summarize_nuisance
-from reports.analysis.other_studies import compare_with_source
+from reports.analysis.refinement import compare_with_source
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from reports.stats.effects import FactorialTable

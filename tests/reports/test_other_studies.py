@@ -1,4 +1,4 @@
-"""Other studies in a report: sources of a refinement, and baseline cells as references."""
+"""Other studies in a report: sources of a refinement, and replicates of architectures."""
 
 import math
 
@@ -10,21 +10,16 @@ from factories import (
     make_replicates,
     make_runs,
     make_study,
-    make_union,
     read_studies,
     results_of,
 )
 
-from reports.analysis.leaderboard import rank_architectures
-from reports.analysis.other_studies import (
+from reports.analysis.refinement import (
     compare_with_source,
     compute_variant_effects,
-    find_references,
 )
-from reports.charts.comparison_plots import plot_replicates
 from reports.page.page import render_page
-from reports.page.section import Section, build_sections
-from reports.phrases import describe_references
+from reports.page.section import Section
 from reports.results import find_replicates
 from reports.trial_table import decode_architecture
 from rnn.config import BaselineConfig
@@ -128,7 +123,7 @@ def test_source_values_use_the_objective_of_the_refinement(sqlite_url):
     assert tokens.sources.empty
 
 
-def test_replicates_and_references_are_those_by_the_same_objective(sqlite_url):
+def test_replicates_are_those_by_the_same_objective(sqlite_url):
     space = {"layers": [1], "state_size": [4]}
     runs = [(gated_params(), 2.0, {"training_loss": 1.5})]
     make_runs(sqlite_url, "made", {"space": space}, runs)
@@ -138,77 +133,19 @@ def test_replicates_and_references_are_those_by_the_same_objective(sqlite_url):
     ]
     raw = {"refinement": {"source": "made", "replicates": 2}}
     make_runs(sqlite_url, "again", raw, replicates)
-    make_baselines(sqlite_url)
-    names = ("made:training", "again:training", "again", "cells", "cells:training")
-    made, again, own, cells, cells_by = read_studies(sqlite_url, *names)
+    names = ("made:training", "again:training", "again")
+    made, again, own = read_studies(sqlite_url, *names)
     found = find_replicates(made, [own, again])
     assert list(found["value"]) == [1.6, 1.6]
     assert set(found["study"]) == {"again by smoothed training loss"}
     assert find_replicates(made, [own]) is None
     effects = load("made", storage=sqlite_url, objective="training").effects()
     assert list(effects.findings.results.replicates["value"]) == [1.6, 1.6]
-    references = find_references(made, [cells, cells_by])
-    assert [each.metric for each in references] == [
-        each.metric for each in find_references(made, [cells_by])
-    ]
-    assert not any(math.isnan(each.metric) for each in references)
-    assert all(math.isnan(each.metric) for each in find_references(made, [cells]))
 
 
-def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):
-    """Baseline cells have no switches."""
-    make_study(sqlite_url, finished=2)
+def test_baseline_cells_have_no_switches(sqlite_url):
     make_baselines(sqlite_url)
-    gated, cells = build_sections(read_studies(sqlite_url, "made", "cells"))
-    shapes = gated.curves.figure.layout.shapes
-    names = ["1×4 GRU, bptt steps 1", "1×4 GRU, bptt steps 16", "1×4 LSTM, bptt steps 1",
-             "1×4 LSTM, bptt steps 16"]  # fmt: skip
-    assert [shape.name for shape in shapes] == names
-    assert [shape.y0 for shape in shapes] == pytest.approx([1.4, 1.5, 1.8, 1.9])
-    assert "1×4 LSTM, bptt steps 16: 1.9." in gated.curves.alt_text
-    low, high = gated.curves.figure.layout.yaxis.range
-    assert low < 1.4 < 1.9 < high
-    assert not cells.curves.figure.layout.shapes
-    assert cells.results.parameters == ["cell", "state_size", "bptt_steps"]
-    first = cells.results.complete.iloc[0]
-    assert decode_architecture(first, cells.results.config) == BaselineConfig("gru", 1, 4)
-
-
-def drawn(results, others):
-    references = find_references(results, others)
-    return plot_replicates(rank_architectures(results), results.metric, references).layout
-
-
-def test_replicates_show_comparable_references_only(sqlite_url):
-    make_replicates(sqlite_url, "tested")
-    make_replicates(sqlite_url, "validated", split="validation")
-    make_baselines(sqlite_url)
-    tested, validated, cells = read_studies(sqlite_url, "tested", "validated", "cells")
-    assert not drawn(tested, [cells]).shapes, "no baseline was evaluated on the test text"
-    layout = drawn(validated, [cells])
-    assert [line.x0 for line in layout.shapes] == [3.5] * 4
-    make_baselines(sqlite_url, "elsewhere", evaluation={"windows": 8})
-    (elsewhere,) = read_studies(sqlite_url, "elsewhere")
-    assert not drawn(validated, [elsewhere]).shapes, "evaluated on other windows"
-
-
-def test_references_share_the_corpus_and_state_training_differences(sqlite_url):
-    make_study(sqlite_url)
-    make_union(sqlite_url)
-    make_baselines(sqlite_url, "elsewhere", text="cd")
-    make_baselines(sqlite_url, "tokens", tokenizer="bpe:300")
-    space = {"cell": ["gru", "lstm"], "layers": [1], "state_size": [4]}
-    space["training"] = {"bptt_steps": [4], "learning_rate": [0.002]}
-    make_baselines(sqlite_url, "longer", space=space, training={"steps": 20_000})
-    gated, *others = read_studies(sqlite_url, "made", "elsewhere", "tokens", "longer")
-    references = find_references(gated, others)
-    assert {each.study for each in references} == {"longer"}
-    words = describe_references(references, "training_loss", gated.scale)
-    assert "steps 20,000 against 10,000 here" in words
-    assert "learning_rate 0.002 against 0.001 here, bptt_steps 4 against 1 here" in words
-    assert {each.label for each in references} == {"1×4 GRU", "1×4 LSTM"}, "no setting varies"
-    assert find_references(others[0], [gated, *others]) == []
-    (union,) = read_studies(sqlite_url, "union")
-    (gru,) = find_references(gated, [gated, union])
-    assert (gru.label, gru.training_loss) == ("2×8 GRU", 1.72)
-    assert find_references(union, [gated, union]) == [], "it has its own"
+    results = results_of(sqlite_url, "cells")
+    assert results.parameters == ["cell", "state_size", "bptt_steps"]
+    first = results.complete.iloc[0]
+    assert decode_architecture(first, results.config) == BaselineConfig("gru", 1, 4)

@@ -11,7 +11,6 @@ from helpers import TEXT, DatabaseUse
 
 from reports import study_reader
 from reports.charts import training_plots
-from reports.charts.comparison_plots import chart_front
 from reports.dashboard.publish import StudyPublisher
 from reports.page.page_tables import tabulate_trials
 from reports.page.section import Section
@@ -94,9 +93,9 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
     assert f"20 of {trials}" in section.curves.caption
     listed = tabulate_trials(results).rows
     assert [row["number"] for row in listed] == results.table.index[:20].tolist()
-    costs = section.costs_and_losses
-    for front in costs.fronts:
-        assert sum(len(trace.x) for trace in chart_front(front, costs).figure.data) < 100
+    assert section.cost_charts
+    for chart in section.cost_charts.values():
+        assert sum(len(trace.x) for trace in chart.figure.data) < 100
 
 
 def test_all_curves_are_exported_whatever_is_drawn(sqlite_url, tmp_path, monkeypatch):

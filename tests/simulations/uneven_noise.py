@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from reports.analysis.other_studies import UNCHANGED, SourceComparison, compute_variant_effects
+from reports.analysis.refinement import UNCHANGED, SourceComparison, compute_variant_effects
 from reports.stats import Floats, Integers
 from reports.stats.effects import FactorialTable
 from reports.stats.judged import estimate_selected

@@ -1,0 +1,174 @@
+"""Architectures of a refinement, compared with their sources and with each other."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.analysis.leaderboard import average_columns
+from reports.results import Results
+from reports.stats.effects import FactorialTable, PairedDifference
+from reports.stats.run_means import average_runs
+from reports.stats.scale import NATS, Scale, format_param, format_value
+from reports.trial_table import list_params
+from studies.attributes import SOURCE_TRIALS
+from studies.config import resolve_params
+from studies.space import REPLICATE
+
+UNCHANGED = "unchanged"
+"""Name of the variant that changes nothing."""
+
+
+@dataclass(frozen=True)
+class SourceComparison:
+    """Losses of a refinement next to those of its source study.
+
+    Attributes:
+        source: name of the source study.
+        study: name of the refinement.
+        rows: one row per source architecture and variant: ``origin`` (number of the source trial,
+            the lowest of its replicates), ``source_value`` and ``value`` (adjusted means over
+            replicates; of the source the best over its nuisance values), ``variant`` (name of the
+            change) and ``label`` (name of the new architecture).
+        runs: the runs of all architectures: ``label``, ``replicate`` and ``value``.
+        scale: unit and precision of the values.
+    """
+
+    source: str
+    study: str
+    rows: pd.DataFrame
+    runs: pd.DataFrame
+    scale: Scale = NATS
+
+    def group_by_variant(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Yield the name and the rows of each variant, the unchanged one first."""
+        names = sorted(self.rows["variant"].unique(), key=lambda name: (name != UNCHANGED, name))
+        for name in names:
+            yield name, self.rows[self.rows["variant"] == name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantEffect(PairedDifference):
+    """Difference of a variant to the unchanged architectures, paired by source architecture.
+
+    There are no pairs for the unchanged variant itself, and in a study without it.
+
+    Attributes:
+        variant: name of the variant.
+        count: number of its architectures.
+        best: its least value.
+        source_difference: mean difference to the values in the source study, which may have been
+            trained with another budget.
+    """
+
+    variant: str
+    count: int
+    best: float
+    source_difference: float
+
+
+def compare_with_source(results: Results) -> SourceComparison | None:
+    """Match the complete trials of a refinement with the trials that they were derived from.
+
+    Returns:
+        The matched losses; None if the study is no refinement or its source cannot be compared.
+    """
+    refinement = results.config.refinement
+    if refinement is None or results.sources.empty:
+        return None
+    names = results.all_parameters
+    runs = results.complete.reindex(columns=["architecture", REPLICATE, "value"])
+    runs = runs.rename(columns={"architecture": "label"}).fillna({REPLICATE: 0})
+    means = average_columns(results.complete, ["value"])["value"]
+    sources = _read_sources(results)
+    rows = []
+    for row in results.complete.drop_duplicates("architecture").to_dict("records"):
+        params = list_params(row, names)
+        origins = [int(number) for number in row[SOURCE_TRIALS] or [] if number in sources]
+        for number, source in _find_best_sources(sources, origins, results.config.nuisance):
+            changes = (
+                f"{format_param(name)} {format_value(params.get(name)) or 'none'}"
+                for name in names
+                if params.get(name) != source.get(name)
+            )
+            variant = ", ".join(changes) or UNCHANGED
+            label = row["architecture"]
+            rows.append((number, source["value"], variant, label, means[label]))
+    if not rows:
+        return None
+    table = pd.DataFrame(rows, columns=["origin", "source_value", "variant", "label", "value"])
+    table = table.sort_values(["origin", "variant", "label"], ignore_index=True)
+    return SourceComparison(refinement.source, results.name, table, runs, results.scale)
+
+
+def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
+    """Return parameters and ``value`` of each source trial: the mean of all of its replicates."""
+    rows = results.sources
+    params = {
+        int(number): resolve_params(
+            list_params(row, rows.columns), results.config, results.all_parameters
+        )
+        | {"value": row["value"]}
+        for number, row in zip(rows.index, rows.to_dict("records"), strict=True)
+    }
+    settings = {
+        number: frozenset(item for item in row.items() if item[0] not in ("value", REPLICATE))
+        for number, row in params.items()
+    }
+    means = average_runs(
+        (settings[n], row.get(REPLICATE, 0), row["value"]) for n, row in params.items()
+    )
+    return {number: row | {"value": means[settings[number]]} for number, row in params.items()}
+
+
+def _find_best_sources(
+    sources: Mapping[int, dict[str, Any]], numbers: Sequence[int], nuisance: Collection[str]
+) -> list[tuple[int, dict[str, Any]]]:
+    """Return each source architecture at its best, and the lowest number of its trials there.
+
+    Of the values of nuisance parameters, the best is taken.
+    """
+    best: dict[Any, tuple[int, dict[str, Any]]] = {}
+    for number in sorted(numbers):
+        source = sources[number]
+        architecture = frozenset(
+            item for item in source.items() if item[0] not in ("value", REPLICATE, *nuisance)
+        )
+        if architecture not in best or source["value"] < best[architecture][1]["value"]:
+            best[architecture] = (number, source)
+    return list(best.values())
+
+
+def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]:
+    """Estimate the effect of each variant, by the noise between replicates or the pairs."""
+    rows = comparison.rows
+    # By variant, so that the noise of one that is unstable is not that of the others.
+    variants = rows.drop_duplicates("label").set_index("label")["variant"]
+    runs = comparison.runs.assign(variant=comparison.runs["label"].map(variants).fillna(""))
+    architectures = FactorialTable.from_runs(runs, ["label", "variant"], comparison.scale)
+    # An architecture that derives from several sources has a row for each.
+    place = {label: i for i, label in enumerate(comparison.runs["label"].drop_duplicates())}
+    trials = rows["label"].map(place)
+    unchanged = trials[rows["variant"] == UNCHANGED].set_axis(
+        rows.loc[rows["variant"] == UNCHANGED, "origin"]
+    )
+    effects = []
+    for variant, group in comparison.group_by_variant():
+        pairs = np.empty((2, 0), dtype=np.int64)
+        if variant != UNCHANGED:
+            before = unchanged.reindex(group["origin"], fill_value=-1)
+            pairs = np.array([before, trials[group.index]])
+        effects.append(
+            architectures.estimate(
+                VariantEffect,
+                pairs,
+                (-1, 1),
+                variant=variant,
+                count=len(group),
+                best=float(group["value"].min()),
+                source_difference=float((group["value"] - group["source_value"]).mean()),
+            )
+        )
+    return effects
