@@ -1,7 +1,6 @@
 """Figures of training curves."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from golden import FOLDER, Golden
 
+from reports.analysis.costs import COSTS
 from reports.analysis.hypothesis_tests import run_test
 from reports.analysis.leaderboard import summarize_study
 from reports.analysis.nuisance import build_judged_table
@@ -27,7 +28,7 @@ from reports.analysis.pruning import audit_pruning
 from reports.charts.optuna_plots import chart_importances
 from reports.study_reader import read_results
 from reports.tables import tabulate_findings
-from rnn_search import ReportError, import_results, import_study, load
+from rnn_search import import_results, import_study, load
 from studies.loader import load_hypotheses
 from studies.storage.open import read_storage
 
@@ -72,12 +73,6 @@ class StoredStudy:
     def compute_interactions(self) -> list[Any]:
         table = build_judged_table(self.results)
         return [] if self.results.is_pruned else table.compute_interactions()
-
-    def find_front(self, cost: str) -> Any:
-        try:
-            return self.study.pareto(cost).front
-        except ReportError:  # nothing to compare
-            return None
 
     def test_hypotheses(self) -> list[pd.DataFrame]:
         hypotheses = load_hypotheses(INPUTS / "hypotheses.toml")
@@ -132,7 +127,7 @@ def compute_statistics(name: str) -> dict[str, Any]:
         },
         "comparisons with the best": _compare_with_best(stored),
         "pairwise comparisons": _compare_pairwise(stored),
-        "fronts": {cost: _describe_front(stored, cost) for cost in ("parameters", "seconds")},
+        "fronts": {cost: stored.study.pareto(cost)["trial"].tolist() for cost in COSTS},
         "outcomes": _to_plain(stored.list_outcomes().to_dict("records")),
         "hypotheses": [
             _to_plain(frame[list(TESTED)].to_dict("records")) for frame in stored.test_hypotheses()
@@ -190,25 +185,6 @@ def _compare_pairwise(stored: StoredStudy) -> dict[str, Any]:
         found[f"{numbers[worse]} − {numbers[better]}"] = _pick(each, keys)
     smallest = summary.smallest.number if summary.smallest else None
     return {"pairs": found, "smallest as good": smallest}
-
-
-def _describe_front(stored: StoredStudy, cost: str) -> Any:
-    front = stored.find_front(cost)
-    if front is None:
-        return None
-    return {
-        "members": [
-            {
-                **_pick(member.architecture, ("number", "loss", cost)),
-                "gap": _pick(member.gap, ("mean", "low", "high")),
-                "cheaper": member.cheaper.number if member.cheaper else None,
-            }
-            for member in front.members
-        ],
-        "similar": [each.number for each in front.similar],
-        "worse": [each.number for each in front.worse],
-        "left_out": front.left_out,
-    }
 
 
 def _name(contrast: Any) -> str:
