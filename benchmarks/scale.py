@@ -15,18 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import optuna
-import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from search.options import RunOptions
 from search.pruning.scheduler import PauseResumeScheduler
 from search.status import read_status
 from search.study import create_or_join
-from studies.artifacts import open_store
 from studies.loader import read_study_record
 from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
-from studies.storage.tables import TRIALS
 from tests.simulations.large_study import LOG_POINTS, NAME, create_large_study, grid_overrides
 
 SIZES = (432, 10_080)
@@ -192,34 +189,6 @@ def _prepare_decision(database: Database) -> Callable[[], None]:
     return decide
 
 
-def _publish_first(database: Database) -> Iterator[None]:
-    publish = _prepare_publication(database)
-    yield
-    publish()
-
-
-def _publish(database: Database) -> Iterator[None]:
-    publish = _prepare_publication(database)
-    _fail_trial(database, database.trials - 1)
-    publish()
-    _fail_trial(database, database.trials - 2)
-    yield
-    publish()
-
-
-def _fail_trial(database: Database, number: int) -> None:
-    with open_storage(database.url).transaction() as connection:
-        is_trial = TRIALS.c.number == number
-        connection.execute(sa.update(TRIALS).where(is_trial).values(state=TrialState.FAIL))
-
-
-def _prepare_publication(database: Database) -> Callable[[], None]:
-    from reports.dashboard.publish import StudyPublisher
-
-    store = open_store(str(database.folder / "artifacts"), database.url, "artifacts")
-    return StudyPublisher(open_storage(database.url), NAME, store).publish
-
-
 def _write_report(database: Database) -> Iterator[None]:
     from reports.page.page import write_report
 
@@ -239,8 +208,6 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[Database], Iterator[None]]]] = {
     f"{DECISIONS} pruning decisions": ("pruned", _decide),
     "derive the next study": ("finished", partial(_derive, "stage-two", "derived")),
     "derive replicates": ("finished", partial(_derive, "replicates", "replicated")),
-    "publish first": ("finished", _publish_first),
-    "publish after a change": ("finished", _publish),
     "report": ("running", _write_report),
 }
 """Kind of database, and what is measured in it: a generator that yields once, where to begin."""

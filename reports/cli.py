@@ -19,6 +19,8 @@ from reports.errors import USER_ERRORS, OutputTakenError, ReportError
 from studies.attributes import LOOKS, REPORT_CLAIM
 from studies.cli import BY_OBJECTIVE, is_bug, print_bug, storage_options, studies_argument
 from studies.errors import StudiesError, StudyFormatError
+from studies.loader import read_record
+from studies.note import update_note, write_text
 from studies.storage.changes import update_system_attributes
 from studies.storage.counts import read_times
 from studies.storage.engine import error_message, is_transient
@@ -61,10 +63,8 @@ def print_failures(label: str, err: bool = False) -> Iterator[None]:
 # ------------------------------------------------------------------ the end of a search
 
 
-def finalize_search(
-    storage: str, study: str, artifacts: str | None, finished: int, was_finished: bool
-) -> None:
-    """Write the report of a search that has ended, print its main result, and publish its study.
+def finalize_search(storage: str, study: str, finished: int, was_finished: bool) -> None:
+    """Write the report of a search that has ended, and print its main result.
 
     If another process that saw the search end does so, only print which. A process that joined a
     finished study writes its report in any case. A failure is printed and not raised: the results
@@ -73,7 +73,6 @@ def finalize_search(
     Args:
         storage: URL of the storage.
         study: name of the study.
-        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
         finished: number of finished trials.
         was_finished: whether the study was finished when this process joined it.
     """
@@ -86,13 +85,6 @@ def finalize_search(
             click.echo(f"report: process {other} writes it; for another copy: {command}")
             return
         write_final_report(storage, study)
-        with print_failures("warning: cannot update the dashboard", err=True):
-            from reports.dashboard.publish import StudyPublisher  # slow: imports pandas and plotly
-            from studies.artifacts import open_store  # slow: imports boto3
-
-            store = open_store(artifacts, storage, "artifacts")
-            with closing(open_storage(storage)) as opened:
-                StudyPublisher(opened, study, store).publish()
 
 
 def _claim_report(storage: str, study: str, finished: int) -> str | None:
@@ -121,13 +113,29 @@ def _claim_report(storage: str, study: str, finished: int) -> str | None:
 
 
 def write_final_report(storage: str, study: str) -> None:
-    """Write the report of a finished search; print its path and its main result, or the failure."""
+    """Write the report of a finished search; print its path and its main result, or the failure.
+
+    The note of the study gets the same lines.
+    """
     with print_failures("no report"):
         from reports.page.page import write_report
 
         report = retry_outages(lambda: write_report(storage, [study]))
         click.echo(f"report: {report.path}")
         _print_headline(report)
+        with print_failures("warning: cannot update the note of the study", err=True):
+            retry_outages(lambda: _write_answer(storage, study, report))
+
+
+def _write_answer(storage: str, study: str, report: "Report") -> None:
+    """Write the answer of a report into the note of its study."""
+    with closing(open_storage(storage)) as opened:
+        loaded = load_study(opened, study)
+        record = read_record(loaded)
+        text = write_text(
+            study, record.config.question, record.commands, report.path, report.headline.split("\n")
+        )
+        update_note(opened, loaded._study_id, text)
 
 
 def retry_outages(function: Callable[[], _T]) -> _T:

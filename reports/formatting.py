@@ -1,7 +1,6 @@
 """Names, texts and units as pages and notes show them, and the templates that use them."""
 
 import math
-import re
 from html import escape
 
 import jinja2
@@ -9,9 +8,6 @@ import jinja2
 from reports.stats.scale import add_unit
 from studies.config import StudyConfig
 from studies.measure import find_measure
-
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
-"""Characters with a meaning in Markdown, in a line of text or a table."""
 
 
 def objective_name(config: StudyConfig) -> str:
@@ -28,11 +24,6 @@ def value_axis_title(config: StudyConfig) -> str:
 def escape_html(text: object) -> str:
     """Escape a text for Plotly, which renders some HTML."""
     return escape(str(text), quote=False)
-
-
-def escape_markdown(text: object) -> str:
-    """Return a text as one line that Markdown shows literally, in tables as well."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
 
 
 def format_number(value: float | None, spec: str) -> str:

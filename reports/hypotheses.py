@@ -29,7 +29,7 @@ from reports.analysis.hypothesis_tests import (
 )
 from reports.errors import ReportError
 from reports.findings import StudyFindings
-from reports.formatting import escape_markdown, format_number, load_templates
+from reports.formatting import format_number, load_templates
 from reports.narrative import list_warnings
 from reports.output import OUTPUT, choose_path, identity_tags, report_identity
 from reports.phrases import count_outcomes, format_estimate, strong, to_markdown, to_sentence
@@ -44,7 +44,7 @@ from studies.files import atomic_write
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
 from studies.loader import load_hypotheses
 from studies.storage.open import read_storage
-from studies.text import format_duration
+from studies.text import escape_markdown, format_duration
 
 HYPOTHESES = Path(__file__).with_suffix(".toml")
 """Default file of hypotheses: what was published about the first search of this kind."""

@@ -20,7 +20,6 @@ from reports.analysis.hypothesis_tests import (
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import build_outcome_table, join_names
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, UnequalBudget
-from reports.formatting import escape_markdown
 from reports.results import Results
 from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
@@ -41,6 +40,7 @@ from reports.stats.task_contrasts import TaskContrast
 from reports.study_reader import describe_selection, select_drawn_curves
 from studies.measure import Measure
 from studies.settings import Refinement
+from studies.text import escape_markdown
 
 MAX_TERMS = 5
 """Significant terms of an additive model that are listed, the largest first."""

@@ -1,4 +1,4 @@
-"""Reads the results of a study, once or again after it has changed, and selects what is drawn."""
+"""Reads the results of a study, and selects what is drawn."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,12 +6,13 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
+from optuna import Study
 
 from reports.errors import ReportError
 from reports.output import study_identity
 from reports.results import Results
 from reports.stats.scale import format_count
-from reports.trial_table import TableBuilder, judge_by, read_source_trials
+from reports.trial_table import build_table, judge_by, read_source_trials
 from studies.attributes import OBJECTIVE_NAMES, StudyRecord
 from studies.config import Objective
 from studies.errors import StudyNotFoundError
@@ -19,11 +20,11 @@ from studies.loader import read_record
 from studies.space import TASK
 from studies.storage.open import load_study
 from studies.storage.reads import (
-    TrialReader,
     read_audit_looks,
     read_curve_ends,
     read_curves,
     read_eval_windows,
+    read_trials,
 )
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
@@ -35,95 +36,6 @@ _MAX_NAMED = 5000
 """Number of trials from which all curves are read: a statement names no more."""
 
 _T = TypeVar("_T")
-
-
-class StudyReader:
-    """Reads the results of a study, of its trials only those that may have changed.
-
-    Args:
-        storage: storage of the study.
-        name: name of the study.
-        objective: the objective to judge the trials by, of which each has recorded the loss; None
-            for that of the study.
-
-    Raises:
-        StudyNotFoundError: if the study is missing.
-    """
-
-    def __init__(
-        self, storage: LeasedRDBStorage, name: str, objective: Objective | None = None
-    ) -> None:
-        self._storage = storage
-        self._objective = objective
-        self._study = load_study(storage, name)
-        self._folder = ""
-        self._trials = TrialReader(storage, self._study._study_id)
-        self._table = TableBuilder()
-
-    def read(
-        self,
-        with_curves: bool = True,
-        with_windows: bool = True,
-        require_complete: bool = True,
-        drawn_only: bool = False,
-    ) -> Results:
-        """Read the results as they are now; see :func:`read_results`."""
-        storage, study_id, name = self._storage, self._study._study_id, self._study.study_name
-        record = read_record(self._study)
-        if record.artifact_folder != self._folder:  # deleted and created again since
-            self._folder = record.artifact_folder
-            self._trials, self._table = TrialReader(storage, study_id), TableBuilder()
-        trials = self._trials.read()
-        if not trials:
-            raise ReportError(f"study {name!r} has no grid trial: expected one or more")
-        results = self._build(record, trials)
-        counts = results.counts
-        if require_complete and not counts.complete:
-            hint = f"rnn-search {'status' if counts.finished == counts.planned else 'continue'}"
-            raise ReportError(
-                f"study {name!r} has no complete trial ({counts.describe()}): type {hint} {name}"
-            )
-        if with_curves:
-            results = _add_curves(results, storage, study_id, drawn_only)
-        if not with_windows:
-            return results
-        tasks: dict[Any, str] = {}
-        if results.config.task_records:
-            tasks = results.table[TASK].to_dict()
-        windows = read_eval_windows(storage, study_id, results.metric.split, tasks)
-        return replace(results, windows=windows)
-
-    def _build(self, record: StudyRecord, trials: Sequence[StoredTrial]) -> Results:
-        """Build the results without curves and evaluation windows."""
-        storage, name = self._storage, self._study.study_name
-        config, is_pruning = record.config, record.config.pruning.enabled
-        own, objective = config.objective, self._objective or config.objective
-        if objective != own:
-            trials = _judge_trials(name, record, trials, objective)
-            config = config.model_copy(update={"objective": objective})
-        viewed = objective if objective != own else ""
-        identity = study_identity(storage.engine.url, name, record.artifact_folder, viewed)
-        return Results(
-            name=name,
-            config=config,
-            own_objective=own,
-            corpus=record.corpus,
-            commands=record.commands,
-            table=self._table.build(trials, config),
-            curves=_to_frame([]),
-            curve_ends=_index_ends([]),
-            early_losses=pd.Series(dtype=float),
-            sources=read_source_trials(storage, config),
-            floors=record.floors,
-            task_floors=record.task_floors,
-            tokenizer=record.tokenizer,
-            hypotheses=record.hypotheses,
-            audit_looks=read_audit_looks(storage, self._study._study_id) if is_pruning else {},
-            audit_nuisance=record.audit_nuisance,
-            identity=identity,
-            folder=record.artifact_folder,
-            looks=record.looks,
-        )
 
 
 def _judge_trials(
@@ -206,8 +118,67 @@ def read_results(
         ReportError: if no trial is complete, and one has to be, or a complete one has not recorded
             the loss of the objective.
     """
-    reader = StudyReader(storage, name, objective)
-    return reader.read(with_curves, with_windows, require_complete, drawn_only)
+    study = load_study(storage, name)
+    study_id = study._study_id
+    record = read_record(study)
+    trials = read_trials(storage, study_id)
+    if not trials:
+        raise ReportError(f"study {name!r} has no grid trial: expected one or more")
+    results = _build(storage, study, record, trials, objective)
+    counts = results.counts
+    if require_complete and not counts.complete:
+        hint = f"rnn-search {'status' if counts.finished == counts.planned else 'continue'}"
+        raise ReportError(
+            f"study {name!r} has no complete trial ({counts.describe()}): type {hint} {name}"
+        )
+    if with_curves:
+        results = _add_curves(results, storage, study_id, drawn_only)
+    if not with_windows:
+        return results
+    tasks: dict[Any, str] = {}
+    if results.config.task_records:
+        tasks = results.table[TASK].to_dict()
+    windows = read_eval_windows(storage, study_id, results.metric.split, tasks)
+    return replace(results, windows=windows)
+
+
+def _build(
+    storage: LeasedRDBStorage,
+    study: Study,
+    record: StudyRecord,
+    trials: Sequence[StoredTrial],
+    objective: Objective | None,
+) -> Results:
+    """Build the results without curves and evaluation windows."""
+    name = study.study_name
+    config, is_pruning = record.config, record.config.pruning.enabled
+    own, objective = config.objective, objective or config.objective
+    if objective != own:
+        trials = _judge_trials(name, record, trials, objective)
+        config = config.model_copy(update={"objective": objective})
+    viewed = objective if objective != own else ""
+    identity = study_identity(storage.engine.url, name, record.artifact_folder, viewed)
+    return Results(
+        name=name,
+        config=config,
+        own_objective=own,
+        corpus=record.corpus,
+        commands=record.commands,
+        table=build_table(trials, config),
+        curves=_to_frame([]),
+        curve_ends=_index_ends([]),
+        early_losses=pd.Series(dtype=float),
+        sources=read_source_trials(storage, config),
+        floors=record.floors,
+        task_floors=record.task_floors,
+        tokenizer=record.tokenizer,
+        hypotheses=record.hypotheses,
+        audit_looks=read_audit_looks(storage, study._study_id) if is_pruning else {},
+        audit_nuisance=record.audit_nuisance,
+        identity=identity,
+        folder=record.artifact_folder,
+        looks=record.looks,
+    )
 
 
 def _add_curves(

@@ -16,13 +16,14 @@ import pandas as pd
 
 from reports.analysis.hypothesis_tests import Finding, HypothesisTest, describe_region
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
-from reports.formatting import escape_markdown, format_number, format_stderr, objective_name
+from reports.formatting import format_number, format_stderr, objective_name
 from reports.phrases import strong, to_html, to_markdown
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect, rank_effects
 from reports.stats.effects import AdjustedEffect, Effect, PairedDifference
 from reports.stats.scale import NATS, add_unit, format_param, format_value
 from studies.records import Direction
+from studies.text import escape_markdown
 
 Row = TypeVar("Row")
 

@@ -101,48 +101,25 @@ MAX_TEXTS = 10
 """Number of texts above which a parameter is not contrasted: each two would be compared."""
 
 
-class TableBuilder:
-    """Builds the trial table of a study, see :class:`reports.results.Results`.
-
-    Rows of trials that are the same objects as in the last call are not built again.
-    """
-
-    def __init__(self) -> None:
-        self._context: Any = None
-        self._rows: dict[int, tuple[StoredTrial, dict[str, Any], dict[str, Any]]] = {}
-
-    def build(self, trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFrame:
-        """Build the table of a study's trials."""
-        names = {BPTT_STEPS, *(name for trial in trials for name in trial.params)}
-        is_same = self._context is not None and self._context[:2] == (config, names)
-        known = self._rows if is_same else {}
-        params = [
-            known[trial.number][1]
-            if trial.number in known and known[trial.number][0] is trial
-            else resolve_params(trial.params, config, names)
-            for trial in trials
-        ]
-        nuisance = set(list_nuisance(config, params))
-        name_architecture, varied = _choose_names(config, params, nuisance)
-        context = config, names, varied, nuisance
-        kept = self._rows if self._context == context else {}
-        rows = {
-            trial.number: (trial, each, kept[trial.number][2])
-            if trial.number in kept and kept[trial.number][0] is trial
-            else (trial, each, _make_row(trial, each, name_architecture(each), nuisance))
-            for trial, each in zip(trials, params, strict=True)
-        }
-        self._context, self._rows = context, rows
-        absent = TASK_RESULTS if config.is_text else (*TEXT_RESULTS, *_CONTEXT_COLUMNS)
-        made = [row for _, _, row in rows.values()]
-        table = _arrange_rows(made, params, config.direction == "maximize", absent)
-        return table.sort_values(TASK, kind="stable") if config.task_names else table
+def build_table(trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFrame:
+    """Build the table of a study's trials, see :class:`reports.results.Results`."""
+    names = {BPTT_STEPS, *(name for trial in trials for name in trial.params)}
+    params = [resolve_params(trial.params, config, names) for trial in trials]
+    nuisance = set(list_nuisance(config, params))
+    name_architecture = _choose_names(config, params, nuisance)
+    rows = [
+        _make_row(trial, of_trial, name_architecture(of_trial), nuisance)
+        for trial, of_trial in zip(trials, params, strict=True)
+    ]
+    absent = TASK_RESULTS if config.is_text else (*TEXT_RESULTS, *_CONTEXT_COLUMNS)
+    table = _arrange_rows(rows, params, config.direction == "maximize", absent)
+    return table.sort_values(TASK, kind="stable") if config.task_names else table
 
 
 def _choose_names(
     config: StudyConfig, params: Sequence[Mapping[str, Any]], nuisance: Collection[str]
-) -> tuple[Callable[[Mapping[str, Any]], str], set[str]]:
-    """Choose how the architectures of some trials are named, and by which settings.
+) -> Callable[[Mapping[str, Any]], str]:
+    """Choose how the architectures of some trials are named.
 
     A network is followed by the settings in which the study varies: ``2×32 GRU, batch_size 16``.
     Imported results have these alone: ``depth 3, activation relu``. Their long numbers are
@@ -157,7 +134,7 @@ def _choose_names(
             label = to_trial_config(row, config).architecture.label
             return label + format_settings(row, [name for name in row if name in varied])
 
-        return name_network, varied
+        return name_network
     names = set(config.results.parameters).difference(nuisance)
     varied = {name for name in names if len({repr(row.get(name)) for row in params}) > 1}
 
@@ -171,7 +148,7 @@ def _choose_names(
         return ", ".join(texts) or "no parameter"
 
     short, full = ({join(row, shortens) for row in params} for shortens in (True, False))
-    return partial(join, shortens=len(short) == len(full)), varied
+    return partial(join, shortens=len(short) == len(full))
 
 
 def _arrange_rows(

@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 import reports.cli
-from reports.dashboard.server import HOST, open_listener
+from reports.dashboard import HOST, open_listener
 from rnn_search.arguments import artifacts_or_default, storage_or_default
 from rnn_search.study import Study, load
 from search.display import SafeConsole, Ticker
@@ -99,8 +99,8 @@ def run(
         until: time after which to stop cleanly and return, in seconds or as in ``"45m"``.
         artifacts: folder or ``s3://BUCKET`` of checkpoints and weights; by default
             ``$RNN_SEARCH_ARTIFACTS``, or next to the storage.
-        report: whether to write the report of a finished study to ``reports/out/`` and publish the
-            study to optuna-dashboard, as the command line does.
+        report: whether to write the report of a finished study to ``reports/out/``, as the command
+            line does.
         until_decided: whether to compare replicated architectures at planned looks
             (``refinement.looks``) and to add runs until each is worse than the best or as good, or
             the last look is reached.
@@ -248,10 +248,8 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
     if cluster is not None and result.is_finished and result.record is not None:
         cancel_pending(cluster, result.record.artifact_folder, SafeConsole())
     if options.report and result.is_finished and not result.exit_code:
-        with Ticker(SafeConsole(), "updating the report and the dashboard"):
-            reports.cli.finalize_search(
-                storage, result.study, artifacts, result.finished, result.was_finished
-            )
+        with Ticker(SafeConsole(), "writing the report"):
+            reports.cli.finalize_search(storage, result.study, result.finished, result.was_finished)
     return result
 
 

@@ -66,6 +66,7 @@ from studies.loader import (
     read_study_record,
 )
 from studies.measure import find_measure
+from studies.note import to_attributes, write_text
 from studies.records import Floors
 from studies.space import TASK, SearchSpace, distributions, observed_search_space
 from studies.storage.backup import StudyIdentity
@@ -460,7 +461,10 @@ def _create(
     )
     metric = find_measure(config).name
     attributes, choices = record.attributes(), distributions(space)
-    if not create_study(storage, wanted.name, metric, attributes, choices, planned):
+    note = to_attributes(write_text(wanted.name, config.question, record.commands))
+    if not create_study(
+        storage, wanted.name, metric, attributes, choices, planned, system_attributes=note
+    ):
         return ""
     notice = describe_trials("created", len(planned), config)
     if config.precision == "auto":

@@ -297,20 +297,7 @@ _CHUNK_BYTES = 2**20
 
 _NAMESPACE = UUID("6f1b2d0c-6c0e-4d0b-9a55-5d2c3b9f7a41")
 
-_ROLES = ("curves.csv", "samples", *(f"best-{rank}" for rank in range(1, 100)))
-"""Roles of the files that are published to optuna-dashboard."""
-
 _MAX_RECORD_BYTES = 2**24
-
-
-def artifact_id(folder: str, role: str) -> str:
-    """Return the name of a file for the dashboard, the same in every process.
-
-    Args:
-        folder: artifact folder of the study.
-        role: purpose of the file; a new file replaces the one of the same role.
-    """
-    return str(uuid5(_NAMESPACE, f"{folder}/{role}"))
 
 
 def map_artifact_ids(owned: OwnedFiles, folder: str) -> dict[str, str]:
@@ -320,8 +307,7 @@ def map_artifact_ids(owned: OwnedFiles, folder: str) -> dict[str, str]:
         owned: files of the study that is copied.
         folder: artifact folder of the copy.
     """
-    roles = {artifact_id(owned.folder or "", role): role for role in _ROLES}
-    return {old: artifact_id(folder, roles.get(old, old)) for old in owned.artifact_ids}
+    return {name: str(uuid5(_NAMESPACE, f"{folder}/{name}")) for name in owned.artifact_ids}
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ AUDIT_LOOKS = "rnn_search:audit"
 REPORT_CLAIM = "rnn_search:report"
 """Study system attribute: which process writes the report of which state of the study."""
 
-PUBLISHED = "rnn_search:published"
-"""Study system attribute: which state of the study optuna-dashboard shows."""
+NOTE = "rnn_search:note"
+"""Study system attribute: version of the note for optuna-dashboard that this program wrote."""
 
 # ------------------------------------------------------------------ of a trial
 

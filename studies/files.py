@@ -6,6 +6,8 @@ writers left are removed by later ones.
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,10 +15,13 @@ import stat
 import time
 import tomllib
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
+
+REPORTS = Path("reports/out")
+"""Default folder for reports, relative to the working directory."""
 
 MAX_TOML_BYTES = 2**20
 """Size above which a file is not read as TOML; the largest study files have some kilobytes."""
@@ -34,6 +39,9 @@ _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 _MAX_NAME_BYTES = 200
 """Bytes of the final name in a temporary one; file systems allow 255 for the whole name."""
+
+_MAX_STEM_BYTES = 180
+"""Bytes of the name of a report without its suffix."""
 
 _TOO_DEEP = f"expected at most {MAX_DEPTH} nested tables and arrays"
 _TOO_LARGE = "expected integers of at most 64 bits"
@@ -206,3 +214,12 @@ def remove_temporary_files_of(path: Path, min_age: float | None = STALE_SECONDS)
 
 def _stem(path: Path) -> str:
     return os.fsencode(path.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
+
+
+def default_report(names: Sequence[str]) -> Path:
+    """Return the file in :data:`REPORTS` for the report of some studies: a name for these alone."""
+    plain = "+".join(re.sub(r"[^\w.-]+", "_", name) for name in names)
+    stem = plain.encode()[:_MAX_STEM_BYTES].decode(errors="ignore")
+    if stem != "+".join(names):
+        stem += f"-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}"
+    return (REPORTS / f"{stem}.html").absolute()

@@ -23,6 +23,7 @@ from studies.config import StudyConfig
 from studies.errors import ConfigError, StudyExistsError, TableError
 from studies.hypotheses import Hypothesis, check_values
 from studies.loader import describe_mistake, load_hypotheses, parse_hypotheses
+from studies.note import to_attributes, write_text
 from studies.result_table import ImportedRuns, read_frame, read_table, strip_prefix
 from studies.settings import ImportedResults
 from studies.space import REPLICATE
@@ -299,7 +300,14 @@ def _store(
         }
         with closing(open_storage(storage)) as opened:
             if not create_study(
-                opened, name, runs.metric, record.attributes(), distributions, trials, direction
+                opened,
+                name,
+                runs.metric,
+                record.attributes(),
+                distributions,
+                trials,
+                direction,
+                to_attributes(write_text(name, config.question, record.commands)),
             ):
                 raise StudyExistsError(
                     f"study {name!r} exists in {redact(opened.engine.url)} already: choose another "

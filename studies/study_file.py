@@ -32,6 +32,7 @@ from pydantic import (
 
 from rnn.config import ParamValue
 from studies.attributes import (
+    COMMANDS,
     CONFIG,
     ERROR,
     IMPORTED,
@@ -56,6 +57,7 @@ from studies.errors import (
 )
 from studies.files import atomic_write, compress, open_regular, require_regular
 from studies.loader import describe_mistake, parse_record
+from studies.note import to_attributes, write_text
 from studies.space import contains_exact
 from studies.storage.backup import merge_log
 from studies.storage.counts import find_study
@@ -387,7 +389,7 @@ def import_studies(
             with opened.transaction() as connection:
                 for path in paths:
                     with open_study_file(path) as study:
-                        named = replace(study, name=name or study.name)
+                        named = _add_note(replace(study, name=name or study.name))
                         folder = new_folder(named.name)
                         rows = store_study(connection, named, folder, "--name")
                         stored.append((named.name, rows))
@@ -412,6 +414,14 @@ def is_exported_study(path: Path) -> bool:
             return _FIRST_LINE.match(next(lines, "")) is not None
     except StudyFileError:  # who reads it as a table says why
         return False
+
+
+def _add_note(study: WholeStudy) -> WholeStudy:
+    """Return a study with the note that it has when it is created."""
+    question = study.attributes[CONFIG].get("question", "")
+    text = write_text(study.name, question, study.attributes.get(COMMANDS, []))
+    attributes = {**study.system_attributes, **to_attributes(text)}
+    return replace(study, system_attributes=attributes)
 
 
 @contextmanager

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 from studies.errors import ConfigError
 
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
+"""Characters with a meaning in Markdown, in a line of text or a table."""
+
 _UNPRINTABLE = re.compile("[^\n\t -~\xa0-\ud7ff\ue000-\U0010ffff]")
 
 
@@ -51,6 +54,11 @@ def to_line(text: str) -> str:
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
+
+
+def escape_markdown(text: object) -> str:
+    """Return a text as one line that Markdown shows literally, in tables as well."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
 
 
 _MAX_RANGES = 20

@@ -260,7 +260,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     for name in (
-        *("reports.dashboard.publish", "reports.page.page", "search.run"),
+        *("reports.dashboard", "reports.page.page", "search.run"),
         *("alembic.command", "sqlalchemy.dialects.sqlite", "psycopg"),
     ):
         with contextlib.suppress(ImportError):  # of what is not installed

@@ -19,7 +19,6 @@ from process_runner import query
 
 import reports.cli
 import rnn_search.cli
-from reports.dashboard.publish import StudyPublisher
 from reports.errors import ReportError
 from rnn.config import LATER_SWITCHES
 from rnn_search import load
@@ -27,7 +26,6 @@ from rnn_search.models_cli import export, sample
 from rnn_search.studies_cli import copy as copy_command
 from rnn_search.studies_cli import export_command, import_command
 from search.errors import USER_ERRORS
-from studies.artifacts import open_store
 from studies.attributes import (
     AUDIT,
     COMMANDS,
@@ -114,12 +112,6 @@ def call(folder, command, *words):
     command.main([*words, "--storage", url_of(folder)], standalone_mode=False)
 
 
-def publish(folder):
-    url = url_of(folder)
-    with contextlib.closing(open_storage(url)) as storage:
-        StudyPublisher(storage, "quick", open_store(None, url, "artifacts")).publish()
-
-
 STATUS = (rnn_search.cli.status, "quick", "--json")
 TABLES = (reports.cli.reports, "quick", "--csv", "{tmp}/trials.csv", "--curves", "{tmp}/curves.csv")
 SEARCH = (rnn_search.cli.run_search, QUICK, "--corpus", "{tmp}/text", "--threads", "1", *SETTINGS)
@@ -200,8 +192,6 @@ def test_other_version_or_a_folder_that_leads_elsewhere_is_refused_by_every_comm
         for command in (STATUS, TABLES, *OTHERS):
             with pytest.raises(StudyFormatError, match=REFUSED_BY_ALL[statement]):
                 call(folder, *command)
-        with pytest.raises(StudyFormatError, match=REFUSED_BY_ALL[statement]):
-            publish(folder)
 
 
 def test_other_studies_of_the_storage_are_not_affected(damage, invoke):
@@ -291,7 +281,6 @@ def test_damaged_attribute_costs_one_line_at_most(damage, index):
     for folder in folders:
         require_one_line(call, folder, *STATUS)
         require_one_line(call, folder, *TABLES)
-    require_one_line(publish, folders[index % len(folders)])
     for command in OTHERS if index % 3 == 0 else ():
         require_one_line(call, folders[1], *command)
 
@@ -424,7 +413,6 @@ def test_value_in_any_column_leaves_the_other_trials_shown(finished, damage, cap
         except sqlite3.IntegrityError:  # the column is declared to be without it
             continue
         require_other_trial(folder, capsys)
-        publish(folder)
         for line in (record.getMessage() for record in caplog.records):
             assert line.startswith("study 'quick': trial ")
             assert "is damaged and left out (" in line
@@ -537,15 +525,6 @@ def test_commands_print_the_warning_in_one_line(damage, invoke):
 
 
 OF_SIZE = "UPDATE trial_params SET param_value = 99 WHERE param_name = 'state_size' AND trial_id"
-
-
-def test_study_with_a_damaged_trial_is_published_once(damage, monkeypatch):
-    folder = damage(f"{OF_SIZE} = 1")
-    publish(folder)
-    monkeypatch.setattr(
-        "reports.dashboard.publish.StudyReader.read", lambda *_, **__: pytest.fail("again")
-    )
-    publish(folder)
 
 
 def test_extension_of_a_damaged_study_is_refused(damage):

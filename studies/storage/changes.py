@@ -90,6 +90,7 @@ def create_study(
     distributions: Mapping[str, BaseDistribution],
     trials: Sequence[StoredTrial],
     direction: StudyDirection = StudyDirection.MINIMIZE,
+    system_attributes: Mapping[str, Any] | None = None,
 ) -> bool:
     """Store a study with all its trials, in the order in which to run them, in one transaction.
 
@@ -99,6 +100,7 @@ def create_study(
     try:
         with storage.transaction() as connection:
             study_id = insert_study(connection, name, metric_name, direction, attributes)
+            write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: system_attributes or {}})
             insert_trials(connection, study_id, distributions, trials)
     except sa.exc.IntegrityError:
         return False

@@ -4,16 +4,13 @@ import itertools
 import math
 import random
 import re
-from contextlib import closing
 from dataclasses import replace
 
 import pandas as pd
 import pytest
-from optuna_dashboard import get_note
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.comparison_plots import effect_color
-from reports.dashboard.publish import StudyPublisher, render_note
 from reports.findings import StudyFindings
 from reports.narrative import describe_insignificance, write_answer, write_headline
 from reports.page.page import render_page
@@ -22,9 +19,8 @@ from reports.phrases import to_html
 from reports.study_reader import read_results
 from reports.table_export import write_csv
 from rnn_search import load
-from studies.artifacts import open_store
 from studies.importing import ImportOptions, import_results
-from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.open import read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -128,7 +124,6 @@ def test_negated_study_that_is_maximized_has_mirrored_findings(results_of, tmp_p
         text = text_of(section)
         for expected in (words, "best rate", "only depth 2"):
             assert expected in text
-        assert "rate" in render_note(section.findings)
 
 
 def text_of(section) -> str:
@@ -153,21 +148,13 @@ def test_higher_accuracy_is_better_everywhere(grid):
     assert f"{best.mean:.4f}, accuracy" in line
 
 
-def test_page_note_and_table_of_a_grid_say_nothing_about_networks(grid, tmp_path):
+def test_page_and_table_of_a_grid_say_nothing_about_networks(grid, tmp_path):
     page = text_of(Section(grid))
     assert "What makes it accurate?" in page
     assert "rnn-search import table.csv" in page
     for anchor in ("curves", "code", "cost", "memory", "samples", "hypotheses"):
         assert f'id="s1-{anchor}"' not in page
     url = f"sqlite:///{tmp_path}/studies.db"
-    with closing(open_storage(url)) as storage:
-        StudyPublisher(storage, "table", open_store(None, url, "artifacts")).publish()
-        published = storage.get_study_system_attrs(load_study(storage, "table")._study_id)
-        note = get_note(load_study(storage, "table"))
-    assert "## What makes it accurate?" in note
-    assert f"{max(row['accuracy'] for row in grid_rows()):.4f}" in note
-    assert not [word for word in FOREIGN_WORDS if word in note]
-    assert any("plot_data" in key for key in published)
     study = load("table", storage=url)
     assert list(study.results.columns[:3]) == ["label", "state", "value"]
     assert study.best.value == study.results["value"].max()
@@ -195,7 +182,7 @@ def test_metric_has_its_own_name_and_unit_and_few_pairs_are_no_test(results_of, 
     assert "<script>, " not in page
     assert results.metric.axis_title == "build time (s)"
     effects = load("table", storage=f"sqlite:///{tmp_path}/studies.db").effects()
-    for text in (write_headline([section.findings]), render_note(section.findings), repr(effects)):
+    for text in (write_headline([section.findings]), repr(effects)):
         assert "too few pairs to test: 3 of 8 at most" in text
     first, *others = section.findings.effects
     mixed = describe_insignificance([replace(first, pairs=8), *others])

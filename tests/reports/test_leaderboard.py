@@ -9,8 +9,6 @@ from factories import gated_params, make_replicates, make_runs, make_study, resu
 
 from reports.analysis.leaderboard import rank_architectures
 from reports.charts.comparison_plots import chart_differences
-from reports.dashboard.publish import render_note
-from reports.findings import StudyFindings
 from reports.hypotheses import write_hypotheses
 from reports.page.page import render_page
 from reports.page.section import Section
@@ -33,7 +31,7 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     assert [entry.label for entry in entries] == [BEST, SMALLER, WORST]
     means = results.complete.groupby("architecture")[column].mean()
     assert entries[0].mean == pytest.approx(means[BEST])
-    # Everything else names the same one: status, list, Python, the note and the verdicts.
+    # Everything else names the same one: status, list, Python and the verdicts.
     study = load("replicates", storage=sqlite_url)
     assert study.best.number == entries[0].number == 0
     assert study.verdicts().table["architecture"][0] == BEST
@@ -41,8 +39,6 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     assert format_progress(study.status).endswith(f"{line} ({BEST}, best run trial 0)")
     (listed,) = list_studies(storage=sqlite_url)
     assert (f"{listed.best:.4f}", listed.best_unit) == ("2.4081", "bits per byte")
-    note = render_note(StudyFindings(results))
-    assert f"| 1 | 0 | &ensp;{BEST} | 2.4081 |" in note
 
 
 def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_url):

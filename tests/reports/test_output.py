@@ -9,12 +9,10 @@ from types import SimpleNamespace
 import pytest
 from factories import finish_one, make_study
 from helpers import EACH_DATABASE
-from optuna_dashboard import get_note
 from sqlalchemy.engine import make_url
 
 from reports import cli
 from reports.cli import reports
-from reports.dashboard.publish import StudyPublisher
 from reports.errors import OutputTakenError
 from reports.hypotheses import hypotheses_command
 from reports.output import default_path, study_identity
@@ -195,7 +193,7 @@ def test_one_of_the_processes_that_see_a_search_end_writes_the_report(
 
     def end_on(host, was_finished=False):
         monkeypatch.setattr(socket, "gethostname", lambda: host)
-        cli.finalize_search(url, "made", str(tmp_path), 8, was_finished)
+        cli.finalize_search(url, "made", 8, was_finished)
         return capsys.readouterr().out
 
     def retry():
@@ -208,8 +206,6 @@ def test_one_of_the_processes_that_see_a_search_end_writes_the_report(
 
     command = "for another copy: rnn-search report made\n"
     assert end_on("one") == "written\n"
-    assert "8 of 8 trials" in get_note(study)
-    monkeypatch.setattr(StudyPublisher, "publish", lambda _: None)
     assert end_on("one") == "written\n", "its first answer was lost"
     assert end_on("two", was_finished=True) == "written\n"
     writer, other = "one", "two"
@@ -226,7 +222,7 @@ def test_one_of_the_processes_that_see_a_search_end_writes_the_report(
 
 
 def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
-    sqlite_url, monkeypatch, capsys
+    sqlite_url, folder, monkeypatch, capsys
 ):
     make_study(sqlite_url)
 
@@ -234,19 +230,21 @@ def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
         raise error
 
     def end():
-        cli.finalize_search(sqlite_url, "made", None, 8, False)
+        cli.finalize_search(sqlite_url, "made", 8, False)
         return capsys.readouterr()
 
     error: Exception = OSError("disk full")
-    for place in ("page.page.write_report", "dashboard.publish.StudyPublisher.publish"):
-        monkeypatch.setattr(f"reports.{place}", fail)
-    not_updated = "warning: cannot update the dashboard: disk full\n"
-    assert end() == ("no report: disk full\n", not_updated)
+    monkeypatch.setattr(cli, "update_note", fail)
+    out, err = end()
+    assert out.startswith("report: ")
+    assert err == "warning: cannot update the note of the study: disk full\n"
+    monkeypatch.setattr("reports.page.page.write_report", fail)
+    assert end() == ("no report: disk full\n", "")
     error = KeyError("a defect")
     out, err = end()
     assert out == "no report: 'a defect'\n"
-    assert err.count("Traceback (most recent call last):") == 2
-    assert err.count("\nwarning: bug in rnn-search (KeyError: 'a defect'): please ") == 2
+    assert err.count("Traceback (most recent call last):") == 1
+    assert err.count("warning: bug in rnn-search (KeyError: 'a defect'): please ") == 1
     error = OSError("disk full")
     monkeypatch.setattr(cli, "_claim_report", fail)
     assert end() == ("no report: disk full\n", "")

@@ -7,7 +7,6 @@ import pytest
 from factories import SMALL_GRID, created_once, make_runs, make_study
 from invocation import refused
 
-from reports.dashboard.publish import StudyPublisher
 from reports.errors import ReportError
 from reports.findings import compare_across_tasks
 from reports.hypotheses import write_hypotheses
@@ -16,7 +15,7 @@ from reports.page.page import write_report
 from reports.study_reader import read_results
 from rnn_search import load
 from studies.config import StudyConfig
-from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.open import read_storage
 
 CLASSES = {"source": "copy:10", "steps": 30, "inputs": 10, "outputs": 8, "reads_tokens": True,
            "predicts_classes": True, "loss": "cross-entropy", "metrics": {"accuracy": "maximize"},
@@ -134,11 +133,6 @@ def test_python_has_the_effects_of_each_task(url):
     assert one.best.number == one.results.index[0]
 
 
-def test_dashboard_and_hypotheses_name_the_report(url, tmp_path):
-    with closing(open_storage(url)) as storage:
-        StudyPublisher(storage, "made", pytest.fail).publish()
-        study_id = load_study(storage, "made")._study_id
-        notes = str(storage.get_study_system_attrs(study_id))
-    assert "The tasks are copy:10, Sum. Their losses do not compare" in notes
+def test_hypotheses_need_a_study_of_one_task(url, tmp_path):
     with refused(ReportError, "study 'made' has several tasks: expected a study of one", tmp_path):
         write_hypotheses(url, ["made"], tmp_path / "findings.md")

@@ -9,8 +9,6 @@ import pytest
 from factories import SMALL_GRID, created_once, make_runs
 from rich.console import Console
 
-from reports.dashboard.publish import render_note
-from reports.findings import StudyFindings
 from reports.page.page import write_report
 from reports.study_reader import read_results
 from reports.table_export import write_csv
@@ -124,10 +122,8 @@ def test_page_tables_and_lines_are_those_of_the_task(
     assert row["slices"].startswith('{"cue": {"0": {')
     columns = {"validation_accuracy", "validation_mae", "validation_loss", "steps", "updates"}
     assert columns | {"inputs"} <= set(study.results.columns)
-    note, _, _ = render_note(StudyFindings(results)).partition("### Config")
-    assert "| accuracy |" in note.replace("&ensp;", "")
     (listed,) = list_studies(storage=sqlite_url)
-    parts = [*lines, listed.best_text, note, " ".join(row), repr(study.effects())]
+    parts = [*lines, listed.best_text, " ".join(row), repr(study.effects())]
     for part in (*parts, study.status.best.unit):
         assert not find_words(part.replace("_", " "), loss), part
     assert first in study.pareto()["loss"].tolist()

@@ -1,6 +1,5 @@
 """Studies of users' own cells: which source is loaded, kept, executed and refused."""
 
-import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -13,18 +12,15 @@ from helpers import TINY, TINY_OVERRIDES, join_study
 from invocation import refused, unchanged
 
 import rnn.own_code
-from reports.dashboard.publish import StudyPublisher
 from rnn.engines import build_network
 from rnn.errors import CellError, CorpusError, RNNError
 from rnn.network import count_parameters, network_shapes
 from rnn_search.models_cli import check
 from search.cells import load_cells
-from studies.artifacts import open_store
 from studies.config import to_trial_config
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import load_config_file
-from studies.storage.open import open_storage
 from studies.training import TrainingSettings
 
 SETTINGS = (*TINY_OVERRIDES, "precision='fp32'")
@@ -360,8 +356,6 @@ def test_reports_and_exports_execute_no_source(run, folder, marker, sqlite_url, 
     ):
         done = run(*command)
         assert done.returncode == 0, done.stderr
-    with contextlib.closing(open_storage(sqlite_url)) as storage:
-        StudyPublisher(storage, "mine", open_store(None, sqlite_url, "artifacts")).publish()
     assert not marker.exists()
     done = run("sample", *common, "--length", "3")
     assert done.returncode == 0, done.stderr

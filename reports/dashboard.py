@@ -1,4 +1,4 @@
-"""Serve optuna-dashboard on this machine, and publish the studies that are viewed."""
+"""Serve optuna-dashboard on this machine."""
 
 import contextlib
 import io
@@ -10,17 +10,15 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from socketserver import BaseServer, ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import click
 
-from reports.cli import print_failure
-from reports.errors import USER_ERRORS, DashboardError
-from studies.artifacts import Store, open_store
+from reports.errors import DashboardError
+from studies.artifacts import open_store
 from studies.cli import (
     artifacts_option,
     dashboard_port_option,
@@ -28,16 +26,9 @@ from studies.cli import (
     storage_options,
 )
 from studies.storage.open import open_storage
-from studies.storage.storage import LeasedRDBStorage
-
-if TYPE_CHECKING:
-    from reports.dashboard.publish import StudyPublisher
 
 HOST = "127.0.0.1"
 """Address of the server: optuna-dashboard has no login and can delete studies."""
-
-PUBLISH_INTERVAL_SECONDS = 10.0
-"""Minimum time between the end of a study's publication and the start of the next one."""
 
 _LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")
 _FRAME_HEADERS = [
@@ -45,8 +36,6 @@ _FRAME_HEADERS = [
     ("Content-Security-Policy", "frame-ancestors 'none'"),
 ]
 """Headers with which a browser shows no response in a frame of any page."""
-
-_STUDY_REQUEST = re.compile(r"/api/studies/(\d{1,18})(/|$)")
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -83,8 +72,8 @@ def dashboard(storage: str, artifacts: str | None, port: int, inherited_socket: 
 
         if not is_debugging():
             logging.getLogger("optuna_dashboard").setLevel(logging.CRITICAL)
-        application = PublishOnView(wsgi(opened, artifact_store=store), opened, store)
-        server = _Server(listener, same_origin_only(application))
+        application = same_origin_only(wsgi(opened, artifact_store=store))
+        server = _Server(listener, application)
         exit_codes: queue.SimpleQueue[int] = queue.SimpleQueue()
 
         def stop_with_search() -> None:
@@ -142,66 +131,6 @@ def _is_same_origin(environ: Mapping[str, Any]) -> bool:
     site, mode, destination = (environ.get(f"HTTP_SEC_FETCH_{n}") for n in ("SITE", "MODE", "DEST"))
     is_link = (environ["REQUEST_METHOD"], mode, destination) == ("GET", "navigate", "document")
     return site in (None, "none", "same-origin") or is_link
-
-
-class PublishOnView:
-    """WSGI middleware that publishes a study when the dashboard's page requests its data.
-
-    Publication runs in a background thread, one at a time, and at most once per
-    :data:`PUBLISH_INTERVAL_SECONDS` for each study. Requests never wait for it.
-
-    Args:
-        application: optuna-dashboard.
-        storage: storage that it serves.
-        store: artifact store for the files.
-    """
-
-    def __init__(self, application: Application, storage: LeasedRDBStorage, store: Store) -> None:
-        self._application = application
-        self._storage = storage
-        self._store = store
-        self._publishing = threading.Lock()
-        self._due: dict[int, float] = {}
-        self._publisher: StudyPublisher | None = None
-        self._has_warned = False
-
-    def __call__(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
-        """Answer a request."""
-        request = _STUDY_REQUEST.match(environ.get("PATH_INFO", ""))
-        if request and time.monotonic() >= self._due.get(int(request[1]), 0):
-            study_id = int(request[1])
-            if self._publishing.acquire(blocking=False):
-                _start_thread(lambda: self._publish(study_id))
-        return self._application(environ, start_response)
-
-    def _publish(self, study_id: int) -> None:
-        from reports.dashboard.publish import StudyPublisher  # slow: imports pandas and plotly
-
-        try:
-            if (name := self._find_name(study_id)) is not None:
-                # What was read is kept for one study, the one that is viewed.
-                if self._publisher is None or self._publisher.key != (study_id, name):
-                    self._publisher = StudyPublisher(self._storage, name, self._store)
-                self._publisher.publish()
-        except USER_ERRORS:
-            pass  # not a study of this version and program
-        except Exception as error:  # the dashboard is served nevertheless
-            is_deleted = isinstance(error, KeyError) and self._find_name(study_id) is None
-            if not (is_deleted or self._has_warned):
-                self._has_warned = True
-                print_failure(error, "warning: cannot publish a study", err=True)
-        finally:
-            self._due[study_id] = time.monotonic() + PUBLISH_INTERVAL_SECONDS
-            self._publishing.release()
-
-    def _find_name(self, study_id: int) -> str | None:
-        """Return the name of a study; None if it was deleted."""
-        try:
-            return self._storage.get_study_name_from_id(study_id)
-        except KeyError:
-            return None
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -1,1 +1,0 @@
-"""Additions to optuna-dashboard: a study's note, effects figure and files, and its server."""
