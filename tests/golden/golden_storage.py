@@ -66,6 +66,7 @@ VARYING = re.compile(
 PATTERNS = {
     r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.\d]*(\+00:00|Z)?": "TIME",
     r"-[0-9a-f]{12}$": "-RANDOM",
+    r"/\S*/reports/out/": "FOLDER/",
     r"[^/]+/\d+/[0-9a-f]{32}$": "HOST/PROCESS/TOKEN",
 }
 
