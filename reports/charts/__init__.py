@@ -1,1 +1,1 @@
-"""Plotly figures, their text alternatives, and charts made of both."""
+"""Plotly figures, and charts made of them."""

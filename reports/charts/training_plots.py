@@ -1,81 +1,108 @@
 """Figures of training curves."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
-from reports.charts.chart import (
-    NEUTRAL,
-    ColorScheme,
-    category_colors,
-    find_range,
-    sequential_colors,
-)
-from reports.formatting import escape_html, objective_name
+from reports.charts.chart import NEUTRAL, find_range, sequential_colors
+from reports.formatting import escape_html
 from reports.results import Results
 from reports.stats import Floats, Integers
-from reports.stats.scale import (
-    add_unit,
-    format_param,
-    format_value,
-    is_missing,
-    order_values,
-)
+from reports.stats.scale import add_unit
 from reports.study_reader import select_drawn_curves
-from reports.trial_table import is_continuous
 
-MAX_POINTS = 200_000
+MAX_POINTS = 100_000
 """Log points drawn at once. Of more, those of each curve are thinned; its least loss is kept."""
 
-HIGHLIGHTED_CURVES = 10
-"""Number of best curves that are drawn thick."""
+_RANKS = {
+    "best tenth": 0.1,
+    "to a quarter": 0.25,
+    "to a half": 0.5,
+    "to three quarters": 0.75,
+    "worst quarter": 1.0,
+}
+"""Groups of curves: the share of the trials with a value that are as good or better."""
 
-_RANK_COLORS = 10
-
-_ABSENT_COLOR = "#b9bec6"
-"""Color of the trials that lack a parameter."""
+_UNRANKED = "without a value"
+"""Group of the curves of pruned, diverged and running trials."""
 
 
 def plot_curves(results: Results) -> go.Figure:
-    """Plot every training curve, the best on top."""
-    drawn, curves = select_drawn_curves(results), []
-    by_number = dict(iter(results.curves.groupby("number")))
-    best = set(results.complete.index[:HIGHLIGHTED_CURVES])
-    labels, points = results.table["label"].to_dict(), results.curve_ends["points"]
-    stride = math.ceil(points.reindex(drawn).sum() / MAX_POINTS)
-    scale = results.scale
-    value = scale.add_unit(f"%{{y:{scale.value_spec}}}")
-    hover = f"step %{{x:,}}: {escape_html(value)}<extra>%{{fullData.name}}</extra>"
-    for number in reversed(drawn):
-        steps, losses = (by_number[number][name].to_numpy() for name in ("step", "loss"))
-        places = _thin_curve(scale.to_loss(losses), stride)
-        is_best = number in best
-        # As dicts, hundreds of curves take half of the time.
-        curves.append(
-            {
-                "type": "scattergl",
-                **_encode_steps(steps[places]),
-                "y": losses[places].astype(np.float32),
-                "name": f"trial {number}: {labels[number]}",
-                "mode": "lines",
-                "line": {"width": 2.5 if is_best else 1, "color": NEUTRAL},
+    """Plot every training curve by rank, the best on top."""
+    drawn = select_drawn_curves(results)
+    points = results.curve_ends["points"].reindex(drawn).sum()
+    stride = math.ceil(points / MAX_POINTS)
+    curves = dict(iter(results.curves.groupby("number")))
+    colors = [*sequential_colors(len(_RANKS)), NEUTRAL]
+    traces: list[dict[str, Any]] = []
+    for (name, numbers), color in zip(_group_by_rank(results, drawn).items(), colors, strict=True):
+        if numbers:
+            is_best = not traces
+            style = {
+                "name": name,
+                "line": {"width": 2 if is_best else 1, "color": color},
                 "opacity": 1 if is_best else 0.6,
-                "hovertemplate": hover,
-                "hoverlabel": {"namelength": -1},
-                "showlegend": False,
             }
-        )
-    figure = go.Figure(curves)
+            traces.append(_bundle_curves(results, curves, numbers, stride) | style)
+    figure = go.Figure(traces[::-1])
     # The steep descent of the first steps, common to all, is outside of the initial range.
-    ends = results.curves["loss"].quantile([0.02, 1] if scale.higher_is_better else [0, 0.98])
+    quantiles = [0.02, 1] if results.scale.higher_is_better else [0, 0.98]
+    ends = results.curves["loss"].quantile(quantiles)
     title = add_unit(results.measure.curve, results.measure.unit)
     return figure.update_layout(
         xaxis_title="step",
         yaxis={"title": title, "range": find_range(ends.tolist())},
-        showlegend=False,
-        height=620,
+        legend_traceorder="reversed",
+        showlegend=True,
+        height=520,
     )
+
+
+def _group_by_rank(results: Results, drawn: Sequence[int]) -> dict[str, list[int]]:
+    """Group the drawn trials by their rank among all with a value, the best first."""
+    ranked = results.complete.index
+    groups: dict[str, list[int]] = {name: [] for name in [*_RANKS, _UNRANKED]}
+    shares = {number: place / len(ranked) for place, number in enumerate(ranked)}
+    for number in drawn:
+        share = shares.get(number, math.inf)
+        name = next((name for name, end in _RANKS.items() if share < end), _UNRANKED)
+        groups[name].append(number)
+    return groups
+
+
+def _bundle_curves(
+    results: Results, curves: Mapping[Any, pd.DataFrame], numbers: Sequence[int], stride: int
+) -> dict[str, Any]:
+    """Return one trace of some curves, separated by gaps: Plotly's cost is that of each trace."""
+    labels = results.table["label"]
+    steps: list[np.ndarray] = []
+    losses: list[np.ndarray] = []
+    names: list[str] = []
+    has_single_points = False
+    for number in reversed(numbers):
+        values = curves[number]["loss"].to_numpy()
+        places = _thin_curve(results.scale.to_loss(values), stride)
+        chosen = values[places]
+        shown_steps = curves[number]["step"].to_numpy()[places]
+        steps.append(np.append(shown_steps, shown_steps[-1]))
+        losses.append(np.append(chosen, np.nan))
+        names += [f"trial {number}: {escape_html(labels[number])}"] * (len(places) + 1)
+        has_single_points |= np.isfinite(chosen).sum() == 1
+    value = results.scale.add_unit(f"%{{y:{results.scale.value_spec}}}")
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if has_single_points else "lines",
+        "marker": {"size": 4},
+        "x": np.concatenate(steps).astype(np.int32),
+        "y": np.concatenate(losses).astype(np.float32),
+        "text": names,
+        "hovertemplate": f"step %{{x:,}}: {escape_html(value)}<extra>%{{text}}</extra>",
+        "hoverlabel": {"namelength": -1},
+    }
 
 
 def _thin_curve(losses: Floats, stride: int) -> Integers:
@@ -84,41 +111,3 @@ def _thin_curve(losses: Floats, stride: int) -> Integers:
     if stride == 1 or np.isnan(losses).all():
         return places
     return np.union1d(places, [int(np.nanargmin(losses)), len(losses) - 1])
-
-
-def list_color_schemes(results: Results) -> list[ColorScheme]:
-    """List the color schemes of :func:`plot_curves`: by rank and by each parameter."""
-    numbers = list(reversed(select_drawn_curves(results)))
-    count = max(1, len(numbers))
-    meanings = {0: "best tenth", _RANK_COLORS - 1: "worst tenth, or without a value"}
-    schemes = [
-        ColorScheme(
-            objective_name(results.config),
-            [(meanings.get(i, ""), c) for i, c in enumerate(sequential_colors(_RANK_COLORS))],
-            [(count - 1 - i) * _RANK_COLORS // count for i in range(len(numbers))],
-        )
-    ]
-    for name in results.parameters:
-        column = results.table[name]
-        values = order_values(column.dropna().unique().tolist())
-        is_ordered = not isinstance(values[-1], bool | str) and len(values) > 1
-        colors = sequential_colors(len(values)) if is_ordered else category_colors(values)
-        named = (values[0], values[-1]) if is_continuous(column) else values
-        legend = [
-            (format_value(value) if value in named else "", color)
-            for value, color in zip(values, colors, strict=True)
-        ]
-        rows = column[numbers].tolist()
-        if any(map(is_missing, rows)):
-            legend.append((f"without {format_param(name)}", _ABSENT_COLOR))
-        indices = [len(values) if is_missing(v) else values.index(v) for v in rows]
-        schemes.append(ColorScheme(format_param(name), legend, indices))
-    return schemes
-
-
-def _encode_steps(steps: np.ndarray) -> dict[str, object]:
-    """Encode evenly spaced steps as a start and a distance, which is shorter than a list."""
-    distances = np.unique(np.diff(steps))
-    if len(distances) == 1:
-        return {"x0": int(steps[0]), "dx": int(distances[0])}
-    return {"x": steps.astype(np.int32)}

@@ -47,7 +47,11 @@ from studies.text import format_duration, to_printable
 
 _BEGINNING = b"<!DOCTYPE html>"
 
-_THEMES = {"light": "plotly_white", "dark": "plotly_dark"}
+MAX_TITLE = 20
+"""Characters of the title of a horizontal axis. The unit of a longer one is in a second line."""
+
+INK = "#1b1f24"
+"""Color of text, in figures as in the style sheet."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,6 @@ def render_page(sections: Sequence[Section], refresh_seconds: int | None = None)
             contents=_Contents(),
             figures=_Figures(),
             plotly_js=_compress_plotly(),
-            themes=Markup(to_json_plotly({name: _theme(each) for name, each in _THEMES.items()})),
         )
     )
 
@@ -181,10 +184,12 @@ class _Figures:
     def add(self, chart: Chart) -> int:
         """Add the figure of a chart and return its place in the block."""
         figure = chart.figure.to_dict()
-        figure["layout"].pop("template", None)  # the page holds one for each theme
-        figure["schemes"] = [
-            {"legend": each.legend, "of": each.indices} for each in chart.color_schemes
-        ]
+        figure["layout"]["template"] = _build_template()
+        figure["layout"].pop("width", None)  # a figure is as wide as its place
+        for name, axis in figure["layout"].items():
+            title = axis.get("title", {}) if name.startswith("xaxis") else {}
+            if len(title.get("text", "")) > MAX_TITLE:
+                title["text"] = title["text"].replace(" (", "<br>(")
         self._texts.append(to_json_plotly(figure))
         return len(self._texts) - 1
 
@@ -203,25 +208,31 @@ def _compress(text: str) -> Markup:
     return Markup(base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode("ascii"))
 
 
-def _theme(template: str) -> dict[str, Any]:
-    theme: dict[str, Any] = plotly.io.templates[template].to_plotly_json()
+@cache
+def _build_template() -> dict[str, Any]:
+    """Return the template of all figures of the page."""
+    template: dict[str, Any] = plotly.io.templates["plotly_white"].to_plotly_json()
+    layout = template["layout"]
+    layout |= {
+        "font": {"family": "system-ui, sans-serif", "color": INK, "size": 13},
+        "margin": {"l": 60, "r": 20, "t": 10, "b": 60},
+        # At the side of a figure, a legend or the title of a color bar leaves no room on a phone.
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    }
     # A name at an axis touches its bar otherwise.
-    axis = theme["layout"]["yaxis"] | {"ticklabelstandoff": 4}
-    # At the side of a figure, a legend or the title of a color bar leaves no room on a phone.
-    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
-    theme["layout"] = theme["layout"] | {"yaxis": axis, "legend": legend}
-    for kind in ("heatmap", "scatter"):
-        bar = {"title": {"side": "right"}, "thickness": 14}
-        style = theme["data"][kind][0]
-        place = style.setdefault("marker", {}) if kind == "scatter" else style
-        place["colorbar"] = place.get("colorbar", {}) | bar
-    return theme
+    layout["yaxis"] |= {"ticklabelstandoff": 4}
+    styles = template["data"]
+    # Plotly chooses the wrong text color on half-transparent cells.
+    styles["heatmap"][0]["textfont"] = {"color": INK}
+    bar = {"title": {"side": "right"}, "thickness": 14}
+    markers = styles["scatter"][0].setdefault("marker", {})
+    for style in (styles["heatmap"][0], markers):
+        style["colorbar"] = style.get("colorbar", {}) | bar
+    return template
 
 
+@cache
 def _code_styles() -> Markup:
-    themes = {".code": "xcode", ':root[data-theme="dark"] .code': "github-dark"}
-    styles: list[str] = [
-        HtmlFormatter(style=style).get_style_defs(selector)  # type: ignore[no-untyped-call]
-        for selector, style in themes.items()
-    ]
-    return Markup("\n".join(styles))
+    """Return the style sheet of source code."""
+    styles: str = HtmlFormatter(style="xcode").get_style_defs(".code")  # type: ignore[no-untyped-call]
+    return Markup(styles)

@@ -1,4 +1,4 @@
-"""What the page shows of one study: statistics, charts and text alternatives."""
+"""What the page shows of one study: statistics and charts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,10 +27,7 @@ from reports.charts.comparison_plots import (
     plot_variants,
 )
 from reports.charts.optuna_plots import chart_importances
-from reports.charts.training_plots import (
-    list_color_schemes,
-    plot_curves,
-)
+from reports.charts.training_plots import plot_curves
 from reports.findings import (
     StudyFindings,
     TaskComparison,
@@ -41,6 +38,7 @@ from reports.phrases import describe_drawn_curves
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
 from reports.stats.scale import BAD, GOOD, format_count
+from reports.study_reader import select_drawn_curves
 
 
 @dataclass(frozen=True)
@@ -238,19 +236,17 @@ class Section:
         figure = plot_curves(results)
         name = results.measure.curve
         caption = (
-            f"{name[:1].upper()}{name[1:]}. Hover to see the {results.noun}; "
-            "click a curve to isolate it, and press Escape or click elsewhere to show all again. "
-            f"Thick lines: the ten of {'highest' if results.scale.higher_is_better else 'lowest'} "
-            f"{objective_name(results.config)}."
+            f"{name[:1].upper()}{name[1:]}, by the rank of {objective_name(results.config)}. "
+            f"Hover to see the {results.noun}; click an entry of the legend to hide its curves."
         )
-        points = sum(len(trace.y) for trace in figure.data)
+        # A gap follows each curve.
+        points = sum(len(trace.y) for trace in figure.data) - len(select_drawn_curves(results))
         caption += describe_drawn_curves(results, points)
         return Chart(
             "Training curves" if results.cells else "Curves",
             figure,
             caption=caption,
             max_width=FULL_WIDTH,
-            color_schemes=list_color_schemes(results),
         )
 
     @cached_property

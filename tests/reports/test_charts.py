@@ -1,6 +1,7 @@
-"""Figures of importances and curves, and the text alternatives of all figures."""
+"""Figures of importances and curves."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import optuna
@@ -14,9 +15,9 @@ from optuna.importance import (
     get_param_importances,
 )
 
-from reports.charts.chart import describe_figure
+from reports.charts.chart import Chart
 from reports.charts.optuna_plots import FANOVA_TREES, chart_importances, to_optuna_study
-from reports.charts.training_plots import list_color_schemes, plot_curves
+from reports.charts.training_plots import plot_curves
 from studies.importing import ImportOptions, import_results
 
 
@@ -85,65 +86,40 @@ def test_trials_that_are_few_or_alike_have_no_importances(results):
     assert len(chart_importances(results)) == 3
 
 
-def test_curves_have_the_best_on_top_and_color_schemes(results):
+def split_curves(figure):
+    """Return the name, the steps and the losses of each curve of a figure, in order."""
+    curves = []
+    for trace in figure.data:
+        ends = [i for i, (a, b) in enumerate(pairwise(trace.text), 1) if a != b]
+        for begin, end in pairwise([0, *ends, len(trace.text)]):
+            assert np.isnan(trace.y[end - 1]), "a gap separates it from the next"
+            points = slice(begin, end - 1)
+            curves.append((trace.text[begin], [*trace.x[points]], [*trace.y[points]]))
+    return curves
+
+
+def test_curves_are_grouped_by_rank_with_the_best_on_top(results):
     figure = plot_curves(results)
-    numbers = [int(trace.name.split(":")[0].removeprefix("trial ")) for trace in figure.data]
+    assert [trace.name for trace in figure.data] == [
+        "without a value", "worst quarter", "to three quarters", "to a half", "to a quarter",
+        "best tenth",
+    ]  # fmt: skip
+    curves = split_curves(figure)
+    numbers = [int(name.split(":")[0].removeprefix("trial ")) for name, _, _ in curves]
     assert numbers == [3, 7, 6, 5, 4, 2, 1, 0]
-    assert list(figure.data[-1].y) == [2.5, 1.5]
-    assert (figure.data[-1].x0, figure.data[-1].dx) == (50, 50)
-    by_label = {each.label: each for each in list_color_schemes(results)}
-    assert list(by_label) == ["validation loss", "residual", "layers", "state size"]
-    by_loss = by_label["validation loss"]
-    assert by_loss.indices == sorted(by_loss.indices, reverse=True)
+    name, steps, losses = curves[-1]
+    assert name == f"trial 0: {results.table['label'][0]}"
+    assert (steps, losses) == ([50, 100], [2.5, 1.5])
 
 
-# ---------------------------------------------------------------------- text alternatives
+def test_curve_of_one_point_is_drawn_as_a_marker(results):
+    single = results.curves.groupby("number").head(1)
+    figure = plot_curves(replace(results, curves=single))
+    assert {trace.mode for trace in figure.data} == {"lines+markers"}
+    assert {trace.mode for trace in plot_curves(results).data} == {"lines"}
 
 
-def test_alternative_of_a_small_figure_says_what_a_reader_sees_who_points_at_it():
-    figure = go.Figure(
-        go.Scatter(
-            x=[-0.25, 0.5],
-            y=["layers", "gate &lt;a&gt;"],
-            customdata=["one", "two"],
-            hovertemplate="%{y}, %{customdata}: %{x:.3f}<br>nats<extra></extra>",
-        )
-    )
-    figure.add_vline(x=2, name="LSTM").add_vline(x=0)
-    figure.update_layout(xaxis_title="difference (nats)")
-    assert describe_figure(figure) == (
-        "Horizontal axis: difference (nats). gate <a>, two: 0.500, nats; "
-        "layers, one: −0.250, nats. LSTM: 2."
-    )
-
-
-def test_alternative_of_many_marks_has_quartiles_medians_and_extremes():
-    rng = np.random.default_rng(0)
-    places, values = rng.uniform(0, 4, 500), np.arange(500)
-    figure = go.Figure([go.Scatter(x=places, y=values, name="run"), go.Bar(x=["a"], y=[2])])
-    text = describe_figure(figure)
-    assert "500 values from 0 to 499, quartiles 124.8, 249.5, 374.2" in text
-    assert text.count("up to ") == 4, "medians in quarters of the places"
-    assert text.endswith("a: 2.")
-    names = describe_figure(go.Figure(go.Bar(x=[f"name {i}" for i in values], y=values)))
-    assert "Least: name 0: 0; name 1: 1; name 2: 2. Greatest: name 497: 497" in names
-    grouped = describe_figure(go.Figure(go.Scatter(x=["a", "b"] * 250, y=values, mode="markers")))
-    assert "Medians: a: 249; b: 250." in grouped
-    assert max(map(len, (text, names, grouped))) < 400
-
-
-def test_alternative_names_each_pair_of_a_map_once_and_leaves_out_level_parts_of_lines():
-    pairs = {"x": ["a", "b"], "y": ["a", "b"], "customdata": [["", "a and b"], ["a and b", ""]]}
-    symmetric = go.Heatmap(z=[[None, 0.5], [0.5, None]], hovertemplate="%{customdata}", **pairs)
-    plain = go.Heatmap(z=[[1, 2]], x=["a", "b"], y=["row"])
-    line = go.Scatter(x0=10, dx=10, y=[3, 3, 2, 2, 2, 1], mode="lines")
-    for trace, text in (
-        (symmetric, "a and b."),
-        (plain, "row, a: 1; row, b: 2."),
-        (line, "10: 3; 30: 2; 60: 1."),
-    ):
-        assert describe_figure(go.Figure(trace)) == text
-    many = [go.Scattergl(y=[9, end, None], name=f"trial {end}", mode="lines") for end in range(40)]
-    text = describe_figure(go.Figure(many))
-    assert text.startswith("40 lines, which end at 40 values from 0 to 39")
-    assert "Least: trial 0, 0; trial 1, 1; trial 2, 2." in text
+def test_chart_is_described_by_its_title_and_its_finding():
+    chart = Chart("Effects", go.Figure())
+    assert chart.description == "Effects."
+    assert replace(chart, finding="One helps.").description == "Effects. One helps."

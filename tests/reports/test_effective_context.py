@@ -88,8 +88,9 @@ def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path, build_
     chart = section.context_chart
     assert [len(trace.x) for trace in chart.figure.data] == [7, 7]
     assert chart.width <= 390
-    assert "effective context (bytes)" in chart.alt_text
-    assert f"{best.context.estimate()}: {best.full_label}" in chart.alt_text
+    assert "effective context (bytes)" in chart.figure.layout.legend.title.text
+    name = chart.figure.data[0].name.replace("<br>", ", ")
+    assert name == f"{best.context.estimate()}: {best.full_label}"
     assert "recall accuracy" in words
     write_csv([section.results], tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv")

@@ -137,10 +137,12 @@ def test_values_are_compared_over_the_contexts_they_have_in_common():
     assert ("forget gate", "residual") not in conditional(parted)
 
 
-def test_chart_names_the_value_at_each_marker_and_in_the_text_alternative():
+def test_chart_names_the_value_at_each_marker():
     found = list(conditional(make_table(reversing)).values())
     chart = chart_conditional_effects(found, "nats per byte")
-    assert "forget gate by residual off: −0.3" in chart.alt_text
+    (trace,) = (trace for trace in chart.figure.data if trace.y[0].startswith("forget gate"))
+    assert trace.text == ("off", "on")
+    assert trace.customdata[0].startswith("forget gate by residual off: −0.3")
     additive = list(conditional(make_table(lambda row: row["layers"])).values())
     assert chart_conditional_effects(additive, "nats") is None
 
