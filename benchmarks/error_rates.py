@@ -14,7 +14,6 @@ import numpy as np
 from reports.stats import Floats, Integers
 from reports.stats.design import Contrast
 from reports.stats.run_means import average_runs
-from studies.settings import DEFAULT_LOOKS
 from tests.simulations.grids import (
     NOISE,
     SMALL_GRID,
@@ -31,10 +30,7 @@ from tests.simulations.replicates import (
     TEXT_NOISES,
     count_false_as_good,
     count_false_worse,
-    has_false_verdict,
-    run_until_decided,
-    simulate_looks,
-    simulate_losses,
+    simulate_verdicts,
 )
 from tests.simulations.sweeps import measure_rates, simulate_sweeps
 from tests.simulations.unequal_runs import (
@@ -209,27 +205,29 @@ def measure_replicates(studies: int = 1000) -> Iterator[str]:
         "of 0.06 | of 0.06, against the best"
     )
     for runs, (name, noise), text in itertools.product((2, 3, 5, 10), NOISES.items(), TEXT_NOISES):
-        looks = simulate_looks(designs, noise, runs, studies, text)
-        worse, good = count_false_worse(looks[0], equal), count_false_as_good(looks[1], at_margin)
-        found = [look.is_worse[:, -1].any(axis=1).mean() for look in looks[2:]]
-        of_pair = looks[3].is_worse[:, -1, 0].mean()
+        found = simulate_verdicts(designs, noise, runs, studies, text)
+        of_equal, of_margin, of_small, of_large = found
+        worse = count_false_worse(of_equal, equal)
+        good = count_false_as_good(of_margin, at_margin)
+        small_gap = of_small.is_worse[:, -1].any(axis=1).mean()
+        large_gap = of_large.is_worse[:, -1].any(axis=1).mean()
+        of_pair = of_large.is_worse[:, -1, 0].mean()
         yield (
-            f"{runs} | {name} | {text} | {worse:.1%} | {good:.1%} | {found[0]:.2f} | "
-            f"{found[1]:.2f} | {of_pair:.2f}"
+            f"{runs} | {name} | {text} | {worse:.1%} | {good:.1%} | {small_gap:.2f} | "
+            f"{large_gap:.2f} | {of_pair:.2f}"
         )
     ramp: Floats = 0.01 * places.astype(np.float64)
     yield "smallest architecture, each 0.01 worse than the next larger one"
     yield "runs | named beyond the margin | smaller than the best mean"
     for runs in (3, 5, 10, 20):
-        (look,) = simulate_looks([np.asarray(ramp)], NOISES["equal"], runs, studies)
-        best = look.means.argmin(axis=1)
+        (verdicts,) = simulate_verdicts([np.asarray(ramp)], NOISES["equal"], runs, studies)
+        best = verdicts.means.argmin(axis=1)
         # The smallest that is as good as the best; later ones are smaller.
-        smallest = np.where(look.is_as_good, places, -1).max(axis=1)
+        smallest = np.where(verdicts.is_as_good, places, -1).max(axis=1)
         is_smaller = smallest > best
         wrong = (ramp[np.maximum(smallest, best)] >= MARGIN) & is_smaller
         yield f"{runs} | {wrong.mean():.1%} | {is_smaller.mean():.1%}"
     yield from _measure_few(3 * studies)
-    yield from _measure_looks(studies)
 
 
 def _measure_few(studies: int) -> Iterator[str]:
@@ -239,29 +237,8 @@ def _measure_few(studies: int) -> Iterator[str]:
     with patch("reports.stats.replicates.MIN_ARCHITECTURES", 3):
         for size, runs, factor in itertools.product((4, 5, 6), (3, 5), (1, 4)):
             noise = np.where(np.arange(size) == 0, math.sqrt(factor), 1.0)
-            (look,) = simulate_looks([np.zeros(size)], noise, runs, studies)
-            yield f"{size} | {runs} | ×{factor} | {count_false_worse(look, np.zeros(size)):.1%}"
-
-
-def _measure_looks(studies: int) -> Iterator[str]:
-    designs: dict[str, Floats] = {
-        "all equal": np.zeros(ARCHITECTURES),
-        "nine at the margin": np.where(np.arange(ARCHITECTURES) == 0, 0.0, MARGIN),
-        "0.02 apart": np.linspace(0, 0.02 * (ARCHITECTURES - 1), ARCHITECTURES),
-        "two best, eight 0.1 worse": np.where(np.arange(ARCHITECTURES) < 2, 0.0, 0.1),
-    }
-    yield f"until decided, looks at {', '.join(map(str, DEFAULT_LOOKS))} runs, {studies} studies"
-    yield "architectures | noise | any false verdict | runs of 200 | looks | undecided"
-    for (design, gaps), kind in itertools.product(designs.items(), ("equal", "half fourfold")):
-        generator = np.random.default_rng(1)
-        found = []
-        for _ in range(studies):
-            losses = simulate_losses(generator, NOISES[kind], DEFAULT_LOOKS[-1], 1)
-            found.append(run_until_decided(losses[0] + gaps[:, None, None]))
-        false = np.mean([has_false_verdict(each, gaps) for each in found])
-        undecided = np.mean([each.verdicts.count("undecided") for each in found])
-        runs, looks = (np.mean([getattr(each, n) for each in found]) for n in ("runs", "looks"))
-        yield f"{design} | {kind} | {false:.1%} | {runs:.0f} | {looks:.1f} | {undecided:.1f}"
+            (verdicts,) = simulate_verdicts([np.zeros(size)], noise, runs, studies)
+            yield f"{size} | {runs} | ×{factor} | {count_false_worse(verdicts, np.zeros(size)):.1%}"
 
 
 def measure_sweeps(studies: int = 200) -> Iterator[str]:

@@ -16,7 +16,7 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from reports.errors import USER_ERRORS, OutputTakenError, ReportError
-from studies.attributes import LOOKS, REPORT_CLAIM
+from studies.attributes import REPORT_CLAIM
 from studies.cli import BY_OBJECTIVE, is_bug, print_bug, storage_options, studies_argument
 from studies.errors import StudiesError, StudyFormatError
 from studies.loader import read_record
@@ -97,7 +97,7 @@ def _claim_report(storage: str, study: str, finished: int) -> str | None:
         loaded = load_study(opened, study)
         with opened.reading() as connection:
             _, changed = read_times(connection, loaded._study_id)
-        state = [str(changed), finished, len(loaded.user_attrs.get(LOOKS, ()))]
+        state = [str(changed), finished]
 
         def update(attributes: dict[str, Any]) -> dict[str, Any]:
             nonlocal other

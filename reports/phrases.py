@@ -17,7 +17,7 @@ from reports.analysis.hypothesis_tests import (
     describe_region,
     describe_rule,
 )
-from reports.analysis.leaderboard import StudySummary, summarize_study
+from reports.analysis.leaderboard import StudySummary
 from reports.analysis.nuisance import build_outcome_table, join_names
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, UnequalBudget
 from reports.results import Results
@@ -26,7 +26,6 @@ from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.effects import AdjustedEffect, PairedDifference
 from reports.stats.hypotheses import Verdict, compute_fail_error
 from reports.stats.judged import Edge
-from reports.stats.looks import POWER, Noise, estimate_noise, spend_error
 from reports.stats.scale import (
     GOOD,
     Scale,
@@ -38,8 +37,6 @@ from reports.stats.scale import (
 )
 from reports.stats.task_contrasts import TaskContrast
 from reports.study_reader import describe_selection, select_drawn_curves
-from studies.measure import Measure
-from studies.settings import Refinement
 from studies.text import escape_markdown
 
 MAX_TERMS = 5
@@ -290,67 +287,6 @@ def describe_smallest(summary: StudySummary, unit: str) -> str:
     if summary.best.parameter_count <= min(each.parameter_count for each in summary.entries):
         return "the best is the smallest"
     return f"no smaller one is shown to be as good as the best ({margin})"
-
-
-def describe_looks(
-    refinement: Refinement, noise: Noise | None, count: int, measure: Measure
-) -> str:
-    """Say in a clause when replicates are looked at, and which gaps that finds.
-
-    Args:
-        refinement: settings with looks.
-        noise: noise that is expected; None if nothing is known of it.
-        count: number of architectures.
-        measure: measure of the study's losses.
-    """
-    looks, unit = refinement.looks, measure.held_out_unit
-    shares = ", ".join(f"{level:.2%}" for level in spend_error(looks))
-    line = (
-        f"looks at {', '.join(map(str, looks))} runs, at error rates of {shares}; "
-        f"margin {f'{refinement.margin:g} {unit}'.rstrip()}"
-    )
-    gaps = [_describe_gaps(noise, looks, count, unit, measure)] if noise else []
-    return "; ".join([line, *gaps])
-
-
-def describe_look(results: Results) -> list[str]:
-    """Describe the latest look of a study: verdicts, what follows, and the gaps that it finds."""
-    refinement, look = results.config.refinement, results.looks[-1]
-    summary = summarize_study(results)
-    judgement = summary.judgement
-    assert refinement is not None
-    assert judgement is not None
-    unit, count = results.metric.unit, judgement.comparison.count
-    line = (
-        f"look at {look.runs} runs, at an error rate of {look.level:.2%}: {count_verdicts(summary)}"
-    )
-    if not look.continued:
-        smallest = to_plain(describe_smallest(summary, unit))
-        return [line, f"best mean: {summary.best.full_label}; {smallest}"]
-    later = [runs for runs in refinement.looks if runs > look.runs]
-    added = format_count(later[0] - look.runs, "more run")
-    line += f"; {len(look.continued)} of {count} architectures get {added}"
-    noise = estimate_noise(judgement.comparison)
-    if noise is None:
-        return [line]
-    first = refinement.looks.index(later[0])
-    return [line, _describe_gaps(noise, refinement.looks, count, unit, results.measure, first)]
-
-
-def _describe_gaps(
-    noise: Noise, looks: list[int], count: int, unit: str, measure: Measure, first: int = 0
-) -> str:
-    """Say which gaps the looks from one on find, with a run noise."""
-    spec = ".3f" if measure.is_text else ".3g"
-    levels = spend_error(looks)
-    gaps = ", ".join(
-        f"{noise.find_gap(runs, count, level):{spec}} at {runs}"
-        for runs, level in list(zip(looks, levels, strict=True))[first:]
-    )
-    return (
-        f"gaps found with a probability of {POWER:.0%}, {noise.source} run noise "
-        f"{f'{noise.of_run:{spec}} {unit}'.rstrip()}: {gaps} runs"
-    )
 
 
 def describe_edge(edge: Edge, noun: str) -> str:

@@ -32,7 +32,6 @@ from studies.attributes import (
     OBJECTIVE_NAMES,
     AuditLook,
     CorpusRecord,
-    LookRecord,
     TokenizerRecord,
 )
 from studies.config import StudyConfig
@@ -88,7 +87,6 @@ class Results:
         folder: artifact folder of the study, a name that no other study has.
         replicates: further runs of its architectures, of other studies, see
             :func:`find_replicates`; None if there are none.
-        looks: planned looks at replicates so far.
     """
 
     name: str
@@ -112,7 +110,6 @@ class Results:
     identity: str = ""
     folder: str = ""
     replicates: pd.DataFrame | None = None
-    looks: list[LookRecord] = field(default_factory=list)
 
     @cached_property
     def computed(self) -> dict[Any, Any]:

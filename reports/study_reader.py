@@ -177,7 +177,6 @@ def _build(
         audit_nuisance=record.audit_nuisance,
         identity=identity,
         folder=record.artifact_folder,
-        looks=record.looks,
     )
 
 

@@ -6,10 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from rnn_search.study import Study, load
 from search.display import SafeConsole, Ticker
 from search.errors import SearchFailedError
 from search.launch.jobs import cancel_pending, prepare_launch
-from search.launch.launcher import Launcher
 from search.options import RunOptions, build_options
 from search.run import RunResult, run_workers
 from search.study import StudyHandle
@@ -53,7 +50,6 @@ def run(
     until: str | float | None = None,
     artifacts: str | Path | None = None,
     report: bool = False,
-    until_decided: bool = False,
     launch: str = "local",
     launch_set: Mapping[str, str | int] | None = None,
     trial: int | None = None,
@@ -101,9 +97,6 @@ def run(
             ``$RNN_SEARCH_ARTIFACTS``, or next to the storage.
         report: whether to write the report of a finished study to ``reports/out/``, as the command
             line does.
-        until_decided: whether to compare replicated architectures at planned looks
-            (``refinement.looks``) and to add runs until each is worse than the best or as good, or
-            the last look is reached.
         launch: where to start the workers: ``local``, ``slurm``, ``ray`` or ``ray://HOST:PORT``. On
             a cluster each worker is a job, ``wait=False`` returns when they are submitted, and
             ``until`` counts from the start of each.
@@ -157,7 +150,6 @@ def run(
         artifacts=artifacts_or_default(artifacts),
         until=until,
         settings=settings,
-        until_decided=until_decided or None,
         launch=launch,
         trial=trial,
         report=report,
@@ -240,11 +232,7 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
                 server = serve_dashboard(storage, artifacts, dashboard_port)
                 stack.enter_context(server)
 
-        # A study that is opened by name may have planned looks.
-        if options.until_decided or (options.until_decided is None and options.by_name):
-            result = _run_until_decided(options, serve, cluster)
-        else:
-            result = run_workers(options, serve, cluster)
+        result = run_workers(options, serve, cluster)
     if cluster is not None and result.is_finished and result.record is not None:
         cancel_pending(cluster, result.record.artifact_folder, SafeConsole())
     if options.report and result.is_finished and not result.exit_code:
@@ -290,61 +278,6 @@ def _start_dashboard(storage: str, artifacts: str | None, port: int) -> "subproc
             pass_fds=[listener.fileno()],
             start_new_session=True,  # a Ctrl-C in the terminal is meant for the search
         )
-
-
-def _run_until_decided(
-    options: RunOptions, serve: Callable[[StudyHandle], None], cluster: Launcher | None
-) -> RunResult:
-    """Run the trials of each planned look of a study, and take it, until the study is decided.
-
-    The study is as it was after each step, so that any number of processes may do so at once, and
-    one that is killed is continued by the next.
-    """
-    console, start = SafeConsole(), time.monotonic()
-    name = options.stored_name
-
-    def describe(handle: StudyHandle) -> None:
-        if is_described:
-            return
-        serve(handle)
-        has_looks = bool(handle.record.config.looks)
-        if options.until_decided and not has_looks:
-            raise ConfigError(f"--until-decided: study {name!r} was created without planned looks")
-        if has_looks:
-            from rnn_search import findings  # slow: imports pandas
-
-            if line := findings.describe_plan(options.storage, name):
-                console.print_line(line)
-
-    remaining, has_looked, is_described = options, False, False
-    while True:
-        result = run_workers(remaining, describe, cluster)
-        is_described, record = True, result.record
-        if record is None or not record.config.looks:
-            return result
-        if result.failed_workers and result.exit_code:
-            console.print_line("not decided yet: run the same command to continue")
-        if result.exit_code:
-            return result
-        from rnn_search import findings
-
-        left = math.inf if options.until is None else options.until - time.monotonic() + start
-        if result.is_finished:
-            look = reports.cli.retry_outages(lambda: findings.take_due_look(options.storage, name))
-            for line in look.lines if look is not None else ():
-                console.print_line(line)
-            if look is not None and look.is_last:
-                return replace(result, was_finished=result.was_finished and not has_looked)
-        if left <= 0:  # trials are left: other workers run them, or the look has added them
-            return replace(result, is_finished=False)
-        if not result.is_finished:
-            looks = reports.cli.retry_outages(lambda: findings.count_looks(options.storage, name))
-            if looks == len(record.looks):
-                return result
-            # Another process took a look, and added trials, at the end of this run.
-        has_looked = True
-        if options.until is not None:
-            remaining = options.model_copy(update={"until": left})
 
 
 def _to_plain(key: str, value: Any, depth: int = 0) -> Any:

@@ -134,7 +134,7 @@ def run_search(**options: Any) -> int:
     return _run(**options)
 
 
-@_search_command("refine", "stage-two", "partial", "until_decided")
+@_search_command("refine", "stage-two", "partial")
 def refine(**options: Any) -> int:
     """Derive a study from the best trials of another and run its trials."""
     return _run(is_refinement=True, **options)
@@ -153,7 +153,7 @@ def refine(**options: Any) -> int:
 @click.option(
     "--corpus", metavar="PATH", help="Present place of the study's text, if that has moved."
 )
-@_options((*_RUN, "until_decided"))
+@_options(_RUN)
 @_cancel_option
 @_dashboard_option
 @dashboard_port_option

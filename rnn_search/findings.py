@@ -1,8 +1,4 @@
-"""What a study says: effects and verdicts, and what planned looks find.
-
-Planned looks are taken between two searches of a study of replicates, until it is decided. Slow to
-import: pandas.
-"""
+"""What a study says: effects and verdicts. Slow to import: pandas."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,17 +8,14 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pandas as pd
 
 from reports.analysis.hypothesis_tests import HypothesisTest
 from reports.analysis.leaderboard import (
     LeaderboardEntry,
     StudySummary,
-    look_at_results,
     summarize_study,
 )
-from reports.analysis.nuisance import build_judged_table
 from reports.errors import ReportError
 from reports.findings import StudyFindings, compare_across_tasks
 from reports.narrative import (
@@ -33,8 +26,6 @@ from reports.narrative import (
 )
 from reports.phrases import (
     describe_agreement,
-    describe_look,
-    describe_looks,
     describe_smallest,
     name_unit,
     to_plain,
@@ -42,7 +33,6 @@ from reports.phrases import (
 )
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
-from reports.stats.looks import RUN_NOISE, Noise
 from reports.stats.task_contrasts import TaskContrast
 from reports.study_reader import read_results
 from reports.tables import (
@@ -54,16 +44,10 @@ from reports.tables import (
     tabulate_findings,
     tabulate_leaderboard,
 )
-from search.derive import group_by_architecture, record_look
-from studies.attributes import StudyRecord
 from studies.config import Objective
 from studies.errors import StudiesError
-from studies.loader import read_study_record
-from studies.measure import find_measure
 from studies.storage.changes import list_derived
-from studies.storage.open import load_study, open_storage, read_storage
-from studies.storage.reads import read_trials
-from studies.storage.storage import LeasedRDBStorage
+from studies.storage.open import read_storage
 
 if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
@@ -358,95 +342,6 @@ def find_verdicts(results: Results) -> Verdicts:
     if summary.judgement is None:
         raise ReportError(
             f"study {results.name!r} has no replicates to compare: expected one derived with "
-            "refinement.replicates of 2 or more, and its first look if it has looks"
+            "refinement.replicates of 2 or more"
         )
     return Verdicts(summary, results)
-
-
-# ------------------------------------------------------------------ planned looks
-
-
-@dataclass(frozen=True)
-class LookResult:
-    """What a look found.
-
-    Attributes:
-        lines: lines for the user.
-        is_last: whether no look follows.
-    """
-
-    lines: list[str]
-    is_last: bool
-
-
-def describe_plan(storage: str, name: str) -> str:
-    """Return one line on the looks of a study, and on the gaps that they find, before the first.
-
-    Returns:
-        "" for a study without looks, or after the first.
-    """
-    # Not read-only: closing such a file would release the locks that a search in this process has.
-    with closing(open_storage(storage)) as opened:
-        study = load_study(opened, name)
-        record = read_study_record(study)
-        count = len(group_by_architecture(read_trials(opened, study._study_id)))
-        refinement = record.config.refinement
-        if refinement is None or not refinement.looks or record.looks or count < 2:
-            return ""
-        noise = _expect_noise(opened, record, count)
-    return describe_looks(refinement, noise, count, find_measure(record.config))
-
-
-def take_due_look(storage: str, name: str) -> LookResult | None:
-    """Take the look that is due, and add the runs that it asks for.
-
-    Any number of processes may do so at the same moment: the first one stores the look and the
-    trials in one transaction, and the others find them.
-
-    Returns:
-        The look, which another process may have stored; None if trials are unfinished.
-    """
-    with closing(open_storage(storage)) as opened:
-        while True:
-            study = load_study(opened, name)
-            record = read_study_record(study)
-            results = read_results(opened, name, with_curves=False)
-            if record.looks and not record.looks[-1].continued:
-                return LookResult(describe_look(results), True)
-            if results.counts.finished < results.counts.planned:
-                return None
-            _, look = look_at_results(results, record.looks)
-            if record_look(opened, study, record, look) is not None:
-                results = read_results(opened, name, with_curves=False)
-                return LookResult(describe_look(results), not look.continued)
-
-
-def count_looks(storage: str, name: str) -> int:
-    """Return the number of looks that any process has taken at a study."""
-    with closing(open_storage(storage)) as opened:
-        return len(read_study_record(load_study(opened, name)).looks)
-
-
-def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) -> Noise | None:
-    """Return the noise of runs in the source study, near its best, or that of other studies.
-
-    In tasks other than text it is None if the source study does not tell.
-    """
-    assumed = Noise(RUN_NOISE) if record.config.is_text else None
-    assert record.config.refinement is not None
-    try:
-        results = read_results(storage, record.config.refinement.source, False, False)
-    except (ReportError, StudiesError):  # deleted meanwhile
-        return assumed
-    if results.config.objective != "validation":  # the noise of the training loss is another one
-        return assumed
-    table = build_judged_table(results)
-    if table.noise is None:
-        return assumed
-    best = np.argsort(table.values)[:count]
-    of_run = math.sqrt(float((table.noise.deviations.of_trials[best] ** 2).mean()))
-    if math.isnan(of_run):
-        return assumed
-    if record.config.is_text:  # from nats per token to bits per byte
-        of_run /= math.log(2) * record.tokenizer.bytes_per_token
-    return Noise(of_run, source=f"from {results.name!r} estimated")

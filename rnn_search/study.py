@@ -115,7 +115,6 @@ class Study:
         device: str = "auto",
         wait: bool = True,
         until: str | float | None = None,
-        until_decided: bool | None = None,
         report: bool = False,
         launch: str = "local",
         launch_set: Mapping[str, str | int] | None = None,
@@ -123,8 +122,7 @@ class Study:
         """Run the trials that are left with the stored settings; no study file is read.
 
         Arguments, result and errors are those of :func:`rnn_search.run`. ``overrides`` are settings
-        that each worker chooses for itself, such as ``lease.seconds``. Planned looks are taken in a
-        study that has them, unless ``until_decided`` is False.
+        that each worker chooses for itself, such as ``lease.seconds``.
         """
         from rnn_search.api import run_with
 
@@ -142,7 +140,6 @@ class Study:
             device=device,
             wait=wait,
             until=until,
-            until_decided=until_decided,
             report=report,
             launch=launch,
         )
@@ -266,8 +263,6 @@ class Study:
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best one, whichever that is.
-
-        A study with planned looks is compared at its latest look.
 
         Raises:
             ReportError: if no trial is complete, or there are no replicates to compare.

@@ -1,30 +1,16 @@
-"""Derive trials from those of a study: a refinement of its best, and the runs of planned looks."""
+"""Derive trials from those of a study: a refinement of its best."""
 
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
-import optuna
-from pydantic import ValidationError
-
 from search.errors import TrialNotFoundError, UnfinishedSourceError
-from studies.attributes import LOOKS, SOURCE_TRIALS, LookRecord, StudyRecord
+from studies.attributes import SOURCE_TRIALS
 from studies.best import architecture_key, rank_trials
 from studies.config import StudyConfig, resolve_params, top_count
-from studies.errors import ConfigError, ConfigMismatchError
+from studies.errors import ConfigError
 from studies.grid import MAX_COMBINATIONS
-from studies.records import first_message
-from studies.settings import DEFAULT_LOOKS, Refinement
-from studies.space import (
-    CELL,
-    REPLICATE,
-    Params,
-    distributions,
-    observed_search_space,
-    param_order,
-)
-from studies.storage.changes import extend_study
+from studies.settings import Refinement
+from studies.space import CELL, REPLICATE, Params, param_order
 from studies.storage.counts import TrialCounts
-from studies.storage.reads import read_trials
-from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
 from studies.training import TRAINING_PARAMS, used_params
 
@@ -39,7 +25,7 @@ def derive_trials(
     partial: bool = False,
     keep: float = 1,
     confirmed: bool = False,
-    source: StudyRecord | None = None,
+    source: StudyConfig | None = None,
 ) -> list[StoredTrial]:
     """Apply a refinement's variants and replicates to the best architectures of its source.
 
@@ -49,7 +35,7 @@ def derive_trials(
     source trials that led to it.
 
     A source may be unfinished if ``partial``; if it was pruned, the fraction ``keep`` of its trials
-    was kept. Its record is needed if it has planned looks.
+    was kept. Its config is needed if it is maximised, or its task is not text.
 
     Returns:
         Trials derived from the best source trial first.
@@ -96,7 +82,7 @@ def derive_trials(
             f"refinement.top = {refinement.top} needs {wanted}: "
             + ("lower it" if ranked else "use another source")
         )
-    count = min(wanted, len(ranked)) * len(refinement.variants) * refinement.initial_runs
+    count = min(wanted, len(ranked)) * len(refinement.variants) * refinement.replicates
     check_count(count, config.training.steps, confirmed)
     # All trials of the source count, so that those of the best have the same names for any top.
     present = {name for trial in trials for name in trial.params}
@@ -155,17 +141,16 @@ def group_by_architecture(
 
 
 def _rank_architectures(
-    trials: Sequence[StoredTrial], nuisance: Sequence[str], source: StudyRecord | None
+    trials: Sequence[StoredTrial], nuisance: Sequence[str], source: StudyConfig | None
 ) -> list[list[StoredTrial]]:
     """Return the complete runs of each architecture at its best values of nuisance parameters.
 
     The best architecture of the source comes first, by the definition of :mod:`studies.best`.
     """
     by_number = {trial.number: trial for trial in trials}
-    config, looks = (source.config, source.looks) if source else (None, [])
     best: dict[Hashable, list[StoredTrial]] = {}
-    for each in rank_trials(trials, config, looks):
-        runs = [by_number[run.number] for run in each.runs]
+    for architecture in rank_trials(trials, source):
+        runs = [by_number[run.number] for run in architecture.runs]
         best.setdefault(architecture_key(runs[0].params, nuisance), runs)
     return list(best.values())
 
@@ -191,7 +176,7 @@ def _derive(
             if params is None:
                 continue
             applied.add(number)
-            for replicate in range(first, first + refinement.initial_runs):
+            for replicate in range(first, first + refinement.replicates):
                 run = params | ({REPLICATE: replicate} if refinement.replicates > 1 else {})
                 trial = StoredTrial(run, {SOURCE_TRIALS: []})
                 trial = derived.setdefault(tuple(run.items()), trial)
@@ -230,112 +215,3 @@ def _apply(
         params[name] = value
     used = used_params(params, config.training)
     return _without(used, ()) if used.keys() >= variant.keys() else None
-
-
-# ------------------------------------------------------------------ planned looks
-
-
-def plan_looks(config: StudyConfig, until_decided: bool) -> StudyConfig:
-    """Return the config of a study with its planned looks, or with none.
-
-    The looks are those of the study file, if it has any. The number of replicates becomes that of
-    the last look.
-
-    Raises:
-        ConfigError: if the study derives from no other one, or contradicts its looks.
-    """
-    refinement = config.refinement
-    if refinement is None:
-        if until_decided:
-            raise ConfigError(
-                "--until-decided adds runs of replicated architectures: expected a study with "
-                "[refinement]"
-            )
-        return config
-    looks, replicates = [], refinement.replicates
-    if until_decided:
-        looks = refinement.looks or list(DEFAULT_LOOKS)
-        replicates = looks[-1]
-    planned = refinement.model_copy(update={"looks": looks, "replicates": replicates})
-    try:
-        return StudyConfig.model_validate({**dict(config), "refinement": planned})
-    except ValidationError as error:
-        option = f"with{'' if until_decided else 'out'} --until-decided"
-        raise ConfigError(f"{option}: study {first_message(error)}") from error
-
-
-def join_looks(
-    name: str, stored: StudyConfig, config: StudyConfig, until_decided: bool
-) -> StudyConfig:
-    """Return a worker's config with the planned looks of the study that it joins.
-
-    A worker that does not ask for looks trains the runs that there are.
-
-    Raises:
-        ConfigMismatchError: if the worker asks for looks and the study was created without.
-    """
-    if stored.refinement is None or config.refinement is None:
-        return config
-    if until_decided and not stored.looks:
-        raise ConfigMismatchError(
-            f"study {name!r} was created without planned looks, and its one comparison uses the "
-            "whole error rate: expected no --until-decided, or another --name"
-        )
-    if until_decided or not stored.looks:
-        return config
-    kept = {name: getattr(stored.refinement, name) for name in ("looks", "replicates")}
-    return config.model_copy(update={"refinement": config.refinement.model_copy(update=kept)})
-
-
-def record_look(
-    storage: LeasedRDBStorage, study: optuna.Study, record: StudyRecord, look: LookRecord
-) -> int | None:
-    """Store a planned look, and the trials of the runs that it adds, in one transaction.
-
-    The record is that of when the look was taken.
-
-    Returns:
-        The number of trials added; None, without any change, if another process recorded a look
-        meanwhile.
-
-    Raises:
-        StudiesError: if a worker holds a trial.
-    """
-    looks = [each.model_dump(mode="json") for each in record.looks]
-    expected = {LOOKS: looks}
-    written = {LOOKS: [*looks, look.model_dump(mode="json")]}
-    trials: list[StoredTrial] = []
-    if look.continued:
-        runs = next(each for each in record.config.looks if each > look.runs)
-        trials = plan_runs(
-            read_trials(storage, study._study_id, is_strict=True), look.continued, runs
-        )
-    choices = distributions(observed_search_space(trial.params for trial in trials))
-    is_done = extend_study(storage, study._study_id, expected, written, choices, trials)
-    return len(trials) if is_done else None
-
-
-def plan_runs(
-    trials: Sequence[StoredTrial], continued: Collection[int], runs: int
-) -> list[StoredTrial]:
-    """Return the trials that some architectures lack to a number of runs.
-
-    Runs of the same number read the text in the same order, so all architectures have the same
-    numbers, in the order of which the trials are returned. ``continued`` has the number of the
-    first trial of each architecture that continues.
-    """
-    groups = [
-        group
-        for group in group_by_architecture(trials).values()
-        if min(trial.number for trial in group) in continued
-    ]
-    first = min(int(trial.params[REPLICATE]) for trial in trials)
-    return [
-        StoredTrial(
-            group[0].params | {REPLICATE: number},
-            {SOURCE_TRIALS: group[0].attributes.get(SOURCE_TRIALS, [])},
-        )
-        for number in range(first, first + runs)
-        for group in groups
-        if number not in {trial.params[REPLICATE] for trial in group}
-    ]

@@ -62,11 +62,6 @@ def extend(
     name, study_id, stored = study.study_name, study._study_id, record.config
     trials = read_trials(storage, study_id, is_strict=True)
     new_end = _plan_new_end(name, record, config, trials, options)
-    if new_end is not None and stored.looks:
-        raise ConfigMismatchError(
-            f"study {name!r} has planned looks, whose verdicts hold for its steps: --extend "
-            "expected a study without; train longer under another --name"
-        )
     if new_end is not None and stored.space is None:
         check_trials(config, tasks, [trial.params for trial in trials])
     changed = list_descriptive_changes(stored, config)

@@ -64,9 +64,8 @@ def load_trial_model(
             "best trial: expected the number of one, as rnn-search status lists them"
         )
     complete = {row.number: row for row in trials if row.state is TrialState.COMPLETE}
-    ranking = rank_trials(trials, config, record.looks)
-    ranked = [complete.pop(run.number) for each in ranking for run in each.runs]
-    ranked += complete.values()  # runs after the planned look in force
+    ranking = rank_trials(trials, config)
+    ranked = [complete[run.number] for architecture in ranking for run in architecture.runs]
     stored = weights.list_trials()
     available = [t for t in ranked if t.number in stored]
     chosen = next((t for t in available if trial is None or t.number == trial), None)

@@ -64,7 +64,6 @@ class WorkerOptions(StrictModel):
         overrides: settings that each worker chooses (:data:`studies.loader.PER_WORKER`), as
             ``KEY=VALUE``.
         until: seconds after which to stop.
-        until_decided: None for no looks, and in a study that is opened by name for its own.
     """
 
     overrides: tuple[str, ...] = _option(
@@ -97,11 +96,6 @@ class WorkerOptions(StrictModel):
     )
     until: Annotated[float | None, BeforeValidator(_parse_until)] = _option(
         None, "Stop cleanly after this time, as in 45m, 3h or 1h30m.", metavar="DURATION"
-    )
-    until_decided: bool | None = _option(
-        None,
-        "Compare replicates at the planned looks of the config, and add runs until each "
-        "architecture is worse than the best or as good, or the last look is reached.",
     )
     artifacts: str | None = None
     report: bool = _option(
@@ -230,7 +224,7 @@ class RunOptions(WorkerOptions):
         """Command line, or call in Python, that creates the same study in any storage."""
         if self.settings is not None:
             return self._call
-        is_refinement = self.is_refinement or self.partial or self.until_decided
+        is_refinement = self.is_refinement or self.partial
         words = ["rnn-search", "refine" if is_refinement else "run", self.study]
         return shlex.join([*words, *to_words(self, _DEFINING)])
 
@@ -246,7 +240,7 @@ class RunOptions(WorkerOptions):
 
 _DEFINING = (
     "is_stored", "trial", "name", "corpus", "precision", "unset", "overrides", "prune", "extend",
-    "partial", "yes", "until_decided",
+    "partial", "yes",
 )  # fmt: skip
 """Options that define a study, in the order of a recorded command."""
 

@@ -21,7 +21,7 @@ from rnn.tasks.tokenizer import ByteTokenizer, TokenCorpus
 from rnn.training.devices import check_precision, supports_bf16
 from search.cells import CodeStore, check_sources, load_cells
 from search.certification import certify_cells
-from search.derive import check_count, derive_trials, join_looks, plan_looks
+from search.derive import check_count, derive_trials
 from search.extend import (
     describe_trials,
     extend,
@@ -170,7 +170,7 @@ class StudyHandle:
             corpus = self.corpus.name
         given = {name: getattr(options, name) for name in WorkerOptions.model_fields}
         given |= {"overrides": tuple(local), "corpus": corpus}
-        return WorkerOptions(**given | {"until_decided": bool(options.until_decided)})
+        return WorkerOptions(**given)
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,6 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
     name = options.name or file.name
     check_study_name(name)
     wanted = _resolve(name, url, load_cells(file), options, device, options.target.is_local)
-    wanted = replace(wanted, config=plan_looks(wanted.config, bool(options.until_decided)))
     _check(wanted, options)
     is_new = not (wanted.is_stored or wanted.exists)
     floors = _check_new(wanted, options) if is_new else {}
@@ -311,7 +310,7 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
         study = load_study(storage, name)
         record = read_study_record(study)
         storage.require_study(StudyIdentity(study._study_id, name, record.artifact_folder))
-        wanted = _follow_study(wanted, record, options)
+        wanted = _follow_study(wanted, record)
         notices = [wanted.file.left_out, created, _check_settings(wanted, record, options)]
         if options.extend:
             extended = extend(study, storage, record, wanted.config, wanted.tasks, options)
@@ -491,7 +490,7 @@ def _plan_trials(
         options.partial,
         record.config.pruning.keep,
         options.yes,
-        record,
+        record.config,
     )
     return planned, observed_search_space(trial.params for trial in planned)
 
@@ -520,15 +519,14 @@ def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:
 # ------------------------------------------------------------------ join
 
 
-def _follow_study(wanted: _Wanted, record: StudyRecord, options: RunOptions) -> _Wanted:
+def _follow_study(wanted: _Wanted, record: StudyRecord) -> _Wanted:
     """Return what a process wants, with what it leaves to the study that it joins."""
     stored = record.config
-    config = join_looks(wanted.name, stored, wanted.config, bool(options.until_decided))
     stated = wanted.file.settings.get("pruning", {})
     pruning = stored.pruning.model_copy(
-        update={name: getattr(config.pruning, name) for name in stated}
+        update={name: getattr(wanted.config.pruning, name) for name in stated}
     )
-    config = config.model_copy(update={"pruning": pruning})
+    config = wanted.config.model_copy(update={"pruning": pruning})
     return replace(wanted, config=config)
 
 

@@ -54,8 +54,6 @@ COMMANDS = "commands"
 EARLIER_ENDS = "earlier_ends"
 """Study attribute: a list of :class:`EarlierEnd`."""
 
-LOOKS = "looks"
-"""Study attribute: a list of :class:`LookRecord`."""
 
 HYPOTHESES = "hypotheses"
 """Study attribute: a list of :class:`studies.hypotheses.HypothesisRecord`."""
@@ -512,26 +510,6 @@ class EarlierEnd(BaseModel):
     values: dict[int, float]
 
 
-class LookRecord(BaseModel):
-    """Result of one planned comparison of replicated architectures.
-
-    An architecture is named by the number of its first trial.
-
-    Attributes:
-        runs: number of runs of each compared architecture.
-        level: probability of a false verdict that this look spends.
-        verdicts: verdict of each architecture, those of earlier looks included.
-        continued: architectures that get the runs of the next look; empty after the last one.
-    """
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    runs: Annotated[int, Field(ge=1)]
-    level: Annotated[float, Field(gt=0, lt=1)]
-    verdicts: dict[_Count, Literal["worse", "as good", "undecided"]]
-    continued: list[_Count]
-
-
 class StudyRecord(BaseModel):
     """The user attributes of a study; :mod:`studies.loader` reads them."""
 
@@ -561,10 +539,6 @@ class StudyRecord(BaseModel):
     earlier_ends: list[EarlierEnd] = []
     """For each extension to more steps, in their order: the number of `steps` before, the `command`
     and the `values` of the complete trials by number."""
-    looks: list[LookRecord] = []
-    """For each planned look at replicates: the number of `runs`, the `level` of error that it
-    spends, the `verdicts` of the architectures and which of them are `continued`, by the number of
-    their first trial."""
     hypotheses: list[HypothesisRecord] = []
     """The hypotheses that the study file states or has stated: the `hypothesis`, when it was
     `registered`, with the numbers of trials that were `started` and `finished` then, and when it

@@ -4,9 +4,8 @@ Without replicates it is the trial of the best value. Of replicates it is the ar
 best mean over its complete runs, because the best single run is partly luck. The mean is that of
 the loss on unseen text, on the test split if all runs have it, else on the validation split, else
 of the value; it is adjusted for the replicates that each architecture has
-(:mod:`reports.stats.run_means`). Of a study with planned looks it is over the runs of the latest
-look whose runs have all ended. The run that stands for an architecture is that of the best value,
-which is independent of the test text.
+(:mod:`reports.stats.run_means`). The run that stands for an architecture is that of the best
+value, which is independent of the test text.
 """
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -18,9 +17,7 @@ import optuna
 from optuna.trial import TrialState
 
 from reports.stats.run_means import RankedArchitecture, Run, rank_runs
-from studies.attributes import LookRecord
 from studies.config import StudyConfig, label_trial
-from studies.loader import read_study_record
 from studies.measure import TEXT, Measure, choose_split, find_measure
 from studies.space import REPLICATE, param_order
 from studies.storage.counts import has_replicates, read_best_trial
@@ -36,16 +33,14 @@ def architecture_key(params: Mapping[str, Any], nuisance: Collection[str] = ()) 
 
 
 def rank_trials(
-    trials: Sequence[StoredTrial], config: StudyConfig | None, looks: Sequence[LookRecord]
+    trials: Sequence[StoredTrial], config: StudyConfig | None
 ) -> list[RankedArchitecture]:
     """Rank the architectures of a study, each at each value of the nuisance parameters.
 
     Args:
         trials: all grid trials of the study.
-        config: its config; None for one that is minimised and has no planned looks.
-        looks: its planned looks so far.
+        config: its config; None for one that is minimised.
     """
-    keys = {trial.number: architecture_key(trial.params) for trial in trials}
     measure = find_measure(config) if config else TEXT
     split, sign = _find_split(trials, measure), _sign(config)
     runs = []
@@ -55,10 +50,9 @@ def rank_trials(
         value = sign * trial.value
         loss = trial.attributes[measure.column(split)] if split else value
         replicate = int(trial.params.get(REPLICATE, 0))
-        runs.append(Run(keys[trial.number], trial.number, replicate, value, loss))
-    is_finished = all(trial.state.is_finished() for trial in trials)
-    planned = config.looks if config else []
-    return rank_runs(runs, keys, planned, [look.continued for look in looks], is_finished)
+        key = architecture_key(trial.params)
+        runs.append(Run(key, trial.number, replicate, value, loss))
+    return rank_runs(runs)
 
 
 def _find_split(trials: Sequence[StoredTrial], measure: Measure) -> str | None:
@@ -173,5 +167,4 @@ class BestReader:
     def read_ranking(self) -> tuple[list[StoredTrial], list[RankedArchitecture]]:
         """Read the grid trials, by number, and the ranking of their architectures."""
         trials = self._trials.read()
-        looks = read_study_record(self._study).looks if self._config.looks else []
-        return trials, rank_trials(trials, self._config, looks)
+        return trials, rank_trials(trials, self._config)

@@ -281,11 +281,6 @@ class StudyConfig(StrictModel):
         return update_records(records, self.hypothesis, now)
 
     @property
-    def looks(self) -> list[int]:
-        """Numbers of runs at the planned looks of a study of replicates; empty without looks."""
-        return self.refinement.looks if self.refinement is not None else []
-
-    @property
     def token_name(self) -> str:
         """Name of one token: ``byte`` or ``token``; ``step`` in tasks other than text."""
         if self.task_record or self.task_records:
@@ -338,8 +333,7 @@ class StudyConfig(StrictModel):
                 raise ValueError(f"hypothesis {number} has no margin: {_MARGIN_HINT}")
         refinement = raw.get("refinement")
         given = dict(refinement) if refinement else {}
-        is_replicated = given.get("replicates", 1) != 1 or given.get("looks")
-        if is_replicated and not _states_margin(refinement):
+        if given.get("replicates", 1) != 1 and not _states_margin(refinement):
             raise ValueError(f"refinement has no margin: {_MARGIN_HINT}")
         return raw
 

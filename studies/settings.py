@@ -64,10 +64,6 @@ class OutageSettings(StrictModel):
     """Time that a worker waits for an unavailable storage."""
 
 
-DEFAULT_LOOKS = (3, 5, 10, 20)
-"""Numbers of runs at which replicates are compared until they are decided, unless a study says."""
-
-
 class Refinement(StrictModel):
     """How a study's trials derive from another study's results."""
 
@@ -82,38 +78,21 @@ class Refinement(StrictModel):
     variants: list[Settings] = [{}]
     """Changes of parameters, each applied to each of the best; `{}` for none."""
     replicates: PositiveInt = 1
-    """Number of runs of each result, with other weights and another order of the text; with `looks`
-    the last of these."""
+    """Number of runs of each result, with other weights and another order of the text."""
     margin: Annotated[PositiveFloat, unit("bit/byte or nat/token")] = 0.02
     """Of replicates: the largest difference to the best that makes no difference, in the unit by
     which they are ranked; without a default where the loss of a task has no unit."""
-    looks: list[Annotated[int, Field(ge=2, le=1000)]] = []
-    """Of replicates: numbers of runs at which they are compared until they are decided, as in
-    `[3, 5, 10, 20]`; an empty list stands for these numbers with `--until-decided`, and for one
-    comparison of all runs without it."""
 
     @property
     def has_replicates(self) -> bool:
         """Whether results are run more than once."""
-        return self.replicates > 1 or bool(self.looks)
-
-    @property
-    def initial_runs(self) -> int:
-        """Number of runs of each result when the study is created."""
-        return self.looks[0] if self.looks else self.replicates
+        return self.replicates > 1
 
     @model_validator(mode="after")
     def _check_trial(self) -> "Refinement":
         if self.trial is not None and (self.variants != [{}] or self.has_replicates):
             raise ValueError("trial runs one trial as it was: expected no variants or replicates")
         return self
-
-    @field_validator("looks")
-    @classmethod
-    def _check_looks(cls, looks: list[int]) -> list[int]:
-        if looks != sorted(set(looks)):
-            raise ValueError("expected numbers of runs that increase, as in [3, 5, 10, 20]")
-        return looks
 
     @field_validator("source")
     @classmethod

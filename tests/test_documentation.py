@@ -118,9 +118,7 @@ SMALLER = {
     "stage-one-rates": STAGE_ONE,
     "quick": (*TINY, *FEW),
     "stage-two": (*TINY, "--set=refinement.variants=[{}, {state_size=33}]"),
-    "replicates": [
-        f"--set=refinement.{value}" for value in ("top=2", "replicates=2", "looks=[2, 3]")
-    ],
+    "replicates": ["--set=refinement.top=2", "--set=refinement.replicates=2"],
     "cells": (*TINY, "--set=space.state_size=[8]"),
     "baselines": (*TINY, "--set=space.layers=[1]", "--set=space.state_size=[8]"),
 }

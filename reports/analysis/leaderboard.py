@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -12,7 +12,6 @@ from scipy import special
 
 from reports.results import Results
 from reports.stats.effects import CONFIDENCE
-from reports.stats.looks import PlannedLook, take_look
 from reports.stats.replicates import (
     Comparison,
     Difference,
@@ -21,10 +20,9 @@ from reports.stats.replicates import (
     Verdict,
     compare_pairwise,
     compare_single_runs,
-    find_difference,
     judge,
 )
-from reports.stats.run_means import RankedArchitecture, Run, average_runs, find_look, rank_runs
+from reports.stats.run_means import RankedArchitecture, Run, average_runs, rank_runs
 from reports.trial_table import (
     ContextProfile,
     average_profiles,
@@ -35,7 +33,7 @@ from reports.trial_table import (
     read_profile,
 )
 from rnn.config import NetworkConfig
-from studies.attributes import SOURCE_TRIALS, LookRecord
+from studies.attributes import SOURCE_TRIALS
 from studies.config import training_settings
 from studies.space import BPTT_STEPS, REPLICATE
 
@@ -144,23 +142,15 @@ class StudySummary:
     """Architectures of a study, the best first.
 
     Attributes:
-        entries: every architecture with a complete run. Runs after the planned look that the
-            verdicts are of are left out.
-        judgement: verdicts on replicated architectures; None for single runs, and before the first
-            planned look.
+        entries: every architecture with a complete run.
+        judgement: verdicts on replicated architectures; None for single runs.
         smallest: of replicated architectures, the smallest that is as good as the best; None if
             none that is smaller than the best is shown to be.
-        look: planned look that the verdicts are of; None without planned looks, or before the
-            first.
-        comparisons: pairwise comparisons of replicated architectures, with planned looks that of
-            each look, the latest first; an architecture is in those until its last one.
     """
 
     entries: list[LeaderboardEntry]
     judgement: Judgement | None = None
     smallest: LeaderboardEntry | None = None
-    look: LookRecord | None = None
-    comparisons: list[Comparison] = field(default_factory=list)
 
     @property
     def best(self) -> LeaderboardEntry:
@@ -194,17 +184,7 @@ def _rank(results: Results) -> list[RankedArchitecture]:
     replicates = rows[REPLICATE].astype(int) if REPLICATE in rows else pd.Series(0, rows.index)
     values = (metric.scale.to_loss(rows[name]) for name in ("value", metric.column))
     columns = rows["architecture"], rows.index, replicates, *values
-    runs = [Run(*row) for row in zip(*(each.tolist() for each in columns), strict=True)]
-    architectures = dict(zip(results.table.index, results.table["architecture"], strict=True))
-    planned = results.config.refinement.looks if results.config.refinement else []
-    continued = [look.continued for look in results.looks]
-    return rank_runs(runs, architectures, planned, continued, results.is_finished)
-
-
-def list_first_trials(results: Results) -> dict[str, int]:
-    """Return the number of the first trial of each architecture."""
-    firsts = results.table["architecture"].sort_index().drop_duplicates()
-    return dict(zip(firsts.tolist(), firsts.index.tolist(), strict=True))
+    return rank_runs(Run(*row) for row in zip(*(each.tolist() for each in columns), strict=True))
 
 
 def rank_architectures(results: Results, count: int | None = None) -> list[LeaderboardEntry]:
@@ -305,10 +285,7 @@ def _mean(values: Iterable[float]) -> float:
 
 def summarize_study(results: Results) -> StudySummary:
     """Rank and compare the architectures of a study."""
-    refinement = results.config.refinement
-    if refinement is not None and refinement.looks:
-        return _summarize_looks(results, refinement.looks)
-    entries = rank_architectures(results)
+    refinement, entries = results.config.refinement, rank_architectures(results)
     if not results.has_replicates:
         gaps = _compare_with_best(results, entries)
         return StudySummary([replace(e, gap=gaps.get(e.label)) for e in entries])
@@ -318,68 +295,25 @@ def summarize_study(results: Results) -> StudySummary:
     losses = {entry.label: losses[entry.label] for entry in entries}
     judgement = judge(compare_pairwise(losses), refinement.margin)
     without_run = results.table["architecture"].nunique() - len(losses)
-    return _add_verdicts(entries, [replace(judgement, without_run=without_run)], None)
+    return _add_verdicts(entries, replace(judgement, without_run=without_run))
 
 
-def _summarize_looks(results: Results, planned: Sequence[int]) -> StudySummary:
-    """Rank and compare replicates by the latest planned look whose runs are all finished."""
-    entries, looks, losses = rank_architectures(results), results.looks, list_losses(results)
-    index = find_look(planned, [look.continued for look in looks], results.is_finished)
-    if index is None:
-        return StudySummary(entries)
-    # Without new runs, the latest look is repeated: runs after it are left out.
-    found = [look_at_results(results, looks[:i], losses) for i in range(index + 1)]
-    judgements = [judgement for judgement, _ in found]
-    _, look = found[-1]
-    if index < len(looks):  # what was stored is final
-        look = looks[-1]
-        numbers = list_first_trials(results)
-        stored = {n: Verdict(look.verdicts[numbers[n]]) for n in judgements[-1].verdicts}
-        judgements[-1] = replace(judgements[-1], verdicts=stored)
-    return _add_verdicts(entries, judgements, look)
-
-
-def look_at_results(
-    results: Results, earlier: Sequence[LookRecord], losses: Mapping[str, LossesByRun] | None = None
-) -> tuple[Judgement, LookRecord]:
-    """Take the planned look of a study after some earlier ones.
-
-    Args:
-        results: results of a study of replicates with planned looks.
-        earlier: results of the earlier looks.
-        losses: losses of its runs; None to read them from the results.
-    """
-    refinement = results.config.refinement
-    assert refinement is not None
-    numbers = list_first_trials(results)
-    losses = list_losses(results) if losses is None else losses
-    before = [PlannedLook(**each.model_dump()) for each in earlier]
-    judgement, look = take_look(losses, numbers, refinement.looks, refinement.margin, before)
-    return judgement, LookRecord(**vars(look))
-
-
-def _add_verdicts(
-    entries: Sequence[LeaderboardEntry], judgements: Sequence[Judgement], look: LookRecord | None
-) -> StudySummary:
+def _add_verdicts(entries: Sequence[LeaderboardEntry], judgement: Judgement) -> StudySummary:
     """Add the verdict of each architecture, and find the smallest that is as good as the best.
 
     Args:
         entries: the architectures, by their mean.
-        judgements: of all looks; the latest one has the verdicts. Bounds and gaps of an
-            architecture that stopped earlier are those of its last look.
-        look: the latest look; None without planned looks.
+        judgement: verdicts on them.
     """
-    judgement, best = judgements[-1], judgements[-1].comparison.best
-    comparisons = [each.comparison for each in reversed(judgements)]
-    bounds = {name: bound for each in judgements for name, bound in each.bounds.items()}
+    comparison = judgement.comparison
     entries = [
         replace(
             entry,
-            gap=find_difference(comparisons, entry.label, best),
-            verdict=judgement.verdicts.get(entry.label),
-            bound=bounds.get(entry.label, math.inf),
+            gap=comparison.between(entry.label, comparison.best),
+            verdict=judgement.verdicts[entry.label],
+            bound=judgement.bounds[entry.label],
         )
-        for entry in sorted(entries, key=lambda entry: entry.label != best)
+        for entry in entries
     ]
     smaller = [
         entry
@@ -387,7 +321,7 @@ def _add_verdicts(
         if entry.verdict is Verdict.AS_GOOD and entry.parameter_count < entries[0].parameter_count
     ]
     smallest = min(smaller, key=lambda entry: entry.parameter_count, default=None)
-    return StudySummary(entries, judgement, smallest, look, comparisons)
+    return StudySummary(entries, judgement, smallest)
 
 
 def _compare_with_best(

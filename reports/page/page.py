@@ -37,7 +37,6 @@ from reports.page import first_screen, page_tables
 from reports.page.section import Section, build_sections
 from reports.phrases import to_html, to_sentence
 from reports.results import Results
-from reports.stats.looks import find_detectable_gap
 from reports.stats.scale import format_count, format_param, format_value
 from reports.study_reader import read_studies
 from rnn.source_code import generate_module
@@ -158,7 +157,6 @@ def _templates() -> jinja2.Environment:
         "tables": tables,
         "page_tables": page_tables,
         "comparison_plots": comparison_plots,
-        "find_detectable_gap": find_detectable_gap,
     }
     return environment
 

@@ -43,7 +43,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reports.stats import Booleans, Floats, Integers
+from reports.stats import Floats, Integers
 
 LossesByRun = Mapping[int, Sequence[float]]
 """An architecture's loss on each evaluation window (W,), by replicate; W is 1 for a mean loss."""
@@ -225,15 +225,6 @@ def _separate_variances(between: Floats) -> Floats:
     return np.asarray(own)
 
 
-def expect_degrees(runs: int, architectures: int) -> float:
-    """Return the degrees of freedom of moderated variances if all variances are equal."""
-    if architectures < MIN_ARCHITECTURES:
-        return runs - 1
-    error = CAUTION * _sampling_error(np.array([runs - 1.0]), architectures)[1]
-    prior = float(2 * _invert_trigamma(np.array([error]))[0])
-    return min(prior + runs - 1, (architectures - 1.0) * (runs - 1))
-
-
 def _estimate_prior(variances: Floats, degrees: Floats) -> tuple[Floats, Floats]:
     """Estimate Smyth's prior (section 6.2) from the variances (..., K) of K architectures.
 
@@ -297,7 +288,6 @@ class Difference:
         windows: number W of common evaluation windows.
         p: two-sided p-value of a zero mean; 1 with fewer than two runs.
         p_adjusted: p-value after Holm's correction for all comparisons of the study.
-        level: p-value below which the difference is significant.
     """
 
     mean: float
@@ -307,12 +297,11 @@ class Difference:
     windows: int
     p: float = 1.0
     p_adjusted: float = 1.0
-    level: float = LEVEL
 
     @property
     def is_significant(self) -> bool:
         """Whether the difference is significant after the correction for all comparisons."""
-        return self.p_adjusted < self.level
+        return self.p_adjusted < LEVEL
 
     @property
     def half_width(self) -> float:
@@ -337,14 +326,10 @@ class Comparison:
     Attributes:
         names: names of the architectures, the best first.
         pairs: difference by (worse, better) name.
-        level: probability of any false positive among them.
-        count: number of architectures for which the tests are corrected.
     """
 
     names: list[str]
     pairs: dict[tuple[str, str], Difference]
-    level: float
-    count: int
 
     @property
     def best(self) -> str:
@@ -374,19 +359,13 @@ class Comparison:
         return replace(reverse, mean=-reverse.mean) if reverse else None
 
 
-def compare_pairwise(
-    losses: Mapping[str, LossesByRun], level: float = LEVEL, count: int | None = None
-) -> Comparison:
+def compare_pairwise(losses: Mapping[str, LossesByRun]) -> Comparison:
     """Compare each two architectures.
 
     Args:
         losses: losses by architecture, the best first; as many windows in each of them.
-        level: probability of any false positive.
-        count: number of architectures to correct for; None for that of the losses. A later look at
-            some of a study's architectures corrects for all of them.
     """
     names = list(losses)
-    count = count or len(names)
     arrays = [
         (np.array([*runs], dtype=np.int64), np.array([*runs.values()], dtype=float))
         for runs in losses.values()
@@ -398,20 +377,12 @@ def compare_pairwise(
     if found:
         p = compute_p_values(*_stack(found))
         p[[each.runs < 2 for each in found]] = 1.0
-        adjusted = adjust_by_holm(p, math.comb(count, 2))
+        adjusted = adjust_by_holm(p)
         found = [
-            replace(each, p=float(alone), p_adjusted=float(corrected), level=level)
-            for each, alone, corrected in zip(found, p, adjusted, strict=True)
+            replace(difference, p=float(alone), p_adjusted=float(corrected))
+            for difference, alone, corrected in zip(found, p, adjusted, strict=True)
         ]
-    return Comparison(names, dict(zip(pairs, found, strict=True)), level, count)
-
-
-def find_difference(
-    comparisons: Iterable[Comparison], first: str, second: str
-) -> Difference | None:
-    """Return the difference of two architectures in the first comparison that has both."""
-    found = (each.between(first, second) for each in comparisons)
-    return next((each for each in found if each is not None), None)
+    return Comparison(names, dict(zip(pairs, found, strict=True)))
 
 
 def compare_single_runs(
@@ -457,18 +428,15 @@ def _stack(differences: Iterable[Difference]) -> tuple[Floats, Floats, Floats]:
     return mean, variances, degrees
 
 
-def adjust_by_holm(p: Floats, total: int | None = None) -> Floats:
+def adjust_by_holm(p: Floats) -> Floats:
     """Correct p-values (..., P) for their number by Holm's method.
 
-    Args:
-        p: p-values; the last axis is one family of tests.
-        total: number of tests to correct for, if it is more than P.
+    The last axis is one family of tests.
     """
-    total = p.shape[-1] if total is None else total
     # statsmodels.multipletests gives the same for one family, but collects all garbage per call:
     # 60 ms or more, and there are dozens of calls per report.
     order = np.argsort(p, axis=-1)
-    factors = np.arange(total, total - p.shape[-1], -1)
+    factors = np.arange(p.shape[-1], 0, -1)
     steps = np.maximum.accumulate(np.take_along_axis(p, order, axis=-1) * factors, axis=-1)
     adjusted = np.empty_like(p)
     np.put_along_axis(adjusted, order, np.minimum(1, steps), axis=-1)
@@ -496,7 +464,6 @@ class Judgement:
         verdicts: verdict of each architecture.
         bounds: upper confidence bound of the difference of each compared architecture to the best;
             infinite where there are too few runs.
-        candidates: architectures that may be the best.
         without_run: number of architectures of the study without a complete run, which have no
             verdict.
     """
@@ -505,7 +472,6 @@ class Judgement:
     margin: float
     verdicts: dict[str, Verdict]
     bounds: dict[str, float]
-    candidates: list[str]
     without_run: int = 0
 
     def count(self, verdict: str) -> int:
@@ -532,14 +498,14 @@ def judge(comparison: Comparison, margin: float) -> Judgement:
     is_worse = np.zeros(upper.shape, dtype=bool)
     if tested:
         mean, variances, degrees = _stack(tested.values())
-        tail = comparison.level / max(1, comparison.count - 1)
+        tail = LEVEL / max(1, len(names) - 1)
         widths = compute_widths(variances, degrees, tail)
         rows, columns = np.array([[places[name] for name in pair] for pair in tested]).T
         upper[rows, columns], upper[columns, rows] = widths + mean, widths - mean
         is_significant = np.array([each.is_significant for each in tested.values()])
         is_worse[rows, columns] = is_significant & (mean > 0)
         is_worse[columns, rows] = is_significant & (mean < 0)
-    bounds, may_be_best = bound_distances(upper)
+    bounds = bound_distances(upper)
     verdicts, found = dict.fromkeys(names, Verdict.UNDECIDED), dict.fromkeys(names, math.inf)
     for i, name in enumerate(compared):
         found[name] = float(bounds[i])
@@ -547,21 +513,17 @@ def judge(comparison: Comparison, margin: float) -> Judgement:
             verdicts[name] = Verdict.AS_GOOD
         elif is_worse[i].any():
             verdicts[name] = Verdict.WORSE
-    candidates = [name for name, is_one in zip(compared, may_be_best, strict=True) if is_one]
-    return Judgement(comparison, margin, verdicts, found, candidates)
+    return Judgement(comparison, margin, verdicts, found)
 
 
-def bound_distances(upper: Floats) -> tuple[Floats, Booleans]:
-    """Bound the distance of each architecture from the best.
+def bound_distances(upper: Floats) -> Floats:
+    """Return upper bounds (..., K) of the distance of each architecture from the best.
 
     Args:
         upper: upper confidence bounds (..., K, K) of the row's loss minus the column's; 0 on the
             diagonal.
-
-    Returns:
-        The bounds (..., K), and which architectures (..., K) may be the best.
     """
     # The lower bound of i minus j is that below the difference j minus i.
     may_be_best = np.asarray(~(upper < 0).any(axis=-2))
     candidates = np.where(may_be_best[..., None, :], upper, -np.inf)
-    return np.maximum(candidates.max(axis=-1, initial=0.0), 0), may_be_best
+    return np.asarray(np.maximum(candidates.max(axis=-1, initial=0.0), 0))

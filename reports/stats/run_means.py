@@ -9,7 +9,7 @@ Statistician 34, 1980). Where each architecture has each replicate it is the pla
 """
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Self, TypeVar
@@ -144,62 +144,12 @@ class RankedArchitecture:
         return not math.isclose(self.mean, fmean(run.loss for run in self.runs), rel_tol=1e-9)
 
 
-def rank_runs(
-    runs: Iterable[Run],
-    architectures: Mapping[int, Hashable],
-    planned: Sequence[int],
-    continued: Sequence[Collection[int]],
-    is_finished: bool,
-) -> list[RankedArchitecture]:
-    """Rank architectures by the adjusted means of their runs; ties by the number of the best run.
-
-    With a planned look in force, runs of later replicates are left out, architectures without any
-    other come last, and one that the look compares is the best.
-
-    Args:
-        runs: complete runs.
-        architectures: what stands for the architecture of each trial, by the trial's number.
-        planned: number of runs at each planned look.
-        continued: numbers of the trials whose architectures each look so far continues.
-        is_finished: whether all of its trials are finished.
-    """
-    index = find_look(planned, continued, is_finished)
+def rank_runs(runs: Iterable[Run]) -> list[RankedArchitecture]:
+    """Rank architectures by the adjusted means of their runs; ties by the best run's number."""
     runs = sorted(runs, key=lambda run: (run.value, run.number))
-    count = None if index is None else planned[index]
-    counted = set(sorted({run.replicate for run in runs})[:count])
-    ranked = _rank_by_mean([run for run in runs if run.replicate in counted])
-    known = {each.architecture for each in ranked}
-    ranked += _rank_by_mean([run for run in runs if run.architecture not in known])
-    if index:
-        compared = {architectures.get(number) for number in continued[index - 1]}
-        best = next((each for each in ranked if each.architecture in compared), None)
-        ranked.sort(key=lambda each: each is not best)
-    return ranked
-
-
-def _rank_by_mean(runs: Sequence[Run]) -> list[RankedArchitecture]:
-    """Rank architectures by the adjusted means of these runs, which are sorted by value."""
     means = average_runs((run.architecture, run.replicate, run.loss) for run in runs)
     groups: dict[Hashable, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.architecture, []).append(run)
     ranked = [RankedArchitecture(name, means[name], group) for name, group in groups.items()]
-    return sorted(ranked, key=lambda each: (each.mean, each.runs[0].number))
-
-
-def find_look(
-    planned: Sequence[int], continued: Sequence[Collection[int]], is_finished: bool
-) -> int | None:
-    """Return the index of the planned look in force; None without one.
-
-    It is the latest one whose runs have all ended, whether it is stored or due.
-
-    Args:
-        planned: number of runs at each look.
-        continued: what each stored look continues; nothing after the last one.
-        is_finished: whether all trials are finished.
-    """
-    is_due = is_finished and not (continued and not continued[-1])
-    if not planned or not (continued or is_due):
-        return None
-    return len(continued) if is_due else len(continued) - 1
+    return sorted(ranked, key=lambda architecture: (architecture.mean, architecture.runs[0].number))

@@ -177,8 +177,8 @@ class BestTrialFiles:
     Of replicates, the best run of each architecture comes first, in the order of their means
     (:mod:`studies.best`), then the second best runs. The losses that rank the architectures are
     known at the end of a trial only, so that each run's file is written. The means change with each
-    run: until all are finished, and with planned looks until the end, no best run of an
-    architecture is removed. Of several tasks, as many files are kept of each.
+    run: until all are finished, no best run of an architecture is removed. Of several tasks, as
+    many files are kept of each.
 
     Args:
         handle: the study.
@@ -194,7 +194,6 @@ class BestTrialFiles:
         self._label = "weights" if files.kind == "safetensors" else "checkpoints"
         stored = handle.record.config
         self._best = BestReader(handle.study, handle.storage, stored)
-        self._keeps_each = bool(stored.looks)
         setting = f"keep_{self._label}"
         self._count = _limit(getattr(handle.config, setting))
         # A worker that keeps fewer than the study's config leaves those of other workers.
@@ -246,7 +245,7 @@ class BestTrialFiles:
         trials, ranking = found
         places = zip_longest(*(each.runs for each in ranking))
         order = [run.number for place in places for run in place if run is not None]
-        if count and (self._keeps_each or not all(trial.state.is_finished() for trial in trials)):
+        if count and not all(trial.state.is_finished() for trial in trials):
             count = max(count, len(ranking))
         self._files.evict(order, count)
 

@@ -28,7 +28,6 @@ from studies.attributes import (
     FOLDER_NAME,
     LEASE,
     LONG_RESULTS,
-    LOOKS,
     PAUSED,
     AuditState,
     EarlierEnd,
@@ -276,19 +275,12 @@ def retry_trials(storage: LeasedRDBStorage, name: str, kinds: Collection[str]) -
     Raises:
         StudyNotFoundError: if the study does not exist.
         StudyHeldError: if workers hold trials of it.
-        StudiesError: if a planned look was taken, whose verdicts hold for the runs that it had.
     """
     names = {TrialStatus.FAIL: "failed", TrialStatus.DIVERGED: "diverged"}
     with storage.transaction() as connection:
         study_id = lock_unheld(connection, name)
         failed = _read_grid_trials(storage, connection, study_id, TrialState.FAIL)
         reopened = [trial for trial in failed if names[trial.status] in kinds]
-        looks = read_study_attrs(connection, STUDY_USER_ATTRS, study_id, [LOOKS])
-        if reopened and looks.get(LOOKS, "[]") != "[]":
-            raise StudiesError(
-                f"study {name!r} has taken a planned look, whose verdicts hold for the runs that "
-                "it had: expected a study without"
-            )
         records = {}
         for trial in reopened:
             failures = trial.system_attributes.get(EARLIER_FAILURES, ())

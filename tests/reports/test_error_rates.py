@@ -4,19 +4,13 @@ import numpy as np
 import pytest
 
 from reports.stats.design import Contrast
-from reports.stats.looks import Noise
 from tests.simulations.grids import SMALL_GRID, Scenario, find_flags, names_zero, simulate
 from tests.simulations.replicates import (
     MARGIN,
     NOISES,
-    RUN_NOISE,
-    TEXT_NOISE,
     count_false_as_good,
     count_false_worse,
-    has_false_verdict,
-    run_until_decided,
-    simulate_looks,
-    simulate_losses,
+    simulate_verdicts,
 )
 from tests.simulations.sweeps import measure_rates, simulate_sweeps
 from tests.simulations.unequal_runs import (
@@ -81,36 +75,18 @@ def find_tuned(*arguments) -> float:
 
 
 def find_worse(noise: str, runs: int) -> float:
-    (look,) = simulate_looks([EQUAL], NOISES[noise], runs, 200)
-    return count_false_worse(look, EQUAL)
+    (verdicts,) = simulate_verdicts([EQUAL], NOISES[noise], runs, 200)
+    return count_false_worse(verdicts, EQUAL)
 
 
 def find_as_good(noise: str, runs: int) -> float:
-    (look,) = simulate_looks([AT_MARGIN], NOISES[noise], runs, 200)
-    return count_false_as_good(look, AT_MARGIN)
+    (verdicts,) = simulate_verdicts([AT_MARGIN], NOISES[noise], runs, 200)
+    return count_false_as_good(verdicts, AT_MARGIN)
 
 
 def exceed_bounds() -> float:
-    (look,) = simulate_looks([SPREAD], NOISES["half fourfold"], 5, 200)
-    return (look.bounds < SPREAD).any(axis=1).mean()
-
-
-def find_gap(runs: int) -> float:
-    """Return how often a gap is found that is to be found in four of five studies."""
-    gaps = np.zeros(10)
-    gaps[-1] = Noise(RUN_NOISE, 2**0.5 * TEXT_NOISE).find_gap(runs, 10, 0.05)
-    (look,) = simulate_looks([gaps], NOISES["equal"], runs, 150)
-    return look.is_worse[:, -1, 0].mean()
-
-
-def err_in_looks(gap: float) -> float:
-    """Return how often any of several looks at a study has a false verdict."""
-    gaps = np.full(6, gap)
-    gaps[0] = 0
-    generator, noise = np.random.default_rng(2), NOISES["half fourfold"][2:8]
-    studies = (simulate_losses(generator, noise, 10, 1, 8)[0] for _ in range(100))
-    runs = (run_until_decided(each + gaps[:, None, None], [3, 5, 10]) for each in studies)
-    return np.mean([has_false_verdict(each, gaps) for each in runs])
+    (verdicts,) = simulate_verdicts([SPREAD], NOISES["half fourfold"], 5, 200)
+    return (verdicts.bounds < SPREAD).any(axis=1).mean()
 
 
 def judge_sweeps(what: str, is_skewed: bool = False) -> float:
@@ -150,9 +126,6 @@ OTHERS = {
     "ten equal runs differ": (0, 0.1, lambda: find_worse("best fourfold", 10)),
     "distance of the margin is as good": (0, 0.1, lambda: find_as_good("half fourfold", 3)),
     "any distance exceeds its bound": (0, 0.1, exceed_bounds),
-    "stated gap is found": (0.6, 0.95, lambda: find_gap(3)),
-    "look at equal architectures errs": (0, 0.12, lambda: err_in_looks(0.0)),
-    "look at a distance of the margin errs": (0, 0.12, lambda: err_in_looks(MARGIN)),
     "interval of a sweep covers": (0.9, 0.99, lambda: judge_sweeps("covered")),
     "interval of the best rate covers": (0.88, 1, lambda: judge_sweeps("covered_best")),
     "interval of a skewed best rate covers": (0.88, 1, lambda: judge_sweeps("covered_best", True)),

@@ -18,7 +18,7 @@ from reports.hypotheses import hypotheses_command
 from reports.output import default_path, study_identity
 from reports.page.page import write_report
 from rnn_search.studies_cli import delete, rename
-from studies.attributes import LOOKS, REPORT_CLAIM
+from studies.attributes import REPORT_CLAIM
 from studies.storage.changes import retry_trials
 from studies.storage.open import load_study, open_storage
 
@@ -209,11 +209,7 @@ def test_one_of_the_processes_that_see_a_search_end_writes_the_report(
     assert end_on("one") == "written\n", "its first answer was lost"
     assert end_on("two", was_finished=True) == "written\n"
     writer, other = "one", "two"
-    for reach_state in (
-        retry,
-        lambda: study.set_user_attr(LOOKS, [{}]),
-        leave_a_claim_of_the_version_before,
-    ):
+    for reach_state in (retry, leave_a_claim_of_the_version_before):
         assert end_on(other) == f"report: process {writer}/{os.getpid()} writes it; {command}"
         reach_state()
         assert end_on(other) == "written\n"

@@ -83,7 +83,7 @@ def test_imported_study_has_the_results_and_the_export_of_the_study(make, sqlite
                 for each in (new, old)
             )
             pd.testing.assert_frame_equal(found, expected)
-        for field in ("windows", "tokenizer", "hypotheses", "audit_looks", "looks", "counts"):
+        for field in ("windows", "tokenizer", "hypotheses", "audit_looks", "counts"):
             assert getattr(new, field) == getattr(old, field), field
         shown, expected = (load(name, storage=url).status for url in (sqlite_url, other))
         assert shown.as_json() == expected.as_json()

@@ -1,37 +1,22 @@
-"""Differences between replicated architectures: by hand, against other tests; verdicts, looks."""
+"""Differences between replicated architectures: by hand, against other tests; verdicts."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from factories import gated_params, make_runs, results_of
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from reports.analysis.leaderboard import summarize_study
-from reports.stats.looks import (
-    PlannedLook,
-    estimate_noise,
-    find_detectable_gap,
-    spend_error,
-    take_look,
-)
 from reports.stats.replicates import (
     Verdict,
     adjust_by_holm,
     bound_distances,
     compare_pairwise,
     compare_single_runs,
-    expect_degrees,
     judge,
     moderate_variances,
 )
-from reports.stats.run_means import Run, RunMeans, rank_runs
-from rnn_search import load
-from studies.attributes import LookRecord
-from studies.settings import DEFAULT_LOOKS
-from tests.simulations.replicates import MARGIN, NOISES, RUN_NOISE, TEXT_NOISE, simulate_losses
+from reports.stats.run_means import RunMeans
 
 
 def as_runs(losses):
@@ -97,20 +82,11 @@ def test_only_common_runs_are_compared():
 def test_p_values_are_corrected_by_holms_method():
     # Each alone is below 5%. Holm: 0.01 · 3, 0.02 · 2, and at least as much for 0.03.
     p = np.array([0.02, 0.03, 0.01])
-    assert adjust_by_holm(p, 3) == pytest.approx([0.04, 0.04, 0.03])
-    assert adjust_by_holm(p, 5) == pytest.approx([0.08, 0.09, 0.05]), "two were tested before"
+    assert adjust_by_holm(p) == pytest.approx([0.04, 0.04, 0.03])
     many = np.random.default_rng(0).uniform(size=50) ** 4
     assert adjust_by_holm(many) == pytest.approx(multipletests(many, method="holm")[1])
     # A row for each study.
-    assert adjust_by_holm(np.array([p, 10 * p]), 3)[1].tolist() == pytest.approx([0.4, 0.4, 0.3])
-
-
-def test_a_comparison_is_corrected_for_the_architectures_that_were_left_out():
-    runs = np.random.default_rng(4).normal(size=(3, 6, 1)) + np.array([0, 0, 9])[:, None, None]
-    losses = {name: as_runs(each) for name, each in zip("abc", runs, strict=True)}
-    alone, of_ten = (compare_pairwise(losses, count=count).pairs["c", "a"] for count in (3, 10))
-    # The second of 3 and of 45.
-    assert of_ten.p_adjusted == pytest.approx(alone.p_adjusted * 44 / 2)
+    assert adjust_by_holm(np.array([p, 10 * p]))[1].tolist() == pytest.approx([0.4, 0.4, 0.3])
 
 
 def list_pairs(size):
@@ -156,14 +132,6 @@ def test_pairs_with_fewer_runs_than_most_are_not_moderated():
     assert (found[~is_short] > 4).all()
 
 
-@pytest.mark.parametrize(("runs", "size"), [(3, 10), (5, 10), (10, 6), (3, 4), (2, 10), (3, 2)])
-def test_expected_degrees_are_those_of_equal_variances(runs, size):
-    expected = expect_degrees(runs, size)
-    assert runs - 1 <= expected <= (size - 1) * (runs - 1)
-    assert (expected > runs - 1) == (size >= 6)
-    assert expect_degrees(runs, 20) >= expect_degrees(runs, 6)
-
-
 # ------------------------------------------------------------------ verdicts
 
 
@@ -191,7 +159,6 @@ def test_three_verdicts():
         "noisy": Verdict.UNDECIDED,
         "far": Verdict.WORSE,
     }
-    assert set(judgement.candidates) == {"best", "noisy"}
     without = judge_runs(
         best=runs_around(1, 0.001, seed=1),
         near=runs_around(1.01, 0.001, seed=2),
@@ -214,9 +181,7 @@ def test_three_verdicts():
 def test_distances_are_bounded_to_those_that_may_be_the_best():
     # The third is worse than the first, so that the wide bound to it does not count.
     upper = np.array([[0.0, 0.3, -0.1], [0.2, 0.0, 0.9], [1.2, 1.0, 0.0]])
-    bounds, may_be_best = bound_distances(upper)
-    assert may_be_best.tolist() == [True, True, False]
-    assert bounds == pytest.approx([0.3, 0.2, 1.2])
+    assert bound_distances(upper) == pytest.approx([0.3, 0.2, 1.2])
 
 
 # ------------------------------------------------------------------ means over runs
@@ -240,138 +205,3 @@ def test_means_are_those_of_a_least_squares_fit_of_architecture_and_replicate():
     kept = means.select(np.array([True, False, True, False, False]))
     assert kept.compute(losses) == pytest.approx(expected[[0, 2]])
     assert kept.spread(weights[[0, 2]]) @ losses == pytest.approx(expected[0] + 2 * expected[2])
-
-
-def test_best_of_a_planned_look_is_one_of_those_that_it_compares_over_its_runs():
-    rows = [("stopped", 2, 1.0), ("a", 2, 2.0), *(("b", i, 1.5) for i in (2, 3, 4))]
-    rows += [("b", 5, 9.0), ("late", 5, 0.0)]
-    runs = [Run(name, i, replicate, loss, loss) for i, (name, replicate, loss) in enumerate(rows)]
-    names = {run.number: run.architecture for run in runs}
-    ranked = rank_runs(runs, names, [2, 3, 4], [[1, 2]], is_finished=True)
-    assert [each.architecture for each in ranked] == ["b", "stopped", "a", "late"]
-
-
-# ------------------------------------------------------------------ planned looks
-
-NAMES = {"a": 0, "b": 2, "c": 4, "d": 6}
-"""First trial of each architecture."""
-
-
-def make_losses(runs, **means):
-    """Return losses of one window; the scatter of the runs is the same at each number of runs."""
-    generator = np.random.default_rng(0)
-    return {
-        name: {run + 1: [mean + 0.01 * generator.normal()] for run in range(runs)}
-        for name, mean in means.items()
-    }
-
-
-def test_looks_spend_five_percent_by_pococks_function():
-    levels = spend_error(DEFAULT_LOOKS)
-    assert sum(levels) == pytest.approx(0.05)
-    assert levels[0] == pytest.approx(0.05 * math.log(1 + (math.e - 1) * 3 / 20))
-    assert [round(100 * level, 2) for level in levels] == [1.15, 0.64, 1.31, 1.9]
-    assert spend_error([10]) == pytest.approx([0.05])
-
-
-def test_measured_noise_is_that_of_runs_and_text():
-    losses = simulate_losses(np.random.default_rng(0), NOISES["equal"], 20, 1)[0]
-    comparison = compare_pairwise({str(i): dict(enumerate(each)) for i, each in enumerate(losses)})
-    noise = estimate_noise(comparison)
-    # The noise of single windows is part of that of a run.
-    assert noise.of_run == pytest.approx(RUN_NOISE, rel=0.2)
-    assert noise.of_text == pytest.approx(2**0.5 * TEXT_NOISE, rel=0.6)
-    assert find_detectable_gap(comparison) == pytest.approx(noise.find_gap(20, 10, 0.05))
-    single = compare_pairwise({"a": {1: [1.0]}, "b": {1: [2.0]}})
-    assert (estimate_noise(single), find_detectable_gap(single)) == (None, None)
-
-
-def test_only_undecided_architectures_and_rivals_of_the_best_continue():
-    losses = make_losses(3, a=1.0, b=1.01, c=1.02, d=3.0)
-    names = NAMES | {"without a complete run": 8}
-    judgement, look = take_look(losses, names, [3, 5], MARGIN, [])
-    assert (look.runs, look.level) == (3, pytest.approx(spend_error([3, 5])[0]))
-    assert (look.verdicts[6], look.verdicts[8]) == ("worse", "undecided")
-    assert look.continued == [0, 2, 4]
-    assert judgement.verdicts["d"] == "worse"
-    assert (len(judgement.verdicts), judgement.count("undecided")) == (4, 2)
-    more = make_losses(5, a=1.0, b=1.01, c=1.02) | {"d": losses["d"]}
-    judgement, last = take_look(more, names, [3, 5], MARGIN, [look])
-    assert last.continued == []
-    assert last.verdicts[6] == "worse", "verdicts are final"
-    assert "d" not in judgement.comparison.names
-    assert judgement.comparison.count == 5, "the correction is for all"
-    assert judgement.comparison.pairs["b", "a"].runs == 5
-
-
-def test_rival_of_the_best_continues_while_another_is_undecided():
-    """Bounds on the distance from the best must cover it, although it is as good already."""
-    noise = np.array([-1.0, 0.0, 1.0])
-    shapes = {"a": 0 * noise, "b": 0.001 * noise + 0.001, "c": 0.1 * noise[[1, 2, 0]] + 0.05}
-    losses = {name: {i: [1 + d] for i, d in enumerate(each)} for name, each in shapes.items()}
-    earlier = PlannedLook(
-        runs=2,
-        level=0.01,
-        verdicts={0: "undecided", 2: "as good", 4: "undecided", 6: "worse"},
-        continued=[0, 2, 4],
-    )
-    _, look = take_look(losses, NAMES, [2, 3, 5], MARGIN, [earlier])
-    assert (look.verdicts[2], look.verdicts[4]) == ("as good", "undecided")
-    assert look.continued == [0, 2, 4]
-
-
-def read_looked(url, runs, looks=()):
-    """Create and read a study of three architectures with looks at 3 and 5 runs.
-
-    The first two have so many complete runs. The third has the three of the easiest texts, is far
-    worse and the smallest.
-    """
-    generator = np.random.default_rng(5)
-    trials = []
-    for layers, worse, count in ((3, 0.0, runs), (2, 0.01, runs), (1, 2.0, 3)):
-        for run in range(count):
-            mean = 2 + worse + 0.1 * run + 0.02 * generator.normal()
-            recorded = {"test_bits_per_byte": mean, "test_windows": [mean] * 2}
-            recorded["parameter_count"] = 10 * layers
-            trials.append((gated_params(layers, replicate=run + 1), float(layers), recorded))
-    refinement = {"source": "made", "replicates": 5, "looks": [3, 5]}
-    raw = {"eval_split": "test", "refinement": refinement}
-    make_runs(url, "looked", raw, trials, looks=list(looks))
-    return results_of(url, "looked")
-
-
-FIRST_LOOK = LookRecord(
-    runs=3,
-    level=spend_error([3, 5])[0],
-    verdicts={0: "undecided", 5: "undecided", 10: "worse"},
-    continued=[0, 5],
-)
-"""The third architecture stops, the others get two more runs."""
-
-
-def test_report_of_a_later_look_keeps_the_architectures_that_stopped(sqlite_url):
-    results = read_looked(sqlite_url, 5, [FIRST_LOOK])
-    summary = summarize_study(results)
-    assert summary.look.runs == 5
-    assert [entry.runs for entry in summary.entries] == [5, 5, 3]
-    assert [entry.verdict for entry in summary.entries][2] == "worse"
-    best = load("looked", storage=sqlite_url).status.best
-    assert (best.number, best.value, best.runs) == (0, summary.best.mean, 5)
-    assert summary.entries[2].gap.runs == 3
-    # All are ranked over their common runs.
-    best = summary.best.mean
-    assert [entry.mean - best for entry in summary.entries] == pytest.approx([0, 0, 2], abs=0.1)
-    # The bound of the architecture that stopped is that of its last look.
-    assert 1.9 < summary.entries[2].bound < math.inf
-
-
-def test_runs_after_the_latest_look_do_not_change_the_order(sqlite_url):
-    """A later look is under way: of the runs that it asked for, one is waiting."""
-    results = read_looked(sqlite_url, 5, [FIRST_LOOK])
-    table = results.table.copy()
-    table.loc[4, ["state", "value"]] = ["WAITING", math.nan]
-    summary = summarize_study(replace(results, table=table))
-    assert summary.look == FIRST_LOOK
-    assert [entry.runs for entry in summary.entries] == [3, 3, 3]
-    assert [entry.verdict for entry in summary.entries] == ["undecided", "undecided", "worse"]
-    assert {each.runs for each in summary.comparison.pairs.values()} == {3}

@@ -62,7 +62,7 @@ def test_worker_by_name_sets_nothing_that_the_study_decides(sqlite_url, text):
     ("command", "given", "words"),
     [
         (run_search, {"is_stored": True, "prune": True}, "run mine --stored --prune"),
-        (refine, {"partial": True, "until_decided": True}, "refine mine --partial --until-decided"),
+        (refine, {"partial": True, "extend": True}, "refine mine --extend --partial"),
     ],
 )
 def test_recorded_command_is_one_that_creates_the_same_study(command, given, words):

@@ -7,13 +7,12 @@ are simulated many at a time.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from reports.stats import Booleans, Floats
-from reports.stats.looks import PlannedLook, take_look
 from reports.stats.replicates import (
     LEVEL,
     adjust_by_holm,
@@ -23,7 +22,6 @@ from reports.stats.replicates import (
     compute_widths,
     estimate_variances,
 )
-from studies.settings import DEFAULT_LOOKS
 
 RUN_NOISE, TEXT_NOISE, REST = 0.02, 0.002, 0.05
 """Bits per byte: standard deviation of a run; standard error of an architecture's mean over the
@@ -47,7 +45,7 @@ is said of the variance."""
 
 
 @dataclass(frozen=True)
-class Look:
+class Verdicts:
     """Verdicts on the architectures of many studies after one comparison of all runs."""
 
     means: Floats  # (S, K)
@@ -79,7 +77,7 @@ def simulate_losses(
     return losses
 
 
-def compare(losses: Floats, designs: Sequence[Floats]) -> list[Look]:
+def compare(losses: Floats, designs: Sequence[Floats]) -> list[Verdicts]:
     """Compare the architectures of many studies by their losses (S, K, R, W).
 
     Args:
@@ -92,7 +90,7 @@ def compare(losses: Floats, designs: Sequence[Floats]) -> list[Look]:
     moments = compute_moments(losses[:, first] - losses[:, second])
     parts = estimate_variances(moments, np.full(len(first), runs), windows, pairs)
     alone, widths = (compute_widths(*parts, tail) for tail in (LEVEL / 2, LEVEL / (size - 1)))
-    looks = []
+    results = []
     for gaps in designs:
         mean, p = moments.mean + gaps[first] - gaps[second], np.ones(moments.mean.shape)
         found = np.abs(mean) > alone  # the others are not significant after a correction either
@@ -106,17 +104,17 @@ def compare(losses: Floats, designs: Sequence[Floats]) -> list[Look]:
         is_worse[:, second, first] = is_different & (mean < 0)
         upper[:, first, second], upper[:, second, first] = widths + mean, widths - mean
         means = losses.mean(axis=(2, 3)) + gaps
-        looks.append(Look(means, is_worse, bound_distances(upper)[0]))
-    return looks
+        results.append(Verdicts(means, is_worse, bound_distances(upper)))
+    return results
 
 
-def simulate_looks(
+def simulate_verdicts(
     designs: Sequence[Floats],
     noise: Floats,
     runs: int,
     studies: int,
     text_noise: float = TEXT_NOISE,
-) -> list[Look]:
+) -> list[Verdicts]:
     """Compare all runs of many studies, for each design; see :func:`compare`."""
     generator = np.random.default_rng(1)
     chunks = [
@@ -127,51 +125,19 @@ def simulate_looks(
         for i in range(0, studies, CHUNK)
     ]
     return [
-        Look(*(np.concatenate([getattr(each, name) for each in looks]) for name in vars(looks[0])))
-        for looks in zip(*chunks, strict=True)
+        Verdicts(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0]))
+        )
+        for parts in zip(*chunks, strict=True)
     ]
 
 
-def count_false_worse(look: Look, gaps: Floats) -> float:
+def count_false_worse(verdicts: Verdicts, gaps: Floats) -> float:
     """Return the share of studies in which an architecture is called worse than one it equals."""
-    is_false = look.is_worse & (gaps[:, None] <= gaps)
+    is_false = verdicts.is_worse & (gaps[:, None] <= gaps)
     return float(is_false.any(axis=(1, 2)).mean())
 
 
-def count_false_as_good(look: Look, gaps: Floats) -> float:
+def count_false_as_good(verdicts: Verdicts, gaps: Floats) -> float:
     """Return the share of studies in which a distance of the margin or more is called as good."""
-    return float((look.is_as_good & (gaps >= MARGIN)).any(axis=1).mean())
-
-
-@dataclass(frozen=True)
-class SequentialRun:
-    """One study that added runs until it was decided."""
-
-    verdicts: list[str]
-    runs: int  # of all architectures
-    looks: int
-
-
-def run_until_decided(losses: Floats, looks: Sequence[int] = DEFAULT_LOOKS) -> SequentialRun:
-    """Add the runs of one study until it is decided, with the code that real studies use."""
-    numbers = {str(i): i for i in range(len(losses))}
-    compared, total, records = set(numbers.values()), 0, list[PlannedLook]()
-    for previous, runs in itertools.pairwise((0, *looks)):
-        total += (runs - previous) * len(compared)
-        known: Mapping[str, Mapping[int, Sequence[float]]] = {
-            name: dict(enumerate(losses[i, :runs])) for name, i in numbers.items() if i in compared
-        }
-        _, record = take_look(known, numbers, looks, MARGIN, records)
-        records.append(record)
-        compared = set(record.continued)
-        if not compared:
-            break
-    return SequentialRun([*records[-1].verdicts.values()], total, len(records))
-
-
-def has_false_verdict(run: SequentialRun, gaps: Floats) -> bool:
-    """Return whether one of the best is called worse, or one beyond the margin as good."""
-    return any(
-        (verdict == "worse" and gap <= 0) or (verdict == "as good" and gap >= MARGIN)
-        for verdict, gap in zip(run.verdicts, gaps, strict=True)
-    )
+    return float((verdicts.is_as_good & (gaps >= MARGIN)).any(axis=1).mean())

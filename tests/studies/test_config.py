@@ -106,7 +106,7 @@ NO_MARGIN = "has no margin: expected the largest difference that counts as none"
     ("loss", "settings", "message"),
     [
         ("own", {"refinement": {"replicates": 3}}, f"refinement {NO_MARGIN}"),
-        ("squared error", {"refinement": {"looks": [3, 5]}}, f"refinement {NO_MARGIN}"),
+        ("squared error", {"refinement": {"replicates": 2}}, f"refinement {NO_MARGIN}"),
         ("own", {"refinement": {"replicates": 3, "margin": 500.0}}, ""),
         ("own", {"refinement": {"top": 1}}, ""),
         ("cross-entropy", {"refinement": {"replicates": 3}}, ""),

@@ -266,11 +266,6 @@ def test_retried_trial_keeps_what_it_was(manager, url):
     assert first["attributes"]["retries"] == {"exception": 1}
     assert first["started"]
     assert second["attributes"]["error"] == "z"
-    with closing(open_storage(url)) as storage:
-        looks = [{"runs": 3, "level": 0.01, "verdicts": {}, "continued": []}]
-        storage.set_study_user_attr(1, "looks", looks)
-    with pytest.raises(errors.StudiesError, match="has taken a planned look"):
-        manager.retry("made", ["diverged"])
 
 
 def test_study_that_is_deleted_meanwhile_is_not_listed(url, folder, monkeypatch):
