@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reports.errors import USER_ERRORS, OutputTakenError, ReportError
 from studies.attributes import REPORT_CLAIM
-from studies.cli import BY_OBJECTIVE, is_bug, print_bug, storage_options, studies_argument
+from studies.cli import is_bug, print_bug, storage_options, studies_argument
 from studies.errors import StudiesError, StudyFormatError
 from studies.loader import read_record
 from studies.note import update_note, write_text
@@ -161,7 +161,7 @@ def _print_headline(report: "Report") -> None:
         click.echo(report.note, err=True)
 
 
-@click.command(help=f"Write a self-contained HTML report of one or several studies. {BY_OBJECTIVE}")
+@click.command
 @studies_argument
 @storage_options
 @click.option(
@@ -200,7 +200,7 @@ def reports(
     dataframe: Path | None,
     curves: Path | None,
 ) -> int:
-    """Write a report."""
+    """Write a self-contained HTML report of one or several studies."""
     if csv or dataframe or curves:
         if watch or output:
             raise click.UsageError(

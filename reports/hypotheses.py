@@ -39,7 +39,7 @@ from reports.stats.hypotheses import OUTCOME_MARGIN, Verdict
 from reports.stats.scale import format_count
 from reports.study_reader import read_studies
 from reports.tables import Column, Table
-from studies.cli import BY_OBJECTIVE, storage_options, studies_argument
+from studies.cli import storage_options, studies_argument
 from studies.files import atomic_write
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
 from studies.loader import load_hypotheses
@@ -87,7 +87,7 @@ class StudyTests:
     def failures(self) -> list[str]:
         """Say which hypotheses do not hold, and by which estimates, in sentences."""
         return [
-            f"{self.results.label}: “{test.hypothesis.claim}” does not hold ({finding.contrast}: "
+            f"{self.results.name}: “{test.hypothesis.claim}” does not hold ({finding.contrast}: "
             f"{format_estimate(estimate)})."
             for test in self.tests.values()
             for finding in test.findings
@@ -173,13 +173,13 @@ def render_page(
     listed = list_hypotheses(studies, hypotheses, margin)
     tested = [evaluate_study(each, listed) for each in studies]
     if not any(each.is_tested for each in tested):
-        names = ", ".join(repr(each.reference) for each in studies)
+        names = ", ".join(repr(each.name) for each in studies)
         problems = [run_test(each, hypothesis).problem for each in studies for hypothesis in listed]
         raise ReportError(
             f"no hypothesis is tested by {names} ({mode(problems)}): choose other studies, or "
             "state hypotheses about these with --hypotheses"
         )
-    trained = {each.name: each for each in studies}  # one may be judged by several objectives
+    trained = {each.name: each for each in studies}
     return _TEMPLATES.get_template("hypotheses.md").render(
         heading=_HEADING,
         identity_tags=identity_tags(
@@ -208,14 +208,11 @@ def tabulate_verdicts(
         return study.describe_verdicts(row[0], on_outcomes)
 
     rows = list(enumerate(hypotheses, 1))
-    has_views = any(study.results.has_other_objective for study in studies)
     columns = []
     for study in studies:
         results = study.results
-        mean = f"mean {results.measure.name if has_views else results.measure.loss}"
+        mean = f"mean {results.measure.loss}"
         threshold = f"{results.scale.good_side} {results.config.report_threshold}"
-        if has_views:
-            threshold = f"{results.measure.name} {threshold}"
         columns += [
             Column(f"{results.name}, {title}", partial(show, study, on_outcomes))
             for on_outcomes, title in ((False, mean), (True, threshold))
@@ -261,8 +258,7 @@ def write_hypotheses(
 
     Args:
         storage_url: URL of the storage; opened for reading only.
-        names: names of the studies, in the order of the page, or ``NAME:OBJECTIVE``, see
-            :func:`reports.study_reader.split_objective`.
+        names: names of the studies, in the order of the page.
         output: file to write; ``findings.md`` in :data:`OUTPUT` by default, see
             :func:`reports.output.choose_path`.
         margin: see :func:`render_page`.
@@ -302,7 +298,7 @@ def write_hypotheses(
 
 def _format_command(studies: Sequence[Results], margin: float, note: str, hypotheses: Path) -> str:
     """Return the command that writes the same page again, wherever the storage is."""
-    words = ["rnn-search", "hypotheses", *(each.reference for each in studies)]
+    words = ["rnn-search", "hypotheses", *(each.name for each in studies)]
     words += [] if hypotheses == HYPOTHESES else ["--hypotheses", str(hypotheses)]
     words += [] if margin == DEFAULT_MARGIN else ["--margin", str(margin)]
     return shlex.join(words + (["--note", note] if note else []))
@@ -337,7 +333,6 @@ _TEMPLATES.filters |= {
 
 @click.command(
     help="Write a Markdown page about finished studies: which hypotheses hold in which of them. "
-    f"{BY_OBJECTIVE}"
 )
 @studies_argument
 @storage_options

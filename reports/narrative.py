@@ -133,7 +133,7 @@ def _comparison_key(results: Results) -> tuple[object, ...]:
 
 
 def _of_study(findings: StudyFindings, studies: Sequence[StudyFindings], of: str = "of") -> str:
-    return f" {of} {findings.results.label!r}" if len(studies) > 1 else ""
+    return f" {of} {findings.results.name!r}" if len(studies) > 1 else ""
 
 
 def _list_largest(findings: StudyFindings, study: str) -> str:
@@ -161,11 +161,6 @@ def list_warnings(findings: StudyFindings) -> list[str]:
         )
     if len(findings.outliers):
         warnings.append(describe_outliers(findings))
-    if findings.results.is_pruned and findings.results.has_other_objective:
-        warnings.append(
-            f"trials were pruned by their {findings.results.own_measure.name}: some of the best by "
-            f"{findings.results.measure.name} may be among them"
-        )
     warnings += _warn_of_versions(findings.results)
     return [*warnings, *map(describe_budget, findings.budgets)]
 
@@ -340,11 +335,6 @@ def explain_missing_effects(findings: StudyFindings) -> str:
         return describe_insignificance([])
     if audited.obstacle is Obstacle.NO_AUDIT:
         return "no trial was audited, so no effect can be estimated"
-    if audited.obstacle is Obstacle.OTHER_OBJECTIVE:
-        return (
-            f"the pruner predicted the {results.own_measure.name} alone, so no effect on the "
-            f"{results.measure.name} can be estimated"
-        )
     if audited.obstacle is Obstacle.OTHER_SAMPLE:
         unit = join_names(results.audit_nuisance)
         drawn = f"architectures, each at all values of {unit}" if unit else "single trials"
@@ -464,10 +454,6 @@ def describe_audit(findings: StudyFindings) -> str:
         best = join_names(results.nuisance)
         judged = f" at some {best}; each is judged at its best one" if best else ""
         parts.append(f"{audit.stopped} of them would have been pruned{judged}.")
-        if results.has_other_objective:
-            parts.append(
-                f"Predictions were of the {results.own_measure.name} and are not compared here."
-            )
     return " ".join(parts)
 
 

@@ -32,14 +32,13 @@ _IDENTITY = re.compile(rb'name="rnn-search-identity" content="([0-9a-f]+)"')
 _FOLDERS = re.compile(rb'name="rnn-search-studies" content="([\w -]*)"')
 
 
-def study_identity(url: URL, name: str, folder: str | None, objective: str = "") -> str:
+def study_identity(url: URL, name: str, folder: str | None) -> str:
     """Return a hash that identifies a study.
 
     Args:
         url: URL of the storage; passwords are ignored, and SQLite files compare by absolute path.
         name: name of the study.
         folder: artifact folder of the study, which changes if the study is deleted and recreated.
-        objective: the objective that it is judged by; "" for its own.
     """
     if url.get_backend_name() == "sqlite":
         database = str(url.database)
@@ -49,7 +48,7 @@ def study_identity(url: URL, name: str, folder: str | None, objective: str = "")
     else:
         query = sorted(item for item in url.query.items() if "pass" not in item[0].lower())
         storage = [url.username, url.host, url.port, url.database, query]
-    return _hash([storage, name, folder, *filter(None, [objective])])
+    return _hash([storage, name, folder])
 
 
 def report_identity(studies: Iterable[str]) -> str:

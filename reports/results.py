@@ -29,7 +29,6 @@ from reports.trial_table import (
 )
 from rnn.config import OPTIMIZERS, TaskSpec
 from studies.attributes import (
-    OBJECTIVE_NAMES,
     AuditLook,
     CorpusRecord,
     TokenizerRecord,
@@ -62,8 +61,6 @@ class Results:
         corpus: the corpus that it was trained on; None for another task, and if it was imported.
         floors: losses without memory in a task other than text; None if they are not stored.
         task_floors: the same of each of several tasks.
-        own_objective: objective of the study; ``config.objective`` is the one that these results
-            are judged by. "" if they are the same.
         task: name of the task, in the results of one of several; else "".
         commands: commands that created and extended it; empty if unknown.
         table: one row per trial, indexed by its number, the best first: ``architecture`` (its
@@ -100,7 +97,6 @@ class Results:
     sources: pd.DataFrame
     floors: Floors | None = None
     task_floors: dict[str, Floors] = field(default_factory=dict)
-    own_objective: str = ""
     task: str = ""
     tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
@@ -117,31 +113,9 @@ class Results:
         return {}
 
     @property
-    def has_other_objective(self) -> bool:
-        """Whether the trials are judged by another objective than that of the study."""
-        return self.own_objective not in ("", self.config.objective)
-
-    @property
-    def reference(self) -> str:
-        """Name of the study as commands take it: ``grid:training`` by another objective."""
-        return f"{self.name}:{self.config.objective}" if self.has_other_objective else self.name
-
-    @property
-    def own_measure(self) -> Measure:
-        """Names and units of the losses by the objective of the study."""
-        own = self.own_objective or self.config.objective
-        return find_measure(self.config.model_copy(update={"objective": own}))
-
-    @property
-    def label(self) -> str:
-        """Name of the study for a reader: ``grid by smoothed training loss``."""
-        by = f" by {OBJECTIVE_NAMES[self.config.objective]}" if self.has_other_objective else ""
-        return f"{self.name}{by}"
-
-    @property
     def title(self) -> str:
-        """Label of the study, with the task of one of several."""
-        return f"{self.label}, task {self.task}" if self.task else self.label
+        """Name of the study, with the task of one of several."""
+        return f"{self.name}, task {self.task}" if self.task else self.name
 
     def split_tasks(self) -> "list[Results]":
         """Return the results of each of several tasks that has a complete trial; else these alone.
@@ -497,7 +471,7 @@ def find_replicates(results: Results, others: Sequence[Results]) -> pd.DataFrame
     if results.has_replicates:
         return results.complete
     found = [
-        _select_architectures(results, other).assign(study=other.label)
+        _select_architectures(results, other).assign(study=other.name)
         for other in others
         if other.has_replicates and _is_comparable(results, other)
     ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,8 @@ from optuna import Study
 from reports.errors import ReportError
 from reports.output import study_identity
 from reports.results import Results
-from reports.stats.scale import format_count
-from reports.trial_table import build_table, judge_by, read_source_trials
-from studies.attributes import OBJECTIVE_NAMES, StudyRecord
-from studies.config import Objective
-from studies.errors import StudyNotFoundError
+from reports.trial_table import build_table, read_source_trials
+from studies.attributes import StudyRecord
 from studies.loader import read_record
 from studies.space import TASK
 from studies.storage.open import load_study
@@ -38,56 +35,15 @@ _MAX_NAMED = 5000
 _T = TypeVar("_T")
 
 
-def _judge_trials(
-    name: str, record: StudyRecord, trials: Sequence[StoredTrial], objective: Objective
-) -> list[StoredTrial]:
-    """Judge the trials of a study by another objective than its own.
-
-    Raises:
-        ReportError: if a complete trial has not recorded that loss.
-    """
-    config = record.config
-    wanted = f"study {name!r} cannot be judged by its {OBJECTIVE_NAMES[objective]}"
-    if not config.is_trained:
-        raise ReportError(f"{wanted}: it was imported, with one value for each trial")
-    judged = [judge_by(trial, config.objective, objective) for trial in trials]
-    pairs = zip(trials, judged, strict=True)
-    lacking = [old.number for old, new in pairs if old.value is not None and new.value is None]
-    if lacking:
-        raise ReportError(
-            f"{wanted}: {format_count(len(lacking), 'complete trial')} did not record it, the "
-            f"first is trial {min(lacking)}"
-        )
-    return judged
-
-
-def split_objective(storage: LeasedRDBStorage, reference: str) -> tuple[str, Objective | None]:
-    """Split ``NAME:OBJECTIVE`` into the name of a study and the objective to judge it by.
-
-    A study whose whole name is the text comes first.
-    """
-    name, colon, objective = reference.rpartition(":")
-    if not (colon and name and objective in OBJECTIVE_NAMES):
-        return reference, None
-    try:
-        load_study(storage, reference)
-    except StudyNotFoundError:
-        return name, cast(Objective, objective)
-    return reference, None
-
-
-def read_studies(
-    storage: LeasedRDBStorage, references: Sequence[str], **options: bool
-) -> list[Results]:
+def read_studies(storage: LeasedRDBStorage, names: Sequence[str], **options: bool) -> list[Results]:
     """Read the results of several studies.
 
     Args:
         storage: storage of the studies.
-        references: their names, or ``NAME:OBJECTIVE``, see :func:`split_objective`.
+        names: their names.
         options: those of :func:`read_results`.
     """
-    found = [split_objective(storage, each) for each in references]
-    return [read_results(storage, name, **options, objective=each) for name, each in found]
+    return [read_results(storage, name, **options) for name in names]
 
 
 def read_results(
@@ -97,7 +53,6 @@ def read_results(
     with_windows: bool = True,
     require_complete: bool = True,
     drawn_only: bool = False,
-    objective: Objective | None = None,
 ) -> Results:
     """Read the results of a study.
 
@@ -110,13 +65,11 @@ def read_results(
         require_complete: whether to reject a study in which no trial is complete yet.
         drawn_only: whether only the curves that a page draws are read, and the predictions of the
             best networks.
-        objective: the objective to judge the trials by; None for that of the study.
 
     Raises:
         StudyNotFoundError: if the study is missing.
         StudyFormatError: if another program or version stored it.
-        ReportError: if no trial is complete, and one has to be, or a complete one has not recorded
-            the loss of the objective.
+        ReportError: if no trial is complete, and one has to be.
     """
     study = load_study(storage, name)
     study_id = study._study_id
@@ -124,7 +77,7 @@ def read_results(
     trials = read_trials(storage, study_id)
     if not trials:
         raise ReportError(f"study {name!r} has no grid trial: expected one or more")
-    results = _build(storage, study, record, trials, objective)
+    results = _build(storage, study, record, trials)
     counts = results.counts
     if require_complete and not counts.complete:
         hint = f"rnn-search {'status' if counts.finished == counts.planned else 'continue'}"
@@ -147,21 +100,14 @@ def _build(
     study: Study,
     record: StudyRecord,
     trials: Sequence[StoredTrial],
-    objective: Objective | None,
 ) -> Results:
     """Build the results without curves and evaluation windows."""
     name = study.study_name
     config, is_pruning = record.config, record.config.pruning.enabled
-    own, objective = config.objective, objective or config.objective
-    if objective != own:
-        trials = _judge_trials(name, record, trials, objective)
-        config = config.model_copy(update={"objective": objective})
-    viewed = objective if objective != own else ""
-    identity = study_identity(storage.engine.url, name, record.artifact_folder, viewed)
+    identity = study_identity(storage.engine.url, name, record.artifact_folder)
     return Results(
         name=name,
         config=config,
-        own_objective=own,
         corpus=record.corpus,
         commands=record.commands,
         table=build_table(trials, config),

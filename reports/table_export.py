@@ -42,7 +42,7 @@ def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
     tables = []
     for each in results:
         table = each.table[each.data_columns].reset_index()
-        table.insert(0, STUDY, each.reference)
+        table.insert(0, STUDY, each.name)
         tables.append(table)
     rows = pd.concat(tables, ignore_index=True)
     for column in rows.columns.intersection(_COLLECTIONS):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -71,9 +71,6 @@ _NUMERIC = (
     "predicted_value",
     "predicted_scale",
 )
-
-_PREDICTED = ("keep_probability", "predicted_value", "predicted_scale")
-"""Attributes with what the pruner predicts: the value by the objective that the study stores."""
 
 _METRICS = {"metrics": "validation", "test_metrics": "test"}
 """Split of each attribute with the metrics of a task, which have columns of their own."""
@@ -179,28 +176,11 @@ def _arrange_rows(
     return table.sort_values("state", kind="stable", key=lambda s: s.map(places).fillna(0))
 
 
-def judge_by(trial: StoredTrial, own: str, objective: str) -> StoredTrial:
-    """Return a trial with the loss that it recorded for an objective as its value.
-
-    It has no value if it is not complete, or did not record that loss. What a pruner predicted is
-    left out: it predicted the value by the study's own objective.
-
-    Args:
-        trial: the trial, as it is stored.
-        own: objective of its study.
-        objective: the objective to judge it by.
-    """
-    if objective == own:
-        return trial
-    attributes = {name: each for name, each in trial.attributes.items() if name not in _PREDICTED}
-    value = attributes.get(OBJECTIVE_ATTRIBUTES[objective])
-    return replace(trial, value=None if trial.value is None else value, attributes=attributes)
-
-
 def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.DataFrame:
     """Read the complete trials of a refinement's source; none if it is gone or not comparable.
 
-    A parameter that the source did not vary has its value of the source's config.
+    A parameter that the source did not vary has its value of the source's config. A value is the
+    loss that the trial recorded for the objective of the refinement.
     """
     rows, params = [], []
     if config.refinement is not None:
@@ -210,7 +190,9 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
             is_comparable = source_config.tokenizer == config.tokenizer
             if is_comparable and source_config.task_record == config.task_record:
                 for trial in read_trials(storage, source._study_id):
-                    value = judge_by(trial, source_config.objective, config.objective).value
+                    value = trial.value
+                    if value is not None and source_config.objective != config.objective:
+                        value = trial.attributes.get(OBJECTIVE_ATTRIBUTES[config.objective])
                     if value is not None:
                         params.append(resolve_params(trial.params, source_config, TRAINING_PARAMS))
                         rows.append({"number": trial.number, "value": value} | params[-1])

@@ -44,7 +44,6 @@ from reports.tables import (
     tabulate_findings,
     tabulate_leaderboard,
 )
-from studies.config import Objective
 from studies.errors import StudiesError
 from studies.storage.changes import list_derived
 from studies.storage.open import read_storage
@@ -320,19 +319,17 @@ def compare_tasks(results: Results, storage: str) -> TaskEffects:
 
 def _add_replicates(parts: Sequence[Results], storage: str) -> list[StudyFindings]:
     """Return findings that know the replicates in studies of a storage that derive from a study."""
-    derived = _read_derived(storage, parts[0].name, parts[0].config.objective)
+    derived = _read_derived(storage, parts[0].name)
     return [StudyFindings(replace(e, replicates=find_replicates(e, derived))) for e in parts]
 
 
-def _read_derived(url: str, source: str, objective: Objective) -> list[Results]:
-    """Read the studies of a storage that derive from a study, judged by the same objective."""
+def _read_derived(url: str, source: str) -> list[Results]:
+    """Read the studies of a storage that derive from a study."""
     derived = []
     with closing(read_storage(url)) as storage:
         for name in list_derived(storage, source):
             with suppress(StudiesError, ReportError):  # damaged, or deleted meanwhile
-                derived.append(
-                    read_results(storage, name, False, False, False, objective=objective)
-                )
+                derived.append(read_results(storage, name, False, False, False))
     return derived
 
 

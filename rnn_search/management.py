@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rnn_search.arguments import artifacts_or_default, require_text, storage_or_default, to_path
 from studies.artifacts import StudyStores
+from studies.attributes import OBJECTIVE_NAMES
+from studies.config import Objective
 from studies.errors import ConfigError
 from studies.importing import ImportedStudy, ImportOptions
 from studies.importing import import_results as import_stored
@@ -19,7 +21,7 @@ from studies.management import list_studies as list_stored
 from studies.storage.open import read_storage
 from studies.study_file import ExportResult, ImportResult, import_studies, is_exported_study
 from studies.study_file import export_study as export_stored
-from studies.text import expect_one_of, to_line
+from studies.text import expect_one_of, shorten, to_line
 
 if TYPE_CHECKING:  # slow to import
     import optuna
@@ -77,19 +79,29 @@ def export_study(name: str, file: str | Path, *, storage: str | None = None) -> 
 
 
 def import_study(
-    file: str | Path, *, name: str | None = None, storage: str | None = None
+    file: str | Path,
+    *,
+    name: str | None = None,
+    objective: Objective | None = None,
+    storage: str | None = None,
 ) -> ImportResult:
     """Make a study of a file that :func:`export_study` wrote; others: :func:`import_results`.
 
     Args:
         file: the file.
         name: name of the study; None for the name in the file.
+        objective: loss to judge its trials by, which each of them recorded: ``validation``,
+            ``training`` or ``training-mean``; None for that of the study.
         storage: URL of the storage, which is created if it does not exist.
 
     Raises:
         StudiesError: if it cannot be imported; nothing has changed.
     """
-    (result,) = import_studies(storage_or_default(storage), [to_path("file", file)], name)
+    if objective is not None and objective not in OBJECTIVE_NAMES:
+        expected = expect_one_of([*OBJECTIVE_NAMES], str(objective))
+        raise ConfigError(f"unknown objective {shorten(repr(objective))}: {expected}")
+    path = to_path("file", file)
+    (result,) = import_studies(storage_or_default(storage), [path], name, objective)
     return result
 
 

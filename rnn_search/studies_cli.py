@@ -15,7 +15,9 @@ from click.core import ParameterSource
 from reports.output import find_reports
 from reports.stats.scale import format_count
 from studies.artifacts import StudyStores
+from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
+from studies.config import Objective
 from studies.errors import ConfigError
 from studies.importing import ImportOptions, import_results
 from studies.management import ListedStudy, StudyManager, list_studies
@@ -245,6 +247,11 @@ def _split(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     "--name",
     help="Name of the new study; by default that of the exported or Optuna study, or of the file.",
 )
+@click.option(
+    "--objective",
+    type=click.Choice(list(OBJECTIVE_NAMES)),
+    help="Of an exported study: judge its trials by this loss, which each of them recorded.",
+)
 @click.option("--study", help="Name of the study in the storage, if SOURCE is the URL of one.")
 @_column_options
 @click.option("--dry-run", is_flag=True, help="Print what the columns are, and write nothing.")
@@ -252,6 +259,7 @@ def _split(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
 def import_command(
     sources: tuple[str, ...],
     name: str | None,
+    objective: Objective | None,
     study: str | None,
     dry_run: bool,
     storage: str,
@@ -271,10 +279,15 @@ def import_command(
                     f"--{option.replace('_', '-')} is for results of other programs: {sources[0]} "
                     "is an exported study"
                 )
-        for result in import_studies(storage, [Path(each) for each in sources], name):
+        for result in import_studies(storage, [Path(each) for each in sources], name, objective):
             click.echo(f"imported study {result.name!r} to {result.storage}: {_count(result.rows)}")
             _note_missing_source(result.missing_source, "import")
         return
+    if objective:
+        raise click.UsageError(
+            f"--objective is for exported studies, and {to_line(others[0])} is none: its trials "
+            "have one value each"
+        )
     if len(sources) > 1:
         problem = "is not an exported study: expected it alone, because options describe it"
         if not _is_url(others[0]) and not Path(others[0]).exists():

@@ -19,9 +19,8 @@ from rnn_search.arguments import (
 )
 from search.derive import find_trial
 from search.errors import TrialNotFoundError
-from studies.attributes import OBJECTIVE_NAMES
 from studies.best import BestReader
-from studies.config import Objective, StudyConfig, label_trial
+from studies.config import StudyConfig, label_trial
 from studies.errors import ConfigError
 from studies.loader import read_record
 from studies.space import Params
@@ -49,7 +48,6 @@ def load(
     *,
     storage: str | None = None,
     artifacts: str | Path | None = None,
-    objective: Objective | None = None,
 ) -> "Study":
     """Open a stored study without changing it.
 
@@ -59,24 +57,19 @@ def load(
             ``sqlite:///studies/studies.db`` in the working directory.
         artifacts: folder or ``s3://BUCKET`` of its weights; by default ``$RNN_SEARCH_ARTIFACTS``,
             or next to the storage. Relative paths are those of the working directory at this call.
-        objective: loss by which its results are judged, of those that each trial records:
-            ``validation``, ``training`` or ``training-mean``; None for the study's own.
 
     Raises:
-        ConfigError: if the name is not a text, or the objective is another one.
+        ConfigError: if the name is not a text.
         StorageError: if the storage does not exist or cannot be opened.
         StudyNotFoundError: if it has no such study.
         StudyFormatError: if another program, or another version of this one, stored the study.
     """
     require_text(name=name)
-    if objective is not None and objective not in OBJECTIVE_NAMES:
-        expected = expect_one_of([*OBJECTIVE_NAMES], str(objective))
-        raise ConfigError(f"unknown objective {shorten(repr(objective))}: {expected}")
     place = artifacts_or_default(artifacts)
     if place is not None and "://" not in place:
         place = str(Path(place).absolute())
     url = _to_absolute_url(storage_or_default(storage))
-    study = Study(name, url, place, objective=objective)
+    study = Study(name, url, place)
     _ = study.config  # reports a study that is missing or cannot be read
     return study
 
@@ -93,16 +86,12 @@ class Study:
         storage: URL of the storage; the path of an SQLite file is absolute.
         artifacts: location of the artifacts, a folder with its absolute path; None for the default.
         task: name of the one of several tasks whose results these are; "" for all.
-        objective: the objective that results, the best trial, effects, Pareto front, outcomes,
-            hypotheses and report are judged by; None for that of the study. Progress and settings
-            are those of the study.
     """
 
     name: str
     storage: str = field(repr=False)
     artifacts: str | None = field(default=None, repr=False)
     task: str = field(default="", repr=False)
-    objective: Objective | None = field(default=None, repr=False)
 
     def run(
         self,
@@ -211,8 +200,6 @@ class Study:
             TrialNotFoundError: if no trial is complete yet.
             ConfigError: if the study has several tasks, each with its best trial.
         """
-        if self.objective is not None:
-            return self._find_best()
         with self._open() as (storage, study):
             config = read_record(study).config
             reader = BestReader(study, storage, config)
@@ -222,15 +209,6 @@ class Study:
             if best is None:
                 raise TrialNotFoundError(f"study {self.name!r} has no complete trial yet")
             return self._trial(best.trial, config)
-
-    def _find_best(self) -> "Trial":
-        """Return the best trial by the objective of this object, as the report names it."""
-        from reports.analysis.leaderboard import summarize_study
-
-        results = self._read_one_task("best", require_complete=False)
-        if results.complete.empty:
-            raise TrialNotFoundError(f"study {self.name!r} has no complete trial yet")
-        return self.trial(summarize_study(results).best.number)
 
     def trial(self, number: int) -> "Trial":
         """Return a trial by its number.
@@ -334,8 +312,7 @@ class Study:
 
         Args:
             path: file to write; by default in ``reports/out/`` of the working directory.
-            others: names of further studies of the storage to show on the same page, or
-                ``NAME:OBJECTIVE``, as for ``rnn-search report``.
+            others: names of further studies of the storage to show on the same page.
 
         Returns:
             The path of the file.
@@ -351,7 +328,7 @@ class Study:
             raise ConfigError(f"others is {shorten(repr(others))}: expected a list of names")
         target = None if path is None else to_path("path", path)
         with closing(read_storage(self.storage)) as storage:
-            own = read_results(storage, self.name, drawn_only=True, objective=self.objective)
+            own = read_results(storage, self.name, drawn_only=True)
             results = [own, *read_studies(storage, others, drawn_only=True)]
         return write_page(results, target).path
 
@@ -377,7 +354,6 @@ class Study:
                 with_curves,
                 with_windows,
                 require_complete,
-                objective=self.objective,
             )
         return results.at_task(self.task) if self.task else results
 
@@ -397,12 +373,7 @@ class Study:
         )
 
     def _trial(self, row: StoredTrial, config: StudyConfig) -> "Trial":
-        label, value = label_trial(row.params, config), row.value
-        if self.objective is not None:
-            from reports.trial_table import judge_by  # slow to import: pandas
-
-            value = judge_by(row, config.objective, self.objective).value
-        return Trial(self, row.number, row.params, value, label)
+        return Trial(self, row.number, row.params, row.value, label_trial(row.params, config))
 
 
 @dataclass(frozen=True)

@@ -90,12 +90,6 @@ def study_name(value: str) -> str:
 
 study_argument = click.argument("study", type=study_name)
 
-BY_OBJECTIVE = (
-    "STUDY:training judges a study by another loss that its trials recorded: training, "
-    "training-mean or validation."
-)
-"""Part of the help of commands that take :data:`studies_argument`."""
-
 studies_argument = click.argument(
     "studies", metavar="STUDY...", nargs=-1, required=True, type=study_name
 )

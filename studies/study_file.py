@@ -35,8 +35,11 @@ from studies.attributes import (
     COMMANDS,
     CONFIG,
     ERROR,
+    HYPOTHESES,
     IMPORTED,
     IS_GRID_TRIAL,
+    OBJECTIVE_ATTRIBUTES,
+    OBJECTIVE_NAMES,
     SOURCE_TRIALS,
     STUDY_SYSTEM_ATTRIBUTES,
     StudyRecord,
@@ -46,7 +49,7 @@ from studies.attributes import (
     parse_trial_attribute,
     parse_trial_system_attribute,
 )
-from studies.config import StudyConfig, to_trial_config
+from studies.config import Objective, StudyConfig, to_trial_config
 from studies.errors import (
     ConfigError,
     RowError,
@@ -357,7 +360,10 @@ class ImportResult:
 
 
 def import_studies(
-    storage: str, paths: Sequence[Path], name: str | None = None
+    storage: str,
+    paths: Sequence[Path],
+    name: str | None = None,
+    objective: Objective | None = None,
 ) -> list[ImportResult]:
     """Store the studies of some files: all of them in one transaction, or none.
 
@@ -365,10 +371,12 @@ def import_studies(
         storage: URL of the storage, which is created if it does not exist.
         paths: the files.
         name: name of the study, if there is one file; None for the name in each file.
+        objective: objective to store, see :func:`change_objective`; None for that of each file.
 
     Raises:
         ConfigError: if the name cannot be that of a study, or of several.
-        StudyFileError: if a file cannot be read; the message names line and field.
+        StudyFileError: if a file cannot be read; the message names line and field. If it cannot
+            have the objective.
         StudyExistsError: if a name is taken.
         StorageError: if the storage cannot be used.
     """
@@ -378,7 +386,7 @@ def import_studies(
         check_study_name(name)
     sources = []
     for path in paths:  # all are checked before the storage is opened, which may create it
-        with open_study_file(path) as study:
+        with open_study_file(path, objective) as study:
             for _ in study.trials:
                 pass
         refinement = study.attributes[CONFIG].get("refinement") or {}
@@ -388,7 +396,7 @@ def import_studies(
         try:
             with opened.transaction() as connection:
                 for path in paths:
-                    with open_study_file(path) as study:
+                    with open_study_file(path, objective) as study:
                         named = _add_note(replace(study, name=name or study.name))
                         folder = new_folder(named.name)
                         rows = store_study(connection, named, folder, "--name")
@@ -425,10 +433,11 @@ def _add_note(study: WholeStudy) -> WholeStudy:
 
 
 @contextmanager
-def open_study_file(path: Path) -> Iterator[WholeStudy]:
+def open_study_file(path: Path, objective: Objective | None = None) -> Iterator[WholeStudy]:
     """Open a file as the study that it holds; its trials are read and checked when iterated.
 
-    The artifact folder is missing from its attributes.
+    The artifact folder is missing from its attributes. With an objective, it is that of
+    :func:`change_objective`.
 
     Raises:
         StudyFileError: if it is not a study file, or something in it is not what it should be; the
@@ -447,7 +456,45 @@ def open_study_file(path: Path) -> Iterator[WholeStudy]:
                 f"{path} is a study as CSV, of an earlier version of this program: import it with "
                 "that version, and export the study with this one"
             )
-        yield _FileReader(path).read(first, lines)
+        study = _FileReader(path).read(first, lines)
+        yield study if objective is None else change_objective(study, objective)
+
+
+def change_objective(study: WholeStudy, objective: Objective) -> WholeStudy:
+    """Return a study whose values are the losses that its trials recorded for another objective.
+
+    Its hypotheses count as registered after its results: they were about the other loss.
+
+    Raises:
+        StudyFileError: if its trials were not trained by this program, or were pruned by their
+            values. When its trials are iterated: if a complete one did not record the loss.
+    """
+    config = study.attributes[CONFIG]
+    name = OBJECTIVE_NAMES[objective]
+    wanted = f"study {study.name!r} cannot have the objective {objective!r}"
+    if objective == config["objective"]:
+        return study
+    if config.get("results"):
+        raise StudyFileError(f"{wanted}: its results are of another program, one value a trial")
+    if config["pruning"]["enabled"]:
+        raise StudyFileError(f"{wanted}: it was pruned by its {study.metric}")
+
+    def change_values() -> Iterator[StoredTrial]:
+        for trial in study.trials:
+            if trial.state != TrialState.COMPLETE:
+                yield trial
+                continue
+            loss = trial.attributes.get(OBJECTIVE_ATTRIBUTES[objective])
+            if loss is None:
+                raise StudyFileError(f"{wanted}: trial {trial.number} did not record its {name}")
+            yield replace(trial, values={0: loss})
+
+    attributes = {
+        **study.attributes,
+        CONFIG: {**config, "objective": objective, "hypothesis": []},
+        HYPOTHESES: [],
+    }
+    return replace(study, metric=name, attributes=attributes, trials=change_values())
 
 
 @contextmanager

@@ -92,26 +92,6 @@ def test_study_shows_its_results(study, tmp_path):
     assert page.read_bytes().startswith(b"<!DOCTYPE html>")
 
 
-def test_study_is_judged_by_another_loss_that_its_trials_recorded(study, tmp_path):
-    other = rnn_search.load("mine", storage=study.storage, objective="training")
-    table = other.results
-    least = study.curves.groupby("number")["loss"].min()
-    assert table["value"].to_dict() == pytest.approx(least.to_dict())
-    assert table["value"].is_monotonic_increasing
-    assert not np.allclose(table["value"].sort_index(), study.results["value"].sort_index())
-    best = other.best
-    assert (best.number, best.value) == (table.index[0], table["value"].iloc[0])
-    values = table.set_index(["residual", "state_source"])["value"]
-    effects = other.effects().table.set_index("parameter")
-    assert effects.loc["residual", "effect"] == pytest.approx((values[True] - values[False]).mean())
-    assert "minimum smoothed training loss" in other.report(tmp_path / "other.html").read_text()
-    own = rnn_search.load("mine", storage=study.storage, objective="validation")
-    assert own.results.equals(study.results)
-    assert own.best.value == study.best.value
-    with pytest.raises(ConfigError, match="unknown objective 'loss': expected"):
-        rnn_search.load("mine", storage=study.storage, objective="loss")
-
-
 def test_effects_are_those_of_matched_pairs_and_shown_in_a_notebook(study):
     effects = study.effects()
     table = effects.table.set_index("parameter")

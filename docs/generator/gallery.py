@@ -12,6 +12,7 @@ from pydantic import Field
 from docs.generator.source_pages import ROOT
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
+from studies.config import Objective
 from studies.files import read_toml
 from studies.records import StrictModel
 from studies.study_file import import_studies
@@ -34,13 +35,14 @@ class _SharedPage(StrictModel):
     Attributes:
         file: name of the page, without its end.
         title: what the page is.
-        studies: names of the studies, or ``NAME:OBJECTIVE``. A page of which one is missing is left
-            out.
+        studies: names of the studies. A page of which one is missing is left out.
+        objective: loss that the studies are judged by; None for the objective of each.
     """
 
     file: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
     title: str
     studies: list[str]
+    objective: Objective | None = None
 
 
 class SharedPages(StrictModel):
@@ -95,7 +97,10 @@ def _write_pages(files: tuple[tuple[Path, int], ...]) -> tuple[GalleryPage, ...]
     ]
     shared = SharedPages.model_validate(read_toml(DATA / "pages.toml"))
     for page in _available(shared.report, names):
-        pages.append(_write_study(storage, folder, page.file, page.studies, page.title))
+        studies = page.studies
+        if page.objective:
+            studies = [_import_under(storage, name, page.objective) for name in studies]
+        pages.append(_write_study(storage, folder, page.file, studies, page.title))
     for page in _available(shared.hypotheses, names):
         path, _ = write_hypotheses(storage, page.studies, folder / f"{page.file}.md")
         pages.append(GalleryPage(path, page.title))
@@ -103,10 +108,14 @@ def _write_pages(files: tuple[tuple[Path, int], ...]) -> tuple[GalleryPage, ...]
 
 
 def _available(pages: Iterable[_SharedPage], names: Sequence[str]) -> list[_SharedPage]:
-    def is_available(reference: str) -> bool:
-        return reference in names or reference.rpartition(":")[0] in names
+    return [page for page in pages if set(page.studies) <= set(names)]
 
-    return [page for page in pages if all(map(is_available, page.studies))]
+
+def _import_under(storage: str, name: str, objective: Objective) -> str:
+    """Import a study of the gallery again under another objective; return its name."""
+    path = DATA / f"{name}{ENDING}"
+    (result,) = import_studies(storage, [path], f"{name}-{objective}", objective)
+    return result.name
 
 
 def _write_study(

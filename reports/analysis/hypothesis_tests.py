@@ -120,10 +120,7 @@ def _test_record(
     if changed:
         has = "have" if len(changed) > 1 else "has"
         mark += f"; {' and '.join(changed)} {has} changed since"
-    if results.has_other_objective:
-        mark += f", about the {results.own_measure.name}"
-    is_stated = record.is_preregistered and not results.has_other_objective
-    is_exploratory = bool(changed or record.withdrawn) or not is_stated
+    is_exploratory = bool(changed or record.withdrawn) or not record.is_preregistered
     return _test(results, hypothesis, mark, is_exploratory)
 
 

@@ -182,8 +182,6 @@ def estimate_audited_effects(results: Results) -> AuditedEffects:
     """Estimate the main effects in a pruned study."""
     if not results.table["audited"].any():
         return AuditedEffects([], Obstacle.NO_AUDIT)
-    if results.has_other_objective:
-        return AuditedEffects([], Obstacle.OTHER_OBJECTIVE)
     if not results.has_valid_audit:
         return AuditedEffects([], Obstacle.OTHER_SAMPLE)
     if not results.is_finished:

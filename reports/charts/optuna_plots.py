@@ -147,7 +147,7 @@ def to_optuna_study(
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the study is no news for a user
     try:
-        study = optuna.create_study(study_name=escape_html(results.label), direction=direction)
+        study = optuna.create_study(study_name=escape_html(results.name), direction=direction)
     finally:
         optuna.logging.set_verbosity(verbosity)
     study.add_trials(trials)

@@ -73,8 +73,7 @@ def write_report(storage_url: str, names: Sequence[str], output: Path | None = N
 
     Args:
         storage_url: URL of the storage, which is opened read-only.
-        names: names of the studies, in the order of the page, or ``NAME:OBJECTIVE``, see
-            :func:`reports.study_reader.split_objective`.
+        names: names of the studies, in the order of the page.
         output: file to write; by default that of :func:`reports.output.default_path`, see
             :func:`reports.output.choose_path`.
 
@@ -95,7 +94,7 @@ def write_page(
     The page reloads itself every ``refresh_seconds``; None for never.
     """
     identity = report_identity(each.identity for each in results)
-    path = output or default_path([each.reference for each in results])
+    path = output or default_path([each.name for each in results])
     sections = build_sections(results)
     try:
         path, note = choose_path(path, output is None, identity, _BEGINNING)
@@ -121,7 +120,7 @@ def render_page(sections: Sequence[Section], refresh_seconds: int | None = None)
         .get_template("report.html")
         .generate(
             identity_tags=Markup(identity_tags(identity, studies.values())),
-            title=", ".join(dict.fromkeys(section.results.label for section in sections)),
+            title=", ".join(dict.fromkeys(section.results.name for section in sections)),
             sections=sections,
             written=datetime.now().astimezone(),
             refresh_seconds=refresh_seconds,

@@ -209,8 +209,6 @@ class Obstacle(Enum):
     """Why the effects of a pruned study cannot be estimated."""
 
     NO_AUDIT = auto()
-    OTHER_OBJECTIVE = auto()
-    """The trials are judged by another loss than the one that the pruner predicted."""
     OTHER_SAMPLE = auto()
     """The audited trials were drawn over other nuisance parameters than the study has now."""
     UNFINISHED = auto()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 import pytest
-from factories import make_runs, make_study, results_of
+from factories import make_study, results_of
 from scipy.stats import binom
 
 from reports.analysis.hypothesis_tests import run_stored_tests, run_test
@@ -275,40 +275,6 @@ def test_page_is_written_and_replaced_and_other_studies_are_refused(sqlite_url, 
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), arguments
         assert line in done.stderr
     assert page.read_text() == written
-
-
-def test_page_judges_a_study_by_two_objectives(sqlite_url, tmp_path, invoke):
-    """The residual lowers the validation loss and raises the training loss."""
-    runs = [
-        (params, 2 - 0.5 * params["residual"] + i / 1000,
-         {"training_loss": 1.5 + 0.5 * params["residual"] + i / 1000})
-        for i, params in enumerate(StudyConfig.model_validate({"space": LARGE}).grid.combinations())
-    ]  # fmt: skip
-    contrast = {"before": {"residual": False}, "after": {"residual": True}}
-    hypothesis = {"claim": "C", "rule": "lowers", "contrasts": [contrast]}
-    raw = {"space": LARGE, "report_threshold": 1.8, "hypothesis": [hypothesis]}
-    make_runs(sqlite_url, "made", raw, runs)
-    page = tmp_path / "page.md"
-    options = ("--storage", sqlite_url, "--output", str(page))
-    assert invoke("hypotheses", "made", "made:training", *options).returncode == 0
-    text = page.read_text()
-    (heads,) = (line for line in text.splitlines() if "made, mean validation loss" in line)
-    cells = [each.strip() for each in heads.split("|")]
-    assert cells[3:7] == [
-        "made, mean validation loss",
-        "made, validation loss below 1.8",
-        "made, mean smoothed training loss",
-        "made, smoothed training loss below 1.8",
-    ]
-    claim = "The residual lowers the loss."  # of the default file, which comes first
-    row = next(line for line in text.splitlines() if line.startswith(f"| 7 | {claim} |"))
-    verdicts = [each.strip().partition(":")[0] for each in row.split("|")[3:7]]
-    assert verdicts == ["**holds**", "**holds**", "**does not hold**", "**does not hold**"]
-    assert "## made by smoothed training loss" in text
-    assert "exploratory: pre-registered at 2026-11-26 17:00 UTC, about the validation loss" in text
-    assert "rnn-search hypotheses made made:training" in text
-    assert f"made by smoothed training loss: “{claim}” does not hold" in text
-    assert text.count("with 1 worker on cpu") == 1
 
 
 def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(planned):

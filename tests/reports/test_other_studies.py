@@ -133,14 +133,14 @@ def test_replicates_are_those_by_the_same_objective(sqlite_url):
     ]
     raw = {"refinement": {"source": "made", "replicates": 2}}
     make_runs(sqlite_url, "again", raw, replicates)
-    names = ("made:training", "again:training", "again")
-    made, again, own = read_studies(sqlite_url, *names)
-    found = find_replicates(made, [own, again])
-    assert list(found["value"]) == [1.6, 1.6]
-    assert set(found["study"]) == {"again by smoothed training loss"}
-    assert find_replicates(made, [own]) is None
-    effects = load("made", storage=sqlite_url, objective="training").effects()
-    assert list(effects.findings.results.replicates["value"]) == [1.6, 1.6]
+    make_runs(sqlite_url, "trained", raw | {"objective": "training"}, replicates)
+    made, again, trained = read_studies(sqlite_url, "made", "again", "trained")
+    found = find_replicates(made, [trained, again])
+    assert list(found["value"]) == [2.1, 2.1]
+    assert set(found["study"]) == {"again"}
+    assert find_replicates(made, [trained]) is None
+    effects = load("made", storage=sqlite_url).effects()
+    assert list(effects.findings.results.replicates["value"]) == [2.1, 2.1]
 
 
 def test_baseline_cells_have_no_switches(sqlite_url):

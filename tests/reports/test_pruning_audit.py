@@ -20,7 +20,6 @@ from reports.findings import StudyFindings
 from reports.hypotheses import HYPOTHESES
 from reports.hypotheses import render_page as render_hypotheses
 from reports.narrative import write_headline
-from reports.page.page import render_page
 from reports.page.section import Section
 from reports.stats.audit import (
     bound_lost,
@@ -170,26 +169,6 @@ def test_pruned_study_without_estimates_says_why(sqlite_url, options, reason):
     assert reason in repr(effects)
     headline = write_headline([StudyFindings(results_of(sqlite_url, "made"))])
     assert headline.rpartition("; ")[2][0].islower()
-
-
-def test_predictions_of_a_pruned_study_are_of_its_own_objective(sqlite_url):
-    make_pruned(sqlite_url, audited=EVEN, recorded={"training_loss": 1.0})
-    results = results_of(sqlite_url, "made:training")
-    assert (results.complete["value"] == 1).all()
-    assert results.table["predicted_value"].isna().all()
-    audit, own = audit_pruning(results), audit_pruning(results_of(sqlite_url))
-    assert (audit.stopped, audit.pruned) == (own.stopped, own.pruned) == (8, 8)
-    assert (audit.tested, own.tested) == (0, 8)
-    effects = load("made", storage=sqlite_url, objective="training").effects()
-    assert effects.effects == []
-    assert (
-        "the pruner predicted the validation loss alone, so no effect on the smoothed training "
-        "loss can be estimated"
-    ) in repr(effects)
-    html = "".join(render_page([Section(results)]))
-    assert "Trials were pruned by their validation loss" in html
-    assert "Predictions were of the validation loss and are not compared here." in html
-    assert not any(name in html for name in ("Bias:", "Predictions:", "are expected to be"))
 
 
 def test_architectures_of_a_pruned_study_are_audited_at_their_best(sqlite_url):

@@ -12,7 +12,6 @@ from reports.cli import reports
 from reports.page.page import render_page
 from reports.page.section import Section
 from reports.table_export import write_csv, write_parquet
-from rnn_search import load
 from search.status import read_status
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.storage.counts import count_trials
@@ -39,72 +38,6 @@ def test_results_equal_the_trials_that_optuna_reads_the_best_first(sqlite_url):
         if trial.state.is_finished():
             assert row["completed"] == trial.datetime_complete
             assert trial.number == 3 or row["value"] == trial.value
-
-
-@pytest.fixture
-def recorded_twice(sqlite_url):
-    """A study of two trials, whose order depends on the loss; one trial of another lacks one."""
-    losses = {"training_loss": 1.2, "training_mean_loss": 1.3}
-    runs = [
-        (gated_params(1), 1.5, losses),
-        (gated_params(2), 1.4, {**losses, "training_loss": 1.25}),
-    ]
-    space = {"space": {"layers": [1, 2], "state_size": [4]}}
-    make_runs(sqlite_url, "made", space, runs)
-    make_runs(sqlite_url, "old", space, [runs[0], (gated_params(2), 1.4, {})])
-    return sqlite_url
-
-
-def test_study_is_named_with_the_objective_that_it_is_judged_by(recorded_twice):
-    url = recorded_twice
-    own, training, mean = read_studies(url, "made", "made:training", "made:training-mean")
-    assert [list(each.table.index) for each in (own, training, mean)] == [[1, 0], [0, 1], [0, 1]]
-    assert list(training.table["value"]) == [1.2, 1.25]
-    assert list(mean.table["value"]) == [1.3, 1.3]
-    assert (training.label, own.label) == ("made by smoothed training loss", "made")
-    assert training.metric.name == "minimum smoothed training loss"
-    assert len({each.identity for each in (own, training, mean)}) == 3
-    assert load("made", storage=url).best.number == 1
-    assert load("made", storage=url, objective="training").best.number == 0
-    same = results_of(url, "made:validation")
-    assert (same.identity, same.reference) == (own.identity, "made")
-    make_study(url, "made:training")  # the name of a study comes first
-    found = results_of(url, "made:training")
-    assert (found.name, found.has_other_objective) == ("made:training", False)
-
-
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_report_and_table_are_written_by_another_objective(recorded_twice, tmp_path, invoke):
-    options = ("--storage", recorded_twice)
-    table = tmp_path / "rows.csv"
-    assert invoke("report", "made:training", *options, "--csv", str(table)).returncode == 0
-    rows = pd.read_csv(table)
-    assert list(rows["study"]) == ["made:training"] * 2
-    assert list(rows["value"]) == [1.2, 1.25]
-    page = tmp_path / "page.html"
-    assert invoke("report", "made", *options, "--output", str(page)).returncode == 0
-    done = invoke("report", "made:training", *options, "--output", str(page))
-    assert "is a report of other studies" in done.stderr
-    done = invoke("report", "made", "made:training", *options, "--output", str(tmp_path / "2.html"))
-    assert done.returncode == 0
-    html = (tmp_path / "2.html").read_text()
-    assert "made by smoothed training loss" in html
-    assert html.count("nats per byte; the search minimized the validation loss</td>") == 1
-    assert html.count("<td>validation loss, nats per byte</td>") == 1
-    for name, line in (
-        ("old:training", "study 'old' cannot be judged by its smoothed training loss: 1 complete "
-         "trial did not record it, the first is trial 1"),
-        ("gone:training", "study 'gone' is not in"),
-        ("made:loss", "study 'made:loss' is not in"),
-    ):  # fmt: skip
-        done = invoke("report", name, *options)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), name
-        assert line in done.stderr
-    source = tmp_path / "results.csv"
-    source.write_text("depth,value\n1,2.0\n2,1.5\n")
-    assert invoke("import", str(source), *options).returncode == 0
-    done = invoke("report", "results:training", *options)
-    assert "it was imported, with one value for each trial" in done.stderr
 
 
 @pytest.mark.usefixtures("without_optuna_figures")

@@ -32,6 +32,12 @@ title = "Both"
 studies = ["made", "derived"]
 
 [[report]]
+file = "made-by-training"
+title = "Made, by another loss"
+studies = ["made"]
+objective = "training"
+
+[[report]]
 file = "absent"
 title = "A page of which a study is missing"
 studies = ["made", "nothing"]
@@ -39,10 +45,10 @@ studies = ["made", "nothing"]
 [[hypotheses]]
 file = "claims"
 title = "Claims"
-studies = ["stated:validation"]
+studies = ["stated"]
 """
 
-REPORTS = ["made", "derived", "stated", "made-and-derived", "claims"]
+REPORTS = ["made", "derived", "stated", "made-and-derived", "made-by-training", "claims"]
 
 
 def build(project: Path, to: Path) -> subprocess.CompletedProcess[str]:
@@ -92,6 +98,7 @@ def test_gallery_has_a_report_of_each_study_and_of_several(site):
     linked = {*re.findall(r'href="?([^" >]+)', pages["index"])}
     assert {f"{name}.html" for name in REPORTS} <= linked
     assert "The residual lowers the loss." in pages["claims"]
+    assert "minimum smoothed training loss" in pages["made-by-training"]
     assert (site / "gallery" / "made.jsonl.gz").is_file()
     for path in site.rglob("*.html"):
         assert str(site.parents[1]) not in path.read_text("utf-8"), "it names a folder"

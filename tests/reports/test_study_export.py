@@ -1,5 +1,6 @@
 """A study that is exported and imported again is the same study, in reports and in Python."""
 
+import math
 from contextlib import closing
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 from factories import (
     extend_steps,
     finish_one,
+    gated_params,
     make_empty,
     make_refinement,
     make_replicates,
+    make_runs,
     make_stated,
     make_study,
     make_union,
@@ -19,8 +22,9 @@ from factories import (
 from managed_studies import create_with_everything
 from test_pruning_audit import make_pruned
 
-from rnn_search import list_studies, load
+from rnn_search import import_results, import_study, list_studies, load
 from studies.attributes import AuditState
+from studies.errors import ConfigError
 from studies.management import StudyManager
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import AuditDecision
@@ -87,3 +91,69 @@ def test_imported_study_has_the_results_and_the_export_of_the_study(make, sqlite
             assert getattr(new, field) == getattr(old, field), field
         shown, expected = (load(name, storage=url).status for url in (sqlite_url, other))
         assert shown.as_json() == expected.as_json()
+
+
+def make_recorded(url: str) -> None:
+    """A study whose order depends on the loss, one that lacks a loss, and a hypothesis of it."""
+    raw = {"space": {"layers": [1, 2, 3], "state_size": [4]}}
+    losses = {"training_loss": 1.2, "training_mean_loss": 1.3, "validation_loss": 1.5}
+    runs = [
+        (gated_params(1), 1.5, losses),
+        (gated_params(2), 1.4, losses | {"training_loss": 1.25, "validation_loss": 1.4}),
+        (gated_params(3), math.nan, {}),  # diverged
+    ]
+    make_runs(url, "made", raw, runs)
+    make_runs(url, "old", raw, [runs[0], (gated_params(2), 1.4, {})])
+
+
+def test_study_is_imported_under_another_loss_that_its_trials_recorded(
+    sqlite_url, tmp_path, invoke
+):
+    make_recorded(sqlite_url)
+    file = tmp_path / "made.jsonl.gz"
+    export_study(sqlite_url, "made", file)
+    options = ("--name", "by-training", "--objective", "training", "--storage", sqlite_url)
+    assert invoke("import", str(file), *options).returncode == 0
+    own, other = (load(name, storage=sqlite_url) for name in ("made", "by-training"))
+    assert own.results["value"].dropna().to_dict() == {1: 1.4, 0: 1.5}
+    assert other.results["value"].dropna().to_dict() == {0: 1.2, 1: 1.25}
+    assert list(other.results.index) == [0, 1, 2]
+    assert (own.best.number, other.best.number) == (1, 0)
+    assert other.best.value == other.status.best.value == 1.2
+    assert other.config.objective == "training"
+    assert other.optuna.metric_names == ["smoothed training loss"]
+    metric = results_of(sqlite_url, "by-training").metric
+    assert metric.name == "minimum smoothed training loss"
+    assert other.curves.equals(own.curves)
+    by_mean = import_study(file, name="by-mean", objective="training-mean", storage=sqlite_url)
+    assert by_mean.name == "by-mean"
+    assert set(load("by-mean", storage=sqlite_url).results["value"].dropna()) == {1.3}
+
+
+def test_import_under_another_loss_is_refused_in_one_line(sqlite_url, tmp_path, invoke):
+    make_recorded(sqlite_url)
+    make_pruned(sqlite_url, name="pruned")
+    table = tmp_path / "table.csv"
+    table.write_text("depth,value\n1,2.0\n2,1.5\n")
+    import_results(table, name="results", storage=sqlite_url)
+    lines = {
+        "old": "study 'old' cannot have the objective 'training': trial 1 did not record its "
+        "smoothed training loss",
+        "pruned": "study 'pruned' cannot have the objective 'training': it was pruned by its "
+        "validation loss",
+        "results": "study 'results' cannot have the objective 'training': its results are of "
+        "another program, one value a trial",
+    }
+    names = [study.name for study in list_studies(storage=sqlite_url)]
+    for name, line in lines.items():
+        file = tmp_path / f"{name}.jsonl"
+        export_study(sqlite_url, name, file)
+        options = ("--name", "other", "--objective", "training", "--storage", sqlite_url)
+        done = invoke("import", str(file), *options)
+        assert (done.returncode, done.stderr.splitlines()) == (2, [f"error: {line}"])
+    done = invoke("import", str(table), "--objective", "training", "--storage", sqlite_url)
+    assert done.returncode == 2
+    assert "--objective is for exported studies, and " in done.stderr
+    with pytest.raises(ConfigError, match="unknown objective 'loss': expected"):
+        import_study(file, objective="loss", storage=sqlite_url)
+    assert [study.name for study in list_studies(storage=sqlite_url)] == names
