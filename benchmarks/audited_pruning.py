@@ -1,6 +1,7 @@
 """``python -m benchmarks audit``: pruning without and with audited trials, on simulated curves.
 
-With the environment variable of :mod:`benchmarks.published_runs`, on the published curves instead.
+With a file of recorded curves in the environment variable ``RNN_SEARCH_CURVES``, on these instead;
+:mod:`benchmarks.replay_pruning` describes such a file.
 """
 
 import multiprocessing
@@ -16,7 +17,6 @@ import numpy as np
 import pandas as pd
 from optuna.trial import TrialState
 
-from benchmarks.published_runs import published_file
 from benchmarks.replay_pruning import read_curves
 from reports.analysis.pruning import ALARM_LEVEL
 from reports.stats.audit import (
@@ -37,6 +37,9 @@ from search.worker.cpu_budget import cores
 from studies.config import top_count
 from studies.storage.trials import TrialStatus
 from tests.simulations.pruned_search import RecordedCurves, Replay
+
+CURVES = "RNN_SEARCH_CURVES"
+"""The environment variable that names a file of recorded curves."""
 
 KINDS = ("ordinary", "late by a switch", "late by three switches", "late at random", "noisy")
 """Kinds of simulated curves. Late curves lie 0.3 nats higher until 70 to 90% of the steps, then
@@ -306,19 +309,19 @@ def _replay_kind(kind: str, audit: int, seed: int) -> AuditedReplay:
     return replay_audited(recorded, audit, seed)
 
 
-def measure(searches: int = 4, published_searches: int = 4, studies: int = 5) -> Iterator[str]:
+def measure(searches: int = 4, studies: int = 5) -> Iterator[str]:
     """Yield tables: searches on each kind of curves, and effects of more audits of given stops.
 
     Args:
-        searches: number of simulated searches of each kind, without and with audited trials.
-        published_searches: the same on the published curves, in other orders with other samples.
+        searches: number of searches on each kind of curves, without and with audited trials; on
+            recorded curves in other orders with other samples.
         studies: number of studies with given stops of each kind.
     """
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
-    published = published_file()
+    recorded = os.environ.get(CURVES)
     kinds = [*KINDS, *(kind + RATES for kind in RATED_KINDS)]
-    if published is not None:
-        kinds, searches = [str(published)], published_searches
+    if recorded:
+        kinds = [recorded]
     yield f"{searches} searches on each kind of curves, best tenth to be kept, stated 95%"
     yield (
         f"  {'curves':36} {'audited':>7} {'cost':>6} {'recall':>7} {'worst':>6} {'inside':>7} "
@@ -330,7 +333,7 @@ def measure(searches: int = 4, published_searches: int = 4, studies: int = 5) ->
             for audit in (0, AUDIT):
                 run = partial(_replay_kind, kind, audit)
                 yield _format(Path(kind).name, audit, list(pool.map(run, range(searches))))
-        if published is not None:
+        if recorded:
             return
         yield f"{SAMPLES} audits each of {studies} studies with given stops: intervals that cover"
         for kind in KINDS:

@@ -1,8 +1,8 @@
 """``python -m benchmarks.replay_pruning FILE …``: simulate pruners on recorded curves.
 
-A file is a CSV, compressed or not, as written by ``rnn-search report STUDY --curves FILE``: one row
-per trial with its parameters, its value ``min_loss`` and its curve ``loss_50``, ``loss_100`` ….
-Trials start in random order, several at a time and equally fast, and follow their recorded curves.
+A file is a CSV, compressed or not: ``study.curves`` with the value and the parameters of each trial
+in every row (``docs/how-to/analyse.md``). Trials start in random order, several at a time and
+equally fast, and follow their recorded curves.
 """
 
 import heapq
@@ -35,14 +35,15 @@ from search.worker.cpu_budget import cores
 from studies.config import top_count
 from tests.simulations.pruned_search import RecordedCurves, Replay, ReplayResult
 
-LOSS_PREFIX, VALUE = "loss_", "min_loss"
+COLUMNS = ("number", "step", "loss", "value")
+"""Columns of a file next to the parameters: trial, step, smoothed loss, value of the trial."""
 
 CHECKS = 20
 """Calls of Optuna's pruners per training: each takes milliseconds."""
 
 
 def read_curves(path: Path, nuisance: Sequence[str] = ()) -> RecordedCurves:
-    """Read a CSV file as written by ``rnn-search report STUDY --curves FILE``.
+    """Read a CSV file of curves, see the description of this module.
 
     Raises:
         click.BadParameter: if the file is missing, malformed, has gaps, or lacks a nuisance
@@ -50,24 +51,26 @@ def read_curves(path: Path, nuisance: Sequence[str] = ()) -> RecordedCurves:
     """
     try:
         table = pd.read_csv(path)
-        columns = [str(name) for name in table if str(name).startswith(LOSS_PREFIX)]
-        steps = np.array([int(name.removeprefix(LOSS_PREFIX)) for name in columns])
-        curves, values = table[columns].to_numpy(float), table[VALUE].to_numpy(float)
-        is_complete = np.isfinite(curves).all() and np.isfinite(values).all()
-        if len(steps) < 2 or not is_complete or (np.diff(steps) <= 0).any():
+        curves = table.pivot(index="number", columns="step", values="loss")
+        trials = table.drop_duplicates("number").set_index("number").sort_index()
+        trials = trials.drop(columns=["step", "loss"])
+        values = trials.pop("value").to_numpy(float)
+        losses = curves.to_numpy(float)
+        is_complete = np.isfinite(losses).all() and np.isfinite(values).all()
+        if len(curves.columns) < 2 or not is_complete:
             raise ValueError("curves with gaps")
     except (OSError, ValueError, KeyError) as error:
         raise click.BadParameter(
-            f"cannot read {path} ({error}): expected a CSV file written by rnn-search report "
-            "STUDY --curves FILE"
+            f"cannot read {path} ({error}): expected a CSV file with the columns "
+            f"{', '.join(COLUMNS)} and a column for each parameter"
         ) from error
-    names = [str(name) for name in table if name not in {*columns, VALUE, "seconds"}]
-    params = [dict(zip(names, row, strict=True)) for row in table[names].to_numpy().tolist()]
+    names = [str(name) for name in trials]
+    params = [dict(zip(names, row, strict=True)) for row in trials.to_numpy(object).tolist()]
     if unknown := [name for name in nuisance if name not in names]:
         raise click.BadParameter(
             f"{path} has no parameter {unknown[0]!r}: expected one of {', '.join(names)}"
         )
-    return RecordedCurves(params, steps, curves, values, nuisance)
+    return RecordedCurves(params, curves.columns.to_numpy(int), losses, values, nuisance)
 
 
 def keep_best_at_first_rung(recorded: RecordedCurves, keep: float) -> ReplayResult:

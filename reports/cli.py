@@ -4,21 +4,17 @@ import gc
 import os
 import shlex
 import socket
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import tenacity
-from optuna.exceptions import OptunaError
-from sqlalchemy.exc import SQLAlchemyError
 
-from reports.errors import USER_ERRORS, OutputTakenError, ReportError
+from reports.errors import USER_ERRORS
 from studies.attributes import REPORT_CLAIM
 from studies.cli import is_bug, print_bug, storage_options, studies_argument
-from studies.errors import StudiesError, StudyFormatError
 from studies.loader import read_record
 from studies.note import update_note, write_text
 from studies.storage.changes import update_system_attributes
@@ -30,9 +26,6 @@ if TYPE_CHECKING:  # slow to import; commands that are refused do not need them
     from reports.page.page import Report
 
 _T = TypeVar("_T")
-
-WATCH_SECONDS = 60
-"""Interval between two reports with ``--watch``."""
 
 OUTAGE_SECONDS = 60
 """How long the report at the end of a search waits for an unavailable storage."""
@@ -122,7 +115,7 @@ def write_final_report(storage: str, study: str) -> None:
 
         report = retry_outages(lambda: write_report(storage, [study]))
         click.echo(f"report: {report.path}")
-        _print_headline(report)
+        click.echo(report.headline)
         with print_failures("warning: cannot update the note of the study", err=True):
             retry_outages(lambda: _write_answer(storage, study, report))
 
@@ -155,123 +148,38 @@ def retry_outages(function: Callable[[], _T]) -> _T:
     return retry(function)
 
 
-def _print_headline(report: "Report") -> None:
-    click.echo(report.headline)
-    if report.note:
-        click.echo(report.note, err=True)
-
-
 @click.command
 @studies_argument
 @storage_options
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="HTML file to write; by default in reports/out/.",
-)
-@click.option(
-    "--watch",
-    is_flag=True,
-    help=f"Update the report every {WATCH_SECONDS} seconds until all trials are finished.",
+    help="HTML file to write or to replace; by default in reports/out/.",
 )
 @click.option(
     "--csv",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write a table of the trials to this CSV file instead of a report.",
 )
-@click.option(
-    "--dataframe",
-    metavar="FILE.parquet",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the same table to this Parquet file, for pandas.read_parquet.",
-)
-@click.option(
-    "--curves",
-    metavar="FILE.csv[.gz]",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the training curves of one study's complete trials to this CSV file.",
-)
-def reports(
-    studies: tuple[str, ...],
-    storage: str,
-    output: Path | None,
-    watch: bool,
-    csv: Path | None,
-    dataframe: Path | None,
-    curves: Path | None,
-) -> int:
+def reports(studies: tuple[str, ...], storage: str, output: Path | None, csv: Path | None) -> int:
     """Write a self-contained HTML report of one or several studies."""
-    if csv or dataframe or curves:
-        if watch or output:
-            raise click.UsageError(
-                "--csv, --dataframe and --curves write tables instead of a report and do not go "
-                "with --watch and --output"
-            )
-        if curves and len(studies) > 1:
-            raise click.UsageError(f"--curves expected one study, got {len(studies)}")
-        _write_tables(storage, studies, csv, dataframe, curves)
-    elif watch:
-        _watch(storage, studies, output)
-    else:
+    if csv is None:
         from reports.page.page import write_report
 
         gc.freeze()  # else each collection looks through all imported modules
         report = write_report(storage, studies, output)
         click.echo(report.path)
-        _print_headline(report)
-    return 0
-
-
-def _write_tables(
-    storage: str,
-    names: Sequence[str],
-    csv: Path | None,
-    dataframe: Path | None,
-    curves: Path | None,
-) -> None:
+        click.echo(report.headline)
+        return 0
+    if output is not None:
+        raise click.UsageError(
+            "--csv writes a table instead of a report and does not go with --output"
+        )
     from reports.study_reader import read_studies
-    from reports.table_export import write_csv, write_curves, write_parquet
+    from reports.table_export import write_csv
 
     with closing(read_storage(storage)) as opened:
-        results = read_studies(opened, names, with_curves=False, with_windows=False)
-        for path, write in ((csv, write_csv), (dataframe, write_parquet)):
-            if path:
-                write(results, path)
-                click.echo(path)
-        if curves:
-            write_curves(opened, results[0], curves)
-            click.echo(curves)
-
-
-def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
-    """Update the report until all trials are finished; errors of the storage are retried."""
-    from reports.page.page import write_page
-    from reports.study_reader import read_studies
-
-    last_line = note = ""
-    while True:
-        try:
-            with closing(read_storage(storage)) as opened:
-                results = read_studies(opened, names, drawn_only=True)
-            finished = sum(study.counts.finished for study in results)
-            planned = sum(study.counts.planned for study in results)
-            is_done = finished == planned
-            report = write_page(results, output, None if is_done else WATCH_SECONDS)
-            if report.note != note:
-                note = report.note
-                click.echo(note, err=True)
-            line = f"{report.path}  {finished} of {planned} trials finished"
-            if is_done:
-                click.echo(line)
-                click.echo(report.headline)
-                return
-        except (OutputTakenError, StudyFormatError):
-            raise
-        except (ReportError, StudiesError, SQLAlchemyError, OptunaError) as error:
-            if is_bug(error, USER_ERRORS):
-                raise
-            line = f"no report yet: {error_message(error)}"
-        if line != last_line:
-            click.echo(line)
-            last_line = line
-        time.sleep(WATCH_SECONDS)
+        results = read_studies(opened, studies, with_curves=False, with_windows=False)
+    write_csv(results, csv)
+    click.echo(csv)
+    return 0

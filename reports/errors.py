@@ -3,7 +3,6 @@
 ::
 
     ReportError
-    ├── OutputTakenError
     └── DashboardError
 """
 
@@ -12,10 +11,6 @@ from studies.errors import StudiesError
 
 class ReportError(Exception):
     """A report cannot be written; the message is one line for the user."""
-
-
-class OutputTakenError(ReportError):
-    """The output file exists and is not a report of the same studies."""
 
 
 class DashboardError(ReportError):

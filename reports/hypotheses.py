@@ -31,7 +31,6 @@ from reports.errors import ReportError
 from reports.findings import StudyFindings
 from reports.formatting import format_number, load_templates
 from reports.narrative import list_warnings
-from reports.output import OUTPUT, choose_path, identity_tags, report_identity
 from reports.phrases import count_outcomes, format_estimate, strong, to_markdown, to_sentence
 from reports.results import Results, find_replicates
 from reports.stats.effects import MIN_PAIRS
@@ -40,7 +39,7 @@ from reports.stats.scale import format_count
 from reports.study_reader import read_studies
 from reports.tables import Column, Table
 from studies.cli import storage_options, studies_argument
-from studies.files import atomic_write
+from studies.files import REPORTS, atomic_write, require_regular
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
 from studies.loader import load_hypotheses
 from studies.storage.open import read_storage
@@ -182,9 +181,6 @@ def render_page(
     trained = {each.name: each for each in studies}
     return _TEMPLATES.get_template("hypotheses.md").render(
         heading=_HEADING,
-        identity_tags=identity_tags(
-            report_identity(each.identity for each in studies), (each.folder for each in studies)
-        ),
         verdicts=tabulate_verdicts(tested, listed),
         rules=tabulate_rules(listed),
         min_pairs=MIN_PAIRS,
@@ -253,27 +249,25 @@ def write_hypotheses(
     margin: float = DEFAULT_MARGIN,
     note: str = "",
     hypotheses: Path = HYPOTHESES,
-) -> tuple[Path, str]:
+) -> Path:
     """Write the page about one or several finished studies.
 
     Args:
         storage_url: URL of the storage; opened for reading only.
         names: names of the studies, in the order of the page.
-        output: file to write; ``findings.md`` in :data:`OUTPUT` by default, see
-            :func:`reports.output.choose_path`.
+        output: file to write; ``findings.md`` in :data:`studies.files.REPORTS` by default.
         margin: see :func:`render_page`.
         note: see :func:`render_page`.
         hypotheses: TOML file of the hypotheses.
 
     Returns:
-        The file, and a line for the user if it is not the expected one, else "".
+        The file.
 
     Raises:
         StudiesError: if a study or the storage is missing, or the hypotheses cannot be read.
-        ReportError: if a study is not finished or tests nothing, or the file cannot be written, or
-            exists and reports something else.
+        ReportError: if a study is not finished or tests nothing, or the file cannot be written.
     """
-    path = output or (OUTPUT / "findings.md").absolute()
+    path = output or (REPORTS / "findings.md").absolute()
     tested = load_hypotheses(hypotheses)
     with closing(read_storage(storage_url)) as storage:
         results = read_studies(storage, list(dict.fromkeys(names)), with_curves=False)
@@ -285,15 +279,14 @@ def write_hypotheses(
         )
     command = _format_command(results, margin, note, hypotheses)
     page = f"{render_page(results, tested, margin, note, command).rstrip()}\n".encode()
-    identity = report_identity(each.identity for each in results)
     try:
-        path, line = choose_path(path, output is None, identity, _HEADING.encode())
+        require_regular(path)
         atomic_write(path, [page])
     except OSError as error:
         raise ReportError(
             f"cannot write {path}: {error.strerror}; choose another --output"
         ) from error
-    return path, line
+    return path
 
 
 def _format_command(studies: Sequence[Results], margin: float, note: str, hypotheses: Path) -> str:
@@ -375,10 +368,6 @@ def hypotheses_command(
     """Write the page."""
     if not math.isfinite(margin):  # NaN passes every range check
         raise click.BadParameter(f"--margin is {margin}: expected a finite number above 0")
-    path, line = write_hypotheses(
-        storage, studies, output, margin, " ".join(note.split()), hypotheses
-    )
+    path = write_hypotheses(storage, studies, output, margin, " ".join(note.split()), hypotheses)
     click.echo(path)
-    if line:
-        click.echo(line, err=True)
     return 0

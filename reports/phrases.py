@@ -348,7 +348,7 @@ def describe_drawn_curves(results: Results, points: int) -> str:
         text += " Of each curve, log points at even distances, the least and the last are drawn."
     return (
         f"{text} That is {points:,} of {everything.sum():,} log points; rnn-search report with "
-        "--curves writes all of them."
+        "study.curves has all of them."
     )
 
 

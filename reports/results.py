@@ -80,8 +80,6 @@ class Results:
         hypotheses: the hypotheses that the study stores.
         audit_looks: planned looks at the audited trials of a pruned study, by name.
         audit_nuisance: nuisance parameters over which its audited architectures were drawn.
-        identity: identity of the study, :func:`reports.output.study_identity`.
-        folder: artifact folder of the study, a name that no other study has.
         replicates: further runs of its architectures, of other studies, see
             :func:`find_replicates`; None if there are none.
     """
@@ -103,8 +101,6 @@ class Results:
     hypotheses: list[HypothesisRecord] = field(default_factory=list)
     audit_looks: dict[str, AuditLook] = field(default_factory=dict)
     audit_nuisance: list[str] = field(default_factory=list)
-    identity: str = ""
-    folder: str = ""
     replicates: pd.DataFrame | None = None
 
     @cached_property

@@ -9,7 +9,6 @@ import pandas as pd
 from optuna import Study
 
 from reports.errors import ReportError
-from reports.output import study_identity
 from reports.results import Results
 from reports.trial_table import build_table, read_source_trials
 from studies.attributes import StudyRecord
@@ -104,7 +103,6 @@ def _build(
     """Build the results without curves and evaluation windows."""
     name = study.study_name
     config, is_pruning = record.config, record.config.pruning.enabled
-    identity = study_identity(storage.engine.url, name, record.artifact_folder)
     return Results(
         name=name,
         config=config,
@@ -121,8 +119,6 @@ def _build(
         hypotheses=record.hypotheses,
         audit_looks=read_audit_looks(storage, study._study_id) if is_pruning else {},
         audit_nuisance=record.audit_nuisance,
-        identity=identity,
-        folder=record.artifact_folder,
     )
 
 

@@ -117,7 +117,7 @@ def import_results(
     """Make a study of the results of another program, as ``rnn-search import`` does.
 
     Args:
-        source: path of a table, CSV or Parquet; a DataFrame; a study of Optuna; or the URL of a
+        source: path of a table as CSV; a DataFrame; a study of Optuna; or the URL of a
             storage of Optuna, which is only read.
         study: name of the study in that storage; None if it has one only.
         name: name of the new study; None for that of the file or of Optuna's study.

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from reports.output import find_reports
 from reports.stats.scale import format_count
 from studies.artifacts import StudyStores
 from studies.attributes import OBJECTIVE_NAMES
@@ -137,11 +136,8 @@ def delete(
     if not yes and not _confirm(name, storage, artifacts):
         click.echo(f"study {name!r} is kept", err=True)
         return EXIT_FAILURE
-    folder = manager.delete(name, force)
-    reports = ", ".join(map(str, find_reports(folder)))
-    click.echo(
-        f"deleted study {name!r} and its files; reports are kept{reports and f': {reports}'}"
-    )
+    manager.delete(name, force)
+    click.echo(f"deleted study {name!r} and its files; reports are kept")
     return 0
 
 
@@ -267,7 +263,7 @@ def import_command(
 ) -> None:
     """Create a study from finished results, without training.
 
-    SOURCE is a file that export-study wrote; any table of parameters and values, as CSV or Parquet;
+    SOURCE is a file that export-study wrote; any table of parameters and values, as CSV;
     or the URL of a storage that has a study of plain Optuna, which is only read. Several exported
     files are imported together, all or none; tables and Optuna studies are imported one at a time.
     """

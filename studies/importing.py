@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MAX_PARAMETERS = 100
 """Number of parameters above which results are refused."""
 
-_SUFFIXES = (".gz", ".bz2", ".xz", ".csv", ".tsv", ".txt", ".parquet")
+_SUFFIXES = (".gz", ".bz2", ".xz", ".csv", ".tsv", ".txt")
 
 Hypotheses = str | Path | Sequence[Hypothesis | Mapping[str, Any]]
 """The path of a file of hypotheses, or the hypotheses."""

@@ -123,15 +123,12 @@ class StudyManager:
         with self.open() as storage:
             return self.when_unheld(storage, old, lambda: rename_study(storage, old, new))
 
-    def delete(self, name: str, force: bool = False) -> str | None:
+    def delete(self, name: str, force: bool = False) -> None:
         """Delete a study, then its files, and those that killed deletions left.
 
         Args:
             name: name of the study.
             force: whether to delete it although others derive from it.
-
-        Returns:
-            The name of its artifact folder; None if it had none of its own.
 
         Raises:
             StudiesError: if others derive from it.
@@ -142,7 +139,6 @@ class StudyManager:
             remove_unowned(storage, stores)
             owned = self.when_unheld(storage, name, lambda: delete_study(storage, name, force))
         remove_files(stores, owned)
-        return owned.folder
 
     def retry(self, name: str, kinds: Collection[str]) -> dict[str, int]:
         """Set failed trials waiting again; see :func:`studies.storage.failed_trials.retry_trials`.

@@ -220,7 +220,7 @@ class _Table:
 
 
 def read_table(path: Path, options: "ImportOptions") -> ImportedRuns:
-    """Read the runs in a file: CSV, compressed or not, or Parquet.
+    """Read the runs in a file: CSV, compressed or not.
 
     Raises:
         TableError: if it is no table of results; the message names the row and the column.
@@ -239,8 +239,6 @@ def read_table(path: Path, options: "ImportOptions") -> ImportedRuns:
         raise _too_large(name)
     if content.startswith(b"PK\x03\x04"):
         raise TableError(f"{name} is an Excel workbook or another archive: save the sheet as CSV")
-    if content.startswith(b"PAR1"):
-        return read_frame(name, _read_parquet(name, content), options)
     is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if is_utf_16 else "utf-8-sig")
@@ -255,24 +253,6 @@ def _too_large(name: str) -> TableError:
         f"{name} has more than {MAX_ROWS:,} rows, {MAX_COLUMNS:,} columns or "
         f"{MAX_BYTES // 2**20} MiB: expected a smaller table"
     )
-
-
-def _read_parquet(name: str, content: bytes) -> "pd.DataFrame":
-    import pandas as pd  # takes a second
-
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import read_metadata
-    except ImportError as error:
-        raise TableError(f"{name} is a Parquet file, which needs pyarrow: install it") from error
-    try:
-        stated = read_metadata(io.BytesIO(content))
-        size = sum(stated.row_group(i).total_byte_size for i in range(stated.num_row_groups))
-        if stated.num_rows > MAX_ROWS or stated.num_columns > MAX_COLUMNS or size > MAX_BYTES:
-            raise _too_large(name)
-        return pd.read_parquet(io.BytesIO(content))
-    except (ArrowException, OSError, ValueError) as error:
-        raise TableError(f"{name} is not valid Parquet: {to_line(str(error))}") from error
 
 
 def _parse_csv(name: str, text: str, options: "ImportOptions") -> "pd.DataFrame":

@@ -100,10 +100,11 @@ def test_families_of_curves_repeat_with_their_seed(family):
 @pytest.mark.extended
 def test_recorded_curves_are_replayed(tmp_path):
     recorded = simulate_family("few late", 1)
-    rows = pd.DataFrame(recorded.params).assign(min_loss=recorded.values)
-    rows[[f"loss_{step}" for step in recorded.steps]] = recorded.curves
+    trials = pd.DataFrame(recorded.params).assign(value=recorded.values)
+    losses = pd.DataFrame(recorded.curves, columns=recorded.steps).rename_axis("number")
+    rows = losses.reset_index().melt("number", var_name="step", value_name="loss")
     curves = tmp_path / "curves.csv.gz"
-    rows.to_csv(curves, index=False)
+    rows.join(trials, on="number").to_csv(curves, index=False)
     # A separate interpreter, on one core, so that it has one worker process.
     command = [sys.executable, "-m", "benchmarks.replay_pruning", str(curves)]
     command += ["--orders", "2", "--concurrent", "3"]
@@ -135,10 +136,11 @@ def test_recorded_curves_are_replayed(tmp_path):
 def test_files_without_curves_are_refused_in_one_line(tmp_path):
     empty, gaps, other = (tmp_path / name for name in ("empty.csv", "gaps.csv.gz", "other.csv"))
     empty.write_text("")
-    gaps.write_bytes(gzip.compress(b"a,min_loss,loss_50,loss_100\n1,2.0,3.0,\n2,2.0,3.0,2.0\n"))
+    rows = b"number,step,loss,value,a\n0,50,3.0,2.0,1\n1,50,3.0,2.0,2\n1,100,2.0,2.0,2\n"
+    gaps.write_bytes(gzip.compress(rows))
     other.write_text("a,b\n1,2\n")
     for file in (empty, gaps, other):
         done = CliRunner().invoke(replay_pruning.main, [str(file)])
         assert done.exit_code == 2
         assert f"cannot read {file}" in done.stderr
-        assert "rnn-search report STUDY --curves FILE" in done.stderr
+        assert "expected a CSV file with the columns number, step, loss, value" in done.stderr

@@ -10,7 +10,6 @@ import runpy
 import sys
 from contextlib import closing
 from pathlib import Path
-from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -354,7 +353,7 @@ def read_missing_key(*arguments: object, **options: object) -> None:
 
 BUGS = {
     "status quick": ("search.status.read_status", read_missing_key),
-    "report quick --watch": ("reports.study_reader.read_results", read_wrong_column),
+    "report quick": ("reports.study_reader.read_results", read_wrong_column),
     "run quick --stored": ("search.run.format_progress", read_missing_key),
 }
 """Command lines, a function that each of them calls, and a bug in its place."""
@@ -367,8 +366,6 @@ def test_bug_ends_a_command_with_its_traceback_and_asks_for_a_report(
     search()
     function, bug = BUGS[line]
     monkeypatch.setattr(function, bug)
-    # So that --watch ends if it takes the bug for an outage.
-    monkeypatch.setattr("reports.cli.time", Mock(sleep=Mock(side_effect=KeyboardInterrupt)))
     done = invoke(*line.split(), "--storage", sqlite_url)
     assert done.returncode == 1
     first, *_, last = done.stderr.splitlines()

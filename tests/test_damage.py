@@ -113,7 +113,7 @@ def call(folder, command, *words):
 
 
 STATUS = (rnn_search.cli.status, "quick", "--json")
-TABLES = (reports.cli.reports, "quick", "--csv", "{tmp}/trials.csv", "--curves", "{tmp}/curves.csv")
+TABLES = (reports.cli.reports, "quick", "--csv", "{tmp}/trials.csv")
 SEARCH = (rnn_search.cli.run_search, QUICK, "--corpus", "{tmp}/text", "--threads", "1", *SETTINGS)
 OTHERS = (
     (sample, "quick", "--length", "5"),

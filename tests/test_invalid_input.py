@@ -65,7 +65,6 @@ INVALID = {
     # Other commands.
     "report quick": MISSING,
     "report": "STUDY",
-    "report a b --curves {tmp}/x.csv": "--curves expected one study, got 2",
     "dashboard --port 0": "--port",
     "hypotheses quick --hypotheses {tmp}/pipe.toml": "not a regular file",
     "hypotheses quick --hypotheses {tmp}/deep.toml": "32 nested tables",
@@ -153,7 +152,7 @@ REFUSED = {
     "report wide": ["no complete trial"],
     "report quick --csv /proc/no/rows.csv": ["cannot write /proc/no/rows.csv"],
     "report quick --output {tmp}": ["is a directory"],
-    "report quick --csv {tmp}/rows.csv --watch": ["do not go with --watch"],
+    "report quick --csv {tmp}/rows.csv --output {tmp}/page.html": ["does not go with --output"],
     "export wide {tmp}/network": ["no trial with stored weights"],
     # Studies as a whole.
     "continue gone": ["study 'gone' is not in"],

@@ -102,7 +102,7 @@ def _write_pages(files: tuple[tuple[Path, int], ...]) -> tuple[GalleryPage, ...]
             studies = [_import_under(storage, name, page.objective) for name in studies]
         pages.append(_write_study(storage, folder, page.file, studies, page.title))
     for page in _available(shared.hypotheses, names):
-        path, _ = write_hypotheses(storage, page.studies, folder / f"{page.file}.md")
+        path = write_hypotheses(storage, page.studies, folder / f"{page.file}.md")
         pages.append(GalleryPage(path, page.title))
     return tuple(pages)
 

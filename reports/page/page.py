@@ -32,7 +32,6 @@ from reports.formatting import (
     objective_name,
 )
 from reports.narrative import write_headline
-from reports.output import choose_path, default_path, identity_tags, report_identity
 from reports.page import first_screen, page_tables
 from reports.page.section import Section, build_sections
 from reports.phrases import to_html, to_sentence
@@ -40,11 +39,9 @@ from reports.results import Results
 from reports.stats.scale import format_count, format_param, format_value
 from reports.study_reader import read_studies
 from rnn.source_code import generate_module
-from studies.files import atomic_write
+from studies.files import atomic_write, default_report, require_regular
 from studies.storage.open import read_storage
 from studies.text import format_duration, to_printable
-
-_BEGINNING = b"<!DOCTYPE html>"
 
 MAX_TITLE = 20
 """Characters of the title of a horizontal axis. The unit of a longer one is in a second line."""
@@ -59,12 +56,10 @@ class Report:
 
     Attributes:
         path: path of the file.
-        note: one line for the user if the default path was taken; else "".
         headline: main result in one line, and a line for each warning about it.
     """
 
     path: Path
-    note: str
     headline: str
 
 
@@ -74,56 +69,45 @@ def write_report(storage_url: str, names: Sequence[str], output: Path | None = N
     Args:
         storage_url: URL of the storage, which is opened read-only.
         names: names of the studies, in the order of the page.
-        output: file to write; by default that of :func:`reports.output.default_path`, see
-            :func:`reports.output.choose_path`.
+        output: file to write or to replace; by default that of
+            :func:`studies.files.default_report`.
 
     Raises:
         StudiesError: if the storage or a study does not exist.
-        ReportError: if a study has no complete trial, or the file cannot be written or replaced.
+        ReportError: if a study has no complete trial, or the file cannot be written.
     """
     with closing(read_storage(storage_url)) as storage:
         results = read_studies(storage, names, drawn_only=True)
     return write_page(results, output)
 
 
-def write_page(
-    results: Sequence[Results], output: Path | None = None, refresh_seconds: int | None = None
-) -> Report:
-    """Write the report of results in memory; see :func:`write_report`.
-
-    The page reloads itself every ``refresh_seconds``; None for never.
-    """
-    identity = report_identity(each.identity for each in results)
-    path = output or default_path([each.name for each in results])
+def write_page(results: Sequence[Results], output: Path | None = None) -> Report:
+    """Write the report of results in memory; see :func:`write_report`."""
+    path = output or default_report([study.name for study in results])
     sections = build_sections(results)
     try:
-        path, note = choose_path(path, output is None, identity, _BEGINNING)
+        require_regular(path)
         with threadpool_limits(limits=1):  # threads would wait for each other: matrices are small
             # Rendered first: a process that is killed meanwhile leaves no part of a file behind.
-            pieces = [piece.encode() for piece in render_page(sections, refresh_seconds)]
+            pieces = [piece.encode() for piece in render_page(sections)]
         atomic_write(path, pieces)
     except OSError as error:
         raise ReportError(
             f"cannot write the report to {path} ({error.strerror}); choose another path"
         ) from error
     findings = [section.findings for section in sections]
-    return Report(path, note, write_headline(findings, sections[0].across_tasks))
+    return Report(path, write_headline(findings, sections[0].across_tasks))
 
 
-def render_page(sections: Sequence[Section], refresh_seconds: int | None = None) -> Iterator[str]:
+def render_page(sections: Sequence[Section]) -> Iterator[str]:
     """Render the page; yield its HTML in pieces."""
-    # A study of several tasks has several sections.
-    studies = {section.results.identity: section.results.folder for section in sections}
-    identity = report_identity(studies)
     return (
         _templates()
         .get_template("report.html")
         .generate(
-            identity_tags=Markup(identity_tags(identity, studies.values())),
             title=", ".join(dict.fromkeys(section.results.name for section in sections)),
             sections=sections,
             written=datetime.now().astimezone(),
-            refresh_seconds=refresh_seconds,
             contents=_Contents(),
             figures=_Figures(),
             plotly_js=_compress_plotly(),

@@ -122,9 +122,3 @@ document.addEventListener("click", async ({ target }) => {
   if (!wide.matches && isOutside) contents.open = false;
 });
 
-// ------------------------------------------------------------------ reload
-
-const seconds = Number(document.body.dataset.refreshSeconds ?? 0);
-if (seconds) {
-  setInterval(() => { if (document.getElementById("reload").checked) location.reload(); }, 1000 * seconds);
-}

@@ -486,14 +486,6 @@ def read_curve_ends(storage: "LeasedRDBStorage", study_id: int) -> list[tuple[in
         ]
 
 
-def read_steps(storage: "LeasedRDBStorage", study_id: int) -> list[int]:
-    """Read the steps at which the grid trials of a study have log points, in ascending order."""
-    step = raw(INTERMEDIATE_VALUES.c.step)
-    query = _select_points(study_id).order_by(None).with_only_columns(step).distinct()
-    with storage.reading() as connection:
-        return sorted(found for found in connection.scalars(query) if isinstance(found, int))
-
-
 def read_last_losses(
     storage: "LeasedRDBStorage", study_id: int
 ) -> list[tuple[StoredTrial, int, float | None]]:

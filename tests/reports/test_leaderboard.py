@@ -94,7 +94,7 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url, tmp_path):
     assert len(table) == 3
     assert "\nthe best is the smallest" in repr(load("replicates", storage=sqlite_url).verdicts())
     make_study(sqlite_url, "whole")
-    path, _ = write_hypotheses(sqlite_url, ["whole", "replicates"], tmp_path / "note.md")
+    path = write_hypotheses(sqlite_url, ["whole", "replicates"], tmp_path / "note.md")
     assert "| best mean |" in path.read_text("utf-8")
     assert "inf" not in re.findall(r"[a-z]+", path.read_text("utf-8"))
 

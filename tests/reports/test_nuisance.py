@@ -186,7 +186,7 @@ def test_best_architecture_at_the_highest_value_tried_is_warned_of(sqlite_url, t
     assert re.search("1 of 12 .* learning rate 0.01, the highest", warning)
     report = write_report(sqlite_url, ["edges"], tmp_path / "page.html")
     assert report.headline.splitlines()[1:] == [f"warning: {warning}"]
-    page, _ = write_hypotheses(sqlite_url, ["edges"], tmp_path / "page.md")
+    page = write_hypotheses(sqlite_url, ["edges"], tmp_path / "page.md")
     for path in (report.path, page):
         assert warning in path.read_text("utf-8")
     make_edges(sqlite_url, at_highest=None, name="one rate", without=3)

@@ -13,9 +13,8 @@ from reports.charts import training_plots
 from reports.page.page_tables import tabulate_trials
 from reports.page.section import Section
 from reports.study_reader import read_results
-from reports.table_export import write_curves
+from rnn_search import load
 from search.status import read_status
-from studies.attributes import RESERVED_OPTION_NAMES
 from studies.loader import read_study_record
 from studies.storage.open import load_study, open_storage, read_storage
 from tests.simulations.large_study import NAME, create_large_study
@@ -83,19 +82,11 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
         assert sum(len(trace.x) for trace in chart.figure.data) < 100
 
 
-def test_all_curves_are_exported_whatever_is_drawn(sqlite_url, tmp_path, monkeypatch):
+def test_study_has_all_curves_whatever_is_drawn(sqlite_url, tmp_path, monkeypatch):
     make_large_study(sqlite_url, tmp_path, progress=0.9)
-    monkeypatch.setattr("reports.table_export._BATCH", 7)
+    monkeypatch.setattr(study_reader, "MAX_DRAWN", 20)
+    curves = load(NAME, storage=sqlite_url).curves
     with closing(read_storage(sqlite_url)) as storage:
-        results = read_results(storage, NAME, with_windows=False)
-        write_curves(storage, results, tmp_path / "curves.csv")
-        write_curves(storage, results, tmp_path / "curves.csv.gz")
-    rows, compressed = (pd.read_csv(tmp_path / name) for name in ("curves.csv", "curves.csv.gz"))
-    pd.testing.assert_frame_equal(rows, compressed)
-    complete = results.complete.sort_index()
-    assert rows["min_loss"].tolist() == complete["value"].tolist()
-    curves = results.curves.pivot(index="number", columns="step", values="loss")
-    losses = rows.filter(regex=r"^loss_\d")
-    assert losses.columns.tolist() == [f"loss_{step}" for step in curves.columns]
-    assert set(rows) - set(losses) <= RESERVED_OPTION_NAMES
-    assert np.array_equal(losses.to_numpy(), curves.loc[complete.index].to_numpy())
+        for trial in storage.get_all_trials(storage.get_study_id_from_name(NAME)):
+            curve = curves[curves["number"] == trial.number]
+            assert dict(zip(curve["step"], curve["loss"], strict=True)) == trial.intermediate_values

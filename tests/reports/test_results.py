@@ -1,4 +1,4 @@
-"""Results read from a storage, and trial tables as CSV and Parquet files."""
+"""Results read from a storage, and trial tables as CSV files."""
 
 import math
 
@@ -11,7 +11,7 @@ from helpers import EACH_DATABASE
 from reports.cli import reports
 from reports.page.page import render_page
 from reports.page.section import Section
-from reports.table_export import write_csv, write_parquet
+from reports.table_export import write_csv
 from search.status import read_status
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.storage.counts import count_trials
@@ -76,39 +76,31 @@ def test_infinite_value_of_plain_optuna_counts_as_diverged(url, value):
     assert status.best.value == 1.5
 
 
-def write_and_read(results, folder):
-    """Write a CSV and a Parquet file; return what pandas reads from each."""
-    write_csv(results, folder / "rows.csv")
-    write_parquet(results, folder / "rows.parquet")
-    return pd.read_csv(folder / "rows.csv"), pd.read_parquet(folder / "rows.parquet")
-
-
-def test_pandas_reads_the_tables_that_the_command_writes(derived, tmp_path, capsys):
-    paths = [str(tmp_path / name) for name in ("rows.csv", "rows.parquet")]
-    words = ["--csv", paths[0], "--dataframe", paths[1], "--storage", derived]
+def test_pandas_reads_the_table_that_the_command_writes(derived, tmp_path, capsys):
+    path = str(tmp_path / "rows.csv")
+    words = ["--csv", path, "--storage", derived]
     reports.main(["made", "derived", *words], standalone_mode=False)
-    assert capsys.readouterr().out.split() == paths
-    for rows in (pd.read_csv(paths[0]), pd.read_parquet(paths[1])):
-        assert rows["study"].tolist() == ["made"] * 8 + ["derived"] * 3
-        assert rows["value"].iloc[:3].tolist() == pytest.approx([1.5, 1.6, 1.7])
-        assert rows["residual"].tolist()[:8] == [False] * 4 + [True] * 4
-        assert rows["source_trials"].iloc[8] == "[0, 1]"
-        assert set(rows) <= RESERVED_OPTION_NAMES
+    assert capsys.readouterr().out.split() == [path]
+    rows = pd.read_csv(path)
+    assert rows["study"].tolist() == ["made"] * 8 + ["derived"] * 3
+    assert rows["value"].iloc[:3].tolist() == pytest.approx([1.5, 1.6, 1.7])
+    assert rows["residual"].tolist()[:8] == [False] * 4 + [True] * 4
+    assert rows["source_trials"].iloc[8] == "[0, 1]"
+    assert set(rows) <= RESERVED_OPTION_NAMES
 
 
 def test_csv_has_one_line_per_trial(sqlite_url, tmp_path):
     text = 'a, "quoted" line\r\nC:\\new\tétude\x00\x0b\x85\u2028end\n'
     runs = [(gated_params(), 1.0, {"sample": text}), (gated_params(2), 2.0, {})]
     make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
-    of_csv, of_parquet = write_and_read(read_studies(sqlite_url, "writers"), tmp_path)
+    write_csv(read_studies(sqlite_url, "writers"), tmp_path / "rows.csv")
     lines = (tmp_path / "rows.csv").read_text("utf-8").splitlines()
     assert len(lines) == 3
     assert lines[0].endswith(",sample")
-    written, missing = of_csv["sample"]
+    written, missing = pd.read_csv(tmp_path / "rows.csv")["sample"]
     assert "étude" in written
     assert written.encode("latin-1", "backslashreplace").decode("unicode_escape") == text
     assert pd.isna(missing)
-    assert of_parquet["sample"].iloc[0] == text
 
 
 def test_option_of_another_type_in_each_study_is_text(sqlite_url, tmp_path):
@@ -121,5 +113,6 @@ def test_option_of_another_type_in_each_study_is_text(sqlite_url, tmp_path):
         raw = {"cells": {"MinGRU": cell}, "space": space | {"layers": [1], "state_size": [4]}}
         runs = [(params | {"norm": each}, 1.0, {}) for each in (default, value)]
         make_runs(sqlite_url, name, raw, runs)
-    for rows in write_and_read(read_studies(sqlite_url, *types), tmp_path):
-        assert rows["norm"].tolist() == ["False", "True", "none", "all"]
+    write_csv(read_studies(sqlite_url, *types), tmp_path / "rows.csv")
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert rows["norm"].tolist() == ["False", "True", "none", "all"]

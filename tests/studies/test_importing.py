@@ -46,7 +46,6 @@ def claim_with(**changes) -> dict:
         ("a,value\n1,nan\n2,\n", {}, "no row is complete"),
         ("a,value\n1,2\n1,2,3\n", {}, "Expected 2 fields in line 3, saw 3"),
         (b"PK\x03\x04", {}, "is an Excel workbook"),
-        (b"PAR1", {}, "is not valid Parquet"),
         (b"a,value\n1,2\n\xe9,3\n", {}, "row 3 is not UTF-8"),
         (gzip.compress(GRID.encode(), mtime=0)[:40], {}, "the compressed file is damaged"),
         ("a,loss_5,value\n1,x,3\n2,1,3\n", {}, "row 2, column 'loss_5': 'x' is not a number"),
