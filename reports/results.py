@@ -63,6 +63,7 @@ class Results:
         task_floors: the same of each of several tasks.
         task: name of the task, in the results of one of several; else "".
         commands: commands that created and extended it; empty if unknown.
+        earlier_replicates: number of replicates before each extension by more of them.
         table: one row per trial, indexed by its number, the best first: ``architecture`` (its
             label), ``label`` (with its nuisance values and the replicate), ``state``, ``value``,
             the parameters (BPTT steps always among them; missing where the trial lacks one), and
@@ -101,6 +102,7 @@ class Results:
     hypotheses: list[HypothesisRecord] = field(default_factory=list)
     audit_looks: dict[str, AuditLook] = field(default_factory=dict)
     audit_nuisance: list[str] = field(default_factory=list)
+    earlier_replicates: list[int] = field(default_factory=list)
     replicates: pd.DataFrame | None = None
 
     @cached_property

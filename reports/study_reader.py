@@ -119,6 +119,7 @@ def _build(
         hypotheses=record.hypotheses,
         audit_looks=read_audit_looks(storage, study._study_id) if is_pruning else {},
         audit_nuisance=record.audit_nuisance,
+        earlier_replicates=record.earlier_replicates,
     )
 
 

@@ -1,4 +1,4 @@
-"""Derive trials from those of a study: a refinement of its best."""
+"""Derive trials from those of a study: a refinement of its best, and further replicates."""
 
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
@@ -215,3 +215,21 @@ def _apply(
         params[name] = value
     used = used_params(params, config.training)
     return _without(used, ()) if used.keys() >= variant.keys() else None
+
+
+def add_replicates(trials: Sequence[StoredTrial], count: int) -> list[StoredTrial]:
+    """Return the trials that each architecture of a study lacks to a number of replicates.
+
+    They are those that a new study with as many replicates would have: replicates of the same
+    number read the data in the same order. Every architecture gets a run before any gets two.
+    """
+    first = min(int(trial.params[REPLICATE]) for trial in trials)
+    groups = group_by_architecture(trials).values()
+    added = []
+    for replicate in range(first, first + count):
+        for group in groups:
+            if all(trial.params[REPLICATE] != replicate for trial in group):
+                sources = group[0].attributes.get(SOURCE_TRIALS, [])
+                params = group[0].params | {REPLICATE: replicate}
+                added.append(StoredTrial(params, {SOURCE_TRIALS: sources}))
+    return added

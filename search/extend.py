@@ -1,4 +1,4 @@
-"""Extension of a study: trials of further values, more steps for its trials, other descriptions."""
+"""Extension of a study: further values, replicates, or steps of its trials; other descriptions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from search.certification import certify_cells
-from search.derive import check_count
+from search.derive import add_replicates, check_count
 from search.grid import list_combinations, subtract
 from search.options import RunOptions
 from search.pruning.audit import draw_audited, number_architectures
@@ -21,6 +21,7 @@ from studies.attributes import (
     AUDIT_NUISANCE,
     COMMANDS,
     CONFIG,
+    EARLIER_REPLICATES,
     HYPOTHESES,
     TASK_FLOORS,
     EarlierEnd,
@@ -30,7 +31,7 @@ from studies.config import StudyConfig, training_settings
 from studies.errors import ArtifactsError, ConfigMismatchError
 from studies.grid import Grid
 from studies.loader import list_descriptive_changes, read_study_record
-from studies.space import Params, distributions, param_order
+from studies.space import Params, distributions, observed_search_space, param_order
 from studies.storage.changes import NewEnd, extend_study
 from studies.storage.counts import count_started, count_trials
 from studies.storage.reads import read_trials
@@ -47,10 +48,11 @@ def extend(
     tasks: Mapping[str, StudyTask],
     options: RunOptions,
 ) -> list[str] | None:
-    """Extend a study to a config that differs in space, steps and descriptive settings alone.
+    """Extend a study to a config that differs in what an extension can change.
 
-    Where only descriptive settings change, workers may hold trials, and the command is not
-    recorded: the study has the same trials.
+    These are the space, the steps, the number of replicates and descriptive settings. Workers may
+    hold trials where neither space nor steps change. Where only descriptive settings do, the
+    command is not recorded: the study has the same trials.
 
     Returns:
         Notices for the user; None if another process has changed the study meanwhile.
@@ -64,21 +66,26 @@ def extend(
     new_end = _plan_new_end(name, record, config, trials, options)
     if new_end is not None and stored.space is None:
         check_trials(config, tasks, [trial.params for trial in trials])
+    replicates = _find_more_replicates(name, record, config)
     changed = list_descriptive_changes(stored, config)
-    is_same = not (new_end or changed or record.earlier_ends)
+    was_extended = bool(record.earlier_ends or record.earlier_replicates)
+    is_same = not (new_end or replicates or changed or was_extended)
     if stored.space is None and (config.space is not None or is_same):
         raise no_space_error(name)
     if len(record.commands) > 1 and has_earlier_grid(stored, config):
         names = ("space", "cells", "task_records")
         config = config.model_copy(update={name: getattr(stored, name) for name in names})
     nuisance = _choose_audit_nuisance(record, config, trials)
-    added = _plan_added(name, stored, config, nuisance, trials)
+    if replicates is None:
+        added = _plan_added(name, stored, config, nuisance, trials)
+    else:
+        added = add_replicates(trials, replicates)
     check_count(len(added), config.training.steps, options.yes)
     certify_cells(config, stored)
     new_tasks = {name: tasks[name] for name in config.task_names if name not in stored.task_records}
     floors = record.task_floors | certify_tasks(new_tasks, config.evaluation.windows)
     update: dict[str, Any] = {setting: getattr(config, setting) for setting in changed}
-    is_larger = new_end is not None or config.space != stored.space
+    is_larger = bool(new_end or replicates or config.space != stored.space)
     if not (is_larger or update):  # extended before, by an attempt whose answer was lost
         return []
     if is_larger:
@@ -86,6 +93,9 @@ def extend(
         update |= {"task_records": stored.task_records | config.task_records}
     if new_end is not None:
         update["training"] = stored.training.model_copy(update={"steps": new_end.steps})
+    if replicates is not None and stored.refinement is not None:
+        settings = {"replicates": replicates}
+        update["refinement"] = stored.refinement.model_copy(update=settings)
     raw = study.user_attrs[CONFIG]  # perhaps stored by an earlier version
     if StudyConfig.model_validate(raw) != stored:
         return None
@@ -99,7 +109,15 @@ def extend(
     if is_larger:
         written |= {COMMANDS: [*record.commands, options.command], AUDIT_NUISANCE: nuisance}
         choices = {} if extended.grid is None else distributions(extended.grid.search_space)
-    if not extend_study(storage, study_id, {CONFIG: raw}, written, choices, added, new_end):
+    if replicates is not None:
+        written[EARLIER_REPLICATES] = record.replicates[::-1]
+        choices = distributions(observed_search_space(trial.params for trial in added))
+    # Further replicates change nothing for the trials that workers hold.
+    is_independent = replicates is not None
+    expected = {CONFIG: raw}
+    if not extend_study(
+        storage, study_id, expected, written, choices, added, new_end, is_independent
+    ):
         return None
     return _describe_extension(study, record, extended, len(added), new_end, changed)
 
@@ -108,7 +126,7 @@ def no_space_error(name: str) -> ConfigMismatchError:
     """Return the error for a refinement that has nothing to extend."""
     return ConfigMismatchError(
         f"study {name!r} is a refinement without a [space]: extend its source and refine that, or "
-        "extend training.steps"
+        "extend training.steps or refinement.replicates"
     )
 
 
@@ -211,6 +229,31 @@ def _describe_new_end(earlier_end: EarlierEnd, new_end: NewEnd) -> str:
     if restarted:
         notice += f"; trials that restart from step 0, because they have none: {restarted:,}"
     return notice
+
+
+# ------------------------------------------------------------------ more replicates
+
+
+def _find_more_replicates(name: str, record: StudyRecord, config: StudyConfig) -> int | None:
+    """Return the number of replicates to extend a study to; None if it has or had as many."""
+    if config.refinement is None:
+        return None
+    old = record.replicates[0]
+    new = config.refinement.replicates
+    if new in record.replicates:
+        return None
+    if new < old:
+        raise ConfigMismatchError(
+            f"study {name!r} has refinement.replicates = {old}, not {new}: --extend expected more "
+            "replicates; compare fewer in another study with --name"
+        )
+    if old == 1:
+        raise ConfigMismatchError(
+            f"study {name!r} has one run of each architecture, without a number of its replicate: "
+            "--extend expected refinement.replicates of 2 or more in the study; replicate its "
+            "source under another --name"
+        )
+    return new
 
 
 # ------------------------------------------------------------------ other descriptions

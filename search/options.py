@@ -142,9 +142,9 @@ class RunOptions(WorkerOptions):
     )
     extend: bool = _option(
         False,
-        "Add trials for values that were added to the config's search space, and train complete "
-        "trials for more steps if training.steps is larger; store another question, "
-        "report_threshold or nuisance.",
+        "Add trials for values that were added to the config's search space, or for more "
+        "refinement.replicates, and train complete trials for more steps if training.steps is "
+        "larger; store another question, report_threshold or nuisance.",
     )
     partial: bool = _option(False, "Accept a source study that is not finished.")
     yes: bool = _option(

@@ -83,7 +83,7 @@ from studies.training import WINDOW_PARAMS
 MAX_DIFFERENCES = 6
 """Number of differences that an error message lists."""
 
-_EXTENSIBLE = ("space.", "training.steps:")
+_EXTENSIBLE = ("space.", "training.steps:", "refinement.replicates:")
 """Settings that an extension can change."""
 
 _CPU = torch.device("cpu")
@@ -556,6 +556,7 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
         len(others) < len(differences)
         and len(record.commands) > 1
         and config.training.steps in record.steps
+        and (config.refinement is None or config.refinement.replicates in record.replicates)
         and has_earlier_grid(stored, config)
     )
     if options.extend or is_outdated:
@@ -564,11 +565,7 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
         listed = "; ".join(differences[:MAX_DIFFERENCES])
         if len(differences) > MAX_DIFFERENCES:
             listed += f"; and {len(differences) - MAX_DIFFERENCES} more"
-        added_steps = config.training.steps - stored.training.steps
-        is_extensible = all(line.startswith(_EXTENSIBLE) for line in differences)
-        hint = ""
-        if is_extensible and added_steps >= 0 and has_earlier_grid(config, stored):
-            hint = f", or --extend to {'train longer' if added_steps else 'add the new trials'}"
+        hint = "" if others else _hint_extension(stored, config)
         raise ConfigMismatchError(
             f"study {name!r} exists with other settings: {listed}; use its settings, or another "
             f"--name{hint}"
@@ -581,7 +578,22 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
         used.append(f"grid of {grid.count()} trials")
     if config.training.steps != stored.training.steps:
         used.append(f"{stored.training.steps:,} steps")
+    if stored.refinement is not None and config.refinement != stored.refinement:
+        used.append(f"{stored.refinement.replicates} replicates")
     return f"study {name!r} was extended: using its stored {' and '.join(used)}"
+
+
+def _hint_extension(stored: StudyConfig, config: StudyConfig) -> str:
+    """Return how to extend a study to a config that differs in nothing else; "" if it cannot be."""
+    added_steps = config.training.steps - stored.training.steps
+    if added_steps < 0 or not has_earlier_grid(config, stored):
+        return ""
+    if stored.refinement is not None and config.refinement is not None:
+        old = stored.refinement.replicates
+        new = config.refinement.replicates
+        if new < old or new > old == 1:
+            return ""
+    return f", or --extend to {'train longer' if added_steps else 'add the new trials'}"
 
 
 def _describe_kept(wanted: _Wanted, record: StudyRecord) -> str:

@@ -54,6 +54,8 @@ COMMANDS = "commands"
 EARLIER_ENDS = "earlier_ends"
 """Study attribute: a list of :class:`EarlierEnd`."""
 
+EARLIER_REPLICATES = "earlier_replicates"
+"""Study attribute: number of replicates before each extension by more of them."""
 
 HYPOTHESES = "hypotheses"
 """Study attribute: a list of :class:`studies.hypotheses.HypothesisRecord`."""
@@ -539,6 +541,8 @@ class StudyRecord(BaseModel):
     earlier_ends: list[EarlierEnd] = []
     """For each extension to more steps, in their order: the number of `steps` before, the `command`
     and the `values` of the complete trials by number."""
+    earlier_replicates: list[Annotated[int, Field(ge=1)]] = []
+    """For each extension by replicates, in their order: the number before; absent without any."""
     hypotheses: list[HypothesisRecord] = []
     """The hypotheses that the study file states or has stated: the `hypothesis`, when it was
     `registered`, with the numbers of trials that were `started` and `finished` then, and when it
@@ -558,6 +562,12 @@ class StudyRecord(BaseModel):
         """Steps of each trial now, then those before each extension, the latest first."""
         return [self.config.training.steps, *(end.steps for end in reversed(self.earlier_ends))]
 
+    @property
+    def replicates(self) -> list[int]:
+        """Number of replicates now, then those before each extension, the latest first."""
+        refinement = self.config.refinement
+        return [refinement.replicates if refinement else 1, *reversed(self.earlier_replicates)]
+
     def settings(self) -> dict[str, Any]:
         """Return the settings as a study file states them, with the place of the corpus."""
         settings = self.config.model_dump(mode="json")
@@ -565,5 +575,5 @@ class StudyRecord(BaseModel):
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""
-        absent = set() if self.task_floors else {TASK_FLOORS}
+        absent = {name for name in (TASK_FLOORS, EARLIER_REPLICATES) if not getattr(self, name)}
         return self.model_dump(mode="json", exclude=absent)

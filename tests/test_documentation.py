@@ -158,6 +158,8 @@ def make_smaller(command: list[str], text: Path) -> list[str]:
             options = [*SMALLER.get(study or ("stage-one" if name == "run" else ""), TINY)]
             for steps in re.findall(r"training\.steps=(\d+)", " ".join(words)):
                 options += [f"--set=training.steps={int(steps) // 250}"]
+            for replicates in re.findall(r"refinement\.replicates=(\d+)", " ".join(words)):
+                options += [f"--set=refinement.replicates={int(replicates) // 5}"]
             given = "--corpus" in words or name == "refine"
             return options if given else [*options, "--corpus", str(text)]
     return {

@@ -154,6 +154,7 @@ def extend_study(
     distributions: Mapping[str, CategoricalDistribution] | None = None,
     trials: Sequence[StoredTrial] = (),
     new_end: NewEnd | None = None,
+    is_independent: bool = False,
 ) -> bool:
     """Append grid trials to a study, and values to the choices of its parameters.
 
@@ -168,6 +169,8 @@ def extend_study(
             appended to its choices, so that stored indices of choices stay valid.
         trials: grid trials to add.
         new_end: more steps, for which the complete trials wait again; None for the same steps.
+        is_independent: whether the new trials change nothing for those that workers hold, which
+            may then go on.
 
     Returns:
         False, without any change, if the expected attributes have changed.
@@ -183,7 +186,7 @@ def extend_study(
         if stored is None or {key: stored.get(key) for key in expected} != expected:
             return False
         written = dict(attributes)
-        if distributions or new_end is not None:
+        if new_end is not None or (distributions and not is_independent):
             _require_extensible(connection, study_id, new_end)
         if new_end is not None:
             end = _move_end(storage, connection, study_id, new_end)

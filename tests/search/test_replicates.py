@@ -1,18 +1,28 @@
-"""Replicates: which of them keep their weights."""
+"""Replicates: which of them keep their weights, and extensions by more of them."""
+
+import shutil
+import sqlite3
+from contextlib import closing
 
 import pytest
-from helpers import study_attributes
+from helpers import TEXT, study_attributes
 from optuna.trial import TrialState
 
+import rnn_search
+import search.extend
+from rnn_search import export_study, import_study
 from search.errors import WeightsNotFoundError
 from search.models import load_trial_model
 from search.study import StudyHandle
 from search.worker.checkpoints import BestTrialFiles, TrialFiles
 from studies.artifacts import open_store
 from studies.config import StudyConfig
+from studies.errors import StudiesError
+from studies.loader import read_study_record
 from studies.space import distributions, observed_search_space
 from studies.storage.changes import create_study
-from studies.storage.open import load_study, open_storage
+from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.reads import read_trials
 from studies.storage.trials import StoredTrial
 
 
@@ -64,3 +74,227 @@ def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url
     assert kept == [{0}, {0}, {0, 2}, {2}]
     with pytest.raises(WeightsNotFoundError, match=r"expected best or trial 2$"):
         load_trial_model("s", 1, sqlite_url, None)
+
+
+# ------------------------------------------------------------------ more replicates
+
+SOURCE = {
+    "objective": "validation",
+    "space": {
+        "layers": [1],
+        "state_size": [3, 4],
+        "input_gate": [False],
+        "forget_gate": [False],
+        "state_gate": [False],
+        "residual": [True],
+        "state_source": ["new"],
+    },
+    "training": {"steps": 4, "batch_size": 4, "sequence_length": 8, "log_every": 2},
+    "evaluation": {"windows": 2, "window_length": 8},
+    "keep_weights": 0,
+}
+"""Four tiny networks."""
+
+TWO_OF_EACH = "[refinement]\nsource = 'source'\ntop = 3\nreplicates = 2\n"
+"""Two runs of each of the three best."""
+
+NOT_TRAINED = {"until": 1e-6}
+"""Creates or extends a study, and stops before it trains."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Storage with the complete study 'source', and with two runs of three of its networks."""
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "text").write_bytes(TEXT)
+    (folder / "copies.toml").write_text(TWO_OF_EACH)
+    place = {"storage": f"sqlite:///{folder}/studies.db", "threads": 1}
+    rnn_search.run(SOURCE, name="source", corpus=folder / "text", **place)
+    rnn_search.run(folder / "copies.toml", **place)
+    return folder
+
+
+@pytest.fixture
+def copies(made, tmp_path):
+    """File of 'copies', with the storage next to it."""
+    for name in ("studies.db", "copies.toml"):
+        shutil.copy(made / name, tmp_path)
+    return tmp_path / "copies.toml"
+
+
+@pytest.fixture
+def extend(copies, sqlite_url):
+    """Function that runs 'copies' with some settings of its refinement."""
+
+    def call(study=copies, extend=True, **settings):
+        overrides = {f"refinement.{name}": value for name, value in settings.items()}
+        options = {"storage": sqlite_url, "threads": 1, "extend": extend}
+        return rnn_search.run(study, overrides=overrides, **NOT_TRAINED, **options)
+
+    return call
+
+
+def read_rows(url):
+    """Return every row about a trial of each study, without the choices of its parameters."""
+    rows = {}
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'trial%'")
+        for (table,) in tables.fetchall():
+            names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            chosen = ", ".join(name for name in names if name != "distribution_json")
+            rows[table] = set(connection.execute(f"SELECT {chosen} FROM {table}"))
+    return rows
+
+
+def list_runs(study):
+    """Return the parameters of each trial, by which it is found, with its sources and value."""
+    with closing(read_storage(study.storage)) as storage:
+        trials = read_trials(storage, load_study(storage, study.name)._study_id)
+    return {
+        tuple(trial.params.items()): (trial.attributes["source_trials"], trial.value)
+        for trial in trials
+    }
+
+
+def test_extended_study_has_the_runs_of_a_new_one_with_as_many_replicates(
+    extend, copies, sqlite_url
+):
+    before = read_rows(sqlite_url)
+    study = extend(replicates=4)
+    after = read_rows(sqlite_url)
+    assert all(rows <= after[table] for table, rows in before.items()), "no row has changed"
+    place = {"storage": sqlite_url, "threads": 1}
+    more = {"refinement.replicates": 4}
+    study.run(threads=1)
+    new = rnn_search.run(copies, name="new", overrides=more, **place)
+    assert study.counts.complete == 12
+    assert list_runs(study) == list_runs(new)
+    assert study.config.refinement == new.config.refinement
+    assert study.best.params == new.best.params
+    assert study.verdicts().table.equals(new.verdicts().table)
+    with closing(read_storage(sqlite_url)) as storage:
+        record = read_study_record(load_study(storage, "copies"))
+        assert "earlier_replicates" not in load_study(storage, "new").user_attrs
+    assert record.earlier_replicates == [2]
+    assert record.commands[1:] == [
+        f"rnn-search run {copies} --set refinement.replicates=4 --extend"
+    ]
+
+
+def test_page_says_that_a_second_look_costs_error(extend, sqlite_url, tmp_path):
+    def read_page():
+        study.report(tmp_path / "page.html")
+        return (tmp_path / "page.html").read_text()
+
+    costs = "Looking\nagain after an extension costs error"
+    study = rnn_search.load("copies", storage=sqlite_url)
+    assert costs not in read_page()
+    extend(replicates=3)
+    study.run()
+    assert f"had 2 replicates before it was extended to 3. {costs}" in read_page()
+    extend("copies", replicates=5)  # the stored study by its name
+    study.run()
+    assert f"had 2, then 3 replicates before it was extended to 5. {costs}" in read_page()
+    export_study("copies", tmp_path / "copies.jsonl.gz", storage=sqlite_url)
+    other = f"sqlite:///{tmp_path}/other.db"
+    import_study(tmp_path / "copies.jsonl.gz", storage=other)
+    for url in (sqlite_url, other):
+        with closing(read_storage(url)) as storage:
+            record = read_study_record(load_study(storage, "copies"))
+        assert record.replicates == [5, 3, 2], url
+
+
+def test_study_is_extended_while_a_worker_holds_one_of_its_trials(extend, sqlite_url):
+    extend(replicates=3)
+    with closing(open_storage(sqlite_url)) as storage:
+        study_id = storage.get_study_id_from_name("copies")
+        held = storage.claim(study_id, "me")
+        extend(replicates=4)
+        storage.finish(held, "me", TrialState.COMPLETE, 1.0, {})
+        assert storage.get_trial(held).state is TrialState.COMPLETE
+        claimed = [storage.claim(study_id, "me") for _ in range(6)]
+        params = [storage.get_trial(trial_id).params for trial_id in claimed[:5]]
+        assert claimed[5] is None
+    # Every architecture has three runs before one has four.
+    assert [each["replicate"] for each in params] == [3, 3, 4, 4, 4]
+
+
+def test_extension_of_another_process_is_found(extend, sqlite_url, monkeypatch):
+    """Two commands read the study before either extends it, and one of them adds the trials."""
+    plan = search.extend.add_replicates
+
+    def extend_first(*arguments):
+        monkeypatch.setattr("search.extend.add_replicates", plan)
+        extend(replicates=4)
+        return plan(*arguments)
+
+    monkeypatch.setattr("search.extend.add_replicates", extend_first)
+    study = extend(replicates=4)
+    assert study.counts.planned == 12
+    with closing(read_storage(sqlite_url)) as storage:
+        assert len(read_study_record(load_study(storage, "copies")).commands) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"replicates": 1},
+            "study 'copies' has refinement.replicates = 2, not 1: --extend expected more "
+            "replicates; compare fewer in another study with --name",
+        ),
+        (
+            {"replicates": 3, "top": 2},
+            "study 'copies' exists with other settings: refinement.top: 3 in the study, 2 here; "
+            "use its settings, or another --name",
+        ),
+        (
+            {"replicates": 3, "variants": [{}, {"layers": 2}]},
+            "study 'copies' exists with other settings: refinement.variants: [{}] in the study, "
+            "[{}, {'layers': 2}] here; use its settings, or another --name",
+        ),
+        (
+            {"replicates": 3, "margin": 0.1},
+            "study 'copies' exists with other settings: refinement.margin: 0.02 in the study, 0.1 "
+            "here; use its settings, or another --name",
+        ),
+        (
+            {"trial": 0},
+            "trial runs one trial as it was: expected no variants or replicates",
+        ),
+        (
+            {},
+            "study 'copies' is a refinement without a [space]: extend its source and refine that, "
+            "or extend training.steps or refinement.replicates",
+        ),
+    ],
+)
+def test_other_changes_of_a_refinement_are_refused(extend, sqlite_url, settings, message):
+    before = read_rows(sqlite_url)
+    with pytest.raises(StudiesError) as refusal:
+        extend(**settings)
+    assert str(refusal.value).endswith(message)
+    assert read_rows(sqlite_url) == before
+
+
+def test_single_runs_are_not_extended_to_replicates(extend, copies):
+    """Their trials have no number of a replicate, which would change them."""
+    copies.write_text(TWO_OF_EACH.replace("replicates = 2", ""))
+    single = copies.rename(copies.with_name("single.toml"))
+    extend(single, extend=False)
+    with pytest.raises(StudiesError, match=r"expected refinement\.replicates of 2 or more in the"):
+        extend(single, replicates=2)
+    with pytest.raises(StudiesError, match=r"1 in the study, 2 here; use .*, or another --name$"):
+        extend(single, extend=False, replicates=2)
+
+
+def test_worker_may_join_with_the_replicates_that_the_study_had(extend, capsys):
+    with pytest.raises(StudiesError, match=r"3 here; .*, or --extend to add the new trials$"):
+        extend(extend=False, replicates=3)
+    extend(replicates=4)
+    capsys.readouterr()
+    assert extend(extend=False).counts.planned == 12
+    assert "study 'copies' was extended: using its stored 4 replicates" in capsys.readouterr().out
+    for other in (3, 1):
+        with pytest.raises(StudiesError, match=f"4 in the study, {other} here; use .* --name$"):
+            extend(extend=False, replicates=other)
