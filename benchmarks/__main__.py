@@ -30,7 +30,6 @@ BENCHMARKS = {
     "report-time": "report_time:measure",
     "scale": "scale:measure",
     "effects": "error_rates:measure_effects",
-    "sweeps": "error_rates:measure_sweeps",
     "unequal-runs": "error_rates:measure_unequal_runs",
     "uneven-noise": "error_rates:measure_uneven_noise",
     "gpu": "gpu:measure",

@@ -1,7 +1,7 @@
 """Error rates and power of the statistics of reports, in the simulated studies of the tests.
 
-``python -m benchmarks effects``, ``uneven-noise``, ``unequal-runs``, ``replicates`` and
-``sweeps`` print the tables of docs/statistics.md.
+``python -m benchmarks effects``, ``uneven-noise``, ``unequal-runs`` and
+``replicates`` print the tables of docs/statistics.md.
 """
 
 import itertools
@@ -32,7 +32,6 @@ from tests.simulations.replicates import (
     count_false_worse,
     simulate_verdicts,
 )
-from tests.simulations.sweeps import measure_rates, simulate_sweeps
 from tests.simulations.unequal_runs import (
     LOST_RUNS,
     ORDER_NOISE,
@@ -239,20 +238,3 @@ def _measure_few(studies: int) -> Iterator[str]:
             noise = np.where(np.arange(size) == 0, math.sqrt(factor), 1.0)
             (verdicts,) = simulate_verdicts([np.zeros(size)], noise, runs, studies)
             yield f"{size} | {runs} | ×{factor} | {count_false_worse(verdicts, np.zeros(size)):.1%}"
-
-
-def measure_sweeps(studies: int = 200) -> Iterator[str]:
-    """Yield the table of additive models of sweeps; takes about ten minutes."""
-    yield f"{studies} simulated sweeps of 40 runs each, {studies // 2} of 200"
-    yield (
-        "sampler | runs | best rate | differences covered | best rate covered | decades of its "
-        "interval | effects of null parameters, before Holm | any, after"
-    )
-    for sampler, size, is_skewed in itertools.product(("random", "TPE"), (40, 200), (False, True)):
-        count = studies if size == 40 else studies // 2
-        rates = measure_rates(simulate_sweeps(sampler, size, count, is_skewed))
-        yield (
-            f"{sampler} | {size} | {'in a skewed valley' if is_skewed else 'in a parabola'} | "
-            f"{rates.covered:.1%} | {rates.covered_best:.1%} | {rates.decades:.2f} | "
-            f"{rates.false:.1%} | {rates.false_corrected:.1%}"
-        )

@@ -27,7 +27,7 @@ from reports.analysis.pruning import (
     estimate_audited_effects,
 )
 from reports.results import BUDGET_PARAMS, Results
-from reports.stats.additive_model import AdditiveModel, Trend, fit_additive_model
+from reports.stats.additive_effects import estimate_additive_effects
 from reports.stats.audit import AuditedEffects
 from reports.stats.conditional_effects import (
     ConditionalEffect,
@@ -120,9 +120,18 @@ class StudyFindings:
 
     @cached_property
     def effects(self) -> list[Effect]:
-        """Main effects: over matched pairs or, of a pruned study, estimated."""
+        """Main effects: over matched pairs, or by least squares; of a pruned study, estimated."""
         if self.audited is not None:
             return self.audited.effects
+        known = {effect.contrast.parameter for effect in self.additive if effect.is_decidable}
+        paired = [effect for effect in self.paired if effect.contrast.parameter not in known]
+        has_pairs = {effect.contrast.parameter for effect in paired}
+        added = [effect for effect in self.additive if effect.contrast.parameter not in has_pairs]
+        return paired + added
+
+    @property
+    def paired(self) -> list[Effect]:
+        """Main effects over matched pairs; for a study that is not pruned."""
         return estimate_effects(self.results)[0]
 
     @cached_property
@@ -130,7 +139,9 @@ class StudyFindings:
         """Effects within each value of the other parameters; none of a pruned study."""
         if self.audited is not None:
             return []
-        return estimate_effects(self.results)[1]
+        found = estimate_effects(self.results)[1]
+        shown = {id(effect) for effect in self.effects}
+        return [conditional for conditional in found if id(conditional.main) in shown]
 
     @cached_property
     def ranked(self) -> list[RankedEffect]:
@@ -154,38 +165,40 @@ class StudyFindings:
         return [e for e in self.ranked if e.condition and e.condition.has_opposite_signs]
 
     @cached_property
-    def additive(self) -> AdditiveModel | None:
-        """Additive model of complete trials that matched pairs do not compare; None if they do.
+    def additive(self) -> list[Effect]:
+        """Effects by least squares of the parameters that matched pairs do not compare; may be [].
 
         They do not if a parameter has too many values, or if trials are no grid and have too few
-        of them. Trials that were selected by their results, by pruning or from another study, have
-        no model.
+        pairs. Trials that were selected by their results, by pruning or from another study, have
+        none.
         """
-        results, names = self.results, self.results.parameters
+        results = self.results
+        is_selected = results.is_pruned or results.config.refinement is not None
+        if is_selected or not results.is_finished:
+            return []
+        names = results.judged_parameters
+        decided = {e.contrast.parameter for e in self.paired if e.is_decidable}
         is_swept = any(is_continuous(results.table[name]) for name in names)
-        has_too_few = not (results.is_grid or any(each.is_decidable for each in self.effects))
-        if not names or not (is_swept or has_too_few):
-            return None
-        is_derived = results.config.refinement is not None
-        if results.is_pruned or is_derived or not results.is_finished:
-            return None
-        rows = results.complete
-        columns = {
-            name: [None if is_missing(value) else to_python(value) for value in rows[name]]
-            for name in names
-        }
-        settings = results.number_settings(rows).to_numpy()
-        values = rows["value"].to_numpy(dtype=float)
-        return fit_additive_model(columns, values, settings, results.scale)
+        has_too_few = not (results.is_grid or decided)
+        if not (is_swept or has_too_few):
+            return []
+        rows = results.judge(results.complete)
+        settings = results.number_settings(rows)
+        means = rows["value"].groupby(settings).mean()  # in the order of the rows
+        firsts = rows[~settings.duplicated()]
+        columns: dict[str, list[Any]] = {}
+        for name in names:
+            if is_continuous(results.table[name]) or name not in results.uncontrasted:
+                column = firsts[name]
+                columns[name] = [None if is_missing(v) else to_python(v) for v in column]
+        effects = estimate_additive_effects(columns, means.tolist(), results.scale)
+        return [effect for effect in effects if effect.contrast.parameter not in decided]
 
     @property
-    def uncompared(self) -> dict[str, Trend | None]:
-        """Parameters that no matched pair compares, each with its trend if that is known."""
-        compared = {each.contrast.parameter for each in self.effects}
-        trends = self.additive.trends if self.additive else []
-        known = {each.parameter: each for each in trends}
-        names = self.results.judged_parameters
-        return {name: known.get(name) for name in names if name not in compared}
+    def uncompared(self) -> list[str]:
+        """Parameters of which no effect can be estimated: they have too many values, or no pair."""
+        compared = {effect.contrast.parameter for effect in self.effects}
+        return [name for name in self.results.judged_parameters if name not in compared]
 
     @cached_property
     def outcomes(self) -> list[AdjustedEffect]:
@@ -247,8 +260,6 @@ class StudyFindings:
     def budgets(self) -> list[UnequalBudget]:
         """Compared parameters whose values get unequal budgets at equal steps."""
         compared = {effect.contrast.parameter for effect in self.effects}
-        if self.additive:
-            compared |= {trend.parameter for trend in self.additive.trends}
         names = [name for name in BUDGET_PARAMS if name in compared]
         found = [_find_unequal_budget(self.results, name) for name in names]
         return [budget for budget in found if budget]

@@ -20,18 +20,16 @@ from reports.phrases import (
     describe_edge,
     describe_effect,
     describe_holding,
+    describe_least_squares,
     describe_outliers,
     describe_reversal,
     describe_smallest,
-    describe_trend,
     describe_verdicts,
     format_progress,
     join,
     strong,
     to_plain,
     to_sentence,
-    write_additive,
-    write_additive_clause,
 )
 from reports.results import Results
 from reports.stats.audit import MIN_STOPPED, STATED_SHARE, Obstacle
@@ -59,8 +57,8 @@ def write_answer(findings: StudyFindings) -> list[str]:
     if findings.summary.has_verdicts:
         return [to_sentence(describe_best(findings)), to_sentence(describe_verdicts(findings))]
     if not findings.ranked:
-        said = write_additive(findings) or [to_sentence(explain_missing_effects(findings))]
-        return [*said, to_sentence(describe_best(findings))]
+        missing = to_sentence(explain_missing_effects(findings))
+        return [missing, to_sentence(describe_best(findings))]
     if not findings.largest:
         rest = [_describe_undecided(findings.ranked, findings.ranked), *_list_uncompared(findings)]
         rest += describe_holding(findings.holding)
@@ -120,8 +118,6 @@ def _write_line(studies: Sequence[StudyFindings]) -> str:
     if first is not None:
         parts.append(_list_largest(first, _of_study(first, studies, "in")))
         parts += _list_uncompared(first)
-    elif best.additive and not best.summary.has_verdicts:
-        parts.append(write_additive_clause(best.additive, best.results.scale))
     elif not best.summary.has_verdicts:
         parts.append(explain_missing_effects(best))
     return "; ".join(parts)
@@ -159,6 +155,8 @@ def list_warnings(findings: StudyFindings) -> list[str]:
         warnings.append(
             f"{count} diverged in most of {'its' if len(more) == 1 else 'their'} trials"
         )
+    if assumption := describe_least_squares(findings):
+        warnings.append(assumption)
     if len(findings.outliers):
         warnings.append(describe_outliers(findings))
     warnings += _warn_of_versions(findings.results)
@@ -184,7 +182,8 @@ def _state_nothing(findings: StudyFindings) -> str:
         nothing = "whether any change has an effect on the {} is not known"
     name, first = objective_name(findings.results.config), ranked[0]
     # The next sentence gives the sizes of those whose interval excludes zero.
-    largest = "" if _excludes_zero(first) else f"; the largest is {describe_effect(first)}"
+    has_size = not (_excludes_zero(first) or math.isnan(first.size))
+    largest = f"; the largest is {describe_effect(first)}" if has_size else ""
     return to_sentence(f"{_format_scope(findings)}{nothing.format(name)}{largest}")
 
 
@@ -304,7 +303,7 @@ def describe_insignificance(effects: Sequence[Effect]) -> str:
 def _join_reasons(effects: Sequence[Effect]) -> str:
     """Return the reason of most effects, which they have in common but for their numbers."""
     return max(effects, key=lambda each: each.pairs).reason + " at most" * (
-        len({each.reason for each in effects}) > 1
+        len({each.pairs for each in effects}) > 1
     )
 
 
@@ -314,18 +313,15 @@ def _count_untested(effects: Sequence[Effect]) -> str:
 
 def _list_uncompared(findings: StudyFindings) -> list[str]:
     """Say what is known of the parameters that no matched pair compares, a clause for each."""
-    scale, uncompared = findings.results.scale, findings.uncompared
-    trends = filter(None, uncompared.values())
-    clauses = [f"by an additive model, {describe_trend(each, scale)}" for each in trends]
-    names = [name for name, trend in uncompared.items() if trend is None]
+    names = findings.uncompared
     if not names:
-        return clauses
+        return []
     listed = join([strong(format_param(name)) for name in names])
     verb, it = ("is", "it") if len(names) == 1 else ("are", "one of them")
     reason = f"no two trials differ in {it} alone"
     if findings.results.uncontrasted.issuperset(names):
         reason = "too many values"
-    return [*clauses, f"{listed} {verb} not compared: {reason}"]
+    return [f"{listed} {verb} not compared: {reason}"]
 
 
 def explain_missing_effects(findings: StudyFindings) -> str:
@@ -376,6 +372,9 @@ def describe_noise(findings: StudyFindings) -> list[str]:
     sources, noun = {effect.source for effect in findings.effects}, findings.results.noun
     if not sources:
         return []
+    if sources == {NoiseSource.ADDITIVE}:
+        return ["The interval allows noise that differs between runs."]
+    sources.discard(NoiseSource.ADDITIVE)
     if NoiseSource.AUDIT in sources:
         return ["The interval does not contain the noise between runs."]
     if sources == {NoiseSource.PAIRS}:

@@ -1,4 +1,4 @@
-"""Findings in words, one at a time: changes, architectures, hypotheses, additive models.
+"""Findings in words, one at a time: changes, architectures, hypotheses.
 
 What is emphasised is marked by :func:`strong`; :func:`to_plain`, :func:`to_html` and
 :func:`to_markdown` render the marks and escape the text. :mod:`reports.narrative` joins them.
@@ -7,7 +7,6 @@ What is emphasised is marked by :func:`strong`; :func:`to_plain`, :func:`to_html
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from markupsafe import Markup, escape
 
 from reports.analysis.hypothesis_tests import (
@@ -21,11 +20,11 @@ from reports.analysis.leaderboard import StudySummary
 from reports.analysis.nuisance import build_outcome_table, join_names
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, UnequalBudget
 from reports.results import Results
-from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
-from reports.stats.effects import AdjustedEffect, PairedDifference
+from reports.stats.effects import PairedDifference
 from reports.stats.hypotheses import Verdict, compute_fail_error
 from reports.stats.judged import Edge
+from reports.stats.noise import NoiseSource
 from reports.stats.scale import (
     GOOD,
     Scale,
@@ -38,9 +37,6 @@ from reports.stats.scale import (
 from reports.stats.task_contrasts import TaskContrast
 from reports.study_reader import describe_selection, select_drawn_curves
 from studies.text import escape_markdown
-
-MAX_TERMS = 5
-"""Significant terms of an additive model that are listed, the largest first."""
 
 # ------------------------------------------------------------------ emphasis
 
@@ -90,7 +86,7 @@ def format_estimate(difference: PairedDifference) -> str:
     """
     scale = difference.scale
     if math.isnan(difference.mean):
-        return "no pair"
+        return difference.reason if difference.source is NoiseSource.ADDITIVE else "no pair"
     if scale.is_outcome:
         counts = f"{difference.improved_count:,} rescued, {difference.worsened_count:,} ruined"
         return f"{counts} of {format_count(difference.pairs, 'pair')}"
@@ -147,6 +143,19 @@ def describe_dependence(effect: RankedEffect) -> str:
     return (
         f"the effect of {describe_effect(effect)} differs with {parameter}, significant at neither"
     )
+
+
+def describe_least_squares(findings: StudyFindings) -> str:
+    """Say in a clause which effects rest on no matched pairs, and what they assume; "" if none."""
+    effects = findings.effects
+    names = [e.contrast.parameter for e in effects if e.source is NoiseSource.ADDITIVE]
+    if not names:
+        return ""
+    runs = "too few runs" if findings.paired else "no two runs"
+    alone = "one parameter"
+    if len(names) < len(effects):
+        alone = join([format_param(name) for name in dict.fromkeys(names)])
+    return f"{runs} differ in {alone} alone: effects are by least squares, taken to add up"
 
 
 def describe_budget(budget: UnequalBudget) -> str:
@@ -392,132 +401,3 @@ def list_notes(finding: Finding) -> list[str]:
         size = describe_condition(reversal)
         notes.append(f"The sign of “{finding.contrast}” depends on {name}: {size}.")
     return notes
-
-
-# ------------------------------------------------------------------ additive model
-
-_NO_PAIRS = (
-    "There are no matched pairs: a sampler drew the values, or a parameter has too many, so no two "
-    "runs differ in one parameter alone."
-)
-_FEW_PAIRS = "Matched pairs do not compare every parameter well."
-_ASSUMPTION = (
-    "What follows assumes that parameters act additively, that is, that the effect of each is the "
-    "same whatever the others are."
-)
-
-
-def write_additive(findings: StudyFindings) -> list[str]:
-    """Describe the additive model of a study in sentences; none without one."""
-    if findings.additive is None:
-        return []
-    return describe_additive(findings.additive, findings.results.scale, bool(findings.effects))
-
-
-def describe_additive(model: AdditiveModel, scale: Scale, has_pairs: bool = False) -> list[str]:
-    """Describe a model in sentences: the assumption, the findings, what is not known, its fit.
-
-    Args:
-        model: the model.
-        scale: unit, direction and precision of the values.
-        has_pairs: whether matched pairs compare some parameters.
-    """
-    sentences = [f"{_FEW_PAIRS if has_pairs else _NO_PAIRS} {_ASSUMPTION}"]
-    if model.reason:
-        return [*sentences, f"Nothing can be estimated: {model.reason}."]
-    found, more = _list_terms(model, scale), ""
-    if len(found) > MAX_TERMS:
-        more = f"; and {format_count(len(found) - MAX_TERMS, 'smaller one')}"
-    if found:
-        listed = "; ".join(found[:MAX_TERMS])
-        sentences.append(f"Significant, the largest first: {listed}{more}.")
-    else:
-        sentences.append("No parameter has a significant effect.")
-    tests: list[AdjustedEffect | Trend] = [*model.levels, *model.trends]
-    names = {each.parameter for each in tests if each.is_significant}
-    undecided = dict.fromkeys(each.parameter for each in tests if each.parameter not in names)
-    if undecided:
-        listed = ", ".join(map(format_param, undecided))
-        sentences.append(f"Not significant after correction: {listed}.")
-    if model.reasons:
-        listed = ", ".join(f"{format_param(name)} ({each})" for name, each in model.reasons.items())
-        sentences.append(f"Not estimated: {listed}.")
-    return [*sentences, _describe_fit(model)]
-
-
-def write_additive_clause(model: AdditiveModel, scale: Scale) -> str:
-    """Describe a model in one clause, for the last line of a search."""
-    if model.reason:
-        return f"no matched pairs, and no additive model: {model.reason}"
-    listed = "; ".join(_list_terms(model, scale)[:3])
-    return (
-        "no matched pairs; if parameters act additively: "
-        f"{listed or 'no parameter has a significant effect'}"
-    )
-
-
-def _list_terms(model: AdditiveModel, scale: Scale) -> list[str]:
-    """Return a clause for each significant term, the largest first."""
-    levels = [each.effect for each in model.levels if each.is_significant]
-    sized = [
-        (
-            abs(effect.mean),
-            f"{effect.contrast.description} {format_estimate(effect)}, "
-            f"{'better' if effect.is_improvement else 'worse'}",
-        )
-        for effect in levels
-    ]
-    sized += [
-        (float(np.ptp(each.curve)), describe_trend(each, scale))
-        for each in model.trends
-        if each.is_significant
-    ]
-    return [text for _, text in sorted(sized, key=lambda each: -each[0])]
-
-
-def describe_trend(trend: Trend, scale: Scale) -> str:
-    """Say where a parameter is best, with the interval, and how much that changes."""
-    name, optimum = format_param(trend.parameter), trend.optimum
-    if not trend.is_significant:
-        return f"{name}: no significant trend"
-    size = scale.add_unit(f"{float(np.ptp(trend.curve)):{scale.spec}}")
-    changes = f"fitted {scale.name} varies by {size}"
-    if optimum.reason:
-        return f"{name}: {changes}; where it is best is not determined: {optimum.reason}"
-    best, low, high = (format_place(x, trend) for x in (optimum.value, optimum.low, optimum.high))
-    end = "lowest" if optimum.is_open_below else "highest"
-    if optimum.low == optimum.high:
-        return f"{name}: best at the {end} value tried, {best}, or beyond; {changes}"
-    if optimum.is_open_below or optimum.is_open_above:
-        bound = f"at most {high}" if optimum.is_open_below else f"at least {low}"
-        place = f"best near {best}, {bound}; it may lie beyond the {end} value tried"
-        return f"{name}: {place}; {changes}"
-    return f"{name}: best near {best} [{low}, {high}]; {changes}"
-
-
-def format_place(value: float, trend: Trend) -> str:
-    """Format a value of a parameter with two significant digits, or three on a linear axis."""
-    if value and not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.1e}"
-    digits = 2 if trend.is_log else 3
-    text: str = np.format_float_positional(
-        value, precision=digits, unique=False, fractional=False, trim="-"
-    )
-    return text
-
-
-def _describe_fit(model: AdditiveModel) -> str:
-    """Say how well the model predicts configurations that it was not fitted to."""
-    share = model.predicted_share
-    count = format_count(model.configurations, "configuration")
-    if math.isnan(share):
-        return f"How well the model predicts the {count} is not known."
-    if share <= 0:
-        return (
-            f"Of {count}, each left out in turn, the model predicts the values no better than "
-            "their mean: it describes little, and parameters may not act additively."
-        )
-    return (
-        f"The model predicts {share:.0%} of the variance of {count}, each left out in turn: the "
-        "rest is noise, or parameters that do not act additively."
-    )

@@ -220,6 +220,7 @@ def tabulate_effects(
     """
     scale = effects[0].scale if effects else NATS
     spec = spec or scale.spec
+    has_pairs = any(effect.pairs for effect in effects)
     ranked = rank_effects(effects, conditional)
     found = {each.main.contrast: each.condition for each in ranked if each.condition}
 
@@ -236,9 +237,10 @@ def tabulate_effects(
         [
             *change_columns(lambda e: e),
             estimate_column("mean difference", lambda e: e, scale.unit, f"+{spec}", name="effect"),
-            Column("improved", improved_share, ".0f", unit="%"),
-            Column("pairs", lambda e: e.pairs, ",d", name="pairs"),
-            Column("missing", lambda e: e.missing_pairs, ",d", hint=_describe_missing),
+            Column("improved", improved_share, ".0f", unit="%", condition=has_pairs),
+            Column("pairs" if has_pairs else "", lambda e: e.pairs, ",d", name="pairs"),
+            Column("missing", lambda e: e.missing_pairs, ",d", hint=_describe_missing,
+                   condition=has_pairs),
             Column("", lambda e: e.is_significant, name="significant"),
             Column("not tested" if any(e.reason for e in effects) else "", lambda e: e.reason,
                    name="reason"),

@@ -29,7 +29,6 @@ from reports.phrases import (
     describe_smallest,
     name_unit,
     to_plain,
-    write_additive,
 )
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
@@ -89,9 +88,8 @@ class Effects(_Printed):
 
     @property
     def effects(self) -> list[Effect]:
-        """The effects, with their contrasts; without matched pairs those of the additive model."""
-        levels = self.findings.additive.levels if self.findings.additive else []
-        return self.findings.effects or [each.effect for each in levels]
+        """The effects, with their contrasts."""
+        return self.findings.effects
 
     @property
     def unit(self) -> str:
@@ -102,36 +100,12 @@ class Effects(_Printed):
     def warnings(self) -> list[str]:
         """What a reader of the effects must know, such as why there are none, in clauses."""
         findings, effects = self.findings, self.effects
-        warnings = [each.rstrip(".") for each in write_additive(findings)]
-        warnings += map(to_plain, list_warnings(findings))
-        if not effects and findings.additive is None:
+        warnings = [to_plain(warning) for warning in list_warnings(findings)]
+        if not effects:
             warnings.append(explain_missing_effects(findings))
-        elif findings.additive is None and all(effect.reason for effect in effects):
+        elif all(effect.reason for effect in effects):
             warnings.append(describe_insignificance(effects))
         return warnings
-
-    @property
-    def trends(self) -> pd.DataFrame:
-        """One row per number of many values, such as those that a sampler drew.
-
-        Columns: ``parameter``, the least and the greatest value tried, ``low`` and ``high``; the
-        value ``best`` with the ends ``best_low`` and ``best_high`` of its 95% interval (NaN where
-        it is unknown), ``size``: the range of the fitted values, and whether the trend is
-        ``significant``, corrected for the number of all tests of the additive model. Empty for
-        studies whose matched pairs compare all parameters.
-        """
-        trends = self.findings.additive.trends if self.findings.additive else []
-        columns = {
-            "parameter": [each.parameter for each in trends],
-            "low": [each.low for each in trends],
-            "high": [each.high for each in trends],
-            "best": [each.optimum.value for each in trends],
-            "best_low": [each.optimum.low for each in trends],
-            "best_high": [each.optimum.high for each in trends],
-            "size": [float(each.curve.max() - each.curve.min()) for each in trends],
-            "significant": [each.is_significant for each in trends],
-        }
-        return pd.DataFrame(columns)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -143,8 +117,8 @@ class Effects(_Printed):
         interval excludes zero, without a correction for the number of effects, the ``reason`` why
         it is not tested, and the ``source`` of the interval. Where the effect depends on
         another parameter, ``depends_on`` names that, and ``least`` and ``greatest`` are the effects
-        at its values (``docs/statistics.md``). Without matched pairs the effects are those of the
-        additive model, which :attr:`trends` completes.
+        at its values (``docs/statistics.md``). Without matched pairs the effects are by least
+        squares over all parameters.
         """
         return self._tabulate().to_frame()
 

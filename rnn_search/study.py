@@ -227,7 +227,7 @@ class Study:
 
         ``docs/statistics.md`` describes how: at the best values of the nuisance parameters, with
         the replicates of studies of the storage that derive from this one, in pruned studies, and
-        by an additive model where no pairs match. If there are none, a warning says why.
+        by least squares where no pairs match. If there are none, a warning says why.
 
         Raises:
             ReportError: if no trial is complete.

@@ -13,7 +13,6 @@ from reports.analysis.costs import Cost, find_front
 from reports.analysis.leaderboard import LeaderboardEntry
 from reports.analysis.refinement import SourceComparison
 from reports.charts.chart import (
-    BEST_COLOR,
     COLUMN_WIDTH,
     DASHES,
     HOVER_TEXTS,
@@ -22,7 +21,6 @@ from reports.charts.chart import (
     NEUTRAL,
     PALETTE,
     ROW_HEIGHT,
-    TRIAL_COLOR,
     WORSENS,
     ZERO_COLOR,
     Cells,
@@ -36,9 +34,8 @@ from reports.charts.chart import (
     wrap_label,
 )
 from reports.formatting import escape_html
-from reports.phrases import describe_trend, format_estimate
+from reports.phrases import format_estimate
 from reports.results import Results
-from reports.stats.additive_model import AdditiveModel, Trend
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.design import Contrast
 from reports.stats.effects import Effect, FactorialTable, PairedDifference
@@ -46,7 +43,6 @@ from reports.stats.noise import NoiseSource
 from reports.stats.replicates import Comparison
 from reports.stats.scale import (
     Metric,
-    Scale,
     add_unit,
     format_count,
     format_interval,
@@ -141,7 +137,8 @@ def _finish_effects(figure: go.Figure, unit: str, height: int) -> go.Figure:
 
 
 def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
-    """Plot each effect as a marker with its interval."""
+    """Plot each effect that is known as a marker with its interval."""
+    effects = [effect for effect in effects if not math.isnan(effect.mean)]
     figure, rows = go.Figure(), [escape_html(effect.contrast.label) for effect in effects]
     _add_effects(figure, effects, rows, list(map(_describe_effect, effects)))
     return _finish_effects(figure, unit, 110 + ROW_HEIGHT * max(1, len(effects)))
@@ -231,73 +228,6 @@ def chart_interactions(table: FactorialTable) -> Chart | None:
         "other. Zero: their effects add up.",
         width=200 + 52 * min(MAX_NUMBERED, len(contrasts)),
         max_width=max(620, 200 + 70 * min(MAX_NUMBERED, len(contrasts))),
-    )
-
-
-def chart_levels(model: AdditiveModel, scale: Scale) -> Chart | None:
-    """Chart the differences between the levels of all parameters; None if there are none."""
-    effects = [each.effect for each in model.levels]
-    if not effects:
-        return None
-    return Chart(
-        "Effects in the additive model",
-        plot_effects(effects, scale.unit),
-        caption="Difference to the first value, with its 95% interval, other parameters being "
-        "equal. Filled triangles: the interval excludes zero, without correction for their number.",
-    )
-
-
-def chart_trends(model: AdditiveModel, scale: Scale) -> list[Chart]:
-    """Chart each trend, the significant ones first."""
-    ordered = sorted(model.trends, key=lambda trend: (not trend.is_significant, trend.p))
-    return [
-        Chart(
-            format_param(trend.parameter),
-            _plot_trend(trend, scale),
-            caption="Points: runs without the fitted effects of all other parameters. Line: fitted "
-            "trend. Diamond: best place with its 95% interval.",
-        )
-        for trend in ordered
-    ]
-
-
-def _plot_trend(trend: Trend, scale: Scale) -> go.Figure:
-    """Plot the runs, the fitted trend, and the best place with its interval."""
-    name = escape_html(format_param(trend.parameter))
-    figure = go.Figure()
-    figure.add_scatter(
-        x=trend.points,
-        y=trend.partials,
-        mode="markers",
-        marker={"size": 6, "color": TRIAL_COLOR, "opacity": 0.6},
-        hovertemplate=f"{name} %{{x}}: %{{y:{scale.value_spec}}}<extra></extra>",
-    )
-    figure.add_scatter(
-        x=trend.places,
-        y=trend.curve,
-        mode="lines",
-        line={"color": PALETTE[0] if trend.is_significant else NEUTRAL, "width": 2},
-        hovertemplate=f"fitted %{{y:{scale.value_spec}}} at %{{x:.3g}}<extra></extra>",
-    )
-    best = trend.optimum
-    if not best.reason:
-        figure.add_scatter(
-            x=[best.value],
-            y=[float(np.interp(best.value, trend.places, trend.curve))],
-            error_x=interval_bars([best.value], [best.low], [best.high], BEST_COLOR),
-            mode="markers",
-            marker={"symbol": "diamond", "size": 12, "color": BEST_COLOR},
-            customdata=[escape_html(describe_trend(trend, scale))],
-            hovertemplate=HOVER_TEXTS,
-        )
-    return figure.update_layout(
-        xaxis={
-            "title": name,
-            "type": "log" if trend.is_log else "linear",
-            "exponentformat": "power",
-        },
-        yaxis_title=escape_html(add_unit(scale.name, scale.unit)),
-        showlegend=False,
     )
 
 

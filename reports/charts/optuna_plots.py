@@ -7,6 +7,7 @@ from ast import literal_eval
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 import pandas as pd
 import plotly.graph_objects as go
@@ -23,6 +24,7 @@ from optuna.study import StudyDirection
 from reports.charts.chart import FULL_WIDTH, Chart
 from reports.formatting import escape_html, value_axis_title
 from reports.results import Results
+from reports.stats.additive_effects import is_logarithmic
 from reports.stats.scale import format_count, format_param, format_value, order_values
 from reports.trial_table import is_continuous, list_params
 from rnn.config import ParamValue
@@ -38,9 +40,6 @@ MIN_TRIALS = 4
 
 SMALL_SAMPLE = 100
 """Trials below which the best tenth is too small for a reliable PED-ANOVA importance."""
-
-_WIDE = 100
-"""Ratio of the ends of a range from which its axis is logarithmic."""
 
 
 def chart_importances(results: Results) -> list[Chart]:
@@ -155,12 +154,12 @@ def to_optuna_study(
 
 
 def _create_range(values: Sequence[Any]) -> BaseDistribution:
-    """Return the range of a continuous parameter, on a logarithmic axis if it is wide."""
+    """Return the range of a continuous parameter, on a logarithmic axis where that fits it."""
     low, high = values[0], values[-1]
-    is_wide = low > 0 and high / low >= _WIDE
+    is_log = is_logarithmic(np.array(values, dtype=np.float64))
     if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=is_wide)
-    return FloatDistribution(float(low), float(high), log=is_wide)
+        return IntDistribution(low, high, log=is_log)
+    return FloatDistribution(float(low), float(high), log=is_log)
 
 
 def _format_choice(value: ParamValue) -> ParamValue:

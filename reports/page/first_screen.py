@@ -108,14 +108,14 @@ def _measure_noise(section: Section) -> Limit:
         return Limit(name, "not measured", detail=detail)
     noise, whose = build_judged_table(results).noise, ""
     effects = section.main_effects.effects
-    is_unused = noise is None or (effects and all(e.source is NoiseSource.PAIRS for e in effects))
+    sources = {effect.source for effect in effects}
+    of_effects = {NoiseSource.PAIRS, NoiseSource.ADDITIVE}
+    is_unused = noise is None or (effects and sources <= of_effects)
     if is_unused and results.nuisance:  # it corrects the best of several runs
         noise, whose = measure_noise(results), " of all trials"
     if noise is None or (is_unused and not whose):
-        source = "differences between pairs"
-        if section.findings.additive and not effects:
-            source = "residuals of the additive model"
-        return Limit(name, "not known", detail=f"intervals use the {source} instead")
+        used = max(sources, default=NoiseSource.PAIRS)
+        return Limit(name, "not known", detail=f"intervals use {used} instead")
     low, high = (float(f(noise.deviations.deviations)) for f in (np.nanmin, np.nanmax))
     spec = results.scale.spec
     text = f"{high:{spec}}" if high < _VARYING * low else f"{low:{spec}} to {high:{spec}}"
@@ -206,10 +206,12 @@ def choose_chart(section: Section) -> tuple[Chart | None, str]:
         drawn = "95% interval"
         if section.findings.audited:
             drawn = "95% interval of drawing other audited trials"
-        caption = f"Mean change of the {name} over all pairs of {unit}s that differ in this alone"
         effects = section.main_effects.effects
+        caption = f"Mean change of the {name} over all pairs of {unit}s that differ in this alone"
+        if any(effect.source is NoiseSource.ADDITIVE for effect in effects):
+            caption = f"Change of the {name}, as far as effects add up"
         if all(effect.reason for effect in effects):
-            caption += ". There are too few pairs to test one."
+            caption += ". None can be tested."
         elif any(effect.is_significant for effect in effects):
             caption += (
                 f", with its {drawn}. Triangles: the interval excludes zero, in blue if the {name} "
@@ -218,12 +220,6 @@ def choose_chart(section: Section) -> tuple[Chart | None, str]:
         else:
             caption += f", with its {drawn}. None is significant."
         return section.main_effects.chart, caption
-    if section.findings.additive:
-        has_trend = any(trend.is_significant for trend in section.findings.additive.trends)
-        levels = [section.levels_chart] if section.levels_chart else []
-        charts = [*section.trend_charts, *levels] if has_trend else [*levels, *section.trend_charts]
-        if charts:
-            return charts[0], charts[0].caption
     if section.early_effects and section.pruning:
         step, steps = section.pruning.common_step, results.config.training.steps
         caption = (

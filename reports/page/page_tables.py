@@ -1,4 +1,4 @@
-"""Tables that only the page shows: of an additive model, trials and times, and of tasks."""
+"""Tables that only the page shows: of trials and times, and of tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ from reports.analysis.refinement import VariantEffect
 from reports.findings import TaskComparison
 from reports.formatting import format_number, format_stderr
 from reports.results import Results
-from reports.stats.additive_model import AdditiveModel
-from reports.stats.effects import AdjustedEffect, Effect
+from reports.stats.effects import Effect
 from reports.stats.scale import NATS, Scale, format_count, format_param, format_value
 from reports.stats.task_contrasts import TaskContrast
 from reports.study_reader import MAX_DRAWN
@@ -218,22 +217,6 @@ def tabulate_solved(comparison: TaskComparison) -> Table[TaskContrast]:
 
 
 # ---------------------------------------------------------------- effects, costs and trials
-
-
-def tabulate_levels(
-    model: AdditiveModel, scale: Scale, name: str = "additive model"
-) -> Table[AdjustedEffect]:
-    """Tabulate the differences between the levels of parameters in an additive model."""
-    return Table(
-        name,
-        model.levels,
-        [
-            Column("change", lambda e: e.effect.contrast.description),
-            estimate_column("mean difference", lambda e: e.effect, scale.unit, f"+{scale.spec}",
-                            note=lambda e: MARK if e.is_significant else ""),
-            Column("p", lambda e: e.p_adjusted, ".2g", unit="corrected"),
-        ],
-    )  # fmt: skip
 
 
 def tabulate_variants(

@@ -20,8 +20,6 @@ from reports.charts.comparison_plots import (
     chart_context,
     chart_costs,
     chart_interactions,
-    chart_levels,
-    chart_trends,
     plot_effects,
     plot_replicates,
     plot_variants,
@@ -128,18 +126,6 @@ class Section:
         if self.results.is_pruned:
             return None
         return chart_interactions(build_judged_table(self.results))
-
-    @cached_property
-    def trend_charts(self) -> list[Chart]:
-        """Charts of its trends, the significant ones first."""
-        model = self.findings.additive
-        return chart_trends(model, self.results.scale) if model else []
-
-    @cached_property
-    def levels_chart(self) -> Chart | None:
-        """Chart of its effects."""
-        model = self.findings.additive
-        return chart_levels(model, self.results.scale) if model else None
 
     @cached_property
     def nuisance(self) -> NuisanceSummary | None:

@@ -157,7 +157,7 @@ def rank_effects(
         ]
         rivals.sort(key=lambda each: (not each.has_opposite_signs, -each.difference.mean))
         ranked.append(RankedEffect(effect, rivals[0] if rivals else None, float(p)))
-    return sorted(ranked, key=lambda each: -each.size)
+    return sorted(ranked, key=lambda effect: (math.isnan(effect.size), -effect.size))
 
 
 def compute_conditional_effects(

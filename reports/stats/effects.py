@@ -228,6 +228,7 @@ class Effect(PairedDifference):
         neither: number of pairs left out because neither trial has a value.
         variants: number of trials of which each side of a pair is the best, before and after: 1
             but for values, such as cells, that have parameters of their own.
+        obstacle: why it cannot be estimated by least squares, in one clause; "" if it can.
     """
 
     contrast: Contrast
@@ -236,6 +237,12 @@ class Effect(PairedDifference):
     only_after: int = 0
     neither: int = 0
     variants: tuple[int, ...] = (1, 1)
+    obstacle: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why the interval supports no decision; "" if it does."""
+        return self.obstacle or super().reason
 
     @property
     def missing_pairs(self) -> int:

@@ -66,7 +66,7 @@ class NoiseSource(StrEnum):
     INTERACTIONS = "high-order interactions"
     PAIRS = "differences between the pairs"
     AUDIT = "audited trials"
-    ADDITIVE = "an additive model"
+    ADDITIVE = "residuals of a least-squares fit"
     SIGNS = "the numbers of improved and worsened pairs"
 
 

@@ -83,6 +83,7 @@ def write_sentences() -> dict[str, str]:
     """Return sentences by what they are about, as Markdown."""
     grid, tuned = read_findings("full-grid"), read_findings("learning-rates")
     cells, pruned = read_findings("cells"), read_findings("pruned")
+    drawn = search_at_random()
     reversal, undecided = write_answer(grid)
     diverged, larger_batches = list_warnings(cells)
     (edge,) = list_warnings(tuned)
@@ -101,7 +102,7 @@ def write_sentences() -> dict[str, str]:
         "noise": " ".join(describe_noise(grid)),
         "estimated": write_answer(pruned)[0],
         "nuisance edge": edge,
-        "additive trend": write_answer(search_at_random())[1],
+        "least squares": " ".join([*list_warnings(drawn), *write_answer(drawn)]),
         "outcomes": describe_outcomes(grid),
         "last line": write_headline([tuned, pruned]),
     }

@@ -12,7 +12,6 @@ from tests.simulations.replicates import (
     count_false_worse,
     simulate_verdicts,
 )
-from tests.simulations.sweeps import measure_rates, simulate_sweeps
 from tests.simulations.unequal_runs import (
     LOST_RUNS,
     SCENARIOS,
@@ -89,11 +88,6 @@ def exceed_bounds() -> float:
     return (verdicts.bounds < SPREAD).any(axis=1).mean()
 
 
-def judge_sweeps(what: str, is_skewed: bool = False) -> float:
-    """Judge additive models of sweeps of 40 runs at random."""
-    return getattr(measure_rates(simulate_sweeps("random", 40, 60, is_skewed)), what)
-
-
 QUICK = {
     "interval covers": (0.90, 0.99, lambda: cover(Scenario(name="equal noise"), 20)),
     "equal replicates differ": (0, 0.1, lambda: find_worse("half fourfold", 3)),
@@ -126,10 +120,6 @@ OTHERS = {
     "ten equal runs differ": (0, 0.1, lambda: find_worse("best fourfold", 10)),
     "distance of the margin is as good": (0, 0.1, lambda: find_as_good("half fourfold", 3)),
     "any distance exceeds its bound": (0, 0.1, exceed_bounds),
-    "interval of a sweep covers": (0.9, 0.99, lambda: judge_sweeps("covered")),
-    "interval of the best rate covers": (0.88, 1, lambda: judge_sweeps("covered_best")),
-    "interval of a skewed best rate covers": (0.88, 1, lambda: judge_sweeps("covered_best", True)),
-    "null parameter of a sweep is an effect": (0, 0.12, lambda: judge_sweeps("false_corrected")),
 }
 
 
