@@ -84,22 +84,15 @@ def extend(
     certify_cells(config, stored)
     new_tasks = {name: tasks[name] for name in config.task_names if name not in stored.task_records}
     floors = record.task_floors | certify_tasks(new_tasks, config.evaluation.windows)
-    update: dict[str, Any] = {setting: getattr(config, setting) for setting in changed}
     is_larger = bool(new_end or replicates or config.space != stored.space)
-    if not (is_larger or update):  # extended before, by an attempt whose answer was lost
+    if not (is_larger or changed):  # extended before, by an attempt whose answer was lost
         return []
-    if is_larger:
-        update |= {"space": config.space, "cells": stored.cells | config.cells}
-        update |= {"task_records": stored.task_records | config.task_records}
-    if new_end is not None:
-        update["training"] = stored.training.model_copy(update={"steps": new_end.steps})
-    if replicates is not None and stored.refinement is not None:
-        settings = {"replicates": replicates}
-        update["refinement"] = stored.refinement.model_copy(update=settings)
     raw = study.user_attrs[CONFIG]  # perhaps stored by an earlier version
     if StudyConfig.model_validate(raw) != stored:
         return None
-    extended = stored.model_copy(update=update)
+    extended = stored.model_copy(update={name: getattr(config, name) for name in changed})
+    if is_larger:
+        extended = _enlarge(extended, config, new_end, replicates)
     written: dict[str, Any] = {CONFIG: extended.model_dump(mode="json")}
     if "hypothesis" in changed:
         written[HYPOTHESES] = _update_hypotheses(storage, study_id, record, extended)
@@ -112,14 +105,36 @@ def extend(
     if replicates is not None:
         written[EARLIER_REPLICATES] = record.replicates[::-1]
         choices = distributions(observed_search_space(trial.params for trial in added))
-    # Further replicates change nothing for the trials that workers hold.
-    is_independent = replicates is not None
-    expected = {CONFIG: raw}
-    if not extend_study(
-        storage, study_id, expected, written, choices, added, new_end, is_independent
-    ):
+    is_extended = extend_study(
+        storage,
+        study_id,
+        {CONFIG: raw},
+        written,
+        choices,
+        added,
+        new_end,
+        is_independent=replicates is not None,  # of the trials that workers hold
+    )
+    if not is_extended:
         return None
     return _describe_extension(study, record, extended, len(added), new_end, changed)
+
+
+def _enlarge(
+    stored: StudyConfig, config: StudyConfig, new_end: NewEnd | None, replicates: int | None
+) -> StudyConfig:
+    """Return a study's config with the space, steps and replicates of an extension."""
+    update: dict[str, Any] = {
+        "space": config.space,
+        "cells": stored.cells | config.cells,
+        "task_records": stored.task_records | config.task_records,
+    }
+    if new_end is not None:
+        update["training"] = stored.training.model_copy(update={"steps": new_end.steps})
+    if replicates is not None and stored.refinement is not None:
+        changed = {"replicates": replicates}
+        update["refinement"] = stored.refinement.model_copy(update=changed)
+    return stored.model_copy(update=update)
 
 
 def no_space_error(name: str) -> ConfigMismatchError:
