@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.analysis.hypothesis_tests import HypothesisTest, run_stored_tests
+from reports.analysis.hypotheses import HypothesisTest, Verdict, run_tests
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import (
     build_outcome_table,
@@ -36,7 +36,6 @@ from reports.stats.conditional_effects import (
 )
 from reports.stats.design import number_groups
 from reports.stats.effects import AdjustedEffect, Effect
-from reports.stats.hypotheses import Verdict
 from reports.stats.judged import Edge
 from reports.stats.scale import BAD, GOOD, format_value, is_missing
 from reports.stats.task_contrasts import TaskContrast, compare_tasks
@@ -208,16 +207,12 @@ class StudyFindings:
     @cached_property
     def hypotheses(self) -> list[HypothesisTest]:
         """The hypotheses that the study stores, and their tests."""
-        return run_stored_tests(self.results)
+        return run_tests(self.results)
 
     @property
     def holding(self) -> list[HypothesisTest]:
-        """Hypotheses that hold, on the mean or on the outcomes."""
-        return [
-            test
-            for test in self.hypotheses
-            if any(verdict is Verdict.HOLDS for e in test.findings for verdict, _ in e.judged)
-        ]
+        """Hypotheses that hold."""
+        return [test for test in self.hypotheses if test.verdict is Verdict.HOLDS]
 
     @cached_property
     def edges(self) -> list[Edge]:

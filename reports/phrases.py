@@ -9,25 +9,17 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from reports.analysis.hypothesis_tests import (
-    Finding,
-    HypothesisTest,
-    describe_comparison,
-    describe_region,
-    describe_rule,
-)
+from reports.analysis.hypotheses import HypothesisTest
 from reports.analysis.leaderboard import StudySummary
 from reports.analysis.nuisance import build_outcome_table, join_names
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, UnequalBudget
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.effects import PairedDifference
-from reports.stats.hypotheses import Verdict, compute_fail_error
 from reports.stats.judged import Edge
 from reports.stats.noise import NoiseSource
 from reports.stats.scale import (
     GOOD,
-    Scale,
     format_count,
     format_interval,
     format_param,
@@ -194,12 +186,7 @@ def describe_outcomes(findings: StudyFindings) -> str:
     nothing = "no change makes a significant difference to that"
     if len(outcomes) > 1:
         nothing += f" after correction for {len(outcomes)} changes"
-    holding = [
-        test
-        for test in findings.holding
-        if any(each.outcome_verdict is Verdict.HOLDS for each in test.findings)
-    ]
-    return f"{'; '.join([sentence, nothing, *describe_holding(holding)])}."
+    return f"{sentence}; {nothing}."
 
 
 def count_outcomes(results: Results) -> str:
@@ -368,36 +355,6 @@ def describe_holding(tests: Sequence[HypothesisTest]) -> list[str]:
     """Say why hypotheses hold although no change is significant, in a clause; none without any."""
     if not tests:
         return []
-    claims = join([f"“{each.hypothesis.claim.rstrip('.')}”" for each in tests])
+    statements = join([f"“{each.hypothesis.statement.rstrip('.')}”" for each in tests])
     it_holds = "a hypothesis, holds" if len(tests) == 1 else "hypotheses, hold"
-    return [f"{claims}, {it_holds} by a test of its own, not corrected for the other changes"]
-
-
-def describe_test(test: HypothesisTest, scale: Scale) -> str:
-    """Say when a hypothesis was stated, what it compares and when it holds, in sentences."""
-    hypothesis, region = test.hypothesis, describe_region(test.hypothesis)
-    only = f" (only {region})" if region else ""
-    holds, fails = describe_rule(hypothesis)
-    return (
-        f"{'Exploratory, ' if test.is_exploratory else 'It was '}{test.mark}. Compared: "
-        f"{describe_comparison(hypothesis)}{only}. It holds if {scale.add_unit(holds)}, and does "
-        f"not if {fails}."
-    )
-
-
-def list_notes(finding: Finding) -> list[str]:
-    """List what a reader needs to know besides the verdicts on a contrast, in sentences."""
-    notes = []
-    if finding.conjunction > 1 and finding.verdict and not math.isnan(finding.effect.error):
-        confidence = 1 - compute_fail_error(finding.conjunction)
-        ends = finding.effect.compute_interval(confidence)
-        low, high = (format_signed(end, finding.effect.scale.spec) for end in ends)
-        notes.append(
-            f"Of {finding.conjunction} contrasts, “{finding.contrast}” is the least favorable; its "
-            f"interval of {100 * confidence:.4g}% is {low} to {high}."
-        )
-    if reversal := finding.reversal:
-        name = format_param(reversal.parameter)
-        size = describe_condition(reversal)
-        notes.append(f"The sign of “{finding.contrast}” depends on {name}: {size}.")
-    return notes
+    return [f"{statements}, {it_holds} by a test of its own, not corrected for the other changes"]

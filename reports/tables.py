@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
-from reports.analysis.hypothesis_tests import Finding, HypothesisTest, describe_region
+from reports.analysis.hypotheses import HypothesisTest
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.formatting import format_number, format_stderr, objective_name
 from reports.phrases import strong, to_html, to_markdown
@@ -315,58 +315,26 @@ def tabulate_outcomes(outcomes: Sequence[AdjustedEffect], name: str = "") -> Tab
     )  # fmt: skip
 
 
-def tabulate_findings(
-    tests: Mapping[int | None, HypothesisTest], results: Results, name: str = "hypotheses"
-) -> Table[tuple[int | None, HypothesisTest, Finding]]:
-    """Tabulate the findings about hypotheses: a row for each contrast, or one if there is none.
+def tabulate_hypotheses(tests: Sequence[HypothesisTest], results: Results) -> Table[HypothesisTest]:
+    """Tabulate the hypotheses of a study with their verdicts."""
+    scale = results.scale
 
-    Args:
-        tests: tests of hypotheses by their numbers; None where a page has one of them.
-        results: results of the study.
-        name: name of the table.
-    """
-    scale, threshold = results.scale, results.config.report_threshold
-    is_list = None not in tests
-    is_judged = any(each.outcome_verdict for test in tests.values() for each in test.findings)
-
-    def title(text: str) -> str:
-        return "" if threshold is None else text
-
-    def count(row: Any, attribute: str) -> int | None:
-        return getattr(row[2].outcomes, attribute) if row[2].outcomes else None
-
-    def state(test: HypothesisTest) -> str:
-        if not test.is_exploratory:
-            return test.mark
-        return "exploratory" + (f": {test.mark}" if test.mark != "exploratory" else "")
+    def describe_verdict(test: HypothesisTest) -> str:
+        return ": ".join(filter(None, [test.verdict, test.problem]))
 
     return Table(
-        name,
-        [(number, test, row) for number, test in tests.items() for row in test.rows],
+        "hypotheses",
+        tests,
         [
-            Column("", lambda row: row[1].hypothesis.claim, name="claim"),
-            Column("", lambda row: row[1].mark, name="status"),
-            Column("", lambda row: row[1].is_exploratory, name="exploratory"),
-            Column("number", lambda row: row[0], "d", condition=is_list),
-            Column("comparison", lambda row: row[2].contrast or row[1].problem),
-            Column("", lambda row: row[2].contrast or None, name="contrast"),
-            Column("", lambda row: describe_region(row[1].hypothesis), name="region"),
-            Column("", lambda row: row[1].hypothesis.margin, name="margin"),
-            estimate_column("mean difference", lambda row: row[2].effect, scale.unit,
-                            f"+{scale.spec}", note=lambda row: "", name="effect"),
-            Column("pairs", lambda row: row[2].effect.pairs or None, ",d", name="pairs"),
-            Column("improved", lambda row: improved_share(row[2].effect), ".0f", unit="%"),
-            Column("verdict", lambda row: row[2].verdict, name="verdict", is_strong=True),
-            Column(title("rescued"), lambda row: count(row, "improved_count"), ",d",
-                   name="rescued"),
-            Column(title("ruined"), lambda row: count(row, "worsened_count"), ",d", name="ruined"),
-            Column(title("of"), lambda row: count(row, "pairs"), ",d", unit="pairs"),
-            Column(title(f"verdict {scale.good_side} {threshold}") if is_judged else "",
-                   lambda row: row[2].outcome_verdict, name="outcome_verdict", is_strong=True),
-            Column("status", lambda row: state(row[1]), condition=is_list),
-            Column("", lambda row: row[2].reversal.parameter if row[2].reversal else "",
-                   name="sign_depends_on"),
-            Column("", lambda row: row[1].problem, name="problem"),
+            Column("statement", lambda test: test.hypothesis.statement, name="statement"),
+            Column("change", lambda test: test.change, name="change"),
+            Column("expected", lambda test: test.hypothesis.expect, name="expected"),
+            Column("margin", lambda test: test.hypothesis.margin, "g", name="margin"),
+            estimate_column("effect", lambda test: test.effect, scale.unit, f"+{scale.spec}",
+                            note=lambda test: "", name="effect"),
+            Column("pairs", lambda test: test.effect and test.effect.pairs, ",d", name="pairs"),
+            Column("verdict", describe_verdict, name="verdict", is_strong=True),
+            Column("registered", lambda test: test.mark, name="registered"),
         ],
     )  # fmt: skip
 

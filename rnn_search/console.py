@@ -14,7 +14,6 @@ _SUBCOMMANDS = {
     "continue": ("rnn_search.cli:continue_search", "Continue a stored study"),
     "status": ("rnn_search.cli:status", "Print the progress of a study"),
     "report": ("reports.cli:reports", "Write an HTML report"),
-    "hypotheses": ("reports.hypotheses:hypotheses_command", "Test hypotheses on finished studies"),
     "dashboard": ("reports.dashboard:dashboard", "Serve optuna-dashboard"),
     "list": ("rnn_search.studies_cli:list_command", "List the studies of a storage"),
     "rename": ("rnn_search.studies_cli:rename", "Rename a study"),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from reports.analysis.hypothesis_tests import HypothesisTest
 from reports.analysis.leaderboard import (
     LeaderboardEntry,
     StudySummary,
@@ -40,7 +39,7 @@ from reports.tables import (
     contrast_columns,
     tabulate_conditional,
     tabulate_effects,
-    tabulate_findings,
+    tabulate_hypotheses,
     tabulate_leaderboard,
 )
 from studies.errors import StudiesError
@@ -279,8 +278,7 @@ def find_effects(results: Results, storage: str) -> Effects:
 def find_hypotheses(results: Results, storage: str) -> pd.DataFrame:
     """Test the hypotheses that a study stores; arguments are those of `find_effects`."""
     (findings,) = _add_replicates([results], storage)
-    tests: dict[int | None, HypothesisTest] = dict(enumerate(findings.hypotheses))
-    return tabulate_findings(tests, findings.results).to_frame()
+    return tabulate_hypotheses(findings.hypotheses, findings.results).to_frame()
 
 
 def compare_tasks(results: Results, storage: str) -> TaskEffects:

@@ -295,12 +295,9 @@ class Study:
     def hypotheses(self) -> "pd.DataFrame":
         """Test the hypotheses that the study stores.
 
-        One row per contrast: ``claim``, ``status`` (when the hypothesis was stored), whether it is
-        ``exploratory``, ``contrast``, ``region``, ``margin``; the mean difference ``effect`` with
-        ``low``, ``high`` and ``pairs``, and its ``verdict``; the numbers of ``rescued`` and
-        ``ruined`` pairs and ``outcome_verdict``; ``sign_depends_on``, a parameter at the values of
-        which the effect has opposite signs. While trials are unfinished, and if the study cannot
-        test a hypothesis, it has one row: ``problem`` says why.
+        One row per hypothesis: ``statement``, ``change``, what is ``expected``, ``margin``; the
+        mean difference ``effect`` with ``low``, ``high`` and ``pairs``; the ``verdict``, or why
+        there is none; when it was ``registered``.
         """
         from rnn_search.findings import find_hypotheses
 

@@ -30,10 +30,11 @@ from studies.attributes import (
 from studies.config import StudyConfig, training_settings
 from studies.errors import ArtifactsError, ConfigMismatchError
 from studies.grid import Grid
+from studies.hypotheses import register
 from studies.loader import list_descriptive_changes, read_study_record
 from studies.space import Params, distributions, observed_search_space, param_order
 from studies.storage.changes import NewEnd, extend_study
-from studies.storage.counts import count_started, count_trials
+from studies.storage.counts import count_trials
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
@@ -67,9 +68,11 @@ def extend(
     if new_end is not None and stored.space is None:
         check_trials(config, tasks, [trial.params for trial in trials])
     replicates = _find_more_replicates(name, record, config)
+    new_hypotheses = [new for new in config.hypothesis if new not in stored.hypothesis]
     changed = list_descriptive_changes(stored, config)
+    _check_nuisance(name, stored, config)
     was_extended = bool(record.earlier_ends or record.earlier_replicates)
-    is_same = not (new_end or replicates or changed or was_extended)
+    is_same = not (new_end or replicates or changed or new_hypotheses or was_extended)
     if stored.space is None and (config.space is not None or is_same):
         raise no_space_error(name)
     if len(record.commands) > 1 and has_earlier_grid(stored, config):
@@ -85,16 +88,21 @@ def extend(
     new_tasks = {name: tasks[name] for name in config.task_names if name not in stored.task_records}
     floors = record.task_floors | certify_tasks(new_tasks, config.evaluation.windows)
     is_larger = bool(new_end or replicates or config.space != stored.space)
-    if not (is_larger or changed):  # extended before, by an attempt whose answer was lost
+    if not (
+        is_larger or changed or new_hypotheses
+    ):  # extended before, by an attempt whose answer was lost
         return []
     raw = study.user_attrs[CONFIG]  # perhaps stored by an earlier version
     if StudyConfig.model_validate(raw) != stored:
         return None
     extended = stored.model_copy(update={name: getattr(config, name) for name in changed})
+    if new_hypotheses:  # a hypothesis that was stored stays
+        hypotheses = [*stored.hypothesis, *new_hypotheses]
+        extended = extended.model_copy(update={"hypothesis": hypotheses})
     if is_larger:
         extended = _enlarge(extended, config, new_end, replicates)
     written: dict[str, Any] = {CONFIG: extended.model_dump(mode="json")}
-    if "hypothesis" in changed:
+    if new_hypotheses or "nuisance" in changed:
         written[HYPOTHESES] = _update_hypotheses(storage, study_id, record, extended)
     if new_tasks:
         written[TASK_FLOORS] = {name: each.model_dump() for name, each in floors.items()}
@@ -157,8 +165,6 @@ def describe_trials(verb: str, count: int, config: StudyConfig) -> str:
 def format_setting(config: StudyConfig, setting: str) -> str:
     """Format the value of a setting for a notice."""
     value = getattr(config, setting)
-    if setting == "hypothesis":
-        return f"a list of {len(value)}"
     return "none" if value is None else shorten(repr(value))
 
 
@@ -179,9 +185,10 @@ def _describe_extension(
     for setting in changed:
         old, new = format_setting(before.config, setting), format_setting(extended, setting)
         notices.append(f"changed {setting} from {old} to {new}")
-    for each in record.hypotheses if "hypothesis" in changed else ():
-        if each not in before.hypotheses:  # stored, or withdrawn
-            notices.append(f"hypothesis {shorten(each.hypothesis.claim)!r}: {each.mark}")
+    for stored in record.hypotheses:
+        if stored not in before.hypotheses:
+            statement = shorten(stored.hypothesis.statement)
+            notices.append(f"hypothesis {statement!r}: registered {stored.mark}")
     return notices
 
 
@@ -274,16 +281,31 @@ def _find_more_replicates(name: str, record: StudyRecord, config: StudyConfig) -
 # ------------------------------------------------------------------ other descriptions
 
 
+def _check_nuisance(name: str, stored: StudyConfig, config: StudyConfig) -> None:
+    """Check that no hypothesis that a study stores is about a new nuisance parameter."""
+    added = set() if stored.refinement else {*config.nuisance} - {*stored.nuisance}
+    for hypothesis in stored.hypothesis:
+        for parameter, _ in hypothesis.settings:
+            if parameter in added:
+                raise ConfigMismatchError(
+                    f"study {name!r} has a hypothesis about {parameter!r} "
+                    f"({shorten(hypothesis.statement)!r}): --extend expected another nuisance; "
+                    "start another study with --name"
+                )
+
+
 def _update_hypotheses(
     storage: LeasedRDBStorage, study_id: int, record: StudyRecord, config: StudyConfig
 ) -> list[dict[str, Any]]:
     """Return what a study stores about its hypotheses once its config is the given one."""
-    counts = count_trials(storage, study_id)
     # Trials that wait to be trained for more steps have been finished before.
     ended = max((len(end.values) for end in record.earlier_ends), default=0)
-    started, finished = max(count_started(storage, study_id), ended), max(counts.finished, ended)
-    records = config.register_hypotheses(record.hypotheses, counts.planned, started, finished)
-    return [each.model_dump(mode="json") for each in records]
+    finished = max(count_trials(storage, study_id).finished, ended)
+    records = record.hypotheses
+    if config.nuisance != record.config.nuisance:  # which makes each test another one
+        records = register([], [stored.hypothesis for stored in records], finished)
+    records = register(records, config.hypothesis, finished)
+    return [stored.model_dump(mode="json") for stored in records]
 
 
 def _choose_audit_nuisance(

@@ -56,6 +56,7 @@ from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError, StorageNotFoundError
+from studies.hypotheses import register
 from studies.loader import (
     PER_WORKER,
     diff_configs,
@@ -455,7 +456,7 @@ def _create(
         commands=[options.command],
         artifact_folder=new_folder(wanted.name),
         created_with=current_versions(),
-        hypotheses=config.register_hypotheses([], len(planned)),
+        hypotheses=register([], config.hypothesis, 0),
         audit_nuisance=audit_nuisance,
     )
     metric = find_measure(config).name
@@ -597,18 +598,14 @@ def _hint_extension(stored: StudyConfig, config: StudyConfig) -> str:
 
 
 def _describe_kept(wanted: _Wanted, record: StudyRecord) -> str:
-    """Return a notice on descriptive settings that a worker states otherwise than its study.
-
-    Its file may state a hypothesis that was withdrawn since, but no new one.
-    """
+    """Return a notice on descriptive settings that a worker states otherwise than its study."""
     name, stored, config = wanted.name, record.config, wanted.config
-    known = [each.hypothesis for each in record.hypotheses]
     for number, hypothesis in enumerate(config.hypothesis, 1):
-        if hypothesis not in known:
+        if hypothesis not in stored.hypothesis:
             raise ConfigMismatchError(
                 f"study {name!r} exists without hypothesis {number} "
-                f"({shorten(hypothesis.claim)!r}): use its hypotheses, or --extend to store others "
-                "with the number of trials that are finished"
+                f"({shorten(hypothesis.statement)!r}): use its hypotheses, or --extend to store "
+                "others with the number of trials that are finished"
             )
     changed = list_descriptive_changes(stored, config)
     if not changed:

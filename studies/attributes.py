@@ -544,9 +544,9 @@ class StudyRecord(BaseModel):
     earlier_replicates: list[Annotated[int, Field(ge=1)]] = []
     """For each extension by replicates, in their order: the number before; absent without any."""
     hypotheses: list[HypothesisRecord] = []
-    """The hypotheses that the study file states or has stated: the `hypothesis`, when it was
-    `registered`, with the numbers of trials that were `started` and `finished` then, and when it
-    was `withdrawn`; absent from older studies."""
+    """The hypotheses that the study file has stated: each `hypothesis`, when it was `registered`
+    and the number of `results`, finished trials, that the study had then; absent from older
+    studies."""
     audit_nuisance: list[str] = []
     """Nuisance parameters over which the audited architectures were drawn; absent from older
     studies, which drew single trials."""

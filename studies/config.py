@@ -1,7 +1,6 @@
 """The config of a study: the validated form of a ``*.toml`` file."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from itertools import chain
 from operator import attrgetter
@@ -30,13 +29,7 @@ from rnn.config import (
 )
 from studies.errors import StudyFormatError
 from studies.grid import Grid
-from studies.hypotheses import (
-    Hypothesis,
-    HypothesisRecord,
-    Registration,
-    check_hypotheses,
-    update_records,
-)
+from studies.hypotheses import Hypothesis, check_hypotheses
 from studies.records import (
     TEXT,
     UNITLESS_LOSSES,
@@ -165,7 +158,7 @@ class StudyConfig(StrictModel):
     nuisance: list[str] = []
     """[Parameters](#nuisance-parameters) at whose best values an architecture is judged."""
     hypothesis: list[Hypothesis] = []
-    """[Claims](#hypotheses) to test, as tables `[[hypothesis]]`, after the other keys of the
+    """[Statements](#hypotheses) to test, as tables `[[hypothesis]]`, after the other keys of the
     file."""
     cells: dict[str, CellRecord] = {}
     task_record: TaskRecord | None = None
@@ -254,31 +247,6 @@ class StudyConfig(StrictModel):
                 'expected "bytes", or "bpe:N" with a size N from 257 to 65536, as in bpe:1024'
             )
         return f"bpe:{int(size)}"
-
-    def register_hypotheses(
-        self,
-        records: Sequence[HypothesisRecord],
-        planned: int,
-        started: int = 0,
-        finished: int = 0,
-    ) -> list[HypothesisRecord]:
-        """Return the records of a study that stores these hypotheses now.
-
-        Args:
-            records: those that it has stored so far.
-            planned: number of its trials.
-            started: number of those that were started.
-            finished: number of those that are finished.
-        """
-        now = Registration(
-            time=datetime.now(UTC),
-            started=started,
-            finished=finished,
-            planned=planned,
-            report_threshold=self.report_threshold,
-            nuisance=self.nuisance,
-        )
-        return update_records(records, self.hypothesis, now)
 
     @property
     def token_name(self) -> str:
@@ -428,11 +396,6 @@ class StudyConfig(StrictModel):
         if not settings or name in grid.find_constant([*self.nuisance, *settings]):
             return ""
         return f"; name {', '.join(settings)} as well"
-
-    @field_validator("hypothesis")
-    @classmethod
-    def _set_margins(cls, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-        return [each.with_margin() for each in hypotheses]
 
     @model_validator(mode="after")
     def _check_hypotheses(self) -> "StudyConfig":

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from studies.attributes import IS_GRID_TRIAL, StudyRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError, StudyExistsError, TableError
-from studies.hypotheses import Hypothesis, check_values
+from studies.hypotheses import Hypothesis, register
 from studies.loader import describe_mistake, load_hypotheses, parse_hypotheses
 from studies.note import to_attributes, write_text
 from studies.result_table import ImportedRuns, read_frame, read_table, strip_prefix
@@ -290,7 +290,7 @@ def _store(
         config=config,
         commands=[command] if command else [],
         artifact_folder=new_folder(name),
-        hypotheses=config.register_hypotheses([], count, count, count),
+        hypotheses=register([], config.hypothesis, count),
     )
     if not dry_run:
         direction = StudyDirection.MAXIMIZE if runs.maximize else StudyDirection.MINIMIZE
@@ -325,7 +325,6 @@ def _build_config(
     hypotheses = _read_hypotheses(options)
     names = [each for each in values if each != REPLICATE]
     try:
-        check_values(hypotheses, values)
         config = StudyConfig(
             question=options.question,
             report_threshold=options.threshold,

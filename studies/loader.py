@@ -104,7 +104,7 @@ class _HypothesisFile(StrictModel):
 
 
 def load_hypotheses(path: Path) -> list[Hypothesis]:
-    """Read hypotheses from a TOML file; ``reports/hypotheses.toml`` describes its keys.
+    """Read hypotheses from a TOML file, tables ``[[hypothesis]]`` as in a study file.
 
     Raises:
         ConfigError: if the file cannot be read, or a key or a value is not valid.
@@ -287,10 +287,10 @@ def parse_record(name: str, stored: Mapping[str, Any]) -> StudyRecord:
 PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights", "keep_checkpoints"}
 """Settings that each worker chooses independently."""
 
-DESCRIPTIVE = ("question", "report_threshold", "nuisance", "hypothesis")
+DESCRIPTIVE = ("question", "report_threshold", "nuisance")
 """Settings that describe what is asked and affect no result; an extension can change them."""
 
-_IGNORED = {"corpus", "cells", *DESCRIPTIVE, *PER_WORKER}
+_IGNORED = {"corpus", "cells", "hypothesis", *DESCRIPTIVE, *PER_WORKER}
 """Settings that do not affect results; the corpus is compared by its hash, and so are the sources
 of cells, which the space names."""
 

@@ -2,17 +2,31 @@
 
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from rnn.config import ParamValue
-from studies.hypotheses import Settings
 from studies.records import Direction, StrictModel, unit
+from studies.space import to_grid_value
 
 DEFAULT_LEASE_SECONDS: float = 120
 """Duration of a lease, unless its worker chooses another; also that of an unreadable lease."""
 
 MAX_LEASE_SECONDS: float = 7 * 86400
 """Longest duration of a lease: trials under a longer one might never run again."""
+
+
+Settings = Annotated[
+    dict[str, ParamValue],
+    AfterValidator(lambda values: {name: to_grid_value(name, values[name]) for name in values}),
+]
+"""A value of each of some parameters."""
 
 
 class EvaluationSettings(StrictModel):

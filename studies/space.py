@@ -72,15 +72,6 @@ BUILT_IN_PARAMS = (TASK, CELL, *SWITCHES, "layers", "state_size", *TRAINING_PARA
 """All parameters in the order in which they are listed, but for the options of users' cells and of
 the task."""
 
-_EXAMPLES = {
-    TASK: TEXT,
-    CELL: GATED_CELL,
-    **{name: values[0] for name, values in GATED_OPTIONS.items()},
-    **TrainingSettings().model_dump(),
-}
-TEXT_PARAMS = frozenset(name for name, value in _EXAMPLES.items() if isinstance(value, str))
-"""Parameters whose values are texts, which have no order."""
-
 COST_PARAMS = (*BASELINE_PARAMS, "batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
 """Parameters that determine most of the cost of a training step."""
 

@@ -463,7 +463,7 @@ def open_study_file(path: Path, objective: Objective | None = None) -> Iterator[
 def change_objective(study: WholeStudy, objective: Objective) -> WholeStudy:
     """Return a study whose values are the losses that its trials recorded for another objective.
 
-    Its hypotheses count as registered after its results: they were about the other loss.
+    It has no hypotheses: they were about the other loss.
 
     Raises:
         StudyFileError: if its trials were not trained by this program, or were pruned by their

@@ -113,8 +113,8 @@ def test_outcomes_and_hypotheses_are_tables(study, place):
     assert study.outcomes().empty  # it has no threshold
     assert study.hypotheses().empty
     hypotheses = [
-        {"claim": name, "rule": "lowers", "contrasts": [{"before": {name: a}, "after": {name: b}}]}
-        for name, a, b in (("residual", False, True), ("input_gate", False, True))
+        {"statement": name, "parameter": name, "before": False, "after": True, "expect": "lower"}
+        for name in ("residual", "input_gate")
     ]
     threshold = float(study.results["value"].iloc[1:3].mean())
     settings = SETTINGS | {"report_threshold": threshold, "hypothesis": hypotheses}
@@ -122,13 +122,12 @@ def test_outcomes_and_hypotheses_are_tables(study, place):
     outcomes = stated.outcomes().set_index("parameter").loc["residual"]
     good_pairs = 2 * outcomes["both_good"] + outcomes["rescued"] + outcomes["ruined"]
     assert good_pairs == (stated.results["value"] < threshold).sum() == 2
-    table = stated.hypotheses().set_index("claim")
-    assert table["status"].str.startswith("pre-registered at ").all()
+    table = stated.hypotheses().set_index("statement")
+    assert table["registered"].str.startswith("before the first result, ").all()
     assert table.loc["residual", "verdict"] == "undecided"  # two pairs are too few
     effect = stated.effects().table.set_index("parameter").loc["residual"]
     assert table.loc["residual", "effect"] == pytest.approx(effect["effect"])
-    assert table.loc["input_gate", "verdict"] == "not testable"
-    assert table.loc["input_gate", "problem"] == "input gate has one value"
+    assert table.loc["input_gate", "verdict"] == "not testable: input gate has one value"
 
 
 def test_trained_network_is_a_module_that_writes_the_sample(study):

@@ -66,8 +66,8 @@ INVALID = {
     "report quick": MISSING,
     "report": "STUDY",
     "dashboard --port 0": "--port",
-    "hypotheses quick --hypotheses {tmp}/pipe.toml": "not a regular file",
-    "hypotheses quick --hypotheses {tmp}/deep.toml": "32 nested tables",
+    "import {tmp}/rows.csv --hypotheses {tmp}/pipe.toml": "not a regular file",
+    "import {tmp}/rows.csv --hypotheses {tmp}/deep.toml": "32 nested tables",
     "backup {tmp}/copy.db --storage sqlite:///{tmp}/notes.db": "cannot be opened",
     "backup {tmp}/copy.db --storage postgresql://me:s3cret@host/db": (
         "postgresql+psycopg://me:***@host/db is not an SQLite file: copy it with pg_dump"
@@ -92,6 +92,7 @@ def test_invalid_input_is_refused(invoke, tmp_path, line):
     os.mkfifo(tmp_path / "pipe.toml")
     (tmp_path / "short").write_bytes(b"short" * 100)
     (tmp_path / "notes.db").write_text("a shopping list, and no database\n" * 50)
+    (tmp_path / "rows.csv").write_text("lr,value\n1,2\n2,3\n")
     (tmp_path / "text").write_bytes(TEXT * 1000)
     words = shlex.split(line.format(tmp=tmp_path))
     if words[:1] == ["run"] and "--corpus" not in words:

@@ -10,7 +10,6 @@ from typing import Annotated
 from pydantic import Field
 
 from docs.generator.source_pages import ROOT
-from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from studies.config import Objective
 from studies.files import read_toml
@@ -49,7 +48,6 @@ class SharedPages(StrictModel):
     """Content of ``docs/gallery/pages.toml``: pages about several studies."""
 
     report: list[_SharedPage] = Field(default_factory=list)
-    hypotheses: list[_SharedPage] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,6 @@ def _write_pages(files: tuple[tuple[Path, int], ...]) -> tuple[GalleryPage, ...]
         if page.objective:
             studies = [_import_under(storage, name, page.objective) for name in studies]
         pages.append(_write_study(storage, folder, page.file, studies, page.title))
-    for page in _available(shared.hypotheses, names):
-        path = write_hypotheses(storage, page.studies, folder / f"{page.file}.md")
-        pages.append(GalleryPage(path, page.title))
     return tuple(pages)
 
 

@@ -1,1 +1,1 @@
-"""What the results of a study say: effects, comparisons, rankings and tests of hypotheses."""
+"""What the results of a study say: effects, comparisons, rankings and hypotheses."""

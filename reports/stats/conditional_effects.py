@@ -194,23 +194,6 @@ def compute_conditional_effects(
     ]
 
 
-def find_reversal(
-    table: FactorialTable, contrast: Contrast, known: Sequence[ConditionalEffect] = ()
-) -> ConditionalEffect | None:
-    """Find the parameter on which the sign of a contrast's effect depends most; None if on none.
-
-    Args:
-        table: values of the trials.
-        contrast: the contrast.
-        known: conditional effects in this table. For a contrast that they lack, the tests are
-            corrected for the values of all other parameters alone.
-    """
-    found = [each for each in known if each.contrast == contrast]
-    found = found or compute_conditional_effects(table, [table.compute_effect(contrast)])
-    reversals = [each for each in found if each.has_opposite_signs]
-    return max(reversals, key=lambda each: each.difference.mean, default=None)
-
-
 def _compute_conditional_effect(
     table: FactorialTable, effect: Effect, parameter: str
 ) -> ConditionalEffect | None:

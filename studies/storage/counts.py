@@ -215,13 +215,6 @@ def count_where(connection: Connection, study_id: int, *where: sa.ColumnElement[
     return connection.scalar(query) or 0
 
 
-def count_started(storage: "LeasedRDBStorage", study_id: int) -> int:
-    """Count the grid trials that are not waiting, or wait again and have a loss already."""
-    has_curve = sa.exists().where(INTERMEDIATE_VALUES.c.trial_id == TRIALS.c.trial_id)
-    with storage.reading() as connection:
-        return count_where(connection, study_id, (TRIALS.c.state != TrialState.WAITING) | has_curve)
-
-
 def count_audited(storage: "LeasedRDBStorage", study_id: int) -> int:
     """Count the grid trials of a study that are trained to the end whatever the pruner decides."""
     with storage.reading() as connection:

@@ -12,6 +12,7 @@ Only :class:`StoredStudy` knows where the project computes what.
 import math
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,14 +22,15 @@ import pandas as pd
 from golden import FOLDER, Golden
 
 from reports.analysis.costs import COSTS
-from reports.analysis.hypothesis_tests import run_test
+from reports.analysis.hypotheses import run_tests
 from reports.analysis.leaderboard import summarize_study
 from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pruning import audit_pruning
 from reports.charts.optuna_plots import chart_importances
 from reports.study_reader import read_results
-from reports.tables import tabulate_findings
+from reports.tables import tabulate_hypotheses
 from rnn_search import import_results, import_study, load
+from studies.hypotheses import register
 from studies.loader import load_hypotheses
 from studies.storage.open import read_storage
 
@@ -45,10 +47,7 @@ AUDIT = (
     "recall_low", "tested", "inside", "bias", "bias_low", "bias_high", "is_alarm",
 )  # fmt: skip
 
-TESTED = (
-    "effect", "low", "high", "pairs", "verdict", "rescued", "ruined", "outcome_verdict",
-    "sign_depends_on",
-)  # fmt: skip
+TESTED = ("statement", "effect", "low", "high", "pairs", "verdict")
 
 
 class StoredStudy:
@@ -74,10 +73,10 @@ class StoredStudy:
         table = build_judged_table(self.results)
         return [] if self.results.is_pruned else table.compute_interactions()
 
-    def test_hypotheses(self) -> list[pd.DataFrame]:
-        hypotheses = load_hypotheses(INPUTS / "hypotheses.toml")
-        tests = [run_test(self.results, each) for each in hypotheses]
-        return [tabulate_findings({0: each}, self.results).to_frame() for each in tests]
+    def test_hypotheses(self) -> pd.DataFrame:
+        records = register([], load_hypotheses(INPUTS / "hypotheses.toml"), 0)
+        results = replace(self.results, hypotheses=records)
+        return tabulate_hypotheses(run_tests(results), results).to_frame()
 
     def list_outcomes(self) -> pd.DataFrame:
         has_threshold = getattr(self.results.config, "report_threshold", None) is not None
@@ -129,9 +128,7 @@ def compute_statistics(name: str) -> dict[str, Any]:
         "pairwise comparisons": _compare_pairwise(stored),
         "fronts": {cost: stored.study.pareto(cost)["trial"].tolist() for cost in COSTS},
         "outcomes": _to_plain(stored.list_outcomes().to_dict("records")),
-        "hypotheses": [
-            _to_plain(frame[list(TESTED)].to_dict("records")) for frame in stored.test_hypotheses()
-        ],
+        "hypotheses": _to_plain(stored.test_hypotheses()[list(TESTED)].to_dict("records")),
         "audit": _pick(stored.audit(), AUDIT),
         "PED-ANOVA": _to_plain(stored.importances.get("PED-ANOVA", {})),
     }

@@ -26,7 +26,13 @@ from search.study import StudyHandle, create_or_join
 from studies.attributes import Failure
 from studies.storage.leases import LeaseMonitor, PendingWrite
 
-CONTRAST = {"before": {"state_size": 2}, "after": {"state_size": 3}}
+HYPOTHESIS = {
+    "statement": "More states help.",
+    "parameter": "state_size",
+    "before": 2,
+    "after": 3,
+    "expect": "lower",
+}
 
 SETTINGS: dict[str, Any] = {
     "space": {"cell": ["gru"], "layers": [1], "state_size": [2, 3, 4, 5]},
@@ -39,7 +45,7 @@ SETTINGS: dict[str, Any] = {
     # So long that no write depends on the speed of the machine.
     "lease": {"seconds": 86400.0},
     "checkpoint": {"seconds": 86400.0},
-    "hypothesis": [{"claim": "More states help.", "rule": "lowers", "contrasts": [CONTRAST]}],
+    "hypothesis": [HYPOTHESIS],
 }
 
 LARGER = SETTINGS | {"space": SETTINGS["space"] | {"state_size": [2, 3, 4, 5, 6]}}

@@ -18,7 +18,7 @@ from reports import study_reader
 from reports.results import Results
 from studies.attributes import CONFIG, OBJECTIVE_NAMES, AuditState, TokenizerRecord
 from studies.config import StudyConfig
-from studies.hypotheses import Registration, update_records
+from studies.hypotheses import HypothesisRecord
 from studies.loader import read_study_record
 from studies.space import GATED_PARAMS
 from studies.storage.changes import NewEnd, create_study, extend_study
@@ -133,13 +133,11 @@ def make_runs(
         record: other attributes of the study.
     """
     config = StudyConfig.model_validate(raw)
-    registration = Registration(
-        time=datetime(2026, 11, 26, 17, tzinfo=UTC),
-        planned=len(runs),
-        report_threshold=config.report_threshold,
-        nuisance=config.nuisance,
-    )
-    record["hypotheses"] = update_records([], config.hypothesis, registration)
+    registered = datetime(2026, 11, 26, 17, tzinfo=UTC)
+    record["hypotheses"] = [
+        HypothesisRecord(hypothesis=stated, registered=registered, results=0)
+        for stated in config.hypothesis
+    ]
     record["tokenizer"] = TokenizerRecord(**tokenizer or {})
     trials = [
         StoredTrial(
@@ -177,6 +175,12 @@ def make_runs(
     storage.close()
 
 
+def state(statement: str, parameter: str, before: Any, after: Any, **settings: Any) -> dict:
+    """Return a hypothesis that a change lowers the loss, as a study file states it."""
+    change = {"parameter": parameter, "before": before, "after": after}
+    return {"statement": statement, **change, "expect": "lower", **settings}
+
+
 @created_once
 def make_stated(url: str, name: str = "stated", **config: Any) -> None:
     """Create a finished study of 48 networks with hypotheses and a threshold.
@@ -184,24 +188,17 @@ def make_stated(url: str, name: str = "stated", **config: Any) -> None:
     The residual lowers the loss of wide networks by 0.6 and raises that of narrow ones by 0.3; the
     new state lowers it by 0.4. The first trial diverged.
     """
-    contrast = {"before": {"residual": False}, "after": {"residual": True}}
-    new_state = {"before": {"state_source": "old"}, "after": {"state_source": "both"}}
-    rates = {"before": {"learning_rate": 0.001}, "after": {"learning_rate": 0.003}}
     hypotheses = [
-        {"claim": "The residual lowers the loss.", "contrasts": [contrast]},
-        {"claim": "A higher rate is better.", "contrasts": [rates]},
-        {
-            "claim": "Reading the new state lowers the loss more than any other switch.",
-            "larger_than": {"contrast": new_state, "switches": ["residual", "forget_gate"]},
-            "conjunction": True,
-            "region": {"state_size": 8},
-        },
-    ]
+        state("The residual lowers the loss.", "residual", False, True),
+        state("A higher rate is better.", "learning_rate", 0.001, 0.003),
+        state("In narrow networks reading the new state lowers the loss.", "state_source", "old",
+              "both", where={"state_size": 8}),
+    ]  # fmt: skip
     space = {"layers": [1], "state_size": [8, 16], "output_gate": [False], "state_gate": [False]}
     raw = {
         "space": space,
         "report_threshold": 1.7,
-        "hypothesis": [each | {"rule": "lowers"} for each in hypotheses],
+        "hypothesis": hypotheses,
     } | config
     generator = random.Random(0)
     runs = []

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,15 +11,13 @@ from factories import created_once, make_runs, make_study, read_studies, results
 from optuna.trial import TrialState
 from scipy import stats
 
+from reports.analysis.hypotheses import run_tests
 from reports.analysis.pruning import (
     audit_pruning,
     estimate_audited_effects,
     summarize_pruning,
 )
-from reports.errors import ReportError
 from reports.findings import StudyFindings
-from reports.hypotheses import HYPOTHESES
-from reports.hypotheses import render_page as render_hypotheses
 from reports.narrative import write_headline
 from reports.page.section import Section
 from reports.stats.audit import (
@@ -31,7 +30,8 @@ from reports.stats.effects import FactorialTable
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook
 from studies.config import StudyConfig
-from studies.loader import load_hypotheses
+from studies.hypotheses import register
+from studies.loader import load_config_file
 from studies.storage.open import open_storage
 
 STEPS = 200
@@ -148,8 +148,9 @@ def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url):
     # Of the predictions alone it would be -0.45; no two complete trials differ in it.
     assert table.loc["residual", "effect"] == pytest.approx(-0.4, abs=0.03)
     assert table.loc["input_gate", "effect"] == pytest.approx(-0.2, abs=0.05)
-    with pytest.raises(ReportError, match="no hypothesis is tested by 'made'"):
-        render_hypotheses([results], load_hypotheses(HYPOTHESES))
+    hypotheses = register([], load_config_file("stage-one").resolve().hypothesis[:1], 0)
+    (test,) = run_tests(replace(results, hypotheses=hypotheses))
+    assert test.problem == "trials were pruned, and those that remain are a selection"
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,9 @@ file = "absent"
 title = "A page of which a study is missing"
 studies = ["made", "nothing"]
 
-[[hypotheses]]
-file = "claims"
-title = "Claims"
-studies = ["stated"]
 """
 
-REPORTS = ["made", "derived", "stated", "made-and-derived", "made-by-training", "claims"]
+REPORTS = ["made", "derived", "stated", "made-and-derived", "made-by-training"]
 
 
 def build(project: Path, to: Path) -> subprocess.CompletedProcess[str]:
@@ -141,7 +137,7 @@ def test_gallery_describes_each_of_its_studies():
         section = page.partition(f"\n## `{name}`\n")[2].partition("\n## ")[0]
         assert f"]({path.name})" in section
     pages = SharedPages.model_validate(read_toml(DATA / "pages.toml"))
-    assert [page.file for page in (*pages.report, *pages.hypotheses)]
+    assert [page.file for page in pages.report]
 
 
 def test_pipe_in_the_code_of_a_table_has_no_backslash_in_the_site():

@@ -5,11 +5,8 @@ from contextlib import closing
 
 import pytest
 from factories import SMALL_GRID, created_once, make_runs, make_study
-from invocation import refused
 
-from reports.errors import ReportError
 from reports.findings import compare_across_tasks
-from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from reports.study_reader import read_results
 from rnn_search import load
@@ -129,8 +126,3 @@ def test_python_has_the_effects_of_each_task(url):
     assert len(one.results) == 16
     assert study.results["task"].tolist() == ["Sum"] * 16 + ["copy:10"] * 16
     assert one.best.number == one.results.index[0]
-
-
-def test_hypotheses_need_a_study_of_one_task(url, tmp_path):
-    with refused(ReportError, "study 'made' has several tasks: expected a study of one", tmp_path):
-        write_hypotheses(url, ["made"], tmp_path / "findings.md")

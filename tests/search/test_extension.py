@@ -243,36 +243,39 @@ def test_study_stored_by_an_earlier_version_is_extended(sqlite_url, text):
 
 # ------------------------------------------------------------------ hypotheses
 
-WIDER = "{claim='Wider.', rule='lowers', consecutive='state_size'}"
-NEWER = (
-    "{claim='New.', rule='lowers', contrasts=[{before={state_source='new'}, "
-    "after={state_source='both'}}]}"
-)
+WIDER = "{statement='Wider.', parameter='state_size', before=4, after=6, expect='lower'}"
+NEWER = "{statement='New.', parameter='state_source', before='new', after='both', expect='raise'}"
 STATED = [*FOUR, f"hypothesis=[{WIDER}]"]
 BOTH = [*FOUR, f"hypothesis=[{WIDER}, {NEWER}]"]
 OTHER = [*FOUR, f"hypothesis=[{NEWER}]"]
 
 
-def test_new_hypothesis_is_refused_without_extend_and_a_removed_one_is_withdrawn(
+def test_new_hypothesis_is_refused_without_extend_and_a_stored_one_stays(
     sqlite_url, text, tmp_path
 ):
     joined = join(sqlite_url, text, STATED)
     finish(joined, 1)
-    requeued, _ = (joined.storage.claim(joined.study_id, "me") for _ in range(2))
-    joined.storage.requeue_all([PendingWrite(requeued, "me", {2: 1.5})], Failure.INTERRUPTED)
     with refused(ConfigMismatchError, "exists without hypothesis 2 ('New.'): use", tmp_path):
         join(sqlite_url, text, BOTH)
+    joined.storage.claim(joined.study_id, "me")
     extended = join(sqlite_url, text, BOTH, extend=True)  # while a worker holds a trial
-    assert "hypothesis from a list of 1 to a list of 2; hypothesis 'New.': added on 2" in (
-        extended.notice
-    )
+    assert "hypothesis 'New.': registered after 1 results, 20" in extended.notice
     first, second = read_study_record(extended.study).hypotheses
-    assert second.mark.endswith(", after 1 of 4 trials was finished")
-    assert (first.registered.planned, second.registered.started) == (4, 3)
-    # A worker from before joins, and is told so.
-    assert "keeps hypothesis = a list of 2: only --extend changes it" in (
-        join(sqlite_url, text, STATED).notice
-    )
-    changed = join(sqlite_url, text, OTHER, extend=True)
-    assert "; withdrawn on 2" in read_study_record(changed.study).hypotheses[0].mark
-    assert [each.claim for each in changed.config.hypothesis] == ["New."]
+    assert (first.results, second.results) == (0, 1)
+    assert first.registered < second.registered
+    # A file that states fewer of them joins, and takes none back.
+    for options in ({}, {"extend": True}):
+        again = join(sqlite_url, text, OTHER, **options)
+        assert again.notice == ""
+        assert read_study_record(again.study).hypotheses == [first, second]
+
+
+def test_other_nuisance_parameters_register_the_hypotheses_anew(sqlite_url, text, tmp_path):
+    """Each is then another test: of architectures at other values."""
+    finish(join(sqlite_url, text, STATED), 1)
+    tuned = join(sqlite_url, text, [*STATED, "nuisance=['residual']"], extend=True)
+    (record,) = read_study_record(tuned.study).hypotheses
+    assert record.results == 1
+    message = "has a hypothesis about 'state_size' ('Wider.'): --extend expected another nuisance"
+    with refused(ConfigMismatchError, message, tmp_path):
+        join(sqlite_url, text, [*FOUR, "nuisance=['state_size']"], extend=True)

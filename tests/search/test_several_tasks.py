@@ -144,7 +144,11 @@ def test_weights_of_the_best_of_each_task_are_kept_and_exported_by_number(study,
         ("training.log_every=12", ConfigError, "expected multiples of 5"),
         ("space.exclude=[{task='Sum'}]", ConfigError, "no combination of task Sum that exclude"),
         ("space.exclude=[{task='Som'}]", ConfigError, "excludes task = 'Som': expected one of"),
-        ("hypothesis=[{claim='c', rule='lowers', consecutive='layers'}]", ConfigError, "no margin"),
+        (
+            "hypothesis=[{statement='c', parameter='layers', before=1, after=2, expect='lower'}]",
+            ConfigError,
+            "no margin",
+        ),
     ],
 )
 def test_setting_that_does_not_suit_several_tasks_is_rejected_in_one_line(

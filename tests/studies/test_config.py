@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from helpers import ROOT
 from pydantic import ValidationError
 
 from rnn.config import WHOLE_SEQUENCE
@@ -15,7 +14,7 @@ from studies.space import observed_search_space
 from studies.training import OPTIMIZER_PARAMS
 
 SHIPPED = ("quick", "quick-refined", "stage-one-rates", "cells", "stage-one", "stage-two")
-SHIPPED += ("replicates", "baselines", "bptt-steps", *(ROOT / "docs/findings").glob("*.toml"))
+SHIPPED += ("replicates", "baselines", "bptt-steps")
 
 
 @pytest.mark.parametrize("name", SHIPPED, ids=str)
@@ -97,7 +96,10 @@ def test_update_every_is_no_parameter_of_trials_with_one_update_for_each_sequenc
         load_config_file("stage-one", [*overrides, "training.log_every=500"]).resolve()
 
 
-CLAIM = {"claim": "c", "rule": "lowers", "consecutive": "layers"}
+HYPOTHESIS = {
+    **{"statement": "c", "parameter": "layers", "before": 1, "after": 2},
+    "expect": "lower",
+}
 
 NO_MARGIN = "has no margin: expected the largest difference that counts as none"
 
@@ -110,8 +112,12 @@ NO_MARGIN = "has no margin: expected the largest difference that counts as none"
         ("own", {"refinement": {"replicates": 3, "margin": 500.0}}, ""),
         ("own", {"refinement": {"top": 1}}, ""),
         ("cross-entropy", {"refinement": {"replicates": 3}}, ""),
-        ("own", {"hypothesis": [CLAIM | {"margin": 3}, CLAIM]}, f"hypothesis 2 {NO_MARGIN}"),
-        ("standardized squared error", {"hypothesis": [CLAIM]}, ""),
+        (
+            "own",
+            {"hypothesis": [HYPOTHESIS | {"margin": 3}, HYPOTHESIS]},
+            f"hypothesis 2 {NO_MARGIN}",
+        ),
+        ("standardized squared error", {"hypothesis": [HYPOTHESIS]}, ""),
         ("own", {"report_threshold": -2.5}, ""),
         ("", {"report_threshold": -2.5}, "report_threshold is -2.5: expected a number above 0"),
     ],

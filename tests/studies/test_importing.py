@@ -25,16 +25,18 @@ from studies.storage.open import load_study, open_storage, read_storage
 
 GRID = "lr,act,value\n0.1,relu,0.5\n0.1,gelu,0.4\n0.2,relu,0.7\n0.2,gelu,0.6\n"
 
-CLAIM = {
-    "claim": "gelu is better",
-    "rule": "lowers",
-    "contrasts": [{"before": {"act": "relu"}, "after": {"act": "gelu"}}],
+HYPOTHESIS = {
+    "statement": "gelu is better",
+    "parameter": "act",
+    "before": "relu",
+    "after": "gelu",
+    "expect": "lower",
     "margin": 0.01,
 }
 
 
-def claim_with(**changes) -> dict:
-    return {"hypotheses": [CLAIM | changes]}
+def stating(**changes) -> dict:
+    return {"hypotheses": [HYPOTHESIS | changes]}
 
 
 @pytest.mark.parametrize(
@@ -59,10 +61,13 @@ def claim_with(**changes) -> dict:
         ),
         ("a,b,value\n1,2,3\n1,3\n", {}, "row 3 has 2 cells: expected 3"),
         (GRID, {"hypotheses": "none.toml"}, "none.toml cannot be read: No such file"),
-        (GRID, {"hypotheses": [{k: CLAIM[k] for k in CLAIM if k != "margin"}]}, "has no margin"),
-        (GRID, claim_with(rule="moves"), "hypothesis.1.rule: input should be 'lowers'"),
-        (GRID, claim_with(region={"lr": 0.3}), "hypothesis 1 has lr = 0.3, which no trial has"),
-        (GRID, claim_with(region={"x": 1}), "hypothesis 1 names 'x': expected one of lr, act"),
+        (
+            GRID,
+            {"hypotheses": [{k: HYPOTHESIS[k] for k in HYPOTHESIS if k != "margin"}]},
+            "has no margin",
+        ),
+        (GRID, stating(expect="moves"), "hypothesis.1.expect: input should be 'lower'"),
+        (GRID, stating(where={"x": 1}), "hypothesis 1 names 'x': expected one of lr, act"),
         (GRID, {"valu": "lr"}, "unknown option valu: did you mean 'value'?"),
     ],
 )
@@ -75,16 +80,15 @@ def test_bad_table_is_refused_and_nothing_is_written(table, tmp_path, content, o
 
 
 def test_hypotheses_nuisance_and_threshold_are_stored(table, target, tmp_path):
-    file = tmp_path / "claims.toml"
-    file.write_text(tomli_w.dumps({"hypothesis": [CLAIM]}))
+    file = tmp_path / "hypotheses.toml"
+    file.write_text(tomli_w.dumps({"hypothesis": [HYPOTHESIS]}))
     table(GRID, hypotheses=file, nuisance=["lr"], threshold=0.55)
     record = read_record(load_study(read_storage(target), "table"))
     config = record.config
     assert (config.nuisance, config.report_threshold) == (["lr"], 0.55)
     (stored,) = record.hypotheses
-    assert stored.hypothesis == Hypothesis(**CLAIM)
-    assert "after 4 of 4 trials were finished" in stored.mark
-    assert not stored.is_preregistered
+    assert stored.hypothesis == Hypothesis(**HYPOTHESIS)
+    assert stored.results == 4
 
 
 def test_highest_value_is_the_best_if_it_is_maximized(table, target):
