@@ -151,20 +151,6 @@ def _to_frame(points: Sequence[tuple[int, int, float]]) -> pd.DataFrame:
 # ------------------------------------------------------------------ trials that a page draws
 
 
-def select_ranked(ranked: Sequence[_T], limit: int | None = None) -> list[_T]:
-    """Select the best half of a limit, and others spread evenly; all if they are no more.
-
-    Args:
-        ranked: the best first.
-        limit: largest number to select; :data:`MAX_DRAWN` by default.
-    """
-    limit = MAX_DRAWN if limit is None else limit
-    if len(ranked) <= limit:
-        return list(ranked)
-    best, others = ranked[: limit // 2], ranked[limit // 2 :]
-    return [*best, *select_evenly(others, limit - len(best))]
-
-
 def select_evenly(items: Sequence[_T], limit: int | None = None) -> list[_T]:
     """Select items that are spread evenly, the first and the last among them."""
     limit = MAX_DRAWN if limit is None else limit
@@ -175,13 +161,20 @@ def select_evenly(items: Sequence[_T], limit: int | None = None) -> list[_T]:
 
 
 def select_drawn_curves(results: Results) -> list[int]:
-    """Select the numbers of the trials whose curves are drawn, the best first."""
+    """Select the numbers of the trials whose curves are drawn, the best first.
+
+    Of too many these are the best half of the limit, and others that are spread evenly.
+    """
     with_curve = set(results.curve_ends.index)
-    return select_ranked([number for number in results.table.index if number in with_curve])
+    ranked = [int(number) for number in results.table.index if number in with_curve]
+    if len(ranked) <= MAX_DRAWN:
+        return ranked
+    half = MAX_DRAWN // 2
+    return [*ranked[:half], *select_evenly(ranked[half:], MAX_DRAWN - half)]
 
 
 def describe_selection(drawn: int, total: int) -> str:
-    """Say which trials :func:`select_ranked` has selected; "" if all."""
+    """Say which trials :func:`select_drawn_curves` has selected; "" if all."""
     if drawn >= total:
         return ""
     best = drawn // 2
