@@ -6,19 +6,16 @@ so that none of them calls an effect significant that another one does not.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from reports.analysis.hypotheses import HypothesisTest, Verdict, run_tests
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.nuisance import (
-    build_outcome_table,
     estimate_effects,
-    estimate_outcomes,
     find_edges,
 )
 from reports.analysis.pruning import (
@@ -26,6 +23,7 @@ from reports.analysis.pruning import (
     audit_pruning,
     estimate_audited_effects,
 )
+from reports.analysis.solved import SolvedChange, compare_solved
 from reports.results import BUDGET_PARAMS, Results
 from reports.stats.additive_effects import estimate_additive_effects
 from reports.stats.audit import AuditedEffects
@@ -34,12 +32,12 @@ from reports.stats.conditional_effects import (
     RankedEffect,
     rank_effects,
 )
-from reports.stats.design import number_groups
-from reports.stats.effects import AdjustedEffect, Effect
+from reports.stats.design import Contrast, number_groups
+from reports.stats.effects import Effect
 from reports.stats.judged import Edge
-from reports.stats.scale import BAD, GOOD, format_value, is_missing
+from reports.stats.scale import format_value, is_missing
 from reports.stats.task_contrasts import TaskContrast, compare_tasks
-from reports.trial_table import is_continuous, metric_column, to_python
+from reports.trial_table import is_continuous, to_python
 from studies.records import TaskRecord
 from studies.space import CELL
 from studies.storage.trials import TrialStatus
@@ -200,9 +198,9 @@ class StudyFindings:
         return [name for name in self.results.judged_parameters if name not in compared]
 
     @cached_property
-    def outcomes(self) -> list[AdjustedEffect]:
-        """Effects on whether a trial is below the threshold; none without one, or if pruned."""
-        return [] if self.results.is_pruned else estimate_outcomes(self.results)
+    def solved(self) -> dict[Contrast, SolvedChange]:
+        """Shares of the pairs that are solved before and after each change; none if pruned."""
+        return compare_solved(self.results)
 
     @cached_property
     def hypotheses(self) -> list[HypothesisTest]:
@@ -297,13 +295,11 @@ class TaskComparison:
         name: name of the study.
         tasks: records of the tasks that have complete trials, by name.
         contrasts: the changes.
-        solved: numbers of complete networks that have solved a task, and of all, by task.
     """
 
     name: str
     tasks: dict[str, TaskRecord]
     contrasts: list[TaskContrast]
-    solved: dict[str, tuple[int, int]]
 
 
 def compare_across_tasks(results: Iterable[Results]) -> TaskComparison | None:
@@ -315,35 +311,8 @@ def compare_across_tasks(results: Iterable[Results]) -> TaskComparison | None:
     tasks = {each.task: each for each in results if each.task}
     if not tasks:
         return None
-    judged = {name: judged for name, each in tasks.items() if (judged := _judge_solved(each))}
     return TaskComparison(
         next(iter(tasks.values())).name,
         {name: each.config.list_tasks()[""] for name, each in tasks.items()},
-        compare_tasks(
-            {name: StudyFindings(each).effects for name, each in tasks.items()},
-            {
-                name: build_outcome_table(each, (GOOD + BAD) / 2).compute_effects()
-                for name, each in judged.items()
-            },
-        ),
-        {
-            name: (int((each.complete["value"] == GOOD).sum()), len(each.complete))
-            for name, each in judged.items()
-        },
+        compare_tasks({name: StudyFindings(each).effects for name, each in tasks.items()}),
     )
-
-
-def _judge_solved(results: Results) -> Results | None:
-    """Return results with outcomes as values; None if the task does not say when it is solved."""
-    task, table = results.config.task_record, results.table
-    if task is None or not task.solved:
-        return None
-    columns = {name: metric_column("validation", name) for name in task.solved}
-    if any(column not in table for column in columns.values()):
-        return None
-    solved = [
-        task.has_solved({name: row[column] for name, column in columns.items()})
-        for row in table[list(columns.values())].to_dict("records")
-    ]
-    values = np.where(table["value"].notna(), np.where(solved, GOOD, BAD), np.nan)
-    return replace(results, table=table.assign(value=values))

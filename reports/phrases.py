@@ -11,7 +11,8 @@ from markupsafe import Markup, escape
 
 from reports.analysis.hypotheses import HypothesisTest
 from reports.analysis.leaderboard import StudySummary
-from reports.analysis.nuisance import build_outcome_table, join_names
+from reports.analysis.nuisance import join_names
+from reports.analysis.solved import count_solved
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, UnequalBudget
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
@@ -19,7 +20,6 @@ from reports.stats.effects import PairedDifference
 from reports.stats.judged import Edge
 from reports.stats.noise import NoiseSource
 from reports.stats.scale import (
-    GOOD,
     format_count,
     format_interval,
     format_param,
@@ -72,16 +72,10 @@ def join(parts: Sequence[str]) -> str:
 
 
 def format_estimate(difference: PairedDifference) -> str:
-    """Format a mean difference with its unit and interval: ``−0.399 nats [−0.404, −0.393]``.
-
-    Of outcomes: ``20 rescued, 1 ruined of 48 pairs``.
-    """
+    """Format a mean difference with its unit and interval: ``−0.399 nats [−0.404, −0.393]``."""
     scale = difference.scale
     if math.isnan(difference.mean):
         return difference.reason if difference.source is NoiseSource.ADDITIVE else "no pair"
-    if scale.is_outcome:
-        counts = f"{difference.improved_count:,} rescued, {difference.worsened_count:,} ruined"
-        return f"{counts} of {format_count(difference.pairs, 'pair')}"
     interval = format_interval(difference.low, difference.high, scale.spec)
     return f"{scale.format_difference(difference.mean)}{interval}"
 
@@ -163,42 +157,19 @@ def describe_budget(budget: UnequalBudget) -> str:
     return f"in the same number of steps, {name} {most} has {ratio} as {least}"
 
 
-def describe_outcomes(findings: StudyFindings) -> str:
-    """Say in a sentence which changes bring trials below the threshold; "" without one."""
-    sentence, outcomes = count_outcomes(findings.results), findings.outcomes
-    if not sentence:
+def describe_solved(results: Results) -> str:
+    """Say how many architectures are solved, in a clause; "" where nothing says when one is."""
+    counted = count_solved(results)
+    if counted is None:
         return ""
-    significant = [each.effect for each in outcomes if each.is_significant]
-    significant.sort(key=lambda each: -abs(each.mean))
-    parts = []
-    for amount, is_better in (("more", True), ("fewer", False)):
-        changes = [
-            f"{each.contrast.label} ({format_estimate(each)})"
-            for each in significant
-            if each.is_improvement == is_better
-        ]
-        if changes:
-            parts.append(f"{amount} with {join(changes)}")
-    if parts:
-        return f"{sentence}, significantly {'; '.join(parts)}."
-    if not any(each.effect.improved_count or each.effect.worsened_count for each in outcomes):
-        return f"{sentence}."
-    nothing = "no change makes a significant difference to that"
-    if len(outcomes) > 1:
-        nothing += f" after correction for {len(outcomes)} changes"
-    return f"{sentence}; {nothing}."
-
-
-def count_outcomes(results: Results) -> str:
-    """Say how many trials are on the good side of the threshold, in a clause; "" without one."""
-    threshold, scale = results.config.report_threshold, results.scale
-    if threshold is None:
-        return ""
-    table = build_outcome_table(results, threshold)
-    judged = format_count(table.value_count, results.judged_noun)
+    solved, known = counted
+    judged = format_count(known, results.judged_noun)
+    verb = "is" if solved == 1 else "are"
+    threshold, task = results.config.report_threshold, results.config.task_record
+    if threshold is None and task is not None:
+        return f"{solved:,} of {judged} {verb} solved: {task.solved_text}"
     limit = f"{threshold} {results.measure.unit}".rstrip()
-    good = format_count(int((table.values == GOOD).sum()), f"of {judged} is", f"of {judged} are")
-    return f"{good} {scale.good_side} {limit}"
+    return f"{solved:,} of {judged} {verb} solved: {results.scale.good_side} {limit}"
 
 
 def describe_agreement(contrasts: Sequence[TaskContrast]) -> str:

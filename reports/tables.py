@@ -16,11 +16,13 @@ import pandas as pd
 
 from reports.analysis.hypotheses import HypothesisTest
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
+from reports.analysis.solved import SolvedChange
 from reports.formatting import format_number, format_stderr, objective_name
 from reports.phrases import strong, to_html, to_markdown
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect, rank_effects
-from reports.stats.effects import AdjustedEffect, Effect, PairedDifference
+from reports.stats.design import Contrast
+from reports.stats.effects import Effect, PairedDifference
 from reports.stats.scale import NATS, add_unit, format_param, format_value
 from studies.records import Direction
 from studies.text import escape_markdown
@@ -207,6 +209,7 @@ def _render_cell(column: Column[Row], row: Row, index: int, is_noted: bool) -> s
 def tabulate_effects(
     effects: Sequence[Effect],
     conditional: Sequence[ConditionalEffect] = (),
+    solved: Mapping[Contrast, SolvedChange] | None = None,
     name: str = "effects",
     spec: str = "",
 ) -> Table[Effect]:
@@ -215,6 +218,7 @@ def tabulate_effects(
     Args:
         effects: the effects.
         conditional: the same within each value of the other parameters.
+        solved: shares of the pairs that are solved before and after each change.
         name: name of the table.
         spec: format of an effect; by default that of the study's differences.
     """
@@ -223,6 +227,17 @@ def tabulate_effects(
     has_pairs = any(effect.pairs for effect in effects)
     ranked = rank_effects(effects, conditional)
     found = {each.main.contrast: each.condition for each in ranked if each.condition}
+
+    changes = solved or {}
+
+    def show_solved(each: Effect) -> str:
+        if (change := changes.get(each.contrast)) is None:
+            return ""
+        mark = MARK if change.is_significant else ""
+        return f"{change.before:.0%} → {change.after:.0%}{mark}"
+
+    def get_solved(name: str, each: Effect) -> float:
+        return getattr(changes[each.contrast], name) if each.contrast in changes else math.nan
 
     def depends_on(each: Effect) -> str:
         return found[each.contrast].parameter if each.contrast in found else ""
@@ -241,6 +256,9 @@ def tabulate_effects(
             Column("pairs" if has_pairs else "", lambda e: e.pairs, ",d", name="pairs"),
             Column("missing", lambda e: e.missing_pairs, ",d", hint=_describe_missing,
                    condition=has_pairs),
+            Column("solved", show_solved, TEXT, unit="of the pairs", condition=changes),
+            *(Column("", partial(get_solved, name), name=f"solved_{name}", condition=changes)
+              for name in SolvedChange._fields),
             Column("", lambda e: e.is_significant, name="significant"),
             Column("not tested" if any(e.reason for e in effects) else "", lambda e: e.reason,
                    name="reason"),
@@ -281,36 +299,6 @@ def tabulate_conditional(
             Column("", lambda row: row[0].is_significant, name="differs"),
             Column("", lambda row: row[0].rivals_main, name="rivals_main"),
             Column("", lambda row: row[0].has_opposite_signs, name="opposite_signs"),
-        ],
-    )  # fmt: skip
-
-
-def tabulate_outcomes(outcomes: Sequence[AdjustedEffect], name: str = "") -> Table[AdjustedEffect]:
-    """Tabulate which changes bring trials below a threshold."""
-
-    def count_both_bad(each: Effect) -> int:
-        return round(each.pairs * each.mean_before) - each.improved_count
-
-    def count_both_good(each: Effect) -> int:
-        return each.pairs - each.improved_count - each.worsened_count - count_both_bad(each)
-
-    has_missing = any(e.effect.missing_pairs for e in outcomes)
-    return Table(
-        name,
-        outcomes,
-        [
-            *change_columns(lambda e: e.effect),
-            Column("", lambda e: count_both_good(e.effect), name="both_good"),
-            Column("rescued", lambda e: e.effect.improved_count, ",d", name="rescued"),
-            Column("ruined", lambda e: e.effect.worsened_count, ",d", name="ruined"),
-            Column("", lambda e: count_both_bad(e.effect), name="both_bad"),
-            Column("pairs", lambda e: e.effect.pairs, ",d"),
-            Column("unknown" if has_missing else "", lambda e: e.effect.missing_pairs, ",d",
-                   name="unknown", hint=lambda e: _describe_missing(e.effect)),
-            Column("", lambda e: e.effect.p, name="p"),
-            Column("p", lambda e: e.p_adjusted, ".2g", unit="sign test, corrected",
-                   name="p_adjusted", note=lambda e: MARK if e.is_significant else ""),
-            Column("", lambda e: e.is_significant, name="significant"),
         ],
     )  # fmt: skip
 

@@ -116,14 +116,18 @@ class Effects(_Printed):
         interval excludes zero, without a correction for the number of effects, the ``reason`` why
         it is not tested, and the ``source`` of the interval. Where the effect depends on
         another parameter, ``depends_on`` names that, and ``least`` and ``greatest`` are the effects
-        at its values (``docs/statistics.md``). Without matched pairs the effects are by least
-        squares over all parameters.
+        at its values (``docs/statistics.md``). Where the study or its task says when a trial is
+        solved, ``solved_before`` and ``solved_after`` are shares of the pairs, and ``solved_p`` the
+        p-value of an exact sign test, corrected for all changes. Without matched pairs the effects
+        are by least squares over all parameters.
         """
         return self._tabulate().to_frame()
 
     def _tabulate(self) -> Table[Effect]:
         spec = self.findings.results.scale.value_spec
-        return tabulate_effects(self.effects, self.findings.conditional, spec=spec)
+        return tabulate_effects(
+            self.effects, self.findings.conditional, self.findings.solved, spec=spec
+        )
 
     @property
     def conditional(self) -> pd.DataFrame:

@@ -142,7 +142,7 @@ class Study:
     def at_task(self, name: str) -> "Study":
         """Return the study as far as it is of one of its several tasks.
 
-        Results, curves, the best trial, effects, Pareto front, outcomes and hypotheses are those of
+        Results, curves, the best trial, effects, Pareto front and hypotheses are those of
         this task; everything else is that of the whole study.
 
         Raises:
@@ -274,23 +274,6 @@ class Study:
         table, _ = list_costs(results, rank_architectures(results))
         front = find_front(table[cost].to_numpy(dtype=float), table["loss"].to_numpy(dtype=float))
         return table.iloc[front].reset_index(drop=True).astype({"parameters": int})
-
-    def outcomes(self) -> "pd.DataFrame":
-        """Count, for each change, the matched pairs that it brings below ``report_threshold``.
-
-        Where a higher value is better, above. One row per contrast: ``parameter``, ``before``,
-        ``after``; the numbers of pairs that are ``both_good`` (below the threshold), ``rescued``
-        (by the change), ``ruined``, ``both_bad`` and ``unknown``; ``p`` of an exact sign test,
-        ``p_adjusted`` for all rows, and whether it is ``significant``. Without a threshold there
-        are no rows.
-
-        Raises:
-            ReportError: if no trial is complete.
-        """
-        from reports.analysis.nuisance import estimate_outcomes
-        from reports.tables import tabulate_outcomes
-
-        return tabulate_outcomes(estimate_outcomes(self._read_one_task("outcomes"))).to_frame()
 
     def hypotheses(self) -> "pd.DataFrame":
         """Test the hypotheses that the study stores.

@@ -109,8 +109,8 @@ def test_effects_are_those_of_matched_pairs_and_shown_in_a_notebook(study):
     assert within["residual", "state_source", "new"] == pytest.approx(one)
 
 
-def test_outcomes_and_hypotheses_are_tables(study, place):
-    assert study.outcomes().empty  # it has no threshold
+def test_solved_shares_and_hypotheses_are_tables(study, place):
+    assert "solved_p" not in study.effects().table  # it has no threshold
     assert study.hypotheses().empty
     hypotheses = [
         {"statement": name, "parameter": name, "before": False, "after": True, "expect": "lower"}
@@ -119,9 +119,9 @@ def test_outcomes_and_hypotheses_are_tables(study, place):
     threshold = float(study.results["value"].iloc[1:3].mean())
     settings = SETTINGS | {"report_threshold": threshold, "hypothesis": hypotheses}
     stated = rnn_search.run(settings, name="stated", **place)
-    outcomes = stated.outcomes().set_index("parameter").loc["residual"]
-    good_pairs = 2 * outcomes["both_good"] + outcomes["rescued"] + outcomes["ruined"]
-    assert good_pairs == (stated.results["value"] < threshold).sum() == 2
+    solved = stated.effects().table.set_index("parameter").loc["residual"]
+    shares = solved["solved_before"] + solved["solved_after"]
+    assert 2 * shares == (stated.results["value"] < threshold).sum() == 2
     table = stated.hypotheses().set_index("statement")
     assert table["registered"].str.startswith("before the first result, ").all()
     assert table.loc["residual", "verdict"] == "undecided"  # two pairs are too few

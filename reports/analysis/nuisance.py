@@ -1,4 +1,4 @@
-"""Values and outcomes of architectures, each at its own best values of the nuisance parameters.
+"""Values of architectures, each at its own best values of the nuisance parameters.
 
 A nuisance parameter, such as the learning rate, has to be set but is not what is asked about. An
 architecture is a combination of all other parameters. It is judged at its best: by the best value
@@ -6,8 +6,7 @@ among its complete trials, over all values of the nuisance parameters. An effect
 mean difference over pairs of architectures that differ in one parameter alone, each at its best,
 corrected for the luck of the best of several runs (:mod:`reports.stats.judged`); an
 effect at a single value is that over the trials with this value (Greff et al., *LSTM: A Search
-Space Odyssey*, 2017, tune the learning rate for each of their architectures). Outcomes say which
-architectures are below the threshold of the study.
+Space Odyssey*, 2017, tune the learning rate for each of their architectures).
 """
 
 from collections.abc import Sequence
@@ -19,14 +18,13 @@ import pandas as pd
 from reports.results import Results
 from reports.stats import Floats, Integers
 from reports.stats.conditional_effects import ConditionalEffect, compute_conditional_effects
-from reports.stats.effects import AdjustedEffect, Effect, FactorialTable, adjust_effects
+from reports.stats.effects import Effect, FactorialTable
 from reports.stats.judged import Edge, count_edges, estimate_selected
 from reports.stats.noise import RunNoise, Slopes
 from reports.stats.run_means import RunMeans
-from reports.stats.scale import BAD, GOOD, OUTCOMES, UNKNOWN, format_param
+from reports.stats.scale import format_param
 from reports.trial_table import find_traits, is_continuous
 from studies.space import REPLICATE
-from studies.storage.trials import TrialStatus
 
 
 @dataclass(frozen=True)
@@ -210,46 +208,3 @@ def find_edges(results: Results) -> list[Edge]:
     return [
         edge for name in results.nuisance for edge in count_edges(table, best, architecture, name)
     ]
-
-
-def estimate_outcomes(results: Results) -> list[AdjustedEffect]:
-    """Estimate which changes bring architectures below the threshold; none without one."""
-    threshold = results.config.report_threshold
-    if threshold is None:
-        return []
-    return adjust_effects(build_outcome_table(results, threshold).compute_effects())
-
-
-def build_outcome_table(results: Results, threshold: float) -> FactorialTable:
-    """Arrange the outcomes of the architectures, each at its best.
-
-    Replicates count as one trial. It is good if all of those runs are that every architecture has:
-    of more runs, one is bad more easily.
-
-    Args:
-        results: results of the study; without nuisance parameters, each trial is judged.
-        threshold: loss below which a trial is good.
-    """
-    key = "outcomes", threshold
-    if key in results.computed:
-        table: FactorialTable = results.computed[key]
-        return table
-    parameters, to_loss = results.judged_parameters, results.scale.to_loss
-    rows = results.judge() if results.has_replicates else results.table
-    is_complete = rows["state"] == TrialStatus.COMPLETE
-    is_good = is_complete & (to_loss(rows["value"]) < to_loss(threshold))
-    is_judged = is_complete | (rows["state"] == TrialStatus.DIVERGED)
-    rows = rows.assign(value=np.select([is_good, is_judged], [GOOD, BAD], UNKNOWN))
-    if not results.has_replicates:
-        rows = results.judge(rows, OUTCOMES)
-    else:
-        counts = rows.groupby(REPLICATE)["architecture"].nunique()
-        shared = counts.index[counts == rows["architecture"].nunique()]
-        rows = rows[rows[REPLICATE].isin(shared)].sort_values("value", ascending=False)
-        rows = rows.drop_duplicates("architecture")
-    rows = rows.assign(value=rows["value"].where(rows["value"] != UNKNOWN))
-    # Outcomes have no noise to estimate, as those of a grid would.
-    results.computed[key] = table = FactorialTable.from_frame(
-        rows, parameters, is_grid=False, scale=OUTCOMES, traits=find_traits(parameters)
-    )
-    return table

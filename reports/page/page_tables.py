@@ -179,43 +179,6 @@ def tabulate_across_tasks(comparison: TaskComparison) -> Table[TaskContrast]:
     )  # fmt: skip
 
 
-def tabulate_solved(comparison: TaskComparison) -> Table[TaskContrast]:
-    """Tabulate the shares of networks that solve each task before and after each change."""
-
-    def show(task: str, row: TaskContrast) -> str:
-        if (found := row.solved.get(task)) is None:
-            return ""
-        unsolved = found.effect.mean_before
-        shares = (round(100 * (1 - each)) for each in (unsolved, unsolved + found.effect.mean))
-        return f"{' → '.join(map(str, shares))}{MARK if found.is_significant else ''}"
-
-    def describe(task: str, row: TaskContrast) -> str:
-        if (found := row.solved.get(task)) is None:
-            return ""
-        return (
-            f"{found.effect.improved_count} of {found.effect.pairs} pairs solved after the change "
-            f"only, {found.effect.worsened_count} before it only"
-        )
-
-    def get_p(task: str, row: TaskContrast) -> float | None:
-        return row.solved[task].p_adjusted if task in row.solved else None
-
-    columns = [
-        column
-        for task in comparison.solved
-        for column in (
-            Column(task, partial(show, task), TEXT, unit="% solved, before → after",
-                   hint=partial(describe, task)),
-            Column("p", partial(get_p, task), ".2g", unit="McNemar, corrected"),
-        )
-    ]  # fmt: skip
-    return Table(
-        f"{comparison.name} solved",
-        comparison.contrasts,
-        [Column("change", lambda row: row.contrast.label), *columns],
-    )
-
-
 # ---------------------------------------------------------------- effects, costs and trials
 
 

@@ -35,7 +35,7 @@ from reports.formatting import objective_name, value_axis_title
 from reports.phrases import describe_drawn_curves
 from reports.results import Results, find_replicates
 from reports.stats.effects import Effect
-from reports.stats.scale import BAD, GOOD, format_count
+from reports.stats.scale import format_count
 from reports.study_reader import select_drawn_curves
 
 
@@ -131,13 +131,6 @@ class Section:
     def nuisance(self) -> NuisanceSummary | None:
         """Summary of the nuisance parameters; None without them."""
         return summarize_nuisance(self.results)
-
-    @property
-    def has_divided_pairs(self) -> bool:
-        """Whether some trials of the pairs are below the threshold, and some are not."""
-        effects = [each.effect for each in self.findings.outcomes]
-        shares = {share for e in effects for share in (e.mean_before, e.mean_before + e.mean)}
-        return len(shares) > 1 or not shares <= {GOOD, BAD}
 
     # ---------------------------------------------------------------- architectures
 

@@ -6,16 +6,6 @@ differences is an interaction (Box, Hunter & Hunter, *Statistics for Experimente
 chapter 5). These means are exact for the runs of the study; their intervals are those of training
 each network again. In a union of grids a trial may lack a parameter, such as a switch of another
 cell; both trials of a pair have it or both lack it.
-
-Values may also be outcomes, good or bad. A change then rescues a pair that is bad before it and
-good after it, and ruins one that is good before and bad after. To select the good trials and
-compare those would leave out just these pairs: it selects by the outcome (Elwert & Winship,
-*Endogenous Selection Bias*, 2014). If a change had no effect, it would rescue or ruin a pair with
-equal probability: an exact sign test (McNemar, *Note on the Sampling Error of the Difference
-between Correlated Proportions*, 1947). The share of pairs that it ruins less that which it rescues
-has the interval of two exact ones (Clopper & Pearson, *The Use of Confidence or Fiducial Limits*,
-1934), each at half the error. It covers repeating every run, and is too wide for it, because most
-trials would end on the same side.
 """
 
 import itertools
@@ -39,7 +29,7 @@ from reports.stats.design import (
 from reports.stats.noise import NoiseError, NoiseSource, RunNoise, Runs, Slopes, estimate_run_noise
 from reports.stats.replicates import adjust_by_holm
 from reports.stats.run_means import RunMeans
-from reports.stats.scale import NATS, UNKNOWN, Scale, format_param, format_value
+from reports.stats.scale import NATS, Scale, format_param, format_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,8 +66,7 @@ class PairedDifference:
         degrees: degrees of freedom of the error; 0 if it is unknown.
         source: what the error was estimated from. Estimated from the differences between the pairs
             it is an upper bound: differences of the effect between contexts count as noise.
-        improved_count: number of pairs in which the value improves; of outcomes, those rescued.
-        worsened_count: number of pairs in which it worsens; of outcomes, those ruined.
+        improved_count: number of pairs in which the value improves.
         scale: unit, direction and precision of the mean.
     """
 
@@ -87,7 +76,6 @@ class PairedDifference:
     degrees: float
     source: NoiseSource
     improved_count: int
-    worsened_count: int = 0
     scale: Scale = NATS
 
     @classmethod
@@ -119,33 +107,20 @@ class PairedDifference:
         if found is None:
             deviation = float(differences.std(ddof=1)) if count > 1 else math.nan
             error = deviation / math.sqrt(max(1, count))
-            source = NoiseSource.SIGNS if scale.is_outcome else NoiseSource.PAIRS
-            found = NoiseError(error, float(max(0, count - 1)), source)
+            found = NoiseError(error, float(max(0, count - 1)), NoiseSource.PAIRS)
         return cls(
             pairs=count,
             mean=float(differences.mean()) if count else math.nan,
             improved_count=int(scale.improves(differences).sum()),
-            worsened_count=int(scale.improves(-differences).sum()),
             scale=scale,
             **found._asdict(),
             **attributes,
         )
 
     def compute_interval(self, confidence: float = CONFIDENCE) -> Interval:
-        """Compute Student's interval of the mean; NaN if the error is unknown.
-
-        Of outcomes it is the difference of two exact intervals; NaN without pairs.
-        """
+        """Compute Student's interval of the mean; NaN if the error is unknown."""
         from scipy import stats
 
-        if self.source is NoiseSource.SIGNS and self.pairs:
-            worsened, improved = (
-                stats.binomtest(count, self.pairs).proportion_ci((1 + confidence) / 2)
-                for count in (self.worsened_count, self.improved_count)
-            )
-            return Interval(
-                float(worsened.low - improved.high), float(worsened.high - improved.low)
-            )
         half_width = float(stats.t.ppf((1 + confidence) / 2, self.degrees)) * self.error
         return Interval(self.mean - half_width, self.mean + half_width)
 
@@ -161,15 +136,9 @@ class PairedDifference:
 
     @property
     def p(self) -> float:
-        """Two-sided p-value of a zero mean; 1 if the error is unknown or from too few pairs.
-
-        Of outcomes it is that of the exact sign test; 1 if no pair improves or worsens.
-        """
+        """Two-sided p-value of a zero mean; 1 if the error is unknown or from too few pairs."""
         from scipy import stats
 
-        if self.source is NoiseSource.SIGNS:
-            changed = self.improved_count + self.worsened_count
-            return float(stats.binomtest(self.improved_count, changed).pvalue) if changed else 1.0
         if not self.is_decidable:
             return 1.0
         if self.error == 0:
@@ -187,7 +156,7 @@ class PairedDifference:
 
         Without another estimate of the noise, :data:`MIN_PAIRS` pairs are needed.
         """
-        needs_pairs = self.source in (NoiseSource.PAIRS, NoiseSource.SIGNS)
+        needs_pairs = self.source is NoiseSource.PAIRS
         if (not needs_pairs or self.pairs >= MIN_PAIRS) and not math.isnan(self.error):
             return ""
         return f"too few pairs to test: {self.pairs} of {MIN_PAIRS}"
@@ -586,12 +555,11 @@ class FactorialTable:
         """
         contexts = self.number_contexts(own.union(*settings))
         trials = np.full((len(settings), int(contexts.max(initial=-1)) + 1), -1, dtype=np.int64)
-        missing = UNKNOWN if self.scale.is_outcome else math.inf
         for side, fixed in zip(trials, settings, strict=True):
             # The best value of each context is written last, and missing losses first.
             rows = np.flatnonzero(self.find(fixed))
             values = self.scale.to_loss(self.values[rows])
-            values = np.where(np.isnan(values), missing, values)
+            values = np.where(np.isnan(values), np.inf, values)
             rows = rows[np.argsort(-values, kind="stable")]
             side[contexts[rows]] = rows
         return trials[:, (trials >= 0).all(axis=0)]

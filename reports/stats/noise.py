@@ -67,7 +67,6 @@ class NoiseSource(StrEnum):
     PAIRS = "differences between the pairs"
     AUDIT = "audited trials"
     ADDITIVE = "residuals of a least-squares fit"
-    SIGNS = "the numbers of improved and worsened pairs"
 
 
 class NoiseError(NamedTuple):

@@ -20,10 +20,6 @@ _HUGE = 1e7
 VALUE = "value"
 """Column of the value of the study's objective."""
 
-GOOD, UNKNOWN, BAD = 0.0, 0.5, 1.0
-"""Outcomes as values, see :data:`OUTCOMES`. The least of several is that of an architecture at its
-best: good if one trial is, and unknown if none is but one may yet be."""
-
 
 def format_param(name: str) -> str:
     """Format the name of a parameter: ``input gate`` for ``input_gate``."""
@@ -85,7 +81,6 @@ class Scale:
         spec: format of a difference, without its sign.
         value_spec: format of a value.
         name: name of a value, in a sentence.
-        is_outcome: whether a value is :data:`GOOD` or :data:`BAD`, and missing if it is not known.
     """
 
     unit: str = "nats"
@@ -93,7 +88,6 @@ class Scale:
     spec: str = ".3f"
     value_spec: str = ".4f"
     name: str = "loss"
-    is_outcome: bool = False
 
     @classmethod
     def of_values(
@@ -149,9 +143,6 @@ class Scale:
 
 NATS = Scale()
 """Scale of losses of networks that are trained here."""
-
-OUTCOMES = Scale("", name="outcome", is_outcome=True)
-"""Scale of outcomes: whether a value lies on the good side of a threshold."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""What changes do in several tasks: whether effects agree, and which tasks a change helps to solve.
+"""What changes do in several tasks: whether their effects agree.
 
 Each task has the same architectures, so the same matched pairs estimate a change in each. Losses of
 different tasks do not compare, so no mean is taken over tasks: the signs of the significant effects
-are compared, and shares of solved networks where a task is solved or not.
+are compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,10 @@ class TaskContrast:
     Attributes:
         contrast: the change.
         by_task: its effect by the name of the task, corrected for all changes in all tasks.
-        solved: its effect on whether each network has solved the task, corrected in the same way,
-            by the name of each task that is solved or not.
     """
 
     contrast: Contrast
     by_task: Mapping[str, AdjustedEffect]
-    solved: Mapping[str, AdjustedEffect]
 
     @property
     def helps(self) -> list[str]:
@@ -67,24 +64,10 @@ class TaskContrast:
         return ", ".join(parts)
 
 
-def compare_tasks(
-    effects: Mapping[str, Sequence[Effect]], solved: Mapping[str, Sequence[Effect]]
-) -> list[TaskContrast]:
-    """Arrange the effects of changes by change and task.
-
-    Args:
-        effects: effects in each task.
-        solved: effects on whether each network has solved the task, of the tasks for which that is
-            known.
-
-    Returns:
-        The changes, those with significant effects in most tasks first.
-    """
-    of_outcomes = _adjust(solved)
-    found = [
-        TaskContrast(contrast, by_task, of_outcomes.get(contrast, {}))
-        for contrast, by_task in _adjust(effects).items()
-    ]
+def compare_tasks(effects: Mapping[str, Sequence[Effect]]) -> list[TaskContrast]:
+    """Arrange the effects of changes in each task by change, those significant in most first."""
+    changes = _adjust(effects)
+    found = [TaskContrast(contrast, by_task) for contrast, by_task in changes.items()]
     return sorted(found, key=lambda each: -len(each.helps) - len(each.harms))
 
 

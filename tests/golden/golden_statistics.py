@@ -26,6 +26,7 @@ from reports.analysis.hypotheses import run_tests
 from reports.analysis.leaderboard import summarize_study
 from reports.analysis.nuisance import build_judged_table
 from reports.analysis.pruning import audit_pruning
+from reports.analysis.solved import compare_solved
 from reports.charts.optuna_plots import chart_importances
 from reports.study_reader import read_results
 from reports.tables import tabulate_hypotheses
@@ -78,9 +79,9 @@ class StoredStudy:
         results = replace(self.results, hypotheses=records)
         return tabulate_hypotheses(run_tests(results), results).to_frame()
 
-    def list_outcomes(self) -> pd.DataFrame:
-        has_threshold = getattr(self.results.config, "report_threshold", None) is not None
-        return self.study.outcomes() if has_threshold else pd.DataFrame()
+    def list_solved(self) -> dict[str, Any]:
+        changes = compare_solved(self.results)
+        return {_name(each): list(change) for each, change in changes.items()}
 
     def audit(self) -> Any:
         return audit_pruning(self.results) if self.results.is_pruned else None
@@ -127,7 +128,7 @@ def compute_statistics(name: str) -> dict[str, Any]:
         "comparisons with the best": _compare_with_best(stored),
         "pairwise comparisons": _compare_pairwise(stored),
         "fronts": {cost: stored.study.pareto(cost)["trial"].tolist() for cost in COSTS},
-        "outcomes": _to_plain(stored.list_outcomes().to_dict("records")),
+        "solved": stored.list_solved(),
         "hypotheses": _to_plain(stored.test_hypotheses()[list(TESTED)].to_dict("records")),
         "audit": _pick(stored.audit(), AUDIT),
         "PED-ANOVA": _to_plain(stored.importances.get("PED-ANOVA", {})),

@@ -1,24 +1,16 @@
-"""Verdicts on hypotheses, and the outcomes of matched pairs."""
+"""Verdicts on hypotheses."""
 
 import dataclasses
 import itertools
-import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from factories import make_study, results_of
-from scipy.stats import binom
 
 from reports.analysis.hypotheses import decide, run_tests
-from reports.page.page import render_page as render_report
-from reports.page.section import Section
-from reports.stats.design import Contrast
-from reports.stats.effects import FactorialTable, PairedDifference
+from reports.stats.effects import PairedDifference
 from reports.stats.noise import NoiseSource
-from reports.stats.scale import BAD, GOOD, OUTCOMES
 from reports.tables import tabulate_hypotheses
-from reports.trial_table import find_traits
 from studies.config import StudyConfig
 from studies.hypotheses import Hypothesis, register
 from studies.loader import load_config_file
@@ -186,54 +178,3 @@ def test_reason_why_a_hypothesis_has_no_verdict_is_given(planned):
     # Before the end, what the grid lacks is known already.
     problems = [test.problem for test in run(planned, *stated)]
     assert problems == [*untestable, "1 of 384 trials are finished"]
-
-
-def outcomes_of(rescued, ruined, both_good=99, both_bad=9):
-    """Return the effect of a change on some pairs."""
-    counts = rescued, ruined, both_good, both_bad
-    before, after = np.repeat([[BAD, GOOD, GOOD, BAD], [GOOD, BAD, GOOD, BAD]], counts, axis=1)
-    pairs = np.arange(2 * sum(counts)).reshape(2, -1)
-    values = np.concatenate([before, after])
-    return PairedDifference.from_trials(values, pairs, (-1, 1), None, OUTCOMES)
-
-
-# ------------------------------------------------------------------ outcomes of matched pairs
-
-
-def test_best_of_several_trials_is_unknown_while_it_may_become_good():
-    names, unknown = ["cell", "residual", "size"], math.nan
-    rows = [
-        ("gated", False, 1, BAD), ("gated", True, 1, unknown), ("gru", None, 1, BAD),
-        ("gated", False, 2, BAD), ("gated", True, 2, GOOD), ("gru", None, 2, BAD),
-    ]  # fmt: skip
-    frame = pd.DataFrame(rows, columns=[*names, "value"])
-    table = FactorialTable.from_frame(frame, names, scale=OUTCOMES, traits=find_traits(names))
-    cells = table.compute_effect(Contrast("cell", "gated", "gru"))
-    assert (cells.missing_pairs, cells.worsened_count, cells.pairs) == (1, 1, 1)
-
-
-def test_sign_test_and_interval_are_exact_and_few_pairs_decide_nothing():
-    effect = outcomes_of(9, 1, 40, 50)
-    assert (effect.pairs, effect.improved_count, effect.worsened_count) == (100, 9, 1)
-    assert effect.mean == pytest.approx(-0.08)
-    assert effect.p == pytest.approx(2 * binom.cdf(1, 10, 0.5))
-    assert effect.is_significant
-    # Each end is that of two one-sided intervals with an error of 1.25% each.
-    rescued_low = next(p for p in np.linspace(0, 1, 2001) if binom.sf(8, 100, p) >= 0.0125)
-    ruined_high = next(p for p in np.linspace(1, 0, 2001) if binom.cdf(1, 100, p) >= 0.0125)
-    assert effect.high == pytest.approx(ruined_high - rescued_low, abs=2e-3)
-    assert effect.low < effect.mean < effect.high
-    assert outcomes_of(0, 0).p == 1
-    few = outcomes_of(7, 0, 0, 0)
-    assert few.p < 0.05
-    assert not few.is_decidable
-
-
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_outcomes_have_no_table_where_all_are_on_one_side(sqlite_url, build_page):
-    make_study(sqlite_url, report_threshold=0.1)
-    section = Section(results_of(sqlite_url))
-    assert section.findings.outcomes
-    drawn = "outcomes</caption>"
-    assert drawn not in "".join(render_report([section]))
-    assert drawn in build_page(make_study, "made").html
