@@ -1,156 +1,24 @@
-"""optuna-dashboard during a search and afterwards, and the note of a study that it shows."""
+"""optuna-dashboard during a search and afterwards: whom it answers, and when it ends."""
 
 import http.client
-import io
 import json
-import shlex
 import signal
 import socket
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
 import psutil
 import pytest
-from factories import finish_one, make_study
-from helpers import EACH_DATABASE, QUICK, join_study
+from factories import make_study
+from helpers import QUICK
 from hooks import HANG_TIMEOUT, Gate, Hooks
-from optuna_dashboard import get_note, save_note, wsgi
 from process_runner import SETTINGS, query, wait_until, wait_until_running
 from services import free_port
 
-from reports.cli import write_final_report
 from reports.dashboard import open_listener, same_origin_only
 from reports.errors import DashboardError
-from rnn_search import export_study, import_results, import_study
 from rnn_search.api import serve_dashboard
-from studies.note import update_note
-from studies.storage.open import load_study, open_storage, read_storage
-
-# ------------------------------------------------------------------ the note
-
-
-def read_note(url, name="made"):
-    with closing(read_storage(url)) as storage:
-        return get_note(load_study(storage, name))
-
-
-def make_report(url, capsys):
-    """Write the report of a finished search; return its path and the lines of its answer."""
-    capsys.readouterr()
-    write_final_report(url, "made")
-    first, *answer = capsys.readouterr().out.splitlines()
-    return first.removeprefix("report: "), answer
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working directory."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@EACH_DATABASE
-def test_new_study_has_a_note_with_its_question_its_command_and_the_path_of_its_report(url, folder):
-    question = "question='Does *it* help?'"
-    join_study(QUICK, url, (question,), "stdlib").storage.close()
-    command = shlex.join(["rnn-search", "run", QUICK, "--corpus", "stdlib", "--set", question])
-    assert read_note(url, "quick") == (
-        "## Does \\*it\\* help?\n\n"
-        f"    {command}\n\n"
-        "    rnn-search report quick\n\n"
-        "writes the report:\n\n"
-        f"    {folder}/reports/out/quick.html"
-    )
-
-
-def test_refinement_and_imported_studies_have_a_note(sqlite_url, folder):
-    join_study(QUICK, sqlite_url, corpus="stdlib").storage.close()
-    finish_one(sqlite_url, 1.0, name="quick")
-    derived = ("refinement.source='quick'", "refinement.top=1")
-    join_study("stage-two", sqlite_url, derived, partial=True).storage.close()
-    Path("table.csv").write_text("depth,value\n1,2.0\n2,1.5\n")
-    import_results("table.csv", storage=sqlite_url)
-    export_study("quick", "quick.jsonl", storage=sqlite_url)
-    import_study("quick.jsonl", name="again", storage=sqlite_url)
-    for name in ("stage-two", "table", "again"):
-        assert read_note(sqlite_url, name).endswith(f"    {folder}/reports/out/{name}.html")
-    assert "    rnn-search refine stage-two --set" in read_note(sqlite_url, "stage-two")
-
-
-@EACH_DATABASE
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_note_has_the_answer_of_each_final_report_until_a_user_edits_it(url, folder, capsys):
-    make_study(url, finished=6)
-    path, answer = make_report(url, capsys)
-    note = read_note(url)
-    assert answer
-    assert note.startswith("## made\n\n- best: 1×4 no gates, new state")
-    assert note.count("\n- ") == len(answer)
-    assert note.endswith(f"The report:\n\n    {path}")
-    finish_one(url, 1.0)
-    make_report(url, capsys)
-    assert "1.0000" in read_note(url)
-    with closing(open_storage(url)) as storage:
-        study = load_study(storage, "made")
-        update_note(storage, study._study_id, "long " * 1000)
-        assert get_note(study) == "long " * 1000
-        update_note(storage, study._study_id, "short")
-        assert get_note(study) == "short"
-        save_note(study, "A user's text.")
-        update_note(storage, study._study_id, "short")
-        assert get_note(study) == "A user's text."
-
-
-def test_note_that_a_user_writes_first_is_kept(sqlite_url):
-    make_study(sqlite_url)
-    with closing(open_storage(sqlite_url)) as storage:
-        study = load_study(storage, "made")
-        save_note(study, "A user's text.")
-        update_note(storage, study._study_id, "another text")
-        assert get_note(study) == "A user's text."
-
-
-@pytest.mark.usefixtures("without_optuna_figures")
-def test_text_that_a_user_writes_in_the_dashboard_is_kept(sqlite_url, folder, capsys):
-    make_study(sqlite_url)
-    make_report(sqlite_url, capsys)
-    application = wsgi(sqlite_url)
-
-    def request(method, path, **content):
-        body = json.dumps(content).encode()
-        environ = {
-            "REQUEST_METHOD": method,
-            "PATH_INFO": path,
-            "QUERY_STRING": "after=0",
-            "CONTENT_TYPE": "application/json",
-            "CONTENT_LENGTH": str(len(body)),
-            "wsgi.input": io.BytesIO(body),
-        }
-        return b"".join(application(environ, lambda *response: None))
-
-    note = json.loads(request("GET", "/api/studies/1"))["note"]
-    assert note["body"] == read_note(sqlite_url)
-    edited = f"{note['body']}\n\nA user's text."
-    request("PUT", "/api/studies/1/note", body=edited, version=note["version"] + 1)
-    make_report(sqlite_url, capsys)
-    assert read_note(sqlite_url) == edited
-    # A dashboard that renames a study stores a new one, with its note as of the first version.
-    request("POST", "/api/studies/1/rename", study_name="made")
-    request("POST", "/api/studies/1/rename", study_name="renamed")
-    write_final_report(sqlite_url, "renamed")
-    assert read_note(sqlite_url, "renamed") == edited
-
-
-def test_note_is_written_without_importing_the_dashboard():
-    code = "import rnn_search.cli, studies.note, sys; print('optuna_dashboard' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-
-
-# ------------------------------------------------------------------ the server
 
 LOCAL, OTHER = "127.0.0.1:8080", "http://elsewhere.example"
 LINK = {"SEC_FETCH_SITE": "cross-site", "SEC_FETCH_MODE": "navigate"}

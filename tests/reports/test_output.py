@@ -1,20 +1,15 @@
 """``rnn-search report``: its output files, what it prints, and its errors."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from factories import finish_one, make_study
-from helpers import EACH_DATABASE
 
-from reports import cli
 from reports.cli import reports
 from reports.page.page import write_report
 from studies.files import default_report
-from studies.storage.changes import retry_trials
-from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -74,59 +69,3 @@ def test_study_names_are_escaped_and_distinguished_in_paths(sqlite_url, tmp_path
     assert "&lt;script&gt;alert(1)" in html
     assert default_report(["a_b"]).name == "a_b.html"
     assert default_report(["a b"]) != default_report(["a_b"])
-
-
-# ------------------------------------------------------------------ the end of a search
-
-
-@EACH_DATABASE
-def test_one_of_the_processes_that_see_a_search_end_writes_the_report(
-    url, tmp_path, monkeypatch, capsys
-):
-    make_study(url)
-    storage = open_storage(url)
-    monkeypatch.setattr(cli, "write_final_report", lambda *study: print("written"))
-
-    def end_on(host, was_finished=False):
-        monkeypatch.setattr(socket, "gethostname", lambda: host)
-        cli.finalize_search(url, "made", 8, was_finished)
-        return capsys.readouterr().out
-
-    command = "for another copy: rnn-search report made\n"
-    assert end_on("one") == "written\n"
-    assert end_on("one") == "written\n", "its first answer was lost"
-    assert end_on("two", was_finished=True) == "written\n"
-    assert end_on("two") == f"report: process one/{os.getpid()} writes it; {command}"
-    retry_trials(storage, "made", ["diverged"])
-    finish_one(url, 1.3)
-    assert end_on("two") == "written\n"
-    storage.close()
-
-
-def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
-    sqlite_url, folder, monkeypatch, capsys
-):
-    make_study(sqlite_url)
-
-    def fail(*arguments):
-        raise error
-
-    def end():
-        cli.finalize_search(sqlite_url, "made", 8, False)
-        return capsys.readouterr()
-
-    error: Exception = OSError("disk full")
-    monkeypatch.setattr(cli, "update_note", fail)
-    out, err = end()
-    assert out.startswith("report: ")
-    assert err == "warning: cannot update the note of the study: disk full\n"
-    monkeypatch.setattr("reports.page.page.write_report", fail)
-    assert end() == ("no report: disk full\n", "")
-    error = KeyError("a defect")
-    out, err = end()
-    assert out == "no report: 'a defect'\n"
-    assert err.count("Traceback (most recent call last):") == 1
-    assert err.count("warning: bug in rnn-search (KeyError: 'a defect'): please ") == 1
-    error = OSError("disk full")
-    monkeypatch.setattr(cli, "_claim_report", fail)
-    assert end() == ("no report: disk full\n", "")

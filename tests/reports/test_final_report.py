@@ -1,0 +1,89 @@
+"""The report at the end of a search, and its answer in the note of the study."""
+
+import os
+import socket
+from contextlib import closing
+
+import pytest
+from factories import finish_one, make_study
+from helpers import EACH_DATABASE
+from optuna_dashboard import get_note
+
+from reports import cli
+from studies.storage.changes import retry_trials
+from studies.storage.open import load_study, open_storage
+
+pytestmark = pytest.mark.usefixtures("without_optuna_figures")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@EACH_DATABASE
+def test_note_has_the_answer_of_each_final_report(url, capsys):
+    make_study(url, finished=6)
+    with closing(open_storage(url)) as storage:
+        study = load_study(storage, "made")
+        cli.write_final_report(url, "made")
+        first, *answer = capsys.readouterr().out.splitlines()
+        note = get_note(study)
+        assert note.startswith("## made\n\n- best: 1×4 no gates, new state")
+        assert note.count("\n- ") == len(answer) > 0
+        assert note.endswith(f"The report:\n\n    {first.removeprefix('report: ')}")
+        finish_one(url, 1.0)
+        cli.write_final_report(url, "made")
+        assert "1.0000" in get_note(study)
+
+
+@EACH_DATABASE
+def test_one_of_the_processes_that_see_a_search_end_writes_the_report(url, monkeypatch, capsys):
+    make_study(url)
+    storage = open_storage(url)
+    monkeypatch.setattr(cli, "write_final_report", lambda *study: print("written"))
+
+    def end_on(host, was_finished=False):
+        monkeypatch.setattr(socket, "gethostname", lambda: host)
+        cli.finalize_search(url, "made", 8, was_finished)
+        return capsys.readouterr().out
+
+    command = "for another copy: rnn-search report made\n"
+    assert end_on("one") == "written\n"
+    assert end_on("one") == "written\n", "its first answer was lost"
+    assert end_on("two", was_finished=True) == "written\n"
+    assert end_on("two") == f"report: process one/{os.getpid()} writes it; {command}"
+    retry_trials(storage, "made", ["diverged"])
+    finish_one(url, 1.3)
+    assert end_on("two") == "written\n"
+    storage.close()
+
+
+def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
+    sqlite_url, monkeypatch, capsys
+):
+    make_study(sqlite_url)
+
+    def fail(*arguments):
+        raise error
+
+    def end():
+        cli.finalize_search(sqlite_url, "made", 8, False)
+        return capsys.readouterr()
+
+    error: Exception = OSError("disk full")
+    monkeypatch.setattr(cli, "update_note", fail)
+    out, err = end()
+    assert out.startswith("report: ")
+    assert err == "warning: cannot update the note of the study: disk full\n"
+    monkeypatch.setattr("reports.page.page.write_report", fail)
+    assert end() == ("no report: disk full\n", "")
+    error = KeyError("a defect")
+    out, err = end()
+    assert out == "no report: 'a defect'\n"
+    assert err.count("Traceback (most recent call last):") == 1
+    assert err.count("warning: bug in rnn-search (KeyError: 'a defect'): please ") == 1
+    error = OSError("disk full")
+    monkeypatch.setattr(cli, "_claim_report", fail)
+    assert end() == ("no report: disk full\n", "")
