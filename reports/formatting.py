@@ -37,15 +37,11 @@ def format_stderr(error: float | None, spec: str) -> str:
     return text and f" ± {text}"
 
 
-def load_templates(escaping: bool = True) -> jinja2.Environment:
-    """Create a Jinja environment with the templates of this package.
-
-    Args:
-        escaping: whether to escape HTML; False for templates in Markdown.
-    """
+def load_templates() -> jinja2.Environment:
+    """Create a Jinja environment with the templates of this package."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("reports"),
-        autoescape=escaping,
+        autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

@@ -1,4 +1,4 @@
-"""Tables of studies: one list of columns for HTML, text, Markdown and data frames.
+"""Tables of studies: one list of columns for HTML, text and data frames.
 
 A column is one line: its heading for readers, what a row has in it, the format of its numbers, and
 its name in data frames. Columns that a study lacks are left out by their condition.
@@ -18,14 +18,13 @@ from reports.analysis.hypotheses import HypothesisTest
 from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
 from reports.analysis.solved import SolvedChange
 from reports.formatting import format_number, format_stderr, objective_name
-from reports.phrases import strong, to_html, to_markdown
+from reports.phrases import strong, to_html
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect, rank_effects
 from reports.stats.design import Contrast
 from reports.stats.effects import Effect, PairedDifference
-from reports.stats.scale import NATS, add_unit, format_param, format_value
+from reports.stats.scale import NATS, format_param, format_value
 from studies.records import Direction
-from studies.text import escape_markdown
 
 Row = TypeVar("Row")
 
@@ -141,15 +140,6 @@ class Table(Generic[Row]):
             f"<caption>{escape(self.name)}</caption>\n<thead><tr>{heads}</tr></thead>\n"
             f"<tbody>\n{rows}\n</tbody>\n</table>\n</div>\n"
         )
-
-    def to_markdown(self) -> str:
-        """Return the table as Markdown, with a line for each row."""
-        shown = [column for column in self.columns if column.title]
-        lines = [[add_unit(escape_markdown(each.title), each.unit) for each in shown]]
-        lines.append(["---:" if each.spec else ":---" for each in shown])
-        for row in self.rows:
-            lines.append([to_markdown("".join(column.format(row))) for column in shown])
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
     def to_frame(self) -> pd.DataFrame:
         """Return the table as a data frame, with full numbers."""

@@ -88,10 +88,8 @@ def extend(
     new_tasks = {name: tasks[name] for name in config.task_names if name not in stored.task_records}
     floors = record.task_floors | certify_tasks(new_tasks, config.evaluation.windows)
     is_larger = bool(new_end or replicates or config.space != stored.space)
-    if not (
-        is_larger or changed or new_hypotheses
-    ):  # extended before, by an attempt whose answer was lost
-        return []
+    if not (is_larger or changed or new_hypotheses):
+        return []  # extended before, by an attempt whose answer was lost
     raw = study.user_attrs[CONFIG]  # perhaps stored by an earlier version
     if StudyConfig.model_validate(raw) != stored:
         return None

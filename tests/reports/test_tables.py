@@ -28,12 +28,6 @@ def test_page_and_note_escape_names_and_leave_missing_numbers_empty():
     )
     assert second.endswith('<td class="number" data-sort="" data-more=",,"></td></tr>')
     assert "<caption>one &amp; two</caption>" in html
-    assert TABLE.to_markdown().splitlines() == [
-        "| what | size (nats) |",
-        "| :--- | ---: |",
-        "| a\\|b \\<i\\> | −1.25 \\* \\[−1.50, −1.00\\] |",
-        "| c |  |",
-    ]
 
 
 def test_data_frame_has_full_numbers_and_text_formatted_ones():
