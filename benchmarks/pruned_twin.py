@@ -10,13 +10,14 @@ from contextlib import closing
 import click
 import pandas as pd
 
-from reports.analysis.nuisance import build_judged_table
+from reports.analysis.judged_effects import build_judged_table
 from reports.analysis.pruning import (
     audit_pruning,
     estimate_audited_effects,
     summarize_pruning,
 )
 from reports.errors import ReportError
+from reports.formatting import describe_change
 from reports.results import Results
 from reports.stats.audit import INTERVAL_SCALES, STATED_SHARE
 from reports.study_reader import read_results
@@ -86,7 +87,8 @@ def compare_twins(pruned: Results, twin: Results) -> Iterator[str]:
         interval = f"[{effect.low:+.4f}, {effect.high:+.4f}]"
         of_survivors = "-" if left is None else format(left.mean, "+.4f")
         yield (
-            f"  {effect.description[:44]:44} {exact.mean:+8.4f} {effect.mean:+9.4f} {interval:>20}"
+            f"  {describe_change(effect)[:44]:44} {exact.mean:+8.4f} {effect.mean:+9.4f} "
+            f"{interval:>20}"
             f"{' ' if is_covered else '*'} {of_survivors:>9}"
         )
     if found.effects:

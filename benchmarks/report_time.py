@@ -9,6 +9,7 @@ from typing import TypeVar
 import optuna
 
 from benchmarks.published_runs import VARIABLE, load_published, published_file
+from reports.formatting import label_change
 from reports.page.page import write_page
 from reports.stats.effects import FactorialTable
 from reports.study_reader import read_results
@@ -53,7 +54,7 @@ def _measure_published() -> Iterator[str]:
     table = FactorialTable.from_frame(results.table, axes, traits=find_traits(axes))
     for effect in table.compute_effects():
         yield (
-            f"  {effect.contrast.label:20} {effect.mean:+.3f}  [{effect.low:+.3f}, "
+            f"  {label_change(effect.contrast):20} {effect.mean:+.3f}  [{effect.low:+.3f}, "
             f"{effect.high:+.3f}]  {effect.improved_count / effect.pairs:4.0%}  {effect.pairs}"
         )
 

@@ -1,10 +1,12 @@
-"""The command ``rnn-search report``, and the report at the end of a search."""
+"""The command ``rnn-search report``, its CSV file, and the report at the end of a search."""
 
 import gc
+import json
 import os
+import re
 import shlex
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import tenacity
 
-from reports.errors import USER_ERRORS
-from studies.attributes import REPORT_CLAIM
+from reports.errors import USER_ERRORS, ReportError
+from studies.attributes import CONTEXT_LISTS, REPORT_CLAIM, RETRY_COUNTS, SOURCE_TRIALS
 from studies.cli import is_bug, print_bug, storage_options, studies_argument
+from studies.files import atomic_write, require_regular
 from studies.loader import read_record
 from studies.note import update_note, write_text
 from studies.storage.changes import update_system_attributes
@@ -24,11 +27,24 @@ from studies.storage.open import load_study, open_storage, read_storage
 
 if TYPE_CHECKING:  # slow to import; commands that are refused do not need them
     from reports.page.page import Report
+    from reports.results import Results
 
 _T = TypeVar("_T")
 
 OUTAGE_SECONDS = 60
 """How long the report at the end of a search waits for an unavailable storage."""
+
+
+STUDY = "study"
+"""Column with the name of the study."""
+
+_SAMPLE = "sample"
+
+_COLLECTIONS = [SOURCE_TRIALS, RETRY_COUNTS, *CONTEXT_LISTS, "length_losses", "slices"]
+"""Columns whose values are no scalars."""
+
+_ESCAPED = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
+"""Backslashes, control characters and all other line boundaries of :meth:`str.splitlines`."""
 
 
 def print_failure(error: Exception, label: str, err: bool = False) -> None:
@@ -115,7 +131,7 @@ def write_final_report(storage: str, study: str) -> None:
 
         report = retry_outages(lambda: write_report(storage, [study]))
         click.echo(f"report: {report.path}")
-        click.echo(report.headline)
+        click.echo("\n".join(report.headline))
         with print_failures("warning: cannot update the note of the study", err=True):
             retry_outages(lambda: _write_answer(storage, study, report))
 
@@ -126,7 +142,7 @@ def _write_answer(storage: str, study: str, report: "Report") -> None:
         loaded = load_study(opened, study)
         record = read_record(loaded)
         text = write_text(
-            study, record.config.question, record.commands, report.path, report.headline.split("\n")
+            study, record.config.question, record.commands, report.path, report.headline
         )
         update_note(opened, loaded._study_id, text)
 
@@ -169,17 +185,50 @@ def reports(studies: tuple[str, ...], storage: str, output: Path | None, csv: Pa
         gc.freeze()  # else each collection looks through all imported modules
         report = write_report(storage, studies, output)
         click.echo(report.path)
-        click.echo(report.headline)
+        click.echo("\n".join(report.headline))
         return 0
     if output is not None:
         raise click.UsageError(
             "--csv writes a table instead of a report and does not go with --output"
         )
     from reports.study_reader import read_studies
-    from reports.table_export import write_csv
 
     with closing(read_storage(storage)) as opened:
         results = read_studies(opened, studies, with_curves=False, with_windows=False)
     write_csv(results, csv)
     click.echo(csv)
     return 0
+
+
+def write_csv(results: "Sequence[Results]", path: Path) -> None:
+    r"""Write the trial tables of some studies as CSV, one row per trial, each on one line.
+
+    Switches are booleans, times are in UTC; unrecorded values, and parameters that a trial lacks,
+    are missing. Source trials, retry counts and losses by context, length or slice are JSON. In
+    ``sample``, the last column, line breaks, control characters and backslashes are escaped as in a
+    Python string literal: ``\n``, ``\x00``, ``\\``.
+
+    Raises:
+        ReportError: if the file cannot be written.
+    """
+    import pandas as pd  # slow
+
+    tables = []
+    for study in results:
+        table = study.table[study.data_columns].reset_index()
+        table.insert(0, STUDY, study.name)
+        tables.append(table)
+    rows = pd.concat(tables, ignore_index=True)
+    for column in rows.columns.intersection(_COLLECTIONS):
+        rows[column] = rows[column].map(json.dumps, na_action="ignore")
+    if _SAMPLE in rows:
+        rows[_SAMPLE] = rows.pop(_SAMPLE).map(_escape, na_action="ignore")
+    try:
+        require_regular(path)
+        atomic_write(path, [rows.to_csv(index=False, lineterminator="\n").encode()])
+    except OSError as error:
+        raise ReportError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _escape(text: str) -> str:
+    return _ESCAPED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

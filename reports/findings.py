@@ -1,46 +1,48 @@
-"""What a study shows, as data: the findings that :mod:`reports.narrative` puts into words.
+"""What a study shows, as data: the findings that :mod:`reports.sentences` puts into words.
 
 A finding about a change is a :class:`reports.stats.conditional_effects.RankedEffect`: estimate,
 interval and the condition on which it depends. Page, note, terminal and Python take the same ones,
 so that none of them calls an effect significant that another one does not.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from reports.analysis.hypotheses import HypothesisTest, Verdict, run_tests
+from reports.analysis.hypotheses import HypothesisTest, run_tests
+from reports.analysis.judged_effects import build_judged_table, estimate_effects, find_edges
 from reports.analysis.leaderboard import StudySummary, summarize_study
-from reports.analysis.nuisance import (
-    estimate_effects,
-    find_edges,
-)
 from reports.analysis.pruning import (
     PruningAudit,
+    PruningSummary,
     audit_pruning,
     estimate_audited_effects,
+    summarize_pruning,
 )
-from reports.analysis.solved import SolvedChange, compare_solved
+from reports.analysis.refinement import (
+    SourceComparison,
+    VariantEffect,
+    compare_with_source,
+    compute_variant_effects,
+)
+from reports.analysis.solved import SolvedChange, compare_solved, count_solved
 from reports.results import BUDGET_PARAMS, Results
 from reports.stats.additive_effects import estimate_additive_effects
 from reports.stats.audit import AuditedEffects
-from reports.stats.conditional_effects import (
-    ConditionalEffect,
-    RankedEffect,
-    rank_effects,
-)
+from reports.stats.conditional_effects import ConditionalEffect, RankedEffect, rank_effects
 from reports.stats.design import Contrast, number_groups
-from reports.stats.effects import Effect
+from reports.stats.effects import AdjustedEffect, Effect, adjust_effects
 from reports.stats.judged import Edge
-from reports.stats.scale import format_value, is_missing
-from reports.stats.task_contrasts import TaskContrast, compare_tasks
+from reports.stats.noise import NoiseSource
 from reports.trial_table import is_continuous, to_python
-from studies.records import TaskRecord
+from studies.measure import Measure
 from studies.space import CELL
 from studies.storage.trials import TrialStatus
+from studies.text import format_value, is_missing
 
 N_LARGEST = 3
 """Largest significant effects that are named."""
@@ -52,8 +54,15 @@ normally distributed values 670 standard deviations."""
 MIN_VALUES = 5
 """Values from which their median distance is used."""
 
+QUANTILE = 1.96
+"""Half-width of a 95% interval, in standard deviations."""
+
 MIN_BUDGET_RATIO = 1.01
 """Ratio of two budgets from which they are unequal: a last sequence may be shorter."""
+
+
+MIN_AGREEING = 2
+"""Tasks with a significant effect of one sign from which a change is said to agree across tasks."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,39 @@ class UnequalBudget:
     least: Any
     most: Any
     ratio: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The effects of a study by what they say; each is in one group, the largest first.
+
+    Attributes:
+        largest: at most :data:`N_LARGEST` whose mean is significant.
+        reversals: changes that significantly help at one value of another parameter and harm at
+            another; they are in no other group.
+        smaller: others whose mean is significant.
+        dependent: changes that have an effect at some values of another parameter only.
+        undecided: those that are not significant.
+    """
+
+    largest: list[RankedEffect]
+    reversals: list[RankedEffect]
+    smaller: list[RankedEffect]
+    dependent: list[RankedEffect]
+    undecided: list[RankedEffect]
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Architectures that another run might rank before the best.
+
+    Attributes:
+        count: number of others that are worse by less than two runs differ in 95% of the cases.
+        width: that difference, of two runs of the best one.
+    """
+
+    count: int
+    width: float
 
 
 @dataclass(frozen=True)
@@ -142,24 +184,35 @@ class StudyFindings:
 
     @cached_property
     def ranked(self) -> list[RankedEffect]:
-        """Effects, the largest first, each with the condition that says more than its mean."""
-        return rank_effects(self.effects, self.conditional)
+        """Effects in the order of the answer, each with the condition that says more than its mean.
 
-    @property
-    def largest(self) -> list[RankedEffect]:
-        """The largest significant effects, and that with the largest mean; empty if none is.
-
-        The size of an effect that depends on a condition is that where it is largest.
+        Those of a significant mean come first, then those whose sign depends on another parameter,
+        then all others; the largest means come first.
         """
-        significant = [each for each in self.ranked if each.is_significant]
-        named = significant[:N_LARGEST]
-        by_mean = sorted(significant, key=lambda each: -abs(each.main.mean))
-        return named + [each for each in by_mean[:1] if id(each) not in map(id, named)]
+        answer = self.answer
+        others = sorted([*answer.dependent, *answer.undecided], key=_sort_by_mean)
+        return [*answer.largest, *answer.smaller, *answer.reversals, *others]
+
+    @cached_property
+    def answer(self) -> Answer:
+        """The effects by what they say."""
+        ranked = sorted(rank_effects(self.effects, self.conditional), key=_sort_by_mean)
+        reversals = [effect for effect in ranked if effect.is_reversal]
+        others = [effect for effect in ranked if not effect.is_reversal]
+        significant = [effect for effect in others if effect.has_significant_mean]
+        rest = [effect for effect in others if not effect.has_significant_mean]
+        return Answer(
+            largest=significant[:N_LARGEST],
+            reversals=reversals,
+            smaller=significant[N_LARGEST:],
+            dependent=[effect for effect in rest if effect.is_significant],
+            undecided=[effect for effect in rest if not effect.is_significant],
+        )
 
     @property
-    def reversals(self) -> list[RankedEffect]:
-        """Changes that significantly help at one value of another parameter and harm at another."""
-        return [e for e in self.ranked if e.condition and e.condition.has_opposite_signs]
+    def is_additive(self) -> bool:
+        """Whether effects are those of an additive model, for want of matched pairs."""
+        return any(effect.source is NoiseSource.ADDITIVE for effect in self.effects)
 
     @cached_property
     def additive(self) -> list[Effect]:
@@ -174,7 +227,7 @@ class StudyFindings:
         if is_selected or not results.is_finished:
             return []
         names = results.judged_parameters
-        decided = {e.contrast.parameter for e in self.paired if e.is_decidable}
+        decided = {effect.contrast.parameter for effect in self.paired if effect.is_decidable}
         is_swept = any(is_continuous(results.table[name]) for name in names)
         has_too_few = not (results.is_grid or decided)
         if not (is_swept or has_too_few):
@@ -188,7 +241,9 @@ class StudyFindings:
             if is_continuous(results.table[name]) or name not in results.uncontrasted:
                 column = firsts[name]
                 columns[name] = [None if is_missing(v) else to_python(v) for v in column]
-        effects = estimate_additive_effects(columns, means.tolist(), results.scale)
+        effects = estimate_additive_effects(
+            columns, means.tolist(), results.measure.higher_is_better
+        )
         return [effect for effect in effects if effect.contrast.parameter not in decided]
 
     @property
@@ -198,19 +253,55 @@ class StudyFindings:
         return [name for name in self.results.judged_parameters if name not in compared]
 
     @cached_property
-    def solved(self) -> dict[Contrast, SolvedChange]:
-        """Shares of the pairs that are solved before and after each change; none if pruned."""
+    def rivals(self) -> Rivals | None:
+        """Architectures within the noise of the best; None if the noise of runs is unknown."""
+        results = self.results
+        is_value = results.metric.is_value
+        if results.has_replicates or results.is_pruned or not is_value:
+            return None
+        noise = build_judged_table(results).noise
+        if noise is None:
+            return None
+        deviations = dict(zip(results.judge().index, noise.deviations.of_trials, strict=True))
+        best = self.summary.best
+        of_best = deviations[best.number]
+        to_loss = results.measure.to_loss
+        count = 0
+        for entry in self.summary.entries[1:]:
+            width = QUANTILE * math.hypot(of_best, deviations[entry.number])
+            count += to_loss(entry.mean) - to_loss(best.mean) < width
+        return None if math.isnan(of_best) else Rivals(count, QUANTILE * math.sqrt(2) * of_best)
+
+    @cached_property
+    def solved(self) -> tuple[int, int] | None:
+        """How many architectures are solved, and of how many that is known; None if of none."""
+        return count_solved(self.results)
+
+    @cached_property
+    def solved_effects(self) -> dict[Contrast, SolvedChange]:
+        """Shares of solved architectures before and after each change; none without a threshold."""
         return compare_solved(self.results)
+
+    @cached_property
+    def pruning(self) -> PruningSummary | None:
+        """What pruning saved; None if it was not enabled."""
+        return summarize_pruning(self.results)
+
+    @cached_property
+    def source_comparison(self) -> SourceComparison | None:
+        """Losses of a refinement next to those of its source; None for another study."""
+        return compare_with_source(self.results)
+
+    @cached_property
+    def variants(self) -> list[VariantEffect]:
+        """Effect of each variant of a refinement."""
+        comparison = self.source_comparison
+        return [] if comparison is None else compute_variant_effects(comparison)
 
     @cached_property
     def hypotheses(self) -> list[HypothesisTest]:
         """The hypotheses that the study stores, and their tests."""
         return run_tests(self.results)
-
-    @property
-    def holding(self) -> list[HypothesisTest]:
-        """Hypotheses that hold."""
-        return [test for test in self.hypotheses if test.verdict is Verdict.HOLDS]
 
     @cached_property
     def edges(self) -> list[Edge]:
@@ -231,7 +322,7 @@ class StudyFindings:
         cells = rows[CELL] if CELL in rows else pd.Series(results.cells[0], rows.index)
         cells = cells.map(format_value)
         by_cell = _count_divergences(rows, cells)
-        is_left = ~cells.isin([each.name for each in by_cell])
+        is_left = ~cells.isin([found.name for found in by_cell])
         return by_cell + _count_divergences(rows[is_left], rows["architecture"][is_left])
 
     @cached_property
@@ -256,6 +347,11 @@ class StudyFindings:
         names = [name for name in BUDGET_PARAMS if name in compared]
         found = [_find_unequal_budget(self.results, name) for name in names]
         return [budget for budget in found if budget]
+
+
+def _sort_by_mean(effect: RankedEffect) -> tuple[bool, float]:
+    """Return the key that sorts the largest means first, and those that are unknown last."""
+    return math.isnan(effect.main.mean), -abs(effect.main.mean)
 
 
 def _find_unequal_budget(results: Results, name: str) -> UnequalBudget | None:
@@ -287,32 +383,100 @@ def _count_divergences(rows: pd.DataFrame, groups: "pd.Series[Any]") -> list[Div
     ]
 
 
+# ------------------------------------------------------------------ several tasks
+
+
+@dataclass(frozen=True)
+class TaskContrast:
+    """A change in all tasks that have its matched pairs.
+
+    Attributes:
+        contrast: the change.
+        by_task: its effect by the name of the task, corrected for all changes in all tasks.
+    """
+
+    contrast: Contrast
+    by_task: Mapping[str, AdjustedEffect]
+
+    @property
+    def helps(self) -> list[str]:
+        """Tasks in which it improves the loss significantly."""
+        return self._list_significant(True)
+
+    @property
+    def harms(self) -> list[str]:
+        """Tasks in which it worsens the loss significantly."""
+        return self._list_significant(False)
+
+    def _list_significant(self, is_better: bool) -> list[str]:
+        return [
+            task
+            for task, found in self.by_task.items()
+            if found.is_significant and found.effect.is_improvement == is_better
+        ]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it has significant effects in several tasks, all of the same sign."""
+        helps = len(self.helps)
+        harms = len(self.harms)
+        return min(helps, harms) == 0 and max(helps, harms) >= MIN_AGREEING
+
+    @property
+    def agreement(self) -> str:
+        """Whether the signs agree, for a reader: ``helps in 3 of 4, harms in 1``."""
+        parts = []
+        if self.helps:
+            parts.append(f"helps in {len(self.helps)}")
+        if self.harms:
+            parts.append(f"harms in {len(self.harms)}")
+        if not parts:
+            return f"undecided in {len(self.by_task)}"
+        parts[0] += f" of {len(self.by_task)}"
+        return ", ".join(parts)
+
+
 @dataclass(frozen=True)
 class TaskComparison:
     """What a study of several tasks says about all of them.
 
     Attributes:
         name: name of the study.
-        tasks: records of the tasks that have complete trials, by name.
+        measures: measure of each task that has complete trials, by its name.
         contrasts: the changes.
     """
 
     name: str
-    tasks: dict[str, TaskRecord]
+    measures: dict[str, Measure]
     contrasts: list[TaskContrast]
 
 
-def compare_across_tasks(results: Iterable[Results]) -> TaskComparison | None:
-    """Compare the results of each of several tasks; None for those of one.
+def compare_across_tasks(tasks: Sequence[StudyFindings]) -> TaskComparison | None:
+    """Compare the findings in each of several tasks; None for those of one.
 
     Args:
-        results: results of each task of a study, of :meth:`Results.split_tasks`.
+        tasks: findings of each task of a study, of :meth:`Results.split_tasks`.
     """
-    tasks = {each.task: each for each in results if each.task}
-    if not tasks:
+    if not tasks[0].results.task:
         return None
-    return TaskComparison(
-        next(iter(tasks.values())).name,
-        {name: each.config.list_tasks()[""] for name, each in tasks.items()},
-        compare_tasks({name: StudyFindings(each).effects for name, each in tasks.items()}),
-    )
+    effects = {findings.results.task: findings.effects for findings in tasks}
+    measures = {findings.results.task: findings.results.measure for findings in tasks}
+    return TaskComparison(tasks[0].results.name, measures, _compare_tasks(effects))
+
+
+def _compare_tasks(effects: Mapping[str, Sequence[Effect]]) -> list[TaskContrast]:
+    """Correct effects for all changes in all tasks, and arrange them by change and task.
+
+    Args:
+        effects: effects in each task.
+
+    Returns:
+        The changes, those with significant effects in most tasks first.
+    """
+    tasks = [task for task, found in effects.items() for _ in found]
+    adjusted = adjust_effects([effect for found in effects.values() for effect in found])
+    changes: dict[Contrast, dict[str, AdjustedEffect]] = {}
+    for task, found in zip(tasks, adjusted, strict=True):
+        changes.setdefault(found.effect.contrast, {})[task] = found
+    contrasts = [TaskContrast(contrast, by_task) for contrast, by_task in changes.items()]
+    return sorted(contrasts, key=lambda found: -len(found.helps) - len(found.harms))

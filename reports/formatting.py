@@ -1,24 +1,99 @@
-"""Names, texts and units as pages and notes show them, and the templates that use them."""
+"""Emphasis, names of changes, and estimates as text, and the templates that use them.
+
+What is emphasised is marked by :func:`strong`; :func:`to_plain` and :func:`to_html` render marks.
+"""
 
 import math
+from collections.abc import Sequence
 from html import escape
 
 import jinja2
+import markupsafe
 
-from reports.stats.scale import add_unit
-from studies.config import StudyConfig
-from studies.measure import find_measure
+from reports.stats.design import Contrast
+from reports.stats.effects import Effect, PairedDifference
+from studies.measure import Measure
+from studies.text import format_param, format_value
+
+_OPEN = "\ufdd0"
+_CLOSE = "\ufdd1"
+"""Marks around what is emphasised: noncharacters, which no text contains (Unicode 23.7)."""
 
 
-def objective_name(config: StudyConfig) -> str:
-    """Return the name of the loss that a study minimises, or of an imported value."""
-    measure = find_measure(config)
-    return f"minimum {measure.name}" if config.objective == "training" else measure.name
+def strong(text: str) -> str:
+    """Mark a text as emphasised."""
+    return f"{_OPEN}{text}{_CLOSE}"
 
 
-def value_axis_title(config: StudyConfig) -> str:
-    """Return the title of an axis of trial values."""
-    return add_unit(objective_name(config), find_measure(config).unit)
+def to_plain(text: str) -> str:
+    """Return a marked text without emphasis."""
+    return text.replace(_OPEN, "").replace(_CLOSE, "")
+
+
+def to_html(text: str) -> markupsafe.Markup:
+    """Return a marked text as HTML."""
+    html = str(markupsafe.escape(text))
+    html = html.replace(_OPEN, "<strong>").replace(_CLOSE, "</strong>")
+    return markupsafe.Markup(html)  # escaped above
+
+
+def to_sentence(clause: str) -> str:
+    """Return a clause with an upper-case first letter and a full stop."""
+    start = len(_OPEN) if clause.startswith(_OPEN) else 0
+    return f"{clause[:start]}{clause[start : start + 1].upper()}{clause[start + 1 :]}."
+
+
+def join(parts: Sequence[str]) -> str:
+    """Join phrases: ``a``, ``a and b``, ``a, b and c``."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def join_params(names: Sequence[str]) -> str:
+    """Join the names of parameters, for a reader: ``learning rate and momentum``."""
+    return join([format_param(name) for name in names])
+
+
+def label_change(contrast: Contrast) -> str:
+    """Name a change: by its short name, the switch that is turned on, or both values."""
+    if contrast.name:
+        return contrast.name
+    if isinstance(contrast.after, bool):
+        return format_param(contrast.parameter)
+    before = format_value(contrast.before)
+    return f"{format_param(contrast.parameter)} {before} → {format_value(contrast.after)}"
+
+
+def describe_change(effect: Effect) -> str:
+    """Name the parameter and both of its values, and which of them is the best of several."""
+    sides = []
+    values = (effect.contrast.after, effect.contrast.before)
+    for value, variants in zip(values, reversed(effect.variants), strict=True):
+        best = f" (best of {variants})" if variants > 1 else ""
+        sides.append(f"{format_value(value)}{best}")
+    return f"{format_param(effect.contrast.parameter)}: {sides[0]} against {sides[1]}"
+
+
+def format_estimate(difference: PairedDifference, measure: Measure) -> str:
+    """Format a mean difference with its unit and interval: ``−0.399 nats [−0.404, −0.393]``."""
+    if math.isnan(difference.mean):
+        return "no pair"
+    interval = measure.format_interval(difference.low, difference.high)
+    return f"{measure.format_difference(difference.mean)}{interval}"
+
+
+def shorten_labels(labels: Sequence[str]) -> dict[str, str]:
+    """Shorten labels to what differs: without the parts, between commas, that all of them have.
+
+    The first part, with the size of a network, stays.
+    """
+    parts = [label.split(", ") for label in labels]
+    common = set(parts[0][1:]).intersection(*parts) if parts else set()
+    return {
+        label: ", ".join([first, *(part for part in others if part not in common)])
+        for label, (first, *others) in zip(labels, parts, strict=True)
+    }
 
 
 def escape_html(text: object) -> str:
@@ -38,7 +113,7 @@ def format_stderr(error: float | None, spec: str) -> str:
 
 
 def load_templates() -> jinja2.Environment:
-    """Create a Jinja environment with the templates of this package."""
+    """Create a Jinja environment with the templates of this package, which escapes HTML."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("reports"),
         autoescape=True,

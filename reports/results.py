@@ -9,18 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from reports.formatting import objective_name
-from reports.stats.design import number_groups
+from reports.stats.design import number_groups, order_values
 from reports.stats.run_means import average_runs
-from reports.stats.scale import (
-    VALUE,
-    Metric,
-    Scale,
-    format_param,
-    format_value,
-    is_missing,
-    order_values,
-)
 from reports.trial_table import (
     has_levels,
     list_nuisance,
@@ -40,6 +30,7 @@ from studies.records import Floors
 from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, TASK, param_order
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
+from studies.text import format_param, format_value, is_missing
 from studies.training import (
     OPTIMIZER_PARAMS,
     UPDATE_EVERY,
@@ -72,8 +63,6 @@ class Results:
             of the trials whose curves were read.
         curve_ends: length of each curve, indexed by trial: ``points`` and ``last_step``; empty if
             no curves were read.
-        early_losses: of a pruned study, loss of each trial at :attr:`common_step`, as far as it has
-            reached it.
         sources: of a refinement, one row per complete trial of its source, indexed by number:
             ``value``, by this study's objective, and the parameters.
         tokenizer: the tokenizer of the corpus.
@@ -92,7 +81,6 @@ class Results:
     table: pd.DataFrame
     curves: pd.DataFrame
     curve_ends: pd.DataFrame
-    early_losses: "pd.Series[float]"
     sources: pd.DataFrame
     floors: Floors | None = None
     task_floors: dict[str, Floors] = field(default_factory=dict)
@@ -135,7 +123,7 @@ class Results:
             for metric in record.metrics.keys() - self.config.task_records[name].metrics.keys()
             for split in ("validation", "test")
         }
-        early, ends = self.early_losses, self.curve_ends
+        ends = self.curve_ends
         return replace(
             self,
             config=config,
@@ -145,7 +133,6 @@ class Results:
             floors=self.task_floors.get(name),
             windows={each: self.windows[each] for each in numbers if each in self.windows},
             curve_ends=ends[ends.index.isin(numbers)],
-            early_losses=early[early.index.isin(numbers)],
         )
 
     @cached_property
@@ -239,17 +226,11 @@ class Results:
 
     @cached_property
     def measure(self) -> Measure:
-        """Names, units and columns of the losses."""
-        return find_measure(self.config)
-
-    @cached_property
-    def scale(self) -> Scale:
-        """Unit, direction and precision of ``value``."""
-        scale = self.measure.scale
+        """Name, unit, direction and format of ``value``."""
+        measure = find_measure(self.config)
         if self.config.is_trained:
-            return scale
-        values = self.table["value"].dropna()
-        return Scale.of_values(values, scale.name, scale.unit, scale.higher_is_better)
+            return measure
+        return measure.with_decimals(self.table["value"].dropna())
 
     @cached_property
     def uncontrasted(self) -> frozenset[str]:
@@ -311,20 +292,17 @@ class Results:
         return f"{' and '.join(titles)} with {', '.join(settings)}"
 
     @cached_property
-    def metric(self) -> Metric:
+    def metric(self) -> Measure:
         """Number by which the architectures are ranked.
 
         Replicates are ranked by their loss on unseen text (:mod:`studies.best`), all others by
         their value.
         """
-        complete, split = self.complete, None
-        if self.has_replicates and len(complete):
-            split = choose_split(self.measure, lambda name: bool(complete[name].notna().all()))
-        if split is not None:
-            column, name = self.measure.column(split), self.measure.name_loss(split)
-            return Metric(column, name, self.measure.held_out_unit, split, self.scale)
-        name, unit = objective_name(self.config), self.measure.unit
-        return Metric(VALUE, name, unit, "validation", self.scale)
+        complete = self.complete
+        if not self.has_replicates or complete.empty:
+            return self.measure
+        split = choose_split(self.measure, lambda name: bool(complete[name].notna().all()))
+        return self.measure if split is None else self.measure.on_split(split)
 
     @property
     def metric_columns(self) -> dict[str, str]:
@@ -337,10 +315,8 @@ class Results:
     @property
     def shows_validation(self) -> bool:
         """Whether the loss on the validation split is another number than metric and value."""
-        column = self.measure.column("validation")
-        # The value of a text is in another unit.
-        is_value = self.config.objective == "validation" and not self.config.is_text
-        if self.metric.column == column or is_value:
+        column = self.measure.held_out_column("validation")
+        if self.metric.column == column or self.config.objective == "validation":
             return False
         return bool(self.complete[column].notna().any())
 
@@ -370,7 +346,9 @@ class Results:
         """Parameters that distinguish any two rows of :meth:`judge`."""
         return [name for name in self.axes if name not in self.nuisance]
 
-    def judge(self, table: pd.DataFrame | None = None, scale: Scale | None = None) -> pd.DataFrame:
+    def judge(
+        self, table: pd.DataFrame | None = None, higher_is_better: bool | None = None
+    ) -> pd.DataFrame:
         """Return the row of each architecture at its best values of the nuisance parameters.
 
         Of replicates these are all runs at the values of the best mean. Without nuisance parameters
@@ -378,12 +356,14 @@ class Results:
 
         Args:
             table: rows to choose from; by default all trials.
-            scale: says which ``value`` of theirs is better; by default that of the study.
+            higher_is_better: whether a higher ``value`` of theirs is better; None for the study's.
         """
         rows = self.table if table is None else table
         if not self.nuisance:
             return rows
-        losses, settings = (scale or self.scale).to_loss(rows["value"]), self.number_settings(rows)
+        is_higher = self.measure.higher_is_better if higher_is_better is None else higher_is_better
+        losses = -rows["value"] if is_higher else rows["value"]
+        settings = self.number_settings(rows)
         if self.has_replicates:
             known = losses.notna()
             runs = zip(settings[known], rows[REPLICATE][known], losses[known], strict=True)
@@ -433,14 +413,6 @@ class Results:
     def complete(self) -> pd.DataFrame:
         """Rows of the complete trials."""
         return self.table[self.table["state"] == TrialStatus.COMPLETE]
-
-    @property
-    def common_step(self) -> int:
-        """Last step that all trials with a curve have reached, failed ones aside; 0 for none."""
-        has_failed = self.table["state"].isin([TrialStatus.DIVERGED, TrialStatus.FAIL])
-        failed = self.table.index[has_failed]
-        reached = self.curve_ends["last_step"].drop(failed, errors="ignore")
-        return int(reached.min()) if len(reached) else 0
 
     @cached_property
     def counts(self) -> TrialCounts:

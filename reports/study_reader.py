@@ -111,7 +111,6 @@ def _build(
         table=build_table(trials, config),
         curves=_to_frame([]),
         curve_ends=_index_ends([]),
-        early_losses=pd.Series(dtype=float),
         sources=read_source_trials(storage, config),
         floors=record.floors,
         task_floors=record.task_floors,
@@ -132,12 +131,7 @@ def _add_curves(
         parts = results.split_tasks()
         drawn = {number for part in parts for number in select_drawn_curves(part)}
         numbers = drawn if len(drawn) <= _MAX_NAMED else None
-    results = replace(results, curves=_to_frame(read_curves(storage, study_id, numbers)))
-    if not results.config.pruning.enabled:
-        return results
-    early = read_curves(storage, study_id, step=results.common_step)
-    losses = {number: loss for number, _, loss in early}
-    return replace(results, early_losses=pd.Series(losses, dtype=float))
+    return replace(results, curves=_to_frame(read_curves(storage, study_id, numbers)))
 
 
 def _index_ends(ends: Sequence[tuple[int, int, int]]) -> pd.DataFrame:

@@ -13,7 +13,6 @@ from scipy.optimize import isotonic_regression
 
 from reports.stats import Floats
 from reports.stats.design import ParameterTraits
-from reports.stats.scale import format_count, format_param, format_value, is_missing
 from rnn.config import OPTIMIZERS, NetworkConfig
 from studies.attributes import (
     EARLIER_CODE,
@@ -43,6 +42,7 @@ from studies.storage.open import load_study
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial, TrialStatus
+from studies.text import format_count, format_param, format_value, is_missing
 from studies.training import TRAINING_PARAMS, UPDATE_EVERY, uses_setting
 
 _NUMERIC = (

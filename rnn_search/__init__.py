@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reports.errors import ReportError
     from rnn.errors import RNNError
     from rnn_search.api import run
-    from rnn_search.findings import Effects
+    from rnn_search.effects import Effects
     from rnn_search.management import (
         copy_study,
         delete_study,
@@ -37,7 +37,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "run": "api",
-    "Effects": "findings",
+    "Effects": "effects",
     "Study": "study",
     "Trial": "study",
     "load": "study",

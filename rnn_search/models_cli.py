@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import click
 from torch import nn
 
-from reports.stats.scale import format_count
 from rnn.autograd import lockstep_obstacle
 from rnn.config import format_value
 from rnn.errors import RNNError
@@ -28,7 +27,7 @@ from studies.loader import load_overrides
 from studies.records import CellOption
 from studies.settings import EvaluationSettings
 from studies.space import BUILT_IN_CELLS, cell_name
-from studies.text import shorten, to_printable
+from studies.text import format_count, shorten, to_printable
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from reports.stats.scale import format_count
 from studies.artifacts import StudyStores
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
@@ -24,7 +23,7 @@ from studies.storage.changes import list_derived
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import load_study, read_storage
 from studies.study_file import export_study, import_studies, is_exported_study
-from studies.text import format_bytes, to_line
+from studies.text import format_bytes, format_count, to_line
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # slow to import
 
     from reports.results import Results
     from rnn.export import SavedModel
-    from rnn_search.findings import Effects, TaskEffects, Verdicts
+    from rnn_search.effects import Effects, TaskEffects, Verdicts
     from search.status import Status
 
 
@@ -232,12 +232,9 @@ class Study:
         Raises:
             ReportError: if no trial is complete.
         """
-        from rnn_search.findings import compare_tasks, find_effects
+        from rnn_search.effects import find_effects
 
-        results = self._read_results(False, require_complete=True)
-        if results.config.task_names:
-            return compare_tasks(results, self.storage)
-        return find_effects(results, self.storage)
+        return find_effects(self._read_results(False, require_complete=True), self.storage)
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best one, whichever that is.
@@ -245,7 +242,7 @@ class Study:
         Raises:
             ReportError: if no trial is complete, or there are no replicates to compare.
         """
-        from rnn_search.findings import find_verdicts
+        from rnn_search.effects import find_verdicts
 
         return find_verdicts(self._read_one_task("verdicts", with_windows=True))
 
@@ -265,8 +262,7 @@ class Study:
             ConfigError: if the cost is another one.
             ReportError: if no trial is complete.
         """
-        from reports.analysis.costs import COSTS, find_front, list_costs
-        from reports.analysis.leaderboard import rank_architectures
+        from reports.analysis.leaderboard import COSTS, find_front, list_costs, rank_architectures
 
         if cost not in COSTS:
             raise ConfigError(f"cost is {shorten(repr(cost))}: expected 'parameters' or 'seconds'")
@@ -282,10 +278,10 @@ class Study:
         mean difference ``effect`` with ``low``, ``high`` and ``pairs``; the ``verdict``, or why
         there is none; when it was ``registered``.
         """
-        from rnn_search.findings import find_hypotheses
+        from rnn_search.effects import frame_hypotheses
 
         results = self._read_one_task("hypotheses", require_complete=False)
-        return find_hypotheses(results, self.storage)
+        return frame_hypotheses(results, self.storage)
 
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.

@@ -109,7 +109,7 @@ def format_leaders(rung: FirstRung, config: StudyConfig) -> list[str]:
 
 def format_loss(loss: float | None, config: StudyConfig) -> str:
     """Format a smoothed training loss with its unit; empty for None."""
-    return "" if loss is None else find_measure(config).format(loss)
+    return "" if loss is None else find_measure(config).format_short(loss)
 
 
 def format_status(status: Status, config: StudyConfig) -> str:

@@ -185,7 +185,7 @@ def _describe(loaded: LoadedModel, bptt_steps: int) -> dict[str, str]:
     measure = find_measure(config)
     metadata = {"study": loaded.study, "trial": str(trial.number)}
     if trial.value is not None:
-        metadata[measure.name] = measure.format(trial.value, measure.unit)
+        metadata[measure.name] = measure.format(trial.value)
     bits_per_byte = trial.attributes.get("validation_bits_per_byte")
     if bits_per_byte is not None:
         metadata["validation"] = f"{bits_per_byte:.4f} bits per byte"

@@ -48,7 +48,7 @@ def rank_trials(
         if trial.state is not TrialState.COMPLETE or trial.value is None:
             continue
         value = sign * trial.value
-        loss = trial.attributes[measure.column(split)] if split else value
+        loss = trial.attributes[measure.held_out_column(split)] if split else value
         replicate = int(trial.params.get(REPLICATE, 0))
         key = architecture_key(trial.params)
         runs.append(Run(key, trial.number, replicate, value, loss))
@@ -110,7 +110,12 @@ class Best:
         """The value for a line of text; of a mean with what it is the mean of."""
         if self.runs is None:
             return self.losses.describe(self.value)
-        return f"{self.mean_of} {self.losses.format(self.value, self.unit)}, {self.measure}"
+        return f"{self.mean_of} {self.number_with_unit}, {self.measure}"
+
+    @property
+    def number_with_unit(self) -> str:
+        """The value with its unit."""
+        return f"{self.losses.format_number(self.value)} {self.unit}".rstrip()
 
     def as_json(self) -> dict[str, Any]:
         """Return it as ``--json`` prints it."""

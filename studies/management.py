@@ -483,7 +483,7 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
 
 def _format_best(best: Best) -> str:
     """Return the value with its unit, and of a task other than text with its name."""
-    text = best.losses.format(best.value, best.unit)
+    text = best.number_with_unit
     return text if best.losses.is_text else f"{text}, {best.measure}"
 
 

@@ -1,11 +1,16 @@
-"""Names, units, precision and columns of a study's losses: the one place that knows each task's."""
+"""How a study's losses are named and formatted: the one place that knows each task's."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from reports.stats.scale import NATS, Scale
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
+from studies.text import add_unit, format_signed, is_missing
+
+VALUE = "value"
+"""Column of the value of the study's objective."""
 
 SPLITS = ("test", "validation")
 """Held-out splits, that which ranks replicates first."""
@@ -13,16 +18,26 @@ SPLITS = ("test", "validation")
 _UNITS = {"nat/target": ("nats per target", "nats"), "variance": ("of the variance",) * 2}
 """Unit of a value and of a difference, by the unit of the task."""
 
+_SIGNIFICANT = 3
+"""Significant digits of the range of a study's values with which a difference is shown."""
+
+_MAX_DIGITS = 9
+
 
 @dataclass(frozen=True)
 class Measure:
-    """How the losses of a study are named and measured.
+    """A loss, or another number of a study: its name, unit, direction, format and column.
 
     Attributes:
-        name: name of a trial's value: ``validation loss``.
+        name: name of the number: ``validation loss``.
         unit: unit of a value: ``nats per byte``; "" for none.
-        scale: name of the loss on any data, unit of a difference, direction and precision. Losses
-            that may have any size and sign have significant digits.
+        loss: name of the loss on any data, as in "training loss".
+        difference_unit: short unit of a difference: ``nats``; "" for none.
+        higher_is_better: whether a higher value is better.
+        spec: format of a value. Losses that may have any size and sign have significant digits.
+        difference_spec: format of a difference, without its sign.
+        column: column of trial tables that has it.
+        split: held-out split whose evaluation windows compare the runs.
         held_out: end of the names of the attributes with the losses on held-out data.
         held_out_unit: unit of these losses; "" for none.
         data: what a network is evaluated on: ``text``.
@@ -33,7 +48,13 @@ class Measure:
 
     name: str
     unit: str
-    scale: Scale = NATS
+    loss: str = "loss"
+    difference_unit: str = "nats"
+    higher_is_better: bool = False
+    spec: str = ".4f"
+    difference_spec: str = ".3f"
+    column: str = VALUE
+    split: str = "validation"
     held_out: str = "bits_per_byte"
     held_out_unit: str = "bits per byte"
     data: str = "text"
@@ -42,16 +63,26 @@ class Measure:
     curve: str = "smoothed training loss"
 
     @property
-    def loss(self) -> str:
-        """Name of the loss on any data, as in "training loss"."""
-        return self.scale.name
+    def is_value(self) -> bool:
+        """Whether it is the value of the study's objective."""
+        return self.column == VALUE
 
     @property
-    def spec(self) -> str:
-        """Format of a value."""
-        return self.scale.value_spec
+    def axis_title(self) -> str:
+        """Title of an axis of it."""
+        return add_unit(self.name, self.unit)
 
-    def column(self, split: str) -> str:
+    @property
+    def better_sign(self) -> str:
+        """Sign of a difference that is better: ``negative`` or ``positive``."""
+        return "positive" if self.higher_is_better else "negative"
+
+    @property
+    def best_name(self) -> str:
+        """Name of the best value: ``least`` or ``greatest``."""
+        return "greatest" if self.higher_is_better else "least"
+
+    def held_out_column(self, split: str) -> str:
         """Return the attribute of a trial with its loss on a held-out split."""
         return f"{split}_{self.held_out}"
 
@@ -59,14 +90,60 @@ class Measure:
         """Return the name of the loss on a split: ``test loss``."""
         return f"{split} {self.loss}"
 
-    def format(self, value: float, unit: str | None = None) -> str:
-        """Format a value with the unit of a difference, or with another one."""
-        unit = self.scale.unit if unit is None else unit
-        return f"{value:{self.spec}} {unit}".rstrip()
+    def on_split(self, split: str) -> "Measure":
+        """Return the measure of the loss on a held-out split."""
+        return replace(
+            self,
+            name=self.name_loss(split),
+            unit=self.held_out_unit,
+            column=self.held_out_column(split),
+            split=split,
+        )
+
+    def with_decimals(self, values: Iterable[float]) -> "Measure":
+        """Return the measure with the number of decimals that distinguishes some values."""
+        known = [value for value in values if math.isfinite(value)]
+        spread = max(known) - min(known) if known else 0.0
+        place = round(math.log10(spread)) if spread > 0 else 0
+        digits = min(_MAX_DIGITS, max(0, _SIGNIFICANT - place))
+        return replace(self, spec=f".{digits}f", difference_spec=f".{digits}f")
+
+    def to_loss(self, values: Any) -> Any:
+        """Return values of which the least is the best: the same, or their negatives."""
+        return -values if self.higher_is_better else values
+
+    def format_number(self, value: float) -> str:
+        """Format a value without its unit."""
+        return f"{value:{self.spec}}".replace("-", "−")
+
+    def format(self, value: float) -> str:
+        """Format a value with its unit."""
+        return f"{self.format_number(value)} {self.unit}".rstrip()
+
+    def format_short(self, value: float) -> str:
+        """Format a value with the short unit of a difference: ``1.4321 nats``."""
+        return f"{self.format_number(value)} {self.difference_unit}".rstrip()
 
     def describe(self, value: float) -> str:
         """Format a value for a line of text: ``1.4321 nats``, of other tasks with its name."""
-        return self.format(value) if self.is_text else f"{self.name} {self.format(value)}"
+        text = self.format_short(value)
+        return text if self.is_text else f"{self.name} {text}"
+
+    def format_size(self, difference: float) -> str:
+        """Format the size of a difference with its unit: ``0.399 nats``."""
+        return f"{difference:{self.difference_spec}} {self.difference_unit}".rstrip()
+
+    def format_difference(self, difference: float) -> str:
+        """Format a difference with its sign and unit: ``−0.399 nats``."""
+        number = format_signed(difference, self.difference_spec)
+        return f"{number} {self.difference_unit}".rstrip()
+
+    def format_interval(self, low: float, high: float) -> str:
+        """Format the ends of an interval to follow a difference; "" if they are unknown."""
+        if is_missing(low):
+            return ""
+        ends = [format_signed(end, self.difference_spec) for end in (low, high)]
+        return f" [{ends[0]}, {ends[1]}]"
 
 
 TEXT = Measure("loss", "")
@@ -74,30 +151,61 @@ TEXT = Measure("loss", "")
 
 
 def find_measure(config: StudyConfig) -> Measure:
-    """Return how the losses of a study are named and measured."""
+    """Return how the value of a study's objective is named and formatted."""
     if config.results is not None:
-        name, unit = config.results.metric, config.results.unit
-        scale = Scale(unit, config.direction == "maximize", ".6g", ".6g", name)
-        curve = "intermediate value"
-        return Measure(name, unit, scale, "loss", unit, is_text=False, curve=curve)
+        name = config.results.metric
+        unit = config.results.unit
+        return Measure(
+            name,
+            unit,
+            loss=name,
+            difference_unit=unit,
+            higher_is_better=config.direction == "maximize",
+            spec=".6g",
+            difference_spec=".6g",
+            held_out="loss",
+            held_out_unit=unit,
+            is_text=False,
+            curve="intermediate value",
+        )
     if config.task_records:
-        found = [find_measure(config.at_task(task)) for task in config.task_records]
-        first, is_same = found[0], len({(each.loss, each.unit) for each in found}) == 1
-        if is_same:
-            return first
-        # Losses of several kinds have no common name or unit.
-        name, curve = OBJECTIVE_NAMES[config.objective], "smoothed training loss"
-        scale = replace(first.scale, name="loss", unit="")
-        return replace(first, name=name, unit="", scale=scale, held_out_unit="", curve=curve)
-    name, task = OBJECTIVE_NAMES[config.objective], config.task_record
+        return _find_common_measure(config)
+    name = OBJECTIVE_NAMES[config.objective]
+    task = config.task_record
     if task is None:
         return Measure(name, f"nats per {config.token_name}")
-    unit, short_unit = _UNITS.get(task.loss_unit, (task.loss_unit,) * 2)
-    loss, data, window = task.loss_name, "sequences", "held-out sequence"
-    name = name.replace("loss", loss)
-    curve = f"smoothed training {loss}"
-    scale = Scale(short_unit, False, ".3g", ".5g", loss)
-    return Measure(name, unit, scale, "loss", unit, data, window, False, curve)
+    unit, difference_unit = _UNITS.get(task.loss_unit, (task.loss_unit, task.loss_unit))
+    return Measure(
+        name.replace("loss", task.loss_name),
+        unit,
+        loss=task.loss_name,
+        difference_unit=difference_unit,
+        spec=".5g",
+        difference_spec=".3g",
+        held_out="loss",
+        held_out_unit=unit,
+        data="sequences",
+        window="held-out sequence",
+        is_text=False,
+        curve=f"smoothed training {task.loss_name}",
+    )
+
+
+def _find_common_measure(config: StudyConfig) -> Measure:
+    """Return the measure of several tasks: losses of several kinds have no common name or unit."""
+    found = [find_measure(config.at_task(task)) for task in config.task_records]
+    first = found[0]
+    if len({(measure.loss, measure.unit) for measure in found}) == 1:
+        return first
+    return replace(
+        first,
+        name=OBJECTIVE_NAMES[config.objective],
+        unit="",
+        loss="loss",
+        difference_unit="",
+        held_out_unit="",
+        curve="smoothed training loss",
+    )
 
 
 def choose_split(measure: Measure, has_loss: Callable[[str], bool]) -> str | None:
@@ -107,4 +215,4 @@ def choose_split(measure: Measure, has_loss: Callable[[str], bool]) -> str | Non
         measure: how the study's losses are named.
         has_loss: whether all complete runs have an attribute.
     """
-    return next((split for split in SPLITS if has_loss(measure.column(split))), None)
+    return next((split for split in SPLITS if has_loss(measure.held_out_column(split))), None)

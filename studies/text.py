@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from studies.errors import ConfigError
 
@@ -116,3 +117,56 @@ def check_study_name(name: str) -> None:
         raise ConfigError(
             f"study name {name!r} ends in .toml, as the names of study files do: expected another"
         )
+
+
+# ------------------------------------------------------------------ names and numbers
+
+_CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
+
+_HUGE = 1e7
+"""Difference from which digits say nothing: of training that went astray without diverging."""
+
+
+def format_param(name: str) -> str:
+    """Format the name of a parameter: ``input gate`` for ``input_gate``."""
+    return name.replace("_", " ")
+
+
+def format_value(value: Any) -> str:
+    """Format the value of a parameter: on and off for a switch, ``LSTM`` for ``lstm``.
+
+    A missing value gives "". Numbers are shown as Python writes them: ``0.001``, ``1e-05``.
+    """
+    if is_missing(value):
+        return ""
+    if _is_bool(value):
+        return "on" if value else "off"
+    return _CELLS.get(value, str(value))
+
+
+def _is_bool(value: Any) -> bool:
+    """Return whether a value is a bool of Python or NumPy, which is slow to import."""
+    return type(value).__name__ in ("bool", "bool_")
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a scalar of a frame is a missing value: None, NaN or ``pandas.NA``."""
+    # To compare pandas.NA gives pandas.NA, which is not imported here: importing pandas is slow.
+    is_unequal = value != value
+    return value is None or not _is_bool(is_unequal) or bool(is_unequal)
+
+
+def add_unit(name: str, unit: str) -> str:
+    """Return a title with its unit in parentheses, if there is one."""
+    return f"{name} ({unit})" if unit else name
+
+
+def format_signed(value: float, spec: str = ".3f") -> str:
+    """Format a difference with its sign, using a minus sign of the width of a plus."""
+    spec = ".3g" if abs(value) >= _HUGE else spec
+    return f"{value:+{spec}}".replace("-", "−")
+
+
+def format_count(count: int, singular: str, plural: str | None = None) -> str:
+    """Format a count with its noun: ``1 pair``, ``1,200 pairs``."""
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"

@@ -117,7 +117,7 @@ def _write_study(
     storage: str, folder: Path, file: str, studies: Sequence[str], title: str
 ) -> GalleryPage:
     report = write_report(storage, studies, folder / f"{file}.html")
-    result = report.headline.splitlines()[0] if len(studies) == 1 else ""
+    result = report.headline[0] if len(studies) == 1 else ""
     return GalleryPage(report.path, title, result)
 
 

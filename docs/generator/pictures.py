@@ -121,7 +121,8 @@ def draw_gallery() -> str:
         storage = f"sqlite:///{folder}/studies.db"
         import_study(GALLERY / f"{STUDY}.jsonl.gz", storage=storage)
         study = load(STUDY, storage=storage)
-        return draw(study.effects().table, study.counts.complete, study.results["value"].min())
+        effects = study.effects().to_frame()
+        return draw(effects, study.counts.complete, study.results["value"].min())
 
 
 if __name__ == "__main__":

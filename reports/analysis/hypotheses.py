@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from reports.analysis.nuisance import build_judged_table
+from reports.analysis.judged_effects import build_judged_table
+from reports.formatting import label_change
 from reports.results import Results
 from reports.stats.effects import PairedDifference
-from reports.stats.scale import format_param, format_value
 from reports.trial_table import find_traits
 from rnn.config import BASELINE_CELLS, ParamValue
 from studies.hypotheses import Hypothesis, HypothesisRecord
 from studies.space import CELL, GATED_CELL
+from studies.text import format_param, format_value
 
 
 class Verdict(StrEnum):
@@ -62,12 +63,12 @@ class HypothesisTest:
 
     @property
     def change(self) -> str:
-        """The change and where it is made: ``residual: on against off, state size 256``."""
+        """The change and where it is made: ``residual, state size 256``."""
         hypothesis = self.hypothesis
         name = hypothesis.parameter
         contrast = find_traits([name]).name_contrast(name, hypothesis.before, hypothesis.after)
         where = [f"{format_param(k)} {format_value(v)}" for k, v in hypothesis.where.items()]
-        return ", ".join([contrast.description, *where])
+        return ", ".join([label_change(contrast), *where])
 
 
 def run_tests(results: Results) -> list[HypothesisTest]:

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
-from typing import Any
+from statistics import fmean, mode
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
 from reports.results import Results
+from reports.stats import Floats, Integers
 from reports.stats.effects import CONFIDENCE
 from reports.stats.replicates import (
     Comparison,
@@ -28,6 +29,7 @@ from reports.trial_table import (
     average_profiles,
     decode_architecture,
     format_settings,
+    list_conditions,
     list_params,
     metric_column,
     read_profile,
@@ -182,7 +184,7 @@ def _rank(results: Results) -> list[RankedArchitecture]:
     """Rank the architectures of a study, by their labels, as :mod:`studies.best` defines."""
     rows, metric = results.judge(results.complete), results.metric
     replicates = rows[REPLICATE].astype(int) if REPLICATE in rows else pd.Series(0, rows.index)
-    values = (metric.scale.to_loss(rows[name]) for name in ("value", metric.column))
+    values = (metric.to_loss(rows[name]) for name in ("value", metric.column))
     columns = rows["architecture"], rows.index, replicates, *values
     return rank_runs(Run(*row) for row in zip(*(each.tolist() for each in columns), strict=True))
 
@@ -198,7 +200,7 @@ def rank_architectures(results: Results, count: int | None = None) -> list[Leade
     """
     ranked, metric = _rank(results), results.metric
     rows = results.complete.loc[[run.number for each in ranked for run in each.runs]]
-    validation = results.measure.column("validation")
+    validation = results.measure.held_out_column("validation")
     means = average_columns(rows, ["value", validation]).to_dict("index")
     shown = rows.loc[[run.number for each in ranked[:count] for run in each.runs]]
     records = {row["number"]: row for row in shown.reset_index().to_dict("records")}
@@ -207,7 +209,7 @@ def rank_architectures(results: Results, count: int | None = None) -> list[Leade
             results,
             str(each.architecture),
             [records[run.number] for run in each.runs],
-            means[each.architecture] | {metric.column: metric.scale.to_loss(each.mean)},
+            means[each.architecture] | {metric.column: metric.to_loss(each.mean)},
         )
         for each in ranked[:count]
     ]
@@ -250,7 +252,7 @@ def _make_entry(
         losses=losses,
         mean=means[column],
         value=means["value"],
-        validation_loss=means[results.measure.column("validation")],
+        validation_loss=means[results.measure.held_out_column("validation")],
         validation_stderr=float(best["validation_stderr"]) if len(runs) == 1 else math.nan,
         parameter_count=average("parameter_count"),
         seconds=average("seconds"),
@@ -350,3 +352,55 @@ def list_losses(results: Results) -> dict[str, LossesByRun]:
     for name, replicate, run in zip(rows["architecture"], replicates, losses, strict=True):
         grouped.setdefault(name, {})[int(replicate)] = run
     return dict(grouped)
+
+
+# ------------------------------------------------------------------ costs
+
+Cost = Literal["parameters", "seconds"]
+"""Cost of an architecture: its weights and biases, or the computing time of a run in seconds."""
+
+COSTS: tuple[Cost, ...] = ("parameters", "seconds")
+
+
+def find_front(costs: Floats, losses: Floats) -> Integers:
+    """Find the indices of what nothing of the same cost or less beats, the cheapest first.
+
+    What has no cost or no loss is left out; of equal costs and losses the first is taken.
+    """
+    order = np.lexsort((losses, costs))
+    order = order[np.isfinite(costs[order]) & np.isfinite(losses[order])]
+    least = np.minimum.accumulate(losses[order])
+    least_before = np.concatenate([[np.inf], least])[:-1]
+    front: Integers = order[losses[order] < least_before]
+    return front
+
+
+def list_costs(results: Results, entries: Sequence[LeaderboardEntry]) -> tuple[pd.DataFrame, str]:
+    """List the architectures with a held-out loss, and their costs.
+
+    Times compare between runs under the same conditions: those of others are left out.
+
+    Args:
+        results: results of the study.
+        entries: its architectures, each at its best values of the nuisance parameters.
+
+    Returns:
+        One row per architecture, the best first: ``architecture``, its ``trial``, ``parameters``,
+        ``seconds`` of a run (NaN where it ran under other conditions) and ``loss``; and the most
+        common conditions, "" if none are recorded.
+    """
+    conditions = list_conditions(results.judge(results.complete))
+    common = mode([text for text in conditions.values() if text] or [""])
+    rows = [
+        {
+            "architecture": entry.label,
+            "trial": entry.number,
+            "parameters": entry.parameter_count,
+            "seconds": entry.seconds if common and conditions[entry.label] == common else np.nan,
+            "loss": entry.validation_loss if results.metric.is_value else entry.mean,
+        }
+        for entry in entries
+    ]
+    columns = ["architecture", "trial", "parameters", "seconds", "loss"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table[np.isfinite(table["loss"].to_numpy(dtype=float))], common

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import pandas as pd
 from scipy import stats
 
-from reports.analysis.nuisance import build_table
 from reports.results import Results
 from reports.stats import Floats
 from reports.stats.audit import (
@@ -20,7 +19,7 @@ from reports.stats.audit import (
     judge_architectures,
     measure_recall,
 )
-from reports.stats.effects import CONFIDENCE, FactorialTable
+from reports.stats.effects import CONFIDENCE
 from reports.trial_table import find_traits
 from studies.attributes import AuditLook
 from studies.config import top_count
@@ -131,18 +130,12 @@ class PruningSummary:
         step_share: share of the steps of all trials that was trained.
         rungs: one row per rung after which trials were pruned: ``step``, ``trials`` and
             ``keep_probability``, the sum of their probabilities of being among the best.
-        common_step: last step that all trials with a curve have reached, failed ones aside.
-        missing_count: number of trials that have not reached that step.
-        early_table: training losses at that step.
     """
 
     top_count: int
     expected_share: float
     step_share: float
     rungs: pd.DataFrame
-    common_step: int
-    missing_count: int
-    early_table: FactorialTable
 
 
 def summarize_pruning(results: Results) -> PruningSummary | None:
@@ -150,7 +143,8 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     settings = results.config.pruning
     if not settings.enabled:
         return None
-    table, counts = results.table, results.counts
+    table = results.table
+    counts = results.counts
     kept = top_count(settings.keep, len(table))
     pruned = table[table["state"] == TrialStatus.PRUNED]
     rungs = (
@@ -158,23 +152,16 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
         .agg(size="size", sum=lambda each: each.sum(min_count=1))
         .reset_index()
     )
-    last_steps, common_step = results.curve_ends["last_step"], results.common_step
-    failed = table.index[table["state"].isin([TrialStatus.DIVERGED, TrialStatus.FAIL])]
-    reached = last_steps.drop(failed, errors="ignore")
-    early_table = table.assign(value=results.early_losses.reindex(table.index))
+    last_steps = results.curve_ends["last_step"]
     is_final = counts.finished == counts.planned and not pruned["keep_probability"].isna().any()
     is_stated = is_final and table["audited"].any()
     trained_steps = float(last_steps.reindex(table.index).fillna(0).sum())
+    expected = 1 - float(pruned["keep_probability"].sum()) / kept
     return PruningSummary(
         top_count=kept,
-        expected_share=1 - float(pruned["keep_probability"].sum()) / kept
-        if is_stated
-        else math.nan,
+        expected_share=expected if is_stated else math.nan,
         step_share=trained_steps / (results.config.training.steps * len(table)),
         rungs=rungs.set_axis(["step", "trials", "keep_probability"], axis=1),
-        common_step=common_step,
-        missing_count=len(table) - len(reached),
-        early_table=build_table(results, results.judge(early_table)),
     )
 
 
@@ -188,4 +175,6 @@ def estimate_audited_effects(results: Results) -> AuditedEffects:
         return AuditedEffects([], Obstacle.UNFINISHED)
     architectures = judge_architectures(results.table, results.judged_axes)
     traits = find_traits(results.judged_axes)
-    return estimate_with_audit(architectures, results.judged_axes, results.scale, traits)
+    return estimate_with_audit(
+        architectures, results.judged_axes, results.measure.higher_is_better, traits
+    )

@@ -11,11 +11,11 @@ from reports.analysis.leaderboard import average_columns
 from reports.results import Results
 from reports.stats.effects import FactorialTable, PairedDifference
 from reports.stats.run_means import average_runs
-from reports.stats.scale import NATS, Scale, format_param, format_value
 from reports.trial_table import list_params
 from studies.attributes import SOURCE_TRIALS
 from studies.config import resolve_params
 from studies.space import REPLICATE
+from studies.text import format_param, format_value
 
 UNCHANGED = "unchanged"
 """Name of the variant that changes nothing."""
@@ -33,14 +33,14 @@ class SourceComparison:
             replicates; of the source the best over its nuisance values), ``variant`` (name of the
             change) and ``label`` (name of the new architecture).
         runs: the runs of all architectures: ``label``, ``replicate`` and ``value``.
-        scale: unit and precision of the values.
+        higher_is_better: whether a higher value is better.
     """
 
     source: str
     study: str
     rows: pd.DataFrame
     runs: pd.DataFrame
-    scale: Scale = NATS
+    higher_is_better: bool = False
 
     def group_by_variant(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """Yield the name and the rows of each variant, the unchanged one first."""
@@ -100,7 +100,9 @@ def compare_with_source(results: Results) -> SourceComparison | None:
         return None
     table = pd.DataFrame(rows, columns=["origin", "source_value", "variant", "label", "value"])
     table = table.sort_values(["origin", "variant", "label"], ignore_index=True)
-    return SourceComparison(refinement.source, results.name, table, runs, results.scale)
+    return SourceComparison(
+        refinement.source, results.name, table, runs, results.measure.higher_is_better
+    )
 
 
 def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
@@ -147,7 +149,9 @@ def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]
     # By variant, so that the noise of one that is unstable is not that of the others.
     variants = rows.drop_duplicates("label").set_index("label")["variant"]
     runs = comparison.runs.assign(variant=comparison.runs["label"].map(variants).fillna(""))
-    architectures = FactorialTable.from_runs(runs, ["label", "variant"], comparison.scale)
+    architectures = FactorialTable.from_runs(
+        runs, ["label", "variant"], comparison.higher_is_better
+    )
     # An architecture that derives from several sources has a row for each.
     place = {label: i for i, label in enumerate(comparison.runs["label"].drop_duplicates())}
     trials = rows["label"].map(place)

@@ -16,7 +16,6 @@ from reports.results import Results
 from reports.stats.design import Contrast
 from reports.stats.effects import CONFIDENCE, FactorialTable
 from reports.stats.replicates import adjust_by_holm
-from reports.stats.scale import NATS
 from reports.trial_table import find_traits, metric_column
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus
@@ -54,7 +53,8 @@ def compare_solved(results: Results) -> dict[Contrast, SolvedChange]:
 
     There are none in a pruned study, and in one that does not say when a trial is solved.
     """
-    rows, parameters = _judge_solved(results), results.judged_parameters
+    rows = _judge_solved(results)
+    parameters = results.judged_parameters
     if rows is None:
         return {}
     table = FactorialTable.from_frame(
@@ -78,6 +78,17 @@ def compare_solved(results: Results) -> dict[Contrast, SolvedChange]:
     }
 
 
+def describe_solved(results: Results) -> str:
+    """Say when an architecture is solved, for a reader: ``validation loss below 1.9 nats``."""
+    measure = results.measure
+    threshold = results.config.report_threshold
+    task = results.config.task_record
+    if threshold is None and task is not None:
+        return task.solved_text
+    side = "above" if measure.higher_is_better else "below"
+    return f"{measure.name} {side} {threshold} {measure.unit}".rstrip()
+
+
 def _judge_solved(results: Results) -> pd.DataFrame | None:
     """Return a row for each architecture at its best, with its solved value; None without any.
 
@@ -93,7 +104,7 @@ def _judge_solved(results: Results) -> pd.DataFrame | None:
     choices = [is_complete & solved[rows.index], is_known]
     rows = rows.assign(value=np.select(choices, [_SOLVED, _UNSOLVED], _UNKNOWN))
     if not results.has_replicates:
-        return results.judge(rows, NATS)
+        return results.judge(rows, higher_is_better=False)
     counts = rows.groupby(REPLICATE)["architecture"].nunique()
     shared = counts.index[counts == rows["architecture"].nunique()]
     rows = rows[rows[REPLICATE].isin(shared)].sort_values("value", ascending=False)
@@ -102,10 +113,12 @@ def _judge_solved(results: Results) -> pd.DataFrame | None:
 
 def _find_solved(results: Results) -> "pd.Series[bool] | None":
     """Return whether each trial is solved; None if neither study nor task says when."""
-    table, task = results.table, results.config.task_record
-    if (threshold := results.config.report_threshold) is not None:
-        losses = pd.Series(results.scale.to_loss(table["value"]), table.index)
-        solved: pd.Series[bool] = losses < results.scale.to_loss(threshold)
+    table = results.table
+    task = results.config.task_record
+    threshold = results.config.report_threshold
+    if threshold is not None:
+        losses = pd.Series(results.measure.to_loss(table["value"]), table.index)
+        solved: pd.Series[bool] = losses < results.measure.to_loss(threshold)
         return solved
     if task is None or not task.solved:
         return None

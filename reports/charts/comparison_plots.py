@@ -2,15 +2,23 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from reports.analysis.costs import Cost, find_front
-from reports.analysis.leaderboard import LeaderboardEntry
+from reports.analysis.judged_effects import build_judged_table
+from reports.analysis.leaderboard import (
+    COSTS,
+    Cost,
+    LeaderboardEntry,
+    StudySummary,
+    find_front,
+    list_costs,
+)
 from reports.analysis.refinement import SourceComparison
 from reports.charts.chart import (
     COLUMN_WIDTH,
@@ -33,35 +41,45 @@ from reports.charts.chart import (
     plot_matrix,
     wrap_label,
 )
-from reports.formatting import escape_html
-from reports.phrases import format_estimate
+from reports.findings import StudyFindings
+from reports.formatting import (
+    describe_change,
+    escape_html,
+    format_estimate,
+    label_change,
+    shorten_labels,
+)
 from reports.results import Results
-from reports.stats.conditional_effects import ConditionalEffect
+from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.design import Contrast
-from reports.stats.effects import Effect, FactorialTable, PairedDifference
+from reports.stats.effects import Effect, PairedDifference
 from reports.stats.noise import NoiseSource
 from reports.stats.replicates import Comparison
-from reports.stats.scale import (
-    Metric,
+from reports.study_reader import select_evenly
+from rnn.config import BASELINE_CELLS, BaselineConfig
+from studies.measure import Measure
+from studies.text import (
     add_unit,
     format_count,
-    format_interval,
     format_param,
     format_signed,
     format_value,
 )
-from reports.study_reader import select_evenly
-from rnn.config import BASELINE_CELLS, BaselineConfig
-from studies.measure import Measure
 
-MAX_CONDITIONAL, MAX_CONDITIONS = 12, 2
-"""Numbers of rows of the chart of conditional effects, and of these about one contrast."""
+MAX_CONDITIONAL = 10
+"""Rows of the chart of conditional effects."""
 
-MAX_CONTRASTS, MAX_NUMBERED = 80, 20
-"""Contrasts up to which their interactions are drawn, and the cells have room for numbers."""
+MAX_CONDITIONS = 2
+"""Rows of these about one contrast, so that none fills the chart."""
+
+MAX_CONTRASTS = 80
+"""Contrasts up to which their interactions are drawn."""
+
+MAX_NUMBERED = 20
+"""Contrasts up to which the cells of their interactions have room for numbers."""
 
 MAX_IN_CHART = 20
-"""Architectures in the chart of pairwise differences."""
+"""Architectures in the charts of replicates."""
 
 _COSTS: dict[Cost, tuple[str, str, str]] = {
     "parameters": ("parameters", "parameters", "%{x:,.0f} parameters"),
@@ -79,7 +97,7 @@ BEST_PROFILES = 5
 # ---------------------------------------------------------------- changes
 
 
-def effect_color(effect: PairedDifference) -> str:
+def _effect_color(effect: PairedDifference) -> str:
     """Return the color of an effect, by its direction if it is significant."""
     if not effect.is_significant:
         return NEUTRAL
@@ -93,30 +111,28 @@ def _effect_symbol(effect: PairedDifference) -> str:
     return "triangle-left" if effect.mean < 0 else "triangle-right"
 
 
-def _describe_effect(effect: Effect) -> str:
-    text = f"{effect.description}: {format_estimate(effect)}"
+def _describe_effect(effect: Effect, measure: Measure) -> str:
+    text = f"{describe_change(effect)}: {format_estimate(effect, measure)}"
     if effect.source is NoiseSource.ADDITIVE:  # there are no pairs
         return text
     share = effect.improved_count / effect.pairs
     return f"{text}, better in {share:.0%} of {format_count(effect.pairs, 'pair')}"
 
 
-def _add_effects(
-    figure: go.Figure,
-    effects: Sequence[PairedDifference],
-    rows: Sequence[str],
-    texts: Sequence[str],
-    **style: Any,
-) -> None:
-    """Add effects as markers with their intervals, in some rows and with some hover texts."""
-    means, lows, highs = ([getattr(e, name) for e in effects] for name in ("mean", "low", "high"))
-    figure.add_scatter(
+def _trace_effects(
+    effects: Sequence[PairedDifference], rows: Sequence[str], texts: Sequence[str], **style: Any
+) -> go.Scatter:
+    """Draw effects as markers with their intervals, in some rows and with some hover texts."""
+    means = [effect.mean for effect in effects]
+    lows = [effect.low for effect in effects]
+    highs = [effect.high for effect in effects]
+    return go.Scatter(
         x=means,
         y=rows,
         error_x=interval_bars(means, lows, highs),
         marker={
             "size": 11,
-            "color": list(map(effect_color, effects)),
+            "color": list(map(_effect_color, effects)),
             "symbol": list(map(_effect_symbol, effects)),
         },
         customdata=list(map(escape_html, texts)),
@@ -125,161 +141,209 @@ def _add_effects(
     )
 
 
-def _finish_effects(figure: go.Figure, unit: str, height: int) -> go.Figure:
+def _finish_effects(figure: go.Figure, measure: Measure, height: int) -> go.Figure:
     """Add the line of no effect and the axes to a figure of effects, whose first row is on top."""
     figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
     return figure.update_layout(
-        xaxis_title=add_unit("mean difference", unit),
+        xaxis_title=add_unit("mean difference", measure.difference_unit),
         yaxis={"type": "category", "automargin": True, "autorange": "reversed"},
         height=height,
         showlegend=False,
     )
 
 
-def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
-    """Plot each effect that is known as a marker with its interval."""
-    effects = [effect for effect in effects if not math.isnan(effect.mean)]
-    figure, rows = go.Figure(), [escape_html(effect.contrast.label) for effect in effects]
-    _add_effects(figure, effects, rows, list(map(_describe_effect, effects)))
-    return _finish_effects(figure, unit, 110 + ROW_HEIGHT * max(1, len(effects)))
+def _label_ranked(ranked: RankedEffect) -> str:
+    """Name a change in a row; if its sign depends on another parameter, with that."""
+    label = escape_html(label_change(ranked.main.contrast))
+    if ranked.condition is None or not ranked.condition.has_opposite_signs:
+        return label
+    return f"{label}<br><i>depends on {escape_html(format_param(ranked.condition.parameter))}</i>"
 
 
-def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str) -> Chart | None:
+def chart_effects(findings: StudyFindings) -> Chart:
+    """Chart the effects in the order of the answer, each as a marker with its interval."""
+    measure = findings.results.measure
+    rows = [_label_ranked(ranked) for ranked in findings.ranked]
+    effects = [ranked.main for ranked in findings.ranked]
+    texts = [_describe_effect(effect, measure) for effect in effects]
+    figure = go.Figure(_trace_effects(effects, rows, texts))
+    height = 110 + sum(find_row_height([row]) + 4 for row in rows)
+    better = "rises" if measure.higher_is_better else "falls"
+    worse = "falls" if measure.higher_is_better else "rises"
+    return Chart(
+        findings.results.effects_title,
+        _finish_effects(figure, measure, height),
+        caption=f"Mean difference with its 95% interval. Triangles: it excludes zero; blue: the "
+        f"{measure.loss} {better}, orange: it {worse}.",
+    )
+
+
+def plot_tasks(tasks: Mapping[str, StudyFindings]) -> go.Figure:
+    """Plot the effects in each of several tasks, a panel for each task.
+
+    Args:
+        tasks: findings of each task, by its name.
+    """
+    figure = make_subplots(1, len(tasks), shared_yaxes=True, subplot_titles=list(tasks))
+    count = 0
+    for column, findings in enumerate(tasks.values(), 1):
+        measure = findings.results.measure
+        rows = [escape_html(label_change(effect.contrast)) for effect in findings.effects]
+        texts = [_describe_effect(effect, measure) for effect in findings.effects]
+        figure.add_trace(_trace_effects(findings.effects, rows, texts), 1, column)
+        title = add_unit("mean difference", measure.difference_unit)
+        figure.update_xaxes(title=title, row=1, col=column)
+        count = max(count, len(rows))
+    figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure.update_layout(height=130 + ROW_HEIGHT * count, showlegend=False)
+
+
+def chart_conditional_effects(
+    conditional: Sequence[ConditionalEffect], measure: Measure
+) -> Chart | None:
     """Chart the effects that differ most between values; None if none differs significantly."""
-    differing = [each for each in conditional if each.is_significant]
+    differing = [found for found in conditional if found.is_significant]
     if not differing:
         return None
-    # Of each contrast the largest difference first, so that no contrast fills the chart.
-    differing.sort(key=lambda each: -each.difference.mean)
+    differing.sort(key=lambda found: -found.difference.mean)
     seen: Counter[Contrast] = Counter()
     shown = []
-    for each in differing:
-        seen[each.contrast] += 1
-        if seen[each.contrast] <= MAX_CONDITIONS:
-            shown.append(each)
-    figure = go.Figure()
-    for each in shown[:MAX_CONDITIONAL]:
-        effects = sorted(each.levels, key=lambda level: level.mean)
-        label, parameter = each.contrast.label, format_param(each.parameter)
-        values = [format_value(level.value) for level in effects]
-        texts = [
-            f"{label} by {parameter} {value}: {format_estimate(level)}, {level.pairs:,} pairs"
-            for value, level in zip(values, effects, strict=True)
-        ]
-        sides = ["top center", "bottom center"] * len(effects)  # since two markers may be close
-        _add_effects(
-            figure,
-            effects,
-            [f"{escape_html(label)}<br>by {escape_html(parameter)}"] * len(effects),
-            texts,
-            mode="lines+markers+text",
-            line={"color": NEUTRAL, "width": 1},
-            text=list(map(escape_html, values)),
-            textposition=sides[: len(effects)],
-            textfont={"size": 11},
-            cliponaxis=False,
-        )
-    _finish_effects(figure, unit, 120 + 2 * ROW_HEIGHT * len(figure.data))
+    for found in differing:
+        seen[found.contrast] += 1
+        if seen[found.contrast] <= MAX_CONDITIONS:
+            shown.append(found)
+    traces = [_trace_conditional(found, measure) for found in shown[:MAX_CONDITIONAL]]
+    height = 100 + 42 * len(traces)
     return Chart(
         "What the effects depend on",
-        figure,
-        caption="Each row is the effect of one change at the values of one other parameter, "
-        "written at the markers, with 95% intervals. Triangles are significant after the "
-        "correction for all effects of this kind. Rows are those with the largest "
-        "significant differences.",
+        _finish_effects(go.Figure(traces), measure, height),
+        caption="A row is the effect of one change at the values of another parameter, written at "
+        "the markers, with 95% intervals. Triangles: significant, corrected for all effects of "
+        "this kind.",
         width=340,
     )
 
 
-def chart_interactions(table: FactorialTable) -> Chart | None:
-    """Chart the two-way interactions; None without a quadruple of trials, or with too many."""
+def _trace_conditional(found: ConditionalEffect, measure: Measure) -> go.Scatter:
+    """Draw the effects of a change within each value of another parameter in one row."""
+    effects = sorted(found.levels, key=lambda level: level.mean)
+    label = label_change(found.contrast)
+    parameter = format_param(found.parameter)
+    values = [format_value(level.value) for level in effects]
+    texts = [
+        f"{label} by {parameter} {value}: {format_estimate(level, measure)}, {level.pairs:,} pairs"
+        for value, level in zip(values, effects, strict=True)
+    ]
+    sides = ["top center", "bottom center"] * len(effects)  # since two markers may be close
+    return _trace_effects(
+        effects,
+        [f"{escape_html(label)}<br>by {escape_html(parameter)}"] * len(effects),
+        texts,
+        mode="lines+markers+text",
+        line={"color": NEUTRAL, "width": 1},
+        text=list(map(escape_html, values)),
+        textposition=sides[: len(effects)],
+        textfont={"size": 11},
+        cliponaxis=False,
+    )
+
+
+def chart_interactions(findings: StudyFindings) -> Chart | None:
+    """Chart the two-way interactions; None in a pruned study, without any, or with too many."""
+    if findings.results.is_pruned:
+        return None
+    table = build_judged_table(findings.results)
     if len(table.list_contrasts()) > MAX_CONTRASTS:
         return None
     interactions = table.compute_interactions()
     if not interactions:
         return None
-    contrasts = list(dict.fromkeys(c for each in interactions for c in (each.first, each.second)))
-    place = {contrast: i for i, contrast in enumerate(contrasts)}
-    scale = interactions[0].scale
+    measure = findings.results.measure
+    contrasts: dict[Contrast, int] = {}
+    for found in interactions:
+        for contrast in (found.first, found.second):
+            contrasts.setdefault(contrast, len(contrasts))
     cells: Cells = {}
-    for each in interactions:
+    for found in interactions:
+        row = contrasts[found.first]
+        column = contrasts[found.second]
         text = (
-            f"{each.first.label} with {each.second.label}: {format_estimate(each)} in addition to "
-            f"their separate effects, over {format_count(each.pairs, 'quadruple')}"
+            f"{label_change(found.first)} with {label_change(found.second)}: "
+            f"{format_estimate(found, measure)} in addition to their separate effects, over "
+            f"{format_count(found.pairs, 'quadruple')}"
         )
-        cell = each.mean, format_signed(each.mean, scale.spec), escape_html(text)
-        i, j = place[each.first], place[each.second]
-        cells |= {(i, j): cell, (j, i): cell}
-    labels = [escape_html(contrast.label) for contrast in contrasts]
+        number = format_signed(found.mean, measure.difference_spec)
+        cells[row, column] = (found.mean, number, escape_html(text))
+        cells[column, row] = cells[row, column]
+    labels = [escape_html(label_change(contrast)) for contrast in contrasts]
     figure = plot_matrix(
         labels,
         labels,
         cells,
-        reversescale=scale.higher_is_better,
-        colorbar_title=scale.unit,
+        reversescale=measure.higher_is_better,
+        colorbar_title=measure.difference_unit,
         texttemplate="%{text}" if len(contrasts) <= MAX_NUMBERED else "",
     )
-    figure.update_layout(xaxis_tickangle=-40, height=190 + 36 * len(contrasts))
+    figure.update_layout(xaxis_tickangle=-40, height=160 + 27 * len(contrasts))
+    numbered = min(MAX_NUMBERED, len(contrasts))
     return Chart(
         "Two-way interactions",
         figure,
-        caption=f"{scale.name[:1].upper()}{scale.name[1:]} of two changes together, minus the sum "
-        "of their separate effects. Blue: they reinforce each other. Orange: they weaken each "
-        "other. Zero: their effects add up.",
-        width=200 + 52 * min(MAX_NUMBERED, len(contrasts)),
-        max_width=max(620, 200 + 70 * min(MAX_NUMBERED, len(contrasts))),
+        caption=f"{measure.loss.capitalize()} of two changes together, minus the sum of their "
+        "separate effects. Blue: they reinforce each other. Orange: they weaken each other.",
+        width=200 + 52 * numbered,
+        max_width=max(620, 200 + 70 * numbered),
     )
 
 
 # ---------------------------------------------------------------- architectures
 
 
-def plot_replicates(entries: Sequence[LeaderboardEntry], metric: Metric) -> go.Figure:
-    """Plot each architecture's runs, and their mean with its 95% interval.
-
-    Args:
-        entries: the architectures, the best first.
-        metric: metric of the losses.
-    """
-    labels = [wrap_label(entry.label) for entry in entries]
-    means, lows, highs = ([getattr(e, name) for e in entries] for name in ("mean", "low", "high"))
-    losses = [loss for entry in entries for loss in entry.losses]
-    spec = metric.scale.value_spec
-    figure = go.Figure(
-        [
-            go.Scatter(
-                x=losses,
-                y=np.repeat(labels, [entry.runs for entry in entries]).tolist(),
-                mode="markers",
-                marker={"size": 6, "color": NEUTRAL, "opacity": 0.6},
-                name="run",
-                hovertemplate=f"%{{y}}: %{{x:{spec}}}<extra></extra>",
-            ),
-            go.Scatter(
-                x=means,
-                y=labels,
-                error_x=interval_bars(means, lows, highs, IMPROVES),
-                mode="markers",
-                marker={"size": 10, "color": IMPROVES, "symbol": "diamond"},
-                name="mean, 95% interval",
-                hovertemplate=f"%{{y}}: mean %{{x:{spec}}}<extra></extra>",
-            ),
-        ]
+def chart_replicates(findings: StudyFindings) -> Chart:
+    """Chart each architecture's runs, and their mean with its 95% interval, of many the best."""
+    results = findings.results
+    metric = results.metric
+    entries = findings.summary.entries[:MAX_IN_CHART]
+    short = shorten_labels([entry.label for entry in findings.summary.entries])
+    labels = [wrap_label(short[entry.label]) for entry in entries]
+    means = [entry.mean for entry in entries]
+    lows = [entry.low for entry in entries]
+    highs = [entry.high for entry in entries]
+    runs = go.Scatter(
+        x=[loss for entry in entries for loss in entry.losses],
+        y=np.repeat(labels, [entry.runs for entry in entries]).tolist(),
+        mode="markers",
+        marker={"size": 6, "color": NEUTRAL, "opacity": 0.6},
+        name="run",
+        hovertemplate=f"%{{y}}: %{{x:{metric.spec}}}<extra></extra>",
     )
-    return figure.update_layout(
+    averages = go.Scatter(
+        x=means,
+        y=labels,
+        error_x=interval_bars(means, lows, highs, IMPROVES),
+        mode="markers",
+        marker={"size": 10, "color": IMPROVES, "symbol": "diamond"},
+        name="mean, 95% interval",
+        hovertemplate=f"%{{y}}: mean %{{x:{metric.spec}}}<extra></extra>",
+    )
+    figure = go.Figure([runs, averages])
+    figure.update_layout(
         xaxis_title=metric.axis_title,
-        yaxis={"type": "category", "autorange": "reversed"},
-        height=150 + find_row_height(labels) * len(entries),
+        yaxis={"type": "category", "autorange": "reversed", "automargin": True},
+        height=120 + find_row_height(labels) * len(entries),
     )
+    caption = (
+        "Verdicts are of runs in pairs: two architectures may differ significantly although "
+        "their intervals overlap."
+    )
+    if len(entries) < len(findings.summary.entries):
+        caption += f" The best {len(entries)} of {len(findings.summary.entries)} are drawn."
+    return Chart(f"Runs of each {results.noun}", figure, caption=caption, width=360)
 
 
-def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
-    """Chart the pairwise differences of the best architectures; None for fewer than two.
-
-    Args:
-        comparison: comparison of the architectures.
-        spec: format of a difference.
-    """
+def chart_differences(comparison: Comparison, metric: Measure) -> Chart | None:
+    """Chart the pairwise differences of the best architectures; None for fewer than two."""
     names = comparison.names[:MAX_IN_CHART]
     if len(names) < 2:
         return None
@@ -290,27 +354,26 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
             difference = comparison.between(row, column)
             if difference is None or not difference.runs:
                 continue
-            number = format_signed(difference.mean, spec)
+            number = format_signed(difference.mean, metric.spec)
             text = f"{row} minus {column}: {number}"
-            text += format_interval(difference.low, difference.high, spec)
             if difference.is_significant:
-                significant[i, j] = difference.mean, number, f"{text}, significant"
+                significant[i, j] = (difference.mean, number, f"{text}, significant")
             else:
-                others[i, j] = difference.mean, f"({number})", f"{text}, not significant"
-    rows = [wrap_label(f"{i}: {name}") for i, name in enumerate(names, 1)]
+                others[i, j] = (difference.mean, f"({number})", f"{text}, not significant")
+    short = shorten_labels(comparison.names)
+    rows = [wrap_label(f"{i}: {short[name]}") for i, name in enumerate(names, 1)]
     columns = [f"{i}" for i in range(1, len(names) + 1)]
-    figure = plot_matrix(
-        rows, columns, others, colorscale=[[0, ZERO_COLOR], [1, ZERO_COLOR]], name="not significant"
-    )
+    neutral = [[0, ZERO_COLOR], [1, ZERO_COLOR]]
+    figure = plot_matrix(rows, columns, others, colorscale=neutral, name="not significant")
     figure.add_traces(plot_matrix(rows, columns, significant, name="significant").data)
     figure.update_traces(showscale=False)
     figure.update_layout(xaxis_side="top", height=110 + find_row_height(rows) * len(names))
     caption = (
-        "Each cell is the row minus the column, numbered as in the table. Blue: the row is better; "
-        "orange: the column is better; in parentheses and gray: the difference is not significant."
+        "The row minus the column. Blue: the row is better; orange: the column is; in parentheses "
+        "and gray: not significant."
     )
     if len(names) < len(comparison.names):
-        caption += f" The best {MAX_IN_CHART} of {len(comparison.names)} architectures are shown."
+        caption += f" The best {MAX_IN_CHART} of {len(comparison.names)} are drawn."
     return Chart(
         "Pairwise differences",
         figure,
@@ -320,32 +383,28 @@ def chart_differences(comparison: Comparison, spec: str) -> Chart | None:
     )
 
 
-def chart_costs(costs: pd.DataFrame, cost: Cost, measure: Measure, split: str) -> Chart | None:
-    """Chart the held-out losses of architectures against one cost, with the front as a line.
+def chart_costs(results: Results, summary: StudySummary) -> list[Chart]:
+    """Chart the held-out losses of architectures against each cost of which two are known."""
+    costs, _ = list_costs(results, summary.entries)
+    return [
+        _chart_cost(costs[costs[cost].notna()], cost, results)
+        for cost in COSTS
+        if costs[cost].nunique() > 1
+    ]
 
-    Args:
-        costs: table of :func:`reports.analysis.costs.list_costs`.
-        cost: the cost.
-        measure: names, unit and format of the losses.
-        split: held-out split of the losses.
 
-    Returns:
-        The chart; None if fewer than two costs are known.
-    """
-    known = costs[costs[cost].notna()]
-    if known[cost].nunique() < 2:
-        return None
+def _chart_cost(known: pd.DataFrame, cost: Cost, results: Results) -> Chart:
+    """Chart losses against one cost, with what nothing of the same cost or less beats as a line."""
+    measure = results.measure
     noun, *_ = _COSTS[cost]
     front = find_front(known[cost].to_numpy(dtype=float), known["loss"].to_numpy(dtype=float))
-    count = format_count(len(front), "architecture is", "architectures are")
-    caption = (
-        f"Loss on the {split} split. {count} on the line: no other one of the same cost or less "
-        f"has a lower {measure.loss}. Close ones may be equal: a difference may be noise."
-    )
     others = known.drop(known.index[front])
     drawn = others.iloc[select_evenly(list(range(len(others))))]
+    caption = f"On the line: no other of the same cost or less has a lower {measure.loss}."
     if len(drawn) < len(others):
         caption += f" {len(drawn):,} of the {len(others):,} others are drawn."
+    if cost == "seconds":
+        caption += " Networks trained in lockstep share the time of their stack equally."
     figure = _plot_costs(known.iloc[front], drawn, cost, measure)
     return Chart(f"{measure.loss.capitalize()} against {noun}", figure, caption=caption)
 
@@ -363,13 +422,10 @@ def _plot_costs(
         mode="lines",
         line={"shape": "hv", "color": IMPROVES, "width": 2},
         hoverinfo="skip",
-        showlegend=False,
     )
-    markers = {
-        "others": {"color": NEUTRAL, "size": 5, "opacity": 0.55},
-        "front": {"symbol": "diamond", "color": IMPROVES, "size": 11},
-    }
-    for name, rows in (("others", others), ("front", front)):
+    dots = {"color": NEUTRAL, "size": 5, "opacity": 0.55}
+    diamonds = {"symbol": "diamond", "color": IMPROVES, "size": 11}
+    for rows, marker in ((others, dots), (front, diamonds)):
         texts = [
             escape_html(f"{label} (trial {trial})")
             for label, trial in zip(rows["architecture"], rows["trial"], strict=True)
@@ -378,11 +434,9 @@ def _plot_costs(
             x=rows[cost].tolist(),
             y=rows["loss"].tolist(),
             mode="markers",
-            marker=markers[name],
-            name=name,
+            marker=marker,
             text=texts,
             hovertemplate=f"%{{text}}<br>{cost_text}<br>%{{y:{measure.spec}}}<extra></extra>",
-            showlegend=bool(len(rows)),
         )
     losses = [*front["loss"], *others["loss"]]
     shown = [*front["loss"], float(np.quantile(losses, _SHOWN_QUANTILE))]
@@ -390,8 +444,8 @@ def _plot_costs(
     return figure.update_layout(
         xaxis={"title": cost_title} | _scale_costs(min(costs), max(costs)),
         yaxis={"title": title, "range": find_range(shown)},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        height=460,
+        showlegend=False,
+        height=350,
     )
 
 
@@ -422,68 +476,86 @@ def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
 
     Returns:
         The chart of the best architectures and of the best of each baseline cell; None if no trial
-        recorded the losses, as in older studies.
+        recorded the losses.
     """
     token = results.config.token_name
-    known = [(entry, entry.context) for entry in entries if entry.context is not None]
-    cells = [
-        entry.architecture.cell if isinstance(entry.architecture, BaselineConfig) else ""
-        for entry, _ in known
-    ]
-    best = {cells.index(cell) for cell in BASELINE_CELLS if cell in cells}
-    drawn = [i for i in range(len(known)) if i < BEST_PROFILES or i in best]
+    drawn = _select_profiles(entries)
     if not drawn:
         return None
     figure = go.Figure()
-    colors = category_colors([cells[i] or known[i][0].full_label for i in drawn])
-    for k, i in enumerate(drawn):
-        entry, profile = known[i]
+    names = [_name_baseline(entry) or entry.full_label for entry in drawn]
+    labels = shorten_labels([entry.label for entry in entries])
+    for place, (entry, color) in enumerate(zip(drawn, category_colors(names), strict=True)):
+        profile = entry.context
+        assert profile is not None
         figure.add_scatter(
             x=profile.centers,
             y=profile.loss + profile.excess,
             error_y={"array": 1.96 * profile.stderr, "thickness": 1, "width": 2},
             customdata=profile.format_ranges(token),
-            name=wrap_label(f"{profile.estimate()}: {entry.full_label}", LEGEND_WIDTH),
+            name=wrap_label(f"{profile.estimate()}: {labels[entry.label]}", LEGEND_WIDTH),
             mode="lines+markers",
-            line={"color": colors[k], "dash": DASHES[k % len(DASHES)]},
+            line={"color": color, "dash": DASHES[place % len(DASHES)]},
             hovertemplate="%{customdata}: %{y:.4f} bits per byte<extra>%{fullData.name}</extra>",
             hoverlabel={"namelength": -1},
         )
     title = {"text": f"effective context ({token}s)", "side": "top"}
-    place_legend_below(figure, 360, title=title, font={"size": 11}).update_layout(
+    place_legend_below(figure, 290, title=title, font={"size": 11}).update_layout(
         xaxis={"type": "log", "title": f"context ({token}s)", "dtick": math.log10(2)},
         yaxis_title="bits per byte",
         margin={"l": 55, "r": 10},
     )
-    return Chart("Loss by length of the context", figure, width=340)
+    caption = (
+        f"The loss after a context of so many {token}s. The effective context is the number from "
+        "which on more context lowers the loss by less than 1% of perplexity (Khandelwal et al. "
+        "2018), with its 95% interval over the windows."
+    )
+    return Chart("Loss by length of the context", figure, caption=caption, width=340)
 
 
-def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
-    """Plot a slope for each source architecture and variant, from the source to the new loss."""
+def _name_baseline(entry: LeaderboardEntry) -> str:
+    """Return the baseline cell of an architecture; "" for another cell."""
+    architecture = entry.architecture
+    return architecture.cell if isinstance(architecture, BaselineConfig) else ""
+
+
+def _select_profiles(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEntry]:
+    """Select the best architectures with a profile, and the best of each baseline cell."""
+    known = [entry for entry in entries if entry.context is not None]
+    cells = [_name_baseline(entry) for entry in known]
+    best = {cells.index(cell) for cell in BASELINE_CELLS if cell in cells}
+    return [entry for place, entry in enumerate(known) if place < BEST_PROFILES or place in best]
+
+
+def chart_variants(comparison: SourceComparison, measure: Measure) -> Chart:
+    """Chart a slope for each source architecture and variant, from the source to the new loss."""
     figure = go.Figure()
     ticks: dict[float, str] = {}
-    scale = comparison.scale
-    for i, (variant, rows) in enumerate(comparison.group_by_variant()):
-        left, right = i * 1.5, i * 1.5 + 1
+    for place, (variant, rows) in enumerate(comparison.group_by_variant()):
+        left = place * 1.5
+        right = left + 1
         ticks[left] = escape_html(comparison.source)
-        ticks[right] = f"{escape_html(comparison.study)}<br>{variant}"
-        slopes = list(zip(rows["label"], rows["source_value"], rows["value"], strict=True))
-        texts = [
-            f"{escape_html(label)}: {scale.add_unit(' → '.join(map(scale.format_value, ends)))}"
-            for label, *ends in slopes
-        ]
+        ticks[right] = f"{escape_html(comparison.study)}<br>{escape_html(variant)}"
+        places: list[float | None] = []
+        values: list[float | None] = []
+        texts: list[str] = []
+        for row in rows.to_dict("records"):
+            places += [left, right, None]
+            values += [row["source_value"], row["value"], None]
+            ends = f"{measure.format_number(row['source_value'])} → {measure.format(row['value'])}"
+            texts += [f"{escape_html(row['label'])}: {ends}"] * 3
         figure.add_scatter(
-            x=[left, right, None] * len(slopes),
-            y=[end for _, *ends in slopes for end in (*ends, None)],
+            x=places,
+            y=values,
             mode="lines+markers",
             name=variant,
-            line={"width": 1.5, "color": PALETTE[i % len(PALETTE)]},
+            line={"width": 1.5, "color": PALETTE[place % len(PALETTE)]},
             marker={"size": 6},
             opacity=0.75,
-            customdata=[text for text in texts for _ in range(3)],
+            customdata=texts,
             hovertemplate=HOVER_TEXTS,
         )
-    return figure.update_layout(
+    figure.update_layout(
         xaxis={
             "tickvals": list(ticks),
             "ticktext": list(ticks.values()),
@@ -491,7 +563,14 @@ def plot_variants(comparison: SourceComparison, axis_title: str) -> go.Figure:
             "showgrid": False,
             "zeroline": False,
         },
-        yaxis_title=axis_title,
+        yaxis_title=measure.axis_title,
         showlegend=False,
-        height=520,
+        height=380,
+    )
+    return Chart(
+        "From the source to each variant",
+        figure,
+        caption="A line is an architecture: its loss in the source study on the left, in the "
+        "variant on the right. The training budgets may differ.",
+        width=170 * len(ticks) // 2,
     )

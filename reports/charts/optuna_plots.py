@@ -22,12 +22,13 @@ from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvalu
 from optuna.study import StudyDirection
 
 from reports.charts.chart import FULL_WIDTH, Chart
-from reports.formatting import escape_html, value_axis_title
+from reports.formatting import escape_html
 from reports.results import Results
 from reports.stats.additive_effects import is_logarithmic
-from reports.stats.scale import format_count, format_param, format_value, order_values
+from reports.stats.design import order_values
 from reports.trial_table import is_continuous, list_params
 from rnn.config import ParamValue
+from studies.text import format_count, format_param, format_value
 
 FANOVA_TREES = 32
 """Trees of fANOVA's forest. Optuna's 64 take twice the time, and vary as much between seeds."""
@@ -63,8 +64,8 @@ def chart_importances(results: Results) -> list[Chart]:
     study = to_optuna_study(results, rows, varying)
     partial = ", ".join(format_param(name) for name in varying if name not in common)
     left_out = f" Parameters that only some trials have are left out: {partial}." if partial else ""
-    charts = _chart_evaluators(study, common, results.scale.name, left_out + sample)
-    slices = _plot_slices(study, escape_html(value_axis_title(results.config)))
+    charts = _chart_evaluators(study, common, results.measure.loss, left_out + sample)
+    slices = _plot_slices(study, escape_html(results.measure.axis_title))
     slice_chart = Chart(
         "Slice: value of every trial over each parameter",
         slices,
@@ -141,7 +142,7 @@ def to_optuna_study(
             distributions={format_label(name): distributions[name] for name in params},
         )
         trials.append(trial)
-    is_maximized = results.scale.higher_is_better
+    is_maximized = results.measure.higher_is_better
     direction = StudyDirection.MAXIMIZE if is_maximized else StudyDirection.MINIMIZE
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the study is no news for a user

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.charts.chart import NEUTRAL, find_range, sequential_colors
+from reports.charts.chart import FULL_WIDTH, NEUTRAL, Chart, find_range, sequential_colors
 from reports.formatting import escape_html
 from reports.results import Results
 from reports.stats import Floats, Integers
-from reports.stats.scale import add_unit
-from reports.study_reader import select_drawn_curves
+from reports.study_reader import describe_selection, select_drawn_curves
+from studies.text import add_unit
 
 MAX_POINTS = 100_000
 """Log points drawn at once. Of more, those of each curve are thinned; its least loss is kept."""
@@ -31,9 +31,23 @@ _UNRANKED = "without a value"
 """Group of the curves of pruned, diverged and running trials."""
 
 
-def plot_curves(results: Results) -> go.Figure:
-    """Plot every training curve by rank, the best on top."""
+def chart_curves(results: Results) -> Chart | None:
+    """Chart the training curves by rank; None without any."""
+    if results.curves.empty:
+        return None
     drawn = select_drawn_curves(results)
+    selection = describe_selection(len(drawn), len(results.curve_ends))
+    name = results.measure.curve
+    return Chart(
+        "Training curves" if results.cells else "Curves",
+        _plot_curves(results, drawn),
+        caption=f"{name[:1].upper()}{name[1:]}, by the rank of the trial.{selection}",
+        max_width=FULL_WIDTH,
+    )
+
+
+def _plot_curves(results: Results, drawn: list[int]) -> go.Figure:
+    """Plot training curves by rank, the best on top."""
     points = results.curve_ends["points"].reindex(drawn).sum()
     stride = math.ceil(points / MAX_POINTS)
     curves = dict(iter(results.curves.groupby("number")))
@@ -50,7 +64,7 @@ def plot_curves(results: Results) -> go.Figure:
             traces.append(_bundle_curves(results, curves, numbers, stride) | style)
     figure = go.Figure(traces[::-1])
     # The steep descent of the first steps, common to all, is outside of the initial range.
-    quantiles = [0.02, 1] if results.scale.higher_is_better else [0, 0.98]
+    quantiles = [0.02, 1] if results.measure.higher_is_better else [0, 0.98]
     ends = results.curves["loss"].quantile(quantiles)
     title = add_unit(results.measure.curve, results.measure.unit)
     return figure.update_layout(
@@ -58,7 +72,7 @@ def plot_curves(results: Results) -> go.Figure:
         yaxis={"title": title, "range": find_range(ends.tolist())},
         legend_traceorder="reversed",
         showlegend=True,
-        height=520,
+        height=360,
     )
 
 
@@ -85,14 +99,15 @@ def _bundle_curves(
     has_single_points = False
     for number in reversed(numbers):
         values = curves[number]["loss"].to_numpy()
-        places = _thin_curve(results.scale.to_loss(values), stride)
+        places = _thin_curve(results.measure.to_loss(values), stride)
         chosen = values[places]
         shown_steps = curves[number]["step"].to_numpy()[places]
         steps.append(np.append(shown_steps, shown_steps[-1]))
         losses.append(np.append(chosen, np.nan))
         names += [f"trial {number}: {escape_html(labels[number])}"] * (len(places) + 1)
         has_single_points |= np.isfinite(chosen).sum() == 1
-    value = results.scale.add_unit(f"%{{y:{results.scale.value_spec}}}")
+    measure = results.measure
+    value = f"%{{y:{measure.spec}}} {measure.difference_unit}".rstrip()
     return {
         "type": "scatter",
         "mode": "lines+markers" if has_single_points else "lines",

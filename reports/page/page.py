@@ -1,12 +1,10 @@
-"""Render sections as one self-contained HTML page and write it."""
+"""Render studies as one self-contained HTML page and write it."""
 
 import base64
 import gzip
-import shlex
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -22,26 +20,19 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 from threadpoolctl import threadpool_limits
 
-from reports import narrative, phrases, tables
-from reports.charts import comparison_plots
+from reports.blocks import Block, Code, Facts, Folded, Pair, Section, Table, Text
 from reports.charts.chart import Chart
 from reports.errors import ReportError
-from reports.formatting import (
-    format_number,
-    load_templates,
-    objective_name,
-)
-from reports.narrative import write_headline
-from reports.page import first_screen, page_tables
-from reports.page.section import Section, build_sections
-from reports.phrases import to_html, to_sentence
-from reports.results import Results
-from reports.stats.scale import format_count, format_param, format_value
+from reports.findings import StudyFindings, TaskComparison, compare_across_tasks
+from reports.formatting import load_templates, to_html, to_sentence
+from reports.page.first_screen import Fact, choose_chart, choose_title, list_facts
+from reports.page.study_sections import list_sections
+from reports.results import Results, find_replicates
+from reports.sentences import list_agreement, list_answer, list_headline, list_warnings
 from reports.study_reader import read_studies
-from rnn.source_code import generate_module
+from reports.study_tables import tabulate_across_tasks
 from studies.files import atomic_write, default_report, require_regular
 from studies.storage.open import read_storage
-from studies.text import format_duration, to_printable
 
 MAX_TITLE = 20
 """Characters of the title of a horizontal axis. The unit of a longer one is in a second line."""
@@ -56,11 +47,40 @@ class Report:
 
     Attributes:
         path: path of the file.
-        headline: main result in one line, and a line for each warning about it.
+        headline: lines of the answer and the warnings, for a terminal.
     """
 
     path: Path
-    headline: str
+    headline: list[str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the page: a study, one of its tasks, or what the tasks have in common.
+
+    Attributes:
+        prefix: beginning of its ids.
+        name: its name in the contents.
+        title: its heading.
+        answer: lines of the answer.
+        warnings: what a reader of the answer must know.
+        chart: figure of its first screen; None for none.
+        facts: numbers that limit the answer.
+        sections: what follows.
+        finished: number of finished trials.
+        planned: number of all trials.
+    """
+
+    prefix: str
+    name: str
+    title: str
+    answer: Sequence[str]
+    warnings: Sequence[str] = ()
+    chart: Chart | None = None
+    facts: Sequence[Fact] = ()
+    sections: Sequence[Section] = ()
+    finished: int = 0
+    planned: int = 0
 
 
 def write_report(storage_url: str, names: Sequence[str], output: Path | None = None) -> Report:
@@ -84,31 +104,96 @@ def write_report(storage_url: str, names: Sequence[str], output: Path | None = N
 def write_page(results: Sequence[Results], output: Path | None = None) -> Report:
     """Write the report of results in memory; see :func:`write_report`."""
     path = output or default_report([study.name for study in results])
-    sections = build_sections(results)
+    findings, across_tasks = find_all(results)
     try:
         require_regular(path)
         with threadpool_limits(limits=1):  # threads would wait for each other: matrices are small
             # Rendered first: a process that is killed meanwhile leaves no part of a file behind.
-            pieces = [piece.encode() for piece in render_page(sections)]
+            parts = list_parts(findings, across_tasks)
+            pieces = [piece.encode() for piece in render_page(parts)]
         atomic_write(path, pieces)
     except OSError as error:
         raise ReportError(
             f"cannot write the report to {path} ({error.strerror}); choose another path"
         ) from error
-    findings = [section.findings for section in sections]
-    return Report(path, write_headline(findings, sections[0].across_tasks))
+    return Report(path, list_headline(findings, across_tasks))
 
 
-def render_page(sections: Sequence[Section]) -> Iterator[str]:
+def find_all(
+    results: Sequence[Results],
+) -> tuple[list[StudyFindings], dict[str, TaskComparison]]:
+    """Return the findings of studies, of several tasks those of each, and their comparisons.
+
+    A study knows the replicates of its architectures in the other studies.
+    """
+    parts = [part for study in results for part in study.split_tasks()]
+    found = [
+        StudyFindings(replace(part, replicates=find_replicates(part, parts))) for part in parts
+    ]
+    comparisons = {}
+    for study in results:
+        of_study = [findings for findings in found if findings.results.name == study.name]
+        comparison = compare_across_tasks(of_study)
+        if comparison is not None:
+            comparisons[study.name] = comparison
+    return found, comparisons
+
+
+def list_parts(
+    findings: Sequence[StudyFindings], across_tasks: Mapping[str, TaskComparison]
+) -> list[Part]:
+    """List the parts of a page; the comparison of several tasks precedes them."""
+    parts: list[Part] = []
+    compared: set[str] = set()
+    for found in findings:
+        name = found.results.name
+        if name in across_tasks and name not in compared:
+            compared.add(name)
+            parts.append(_compare_tasks(f"s{len(parts) + 1}", across_tasks[name]))
+        parts.append(_show_study(f"s{len(parts) + 1}", found))
+    return parts
+
+
+def _compare_tasks(prefix: str, comparison: TaskComparison) -> Part:
+    note = (
+        "The mean difference over the same pairs in each task, with its 95% interval. * marks "
+        "those significant after correction for all changes in all tasks. Losses of different "
+        "tasks do not compare: their signs do."
+    )
+    blocks: list[Block] = []
+    if comparison.contrasts:
+        blocks = [tabulate_across_tasks(comparison), Text([note], is_note=True)]
+    section = Section("tasks", "Effects by task", blocks)
+    title = f"{comparison.name}, across tasks"
+    return Part(prefix, title, "Across tasks", list_agreement(comparison), sections=[section])
+
+
+def _show_study(prefix: str, findings: StudyFindings) -> Part:
+    results = findings.results
+    chart = choose_chart(findings)
+    return Part(
+        prefix,
+        results.title,
+        choose_title(results),
+        list_answer(findings),
+        list_warnings(findings),
+        chart,
+        list_facts(findings),
+        list_sections(findings, chart),
+        results.counts.finished,
+        results.counts.planned,
+    )
+
+
+def render_page(parts: Sequence[Part]) -> Iterator[str]:
     """Render the page; yield its HTML in pieces."""
     return (
         _templates()
         .get_template("report.html")
         .generate(
-            title=", ".join(dict.fromkeys(section.results.name for section in sections)),
-            sections=sections,
+            title=", ".join(part.name for part in parts),
+            parts=parts,
             written=datetime.now().astimezone(),
-            contents=_Contents(),
             figures=_Figures(),
             plotly_js=_compress_plotly(),
         )
@@ -120,40 +205,19 @@ def _templates() -> jinja2.Environment:
     environment = load_templates()
     environment.filters |= {
         "code": lambda source: Markup(highlight(source, PythonLexer(), HtmlFormatter(nowrap=True))),
-        "count": format_count,
-        "duration": format_duration,
-        "number": format_number,
-        "parameter": format_param,
-        "shell": shlex.quote,
-        "printable": to_printable,
-        "value": format_value,
-        "objective_name": objective_name,
         "marked": to_html,
         "sentence": to_sentence,
     }
-    environment.globals |= {
-        "code_styles": _code_styles(),
-        "module_code": generate_module,
-        "first_screen": first_screen,
-        "narrative": narrative,
-        "phrases": phrases,
-        "tables": tables,
-        "page_tables": page_tables,
-        "comparison_plots": comparison_plots,
-    }
+    kinds = {"chart": Chart, "table": Table, "text": Text, "facts": Facts, "code": Code}
+    for name, kind in {**kinds, "folded": Folded, "pair": Pair}.items():
+        environment.tests[name] = _create_test(kind)
+    environment.globals["code_styles"] = _code_styles()
     return environment
 
 
-class _Contents:
-    """Headings of a page, in the order in which its sections are rendered."""
-
-    def __init__(self) -> None:
-        self.headings: defaultdict[str, dict[str, str]] = defaultdict(dict)
-
-    def add(self, prefix: str, name: str, title: str) -> str:
-        """Add a heading of the section whose ids have a prefix; return its id."""
-        self.headings[prefix][f"{prefix}-{name}"] = title
-        return f"{prefix}-{name}"
+def _create_test(kind: type) -> Callable[[object], bool]:
+    """Return a test of templates: whether a block is of a kind."""
+    return lambda block: isinstance(block, kind)
 
 
 class _Figures:

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reports.stats import Floats
-from reports.stats.design import Contrast
+from reports.stats.design import Contrast, order_values
 from reports.stats.effects import Effect
 from reports.stats.noise import MIN_DEGREES, NoiseSource
-from reports.stats.scale import NATS, Scale, is_missing, order_values
 
 MAX_LEVELS = 5
 """Values of a number up to which each has an effect of its own."""
@@ -43,14 +42,16 @@ class _Term(NamedTuple):
 
 
 def estimate_additive_effects(
-    columns: Mapping[str, Sequence[Any]], values: Sequence[float] | Floats, scale: Scale = NATS
+    columns: Mapping[str, Sequence[Any]],
+    values: Sequence[float] | Floats,
+    higher_is_better: bool = False,
 ) -> list[Effect]:
     """Estimate the effects of all parameters from runs at different settings.
 
     Args:
         columns: the parameter of each run, (runs,) by name; None or NaN where a run lacks it.
         values: (runs,), finite.
-        scale: unit, direction and precision of the values.
+        higher_is_better: whether a higher value is better.
 
     Returns:
         Effects in the order of the parameters; one that cannot be estimated has an obstacle.
@@ -59,7 +60,7 @@ def estimate_additive_effects(
     terms = [term for name, column in columns.items() for term in _build_terms(name, column)]
     design = np.column_stack([np.ones(len(y)), *(term.column for term in terms)])
     for column in columns.values():  # so that runs that lack a parameter do not change its effect
-        lacks = np.array([is_missing(value) for value in column], dtype=np.float64)
+        lacks = np.array([_is_missing(value) for value in column], dtype=np.float64)
         if np.linalg.matrix_rank(np.column_stack([design, lacks])) > np.linalg.matrix_rank(design):
             design = np.column_stack([design, lacks])
     left, sizes, right = np.linalg.svd(design, full_matrices=False)
@@ -95,7 +96,7 @@ def estimate_additive_effects(
             degrees=float(max(0, len(y) - rank)),
             source=NoiseSource.ADDITIVE,
             improved_count=0,
-            scale=scale,
+            higher_is_better=higher_is_better,
             obstacle=obstacle,
         )
         effects.append(effect)
@@ -117,8 +118,8 @@ def is_logarithmic(numbers: Floats) -> bool:
 
 def _build_terms(name: str, column: Sequence[Any]) -> Iterator[_Term]:
     """Yield the terms of a parameter, centered over the runs that have it; 0 for others."""
-    is_known = np.array([not is_missing(value) for value in column])
-    known = [value for value in column if not is_missing(value)]
+    is_known = np.array([not _is_missing(value) for value in column])
+    known = [value for value in column if not _is_missing(value)]
     levels = order_values(set(known))
     if len(levels) < 2:
         return
@@ -141,6 +142,11 @@ def _build_terms(name: str, column: Sequence[Any]) -> Iterator[_Term]:
     for level in levels[1:]:
         codes = np.array([float(value == level) for value in known])
         yield _Term(Contrast(name, levels[0], level), place(codes), min(first, known.count(level)))
+
+
+def _is_missing(value: Any) -> bool:
+    """Return whether a run lacks a value: None or NaN."""
+    return value is None or bool(value != value)
 
 
 def _shorten(number: float) -> float:

@@ -40,7 +40,6 @@ from reports.stats import Booleans, Floats
 from reports.stats.design import NO_TRAITS, Contrast, ParameterTraits, number_groups
 from reports.stats.effects import CONFIDENCE, Effect, FactorialTable
 from reports.stats.noise import NoiseSource
-from reports.stats.scale import NATS, Scale
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -238,7 +237,7 @@ class AuditedEffects:
 def estimate_with_audit(
     architectures: "pd.DataFrame",
     parameters: Sequence[str],
-    scale: Scale = NATS,
+    higher_is_better: bool = False,
     traits: ParameterTraits = NO_TRAITS,
 ) -> AuditedEffects:
     """Estimate the main effects from the architectures of a pruned study.
@@ -246,7 +245,7 @@ def estimate_with_audit(
     Args:
         architectures: see :func:`judge_architectures`.
         parameters: those that distinguish architectures.
-        scale: unit and precision of the values.
+        higher_is_better: whether a higher value is better.
         traits: what else is known of the parameters.
     """
     audited = architectures["audited"] & architectures["value"].notna()
@@ -257,7 +256,7 @@ def estimate_with_audit(
     grid = FactorialTable.from_frame(
         architectures.assign(value=architectures["estimate"]),
         parameters,
-        scale=scale,
+        higher_is_better=higher_is_better,
         traits=traits,
     )
     effects = [

@@ -109,27 +109,14 @@ class RankedEffect:
     p_adjusted: float
 
     @property
-    def size(self) -> float:
-        """Absolute value of the effect, or of the largest one under the condition."""
-        shown = self.condition.levels if self.condition else [self.main]
-        return max(abs(each.mean) for each in shown)
+    def is_reversal(self) -> bool:
+        """Whether it significantly helps at one value of a parameter and harms at another."""
+        return self.condition is not None and self.condition.has_opposite_signs
 
     @property
     def has_significant_mean(self) -> bool:
         """Whether the mean itself is significant, whatever it depends on."""
         return self.main.is_significant and self.p_adjusted < (1 - CONFIDENCE) / 2
-
-    @property
-    def direction(self) -> int:
-        """Sign of the significant effects that are shown; 0 if these have both signs, or none is.
-
-        Where only the difference between two values is significant, no test supports a sign.
-        """
-        shown = self.condition.extremes if self.condition else ()
-        means = [each.mean for each in shown if each.is_significant]
-        if not means and (self.condition is None or self.has_significant_mean):
-            means = [self.main.mean]
-        return int(min(means, default=0) > 0) - int(max(means, default=0) < 0)
 
     @property
     def is_significant(self) -> bool:
@@ -148,7 +135,7 @@ class RankedEffect:
 def rank_effects(
     effects: Sequence[Effect], conditional: Sequence[ConditionalEffect]
 ) -> list[RankedEffect]:
-    """Rank the effects by their size, each with the condition that rivals its mean most."""
+    """Pair each effect with the condition that rivals its mean most, and correct their p-values."""
     ranked = []
     adjusted = adjust_by_holm(np.array([effect.p for effect in effects]))
     for effect, p in zip(effects, adjusted, strict=True):
@@ -157,7 +144,7 @@ def rank_effects(
         ]
         rivals.sort(key=lambda each: (not each.has_opposite_signs, -each.difference.mean))
         ranked.append(RankedEffect(effect, rivals[0] if rivals else None, float(p)))
-    return sorted(ranked, key=lambda effect: (math.isnan(effect.size), -effect.size))
+    return ranked
 
 
 def compute_conditional_effects(

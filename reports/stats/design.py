@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reports.stats import Integers
-from reports.stats.scale import format_param, format_value, order_values
 
 if TYPE_CHECKING:
     import pandas as pd
 
 REPLICATE = "replicate"
 """Column of the number of the replicate, which is a parameter that is not contrasted."""
+
+
+def order_values(values: Iterable[Any]) -> list[Any]:
+    """Sort the values of a parameter: numbers ascending, then texts such as ``sequence``."""
+    return sorted(values, key=lambda value: (isinstance(value, str), value))
 
 
 def number_groups(rows: "pd.DataFrame", names: Sequence[str]) -> "pd.Series[int]":
@@ -41,22 +45,6 @@ class Contrast:
     before: Any
     after: Any
     name: str = field(default="", compare=False)
-
-    @property
-    def label(self) -> str:
-        """Short name: the one that was given, the switch that is turned on, or both values."""
-        if self.name:
-            return self.name
-        if isinstance(self.after, bool):
-            return format_param(self.parameter)
-        values = (format_value(value) for value in (self.before, self.after))
-        return f"{format_param(self.parameter)} {' → '.join(values)}"
-
-    @property
-    def description(self) -> str:
-        """The parameter and both of its values."""
-        before, after = (format_value(value) for value in (self.before, self.after))
-        return f"{format_param(self.parameter)}: {after} against {before}"
 
 
 @dataclass(frozen=True)

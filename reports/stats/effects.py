@@ -29,7 +29,6 @@ from reports.stats.design import (
 from reports.stats.noise import NoiseError, NoiseSource, RunNoise, Runs, Slopes, estimate_run_noise
 from reports.stats.replicates import adjust_by_holm
 from reports.stats.run_means import RunMeans
-from reports.stats.scale import NATS, Scale, format_param, format_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +66,7 @@ class PairedDifference:
         source: what the error was estimated from. Estimated from the differences between the pairs
             it is an upper bound: differences of the effect between contexts count as noise.
         improved_count: number of pairs in which the value improves.
-        scale: unit, direction and precision of the mean.
+        higher_is_better: whether a higher value is better.
     """
 
     pairs: int
@@ -76,7 +75,7 @@ class PairedDifference:
     degrees: float
     source: NoiseSource
     improved_count: int
-    scale: Scale = NATS
+    higher_is_better: bool = False
 
     @classmethod
     def from_trials(
@@ -85,7 +84,7 @@ class PairedDifference:
         trials: Integers,
         signs: tuple[int, ...],
         noise: RunNoise | None,
-        scale: Scale = NATS,
+        higher_is_better: bool = False,
         **attributes: Any,
     ) -> Self:
         """Estimate the mean of some differences between trials.
@@ -95,12 +94,13 @@ class PairedDifference:
             trials: (signs, pairs), indices of the trials of each pair; -1 where there is none.
             signs: sign of each trial of a pair in the difference: (-1, 1) for before and after.
             noise: noise of the values; None estimates it from the differences.
-            scale: unit, direction and precision of the values.
+            higher_is_better: whether a higher value is better.
             attributes: other attributes, of a subclass.
         """
         used = _select_known(values, trials)
         count = used.shape[1]
         differences = np.array(signs) @ values[used] if count else np.empty(0)
+        gains = differences if higher_is_better else -differences
         found = None
         if noise is not None and count:
             found = noise.compute_error(_weigh(used, signs, len(values)))
@@ -111,8 +111,8 @@ class PairedDifference:
         return cls(
             pairs=count,
             mean=float(differences.mean()) if count else math.nan,
-            improved_count=int(scale.improves(differences).sum()),
-            scale=scale,
+            improved_count=int((gains > 0).sum()),
+            higher_is_better=higher_is_better,
             **found._asdict(),
             **attributes,
         )
@@ -148,7 +148,7 @@ class PairedDifference:
     @property
     def is_improvement(self) -> bool:
         """Whether the mean is better than no difference."""
-        return bool(self.scale.improves(self.mean))
+        return self.mean > 0 if self.higher_is_better else self.mean < 0
 
     @property
     def reason(self) -> str:
@@ -218,17 +218,6 @@ class Effect(PairedDifference):
         """Number of pairs that the design has and that lack a value."""
         return self.only_before + self.only_after + self.neither
 
-    @property
-    def description(self) -> str:
-        """The parameter and both of its values, and which of them is the best of several."""
-        before, after = (
-            format_value(value) + (f" (best of {count})" if count > 1 else "")
-            for value, count in zip(
-                (self.contrast.before, self.contrast.after), self.variants, strict=True
-            )
-        )
-        return f"{format_param(self.contrast.parameter)}: {after} against {before}"
-
 
 @dataclass(frozen=True)
 class AdjustedEffect:
@@ -284,7 +273,7 @@ class FactorialTable:
         traits: what else is known of the parameters.
         values: (trials,), their values; NaN where there is none.
         noise: noise of the values between runs; None if it cannot be estimated.
-        scale: unit, direction and precision of the values.
+        higher_is_better: whether a higher value is better.
         uncontrasted: parameters of which no two values are compared; trials of a pair have the same
             value of them.
     """
@@ -294,7 +283,7 @@ class FactorialTable:
     traits: ParameterTraits
     values: Floats
     noise: RunNoise | None = None
-    scale: Scale = NATS
+    higher_is_better: bool = False
     uncontrasted: frozenset[str] = frozenset()
 
     @classmethod
@@ -306,7 +295,7 @@ class FactorialTable:
         is_grid: bool = True,
         means: RunMeans | None = None,
         slopes: Slopes | None = None,
-        scale: Scale = NATS,
+        higher_is_better: bool = False,
         traits: ParameterTraits = NO_TRAITS,
     ) -> "FactorialTable":
         """Arrange the rows of a frame and estimate the noise of their values.
@@ -320,7 +309,7 @@ class FactorialTable:
             is_grid: whether they are a grid; others have no noise from interactions.
             means: how the values depend on several runs of each trial; see :meth:`from_runs`.
             slopes: how the values depend on estimated standard deviations; None if they do not.
-            scale: unit, direction and precision of the values.
+            higher_is_better: whether a higher value is better.
             traits: what else is known of the parameters.
         """
         known = {name: table[name].dropna().tolist() for name in parameters}
@@ -338,14 +327,14 @@ class FactorialTable:
         noise = estimate_run_noise(codes[:, places], values, runs, means, is_grid)
         if noise is not None:
             noise = replace(noise, slopes=slopes)
-        return cls(axes, codes, traits, values, noise, scale)
+        return cls(axes, codes, traits, values, noise, higher_is_better)
 
     @classmethod
     def from_runs(
         cls,
         runs: "pd.DataFrame",
         parameters: Sequence[str],
-        scale: Scale = NATS,
+        higher_is_better: bool = False,
         traits: ParameterTraits = NO_TRAITS,
     ) -> "FactorialTable":
         """Arrange architectures by their adjusted means, :mod:`reports.stats.run_means`.
@@ -353,7 +342,7 @@ class FactorialTable:
         Args:
             runs: one row per run with the parameters, ``replicate``, and ``value``, NaN for none.
             parameters: names of the axes; any two architectures differ in one or more.
-            scale: unit, direction and precision of the values.
+            higher_is_better: whether a higher value is better.
             traits: what else is known of the parameters.
         """
         index = np.array(number_groups(runs, parameters), dtype=np.int64)
@@ -364,7 +353,13 @@ class FactorialTable:
         values = means.compute(complete["value"].to_numpy(dtype=float))
         table = runs.iloc[firsts].assign(value=values)
         return cls.from_frame(
-            table, parameters, complete, is_grid=False, means=means, scale=scale, traits=traits
+            table,
+            parameters,
+            complete,
+            is_grid=False,
+            means=means,
+            higher_is_better=higher_is_better,
+            traits=traits,
         )
 
     @property
@@ -478,7 +473,12 @@ class FactorialTable:
     ) -> _D:
         """Estimate the mean of some differences; see :meth:`PairedDifference.from_trials`."""
         return kind.from_trials(
-            self.values, trials, signs, self.noise, scale=self.scale, **attributes
+            self.values,
+            trials,
+            signs,
+            self.noise,
+            higher_is_better=self.higher_is_better,
+            **attributes,
         )
 
     def match_by_level(self, contrast: Contrast, parameter: str) -> dict[Any, Integers]:
@@ -558,7 +558,7 @@ class FactorialTable:
         for side, fixed in zip(trials, settings, strict=True):
             # The best value of each context is written last, and missing losses first.
             rows = np.flatnonzero(self.find(fixed))
-            values = self.scale.to_loss(self.values[rows])
+            values = -self.values[rows] if self.higher_is_better else self.values[rows]
             values = np.where(np.isnan(values), np.inf, values)
             rows = rows[np.argsort(-values, kind="stable")]
             side[contexts[rows]] = rows

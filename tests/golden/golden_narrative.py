@@ -12,8 +12,6 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 from golden import FOLDER, Golden
-
-from reports.findings import StudyFindings
 from reports.narrative import (
     describe_audit,
     describe_noise,
@@ -23,7 +21,9 @@ from reports.narrative import (
     write_answer,
     write_headline,
 )
-from reports.phrases import describe_solved, describe_verdicts, to_markdown
+from reports.phrases import describe_outcomes, describe_verdicts, to_markdown
+
+from reports.findings import StudyFindings
 from reports.results import Results
 from reports.study_reader import read_results
 from rnn_search import import_results, import_study
@@ -103,7 +103,7 @@ def write_sentences() -> dict[str, str]:
         "estimated": write_answer(pruned)[0],
         "nuisance edge": edge,
         "least squares": " ".join([*list_warnings(drawn), *write_answer(drawn)]),
-        "solved": describe_solved(grid.results),
+        "outcomes": describe_outcomes(grid),
         "last line": write_headline([tuned, pruned]),
     }
     return {name: to_markdown(text) for name, text in sentences.items()}

@@ -21,15 +21,14 @@ import numpy as np
 import pandas as pd
 from golden import FOLDER, Golden
 
-from reports.analysis.costs import COSTS
 from reports.analysis.hypotheses import run_tests
-from reports.analysis.leaderboard import summarize_study
-from reports.analysis.nuisance import build_judged_table
+from reports.analysis.judged_effects import build_judged_table
+from reports.analysis.leaderboard import COSTS, summarize_study
 from reports.analysis.pruning import audit_pruning
 from reports.analysis.solved import compare_solved
+from reports.blocks import tabulate_hypotheses
 from reports.charts.optuna_plots import chart_importances
 from reports.study_reader import read_results
-from reports.tables import tabulate_hypotheses
 from rnn_search import import_results, import_study, load
 from studies.hypotheses import register
 from studies.loader import load_hypotheses

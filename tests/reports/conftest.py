@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from factories import make_refinement, make_study, results_of
 from hooks import HANG_TIMEOUT
+from reports.page.section import Section
 from services import report_missing
 
 from reports.page.page import render_page
-from reports.page.section import Section
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]  # fmt: skip

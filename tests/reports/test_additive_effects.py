@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-
 from reports.narrative import write_headline
-from reports.page.page import render_page
 from reports.page.section import Section
+
+from reports.page.page import render_page
 from reports.stats.additive_effects import estimate_additive_effects
 from reports.study_reader import read_results
 from rnn_search import load

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 from factories import RATES, gated_params, make_runs, results_of
-
-from reports.analysis.costs import find_front
 from reports.page.section import Section
+
+from reports.analysis.leaderboard import find_front
 from rnn_search.study import load
 from studies.errors import ConfigError
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from factories import gated_params, make_runs, make_study, results_of
-
-from reports.page.page import render_page
 from reports.page.section import Section
-from reports.table_export import write_csv
+
+from reports.cli import write_csv
+from reports.page.page import render_page
 from reports.trial_table import THRESHOLD, ContextProfile, average_profiles, read_profile
 
 BINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

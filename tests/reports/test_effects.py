@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from factories import gated_params, make_runs, make_study, read_studies
+from reports.page.section import build_sections
 
-from reports.analysis.nuisance import build_judged_table
+from reports.analysis.judged_effects import build_judged_table
 from reports.charts.comparison_plots import chart_conditional_effects
 from reports.page.page import render_page
-from reports.page.section import build_sections
 from reports.results import find_replicates
 from reports.stats.conditional_effects import compute_conditional_effects
 from reports.stats.design import Contrast

@@ -8,9 +8,9 @@ import pytest
 from factories import make_study, results_of
 
 from reports.analysis.hypotheses import decide, run_tests
+from reports.blocks import tabulate_hypotheses
 from reports.stats.effects import PairedDifference
 from reports.stats.noise import NoiseSource
-from reports.tables import tabulate_hypotheses
 from studies.config import StudyConfig
 from studies.hypotheses import Hypothesis, register
 from studies.loader import load_config_file

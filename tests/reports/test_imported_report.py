@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from reports.narrative import describe_insignificance, write_answer, write_headline
+from reports.page.section import Section
+from reports.phrases import to_html
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.comparison_plots import effect_color
+from reports.cli import write_csv
 from reports.findings import StudyFindings
-from reports.narrative import describe_insignificance, write_answer, write_headline
 from reports.page.page import render_page
-from reports.page.section import Section
-from reports.phrases import to_html
 from reports.study_reader import read_results
-from reports.table_export import write_csv
 from rnn_search import load
 from studies.importing import ImportOptions, import_results
 from studies.storage.open import read_storage

@@ -6,11 +6,11 @@ import re
 import numpy as np
 import pytest
 from factories import gated_params, make_replicates, make_runs, results_of
+from reports.page.section import Section
 
 from reports.analysis.leaderboard import rank_architectures
 from reports.charts.comparison_plots import chart_differences
 from reports.page.page import render_page
-from reports.page.section import Section
 from rnn_search import list_studies, load
 from search.display import format_progress
 

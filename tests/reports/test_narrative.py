@@ -14,10 +14,10 @@ from factories import (
     make_study,
     results_of,
 )
-
-from reports.findings import StudyFindings
 from reports.narrative import list_warnings, write_answer, write_headline
 from reports.phrases import strong, to_html, to_markdown, to_plain
+
+from reports.findings import StudyFindings
 from rnn_search import import_results, load
 from studies.config import StudyConfig
 

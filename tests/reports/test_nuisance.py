@@ -16,8 +16,8 @@ from factories import (
     union_value,
 )
 
+from reports.analysis.judged_effects import build_judged_table, summarize_nuisance
 from reports.analysis.leaderboard import rank_architectures
-from reports.analysis.nuisance import build_judged_table, summarize_nuisance
 from reports.analysis.refinement import compare_with_source
 from reports.page.page import write_report
 from reports.stats.effects import FactorialTable

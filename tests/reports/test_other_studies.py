@@ -13,13 +13,13 @@ from factories import (
     read_studies,
     results_of,
 )
+from reports.page.section import Section
 
 from reports.analysis.refinement import (
     compare_with_source,
     compute_variant_effects,
 )
 from reports.page.page import render_page
-from reports.page.section import Section
 from reports.results import find_replicates
 from reports.trial_table import decode_architecture
 from rnn.config import BaselineConfig

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from factories import created_once, make_runs, make_study, read_studies, results_of
 from optuna.trial import TrialState
+from reports.narrative import write_headline
+from reports.page.section import Section
 from scipy import stats
 
 from reports.analysis.hypotheses import run_tests
@@ -18,8 +20,6 @@ from reports.analysis.pruning import (
     summarize_pruning,
 )
 from reports.findings import StudyFindings
-from reports.narrative import write_headline
-from reports.page.section import Section
 from reports.stats.audit import (
     bound_lost,
     estimate_with_audit,

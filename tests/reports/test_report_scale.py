@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import TEXT, DatabaseUse
+from reports.page.page_tables import tabulate_trials
+from reports.page.section import Section
 
 from reports import study_reader
 from reports.charts import training_plots
-from reports.page.page_tables import tabulate_trials
-from reports.page.section import Section
 from reports.study_reader import read_results
 from rnn_search import load
 from search.status import read_status

@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 from factories import MIN_GRU, gated_params, make_runs, make_study, read_studies, results_of
 from helpers import EACH_DATABASE
-
-from reports.cli import reports
-from reports.page.page import render_page
 from reports.page.section import Section
-from reports.table_export import write_csv
+
+from reports.cli import reports, write_csv
+from reports.page.page import render_page
 from search.status import read_status
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.storage.counts import count_trials

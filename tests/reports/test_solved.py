@@ -4,12 +4,12 @@ import math
 
 import pytest
 from factories import gated_params, make_runs, make_study, results_of
+from reports.page.section import Section
 from scipy.stats import binom
 from test_pruning_audit import make_pruned
 
 from reports.analysis.solved import compare_solved, count_solved
 from reports.page.page import render_page
-from reports.page.section import Section
 from rnn_search import load
 
 LAYERS = list(range(1, 13))

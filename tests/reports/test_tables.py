@@ -2,7 +2,7 @@
 
 import math
 
-from reports.tables import Column, Table
+from reports.blocks import Column, Table
 
 ROWS = [("a|b <i>", 1.25, (1.0, 1.5)), ("c", math.nan, (math.nan, math.nan))]
 

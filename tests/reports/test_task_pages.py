@@ -9,9 +9,9 @@ import pytest
 from factories import SMALL_GRID, created_once, make_runs
 from rich.console import Console
 
+from reports.cli import write_csv
 from reports.page.page import write_report
 from reports.study_reader import read_results
-from reports.table_export import write_csv
 from rnn_search import list_studies, load
 from search.display import draw_status, format_status
 from search.status import RunningTrial

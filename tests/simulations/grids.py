@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from reports.narrative import N_IN_LINE
 from reports.stats import Floats
 from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.effects import FactorialTable
@@ -116,7 +115,7 @@ def names_zero(study: Simulation) -> bool:
     table = study.observed
     effects = table.compute_effects()
     ranked = rank_effects(effects, compute_conditional_effects(table, effects))
-    named = [each.main.contrast for each in ranked if each.is_significant][:N_IN_LINE]
+    named = [effect.main.contrast for effect in ranked if effect.is_significant]
     return any(abs(study.truth.compute_effect(contrast).mean) < 1e-9 for contrast in named)
 
 

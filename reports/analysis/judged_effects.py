@@ -9,8 +9,7 @@ effect at a single value is that over the trials with this value (Greff et al., 
 Space Odyssey*, 2017, tune the learning rate for each of their architectures).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,34 +21,8 @@ from reports.stats.effects import Effect, FactorialTable
 from reports.stats.judged import Edge, count_edges, estimate_selected
 from reports.stats.noise import RunNoise, Slopes
 from reports.stats.run_means import RunMeans
-from reports.stats.scale import format_param
 from reports.trial_table import find_traits, is_continuous
 from studies.space import REPLICATE
-
-
-@dataclass(frozen=True)
-class NuisanceSummary:
-    """Where architectures have their best values, and what follows for the effects.
-
-    Attributes:
-        settings: number of combinations of values of the nuisance parameters that occur.
-        architectures: number of architectures.
-        judged: number of architectures with a complete trial.
-        incomplete: number of these that lack a value at one of their settings or more.
-        fewest, most: least and largest number of complete trials of a judged architecture.
-    """
-
-    settings: int
-    architectures: int
-    judged: int
-    incomplete: int
-    fewest: int
-    most: int
-
-
-def join_names(parameters: Sequence[str]) -> str:
-    """Join the names of parameters, for a reader: ``learning rate and momentum``."""
-    return " and ".join(map(format_param, parameters))
 
 
 def build_judged_table(results: Results) -> FactorialTable:
@@ -94,13 +67,20 @@ def build_table(
         replicates: further runs of the architectures, with the same ``value``.
         slopes: how the values depend on estimated standard deviations; None if they do not.
     """
-    parameters, scale = results.judged_parameters, results.scale
+    parameters = results.judged_parameters
+    is_higher = results.measure.higher_is_better
     traits = find_traits(parameters)
     if results.has_replicates:
-        table = FactorialTable.from_runs(rows, parameters, scale, traits)
+        table = FactorialTable.from_runs(rows, parameters, is_higher, traits)
     else:
         table = FactorialTable.from_frame(
-            rows, parameters, replicates, results.is_grid, slopes=slopes, scale=scale, traits=traits
+            rows,
+            parameters,
+            replicates,
+            results.is_grid,
+            slopes=slopes,
+            higher_is_better=is_higher,
+            traits=traits,
         )
     return replace(table, uncontrasted=results.uncontrasted)
 
@@ -122,16 +102,17 @@ def _judge_unbiased(results: Results) -> tuple[pd.DataFrame, Slopes | None]:
         return judged, None
     known_deviations = noise.deviations
     places = pd.Series(range(len(rows)), rows.index)
-    known, scale = rows[rows["value"].notna()], results.scale
+    known = rows[rows["value"].notna()]
+    measure = results.measure
     architectures = np.array(results.number_architectures(known), dtype=np.int64)
-    losses = scale.to_loss(known["value"].to_numpy(dtype=float))
+    losses = measure.to_loss(known["value"].to_numpy(dtype=float))
     deviations = known_deviations.of_trials[places[known.index].to_numpy()]
     if results.has_replicates:
         luck = _estimate_luck(results, known, losses, deviations, architectures)
         shift = pd.Series(luck[architectures], known.index).reindex(judged.index)
-        return judged.assign(value=judged["value"] + scale.to_loss(shift)), None
+        return judged.assign(value=judged["value"] + measure.to_loss(shift)), None
     expected, slopes = estimate_selected(losses, deviations, architectures)
-    values = scale.to_loss(expected)
+    values = measure.to_loss(expected)
     frame = pd.DataFrame({"value": values[architectures], "slope": slopes[architectures]})
     frame = frame.set_index(known.index).reindex(judged.index)
     groups = known_deviations.groups[places[judged.index].to_numpy()]
@@ -171,26 +152,6 @@ def measure_noise(results: Results) -> RunNoise | None:
     return FactorialTable.from_frame(
         results.table, axes, results.replicates, is_grid, traits=traits
     ).noise
-
-
-def summarize_nuisance(results: Results) -> NuisanceSummary | None:
-    """Summarize the nuisance parameters of a study; None if it has none."""
-    if not results.nuisance:
-        return None
-    table = results.table
-    architecture = results.number_architectures(table)
-    has_value = table["value"].notna()
-    complete = has_value.groupby(architecture).sum()
-    planned = architecture.value_counts()
-    judged = complete[complete > 0]
-    return NuisanceSummary(
-        settings=len(table.drop_duplicates(results.nuisance)),
-        architectures=len(planned),
-        judged=len(judged),
-        incomplete=int((judged < planned[judged.index]).sum()),
-        fewest=int(judged.min()),
-        most=int(judged.max()),
-    )
 
 
 def find_edges(results: Results) -> list[Edge]:

@@ -1,0 +1,219 @@
+"""The sections of a study's page, in their order: what each shows, as sentences, charts and tables.
+
+A function for each section returns None where the study has nothing to show there. The template
+``study.html`` renders their blocks. The first screen is :mod:`reports.page.first_screen`, setup and
+accounting are :mod:`reports.page.setup`.
+"""
+
+import shlex
+
+from reports import sentences, study_tables
+from reports.analysis.leaderboard import LEADERBOARD_SIZE
+from reports.blocks import Block, Code, Folded, Pair, Section, Text
+from reports.charts import comparison_plots, optuna_plots, training_plots
+from reports.charts.chart import Chart
+from reports.findings import StudyFindings
+from reports.formatting import to_sentence
+from reports.page import setup
+from rnn.config import CellConfig
+from rnn.source_code import generate_module
+from studies.text import to_printable
+
+MAX_SAMPLES = 3
+"""Best networks of which a sample of text is shown."""
+
+
+def list_sections(findings: StudyFindings, shown: Chart | None) -> list[Section]:
+    """List the sections of a study's page below its first screen.
+
+    Args:
+        findings: findings of the study.
+        shown: the figure of the first screen, which is not drawn again.
+    """
+    sections = [
+        _show_effects(findings, shown),
+        _show_dependence(findings),
+        _show_interactions(findings),
+        _show_hypotheses(findings),
+        _show_importances(findings),
+        _show_refinement(findings, shown),
+        _show_replicates(findings, shown),
+        _show_curves(findings),
+        _show_leaderboard(findings),
+        _show_costs(findings),
+        _show_memory(findings),
+        _show_source(findings),
+        _show_pruning(findings),
+        setup.show_setup(findings),
+    ]
+    return [section for section in sections if section is not None]
+
+
+# ------------------------------------------------------------------ effects
+
+
+def _show_effects(findings: StudyFindings, shown: Chart | None) -> Section | None:
+    results = findings.results
+    if not findings.effects:
+        if findings.audited is None:
+            return None
+        reason = to_sentence(sentences.explain_missing_effects(findings))
+        return Section("effects", results.effects_title, [Text([reason])])
+    texts = [sentences.describe_pairs(findings), *sentences.list_noise(findings)]
+    texts.append("* marks an interval that excludes zero, without correction for their number.")
+    blocks: list[Block] = [Text(texts, is_note=True)]
+    chart = comparison_plots.chart_effects(findings)
+    if shown is None or shown.title != chart.title:
+        blocks.append(chart)
+    blocks.append(study_tables.tabulate_effects(findings, f"{results.title} effects"))
+    return Section("effects", results.effects_title, blocks)
+
+
+def _show_dependence(findings: StudyFindings) -> Section | None:
+    conditional = sorted(findings.conditional, key=lambda found: -found.difference.mean)
+    chart = comparison_plots.chart_conditional_effects(conditional, findings.results.measure)
+    if chart is None:
+        return None
+    name = f"{findings.results.title} conditional effects"
+    table = study_tables.tabulate_conditional(conditional, findings.results.measure, name)
+    return Section("conditional", chart.title, [chart, Folded("All conditional effects", [table])])
+
+
+def _show_interactions(findings: StudyFindings) -> Section | None:
+    chart = comparison_plots.chart_interactions(findings)
+    return None if chart is None else Section("interactions", chart.title, [chart])
+
+
+def _show_hypotheses(findings: StudyFindings) -> Section | None:
+    if not findings.hypotheses:
+        return None
+    table = study_tables.tabulate_hypotheses(findings, f"{findings.results.title} hypotheses")
+    return Section("hypotheses", "Hypotheses", [table])
+
+
+def _show_importances(findings: StudyFindings) -> Section | None:
+    charts = optuna_plots.chart_importances(findings.results)
+    if not charts:
+        return None
+    *importances, slices = charts
+    note = "PED-ANOVA and fANOVA by Optuna; neither gives a direction."
+    blocks: list[Block] = [Text([note], is_note=True), Pair(importances)]
+    if findings.is_additive or not findings.effects:
+        blocks.append(slices)
+    return Section("importances", "Importances", blocks)
+
+
+# ------------------------------------------------------------------ other studies, replicates
+
+
+def _show_refinement(findings: StudyFindings, shown: Chart | None) -> Section | None:
+    comparison = findings.source_comparison
+    if comparison is None:
+        return None
+    results = findings.results
+    chart = comparison_plots.chart_variants(comparison, results.measure)
+    blocks: list[Block] = [] if shown is not None and shown.title == chart.title else [chart]
+    name = f"{results.title} variants"
+    blocks.append(study_tables.tabulate_variants(findings.variants, results.measure, name))
+    return Section("refinement", f"Against {comparison.source}", blocks)
+
+
+def _show_replicates(findings: StudyFindings, shown: Chart | None) -> Section | None:
+    if not findings.results.has_replicates:
+        return None
+    blocks: list[Block] = []
+    texts = sentences.list_verdict_rules(findings)
+    if texts:
+        blocks.append(Text(texts, is_note=True))
+    runs = comparison_plots.chart_replicates(findings)
+    if shown is None or shown.title != runs.title:
+        blocks.append(runs)
+    if findings.summary.comparison is not None:
+        differences = comparison_plots.chart_differences(
+            findings.summary.comparison, findings.results.metric
+        )
+        if differences is not None:
+            blocks.append(differences)
+    return Section("replicates", "Replicates", blocks) if blocks else None
+
+
+# ------------------------------------------------------------------ trials
+
+
+def _show_curves(findings: StudyFindings) -> Section | None:
+    chart = training_plots.chart_curves(findings.results)
+    return None if chart is None else Section("curves", chart.title, [chart])
+
+
+def _show_leaderboard(findings: StudyFindings) -> Section:
+    results = findings.results
+    summary = findings.summary
+    entries = summary.entries if results.has_replicates else summary.entries[:LEADERBOARD_SIZE]
+    table = study_tables.tabulate_leaderboard(
+        results, summary, entries, f"{results.title} leaderboard"
+    )
+    note = Text(sentences.list_ranking_rules(findings), is_note=True)
+    return Section("leaderboard", "Leaderboard", [table, note])
+
+
+def _show_costs(findings: StudyFindings) -> Section | None:
+    charts = comparison_plots.chart_costs(findings.results, findings.summary)
+    if not charts:
+        return None
+    title = f"{findings.results.measure.loss.capitalize()} against cost"
+    return Section("cost", title, [Pair(charts)])
+
+
+def _show_memory(findings: StudyFindings) -> Section | None:
+    results = findings.results
+    entries = findings.summary.entries
+    blocks: list[Block] = []
+    chart = comparison_plots.chart_context(results, entries)
+    if chart is not None:
+        blocks.append(chart)
+    table = study_tables.tabulate_memory(results, entries, f"{results.title} by length and slice")
+    if table.rows:
+        blocks.append(table)
+    return Section("memory", "Memory", blocks) if blocks else None
+
+
+# ------------------------------------------------------------------ the best network
+
+
+def _show_source(findings: StudyFindings) -> Section | None:
+    results = findings.results
+    best = findings.summary.best
+    if best.architecture is None:
+        return None
+    texts = [
+        f"{best.full_label}, trial {best.number}, without its switched-off parts.",
+        f"Train it once more, alone: rnn-search run {shlex.quote(results.name)} "
+        f"--trial {best.number}.",
+    ]
+    if isinstance(best.architecture, CellConfig):
+        texts.append(f"The source file of {best.architecture.cell} is stored with the study.")
+    module = generate_module(best.architecture, results.spec, best.bptt_steps)
+    source = Folded("The network as a Python module", [Code(module)])
+    blocks: list[Block] = [Text(texts, is_note=True), source]
+    for entry in findings.summary.entries[:MAX_SAMPLES]:
+        if entry.sample is not None:
+            title = f"Sample of trial {entry.sample_trial}, {entry.label}"
+            blocks.append(Folded(title, [Code(to_printable(entry.sample), language="text")]))
+    return Section("source", "Source of the best network", blocks)
+
+
+def _show_pruning(findings: StudyFindings) -> Section | None:
+    pruning = findings.pruning
+    if pruning is None:
+        return None
+    results = findings.results
+    texts = [
+        f"The best {pruning.top_count} of {results.counts.planned:,} trials are to be kept; "
+        f"{pruning.step_share:.0%} of all steps were trained.",
+        *sentences.list_audit(findings),
+    ]
+    blocks: list[Block] = [Text(texts)]
+    if len(pruning.rungs):
+        table = study_tables.tabulate_rungs(pruning, f"{results.title} rungs")
+        blocks.append(Folded("When trials were pruned", [table]))
+    return Section("pruning", "Pruning", blocks)

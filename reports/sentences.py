@@ -1,0 +1,541 @@
+"""What a study shows, in words: its answer as a list, its warnings, and sentences about its parts.
+
+The only writer of the answer on the page, in the terminal, in notebooks and in the dashboard's
+note, so that they agree. The findings are data (:mod:`reports.findings`). Texts may have marks of
+:func:`reports.formatting.strong`; clauses have neither a capital letter nor a full stop.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, TaskComparison, UnequalBudget
+from reports.formatting import join, join_params, label_change, strong, to_plain, to_sentence
+from reports.stats.audit import MIN_STOPPED, STATED_SHARE, Obstacle
+from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
+from reports.stats.effects import Effect
+from reports.stats.judged import Edge
+from reports.stats.noise import NoiseSource
+from studies.measure import Measure
+from studies.text import format_count, format_param, format_value
+
+MAX_NAMED = 4
+"""Undecided effects, divergences and the like that are named; of more, the number is given."""
+
+TELLING_RECALL = 0.5
+"""Lower bound of the recall below which an audit says little about it."""
+
+# ------------------------------------------------------------------ the answer
+
+
+def list_answer(findings: StudyFindings) -> list[str]:
+    """Answer the question of a study, a clause for each line; the best network comes last."""
+    lines = _list_scope(findings)
+    if findings.summary.has_verdicts:
+        lines += [count_verdicts(findings), describe_smallest(findings)]
+    elif findings.ranked:
+        lines += _list_effects(findings)
+    else:
+        lines.append(explain_missing_effects(findings))
+    lines += _list_uncompared(findings)
+    return [*lines, describe_best(findings)]
+
+
+def list_headline(
+    studies: Sequence[StudyFindings], across_tasks: Mapping[str, TaskComparison]
+) -> list[str]:
+    """Return the lines with which a report ends in a terminal: the answers and the warnings.
+
+    Args:
+        studies: findings of the studies of a report, of one with several tasks those of each.
+        across_tasks: comparisons of the tasks of those with several, by the name of the study.
+    """
+    lines: list[str] = []
+    for comparison in across_tasks.values():
+        lines += list_agreement(comparison)
+    for findings in studies:
+        if len(studies) > 1:
+            lines.append(f"{findings.results.title}:")
+        lines += list_answer(findings)
+        lines += [f"warning: {warning}" for warning in list_warnings(findings)]
+    return [to_plain(line) for line in lines]
+
+
+def _list_scope(findings: StudyFindings) -> list[str]:
+    """Say for which trials the answer holds; nothing of a whole grid."""
+    results = findings.results
+    counts = results.counts
+    lines = []
+    if counts.finished < counts.planned:
+        lines.append(f"so far: {counts.finished:,} of {counts.planned:,} trials are finished")
+    if findings.summary.has_verdicts or not findings.ranked:
+        return lines
+    refinement = results.config.refinement
+    if refinement is not None and refinement.trial is None:
+        lines.append(f"effects hold among the best of {refinement.source}")
+    if results.nuisance:
+        best = join_params(results.nuisance)
+        lines.append(f"each {results.noun} is judged at its best {best}")
+    if findings.audited:
+        lines.append(
+            f"effects are by predictions for the {counts.pruned:,} pruned trials, corrected by "
+            "the audit"
+        )
+    if findings.is_additive:
+        lines.append(ADDITIVE)
+    return lines
+
+
+ADDITIVE = "no two runs differ in one parameter alone: effects are taken to add up"
+"""What the effects of a table without matched pairs rest on."""
+
+
+def _list_effects(findings: StudyFindings) -> list[str]:
+    answer = findings.answer
+    measure = findings.results.measure
+    lines = [describe_effect(effect, measure) for effect in answer.largest]
+    if not answer.largest:
+        lines.append(describe_insignificance(findings.effects))
+    lines += [describe_reversal(effect, measure) for effect in answer.reversals]
+    if answer.smaller:
+        one = "other change has a smaller significant effect"
+        several = "other changes have smaller significant effects"
+        lines.append(format_count(len(answer.smaller), one, several))
+    lines += [describe_dependence(effect, measure) for effect in answer.dependent[:MAX_NAMED]]
+    if more := answer.dependent[MAX_NAMED:]:
+        one = "other effect depends on another parameter"
+        several = "other effects depend on another parameter"
+        lines.append(format_count(len(more), one, several))
+    is_known = any(effect.main.is_decidable for effect in findings.ranked)
+    if answer.undecided and is_known:
+        lines.append(_describe_undecided(answer.undecided))
+    return lines
+
+
+def describe_effect(effect: RankedEffect, measure: Measure) -> str:
+    """State a significant effect: direction, size, interval, and what it depends on.
+
+    ``new state lowers the validation loss by 0.399 nats [0.393, 0.404]``
+    """
+    main = effect.main
+    verb = "lowers" if main.mean < 0 else "raises"
+    size = measure.format_size(abs(main.mean))
+    interval = ""
+    if not math.isnan(main.low):
+        low, high = sorted([abs(main.low), abs(main.high)])
+        spec = measure.difference_spec
+        interval = f" [{low:{spec}}, {high:{spec}}]"
+    label = strong(label_change(main.contrast))
+    line = f"{label} {verb} the {measure.name} by {size}{interval}"
+    if effect.condition is None:
+        return line
+    return f"{line}, depending on {describe_condition(effect.condition, measure)}"
+
+
+def describe_reversal(effect: RankedEffect, measure: Measure) -> str:
+    """Name a change that helps at one value of another parameter and harms at another."""
+    assert effect.condition is not None
+    label = strong(label_change(effect.main.contrast))
+    size = describe_condition(effect.condition, measure)
+    return f"{label} helps or harms, depending on {size}"
+
+
+def describe_dependence(effect: RankedEffect, measure: Measure) -> str:
+    """Name a change whose mean is not significant, but differs with another parameter."""
+    assert effect.condition is not None
+    label = strong(label_change(effect.main.contrast))
+    return f"{label} has an effect that depends on {describe_condition(effect.condition, measure)}"
+
+
+def describe_condition(condition: ConditionalEffect, measure: Measure) -> str:
+    """Return the extreme effects: ``residual (off: −0.530 nats; on: −0.015 nats)``."""
+    parts = []
+    for level in condition.extremes:
+        size = measure.format_difference(level.mean)
+        note = "" if level.is_significant else ", not significant"
+        parts.append(f"{format_value(level.value)}: {size}{note}")
+    return f"{format_param(condition.parameter)} ({'; '.join(parts)})"
+
+
+def describe_insignificance(effects: Sequence[Effect]) -> str:
+    """Say that no effect is significant, or why that is not known."""
+    reasons = {effect.reason for effect in effects}
+    if "" in reasons:
+        return "no change has a significant effect"
+    most = max(effects, key=lambda effect: effect.pairs)
+    return f"whether any change has an effect is not known ({most.reason})"
+
+
+def _describe_undecided(effects: Sequence[RankedEffect]) -> str:
+    """Name the effects that are not significant."""
+    if len(effects) > MAX_NAMED:
+        return f"{len(effects)} changes are undecided"
+    names = join([strong(label_change(effect.main.contrast)) for effect in effects])
+    return f"{names} {'is' if len(effects) == 1 else 'are'} undecided"
+
+
+def _list_uncompared(findings: StudyFindings) -> list[str]:
+    """Name the parameters of which no two values are compared, a clause for each reason."""
+    names = findings.uncompared
+    if not names or not findings.effects:
+        return []
+    too_many = [name for name in names if name in findings.results.uncontrasted]
+    others = [name for name in names if name not in too_many]
+    lines = []
+    if too_many:
+        lines.append(f"{strong(join_params(too_many))}: not compared, too many values")
+    if others:
+        lines.append(
+            f"{strong(join_params(others))}: not compared, no two trials differ in it alone"
+        )
+    return lines
+
+
+def explain_missing_effects(findings: StudyFindings) -> str:
+    """Say why the study has no effects."""
+    results = findings.results
+    audited = findings.audited
+    if audited is None or audited.obstacle is None:
+        return "no effect can be estimated: no two complete trials differ in one parameter only"
+    if audited.obstacle is Obstacle.NO_AUDIT:
+        return "no trial was audited, so no effect can be estimated"
+    if audited.obstacle is Obstacle.OTHER_SAMPLE:
+        return (
+            "the audited trials were drawn for other nuisance parameters, so no effect can be "
+            "estimated"
+        )
+    if audited.obstacle is Obstacle.UNFINISHED:
+        counts = results.counts
+        return (
+            "no answer yet: the effects of a pruned study are estimated once its search is "
+            f"finished, and {counts.finished:,} of {counts.planned:,} trials are"
+        )
+    if audited.obstacle is Obstacle.NO_PAIRS:
+        return "no two architectures differ in one parameter only"
+    return (
+        f"pruning would have changed the value of {audited.stopped} of the {audited.audited} "
+        f"audited architectures: at least {MIN_STOPPED} are needed to estimate an effect"
+    )
+
+
+# ------------------------------------------------------------------ architectures
+
+
+def describe_best(findings: StudyFindings) -> str:
+    """Name the best architecture with its loss, and say what its place is worth."""
+    best = findings.summary.best
+    metric = findings.results.metric
+    name = f"{strong(best.full_label)} (trial {best.number})"
+    line = f"best: {name}, {metric.name} {metric.format(best.mean)}"
+    if best.runs > 1:
+        mean = "adjusted mean" if best.is_adjusted else "mean"
+        interval = f"[{metric.format_number(best.low)}, {metric.format_number(best.high)}]"
+        return f"{line}, {mean} of {best.runs} runs {interval}"
+    rivals = findings.rivals
+    if rivals is None:
+        return f"{line}; a single run, so its place is partly luck"
+    noun = findings.results.noun
+    others = format_count(rivals.count, f"other {noun}") if rivals.count else f"no other {noun}"
+    are = "is" if rivals.count < 2 else "are"
+    width = metric.format_size(rivals.width)
+    return f"{line}; {others} {are} within the noise of two runs ({width})"
+
+
+def count_verdicts(findings: StudyFindings) -> str:
+    """Count the verdicts on all architectures but the best mean."""
+    judgement = findings.summary.judgement
+    assert judgement is not None
+    counts = [f"{judgement.count(name)} {name}" for name in ("worse", "as good", "undecided")]
+    if judgement.without_run:
+        counts.append(f"{judgement.without_run} without a complete run")
+    return f"compared with the best: {', '.join(counts)}"
+
+
+def describe_smallest(findings: StudyFindings) -> str:
+    """Say which is the smallest architecture that is as good as the best."""
+    summary = findings.summary
+    assert summary.judgement is not None
+    limit = f"{summary.judgement.margin:g} {findings.results.metric.unit}".rstrip()
+    margin = f"at most {limit} worse"
+    if smallest := summary.smallest:
+        name = strong(smallest.full_label)
+        size = f"{smallest.parameter_count:,.0f} parameters instead of "
+        return (
+            f"the smallest that is as good as the best ({margin}): {name}, with {size}"
+            f"{summary.best.parameter_count:,.0f}"
+        )
+    if summary.best.parameter_count <= min(entry.parameter_count for entry in summary.entries):
+        return "the best is the smallest"
+    return f"no smaller one is shown to be as good as the best ({margin})"
+
+
+def list_agreement(comparison: TaskComparison) -> list[str]:
+    """Say which changes have the same effect across tasks, a clause for each line."""
+    contrasts = comparison.contrasts
+    effects = [found.effect for contrast in contrasts for found in contrast.by_task.values()]
+    if not effects:
+        return ["no two architectures differ in one parameter only: no effects to compare"]
+    if all(effect.reason for effect in effects):
+        most = max(effects, key=lambda effect: effect.pairs)
+        return [
+            f"whether a change has the same effect in several tasks is not known ({most.reason})"
+        ]
+    lines = [
+        f"{strong(label_change(contrast.contrast))} {contrast.agreement} tasks"
+        for contrast in contrasts
+        if contrast.agrees
+    ]
+    mixed = [
+        label_change(contrast.contrast)
+        for contrast in contrasts
+        if contrast.helps and contrast.harms
+    ]
+    if not lines:
+        lines = ["no change has significant effects of the same sign in two tasks or more"]
+    if mixed:
+        lines.append(f"of opposite signs in several tasks: {', '.join(mixed)}")
+    return lines
+
+
+# ------------------------------------------------------------------ warnings
+
+
+def list_warnings(findings: StudyFindings) -> list[str]:
+    """List what a reader of the answer must know."""
+    results = findings.results
+    warnings = [describe_edge(edge, results.noun) for edge in findings.edges if edge.is_prominent]
+    warnings += [describe_divergence(found) for found in findings.divergences[:MAX_NAMED]]
+    if more := findings.divergences[MAX_NAMED:]:
+        count = format_count(len(more), "other architecture")
+        warnings.append(f"{count} diverged in most trials")
+    if len(findings.outliers):
+        warnings.append(_describe_outliers(findings))
+    warnings += [_describe_budget(budget) for budget in findings.budgets]
+    for name, column in (("the training code", "code"), ("PyTorch", "torch")):
+        versions = results.count_versions(column)
+        if versions > 1:
+            warnings.append(f"the trials were trained by {versions} versions of {name}")
+    if results.config.results and results.config.results.is_adaptive:
+        warnings.append(
+            "a sampler may have chosen later trials by the results of earlier ones: effects and "
+            "importances describe these trials, not the whole space"
+        )
+    return warnings
+
+
+def describe_edge(edge: Edge, noun: str) -> str:
+    """Warn that architectures are best at an end of the values tried."""
+    end = "highest" if edge.is_highest else "lowest"
+    advice = "higher" if edge.is_highest else "lower"
+    are = f"{noun} is" if edge.total == 1 else f"{noun}s are"
+    best = ", the best of all among them" if edge.has_best and edge.total > 1 else ""
+    return (
+        f"{edge.count:,} of {edge.total:,} {are} best at {format_param(edge.parameter)} "
+        f"{format_value(edge.value)}, the {end} value tried{best}: try {advice} ones"
+    )
+
+
+def describe_divergence(divergence: Divergence) -> str:
+    """Say how often a cell or an architecture diverged."""
+    trials = format_count(divergence.ended, "trial")
+    return f"{strong(divergence.name)} diverged in {divergence.diverged:,} of {trials}"
+
+
+def _describe_outliers(findings: StudyFindings) -> str:
+    """Say how many values lie far from all others, and name the farthest."""
+    outliers = findings.outliers
+    count = format_count(len(findings.results.complete), "complete trial")
+    value = f"{outliers.iloc[0]:.3g} {findings.results.measure.unit}".rstrip()
+    return (
+        f"{len(outliers):,} of {count} over {MAX_DISTANCE:,.0f} times as far from the median as "
+        f"half of the values (trial {outliers.index[0]}: {value}): every mean with one rests on it"
+    )
+
+
+def _describe_budget(budget: UnequalBudget) -> str:
+    """Say that the values of a parameter get unequal budgets in the same number of steps."""
+    name = format_param(budget.parameter)
+    values = f"{name} {format_value(budget.most)} has"
+    times = f"{budget.ratio:.3g} times as many {budget.unit}"
+    return f"in the same number of steps, {values} {times} as {format_value(budget.least)}"
+
+
+# ------------------------------------------------------------------ effects
+
+
+def describe_pairs(findings: StudyFindings) -> str:
+    """Say in sentences what the effects are means over, and what is uncertain about them."""
+    results = findings.results
+    better = f"a {results.measure.better_sign} difference is better"
+    if findings.is_additive:
+        return f"{to_sentence(ADDITIVE)} {to_sentence(better)}"
+    if findings.audited:
+        return (
+            "Mean difference over all pairs of values or, of pruned trials, of the predictions "
+            f"recorded when they were pruned; the {findings.audited.audited} audited "
+            f"{results.judged_noun}s correct the mean, whatever the predictions are worth; "
+            f"{better}."
+        )
+    parts = [f"at its best {join_params(results.nuisance)}"] if results.nuisance else []
+    if results.has_replicates:
+        parts.append("the mean of its runs")
+    judged = f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
+    text = f"Mean difference over all pairs of {judged} that differ in this alone; {better}."
+    if results.config.refinement is not None:
+        return f"{text} They were selected by their loss: effects hold among such architectures."
+    if not results.is_grid or results.table["value"].isna().any():
+        return f"{text} With all combinations of the values an effect may be another."
+    return text
+
+
+def list_noise(findings: StudyFindings) -> list[str]:
+    """Say in sentences what the intervals of the effects were estimated from; none without any."""
+    sources = {effect.source for effect in findings.effects}
+    noun = findings.results.noun
+    if not sources or findings.is_additive:
+        return []
+    if NoiseSource.AUDIT in sources:
+        return ["The interval is that of drawing other audited trials, without the noise of runs."]
+    few = "An effect of fewer than eight such pairs is not called significant."
+    if sources == {NoiseSource.PAIRS}:
+        return [
+            "The noise between runs is not known: the interval is that of the differences between "
+            "the pairs, too wide where the effect depends on other parameters.",
+            few,
+        ]
+    source = min(sources - {NoiseSource.PAIRS})
+    text = f"The noise between runs is estimated from {source}"
+    if source is NoiseSource.REPLICATES:
+        studies = [f"study {name!r}" for name in findings.results.replicate_studies]
+        text += f" of these {noun}s{f' in {join(studies)}' if studies else ''}."
+    else:
+        text += "; interactions that exist make it look larger, never smaller."
+    if NoiseSource.PAIRS not in sources:
+        return [text]
+    return [text, f"Where few {noun}s carry an effect, differences between pairs are used.", few]
+
+
+# ------------------------------------------------------------------ pruning
+
+
+def describe_pruning(findings: StudyFindings) -> str:
+    """Say what the audited trials show about what pruning lost."""
+    audit = findings.audit
+    counts = findings.results.counts
+    if counts.finished < counts.planned:
+        return "what is lost is measured at the end"
+    if not audit or not audit.is_valid or not audit.stopped:
+        return "what was lost is not measured"
+    if audit.recall_low < TELLING_RECALL:
+        return f"{audit.stopped} audited are too few to bound what was lost"
+    kept = f"at least {audit.recall_low:.0%} of the best {audit.top_count} are complete"
+    wrong = "; their predictions were not right" if audit.is_alarm else ""
+    return f"{kept}, by {audit.stopped} audited{wrong}"
+
+
+def list_audit(findings: StudyFindings) -> list[str]:
+    """Say in sentences what was audited, and what that shows about recall and predictions."""
+    audit = findings.audit
+    results = findings.results
+    noun = results.judged_noun
+    if audit is None:
+        return [
+            "No trial was audited: what pruning lost is not known. With pruning.audit, a random "
+            "sample is trained to the end."
+        ]
+    sample = format_count(audit.architectures, noun)
+    sentences = [
+        f"{sample} of {audit.planned}, chosen at random, were to be trained to the end whatever "
+        f"the pruner decided; {audit.stopped} of them would have been pruned."
+    ]
+    if audit.has_held_back:
+        sentences.append(
+            strong(
+                "During the search too few of them finished where they were predicted: the "
+                "predictions were recalibrated on them."
+            )
+        )
+    if not audit.is_valid:
+        return [
+            *sentences,
+            "They were drawn for other nuisance parameters and measure nothing about the "
+            "architectures as these are judged now.",
+        ]
+    if not results.is_finished or not audit.stopped:
+        return sentences
+    sentences.append(
+        f"Recall: {audit.lost} of these {audit.stopped} are better than the last of the best "
+        f"{audit.top_count} that the pruner kept. With 95% confidence at most {audit.lost_high} "
+        f"of the {format_count(audit.pruned, f'pruned {noun}')} are, so at least "
+        f"{audit.recall_low:.0%} of the best {audit.top_count} are complete."
+    )
+    if audit.tested:
+        sentences.append(_describe_predictions(findings))
+    return sentences
+
+
+def _describe_predictions(findings: StudyFindings) -> str:
+    audit = findings.audit
+    assert audit is not None
+    measure = findings.results.measure
+    interval = measure.format_interval(audit.bias_low, audit.bias_high)
+    text = (
+        f"Predictions: {audit.inside} of {audit.tested} trials finished within two scales of the "
+        f"prediction, {STATED_SHARE:.0%} expected (exact test, p = {audit.p_value:.2g}); the mean "
+        f"error is {measure.format_difference(audit.bias)}{interval}."
+    )
+    if not audit.is_alarm:
+        return text
+    warning = (
+        "The predictions were not right: search without pruning if every one of the best counts."
+    )
+    return f"{text} {strong(warning)}"
+
+
+# ------------------------------------------------------------------ rankings and verdicts
+
+
+def list_ranking_rules(findings: StudyFindings) -> list[str]:
+    """Say in sentences what the leaderboard ranks by, and what a place in it is worth."""
+    results = findings.results
+    texts = []
+    if results.nuisance:
+        texts.append(f"Each {results.noun} is ranked at its best {join_params(results.nuisance)}.")
+    if results.has_replicates:
+        texts.append("The interval is Student’s 95% interval of the mean over the runs.")
+        if any(entry.is_adjusted for entry in findings.summary.entries):
+            texts.append("Means are adjusted for the replicates that are missing.")
+        return texts
+    texts.append("Each was run once: small differences between the leaders may be noise.")
+    if findings.summary.compares_single_runs:
+        texts.append(
+            f"“vs. best” is the difference over the same {results.measure.window}s with its 95% "
+            f"interval; it covers other {results.measure.data}, but no other training run."
+        )
+    return texts
+
+
+def list_verdict_rules(findings: StudyFindings) -> list[str]:
+    """Say in sentences what the verdicts on replicates mean; none without verdicts."""
+    summary = findings.summary
+    judgement = summary.judgement
+    if judgement is None or not summary.has_verdicts:
+        return []
+    margin = f"{judgement.margin:g} {findings.results.metric.unit}".rstrip()
+    return [
+        "Architectures are compared in pairs, over runs of the same number.",
+        "Worse: another is significantly better, with a probability of 5% of any false difference.",
+        f"As good: at most {margin} worse than the best, whichever that is.",
+        "All others are undecided, which does not show that they are equal.",
+        *_list_earlier(findings.results.earlier_replicates),
+    ]
+
+
+def _list_earlier(replicates: Sequence[int]) -> list[str]:
+    """Say what looking again at a study that was extended costs."""
+    if not replicates:
+        return []
+    before = ", then ".join(map(str, replicates))
+    return [
+        f"The study had {before} replicates before it was extended: the 5% hold for one look, and "
+        "looking again costs error."
+    ]

@@ -1,0 +1,384 @@
+"""Tables of a study: effects, hypotheses, architectures, results by length and slice, trials."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+from reports.analysis.hypotheses import HypothesisTest
+from reports.analysis.leaderboard import LeaderboardEntry, StudySummary
+from reports.analysis.pruning import PruningSummary
+from reports.analysis.refinement import VariantEffect
+from reports.blocks import MARK, TEXT, Column, Row, Table, estimate_column
+from reports.findings import StudyFindings, TaskComparison, TaskContrast
+from reports.formatting import (
+    describe_change,
+    format_number,
+    format_stderr,
+    label_change,
+    shorten_labels,
+)
+from reports.results import Results
+from reports.stats.conditional_effects import ConditionalEffect, LevelEffect
+from reports.stats.effects import Effect, PairedDifference
+from reports.study_reader import MAX_DRAWN
+from reports.trial_table import is_continuous
+from studies.measure import Measure
+from studies.text import format_count, format_param, format_value
+
+# ------------------------------------------------------------------ effects
+
+
+def tabulate_effects(findings: StudyFindings, name: str) -> Table[Effect]:
+    """Tabulate the main effects, ranked as the answer ranks them."""
+    measure = findings.results.measure
+    solved = findings.solved_effects
+    effects = [ranked.main for ranked in findings.ranked]
+    conditions = {
+        ranked.main.contrast: format_param(ranked.condition.parameter)
+        for ranked in findings.ranked
+        if ranked.condition
+    }
+
+    def find_solved(effect: Effect) -> str:
+        found = solved.get(effect.contrast)
+        if found is None:
+            return ""
+        mark = MARK if found.is_significant else ""
+        return f"{found.before:.0%} → {found.after:.0%}{mark}"
+
+    def describe_p(effect: Effect) -> str:
+        found = solved.get(effect.contrast)
+        return f"exact test, corrected: p = {found.p:.2g}" if found else ""
+
+    return Table(
+        name,
+        effects,
+        [
+            _change_column(lambda effect: effect),
+            estimate_column(
+                "mean difference", lambda effect: effect, measure.difference_unit,
+                f"+{measure.difference_spec}",
+            ),
+            Column("depends on", lambda effect: conditions.get(effect.contrast, ""),
+                   condition=conditions),
+            Column("improved", improved_share, ".0f", unit="%"),
+            Column("pairs", lambda effect: effect.pairs, ",d"),
+            Column("missing", lambda effect: effect.missing_pairs, ",d",
+                   condition=any(effect.missing_pairs for effect in effects)),
+            Column("not tested", lambda effect: effect.reason,
+                   condition=any(effect.reason for effect in effects)),
+            Column("solved", find_solved, TEXT, unit="before → after", condition=solved,
+                   hint=describe_p),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_conditional(
+    conditional: Sequence[ConditionalEffect], measure: Measure, name: str
+) -> Table[tuple[ConditionalEffect, LevelEffect]]:
+    """Tabulate the effects within each value of the other parameters, a row for each value."""
+    spec = measure.difference_spec
+    unit = measure.difference_unit
+
+    def describe_finding(found: ConditionalEffect) -> str:
+        parts = ["opposite signs"] if found.has_opposite_signs else []
+        parts += ["depends on it"] if found.rivals_main else []
+        return ", ".join(parts)
+
+    return Table(
+        name,
+        [(found, level) for found in conditional for level in found.levels],
+        [
+            _change_column(lambda row: row[0].main),
+            Column("by", lambda row: format_param(row[0].parameter)),
+            Column("value", lambda row: format_value(row[1].value), TEXT),
+            estimate_column("effect", lambda row: row[1], unit, f"+{spec}"),
+            Column("pairs", lambda row: row[1].pairs, ",d"),
+            Column("range", lambda row: row[0].difference.mean, spec, unit=unit,
+                   note=lambda row: MARK if row[0].is_significant else ""),
+            Column("finding", lambda row: describe_finding(row[0])),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_hypotheses(findings: StudyFindings, name: str) -> Table[HypothesisTest]:
+    """Tabulate the hypotheses of a study with their verdicts."""
+    measure = findings.results.measure
+
+    def describe_verdict(test: HypothesisTest) -> str:
+        return ": ".join(filter(None, [test.verdict, test.problem]))
+
+    return Table(
+        name,
+        findings.hypotheses,
+        [
+            Column("statement", lambda test: test.hypothesis.statement),
+            Column("change", lambda test: test.change),
+            Column("expected", lambda test: test.hypothesis.expect),
+            Column("margin", lambda test: test.hypothesis.margin, "g"),
+            estimate_column("effect", lambda test: test.effect, measure.difference_unit,
+                            f"+{measure.difference_spec}", note=lambda test: ""),
+            Column("pairs", lambda test: test.effect and test.effect.pairs, ",d"),
+            Column("verdict", describe_verdict, is_strong=True),
+            Column("registered", lambda test: test.mark),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_variants(
+    variants: Sequence[VariantEffect], measure: Measure, name: str
+) -> Table[VariantEffect]:
+    """Tabulate the variants of a derived study."""
+    has_pairs = any(variant.pairs for variant in variants)
+    unit = measure.difference_unit
+    spec = f"+{measure.difference_spec}"
+    return Table(
+        name,
+        variants,
+        [
+            Column("variant", lambda variant: variant.variant),
+            Column("trials", lambda variant: variant.count, ",d"),
+            Column("best", lambda variant: variant.best, measure.spec, unit=measure.unit),
+            Column("vs. source", lambda variant: variant.source_difference, spec, unit=unit),
+            estimate_column("vs. unchanged", lambda variant: variant, unit, spec,
+                            condition=has_pairs),
+            Column("improved", improved_share, ".0f", unit="%", condition=has_pairs),
+            Column("pairs", lambda variant: variant.pairs or None, ",d", condition=has_pairs),
+        ],
+    )  # fmt: skip
+
+
+def tabulate_across_tasks(comparison: TaskComparison) -> Table[TaskContrast]:
+    """Tabulate the effect of each change in each task, and whether their signs agree."""
+
+    def get(task: str, row: TaskContrast) -> Effect | None:
+        return row.by_task[task].effect if task in row.by_task else None
+
+    def mark(task: str, row: TaskContrast) -> str:
+        return MARK if task in row.by_task and row.by_task[task].is_significant else ""
+
+    columns: list[Column[TaskContrast]] = [
+        Column("change", lambda row: label_change(row.contrast)),
+    ]
+    for task, measure in comparison.measures.items():
+        unit = ", ".join(filter(None, [measure.loss, measure.difference_unit]))
+        spec = f"+{measure.difference_spec}"
+        columns.append(
+            estimate_column(task, partial(get, task), unit, spec, note=partial(mark, task))
+        )
+    columns.append(Column("signs", lambda row: row.agreement))
+    return Table(f"{comparison.name} across tasks", comparison.contrasts, columns)
+
+
+def _change_column(effect: Callable[[Row], Effect]) -> Column[Row]:
+    """Return the column that names the change of a row."""
+    return Column(
+        "change",
+        lambda row: label_change(effect(row).contrast),
+        hint=lambda row: describe_change(effect(row)),
+    )
+
+
+def improved_share(effect: PairedDifference) -> float | None:
+    """Return the percentage of pairs that a change improves; None without pairs."""
+    return 100 * effect.improved_count / effect.pairs if effect.pairs else None
+
+
+# ------------------------------------------------------------------ architectures
+
+
+def tabulate_leaderboard(
+    results: Results, summary: StudySummary, entries: Sequence[LeaderboardEntry], name: str
+) -> Table[LeaderboardEntry]:
+    """Tabulate architectures, the best first.
+
+    Args:
+        results: results of the study.
+        summary: ranking and comparison of all its architectures.
+        entries: those of them that are shown.
+        name: name of the table.
+    """
+    metric = results.metric
+    measure = results.measure
+    is_replicated = results.has_replicates
+    has_networks = summary.best.architecture is not None
+    margin = f"margin {summary.judgement.margin:g}" if summary.judgement else ""
+    unit = ", ".join(filter(None, ["mean" if is_replicated else "", metric.unit]))
+    validation_spec = find_held_out_spec(results)
+    labels = shorten_labels([entry.label for entry in summary.entries])
+
+    def describe_verdict(entry: LeaderboardEntry) -> str:
+        return "best mean" if entry is summary.best else str(entry.verdict or "")
+
+    return Table(
+        name,
+        entries,
+        [
+            Column(results.noun, lambda entry: labels[entry.label]),
+            Column("trial", lambda entry: entry.number, "d"),
+            *_best_values(entries, "best " if results.nuisance else ""),
+            Column("runs", lambda entry: entry.runs, "d", condition=is_replicated),
+            Column(metric.name, lambda entry: entry.mean, metric.spec, unit=unit,
+                   ends=(lambda entry: (entry.low, entry.high)) if is_replicated else None),
+            *metric_columns(results.metric_columns, results, lambda entry: entry.metrics),
+            Column("verdict", describe_verdict, unit=margin, condition=summary.has_verdicts),
+            Column("at most", lambda entry: entry.bound, f"+{metric.spec}", unit="vs. best",
+                   condition=summary.has_verdicts),
+            Column(measure.name_loss("validation"), lambda entry: entry.validation_loss,
+                   validation_spec, unit=measure.held_out_unit,
+                   note=lambda entry: format_stderr(entry.validation_stderr, validation_spec),
+                   condition=results.shows_validation),
+            estimate_column("vs. best", lambda entry: entry.gap, measure.held_out_unit,
+                            f"+{metric.spec}", condition=summary.compares_single_runs),
+            Column("effective context",
+                   lambda entry: str(entry.context.estimate()) if entry.context else "",
+                   TEXT, unit=f"{results.config.token_name}s",
+                   condition=any(entry.context for entry in entries)),
+            Column("recall accuracy", lambda entry: 100 * entry.recall_accuracy, ".1f", unit="%",
+                   condition=any(entry.recall_accuracy >= 0 for entry in entries)),
+            Column(measure.name, lambda entry: entry.value, measure.spec, unit=measure.unit,
+                   condition=not metric.is_value),
+            Column("parameters", lambda entry: entry.parameter_count, ",.0f",
+                   condition=has_networks),
+            Column("time", lambda entry: entry.seconds, ",.1f", unit="s", condition=has_networks),
+            Column("source trials", lambda entry: ", ".join(map(str, entry.source_trials)),
+                   condition=results.config.refinement),
+        ],
+    )  # fmt: skip
+
+
+def _best_values(entries: Sequence[LeaderboardEntry], prefix: str) -> list[Column[Any]]:
+    """Return a column for each nuisance parameter of which architectures have their best value."""
+
+    def get(name: str, entry: LeaderboardEntry) -> str:
+        return format_value(entry.best_values.get(name))
+
+    names = dict.fromkeys(name for entry in entries for name in entry.best_values)
+    return [Column(prefix + format_param(name), partial(get, name), TEXT) for name in names]
+
+
+def metric_columns(
+    names: Iterable[str], results: Results, metrics: Callable[[Any], Mapping[str, Any]]
+) -> list[Column[Any]]:
+    """Return a column for each metric of a task."""
+    task = results.config.task_record
+
+    def get(name: str, row: Any) -> float | None:
+        return metrics(row).get(name)
+
+    if task is None:
+        return []
+    ways = {"maximize": "higher is better", "minimize": "lower is better"}
+    return [
+        Column(name, partial(get, name), ".4g", unit=ways[task.metrics[name]]) for name in names
+    ]
+
+
+def find_held_out_spec(results: Results) -> str:
+    """Return the format of a loss on held-out data: of text with a digit less."""
+    return ".3f" if results.config.is_text else results.measure.spec
+
+
+def tabulate_memory(
+    results: Results, entries: Sequence[LeaderboardEntry], name: str
+) -> Table[tuple[str, str]]:
+    """Tabulate the results of the best networks by length and by the values of each slice.
+
+    A row is a length, or a value of a slice, and a quantity; a column is an architecture.
+    """
+    task = results.config.task_record
+    shown = entries[:_MAX_COLUMNS]
+    cells: dict[tuple[str, str], dict[int, float]] = {}
+    for entry in shown:
+        if task is not None and entry.length_losses:
+            place = f"length {format_count(task.steps, 'step')}"
+            cells.setdefault((place, "loss"), {})[entry.number] = entry.validation_loss
+        for length, loss in entry.length_losses.items():
+            place = f"length {format_count(length, 'step')}"
+            cells.setdefault((place, "loss"), {})[entry.number] = loss
+        for slice_name, values in entry.slices.items():
+            for value, numbers in values.items():
+                for quantity, number in numbers.items():
+                    place = f"{format_param(slice_name)} {value}"
+                    cells.setdefault((place, quantity), {})[entry.number] = number
+
+    def get(number: int, row: tuple[str, str]) -> str:
+        spec = results.measure.spec if row[1] == "loss" else ".4g"
+        return format_number(cells[row].get(number), spec)
+
+    return Table(
+        name,
+        cells,
+        [
+            Column("targets", lambda row: row[0]),
+            Column("quantity", lambda row: results.measure.loss if row[1] == "loss" else row[1]),
+            *(Column(entry.full_label, partial(get, entry.number), TEXT) for entry in shown),
+        ],
+    )  # fmt: skip
+
+
+_MAX_COLUMNS = 5
+"""Architectures in the table by length and slice."""
+
+# ------------------------------------------------------------------ trials
+
+
+def tabulate_rungs(pruning: PruningSummary, name: str) -> Table[Any]:
+    """Tabulate after which steps trials were pruned."""
+    return Table(
+        name,
+        pruning.rungs.to_dict("records"),
+        [
+            Column("pruned after step", itemgetter("step"), ",.0f"),
+            Column("trials", itemgetter("trials"), ",.0f"),
+            Column("of the best", itemgetter("keep_probability"), ".2f", unit="expected number"),
+        ],
+    )
+
+
+def tabulate_trials(results: Results, name: str) -> Table[Any]:
+    """Tabulate the trials, of too many the best."""
+    config = results.config
+    measure = results.measure
+    validation = measure.held_out_column("validation")
+    spec = find_held_out_spec(results)
+    is_pruned = config.pruning.enabled
+    has_networks = bool(results.cells)
+
+    def describe_state(row: Mapping[Any, Any]) -> str:
+        return f"{row['state'].lower()}{', audited' if row['audited'] else ''}"
+
+    def format_item(axis: str, row: Mapping[Any, Any]) -> str:
+        return format_value(row[axis])
+
+    axes: list[Column[Any]] = []
+    for axis in results.axes:
+        if is_continuous(results.table[axis]):
+            axes.append(Column(format_param(axis), itemgetter(axis), ".6g"))
+        else:
+            axes.append(Column(format_param(axis), partial(format_item, axis)))
+    return Table(
+        name,
+        results.table.head(MAX_DRAWN).reset_index().to_dict("records"),
+        [
+            Column("trial", itemgetter("number"), "d"),
+            Column("state", describe_state, hint=itemgetter("reason")),
+            Column(measure.loss, itemgetter("value"), measure.spec, unit=measure.unit),
+            Column("paused at step", itemgetter("rung"), ",.0f", condition=is_pruned),
+            Column(f"predicted {measure.loss}", itemgetter("predicted_value"),
+                   measure.difference_spec, unit=measure.unit, condition=is_pruned),
+            Column("keep probability", itemgetter("keep_probability"), ".2g",
+                   condition=is_pruned),
+            Column(measure.name_loss("validation"), lambda row: row[validation], spec,
+                   unit=measure.held_out_unit,
+                   note=lambda row: format_stderr(row["validation_stderr"], spec),
+                   condition=config.is_text or results.shows_validation),
+            *(Column(metric, itemgetter(column), ".4g")
+              for metric, column in results.metric_columns.items()),
+            *axes,
+            Column("parameters", itemgetter("parameter_count"), ".0f", condition=has_networks),
+            Column("time", itemgetter("seconds"), ".1f", unit="s", condition=has_networks),
+            Column("worker", itemgetter("worker"), condition=has_networks),
+        ],
+    )  # fmt: skip

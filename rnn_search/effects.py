@@ -1,0 +1,322 @@
+"""What a study says: its effects and verdicts, as data frames, figures and printed lists.
+
+Slow to import: pandas.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from reports.errors import ReportError
+from reports.findings import StudyFindings, TaskComparison, compare_across_tasks
+from reports.formatting import to_plain
+from reports.results import Results, find_replicates
+from reports.sentences import list_agreement, list_answer, list_noise, list_warnings
+from reports.stats.design import Contrast
+from reports.study_reader import read_results
+from studies.errors import StudiesError
+from studies.storage.changes import list_derived
+from studies.storage.open import read_storage
+
+if TYPE_CHECKING:  # slow to import
+    import plotly.graph_objects as go
+
+
+def _print_lines(lines: Sequence[str], frame: pd.DataFrame) -> str:
+    """Return lines, and a frame below them unless it is empty."""
+    texts = [f"- {to_plain(line)}" for line in lines]
+    if len(frame):
+        texts.append(frame.to_string(index=False, float_format="{:.4g}".format))
+    return "\n".join(texts)
+
+
+def _render_lines(lines: Sequence[str], frame: pd.DataFrame) -> str:
+    """Return lines and a frame as HTML, for a notebook."""
+    items = "".join(f"<li>{escape(to_plain(line))}</li>" for line in lines)
+    return f"<ul>{items}</ul>{frame.to_html(index=False, na_rep='')}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Effects:
+    """Main effects of the parameters of a study; printed as the answer and their table.
+
+    Attributes:
+        findings: findings of the study, with the replicates of studies that derive from it.
+    """
+
+    findings: StudyFindings
+
+    @property
+    def answer(self) -> list[str]:
+        """The answer to the study's question, a clause for each line, as the report has it."""
+        return [to_plain(line) for line in list_answer(self.findings)]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the effects must know, in clauses."""
+        return [to_plain(warning) for warning in list_warnings(self.findings)]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per contrast, ranked as in the report.
+
+        Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
+        ``effect`` (negative is better, unless higher values are) with the ends ``low`` and ``high``
+        of its 95% interval, the number of ``pairs``, whether it is ``significant``: whether the
+        interval excludes zero, without a correction for the number of effects, the ``reason`` why
+        it is not tested, the ``source`` of the interval, and the parameter that it ``depends_on``.
+        With a threshold, ``solved_before`` and ``solved_after`` are shares of the pairs and
+        ``solved_p`` is the corrected p-value of their difference.
+        """
+        rows = []
+        for ranked in self.findings.ranked:
+            effect = ranked.main
+            condition = ranked.condition
+            row = _describe_contrast(effect.contrast) | {
+                "effect": effect.mean,
+                "low": effect.low,
+                "high": effect.high,
+                "pairs": effect.pairs,
+                "significant": effect.is_significant,
+                "reason": effect.reason,
+                "source": str(effect.source),
+                "depends_on": condition.parameter if condition else "",
+            }
+            solved = self.findings.solved_effects.get(effect.contrast)
+            if solved is not None:
+                row |= {
+                    "solved_before": solved.before,
+                    "solved_after": solved.after,
+                    "solved_p": solved.p,
+                }
+            rows.append(row)
+        return pd.DataFrame(rows, columns=None if rows else [*_CONTRAST, "effect", "low", "high"])
+
+    def conditional_frame(self) -> pd.DataFrame:
+        """Return one row per contrast, other parameter and value of it.
+
+        Columns: those of a contrast, as in :meth:`to_frame`, here within the ``value`` of the
+        parameter ``by``; all values have the same pairs. ``range`` is the difference between the
+        greatest and the least effect by this parameter, ``differs`` whether it is significant,
+        ``rivals_main`` whether it is also at least as large as the main effect, and
+        ``opposite_signs`` whether significant effects have both signs.
+        """
+        rows = [
+            _describe_contrast(found.contrast)
+            | {
+                "by": found.parameter,
+                "value": level.value,
+                "effect": level.mean,
+                "low": level.low,
+                "high": level.high,
+                "pairs": level.pairs,
+                "significant": level.is_significant,
+                "range": found.difference.mean,
+                "differs": found.is_significant,
+                "rivals_main": found.rivals_main,
+                "opposite_signs": found.has_opposite_signs,
+            }
+            for found in self.findings.conditional
+            for level in found.levels
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(self) -> "go.Figure":
+        """Plot each effect with its interval; a notebook displays the figure."""
+        from reports.charts.comparison_plots import chart_effects
+
+        return chart_effects(self.findings).figure
+
+    def _list_lines(self) -> list[str]:
+        noise = [sentence.rstrip(".") for sentence in list_noise(self.findings)[:1]]
+        return [*self.answer, *(f"warning: {warning}" for warning in self.warnings), *noise]
+
+    def __repr__(self) -> str:
+        return _print_lines(
+            self._list_lines(), self.to_frame().drop(columns="source", errors="ignore")
+        )
+
+    def _repr_html_(self) -> str:
+        return _render_lines(self._list_lines(), self.to_frame())
+
+
+_CONTRAST = ("parameter", "before", "after")
+
+
+def _describe_contrast(contrast: Contrast) -> dict[str, Any]:
+    return {name: getattr(contrast, name) for name in _CONTRAST}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskEffects:
+    """Main effects in each of several tasks; printed as what they have in common.
+
+    Attributes:
+        by_task: effects in each task, by its name.
+        comparison: what each change does in all tasks.
+    """
+
+    by_task: dict[str, Effects]
+    comparison: TaskComparison
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per task and contrast: ``task``, then the columns of :class:`Effects`."""
+        frames = [effects.to_frame().assign(task=task) for task, effects in self.by_task.items()]
+        frame = pd.concat(frames, ignore_index=True)
+        return frame[["task", *frame.columns.drop("task")]]
+
+    def agreement_frame(self) -> pd.DataFrame:
+        """Return one row per contrast: in how many ``tasks`` it ``helps`` and ``harms``.
+
+        It does so in the tasks where its effect is significant, corrected for all changes in all
+        tasks; ``agrees`` tells whether these are two or more, of one sign.
+        """
+        rows = [
+            _describe_contrast(found.contrast)
+            | {
+                "tasks": len(found.by_task),
+                "helps": len(found.helps),
+                "harms": len(found.harms),
+                "agrees": found.agrees,
+            }
+            for found in self.comparison.contrasts
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(self) -> "go.Figure":
+        """Plot the effects in each task side by side; a notebook displays the figure."""
+        from reports.charts.comparison_plots import plot_tasks
+
+        return plot_tasks({name: effects.findings for name, effects in self.by_task.items()})
+
+    def __repr__(self) -> str:
+        return _print_lines(list_agreement(self.comparison), self.to_frame())
+
+    def _repr_html_(self) -> str:
+        return _render_lines(list_agreement(self.comparison), self.to_frame())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Verdicts:
+    """Verdicts on the replicated architectures of a study; printed as their table.
+
+    Attributes:
+        findings: findings of the study.
+    """
+
+    findings: StudyFindings
+
+    @property
+    def smallest(self) -> str | None:
+        """The smallest architecture that is as good as the best and smaller than the best mean.
+
+        None if no smaller one is shown to be, or if there is none.
+        """
+        smallest = self.findings.summary.smallest
+        return smallest.label if smallest else None
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per architecture, the best mean first.
+
+        Columns: ``architecture``, ``runs``, mean ``loss`` (adjusted for the order of the data where
+        numbers of runs differ) with the ends ``low`` and ``high`` of its 95% interval,
+        ``difference`` to the best mean, the ``verdict``: ``worse``, ``as good`` (``at_most`` is
+        below the margin) or ``undecided``, of the best mean ``best mean``; ``at_most``: upper
+        confidence bound of the difference to the best architecture, whichever that is; and
+        ``parameters``.
+        """
+        summary = self.findings.summary
+        rows = [
+            {
+                "architecture": entry.label,
+                "runs": entry.runs,
+                "loss": entry.mean,
+                "low": entry.low,
+                "high": entry.high,
+                "difference": entry.mean - summary.best.mean,
+                "verdict": "best mean" if entry is summary.best else str(entry.verdict or ""),
+                "at_most": entry.bound,
+                "parameters": entry.parameter_count,
+            }
+            for entry in summary.entries
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(self) -> "go.Figure":
+        """Plot the runs of each architecture, and their mean; a notebook displays the figure."""
+        from reports.charts.comparison_plots import chart_replicates
+
+        return chart_replicates(self.findings).figure
+
+    def __repr__(self) -> str:
+        return _print_lines(list_answer(self.findings), self.to_frame())
+
+    def _repr_html_(self) -> str:
+        return _render_lines(list_answer(self.findings), self.to_frame())
+
+
+def find_effects(results: Results, storage: str) -> Effects | TaskEffects:
+    """Estimate the effects in a study's results, see :meth:`rnn_search.Study.effects`.
+
+    Args:
+        results: results with a complete trial.
+        storage: URL of the storage, in which studies of replicates may derive from it.
+    """
+    found = add_replicates(results, storage)
+    comparison = compare_across_tasks(found)
+    if comparison is None:
+        return Effects(found[0])
+    by_task = {findings.results.task: Effects(findings) for findings in found}
+    return TaskEffects(by_task, comparison)
+
+
+def find_verdicts(results: Results) -> Verdicts:
+    """Compare the replicated architectures of a study, see :meth:`rnn_search.Study.verdicts`."""
+    findings = StudyFindings(results)
+    if findings.summary.judgement is None:
+        raise ReportError(
+            f"study {results.name!r} has no replicates to compare: expected one derived with "
+            "refinement.replicates of 2 or more"
+        )
+    return Verdicts(findings)
+
+
+def frame_hypotheses(results: Results, storage: str) -> pd.DataFrame:
+    """Test the hypotheses that a study stores; arguments are those of :func:`find_effects`."""
+    (findings,) = add_replicates(results, storage)
+    rows = [
+        {
+            "statement": test.hypothesis.statement,
+            "change": test.change,
+            "expected": test.hypothesis.expect,
+            "margin": test.hypothesis.margin,
+            "effect": test.effect.mean if test.effect else math.nan,
+            "low": test.effect.low if test.effect else math.nan,
+            "high": test.effect.high if test.effect else math.nan,
+            "pairs": test.effect.pairs if test.effect else 0,
+            "verdict": ": ".join(filter(None, [test.verdict, test.problem])),
+            "registered": test.mark,
+        }
+        for test in findings.hypotheses
+    ]
+    return pd.DataFrame(rows)
+
+
+def add_replicates(results: Results, storage: str) -> list[StudyFindings]:
+    """Return findings that know the replicates in studies of a storage that derive from a study.
+
+    Of a study of several tasks there are those of each task.
+    """
+    derived = []
+    with closing(read_storage(storage)) as opened:
+        for name in list_derived(opened, results.name):
+            with suppress(StudiesError, ReportError):  # damaged, or deleted meanwhile
+                derived.append(read_results(opened, name, False, False, False))
+    return [
+        StudyFindings(replace(part, replicates=find_replicates(part, derived)))
+        for part in results.split_tasks()
+    ]
