@@ -124,7 +124,8 @@ class HypothesisRecord(BaseModel):
     @property
     def mark(self) -> str:
         """When it was stored, for a reader: ``before the first result, 2026-11-26 17:00 UTC``."""
-        when = f"after {self.results:,} results" if self.results else "before the first result"
+        noun = "result" if self.results == 1 else "results"
+        when = f"after {self.results:,} {noun}" if self.results else "before the first result"
         return f"{when}, {self.registered:%Y-%m-%d %H:%M} UTC"
 
 

@@ -259,7 +259,7 @@ def test_new_hypothesis_is_refused_without_extend_and_a_stored_one_stays(
         join(sqlite_url, text, BOTH)
     joined.storage.claim(joined.study_id, "me")
     extended = join(sqlite_url, text, BOTH, extend=True)  # while a worker holds a trial
-    assert "hypothesis 'New.': registered after 1 results, 20" in extended.notice
+    assert "hypothesis 'New.': registered after 1 result, 20" in extended.notice
     first, second = read_study_record(extended.study).hypotheses
     assert (first.results, second.results) == (0, 1)
     assert first.registered < second.registered
