@@ -8,6 +8,7 @@ note, so that they agree. The findings are data (:mod:`reports.findings`). Texts
 import math
 from collections.abc import Mapping, Sequence
 
+from reports.analysis.pruning import PruningAudit
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, TaskComparison, UnequalBudget
 from reports.formatting import join, join_params, label_change, strong, to_plain, to_sentence
 from reports.stats.audit import MIN_STOPPED, STATED_SHARE, Obstacle
@@ -95,16 +96,15 @@ def _list_effects(findings: StudyFindings) -> list[str]:
     lines = [describe_effect(effect, measure) for effect in answer.largest]
     if not answer.largest:
         lines.append(describe_insignificance(findings.effects))
-    lines += [describe_reversal(effect, measure) for effect in answer.reversals]
+    lines += [describe_dependence(effect, measure) for effect in answer.reversals]
     if answer.smaller:
         one = "other change has a smaller significant effect"
         several = "other changes have smaller significant effects"
         lines.append(format_count(len(answer.smaller), one, several))
-    lines += [describe_dependence(effect, measure) for effect in answer.dependent[:MAX_NAMED]]
-    if more := answer.dependent[MAX_NAMED:]:
-        one = "other effect depends on another parameter"
-        several = "other effects depend on another parameter"
-        lines.append(format_count(len(more), one, several))
+    if len(answer.dependent) > MAX_NAMED:
+        lines.append(f"{len(answer.dependent)} other effects depend on another parameter")
+    else:
+        lines += [describe_dependence(effect, measure) for effect in answer.dependent]
     is_known = any(effect.main.is_decidable for effect in findings.ranked)
     if answer.undecided and is_known:
         lines.append(_describe_undecided(answer.undecided))
@@ -131,19 +131,12 @@ def describe_effect(effect: RankedEffect, measure: Measure) -> str:
     return f"{line}, depending on {describe_condition(effect.condition, measure)}"
 
 
-def describe_reversal(effect: RankedEffect, measure: Measure) -> str:
-    """Name a change that helps at one value of another parameter and harms at another."""
-    assert effect.condition is not None
-    label = strong(label_change(effect.main.contrast))
-    size = describe_condition(effect.condition, measure)
-    return f"{label} helps or harms, depending on {size}"
-
-
 def describe_dependence(effect: RankedEffect, measure: Measure) -> str:
-    """Name a change whose mean is not significant, but differs with another parameter."""
+    """Name a change whose effect depends on another parameter, perhaps with its sign."""
     assert effect.condition is not None
+    verb = "helps or harms, depending on" if effect.is_reversal else "has an effect that depends on"
     label = strong(label_change(effect.main.contrast))
-    return f"{label} has an effect that depends on {describe_condition(effect.condition, measure)}"
+    return f"{label} {verb} {describe_condition(effect.condition, measure)}"
 
 
 def describe_condition(condition: ConditionalEffect, measure: Measure) -> str:
@@ -174,43 +167,33 @@ def _describe_undecided(effects: Sequence[RankedEffect]) -> str:
 
 
 def _list_uncompared(findings: StudyFindings) -> list[str]:
-    """Name the parameters of which no two values are compared, a clause for each reason."""
+    """Name the parameters of which no two values are compared."""
     names = findings.uncompared
     if not names or not findings.effects:
         return []
-    too_many = [name for name in names if name in findings.results.uncontrasted]
-    others = [name for name in names if name not in too_many]
-    lines = []
-    if too_many:
-        lines.append(f"{strong(join_params(too_many))}: not compared, too many values")
-    if others:
-        lines.append(
-            f"{strong(join_params(others))}: not compared, no two trials differ in it alone"
-        )
-    return lines
+    is_many = findings.results.uncontrasted.issuperset(names)
+    reason = "too many values" if is_many else "no two trials differ in it alone"
+    return [f"{strong(join_params(names))}: not compared, {reason}"]
+
+
+_OBSTACLES = {
+    Obstacle.NO_AUDIT: "no trial was audited, so no effect can be estimated",
+    Obstacle.OTHER_SAMPLE: "the audited trials were drawn for other nuisance parameters, so no "
+    "effect can be estimated",
+    Obstacle.UNFINISHED: "no answer yet: the effects of a pruned study are estimated once its "
+    "search is finished",
+    Obstacle.NO_PAIRS: "no two architectures differ in one parameter only",
+}
+"""Why a pruned study has no effects."""
 
 
 def explain_missing_effects(findings: StudyFindings) -> str:
     """Say why the study has no effects."""
-    results = findings.results
     audited = findings.audited
     if audited is None or audited.obstacle is None:
         return "no effect can be estimated: no two complete trials differ in one parameter only"
-    if audited.obstacle is Obstacle.NO_AUDIT:
-        return "no trial was audited, so no effect can be estimated"
-    if audited.obstacle is Obstacle.OTHER_SAMPLE:
-        return (
-            "the audited trials were drawn for other nuisance parameters, so no effect can be "
-            "estimated"
-        )
-    if audited.obstacle is Obstacle.UNFINISHED:
-        counts = results.counts
-        return (
-            "no answer yet: the effects of a pruned study are estimated once its search is "
-            f"finished, and {counts.finished:,} of {counts.planned:,} trials are"
-        )
-    if audited.obstacle is Obstacle.NO_PAIRS:
-        return "no two architectures differ in one parameter only"
+    if audited.obstacle in _OBSTACLES:
+        return _OBSTACLES[audited.obstacle]
     return (
         f"pruning would have changed the value of {audited.stopped} of the {audited.audited} "
         f"audited architectures: at least {MIN_STOPPED} are needed to estimate an effect"
@@ -272,13 +255,8 @@ def list_agreement(comparison: TaskComparison) -> list[str]:
     """Say which changes have the same effect across tasks, a clause for each line."""
     contrasts = comparison.contrasts
     effects = [found.effect for contrast in contrasts for found in contrast.by_task.values()]
-    if not effects:
-        return ["no two architectures differ in one parameter only: no effects to compare"]
-    if all(effect.reason for effect in effects):
-        most = max(effects, key=lambda effect: effect.pairs)
-        return [
-            f"whether a change has the same effect in several tasks is not known ({most.reason})"
-        ]
+    if not any(effect.is_decidable for effect in effects):
+        return ["whether a change has the same effect in several tasks is not known: too few pairs"]
     lines = [
         f"{strong(label_change(contrast.contrast))} {contrast.agreement} tasks"
         for contrast in contrasts
@@ -291,9 +269,7 @@ def list_agreement(comparison: TaskComparison) -> list[str]:
     ]
     if not lines:
         lines = ["no change has significant effects of the same sign in two tasks or more"]
-    if mixed:
-        lines.append(f"of opposite signs in several tasks: {', '.join(mixed)}")
-    return lines
+    return [*lines, f"of opposite signs: {', '.join(mixed)}"] if mixed else lines
 
 
 # ------------------------------------------------------------------ warnings
@@ -363,55 +339,44 @@ def _describe_budget(budget: UnequalBudget) -> str:
 
 
 def describe_pairs(findings: StudyFindings) -> str:
-    """Say in sentences what the effects are means over, and what is uncertain about them."""
+    """Say in sentences what the effects are means over."""
     results = findings.results
     better = f"a {results.measure.better_sign} difference is better"
     if findings.is_additive:
         return f"{to_sentence(ADDITIVE)} {to_sentence(better)}"
     if findings.audited:
         return (
-            "Mean difference over all pairs of values or, of pruned trials, of the predictions "
-            f"recorded when they were pruned; the {findings.audited.audited} audited "
-            f"{results.judged_noun}s correct the mean, whatever the predictions are worth; "
-            f"{better}."
+            "Mean difference over all pairs of values or, of pruned trials, of predictions; the "
+            f"{findings.audited.audited} audited {results.judged_noun}s correct the mean, "
+            f"whatever the predictions are worth; {better}."
         )
     parts = [f"at its best {join_params(results.nuisance)}"] if results.nuisance else []
     if results.has_replicates:
         parts.append("the mean of its runs")
     judged = f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
     text = f"Mean difference over all pairs of {judged} that differ in this alone; {better}."
-    if results.config.refinement is not None:
-        return f"{text} They were selected by their loss: effects hold among such architectures."
-    if not results.is_grid or results.table["value"].isna().any():
-        return f"{text} With all combinations of the values an effect may be another."
-    return text
+    if results.is_grid and results.table["value"].notna().all():
+        return text
+    return f"{text} With all combinations of the values an effect may be another."
 
 
 def list_noise(findings: StudyFindings) -> list[str]:
     """Say in sentences what the intervals of the effects were estimated from; none without any."""
     sources = {effect.source for effect in findings.effects}
-    noun = findings.results.noun
     if not sources or findings.is_additive:
         return []
     if NoiseSource.AUDIT in sources:
         return ["The interval is that of drawing other audited trials, without the noise of runs."]
-    few = "An effect of fewer than eight such pairs is not called significant."
+    few = "An effect of fewer than eight pairs is not called significant."
     if sources == {NoiseSource.PAIRS}:
-        return [
-            "The noise between runs is not known: the interval is that of the differences between "
-            "the pairs, too wide where the effect depends on other parameters.",
-            few,
-        ]
+        return ["The noise between runs is not known: intervals use the scatter of the pairs.", few]
     source = min(sources - {NoiseSource.PAIRS})
-    text = f"The noise between runs is estimated from {source}"
-    if source is NoiseSource.REPLICATES:
-        studies = [f"study {name!r}" for name in findings.results.replicate_studies]
-        text += f" of these {noun}s{f' in {join(studies)}' if studies else ''}."
-    else:
-        text += "; interactions that exist make it look larger, never smaller."
+    studies = [f"study {name!r}" for name in findings.results.replicate_studies]
+    where = f" in {join(studies)}" if studies and source is NoiseSource.REPLICATES else ""
+    text = f"The noise between runs is estimated from {source}{where}."
     if NoiseSource.PAIRS not in sources:
         return [text]
-    return [text, f"Where few {noun}s carry an effect, differences between pairs are used.", few]
+    return [text, f"Where few {findings.results.noun}s carry an effect, pairs are used.", few]
 
 
 # ------------------------------------------------------------------ pruning
@@ -438,10 +403,7 @@ def list_audit(findings: StudyFindings) -> list[str]:
     results = findings.results
     noun = results.judged_noun
     if audit is None:
-        return [
-            "No trial was audited: what pruning lost is not known. With pruning.audit, a random "
-            "sample is trained to the end."
-        ]
+        return ["No trial was audited: what pruning lost is not known."]
     sample = format_count(audit.architectures, noun)
     sentences = [
         f"{sample} of {audit.planned}, chosen at random, were to be trained to the end whatever "
@@ -449,93 +411,31 @@ def list_audit(findings: StudyFindings) -> list[str]:
     ]
     if audit.has_held_back:
         sentences.append(
-            strong(
-                "During the search too few of them finished where they were predicted: the "
-                "predictions were recalibrated on them."
-            )
+            "Too few of them finished where they were predicted: the predictions were recalibrated."
         )
     if not audit.is_valid:
-        return [
-            *sentences,
-            "They were drawn for other nuisance parameters and measure nothing about the "
-            "architectures as these are judged now.",
-        ]
+        reason = "They were drawn for other nuisance parameters and measure nothing."
+        return [*sentences, reason]
     if not results.is_finished or not audit.stopped:
         return sentences
     sentences.append(
-        f"Recall: {audit.lost} of these {audit.stopped} are better than the last of the best "
-        f"{audit.top_count} that the pruner kept. With 95% confidence at most {audit.lost_high} "
-        f"of the {format_count(audit.pruned, f'pruned {noun}')} are, so at least "
-        f"{audit.recall_low:.0%} of the best {audit.top_count} are complete."
+        f"Recall: {audit.lost} of these are better than the last of the best {audit.top_count} "
+        f"that the pruner kept. With 95% confidence at most {audit.lost_high} of the "
+        f"{format_count(audit.pruned, f'pruned {noun}')} are, so at least {audit.recall_low:.0%} "
+        "of the best are complete."
     )
     if audit.tested:
-        sentences.append(_describe_predictions(findings))
+        sentences.append(_describe_predictions(audit, results.measure))
     return sentences
 
 
-def _describe_predictions(findings: StudyFindings) -> str:
-    audit = findings.audit
-    assert audit is not None
-    measure = findings.results.measure
+def _describe_predictions(audit: PruningAudit, measure: Measure) -> str:
     interval = measure.format_interval(audit.bias_low, audit.bias_high)
     text = (
-        f"Predictions: {audit.inside} of {audit.tested} trials finished within two scales of the "
-        f"prediction, {STATED_SHARE:.0%} expected (exact test, p = {audit.p_value:.2g}); the mean "
-        f"error is {measure.format_difference(audit.bias)}{interval}."
+        f"Predictions: {audit.inside} of {audit.tested} trials finished within two scales, "
+        f"{STATED_SHARE:.0%} expected (exact test, p = {audit.p_value:.2g}); mean error "
+        f"{measure.format_difference(audit.bias)}{interval}."
     )
     if not audit.is_alarm:
         return text
-    warning = (
-        "The predictions were not right: search without pruning if every one of the best counts."
-    )
-    return f"{text} {strong(warning)}"
-
-
-# ------------------------------------------------------------------ rankings and verdicts
-
-
-def list_ranking_rules(findings: StudyFindings) -> list[str]:
-    """Say in sentences what the leaderboard ranks by, and what a place in it is worth."""
-    results = findings.results
-    texts = []
-    if results.nuisance:
-        texts.append(f"Each {results.noun} is ranked at its best {join_params(results.nuisance)}.")
-    if results.has_replicates:
-        texts.append("The interval is Student’s 95% interval of the mean over the runs.")
-        if any(entry.is_adjusted for entry in findings.summary.entries):
-            texts.append("Means are adjusted for the replicates that are missing.")
-        return texts
-    texts.append("Each was run once: small differences between the leaders may be noise.")
-    if findings.summary.compares_single_runs:
-        texts.append(
-            f"“vs. best” is the difference over the same {results.measure.window}s with its 95% "
-            f"interval; it covers other {results.measure.data}, but no other training run."
-        )
-    return texts
-
-
-def list_verdict_rules(findings: StudyFindings) -> list[str]:
-    """Say in sentences what the verdicts on replicates mean; none without verdicts."""
-    summary = findings.summary
-    judgement = summary.judgement
-    if judgement is None or not summary.has_verdicts:
-        return []
-    margin = f"{judgement.margin:g} {findings.results.metric.unit}".rstrip()
-    return [
-        "Architectures are compared in pairs, over runs of the same number.",
-        "Worse: another is significantly better, with a probability of 5% of any false difference.",
-        f"As good: at most {margin} worse than the best, whichever that is.",
-        "All others are undecided, which does not show that they are equal.",
-        *_list_earlier(findings.results.earlier_replicates),
-    ]
-
-
-def _list_earlier(replicates: Sequence[int]) -> list[str]:
-    """Say what looking again at a study that was extended costs."""
-    if not replicates:
-        return []
-    before = ", then ".join(map(str, replicates))
-    return [
-        f"The study had {before} replicates before it was extended: the 5% hold for one look, and "
-        "looking again costs error."
-    ]
+    return f"{text} {strong('The predictions were not right: do not rely on what was pruned.')}"

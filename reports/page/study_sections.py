@@ -13,7 +13,7 @@ from reports.blocks import Block, Code, Folded, Pair, Section, Text
 from reports.charts import comparison_plots, optuna_plots, training_plots
 from reports.charts.chart import Chart
 from reports.findings import StudyFindings
-from reports.formatting import to_sentence
+from reports.formatting import join_params, to_sentence
 from reports.page import setup
 from rnn.config import CellConfig
 from rnn.source_code import generate_module
@@ -122,7 +122,7 @@ def _show_replicates(findings: StudyFindings, shown: Chart | None) -> Section | 
     if not findings.results.has_replicates:
         return None
     blocks: list[Block] = []
-    texts = sentences.list_verdict_rules(findings)
+    texts = _list_verdict_rules(findings)
     if texts:
         blocks.append(Text(texts, is_note=True))
     runs = comparison_plots.chart_replicates(findings)
@@ -135,6 +135,27 @@ def _show_replicates(findings: StudyFindings, shown: Chart | None) -> Section | 
         if differences is not None:
             blocks.append(differences)
     return Section("replicates", "Replicates", blocks) if blocks else None
+
+
+def _list_verdict_rules(findings: StudyFindings) -> list[str]:
+    """Say in sentences what the verdicts on replicates mean; none without verdicts."""
+    judgement = findings.summary.judgement
+    if judgement is None or not findings.summary.has_verdicts:
+        return []
+    margin = f"{judgement.margin:g} {findings.results.metric.unit}".rstrip()
+    texts = [
+        "Architectures are compared in pairs, over runs of the same number.",
+        "Worse: another is significantly better, with a probability of 5% of any false difference.",
+        f"As good: at most {margin} worse than the best, whichever that is.",
+        "All others are undecided, which does not show that they are equal.",
+    ]
+    if earlier := findings.results.earlier_replicates:
+        before = ", then ".join(map(str, earlier))
+        texts.append(
+            f"The study had {before} replicates before it was extended: the 5% hold for one look, "
+            "and looking again costs error."
+        )
+    return texts
 
 
 # ------------------------------------------------------------------ trials
@@ -152,8 +173,26 @@ def _show_leaderboard(findings: StudyFindings) -> Section:
     table = study_tables.tabulate_leaderboard(
         results, summary, entries, f"{results.title} leaderboard"
     )
-    note = Text(sentences.list_ranking_rules(findings), is_note=True)
+    note = Text(_list_ranking_rules(findings), is_note=True)
     return Section("leaderboard", "Leaderboard", [table, note])
+
+
+def _list_ranking_rules(findings: StudyFindings) -> list[str]:
+    """Say in sentences what the leaderboard ranks by, and what a place in it is worth."""
+    results = findings.results
+    texts = []
+    if results.nuisance:
+        texts.append(f"Each {results.noun} is ranked at its best {join_params(results.nuisance)}.")
+    if results.has_replicates:
+        texts.append("The interval is Student’s 95% interval of the mean over the runs.")
+        if any(entry.is_adjusted for entry in findings.summary.entries):
+            texts.append("Means are adjusted for the replicates that are missing.")
+    elif findings.summary.compares_single_runs:
+        texts.append(
+            f"“vs. best” is over the same {results.measure.window}s: its 95% interval covers other "
+            f"{results.measure.data}, but no other training run."
+        )
+    return texts
 
 
 def _show_costs(findings: StudyFindings) -> Section | None:
