@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import make_refinement, make_study, results_of
+from factories import make_refinement, make_study, render, results_of
 from hooks import HANG_TIMEOUT
-from reports.page.section import Section
 from services import report_missing
 
-from reports.page.page import render_page
+from reports.findings import StudyFindings
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]  # fmt: skip
@@ -68,14 +67,14 @@ def without_optuna_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def draw_no_optuna_figures(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("reports.page.section.chart_importances", lambda results: [])
+    patch.setattr("reports.charts.optuna_plots.chart_importances", lambda results: [])
 
 
 @dataclass(frozen=True)
 class BuiltPage:
-    """The page of a study: what it is built from, and its HTML."""
+    """The page of a study: its findings, and its HTML."""
 
-    section: Section
+    findings: StudyFindings
     html: str
 
     @property
@@ -95,8 +94,7 @@ def build_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BuiltP
         results = results_of(url, name, drawn_only=True)
         with pytest.MonkeyPatch.context() as patch:
             draw_no_optuna_figures(patch)
-            section = Section(results)
-            return BuiltPage(section, "".join(render_page([section])))
+            return BuiltPage(StudyFindings(results), render(results))
 
     return build
 
