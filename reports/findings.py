@@ -35,7 +35,8 @@ from reports.stats.additive_effects import estimate_additive_effects
 from reports.stats.audit import AuditedEffects
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect, rank_effects
 from reports.stats.design import Contrast, number_groups
-from reports.stats.effects import AdjustedEffect, Effect, adjust_effects
+from reports.stats.effects import Effect
+from reports.stats.estimate import adjust_estimates
 from reports.stats.judged import Edge
 from reports.stats.noise import NoiseSource
 from reports.trial_table import is_continuous, to_python
@@ -396,7 +397,7 @@ class TaskContrast:
     """
 
     contrast: Contrast
-    by_task: Mapping[str, AdjustedEffect]
+    by_task: Mapping[str, Effect]
 
     @property
     def helps(self) -> list[str]:
@@ -411,8 +412,8 @@ class TaskContrast:
     def _list_significant(self, is_better: bool) -> list[str]:
         return [
             task
-            for task, found in self.by_task.items()
-            if found.is_significant and found.effect.is_improvement == is_better
+            for task, effect in self.by_task.items()
+            if effect.is_significant and effect.is_improvement == is_better
         ]
 
     @property
@@ -474,9 +475,9 @@ def _compare_tasks(effects: Mapping[str, Sequence[Effect]]) -> list[TaskContrast
         The changes, those with significant effects in most tasks first.
     """
     tasks = [task for task, found in effects.items() for _ in found]
-    adjusted = adjust_effects([effect for found in effects.values() for effect in found])
-    changes: dict[Contrast, dict[str, AdjustedEffect]] = {}
-    for task, found in zip(tasks, adjusted, strict=True):
-        changes.setdefault(found.effect.contrast, {})[task] = found
+    adjusted = adjust_estimates([effect for found in effects.values() for effect in found])
+    changes: dict[Contrast, dict[str, Effect]] = {}
+    for task, effect in zip(tasks, adjusted, strict=True):
+        changes.setdefault(effect.contrast, {})[task] = effect
     contrasts = [TaskContrast(contrast, by_task) for contrast, by_task in changes.items()]
     return sorted(contrasts, key=lambda found: -len(found.helps) - len(found.harms))

@@ -254,7 +254,7 @@ def describe_smallest(findings: StudyFindings) -> str:
 def list_agreement(comparison: TaskComparison) -> list[str]:
     """Say which changes have the same effect across tasks, a clause for each line."""
     contrasts = comparison.contrasts
-    effects = [found.effect for contrast in contrasts for found in contrast.by_task.values()]
+    effects = [effect for contrast in contrasts for effect in contrast.by_task.values()]
     if not any(effect.is_decidable for effect in effects):
         return ["whether a change has the same effect in several tasks is not known: too few pairs"]
     lines = [

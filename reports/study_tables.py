@@ -153,10 +153,7 @@ def tabulate_across_tasks(comparison: TaskComparison) -> Table[TaskContrast]:
     """Tabulate the effect of each change in each task, and whether their signs agree."""
 
     def get(task: str, row: TaskContrast) -> Effect | None:
-        return row.by_task[task].effect if task in row.by_task else None
-
-    def mark(task: str, row: TaskContrast) -> str:
-        return MARK if task in row.by_task and row.by_task[task].is_significant else ""
+        return row.by_task.get(task)
 
     columns: list[Column[TaskContrast]] = [
         Column("change", lambda row: label_change(row.contrast)),
@@ -164,9 +161,7 @@ def tabulate_across_tasks(comparison: TaskComparison) -> Table[TaskContrast]:
     for task, measure in comparison.measures.items():
         unit = ", ".join(filter(None, [measure.loss, measure.difference_unit]))
         spec = f"+{measure.difference_spec}"
-        columns.append(
-            estimate_column(task, partial(get, task), unit, spec, note=partial(mark, task))
-        )
+        columns.append(estimate_column(task, partial(get, task), unit, spec))
     columns.append(Column("signs", lambda row: row.agreement))
     return Table(f"{comparison.name} across tasks", comparison.contrasts, columns)
 

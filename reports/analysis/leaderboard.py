@@ -12,7 +12,7 @@ from scipy import special
 
 from reports.results import Results
 from reports.stats import Floats, Integers
-from reports.stats.effects import CONFIDENCE
+from reports.stats.estimate import CONFIDENCE
 from reports.stats.replicates import (
     Comparison,
     Difference,

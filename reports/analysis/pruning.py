@@ -19,7 +19,7 @@ from reports.stats.audit import (
     judge_architectures,
     measure_recall,
 )
-from reports.stats.effects import CONFIDENCE
+from reports.stats.estimate import CONFIDENCE
 from reports.trial_table import find_traits
 from studies.attributes import AuditLook
 from studies.config import top_count

@@ -14,8 +14,8 @@ from scipy import stats
 
 from reports.results import Results
 from reports.stats.design import Contrast
-from reports.stats.effects import CONFIDENCE, FactorialTable
-from reports.stats.replicates import adjust_by_holm
+from reports.stats.effects import FactorialTable
+from reports.stats.estimate import CONFIDENCE, adjust_by_holm
 from reports.trial_table import find_traits, metric_column
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus

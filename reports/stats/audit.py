@@ -38,7 +38,8 @@ import numpy as np
 
 from reports.stats import Booleans, Floats
 from reports.stats.design import NO_TRAITS, Contrast, ParameterTraits, number_groups
-from reports.stats.effects import CONFIDENCE, Effect, FactorialTable
+from reports.stats.effects import Effect, FactorialTable
+from reports.stats.estimate import CONFIDENCE
 from reports.stats.noise import NoiseSource
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from reports.stats.design import REPLICATE, Contrast
-from reports.stats.effects import CONFIDENCE, Effect, FactorialTable, PairedDifference
-from reports.stats.replicates import adjust_by_holm
+from reports.stats.effects import Effect, FactorialTable, PairedDifference
+from reports.stats.estimate import CONFIDENCE, adjust_by_holm, adjust_estimates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +29,9 @@ class LevelEffect(PairedDifference):
 
     Attributes:
         value: the value.
-        p_adjusted: p-value after the correction for all effects within a value.
     """
 
     value: Any
-    p_adjusted: float = 1.0
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the effect is significant after the correction."""
-        return self.p_adjusted < 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -49,15 +42,14 @@ class ConditionalEffect:
         main: main effect of the contrast.
         parameter: the other parameter.
         levels: effect within each of its values, in order, over the same pairs.
-        difference: largest difference between two values: the greater effect minus the lesser.
-        p_adjusted: p-value of that difference, after the correction for all of them.
+        difference: largest difference between two values: the greater effect minus the lesser. Its
+            p-value is corrected for all of them.
     """
 
     main: Effect
     parameter: str
     levels: tuple[LevelEffect, ...]
     difference: PairedDifference
-    p_adjusted: float = 1.0
 
     @property
     def contrast(self) -> Contrast:
@@ -67,7 +59,7 @@ class ConditionalEffect:
     @property
     def is_significant(self) -> bool:
         """Whether the effect differs significantly between two of the values."""
-        return self.p_adjusted < 1 - CONFIDENCE
+        return self.difference.is_significant
 
     @property
     def has_opposite_signs(self) -> bool:
@@ -128,7 +120,8 @@ class RankedEffect:
         """
         if self.has_significant_mean or self.condition is None:
             return self.has_significant_mean
-        is_different = self.condition.p_adjusted < (1 - CONFIDENCE) / 2
+        p_of_difference = self.condition.difference.p_adjusted
+        is_different = p_of_difference is not None and p_of_difference < (1 - CONFIDENCE) / 2
         return is_different or self.condition.has_opposite_signs
 
 
@@ -167,17 +160,19 @@ def compute_conditional_effects(
         if name not in (effect.contrast.parameter, REPLICATE)
         if (conditional := _compute_conditional_effect(table, effect, name))
     ]
-    counts = [math.comb(len(each.levels), 2) for each in found]
-    p = np.array([each.difference.p for each in found]) * counts
-    adjusted = adjust_by_holm(np.minimum(1, p))
-    of_levels = iter(adjust_by_holm(np.array([lv.p for each in found for lv in each.levels])))
+    counts = [math.comb(len(conditional.levels), 2) for conditional in found]
+    p = np.array([conditional.difference.p for conditional in found]) * counts
+    adjusted = adjust_by_holm(np.minimum(1, p)).tolist()
+    levels = iter(
+        adjust_estimates([level for conditional in found for level in conditional.levels])
+    )
     return [
         replace(
-            each,
-            levels=tuple(replace(lv, p_adjusted=float(next(of_levels))) for lv in each.levels),
-            p_adjusted=float(p),
+            conditional,
+            levels=tuple(next(levels) for _ in conditional.levels),
+            difference=replace(conditional.difference, p_adjusted=p_adjusted),
         )
-        for each, p in zip(found, adjusted, strict=True)
+        for conditional, p_adjusted in zip(found, adjusted, strict=True)
     ]
 
 

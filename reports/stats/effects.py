@@ -26,16 +26,14 @@ from reports.stats.design import (
     encode,
     number_groups,
 )
+from reports.stats.estimate import CONFIDENCE, Estimate
 from reports.stats.noise import NoiseError, NoiseSource, RunNoise, Runs, Slopes, estimate_run_noise
-from reports.stats.replicates import adjust_by_holm
 from reports.stats.run_means import RunMeans
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _D = TypeVar("_D", bound="PairedDifference")
-
-CONFIDENCE = 0.95
 
 MIN_PAIRS = 8
 """Pairs needed to call an effect significant whose noise is only known from its own pairs."""
@@ -52,7 +50,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedDifference:
+class PairedDifference(Estimate):
     """Mean difference over matched pairs, with the noise between runs.
 
     The mean over the pairs is exact for these runs. Its 95% interval answers what the mean would be
@@ -60,7 +58,6 @@ class PairedDifference:
 
     Attributes:
         pairs: number of pairs with two values.
-        mean: mean of value after minus value before. NaN without pairs.
         error: standard error of the mean; NaN if unknown.
         degrees: degrees of freedom of the error; 0 if it is unknown.
         source: what the error was estimated from. Estimated from the differences between the pairs
@@ -70,7 +67,6 @@ class PairedDifference:
     """
 
     pairs: int
-    mean: float
     error: float
     degrees: float
     source: NoiseSource
@@ -166,11 +162,6 @@ class PairedDifference:
         """Whether the interval can support a decision; :attr:`reason` says why not."""
         return not self.reason
 
-    @property
-    def is_significant(self) -> bool:
-        """Whether a zero mean is rejected: then a Student's interval excludes zero."""
-        return self.p < 1 - CONFIDENCE
-
 
 def _select_known(values: Floats, trials: Integers) -> Integers:
     """Return those of some pairs (signs, pairs) all of whose trials have values."""
@@ -217,35 +208,6 @@ class Effect(PairedDifference):
     def missing_pairs(self) -> int:
         """Number of pairs that the design has and that lack a value."""
         return self.only_before + self.only_after + self.neither
-
-
-@dataclass(frozen=True)
-class AdjustedEffect:
-    """An effect that is tested with others.
-
-    Attributes:
-        effect: the effect.
-        p_adjusted: p-value after Holm's correction for all of them.
-    """
-
-    effect: Effect
-    p_adjusted: float
-
-    @property
-    def parameter(self) -> str:
-        """Name of the parameter that changes."""
-        return self.effect.contrast.parameter
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the effect is significant, corrected for all of them."""
-        return self.p_adjusted < 1 - CONFIDENCE
-
-
-def adjust_effects(effects: Sequence[Effect]) -> list[AdjustedEffect]:
-    """Correct the p-values of effects for their number, by Holm's method."""
-    adjusted = adjust_by_holm(np.array([each.p for each in effects]))
-    return [AdjustedEffect(each, float(p)) for each, p in zip(effects, adjusted, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reports.stats import Floats, Integers
+from reports.stats.estimate import Estimate, adjust_by_holm
 
 LossesByRun = Mapping[int, Sequence[float]]
 """An architecture's loss on each evaluation window (W,), by replicate; W is 1 for a mean loss."""
@@ -276,36 +277,33 @@ def _invert_trigamma(values: Floats) -> Floats:
     return np.asarray(x)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Difference between two architectures.
+@dataclass(frozen=True, kw_only=True)
+class Difference(Estimate):
+    """Difference between two architectures: the loss of the first minus that of the second.
 
     Attributes:
-        mean: mean loss of the first minus that of the second; NaN without a common run.
         variances: parts of the variance of the mean, of the runs and of the windows.
         degrees: their degrees of freedom.
         runs: number R of common runs.
         windows: number W of common evaluation windows.
-        p: two-sided p-value of a zero mean; 1 with fewer than two runs.
-        p_adjusted: p-value after Holm's correction for all comparisons of the study.
+        p_alone: p-value without a correction; 1 with fewer than two runs.
     """
 
-    mean: float
     variances: tuple[float, float]
     degrees: tuple[float, float]
     runs: int
     windows: int
-    p: float = 1.0
+    p_alone: float = 1.0
     p_adjusted: float = 1.0
 
     @property
-    def is_significant(self) -> bool:
-        """Whether the difference is significant after the correction for all comparisons."""
-        return self.p_adjusted < LEVEL
+    def p(self) -> float:
+        """Two-sided p-value of a zero mean."""
+        return self.p_alone
 
     @property
     def half_width(self) -> float:
-        """Half the width of the 95% interval of the mean, without a correction; NaN if unknown."""
+        """Half the width of the 95% interval of the mean; NaN if unknown."""
         return float(compute_widths(np.array(self.variances), np.array(self.degrees), LEVEL / 2))
 
     @property
@@ -379,7 +377,7 @@ def compare_pairwise(losses: Mapping[str, LossesByRun]) -> Comparison:
         p[[each.runs < 2 for each in found]] = 1.0
         adjusted = adjust_by_holm(p)
         found = [
-            replace(difference, p=float(alone), p_adjusted=float(corrected))
+            replace(difference, p_alone=float(alone), p_adjusted=float(corrected))
             for difference, alone, corrected in zip(found, p, adjusted, strict=True)
         ]
     return Comparison(names, dict(zip(pairs, found, strict=True)))
@@ -416,7 +414,13 @@ def _estimate(differences: Sequence[Floats], pairs: Integers) -> list[Difference
     variances, degrees = estimate_variances(moments, shapes[:, 0], windows, pairs)
     rows = (each.tolist() for each in (moments.mean, variances, degrees, *shapes.T))
     return [
-        Difference(mean, tuple(parts), tuple(free), runs, count)
+        Difference(
+            mean=mean,
+            variances=tuple(parts),
+            degrees=tuple(free),
+            runs=runs,
+            windows=count,
+        )
         for mean, parts, free, runs, count in zip(*rows, strict=True)
     ]
 
@@ -426,21 +430,6 @@ def _stack(differences: Iterable[Difference]) -> tuple[Floats, Floats, Floats]:
     rows = [(each.mean, each.variances, each.degrees) for each in differences]
     mean, variances, degrees = (np.array(each, dtype=float) for each in zip(*rows, strict=True))
     return mean, variances, degrees
-
-
-def adjust_by_holm(p: Floats) -> Floats:
-    """Correct p-values (..., P) for their number by Holm's method.
-
-    The last axis is one family of tests.
-    """
-    # statsmodels.multipletests gives the same for one family, but collects all garbage per call:
-    # 60 ms or more, and there are dozens of calls per report.
-    order = np.argsort(p, axis=-1)
-    factors = np.arange(p.shape[-1], 0, -1)
-    steps = np.maximum.accumulate(np.take_along_axis(p, order, axis=-1) * factors, axis=-1)
-    adjusted = np.empty_like(p)
-    np.put_along_axis(adjusted, order, np.minimum(1, steps), axis=-1)
-    return adjusted
 
 
 # ------------------------------------------------------------------ verdicts

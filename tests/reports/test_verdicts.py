@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from reports.stats.estimate import adjust_by_holm
 from reports.stats.replicates import (
     Verdict,
-    adjust_by_holm,
     bound_distances,
     compare_pairwise,
     compare_single_runs,

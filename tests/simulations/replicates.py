@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from reports.stats import Booleans, Floats
+from reports.stats.estimate import adjust_by_holm
 from reports.stats.replicates import (
     LEVEL,
-    adjust_by_holm,
     bound_distances,
     compute_moments,
     compute_p_values,
