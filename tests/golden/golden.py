@@ -18,7 +18,7 @@ ROOT = FOLDER.parents[1]
 
 MODULES = (
     "golden_statistics",
-    "golden_narrative",
+    "golden_sentences",
     "golden_pruning",
     "golden_training",
     "golden_storage",

@@ -18,16 +18,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from golden import FOLDER, Golden
 
-from reports.analysis.hypotheses import run_tests
+from reports.analysis.hypotheses import HypothesisTest, run_tests
 from reports.analysis.judged_effects import build_judged_table
 from reports.analysis.leaderboard import COSTS, summarize_study
 from reports.analysis.pruning import audit_pruning
 from reports.analysis.solved import compare_solved
-from reports.blocks import tabulate_hypotheses
 from reports.charts.optuna_plots import chart_importances
+from reports.findings import StudyFindings
 from reports.study_reader import read_results
 from rnn_search import import_results, import_study, load
 from studies.hypotheses import register
@@ -47,8 +46,6 @@ AUDIT = (
     "recall_low", "tested", "inside", "bias", "bias_low", "bias_high", "is_alarm",
 )  # fmt: skip
 
-TESTED = ("statement", "effect", "low", "high", "pairs", "verdict")
-
 
 class StoredStudy:
     """A study of ``inputs/`` and what the project computes from it."""
@@ -65,6 +62,10 @@ class StoredStudy:
     def effects(self) -> Any:
         return self.study.effects()
 
+    @property
+    def findings(self) -> StudyFindings:
+        return self.effects.findings
+
     @cached_property
     def summary(self) -> Any:
         return summarize_study(self.results)
@@ -73,10 +74,9 @@ class StoredStudy:
         table = build_judged_table(self.results)
         return [] if self.results.is_pruned else table.compute_interactions()
 
-    def test_hypotheses(self) -> pd.DataFrame:
+    def test_hypotheses(self) -> list[HypothesisTest]:
         records = register([], load_hypotheses(INPUTS / "hypotheses.toml"), 0)
-        results = replace(self.results, hypotheses=records)
-        return tabulate_hypotheses(run_tests(results), results).to_frame()
+        return run_tests(replace(self.results, hypotheses=records))
 
     def list_solved(self) -> dict[str, Any]:
         changes = compare_solved(self.results)
@@ -128,7 +128,7 @@ def compute_statistics(name: str) -> dict[str, Any]:
         "pairwise comparisons": _compare_pairwise(stored),
         "fronts": {cost: stored.study.pareto(cost)["trial"].tolist() for cost in COSTS},
         "solved": stored.list_solved(),
-        "hypotheses": _to_plain(stored.test_hypotheses()[list(TESTED)].to_dict("records")),
+        "hypotheses": [_describe_test(test) for test in stored.test_hypotheses()],
         "audit": _pick(stored.audit(), AUDIT),
         "PED-ANOVA": _to_plain(stored.importances.get("PED-ANOVA", {})),
     }
@@ -140,26 +140,42 @@ def compute_fanova() -> dict[str, Any]:
 
 
 def _list_effects(stored: StoredStudy) -> dict[str, Any]:
-    rows = stored.effects.table[["depends_on", "least", "greatest"]].to_dict("records")
-    return {
-        _name(effect.contrast): {
+    found: dict[str, Any] = {}
+    for ranked in stored.findings.ranked:
+        effect = ranked.main
+        condition = ranked.condition
+        means = [level.mean for level in condition.levels] if condition else [None]
+        found[_name(effect.contrast)] = {
             **_pick(effect, (*DIFFERENCE, "is_significant", "missing_pairs")),
             "source": effect.source.name,
-            **_to_plain(row),
+            "depends_on": condition.parameter if condition else "",
+            "least": min(means),
+            "greatest": max(means),
         }
-        for effect, row in zip(stored.effects.effects, rows, strict=True)
-    }
+    return found
 
 
 def _list_conditional(stored: StoredStudy) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for row in stored.effects.conditional.to_dict("records"):
+    for row in stored.effects.conditional_frame().to_dict("records"):
         contrast = f"{row['parameter']} {row['before']} → {row['after']}"
         group = found.setdefault(contrast, {}).setdefault(row["by"], {"levels": {}})
         group |= _to_plain({key: row[key] for key in ("range", "differs", "opposite_signs")})
         columns = ("effect", "low", "high", "pairs", "significant")
         group["levels"][str(row["value"])] = _to_plain({key: row[key] for key in columns})
     return found
+
+
+def _describe_test(test: HypothesisTest) -> dict[str, Any]:
+    effect = test.effect
+    return {
+        "statement": test.hypothesis.statement,
+        "effect": _to_plain(effect.mean) if effect else None,
+        "low": _to_plain(effect.low) if effect else None,
+        "high": _to_plain(effect.high) if effect else None,
+        "pairs": effect.pairs if effect else None,
+        "verdict": ": ".join(filter(None, [test.verdict, test.problem])),
+    }
 
 
 def _compare_with_best(stored: StoredStudy) -> list[Any]:

@@ -4,7 +4,6 @@
 """
 
 import random
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
@@ -12,19 +11,20 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 from golden import FOLDER, Golden
-from reports.narrative import (
-    describe_audit,
-    describe_noise,
-    describe_pruning,
-    list_audit_findings,
-    list_warnings,
-    write_answer,
-    write_headline,
-)
-from reports.phrases import describe_outcomes, describe_verdicts, to_markdown
 
 from reports.findings import StudyFindings
+from reports.formatting import to_plain
 from reports.results import Results
+from reports.sentences import (
+    describe_pairs,
+    describe_pruning,
+    describe_smallest,
+    list_answer,
+    list_audit,
+    list_headline,
+    list_noise,
+    list_warnings,
+)
 from reports.study_reader import read_results
 from rnn_search import import_results, import_study
 from studies.storage.open import read_storage
@@ -58,11 +58,6 @@ def search_at_random() -> StudyFindings:
             return StudyFindings(read_results(opened, "random"))
 
 
-def describe_replicates(change: Callable[[Results], Results]) -> str:
-    """State the verdicts on the replicates after a change of their results."""
-    return describe_verdicts(StudyFindings(change(read_findings("replicates").results)))
-
-
 def with_margin(results: Results, margin: float) -> Results:
     """Return replicates of which fewer or more count as good as the best."""
     refinement = results.config.refinement
@@ -79,34 +74,29 @@ def with_smallest_best(results: Results) -> Results:
     return replace(results, table=results.table.assign(parameter_count=counts))
 
 
-def write_sentences() -> dict[str, str]:
-    """Return sentences by what they are about, as Markdown."""
-    grid, tuned = read_findings("full-grid"), read_findings("learning-rates")
-    cells, pruned = read_findings("cells"), read_findings("pruned")
+def write_sentences() -> dict[str, list[str]]:
+    """Return sentences by what they are about."""
+    grid = read_findings("full-grid")
+    tuned = read_findings("learning-rates")
+    cells = read_findings("cells")
+    pruned = read_findings("pruned")
     drawn = search_at_random()
-    reversal, undecided = write_answer(grid)
-    diverged, larger_batches = list_warnings(cells)
-    (edge,) = list_warnings(tuned)
+    replicates = read_findings("replicates")
+    strict = StudyFindings(with_margin(replicates.results, 0.001))
+    small = StudyFindings(with_smallest_best(replicates.results))
     sentences = {
-        "the smallest as good": describe_replicates(lambda results: results),
-        "none smaller as good": describe_replicates(lambda results: with_margin(results, 0.001)),
-        "the best is the smallest": describe_replicates(with_smallest_best),
-        "reversal": reversal,
-        "undecided": undecided,
-        "condition": write_answer(tuned)[0],
-        "too few pairs": write_answer(cells)[1],
-        "diverged": diverged,
-        "larger batches": larger_batches,
-        "pruned": describe_pruning(pruned),
-        "audit": " ".join([describe_audit(pruned), *list_audit_findings(pruned)]),
-        "noise": " ".join(describe_noise(grid)),
-        "estimated": write_answer(pruned)[0],
-        "nuisance edge": edge,
-        "least squares": " ".join([*list_warnings(drawn), *write_answer(drawn)]),
-        "outcomes": describe_outcomes(grid),
-        "last line": write_headline([tuned, pruned]),
+        "effects": [*list_answer(grid), describe_pairs(grid), *list_noise(grid)],
+        "best rates": [*list_answer(tuned), *list_warnings(tuned), describe_pairs(tuned)],
+        "cells": [*list_answer(cells), *list_warnings(cells)],
+        "pruned": [*list_answer(pruned), describe_pairs(pruned), *list_noise(pruned)],
+        "audit": [describe_pruning(pruned), *list_audit(pruned)],
+        "least squares": [*list_answer(drawn), *list_warnings(drawn), describe_pairs(drawn)],
+        "verdicts": list_answer(replicates),
+        "none smaller as good": [describe_smallest(strict)],
+        "the best is the smallest": [describe_smallest(small)],
+        "last lines": list_headline([tuned, pruned], {}),
     }
-    return {name: to_markdown(text) for name, text in sentences.items()}
+    return {name: [to_plain(line) for line in lines] for name, lines in sentences.items()}
 
 
-GOLDEN = [Golden("narrative", write_sentences)]
+GOLDEN = [Golden("sentences", write_sentences)]
