@@ -114,13 +114,13 @@ def tabulate_hypotheses(findings: StudyFindings, name: str) -> Table[HypothesisT
         findings.hypotheses,
         [
             Column("statement", lambda test: test.hypothesis.statement),
-            Column("change", lambda test: test.change),
-            Column("expected", lambda test: test.hypothesis.expect),
-            Column("margin", lambda test: test.hypothesis.margin, "g"),
+            Column("verdict", describe_verdict, is_strong=True),
             estimate_column("effect", lambda test: test.effect, measure.difference_unit,
                             f"+{measure.difference_spec}", note=lambda test: ""),
             Column("pairs", lambda test: test.effect and test.effect.pairs, ",d"),
-            Column("verdict", describe_verdict, is_strong=True),
+            Column("change", lambda test: test.change),
+            Column("expected", lambda test: test.hypothesis.expect),
+            Column("margin", lambda test: test.hypothesis.margin, "g"),
             Column("registered", lambda test: test.mark),
         ],
     )  # fmt: skip

@@ -66,7 +66,7 @@ from studies.text import (
     format_value,
 )
 
-MAX_CONDITIONAL = 10
+MAX_CONDITIONAL = 8
 """Rows of the chart of conditional effects."""
 
 MAX_CONDITIONS = 2
@@ -90,7 +90,7 @@ _COSTS: dict[Cost, tuple[str, str, str]] = {
 _SHOWN_QUANTILE = 0.75
 """Share of the architectures within the range of the losses at first: bad ones hide the front."""
 
-BEST_PROFILES = 5
+BEST_PROFILES = 3
 """Number of best architectures that are drawn; the best of each baseline cell is drawn as well."""
 
 
@@ -285,7 +285,7 @@ def chart_interactions(findings: StudyFindings) -> Chart | None:
         colorbar_title=measure.difference_unit,
         texttemplate="%{text}" if len(contrasts) <= MAX_NUMBERED else "",
     )
-    figure.update_layout(xaxis_tickangle=-40, height=160 + 27 * len(contrasts))
+    figure.update_layout(xaxis_tickangle=-40, height=150 + 25 * len(contrasts))
     numbered = min(MAX_NUMBERED, len(contrasts))
     return Chart(
         "Two-way interactions",
@@ -445,7 +445,7 @@ def _plot_costs(
         xaxis={"title": cost_title} | _scale_costs(min(costs), max(costs)),
         yaxis={"title": title, "range": find_range(shown)},
         showlegend=False,
-        height=350,
+        height=290,
     )
 
 
@@ -500,7 +500,7 @@ def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
             hoverlabel={"namelength": -1},
         )
     title = {"text": f"effective context ({token}s)", "side": "top"}
-    place_legend_below(figure, 290, title=title, font={"size": 11}).update_layout(
+    place_legend_below(figure, 260, title=title, font={"size": 11}).update_layout(
         xaxis={"type": "log", "title": f"context ({token}s)", "dtick": math.log10(2)},
         yaxis_title="bits per byte",
         margin={"l": 55, "r": 10},
@@ -565,7 +565,7 @@ def chart_variants(comparison: SourceComparison, measure: Measure) -> Chart:
         },
         yaxis_title=measure.axis_title,
         showlegend=False,
-        height=380,
+        height=320,
     )
     return Chart(
         "From the source to each variant",

@@ -95,7 +95,7 @@ def _chart_evaluators(
         labels = [format_label(name) for name in parameters]
         figure = visualization.plot_param_importances(study, evaluator, labels)
         figure.update_layout(margin={"r": 45})  # room for the number of the longest bar
-        _fit(figure, 120 + 30 * len(parameters))
+        _fit(figure, 90 + 26 * len(parameters))
         charts.append(Chart(title, figure, caption=question + remark))
     return charts
 

@@ -72,7 +72,7 @@ def _plot_curves(results: Results, drawn: list[int]) -> go.Figure:
         yaxis={"title": title, "range": find_range(ends.tolist())},
         legend_traceorder="reversed",
         showlegend=True,
-        height=360,
+        height=320,
     )
 
 
