@@ -404,7 +404,7 @@ def _chart_cost(known: pd.DataFrame, cost: Cost, results: Results) -> Chart:
     if len(drawn) < len(others):
         caption += f" {len(drawn):,} of the {len(others):,} others are drawn."
     if cost == "seconds":
-        caption += " Networks trained in lockstep share the time of their stack equally."
+        caption += " In lockstep, networks share the time."
     figure = _plot_costs(known.iloc[front], drawn, cost, measure)
     return Chart(f"{measure.loss.capitalize()} against {noun}", figure, caption=caption)
 
@@ -506,9 +506,8 @@ def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
         margin={"l": 55, "r": 10},
     )
     caption = (
-        f"The loss after a context of so many {token}s. The effective context is the number from "
-        "which on more context lowers the loss by less than 1% of perplexity (Khandelwal et al. "
-        "2018), with its 95% interval over the windows."
+        f"Effective context: number of {token}s from which on more context lowers the loss by less "
+        "than 1% of perplexity (Khandelwal et al. 2018), with its 95% interval over the windows."
     )
     return Chart("Loss by length of the context", figure, caption=caption, width=340)
 
