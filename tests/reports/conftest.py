@@ -1,20 +1,17 @@
 """Fixtures of the report's tests: a browser, a study, its page, and fewer figures."""
 
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import make_refinement, make_study, render, results_of
+from factories import make_refinement, make_study, results_of
 from hooks import HANG_TIMEOUT
+from pages import BuiltPage, build_from
 from services import report_missing
-
-from reports.findings import StudyFindings
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]  # fmt: skip
@@ -70,31 +67,17 @@ def draw_no_optuna_figures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("reports.charts.optuna_plots.chart_importances", lambda results: [])
 
 
-@dataclass(frozen=True)
-class BuiltPage:
-    """The page of a study: its findings, and its HTML."""
-
-    findings: StudyFindings
-    html: str
-
-    @property
-    def words(self) -> str:
-        """The text of the page without markup."""
-        return " ".join(re.sub("<[^>]*>", "", self.html[self.html.index("<main>") :]).split())
-
-
 @pytest.fixture(scope="session")
 def build_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BuiltPage]:
     """Make a study and its page, without Optuna's figures; once for each way to make it."""
 
     @cache
-    def build(make: Callable[..., None], name: str, **options: Any) -> BuiltPage:
+    def build(make: Callable[..., None], name: str = "made", **options: Any) -> BuiltPage:
         url = f"sqlite:///{tmp_path_factory.mktemp('page')}/studies.db"
         make(url, name=name, **options)
-        results = results_of(url, name, drawn_only=True)
         with pytest.MonkeyPatch.context() as patch:
             draw_no_optuna_figures(patch)
-            return BuiltPage(StudyFindings(results), render(results))
+            return build_from(results_of(url, name, drawn_only=True))
 
     return build
 
