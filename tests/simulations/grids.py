@@ -111,7 +111,7 @@ def draw_values(
 
 
 def names_zero(study: Simulation) -> bool:
-    """Return whether the last line of a search names an effect that is zero."""
+    """Return whether the answer of a study names an effect that is zero."""
     table = study.observed
     effects = table.compute_effects()
     ranked = rank_effects(effects, compute_conditional_effects(table, effects))
@@ -122,5 +122,5 @@ def names_zero(study: Simulation) -> bool:
 def find_flags(table: FactorialTable) -> tuple[bool, bool]:
     """Return whether any effect differs between values, and whether any has opposite signs."""
     found = compute_conditional_effects(table, table.compute_effects())
-    differs = any(each.is_significant for each in found)
-    return differs, any(each.has_opposite_signs for each in found)
+    differs = any(effect.is_significant for effect in found)
+    return differs, any(effect.has_opposite_signs for effect in found)
