@@ -25,7 +25,7 @@ from studies.attributes import (
 )
 from studies.config import StudyConfig
 from studies.hypotheses import HypothesisRecord
-from studies.measure import Measure, choose_split, find_measure
+from studies.measure import Measure, find_measure
 from studies.records import Floors
 from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, TASK, param_order
 from studies.storage.counts import TrialCounts, count_statuses
@@ -301,8 +301,7 @@ class Results:
         complete = self.complete
         if not self.has_replicates or complete.empty:
             return self.measure
-        split = choose_split(self.measure, lambda name: bool(complete[name].notna().all()))
-        return self.measure if split is None else self.measure.on_split(split)
+        return self.measure.choose_metric(lambda name: bool(complete[name].notna().all()))
 
     @property
     def metric_columns(self) -> dict[str, str]:

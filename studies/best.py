@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from reports.stats.run_means import RankedArchitecture, Run, rank_runs
 from studies.config import StudyConfig, label_trial
-from studies.measure import TEXT, Measure, choose_split, find_measure
+from studies.measure import TEXT, Measure, find_measure
 from studies.space import REPLICATE, param_order
 from studies.storage.counts import has_replicates, read_best_trial
 from studies.storage.reads import TrialReader
@@ -41,31 +41,26 @@ def rank_trials(
         trials: all grid trials of the study.
         config: its config; None for one that is minimised.
     """
-    measure = find_measure(config) if config else TEXT
-    split, sign = _find_split(trials, measure), _sign(config)
+    value_measure = find_measure(config) if config else TEXT
+    measure = _find_metric(trials, value_measure)
     runs = []
     for trial in trials:
         if trial.state is not TrialState.COMPLETE or trial.value is None:
             continue
-        value = sign * trial.value
-        loss = trial.attributes[measure.held_out_column(split)] if split else value
+        value = value_measure.to_loss(trial.value)
+        loss = value if measure.is_value else trial.attributes[measure.column]
         replicate = int(trial.params.get(REPLICATE, 0))
         key = architecture_key(trial.params)
         runs.append(Run(key, trial.number, replicate, value, loss))
     return rank_runs(runs)
 
 
-def _find_split(trials: Sequence[StoredTrial], measure: Measure) -> str | None:
-    """Return the held-out split whose loss ranks the architectures; None for the value."""
+def _find_metric(trials: Sequence[StoredTrial], measure: Measure) -> Measure:
+    """Return the number that ranks the architectures: a loss on a held-out split, or the value."""
     if len({trial.params[REPLICATE] for trial in trials if REPLICATE in trial.params}) <= 1:
-        return None
+        return measure
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-    return choose_split(measure, lambda name: all(name in trial.attributes for trial in complete))
-
-
-def _sign(config: StudyConfig | None) -> int:
-    """Return the factor that makes a lower value the better one."""
-    return -1 if config is not None and config.direction == "maximize" else 1
+    return measure.choose_metric(lambda name: all(name in trial.attributes for trial in complete))
 
 
 @dataclass(frozen=True)
@@ -76,21 +71,17 @@ class Best:
         trial: the best trial; of replicates the run of the best value of the best architecture.
         architecture: label of the trial; of replicates without their number.
         value: the trial's value; of replicates the mean over the runs of the architecture.
-        unit: unit of the value; "" for none.
-        measure: name of the value.
+        metric: name, unit and format of the value.
         runs: number of runs of which the value is the mean; None without replicates.
         is_adjusted: whether the mean is adjusted for runs that are missing.
-        losses: names and formats of the study's losses.
     """
 
     trial: StoredTrial
     architecture: str
     value: float
-    unit: str
-    measure: str
+    metric: Measure
     runs: int | None = None
     is_adjusted: bool = False
-    losses: Measure = TEXT
 
     @property
     def number(self) -> int:
@@ -109,18 +100,19 @@ class Best:
     def text(self) -> str:
         """The value for a line of text; of a mean with what it is the mean of."""
         if self.runs is None:
-            return self.losses.describe(self.value)
-        return f"{self.mean_of} {self.number_with_unit}, {self.measure}"
-
-    @property
-    def number_with_unit(self) -> str:
-        """The value with its unit."""
-        return f"{self.losses.format_number(self.value)} {self.unit}".rstrip()
+            return self.metric.describe(self.value)
+        return f"{self.mean_of} {self.metric.format(self.value)}, {self.metric.name}"
 
     def as_json(self) -> dict[str, Any]:
         """Return it as ``--json`` prints it."""
-        names = ("number", "value", "unit", "measure", "runs", "architecture")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "number": self.number,
+            "value": self.value,
+            "unit": self.metric.unit,
+            "measure": self.metric.name,
+            "runs": self.runs,
+            "architecture": self.architecture,
+        }
 
 
 class BestReader:
@@ -140,19 +132,18 @@ class BestReader:
     def read_tasks(self) -> dict[str, Best]:
         """Read what is best now in each of several tasks that has a complete trial, by name."""
         best = {name: self._read_trial(place) for place, name in enumerate(self._config.task_names)}
-        return {name: each for name, each in best.items() if each is not None}
+        return {name: found for name, found in best.items() if found is not None}
 
     def _read_trial(self, task: int | None = None) -> Best | None:
         row = read_best_trial(self._storage, self._study._study_id, task)
         if row is None or row.value is None:
             return None
         config = self._config.of_trial(row.params)
-        label, measure = label_trial(row.params, config), find_measure(config)
-        return Best(row, label, row.value, measure.unit, measure.name, losses=measure)
+        return Best(row, label_trial(row.params, config), row.value, find_measure(config))
 
     def read(self) -> Best | None:
         """Read what is best now; None before the first complete trial, and of several tasks."""
-        config, measure = self._config, find_measure(self._config)
+        config = self._config
         if config.task_names:
             return None
         if not self.has_replicates:
@@ -162,12 +153,11 @@ class BestReader:
             return None
         best = ranking[0]
         (trial,) = (trial for trial in trials if trial.number == best.runs[0].number)
-        unit, name = measure.unit, measure.name
-        if split := _find_split(trials, measure):
-            unit, name = measure.held_out_unit, measure.name_loss(split)
-        params = {name: each for name, each in trial.params.items() if name != REPLICATE}
-        label, mean = label_trial(params, config), _sign(config) * best.mean
-        return Best(trial, label, mean, unit, name, len(best.runs), best.is_adjusted, measure)
+        metric = _find_metric(trials, find_measure(config))
+        params = {name: value for name, value in trial.params.items() if name != REPLICATE}
+        mean = metric.to_loss(best.mean)
+        label = label_trial(params, config)
+        return Best(trial, label, mean, metric, len(best.runs), best.is_adjusted)
 
     def read_ranking(self) -> tuple[list[StoredTrial], list[RankedArchitecture]]:
         """Read the grid trials, by number, and the ranking of their architectures."""

@@ -471,7 +471,7 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
         kind,
         counts,
         best.value if best else None,
-        best.unit if best else "",
+        best.metric.unit if best else "",
         _format_best(best) if best else "",
         workers,
         started,
@@ -483,8 +483,8 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
 
 def _format_best(best: Best) -> str:
     """Return the value with its unit, and of a task other than text with its name."""
-    text = best.number_with_unit
-    return text if best.losses.is_text else f"{text}, {best.measure}"
+    text = best.metric.format(best.value)
+    return text if best.metric.is_text else f"{text}, {best.metric.name}"
 
 
 def _kind(record: StudyRecord) -> str:

@@ -100,6 +100,17 @@ class Measure:
             split=split,
         )
 
+    def choose_metric(self, has_loss: Callable[[str], bool]) -> "Measure":
+        """Return the number that ranks replicates: the loss on a held-out split, else this one.
+
+        Args:
+            has_loss: whether all complete runs have an attribute.
+        """
+        for split in SPLITS:
+            if has_loss(self.held_out_column(split)):
+                return self.on_split(split)
+        return self
+
     def with_decimals(self, values: Iterable[float]) -> "Measure":
         """Return the measure with the number of decimals that distinguishes some values."""
         known = [value for value in values if math.isfinite(value)]
@@ -206,13 +217,3 @@ def _find_common_measure(config: StudyConfig) -> Measure:
         held_out_unit="",
         curve="smoothed training loss",
     )
-
-
-def choose_split(measure: Measure, has_loss: Callable[[str], bool]) -> str | None:
-    """Return the held-out split whose loss ranks replicates; None if runs lack each.
-
-    Args:
-        measure: how the study's losses are named.
-        has_loss: whether all complete runs have an attribute.
-    """
-    return next((split for split in SPLITS if has_loss(measure.held_out_column(split))), None)
