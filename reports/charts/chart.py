@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from reports.formatting import escape_html
+from reports.formatting import escape_html, to_plain
 
 IMPROVES, WORSENS, NEUTRAL = "#2f7fd1", "#d55e00", "#8a9099"
 """Colors of an effect that lowers the loss, raises it, or is not significant."""
@@ -79,7 +79,7 @@ class Chart:
     @property
     def description(self) -> str:
         """Title and finding, for readers who do not see the figure."""
-        return f"{self.title}. {self.finding}".strip()
+        return to_plain(f"{self.title}. {self.finding}").strip()
 
     @property
     def height(self) -> int:

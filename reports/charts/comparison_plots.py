@@ -50,6 +50,7 @@ from reports.formatting import (
     shorten_labels,
 )
 from reports.results import Results
+from reports.sentences import describe_condition
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.design import Contrast
 from reports.stats.effects import Effect, PairedDifference
@@ -218,9 +219,10 @@ def chart_conditional_effects(
     return Chart(
         "What the effects depend on",
         _finish_effects(go.Figure(traces), measure, height),
-        caption="A row is the effect of one change at the values of another parameter, written at "
-        "the markers, with 95% intervals. Triangles: significant, corrected for all effects of "
-        "this kind.",
+        finding=f"{label_change(shown[0].contrast)} depends most on "
+        f"{describe_condition(shown[0], measure)}.",
+        caption="A row is a change at the values of another parameter, with 95% intervals. "
+        "Triangles: significant, corrected for all effects of this kind.",
         width=340,
     )
 
@@ -276,6 +278,8 @@ def chart_interactions(findings: StudyFindings) -> Chart | None:
         number = format_signed(found.mean, measure.difference_spec)
         cells[row, column] = (found.mean, number, escape_html(text))
         cells[column, row] = cells[row, column]
+    strongest = max(interactions, key=lambda found: abs(found.mean))
+    names = f"{label_change(strongest.first)} and {label_change(strongest.second)}"
     labels = [escape_html(label_change(contrast)) for contrast in contrasts]
     figure = plot_matrix(
         labels,
@@ -290,8 +294,9 @@ def chart_interactions(findings: StudyFindings) -> Chart | None:
     return Chart(
         "Two-way interactions",
         figure,
-        caption=f"{measure.loss.capitalize()} of two changes together, minus the sum of their "
-        "separate effects. Blue: they reinforce each other. Orange: they weaken each other.",
+        finding=f"Strongest: {names}, {measure.format_difference(strongest.mean)}.",
+        caption="Two changes together, minus the sum of their separate effects. Blue: they "
+        "reinforce each other. Orange: they weaken each other.",
         width=200 + 52 * numbered,
         max_width=max(620, 200 + 70 * numbered),
     )
@@ -509,7 +514,15 @@ def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
         f"Effective context: number of {token}s from which on more context lowers the loss by less "
         "than 1% of perplexity (Khandelwal et al. 2018), with its 95% interval over the windows."
     )
-    return Chart("Loss by length of the context", figure, caption=caption, width=340)
+    best = drawn[0]
+    used = best.context.estimate() if best.context else ""
+    return Chart(
+        "Loss by length of the context",
+        figure,
+        finding=f"{labels[best.label]} uses {used} {token}s.",
+        caption=caption,
+        width=340,
+    )
 
 
 def _name_baseline(entry: LeaderboardEntry) -> str:

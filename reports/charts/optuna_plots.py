@@ -96,7 +96,8 @@ def _chart_evaluators(
         figure = visualization.plot_param_importances(study, evaluator, labels)
         figure.update_layout(margin={"r": 45})  # room for the number of the longest bar
         _fit(figure, 90 + 26 * len(parameters))
-        charts.append(Chart(title, figure, caption=question + remark))
+        most = figure.data[0].y[-1]  # the longest bar is at the top
+        charts.append(Chart(title, figure, finding=f"Most: {most}.", caption=question + remark))
     return charts
 
 
