@@ -59,7 +59,7 @@ def label_change(contrast: Contrast) -> str:
     """Name a change: by its short name, the switch that is turned on, or both values."""
     if contrast.name:
         return contrast.name
-    if isinstance(contrast.after, bool):
+    if contrast.after is True:
         return format_param(contrast.parameter)
     before = format_value(contrast.before)
     return f"{format_param(contrast.parameter)} {before} → {format_value(contrast.after)}"

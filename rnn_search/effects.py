@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # slow to import
 
 def _print_lines(lines: Sequence[str], frame: pd.DataFrame) -> str:
     """Return lines, and a frame below them unless it is empty."""
-    texts = [f"- {to_plain(line)}" for line in lines]
+    texts = [to_plain(line) for line in lines]
     if len(frame):
         texts.append(frame.to_string(index=False, float_format="{:.4g}".format))
     return "\n".join(texts)

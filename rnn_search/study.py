@@ -267,7 +267,7 @@ class Study:
         if cost not in COSTS:
             raise ConfigError(f"cost is {shorten(repr(cost))}: expected 'parameters' or 'seconds'")
         results = self._read_one_task("pareto")
-        table, _ = list_costs(results, rank_architectures(results))
+        table = list_costs(results, rank_architectures(results))
         front = find_front(table[cost].to_numpy(dtype=float), table["loss"].to_numpy(dtype=float))
         return table.iloc[front].reset_index(drop=True).astype({"parameters": int})
 

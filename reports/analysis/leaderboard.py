@@ -375,10 +375,11 @@ def find_front(costs: Floats, losses: Floats) -> Integers:
     return front
 
 
-def list_costs(results: Results, entries: Sequence[LeaderboardEntry]) -> tuple[pd.DataFrame, str]:
+def list_costs(results: Results, entries: Sequence[LeaderboardEntry]) -> pd.DataFrame:
     """List the architectures with a held-out loss, and their costs.
 
-    Times compare between runs under the same conditions: those of others are left out.
+    Times compare between runs under the same conditions, the most common ones: those of others are
+    left out.
 
     Args:
         results: results of the study.
@@ -386,8 +387,7 @@ def list_costs(results: Results, entries: Sequence[LeaderboardEntry]) -> tuple[p
 
     Returns:
         One row per architecture, the best first: ``architecture``, its ``trial``, ``parameters``,
-        ``seconds`` of a run (NaN where it ran under other conditions) and ``loss``; and the most
-        common conditions, "" if none are recorded.
+        ``seconds`` of a run (NaN where it ran under other conditions) and ``loss``.
     """
     conditions = list_conditions(results.judge(results.complete))
     common = mode([text for text in conditions.values() if text] or [""])
@@ -403,4 +403,4 @@ def list_costs(results: Results, entries: Sequence[LeaderboardEntry]) -> tuple[p
     ]
     columns = ["architecture", "trial", "parameters", "seconds", "loss"]
     table = pd.DataFrame(rows, columns=columns)
-    return table[np.isfinite(table["loss"].to_numpy(dtype=float))], common
+    return table[np.isfinite(table["loss"].to_numpy(dtype=float))]

@@ -390,7 +390,7 @@ def chart_differences(comparison: Comparison, metric: Measure) -> Chart | None:
 
 def chart_costs(results: Results, summary: StudySummary) -> list[Chart]:
     """Chart the held-out losses of architectures against each cost of which two are known."""
-    costs, _ = list_costs(results, summary.entries)
+    costs = list_costs(results, summary.entries)
     return [
         _chart_cost(costs[costs[cost].notna()], cost, results)
         for cost in COSTS

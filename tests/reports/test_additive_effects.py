@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from reports.narrative import write_headline
-from reports.page.section import Section
+from pages import render
 
-from reports.page.page import render_page
+from reports.formatting import to_sentence
+from reports.sentences import ADDITIVE
 from reports.stats.additive_effects import estimate_additive_effects
 from reports.study_reader import read_results
 from rnn_search import load
@@ -52,8 +52,9 @@ def test_what_runs_without_a_parameter_have_in_common_changes_no_effect():
     lacks = np.arange(60) % 3 == 0
     columns["null"] = np.where(lacks, np.nan, columns["null"]).tolist()
     moved = (np.array(values) + 5 * lacks).tolist()
-    pair = (estimate_additive_effects(columns, each) for each in (values, moved))
-    for before, after in zip(*pair, strict=True):
+    effects = estimate_additive_effects(columns, values)
+    of_moved = estimate_additive_effects(columns, moved)
+    for before, after in zip(effects, of_moved, strict=True):
         assert after.mean == pytest.approx(before.mean)
         assert after.error == pytest.approx(before.error)
 
@@ -69,7 +70,8 @@ def test_what_runs_without_a_parameter_have_in_common_changes_no_effect():
 )
 def test_effect_that_is_not_identified_has_a_reason(column, count, reason):
     columns, values = draw_sweep(1)
-    columns = {name: each[:count] for name, each in (columns | {"added": column}).items()}
+    columns["added"] = column
+    columns = {name: found[:count] for name, found in columns.items()}
     *_, effect = estimate_additive_effects(columns, values[:count])
     assert effect.contrast.parameter == "added"
     assert effect.reason == reason
@@ -81,15 +83,13 @@ def test_imported_sweep_has_effects_and_says_what_they_assume(sqlite_url):
     columns, values = draw_sweep(2)
     frame = pd.DataFrame(columns).assign(value=values)
     import_results(sqlite_url, frame, ImportOptions(), name="sweep")
-    section = Section(read_results(read_storage(sqlite_url), "sweep"))
-    assumption = "no two runs differ in one parameter alone: effects are by least squares"
-    assert assumption in write_headline([section.findings])
-    page = "".join(render_page([section]))
-    assert page.count(assumption[1:]) >= 2
+    page = render(read_results(read_storage(sqlite_url), "sweep"))
+    assert page.text.count(ADDITIVE) == 1
+    assert page.text.count(to_sentence(ADDITIVE)) == 1
     effects = load("sweep", storage=sqlite_url).effects()
-    assert effects.warnings[0].startswith(assumption)
-    table = effects.table.set_index("parameter")
+    assert effects.answer[0] == ADDITIVE
+    table = effects.to_frame().set_index("parameter")
     assert table.loc[["rate", "optimizer"], "significant"].all()
     assert not table.loc["null", "significant"]
     assert (table["pairs"] == 0).all()
-    assert len(section.main_effects.chart.figure.data[0].y) == len(TRUTH)
+    assert len(effects.plot().data[0].y) == len(TRUTH)

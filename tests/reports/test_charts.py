@@ -17,7 +17,7 @@ from optuna.importance import (
 
 from reports.charts.chart import Chart
 from reports.charts.optuna_plots import FANOVA_TREES, chart_importances, to_optuna_study
-from reports.charts.training_plots import plot_curves
+from reports.charts.training_plots import chart_curves
 from studies.importing import ImportOptions, import_results
 
 
@@ -73,7 +73,8 @@ def test_importances_and_slices_are_optunas(sqlite_url):
 def test_importances_of_many_trials_are_those_of_a_sample(sqlite_url, monkeypatch):
     results = import_sweep(sqlite_url, 60)
     monkeypatch.setattr("reports.charts.optuna_plots.MAX_TRIALS", 20)
-    charts, again = chart_importances(results), chart_importances(results)
+    charts = chart_importances(results)
+    again = chart_importances(results)
     assert all(chart.caption.endswith("20 of 60 trials, drawn at random.") for chart in charts)
     assert [chart.figure for chart in charts] == [chart.figure for chart in again]
     assert len(charts[2].figure.data[0].x) == 20
@@ -99,7 +100,7 @@ def split_curves(figure):
 
 
 def test_curves_are_grouped_by_rank_with_the_best_on_top(results):
-    figure = plot_curves(results)
+    figure = chart_curves(results).figure
     assert [trace.name for trace in figure.data] == [
         "without a value", "worst quarter", "to three quarters", "to a half", "to a quarter",
         "best tenth",
@@ -114,9 +115,9 @@ def test_curves_are_grouped_by_rank_with_the_best_on_top(results):
 
 def test_curve_of_one_point_is_drawn_as_a_marker(results):
     single = results.curves.groupby("number").head(1)
-    figure = plot_curves(replace(results, curves=single))
+    figure = chart_curves(replace(results, curves=single)).figure
     assert {trace.mode for trace in figure.data} == {"lines+markers"}
-    assert {trace.mode for trace in plot_curves(results).data} == {"lines"}
+    assert {trace.mode for trace in chart_curves(results).figure.data} == {"lines"}
 
 
 def test_chart_is_described_by_its_title_and_its_finding():

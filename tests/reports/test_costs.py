@@ -5,13 +5,12 @@ import math
 import numpy as np
 import pytest
 from factories import RATES, gated_params, make_runs, results_of
-from reports.page.section import Section
 
 from reports.analysis.leaderboard import find_front
+from reports.charts.comparison_plots import chart_costs
+from reports.findings import StudyFindings
 from rnn_search.study import load
 from studies.errors import ConfigError
-
-pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
 NOISE = np.random.default_rng(0).normal(0, 0.01, (8, 16))
 
@@ -82,18 +81,21 @@ def test_study_has_a_front_for_each_cost_at_the_best_values_of_nuisance_paramete
         study.pareto("money")
 
 
-def test_page_draws_losses_against_each_cost_with_the_front_as_a_line(sqlite_url):
+def draw_costs(url, name):
+    findings = StudyFindings(results_of(url, name))
+    return chart_costs(findings.results, findings.summary)
+
+
+def test_losses_are_drawn_against_each_cost_with_the_front_as_a_line(sqlite_url):
     make_sizes(sqlite_url)
-    section = Section(results_of(sqlite_url, "sizes"))
-    assert section.cost_conditions == "cpu of h, fp32, 1 thread, 1 network in lockstep"
-    charts = section.cost_charts
-    line, others, front = charts["parameters"].figure.data
+    parameters, seconds = draw_costs(sqlite_url, "sizes")
+    assert parameters.title == "Loss against parameters"
+    line, others, front = parameters.figure.data
     assert (line.x, line.line.shape) == ((100, 200, 300), "hv")
     assert line.y == pytest.approx((2.5, 2.2, 2.2))
     assert (others.x, front.x) == ((300,), (100, 200))
-    _, others, front = charts["seconds"].figure.data
+    _, others, front = seconds.figure.data
     assert (others.x, front.x) == ((), (2, 3))
-    assert "2 architectures are on the line" in charts["parameters"].caption
 
 
 def test_study_without_held_out_losses_has_no_front(sqlite_url):
@@ -102,4 +104,4 @@ def test_study_without_held_out_losses_has_no_front(sqlite_url):
     runs = [(gated_params(layers), 2.0 + layers, absent) for layers in (1, 2, 3)]
     make_runs(sqlite_url, "bare", raw, runs)
     assert load("bare", storage=sqlite_url).pareto().empty
-    assert not Section(results_of(sqlite_url, "bare")).cost_charts
+    assert draw_costs(sqlite_url, "bare") == []

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from factories import gated_params, make_runs, make_study, read_studies
-from reports.page.section import build_sections
+from pages import render
 
 from reports.analysis.judged_effects import build_judged_table
 from reports.charts.comparison_plots import chart_conditional_effects
-from reports.page.page import render_page
+from reports.formatting import label_change
 from reports.results import find_replicates
 from reports.stats.conditional_effects import compute_conditional_effects
 from reports.stats.design import Contrast
@@ -21,6 +21,7 @@ from reports.stats.effects import FactorialTable
 from reports.stats.noise import NoiseSource
 from reports.trial_table import find_traits
 from rnn_search import load
+from studies.measure import TEXT
 from studies.space import REPLICATE
 from tests.simulations import grids
 from tests.simulations.grids import NOISE, Scenario, simulate
@@ -61,10 +62,10 @@ def test_state_sources_are_compared_as_two_switches_if_there_are_three():
     rows = [{"state_source": "new", "value": 1.0}, {"state_source": "old", "value": 3.0}]
     both = {"state_source": "both", "value": 1.25}
     effects = table_of([*rows, both], ["state_source"]).compute_effects()
-    found = {effect.contrast.label: effect.mean for effect in effects}
+    found = {label_change(effect.contrast): effect.mean for effect in effects}
     assert found == pytest.approx({"new state": 1.25 - 3.0, "old state": 1.25 - 1.0})
     (two,) = table_of(rows, ["state_source"]).compute_effects()
-    assert (two.contrast.label, two.mean) == ("state source old → new", pytest.approx(-2.0))
+    assert (label_change(two.contrast), two.mean) == ("state source old → new", pytest.approx(-2.0))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -79,8 +80,8 @@ def test_effects_equal_a_brute_force_calculation(seed):
     for contrast in table.list_contrasts():
         others = [name for name in parameters if name != contrast.parameter]
         before, after = (
-            levels[levels[contrast.parameter] == each].set_index(others)["value"]
-            for each in (contrast.before, contrast.after)
+            levels[levels[contrast.parameter] == value].set_index(others)["value"]
+            for value in (contrast.before, contrast.after)
         )
         both = before.index.intersection(after.index)
         differences = (after[both] - before[both]).dropna()
@@ -114,7 +115,7 @@ def make_table(function, drop=None, noise=0.003):
 
 def conditional(table):
     found = compute_conditional_effects(table, table.compute_effects())
-    return {(each.contrast.label, each.parameter): each for each in found}
+    return {(label_change(effect.contrast), effect.parameter): effect for effect in found}
 
 
 def reversing(row):
@@ -139,12 +140,12 @@ def test_values_are_compared_over_the_contexts_they_have_in_common():
 
 def test_chart_names_the_value_at_each_marker():
     found = list(conditional(make_table(reversing)).values())
-    chart = chart_conditional_effects(found, "nats per byte")
+    chart = chart_conditional_effects(found, TEXT)
     (trace,) = (trace for trace in chart.figure.data if trace.y[0].startswith("forget gate"))
     assert trace.text == ("off", "on")
     assert trace.customdata[0].startswith("forget gate by residual off: −0.3")
     additive = list(conditional(make_table(lambda row: row["layers"])).values())
-    assert chart_conditional_effects(additive, "nats") is None
+    assert chart_conditional_effects(additive, TEXT) is None
 
 
 # ------------------------------------------------------------------ noise of runs
@@ -191,13 +192,17 @@ def test_error_of_adjusted_means_is_that_of_their_runs_in_a_part_as_well():
     assert table.subset({"a": [0, 1]}).compute_effect(contrast).error == effect.error
 
 
+def find_sources(table):
+    return {effect.source for effect in table.compute_effects()}
+
+
 def test_replicates_give_one_variance_unless_the_noise_differs():
     """Replicates of the best nine say little of other networks, which may vary more or less."""
     equal = Scenario(name="equal", scales=(0.2, 0.1, 0.05, 0.02), replicates=3)
     (study,) = simulate(equal, 1)
-    assert {each.source for each in study.observed.compute_effects()} == {NoiseSource.REPLICATES}
+    assert find_sources(study.observed) == {NoiseSource.REPLICATES}
     (study,) = simulate(replace(equal, noise_by_size=(1, 4, 16)), 1)
-    assert {each.source for each in study.observed.compute_effects()} == {NoiseSource.INTERACTIONS}
+    assert find_sources(study.observed) == {NoiseSource.INTERACTIONS}
 
 
 def replicates_of(url, **config):
@@ -217,18 +222,14 @@ def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
     rows = find_replicates(made, [made, again])
     assert len(rows) == 12
     table = build_judged_table(replace(made, replicates=rows))
-    assert {effect.source for effect in table.compute_effects()} == {NoiseSource.REPLICATES}
+    assert find_sources(table) == {NoiseSource.REPLICATES}
     assert build_judged_table(made).noise is None
     effects = load("made", storage=sqlite_url).effects()
-    assert set(effects.table["source"]) == {"replicates"}
-    source = "replicates of these architectures in study 'again'."
-    assert f"\nThe noise between runs is estimated from {source}" in repr(effects)
-    page, alone = (
-        unescape("".join(render_page(build_sections(studies)[:1])))
-        for studies in ([made, again], [made])
-    )
-    assert source in page
-    assert source not in alone
+    assert set(effects.to_frame()["source"]) == {"replicates"}
+    source = "The noise between runs is estimated from replicates in study 'again'"
+    assert source in repr(effects)
+    assert source in unescape(render(made, again).html)
+    assert source not in unescape(render(made).html)
 
 
 @pytest.mark.parametrize(
@@ -239,3 +240,23 @@ def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
 def test_replicates_that_are_trained_or_judged_otherwise_do_not_count(sqlite_url, changed):
     made, again = replicates_of(sqlite_url, **changed)
     assert find_replicates(made, [made, again]) is None
+
+
+def test_replicates_are_those_by_the_same_objective(sqlite_url):
+    space = {"layers": [1], "state_size": [4]}
+    runs = [(gated_params(), 2.0, {"training_loss": 1.5})]
+    make_runs(sqlite_url, "made", {"space": space}, runs)
+    replicates = [
+        (gated_params(replicate=run), 2.1, {"training_loss": 1.6, "validation_loss": 2.1})
+        for run in (1, 2)
+    ]
+    raw = {"refinement": {"source": "made", "replicates": 2}}
+    make_runs(sqlite_url, "again", raw, replicates)
+    make_runs(sqlite_url, "trained", raw | {"objective": "training"}, replicates)
+    made, again, trained = read_studies(sqlite_url, "made", "again", "trained")
+    found = find_replicates(made, [trained, again])
+    assert list(found["value"]) == [2.1, 2.1]
+    assert set(found["study"]) == {"again"}
+    assert find_replicates(made, [trained]) is None
+    effects = load("made", storage=sqlite_url).effects()
+    assert list(effects.findings.results.replicates["value"]) == [2.1, 2.1]

@@ -8,7 +8,6 @@ import pytest
 from factories import make_study, results_of
 
 from reports.analysis.hypotheses import decide, run_tests
-from reports.blocks import tabulate_hypotheses
 from reports.stats.effects import PairedDifference
 from reports.stats.noise import NoiseSource
 from studies.config import StudyConfig
@@ -92,7 +91,8 @@ def test_conditions_exclude_each_other_and_mirror_those_about_a_rise():
     ends = [-0.1, -0.021, -0.019, -0.01, 0.0, 0.01, 0.019, 0.021, 0.1]
     found = set()
     for low, high in itertools.combinations_with_replacement(ends, 2):
-        effect, opposite = difference_of(low, high), difference_of(-high, -low)
+        effect = difference_of(low, high)
+        opposite = difference_of(-high, -low)
         lower = decide(expecting("lower"), effect)
         assert decide(expecting("not lower"), effect) == exchanged[lower]
         assert decide(expecting("raise"), opposite) == lower
@@ -122,21 +122,21 @@ def test_hypothesis_is_about_the_pairs_with_the_values_that_it_names(planned):
     assert (narrow.verdict, wide.verdict) == ("does not hold", "holds")
     assert wide.effect.mean == pytest.approx(-0.2, abs=0.005)
     assert wide.effect.pairs == 96
-    assert wide.change == "residual: on against off, state size 16"
+    assert wide.change == "residual, state size 16"
+    (switched_off,) = run(results, expecting("lower", before=True, after=False))
+    assert switched_off.change == "residual on → off"
 
 
 def test_hypothesis_registered_after_the_first_result_is_exploratory(planned):
     results = finished(planned, AS_SAID)
-    ((early,), (late,)) = (run(results, PUBLISHED[0], after=count) for count in (0, 12))
+    early, late = (run(results, PUBLISHED[0], after=count)[0] for count in (0, 12))
     assert not early.is_exploratory
     assert early.mark.startswith("before the first result, 20")
     assert late.is_exploratory
     assert late.mark.startswith("exploratory, after 12 results, 20")
-    (row,) = tabulate_hypotheses([late], results).to_frame().to_dict("records")
-    assert row["statement"] == "The forget gate lowers the loss."
-    assert (row["verdict"], row["expected"], row["margin"]) == ("holds", "lower", 0.02)
-    assert row["low"] < row["effect"] < row["high"] < -0.02
-    assert row["pairs"] == 192
+    assert (late.change, late.verdict) == ("forget gate", "holds")
+    assert late.effect.low < late.effect.mean < late.effect.high < -0.02
+    assert late.effect.pairs == 192
 
 
 def test_hypotheses_are_tested_where_a_study_varies_what_they_name(planned):
@@ -162,9 +162,7 @@ def test_reason_why_a_hypothesis_has_no_verdict_is_given(planned):
     stated = [*untestable.values(), expecting("lower")]
     tests = run(finished(planned, AS_SAID), *stated)
     assert [test.problem for test in tests] == [*untestable, ""]
-    frame = tabulate_hypotheses(tests, planned).to_frame()
-    verdicts = [f"not testable: {reason}" for reason in untestable]
-    assert list(frame["verdict"]) == [*verdicts, "holds"]
+    assert [test.verdict for test in tests] == ["not testable"] * len(untestable) + ["holds"]
     # Before the end, what the grid lacks is known already.
     problems = [test.problem for test in run(planned, *stated)]
     assert problems == [*untestable, "1 of 384 trials are finished"]

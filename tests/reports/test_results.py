@@ -5,12 +5,22 @@ import math
 import optuna
 import pandas as pd
 import pytest
-from factories import MIN_GRU, gated_params, make_runs, make_study, read_studies, results_of
+from factories import (
+    MIN_GRU,
+    gated_params,
+    make_baselines,
+    make_runs,
+    make_study,
+    read_studies,
+    results_of,
+)
 from helpers import EACH_DATABASE
-from reports.page.section import Section
 
 from reports.cli import reports, write_csv
-from reports.page.page import render_page
+from reports.findings import StudyFindings
+from reports.sentences import list_warnings
+from reports.trial_table import decode_architecture
+from rnn.config import BaselineConfig
 from search.status import read_status
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.storage.counts import count_trials
@@ -39,7 +49,6 @@ def test_results_equal_the_trials_that_optuna_reads_the_best_first(sqlite_url):
             assert trial.number == 3 or row["value"] == trial.value
 
 
-@pytest.mark.usefixtures("without_optuna_figures")
 def test_report_warns_of_several_versions_and_csv_lists_those_of_each_trial(sqlite_url, tmp_path):
     runs = [
         (gated_params(1), 1.5, {"code": "third", "earlier_code": ["first", "second"]}),
@@ -49,16 +58,25 @@ def test_report_warns_of_several_versions_and_csv_lists_those_of_each_trial(sqli
     raw = {"refinement": {"source": "none"}}
     make_runs(sqlite_url, "made", raw, runs)
     make_runs(sqlite_url, "alike", raw, [(params, value, {}) for params, value, _ in runs])
-    html = "".join(render_page([Section(results_of(sqlite_url))]))
-    expected = "trained by 3 versions of the training code and 2 versions of PyTorch"
-    assert html.count(expected) == 1
-    alike = "".join(render_page([Section(results_of(sqlite_url, "alike"))]))
-    assert "versions of" not in alike
+    warnings = list_warnings(StudyFindings(results_of(sqlite_url)))
+    assert warnings == [
+        "the trials were trained by 3 versions of the training code",
+        "the trials were trained by 2 versions of PyTorch",
+    ]
+    assert list_warnings(StudyFindings(results_of(sqlite_url, "alike"))) == []
     write_csv([results_of(sqlite_url)], tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv").set_index("number")
     assert rows.loc[0, "earlier_code"] == "first, second"
     assert rows.loc[1, "earlier_torch"] == 2
     assert pd.isna(rows.loc[1, "earlier_code"])
+
+
+def test_baseline_cells_have_no_switches(sqlite_url):
+    make_baselines(sqlite_url)
+    results = results_of(sqlite_url, "cells")
+    assert results.parameters == ["cell", "state_size", "bptt_steps"]
+    first = results.complete.iloc[0]
+    assert decode_architecture(first, results.config) == BaselineConfig("gru", 1, 4)
 
 
 @EACH_DATABASE
@@ -110,7 +128,7 @@ def test_option_of_another_type_in_each_study_is_text(sqlite_url, tmp_path):
         cell = {**MIN_GRU, "options": {"norm": {"type": kind, "default": default}}}
         space = {"cell": ["cells/min_gru.py:MinGRU"], "norm": [default, value]}
         raw = {"cells": {"MinGRU": cell}, "space": space | {"layers": [1], "state_size": [4]}}
-        runs = [(params | {"norm": each}, 1.0, {}) for each in (default, value)]
+        runs = [(params | {"norm": norm}, 1.0, {}) for norm in (default, value)]
         make_runs(sqlite_url, name, raw, runs)
     write_csv(read_studies(sqlite_url, *types), tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv")

@@ -4,12 +4,11 @@ import math
 
 import pytest
 from factories import gated_params, make_runs, make_study, results_of
-from reports.page.section import Section
+from pages import render
 from scipy.stats import binom
 from test_pruning_audit import make_pruned
 
 from reports.analysis.solved import compare_solved, count_solved
-from reports.page.page import render_page
 from rnn_search import load
 
 LAYERS = list(range(1, 13))
@@ -31,17 +30,21 @@ def make_grid(url, solved_by, runs=1, **raw):
     make_runs(url, "made", {"report_threshold": 1.5} | (raw or {"space": SPACE}), trials)
 
 
+def by_parameter(changes):
+    return {contrast.parameter: change for contrast, change in changes.items()}
+
+
 def test_change_solves_pairs_by_an_exact_test_corrected_for_all_changes(sqlite_url):
     # Of twelve pairs the residual solves eight and loses one; one is solved on both sides.
     make_grid(sqlite_url, lambda layers, residual, _: (1 < layers < 11) if residual else layers < 3)
     results = results_of(sqlite_url)
     changes = compare_solved(results)
-    residual = next(change for each, change in changes.items() if each.parameter == "residual")
+    residual = by_parameter(changes)["residual"]
     assert (residual.before, residual.after) == (2 / 12, 9 / 12)
     assert len(changes) == 12  # the others are of one depth and the next
     assert residual.p == pytest.approx(12 * 2 * binom.cdf(1, 9, 0.5))
     assert count_solved(results) == (11, 24)
-    table = load("made", storage=sqlite_url).effects().table.set_index("parameter")
+    table = load("made", storage=sqlite_url).effects().to_frame().set_index("parameter")
     row = table.loc["residual"]
     assert (row["solved_before"], row["solved_after"]) == (2 / 12, 9 / 12)
     assert row["solved_p"] == residual.p
@@ -51,12 +54,11 @@ def test_change_solves_pairs_by_an_exact_test_corrected_for_all_changes(sqlite_u
 def test_page_says_the_share_once_and_has_a_column_of_changes(sqlite_url):
     make_grid(sqlite_url, lambda _, residual, __: residual)
     make_study(sqlite_url, "without", report_threshold=None)
-    sections = [Section(results_of(sqlite_url, name)) for name in ("made", "without")]
-    page, without = ("".join(render_page([section])) for section in sections)
-    assert page.count("12 of 24 trials are solved: below 1.5 nats per byte.") == 1
-    assert "0% → 100% *" in page
-    assert "solved" not in without
-    assert "solved_p" not in load("without", storage=sqlite_url).effects().table
+    page, without = (render(results_of(sqlite_url, name)) for name in ("made", "without"))
+    assert page.text.count("Solved 12 of 24 validation loss below 1.5 nats per byte") == 1
+    assert "0% → 100% *" in page.text
+    assert "solved" not in without.text.lower()
+    assert "solved_p" not in load("without", storage=sqlite_url).effects().to_frame()
 
 
 def test_diverged_trial_is_not_solved_and_an_unfinished_one_is_unknown(sqlite_url):
@@ -73,8 +75,7 @@ def test_diverged_trial_is_not_solved_and_an_unfinished_one_is_unknown(sqlite_ur
     make_runs(sqlite_url, "made", {"space": space, "report_threshold": 1.5}, runs)
     results = results_of(sqlite_url)
     assert count_solved(results) == (3, 5)
-    changes = {each.parameter: change for each, change in compare_solved(results).items()}
-    assert changes["residual"] == (0.5, 0.5, 1)
+    assert by_parameter(compare_solved(results))["residual"] == (0.5, 0.5, 1)
 
 
 def test_best_of_several_trials_is_unknown_while_it_may_become_solved(sqlite_url):
@@ -93,9 +94,7 @@ def test_best_of_several_trials_is_unknown_while_it_may_become_solved(sqlite_url
         (gated_params(1, 4, residual=True, cell="gated"), None, {}),
     ]
     make_runs(sqlite_url, "made", {"space": space, "report_threshold": 1.5}, runs)
-    changes = {
-        each.parameter: change for each, change in compare_solved(results_of(sqlite_url)).items()
-    }
+    changes = by_parameter(compare_solved(results_of(sqlite_url)))
     assert changes["cell"] == (1, 0, 1)  # the pair of size 4 is unknown
 
 

@@ -70,12 +70,12 @@ def make_several(url: str) -> None:
 @pytest.mark.parametrize("make", [make_retried, make_audited, make_extended, make_several])
 def test_imported_study_has_the_results_and_the_export_of_the_study(make, sqlite_url, tmp_path):
     make(sqlite_url)
-    names = [each.name for each in list_studies(storage=sqlite_url)]
+    names = [study.name for study in list_studies(storage=sqlite_url)]
     files = [tmp_path / f"{name}.jsonl.gz" for name in names]
     for name, file in zip(names, files, strict=True):
         export_study(sqlite_url, name, file)
     other = f"sqlite:///{tmp_path}/imported.db"
-    assert [each.name for each in import_studies(other, files)] == names
+    assert [study.name for study in import_studies(other, files)] == names
     for name, file in zip(names, files, strict=True):
         export_study(other, name, tmp_path / "again.jsonl.gz")
         assert (tmp_path / "again.jsonl.gz").read_bytes() == file.read_bytes()
@@ -83,8 +83,8 @@ def test_imported_study_has_the_results_and_the_export_of_the_study(make, sqlite
         old, new = (results_of(url, name, require_complete=False) for url in (sqlite_url, other))
         for frame in ("table", "curves", "sources"):
             found, expected = (
-                getattr(each, frame).drop(columns=["host", "worker"], errors="ignore")
-                for each in (new, old)
+                getattr(results, frame).drop(columns=["host", "worker"], errors="ignore")
+                for results in (new, old)
             )
             pd.testing.assert_frame_equal(found, expected)
         for field in ("windows", "tokenizer", "hypotheses", "audit_looks", "counts"):
@@ -123,7 +123,7 @@ def test_study_is_imported_under_another_loss_that_its_trials_recorded(
     assert other.config.objective == "training"
     assert other.optuna.metric_names == ["smoothed training loss"]
     metric = results_of(sqlite_url, "by-training").metric
-    assert metric.name == "minimum smoothed training loss"
+    assert metric.name == "smoothed training loss"
     assert other.curves.equals(own.curves)
     by_mean = import_study(file, name="by-mean", objective="training-mean", storage=sqlite_url)
     assert by_mean.name == "by-mean"

@@ -1,4 +1,4 @@
-"""Other studies in a report: sources of a refinement, and replicates of architectures."""
+"""Refinements in a report: variants against their sources, also of unequal runs."""
 
 import math
 
@@ -6,24 +6,17 @@ import numpy as np
 import pytest
 from factories import (
     gated_params,
-    make_baselines,
     make_replicates,
     make_runs,
     make_study,
     read_studies,
     results_of,
 )
-from reports.page.section import Section
+from pages import render
 
-from reports.analysis.refinement import (
-    compare_with_source,
-    compute_variant_effects,
-)
-from reports.page.page import render_page
-from reports.results import find_replicates
-from reports.trial_table import decode_architecture
-from rnn.config import BaselineConfig
-from rnn_search import load
+from reports.analysis.refinement import compare_with_source, compute_variant_effects
+from reports.charts.comparison_plots import chart_variants
+from reports.findings import StudyFindings
 from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -44,16 +37,16 @@ def test_variants_are_compared_with_their_source_trials(derived):
     assert unchanged.source_difference == pytest.approx((-0.1 - 0.3) / 2)
     assert (wider.variant, wider.pairs, wider.improved_count) == ("state size 16", 2, 2)
     assert wider.mean == pytest.approx((-0.2 - 0.1) / 2)
-    figure = Section(results).slopes.figure
+    figure = chart_variants(comparison, results.measure).figure
     assert [trace.name for trace in figure.data] == ["unchanged", "state size 16"]
     assert list(figure.data[1].y) == [1.5, 1.2, None, 1.6, 1.2, None]
     # It is reported without its source as well.
     storage = open_storage(derived)
     storage.delete_study(storage.get_study_id_from_name("made"))
     storage.close()
-    section = Section(results_of(derived, "derived"))
-    assert section.slopes is None
-    assert "refinement.top=2" in "".join(render_page([section]))
+    results = results_of(derived, "derived")
+    assert compare_with_source(results) is None
+    assert "refinement.top=2" in render(results).html
 
 
 def test_replicates_of_a_source_architecture_count_once(sqlite_url):
@@ -83,14 +76,14 @@ def test_variant_with_fewer_runs_is_compared_without_the_order_of_the_text(sqlit
     runs[3] = (runs[3][0], math.nan, {})  # diverged
     refinement = {"source": "made", "variants": [{}, {"layers": 3}], "replicates": 12}
     make_runs(sqlite_url, "derived", {"refinement": refinement}, runs, sources=[0, 1])
-    section = Section(results_of(sqlite_url, "derived"))
-    (deeper,) = (each for each in section.variants if each.variant == "layers 3")
+    findings = StudyFindings(results_of(sqlite_url, "derived"))
+    (deeper,) = (variant for variant in findings.variants if variant.variant == "layers 3")
     assert deeper.is_significant
-    effect = next(e for e in section.main_effects.effects if e.contrast.parameter == "layers")
-    for each in (deeper, effect):
-        assert (each.pairs, each.mean) == (2, pytest.approx(0.01, abs=0.002))
+    (effect,) = (e for e in findings.effects if e.contrast.parameter == "layers")
+    for found in (deeper, effect):
+        assert (found.pairs, found.mean) == (2, pytest.approx(0.01, abs=0.002))
     # By plain means three layers would lead.
-    labels = [entry.label for entry in section.findings.summary.leaderboard]
+    labels = [entry.label for entry in findings.summary.entries]
     assert [label[:3] for label in labels] == ["1×4", "3×4", "1×8", "3×8"]
 
 
@@ -102,7 +95,7 @@ def test_refinement_is_compared_with_a_source_of_other_bptt_steps(sqlite_url):
     make_runs(sqlite_url, "windows", raw, runs, sources=[0])
     (results,) = read_studies(sqlite_url, "windows")
     # The source does not vary it: its value is in the configuration.
-    unchanged, longer = Section(results).variants
+    unchanged, longer = StudyFindings(results).variants
     assert (unchanged.variant, longer.variant) == ("unchanged", "bptt steps 4")
     assert longer.source_difference == pytest.approx(1.2 - 1.5)
     assert longer.mean == pytest.approx(1.2 - 1.4)
@@ -121,31 +114,3 @@ def test_source_values_use_the_objective_of_the_refinement(sqlite_url):
     assert measured.sources["value"].tolist() == [2.25]
     assert mean.sources["value"].tolist() == [1.5]
     assert tokens.sources.empty
-
-
-def test_replicates_are_those_by_the_same_objective(sqlite_url):
-    space = {"layers": [1], "state_size": [4]}
-    runs = [(gated_params(), 2.0, {"training_loss": 1.5})]
-    make_runs(sqlite_url, "made", {"space": space}, runs)
-    replicates = [
-        (gated_params(replicate=run), 2.1, {"training_loss": 1.6, "validation_loss": 2.1})
-        for run in (1, 2)
-    ]
-    raw = {"refinement": {"source": "made", "replicates": 2}}
-    make_runs(sqlite_url, "again", raw, replicates)
-    make_runs(sqlite_url, "trained", raw | {"objective": "training"}, replicates)
-    made, again, trained = read_studies(sqlite_url, "made", "again", "trained")
-    found = find_replicates(made, [trained, again])
-    assert list(found["value"]) == [2.1, 2.1]
-    assert set(found["study"]) == {"again"}
-    assert find_replicates(made, [trained]) is None
-    effects = load("made", storage=sqlite_url).effects()
-    assert list(effects.findings.results.replicates["value"]) == [2.1, 2.1]
-
-
-def test_baseline_cells_have_no_switches(sqlite_url):
-    make_baselines(sqlite_url)
-    results = results_of(sqlite_url, "cells")
-    assert results.parameters == ["cell", "state_size", "bptt_steps"]
-    first = results.complete.iloc[0]
-    assert decode_architecture(first, results.config) == BaselineConfig("gru", 1, 4)
