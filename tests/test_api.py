@@ -94,23 +94,28 @@ def test_study_shows_its_results(study, tmp_path):
 
 def test_effects_are_those_of_matched_pairs_and_shown_in_a_notebook(study):
     effects = study.effects()
-    table = effects.table.set_index("parameter")
+    frame = effects.to_frame()
+    table = frame.set_index("parameter")
     values = study.results.set_index(["residual", "state_source"])["value"]
     assert table.loc["residual", "effect"] == pytest.approx((values[True] - values[False]).mean())
     assert list(table["pairs"]) == [2, 2]
     (trace,) = effects.plot().data
     assert sorted(trace.x) == pytest.approx(sorted(table["effect"]))
-    assert "<table" in effects._repr_html_()
-    shown = str(effects)
-    assert shown.splitlines()[0].split() == list(effects.table.columns.drop("source"))
-    assert "..." not in shown
-    within = effects.conditional.set_index(["parameter", "by", "value"])["effect"]
+    # A terminal shows the answer as lines, a notebook as a list; both have the table below it.
+    lines = repr(effects).splitlines()
+    assert lines[: len(effects.answer)] == effects.answer
+    assert lines[-len(frame) - 1].split() == list(frame.columns.drop("source"))
+    assert "..." not in repr(effects)
+    html = effects._repr_html_()
+    assert html.startswith(f"<ul><li>{effects.answer[0]}</li><li>")
+    assert html.count("<tr") == 1 + len(frame)
+    within = effects.conditional_frame().set_index(["parameter", "by", "value"])["effect"]
     one = values[True, "new"] - values[False, "new"]
     assert within["residual", "state_source", "new"] == pytest.approx(one)
 
 
 def test_solved_shares_and_hypotheses_are_tables(study, place):
-    assert "solved_p" not in study.effects().table  # it has no threshold
+    assert "solved_p" not in study.effects().to_frame()  # it has no threshold
     assert study.hypotheses().empty
     hypotheses = [
         {"statement": name, "parameter": name, "before": False, "after": True, "expect": "lower"}
@@ -119,13 +124,13 @@ def test_solved_shares_and_hypotheses_are_tables(study, place):
     threshold = float(study.results["value"].iloc[1:3].mean())
     settings = SETTINGS | {"report_threshold": threshold, "hypothesis": hypotheses}
     stated = rnn_search.run(settings, name="stated", **place)
-    solved = stated.effects().table.set_index("parameter").loc["residual"]
+    solved = stated.effects().to_frame().set_index("parameter").loc["residual"]
     shares = solved["solved_before"] + solved["solved_after"]
     assert 2 * shares == (stated.results["value"] < threshold).sum() == 2
     table = stated.hypotheses().set_index("statement")
     assert table["registered"].str.startswith("before the first result, ").all()
     assert table.loc["residual", "verdict"] == "undecided"  # two pairs are too few
-    effect = stated.effects().table.set_index("parameter").loc["residual"]
+    effect = stated.effects().to_frame().set_index("parameter").loc["residual"]
     assert table.loc["residual", "effect"] == pytest.approx(effect["effect"])
     assert table.loc["input_gate", "verdict"] == "not testable: input gate has one value"
 
