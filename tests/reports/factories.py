@@ -15,7 +15,6 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from reports import study_reader
-from reports.page.page import find_all, list_parts, render_page
 from reports.results import Results
 from studies.attributes import CONFIG, OBJECTIVE_NAMES, AuditState, TokenizerRecord
 from studies.config import StudyConfig
@@ -351,11 +350,6 @@ def read_studies(url: str, *names: str, **options: Any) -> list[Results]:
 def results_of(url: str, name: str = "made", **options: Any) -> Results:
     (results,) = read_studies(url, name, **options)
     return results
-
-
-def render(*results: Results) -> str:
-    """Render the page of some studies."""
-    return "".join(render_page(list_parts(*find_all(results))))
 
 
 def distributions_of(trials: list[dict]) -> dict[str, CategoricalDistribution]:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from pages import render
+from pages import build_from
 
 from reports.formatting import to_sentence
 from reports.sentences import ADDITIVE
@@ -83,9 +83,9 @@ def test_imported_sweep_has_effects_and_says_what_they_assume(sqlite_url):
     columns, values = draw_sweep(2)
     frame = pd.DataFrame(columns).assign(value=values)
     import_results(sqlite_url, frame, ImportOptions(), name="sweep")
-    page = render(read_results(read_storage(sqlite_url), "sweep"))
-    assert page.text.count(ADDITIVE) == 1
-    assert page.text.count(to_sentence(ADDITIVE)) == 1
+    page = build_from(read_results(read_storage(sqlite_url), "sweep"))
+    assert page.words.count(ADDITIVE) == 1
+    assert page.words.count(to_sentence(ADDITIVE)) == 1
     effects = load("sweep", storage=sqlite_url).effects()
     assert effects.answer[0] == ADDITIVE
     table = effects.to_frame().set_index("parameter")

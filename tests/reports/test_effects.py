@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from factories import gated_params, make_runs, make_study, read_studies
-from pages import render
+from pages import build_from
 
 from reports.analysis.judged_effects import build_judged_table
 from reports.charts.comparison_plots import chart_conditional_effects
@@ -228,8 +228,8 @@ def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
     assert set(effects.to_frame()["source"]) == {"replicates"}
     source = "The noise between runs is estimated from replicates in study 'again'"
     assert source in repr(effects)
-    assert source in unescape(render(made, again).html)
-    assert source not in unescape(render(made).html)
+    assert source in unescape(build_from(made, again).html)
+    assert source not in unescape(build_from(made).html)
 
 
 @pytest.mark.parametrize(

@@ -267,5 +267,5 @@ def test_summary_counts_pruned_trials_and_steps(sqlite_url):
 
 def test_page_of_a_pruned_study_names_the_steps_and_the_reason_of_each_trial(build_page):
     page = build_page(make_pruned, "made", audited=())
-    assert "75% of all steps" in page.text
+    assert "75% of all steps" in page.words
     assert f'title="{REASON}">pruned' in " ".join(page.html.split())

@@ -12,7 +12,7 @@ from factories import (
     read_studies,
     results_of,
 )
-from pages import render
+from pages import build_from
 
 from reports.analysis.refinement import compare_with_source, compute_variant_effects
 from reports.charts.comparison_plots import chart_variants
@@ -46,7 +46,7 @@ def test_variants_are_compared_with_their_source_trials(derived):
     storage.close()
     results = results_of(derived, "derived")
     assert compare_with_source(results) is None
-    assert "refinement.top=2" in render(results).html
+    assert "refinement.top=2" in build_from(results).html
 
 
 def test_replicates_of_a_source_architecture_count_once(sqlite_url):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 from factories import gated_params, make_runs, make_study, results_of
-from pages import render
+from pages import build_from
 from scipy.stats import binom
 from test_pruning_audit import make_pruned
 
@@ -54,10 +54,10 @@ def test_change_solves_pairs_by_an_exact_test_corrected_for_all_changes(sqlite_u
 def test_page_says_the_share_once_and_has_a_column_of_changes(sqlite_url):
     make_grid(sqlite_url, lambda _, residual, __: residual)
     make_study(sqlite_url, "without", report_threshold=None)
-    page, without = (render(results_of(sqlite_url, name)) for name in ("made", "without"))
-    assert page.text.count("Solved 12 of 24 validation loss below 1.5 nats per byte") == 1
-    assert "0% → 100% *" in page.text
-    assert "solved" not in without.text.lower()
+    page, without = (build_from(results_of(sqlite_url, name)) for name in ("made", "without"))
+    assert page.words.count("Solved 12 of 24 validation loss below 1.5 nats per byte") == 1
+    assert "0% → 100% *" in page.words
+    assert "solved" not in without.words.lower()
     assert "solved_p" not in load("without", storage=sqlite_url).effects().to_frame()
 
 
