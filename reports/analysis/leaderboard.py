@@ -403,4 +403,5 @@ def list_costs(results: Results, entries: Sequence[LeaderboardEntry]) -> pd.Data
     ]
     columns = ["architecture", "trial", "parameters", "seconds", "loss"]
     table = pd.DataFrame(rows, columns=columns)
-    return table[np.isfinite(table["loss"].to_numpy(dtype=float))]
+    known: pd.DataFrame = table[np.isfinite(table["loss"].to_numpy(dtype=float))]
+    return known
