@@ -369,8 +369,8 @@ def _find_unequal_budget(results: Results, name: str) -> UnequalBudget | None:
         differs = ratios.groupby(alike).transform("max") > MIN_BUDGET_RATIO
         largest = ratios[differs].groupby(rows[name][differs]).max().sort_values()
         if len(largest) > 1:
-            least, most = largest.index[0], largest.index[-1]
-            return UnequalBudget(name, unit, least, most, float(largest.iloc[-1]))
+            ratio = float(largest.iloc[-1])
+            return UnequalBudget(name, unit, largest.index[0], largest.index[-1], ratio)
     return None
 
 

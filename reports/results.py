@@ -111,7 +111,7 @@ class Results:
         if not self.config.task_records or TASK not in self.table:
             return [self]
         found = [self.at_task(name) for name in self.config.task_records]
-        return [each for each in found if len(each.complete)]
+        return [results for results in found if len(results.complete)]
 
     def at_task(self, name: str) -> "Results":
         """Return the results of one of several tasks, which may have no complete trial."""
@@ -131,7 +131,7 @@ class Results:
             table=table.drop(columns=others.intersection(table.columns)),
             curves=curves[curves["number"].isin(numbers)],
             floors=self.task_floors.get(name),
-            windows={each: self.windows[each] for each in numbers if each in self.windows},
+            windows={number: self.windows[number] for number in numbers if number in self.windows},
             curve_ends=ends[ends.index.isin(numbers)],
         )
 
@@ -282,7 +282,7 @@ class Results:
             f"{format_param(name)} {self.values_of(name)}"
             for name in OPTIMIZER_PARAMS
             if name != "optimizer"
-            and any(uses_setting(each, name) for each in names)
+            and any(uses_setting(optimizer, name) for optimizer in names)
             and (
                 name in self.table
                 or name in ("learning_rate", "momentum")
@@ -307,7 +307,8 @@ class Results:
     def metric_columns(self) -> dict[str, str]:
         """Column of each metric of the task, on the split of :attr:`metric`."""
         task = self.config.task_record
-        split, names = self.metric.split, task.metrics if task else ()
+        split = self.metric.split
+        names = task.metrics if task else ()
         columns = {name: metric_column(split, name) for name in names}
         return {name: column for name, column in columns.items() if column in self.table}
 
@@ -450,7 +451,8 @@ def find_replicates(results: Results, others: Sequence[Results]) -> pd.DataFrame
 
 def _is_comparable(results: Results, other: Results) -> bool:
     """Return whether two studies train and judge a network alike, but for their parameters."""
-    ours, theirs = results.config, other.config
+    ours = results.config
+    theirs = other.config
     varied = {*results.all_parameters, *other.all_parameters, *ours.nuisance}
     return (
         results.data == other.data

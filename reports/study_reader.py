@@ -102,7 +102,8 @@ def _build(
 ) -> Results:
     """Build the results without curves and evaluation windows."""
     name = study.study_name
-    config, is_pruning = record.config, record.config.pruning.enabled
+    config = record.config
+    is_pruning = config.pruning.enabled
     return Results(
         name=name,
         config=config,

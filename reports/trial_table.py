@@ -182,7 +182,8 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
     A parameter that the source did not vary has its value of the source's config. A value is the
     loss that the trial recorded for the objective of the refinement.
     """
-    rows, params = [], []
+    rows = []
+    params = []
     if config.refinement is not None:
         try:
             source = load_study(storage, config.refinement.source)
@@ -220,7 +221,7 @@ def list_nuisance(config: StudyConfig, params: Sequence[Mapping[str, Any]]) -> l
     for row in params:
         key = frozenset(item for item in row.items() if item[0] not in (*names, REPLICATE))
         values.setdefault(key, set()).add(tuple(row.get(name) for name in names))
-    return names if all(len(each) == 1 for each in values.values()) else []
+    return names if all(len(found) == 1 for found in values.values()) else []
 
 
 def find_traits(names: Iterable[str]) -> ParameterTraits:
@@ -233,7 +234,9 @@ def find_traits(names: Iterable[str]) -> ParameterTraits:
     owned = {
         CELL: {name for name in names if name in SWITCHES or name not in BUILT_IN_PARAMS},
         "optimizer": {
-            name for name in names if not all(uses_setting(each, name) for each in OPTIMIZERS)
+            name
+            for name in names
+            if not all(uses_setting(optimizer, name) for optimizer in OPTIMIZERS)
         },
         BPTT_STEPS: names & {UPDATE_EVERY},
     }
@@ -342,13 +345,13 @@ def list_conditions(rows: pd.DataFrame) -> dict[str, str]:
                 f"{format_count(int(lockstep), 'network')} in lockstep"
             )
         found.setdefault(str(label), set()).add(text)
-    return {label: min(each) if len(each) == 1 else "" for label, each in found.items()}
+    return {label: min(texts) if len(texts) == 1 else "" for label, texts in found.items()}
 
 
 def is_continuous(column: "pd.Series[Any]") -> bool:
     """Return whether a parameter is a number of more values than can be compared one by one."""
     values = column.dropna().unique()
-    return len(values) > MAX_LEVELS and not any(isinstance(each, bool | str) for each in values)
+    return len(values) > MAX_LEVELS and not any(isinstance(value, bool | str) for value in values)
 
 
 def has_levels(values: Sequence[Any]) -> bool:
@@ -388,8 +391,8 @@ class EffectiveContext:
 
     def __str__(self) -> str:
         size, low, high = (
-            f"{each:.0f}" if math.isfinite(each) else f"> {self.longest}"
-            for each in (self.size, self.low, self.high)
+            f"{end:.0f}" if math.isfinite(end) else f"> {self.longest}"
+            for end in (self.size, self.low, self.high)
         )
         return size if math.isnan(self.low) else f"{size} [{low}, {high}]"
 
@@ -426,7 +429,7 @@ class ContextProfile:
 
     @property
     def _smallest(self) -> list[int]:
-        return [1, *(each + 1 for each in self.bins[:-1])]
+        return [1, *(end + 1 for end in self.bins[:-1])]
 
     def estimate(self) -> EffectiveContext:
         """Estimate the effective context.
@@ -484,7 +487,7 @@ def average_profiles(profiles: Sequence[ContextProfile]) -> ContextProfile:
     """
     return ContextProfile(
         profiles[0].bins,
-        np.mean([each.excess for each in profiles], axis=0),
-        np.mean([each.stderr for each in profiles], axis=0),
-        float(np.mean([each.loss for each in profiles])),
+        np.mean([profile.excess for profile in profiles], axis=0),
+        np.mean([profile.stderr for profile in profiles], axis=0),
+        float(np.mean([profile.loss for profile in profiles])),
     )

@@ -89,7 +89,9 @@ def _run_test(results: Results, record: HypothesisRecord) -> HypothesisTest:
         effect = _estimate_effect(results, record.hypothesis)
         verdict = decide(record.hypothesis, effect)
         if not effect.pairs:
-            effect, verdict, problem = None, Verdict.NOT_TESTABLE, "no pair to compare"
+            effect = None
+            verdict = Verdict.NOT_TESTABLE
+            problem = "no pair to compare"
     return HypothesisTest(record, effect, verdict, problem)
 
 
@@ -111,9 +113,11 @@ def decide(hypothesis: Hypothesis, effect: PairedDifference) -> Verdict:
     """
     if not effect.is_decidable:
         return Verdict.UNDECIDED
-    low, high, margin = effect.low, effect.high, hypothesis.margin
-    is_lower, is_not_lower = high < -margin, low > -margin
-    is_higher, is_not_higher = low > margin, high < margin
+    margin = hypothesis.margin
+    is_lower = effect.high < -margin
+    is_not_lower = effect.low > -margin
+    is_higher = effect.low > margin
+    is_not_higher = effect.high < margin
     conditions: Mapping[str, tuple[bool, bool]] = {
         "lower": (is_lower, is_not_lower),
         "not lower": (is_not_lower, is_lower),

@@ -94,7 +94,8 @@ def _judge_unbiased(results: Results) -> tuple[pd.DataFrame, Slopes | None]:
         known, and stays the best otherwise. None if there is nothing to select, if no noise can be
         estimated, and for replicates.
     """
-    rows, judged = results.table, results.judge()
+    rows = results.table
+    judged = results.judge()
     if len(judged) == len(rows):
         return judged, None
     noise = measure_noise(results)
@@ -147,7 +148,8 @@ def _estimate_luck(
 
 def measure_noise(results: Results) -> RunNoise | None:
     """Measure the noise of all trials, at whichever nuisance values."""
-    axes, is_grid = results.axes, results.has_all_combinations(results.axes)
+    axes = results.axes
+    is_grid = results.has_all_combinations(axes)
     traits = find_traits(axes)
     return FactorialTable.from_frame(
         results.table, axes, results.replicates, is_grid, traits=traits

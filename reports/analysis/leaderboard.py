@@ -182,37 +182,39 @@ class StudySummary:
 
 def _rank(results: Results) -> list[RankedArchitecture]:
     """Rank the architectures of a study, by their labels, as :mod:`studies.best` defines."""
-    rows, metric = results.judge(results.complete), results.metric
+    rows = results.judge(results.complete)
+    metric = results.metric
     replicates = rows[REPLICATE].astype(int) if REPLICATE in rows else pd.Series(0, rows.index)
-    values = (metric.to_loss(rows[name]) for name in ("value", metric.column))
-    columns = rows["architecture"], rows.index, replicates, *values
-    return rank_runs(Run(*row) for row in zip(*(each.tolist() for each in columns), strict=True))
+    runs = zip(
+        rows["architecture"].tolist(),
+        rows.index.tolist(),
+        replicates.tolist(),
+        metric.to_loss(rows["value"]).tolist(),
+        metric.to_loss(rows[metric.column]).tolist(),
+        strict=True,
+    )
+    return rank_runs(Run(*run) for run in runs)
 
 
-def rank_architectures(results: Results, count: int | None = None) -> list[LeaderboardEntry]:
+def rank_architectures(results: Results) -> list[LeaderboardEntry]:
     """Rank the architectures of a study as :mod:`studies.best` defines.
 
     Where there are nuisance parameters, each architecture has one run: the best one.
-
-    Args:
-        results: results of the study.
-        count: number of the best architectures to describe; None for all.
     """
-    ranked, metric = _rank(results), results.metric
-    rows = results.complete.loc[[run.number for each in ranked for run in each.runs]]
+    ranked = _rank(results)
+    metric = results.metric
+    numbers = [run.number for architecture in ranked for run in architecture.runs]
+    rows = results.complete.loc[numbers]
     validation = results.measure.held_out_column("validation")
     means = average_columns(rows, ["value", validation]).to_dict("index")
-    shown = rows.loc[[run.number for each in ranked[:count] for run in each.runs]]
-    records = {row["number"]: row for row in shown.reset_index().to_dict("records")}
-    return [
-        _make_entry(
-            results,
-            str(each.architecture),
-            [records[run.number] for run in each.runs],
-            means[each.architecture] | {metric.column: metric.to_loss(each.mean)},
-        )
-        for each in ranked[:count]
-    ]
+    records = {row["number"]: row for row in rows.reset_index().to_dict("records")}
+    entries = []
+    for architecture in ranked:
+        label = str(architecture.architecture)
+        runs = [records[run.number] for run in architecture.runs]
+        mean = {metric.column: metric.to_loss(architecture.mean)}
+        entries.append(_make_entry(results, label, runs, means[label] | mean))
+    return entries
 
 
 def average_columns(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
@@ -231,15 +233,18 @@ def _make_entry(
     results: Results, label: str, runs: Sequence[Mapping[Any, Any]], means: Mapping[Any, float]
 ) -> LeaderboardEntry:
     """Describe an architecture by its runs, that of the best value first, and adjusted means."""
-    config, column, best = results.config, results.metric.column, runs[0]
+    config = results.config
+    column = results.metric.column
+    best = runs[0]
     losses = [float(run[column]) for run in runs]
     samples = [run for run in runs if isinstance(run.get("sample"), str)]
-    profiles = [read_profile(run) for run in runs]
+    profiles = [profile for run in runs if (profile := read_profile(run))]
 
     def average(name: str) -> float:
         return _mean(run.get(name, math.nan) for run in runs)
 
-    architecture, reach = None, 1
+    architecture = None
+    reach = 1
     if results.cells:
         architecture = decode_architecture(best, config)
         settings = training_settings(list_params(best, [BPTT_STEPS]), config)
@@ -260,7 +265,7 @@ def _make_entry(
         sample=samples[0]["sample"] if samples else None,
         sample_trial=int(samples[0]["number"]) if samples else None,
         best_values=list_params(best, [*results.nuisance, *results.carried]),
-        context=average_profiles([each for each in profiles if each]) if all(profiles) else None,
+        context=average_profiles(profiles) if len(profiles) == len(runs) else None,
         recall_accuracy=average("recall_accuracy"),
         metrics={name: average(column) for name, column in results.metric_columns.items()},
         validation_metrics={
@@ -273,10 +278,12 @@ def _make_entry(
 
 def _average(recorded: Sequence[Any]) -> Any:
     """Return the means of numbers in equal, nested dicts; {} if a run has recorded none."""
-    if not all(isinstance(each, dict) for each in recorded):
-        return _mean(recorded) if all(isinstance(each, float) for each in recorded) else {}
-    common = [key for key in recorded[0] if all(key in each for each in recorded)]
-    return {key: _average([each[key] for each in recorded]) for key in common}
+    if all(isinstance(value, float) for value in recorded):
+        return _mean(recorded)
+    if not all(isinstance(value, dict) for value in recorded):
+        return {}
+    common = [key for key in recorded[0] if all(key in values for values in recorded)]
+    return {key: _average([values[key] for values in recorded]) for key in common}
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -287,10 +294,11 @@ def _mean(values: Iterable[float]) -> float:
 
 def summarize_study(results: Results) -> StudySummary:
     """Rank and compare the architectures of a study."""
-    refinement, entries = results.config.refinement, rank_architectures(results)
+    refinement = results.config.refinement
+    entries = rank_architectures(results)
     if not results.has_replicates:
         gaps = _compare_with_best(results, entries)
-        return StudySummary([replace(e, gap=gaps.get(e.label)) for e in entries])
+        return StudySummary([replace(entry, gap=gaps.get(entry.label)) for entry in entries])
     if refinement is None:  # without a margin below which a difference makes none
         return StudySummary(entries)
     losses = list_losses(results)

@@ -120,16 +120,20 @@ def _mean_interval(sample: Floats) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class PruningSummary:
-    """What pruning saved in a study.
+    """Savings and risks of pruning in a study.
 
     Attributes:
         top_count: number of best trials that pruning is to keep.
+        expected_share: expected share of them that is complete, by the predictions at the time of
+            pruning; NaN until every trial is finished, and without predictions or audited trials,
+            which test them.
         step_share: share of the steps of all trials that was trained.
         rungs: one row per rung after which trials were pruned: ``step``, ``trials`` and
             ``keep_probability``, the sum of their probabilities of being among the best.
     """
 
     top_count: int
+    expected_share: float
     step_share: float
     rungs: pd.DataFrame
 
@@ -140,16 +144,22 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     if not settings.enabled:
         return None
     table = results.table
+    counts = results.counts
+    kept = top_count(settings.keep, len(table))
     pruned = table[table["state"] == TrialStatus.PRUNED]
     rungs = (
         pruned.groupby("rung")["keep_probability"]
-        .agg(size="size", sum=lambda found: found.sum(min_count=1))
+        .agg(size="size", sum=lambda values: values.sum(min_count=1))
         .reset_index()
     )
     last_steps = results.curve_ends["last_step"]
+    is_final = counts.finished == counts.planned and not pruned["keep_probability"].isna().any()
+    is_stated = is_final and table["audited"].any()
     trained_steps = float(last_steps.reindex(table.index).fillna(0).sum())
+    expected = 1 - float(pruned["keep_probability"].sum()) / kept
     return PruningSummary(
-        top_count=top_count(settings.keep, len(table)),
+        top_count=kept,
+        expected_share=expected if is_stated else math.nan,
         step_share=trained_steps / (results.config.training.steps * len(table)),
         rungs=rungs.set_axis(["step", "trials", "keep_probability"], axis=1),
     )

@@ -157,7 +157,8 @@ def to_optuna_study(
 
 def _create_range(values: Sequence[Any]) -> BaseDistribution:
     """Return the range of a continuous parameter, on a logarithmic axis where that fits it."""
-    low, high = values[0], values[-1]
+    low = values[0]
+    high = values[-1]
     is_log = is_logarithmic(np.array(values, dtype=np.float64))
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=is_log)

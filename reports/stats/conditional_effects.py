@@ -78,7 +78,7 @@ class ConditionalEffect:
 
         Where signs are opposite, the effects are significant.
         """
-        shown = [each for each in self.levels if each.is_significant]
+        shown = [level for level in self.levels if level.is_significant]
         levels = shown if self.has_opposite_signs else self.levels
         ends = [choose(levels, key=lambda level: level.mean) for choose in (min, max)]
         first, last = sorted(ends, key=self.levels.index)
@@ -135,7 +135,7 @@ def rank_effects(
         rivals = [
             e for e in conditional if e.main is effect and (e.rivals_main or e.has_opposite_signs)
         ]
-        rivals.sort(key=lambda each: (not each.has_opposite_signs, -each.difference.mean))
+        rivals.sort(key=lambda rival: (not rival.has_opposite_signs, -rival.difference.mean))
         ranked.append(RankedEffect(effect, rivals[0] if rivals else None, float(p)))
     return ranked
 

@@ -337,17 +337,17 @@ class Comparison:
     @property
     def generalizes_over_runs(self) -> bool:
         """Whether the comparison covers the variation between training runs."""
-        return any(each.runs > 1 for each in self.pairs.values())
+        return any(difference.runs > 1 for difference in self.pairs.values())
 
     @property
     def generalizes_over_text(self) -> bool:
         """Whether the comparison covers the variation between texts."""
-        return any(each.windows > 1 for each in self.pairs.values())
+        return any(difference.windows > 1 for difference in self.pairs.values())
 
     @property
     def significant_count(self) -> int:
         """Number of pairs that differ significantly."""
-        return sum(each.is_significant for each in self.pairs.values())
+        return sum(difference.is_significant for difference in self.pairs.values())
 
     def between(self, first: str, second: str) -> Difference | None:
         """Return the difference of the first minus the second; None if not compared."""
@@ -374,7 +374,7 @@ def compare_pairwise(losses: Mapping[str, LossesByRun]) -> Comparison:
     found = _estimate(differences, np.array(indices, dtype=np.int64).reshape(-1, 2).T)
     if found:
         p = compute_p_values(*_stack(found))
-        p[[each.runs < 2 for each in found]] = 1.0
+        p[[difference.runs < 2 for difference in found]] = 1.0
         adjusted = adjust_by_holm(p)
         found = [
             replace(difference, p_alone=float(alone), p_adjusted=float(corrected))
@@ -387,7 +387,7 @@ def compare_single_runs(
     windows: Iterable[Sequence[float]], other: Sequence[float]
 ) -> list[Difference]:
     """Return the difference of each single run to another one, over the same windows (W,)."""
-    differences = [np.subtract(each, other)[None] for each in windows]
+    differences = [np.subtract(losses, other)[None] for losses in windows]
     return _estimate(differences, np.zeros((2, len(differences)), dtype=np.int64))
 
 
@@ -400,8 +400,8 @@ def _subtract(runs: Integers, losses: Floats, other_runs: Integers, others: Floa
 def _estimate(differences: Sequence[Floats], pairs: Integers) -> list[Difference]:
     """Estimate the mean and variance of each pair's differences (R, W), without a test."""
     places: dict[tuple[int, ...], list[int]] = {}
-    for i, each in enumerate(differences):
-        places.setdefault(each.shape, []).append(i)
+    for i, difference in enumerate(differences):
+        places.setdefault(difference.shape, []).append(i)
     moments = PairMoments(*np.zeros((3, len(differences))))
     moments.mean[:] = np.nan
     for shape, chosen in places.items():
@@ -409,10 +409,13 @@ def _estimate(differences: Sequence[Floats], pairs: Integers) -> list[Difference
             found = compute_moments(np.stack([differences[i] for i in chosen]))
             for all_pairs, some in zip(moments, found, strict=True):
                 all_pairs[chosen] = some
-    shapes = np.array([each.shape for each in differences], dtype=np.int64).reshape(-1, 2)
+    shapes = np.array([difference.shape for difference in differences], dtype=np.int64).reshape(
+        -1, 2
+    )
     windows = int(shapes[:, 1].max(initial=0))
     variances, degrees = estimate_variances(moments, shapes[:, 0], windows, pairs)
-    rows = (each.tolist() for each in (moments.mean, variances, degrees, *shapes.T))
+    columns = (moments.mean, variances, degrees, *shapes.T)
+    rows = [column.tolist() for column in columns]
     return [
         Difference(
             mean=mean,
@@ -427,8 +430,10 @@ def _estimate(differences: Sequence[Floats], pairs: Integers) -> list[Difference
 
 def _stack(differences: Iterable[Difference]) -> tuple[Floats, Floats, Floats]:
     """Return means (P,), parts of the variances (P, 2) and their degrees of freedom (P, 2)."""
-    rows = [(each.mean, each.variances, each.degrees) for each in differences]
-    mean, variances, degrees = (np.array(each, dtype=float) for each in zip(*rows, strict=True))
+    known = list(differences)
+    mean = np.array([difference.mean for difference in known])
+    variances = np.array([difference.variances for difference in known])
+    degrees = np.array([difference.degrees for difference in known])
     return mean, variances, degrees
 
 
@@ -479,7 +484,7 @@ def judge(comparison: Comparison, margin: float) -> Judgement:
     """
     names = comparison.names
     # An architecture with too few runs has no bounds, and must not withhold those of the others.
-    tested = {pair: each for pair, each in comparison.pairs.items() if each.runs > 1}
+    tested = {pair: found for pair, found in comparison.pairs.items() if found.runs > 1}
     compared = [name for name in names if any(name in pair for pair in tested)]
     places = {name: i for i, name in enumerate(compared)}
     upper = np.full((len(compared), len(compared)), np.inf)
@@ -491,7 +496,7 @@ def judge(comparison: Comparison, margin: float) -> Judgement:
         widths = compute_widths(variances, degrees, tail)
         rows, columns = np.array([[places[name] for name in pair] for pair in tested]).T
         upper[rows, columns], upper[columns, rows] = widths + mean, widths - mean
-        is_significant = np.array([each.is_significant for each in tested.values()])
+        is_significant = np.array([difference.is_significant for difference in tested.values()])
         is_worse[rows, columns] = is_significant & (mean > 0)
         is_worse[columns, rows] = is_significant & (mean < 0)
     bounds = bound_distances(upper)
