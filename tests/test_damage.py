@@ -60,7 +60,7 @@ def _report_again(monkeypatch):
 @pytest.fixture
 def quiet(monkeypatch):
     """Draw none of Optuna's figures, and write no report after a search."""
-    monkeypatch.setattr("reports.charts.optuna_plots.chart_importances", lambda results: [])
+    monkeypatch.setattr("reports.charts.trial_plots.chart_importances", lambda results: [])
     monkeypatch.setattr("reports.cli.finalize_search", lambda *study: None)
 
 

@@ -10,7 +10,7 @@ import shlex
 from reports import sentences, study_tables
 from reports.analysis.leaderboard import LEADERBOARD_SIZE
 from reports.blocks import Block, Code, Folded, Pair, Section, Text
-from reports.charts import comparison_plots, optuna_plots, training_plots
+from reports.charts import comparison_plots, trial_plots
 from reports.charts.chart import Chart
 from reports.findings import StudyFindings
 from reports.formatting import join_params, to_sentence
@@ -92,7 +92,7 @@ def _show_hypotheses(findings: StudyFindings) -> Section | None:
 
 
 def _show_importances(findings: StudyFindings) -> Section | None:
-    charts = optuna_plots.chart_importances(findings.results)
+    charts = trial_plots.chart_importances(findings.results)
     if not charts:
         return None
     *importances, slices = charts
@@ -162,7 +162,7 @@ def _list_verdict_rules(findings: StudyFindings) -> list[str]:
 
 
 def _show_curves(findings: StudyFindings) -> Section | None:
-    chart = training_plots.chart_curves(findings.results)
+    chart = trial_plots.chart_curves(findings.results)
     return None if chart is None else Section("curves", chart.title, [chart])
 
 

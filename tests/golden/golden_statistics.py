@@ -25,7 +25,7 @@ from reports.analysis.judged_effects import build_judged_table
 from reports.analysis.leaderboard import COSTS, summarize_study
 from reports.analysis.pruning import audit_pruning
 from reports.analysis.solved import compare_solved
-from reports.charts.optuna_plots import chart_importances
+from reports.charts.trial_plots import chart_importances
 from reports.findings import StudyFindings
 from reports.study_reader import read_results
 from rnn_search import import_results, import_study, load

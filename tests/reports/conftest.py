@@ -64,7 +64,7 @@ def without_optuna_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def draw_no_optuna_figures(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("reports.charts.optuna_plots.chart_importances", lambda results: [])
+    patch.setattr("reports.charts.trial_plots.chart_importances", lambda results: [])
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,12 @@ from optuna.importance import (
 )
 
 from reports.charts.chart import Chart
-from reports.charts.optuna_plots import FANOVA_TREES, chart_importances, to_optuna_study
-from reports.charts.training_plots import chart_curves
+from reports.charts.trial_plots import (
+    FANOVA_TREES,
+    chart_curves,
+    chart_importances,
+    to_optuna_study,
+)
 from studies.importing import ImportOptions, import_results
 
 
@@ -72,7 +76,7 @@ def test_importances_and_slices_are_optunas(sqlite_url):
 
 def test_importances_of_many_trials_are_those_of_a_sample(sqlite_url, monkeypatch):
     results = import_sweep(sqlite_url, 60)
-    monkeypatch.setattr("reports.charts.optuna_plots.MAX_TRIALS", 20)
+    monkeypatch.setattr("reports.charts.trial_plots.MAX_TRIALS", 20)
     charts = chart_importances(results)
     again = chart_importances(results)
     assert all(chart.caption.endswith("20 of 60 trials, drawn at random.") for chart in charts)

@@ -11,7 +11,7 @@ from reports.page.page_tables import tabulate_trials
 from reports.page.section import Section
 
 from reports import study_reader
-from reports.charts import training_plots
+from reports.charts import trial_plots
 from reports.study_reader import read_results
 from rnn_search import load
 from search.status import read_status
@@ -54,7 +54,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
     make_large_study(sqlite_url, tmp_path)
     monkeypatch.setattr(study_reader, "MAX_DRAWN", 20)
     monkeypatch.setattr("reports.page.page_tables.MAX_DRAWN", 20)
-    monkeypatch.setattr(training_plots, "MAX_POINTS", 200)
+    monkeypatch.setattr(trial_plots, "MAX_POINTS", 200)
     with closing(open_storage(sqlite_url)) as storage:
         use = DatabaseUse(storage)
         reads = (partial(read_results, storage, NAME, drawn_only=each) for each in (False, True))
