@@ -50,6 +50,12 @@ class BuiltPage:
         (found,) = [table for table in tables if table.name.endswith(name)]
         return found
 
+    def read_column(self, table: str, title: str) -> list[str]:
+        """Return what a column of a table shows, without intervals."""
+        found = self.table(table)
+        (column,) = [column for column in found.columns if column.title == title]
+        return [to_plain(column.format(row)[0]) for row in found.rows]
+
     @property
     def _blocks(self) -> list[Block]:
         sections = [section for part in self.parts for section in part.sections]

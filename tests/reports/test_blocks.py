@@ -50,7 +50,10 @@ def test_names_are_joined_as_in_a_sentence(parts, joined):
 @pytest.mark.parametrize(
     ("labels", "short"),
     [
-        (["2×8 residual, new state", "1×8 new state"], ["2×8 residual, new state", "1×8 new state"]),
+        (
+            ["2×8 residual, new state", "1×8 new state"],
+            ["2×8 residual, new state", "1×8 new state"],
+        ),
         (["2×8 GRU, 16 BPTT steps", "1×4 GRU, 16 BPTT steps"], ["2×8 GRU", "1×4 GRU"]),
         (["1×8, a, b", "1×8, a, c", "2×8, a, b"], ["1×8, b", "1×8, c", "2×8, b"]),
         (["1×8, a, b"], ["1×8"]),

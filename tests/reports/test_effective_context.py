@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from factories import gated_params, make_runs, make_study, results_of
-from reports.page.section import Section
+from pages import build_from
 
 from reports.cli import write_csv
-from reports.page.page import render_page
 from reports.trial_table import THRESHOLD, ContextProfile, average_profiles, read_profile
 
 BINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -79,20 +78,19 @@ def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path, build_
     ]
     raw = {"space": {"layers": [1, 2, 3], "state_size": [4]}}
     make_runs(sqlite_url, "memory", raw, runs)
-    section = Section(results_of(sqlite_url, "memory"))
-    words = "".join(render_page([section]))
-    best, second, old = section.findings.summary.entries
+    page = build_from(results_of(sqlite_url, "memory"))
+    best, second, old = page.findings.summary.entries
     assert best.context.estimate().size < second.context.estimate().size
     assert old.context is None
-    assert escape(str(second.context.estimate())) in words
-    chart = section.context_chart
+    assert escape(str(second.context.estimate())) in page.html
+    (chart,) = page.sections["memory"].blocks
     assert [len(trace.x) for trace in chart.figure.data] == [7, 7]
     assert chart.width <= 390
     assert "effective context (bytes)" in chart.figure.layout.legend.title.text
     name = chart.figure.data[0].name.replace("<br>", ", ")
-    assert name == f"{best.context.estimate()}: {best.full_label}"
-    assert "recall accuracy" in words
-    write_csv([section.results], tmp_path / "rows.csv")
+    assert name == f"{best.context.estimate()}: 1×4 no gates", "what all have is left out"
+    assert "recall accuracy" in page.words
+    write_csv([page.findings.results], tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv")
     assert rows["effective_context"][0] == pytest.approx(best.context.estimate().size)
     assert rows["effective_context"].isna().tolist() == [False, False, True]

@@ -30,8 +30,9 @@ def test_note_has_the_answer_of_each_final_report(url, capsys):
         cli.write_final_report(url, "made")
         first, *answer = capsys.readouterr().out.splitlines()
         note = get_note(study)
-        assert note.startswith("## made\n\n- best: 1×4 no gates, new state")
-        assert note.count("\n- ") == len(answer) > 0
+        assert note.startswith("## made\n\n- so far: 6 of 8 trials are finished\n- whether any ")
+        assert "\n- best: 1×4 no gates, new state" in note
+        assert note.count("\n- ") == len(answer) == 3
         assert note.endswith(f"The report:\n\n    {first.removeprefix('report: ')}")
         finish_one(url, 1.0)
         cli.write_final_report(url, "made")

@@ -5,12 +5,18 @@ import re
 
 import numpy as np
 import pytest
-from factories import gated_params, make_replicates, make_runs, results_of
-from reports.page.section import Section
+from factories import (
+    gated_params,
+    make_replicates,
+    make_runs,
+    make_stated,
+    make_study,
+    results_of,
+)
+from pages import build_from
 
 from reports.analysis.leaderboard import rank_architectures
-from reports.charts.comparison_plots import chart_differences
-from reports.page.page import render_page
+from reports.findings import StudyFindings
 from rnn_search import list_studies, load
 from search.display import format_progress
 
@@ -33,7 +39,7 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     # Everything else names the same one: status, list, Python and the verdicts.
     study = load("replicates", storage=sqlite_url)
     assert study.best.number == entries[0].number == 0
-    assert study.verdicts().table["architecture"][0] == BEST
+    assert study.verdicts().to_frame()["architecture"][0] == BEST
     line = f"mean of 3 runs 2.4081 bits per byte, {split} loss"
     assert format_progress(study.status).endswith(f"{line} ({BEST}, best run trial 0)")
     (listed,) = list_studies(storage=sqlite_url)
@@ -44,24 +50,23 @@ def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_ur
     lost, numbers = {"validation_bits_per_byte": None}, (0, 1, 2)
     runs = [(gated_params(n, replicate=i), n + i / 100, lost) for n in (1, 2) for i in numbers]
     make_runs(sqlite_url, "replicates", {"refinement": {"source": "made", "replicates": 3}}, runs)
-    section = Section(results_of(sqlite_url, "replicates"))
-    assert section.results.metric.is_value
-    assert [entry.mean for entry in section.findings.summary.entries] == pytest.approx([1.01, 2.01])
-    comparison = section.findings.summary.comparison
+    findings = StudyFindings(results_of(sqlite_url, "replicates"))
+    assert findings.results.metric.is_value
+    assert [entry.mean for entry in findings.summary.entries] == pytest.approx([1.01, 2.01])
+    comparison = findings.summary.comparison
     assert (comparison.generalizes_over_runs, comparison.generalizes_over_text) == (True, False)
 
 
 def test_page_names_the_smallest_architecture_that_is_as_good(build_page):
     page = build_page(make_replicates, "replicates")
-    section = page.section
-    comparison = section.findings.summary.comparison
+    comparison = page.findings.summary.comparison
     assert comparison.between(WORST, BEST).windows == 4
     assert [comparison.between(name, BEST).is_significant for name in (SMALLER, WORST)] == [
         False,
         True,
     ]
-    assert section.findings.summary.smallest.label == SMALLER
-    chart = chart_differences(comparison, ".4f")
+    assert page.findings.summary.smallest.label == SMALLER
+    chart = page.chart("Pairwise differences")
     gray, colored = chart.figure.data
     # Differences that are not significant are in parentheses and not colored.
     assert gray.text[0][1].startswith("(−0.00")
@@ -73,7 +78,21 @@ def test_page_names_the_smallest_architecture_that_is_as_good(build_page):
     table = page.html.partition("leaderboard</caption>")[2].partition("</table>")[0]
     pattern = r"<th scope=\"row\">(.*?)</th>.*?<td>([a-z ]+)</td>"
     rows = re.findall(pattern, table, re.DOTALL)
-    assert rows == [(BEST, "best mean"), (SMALLER, "as good"), (WORST, "worse")]
+    assert rows == [
+        ("2×4 no gates", "best mean"),
+        ("1×4 no gates", "as good"),
+        ("1×8 no gates", "worse"),
+    ]
+
+
+def test_labels_leave_out_what_all_architectures_have_in_common(build_page):
+    made = build_page(make_study).read_column("leaderboard", "architecture")
+    assert made[:4] == ["1×4 no gates", "1×8 no gates", "2×4 no gates", "1×4 no gates, residual"]
+    stated = build_page(make_stated, "stated").read_column("leaderboard", "architecture")
+    assert stated[:2] == [
+        "1×16 forget gate, new state, residual",
+        "1×16 forget gate, both states, residual",
+    ]
 
 
 def test_architecture_with_one_run_has_no_bound(sqlite_url):
@@ -85,13 +104,12 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url):
         for loss in [2 + layers * run % 4 / 100 if run <= count else math.nan]
     ]
     make_runs(sqlite_url, "replicates", {"refinement": {"source": "made", "replicates": 3}}, runs)
-    section = Section(results_of(sqlite_url, "replicates"))
-    page = "".join(render_page([section]))
-    assert "1 without a complete run" in page
-    assert "+inf" not in page
-    table = load("replicates", storage=sqlite_url).verdicts().table
-    assert len(table) == 3
-    assert "\nthe best is the smallest" in repr(load("replicates", storage=sqlite_url).verdicts())
+    page = build_from(results_of(sqlite_url, "replicates"))
+    assert "1 without a complete run" in page.words
+    assert "inf" not in page.words
+    verdicts = load("replicates", storage=sqlite_url).verdicts()
+    assert len(verdicts.to_frame()) == 3
+    assert "\n- the best is the smallest" in repr(verdicts)
 
 
 def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url):
@@ -102,16 +120,16 @@ def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url):
         recorded["validation_bits_per_byte"] = 4 + worse
         runs.append((gated_params(1 + i), 1.5 + i / 10, recorded))
     make_runs(sqlite_url, "single", {"space": {"layers": [1], "state_size": [4]}}, runs)
-    section = Section(results_of(sqlite_url, "single"))
-    best, second, third = (entry.gap for entry in section.findings.summary.leaderboard)
+    page = build_from(results_of(sqlite_url, "single"))
+    best, second, third = (entry.gap for entry in page.table("leaderboard").rows)
     assert best is None
     assert (second.mean, third.mean) == pytest.approx((0.001, 0.5))
     assert second.low < 0 < second.high
-    assert (section.findings.summary.judgement, section.findings.summary.smallest) == (None, None)
-    page = "".join(render_page([section]))
-    assert "4.000 ± 0.250" in page
+    summary = page.findings.summary
+    assert (summary.judgement, summary.smallest) == (None, None)
+    assert "4.000 ± 0.250" in page.words
     # Single runs have no significance.
-    assert "significantly" not in page
+    assert "significantly" not in page.words
 
 
 def test_page_of_a_token_study_uses_its_unit_and_objective_and_escapes_its_samples(sqlite_url):
@@ -126,15 +144,13 @@ def test_page_of_a_token_study_uses_its_unit_and_objective_and_escapes_its_sampl
     runs[0][2]["sample"] = "<b>it was</b>\n\x00 & so on"
     tokenizer = {"size": 290, "bytes_per_token": 2.5, "serialized": "{}"}
     make_runs(sqlite_url, "tokens", raw, runs, tokenizer=tokenizer)
-    section = Section(results_of(sqlite_url, "tokens"))
-    page = "".join(render_page([section]))
-    assert "nats per token" in page
-    assert "nats per byte" not in page
+    page = build_from(results_of(sqlite_url, "tokens"))
+    assert "nats per token" in page.html
+    assert "nats per byte" not in page.html
     # The generated code has the vocabulary size of the tokenizer.
-    assert "nn.Linear(290, 4)" in re.sub("<[^>]*>", "", page)
+    assert "nn.Linear(290, 4)" in re.sub("<[^>]*>", "", page.html)
     # Curves show the training loss even if the objective is another one.
-    axis = section.curves.figure.layout.yaxis
-    assert axis.title.text == "smoothed training loss (nats per token)"
-    assert "by the rank of validation loss" in section.curves.caption
-    assert ">&lt;b&gt;it was&lt;/b&gt;\n\ufffd &amp; so on</pre>" in page
-    assert page.count('<details class="sample"') == 1
+    curves = page.chart("Training curves")
+    assert curves.figure.layout.yaxis.title.text == "smoothed training loss (nats per token)"
+    assert ">&lt;b&gt;it was&lt;/b&gt;\n\ufffd &amp; so on</code></pre>" in page.html
+    assert page.html.count("<summary>Sample of trial ") == 1

@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import TEXT, DatabaseUse
-from reports.page.page_tables import tabulate_trials
-from reports.page.section import Section
+from pages import build_from
 
-from reports import study_reader
+from reports import study_reader, study_tables
 from reports.charts import trial_plots
 from reports.study_reader import read_results
 from rnn_search import load
@@ -53,7 +52,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
 ):
     make_large_study(sqlite_url, tmp_path)
     monkeypatch.setattr(study_reader, "MAX_DRAWN", 20)
-    monkeypatch.setattr("reports.page.page_tables.MAX_DRAWN", 20)
+    monkeypatch.setattr(study_tables, "MAX_DRAWN", 20)
     monkeypatch.setattr(trial_plots, "MAX_POINTS", 200)
     with closing(open_storage(sqlite_url)) as storage:
         use = DatabaseUse(storage)
@@ -62,8 +61,9 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
         results = read_results(storage, NAME, drawn_only=True)
     trials = len(results.table)
     assert read[0] - read[1] > 40 * (trials - 20) - 2 * trials
-    section = Section(results)
-    traces = section.curves.figure.data
+    page = build_from(results)
+    curves = page.chart("Training curves")
+    traces = curves.figure.data
     points = pd.concat(pd.DataFrame({"name": trace.text, "loss": trace.y}) for trace in traces)
     drawn = points.dropna().groupby("name")["loss"].agg(["min", "last"])
     assert len(drawn) == 20
@@ -72,14 +72,12 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
     for name, found in drawn.iterrows():
         number = int(name.split(":")[0].removeprefix("trial "))
         assert tuple(found) == tuple(losses.loc[number])
-    drawn_points = len(points) - 20
-    assert f"That is {drawn_points:,} of " in section.curves.caption
-    assert f"20 of {trials}" in section.curves.caption
-    listed = tabulate_trials(results).rows
+    assert f"20 of {trials}" in curves.caption
+    listed = page.table(" trials").rows
     assert [row["number"] for row in listed] == results.table.index[:20].tolist()
-    assert section.cost_charts
-    for chart in section.cost_charts.values():
-        assert sum(len(trace.x) for trace in chart.figure.data) < 100
+    assert f"The best 20 of {trials} trials" in page.words
+    costs = page.chart("Loss against parameters")
+    assert sum(len(trace.x) for trace in costs.figure.data) < 100
 
 
 def test_study_has_all_curves_whatever_is_drawn(sqlite_url, tmp_path, monkeypatch):

@@ -1,33 +1,57 @@
-"""What the answer, the last line and the warnings about a study must say, and must not."""
+"""What the answer about a study and its warnings say, and where they are said."""
 
 import math
 import random
+from contextlib import closing
 from dataclasses import replace
+from html import escape
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from factories import (
+    NO_GATES,
+    created_once,
     gated_params,
     make_replicates,
     make_runs,
-    make_stated,
     make_study,
     results_of,
 )
-from reports.narrative import list_warnings, write_answer, write_headline
-from reports.phrases import strong, to_html, to_markdown, to_plain
+from optuna_dashboard import get_note
+from pages import build_from, read_answer
 
+from reports import cli
 from reports.findings import StudyFindings
+from reports.sentences import list_headline, list_warnings
 from rnn_search import import_results, load
 from studies.config import StudyConfig
+from studies.storage.open import load_study, open_storage
+
+pytestmark = pytest.mark.usefixtures("without_optuna_figures")
+
+SWITCHES = ("input_gate", "forget_gate", "output_gate", "state_gate", "residual")
+GAINS = {"input_gate": -0.5, "forget_gate": -0.4, "output_gate": 0.3, "state_gate": -0.2}
 
 
-def findings_of(url, name="made"):
-    return StudyFindings(results_of(url, name))
+@created_once
+def make_switches(url, harm=0.6, name="switches", has_effects=True, **config):
+    """Make a study of 128 networks in which four gates change the loss.
 
-
-def plain_answer(findings):
-    return [to_plain(sentence) for sentence in write_answer(findings)]
+    The residual lowers the loss of wide networks by 1.8 and raises that of narrow ones by ``harm``;
+    the number of layers changes nothing.
+    """
+    space = NO_GATES | {switch: [False, True] for switch in SWITCHES}
+    raw = {"space": space | {"layers": [1, 2], "state_size": [4, 8]}} | config
+    generator = random.Random(0)
+    runs = []
+    for params in StudyConfig.model_validate(raw).grid.combinations():
+        value = 4 + generator.gauss(0, 0.004)
+        if has_effects:
+            value += sum(gain for switch, gain in GAINS.items() if params[switch])
+            value += params["residual"] * (harm if params["state_size"] == 4 else -1.8)
+        runs.append((params, value, {}))
+    make_runs(url, name, raw, runs)
 
 
 def make_cells(url, value, name="made", **training):
@@ -48,56 +72,165 @@ def make_cells(url, value, name="made", **training):
     make_runs(url, name, raw, runs)
 
 
-@pytest.fixture
-def stated(sqlite_url):
-    make_stated(sqlite_url)
-    return findings_of(sqlite_url, "stated")
+def findings_of(url, name="made"):
+    return StudyFindings(results_of(url, name))
 
 
-def below_larger_ones(findings, effect):
-    """Return findings of three changes with a large significant mean, and one more."""
-    larger = replace(findings.ranked[0], condition=None, p_adjusted=0.0)
-    made = StudyFindings(findings.results)
-    made.__dict__["ranked"] = [*(replace(larger) for _ in range(3)), effect]
-    assert effect not in made.largest
-    return made
+def without_intervals(lines):
+    """Return lines up to the first bracket, and their last words if there is one."""
+    return [line.partition(" [")[0] for line in lines]
 
 
-def test_change_that_helps_here_and_harms_there_is_named_with_its_condition(stated):
-    (reversal,) = stated.reversals
-    findings = below_larger_ones(stated, reversal)
-    sizes = "+0.299 nats with state size 8, −0.597 with 16"
-    clause = f"residual helps or harms, depending on state size ({sizes})"
-    assert clause in write_headline([findings])
-    assert plain_answer(findings)[1] == f"R{clause[1:]}."
+# ------------------------------------------------------------------ the answer
 
 
-def test_effect_that_only_differs_between_two_values_has_no_direction(stated):
-    """It depends on the state size, and is not significant at any one."""
-    (reversal,) = stated.reversals
-    condition = reversal.condition
-    least, greatest = (replace(each, p_adjusted=1.0) for each in condition.levels)
-    main = replace(reversal.main, error=9.0)
-    clause = (
-        "he effect of residual (+0.299 nats with state size 8, −0.597 with 16) differs with state "
-        "size, significant at neither"
+def test_answer_lists_three_largest_effects_reversals_counts_and_the_best_network(sqlite_url):
+    make_switches(sqlite_url)
+    lines = read_answer(findings_of(sqlite_url, "switches"))
+    *effects, best = lines
+    assert without_intervals(effects) == [
+        "state size 4 → 8 lowers the validation loss by 1.201 nats",
+        "input gate lowers the validation loss by 0.501 nats",
+        "forget gate lowers the validation loss by 0.399 nats",
+        "residual helps or harms, depending on state size (4: +0.600 nats; 8: −1.800 nats)",
+        "2 other changes have smaller significant effects",
+        "layers 1 → 2 is undecided",
+    ]
+    assert lines[1].endswith(" nats [0.499, 0.502]")
+    assert lines[0].endswith(
+        ", depending on residual (off: −0.001 nats, not significant; on: −2.401 nats)"
     )
+    assert best.startswith("best: ")
+    assert best.endswith(
+        "validation loss 1.0983 nats per byte; 1 other architecture is within the noise of two "
+        "runs (0.013 nats)"
+    )
+
+
+def test_figure_and_table_of_effects_rank_as_the_answer_does(sqlite_url):
+    """The mean of the residual is the largest but one, and the last that is significant."""
+    make_switches(sqlite_url)
+    page = build_from(results_of(sqlite_url, "switches"))
+    changes = ["state size 4 → 8", "input gate", "forget gate", "output gate", "state gate"]
+    changes += ["residual", "layers 1 → 2"]
+    (drawn,) = page.parts[0].chart.figure.data
+    assert [row.partition("<br>")[0] for row in drawn.y] == changes
+    named = [row.partition("<br>")[2] for row in drawn.y]
+    assert named == [""] * 5 + ["<i>depends on state size</i>", ""]
+    assert abs(drawn.x[5]) > abs(drawn.x[1])
+    rows = page.html.partition(" effects</caption>")[2].partition("</table>")[0].split("<tr>")[2:]
+    assert [row.partition("</th>")[0].rpartition(">")[2] for row in rows] == changes
+    frame = load("switches", storage=sqlite_url).effects().to_frame()
+    assert frame["effect"].tolist() == list(drawn.x)
+    assert frame["depends_on"].tolist() == ["residual", *[""] * 4, "state_size", ""]
+
+
+def test_effect_that_vanishes_at_a_value_has_no_reversed_sign(sqlite_url):
+    make_switches(sqlite_url, harm=0.0)
+    lines = read_answer(findings_of(sqlite_url, "switches"))
+    expected = "residual lowers the validation loss by 0.900 nats"
+    assert expected in without_intervals(lines)[:3]
+    assert "helps or harms" not in " ".join(lines)
+
+
+def test_change_whose_mean_is_zero_is_said_to_depend_on_another_parameter(sqlite_url):
+    make_switches(sqlite_url, harm=1.8)
+    findings = findings_of(sqlite_url, "switches")
+    (reversal,) = findings.answer.reversals
+    condition = reversal.condition
+    levels = tuple(replace(level, p_adjusted=1.0) for level in condition.levels)
+    main = replace(reversal.main, error=9.0)
     effect = replace(
         reversal,
         main=main,
         p_adjusted=1.0,
-        condition=replace(condition, main=main, levels=(least, greatest)),
+        condition=replace(condition, main=main, levels=levels),
     )
-    assert effect.is_significant
-    assert plain_answer(below_larger_ones(stated, effect))[1] == f"T{clause}."
-    stated.__dict__["ranked"] = [effect]
-    assert plain_answer(stated)[0] == f"T{clause}."
-    assert f"; t{clause}" in write_headline([stated])
-    # Where one of both is significant, it gives the direction.
-    one = replace(effect.condition, levels=(least, replace(greatest, p_adjusted=0.01)))
-    stated.__dict__["ranked"] = [replace(effect, condition=one)]
-    size = "(no significant effect with state size 8, −0.597 nats with 16)"
-    assert f"falls most with residual {size}" in plain_answer(stated)[0]
+    findings.__dict__["answer"] = replace(findings.answer, reversals=[], dependent=[effect])
+    line = (
+        "residual has an effect that depends on state size (4: +1.800 nats, not significant; "
+        "8: −1.800 nats, not significant)"
+    )
+    assert line in read_answer(findings)
+    findings.__dict__["answer"] = replace(findings.answer, dependent=[effect] * 5)
+    assert "5 other effects depend on another parameter" in read_answer(findings)
+
+
+def test_no_significant_effect_and_many_undecided_ones_are_one_line_each(sqlite_url):
+    make_switches(sqlite_url, has_effects=False)
+    *lines, _ = read_answer(findings_of(sqlite_url, "switches"))
+    assert lines == ["no change has a significant effect", "7 changes are undecided"]
+
+
+def test_unfinished_study_and_few_pairs_are_named(sqlite_url):
+    make_study(sqlite_url, finished=5)
+    first, second, best = read_answer(findings_of(sqlite_url))
+    assert first == "so far: 5 of 8 trials are finished"
+    assert second == "whether any change has an effect is not known (too few pairs to test: 1 of 8)"
+    assert best.endswith("; a single run, so its place is partly luck")
+
+
+def test_replicates_have_verdicts_and_the_smallest_that_is_as_good(sqlite_url):
+    make_replicates(sqlite_url)
+    verdicts, smallest, best = read_answer(findings_of(sqlite_url, "replicates"))
+    assert verdicts == "compared with the best: 1 worse, 1 as good, 0 undecided"
+    assert smallest == (
+        "the smallest that is as good as the best (at most 0.02 bits per byte worse): "
+        "1×4 no gates, new state, with 100 parameters instead of 200"
+    )
+    assert best == (
+        "best: 2×4 no gates, new state (trial 0), test loss 2.4081 bits per byte, mean of 3 runs "
+        "[2.1592, 2.6570]"
+    )
+
+
+def test_page_terminal_notebook_and_note_have_the_same_lines(sqlite_url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_switches(sqlite_url, cells={}, name="made")
+    answer = read_answer(findings_of(sqlite_url))
+    assert len(answer) == 7
+    done = CliRunner().invoke(cli.reports, ["made", "--storage", sqlite_url])
+    path, *printed = done.stdout.splitlines()
+    assert printed == answer
+    html = (tmp_path / path).read_text("utf-8")
+    listed = html.partition('<ul class="answer">')[2].partition("</ul>")[0]
+    assert listed.replace("<strong>", "").replace("</strong>", "").split("\n")[1:-1] == [
+        f"<li>{escape(line)}</li>" for line in answer
+    ]
+    effects = load("made", storage=sqlite_url).effects()
+    assert effects.answer == answer
+    assert repr(effects).startswith("\n".join(f"- {line}" for line in answer))
+    items = "".join(f"<li>{escape(line)}</li>" for line in answer)
+    assert effects._repr_html_().startswith(f"<ul>{items}")
+    cli.write_final_report(sqlite_url, "made")
+    with closing(open_storage(sqlite_url)) as storage:
+        note = get_note(load_study(storage, "made")).replace("\\", "")
+    assert [line[2:] for line in note.splitlines() if line.startswith("- ")] == answer
+
+
+def test_headline_of_several_studies_names_each(sqlite_url):
+    make_study(sqlite_url)
+    raw = {"space": {"layers": [1], "state_size": [4]}}
+    make_runs(sqlite_url, "better", raw, [(gated_params(3), 1.25, {})])
+    studies = [findings_of(sqlite_url, name) for name in ("better", "made")]
+    lines = list_headline(studies, {})
+    first, second = lines.index("better:"), lines.index("made:")
+    assert first == 0
+    assert "(trial 0), validation loss 1.2500 nats per byte" in lines[second - 1]
+    assert "(trial 0), validation loss 1.5000 nats per byte" in lines[-1]
+    assert lines[second:] == ["made:", *list_headline(studies[1:], {})]
+
+
+def test_labels_round_the_values_of_nuisance_parameters(sqlite_url):
+    rows = [{"width": w, "rate": r / 3000, "loss": w + r} for w in (1, 2) for r in (1, 2)]
+    import_results(
+        pd.DataFrame(rows), storage=sqlite_url, name="rates", value="loss", nuisance=["rate"]
+    )
+    *_, best = read_answer(findings_of(sqlite_url, "rates"))
+    assert best.startswith("best: width 1, rate 0.0003333 (trial ")
+
+
+# ------------------------------------------------------------------ warnings
 
 
 def test_cell_that_diverged_in_more_than_half_of_its_trials_is_named(sqlite_url):
@@ -108,8 +241,9 @@ def test_cell_that_diverged_in_more_than_half_of_its_trials_is_named(sqlite_url)
     assert list_warnings(findings_of(sqlite_url, "half")) == []
     make_diverging("made", lambda p: p["state_size"] != 8)
     findings, warning = findings_of(sqlite_url), "Elman diverged in 4 of 6 trials"
-    assert write_headline([findings]).endswith(f"\nwarning: {warning}")
+    assert list_headline([findings], {})[-1] == f"warning: {warning}"
     assert f"warning: {warning}" in repr(load("made", storage=sqlite_url).effects())
+    assert f"{warning}." in build_from(findings.results).words
 
 
 def test_value_that_went_astray_is_named(sqlite_url):
@@ -117,8 +251,8 @@ def test_value_that_went_astray_is_named(sqlite_url):
     make_cells(sqlite_url, lambda p: 1e13 if p == is_lost else 2 - p["state_size"] / 100)
     (warning,) = list_warnings(findings_of(sqlite_url))
     assert warning == (
-        "1 of 12 complete trials has a value over 1,000 times as far from the median as half of "
-        "them (trial 11: 1e+13 nats per byte): it dominates every mean that contains it"
+        "1 of 12 complete trials over 1,000 times as far from the median as half of the values "
+        "(trial 11: 1e+13 nats per byte): every mean with one rests on it"
     )
 
 
@@ -137,46 +271,19 @@ def test_architecture_whose_replicates_diverged_is_named(sqlite_url):
 def test_values_with_unequal_budgets_at_equal_steps_are_named(sqlite_url):
     budgets = {"batch_size": [16, 64], "update_every": [1, 4]}
     make_cells(sqlite_url, lambda p: 2 - p["batch_size"] / 100, **budgets)
-    more_data, fewer_updates = list_warnings(findings_of(sqlite_url))
     in_steps = "in the same number of steps"
-    data = "4 times as many bytes with batch size 64 as with 16"
-    assert more_data == f"larger batches read more data {in_steps}: {data}"
-    assert fewer_updates == f"{in_steps}, update every 1 has 4 times as many updates as 4"
-
-
-def test_labels_round_the_values_of_nuisance_parameters(sqlite_url):
-    rows = [{"width": w, "rate": r / 3000, "loss": w + r} for w in (1, 2) for r in (1, 2)]
-    import_results(
-        pd.DataFrame(rows), storage=sqlite_url, name="rates", value="loss", nuisance=["rate"]
-    )
-    assert "best: width 1, rate 0.0003333 (" in write_headline([findings_of(sqlite_url, "rates")])
-
-
-def test_headline_names_the_best_of_comparable_studies(sqlite_url):
-    make_study(sqlite_url)
-    raw = {"space": {"layers": [1], "state_size": [4]}}
-    make_runs(sqlite_url, "better", raw, [(gated_params(3), 1.25, {})])
-    make_runs(sqlite_url, "of-other-text", raw, [(gated_params(3), 1.0, {})], text="cd")
-    made, better, other = (findings_of(sqlite_url, n) for n in ("made", "better", "of-other-text"))
-    headline = write_headline([better, made])
-    assert "3×4 no gates, new state (trial 0 of 'better'), 1.2500 nats" in headline
-    assert "(trial 0 of 'made'), 1.5000 nats" in write_headline([made, other])
-    alone = "best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte, "
-    assert write_headline([made]).startswith(alone)
-
-
-def test_hypothesis_that_holds_next_to_no_significant_change_is_explained(stated):
-    findings = StudyFindings(stated.results)
-    findings.__dict__["ranked"] = [
-        replace(ranked, condition=None, p_adjusted=1.0) for ranked in stated.ranked
+    assert list_warnings(findings_of(sqlite_url)) == [
+        f"{in_steps}, batch size 64 has 4 times as many bytes as 16",
+        f"{in_steps}, update every 1 has 4 times as many updates as 4",
     ]
-    findings.__dict__["hypotheses"] = stated.holding[:1]
-    clause = "“The residual lowers the loss”, a hypothesis, holds by a test of its own"
-    assert clause in plain_answer(findings)[1]
 
 
-def test_names_are_text_in_each_form():
-    marked = f"{strong('<b>*a*</b>')} & more"
-    assert to_plain(marked) == "<b>*a*</b> & more"
-    assert to_html(marked) == "<strong>&lt;b&gt;*a*&lt;/b&gt;</strong> &amp; more"
-    assert to_markdown(marked) == r"**\<b\>\*a\*\</b\>** \& more"
+@pytest.mark.parametrize(("column", "name"), [("torch", "PyTorch"), ("code", "the training code")])
+def test_trials_of_several_versions_are_warned_of_once(sqlite_url, column, name):
+    make_study(sqlite_url)
+    results = results_of(sqlite_url)
+    versions = ["1", "2", *["1"] * 6]
+    mixed = replace(results, table=results.table.assign(**{column: versions}))
+    assert list_warnings(StudyFindings(mixed)) == [
+        f"the trials were trained by 2 versions of {name}"
+    ]
