@@ -49,7 +49,7 @@ def estimate_additive_effects(
     """Estimate the effects of all parameters from runs at different settings.
 
     Args:
-        columns: the parameter of each run, (runs,) by name; None or NaN where a run lacks it.
+        columns: the parameter of each run, (runs,) by name; None where a run lacks it.
         values: (runs,), finite.
         higher_is_better: whether a higher value is better.
 
@@ -60,7 +60,7 @@ def estimate_additive_effects(
     terms = [term for name, column in columns.items() for term in _build_terms(name, column)]
     design = np.column_stack([np.ones(len(y)), *(term.column for term in terms)])
     for column in columns.values():  # so that runs that lack a parameter do not change its effect
-        lacks = np.array([_is_missing(value) for value in column], dtype=np.float64)
+        lacks = np.array([value is None for value in column], dtype=np.float64)
         if np.linalg.matrix_rank(np.column_stack([design, lacks])) > np.linalg.matrix_rank(design):
             design = np.column_stack([design, lacks])
     left, sizes, right = np.linalg.svd(design, full_matrices=False)
@@ -118,8 +118,8 @@ def is_logarithmic(numbers: Floats) -> bool:
 
 def _build_terms(name: str, column: Sequence[Any]) -> Iterator[_Term]:
     """Yield the terms of a parameter, centered over the runs that have it; 0 for others."""
-    is_known = np.array([not _is_missing(value) for value in column])
-    known = [value for value in column if not _is_missing(value)]
+    is_known = np.array([value is not None for value in column])
+    known = [value for value in column if value is not None]
     levels = order_values(set(known))
     if len(levels) < 2:
         return
@@ -142,11 +142,6 @@ def _build_terms(name: str, column: Sequence[Any]) -> Iterator[_Term]:
     for level in levels[1:]:
         codes = np.array([float(value == level) for value in known])
         yield _Term(Contrast(name, levels[0], level), place(codes), min(first, known.count(level)))
-
-
-def _is_missing(value: Any) -> bool:
-    """Return whether a run lacks a value: None or NaN."""
-    return value is None or bool(value != value)
 
 
 def _shorten(number: float) -> float:

@@ -34,7 +34,12 @@ def draw_sweep(seed: int, count: int = 60) -> tuple[dict, list[float]]:
     values = 0.1 * np.log10(columns["rate"]) + 0.1 * is_sgd - 0.05 * columns["norm"]
     values -= 0.1 * np.nan_to_num(columns["momentum"] - 0.5)
     values += 0.02 * (1 + 2 * np.nan_to_num(columns["momentum"])) * generator.normal(size=count)
-    return {name: column.tolist() for name, column in columns.items()}, values.tolist()
+    return {name: list_known(column) for name, column in columns.items()}, values.tolist()
+
+
+def list_known(column: np.ndarray) -> list:
+    """Return the values of a column, None where a run lacks one."""
+    return [None if value != value else value for value in column.tolist()]
 
 
 def test_intervals_of_planted_effects_cover_them_under_unequal_noise():
@@ -50,7 +55,7 @@ def test_intervals_of_planted_effects_cover_them_under_unequal_noise():
 def test_what_runs_without_a_parameter_have_in_common_changes_no_effect():
     columns, values = draw_sweep(1)
     lacks = np.arange(60) % 3 == 0
-    columns["null"] = np.where(lacks, np.nan, columns["null"]).tolist()
+    columns["null"] = list_known(np.where(lacks, np.nan, columns["null"]))
     moved = (np.array(values) + 5 * lacks).tolist()
     effects = estimate_additive_effects(columns, values)
     of_moved = estimate_additive_effects(columns, moved)
