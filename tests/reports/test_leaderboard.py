@@ -109,7 +109,7 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url):
     assert "inf" not in page.words
     verdicts = load("replicates", storage=sqlite_url).verdicts()
     assert len(verdicts.to_frame()) == 3
-    assert "\n- the best is the smallest" in repr(verdicts)
+    assert "\nthe best is the smallest" in repr(verdicts)
 
 
 def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url):

@@ -199,7 +199,7 @@ def test_page_terminal_notebook_and_note_have_the_same_lines(sqlite_url, tmp_pat
     ]
     effects = load("made", storage=sqlite_url).effects()
     assert effects.answer == answer
-    assert repr(effects).startswith("\n".join(f"- {line}" for line in answer))
+    assert repr(effects).startswith("\n".join(answer))
     items = "".join(f"<li>{escape(line)}</li>" for line in answer)
     assert effects._repr_html_().startswith(f"<ul>{items}")
     cli.write_final_report(sqlite_url, "made")
