@@ -284,6 +284,7 @@ def tabulate_memory(
     """
     task = results.config.task_record
     shown = entries[:_MAX_COLUMNS]
+    labels = shorten_labels([entry.full_label for entry in entries])
     cells: dict[tuple[str, str], dict[int, float]] = {}
     for entry in shown:
         if task is not None and entry.length_losses:
@@ -308,7 +309,8 @@ def tabulate_memory(
         [
             Column("targets", lambda row: row[0]),
             Column("quantity", lambda row: results.measure.loss if row[1] == "loss" else row[1]),
-            *(Column(entry.full_label, partial(get, entry.number), TEXT) for entry in shown),
+            *(Column(labels[entry.full_label], partial(get, entry.number), TEXT)
+              for entry in shown),
         ],
     )  # fmt: skip
 

@@ -86,7 +86,8 @@ def describe_solved(results: Results) -> str:
     if threshold is None and task is not None:
         return task.solved_text
     side = "above" if measure.higher_is_better else "below"
-    return f"{measure.name} {side} {threshold} {measure.unit}".rstrip()
+    limit = f"{threshold:.10g}".replace("-", "−")
+    return f"{measure.name} {side} {limit} {measure.unit}".rstrip()
 
 
 def _judge_solved(results: Results) -> pd.DataFrame | None:

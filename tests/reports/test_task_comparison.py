@@ -7,8 +7,8 @@ import pytest
 from factories import SMALL_GRID, created_once, make_runs, make_study
 
 from reports.analysis.solved import compare_solved, count_solved
-from reports.findings import compare_across_tasks
-from reports.page.page import write_report
+from reports.formatting import label_change
+from reports.page.page import find_all, write_report
 from reports.study_reader import read_results
 from rnn_search import load
 from studies.config import StudyConfig
@@ -60,21 +60,23 @@ def test_tasks_may_have_different_numbers_of_held_out_sequences(url):
 
 
 def test_signs_of_significant_effects_are_compared_and_shares_of_solved_networks(url):
-    comparison = compare_across_tasks(read(url).split_tasks())
-    found = {each.contrast.label: each for each in comparison.contrasts}
+    findings, comparisons = find_all([read(url)])
+    found = {label_change(row.contrast): row for row in comparisons["made"].contrasts}
     assert found["residual"].agreement == "helps in 2 of 2"
     assert found["layers 1 → 2"].agreement == "helps in 1 of 2, harms in 1"
     assert found["state size 4 → 8"].agreement == "undecided in 2"
-    assert [label for label, each in found.items() if each.agrees] == ["residual"]
-    effects = [each for contrast in found.values() for each in contrast.by_task.values()]
-    least = min(effects, key=lambda each: each.effect.p)
+    assert [label for label, row in found.items() if row.agrees] == ["residual"]
+    effects = [effect for row in found.values() for effect in row.by_task.values()]
+    least = min(effects, key=lambda effect: effect.p)
     assert len(effects) == 2 * 5
-    assert least.p_adjusted == pytest.approx(10 * least.effect.p, abs=0)
-    copy, numbers = read(url).split_tasks()
+    assert least.p_adjusted == pytest.approx(10 * least.p, abs=0)
+    copy, numbers = (part.results for part in findings)
     assert count_solved(copy) == (6, 16)
-    solved = {each.label: change for each, change in compare_solved(copy).items()}
+    solved = {label_change(contrast): change for contrast, change in compare_solved(copy).items()}
     # Of five changes in one task, each with its exact p-value.
-    assert solved["residual"] == (0, 6 / 8, pytest.approx(5 * 2 / 2**6))
+    residual = solved["residual"]
+    shares = (residual.before, residual.after, residual.p)
+    assert shares == (0, 6 / 8, pytest.approx(5 * 2 / 2**6))
     assert count_solved(numbers) is None  # its task does not say
 
 
@@ -84,45 +86,42 @@ def test_report_has_a_section_for_each_task_after_one_that_compares_them(url, tm
     headings = re.findall(r"<h1[^>]*>([^<]*)", page)
     assert headings == ["Across tasks", "Does it help?", "Does it help?"]
     assert re.findall('study-name">([^<]*)', page) == [
-        "made", "made, task copy:10", "made, task Sum",
+        "made, across tasks", "made, task copy:10", "made, task Sum",
     ]  # fmt: skip
-    across = page.partition("Across tasks</h1>")[2].partition('aria-labelledby="s1"')[0]
+    across = page.partition("Across tasks</h1>")[2].partition('aria-labelledby="s2"')[0]
     text = " ".join(re.sub("<[^>]+>", " ", across).split())
-    assert "residual −0.3 * [" in text
+    assert "residual helps in 2 of 2 tasks" in text
+    assert "residual −0.3 * [−0.301, −0.299] −0.3 * [" in text
     assert page.count("0% → 75%<") == 1  # not significant after correction
-    assert page.count("6 of 16 trials are solved: accuracy of at least 0.9.") == 1
-    assert len(re.findall('id="s1-floors"', page)) == 1
-    assert not re.findall('id="s2-floors"', page)  # the study stores none of that task
-    assert re.fullmatch(
-        r"best by task: copy:10: .* \(trial \d+\), 1\.\d+ nats per target, validation "
-        r"cross-entropy; Sum: .* \(trial \d+\), 49\.\d+, validation squared error; "
-        "residual helps in 2 of 2 tasks; 1 change of opposite signs: layers 1 → 2",
-        report.headline,
-    )
+    assert page.count("accuracy of at least 0.9") == 1
+    assert page.count(" without memory</caption>") == 1  # the study stores none of the other
+    comparison, *lines = report.headline
+    assert comparison == "residual helps in 2 of 2 tasks"
+    assert lines[0] == "of opposite signs: layers 1 → 2"
+    assert [lines[i] for i in (1, 6)] == ["made, task copy:10:", "made, task Sum:"]
+    assert ", validation cross-entropy 1.499 nats per target; " in lines[5]
+    assert ", validation squared error 49.799; " in lines[-1]
     make_study(url, "other")
-    two = write_report(url, ["made", "other"], tmp_path / "two.html").headline
-    assert two.startswith("best by task of 'made': copy:10: ")
+    two = write_report(url, ["made", "other"], tmp_path / "two.html")
+    assert two.headline[: len(lines) + 1] == report.headline
+    assert two.headline[len(lines) + 1] == "other:"
 
 
 def test_python_has_the_effects_of_each_task(url):
     study = load("made", storage=url)
     effects = study.effects()
-    assert effects.table.columns[0] == "task"
-    assert set(effects.table["task"]) == {"copy:10", "Sum"}
-    p_values = {
-        (task, each.contrast.parameter): found.p_adjusted
-        for each in effects.contrasts
-        for task, found in each.by_task.items()
-        if each.contrast.parameter != "state_size"
-    }
-    rows = effects.table.set_index(["task", "parameter"])["p_adjusted"]
-    assert {key: rows[key] for key in p_values} == p_values
-    agrees = effects.agreement.set_index("parameter")["agrees"]
-    assert agrees["residual"]
-    assert not agrees["layers"]
-    assert "residual helps in 2 of 2 tasks" in repr(effects)
+    frame = effects.to_frame()
+    assert frame.columns[0] == "task"
+    assert set(frame["task"]) == {"copy:10", "Sum"}
+    agreement = effects.agreement_frame().set_index("parameter")
+    assert agreement.loc["residual", ["tasks", "helps", "harms", "agrees"]].tolist() == [2, 2, 0, 1]
+    assert agreement.loc["layers", ["tasks", "helps", "harms", "agrees"]].tolist() == [2, 1, 1, 0]
+    assert repr(effects).startswith("residual helps in 2 of 2 tasks\n")
+    assert "<li>residual helps in 2 of 2 tasks</li>" in effects._repr_html_()
+    panels = effects.plot().data
+    assert [len(panel.x) for panel in panels] == [5, 5]
     one = study.at_task("Sum")
-    assert one.effects().table["effect"].tolist() == effects.by_task["Sum"].table["effect"].tolist()
+    assert {*one.effects().to_frame()["effect"]} == {*panels[1].x}
     assert len(one.results) == 16
     assert study.results["task"].tolist() == ["Sum"] * 16 + ["copy:10"] * 16
     assert one.best.number == one.results.index[0]
