@@ -4,7 +4,7 @@ Run this file as a script, ``python examples/01_first_search.py``, or cell by ce
 a notebook that knows ``# %%``. It takes about a minute on two cores.
 """
 
-# %% Train every combination of the switches, 96 networks, each at three learning rates. `quick` is
+# %% Train every combination of the switches, 96 networks, each at four learning rates. `quick` is
 # a study file of the project; a path such as "my-study.toml" works as well. Two worker processes
 # share the trials.
 from rnn_search import load, run
@@ -13,18 +13,15 @@ study = run(
     "quick",
     workers=2,
     storage="sqlite:///examples.db",  # a file in the working directory
-    overrides={"training.steps": 100},  # `quick` has 2,000
+    overrides={"training.steps": 100},  # `quick` has 1,500
 )
 
 # %% A row for each trial, the best first. Other columns have its parameters and all measurements.
 print(study.results[["label", "value"]].head())
 
-# %% The effect of each switch: networks that differ in it alone, each at its best learning rate,
-# are compared in pairs. A negative effect lowers the loss.
+# %% The answer, and the effect of each switch: networks that differ in it alone, each at its best
+# learning rate, are compared in pairs. A negative effect lowers the loss.
 print(study.effects())
-
-# %% The networks that no smaller one beats.
-print(study.pareto())
 
 # %% The same as a figure. A notebook displays it as the last expression of a cell.
 figure = study.effects().plot()
@@ -40,3 +37,6 @@ print(study.best.sample("The ", length=200))
 # finished.
 study = load("quick", storage="sqlite:///examples.db")
 print(study.status.counts)
+
+# %% The networks that no smaller one beats.
+print(study.pareto())
