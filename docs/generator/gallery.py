@@ -57,12 +57,10 @@ class GalleryPage:
     Attributes:
         path: path of the file.
         title: what the page is, for the navigation.
-        result: main result of the study, in one line; "" for several studies.
     """
 
     path: Path
     title: str
-    result: str = ""
 
 
 @cache
@@ -117,16 +115,12 @@ def _write_study(
     storage: str, folder: Path, file: str, studies: Sequence[str], title: str
 ) -> GalleryPage:
     report = write_report(storage, studies, folder / f"{file}.html")
-    result = report.headline[0] if len(studies) == 1 else ""
-    return GalleryPage(report.path, title, result)
+    return GalleryPage(report.path, title)
 
 
 def list_pages(pages: Sequence[GalleryPage]) -> str:
     """Return a list of links to the pages."""
     if not pages:
         return "This site was built without the data of the studies.\n"
-    lines = (
-        f"- [{page.title}]({page.path.name}){f': {page.result}' if page.result else ''}\n"
-        for page in pages
-    )
+    lines = [f"- [{page.title}]({page.path.name})\n" for page in pages]
     return f"Reports to open:\n\n{''.join(lines)}"

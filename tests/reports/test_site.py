@@ -93,7 +93,7 @@ def test_gallery_has_a_report_of_each_study_and_of_several(site):
     assert {*pages} == {*REPORTS, "index"}
     linked = {*re.findall(r'href="?([^" >]+)', pages["index"])}
     assert {f"{name}.html" for name in REPORTS} <= linked
-    assert "The residual lowers the loss." in pages["claims"]
+    assert "The residual lowers the loss." in pages["stated"]
     assert "minimum smoothed training loss" in pages["made-by-training"]
     assert (site / "gallery" / "made.jsonl.gz").is_file()
     for path in site.rglob("*.html"):
