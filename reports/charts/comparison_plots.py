@@ -339,7 +339,7 @@ def chart_replicates(findings: StudyFindings) -> Chart:
         height=120 + find_row_height(labels) * len(entries),
     )
     caption = (
-        "Verdicts are of runs in pairs: two architectures may differ significantly although "
+        f"Verdicts are of runs in pairs: two {results.noun}s may differ significantly although "
         "their intervals overlap."
     )
     if len(entries) < len(findings.summary.entries):

@@ -144,7 +144,8 @@ def _list_verdict_rules(findings: StudyFindings) -> list[str]:
         return []
     margin = f"{judgement.margin:g} {findings.results.metric.unit}".rstrip()
     texts = [
-        "Architectures are compared in pairs, over runs of the same number.",
+        f"{findings.results.noun.capitalize()}s are compared in pairs, over runs of the same "
+        "number.",
         "Worse: another is significantly better, with a probability of 5% of any false difference.",
         f"As good: at most {margin} worse than the best, whichever that is.",
         "All others are undecided, which does not show that they are equal.",

@@ -3,20 +3,16 @@
 import itertools
 import math
 import random
-import re
 from dataclasses import replace
 
 import pandas as pd
 import pytest
-from reports.narrative import describe_insignificance, write_answer, write_headline
-from reports.page.section import Section
-from reports.phrases import to_html
+from pages import BuiltPage, build_from, read_answer
 
 from reports.charts.chart import IMPROVES, WORSENS
-from reports.charts.comparison_plots import effect_color
 from reports.cli import write_csv
 from reports.findings import StudyFindings
-from reports.page.page import render_page
+from reports.sentences import describe_insignificance
 from reports.study_reader import read_results
 from rnn_search import load
 from studies.importing import ImportOptions, import_results
@@ -34,8 +30,8 @@ def grid_rows() -> list[dict]:
     values = (["adam", "sgd"], [0.001, 0.01, 0.1], [2, 4, 8], [False, True])
     names = ("optimizer", "learning_rate", "depth", "batch norm")
     rows = []
-    for each in itertools.product(*values):
-        row = dict(zip(names, each, strict=True))
+    for combination in itertools.product(*values):
+        row = dict(zip(names, combination, strict=True))
         accuracy = 0.8 + 0.03 * (row["optimizer"] == "adam") + 0.015 * row["batch norm"]
         accuracy -= 0.04 * (row["learning_rate"] == 0.1)
         rows.append(row | {"accuracy": round(accuracy + generator.gauss(0, 0.003), 4)})
@@ -99,9 +95,9 @@ def test_negated_study_that_is_maximized_has_mirrored_findings(results_of, tmp_p
         for sign in (1, -1)
     ]
     url = f"sqlite:///{tmp_path}/studies.db"
-    first, second = (load(each.name, storage=url) for each in results)
+    first, second = (load(study.name, storage=url) for study in results)
     numbers = ["effect", "low", "high"]
-    effects, mirrored = (each.effects().table for each in (first, second))
+    effects, mirrored = (study.effects().to_frame() for study in (first, second))
     assert len(effects) == 9
     assert effects["significant"].tolist() == mirrored["significant"].tolist()
     mirrored = mirrored.rename(columns={"low": "high", "high": "low"})
@@ -111,53 +107,51 @@ def test_negated_study_that_is_maximized_has_mirrored_findings(results_of, tmp_p
     solved = ["solved_before", "solved_after", "solved_p"]
     assert effects[solved].equals(mirrored[solved])
     assert effects.set_index("parameter").loc["norm", solved[:2]].nunique() == 2
-    tested, reversed_ = (each.hypotheses() for each in (first, second))
+    tested, reversed_ = (study.hypotheses() for study in (first, second))
     assert tested["verdict"].tolist() == reversed_["verdict"].tolist()
     assert tested["verdict"].tolist() == ["holds", "holds", "does not hold"]
-    sections = [Section(each) for each in results]
-    best, same = (section.findings.summary.best for section in sections)
+    pages = [build_from(study) for study in results]
+    best, same = (page.findings.summary.best for page in pages)
     assert (best.label, best.best_values) == (same.label, same.best_values)
-    assert sections[0].nuisance == sections[1].nuisance
-    for section, words in zip(sections, ("solved: below", "solved: above"), strict=True):
-        text = text_of(section)
-        for expected in (words, "best rate", ", depth 2"):
+    for page, words in zip(pages, ("value below 1.7", "value above −1.7"), strict=True):
+        text = text_of(page)
+        for expected in (words, "best rate", "Hypotheses"):
             assert expected in text
 
 
-def text_of(section) -> str:
-    """Return the body of the page about a study, which has no words about networks."""
-    page = "".join(render_page([section]))
-    text = page[page.index("<main>") : page.index("</main>")]
+def text_of(page: BuiltPage) -> str:
+    """Return the text of the page about a study, which has no words about networks."""
     for word in FOREIGN_WORDS:
-        assert word not in text, word
-    return text
+        assert word not in page.words, word
+    return page.words
 
 
 def test_higher_accuracy_is_better_everywhere(grid):
-    section = Section(grid)
-    best = section.findings.summary.best
+    page = build_from(grid)
+    best = page.findings.summary.best
     assert best.mean == max(row["accuracy"] for row in grid_rows())
     assert grid.table["value"].is_monotonic_decreasing
-    effects = {each.contrast.label: each for each in section.main_effects.effects}
-    norm, optimizer = effects["batch norm"], effects["optimizer adam → sgd"]
-    assert norm.improved_count / norm.pairs > 0.9
-    assert (effect_color(norm), effect_color(optimizer)) == (IMPROVES, WORSENS)
-    line = write_headline([section.findings])
-    assert f"{best.mean:.4f}, accuracy" in line
+    (drawn,) = page.parts[0].chart.figure.data
+    colors = dict(zip(drawn.y, drawn.marker.color, strict=True))
+    assert colors["batch norm"] == IMPROVES
+    assert colors["optimizer adam → sgd"] == WORSENS
+    shares = page.read_column(" effects", "improved")
+    assert float(shares[list(drawn.y).index("batch norm")]) > 90
+    assert f", accuracy {best.mean:.4f}; " in read_answer(page.findings)[-1]
 
 
 def test_page_and_table_of_a_grid_say_nothing_about_networks(grid, tmp_path):
-    page = text_of(Section(grid))
-    assert "What makes it accurate?" in page
-    assert "rnn-search import table.csv" in page
-    for anchor in ("curves", "code", "cost", "memory", "samples", "hypotheses"):
-        assert f'id="s1-{anchor}"' not in page
+    page = build_from(grid)
+    text = text_of(page)
+    assert "What makes it accurate?" in text
+    assert "rnn-search import table.csv" in text
+    assert list(page.sections) == ["effects", "interactions", "leaderboard", "setup"]
     url = f"sqlite:///{tmp_path}/studies.db"
     study = load("table", storage=url)
     assert list(study.results.columns[:3]) == ["label", "state", "value"]
     assert study.best.value == study.results["value"].max()
-    table = study.effects().table
-    assert table.loc[table["parameter"] == "batch norm", "effect"].item() > 0
+    frame = study.effects().to_frame()
+    assert frame.loc[frame["parameter"] == "batch norm", "effect"].item() > 0
     assert study.status.is_finished
     write_csv([grid], tmp_path / "out.csv")
     columns = set(pd.read_csv(tmp_path / "out.csv").columns)
@@ -173,24 +167,24 @@ def test_metric_has_its_own_name_and_unit_and_few_pairs_are_no_test(results_of, 
         for k in ("x", "<script>")
     ]
     results = results_of(rows, value="time", metric="build time", unit="s")
-    section = Section(results)
-    page = text_of(section)
-    assert '101.0 <span class="unit">s</span>' in page
-    assert "<b>n</b>" not in page
-    assert "<script>, " not in page
+    page = build_from(results)
+    assert ", build time 101.0 s; " in text_of(page)
+    assert "<b>n</b>" not in page.html
+    assert "<script>, " not in page.html
     assert results.metric.axis_title == "build time (s)"
     effects = load("table", storage=f"sqlite:///{tmp_path}/studies.db").effects()
-    for text in (write_headline([section.findings]), repr(effects)):
-        assert "too few pairs to test: 3 of 8 at most" in text
-    first, *others = section.findings.effects
+    for lines in (read_answer(page.findings), effects.answer):
+        assert "too few pairs to test: 3 of 8" in lines[0]
+    first, *others = page.findings.effects
     mixed = describe_insignificance([replace(first, pairs=8), *others])
-    assert "no effect is significantly different from zero; 2 changes have too few pairs" in mixed
+    assert mixed == "no change has a significant effect"
 
 
 def test_mean_that_is_adjusted_for_missing_runs_is_named_so(results_of):
     rows = [{"lr": lr, "seed": s, "value": lr + s} for lr, s in ((1, 1), (1, 2), (2, 1), (0, 2))]
-    results = results_of(rows)
-    assert "1.500, value, adjusted mean of 1 run;" in write_headline([StudyFindings(results)])
+    page = build_from(results_of(rows))
+    assert "Means are adjusted for the replicates that are missing." in text_of(page)
+    assert page.read_column("leaderboard", "value")[0] == "1.500"
 
 
 def test_nuisance_of_replicates_has_the_value_of_the_best_mean(results_of):
@@ -201,7 +195,7 @@ def test_nuisance_of_replicates_has_the_value_of_the_best_mean(results_of):
         for rate, values in runs.items()
         for seed, value in enumerate(values)
     ]
-    best = Section(results_of(rows, maximize=True, nuisance=["rate"])).findings.summary.best
+    best = StudyFindings(results_of(rows, maximize=True, nuisance=["rate"])).summary.best
     assert (best.label, best.best_values, best.losses) == ("width 2", {"rate": 0.2}, [2.7, 2.6])
 
 
@@ -213,18 +207,19 @@ def test_answer_hides_no_undecided_effect_and_no_parameter_that_is_not_compared(
             itertools.product((10, 20, 40), (1, 5, 25), ("no", "yes"))
         )
     ]
-    section = Section(results_of(rows))
-    largest, others = map(to_html, write_answer(section.findings))
-    assert "falls with <strong>on" in largest
-    assert "pochs 10 → 20</strong> (−0.1990 [−0.2071, −0.1909])" in others
-    assert "<strong>decay</strong> and <strong>tied</strong> are not compared: no two" in others
-    assert "; decay and tied are not compared: no two" in write_headline([section.findings])
+    *lines, _ = read_answer(StudyFindings(results_of(rows)))
+    assert lines == [
+        "on no → yes lowers the value by 0.0507 [0.0446, 0.0567]",
+        "epochs 10 → 20 and epochs 20 → 40 are undecided",
+        "decay and tied: not compared, no two trials differ in it alone",
+    ]
 
 
 def test_pruned_trials_of_a_sampler_are_called_a_selection(results_of):
     rows = [{"params_n": n, "state": "COMPLETE", "loss_1": n, "value": n} for n in range(6)]
     rows += [{"params_n": n, "state": "PRUNED", "loss_1": n} for n in (6, 7)]
-    page = text_of(Section(results_of(rows)))
-    assert re.search("2 trials were pruned.* selection", page)
-    assert "A sampler may have chosen later trials" in page
-    assert 'id="s1-curves"' in page
+    page = build_from(results_of(rows))
+    text = text_of(page)
+    assert "Pruned 2 of 8 the complete runs are a selection" in text
+    assert "A sampler may have chosen later trials" in text
+    assert "curves" in page.sections
