@@ -163,13 +163,9 @@ def run_with(
     corpus: str | Path | None,
     **values: Any,
 ) -> Study:
-    """Run a search, and return its study; see :func:`run`, which lists the errors.
+    """Run a search, and return its study; see :func:`run`, which lists arguments and errors.
 
-    Args:
-        overrides: settings by dotted key.
-        launch_set: options of the cluster's jobs.
-        corpus: name or file of a corpus.
-        values: other fields of :class:`search.options.RunOptions`.
+    The other values are fields of :class:`search.options.RunOptions`.
     """
     examples = {"overrides": "{'training.steps': 500}", "launch_set": "{'partition': 'gpu'}"}
     for name, value in (("overrides", overrides), ("launch_set", launch_set)):
@@ -246,11 +242,6 @@ def serve_dashboard(storage: str, artifacts: str | None, port: int) -> Iterator[
     """Serve optuna-dashboard in a separate process while the context is active.
 
     A failure is printed and does not end the search.
-
-    Args:
-        storage: URL of the storage.
-        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
-        port: port to serve on.
     """
     with ExitStack() as stack:
         with reports.cli.print_failures("no dashboard"):

@@ -4,7 +4,6 @@ Slow to import: pandas.
 """
 
 import math
-from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from html import escape
@@ -18,6 +17,7 @@ from reports.formatting import to_plain
 from reports.results import Results, find_replicates
 from reports.sentences import list_agreement, list_answer, list_noise, list_warnings
 from reports.stats.design import Contrast
+from reports.stats.effects import PairedDifference
 from reports.study_reader import read_results
 from studies.errors import StudiesError
 from studies.storage.changes import list_derived
@@ -27,22 +27,30 @@ if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
 
 
-def _print_lines(lines: Sequence[str], frame: pd.DataFrame) -> str:
-    """Return lines, and a frame below them unless it is empty."""
-    texts = [to_plain(line) for line in lines]
-    if len(frame):
-        texts.append(frame.to_string(index=False, float_format="{:.4g}".format))
-    return "\n".join(texts)
+class _Shown:
+    """A result that is printed as lines and a table, and in a notebook as a list and a table."""
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return the table."""
+        raise NotImplementedError
 
-def _render_lines(lines: Sequence[str], frame: pd.DataFrame) -> str:
-    """Return lines and a frame as HTML, for a notebook."""
-    items = "".join(f"<li>{escape(to_plain(line))}</li>" for line in lines)
-    return f"<ul>{items}</ul>{frame.to_html(index=False, na_rep='')}"
+    def _list_lines(self) -> list[str]:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        frame = self.to_frame()
+        lines = list(map(to_plain, self._list_lines()))
+        if len(frame):
+            lines.append(frame.to_string(index=False, float_format="{:.4g}".format))
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{escape(to_plain(line))}</li>" for line in self._list_lines())
+        return f"<ul>{items}</ul>{self.to_frame().to_html(index=False, na_rep='')}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Effects:
+class Effects(_Shown):
     """Main effects of the parameters of a study; printed as the answer and their table.
 
     Attributes:
@@ -76,23 +84,15 @@ class Effects:
         for ranked in self.findings.ranked:
             effect = ranked.main
             condition = ranked.condition
-            row = _describe_contrast(effect.contrast) | {
-                "effect": effect.mean,
-                "low": effect.low,
-                "high": effect.high,
-                "pairs": effect.pairs,
-                "significant": effect.is_significant,
+            row = _describe_contrast(effect.contrast) | _describe_difference(effect)
+            row |= {
                 "reason": effect.reason,
                 "source": str(effect.source),
                 "depends_on": condition.parameter if condition else "",
             }
             solved = self.findings.solved_effects.get(effect.contrast)
             if solved is not None:
-                row |= {
-                    "solved_before": solved.before,
-                    "solved_after": solved.after,
-                    "solved_p": solved.p,
-                }
+                row |= {f"solved_{name}": value for name, value in solved._asdict().items()}
             rows.append(row)
         return pd.DataFrame(rows, columns=None if rows else [*_CONTRAST, "effect", "low", "high"])
 
@@ -107,14 +107,9 @@ class Effects:
         """
         rows = [
             _describe_contrast(found.contrast)
+            | {"by": found.parameter, "value": level.value}
+            | _describe_difference(level)
             | {
-                "by": found.parameter,
-                "value": level.value,
-                "effect": level.mean,
-                "low": level.low,
-                "high": level.high,
-                "pairs": level.pairs,
-                "significant": level.is_significant,
                 "range": found.difference.mean,
                 "differs": found.is_significant,
                 "rivals_main": found.rivals_main,
@@ -135,14 +130,6 @@ class Effects:
         noise = [sentence.rstrip(".") for sentence in list_noise(self.findings)[:1]]
         return [*self.answer, *(f"warning: {warning}" for warning in self.warnings), *noise]
 
-    def __repr__(self) -> str:
-        return _print_lines(
-            self._list_lines(), self.to_frame().drop(columns="source", errors="ignore")
-        )
-
-    def _repr_html_(self) -> str:
-        return _render_lines(self._list_lines(), self.to_frame())
-
 
 _CONTRAST = ("parameter", "before", "after")
 
@@ -151,8 +138,18 @@ def _describe_contrast(contrast: Contrast) -> dict[str, Any]:
     return {name: getattr(contrast, name) for name in _CONTRAST}
 
 
+def _describe_difference(difference: PairedDifference) -> dict[str, Any]:
+    return {
+        "effect": difference.mean,
+        "low": difference.low,
+        "high": difference.high,
+        "pairs": difference.pairs,
+        "significant": difference.is_significant,
+    }
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class TaskEffects:
+class TaskEffects(_Shown):
     """Main effects in each of several tasks; printed as what they have in common.
 
     Attributes:
@@ -193,15 +190,12 @@ class TaskEffects:
 
         return plot_tasks({name: effects.findings for name, effects in self.by_task.items()})
 
-    def __repr__(self) -> str:
-        return _print_lines(list_agreement(self.comparison), self.to_frame())
-
-    def _repr_html_(self) -> str:
-        return _render_lines(list_agreement(self.comparison), self.to_frame())
+    def _list_lines(self) -> list[str]:
+        return list_agreement(self.comparison)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Verdicts:
+class Verdicts(_Shown):
     """Verdicts on the replicated architectures of a study; printed as their table.
 
     Attributes:
@@ -252,21 +246,16 @@ class Verdicts:
 
         return chart_replicates(self.findings).figure
 
-    def __repr__(self) -> str:
-        return _print_lines(list_answer(self.findings), self.to_frame())
-
-    def _repr_html_(self) -> str:
-        return _render_lines(list_answer(self.findings), self.to_frame())
+    def _list_lines(self) -> list[str]:
+        return list_answer(self.findings)
 
 
 def find_effects(results: Results, storage: str) -> Effects | TaskEffects:
-    """Estimate the effects in a study's results, see :meth:`rnn_search.Study.effects`.
+    """Estimate the effects in results, see :meth:`rnn_search.Study.effects`.
 
-    Args:
-        results: results with a complete trial.
-        storage: URL of the storage, in which studies of replicates may derive from it.
+    The storage may have replicates of the study.
     """
-    found = add_replicates(results, storage)
+    found = _add_replicates(results, storage)
     comparison = compare_across_tasks(found)
     if comparison is None:
         return Effects(found[0])
@@ -274,20 +263,9 @@ def find_effects(results: Results, storage: str) -> Effects | TaskEffects:
     return TaskEffects(by_task, comparison)
 
 
-def find_verdicts(results: Results) -> Verdicts:
-    """Compare the replicated architectures of a study, see :meth:`rnn_search.Study.verdicts`."""
-    findings = StudyFindings(results)
-    if findings.summary.judgement is None:
-        raise ReportError(
-            f"study {results.name!r} has no replicates to compare: expected one derived with "
-            "refinement.replicates of 2 or more"
-        )
-    return Verdicts(findings)
-
-
 def frame_hypotheses(results: Results, storage: str) -> pd.DataFrame:
-    """Test the hypotheses that a study stores; arguments are those of :func:`find_effects`."""
-    (findings,) = add_replicates(results, storage)
+    """Test the hypotheses that a study stores, see :meth:`rnn_search.Study.hypotheses`."""
+    (findings,) = _add_replicates(results, storage)
     rows = [
         {
             "statement": test.hypothesis.statement,
@@ -306,7 +284,7 @@ def frame_hypotheses(results: Results, storage: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def add_replicates(results: Results, storage: str) -> list[StudyFindings]:
+def _add_replicates(results: Results, storage: str) -> list[StudyFindings]:
     """Return findings that know the replicates in studies of a storage that derive from a study.
 
     Of a study of several tasks there are those of each task.

@@ -1,7 +1,8 @@
 """The commands on stored studies, as functions: list, rename, copy, delete, export, import, retry.
 
 Each function is the command of the same name, which docs/reference/command-line.md describes with
-its options.
+its options. Where it is refused or fails, it raises ``StudiesError``, and nothing has changed: no
+part of a copy is left, and an earlier file is as it was.
 """
 
 from contextlib import closing
@@ -39,11 +40,7 @@ def list_studies(
 
 
 def rename_study(old: str, new: str, *, storage: str | None = None, wait: bool = False) -> None:
-    """Rename a study, as ``rnn-search rename`` does; its files keep their places.
-
-    Raises:
-        StudiesError: if that is refused; nothing has changed.
-    """
+    """Rename a study, as ``rnn-search rename`` does; its files keep their places."""
     require_text(old=old, new=new)
     _manager(storage, None, wait).rename(old, new)
 
@@ -58,22 +55,14 @@ def copy_study(
     artifacts_to: str | Path | None = None,
     wait: bool = False,
 ) -> CopyResult:
-    """Copy a study with its files, as ``rnn-search copy`` does: ``new_name`` is ``--as``.
-
-    Raises:
-        StudiesError: if that is refused, or fails; no part of a copy is left.
-    """
+    """Copy a study with its files, as ``rnn-search copy`` does: ``new_name`` is ``--as``."""
     require_text(name=name)
     place = None if artifacts_to is None else str(artifacts_to)
     return _manager(storage, artifacts, wait).copy(name, to, new_name, place)
 
 
 def export_study(name: str, file: str | Path, *, storage: str | None = None) -> ExportResult:
-    """Write a study to a file, as ``rnn-search export-study`` does; an earlier one is replaced.
-
-    Raises:
-        StudiesError: if it cannot be exported; an earlier file is unchanged.
-    """
+    """Write a study to a file, as ``rnn-search export-study`` does; an earlier one is replaced."""
     require_text(name=name)
     return export_stored(storage_or_default(storage), name, to_path("file", file))
 
@@ -93,9 +82,6 @@ def import_study(
         objective: loss to judge its trials by, which each of them recorded: ``validation``,
             ``training`` or ``training-mean``; None for that of the study.
         storage: URL of the storage, which is created if it does not exist.
-
-    Raises:
-        StudiesError: if it cannot be imported; nothing has changed.
     """
     if objective is not None and objective not in OBJECTIVE_NAMES:
         expected = expect_one_of([*OBJECTIVE_NAMES], str(objective))
@@ -126,9 +112,6 @@ def import_results(
         options: any of ``value``, ``maximize``, ``metric``, ``unit``, ``question``,
             ``parameters``, ``ignore``, ``replicate``, ``curve``, ``nuisance``, ``threshold`` and
             ``hypotheses``, as those of the command; several names are a list.
-
-    Raises:
-        StudiesError: if it cannot be imported; nothing has changed.
     """
     known = [each.name for each in fields(ImportOptions)]
     if unknown := [each for each in options if each not in known]:
@@ -149,11 +132,7 @@ def delete_study(
     force: bool = False,
     wait: bool = False,
 ) -> None:
-    """Delete a study with its files, as ``rnn-search delete --yes`` does: without asking.
-
-    Raises:
-        StudiesError: if that is refused; nothing has changed.
-    """
+    """Delete a study with its files, as ``rnn-search delete --yes`` does: without asking."""
     require_text(name=name)
     _manager(storage, artifacts, wait).delete(name, force)
 
@@ -166,11 +145,7 @@ def retry_trials(
     storage: str | None = None,
     wait: bool = False,
 ) -> int:
-    """Set failed trials waiting again, as ``rnn-search retry`` does; return their number.
-
-    Raises:
-        StudiesError: if that is refused; nothing has changed.
-    """
+    """Set failed trials waiting again, as ``rnn-search retry`` does; return their number."""
     require_text(name=name)
     kinds = {"failed": failed, "diverged": diverged}
     chosen = [kind for kind, is_chosen in kinds.items() if is_chosen]

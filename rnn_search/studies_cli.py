@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from studies.artifacts import StudyStores
+from rnn_search.management import list_studies
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
 from studies.config import Objective
 from studies.errors import ConfigError
 from studies.importing import ImportOptions, import_results
-from studies.management import ListedStudy, StudyManager, list_studies
+from studies.management import ListedStudy, StudyManager
 from studies.storage.changes import list_derived
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import load_study, read_storage
@@ -45,8 +45,7 @@ def _manager(storage: str, artifacts: str | None = None, wait: bool = False) -> 
 @storage_options
 def list_command(as_json: bool, artifacts: str | None, storage: str) -> None:
     """List the studies of a storage."""
-    with closing(read_storage(storage)) as opened:
-        listed = list_studies(opened, StudyStores(artifacts, storage, read_only=True))
+    listed = list_studies(storage, artifacts)
     if as_json:
         click.echo(json.dumps([study.as_json() for study in listed]))
     elif listed:
@@ -144,9 +143,8 @@ def _confirm(name: str, storage: str, artifacts: str | None) -> bool:
     """Ask whether to delete a study."""
     with closing(read_storage(storage)) as opened:
         load_study(opened, name)
-        stores = StudyStores(artifacts, storage, read_only=True)
-        listed = [each for each in list_studies(opened, stores) if each.name == name]
         derived = list_derived(opened, name)
+    listed = [study for study in list_studies(storage, artifacts) if study.name == name]
     if not sys.stdin.isatty():
         raise ConfigError(f"to delete study {name!r} with its files, confirm with --yes")
     question = f"delete study {name!r}"

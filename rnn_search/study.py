@@ -79,7 +79,8 @@ class Study:
     """A stored study. Each access reads the storage, so that it shows a running search's progress.
 
     All properties and methods raise ``StorageError`` or ``StudyNotFoundError`` if the storage or
-    the study is gone.
+    the study is gone. What the report says is computed from complete trials: without one,
+    :meth:`effects`, :meth:`verdicts`, :meth:`pareto` and :meth:`report` raise ``ReportError``.
 
     Attributes:
         name: name of the study.
@@ -227,10 +228,7 @@ class Study:
 
         ``docs/statistics.md`` describes how: at the best values of the nuisance parameters, with
         the replicates of studies of the storage that derive from this one, in pruned studies, and
-        by least squares where no pairs match. If there are none, a warning says why.
-
-        Raises:
-            ReportError: if no trial is complete.
+        by least squares where no pairs match. If there are none, the answer says why.
         """
         from rnn_search.effects import find_effects
 
@@ -240,11 +238,19 @@ class Study:
         """Compare replicated architectures with the best one, whichever that is.
 
         Raises:
-            ReportError: if no trial is complete, or there are no replicates to compare.
+            ReportError: if there are no replicates to compare.
         """
-        from rnn_search.effects import find_verdicts
+        from reports.errors import ReportError
+        from reports.findings import StudyFindings
+        from rnn_search.effects import Verdicts
 
-        return find_verdicts(self._read_one_task("verdicts", with_windows=True))
+        findings = StudyFindings(self._read_one_task("verdicts", with_windows=True))
+        if findings.summary.judgement is None:
+            raise ReportError(
+                f"study {self.name!r} has no replicates to compare: expected one derived with "
+                "refinement.replicates of 2 or more"
+            )
+        return Verdicts(findings)
 
     def pareto(self, cost: Literal["parameters", "seconds"] = "parameters") -> "pd.DataFrame":
         """Find the architectures that no other one beats at its cost, by their held-out loss.
@@ -260,7 +266,6 @@ class Study:
 
         Raises:
             ConfigError: if the cost is another one.
-            ReportError: if no trial is complete.
         """
         from reports.analysis.leaderboard import COSTS, find_front, list_costs, rank_architectures
 
@@ -295,7 +300,7 @@ class Study:
 
         Raises:
             ConfigError: if ``others`` is a single text.
-            ReportError: if no trial is complete, or the file cannot be written or replaced.
+            ReportError: if the file cannot be written or replaced.
         """
         from reports.page.page import write_page
         from reports.study_reader import read_results, read_studies
@@ -324,13 +329,7 @@ class Study:
         from reports.study_reader import read_results
 
         with closing(read_storage(self.storage)) as storage:
-            results = read_results(
-                storage,
-                self.name,
-                with_curves,
-                with_windows,
-                require_complete,
-            )
+            results = read_results(storage, self.name, with_curves, with_windows, require_complete)
         return results.at_task(self.task) if self.task else results
 
     def _read_one_task(

@@ -171,7 +171,7 @@ def test_extended_study_has_the_runs_of_a_new_one_with_as_many_replicates(
     assert list_runs(study) == list_runs(new)
     assert study.config.refinement == new.config.refinement
     assert study.best.params == new.best.params
-    assert study.verdicts().table.equals(new.verdicts().table)
+    assert study.verdicts().to_frame().equals(new.verdicts().to_frame())
     with closing(read_storage(sqlite_url)) as storage:
         record = read_study_record(load_study(storage, "copies"))
         assert "earlier_replicates" not in load_study(storage, "new").user_attrs
