@@ -104,7 +104,7 @@ def test_effects_are_those_of_matched_pairs_and_shown_in_a_notebook(study):
     # A terminal shows the answer as lines, a notebook as a list; both have the table below it.
     lines = repr(effects).splitlines()
     assert lines[: len(effects.answer)] == effects.answer
-    assert lines[-len(frame) - 1].split() == list(frame.columns.drop("source"))
+    assert lines[-len(frame) - 1].split() == list(frame.columns)
     assert "..." not in repr(effects)
     html = effects._repr_html_()
     assert html.startswith(f"<ul><li>{effects.answer[0]}</li><li>")

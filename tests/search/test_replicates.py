@@ -186,15 +186,15 @@ def test_page_says_that_a_second_look_costs_error(extend, sqlite_url, tmp_path):
         study.report(tmp_path / "page.html")
         return (tmp_path / "page.html").read_text()
 
-    costs = "Looking\nagain after an extension costs error"
+    costs = "the 5% hold for one look, and looking again costs error"
     study = rnn_search.load("copies", storage=sqlite_url)
     assert costs not in read_page()
     extend(replicates=3)
     study.run()
-    assert f"had 2 replicates before it was extended to 3. {costs}" in read_page()
+    assert f"had 2 replicates before it was extended: {costs}" in read_page()
     extend("copies", replicates=5)  # the stored study by its name
     study.run()
-    assert f"had 2, then 3 replicates before it was extended to 5. {costs}" in read_page()
+    assert f"had 2, then 3 replicates before it was extended: {costs}" in read_page()
     export_study("copies", tmp_path / "copies.jsonl.gz", storage=sqlite_url)
     other = f"sqlite:///{tmp_path}/other.db"
     import_study(tmp_path / "copies.jsonl.gz", storage=other)
