@@ -35,6 +35,9 @@ ZERO_COLOR = "rgba(138, 144, 153, 0.12)"
 DIVERGING_COLORS = [[0, IMPROVES], [0.5, ZERO_COLOR], [1, WORSENS]]
 """Color scale of differences in loss, centered at zero."""
 
+MARGIN = {"l": 60, "r": 20, "t": 10, "b": 60}
+"""Margins of a figure, on a page and in a notebook."""
+
 ROW_HEIGHT = 28
 """Height in pixels of a row of a category axis."""
 

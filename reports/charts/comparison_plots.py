@@ -26,6 +26,7 @@ from reports.charts.chart import (
     HOVER_TEXTS,
     IMPROVES,
     LEGEND_WIDTH,
+    MARGIN,
     NEUTRAL,
     PALETTE,
     ROW_HEIGHT,
@@ -149,6 +150,7 @@ def _finish_effects(figure: go.Figure, measure: Measure, height: int) -> go.Figu
         xaxis_title=add_unit("mean difference", measure.difference_unit),
         yaxis={"type": "category", "automargin": True, "autorange": "reversed"},
         height=height,
+        margin=MARGIN,
         showlegend=False,
     )
 
@@ -197,7 +199,8 @@ def plot_tasks(tasks: Mapping[str, StudyFindings]) -> go.Figure:
         count = max(count, len(rows))
     figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
     figure.update_yaxes(autorange="reversed", automargin=True)
-    return figure.update_layout(height=130 + ROW_HEIGHT * count, showlegend=False)
+    margin = MARGIN | {"t": 40}  # room for the names of the tasks
+    return figure.update_layout(height=130 + ROW_HEIGHT * count, margin=margin, showlegend=False)
 
 
 def chart_conditional_effects(
@@ -337,6 +340,7 @@ def chart_replicates(findings: StudyFindings) -> Chart:
         xaxis_title=metric.axis_title,
         yaxis={"type": "category", "autorange": "reversed", "automargin": True},
         height=120 + find_row_height(labels) * len(entries),
+        margin=MARGIN,
     )
     caption = (
         f"Verdicts are of runs in pairs: two {results.noun}s may differ significantly although "

@@ -21,7 +21,7 @@ from pygments.lexers import PythonLexer
 from threadpoolctl import threadpool_limits
 
 from reports.blocks import Block, Code, Facts, Folded, Pair, Section, Table, Text
-from reports.charts.chart import Chart
+from reports.charts.chart import MARGIN, Chart
 from reports.errors import ReportError
 from reports.findings import StudyFindings, TaskComparison, compare_across_tasks
 from reports.formatting import load_templates, to_html, to_sentence
@@ -260,7 +260,7 @@ def _build_template() -> dict[str, Any]:
     layout = template["layout"]
     layout |= {
         "font": {"family": "system-ui, sans-serif", "color": INK, "size": 13},
-        "margin": {"l": 60, "r": 20, "t": 10, "b": 60},
+        "margin": MARGIN,
         # At the side of a figure, a legend or the title of a color bar leaves no room on a phone.
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     }
