@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from factories import RATES, gated_params, make_runs, results_of
+from factories import NO_GATES, RATES, gated_params, make_runs, results_of
 
 from reports.analysis.leaderboard import find_front
 from reports.charts.comparison_plots import chart_costs
@@ -30,13 +30,7 @@ def test_front_has_what_nothing_of_the_same_cost_or_less_beats(costs, losses, fr
     assert found.tolist() == front
 
 
-SPACE = {
-    **{name: [False] for name in list(gated_params())[:4]},
-    "state_source": ["new"],
-    "residual": [False],
-    "layers": [1, 2, 3],
-    "state_size": [4],
-}
+SPACE = NO_GATES | {"residual": [False], "layers": [1, 2, 3], "state_size": [4]}
 
 
 def make_sizes(url, name="sizes"):

@@ -240,23 +240,3 @@ def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
 def test_replicates_that_are_trained_or_judged_otherwise_do_not_count(sqlite_url, changed):
     made, again = replicates_of(sqlite_url, **changed)
     assert find_replicates(made, [made, again]) is None
-
-
-def test_replicates_are_those_by_the_same_objective(sqlite_url):
-    space = {"layers": [1], "state_size": [4]}
-    runs = [(gated_params(), 2.0, {"training_loss": 1.5})]
-    make_runs(sqlite_url, "made", {"space": space}, runs)
-    replicates = [
-        (gated_params(replicate=run), 2.1, {"training_loss": 1.6, "validation_loss": 2.1})
-        for run in (1, 2)
-    ]
-    raw = {"refinement": {"source": "made", "replicates": 2}}
-    make_runs(sqlite_url, "again", raw, replicates)
-    make_runs(sqlite_url, "trained", raw | {"objective": "training"}, replicates)
-    made, again, trained = read_studies(sqlite_url, "made", "again", "trained")
-    found = find_replicates(made, [trained, again])
-    assert list(found["value"]) == [2.1, 2.1]
-    assert set(found["study"]) == {"again"}
-    assert find_replicates(made, [trained]) is None
-    effects = load("made", storage=sqlite_url).effects()
-    assert list(effects.findings.results.replicates["value"]) == [2.1, 2.1]

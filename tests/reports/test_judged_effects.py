@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from factories import (
     MIN_GRU,
+    NO_GATES,
     RATES,
     UNION,
     gated_params,
@@ -164,8 +165,7 @@ def make_edges(url, at_highest, name="edges", without=0):
 
     Some have no value at the other rates yet.
     """
-    space = {name: [False] for name in list(gated_params())[:4]}
-    space |= {"state_source": ["new"], "layers": [1, 2, 3], "state_size": [4, 8]}
+    space = NO_GATES | {"layers": [1, 2, 3], "state_size": [4, 8]}
     space |= {"training": {"learning_rate": RATES}}
     raw = {"nuisance": ["learning_rate"], "space": space}
     places = {}

@@ -64,13 +64,10 @@ def test_page_says_the_share_once_and_has_a_column_of_changes(sqlite_url):
 def test_diverged_trial_is_not_solved_and_an_unfinished_one_is_unknown(sqlite_url):
     space = {"layers": [1, 2, 3], "state_size": [4], "residual": [False, True]}
     values = [1.0, math.nan, 2.0, 1.0, 1.0, None]
+    grid = [(layers, residual) for layers in (1, 2, 3) for residual in (False, True)]
     runs = [
         (gated_params(layers, residual=residual), value, {})
-        for (layers, residual), value in zip(
-            [(layers, residual) for layers in (1, 2, 3) for residual in (False, True)],
-            values,
-            strict=True,
-        )
+        for (layers, residual), value in zip(grid, values, strict=True)
     ]
     make_runs(sqlite_url, "made", {"space": space, "report_threshold": 1.5}, runs)
     results = results_of(sqlite_url)
