@@ -238,7 +238,7 @@ class Verdicts(_Shown):
             }
             for entry in summary.entries
         ]
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).astype({"parameters": "Int64"})  # absent of an import
 
     def plot(self) -> "go.Figure":
         """Plot the runs of each architecture, and their mean; a notebook displays the figure."""

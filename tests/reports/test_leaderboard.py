@@ -109,6 +109,7 @@ def test_architecture_with_one_run_has_no_bound(sqlite_url):
     assert "inf" not in page.words
     verdicts = load("replicates", storage=sqlite_url).verdicts()
     assert len(verdicts.to_frame()) == 3
+    assert verdicts.to_frame()["parameters"].dtype == "Int64"  # printed as whole numbers
     assert "\nthe best is the smallest" in repr(verdicts)
 
 
