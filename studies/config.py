@@ -121,7 +121,7 @@ class StudyConfig(StrictModel):
     question: str = ""
     """What the study asks; shown in the report."""
     report_threshold: Annotated[float | None, unit("unit of the loss")] = None
-    """The report counts which pairs a change brings below this loss; of text above 0."""
+    """Loss below which a network is [solved](../statistics.md#solved-networks); of text above 0."""
     corpus: str = "stdlib"
     """Of the task `text`: `stdlib` (the source code of Python's library), `enwik8`, `recall:D` (see
     [Recall](#recall)), or a path, relative to the study file; each worker reads it into memory."""

@@ -87,7 +87,7 @@ class ImportOptions:
         "A,B,…", (), "Parameters at whose best values each configuration is judged."
     )
     threshold: float | None = _option(
-        "NUMBER", None, "Value between good and bad runs: the report counts the pairs across it."
+        "NUMBER", None, "Value from which a run is good: the report shows which changes give more."
     )
     hypotheses: Hypotheses | None = _option(  # noqa: RUF009
         "FILE.toml", None, "Hypotheses to test: tables [[hypothesis]], as in a study file."
