@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from reports.charts.chart import Chart
 from reports.formatting import format_number, strong, to_html
+from studies.text import is_missing
 
 Row = TypeVar("Row")
 
@@ -74,7 +75,7 @@ class Column(Generic[Row]):
 
 
 def _format(value: Any, spec: str) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    if is_missing(value):
         return ""
     return str(value) if isinstance(value, str) or not spec else format_number(value, spec)
 
