@@ -77,11 +77,6 @@ class Measure:
         """Sign of a difference that is better: ``negative`` or ``positive``."""
         return "positive" if self.higher_is_better else "negative"
 
-    @property
-    def best_name(self) -> str:
-        """Name of the best value: ``least`` or ``greatest``."""
-        return "greatest" if self.higher_is_better else "least"
-
     def held_out_column(self, split: str) -> str:
         """Return the attribute of a trial with its loss on a held-out split."""
         return f"{split}_{self.held_out}"

@@ -170,11 +170,6 @@ class StudySummary:
         return self.comparison is not None and self.comparison.generalizes_over_runs
 
     @property
-    def leaderboard(self) -> list[LeaderboardEntry]:
-        """The best architectures, at most :data:`LEADERBOARD_SIZE`."""
-        return self.entries[:LEADERBOARD_SIZE]
-
-    @property
     def compares_single_runs(self) -> bool:
         """Whether single runs are compared, each with the best."""
         return self.judgement is None and any(entry.gap for entry in self.entries)

@@ -324,11 +324,6 @@ class FactorialTable:
             traits=traits,
         )
 
-    @property
-    def value_count(self) -> int:
-        """Number of trials with a value."""
-        return int((~np.isnan(self.values)).sum())
-
     def subset(self, fixed: Mapping[str, Any]) -> "FactorialTable":
         """Keep the trials with the given value of each parameter, or one of those in a list."""
         is_kept = self.find(fixed)

@@ -339,16 +339,6 @@ class Comparison:
         """Whether the comparison covers the variation between training runs."""
         return any(difference.runs > 1 for difference in self.pairs.values())
 
-    @property
-    def generalizes_over_text(self) -> bool:
-        """Whether the comparison covers the variation between texts."""
-        return any(difference.windows > 1 for difference in self.pairs.values())
-
-    @property
-    def significant_count(self) -> int:
-        """Number of pairs that differ significantly."""
-        return sum(difference.is_significant for difference in self.pairs.values())
-
     def between(self, first: str, second: str) -> Difference | None:
         """Return the difference of the first minus the second; None if not compared."""
         if (first, second) in self.pairs:

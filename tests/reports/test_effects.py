@@ -55,7 +55,7 @@ def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
     effect = table_of(rows).compute_effect(A)
     assert (effect.only_before, effect.only_after, effect.neither) == (0, 1, 1)
     none = table_of([{"value": 1.5}], parameters=())
-    assert (none.value_count, none.compute_effects(), none.compute_interactions()) == (1, [], [])
+    assert (none.compute_effects(), none.compute_interactions()) == ([], [])
 
 
 def test_state_sources_are_compared_as_two_switches_if_there_are_three():
