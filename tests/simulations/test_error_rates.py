@@ -1,5 +1,7 @@
 """Error rates and power of all statistics in simulated studies, of which the truth is known."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,7 @@ from tests.simulations.unequal_runs import (
     simulate_lost_runs,
 )
 from tests.simulations.uneven_noise import (
+    Gaps,
     count_findings,
     cover_effects,
     equal_rates,
@@ -27,6 +30,9 @@ from tests.simulations.uneven_noise import (
     simulate_tuned,
     simulate_variants,
 )
+
+Rate = tuple[float, float, Callable[[], float]]
+"""Least and greatest value of a rate, and what simulates it."""
 
 EQUAL = np.zeros(10)
 AT_MARGIN = np.where(np.arange(10) == 0, 0.0, MARGIN)
@@ -42,35 +48,35 @@ NOTHING = Scenario(name="nothing", scales=(), grid=SMALL_GRID)
 def cover(scenario: Scenario, count: int = 40) -> float:
     """Return how often the interval of an effect has the mean over all retrained networks."""
     studies = simulate(scenario, count)
-    return np.mean([hit for each in studies for hit in cover_effects(each.truth, each.observed)])
+    hits = [hit for study in studies for hit in cover_effects(study.truth, study.observed)]
+    return float(np.mean(hits))
 
 
 def flag(scenario: Scenario, flag: int) -> float:
     """Return how often an effect differs between values (0) or has opposite signs (1)."""
-    return np.mean([find_flags(study.observed)[flag] for study in simulate(scenario, 40)])
+    return float(np.mean([find_flags(study.observed)[flag] for study in simulate(scenario, 40)]))
 
 
 def name_zero() -> float:
-    return np.mean([names_zero(study) for study in simulate(NOTHING, 40, seed=2)])
+    return float(np.mean([names_zero(study) for study in simulate(NOTHING, 40, seed=2)]))
 
 
 def judge_few_noisy(what: str) -> float:
     """Judge studies of which four networks have ten times the noise."""
-    return getattr(count_findings(list(simulate_regions(4, 10, 30))), what)
+    return float(getattr(count_findings(list(simulate_regions(4, 10, 30))), what))
 
 
-def cover_tuned(*arguments) -> float:
+def cover_tuned(gaps: Gaps, factor: float) -> float:
     """Return how often intervals of effects at the best of three rates have the truth."""
-    return np.mean(
-        [hit for study in simulate_tuned(*arguments, 30) for hit in cover_effects(*study)]
-    )
+    studies = simulate_tuned(gaps, factor, 30)
+    return float(np.mean([hit for study in studies for hit in cover_effects(*study)]))
 
 
-def find_tuned(*arguments) -> float:
+def find_tuned(gaps: Gaps, factor: float) -> float:
     """Return how often an effect at the best of three rates is significant, of which none is."""
     contrast = Contrast("layers", 2, 3)
-    found = [table.compute_effect(contrast) for _, table in simulate_tuned(*arguments, 30)]
-    return np.mean([effect.is_significant for effect in found])
+    found = [table.compute_effect(contrast) for _, table in simulate_tuned(gaps, factor, 30)]
+    return float(np.mean([effect.is_significant for effect in found]))
 
 
 def find_worse(noise: str, runs: int) -> float:
@@ -85,16 +91,16 @@ def find_as_good(noise: str, runs: int) -> float:
 
 def exceed_bounds() -> float:
     (verdicts,) = simulate_verdicts([SPREAD], NOISES["half fourfold"], 5, 200)
-    return (verdicts.bounds < SPREAD).any(axis=1).mean()
+    return float((verdicts.bounds < SPREAD).any(axis=1).mean())
 
 
-QUICK = {
+QUICK: dict[str, Rate] = {
     "interval covers": (0.90, 0.99, lambda: cover(Scenario(name="equal noise"), 20)),
     "equal replicates differ": (0, 0.1, lambda: find_worse("half fourfold", 3)),
 }
-"""Least and greatest rate, and what simulates it; rates of single studies are correlated."""
+"""Rates of single studies are correlated."""
 
-OTHERS = {
+OTHERS: dict[str, Rate] = {
     "interval covers where noise depends on the size": (0.90, 0.99, lambda: cover(NOISY)),
     "interval covers with replicates": (0.90, 0.99, lambda: cover(REPLICATED)),
     "interval covers where few networks are noisy": (0.9, 1, lambda: judge_few_noisy("covered")),
@@ -110,7 +116,7 @@ OTHERS = {
     "order of the text is an effect": (0, 0.112, lambda: simulate_differences(SCENARIOS[1], 200)),
     "lost run is an effect": (0, 0.112, lambda: simulate_differences(SCENARIOS[3], 200)),
     "effect in unequal runs": (0.7, 1, lambda: simulate_differences(SCENARIOS[1], 40, -0.02)),
-    "unstable variant differs": (0, 0.15, lambda: np.mean(list(simulate_variants(12, 60)))),
+    "unstable variant differs": (0, 0.15, lambda: float(np.mean([*simulate_variants(12, 60)]))),
     "unstable architecture that lost runs differs": (
         0,
         0.09,
